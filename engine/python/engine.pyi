@@ -1,0 +1,254 @@
+"""The engine: polyvol's data plane, as Python sees it.
+
+Python decides and calls; the engine moves bytes on its own threads. Every call releases the GIL while it
+waits. Sizes and offsets are bytes. Ids of volumes and devices are the catalog's row numbers, which are never
+used again. Errors are `EngineError` with one sentence; nothing has changed when a call raises, unless its
+text says so.
+"""
+
+from typing import Literal, TypedDict, final
+
+ErrorKind = Literal["not-found", "exists", "busy", "invalid", "corrupt", "io"]
+
+class EngineError(Exception):
+    """A call that failed: `kind` for the caller's handling, `errno` (0 where there was none)."""
+
+    kind: ErrorKind
+    errno: int
+
+class ExtentSpec(TypedDict):
+    """A run of bytes on a device."""
+
+    device: int
+    offset: int
+    length: int
+
+class PartitionSpec(TypedDict):
+    """One partition: its processor, and the extents that hold its bytes, in order, each a multiple of 4096.
+
+    The extents' lengths add up to the partition size (for the last partition: to what is left of the volume).
+    """
+
+    processor: int
+    extents: list[ExtentSpec]
+
+class LogSpec(TypedDict):
+    """One change-log area of a volume: `number` is its lasting name (1..4095) within the volume's maps.
+
+    `extents` are multiples of 4 MiB in length; slots are handed out from them in order.
+    """
+
+    number: int
+    extents: list[ExtentSpec]
+
+class SnapshotSpec(TypedDict):
+    """A snapshot that exists: its epoch within the volume, and the change log named for it, if one was."""
+
+    epoch: int
+    log: int | None
+
+class VolumeSpec(TypedDict):
+    """A volume as the catalog knows it."""
+
+    id: int
+    uuid: str
+    name: str
+    size: int
+    partition_size: int
+    partitions: list[PartitionSpec]
+    logs: list[LogSpec]
+    default_logs: list[int]
+    """Numbers of the logs that redirected writes use where no log was named for the newest snapshot."""
+    directory: str
+    """Where the volume's journals and checkpoints are; made if missing, its parent must exist."""
+    snapshots: list[SnapshotSpec]
+    next_epoch: int
+    """The catalog's idea of the volume's epoch: no smaller epoch will be used."""
+
+class CutVolume(TypedDict):
+    """One volume's part of a cut: `log` names the change log for what is written after it, or None."""
+
+    volume: int
+    log: int | None
+
+class ProcessorStall(TypedDict):
+    """How long one processor kept writes waiting for a cut, in nanoseconds."""
+
+    processor: int
+    stall_ns: int
+
+class CutReport(TypedDict):
+    """A cut that was made: each volume's epoch, the instant (ns since 1970, UTC), and the write stall."""
+
+    epochs: dict[int, int]
+    instant_ns: int
+    stall_ns: int
+    """The longest of the processors'."""
+    processors: list[ProcessorStall]
+
+class PartitionState(TypedDict):
+    """One partition at a cut, or now: `write_seq` is the number, in its processor's journal, of its latest
+    mapping change (0: none yet); `blocks_mapped` counts blocks that are not at their base place; `frozen` says
+    whether the snapshot holds a map of its own (False: it still shares the live one)."""
+
+    partition: int
+    processor: int
+    epoch: int
+    write_seq: int
+    blocks_mapped: int
+    frozen: bool
+
+class LogStats(TypedDict):
+    """Use of one change log, bytes: `used_bytes` is what maps refer to, `claimed_bytes` what chunks hold."""
+
+    number: int
+    size_bytes: int
+    used_bytes: int
+    claimed_bytes: int
+
+class VolumeStats(TypedDict):
+    """Counters of one volume since the engine took it over, and its state."""
+
+    epoch: int
+    reads: int
+    writes: int
+    read_bytes: int
+    write_bytes: int
+    zeroes: int
+    trims: int
+    flushes: int
+    redirected_blocks: int
+    errors: int
+    blocks_mapped: int
+    connections: int
+    logs: list[LogStats]
+
+class ProcessorStats(TypedDict):
+    """Counters of one processor since start."""
+
+    processor: int
+    parts: int
+    batches: int
+    slow_ios: int
+    partitions: int
+
+class DeviceStats(TypedDict):
+    """I/O errors of one device since it was opened, with the last one's errno (0: none)."""
+
+    device: int
+    errors: int
+    last_errno: int
+
+class EngineStats(TypedDict):
+    """Everything that the engine counts."""
+
+    processors: list[ProcessorStats]
+    devices: list[DeviceStats]
+    connections: int
+    handshakes: int
+
+class ExportInfo(TypedDict):
+    """One export."""
+
+    name: str
+    size: int
+    read_only: bool
+    connections: int
+
+class BlockStatus(TypedDict):
+    """A run of bytes with one status."""
+
+    offset: int
+    length: int
+    hole: bool
+    zero: bool
+
+@final
+class Engine:
+    """The data plane. One for each process; `stop` ends its threads and leaves everything durable."""
+
+    def __new__(cls, processors: int) -> Engine:
+        """Start with so many processors (1..256)."""
+
+    def grow_processors(self, processors: int) -> None:
+        """Have at least so many processors."""
+
+    def open_device(self, device: int, path: str, *, read_only: bool = False, sparse: bool = True) -> None:
+        """Open a device's file or disk under its id. `sparse`: freed space is punched out of it."""
+
+    def close_device(self, device: int) -> None:
+        """Close a device that no volume uses (else EngineError 'busy')."""
+
+    def add_volume(self, spec: VolumeSpec) -> None:
+        """Take over a volume: recover its maps from its directory and serve its partitions. Not yet exported."""
+
+    def remove_volume(self, volume: int) -> None:
+        """Let go of a volume, durably; it must have no exports left (else 'busy')."""
+
+    def add_log(self, volume: int, log: LogSpec) -> None:
+        """Give a volume one more change log, which a cut may then name."""
+
+    def export(self, name: str, description: str, volume: int, epoch: int | None) -> None:
+        """Export a volume (epoch None) or its snapshot; it can be connected to at once."""
+
+    def unexport(self, name: str) -> None:
+        """End an export; 'busy' while clients are connected to it. Unknown names are fine."""
+
+    def exports(self) -> list[ExportInfo]:
+        """All exports, by name."""
+
+    def cut(self, volumes: list[CutVolume]) -> CutReport:
+        """Make one cut over these volumes. The epoch it ends is pending: `settle`, `flush`, then commit or drop."""
+
+    def settle(self, volume: int, epoch: int) -> None:
+        """Wait until every write that belongs to this epoch's snapshot has landed."""
+
+    def flush(self, volume: int) -> None:
+        """Make everything acknowledged so far durable: data first, then records with a commit mark."""
+
+    def drop_snapshot(self, volume: int, epoch: int) -> int:
+        """Forget a snapshot (deleted, or never committed) and free what only it could see: bytes freed."""
+
+    def partition_states(self, volume: int, epoch: int | None) -> list[PartitionState]:
+        """The state of each partition, now (None) or as a snapshot holds it, by partition number."""
+
+    def volume_stats(self, volume: int) -> VolumeStats:
+        """Counters and use of one volume."""
+
+    def stats(self) -> EngineStats:
+        """Counters of the engine."""
+
+    def listen(self, fd: int) -> None:
+        """Serve NBD on a listening stream socket; the engine takes the descriptor over."""
+
+    def open(self, export: str) -> Handle:
+        """A way to do I/O on an export from this process; counts as a connection."""
+
+    def stop(self) -> None:
+        """Close connections, end what is under way, make everything durable, write checkpoints, end the threads.
+
+        Idempotent. Afterwards every other call raises 'invalid'."""
+
+@final
+class Handle:
+    """I/O on one export from Python: for tests and the nbdkit plugin. Thread-safe; each call blocks.
+
+    Errors are OSError with the errno that a host would see."""
+
+    @property
+    def size(self) -> int: ...
+    @property
+    def read_only(self) -> bool: ...
+    def pread(self, length: int, offset: int) -> bytes: ...
+    def pread_into(self, buffer: bytearray | memoryview, offset: int) -> None: ...
+    def pwrite(self, data: bytes | bytearray | memoryview, offset: int, *, fua: bool = False) -> None: ...
+    def zero(
+        self, length: int, offset: int, *, no_hole: bool = False, fast: bool = False, fua: bool = False
+    ) -> None: ...
+    def trim(self, length: int, offset: int, *, fua: bool = False) -> None: ...
+    def flush(self) -> None: ...
+    def cache(self, length: int, offset: int) -> None: ...
+    def block_status(self, length: int, offset: int) -> list[BlockStatus]: ...
+    def close(self) -> None: ...
+
+__version__: str

@@ -1,0 +1,112 @@
+//! Exports: which names a host can ask for, and what stands behind each.
+//!
+//! How it works      A table from name to [`Export`]. A connection that enters transmission attaches to its
+//!                   export and holds the [`Attachment`] until it ends.
+//! Invariants        E1 an export that a connection is attached to stays in the table;
+//!                   E2 the empty name is the only export, when the table holds exactly one writable one.
+//! Owner and locks   one lock over the table, held for a look-up or a change, never across I/O.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, RwLock};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::volume::request::Target;
+
+/// What a host sees under one name.
+pub struct Export {
+    /// `VOLUME` or `VOLUME@SNAPSHOT`.
+    pub name: String,
+    /// One line for people, sent with NBD_INFO_DESCRIPTION.
+    pub description: String,
+    /// What serves it.
+    pub target: Arc<dyn Target>,
+    connections: AtomicUsize,
+}
+
+impl Export {
+    /// How many connections are attached.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::Acquire)
+    }
+}
+
+/// A connection's hold on its export.
+pub struct Attachment(Arc<Export>);
+
+impl std::ops::Deref for Attachment {
+    type Target = Export;
+    fn deref(&self) -> &Export {
+        &self.0
+    }
+}
+
+impl Drop for Attachment {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// All exports of an engine.
+#[derive(Default)]
+pub struct ExportTable(RwLock<BTreeMap<String, Arc<Export>>>);
+
+impl ExportTable {
+    /// Adds an export; it can be attached to at once.
+    pub fn add(&self, name: &str, description: &str, target: Arc<dyn Target>) -> Result<()> {
+        let mut table = self.0.write().expect("no holder panics");
+        if table.contains_key(name) {
+            return Err(Error::new(ErrorKind::Exists, format!("export {name} exists already")));
+        }
+        let export = Export {
+            name: name.to_owned(),
+            description: description.to_owned(),
+            target,
+            connections: AtomicUsize::new(0),
+        };
+        table.insert(name.to_owned(), Arc::new(export));
+        Ok(())
+    }
+
+    /// Removes an export that nobody is attached to (E1). What is not there is removed already.
+    pub fn remove(&self, name: &str) -> Result<()> {
+        let mut table = self.0.write().expect("no holder panics");
+        let connections = table.get(name).map_or(0, |export| export.connections());
+        if connections > 0 {
+            let what = format!("export {name} is in use by {connections} connection(s)");
+            return Err(Error::new(ErrorKind::Busy, what));
+        }
+        table.remove(name);
+        Ok(())
+    }
+
+    /// The export of this name; the empty name as E2 says.
+    pub fn find(&self, name: &str) -> Option<Arc<Export>> {
+        find_in(&self.0.read().expect("no holder panics"), name).cloned()
+    }
+
+    /// Attaches to the export of this name, as [`ExportTable::find`] finds it.
+    pub fn attach(&self, name: &str) -> Option<Attachment> {
+        // The count goes up under the read lock, so that `remove`, under the write lock, sees it (E1).
+        let table = self.0.read().expect("no holder panics");
+        let export = find_in(&table, name)?;
+        export.connections.fetch_add(1, Ordering::AcqRel);
+        Some(Attachment(Arc::clone(export)))
+    }
+
+    /// Every export, by name.
+    pub fn list(&self) -> Vec<Arc<Export>> {
+        self.0.read().expect("no holder panics").values().cloned().collect()
+    }
+}
+
+fn find_in<'a>(table: &'a BTreeMap<String, Arc<Export>>, name: &str) -> Option<&'a Arc<Export>> {
+    if !name.is_empty() {
+        return table.get(name);
+    }
+    let mut writable = table.values().filter(|export| !export.target.read_only());
+    match (writable.next(), writable.next()) {
+        (Some(only), None) => Some(only),
+        _ => None,
+    }
+}

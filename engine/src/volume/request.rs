@@ -1,0 +1,178 @@
+//! Request: one request of a host on its way from a connection through processors and back.
+//!
+//! How it works      A sink (a connection, or a caller that waits) makes a request and submits it to a
+//!                   [`Target`]. The target splits it into parts, one for each partition that it touches;
+//!                   whoever ends the last part gives the request back to its sink.
+//! Invariants        R1 a request reaches its sink exactly once;
+//!                   R2 it was validated before it was submitted: in range, not empty, allowed;
+//!                   R3 an error is an errno, and the first one stays.
+//! Owner and locks   `remaining` counts the parts that are still out; the thread that takes it to 0 owns the
+//!                   request. Parts touch disjoint ranges of the buffer (B3).
+
+use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+
+use crate::buffer::Buffer;
+use crate::error::Errno;
+
+/// What a request asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verb {
+    /// Fill the buffer.
+    Read,
+    /// Store the buffer.
+    Write,
+    /// Make the range read as zeroes.
+    Zero {
+        /// Keep the space allocated.
+        no_hole: bool,
+        /// Fail with ENOTSUP rather than write zeroes one by one.
+        fast: bool,
+    },
+    /// The range's contents are no longer needed.
+    Trim,
+    /// Make every write that was acknowledged before durable.
+    Flush,
+    /// Bring the range into memory, if that is cheap.
+    Cache,
+    /// Say which of the range is allocated, and which reads as zeroes.
+    BlockStatus,
+}
+
+impl Verb {
+    /// Whether it changes the volume's contents.
+    pub fn is_write(self) -> bool {
+        matches!(self, Verb::Write | Verb::Zero { .. } | Verb::Trim)
+    }
+}
+
+/// A run of bytes with one status, as `base:allocation` means it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StatusExtent {
+    /// Volume offset of its first byte.
+    pub offset: u64,
+    /// Length in bytes.
+    pub length: u64,
+    /// No space is allocated for it.
+    pub hole: bool,
+    /// It reads as zeroes.
+    pub zero: bool,
+}
+
+/// Where a finished request goes. Called on processor threads: it must neither block nor panic.
+pub trait Sink: Send + Sync {
+    /// Takes a request that is done; [`Request::result`] says how it ended.
+    fn complete(&self, request: Arc<Request>);
+    /// Called once after one or more calls of `complete`: the time to send what was gathered.
+    fn kick(&self);
+}
+
+/// What a request can be submitted to: a volume or a snapshot.
+pub trait Target: Send + Sync {
+    /// Size in bytes.
+    fn size(&self) -> u64;
+    /// Whether writes are refused.
+    fn read_only(&self) -> bool;
+    /// Starts every request of `batch` and leaves it empty. Each request comes back through its sink,
+    /// perhaps before this returns. A full batch costs each processor one push and one wake.
+    fn submit(&self, batch: &mut Vec<Arc<Request>>);
+}
+
+/// One request. Length 0 is for FLUSH alone (R2).
+pub struct Request {
+    /// The sink's own name for it (NBD's cookie).
+    pub cookie: u64,
+    /// The sink's own marks (NBD command flags).
+    pub flags: u16,
+    /// What is asked.
+    pub verb: Verb,
+    /// Answer only when the write is durable.
+    pub fua: bool,
+    /// First byte, volume offset.
+    pub offset: u64,
+    /// Length in bytes.
+    pub length: u64,
+    /// A write's payload, or a read's destination.
+    pub data: Buffer,
+    sink: Arc<dyn Sink>,
+    remaining: AtomicU32,
+    errno: AtomicI32,
+    status: Mutex<Vec<StatusExtent>>,
+}
+
+impl Request {
+    /// A request without marks.
+    pub fn new(verb: Verb, offset: u64, length: u64, data: Buffer, sink: Arc<dyn Sink>) -> Request {
+        Request {
+            cookie: 0,
+            flags: 0,
+            verb,
+            fua: false,
+            offset,
+            length,
+            data,
+            sink,
+            remaining: AtomicU32::new(0),
+            errno: AtomicI32::new(0),
+            status: Mutex::new(Vec::new()),
+        }
+    }
+
+    /// How it ended. Final once the sink has it.
+    pub fn result(&self) -> Result<(), Errno> {
+        match self.errno.load(Ordering::Acquire) {
+            0 => Ok(()),
+            raw => Err(Errno::new(raw)),
+        }
+    }
+
+    /// The statuses found, in order of offset, without gaps from `offset` on; perhaps fewer than asked.
+    pub fn take_status(&self) -> Vec<StatusExtent> {
+        let mut found = std::mem::take(&mut *self.status.lock().expect("no holder panics"));
+        found.sort_unstable_by_key(|extent| extent.offset);
+        let mut merged: Vec<StatusExtent> = Vec::with_capacity(found.len());
+        for extent in found {
+            match merged.last_mut() {
+                Some(last) if last.hole == extent.hole && last.zero == extent.zero => {
+                    last.length += extent.length;
+                }
+                _ => merged.push(extent),
+            }
+        }
+        merged
+    }
+
+    /// Adds statuses that a part has found.
+    pub fn add_status(&self, found: &[StatusExtent]) {
+        self.status.lock().expect("no holder panics").extend_from_slice(found);
+    }
+
+    /// Says how many parts there will be, before the first is handed over.
+    pub fn expect_parts(&self, parts: u32) {
+        assert!(parts > 0, "R1: a request without parts would never end");
+        self.remaining.store(parts, Ordering::Release);
+    }
+
+    /// Keeps `errno` as the request's result, if it is the first (R3).
+    pub fn fail(&self, errno: Errno) {
+        let _ = self.errno.compare_exchange(0, errno.raw(), Ordering::AcqRel, Ordering::Relaxed);
+    }
+
+    /// Ends one part; says whether it was the last, which makes the caller the request's owner.
+    pub fn end_part(&self) -> bool {
+        let before = self.remaining.fetch_sub(1, Ordering::AcqRel);
+        assert!(before > 0, "R1: more parts ended than were handed out");
+        before == 1
+    }
+
+    /// Where it goes when it is done.
+    pub fn sink(&self) -> &Arc<dyn Sink> {
+        &self.sink
+    }
+
+    /// Gives the request to its sink. The caller owns it: it was never split, or its last part has ended.
+    pub fn complete(self: Arc<Self>) {
+        let sink = Arc::clone(&self.sink);
+        sink.complete(self);
+    }
+}
