@@ -1,4 +1,150 @@
 //! Volumes: what a host sees, and how a request finds the processors that serve it.
+//!
+//! How it works      A [`Volume`] is a shape ([`geometry`]), change logs, a [`flusher`], and shards, one on each
+//!                   processor that owns partitions of it. A [`View`] of it, live or of a snapshot, is what an
+//!                   [`export`] shows; it splits each [`request`] into parts.
+//! Owner and locks   a volume's fields never change; what changes is inside its shards, owned by processors.
 
+pub mod caller;
 pub mod export;
+pub mod flusher;
+pub mod geometry;
 pub mod request;
+
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::change_log::space::Space;
+use crate::processor::queue::{Event, Part, Queue};
+use crate::processor::shard::ShardStats;
+use crate::units::{Epoch, PartitionIndex, ProcessorIndex, VolumeId};
+use flusher::{Durable, Flusher, Waiter};
+use geometry::Geometry;
+use request::{Request, Target, Verb};
+
+/// A volume's shard, as everyone but its processor sees it.
+pub struct ShardRef {
+    /// The processor.
+    pub processor: ProcessorIndex,
+    /// Its queue.
+    pub queue: Arc<Queue>,
+    /// Counters.
+    pub stats: Arc<ShardStats>,
+}
+
+/// See the module's head.
+pub struct Volume {
+    /// The catalog's number.
+    pub id: VolumeId,
+    /// Its name, for messages.
+    pub name: String,
+    /// Its number on every processor that has a shard of it.
+    pub shard: u32,
+    /// Its shape.
+    pub geometry: Arc<Geometry>,
+    /// Its change logs.
+    pub space: Arc<Space>,
+    /// What a flush syncs.
+    pub durable: Arc<Durable>,
+    /// Its flusher.
+    pub flusher: Arc<Flusher>,
+    /// Its shards, by processor.
+    pub shards: Vec<ShardRef>,
+    /// For each processor of the engine's first ones, the index in `shards`.
+    pub shard_of: Vec<usize>,
+    /// FLUSH requests taken.
+    pub flushes: AtomicU64,
+    /// The epoch of new writes, as the last cut left it.
+    pub epoch: AtomicU64,
+}
+
+impl Volume {
+    fn partition_of(&self, offset: u64) -> PartitionIndex {
+        (offset >> self.geometry.partition_shift) as PartitionIndex
+    }
+}
+
+/// A volume, live or at a snapshot.
+pub struct View {
+    /// The volume.
+    pub volume: Arc<Volume>,
+    /// The snapshot's epoch; `None` for the live volume.
+    pub epoch: Option<Epoch>,
+}
+
+thread_local! {
+    /// A list of events for each shard of the volume at hand, kept for its memory.
+    static OUTBOX: RefCell<Vec<Vec<Event>>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Target for View {
+    fn size(&self) -> u64 {
+        self.volume.geometry.size
+    }
+
+    fn read_only(&self) -> bool {
+        self.epoch.is_some()
+    }
+
+    fn submit(&self, batch: &mut Vec<Arc<Request>>) {
+        OUTBOX.with_borrow_mut(|outbox| {
+            if outbox.len() < self.volume.shards.len() {
+                outbox.resize_with(self.volume.shards.len(), Vec::new);
+            }
+            for request in batch.drain(..) {
+                if request.verb == Verb::Flush {
+                    self.flush(request);
+                } else {
+                    self.split(request, outbox);
+                }
+            }
+            for (shard, events) in self.volume.shards.iter().zip(outbox) {
+                if !events.is_empty() {
+                    shard.queue.push_all(events);
+                }
+            }
+        });
+    }
+}
+
+impl View {
+    fn flush(&self, request: Arc<Request>) {
+        if self.epoch.is_none() {
+            self.volume.flushes.fetch_add(1, Ordering::Relaxed);
+            self.volume.flusher.push(Waiter::Request(request));
+            return;
+        }
+        // A snapshot is durable, or it would not be exported.
+        let sink = Arc::clone(request.sink());
+        request.complete();
+        sink.kick();
+    }
+
+    /// Splits a request at partition borders.
+    fn split(&self, request: Arc<Request>, outbox: &mut [Vec<Event>]) {
+        let volume = &*self.volume;
+        let end = request.offset + request.length;
+        assert!(request.length > 0 && end <= volume.geometry.size, "R2");
+        assert!(self.epoch.is_none() || !request.verb.is_write(), "R2");
+        let (first, last) = (volume.partition_of(request.offset), volume.partition_of(end - 1));
+        request.expect_parts(last - first + 1);
+        for number in first..=last {
+            let partition = &volume.geometry.partitions[number as usize];
+            let start = u64::from(number) << volume.geometry.partition_shift;
+            let from = request.offset.max(start);
+            let to = end.min(start + (1 << volume.geometry.partition_shift));
+            let part = Part {
+                request: Arc::clone(&request),
+                view: self.epoch.unwrap_or(0),
+                shard: volume.shard,
+                local: partition.local,
+                offset: (from - start) as u32,
+                length: (to - from) as u32,
+                at: (from - request.offset) as u32,
+            };
+            let shard = volume.shard_of[partition.processor as usize];
+            outbox[shard].push(Event::Part(part));
+        }
+    }
+}

@@ -1,0 +1,15 @@
+//! Block maps: for each partition, where each block is, now and at every snapshot.
+//!
+//! How it works      [`versions::Versions`] holds a partition's live map and the frozen maps that its snapshots
+//!                   need; [`tree::Map`] is one map; [`leaf`] and [`place`] are what it is made of;
+//!                   [`diff`] finds what one map alone refers to.
+//! Owner and locks   a partition's processor alone touches its versions.
+
+pub mod diff;
+pub mod leaf;
+pub mod place;
+pub mod tree;
+pub mod versions;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,88 @@
+//! Place: where one block's contents are, in eight bytes.
+//!
+//! ```text
+//! bits 63..62   kind: 0 base, 1 zero, 2 slot (3 is never written)
+//! bits 61..52   zero
+//! bits 51..40   slot: the change log's number within the volume, 1..4095
+//! bits 39..0    slot: the slot's number within that change log
+//! ```
+//! The same eight bytes stand in records and checkpoints (docs/formats.md).
+
+use std::fmt;
+
+const KIND_SHIFT: u32 = 62;
+const LOG_SHIFT: u32 = 40;
+const SLOT_MASK: u64 = (1 << LOG_SHIFT) - 1;
+const LOG_MASK: u64 = 0xfff;
+
+/// Largest number of a change log within a volume.
+pub const LOG_NUMBER_MAX: u16 = 4095;
+
+/// A block's place.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Place(u64);
+
+impl Place {
+    /// In the partition's extents.
+    pub const BASE: Place = Place(0);
+    /// Nowhere: it reads as zeroes.
+    pub const ZERO: Place = Place(1 << KIND_SHIFT);
+
+    /// In slot `slot` of change log `log`.
+    pub fn slot(log: u16, slot: u64) -> Place {
+        assert!((1..=LOG_NUMBER_MAX).contains(&log), "a log's number is in 1..=4095");
+        assert!(slot <= SLOT_MASK, "a slot's number has 40 bits");
+        Place((2 << KIND_SHIFT) | (u64::from(log) << LOG_SHIFT) | slot)
+    }
+
+    /// From its eight bytes; `None` if they are not a place.
+    pub fn from_raw(raw: u64) -> Option<Place> {
+        let place = Place(raw);
+        let valid = match raw >> KIND_SHIFT {
+            0 => raw == 0,
+            1 => place == Place::ZERO,
+            2 => (raw >> 52) & 0x3ff == 0 && place.log() != 0,
+            _ => false,
+        };
+        valid.then_some(place)
+    }
+
+    /// Its eight bytes.
+    pub fn raw(self) -> u64 {
+        self.0
+    }
+
+    /// Whether it is a slot of a change log.
+    pub fn is_slot(self) -> bool {
+        self.0 >> KIND_SHIFT == 2
+    }
+
+    /// The change log's number; meaningful for slots alone.
+    pub fn log(self) -> u16 {
+        ((self.0 >> LOG_SHIFT) & LOG_MASK) as u16
+    }
+
+    /// The slot's number within its change log; meaningful for slots alone.
+    pub fn slot_number(self) -> u64 {
+        self.0 & SLOT_MASK
+    }
+
+    /// The place of the block `blocks` further on in a run that starts here.
+    pub fn step(self, blocks: u32) -> Place {
+        if self.is_slot() {
+            Place::slot(self.log(), self.slot_number() + u64::from(blocks))
+        } else {
+            self
+        }
+    }
+}
+
+impl fmt::Debug for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Place::BASE => f.write_str("base"),
+            Place::ZERO => f.write_str("zero"),
+            _ => write!(f, "slot {}:{}", self.log(), self.slot_number()),
+        }
+    }
+}

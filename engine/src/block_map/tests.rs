@@ -1,0 +1,189 @@
+//! The versions of a partition against a plain reference: an array of places for each version.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::place::Place;
+use super::tree::Map;
+use super::versions::{Change, Versions};
+use crate::units::Epoch;
+
+const BLOCKS: u32 = 1300; // not a multiple of 512
+
+#[derive(Clone, Debug)]
+enum Op {
+    Slots { first: u32, count: u32 },
+    Scatter { first: u32, step: u32 },
+    Zero { first: u32, count: u32 },
+    Cut,
+    Drop(usize),
+}
+
+fn ops() -> impl Strategy<Value = Vec<Op>> {
+    let range = (0..BLOCKS, 1u32..600).prop_map(|(first, n)| (first, n.min(BLOCKS - first)));
+    let op = prop_oneof![
+        4 => range.clone().prop_map(|(first, count)| Op::Slots { first, count }),
+        2 => (0..BLOCKS, 2u32..4).prop_map(|(first, step)| Op::Scatter { first, step }),
+        2 => range.prop_map(|(first, count)| Op::Zero { first, count }),
+        1 => Just(Op::Zero { first: 0, count: BLOCKS }),
+        2 => Just(Op::Cut),
+        2 => (0usize..8).prop_map(Op::Drop),
+    ];
+    prop::collection::vec(op, 1..60)
+}
+
+/// Versions beside their reference: contents by epoch, and which slots are out.
+struct Twin {
+    versions: Versions,
+    live: Vec<Place>,
+    snapshots: BTreeMap<Epoch, Vec<Place>>,
+    epoch: Epoch,
+    next_slot: u64,
+    used: std::collections::BTreeSet<u64>,
+    seq: u64,
+}
+
+impl Twin {
+    fn new() -> Twin {
+        Twin {
+            versions: Versions::new(BLOCKS),
+            live: vec![Place::BASE; BLOCKS as usize],
+            snapshots: BTreeMap::new(),
+            epoch: 1,
+            next_slot: 0,
+            used: Default::default(),
+            seq: 0,
+        }
+    }
+
+    fn epochs(&self) -> Vec<Epoch> {
+        self.snapshots.keys().copied().collect()
+    }
+
+    fn set(&mut self, first: u32, count: u32, place: Place) {
+        let sums: Vec<u32> = match place.is_slot() {
+            true => (0..count).map(|i| place.step(i).raw() as u32).collect(),
+            false => Vec::new(),
+        };
+        self.seq += 1;
+        let epochs = self.epochs();
+        self.versions.freeze_before(self.epoch, &epochs);
+        let mut freed = Vec::new();
+        let change =
+            Change { epoch: self.epoch, first, count, place, checksums: &sums, seq: self.seq };
+        self.versions.apply(change, |_, count, place| freed.push((count, place)));
+        for i in 0..count {
+            self.live[(first + i) as usize] = place.step(i);
+            if place.is_slot() {
+                self.used.insert(place.step(i).slot_number());
+            }
+        }
+        self.release(&freed);
+    }
+
+    fn slots(&mut self, first: u32, count: u32) {
+        let place = Place::slot(1, self.next_slot);
+        self.next_slot += u64::from(count) + 1;
+        self.set(first, count, place);
+    }
+
+    fn release(&mut self, freed: &[(u32, Place)]) {
+        for (count, place) in freed {
+            for i in 0..*count {
+                if place.is_slot() {
+                    let slot = place.step(i).slot_number();
+                    assert!(self.used.remove(&slot), "slot {slot} was freed twice");
+                }
+            }
+        }
+    }
+
+    fn step(&mut self, op: &Op) {
+        match *op {
+            Op::Slots { first, count } => self.slots(first, count),
+            Op::Scatter { first, step } => {
+                for block in (first..BLOCKS).step_by(step as usize) {
+                    self.slots(block, 1);
+                }
+            }
+            Op::Zero { first, count } => self.set(first, count, Place::ZERO),
+            Op::Cut => {
+                self.snapshots.insert(self.epoch, self.live.clone());
+                self.epoch += 1;
+            }
+            Op::Drop(nth) => {
+                let Some(epoch) = self.epochs().get(nth).copied() else { return };
+                self.snapshots.remove(&epoch);
+                let mut freed = Vec::new();
+                let epochs = self.epochs();
+                self.versions.prune(&epochs, |_, count, place| freed.push((count, place)));
+                self.release(&freed);
+            }
+        }
+    }
+
+    fn check(&self) {
+        same(&self.versions.live, &self.live);
+        let mut visible = std::collections::BTreeSet::new();
+        for (epoch, contents) in &self.snapshots {
+            same(self.versions.at(*epoch).0, contents);
+        }
+        for contents in self.snapshots.values().chain([&self.live]) {
+            visible.extend(contents.iter().filter(|p| p.is_slot()).map(|p| p.slot_number()));
+        }
+        assert_eq!(visible, self.used, "exactly the visible slots are used");
+    }
+}
+
+fn same(map: &Map, contents: &[Place]) {
+    let mut block = 0;
+    while block < BLOCKS {
+        let found = map.find(block, BLOCKS);
+        assert!(found.count > 0);
+        for i in 0..found.count {
+            assert_eq!(found.place.step(i), contents[(block + i) as usize]);
+            if found.place.is_slot() {
+                assert_eq!(found.checksums[i as usize], found.place.step(i).raw() as u32);
+            }
+        }
+        block += found.count;
+    }
+    let expected = contents.iter().filter(|place| **place != Place::BASE).count();
+    assert_eq!(map.mapped() as usize, expected);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+
+    #[test]
+    fn versions_hold_what_each_snapshot_saw_and_free_exactly_what_nobody_sees(ops in ops()) {
+        let mut twin = Twin::new();
+        for op in &ops {
+            twin.step(op);
+            twin.check();
+        }
+    }
+}
+
+#[test]
+fn a_late_landing_write_reaches_the_snapshot_it_belongs_to_and_the_live_map() {
+    let mut versions = Versions::new(BLOCKS);
+    let put = |versions: &mut Versions, epoch, first, slot| {
+        let change = Change {
+            epoch,
+            first,
+            count: 1,
+            place: Place::slot(1, slot),
+            checksums: &[7],
+            seq: slot,
+        };
+        versions.freeze_before(epoch, &[1]);
+        versions.apply(change, |_, _, _| {});
+    };
+    put(&mut versions, 2, 10, 5); // freezes for the snapshot of epoch 1
+    put(&mut versions, 1, 20, 6); // was started before the cut
+    assert_eq!(versions.at(1).0.place(20), Place::slot(1, 6));
+    assert_eq!(versions.live.place(20), Place::slot(1, 6));
+    assert_eq!(versions.at(1).0.place(10), Place::BASE);
+}

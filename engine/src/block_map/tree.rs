@@ -1,0 +1,216 @@
+//! Tree: one partition's map from block to place, of which old versions cost only what has changed.
+//!
+//! How it works      A [`Map`] is a root that refers to leaves of 512 blocks. Cloning a map takes one
+//!                   reference and freezes what it refers to: a change copies a shared root, then the shared
+//!                   leaf that it changes, and nothing else. A part that is all base or all zero has no leaf.
+//! Invariants        M1 a node with more than one reference is never changed (`Arc::make_mut`);
+//!                   M2 a leaf that is all base or all zero does not exist, its node says so instead.
+//! Owner and locks   the partition's processor owns its maps; a clone may be read by any thread (checkpoint).
+
+use std::sync::Arc;
+
+use super::leaf::{Found, LEAF_BLOCKS, Leaf};
+use super::place::Place;
+use crate::units::BlockIndex;
+
+/// One child of the root.
+#[derive(Clone, Debug)]
+pub enum Node {
+    /// All its blocks have this place: base or zero.
+    Uniform(Place),
+    /// A leaf, perhaps shared with other maps.
+    Leaf(Arc<Leaf>),
+}
+
+#[derive(Clone, Debug)]
+enum Root {
+    Uniform(Place),
+    Nodes(Vec<Node>),
+}
+
+/// A partition's map. See the module's head.
+#[derive(Clone, Debug)]
+pub struct Map {
+    root: Arc<Root>,
+    blocks: u32,
+    /// Sequence number of the record of its latest change; 0 if there was none.
+    pub write_seq: u64,
+}
+
+impl Map {
+    /// The map of a partition of `blocks` blocks, all at their base place.
+    pub fn new(blocks: u32) -> Map {
+        Map { root: Arc::new(Root::Uniform(Place::BASE)), blocks, write_seq: 0 }
+    }
+
+    /// A map of these nodes, one for each 512 blocks.
+    pub fn from_nodes(blocks: u32, nodes: Vec<Node>, write_seq: u64) -> Map {
+        assert_eq!(nodes.len(), leaves(blocks), "one node for each 512 blocks");
+        Map { root: Arc::new(Root::Nodes(nodes)), blocks, write_seq }.normalized()
+    }
+
+    /// Blocks in the partition.
+    pub fn blocks(&self) -> u32 {
+        self.blocks
+    }
+
+    /// The run that `block` is in, from `block` on, at most `limit` blocks. Runs end at leaf borders, save
+    /// where the whole map is uniform.
+    pub fn find(&self, block: BlockIndex, limit: u32) -> Found<'_> {
+        assert!(block < self.blocks && limit > 0, "a look-up is inside the partition");
+        let limit = limit.min(self.blocks - block);
+        let (leaf, inner) = (block / LEAF_BLOCKS, block % LEAF_BLOCKS);
+        match &*self.root {
+            Root::Uniform(place) => Found { count: limit, place: *place, checksums: &[] },
+            Root::Nodes(nodes) => match &nodes[leaf as usize] {
+                Node::Leaf(leaf) => leaf.find(inner, limit),
+                Node::Uniform(place) => {
+                    Found { count: limit.min(LEAF_BLOCKS - inner), place: *place, checksums: &[] }
+                }
+            },
+        }
+    }
+
+    /// The place of one block.
+    pub fn place(&self, block: BlockIndex) -> Place {
+        self.find(block, 1).place
+    }
+
+    /// Puts `count` blocks from `first` at `place` and the places that follow it; `checksums` has one for each
+    /// block of a slot run and is empty otherwise.
+    pub fn set(&mut self, first: BlockIndex, count: u32, place: Place, checksums: &[u32]) {
+        assert!(count > 0 && count <= self.blocks && first <= self.blocks - count, "in range");
+        if count == self.blocks && !place.is_slot() {
+            self.root = Arc::new(Root::Uniform(place));
+            return;
+        }
+        let blocks = self.blocks;
+        let nodes = nodes_mut(Arc::make_mut(&mut self.root), blocks);
+        let mut done = 0;
+        while done < count {
+            let block = first + done;
+            let inner = block % LEAF_BLOCKS;
+            let here = (count - done).min(LEAF_BLOCKS - inner);
+            let node = &mut nodes[(block / LEAF_BLOCKS) as usize];
+            let sums = match place.is_slot() {
+                true => &checksums[done as usize..(done + here) as usize],
+                false => &[],
+            };
+            set_node(node, inner, here, place.step(done), sums);
+            done += here;
+        }
+    }
+
+    /// How many blocks are not at their base place.
+    pub fn mapped(&self) -> u32 {
+        let mut mapped = 0;
+        self.for_each_run(|_, count, _, _| mapped += count);
+        mapped
+    }
+
+    /// Calls `f(first, count, place, checksums)` for every run that is not base, in order.
+    pub fn for_each_run(&self, mut f: impl FnMut(BlockIndex, u32, Place, &[u32])) {
+        match &*self.root {
+            Root::Uniform(Place::BASE) => {}
+            Root::Uniform(place) => f(0, self.blocks, *place, &[]),
+            Root::Nodes(nodes) => {
+                for (index, node) in nodes.iter().enumerate() {
+                    let first = index as u32 * LEAF_BLOCKS;
+                    let count = LEAF_BLOCKS.min(self.blocks - first);
+                    match node {
+                        Node::Uniform(Place::BASE) => {}
+                        Node::Uniform(place) => f(first, count, *place, &[]),
+                        Node::Leaf(leaf) => {
+                            // Behind the partition's end a leaf may say zero.
+                            for (run, sums) in leaf.runs() {
+                                let start = u32::from(run.start);
+                                if start < count {
+                                    let run_count = u32::from(run.count).min(count - start);
+                                    f(first + start, run_count, run.place, sums);
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Its nodes, one for each 512 blocks.
+    pub fn nodes(&self) -> Vec<Node> {
+        match &*self.root {
+            Root::Uniform(place) => vec![Node::Uniform(*place); leaves(self.blocks)],
+            Root::Nodes(nodes) => nodes.clone(),
+        }
+    }
+
+    /// Whether two maps are one and the same.
+    pub fn same(&self, other: &Map) -> bool {
+        Arc::ptr_eq(&self.root, &other.root)
+    }
+
+    /// Whether the 512 blocks from `leaf * 512` are one and the same node in both.
+    pub fn shares_leaf(&self, other: &Map, leaf: u32) -> bool {
+        match (&*self.root, &*other.root) {
+            (Root::Nodes(a), Root::Nodes(b)) => match (&a[leaf as usize], &b[leaf as usize]) {
+                (Node::Leaf(a), Node::Leaf(b)) => Arc::ptr_eq(a, b),
+                (Node::Uniform(a), Node::Uniform(b)) => a == b,
+                _ => false,
+            },
+            (Root::Uniform(a), Root::Uniform(b)) => a == b,
+            _ => self.same(other),
+        }
+    }
+
+    fn normalized(self) -> Map {
+        let uniform = match &*self.root {
+            Root::Nodes(nodes) => match nodes.first() {
+                Some(Node::Uniform(first)) => nodes
+                    .iter()
+                    .all(|node| matches!(node, Node::Uniform(place) if place == first))
+                    .then_some(*first),
+                _ => None,
+            },
+            Root::Uniform(_) => None,
+        };
+        match uniform {
+            Some(place) => Map { root: Arc::new(Root::Uniform(place)), ..self },
+            None => self,
+        }
+    }
+}
+
+/// Leaves in a map of `blocks` blocks.
+pub fn leaves(blocks: u32) -> usize {
+    blocks.div_ceil(LEAF_BLOCKS) as usize
+}
+
+fn nodes_mut(root: &mut Root, blocks: u32) -> &mut Vec<Node> {
+    if let Root::Uniform(place) = root {
+        *root = Root::Nodes(vec![Node::Uniform(*place); leaves(blocks)]);
+    }
+    match root {
+        Root::Nodes(nodes) => nodes,
+        Root::Uniform(_) => unreachable!("it was just replaced"),
+    }
+}
+
+fn set_node(node: &mut Node, inner: u32, count: u32, place: Place, sums: &[u32]) {
+    if count == LEAF_BLOCKS && !place.is_slot() {
+        *node = Node::Uniform(place);
+        return;
+    }
+    if let Node::Uniform(old) = node {
+        if *old == place {
+            return;
+        }
+        *node = Node::Leaf(Arc::new(Leaf::uniform(*old)));
+    }
+    let Node::Leaf(leaf) = node else { unreachable!("it was just replaced") };
+    Arc::make_mut(leaf).set(inner, count, place, sums); // M1
+    if !place.is_slot()
+        && let Some(uniform) = leaf.uniform_place()
+    {
+        *node = Node::Uniform(uniform); // M2
+    }
+}

@@ -1,0 +1,153 @@
+//! Versions: a partition's live map and the frozen maps that its snapshots see.
+//!
+//! How it works      A cut of epoch e changes nothing here. The first change of a later epoch freezes: it
+//!                   keeps a reference to the live map as it was, for every snapshot since the last freezing. A
+//!                   snapshot reads the first frozen map whose `last_epoch` is not below its own epoch, or
+//!                   the live map if there is none. A write that was started in epoch e and lands after a
+//!                   later freezing is put into that frozen map too, and into the live one.
+//! Invariants        V1 frozen maps are in order of `last_epoch`, each seen by at least one snapshot;
+//!                   V2 a place is seen by an unbroken run of versions: if two versions have it, so has each
+//!                      between them. So whether anything but one version sees a place is answered by its
+//!                      two neighbours, and whether the live map shares one, by the last frozen map.
+//!                   V3 a frozen map changes only by writes of its own epochs, which have landed before its
+//!                      snapshot can be read.
+//! Why V2 holds      places enter by changes of the live map, which never takes a place that any version
+//!                   sees: slots are handed out only when free, and a block returns to its base place only
+//!                   when there is no frozen map at all.
+
+use super::diff::only_in;
+use super::place::Place;
+use super::tree::Map;
+use crate::units::{BlockIndex, Epoch};
+
+/// A map that no longer follows the live one.
+#[derive(Clone, Debug)]
+pub struct Frozen {
+    /// The last epoch whose snapshot sees it.
+    pub last_epoch: Epoch,
+    /// The map.
+    pub map: Map,
+}
+
+/// See the module's head.
+#[derive(Clone, Debug)]
+pub struct Versions {
+    /// What hosts write to.
+    pub live: Map,
+    frozen: Vec<Frozen>,
+}
+
+/// A change of a partition's map.
+#[derive(Clone, Copy, Debug)]
+pub struct Change<'a> {
+    /// The epoch in which the write was started.
+    pub epoch: Epoch,
+    /// First block.
+    pub first: BlockIndex,
+    /// Blocks.
+    pub count: u32,
+    /// The first block's new place.
+    pub place: Place,
+    /// Checksums, for slots.
+    pub checksums: &'a [u32],
+    /// The record's sequence number.
+    pub seq: u64,
+}
+
+impl Versions {
+    /// A partition of `blocks` blocks, all at their base place, never frozen.
+    pub fn new(blocks: u32) -> Versions {
+        Versions { live: Map::new(blocks), frozen: Vec::new() }
+    }
+
+    /// From what a checkpoint holds; `None` if the order is not V1's.
+    pub fn from_parts(live: Map, frozen: Vec<Frozen>) -> Option<Versions> {
+        let in_order = frozen.windows(2).all(|pair| pair[0].last_epoch < pair[1].last_epoch);
+        in_order.then_some(Versions { live, frozen })
+    }
+
+    /// The frozen maps, oldest first.
+    pub fn frozen(&self) -> &[Frozen] {
+        &self.frozen
+    }
+
+    /// The map that the snapshot of `epoch` sees, and whether it is frozen.
+    pub fn at(&self, epoch: Epoch) -> (&Map, bool) {
+        let index = self.frozen.partition_point(|frozen| frozen.last_epoch < epoch);
+        self.frozen.get(index).map_or((&self.live, false), |frozen| (&frozen.map, true))
+    }
+
+    /// The version before the live one: what shares places with it, if anything does (V2).
+    pub fn parent(&self) -> Option<&Map> {
+        self.frozen.last().map(|frozen| &frozen.map)
+    }
+
+    /// Freezes the live map if the newest snapshot before `epoch` does not have its map yet. Before any change
+    /// of `epoch`, in-place writes included. `snapshots` are the volume's, in order.
+    pub fn freeze_before(&mut self, epoch: Epoch, snapshots: &[Epoch]) {
+        let before = snapshots.partition_point(|snapshot| *snapshot < epoch);
+        let Some(newest) = before.checked_sub(1).map(|index| snapshots[index]) else { return };
+        if self.frozen.last().is_none_or(|frozen| frozen.last_epoch < newest) {
+            self.frozen.push(Frozen { last_epoch: newest, map: self.live.clone() });
+        }
+    }
+
+    /// Makes a change in the live map and in the frozen maps of its epoch and later ones (V3). Calls `freed` for
+    /// each run that it replaces and that no version sees any more.
+    pub fn apply(&mut self, change: Change<'_>, mut freed: impl FnMut(BlockIndex, u32, Place)) {
+        let older = self.frozen.partition_point(|frozen| frozen.last_epoch < change.epoch);
+        let parent = older.checked_sub(1).map(|index| &self.frozen[index].map);
+        let end = change.first + change.count;
+        let mut block = change.first;
+        while block < end {
+            let old = self.live.find(block, end - block);
+            let mut count = old.count;
+            let mut seen = false;
+            if let Some(parent) = parent {
+                let theirs = parent.find(block, count);
+                count = count.min(theirs.count);
+                seen = theirs.place == old.place;
+            }
+            let stays = old.place == change.place.step(block - change.first);
+            if !seen && !stays {
+                freed(block, count, old.place);
+            }
+            block += count;
+        }
+        let maps = self.frozen[older..].iter_mut().map(|frozen| &mut frozen.map);
+        for map in maps.chain(std::iter::once(&mut self.live)) {
+            map.set(change.first, change.count, change.place, change.checksums);
+            map.write_seq = change.seq;
+        }
+    }
+
+    /// Lets go of the frozen maps that none of `snapshots` (the volume's remaining ones, in order) sees. Calls
+    /// `freed` for each run that only they saw.
+    pub fn prune(&mut self, snapshots: &[Epoch], mut freed: impl FnMut(BlockIndex, u32, Place)) {
+        let mut index = 0;
+        let mut after: Epoch = 0;
+        while index < self.frozen.len() {
+            let last = self.frozen[index].last_epoch;
+            let first_not_before = snapshots.partition_point(|snapshot| *snapshot <= after);
+            let needed = snapshots.get(first_not_before).is_some_and(|snapshot| *snapshot <= last);
+            if needed {
+                after = last;
+                index += 1;
+                continue;
+            }
+            let gone = self.frozen.remove(index);
+            let next = self.frozen.get(index).map_or(&self.live, |frozen| &frozen.map);
+            let previous = index.checked_sub(1).map(|before| &self.frozen[before].map);
+            match previous {
+                Some(previous) => only_in(&gone.map, &[previous, next], &mut freed),
+                None => only_in(&gone.map, &[next], &mut freed),
+            }
+        }
+    }
+
+    /// Whether any version sees the block at its base place.
+    pub fn sees_base(&self, block: BlockIndex) -> bool {
+        self.live.place(block) == Place::BASE
+            || self.frozen.iter().any(|frozen| frozen.map.place(block) == Place::BASE)
+    }
+}

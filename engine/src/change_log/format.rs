@@ -1,0 +1,309 @@
+//! Format: every byte of journals and checkpoints, each number little-endian, each structure under a CRC-32C.
+//!
+//! How it works      One function pair for each structure, `encode` and `decode`, over fixed offsets that are
+//!                   constants here and a table in docs/formats.md (a test compares the two).
+//! Errors            `decode` gives `None` for what is not whole; an unknown version or kind is told apart,
+//!                   so that it can be refused untouched.
+
+use crate::block_map::place::Place;
+use crate::units::Epoch;
+
+/// First bytes of a journal segment.
+pub const JOURNAL_MAGIC: [u8; 8] = *b"PVJRNL\r\n";
+/// First bytes of a checkpoint.
+pub const CHECKPOINT_MAGIC: [u8; 8] = *b"PVCKPT\r\n";
+/// The only version of both so far.
+pub const FORMAT_VERSION: u32 = 1;
+/// Bytes of a journal segment's and a checkpoint's header.
+pub const HEADER_BYTES: usize = 4096;
+/// Where a segment's two commit marks are: each in a sector of its own.
+pub const MARK_OFFSETS: [usize; 2] = [512, 1024];
+/// Bytes of a commit mark.
+pub const MARK_BYTES: usize = 24;
+/// Bytes of a record before its checksums.
+pub const RECORD_BYTES: usize = 48;
+/// Most blocks of one record that carries checksums.
+pub const RECORD_SUMS_MAX: u32 = 8192;
+
+/// Offsets of the fields that [`Header`] has, by name.
+pub const HEADER_FIELDS: [(&str, usize, usize); 10] = [
+    ("magic", 0, 8),
+    ("version", 8, 4),
+    ("header_crc", 12, 4),
+    ("volume_uuid", 16, 16),
+    ("boot_id", 32, 16),
+    ("processor", 48, 4),
+    ("reserved", 52, 4),
+    ("number", 56, 8),
+    ("first_seq", 64, 8),
+    ("incarnation", 72, 8),
+];
+const HEADER_END: usize = 80;
+
+/// Offsets of a record's fields, by name.
+pub const RECORD_FIELDS: [(&str, usize, usize); 11] = [
+    ("record_crc", 0, 4),
+    ("kind", 4, 1),
+    ("flags", 5, 1),
+    ("payload_words", 6, 2),
+    ("seq", 8, 8),
+    ("epoch", 16, 8),
+    ("partition", 24, 4),
+    ("first", 28, 4),
+    ("count", 32, 4),
+    ("branch", 36, 4),
+    ("place", 40, 8),
+];
+
+/// Offsets of a commit mark's fields, by name.
+pub const MARK_FIELDS: [(&str, usize, usize); 4] =
+    [("committed_seq", 0, 8), ("turn", 8, 8), ("mark_crc", 16, 4), ("zero", 20, 4)];
+
+const fn ends_at(fields: &[(&str, usize, usize)], end: usize) -> bool {
+    let mut at = 0;
+    let mut i = 0;
+    while i < fields.len() {
+        if fields[i].1 != at {
+            return false;
+        }
+        at += fields[i].2;
+        i += 1;
+    }
+    at == end
+}
+
+const _: () = assert!(ends_at(&HEADER_FIELDS, HEADER_END));
+const _: () = assert!(ends_at(&RECORD_FIELDS, RECORD_BYTES));
+const _: () = assert!(ends_at(&MARK_FIELDS, MARK_BYTES));
+const _: () = assert!(HEADER_END <= MARK_OFFSETS[0]);
+const _: () = assert!(MARK_OFFSETS[1] + MARK_BYTES <= HEADER_BYTES);
+const _: () = assert!(RECORD_SUMS_MAX as usize * 4 / 8 <= u16::MAX as usize);
+const _: () = assert!(RECORD_BYTES.is_multiple_of(8));
+
+/// The header of a journal segment (`first_seq`: of its first record) or of a checkpoint (`first_seq`: of the
+/// first record that it does not cover; `boot_id` is zero).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// The volume's UUID.
+    pub volume_uuid: [u8; 16],
+    /// The host's boot id when the segment was made.
+    pub boot_id: [u8; 16],
+    /// Processor that writes it.
+    pub processor: u32,
+    /// Segment or checkpoint number.
+    pub number: u64,
+    /// See above.
+    pub first_seq: u64,
+    /// Random; records' checksums start from it, so that an older file's bytes are never taken for records.
+    pub incarnation: u64,
+}
+
+/// Why a header cannot be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BadHeader {
+    /// Not this kind of file.
+    Magic,
+    /// Made by a version that this one does not know.
+    Version(u32),
+    /// Its checksum does not match.
+    Checksum,
+}
+
+impl Header {
+    /// Its bytes.
+    pub fn encode(&self, magic: [u8; 8]) -> [u8; HEADER_END] {
+        let mut bytes = [0; HEADER_END];
+        bytes[0..8].copy_from_slice(&magic);
+        bytes[8..12].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
+        bytes[16..32].copy_from_slice(&self.volume_uuid);
+        bytes[32..48].copy_from_slice(&self.boot_id);
+        bytes[48..52].copy_from_slice(&self.processor.to_le_bytes());
+        bytes[56..64].copy_from_slice(&self.number.to_le_bytes());
+        bytes[64..72].copy_from_slice(&self.first_seq.to_le_bytes());
+        bytes[72..80].copy_from_slice(&self.incarnation.to_le_bytes());
+        let crc = crc32c::crc32c(&bytes[16..]);
+        bytes[12..16].copy_from_slice(&crc.to_le_bytes());
+        bytes
+    }
+
+    /// From a file's first bytes.
+    pub fn decode(bytes: &[u8], magic: [u8; 8]) -> Result<Header, BadHeader> {
+        if bytes.len() < HEADER_END || bytes[0..8] != magic {
+            return Err(BadHeader::Magic);
+        }
+        let version = u32_at(bytes, 8);
+        if version != FORMAT_VERSION {
+            return Err(BadHeader::Version(version));
+        }
+        if u32_at(bytes, 12) != crc32c::crc32c(&bytes[16..HEADER_END]) {
+            return Err(BadHeader::Checksum);
+        }
+        Ok(Header {
+            volume_uuid: bytes[16..32].try_into().expect("16 bytes"),
+            boot_id: bytes[32..48].try_into().expect("16 bytes"),
+            processor: u32_at(bytes, 48),
+            number: u64_at(bytes, 56),
+            first_seq: u64_at(bytes, 64),
+            incarnation: u64_at(bytes, 72),
+        })
+    }
+}
+
+/// A commit mark: every record up to `committed_seq`, and the data that they speak of, is durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// The last record that counts after a power loss.
+    pub committed_seq: u64,
+    /// Goes up by one with each mark; even turns go to the first place, odd ones to the second.
+    pub turn: u64,
+}
+
+impl Mark {
+    /// Its bytes.
+    pub fn encode(&self, incarnation: u64) -> [u8; MARK_BYTES] {
+        let mut bytes = [0; MARK_BYTES];
+        bytes[0..8].copy_from_slice(&self.committed_seq.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.turn.to_le_bytes());
+        let crc = crc32c::crc32c_append(seed(incarnation), &bytes[0..16]);
+        bytes[16..20].copy_from_slice(&crc.to_le_bytes());
+        bytes
+    }
+
+    /// From its bytes; `None` if it was never whole.
+    pub fn decode(bytes: &[u8], incarnation: u64) -> Option<Mark> {
+        let crc = crc32c::crc32c_append(seed(incarnation), bytes.get(0..16)?);
+        let whole = bytes.len() >= MARK_BYTES && crc == u32_at(bytes, 16);
+        whole.then(|| Mark { committed_seq: u64_at(bytes, 0), turn: u64_at(bytes, 8) })
+    }
+}
+
+/// What a record says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RecordKind {
+    /// Blocks `first..first + count` of `partition` are at `place` and the places that follow it.
+    Map,
+    /// A cut ended `epoch`; `place` holds its instant, nanoseconds since 1970.
+    Cut,
+}
+
+/// One record, without its checksums.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// What it says.
+    pub kind: RecordKind,
+    /// One more than the record before.
+    pub seq: u64,
+    /// The epoch in which the write was started.
+    pub epoch: Epoch,
+    /// Partition within the volume.
+    pub partition: u32,
+    /// First block within the partition.
+    pub first: u32,
+    /// Blocks.
+    pub count: u32,
+    /// The first block's place, raw, or as `kind` says.
+    pub place: u64,
+}
+
+const KIND_MAP: u8 = 1;
+const KIND_CUT: u8 = 2;
+const FLAG_SUMS: u8 = 1;
+
+/// Bytes of a record with so many checksums.
+pub fn record_bytes(sums: usize) -> usize {
+    RECORD_BYTES + (sums * 4).next_multiple_of(8)
+}
+
+impl Record {
+    /// Writes it with its checksums into `out`, which is [`record_bytes`] long.
+    pub fn encode(&self, sums: &[u32], incarnation: u64, out: &mut [u8]) {
+        assert_eq!(out.len(), record_bytes(sums.len()));
+        out[4] = match self.kind {
+            RecordKind::Map => KIND_MAP,
+            RecordKind::Cut => KIND_CUT,
+        };
+        out[5] = if sums.is_empty() { 0 } else { FLAG_SUMS };
+        let words = ((out.len() - RECORD_BYTES) / 8) as u16;
+        out[6..8].copy_from_slice(&words.to_le_bytes());
+        out[8..16].copy_from_slice(&self.seq.to_le_bytes());
+        out[16..24].copy_from_slice(&self.epoch.to_le_bytes());
+        out[24..28].copy_from_slice(&self.partition.to_le_bytes());
+        out[28..32].copy_from_slice(&self.first.to_le_bytes());
+        out[32..36].copy_from_slice(&self.count.to_le_bytes());
+        out[36..40].fill(0);
+        out[40..48].copy_from_slice(&self.place.to_le_bytes());
+        for (i, sum) in sums.iter().enumerate() {
+            out[RECORD_BYTES + i * 4..RECORD_BYTES + i * 4 + 4].copy_from_slice(&sum.to_le_bytes());
+        }
+        let end = RECORD_BYTES + sums.len() * 4;
+        out[end..].fill(0);
+        let crc = crc32c::crc32c_append(seed(incarnation), &out[4..]);
+        out[0..4].copy_from_slice(&crc.to_le_bytes());
+    }
+
+    /// The record at the start of `bytes`, its checksums and its length; `Ok(None)` where no whole record is;
+    /// `Err(kind)` for a whole record of a kind that this version does not know.
+    pub fn decode(bytes: &[u8], incarnation: u64) -> Result<Option<(Record, Vec<u32>, usize)>, u8> {
+        if bytes.len() < RECORD_BYTES {
+            return Ok(None);
+        }
+        let length = RECORD_BYTES + usize::from(u16_at(bytes, 6)) * 8;
+        let Some(whole) = bytes.get(..length) else { return Ok(None) };
+        if crc32c::crc32c_append(seed(incarnation), &whole[4..]) != u32_at(bytes, 0) {
+            return Ok(None);
+        }
+        let count = u32_at(bytes, 32);
+        let kind = match bytes[4] {
+            KIND_MAP => RecordKind::Map,
+            KIND_CUT => RecordKind::Cut,
+            other => return Err(other),
+        };
+        let sums = match bytes[5] {
+            0 => Vec::new(),
+            FLAG_SUMS if record_bytes(count as usize) == length => {
+                (0..count as usize).map(|i| u32_at(bytes, RECORD_BYTES + i * 4)).collect()
+            }
+            _ => return Err(bytes[4]),
+        };
+        let record = Record {
+            kind,
+            seq: u64_at(bytes, 8),
+            epoch: u64_at(bytes, 16),
+            partition: u32_at(bytes, 24),
+            first: u32_at(bytes, 28),
+            count,
+            place: u64_at(bytes, 40),
+        };
+        // A branch other than 0 belongs to a version that has clones or rollback.
+        if u32_at(bytes, 36) != 0 {
+            return Err(bytes[4]);
+        }
+        Ok(Some((record, sums, length)))
+    }
+
+    /// The place, for a map record with a place that is one and as many checksums as it takes.
+    pub fn checked_place(&self, sums: &[u32]) -> Option<Place> {
+        let place = Place::from_raw(self.place)?;
+        let expected = if place.is_slot() { self.count as usize } else { 0 };
+        (sums.len() == expected && self.count > 0).then_some(place)
+    }
+}
+
+fn seed(incarnation: u64) -> u32 {
+    crc32c::crc32c(&incarnation.to_le_bytes())
+}
+
+/// Two little-endian bytes.
+pub fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes(bytes[at..at + 2].try_into().expect("2 bytes"))
+}
+
+/// Four little-endian bytes.
+pub fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().expect("4 bytes"))
+}
+
+/// Eight little-endian bytes.
+pub fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(bytes[at..at + 8].try_into().expect("8 bytes"))
+}

@@ -1,0 +1,302 @@
+//! Journal: one processor's records of one volume, appended through a shared mapping.
+//!
+//! How it works      Segments `pPPP-NNNNNNNNNN.journal` of [`SEGMENT_BYTES`], fully allocated and mapped. The
+//!                   processor appends; when a segment is full, or the volume is opened, a new one begins with
+//!                   the next sequence number, and what older ones hold from that number on does not count. A
+//!                   flush ([`Shared::commit`]) syncs segments and puts a commit mark into the newest one.
+//! Invariants        J2, J3 (see the parent); J5 records of a segment are consecutive in sequence and bytes;
+//!                   J6 a mark of sequence number s is written after the data of all records up to s was synced.
+//! Owner and locks   the records' bytes: the processor. The marks' bytes: whoever holds `committing`. The list of
+//!                   segments: one lock, held for a push or a clone.
+//! Durability        an appended record survives SIGKILL at once, power loss once `committed` has reached it. A
+//!                   mark that reaches the disk before records it covers is harmless: what is read back is the
+//!                   unbroken sequence of whole records, and their data was synced.
+
+use std::fs::{File, OpenOptions};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use rustix::fs::fdatasync;
+
+use super::format::{HEADER_BYTES, Header, JOURNAL_MAGIC, MARK_BYTES, MARK_OFFSETS, Mark};
+use super::format::{Record, RecordKind, record_bytes};
+use crate::error::{Errno, Error, Result};
+use crate::io::mapping::Mapping;
+use crate::units::Epoch;
+
+/// Bytes of a segment, header included.
+pub const SEGMENT_BYTES: usize = 8 << 20;
+
+/// Who writes a journal, and where.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// The volume's directory.
+    pub directory: PathBuf,
+    /// The volume's UUID.
+    pub volume_uuid: [u8; 16],
+    /// The processor.
+    pub processor: u32,
+    /// The host's boot id.
+    pub boot_id: [u8; 16],
+}
+
+impl Identity {
+    /// The path of a segment.
+    pub fn segment_path(&self, number: u64) -> PathBuf {
+        self.directory.join(format!("p{:03}-{number:010}.journal", self.processor))
+    }
+
+    /// The path of a checkpoint.
+    pub fn checkpoint_path(&self, number: u64) -> PathBuf {
+        self.directory.join(format!("p{:03}-{number:010}.checkpoint", self.processor))
+    }
+}
+
+/// A segment that is mapped.
+#[derive(Debug)]
+pub struct Segment {
+    header: Header,
+    file: File,
+    map: Mapping,
+    synced: AtomicBool,
+}
+
+impl Segment {
+    fn create(identity: &Identity, number: u64, first_seq: u64) -> std::result::Result<Self, Errno> {
+        let path = identity.segment_path(number);
+        let made = Segment::create_at(identity, number, first_seq, &path);
+        if made.is_err() {
+            let _ = std::fs::remove_file(&path);
+        }
+        made
+    }
+
+    fn create_at(
+        identity: &Identity,
+        number: u64,
+        first_seq: u64,
+        path: &Path,
+    ) -> std::result::Result<Self, Errno> {
+        let file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path)?;
+        let map = Mapping::allocate(&file, SEGMENT_BYTES)?;
+        let header = Header {
+            volume_uuid: identity.volume_uuid,
+            boot_id: identity.boot_id,
+            processor: identity.processor,
+            number,
+            first_seq,
+            incarnation: random_u64()?,
+        };
+        let bytes = header.encode(JOURNAL_MAGIC);
+        // SAFETY: nobody else has the mapping yet.
+        unsafe { map.slice_mut(0, bytes.len()) }.copy_from_slice(&bytes);
+        Ok(Segment { header, file, map, synced: AtomicBool::new(false) })
+    }
+}
+
+fn random_u64() -> std::result::Result<u64, Errno> {
+    use std::io::Read;
+    let mut bytes = [0; 8];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(u64::from_le_bytes(bytes))
+}
+
+/// What the processor and flushes share.
+#[derive(Debug)]
+pub struct Shared {
+    appended: AtomicU64,
+    committed: AtomicU64,
+    segments: Mutex<Vec<Arc<Segment>>>,
+    committing: Mutex<u64>,
+    /// Segments of the run before this one, until they were synced once.
+    recovered: Mutex<Vec<File>>,
+    directory: PathBuf,
+}
+
+impl Shared {
+    /// The last record appended.
+    pub fn appended(&self) -> u64 {
+        self.appended.load(Ordering::Acquire)
+    }
+
+    /// The last record that survives a power loss.
+    pub fn committed(&self) -> u64 {
+        self.committed.load(Ordering::Acquire)
+    }
+
+    /// Makes the records up to `seq` durable. The caller has synced the data that they speak of (J6).
+    pub fn commit(&self, seq: u64) -> std::result::Result<(), Errno> {
+        let mut turn = self.committing.lock().expect("no holder panics");
+        if self.committed() >= seq {
+            return Ok(());
+        }
+        let mut recovered = self.recovered.lock().expect("no holder panics");
+        for file in recovered.iter() {
+            fdatasync(file)?;
+        }
+        recovered.clear();
+        drop(recovered);
+        let segments = self.segments.lock().expect("no holder panics").clone();
+        let (newest, sealed) = segments.split_last().expect("a journal has a segment");
+        for segment in sealed.iter().filter(|segment| !segment.synced.load(Ordering::Relaxed)) {
+            fdatasync(&segment.file)?;
+            segment.synced.store(true, Ordering::Relaxed);
+        }
+        *turn += 1;
+        let mark = Mark { committed_seq: seq, turn: *turn };
+        let at = MARK_OFFSETS[(*turn % 2) as usize];
+        // SAFETY: the marks' bytes belong to the holder of `committing`.
+        unsafe { newest.map.slice_mut(at, MARK_BYTES) }
+            .copy_from_slice(&mark.encode(newest.header.incarnation));
+        fdatasync(&newest.file)?;
+        self.committed.store(seq, Ordering::Release);
+        Ok(())
+    }
+
+    /// Forgets the segments that hold only records up to `covered`, and says which number the oldest remaining
+    /// one has.
+    pub fn forget_covered(&self, covered: u64) -> u64 {
+        let mut segments = self.segments.lock().expect("no holder panics");
+        // Records of a segment end where the next one begins.
+        while segments.len() > 1 && segments[1].header.first_seq <= covered + 1 {
+            segments.remove(0);
+        }
+        segments[0].header.number
+    }
+
+    fn push(&self, segment: Arc<Segment>) {
+        self.segments.lock().expect("no holder panics").push(segment);
+    }
+}
+
+/// The processor's end of a journal.
+#[derive(Debug)]
+pub struct Journal {
+    identity: Identity,
+    current: Arc<Segment>,
+    at: usize,
+    next_seq: u64,
+    next_number: u64,
+    shared: Arc<Shared>,
+    /// Bytes appended since the last checkpoint began.
+    pub bytes_since_checkpoint: u64,
+}
+
+/// What a record says, before it has its sequence number.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry<'a> {
+    /// See [`Record`].
+    pub kind: RecordKind,
+    /// The epoch in which the write was started.
+    pub epoch: Epoch,
+    /// Partition within the volume.
+    pub partition: u32,
+    /// First block.
+    pub first: u32,
+    /// Blocks.
+    pub count: u32,
+    /// Raw place.
+    pub place: u64,
+    /// Checksums, for slots.
+    pub checksums: &'a [u32],
+}
+
+impl Journal {
+    /// Begins a new segment whose first record will be `next_seq`. Records up to `committed` are durable; those
+    /// between, if any, survived because the host did.
+    ///
+    /// `recovered` are the segments that were read back: they are synced before the first commit mark.
+    pub fn begin(
+        identity: Identity,
+        number: u64,
+        next_seq: u64,
+        committed: u64,
+        recovered: Vec<File>,
+    ) -> Result<Journal> {
+        let failed = |e: Errno| {
+            let what = format!("journal {} cannot be begun", identity.segment_path(number).display());
+            Error::io(what, e)
+        };
+        let segment = Arc::new(Segment::create(&identity, number, next_seq).map_err(failed)?);
+        fdatasync(&segment.file).map_err(|e| failed(e.into()))?;
+        sync_directory(&identity.directory).map_err(failed)?;
+        let shared = Shared {
+            appended: AtomicU64::new(next_seq - 1),
+            committed: AtomicU64::new(committed),
+            segments: Mutex::new(vec![Arc::clone(&segment)]),
+            committing: Mutex::new(0),
+            recovered: Mutex::new(recovered),
+            directory: identity.directory.clone(),
+        };
+        Ok(Journal {
+            identity,
+            current: segment,
+            at: HEADER_BYTES,
+            next_seq,
+            next_number: number + 1,
+            shared: Arc::new(shared),
+            bytes_since_checkpoint: 0,
+        })
+    }
+
+    /// What flushes need of it.
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Who writes it.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// The number that the next segment or checkpoint takes.
+    pub fn take_number(&mut self) -> u64 {
+        self.next_number += 1;
+        self.next_number - 1
+    }
+
+    /// Appends a record and returns its sequence number. From here on it survives SIGKILL.
+    pub fn append(&mut self, entry: Entry<'_>) -> std::result::Result<u64, Errno> {
+        let length = record_bytes(entry.checksums.len());
+        if length > SEGMENT_BYTES - self.at {
+            self.roll()?;
+        }
+        let seq = self.next_seq;
+        let record = Record {
+            kind: entry.kind,
+            seq,
+            epoch: entry.epoch,
+            partition: entry.partition,
+            first: entry.first,
+            count: entry.count,
+            place: entry.place,
+        };
+        // SAFETY: the records' bytes belong to the processor, which `&mut self` is.
+        let out = unsafe { self.current.map.slice_mut(self.at, length) };
+        record.encode(entry.checksums, self.current.header.incarnation, out);
+        self.at += length;
+        self.next_seq += 1;
+        self.bytes_since_checkpoint += length as u64;
+        self.shared.appended.store(seq, Ordering::Release);
+        Ok(seq)
+    }
+
+    fn roll(&mut self) -> std::result::Result<(), Errno> {
+        let number = self.next_number;
+        let segment = Arc::new(Segment::create(&self.identity, number, self.next_seq)?);
+        // The name must be durable before a mark in the new segment may count.
+        sync_directory(&self.shared.directory)?;
+        self.next_number += 1;
+        self.current = Arc::clone(&segment);
+        self.at = HEADER_BYTES;
+        self.shared.push(segment);
+        Ok(())
+    }
+}
+
+/// Makes the names in a directory durable.
+pub fn sync_directory(directory: &Path) -> std::result::Result<(), Errno> {
+    Ok(File::open(directory)?.sync_all()?)
+}

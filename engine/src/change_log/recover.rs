@@ -1,0 +1,257 @@
+//! Recover: a processor's maps of a volume from its checkpoint and journal, as it starts.
+//!
+//! How it works      The newest checkpoint, then every record behind it, in order, by the same
+//!                   [`Versions::apply`] that made them. Snapshots that the catalog does not know leave no trace:
+//!                   no frozen map is made for them. Slots in use follow from the maps.
+//! Which records     Same boot id as the newest segment's: all, the page cache has them. Another: those up to the
+//!                   newest commit mark.
+//! Errors            what should be there and cannot be read is `Corrupt`, with the file's name; an unknown version
+//!                   is refused untouched. Nothing is guessed, and nothing but unreadable leftovers is removed.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use super::checkpoint::{self, Contents};
+use super::format::{BadHeader, HEADER_BYTES, Header, JOURNAL_MAGIC, MARK_BYTES, MARK_OFFSETS};
+use super::format::{Mark, Record, RecordKind};
+use super::journal::Identity;
+use crate::block_map::versions::{Change, Versions};
+use crate::error::{Error, ErrorKind, Result};
+use crate::units::{Epoch, PartitionIndex};
+
+/// What was read back.
+#[derive(Debug)]
+pub struct Recovered {
+    /// Partitions that are not simply all base and never frozen.
+    pub partitions: HashMap<PartitionIndex, Versions>,
+    /// The number of the next record.
+    pub next_seq: u64,
+    /// The last record known to survive a power loss.
+    pub committed: u64,
+    /// The number of the next segment or checkpoint.
+    pub next_number: u64,
+    /// No epoch below this may be used for new writes.
+    pub epoch: Epoch,
+    /// Segments that were read, to be synced before the next commit mark.
+    pub segments: Vec<File>,
+    /// Records that were replayed.
+    pub replayed: u64,
+}
+
+struct OldSegment {
+    path: PathBuf,
+    header: Header,
+    bytes: Vec<u8>,
+    file: File,
+}
+
+/// Reads a processor's maps back. `snapshots` are the catalog's epochs of this volume, in order; `blocks_of`
+/// gives the size of a partition that this processor owns.
+pub fn recover(
+    identity: &Identity,
+    snapshots: &[Epoch],
+    blocks_of: impl Fn(PartitionIndex) -> Option<u32>,
+) -> Result<Recovered> {
+    let (checkpoint, mut next_number) = read_checkpoint(identity, &blocks_of)?;
+    let mut recovered = Recovered {
+        partitions: checkpoint.partitions.into_iter().collect(),
+        next_seq: checkpoint.first_seq,
+        committed: checkpoint.first_seq - 1,
+        next_number: 0,
+        epoch: checkpoint.epoch,
+        segments: Vec::new(),
+        replayed: 0,
+    };
+    let segments = read_segments(identity)?;
+    if let Some(last) = segments.last() {
+        next_number = next_number.max(last.header.number + 1);
+    }
+    recovered.next_number = next_number;
+    replay_all(identity, &mut recovered, &segments, snapshots, &blocks_of)?;
+    for versions in recovered.partitions.values_mut() {
+        versions.prune(snapshots, |_, _, _| {});
+    }
+    recovered.segments = segments.into_iter().map(|segment| segment.file).collect();
+    Ok(recovered)
+}
+
+fn corrupt(path: &Path, what: impl std::fmt::Display) -> Error {
+    Error::new(ErrorKind::Corrupt, format!("{} cannot be read back: {what}", path.display()))
+}
+
+/// Numbers and paths of this processor's files with this ending, in order.
+pub fn files(identity: &Identity, ending: &str) -> Result<Vec<(u64, PathBuf)>> {
+    let directory = &identity.directory;
+    let failed = |e| Error::io(format!("directory {} cannot be read", directory.display()), e);
+    let prefix = format!("p{:03}-", identity.processor);
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(directory).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
+        let number = name
+            .as_deref()
+            .and_then(|name| name.strip_prefix(&prefix)?.strip_suffix(ending)?.parse().ok());
+        if let Some(number) = number {
+            found.push((number, path));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn read_checkpoint(
+    identity: &Identity,
+    blocks_of: &impl Fn(PartitionIndex) -> Option<u32>,
+) -> Result<(Contents, u64)> {
+    let Some((number, path)) = files(identity, ".checkpoint")?.pop() else {
+        return Ok((Contents { first_seq: 1, epoch: 1, partitions: Vec::new() }, 1));
+    };
+    let bytes = std::fs::read(&path)
+        .map_err(|e| Error::io(format!("{} cannot be read", path.display()), e))?;
+    let (header, contents) =
+        checkpoint::read(&bytes, blocks_of).map_err(|what| corrupt(&path, what))?;
+    if header.volume_uuid != identity.volume_uuid || header.processor != identity.processor {
+        return Err(corrupt(&path, "it belongs to another volume or processor"));
+    }
+    Ok((contents, number + 1))
+}
+
+fn read_segments(identity: &Identity) -> Result<Vec<OldSegment>> {
+    let mut found = files(identity, ".journal")?;
+    let mut segments = Vec::new();
+    let newest = found.last().map(|(number, _)| *number);
+    for (number, path) in found.drain(..) {
+        let io = |e| Error::io(format!("{} cannot be read", path.display()), e);
+        let bytes = std::fs::read(&path).map_err(io)?;
+        match Header::decode(&bytes, JOURNAL_MAGIC) {
+            Ok(header) => {
+                let ours = header.volume_uuid == identity.volume_uuid
+                    && header.processor == identity.processor
+                    && header.number == number;
+                if !ours || bytes.len() < HEADER_BYTES {
+                    return Err(corrupt(&path, "it belongs to another volume or processor"));
+                }
+                let file = File::open(&path).map_err(io)?;
+                segments.push(OldSegment { path, header, bytes, file });
+            }
+            // A crash while it was being made; no record in it can have been acknowledged.
+            Err(BadHeader::Magic | BadHeader::Checksum) if Some(number) == newest => {
+                std::fs::remove_file(&path).map_err(io)?;
+            }
+            Err(BadHeader::Version(version)) => {
+                return Err(corrupt(&path, format!("it has format version {version}")));
+            }
+            Err(bad) => return Err(corrupt(&path, format!("its header: {bad:?}"))),
+        }
+    }
+    Ok(segments)
+}
+
+fn newest_mark(segments: &[OldSegment]) -> u64 {
+    let marks = segments.iter().flat_map(|segment| {
+        MARK_OFFSETS.iter().filter_map(|at| {
+            let bytes = &segment.bytes[*at..*at + MARK_BYTES];
+            Mark::decode(bytes, segment.header.incarnation).map(|mark| mark.committed_seq)
+        })
+    });
+    marks.max().unwrap_or(0)
+}
+
+fn replay_all(
+    identity: &Identity,
+    recovered: &mut Recovered,
+    segments: &[OldSegment],
+    snapshots: &[Epoch],
+    blocks_of: &impl Fn(PartitionIndex) -> Option<u32>,
+) -> Result<()> {
+    let Some(last) = segments.last() else { return Ok(()) };
+    let first = &segments[0];
+    if first.header.first_seq > recovered.next_seq {
+        return Err(corrupt(&first.path, "the records before it are missing"));
+    }
+    let mark = newest_mark(segments).max(recovered.committed);
+    let same_boot = last.header.boot_id == identity.boot_id;
+    let limit = if same_boot { u64::MAX } else { mark };
+    for (index, segment) in segments.iter().enumerate() {
+        let next = segments.get(index + 1).map(|next| next.header.first_seq);
+        let end = next.map_or(u64::MAX, |next| next - 1).min(limit);
+        let reached = replay(recovered, segment, end, snapshots, blocks_of)?;
+        let broken = next.is_some_and(|next| reached < next - 1);
+        if broken && reached < limit.min(next.unwrap_or(u64::MAX) - 1) {
+            // Records that are gone: after a power loss those behind the mark may be, and no others.
+            if same_boot || reached < mark {
+                return Err(corrupt(&segment.path, format!("record {} is missing", reached + 1)));
+            }
+        }
+        if broken {
+            break;
+        }
+    }
+    if recovered.next_seq <= mark {
+        let what = format!("record {} is missing", recovered.next_seq);
+        return Err(corrupt(&last.path, what));
+    }
+    recovered.committed = mark;
+    Ok(())
+}
+
+/// Replays the records of one segment up to `end`; returns the last sequence number that it reached.
+fn replay(
+    recovered: &mut Recovered,
+    segment: &OldSegment,
+    end: u64,
+    snapshots: &[Epoch],
+    blocks_of: &impl Fn(PartitionIndex) -> Option<u32>,
+) -> Result<u64> {
+    let mut at = HEADER_BYTES;
+    let mut reached = segment.header.first_seq - 1;
+    while reached < end {
+        let decoded = Record::decode(&segment.bytes[at..], segment.header.incarnation)
+            .map_err(|kind| corrupt(&segment.path, format!("a record of unknown kind {kind}")))?;
+        let Some((record, sums, length)) = decoded else { break };
+        if record.seq != reached + 1 {
+            break;
+        }
+        at += length;
+        reached += 1;
+        if record.seq < recovered.next_seq {
+            continue; // the checkpoint has it
+        }
+        apply(recovered, &record, &sums, snapshots, blocks_of)
+            .map_err(|what| corrupt(&segment.path, format!("record {}: {what}", record.seq)))?;
+        recovered.next_seq = record.seq + 1;
+        recovered.replayed += 1;
+    }
+    Ok(reached)
+}
+
+fn apply(
+    recovered: &mut Recovered,
+    record: &Record,
+    sums: &[u32],
+    snapshots: &[Epoch],
+    blocks_of: &impl Fn(PartitionIndex) -> Option<u32>,
+) -> std::result::Result<(), &'static str> {
+    if record.kind == RecordKind::Cut {
+        recovered.epoch = recovered.epoch.max(record.epoch + 1);
+        return Ok(());
+    }
+    recovered.epoch = recovered.epoch.max(record.epoch);
+    let blocks = blocks_of(record.partition).ok_or("its partition is not this processor's")?;
+    let in_range = record.first < blocks && record.count <= blocks - record.first;
+    let place = record.checked_place(sums).filter(|_| in_range).ok_or("it makes no sense")?;
+    let versions =
+        recovered.partitions.entry(record.partition).or_insert_with(|| Versions::new(blocks));
+    versions.freeze_before(record.epoch, snapshots);
+    let change = Change {
+        epoch: record.epoch,
+        first: record.first,
+        count: record.count,
+        place,
+        checksums: sums,
+        seq: record.seq,
+    };
+    versions.apply(change, |_, _, _| {});
+    Ok(())
+}

@@ -1,0 +1,249 @@
+//! Engine: everything that the data plane has, and the control calls on it.
+//!
+//! How it works      Control calls come from Python, one at a time for what they change; each looks things up
+//!                   under a short lock, then talks to processors by their queues.
+//! Owner and locks   `devices`, `volumes`, `processors`: one lock each, held for a look-up or a change. `cutting`:
+//!                   held for a whole cut, as cuts are made one after the other.
+
+pub mod volumes;
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex, RwLock};
+
+use crate::error::{Errno, Error, ErrorKind, Result};
+use crate::io::device::Device;
+use crate::io::pool::Pool;
+use crate::limits::PROCESSORS_MAX;
+use crate::processor::cut::{Cut, Stall};
+use crate::processor::queue::{Control, CutShard, Event, Queue, ask};
+use crate::processor::run::Handle;
+use crate::processor::shard::PartitionState;
+use crate::units::{DeviceId, Epoch, VolumeId};
+use crate::volume::export::ExportTable;
+use crate::volume::flusher::Waiter;
+use crate::volume::{View, Volume};
+
+/// Pool threads for what blocks.
+const POOL_THREADS: usize = 16;
+
+/// See the module's head.
+pub struct Engine {
+    pub(crate) processors: Mutex<Vec<Handle>>,
+    pub(crate) devices: Mutex<HashMap<DeviceId, Arc<Device>>>,
+    pub(crate) volumes: Mutex<HashMap<VolumeId, Arc<Volume>>>,
+    pub(crate) pool: Pool,
+    /// What hosts can ask for.
+    pub exports: Arc<ExportTable>,
+    cutting: Mutex<()>,
+    stopped: RwLock<bool>,
+}
+
+/// A cut that was made.
+#[derive(Debug)]
+pub struct CutReport {
+    /// The epoch that it ended, by volume.
+    pub epochs: Vec<(VolumeId, Epoch)>,
+    /// Nanoseconds since 1970.
+    pub instant_ns: u64,
+    /// Each processor's write stall.
+    pub stalls: Vec<Stall>,
+}
+
+impl Engine {
+    /// An engine with so many processors.
+    pub fn new(processors: u32) -> Result<Engine> {
+        let engine = Engine {
+            processors: Mutex::default(),
+            devices: Mutex::default(),
+            volumes: Mutex::default(),
+            pool: Pool::new(POOL_THREADS),
+            exports: Arc::default(),
+            cutting: Mutex::default(),
+            stopped: RwLock::new(false),
+        };
+        if processors == 0 {
+            return Err(Error::new(ErrorKind::Invalid, "an engine needs at least 1 processor"));
+        }
+        engine.grow_processors(processors)?;
+        Ok(engine)
+    }
+
+    /// Has at least so many processors.
+    pub fn grow_processors(&self, processors: u32) -> Result<()> {
+        if processors > PROCESSORS_MAX {
+            let what = format!("{processors} processors are more than {PROCESSORS_MAX}");
+            return Err(Error::new(ErrorKind::Invalid, what));
+        }
+        let mut handles = self.processors.lock().expect("no holder panics");
+        while handles.len() < processors as usize {
+            let index = handles.len() as u32;
+            handles.push(Handle::start(index, self.pool.clone())?);
+        }
+        Ok(())
+    }
+
+    /// Opens a device.
+    pub fn open_device(&self, id: DeviceId, path: &Path, read_only: bool, sparse: bool) -> Result<()> {
+        let mut devices = self.devices.lock().expect("no holder panics");
+        if devices.contains_key(&id) {
+            return Err(Error::new(ErrorKind::Exists, format!("device {id} is open already")));
+        }
+        let device = Device::open(id, path, read_only, sparse)?;
+        devices.insert(id, Arc::new(device));
+        Ok(())
+    }
+
+    /// Closes a device that no volume uses.
+    pub fn close_device(&self, id: DeviceId) -> Result<()> {
+        let mut devices = self.devices.lock().expect("no holder panics");
+        let Some(device) = devices.get(&id) else {
+            return Err(Error::new(ErrorKind::NotFound, format!("device {id} is not open")));
+        };
+        if Arc::strong_count(device) > 1 {
+            return Err(Error::new(ErrorKind::Busy, format!("device {id} is in use")));
+        }
+        devices.remove(&id);
+        Ok(())
+    }
+
+    pub(crate) fn device(&self, id: DeviceId) -> Result<Arc<Device>> {
+        let devices = self.devices.lock().expect("no holder panics");
+        let missing = || Error::new(ErrorKind::NotFound, format!("device {id} is not open"));
+        devices.get(&id).cloned().ok_or_else(missing)
+    }
+
+    /// The volume of this number.
+    pub fn volume(&self, id: VolumeId) -> Result<Arc<Volume>> {
+        let volumes = self.volumes.lock().expect("no holder panics");
+        let missing = || Error::new(ErrorKind::NotFound, format!("volume {id} is not served"));
+        volumes.get(&id).cloned().ok_or_else(missing)
+    }
+
+    /// Exports a volume, or its snapshot of this epoch.
+    pub fn export(
+        &self,
+        name: &str,
+        description: &str,
+        volume: VolumeId,
+        epoch: Option<Epoch>,
+    ) -> Result<()> {
+        let volume = self.volume(volume)?;
+        self.exports.add(name, description, Arc::new(View { volume, epoch }))
+    }
+
+    /// Makes one cut over these volumes, each with the log for what comes after it. See [`crate::processor::cut`].
+    pub fn cut(&self, volumes: &[(VolumeId, Option<u16>)]) -> Result<CutReport> {
+        let _one_at_a_time = self.cutting.lock().expect("no holder panics");
+        let mut taking_part: HashMap<u32, (Arc<Queue>, Vec<CutShard>)> = HashMap::new();
+        let mut chosen: Vec<Arc<Volume>> = Vec::new();
+        for (id, log) in volumes {
+            let volume = self.volume(*id)?;
+            if chosen.iter().any(|other| other.id == *id) {
+                let what = format!("volume {} is named twice", volume.name);
+                return Err(Error::new(ErrorKind::Invalid, what));
+            }
+            if let Some(number) = log
+                && volume.space.log(*number).is_none()
+            {
+                let what = format!("volume {} has no change log {number}", volume.name);
+                return Err(Error::new(ErrorKind::NotFound, what));
+            }
+            for shard in &volume.shards {
+                let entry = taking_part.entry(shard.processor);
+                let (_, shards) = entry.or_insert_with(|| (Arc::clone(&shard.queue), Vec::new()));
+                shards.push(CutShard { shard: volume.shard, log: *log });
+            }
+            chosen.push(volume);
+        }
+        if chosen.is_empty() {
+            return Err(Error::new(ErrorKind::Invalid, "a cut needs at least 1 volume"));
+        }
+        let (sender, receiver) = channel();
+        let queues = taking_part.values().map(|(queue, _)| Arc::clone(queue)).collect();
+        let cut = Arc::new(Cut::new(queues, sender));
+        for (queue, shards) in taking_part.into_values() {
+            queue.push(Event::Control(Box::new(Control::CutStop(Arc::clone(&cut), shards))));
+        }
+        let stopped = |_| Error::io("the processors have stopped", Errno::ESHUTDOWN);
+        let stalls = receiver.recv().map_err(stopped)?;
+        let ended = |volume: &Arc<Volume>| (volume.id, volume.epoch.fetch_add(1, Ordering::AcqRel));
+        let epochs = chosen.iter().map(ended).collect();
+        Ok(CutReport { epochs, instant_ns: cut.instant_ns(), stalls })
+    }
+
+    /// Waits until every write of `epoch` has landed.
+    pub fn settle(&self, volume: VolumeId, epoch: Epoch) -> Result<()> {
+        let volume = self.volume(volume)?;
+        for shard in &volume.shards {
+            ask(&shard.queue, |answer| Control::Settle(volume.shard, epoch, answer))?;
+        }
+        Ok(())
+    }
+
+    /// Makes everything acknowledged so far durable.
+    pub fn flush(&self, volume: VolumeId) -> Result<()> {
+        let volume = self.volume(volume)?;
+        let (sender, receiver) = channel();
+        volume.flusher.push(Waiter::Call(sender));
+        let result = receiver.recv().unwrap_or(Err(Errno::ESHUTDOWN));
+        result.map_err(|e| Error::io(format!("volume {} cannot be flushed", volume.name), e))
+    }
+
+    /// Forgets a snapshot; returns the bytes that only it could see.
+    pub fn drop_snapshot(&self, volume: VolumeId, epoch: Epoch) -> Result<u64> {
+        let volume = self.volume(volume)?;
+        let mut freed = 0;
+        for shard in &volume.shards {
+            freed += ask(&shard.queue, |answer| Control::Drop(volume.shard, epoch, answer))?;
+        }
+        Ok(freed)
+    }
+
+    /// The partitions' states, now or at a snapshot, by partition, each with its processor.
+    pub fn partition_states(
+        &self,
+        volume: VolumeId,
+        epoch: Option<Epoch>,
+    ) -> Result<Vec<(u32, PartitionState)>> {
+        let volume = self.volume(volume)?;
+        let mut states = Vec::new();
+        for shard in &volume.shards {
+            let epoch = epoch.unwrap_or(0);
+            let found = ask(&shard.queue, |answer| Control::States(volume.shard, epoch, answer))?;
+            states.extend(found.into_iter().map(|state| (shard.processor, state)));
+        }
+        states.sort_by_key(|(_, state)| state.partition);
+        Ok(states)
+    }
+
+    /// Whether it has been stopped.
+    pub fn is_stopped(&self) -> bool {
+        *self.stopped.read().expect("no holder panics")
+    }
+
+    /// Lets every volume go, durably, and ends all threads. The connections are closed already. Idempotent.
+    pub fn stop(&self) -> Result<()> {
+        let mut stopped = self.stopped.write().expect("no holder panics");
+        if std::mem::replace(&mut *stopped, true) {
+            return Ok(());
+        }
+        drop(stopped);
+        for export in self.exports.list() {
+            let _ = self.exports.remove(&export.name);
+        }
+        let ids: Vec<VolumeId> =
+            self.volumes.lock().expect("no holder panics").keys().copied().collect();
+        let mut result = Ok(());
+        for id in ids {
+            result = result.and(self.remove_volume(id));
+        }
+        for processor in self.processors.lock().expect("no holder panics").iter_mut() {
+            processor.stop();
+        }
+        self.pool.stop();
+        result
+    }
+}

@@ -1,0 +1,411 @@
+//! Taking a volume over, and letting it go.
+//!
+//! How it works      `add_volume`: resolve devices, recover each processor's maps on a thread of its own, mark the
+//!                   slots that they refer to, begin new journal segments, give each processor its shard.
+//!                   `remove_volume`: take the shards back, flush, write last checkpoints.
+//! Errors            nothing is served and no file but leftovers is changed unless everything could be read.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::atomic::AtomicU64;
+use std::sync::mpsc::channel;
+use std::sync::Arc;
+
+use crate::block_map::place::Place;
+use crate::block_map::versions::Versions;
+use crate::change_log::journal::{Identity, Journal};
+use crate::change_log::recover::{Recovered, recover};
+use crate::change_log::slots::Slots;
+use crate::change_log::space::{Log, Space};
+use crate::engine::Engine;
+use crate::error::{Errno, Error, ErrorKind, Result};
+use crate::limits::{PARTITION_BYTES_MAX, PARTITION_BYTES_MIN};
+use crate::processor::queue::{Control, Event, Queue, ask};
+use crate::processor::run::{checkpoint_now, remove_covered};
+use crate::processor::shard::{Local, Parts, Shard, ShardStats};
+use crate::units::{BLOCK_SIZE, DeviceId, Epoch, VolumeId};
+use crate::volume::flusher::{Durable, Flusher, Waiter};
+use crate::volume::geometry::{Extent, Geometry, Partition};
+use crate::volume::{ShardRef, Volume};
+
+/// A run of bytes on a device, as the catalog knows it.
+#[derive(Clone, Debug)]
+pub struct ExtentSpec {
+    /// The device's number.
+    pub device: DeviceId,
+    /// First byte.
+    pub offset: u64,
+    /// Length in bytes.
+    pub length: u64,
+}
+
+/// A volume, as the catalog knows it.
+#[derive(Clone, Debug)]
+pub struct VolumeSpec {
+    /// The catalog's number.
+    pub id: VolumeId,
+    /// Its UUID.
+    pub uuid: [u8; 16],
+    /// Its name.
+    pub name: String,
+    /// Size in bytes.
+    pub size: u64,
+    /// Bytes in a partition.
+    pub partition_size: u64,
+    /// Processor and extents of each partition.
+    pub partitions: Vec<(u32, Vec<ExtentSpec>)>,
+    /// Change logs: number and extents.
+    pub logs: Vec<(u16, Vec<ExtentSpec>)>,
+    /// Logs to use where none is named.
+    pub default_logs: Vec<u16>,
+    /// Where journals and checkpoints are.
+    pub directory: PathBuf,
+    /// Snapshots: epoch, and the log named for it.
+    pub snapshots: Vec<(Epoch, Option<u16>)>,
+    /// No smaller epoch may be used.
+    pub next_epoch: Epoch,
+}
+
+/// What one processor gets of a volume.
+struct Share {
+    processor: u32,
+    queue: Arc<Queue>,
+    partitions: Vec<u32>,
+    identity: Identity,
+}
+
+impl Engine {
+    /// Takes a volume over.
+    pub fn add_volume(&self, spec: VolumeSpec) -> Result<()> {
+        check(&spec)?;
+        if self.volume(spec.id).is_ok() {
+            let what = format!("volume {} is served already", spec.name);
+            return Err(Error::new(ErrorKind::Exists, what));
+        }
+        let geometry = Arc::new(self.geometry(&spec)?);
+        let space = Arc::new(Space::default());
+        for (number, extents) in &spec.logs {
+            space.add(self.log(*number, extents)?)?;
+        }
+        std::fs::create_dir_all(&spec.directory).map_err(|e| {
+            Error::io(format!("directory {} cannot be made", spec.directory.display()), e)
+        })?;
+        let shares = self.shares(&spec, &geometry)?;
+        let recovered = recover_all(&shares, &spec, &geometry)?;
+        let slots = mark_slots(&recovered, &space, &spec.name)?;
+        self.serve(spec, geometry, space, shares, recovered, slots)
+    }
+
+    fn extents(&self, specs: &[ExtentSpec]) -> Result<Vec<Extent>> {
+        let resolve = |spec: &ExtentSpec| {
+            let device = self.device(spec.device)?;
+            Ok(Extent { device, offset: spec.offset, length: spec.length })
+        };
+        specs.iter().map(resolve).collect()
+    }
+
+    fn log(&self, number: u16, extents: &[ExtentSpec]) -> Result<Log> {
+        Log::new(number, self.extents(extents)?)
+    }
+
+    fn geometry(&self, spec: &VolumeSpec) -> Result<Geometry> {
+        let mut next_local: HashMap<u32, u32> = HashMap::new();
+        let mut partitions = Vec::with_capacity(spec.partitions.len());
+        for (processor, extents) in &spec.partitions {
+            let local = next_local.entry(*processor).or_insert(0);
+            let extents = self.extents(extents)?;
+            partitions.push(Partition { processor: *processor, local: *local, extents });
+            *local += 1;
+        }
+        let partition_shift = spec.partition_size.trailing_zeros();
+        Ok(Geometry { size: spec.size, partition_shift, partitions })
+    }
+
+    fn shares(&self, spec: &VolumeSpec, geometry: &Geometry) -> Result<Vec<Share>> {
+        let boot_id = boot_id()?;
+        let processors = self.processors.lock().expect("no holder panics");
+        let mut shares: Vec<Share> = Vec::new();
+        for (number, partition) in geometry.partitions.iter().enumerate() {
+            let processor = partition.processor;
+            if let Some(share) = shares.iter_mut().find(|share| share.processor == processor) {
+                share.partitions.push(number as u32);
+                continue;
+            }
+            let Some(handle) = processors.get(processor as usize) else {
+                let what = format!("volume {} wants processor {processor}", spec.name);
+                return Err(Error::new(ErrorKind::Invalid, what));
+            };
+            let identity = Identity {
+                directory: spec.directory.clone(),
+                volume_uuid: spec.uuid,
+                processor,
+                boot_id,
+            };
+            let queue = Arc::clone(&handle.queue);
+            shares.push(Share { processor, queue, partitions: vec![number as u32], identity });
+        }
+        Ok(shares)
+    }
+
+    fn serve(
+        &self,
+        spec: VolumeSpec,
+        geometry: Arc<Geometry>,
+        space: Arc<Space>,
+        shares: Vec<Share>,
+        recovered: Vec<Recovered>,
+        slots: Vec<Slots>,
+    ) -> Result<()> {
+        let durable = Arc::new(Durable::default());
+        for partition in &geometry.partitions {
+            partition.extents.iter().for_each(|extent| durable.add_device(&extent.device));
+        }
+        for log in space.logs() {
+            log.devices().for_each(|device| durable.add_device(device));
+        }
+        let epoch = recovered.iter().map(|one| one.epoch).fold(spec.next_epoch, Epoch::max);
+        let flusher = Arc::new(Flusher::start(&spec.name, Arc::clone(&durable))?);
+        let mut volumes = self.volumes.lock().expect("no holder panics");
+        let number = free_number(&volumes);
+        let mut made = Vec::new();
+        for ((share, recovered), slots) in shares.into_iter().zip(recovered).zip(slots) {
+            let stats = Arc::new(ShardStats::default());
+            let (journal, locals) = begin(&share, recovered, &geometry)?;
+            let journals = &durable.journals;
+            journals.write().expect("no holder panics").push(Arc::clone(journal.shared()));
+            let shard = Shard::new(Parts {
+                number,
+                geometry: Arc::clone(&geometry),
+                space: Arc::clone(&space),
+                flusher: Arc::clone(&flusher),
+                stats: Arc::clone(&stats),
+                locals,
+                journal,
+                slots,
+                epoch,
+                snapshots: spec.snapshots.iter().map(|(epoch, _)| *epoch).collect(),
+                default_logs: spec.default_logs.clone(),
+                named_log: spec.snapshots.last().and_then(|(_, log)| *log),
+            });
+            made.push((ShardRef { processor: share.processor, queue: share.queue, stats }, shard));
+        }
+        let mut shards = Vec::new();
+        for (shard_ref, shard) in made {
+            let control = Control::AddShard(number, Box::new(shard));
+            shard_ref.queue.push(Event::Control(Box::new(control)));
+            shards.push(shard_ref);
+        }
+        let highest = shards.iter().map(|shard| shard.processor).max().unwrap_or(0) as usize;
+        let mut shard_of = vec![usize::MAX; highest + 1];
+        for (index, shard) in shards.iter().enumerate() {
+            shard_of[shard.processor as usize] = index;
+        }
+        let volume = Volume {
+            id: spec.id,
+            name: spec.name,
+            shard: number,
+            geometry,
+            space,
+            durable,
+            flusher,
+            shards,
+            shard_of,
+            flushes: AtomicU64::new(0),
+            epoch: AtomicU64::new(epoch),
+        };
+        volumes.insert(volume.id, Arc::new(volume));
+        Ok(())
+    }
+
+    /// Gives a volume one more change log, for cuts to name.
+    pub fn add_log(&self, volume: VolumeId, number: u16, extents: &[ExtentSpec]) -> Result<()> {
+        let volume = self.volume(volume)?;
+        let log = self.log(number, extents)?;
+        log.devices().for_each(|device| volume.durable.add_device(device));
+        volume.space.add(log)
+    }
+
+    /// Lets a volume go, durably. It has no exports left.
+    pub fn remove_volume(&self, id: VolumeId) -> Result<()> {
+        let volume = self.volume(id)?;
+        let exported = self.exports.list().into_iter().find(|export| {
+            export.name == volume.name || export.name.starts_with(&format!("{}@", volume.name))
+        });
+        if let Some(export) = exported {
+            let what = format!("export {} still exists", export.name);
+            return Err(Error::new(ErrorKind::Busy, what));
+        }
+        self.volumes.lock().expect("no holder panics").remove(&id);
+        let mut result = self.drain(&volume);
+        for shard in &volume.shards {
+            let taken = ask(&shard.queue, |answer| Control::RemoveShard(volume.shard, answer))?;
+            let (identity, number, contents, journal) = taken.close();
+            let written = checkpoint_now(&identity, number, &contents, &volume.flusher);
+            match written {
+                Ok(_) => {
+                    let oldest = journal.forget_covered(contents.first_seq - 1);
+                    remove_covered(&identity, number, oldest);
+                }
+                Err(e) => {
+                    let what = format!("volume {}: its checkpoint was not written", volume.name);
+                    result = result.and(Err(Error::io(what, e)));
+                }
+            }
+        }
+        volume.flusher.stop();
+        result
+    }
+
+    /// Flushes, and waits for what processors do of their own accord.
+    fn drain(&self, volume: &Volume) -> Result<()> {
+        let (sender, receiver) = channel();
+        volume.flusher.push(Waiter::Call(sender));
+        let flushed = receiver.recv().unwrap_or(Err(Errno::ESHUTDOWN));
+        for shard in &volume.shards {
+            ask(&shard.queue, |answer| Control::Settle(volume.shard, Epoch::MAX, answer))?;
+        }
+        flushed.map_err(|e| Error::io(format!("volume {} cannot be flushed", volume.name), e))
+    }
+}
+
+fn check(spec: &VolumeSpec) -> Result<()> {
+    let name = &spec.name;
+    let wrong = |what: String| Err(Error::new(ErrorKind::Invalid, format!("volume {name}: {what}")));
+    if spec.size == 0 || !spec.size.is_multiple_of(BLOCK_SIZE) {
+        return wrong(format!("size {} is not a multiple of 4096 above 0", spec.size));
+    }
+    let size = spec.partition_size;
+    if !size.is_power_of_two() || !(PARTITION_BYTES_MIN..=PARTITION_BYTES_MAX).contains(&size) {
+        return wrong(format!("partition size {size} is not a power of two from 1 MiB to 1 GiB"));
+    }
+    if spec.partitions.len() as u64 != spec.size.div_ceil(size) {
+        return wrong(format!("{} partitions do not make up its size", spec.partitions.len()));
+    }
+    for (number, (_, extents)) in spec.partitions.iter().enumerate() {
+        let wanted = (spec.size - number as u64 * size).min(size);
+        let aligned = extents.iter().all(|e| (e.offset | e.length).is_multiple_of(BLOCK_SIZE));
+        if !aligned || extents.iter().map(|extent| extent.length).sum::<u64>() != wanted {
+            return wrong(format!("the extents of partition {number} do not make up its size"));
+        }
+    }
+    if spec.snapshots.windows(2).any(|pair| pair[0].0 >= pair[1].0) {
+        return wrong("its snapshots are not in order of epoch".to_owned());
+    }
+    if spec.snapshots.last().is_some_and(|(epoch, _)| *epoch >= spec.next_epoch) {
+        return wrong("its next epoch is not above its snapshots'".to_owned());
+    }
+    let known = |number: &u16| spec.logs.iter().any(|(other, _)| other == number);
+    let named = spec.snapshots.iter().filter_map(|(_, log)| log.as_ref());
+    if let Some(number) = named.chain(&spec.default_logs).find(|number| !known(number)) {
+        return wrong(format!("it has no change log {number}"));
+    }
+    Ok(())
+}
+
+fn boot_id() -> Result<[u8; 16]> {
+    let path = "/proc/sys/kernel/random/boot_id";
+    let failed = |e| Error::io(format!("{path} cannot be read"), e);
+    let text = std::fs::read_to_string(path).map_err(failed)?;
+    let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();
+    let number = u128::from_str_radix(&digits, 16)
+        .map_err(|_| Error::new(ErrorKind::Invalid, format!("{path} holds no boot id")))?;
+    Ok(number.to_be_bytes())
+}
+
+fn recover_all(shares: &[Share], spec: &VolumeSpec, geometry: &Geometry) -> Result<Vec<Recovered>> {
+    let snapshots: Vec<Epoch> = spec.snapshots.iter().map(|(epoch, _)| *epoch).collect();
+    std::thread::scope(|scope| {
+        let begin = |share: &Share| {
+            let (identity, processor) = (share.identity.clone(), share.processor);
+            let snapshots = &snapshots;
+            scope.spawn(move || {
+                recover(&identity, snapshots, |partition| {
+                    let owner = geometry.partitions.get(partition as usize)?;
+                    let blocks = geometry.partition_bytes(partition) / BLOCK_SIZE;
+                    (owner.processor == processor).then_some(blocks as u32)
+                })
+            })
+        };
+        let threads: Vec<_> = shares.iter().map(begin).collect();
+        let crashed = || Error::new(ErrorKind::Corrupt, "recovery has crashed");
+        threads.into_iter().map(|t| t.join().unwrap_or_else(|_| Err(crashed()))).collect()
+    })
+}
+
+/// Marks every slot that a map refers to as used, and finds what cannot be.
+fn mark_slots(recovered: &[Recovered], space: &Space, volume: &str) -> Result<Vec<Slots>> {
+    let mut all = Vec::new();
+    for one in recovered {
+        let mut slots = Slots::default();
+        for (partition, versions) in &one.partitions {
+            let bad = mark_partition(versions, space, &mut slots);
+            if let Some(place) = bad {
+                let what = format!(
+                    "volume {volume}: {place:?} of partition {partition} is outside its change log or in \
+                     use twice"
+                );
+                return Err(Error::new(ErrorKind::Corrupt, what));
+            }
+        }
+        all.push(slots);
+    }
+    Ok(all)
+}
+
+/// Marks a partition's slots, each once however many versions see it; gives a place that cannot be marked.
+fn mark_partition(versions: &Versions, space: &Space, slots: &mut Slots) -> Option<Place> {
+    let mut bad = None;
+    let mut mark = |count: u32, place: Place| {
+        if !place.is_slot() || bad.is_some() {
+            return;
+        }
+        let marked =
+            space.log(place.log()).is_some_and(|log| slots.take_exactly(&log, place, count));
+        if !marked {
+            bad = Some(place);
+        }
+    };
+    // What a version sees and the one before it does not: by V2 each place comes up once.
+    let mut previous = None;
+    let frozen = versions.frozen().iter().map(|frozen| &frozen.map);
+    for map in frozen.chain(std::iter::once(&versions.live)) {
+        match previous {
+            None => map.for_each_run(|_, count, place, _| mark(count, place)),
+            Some(previous) => {
+                let others = [previous];
+                crate::block_map::diff::only_in(map, &others, |_, count, place| mark(count, place));
+            }
+        }
+        previous = Some(map);
+    }
+    bad
+}
+
+fn begin(
+    share: &Share,
+    mut recovered: Recovered,
+    geometry: &Geometry,
+) -> Result<(Journal, Vec<Local>)> {
+    let journal = Journal::begin(
+        share.identity.clone(),
+        recovered.next_number,
+        recovered.next_seq,
+        recovered.committed,
+        recovered.segments,
+    )?;
+    let local = |partition: &u32| {
+        let blocks = geometry.partition_bytes(*partition) / BLOCK_SIZE;
+        let versions = recovered.partitions.remove(partition);
+        let versions = versions.unwrap_or_else(|| Versions::new(blocks as u32));
+        Local { partition: *partition, versions }
+    };
+    let locals = share.partitions.iter().map(local).collect();
+    Ok((journal, locals))
+}
+
+/// The smallest shard number that no volume has.
+fn free_number(volumes: &HashMap<VolumeId, Arc<Volume>>) -> u32 {
+    let taken: Vec<u32> = volumes.values().map(|volume| volume.shard).collect();
+    (0..).find(|number| !taken.contains(number)).expect("there are fewer volumes than numbers")
+}
+

@@ -1,0 +1,192 @@
+//! Device: one file or disk that holds extents or slots.
+//!
+//! How it works      Buffered I/O at offsets. `read_cached` answers from the page cache or says that it would
+//!                   block. `sync` makes what was written durable; callers that wait at the same time share one.
+//! Invariants        D1 a write is counted after it was made and before it is acknowledged, so a sync that
+//!                   starts after an acknowledgement covers it;
+//!                   D2 after a failed sync the kernel may have dropped what it could not write, so no later sync
+//!                   of this device succeeds until it is opened anew.
+//! Errors            every failed call is counted; the last errno is kept for status.
+
+use std::fs::{File, OpenOptions};
+use std::io::IoSliceMut;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
+
+use rustix::fs::{Advice, FallocateFlags, SeekFrom, fadvise, fallocate, fdatasync, seek};
+use rustix::io::{ReadWriteFlags, preadv2};
+
+use crate::error::{Errno, Error, Result};
+use crate::units::DeviceId;
+
+/// See the module's head.
+#[derive(Debug)]
+pub struct Device {
+    /// The catalog's number for it.
+    pub id: DeviceId,
+    /// Freed space is punched out of it.
+    pub sparse: bool,
+    file: File,
+    writes: AtomicU64,
+    synced: Mutex<u64>,
+    failed_sync: AtomicI32,
+    errors: AtomicU64,
+    last_errno: AtomicI32,
+    no_punch: AtomicBool,
+    no_zero: AtomicBool,
+    no_nowait: AtomicBool,
+}
+
+impl Device {
+    /// Opens a device's file or disk.
+    pub fn open(id: DeviceId, path: &Path, read_only: bool, sparse: bool) -> Result<Device> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(!read_only)
+            .open(path)
+            .map_err(|e| Error::io(format!("device file {} cannot be opened", path.display()), e))?;
+        // Reads of hosts are random unless they say otherwise: no read-ahead of what nobody asked for is
+        // decided here, the kernel's own heuristics stay on.
+        Ok(Device {
+            id,
+            sparse,
+            file,
+            writes: AtomicU64::new(1), // what an earlier process wrote may not be durable
+            synced: Mutex::new(0),
+            failed_sync: AtomicI32::new(0),
+            errors: AtomicU64::new(0),
+            last_errno: AtomicI32::new(0),
+            no_punch: AtomicBool::new(!sparse),
+            no_zero: AtomicBool::new(false),
+            no_nowait: AtomicBool::new(false),
+        })
+    }
+
+    /// Failed calls since it was opened, and the last errno (0: none).
+    pub fn errors(&self) -> (u64, i32) {
+        (self.errors.load(Ordering::Relaxed), self.last_errno.load(Ordering::Relaxed))
+    }
+
+    /// Fills `buffer` from `offset` if that needs no waiting; `false` if it would block.
+    pub fn read_cached(&self, buffer: &mut [u8], offset: u64) -> std::result::Result<bool, Errno> {
+        if self.no_nowait.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
+        let length = buffer.len();
+        let mut slices = [IoSliceMut::new(buffer)];
+        match preadv2(&self.file, &mut slices, offset, ReadWriteFlags::NOWAIT) {
+            Ok(n) => Ok(n == length),
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(false),
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::INVAL) => {
+                self.no_nowait.store(true, Ordering::Relaxed);
+                Ok(false)
+            }
+            Err(e) => Err(self.count(e.into())),
+        }
+    }
+
+    /// Fills `buffer` from `offset`, waiting for the disk.
+    pub fn read(&self, buffer: &mut [u8], offset: u64) -> std::result::Result<(), Errno> {
+        // A device that ends early reads as an error, not as zeroes.
+        self.file.read_exact_at(buffer, offset).map_err(|e| self.count(e.into()))
+    }
+
+    /// Stores `bytes` at `offset`.
+    pub fn write(&self, bytes: &[u8], offset: u64) -> std::result::Result<(), Errno> {
+        let result = self.file.write_all_at(bytes, offset).map_err(|e| self.count(e.into()));
+        self.writes.fetch_add(1, Ordering::Release); // D1: even a failed one may have written
+        result
+    }
+
+    /// Makes the range read as zeroes and gives its space back. `Ok(false)` if this device cannot.
+    pub fn punch(&self, offset: u64, length: u64) -> std::result::Result<bool, Errno> {
+        self.allocate(FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, length)
+    }
+
+    /// Makes the range read as zeroes and keeps its space. `Ok(false)` if this device cannot.
+    pub fn zero_range(&self, offset: u64, length: u64) -> std::result::Result<bool, Errno> {
+        self.allocate(FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE, offset, length)
+    }
+
+    /// Whether [`Device::punch`] is worth a try.
+    pub fn can_punch(&self) -> bool {
+        !self.no_punch.load(Ordering::Relaxed)
+    }
+
+    /// Whether [`Device::zero_range`] is worth a try.
+    pub fn can_zero(&self) -> bool {
+        !self.no_zero.load(Ordering::Relaxed)
+    }
+
+    fn allocate(
+        &self,
+        flags: FallocateFlags,
+        offset: u64,
+        length: u64,
+    ) -> std::result::Result<bool, Errno> {
+        let result = fallocate(&self.file, flags, offset, length);
+        self.writes.fetch_add(1, Ordering::Release); // D1
+        match result {
+            Ok(()) => Ok(true),
+            Err(rustix::io::Errno::OPNOTSUPP) => {
+                let punch = flags.contains(FallocateFlags::PUNCH_HOLE);
+                let flag = if punch { &self.no_punch } else { &self.no_zero };
+                flag.store(true, Ordering::Relaxed);
+                Ok(false)
+            }
+            Err(e) => Err(self.count(e.into())),
+        }
+    }
+
+    /// Makes every write counted so far durable.
+    pub fn sync(&self) -> std::result::Result<(), Errno> {
+        let wanted = self.writes.load(Ordering::Acquire);
+        let mut synced = self.synced.lock().expect("no holder panics");
+        let failed = self.failed_sync.load(Ordering::Relaxed);
+        if failed != 0 {
+            return Err(Errno::new(failed)); // D2
+        }
+        if *synced >= wanted {
+            return Ok(());
+        }
+        let covered = self.writes.load(Ordering::Acquire);
+        match fdatasync(&self.file) {
+            Ok(()) => {
+                *synced = covered;
+                Ok(())
+            }
+            Err(e) => {
+                let errno = self.count(e.into());
+                self.failed_sync.store(errno.raw(), Ordering::Relaxed);
+                Err(errno)
+            }
+        }
+    }
+
+    /// Asks the kernel to read ahead.
+    pub fn will_need(&self, offset: u64, length: u64) {
+        let _ = fadvise(&self.file, offset, std::num::NonZeroU64::new(length), Advice::WillNeed);
+    }
+
+    /// How many bytes from `offset`, at most `limit`, are all data or all hole, and whether they are a hole.
+    pub fn allocation(&self, offset: u64, limit: u64) -> (u64, bool) {
+        let data = match seek(&self.file, SeekFrom::Data(offset)) {
+            Ok(data) => data,
+            Err(rustix::io::Errno::NXIO) => return (limit, true),
+            Err(_) => return (limit, false), // no holes to be told from data
+        };
+        if data > offset {
+            return ((data - offset).min(limit), true);
+        }
+        let hole = seek(&self.file, SeekFrom::Hole(offset)).unwrap_or(offset + limit);
+        ((hole.max(offset + 1) - offset).min(limit), false)
+    }
+
+    fn count(&self, errno: Errno) -> Errno {
+        self.errors.fetch_add(1, Ordering::Relaxed);
+        self.last_errno.store(errno.raw(), Ordering::Relaxed);
+        errno
+    }
+}

@@ -1,0 +1,84 @@
+//! Cut: how all processors that own partitions of some volumes agree on one instant.
+//!
+//! How it works      The engine pushes `CutStop` to each processor concerned. Each stops starting writes of the
+//!                   volumes and arrives; reads go on. The last one to arrive pushes `CutGo` to all; on it each
+//!                   advances the epoch of its shards and starts the writes that it held.
+//! Invariants        C1 no processor advances before all have arrived;
+//!                   C2 between its arrival and its advance a processor starts no write of the volumes;
+//!                   C3 a write takes its epoch from its shard when it starts.
+//! Why it is one instant   Let write A be acknowledged before its host issues B. A started, so by C2 and C3 either
+//!                   before its processor arrived, in the old epoch, or after that processor's advance, in the new
+//!                   one. If A is of the new epoch, then by C1 all had arrived before A started, so B, which
+//!                   starts after A ended, starts after its own processor's arrival, and by C2 after its
+//!                   advance: B is of the new epoch too. No snapshot has B without A.
+//! Writes under way  A write that was started before and has not landed belongs to the old epoch, wherever it
+//!                   lands: `Settle` waits for those, and until then nobody reads the snapshot.
+//! A crash           leaves records with epochs and no snapshot in the catalog: recovery makes no frozen map for
+//!                   it, so nothing of the cut remains.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex};
+
+use crate::processor::queue::{Control, Event, Queue};
+use crate::units::ProcessorIndex;
+
+/// How long one processor kept writes waiting.
+#[derive(Clone, Copy, Debug)]
+pub struct Stall {
+    /// The processor.
+    pub processor: ProcessorIndex,
+    /// Nanoseconds from its stop to its start.
+    pub nanoseconds: u64,
+}
+
+/// What the processors of one cut share.
+pub struct Cut {
+    out: AtomicUsize,
+    queues: Vec<Arc<Queue>>,
+    /// When the last one arrived, nanoseconds since 1970.
+    instant_ns: AtomicU64,
+    report: Mutex<Vec<Stall>>,
+    done: Sender<Vec<Stall>>,
+}
+
+impl Cut {
+    /// A cut of the processors with these queues; `done` gets the report when all have started again.
+    pub fn new(queues: Vec<Arc<Queue>>, done: Sender<Vec<Stall>>) -> Cut {
+        Cut {
+            out: AtomicUsize::new(queues.len()),
+            queues,
+            instant_ns: AtomicU64::new(0),
+            report: Mutex::new(Vec::new()),
+            done,
+        }
+    }
+
+    /// The caller has stopped starting writes. The last one to say so lets everybody go.
+    pub fn arrive(self: &Arc<Self>) {
+        if self.out.fetch_sub(1, Ordering::AcqRel) == 1 {
+            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+            let nanoseconds = now.map_or(0, |now| now.as_nanos() as u64);
+            self.instant_ns.store(nanoseconds, Ordering::Release);
+            for queue in &self.queues {
+                queue.push(Event::Control(Box::new(Control::CutGo(Arc::clone(self)))));
+            }
+        }
+    }
+
+    /// The cut's instant; final once somebody was let go.
+    pub fn instant_ns(&self) -> u64 {
+        self.instant_ns.load(Ordering::Acquire)
+    }
+
+    /// The caller has advanced and starts writes again.
+    pub fn resumed(&self, stall: Stall) {
+        assert_eq!(self.out.load(Ordering::Acquire), 0, "C1");
+        let mut report = self.report.lock().expect("no holder panics");
+        report.push(stall);
+        if report.len() == self.queues.len() {
+            // Whoever asked may have gone; the cut was made all the same.
+            let _ = self.done.send(std::mem::take(&mut report));
+        }
+    }
+}

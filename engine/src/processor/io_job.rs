@@ -1,0 +1,326 @@
+//! I/O jobs: the I/O of one part, planned by its processor, done there or on a pool thread.
+//!
+//! How it works      A job is a list of steps that needs no map and no lock to be run: places were resolved when
+//!                   it was planned. What a write will change in the map comes with it and is applied by the
+//!                   processor after the job has succeeded.
+//! Invariants        I1 a job's blocks are reserved in its shard while it is on a pool thread: nothing that
+//!                   overlaps them in a way that matters starts meanwhile;
+//!                   I2 a slot is read whole and checked, or not used.
+
+use std::sync::Arc;
+
+use crate::block_map::place::Place;
+use crate::error::Errno;
+use crate::io::device::Device;
+use crate::processor::queue::Part;
+use crate::units::{BLOCK_SIZE, BlockIndex};
+use crate::volume::geometry::{Geometry, Partition};
+use crate::volume::request::Request;
+
+const BLOCK: usize = BLOCK_SIZE as usize;
+
+/// A run of bytes on a device.
+#[derive(Clone, Debug)]
+pub struct Spot {
+    /// The device.
+    pub device: Arc<Device>,
+    /// First byte.
+    pub offset: u64,
+}
+
+/// Where the old contents of a block are, of which a part is overwritten.
+#[derive(Clone, Debug)]
+pub enum Old {
+    /// At its base place.
+    Base,
+    /// Nowhere.
+    Zero,
+    /// In a slot with this checksum.
+    Slot(Spot, u32),
+}
+
+/// Where whole blocks go.
+#[derive(Clone, Debug)]
+pub enum Target {
+    /// To their base places.
+    Base,
+    /// To consecutive slots.
+    Slots(Spot),
+}
+
+/// One step of a job. `at` counts bytes from the request's start; offsets count from the partition's.
+#[allow(missing_docs)]
+#[derive(Clone, Debug)]
+pub enum Step {
+    /// Read from the base place.
+    ReadBase { offset: u64, length: u64, at: usize },
+    /// Fill with zeroes.
+    ReadZero { length: usize, at: usize },
+    /// Read consecutive slots: `skip` bytes of the first are not wanted.
+    ReadSlots { spot: Spot, sums: Vec<u32>, skip: usize, length: usize, at: usize },
+    /// Overwrite at the base place.
+    WriteInPlace { offset: u64, length: u64, at: usize },
+    /// Write whole blocks somewhere new.
+    WriteWhole { change: usize, target: Target, at: usize },
+    /// Write one block somewhere new, of which `length` bytes from `skip` are overwritten.
+    WritePartial { change: usize, target: Target, old: Old, skip: usize, length: usize, at: usize },
+    /// Punch or zero a run of base places.
+    Clear { offset: u64, length: u64, keep_allocated: bool },
+}
+
+/// A change of the map that a job prepares.
+#[derive(Clone, Debug)]
+pub struct NewPlace {
+    /// First block.
+    pub first: BlockIndex,
+    /// Blocks.
+    pub count: u32,
+    /// The first one's place.
+    pub place: Place,
+    /// Checksums, computed as the data is written.
+    pub sums: Vec<u32>,
+}
+
+/// See the module's head.
+pub struct Job {
+    /// The volume's shape.
+    pub geometry: Arc<Geometry>,
+    /// The partition within the volume.
+    pub partition: u32,
+    /// Whose buffer is read or filled; `None` for work of the shard's own.
+    pub request: Option<Arc<Request>>,
+    /// What to do, in order.
+    pub steps: Vec<Step>,
+    /// What changes when all has been done.
+    pub changes: Vec<NewPlace>,
+    /// Write zeroes instead of the request's buffer.
+    pub zeroes: bool,
+}
+
+/// A job that a pool thread is done with.
+pub struct Done {
+    /// The shard.
+    pub shard: u32,
+    /// The reservation.
+    pub id: u64,
+    /// The part, unless it was work of the shard's own.
+    pub part: Option<Part>,
+    /// The job.
+    pub job: Job,
+    /// How it ended.
+    pub result: Result<(), Errno>,
+}
+
+impl Job {
+    /// Runs all steps, waiting for the disk where that is needed.
+    pub fn run(&mut self) -> Result<(), Errno> {
+        let geometry = Arc::clone(&self.geometry);
+        let partition = &geometry.partitions[self.partition as usize];
+        let steps = std::mem::take(&mut self.steps);
+        steps.iter().try_for_each(|step| match step {
+            Step::ReadBase { .. } | Step::ReadZero { .. } | Step::ReadSlots { .. } => {
+                self.read_step(partition, step)
+            }
+            Step::Clear { offset, length, keep_allocated } => {
+                clear(partition, *offset, *length, *keep_allocated)
+            }
+            _ => self.write_step(partition, step),
+        })
+    }
+
+    fn buffer(&self) -> &Request {
+        self.request.as_ref().expect("only a request's job reads or writes its buffer")
+    }
+
+    /// The request's bytes `at..at + length`, to fill.
+    fn fill(&self, at: usize, length: usize) -> &mut [u8] {
+        // SAFETY: B3: the part holds its range of the request's buffer alone, and `at` is inside it.
+        unsafe { self.buffer().data.part_mut(at, length) }
+    }
+
+    fn read_step(&self, partition: &Partition, step: &Step) -> Result<(), Errno> {
+        match step {
+            Step::ReadBase { offset, length, at } => {
+                partition.pieces(*offset, *length, |device, from, here, done| {
+                    device.read(self.fill(at + done as usize, here as usize), from)
+                })
+            }
+            Step::ReadZero { length, at } => {
+                self.fill(*at, *length).fill(0);
+                Ok(())
+            }
+            Step::ReadSlots { spot, sums, skip, length, at } => {
+                let out = self.fill(*at, *length);
+                read_slots(spot, sums, *skip, out, |device, buffer, offset| {
+                    device.read(buffer, offset).map(|()| true)
+                })
+                .map(|_| ())
+            }
+            _ => unreachable!("a write step"),
+        }
+    }
+
+    fn write_step(&mut self, partition: &Partition, step: &Step) -> Result<(), Errno> {
+        match step {
+            Step::WriteInPlace { offset, length, at } => {
+                with_source(self.zeroes, self.buffer(), *at, *length as usize, |source| {
+                    write_base(partition, *offset, source)
+                })
+            }
+            Step::WriteWhole { change, target, at } => {
+                let NewPlace { first, count, .. } = self.changes[*change];
+                let length = count as usize * BLOCK;
+                let mut sums = std::mem::take(&mut self.changes[*change].sums);
+                let result = with_source(self.zeroes, self.buffer(), *at, length, |source| {
+                    put(partition, first, target, source, &mut sums)
+                });
+                self.changes[*change].sums = sums;
+                result
+            }
+            Step::WritePartial { change, target, old, skip, length, at } => {
+                let first = self.changes[*change].first;
+                let mut block = [0; BLOCK];
+                read_old(partition, first, old, &mut block)?;
+                with_source(self.zeroes, self.buffer(), *at, *length, |source| {
+                    block[*skip..*skip + *length].copy_from_slice(source);
+                    Ok(())
+                })?;
+                let mut sums = Vec::with_capacity(1);
+                put(partition, first, target, &block, &mut sums)?;
+                self.changes[*change].sums = sums;
+                Ok(())
+            }
+            _ => unreachable!("a read step"),
+        }
+    }
+}
+
+static ZEROES: [u8; 1 << 16] = [0; 1 << 16];
+
+/// Calls `f` with the bytes to write: of the request, or zeroes (then perhaps never all at once: at most 64 KiB,
+/// which planning sees to).
+fn with_source(
+    zeroes: bool,
+    request: &Request,
+    at: usize,
+    length: usize,
+    f: impl FnOnce(&[u8]) -> Result<(), Errno>,
+) -> Result<(), Errno> {
+    if zeroes { f(&ZEROES[..length]) } else { f(&request.data.as_slice()[at..at + length]) }
+}
+
+/// Most zeroes that one step may write.
+pub const ZEROES_MAX: u32 = 1 << 16;
+
+/// Overwrites bytes at their base place.
+pub fn write_base(partition: &Partition, offset: u64, source: &[u8]) -> Result<(), Errno> {
+    partition.pieces(offset, source.len() as u64, |device, from, here, done| {
+        device.write(&source[done as usize..(done + here) as usize], from)
+    })
+}
+
+/// Writes whole blocks to their target; slots get their checksums.
+pub fn put(
+    partition: &Partition,
+    first: BlockIndex,
+    target: &Target,
+    source: &[u8],
+    sums: &mut Vec<u32>,
+) -> Result<(), Errno> {
+    match target {
+        Target::Base => write_base(partition, u64::from(first) * BLOCK_SIZE, source),
+        Target::Slots(spot) => {
+            sums.clear();
+            sums.extend(source.chunks_exact(BLOCK).map(crc32c::crc32c));
+            spot.device.write(source, spot.offset)
+        }
+    }
+}
+
+fn read_old(
+    partition: &Partition,
+    first: BlockIndex,
+    old: &Old,
+    block: &mut [u8],
+) -> Result<(), Errno> {
+    match old {
+        Old::Base => partition.pieces(
+            u64::from(first) * BLOCK_SIZE,
+            BLOCK_SIZE,
+            |device, from, here, done| {
+                device.read(&mut block[done as usize..(done + here) as usize], from)
+            },
+        ),
+        Old::Zero => {
+            block.fill(0);
+            Ok(())
+        }
+        Old::Slot(spot, sum) => {
+            spot.device.read(block, spot.offset)?;
+            verify(block, std::slice::from_ref(sum))
+        }
+    }
+}
+
+/// Checks whole blocks against their checksums (I2).
+pub fn verify(blocks: &[u8], sums: &[u32]) -> Result<(), Errno> {
+    let matches = |(block, sum): (&[u8], &u32)| crc32c::crc32c(block) == *sum;
+    if blocks.chunks_exact(BLOCK).zip(sums).all(matches) { Ok(()) } else { Err(Errno::EIO) }
+}
+
+/// Reads consecutive slots into `out`, leaving out `skip` bytes of the first, by `read`, which says whether it
+/// could without waiting. Whole blocks are read straight into `out`.
+pub fn read_slots(
+    spot: &Spot,
+    sums: &[u32],
+    skip: usize,
+    out: &mut [u8],
+    mut read: impl FnMut(&Device, &mut [u8], u64) -> Result<bool, Errno>,
+) -> Result<bool, Errno> {
+    let mut block = [0; BLOCK];
+    let (mut done, mut from) = (0, skip);
+    while done < out.len() {
+        let index = from / BLOCK;
+        let inner = from % BLOCK;
+        let whole = (out.len() - done) / BLOCK;
+        let offset = spot.offset + (index * BLOCK) as u64;
+        if inner == 0 && whole > 0 {
+            let into = &mut out[done..done + whole * BLOCK];
+            if !read(&spot.device, into, offset)? {
+                return Ok(false);
+            }
+            verify(into, &sums[index..index + whole])?;
+            done += whole * BLOCK;
+            from += whole * BLOCK;
+            continue;
+        }
+        if !read(&spot.device, &mut block, offset)? {
+            return Ok(false);
+        }
+        verify(&block, &sums[index..=index])?;
+        let here = (BLOCK - inner).min(out.len() - done);
+        out[done..done + here].copy_from_slice(&block[inner..inner + here]);
+        done += here;
+        from += here;
+    }
+    Ok(true)
+}
+
+/// Makes a run of base places read as zeroes; planning has asked only for what the devices can do, but a device
+/// may have turned out not to: then it is written.
+fn clear(partition: &Partition, offset: u64, length: u64, keep: bool) -> Result<(), Errno> {
+    partition.pieces(offset, length, |device, from, here, _| {
+        let cleared =
+            if keep { device.zero_range(from, here)? } else { device.punch(from, here)? };
+        if cleared || (keep && device.can_punch() && device.punch(from, here)?) {
+            return Ok(());
+        }
+        let mut done = 0;
+        while done < here {
+            let chunk = (here - done).min(ZEROES.len() as u64);
+            device.write(&ZEROES[..chunk as usize], from + done)?;
+            done += chunk;
+        }
+        Ok(())
+    })
+}

@@ -1,0 +1,30 @@
+//! Processors: the worker threads that alone touch the mutable state of the partitions that they own.
+//!
+//! How it works      A processor drains its [`queue`] ([`run`]), and for each volume that it owns partitions of, a
+//!                   [`shard`] serves the parts of requests: [`read`], [`write`], [`zero`]. What would block goes
+//!                   to the pool's threads, and comes back as an event. [`cut`] is how all processors agree on an
+//!                   instant.
+//!
+//! Ownership, the one place where it is told:
+//!
+//! | state | owner | who else may look | held how long |
+//! |---|---|---|---|
+//! | versions, slots, epoch, parts that wait | the processor | nobody; a checkpoint reads clones | - |
+//! | journal, records' bytes | the processor | flusher: how far it got (atomic) | - |
+//! | journal, marks' bytes | flusher, under `committing` | - | one sync |
+//! | a queue's events | its lock | everyone pushes, the processor takes all | a push |
+//! | a log's chunks | its lock | processors of the volume | a search |
+//! | geometry | nobody: never changes | everyone | - |
+//! | an export table | its lock | connections look up | a look-up |
+//! | a request's buffer | its parts, each its range (B3) | the sink, after the last part | - |
+//!
+//! Lock order: none of these locks is ever taken while another is held.
+
+pub mod cut;
+pub mod io_job;
+pub mod queue;
+pub mod read;
+pub mod run;
+pub mod shard;
+pub mod write;
+pub mod zero;

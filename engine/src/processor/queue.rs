@@ -1,0 +1,152 @@
+//! Queue: how work is handed to a processor, by batch: push all, wake once.
+//!
+//! Invariants        Q1 an event that was pushed is taken exactly once, in the order of pushes;
+//!                   Q2 the processor sleeps only while the queue is empty, and a push wakes it if it sleeps.
+//! Owner and locks   one lock over the events, held for a push or a swap.
+
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Condvar, Mutex};
+
+use crate::error::{Errno, Result};
+use crate::processor::cut::Cut;
+use crate::processor::io_job::Done;
+use crate::processor::shard::{Dropping, PartitionState, Shard};
+use crate::units::Epoch;
+use crate::volume::request::Request;
+
+/// The part of a request that lies in one partition.
+pub struct Part {
+    /// The request.
+    pub request: Arc<Request>,
+    /// The snapshot's epoch, or 0 for the live volume.
+    pub view: Epoch,
+    /// The volume's shard on the processor.
+    pub shard: u32,
+    /// The partition's number on the shard.
+    pub local: u32,
+    /// First byte within the partition.
+    pub offset: u32,
+    /// Length in bytes, at least 1.
+    pub length: u32,
+    /// Where the part begins in the request, bytes.
+    pub at: u32,
+}
+
+/// What a processor is told by the engine.
+pub enum Control {
+    /// Serve a volume.
+    AddShard(u32, Box<Shard>),
+    /// Stop serving it, and give its shard back. Nothing of it is under way.
+    RemoveShard(u32, Sender<Box<Shard>>),
+    /// First step of a cut: stop starting writes of these shards.
+    CutStop(Arc<Cut>, Vec<CutShard>),
+    /// Last step of a cut: advance the epoch and start writes again.
+    CutGo(Arc<Cut>),
+    /// Say when the writes of this epoch and earlier ones have landed.
+    Settle(u32, Epoch, Sender<()>),
+    /// Forget the snapshot of this epoch; answer with the bytes that only it could see.
+    Drop(u32, Epoch, Sender<u64>),
+    /// Continue a `Drop`.
+    DropMore(u32, Box<Dropping>),
+    /// A sync ended that a shard had asked for.
+    Release {
+        /// The shard.
+        shard: u32,
+        /// Whether it succeeded.
+        durable: bool,
+    },
+    /// A checkpoint was written, of so many bytes, or failed (0).
+    CheckpointDone(u32, u64),
+    /// Answer with the partitions' states, now (0) or at an epoch.
+    States(u32, Epoch, Sender<Vec<PartitionState>>),
+    /// Answer with slots in use by log, and blocks mapped.
+    Use(u32, Sender<(Vec<(u16, u64)>, u64)>),
+    /// End the thread.
+    Stop,
+}
+
+/// One shard's part of a cut.
+#[derive(Clone, Copy, Debug)]
+pub struct CutShard {
+    /// The shard.
+    pub shard: u32,
+    /// The log for what is written after the cut, if one was named.
+    pub log: Option<u16>,
+}
+
+/// What a queue holds.
+pub enum Event {
+    /// Work of a host.
+    Part(Part),
+    /// A pool thread is done with a part, or with work of the shard's own.
+    Done(Box<Done>),
+    /// Work of the engine.
+    Control(Box<Control>),
+}
+
+#[derive(Default)]
+struct State {
+    events: Vec<Event>,
+    sleeping: bool,
+}
+
+/// See the module's head.
+#[derive(Default)]
+pub struct Queue {
+    state: Mutex<State>,
+    wake: Condvar,
+}
+
+impl std::fmt::Debug for Queue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Queue")
+    }
+}
+
+impl Queue {
+    /// Pushes every event of `batch`, which is left empty, and wakes the processor at most once.
+    pub fn push_all(&self, batch: &mut Vec<Event>) {
+        let mut state = self.state.lock().expect("no holder panics");
+        if state.events.is_empty() {
+            std::mem::swap(&mut state.events, batch);
+        } else {
+            state.events.append(batch);
+        }
+        let wake = std::mem::take(&mut state.sleeping);
+        drop(state);
+        if wake {
+            self.wake.notify_one();
+        }
+    }
+
+    /// Pushes one event.
+    pub fn push(&self, event: Event) {
+        let mut state = self.state.lock().expect("no holder panics");
+        state.events.push(event);
+        let wake = std::mem::take(&mut state.sleeping);
+        drop(state);
+        if wake {
+            self.wake.notify_one();
+        }
+    }
+
+    /// Takes all events into `batch`, which is empty; sleeps until there is one.
+    pub fn take_all(&self, batch: &mut Vec<Event>) {
+        debug_assert!(batch.is_empty());
+        let mut state = self.state.lock().expect("no holder panics");
+        while state.events.is_empty() {
+            state.sleeping = true; // Q2
+            state = self.wake.wait(state).expect("no holder panics");
+        }
+        std::mem::swap(&mut state.events, batch);
+    }
+}
+
+/// Asks a processor and waits for its answer.
+pub fn ask<T>(queue: &Queue, make: impl FnOnce(Sender<T>) -> Control) -> Result<T> {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    queue.push(Event::Control(Box::new(make(sender))));
+    receiver
+        .recv()
+        .map_err(|_| crate::error::Error::io("the processor has stopped", Errno::ESHUTDOWN))
+}

@@ -1,0 +1,123 @@
+//! Read: a part of READ, of the live volume or of a snapshot.
+//!
+//! How it works      What the page cache has is read at once, straight into the request's buffer; if any of the
+//!                   part would block, a pool thread reads the part. Slots are checked against their checksums.
+
+use std::sync::Arc;
+
+use crate::block_map::leaf::Found;
+use crate::block_map::place::Place;
+use crate::block_map::tree::Map;
+use crate::change_log::space::{Log, Space};
+use crate::error::Errno;
+use crate::processor::io_job::{Job, Spot, Step, read_slots};
+use crate::processor::queue::Part;
+use crate::processor::shard::{Context, Shard, blocks_of, count};
+use crate::units::{BLOCK_SIZE, Epoch};
+
+/// Longer parts are read by a pool thread: the processor has others to serve.
+const INLINE_BYTES_MAX: u32 = 256 << 10;
+
+impl Shard {
+    pub(super) fn read(&mut self, part: Part, context: &mut Context<'_>) {
+        count(&self.stats.reads, 1);
+        count(&self.stats.read_bytes, u64::from(part.length));
+        if part.length <= INLINE_BYTES_MAX {
+            match self.read_now(&part) {
+                Ok(true) => return self.end(part, Ok(()), context),
+                Ok(false) => {}
+                Err(errno) => return self.end(part, Err(errno), context),
+            }
+        }
+        let job = self.plan_read(&part);
+        self.hand_over(part, job, context);
+    }
+
+    /// The map that a part looks into.
+    pub(super) fn map_of(&self, local: u32, view: Epoch) -> &Map {
+        let versions = &self.locals[local as usize].versions;
+        if view == 0 { &versions.live } else { versions.at(view).0 }
+    }
+
+    /// Reads what needs no waiting; `false` if some of it does.
+    fn read_now(&self, part: &Part) -> Result<bool, Errno> {
+        let partition = self.locals[part.local as usize].partition;
+        let partition = &self.geometry.partitions[partition as usize];
+        let mut cached = true;
+        self.for_each_run(part, |found, offset, length, at| {
+            // SAFETY: B3: the part holds its range of the request's buffer alone.
+            let out = unsafe { part.request.data.part_mut(at, length) };
+            if found.place == Place::BASE {
+                partition.pieces(offset, length as u64, |device, from, here, done| {
+                    let out = &mut out[done as usize..(done + here) as usize];
+                    cached = cached && device.read_cached(out, from)?;
+                    Ok::<(), Errno>(())
+                })?;
+            } else if found.place.is_slot() {
+                let spot = self.spot(found.place);
+                let skip = (offset % BLOCK_SIZE) as usize;
+                cached = cached
+                    && read_slots(&spot, found.checksums, skip, out, |device, into, from| {
+                        device.read_cached(into, from)
+                    })?;
+            } else {
+                out.fill(0);
+            }
+            Ok(cached)
+        })?;
+        Ok(cached)
+    }
+
+    fn plan_read(&self, part: &Part) -> Job {
+        let mut steps = Vec::new();
+        let planned = self.for_each_run(part, |found, offset, length, at| {
+            steps.push(if found.place == Place::BASE {
+                Step::ReadBase { offset, length: length as u64, at }
+            } else if found.place.is_slot() {
+                let spot = self.spot(found.place);
+                let skip = (offset % BLOCK_SIZE) as usize;
+                Step::ReadSlots { spot, sums: found.checksums.to_vec(), skip, length, at }
+            } else {
+                Step::ReadZero { length, at }
+            });
+            Ok(true)
+        });
+        assert!(planned.is_ok(), "planning does no I/O");
+        Job { steps, ..self.new_job(part, false) }
+    }
+
+    /// Calls `f(run, offset in the partition, length, offset in the request)` for each run that a part touches,
+    /// as long as it says so. A run of slots never leaves its chunk.
+    pub(super) fn for_each_run(
+        &self,
+        part: &Part,
+        mut f: impl FnMut(Found<'_>, u64, usize, usize) -> Result<bool, Errno>,
+    ) -> Result<(), Errno> {
+        let map = self.map_of(part.local, part.view);
+        let (first, last) = blocks_of(part);
+        let end = u64::from(part.offset) + u64::from(part.length);
+        let mut block = first;
+        while block <= last {
+            let found = map.find(block, last - block + 1);
+            let from = (u64::from(block) * BLOCK_SIZE).max(u64::from(part.offset));
+            let to = (u64::from(block + found.count) * BLOCK_SIZE).min(end);
+            let at = part.at as usize + (from - u64::from(part.offset)) as usize;
+            block += found.count;
+            if !f(found, from, (to - from) as usize, at)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Where a slot is.
+    pub(super) fn spot(&self, place: Place) -> Spot {
+        spot_in(&self.space, place)
+    }
+}
+
+fn spot_in(space: &Space, place: Place) -> Spot {
+    let log: Arc<Log> = space.log(place.log()).expect("recovery has checked every log's number");
+    let (device, offset) = log.locate(place.slot_number());
+    Spot { device: Arc::clone(device), offset }
+}

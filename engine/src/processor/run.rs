@@ -1,0 +1,295 @@
+//! Run: a processor's thread: take all events, serve them, kick who was given something, sleep.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+
+use crate::change_log::checkpoint::{self, Contents};
+use crate::change_log::journal::Identity;
+use crate::change_log::recover::files;
+use crate::error::{Errno, Error, Result};
+use crate::io::pool::Pool;
+use crate::processor::cut::{Cut, Stall};
+use crate::processor::queue::{Control, CutShard, Event, Queue};
+use crate::processor::shard::{Context, Dropping, Shard};
+use crate::units::ProcessorIndex;
+use crate::volume::flusher::{Flusher, Waiter};
+use crate::volume::request::Sink;
+
+/// Counters of one processor: one writer, many readers.
+#[derive(Debug, Default)]
+#[allow(missing_docs)]
+pub struct ProcessorStats {
+    pub parts: AtomicU64,
+    pub batches: AtomicU64,
+    pub slow_ios: AtomicU64,
+    pub partitions: AtomicU64,
+}
+
+/// The engine's end of a processor.
+pub struct Handle {
+    /// Its queue.
+    pub queue: Arc<Queue>,
+    /// Its counters.
+    pub stats: Arc<ProcessorStats>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Handle {
+    /// Starts a processor.
+    pub fn start(index: ProcessorIndex, pool: Pool) -> Result<Handle> {
+        let queue = Arc::new(Queue::default());
+        let stats = Arc::new(ProcessorStats::default());
+        let processor = Processor {
+            index,
+            queue: Arc::clone(&queue),
+            stats: Arc::clone(&stats),
+            pool,
+            shards: Vec::new(),
+            sinks: Vec::new(),
+            cutting: Vec::new(),
+            parts: 0,
+            slow_ios: 0,
+        };
+        let thread = std::thread::Builder::new()
+            .name(format!("pv-proc-{index}"))
+            .spawn(move || processor.run())
+            .map_err(|e| Error::io(format!("processor {index} cannot be started"), e))?;
+        Ok(Handle { queue, stats, thread: Some(thread) })
+    }
+
+    /// Ends it; its shards are gone already.
+    pub fn stop(&mut self) {
+        self.queue.push(Event::Control(Box::new(Control::Stop)));
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Processor {
+    index: ProcessorIndex,
+    queue: Arc<Queue>,
+    stats: Arc<ProcessorStats>,
+    pool: Pool,
+    shards: Vec<Option<Box<Shard>>>,
+    sinks: Vec<Arc<dyn Sink>>,
+    /// What takes part in the cut that is being made.
+    cutting: Vec<CutShard>,
+    parts: u64,
+    slow_ios: u64,
+}
+
+impl Processor {
+    fn run(mut self) {
+        let mut batch = Vec::new();
+        loop {
+            self.queue.take_all(&mut batch);
+            for event in batch.drain(..) {
+                if self.apply(event) {
+                    return;
+                }
+            }
+            self.end_batch();
+        }
+    }
+
+    /// Serves one event; says whether it was the last one ever.
+    fn apply(&mut self, event: Event) -> bool {
+        let Processor { shards, sinks, queue, pool, parts, slow_ios, .. } = self;
+        let mut context = Context { queue, pool, sinks, slow_ios };
+        match event {
+            Event::Part(part) => {
+                *parts += 1;
+                match shards.get_mut(part.shard as usize).and_then(Option::as_mut) {
+                    Some(shard) => shard.take(part, &mut context),
+                    None => {
+                        part.request.fail(Errno::ESHUTDOWN);
+                        if part.request.end_part() {
+                            context.complete(part.request);
+                        }
+                    }
+                }
+            }
+            Event::Done(done) => {
+                let shard = shards.get_mut(done.shard as usize).and_then(Option::as_mut);
+                shard.expect("a shard stays while a job of its is out").done(*done, &mut context);
+            }
+            Event::Control(control) => return self.control(*control),
+        }
+        false
+    }
+
+    fn end_batch(&mut self) {
+        let Processor { shards, sinks, queue, pool, slow_ios, .. } = self;
+        let mut context = Context { queue, pool, sinks, slow_ios };
+        for shard in shards.iter_mut().flatten() {
+            shard.upkeep(&mut context);
+        }
+        for sink in self.sinks.drain(..) {
+            sink.kick();
+        }
+        let stats = &self.stats;
+        stats.parts.store(self.parts, Ordering::Relaxed);
+        stats.slow_ios.store(self.slow_ios, Ordering::Relaxed);
+        stats.batches.store(stats.batches.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    }
+
+    /// The shard, which the engine has added and not removed.
+    fn with_shard<T>(&mut self, number: u32, f: impl FnOnce(&mut Shard, &mut Context<'_>) -> T) -> T {
+        let Processor { shards, sinks, queue, pool, slow_ios, .. } = self;
+        let shard = shards.get_mut(number as usize).and_then(Option::as_mut);
+        let mut context = Context { queue, pool, sinks, slow_ios };
+        f(shard.expect("the engine knows its shards"), &mut context)
+    }
+
+    fn control(&mut self, control: Control) -> bool {
+        match control {
+            Control::AddShard(number, shard) => self.add(number, shard),
+            Control::RemoveShard(number, answer) => {
+                if let Some(shard) = self.shards[number as usize].take() {
+                    assert!(shard.idle(), "a volume is removed when nothing of it is under way");
+                    let _ = answer.send(shard);
+                }
+                self.count_partitions();
+            }
+            Control::CutStop(cut, shards) => self.stop_writes(&cut, shards),
+            Control::CutGo(cut) => self.advance(&cut),
+            Control::Settle(number, epoch, answer) => {
+                self.with_shard(number, |shard, _| shard.settle(epoch, answer));
+            }
+            Control::Drop(number, epoch, answer) => {
+                let dropping = self.with_shard(number, |shard, _| shard.begin_drop(epoch, answer));
+                self.drop_more(number, dropping);
+            }
+            Control::DropMore(number, dropping) => self.drop_more(number, *dropping),
+            Control::Release { shard: number, durable } => {
+                // The volume may have been removed meanwhile.
+                if self.shards.get(number as usize).is_some_and(Option::is_some) {
+                    self.with_shard(number, |shard, context| shard.release(durable, context));
+                }
+            }
+            Control::CheckpointDone(number, bytes) => {
+                if let Some(shard) = self.shards.get_mut(number as usize).and_then(Option::as_mut) {
+                    shard.checkpoint_done(bytes);
+                }
+            }
+            Control::States(number, epoch, answer) => {
+                let _ = answer.send(self.with_shard(number, |shard, _| shard.states(epoch)));
+            }
+            Control::Use(number, answer) => {
+                let _ = answer.send(self.with_shard(number, |shard, _| shard.usage()));
+            }
+            Control::Stop => return true,
+        }
+        false
+    }
+
+    fn add(&mut self, number: u32, shard: Box<Shard>) {
+        let number = number as usize;
+        if self.shards.len() <= number {
+            self.shards.resize_with(number + 1, || None);
+        }
+        assert!(self.shards[number].is_none(), "a shard's number is its own");
+        self.shards[number] = Some(shard);
+        self.count_partitions();
+    }
+
+    fn count_partitions(&self) {
+        let count = self.shards.iter().flatten().map(|shard| shard.partitions() as u64).sum();
+        self.stats.partitions.store(count, Ordering::Relaxed);
+    }
+
+    fn stop_writes(&mut self, cut: &Arc<Cut>, shards: Vec<CutShard>) {
+        for part in &shards {
+            self.with_shard(part.shard, |shard, _| shard.stop_writes());
+        }
+        self.cutting = shards;
+        cut.arrive();
+    }
+
+    fn advance(&mut self, cut: &Arc<Cut>) {
+        let instant_ns = cut.instant_ns();
+        let mut longest = 0;
+        for part in std::mem::take(&mut self.cutting) {
+            let stall = self.with_shard(part.shard, |shard, context| {
+                shard.advance(part.log, instant_ns, context)
+            });
+            longest = longest.max(stall);
+        }
+        cut.resumed(Stall { processor: self.index, nanoseconds: longest });
+    }
+
+    fn drop_more(&mut self, number: u32, dropping: Dropping) {
+        let left = self.with_shard(number, |shard, context| shard.drop_more(dropping, context));
+        if let Some(left) = left {
+            let control = Control::DropMore(number, Box::new(left));
+            self.queue.push(Event::Control(Box::new(control)));
+        }
+    }
+}
+
+/// Writes a checkpoint on a thread of its own, and tells the shard's processor when it is done.
+pub fn write_checkpoint(
+    identity: Identity,
+    shard: u32,
+    number: u64,
+    contents: Contents,
+    flusher: Arc<Flusher>,
+    after: impl FnOnce() + Send + 'static,
+    queue: Arc<Queue>,
+) {
+    let write = move || {
+        let bytes = checkpoint_now(&identity, number, &contents, &flusher).unwrap_or(0);
+        drop(contents);
+        if bytes > 0 {
+            after();
+        }
+        let control = Control::CheckpointDone(shard, bytes);
+        queue.push(Event::Control(Box::new(control)));
+    };
+    // Not the pool: a checkpoint may take seconds, and hosts wait for the pool.
+    let name = "pv-checkpoint".to_owned();
+    if let Err(e) = std::thread::Builder::new().name(name).spawn(write) {
+        // The shard tries no more; its journal grows, and the next start is slower. Nothing is lost.
+        debug_assert!(false, "a checkpoint thread cannot be started: {e}");
+    }
+}
+
+/// Writes a checkpoint; returns its size in bytes.
+pub fn checkpoint_now(
+    identity: &Identity,
+    number: u64,
+    contents: &Contents,
+    flusher: &Flusher,
+) -> std::result::Result<u64, Errno> {
+    let path = identity.checkpoint_path(number);
+    let new = path.with_extension("checkpoint.new");
+    let written = checkpoint::write(&new, identity, number, contents).and_then(|()| {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        flusher.push(Waiter::Call(sender));
+        receiver.recv().unwrap_or(Err(Errno::ESHUTDOWN))?; // K1
+        checkpoint::publish(&new, &path)
+    });
+    if let Err(errno) = written {
+        let _ = std::fs::remove_file(&new);
+        return Err(errno);
+    }
+    Ok(std::fs::metadata(&path).map_or(0, |metadata| metadata.len()))
+}
+
+/// Removes what the checkpoint of this number has made unnecessary (K2): older checkpoints, and segments older
+/// than `oldest_segment`.
+pub fn remove_covered(identity: &Identity, number: u64, oldest_segment: u64) {
+    let old = |ending: &str, before: u64| {
+        let found = files(identity, ending).unwrap_or_default();
+        found.into_iter().filter(move |(number, _)| *number < before).map(|(_, path)| path)
+    };
+    // What cannot be removed now is removed after the next checkpoint.
+    for path in old(".journal", oldest_segment).chain(old(".checkpoint", number)) {
+        let _ = std::fs::remove_file(path);
+    }
+    for path in old(".checkpoint.new", number) {
+        let _ = std::fs::remove_file(path);
+    }
+}

@@ -1,0 +1,677 @@
+//! Shard: what one processor has of one volume: its partitions' versions, its journal, its share of slots.
+//!
+//! How it works      Parts come in; reads and small writes are done at once, the rest goes to a pool thread with
+//!                   its blocks reserved, and comes back as [`Done`]. A part that overlaps a reservation, or a
+//!                   part that waits for one, waits too.
+//! Invariants        H1 two parts of the live volume that overlap, one of them a write, are never under way together;
+//!                   H2 a part is under way, waiting, held for a cut, starved of slots, or ended: one of these;
+//!                   H3 `snapshots` are in order, and `epoch` is above all of them.
+//! Owner and locks   its processor, alone.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::Sender;
+use std::time::Instant;
+
+use crate::block_map::place::Place;
+use crate::block_map::versions::{Change, Versions};
+use crate::change_log::checkpoint::Contents;
+use crate::change_log::format::{RECORD_SUMS_MAX, RecordKind};
+use crate::change_log::journal::{self, Entry, Identity, Journal};
+use crate::change_log::slots::{EmptyChunk, Slots};
+use crate::change_log::space::{Log, Space};
+use crate::error::Errno;
+use crate::io::pool::Pool;
+use crate::processor::io_job::{Done, Job, NewPlace, Step};
+use crate::processor::queue::{Event, Part, Queue};
+use crate::processor::run::{remove_covered, write_checkpoint};
+use crate::units::{BLOCK_SHIFT, BLOCK_SIZE, Epoch};
+use crate::volume::flusher::{Flusher, Waiter};
+use crate::volume::geometry::Geometry;
+use crate::volume::request::{Request, Sink, Verb};
+
+/// Waiting slots at which the shard asks for a sync of its own accord: 256 MiB.
+const WAITING_SLOTS_MAX: u64 = 65_536;
+/// Journal bytes at which a checkpoint is due, at least.
+const CHECKPOINT_BYTES_MIN: u64 = 32 << 20;
+/// Runs of freed base places that are punched by one job.
+const PUNCH_RUNS_MAX: usize = 64;
+/// Blocks that one such job reserves, at most, counted to its last run's start.
+const PUNCH_SPAN_BLOCKS: u32 = 4096;
+
+/// Counters of one shard: one writer, many readers.
+#[derive(Debug, Default)]
+#[allow(missing_docs)]
+pub struct ShardStats {
+    pub reads: AtomicU64,
+    pub writes: AtomicU64,
+    pub read_bytes: AtomicU64,
+    pub write_bytes: AtomicU64,
+    pub zeroes: AtomicU64,
+    pub trims: AtomicU64,
+    pub redirected_blocks: AtomicU64,
+    pub errors: AtomicU64,
+}
+
+/// Adds to a counter that only the caller writes.
+pub fn count(counter: &AtomicU64, n: u64) {
+    counter.store(counter.load(Ordering::Relaxed) + n, Ordering::Relaxed);
+}
+
+/// One partition's state, as [`Shard::states`] gives it.
+#[derive(Clone, Copy, Debug)]
+pub struct PartitionState {
+    /// Partition within the volume.
+    pub partition: u32,
+    /// The epoch: a snapshot's, or the one that writes have now.
+    pub epoch: Epoch,
+    /// Sequence number of the latest mapping change.
+    pub write_seq: u64,
+    /// Blocks not at their base place.
+    pub blocks_mapped: u32,
+    /// Whether the snapshot has a map of its own.
+    pub frozen: bool,
+}
+
+/// A partition on its shard.
+pub struct Local {
+    /// Its number within the volume.
+    pub partition: u32,
+    /// Its maps.
+    pub versions: Versions,
+}
+
+/// Blocks that a pool thread works on.
+#[derive(Clone, Copy, Debug)]
+struct Reserved {
+    id: u64,
+    local: u32,
+    first: u32,
+    last: u32,
+    write: bool,
+    epoch: Epoch,
+}
+
+/// A snapshot that is being dropped, partition by partition.
+pub struct Dropping {
+    next_local: u32,
+    freed_blocks: u64,
+    answer: Sender<u64>,
+}
+
+/// Base places that nobody sees any more, to be punched when that is durable.
+struct FreedBase {
+    seq: u64,
+    local: u32,
+    first: u32,
+    count: u32,
+}
+
+/// What shards need of their processor.
+pub struct Context<'a> {
+    /// The processor's queue.
+    pub queue: &'a Arc<Queue>,
+    /// Threads that may block.
+    pub pool: &'a Pool,
+    /// Sinks that were given something since the last kick.
+    pub sinks: &'a mut Vec<Arc<dyn Sink>>,
+    /// Jobs given to the pool.
+    pub slow_ios: &'a mut u64,
+}
+
+impl Context<'_> {
+    /// Gives a request to its sink, which is kicked at the end of the batch.
+    pub fn complete(&mut self, request: Arc<Request>) {
+        if !self.sinks.iter().any(|sink| Arc::ptr_eq(sink, request.sink())) {
+            self.sinks.push(Arc::clone(request.sink()));
+        }
+        request.complete();
+    }
+}
+
+/// What a new shard is made of.
+pub struct Parts {
+    /// Its number on its processor.
+    pub number: u32,
+    /// The volume's shape.
+    pub geometry: Arc<Geometry>,
+    /// The volume's change logs.
+    pub space: Arc<Space>,
+    /// The volume's flusher.
+    pub flusher: Arc<Flusher>,
+    /// Counters.
+    pub stats: Arc<ShardStats>,
+    /// Its partitions.
+    pub locals: Vec<Local>,
+    /// Its journal.
+    pub journal: Journal,
+    /// Its slots.
+    pub slots: Slots,
+    /// The epoch of new writes.
+    pub epoch: Epoch,
+    /// The catalog's snapshots.
+    pub snapshots: Vec<Epoch>,
+    /// Logs for redirected writes where the newest snapshot names none.
+    pub default_logs: Vec<u16>,
+    /// The log that the newest snapshot names.
+    pub named_log: Option<u16>,
+}
+
+/// See the module's head.
+pub struct Shard {
+    pub(super) number: u32,
+    pub(super) geometry: Arc<Geometry>,
+    pub(super) space: Arc<Space>,
+    /// Where slots are taken from, in the order to try.
+    log_order: Vec<Arc<Log>>,
+    flusher: Arc<Flusher>,
+    pub(super) stats: Arc<ShardStats>,
+    pub(super) locals: Vec<Local>,
+    pub(super) journal: Journal,
+    pub(super) slots: Slots,
+    pub(super) epoch: Epoch,
+    pub(super) snapshots: Vec<Epoch>,
+    default_logs: Vec<u16>,
+    named_log: Option<u16>,
+    reserved: Vec<Reserved>,
+    next_id: u64,
+    waiting: VecDeque<Part>,
+    held: Vec<Part>,
+    starved: Vec<Part>,
+    stopped_at: Option<Instant>,
+    settling: Vec<(Epoch, Sender<()>)>,
+    freed_bases: VecDeque<FreedBase>,
+    punching: bool,
+    release_asked: bool,
+    checkpointing: bool,
+    checkpoint_bytes: u64,
+}
+
+impl Shard {
+    /// Puts a shard together.
+    pub fn new(parts: Parts) -> Shard {
+        let in_order = parts.snapshots.windows(2).all(|pair| pair[0] < pair[1]);
+        assert!(in_order && parts.snapshots.last().is_none_or(|last| *last < parts.epoch), "H3");
+        let mut shard = Shard {
+            number: parts.number,
+            geometry: parts.geometry,
+            log_order: Vec::new(),
+            space: parts.space,
+            flusher: parts.flusher,
+            stats: parts.stats,
+            locals: parts.locals,
+            journal: parts.journal,
+            slots: parts.slots,
+            epoch: parts.epoch,
+            snapshots: parts.snapshots,
+            default_logs: parts.default_logs,
+            named_log: parts.named_log,
+            reserved: Vec::new(),
+            next_id: 0,
+            waiting: VecDeque::new(),
+            held: Vec::new(),
+            starved: Vec::new(),
+            stopped_at: None,
+            settling: Vec::new(),
+            freed_bases: VecDeque::new(),
+            release_asked: false,
+            punching: false,
+            checkpointing: false,
+            checkpoint_bytes: 0,
+        };
+        shard.order_logs();
+        shard
+    }
+
+    fn order_logs(&mut self) {
+        let named = self.named_log.into_iter();
+        let numbers = named.chain(self.default_logs.iter().copied());
+        self.log_order = numbers.filter_map(|number| self.space.log(number)).collect();
+    }
+
+    /// Takes a part that has just come.
+    pub fn take(&mut self, part: Part, context: &mut Context<'_>) {
+        if self.stopped_at.is_some() && part.view == 0 && part.request.verb.is_write() {
+            self.held.push(part); // C2
+        } else if self.blocked(&part, self.waiting.len()) {
+            self.waiting.push_back(part);
+        } else {
+            self.start(part, context);
+        }
+    }
+
+    fn start(&mut self, part: Part, context: &mut Context<'_>) {
+        debug_assert!(part.length > 0 && (part.local as usize) < self.locals.len());
+        match part.request.verb {
+            Verb::Read => self.read(part, context),
+            Verb::Write => self.write(part, context),
+            Verb::Zero { .. } | Verb::Trim => self.clear(part, context),
+            Verb::Cache => self.cache(part, context),
+            Verb::BlockStatus => self.block_status(part, context),
+            Verb::Flush => unreachable!("a flush has no parts"),
+        }
+    }
+
+    /// Whether a part must wait for a reservation, or for one of the first `among` parts that wait (H1).
+    fn blocked(&self, part: &Part, among: usize) -> bool {
+        if self.reserved.is_empty() || part.view != 0 {
+            return false;
+        }
+        let (first, last) = blocks_of(part);
+        let write = part.request.verb.is_write();
+        let hit = |local: u32, from: u32, to: u32, other_writes: bool| {
+            local == part.local && from <= last && first <= to && (write || other_writes)
+        };
+        self.reserved.iter().any(|other| hit(other.local, other.first, other.last, other.write))
+            || self.waiting.iter().take(among).any(|other| {
+                let (from, to) = blocks_of(other);
+                hit(other.local, from, to, other.request.verb.is_write())
+            })
+    }
+
+    /// Hands a job to a pool thread, its blocks reserved (I1).
+    pub(super) fn hand_over(&mut self, part: Part, job: Job, context: &mut Context<'_>) {
+        let (first, last) = blocks_of(&part);
+        // What a snapshot shows never changes, so nothing has to wait for its readers.
+        if part.view == 0 {
+            let write = part.request.verb.is_write();
+            self.reserve(part.local, first, last, write);
+        }
+        self.run_on_pool(Some(part), job, context);
+    }
+
+    fn reserve(&mut self, local: u32, first: u32, last: u32, write: bool) {
+        self.next_id += 1;
+        let (id, epoch) = (self.next_id, self.epoch);
+        self.reserved.push(Reserved { id, local, first, last, write, epoch });
+    }
+
+    fn run_on_pool(&mut self, part: Option<Part>, mut job: Job, context: &mut Context<'_>) {
+        *context.slow_ios += 1;
+        let (shard, queue) = (self.number, Arc::clone(context.queue));
+        let id = if part.as_ref().is_some_and(|part| part.view != 0) { 0 } else { self.next_id };
+        context.pool.run(move || {
+            let result = job.run();
+            queue.push(Event::Done(Box::new(Done { shard, id, part, job, result })));
+        });
+    }
+
+    /// Takes back what a pool thread is done with.
+    pub fn done(&mut self, done: Done, context: &mut Context<'_>) {
+        let Done { id, part, job, mut result, .. } = done;
+        let reserved = self.reserved.iter().position(|reserved| reserved.id == id);
+        let reserved = reserved.map(|index| self.reserved.swap_remove(index));
+        if let (Some(part), Some(reserved)) = (&part, reserved) {
+            result = self.settle_changes(part.local, reserved.epoch, job.changes, result);
+        }
+        match part {
+            Some(part) => self.end(part, result, context),
+            None => self.punching = false,
+        }
+        self.answer_settled();
+        self.resume_waiting(context);
+        self.upkeep(context);
+    }
+
+    /// Records and maps what a job has written, or gives its slots back if it failed.
+    pub(super) fn settle_changes(
+        &mut self,
+        local: u32,
+        epoch: Epoch,
+        changes: Vec<NewPlace>,
+        mut result: Result<(), Errno>,
+    ) -> Result<(), Errno> {
+        for change in changes {
+            if result.is_ok() {
+                result = self.apply(local, epoch, &change);
+            }
+            if result.is_err() && change.place.is_slot() {
+                self.give_back_unrecorded(change.place, change.count);
+            }
+        }
+        result
+    }
+
+    /// Gives back slots that no record speaks of.
+    pub(super) fn give_back_unrecorded(&mut self, place: Place, count: u32) {
+        let mut empty = Vec::new();
+        self.slots.give_now(place, count, &mut empty);
+        empty.into_iter().for_each(EmptyChunk::give_back);
+    }
+
+    /// Appends the records of a change, then makes it (J2). On an error nothing of it was recorded.
+    fn apply(&mut self, local: u32, epoch: Epoch, change: &NewPlace) -> Result<(), Errno> {
+        let partition = self.locals[local as usize].partition;
+        assert!(change.count <= RECORD_SUMS_MAX || !change.place.is_slot(), "planned so");
+        let seq = self.journal.append(Entry {
+            kind: RecordKind::Map,
+            epoch,
+            partition,
+            first: change.first,
+            count: change.count,
+            place: change.place.raw(),
+            checksums: &change.sums,
+        })?;
+        let slots = &mut self.slots;
+        let versions = &mut self.locals[local as usize].versions;
+        let made = Change {
+            epoch,
+            first: change.first,
+            count: change.count,
+            place: change.place,
+            checksums: &change.sums,
+            seq,
+        };
+        versions.apply(made, |_, count, place| {
+            if place.is_slot() {
+                slots.give_later(seq, place, count); // J4
+            }
+        });
+        Ok(())
+    }
+
+    /// Ends a part; the last one ends its request.
+    pub(super) fn end(&mut self, part: Part, result: Result<(), Errno>, context: &mut Context<'_>) {
+        let request = part.request;
+        if let Err(errno) = result {
+            count(&self.stats.errors, 1);
+            request.fail(errno);
+        }
+        if request.end_part() {
+            if request.fua && request.verb.is_write() && request.result().is_ok() {
+                self.flusher.push(Waiter::Request(request));
+            } else {
+                context.complete(request);
+            }
+        }
+    }
+
+    fn resume_waiting(&mut self, context: &mut Context<'_>) {
+        let mut index = 0;
+        while index < self.waiting.len() {
+            if self.blocked(&self.waiting[index], index) {
+                index += 1;
+                continue;
+            }
+            let Some(part) = self.waiting.remove(index) else { break };
+            if self.stopped_at.is_some() && part.view == 0 && part.request.verb.is_write() {
+                self.held.push(part); // C2
+            } else {
+                self.start(part, context);
+            }
+        }
+    }
+
+    /// Takes up to `want` consecutive slots.
+    pub(super) fn take_slots(&mut self, want: u32) -> Option<(Place, u32)> {
+        let slots = &mut self.slots;
+        self.log_order.iter().find_map(|log| slots.take(log, want))
+    }
+
+    /// Keeps a part for when slots that wait for a sync are free, or fails it if none do.
+    pub(super) fn starve(&mut self, part: Part, context: &mut Context<'_>) {
+        if self.slots.waiting() == 0 {
+            self.end(part, Err(Errno::ENOSPC), context);
+            return;
+        }
+        self.starved.push(part);
+        self.ask_release(context);
+    }
+
+    fn ask_release(&mut self, context: &Context<'_>) {
+        if !self.release_asked {
+            self.release_asked = true;
+            let queue = Arc::clone(context.queue);
+            self.flusher.push(Waiter::Release { queue, shard: self.number });
+        }
+    }
+
+    /// Makes places usable again that a sync has made safe to use.
+    pub fn release(&mut self, durable: bool, context: &mut Context<'_>) {
+        self.release_asked = false;
+        if !durable {
+            for part in std::mem::take(&mut self.starved) {
+                self.end(part, Err(Errno::ENOSPC), context);
+            }
+            return;
+        }
+        let committed = self.journal.shared().committed();
+        let mut empty: Vec<EmptyChunk> = Vec::new();
+        self.slots.release(committed, &mut empty);
+        if !empty.is_empty() {
+            context.pool.run(move || empty.into_iter().for_each(EmptyChunk::give_back));
+        }
+        self.punch_freed_bases(context);
+        for part in std::mem::take(&mut self.starved) {
+            self.take(part, context);
+        }
+    }
+
+    /// Punches some of the base places that nobody sees (J4), reserved as a write of theirs would be. One
+    /// batch at a time: its end brings the next.
+    fn punch_freed_bases(&mut self, context: &mut Context<'_>) {
+        let committed = self.journal.shared().committed();
+        let Some(front) = self.freed_bases.front() else { return };
+        if self.punching || front.seq > committed {
+            return;
+        }
+        let (local, first) = (front.local, front.first);
+        let fits = |freed: &&FreedBase| {
+            let near = freed.first >= first && freed.first - first < PUNCH_SPAN_BLOCKS;
+            freed.local == local && freed.seq <= committed && near
+        };
+        let batch = self.freed_bases.iter().take(PUNCH_RUNS_MAX).take_while(fits).count();
+        let ends = self.freed_bases.iter().take(batch).map(|freed| freed.first + freed.count - 1);
+        let last = ends.max().expect("the front fits");
+        let busy = self.reserved.iter().any(|other| {
+            other.local == local && other.first <= last && first <= other.last
+        });
+        if busy {
+            return; // when that is done, this is tried again
+        }
+        let mut steps = Vec::new();
+        for freed in self.freed_bases.drain(..batch) {
+            let versions = &self.locals[local as usize].versions;
+            // Written again meanwhile: the space is in use.
+            let mut blocks = freed.first..freed.first + freed.count;
+            if !blocks.any(|block| versions.sees_base(block)) {
+                steps.push(Step::Clear {
+                    offset: u64::from(freed.first) * BLOCK_SIZE,
+                    length: u64::from(freed.count) * BLOCK_SIZE,
+                    keep_allocated: false,
+                });
+            }
+        }
+        let job = Job {
+            geometry: Arc::clone(&self.geometry),
+            partition: self.locals[local as usize].partition,
+            request: None,
+            steps,
+            changes: Vec::new(),
+            zeroes: true,
+        };
+        self.punching = true;
+        self.reserve(local, first, last, true);
+        self.run_on_pool(None, job, context);
+    }
+
+    /// What is due now and then: slots to be released, a checkpoint.
+    pub fn upkeep(&mut self, context: &mut Context<'_>) {
+        if self.slots.waiting() > WAITING_SLOTS_MAX {
+            self.ask_release(context);
+        }
+        self.punch_freed_bases(context);
+        let due = self.journal.bytes_since_checkpoint > self.checkpoint_bytes.max(CHECKPOINT_BYTES_MIN);
+        if due && !self.checkpointing {
+            self.checkpointing = true;
+            self.journal.bytes_since_checkpoint = 0;
+            let number = self.journal.take_number();
+            let contents = self.contents();
+            let identity = self.journal.identity().clone();
+            let (shared, named) = (Arc::clone(self.journal.shared()), identity.clone());
+            let covered = contents.first_seq - 1;
+            let after = move || remove_covered(&named, number, shared.forget_covered(covered));
+            let flusher = Arc::clone(&self.flusher);
+            let queue = Arc::clone(context.queue);
+            write_checkpoint(identity, self.number, number, contents, flusher, after, queue);
+        }
+    }
+
+    /// How many partitions it has.
+    pub fn partitions(&self) -> usize {
+        self.locals.len()
+    }
+
+    /// The numbers and the contents that a last checkpoint takes, as the volume is let go.
+    pub fn close(mut self) -> (Identity, u64, Contents, Arc<journal::Shared>) {
+        let number = self.journal.take_number();
+        let shared = Arc::clone(self.journal.shared());
+        (self.journal.identity().clone(), number, self.contents(), shared)
+    }
+
+    /// A checkpoint has ended, well or not; `bytes` is its size.
+    pub fn checkpoint_done(&mut self, bytes: u64) {
+        self.checkpointing = false;
+        self.checkpoint_bytes = bytes;
+    }
+
+    /// What a checkpoint of now holds.
+    pub fn contents(&self) -> Contents {
+        let changed = |local: &&Local| {
+            local.versions.live.write_seq != 0 || !local.versions.frozen().is_empty()
+        };
+        let partitions = self.locals.iter().filter(changed);
+        Contents {
+            first_seq: self.journal.shared().appended() + 1,
+            epoch: self.epoch,
+            partitions: partitions.map(|local| (local.partition, local.versions.clone())).collect(),
+        }
+    }
+
+    /// Stops starting writes, for a cut.
+    pub fn stop_writes(&mut self) {
+        assert!(self.stopped_at.is_none(), "cuts are made one after the other");
+        self.stopped_at = Some(Instant::now());
+    }
+
+    /// Ends the epoch and starts the writes that were held; returns how long they were, nanoseconds.
+    pub fn advance(&mut self, log: Option<u16>, instant_ns: u64, context: &mut Context<'_>) -> u64 {
+        let ended = self.epoch;
+        self.snapshots.push(ended);
+        self.epoch = ended + 1;
+        self.named_log = log;
+        self.order_logs();
+        let stopped_at = self.stopped_at.take().expect("C1: it stopped before it advances");
+        let stall = stopped_at.elapsed().as_nanos() as u64;
+        for part in std::mem::take(&mut self.held) {
+            self.take(part, context);
+        }
+        // For people who read journals: nothing depends on it, so nothing fails with it.
+        let _ = self.journal.append(Entry {
+            kind: RecordKind::Cut,
+            epoch: ended,
+            partition: 0,
+            first: 0,
+            count: 0,
+            place: instant_ns,
+            checksums: &[],
+        });
+        stall
+    }
+
+    /// Answers when no write of `epoch` or before is under way.
+    pub fn settle(&mut self, epoch: Epoch, answer: Sender<()>) {
+        self.settling.push((epoch, answer));
+        self.answer_settled();
+    }
+
+    fn answer_settled(&mut self) {
+        let reserved = &self.reserved;
+        self.settling.retain(|(epoch, answer)| {
+            let out = reserved.iter().any(|other| other.write && other.epoch <= *epoch);
+            if !out {
+                // Whoever asked may have gone.
+                let _ = answer.send(());
+            }
+            out
+        });
+    }
+
+    /// Begins to drop a snapshot.
+    pub fn begin_drop(&mut self, epoch: Epoch, answer: Sender<u64>) -> Dropping {
+        self.snapshots.retain(|snapshot| *snapshot != epoch);
+        Dropping { next_local: 0, freed_blocks: 0, answer }
+    }
+
+    /// Drops on for about a millisecond; gives back what is left to do.
+    pub fn drop_more(
+        &mut self,
+        mut dropping: Dropping,
+        context: &mut Context<'_>,
+    ) -> Option<Dropping> {
+        let began = Instant::now();
+        let seq = self.journal.shared().appended();
+        while (dropping.next_local as usize) < self.locals.len() {
+            if began.elapsed().as_micros() > 1000 {
+                return Some(dropping);
+            }
+            let number = dropping.next_local;
+            dropping.next_local += 1;
+            let local = &mut self.locals[number as usize];
+            let (slots, bases) = (&mut self.slots, &mut self.freed_bases);
+            let freed_blocks = &mut dropping.freed_blocks;
+            local.versions.prune(&self.snapshots, |first, count, place| {
+                if place != Place::ZERO {
+                    *freed_blocks += u64::from(count);
+                }
+                if place.is_slot() {
+                    slots.give_later(seq, place, count);
+                } else if place == Place::BASE {
+                    bases.push_back(FreedBase { seq, local: number, first, count });
+                }
+            });
+        }
+        // Whoever asked may have gone.
+        let _ = dropping.answer.send(dropping.freed_blocks * BLOCK_SIZE);
+        self.ask_release(context);
+        None
+    }
+
+    /// The partitions' states, now (epoch 0) or at a snapshot's epoch.
+    pub fn states(&self, epoch: Epoch) -> Vec<PartitionState> {
+        let state = |local: &Local| {
+            let (map, frozen) = match epoch {
+                0 => (&local.versions.live, false),
+                _ => local.versions.at(epoch),
+            };
+            PartitionState {
+                partition: local.partition,
+                epoch: if epoch == 0 { self.epoch } else { epoch },
+                write_seq: map.write_seq,
+                blocks_mapped: map.mapped(),
+                frozen,
+            }
+        };
+        self.locals.iter().map(state).collect()
+    }
+
+    /// Slots in use by log, and blocks of the live volume that are not at their base place.
+    pub fn usage(&self) -> (Vec<(u16, u64)>, u64) {
+        let mapped = self.locals.iter().map(|local| u64::from(local.versions.live.mapped())).sum();
+        (self.slots.used_by_log(), mapped)
+    }
+
+    /// Whether nothing is under way or waiting.
+    pub fn idle(&self) -> bool {
+        self.reserved.is_empty()
+            && self.waiting.is_empty()
+            && self.held.is_empty()
+            && self.starved.is_empty()
+    }
+}
+
+/// First and last block that a part touches.
+pub fn blocks_of(part: &Part) -> (u32, u32) {
+    (part.offset >> BLOCK_SHIFT, (part.offset + (part.length - 1)) >> BLOCK_SHIFT)
+}

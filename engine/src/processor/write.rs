@@ -1,0 +1,177 @@
+//! Write: a part of WRITE.
+//!
+//! How it works      Block by block: what only the live map sees at its base place is overwritten there. Everything
+//!                   else goes somewhere new: to its base place if no version at all is left that could see it,
+//!                   else to fresh slots; then a record, then the map. Blocks in slots always move, so a slot
+//!                   is written once (J1), and its checksum and its record are of one age.
+//! Why moving back to the base place is safe   with no frozen map, only the live map can see the base place, and
+//!                   it does not: it has the block elsewhere. Until the record is durable, a power loss gives the
+//!                   elsewhere back, which is not reused before (J4).
+
+use std::sync::Arc;
+
+use crate::block_map::place::Place;
+use crate::change_log::format::RECORD_SUMS_MAX;
+use crate::processor::io_job::{Job, NewPlace, Old, Step, Target, write_base};
+use crate::processor::queue::Part;
+use crate::processor::shard::{Context, Shard, count};
+use crate::units::{BLOCK_SIZE, BlockIndex};
+
+/// Longer parts are written by a pool thread: the processor has others to serve.
+const INLINE_BYTES_MAX: u32 = 64 << 10;
+
+impl Shard {
+    pub(super) fn write(&mut self, part: Part, context: &mut Context<'_>) {
+        count(&self.stats.writes, 1);
+        count(&self.stats.write_bytes, u64::from(part.length));
+        self.locals[part.local as usize].versions.freeze_before(self.epoch, &self.snapshots);
+        let aligned = (part.offset | part.length).is_multiple_of(BLOCK_SIZE as u32);
+        let inline = aligned && part.length <= INLINE_BYTES_MAX;
+        if inline && self.write_in_place(&part, context) {
+            return;
+        }
+        let Some(mut job) = self.plan_write(&part) else {
+            return self.starve(part, context);
+        };
+        if !inline {
+            return self.hand_over(part, job, context);
+        }
+        let result = job.run();
+        let result = self.settle_changes(part.local, self.epoch, job.changes, result);
+        self.end(part, result, context);
+    }
+
+    /// The short way for whole blocks that are all overwritten in place.
+    fn write_in_place(&mut self, part: &Part, context: &mut Context<'_>) -> bool {
+        let blocks = part.length / BLOCK_SIZE as u32;
+        let (count, in_place) =
+            self.overwritable(part.local, part.offset / BLOCK_SIZE as u32, blocks);
+        if !in_place || count < blocks {
+            return false;
+        }
+        let partition = self.locals[part.local as usize].partition;
+        let at = part.at as usize;
+        let source = &part.request.data.as_slice()[at..at + part.length as usize];
+        let partition = &self.geometry.partitions[partition as usize];
+        let result = write_base(partition, u64::from(part.offset), source);
+        let part = Part { request: Arc::clone(&part.request), ..*part };
+        self.end(part, result, context);
+        true
+    }
+
+    /// How many blocks from `block`, at most `limit`, are alike in whether they may be overwritten at their base
+    /// place, and whether they may.
+    fn overwritable(&self, local: u32, block: BlockIndex, limit: u32) -> (u32, bool) {
+        let versions = &self.locals[local as usize].versions;
+        let live = versions.live.find(block, limit);
+        if live.place != Place::BASE {
+            return (live.count, false);
+        }
+        match versions.parent() {
+            None => (live.count, true),
+            Some(parent) => {
+                let theirs = parent.find(block, live.count);
+                (theirs.count, theirs.place != Place::BASE)
+            }
+        }
+    }
+
+    /// Plans a write of a part; `None` if there are not enough slots: then nothing is taken.
+    fn plan_write(&mut self, part: &Part) -> Option<Job> {
+        let mut job = self.new_job(part, false);
+        let (from, to) = (u64::from(part.offset), u64::from(part.offset) + u64::from(part.length));
+        if self.plan_range(&mut job, part, from, to) {
+            return Some(job);
+        }
+        self.abandon(job);
+        None
+    }
+
+    /// A job without steps that writes a part's payload, or zeroes.
+    pub(super) fn new_job(&self, part: &Part, zeroes: bool) -> Job {
+        Job {
+            geometry: Arc::clone(&self.geometry),
+            partition: self.locals[part.local as usize].partition,
+            request: Some(Arc::clone(&part.request)),
+            steps: Vec::new(),
+            changes: Vec::new(),
+            zeroes,
+        }
+    }
+
+    /// Gives back what a plan has taken.
+    pub(super) fn abandon(&mut self, job: Job) {
+        for change in job.changes.iter().filter(|change| change.place.is_slot()) {
+            self.give_back_unrecorded(change.place, change.count);
+        }
+    }
+
+    /// Plans the bytes `from..to` of the partition; `false` if slots ran out.
+    pub(super) fn plan_range(&mut self, job: &mut Job, part: &Part, from: u64, to: u64) -> bool {
+        let mut pos = from;
+        while pos < to {
+            let block = (pos / BLOCK_SIZE) as u32;
+            let skip = pos % BLOCK_SIZE;
+            let left = (to - 1) / BLOCK_SIZE - pos / BLOCK_SIZE + 1;
+            let (count, in_place) = self.overwritable(part.local, block, left as u32);
+            let at = part.at as usize + (pos - u64::from(part.offset)) as usize;
+            if in_place {
+                let end = (u64::from(block + count) * BLOCK_SIZE).min(to);
+                job.steps.push(Step::WriteInPlace { offset: pos, length: end - pos, at });
+                pos = end;
+                continue;
+            }
+            let whole = (to - pos) / BLOCK_SIZE;
+            let partial = skip != 0 || whole == 0;
+            let want = if partial { 1 } else { self.moving(part.local, block, whole as u32) };
+            let Some((place, count, target)) = self.take_target(part.local, want) else {
+                return false;
+            };
+            let change = job.changes.len();
+            job.changes.push(NewPlace { first: block, count, place, sums: Vec::new() });
+            if partial {
+                let (skip, length) = (skip as usize, (BLOCK_SIZE - skip).min(to - pos) as usize);
+                let old = self.old(part.local, block);
+                job.steps.push(Step::WritePartial { change, target, old, skip, length, at });
+                pos += length as u64;
+            } else {
+                job.steps.push(Step::WriteWhole { change, target, at });
+                pos += u64::from(count) * BLOCK_SIZE;
+            }
+        }
+        true
+    }
+
+    /// How many blocks from `block`, at most `limit`, have to move.
+    fn moving(&self, local: u32, block: BlockIndex, limit: u32) -> u32 {
+        let mut count = 0;
+        while count < limit {
+            let (here, in_place) = self.overwritable(local, block + count, limit - count);
+            if in_place {
+                break;
+            }
+            count += here;
+        }
+        count
+    }
+
+    /// Somewhere new for up to `want` blocks.
+    fn take_target(&mut self, local: u32, want: u32) -> Option<(Place, u32, Target)> {
+        if self.locals[local as usize].versions.frozen().is_empty() {
+            return Some((Place::BASE, want, Target::Base));
+        }
+        let (place, taken) = self.take_slots(want.min(RECORD_SUMS_MAX))?;
+        count(&self.stats.redirected_blocks, u64::from(taken));
+        Some((place, taken, Target::Slots(self.spot(place))))
+    }
+
+    /// Where a block's contents are now.
+    fn old(&self, local: u32, block: BlockIndex) -> Old {
+        let found = self.locals[local as usize].versions.live.find(block, 1);
+        match found.place {
+            Place::BASE => Old::Base,
+            Place::ZERO => Old::Zero,
+            place => Old::Slot(self.spot(place), found.checksums[0]),
+        }
+    }
+}

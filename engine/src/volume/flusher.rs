@@ -1,0 +1,167 @@
+//! Flusher: makes a volume durable on behalf of everyone who waits at the same time.
+//!
+//! How it works      One thread for each volume sleeps until somebody waits, takes all who wait, and runs one sync
+//!                   for them: it notes how far each journal has got, syncs every device that was written to,
+//!                   then commits each journal up to what was noted.
+//! Invariants        F1 whoever waits is answered by a sync that began after it came; J3 and J6 of the change log:
+//!                   a mark covers only records that were appended before the devices' sync began, and a
+//!                   record is appended after its data was written.
+//! Errors            a failed sync fails everyone that it was for, with the device's errno.
+
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Condvar, Mutex, RwLock};
+use std::thread::JoinHandle;
+
+use crate::change_log::journal;
+use crate::error::{Errno, Error, Result};
+use crate::io::device::Device;
+use crate::processor::queue::{Control, Event, Queue};
+use crate::volume::request::{Request, Sink};
+
+/// Who waits for a sync.
+pub enum Waiter {
+    /// A host's FLUSH, or the end of its FUA write.
+    Request(Arc<Request>),
+    /// A control call.
+    Call(Sender<std::result::Result<(), Errno>>),
+    /// A processor that wants to use places again.
+    Release {
+        /// Its queue.
+        queue: Arc<Queue>,
+        /// The volume's shard there.
+        shard: u32,
+    },
+}
+
+/// What has to be synced.
+#[derive(Debug, Default)]
+pub struct Durable {
+    /// Devices that hold extents or slots.
+    pub devices: RwLock<Vec<Arc<Device>>>,
+    /// The processors' journals.
+    pub journals: RwLock<Vec<Arc<journal::Shared>>>,
+}
+
+impl Durable {
+    /// Makes everything acknowledged so far durable.
+    pub fn sync(&self) -> std::result::Result<(), Errno> {
+        let journals = self.journals.read().expect("no holder panics").clone();
+        let reached: Vec<u64> = journals.iter().map(|journal| journal.appended()).collect();
+        let devices = self.devices.read().expect("no holder panics").clone();
+        for device in devices {
+            device.sync()?;
+        }
+        for (journal, seq) in journals.iter().zip(reached) {
+            journal.commit(seq)?;
+        }
+        Ok(())
+    }
+
+    /// Adds a device, if it is not there.
+    pub fn add_device(&self, device: &Arc<Device>) {
+        let mut devices = self.devices.write().expect("no holder panics");
+        if !devices.iter().any(|other| other.id == device.id) {
+            devices.push(Arc::clone(device));
+        }
+    }
+}
+
+#[derive(Default)]
+struct State {
+    waiting: Vec<Waiter>,
+    stopping: bool,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    wake: Condvar,
+    durable: Arc<Durable>,
+}
+
+/// See the module's head.
+pub struct Flusher {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Flusher {
+    /// Starts the thread.
+    pub fn start(name: &str, durable: Arc<Durable>) -> Result<Flusher> {
+        let shared = Arc::new(Shared {
+            state: Mutex::new(State::default()),
+            wake: Condvar::new(),
+            durable,
+        });
+        let ours = Arc::clone(&shared);
+        let thread = std::thread::Builder::new()
+            .name(format!("pv-flush-{name}").chars().take(15).collect())
+            .spawn(move || run(&ours))
+            .map_err(|e| Error::io("a flush thread cannot be started", e))?;
+        Ok(Flusher { shared, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// Adds somebody who waits.
+    pub fn push(&self, waiter: Waiter) {
+        let mut state = self.shared.state.lock().expect("no holder panics");
+        if state.stopping {
+            drop(state);
+            answer(vec![waiter], Err(Errno::ESHUTDOWN));
+            return;
+        }
+        state.waiting.push(waiter);
+        drop(state);
+        self.shared.wake.notify_one();
+    }
+
+    /// Answers who waits, and ends the thread. Idempotent.
+    pub fn stop(&self) {
+        self.shared.state.lock().expect("no holder panics").stopping = true;
+        self.shared.wake.notify_one();
+        if let Some(thread) = self.thread.lock().expect("no holder panics").take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn run(shared: &Shared) {
+    loop {
+        let mut state = shared.state.lock().expect("no holder panics");
+        while state.waiting.is_empty() {
+            if state.stopping {
+                return;
+            }
+            state = shared.wake.wait(state).expect("no holder panics");
+        }
+        let waiting = std::mem::take(&mut state.waiting);
+        drop(state);
+        let result = shared.durable.sync(); // F1
+        answer(waiting, result);
+    }
+}
+
+fn answer(waiting: Vec<Waiter>, result: std::result::Result<(), Errno>) {
+    let mut sinks: Vec<Arc<dyn Sink>> = Vec::new();
+    for waiter in waiting {
+        match waiter {
+            Waiter::Request(request) => {
+                if let Err(errno) = result {
+                    request.fail(errno);
+                }
+                if !sinks.iter().any(|sink| Arc::ptr_eq(sink, request.sink())) {
+                    sinks.push(Arc::clone(request.sink()));
+                }
+                request.complete();
+            }
+            Waiter::Call(sender) => {
+                let _ = sender.send(result);
+            }
+            Waiter::Release { queue, shard } => {
+                let control = Control::Release { shard, durable: result.is_ok() };
+                queue.push(Event::Control(Box::new(control)));
+            }
+        }
+    }
+    for sink in sinks {
+        sink.kick();
+    }
+}

@@ -1,0 +1,297 @@
+//! The model test: random operations on a volume of several partitions and processors against plain arrays.
+//!
+//! Strategy          Writes (aligned and not), trims, zeroes, flushes, cuts, drops and restarts, with two devices and a
+//!                   small change log, so that slots are used again and run out.
+//! Invariants        after each operation that changes something, a part of it is read back; after each cut, drop
+//!                   and restart, the live volume and every snapshot are compared whole. A write may fail only with
+//!                   ENOSPC, and then only its own blocks are unknown.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use polyvol_engine::engine::Engine;
+use polyvol_engine::engine::volumes::{ExtentSpec, VolumeSpec};
+use polyvol_engine::error::Errno;
+use polyvol_engine::volume::caller::Caller;
+use polyvol_engine::volume::request::Verb;
+use proptest::prelude::*;
+
+const MIB: u64 = 1 << 20;
+const PARTITION: u64 = MIB;
+const SIZE: u64 = 5 * MIB + 3 * 4096;
+const LOG: u64 = 12 * MIB;
+const VOLUME: u64 = 7;
+
+#[derive(Clone, Debug)]
+enum Op {
+    Write { offset: u64, length: u64, seed: u8, fua: bool },
+    Zero { offset: u64, length: u64, no_hole: bool },
+    Trim { offset: u64, length: u64 },
+    Flush,
+    Cut,
+    Drop(usize),
+    Restart { kill: bool },
+}
+
+fn range() -> impl Strategy<Value = (u64, u64)> {
+    let any = (0..SIZE, 1..200_000u64);
+    let aligned = (0..SIZE / 4096, 1..300u64).prop_map(|(o, n)| (o * 4096, n * 4096));
+    let block = (0..SIZE / 4096).prop_map(|o| (o * 4096, 4096));
+    let whole = Just((0, SIZE));
+    prop_oneof![3 => any, 4 => aligned, 4 => block, 1 => whole]
+        .prop_map(|(offset, length)| (offset, length.min(SIZE - offset)))
+}
+
+fn ops() -> impl Strategy<Value = Vec<Op>> {
+    let op = prop_oneof![
+        12 => (range(), 1..255u8, any::<bool>())
+            .prop_map(|((offset, length), seed, fua)| Op::Write { offset, length, seed, fua }),
+        2 => (range(), any::<bool>())
+            .prop_map(|((offset, length), no_hole)| Op::Zero { offset, length, no_hole }),
+        2 => range().prop_map(|(offset, length)| Op::Trim { offset, length }),
+        1 => Just(Op::Flush),
+        4 => Just(Op::Cut),
+        3 => (0usize..6).prop_map(Op::Drop),
+        1 => any::<bool>().prop_map(|kill| Op::Restart { kill }),
+    ];
+    prop::collection::vec(op, 1..50)
+}
+
+struct Twin {
+    directory: PathBuf,
+    engine: Option<Engine>,
+    caller: Option<Caller>,
+    sparse: bool,
+    live: Vec<u8>,
+    snapshots: BTreeMap<u64, Vec<u8>>,
+    next_epoch: u64,
+}
+
+impl Twin {
+    fn new(sparse: bool) -> Twin {
+        let mut random = [0u8; 8];
+        std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom").unwrap(), &mut random)
+            .unwrap();
+        let name = format!("polyvol-model-{:016x}", u64::from_le_bytes(random));
+        let directory = std::env::temp_dir().join(name);
+        std::fs::create_dir(&directory).unwrap();
+        for (name, size) in [("a", 4 * MIB), ("b", 4 * MIB), ("log", LOG)] {
+            std::fs::File::create(directory.join(name)).unwrap().set_len(size).unwrap();
+        }
+        let live = vec![0; SIZE as usize];
+        let mut twin = Twin {
+            directory,
+            engine: None,
+            caller: None,
+            sparse,
+            live,
+            snapshots: BTreeMap::new(),
+            next_epoch: 1,
+        };
+        twin.start();
+        twin
+    }
+
+    fn start(&mut self) {
+        let engine = Engine::new(3).unwrap();
+        for (id, name) in [(1, "a"), (2, "b"), (3, "log")] {
+            engine.open_device(id, &self.directory.join(name), false, self.sparse).unwrap();
+        }
+        engine.add_volume(self.spec(&self.directory)).unwrap();
+        engine.export("v", "", VOLUME, None).unwrap();
+        for epoch in self.snapshots.keys() {
+            engine.export(&format!("v@{epoch}"), "", VOLUME, Some(*epoch)).unwrap();
+        }
+        self.caller = Some(Caller::new(engine.exports.attach("v").unwrap()));
+        self.engine = Some(engine);
+    }
+
+    /// Partition 1 lies on two devices.
+    fn spec(&self, directory: &Path) -> VolumeSpec {
+        let extent = |device, offset, length| ExtentSpec { device, offset, length };
+        let partitions = vec![
+            (0, vec![extent(1, 0, MIB)]),
+            (1, vec![extent(2, 0, MIB / 2), extent(1, MIB, MIB / 2)]),
+            (2, vec![extent(2, MIB, MIB)]),
+            (0, vec![extent(1, 2 * MIB, MIB)]),
+            (1, vec![extent(2, 2 * MIB, MIB)]),
+            (2, vec![extent(2, 3 * MIB, SIZE - 5 * MIB)]),
+        ];
+        VolumeSpec {
+            id: VOLUME,
+            uuid: [7; 16],
+            name: "v".to_owned(),
+            size: SIZE,
+            partition_size: PARTITION,
+            partitions,
+            logs: vec![(1, vec![extent(3, 0, LOG)])],
+            default_logs: vec![1],
+            directory: directory.join("volume"),
+            snapshots: self.snapshots.keys().map(|epoch| (*epoch, None)).collect(),
+            next_epoch: self.next_epoch,
+        }
+    }
+
+    fn engine(&self) -> &Engine {
+        self.engine.as_ref().unwrap()
+    }
+
+    fn caller(&self) -> &Caller {
+        self.caller.as_ref().unwrap()
+    }
+
+    /// What was asked may have been done in part where slots ran out; anything else is wrong.
+    fn ended(&mut self, result: Result<(), Errno>, offset: u64, length: u64, new: &[u8]) {
+        let range = offset as usize..(offset + length) as usize;
+        match result {
+            Ok(()) => self.live[range].copy_from_slice(new),
+            Err(errno) => {
+                assert_eq!(errno, Errno::ENOSPC);
+                let now = self.caller().read(offset, length).unwrap();
+                let now = now.data.as_slice().to_vec();
+                for (i, byte) in now.iter().enumerate() {
+                    let old = self.live[range.start + i];
+                    assert!(*byte == old || *byte == new[i], "neither old nor new at {i}");
+                }
+                self.live[range].copy_from_slice(&now);
+            }
+        }
+    }
+
+    fn step(&mut self, op: &Op) {
+        match *op {
+            Op::Write { offset, length, seed, fua } => {
+                let bytes: Vec<u8> = (0..length)
+                    .map(|i| seed.wrapping_mul(((i >> 9) as u8) | 1).wrapping_add(i as u8))
+                    .collect();
+                let result = self.caller().write(offset, &bytes, fua);
+                self.ended(result, offset, length, &bytes);
+                self.check_range(offset, length);
+            }
+            Op::Zero { offset, length, no_hole } => {
+                let verb = Verb::Zero { no_hole, fast: false };
+                let result = self.caller().range(verb, offset, length, false);
+                self.ended(result, offset, length, &vec![0; length as usize]);
+                self.check_range(offset, length);
+            }
+            Op::Trim { offset, length } => {
+                self.caller().range(Verb::Trim, offset, length, false).unwrap();
+                let now = self.caller().read(offset, length).unwrap();
+                let range = offset as usize..(offset + length) as usize;
+                for (old, new) in self.live[range].iter_mut().zip(now.data.as_slice()) {
+                    assert!(*new == 0 || new == old, "a trimmed byte is zero or as it was");
+                    *old = *new;
+                }
+            }
+            Op::Flush => self.caller().flush().unwrap(),
+            Op::Cut => self.cut(),
+            Op::Drop(nth) => {
+                let Some(epoch) = self.snapshots.keys().nth(nth).copied() else { return };
+                self.engine().exports.remove(&format!("v@{epoch}")).unwrap();
+                self.snapshots.remove(&epoch);
+                self.engine().drop_snapshot(VOLUME, epoch).unwrap();
+                self.check();
+            }
+            Op::Restart { kill } => {
+                self.stop(kill);
+                self.start();
+                self.check();
+            }
+        }
+    }
+
+    fn cut(&mut self) {
+        let report = self.engine().cut(&[(VOLUME, None)]).unwrap();
+        let epoch = report.epochs[0].1;
+        assert!(epoch >= self.next_epoch);
+        self.next_epoch = epoch + 1;
+        self.engine().settle(VOLUME, epoch).unwrap();
+        self.engine().flush(VOLUME).unwrap();
+        self.engine().export(&format!("v@{epoch}"), "", VOLUME, Some(epoch)).unwrap();
+        self.snapshots.insert(epoch, self.live.clone());
+        self.check();
+    }
+
+    /// Stops; a killed engine gets its files back as they were before it could write checkpoints.
+    fn stop(&mut self, kill: bool) {
+        self.caller = None;
+        let engine = self.engine.take().unwrap();
+        let saved = self.directory.join("saved");
+        let volume = self.directory.join("volume");
+        if kill {
+            copy_directory(&volume, &saved);
+        }
+        engine.stop().unwrap();
+        if kill {
+            std::fs::remove_dir_all(&volume).unwrap();
+            std::fs::rename(&saved, &volume).unwrap();
+        }
+    }
+
+    fn check_range(&self, offset: u64, length: u64) {
+        let from = offset.saturating_sub(5000);
+        let to = (offset + length + 5000).min(SIZE);
+        let read = self.caller().read(from, to - from).unwrap();
+        assert!(read.data.as_slice() == &self.live[from as usize..to as usize]);
+    }
+
+    fn check(&self) {
+        let read = self.caller().read(0, SIZE).unwrap();
+        same("the live volume", read.data.as_slice(), &self.live);
+        for (epoch, contents) in &self.snapshots {
+            let name = format!("v@{epoch}");
+            let caller = Caller::new(self.engine().exports.attach(&name).unwrap());
+            assert_eq!(caller.write(0, &[1], false), Err(Errno::EPERM));
+            let read = caller.read(0, SIZE).unwrap();
+            same(&name, read.data.as_slice(), contents);
+            let odd = caller.read(4097, 9000).unwrap();
+            same(&name, odd.data.as_slice(), &contents[4097..13097]);
+        }
+        let statuses = self.caller().block_status(0, SIZE).unwrap();
+        let mut at = 0;
+        for status in statuses {
+            assert_eq!(status.offset, at);
+            at += status.length;
+            let range = status.offset as usize..at as usize;
+            assert!(!status.zero || self.live[range].iter().all(|byte| *byte == 0));
+        }
+        assert_eq!(at, SIZE);
+    }
+}
+
+fn same(what: &str, found: &[u8], expected: &[u8]) {
+    if let Some(at) = found.iter().zip(expected).position(|(a, b)| a != b) {
+        panic!("{what}: byte {at} (block {}) is {} not {}", at / 4096, found[at], expected[at]);
+    }
+}
+
+fn copy_directory(from: &Path, to: &Path) {
+    std::fs::create_dir(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
+    }
+}
+
+impl Drop for Twin {
+    fn drop(&mut self) {
+        self.caller = None;
+        if let Some(engine) = self.engine.take() {
+            let _ = engine.stop();
+        }
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, max_shrink_iters: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_volume_and_its_snapshots_hold_what_was_written(sparse in any::<bool>(), ops in ops()) {
+        let mut twin = Twin::new(sparse);
+        for op in &ops {
+            twin.step(op);
+        }
+        twin.check();
+    }
+}
