@@ -13,5 +13,7 @@ pub mod io;
 pub mod limits;
 pub mod nbd;
 pub mod processor;
+#[cfg(feature = "python")]
+mod python;
 pub mod units;
 pub mod volume;

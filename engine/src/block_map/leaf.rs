@@ -200,7 +200,12 @@ fn set_run(
         }
         if to > end {
             let from_here = from.max(end);
-            builder.push(from_here, to - from_here, run.place.step(from_here - from), old(from_here));
+            builder.push(
+                from_here,
+                to - from_here,
+                run.place.step(from_here - from),
+                old(from_here),
+            );
         }
     }
     if !placed {

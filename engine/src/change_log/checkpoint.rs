@@ -42,7 +42,12 @@ const NODE_LEAVES: u64 = 2;
 const RUN_BYTES: usize = 12;
 
 /// Writes a checkpoint under `path` and syncs it. It is not named yet: see [`publish`].
-pub fn write(path: &Path, identity: &Identity, number: u64, contents: &Contents) -> Result<(), Errno> {
+pub fn write(
+    path: &Path,
+    identity: &Identity,
+    number: u64,
+    contents: &Contents,
+) -> Result<(), Errno> {
     let file = File::create(path)?;
     let mut out = Summed { inner: BufWriter::with_capacity(1 << 20, file), crc: 0 };
     let header = Header {

@@ -63,7 +63,11 @@ pub struct Segment {
 }
 
 impl Segment {
-    fn create(identity: &Identity, number: u64, first_seq: u64) -> std::result::Result<Self, Errno> {
+    fn create(
+        identity: &Identity,
+        number: u64,
+        first_seq: u64,
+    ) -> std::result::Result<Self, Errno> {
         let path = identity.segment_path(number);
         let made = Segment::create_at(identity, number, first_seq, &path);
         if made.is_err() {
@@ -216,7 +220,8 @@ impl Journal {
         recovered: Vec<File>,
     ) -> Result<Journal> {
         let failed = |e: Errno| {
-            let what = format!("journal {} cannot be begun", identity.segment_path(number).display());
+            let what =
+                format!("journal {} cannot be begun", identity.segment_path(number).display());
             Error::io(what, e)
         };
         let segment = Arc::new(Segment::create(&identity, number, next_seq).map_err(failed)?);

@@ -86,7 +86,13 @@ impl Engine {
     }
 
     /// Opens a device.
-    pub fn open_device(&self, id: DeviceId, path: &Path, read_only: bool, sparse: bool) -> Result<()> {
+    pub fn open_device(
+        &self,
+        id: DeviceId,
+        path: &Path,
+        read_only: bool,
+        sparse: bool,
+    ) -> Result<()> {
         let mut devices = self.devices.lock().expect("no holder panics");
         if devices.contains_key(&id) {
             return Err(Error::new(ErrorKind::Exists, format!("device {id} is open already")));
@@ -231,9 +237,7 @@ impl Engine {
             return Ok(());
         }
         drop(stopped);
-        for export in self.exports.list() {
-            let _ = self.exports.remove(&export.name);
-        }
+        self.exports.clear();
         let ids: Vec<VolumeId> =
             self.volumes.lock().expect("no holder panics").keys().copied().collect();
         let mut result = Ok(());

@@ -7,9 +7,9 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::channel;
-use std::sync::Arc;
 
 use crate::block_map::place::Place;
 use crate::block_map::versions::Versions;
@@ -270,7 +270,8 @@ impl Engine {
 
 fn check(spec: &VolumeSpec) -> Result<()> {
     let name = &spec.name;
-    let wrong = |what: String| Err(Error::new(ErrorKind::Invalid, format!("volume {name}: {what}")));
+    let wrong =
+        |what: String| Err(Error::new(ErrorKind::Invalid, format!("volume {name}: {what}")));
     if spec.size == 0 || !spec.size.is_multiple_of(BLOCK_SIZE) {
         return wrong(format!("size {} is not a multiple of 4096 above 0", spec.size));
     }
@@ -408,4 +409,3 @@ fn free_number(volumes: &HashMap<VolumeId, Arc<Volume>>) -> u32 {
     let taken: Vec<u32> = volumes.values().map(|volume| volume.shard).collect();
     (0..).find(|number| !taken.contains(number)).expect("there are fewer volumes than numbers")
 }
-

@@ -42,11 +42,9 @@ pub struct Device {
 impl Device {
     /// Opens a device's file or disk.
     pub fn open(id: DeviceId, path: &Path, read_only: bool, sparse: bool) -> Result<Device> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(!read_only)
-            .open(path)
-            .map_err(|e| Error::io(format!("device file {} cannot be opened", path.display()), e))?;
+        let file = OpenOptions::new().read(true).write(!read_only).open(path).map_err(|e| {
+            Error::io(format!("device file {} cannot be opened", path.display()), e)
+        })?;
         // Reads of hosts are random unless they say otherwise: no read-ahead of what nobody asked for is
         // decided here, the kernel's own heuristics stay on.
         Ok(Device {

@@ -30,8 +30,7 @@ pub struct Pool(Arc<Shared>);
 impl Pool {
     /// A pool of at most so many threads; none is started yet.
     pub fn new(threads_max: usize) -> Pool {
-        let state =
-            State { jobs: VecDeque::new(), idle: 0, threads: Vec::new(), stopping: false };
+        let state = State { jobs: VecDeque::new(), idle: 0, threads: Vec::new(), stopping: false };
         Pool(Arc::new(Shared {
             state: Mutex::new(state),
             work: Condvar::new(),

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::Sender;
 use std::thread::JoinHandle;
 
 use crate::change_log::checkpoint::{self, Contents};
@@ -48,6 +49,7 @@ impl Handle {
             shards: Vec::new(),
             sinks: Vec::new(),
             cutting: Vec::new(),
+            leaving: Vec::new(),
             parts: 0,
             slow_ios: 0,
         };
@@ -76,6 +78,8 @@ struct Processor {
     sinks: Vec<Arc<dyn Sink>>,
     /// What takes part in the cut that is being made.
     cutting: Vec<CutShard>,
+    /// Shards that are to be given back as soon as nothing of them is under way.
+    leaving: Vec<(u32, Sender<Box<Shard>>)>,
     parts: u64,
     slow_ios: u64,
 }
@@ -129,14 +133,35 @@ impl Processor {
         for sink in self.sinks.drain(..) {
             sink.kick();
         }
+        self.let_go();
         let stats = &self.stats;
         stats.parts.store(self.parts, Ordering::Relaxed);
         stats.slow_ios.store(self.slow_ios, Ordering::Relaxed);
         stats.batches.store(stats.batches.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
     }
 
+    /// Gives back the shards that leave and are idle.
+    fn let_go(&mut self) {
+        let Processor { shards, leaving, .. } = self;
+        let before = leaving.len();
+        leaving.retain(|(number, answer)| {
+            let idle = shards[*number as usize].take_if(|shard| shard.idle());
+            // Whoever asked may have gone: then the shard ends here.
+            let Some(shard) = idle else { return true };
+            let _ = answer.send(shard);
+            false
+        });
+        if leaving.len() != before {
+            self.count_partitions();
+        }
+    }
+
     /// The shard, which the engine has added and not removed.
-    fn with_shard<T>(&mut self, number: u32, f: impl FnOnce(&mut Shard, &mut Context<'_>) -> T) -> T {
+    fn with_shard<T>(
+        &mut self,
+        number: u32,
+        f: impl FnOnce(&mut Shard, &mut Context<'_>) -> T,
+    ) -> T {
         let Processor { shards, sinks, queue, pool, slow_ios, .. } = self;
         let shard = shards.get_mut(number as usize).and_then(Option::as_mut);
         let mut context = Context { queue, pool, sinks, slow_ios };
@@ -147,11 +172,8 @@ impl Processor {
         match control {
             Control::AddShard(number, shard) => self.add(number, shard),
             Control::RemoveShard(number, answer) => {
-                if let Some(shard) = self.shards[number as usize].take() {
-                    assert!(shard.idle(), "a volume is removed when nothing of it is under way");
-                    let _ = answer.send(shard);
-                }
-                self.count_partitions();
+                self.with_shard(number, |shard, _| shard.refuse_parts());
+                self.leaving.push((number, answer));
             }
             Control::CutStop(cut, shards) => self.stop_writes(&cut, shards),
             Control::CutGo(cut) => self.advance(&cut),

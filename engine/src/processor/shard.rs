@@ -217,6 +217,7 @@ impl Shard {
             freed_bases: VecDeque::new(),
             release_asked: false,
             punching: false,
+            leaving: false,
             checkpointing: false,
             checkpoint_bytes: 0,
         };
@@ -232,7 +233,9 @@ impl Shard {
 
     /// Takes a part that has just come.
     pub fn take(&mut self, part: Part, context: &mut Context<'_>) {
-        if self.stopped_at.is_some() && part.view == 0 && part.request.verb.is_write() {
+        if self.leaving {
+            self.end(part, Err(Errno::ESHUTDOWN), context);
+        } else if self.stopped_at.is_some() && part.view == 0 && part.request.verb.is_write() {
             self.held.push(part); // C2
         } else if self.blocked(&part, self.waiting.len()) {
             self.waiting.push_back(part);
@@ -453,7 +456,7 @@ impl Shard {
     fn punch_freed_bases(&mut self, context: &mut Context<'_>) {
         let committed = self.journal.shared().committed();
         let Some(front) = self.freed_bases.front() else { return };
-        if self.punching || front.seq > committed {
+        if self.punching || self.leaving || front.seq > committed {
             return;
         }
         let (local, first) = (front.local, front.first);
@@ -464,9 +467,10 @@ impl Shard {
         let batch = self.freed_bases.iter().take(PUNCH_RUNS_MAX).take_while(fits).count();
         let ends = self.freed_bases.iter().take(batch).map(|freed| freed.first + freed.count - 1);
         let last = ends.max().expect("the front fits");
-        let busy = self.reserved.iter().any(|other| {
-            other.local == local && other.first <= last && first <= other.last
-        });
+        let busy = self
+            .reserved
+            .iter()
+            .any(|other| other.local == local && other.first <= last && first <= other.last);
         if busy {
             return; // when that is done, this is tried again
         }
@@ -502,7 +506,8 @@ impl Shard {
             self.ask_release(context);
         }
         self.punch_freed_bases(context);
-        let due = self.journal.bytes_since_checkpoint > self.checkpoint_bytes.max(CHECKPOINT_BYTES_MIN);
+        let due =
+            self.journal.bytes_since_checkpoint > self.checkpoint_bytes.max(CHECKPOINT_BYTES_MIN);
         if due && !self.checkpointing {
             self.checkpointing = true;
             self.journal.bytes_since_checkpoint = 0;
@@ -660,6 +665,11 @@ impl Shard {
     pub fn usage(&self) -> (Vec<(u16, u64)>, u64) {
         let mapped = self.locals.iter().map(|local| u64::from(local.versions.live.mapped())).sum();
         (self.slots.used_by_log(), mapped)
+    }
+
+    /// Takes no more parts: the volume is being let go.
+    pub fn refuse_parts(&mut self) {
+        self.leaving = true;
     }
 
     /// Whether nothing is under way or waiting.

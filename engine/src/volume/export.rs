@@ -80,6 +80,11 @@ impl ExportTable {
         Ok(())
     }
 
+    /// Removes every export, attached or not: the engine is stopping, and what is attached gets ESHUTDOWN.
+    pub fn clear(&self) {
+        self.0.write().expect("no holder panics").clear();
+    }
+
     /// The export of this name; the empty name as E2 says.
     pub fn find(&self, name: &str) -> Option<Arc<Export>> {
         find_in(&self.0.read().expect("no holder panics"), name).cloned()

@@ -87,11 +87,8 @@ pub struct Flusher {
 impl Flusher {
     /// Starts the thread.
     pub fn start(name: &str, durable: Arc<Durable>) -> Result<Flusher> {
-        let shared = Arc::new(Shared {
-            state: Mutex::new(State::default()),
-            wake: Condvar::new(),
-            durable,
-        });
+        let shared =
+            Arc::new(Shared { state: Mutex::new(State::default()), wake: Condvar::new(), durable });
         let ours = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name(format!("pv-flush-{name}").chars().take(15).collect())

@@ -1,0 +1,297 @@
+//! The class `Engine`.
+
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList};
+
+use crate::engine::Engine as Inner;
+use crate::error::{Error, ErrorKind, Result};
+use crate::nbd::Server;
+use crate::processor::queue::{Control, ask};
+use crate::processor::shard::ShardStats;
+use crate::python::errors::raised;
+use crate::python::handle::Handle;
+use crate::python::spec;
+use crate::units::{BLOCK_SIZE, Epoch};
+use crate::volume::Volume;
+use crate::volume::caller::Caller;
+
+/// See `engine.pyi`.
+#[pyclass(frozen, module = "polyvol.engine")]
+pub struct Engine {
+    inner: Inner,
+    server: Server,
+}
+
+impl Engine {
+    /// Runs a call without the GIL, unless the engine has been stopped.
+    fn call<T: Send>(
+        &self,
+        py: Python<'_>,
+        f: impl FnOnce(&Self) -> Result<T> + Send,
+    ) -> PyResult<T> {
+        let result = py.detach(|| match self.inner.is_stopped() {
+            true => Err(Error::new(ErrorKind::Invalid, "the engine has been stopped")),
+            false => f(self),
+        });
+        result.map_err(|error| raised(py, &error))
+    }
+}
+
+#[pymethods]
+impl Engine {
+    #[new]
+    fn new(py: Python<'_>, processors: u32) -> PyResult<Engine> {
+        let made = py.detach(|| {
+            let inner = Inner::new(processors)?;
+            let server = Server::new(std::sync::Arc::clone(&inner.exports))?;
+            Ok(Engine { inner, server })
+        });
+        made.map_err(|error| raised(py, &error))
+    }
+
+    fn grow_processors(&self, py: Python<'_>, processors: u32) -> PyResult<()> {
+        self.call(py, |this| this.inner.grow_processors(processors))
+    }
+
+    #[pyo3(signature = (device, path, *, read_only = false, sparse = true))]
+    fn open_device(
+        &self,
+        py: Python<'_>,
+        device: u64,
+        path: PathBuf,
+        read_only: bool,
+        sparse: bool,
+    ) -> PyResult<()> {
+        self.call(py, |this| this.inner.open_device(device, &path, read_only, sparse))
+    }
+
+    fn close_device(&self, py: Python<'_>, device: u64) -> PyResult<()> {
+        self.call(py, |this| this.inner.close_device(device))
+    }
+
+    fn add_volume(&self, py: Python<'_>, spec: &Bound<'_, PyDict>) -> PyResult<()> {
+        let spec = spec::volume(spec)?;
+        self.call(py, |this| this.inner.add_volume(spec))
+    }
+
+    fn remove_volume(&self, py: Python<'_>, volume: u64) -> PyResult<()> {
+        self.call(py, |this| this.inner.remove_volume(volume))
+    }
+
+    fn add_log(&self, py: Python<'_>, volume: u64, log: &Bound<'_, PyDict>) -> PyResult<()> {
+        let (number, extents) = (spec::entry(log, "number")?, spec::extents(log)?);
+        self.call(py, |this| this.inner.add_log(volume, number, &extents))
+    }
+
+    fn export(
+        &self,
+        py: Python<'_>,
+        name: &str,
+        description: &str,
+        volume: u64,
+        epoch: Option<Epoch>,
+    ) -> PyResult<()> {
+        self.call(py, |this| this.inner.export(name, description, volume, epoch))
+    }
+
+    fn unexport(&self, py: Python<'_>, name: &str) -> PyResult<()> {
+        self.call(py, |this| this.inner.exports.remove(name))
+    }
+
+    fn exports<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        let list = PyList::empty(py);
+        for export in self.inner.exports.list() {
+            let dict = PyDict::new(py);
+            dict.set_item("name", &export.name)?;
+            dict.set_item("size", export.target.size())?;
+            dict.set_item("read_only", export.target.read_only())?;
+            dict.set_item("connections", export.connections())?;
+            list.append(dict)?;
+        }
+        Ok(list)
+    }
+
+    fn cut<'py>(
+        &self,
+        py: Python<'py>,
+        volumes: Vec<Bound<'py, PyDict>>,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        let mut wanted = Vec::new();
+        for volume in &volumes {
+            wanted.push((spec::entry(volume, "volume")?, spec::entry(volume, "log")?));
+        }
+        let report = self.call(py, |this| this.inner.cut(&wanted))?;
+        let epochs = PyDict::new(py);
+        for (volume, epoch) in &report.epochs {
+            epochs.set_item(volume, epoch)?;
+        }
+        let processors = PyList::empty(py);
+        for stall in &report.stalls {
+            let dict = PyDict::new(py);
+            dict.set_item("processor", stall.processor)?;
+            dict.set_item("stall_ns", stall.nanoseconds)?;
+            processors.append(dict)?;
+        }
+        let dict = PyDict::new(py);
+        dict.set_item("epochs", epochs)?;
+        dict.set_item("instant_ns", report.instant_ns)?;
+        let longest = report.stalls.iter().map(|stall| stall.nanoseconds).max().unwrap_or(0);
+        dict.set_item("stall_ns", longest)?;
+        dict.set_item("processors", processors)?;
+        Ok(dict)
+    }
+
+    fn settle(&self, py: Python<'_>, volume: u64, epoch: Epoch) -> PyResult<()> {
+        self.call(py, |this| this.inner.settle(volume, epoch))
+    }
+
+    fn flush(&self, py: Python<'_>, volume: u64) -> PyResult<()> {
+        self.call(py, |this| this.inner.flush(volume))
+    }
+
+    fn drop_snapshot(&self, py: Python<'_>, volume: u64, epoch: Epoch) -> PyResult<u64> {
+        self.call(py, |this| this.inner.drop_snapshot(volume, epoch))
+    }
+
+    fn partition_states<'py>(
+        &self,
+        py: Python<'py>,
+        volume: u64,
+        epoch: Option<Epoch>,
+    ) -> PyResult<Bound<'py, PyList>> {
+        let states = self.call(py, |this| this.inner.partition_states(volume, epoch))?;
+        let list = PyList::empty(py);
+        for (processor, state) in states {
+            let dict = PyDict::new(py);
+            dict.set_item("partition", state.partition)?;
+            dict.set_item("processor", processor)?;
+            dict.set_item("epoch", state.epoch)?;
+            dict.set_item("write_seq", state.write_seq)?;
+            dict.set_item("blocks_mapped", state.blocks_mapped)?;
+            dict.set_item("frozen", state.frozen)?;
+            list.append(dict)?;
+        }
+        Ok(list)
+    }
+
+    fn volume_stats<'py>(&self, py: Python<'py>, volume: u64) -> PyResult<Bound<'py, PyDict>> {
+        let (volume, used, mapped) = self.call(py, |this| {
+            let volume = this.inner.volume(volume)?;
+            let mut used = std::collections::HashMap::<u16, u64>::new();
+            let mut mapped = 0;
+            for shard in &volume.shards {
+                let (by_log, blocks) =
+                    ask(&shard.queue, |answer| Control::Use(volume.shard, answer))?;
+                by_log.into_iter().for_each(|(log, n)| *used.entry(log).or_default() += n);
+                mapped += blocks;
+            }
+            Ok((volume, used, mapped))
+        })?;
+        let dict = counters(py, &volume)?;
+        dict.set_item("blocks_mapped", mapped)?;
+        let prefix = format!("{}@", volume.name);
+        let exports = self.inner.exports.list();
+        let ours = |name: &str| name == volume.name || name.starts_with(&prefix);
+        let ours = exports.iter().filter(|export| ours(&export.name));
+        dict.set_item("connections", ours.map(|export| export.connections()).sum::<usize>())?;
+        let logs = PyList::empty(py);
+        for log in volume.space.logs() {
+            let chunk = crate::change_log::space::CHUNK_BYTES;
+            let entry = PyDict::new(py);
+            entry.set_item("number", log.number)?;
+            entry.set_item("size_bytes", log.chunks * chunk)?;
+            let slots = used.get(&log.number).copied().unwrap_or(0);
+            entry.set_item("used_bytes", slots * BLOCK_SIZE)?;
+            entry.set_item("claimed_bytes", log.chunks_taken() * chunk)?;
+            logs.append(entry)?;
+        }
+        dict.set_item("logs", logs)?;
+        Ok(dict)
+    }
+
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let processors = PyList::empty(py);
+        for (index, handle) in
+            self.inner.processors.lock().expect("no holder panics").iter().enumerate()
+        {
+            let dict = PyDict::new(py);
+            dict.set_item("processor", index)?;
+            let stats = &handle.stats;
+            let counted: [(&str, &AtomicU64); 4] = [
+                ("parts", &stats.parts),
+                ("batches", &stats.batches),
+                ("slow_ios", &stats.slow_ios),
+                ("partitions", &stats.partitions),
+            ];
+            for (name, counter) in counted {
+                dict.set_item(name, counter.load(Ordering::Relaxed))?;
+            }
+            processors.append(dict)?;
+        }
+        let devices = PyList::empty(py);
+        for device in self.inner.devices.lock().expect("no holder panics").values() {
+            let (errors, last_errno) = device.errors();
+            let dict = PyDict::new(py);
+            dict.set_item("device", device.id)?;
+            dict.set_item("errors", errors)?;
+            dict.set_item("last_errno", last_errno)?;
+            devices.append(dict)?;
+        }
+        let dict = PyDict::new(py);
+        dict.set_item("processors", processors)?;
+        dict.set_item("devices", devices)?;
+        dict.set_item("connections", self.server.connections())?;
+        dict.set_item("handshakes", self.server.handshakes())?;
+        Ok(dict)
+    }
+
+    fn listen(&self, py: Python<'_>, fd: RawFd) -> PyResult<()> {
+        // SAFETY: the caller hands this descriptor over and uses it no more (engine.pyi says so).
+        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+        self.call(py, |this| this.server.listen(socket))
+    }
+
+    fn open(&self, py: Python<'_>, export: &str) -> PyResult<Handle> {
+        let attached = self.call(py, |this| {
+            let missing =
+                || Error::new(ErrorKind::NotFound, format!("there is no export {export}"));
+            this.inner.exports.attach(export).ok_or_else(missing)
+        })?;
+        Ok(Handle::new(Caller::new(attached)))
+    }
+
+    fn stop(&self, py: Python<'_>) -> PyResult<()> {
+        let result = py.detach(|| {
+            self.server.stop();
+            self.inner.stop()
+        });
+        result.map_err(|error| raised(py, &error))
+    }
+}
+
+fn counters<'py>(py: Python<'py>, volume: &Volume) -> PyResult<Bound<'py, PyDict>> {
+    type Counter = fn(&ShardStats) -> &AtomicU64;
+    let counters: [(&str, Counter); 8] = [
+        ("reads", |stats| &stats.reads),
+        ("writes", |stats| &stats.writes),
+        ("read_bytes", |stats| &stats.read_bytes),
+        ("write_bytes", |stats| &stats.write_bytes),
+        ("zeroes", |stats| &stats.zeroes),
+        ("trims", |stats| &stats.trims),
+        ("redirected_blocks", |stats| &stats.redirected_blocks),
+        ("errors", |stats| &stats.errors),
+    ];
+    let dict = PyDict::new(py);
+    dict.set_item("epoch", volume.epoch.load(Ordering::Acquire))?;
+    dict.set_item("flushes", volume.flushes.load(Ordering::Relaxed))?;
+    for (name, counter) in counters {
+        let values =
+            volume.shards.iter().map(|shard| counter(&shard.stats).load(Ordering::Relaxed));
+        dict.set_item(name, values.sum::<u64>())?;
+    }
+    Ok(dict)
+}

@@ -1,0 +1,138 @@
+//! Handle: I/O on one export from Python.
+
+use std::sync::{Arc, RwLock};
+
+use pyo3::buffer::PyBuffer;
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict, PyList};
+
+use crate::error::Errno;
+use crate::python::errors::os_error;
+use crate::volume::caller::Caller;
+use crate::volume::request::Verb;
+
+/// See `engine.pyi`.
+#[pyclass(frozen, module = "polyvol.engine")]
+pub struct Handle(RwLock<Option<Arc<Caller>>>);
+
+impl Handle {
+    /// A handle on this caller.
+    pub fn new(caller: Caller) -> Handle {
+        Handle(RwLock::new(Some(Arc::new(caller))))
+    }
+
+    fn caller(&self) -> PyResult<Arc<Caller>> {
+        let caller = self.0.read().expect("no holder panics").clone();
+        caller.ok_or_else(|| PyValueError::new_err("the handle is closed"))
+    }
+
+    fn range(
+        &self,
+        py: Python<'_>,
+        verb: Verb,
+        length: u64,
+        offset: u64,
+        fua: bool,
+    ) -> PyResult<()> {
+        let caller = self.caller()?;
+        py.detach(|| caller.range(verb, offset, length, fua)).map_err(os_error)
+    }
+
+    fn read(&self, py: Python<'_>, length: u64, offset: u64) -> PyResult<crate::buffer::Buffer> {
+        let caller = self.caller()?;
+        let request = py.detach(|| caller.read(offset, length)).map_err(os_error)?;
+        // The sink has given the request back, so nobody else holds it for long; but a processor may not have
+        // let go of its reference yet.
+        Ok(match Arc::try_unwrap(request) {
+            Ok(request) => request.data,
+            Err(shared) => crate::buffer::Buffer::copy_of(shared.data.as_slice()),
+        })
+    }
+}
+
+#[pymethods]
+impl Handle {
+    #[getter]
+    fn size(&self) -> PyResult<u64> {
+        Ok(self.caller()?.size())
+    }
+
+    #[getter]
+    fn read_only(&self) -> PyResult<bool> {
+        Ok(self.caller()?.read_only())
+    }
+
+    fn pread<'py>(
+        &self,
+        py: Python<'py>,
+        length: u64,
+        offset: u64,
+    ) -> PyResult<Bound<'py, PyBytes>> {
+        Ok(PyBytes::new(py, self.read(py, length, offset)?.as_slice()))
+    }
+
+    fn pread_into(&self, py: Python<'_>, buffer: PyBuffer<u8>, offset: u64) -> PyResult<()> {
+        let data = self.read(py, buffer.len_bytes() as u64, offset)?;
+        buffer.copy_from_slice(py, data.as_slice())
+    }
+
+    #[pyo3(signature = (data, offset, *, fua = false))]
+    fn pwrite(&self, py: Python<'_>, data: PyBuffer<u8>, offset: u64, fua: bool) -> PyResult<()> {
+        let caller = self.caller()?;
+        let bytes = data.to_vec(py)?;
+        py.detach(|| caller.write(offset, &bytes, fua)).map_err(os_error)
+    }
+
+    #[pyo3(signature = (length, offset, *, no_hole = false, fast = false, fua = false))]
+    fn zero(
+        &self,
+        py: Python<'_>,
+        length: u64,
+        offset: u64,
+        no_hole: bool,
+        fast: bool,
+        fua: bool,
+    ) -> PyResult<()> {
+        self.range(py, Verb::Zero { no_hole, fast }, length, offset, fua)
+    }
+
+    #[pyo3(signature = (length, offset, *, fua = false))]
+    fn trim(&self, py: Python<'_>, length: u64, offset: u64, fua: bool) -> PyResult<()> {
+        self.range(py, Verb::Trim, length, offset, fua)
+    }
+
+    fn flush(&self, py: Python<'_>) -> PyResult<()> {
+        let caller = self.caller()?;
+        py.detach(|| caller.flush()).map_err(os_error)
+    }
+
+    fn cache(&self, py: Python<'_>, length: u64, offset: u64) -> PyResult<()> {
+        self.range(py, Verb::Cache, length, offset, false)
+    }
+
+    fn block_status<'py>(
+        &self,
+        py: Python<'py>,
+        length: u64,
+        offset: u64,
+    ) -> PyResult<Bound<'py, PyList>> {
+        let caller = self.caller()?;
+        let found = py.detach(|| caller.block_status(offset, length)).map_err(os_error)?;
+        let list = PyList::empty(py);
+        for extent in found {
+            let dict = PyDict::new(py);
+            dict.set_item("offset", extent.offset)?;
+            dict.set_item("length", extent.length)?;
+            dict.set_item("hole", extent.hole)?;
+            dict.set_item("zero", extent.zero)?;
+            list.append(dict)?;
+        }
+        Ok(list)
+    }
+
+    fn close(&self) -> Result<(), PyErr> {
+        self.0.write().map_err(|_| os_error(Errno::EIO))?.take();
+        Ok(())
+    }
+}

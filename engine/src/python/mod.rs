@@ -1,0 +1,20 @@
+//! Python: the module `polyvol.engine`, as `engine/python/engine.pyi` describes it.
+//!
+//! How it works      Thin: arguments in, a call of [`crate::engine::Engine`], results out. Every call that may wait
+//!                   releases the GIL. No thread of the engine ever takes it.
+
+mod engine;
+mod errors;
+mod handle;
+mod spec;
+
+use pyo3::prelude::*;
+
+/// The data plane of polyvol. See `engine.pyi`.
+#[pymodule(name = "engine")]
+fn polyvol_engine(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<engine::Engine>()?;
+    module.add_class::<handle::Handle>()?;
+    module.add("EngineError", module.py().get_type::<errors::EngineError>())?;
+    module.add("__version__", env!("CARGO_PKG_VERSION"))
+}

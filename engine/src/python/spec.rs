@@ -1,0 +1,73 @@
+//! Specifications: the catalog's dictionaries as the engine's structures.
+
+use std::path::PathBuf;
+
+use pyo3::exceptions::{PyKeyError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList};
+
+use crate::engine::volumes::{ExtentSpec, VolumeSpec};
+use crate::units::Epoch;
+
+/// A dictionary's entry.
+pub fn entry<'py, T>(dict: &Bound<'py, PyDict>, key: &str) -> PyResult<T>
+where
+    T: for<'a> FromPyObject<'a, 'py>,
+{
+    let value = dict.get_item(key)?.ok_or_else(|| PyKeyError::new_err(key.to_owned()))?;
+    value.extract::<T>().map_err(Into::into)
+}
+
+fn dicts<'py>(dict: &Bound<'py, PyDict>, key: &str) -> PyResult<Vec<Bound<'py, PyDict>>> {
+    let list: Bound<'py, PyList> = entry(dict, key)?;
+    list.iter().map(|item| Ok(item.cast_into::<PyDict>()?)).collect()
+}
+
+/// A `LogSpec` or `PartitionSpec`'s extents.
+pub fn extents(dict: &Bound<'_, PyDict>) -> PyResult<Vec<ExtentSpec>> {
+    let extent = |dict: Bound<'_, PyDict>| {
+        Ok(ExtentSpec {
+            device: entry(&dict, "device")?,
+            offset: entry(&dict, "offset")?,
+            length: entry(&dict, "length")?,
+        })
+    };
+    dicts(dict, "extents")?.into_iter().map(extent).collect()
+}
+
+fn uuid(text: &str) -> PyResult<[u8; 16]> {
+    let digits: String = text.chars().filter(|c| *c != '-').collect();
+    let number = u128::from_str_radix(&digits, 16).ok().filter(|_| digits.len() == 32);
+    let number = number.ok_or_else(|| PyValueError::new_err(format!("{text} is not a UUID")))?;
+    Ok(number.to_be_bytes())
+}
+
+/// A `VolumeSpec`.
+pub fn volume(dict: &Bound<'_, PyDict>) -> PyResult<VolumeSpec> {
+    let mut partitions = Vec::new();
+    for partition in dicts(dict, "partitions")? {
+        partitions.push((entry(&partition, "processor")?, extents(&partition)?));
+    }
+    let mut logs = Vec::new();
+    for log in dicts(dict, "logs")? {
+        logs.push((entry(&log, "number")?, extents(&log)?));
+    }
+    let mut snapshots: Vec<(Epoch, Option<u16>)> = Vec::new();
+    for snapshot in dicts(dict, "snapshots")? {
+        snapshots.push((entry(&snapshot, "epoch")?, entry(&snapshot, "log")?));
+    }
+    snapshots.sort_unstable();
+    Ok(VolumeSpec {
+        id: entry(dict, "id")?,
+        uuid: uuid(&entry::<String>(dict, "uuid")?)?,
+        name: entry(dict, "name")?,
+        size: entry(dict, "size")?,
+        partition_size: entry(dict, "partition_size")?,
+        partitions,
+        logs,
+        default_logs: entry(dict, "default_logs")?,
+        directory: entry::<PathBuf>(dict, "directory")?,
+        snapshots,
+        next_epoch: entry(dict, "next_epoch")?,
+    })
+}
