@@ -28,7 +28,7 @@ IMPORTS_ALLOWED = {
     "mapping": {"engine"},
     "snapshot": {"engine", "mapping"},
     "daemon": {"engine", "mapping", "nbd_plugin", "snapshot"},
-    "nbd_plugin": {"daemon", "engine"},
+    "nbd_plugin": {"daemon", "engine", "mapping"},
 }
 ENGINE_FORBIDDEN = ("polyvol.daemon.api", "polyvol.daemon.cli")
 
