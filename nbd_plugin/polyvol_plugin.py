@@ -1,0 +1,288 @@
+"""polyvol_plugin: the callbacks of an nbdkit Python plugin that serves polyvol's volumes and snapshots.
+
+By hand           nbdkit python nbd_plugin/polyvol_plugin.py state-dir=DIR
+                  (with -f to stay in the foreground; `polyvold --frontend nbdkit` runs it for you)
+
+How it works      nbdkit speaks NBD and calls one function here for each request; the function hands it to the
+                  engine, which runs in this process together with the rest of polyvold, and waits without the
+                  GIL. So nbdkit's filters can stand before polyvol, and the control socket works meanwhile.
+                  The state directory is taken over after nbdkit has forked: threads do not survive a fork.
+Thread model      SERIALIZE_REQUESTS: one request at a time for each connection, connections side by side.
+                  With SERIALIZE_ALL_REQUESTS an idle connection holds up all others; PARALLEL ends in an
+                  assertion when a client leaves in mid-reply (both seen with nbdkit 1.32).
+Errors            A callback that fails says the errno by `nbdkit.set_error` and raises; nbdkit logs it. What
+                  keeps polyvol from starting is one sentence on stderr, and exit code 1. Writes to a
+                  read-only export do not come here: nbdkit refuses them, being told by `can_write`.
+"""
+
+import errno
+import os
+import site
+import sys
+from collections.abc import Callable, Iterable
+from functools import wraps
+from pathlib import Path
+from typing import NoReturn, ParamSpec, TypeVar
+
+import nbdkit
+
+
+def _make_importable() -> None:
+    """Put the packages polyvol was installed with on sys.path, before those of the system.
+
+    They are where PYTHONPATH says, else near this file: in the checkout's virtual environment, or (installed
+    from a wheel) in the directory that has polyvol. Their .pth files count, which PYTHONPATH alone ignores:
+    an editable install is one.
+    """
+    here = Path(__file__).resolve()
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    directories = [Path(entry) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    directories += [here.parents[1] / ".venv" / "lib" / version / "site-packages", here.parents[2]]
+    known = [entry for entry in sys.path if Path(entry) not in directories]
+    for directory in directories:
+        if (directory / "polyvol").is_dir() or list(directory.glob("__editable__.polyvol-*.pth")):
+            sys.path[:] = known
+            site.addsitedir(str(directory))
+            ours = [entry for entry in sys.path if entry not in known]
+            packages = (at for at, entry in enumerate(known) if entry.endswith("-packages"))
+            at = next(packages, len(known))
+            sys.path[:] = [*known[:at], *ours, *known[at:]]
+            return
+
+
+_make_importable()
+
+from polyvol.engine import EngineError, Handle  # noqa: E402 - only now can they be found
+from polyvol.mapping.errors import PolyvolError  # noqa: E402
+from polyvol.nbd_plugin.host import Host  # noqa: E402
+
+API_VERSION = 2
+BLOCK_SIZE_MIN = 1
+BLOCK_SIZE_PREFERRED = 4096
+REQUEST_BYTES_MAX = 32 * 1024 * 1024
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_state_dir: Path | None = None
+_host: Host | None = None
+
+
+def _with_errno(callback: Callable[P, R]) -> Callable[P, R]:
+    """Let nbdkit know the errno of what a callback raises; without one it is EIO."""
+
+    @wraps(callback)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return callback(*args, **kwargs)
+        except OSError as error:
+            nbdkit.set_error(error.errno or errno.EIO)
+            # A peer can cause this, so nbdkit's log gets the sentence without the frames below.
+            raise error.with_traceback(None) from None
+
+    return wrapper
+
+
+def _refuse(sentence: str) -> NoReturn:
+    """End nbdkit before it serves anything: raising would show a traceback instead of the sentence."""
+    print(f"polyvol: {sentence}", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+def _running() -> Host:
+    """The host, which nbdkit has started before any connection can be made."""
+    if _host is None:
+        raise OSError(errno.ESHUTDOWN, "polyvol is not running")
+    return _host
+
+
+# Life of the server.
+
+
+def config(key: str, value: str) -> None:
+    """Take a `key=value` of the command line; there is one."""
+    global _state_dir
+    if key != "state-dir":
+        _refuse(f"there is no parameter '{key}': polyvol takes state-dir=DIR")
+    _state_dir = Path(value).absolute()
+
+
+def config_complete() -> None:
+    """Refuse to start without a state directory."""
+    if _state_dir is None:
+        _refuse("no state directory is named: add state-dir=DIR to the command line")
+
+
+def thread_model() -> int:
+    """One request at a time for each connection."""
+    model: int = nbdkit.THREAD_MODEL_SERIALIZE_REQUESTS
+    return model
+
+
+def after_fork() -> None:
+    """Start polyvol, or end nbdkit."""
+    global _host
+    assert _state_dir is not None  # config_complete
+    try:
+        host = Host(_state_dir)
+        host.start()
+    except OSError as error:
+        _refuse(f"{_state_dir}: {error.strerror or error}")
+    except (PolyvolError, EngineError) as error:
+        _refuse(str(error))
+    _host = host
+
+
+def cleanup() -> None:
+    """Stop polyvol; nbdkit ends afterwards."""
+    global _host
+    host, _host = _host, None
+    if host is not None:
+        host.stop()
+
+
+# What there is to connect to.
+
+
+def list_exports(readonly: bool, is_tls: bool) -> list[tuple[str, str]]:
+    """All volumes and snapshots with what they are."""
+    return [(export["name"], _description(export["read_only"])) for export in _running().exports()]
+
+
+def default_export(readonly: bool, is_tls: bool) -> str:
+    """What the empty name means."""
+    return _running().default_export()
+
+
+@_with_errno
+def open(readonly: bool) -> Handle:
+    """Open the export that the client named."""
+    return _running().open(nbdkit.export_name())
+
+
+def close(h: Handle) -> None:
+    """The client is gone."""
+    h.close()
+
+
+def export_description(h: Handle) -> str:
+    """What kind of export it is."""
+    return _description(h.read_only)
+
+
+def _description(read_only: bool) -> str:
+    return "polyvol snapshot" if read_only else "polyvol volume"
+
+
+# What an export can do.
+
+
+def get_size(h: Handle) -> int:
+    """Size in bytes."""
+    return h.size
+
+
+def block_size(h: Handle) -> tuple[int, int, int]:
+    """Smallest, preferred and largest request, bytes."""
+    return BLOCK_SIZE_MIN, BLOCK_SIZE_PREFERRED, REQUEST_BYTES_MAX
+
+
+def can_write(h: Handle) -> bool:
+    """Volumes are writable, snapshots are not."""
+    return not h.read_only
+
+
+can_trim = can_zero = can_fast_zero = can_write
+
+
+def can_flush(h: Handle) -> bool:
+    """Every export can be flushed."""
+    return True
+
+
+def can_multi_conn(h: Handle) -> bool:
+    """A flush on one connection covers the writes of all."""
+    return True
+
+
+def can_extents(h: Handle) -> bool:
+    """The engine knows which blocks are zero."""
+    return True
+
+
+def is_rotational(h: Handle) -> bool:
+    """Not as far as a host should care."""
+    return False
+
+
+def can_fua(h: Handle) -> int:
+    """The engine does FUA itself."""
+    native: int = nbdkit.FUA_NATIVE
+    return native
+
+
+def can_cache(h: Handle) -> int:
+    """The engine reads ahead itself."""
+    native: int = nbdkit.CACHE_NATIVE
+    return native
+
+
+# Requests. `flags` are nbdkit's.
+
+
+@_with_errno
+def pread(h: Handle, buf: bytearray, offset: int, flags: int) -> None:
+    """Fill the buffer."""
+    h.pread_into(buf, offset)
+
+
+@_with_errno
+def pwrite(h: Handle, buf: memoryview, offset: int, flags: int) -> None:
+    """Write the buffer; durable on return with FUA."""
+    h.pwrite(buf, offset, fua=bool(flags & nbdkit.FLAG_FUA))
+
+
+@_with_errno
+def flush(h: Handle, flags: int) -> None:
+    """Make every acknowledged write of every connection durable."""
+    h.flush()
+
+
+@_with_errno
+def trim(h: Handle, count: int, offset: int, flags: int) -> None:
+    """Give space back; what is trimmed reads as zeroes."""
+    h.trim(count, offset, fua=bool(flags & nbdkit.FLAG_FUA))
+
+
+@_with_errno
+def zero(h: Handle, count: int, offset: int, flags: int) -> None:
+    """Make a run read as zeroes; FAST_ZERO fails with EOPNOTSUPP when it would take as long as writing."""
+    h.zero(
+        count,
+        offset,
+        no_hole=not flags & nbdkit.FLAG_MAY_TRIM,
+        fast=bool(flags & nbdkit.FLAG_FAST_ZERO),
+        fua=bool(flags & nbdkit.FLAG_FUA),
+    )
+
+
+@_with_errno
+def cache(h: Handle, count: int, offset: int, flags: int) -> None:
+    """Read ahead."""
+    h.cache(count, offset)
+
+
+@_with_errno
+def extents(h: Handle, count: int, offset: int, flags: int) -> Iterable[tuple[int, int, int]]:
+    """Which runs are holes or zeroes."""
+    runs = h.block_status(count, offset)
+    if flags & nbdkit.FLAG_REQ_ONE:
+        runs = runs[:1]
+    return [
+        (
+            run["offset"],
+            run["length"],
+            (nbdkit.EXTENT_HOLE if run["hole"] else 0) | (nbdkit.EXTENT_ZERO if run["zero"] else 0),
+        )
+        for run in runs
+    ]

@@ -1,0 +1,51 @@
+"""conftest: the fixtures that all tests share, and what scripts/test adds to pytest's summary.
+
+How it works      `daemon` is a running polyvold for one test, `make_daemon` makes one with other arguments.
+                  The style and unit tests need neither. Where scripts/test ran, its stages are told before
+                  the last line, so that a failed stage cannot hide behind a green pytest.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.support.daemon import Daemon, short_directory
+
+STAGES = "POLYVOL_TEST_STAGES"
+
+
+@pytest.fixture
+def short_dir() -> Iterator[Path]:
+    """A directory with a path short enough for unix sockets."""
+    with short_directory() as path:
+        yield path
+
+
+@pytest.fixture
+def make_daemon() -> Iterator[Callable[..., Daemon]]:
+    """Start a polyvold with further arguments, on a state directory of its own."""
+    with ExitStack() as stack:
+
+        def make(*arguments: str) -> Daemon:
+            directory = stack.enter_context(short_directory())
+            return stack.enter_context(Daemon(directory, *arguments))
+
+        yield make
+
+
+@pytest.fixture
+def daemon(make_daemon: Callable[..., Daemon]) -> Daemon:
+    """A running polyvold without volumes."""
+    return make_daemon()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Tell the other stages of scripts/test."""
+    path = os.environ.get(STAGES)
+    if path and Path(path).is_file():
+        terminalreporter.section("stages before pytest")
+        for line in Path(path).read_text().splitlines():
+            terminalreporter.write_line(line, red="FAILED" in line)

@@ -1,0 +1,222 @@
+"""test_docs: what the documentation says exists, and what exists is in the documentation.
+
+How it works      The commands come from click's own tree, the errors from the subclasses of PolyvolError,
+                  the API's paths from the literals in daemon/api. Each has to be in README.md or below
+                  docs/; the other way round, every command in a code block has to exist with its options,
+                  and every link has to lead somewhere. Each check is a pure function, and has a test that
+                  it can fail.
+Errors            A complaint names what is missing, and where.
+"""
+
+import ast
+import importlib
+import os
+import pkgutil
+import re
+import shlex
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from tests.style.test_tidy import ROOT, repository_files
+from tests.support.proc import check
+
+API_PATH = re.compile(r"/[a-z][a-z0-9._-]*(/[a-z0-9._{}-]+)*")
+CODE_BLOCK = re.compile(r"^```[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)#\s]+)(#[^)]*)?\)")
+OPTION = re.compile(r"--[a-z][a-z-]*")
+BRACKETS = re.compile(r"[\[\]]|\.\.\.")
+
+
+def pages() -> dict[str, str]:
+    """README.md and everything below docs/, by path."""
+    return {
+        str(path.relative_to(ROOT)): path.read_text() for path in repository_files("README.md", "docs/*.md")
+    }
+
+
+def every_module(package: str) -> Iterator[str]:
+    """The names of all modules of a package, imported."""
+    root = importlib.import_module(package)
+    yield package
+    for found in pkgutil.walk_packages(root.__path__, f"{package}."):
+        importlib.import_module(found.name)
+        yield found.name
+
+
+def cli() -> click.Group:
+    """The root of `polyvol`'s commands."""
+    module = importlib.import_module("polyvol.daemon.cli.main")
+    groups = [value for value in vars(module).values() if isinstance(value, click.Group)]
+    assert groups, "polyvol.daemon.cli.main has no click.Group"
+    return max(groups, key=lambda group: len(group.commands))
+
+
+def commands(group: click.Group, name: str = "polyvol") -> Iterator[tuple[str, click.Command]]:
+    """All commands below a group that do something, with the words that call them."""
+    for word, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, f"{name} {word}")
+        else:
+            yield f"{name} {word}", command
+
+
+def options(command: click.Command) -> set[str]:
+    """The long options of a command."""
+    return {name for parameter in command.params for name in parameter.opts if name.startswith("--")}
+
+
+# The checks.
+
+
+def undocumented(wanted: Iterable[str], text: str) -> list[str]:
+    """Which of these words the text does not have, as whole words."""
+    return [word for word in wanted if not re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", text)]
+
+
+def api_paths(source: str) -> set[str]:
+    """The paths of the API: literals in the source that look like one."""
+    literals = (node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant))
+    return {text for text in literals if isinstance(text, str) and API_PATH.fullmatch(text)}
+
+
+def broken_links(page: str, text: str) -> list[str]:
+    """Relative links of a page that lead nowhere."""
+    targets = [match[1] for match in LINK.finditer(text) if "://" not in match[1]]
+    return [
+        f"{page}: {target}"
+        for target in targets
+        if not Path(os.path.normpath(ROOT / Path(page).parent / target)).exists()
+    ]
+
+
+def code_lines(text: str) -> Iterator[str]:
+    """The lines of a page's code blocks, continued lines joined, comments and prompts removed."""
+    for block in CODE_BLOCK.findall(text):
+        for line in block.replace("\\\n", " ").splitlines():
+            yield line.strip().removeprefix("$ ").removeprefix("# ").strip()
+
+
+def missing_scripts(page: str, text: str) -> list[str]:
+    """Scripts that a page's code blocks call and that are not there to be run."""
+    named = {name for line in code_lines(text) for name in re.findall(r"(?<![\w/.])scripts/[\w.-]+", line)}
+    return [f"{page}: {name}" for name in sorted(named) if not os.access(ROOT / name, os.X_OK)]
+
+
+def unknown_commands(page: str, text: str, group: click.Group) -> list[str]:
+    """Calls of `polyvol` in a page's code blocks that the CLI would refuse: unknown words or options."""
+    complaints = []
+    for line in code_lines(text):
+        found = re.match(r"(?:sudo )?(?:scripts/)?polyvol (.*)", line)
+        if not found:
+            continue
+        words = shlex.split(BRACKETS.sub(" ", found[1]), comments=True)
+        command: click.Command = group
+        for word in [word for word in words if not word.startswith("-")]:
+            if isinstance(command, click.Group):
+                command = command.commands.get(word, click.Command("nothing"))
+        known = options(command) | options(group) | {"--help", "--version"}
+        unknown = [option for word in words for option in OPTION.findall(word)[:1] if option not in known]
+        if command.name == "nothing" or unknown:
+            complaints.append(f"{page}: {line}: {', '.join(unknown) or 'no such command'}")
+    return complaints
+
+
+# The documentation passes them.
+
+
+def test_every_command_and_option_is_documented() -> None:
+    text = "\n".join(pages().values())
+    found = dict(commands(cli()))
+    assert len(found) > 10
+    assert undocumented(found, text) == []
+    assert [
+        f"{n} {o}" for n, command in found.items() for o in undocumented(sorted(options(command)), text)
+    ] == []
+
+
+def test_every_option_of_the_daemon_is_documented() -> None:
+    told = set(OPTION.findall(check(Path(sys.executable).parent / "polyvold", "--help")))
+    assert "--state-dir" in told
+    assert undocumented(sorted(told - {"--help"}), "\n".join(pages().values())) == []
+
+
+def test_every_error_is_documented_and_has_a_code_of_its_own() -> None:
+    for package in ("polyvol.mapping", "polyvol.snapshot", "polyvol.daemon"):
+        list(every_module(package))
+    base = importlib.import_module("polyvol.mapping.errors").PolyvolError
+    codes: dict[str, list[str]] = {}
+    waiting = [base]
+    while waiting:
+        for error in waiting.pop().__subclasses__():
+            waiting.append(error)
+            codes.setdefault(error.code, []).append(error.__name__)
+    assert len(codes) > 10
+    assert {code: names for code, names in codes.items() if code and len(names) > 1} == {}
+    assert undocumented([code for code in codes if code], pages()["docs/errors.md"]) == []
+
+
+def test_every_path_of_the_api_is_documented() -> None:
+    paths = {path for file in repository_files("daemon/api/*.py") for path in api_paths(file.read_text())}
+    assert paths
+    text = "\n".join(pages().values())
+    assert [path for path in sorted(paths) if path not in text] == []
+
+
+def test_links_lead_somewhere() -> None:
+    assert [complaint for page, text in pages().items() for complaint in broken_links(page, text)] == []
+
+
+def test_commands_in_code_blocks_exist() -> None:
+    group = cli()
+    found = pages().items()
+    assert [complaint for page, text in found for complaint in missing_scripts(page, text)] == []
+    assert [complaint for page, text in found for complaint in unknown_commands(page, text, group)] == []
+
+
+# Each check can fail.
+
+
+@pytest.fixture
+def small_cli() -> click.Group:
+    volume = click.Group("volume", commands=[click.Command("list", params=[click.Option(["--json"])])])
+    return click.Group("polyvol", commands=[volume])
+
+
+def test_missing_word_is_noticed() -> None:
+    assert undocumented(["--size", "--size-max", "unknown-volume"], "`--size` and `--size-maximum`") == [
+        "--size-max",
+        "unknown-volume",
+    ]
+
+
+def test_paths_are_found() -> None:
+    assert api_paths('app.get("/v1/volumes/{name}"); print("/ is", "a/b", "/metrics")') == {
+        "/v1/volumes/{name}",
+        "/metrics",
+    }
+
+
+def test_broken_link_is_noticed() -> None:
+    text = "[a](../README.md#x) [b](nowhere.md) [c](https://example.org/x)"
+    assert broken_links("docs/a.md", text) == ["docs/a.md: nowhere.md"]
+
+
+def test_missing_script_is_noticed() -> None:
+    text = "scripts/not-in-a-block\n```\n$ scripts/run --x\nscripts/nothing \\\n  --y\n```\n"
+    assert missing_scripts("a.md", text) == ["a.md: scripts/nothing"]
+
+
+@pytest.mark.parametrize("bad", ["volume lists", "volume list --jsn", "volumes", "--jso volume list"])
+def test_unknown_command_is_noticed(bad: str, small_cli: click.Group) -> None:
+    assert len(unknown_commands("a.md", f"```\nscripts/polyvol {bad}\n```\n", small_cli)) == 1
+    assert unknown_commands("a.md", "```\npolyvol volume list [--json] # all\n```\n", small_cli) == []
+
+
+def test_commands_are_found_with_their_options(small_cli: click.Group) -> None:
+    assert {name: options(command) for name, command in commands(small_cli)} == {
+        "polyvol volume list": {"--json"}
+    }

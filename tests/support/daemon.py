@@ -1,0 +1,159 @@
+"""daemon: a real polyvold on a state directory of its own, and the CLI to talk to it.
+
+How it works      A Daemon starts the installed `polyvold` in its own process and waits until its control
+                  socket answers. The state directory is short and under /tmp, because a unix socket's path
+                  may have at most 107 bytes and pytest's own directories are longer than that.
+Owner and locks   The fixture that made a Daemon closes it: the process is stopped, its exit code asserted
+                  to be 0, its state directory removed. `kill` and `restart` may be called in between.
+Errors            AssertionError with the daemon's own output.
+"""
+
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tests.support.nbd import uri
+from tests.support.proc import TIMEOUT_S, Argument, Background, Result, run
+
+BIN = Path(sys.executable).parent
+START_S = 60.0
+STOP_S = 60.0
+
+
+@contextmanager
+def short_directory() -> Iterator[Path]:
+    """A directory with a path short enough for sockets, removed afterwards."""
+    path = Path(tempfile.mkdtemp(prefix="pv-", dir="/tmp"))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+class Daemon:
+    """One polyvold. Use it as a context manager, or through the fixtures of conftest.py."""
+
+    def __init__(self, directory: Path, *arguments: Argument) -> None:
+        self.directory = directory
+        self.state_dir = directory / "state"
+        self.nbd_socket = self.state_dir / "nbd.sock"
+        self.control_socket = self.state_dir / "control.sock"
+        self.log = directory / "polyvold.log"
+        self.arguments = arguments
+        self._process: Background | None = None
+
+    @property
+    def pid(self) -> int:
+        """The daemon's process id."""
+        assert self._process is not None, "the daemon was not started"
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether the process is there."""
+        return self._process is not None and self._process.rc is None
+
+    def said(self) -> str:
+        """All that the daemon has written."""
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        assert not self.running, "the daemon runs already"
+        self._process = Background(
+            BIN / "polyvold", "--state-dir", self.state_dir, *self.arguments, log=self.log
+        )
+        self._process.wait_until(
+            lambda: self.control_socket.exists() and self.cli("status").rc == 0, "polyvold's answer", START_S
+        )
+
+    def stop(self) -> None:
+        """Stop it as systemd does, and see that it ended well."""
+        assert self._process is not None, "the daemon was not started"
+        code = self._process.stop(STOP_S)
+        assert code == 0, f"polyvold ended with {code}:\n{self.said()}"
+
+    def kill(self) -> None:
+        """End it at once, by SIGKILL."""
+        assert self._process is not None, "the daemon was not started"
+        self._process.kill()
+
+    def restart(self) -> None:
+        """Stop it if it runs, and start it on the same state."""
+        if self.running:
+            self.stop()
+        self.start()
+
+    def cli(self, *arguments: Argument, timeout_s: float = TIMEOUT_S) -> Result:
+        """Run the installed `polyvol` on this daemon's state directory, whatever comes of it."""
+        env = {"POLYVOL_STATE": str(self.state_dir)}
+        return run(BIN / "polyvol", *arguments, env=env, timeout_s=timeout_s)
+
+    def ok(self, *arguments: Argument, timeout_s: float = TIMEOUT_S) -> str:
+        """Run `polyvol` and have it succeed; its output."""
+        result = self.cli(*arguments, timeout_s=timeout_s)
+        said = f"{result.out}{result.err}\npolyvold said:\n{self.said()}"
+        assert result.rc == 0, f"polyvol {' '.join(map(str, arguments))} gave {result.rc}:\n{said}"
+        return result.out
+
+    def json(self, *arguments: Argument) -> Any:
+        """What `polyvol ... --json` says."""
+        return json.loads(self.ok(*arguments, "--json"))
+
+    def refused(self, *arguments: Argument, rc: int = 1) -> str:
+        """Run `polyvol` and have it refuse: that exit code, nothing on stdout, one sentence on stderr."""
+        result = self.cli(*arguments)
+        assert result.rc == rc, f"polyvol {arguments} gave {result.rc}:\n{result.out}{result.err}"
+        assert result.out == ""
+        assert "Traceback" not in result.err
+        assert result.err.strip(), "refused without a word"
+        return result.err
+
+    def uri(self, export: str) -> str:
+        """The NBD address of an export."""
+        return uri(export, self.nbd_socket)
+
+    def add_devices(self, *names: str, size: str = "1G") -> None:
+        """Add sparse files as devices."""
+        for name in names:
+            self.ok("device", "add", self.directory / f"{name}.img", "--name", name, "--size", size)
+
+    def make_volume(self, name: str = "v", *, size: str = "256M", processors: int = 2, **options: str) -> str:
+        """A volume over two sparse devices of its own with a change-log device; the volume's name."""
+        devices = [f"{name}-0", f"{name}-1", f"{name}-log"]
+        self.add_devices(*devices, size="4G")
+        more = [part for key, value in options.items() for part in (f"--{key.replace('_', '-')}", value)]
+        placement = ["--device", devices[0], "--device", devices[1], "--log-device", devices[2]]
+        count = ["--processors", str(processors)]
+        self.ok("volume", "create", name, "--size", size, *placement, *count, *more)
+        return name
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop it, whatever happened; a clean end is asserted unless the test failed anyway."""
+        if self._process is None:
+            return
+        if kind is None and self.running:
+            try:
+                self.stop()
+            finally:
+                self._process.kill()
+            return
+        if kind is not None:
+            sys.stderr.write(f"polyvold said:\n{self.said()}\n")
+            if self.running:
+                os.kill(self.pid, signal.SIGTERM)
+        self._process.__exit__(kind, error, trace)

@@ -1,0 +1,104 @@
+"""test_support: the helpers work, and can fail, on a server that is not ours (nbdkit's memory plugin)."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import fio, fuse, nbd
+from tests.support.proc import Background, check, run
+
+SIZE_BYTES = 64 * 1024 * 1024
+
+
+@pytest.fixture
+def memory(short_dir: Path) -> Iterator[str]:
+    """The address of an export in memory."""
+    socket = short_dir / "nbd.sock"
+    with Background("nbdkit", "-f", "-U", socket, "memory", SIZE_BYTES, log=short_dir / "log") as server:
+        server.wait_until(socket.exists, "the socket")
+        yield nbd.uri("", socket)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process is there and not merely waiting to be reaped."""
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_a_program_that_takes_too_long_is_ended_with_its_children(tmp_path: Path) -> None:
+    told = tmp_path / "pid"
+    with pytest.raises(AssertionError, match="took over"):
+        run("sh", "-c", f"sleep 60 & echo $! > {told}; wait", timeout_s=0.5)
+    child = int(told.read_text())
+    deadline = time.monotonic() + 5
+    while alive(child) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not alive(child)
+
+
+def test_a_program_that_ends_early_is_told_with_its_words(tmp_path: Path) -> None:
+    with (
+        Background("sh", "-c", "echo no luck; exit 3", log=tmp_path / "log") as process,
+        pytest.raises(AssertionError, match=r"ended with 3 before a wonder:\nno luck"),
+    ):
+        process.wait_until(lambda: False, "a wonder", 10)
+
+
+def test_a_failed_check_says_what_was_said() -> None:
+    with pytest.raises(AssertionError, match="gave 1:\nbad"):
+        check("sh", "-c", "echo bad; exit 1")
+
+
+def test_clients_see_what_was_written(memory: str) -> None:
+    reference = nbd.Reference(SIZE_BYTES)
+    with nbd.connect(memory) as handle:
+        for offset, data in ((0, b"a" * 4096), (4095, b"bc"), (SIZE_BYTES - 3, b"end")):
+            handle.pwrite(data, offset)
+            reference.write(data, offset)
+        handle.zero(1000, 1000)
+        reference.zero(1000, 1000)
+        assert sum(length for length, _ in nbd.allocation(handle, SIZE_BYTES, 0)) == SIZE_BYTES
+    assert nbd.read_all(memory) == reference.frozen()
+    assert nbd.info(memory)["export-size"] == SIZE_BYTES
+
+
+def test_copy_and_compare(memory: str, tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(os.urandom(1024 * 1024) + bytes(SIZE_BYTES - 1024 * 1024))
+    nbd.copy(image, memory)
+    nbd.qemu_compare(image, memory)
+    nbd.qemu_io(memory, "write -P 7 4k 4k")
+    with pytest.raises(AssertionError, match="Content mismatch at offset 4096"):
+        nbd.qemu_compare(image, memory)
+
+
+def test_load_is_verified(memory: str, tmp_path: Path) -> None:
+    assert fio.load(memory, size="4M")["write"]["total_ios"] == 1024
+    with fio.loading(memory, tmp_path / "fio.log", size="4M") as process:
+        assert process.pid > 0
+
+
+def test_a_load_that_fails_is_noticed(memory: str, tmp_path: Path) -> None:
+    process: Background
+    with (
+        pytest.raises(AssertionError),
+        fio.loading(memory, tmp_path / "fio.log", size="32M", time_based=1, runtime=30) as process,
+    ):
+        process.signal(signal.SIGKILL)
+
+
+def test_a_file_system_on_an_export(memory: str, short_dir: Path) -> None:
+    with fuse.block_device(memory, short_dir) as device:
+        check("mkfs.ext4", "-q", device)
+        with fuse.mount(device, short_dir) as path:
+            (path / "file").write_text("here")
+        with fuse.mount(device, short_dir, "ro") as path:
+            assert (path / "file").read_text() == "here"
+        assert not fuse.mounted(short_dir / "fs")
+        check("e2fsck", "-fn", device)
+    assert "fs" in {entry.name for entry in short_dir.iterdir()}
+    assert not fuse.mounted(short_dir / "disk")
