@@ -183,6 +183,7 @@ pub struct Shard {
     settling: Vec<(Epoch, Sender<()>)>,
     freed_bases: VecDeque<FreedBase>,
     punching: bool,
+    leaving: bool,
     release_asked: bool,
     checkpointing: bool,
     checkpoint_bytes: u64,
