@@ -63,7 +63,8 @@ impl Caller {
                 return Err(Errno::EINVAL);
             }
             if !inside {
-                return Err(if verb.is_write() { Errno::ENOSPC } else { Errno::EINVAL });
+                let grows = matches!(verb, Verb::Write | Verb::Zero { .. });
+                return Err(if grows { Errno::ENOSPC } else { Errno::EINVAL });
             }
         }
         let sink = Arc::new(Waiting::default());
