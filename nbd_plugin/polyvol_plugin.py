@@ -1,7 +1,9 @@
 """polyvol_plugin: the callbacks of an nbdkit Python plugin that serves polyvol's volumes and snapshots.
 
 By hand           nbdkit python nbd_plugin/polyvol_plugin.py state-dir=DIR
-                  (with -f to stay in the foreground; `polyvold --frontend nbdkit` runs it for you)
+                  (with -f to stay in the foreground; `polyvold --frontend nbdkit` runs it for you).
+                  Further parameters: processors=N, and nbd-address=URI, any number of times, for what
+                  `polyvol status` should tell of the sockets that nbdkit was given.
 
 How it works      nbdkit speaks NBD and calls one function here for each request; the function hands it to the
                   engine, which runs in this process together with the rest of polyvold, and waits without the
@@ -52,7 +54,8 @@ def _make_importable() -> None:
 
 _make_importable()
 
-from polyvol.engine import EngineError, Handle  # noqa: E402 - only now can they be found
+from polyvol.daemon.engine_border import HandleLike  # noqa: E402 - only now can they be found
+from polyvol.engine import EngineError  # noqa: E402
 from polyvol.mapping.errors import PolyvolError  # noqa: E402
 from polyvol.nbd_plugin.host import Host  # noqa: E402
 
@@ -65,6 +68,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _state_dir: Path | None = None
+_processors: int | None = None
+_addresses: list[str] = []
 _host: Host | None = None
 
 
@@ -100,11 +105,19 @@ def _running() -> Host:
 
 
 def config(key: str, value: str) -> None:
-    """Take a `key=value` of the command line; there is one."""
-    global _state_dir
-    if key != "state-dir":
-        _refuse(f"there is no parameter '{key}': polyvol takes state-dir=DIR")
-    _state_dir = Path(value).absolute()
+    """Take a `key=value` of the command line."""
+    global _state_dir, _processors
+    match key:
+        case "state-dir":
+            _state_dir = Path(value).absolute()
+        case "processors" if value.isascii() and value.isdigit():
+            _processors = int(value)
+        case "processors":
+            _refuse(f"processors={value} is not a number")
+        case "nbd-address":
+            _addresses.append(value)
+        case _:
+            _refuse(f"there is no parameter '{key}': polyvol takes state-dir, processors and nbd-address")
 
 
 def config_complete() -> None:
@@ -124,7 +137,7 @@ def after_fork() -> None:
     global _host
     assert _state_dir is not None  # config_complete
     try:
-        host = Host(_state_dir)
+        host = Host(_state_dir, _processors, _addresses)
         host.start()
     except OSError as error:
         _refuse(f"{_state_dir}: {error.strerror or error}")
@@ -155,17 +168,17 @@ def default_export(readonly: bool, is_tls: bool) -> str:
 
 
 @_with_errno
-def open(readonly: bool) -> Handle:
+def open(readonly: bool) -> HandleLike:
     """Open the export that the client named."""
     return _running().open(nbdkit.export_name())
 
 
-def close(h: Handle) -> None:
+def close(h: HandleLike) -> None:
     """The client is gone."""
     h.close()
 
 
-def export_description(h: Handle) -> str:
+def export_description(h: HandleLike) -> str:
     """What kind of export it is."""
     return _description(h.read_only)
 
@@ -177,17 +190,17 @@ def _description(read_only: bool) -> str:
 # What an export can do.
 
 
-def get_size(h: Handle) -> int:
+def get_size(h: HandleLike) -> int:
     """Size in bytes."""
     return h.size
 
 
-def block_size(h: Handle) -> tuple[int, int, int]:
+def block_size(h: HandleLike) -> tuple[int, int, int]:
     """Smallest, preferred and largest request, bytes."""
     return BLOCK_SIZE_MIN, BLOCK_SIZE_PREFERRED, REQUEST_BYTES_MAX
 
 
-def can_write(h: Handle) -> bool:
+def can_write(h: HandleLike) -> bool:
     """Volumes are writable, snapshots are not."""
     return not h.read_only
 
@@ -195,33 +208,33 @@ def can_write(h: Handle) -> bool:
 can_trim = can_zero = can_fast_zero = can_write
 
 
-def can_flush(h: Handle) -> bool:
+def can_flush(h: HandleLike) -> bool:
     """Every export can be flushed."""
     return True
 
 
-def can_multi_conn(h: Handle) -> bool:
+def can_multi_conn(h: HandleLike) -> bool:
     """A flush on one connection covers the writes of all."""
     return True
 
 
-def can_extents(h: Handle) -> bool:
+def can_extents(h: HandleLike) -> bool:
     """The engine knows which blocks are zero."""
     return True
 
 
-def is_rotational(h: Handle) -> bool:
+def is_rotational(h: HandleLike) -> bool:
     """Not as far as a host should care."""
     return False
 
 
-def can_fua(h: Handle) -> int:
+def can_fua(h: HandleLike) -> int:
     """The engine does FUA itself."""
     native: int = nbdkit.FUA_NATIVE
     return native
 
 
-def can_cache(h: Handle) -> int:
+def can_cache(h: HandleLike) -> int:
     """The engine reads ahead itself."""
     native: int = nbdkit.CACHE_NATIVE
     return native
@@ -231,31 +244,31 @@ def can_cache(h: Handle) -> int:
 
 
 @_with_errno
-def pread(h: Handle, buf: bytearray, offset: int, flags: int) -> None:
+def pread(h: HandleLike, buf: bytearray, offset: int, flags: int) -> None:
     """Fill the buffer."""
     h.pread_into(buf, offset)
 
 
 @_with_errno
-def pwrite(h: Handle, buf: memoryview, offset: int, flags: int) -> None:
+def pwrite(h: HandleLike, buf: memoryview, offset: int, flags: int) -> None:
     """Write the buffer; durable on return with FUA."""
     h.pwrite(buf, offset, fua=bool(flags & nbdkit.FLAG_FUA))
 
 
 @_with_errno
-def flush(h: Handle, flags: int) -> None:
+def flush(h: HandleLike, flags: int) -> None:
     """Make every acknowledged write of every connection durable."""
     h.flush()
 
 
 @_with_errno
-def trim(h: Handle, count: int, offset: int, flags: int) -> None:
+def trim(h: HandleLike, count: int, offset: int, flags: int) -> None:
     """Give space back; what is trimmed reads as zeroes."""
     h.trim(count, offset, fua=bool(flags & nbdkit.FLAG_FUA))
 
 
 @_with_errno
-def zero(h: Handle, count: int, offset: int, flags: int) -> None:
+def zero(h: HandleLike, count: int, offset: int, flags: int) -> None:
     """Make a run read as zeroes; FAST_ZERO fails with EOPNOTSUPP when it would take as long as writing."""
     h.zero(
         count,
@@ -267,13 +280,13 @@ def zero(h: Handle, count: int, offset: int, flags: int) -> None:
 
 
 @_with_errno
-def cache(h: Handle, count: int, offset: int, flags: int) -> None:
+def cache(h: HandleLike, count: int, offset: int, flags: int) -> None:
     """Read ahead."""
     h.cache(count, offset)
 
 
 @_with_errno
-def extents(h: Handle, count: int, offset: int, flags: int) -> Iterable[tuple[int, int, int]]:
+def extents(h: HandleLike, count: int, offset: int, flags: int) -> Iterable[tuple[int, int, int]]:
     """Which runs are holes or zeroes."""
     runs = h.block_status(count, offset)
     if flags & nbdkit.FLAG_REQ_ONE:

@@ -51,8 +51,9 @@ def cli() -> click.Group:
     """The root of `polyvol`'s commands."""
     module = importlib.import_module("polyvol.daemon.cli.main")
     groups = [value for value in vars(module).values() if isinstance(value, click.Group)]
-    assert groups, "polyvol.daemon.cli.main has no click.Group"
-    return max(groups, key=lambda group: len(group.commands))
+    below = {id(command) for group in groups for command in group.commands.values()}
+    (root,) = {id(group): group for group in groups if id(group) not in below}.values()
+    return root
 
 
 def commands(group: click.Group, name: str = "polyvol") -> Iterator[tuple[str, click.Command]]:

@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 FILE_LINES_MAX = 500
 FUNCTION_LINES_MAX = 60
-OPENING_CHARACTERS_MIN = 20
+OPENING_CHARACTERS_MIN = 15
 PACKAGES = ("daemon", "mapping", "nbd_plugin", "snapshot")
 
 # Started by name (console scripts, nbdkit), so nobody imports them.

@@ -1,0 +1,45 @@
+"""test_packaging: both ways of installing polyvol give the same package.
+
+The editable install is what the tests themselves run on; a wheel is built here and imported by itself. Either
+can work while the other is broken: they find the engine and the data files in different ways.
+"""
+
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.style.test_tidy import PACKAGES, ROOT, repository_files, where
+from tests.support.proc import check
+
+LOOK = "import polyvol.engine as e, polyvol.daemon.main as m; print(e.__file__); print(m.__file__)"
+
+
+def imported_from(*, python_path: Path | None = None) -> list[Path]:
+    """Where a fresh interpreter finds the engine and the daemon."""
+    env = {} if python_path is None else {"PYTHONPATH": str(python_path)}
+    return [Path(line) for line in check(sys.executable, "-c", LOOK, env=env, cwd=Path("/")).splitlines()]
+
+
+def test_an_editable_install_has_the_engine_beside_its_stub() -> None:
+    engine, daemon = imported_from()
+    assert engine.parent == ROOT / "engine" / "python"
+    assert daemon == ROOT / "daemon" / "main.py"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_wheel_has_the_engine_and_all_files(tmp_path: Path) -> None:
+    options = ["--no-build-isolation", "--no-deps", "--wheel-dir", str(tmp_path)]
+    check(sys.executable, "-m", "pip", "wheel", *options, ROOT, timeout_s=600)
+    (wheel,) = tmp_path.glob("polyvol-*-cp311-abi3-linux_*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        archive.extractall(tmp_path / "installed")
+    wanted = repository_files(*(f"{package}/*{end}" for package in PACKAGES for end in (".py", ".sql")))
+    assert [where(path) for path in wanted if f"polyvol/{where(path)}" not in names] == []
+    assert {"polyvol/py.typed", "polyvol/engine.pyi", "polyvol/__init__.py"} <= names
+    engine, daemon = imported_from(python_path=tmp_path / "installed")
+    assert engine.is_relative_to(tmp_path)
+    assert daemon.is_relative_to(tmp_path)
