@@ -1,11 +1,12 @@
 """The front-end nbdkit: polyvold as the keeper of an nbdkit that runs the service inside its Python plugin.
 
-How it works      The keeper binds the NBD sockets and hands them to nbdkit by socket activation (LISTEN_FDS), so
-                  that they have the right mode from the start and outlive nbdkit: a client that connects while it
-                  is started again waits in the backlog. nbdkit finds our packages because its interpreter is made
-                  the one that we run on (PATH leads to it). `ready` is said when the control API answers.
-Invariants        K1 at most one nbdkit runs; K2 it ends when the keeper ends (--exit-with-parent); K3 one that dies
-                  before it was ever ready is not started again: its own message says why.
+How it works      The keeper binds the NBD sockets and hands them to nbdkit by socket activation
+                  (LISTEN_FDS), so that they have the right mode from the start and outlive nbdkit: a client
+                  that connects while it is started again waits in the backlog. nbdkit finds our packages
+                  because its interpreter is made the one that we run on (PATH leads to it). `ready` is said
+                  when the control API answers.
+Invariants        K1 at most one nbdkit runs; K2 it ends when the keeper ends (--exit-with-parent); K3 one
+                  that dies before it was ever ready is not started again: its own message says why.
 Errors            StateLocked, SocketUnusable, FrontendFailed.
 """
 

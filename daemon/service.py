@@ -49,8 +49,8 @@ if TYPE_CHECKING:
 
 
 class Service:
-    """polyvol on one state directory. `frontend` and `nbd_addresses` (URIs) are for `polyvol status`, where NBD is
-    served by another than the engine. `processors` None: one for each core."""
+    """polyvol on one state directory. `processors` None: one for each core. `frontend` and `nbd_addresses`
+    (URIs) are what `polyvol status` says where NBD is served by another than the engine."""
 
     def __init__(
         self,
@@ -104,7 +104,7 @@ class Service:
             self._undo = undo.pop_all()
 
     def stop(self) -> None:
-        """Stop everything: connections are closed, everything is durable, the sockets are gone. Idempotent."""
+        """Stop everything: connections are closed, everything durable, the sockets gone. Idempotent."""
         self._undo.close()
 
     def exports(self) -> "Sequence[ExportInfo]":

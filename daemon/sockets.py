@@ -38,7 +38,7 @@ def bind_unix(path: Path) -> socket.socket:
 
 
 def bind_tcp(address: str) -> list[socket.socket]:
-    """Listening sockets for HOST:PORT, one for each address that HOST has; an empty HOST is every interface."""
+    """Listening sockets for HOST:PORT, one for each address that HOST has; empty: every interface."""
     host, port = split_address(address)
     listeners: list[socket.socket] = []
     try:

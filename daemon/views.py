@@ -74,8 +74,8 @@ class PartitionView:
 
 @dataclass(frozen=True, kw_only=True)
 class VolumeView:
-    """A volume. `state`: 'serving'; 'degraded' (not served, `reason` says why); 'deleting' (being given back).
-    `connections` counts clients of the volume and of its snapshots. `partitions` only where asked for."""
+    """A volume. `state`: 'serving'; 'degraded' (not served, `reason` says why); 'deleting' (being given
+    back). `connections` counts clients of the volume and of its snapshots. `partitions` only if asked for."""
 
     name: str
     uuid: str
@@ -148,8 +148,9 @@ class PartitionSnapshotView:
 
 @dataclass(frozen=True, kw_only=True)
 class SnapshotView:
-    """A snapshot. `cut` is the same for all snapshots of one cut; `stall_ns` is the longest of the processors'
-    write stalls; `durable_ns` from the start of the cut until it was flushed; `log_device` where one was named."""
+    """A snapshot. `cut` is the same for all snapshots of one cut; `stall_ns` is the longest of the
+    processors' write stalls; `durable_ns` goes from the start of the cut until it was flushed; `log_devices`
+    has those of the change log that was named for it, if one was."""
 
     volume: str
     name: str

@@ -53,7 +53,7 @@ class Volumes:
                 self._settle(volume)
 
     def serve_waiting(self) -> None:
-        """Serve the volumes that were degraded and need not be any more, and finish deleting. Under `changes`."""
+        """Serve the volumes that need not be degraded any more, and finish deleting. Under `changes`."""
         for volume in self._context.catalog.volumes():
             if volume.id not in self._context.volume_trouble:
                 continue

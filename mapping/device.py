@@ -109,7 +109,7 @@ def identity_of(path: Path) -> tuple[int, int] | None:
 def plan_device(
     path: Path, found: Found | None, *, size: int | None, preallocate: bool, adopt: bool
 ) -> tuple[Kind, int]:
-    """The kind and size that a device at this path would have, or the error that says why it cannot be one."""
+    """The kind and size that a device at this path would have, or the error that says why there is none."""
     if found is None:
         if adopt or size is None:
             raise DeviceMissing(path=path)

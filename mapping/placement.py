@@ -68,7 +68,7 @@ def log_size(volume_size: int) -> int:
 
 
 def choose_processors(count: int | None, available: int, load: Mapping[int, int]) -> list[int]:
-    """The processors for a new volume: `count` of them (None: all), those with the fewest partitions first."""
+    """The processors for a new volume: `count` of them (None: all), those with the fewest partitions."""
     candidates = range(max(available, count or 0))
     ranked = sorted(candidates, key=lambda processor: (load.get(processor, 0), processor))
     return sorted(ranked[: count or available])

@@ -36,8 +36,8 @@ class ChangeLog:
 @dataclass(frozen=True, slots=True)
 class SnapshotRecord:
     """A snapshot of one volume. `cut` is shared by all snapshots of one cut; times are nanoseconds:
-    `instant_ns` since 1970 (UTC), `stall_ns` the longest write stall, `stalls` each processor's,
-    `durable_ns` from the start of the cut until everything in it was flushed. `log`: the change log named."""
+    `instant_ns` since 1970 (UTC), `stall_ns` the longest write stall, `stalls` those of the processors,
+    and `durable_ns` from the start of the cut until all of it was flushed. `log`: the change log named."""
 
     uuid: UUID
     cut: UUID

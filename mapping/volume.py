@@ -28,7 +28,7 @@ from polyvol.mapping.errors import (
 )
 from polyvol.mapping.extent import Extent, FreeSpace, free_runs
 from polyvol.mapping.label import DATA_OFFSET
-from polyvol.mapping.names import check_name, unique_name
+from polyvol.mapping.names import NAME_LENGTH_MAX, check_name, unique_name
 from polyvol.mapping.partition import (
     PARTITION_SIZE_DEFAULT,
     Partition,
@@ -136,13 +136,13 @@ def plan_volume(request: VolumeRequest, inventory: Inventory) -> VolumePlan:
     if base is not None:
         partitions = placement.place_on_base(size, request.partition_size, processors, base.id)
     else:
-        ids = [work.storage(device) for device in request.devices] or [work.new(f"{name}.data", size)]
+        ids = [work.storage(device) for device in request.devices] or [work.new(name, ".data", size)]
         space = {device: work.space[device] for device in ids}
         partitions = placement.place_partitions(
             what, size, request.partition_size, processors, space, work.names
         )
     log_ids = [work.storage(device) for device in request.log_devices]
-    log_ids = log_ids or [work.new(f"{name}.log", placement.log_size(size))]
+    log_ids = log_ids or [work.new(name, ".log", placement.log_size(size))]
     what = f"a change log of volume {name}"
     logs = tuple(
         ChangeLog(
@@ -207,9 +207,10 @@ class _Work:
             self.names[device.id] = device.name
         return device.id
 
-    def new(self, name: str, room: int) -> int:
+    def new(self, volume: str, suffix: str, room: int) -> int:
         """A sparse file device with this much room for extents: its place-holder id."""
         device = -1 - len(self.made)
+        name = volume[: NAME_LENGTH_MAX - len(suffix)] + suffix
         name = unique_name(name, {*self._inventory.devices, *self.names.values()})
         made = NewDevice(device, name, f"devices/{name}", DATA_OFFSET + room)
         self.made.append(made)

@@ -1,12 +1,12 @@
 """The coordinator: takes one snapshot of one volume or of several, at one instant.
 
-How it works      1. cut      the engine stops all writes to the volumes, ends their epochs, and lets writes go on;
+How it works      1. cut      the engine stops writes to the volumes, ends their epochs, lets writes go on;
                   2. settle   every write that was under way at the cut lands;
                   3. flush    what the snapshots cover, and the records that say so, become durable;
                   4. commit   one catalog transaction records the snapshots of all volumes: now they exist;
                   5. export   each appears as VOLUME@SNAPSHOT.
-                  Should a step fail, what was done is undone, newest first: exports end, the catalog forgets the
-                  cut, the engine drops each epoch; then CutFailed says what happened.
+                  Should a step fail, what was done is undone, newest first: exports end, the catalog forgets
+                  the cut, the engine drops each epoch; then CutFailed says what happened.
 Invariants        S1 a snapshot exists if and only if the catalog has it; S2 either all volumes of a cut have
                   their snapshot or none has; S3 the engine drops an epoch only when the catalog is known not
                   to have it.

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PartitionSnapshot:
-    """One partition as it was at a cut: its number, its processor, and its state there. `write_seq` numbers its
-    latest mapping change (0: none yet), `blocks_mapped` counts blocks not at their base place, `frozen` is False
-    while the snapshot still shares the partition's live block map."""
+    """One partition as it was at a cut: its number, its processor, and its state there. `write_seq` numbers
+    its latest mapping change (0: none yet), `blocks_mapped` counts blocks not at their base place, `frozen`
+    is False while the snapshot still shares the partition's live block map."""
 
     partition: int
     processor: int
@@ -29,8 +29,8 @@ class PartitionSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The overall snapshot: what the catalog has of it, and its partition snapshots by number, where they were
-    asked for."""
+    """The overall snapshot: what the catalog has of it, and its partition snapshots by number, where they
+    were asked for."""
 
     record: SnapshotRecord
     partitions: tuple[PartitionSnapshot, ...] | None = None

@@ -1,4 +1,4 @@
-"""What the command line prints: tables by rich on a terminal, plain aligned columns elsewhere, JSON as it came.
+"""What the command line prints: tables by rich on a terminal, else plain columns; JSON as it came.
 
 Nothing is ever cut off: a name that is printed can be used as it stands.
 """

@@ -28,13 +28,14 @@ class Database:
         self._path = path
         self._lock = threading.RLock()
         try:
+            path.touch(mode=0o600)  # SQLite gives its other files the mode of this one
             self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             try:
                 self._prepare(latest, migrations or _HERE / "migrations")
             except BaseException:
                 self._connection.close()
                 raise
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, OSError) as error:
             raise CatalogDamaged(path=path, why=error) from error
 
     def close(self) -> None:

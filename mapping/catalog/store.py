@@ -88,7 +88,8 @@ class Catalog:
         """How much of each device extents hold, bytes, by device id."""
         rows = self._database.rows(
             "SELECT device, sum(length) AS used FROM"
-            " (SELECT device, length FROM partition_extent UNION ALL SELECT device, length FROM change_log_extent)"
+            " (SELECT device, length FROM partition_extent"
+            " UNION ALL SELECT device, length FROM change_log_extent)"
             " GROUP BY device"
         )
         return {row["device"]: row["used"] for row in rows}
@@ -330,7 +331,8 @@ def _insert_log(connection: sqlite3.Connection, volume: int, log: ChangeLog, ids
         (volume, log.number, log.default),
     )
     connection.executemany(
-        "INSERT INTO change_log_extent (volume, log, ordinal, device, offset, length) VALUES (?, ?, ?, ?, ?, ?)",
+        "INSERT INTO change_log_extent (volume, log, ordinal, device, offset, length)"
+        " VALUES (?, ?, ?, ?, ?, ?)",
         (
             (volume, log.number, ordinal, ids.get(extent.device, extent.device), extent.offset, extent.length)
             for ordinal, extent in enumerate(log.extents)
