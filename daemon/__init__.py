@@ -1,0 +1,1 @@
+"""polyvold and polyvol: configuration, lifecycle, the control API and its command line."""

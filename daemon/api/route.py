@@ -1,0 +1,41 @@
+"""Routes as data: what the server serves and what the OpenAPI document describes are the same table."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from polyvol.daemon.errors import BadRequest
+
+if TYPE_CHECKING:
+    from polyvol.daemon.service import Service
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request that came in: what its path and its query name, and its body, read as the route's type."""
+
+    path: Mapping[str, str]
+    query: Mapping[str, str]
+    body: Any = None
+
+    def flag(self, name: str) -> bool:
+        """A query parameter that is true or false (when missing)."""
+        value = self.query.get(name, "false")
+        if value not in ("true", "false"):
+            raise BadRequest(why=f"{name} is {value!r}, and can be true or false")
+        return value == "true"
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One method on one path. `body` and `result` are types from requests.py and views.py; `query` names the
+    parameters with their type and a sentence each."""
+
+    method: Literal["GET", "POST", "DELETE"]
+    path: str
+    summary: str
+    call: "Callable[[Service, Call], object]"
+    result: Any
+    body: Any = None
+    status: int = 200
+    query: tuple[tuple[str, Literal["boolean", "string"], str], ...] = ()

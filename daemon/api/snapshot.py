@@ -1,0 +1,42 @@
+"""The API of snapshots."""
+
+from polyvol.daemon.api.route import Route
+from polyvol.daemon.requests import SnapshotCreate
+from polyvol.daemon.views import SnapshotDeleted, SnapshotView
+
+ROUTES = [
+    Route(
+        "GET",
+        "/v1/snapshots",
+        "All snapshots",
+        lambda service, call: service.snapshots.list_all(call.query.get("volume")),
+        list[SnapshotView],
+        query=(("volume", "string", "Only those of this volume"),),
+    ),
+    Route(
+        "POST",
+        "/v1/snapshots",
+        "Take one snapshot of each volume named, all at one instant",
+        lambda service, call: service.create_snapshots(call.body),
+        list[SnapshotView],
+        body=SnapshotCreate,
+        status=201,
+    ),
+    Route(
+        "GET",
+        "/v1/volumes/{volume}/snapshots/{snapshot}",
+        "One snapshot",
+        lambda service, call: service.snapshots.show(
+            call.path["volume"], call.path["snapshot"], partitions=call.flag("partitions")
+        ),
+        SnapshotView,
+        query=(("partitions", "boolean", "With the partition snapshots that it is made of"),),
+    ),
+    Route(
+        "DELETE",
+        "/v1/volumes/{volume}/snapshots/{snapshot}",
+        "Delete a snapshot that no client is connected to",
+        lambda service, call: service.delete_snapshot(call.path["volume"], call.path["snapshot"]),
+        SnapshotDeleted,
+    ),
+]

@@ -1,0 +1,46 @@
+"""The API of volumes."""
+
+from typing import TYPE_CHECKING
+
+from polyvol.daemon.api.route import Call, Route
+from polyvol.daemon.requests import VolumeCreate
+from polyvol.daemon.views import PlanView, VolumeDeleted, VolumeView
+
+if TYPE_CHECKING:
+    from polyvol.daemon.service import Service
+
+
+def _create(service: "Service", call: Call) -> VolumeView | PlanView:
+    request: VolumeCreate = call.body
+    return service.volumes.plan(request) if request.dry_run else service.create_volume(request)
+
+
+ROUTES = [
+    Route(
+        "GET", "/v1/volumes", "All volumes", lambda service, _: service.volumes.list_all(), list[VolumeView]
+    ),
+    Route(
+        "POST",
+        "/v1/volumes",
+        "Make a volume; with dry_run, only the plan of it",
+        _create,
+        VolumeView | PlanView,
+        body=VolumeCreate,
+        status=201,
+    ),
+    Route(
+        "GET",
+        "/v1/volumes/{volume}",
+        "One volume",
+        lambda service, call: service.volumes.show(call.path["volume"], partitions=call.flag("partitions")),
+        VolumeView,
+        query=(("partitions", "boolean", "With each partition's extents and processor"),),
+    ),
+    Route(
+        "DELETE",
+        "/v1/volumes/{volume}",
+        "Delete a volume that no client is connected to, with its snapshots",
+        lambda service, call: service.delete_volume(call.path["volume"]),
+        VolumeDeleted,
+    ),
+]

@@ -1,0 +1,1 @@
+"""polyvol: the command line, the control API's first client."""

@@ -1,0 +1,104 @@
+"""polyvol device: add, list, show, remove."""
+
+import os
+from pathlib import Path
+
+import click
+
+from polyvol.daemon.cli.client import Client
+from polyvol.daemon.cli.common import SIZE, Group, json_option, state_dir_option
+from polyvol.daemon.cli.output import listed, print_facts, print_json, print_table
+from polyvol.daemon.sizes import format_size
+
+
+@click.group(cls=Group)
+def device() -> None:
+    """Files and disks that hold the bytes."""
+
+
+@device.command()
+@click.argument("path")
+@click.option("--name", metavar="NAME", help="Its name [made from the path].")
+@click.option("--size", type=SIZE, help="For a file to be made: its size.")
+@click.option("--preallocate", is_flag=True, help="Give the file all its space now.")
+@click.option("--adopt", is_flag=True, help="Take a disk or image with its data, as a volume's base.")
+@state_dir_option
+def add(
+    path: str, name: str | None, size: int | None, preallocate: bool, adopt: bool, state_dir: Path
+) -> None:
+    """Add a file (made if missing) or a disk; a device that was missing comes back with it."""
+    body = {
+        "path": os.path.abspath(path),  # noqa: PTH100 - symbolic links such as /dev/disk/by-id stay as they are
+        "name": name,
+        "size": size,
+        "preallocate": preallocate,
+        "adopt": adopt,
+    }
+    made = Client(state_dir).post("devices", body=body)
+    click.echo(f"device {made['name']}: {made['path']}, {format_size(made['size'])}, {made['role']}")
+
+
+@device.command(name="list")
+@json_option
+@state_dir_option
+def list_devices(as_json: bool, state_dir: Path) -> None:
+    """List all devices."""
+    devices = Client(state_dir).get("devices")
+    if as_json:
+        print_json(devices)
+        return
+    print_table(
+        ("NAME", "STATE", "ROLE", "SIZE", "FREE", "VOLUMES", "PATH"),
+        [
+            (
+                each["name"],
+                each["state"],
+                each["role"],
+                format_size(each["size"]),
+                format_size(each["free"]),
+                listed(each["volumes"]),
+                each["path"],
+            )
+            for each in devices
+        ],
+    )
+
+
+@device.command()
+@click.argument("name")
+@json_option
+@state_dir_option
+def show(name: str, as_json: bool, state_dir: Path) -> None:
+    """Show one device."""
+    shown = Client(state_dir).get("devices", name)
+    if as_json:
+        print_json(shown)
+        return
+    print_facts(
+        [
+            ("name", shown["name"]),
+            ("state", shown["state"]),
+            ("reason", shown["reason"]),
+            ("path", shown["path"]),
+            ("kind", shown["kind"]),
+            ("role", shown["role"]),
+            ("uuid", shown["uuid"]),
+            ("size", format_size(shown["size"])),
+            ("capacity", format_size(shown["capacity"])),
+            ("free", format_size(shown["free"])),
+            ("sparse", "yes" if shown["sparse"] else "no"),
+            ("volumes", listed(shown["volumes"])),
+            ("made for", shown["made_for"]),
+            ("I/O errors", f"{shown['errors']} (last errno {shown['last_errno']})"),
+            ("created", shown["created"]),
+        ]
+    )
+
+
+@device.command()
+@click.argument("name")
+@state_dir_option
+def remove(name: str, state_dir: Path) -> None:
+    """Remove a device that no volume uses; the file or disk itself stays."""
+    Client(state_dir).delete("devices", name)
+    click.echo(f"device {name} removed")

@@ -1,0 +1,64 @@
+"""polyvol: the command line's entry. Only what the subcommand needs is imported: it starts in a moment."""
+
+from pathlib import Path
+
+import click
+
+from polyvol.daemon.cli.client import Client
+from polyvol.daemon.cli.common import Group, json_option, state_dir_option
+from polyvol.daemon.cli.device import device
+from polyvol.daemon.cli.output import listed, print_facts, print_json, print_table
+from polyvol.daemon.cli.snapshot import snapshot
+from polyvol.daemon.cli.volume import print_volumes, volume
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="polyvol")
+def cli() -> None:
+    """Virtual volumes on several processors, served over NBD, with snapshots of one instant."""
+
+
+@cli.command()
+@json_option
+@state_dir_option
+def status(as_json: bool, state_dir: Path) -> None:
+    """Show the daemon, its volumes and its devices."""
+    shown = Client(state_dir).get("status")
+    if as_json:
+        print_json(shown)
+        return
+    daemon = shown["daemon"]
+    print_facts(
+        [
+            ("polyvold", f"pid {daemon['pid']}, version {daemon['version']}, up {daemon['uptime_s']:.0f} s"),
+            ("state", daemon["state_dir"]),
+            ("front-end", daemon["frontend"]),
+            ("NBD", listed(daemon["nbd"])),
+            ("processors", daemon["processors"]),
+            ("connections", daemon["connections"]),
+        ]
+    )
+    click.echo()
+    print_volumes(shown["volumes"])
+    click.echo()
+    print_table(
+        ("DEVICE", "STATE", "I/O ERRORS", "PATH", "REASON"),
+        [
+            (each["name"], each["state"], each["errors"], each["path"], each["reason"] or "-")
+            for each in shown["devices"]
+        ],
+    )
+
+
+cli.add_command(device)
+cli.add_command(volume)
+cli.add_command(snapshot)
+
+
+def main() -> None:
+    """The console script."""
+    cli(prog_name="polyvol")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""polyvol snapshot: create, list, show, delete."""
+
+from pathlib import Path
+
+import click
+
+from polyvol.daemon.cli.client import Client
+from polyvol.daemon.cli.common import Group, json_option, split_snapshot, state_dir_option
+from polyvol.daemon.cli.output import listed, print_facts, print_json, print_table
+from polyvol.daemon.sizes import format_ns, format_size
+
+
+@click.group(cls=Group)
+def snapshot() -> None:
+    """Snapshots: volumes as they were at one instant."""
+
+
+@snapshot.command()
+@click.argument("volumes", nargs=-1, required=True, metavar="VOLUME...")
+@click.option("--name", metavar="NAME", help="The same in each volume [the time, UTC].")
+@click.option("--log-device", metavar="DEVICE", help="Where what is written from now on goes.")
+@json_option
+@state_dir_option
+def create(
+    volumes: tuple[str, ...], name: str | None, log_device: str | None, as_json: bool, state_dir: Path
+) -> None:
+    """Take one snapshot of each volume, all at one instant, and export it."""
+    body = {"volumes": volumes, "name": name, "log_device": log_device}
+    made = Client(state_dir).post("snapshots", body=body)
+    if as_json:
+        print_json(made)
+        return
+    for each in made:
+        stall, durable = format_ns(each["stall_ns"]), format_ns(each["durable_ns"])
+        click.echo(f"snapshot {each['export']}: write stall {stall}, durable after {durable}")
+
+
+@snapshot.command(name="list")
+@click.argument("volume", required=False)
+@json_option
+@state_dir_option
+def list_snapshots(volume: str | None, as_json: bool, state_dir: Path) -> None:
+    """List the snapshots of one volume, or all."""
+    snapshots = Client(state_dir).get("snapshots", volume=volume)
+    if as_json:
+        print_json(snapshots)
+        return
+    print_table(
+        ("SNAPSHOT", "CREATED", "EPOCH", "STALL", "CONNECTIONS"),
+        [
+            (each["export"], each["created"], each["epoch"], format_ns(each["stall_ns"]), each["connections"])
+            for each in snapshots
+        ],
+    )
+
+
+@snapshot.command()
+@click.argument("name", metavar="VOLUME@SNAPSHOT")
+@click.option("--partitions", is_flag=True, help="The partition snapshots that it is made of.")
+@json_option
+@state_dir_option
+def show(name: str, partitions: bool, as_json: bool, state_dir: Path) -> None:
+    """Show one snapshot."""
+    volume, own_name = split_snapshot(name)
+    shown = Client(state_dir).get("volumes", volume, "snapshots", own_name, partitions=partitions)
+    if as_json:
+        print_json(shown)
+        return
+    stalls = [f"{stall['processor']}: {format_ns(stall['stall_ns'])}" for stall in shown["stalls"]]
+    print_facts(
+        [
+            ("snapshot", shown["export"]),
+            ("uuid", shown["uuid"]),
+            ("cut", shown["cut"]),
+            ("created", shown["created"]),
+            ("epoch", shown["epoch"]),
+            ("size", format_size(shown["size"])),
+            ("write stall", f"{format_ns(shown['stall_ns'])} (by processor: {listed(stalls)})"),
+            ("durable after", format_ns(shown["durable_ns"])),
+            ("log devices", listed(shown["log_devices"]) if shown["log"] else None),
+            ("connections", shown["connections"]),
+        ]
+    )
+    if partitions:
+        click.echo()
+        print_table(
+            ("PARTITION", "PROCESSOR", "EPOCH", "WRITE SEQ", "BLOCKS MAPPED", "BLOCK MAP"),
+            [
+                (
+                    part["partition"],
+                    part["processor"],
+                    part["epoch"],
+                    part["write_seq"],
+                    part["blocks_mapped"],
+                    "its own" if part["frozen"] else "the live one",
+                )
+                for part in shown["partitions"]
+            ],
+        )
+
+
+@snapshot.command()
+@click.argument("name", metavar="VOLUME@SNAPSHOT")
+@state_dir_option
+def delete(name: str, state_dir: Path) -> None:
+    """Delete a snapshot that no client is connected to."""
+    volume, own_name = split_snapshot(name)
+    deleted = Client(state_dir).delete("volumes", volume, "snapshots", own_name)
+    click.echo(f"snapshot {name} deleted, {format_size(deleted['freed'])} given back")

@@ -1,0 +1,185 @@
+"""polyvol volume: create, list, show, delete."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from polyvol.daemon.cli.client import Client, Json
+from polyvol.daemon.cli.common import SIZE, Group, json_option, state_dir_option
+from polyvol.daemon.cli.output import listed, print_facts, print_json, print_table
+from polyvol.daemon.errors import NotConfirmed
+from polyvol.daemon.sizes import format_size
+
+
+@click.group(cls=Group)
+def volume() -> None:
+    """Virtual volumes."""
+
+
+@volume.command()
+@click.argument("name")
+@click.option("--size", type=SIZE, help="Its size, a multiple of 4096.")
+@click.option("--base", metavar="DEVICE", help="An adopted device, with its data and its size.")
+@click.option("--device", "devices", multiple=True, metavar="DEVICE", help="Where its bytes go [a new file].")
+@click.option(
+    "--log-device", "log_devices", multiple=True, metavar="DEVICE", help="For change logs [a new file]."
+)
+@click.option("--processors", type=int, metavar="N", help="How many processors own it [all that there are].")
+@click.option(
+    "--partition-size", type=SIZE, default="64M", show_default=True, help="A power of two, 1M to 1G."
+)
+@click.option("--dry-run", is_flag=True, help="Show the plan; change nothing.")
+@json_option
+@state_dir_option
+def create(state_dir: Path, as_json: bool, **request: Json) -> None:
+    """Make a volume and export it."""
+    request["devices"] = list(request["devices"])
+    request["log_devices"] = list(request["log_devices"])
+    made = Client(state_dir).post("volumes", body=request)
+    if as_json:
+        print_json(made)
+    elif request["dry_run"]:
+        _print_plan(made)
+    else:
+        click.echo(
+            f"volume {made['name']}: {format_size(made['size'])}, {made['partition_count']} partitions of"
+            f" {format_size(made['partition_size'])} on {len(made['processors'])} processors,"
+            f" devices {listed(made['devices'])}"
+        )
+
+
+@volume.command(name="list")
+@json_option
+@state_dir_option
+def list_volumes(as_json: bool, state_dir: Path) -> None:
+    """List all volumes."""
+    volumes = Client(state_dir).get("volumes")
+    if as_json:
+        print_json(volumes)
+        return
+    print_volumes(volumes)
+
+
+@volume.command()
+@click.argument("name")
+@click.option("--partitions", is_flag=True, help="Each partition's extents and processor.")
+@json_option
+@state_dir_option
+def show(name: str, partitions: bool, as_json: bool, state_dir: Path) -> None:
+    """Show one volume."""
+    shown = Client(state_dir).get("volumes", name, partitions=partitions)
+    if as_json:
+        print_json(shown)
+        return
+    print_facts(
+        [
+            ("name", shown["name"]),
+            ("state", shown["state"]),
+            ("reason", shown["reason"]),
+            ("uuid", shown["uuid"]),
+            ("size", format_size(shown["size"])),
+            ("partitions", f"{shown['partition_count']} of {format_size(shown['partition_size'])}"),
+            ("processors", listed(shown["processors"])),
+            ("devices", listed(shown["devices"])),
+            ("base", shown["base"]),
+            ("connections", shown["connections"]),
+            ("snapshots", listed(shown["snapshots"])),
+            ("created", shown["created"]),
+        ]
+    )
+    _print_logs(shown["logs"])
+    click.echo()
+    print_table(
+        ("EXPORT", "ACCESS", "CONNECTIONS"),
+        [
+            (each["name"], "read-only" if each["read_only"] else "read-write", each["connections"])
+            for each in shown["exports"]
+        ],
+    )
+    if partitions:
+        _print_partitions(shown["partitions"])
+
+
+@volume.command()
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="Really delete it, with its data and its snapshots.")
+@state_dir_option
+def delete(name: str, yes: bool, state_dir: Path) -> None:
+    """Delete a volume that no client is connected to, with its snapshots."""
+    if not yes:
+        raise NotConfirmed(name=name)
+    deleted = Client(state_dir).delete("volumes", name)
+    count = deleted["snapshots"]
+    click.echo(f"volume {name} deleted, with {count} snapshot{'' if count == 1 else 's'}")
+
+
+def print_volumes(volumes: list[dict[str, Any]]) -> None:
+    """The table of `volume list` and `status`."""
+    print_table(
+        ("NAME", "STATE", "SIZE", "PROCESSORS", "CONNECTIONS", "SNAPSHOTS", "LOG USED", "REASON"),
+        [
+            (
+                each["name"],
+                each["state"],
+                format_size(each["size"]),
+                len(each["processors"]),
+                each["connections"],
+                len(each["snapshots"]),
+                log_use(each["logs"]),
+                each["reason"] or "-",
+            )
+            for each in volumes
+        ],
+    )
+
+
+def log_use(logs: list[dict[str, Any]]) -> str:
+    """How much of the change logs is used; '-' where nobody knows."""
+    size = format_size(sum(log["size"] for log in logs))
+    if any(log["used"] is None for log in logs):
+        return f"- of {size}"
+    return f"{format_size(sum(log['used'] for log in logs))} of {size}"
+
+
+def _print_plan(plan: dict[str, Any]) -> None:
+    print_facts(
+        [
+            ("volume", plan["name"]),
+            ("size", format_size(plan["size"])),
+            ("partitions", f"{plan['partition_count']} of {format_size(plan['partition_size'])}"),
+            ("processors", listed(plan["processors"])),
+        ]
+    )
+    for each in plan["new_devices"]:
+        click.echo(f"to be made: device {each['name']}, {each['path']}, {format_size(each['size'])}")
+    _print_logs(plan["logs"])
+    _print_partitions(plan["partitions"])
+
+
+def _print_logs(logs: list[dict[str, Any]]) -> None:
+    click.echo()
+    print_table(
+        ("CHANGE LOG", "DEVICES", "USED", "FOR"),
+        [
+            (
+                log["number"],
+                listed(log["devices"]),
+                log_use([log]),
+                "the volume" if log["default"] else "snapshots that name it",
+            )
+            for log in logs
+        ],
+    )
+
+
+def _print_partitions(partitions: list[dict[str, Any]]) -> None:
+    click.echo()
+    print_table(
+        ("PARTITION", "PROCESSOR", "DEVICE", "OFFSET", "LENGTH"),
+        [
+            (part["number"], part["processor"], extent["device"], extent["offset"], extent["length"])
+            for part in partitions
+            for extent in part["extents"]
+        ],
+    )

@@ -1,0 +1,79 @@
+"""Settings of polyvold: from its options, else the configuration file, else the environment, else defaults.
+
+How it works      The file is TOML; its keys are the options' names. Everything is checked before anything
+                  starts.
+Errors            BadConfig.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+from polyvol.daemon.errors import BadConfig
+from polyvol.daemon.sockets import split_address
+from polyvol.daemon.state import default_state_dir
+from polyvol.mapping.volume import PROCESSORS_MAX
+
+Frontend = Literal["native", "nbdkit"]
+FRONTENDS: tuple[Frontend, ...] = ("native", "nbdkit")
+_TYPES: dict[str, type] = {
+    "state-dir": str,
+    "nbd-socket": str,
+    "nbd-listen": str,
+    "processors": int,
+    "frontend": str,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What polyvold is started with; None: the default that docs/operating.md names."""
+
+    state_dir: Path
+    nbd_socket: Path | None = None
+    nbd_listen: str | None = None
+    processors: int | None = None
+    frontend: Frontend = "native"
+
+
+def load_config(file: Path | None, options: Mapping[str, object]) -> Config:
+    """The settings; `options` has those given on the command line, by name, None where not given."""
+    values = _read(file) if file is not None else {}
+    values |= {name: value for name, value in options.items() if value is not None}
+    where = str(file) if file is not None else "polyvold"
+    frontend = values.get("frontend", "native")
+    if frontend not in FRONTENDS:
+        raise BadConfig(where=where, why=f"frontend is {frontend!r}, and can be {' or '.join(FRONTENDS)}")
+    processors = cast(int | None, values.get("processors"))
+    if processors is not None and not 1 <= processors <= PROCESSORS_MAX:
+        raise BadConfig(where=where, why=f"processors is {processors}, and can be 1 to {PROCESSORS_MAX}")
+    listen = cast(str | None, values.get("nbd-listen"))
+    if listen is not None:
+        split_address(listen)
+    nbd_socket = values.get("nbd-socket")
+    state_dir = values.get("state-dir")
+    return Config(
+        state_dir=Path(str(state_dir)).absolute() if state_dir else default_state_dir().absolute(),
+        nbd_socket=Path(str(nbd_socket)).absolute() if nbd_socket else None,
+        nbd_listen=listen,
+        processors=processors,
+        frontend=frontend,
+    )
+
+
+def _read(file: Path) -> dict[str, object]:
+    try:
+        values = tomllib.loads(file.read_text("utf-8"))
+    except OSError as error:
+        raise BadConfig(where=file, why=error.strerror or error) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadConfig(where=file, why=f"it is not TOML: {error}") from error
+    for key, value in values.items():
+        if key not in _TYPES:
+            raise BadConfig(where=file, why=f"there is no setting {key!r}; there are {', '.join(_TYPES)}")
+        if type(value) is not _TYPES[key]:
+            kind = "a number" if _TYPES[key] is int else "a string"
+            raise BadConfig(where=file, why=f"{key} has to be {kind}")
+    return values

@@ -1,0 +1,91 @@
+"""The context: what the verbs of all nouns share while the daemon runs.
+
+Owner and locks   `changes` is held by every verb that changes something, from its plan to its end; reading
+                  verbs do not take it. `device_trouble` and `volume_trouble` are changed only under it, by
+                  replacing single entries, and read by anybody.
+"""
+
+import threading
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from polyvol.daemon.engine_border import EngineLike
+from polyvol.daemon.errors import engine_errors
+from polyvol.daemon.views import ExtentView
+from polyvol.mapping.catalog.store import Catalog
+from polyvol.mapping.device import Device
+from polyvol.mapping.errors import UnknownDevice, UnknownVolume
+from polyvol.mapping.extent import Extent
+from polyvol.mapping.records import Volume
+
+
+@dataclass
+class Context:
+    """The catalog, the engine, and what is known to be wrong: by device id and by volume id, as a clause."""
+
+    state_dir: Path
+    catalog: Catalog
+    engine: EngineLike
+    engine_error: type[Exception]
+    default_processors: int
+    processors: int
+    changes: threading.Lock = field(default_factory=threading.Lock)
+    device_trouble: dict[int, str] = field(default_factory=dict)
+    volume_trouble: dict[int, str] = field(default_factory=dict)
+
+    def path(self, device: Device) -> Path:
+        """Where a device is."""
+        return self.state_dir / device.path
+
+    def volume_directory(self, volume: Volume) -> Path:
+        """Where the engine keeps a volume's journals and checkpoints."""
+        return self.state_dir / "volumes" / str(volume.uuid)
+
+    def engine_errors(self, what: str) -> AbstractContextManager[None]:
+        """Turn the engine's errors into a user's; `what` is being done."""
+        return engine_errors(what, self.engine_error)
+
+    def find_volume(self, name: str) -> Volume:
+        """The volume of this name, or UnknownVolume."""
+        volume = self.catalog.volume(name)
+        if volume is None:
+            raise UnknownVolume(name=name)
+        return volume
+
+    def find_device(self, name: str) -> Device:
+        """The device of this name, or UnknownDevice."""
+        device = self.catalog.device(name)
+        if device is None:
+            raise UnknownDevice(name=name)
+        return device
+
+    def grow_processors(self, count: int) -> None:
+        """Have at least so many processors."""
+        if count > self.processors:
+            with self.engine_errors(f"starting {count} processors"):
+                self.engine.grow_processors(count)
+            self.processors = count
+
+    def connections(self, names: Iterable[str]) -> int:
+        """How many clients are connected to these exports."""
+        wanted = set(names)
+        return sum(export["connections"] for export in self.engine.exports() if export["name"] in wanted)
+
+    def device_names(self) -> dict[int, str]:
+        """Every device's name, by id."""
+        return {device.id: device.name for device in self.catalog.devices()}
+
+
+def extent_views(extents: Iterable[Extent], names: dict[int, str]) -> list[ExtentView]:
+    """Extents with their devices named."""
+    return [
+        ExtentView(device=names[extent.device], offset=extent.offset, length=extent.length)
+        for extent in extents
+    ]
+
+
+def devices_of(extents: Iterable[Extent], names: dict[int, str]) -> list[str]:
+    """The devices that extents are on, each once, in order."""
+    return list(dict.fromkeys(names[extent.device] for extent in extents))

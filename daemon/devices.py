@@ -1,0 +1,216 @@
+"""The verbs of devices: add, remove, list, show, and what happens with them at start.
+
+How it works      add: look, plan, record as 'adding', make the file and the label, open it in the engine,
+                  record as 'ready'. remove: record as 'removing', close, take the label off, forget. Adding
+                  the path of a device that is known and was missing brings it back, at its new path.
+Durability        A kill in the middle of add or remove is settled at the next start: the device is forgotten
+                  and its label taken off. A kill after they returned changes nothing.
+Errors            mapping/errors.py, EngineFailed. At start nothing raises: `device_trouble` has the findings.
+"""
+
+import contextlib
+import time
+from dataclasses import replace
+from pathlib import Path
+from uuid import uuid4
+
+from polyvol.daemon.context import Context
+from polyvol.daemon.errors import BadRequest
+from polyvol.daemon.requests import DeviceAdd
+from polyvol.daemon.views import DeviceView, iso
+from polyvol.mapping.device import (
+    Device,
+    Found,
+    clear_label,
+    identity_of,
+    inspect,
+    make_device,
+    plan_device,
+    remove_file,
+    trouble_with,
+)
+from polyvol.mapping.errors import DeviceInUse, DevicePathInUse, ForeignLabel, NameInUse, PolyvolError
+from polyvol.mapping.label import Label
+from polyvol.mapping.names import check_name, name_from, unique_name
+
+
+class Devices:
+    """The verbs of devices."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def start(self) -> None:
+        """Settle what is half done, check every device against the catalog, open those that are right."""
+        context = self._context
+        for device in context.catalog.devices():
+            if device.state != "ready" and device.made_for is None:
+                self._forget(device)
+            elif device.state == "ready":
+                self.open(device)
+
+    def open(self, device: Device) -> bool:
+        """Check a device and open it in the engine; if it is not right, note why. True if it was opened."""
+        context = self._context
+        context.device_trouble.pop(device.id, None)
+        path = context.path(device)
+        reason = trouble_with(device, path, context.catalog.uuid)
+        if reason is None:
+            try:
+                context.engine.open_device(device.id, str(path), sparse=device.sparse)
+            except context.engine_error as error:
+                reason = str(error)
+        if reason is not None:
+            context.device_trouble[device.id] = reason
+        return reason is None
+
+    def list_all(self) -> list[DeviceView]:
+        """All devices."""
+        context = self._context
+        devices = context.catalog.devices()
+        used = context.catalog.used_bytes()
+        users = context.catalog.users()
+        volumes = {volume.id: volume.name for volume in context.catalog.volumes()}
+        stats = {entry["device"]: entry for entry in context.engine.stats()["devices"]}
+        views = []
+        for device in devices:
+            reason = context.device_trouble.get(device.id)
+            counts = stats.get(device.id)
+            views.append(
+                DeviceView(
+                    name=device.name,
+                    uuid=str(device.uuid),
+                    path=str(context.path(device)),
+                    kind=device.kind,
+                    role="adopted" if device.adopted else "storage",
+                    size=device.size,
+                    capacity=device.data_area.length,
+                    free=0 if device.adopted else device.data_area.length - used.get(device.id, 0),
+                    sparse=device.sparse,
+                    made_for=None if device.made_for is None else volumes.get(device.made_for),
+                    volumes=[volumes[user] for user in users.get(device.id, ()) if user in volumes],
+                    state="ok" if reason is None else "missing",
+                    reason=reason,
+                    errors=counts["errors"] if counts else 0,
+                    last_errno=counts["last_errno"] if counts else 0,
+                    created=iso(device.created_ns),
+                )
+            )
+        return views
+
+    def show(self, name: str) -> DeviceView:
+        """One device."""
+        self._context.find_device(name)
+        return next(view for view in self.list_all() if view.name == name)
+
+    def add(self, request: DeviceAdd) -> tuple[DeviceView, bool]:
+        """Add a device, or bring back one that was missing (then True). The caller holds `changes`."""
+        path = Path(request.path)
+        if not path.is_absolute() or "\0" in request.path:
+            raise BadRequest(why=f"path {request.path!r} is not absolute")
+        if request.name is not None:
+            check_name("device", request.name)
+        found = inspect(path)
+        known = self._known(path, found)
+        if known is not None:
+            return self._bring_back(known, path), True
+        kind, size = plan_device(
+            path, found, size=request.size, preallocate=request.preallocate, adopt=request.adopt
+        )
+        name = self._free_name(request.name, path)
+        device = Device(
+            0,
+            uuid4(),
+            name,
+            self._stored_path(path),
+            kind,
+            request.adopt,
+            size,
+            kind == "block" or not request.preallocate,
+            None,
+            "adding",
+            time.time_ns(),
+        )
+        self._make(device, path, preallocate=request.preallocate, was_there=found is not None)
+        return self.show(name), False
+
+    def remove(self, name: str) -> None:
+        """Remove a device that no volume uses; its file or disk stays, without its label. Under `changes`."""
+        context = self._context
+        device = context.find_device(name)
+        users = context.catalog.users().get(device.id, [])
+        if device.made_for is not None:
+            users = sorted({*users, device.made_for})
+        if users:
+            volumes = {volume.id: volume.name for volume in context.catalog.volumes()}
+            raise DeviceInUse(name=name, volumes=", ".join(volumes[user] for user in users))
+        if device.id not in context.device_trouble:
+            with context.engine_errors(f"closing device {name}"):
+                context.engine.close_device(device.id)
+        context.catalog.set_device_state(device.id, "removing")
+        self._forget(device)
+
+    def _make(self, device: Device, path: Path, *, preallocate: bool, was_there: bool) -> None:
+        context = self._context
+        device = context.catalog.add_device(device)
+        try:
+            make_device(device, path, context.catalog.uuid, preallocate=preallocate)
+            with context.engine_errors(f"opening device {device.name}"):
+                context.engine.open_device(device.id, str(path), sparse=device.sparse)
+            context.catalog.set_device_state(device.id, "ready")
+        except BaseException:
+            if not was_there:
+                remove_file(path)
+            self._forget(device)
+            raise
+
+    def _forget(self, device: Device) -> None:
+        context = self._context
+        # A device that cannot be written to keeps its label, which nothing will take for another's.
+        with contextlib.suppress(PolyvolError):
+            clear_label(device, context.path(device), context.catalog.uuid)
+        context.catalog.forget_device(device.id)
+        context.device_trouble.pop(device.id, None)
+
+    def _known(self, path: Path, found: Found | None) -> Device | None:
+        """The device that this path is, if it was missing; an error if it is one that is not missing."""
+        context = self._context
+        if found is None:
+            return None
+        for device in context.catalog.devices():
+            same = identity_of(context.path(device)) == found.identity
+            label = found.label
+            labelled = (
+                isinstance(label, Label)
+                and label.catalog == context.catalog.uuid
+                and label.device == device.uuid
+            )
+            if not same and not labelled:
+                continue
+            if device.id in context.device_trouble:
+                if trouble_with(device, path, context.catalog.uuid) is None:
+                    return device
+            elif same:
+                raise DevicePathInUse(path=path, name=device.name)
+            else:
+                raise ForeignLabel(path=path, owner=f"device {device.name}, which is {context.path(device)}")
+        return None
+
+    def _bring_back(self, device: Device, path: Path) -> DeviceView:
+        context = self._context
+        device = replace(device, path=self._stored_path(path))
+        context.catalog.set_device_path(device.id, device.path)
+        self.open(device)
+        return self.show(device.name)
+
+    def _free_name(self, wanted: str | None, path: Path) -> str:
+        taken = set(self._context.device_names().values())
+        if wanted is None:
+            return unique_name(name_from(path.name, "device"), taken)
+        if wanted in taken:
+            raise NameInUse(noun="device", name=wanted)
+        return wanted
+
+    def _stored_path(self, path: Path) -> str:
+        state_dir = self._context.state_dir
+        return str(path.relative_to(state_dir) if path.is_relative_to(state_dir) else path)

@@ -1,0 +1,135 @@
+"""The border to the engine: what the daemon asks of it, as protocols.
+
+How it works      `polyvol.engine` satisfies `EngineModule`, and so does tests/support/sim_engine.py; mypy
+                  checks both. engine/python/engine.pyi says what each call does. Only `load_engine` imports
+                  it, so that the command line and the API never do.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol, cast
+
+from polyvol.snapshot.coordinator import CutEngine
+
+if TYPE_CHECKING:
+    from polyvol.engine import (
+        BlockStatus,
+        EngineStats,
+        ExportInfo,
+        LogSpec,
+        PartitionState,
+        VolumeSpec,
+        VolumeStats,
+    )
+
+
+class HandleLike(Protocol):
+    """I/O on one export from this process."""
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+
+    @property
+    def read_only(self) -> bool:
+        """Whether it is a snapshot's."""
+
+    def pread(self, length: int, offset: int) -> bytes:
+        """Read."""
+
+    def pread_into(self, buffer: bytearray | memoryview, offset: int) -> None:
+        """Read into a buffer."""
+
+    def pwrite(self, data: bytes | bytearray | memoryview, offset: int, *, fua: bool = False) -> None:
+        """Write."""
+
+    def zero(
+        self, length: int, offset: int, *, no_hole: bool = False, fast: bool = False, fua: bool = False
+    ) -> None:
+        """Make zeros."""
+
+    def trim(self, length: int, offset: int, *, fua: bool = False) -> None:
+        """Give space back."""
+
+    def flush(self) -> None:
+        """Make everything acknowledged durable."""
+
+    def cache(self, length: int, offset: int) -> None:
+        """Read ahead."""
+
+    def block_status(self, length: int, offset: int) -> "Sequence[BlockStatus]":
+        """What is a hole, what reads as zeros."""
+
+    def close(self) -> None:
+        """End it; idempotent."""
+
+
+class EngineLike(CutEngine, Protocol):
+    """The engine, as far as the daemon uses it."""
+
+    def grow_processors(self, processors: int) -> None:
+        """Have at least so many processors."""
+
+    def open_device(self, device: int, path: str, *, read_only: bool = False, sparse: bool = True) -> None:
+        """Open a device under its id."""
+
+    def close_device(self, device: int) -> None:
+        """Close a device that no volume uses."""
+
+    def add_volume(self, spec: "VolumeSpec") -> None:
+        """Take over a volume."""
+
+    def remove_volume(self, volume: int) -> None:
+        """Let go of a volume, durably."""
+
+    def add_log(self, volume: int, log: "LogSpec") -> None:
+        """Give a volume one more change log."""
+
+    def exports(self) -> "Sequence[ExportInfo]":
+        """All exports, by name."""
+
+    def partition_states(self, volume: int, epoch: int | None) -> "Sequence[PartitionState]":
+        """Each partition's state, now or at a cut."""
+
+    def volume_stats(self, volume: int) -> "VolumeStats":
+        """One volume's counters."""
+
+    def stats(self) -> "EngineStats":
+        """The engine's counters."""
+
+    def listen(self, fd: int) -> None:
+        """Serve NBD on a listening socket."""
+
+    def open(self, export: str) -> HandleLike:
+        """I/O on an export from this process."""
+
+    def stop(self) -> None:
+        """End; idempotent."""
+
+
+class EngineFactory(Protocol):
+    """Starts an engine."""
+
+    def __call__(self, processors: int) -> EngineLike:
+        """An engine with so many processors."""
+
+
+class EngineModule(Protocol):
+    """The engine's module: how to start one, what it raises, its version."""
+
+    @property
+    def Engine(self) -> EngineFactory:  # noqa: N802 - the module's own name for it
+        """Starts an engine."""
+
+    @property
+    def EngineError(self) -> type[Exception]:  # noqa: N802 - the module's own name for it
+        """What its calls raise: with `kind` and `errno`."""
+
+    @property
+    def __version__(self) -> str: ...
+
+
+def load_engine() -> EngineModule:
+    """The real engine."""
+    from polyvol import engine
+
+    return cast(EngineModule, engine)

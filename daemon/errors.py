@@ -1,0 +1,216 @@
+"""The error table: every error that a user can meet, with its HTTP status and the daemon's own classes.
+
+How it works      The classes say code, kind, sentence and hint (mapping/errors.py has their form);
+                  `http_status` maps the kind; the command line exits with EXIT_CODE after any of them.
+                  `error_table` finds all classes of the project, so that a test can compare them with
+                  docs/errors.md.
+"""
+
+# ruff: noqa: N818 - these names say what is the matter; that they are errors, their base says
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import polyvol.snapshot.errors  # noqa: F401 - so that its classes are in the table
+from polyvol.mapping.errors import Kind, PolyvolError
+
+EXIT_CODE = 1
+HTTP_STATUS: dict[Kind, int] = {
+    "not-found": 404,
+    "exists": 409,
+    "busy": 409,
+    "invalid": 400,
+    "corrupt": 500,
+    "io": 500,
+    "unavailable": 503,
+}
+
+
+class StateLocked(PolyvolError):
+    """Another daemon owns the state directory."""
+
+    code = "state-locked"
+    kind = "busy"
+    sentence = "polyvold (pid {pid}) runs on {state} already"
+    hint = "stop it first, or give another --state-dir"
+
+
+class StateUnusable(PolyvolError):
+    """The state directory cannot be used."""
+
+    code = "state-unusable"
+    kind = "io"
+    sentence = "the state directory {state} cannot be used: {why}"
+    hint = "give --state-dir a directory that polyvold may write to"
+
+
+class SocketUnusable(PolyvolError):
+    """A socket cannot be bound."""
+
+    code = "socket-unusable"
+    kind = "io"
+    sentence = "cannot listen on {address}: {why}"
+    hint = "give another --nbd-socket or --nbd-listen"
+
+
+class BadConfig(PolyvolError):
+    """A configuration file or option that is not right."""
+
+    code = "bad-config"
+    kind = "invalid"
+    sentence = "{where}: {why}"
+    hint = "docs/operating.md lists what can be set"
+
+
+class BadRequest(PolyvolError):
+    """A request to the API that does not have the form its description asks for."""
+
+    code = "bad-request"
+    kind = "invalid"
+    sentence = "the request is not right: {why}"
+    hint = "/openapi.json describes what can be asked"
+
+
+class NoSuchPage(PolyvolError):
+    """A path or method that the API does not have."""
+
+    code = "no-such-page"
+    kind = "not-found"
+    sentence = "the control API has no {method} {path}"
+    hint = "/openapi.json describes what can be asked"
+
+
+class VolumeInUse(PolyvolError):
+    """A volume, or one of its snapshots, that clients are connected to."""
+
+    code = "volume-in-use"
+    kind = "busy"
+    sentence = "volume {name} is in use by {clients}"
+    hint = "disconnect {them} first"
+
+
+class SnapshotInUse(PolyvolError):
+    """A snapshot that clients are connected to."""
+
+    code = "snapshot-in-use"
+    kind = "busy"
+    sentence = "snapshot {name} is in use by {clients}"
+    hint = "disconnect {them} first"
+
+
+class VolumeNotServed(PolyvolError):
+    """A volume that is there but cannot be served now."""
+
+    code = "volume-not-served"
+    kind = "unavailable"
+    sentence = "volume {name} is not served: {reason}"
+    hint = "`polyvol status` tells more"
+
+
+class DeleteUnfinished(PolyvolError):
+    """A volume that is no more, but whose space could not be given back yet."""
+
+    code = "delete-unfinished"
+    kind = "unavailable"
+    sentence = "volume {name} is deleted, but its space could not be given back yet: {reason}"
+    hint = "polyvold tries again at its next start"
+
+
+class EngineFailed(PolyvolError):
+    """The engine refused, in its own words."""
+
+    code = "engine-failed"
+    sentence = "{what} failed: {why}"
+    hint = "`polyvol status` tells about volumes and devices"
+
+    def __init__(self, *, what: str, why: object) -> None:
+        super().__init__(what=what, why=why)
+
+
+class InternalError(PolyvolError):
+    """A defect of polyvold itself; its log has the details."""
+
+    code = "internal-error"
+    kind = "io"
+    sentence = "polyvold met an error of its own ({what})"
+    hint = "its log has the details"
+
+
+class DaemonNotRunning(PolyvolError):
+    """The command line found nobody to talk to."""
+
+    code = "daemon-not-running"
+    kind = "unavailable"
+    sentence = "polyvold is not running on {state} (no control socket)"
+    hint = "start it with `polyvold --state-dir {state}`"
+
+
+class DaemonUnreachable(PolyvolError):
+    """The command line may not, or cannot, talk to the daemon."""
+
+    code = "daemon-unreachable"
+    kind = "unavailable"
+    sentence = "polyvold on {state} cannot be asked: {why}"
+    hint = "run as the user that polyvold runs as, and see that it is well"
+
+
+class NotConfirmed(PolyvolError):
+    """Something that cannot be undone, asked for without --yes."""
+
+    code = "not-confirmed"
+    kind = "invalid"
+    sentence = "deleting volume {name} deletes its data and its snapshots for good"
+    hint = "give --yes to do it"
+
+
+class BadSnapshotName(PolyvolError):
+    """Something other than VOLUME@SNAPSHOT where a snapshot is to be named."""
+
+    code = "bad-snapshot-name"
+    kind = "invalid"
+    sentence = "{text!r} does not name a snapshot"
+    hint = "give VOLUME@SNAPSHOT"
+
+
+class FrontendFailed(PolyvolError):
+    """nbdkit could not be started."""
+
+    code = "frontend-failed"
+    kind = "io"
+    sentence = "the front-end nbdkit could not be started: {why}"
+    hint = "install nbdkit and nbdkit-plugin-python, or use --frontend native"
+
+
+def http_status(error: PolyvolError) -> int:
+    """The HTTP status of an error."""
+    return HTTP_STATUS[error.kind]
+
+
+def error_table() -> list[type[PolyvolError]]:
+    """Every error class of the project, by code."""
+
+    def below(parent: type[PolyvolError]) -> Iterator[type[PolyvolError]]:
+        for child in parent.__subclasses__():
+            yield child
+            yield from below(child)
+
+    return sorted(set(below(PolyvolError)), key=lambda error: error.code)
+
+
+@contextmanager
+def engine_errors(what: str, engine_error: type[Exception]) -> Iterator[None]:
+    """Turn the engine's errors into EngineFailed, of the same kind; `what` was being done."""
+    try:
+        yield
+    except engine_error as error:
+        failed = EngineFailed(what=what, why=error)
+        failed.kind = getattr(error, "kind", "io")  # type: ignore[misc]
+        raise failed from error
+
+
+def counted_clients(count: int) -> dict[str, str]:
+    """The facts `clients` and `them` of the errors above."""
+    return {
+        "clients": "1 client" if count == 1 else f"{count} clients",
+        "them": "it" if count == 1 else "them",
+    }

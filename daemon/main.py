@@ -1,0 +1,97 @@
+"""polyvold: reads its settings, runs the service until it is told to stop, and says when it serves.
+
+SIGTERM and SIGINT stop it cleanly (exit 0). A start that fails says why in one sentence (exit 1).
+"""
+
+import logging
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import click
+
+from polyvol.daemon.config import FRONTENDS, Config, load_config
+from polyvol.daemon.errors import EXIT_CODE
+from polyvol.daemon.notify import notify
+from polyvol.mapping.errors import PolyvolError
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.option("--config", type=click.Path(path_type=Path), help="TOML file with these options as keys.")
+@click.option(
+    "--state-dir", metavar="DIR", help="Where all state is [$POLYVOL_STATE, else /var/lib/polyvol]."
+)
+@click.option("--nbd-socket", metavar="PATH", help="Unix socket for NBD [STATE/nbd.sock].")
+@click.option("--nbd-listen", metavar="HOST:PORT", help="Also serve NBD on TCP.")
+@click.option(
+    "--processors", type=int, metavar="N", help="How many processors, 1 to 256 [one for each core]."
+)
+@click.option("--frontend", type=click.Choice(FRONTENDS), help="Who speaks NBD to clients [native].")
+def cli(
+    config: Path | None,
+    state_dir: str | None,
+    nbd_socket: str | None,
+    nbd_listen: str | None,
+    processors: int | None,
+    frontend: str | None,
+) -> None:
+    """Serve polyvol's volumes and snapshots over NBD until stopped."""
+    options = {
+        "state-dir": state_dir,
+        "nbd-socket": nbd_socket,
+        "nbd-listen": nbd_listen,
+        "processors": processors,
+        "frontend": frontend,
+    }
+    try:
+        run(load_config(config, options))
+    except PolyvolError as error:
+        click.echo(str(error), err=True)
+        sys.exit(EXIT_CODE)
+
+
+def run(config: Config) -> None:
+    """Run until SIGTERM or SIGINT."""
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.WARNING, format="%(name)s: %(levelname)s: %(message)s"
+    )
+    told = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: told.set())
+    if config.frontend == "nbdkit":
+        from polyvol.daemon.frontend_nbdkit import supervise
+
+        supervise(config, told)
+        return
+    from polyvol.daemon.service import Service
+
+    service = Service(
+        config.state_dir,
+        processors=config.processors,
+        nbd_socket=config.nbd_socket,
+        nbd_listen=config.nbd_listen,
+    )
+    service.start()
+    try:
+        announce(service.nbd_addresses)
+        told.wait()
+    finally:
+        notify("STOPPING=1")
+        service.stop()
+
+
+def announce(addresses: list[str]) -> None:
+    """Tell whoever waits that volumes are served, on these NBD addresses."""
+    click.echo(f"ready: NBD on {' and '.join(addresses)}")
+    sys.stdout.flush()
+    notify("READY=1")
+
+
+def main() -> None:
+    """The console script."""
+    cli(prog_name="polyvold")
+
+
+if __name__ == "__main__":
+    main()

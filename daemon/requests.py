@@ -1,0 +1,48 @@
+"""What can be asked of the daemon: the bodies of the API's requests. Sizes are bytes."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from polyvol.mapping.partition import PARTITION_SIZE_DEFAULT
+
+_STRICT = {"extra": "forbid", "strict": True}
+"""For pydantic, which the API reads these with: unknown keys and wrong types are refused."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceAdd:
+    """`path` is absolute; `size` for a file to be made; `name` None: made from the path."""
+
+    __pydantic_config__: ClassVar = _STRICT
+    path: str
+    name: str | None = None
+    size: int | None = None
+    preallocate: bool = False
+    adopt: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class VolumeCreate:
+    """Either `size` or `base`, the name of an adopted device. No devices: sparse files are made for it.
+    `processors` None: all that there are. `dry_run`: plan it only."""
+
+    __pydantic_config__: ClassVar = _STRICT
+    name: str
+    size: int | None = None
+    partition_size: int = PARTITION_SIZE_DEFAULT
+    devices: tuple[str, ...] = ()
+    log_devices: tuple[str, ...] = ()
+    processors: int | None = None
+    base: str | None = None
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class SnapshotCreate:
+    """One cut over these volumes. `name` None: made from the time. `log_device`: where what is written
+    afterwards goes."""
+
+    __pydantic_config__: ClassVar = _STRICT
+    volumes: tuple[str, ...]
+    name: str | None = None
+    log_device: str | None = None

@@ -1,0 +1,213 @@
+"""The service: everything that runs for one state directory, put together, started and stopped in order.
+
+How it works      start: lock; sockets; catalog; engine; devices; volumes and snapshots, exported; NBD;
+                  control API. stop: the same backwards. What a start that fails had begun is stopped again.
+                  It runs inside polyvold, and inside nbdkit (serve_nbd=False: nbdkit has the NBD sockets
+                  then, and I/O goes through `engine.open`).
+Invariants        V1 one service for each state directory (the lock); V2 clients find every healthy volume and
+                  snapshot exported as soon as they can connect; V3 `stop` waits for a change that is under
+                  way.
+Owner and locks   `start` and `stop` are called from one thread, which need not be the main one. The verbs may
+                  be called from any; those that change something take the context's `changes`.
+Errors            StateLocked, SocketUnusable, CatalogVersion, EngineFailed and others; nothing is left
+                  running.
+"""
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from polyvol.daemon import sockets, state
+from polyvol.daemon.context import Context
+from polyvol.daemon.devices import Devices
+from polyvol.daemon.engine_border import EngineLike, EngineModule, load_engine
+from polyvol.daemon.errors import engine_errors
+from polyvol.daemon.requests import DeviceAdd, SnapshotCreate, VolumeCreate
+from polyvol.daemon.snapshots import Snapshots
+from polyvol.daemon.views import (
+    DaemonView,
+    DeviceView,
+    SnapshotDeleted,
+    SnapshotView,
+    StatusView,
+    VolumeDeleted,
+    VolumeView,
+    iso,
+)
+from polyvol.daemon.volumes import Volumes
+from polyvol.mapping.catalog.store import Catalog
+from polyvol.mapping.errors import BadProcessors
+from polyvol.mapping.volume import PROCESSORS_MAX
+
+if TYPE_CHECKING:
+    from polyvol.engine import ExportInfo
+
+
+class Service:
+    """polyvol on one state directory. `processors` None: one for each core. `frontend` and `nbd_addresses`
+    (URIs) are what `polyvol status` says where NBD is served by another than the engine."""
+
+    def __init__(
+        self,
+        state_dir: Path,
+        *,
+        processors: int | None = None,
+        nbd_socket: Path | None = None,
+        nbd_listen: str | None = None,
+        serve_nbd: bool = True,
+        frontend: str = "native",
+        nbd_addresses: Sequence[str] = (),
+        engine_module: EngineModule | None = None,
+    ) -> None:
+        if processors is not None and not 1 <= processors <= PROCESSORS_MAX:
+            raise BadProcessors(count=processors)
+        self.state_dir = Path(os.path.abspath(state_dir))  # noqa: PTH100 - symbolic links stay as they are
+        self._processors = processors or min(len(os.sched_getaffinity(0)), PROCESSORS_MAX)
+        self._nbd_socket = nbd_socket or state.nbd_socket(self.state_dir)
+        self._nbd_listen = nbd_listen
+        self._serve_nbd = serve_nbd
+        self._frontend = frontend
+        self.nbd_addresses = list(nbd_addresses)
+        self._module = engine_module
+        self._undo = ExitStack()
+        self._started_ns = 0
+
+    @property
+    def engine(self) -> EngineLike:
+        """The engine, between start and stop: for I/O from this process."""
+        return self._context.engine
+
+    @property
+    def devices(self) -> Devices:
+        """The verbs of devices."""
+        return self._devices
+
+    @property
+    def volumes(self) -> Volumes:
+        """The verbs of volumes."""
+        return self._volumes
+
+    @property
+    def snapshots(self) -> Snapshots:
+        """The verbs of snapshots."""
+        return self._snapshots
+
+    def start(self) -> None:
+        """Start everything; when it returns, all that is healthy is served."""
+        with ExitStack() as undo:
+            self._start(undo)
+            self._undo = undo.pop_all()
+
+    def stop(self) -> None:
+        """Stop everything: connections are closed, everything durable, the sockets gone. Idempotent."""
+        self._undo.close()
+
+    def exports(self) -> "Sequence[ExportInfo]":
+        """All exports, by name."""
+        return self.engine.exports()
+
+    def status(self) -> StatusView:
+        """Everything at a glance."""
+        return StatusView(
+            daemon=DaemonView(
+                pid=os.getpid(),
+                version=self._version,
+                state_dir=str(self.state_dir),
+                frontend=self._frontend,
+                nbd=self.nbd_addresses,
+                processors=self._context.processors,
+                started=iso(self._started_ns),
+                uptime_s=round((time.time_ns() - self._started_ns) / 1e9, 3),
+                connections=sum(export["connections"] for export in self.engine.exports()),
+            ),
+            volumes=self._volumes.list_all(),
+            devices=self._devices.list_all(),
+        )
+
+    def add_device(self, request: DeviceAdd) -> DeviceView:
+        """Add a device; volumes that waited for one that was brought back are served again."""
+        with self._context.changes:
+            view, brought_back = self._devices.add(request)
+            if brought_back:
+                self._volumes.serve_waiting()
+            return view
+
+    def remove_device(self, name: str) -> None:
+        """Remove a device."""
+        with self._context.changes:
+            self._devices.remove(name)
+
+    def create_volume(self, request: VolumeCreate) -> VolumeView:
+        """Make a volume."""
+        with self._context.changes:
+            return self._volumes.create(request)
+
+    def delete_volume(self, name: str) -> VolumeDeleted:
+        """Delete a volume with its snapshots."""
+        with self._context.changes:
+            return self._volumes.delete(name)
+
+    def create_snapshots(self, request: SnapshotCreate) -> list[SnapshotView]:
+        """Take one cut."""
+        with self._context.changes:
+            return self._snapshots.create(request)
+
+    def delete_snapshot(self, volume: str, name: str) -> SnapshotDeleted:
+        """Delete a snapshot."""
+        with self._context.changes:
+            return self._snapshots.delete(volume, name)
+
+    def _start(self, undo: ExitStack) -> None:
+        from polyvol.daemon.api.server import ControlServer  # loads the HTTP library: only where it is served
+
+        state.make_state_dir(self.state_dir)
+        undo.callback(state.StateLock(self.state_dir).release)
+        control = self._bind_unix(undo, state.control_socket(self.state_dir))
+        listeners = self._bind_nbd(undo) if self._serve_nbd else []
+        module = self._module or load_engine()
+        self._version = module.__version__
+        catalog = Catalog(self.state_dir / "catalog.db")
+        undo.callback(catalog.close)
+        with engine_errors(f"starting the engine with {self._processors} processors", module.EngineError):
+            engine = module.Engine(self._processors)
+        undo.callback(engine.stop)
+        self._context = Context(
+            self.state_dir, catalog, engine, module.EngineError, self._processors, self._processors
+        )
+        self._devices = Devices(self._context)
+        self._volumes = Volumes(self._context, self._devices)
+        self._snapshots = Snapshots(self._context, self._volumes)
+        self._started_ns = time.time_ns()
+        self._devices.start()
+        self._volumes.start()
+        for listener in listeners:
+            with engine_errors("serving NBD", module.EngineError):
+                engine.listen(listener.detach())
+        server = ControlServer(self, control)
+        undo.callback(server.stop)  # V3: it waits for the requests that it has begun
+        server.start()
+
+    def _bind_unix(self, undo: ExitStack, path: Path) -> socket.socket:
+        listener = sockets.bind_unix(path)
+        undo.callback(path.unlink, missing_ok=True)
+        undo.callback(_close, listener)
+        return listener
+
+    def _bind_nbd(self, undo: ExitStack) -> list[socket.socket]:
+        listeners = [self._bind_unix(undo, self._nbd_socket)]
+        if self._nbd_listen is not None:
+            for listener in sockets.bind_tcp(self._nbd_listen):
+                undo.callback(_close, listener)
+                listeners.append(listener)
+        self.nbd_addresses += [sockets.nbd_uri(listener) for listener in listeners]
+        return listeners
+
+
+def _close(listener: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        listener.close()  # once it was detached, this does nothing

@@ -1,0 +1,40 @@
+"""Sizes as people write and read them: bytes, with K, M, G or T for powers of 1024."""
+
+import re
+
+_FORM = re.compile(r"(\d+)\s*([KMGTP]?)(?:i?B)?", re.IGNORECASE)
+_UNITS = "KMGTP"
+
+
+def parse_size(text: str) -> int:
+    """Bytes of '4096', '64M', '1GiB', '10 g'; ValueError with a sentence for anything else."""
+    match = _FORM.fullmatch(text.strip())
+    if match is None or not text.isascii():
+        raise ValueError(
+            f"{text!r} is not a size: give bytes, or a whole number with K, M, G or T, such as 64M"
+        )
+    number, unit = match.groups()
+    return int(number) << (10 * (_UNITS.index(unit.upper()) + 1) if unit else 0)
+
+
+def format_size(size: int) -> str:
+    """The size for people: exact where it can be ('64 MiB'), else with one decimal ('1.4 GiB')."""
+    value = float(size)
+    unit = "B"
+    for name in ["", *_UNITS]:
+        unit = f"{name}iB" if name else "B"
+        if abs(value) < 1024 or name == _UNITS[-1]:
+            break
+        value /= 1024
+    return f"{value:.0f} {unit}" if value == int(value) else f"{value:.1f} {unit}"
+
+
+def format_ns(duration: int) -> str:
+    """A duration for people: '850 ns', '12.3 us', '1.5 ms', '2.00 s'."""
+    if duration < 1000:
+        return f"{duration} ns"
+    if duration < 1_000_000:
+        return f"{duration / 1000:.1f} us"
+    if duration < 1_000_000_000:
+        return f"{duration / 1_000_000:.1f} ms"
+    return f"{duration / 1_000_000_000:.2f} s"

@@ -1,0 +1,187 @@
+"""The verbs of snapshots: create, delete, list, show.
+
+How it works      create checks the names, makes a change log on the device named for it where the volume has
+                  none there (catalog first, then engine), and lets the coordinator take the cut. delete ends
+                  the export, takes the snapshot out of the catalog, and has the engine free what only it
+                  could see.
+Durability        A kill between these last two is settled at the next start: the engine drops what the
+                  catalog does not know.
+Errors            UnknownVolume, UnknownSnapshot, NameInUse, SnapshotInUse, VolumeNotServed, CutFailed and
+                  others.
+"""
+
+from datetime import UTC, datetime
+
+from polyvol.daemon.context import Context, devices_of
+from polyvol.daemon.errors import BadRequest, SnapshotInUse, VolumeNotServed, counted_clients
+from polyvol.daemon.requests import SnapshotCreate
+from polyvol.daemon.views import PartitionSnapshotView, SnapshotDeleted, SnapshotView, StallView, iso
+from polyvol.daemon.volumes import Volumes
+from polyvol.mapping.device import Device
+from polyvol.mapping.errors import NameInUse, RepeatedDevice, UnknownSnapshot
+from polyvol.mapping.names import check_name
+from polyvol.mapping.records import SnapshotRecord, Volume
+from polyvol.mapping.volume import log_spec, plan_log
+from polyvol.snapshot.coordinator import Coordinator
+from polyvol.snapshot.snapshot import (
+    PartitionSnapshot,
+    Snapshot,
+    default_name,
+    export_name,
+    partition_snapshots,
+)
+
+
+class Snapshots:
+    """The verbs of snapshots."""
+
+    def __init__(self, context: Context, volumes: Volumes) -> None:
+        self._context = context
+        self._volumes = volumes
+        self._coordinator = Coordinator(context.engine, context.catalog)
+
+    def create(self, request: SnapshotCreate) -> list[SnapshotView]:
+        """Take one cut over the volumes asked for. The caller holds `changes`."""
+        context = self._context
+        if request.name is not None:
+            check_name("snapshot", request.name)
+        if not request.volumes:
+            raise BadRequest(why="no volume is named")
+        volumes: list[Volume] = []
+        for wanted in request.volumes:
+            volume = self._served(wanted)
+            if volume in volumes:
+                raise RepeatedDevice(noun="volume", name=wanted)
+            volumes.append(volume)
+        name = self._free_name(request.name, volumes)
+        logs: dict[int, int] = {}
+        if request.log_device is not None:
+            device = self._volumes.inventory().storage(request.log_device)
+            logs = {volume.id: self._log_on(volume, device) for volume in volumes}
+        records = self._coordinator.take(volumes, name, logs)
+        return [
+            self._view(volume, Snapshot(record), context.device_names())
+            for volume, record in zip(volumes, records, strict=True)
+        ]
+
+    def delete(self, volume_name: str, name: str) -> SnapshotDeleted:
+        """Delete a snapshot that no client is connected to. The caller holds `changes`."""
+        context = self._context
+        volume = self._served(volume_name)
+        record = self._find(volume, name)
+        export = export_name(volume.name, name)
+        clients = context.connections([export])
+        try:
+            if clients == 0:
+                context.engine.unexport(export)
+        except context.engine_error:
+            clients = max(1, context.connections([export]))
+        if clients:
+            raise SnapshotInUse(name=export, **counted_clients(clients))
+        context.catalog.forget_snapshot(record.uuid)
+        with context.engine_errors(f"giving back the space of snapshot {export}, which is deleted,"):
+            freed = context.engine.drop_snapshot(volume.id, record.epoch)
+        return SnapshotDeleted(volume=volume.name, name=name, freed=freed)
+
+    def list_all(self, volume_name: str | None = None) -> list[SnapshotView]:
+        """The snapshots of one volume, or all."""
+        context = self._context
+        names = context.device_names()
+        if volume_name is None:
+            by_id = {volume.id: volume for volume in context.catalog.volumes()}
+            records = context.catalog.all_snapshots()
+        else:
+            volume = context.find_volume(volume_name)
+            by_id = {volume.id: volume}
+            records = context.catalog.snapshots(volume.id)
+        return [
+            self._view(by_id[record.volume], Snapshot(record), names)
+            for record in records
+            if record.volume in by_id
+        ]
+
+    def show(self, volume_name: str, name: str, *, partitions: bool) -> SnapshotView:
+        """One snapshot, with its partition snapshots if asked for."""
+        context = self._context
+        volume = context.find_volume(volume_name)
+        record = self._find(volume, name)
+        states = None
+        if partitions:
+            self._served(volume_name)
+            with context.engine_errors(f"asking for the partitions of {export_name(volume.name, name)}"):
+                states = partition_snapshots(context.engine.partition_states(volume.id, record.epoch))
+        return self._view(volume, Snapshot(record, states), context.device_names())
+
+    def _served(self, name: str) -> Volume:
+        volume = self._context.find_volume(name)
+        if volume.state != "ready" or volume.id in self._context.volume_trouble:
+            reason = self._context.volume_trouble.get(volume.id, f"it is {volume.state}")
+            raise VolumeNotServed(name=name, reason=reason)
+        return volume
+
+    def _find(self, volume: Volume, name: str) -> SnapshotRecord:
+        for record in self._context.catalog.snapshots(volume.id):
+            if record.name == name:
+                return record
+        raise UnknownSnapshot(volume=volume.name, name=name)
+
+    def _free_name(self, wanted: str | None, volumes: list[Volume]) -> str:
+        taken: set[str] = set()
+        for volume in volumes:
+            names = {record.name for record in self._context.catalog.snapshots(volume.id)}
+            if wanted in names:
+                raise NameInUse(noun="snapshot", name=export_name(volume.name, wanted))
+            taken |= names
+        return wanted if wanted is not None else default_name(datetime.now(UTC), taken)
+
+    def _log_on(self, volume: Volume, device: Device) -> int:
+        """The number of the volume's change log on this device; made if there is none yet."""
+        context = self._context
+        for log in context.catalog.logs(volume.id):
+            if {extent.device for extent in log.extents} == {device.id}:
+                return log.number
+        log = context.catalog.add_log(volume, plan_log(volume, device, self._volumes.inventory()))
+        try:
+            with context.engine_errors(f"adding a change log on device {device.name}"):
+                context.engine.add_log(volume.id, log_spec(log))
+        except BaseException:
+            context.catalog.forget_log(volume.id, log.number)
+            raise
+        return log.number
+
+    def _view(self, volume: Volume, snapshot: Snapshot, names: dict[int, str]) -> SnapshotView:
+        context = self._context
+        record = snapshot.record
+        export = export_name(volume.name, record.name)
+        logs = {log.number: log for log in context.catalog.logs(volume.id)} if record.log else {}
+        return SnapshotView(
+            volume=volume.name,
+            name=record.name,
+            export=export,
+            uuid=str(record.uuid),
+            cut=str(record.cut),
+            epoch=record.epoch,
+            size=volume.size,
+            log=record.log,
+            log_devices=[] if record.log is None else devices_of(logs[record.log].extents, names),
+            created=iso(record.instant_ns),
+            created_ns=record.instant_ns,
+            stall_ns=record.stall_ns,
+            stalls=[StallView(processor=processor, stall_ns=stall) for processor, stall in record.stalls],
+            durable_ns=record.durable_ns,
+            connections=context.connections([export]),
+            partitions=None
+            if snapshot.partitions is None
+            else [_part_view(part) for part in snapshot.partitions],
+        )
+
+
+def _part_view(part: PartitionSnapshot) -> PartitionSnapshotView:
+    return PartitionSnapshotView(
+        partition=part.partition,
+        processor=part.processor,
+        epoch=part.epoch,
+        write_seq=part.write_seq,
+        blocks_mapped=part.blocks_mapped,
+        frozen=part.frozen,
+    )

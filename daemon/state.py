@@ -1,0 +1,66 @@
+"""The state directory: where it is, and who owns it.
+
+How it works      `catalog.db`, `lock`, `control.sock`, `nbd.sock`, `devices/` (files made for volumes) and
+                  `volumes/` (one directory a volume, the engine's). The owner holds an flock on `lock`, which
+                  ends with the process however it ends, and has written its pid there for others to read.
+Errors            StateLocked, StateUnusable.
+"""
+
+import fcntl
+import os
+from pathlib import Path
+
+from polyvol.daemon.errors import StateLocked, StateUnusable
+
+DEFAULT_STATE_DIR = "/var/lib/polyvol"
+
+
+def default_state_dir() -> Path:
+    """$POLYVOL_STATE, else /var/lib/polyvol."""
+    return Path(os.environ.get("POLYVOL_STATE") or DEFAULT_STATE_DIR)
+
+
+def control_socket(state_dir: Path) -> Path:
+    """Where the control API is."""
+    return state_dir / "control.sock"
+
+
+def nbd_socket(state_dir: Path) -> Path:
+    """Where NBD is, unless another path is asked for."""
+    return state_dir / "nbd.sock"
+
+
+def make_state_dir(state_dir: Path) -> None:
+    """Make the directory and what belongs in it, where missing."""
+    try:
+        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for name in ("devices", "volumes"):
+            (state_dir / name).mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise StateUnusable(state=state_dir, why=error.strerror or error) from error
+
+
+class StateLock:
+    """The hold on a state directory; StateLocked if another process has it."""
+
+    def __init__(self, state_dir: Path) -> None:
+        path = state_dir / "lock"
+        try:
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise StateUnusable(state=state_dir, why=error.strerror or error) from error
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            pid = os.pread(self._fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
+            os.close(self._fd)
+            raise StateLocked(pid=pid, state=state_dir) from error
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+
+    def release(self) -> None:
+        """Let go; idempotent."""
+        if self._fd >= 0:
+            os.ftruncate(self._fd, 0)
+            os.close(self._fd)
+            self._fd = -1

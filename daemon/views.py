@@ -1,0 +1,209 @@
+"""What the daemon answers: the bodies of the API's responses, and what `--json` prints.
+
+Sizes, offsets and lengths are bytes; *_ns are nanoseconds; times in words are ISO 8601, UTC.
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtentView:
+    """A run of bytes on a device (by name)."""
+
+    device: str
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceView:
+    """A device. `role`: 'storage' (labelled) or 'adopted'. `state`: 'ok', or 'missing' with a `reason`.
+    `capacity` is what extents can have of its `size`; `made_for` the volume it was made for and goes with;
+    `errors` counts I/O errors since it was opened, `last_errno` is the last one's (0: none)."""
+
+    name: str
+    uuid: str
+    path: str
+    kind: Literal["file", "block"]
+    role: Literal["storage", "adopted"]
+    size: int
+    capacity: int
+    free: int
+    sparse: bool
+    made_for: str | None
+    volumes: list[str]
+    state: Literal["ok", "missing"]
+    reason: str | None
+    errors: int
+    last_errno: int
+    created: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogView:
+    """A change log of a volume: `used` is what block maps refer to, `claimed` what its chunks hold; both are
+    None while the volume is not served. `default`: used where a snapshot names none."""
+
+    number: int
+    default: bool
+    devices: list[str]
+    size: int
+    used: int | None
+    claimed: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportView:
+    """An NBD export and how many clients are connected to it."""
+
+    name: str
+    read_only: bool
+    connections: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartitionView:
+    """A partition: its extents in order, and the processor that owns it."""
+
+    number: int
+    processor: int
+    extents: list[ExtentView]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VolumeView:
+    """A volume. `state`: 'serving'; 'degraded' (not served, `reason` says why); 'deleting' (being given
+    back). `connections` counts clients of the volume and of its snapshots. `partitions` only if asked for."""
+
+    name: str
+    uuid: str
+    state: Literal["serving", "degraded", "creating", "deleting"]
+    reason: str | None
+    size: int
+    partition_size: int
+    partition_count: int
+    processors: list[int]
+    devices: list[str]
+    base: str | None
+    logs: list[LogView]
+    exports: list[ExportView]
+    connections: int
+    snapshots: list[str]
+    created: str
+    partitions: list[PartitionView] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedDevice:
+    """A device that would be made."""
+
+    name: str
+    path: str
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanView:
+    """A volume as it would be made."""
+
+    name: str
+    size: int
+    partition_size: int
+    partition_count: int
+    processors: list[int]
+    new_devices: list[PlannedDevice]
+    logs: list[LogView]
+    partitions: list[PartitionView]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VolumeDeleted:
+    """A volume that was deleted, with so many snapshots."""
+
+    name: str
+    snapshots: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StallView:
+    """How long one processor kept writes waiting."""
+
+    processor: int
+    stall_ns: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartitionSnapshotView:
+    """One partition as it was at the cut; snapshot/snapshot.py says what each means."""
+
+    partition: int
+    processor: int
+    epoch: int
+    write_seq: int
+    blocks_mapped: int
+    frozen: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class SnapshotView:
+    """A snapshot. `cut` is the same for all snapshots of one cut; `stall_ns` is the longest of the
+    processors' write stalls; `durable_ns` goes from the start of the cut until it was flushed; `log_devices`
+    has those of the change log that was named for it, if one was."""
+
+    volume: str
+    name: str
+    export: str
+    uuid: str
+    cut: str
+    epoch: int
+    size: int
+    log: int | None
+    log_devices: list[str]
+    created: str
+    created_ns: int
+    stall_ns: int
+    stalls: list[StallView]
+    durable_ns: int
+    connections: int
+    partitions: list[PartitionSnapshotView] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SnapshotDeleted:
+    """A snapshot that was deleted, and how much space that gave back."""
+
+    volume: str
+    name: str
+    freed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DaemonView:
+    """The daemon itself. `nbd`: the NBD URIs that it serves."""
+
+    pid: int
+    version: str
+    state_dir: str
+    frontend: str
+    nbd: list[str]
+    processors: int
+    started: str
+    uptime_s: float
+    connections: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatusView:
+    """Everything at a glance."""
+
+    daemon: DaemonView
+    volumes: list[VolumeView]
+    devices: list[DeviceView]
+
+
+def iso(nanoseconds: int) -> str:
+    """An instant (ns since 1970, UTC) as ISO 8601 with microseconds."""
+    moment = datetime.fromtimestamp(nanoseconds // 1_000_000_000, UTC)
+    return moment.replace(microsecond=nanoseconds % 1_000_000_000 // 1000).isoformat().replace("+00:00", "Z")

@@ -1,0 +1,338 @@
+"""The verbs of volumes: create, delete, list, show, and what happens with them at start.
+
+How it works      create: plan (pure); record as 'creating'; make the devices that the plan asks for; hand the
+                  volume to the engine; record as 'ready'; export it. delete: end its exports; record as
+                  'deleting'; take it from the engine; clear its extents, remove its files; forget it.
+Durability        A kill in the middle of either is settled at the next start: what is 'creating' or
+                  'deleting' is cleared, removed and forgotten. Once create returned, the volume is there
+                  after any crash.
+Errors            mapping/errors.py, VolumeInUse, VolumeNotServed, DeleteUnfinished, EngineFailed. At start
+                  nothing raises: `volume_trouble` has the findings, and the other volumes are served.
+"""
+
+import contextlib
+import shutil
+
+from polyvol.daemon.context import Context, devices_of, extent_views
+from polyvol.daemon.devices import Devices
+from polyvol.daemon.errors import DeleteUnfinished, VolumeInUse, counted_clients
+from polyvol.daemon.requests import VolumeCreate
+from polyvol.daemon.views import (
+    ExportView,
+    LogView,
+    PartitionView,
+    PlannedDevice,
+    PlanView,
+    VolumeDeleted,
+    VolumeView,
+    iso,
+)
+from polyvol.mapping.device import Device, make_device, remove_file, zero_extents
+from polyvol.mapping.errors import DeviceNotReady, PolyvolError
+from polyvol.mapping.extent import Extent, total
+from polyvol.mapping.records import ChangeLog, SnapshotRecord, Volume
+from polyvol.mapping.volume import Inventory, VolumePlan, VolumeRequest, plan_volume, volume_spec
+from polyvol.snapshot.coordinator import export_snapshot
+from polyvol.snapshot.snapshot import export_name
+
+
+class Volumes:
+    """The verbs of volumes."""
+
+    def __init__(self, context: Context, devices: Devices) -> None:
+        self._context = context
+        self._devices = devices
+
+    def start(self) -> None:
+        """Settle what is half done, then serve every volume whose devices are right."""
+        context = self._context
+        for volume in context.catalog.volumes():
+            if volume.state == "ready":
+                self.serve(volume)
+            else:
+                self._settle(volume)
+
+    def serve_waiting(self) -> None:
+        """Serve the volumes that need not be degraded any more, and finish deleting. Under `changes`."""
+        for volume in self._context.catalog.volumes():
+            if volume.id not in self._context.volume_trouble:
+                continue
+            if volume.state == "ready":
+                self.serve(volume)
+            else:
+                self._settle(volume)
+
+    def serve(self, volume: Volume) -> None:
+        """Hand a volume to the engine and export it, or note why it cannot be."""
+        context = self._context
+        context.volume_trouble.pop(volume.id, None)
+        try:
+            self._refuse_trouble(volume)
+            self._hand_over(volume)
+            self._export(volume)
+        except PolyvolError as error:
+            context.volume_trouble[volume.id] = error.message
+
+    def inventory(self) -> Inventory:
+        """What there is to plan with."""
+        context = self._context
+        volumes = context.catalog.volumes()
+        names = {volume.id: volume.name for volume in volumes}
+        users = context.catalog.users()
+        return Inventory(
+            devices={device.name: device for device in context.catalog.devices()},
+            unusable=dict(context.device_trouble),
+            used=context.catalog.used_extents,
+            volumes_on=lambda device: [names[user] for user in users.get(device, ())],
+            volume_names=set(names.values()),
+            load=context.catalog.processor_load(),
+            processors=context.default_processors,
+        )
+
+    def plan(self, request: VolumeCreate) -> PlanView:
+        """The volume as it would be; changes nothing."""
+        plan = self._plan(request)
+        context = self._context
+        names = context.device_names() | {device.id: device.name for device in plan.new_devices}
+        return PlanView(
+            name=plan.name,
+            size=plan.size,
+            partition_size=plan.partition_size,
+            partition_count=len(plan.partitions),
+            processors=plan.processors,
+            new_devices=[
+                PlannedDevice(name=new.name, path=str(context.state_dir / new.path), size=new.size)
+                for new in plan.new_devices
+            ],
+            logs=[_log_view(log, names, {}) for log in plan.logs],
+            partitions=[
+                PartitionView(
+                    number=partition.number,
+                    processor=partition.processor,
+                    extents=extent_views(partition.extents, names),
+                )
+                for partition in plan.partitions
+            ],
+        )
+
+    def create(self, request: VolumeCreate) -> VolumeView:
+        """Make a volume and export it. The caller holds `changes`."""
+        context = self._context
+        plan = self._plan(request)
+        context.grow_processors(max(plan.processors) + 1)
+        volume = context.catalog.create_volume(plan)
+        try:
+            for device in self._made_for(volume):
+                path = context.path(device)
+                make_device(device, path, context.catalog.uuid, preallocate=False)
+                with context.engine_errors(f"opening device {device.name}"):
+                    context.engine.open_device(device.id, str(path), sparse=device.sparse)
+            self._hand_over(volume)
+            context.catalog.set_volume_state(volume.id, "ready")
+            self._export(volume)
+        except BaseException:
+            self._undo_create(volume)
+            raise
+        return self.show(volume.name, partitions=False)
+
+    def delete(self, name: str) -> VolumeDeleted:
+        """Delete a volume that no client is connected to, with its snapshots. The caller holds `changes`."""
+        context = self._context
+        volume = context.find_volume(name)
+        snapshots = context.catalog.snapshots(volume.id)
+        served = volume.state == "ready" and volume.id not in context.volume_trouble
+        if served:
+            self._unexport(volume, snapshots)
+        context.catalog.set_volume_state(volume.id, "deleting")
+        if served:
+            with context.engine_errors(f"taking volume {name} out of service"):
+                context.engine.remove_volume(volume.id)
+        try:
+            self._give_back(volume)
+        except (PolyvolError, OSError) as error:
+            reason = error.message if isinstance(error, PolyvolError) else str(error)
+            context.volume_trouble[volume.id] = reason
+            raise DeleteUnfinished(name=name, reason=reason) from error
+        return VolumeDeleted(name=name, snapshots=len(snapshots))
+
+    def list_all(self) -> list[VolumeView]:
+        """All volumes."""
+        return [self._view(volume) for volume in self._context.catalog.volumes()]
+
+    def show(self, name: str, *, partitions: bool) -> VolumeView:
+        """One volume, with its partitions if asked for."""
+        volume = self._context.find_volume(name)
+        return self._view(volume, partitions=partitions)
+
+    def _plan(self, request: VolumeCreate) -> VolumePlan:
+        wanted = VolumeRequest(
+            name=request.name,
+            size=request.size,
+            partition_size=request.partition_size,
+            devices=request.devices,
+            log_devices=request.log_devices,
+            processors=request.processors,
+            base=request.base,
+        )
+        return plan_volume(wanted, self.inventory())
+
+    def _hand_over(self, volume: Volume) -> None:
+        context = self._context
+        partitions = context.catalog.partitions(volume.id)
+        context.grow_processors(max(partition.processor for partition in partitions) + 1)
+        spec = volume_spec(
+            volume,
+            partitions,
+            context.catalog.logs(volume.id),
+            context.catalog.snapshots(volume.id),
+            str(context.volume_directory(volume)),
+        )
+        with context.engine_errors(f"taking volume {volume.name} into service"):
+            context.engine.add_volume(spec)
+
+    def _export(self, volume: Volume) -> None:
+        context = self._context
+        with context.engine_errors(f"exporting volume {volume.name}"):
+            context.engine.export(volume.name, f"volume {volume.name}", volume.id, None)
+            for snapshot in context.catalog.snapshots(volume.id):
+                export_snapshot(context.engine, volume, snapshot)
+
+    def _unexport(self, volume: Volume, snapshots: list[SnapshotRecord]) -> None:
+        """End all exports of a volume, or none and VolumeInUse."""
+        context = self._context
+        names = [volume.name, *(export_name(volume.name, snapshot.name) for snapshot in snapshots)]
+        clients = context.connections(names)
+        if clients:
+            raise VolumeInUse(name=volume.name, **counted_clients(clients))
+        try:
+            for name in names:
+                context.engine.unexport(name)
+        except context.engine_error as error:
+            # A client came in between: everything is exported again, so that nothing has changed.
+            remaining = {export["name"] for export in context.engine.exports()}
+            if volume.name not in remaining:
+                context.engine.export(volume.name, f"volume {volume.name}", volume.id, None)
+            for snapshot in snapshots:
+                if export_name(volume.name, snapshot.name) not in remaining:
+                    export_snapshot(context.engine, volume, snapshot)
+            clients = max(1, context.connections(names))
+            raise VolumeInUse(name=volume.name, **counted_clients(clients)) from error
+
+    def _undo_create(self, volume: Volume) -> None:
+        """Best effort: what cannot be undone now is settled at the next start."""
+        context = self._context
+        context.catalog.set_volume_state(volume.id, "deleting")
+        with contextlib.suppress(context.engine_error):
+            context.engine.unexport(volume.name)
+        with contextlib.suppress(context.engine_error):
+            context.engine.remove_volume(volume.id)
+        self._settle(volume)
+
+    def _settle(self, volume: Volume) -> None:
+        try:
+            self._give_back(volume)
+        except (PolyvolError, OSError) as error:
+            reason = error.message if isinstance(error, PolyvolError) else str(error)
+            self._context.volume_trouble[volume.id] = reason
+
+    def _give_back(self, volume: Volume) -> None:
+        """Clear a volume's extents, remove its files, forget it. Repeatable."""
+        context = self._context
+        made = self._made_for(volume)
+        made_ids = {device.id for device in made}
+        by_id = {device.id: device for device in context.catalog.devices()}
+        extents: dict[int, list[Extent]] = {}
+        for holder in (context.catalog.partitions(volume.id), context.catalog.logs(volume.id)):
+            for extent in (extent for item in holder for extent in item.extents):
+                extents.setdefault(extent.device, []).append(extent)
+        for identity, runs in extents.items():
+            device = by_id[identity]
+            if identity in made_ids or device.adopted:
+                continue
+            if identity in context.device_trouble:
+                raise DeviceNotReady(name=device.name, reason=context.device_trouble[identity])
+            zero_extents(device, context.path(device), runs)
+        for device in made:
+            with contextlib.suppress(context.engine_error):  # it may not be open
+                context.engine.close_device(device.id)
+            remove_file(context.path(device))
+            context.device_trouble.pop(device.id, None)
+        directory = context.volume_directory(volume)
+        if directory.exists():
+            shutil.rmtree(directory)
+        context.catalog.forget_volume(volume.id)
+        context.volume_trouble.pop(volume.id, None)
+
+    def _made_for(self, volume: Volume) -> list[Device]:
+        return [device for device in self._context.catalog.devices() if device.made_for == volume.id]
+
+    def _refuse_trouble(self, volume: Volume) -> None:
+        """DeviceNotReady if the volume uses a device that is not right."""
+        context = self._context
+        users = context.catalog.users()
+        for device in context.catalog.devices():
+            if device.id in context.device_trouble and volume.id in users.get(device.id, ()):
+                raise DeviceNotReady(name=device.name, reason=context.device_trouble[device.id])
+
+    def _view(self, volume: Volume, *, partitions: bool = False) -> VolumeView:
+        context = self._context
+        names = context.device_names()
+        snapshots = context.catalog.snapshots(volume.id)
+        wanted = {volume.name, *(export_name(volume.name, snapshot.name) for snapshot in snapshots)}
+        exports = [
+            ExportView(name=export["name"], read_only=export["read_only"], connections=export["connections"])
+            for export in context.engine.exports()
+            if export["name"] in wanted
+        ]
+        reason = context.volume_trouble.get(volume.id)
+        serving = volume.state == "ready" and reason is None
+        devices = context.catalog.volume_devices(volume.id)
+        adopted = {device.id for device in context.catalog.devices() if device.adopted}
+        return VolumeView(
+            name=volume.name,
+            uuid=str(volume.uuid),
+            state="serving" if serving else "degraded" if volume.state == "ready" else volume.state,
+            reason=reason,
+            size=volume.size,
+            partition_size=volume.partition_size,
+            partition_count=-(-volume.size // volume.partition_size),
+            processors=context.catalog.volume_processors(volume.id),
+            devices=[names[device] for device in devices],
+            base=next((names[device] for device in devices if device in adopted), None),
+            logs=self._log_views(volume, names, serving=serving),
+            exports=exports,
+            connections=sum(export.connections for export in exports),
+            snapshots=[snapshot.name for snapshot in snapshots],
+            created=iso(volume.created_ns),
+            partitions=self._partition_views(volume, names) if partitions else None,
+        )
+
+    def _log_views(self, volume: Volume, names: dict[int, str], *, serving: bool) -> list[LogView]:
+        use: dict[int, tuple[int, int]] = {}
+        if serving:
+            with contextlib.suppress(self._context.engine_error):  # it may be deleted meanwhile
+                stats = self._context.engine.volume_stats(volume.id)
+                use = {log["number"]: (log["used_bytes"], log["claimed_bytes"]) for log in stats["logs"]}
+        return [_log_view(log, names, use) for log in self._context.catalog.logs(volume.id)]
+
+    def _partition_views(self, volume: Volume, names: dict[int, str]) -> list[PartitionView]:
+        return [
+            PartitionView(
+                number=partition.number,
+                processor=partition.processor,
+                extents=extent_views(partition.extents, names),
+            )
+            for partition in self._context.catalog.partitions(volume.id)
+        ]
+
+
+def _log_view(log: ChangeLog, names: dict[int, str], use: dict[int, tuple[int, int]]) -> LogView:
+    used, claimed = use.get(log.number, (None, None))
+    return LogView(
+        number=log.number,
+        default=log.default,
+        devices=devices_of(log.extents, names),
+        size=total(log.extents),
+        used=used,
+        claimed=claimed,
+    )

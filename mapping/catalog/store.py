@@ -1,0 +1,366 @@
+"""The catalog's verbs: what is read from it and how it changes.
+
+How it works      Each verb is one query or one transaction. Verbs take and return the records of mapping/.
+Invariants        C1 ids of devices and volumes, and numbers of change logs, are never used again; C2 what is
+                  half made or half deleted says so in its `state`, and the daemon settles it at its next
+                  start; C3 a volume's next_epoch is greater than the epoch of every snapshot it ever had.
+Owner and locks   Any thread may call. Verbs that change something are called under the daemon's lock for
+                  changes, so that a plan still holds when it is recorded.
+Durability        When a verb returns, its change survives power loss.
+"""
+
+import sqlite3
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
+from uuid import UUID, uuid4
+
+from polyvol.mapping.catalog.database import Database
+from polyvol.mapping.device import Device, DeviceState
+from polyvol.mapping.errors import TooManyLogs
+from polyvol.mapping.extent import Extent
+from polyvol.mapping.partition import Partition
+from polyvol.mapping.records import ChangeLog, SnapshotRecord, Volume, VolumeState
+from polyvol.mapping.volume import VolumePlan
+
+LOG_NUMBER_MAX = 4095
+
+
+class Catalog:
+    """The catalog of one state directory."""
+
+    def __init__(self, path: Path) -> None:
+        self._database = Database(path)
+        with self._database.transaction() as connection:
+            connection.execute(
+                "INSERT OR IGNORE INTO catalog (id, uuid, created_ns) VALUES (1, ?, ?)",
+                (str(uuid4()), time.time_ns()),
+            )
+        self.uuid = UUID(self._database.rows("SELECT uuid FROM catalog")[0]["uuid"])
+
+    def close(self) -> None:
+        """Close it; idempotent."""
+        self._database.close()
+
+    # Devices
+
+    def devices(self) -> list[Device]:
+        """All devices, by id."""
+        return [_device(row) for row in self._database.rows("SELECT * FROM device ORDER BY id")]
+
+    def device(self, name: str) -> Device | None:
+        """The device of this name, if there is one."""
+        rows = self._database.rows("SELECT * FROM device WHERE name = ?", name)
+        return _device(rows[0]) if rows else None
+
+    def add_device(self, device: Device) -> Device:
+        """Record a device; its id is given here."""
+        with self._database.transaction() as connection:
+            return replace(device, id=_insert_device(connection, device))
+
+    def set_device_state(self, device: int, state: DeviceState) -> None:
+        """Say how far a device is made or removed."""
+        with self._database.transaction() as connection:
+            connection.execute("UPDATE device SET state = ? WHERE id = ?", (state, device))
+
+    def set_device_path(self, device: int, path: str) -> None:
+        """Say where a device is now."""
+        with self._database.transaction() as connection:
+            connection.execute("UPDATE device SET path = ? WHERE id = ?", (path, device))
+
+    def forget_device(self, device: int) -> None:
+        """Take a device out; nothing may use it."""
+        with self._database.transaction() as connection:
+            connection.execute("DELETE FROM device WHERE id = ?", (device,))
+
+    def used_extents(self, device: int) -> list[Extent]:
+        """The extents of partitions and change logs on a device, by offset."""
+        rows = self._database.rows(
+            "SELECT offset, length FROM partition_extent WHERE device = ?1"
+            " UNION ALL SELECT offset, length FROM change_log_extent WHERE device = ?1 ORDER BY offset",
+            device,
+        )
+        return [Extent(device, row["offset"], row["length"]) for row in rows]
+
+    def used_bytes(self) -> dict[int, int]:
+        """How much of each device extents hold, bytes, by device id."""
+        rows = self._database.rows(
+            "SELECT device, sum(length) AS used FROM"
+            " (SELECT device, length FROM partition_extent"
+            " UNION ALL SELECT device, length FROM change_log_extent)"
+            " GROUP BY device"
+        )
+        return {row["device"]: row["used"] for row in rows}
+
+    def users(self) -> dict[int, list[int]]:
+        """The ids of the volumes that use each device, by device id."""
+        rows = self._database.rows(
+            "SELECT device, volume FROM partition_extent UNION SELECT device, volume FROM change_log_extent"
+            " ORDER BY device, volume"
+        )
+        return {
+            device: [row["volume"] for row in group]
+            for device, group in groupby(rows, key=lambda row: int(row["device"]))
+        }
+
+    # Volumes
+
+    def volumes(self) -> list[Volume]:
+        """All volumes, by id."""
+        return [_volume(row) for row in self._database.rows("SELECT * FROM volume ORDER BY id")]
+
+    def volume(self, name: str) -> Volume | None:
+        """The volume of this name, if there is one."""
+        rows = self._database.rows("SELECT * FROM volume WHERE name = ?", name)
+        return _volume(rows[0]) if rows else None
+
+    def partitions(self, volume: int) -> list[Partition]:
+        """A volume's partitions, in order."""
+        rows = self._database.rows(
+            "SELECT number, processor, device, offset, length FROM partition"
+            " JOIN partition_extent USING (volume) WHERE volume = ? AND partition = number"
+            " ORDER BY number, ordinal",
+            volume,
+        )
+        return [
+            Partition(number, processor, tuple(_extent(row) for row in group))
+            for (number, processor), group in groupby(rows, key=lambda row: (row["number"], row["processor"]))
+        ]
+
+    def logs(self, volume: int) -> list[ChangeLog]:
+        """A volume's change logs, by number."""
+        rows = self._database.rows(
+            "SELECT number, is_default, device, offset, length FROM change_log"
+            " JOIN change_log_extent USING (volume) WHERE volume = ? AND log = number"
+            " ORDER BY number, ordinal",
+            volume,
+        )
+        return [
+            ChangeLog(number, bool(default), tuple(_extent(row) for row in group))
+            for (number, default), group in groupby(rows, key=lambda row: (row["number"], row["is_default"]))
+        ]
+
+    def processor_load(self) -> dict[int, int]:
+        """How many partitions each processor owns."""
+        rows = self._database.rows("SELECT processor, count(*) AS parts FROM partition GROUP BY processor")
+        return {row["processor"]: row["parts"] for row in rows}
+
+    def volume_processors(self, volume: int) -> list[int]:
+        """The processors that own partitions of a volume."""
+        rows = self._database.rows(
+            "SELECT DISTINCT processor FROM partition WHERE volume = ? ORDER BY processor", volume
+        )
+        return [row["processor"] for row in rows]
+
+    def volume_devices(self, volume: int) -> list[int]:
+        """The ids of the devices that a volume's partitions have extents on."""
+        rows = self._database.rows(
+            "SELECT DISTINCT device FROM partition_extent WHERE volume = ? ORDER BY device", volume
+        )
+        return [row["device"] for row in rows]
+
+    def create_volume(self, plan: VolumePlan) -> Volume:
+        """Record a plan: the volume is 'creating', its new devices are 'adding'."""
+        now = time.time_ns()
+        with self._database.transaction() as connection:
+            volume = connection.execute(
+                "INSERT INTO volume (uuid, name, size, partition_size, state, next_log, created_ns)"
+                " VALUES (?, ?, ?, ?, 'creating', ?, ?)",
+                (str(uuid4()), plan.name, plan.size, plan.partition_size, len(plan.logs) + 1, now),
+            ).lastrowid
+            assert volume is not None
+            ids: dict[int, int] = {}
+            for new in plan.new_devices:
+                device = Device(
+                    0, uuid4(), new.name, new.path, "file", False, new.size, True, volume, "adding", now
+                )
+                ids[new.id] = _insert_device(connection, device)
+            _insert_partitions(connection, volume, plan.partitions, ids)
+            for log in plan.logs:
+                _insert_log(connection, volume, log, ids)
+            row = connection.execute("SELECT * FROM volume WHERE id = ?", (volume,)).fetchone()
+        return _volume(row)
+
+    def set_volume_state(self, volume: int, state: VolumeState) -> None:
+        """Say how far a volume is made or deleted; 'ready' covers the devices made for it."""
+        with self._database.transaction() as connection:
+            connection.execute("UPDATE volume SET state = ? WHERE id = ?", (state, volume))
+            if state == "ready":
+                connection.execute("UPDATE device SET state = 'ready' WHERE made_for = ?", (volume,))
+
+    def forget_volume(self, volume: int) -> None:
+        """Take a volume out, with its snapshots and the devices made for it."""
+        with self._database.transaction() as connection:
+            for statement in (
+                "DELETE FROM snapshot WHERE volume = ?",
+                "DELETE FROM change_log_extent WHERE volume = ?",
+                "DELETE FROM change_log WHERE volume = ?",
+                "DELETE FROM partition_extent WHERE volume = ?",
+                "DELETE FROM partition WHERE volume = ?",
+                "DELETE FROM device WHERE made_for = ?",
+                "DELETE FROM volume WHERE id = ?",
+            ):
+                connection.execute(statement, (volume,))
+
+    def add_log(self, volume: Volume, extents: Sequence[Extent]) -> ChangeLog:
+        """Record one more change log of a volume, used only where it is named."""
+        with self._database.transaction() as connection:
+            row = connection.execute("SELECT next_log FROM volume WHERE id = ?", (volume.id,)).fetchone()
+            if row["next_log"] > LOG_NUMBER_MAX:
+                raise TooManyLogs(name=volume.name)
+            log = ChangeLog(row["next_log"], False, tuple(extents))
+            connection.execute("UPDATE volume SET next_log = next_log + 1 WHERE id = ?", (volume.id,))
+            _insert_log(connection, volume.id, log, {})
+        return log
+
+    def forget_log(self, volume: int, number: int) -> None:
+        """Take out a change log that nothing refers to; its number is not used again."""
+        with self._database.transaction() as connection:
+            connection.execute("DELETE FROM change_log_extent WHERE volume = ? AND log = ?", (volume, number))
+            connection.execute("DELETE FROM change_log WHERE volume = ? AND number = ?", (volume, number))
+
+    # Snapshots
+
+    def snapshots(self, volume: int) -> list[SnapshotRecord]:
+        """A volume's snapshots, by epoch."""
+        return self._snapshots("WHERE volume = ? ORDER BY epoch", volume)
+
+    def all_snapshots(self) -> list[SnapshotRecord]:
+        """All snapshots, by volume and epoch."""
+        return self._snapshots("ORDER BY volume, epoch")
+
+    def commit_snapshots(self, snapshots: Iterable[SnapshotRecord]) -> None:
+        """Record the snapshots of one cut, all or none. From here on they exist."""
+        with self._database.transaction() as connection:
+            for snapshot in snapshots:
+                identity = connection.execute(
+                    "INSERT INTO snapshot"
+                    " (uuid, cut, volume, name, epoch, log, instant_ns, stall_ns, durable_ns)"
+                    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    (
+                        str(snapshot.uuid),
+                        str(snapshot.cut),
+                        snapshot.volume,
+                        snapshot.name,
+                        snapshot.epoch,
+                        snapshot.log,
+                        snapshot.instant_ns,
+                        snapshot.stall_ns,
+                        snapshot.durable_ns,
+                    ),
+                ).lastrowid
+                connection.executemany(
+                    "INSERT INTO snapshot_stall (snapshot, processor, stall_ns) VALUES (?, ?, ?)",
+                    [(identity, processor, stall) for processor, stall in snapshot.stalls],
+                )
+                connection.execute(
+                    "UPDATE volume SET next_epoch = max(next_epoch, ?) WHERE id = ?",
+                    (snapshot.epoch + 1, snapshot.volume),
+                )
+
+    def forget_snapshot(self, snapshot: UUID) -> None:
+        """Take a snapshot out. From here on it does not exist."""
+        with self._database.transaction() as connection:
+            connection.execute("DELETE FROM snapshot WHERE uuid = ?", (str(snapshot),))
+
+    def forget_cut(self, cut: UUID) -> None:
+        """Take out every snapshot of a cut; none being there is fine."""
+        with self._database.transaction() as connection:
+            connection.execute("DELETE FROM snapshot WHERE cut = ?", (str(cut),))
+
+    def _snapshots(self, condition: str, *values: object) -> list[SnapshotRecord]:
+        stalls: dict[int, list[tuple[int, int]]] = {}
+        query = f"SELECT * FROM snapshot_stall WHERE snapshot IN (SELECT id FROM snapshot {condition})"
+        for row in self._database.rows(f"{query} ORDER BY snapshot, processor", *values):
+            stalls.setdefault(row["snapshot"], []).append((row["processor"], row["stall_ns"]))
+        rows = self._database.rows(f"SELECT * FROM snapshot {condition}", *values)
+        return [_snapshot(row, tuple(stalls.get(row["id"], ()))) for row in rows]
+
+
+def _insert_device(connection: sqlite3.Connection, device: Device) -> int:
+    identity = connection.execute(
+        "INSERT INTO device (uuid, name, path, kind, adopted, size, sparse, made_for, state, created_ns)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            str(device.uuid),
+            device.name,
+            device.path,
+            device.kind,
+            device.adopted,
+            device.size,
+            device.sparse,
+            device.made_for,
+            device.state,
+            device.created_ns,
+        ),
+    ).lastrowid
+    assert identity is not None
+    return identity
+
+
+def _insert_partitions(
+    connection: sqlite3.Connection, volume: int, partitions: Sequence[Partition], ids: dict[int, int]
+) -> None:
+    connection.executemany(
+        "INSERT INTO partition (volume, number, processor) VALUES (?, ?, ?)",
+        ((volume, partition.number, partition.processor) for partition in partitions),
+    )
+    connection.executemany(
+        "INSERT INTO partition_extent (volume, partition, ordinal, device, offset, length)"
+        " VALUES (?, ?, ?, ?, ?, ?)",
+        (
+            (
+                volume,
+                partition.number,
+                ordinal,
+                ids.get(extent.device, extent.device),
+                extent.offset,
+                extent.length,
+            )
+            for partition in partitions
+            for ordinal, extent in enumerate(partition.extents)
+        ),
+    )
+
+
+def _insert_log(connection: sqlite3.Connection, volume: int, log: ChangeLog, ids: dict[int, int]) -> None:
+    connection.execute(
+        "INSERT INTO change_log (volume, number, is_default) VALUES (?, ?, ?)",
+        (volume, log.number, log.default),
+    )
+    connection.executemany(
+        "INSERT INTO change_log_extent (volume, log, ordinal, device, offset, length)"
+        " VALUES (?, ?, ?, ?, ?, ?)",
+        (
+            (volume, log.number, ordinal, ids.get(extent.device, extent.device), extent.offset, extent.length)
+            for ordinal, extent in enumerate(log.extents)
+        ),
+    )
+
+
+def _device(row: sqlite3.Row) -> Device:
+    values = dict(row)
+    values["uuid"] = UUID(values["uuid"])
+    values["adopted"] = bool(values["adopted"])
+    values["sparse"] = bool(values["sparse"])
+    return Device(**values)
+
+
+def _volume(row: sqlite3.Row) -> Volume:
+    values = dict(row)
+    values["uuid"] = UUID(values["uuid"])
+    return Volume(**values)
+
+
+def _extent(row: sqlite3.Row) -> Extent:
+    return Extent(row["device"], row["offset"], row["length"])
+
+
+def _snapshot(row: sqlite3.Row, stalls: tuple[tuple[int, int], ...]) -> SnapshotRecord:
+    values = dict(row)
+    del values["id"]
+    values["uuid"] = UUID(values["uuid"])
+    values["cut"] = UUID(values["cut"])
+    return SnapshotRecord(**values, stalls=stalls)

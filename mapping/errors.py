@@ -1,0 +1,303 @@
+"""Errors as data: each class is one way in which a request cannot be done, with its sentence and its advice.
+
+How it works      A class gives a `code` (stable, for programs), a `kind` (what sort of failure: the daemon
+                  maps it to an HTTP status), a `sentence` and a `hint`, both templates over the facts that
+                  are given by keyword when it is raised. Everything that a user sees is made of these two.
+Invariants        R1 codes are unique; R2 the facts given are exactly the fields of the templates; R3 raising
+                  one means that nothing has changed, unless the sentence says otherwise. Tests check R1 and
+                  R2.
+Errors            The classes of snapshot/ and daemon/ are in their own `errors.py`; docs/errors.md lists all.
+"""
+
+# ruff: noqa: N818 - these names say what is the matter; that they are errors, their base says
+
+from typing import ClassVar, Literal
+
+Kind = Literal["not-found", "exists", "busy", "invalid", "corrupt", "io", "unavailable"]
+
+
+class PolyvolError(Exception):
+    """The base of every error that a user can be told of."""
+
+    code: ClassVar[str] = ""
+    kind: ClassVar[Kind] = "io"
+    sentence: ClassVar[str] = ""
+    hint: ClassVar[str] = ""
+
+    def __init__(self, **facts: object) -> None:
+        self.facts = facts
+        self.message = self.sentence.format(**facts)
+        self.advice = self.hint.format(**facts)
+        super().__init__(f"{self.message}; {self.advice}" if self.advice else self.message)
+
+
+class BadName(PolyvolError):
+    """A name that may not be given to a volume, snapshot or device."""
+
+    code = "bad-name"
+    kind = "invalid"
+    sentence = "{noun} name {name!r} is not allowed"
+    hint = "use 1 to 64 of the characters A-Z a-z 0-9 . _ - and begin with a letter, a digit or _"
+
+
+class NameInUse(PolyvolError):
+    """The name belongs to another one already."""
+
+    code = "name-in-use"
+    kind = "exists"
+    sentence = "{noun} {name} exists already"
+    hint = "choose another name"
+
+
+class UnknownVolume(PolyvolError):
+    """No volume of this name."""
+
+    code = "unknown-volume"
+    kind = "not-found"
+    sentence = "there is no volume {name!r}"
+    hint = "`polyvol volume list` shows those that exist"
+
+
+class UnknownDevice(PolyvolError):
+    """No device of this name."""
+
+    code = "unknown-device"
+    kind = "not-found"
+    sentence = "there is no device {name!r}"
+    hint = "`polyvol device list` shows those that exist, `polyvol device add` adds one"
+
+
+class UnknownSnapshot(PolyvolError):
+    """No snapshot of this name."""
+
+    code = "unknown-snapshot"
+    kind = "not-found"
+    sentence = "there is no snapshot {name!r} of volume {volume}"
+    hint = "`polyvol snapshot list {volume}` shows those that exist"
+
+
+class ZeroSize(PolyvolError):
+    """A size that is 0 or less."""
+
+    code = "zero-size"
+    kind = "invalid"
+    sentence = "{what} is {size} bytes"
+    hint = "give a size of at least {smallest} bytes"
+
+
+class UnalignedSize(PolyvolError):
+    """A size that is not a whole number of blocks."""
+
+    code = "unaligned-size"
+    kind = "invalid"
+    sentence = "{what} is {size} bytes, which is not a multiple of 4096"
+    hint = "use {above}"
+
+
+class SizeTooLarge(PolyvolError):
+    """A size beyond what is supported."""
+
+    code = "size-too-large"
+    kind = "invalid"
+    sentence = "{what} is {size} bytes, more than the {largest} that are possible here"
+    hint = "give a smaller size, or a larger --partition-size"
+
+
+class BadPartitionSize(PolyvolError):
+    """A partition size that is not a power of two in its range."""
+
+    code = "bad-partition-size"
+    kind = "invalid"
+    sentence = "a partition size of {size} bytes is not a power of two from 1 MiB to 1 GiB"
+    hint = "use 64M if in doubt"
+
+
+class BadProcessors(PolyvolError):
+    """A number of processors out of range."""
+
+    code = "bad-processors"
+    kind = "invalid"
+    sentence = "{count} processors cannot be had"
+    hint = "give a number from 1 to 256"
+
+
+class BaseFixesSize(PolyvolError):
+    """--base given together with what it decides itself."""
+
+    code = "base-fixes-size"
+    kind = "invalid"
+    sentence = "a volume on --base {device} takes its size and its data from that device"
+    hint = "leave out --size and --device"
+
+
+class SizeMissing(PolyvolError):
+    """A volume without a size and without a base."""
+
+    code = "size-missing"
+    kind = "invalid"
+    sentence = "volume {name} has no size"
+    hint = "give --size, or --base with an adopted device"
+
+
+class DeviceTooSmall(PolyvolError):
+    """Not enough free space on the devices named."""
+
+    code = "device-too-small"
+    kind = "invalid"
+    sentence = "{what} needs {needed} bytes, and {devices} has {free} bytes free"
+    hint = "name more or larger devices with `polyvol device add`, or make the volume smaller"
+
+
+class RepeatedDevice(PolyvolError):
+    """The same thing named twice in one request."""
+
+    code = "named-twice"
+    kind = "invalid"
+    sentence = "{noun} {name} is named twice"
+    hint = "name it once"
+
+
+class TooManyLogs(PolyvolError):
+    """A volume that has used up its change-log numbers."""
+
+    code = "too-many-logs"
+    kind = "invalid"
+    sentence = "volume {name} has had 4095 change logs, and their numbers are never used again"
+    hint = "name a log device that the volume has a change log on already"
+
+
+class DeviceAdopted(PolyvolError):
+    """An adopted device named where a labelled one is needed."""
+
+    code = "device-adopted"
+    kind = "invalid"
+    sentence = "device {name} was adopted with its data and belongs whole to one volume"
+    hint = "use it with --base, or name a device that was added without --adopt"
+
+
+class DeviceNotAdopted(PolyvolError):
+    """--base names a device that was not adopted."""
+
+    code = "device-not-adopted"
+    kind = "invalid"
+    sentence = "device {name} was not adopted, so there is no data on it to base a volume on"
+    hint = "use it with --device, or add a disk or image with `polyvol device add --adopt`"
+
+
+class DeviceInUse(PolyvolError):
+    """The device holds data of volumes."""
+
+    code = "device-in-use"
+    kind = "busy"
+    sentence = "device {name} is used by volume {volumes}"
+    hint = "delete the volume first"
+
+
+class DeviceNotReady(PolyvolError):
+    """The device is in the catalog but cannot be used now."""
+
+    code = "device-not-ready"
+    kind = "unavailable"
+    sentence = "device {name} cannot be used: {reason}"
+    hint = "bring it back, then `polyvol device add` its path or start polyvold again"
+
+
+class DevicePathInUse(PolyvolError):
+    """The same file or disk is a device already."""
+
+    code = "device-path-in-use"
+    kind = "exists"
+    sentence = "{path} is device {name} already"
+    hint = "`polyvol device show {name}` tells about it"
+
+
+class DeviceMissing(PolyvolError):
+    """A device's file or disk is not there."""
+
+    code = "device-missing"
+    kind = "not-found"
+    sentence = "{path} does not exist"
+    hint = "give --size to have a file made there, or correct the path"
+
+
+class DeviceUnusable(PolyvolError):
+    """A path that cannot be a device."""
+
+    code = "device-unusable"
+    kind = "invalid"
+    sentence = "{path} cannot be used as a device: {why}"
+    hint = "give the path of a regular file or a block device that polyvold may read and write"
+
+
+class DeviceSizeGiven(PolyvolError):
+    """--size or --preallocate for something that has its size already."""
+
+    code = "device-size-given"
+    kind = "invalid"
+    sentence = "{path} exists and has a size of its own, {size} bytes"
+    hint = "leave out --size and --preallocate"
+
+
+class DeviceNotEmpty(PolyvolError):
+    """A file or disk with data on it, not adopted."""
+
+    code = "device-not-empty"
+    kind = "invalid"
+    sentence = "{path} has data on it"
+    hint = "use --adopt to take it with its data, or clear it first"
+
+
+class ForeignLabel(PolyvolError):
+    """A file or disk that carries a label that is not ours to overwrite."""
+
+    code = "foreign-label"
+    kind = "invalid"
+    sentence = "{path} carries the label of {owner}"
+    hint = "if nothing on it is needed any more, clear its first 4096 bytes"
+
+
+class DeviceUnaligned(PolyvolError):
+    """An adopted device whose size is not a whole number of blocks."""
+
+    code = "device-unaligned"
+    kind = "invalid"
+    sentence = "{path} is {size} bytes, which is not a multiple of 4096"
+    hint = "make it {above} bytes (for a file: truncate -s {above})"
+
+
+class DeviceIo(PolyvolError):
+    """The operating system refused something on a device's file or disk."""
+
+    code = "device-io"
+    kind = "io"
+    sentence = "{what} {path} failed: {why}"
+    hint = "see the system's log for the device's errors"
+
+
+class LabelDamaged(PolyvolError):
+    """A label that cannot be read back right."""
+
+    code = "label-damaged"
+    kind = "corrupt"
+    sentence = "the label on {path} is damaged: {why}"
+    hint = "if nothing on it is needed any more, clear its first 4096 bytes"
+
+
+class CatalogVersion(PolyvolError):
+    """A catalog of another version, left untouched."""
+
+    code = "catalog-version"
+    kind = "invalid"
+    sentence = (
+        "the catalog {path} has format version {version}, and this polyvold knows versions 1 to {latest}"
+    )
+    hint = "use the polyvold that wrote it, or a newer one"
+
+
+class CatalogDamaged(PolyvolError):
+    """A catalog that SQLite cannot read, or that is none."""
+
+    code = "catalog-damaged"
+    kind = "corrupt"
+    sentence = "the catalog {path} cannot be read: {why}"
+    hint = "restore it from a copy"

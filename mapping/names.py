@@ -1,0 +1,43 @@
+"""Names: which ones volumes, snapshots and devices may have.
+
+A name is a path component, an NBD export name, and an argument on a command line, so what would be misread in
+any of these ('/', '@', blanks, control characters, a leading '-' or '.') is refused.
+"""
+
+import re
+from collections.abc import Container
+from typing import Literal
+
+from polyvol.mapping.errors import BadName
+
+Noun = Literal["volume", "snapshot", "device"]
+
+NAME_LENGTH_MAX = 64
+_ALLOWED = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
+_OTHERS = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+def check_name(noun: Noun, name: str) -> str:
+    """The name, if it is allowed; else BadName."""
+    if _ALLOWED.fullmatch(name) is None:
+        raise BadName(noun=noun, name=name)
+    return name
+
+
+def name_from(text: str, fallback: str) -> str:
+    """An allowed name as like `text` as can be."""
+    name = _OTHERS.sub("-", text).strip("-").lstrip(".-")[:NAME_LENGTH_MAX]
+    return name or fallback
+
+
+def unique_name(name: str, taken: Container[str]) -> str:
+    """`name`, or `name-2`, `name-3`...: the first that is not taken. Stays within the length."""
+    if name not in taken:
+        return name
+    number = 2
+    while True:
+        tail = f"-{number}"
+        candidate = name[: NAME_LENGTH_MAX - len(tail)] + tail
+        if candidate not in taken:
+            return candidate
+        number += 1

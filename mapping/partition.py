@@ -1,0 +1,51 @@
+"""Partitions: the portions of a volume, each with its processor and the extents that hold its bytes."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from polyvol.mapping.errors import BadPartitionSize, SizeTooLarge, UnalignedSize, ZeroSize
+from polyvol.mapping.extent import BLOCK_SIZE, Extent
+
+PARTITION_SIZE_MIN = 1 << 20
+PARTITION_SIZE_MAX = 1 << 30
+PARTITION_SIZE_DEFAULT = 64 << 20
+PARTITIONS_MAX = 1 << 20
+"""Partitions in one volume: 64 TiB of the default size."""
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """One partition: bytes from `number` times the volume's partition size on."""
+
+    number: int
+    processor: int
+    extents: tuple[Extent, ...]
+
+
+def check_partition_size(size: int) -> int:
+    """The size, if partitions may have it; else BadPartitionSize."""
+    if size.bit_count() != 1 or not PARTITION_SIZE_MIN <= size <= PARTITION_SIZE_MAX:
+        raise BadPartitionSize(size=size)
+    return size
+
+
+def check_volume_size(what: str, size: int, partition_size: int) -> int:
+    """The size, if a volume may have it; else ZeroSize, UnalignedSize or SizeTooLarge."""
+    if size <= 0:
+        raise ZeroSize(what=what, size=size, smallest=BLOCK_SIZE)
+    if size % BLOCK_SIZE:
+        raise UnalignedSize(what=what, size=size, above=round_up(size, BLOCK_SIZE))
+    if size > PARTITIONS_MAX * partition_size:
+        raise SizeTooLarge(what=what, size=size, largest=PARTITIONS_MAX * partition_size)
+    return size
+
+
+def partition_lengths(size: int, partition_size: int) -> Iterator[int]:
+    """The length of each partition in order: all the partition size, but the last, which has what is left."""
+    for start in range(0, size, partition_size):
+        yield min(partition_size, size - start)
+
+
+def round_up(size: int, unit: int) -> int:
+    """The smallest multiple of `unit` that is not below `size`."""
+    return -(-size // unit) * unit

@@ -1,0 +1,51 @@
+"""What the catalog says of volumes, change logs and snapshots: plain records, made only by the catalog."""
+
+from dataclasses import dataclass
+from typing import Literal
+from uuid import UUID
+
+from polyvol.mapping.extent import Extent
+
+VolumeState = Literal["creating", "ready", "deleting"]
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """A volume. `next_epoch` and `next_log` are greater than every one that was ever committed."""
+
+    id: int
+    uuid: UUID
+    name: str
+    size: int
+    partition_size: int
+    state: VolumeState
+    next_epoch: int
+    next_log: int
+    created_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeLog:
+    """A change log of a volume: `number` is never used again within it; `default`: used where none is named."""
+
+    number: int
+    default: bool
+    extents: tuple[Extent, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotRecord:
+    """A snapshot of one volume. `cut` is shared by all snapshots of one cut; times are nanoseconds:
+    `instant_ns` since 1970 (UTC), `stall_ns` the longest write stall, `stalls` those of the processors,
+    and `durable_ns` from the start of the cut until all of it was flushed. `log`: the change log named."""
+
+    uuid: UUID
+    cut: UUID
+    volume: int
+    name: str
+    epoch: int
+    log: int | None
+    instant_ns: int
+    stall_ns: int
+    durable_ns: int
+    stalls: tuple[tuple[int, int], ...]

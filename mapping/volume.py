@@ -1,0 +1,251 @@
+"""Volumes: the plan of a new one, pure, and what the engine is told of one that exists.
+
+How it works      `plan_volume` answers a request from an `Inventory` of what there is, and changes nothing;
+                  the catalog then records the plan in one transaction. A plan may contain devices that are
+                  still to be made: they have negative ids in it, which the catalog replaces by the real ones.
+Invariants        V1 a plan that was returned can be recorded as it is, as long as the inventory holds (the
+                  daemon's lock sees to that); V2 bad input raises before anything changes.
+Errors            BadName, NameInUse, UnknownDevice, DeviceTooSmall and others of errors.py.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from polyvol.mapping import placement
+from polyvol.mapping.device import Device, data_area
+from polyvol.mapping.errors import (
+    BadProcessors,
+    BaseFixesSize,
+    DeviceAdopted,
+    DeviceInUse,
+    DeviceNotAdopted,
+    DeviceNotReady,
+    NameInUse,
+    RepeatedDevice,
+    SizeMissing,
+    UnknownDevice,
+)
+from polyvol.mapping.extent import Extent, FreeSpace, free_runs
+from polyvol.mapping.label import DATA_OFFSET
+from polyvol.mapping.names import NAME_LENGTH_MAX, check_name, unique_name
+from polyvol.mapping.partition import (
+    PARTITION_SIZE_DEFAULT,
+    Partition,
+    check_partition_size,
+    check_volume_size,
+)
+from polyvol.mapping.records import ChangeLog, SnapshotRecord, Volume
+
+if TYPE_CHECKING:
+    from polyvol.engine import ExtentSpec, LogSpec, VolumeSpec
+
+PROCESSORS_MAX = 256
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeRequest:
+    """What was asked for. Sizes are bytes; devices are named. `processors` None: all that there are."""
+
+    name: str
+    size: int | None = None
+    partition_size: int = PARTITION_SIZE_DEFAULT
+    devices: tuple[str, ...] = ()
+    log_devices: tuple[str, ...] = ()
+    processors: int | None = None
+    base: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NewDevice:
+    """A sparse file device to be made for the volume: `id` is negative, a place-holder within the plan."""
+
+    id: int
+    name: str
+    path: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class VolumePlan:
+    """A volume as it would be."""
+
+    name: str
+    size: int
+    partition_size: int
+    partitions: tuple[Partition, ...]
+    logs: tuple[ChangeLog, ...]
+    new_devices: tuple[NewDevice, ...]
+
+    @property
+    def processors(self) -> list[int]:
+        """The processors that own partitions of it."""
+        return sorted({partition.processor for partition in self.partitions})
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """What there is to plan with: devices by name, which of them cannot be used and why (by id), the extents
+    in use on one, the volumes on one, the names taken, and the partitions that each processor has."""
+
+    devices: Mapping[str, Device]
+    unusable: Mapping[int, str]
+    used: Callable[[int], Iterable[Extent]]
+    volumes_on: Callable[[int], Sequence[str]]
+    volume_names: Collection[str]
+    load: Mapping[int, int]
+    processors: int
+
+    def usable(self, name: str) -> Device:
+        """The device of this name; UnknownDevice or DeviceNotReady."""
+        device = self.devices.get(name)
+        if device is None:
+            raise UnknownDevice(name=name)
+        if device.id in self.unusable:
+            raise DeviceNotReady(name=name, reason=self.unusable[device.id])
+        return device
+
+    def storage(self, name: str) -> Device:
+        """The labelled device of this name, for extents."""
+        device = self.usable(name)
+        if device.adopted:
+            raise DeviceAdopted(name=name)
+        return device
+
+    def space(self, device: Device) -> FreeSpace:
+        """What is free on the device."""
+        return FreeSpace(free_runs(device.data_area, self.used(device.id)))
+
+
+def plan_volume(request: VolumeRequest, inventory: Inventory) -> VolumePlan:
+    """The volume that would be made; see the module's errors."""
+    name = check_name("volume", request.name)
+    if name in inventory.volume_names:
+        raise NameInUse(noun="volume", name=name)
+    check_partition_size(request.partition_size)
+    if request.processors is not None and not 1 <= request.processors <= PROCESSORS_MAX:
+        raise BadProcessors(count=request.processors)
+    _refuse_repeats("device", request.devices)
+    _refuse_repeats("log device", request.log_devices)
+    processors = placement.choose_processors(request.processors, inventory.processors, inventory.load)
+    base = None if request.base is None else _base(request, request.base, inventory)
+    size = _size(request, base)
+    what = f"volume {name}"
+    check_volume_size(what, size, request.partition_size)
+    work = _Work(inventory)
+    if base is not None:
+        partitions = placement.place_on_base(size, request.partition_size, processors, base.id)
+    else:
+        ids = [work.storage(device) for device in request.devices] or [work.new(name, ".data", size)]
+        space = {device: work.space[device] for device in ids}
+        partitions = placement.place_partitions(
+            what, size, request.partition_size, processors, space, work.names
+        )
+    log_ids = [work.storage(device) for device in request.log_devices]
+    log_ids = log_ids or [work.new(name, ".log", placement.log_size(size))]
+    what = f"a change log of volume {name}"
+    logs = tuple(
+        ChangeLog(
+            number, True, tuple(placement.place_log(what, size, work.names[device], work.space[device]))
+        )
+        for number, device in enumerate(log_ids, start=1)
+    )
+    return VolumePlan(name, size, request.partition_size, tuple(partitions), logs, tuple(work.made))
+
+
+def plan_log(volume: Volume, device: Device, inventory: Inventory) -> list[Extent]:
+    """Where one more change log of an existing volume would be on this device."""
+    space = inventory.space(device)
+    return placement.place_log(f"a change log of volume {volume.name}", volume.size, device.name, space)
+
+
+def volume_spec(
+    volume: Volume,
+    partitions: Iterable[Partition],
+    logs: Sequence[ChangeLog],
+    snapshots: Iterable[SnapshotRecord],
+    directory: str,
+) -> "VolumeSpec":
+    """The volume as the engine wants to be told of it."""
+    return {
+        "id": volume.id,
+        "uuid": str(volume.uuid),
+        "name": volume.name,
+        "size": volume.size,
+        "partition_size": volume.partition_size,
+        "partitions": [
+            {"processor": partition.processor, "extents": _extent_specs(partition.extents)}
+            for partition in partitions
+        ],
+        "logs": [log_spec(log) for log in logs],
+        "default_logs": [log.number for log in logs if log.default],
+        "directory": directory,
+        "snapshots": [{"epoch": snapshot.epoch, "log": snapshot.log} for snapshot in snapshots],
+        "next_epoch": volume.next_epoch,
+    }
+
+
+def log_spec(log: ChangeLog) -> "LogSpec":
+    """The change log as the engine wants to be told of it."""
+    return {"number": log.number, "extents": _extent_specs(log.extents)}
+
+
+class _Work:
+    """The devices that a plan takes space from, those to be made among them."""
+
+    def __init__(self, inventory: Inventory) -> None:
+        self._inventory = inventory
+        self.space: dict[int, FreeSpace] = {}
+        self.names: dict[int, str] = {}
+        self.made: list[NewDevice] = []
+
+    def storage(self, name: str) -> int:
+        """An existing device by name: its id. Its free space is shared by all of the plan."""
+        device = self._inventory.storage(name)
+        if device.id not in self.space:
+            self.space[device.id] = self._inventory.space(device)
+            self.names[device.id] = device.name
+        return device.id
+
+    def new(self, volume: str, suffix: str, room: int) -> int:
+        """A sparse file device with this much room for extents: its place-holder id."""
+        device = -1 - len(self.made)
+        name = volume[: NAME_LENGTH_MAX - len(suffix)] + suffix
+        name = unique_name(name, {*self._inventory.devices, *self.names.values()})
+        made = NewDevice(device, name, f"devices/{name}", DATA_OFFSET + room)
+        self.made.append(made)
+        self.names[device] = name
+        self.space[device] = FreeSpace([data_area(device, made.size, adopted=False)])
+        return device
+
+
+def _base(request: VolumeRequest, name: str, inventory: Inventory) -> Device:
+    device = inventory.usable(name)
+    if not device.adopted:
+        raise DeviceNotAdopted(name=device.name)
+    if request.size is not None or request.devices:
+        raise BaseFixesSize(device=device.name)
+    users = inventory.volumes_on(device.id)
+    if users:
+        raise DeviceInUse(name=device.name, volumes=", ".join(users))
+    return device
+
+
+def _size(request: VolumeRequest, base: Device | None) -> int:
+    if base is not None:
+        return base.size
+    if request.size is None:
+        raise SizeMissing(name=request.name)
+    return request.size
+
+
+def _refuse_repeats(noun: str, names: Sequence[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise RepeatedDevice(noun=noun, name=name)
+        seen.add(name)
+
+
+def _extent_specs(extents: Iterable[Extent]) -> "list[ExtentSpec]":
+    return [{"device": extent.device, "offset": extent.offset, "length": extent.length} for extent in extents]

@@ -1,0 +1,1 @@
+"""Snapshots: the coordinator of cuts, and what a snapshot consists of."""

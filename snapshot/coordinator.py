@@ -1,0 +1,137 @@
+"""The coordinator: takes one snapshot of one volume or of several, at one instant.
+
+How it works      1. cut      the engine stops writes to the volumes, ends their epochs, lets writes go on;
+                  2. settle   every write that was under way at the cut lands;
+                  3. flush    what the snapshots cover, and the records that say so, become durable;
+                  4. commit   one catalog transaction records the snapshots of all volumes: now they exist;
+                  5. export   each appears as VOLUME@SNAPSHOT.
+                  Should a step fail, what was done is undone, newest first: exports end, the catalog forgets
+                  the cut, the engine drops each epoch; then CutFailed says what happened.
+Invariants        S1 a snapshot exists if and only if the catalog has it; S2 either all volumes of a cut have
+                  their snapshot or none has; S3 the engine drops an epoch only when the catalog is known not
+                  to have it.
+Owner and locks   The caller holds the daemon's lock for changes.
+Durability        A kill before step 4 leaves no snapshot: the engine drops, at the next start, the epochs
+                  that the catalog does not know. A kill after it loses nothing; the export is made at the
+                  next start.
+Errors            CutFailed.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
+from uuid import UUID, uuid4
+
+from polyvol.mapping.catalog.store import Catalog
+from polyvol.mapping.records import SnapshotRecord, Volume
+from polyvol.snapshot.errors import CutFailed
+from polyvol.snapshot.snapshot import export_name
+
+if TYPE_CHECKING:
+    from polyvol.engine import CutReport, CutVolume
+
+
+class CutEngine(Protocol):
+    """What the coordinator needs of the engine."""
+
+    def cut(self, volumes: "list[CutVolume]") -> "CutReport":
+        """Make one cut over these volumes."""
+
+    def settle(self, volume: int, epoch: int) -> None:
+        """Wait until the epoch's writes have landed."""
+
+    def flush(self, volume: int) -> None:
+        """Make everything acknowledged durable."""
+
+    def drop_snapshot(self, volume: int, epoch: int) -> int:
+        """Forget an epoch; bytes freed."""
+
+    def export(self, name: str, description: str, volume: int, epoch: int | None) -> None:
+        """Export a volume or a snapshot."""
+
+    def unexport(self, name: str) -> None:
+        """End an export."""
+
+
+class Coordinator:
+    """Takes cuts on one engine and records them in one catalog."""
+
+    def __init__(self, engine: CutEngine, catalog: Catalog) -> None:
+        self._engine = engine
+        self._catalog = catalog
+
+    def take(
+        self, volumes: Sequence[Volume], name: str, logs: Mapping[int, int] | None = None
+    ) -> list[SnapshotRecord]:
+        """The snapshots, one for each volume, durable and exported. `name` is free in all of them; `logs` has
+        the number of the change log named for what is written afterwards, by volume id."""
+        named = logs or {}
+        cut = uuid4()
+        start = time.monotonic_ns()
+        try:
+            report = self._engine.cut(
+                [{"volume": volume.id, "log": named.get(volume.id)} for volume in volumes]
+            )
+        except Exception as cause:
+            raise CutFailed(volumes=_names(volumes), cause=cause, undo_failed_on=()) from cause
+        try:
+            for volume in volumes:
+                self._engine.settle(volume.id, report["epochs"][volume.id])
+            for volume in volumes:
+                self._engine.flush(volume.id)
+            durable_ns = time.monotonic_ns() - start
+            records = [_record(volume, name, cut, report, named, durable_ns) for volume in volumes]
+            self._catalog.commit_snapshots(records)
+            for volume, record in zip(volumes, records, strict=True):
+                export_snapshot(self._engine, volume, record)
+        except Exception as cause:
+            failed = self._undo(volumes, name, cut, report["epochs"])
+            raise CutFailed(volumes=_names(volumes), cause=cause, undo_failed_on=failed) from cause
+        return records
+
+    def _undo(self, volumes: Sequence[Volume], name: str, cut: UUID, epochs: Mapping[int, int]) -> list[str]:
+        """Undo what a cut has done so far; the names of what could not be."""
+        names = [export_name(volume.name, name) for volume in volumes]
+        failed = [export for export in names if not _done(self._engine.unexport, export)]
+        if not _done(self._catalog.forget_cut, cut):
+            return [*failed, "the catalog"]  # S3
+        return failed + [
+            volume.name
+            for volume in volumes
+            if not _done(self._engine.drop_snapshot, volume.id, epochs[volume.id])
+        ]
+
+
+def export_snapshot(engine: CutEngine, volume: Volume, snapshot: SnapshotRecord) -> None:
+    """Make a snapshot's export."""
+    text = f"snapshot {snapshot.name} of volume {volume.name}"
+    engine.export(export_name(volume.name, snapshot.name), text, volume.id, snapshot.epoch)
+
+
+def _record(
+    volume: Volume, name: str, cut: UUID, report: "CutReport", logs: Mapping[int, int], durable_ns: int
+) -> SnapshotRecord:
+    return SnapshotRecord(
+        uuid=uuid4(),
+        cut=cut,
+        volume=volume.id,
+        name=name,
+        epoch=report["epochs"][volume.id],
+        log=logs.get(volume.id),
+        instant_ns=report["instant_ns"],
+        stall_ns=report["stall_ns"],
+        durable_ns=durable_ns,
+        stalls=tuple((stall["processor"], stall["stall_ns"]) for stall in report["processors"]),
+    )
+
+
+def _done(action: Callable[..., object], *arguments: object) -> bool:
+    try:
+        action(*arguments)
+    except Exception:
+        return False
+    return True
+
+
+def _names(volumes: Sequence[Volume]) -> str:
+    return ", ".join(volume.name for volume in volumes)

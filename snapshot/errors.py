@@ -1,0 +1,25 @@
+"""Errors of taking snapshots; their form is that of mapping/errors.py."""
+
+# ruff: noqa: N818 - these names say what is the matter; that they are errors, their base says
+
+from collections.abc import Sequence
+
+from polyvol.mapping.errors import PolyvolError
+
+
+class CutFailed(PolyvolError):
+    """A cut that was undone, as far as `undo_failed_on` is empty."""
+
+    code = "cut-failed"
+    kind = "io"
+    sentence = "the snapshot of {volumes} could not be made: {cause}{rest}"
+    hint = "see `polyvol status` for devices with errors, then try again"
+
+    def __init__(self, *, volumes: str, cause: BaseException, undo_failed_on: Sequence[str]) -> None:
+        rest = ""
+        if undo_failed_on:
+            left = ", ".join(undo_failed_on)
+            rest = f" (and what was begun could not be undone on {left}; a restart of polyvold does that)"
+        super().__init__(volumes=volumes, cause=cause, rest=rest)
+        self.cause = cause
+        self.undo_failed_on = tuple(undo_failed_on)

@@ -1,0 +1,61 @@
+"""A snapshot as its user sees it: the overall snapshot, made of references to its partition snapshots."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from polyvol.mapping.names import unique_name
+from polyvol.mapping.records import SnapshotRecord
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from polyvol.engine import PartitionState
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionSnapshot:
+    """One partition as it was at a cut: its number, its processor, and its state there. `write_seq` numbers
+    its latest mapping change (0: none yet), `blocks_mapped` counts blocks not at their base place, `frozen`
+    is False while the snapshot still shares the partition's live block map."""
+
+    partition: int
+    processor: int
+    epoch: int
+    write_seq: int
+    blocks_mapped: int
+    frozen: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The overall snapshot: what the catalog has of it, and its partition snapshots by number, where they
+    were asked for."""
+
+    record: SnapshotRecord
+    partitions: tuple[PartitionSnapshot, ...] | None = None
+
+
+def export_name(volume: str, snapshot: str | None = None) -> str:
+    """The NBD name of a volume, or of one of its snapshots."""
+    return volume if snapshot is None else f"{volume}@{snapshot}"
+
+
+def partition_snapshots(states: "Iterable[PartitionState]") -> tuple[PartitionSnapshot, ...]:
+    """The engine's answer as records."""
+    return tuple(
+        PartitionSnapshot(
+            state["partition"],
+            state["processor"],
+            state["epoch"],
+            state["write_seq"],
+            state["blocks_mapped"],
+            state["frozen"],
+        )
+        for state in states
+    )
+
+
+def default_name(now: "datetime", taken: set[str]) -> str:
+    """A name made of the time (UTC), such as 20261123T101530Z, that none of `taken` has."""
+    return unique_name(now.strftime("%Y%m%dT%H%M%SZ"), taken)

@@ -1,0 +1,439 @@
+"""The sim engine: the engine's twin for tests, in memory, without threads and without NBD.
+
+How it works      A `SimWorld` stands for the module `polyvol.engine`: it has Engine, EngineError and
+                  __version__. What a real engine would leave on its devices and in its journals lives in the
+                  world, so that a new Engine finds it again, as after a kill. Bytes that were never written
+                  are read from the device's file, as from a base. Calls are noted in `world.calls`;
+                  `world.fail` makes them fail.
+Invariants        It is at least as strict as the contract in engine/python/engine.pyi: what that does not
+                  allow raises here, so that a daemon that passes with it does not lean on leniency.
+"""
+
+import errno
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from polyvol.engine import (
+        BlockStatus,
+        CutReport,
+        CutVolume,
+        EngineStats,
+        ErrorKind,
+        ExportInfo,
+        LogSpec,
+        PartitionState,
+        VolumeSpec,
+        VolumeStats,
+    )
+
+BLOCK = 4096
+CHUNK = 4 << 20
+
+
+class EngineError(Exception):
+    """As polyvol.engine's."""
+
+    def __init__(self, kind: "ErrorKind", message: str, number: int = 0) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.errno = number
+
+
+@dataclass
+class _Stored:
+    """What a volume leaves behind: its blocks, its snapshots' blocks by epoch, its epoch."""
+
+    blocks: dict[int, bytes] = field(default_factory=dict)
+    snapshots: dict[int, dict[int, bytes]] = field(default_factory=dict)
+    epoch: int = 1
+
+
+@dataclass
+class _Volume:
+    spec: "VolumeSpec"
+    stored: _Stored
+    logs: dict[int, int]
+
+
+@dataclass
+class _Export:
+    volume: int
+    epoch: int | None
+    connections: int = 0
+
+
+class SimWorld:
+    """Everything that outlives an engine, and the module that makes engines."""
+
+    def __init__(self) -> None:
+        self.stored: dict[str, _Stored] = {}
+        self.calls: list[tuple[Any, ...]] = []
+        self.fail: dict[str, int] = {}
+        """Call name -> how many calls of it still succeed before one fails (and all later ones)."""
+        self.hold: dict[str, threading.Event] = {}
+        """Call name -> an event that the call waits for, as for a slow disk."""
+
+    @property
+    def EngineError(self) -> type[Exception]:  # noqa: N802 - the module's name
+        """The error class."""
+        return EngineError
+
+    @property
+    def Engine(self) -> "Callable[[int], SimEngine]":  # noqa: N802 - the module's name
+        """Makes an engine."""
+        return lambda processors: SimEngine(self, processors)
+
+    @property
+    def __version__(self) -> str:
+        return "0.0-sim"
+
+    def names(self) -> list[str]:
+        """The names of the calls, in order."""
+        return [str(call[0]) for call in self.calls]
+
+    def called(self, name: str, *arguments: object) -> None:
+        """Note a call; wait or fail if that was asked for."""
+        self.calls.append((name, *arguments))
+        if name in self.hold:
+            self.hold[name].wait(10)
+        if name in self.fail:
+            if self.fail[name] == 0:
+                raise EngineError("io", f"simulated failure of {name}", errno.EIO)
+            self.fail[name] -= 1
+
+
+class SimEngine:
+    """As polyvol.engine.Engine."""
+
+    def __init__(self, world: SimWorld, processors: int) -> None:
+        _check(1 <= processors <= 256, "invalid", f"{processors} processors")
+        self.world = world
+        self.processors = processors
+        self.devices: dict[int, int] = {}
+        self.volumes: dict[int, _Volume] = {}
+        self._exports: dict[str, _Export] = {}
+        self._listeners: list[socket.socket] = []
+        self._lock = threading.RLock()
+        self._stopped = False
+
+    def _begin(self, name: str, *arguments: object) -> None:
+        _check(not self._stopped, "invalid", "the engine has stopped")
+        self.world.called(name, *arguments)
+
+    def grow_processors(self, processors: int) -> None:
+        self._begin("grow_processors", processors)
+        _check(1 <= processors <= 256, "invalid", f"{processors} processors")
+        self.processors = max(self.processors, processors)
+
+    def open_device(self, device: int, path: str, *, read_only: bool = False, sparse: bool = True) -> None:
+        self._begin("open_device", device)
+        _check(device not in self.devices, "exists", f"device {device} is open")
+        try:
+            self.devices[device] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise EngineError("io", f"{path}: {error.strerror}", error.errno or 0) from error
+
+    def close_device(self, device: int) -> None:
+        self._begin("close_device", device)
+        _check(device in self.devices, "not-found", f"device {device} is not open")
+        for volume in self.volumes.values():
+            _check(device not in _devices_of(volume.spec), "busy", f"device {device} is in use")
+        os.close(self.devices.pop(device))
+
+    def add_volume(self, spec: "VolumeSpec") -> None:
+        self._begin("add_volume", spec["id"])
+        _check(spec["id"] not in self.volumes, "exists", f"volume {spec['id']} is there")
+        _check(os.path.isdir(os.path.dirname(spec["directory"])), "io", "no parent directory")  # noqa: PTH112, PTH120
+        _check_spec(spec, self.processors, set(self.devices))
+        os.makedirs(spec["directory"], exist_ok=True)  # noqa: PTH103
+        stored = self.world.stored.setdefault(spec["uuid"], _Stored())
+        epochs = {snapshot["epoch"] for snapshot in spec["snapshots"]}
+        _check(epochs <= stored.snapshots.keys(), "corrupt", "a snapshot is not in the journal")
+        stored.snapshots = {epoch: stored.snapshots[epoch] for epoch in epochs}
+        stored.epoch = max(stored.epoch, spec["next_epoch"])
+        logs = {log["number"]: sum(part["length"] for part in log["extents"]) for log in spec["logs"]}
+        self.volumes[spec["id"]] = _Volume(spec, stored, logs)
+
+    def remove_volume(self, volume: int) -> None:
+        self._begin("remove_volume", volume)
+        self._volume(volume)
+        for export in self._exports.values():
+            _check(export.volume != volume, "busy", f"volume {volume} is exported")
+        del self.volumes[volume]
+
+    def add_log(self, volume: int, log: "LogSpec") -> None:
+        self._begin("add_log", volume, log["number"])
+        target = self._volume(volume)
+        _check(log["number"] not in target.logs, "exists", "the log is there")
+        for extent in log["extents"]:
+            _check(extent["device"] in self.devices, "not-found", "the log's device is not open")
+        target.logs[log["number"]] = sum(extent["length"] for extent in log["extents"])
+        target.spec["logs"].append(log)
+
+    def export(self, name: str, description: str, volume: int, epoch: int | None) -> None:
+        self._begin("export", name)
+        target = self._volume(volume)
+        _check(name not in self._exports, "exists", f"export {name} exists already")
+        _check(epoch is None or epoch in target.stored.snapshots, "not-found", f"no epoch {epoch}")
+        with self._lock:
+            self._exports[name] = _Export(volume, epoch)
+
+    def unexport(self, name: str) -> None:
+        self._begin("unexport", name)
+        with self._lock:
+            export = self._exports.get(name)
+            _check(export is None or export.connections == 0, "busy", f"export {name} is in use")
+            self._exports.pop(name, None)
+
+    def exports(self) -> "list[ExportInfo]":
+        with self._lock:
+            return [
+                {
+                    "name": name,
+                    "size": self.volumes[export.volume].spec["size"],
+                    "read_only": export.epoch is not None,
+                    "connections": export.connections,
+                }
+                for name, export in sorted(self._exports.items())
+            ]
+
+    def cut(self, volumes: "list[CutVolume]") -> "CutReport":
+        self._begin("cut", tuple((each["volume"], each["log"]) for each in volumes))
+        epochs = {}
+        for each in volumes:
+            target = self._volume(each["volume"])
+            _check(each["log"] is None or each["log"] in target.logs, "not-found", "no such log")
+        for each in volumes:
+            stored = self._volume(each["volume"]).stored
+            stored.snapshots[stored.epoch] = dict(stored.blocks)
+            epochs[each["volume"]] = stored.epoch
+            stored.epoch += 1
+        return {
+            "epochs": epochs,
+            "instant_ns": time.time_ns(),
+            "stall_ns": 2000,
+            "processors": [
+                {"processor": number, "stall_ns": 2000 - number} for number in range(self.processors)
+            ],
+        }
+
+    def settle(self, volume: int, epoch: int) -> None:
+        self._begin("settle", volume, epoch)
+        self._snapshot(volume, epoch)
+
+    def flush(self, volume: int) -> None:
+        self._begin("flush", volume)
+        self._volume(volume)
+
+    def drop_snapshot(self, volume: int, epoch: int) -> int:
+        self._begin("drop_snapshot", volume, epoch)
+        blocks = self._snapshot(volume, epoch)
+        for export in self._exports.values():
+            _check((export.volume, export.epoch) != (volume, epoch), "busy", "the snapshot is exported")
+        del self._volume(volume).stored.snapshots[epoch]
+        return len(blocks) * BLOCK
+
+    def partition_states(self, volume: int, epoch: int | None) -> "list[PartitionState]":
+        self._begin("partition_states", volume, epoch)
+        target = self._volume(volume)
+        blocks = target.stored.blocks if epoch is None else self._snapshot(volume, epoch)
+        size = target.spec["partition_size"]
+        return [
+            {
+                "partition": number,
+                "processor": partition["processor"],
+                "epoch": target.stored.epoch if epoch is None else epoch,
+                "write_seq": 0,
+                "blocks_mapped": sum(1 for block in blocks if block * BLOCK // size == number),
+                "frozen": epoch is not None,
+            }
+            for number, partition in enumerate(target.spec["partitions"])
+        ]
+
+    def volume_stats(self, volume: int) -> "VolumeStats":
+        target = self._volume(volume)
+        connections = sum(each.connections for each in self._exports.values() if each.volume == volume)
+        return {
+            "epoch": target.stored.epoch,
+            "reads": 0,
+            "writes": 0,
+            "read_bytes": 0,
+            "write_bytes": 0,
+            "zeroes": 0,
+            "trims": 0,
+            "flushes": 0,
+            "redirected_blocks": 0,
+            "errors": 0,
+            "blocks_mapped": len(target.stored.blocks),
+            "connections": connections,
+            "logs": [
+                {"number": number, "size_bytes": size, "used_bytes": 0, "claimed_bytes": 0}
+                for number, size in target.logs.items()
+            ],
+        }
+
+    def stats(self) -> "EngineStats":
+        return {
+            "processors": [],
+            "devices": [{"device": device, "errors": 0, "last_errno": 0} for device in self.devices],
+            "connections": sum(export.connections for export in self._exports.values()),
+            "handshakes": 0,
+        }
+
+    def listen(self, fd: int) -> None:
+        self._begin("listen")
+        self._listeners.append(socket.socket(fileno=fd))
+
+    def open(self, export: str) -> "SimHandle":
+        self._begin("open", export)
+        with self._lock:
+            found = self._exports.get(export)
+            _check(found is not None, "not-found", f"no export {export}")
+            assert found is not None
+            found.connections += 1
+        return SimHandle(self, found)
+
+    def stop(self) -> None:
+        if self._stopped:
+            return
+        self.world.calls.append(("stop",))
+        self._stopped = True
+        for listener in self._listeners:
+            listener.close()
+        for fd in self.devices.values():
+            os.close(fd)
+
+    def _volume(self, volume: int) -> _Volume:
+        _check(volume in self.volumes, "not-found", f"no volume {volume}")
+        return self.volumes[volume]
+
+    def _snapshot(self, volume: int, epoch: int) -> dict[int, bytes]:
+        stored = self._volume(volume).stored
+        _check(epoch in stored.snapshots, "not-found", f"no epoch {epoch}")
+        return stored.snapshots[epoch]
+
+
+class SimHandle:
+    """As polyvol.engine.Handle."""
+
+    def __init__(self, engine: SimEngine, export: _Export) -> None:
+        self._engine = engine
+        self._export = export
+        self._volume = engine.volumes[export.volume]
+        self._closed = False
+
+    @property
+    def size(self) -> int:
+        return self._volume.spec["size"]
+
+    @property
+    def read_only(self) -> bool:
+        return self._export.epoch is not None
+
+    def pread(self, length: int, offset: int) -> bytes:
+        self._check(length, offset, write=False)
+        first, last = offset // BLOCK, -(-(offset + length) // BLOCK)
+        data = b"".join(self._block(block) for block in range(first, last))
+        return data[offset - first * BLOCK :][:length]
+
+    def pread_into(self, buffer: bytearray | memoryview, offset: int) -> None:
+        buffer[:] = self.pread(len(buffer), offset)
+
+    def pwrite(self, data: bytes | bytearray | memoryview, offset: int, *, fua: bool = False) -> None:
+        self._check(len(data), offset, write=True)
+        at = 0
+        while at < len(data):
+            block, within = divmod(offset + at, BLOCK)
+            piece = bytes(data[at : at + BLOCK - within])
+            old = self._block(block)
+            self._volume.stored.blocks[block] = old[:within] + piece + old[within + len(piece) :]
+            at += len(piece)
+
+    def zero(
+        self, length: int, offset: int, *, no_hole: bool = False, fast: bool = False, fua: bool = False
+    ) -> None:
+        self.pwrite(bytes(length), offset, fua=fua)
+
+    def trim(self, length: int, offset: int, *, fua: bool = False) -> None:
+        self.pwrite(bytes(length), offset, fua=fua)
+
+    def flush(self) -> None:
+        self._check(0, 0, write=False)
+
+    def cache(self, length: int, offset: int) -> None:
+        self._check(length, offset, write=False)
+
+    def block_status(self, length: int, offset: int) -> "list[BlockStatus]":
+        self._check(length, offset, write=False)
+        return [{"offset": offset, "length": length, "hole": False, "zero": False}]
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._export.connections -= 1
+
+    def _block(self, block: int) -> bytes:
+        stored = self._volume.stored
+        blocks = stored.blocks if self._export.epoch is None else stored.snapshots[self._export.epoch]
+        if block in blocks:
+            return blocks[block]
+        offset = block * BLOCK
+        number, within = divmod(offset, self._volume.spec["partition_size"])
+        for extent in self._volume.spec["partitions"][number]["extents"]:
+            if within < extent["length"]:
+                fd = self._engine.devices[extent["device"]]
+                return os.pread(fd, BLOCK, extent["offset"] + within).ljust(BLOCK, b"\0")
+            within -= extent["length"]
+        raise AssertionError("the extents do not cover the volume")
+
+    def _check(self, length: int, offset: int, *, write: bool) -> None:
+        if self._closed or self._engine._stopped:
+            raise OSError(errno.ESHUTDOWN, os.strerror(errno.ESHUTDOWN))
+        if write and self.read_only:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        if offset + length > self.size:
+            number = errno.ENOSPC if write else errno.EINVAL
+            raise OSError(number, os.strerror(number))
+
+
+def _check(condition: bool, kind: "ErrorKind", message: str) -> None:
+    if not condition:
+        raise EngineError(kind, message)
+
+
+def _check_spec(spec: "VolumeSpec", processors: int, devices: set[int]) -> None:
+    size, partition_size = spec["size"], spec["partition_size"]
+    _check(size > 0 and size % BLOCK == 0, "invalid", "size")
+    _check(len(spec["partitions"]) == -(-size // partition_size), "invalid", "number of partitions")
+    for number, partition in enumerate(spec["partitions"]):
+        _check(partition["processor"] < processors, "invalid", "processor")
+        length = 0
+        for extent in partition["extents"]:
+            _check(extent["device"] in devices, "not-found", f"device {extent['device']} is not open")
+            _check(extent["offset"] % BLOCK == 0, "invalid", "offset of an extent")
+            _check(extent["length"] % BLOCK == 0 and extent["length"] > 0, "invalid", "length of an extent")
+            length += extent["length"]
+        _check(length == min(partition_size, size - number * partition_size), "invalid", "extents' sum")
+    numbers = {log["number"] for log in spec["logs"]}
+    _check(set(spec["default_logs"]) <= numbers and bool(spec["default_logs"]), "invalid", "default logs")
+    for log in spec["logs"]:
+        _check(1 <= log["number"] <= 4095, "invalid", "log number")
+        for extent in log["extents"]:
+            _check(extent["device"] in devices, "not-found", f"device {extent['device']} is not open")
+            _check(
+                extent["length"] % CHUNK == 0 and extent["length"] > 0, "invalid", "length of a log extent"
+            )
+    for snapshot in spec["snapshots"]:
+        _check(snapshot["log"] is None or snapshot["log"] in numbers, "invalid", "snapshot's log")
+        _check(snapshot["epoch"] < spec["next_epoch"], "invalid", "snapshot's epoch")
+
+
+def _devices_of(spec: "VolumeSpec") -> set[int]:
+    extents = [extent for item in [*spec["partitions"], *spec["logs"]] for extent in item["extents"]]
+    return {extent["device"] for extent in extents}
