@@ -1,4 +1,4 @@
-"""The command line against a service on the sim engine, over its control socket: what works, what is refused."""
+"""The command line against a service on the sim engine: what works, and what is refused."""
 
 import json
 import re
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from polyvol.daemon.cli.main import cli
 
+from polyvol.daemon.cli.main import cli
 from tests.unit.conftest import Daemon
 
 MIB = 1 << 20
@@ -18,7 +18,9 @@ def exports(daemon: Daemon) -> list[str]:
 
 
 def test_a_volume_is_made_shown_and_deleted_with_its_files(daemon: Daemon) -> None:
-    assert daemon.ok("volume", "create", "demo", "--size", "100M").startswith("volume demo: 100 MiB, 2 partitions")
+    assert daemon.ok("volume", "create", "demo", "--size", "100M").startswith(
+        "volume demo: 100 MiB, 2 partitions"
+    )
     [listed] = json.loads(daemon.ok("volume", "list", "--json"))
     assert (listed["name"], listed["state"], listed["size"]) == ("demo", "serving", 100 * MIB)
     assert listed["processors"] == [0, 1]
@@ -112,7 +114,10 @@ def test_what_clients_are_connected_to_is_not_deleted(daemon: Daemon) -> None:
     assert json.loads(daemon.ok("volume", "show", "v", "--json"))["connections"] == 2
     words = daemon.refused("volume", "delete", "v", "--yes")
     assert words == "volume v is in use by 2 clients; disconnect them first"
-    assert daemon.refused("snapshot", "delete", "v@s") == "snapshot v@s is in use by 1 client; disconnect it first"
+    assert (
+        daemon.refused("snapshot", "delete", "v@s")
+        == "snapshot v@s is in use by 1 client; disconnect it first"
+    )
     assert exports(daemon) == ["v", "v@s"]
     first.close()
     assert "in use by 1 client" in daemon.refused("volume", "delete", "v", "--yes")
@@ -228,7 +233,8 @@ def test_without_a_daemon_the_sentence_says_how_to_start_it(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "arguments", [["volume", "create", "v", "--size", "1X"], ["volume", "create"], ["nix"], ["status", "--nix"]]
+    "arguments",
+    [["volume", "create", "v", "--size", "1X"], ["volume", "create"], ["nix"], ["status", "--nix"]],
 )
 def test_usage_errors_exit_2(arguments: list[str]) -> None:
     assert CliRunner().invoke(cli, arguments).exit_code == 2

@@ -1,12 +1,13 @@
-"""The error table: codes unique, sentences whole, every class in docs/errors.md, every raise with its facts."""
+"""The error table: codes unique, sentences whole, all in docs/errors.md, every raise with its facts."""
 
 import ast
 import string
 from collections.abc import Iterator
 from pathlib import Path
 
-import polyvol.daemon.errors
 import pytest
+
+import polyvol.daemon.errors
 from polyvol.daemon.errors import HTTP_STATUS, error_table
 from polyvol.mapping.errors import PolyvolError
 
@@ -62,6 +63,10 @@ def test_the_errors_page_lists_every_error() -> None:
     rows = [line.split("|") for line in page.splitlines() if line.startswith("| `")]
     listed = {row[1].strip(" `"): (int(row[2]), row[3].strip(), row[4].strip()) for row in rows}
     assert listed == {
-        error.code: (HTTP_STATUS[error.kind], polyvol.daemon.errors.shown(error.sentence), polyvol.daemon.errors.shown(error.hint))
+        error.code: (
+            HTTP_STATUS[error.kind],
+            polyvol.daemon.errors.shown(error.sentence),
+            polyvol.daemon.errors.shown(error.hint),
+        )
         for error in TABLE.values()
     }

@@ -5,6 +5,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+
 from polyvol.mapping.catalog.database import Database
 from polyvol.mapping.catalog.store import LOG_NUMBER_MAX, Catalog
 from polyvol.mapping.device import Device

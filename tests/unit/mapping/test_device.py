@@ -5,6 +5,7 @@ from pathlib import Path
 from uuid import UUID, uuid4
 
 import pytest
+
 from polyvol.mapping import device as devices
 from polyvol.mapping.device import Device, inspect, make_device, plan_device, trouble_with, zero_extents
 from polyvol.mapping.errors import (

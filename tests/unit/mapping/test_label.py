@@ -7,6 +7,7 @@ import crcmod.predefined
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from polyvol.mapping.label import DATA_OFFSET, LABEL_SIZE, BadLabel, Label, NoLabel, pack, unpack
 
 numbers = st.integers(0, (1 << 64) - 1)

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from polyvol.mapping.errors import BadName
 from polyvol.mapping.names import NAME_LENGTH_MAX, check_name, name_from, unique_name
 

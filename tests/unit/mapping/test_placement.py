@@ -1,8 +1,11 @@
 """Placement: no overlap, everything covered, sizes respected, balance kept."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from polyvol.mapping.errors import DeviceTooSmall
 from polyvol.mapping.extent import BLOCK_SIZE, Extent, FreeSpace, free_runs, joined, total
 from polyvol.mapping.partition import Partition
@@ -60,7 +63,7 @@ def test_a_placement_covers_the_volume_with_free_bytes_given_once(
     for part in partitions:
         assert total(part.extents) == min(partition_size, size - part.number * partition_size)
     given_out = sorted((e for part in partitions for e in part.extents), key=lambda e: (e.device, e.offset))
-    for extent, following in zip(given_out, given_out[1:], strict=False):
+    for extent, following in pairwise(given_out):
         assert extent.device != following.device or extent.end <= following.offset
     for extent in given_out:
         assert extent.offset % BLOCK_SIZE == 0
@@ -80,7 +83,7 @@ def test_processors_and_equal_devices_get_equal_shares_and_neighbours_differ(
         [sum(part.extents[0].device == device for part in partitions) for device in runs],
     ):
         assert max(shares) - min(shares) <= 1
-    for part, following in zip(partitions, partitions[1:], strict=False):
+    for part, following in pairwise(partitions):
         assert part.extents[0].device != following.extents[0].device
         assert len(processors) == 1 or part.processor != following.processor
 
@@ -129,4 +132,4 @@ def test_free_runs_are_what_no_extent_covers(used: list[tuple[int, int]]) -> Non
     free = free_runs(area, [Extent(1, offset, length) for offset, length in used])
     covered = {byte for offset, length in used for byte in range(offset, offset + length)}
     assert {byte for run in free for byte in range(run.offset, run.end)} == set(range(5, 35)) - covered
-    assert all(run.end < following.offset for run, following in zip(free, free[1:], strict=False))
+    assert all(run.end < following.offset for run, following in pairwise(free))

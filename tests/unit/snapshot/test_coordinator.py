@@ -3,14 +3,14 @@
 from pathlib import Path
 
 import pytest
+
 from polyvol.mapping.catalog.store import Catalog
 from polyvol.mapping.extent import Extent
 from polyvol.mapping.partition import Partition
-from polyvol.mapping.records import ChangeLog, Volume
+from polyvol.mapping.records import ChangeLog, SnapshotRecord, Volume
 from polyvol.mapping.volume import NewDevice, VolumePlan, volume_spec
 from polyvol.snapshot.coordinator import Coordinator
 from polyvol.snapshot.errors import CutFailed
-
 from tests.support.sim_engine import SimEngine, SimWorld
 
 MIB = 1 << 20
@@ -61,14 +61,16 @@ def bench(catalog: Catalog, tmp_path: Path) -> Bench:
     return Bench(catalog, tmp_path)
 
 
-def test_a_cut_is_settled_and_flushed_before_it_is_recorded_and_exported(bench: Bench) -> None:
+def test_a_cut_is_settled_and_flushed_before_it_is_recorded_and_exported(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     commit = bench.catalog.commit_snapshots
 
-    def noted(*arguments: object) -> None:
+    def noted(records: list[SnapshotRecord]) -> None:
         bench.world.calls.append(("commit",))
-        commit(*arguments)  # type: ignore[arg-type]
+        commit(records)
 
-    bench.catalog.commit_snapshots = noted  # type: ignore[method-assign]
+    monkeypatch.setattr(bench.catalog, "commit_snapshots", noted)
     records = bench.coordinator.take(bench.volumes, "s", {bench.volumes[0].id: 1})
     assert bench.world.names() == [
         "cut",
@@ -112,7 +114,9 @@ def test_a_catalog_that_refuses_leaves_nothing(bench: Bench) -> None:
     bench.coordinator.take(bench.volumes[:1], "s")
     with pytest.raises(CutFailed):
         bench.coordinator.take(bench.volumes[1:] + bench.volumes[:1], "s")  # the name is taken in one
-    assert [(each.volume, each.name) for each in bench.catalog.all_snapshots()] == [(bench.volumes[0].id, "s")]
+    assert [(each.volume, each.name) for each in bench.catalog.all_snapshots()] == [
+        (bench.volumes[0].id, "s")
+    ]
     assert bench.epochs() == [1, 0]
 
 
