@@ -42,10 +42,11 @@ def create(state_dir: Path, as_json: bool, **request: Json) -> None:
     elif request["dry_run"]:
         _print_plan(made)
     else:
+        parts = counted(made["partition_count"], "partition")
+        owners = counted(len(made["processors"]), "processor")
         click.echo(
-            f"volume {made['name']}: {format_size(made['size'])}, {counted(made['partition_count'], 'partition')} of"
-            f" {format_size(made['partition_size'])} on {counted(len(made['processors']), 'processor')},"
-            f" devices {listed(made['devices'])}"
+            f"volume {made['name']}: {format_size(made['size'])}, {parts} of"
+            f" {format_size(made['partition_size'])} on {owners}, devices {listed(made['devices'])}"
         )
 
 

@@ -251,6 +251,19 @@ def test_a_stop_waits_for_the_change_that_is_under_way(daemon: Daemon) -> None:
     assert exports(daemon) == ["v", "v@s"]
 
 
+@pytest.mark.parametrize(
+    "sent", [b"", b"GET /v1/status HTTP/1.1\r\nHost:", b"POST /v1/volumes HTTP/1.1\r\nContent-"]
+)
+def test_a_client_that_says_nothing_does_not_hold_up_a_stop(daemon: Daemon, sent: bytes) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.connect(str(daemon.state_dir / "control.sock"))
+        client.sendall(sent)
+        time.sleep(0.05)
+        start = time.monotonic()
+        daemon.service.stop()
+        assert time.monotonic() - start < 5
+
+
 def test_a_start_that_fails_leaves_nothing_running(tmp_path: Path) -> None:
     world = SimWorld()
     (tmp_path / "control.sock").write_text("not a socket")

@@ -9,7 +9,7 @@ import pytest
 from polyvol.mapping.catalog.database import Database
 from polyvol.mapping.catalog.store import LOG_NUMBER_MAX, Catalog
 from polyvol.mapping.device import Device
-from polyvol.mapping.errors import CatalogDamaged, CatalogVersion, TooManyLogs
+from polyvol.mapping.errors import CatalogDamaged, CatalogFailed, CatalogVersion, TooManyLogs
 from polyvol.mapping.extent import Extent
 from polyvol.mapping.partition import Partition
 from polyvol.mapping.records import ChangeLog, SnapshotRecord
@@ -162,3 +162,12 @@ def test_a_migration_that_fails_changes_nothing(tmp_path: Path) -> None:
     catalog = Catalog(path)
     assert catalog._database.rows("SELECT name FROM sqlite_master WHERE name = 'extra'") == []
     catalog.close()
+
+
+def test_a_catalog_that_cannot_be_written_says_so_and_stays_as_it_was(catalog: Catalog) -> None:
+    volume = catalog.create_volume(PLAN)
+    catalog._database.rows("PRAGMA query_only = ON")
+    with pytest.raises(CatalogFailed, match="cannot be written"):
+        catalog.set_volume_state(volume.id, "ready")
+    catalog._database.rows("PRAGMA query_only = OFF")
+    assert [each.state for each in catalog.volumes()] == ["creating"]
