@@ -113,6 +113,7 @@ def test_a_delete_that_was_cut_off_is_finished_at_the_next_start(daemon: Daemon,
     assert "taking volume v out of service failed" in daemon.refused("volume", "delete", "v", "--yes")
     assert state_of(daemon, "v") == "deleting"
     daemon.world.fail.clear()
+    assert "the engine holds it still" in daemon.refused("volume", "delete", "v", "--yes")
     daemon.restart()
     assert json.loads(daemon.ok("volume", "list", "--json")) == []
     assert b"secret" not in (tmp_path / "d").read_bytes()
@@ -135,6 +136,19 @@ def test_a_failed_snapshot_leaves_nothing_and_says_so(daemon: Daemon) -> None:
     assert "the snapshot of v could not be made" in daemon.refused("snapshot", "create", "v", "--name", "s")
     daemon.world.fail.clear()
     daemon.ok("snapshot", "create", "v", "--name", "s")
+
+
+def test_what_the_catalog_would_not_forget_is_exported_on(daemon: Daemon) -> None:
+    daemon.ok("volume", "create", "v", "--size", "1M")
+    daemon.ok("snapshot", "create", "v", "--name", "s")
+    catalog = daemon.service._context.catalog
+    catalog._database.rows("PRAGMA query_only = ON")
+    assert "catalog" in daemon.refused("snapshot", "delete", "v@s")
+    assert "catalog" in daemon.refused("volume", "delete", "v", "--yes")
+    assert "catalog" in daemon.refused("snapshot", "create", "v", "--name", "t")
+    catalog._database.rows("PRAGMA query_only = OFF")
+    assert exports(daemon) == ["v", "v@s"]
+    daemon.ok("volume", "delete", "v", "--yes")
 
 
 def test_a_device_half_added_or_half_removed_is_forgotten_at_the_next_start(
