@@ -294,6 +294,15 @@ class CatalogVersion(PolyvolError):
     hint = "use the polyvold that wrote it, or a newer one"
 
 
+class CatalogFailed(PolyvolError):
+    """The catalog could not be written; nothing of the change was recorded."""
+
+    code = "catalog-failed"
+    kind = "io"
+    sentence = "the catalog {path} cannot be written: {why}"
+    hint = "see that its file system has room and is well, then try again"
+
+
 class CatalogDamaged(PolyvolError):
     """A catalog that SQLite cannot read, or that is none."""
 
