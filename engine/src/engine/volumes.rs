@@ -198,11 +198,7 @@ impl Engine {
             share_ref.queue.push(Event::Control(Box::new(control)));
             shares.push(share_ref);
         }
-        let highest = shares.iter().map(|share| share.processor).max().unwrap_or(0) as usize;
-        let mut share_of = vec![usize::MAX; highest + 1];
-        for (index, share) in shares.iter().enumerate() {
-            share_of[share.processor as usize] = index;
-        }
+        let share_of = index_by_processor(&shares);
         let volume = Volume {
             id: spec.id,
             name: spec.name,
@@ -409,6 +405,16 @@ fn begin(
     };
     let locals = intake.partitions.iter().map(local).collect();
     Ok((journal, locals))
+}
+
+/// For each processor, the index of its share; `usize::MAX` for those that have none.
+fn index_by_processor(shares: &[ShareRef]) -> Vec<usize> {
+    let highest = shares.iter().map(|share| share.processor).max().unwrap_or(0) as usize;
+    let mut share_of = vec![usize::MAX; highest + 1];
+    for (index, share) in shares.iter().enumerate() {
+        share_of[share.processor as usize] = index;
+    }
+    share_of
 }
 
 /// The smallest share number that no volume has.

@@ -120,6 +120,12 @@ impl Flusher {
     }
 }
 
+impl Drop for Flusher {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
 fn run(shared: &Shared) {
     loop {
         let mut state = shared.state.lock().expect("no holder panics");
