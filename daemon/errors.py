@@ -6,7 +6,7 @@ How it works      The classes say code, kind, sentence and hint (mapping/errors.
                   docs/errors.md.
 """
 
-# ruff: noqa: N818 - these names say what is the matter; that they are errors, their base says
+
 
 import re
 from collections.abc import Iterator

@@ -9,7 +9,7 @@ Invariants        R1 codes are unique; R2 the facts given are exactly the fields
 Errors            The classes of snapshot/ and daemon/ are in their own `errors.py`; docs/errors.md lists all.
 """
 
-# ruff: noqa: N818 - these names say what is the matter; that they are errors, their base says
+
 
 from typing import ClassVar, Literal
 
