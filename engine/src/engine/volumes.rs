@@ -168,7 +168,9 @@ impl Engine {
         let mut volumes = self.volumes.lock().expect("no holder panics");
         let number = free_number(&volumes);
         let mut made = Vec::new();
-        for ((intake, recovered), slots) in intakes.into_iter().zip(recovered).zip(slots) {
+        for (ordinal, ((intake, recovered), slots)) in
+            intakes.into_iter().zip(recovered).zip(slots).enumerate()
+        {
             let stats = Arc::new(ShareStats::default());
             let (journal, locals) = begin(&intake, recovered, &geometry)?;
             let journals = &durable.journals;
@@ -184,7 +186,7 @@ impl Engine {
                 slots,
                 epoch,
                 snapshots: spec.snapshots.iter().map(|(epoch, _)| *epoch).collect(),
-                default_logs: spec.default_logs.clone(),
+                default_logs: in_turn(&spec.default_logs, ordinal),
                 named_log: spec.snapshots.last().and_then(|(_, log)| *log),
             });
             made.push((
@@ -405,6 +407,16 @@ fn begin(
     };
     let locals = intake.partitions.iter().map(local).collect();
     Ok((journal, locals))
+}
+
+/// The logs, beginning with another one for each processor: two that write to one file wait for each other.
+fn in_turn(logs: &[u16], ordinal: usize) -> Vec<u16> {
+    let mut logs = logs.to_vec();
+    if !logs.is_empty() {
+        let first = ordinal % logs.len();
+        logs.rotate_left(first);
+    }
+    logs
 }
 
 /// For each processor, the index of its share; `usize::MAX` for those that have none.
