@@ -6,8 +6,6 @@ How it works      The classes say code, kind, sentence and hint (mapping/errors.
                   docs/errors.md.
 """
 
-
-
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager

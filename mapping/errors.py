@@ -9,8 +9,6 @@ Invariants        R1 codes are unique; R2 the facts given are exactly the fields
 Errors            The classes of snapshot/ and daemon/ are in their own `errors.py`; docs/errors.md lists all.
 """
 
-
-
 from typing import ClassVar, Literal
 
 Kind = Literal["not-found", "exists", "busy", "invalid", "corrupt", "io", "unavailable"]

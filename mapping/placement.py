@@ -63,7 +63,7 @@ def place_log(what: str, volume_size: int, name: str, space: FreeSpace) -> list[
 
 
 def rooms(size: int, partition_size: int, processors: int) -> list[int]:
-    """Bytes of the partitions that each processor gets when they go round; processors without any left out."""
+    """Bytes of the partitions that each processor gets when they go round; those without any are left out."""
     lengths = list(partition_lengths(size, partition_size))
     return [sum(lengths[first::processors]) for first in range(min(processors, len(lengths)))]
 

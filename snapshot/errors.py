@@ -1,7 +1,5 @@
 """Errors of taking snapshots; their form is that of mapping/errors.py."""
 
-
-
 from collections.abc import Sequence
 
 from polyvol.mapping.errors import PolyvolError

@@ -90,8 +90,8 @@ class PartitionState(TypedDict):
     """One partition at a cut, or now.
 
     `write_seq` is the number, in its processor's journal, of its latest mapping change (0: none yet);
-    `blocks_mapped` counts blocks that are not at their base place; `frozen` says whether the snapshot holds a map
-    of its own (False: it still shares the live one)."""
+    `blocks_mapped` counts blocks that are not at their base place; `frozen` says whether the snapshot holds a
+    map of its own (False: it still shares the live one)."""
 
     partition: int
     processor: int
@@ -200,7 +200,7 @@ class Engine:
         """All exports, by name."""
 
     def cut(self, volumes: list[CutVolume]) -> CutReport:
-        """Make one cut over these volumes. The epoch it ends is pending: `settle`, `flush`, commit or drop."""
+        """Make one cut over these volumes. The epoch it ends is pending: settle, flush, commit or drop."""
 
     def settle(self, volume: int, epoch: int) -> None:
         """Wait until every write that belongs to this epoch's snapshot has landed."""
