@@ -28,7 +28,7 @@ def test_a_volume_is_made_shown_and_deleted_with_its_files(daemon: Daemon) -> No
     assert [log["devices"] for log in listed["logs"]] == [["demo.log-0"], ["demo.log-1"]]
     assert exports(daemon) == ["demo"]
     files = sorted(path.name for path in (daemon.state_dir / "devices").iterdir())
-    assert files == ["demo.data", "demo.log"]
+    assert files == ["demo.data-0", "demo.data-1", "demo.log-0", "demo.log-1"]
     shown = json.loads(daemon.ok("volume", "show", "demo", "--partitions", "--json"))
     assert [part["extents"][0]["length"] for part in shown["partitions"]] == [64 * MIB, 36 * MIB]
     daemon.ok("snapshot", "create", "demo")
@@ -202,7 +202,7 @@ def test_deleted_bytes_are_gone_from_a_shared_device(daemon: Daemon, tmp_path: P
 def test_a_dry_run_shows_the_plan_and_changes_nothing(daemon: Daemon) -> None:
     plan = json.loads(daemon.ok("volume", "create", "v", "--size", "100M", "--dry-run", "--json"))
     assert [new["name"] for new in plan["new_devices"]] == ["v.data-0", "v.data-1", "v.log-0", "v.log-1"]
-    assert plan["partitions"][1]["extents"] == [{"device": "v.data", "offset": 65 * MIB, "length": 36 * MIB}]
+    assert plan["partitions"][1]["extents"] == [{"device": "v.data-1", "offset": MIB, "length": 36 * MIB}]
     assert "v.data" in daemon.ok("volume", "create", "v", "--size", "100M", "--dry-run")
     assert json.loads(daemon.ok("volume", "list", "--json")) == []
 
