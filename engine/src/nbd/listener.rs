@@ -1,0 +1,297 @@
+//! Listener: accepts sockets and leads them through the handshake, all on one thread that never blocks.
+//!
+//! How it works      Listening sockets, sockets in handshake and a wake-up stand in one epoll set. A socket
+//!                   whose handshake is done becomes a [`Connection`] with a reader thread of its own.
+//! Invariants        L1 a handshake has [`HANDSHAKE_TIME`] from the moment it was accepted;
+//!                   L2 at most `handshakes_max` sockets are in handshake: a new one takes the oldest's place;
+//!                   L3 nothing is received from a socket that has not taken its output yet.
+//! Errors            whatever goes wrong with a socket closes that socket. Without file descriptors the
+//!                   oldest handshake is given up, or accepting pauses.
+
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use rustix::event::epoll;
+use rustix::io::Errno as SystemErrno;
+use rustix::net::{RecvFlags, SendFlags, SocketFlags, accept_with, recv, send, sockopt};
+use rustix::time::Timespec;
+
+use crate::nbd::budget::{CONNECTIONS_MAX, HANDSHAKES_BYTES_MAX, lock};
+use crate::nbd::handshake::{Agreement, Context, FEED_BYTES_MAX, Handshake, Step};
+use crate::nbd::{Shared, WAKE};
+
+/// How long a handshake may take.
+pub const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
+/// Sockets in handshake, if the system allows for as many file descriptors.
+pub const HANDSHAKES_MAX: usize = 16384;
+/// File descriptors that are left to the rest of the process.
+const FILES_RESERVED: usize = 1024;
+/// Marks a listening socket's number among the events.
+pub const LISTENING: u64 = 1 << 63;
+/// How long accepting pauses when nothing can be given up.
+const PAUSE: Duration = Duration::from_millis(50);
+/// Sockets accepted before others have their turn.
+const ACCEPTS_PER_TURN: usize = 64;
+/// Exchanges with one socket before others have their turn.
+const EXCHANGES_PER_TURN: usize = 4;
+/// What a handshake may hold whatever the others do, bytes.
+const HELD_ALWAYS: usize = 1024;
+/// Events looked at in one turn.
+const EVENTS_PER_TURN: usize = 256;
+
+const _: () = assert!((HANDSHAKES_MAX * HELD_ALWAYS) as u64 <= HANDSHAKES_BYTES_MAX);
+
+struct Negotiation {
+    socket: OwnedFd,
+    handshake: Handshake,
+    held: usize,
+    /// What epoll waits for.
+    waits_for: epoll::EventFlags,
+    closing: bool,
+}
+
+/// What an exchange with a socket led to.
+enum Outcome {
+    Waits(epoll::EventFlags),
+    Close,
+    Done(Agreement),
+}
+
+/// The thread's own state.
+pub struct Listener {
+    shared: Arc<Shared>,
+    negotiations: HashMap<u64, Negotiation>,
+    /// Deadlines in the order of acceptance; some may be over already.
+    deadlines: VecDeque<(Instant, u64)>,
+    handshakes_max: usize,
+    next: u64,
+    /// What all handshakes hold, bytes.
+    held: usize,
+    paused_until: Option<Instant>,
+    scratch: Vec<u8>,
+}
+
+impl Listener {
+    /// A listener for a process that may open `files_max` files.
+    pub fn new(shared: Arc<Shared>, files_max: u64) -> Listener {
+        let files = usize::try_from(files_max).unwrap_or(usize::MAX);
+        let spare = files.saturating_sub(CONNECTIONS_MAX + FILES_RESERVED);
+        Listener {
+            shared,
+            negotiations: HashMap::new(),
+            deadlines: VecDeque::new(),
+            handshakes_max: spare.clamp(64, HANDSHAKES_MAX),
+            next: 1,
+            held: 0,
+            paused_until: None,
+            scratch: vec![0; FEED_BYTES_MAX],
+        }
+    }
+
+    /// Serves until the server stops.
+    pub fn run(mut self) {
+        let mut events: Vec<epoll::Event> = Vec::with_capacity(EVENTS_PER_TURN);
+        while !self.shared.stopping.load(Ordering::Acquire) {
+            events.clear();
+            let timeout = Timespec::try_from(self.timeout()).ok();
+            let space = rustix::buffer::spare_capacity(&mut events);
+            match epoll::wait(&self.shared.listening, space, timeout.as_ref()) {
+                Ok(_) | Err(SystemErrno::INTR) => {}
+                Err(_) => std::thread::sleep(PAUSE),
+            }
+            for event in &events {
+                let number = event.data.u64();
+                if number & LISTENING == 0 {
+                    self.exchange(number);
+                } else if number != WAKE {
+                    self.accept(number);
+                }
+            }
+            self.expire();
+        }
+    }
+
+    fn timeout(&self) -> Duration {
+        let now = Instant::now();
+        let first = self.deadlines.front().map(|(deadline, _)| *deadline);
+        let next = [first, self.paused_until].into_iter().flatten().min();
+        next.map_or(HANDSHAKE_TIME, |at| at.saturating_duration_since(now))
+    }
+
+    fn expire(&mut self) {
+        let now = Instant::now();
+        while let Some(&(deadline, number)) = self.deadlines.front() {
+            if deadline > now && self.negotiations.contains_key(&number) {
+                break;
+            }
+            self.deadlines.pop_front();
+            self.remove(number); // L1
+        }
+        if self.paused_until.is_some_and(|until| until <= now) {
+            self.paused_until = None;
+            self.pause_listening(false);
+        }
+    }
+
+    fn pause_listening(&self, pause: bool) {
+        let wanted = if pause { epoll::EventFlags::empty() } else { epoll::EventFlags::IN };
+        for (index, socket) in lock(&self.shared.listeners).iter().enumerate() {
+            let data = epoll::EventData::new_u64(LISTENING | index as u64);
+            // It fails only for a socket that is not in the set, and all are.
+            let _ = epoll::modify(&self.shared.listening, socket, data, wanted);
+        }
+    }
+
+    fn accept(&mut self, number: u64) {
+        for _ in 0..ACCEPTS_PER_TURN {
+            let listeners = lock(&self.shared.listeners);
+            let index = usize::try_from(number & !LISTENING).unwrap_or(usize::MAX);
+            let Some(listening) = listeners.get(index) else { return };
+            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+            let accepted = accept_with(listening, flags);
+            drop(listeners);
+            match accepted {
+                Ok(socket) => self.begin(socket),
+                Err(SystemErrno::INTR | SystemErrno::CONNABORTED) => {}
+                Err(
+                    SystemErrno::MFILE
+                    | SystemErrno::NFILE
+                    | SystemErrno::NOBUFS
+                    | SystemErrno::NOMEM,
+                ) => {
+                    if !self.give_up_oldest() {
+                        self.pause_listening(true);
+                        self.paused_until = Some(Instant::now() + PAUSE);
+                    }
+                    return;
+                }
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn begin(&mut self, socket: OwnedFd) {
+        while self.negotiations.len() >= self.handshakes_max && self.give_up_oldest() {} // L2
+        // Refused for unix sockets, which need it not.
+        let _ = sockopt::set_tcp_nodelay(&socket, true);
+        let number = self.next;
+        self.next += 1;
+        let waits_for = epoll::EventFlags::IN;
+        let data = epoll::EventData::new_u64(number);
+        if epoll::add(&self.shared.listening, &socket, data, waits_for).is_err() {
+            return;
+        }
+        let handshake = Handshake::new();
+        let held = handshake.held_bytes();
+        self.held += held;
+        let negotiation = Negotiation { socket, handshake, held, waits_for, closing: false };
+        self.negotiations.insert(number, negotiation);
+        self.shared.handshakes.store(self.negotiations.len(), Ordering::Relaxed);
+        self.deadlines.push_back((Instant::now() + HANDSHAKE_TIME, number));
+        self.exchange(number);
+    }
+
+    fn give_up_oldest(&mut self) -> bool {
+        while let Some((_, number)) = self.deadlines.pop_front() {
+            if self.remove(number).is_some() {
+                return true;
+            }
+        }
+        false
+    }
+
+    fn remove(&mut self, number: u64) -> Option<Negotiation> {
+        let negotiation = self.negotiations.remove(&number)?;
+        self.held -= negotiation.held;
+        self.shared.handshakes.store(self.negotiations.len(), Ordering::Relaxed);
+        Some(negotiation)
+    }
+
+    /// Sends and receives with one socket as far as it goes now.
+    fn exchange(&mut self, number: u64) {
+        let Some(negotiation) = self.negotiations.get_mut(&number) else { return };
+        let full = lock(&self.shared.connections).len() >= CONNECTIONS_MAX;
+        let context = Context { exports: &self.shared.exports, full };
+        let outcome = negotiation.exchange(context, &mut self.scratch);
+        let held = negotiation.handshake.held_bytes();
+        self.held = self.held - negotiation.held + held;
+        negotiation.held = held;
+        let greedy = held > HELD_ALWAYS && self.held as u64 > HANDSHAKES_BYTES_MAX;
+        match outcome {
+            Outcome::Done(agreement) => {
+                let Some(negotiation) = self.remove(number) else { return };
+                // From here on the socket is the reader's; a failure just closes it.
+                let _ = epoll::delete(&self.shared.listening, &negotiation.socket);
+                let output = negotiation.handshake.output().to_vec();
+                Shared::begin_transmission(
+                    &self.shared,
+                    negotiation.socket,
+                    number,
+                    agreement,
+                    output,
+                );
+            }
+            Outcome::Close => {
+                self.remove(number);
+            }
+            Outcome::Waits(_) if greedy => {
+                self.remove(number);
+            }
+            Outcome::Waits(wanted) if wanted == negotiation.waits_for => {}
+            Outcome::Waits(wanted) => {
+                negotiation.waits_for = wanted;
+                let data = epoll::EventData::new_u64(number);
+                let socket = &negotiation.socket;
+                if epoll::modify(&self.shared.listening, socket, data, wanted).is_err() {
+                    self.remove(number);
+                }
+            }
+        }
+    }
+}
+
+impl Negotiation {
+    fn exchange(&mut self, context: Context, scratch: &mut [u8]) -> Outcome {
+        for _ in 0..EXCHANGES_PER_TURN {
+            let output = self.handshake.output();
+            if !output.is_empty() {
+                match send(&self.socket, output, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+                    Ok(sent) => self.handshake.sent(sent),
+                    Err(SystemErrno::INTR) => {}
+                    Err(SystemErrno::AGAIN) => return Outcome::Waits(epoll::EventFlags::OUT),
+                    Err(_) => return Outcome::Close,
+                }
+                if !self.handshake.output().is_empty() {
+                    continue; // L3
+                }
+            }
+            if self.closing {
+                return Outcome::Close;
+            }
+            // Options that had to wait until output was taken come first.
+            let mut step = self.handshake.feed(&[], context);
+            if matches!(step, Step::More) && self.handshake.output().is_empty() {
+                match recv(&self.socket, &mut *scratch, RecvFlags::DONTWAIT) {
+                    Ok((0, _)) => return Outcome::Close,
+                    Ok((received, _)) => step = self.handshake.feed(&scratch[..received], context),
+                    Err(SystemErrno::INTR) => {}
+                    Err(SystemErrno::AGAIN) => return Outcome::Waits(epoll::EventFlags::IN),
+                    Err(_) => return Outcome::Close,
+                }
+            }
+            match step {
+                Step::More => {}
+                Step::Close => self.closing = true,
+                Step::Done(agreement) => return Outcome::Done(agreement),
+            }
+        }
+        if self.closing && self.handshake.output().is_empty() {
+            return Outcome::Close;
+        }
+        let writes = !self.handshake.output().is_empty();
+        Outcome::Waits(if writes { epoll::EventFlags::OUT } else { epoll::EventFlags::IN })
+    }
+}

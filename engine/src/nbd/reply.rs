@@ -1,0 +1,357 @@
+//! Replies: from a finished request to bytes on the socket, without ever blocking a processor.
+//!
+//! How it works      A finished request becomes a [`Reply`] in its connection's queue. A kick sends all that
+//!                   is queued: one `sendmsg` for many replies. When the socket takes no more, or one kick
+//!                   has sent much, the connection is handed to the server's sender thread, which waits for
+//!                   the socket (epoll, one shot) and goes on; meanwhile kicks only queue.
+//! Invariants        P1 one thread sends at a time: the one that set `sending`, or, once handed over, the
+//!                      sender thread; whoever sends looks at the queue again before it stops;
+//!                   P2 what a request holds is given back when its reply is sent or dropped, once.
+//! Owner and locks   the outbox's lock, then the connection's state, then the pool.
+//! Errors            a peer that cannot be sent to ends its own connection.
+
+use std::collections::VecDeque;
+use std::io::IoSlice;
+use std::sync::Arc;
+
+use rustix::event::epoll;
+use rustix::io::Errno as SystemErrno;
+use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
+
+use crate::error::Errno;
+use crate::nbd::budget::{self, lock};
+use crate::nbd::connection::{Connection, State};
+use crate::nbd::wire::{
+    BASE_ALLOCATION_ID, CHUNK_HEADER_BYTES, SIMPLE_REPLY_BYTES, STATE_HOLE, STATE_ZERO, chunk,
+    command_flag, error, only_chunk, simple_reply,
+};
+use crate::volume::request::{Request, Sink, Verb};
+
+/// Replies in one `sendmsg`.
+const REPLIES_PER_SEND: usize = 128;
+/// What one kick sends before it leaves the rest to the sender thread, bytes.
+const BYTES_PER_TURN: usize = 1 << 20;
+/// Extents in one reply to BLOCK_STATUS.
+const EXTENTS_MAX: usize = 4096;
+/// The longest head: a data chunk's header and its offset.
+const HEAD_BYTES_MAX: usize = CHUNK_HEADER_BYTES + 8;
+/// The kernel's limit for parts of one message.
+const IOV_MAX: usize = 1024;
+
+const _: () = assert!(2 * REPLIES_PER_SEND <= IOV_MAX);
+const _: () = assert!(SIMPLE_REPLY_BYTES <= HEAD_BYTES_MAX);
+
+/// What follows a reply's head.
+enum Body {
+    Nothing,
+    /// The buffer of a read.
+    Read(Arc<Request>),
+    Bytes(Vec<u8>),
+}
+
+/// One reply, ready to be sent.
+pub struct Reply {
+    head: [u8; HEAD_BYTES_MAX],
+    head_bytes: usize,
+    body: Body,
+    /// What is given back once it is sent, bytes (P2).
+    cost: u64,
+    /// How many requests it answers.
+    requests: u32,
+}
+
+impl Reply {
+    fn new(head: &[u8], body: Body, cost: u64) -> Reply {
+        let mut reply =
+            Reply { head: [0; HEAD_BYTES_MAX], head_bytes: head.len(), body, cost, requests: 1 };
+        reply.head[..head.len()].copy_from_slice(head);
+        reply
+    }
+
+    /// Bytes of the handshake that are still to be sent; they answer no request.
+    pub fn handshake(bytes: Vec<u8>) -> Reply {
+        Reply { requests: 0, ..Reply::new(&[], Body::Bytes(bytes), 0) }
+    }
+
+    /// The answer to a request that was refused, or that failed.
+    pub fn error(structured: bool, cookie: u64, errno: Errno, cost: u64) -> Reply {
+        let code = protocol_error(errno);
+        if !structured {
+            return Reply::new(&simple_reply(code, cookie), Body::Nothing, cost);
+        }
+        let mut head = [0; CHUNK_HEADER_BYTES + 6]; // the error, and a message of no bytes
+        head[..CHUNK_HEADER_BYTES].copy_from_slice(&only_chunk(chunk::ERROR, cookie, 6));
+        head[CHUNK_HEADER_BYTES..CHUNK_HEADER_BYTES + 4].copy_from_slice(&code.to_be_bytes());
+        Reply::new(&head, Body::Nothing, cost)
+    }
+
+    /// The answer to a finished request.
+    pub fn to(request: Arc<Request>, structured: bool) -> Reply {
+        let cost = budget::cost(request.verb, request.length);
+        let cookie = request.cookie;
+        // Commands whose success has no chunk are answered simply, failed or not.
+        let chunks = structured && matches!(request.verb, Verb::Read | Verb::BlockStatus);
+        if let Err(errno) = request.result() {
+            return Reply::error(chunks, cookie, errno, cost);
+        }
+        match request.verb {
+            Verb::Read if chunks => {
+                let length = u32::try_from(request.length + 8).unwrap_or(u32::MAX);
+                let mut head = [0; HEAD_BYTES_MAX];
+                let header = only_chunk(chunk::OFFSET_DATA, cookie, length);
+                head[..CHUNK_HEADER_BYTES].copy_from_slice(&header);
+                head[CHUNK_HEADER_BYTES..].copy_from_slice(&request.offset.to_be_bytes());
+                Reply::new(&head, Body::Read(request), cost)
+            }
+            Verb::Read => Reply::new(&simple_reply(0, cookie), Body::Read(request), cost),
+            Verb::BlockStatus => {
+                let payload = status_payload(&request);
+                let length = u32::try_from(payload.len()).unwrap_or(u32::MAX);
+                let header = only_chunk(chunk::BLOCK_STATUS, cookie, length);
+                Reply::new(&header, Body::Bytes(payload), cost)
+            }
+            _ => Reply::new(&simple_reply(0, cookie), Body::Nothing, cost),
+        }
+    }
+
+    fn head(&self) -> &[u8] {
+        &self.head[..self.head_bytes]
+    }
+
+    fn body(&self) -> &[u8] {
+        match &self.body {
+            Body::Nothing => &[],
+            Body::Read(request) => request.data.as_slice(),
+            Body::Bytes(bytes) => bytes,
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.head_bytes + self.body().len()
+    }
+}
+
+/// The extents found, no more than asked for and without a gap, as the payload of a chunk.
+fn status_payload(request: &Request) -> Vec<u8> {
+    let one = request.flags & command_flag::REQ_ONE != 0;
+    let most = if one { 1 } else { EXTENTS_MAX };
+    let end = request.offset.saturating_add(request.length);
+    let mut at = request.offset;
+    let mut payload = BASE_ALLOCATION_ID.to_be_bytes().to_vec();
+    for extent in request.take_status().into_iter().filter(|extent| extent.length > 0).take(most) {
+        if extent.offset != at || at >= end {
+            break;
+        }
+        let length = u32::try_from(extent.length.min(end - at)).unwrap_or(u32::MAX);
+        let hole = if extent.hole { STATE_HOLE } else { 0 };
+        let zero = if extent.zero { STATE_ZERO } else { 0 };
+        payload.extend_from_slice(&length.to_be_bytes());
+        payload.extend_from_slice(&(hole | zero).to_be_bytes());
+        at += u64::from(length);
+    }
+    if at == request.offset {
+        // Nothing was found out: data, for all one knows.
+        let length = u32::try_from(request.length).unwrap_or(u32::MAX);
+        payload.extend_from_slice(&length.to_be_bytes());
+        payload.extend_from_slice(&0_u32.to_be_bytes());
+    }
+    payload
+}
+
+/// An errno as the protocol's error; what it does not know is EIO.
+fn protocol_error(errno: Errno) -> u32 {
+    match errno {
+        Errno::EPERM => error::EPERM,
+        Errno::ENOMEM => error::ENOMEM,
+        Errno::EINVAL => error::EINVAL,
+        Errno::ENOSPC => error::ENOSPC,
+        Errno::EOVERFLOW => error::EOVERFLOW,
+        Errno::ENOTSUP => error::ENOTSUP,
+        Errno::ESHUTDOWN => error::ESHUTDOWN,
+        _ => error::EIO,
+    }
+}
+
+/// What the sending thread has taken from the queue.
+#[derive(Default)]
+pub struct Outbox {
+    replies: VecDeque<Reply>,
+    /// How much of the first reply was sent, bytes.
+    first_sent: usize,
+}
+
+/// What was sent and has not been given back yet.
+#[derive(Default)]
+struct Finished {
+    cost: u64,
+    requests: u32,
+    bytes: usize,
+}
+
+impl Finished {
+    fn count(&mut self, reply: &Reply) {
+        self.cost += reply.cost;
+        self.requests += reply.requests;
+    }
+}
+
+impl Outbox {
+    /// Sends as much as one call takes.
+    fn send(&mut self, connection: &Connection) -> Result<usize, SystemErrno> {
+        let mut parts = [IoSlice::new(&[]); 2 * REPLIES_PER_SEND];
+        let mut used = 0;
+        let mut skip = self.first_sent;
+        for reply in self.replies.iter().take(REPLIES_PER_SEND) {
+            for part in [reply.head(), reply.body()] {
+                let skipped = skip.min(part.len());
+                skip -= skipped;
+                if skipped < part.len() {
+                    parts[used] = IoSlice::new(&part[skipped..]);
+                    used += 1;
+                }
+            }
+        }
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        sendmsg(&connection.socket, &parts[..used], &mut SendAncillaryBuffer::default(), flags)
+    }
+
+    /// Drops what `sent` bytes have completed.
+    fn advance(&mut self, sent: usize, finished: &mut Finished) {
+        finished.bytes += sent;
+        self.first_sent += sent;
+        while let Some(first) = self.replies.front() {
+            if self.first_sent < first.len() {
+                break;
+            }
+            self.first_sent -= first.len();
+            finished.count(first);
+            self.replies.pop_front();
+        }
+    }
+
+    fn clear(&mut self, finished: &mut Finished) {
+        for reply in self.replies.drain(..) {
+            finished.count(&reply);
+        }
+        self.first_sent = 0;
+    }
+}
+
+impl Connection {
+    /// Queues a reply; a kick sends it.
+    pub fn push(&self, reply: Reply) {
+        let mut state = lock(&self.state);
+        self.push_locked(&mut state, reply);
+    }
+
+    fn push_locked(&self, state: &mut State, reply: Reply) {
+        if state.broken {
+            self.give_back(state, reply.cost, reply.requests);
+        } else {
+            state.queue.push(reply);
+        }
+    }
+
+    /// Sends what is queued, unless somebody does so already.
+    pub fn send_queued(&self) {
+        {
+            let mut state = lock(&self.state);
+            if state.sending || state.queue.is_empty() {
+                return;
+            }
+            state.sending = true;
+        }
+        self.send_on();
+    }
+
+    /// Goes on sending; the caller is the one that sends (P1).
+    pub fn send_on(&self) {
+        let mut outbox = lock(&self.outbox);
+        let mut finished = Finished::default();
+        let mut turn = 0;
+        loop {
+            if !self.refill(&mut outbox, &mut finished) {
+                return;
+            }
+            if turn >= BYTES_PER_TURN {
+                break;
+            }
+            match outbox.send(self) {
+                Ok(sent) => {
+                    turn += sent;
+                    outbox.advance(sent, &mut finished);
+                }
+                Err(SystemErrno::INTR) => {}
+                Err(SystemErrno::AGAIN) => break,
+                Err(_) => self.break_off(),
+            }
+        }
+        // Unlocked first: the sender thread may go on before the next line is over.
+        drop(outbox);
+        self.hand_over();
+    }
+
+    /// Gives back what was sent and takes what is queued; false, and no longer sending, if that is nothing.
+    fn refill(&self, outbox: &mut Outbox, finished: &mut Finished) -> bool {
+        let mut state = lock(&self.state);
+        if state.broken {
+            outbox.clear(finished);
+        }
+        state.moved += finished.bytes as u64;
+        self.give_back(&mut state, finished.cost, finished.requests);
+        *finished = Finished::default();
+        outbox.replies.extend(state.queue.drain(..));
+        if outbox.replies.is_empty() {
+            state.sending = false;
+            if state.reader_waits {
+                self.waiter.changed.notify_all();
+            }
+            return false;
+        }
+        true
+    }
+
+    /// Leaves the rest to the sender thread.
+    fn hand_over(&self) {
+        let flags = epoll::EventFlags::OUT | epoll::EventFlags::ONESHOT;
+        let data = epoll::EventData::new_u64(self.number);
+        let armed = match epoll::modify(&self.shared.sender, &self.socket, data, flags) {
+            Err(SystemErrno::NOENT) => epoll::add(&self.shared.sender, &self.socket, data, flags),
+            other => other,
+        };
+        if armed.is_err() {
+            // No memory for epoll: nobody would go on, so the connection ends here.
+            self.break_off();
+            self.drop_unsent();
+        }
+    }
+
+    /// Drops everything that is not sent yet, for a connection that is broken.
+    pub fn drop_unsent(&self) {
+        let mut finished = Finished::default();
+        let mut outbox = lock(&self.outbox);
+        outbox.clear(&mut finished);
+        let mut state = lock(&self.state);
+        state.sending = false;
+        for reply in std::mem::take(&mut state.queue) {
+            finished.count(&reply);
+        }
+        self.give_back(&mut state, finished.cost, finished.requests);
+    }
+}
+
+impl Sink for Connection {
+    fn complete(&self, request: Arc<Request>) {
+        let reply = Reply::to(request, self.agreed.structured);
+        let mut state = lock(&self.state);
+        state.submitted = state.submitted.saturating_sub(1);
+        self.push_locked(&mut state, reply);
+        if state.submitted == 0 && state.reader_waits {
+            self.waiter.changed.notify_all();
+        }
+    }
+
+    fn kick(&self) {
+        self.send_queued();
+    }
+}
