@@ -35,8 +35,10 @@ pub const LISTS_MAX: u32 = 16;
 /// Output at which no further option is looked at, bytes.
 pub const OUTPUT_BYTES_HIGH: usize = 16 << 10;
 /// The most that one step adds to the output, bytes: an INFO with name and description.
+#[cfg(test)]
 const STEP_BYTES_MAX: usize = 5 * OPTION_REPLY_HEADER_BYTES + 2 * NAME_BYTES_MAX + 256;
 /// The most output that is held, bytes.
+#[cfg(test)]
 pub const OUTPUT_BYTES_MAX: usize = OUTPUT_BYTES_HIGH + STEP_BYTES_MAX;
 /// The most that one call of [`Handshake::feed`] may bring, bytes.
 pub const FEED_BYTES_MAX: usize = 16 << 10;
