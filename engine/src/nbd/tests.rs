@@ -1,1 +1,1 @@
-//! Tests of the NBD server.
+//! Tests of the server as a whole.
