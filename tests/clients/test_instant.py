@@ -166,11 +166,11 @@ def check_engine(directory: Path, layout: Layout, seconds: float) -> None:
 
 
 def test_every_snapshot_is_one_instant(short_dir: Path) -> None:
-    check_engine(short_dir, Layout(3, 1, PARTITIONS, MIB), 5)
+    check_engine(short_dir, Layout(3, 1, PARTITIONS, MIB), 3)
 
 
 def test_a_cut_is_one_instant_of_two_volumes(short_dir: Path) -> None:
-    check_engine(short_dir, Layout(3, 2, PARTITIONS, MIB), 5)
+    check_engine(short_dir, Layout(3, 2, PARTITIONS, MIB), 3)
 
 
 @pytest.mark.slow

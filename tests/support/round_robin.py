@@ -7,7 +7,7 @@ How it works      Each client writes the numbers 1, 2, 3... as blocks filled wit
                   finds each client's n, or a number that is missing although a later one is there. A client
                   is a process of its own (`python -m tests.support.round_robin`) that connects by libnbd.
 Owner and locks   Clients tell in a mapped file what they have issued and what was acknowledged: 16 bytes for
-                  each, which only that client writes. The file's first byte tells them to stop.
+                  each, which only that client writes. The file's first word tells them to stop.
 Errors            AssertionError from `prefixes`, and from `writing` when a client failed.
 """
 
@@ -26,7 +26,6 @@ import nbd
 from tests.support.proc import Argument, Background, wait_until
 
 BLOCK = 4096
-HEADER_BYTES = 16
 NUMBER = struct.Struct("<Q")
 
 
@@ -94,44 +93,41 @@ class Progress:
     """What the clients have issued and what was acknowledged."""
 
     def __init__(self, path: Path, clients: int) -> None:
-        size = HEADER_BYTES + 16 * clients
+        size = 8 + 16 * clients
         with path.open("a+b") as file:
             if os.fstat(file.fileno()).st_size < size:
                 file.truncate(size)
             self._map = mmap.mmap(file.fileno(), size)
-        self._clients = clients
+        # Whole words, so that no reader sees half of a number.
+        self._words = memoryview(self._map).cast("Q")
 
     def stop(self) -> None:
         """Tell all clients to stop."""
-        self._map[0] = 1
+        self._words[0] = 1
 
     @property
     def stopped(self) -> bool:
         """Whether they were told."""
-        return self._map[0] != 0
+        return self._words[0] != 0
 
     def tell(self, client: int, *, issued: int | None = None, acknowledged: int | None = None) -> None:
         """Say how far a client is."""
-        at = HEADER_BYTES + 16 * client
         if issued is not None:
-            NUMBER.pack_into(self._map, at, issued)
+            self._words[1 + 2 * client] = issued
         if acknowledged is not None:
-            NUMBER.pack_into(self._map, at + 8, acknowledged)
+            self._words[2 + 2 * client] = acknowledged
 
     def issued(self) -> list[int]:
         """Each client's last number that may be on its way."""
-        return [self._number(HEADER_BYTES + 16 * client) for client in range(self._clients)]
+        return list(self._words[1::2])
 
     def acknowledged(self) -> list[int]:
         """Each client's last number that was acknowledged."""
-        return [self._number(HEADER_BYTES + 16 * client + 8) for client in range(self._clients)]
-
-    def _number(self, at: int) -> int:
-        number: int = NUMBER.unpack_from(self._map, at)[0]
-        return number
+        return list(self._words[2::2])
 
     def close(self) -> None:
         """Let go of the file."""
+        self._words.release()
         self._map.close()
 
 
