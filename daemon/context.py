@@ -68,10 +68,14 @@ class Context:
                 self.engine.grow_processors(count)
             self.processors = count
 
+    def clients(self) -> dict[str, int]:
+        """How many clients are connected to each export, by its name."""
+        return {export["name"]: export["connections"] for export in self.engine.exports()}
+
     def connections(self, names: Iterable[str]) -> int:
         """How many clients are connected to these exports."""
-        wanted = set(names)
-        return sum(export["connections"] for export in self.engine.exports() if export["name"] in wanted)
+        clients = self.clients()
+        return sum(clients.get(name, 0) for name in names)
 
     def device_names(self) -> dict[int, str]:
         """Every device's name, by id."""

@@ -6,7 +6,7 @@ How it works      `polyvol.engine` satisfies `EngineModule`, and so does tests/s
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Protocol
 
 from polyvol.snapshot.coordinator import CutEngine
 
@@ -132,4 +132,4 @@ def load_engine() -> EngineModule:
     """The real engine."""
     from polyvol import engine
 
-    return cast(EngineModule, engine)
+    return engine

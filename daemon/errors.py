@@ -6,8 +6,7 @@ How it works      The classes say code, kind, sentence and hint (mapping/errors.
                   docs/errors.md.
 """
 
-# ruff: noqa: N818 - these names say what is the matter; that they are errors, their base says
-
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -214,3 +213,8 @@ def counted_clients(count: int) -> dict[str, str]:
         "clients": "1 client" if count == 1 else f"{count} clients",
         "them": "it" if count == 1 else "them",
     }
+
+
+def shown(template: str) -> str:
+    """A sentence's or a hint's template as docs/errors.md shows it."""
+    return re.sub(r"\{(\w+)(!r)?\}", r"*\1*", template)

@@ -45,7 +45,7 @@ os.execvp(sys.argv[2 + count], sys.argv[2 + count:])
 
 
 def supervise(config: Config, told: threading.Event) -> None:
-    """Keep nbdkit serving until `told` is set; then stop it and return."""
+    """Keep nbdkit serving until `told` is set, then stop it. The calling thread is its parent (K2)."""
     plugin = find_plugin()
     state.make_state_dir(config.state_dir)
     state.StateLock(config.state_dir).release()  # held by another: say so now; nbdkit takes it itself

@@ -22,7 +22,7 @@ from polyvol.mapping.errors import NameInUse, RepeatedDevice, UnknownSnapshot
 from polyvol.mapping.names import check_name
 from polyvol.mapping.records import SnapshotRecord, Volume
 from polyvol.mapping.volume import log_spec, plan_log
-from polyvol.snapshot.coordinator import Coordinator
+from polyvol.snapshot.coordinator import Coordinator, export_snapshot
 from polyvol.snapshot.snapshot import (
     PartitionSnapshot,
     Snapshot,
@@ -59,8 +59,9 @@ class Snapshots:
             device = self._volumes.inventory().storage(request.log_device)
             logs = {volume.id: self._log_on(volume, device) for volume in volumes}
         records = self._coordinator.take(volumes, name, logs)
+        names, clients = context.device_names(), context.clients()
         return [
-            self._view(volume, Snapshot(record), context.device_names())
+            self._view(volume, Snapshot(record), names, clients)
             for volume, record in zip(volumes, records, strict=True)
         ]
 
@@ -78,7 +79,11 @@ class Snapshots:
             clients = max(1, context.connections([export]))
         if clients:
             raise SnapshotInUse(name=export, **counted_clients(clients))
-        context.catalog.forget_snapshot(record.uuid)
+        try:
+            context.catalog.forget_snapshot(record.uuid)
+        except BaseException:
+            export_snapshot(context.engine, volume, record)  # it exists on
+            raise
         with context.engine_errors(f"giving back the space of snapshot {export}, which is deleted,"):
             freed = context.engine.drop_snapshot(volume.id, record.epoch)
         return SnapshotDeleted(volume=volume.name, name=name, freed=freed)
@@ -86,7 +91,7 @@ class Snapshots:
     def list_all(self, volume_name: str | None = None) -> list[SnapshotView]:
         """The snapshots of one volume, or all."""
         context = self._context
-        names = context.device_names()
+        names, clients = context.device_names(), context.clients()
         if volume_name is None:
             by_id = {volume.id: volume for volume in context.catalog.volumes()}
             records = context.catalog.all_snapshots()
@@ -95,7 +100,7 @@ class Snapshots:
             by_id = {volume.id: volume}
             records = context.catalog.snapshots(volume.id)
         return [
-            self._view(by_id[record.volume], Snapshot(record), names)
+            self._view(by_id[record.volume], Snapshot(record), names, clients)
             for record in records
             if record.volume in by_id
         ]
@@ -110,7 +115,7 @@ class Snapshots:
             self._served(volume_name)
             with context.engine_errors(f"asking for the partitions of {export_name(volume.name, name)}"):
                 states = partition_snapshots(context.engine.partition_states(volume.id, record.epoch))
-        return self._view(volume, Snapshot(record, states), context.device_names())
+        return self._view(volume, Snapshot(record, states), context.device_names(), context.clients())
 
     def _served(self, name: str) -> Volume:
         volume = self._context.find_volume(name)
@@ -149,7 +154,9 @@ class Snapshots:
             raise
         return log.number
 
-    def _view(self, volume: Volume, snapshot: Snapshot, names: dict[int, str]) -> SnapshotView:
+    def _view(
+        self, volume: Volume, snapshot: Snapshot, names: dict[int, str], clients: dict[str, int]
+    ) -> SnapshotView:
         context = self._context
         record = snapshot.record
         export = export_name(volume.name, record.name)
@@ -169,7 +176,7 @@ class Snapshots:
             stall_ns=record.stall_ns,
             stalls=[StallView(processor=processor, stall_ns=stall) for processor, stall in record.stalls],
             durable_ns=record.durable_ns,
-            connections=context.connections([export]),
+            connections=clients.get(export, 0),
             partitions=None
             if snapshot.partitions is None
             else [_part_view(part) for part in snapshot.partitions],

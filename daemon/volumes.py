@@ -139,11 +139,19 @@ class Volumes:
         """Delete a volume that no client is connected to, with its snapshots. The caller holds `changes`."""
         context = self._context
         volume = context.find_volume(name)
+        if volume.state != "ready":
+            reason = context.volume_trouble.get(volume.id, "the engine holds it still")
+            raise DeleteUnfinished(name=name, reason=reason)
         snapshots = context.catalog.snapshots(volume.id)
-        served = volume.state == "ready" and volume.id not in context.volume_trouble
+        served = volume.id not in context.volume_trouble
         if served:
             self._unexport(volume, snapshots)
-        context.catalog.set_volume_state(volume.id, "deleting")
+        try:
+            context.catalog.set_volume_state(volume.id, "deleting")
+        except BaseException:
+            if served:
+                self._export(volume)  # it exists on
+            raise
         if served:
             with context.engine_errors(f"taking volume {name} out of service"):
                 context.engine.remove_volume(volume.id)

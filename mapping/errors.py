@@ -9,8 +9,6 @@ Invariants        R1 codes are unique; R2 the facts given are exactly the fields
 Errors            The classes of snapshot/ and daemon/ are in their own `errors.py`; docs/errors.md lists all.
 """
 
-# ruff: noqa: N818 - these names say what is the matter; that they are errors, their base says
-
 from typing import ClassVar, Literal
 
 Kind = Literal["not-found", "exists", "busy", "invalid", "corrupt", "io", "unavailable"]
@@ -292,6 +290,15 @@ class CatalogVersion(PolyvolError):
         "the catalog {path} has format version {version}, and this polyvold knows versions 1 to {latest}"
     )
     hint = "use the polyvold that wrote it, or a newer one"
+
+
+class CatalogFailed(PolyvolError):
+    """The catalog could not be written; nothing of the change was recorded."""
+
+    code = "catalog-failed"
+    kind = "io"
+    sentence = "the catalog {path} cannot be written: {why}"
+    hint = "see that its file system has room and is well, then try again"
 
 
 class CatalogDamaged(PolyvolError):

@@ -31,8 +31,9 @@ def free_runs(area: Extent, used: Iterable[Extent]) -> list[Extent]:
     runs: list[Extent] = []
     at = area.offset
     for extent in sorted(used, key=lambda extent: extent.offset):
-        if extent.offset > at:
-            runs.append(Extent(area.device, at, extent.offset - at))
+        end = min(extent.offset, area.end)
+        if end > at:
+            runs.append(Extent(area.device, at, end - at))
         at = max(at, extent.end)
     if at < area.end:
         runs.append(Extent(area.device, at, area.end - at))

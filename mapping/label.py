@@ -9,8 +9,6 @@ Durability        Written once, when the device is added, and synced; never chan
 Errors            NoLabel: nothing there that looks like one. BadLabel: one that cannot be read right.
 """
 
-# ruff: noqa: N818 - these names say what is the matter; that they are errors, their base says
-
 import struct
 from dataclasses import dataclass
 from uuid import UUID

@@ -62,8 +62,14 @@ def place_log(what: str, volume_size: int, name: str, space: FreeSpace) -> list[
     return joined(space.take_some(min(log_size(volume_size), usable), CHUNK_SIZE))
 
 
+def rooms(size: int, partition_size: int, processors: int) -> list[int]:
+    """Bytes of the partitions that each processor gets when they go round; those without any are left out."""
+    lengths = list(partition_lengths(size, partition_size))
+    return [sum(lengths[first::processors]) for first in range(min(processors, len(lengths)))]
+
+
 def log_size(volume_size: int) -> int:
-    """How large a change log for a volume of this size wants to be, bytes."""
+    """How large a change log for a volume, or a processor's part of one, of this size wants to be, bytes."""
     return max(round_up(volume_size, CHUNK_SIZE), LOG_SIZE_MIN)
 
 

@@ -26,7 +26,7 @@ class Volume:
 
 @dataclass(frozen=True, slots=True)
 class ChangeLog:
-    """A change log of a volume: `number` is never used again within it; `default`: used where none is named."""
+    """A change log of a volume: `number` is never used again; `default`: used where none is named."""
 
     number: int
     default: bool

@@ -136,13 +136,18 @@ def plan_volume(request: VolumeRequest, inventory: Inventory) -> VolumePlan:
     if base is not None:
         partitions = placement.place_on_base(size, request.partition_size, processors, base.id)
     else:
-        ids = [work.storage(device) for device in request.devices] or [work.new(name, ".data", size)]
+        ids = [work.storage(device) for device in request.devices]
+        if not ids:
+            rooms = placement.rooms(size, request.partition_size, len(processors))
+            ids = work.new_each(name, ".data", rooms)
         space = {device: work.space[device] for device in ids}
         partitions = placement.place_partitions(
             what, size, request.partition_size, processors, space, work.names
         )
     log_ids = [work.storage(device) for device in request.log_devices]
-    log_ids = log_ids or [work.new(name, ".log", placement.log_size(size))]
+    if not log_ids:
+        rooms = placement.rooms(size, request.partition_size, len(processors))
+        log_ids = work.new_each(name, ".log", [placement.log_size(room) for room in rooms])
     what = f"a change log of volume {name}"
     logs = tuple(
         ChangeLog(
@@ -207,7 +212,13 @@ class _Work:
             self.names[device.id] = device.name
         return device.id
 
-    def new(self, volume: str, suffix: str, room: int) -> int:
+    def new_each(self, volume: str, suffix: str, rooms: Sequence[int]) -> list[int]:
+        """A sparse file device for each processor, as two that write to one file wait for each other."""
+        if len(rooms) == 1:
+            return [self._new(volume, suffix, rooms[0])]
+        return [self._new(volume, f"{suffix}-{number}", room) for number, room in enumerate(rooms)]
+
+    def _new(self, volume: str, suffix: str, room: int) -> int:
         """A sparse file device with this much room for extents: its place-holder id."""
         device = -1 - len(self.made)
         name = volume[: NAME_LENGTH_MAX - len(suffix)] + suffix

@@ -1,7 +1,5 @@
 """Errors of taking snapshots; their form is that of mapping/errors.py."""
 
-# ruff: noqa: N818 - these names say what is the matter; that they are errors, their base says
-
 from collections.abc import Sequence
 
 from polyvol.mapping.errors import PolyvolError

@@ -38,6 +38,8 @@ ROUTES: list[Route] = [
 ]
 _BODY_BYTES_MAX = 1 << 20
 _THREADS = 8
+_STOP_TIMEOUT_S = 10.0
+"""How long a stop waits for answers to be read; calls that have begun are waited for in any case."""
 _log = logging.getLogger("polyvol.api")
 
 
@@ -81,7 +83,7 @@ class ControlServer:
 
     async def _serve(self) -> None:
         self._told = asyncio.Event()
-        runner = web.AppRunner(self._application(), access_log=None, shutdown_timeout=60.0)
+        runner = web.AppRunner(self._application(), access_log=None, shutdown_timeout=_STOP_TIMEOUT_S)
         await runner.setup()
         try:
             await web.SockSite(runner, self._listener).start()

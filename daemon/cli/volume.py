@@ -7,7 +7,7 @@ import click
 
 from polyvol.daemon.cli.client import Client, Json
 from polyvol.daemon.cli.common import SIZE, Group, json_option, state_dir_option
-from polyvol.daemon.cli.output import listed, print_facts, print_json, print_table
+from polyvol.daemon.cli.output import counted, listed, print_facts, print_json, print_table
 from polyvol.daemon.errors import NotConfirmed
 from polyvol.daemon.sizes import format_size
 
@@ -42,10 +42,11 @@ def create(state_dir: Path, as_json: bool, **request: Json) -> None:
     elif request["dry_run"]:
         _print_plan(made)
     else:
+        parts = counted(made["partition_count"], "partition")
+        owners = counted(len(made["processors"]), "processor")
         click.echo(
-            f"volume {made['name']}: {format_size(made['size'])}, {made['partition_count']} partitions of"
-            f" {format_size(made['partition_size'])} on {len(made['processors'])} processors,"
-            f" devices {listed(made['devices'])}"
+            f"volume {made['name']}: {format_size(made['size'])}, {parts} of"
+            f" {format_size(made['partition_size'])} on {owners}, devices {listed(made['devices'])}"
         )
 
 
@@ -110,8 +111,7 @@ def delete(name: str, yes: bool, state_dir: Path) -> None:
     if not yes:
         raise NotConfirmed(name=name)
     deleted = Client(state_dir).delete("volumes", name)
-    count = deleted["snapshots"]
-    click.echo(f"volume {name} deleted, with {count} snapshot{'' if count == 1 else 's'}")
+    click.echo(f"volume {name} deleted, with {counted(deleted['snapshots'], 'snapshot')}")
 
 
 def print_volumes(volumes: list[dict[str, Any]]) -> None:

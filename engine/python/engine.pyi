@@ -87,9 +87,11 @@ class CutReport(TypedDict):
     processors: list[ProcessorStall]
 
 class PartitionState(TypedDict):
-    """One partition at a cut, or now: `write_seq` is the number, in its processor's journal, of its latest
-    mapping change (0: none yet); `blocks_mapped` counts blocks that are not at their base place; `frozen` says
-    whether the snapshot holds a map of its own (False: it still shares the live one)."""
+    """One partition at a cut, or now.
+
+    `write_seq` is the number, in its processor's journal, of its latest mapping change (0: none yet);
+    `blocks_mapped` counts blocks that are not at their base place; `frozen` says whether the snapshot holds a
+    map of its own (False: it still shares the live one)."""
 
     partition: int
     processor: int
@@ -180,7 +182,7 @@ class Engine:
         """Close a device that no volume uses (else EngineError 'busy')."""
 
     def add_volume(self, spec: VolumeSpec) -> None:
-        """Take over a volume: recover its maps from its directory and serve its partitions. Not yet exported."""
+        """Take over a volume: recover its maps from its directory, serve its partitions. Not yet exported."""
 
     def remove_volume(self, volume: int) -> None:
         """Let go of a volume, durably; it must have no exports left (else 'busy')."""
@@ -198,7 +200,7 @@ class Engine:
         """All exports, by name."""
 
     def cut(self, volumes: list[CutVolume]) -> CutReport:
-        """Make one cut over these volumes. The epoch it ends is pending: `settle`, `flush`, then commit or drop."""
+        """Make one cut over these volumes. The epoch it ends is pending: settle, flush, commit or drop."""
 
     def settle(self, volume: int, epoch: int) -> None:
         """Wait until every write that belongs to this epoch's snapshot has landed."""
@@ -225,7 +227,7 @@ class Engine:
         """A way to do I/O on an export from this process; counts as a connection."""
 
     def stop(self) -> None:
-        """Close connections, end what is under way, make everything durable, write checkpoints, end the threads.
+        """Close connections, make everything durable, write checkpoints, end the threads.
 
         Idempotent. Afterwards every other call raises 'invalid'."""
 

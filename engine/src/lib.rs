@@ -1,7 +1,7 @@
 //! polyvol's data plane. Python decides (volumes, devices, snapshots, schedules); this crate moves bytes.
 //!
 //! In the order in which a request meets them: [`nbd`] (connections), [`volume`] (exports, splitting),
-//! [`processor`] (queues, shards, verbs), [`block_map`] (where blocks are), [`change_log`] (where changed blocks
+//! [`processor`] (queues, shares, verbs), [`block_map`] (where blocks are), [`change_log`] (where changed blocks
 //! go, and the records that say so), [`io`] (devices). [`engine`] puts them together.
 
 pub mod block_map;

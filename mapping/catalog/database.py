@@ -6,7 +6,7 @@ How it works      SQLite in WAL mode with synchronous=FULL, one connection for t
 Invariants        B1 a file of an unknown version, or of another program, is left as it is; B2 nobody sees the
                   middle of a transaction.
 Durability        When `transaction` has ended without an error, its changes survive power loss.
-Errors            CatalogVersion, CatalogDamaged.
+Errors            CatalogVersion, CatalogDamaged, CatalogFailed.
 """
 
 import sqlite3
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from polyvol.mapping.errors import CatalogDamaged, CatalogVersion
+from polyvol.mapping.errors import CatalogDamaged, CatalogFailed, CatalogVersion
 
 LATEST_VERSION = 1
 _HERE = Path(__file__).parent
@@ -47,13 +47,15 @@ class Database:
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """All or nothing of what is done within."""
         with self._lock:
-            self._connection.execute("BEGIN IMMEDIATE")
             try:
+                self._connection.execute("BEGIN IMMEDIATE")
                 yield self._connection
                 self._connection.execute("COMMIT")
-            except BaseException:
+            except BaseException as error:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
+                if isinstance(error, sqlite3.OperationalError):
+                    raise CatalogFailed(path=self._path, why=error) from error
                 raise
 
     def rows(self, statement: str, *values: object) -> list[sqlite3.Row]:

@@ -19,3 +19,6 @@ pub mod journal;
 pub mod recover;
 pub mod slots;
 pub mod space;
+
+#[cfg(test)]
+mod tests;

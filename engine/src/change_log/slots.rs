@@ -1,4 +1,4 @@
-//! Slots: one processor's share of a volume's change logs: which slots are free, used, or waiting to be free.
+//! Slots: what one processor has of a volume's change logs: which slots are free, used, or waiting to be free.
 //!
 //! How it works      A bitmap for each chunk that the processor has taken. Slots are handed out in runs, from
 //!                   the newest log that was asked for, in the chunk that served last, then in any other with
@@ -25,16 +25,16 @@ struct Chunk {
 }
 
 #[derive(Debug)]
-struct Share {
+struct LogShare {
     log: Arc<Log>,
     chunks: HashMap<u64, Chunk>,
     /// Chunks that may have room; the last one serves. Some may have been given back since.
     roomy: VecDeque<u64>,
 }
 
-impl Share {
-    fn new(log: &Arc<Log>) -> Share {
-        Share { log: Arc::clone(log), chunks: HashMap::new(), roomy: VecDeque::new() }
+impl LogShare {
+    fn new(log: &Arc<Log>) -> LogShare {
+        LogShare { log: Arc::clone(log), chunks: HashMap::new(), roomy: VecDeque::new() }
     }
 
     fn add_chunk(&mut self, number: u64) {
@@ -60,7 +60,7 @@ struct Waiting {
 /// See the module's head.
 #[derive(Debug, Default)]
 pub struct Slots {
-    shares: HashMap<u16, Share>,
+    log_shares: HashMap<u16, LogShare>,
     waiting: VecDeque<Waiting>,
     waiting_count: u64,
     used: u64,
@@ -90,13 +90,13 @@ impl EmptyChunk {
 impl Slots {
     /// Hands out up to `want` consecutive slots of `log`; `None` when it has no room.
     pub fn take(&mut self, log: &Arc<Log>, want: u32) -> Option<(Place, u32)> {
-        let share = self.shares.entry(log.number).or_insert_with(|| Share::new(log));
+        let log_share = self.log_shares.entry(log.number).or_insert_with(|| LogShare::new(log));
         loop {
-            let Some(number) = share.roomy.back().copied() else {
-                share.add_chunk(log.take_chunk()?);
+            let Some(number) = log_share.roomy.back().copied() else {
+                log_share.add_chunk(log.take_chunk()?);
                 continue;
             };
-            if let Some(chunk) = share.chunks.get_mut(&number) {
+            if let Some(chunk) = log_share.chunks.get_mut(&number) {
                 if let Some((first, count)) = take_run(chunk, want) {
                     self.used += u64::from(count);
                     let slot = number * CHUNK_SLOTS + u64::from(first);
@@ -104,23 +104,23 @@ impl Slots {
                 }
                 chunk.listed = false;
             }
-            share.roomy.pop_back();
+            log_share.roomy.pop_back();
         }
     }
 
     /// Marks a run as used, at recovery; `false` if it is outside its log, or any of it is used already.
     pub fn take_exactly(&mut self, log: &Arc<Log>, place: Place, count: u32) -> bool {
-        let share = self.shares.entry(log.number).or_insert_with(|| Share::new(log));
+        let log_share = self.log_shares.entry(log.number).or_insert_with(|| LogShare::new(log));
         for i in 0..count {
             let slot = place.step(i).slot_number();
             let number = slot / CHUNK_SLOTS;
-            if !share.chunks.contains_key(&number) {
+            if !log_share.chunks.contains_key(&number) {
                 if !log.take_exactly(number) {
                     return false;
                 }
-                share.add_chunk(number);
+                log_share.add_chunk(number);
             }
-            let chunk = share.chunks.get_mut(&number).expect("it was just put there");
+            let chunk = log_share.chunks.get_mut(&number).expect("it was just put there");
             let bit = slot % CHUNK_SLOTS;
             if chunk.bits[bit as usize / 64] & (1 << (bit % 64)) != 0 {
                 return false;
@@ -140,7 +140,7 @@ impl Slots {
 
     /// Gives a run back that no record ever spoke of.
     pub fn give_now(&mut self, place: Place, count: u32, empty: &mut Vec<EmptyChunk>) {
-        let share = self.shares.get_mut(&place.log()).expect("the slot was taken here");
+        let log_share = self.log_shares.get_mut(&place.log()).expect("the slot was taken here");
         self.used -= u64::from(count);
         let mut done = 0;
         while done < count {
@@ -148,7 +148,7 @@ impl Slots {
             let number = slot / CHUNK_SLOTS;
             let first = (slot % CHUNK_SLOTS) as u32;
             let here = (count - done).min(CHUNK_SLOTS as u32 - first);
-            let chunk = share.chunks.get_mut(&number).expect("the slot was taken here");
+            let chunk = log_share.chunks.get_mut(&number).expect("the slot was taken here");
             for bit in first..first + here {
                 let mask = 1 << (bit % 64);
                 assert!(chunk.bits[bit as usize / 64] & mask != 0, "S1: given back twice");
@@ -156,12 +156,12 @@ impl Slots {
             }
             chunk.used -= here;
             if chunk.used == 0 {
-                share.chunks.remove(&number); // S2
-                share.tidy();
-                empty.push(EmptyChunk { log: Arc::clone(&share.log), chunk: number });
+                log_share.chunks.remove(&number); // S2
+                log_share.tidy();
+                empty.push(EmptyChunk { log: Arc::clone(&log_share.log), chunk: number });
             } else if !chunk.listed {
                 chunk.listed = true;
-                share.roomy.push_front(number);
+                log_share.roomy.push_front(number);
             }
             done += here;
         }
@@ -183,8 +183,10 @@ impl Slots {
 
     /// Slots in use by log, those that wait included.
     pub fn used_by_log(&self) -> Vec<(u16, u64)> {
-        let used = |share: &Share| share.chunks.values().map(|chunk| u64::from(chunk.used)).sum();
-        self.shares.iter().map(|(number, share)| (*number, used(share))).collect()
+        let used = |log_share: &LogShare| {
+            log_share.chunks.values().map(|chunk| u64::from(chunk.used)).sum()
+        };
+        self.log_shares.iter().map(|(number, log_share)| (*number, used(log_share))).collect()
     }
 
     /// Slots in use, those that wait included.

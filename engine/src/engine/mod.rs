@@ -18,9 +18,9 @@ use crate::io::device::Device;
 use crate::io::pool::Pool;
 use crate::limits::PROCESSORS_MAX;
 use crate::processor::cut::{Cut, Stall};
-use crate::processor::queue::{Control, CutShard, Event, Queue, ask};
+use crate::processor::queue::{Control, CutShare, Event, Queue, ask};
 use crate::processor::run::Handle;
-use crate::processor::shard::PartitionState;
+use crate::processor::share::PartitionState;
 use crate::units::{DeviceId, Epoch, VolumeId};
 use crate::volume::export::ExportTable;
 use crate::volume::flusher::Waiter;
@@ -143,7 +143,7 @@ impl Engine {
     /// Makes one cut over these volumes, each with the log for what comes after it. See [`crate::processor::cut`].
     pub fn cut(&self, volumes: &[(VolumeId, Option<u16>)]) -> Result<CutReport> {
         let _one_at_a_time = self.cutting.lock().expect("no holder panics");
-        let mut taking_part: HashMap<u32, (Arc<Queue>, Vec<CutShard>)> = HashMap::new();
+        let mut taking_part: HashMap<u32, (Arc<Queue>, Vec<CutShare>)> = HashMap::new();
         let mut chosen: Vec<Arc<Volume>> = Vec::new();
         for (id, log) in volumes {
             let volume = self.volume(*id)?;
@@ -157,10 +157,10 @@ impl Engine {
                 let what = format!("volume {} has no change log {number}", volume.name);
                 return Err(Error::new(ErrorKind::NotFound, what));
             }
-            for shard in &volume.shards {
-                let entry = taking_part.entry(shard.processor);
-                let (_, shards) = entry.or_insert_with(|| (Arc::clone(&shard.queue), Vec::new()));
-                shards.push(CutShard { shard: volume.shard, log: *log });
+            for share in &volume.shares {
+                let entry = taking_part.entry(share.processor);
+                let (_, shares) = entry.or_insert_with(|| (Arc::clone(&share.queue), Vec::new()));
+                shares.push(CutShare { share: volume.share, log: *log });
             }
             chosen.push(volume);
         }
@@ -170,8 +170,8 @@ impl Engine {
         let (sender, receiver) = channel();
         let queues = taking_part.values().map(|(queue, _)| Arc::clone(queue)).collect();
         let cut = Arc::new(Cut::new(queues, sender));
-        for (queue, shards) in taking_part.into_values() {
-            queue.push(Event::Control(Box::new(Control::CutStop(Arc::clone(&cut), shards))));
+        for (queue, shares) in taking_part.into_values() {
+            queue.push(Event::Control(Box::new(Control::CutStop(Arc::clone(&cut), shares))));
         }
         let stopped = |_| Error::io("the processors have stopped", Errno::ESHUTDOWN);
         let stalls = receiver.recv().map_err(stopped)?;
@@ -183,8 +183,8 @@ impl Engine {
     /// Waits until every write of `epoch` has landed.
     pub fn settle(&self, volume: VolumeId, epoch: Epoch) -> Result<()> {
         let volume = self.volume(volume)?;
-        for shard in &volume.shards {
-            ask(&shard.queue, |answer| Control::Settle(volume.shard, epoch, answer))?;
+        for share in &volume.shares {
+            ask(&share.queue, |answer| Control::Settle(volume.share, epoch, answer))?;
         }
         Ok(())
     }
@@ -202,8 +202,8 @@ impl Engine {
     pub fn drop_snapshot(&self, volume: VolumeId, epoch: Epoch) -> Result<u64> {
         let volume = self.volume(volume)?;
         let mut freed = 0;
-        for shard in &volume.shards {
-            freed += ask(&shard.queue, |answer| Control::Drop(volume.shard, epoch, answer))?;
+        for share in &volume.shares {
+            freed += ask(&share.queue, |answer| Control::Drop(volume.share, epoch, answer))?;
         }
         Ok(freed)
     }
@@ -216,10 +216,10 @@ impl Engine {
     ) -> Result<Vec<(u32, PartitionState)>> {
         let volume = self.volume(volume)?;
         let mut states = Vec::new();
-        for shard in &volume.shards {
+        for share in &volume.shares {
             let epoch = epoch.unwrap_or(0);
-            let found = ask(&shard.queue, |answer| Control::States(volume.shard, epoch, answer))?;
-            states.extend(found.into_iter().map(|state| (shard.processor, state)));
+            let found = ask(&share.queue, |answer| Control::States(volume.share, epoch, answer))?;
+            states.extend(found.into_iter().map(|state| (share.processor, state)));
         }
         states.sort_by_key(|(_, state)| state.partition);
         Ok(states)

@@ -1,8 +1,8 @@
 //! Taking a volume over, and letting it go.
 //!
 //! How it works      `add_volume`: resolve devices, recover each processor's maps on a thread of its own, mark the
-//!                   slots that they refer to, begin new journal segments, give each processor its shard.
-//!                   `remove_volume`: take the shards back, flush, write last checkpoints.
+//!                   slots that they refer to, begin new journal segments, give each processor its share.
+//!                   `remove_volume`: take the shares back, flush, write last checkpoints.
 //! Errors            nothing is served and no file but leftovers is changed unless everything could be read.
 
 use std::collections::HashMap;
@@ -22,11 +22,11 @@ use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::limits::{PARTITION_BYTES_MAX, PARTITION_BYTES_MIN};
 use crate::processor::queue::{Control, Event, Queue, ask};
 use crate::processor::run::{checkpoint_now, remove_covered};
-use crate::processor::shard::{Local, Parts, Shard, ShardStats};
+use crate::processor::share::{Local, Parts, Share, ShareStats};
 use crate::units::{BLOCK_SIZE, DeviceId, Epoch, VolumeId};
 use crate::volume::flusher::{Durable, Flusher, Waiter};
 use crate::volume::geometry::{Extent, Geometry, Partition};
-use crate::volume::{ShardRef, Volume};
+use crate::volume::{ShareRef, Volume};
 
 /// A run of bytes on a device, as the catalog knows it.
 #[derive(Clone, Debug)]
@@ -67,7 +67,7 @@ pub struct VolumeSpec {
 }
 
 /// What one processor gets of a volume.
-struct Share {
+struct Intake {
     processor: u32,
     queue: Arc<Queue>,
     partitions: Vec<u32>,
@@ -90,10 +90,10 @@ impl Engine {
         std::fs::create_dir_all(&spec.directory).map_err(|e| {
             Error::io(format!("directory {} cannot be made", spec.directory.display()), e)
         })?;
-        let shares = self.shares(&spec, &geometry)?;
-        let recovered = recover_all(&shares, &spec, &geometry)?;
+        let intakes = self.intakes(&spec, &geometry)?;
+        let recovered = recover_all(&intakes, &spec, &geometry)?;
         let slots = mark_slots(&recovered, &space, &spec.name)?;
-        self.serve(spec, geometry, space, shares, recovered, slots)
+        self.serve(spec, geometry, space, intakes, recovered, slots)
     }
 
     fn extents(&self, specs: &[ExtentSpec]) -> Result<Vec<Extent>> {
@@ -121,14 +121,14 @@ impl Engine {
         Ok(Geometry { size: spec.size, partition_shift, partitions })
     }
 
-    fn shares(&self, spec: &VolumeSpec, geometry: &Geometry) -> Result<Vec<Share>> {
+    fn intakes(&self, spec: &VolumeSpec, geometry: &Geometry) -> Result<Vec<Intake>> {
         let boot_id = boot_id()?;
         let processors = self.processors.lock().expect("no holder panics");
-        let mut shares: Vec<Share> = Vec::new();
+        let mut intakes: Vec<Intake> = Vec::new();
         for (number, partition) in geometry.partitions.iter().enumerate() {
             let processor = partition.processor;
-            if let Some(share) = shares.iter_mut().find(|share| share.processor == processor) {
-                share.partitions.push(number as u32);
+            if let Some(intake) = intakes.iter_mut().find(|intake| intake.processor == processor) {
+                intake.partitions.push(number as u32);
                 continue;
             }
             let Some(handle) = processors.get(processor as usize) else {
@@ -142,9 +142,9 @@ impl Engine {
                 boot_id,
             };
             let queue = Arc::clone(&handle.queue);
-            shares.push(Share { processor, queue, partitions: vec![number as u32], identity });
+            intakes.push(Intake { processor, queue, partitions: vec![number as u32], identity });
         }
-        Ok(shares)
+        Ok(intakes)
     }
 
     fn serve(
@@ -152,7 +152,7 @@ impl Engine {
         spec: VolumeSpec,
         geometry: Arc<Geometry>,
         space: Arc<Space>,
-        shares: Vec<Share>,
+        intakes: Vec<Intake>,
         recovered: Vec<Recovered>,
         slots: Vec<Slots>,
     ) -> Result<()> {
@@ -168,12 +168,14 @@ impl Engine {
         let mut volumes = self.volumes.lock().expect("no holder panics");
         let number = free_number(&volumes);
         let mut made = Vec::new();
-        for ((share, recovered), slots) in shares.into_iter().zip(recovered).zip(slots) {
-            let stats = Arc::new(ShardStats::default());
-            let (journal, locals) = begin(&share, recovered, &geometry)?;
+        for (ordinal, ((intake, recovered), slots)) in
+            intakes.into_iter().zip(recovered).zip(slots).enumerate()
+        {
+            let stats = Arc::new(ShareStats::default());
+            let (journal, locals) = begin(&intake, recovered, &geometry)?;
             let journals = &durable.journals;
             journals.write().expect("no holder panics").push(Arc::clone(journal.shared()));
-            let shard = Shard::new(Parts {
+            let share = Share::new(Parts {
                 number,
                 geometry: Arc::clone(&geometry),
                 space: Arc::clone(&space),
@@ -184,32 +186,31 @@ impl Engine {
                 slots,
                 epoch,
                 snapshots: spec.snapshots.iter().map(|(epoch, _)| *epoch).collect(),
-                default_logs: spec.default_logs.clone(),
+                default_logs: in_turn(&spec.default_logs, ordinal),
                 named_log: spec.snapshots.last().and_then(|(_, log)| *log),
             });
-            made.push((ShardRef { processor: share.processor, queue: share.queue, stats }, shard));
+            made.push((
+                ShareRef { processor: intake.processor, queue: intake.queue, stats },
+                share,
+            ));
         }
-        let mut shards = Vec::new();
-        for (shard_ref, shard) in made {
-            let control = Control::AddShard(number, Box::new(shard));
-            shard_ref.queue.push(Event::Control(Box::new(control)));
-            shards.push(shard_ref);
+        let mut shares = Vec::new();
+        for (share_ref, share) in made {
+            let control = Control::AddShare(number, Box::new(share));
+            share_ref.queue.push(Event::Control(Box::new(control)));
+            shares.push(share_ref);
         }
-        let highest = shards.iter().map(|shard| shard.processor).max().unwrap_or(0) as usize;
-        let mut shard_of = vec![usize::MAX; highest + 1];
-        for (index, shard) in shards.iter().enumerate() {
-            shard_of[shard.processor as usize] = index;
-        }
+        let share_of = index_by_processor(&shares);
         let volume = Volume {
             id: spec.id,
             name: spec.name,
-            shard: number,
+            share: number,
             geometry,
             space,
             durable,
             flusher,
-            shards,
-            shard_of,
+            shares,
+            share_of,
             flushes: AtomicU64::new(0),
             epoch: AtomicU64::new(epoch),
         };
@@ -237,8 +238,8 @@ impl Engine {
         }
         self.volumes.lock().expect("no holder panics").remove(&id);
         let mut result = self.drain(&volume);
-        for shard in &volume.shards {
-            let taken = ask(&shard.queue, |answer| Control::RemoveShard(volume.shard, answer))?;
+        for share in &volume.shares {
+            let taken = ask(&share.queue, |answer| Control::RemoveShare(volume.share, answer))?;
             let (identity, number, contents, journal) = taken.close();
             let written = checkpoint_now(&identity, number, &contents, &volume.flusher);
             match written {
@@ -261,8 +262,8 @@ impl Engine {
         let (sender, receiver) = channel();
         volume.flusher.push(Waiter::Call(sender));
         let flushed = receiver.recv().unwrap_or(Err(Errno::ESHUTDOWN));
-        for shard in &volume.shards {
-            ask(&shard.queue, |answer| Control::Settle(volume.shard, Epoch::MAX, answer))?;
+        for share in &volume.shares {
+            ask(&share.queue, |answer| Control::Settle(volume.share, Epoch::MAX, answer))?;
         }
         flushed.map_err(|e| Error::io(format!("volume {} cannot be flushed", volume.name), e))
     }
@@ -313,11 +314,15 @@ fn boot_id() -> Result<[u8; 16]> {
     Ok(number.to_be_bytes())
 }
 
-fn recover_all(shares: &[Share], spec: &VolumeSpec, geometry: &Geometry) -> Result<Vec<Recovered>> {
+fn recover_all(
+    intakes: &[Intake],
+    spec: &VolumeSpec,
+    geometry: &Geometry,
+) -> Result<Vec<Recovered>> {
     let snapshots: Vec<Epoch> = spec.snapshots.iter().map(|(epoch, _)| *epoch).collect();
     std::thread::scope(|scope| {
-        let begin = |share: &Share| {
-            let (identity, processor) = (share.identity.clone(), share.processor);
+        let begin = |intake: &Intake| {
+            let (identity, processor) = (intake.identity.clone(), intake.processor);
             let snapshots = &snapshots;
             scope.spawn(move || {
                 recover(&identity, snapshots, |partition| {
@@ -327,7 +332,7 @@ fn recover_all(shares: &[Share], spec: &VolumeSpec, geometry: &Geometry) -> Resu
                 })
             })
         };
-        let threads: Vec<_> = shares.iter().map(begin).collect();
+        let threads: Vec<_> = intakes.iter().map(begin).collect();
         let crashed = || Error::new(ErrorKind::Corrupt, "recovery has crashed");
         threads.into_iter().map(|t| t.join().unwrap_or_else(|_| Err(crashed()))).collect()
     })
@@ -383,12 +388,12 @@ fn mark_partition(versions: &Versions, space: &Space, slots: &mut Slots) -> Opti
 }
 
 fn begin(
-    share: &Share,
+    intake: &Intake,
     mut recovered: Recovered,
     geometry: &Geometry,
 ) -> Result<(Journal, Vec<Local>)> {
     let journal = Journal::begin(
-        share.identity.clone(),
+        intake.identity.clone(),
         recovered.next_number,
         recovered.next_seq,
         recovered.committed,
@@ -400,12 +405,32 @@ fn begin(
         let versions = versions.unwrap_or_else(|| Versions::new(blocks as u32));
         Local { partition: *partition, versions }
     };
-    let locals = share.partitions.iter().map(local).collect();
+    let locals = intake.partitions.iter().map(local).collect();
     Ok((journal, locals))
 }
 
-/// The smallest shard number that no volume has.
+/// The logs, beginning with another one for each processor: two that write to one file wait for each other.
+fn in_turn(logs: &[u16], ordinal: usize) -> Vec<u16> {
+    let mut logs = logs.to_vec();
+    if !logs.is_empty() {
+        let first = ordinal % logs.len();
+        logs.rotate_left(first);
+    }
+    logs
+}
+
+/// For each processor, the index of its share; `usize::MAX` for those that have none.
+fn index_by_processor(shares: &[ShareRef]) -> Vec<usize> {
+    let highest = shares.iter().map(|share| share.processor).max().unwrap_or(0) as usize;
+    let mut share_of = vec![usize::MAX; highest + 1];
+    for (index, share) in shares.iter().enumerate() {
+        share_of[share.processor as usize] = index;
+    }
+    share_of
+}
+
+/// The smallest share number that no volume has.
 fn free_number(volumes: &HashMap<VolumeId, Arc<Volume>>) -> u32 {
-    let taken: Vec<u32> = volumes.values().map(|volume| volume.shard).collect();
+    let taken: Vec<u32> = volumes.values().map(|volume| volume.share).collect();
     (0..).find(|number| !taken.contains(number)).expect("there are fewer volumes than numbers")
 }

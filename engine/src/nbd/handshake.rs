@@ -239,7 +239,7 @@ impl Handshake {
         let asked = |query: &&[u8]| {
             *query == CONTEXT_ALLOCATION.as_bytes() || (listing && *query == b"base:")
         };
-        if queries.iter().any(|query| asked(&query)) || (listing && queries.is_empty()) {
+        if queries.iter().any(asked) || (listing && queries.is_empty()) {
             let mut bytes = CONTEXT_ALLOCATION_ID.to_be_bytes().to_vec();
             bytes.extend_from_slice(CONTEXT_ALLOCATION.as_bytes());
             reply(output, option, REP_META_CONTEXT, &bytes);

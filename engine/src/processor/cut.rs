@@ -2,10 +2,10 @@
 //!
 //! How it works      The engine pushes `CutStop` to each processor concerned. Each stops starting writes of the
 //!                   volumes and arrives; reads go on. The last one to arrive pushes `CutGo` to all; on it each
-//!                   advances the epoch of its shards and starts the writes that it held.
+//!                   advances the epoch of its shares and starts the writes that it held.
 //! Invariants        C1 no processor advances before all have arrived;
 //!                   C2 between its arrival and its advance a processor starts no write of the volumes;
-//!                   C3 a write takes its epoch from its shard when it starts.
+//!                   C3 a write takes its epoch from its share when it starts.
 //! Why it is one instant   Let write A be acknowledged before its host issues B. A started, so by C2 and C3 either
 //!                   before its processor arrived, in the old epoch, or after that processor's advance, in the new
 //!                   one. If A is of the new epoch, then by C1 all had arrived before A started, so B, which

@@ -3,7 +3,7 @@
 //! How it works      A job is a list of steps that needs no map and no lock to be run: places were resolved when
 //!                   it was planned. What a write will change in the map comes with it and is applied by the
 //!                   processor after the job has succeeded.
-//! Invariants        I1 a job's blocks are reserved in its shard while it is on a pool thread: nothing that
+//! Invariants        I1 a job's blocks are reserved in its share while it is on a pool thread: nothing that
 //!                   overlaps them in a way that matters starts meanwhile;
 //!                   I2 a slot is read whole and checked, or not used.
 
@@ -87,7 +87,7 @@ pub struct Job {
     pub geometry: Arc<Geometry>,
     /// The partition within the volume.
     pub partition: u32,
-    /// Whose buffer is read or filled; `None` for work of the shard's own.
+    /// Whose buffer is read or filled; `None` for work of the share's own.
     pub request: Option<Arc<Request>>,
     /// What to do, in order.
     pub steps: Vec<Step>,
@@ -99,11 +99,11 @@ pub struct Job {
 
 /// A job that a pool thread is done with.
 pub struct Done {
-    /// The shard.
-    pub shard: u32,
+    /// The share.
+    pub share: u32,
     /// The reservation.
     pub id: u64,
-    /// The part, unless it was work of the shard's own.
+    /// The part, unless it was work of the share's own.
     pub part: Option<Part>,
     /// The job.
     pub job: Job,
@@ -133,12 +133,12 @@ impl Job {
     }
 
     /// The request's bytes `at..at + length`, to fill.
-    fn fill(&self, at: usize, length: usize) -> &mut [u8] {
+    fn fill(&mut self, at: usize, length: usize) -> &mut [u8] {
         // SAFETY: B3: the part holds its range of the request's buffer alone, and `at` is inside it.
         unsafe { self.buffer().data.part_mut(at, length) }
     }
 
-    fn read_step(&self, partition: &Partition, step: &Step) -> Result<(), Errno> {
+    fn read_step(&mut self, partition: &Partition, step: &Step) -> Result<(), Errno> {
         match step {
             Step::ReadBase { offset, length, at } => {
                 partition.pieces(*offset, *length, |device, from, here, done| {

@@ -1,7 +1,7 @@
 //! Processors: the worker threads that alone touch the mutable state of the partitions that they own.
 //!
 //! How it works      A processor drains its [`queue`] ([`run`]), and for each volume that it owns partitions of, a
-//!                   [`shard`] serves the parts of requests: [`read`], [`write`], [`zero`]. What would block goes
+//!                   [`share`] serves the parts of requests: [`read`], [`write`], [`zero`]. What would block goes
 //!                   to the pool's threads, and comes back as an event. [`cut`] is how all processors agree on an
 //!                   instant.
 //!
@@ -21,10 +21,12 @@
 //! Lock order: none of these locks is ever taken while another is held.
 
 pub mod cut;
+pub mod epoch;
 pub mod io_job;
 pub mod queue;
 pub mod read;
+pub mod reclaim;
 pub mod run;
-pub mod shard;
+pub mod share;
 pub mod write;
 pub mod zero;

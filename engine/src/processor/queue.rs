@@ -10,7 +10,8 @@ use std::sync::{Arc, Condvar, Mutex};
 use crate::error::{Errno, Result};
 use crate::processor::cut::Cut;
 use crate::processor::io_job::Done;
-use crate::processor::shard::{Dropping, PartitionState, Shard};
+use crate::processor::reclaim::Dropping;
+use crate::processor::share::{PartitionState, Share};
 use crate::units::Epoch;
 use crate::volume::request::Request;
 
@@ -20,9 +21,9 @@ pub struct Part {
     pub request: Arc<Request>,
     /// The snapshot's epoch, or 0 for the live volume.
     pub view: Epoch,
-    /// The volume's shard on the processor.
-    pub shard: u32,
-    /// The partition's number on the shard.
+    /// The volume's share on the processor.
+    pub share: u32,
+    /// The partition's number on the share.
     pub local: u32,
     /// First byte within the partition.
     pub offset: u32,
@@ -35,11 +36,11 @@ pub struct Part {
 /// What a processor is told by the engine.
 pub enum Control {
     /// Serve a volume.
-    AddShard(u32, Box<Shard>),
-    /// Stop serving it, and give its shard back. Nothing of it is under way.
-    RemoveShard(u32, Sender<Box<Shard>>),
-    /// First step of a cut: stop starting writes of these shards.
-    CutStop(Arc<Cut>, Vec<CutShard>),
+    AddShare(u32, Box<Share>),
+    /// Stop serving it, and give its share back. Nothing of it is under way.
+    RemoveShare(u32, Sender<Box<Share>>),
+    /// First step of a cut: stop starting writes of these shares.
+    CutStop(Arc<Cut>, Vec<CutShare>),
     /// Last step of a cut: advance the epoch and start writes again.
     CutGo(Arc<Cut>),
     /// Say when the writes of this epoch and earlier ones have landed.
@@ -48,10 +49,10 @@ pub enum Control {
     Drop(u32, Epoch, Sender<u64>),
     /// Continue a `Drop`.
     DropMore(u32, Box<Dropping>),
-    /// A sync ended that a shard had asked for.
+    /// A sync ended that a share had asked for.
     Release {
-        /// The shard.
-        shard: u32,
+        /// The share.
+        share: u32,
         /// Whether it succeeded.
         durable: bool,
     },
@@ -65,11 +66,11 @@ pub enum Control {
     Stop,
 }
 
-/// One shard's part of a cut.
+/// One share's part of a cut.
 #[derive(Clone, Copy, Debug)]
-pub struct CutShard {
-    /// The shard.
-    pub shard: u32,
+pub struct CutShare {
+    /// The share.
+    pub share: u32,
     /// The log for what is written after the cut, if one was named.
     pub log: Option<u16>,
 }
@@ -78,7 +79,7 @@ pub struct CutShard {
 pub enum Event {
     /// Work of a host.
     Part(Part),
-    /// A pool thread is done with a part, or with work of the shard's own.
+    /// A pool thread is done with a part, or with work of the share's own.
     Done(Box<Done>),
     /// Work of the engine.
     Control(Box<Control>),

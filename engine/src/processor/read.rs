@@ -12,13 +12,13 @@ use crate::change_log::space::{Log, Space};
 use crate::error::Errno;
 use crate::processor::io_job::{Job, Spot, Step, read_slots};
 use crate::processor::queue::Part;
-use crate::processor::shard::{Context, Shard, blocks_of, count};
+use crate::processor::share::{Context, Share, blocks_of, count};
 use crate::units::{BLOCK_SIZE, Epoch};
 
 /// Longer parts are read by a pool thread: the processor has others to serve.
 const INLINE_BYTES_MAX: u32 = 256 << 10;
 
-impl Shard {
+impl Share {
     pub(super) fn read(&mut self, part: Part, context: &mut Context<'_>) {
         count(&self.stats.reads, 1);
         count(&self.stats.read_bytes, u64::from(part.length));

@@ -11,8 +11,9 @@ use crate::change_log::recover::files;
 use crate::error::{Errno, Error, Result};
 use crate::io::pool::Pool;
 use crate::processor::cut::{Cut, Stall};
-use crate::processor::queue::{Control, CutShard, Event, Queue};
-use crate::processor::shard::{Context, Dropping, Shard};
+use crate::processor::queue::{Control, CutShare, Event, Queue};
+use crate::processor::reclaim::Dropping;
+use crate::processor::share::{Context, Share};
 use crate::units::ProcessorIndex;
 use crate::volume::flusher::{Flusher, Waiter};
 use crate::volume::request::Sink;
@@ -46,7 +47,7 @@ impl Handle {
             queue: Arc::clone(&queue),
             stats: Arc::clone(&stats),
             pool,
-            shards: Vec::new(),
+            shares: Vec::new(),
             sinks: Vec::new(),
             cutting: Vec::new(),
             leaving: Vec::new(),
@@ -60,7 +61,7 @@ impl Handle {
         Ok(Handle { queue, stats, thread: Some(thread) })
     }
 
-    /// Ends it; its shards are gone already.
+    /// Ends it; its shares are gone already.
     pub fn stop(&mut self) {
         self.queue.push(Event::Control(Box::new(Control::Stop)));
         if let Some(thread) = self.thread.take() {
@@ -74,12 +75,12 @@ struct Processor {
     queue: Arc<Queue>,
     stats: Arc<ProcessorStats>,
     pool: Pool,
-    shards: Vec<Option<Box<Shard>>>,
+    shares: Vec<Option<Box<Share>>>,
     sinks: Vec<Arc<dyn Sink>>,
     /// What takes part in the cut that is being made.
-    cutting: Vec<CutShard>,
-    /// Shards that are to be given back as soon as nothing of them is under way.
-    leaving: Vec<(u32, Sender<Box<Shard>>)>,
+    cutting: Vec<CutShare>,
+    /// Shares that are to be given back as soon as nothing of them is under way.
+    leaving: Vec<(u32, Sender<Box<Share>>)>,
     parts: u64,
     slow_ios: u64,
 }
@@ -100,13 +101,13 @@ impl Processor {
 
     /// Serves one event; says whether it was the last one ever.
     fn apply(&mut self, event: Event) -> bool {
-        let Processor { shards, sinks, queue, pool, parts, slow_ios, .. } = self;
+        let Processor { shares, sinks, queue, pool, parts, slow_ios, .. } = self;
         let mut context = Context { queue, pool, sinks, slow_ios };
         match event {
             Event::Part(part) => {
                 *parts += 1;
-                match shards.get_mut(part.shard as usize).and_then(Option::as_mut) {
-                    Some(shard) => shard.take(part, &mut context),
+                match shares.get_mut(part.share as usize).and_then(Option::as_mut) {
+                    Some(share) => share.take(part, &mut context),
                     None => {
                         part.request.fail(Errno::ESHUTDOWN);
                         if part.request.end_part() {
@@ -116,8 +117,8 @@ impl Processor {
                 }
             }
             Event::Done(done) => {
-                let shard = shards.get_mut(done.shard as usize).and_then(Option::as_mut);
-                shard.expect("a shard stays while a job of its is out").done(*done, &mut context);
+                let share = shares.get_mut(done.share as usize).and_then(Option::as_mut);
+                share.expect("a share stays while a job of its is out").done(*done, &mut context);
             }
             Event::Control(control) => return self.control(*control),
         }
@@ -125,10 +126,10 @@ impl Processor {
     }
 
     fn end_batch(&mut self) {
-        let Processor { shards, sinks, queue, pool, slow_ios, .. } = self;
+        let Processor { shares, sinks, queue, pool, slow_ios, .. } = self;
         let mut context = Context { queue, pool, sinks, slow_ios };
-        for shard in shards.iter_mut().flatten() {
-            shard.upkeep(&mut context);
+        for share in shares.iter_mut().flatten() {
+            share.upkeep(&mut context);
         }
         for sink in self.sinks.drain(..) {
             sink.kick();
@@ -140,15 +141,15 @@ impl Processor {
         stats.batches.store(stats.batches.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
     }
 
-    /// Gives back the shards that leave and are idle.
+    /// Gives back the shares that leave and are idle.
     fn let_go(&mut self) {
-        let Processor { shards, leaving, .. } = self;
+        let Processor { shares, leaving, .. } = self;
         let before = leaving.len();
         leaving.retain(|(number, answer)| {
-            let idle = shards[*number as usize].take_if(|shard| shard.idle());
-            // Whoever asked may have gone: then the shard ends here.
-            let Some(shard) = idle else { return true };
-            let _ = answer.send(shard);
+            let idle = shares[*number as usize].take_if(|share| share.idle());
+            // Whoever asked may have gone: then the share ends here.
+            let Some(share) = idle else { return true };
+            let _ = answer.send(share);
             false
         });
         if leaving.len() != before {
@@ -156,77 +157,77 @@ impl Processor {
         }
     }
 
-    /// The shard, which the engine has added and not removed.
-    fn with_shard<T>(
+    /// The share, which the engine has added and not removed.
+    fn with_share<T>(
         &mut self,
         number: u32,
-        f: impl FnOnce(&mut Shard, &mut Context<'_>) -> T,
+        f: impl FnOnce(&mut Share, &mut Context<'_>) -> T,
     ) -> T {
-        let Processor { shards, sinks, queue, pool, slow_ios, .. } = self;
-        let shard = shards.get_mut(number as usize).and_then(Option::as_mut);
+        let Processor { shares, sinks, queue, pool, slow_ios, .. } = self;
+        let share = shares.get_mut(number as usize).and_then(Option::as_mut);
         let mut context = Context { queue, pool, sinks, slow_ios };
-        f(shard.expect("the engine knows its shards"), &mut context)
+        f(share.expect("the engine knows its shares"), &mut context)
     }
 
     fn control(&mut self, control: Control) -> bool {
         match control {
-            Control::AddShard(number, shard) => self.add(number, shard),
-            Control::RemoveShard(number, answer) => {
-                self.with_shard(number, |shard, _| shard.refuse_parts());
+            Control::AddShare(number, share) => self.add(number, share),
+            Control::RemoveShare(number, answer) => {
+                self.with_share(number, |share, _| share.refuse_parts());
                 self.leaving.push((number, answer));
             }
-            Control::CutStop(cut, shards) => self.stop_writes(&cut, shards),
+            Control::CutStop(cut, shares) => self.stop_writes(&cut, shares),
             Control::CutGo(cut) => self.advance(&cut),
             Control::Settle(number, epoch, answer) => {
-                self.with_shard(number, |shard, _| shard.settle(epoch, answer));
+                self.with_share(number, |share, _| share.settle(epoch, answer));
             }
             Control::Drop(number, epoch, answer) => {
-                let dropping = self.with_shard(number, |shard, _| shard.begin_drop(epoch, answer));
+                let dropping = self.with_share(number, |share, _| share.begin_drop(epoch, answer));
                 self.drop_more(number, dropping);
             }
             Control::DropMore(number, dropping) => self.drop_more(number, *dropping),
-            Control::Release { shard: number, durable } => {
+            Control::Release { share: number, durable } => {
                 // The volume may have been removed meanwhile.
-                if self.shards.get(number as usize).is_some_and(Option::is_some) {
-                    self.with_shard(number, |shard, context| shard.release(durable, context));
+                if self.shares.get(number as usize).is_some_and(Option::is_some) {
+                    self.with_share(number, |share, context| share.release(durable, context));
                 }
             }
             Control::CheckpointDone(number, bytes) => {
-                if let Some(shard) = self.shards.get_mut(number as usize).and_then(Option::as_mut) {
-                    shard.checkpoint_done(bytes);
+                if let Some(share) = self.shares.get_mut(number as usize).and_then(Option::as_mut) {
+                    share.checkpoint_done(bytes);
                 }
             }
             Control::States(number, epoch, answer) => {
-                let _ = answer.send(self.with_shard(number, |shard, _| shard.states(epoch)));
+                let _ = answer.send(self.with_share(number, |share, _| share.states(epoch)));
             }
             Control::Use(number, answer) => {
-                let _ = answer.send(self.with_shard(number, |shard, _| shard.usage()));
+                let _ = answer.send(self.with_share(number, |share, _| share.usage()));
             }
             Control::Stop => return true,
         }
         false
     }
 
-    fn add(&mut self, number: u32, shard: Box<Shard>) {
+    fn add(&mut self, number: u32, share: Box<Share>) {
         let number = number as usize;
-        if self.shards.len() <= number {
-            self.shards.resize_with(number + 1, || None);
+        if self.shares.len() <= number {
+            self.shares.resize_with(number + 1, || None);
         }
-        assert!(self.shards[number].is_none(), "a shard's number is its own");
-        self.shards[number] = Some(shard);
+        assert!(self.shares[number].is_none(), "a share's number is its own");
+        self.shares[number] = Some(share);
         self.count_partitions();
     }
 
     fn count_partitions(&self) {
-        let count = self.shards.iter().flatten().map(|shard| shard.partitions() as u64).sum();
+        let count = self.shares.iter().flatten().map(|share| share.partitions() as u64).sum();
         self.stats.partitions.store(count, Ordering::Relaxed);
     }
 
-    fn stop_writes(&mut self, cut: &Arc<Cut>, shards: Vec<CutShard>) {
-        for part in &shards {
-            self.with_shard(part.shard, |shard, _| shard.stop_writes());
+    fn stop_writes(&mut self, cut: &Arc<Cut>, shares: Vec<CutShare>) {
+        for part in &shares {
+            self.with_share(part.share, |share, _| share.stop_writes());
         }
-        self.cutting = shards;
+        self.cutting = shares;
         cut.arrive();
     }
 
@@ -234,8 +235,8 @@ impl Processor {
         let instant_ns = cut.instant_ns();
         let mut longest = 0;
         for part in std::mem::take(&mut self.cutting) {
-            let stall = self.with_shard(part.shard, |shard, context| {
-                shard.advance(part.log, instant_ns, context)
+            let stall = self.with_share(part.share, |share, context| {
+                share.advance(part.log, instant_ns, context)
             });
             longest = longest.max(stall);
         }
@@ -243,7 +244,7 @@ impl Processor {
     }
 
     fn drop_more(&mut self, number: u32, dropping: Dropping) {
-        let left = self.with_shard(number, |shard, context| shard.drop_more(dropping, context));
+        let left = self.with_share(number, |share, context| share.drop_more(dropping, context));
         if let Some(left) = left {
             let control = Control::DropMore(number, Box::new(left));
             self.queue.push(Event::Control(Box::new(control)));
@@ -251,10 +252,10 @@ impl Processor {
     }
 }
 
-/// Writes a checkpoint on a thread of its own, and tells the shard's processor when it is done.
+/// Writes a checkpoint on a thread of its own, and tells the share's processor when it is done.
 pub fn write_checkpoint(
     identity: Identity,
-    shard: u32,
+    share: u32,
     number: u64,
     contents: Contents,
     flusher: Arc<Flusher>,
@@ -267,13 +268,13 @@ pub fn write_checkpoint(
         if bytes > 0 {
             after();
         }
-        let control = Control::CheckpointDone(shard, bytes);
+        let control = Control::CheckpointDone(share, bytes);
         queue.push(Event::Control(Box::new(control)));
     };
     // Not the pool: a checkpoint may take seconds, and hosts wait for the pool.
     let name = "pv-checkpoint".to_owned();
     if let Err(e) = std::thread::Builder::new().name(name).spawn(write) {
-        // The shard tries no more; its journal grows, and the next start is slower. Nothing is lost.
+        // The share tries no more; its journal grows, and the next start is slower. Nothing is lost.
         debug_assert!(false, "a checkpoint thread cannot be started: {e}");
     }
 }

@@ -14,13 +14,13 @@ use crate::block_map::place::Place;
 use crate::change_log::format::RECORD_SUMS_MAX;
 use crate::processor::io_job::{Job, NewPlace, Old, Step, Target, write_base};
 use crate::processor::queue::Part;
-use crate::processor::shard::{Context, Shard, count};
+use crate::processor::share::{Context, Share, count};
 use crate::units::{BLOCK_SIZE, BlockIndex};
 
 /// Longer parts are written by a pool thread: the processor has others to serve.
 const INLINE_BYTES_MAX: u32 = 64 << 10;
 
-impl Shard {
+impl Share {
     pub(super) fn write(&mut self, part: Part, context: &mut Context<'_>) {
         count(&self.stats.writes, 1);
         count(&self.stats.write_bytes, u64::from(part.length));

@@ -10,7 +10,7 @@ use crate::error::Errno;
 use crate::io::device::Device;
 use crate::processor::io_job::{Job, NewPlace, Step};
 use crate::processor::queue::Part;
-use crate::processor::shard::{Context, Shard, count};
+use crate::processor::share::{Context, Share, count};
 use crate::units::{BLOCK_SIZE, BlockIndex};
 use crate::volume::request::{StatusExtent, Verb};
 
@@ -21,7 +21,7 @@ struct Manner {
     keep_allocated: bool,
 }
 
-impl Shard {
+impl Share {
     pub(super) fn clear(&mut self, part: Part, context: &mut Context<'_>) {
         let manner = match part.request.verb {
             Verb::Zero { no_hole, .. } => Manner { trim: false, keep_allocated: no_hole },

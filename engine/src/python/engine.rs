@@ -11,7 +11,7 @@ use crate::engine::Engine as Inner;
 use crate::error::{Error, ErrorKind, Result};
 use crate::nbd::Server;
 use crate::processor::queue::{Control, ask};
-use crate::processor::shard::ShardStats;
+use crate::processor::share::ShareStats;
 use crate::python::errors::raised;
 use crate::python::handle::Handle;
 use crate::python::spec;
@@ -183,9 +183,9 @@ impl Engine {
             let volume = this.inner.volume(volume)?;
             let mut used = std::collections::HashMap::<u16, u64>::new();
             let mut mapped = 0;
-            for shard in &volume.shards {
+            for share in &volume.shares {
                 let (by_log, blocks) =
-                    ask(&shard.queue, |answer| Control::Use(volume.shard, answer))?;
+                    ask(&share.queue, |answer| Control::Use(volume.share, answer))?;
                 by_log.into_iter().for_each(|(log, n)| *used.entry(log).or_default() += n);
                 mapped += blocks;
             }
@@ -274,7 +274,7 @@ impl Engine {
 }
 
 fn counters<'py>(py: Python<'py>, volume: &Volume) -> PyResult<Bound<'py, PyDict>> {
-    type Counter = fn(&ShardStats) -> &AtomicU64;
+    type Counter = fn(&ShareStats) -> &AtomicU64;
     let counters: [(&str, Counter); 8] = [
         ("reads", |stats| &stats.reads),
         ("writes", |stats| &stats.writes),
@@ -290,7 +290,7 @@ fn counters<'py>(py: Python<'py>, volume: &Volume) -> PyResult<Bound<'py, PyDict
     dict.set_item("flushes", volume.flushes.load(Ordering::Relaxed))?;
     for (name, counter) in counters {
         let values =
-            volume.shards.iter().map(|shard| counter(&shard.stats).load(Ordering::Relaxed));
+            volume.shares.iter().map(|share| counter(&share.stats).load(Ordering::Relaxed));
         dict.set_item(name, values.sum::<u64>())?;
     }
     Ok(dict)

@@ -28,8 +28,8 @@ pub enum Waiter {
     Release {
         /// Its queue.
         queue: Arc<Queue>,
-        /// The volume's shard there.
-        shard: u32,
+        /// The volume's share there.
+        share: u32,
     },
 }
 
@@ -120,6 +120,12 @@ impl Flusher {
     }
 }
 
+impl Drop for Flusher {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
 fn run(shared: &Shared) {
     loop {
         let mut state = shared.state.lock().expect("no holder panics");
@@ -152,8 +158,8 @@ fn answer(waiting: Vec<Waiter>, result: std::result::Result<(), Errno>) {
             Waiter::Call(sender) => {
                 let _ = sender.send(result);
             }
-            Waiter::Release { queue, shard } => {
-                let control = Control::Release { shard, durable: result.is_ok() };
+            Waiter::Release { queue, share } => {
+                let control = Control::Release { share, durable: result.is_ok() };
                 queue.push(Event::Control(Box::new(control)));
             }
         }

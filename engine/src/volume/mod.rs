@@ -1,9 +1,9 @@
 //! Volumes: what a host sees, and how a request finds the processors that serve it.
 //!
-//! How it works      A [`Volume`] is a shape ([`geometry`]), change logs, a [`flusher`], and shards, one on each
+//! How it works      A [`Volume`] is a shape ([`geometry`]), change logs, a [`flusher`], and shares, one on each
 //!                   processor that owns partitions of it. A [`View`] of it, live or of a snapshot, is what an
 //!                   [`export`] shows; it splits each [`request`] into parts.
-//! Owner and locks   a volume's fields never change; what changes is inside its shards, owned by processors.
+//! Owner and locks   a volume's fields never change; what changes is inside its shares, owned by processors.
 
 pub mod caller;
 pub mod export;
@@ -17,20 +17,20 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::change_log::space::Space;
 use crate::processor::queue::{Event, Part, Queue};
-use crate::processor::shard::ShardStats;
+use crate::processor::share::ShareStats;
 use crate::units::{Epoch, PartitionIndex, ProcessorIndex, VolumeId};
 use flusher::{Durable, Flusher, Waiter};
 use geometry::Geometry;
 use request::{Request, Target, Verb};
 
-/// A volume's shard, as everyone but its processor sees it.
-pub struct ShardRef {
+/// A volume's share, as everyone but its processor sees it.
+pub struct ShareRef {
     /// The processor.
     pub processor: ProcessorIndex,
     /// Its queue.
     pub queue: Arc<Queue>,
     /// Counters.
-    pub stats: Arc<ShardStats>,
+    pub stats: Arc<ShareStats>,
 }
 
 /// See the module's head.
@@ -39,8 +39,8 @@ pub struct Volume {
     pub id: VolumeId,
     /// Its name, for messages.
     pub name: String,
-    /// Its number on every processor that has a shard of it.
-    pub shard: u32,
+    /// Its number on every processor that has a share of it.
+    pub share: u32,
     /// Its shape.
     pub geometry: Arc<Geometry>,
     /// Its change logs.
@@ -49,10 +49,10 @@ pub struct Volume {
     pub durable: Arc<Durable>,
     /// Its flusher.
     pub flusher: Arc<Flusher>,
-    /// Its shards, by processor.
-    pub shards: Vec<ShardRef>,
-    /// For each processor of the engine's first ones, the index in `shards`.
-    pub shard_of: Vec<usize>,
+    /// Its shares, by processor.
+    pub shares: Vec<ShareRef>,
+    /// For each processor of the engine's first ones, the index in `shares`.
+    pub share_of: Vec<usize>,
     /// FLUSH requests taken.
     pub flushes: AtomicU64,
     /// The epoch of new writes, as the last cut left it.
@@ -74,7 +74,7 @@ pub struct View {
 }
 
 thread_local! {
-    /// A list of events for each shard of the volume at hand, kept for its memory.
+    /// A list of events for each share of the volume at hand, kept for its memory.
     static OUTBOX: RefCell<Vec<Vec<Event>>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -89,8 +89,8 @@ impl Target for View {
 
     fn submit(&self, batch: &mut Vec<Arc<Request>>) {
         OUTBOX.with_borrow_mut(|outbox| {
-            if outbox.len() < self.volume.shards.len() {
-                outbox.resize_with(self.volume.shards.len(), Vec::new);
+            if outbox.len() < self.volume.shares.len() {
+                outbox.resize_with(self.volume.shares.len(), Vec::new);
             }
             for request in batch.drain(..) {
                 if request.verb == Verb::Flush {
@@ -99,9 +99,9 @@ impl Target for View {
                     self.split(request, outbox);
                 }
             }
-            for (shard, events) in self.volume.shards.iter().zip(outbox) {
+            for (share, events) in self.volume.shares.iter().zip(outbox) {
                 if !events.is_empty() {
-                    shard.queue.push_all(events);
+                    share.queue.push_all(events);
                 }
             }
         });
@@ -137,14 +137,14 @@ impl View {
             let part = Part {
                 request: Arc::clone(&request),
                 view: self.epoch.unwrap_or(0),
-                shard: volume.shard,
+                share: volume.share,
                 local: partition.local,
                 offset: (from - start) as u32,
                 length: (to - from) as u32,
                 at: (from - request.offset) as u32,
             };
-            let shard = volume.shard_of[partition.processor as usize];
-            outbox[shard].push(Event::Part(part));
+            let share = volume.share_of[partition.processor as usize];
+            outbox[share].push(Event::Part(part));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Shard: what one processor has of one volume: its partitions' versions, its journal, its share of slots.
+//! Share: what one processor has of one volume: its partitions' versions, its journal, its share of slots.
 //!
 //! How it works      Parts come in; reads and small writes are done at once, the rest goes to a pool thread with
 //!                   its blocks reserved, and comes back as [`Done`]. A part that overlaps a reservation, or a
@@ -23,27 +23,24 @@ use crate::change_log::slots::{EmptyChunk, Slots};
 use crate::change_log::space::{Log, Space};
 use crate::error::Errno;
 use crate::io::pool::Pool;
-use crate::processor::io_job::{Done, Job, NewPlace, Step};
+use crate::processor::io_job::{Done, Job, NewPlace};
 use crate::processor::queue::{Event, Part, Queue};
+use crate::processor::reclaim::FreedBase;
 use crate::processor::run::{remove_covered, write_checkpoint};
-use crate::units::{BLOCK_SHIFT, BLOCK_SIZE, Epoch};
+use crate::units::{BLOCK_SHIFT, Epoch};
 use crate::volume::flusher::{Flusher, Waiter};
 use crate::volume::geometry::Geometry;
 use crate::volume::request::{Request, Sink, Verb};
 
-/// Waiting slots at which the shard asks for a sync of its own accord: 256 MiB.
+/// Waiting slots at which the share asks for a sync of its own accord: 256 MiB.
 const WAITING_SLOTS_MAX: u64 = 65_536;
 /// Journal bytes at which a checkpoint is due, at least.
 const CHECKPOINT_BYTES_MIN: u64 = 32 << 20;
-/// Runs of freed base places that are punched by one job.
-const PUNCH_RUNS_MAX: usize = 64;
-/// Blocks that one such job reserves, at most, counted to its last run's start.
-const PUNCH_SPAN_BLOCKS: u32 = 4096;
 
-/// Counters of one shard: one writer, many readers.
+/// Counters of one share: one writer, many readers.
 #[derive(Debug, Default)]
 #[allow(missing_docs)]
-pub struct ShardStats {
+pub struct ShareStats {
     pub reads: AtomicU64,
     pub writes: AtomicU64,
     pub read_bytes: AtomicU64,
@@ -59,7 +56,7 @@ pub fn count(counter: &AtomicU64, n: u64) {
     counter.store(counter.load(Ordering::Relaxed) + n, Ordering::Relaxed);
 }
 
-/// One partition's state, as [`Shard::states`] gives it.
+/// One partition's state, as [`Share::states`] gives it.
 #[derive(Clone, Copy, Debug)]
 pub struct PartitionState {
     /// Partition within the volume.
@@ -74,7 +71,7 @@ pub struct PartitionState {
     pub frozen: bool,
 }
 
-/// A partition on its shard.
+/// A partition on its share.
 pub struct Local {
     /// Its number within the volume.
     pub partition: u32,
@@ -84,31 +81,16 @@ pub struct Local {
 
 /// Blocks that a pool thread works on.
 #[derive(Clone, Copy, Debug)]
-struct Reserved {
-    id: u64,
-    local: u32,
-    first: u32,
-    last: u32,
-    write: bool,
-    epoch: Epoch,
+pub(super) struct Reserved {
+    pub(super) id: u64,
+    pub(super) local: u32,
+    pub(super) first: u32,
+    pub(super) last: u32,
+    pub(super) write: bool,
+    pub(super) epoch: Epoch,
 }
 
-/// A snapshot that is being dropped, partition by partition.
-pub struct Dropping {
-    next_local: u32,
-    freed_blocks: u64,
-    answer: Sender<u64>,
-}
-
-/// Base places that nobody sees any more, to be punched when that is durable.
-struct FreedBase {
-    seq: u64,
-    local: u32,
-    first: u32,
-    count: u32,
-}
-
-/// What shards need of their processor.
+/// What shares need of their processor.
 pub struct Context<'a> {
     /// The processor's queue.
     pub queue: &'a Arc<Queue>,
@@ -130,7 +112,7 @@ impl Context<'_> {
     }
 }
 
-/// What a new shard is made of.
+/// What a new share is made of.
 pub struct Parts {
     /// Its number on its processor.
     pub number: u32,
@@ -141,7 +123,7 @@ pub struct Parts {
     /// The volume's flusher.
     pub flusher: Arc<Flusher>,
     /// Counters.
-    pub stats: Arc<ShardStats>,
+    pub stats: Arc<ShareStats>,
     /// Its partitions.
     pub locals: Vec<Local>,
     /// Its journal.
@@ -159,42 +141,42 @@ pub struct Parts {
 }
 
 /// See the module's head.
-pub struct Shard {
+pub struct Share {
     pub(super) number: u32,
     pub(super) geometry: Arc<Geometry>,
     pub(super) space: Arc<Space>,
     /// Where slots are taken from, in the order to try.
-    log_order: Vec<Arc<Log>>,
-    flusher: Arc<Flusher>,
-    pub(super) stats: Arc<ShardStats>,
+    pub(super) log_order: Vec<Arc<Log>>,
+    pub(super) flusher: Arc<Flusher>,
+    pub(super) stats: Arc<ShareStats>,
     pub(super) locals: Vec<Local>,
     pub(super) journal: Journal,
     pub(super) slots: Slots,
     pub(super) epoch: Epoch,
     pub(super) snapshots: Vec<Epoch>,
-    default_logs: Vec<u16>,
-    named_log: Option<u16>,
-    reserved: Vec<Reserved>,
-    next_id: u64,
-    waiting: VecDeque<Part>,
-    held: Vec<Part>,
-    starved: Vec<Part>,
-    stopped_at: Option<Instant>,
-    settling: Vec<(Epoch, Sender<()>)>,
-    freed_bases: VecDeque<FreedBase>,
-    punching: bool,
-    leaving: bool,
-    release_asked: bool,
-    checkpointing: bool,
-    checkpoint_bytes: u64,
+    pub(super) default_logs: Vec<u16>,
+    pub(super) named_log: Option<u16>,
+    pub(super) reserved: Vec<Reserved>,
+    pub(super) next_id: u64,
+    pub(super) waiting: VecDeque<Part>,
+    pub(super) held: Vec<Part>,
+    pub(super) starved: Vec<Part>,
+    pub(super) stopped_at: Option<Instant>,
+    pub(super) settling: Vec<(Epoch, Sender<()>)>,
+    pub(super) freed_bases: VecDeque<FreedBase>,
+    pub(super) punching: bool,
+    pub(super) leaving: bool,
+    pub(super) release_asked: bool,
+    pub(super) checkpointing: bool,
+    pub(super) checkpoint_bytes: u64,
 }
 
-impl Shard {
-    /// Puts a shard together.
-    pub fn new(parts: Parts) -> Shard {
+impl Share {
+    /// Puts a share together.
+    pub fn new(parts: Parts) -> Share {
         let in_order = parts.snapshots.windows(2).all(|pair| pair[0] < pair[1]);
         assert!(in_order && parts.snapshots.last().is_none_or(|last| *last < parts.epoch), "H3");
-        let mut shard = Shard {
+        let mut share = Share {
             number: parts.number,
             geometry: parts.geometry,
             log_order: Vec::new(),
@@ -222,11 +204,11 @@ impl Shard {
             checkpointing: false,
             checkpoint_bytes: 0,
         };
-        shard.order_logs();
-        shard
+        share.order_logs();
+        share
     }
 
-    fn order_logs(&mut self) {
+    pub(super) fn order_logs(&mut self) {
         let named = self.named_log.into_iter();
         let numbers = named.chain(self.default_logs.iter().copied());
         self.log_order = numbers.filter_map(|number| self.space.log(number)).collect();
@@ -285,19 +267,24 @@ impl Shard {
         self.run_on_pool(Some(part), job, context);
     }
 
-    fn reserve(&mut self, local: u32, first: u32, last: u32, write: bool) {
+    pub(super) fn reserve(&mut self, local: u32, first: u32, last: u32, write: bool) {
         self.next_id += 1;
         let (id, epoch) = (self.next_id, self.epoch);
         self.reserved.push(Reserved { id, local, first, last, write, epoch });
     }
 
-    fn run_on_pool(&mut self, part: Option<Part>, mut job: Job, context: &mut Context<'_>) {
+    pub(super) fn run_on_pool(
+        &mut self,
+        part: Option<Part>,
+        mut job: Job,
+        context: &mut Context<'_>,
+    ) {
         *context.slow_ios += 1;
-        let (shard, queue) = (self.number, Arc::clone(context.queue));
+        let (share, queue) = (self.number, Arc::clone(context.queue));
         let id = if part.as_ref().is_some_and(|part| part.view != 0) { 0 } else { self.next_id };
         context.pool.run(move || {
             let result = job.run();
-            queue.push(Event::Done(Box::new(Done { shard, id, part, job, result })));
+            queue.push(Event::Done(Box::new(Done { share, id, part, job, result })));
         });
     }
 
@@ -413,94 +400,6 @@ impl Shard {
         self.log_order.iter().find_map(|log| slots.take(log, want))
     }
 
-    /// Keeps a part for when slots that wait for a sync are free, or fails it if none do.
-    pub(super) fn starve(&mut self, part: Part, context: &mut Context<'_>) {
-        if self.slots.waiting() == 0 {
-            self.end(part, Err(Errno::ENOSPC), context);
-            return;
-        }
-        self.starved.push(part);
-        self.ask_release(context);
-    }
-
-    fn ask_release(&mut self, context: &Context<'_>) {
-        if !self.release_asked {
-            self.release_asked = true;
-            let queue = Arc::clone(context.queue);
-            self.flusher.push(Waiter::Release { queue, shard: self.number });
-        }
-    }
-
-    /// Makes places usable again that a sync has made safe to use.
-    pub fn release(&mut self, durable: bool, context: &mut Context<'_>) {
-        self.release_asked = false;
-        if !durable {
-            for part in std::mem::take(&mut self.starved) {
-                self.end(part, Err(Errno::ENOSPC), context);
-            }
-            return;
-        }
-        let committed = self.journal.shared().committed();
-        let mut empty: Vec<EmptyChunk> = Vec::new();
-        self.slots.release(committed, &mut empty);
-        if !empty.is_empty() {
-            context.pool.run(move || empty.into_iter().for_each(EmptyChunk::give_back));
-        }
-        self.punch_freed_bases(context);
-        for part in std::mem::take(&mut self.starved) {
-            self.take(part, context);
-        }
-    }
-
-    /// Punches some of the base places that nobody sees (J4), reserved as a write of theirs would be. One
-    /// batch at a time: its end brings the next.
-    fn punch_freed_bases(&mut self, context: &mut Context<'_>) {
-        let committed = self.journal.shared().committed();
-        let Some(front) = self.freed_bases.front() else { return };
-        if self.punching || self.leaving || front.seq > committed {
-            return;
-        }
-        let (local, first) = (front.local, front.first);
-        let fits = |freed: &&FreedBase| {
-            let near = freed.first >= first && freed.first - first < PUNCH_SPAN_BLOCKS;
-            freed.local == local && freed.seq <= committed && near
-        };
-        let batch = self.freed_bases.iter().take(PUNCH_RUNS_MAX).take_while(fits).count();
-        let ends = self.freed_bases.iter().take(batch).map(|freed| freed.first + freed.count - 1);
-        let last = ends.max().expect("the front fits");
-        let busy = self
-            .reserved
-            .iter()
-            .any(|other| other.local == local && other.first <= last && first <= other.last);
-        if busy {
-            return; // when that is done, this is tried again
-        }
-        let mut steps = Vec::new();
-        for freed in self.freed_bases.drain(..batch) {
-            let versions = &self.locals[local as usize].versions;
-            // Written again meanwhile: the space is in use.
-            let mut blocks = freed.first..freed.first + freed.count;
-            if !blocks.any(|block| versions.sees_base(block)) {
-                steps.push(Step::Clear {
-                    offset: u64::from(freed.first) * BLOCK_SIZE,
-                    length: u64::from(freed.count) * BLOCK_SIZE,
-                    keep_allocated: false,
-                });
-            }
-        }
-        let job = Job {
-            geometry: Arc::clone(&self.geometry),
-            partition: self.locals[local as usize].partition,
-            request: None,
-            steps,
-            changes: Vec::new(),
-            zeroes: true,
-        };
-        self.punching = true;
-        self.reserve(local, first, last, true);
-        self.run_on_pool(None, job, context);
-    }
-
     /// What is due now and then: slots to be released, a checkpoint.
     pub fn upkeep(&mut self, context: &mut Context<'_>) {
         if self.slots.waiting() > WAITING_SLOTS_MAX {
@@ -553,95 +452,6 @@ impl Shard {
             epoch: self.epoch,
             partitions: partitions.map(|local| (local.partition, local.versions.clone())).collect(),
         }
-    }
-
-    /// Stops starting writes, for a cut.
-    pub fn stop_writes(&mut self) {
-        assert!(self.stopped_at.is_none(), "cuts are made one after the other");
-        self.stopped_at = Some(Instant::now());
-    }
-
-    /// Ends the epoch and starts the writes that were held; returns how long they were, nanoseconds.
-    pub fn advance(&mut self, log: Option<u16>, instant_ns: u64, context: &mut Context<'_>) -> u64 {
-        let ended = self.epoch;
-        self.snapshots.push(ended);
-        self.epoch = ended + 1;
-        self.named_log = log;
-        self.order_logs();
-        let stopped_at = self.stopped_at.take().expect("C1: it stopped before it advances");
-        let stall = stopped_at.elapsed().as_nanos() as u64;
-        for part in std::mem::take(&mut self.held) {
-            self.take(part, context);
-        }
-        // For people who read journals: nothing depends on it, so nothing fails with it.
-        let _ = self.journal.append(Entry {
-            kind: RecordKind::Cut,
-            epoch: ended,
-            partition: 0,
-            first: 0,
-            count: 0,
-            place: instant_ns,
-            checksums: &[],
-        });
-        stall
-    }
-
-    /// Answers when no write of `epoch` or before is under way.
-    pub fn settle(&mut self, epoch: Epoch, answer: Sender<()>) {
-        self.settling.push((epoch, answer));
-        self.answer_settled();
-    }
-
-    fn answer_settled(&mut self) {
-        let reserved = &self.reserved;
-        self.settling.retain(|(epoch, answer)| {
-            let out = reserved.iter().any(|other| other.write && other.epoch <= *epoch);
-            if !out {
-                // Whoever asked may have gone.
-                let _ = answer.send(());
-            }
-            out
-        });
-    }
-
-    /// Begins to drop a snapshot.
-    pub fn begin_drop(&mut self, epoch: Epoch, answer: Sender<u64>) -> Dropping {
-        self.snapshots.retain(|snapshot| *snapshot != epoch);
-        Dropping { next_local: 0, freed_blocks: 0, answer }
-    }
-
-    /// Drops on for about a millisecond; gives back what is left to do.
-    pub fn drop_more(
-        &mut self,
-        mut dropping: Dropping,
-        context: &mut Context<'_>,
-    ) -> Option<Dropping> {
-        let began = Instant::now();
-        let seq = self.journal.shared().appended();
-        while (dropping.next_local as usize) < self.locals.len() {
-            if began.elapsed().as_micros() > 1000 {
-                return Some(dropping);
-            }
-            let number = dropping.next_local;
-            dropping.next_local += 1;
-            let local = &mut self.locals[number as usize];
-            let (slots, bases) = (&mut self.slots, &mut self.freed_bases);
-            let freed_blocks = &mut dropping.freed_blocks;
-            local.versions.prune(&self.snapshots, |first, count, place| {
-                if place != Place::ZERO {
-                    *freed_blocks += u64::from(count);
-                }
-                if place.is_slot() {
-                    slots.give_later(seq, place, count);
-                } else if place == Place::BASE {
-                    bases.push_back(FreedBase { seq, local: number, first, count });
-                }
-            });
-        }
-        // Whoever asked may have gone.
-        let _ = dropping.answer.send(dropping.freed_blocks * BLOCK_SIZE);
-        self.ask_release(context);
-        None
     }
 
     /// The partitions' states, now (epoch 0) or at a snapshot's epoch.

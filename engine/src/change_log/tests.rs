@@ -1,0 +1,301 @@
+//! Journals, checkpoints, recovery and slots, each against what docs/formats.md and the modules' heads promise.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use super::checkpoint::{self, Contents};
+use super::format::{
+    HEADER_FIELDS, MARK_FIELDS, RECORD_FIELDS, RECORD_SUMS_MAX, Record, RecordKind, record_bytes,
+};
+use super::journal::{Entry, Identity, Journal, SEGMENT_BYTES};
+use super::recover::{Recovered, recover};
+use super::slots::Slots;
+use super::space::{CHUNK_BYTES, CHUNK_SLOTS, Log};
+use crate::block_map::place::Place;
+use crate::block_map::versions::{Change, Versions};
+use crate::error::{ErrorKind, Result};
+use crate::io::device::Device;
+use crate::units::Epoch;
+use crate::volume::geometry::Extent;
+
+const BLOCKS: u32 = 1024;
+
+/// A directory of its own, removed with the value.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new() -> Scratch {
+        static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let name = format!("polyvol-change-log-{}-{number}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        std::fs::create_dir(&path).unwrap();
+        Scratch(path)
+    }
+
+    fn identity(&self, boot: u8) -> Identity {
+        Identity {
+            directory: self.0.clone(),
+            volume_uuid: [9; 16],
+            processor: 2,
+            boot_id: [boot; 16],
+        }
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn entry(first: u32, slot: u64, epoch: Epoch, sums: &[u32]) -> Entry<'_> {
+    Entry {
+        kind: RecordKind::Map,
+        epoch,
+        partition: 4,
+        first,
+        count: sums.len() as u32,
+        place: Place::slot(1, slot).raw(),
+        checksums: sums,
+    }
+}
+
+fn back(scratch: &Scratch, boot: u8, snapshots: &[Epoch]) -> Result<Recovered> {
+    recover(&scratch.identity(boot), snapshots, |partition| (partition == 4).then_some(BLOCKS))
+}
+
+/// Ten records of a block each, of which five are committed.
+fn ten_records(scratch: &Scratch) {
+    let mut journal = Journal::begin(scratch.identity(1), 1, 1, 0, Vec::new()).unwrap();
+    for i in 0..10 {
+        journal.append(entry(i, u64::from(i) + 100, 1, &[i])).unwrap();
+        if i == 4 {
+            journal.shared().commit(5).unwrap();
+        }
+    }
+}
+
+#[test]
+fn the_formats_page_has_every_field_at_its_offset() {
+    let page = include_str!("../../../docs/formats.md");
+    let rows: Vec<String> = page
+        .lines()
+        .filter(|line| line.starts_with('|'))
+        .map(|line| line.split('|').map(str::trim).collect::<Vec<_>>().join("|"))
+        .collect();
+    for (name, offset, bytes) in HEADER_FIELDS.iter().chain(&RECORD_FIELDS).chain(&MARK_FIELDS) {
+        let row = format!("|{name}|{offset}|{bytes}|");
+        assert!(rows.iter().any(|found| found.starts_with(&row)), "no row {row}");
+    }
+    assert!(page.contains(&format!("{RECORD_SUMS_MAX} blocks at most")));
+}
+
+#[test]
+fn after_a_kill_every_record_counts_and_after_a_power_loss_the_committed_ones() {
+    let scratch = Scratch::new();
+    ten_records(&scratch);
+    let killed = back(&scratch, 1, &[]).unwrap();
+    assert_eq!((killed.next_seq, killed.committed, killed.replayed), (11, 5, 10));
+    assert_eq!(killed.partitions[&4].live.place(9), Place::slot(1, 109));
+    let lost = back(&scratch, 2, &[]).unwrap();
+    assert_eq!((lost.next_seq, lost.committed, lost.replayed), (6, 5, 5));
+    assert_eq!(lost.partitions[&4].live.place(4), Place::slot(1, 104));
+    assert_eq!(lost.partitions[&4].live.place(5), Place::BASE);
+}
+
+#[test]
+fn records_that_a_power_loss_has_dropped_stay_dropped_when_the_next_run_is_killed() {
+    let scratch = Scratch::new();
+    ten_records(&scratch);
+    let lost = back(&scratch, 2, &[]).unwrap();
+    let mut journal = Journal::begin(
+        scratch.identity(2),
+        lost.next_number,
+        lost.next_seq,
+        lost.committed,
+        lost.segments,
+    )
+    .unwrap();
+    journal.append(entry(20, 500, 1, &[1])).unwrap();
+    drop(journal);
+    let killed = back(&scratch, 2, &[]).unwrap();
+    assert_eq!((killed.next_seq, killed.replayed), (7, 6));
+    assert_eq!(killed.partitions[&4].live.place(7), Place::BASE);
+    assert_eq!(killed.partitions[&4].live.place(20), Place::slot(1, 500));
+}
+
+#[test]
+fn records_go_on_in_new_segments_and_a_missing_one_is_found() {
+    let scratch = Scratch::new();
+    let mut journal = Journal::begin(scratch.identity(1), 1, 1, 0, Vec::new()).unwrap();
+    let sums = vec![3; BLOCKS as usize];
+    let records = 2 * SEGMENT_BYTES / record_bytes(sums.len());
+    for _ in 0..records {
+        journal.append(entry(0, 0, 1, &sums)).unwrap();
+    }
+    drop(journal);
+    let killed = back(&scratch, 1, &[]).unwrap();
+    assert_eq!(killed.replayed as usize, records);
+    assert!(killed.segments.len() >= 2);
+    // One byte of a record in the first segment.
+    let path = scratch.identity(1).segment_path(1);
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[20_000] ^= 1;
+    std::fs::write(&path, &bytes).unwrap();
+    let error = back(&scratch, 1, &[]).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Corrupt);
+    assert!(error.what.contains("p002-0000000001.journal"), "{}", error.what);
+}
+
+#[test]
+fn an_unknown_version_is_refused_untouched() {
+    let scratch = Scratch::new();
+    ten_records(&scratch);
+    let path = scratch.identity(1).segment_path(1);
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[8] = 77;
+    std::fs::write(&path, &bytes).unwrap();
+    let error = back(&scratch, 1, &[]).unwrap_err();
+    assert!(error.what.contains("version 77"), "{}", error.what);
+    assert_eq!(std::fs::read(&path).unwrap(), bytes);
+}
+
+#[test]
+fn a_segment_that_a_crash_left_without_a_header_is_as_if_it_were_not() {
+    let scratch = Scratch::new();
+    ten_records(&scratch);
+    std::fs::write(scratch.identity(1).segment_path(2), vec![0; 8192]).unwrap();
+    assert_eq!(back(&scratch, 1, &[]).unwrap().next_seq, 11);
+    assert!(!scratch.identity(1).segment_path(2).exists());
+}
+
+#[test]
+fn replay_keeps_what_snapshots_of_the_catalog_saw_and_nothing_for_others() {
+    let scratch = Scratch::new();
+    let mut journal = Journal::begin(scratch.identity(1), 1, 1, 0, Vec::new()).unwrap();
+    for epoch in 1..=3 {
+        journal.append(entry(7, 100 + epoch, epoch, &[1])).unwrap();
+    }
+    drop(journal);
+    let found = back(&scratch, 1, &[2]).unwrap();
+    let versions = &found.partitions[&4];
+    assert_eq!(versions.at(2).0.place(7), Place::slot(1, 102));
+    assert_eq!(versions.live.place(7), Place::slot(1, 103));
+    assert_eq!(versions.frozen().len(), 1);
+    assert_eq!(found.epoch, 3);
+}
+
+fn versions() -> Versions {
+    let mut versions = Versions::new(BLOCKS);
+    for (epoch, first, slot) in [(1, 3, 0u64), (2, 600, 50), (3, 3, 70)] {
+        versions.freeze_before(epoch, &[1, 2]);
+        let sums = [slot as u32, 1, 2];
+        let place = Place::slot(1, slot);
+        let change = Change { epoch, first, count: 3, place, checksums: &sums, seq: epoch };
+        versions.apply(change, |_, _, _| {});
+    }
+    versions.freeze_before(4, &[1, 2, 3]);
+    let zero =
+        Change { epoch: 4, first: 512, count: 512, place: Place::ZERO, checksums: &[], seq: 9 };
+    versions.apply(zero, |_, _, _| {});
+    versions
+}
+
+#[test]
+fn a_checkpoint_reads_back_as_it_was_and_no_flipped_bit_passes() {
+    let scratch = Scratch::new();
+    let contents = Contents { first_seq: 42, epoch: 4, partitions: vec![(4, versions())] };
+    let path = scratch.0.join("checkpoint");
+    checkpoint::write(&path, &scratch.identity(1), 3, &contents).unwrap();
+    let bytes = std::fs::read(&path).unwrap();
+    let blocks_of = |partition| (partition == 4).then_some(BLOCKS);
+    let (header, read) = checkpoint::read(&bytes, blocks_of).unwrap();
+    assert_eq!((header.number, read.first_seq, read.epoch), (3, 42, 4));
+    let (wrote, found) = (&contents.partitions[0].1, &read.partitions[0].1);
+    for epoch in [1, 2, 3, 4] {
+        for block in 0..BLOCKS {
+            let (a, b) = (wrote.at(epoch).0.find(block, 1), found.at(epoch).0.find(block, 1));
+            assert_eq!((a.place, a.checksums), (b.place, b.checksums));
+        }
+        assert_eq!(wrote.at(epoch).0.write_seq, found.at(epoch).0.write_seq);
+    }
+    let interesting = (0..80).chain(4096..bytes.len());
+    for at in interesting {
+        let mut bad = bytes.clone();
+        bad[at] ^= 0x10;
+        assert!(checkpoint::read(&bad, blocks_of).is_err(), "byte {at}");
+    }
+    for length in [0, 79, 4095, 4100, bytes.len() - 1] {
+        assert!(checkpoint::read(&bytes[..length], blocks_of).is_err());
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_record_reads_back_and_no_flipped_bit_passes(
+        seq: u64, epoch: u64, partition: u32, first: u32, sums in prop::collection::vec(any::<u32>(), 0..9),
+        incarnation: u64, flip in any::<prop::sample::Index>(), bit in 0..8u8,
+    ) {
+        let place = Place::slot(3, 99).raw();
+        let count = sums.len() as u32;
+        let record = Record { kind: RecordKind::Map, seq, epoch, partition, first, count, place };
+        let mut bytes = vec![0; record_bytes(sums.len())];
+        record.encode(&sums, incarnation, &mut bytes);
+        let (found, found_sums, length) = Record::decode(&bytes, incarnation).unwrap().unwrap();
+        prop_assert_eq!((found, &found_sums, length), (record, &sums, bytes.len()));
+        prop_assert!(Record::decode(&bytes, incarnation ^ 1).unwrap().is_none());
+        let at = flip.index(bytes.len());
+        bytes[at] ^= 1 << bit;
+        prop_assert!(!matches!(Record::decode(&bytes, incarnation), Ok(Some(_))));
+    }
+
+    #[test]
+    fn slots_are_handed_out_once_and_used_again_only_when_released(
+        ops in prop::collection::vec((0..3u8, 1..3000u32, any::<prop::sample::Index>()), 1..60),
+    ) {
+        let scratch = Scratch::new();
+        let path = scratch.0.join("log");
+        std::fs::File::create(&path).unwrap().set_len(3 * CHUNK_BYTES).unwrap();
+        let device = Arc::new(Device::open(1, &path, false, true).unwrap());
+        let extent = |offset, length| Extent { device: Arc::clone(&device), offset, length };
+        let extents = vec![extent(0, CHUNK_BYTES), extent(CHUNK_BYTES, 2 * CHUNK_BYTES)];
+        let log = Arc::new(Log::new(1, extents).unwrap());
+        let (mut slots, mut runs, mut used) = (Slots::default(), Vec::new(), BTreeSet::new());
+        let mut seq = 0;
+        for (op, want, pick) in ops {
+            match op {
+                0 => match slots.take(&log, want) {
+                    Some((place, count)) => {
+                        prop_assert!(count >= 1 && count <= want);
+                        for i in 0..count {
+                            prop_assert!(used.insert(place.step(i).slot_number()), "handed out twice");
+                        }
+                        runs.push((place, count));
+                    }
+                    None => prop_assert_eq!(used.len() as u64, 3 * CHUNK_SLOTS),
+                },
+                1 if !runs.is_empty() => {
+                    let (place, count) = runs.swap_remove(pick.index(runs.len()));
+                    seq += 1;
+                    slots.give_later(seq, place, count);
+                    let mut empty = Vec::new();
+                    slots.release(seq - 1, &mut empty);
+                    prop_assert!(empty.is_empty(), "released before its time");
+                    slots.release(seq, &mut empty);
+                    for i in 0..count {
+                        used.remove(&place.step(i).slot_number());
+                    }
+                    empty.into_iter().for_each(|chunk| chunk.give_back());
+                }
+                _ => {}
+            }
+            prop_assert_eq!(slots.used(), used.len() as u64);
+            let chunks: BTreeSet<u64> = used.iter().map(|slot| slot / CHUNK_SLOTS).collect();
+            prop_assert!(log.chunks_taken() <= chunks.len() as u64 + 1);
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! Epoch: a share's part in a cut: stopping writes, advancing, and telling when the old epoch's writes have landed.
+//! The protocol and its proof are in [`crate::processor::cut`].
+
+use std::sync::mpsc::Sender;
+use std::time::Instant;
+
+use crate::change_log::format::RecordKind;
+use crate::change_log::journal::Entry;
+use crate::processor::share::{Context, Share};
+use crate::units::Epoch;
+
+impl Share {
+    /// Stops starting writes, for a cut.
+    pub fn stop_writes(&mut self) {
+        assert!(self.stopped_at.is_none(), "cuts are made one after the other");
+        self.stopped_at = Some(Instant::now());
+    }
+
+    /// Ends the epoch and starts the writes that were held; returns how long they were, nanoseconds.
+    pub fn advance(&mut self, log: Option<u16>, instant_ns: u64, context: &mut Context<'_>) -> u64 {
+        let ended = self.epoch;
+        self.snapshots.push(ended);
+        self.epoch = ended + 1;
+        self.named_log = log;
+        self.order_logs();
+        let stopped_at = self.stopped_at.take().expect("C1: it stopped before it advances");
+        let stall = stopped_at.elapsed().as_nanos() as u64;
+        for part in std::mem::take(&mut self.held) {
+            self.take(part, context);
+        }
+        // For people who read journals: nothing depends on it, so nothing fails with it.
+        let _ = self.journal.append(Entry {
+            kind: RecordKind::Cut,
+            epoch: ended,
+            partition: 0,
+            first: 0,
+            count: 0,
+            place: instant_ns,
+            checksums: &[],
+        });
+        stall
+    }
+
+    /// Answers when no write of `epoch` or before is under way.
+    pub fn settle(&mut self, epoch: Epoch, answer: Sender<()>) {
+        self.settling.push((epoch, answer));
+        self.answer_settled();
+    }
+
+    pub(super) fn answer_settled(&mut self) {
+        let reserved = &self.reserved;
+        self.settling.retain(|(epoch, answer)| {
+            let out = reserved.iter().any(|other| other.write && other.epoch <= *epoch);
+            if !out {
+                // Whoever asked may have gone.
+                let _ = answer.send(());
+            }
+            out
+        });
+    }
+}

@@ -1,0 +1,170 @@
+//! Reclaim: how places that nobody sees any more become usable again.
+//!
+//! How it works      A change frees slots, dropping a snapshot frees slots and base places. All wait until what freed
+//!                   them is durable (J4): then slots are handed out again, empty chunks go back to their log, and base
+//!                   places are punched out of their devices. A part that finds no slot waits for those that wait.
+//! Invariants        T1 a base place is punched only while it is reserved as a write would reserve it, and only if
+//!                   no version sees it then.
+
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::time::Instant;
+
+use crate::block_map::place::Place;
+use crate::change_log::slots::EmptyChunk;
+use crate::error::Errno;
+use crate::processor::io_job::{Job, Step};
+use crate::processor::queue::Part;
+use crate::processor::share::{Context, Share};
+use crate::units::{BLOCK_SIZE, Epoch};
+use crate::volume::flusher::Waiter;
+
+/// Runs of freed base places that are punched by one job.
+const PUNCH_RUNS_MAX: usize = 64;
+/// Blocks that one such job reserves, at most, counted to its last run's start.
+const PUNCH_SPAN_BLOCKS: u32 = 4096;
+
+/// A snapshot that is being dropped, partition by partition.
+pub struct Dropping {
+    next_local: u32,
+    freed_blocks: u64,
+    answer: Sender<u64>,
+}
+
+/// Base places that nobody sees any more, to be punched when that is durable.
+pub(super) struct FreedBase {
+    seq: u64,
+    local: u32,
+    first: u32,
+    count: u32,
+}
+
+impl Share {
+    /// Keeps a part for when slots that wait for a sync are free, or fails it if none do.
+    pub(super) fn starve(&mut self, part: Part, context: &mut Context<'_>) {
+        if self.slots.waiting() == 0 {
+            self.end(part, Err(Errno::ENOSPC), context);
+            return;
+        }
+        self.starved.push(part);
+        self.ask_release(context);
+    }
+
+    pub(super) fn ask_release(&mut self, context: &Context<'_>) {
+        if !self.release_asked {
+            self.release_asked = true;
+            let queue = Arc::clone(context.queue);
+            self.flusher.push(Waiter::Release { queue, share: self.number });
+        }
+    }
+
+    /// Makes places usable again that a sync has made safe to use.
+    pub fn release(&mut self, durable: bool, context: &mut Context<'_>) {
+        self.release_asked = false;
+        if !durable {
+            for part in std::mem::take(&mut self.starved) {
+                self.end(part, Err(Errno::ENOSPC), context);
+            }
+            return;
+        }
+        let committed = self.journal.shared().committed();
+        let mut empty: Vec<EmptyChunk> = Vec::new();
+        self.slots.release(committed, &mut empty);
+        if !empty.is_empty() {
+            context.pool.run(move || empty.into_iter().for_each(EmptyChunk::give_back));
+        }
+        self.punch_freed_bases(context);
+        for part in std::mem::take(&mut self.starved) {
+            self.take(part, context);
+        }
+    }
+
+    /// Punches some of the base places that nobody sees (J4), reserved as a write of theirs would be. One
+    /// batch at a time: its end brings the next.
+    pub(super) fn punch_freed_bases(&mut self, context: &mut Context<'_>) {
+        let committed = self.journal.shared().committed();
+        let Some(front) = self.freed_bases.front() else { return };
+        if self.punching || self.leaving || front.seq > committed {
+            return;
+        }
+        let (local, first) = (front.local, front.first);
+        let fits = |freed: &&FreedBase| {
+            let near = freed.first >= first && freed.first - first < PUNCH_SPAN_BLOCKS;
+            freed.local == local && freed.seq <= committed && near
+        };
+        let batch = self.freed_bases.iter().take(PUNCH_RUNS_MAX).take_while(fits).count();
+        let ends = self.freed_bases.iter().take(batch).map(|freed| freed.first + freed.count - 1);
+        let last = ends.max().expect("the front fits");
+        let busy = self
+            .reserved
+            .iter()
+            .any(|other| other.local == local && other.first <= last && first <= other.last);
+        if busy {
+            return; // when that is done, this is tried again
+        }
+        let mut steps = Vec::new();
+        for freed in self.freed_bases.drain(..batch) {
+            let versions = &self.locals[local as usize].versions;
+            // Written again meanwhile: the space is in use.
+            let mut blocks = freed.first..freed.first + freed.count;
+            if !blocks.any(|block| versions.sees_base(block)) {
+                steps.push(Step::Clear {
+                    offset: u64::from(freed.first) * BLOCK_SIZE,
+                    length: u64::from(freed.count) * BLOCK_SIZE,
+                    keep_allocated: false,
+                });
+            }
+        }
+        let job = Job {
+            geometry: Arc::clone(&self.geometry),
+            partition: self.locals[local as usize].partition,
+            request: None,
+            steps,
+            changes: Vec::new(),
+            zeroes: true,
+        };
+        self.punching = true;
+        self.reserve(local, first, last, true);
+        self.run_on_pool(None, job, context);
+    }
+
+    /// Begins to drop a snapshot.
+    pub fn begin_drop(&mut self, epoch: Epoch, answer: Sender<u64>) -> Dropping {
+        self.snapshots.retain(|snapshot| *snapshot != epoch);
+        Dropping { next_local: 0, freed_blocks: 0, answer }
+    }
+
+    /// Drops on for about a millisecond; gives back what is left to do.
+    pub fn drop_more(
+        &mut self,
+        mut dropping: Dropping,
+        context: &mut Context<'_>,
+    ) -> Option<Dropping> {
+        let began = Instant::now();
+        let seq = self.journal.shared().appended();
+        while (dropping.next_local as usize) < self.locals.len() {
+            if began.elapsed().as_micros() > 1000 {
+                return Some(dropping);
+            }
+            let number = dropping.next_local;
+            dropping.next_local += 1;
+            let local = &mut self.locals[number as usize];
+            let (slots, bases) = (&mut self.slots, &mut self.freed_bases);
+            let freed_blocks = &mut dropping.freed_blocks;
+            local.versions.prune(&self.snapshots, |first, count, place| {
+                if place != Place::ZERO {
+                    *freed_blocks += u64::from(count);
+                }
+                if place.is_slot() {
+                    slots.give_later(seq, place, count);
+                } else if place == Place::BASE {
+                    bases.push_back(FreedBase { seq, local: number, first, count });
+                }
+            });
+        }
+        // Whoever asked may have gone.
+        let _ = dropping.answer.send(dropping.freed_blocks * BLOCK_SIZE);
+        self.ask_release(context);
+        None
+    }
+}

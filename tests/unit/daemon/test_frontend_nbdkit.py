@@ -1,0 +1,116 @@
+"""The front-end nbdkit's keeper with a real nbdkit, whose plugin here runs the service on the sim engine."""
+
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from polyvol.daemon import frontend_nbdkit
+from polyvol.daemon.cli.client import Client
+from polyvol.daemon.config import Config
+from polyvol.daemon.errors import DaemonNotRunning, DaemonUnreachable, FrontendFailed, StateLocked
+from polyvol.daemon.service import Service
+from tests.support.sim_engine import SimWorld
+
+PLUGIN = """
+import os
+from pathlib import Path
+API_VERSION = 2
+settings = {}
+def config(key, value):
+    settings[key] = value
+def after_fork():
+    global service
+    from polyvol.daemon.service import Service
+    from tests.support.sim_engine import SimWorld
+    addresses = os.environ["POLYVOL_NBD_URIS"].split()
+    service = Service(Path(settings["state-dir"]), serve_nbd=False, frontend="nbdkit",
+        nbd_addresses=addresses, processors=int(settings["processors"]), engine_module=SimWorld())
+    service.start()
+def cleanup():
+    service.stop()
+def open(readonly):
+    return 1
+def get_size(handle):
+    return 1 << 20
+def pread(handle, buffer, offset, flags):
+    buffer[:] = bytes(len(buffer))
+"""
+needs_nbdkit = pytest.mark.skipif(
+    shutil.which("nbdkit") is None or shutil.which("nbdinfo") is None,
+    reason="nbdkit, its Python plugin or nbdinfo is not installed",
+)
+
+
+def wait_for_pid(client: Client, other_than: int) -> int:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            pid = int(client.get("status")["daemon"]["pid"])
+        except (DaemonNotRunning, DaemonUnreachable):
+            pid = other_than
+        if pid != other_than:
+            return pid
+        time.sleep(0.02)
+    raise AssertionError("the control socket does not answer")
+
+
+@needs_nbdkit
+def test_nbdkit_serves_on_sockets_that_outlive_it_and_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugin = tmp_path / "plugin.py"
+    plugin.write_text(PLUGIN)
+    monkeypatch.setattr(frontend_nbdkit, "find_plugin", lambda: plugin)
+    state_dir = tmp_path / "state"
+    told = threading.Event()
+    keeper = threading.Thread(
+        target=frontend_nbdkit.supervise, args=(Config(state_dir, processors=3), told), daemon=True
+    )
+    keeper.start()
+    try:
+        client = Client(state_dir)
+        first = wait_for_pid(client, 0)
+        daemon = client.get("status")["daemon"]
+        assert (daemon["frontend"], daemon["processors"]) == ("nbdkit", 3)
+        assert daemon["nbd"] == [f"nbd+unix:///?socket={state_dir}/nbd.sock"]
+        assert (state_dir / "nbd.sock").stat().st_mode & 0o777 == 0o600
+        os.kill(first, signal.SIGKILL)
+        size = ["nbdinfo", "--size", f"nbd+unix:///x?socket={state_dir}/nbd.sock"]
+        done = subprocess.run(size, capture_output=True, text=True, timeout=20, check=True)
+        assert done.stdout == f"{1 << 20}\n"
+        assert wait_for_pid(client, first) != first
+    finally:
+        told.set()
+        keeper.join(20)
+    assert not keeper.is_alive()
+    assert not (state_dir / "nbd.sock").exists()
+    assert not (state_dir / "control.sock").exists()
+
+
+@needs_nbdkit
+def test_an_nbdkit_that_never_gets_ready_is_not_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugin = tmp_path / "plugin.py"
+    plugin.write_text("raise SystemExit(1)")
+    monkeypatch.setattr(frontend_nbdkit, "find_plugin", lambda: plugin)
+    with pytest.raises(FrontendFailed, match="before it was ready"):
+        frontend_nbdkit.supervise(Config(tmp_path / "state"), threading.Event())
+
+
+def test_a_state_directory_that_is_owned_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frontend_nbdkit, "find_plugin", lambda: tmp_path)
+    service = Service(tmp_path, engine_module=SimWorld())
+    service.start()
+    with pytest.raises(StateLocked):
+        frontend_nbdkit.supervise(Config(tmp_path), threading.Event())
+    assert (tmp_path / "nbd.sock").exists()
+    service.stop()

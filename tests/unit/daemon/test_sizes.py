@@ -1,0 +1,47 @@
+"""Sizes: what people may write, and what they are shown."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from polyvol.daemon.sizes import format_ns, format_size, parse_size
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("0", 0),
+        ("4096", 4096),
+        ("1k", 1024),
+        ("64M", 64 << 20),
+        ("64m", 64 << 20),
+        ("10GiB", 10 << 30),
+        ("10 GB", 10 << 30),
+        ("2T", 2 << 40),
+        ("7B", 7),
+    ],
+)
+def test_sizes_are_read_in_powers_of_1024(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "x", "1.5G", "-1", "1X", "G", "1 2", "1e3", "1KK", "\u0661"])
+def test_what_is_no_size_is_refused_with_a_sentence(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a size"):
+        parse_size(text)
+
+
+@given(st.integers(0, 1 << 60))
+def test_a_shown_size_is_near_the_size(size: int) -> None:
+    number, unit = format_size(size).split()
+    shown = float(number) * 1024 ** ["B", "KiB", "MiB", "GiB", "TiB", "PiB"].index(unit)
+    assert abs(shown - size) <= 0.051 * 1024 ** ["B", "KiB", "MiB", "GiB", "TiB", "PiB"].index(unit)
+
+
+def test_durations_are_shown_in_a_fitting_unit() -> None:
+    assert [format_ns(ns) for ns in (5, 1500, 2_500_000, 3_000_000_000)] == [
+        "5 ns",
+        "1.5 us",
+        "2.5 ms",
+        "3.00 s",
+    ]

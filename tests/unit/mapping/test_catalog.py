@@ -1,0 +1,173 @@
+"""The catalog: versions, ids that are never used again, all or nothing."""
+
+import sqlite3
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from polyvol.mapping.catalog.database import Database
+from polyvol.mapping.catalog.store import LOG_NUMBER_MAX, Catalog
+from polyvol.mapping.device import Device
+from polyvol.mapping.errors import CatalogDamaged, CatalogFailed, CatalogVersion, TooManyLogs
+from polyvol.mapping.extent import Extent
+from polyvol.mapping.partition import Partition
+from polyvol.mapping.records import ChangeLog, SnapshotRecord
+from polyvol.mapping.volume import NewDevice, VolumePlan
+
+MIB = 1 << 20
+PLAN = VolumePlan(
+    "v",
+    2 * MIB,
+    MIB,
+    (Partition(0, 0, (Extent(-1, MIB, MIB),)), Partition(1, 1, (Extent(-1, 2 * MIB, MIB),))),
+    (ChangeLog(1, True, (Extent(-2, MIB, 64 * MIB),)),),
+    (NewDevice(-1, "v.data", "devices/v.data", 3 * MIB), NewDevice(-2, "v.log", "devices/v.log", 65 * MIB)),
+)
+
+
+def snapshot(volume: int, name: str, epoch: int) -> SnapshotRecord:
+    return SnapshotRecord(uuid4(), uuid4(), volume, name, epoch, None, 1, 2, 3, ((0, 2), (1, 1)))
+
+
+def device(name: str) -> Device:
+    return Device(0, uuid4(), name, "/x", "file", False, 8 * MIB, True, None, "ready", 5)
+
+
+def test_a_volume_is_read_back_as_it_was_planned(catalog: Catalog) -> None:
+    volume = catalog.create_volume(PLAN)
+    data, log = catalog.devices()
+    assert (data.name, log.name, data.made_for, data.state) == ("v.data", "v.log", volume.id, "adding")
+    assert catalog.partitions(volume.id) == [
+        Partition(0, 0, (Extent(data.id, MIB, MIB),)),
+        Partition(1, 1, (Extent(data.id, 2 * MIB, MIB),)),
+    ]
+    assert catalog.logs(volume.id) == [ChangeLog(1, True, (Extent(log.id, MIB, 64 * MIB),))]
+    assert (volume.state, volume.next_epoch, volume.next_log) == ("creating", 1, 2)
+    assert catalog.used_bytes() == {data.id: 2 * MIB, log.id: 64 * MIB}
+    assert catalog.users() == {data.id: [volume.id], log.id: [volume.id]}
+    catalog.set_volume_state(volume.id, "ready")
+    assert {each.state for each in catalog.devices()} == {"ready"}
+
+
+def test_a_volume_that_cannot_be_recorded_leaves_nothing(catalog: Catalog) -> None:
+    catalog.add_device(device("v.log"))
+    with pytest.raises(sqlite3.IntegrityError):
+        catalog.create_volume(PLAN)
+    assert catalog.volumes() == []
+    assert [each.name for each in catalog.devices()] == ["v.log"]
+
+
+def test_ids_are_never_used_again(catalog: Catalog) -> None:
+    first = catalog.create_volume(PLAN)
+    before = [each.id for each in catalog.devices()]
+    catalog.forget_volume(first.id)
+    assert catalog.devices() == []
+    second = catalog.create_volume(PLAN)
+    assert second.id > first.id
+    assert min(each.id for each in catalog.devices()) > max(before)
+
+
+def test_log_numbers_are_never_used_again_and_end(catalog: Catalog) -> None:
+    volume = catalog.create_volume(PLAN)
+    extra = catalog.add_device(device("extra"))
+    log = catalog.add_log(volume, [Extent(extra.id, MIB, 4 * MIB)])
+    catalog.forget_log(volume.id, log.number)
+    again = catalog.add_log(volume, [Extent(extra.id, MIB, 4 * MIB)])
+    assert (log.number, again.number, again.default) == (2, 3, False)
+    with catalog._database.transaction() as connection:
+        connection.execute("UPDATE volume SET next_log = ?", (LOG_NUMBER_MAX + 1,))
+    with pytest.raises(TooManyLogs):
+        catalog.add_log(volume, [Extent(extra.id, MIB, 4 * MIB)])
+
+
+def test_the_snapshots_of_a_cut_are_recorded_all_or_none(catalog: Catalog) -> None:
+    volume = catalog.create_volume(PLAN)
+    catalog.commit_snapshots([snapshot(volume.id, "s1", 4)])
+    with pytest.raises(sqlite3.IntegrityError):
+        catalog.commit_snapshots([snapshot(volume.id, "s2", 5), snapshot(volume.id, "s1", 6)])
+    assert [each.name for each in catalog.snapshots(volume.id)] == ["s1"]
+
+
+def test_next_epoch_stays_above_every_epoch_that_ever_was(catalog: Catalog) -> None:
+    volume = catalog.create_volume(PLAN)
+    record = snapshot(volume.id, "s", 7)
+    catalog.commit_snapshots([record])
+    assert catalog.snapshots(volume.id) == [record]
+    catalog.forget_snapshot(record.uuid)
+    assert catalog.snapshots(volume.id) == []
+    assert [each.next_epoch for each in catalog.volumes()] == [8]
+
+
+def test_everything_is_there_after_opening_again(tmp_path: Path) -> None:
+    path = tmp_path / "c.db"
+    first = Catalog(path)
+    volume = first.create_volume(PLAN)
+    first.commit_snapshots([snapshot(volume.id, "s", 1)])
+    expected = (first.uuid, first.volumes(), first.devices(), first.all_snapshots())
+    second = Catalog(path)  # while the first is open, as after a kill
+    assert (second.uuid, second.volumes(), second.devices(), second.all_snapshots()) == expected
+    first.close()
+    second.close()
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_catalog_of_an_unknown_version_is_left_untouched(tmp_path: Path) -> None:
+    path = tmp_path / "c.db"
+    Catalog(path).close()
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    before = path.read_bytes()
+    with pytest.raises(CatalogVersion) as refused:
+        Catalog(path)
+    assert "version 99" in str(refused.value)
+    assert path.read_bytes() == before
+    assert [each.name for each in tmp_path.iterdir()] == ["c.db"]
+
+
+@pytest.mark.parametrize("content", ["foreign", "garbage"])
+def test_what_is_no_catalog_is_left_untouched(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "c.db"
+    if content == "foreign":
+        connection = sqlite3.connect(path)
+        connection.execute("CREATE TABLE t (x)")
+        connection.close()
+    else:
+        path.write_bytes(b"something else" * 999)
+    before = path.read_bytes()
+    with pytest.raises(CatalogDamaged):
+        Catalog(path)
+    assert path.read_bytes() == before
+
+
+def test_an_older_catalog_is_migrated_step_by_step(tmp_path: Path) -> None:
+    path = tmp_path / "c.db"
+    Catalog(path).close()
+    (tmp_path / "to_2.sql").write_text("ALTER TABLE volume ADD COLUMN colour TEXT;")
+    (tmp_path / "to_3.sql").write_text("UPDATE catalog SET created_ns = 42;")
+    database = Database(path, latest=3, migrations=tmp_path)
+    assert database.rows("PRAGMA user_version")[0][0] == 3
+    assert database.rows("SELECT created_ns FROM catalog")[0][0] == 42
+    assert database.rows("SELECT colour FROM volume") == []
+    database.close()
+
+
+def test_a_migration_that_fails_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "c.db"
+    Catalog(path).close()
+    (tmp_path / "to_2.sql").write_text("CREATE TABLE extra (x);\nINSERT INTO nowhere VALUES (1);")
+    with pytest.raises(CatalogDamaged):
+        Database(path, latest=2, migrations=tmp_path)
+    catalog = Catalog(path)
+    assert catalog._database.rows("SELECT name FROM sqlite_master WHERE name = 'extra'") == []
+    catalog.close()
+
+
+def test_a_catalog_that_cannot_be_written_says_so_and_stays_as_it_was(catalog: Catalog) -> None:
+    volume = catalog.create_volume(PLAN)
+    catalog._database.rows("PRAGMA query_only = ON")
+    with pytest.raises(CatalogFailed, match="cannot be written"):
+        catalog.set_volume_state(volume.id, "ready")
+    catalog._database.rows("PRAGMA query_only = OFF")
+    assert [each.state for each in catalog.volumes()] == ["creating"]

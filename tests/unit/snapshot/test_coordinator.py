@@ -1,0 +1,143 @@
+"""The coordinator: the order of a cut, and what a failure at each step leaves behind."""
+
+from pathlib import Path
+
+import pytest
+
+from polyvol.mapping.catalog.store import Catalog
+from polyvol.mapping.extent import Extent
+from polyvol.mapping.partition import Partition
+from polyvol.mapping.records import ChangeLog, SnapshotRecord, Volume
+from polyvol.mapping.volume import NewDevice, VolumePlan, volume_spec
+from polyvol.snapshot.coordinator import Coordinator
+from polyvol.snapshot.errors import CutFailed
+from tests.support.sim_engine import SimEngine, SimWorld
+
+MIB = 1 << 20
+
+
+class Bench:
+    """Two volumes in a catalog and in a sim engine."""
+
+    def __init__(self, catalog: Catalog, folder: Path) -> None:
+        self.catalog = catalog
+        self.world = SimWorld()
+        self.engine = SimEngine(self.world, 2)
+        self.volumes = [self._volume(name, folder) for name in ("a", "b")]
+        self.coordinator = Coordinator(self.engine, catalog)
+        self.world.calls.clear()
+
+    def _volume(self, name: str, folder: Path) -> Volume:
+        plan = VolumePlan(
+            name,
+            2 * MIB,
+            MIB,
+            (Partition(0, 0, (Extent(-1, MIB, MIB),)), Partition(1, 1, (Extent(-1, 2 * MIB, MIB),))),
+            (ChangeLog(1, True, (Extent(-1, 4 * MIB, 64 * MIB),)),),
+            (NewDevice(-1, f"{name}.data", name, 70 * MIB),),
+        )
+        volume = self.catalog.create_volume(plan)
+        path = folder / f"{name}.data"
+        path.touch()
+        device = next(each for each in self.catalog.devices() if each.made_for == volume.id)
+        self.engine.open_device(device.id, str(path))
+        spec = volume_spec(
+            volume,
+            self.catalog.partitions(volume.id),
+            self.catalog.logs(volume.id),
+            [],
+            str(folder / f"{name}.engine"),
+        )
+        self.engine.add_volume(spec)
+        return volume
+
+    def epochs(self) -> list[int]:
+        """How many epochs the engine still holds, by volume."""
+        return [len(self.world.stored[str(volume.uuid)].snapshots) for volume in self.volumes]
+
+
+@pytest.fixture
+def bench(catalog: Catalog, tmp_path: Path) -> Bench:
+    return Bench(catalog, tmp_path)
+
+
+def test_a_cut_is_settled_and_flushed_before_it_is_recorded_and_exported(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = bench.catalog.commit_snapshots
+
+    def noted(records: list[SnapshotRecord]) -> None:
+        bench.world.calls.append(("commit",))
+        commit(records)
+
+    monkeypatch.setattr(bench.catalog, "commit_snapshots", noted)
+    records = bench.coordinator.take(bench.volumes, "s", {bench.volumes[0].id: 1})
+    assert bench.world.names() == [
+        "cut",
+        "settle",
+        "settle",
+        "flush",
+        "flush",
+        "commit",
+        "export",
+        "export",
+    ]
+    first, second = bench.volumes
+    assert bench.world.calls[0] == ("cut", ((first.id, 1), (second.id, None)))
+    assert bench.catalog.all_snapshots() == records
+    assert len({record.cut for record in records}) == 1
+    assert [record.log for record in records] == [1, None]
+    assert [each["name"] for each in bench.engine.exports()] == ["a@s", "b@s"]
+    assert records[0].stalls == ((0, 2000), (1, 1999))
+
+
+@pytest.mark.parametrize("step", ["settle", "flush", "export"])
+@pytest.mark.parametrize("successes", [0, 1])
+def test_a_cut_that_fails_half_way_leaves_nothing(bench: Bench, step: str, successes: int) -> None:
+    bench.world.fail[step] = successes
+    with pytest.raises(CutFailed, match=f"simulated failure of {step}") as failed:
+        bench.coordinator.take(bench.volumes, "s")
+    assert failed.value.undo_failed_on == ()
+    assert bench.catalog.all_snapshots() == []
+    assert bench.engine.exports() == []
+    assert bench.epochs() == [0, 0]
+
+
+def test_a_cut_that_is_refused_needs_no_undoing(bench: Bench) -> None:
+    bench.world.fail["cut"] = 0
+    with pytest.raises(CutFailed, match="simulated failure of cut"):
+        bench.coordinator.take(bench.volumes, "s")
+    assert bench.world.names() == ["cut"]
+
+
+def test_a_catalog_that_refuses_leaves_nothing(bench: Bench) -> None:
+    bench.coordinator.take(bench.volumes[:1], "s")
+    with pytest.raises(CutFailed):
+        bench.coordinator.take(bench.volumes[1:] + bench.volumes[:1], "s")  # the name is taken in one
+    assert [(each.volume, each.name) for each in bench.catalog.all_snapshots()] == [
+        (bench.volumes[0].id, "s")
+    ]
+    assert bench.epochs() == [1, 0]
+
+
+def test_what_cannot_be_undone_is_named(bench: Bench) -> None:
+    bench.world.fail["flush"] = 0
+    bench.world.fail["drop_snapshot"] = 1
+    with pytest.raises(CutFailed, match="could not be undone on b") as failed:
+        bench.coordinator.take(bench.volumes, "s")
+    assert failed.value.undo_failed_on == ("b",)
+    assert bench.catalog.all_snapshots() == []
+
+
+def test_an_epoch_is_kept_while_the_catalog_may_know_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: object) -> None:
+        raise OSError("disk")
+
+    monkeypatch.setattr(bench.catalog, "forget_cut", broken)
+    bench.world.fail["export"] = 0
+    with pytest.raises(CutFailed, match="the catalog"):
+        bench.coordinator.take(bench.volumes, "s")
+    assert len(bench.catalog.all_snapshots()) == 2
+    assert bench.epochs() == [1, 1]
