@@ -104,9 +104,9 @@ class _Keeper:
         command += [f"state-dir={self._config.state_dir}"]
         if self._config.processors is not None:
             command += [f"processors={self._config.processors}"]
+        command += [f"nbd-address={address}" for address in self._addresses]
         environment = os.environ | {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
-            "POLYVOL_NBD_URIS": " ".join(self._addresses),
         }
         if sys.path:
             environment["PYTHONPATH"] = os.pathsep.join(part for part in sys.path if part)

@@ -40,9 +40,9 @@ def _make_importable() -> None:
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     directories = [Path(entry) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
     directories += [here.parents[1] / ".venv" / "lib" / version / "site-packages", here.parents[2]]
-    known = [entry for entry in sys.path if Path(entry) not in directories]
     for directory in directories:
         if (directory / "polyvol").is_dir() or list(directory.glob("__editable__.polyvol-*.pth")):
+            known = [entry for entry in sys.path if Path(entry) != directory]
             sys.path[:] = known
             site.addsitedir(str(directory))
             ours = [entry for entry in sys.path if entry not in known]
