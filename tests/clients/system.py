@@ -25,7 +25,7 @@ CONNECTIONS = 3
 PARTITION = "1M"
 SIZE = 5 * (1 << 20) + 3 * BLOCK
 DEVICE = "5M"
-LOG_DEVICE = "17M"
+LOG_DEVICE = "65M"
 
 
 @contextmanager
