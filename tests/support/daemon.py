@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from polyvol.daemon.cli.client import Client
 from tests.support.nbd import uri
 from tests.support.proc import TIMEOUT_S, Argument, Background, Result, run
 
@@ -116,6 +117,11 @@ class Daemon:
         assert "Traceback" not in result.err
         assert result.err.strip(), "refused without a word"
         return result.err
+
+    @property
+    def api(self) -> Client:
+        """The control API without starting `polyvol` for each call."""
+        return Client(self.state_dir)
 
     def uri(self, export: str) -> str:
         """The NBD address of an export."""

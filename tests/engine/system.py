@@ -1,0 +1,173 @@
+"""system: a volume on an engine in this process, for the model and for tests of what the engine promises.
+
+How it works      Two devices hold 1 MiB partitions on three processors, one partition lying on both; two
+                  change logs are on a third device: the volume's own, which is small, and one to name. A
+                  restart stops the engine and starts another on the same files; a killed one gets its
+                  journals back as they were before the stop could write checkpoints.
+Owner and locks   One thread cuts, deletes and restarts; any may read and write.
+"""
+
+import errno
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from polyvol.engine import Engine, Handle
+from tests.support.model import BLOCK, errno_of, same
+
+if TYPE_CHECKING:
+    from polyvol.engine import LogSpec, PartitionSpec, SnapshotSpec, VolumeSpec
+
+MIB = 1 << 20
+PARTITION = MIB
+SIZE = 5 * MIB + 3 * BLOCK
+LOG_BYTES = 16 * MIB
+NAMED_LOG_BYTES = 12 * MIB
+PROCESSORS = 3
+VOLUME = 7
+NAMED_LOG = 2
+
+
+class EngineSystem:
+    """One volume `v` of SIZE bytes; its snapshots are named after their epochs."""
+
+    def __init__(self, directory: Path, *, sparse: bool = True, log_bytes: int = LOG_BYTES) -> None:
+        self.directory = directory
+        self.size = SIZE
+        self.keeps_trimmed = not sparse
+        self._sparse = sparse
+        self._log_bytes = log_bytes
+        self._snapshots: dict[int, int | None] = {}
+        self._next_epoch = 1
+        for name, size in (("a", 4 * MIB), ("b", 4 * MIB), ("log", log_bytes + NAMED_LOG_BYTES)):
+            with (directory / name).open("wb") as file:
+                file.truncate(size)
+        self._start()
+
+    def spec(self) -> "VolumeSpec":
+        """The volume as a catalog would know it."""
+        places = [
+            (0, [(1, 0, MIB)]),
+            (1, [(2, 0, MIB // 2), (1, MIB, MIB // 2)]),
+            (2, [(2, MIB, MIB)]),
+            (0, [(1, 2 * MIB, MIB)]),
+            (1, [(2, 2 * MIB, MIB)]),
+            (2, [(2, 3 * MIB, SIZE - 5 * MIB)]),
+        ]
+        partitions: list[PartitionSpec] = [
+            {
+                "processor": processor,
+                "extents": [
+                    {"device": device, "offset": offset, "length": length}
+                    for device, offset, length in extents
+                ],
+            }
+            for processor, extents in places
+        ]
+        named_at = self._log_bytes
+        logs: list[LogSpec] = [
+            {"number": 1, "extents": [{"device": 3, "offset": 0, "length": self._log_bytes}]},
+            {"number": NAMED_LOG, "extents": [{"device": 3, "offset": named_at, "length": NAMED_LOG_BYTES}]},
+        ]
+        snapshots: list[SnapshotSpec] = [
+            {"epoch": epoch, "log": log} for epoch, log in self._snapshots.items()
+        ]
+        return {
+            "id": VOLUME,
+            "uuid": "07070707-0707-0707-0707-070707070707",
+            "name": "v",
+            "size": SIZE,
+            "partition_size": PARTITION,
+            "partitions": partitions,
+            "logs": logs,
+            "default_logs": [1],
+            "directory": str(self.directory / "volume"),
+            "snapshots": snapshots,
+            "next_epoch": self._next_epoch,
+        }
+
+    def _start(self) -> None:
+        self.engine = Engine(PROCESSORS)
+        for device, name in ((1, "a"), (2, "b"), (3, "log")):
+            self.engine.open_device(device, str(self.directory / name), sparse=self._sparse)
+        self.engine.add_volume(self.spec())
+        self.engine.export("v", "", VOLUME, None)
+        for epoch in self._snapshots:
+            self.engine.export(f"v@{epoch}", "", VOLUME, epoch)
+        self.live: Handle = self.engine.open("v")
+
+    def read(self, length: int, offset: int) -> bytes:
+        return self.live.pread(length, offset)
+
+    def write(self, data: bytes, offset: int, *, fua: bool = False) -> None:
+        self.live.pwrite(data, offset, fua=fua)
+
+    def zero(self, length: int, offset: int, *, no_hole: bool, fast: bool, fua: bool) -> None:
+        self.live.zero(length, offset, no_hole=no_hole, fast=fast, fua=fua)
+
+    def trim(self, length: int, offset: int, *, fua: bool) -> None:
+        self.live.trim(length, offset, fua=fua)
+
+    def flush(self) -> None:
+        self.live.flush()
+
+    def statuses(self) -> Iterable[tuple[int, bool]]:
+        at = 0
+        for status in self.live.block_status(self.size, 0):
+            assert status["offset"] == at
+            at += status["length"]
+            yield status["length"], status["zero"]
+
+    def read_snapshot(self, name: str) -> bytes:
+        handle = self.engine.open(f"v@{name}")
+        try:
+            assert handle.read_only
+            assert errno_of(lambda: handle.pwrite(b"x", 0)) == errno.EPERM
+            whole = handle.pread(self.size, 0)
+            same(f"an odd read of snapshot {name}", handle.pread(9000, 4097), whole[4097:13097], 4097)
+            return whole
+        finally:
+            handle.close()
+
+    def cut(self, *, named_log: bool = False) -> str:
+        log = NAMED_LOG if named_log else None
+        report = self.engine.cut([{"volume": VOLUME, "log": log}])
+        epoch = report["epochs"][VOLUME]
+        assert epoch >= self._next_epoch, "an epoch was used twice"
+        self._next_epoch = epoch + 1
+        self.engine.settle(VOLUME, epoch)
+        self.engine.flush(VOLUME)
+        self.engine.export(f"v@{epoch}", "", VOLUME, epoch)
+        self._snapshots[epoch] = log
+        return str(epoch)
+
+    def delete(self, name: str) -> None:
+        epoch = int(name)
+        self.engine.unexport(f"v@{name}")
+        del self._snapshots[epoch]
+        self.engine.drop_snapshot(VOLUME, epoch)
+
+    def restart(self, *, kill: bool = False) -> None:
+        self.live.close()
+        volume, saved = self.directory / "volume", self.directory / "saved"
+        if kill:
+            shutil.copytree(volume, saved)
+        self.engine.stop()
+        if kill:
+            shutil.rmtree(volume)
+            saved.rename(volume)
+        self._start()
+
+    def used_bytes(self) -> int:
+        """What the block maps refer to in the change logs."""
+        return sum(log["used_bytes"] for log in self.engine.volume_stats(VOLUME)["logs"])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.engine.stop()
