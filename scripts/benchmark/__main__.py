@@ -3,8 +3,12 @@
 How it works      Case by case, round by round, server by server: whoever is compared is measured within the
                   same minute. What was changed is written out after each turn that writes. At the end the
                   cuts, on a daemon of their own. SIGTERM and SIGINT end everything that was started.
-                  The data is in memory (/dev/shm) unless told otherwise: how fast a disk is, is not what is
-                  measured, and it would hide what is.
+                  What is read is a file of a disk's file system, in the page cache; what is written is in
+                  memory (/dev/shm) unless told otherwise: how fast a disk is, is not what is measured, and it
+                  would hide what is. (Reads from memory would not be fair: /dev/shm cannot tell whether a
+                  read would block, so a server that asks has to treat all as if they would.) Where it may,
+                  everything runs at a higher priority than other programs, all servers and loads at the same
+                  (`quiet.py`).
 Errors            exit code 1 with --check when a target was missed; 1 with one sentence when nothing could be
                   measured; 2 for wrong usage.
 """
@@ -28,6 +32,7 @@ from scripts.benchmark.contenders import Contender, settle, started
 from scripts.benchmark.cuts import Cuts, measure_cuts
 from scripts.benchmark.load import ROOT, measure
 from scripts.benchmark.machine import facts, filesystem
+from scripts.benchmark.quiet import favoured
 from scripts.benchmark.report import Row, case_table, cut_shortfalls, cut_table, rows_of
 
 ROUNDS = 3
@@ -35,12 +40,13 @@ SECONDS_QUICK, SECONDS_FULL = 1.0, 5.0
 CUTS_QUICK, CUTS_FULL = 20, 40
 SPACE_BYTES_MIN = 12 << 30
 PREFIX = "pvb-"
+DISK = Path("/tmp")
 MEMORY = Path("/dev/shm")
 NOTES = """\
-Rates are thousands of requests per second (k/s) or MiB/s, +-% is how far the rounds are apart; p50, p99, p99.9
-are the client's latencies in us; CPU/req is the server's CPU time in us for each request; memory its peak in MiB;
-client the cores that the load generator kept busy, * where it may be what bounds the rate; the last columns are
-the rate over that server's in the same round. All are medians of the rounds."""
+Rates are thousands of requests per second (k/s) or MiB/s, +-% is how far the rounds are apart; p50, p99,
+p99.9 are the client's latencies in us; CPU/req is the server's CPU time in us for each request; memory its
+peak in MiB; client the cores that the load generator kept busy, * where it may be what bounds the rate; the
+last columns are the rate over that server's in the same round. All are medians of the rounds."""
 
 
 def parse() -> argparse.Namespace:
@@ -56,7 +62,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--only", metavar="TEXT", help="only cases with this in their name; 'cut' for the cuts"
     )
-    parser.add_argument("--dir", type=Path, default=MEMORY, help=f"where the data goes [{MEMORY}]")
+    parser.add_argument("--dir", type=Path, default=DISK, help=f"where what is read goes [{DISK}]")
+    parser.add_argument(
+        "--write-dir", type=Path, default=MEMORY, help=f"where what is written goes [{MEMORY}]"
+    )
     return parser.parse_args()
 
 
@@ -83,11 +92,14 @@ def run_case(case: Case, contenders: dict[str, Contender], directory: Path, seco
 
 
 def run_cases(wanted: list[Case], parent: Path, seconds: float) -> list[Row]:
-    """All cases, their tables told as they come."""
+    """These cases, which all read or all write; their tables told as they come."""
     rows: list[Row] = []
     if not wanted:
         return rows
-    with work_directory(parent) as directory, started(directory) as contenders:
+    with (
+        work_directory(parent) as directory,
+        started(directory, snapshots=not wanted[0].writes) as contenders,
+    ):
         for case in wanted:
             found = run_case(case, contenders, directory, seconds)
             rows += found
@@ -104,10 +116,11 @@ def bench(options: argparse.Namespace) -> int:
     print(
         f"{ROUNDS} rounds of {seconds:g} s, turn by turn; load average at the start {before:.2f}", flush=True
     )
-    rows = run_cases(wanted, options.dir, seconds)
+    rows = run_cases([case for case in wanted if not case.writes], options.dir, seconds)
+    rows += run_cases([case for case in wanted if case.writes], options.write_dir, seconds)
     cuts: Cuts | None = None
     if not only or "cut" in only:
-        with work_directory(options.dir) as directory:
+        with work_directory(options.write_dir) as directory:
             cuts = measure_cuts(directory, cut_count)
         print(f"\n{cut_table(cuts)}")
     others = [sample.other_cores for row in rows for sample in row.rounds]
@@ -121,7 +134,13 @@ def bench(options: argparse.Namespace) -> int:
     result = {
         "date": date.isoformat(timespec="seconds"),
         "command": " ".join(["scripts/bench", *sys.argv[1:]]),
-        "machine": {**facts(), "file_system": filesystem(options.dir), "load_average_before": before},
+        "machine": {
+            **facts(),
+            "read_on": filesystem(options.dir),
+            "write_on": filesystem(options.write_dir),
+            "load_average_before": before,
+        }
+        | {"priority": os.getpriority(os.PRIO_PROCESS, 0)},
         "rounds": ROUNDS,
         "seconds": seconds,
         "other_cores": others and [min(others), sum(others) / len(others), max(others)],
@@ -144,15 +163,18 @@ def bench(options: argparse.Namespace) -> int:
 def main() -> int:
     """The whole of scripts/bench."""
     options = parse()
-    if not options.dir.is_dir():
-        return refuse(f"{options.dir} is not a directory: name one with --dir")
-    free = free_bytes(options.dir)
-    if free < SPACE_BYTES_MIN:
-        needed = SPACE_BYTES_MIN >> 30
-        return refuse(f"{options.dir} has {free >> 30} GiB free and {needed} are needed: name another --dir")
+    for option, path in (("--dir", options.dir), ("--write-dir", options.write_dir)):
+        if not path.is_dir():
+            return refuse(f"{path} is not a directory: name one with {option}")
+        free, needed = free_bytes(path), SPACE_BYTES_MIN
+        if free < needed:
+            return refuse(
+                f"{path} has {free >> 30} GiB free and {needed >> 30} are needed: name another with {option}"
+            )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        return bench(options)
+        with favoured():
+            return bench(options)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except AssertionError as error:

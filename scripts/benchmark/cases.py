@@ -1,7 +1,7 @@
 """cases: what is measured. A new row of the table is a new entry here.
 
-How it works      A case is one load, put on each of its servers in turn, several rounds. `contenders.py` knows
-                  the servers. A target is a share of another server's rate that polyvol has to reach.
+How it works      A case is one load, put on each of its servers in turn, several rounds. `contenders.py`
+                  knows the servers. A target is a share of another server's rate that polyvol has to reach.
 """
 
 from dataclasses import dataclass

@@ -3,8 +3,8 @@
 How it works      nbdkit, qemu-nbd, the limit and polyvol's volume `plain` (which adopts it as its base) serve
                   the same file, so the page cache serves them all alike; nobody writes while another is
                   measured. polyvol's volume `many` has a copy of its own, 100 snapshots and 1,000 random
-                  writes after each but the last of them. All servers run from the start to the end, and sleep
-                  while others have their turn.
+                  writes after each but the last of them, which leaves about every third block in a change
+                  log. All servers run from the start to the end, and sleep while others have their turn.
 Owner and locks   `started` ends every process that it started, by id, whatever happens.
 Errors            AssertionError with the server's own output when it does not start.
 """
@@ -19,6 +19,7 @@ from pathlib import Path
 from polyvol.daemon.cli.client import Client
 from scripts.benchmark.cases import LIMIT, NBDKIT, POLYVOL, POLYVOL_OVERWRITE, POLYVOL_SNAPSHOTS, QEMU
 from scripts.benchmark.load import Export, examples, write_some
+from scripts.benchmark.quiet import favour
 from tests.support.daemon import Daemon
 from tests.support.proc import Argument, Background
 
@@ -54,8 +55,8 @@ class Contender:
 
 
 @contextmanager
-def started(directory: Path) -> Iterator[dict[str, Contender]]:
-    """Every contender by name, serving, in this directory."""
+def started(directory: Path, *, snapshots: bool) -> Iterator[dict[str, Contender]]:
+    """Every contender by name, serving, in this directory; the one with 100 snapshots only if asked for."""
     data = directory / "data.img"
     fill(data)
     with ExitStack() as stack:
@@ -64,6 +65,7 @@ def started(directory: Path) -> Iterator[dict[str, Contender]]:
             socket = directory / f"{word}.sock"
             process = stack.enter_context(Background(*command, log=directory / f"{word}.log"))
             process.wait_until(socket.exists, f"{name}'s socket")
+            favour(process.pid)
             return Contender(name, process.pid, Export(socket, ""))
 
         socket = directory / "qemu.sock"
@@ -74,29 +76,40 @@ def started(directory: Path) -> Iterator[dict[str, Contender]]:
             serve(LIMIT, "limit", examples() / "limit", directory / "limit.sock", data),
         ]
         daemon = stack.enter_context(Daemon(directory))
-        found += _polyvol(daemon, data)
+        favour(daemon.pid)
+        found += _plain(daemon, data)
+        if snapshots:
+            found.append(_with_snapshots(daemon, data))
         settle(directory)
         yield {contender.name: contender for contender in found}
 
 
-def _polyvol(daemon: Daemon, data: Path) -> list[Contender]:
+def _plain(daemon: Daemon, data: Path) -> list[Contender]:
+    export = _adopt(daemon, "plain", data)
+    client = Client(daemon.state_dir)
+    return [
+        Contender(POLYVOL, daemon.pid, export),
+        Contender(POLYVOL_OVERWRITE, daemon.pid, export, client, cut_first=True),
+    ]
+
+
+def _with_snapshots(daemon: Daemon, data: Path) -> Contender:
     copy = daemon.directory / "copy.img"
     shutil.copyfile(data, copy)
-    for volume, base in (("plain", data), ("many", copy)):
-        daemon.ok("device", "add", base, "--name", volume, "--adopt")
-        daemon.add_devices(f"{volume}-log", size=LOG_SIZE)
-        daemon.ok("volume", "create", volume, "--base", volume, "--log-device", f"{volume}-log")
+    export = _adopt(daemon, "many", copy)
     client = Client(daemon.state_dir)
-    plain, many = (Export(daemon.nbd_socket, volume) for volume in ("plain", "many"))
     for number in range(SNAPSHOTS):
-        client.post("snapshots", body={"volumes": ["many"], "name": f"s{number}"})
+        client.post("snapshots", body={"volumes": [export.name], "name": f"s{number}"})
         if number + 1 < SNAPSHOTS:
-            write_some(many, WRITES_BETWEEN_SNAPSHOTS, seed=number)
-    return [
-        Contender(POLYVOL, daemon.pid, plain),
-        Contender(POLYVOL_SNAPSHOTS, daemon.pid, many),
-        Contender(POLYVOL_OVERWRITE, daemon.pid, plain, client, cut_first=True),
-    ]
+            write_some(export, WRITES_BETWEEN_SNAPSHOTS, seed=number)
+    return Contender(POLYVOL_SNAPSHOTS, daemon.pid, export)
+
+
+def _adopt(daemon: Daemon, volume: str, base: Path) -> Export:
+    daemon.ok("device", "add", base, "--name", volume, "--adopt")
+    daemon.add_devices(f"{volume}-log", size=LOG_SIZE)
+    daemon.ok("volume", "create", volume, "--base", volume, "--log-device", f"{volume}-log")
+    return Export(daemon.nbd_socket, volume)
 
 
 def fill(path: Path) -> None:

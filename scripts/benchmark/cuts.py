@@ -4,8 +4,8 @@ How it works      A volume of 1 TiB on sparse devices, 64 MiB partitions, gets 4
                   at depth 32. Meanwhile snapshots are taken, one after the other. The engine reports each
                   cut's stall; the generator lists every write of SLOW_US or more with the time of its end, by
                   the same clock as the cuts' instants. A write counts as one around a cut if it was under way
-                  within AROUND_NS of the instant; the rest of the time that a snapshot takes to become durable
-                  is looked at too, and the time outside of any snapshot, for comparison.
+                  within AROUND_NS of the instant; the rest of the time that a snapshot takes to become
+                  durable is looked at too, and the time outside of any call, for comparison.
 """
 
 import json
@@ -19,8 +19,8 @@ from typing import Any
 
 from polyvol.daemon.cli.client import Client
 from scripts.benchmark.load import Export, load_command
+from scripts.benchmark.quiet import favour
 from tests.support.daemon import Daemon
-from tests.support.proc import end_session
 
 SIZE = "1T"
 DEPTH = 32
@@ -62,6 +62,7 @@ class Cuts:
 def measure_cuts(directory: Path, count: int) -> Cuts:
     """Take so many cuts under load, on a daemon of its own."""
     with Daemon(directory) as daemon:
+        favour(daemon.pid)
         for name, size in (("a", "600G"), ("b", "600G"), ("log", "64G")):
             daemon.add_devices(name, size=size)
         devices = ["--device", "a", "--device", "b", "--log-device", "log"]
@@ -79,7 +80,6 @@ def measure_cuts(directory: Path, count: int) -> Cuts:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            start_new_session=True,
         )
         with load:
             try:
@@ -87,7 +87,7 @@ def measure_cuts(directory: Path, count: int) -> Cuts:
                 taken = [_take(client, number) for number in range(count)]
                 out, err = load.communicate(timeout=_SECONDS_MAX)
             finally:
-                end_session(load.pid)
+                load.kill()
         assert load.returncode == 0, err.decode()
         return _judge(taken, json.loads(out))
 

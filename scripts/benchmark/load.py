@@ -10,17 +10,19 @@ Errors            AssertionError with the program's output when a load failed or
 import json
 import os
 import resource
+import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from scripts.benchmark.cases import Case
 from tests.support.nbd import uri
-from tests.support.proc import check
+from tests.support.proc import environment, tool
 
 ROOT = Path(__file__).resolve().parents[2]
-FIO_JOBS_TIMEOUT_S = 60.0
+GRACE_S = 60.0
 _TICKS = os.sysconf("SC_CLK_TCK")
 _RESET_PEAK = "5"
 
@@ -101,13 +103,14 @@ def _fio(case: Case, export: Export, seconds: float) -> _Raw:
         "numjobs": case.connections,
         "runtime": seconds,
         "group_reporting": 1,
+        "thread": 1,
         "output-format": "json",
     }
     # Without time_based a random write never comes back to a block.
     if not (case.writes and case.random):
         settings |= {"time_based": 1, "norandommap": 1}
     arguments = [f"--{key}={value}" for key, value in settings.items()]
-    output = check("fio", *arguments, timeout_s=seconds + FIO_JOBS_TIMEOUT_S)
+    output = _run([tool("fio"), *arguments], seconds)
     job = json.loads(output[output.index("{") :])["jobs"][0]
     assert job["error"] == 0, output
     side = job["write" if case.writes else "read"]
@@ -142,7 +145,7 @@ def _load(case: Case, export: Export, seconds: float) -> _Raw:
         seconds=seconds,
         **bound,
     )
-    said: dict[str, Any] = json.loads(check(*command, timeout_s=seconds + FIO_JOBS_TIMEOUT_S))
+    said: dict[str, Any] = json.loads(_run(command, seconds))
     return _Raw(
         requests=said["requests"],
         seconds=said["seconds"],
@@ -153,9 +156,26 @@ def _load(case: Case, export: Export, seconds: float) -> _Raw:
     )
 
 
+def _run(command: Sequence[str | Path], seconds: float) -> str:
+    """A load's output. It is one process, in this session: what favours the bench favours it."""
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=seconds + GRACE_S,
+            env=environment(),
+        )
+    except subprocess.TimeoutExpired as error:
+        raise AssertionError(f"{command[0]} did not end {GRACE_S:g} s after it should have") from error
+    assert done.returncode == 0, f"{command} gave {done.returncode}:\n{(done.stdout + done.stderr).decode()}"
+    return done.stdout.decode()
+
+
 def write_some(export: Export, requests: int, seed: int) -> None:
     """That many random 4k writes."""
-    check(*load_command(export, rw="randwrite", requests=requests, seed=seed, seconds=FIO_JOBS_TIMEOUT_S))
+    command = load_command(export, rw="randwrite", requests=requests, seed=seed, seconds=GRACE_S)
+    _run(command, GRACE_S)
 
 
 def server_cpu_s(pid: int) -> float:
