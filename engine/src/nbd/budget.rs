@@ -151,6 +151,7 @@ impl Pool {
 
     /// What nobody has drawn, bytes.
     #[cfg(test)]
+    #[cfg(test)]
     pub fn free(&self) -> u64 {
         *lock(&self.free)
     }

@@ -19,8 +19,8 @@ use std::sync::Arc;
 
 use crate::limits::NAME_BYTES_MAX;
 use crate::nbd::wire::{
-    EXPORT_NAME_ZEROES, MAGIC, OPTION_HEADER_BYTES, OPTION_MAGIC, OPTION_REPLY_HEADER_BYTES,
-    handshake_flag, option, option_reply, take_u32, take_u64,
+    EXPORT_NAME_ZEROES, MAGIC, OPTION_HEADER_BYTES, OPTION_MAGIC, handshake_flag, option,
+    option_reply, take_u32, take_u64,
 };
 use crate::volume::export::{Attachment, Export, ExportTable};
 
