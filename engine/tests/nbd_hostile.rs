@@ -200,7 +200,7 @@ fn a_peer_that_never_reads_its_handshake_is_given_up() {
     let flood = options.repeat(1000);
     let stalled = loop {
         match client.stream.write(&flood) {
-            Ok(_) => {}
+            Ok(sent) => assert!(sent > 0),
             Err(e) => break e.kind(),
         }
     };

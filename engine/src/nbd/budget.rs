@@ -1,11 +1,13 @@
 //! Budget: how much memory and how many requests connections may hold, so that none starves another.
 //!
 //! How it works      Each connection has a share of its own ([`SHARE_BYTES`]). What it holds beyond that it
-//!                   draws from one pool, by two rules: as long as its draw is at most what stays free, or,
-//!                   while no request of its is unanswered, as long as [`RESERVE_BYTES`] stay free. So a few greedy
-//!                   connections leave a good one as much as they hold themselves, and the greatest request
-//!                   is possible. Whoever gets nothing waits; while somebody waits who has drawn nothing,
-//!                   the pool is short, and peers that hold much and do not move are closed (`reply.rs`).
+//!                   draws from one pool, as long as its draw is at most what stays free: a few greedy
+//!                   connections leave a good one as much as they hold themselves. A connection that waits
+//!                   for no answer may take what its next request costs, if it is there at all, so that the
+//!                   greatest request is possible. A part of the pool is kept for proven peers, which have
+//!                   shown that they send and read: strangers that never read cannot take it. Whoever gets
+//!                   nothing waits; while somebody waits who has drawn nothing, the pool is short, and peers
+//!                   that have drawn and do not move are closed (`connection.rs`).
 //! Invariants        B1 free + all draws = [`POOL_BYTES`];
 //!                   B2 a connection's draw is what it holds beyond its share.
 //! Owner and locks   the pool's lock comes after a connection's own, and is held for a few instructions.
@@ -23,8 +25,12 @@ use crate::volume::request::Verb;
 pub const SHARE_BYTES: u64 = 64 << 10;
 /// What all connections together may hold beyond their shares, bytes.
 pub const POOL_BYTES: u64 = 192 << 20;
-/// What a single great request leaves in the pool, bytes.
+/// What is left in the pool for proven peers, bytes.
 pub const RESERVE_BYTES: u64 = 64 << 20;
+/// A peer is proven once it has sent or taken this much: more than sockets hold on the way, bytes.
+pub const PROVEN_BYTES: u64 = 4 << 20;
+/// What either end of a socket may hold, bytes (the kernel doubles it).
+pub const SOCKET_BYTES: usize = 1 << 20;
 /// What one connection may hold in requests and replies, bytes.
 pub const CONNECTION_BYTES_MAX: u64 = 64 << 20;
 /// Requests of one connection that are not yet answered.
@@ -52,6 +58,8 @@ const _: () = assert!(
         <= SERVER_BYTES_MAX - (64 << 20)
 );
 const _: () = assert!(cost(Verb::Write, REQUEST_BYTES_MAX) <= POOL_BYTES - RESERVE_BYTES);
+const _: () = assert!(cost(Verb::Write, REQUEST_BYTES_MAX) <= RESERVE_BYTES);
+const _: () = assert!(PROVEN_BYTES >= 4 * SOCKET_BYTES as u64);
 const _: () =
     assert!(cost(Verb::Write, REQUEST_BYTES_MAX) + INBOX_BYTES as u64 <= CONNECTION_BYTES_MAX);
 const _: () = assert!(cost(Verb::BlockStatus, u32::MAX as u64) <= CONNECTION_BYTES_MAX);
@@ -120,14 +128,16 @@ impl Pool {
         }
     }
 
-    /// Draws `more` bytes for a connection that has drawn `drawn` already; `alone`: and waits for no answer.
-    fn draw(&self, drawn: u64, more: u64, alone: bool) -> bool {
+    /// Draws `more` bytes for a connection that has drawn `drawn` already.
+    fn draw(&self, drawn: u64, more: u64, who: Who) -> bool {
         if more == 0 {
             return true;
         }
         let mut free = lock(&self.free);
         let Some(left) = free.checked_sub(more) else { return false };
-        let granted = drawn + more <= left || (alone && left >= RESERVE_BYTES);
+        let floor = if who.proven { 0 } else { RESERVE_BYTES };
+        let Some(above) = left.checked_sub(floor) else { return false };
+        let granted = who.alone || drawn + more <= above;
         if granted {
             *free = left;
         }
@@ -151,8 +161,7 @@ impl Pool {
 
     /// What nobody has drawn, bytes.
     #[cfg(test)]
-    #[cfg(test)]
-    pub fn free(&self) -> u64 {
+    fn free(&self) -> u64 {
         *lock(&self.free)
     }
 }
@@ -167,6 +176,15 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub struct Account {
     bytes: u64,
     requests: u32,
+}
+
+/// Who draws from the pool.
+#[derive(Clone, Copy)]
+struct Who {
+    /// It has moved [`PROVEN_BYTES`].
+    proven: bool,
+    /// It waits for no answer, and draws no more than one request needs.
+    alone: bool,
 }
 
 /// What [`Account::take`] says.
@@ -191,16 +209,16 @@ impl Account {
         CONNECTION_REQUESTS_MAX.saturating_sub(self.requests)
     }
 
-    /// Takes `wanted` bytes, or at least `needed`.
-    pub fn take(&mut self, pool: &Pool, needed: u64, wanted: u64) -> Taken {
-        let alone = self.requests == 0;
+    /// Takes `wanted` bytes, or at least `needed`; `proven`: the peer has moved [`PROVEN_BYTES`].
+    pub fn take(&mut self, pool: &Pool, needed: u64, wanted: u64, proven: bool) -> Taken {
         for bytes in [wanted.max(needed), needed] {
             let after = self.bytes + bytes;
             if after > CONNECTION_BYTES_MAX {
                 continue;
             }
             let more = after.saturating_sub(SHARE_BYTES) - self.drawn();
-            if pool.draw(self.drawn(), more, alone && bytes == needed) {
+            let who = Who { proven, alone: self.requests == 0 && bytes == needed };
+            if pool.draw(self.drawn(), more, who) {
                 self.bytes = after;
                 return Taken::Bytes(bytes);
             }
@@ -228,5 +246,52 @@ impl Account {
     /// What it holds, bytes.
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        Account, CONNECTION_BYTES_MAX, POOL_BYTES, Pool, RESERVE_BYTES, SHARE_BYTES, Taken, cost,
+    };
+    use crate::limits::REQUEST_BYTES_MAX;
+    use crate::volume::request::Verb;
+
+    /// Takes one request after the other until there is no more; says what came last.
+    fn take_all(account: &mut Account, pool: &Pool, each: u64, proven: bool) -> Taken {
+        loop {
+            let taken = account.take(pool, each, each, proven);
+            let Taken::Bytes(_) = taken else { return taken };
+            account.start(1);
+        }
+    }
+
+    #[test]
+    fn whatever_is_taken_comes_back() {
+        let pool = Pool::new();
+        let mut account = Account::default();
+        assert_eq!(take_all(&mut account, &pool, 10_000, true), Taken::OwnLimit);
+        assert!(account.bytes() > CONNECTION_BYTES_MAX - 10_000);
+        assert_eq!(pool.free(), POOL_BYTES - account.drawn());
+        while account.bytes() > 0 {
+            account.give_back(&pool, 10_000);
+        }
+        assert_eq!(pool.free(), POOL_BYTES);
+    }
+
+    #[test]
+    fn greedy_strangers_leave_everybody_a_share_and_proven_peers_a_reserve() {
+        let pool = Pool::new();
+        let great = cost(Verb::Read, REQUEST_BYTES_MAX);
+        let mut greedy: Vec<Account> = (0..1000).map(|_| Account::default()).collect();
+        for (index, account) in greedy.iter_mut().enumerate() {
+            take_all(account, &pool, if index % 2 == 0 { great } else { 70_000 }, false);
+        }
+        assert!(pool.free() >= RESERVE_BYTES);
+        let mut stranger = Account::default();
+        assert_eq!(stranger.take(&pool, great, great, false), Taken::PoolShort);
+        assert_eq!(stranger.take(&pool, SHARE_BYTES, 1 << 20, false), Taken::Bytes(SHARE_BYTES));
+        let mut good = Account::default();
+        assert_eq!(good.take(&pool, great, great, true), Taken::Bytes(great));
     }
 }

@@ -14,8 +14,7 @@ use rustix::net::{Shutdown, shutdown};
 
 use crate::buffer::Inbox;
 use crate::nbd::Shared;
-use crate::nbd::budget::INBOX_BYTES;
-use crate::nbd::budget::{Account, Taken, Waiter, lock};
+use crate::nbd::budget::{Account, INBOX_BYTES, PROVEN_BYTES, Pool, Taken, Waiter, lock};
 use crate::nbd::reply::{Outbox, Reply};
 use crate::nbd::request::Agreed;
 
@@ -61,13 +60,19 @@ pub struct State {
     pub reader_waits: bool,
     /// The reader is in the middle of a payload with a buffer of its own.
     pub receiving: bool,
-    /// Bytes sent, and bytes of great payloads received, since the start.
+    /// Bytes sent and received since the start.
     pub moved: u64,
     account: Account,
     /// Full inboxes whose payloads are still in use; each counts as held.
     retired: Vec<Inbox>,
     /// Since when the peer is watched, and what it had moved then.
     watched: Option<(Instant, u64)>,
+}
+
+impl State {
+    fn take_bytes(&mut self, pool: &Pool, needed: u64, wanted: u64) -> Taken {
+        self.account.take(pool, needed, wanted, self.moved >= PROVEN_BYTES)
+    }
 }
 
 impl Connection {
@@ -128,7 +133,7 @@ impl Connection {
         if requests == 0 {
             return None;
         }
-        match state.account.take(&self.shared.pool, needed, wanted) {
+        match state.take_bytes(&self.shared.pool, needed, wanted) {
             Taken::Bytes(bytes) => {
                 state.account.start(requests);
                 Some((bytes, requests))
@@ -144,7 +149,7 @@ impl Connection {
             if state.account.requests_left() < requests {
                 return Err(false);
             }
-            match state.account.take(&self.shared.pool, needed, wanted) {
+            match state.take_bytes(&self.shared.pool, needed, wanted) {
                 Taken::Bytes(bytes) => {
                     state.account.start(requests);
                     Ok(bytes)
@@ -171,7 +176,7 @@ impl Connection {
                 return Ok(free);
             }
             let needed = INBOX_BYTES as u64;
-            let taken = state.account.take(&self.shared.pool, needed, needed);
+            let taken = state.take_bytes(&self.shared.pool, needed, needed);
             if let Taken::Bytes(_) = taken {
                 state.retired.push(inbox);
                 return Ok(Inbox::new(INBOX_BYTES));

@@ -19,8 +19,8 @@ use std::sync::Arc;
 
 use crate::limits::NAME_BYTES_MAX;
 use crate::nbd::wire::{
-    EXPORT_NAME_ZEROES, MAGIC, OPTION_HEADER_BYTES, OPTION_MAGIC, handshake_flag, option,
-    option_reply, take_u32, take_u64,
+    EXPORT_NAME_ZEROES, MAGIC, OPTION_HEADER_BYTES, OPTION_MAGIC, OPTION_REPLY_HEADER_BYTES,
+    OPTION_REPLY_MAGIC, handshake_flag, option, option_reply, take_u32, take_u64,
 };
 use crate::volume::export::{Attachment, Export, ExportTable};
 
@@ -35,10 +35,8 @@ pub const LISTS_MAX: u32 = 16;
 /// Output at which no further option is looked at, bytes.
 pub const OUTPUT_BYTES_HIGH: usize = 16 << 10;
 /// The most that one step adds to the output, bytes: an INFO with name and description.
-#[cfg(test)]
 const STEP_BYTES_MAX: usize = 5 * OPTION_REPLY_HEADER_BYTES + 2 * NAME_BYTES_MAX + 256;
 /// The most output that is held, bytes.
-#[cfg(test)]
 pub const OUTPUT_BYTES_MAX: usize = OUTPUT_BYTES_HIGH + STEP_BYTES_MAX;
 /// The most that one call of [`Handshake::feed`] may bring, bytes.
 pub const FEED_BYTES_MAX: usize = 16 << 10;
@@ -175,6 +173,7 @@ impl Handshake {
                 None => break Step::More,
             }
         };
+        debug_assert!(self.output.len() <= OUTPUT_BYTES_MAX, "H2");
         self.input.drain(..consumed.min(self.input.len()));
         if self.input.is_empty() && self.input.capacity() > 1024 {
             self.input = Vec::new();
@@ -278,8 +277,7 @@ impl Handshake {
     fn reply(&mut self, option: u32, kind: u32, parts: &[&[u8]]) {
         let length: usize = parts.iter().map(|part| part.len()).sum();
         let length = u32::try_from(length).unwrap_or(u32::MAX);
-        let magic = crate::nbd::wire::OPTION_REPLY_MAGIC;
-        self.output.extend_from_slice(&magic.to_be_bytes());
+        self.output.extend_from_slice(&OPTION_REPLY_MAGIC.to_be_bytes());
         self.output.extend_from_slice(&option.to_be_bytes());
         self.output.extend_from_slice(&kind.to_be_bytes());
         self.output.extend_from_slice(&length.to_be_bytes());

@@ -27,8 +27,6 @@ mod listener;
 mod reader;
 mod reply;
 mod request;
-#[cfg(test)]
-mod tests;
 #[allow(missing_docs)] // The protocol's own names, told in docs/nbd.md.
 mod wire;
 
@@ -46,7 +44,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::time::Timespec;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::nbd::budget::{INBOX_BYTES, Pool, lock};
+use crate::nbd::budget::{INBOX_BYTES, Pool, SOCKET_BYTES, lock};
 use crate::nbd::connection::Connection;
 use crate::nbd::handshake::{Agreement, INPUT_BYTES_MAX};
 use crate::nbd::listener::{LISTENING, Listener};
@@ -62,8 +60,6 @@ const WATCH_EVERY: Duration = Duration::from_millis(250);
 const STOP_WITHIN: Duration = Duration::from_secs(4);
 /// A reader's stack, bytes.
 const READER_STACK_BYTES: usize = 256 << 10;
-/// What a unix socket or a TCP connection may hold on the way, bytes.
-const SOCKET_BYTES: usize = 1 << 20;
 /// Events looked at in one turn.
 const EVENTS_PER_TURN: usize = 64;
 

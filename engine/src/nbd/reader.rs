@@ -69,6 +69,8 @@ struct Reader<'a> {
     credit_requests: u32,
     /// Bytes of a refused payload that are still to be thrown away.
     skip: u64,
+    /// Bytes received that are not counted as moved yet.
+    received: u64,
     /// The connection ends when `skip` is 0.
     last: bool,
     /// A refusal was queued and not kicked yet.
@@ -91,6 +93,7 @@ pub fn run(connection: &Arc<Connection>, attachment: &Attachment, first: &[u8]) 
         credit_bytes: 0,
         credit_requests: 0,
         skip: 0,
+        received: 0,
         last: false,
         refused: false,
     };
@@ -123,6 +126,7 @@ impl Reader<'_> {
         let inbox = self.inbox.as_mut().ok_or(End::Broken)?;
         let received = receive(self.connection, inbox.space())?;
         inbox.advance(received);
+        self.received += received as u64;
         Ok(())
     }
 
@@ -262,7 +266,10 @@ impl Reader<'_> {
     /// Hands the batch over, and has refusals sent.
     fn submit(&mut self) {
         if !self.batch.is_empty() {
-            lock(&self.connection.state).submitted += self.batch.len();
+            let mut state = lock(&self.connection.state);
+            state.submitted += self.batch.len();
+            state.moved += std::mem::take(&mut self.received);
+            drop(state);
             self.attachment.target.submit(&mut self.batch);
             self.batch.clear();
         }
