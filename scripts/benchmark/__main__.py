@@ -193,6 +193,8 @@ def main() -> int:
             return refuse(
                 f"{path} has {free >> 30} GiB free and {needed >> 30} are needed: name another with {option}"
             )
+    if options.only and "cut" not in options.only and not any(options.only in case.name for case in CASES):
+        return refuse(f"no case has {options.only!r} in its name: docs/performance.md names them")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         with favoured():
