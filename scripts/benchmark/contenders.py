@@ -2,7 +2,7 @@
 
 How it works      nbdkit, qemu-nbd, the limit and polyvol's volume `plain` (which adopts it as its base) serve
                   the same file, so the page cache serves them all alike; nobody writes while another is
-                  measured. polyvol's volume `many` has a copy of its own, 100 snapshots and 1,000 random
+                  measured. polyvol's volume `many` has a file of its own, 100 snapshots and 1,000 random
                   writes after each but the last of them, which leaves about every third block in a change
                   log. All servers run from the start to the end, and sleep while others have their turn.
 Owner and locks   `started` ends every process that it started, by id, whatever happens.
@@ -10,7 +10,6 @@ Errors            AssertionError with the server's own output when it does not s
 """
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -79,7 +78,7 @@ def started(directory: Path, *, snapshots: bool) -> Iterator[dict[str, Contender
         favour(daemon.pid)
         found += _plain(daemon, data)
         if snapshots:
-            found.append(_with_snapshots(daemon, data))
+            found.append(_with_snapshots(daemon))
         settle(directory)
         yield {contender.name: contender for contender in found}
 
@@ -93,10 +92,11 @@ def _plain(daemon: Daemon, data: Path) -> list[Contender]:
     ]
 
 
-def _with_snapshots(daemon: Daemon, data: Path) -> Contender:
-    copy = daemon.directory / "copy.img"
-    shutil.copyfile(data, copy)
-    export = _adopt(daemon, "many", copy)
+def _with_snapshots(daemon: Daemon) -> Contender:
+    # Written as the other one was: how large the page cache's pages are depends on it, and the speed on that.
+    base = daemon.directory / "many.img"
+    fill(base)
+    export = _adopt(daemon, "many", base)
     client = Client(daemon.state_dir)
     for number in range(SNAPSHOTS):
         client.post("snapshots", body={"volumes": [export.name], "name": f"s{number}"})
