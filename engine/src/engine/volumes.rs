@@ -20,9 +20,9 @@ use crate::change_log::space::{Log, Space};
 use crate::engine::Engine;
 use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::limits::{PARTITION_BYTES_MAX, PARTITION_BYTES_MIN};
-use crate::processor::queue::{Control, Event, Queue, ask};
+use crate::processor::queue::{Control, Event, ask};
 use crate::processor::run::{checkpoint_now, remove_covered};
-use crate::processor::share::{Local, Parts, Share, ShareStats};
+use crate::processor::share::{Local, Parts, Share};
 use crate::units::{BLOCK_SIZE, DeviceId, Epoch, VolumeId};
 use crate::volume::flusher::{Durable, Flusher, Waiter};
 use crate::volume::geometry::{Extent, Geometry, Partition};
@@ -68,8 +68,7 @@ pub struct VolumeSpec {
 
 /// What one processor gets of a volume.
 struct Intake {
-    processor: u32,
-    queue: Arc<Queue>,
+    share: ShareRef,
     partitions: Vec<u32>,
     identity: Identity,
 }
@@ -127,7 +126,9 @@ impl Engine {
         let mut intakes: Vec<Intake> = Vec::new();
         for (number, partition) in geometry.partitions.iter().enumerate() {
             let processor = partition.processor;
-            if let Some(intake) = intakes.iter_mut().find(|intake| intake.processor == processor) {
+            if let Some(intake) =
+                intakes.iter_mut().find(|intake| intake.share.processor == processor)
+            {
                 intake.partitions.push(number as u32);
                 continue;
             }
@@ -141,8 +142,10 @@ impl Engine {
                 processor,
                 boot_id,
             };
-            let queue = Arc::clone(&handle.queue);
-            intakes.push(Intake { processor, queue, partitions: vec![number as u32], identity });
+            let core = Arc::clone(&handle.core);
+            let queue = Arc::clone(&core.queue);
+            let share = ShareRef { processor, core, queue, stats: Arc::default() };
+            intakes.push(Intake { share, partitions: vec![number as u32], identity });
         }
         Ok(intakes)
     }
@@ -171,15 +174,14 @@ impl Engine {
         for (ordinal, ((intake, recovered), slots)) in
             intakes.into_iter().zip(recovered).zip(slots).enumerate()
         {
-            let stats = Arc::new(ShareStats::default());
             let (journal, locals) = begin(&intake, recovered, &geometry)?;
-            durable.add_journal(journal.shared(), &intake.queue, number);
+            durable.add_journal(journal.shared(), &intake.share.queue, number);
             let share = Share::new(Parts {
                 number,
                 geometry: Arc::clone(&geometry),
                 space: Arc::clone(&space),
                 flusher: Arc::clone(&flusher),
-                stats: Arc::clone(&stats),
+                stats: Arc::clone(&intake.share.stats),
                 locals,
                 journal,
                 slots,
@@ -188,10 +190,7 @@ impl Engine {
                 default_logs: in_turn(&spec.default_logs, ordinal),
                 named_log: spec.snapshots.last().and_then(|(_, log)| *log),
             });
-            made.push((
-                ShareRef { processor: intake.processor, queue: intake.queue, stats },
-                share,
-            ));
+            made.push((intake.share, share));
         }
         let mut shares = Vec::new();
         for (share_ref, share) in made {
@@ -321,7 +320,7 @@ fn recover_all(
     let snapshots: Vec<Epoch> = spec.snapshots.iter().map(|(epoch, _)| *epoch).collect();
     std::thread::scope(|scope| {
         let begin = |intake: &Intake| {
-            let (identity, processor) = (intake.identity.clone(), intake.processor);
+            let (identity, processor) = (intake.identity.clone(), intake.share.processor);
             let snapshots = &snapshots;
             scope.spawn(move || {
                 recover(&identity, snapshots, |partition| {

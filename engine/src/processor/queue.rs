@@ -1,11 +1,15 @@
 //! Queue: how work is handed to a processor, by batch: push all, wake once.
 //!
+//! How it works      A thread that brings a small batch to an idle processor is let in to run the processor itself,
+//!                   which saves two wake-ups; it is the processor as long as it is in. What others push meanwhile it
+//!                   finds when it is done with its own.
 //! Invariants        Q1 an event that was pushed is taken exactly once, in the order of pushes;
-//!                   Q2 the processor sleeps only while the queue is empty, and a push wakes it if it sleeps.
+//!                   Q2 whenever events are there, somebody runs the processor or its thread is awake or being woken;
+//!                   Q3 at most one thread runs a processor at a time.
 //! Owner and locks   one lock over the events, held for a push or a swap.
 
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use crate::error::{Errno, Result};
 use crate::processor::cut::Cut;
@@ -88,6 +92,8 @@ pub enum Event {
 #[derive(Default)]
 struct State {
     events: Vec<Event>,
+    /// Somebody runs the processor: its thread, or one that was let in by [`Queue::offer`].
+    running: bool,
     sleeping: bool,
 }
 
@@ -105,40 +111,83 @@ impl std::fmt::Debug for Queue {
 }
 
 impl Queue {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no holder panics")
+    }
+
+    /// Wakes the thread if it sleeps and nobody else will see what was pushed (Q2).
+    fn wake_if_needed(&self, mut state: MutexGuard<'_, State>) {
+        let wake = !state.running && std::mem::take(&mut state.sleeping);
+        drop(state);
+        if wake {
+            self.wake.notify_one();
+        }
+    }
+
     /// Pushes every event of `batch`, which is left empty, and wakes the processor at most once.
     pub fn push_all(&self, batch: &mut Vec<Event>) {
-        let mut state = self.state.lock().expect("no holder panics");
+        let mut state = self.lock();
         if state.events.is_empty() {
             std::mem::swap(&mut state.events, batch);
         } else {
             state.events.append(batch);
         }
-        let wake = std::mem::take(&mut state.sleeping);
-        drop(state);
-        if wake {
-            self.wake.notify_one();
-        }
+        self.wake_if_needed(state);
     }
 
     /// Pushes one event.
     pub fn push(&self, event: Event) {
-        let mut state = self.state.lock().expect("no holder panics");
+        let mut state = self.lock();
         state.events.push(event);
-        let wake = std::mem::take(&mut state.sleeping);
-        drop(state);
-        if wake {
-            self.wake.notify_one();
+        self.wake_if_needed(state);
+    }
+
+    /// Lets the caller run the processor with `batch` if it is idle; else pushes it. A caller that was let in must
+    /// call [`Queue::next`] until that says that there is no more, or [`Queue::leave`].
+    pub fn offer(&self, batch: &mut Vec<Event>) -> bool {
+        let mut state = self.lock();
+        if !state.running && state.events.is_empty() {
+            state.running = true; // Q3
+            return true;
+        }
+        state.events.append(batch);
+        self.wake_if_needed(state);
+        false
+    }
+
+    /// For who runs the processor: what was pushed meanwhile, into `batch`, which is empty. `false` if that is
+    /// nothing: then the caller no longer runs it.
+    pub fn next(&self, batch: &mut Vec<Event>) -> bool {
+        debug_assert!(batch.is_empty());
+        let mut state = self.lock();
+        if state.events.is_empty() {
+            state.running = false;
+            return false;
+        }
+        std::mem::swap(&mut state.events, batch);
+        true
+    }
+
+    /// For who runs the processor and has other things to do: leaves the rest to its thread.
+    pub fn leave(&self) {
+        let mut state = self.lock();
+        state.running = false;
+        if !state.events.is_empty() {
+            self.wake_if_needed(state);
         }
     }
 
-    /// Takes all events into `batch`, which is empty; sleeps until there is one.
+    /// For the processor's thread: takes all events into `batch`, which is empty, and runs the processor. Sleeps
+    /// until there is one and nobody else runs it.
     pub fn take_all(&self, batch: &mut Vec<Event>) {
         debug_assert!(batch.is_empty());
-        let mut state = self.state.lock().expect("no holder panics");
-        while state.events.is_empty() {
+        let mut state = self.lock();
+        while state.events.is_empty() || state.running {
             state.sleeping = true; // Q2
             state = self.wake.wait(state).expect("no holder panics");
         }
+        state.sleeping = false;
+        state.running = true; // Q3
         std::mem::swap(&mut state.events, batch);
     }
 }

@@ -1,8 +1,8 @@
 //! Run: a processor's thread: take all events, serve them, kick who was given something, sleep.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use crate::change_log::checkpoint::{self, Contents};
@@ -18,6 +18,9 @@ use crate::units::ProcessorIndex;
 use crate::volume::flusher::{Flusher, Waiter};
 use crate::volume::request::Sink;
 
+/// Batches that a thread that was let in runs for others before it leaves the rest to the processor's own.
+const RUNS_MAX: usize = 4;
+
 /// Counters of one processor: one writer, many readers.
 #[derive(Debug, Default)]
 #[allow(missing_docs)]
@@ -28,10 +31,65 @@ pub struct ProcessorStats {
     pub partitions: AtomicU64,
 }
 
-/// The engine's end of a processor.
-pub struct Handle {
+/// A processor, to be run by its thread or by one that was let in (Q3).
+pub struct Core {
     /// Its queue.
     pub queue: Arc<Queue>,
+    /// Held by who runs it, so never waited for.
+    processor: Mutex<Processor>,
+}
+
+impl Core {
+    /// Runs `batch`, which is left empty, here and now if the processor is idle; else has it run.
+    pub fn run_or_push(&self, batch: &mut Vec<Event>) {
+        if !self.queue.offer(batch) {
+            return;
+        }
+        let mut processor = self.processor.lock().expect("no runner panics");
+        let mut more = true;
+        for _ in 0..RUNS_MAX {
+            processor.run_batch(batch);
+            more = self.queue.next(batch);
+            if !more {
+                break;
+            }
+        }
+        if more {
+            processor.run_batch(batch);
+        }
+        let stopped = processor.stopped;
+        drop(processor);
+        if more {
+            self.queue.leave();
+        }
+        if stopped {
+            // It is for the thread to end.
+            self.queue.push(Event::Control(Box::new(Control::Stop)));
+        }
+    }
+
+    fn run(&self) {
+        let mut batch = Vec::new();
+        loop {
+            self.queue.take_all(&mut batch);
+            let mut processor = self.processor.lock().expect("no runner panics");
+            loop {
+                processor.run_batch(&mut batch);
+                if !self.queue.next(&mut batch) {
+                    break;
+                }
+            }
+            if processor.stopped {
+                return;
+            }
+        }
+    }
+}
+
+/// The engine's end of a processor.
+pub struct Handle {
+    /// The processor.
+    pub core: Arc<Core>,
     /// Its counters.
     pub stats: Arc<ProcessorStats>,
     thread: Option<JoinHandle<()>>,
@@ -53,17 +111,20 @@ impl Handle {
             leaving: Vec::new(),
             parts: 0,
             slow_ios: 0,
+            stopped: false,
         };
+        let core = Arc::new(Core { queue, processor: Mutex::new(processor) });
+        let ours = Arc::clone(&core);
         let thread = std::thread::Builder::new()
             .name(format!("pv-proc-{index}"))
-            .spawn(move || processor.run())
+            .spawn(move || ours.run())
             .map_err(|e| Error::io(format!("processor {index} cannot be started"), e))?;
-        Ok(Handle { queue, stats, thread: Some(thread) })
+        Ok(Handle { core, stats, thread: Some(thread) })
     }
 
     /// Ends it; its shares are gone already.
     pub fn stop(&mut self) {
-        self.queue.push(Event::Control(Box::new(Control::Stop)));
+        self.core.queue.push(Event::Control(Box::new(Control::Stop)));
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -83,20 +144,17 @@ struct Processor {
     leaving: Vec<(u32, Sender<Box<Share>>)>,
     parts: u64,
     slow_ios: u64,
+    /// It was told to stop.
+    stopped: bool,
 }
 
 impl Processor {
-    fn run(mut self) {
-        let mut batch = Vec::new();
-        loop {
-            self.queue.take_all(&mut batch);
-            for event in batch.drain(..) {
-                if self.apply(event) {
-                    return;
-                }
-            }
-            self.end_batch();
+    /// Serves every event of `batch`, which is left empty.
+    fn run_batch(&mut self, batch: &mut Vec<Event>) {
+        for event in batch.drain(..) {
+            self.stopped |= self.apply(event);
         }
+        self.end_batch();
     }
 
     /// Serves one event; says whether it was the last one ever.

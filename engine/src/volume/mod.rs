@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::change_log::space::Space;
 use crate::processor::queue::{Event, Part, Queue};
+use crate::processor::run::Core;
 use crate::processor::share::ShareStats;
 use crate::units::{Epoch, PartitionIndex, ProcessorIndex, VolumeId};
 use flusher::{Durable, Flusher, Waiter};
@@ -27,6 +28,8 @@ use request::{Request, Target, Verb};
 pub struct ShareRef {
     /// The processor.
     pub processor: ProcessorIndex,
+    /// The processor itself, for small batches.
+    pub core: Arc<Core>,
     /// Its queue.
     pub queue: Arc<Queue>,
     /// Counters.
@@ -73,6 +76,10 @@ pub struct View {
     pub epoch: Option<Epoch>,
 }
 
+/// A batch of up to so many bytes is run by the thread that brings it, if the processors are idle: waking them would
+/// take longer.
+const INLINE_BYTES_MAX: usize = 128 << 10;
+
 thread_local! {
     /// A list of events for each share of the volume at hand, kept for its memory.
     static OUTBOX: RefCell<Vec<Vec<Event>>> = const { RefCell::new(Vec::new()) };
@@ -92,7 +99,9 @@ impl Target for View {
             if outbox.len() < self.volume.shares.len() {
                 outbox.resize_with(self.volume.shares.len(), Vec::new);
             }
+            let mut bytes = 0;
             for request in batch.drain(..) {
+                bytes += request.data.len();
                 if request.verb == Verb::Flush {
                     self.flush(request);
                 } else {
@@ -100,7 +109,10 @@ impl Target for View {
                 }
             }
             for (share, events) in self.volume.shares.iter().zip(outbox) {
-                if !events.is_empty() {
+                if events.is_empty() {
+                } else if bytes <= INLINE_BYTES_MAX {
+                    share.core.run_or_push(events);
+                } else {
                     share.queue.push_all(events);
                 }
             }
