@@ -68,8 +68,9 @@ fn many_requests_at_once_are_each_answered_once_in_any_order() {
         let mut client = served.go(true);
         let mut writer = client.stream.try_clone().unwrap();
         // Payloads below and above what shares the inbox, and more than the inbox holds at once.
-        let length_of =
-            |slot: u64| if slot % 3 == 0 { SLOT } else { 1 + (slot as usize * 97) % 20_000 };
+        let length_of = |slot: u64| {
+            if slot.is_multiple_of(3) { SLOT } else { 1 + (slot as usize * 97) % 20_000 }
+        };
         for command in [WRITE, READ] {
             let sender = std::thread::spawn({
                 let mut writer = writer.try_clone().unwrap();
