@@ -177,7 +177,9 @@ impl Server {
     /// Stops accepting, closes every connection and joins every thread, within 5 s. A connection whose
     /// target does not finish its requests in that time is left to itself. Stopping again does nothing.
     pub fn stop(&self) {
-        self.shared.stopping.store(true, Ordering::Release);
+        if self.shared.stopping.swap(true, Ordering::AcqRel) {
+            return;
+        }
         // It fails only when the counter is full, and then it wakes as well.
         let _ = rustix::io::write(&self.shared.wake, &[1; 8]);
         let threads = std::mem::take(&mut *lock(&self.threads));

@@ -228,6 +228,7 @@ impl Reader<'_> {
             return Ok(payload.into_buffer());
         }
         self.submit(); // D2
+        self.put_credit_back();
         lock(&self.connection.state).receiving = true;
         while payload.filled() < length {
             let received = receive(self.connection, payload.space())?;
