@@ -136,6 +136,13 @@ impl Inbox {
         Inbox { block: Arc::new(Block::new(length)), filled: 0 }
     }
 
+    /// An inbox over the block of a buffer that is no longer used; `None` if somebody shares the block.
+    pub fn over(buffer: Buffer) -> Option<Inbox> {
+        let mut block = buffer.block?;
+        Arc::get_mut(&mut block)?;
+        Some(Inbox { block, filled: 0 })
+    }
+
     /// How many bytes were filled since the start of the block.
     pub fn filled(&self) -> usize {
         self.filled

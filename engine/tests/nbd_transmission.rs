@@ -2,12 +2,14 @@
 
 mod nbd_support;
 
-use std::io::Write;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use nbd_support::{
     BLOCK_STATUS, CACHE, Client, DISC, FLUSH, MIB, Memory, READ, TRIM, WRITE, WRITE_ZEROES, Way,
-    go_data, request_bytes, serve, wait_until,
+    go_data, option_bytes, request_bytes, serve, wait_until,
 };
 use polyvol_engine::error::Errno;
 use polyvol_engine::volume::request::Verb;
@@ -329,7 +331,7 @@ fn stopping_is_bounded_and_may_be_repeated() {
     let start = Instant::now();
     served.server.stop();
     served.server.stop();
-    assert!(start.elapsed() < Duration::from_millis(9500), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_millis(5500), "{:?}", start.elapsed());
     assert!(client.is_closed());
     stuck.open_gate();
     served.wait_empty();
@@ -340,6 +342,35 @@ fn stopping_is_bounded_and_may_be_repeated() {
     quick.server.stop();
     assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
     assert_eq!((quick.server.connections(), quick.server.handshakes()), (0, 0));
+}
+
+#[test]
+fn it_listens_on_several_sockets_and_refuses_what_does_not_listen() {
+    let served = serve(Memory::new(MIB, 1 << 20, Way::Later));
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    served.server.listen(listener.into()).unwrap();
+    let mut peer = TcpStream::connect(address).unwrap();
+    peer.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let go = go_data("v", &[]);
+    let mut bytes = 3_u32.to_be_bytes().to_vec();
+    bytes.extend(option_bytes(7, go.len() as u32, &go));
+    // Requests need not wait for the handshake's last reply.
+    bytes.extend(request_bytes(0, READ, 7, 0, 1000));
+    bytes.extend(request_bytes(0, DISC, 8, 0, 0));
+    peer.write_all(&bytes).unwrap();
+    let mut all = Vec::new();
+    peer.read_to_end(&mut all).unwrap();
+    let reply = &all[all.len() - 1016..];
+    assert_eq!(reply[..8], [0x67, 0x44, 0x66, 0x98, 0, 0, 0, 0]);
+    served.check_alive();
+    let (one, _other) = UnixStream::pair().unwrap();
+    assert!(served.server.listen(one.into()).is_err());
+    let datagrams = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    assert!(served.server.listen(datagrams.into()).is_err());
+    served.server.stop();
+    let late = TcpListener::bind("127.0.0.1:0").unwrap();
+    assert!(served.server.listen(late.into()).is_err());
 }
 
 #[test]

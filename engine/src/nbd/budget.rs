@@ -43,6 +43,8 @@ pub const INBOX_BYTES: usize = 128 << 10;
 pub const PAYLOAD_SHARED_MAX: usize = 32 << 10;
 /// What handshakes may buffer together, bytes.
 pub const HANDSHAKES_BYTES_MAX: u64 = 48 << 20;
+/// What is kept in buffers for the next requests, bytes.
+pub const SPARE_BYTES_MAX: usize = 16 << 20;
 /// What a request costs beside its bytes: itself, its reply, the allocator's share.
 pub const REQUEST_OVERHEAD_BYTES: u64 = 512;
 /// The most that a BLOCK_STATUS looks at; a longer one is answered for its beginning, bytes.
@@ -54,7 +56,10 @@ pub const SERVER_BYTES_MAX: u64 = 512 << 20;
 
 const _: () = assert!(REQUEST_HEADER_BYTES + PAYLOAD_SHARED_MAX <= INBOX_BYTES / 2);
 const _: () = assert!(
-    CONNECTIONS_MAX as u64 * (INBOX_BYTES as u64 + SHARE_BYTES) + POOL_BYTES + HANDSHAKES_BYTES_MAX
+    CONNECTIONS_MAX as u64 * (INBOX_BYTES as u64 + SHARE_BYTES)
+        + POOL_BYTES
+        + HANDSHAKES_BYTES_MAX
+        + SPARE_BYTES_MAX as u64
         <= SERVER_BYTES_MAX - (64 << 20)
 );
 const _: () = assert!(cost(Verb::Write, REQUEST_BYTES_MAX) <= POOL_BYTES - RESERVE_BYTES);

@@ -27,6 +27,7 @@ mod listener;
 mod reader;
 mod reply;
 mod request;
+mod spare;
 #[allow(missing_docs)] // The protocol's own names, told in docs/nbd.md.
 mod wire;
 
@@ -50,6 +51,7 @@ use crate::nbd::handshake::{Agreement, INPUT_BYTES_MAX};
 use crate::nbd::listener::{LISTENING, Listener};
 use crate::nbd::reply::Reply;
 use crate::nbd::request::Agreed;
+use crate::nbd::spare::Spares;
 use crate::volume::export::{Attachment, ExportTable};
 
 /// The wake-up's number among the events.
@@ -69,6 +71,7 @@ const _: () = assert!(INPUT_BYTES_MAX <= INBOX_BYTES);
 struct Shared {
     exports: Arc<ExportTable>,
     pool: Pool,
+    spares: Spares,
     connections: Mutex<HashMap<u64, Arc<Connection>>>,
     /// A connection was taken out of `connections`; goes with its lock.
     ended: Condvar,
@@ -102,6 +105,7 @@ impl Server {
         let shared = Arc::new(Shared {
             exports,
             pool: Pool::new(),
+            spares: Spares::default(),
             connections: Mutex::default(),
             ended: Condvar::new(),
             listeners: Mutex::default(),
@@ -173,7 +177,9 @@ impl Server {
     /// Stops accepting, closes every connection and joins every thread, within 5 s. A connection whose
     /// target does not finish its requests in that time is left to itself. Stopping again does nothing.
     pub fn stop(&self) {
-        self.shared.stopping.store(true, Ordering::Release);
+        if self.shared.stopping.swap(true, Ordering::AcqRel) {
+            return;
+        }
         // It fails only when the counter is full, and then it wakes as well.
         let _ = rustix::io::write(&self.shared.wake, &[1; 8]);
         let threads = std::mem::take(&mut *lock(&self.threads));

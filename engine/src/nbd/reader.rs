@@ -196,7 +196,10 @@ impl Reader<'_> {
         let start = self.at + REQUEST_HEADER_BYTES;
         self.at = start;
         let data = match command.verb {
-            Verb::Read => Buffer::uninit(length),
+            Verb::Read => {
+                let spare = self.connection.shared.spares.take(length);
+                spare.unwrap_or_else(|| Buffer::uninit(length))
+            }
             Verb::Write if shared => {
                 self.at += length;
                 self.inbox.as_ref().ok_or(End::Broken)?.share(start, length)
@@ -215,7 +218,8 @@ impl Reader<'_> {
 
     /// A great payload in a buffer of its own: what the inbox has of it, and the rest from the socket.
     fn receive_payload(&mut self, length: usize) -> Result<Buffer, End> {
-        let mut payload = Inbox::new(length);
+        let spare = self.connection.shared.spares.take(length);
+        let mut payload = spare.and_then(Inbox::over).unwrap_or_else(|| Inbox::new(length));
         let here = self.bytes().len().min(length);
         payload.space()[..here].copy_from_slice(&self.bytes()[..here]);
         payload.advance(here);
@@ -224,6 +228,7 @@ impl Reader<'_> {
             return Ok(payload.into_buffer());
         }
         self.submit(); // D2
+        self.put_credit_back();
         lock(&self.connection.state).receiving = true;
         while payload.filled() < length {
             let received = receive(self.connection, payload.space())?;

@@ -21,6 +21,7 @@ use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
 use crate::error::Errno;
 use crate::nbd::budget::{self, lock};
 use crate::nbd::connection::{Connection, State};
+use crate::nbd::spare::Spares;
 use crate::nbd::wire::{
     BASE_ALLOCATION_ID, CHUNK_HEADER_BYTES, SIMPLE_REPLY_BYTES, STATE_HOLE, STATE_ZERO, chunk,
     command_flag, error, only_chunk, simple_reply,
@@ -86,7 +87,7 @@ impl Reply {
     }
 
     /// The answer to a finished request.
-    pub fn to(request: Arc<Request>, structured: bool) -> Reply {
+    pub fn to(request: Arc<Request>, structured: bool, spares: &Spares) -> Reply {
         let cost = budget::cost(request.verb, request.length);
         let cookie = request.cookie;
         // Commands whose success has no chunk are answered simply, failed or not.
@@ -110,7 +111,10 @@ impl Reply {
                 let header = only_chunk(chunk::BLOCK_STATUS, cookie, length);
                 Reply::new(&header, Body::Bytes(payload), cost)
             }
-            _ => Reply::new(&simple_reply(0, cookie), Body::Nothing, cost),
+            _ => {
+                spares.keep(request);
+                Reply::new(&simple_reply(0, cookie), Body::Nothing, cost)
+            }
         }
     }
 
@@ -216,7 +220,7 @@ impl Outbox {
     }
 
     /// Drops what `sent` bytes have completed.
-    fn advance(&mut self, sent: usize, finished: &mut Finished) {
+    fn advance(&mut self, sent: usize, finished: &mut Finished, spares: &Spares) {
         finished.bytes += sent;
         self.first_sent += sent;
         while let Some(first) = self.replies.front() {
@@ -225,7 +229,9 @@ impl Outbox {
             }
             self.first_sent -= first.len();
             finished.count(first);
-            self.replies.pop_front();
+            if let Some(Reply { body: Body::Read(request), .. }) = self.replies.pop_front() {
+                spares.keep(request);
+            }
         }
     }
 
@@ -279,7 +285,7 @@ impl Connection {
             match outbox.send(self) {
                 Ok(sent) => {
                     turn += sent;
-                    outbox.advance(sent, &mut finished);
+                    outbox.advance(sent, &mut finished, &self.shared.spares);
                 }
                 Err(SystemErrno::INTR) => {}
                 Err(SystemErrno::AGAIN) => break,
@@ -342,7 +348,7 @@ impl Connection {
 
 impl Sink for Connection {
     fn complete(&self, request: Arc<Request>) {
-        let reply = Reply::to(request, self.agreed.structured);
+        let reply = Reply::to(request, self.agreed.structured, &self.shared.spares);
         let mut state = lock(&self.state);
         state.submitted = state.submitted.saturating_sub(1);
         self.push_locked(&mut state, reply);
