@@ -112,6 +112,8 @@ fn random_u64() -> std::result::Result<u64, Errno> {
 pub struct Shared {
     appended: AtomicU64,
     committed: AtomicU64,
+    /// The processor has places that wait for a commit.
+    expecting: AtomicBool,
     segments: Mutex<Vec<Arc<Segment>>>,
     committing: Mutex<u64>,
     /// Segments of the run before this one, until they were synced once.
@@ -128,6 +130,16 @@ impl Shared {
     /// The last record that survives a power loss.
     pub fn committed(&self) -> u64 {
         self.committed.load(Ordering::Acquire)
+    }
+
+    /// Has the next flush tell the processor that it was made.
+    pub fn expect_commit(&self) {
+        self.expecting.store(true, Ordering::Release);
+    }
+
+    /// Whether the processor wants to be told, once.
+    pub fn take_expecting(&self) -> bool {
+        self.expecting.swap(false, Ordering::AcqRel)
     }
 
     /// Makes the records up to `seq` durable. The caller has synced the data that they speak of (J6).
@@ -230,6 +242,7 @@ impl Journal {
         let shared = Shared {
             appended: AtomicU64::new(next_seq - 1),
             committed: AtomicU64::new(committed),
+            expecting: AtomicBool::new(false),
             segments: Mutex::new(vec![Arc::clone(&segment)]),
             committing: Mutex::new(0),
             recovered: Mutex::new(recovered),

@@ -173,8 +173,7 @@ impl Engine {
         {
             let stats = Arc::new(ShareStats::default());
             let (journal, locals) = begin(&intake, recovered, &geometry)?;
-            let journals = &durable.journals;
-            journals.write().expect("no holder panics").push(Arc::clone(journal.shared()));
+            durable.add_journal(journal.shared(), &intake.queue, number);
             let share = Share::new(Parts {
                 number,
                 geometry: Arc::clone(&geometry),

@@ -1,124 +1,297 @@
-//! Budget: how many bytes of requests and replies may be in memory.
+//! Budget: how much memory and how many requests connections may hold, so that none starves another.
 //!
-//! How it works      Each connection has a share of its own, which nobody can take from it, so that a client with
-//!                   small requests is served whatever the others do. Beyond it, it draws on a pool that all share.
-//!                   While somebody waits for the pool, the sender thread closes connections that hold some of it
-//!                   and whose peer has not taken a byte for [`STUCK_AFTER`].
-//! Invariants        G1 what is drawn is given back; G2 a connection alone can draw one largest request;
-//!                   G3 shares and pool together are less than 512 MiB.
+//! How it works      Each connection has a share of its own ([`SHARE_BYTES`]). What it holds beyond that it
+//!                   draws from one pool, as long as its draw is at most what stays free: a few greedy
+//!                   connections leave a good one as much as they hold themselves. A connection that waits
+//!                   for no answer may take what its next request costs, if it is there at all, so that the
+//!                   greatest request is possible. A part of the pool is kept for proven peers, which have
+//!                   shown that they send and read: strangers that never read cannot take it. Whoever gets
+//!                   nothing waits; while somebody waits who has drawn nothing, the pool is short, and peers
+//!                   that have drawn and do not move are closed (`connection.rs`).
+//! Invariants        B1 free + all draws = [`POOL_BYTES`];
+//!                   B2 a connection's draw is what it holds beyond its share.
+//! Owner and locks   the pool's lock comes after a connection's own, and is held for a few instructions.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex};
-use std::time::Duration;
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::limits::REQUEST_BYTES_MAX;
+use crate::nbd::wire::REQUEST_HEADER_BYTES;
+use crate::units::BLOCK_SIZE;
+use crate::volume::request::Verb;
 
+/// What a connection may hold without drawing from the pool, bytes.
+pub const SHARE_BYTES: u64 = 64 << 10;
+/// What all connections together may hold beyond their shares, bytes.
+pub const POOL_BYTES: u64 = 192 << 20;
+/// What is left in the pool for proven peers, bytes.
+pub const RESERVE_BYTES: u64 = 64 << 20;
+/// A peer is proven once it has sent or taken this much: more than sockets hold on the way, bytes.
+pub const PROVEN_BYTES: u64 = 4 << 20;
+/// What either end of a socket may hold, bytes (the kernel doubles it).
+pub const SOCKET_BYTES: usize = 1 << 20;
+/// What one connection may hold in requests and replies, bytes.
+pub const CONNECTION_BYTES_MAX: u64 = 64 << 20;
+/// Requests of one connection that are not yet answered.
+pub const CONNECTION_REQUESTS_MAX: u32 = 1024;
 /// Connections in transmission.
 pub const CONNECTIONS_MAX: usize = 1024;
-/// Bytes that each connection may always have in flight.
-pub const SHARE_BYTES: usize = 128 << 10;
-/// Bytes that all connections together may have in flight beyond their shares.
-pub const POOL_BYTES: usize = 224 << 20;
-/// Bytes that one connection may have in flight.
-pub const CONNECTION_BYTES_MAX: usize = 64 << 20;
-/// Requests that one connection may have in flight, unsent replies included.
-pub const CONNECTION_REQUESTS_MAX: usize = 1024;
-/// Bytes of a connection's receiving buffer.
+/// A connection's inbox, bytes. The first is the connection's own, further ones count as held.
 pub const INBOX_BYTES: usize = 128 << 10;
-/// How long a peer may leave replies untaken while others wait for memory.
-pub const STUCK_AFTER: Duration = Duration::from_millis(50);
+/// Payloads up to here share the inbox; greater ones get a buffer of their own, bytes.
+pub const PAYLOAD_SHARED_MAX: usize = 32 << 10;
+/// What handshakes may buffer together, bytes.
+pub const HANDSHAKES_BYTES_MAX: u64 = 48 << 20;
+/// What a request costs beside its bytes: itself, its reply, the allocator's share.
+pub const REQUEST_OVERHEAD_BYTES: u64 = 512;
+/// The most that a BLOCK_STATUS looks at; a longer one is answered for its beginning, bytes.
+pub const STATUS_BYTES_MAX: u64 = 256 << 20;
+/// What finding out one block's status costs at most, bytes.
+const STATUS_COST_BYTES: u64 = 64;
+/// The whole server's memory under attack, bytes.
+pub const SERVER_BYTES_MAX: u64 = 512 << 20;
 
-const _: () = assert!(POOL_BYTES >= CONNECTION_BYTES_MAX);
-const _: () = assert!(CONNECTION_BYTES_MAX >= REQUEST_BYTES_MAX as usize); // G2
-const _: () = assert!(CONNECTIONS_MAX * (SHARE_BYTES + INBOX_BYTES) + POOL_BYTES < 512 << 20); // G3
+const _: () = assert!(REQUEST_HEADER_BYTES + PAYLOAD_SHARED_MAX <= INBOX_BYTES / 2);
+const _: () = assert!(
+    CONNECTIONS_MAX as u64 * (INBOX_BYTES as u64 + SHARE_BYTES) + POOL_BYTES + HANDSHAKES_BYTES_MAX
+        <= SERVER_BYTES_MAX - (64 << 20)
+);
+const _: () = assert!(cost(Verb::Write, REQUEST_BYTES_MAX) <= POOL_BYTES - RESERVE_BYTES);
+const _: () = assert!(cost(Verb::Write, REQUEST_BYTES_MAX) <= RESERVE_BYTES);
+const _: () = assert!(PROVEN_BYTES >= 4 * SOCKET_BYTES as u64);
+const _: () =
+    assert!(cost(Verb::Write, REQUEST_BYTES_MAX) + INBOX_BYTES as u64 <= CONNECTION_BYTES_MAX);
+const _: () = assert!(cost(Verb::BlockStatus, u32::MAX as u64) <= CONNECTION_BYTES_MAX);
 
-/// The pool that all connections share.
-#[derive(Default)]
+/// What a request holds from the time it is read until its reply is sent, bytes.
+pub const fn cost(verb: Verb, length: u64) -> u64 {
+    REQUEST_OVERHEAD_BYTES
+        + match verb {
+            // An aligned allocation loses up to a block.
+            Verb::Read if length < BLOCK_SIZE => length,
+            Verb::Read => length + BLOCK_SIZE,
+            Verb::Write if length <= PAYLOAD_SHARED_MAX as u64 => 0,
+            Verb::Write => length + BLOCK_SIZE,
+            Verb::BlockStatus => {
+                let seen = if length < STATUS_BYTES_MAX { length } else { STATUS_BYTES_MAX };
+                (seen / BLOCK_SIZE + 2) * STATUS_COST_BYTES
+            }
+            _ => 0,
+        }
+}
+
+/// Who waits for bytes: a connection's reader, woken when some were given back.
+#[derive(Debug, Default)]
+pub struct Waiter {
+    /// Signalled when it is worth another try.
+    pub changed: Condvar,
+    queued: AtomicBool,
+}
+
+/// The pool of one server.
+#[derive(Debug)]
 pub struct Pool {
-    drawn: Mutex<usize>,
-    returned: Condvar,
-    waiting: AtomicUsize,
+    free: Mutex<u64>,
+    waiters: Mutex<VecDeque<Arc<Waiter>>>,
+    starving: AtomicUsize,
 }
 
 impl Pool {
-    /// Draws so many bytes if there are.
-    fn draw(&self, bytes: usize) -> bool {
-        let mut drawn = self.drawn.lock().expect("no holder panics");
-        let fits = *drawn + bytes <= POOL_BYTES;
-        if fits {
-            *drawn += bytes;
-        }
-        fits
-    }
-
-    fn give_back(&self, bytes: usize) {
-        if bytes > 0 {
-            let mut drawn = self.drawn.lock().expect("no holder panics");
-            assert!(*drawn >= bytes, "G1");
-            *drawn -= bytes;
-            self.returned.notify_all();
+    /// A pool that nobody has drawn from.
+    pub fn new() -> Pool {
+        Pool {
+            free: Mutex::new(POOL_BYTES),
+            waiters: Mutex::new(VecDeque::new()),
+            starving: AtomicUsize::new(0),
         }
     }
 
-    /// Waits a little for somebody to give back.
-    pub fn wait(&self) {
-        self.waiting.fetch_add(1, Ordering::AcqRel);
-        let drawn = self.drawn.lock().expect("no holder panics");
-        let _ = self.returned.wait_timeout(drawn, Duration::from_millis(20));
-        self.waiting.fetch_sub(1, Ordering::AcqRel);
+    /// Whether somebody waits who has drawn nothing.
+    pub fn short(&self) -> bool {
+        self.starving.load(Ordering::Relaxed) > 0
     }
 
-    /// Whether somebody waits.
-    pub fn is_short(&self) -> bool {
-        self.waiting.load(Ordering::Acquire) > 0
+    /// Says that one more connection, or one less, waits without having drawn anything.
+    pub fn count_starving(&self, one_more: bool) {
+        if one_more {
+            self.starving.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.starving.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Has `waiter` woken, once, when bytes are given back. It may miss that: it waits a bounded time.
+    pub fn call_back(&self, waiter: &Arc<Waiter>) {
+        if !waiter.queued.swap(true, Ordering::SeqCst) {
+            lock(&self.waiters).push_back(Arc::clone(waiter));
+        }
+    }
+
+    /// Draws `more` bytes for a connection that has drawn `drawn` already.
+    fn draw(&self, drawn: u64, more: u64, who: Who) -> bool {
+        if more == 0 {
+            return true;
+        }
+        let mut free = lock(&self.free);
+        let Some(left) = free.checked_sub(more) else { return false };
+        let floor = if who.proven { 0 } else { RESERVE_BYTES };
+        let Some(above) = left.checked_sub(floor) else { return false };
+        let granted = who.alone || drawn + more <= above;
+        if granted {
+            *free = left;
+        }
+        granted
+    }
+
+    fn give_back(&self, bytes: u64) {
+        if bytes == 0 {
+            return;
+        }
+        let mut free = lock(&self.free);
+        *free += bytes;
+        debug_assert!(*free <= POOL_BYTES, "B1: more given back than was drawn");
+        drop(free);
+        let waiter = lock(&self.waiters).pop_front();
+        if let Some(waiter) = waiter {
+            waiter.queued.store(false, Ordering::SeqCst);
+            waiter.changed.notify_all();
+        }
+    }
+
+    /// What nobody has drawn, bytes.
+    #[cfg(test)]
+    fn free(&self) -> u64 {
+        *lock(&self.free)
     }
 }
 
-/// What one connection has in flight. Guarded by the connection's lock.
-#[derive(Default)]
-pub struct InFlight {
-    bytes: usize,
-    requests: usize,
+/// Locks, whatever became of an earlier holder: every change under these locks is complete at once.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl InFlight {
-    fn beyond_share(bytes: usize) -> usize {
-        bytes.saturating_sub(SHARE_BYTES)
+/// What one connection holds.
+#[derive(Debug, Default)]
+pub struct Account {
+    bytes: u64,
+    requests: u32,
+}
+
+/// Who draws from the pool.
+#[derive(Clone, Copy)]
+struct Who {
+    /// It has moved [`PROVEN_BYTES`].
+    proven: bool,
+    /// It waits for no answer, and draws no more than one request needs.
+    alone: bool,
+}
+
+/// What [`Account::take`] says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// That many bytes are held now.
+    Bytes(u64),
+    /// The connection's own requests must end first.
+    OwnLimit,
+    /// The pool has too little.
+    PoolShort,
+}
+
+impl Account {
+    /// What it has drawn from the pool (B2).
+    pub fn drawn(&self) -> u64 {
+        self.bytes.saturating_sub(SHARE_BYTES)
     }
 
-    /// Whether one more request of so many bytes is over the connection's own bounds.
-    pub fn is_full(&self, bytes: usize) -> bool {
-        let over = self.bytes > 0 && self.bytes + bytes > CONNECTION_BYTES_MAX;
-        self.requests >= CONNECTION_REQUESTS_MAX || over
+    /// Requests that may be started before the limit.
+    pub fn requests_left(&self) -> u32 {
+        CONNECTION_REQUESTS_MAX.saturating_sub(self.requests)
     }
 
-    /// Counts one more request, if the pool has what its share does not.
-    pub fn admit(&mut self, bytes: usize, pool: &Pool) -> bool {
-        let more = Self::beyond_share(self.bytes + bytes) - Self::beyond_share(self.bytes);
-        if more > 0 && !pool.draw(more) {
-            return false;
+    /// Takes `wanted` bytes, or at least `needed`; `proven`: the peer has moved [`PROVEN_BYTES`].
+    pub fn take(&mut self, pool: &Pool, needed: u64, wanted: u64, proven: bool) -> Taken {
+        for bytes in [wanted.max(needed), needed] {
+            let after = self.bytes + bytes;
+            if after > CONNECTION_BYTES_MAX {
+                continue;
+            }
+            let more = after.saturating_sub(SHARE_BYTES) - self.drawn();
+            let who = Who { proven, alone: self.requests == 0 && bytes == needed };
+            if pool.draw(self.drawn(), more, who) {
+                self.bytes = after;
+                return Taken::Bytes(bytes);
+            }
         }
-        self.bytes += bytes;
-        self.requests += 1;
-        true
+        if self.bytes + needed > CONNECTION_BYTES_MAX { Taken::OwnLimit } else { Taken::PoolShort }
     }
 
-    /// Counts a request as gone: its reply was sent, or nobody will.
-    pub fn release(&mut self, bytes: usize, pool: &Pool) {
-        assert!(self.requests > 0 && self.bytes >= bytes, "G1");
-        let less = Self::beyond_share(self.bytes) - Self::beyond_share(self.bytes - bytes);
-        self.bytes -= bytes;
-        self.requests -= 1;
-        pool.give_back(less);
+    /// Gives bytes back.
+    pub fn give_back(&mut self, pool: &Pool, bytes: u64) {
+        let before = self.drawn();
+        self.bytes = self.bytes.saturating_sub(bytes);
+        pool.give_back(before - self.drawn());
     }
 
-    /// Whether nothing is in flight.
-    pub fn is_empty(&self) -> bool {
-        self.requests == 0
+    /// Counts `requests` as started.
+    pub fn start(&mut self, requests: u32) {
+        self.requests += requests;
     }
 
-    /// Whether it holds some of the pool.
-    pub fn holds_pool(&self) -> bool {
-        self.bytes > SHARE_BYTES
+    /// Counts `requests` as answered.
+    pub fn end(&mut self, requests: u32) {
+        self.requests = self.requests.saturating_sub(requests);
+    }
+
+    /// What it holds, bytes.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        Account, CONNECTION_BYTES_MAX, POOL_BYTES, Pool, RESERVE_BYTES, SHARE_BYTES, Taken, cost,
+    };
+    use crate::limits::REQUEST_BYTES_MAX;
+    use crate::volume::request::Verb;
+
+    /// Takes one request after the other until there is no more; says what came last.
+    fn take_all(account: &mut Account, pool: &Pool, each: u64, proven: bool) -> Taken {
+        loop {
+            let taken = account.take(pool, each, each, proven);
+            let Taken::Bytes(_) = taken else { return taken };
+            account.start(1);
+        }
+    }
+
+    #[test]
+    fn whatever_is_taken_comes_back() {
+        let pool = Pool::new();
+        let mut account = Account::default();
+        assert_eq!(take_all(&mut account, &pool, 10_000, true), Taken::OwnLimit);
+        assert!(account.bytes() > CONNECTION_BYTES_MAX - 10_000);
+        assert_eq!(pool.free(), POOL_BYTES - account.drawn());
+        while account.bytes() > 0 {
+            account.give_back(&pool, 10_000);
+        }
+        assert_eq!(pool.free(), POOL_BYTES);
+    }
+
+    #[test]
+    fn greedy_strangers_leave_everybody_a_share_and_proven_peers_a_reserve() {
+        let pool = Pool::new();
+        let great = cost(Verb::Read, REQUEST_BYTES_MAX);
+        let mut greedy: Vec<Account> = (0..1000).map(|_| Account::default()).collect();
+        for (index, account) in greedy.iter_mut().enumerate() {
+            take_all(account, &pool, if index % 2 == 0 { great } else { 70_000 }, false);
+        }
+        assert!(pool.free() >= RESERVE_BYTES);
+        let mut stranger = Account::default();
+        assert_eq!(stranger.take(&pool, great, great, false), Taken::PoolShort);
+        assert_eq!(stranger.take(&pool, SHARE_BYTES, 1 << 20, false), Taken::Bytes(SHARE_BYTES));
+        let mut good = Account::default();
+        assert_eq!(good.take(&pool, great, great, true), Taken::Bytes(great));
     }
 }

@@ -1,248 +1,284 @@
-//! Connection: the reader of one connection in transmission.
+//! Connection: what a connection in transmission is, for the threads that share it.
 //!
-//! How it works      Receives what the socket has, parses every whole request in it, submits the batch. Small payloads
-//!                   stay where they were received; a large one is received straight into a buffer of its own.
-//!                   Before it waits for anything, for memory or for the peer, it submits what it has.
-//! Invariants        A1 a request is admitted to the budget before memory is taken for it; A2 the export stays attached
-//!                   until every request has ended.
+//! How it works      One reader thread (`reader.rs`) brings requests in and owns the connection's life. Its
+//!                   requests come back through [`Connection`], which is their sink (`reply.rs`).
+//! Invariants        N1 `submitted` counts requests that a target has; the attachment is let go at 0;
+//!                   N2 once broken, a connection is never sent to again, and what comes back is dropped.
+//! Owner and locks   `outbox`, then `state`, then the pool. `state` is never held across a system call.
 
-use std::sync::Arc;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use rustix::net::{RecvFlags, recv};
+use rustix::net::{Shutdown, shutdown};
 
-use super::budget::INBOX_BYTES;
-use super::handshake::Negotiated;
-use super::reply::{Outgoing, budget_of};
-use super::request::{Asked, Header, Terms};
-use super::wire::*;
-use crate::buffer::{Buffer, Inbox};
-use crate::limits::REQUEST_BYTES_MAX;
-use crate::volume::request::{Request, Sink, Target, Verb};
+use crate::buffer::Inbox;
+use crate::nbd::Shared;
+use crate::nbd::budget::{Account, INBOX_BYTES, PROVEN_BYTES, Pool, Taken, Waiter, lock};
+use crate::nbd::reply::{Outbox, Reply};
+use crate::nbd::request::Agreed;
 
-/// Payloads up to this stay in the inbox.
-const INLINE_PAYLOAD_MAX: usize = 32 << 10;
-/// Payload bytes of a refused WRITE that are read past before the connection is closed instead.
-const SKIP_BYTES_MAX: usize = 64 << 20;
-/// How long replies may take to leave after a DISC.
-const DRAIN_TIME: Duration = Duration::from_secs(5);
+/// The longest that a waiting reader sleeps before it looks again by itself.
+const WAIT_AT_MOST: Duration = Duration::from_millis(30);
+/// While the pool is short, a peer must move [`MOVED_BYTES_MIN`] in this time.
+const STALL_AFTER: Duration = Duration::from_secs(2);
+/// See [`STALL_AFTER`].
+const MOVED_BYTES_MIN: u64 = 256 << 10;
 
-const _: () = assert!(INLINE_PAYLOAD_MAX + REQUEST_BYTES <= INBOX_BYTES / 2);
-const _: () = assert!(SKIP_BYTES_MAX as u64 >= REQUEST_BYTES_MAX);
-
-/// Why a connection ends.
-enum End {
-    /// The peer asked for it.
-    Disconnect,
-    /// The peer is gone, or speaks another language.
-    Lost,
+/// One connection in transmission.
+pub struct Connection {
+    /// The peer's socket.
+    pub socket: OwnedFd,
+    /// Its number within the server, never used again.
+    pub number: u64,
+    /// The name of its export.
+    pub export: String,
+    /// What the handshake agreed on.
+    pub agreed: Agreed,
+    /// The server's part.
+    pub shared: Arc<Shared>,
+    /// What changes.
+    pub state: Mutex<State>,
+    /// What is being sent.
+    pub outbox: Mutex<Outbox>,
+    /// Wakes the reader.
+    pub waiter: Arc<Waiter>,
 }
 
-struct Reader {
-    outgoing: Arc<Outgoing>,
-    sink: Arc<dyn Sink>,
-    target: Arc<dyn Target>,
-    terms: Terms,
-    inbox: Inbox,
-    /// How much of the inbox was parsed.
-    parsed: usize,
-    batch: Vec<Arc<Request>>,
-    refused: bool,
+/// What changes about a connection.
+#[derive(Default)]
+pub struct State {
+    /// Replies that nobody has begun to send.
+    pub queue: Vec<Reply>,
+    /// Somebody sends, or the sender thread will.
+    pub sending: bool,
+    /// The connection is over (N2).
+    pub broken: bool,
+    /// Requests that the target has (N1).
+    pub submitted: usize,
+    /// The reader waits for something here.
+    pub reader_waits: bool,
+    /// The reader is in the middle of a payload with a buffer of its own.
+    pub receiving: bool,
+    /// Bytes sent and received since the start.
+    pub moved: u64,
+    account: Account,
+    /// Full inboxes whose payloads are still in use; each counts as held.
+    retired: Vec<Inbox>,
+    /// Since when the peer is watched, and what it had moved then.
+    watched: Option<(Instant, u64)>,
 }
 
-/// Serves a connection until it ends. `early` is what was received behind the handshake.
-pub fn serve(outgoing: &Arc<Outgoing>, negotiated: &Negotiated, early: &[u8]) {
-    let target = Arc::clone(&negotiated.attachment.target);
-    let terms = Terms {
-        size: target.size(),
-        read_only: target.read_only(),
-        structured: negotiated.structured,
-        allocation: negotiated.allocation,
-    };
-    let mut inbox = Inbox::new(INBOX_BYTES.max(2 * early.len()));
-    inbox.space()[..early.len()].copy_from_slice(early);
-    inbox.advance(early.len());
-    let mut reader = Reader {
-        outgoing: Arc::clone(outgoing),
-        sink: Arc::clone(outgoing) as Arc<dyn Sink>,
-        target,
-        terms,
-        inbox,
-        parsed: 0,
-        batch: Vec::new(),
-        refused: false,
-    };
-    let end = reader.run();
-    reader.submit();
-    if matches!(end, End::Disconnect) {
-        outgoing.drain(Some(Instant::now() + DRAIN_TIME));
+impl State {
+    fn take_bytes(&mut self, pool: &Pool, needed: u64, wanted: u64) -> Taken {
+        self.account.take(pool, needed, wanted, self.moved >= PROVEN_BYTES)
     }
-    outgoing.kill();
-    outgoing.drain(None); // A2
 }
 
-impl Reader {
-    fn run(&mut self) -> End {
-        loop {
-            match self.parse_all() {
-                Ok(()) => {}
-                Err(end) => return end,
-            }
-            self.submit();
-            if self.receive().is_none() {
-                return End::Lost;
-            }
+impl Connection {
+    /// A connection that nothing was read from yet.
+    pub fn new(
+        socket: OwnedFd,
+        number: u64,
+        export: String,
+        agreed: Agreed,
+        shared: Arc<Shared>,
+    ) -> Connection {
+        Connection {
+            socket,
+            number,
+            export,
+            agreed,
+            shared,
+            state: Mutex::default(),
+            outbox: Mutex::default(),
+            waiter: Arc::default(),
         }
     }
 
-    fn unparsed(&self) -> usize {
-        self.inbox.filled() - self.parsed
+    /// Ends the connection from any thread: nothing more is received or sent (N2).
+    pub fn break_off(&self) {
+        lock(&self.state).broken = true;
+        // Refused when the peer is gone already, which is what is wanted.
+        let _ = shutdown(&self.socket, Shutdown::Both);
+        self.waiter.changed.notify_all();
     }
 
-    /// Receives at least a byte into the inbox; a new one takes its place when it is full.
-    fn receive(&mut self) -> Option<()> {
-        if self.unparsed() == 0 && self.inbox.clear() {
-            self.parsed = 0;
+    /// Gives back what `requests` answered requests held.
+    pub fn give_back(&self, state: &mut State, bytes: u64, requests: u32) {
+        state.account.give_back(&self.shared.pool, bytes);
+        state.account.end(requests);
+        if !state.retired.is_empty() {
+            self.sweep(state);
         }
-        if self.inbox.space().len() < INLINE_PAYLOAD_MAX + REQUEST_BYTES {
-            let mut next = Inbox::new(INBOX_BYTES);
-            let rest = self.inbox.bytes(self.parsed);
-            next.space()[..rest.len()].copy_from_slice(rest);
-            let length = rest.len();
-            next.advance(length);
-            self.inbox = next;
-            self.parsed = 0;
+        if state.reader_waits && (bytes > 0 || requests > 0) {
+            self.waiter.changed.notify_all();
         }
-        let received = self.receive_into_inbox()?;
-        self.inbox.advance(received);
-        Some(())
     }
 
-    fn receive_into_inbox(&mut self) -> Option<usize> {
-        loop {
-            match recv(&self.outgoing.socket, self.inbox.space(), RecvFlags::empty()) {
-                Ok((0, _)) => return None,
-                Ok((received, _)) => return Some(received),
-                Err(rustix::io::Errno::INTR) => {}
-                Err(_) => return None,
+    /// Gives back the retired inboxes that no payload needs any more.
+    fn sweep(&self, state: &mut State) {
+        let before = state.retired.len();
+        state.retired.retain_mut(|inbox| !inbox.is_unshared());
+        let gone = before - state.retired.len();
+        if gone > 0 {
+            state.account.give_back(&self.shared.pool, (gone * INBOX_BYTES) as u64);
+        }
+    }
+
+    /// Takes, without waiting, up to `requests` requests and `wanted` bytes, at least one and `needed`.
+    pub fn try_take(&self, needed: u64, wanted: u64, requests: u32) -> Option<(u64, u32)> {
+        let mut state = lock(&self.state);
+        let requests = requests.min(state.account.requests_left());
+        if requests == 0 {
+            return None;
+        }
+        match state.take_bytes(&self.shared.pool, needed, wanted) {
+            Taken::Bytes(bytes) => {
+                state.account.start(requests);
+                Some((bytes, requests))
             }
+            _ => None,
         }
     }
 
-    /// Parses every whole request in the inbox.
-    fn parse_all(&mut self) -> Result<(), End> {
-        while self.unparsed() >= REQUEST_BYTES {
-            let header = Header::parse(self.inbox.bytes(self.parsed)).ok_or(End::Lost)?;
-            let payload = header.payload();
-            let inline = payload <= INLINE_PAYLOAD_MAX;
-            if inline && self.unparsed() < REQUEST_BYTES + payload {
-                break;
+    /// Takes one request more and `needed` bytes, or up to `wanted`; waits until it can. Gives how many bytes
+    /// were taken; `None` when the connection is broken.
+    pub fn take(&self, needed: u64, wanted: u64, requests: u32) -> Option<u64> {
+        self.wait_for(|state| {
+            if state.account.requests_left() < requests {
+                return Err(false);
             }
-            match header.validate(&self.terms) {
-                Asked::Disconnect => return Err(End::Disconnect),
-                Asked::Serve(verb) => {
-                    self.admit(budget_of(verb, header.length.into()))?; // A1
-                    self.parsed += REQUEST_BYTES;
-                    let data = self.data(verb, &header, inline)?;
-                    self.push(verb, &header, data);
+            match state.take_bytes(&self.shared.pool, needed, wanted) {
+                Taken::Bytes(bytes) => {
+                    state.account.start(requests);
+                    Ok(bytes)
                 }
-                Asked::Refuse(errno) => {
-                    self.admit(0)?;
-                    self.parsed += REQUEST_BYTES;
-                    self.skip(payload)?;
-                    let chunks = matches!(header.command, CMD_READ | CMD_BLOCK_STATUS);
-                    self.outgoing.refuse(header.cookie, chunks, errno, 0);
-                    self.refused = true;
-                }
+                Taken::OwnLimit => Err(false),
+                Taken::PoolShort => Err(true),
             }
-        }
-        Ok(())
+        })
     }
 
-    fn admit(&mut self, bytes: usize) -> Result<(), End> {
-        if self.outgoing.try_admit(bytes) {
-            return Ok(());
-        }
-        // What the batch holds may be what is waited for.
-        self.submit();
-        if self.outgoing.admit(bytes) { Ok(()) } else { Err(End::Lost) }
-    }
-
-    fn data(&mut self, verb: Verb, header: &Header, inline: bool) -> Result<Buffer, End> {
-        let length = header.length as usize;
-        match verb {
-            Verb::Read => Ok(Buffer::uninit(length)),
-            Verb::Write if inline => {
-                let data = self.inbox.share(self.parsed, length);
-                self.parsed += length;
-                Ok(data)
+    /// Takes what one more inbox costs and keeps `full` until its payloads are done. While it waits, it asks
+    /// whether `full` itself has become free: then it is given back, to be started over.
+    pub fn change_inbox(&self, full: Inbox) -> Option<Inbox> {
+        let mut full = Some(full);
+        self.wait_for(|state| {
+            let Some(mut inbox) = full.take() else { return Err(false) };
+            if inbox.is_unshared() {
+                return Ok(inbox);
             }
-            Verb::Write => self.receive_payload(length),
-            _ => Ok(Buffer::empty()),
-        }
+            if let Some(at) = state.retired.iter_mut().position(Inbox::is_unshared) {
+                let mut free = state.retired.swap_remove(at);
+                free.clear();
+                state.retired.push(inbox);
+                return Ok(free);
+            }
+            let needed = INBOX_BYTES as u64;
+            let taken = state.take_bytes(&self.shared.pool, needed, needed);
+            if let Taken::Bytes(_) = taken {
+                state.retired.push(inbox);
+                return Ok(Inbox::new(INBOX_BYTES));
+            }
+            full = Some(inbox);
+            Err(taken == Taken::PoolShort)
+        })
     }
 
-    /// A large payload, in a buffer of its own.
-    fn receive_payload(&mut self, length: usize) -> Result<Buffer, End> {
-        let mut own = Inbox::new(length);
-        let here = self.unparsed().min(length);
-        own.space()[..here].copy_from_slice(&self.inbox.bytes(self.parsed)[..here]);
-        own.advance(here);
-        self.parsed += here;
-        if own.filled() < length {
-            self.submit();
-        }
-        while own.filled() < length {
-            let received = match recv(&self.outgoing.socket, own.space(), RecvFlags::empty()) {
-                Ok((0, _)) => 0,
-                Ok((received, _)) => received,
-                Err(rustix::io::Errno::INTR) => continue,
-                Err(_) => 0,
+    /// Waits until `attempt` succeeds; it says with an error whether the pool was too short. `None` when the
+    /// connection is broken.
+    fn wait_for<T>(&self, mut attempt: impl FnMut(&mut State) -> Result<T, bool>) -> Option<T> {
+        let mut state = lock(&self.state);
+        loop {
+            if state.broken {
+                return None;
+            }
+            let pool_short = match attempt(&mut state) {
+                Ok(value) => return Some(value),
+                Err(pool_short) => pool_short,
             };
-            if received == 0 {
-                // It was admitted, and nobody will answer it.
-                self.outgoing.refuse(0, false, crate::error::Errno::EIO, length);
-                return Err(End::Lost);
+            let starving = pool_short && state.account.drawn() == 0;
+            if pool_short {
+                self.shared.pool.call_back(&self.waiter);
             }
-            own.advance(received);
-        }
-        Ok(own.into_buffer())
-    }
-
-    /// Reads past a refused payload.
-    fn skip(&mut self, length: usize) -> Result<(), End> {
-        if length > SKIP_BYTES_MAX {
-            return Err(End::Lost);
-        }
-        let mut left = length;
-        loop {
-            let here = self.unparsed().min(left);
-            self.parsed += here;
-            left -= here;
-            if left == 0 {
-                return Ok(());
+            if starving {
+                self.shared.pool.count_starving(true);
             }
-            self.submit();
-            self.receive().ok_or(End::Lost)?;
+            state = self.sleep(state, WAIT_AT_MOST);
+            if starving {
+                self.shared.pool.count_starving(false);
+            }
         }
     }
 
-    fn push(&mut self, verb: Verb, header: &Header, data: Buffer) {
-        let length = if verb == Verb::Flush { 0 } else { u64::from(header.length) };
-        let sink = Arc::clone(&self.sink);
-        let mut request = Request::new(verb, header.offset, length, data, sink);
-        request.cookie = header.cookie;
-        request.flags = header.flags;
-        request.fua = header.flags & CMD_FLAG_FUA != 0;
-        self.batch.push(Arc::new(request));
+    /// Sleeps until something of the connection has changed.
+    fn sleep<'a>(
+        &self,
+        mut state: std::sync::MutexGuard<'a, State>,
+        at_most: Duration,
+    ) -> std::sync::MutexGuard<'a, State> {
+        state.reader_waits = true;
+        let woken = self.waiter.changed.wait_timeout(state, at_most);
+        let (mut state, _) = woken.unwrap_or_else(std::sync::PoisonError::into_inner);
+        state.reader_waits = false;
+        state
     }
 
-    fn submit(&mut self) {
-        if !self.batch.is_empty() {
-            self.target.submit(&mut self.batch);
+    /// Gives back what was taken and not used.
+    pub fn put_back(&self, bytes: u64, requests: u32) {
+        let mut state = lock(&self.state);
+        state.account.give_back(&self.shared.pool, bytes);
+        state.account.end(requests);
+    }
+
+    /// Waits until the target has none of its requests (N1), and, as long as the connection is not broken,
+    /// at most `linger` longer until all replies are sent.
+    pub fn drain(&self, linger: Duration) {
+        let mut state = lock(&self.state);
+        while state.submitted > 0 {
+            state = self.sleep(state, WAIT_AT_MOST);
         }
-        if std::mem::take(&mut self.refused) {
-            self.outgoing.kick();
+        drop(state);
+        self.send_queued();
+        let until = Instant::now() + linger;
+        let mut state = lock(&self.state);
+        while !state.broken && (state.sending || !state.queue.is_empty()) && Instant::now() < until
+        {
+            state = self.sleep(state, WAIT_AT_MOST);
         }
+    }
+
+    /// Called now and then: ends a connection whose peer holds much and does not move while the pool is short.
+    pub fn watch(&self, now: Instant) {
+        let mut state = lock(&self.state);
+        if !state.retired.is_empty() {
+            self.sweep(&mut state);
+        }
+        let peers_turn = state.sending || state.receiving;
+        if !self.shared.pool.short() || state.account.drawn() == 0 || !peers_turn {
+            state.watched = None;
+            return;
+        }
+        let moved = state.moved;
+        match state.watched {
+            None => state.watched = Some((now, moved)),
+            Some((since, before)) if now.duration_since(since) >= STALL_AFTER => {
+                state.watched = Some((now, moved));
+                if moved - before < MOVED_BYTES_MIN {
+                    drop(state);
+                    self.break_off();
+                }
+            }
+            Some(_) => {}
+        }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        let mut state = lock(&self.state);
+        let held = state.account.bytes();
+        state.account.give_back(&self.shared.pool, held);
     }
 }

@@ -1,28 +1,320 @@
 //! NBD server: connections of hosts, from the first byte of the handshake to the last reply.
 //!
-//! How it works      One negotiator thread ([`listener`]) accepts and does every handshake, non-blocking; the
-//!                   handshake itself is a pure state machine ([`handshake`]: bytes in, bytes out). A connection
-//!                   that enters transmission gets a reader thread ([`connection`]), which receives, parses
-//!                   ([`request`]) and submits in batches. Replies ([`reply`]) are sent by whoever completes the last
-//!                   request of a batch, without ever blocking; what a peer does not take is left to one sender
-//!                   thread, which waits for all such peers.
-//! Bounds            handshakes: number, time, bytes of an option, bytes of answers that wait. Connections: number;
-//!                   each has so many requests and bytes in flight, replies that wait included; all together draw on
-//!                   one pool of bytes beyond a small share of their own ([`budget`]).
-//! Errors            whatever a peer sends ends as a protocol error or as the end of its own connection.
-//! Owner and locks   a connection's outgoing queue has one lock, held for a push or a swap; only one thread sends
-//!                   at a time. Nothing here looks behind [`crate::volume::request::Target`].
+//! How it works      `listener.rs` accepts sockets and leads all handshakes on one thread (`handshake.rs` is
+//!                   the state machine). A handshake that ends with an export becomes a connection with a
+//!                   reader thread of its own (`reader.rs`), which parses and validates requests
+//!                   (`request.rs`) and submits them by the batch to the export's target. Whoever finishes
+//!                   requests hands them to the connection (`reply.rs`) and kicks it; a kick sends what it
+//!                   can and never blocks. What a socket does not take at once, the sender thread sends.
+//! Bounds            `budget.rs`: bytes and requests in flight, for each connection and for all together.
+//! Invariants        S1 one connection can only end itself: no peer's bytes lead to a panic or to an
+//!                      unbounded wait of a thread that others need;
+//!                   S2 an export is attached to from the end of its handshake until the target has none of
+//!                      its requests.
+//! Owner and locks   thread               waits for                        may be stopped by
+//!                   listener             epoll, at most 10 s              the wake-up
+//!                   sender               epoll, at most 250 ms            the wake-up
+//!                   reader, for each     its socket, its budget,          a shut-down of its socket
+//!                   connection           its target's completions
+//!                   Lock order: outbox, state, pool. `connections` and `listeners` are taken alone.
+//! Errors            a host sees the protocol's errors (docs/nbd.md), or a closed connection.
 #![forbid(unsafe_code)]
 
 mod budget;
 mod connection;
 mod handshake;
 mod listener;
+mod reader;
 mod reply;
 mod request;
+#[allow(missing_docs)] // The protocol's own names, told in docs/nbd.md.
 mod wire;
 
-pub use listener::Server;
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
-#[cfg(test)]
-mod tests;
+use rustix::event::{EventfdFlags, epoll, eventfd};
+use rustix::io::Errno as SystemErrno;
+use rustix::net::{SocketType, sockopt};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::time::Timespec;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::nbd::budget::{INBOX_BYTES, Pool, SOCKET_BYTES, lock};
+use crate::nbd::connection::Connection;
+use crate::nbd::handshake::{Agreement, INPUT_BYTES_MAX};
+use crate::nbd::listener::{LISTENING, Listener};
+use crate::nbd::reply::Reply;
+use crate::nbd::request::Agreed;
+use crate::volume::export::{Attachment, ExportTable};
+
+/// The wake-up's number among the events.
+const WAKE: u64 = u64::MAX;
+/// How often the sender thread looks after peers that do not move.
+const WATCH_EVERY: Duration = Duration::from_millis(250);
+/// How long [`Server::stop`] and [`Server::disconnect`] wait for connections to end.
+const STOP_WITHIN: Duration = Duration::from_secs(4);
+/// A reader's stack, bytes.
+const READER_STACK_BYTES: usize = 256 << 10;
+/// Events looked at in one turn.
+const EVENTS_PER_TURN: usize = 64;
+
+const _: () = assert!(INPUT_BYTES_MAX <= INBOX_BYTES);
+
+/// What the threads of a server share.
+struct Shared {
+    exports: Arc<ExportTable>,
+    pool: Pool,
+    connections: Mutex<HashMap<u64, Arc<Connection>>>,
+    /// A connection was taken out of `connections`; goes with its lock.
+    ended: Condvar,
+    listeners: Mutex<Vec<OwnedFd>>,
+    /// The listener's epoll set.
+    listening: OwnedFd,
+    /// The sender's epoll set.
+    sender: OwnedFd,
+    /// Wakes both threads.
+    wake: OwnedFd,
+    stopping: AtomicBool,
+    handshakes: AtomicUsize,
+    readers: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// An NBD server over a table of exports. Dropping it stops it.
+pub struct Server {
+    shared: Arc<Shared>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Server {
+    /// A server that listens nowhere yet. It raises the process's soft limit of open files to the hard one.
+    ///
+    /// # Errors
+    /// `Io` if the system has no file descriptor or thread for it.
+    pub fn new(exports: Arc<ExportTable>) -> Result<Server> {
+        let files_max = raise_files_max();
+        let failed = |e: SystemErrno| Error::io("the NBD server cannot start", e);
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        let shared = Arc::new(Shared {
+            exports,
+            pool: Pool::new(),
+            connections: Mutex::default(),
+            ended: Condvar::new(),
+            listeners: Mutex::default(),
+            listening: epoll::create(epoll::CreateFlags::CLOEXEC).map_err(failed)?,
+            sender: epoll::create(epoll::CreateFlags::CLOEXEC).map_err(failed)?,
+            wake: eventfd(0, flags).map_err(failed)?,
+            stopping: AtomicBool::new(false),
+            handshakes: AtomicUsize::new(0),
+            readers: Mutex::default(),
+        });
+        for set in [&shared.listening, &shared.sender] {
+            let data = epoll::EventData::new_u64(WAKE);
+            epoll::add(set, &shared.wake, data, epoll::EventFlags::IN).map_err(failed)?;
+        }
+        let server = Server { shared, threads: Mutex::default() };
+        let listener = Listener::new(Arc::clone(&server.shared), files_max);
+        server.start("nbd-listener", move || listener.run())?;
+        let shared = Arc::clone(&server.shared);
+        server.start("nbd-sender", move || shared.run_sender())?;
+        Ok(server)
+    }
+
+    fn start(&self, name: &str, body: impl FnOnce() + Send + 'static) -> Result<()> {
+        let started = std::thread::Builder::new().name(name.to_owned()).spawn(body);
+        let handle = started.map_err(|e| Error::io("the NBD server cannot start a thread", e))?;
+        lock(&self.threads).push(handle);
+        Ok(())
+    }
+
+    /// Accepts connections from `socket`, which must be bound and listening.
+    ///
+    /// # Errors
+    /// `Invalid` for any other socket and for a server that was stopped; `Io` if the system refuses.
+    pub fn listen(&self, socket: OwnedFd) -> Result<()> {
+        let stream = sockopt::socket_type(&socket).is_ok_and(|kind| kind == SocketType::STREAM);
+        if !stream || !sockopt::socket_acceptconn(&socket).unwrap_or(false) {
+            let what = "the NBD server was given a socket that does not listen for streams";
+            return Err(Error::new(ErrorKind::Invalid, what));
+        }
+        if self.shared.stopping.load(Ordering::Acquire) {
+            return Err(Error::new(ErrorKind::Invalid, "the NBD server was stopped already"));
+        }
+        let failed = |e| Error::io("the NBD server cannot listen on a socket", e);
+        rustix::io::ioctl_fionbio(&socket, true).map_err(failed)?;
+        let mut listeners = lock(&self.shared.listeners);
+        let data = epoll::EventData::new_u64(LISTENING | listeners.len() as u64);
+        epoll::add(&self.shared.listening, &socket, data, epoll::EventFlags::IN).map_err(failed)?;
+        listeners.push(socket);
+        Ok(())
+    }
+
+    /// How many connections are in transmission.
+    pub fn connections(&self) -> usize {
+        lock(&self.shared.connections).len()
+    }
+
+    /// How many sockets are in handshake.
+    pub fn handshakes(&self) -> usize {
+        self.shared.handshakes.load(Ordering::Relaxed)
+    }
+
+    /// Closes every connection to this export, and waits until they have ended, at most 4 s.
+    pub fn disconnect(&self, export_name: &str) {
+        let is_ours = |connection: &Connection| connection.export == export_name;
+        self.shared.break_off(is_ours);
+        self.shared.wait_ended(is_ours);
+    }
+
+    /// Stops accepting, closes every connection and joins every thread, within 5 s. A connection whose
+    /// target does not finish its requests in that time is left to itself. Stopping again does nothing.
+    pub fn stop(&self) {
+        self.shared.stopping.store(true, Ordering::Release);
+        // It fails only when the counter is full, and then it wakes as well.
+        let _ = rustix::io::write(&self.shared.wake, &[1; 8]);
+        let threads = std::mem::take(&mut *lock(&self.threads));
+        self.shared.break_off(|_| true);
+        for thread in threads {
+            // A thread that has panicked is over as well.
+            let _ = thread.join();
+        }
+        // Again, for a connection that began meanwhile.
+        self.shared.break_off(|_| true);
+        self.shared.wait_ended(|_| true);
+        lock(&self.shared.listeners).clear();
+        let readers = std::mem::take(&mut *lock(&self.shared.readers));
+        let all_ended = self.connections() == 0;
+        for reader in readers.into_iter().filter(|reader| all_ended || reader.is_finished()) {
+            let _ = reader.join();
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Shared {
+    /// Makes a connection of a socket whose handshake is done, and starts its reader.
+    fn begin_transmission(
+        shared: &Arc<Shared>,
+        socket: OwnedFd,
+        number: u64,
+        agreement: Agreement,
+        output: Vec<u8>,
+    ) {
+        let Agreement { attachment, structured, status, rest } = agreement;
+        if rustix::io::ioctl_fionbio(&socket, false).is_err() {
+            return;
+        }
+        // Larger buffers save wake-ups; without them it works as well.
+        let _ = sockopt::set_socket_send_buffer_size(&socket, SOCKET_BYTES);
+        let agreed = Agreed {
+            size: attachment.target.size(),
+            read_only: attachment.target.read_only(),
+            structured,
+            status,
+        };
+        let export = attachment.name.clone();
+        let connection = Connection::new(socket, number, export, agreed, Arc::clone(shared));
+        let connection = Arc::new(connection);
+        lock(&shared.connections).insert(number, Arc::clone(&connection));
+        connection.push(Reply::handshake(output));
+        connection.send_queued();
+        let ending = Ending { connection, attachment: Some(attachment) };
+        let body = move || {
+            if let Some(attachment) = &ending.attachment {
+                reader::run(&ending.connection, attachment, &rest);
+            }
+            drop(ending);
+        };
+        let builder = std::thread::Builder::new().name("nbd-reader".to_owned());
+        // Without a thread, the body is dropped, and the connection with it.
+        if let Ok(reader) = builder.stack_size(READER_STACK_BYTES).spawn(body) {
+            let mut readers = lock(&shared.readers);
+            readers.retain(|reader| !reader.is_finished());
+            readers.push(reader);
+        }
+    }
+
+    /// Sends what sockets did not take at once, and looks after peers that do not move.
+    fn run_sender(&self) {
+        let mut events: Vec<epoll::Event> = Vec::with_capacity(EVENTS_PER_TURN);
+        let mut watched = Instant::now();
+        let timeout = Timespec::try_from(WATCH_EVERY).ok();
+        while !self.stopping.load(Ordering::Acquire) {
+            events.clear();
+            let space = rustix::buffer::spare_capacity(&mut events);
+            match epoll::wait(&self.sender, space, timeout.as_ref()) {
+                Ok(_) | Err(SystemErrno::INTR) => {}
+                Err(_) => std::thread::sleep(WATCH_EVERY),
+            }
+            for event in &events {
+                let found = lock(&self.connections).get(&event.data.u64()).cloned();
+                if let Some(connection) = found {
+                    connection.send_on();
+                }
+            }
+            let now = Instant::now();
+            if now.duration_since(watched) >= WATCH_EVERY {
+                watched = now;
+                for connection in self.matching(|_| true) {
+                    connection.watch(now);
+                }
+            }
+        }
+    }
+
+    fn matching(&self, wanted: impl Fn(&Connection) -> bool) -> Vec<Arc<Connection>> {
+        lock(&self.connections).values().filter(|one| wanted(one)).cloned().collect()
+    }
+
+    fn break_off(&self, wanted: impl Fn(&Connection) -> bool) {
+        for connection in self.matching(wanted) {
+            connection.break_off();
+        }
+    }
+
+    fn wait_ended(&self, wanted: impl Fn(&Connection) -> bool) {
+        let until = Instant::now() + STOP_WITHIN;
+        let mut connections = lock(&self.connections);
+        while connections.values().any(|one| wanted(one)) {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            let woken = self.ended.wait_timeout(connections, left);
+            connections = woken.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+/// Ends a connection when its reader ends, however that comes about: the attachment first (S2).
+struct Ending {
+    connection: Arc<Connection>,
+    attachment: Option<Attachment>,
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.connection.break_off();
+        self.attachment = None;
+        let shared = &self.connection.shared;
+        lock(&shared.connections).remove(&self.connection.number);
+        shared.ended.notify_all();
+    }
+}
+
+/// Raises the soft limit of open files to the hard one; gives the limit that holds.
+fn raise_files_max() -> u64 {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    let holds = if setrlimit(Resource::Nofile, raised).is_ok() { raised } else { limit };
+    holds.current.unwrap_or(u64::MAX)
+}

@@ -1,446 +1,357 @@
-//! Reply: a connection's outgoing queue, sent in batches, never blocking.
+//! Replies: from a finished request to bytes on the socket, without ever blocking a processor.
 //!
-//! How it works      A finished request is encoded to a short header and queued; its data stays in the request. A
-//!                   kick makes its thread the sender, unless another one is: it takes the whole queue and sends it
-//!                   with as few calls as fit, and again, until the queue is empty. When the peer takes no more,
-//!                   the sender leaves the rest to the sender thread.
-//! Invariants        P1 at most one thread sends at a time (`sending`); P2 a reply is sent whole, once, in one piece
-//!                   with its data; P3 a request is released from the budget when its reply was sent or dropped.
-//! Owner and locks   `state`: held for a push or a swap. `unsent`: only its sender takes it.
+//! How it works      A finished request becomes a [`Reply`] in its connection's queue. A kick sends all that
+//!                   is queued: one `sendmsg` for many replies. When the socket takes no more, or one kick
+//!                   has sent much, the connection is handed to the server's sender thread, which waits for
+//!                   the socket (epoll, one shot) and goes on; meanwhile kicks only queue.
+//! Invariants        P1 one thread sends at a time: the one that set `sending`, or, once handed over, the
+//!                      sender thread; whoever sends looks at the queue again before it stops;
+//!                   P2 what a request holds is given back when its reply is sent or dropped, once.
+//! Owner and locks   the outbox's lock, then the connection's state, then the pool.
+//! Errors            a peer that cannot be sent to ends its own connection.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
-use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Condvar, Mutex};
-use std::time::Instant;
+use std::sync::Arc;
 
-use rustix::net::{SendAncillaryBuffer, SendFlags, Shutdown, sendmsg, shutdown};
+use rustix::event::epoll;
+use rustix::io::Errno as SystemErrno;
+use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
 
-use super::budget::{InFlight, Pool};
-use super::wire::*;
 use crate::error::Errno;
-use crate::volume::request::{Request, Sink, StatusExtent, Verb};
+use crate::nbd::budget::{self, lock};
+use crate::nbd::connection::{Connection, State};
+use crate::nbd::wire::{
+    BASE_ALLOCATION_ID, CHUNK_HEADER_BYTES, SIMPLE_REPLY_BYTES, STATE_HOLE, STATE_ZERO, chunk,
+    command_flag, error, only_chunk, simple_reply,
+};
+use crate::volume::request::{Request, Sink, Verb};
 
-/// Replies in one call at most: two slices each, well below the system's limit of 1024.
-const REPLIES_PER_CALL: usize = 128;
-const HEADER_BYTES_MAX: usize = 28;
+/// Replies in one `sendmsg`.
+const REPLIES_PER_SEND: usize = 128;
+/// What one kick sends before it leaves the rest to the sender thread, bytes.
+const BYTES_PER_TURN: usize = 1 << 20;
+/// Extents in one reply to BLOCK_STATUS.
+const EXTENTS_MAX: usize = 4096;
+/// The longest head: a data chunk's header and its offset.
+const HEAD_BYTES_MAX: usize = CHUNK_HEADER_BYTES + 8;
+/// The kernel's limit for parts of one message.
+const IOV_MAX: usize = 1024;
 
-/// A reply that waits to be sent.
-struct Reply {
-    header: [u8; HEADER_BYTES_MAX],
-    header_bytes: u8,
-    body: Body,
-    /// What it holds of the budget.
-    budget: usize,
-}
+const _: () = assert!(2 * REPLIES_PER_SEND <= IOV_MAX);
+const _: () = assert!(SIMPLE_REPLY_BYTES <= HEAD_BYTES_MAX);
 
+/// What follows a reply's head.
 enum Body {
     Nothing,
-    Data(Arc<Request>),
+    /// The buffer of a read.
+    Read(Arc<Request>),
     Bytes(Vec<u8>),
 }
 
+/// One reply, ready to be sent.
+pub struct Reply {
+    head: [u8; HEAD_BYTES_MAX],
+    head_bytes: usize,
+    body: Body,
+    /// What is given back once it is sent, bytes (P2).
+    cost: u64,
+    /// How many requests it answers.
+    requests: u32,
+}
+
 impl Reply {
-    fn header(&self) -> &[u8] {
-        &self.header[..usize::from(self.header_bytes)]
+    fn new(head: &[u8], body: Body, cost: u64) -> Reply {
+        let mut reply =
+            Reply { head: [0; HEAD_BYTES_MAX], head_bytes: head.len(), body, cost, requests: 1 };
+        reply.head[..head.len()].copy_from_slice(head);
+        reply
+    }
+
+    /// Bytes of the handshake that are still to be sent; they answer no request.
+    pub fn handshake(bytes: Vec<u8>) -> Reply {
+        Reply { requests: 0, ..Reply::new(&[], Body::Bytes(bytes), 0) }
+    }
+
+    /// The answer to a request that was refused, or that failed.
+    pub fn error(structured: bool, cookie: u64, errno: Errno, cost: u64) -> Reply {
+        let code = protocol_error(errno);
+        if !structured {
+            return Reply::new(&simple_reply(code, cookie), Body::Nothing, cost);
+        }
+        let mut head = [0; CHUNK_HEADER_BYTES + 6]; // the error, and a message of no bytes
+        head[..CHUNK_HEADER_BYTES].copy_from_slice(&only_chunk(chunk::ERROR, cookie, 6));
+        head[CHUNK_HEADER_BYTES..CHUNK_HEADER_BYTES + 4].copy_from_slice(&code.to_be_bytes());
+        Reply::new(&head, Body::Nothing, cost)
+    }
+
+    /// The answer to a finished request.
+    pub fn to(request: Arc<Request>, structured: bool) -> Reply {
+        let cost = budget::cost(request.verb, request.length);
+        let cookie = request.cookie;
+        // Commands whose success has no chunk are answered simply, failed or not.
+        let chunks = structured && matches!(request.verb, Verb::Read | Verb::BlockStatus);
+        if let Err(errno) = request.result() {
+            return Reply::error(chunks, cookie, errno, cost);
+        }
+        match request.verb {
+            Verb::Read if chunks => {
+                let length = u32::try_from(request.length + 8).unwrap_or(u32::MAX);
+                let mut head = [0; HEAD_BYTES_MAX];
+                let header = only_chunk(chunk::OFFSET_DATA, cookie, length);
+                head[..CHUNK_HEADER_BYTES].copy_from_slice(&header);
+                head[CHUNK_HEADER_BYTES..].copy_from_slice(&request.offset.to_be_bytes());
+                Reply::new(&head, Body::Read(request), cost)
+            }
+            Verb::Read => Reply::new(&simple_reply(0, cookie), Body::Read(request), cost),
+            Verb::BlockStatus => {
+                let payload = status_payload(&request);
+                let length = u32::try_from(payload.len()).unwrap_or(u32::MAX);
+                let header = only_chunk(chunk::BLOCK_STATUS, cookie, length);
+                Reply::new(&header, Body::Bytes(payload), cost)
+            }
+            _ => Reply::new(&simple_reply(0, cookie), Body::Nothing, cost),
+        }
+    }
+
+    fn head(&self) -> &[u8] {
+        &self.head[..self.head_bytes]
     }
 
     fn body(&self) -> &[u8] {
         match &self.body {
             Body::Nothing => &[],
-            Body::Data(request) => request.data.as_slice(),
+            Body::Read(request) => request.data.as_slice(),
             Body::Bytes(bytes) => bytes,
         }
     }
 
-    fn length(&self) -> usize {
-        self.header().len() + self.body().len()
-    }
-
-    fn simple(cookie: u64, error: u32, body: Body, budget: usize) -> Reply {
-        let mut header = [0; HEADER_BYTES_MAX];
-        header[0..4].copy_from_slice(&SIMPLE_REPLY_MAGIC.to_be_bytes());
-        header[4..8].copy_from_slice(&error.to_be_bytes());
-        header[8..16].copy_from_slice(&cookie.to_be_bytes());
-        Reply { header, header_bytes: 16, body, budget }
-    }
-
-    /// The only chunk of a structured reply; `offset` is for data.
-    fn chunk(
-        kind: u16,
-        cookie: u64,
-        offset: Option<u64>,
-        body: Body,
-        length: usize,
-        budget: usize,
-    ) -> Reply {
-        let mut header = [0; HEADER_BYTES_MAX];
-        header[0..4].copy_from_slice(&CHUNK_MAGIC.to_be_bytes());
-        header[4..6].copy_from_slice(&CHUNK_FLAG_DONE.to_be_bytes());
-        header[6..8].copy_from_slice(&kind.to_be_bytes());
-        header[8..16].copy_from_slice(&cookie.to_be_bytes());
-        let before = if offset.is_some() { 8 } else { 0 };
-        header[16..20].copy_from_slice(&((length + before) as u32).to_be_bytes());
-        header[20..28].copy_from_slice(&offset.unwrap_or(0).to_be_bytes());
-        Reply { header, header_bytes: 20 + before as u8, body, budget }
+    fn len(&self) -> usize {
+        self.head_bytes + self.body().len()
     }
 }
 
-#[derive(Default)]
-struct State {
-    queued: Vec<Reply>,
-    sending: bool,
-    /// Since when the peer takes nothing.
-    blocked: Option<Instant>,
-    dead: bool,
-    in_flight: InFlight,
+/// The extents found, no more than asked for and without a gap, as the payload of a chunk.
+fn status_payload(request: &Request) -> Vec<u8> {
+    let one = request.flags & command_flag::REQ_ONE != 0;
+    let most = if one { 1 } else { EXTENTS_MAX };
+    let end = request.offset.saturating_add(request.length);
+    let mut at = request.offset;
+    let mut payload = BASE_ALLOCATION_ID.to_be_bytes().to_vec();
+    for extent in request.take_status().into_iter().filter(|extent| extent.length > 0).take(most) {
+        if extent.offset != at || at >= end {
+            break;
+        }
+        let length = u32::try_from(extent.length.min(end - at)).unwrap_or(u32::MAX);
+        let hole = if extent.hole { STATE_HOLE } else { 0 };
+        let zero = if extent.zero { STATE_ZERO } else { 0 };
+        payload.extend_from_slice(&length.to_be_bytes());
+        payload.extend_from_slice(&(hole | zero).to_be_bytes());
+        at += u64::from(length);
+    }
+    if at == request.offset {
+        // Nothing was found out: data, for all one knows.
+        let length = u32::try_from(request.length).unwrap_or(u32::MAX);
+        payload.extend_from_slice(&length.to_be_bytes());
+        payload.extend_from_slice(&0_u32.to_be_bytes());
+    }
+    payload
 }
 
+/// An errno as the protocol's error; what it does not know is EIO.
+fn protocol_error(errno: Errno) -> u32 {
+    match errno {
+        Errno::EPERM => error::EPERM,
+        Errno::ENOMEM => error::ENOMEM,
+        Errno::EINVAL => error::EINVAL,
+        Errno::ENOSPC => error::ENOSPC,
+        Errno::EOVERFLOW => error::EOVERFLOW,
+        Errno::ENOTSUP => error::ENOTSUP,
+        Errno::ESHUTDOWN => error::ESHUTDOWN,
+        _ => error::EIO,
+    }
+}
+
+/// What the sending thread has taken from the queue.
 #[derive(Default)]
-struct Unsent {
+pub struct Outbox {
     replies: VecDeque<Reply>,
-    /// Bytes of the first one that were sent.
-    sent: usize,
+    /// How much of the first reply was sent, bytes.
+    first_sent: usize,
 }
 
-/// Whom to tell that a peer takes nothing.
-pub trait Blocked: Send + Sync {
-    /// Have [`Outgoing::resume`] called when the socket can be written to.
-    fn wait_for_room(&self, outgoing: &Arc<Outgoing>);
+/// What was sent and has not been given back yet.
+#[derive(Default)]
+struct Finished {
+    cost: u64,
+    requests: u32,
+    bytes: usize,
 }
 
-/// See the module's head.
-pub struct Outgoing {
-    /// The socket.
-    pub socket: OwnedFd,
-    structured: bool,
-    allocation: bool,
-    state: Mutex<State>,
-    changed: Condvar,
-    unsent: Mutex<Unsent>,
-    pool: Arc<Pool>,
-    blocked: Arc<dyn Blocked>,
-    me: std::sync::Weak<Outgoing>,
+impl Finished {
+    fn count(&mut self, reply: &Reply) {
+        self.cost += reply.cost;
+        self.requests += reply.requests;
+    }
 }
 
-impl Outgoing {
-    /// An empty queue of this socket.
-    pub fn new(
-        socket: OwnedFd,
-        structured: bool,
-        allocation: bool,
-        pool: Arc<Pool>,
-        blocked: Arc<dyn Blocked>,
-    ) -> Arc<Outgoing> {
-        Arc::new_cyclic(|me| Outgoing {
-            socket,
-            structured,
-            allocation,
-            state: Mutex::default(),
-            changed: Condvar::new(),
-            unsent: Mutex::default(),
-            pool,
-            blocked,
-            me: std::sync::Weak::clone(me),
-        })
-    }
-
-    /// Counts a request of so many bytes as in flight if the bounds allow it now.
-    pub fn try_admit(&self, bytes: usize) -> bool {
-        let mut state = self.state.lock().expect("no holder panics");
-        !state.in_flight.is_full(bytes) && state.in_flight.admit(bytes, &self.pool)
-    }
-
-    /// Waits until the bounds allow one more request of so many bytes; `false` if the connection has ended.
-    pub fn admit(&self, bytes: usize) -> bool {
-        let mut state = self.state.lock().expect("no holder panics");
-        loop {
-            if state.dead {
-                return false;
-            }
-            if state.in_flight.is_full(bytes) {
-                state = self.changed.wait(state).expect("no holder panics");
-            } else if state.in_flight.admit(bytes, &self.pool) {
-                return true;
-            } else {
-                drop(state);
-                self.pool.wait();
-                state = self.state.lock().expect("no holder panics");
-            }
-        }
-    }
-
-    /// Queues the refusal of a request that was admitted with `budget` bytes.
-    pub fn refuse(&self, cookie: u64, verb_has_chunks: bool, errno: Errno, budget: usize) {
-        self.push(self.error(cookie, verb_has_chunks, errno, budget));
-    }
-
-    fn error(&self, cookie: u64, verb_has_chunks: bool, errno: Errno, budget: usize) -> Reply {
-        let number = error_number(errno);
-        if !(self.structured && verb_has_chunks) {
-            return Reply::simple(cookie, number, Body::Nothing, budget);
-        }
-        let mut bytes = number.to_be_bytes().to_vec();
-        bytes.extend_from_slice(&0u16.to_be_bytes());
-        let length = bytes.len();
-        Reply::chunk(CHUNK_ERROR, cookie, None, Body::Bytes(bytes), length, budget)
-    }
-
-    fn push(&self, reply: Reply) {
-        let mut state = self.state.lock().expect("no holder panics");
-        if state.dead {
-            state.in_flight.release(reply.budget, &self.pool); // P3
-            drop(state);
-            self.changed.notify_all();
-            return;
-        }
-        state.queued.push(reply);
-    }
-
-    fn encode(&self, request: Arc<Request>) -> Reply {
-        let (cookie, offset) = (request.cookie, request.offset);
-        let budget = budget_of(request.verb, request.length);
-        let chunks = matches!(request.verb, Verb::Read | Verb::BlockStatus);
-        if let Err(errno) = request.result() {
-            return self.error(cookie, chunks, errno, budget);
-        }
-        match request.verb {
-            Verb::Read if self.structured => {
-                let length = request.data.len();
-                let body = Body::Data(request);
-                Reply::chunk(CHUNK_OFFSET_DATA, cookie, Some(offset), body, length, budget)
-            }
-            Verb::Read => Reply::simple(cookie, 0, Body::Data(request), budget),
-            Verb::BlockStatus => {
-                debug_assert!(self.allocation);
-                let one = request.flags & CMD_FLAG_REQ_ONE != 0;
-                let bytes = encode_status(&request.take_status(), request.length, one);
-                let length = bytes.len();
-                let body = Body::Bytes(bytes);
-                Reply::chunk(CHUNK_BLOCK_STATUS, cookie, None, body, length, budget)
-            }
-            _ => Reply::simple(cookie, 0, Body::Nothing, budget),
-        }
-    }
-
-    /// Sends what is queued, as long as the peer takes it (P1).
-    fn send(&self) {
-        let mut state = self.state.lock().expect("no holder panics");
-        if state.sending || state.blocked.is_some() || state.queued.is_empty() {
-            return;
-        }
-        state.sending = true;
-        loop {
-            let queued = std::mem::take(&mut state.queued);
-            drop(state);
-            let outcome = self.send_all(queued);
-            state = self.state.lock().expect("no holder panics");
-            match outcome {
-                Ok(true) if state.queued.is_empty() => break,
-                Ok(true) => {}
-                Ok(false) => {
-                    state.sending = false;
-                    if state.dead {
-                        drop(state);
-                        return self.kill();
-                    }
-                    state.blocked = Some(Instant::now());
-                    drop(state);
-                    if let Some(me) = self.me.upgrade() {
-                        self.blocked.wait_for_room(&me);
-                    }
-                    return;
-                }
-                Err(_) => {
-                    state.sending = false;
-                    drop(state);
-                    return self.kill();
+impl Outbox {
+    /// Sends as much as one call takes.
+    fn send(&mut self, connection: &Connection) -> Result<usize, SystemErrno> {
+        let mut parts = [IoSlice::new(&[]); 2 * REPLIES_PER_SEND];
+        let mut used = 0;
+        let mut skip = self.first_sent;
+        for reply in self.replies.iter().take(REPLIES_PER_SEND) {
+            for part in [reply.head(), reply.body()] {
+                let skipped = skip.min(part.len());
+                skip -= skipped;
+                if skipped < part.len() {
+                    parts[used] = IoSlice::new(&part[skipped..]);
+                    used += 1;
                 }
             }
         }
-        state.sending = false;
-        let dead = state.dead;
-        drop(state);
-        self.changed.notify_all();
-        if dead {
-            self.kill();
-        }
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        sendmsg(&connection.socket, &parts[..used], &mut SendAncillaryBuffer::default(), flags)
     }
 
-    /// The socket can be written to again: sends on. `true` if nothing is left.
-    pub fn resume(&self) -> bool {
-        let mut state = self.state.lock().expect("no holder panics");
-        if state.dead || state.sending {
-            return true;
-        }
-        state.sending = true;
-        drop(state);
-        let outcome = self.send_all(Vec::new());
-        let mut state = self.state.lock().expect("no holder panics");
-        state.sending = false;
-        let left = match outcome {
-            Ok(true) => {
-                state.blocked = None;
-                false
-            }
-            Ok(false) if !state.dead => {
-                state.blocked = Some(Instant::now());
-                true
-            }
-            Ok(false) | Err(_) => {
-                drop(state);
-                self.kill();
-                return true;
-            }
-        };
-        drop(state);
-        self.changed.notify_all();
-        if !left {
-            self.send();
-        }
-        !left
-    }
-
-    /// Sends what is left and `queued`; `Ok(false)` if the peer takes no more.
-    fn send_all(&self, queued: Vec<Reply>) -> Result<bool, Errno> {
-        let mut unsent = self.unsent.lock().expect("no holder panics");
-        unsent.replies.extend(queued);
-        while !unsent.replies.is_empty() {
-            let mut slices: Vec<IoSlice<'_>> = Vec::with_capacity(2 * REPLIES_PER_CALL);
-            let mut skip = unsent.sent;
-            for reply in unsent.replies.iter().take(REPLIES_PER_CALL) {
-                for bytes in [reply.header(), reply.body()] {
-                    let here = skip.min(bytes.len());
-                    skip -= here;
-                    if here < bytes.len() {
-                        slices.push(IoSlice::new(&bytes[here..]));
-                    }
-                }
-            }
-            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-            let sent = sendmsg(&self.socket, &slices, &mut SendAncillaryBuffer::default(), flags);
-            drop(slices);
-            match sent {
-                Ok(sent) => self.account(&mut unsent, sent),
-                Err(rustix::io::Errno::AGAIN) => return Ok(false),
-                Err(rustix::io::Errno::INTR) => {}
-                Err(e) => return Err(e.into()),
-            }
-        }
-        Ok(true)
-    }
-
-    /// Takes what was sent from the front.
-    fn account(&self, unsent: &mut Unsent, sent: usize) {
-        let mut sent = unsent.sent + sent;
-        let mut gone = Vec::new();
-        while let Some(first) = unsent.replies.front() {
-            let length = first.length();
-            if sent < length {
+    /// Drops what `sent` bytes have completed.
+    fn advance(&mut self, sent: usize, finished: &mut Finished) {
+        finished.bytes += sent;
+        self.first_sent += sent;
+        while let Some(first) = self.replies.front() {
+            if self.first_sent < first.len() {
                 break;
             }
-            sent -= length;
-            gone.extend(unsent.replies.pop_front());
-        }
-        unsent.sent = sent;
-        if !gone.is_empty() {
-            self.release(&gone);
+            self.first_sent -= first.len();
+            finished.count(first);
+            self.replies.pop_front();
         }
     }
 
-    fn release(&self, gone: &[Reply]) {
-        let mut state = self.state.lock().expect("no holder panics");
-        for reply in gone {
-            state.in_flight.release(reply.budget, &self.pool); // P3
+    fn clear(&mut self, finished: &mut Finished) {
+        for reply in self.replies.drain(..) {
+            finished.count(&reply);
         }
-        drop(state);
-        self.changed.notify_all();
+        self.first_sent = 0;
+    }
+}
+
+impl Connection {
+    /// Queues a reply; a kick sends it.
+    pub fn push(&self, reply: Reply) {
+        let mut state = lock(&self.state);
+        self.push_locked(&mut state, reply);
     }
 
-    /// Ends the connection now: nothing more is sent or received.
-    pub fn kill(&self) {
-        let mut state = self.state.lock().expect("no holder panics");
-        state.dead = true;
-        state.blocked = None;
-        let mut gone = std::mem::take(&mut state.queued);
-        let sending = state.sending;
-        drop(state);
-        if !sending {
-            let mut unsent = self.unsent.lock().expect("no holder panics");
-            gone.extend(unsent.replies.drain(..));
-            unsent.sent = 0;
+    fn push_locked(&self, state: &mut State, reply: Reply) {
+        if state.broken {
+            self.give_back(state, reply.cost, reply.requests);
+        } else {
+            state.queue.push(reply);
         }
-        // A socket that is closed already is as it should be.
-        let _ = shutdown(&self.socket, Shutdown::Both);
-        self.release(&gone);
     }
 
-    /// Waits until every request in flight has ended and its reply was sent or dropped; at most until `deadline`.
-    pub fn drain(&self, deadline: Option<Instant>) -> bool {
-        let mut state = self.state.lock().expect("no holder panics");
-        while !state.in_flight.is_empty() {
-            match deadline {
-                None => state = self.changed.wait(state).expect("no holder panics"),
-                Some(deadline) => {
-                    let left = deadline.saturating_duration_since(Instant::now());
-                    if left.is_zero() {
-                        return false;
-                    }
-                    let waited = self.changed.wait_timeout(state, left);
-                    state = waited.expect("no holder panics").0;
-                }
+    /// Sends what is queued, unless somebody does so already.
+    pub fn send_queued(&self) {
+        {
+            let mut state = lock(&self.state);
+            if state.sending || state.queue.is_empty() {
+                return;
             }
+            state.sending = true;
+        }
+        self.send_on();
+    }
+
+    /// Goes on sending; the caller is the one that sends (P1).
+    pub fn send_on(&self) {
+        let mut outbox = lock(&self.outbox);
+        let mut finished = Finished::default();
+        let mut turn = 0;
+        loop {
+            if !self.refill(&mut outbox, &mut finished) {
+                return;
+            }
+            if turn >= BYTES_PER_TURN {
+                break;
+            }
+            match outbox.send(self) {
+                Ok(sent) => {
+                    turn += sent;
+                    outbox.advance(sent, &mut finished);
+                }
+                Err(SystemErrno::INTR) => {}
+                Err(SystemErrno::AGAIN) => break,
+                Err(_) => self.break_off(),
+            }
+        }
+        // Unlocked first: the sender thread may go on before the next line is over.
+        drop(outbox);
+        self.hand_over();
+    }
+
+    /// Gives back what was sent and takes what is queued; false, and no longer sending, if that is nothing.
+    fn refill(&self, outbox: &mut Outbox, finished: &mut Finished) -> bool {
+        let mut state = lock(&self.state);
+        if state.broken {
+            outbox.clear(finished);
+        }
+        state.moved += finished.bytes as u64;
+        self.give_back(&mut state, finished.cost, finished.requests);
+        *finished = Finished::default();
+        outbox.replies.extend(state.queue.drain(..));
+        if outbox.replies.is_empty() {
+            state.sending = false;
+            if state.reader_waits {
+                self.waiter.changed.notify_all();
+            }
+            return false;
         }
         true
     }
 
-    /// Whether the peer has taken nothing since `before` while it holds some of the pool.
-    pub fn is_stuck(&self, before: Instant) -> bool {
-        let state = self.state.lock().expect("no holder panics");
-        state.in_flight.holds_pool() && state.blocked.is_some_and(|since| since <= before)
+    /// Leaves the rest to the sender thread.
+    fn hand_over(&self) {
+        let flags = epoll::EventFlags::OUT | epoll::EventFlags::ONESHOT;
+        let data = epoll::EventData::new_u64(self.number);
+        let armed = match epoll::modify(&self.shared.sender, &self.socket, data, flags) {
+            Err(SystemErrno::NOENT) => epoll::add(&self.shared.sender, &self.socket, data, flags),
+            other => other,
+        };
+        if armed.is_err() {
+            // No memory for epoll: nobody would go on, so the connection ends here.
+            self.break_off();
+            self.drop_unsent();
+        }
     }
 
-    /// The socket, for epoll.
-    pub fn fd(&self) -> std::os::fd::BorrowedFd<'_> {
-        self.socket.as_fd()
+    /// Drops everything that is not sent yet, for a connection that is broken.
+    pub fn drop_unsent(&self) {
+        let mut finished = Finished::default();
+        let mut outbox = lock(&self.outbox);
+        outbox.clear(&mut finished);
+        let mut state = lock(&self.state);
+        state.sending = false;
+        for reply in std::mem::take(&mut state.queue) {
+            finished.count(&reply);
+        }
+        self.give_back(&mut state, finished.cost, finished.requests);
     }
 }
 
-impl Sink for Outgoing {
+impl Sink for Connection {
     fn complete(&self, request: Arc<Request>) {
-        self.push(self.encode(request));
+        let reply = Reply::to(request, self.agreed.structured);
+        let mut state = lock(&self.state);
+        state.submitted = state.submitted.saturating_sub(1);
+        self.push_locked(&mut state, reply);
+        if state.submitted == 0 && state.reader_waits {
+            self.waiter.changed.notify_all();
+        }
     }
 
     fn kick(&self) {
-        self.send();
+        self.send_queued();
     }
-}
-
-/// What a request holds of the budget.
-pub fn budget_of(verb: Verb, length: u64) -> usize {
-    match verb {
-        Verb::Read | Verb::Write => length as usize,
-        _ => 0,
-    }
-}
-
-fn encode_status(extents: &[StatusExtent], limit: u64, one: bool) -> Vec<u8> {
-    let mut bytes = CONTEXT_ALLOCATION_ID.to_be_bytes().to_vec();
-    let mut left = limit;
-    for extent in extents {
-        let length = extent.length.min(left);
-        if length == 0 {
-            break;
-        }
-        left -= length;
-        let hole = if extent.hole { STATE_HOLE } else { 0 };
-        let zero = if extent.zero { STATE_ZERO } else { 0 };
-        // A request's length has 32 bits, so an extent within it has.
-        bytes.extend_from_slice(&(length as u32).to_be_bytes());
-        bytes.extend_from_slice(&(hole | zero).to_be_bytes());
-        if one {
-            break;
-        }
-    }
-    bytes
 }

@@ -1,118 +1,125 @@
-//! Request: one request's header, parsed and validated: the only place where a request is refused.
+//! Requests of the transmission phase: parsed and validated. The only file that refuses one.
 //!
-//! Errors            EPERM: a write to a read-only export. EINVAL: unknown command or flags, length 0, a range outside
-//!                   the export, a READ or WRITE longer than the maximum. ENOSPC: a WRITE or WRITE_ZEROES outside
-//!                   the export. A refused WRITE still has its payload behind it.
+//! How it works      [`check`] turns a header into a [`Command`] that any target may be given, or into the
+//!                   errno that its reply carries. It says as well how much payload follows, refused or not,
+//!                   so that the stream is never lost.
+//! Errors            EPERM for a write to a read-only export; ENOSPC for a write past the end; EINVAL for
+//!                   anything else that is wrong: unknown command or flag, no bytes, too many, past the end.
 
-use super::wire::*;
 use crate::error::Errno;
 use crate::limits::REQUEST_BYTES_MAX;
+use crate::nbd::wire::{RequestHeader, command, command_flag};
 use crate::volume::request::Verb;
 
-/// A request's header.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Header {
-    pub flags: u16,
-    pub command: u16,
-    pub cookie: u64,
-    pub offset: u64,
-    pub length: u32,
-}
-
-/// What a header asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Asked {
-    /// End of the connection.
-    Disconnect,
-    /// A request to serve.
-    Serve(Verb),
-    /// A request to refuse.
-    Refuse(Errno),
-}
-
-/// What validation needs to know of the connection.
+/// What was agreed on in the handshake, as far as requests depend on it.
 #[derive(Clone, Copy, Debug)]
-pub struct Terms {
+pub struct Agreed {
+    /// Size of the export, bytes.
     pub size: u64,
+    /// Whether writes are refused.
     pub read_only: bool,
+    /// Whether replies may have chunks.
     pub structured: bool,
-    pub allocation: bool,
+    /// Whether `base:allocation` was selected.
+    pub status: bool,
 }
 
-impl Header {
-    /// From its bytes; `None` if the peer does not speak the protocol.
-    pub fn parse(bytes: &[u8]) -> Option<Header> {
-        if bytes.len() < REQUEST_BYTES || u32_at(bytes, 0) != REQUEST_MAGIC {
-            return None;
-        }
-        Some(Header {
-            flags: u16_at(bytes, 4),
-            command: u16_at(bytes, 6),
-            cookie: u64_at(bytes, 8),
-            offset: u64_at(bytes, 16),
-            length: u32_at(bytes, 24),
-        })
-    }
+/// A header's meaning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parsed {
+    /// The peer takes its leave.
+    Disconnect,
+    /// A request that may be submitted.
+    Command(Command),
+    /// A request that is answered with an error, after `payload` bytes were read and thrown away.
+    Refused {
+        /// Bytes behind the header.
+        payload: u32,
+        /// What it is answered with.
+        errno: Errno,
+    },
+}
 
-    /// Bytes of payload behind it.
-    pub fn payload(&self) -> usize {
-        if self.command == CMD_WRITE { self.length as usize } else { 0 }
-    }
+/// A valid request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Command {
+    /// What is asked.
+    pub verb: Verb,
+    /// Whether the reply waits for durability.
+    pub fua: bool,
+}
 
-    /// What it asks for on these terms.
-    pub fn validate(&self, terms: &Terms) -> Asked {
-        let Some((verb, flags)) = self.verb() else {
-            return match self.command {
-                CMD_DISC => Asked::Disconnect,
-                _ => Asked::Refuse(Errno::EINVAL),
-            };
-        };
-        match self.refusal(verb, flags, terms) {
-            Some(errno) => Asked::Refuse(errno),
-            None => Asked::Serve(verb),
+/// Parses and validates one header.
+pub fn check(header: &RequestHeader, agreed: &Agreed) -> Parsed {
+    if header.command == command::DISC {
+        return Parsed::Disconnect;
+    }
+    match command_of(header, agreed) {
+        Ok(command) => Parsed::Command(command),
+        Err(errno) => {
+            let payload = if header.command == command::WRITE { header.length } else { 0 };
+            Parsed::Refused { payload, errno }
         }
     }
+}
 
-    /// The verb, and the flags that it may have.
-    fn verb(&self) -> Option<(Verb, u16)> {
-        let zero = Verb::Zero {
-            no_hole: self.flags & CMD_FLAG_NO_HOLE != 0,
-            fast: self.flags & CMD_FLAG_FAST_ZERO != 0,
-        };
-        Some(match self.command {
-            CMD_READ => (Verb::Read, CMD_FLAG_FUA | CMD_FLAG_DF),
-            CMD_WRITE => (Verb::Write, CMD_FLAG_FUA),
-            CMD_FLUSH => (Verb::Flush, CMD_FLAG_FUA),
-            CMD_TRIM => (Verb::Trim, CMD_FLAG_FUA),
-            CMD_CACHE => (Verb::Cache, CMD_FLAG_FUA),
-            CMD_WRITE_ZEROES => (zero, CMD_FLAG_FUA | CMD_FLAG_NO_HOLE | CMD_FLAG_FAST_ZERO),
-            CMD_BLOCK_STATUS => (Verb::BlockStatus, CMD_FLAG_FUA | CMD_FLAG_REQ_ONE),
-            _ => return None,
-        })
+fn command_of(header: &RequestHeader, agreed: &Agreed) -> Result<Command, Errno> {
+    let verb = verb_of(header)?;
+    let allowed = flags_of(verb, agreed) | command_flag::FUA;
+    if header.flags & !allowed != 0 {
+        return Err(Errno::EINVAL);
     }
+    if verb.is_write() && agreed.read_only {
+        return Err(Errno::EPERM);
+    }
+    if verb == Verb::BlockStatus && !(agreed.status && agreed.structured) {
+        return Err(Errno::EINVAL);
+    }
+    check_range(verb, header.offset, u64::from(header.length), agreed.size)?;
+    let fua = verb.is_write() && header.flags & command_flag::FUA != 0;
+    Ok(Command { verb, fua })
+}
 
-    fn refusal(&self, verb: Verb, flags: u16, terms: &Terms) -> Option<Errno> {
-        if self.flags & !flags != 0 || (self.flags & CMD_FLAG_DF != 0 && !terms.structured) {
-            return Some(Errno::EINVAL);
-        }
-        if verb == Verb::Flush {
-            return (self.offset != 0 || self.length != 0).then_some(Errno::EINVAL);
-        }
-        if terms.read_only && verb.is_write() {
-            return Some(Errno::EPERM);
-        }
-        let bounded = matches!(verb, Verb::Read | Verb::Write);
-        if self.length == 0 || (bounded && u64::from(self.length) > REQUEST_BYTES_MAX) {
-            return Some(Errno::EINVAL);
-        }
-        if verb == Verb::BlockStatus && !(terms.structured && terms.allocation) {
-            return Some(Errno::EINVAL);
-        }
-        let end = self.offset.checked_add(u64::from(self.length));
-        if end.is_none_or(|end| end > terms.size) {
-            let grows = matches!(verb, Verb::Write | Verb::Zero { .. });
-            return Some(if grows { Errno::ENOSPC } else { Errno::EINVAL });
-        }
-        None
+fn verb_of(header: &RequestHeader) -> Result<Verb, Errno> {
+    Ok(match header.command {
+        command::READ => Verb::Read,
+        command::WRITE => Verb::Write,
+        command::FLUSH => Verb::Flush,
+        command::TRIM => Verb::Trim,
+        command::CACHE => Verb::Cache,
+        command::WRITE_ZEROES => Verb::Zero {
+            no_hole: header.flags & command_flag::NO_HOLE != 0,
+            fast: header.flags & command_flag::FAST_ZERO != 0,
+        },
+        command::BLOCK_STATUS => Verb::BlockStatus,
+        _ => return Err(Errno::EINVAL),
+    })
+}
+
+/// The flags that a command may carry beside FUA, which every command may.
+fn flags_of(verb: Verb, agreed: &Agreed) -> u16 {
+    match verb {
+        Verb::Read if agreed.structured => command_flag::DF,
+        Verb::Zero { .. } => command_flag::NO_HOLE | command_flag::FAST_ZERO,
+        Verb::BlockStatus => command_flag::REQ_ONE,
+        _ => 0,
+    }
+}
+
+fn check_range(verb: Verb, offset: u64, length: u64, size: u64) -> Result<(), Errno> {
+    if verb == Verb::Flush {
+        return if offset == 0 && length == 0 { Ok(()) } else { Err(Errno::EINVAL) };
+    }
+    if length == 0 {
+        return Err(Errno::EINVAL);
+    }
+    if matches!(verb, Verb::Read | Verb::Write) && length > REQUEST_BYTES_MAX {
+        return Err(Errno::EINVAL);
+    }
+    let inside = offset.checked_add(length).is_some_and(|end| end <= size);
+    match verb {
+        _ if inside => Ok(()),
+        Verb::Write | Verb::Zero { .. } => Err(Errno::ENOSPC),
+        _ => Err(Errno::EINVAL),
     }
 }

@@ -73,6 +73,9 @@ impl Share {
         if !empty.is_empty() {
             context.pool.run(move || empty.into_iter().for_each(EmptyChunk::give_back));
         }
+        if self.slots.waiting() > 0 {
+            self.journal.shared().expect_commit();
+        }
         self.punch_freed_bases(context);
         for part in std::mem::take(&mut self.starved) {
             self.take(part, context);

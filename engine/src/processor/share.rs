@@ -359,6 +359,9 @@ impl Share {
                 slots.give_later(seq, place, count); // J4
             }
         });
+        if self.slots.waiting() > 0 {
+            self.journal.shared().expect_commit();
+        }
         Ok(())
     }
 

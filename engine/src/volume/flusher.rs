@@ -38,23 +38,41 @@ pub enum Waiter {
 pub struct Durable {
     /// Devices that hold extents or slots.
     pub devices: RwLock<Vec<Arc<Device>>>,
-    /// The processors' journals.
-    pub journals: RwLock<Vec<Arc<journal::Shared>>>,
+    journals: RwLock<Vec<Writer>>,
+}
+
+/// Who writes a journal.
+#[derive(Clone, Debug)]
+struct Writer {
+    journal: Arc<journal::Shared>,
+    queue: Arc<Queue>,
+    share: u32,
 }
 
 impl Durable {
     /// Makes everything acknowledged so far durable.
     pub fn sync(&self) -> std::result::Result<(), Errno> {
         let journals = self.journals.read().expect("no holder panics").clone();
-        let reached: Vec<u64> = journals.iter().map(|journal| journal.appended()).collect();
+        let reached: Vec<u64> = journals.iter().map(|writer| writer.journal.appended()).collect();
         let devices = self.devices.read().expect("no holder panics").clone();
         for device in devices {
             device.sync()?;
         }
-        for (journal, seq) in journals.iter().zip(reached) {
+        for (Writer { journal, queue, share }, seq) in journals.iter().zip(reached) {
             journal.commit(seq)?;
+            if journal.take_expecting() {
+                let control = Control::Release { share: *share, durable: true };
+                queue.push(Event::Control(Box::new(control)));
+            }
         }
         Ok(())
+    }
+
+    /// Adds a journal, with its processor's queue and the number of the volume's share there.
+    pub fn add_journal(&self, journal: &Arc<journal::Shared>, queue: &Arc<Queue>, share: u32) {
+        let (journal, queue) = (Arc::clone(journal), Arc::clone(queue));
+        let mut journals = self.journals.write().expect("no holder panics");
+        journals.push(Writer { journal, queue, share });
     }
 
     /// Adds a device, if it is not there.

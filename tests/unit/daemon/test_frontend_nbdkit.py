@@ -18,17 +18,18 @@ from polyvol.daemon.service import Service
 from tests.support.sim_engine import SimWorld
 
 PLUGIN = """
-import os
 from pathlib import Path
 API_VERSION = 2
 settings = {}
+addresses = []
 def config(key, value):
+    if key == "nbd-address":
+        addresses.append(value)
     settings[key] = value
 def after_fork():
     global service
     from polyvol.daemon.service import Service
     from tests.support.sim_engine import SimWorld
-    addresses = os.environ["POLYVOL_NBD_URIS"].split()
     service = Service(Path(settings["state-dir"]), serve_nbd=False, frontend="nbdkit",
         nbd_addresses=addresses, processors=int(settings["processors"]), engine_module=SimWorld())
     service.start()

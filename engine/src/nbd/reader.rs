@@ -1,0 +1,314 @@
+//! The reader: a connection's own thread, from the first request to the last.
+//!
+//! How it works      It receives whatever the socket has into its inbox, turns every whole request in there
+//!                   into a [`Request`], and submits them as one batch. Payloads up to
+//!                   [`PAYLOAD_SHARED_MAX`] share the inbox; a greater one gets a buffer of its own that the
+//!                   rest of it is received into. What a request costs is taken before it is made, so a
+//!                   connection that holds too much is simply not read from.
+//! Invariants        D1 bytes before `at` are done with; D2 whatever waits, waits with nothing in `batch`;
+//!                   D3 the payload of a refused request is consumed.
+//! Errors            a peer that breaks the protocol's framing ends its own connection.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::io::Errno as SystemErrno;
+use rustix::net::{RecvFlags, recv};
+
+use crate::buffer::{Buffer, Inbox};
+use crate::error::Errno;
+use crate::limits::REQUEST_BYTES_MAX;
+use crate::nbd::budget::{
+    INBOX_BYTES, PAYLOAD_SHARED_MAX, REQUEST_OVERHEAD_BYTES, STATUS_BYTES_MAX, cost, lock,
+};
+use crate::nbd::connection::Connection;
+use crate::nbd::reply::Reply;
+use crate::nbd::request::{Command, Parsed, check};
+use crate::nbd::wire::{REQUEST_HEADER_BYTES, RequestHeader, parse_request};
+use crate::volume::export::Attachment;
+use crate::volume::request::{Request, Sink, Verb};
+
+/// Free space that makes a receive worth while, bytes.
+const RECEIVE_BYTES_MIN: usize = 16 << 10;
+/// What is taken at once for a batch, if it can be had, bytes.
+const CREDIT_BYTES: u64 = 1 << 20;
+/// Requests that are taken at once for a batch.
+const CREDIT_REQUESTS: u32 = 64;
+/// How much of an overlong payload is thrown away before the connection is closed, bytes.
+const OVERLONG_DRAINED_BYTES: u64 = 1 << 20;
+/// How long replies may take to leave after the last request.
+const LINGER: Duration = Duration::from_secs(2);
+
+const _: () = assert!(RECEIVE_BYTES_MIN < INBOX_BYTES / 4);
+
+/// Why reading ended.
+enum End {
+    /// The peer took its leave, or there is nothing more to read: replies are still sent.
+    Leave,
+    /// The connection is of no use any more.
+    Broken,
+}
+
+/// What the next step is.
+enum Next {
+    /// Look at the next request.
+    Parse,
+    /// Receive: at least that many bytes from `at` are needed.
+    Receive(usize),
+}
+
+struct Reader<'a> {
+    connection: &'a Arc<Connection>,
+    sink: Arc<dyn Sink>,
+    attachment: &'a Attachment,
+    inbox: Option<Inbox>,
+    at: usize,
+    batch: Vec<Arc<Request>>,
+    /// Taken and not used yet.
+    credit_bytes: u64,
+    credit_requests: u32,
+    /// Bytes of a refused payload that are still to be thrown away.
+    skip: u64,
+    /// Bytes received that are not counted as moved yet.
+    received: u64,
+    /// The connection ends when `skip` is 0.
+    last: bool,
+    /// A refusal was queued and not kicked yet.
+    refused: bool,
+}
+
+/// Serves one connection until it ends. `first`: bytes that came in behind the handshake.
+pub fn run(connection: &Arc<Connection>, attachment: &Attachment, first: &[u8]) {
+    let mut inbox = Inbox::new(INBOX_BYTES);
+    let fits = first.len().min(INBOX_BYTES);
+    inbox.space()[..fits].copy_from_slice(&first[..fits]);
+    inbox.advance(fits);
+    let mut reader = Reader {
+        connection,
+        sink: Arc::clone(connection) as Arc<dyn Sink>,
+        attachment,
+        inbox: Some(inbox),
+        at: 0,
+        batch: Vec::new(),
+        credit_bytes: 0,
+        credit_requests: 0,
+        skip: 0,
+        received: 0,
+        last: false,
+        refused: false,
+    };
+    let end = loop {
+        if let Err(end) = reader.round() {
+            break end;
+        }
+    };
+    reader.submit();
+    reader.put_credit_back();
+    if let End::Broken = end {
+        connection.break_off();
+    }
+    connection.drain(LINGER);
+    connection.break_off();
+    connection.drop_unsent();
+}
+
+impl Reader<'_> {
+    /// Everything between two receives, and the receive.
+    fn round(&mut self) -> Result<(), End> {
+        let needed = loop {
+            if let Next::Receive(needed) = self.next()? {
+                break needed;
+            }
+        };
+        self.submit();
+        self.put_credit_back();
+        self.make_room(needed)?;
+        let inbox = self.inbox.as_mut().ok_or(End::Broken)?;
+        let received = receive(self.connection, inbox.space())?;
+        inbox.advance(received);
+        self.received += received as u64;
+        Ok(())
+    }
+
+    fn bytes(&self) -> &[u8] {
+        self.inbox.as_ref().map_or(&[], |inbox| inbox.bytes(self.at))
+    }
+
+    /// Handles what stands at `at`.
+    fn next(&mut self) -> Result<Next, End> {
+        let here = self.bytes().len();
+        if self.skip > 0 {
+            let skipped = usize::try_from(self.skip).unwrap_or(usize::MAX).min(here);
+            self.at += skipped;
+            self.skip -= skipped as u64;
+            if self.skip > 0 {
+                return Ok(Next::Receive(1));
+            }
+        }
+        if self.last {
+            return Err(End::Leave);
+        }
+        let Some(header) = self.bytes().first_chunk::<REQUEST_HEADER_BYTES>() else {
+            return Ok(Next::Receive(REQUEST_HEADER_BYTES));
+        };
+        let header = parse_request(header).ok_or(End::Broken)?;
+        match check(&header, &self.connection.agreed) {
+            Parsed::Disconnect => Err(End::Leave),
+            Parsed::Refused { payload, errno } => {
+                self.at += REQUEST_HEADER_BYTES;
+                self.refuse(&header, payload, errno)?;
+                Ok(Next::Parse)
+            }
+            Parsed::Command(command) => self.command(&header, command),
+        }
+    }
+
+    fn refuse(&mut self, header: &RequestHeader, payload: u32, errno: Errno) -> Result<(), End> {
+        self.take(REQUEST_OVERHEAD_BYTES)?;
+        let connection = self.connection;
+        let structured = connection.agreed.structured
+            && matches!(
+                header.command,
+                crate::nbd::wire::command::READ | crate::nbd::wire::command::BLOCK_STATUS
+            );
+        connection.push(Reply::error(structured, header.cookie, errno, REQUEST_OVERHEAD_BYTES));
+        self.refused = true;
+        self.skip = u64::from(payload); // D3
+        if self.skip > REQUEST_BYTES_MAX {
+            self.skip = OVERLONG_DRAINED_BYTES;
+            self.last = true;
+        }
+        Ok(())
+    }
+
+    fn command(&mut self, header: &RequestHeader, command: Command) -> Result<Next, End> {
+        let length = header.length as usize;
+        let writes = command.verb == Verb::Write;
+        let shared = writes && length <= PAYLOAD_SHARED_MAX;
+        if shared && self.bytes().len() < REQUEST_HEADER_BYTES + length {
+            return Ok(Next::Receive(REQUEST_HEADER_BYTES + length));
+        }
+        let mut looked_at = u64::from(header.length);
+        if command.verb == Verb::BlockStatus {
+            looked_at = looked_at.min(STATUS_BYTES_MAX);
+        }
+        self.take(cost(command.verb, looked_at))?;
+        let start = self.at + REQUEST_HEADER_BYTES;
+        self.at = start;
+        let data = match command.verb {
+            Verb::Read => Buffer::uninit(length),
+            Verb::Write if shared => {
+                self.at += length;
+                self.inbox.as_ref().ok_or(End::Broken)?.share(start, length)
+            }
+            Verb::Write => self.receive_payload(length)?,
+            _ => Buffer::empty(),
+        };
+        let sink = Arc::clone(&self.sink);
+        let mut request = Request::new(command.verb, header.offset, looked_at, data, sink);
+        request.cookie = header.cookie;
+        request.flags = header.flags;
+        request.fua = command.fua;
+        self.batch.push(Arc::new(request));
+        Ok(Next::Parse)
+    }
+
+    /// A great payload in a buffer of its own: what the inbox has of it, and the rest from the socket.
+    fn receive_payload(&mut self, length: usize) -> Result<Buffer, End> {
+        let mut payload = Inbox::new(length);
+        let here = self.bytes().len().min(length);
+        payload.space()[..here].copy_from_slice(&self.bytes()[..here]);
+        payload.advance(here);
+        self.at += here;
+        if here == length {
+            return Ok(payload.into_buffer());
+        }
+        self.submit(); // D2
+        lock(&self.connection.state).receiving = true;
+        while payload.filled() < length {
+            let received = receive(self.connection, payload.space())?;
+            payload.advance(received);
+            lock(&self.connection.state).moved += received as u64;
+        }
+        lock(&self.connection.state).receiving = false;
+        Ok(payload.into_buffer())
+    }
+
+    /// Takes what one request costs from the credit, or from the account.
+    fn take(&mut self, bytes: u64) -> Result<(), End> {
+        if self.credit_bytes < bytes || self.credit_requests == 0 {
+            self.put_credit_back();
+            let wanted = bytes.max(CREDIT_BYTES);
+            let quick = self.connection.try_take(bytes, wanted, CREDIT_REQUESTS);
+            let (bytes, requests) = match quick {
+                Some(taken) => taken,
+                None => {
+                    self.submit(); // D2
+                    (self.connection.take(bytes, wanted, 1).ok_or(End::Broken)?, 1)
+                }
+            };
+            self.credit_bytes = bytes;
+            self.credit_requests = requests;
+        }
+        self.credit_bytes -= bytes;
+        self.credit_requests -= 1;
+        Ok(())
+    }
+
+    fn put_credit_back(&mut self) {
+        if self.credit_bytes > 0 || self.credit_requests > 0 {
+            self.connection.put_back(self.credit_bytes, self.credit_requests);
+            self.credit_bytes = 0;
+            self.credit_requests = 0;
+        }
+    }
+
+    /// Hands the batch over, and has refusals sent.
+    fn submit(&mut self) {
+        if !self.batch.is_empty() {
+            let mut state = lock(&self.connection.state);
+            state.submitted += self.batch.len();
+            state.moved += std::mem::take(&mut self.received);
+            drop(state);
+            self.attachment.target.submit(&mut self.batch);
+            self.batch.clear();
+        }
+        if std::mem::take(&mut self.refused) {
+            self.connection.send_queued();
+        }
+    }
+
+    /// Sees to it that `needed` bytes from `at` on fit, and that a receive is worth while.
+    fn make_room(&mut self, needed: usize) -> Result<(), End> {
+        let mut inbox = self.inbox.take().ok_or(End::Broken)?;
+        let rest = inbox.filled() - self.at;
+        if rest == 0 && inbox.clear() {
+            self.at = 0;
+        }
+        let room = inbox.space().len();
+        if room >= RECEIVE_BYTES_MIN && room + rest >= needed {
+            self.inbox = Some(inbox);
+            return Ok(());
+        }
+        let moved = inbox.bytes(self.at).to_vec();
+        let mut inbox = self.connection.change_inbox(inbox).ok_or(End::Broken)?;
+        inbox.clear();
+        inbox.space()[..moved.len()].copy_from_slice(&moved);
+        inbox.advance(moved.len());
+        self.inbox = Some(inbox);
+        self.at = 0;
+        Ok(())
+    }
+}
+
+/// Receives something; an end of the stream is [`End::Leave`].
+fn receive(connection: &Connection, space: &mut [u8]) -> Result<usize, End> {
+    loop {
+        match recv(&connection.socket, &mut *space, RecvFlags::empty()) {
+            Ok((0, _)) => return Err(End::Leave),
+            Ok((received, _)) => return Ok(received),
+            Err(SystemErrno::INTR) => {}
+            Err(_) => return Err(End::Broken),
+        }
+    }
+}

@@ -1,0 +1,205 @@
+"""load: put one case's load on one server, and measure what both sides made of it.
+
+How it works      fio (its NBD engine, libnbd) or the project's own generator (engine/examples/load.rs) runs
+                  for the given time. The server's CPU time is what /proc/PID/stat says for all its threads
+                  before and after; its peak memory is VmHWM, reset before. The client's CPU time is its
+                  rusage; what else the machine was busy with is the rest of /proc/stat.
+Errors            AssertionError with the program's output when a load failed or a request did.
+"""
+
+import json
+import os
+import resource
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scripts.benchmark.cases import Case
+from tests.support.nbd import uri
+from tests.support.proc import environment, tool
+
+ROOT = Path(__file__).resolve().parents[2]
+GRACE_S = 60.0
+_TICKS = os.sysconf("SC_CLK_TCK")
+_RESET_PEAK = "5"
+
+
+@dataclass(frozen=True)
+class Export:
+    """Where a server serves: a unix socket and a name."""
+
+    socket: Path
+    name: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One turn's figures. CPU: `server_us` is microseconds for each request; `client_cores` and `other_cores`
+    are how many cores the client, and all that was neither client nor server, kept busy."""
+
+    requests: int
+    iops: float
+    mib_s: float
+    p50_us: float
+    p99_us: float
+    p99_9_us: float
+    longest_us: float
+    server_us: float
+    peak_mib: float
+    client_cores: float
+    other_cores: float
+
+
+@dataclass(frozen=True)
+class _Raw:
+    requests: int
+    seconds: float
+    p50_ns: float
+    p99_ns: float
+    p99_9_ns: float
+    longest_ns: float
+
+
+def examples() -> Path:
+    """Where scripts/bench has built the engine's examples."""
+    target = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "engine" / "target"))
+    return target / "release" / "examples"
+
+
+def measure(case: Case, export: Export, pid: int, seconds: float) -> Sample:
+    """Put the case's load on an export served by a process, for so long."""
+    Path(f"/proc/{pid}/clear_refs").write_text(_RESET_PEAK)
+    server, client, machine, begun = server_cpu_s(pid), _children_s(), _machine_s(), time.monotonic()
+    raw = _fio(case, export, seconds) if case.generator == "fio" else _load(case, export, seconds)
+    took = time.monotonic() - begun
+    server, client, machine = server_cpu_s(pid) - server, _children_s() - client, _machine_s() - machine
+    rate = raw.requests / raw.seconds
+    return Sample(
+        requests=raw.requests,
+        iops=rate,
+        mib_s=rate * case.block / (1 << 20),
+        p50_us=raw.p50_ns / 1000,
+        p99_us=raw.p99_ns / 1000,
+        p99_9_us=raw.p99_9_ns / 1000,
+        longest_us=raw.longest_ns / 1000,
+        server_us=server * 1e6 / raw.requests,
+        peak_mib=peak_mib(pid),
+        client_cores=client / raw.seconds,
+        other_cores=max(0.0, machine - server - client) / took,
+    )
+
+
+def _fio(case: Case, export: Export, seconds: float) -> _Raw:
+    settings: dict[str, object] = {
+        "name": "bench",
+        "ioengine": "nbd",
+        "uri": uri(export.name, export.socket),
+        "rw": case.pattern,
+        "bs": case.block,
+        "iodepth": case.depth,
+        "numjobs": case.connections,
+        "runtime": seconds,
+        "group_reporting": 1,
+        "thread": 1,
+        "output-format": "json",
+    }
+    # Without time_based a random write never comes back to a block.
+    if not (case.writes and case.random):
+        settings |= {"time_based": 1, "norandommap": 1}
+    arguments = [f"--{key}={value}" for key, value in settings.items()]
+    output = _run([tool("fio"), *arguments], seconds)
+    job = json.loads(output[output.index("{") :])["jobs"][0]
+    assert job["error"] == 0, output
+    side = job["write" if case.writes else "read"]
+    within = side["clat_ns"]["percentile"]
+    return _Raw(
+        requests=side["total_ios"],
+        seconds=side["runtime"] / 1000,
+        p50_ns=within["50.000000"],
+        p99_ns=within["99.000000"],
+        p99_9_ns=within["99.900000"],
+        longest_ns=side["clat_ns"]["max"],
+    )
+
+
+def load_command(export: Export, **settings: object) -> list[str | Path]:
+    """The command line of the project's own generator; `_` for each `-`."""
+    options = [text for key, value in settings.items() for text in (f"--{key.replace('_', '-')}", str(value))]
+    return [examples() / "load", "--socket", export.socket, "--export", export.name, *options]
+
+
+def _load(case: Case, export: Export, seconds: float) -> _Raw:
+    bound = {}
+    if case.writes and case.random:
+        # One connection's order comes back to no block before it had all; several share the blocks.
+        bound["requests"] = (1 << 30) // case.block // case.connections
+    command = load_command(
+        export,
+        rw=case.pattern,
+        block=case.block,
+        depth=case.depth,
+        connections=case.connections,
+        seconds=seconds,
+        **bound,
+    )
+    said: dict[str, Any] = json.loads(_run(command, seconds))
+    return _Raw(
+        requests=said["requests"],
+        seconds=said["seconds"],
+        p50_ns=said["p50_ns"],
+        p99_ns=said["p99_ns"],
+        p99_9_ns=said["p99_9_ns"],
+        longest_ns=said["longest_ns"],
+    )
+
+
+def _run(command: Sequence[str | Path], seconds: float) -> str:
+    """A load's output. It is one process, in this session: what favours the bench favours it."""
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=seconds + GRACE_S,
+            env=environment(),
+        )
+    except subprocess.TimeoutExpired as error:
+        raise AssertionError(f"{command[0]} did not end {GRACE_S:g} s after it should have") from error
+    assert done.returncode == 0, f"{command} gave {done.returncode}:\n{(done.stdout + done.stderr).decode()}"
+    return done.stdout.decode()
+
+
+def write_some(export: Export, requests: int, seed: int) -> None:
+    """That many random 4k writes."""
+    command = load_command(export, rw="randwrite", requests=requests, seed=seed, seconds=GRACE_S)
+    _run(command, GRACE_S)
+
+
+def server_cpu_s(pid: int) -> float:
+    """CPU seconds of a process, all its threads, user and system."""
+    # The name, in parentheses, may hold anything; the numbers come behind it.
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+def peak_mib(pid: int) -> float:
+    """The most memory that a process had in use since its peak was reset."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 1024
+    return 0.0
+
+
+def _children_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _machine_s() -> float:
+    """CPU seconds of everything on this machine: user, nice, system, interrupts, and what was stolen."""
+    fields = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+    user, nice, system, _idle, _wait, irq, softirq, stolen = fields
+    return (user + nice + system + irq + softirq + stolen) / _TICKS

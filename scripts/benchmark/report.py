@@ -1,0 +1,144 @@
+"""report: medians of rounds, ratios to the other servers, verdicts; as a table and as JSON.
+
+How it works      A ratio is taken within each round, server against server in the same minute, and its median
+                  over the rounds is shown: what disturbs the machine for longer than a turn disturbs both.
+"""
+
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from scripts.benchmark.cases import CUT_STALL_MS_MAX, REFERENCES, Case
+from scripts.benchmark.cuts import AROUND_NS, DEPTH, SIZE, SLOW_US, Cuts
+from scripts.benchmark.load import Sample
+
+CLIENT_BUSY_CORES = 0.9
+"""From here on a client's thread is what bounds the figure, or may be."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One server's rounds of one case, and those of the case's other servers by name."""
+
+    case: Case
+    server: str
+    rounds: list[Sample]
+    beside: dict[str, list[Sample]]
+
+    def median(self, field: str) -> float:
+        """The median over the rounds of one of the figures."""
+        return float(statistics.median(getattr(sample, field) for sample in self.rounds))
+
+    def spread(self) -> float:
+        """How far the rounds' rates are from their median, at most, as a share of it."""
+        median = self.median("iops")
+        return max(abs(sample.iops - median) for sample in self.rounds) / median
+
+    def ratio(self, reference: str) -> float | None:
+        """How many times the reference's rate this one's is."""
+        others = self.beside.get(reference)
+        if others is None:
+            return None
+        pairs = zip(self.rounds, others, strict=True)
+        return statistics.median(ours.iops / theirs.iops for ours, theirs in pairs)
+
+    def shortfalls(self) -> list[str]:
+        """A sentence for each target that it misses."""
+        found = []
+        for target in self.case.targets:
+            ratio = self.ratio(target.reference) if target.server == self.server else None
+            if ratio is not None and ratio < target.share:
+                found.append(
+                    f"{self.case.name}: {self.server} has {ratio:.2f} of {target.reference},"
+                    f" wanted {target.share:.2f}"
+                )
+        return found
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it."""
+        return {
+            "case": asdict(self.case),
+            "server": self.server,
+            "median": {field: self.median(field) for field in Sample.__dataclass_fields__},
+            "ratios": {name: self.ratio(name) for name in REFERENCES if name != self.server},
+            "rounds": [asdict(sample) for sample in self.rounds],
+            "shortfalls": self.shortfalls(),
+        }
+
+
+def rows_of(case: Case, rounds: dict[str, list[Sample]]) -> list[Row]:
+    """The rows of one case, from each server's samples."""
+    return [Row(case, server, samples, rounds) for server, samples in rounds.items()]
+
+
+def cut_shortfalls(cuts: Cuts) -> list[str]:
+    """A sentence for each target that the cuts miss."""
+    median = cuts.median("stall_ms")
+    if median <= CUT_STALL_MS_MAX:
+        return []
+    return [f"cut of {SIZE}: the median stall is {median:.1f} ms, wanted {CUT_STALL_MS_MAX:.0f}"]
+
+
+def case_table(rows: Sequence[Row]) -> str:
+    """The table of the cases."""
+    titles = ("server", "rate", "+-%", "p50", "p99", "p99.9", "CPU/req", "memory", "client")
+    lines = [(*titles, *(f"/{name.split()[0]}" for name in REFERENCES), "")]
+    for row in rows:
+        rate = (
+            f"{row.median('iops') / 1000:.1f} k/s"
+            if row.case.block <= 4096
+            else f"{row.median('mib_s'):.0f} MiB/s"
+        )
+        client = row.median("client_cores")
+        lines.append(
+            (
+                row.server,
+                rate,
+                f"{row.spread() * 100:.0f}",
+                *(f"{row.median(field):.0f}" for field in ("p50_us", "p99_us", "p99_9_us")),
+                f"{row.median('server_us'):.1f}",
+                f"{row.median('peak_mib'):.0f}",
+                f"{client:.2f}{'*' if client >= CLIENT_BUSY_CORES else ' '}",
+                *_ratios(row),
+                "SHORT" if row.shortfalls() else "",
+            )
+        )
+    return _aligned(lines)
+
+
+def _ratios(row: Row) -> Iterator[str]:
+    for name in REFERENCES:
+        ratio = row.ratio(name)
+        yield "-" if ratio is None or name == row.server else f"{ratio:.2f}"
+
+
+def cut_table(cuts: Cuts) -> str:
+    """The table of the cuts."""
+    lines = [("in ms", "median", "longest")]
+    for title, field in (
+        ("stall, as the engine reports it", "stall_ms"),
+        (f"longest write within {AROUND_NS // 1_000_000} ms of the cut", "around_ms"),
+        ("longest write after that, until durable", "settling_ms"),
+        ("the whole call", "call_ms"),
+    ):
+        lines.append((title, _ms(cuts.median(field)), _ms(cuts.longest(field))))
+    lines.append(("longest write outside of any call", "", _ms(cuts.otherwise_ms)))
+    title = f"{len(cuts.cuts)} cuts of a {SIZE} volume under 4k random writes, depth {DEPTH}"
+    return f"{title}, {cuts.iops / 1000:.1f} k/s\n{_aligned(lines)}"
+
+
+def _ms(milliseconds: float) -> str:
+    return f"{milliseconds:.2f}" if milliseconds else f"< {SLOW_US / 1000:g}"
+
+
+def _aligned(lines: Sequence[tuple[str, ...]]) -> str:
+    widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  "
+        + "  ".join(
+            cell.ljust(width) if number == 0 else cell.rjust(width)
+            for number, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
