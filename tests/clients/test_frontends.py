@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,14 +129,19 @@ def test_a_long_write_that_is_refused_is_read_to_its_end_first(both: tuple[Daemo
     """A reply to a request that the client is still sending would end libnbd's connection."""
     for daemon in both:
         daemon.ok("snapshot", "create", "v", "--name", "s")
-        with ExitStack() as stack:
-            handle = unguarded(daemon.uri("v@s"))
-            stack.callback(end, handle)
-            for length in (MIB, 4 * MIB):
-                assert answer(lambda length=length: handle.pwrite(bytes(length), 0)) == ("EPERM", b"")
-            assert answer(lambda: handle.pread(4096, 0)) == ("", bytes(4096))
+        refused_at_its_end(daemon)
 
 
+def refused_at_its_end(daemon: Daemon) -> None:
+    with ExitStack() as stack:
+        handle = unguarded(daemon.uri("v@s"))
+        stack.callback(end, handle)
+        for data in (bytes(MIB), bytes(4 * MIB)):
+            assert answer(partial(handle.pwrite, data, 0)) == ("EPERM", b"")
+        assert answer(partial(handle.pread, 4096, 0)) == ("", bytes(4096))
+
+
+@pytest.mark.slow
 def test_nbdkit_stops_though_a_client_is_connected(make_daemon: Callable[..., Daemon]) -> None:
     daemon = make_daemon("--frontend", "nbdkit")
     daemon.make_volume("v", size="8M", partition_size="1M")
