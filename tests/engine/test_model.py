@@ -7,6 +7,7 @@ How it works      Random operations through the engine's handle, compared with b
 import errno
 import random
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,20 @@ import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from tests.engine.system import LOG_BYTES, MIB, PROCESSORS, SIZE, EngineSystem
-from tests.support.model import Cut, Delete, Flush, Model, Op, Restart, Trim, Write, errno_of, operations
+from tests.engine.system import LOG_BYTES, MIB, PROCESSORS, SIZE, VOLUME, EngineSystem
+from tests.support.model import (
+    Cut,
+    Delete,
+    Flush,
+    Model,
+    Op,
+    Restart,
+    Trim,
+    Write,
+    content,
+    errno_of,
+    operations,
+)
 from tests.support.proc import wait_until
 
 COMMON: dict[str, Any] = {
@@ -172,3 +185,35 @@ def test_a_snapshot_refuses_every_change(system: EngineSystem) -> None:
     handle.flush()
     assert handle.pread(4096, 0) == b"a" * 4096
     handle.close()
+
+
+def test_overwriting_at_full_speed_never_runs_out(tmp_path: Path) -> None:
+    """Each overwrite takes a fresh slot and frees one; what is really in use is a fraction of the log."""
+    with EngineSystem(tmp_path, log_bytes=PROCESSORS * 8 * MIB) as system:
+        system.write(random.Random(10).randbytes(5 * MIB), 0)
+        system.cut()
+
+        def overwrite(seed: int) -> int:
+            draw = random.Random(seed)
+            data = draw.randbytes(64 * 1024)
+            for _ in range(2500):
+                system.write(data, draw.randrange(80) * 64 * 1024)
+            return seed
+
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(overwrite, range(4))) == [0, 1, 2, 3]
+
+
+def test_space_that_is_being_freed_is_waited_for(tmp_path: Path) -> None:
+    """Two chunks of 4 MiB: one holds what is in use, the other nothing but what was overwritten. A write that
+    finds no free slot has to wait until that one is free, and not only until it is being freed."""
+    with EngineSystem(tmp_path, log_bytes=8 * MIB) as system:
+        system.cut()
+        for seed in range(6):
+            system.write(content(seed, MIB), 3 * (seed % 2) * MIB)
+        # Unlike a snapshot that is committed, a mere cut flushes nothing.
+        system.engine.cut([{"volume": VOLUME, "log": None}])
+        for seed in range(6, 10):
+            system.write(content(seed, MIB), 3 * (seed % 2) * MIB)
+        assert system.read(MIB, 0) == content(8, MIB)
+        assert system.read(MIB, 3 * MIB) == content(9, MIB)

@@ -21,6 +21,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from polyvol.daemon.cli.client import Client
+from polyvol.daemon.sizes import parse_size
+from polyvol.mapping.errors import PolyvolError
 from tests.support.nbd import uri
 from tests.support.proc import TIMEOUT_S, Argument, Background, Result, run
 
@@ -73,8 +75,15 @@ class Daemon:
             BIN / "polyvold", "--state-dir", self.state_dir, *self.arguments, log=self.log
         )
         self._process.wait_until(
-            lambda: self.control_socket.exists() and self.cli("status").rc == 0, "polyvold's answer", START_S
+            lambda: self.control_socket.exists() and self._answers(), "polyvold's answer", START_S
         )
+
+    def _answers(self) -> bool:
+        try:
+            self.api.get("status")
+        except PolyvolError:
+            return False
+        return True
 
     def stop(self) -> None:
         """Stop it as systemd does, and see that it ended well."""
@@ -130,16 +139,18 @@ class Daemon:
     def add_devices(self, *names: str, size: str = "1G") -> None:
         """Add sparse files as devices."""
         for name in names:
-            self.ok("device", "add", self.directory / f"{name}.img", "--name", name, "--size", size)
+            path = str(self.directory / f"{name}.img")
+            self.api.post("devices", body={"path": path, "name": name, "size": parse_size(size)})
 
     def make_volume(self, name: str = "v", *, size: str = "256M", processors: int = 2, **options: str) -> str:
         """A volume over two sparse devices of its own with a change-log device; the volume's name."""
         devices = [f"{name}-0", f"{name}-1", f"{name}-log"]
         self.add_devices(*devices, size="4G")
-        more = [part for key, value in options.items() for part in (f"--{key.replace('_', '-')}", value)]
-        placement = ["--device", devices[0], "--device", devices[1], "--log-device", devices[2]]
-        count = ["--processors", str(processors)]
-        self.ok("volume", "create", name, "--size", size, *placement, *count, *more)
+        body = {"name": name, "size": parse_size(size), "processors": processors, **options}
+        if "partition_size" in options:
+            body["partition_size"] = parse_size(options["partition_size"])
+        body |= {"devices": devices[:2], "log_devices": devices[2:]}
+        self.api.post("volumes", body=body)
         return name
 
     def __enter__(self) -> Self:

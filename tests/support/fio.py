@@ -16,10 +16,11 @@ from tests.support.proc import Argument, Background, check
 
 
 def job(
-    address: str, *, rw: str = "randwrite", size: str = "64M", depth: int = 16, **more: Argument
+    address: str, *, rw: str = "randwrite", size: str = "64M", depth: int = 16, **more: Argument | None
 ) -> list[str]:
-    """fio's command line for one job; `more` are further settings of fio, `_` for each `-`."""
-    settings: dict[str, Argument] = {
+    """fio's command line for one job; `more` are further settings of fio, `__` for each `-`; None leaves one
+    out."""
+    settings: dict[str, Argument | None] = {
         "name": "load",
         "ioengine": "nbd",
         "uri": address,
@@ -33,7 +34,7 @@ def job(
         "output-format": "json",
     }
     settings |= {key.replace("__", "-"): value for key, value in more.items()}
-    return ["fio", *(f"--{key}={value}" for key, value in settings.items())]
+    return ["fio", *(f"--{key}={value}" for key, value in settings.items() if value is not None)]
 
 
 def parse(output: str) -> Any:

@@ -16,6 +16,7 @@ import nbd
 
 from tests.support.proc import Argument, check
 
+NbdError = nbd.Error
 BASE_ALLOCATION = "base:allocation"
 CHUNK_BYTES = 4 * 1024 * 1024
 
@@ -23,6 +24,11 @@ CHUNK_BYTES = 4 * 1024 * 1024
 def uri(export: str, socket: Path) -> str:
     """The address of an export on a unix socket."""
     return f"nbd+unix:///{quote(export, safe='@')}?socket={quote(str(socket))}"
+
+
+def nbd_handle() -> Any:
+    """A libnbd handle that is not connected yet."""
+    return nbd.NBD()
 
 
 @contextmanager
