@@ -14,6 +14,8 @@ use crate::volume::geometry::Extent;
 
 /// Slots in a chunk: 4 MiB.
 pub const CHUNK_SLOTS: u64 = 1024;
+/// Fewer free chunks than this are few, however small the log.
+const SCARCE_CHUNKS: u64 = 8;
 /// Bytes in a chunk.
 pub const CHUNK_BYTES: u64 = CHUNK_SLOTS * BLOCK_SIZE;
 
@@ -100,6 +102,12 @@ impl Log {
         taken.bits[chunk as usize / 64] &= !bit;
         taken.count -= 1;
         taken.hint = taken.hint.min(chunk);
+    }
+
+    /// Whether so few chunks are free that the next one may be needed at once.
+    pub fn is_scarce(&self) -> bool {
+        let free = self.chunks - self.chunks_taken();
+        free < SCARCE_CHUNKS.max(self.chunks / 16)
     }
 
     /// Chunks taken.

@@ -19,8 +19,8 @@ use crate::io::pool::Pool;
 use crate::limits::PROCESSORS_MAX;
 use crate::processor::cut::{Cut, Stall};
 use crate::processor::queue::{Control, CutShare, Event, Queue, ask};
+use crate::processor::report::PartitionState;
 use crate::processor::run::Handle;
-use crate::processor::share::PartitionState;
 use crate::units::{DeviceId, Epoch, VolumeId};
 use crate::volume::export::ExportTable;
 use crate::volume::flusher::Waiter;
@@ -201,10 +201,13 @@ impl Engine {
     /// Forgets a snapshot; returns the bytes that only it could see.
     pub fn drop_snapshot(&self, volume: VolumeId, epoch: Epoch) -> Result<u64> {
         let volume = self.volume(volume)?;
-        let mut freed = 0;
+        let (sender, receiver) = channel();
         for share in &volume.shares {
-            freed += ask(&share.queue, |answer| Control::Drop(volume.share, epoch, answer))?;
+            let control = Control::Drop(volume.share, epoch, sender.clone());
+            share.queue.push(Event::Control(Box::new(control)));
         }
+        drop(sender);
+        let freed = receiver.into_iter().sum();
         Ok(freed)
     }
 

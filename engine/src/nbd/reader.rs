@@ -73,6 +73,8 @@ struct Reader<'a> {
     received: u64,
     /// The connection ends when `skip` is 0.
     last: bool,
+    /// The answer to a refused request whose payload is not yet thrown away.
+    refusal: Option<Reply>,
     /// A refusal was queued and not kicked yet.
     refused: bool,
 }
@@ -95,6 +97,7 @@ pub fn run(connection: &Arc<Connection>, attachment: &Attachment, first: &[u8]) 
         skip: 0,
         received: 0,
         last: false,
+        refusal: None,
         refused: false,
     };
     let end = loop {
@@ -102,6 +105,9 @@ pub fn run(connection: &Arc<Connection>, attachment: &Attachment, first: &[u8]) 
             break end;
         }
     };
+    if let Some(refusal) = reader.refusal.take() {
+        connection.push(refusal); // what it holds is given back with it
+    }
     reader.submit();
     reader.put_credit_back();
     if let End::Broken = end {
@@ -145,6 +151,10 @@ impl Reader<'_> {
                 return Ok(Next::Receive(1));
             }
         }
+        if let Some(refusal) = self.refusal.take() {
+            self.connection.push(refusal);
+            self.refused = true;
+        }
         if self.last {
             return Err(End::Leave);
         }
@@ -171,8 +181,9 @@ impl Reader<'_> {
                 header.command,
                 crate::nbd::wire::command::READ | crate::nbd::wire::command::BLOCK_STATUS
             );
-        connection.push(Reply::error(structured, header.cookie, errno, REQUEST_OVERHEAD_BYTES));
-        self.refused = true;
+        // It is sent behind the payload: a client may look for replies only once it has sent its request.
+        let refusal = Reply::error(structured, header.cookie, errno, REQUEST_OVERHEAD_BYTES);
+        self.refusal = Some(refusal);
         self.skip = u64::from(payload); // D3
         if self.skip > REQUEST_BYTES_MAX {
             self.skip = OVERLONG_DRAINED_BYTES;

@@ -26,6 +26,7 @@ pub mod io_job;
 pub mod queue;
 pub mod read;
 pub mod reclaim;
+pub mod report;
 pub mod run;
 pub mod share;
 pub mod write;

@@ -15,7 +15,8 @@ use crate::error::{Errno, Result};
 use crate::processor::cut::Cut;
 use crate::processor::io_job::Done;
 use crate::processor::reclaim::Dropping;
-use crate::processor::share::{PartitionState, Share};
+use crate::processor::report::PartitionState;
+use crate::processor::share::Share;
 use crate::units::Epoch;
 use crate::volume::request::Request;
 

@@ -31,6 +31,13 @@ pub struct Dropping {
     answer: Sender<u64>,
 }
 
+/// A snapshot that was dropped: whoever asked is answered when what it held can be used again.
+pub(super) struct Dropped {
+    seq: u64,
+    bytes: u64,
+    answer: Sender<u64>,
+}
+
 /// Base places that nobody sees any more, to be punched when that is durable.
 pub(super) struct FreedBase {
     seq: u64,
@@ -65,13 +72,32 @@ impl Share {
             for part in std::mem::take(&mut self.starved) {
                 self.end(part, Err(Errno::ENOSPC), context);
             }
+            for dropped in self.dropped.drain(..) {
+                // It is dropped; its places are used again after the next flush that succeeds.
+                let _ = dropped.answer.send(dropped.bytes);
+            }
             return;
         }
         let committed = self.journal.shared().committed();
         let mut empty: Vec<EmptyChunk> = Vec::new();
         self.slots.release(committed, &mut empty);
-        if !empty.is_empty() {
-            context.pool.run(move || empty.into_iter().for_each(EmptyChunk::give_back));
+        // Where chunks are few, who needs one next must not find it still being punched.
+        let (needed, spare): (Vec<_>, Vec<_>) =
+            empty.into_iter().partition(|chunk| chunk.log.is_scarce());
+        needed.into_iter().for_each(EmptyChunk::give_back_as_it_is);
+        if !spare.is_empty() {
+            context.pool.run(move || spare.into_iter().for_each(EmptyChunk::give_back));
+        }
+        self.dropped.retain(|dropped| {
+            let done = dropped.seq <= committed;
+            if done {
+                // Whoever asked may have gone.
+                let _ = dropped.answer.send(dropped.bytes);
+            }
+            !done
+        });
+        if !self.dropped.is_empty() {
+            self.ask_release(context);
         }
         if self.slots.waiting() > 0 {
             self.journal.shared().expect_commit();
@@ -165,8 +191,8 @@ impl Share {
                 }
             });
         }
-        // Whoever asked may have gone.
-        let _ = dropping.answer.send(dropping.freed_blocks * BLOCK_SIZE);
+        let bytes = dropping.freed_blocks * BLOCK_SIZE;
+        self.dropped.push(Dropped { seq, bytes, answer: dropping.answer });
         self.ask_release(context);
         None
     }

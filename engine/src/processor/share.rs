@@ -25,7 +25,7 @@ use crate::error::Errno;
 use crate::io::pool::Pool;
 use crate::processor::io_job::{Done, Job, NewPlace};
 use crate::processor::queue::{Event, Part, Queue};
-use crate::processor::reclaim::FreedBase;
+use crate::processor::reclaim::{Dropped, FreedBase};
 use crate::processor::run::{remove_covered, write_checkpoint};
 use crate::units::{BLOCK_SHIFT, Epoch};
 use crate::volume::flusher::{Flusher, Waiter};
@@ -54,21 +54,6 @@ pub struct ShareStats {
 /// Adds to a counter that only the caller writes.
 pub fn count(counter: &AtomicU64, n: u64) {
     counter.store(counter.load(Ordering::Relaxed) + n, Ordering::Relaxed);
-}
-
-/// One partition's state, as [`Share::states`] gives it.
-#[derive(Clone, Copy, Debug)]
-pub struct PartitionState {
-    /// Partition within the volume.
-    pub partition: u32,
-    /// The epoch: a snapshot's, or the one that writes have now.
-    pub epoch: Epoch,
-    /// Sequence number of the latest mapping change.
-    pub write_seq: u64,
-    /// Blocks not at their base place.
-    pub blocks_mapped: u32,
-    /// Whether the snapshot has a map of its own.
-    pub frozen: bool,
 }
 
 /// A partition on its share.
@@ -164,6 +149,7 @@ pub struct Share {
     pub(super) stopped_at: Option<Instant>,
     pub(super) settling: Vec<(Epoch, Sender<()>)>,
     pub(super) freed_bases: VecDeque<FreedBase>,
+    pub(super) dropped: Vec<Dropped>,
     pub(super) punching: bool,
     pub(super) leaving: bool,
     pub(super) release_asked: bool,
@@ -198,6 +184,7 @@ impl Share {
             stopped_at: None,
             settling: Vec::new(),
             freed_bases: VecDeque::new(),
+            dropped: Vec::new(),
             release_asked: false,
             punching: false,
             leaving: false,
@@ -455,30 +442,6 @@ impl Share {
             epoch: self.epoch,
             partitions: partitions.map(|local| (local.partition, local.versions.clone())).collect(),
         }
-    }
-
-    /// The partitions' states, now (epoch 0) or at a snapshot's epoch.
-    pub fn states(&self, epoch: Epoch) -> Vec<PartitionState> {
-        let state = |local: &Local| {
-            let (map, frozen) = match epoch {
-                0 => (&local.versions.live, false),
-                _ => local.versions.at(epoch),
-            };
-            PartitionState {
-                partition: local.partition,
-                epoch: if epoch == 0 { self.epoch } else { epoch },
-                write_seq: map.write_seq,
-                blocks_mapped: map.mapped(),
-                frozen,
-            }
-        };
-        self.locals.iter().map(state).collect()
-    }
-
-    /// Slots in use by log, and blocks of the live volume that are not at their base place.
-    pub fn usage(&self) -> (Vec<(u16, u64)>, u64) {
-        let mapped = self.locals.iter().map(|local| u64::from(local.versions.live.mapped())).sum();
-        (self.slots.used_by_log(), mapped)
     }
 
     /// Takes no more parts: the volume is being let go.
