@@ -16,6 +16,7 @@ import pytest
 from tests.clients.system import delete_when_unused
 from tests.support import fio, nbd
 from tests.support.daemon import Daemon
+from tests.support.proc import Background
 
 CUTS = 20
 STALL_MAX_NS = 10_000_000
@@ -60,20 +61,20 @@ def test_blocks_of_any_size_verify_while_snapshots_come_and_go(daemon: Daemon, b
 
 
 class Waiter:
-    """A client with one write at a time: the longest that any took since it was last asked."""
+    """A client with one write at a time, and when each was under way."""
 
     def __init__(self, address: str, offset: int) -> None:
         self._address = address
         self._offset = offset
         self._stop = threading.Event()
-        self._longest_ns = 0
+        self._writes: list[tuple[int, int]] = []
         self._thread = threading.Thread(target=self._write)
         self._thread.start()
 
-    def longest_ns(self) -> int:
-        """The longest since the last call."""
-        longest, self._longest_ns = self._longest_ns, 0
-        return longest
+    def longest_ns(self, instant_ns: int, stall_ns: int) -> int:
+        """The longest write that met a cut."""
+        first, last = instant_ns - stall_ns, instant_ns + stall_ns
+        return max((end - begun for begun, end in self._writes if begun <= last and first <= end), default=0)
 
     def end(self) -> None:
         """Stop it."""
@@ -84,33 +85,29 @@ class Waiter:
         with nbd.connect(self._address) as handle:
             data = bytes(4096)
             while not self._stop.is_set():
-                began = time.monotonic_ns()
+                begun = time.time_ns()
                 handle.pwrite(data, self._offset)
-                self._longest_ns = max(self._longest_ns, time.monotonic_ns() - began)
+                self._writes.append((begun, time.time_ns()))
 
 
 def cut_stalls(daemon: Daemon, log: Path) -> tuple[list[int], list[int]]:
-    """CUTS cuts of volume v under load: what the engine reports, and what a client waits at most while the
-    cut is made."""
-    reported: list[int] = []
-    seen: list[int] = []
-    timed: dict[str, Any] = {"time_based": 1, "runtime": 8, "norandommap": 1}
+    """CUTS cuts of volume v under load: what the engine reports, and the writes of a client that met them."""
+    cuts: list[tuple[int, int]] = []
+    timed: dict[str, Any] = {"time_based": 1, "runtime": 100, "norandommap": 1}
     plain: dict[str, Any] = dict.fromkeys(("verify", "verify_fatal", "do_verify"))
-    load = fio.loading(daemon.uri("v"), log, size="1T", depth=32, **timed, **plain)
-    with load as process:
+    load = fio.job(daemon.uri("v"), size="1T", depth=32, **timed, **plain)
+    with Background(*load, log=log) as process:
         waiter = Waiter(daemon.uri("v"), 0)
         try:
             time.sleep(1)
             for number in range(CUTS):
-                waiter.longest_ns()
                 made = daemon.api.post("snapshots", body={"volumes": ["v"], "name": f"s{number}"})
-                reported.append(made[0]["stall_ns"])
-                seen.append(waiter.longest_ns())
+                cuts.append((made[0]["created_ns"], made[0]["stall_ns"]))
                 time.sleep(PACE_S)
             assert process.rc is None, f"the load ended before the cuts:\n{process.said()[:2000]}"
         finally:
             waiter.end()
-    return reported, seen
+    return [stall for _, stall in cuts], [waiter.longest_ns(*cut) for cut in cuts]
 
 
 def test_a_cut_of_a_tebibyte_stalls_writes_for_milliseconds_at_most(daemon: Daemon) -> None:
