@@ -84,11 +84,20 @@ impl Versions {
 
     /// Freezes the live map if the newest snapshot before `epoch` does not have its map yet. Before any change
     /// of `epoch`, in-place writes included. `snapshots` are the volume's, in order.
+    ///
+    /// When records are replayed, one of a later epoch may have come first (its write landed earlier): then there is a
+    /// frozen map, but `epoch`'s snapshot and older ones see the same, and they part here.
     pub fn freeze_before(&mut self, epoch: Epoch, snapshots: &[Epoch]) {
         let before = snapshots.partition_point(|snapshot| *snapshot < epoch);
         let Some(newest) = before.checked_sub(1).map(|index| snapshots[index]) else { return };
-        if self.frozen.last().is_none_or(|frozen| frozen.last_epoch < newest) {
-            self.frozen.push(Frozen { last_epoch: newest, map: self.live.clone() });
+        let index = self.frozen.partition_point(|frozen| frozen.last_epoch < newest);
+        match self.frozen.get(index) {
+            None => self.frozen.push(Frozen { last_epoch: newest, map: self.live.clone() }),
+            Some(next) if next.last_epoch >= epoch => {
+                let map = next.map.clone();
+                self.frozen.insert(index, Frozen { last_epoch: newest, map });
+            }
+            Some(_) => {}
         }
     }
 

@@ -5,7 +5,9 @@
 //!                   the next sequence number, and what older ones hold from that number on does not count. A
 //!                   flush ([`Shared::commit`]) syncs segments and puts a commit mark into the newest one.
 //! Invariants        J2, J3 (see the parent); J5 records of a segment are consecutive in sequence and bytes;
-//!                   J6 a mark of sequence number s is written after the data of all records up to s was synced.
+//!                   J6 a mark of sequence number s is written after the data of all records up to s was synced;
+//!                   J7 a segment's header is durable before its first record, so that none is missing between others;
+//!                   J8 after a failed sync the kernel may have dropped records, so no later commit succeeds.
 //! Owner and locks   the records' bytes: the processor. The marks' bytes: whoever holds `committing`. The list of
 //!                   segments: one lock, held for a push or a clone.
 //! Durability        an appended record survives SIGKILL at once, power loss once `committed` has reached it. A
@@ -96,6 +98,7 @@ impl Segment {
         let bytes = header.encode(JOURNAL_MAGIC);
         // SAFETY: nobody else has the mapping yet.
         unsafe { map.slice_mut(0, bytes.len()) }.copy_from_slice(&bytes);
+        fdatasync(&file)?; // J7
         Ok(Segment { header, file, map, synced: AtomicBool::new(false) })
     }
 }
@@ -107,6 +110,14 @@ fn random_u64() -> std::result::Result<u64, Errno> {
     Ok(u64::from_le_bytes(bytes))
 }
 
+/// What commits leave for the next one.
+#[derive(Debug, Default)]
+struct Committing {
+    turn: u64,
+    /// The first sync that failed (J8).
+    failed: Option<Errno>,
+}
+
 /// What the processor and flushes share.
 #[derive(Debug)]
 pub struct Shared {
@@ -115,7 +126,7 @@ pub struct Shared {
     /// The processor has places that wait for a commit.
     expecting: AtomicBool,
     segments: Mutex<Vec<Arc<Segment>>>,
-    committing: Mutex<u64>,
+    committing: Mutex<Committing>,
     /// Segments of the run before this one, until they were synced once.
     recovered: Mutex<Vec<File>>,
     directory: PathBuf,
@@ -144,11 +155,21 @@ impl Shared {
 
     /// Makes the records up to `seq` durable. The caller has synced the data that they speak of (J6).
     pub fn commit(&self, seq: u64) -> std::result::Result<(), Errno> {
-        let mut turn = self.committing.lock().expect("no holder panics");
-        if self.committed() >= seq {
+        let mut committing = self.committing.lock().expect("no holder panics");
+        if let Some(errno) = committing.failed {
+            return Err(errno);
+        }
+        let result = self.commit_now(&mut committing.turn, seq);
+        committing.failed = result.err(); // J8
+        result
+    }
+
+    fn commit_now(&self, turn: &mut u64, seq: u64) -> std::result::Result<(), Errno> {
+        let mut recovered = self.recovered.lock().expect("no holder panics");
+        // A mark that was read back may not be durable, and neither may what it covers: not before they were synced.
+        if self.committed() >= seq && recovered.is_empty() {
             return Ok(());
         }
-        let mut recovered = self.recovered.lock().expect("no holder panics");
         for file in recovered.iter() {
             fdatasync(file)?;
         }
@@ -161,13 +182,13 @@ impl Shared {
             segment.synced.store(true, Ordering::Relaxed);
         }
         *turn += 1;
-        let mark = Mark { committed_seq: seq, turn: *turn };
+        let mark = Mark { committed_seq: seq.max(self.committed()), turn: *turn };
         let at = MARK_OFFSETS[(*turn % 2) as usize];
         // SAFETY: the marks' bytes belong to the holder of `committing`.
         unsafe { newest.map.slice_mut(at, MARK_BYTES) }
             .copy_from_slice(&mark.encode(newest.header.incarnation));
         fdatasync(&newest.file)?;
-        self.committed.store(seq, Ordering::Release);
+        self.committed.fetch_max(seq, Ordering::Release);
         Ok(())
     }
 
@@ -237,14 +258,13 @@ impl Journal {
             Error::io(what, e)
         };
         let segment = Arc::new(Segment::create(&identity, number, next_seq).map_err(failed)?);
-        fdatasync(&segment.file).map_err(|e| failed(e.into()))?;
         sync_directory(&identity.directory).map_err(failed)?;
         let shared = Shared {
             appended: AtomicU64::new(next_seq - 1),
             committed: AtomicU64::new(committed),
             expecting: AtomicBool::new(false),
             segments: Mutex::new(vec![Arc::clone(&segment)]),
-            committing: Mutex::new(0),
+            committing: Mutex::default(),
             recovered: Mutex::new(recovered),
             directory: identity.directory.clone(),
         };
@@ -302,6 +322,8 @@ impl Journal {
     }
 
     fn roll(&mut self) -> std::result::Result<(), Errno> {
+        // Should this fail, a file may stay that says where the current segment's records end: they do.
+        self.at = SEGMENT_BYTES;
         let number = self.next_number;
         let segment = Arc::new(Segment::create(&self.identity, number, self.next_seq)?);
         // The name must be durable before a mark in the new segment may count.

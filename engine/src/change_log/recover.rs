@@ -4,7 +4,7 @@
 //!                   [`Versions::apply`] that made them. Snapshots that the catalog does not know leave no trace:
 //!                   no frozen map is made for them. Slots in use follow from the maps.
 //! Which records     Same boot id as the newest segment's: all, the page cache has them. Another: those up to the
-//!                   newest commit mark.
+//!                   newest commit mark, of which those behind the mark before it may be missing.
 //! Errors            what should be there and cannot be read is `Corrupt`, with the file's name; an unknown version
 //!                   is refused untouched. Nothing is guessed, and nothing but unreadable leftovers is removed.
 
@@ -148,14 +148,32 @@ fn read_segments(identity: &Identity) -> Result<Vec<OldSegment>> {
     Ok(segments)
 }
 
-fn newest_mark(segments: &[OldSegment]) -> u64 {
-    let marks = segments.iter().flat_map(|segment| {
-        MARK_OFFSETS.iter().filter_map(|at| {
-            let bytes = &segment.bytes[*at..*at + MARK_BYTES];
-            Mark::decode(bytes, segment.header.incarnation).map(|mark| mark.committed_seq)
-        })
-    });
-    marks.max().unwrap_or(0)
+/// The last record that counts in each segment: what a later segment begins with was not read back when that was
+/// begun, or was lost before. So a segment may end before it begins: then nothing of it counts.
+fn ends(segments: &[OldSegment]) -> Vec<u64> {
+    let mut end = u64::MAX;
+    let mut ends = Vec::with_capacity(segments.len());
+    for segment in segments.iter().rev() {
+        ends.push(end);
+        end = end.min(segment.header.first_seq - 1);
+    }
+    ends.reverse();
+    ends
+}
+
+/// What the commit marks cover, in order.
+fn marks(segments: &[OldSegment], ends: &[u64]) -> Vec<u64> {
+    let mut marks = Vec::new();
+    for (segment, end) in segments.iter().zip(ends) {
+        for at in MARK_OFFSETS {
+            let bytes = &segment.bytes[at..at + MARK_BYTES];
+            let mark = Mark::decode(bytes, segment.header.incarnation);
+            marks.extend(mark.map(|mark| mark.committed_seq.min(*end)));
+        }
+    }
+    marks.sort_unstable();
+    marks.dedup();
+    marks
 }
 
 fn replay_all(
@@ -166,33 +184,36 @@ fn replay_all(
     blocks_of: &impl Fn(PartitionIndex) -> Option<u32>,
 ) -> Result<()> {
     let Some(last) = segments.last() else { return Ok(()) };
-    let first = &segments[0];
-    if first.header.first_seq > recovered.next_seq {
-        return Err(corrupt(&first.path, "the records before it are missing"));
-    }
-    let mark = newest_mark(segments).max(recovered.committed);
+    let ends = ends(segments);
+    let marks = marks(segments, &ends);
+    let newest = marks.last().map_or(0, |mark| *mark).max(recovered.committed);
     let same_boot = last.header.boot_id == identity.boot_id;
-    let limit = if same_boot { u64::MAX } else { mark };
-    for (index, segment) in segments.iter().enumerate() {
-        let next = segments.get(index + 1).map(|next| next.header.first_seq);
-        let end = next.map_or(u64::MAX, |next| next - 1).min(limit);
+    // The newest mark may have reached the disk before the records that it covers: its sync may not have ended. The
+    // one before it is followed by another, so its sync has.
+    let before = marks.iter().rev().nth(1).map_or(0, |mark| *mark).max(recovered.committed);
+    let (limit, required) = if same_boot { (u64::MAX, newest) } else { (newest, before) };
+    for (segment, segment_end) in segments.iter().zip(ends) {
+        let end = segment_end.min(limit);
+        if segment_end < recovered.next_seq || segment.header.first_seq > end {
+            continue; // the checkpoint has it all, or none of it counts
+        }
+        if segment.header.first_seq > recovered.next_seq {
+            return Err(corrupt(&segment.path, "the records before it are missing"));
+        }
         let reached = replay(recovered, segment, end, snapshots, blocks_of)?;
-        let broken = next.is_some_and(|next| reached < next - 1);
-        if broken && reached < limit.min(next.unwrap_or(u64::MAX) - 1) {
-            // Records that are gone: after a power loss those behind the mark may be, and no others.
-            if same_boot || reached < mark {
+        if reached < end {
+            let wanted = if same_boot && segment_end != u64::MAX { end } else { required };
+            if reached < wanted {
                 return Err(corrupt(&segment.path, format!("record {} is missing", reached + 1)));
             }
-        }
-        if broken {
             break;
         }
     }
-    if recovered.next_seq <= mark {
+    if recovered.next_seq <= required {
         let what = format!("record {} is missing", recovered.next_seq);
         return Err(corrupt(&last.path, what));
     }
-    recovered.committed = mark;
+    recovered.committed = newest.min(recovered.next_seq - 1);
     Ok(())
 }
 

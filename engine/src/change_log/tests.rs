@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use super::checkpoint::{self, Contents};
 use super::format::{
-    HEADER_FIELDS, MARK_FIELDS, RECORD_FIELDS, RECORD_SUMS_MAX, Record, RecordKind, record_bytes,
+    HEADER_FIELDS, Header, JOURNAL_MAGIC, MARK_FIELDS, MARK_OFFSETS, Mark, RECORD_FIELDS, RECORD_SUMS_MAX, Record, RecordKind, record_bytes,
 };
 use super::journal::{Entry, Identity, Journal, SEGMENT_BYTES};
 use super::recover::{Recovered, recover};
@@ -187,6 +187,144 @@ fn replay_keeps_what_snapshots_of_the_catalog_saw_and_nothing_for_others() {
     assert_eq!(versions.live.place(7), Place::slot(1, 103));
     assert_eq!(versions.frozen().len(), 1);
     assert_eq!(found.epoch, 3);
+}
+
+#[test]
+fn a_record_of_an_older_epoch_that_was_appended_later_stays_out_of_older_snapshots() {
+    let scratch = Scratch::new();
+    let mut journal = Journal::begin(scratch.identity(1), 1, 1, 0, Vec::new()).unwrap();
+    journal.append(entry(7, 101, 1, &[1])).unwrap();
+    journal.append(entry(8, 102, 3, &[1])).unwrap();
+    journal.append(entry(7, 103, 2, &[1])).unwrap(); // started before the second cut, landed behind it
+    drop(journal);
+    let found = back(&scratch, 1, &[1, 2]).unwrap();
+    let versions = &found.partitions[&4];
+    assert_eq!(versions.at(1).0.place(7), Place::slot(1, 101));
+    assert_eq!(versions.at(1).0.place(8), Place::BASE);
+    assert_eq!(versions.at(2).0.place(7), Place::slot(1, 103));
+    assert_eq!(versions.at(2).0.place(8), Place::BASE);
+    assert_eq!(versions.live.place(8), Place::slot(1, 102));
+}
+
+/// The journal that a run begins after recovery.
+fn begin_again(scratch: &Scratch, boot: u8) -> Journal {
+    let found = back(scratch, boot, &[]).unwrap();
+    let Recovered { next_number, next_seq, committed, segments, .. } = found;
+    Journal::begin(scratch.identity(boot), next_number, next_seq, committed, segments).unwrap()
+}
+
+#[test]
+fn what_a_power_loss_has_dropped_stays_dropped_although_the_lost_records_had_begun_a_segment() {
+    let scratch = Scratch::new();
+    ten_records(&scratch);
+    let mut journal = begin_again(&scratch, 1);
+    let sums = vec![3; BLOCKS as usize];
+    for _ in 0..SEGMENT_BYTES / record_bytes(sums.len()) + 1 {
+        journal.append(entry(0, 0, 1, &sums)).unwrap();
+    }
+    drop(journal);
+    let mut journal = begin_again(&scratch, 2);
+    assert_eq!(journal.append(entry(20, 500, 1, &[1])).unwrap(), 6);
+    drop(journal);
+    for _ in 0..2 {
+        let killed = back(&scratch, 2, &[]).unwrap();
+        assert_eq!((killed.next_seq, killed.replayed), (7, 6));
+        assert_eq!(killed.partitions[&4].live.place(7), Place::BASE);
+        assert_eq!(killed.partitions[&4].live.place(20), Place::slot(1, 500));
+        drop(begin_again(&scratch, 2));
+    }
+}
+
+/// Fills the `nth` record of the first segment, from 0, with zeroes. Each is of one block.
+fn lose_record(scratch: &Scratch, nth: usize) {
+    let path = scratch.identity(1).segment_path(1);
+    let mut bytes = std::fs::read(&path).unwrap();
+    let at = 4096 + nth * record_bytes(1);
+    bytes[at..at + record_bytes(1)].fill(0);
+    std::fs::write(&path, &bytes).unwrap();
+}
+
+#[test]
+fn a_mark_that_came_to_the_disk_before_its_records_is_harmless() {
+    let scratch = Scratch::new();
+    ten_records(&scratch);
+    mark_again(&scratch, 10);
+    lose_record(&scratch, 7);
+    assert_eq!(back(&scratch, 1, &[]).unwrap_err().kind, ErrorKind::Corrupt);
+    let lost = back(&scratch, 2, &[]).unwrap();
+    assert_eq!((lost.next_seq, lost.committed, lost.replayed), (8, 7, 7));
+    let mut journal = begin_again(&scratch, 2);
+    journal.append(entry(20, 500, 1, &[1])).unwrap();
+    drop(journal);
+    let killed = back(&scratch, 2, &[]).unwrap();
+    assert_eq!((killed.next_seq, killed.committed, killed.replayed), (9, 7, 8));
+    let lost = back(&scratch, 3, &[]).unwrap();
+    assert_eq!((lost.next_seq, lost.replayed), (8, 7));
+    // What the mark before it covers has to be there.
+    lose_record(&scratch, 4);
+    assert_eq!(back(&scratch, 2, &[]).unwrap_err().kind, ErrorKind::Corrupt);
+    assert_eq!(back(&scratch, 3, &[]).unwrap_err().kind, ErrorKind::Corrupt);
+}
+
+/// Puts a second commit mark into the first segment.
+fn mark_again(scratch: &Scratch, committed_seq: u64) {
+    let path = scratch.identity(1).segment_path(1);
+    let mut bytes = std::fs::read(&path).unwrap();
+    let header = Header::decode(&bytes, JOURNAL_MAGIC).unwrap();
+    let mark = Mark { committed_seq, turn: 2 }.encode(header.incarnation);
+    bytes[MARK_OFFSETS[0]..MARK_OFFSETS[0] + mark.len()].copy_from_slice(&mark);
+    std::fs::write(&path, &bytes).unwrap();
+}
+
+#[test]
+fn what_was_read_back_is_synced_before_a_commit_says_that_it_is_durable() {
+    let scratch = Scratch::new();
+    ten_records(&scratch);
+    let found = back(&scratch, 1, &[]).unwrap();
+    // Stands for a segment whose sync fails.
+    let bad = vec![std::fs::File::open("/dev/null").unwrap()];
+    let identity = scratch.identity(1);
+    let journal = Journal::begin(identity, 2, found.next_seq, found.next_seq - 1, bad).unwrap();
+    assert!(journal.shared().commit(10).is_err());
+}
+
+#[test]
+fn after_a_failed_sync_no_commit_succeeds() {
+    use std::os::fd::AsRawFd;
+    let scratch = Scratch::new();
+    let recovered = vec![std::fs::File::open("/dev/null").unwrap()];
+    let number = recovered[0].as_raw_fd();
+    let mut journal = Journal::begin(scratch.identity(1), 1, 1, 0, recovered).unwrap();
+    journal.append(entry(1, 1, 1, &[1])).unwrap();
+    assert!(journal.shared().commit(1).is_err());
+    // From here on syncing it would succeed.
+    let good = std::fs::File::create(scratch.0.join("good")).unwrap();
+    // SAFETY: both are open; the journal keeps the number, which now stands for another file.
+    assert_eq!(unsafe { libc::dup2(good.as_raw_fd(), number) }, number);
+    assert!(journal.shared().commit(1).is_err());
+    assert_eq!(journal.shared().committed(), 0);
+}
+
+#[test]
+fn a_segment_that_could_not_be_followed_takes_no_more_records() {
+    let scratch = Scratch::new();
+    let mut journal = Journal::begin(scratch.identity(1), 1, 1, 0, Vec::new()).unwrap();
+    let sums = vec![3; BLOCKS as usize];
+    let fit = (SEGMENT_BYTES - 4096) / record_bytes(sums.len());
+    for _ in 0..fit {
+        journal.append(entry(0, 0, 1, &sums)).unwrap();
+    }
+    let away = scratch.0.with_extension("away");
+    std::fs::rename(&scratch.0, &away).unwrap();
+    assert!(journal.append(entry(0, 0, 1, &sums)).is_err());
+    // It would fit, but the next segment may be there already, and says that this one has ended.
+    assert!(journal.append(entry(9, 900, 1, &[1])).is_err());
+    std::fs::rename(&away, &scratch.0).unwrap();
+    journal.append(entry(9, 901, 1, &[1])).unwrap();
+    drop(journal);
+    let killed = back(&scratch, 1, &[]).unwrap();
+    assert_eq!(killed.replayed as usize, fit + 1);
+    assert_eq!(killed.partitions[&4].live.place(9), Place::slot(1, 901));
 }
 
 fn versions() -> Versions {
