@@ -5,6 +5,7 @@
 //!                   empty. Which chunks are taken is not stored: it follows from the slots that maps refer to.
 //! Owner and locks   one lock over the chunks of a log, held for a search; logs are only ever added.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -123,12 +124,15 @@ impl Log {
 
 /// All change logs of a volume.
 #[derive(Debug, Default)]
-pub struct Space(RwLock<Vec<Arc<Log>>>);
+pub struct Space {
+    logs: RwLock<Vec<Arc<Log>>>,
+    waiting: AtomicU64,
+}
 
 impl Space {
     /// Adds a log.
     pub fn add(&self, log: Log) -> Result<()> {
-        let mut logs = self.0.write().expect("no holder panics");
+        let mut logs = self.logs.write().expect("no holder panics");
         if logs.iter().any(|other| other.number == log.number) {
             let what = format!("change log {} exists already", log.number);
             return Err(Error::new(ErrorKind::Exists, what));
@@ -138,14 +142,25 @@ impl Space {
         Ok(())
     }
 
+    /// One processor's slots that wait for a commit were `before`, and are `now`.
+    pub fn count_waiting(&self, before: u64, now: u64) {
+        // Modulo 2^64, so that less is more of the complement.
+        self.waiting.fetch_add(now.wrapping_sub(before), Ordering::AcqRel);
+    }
+
+    /// Slots of all processors that wait for a commit: room that there will be.
+    pub fn waiting(&self) -> u64 {
+        self.waiting.load(Ordering::Acquire)
+    }
+
     /// All logs, by number.
     pub fn logs(&self) -> Vec<Arc<Log>> {
-        self.0.read().expect("no holder panics").clone()
+        self.logs.read().expect("no holder panics").clone()
     }
 
     /// The log of this number.
     pub fn log(&self, number: u16) -> Option<Arc<Log>> {
-        let logs = self.0.read().expect("no holder panics");
+        let logs = self.logs.read().expect("no holder panics");
         let index = logs.binary_search_by_key(&number, |log| log.number).ok()?;
         Some(Arc::clone(&logs[index]))
     }

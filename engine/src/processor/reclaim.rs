@@ -47,9 +47,22 @@ pub(super) struct FreedBase {
 }
 
 impl Share {
-    /// Keeps a part for when slots that wait for a sync are free, or fails it if none do.
+    /// Tells the others how many slots wait here, and has the next flush release them.
+    pub(super) fn count_waiting(&mut self) {
+        let now = self.slots.waiting();
+        if now != self.counted_waiting {
+            self.space.count_waiting(self.counted_waiting, now);
+            self.counted_waiting = now;
+        }
+        if now > 0 {
+            self.journal.shared().expect_commit();
+        }
+    }
+
+    /// Keeps a part for when slots that wait for a sync, here or at another processor, are free, or fails it if none
+    /// do. Others release theirs after the same flush, perhaps a little later: then the part starves once more.
     pub(super) fn starve(&mut self, part: Part, context: &mut Context<'_>) {
-        if self.slots.waiting() == 0 {
+        if self.space.waiting() == 0 {
             self.end(part, Err(Errno::ENOSPC), context);
             return;
         }
@@ -99,9 +112,7 @@ impl Share {
         if !self.dropped.is_empty() {
             self.ask_release(context);
         }
-        if self.slots.waiting() > 0 {
-            self.journal.shared().expect_commit();
-        }
+        self.count_waiting();
         self.punch_freed_bases(context);
         for part in std::mem::take(&mut self.starved) {
             self.take(part, context);
@@ -191,6 +202,7 @@ impl Share {
                 }
             });
         }
+        self.count_waiting();
         let bytes = dropping.freed_blocks * BLOCK_SIZE;
         self.dropped.push(Dropped { seq, bytes, answer: dropping.answer });
         self.ask_release(context);

@@ -150,6 +150,8 @@ pub struct Share {
     pub(super) settling: Vec<(Epoch, Sender<()>)>,
     pub(super) freed_bases: VecDeque<FreedBase>,
     pub(super) dropped: Vec<Dropped>,
+    /// Waiting slots that the space knows of.
+    pub(super) counted_waiting: u64,
     pub(super) punching: bool,
     pub(super) leaving: bool,
     pub(super) release_asked: bool,
@@ -185,6 +187,7 @@ impl Share {
             settling: Vec::new(),
             freed_bases: VecDeque::new(),
             dropped: Vec::new(),
+            counted_waiting: 0,
             release_asked: false,
             punching: false,
             leaving: false,
@@ -346,9 +349,7 @@ impl Share {
                 slots.give_later(seq, place, count); // J4
             }
         });
-        if self.slots.waiting() > 0 {
-            self.journal.shared().expect_commit();
-        }
+        self.count_waiting();
         Ok(())
     }
 
