@@ -15,7 +15,7 @@ from polyvol.daemon.errors import BadConfig, SocketUnusable
 
 PATH_BYTES_MAX = 107
 """The kernel's limit for a unix socket's path."""
-_BACKLOG = 128
+_BACKLOG = 4096
 
 
 def bind_unix(path: Path) -> socket.socket:

@@ -173,12 +173,14 @@ impl Connection {
                 let mut free = state.retired.swap_remove(at);
                 free.clear();
                 state.retired.push(inbox);
+                self.shared.watch_peers();
                 return Ok(free);
             }
             let needed = INBOX_BYTES as u64;
             let taken = state.take_bytes(&self.shared.pool, needed, needed);
             if let Taken::Bytes(_) = taken {
                 state.retired.push(inbox);
+                self.shared.watch_peers();
                 return Ok(Inbox::new(INBOX_BYTES));
             }
             full = Some(inbox);
@@ -204,6 +206,7 @@ impl Connection {
             }
             if starving {
                 self.shared.pool.count_starving(true);
+                self.shared.watch_peers();
             }
             state = self.sleep(state, WAIT_AT_MOST);
             if starving {
@@ -247,6 +250,11 @@ impl Connection {
         {
             state = self.sleep(state, WAIT_AT_MOST);
         }
+    }
+
+    /// Whether it has inboxes that payloads still need.
+    pub fn has_retired(&self) -> bool {
+        !lock(&self.state).retired.is_empty()
     }
 
     /// Called now and then: ends a connection whose peer holds much and does not move while the pool is short.

@@ -13,7 +13,7 @@
 //!                      its requests.
 //! Owner and locks   thread               waits for                        may be stopped by
 //!                   listener             epoll, at most 10 s              the wake-up
-//!                   sender               epoll, at most 250 ms            the wake-up
+//!                   sender               epoll, 250 ms while it watches   the wake-up
 //!                   reader, for each     its socket, its budget,          a shut-down of its socket
 //!                   connection           its target's completions
 //!                   Lock order: outbox, state, pool. `connections` and `listeners` are taken alone.
@@ -82,6 +82,8 @@ struct Shared {
     sender: OwnedFd,
     /// Wakes both threads.
     wake: OwnedFd,
+    /// Wakes the sender thread once for each write to it (edge-triggered).
+    tick: OwnedFd,
     stopping: AtomicBool,
     handshakes: AtomicUsize,
     readers: Mutex<Vec<JoinHandle<()>>>,
@@ -112,6 +114,7 @@ impl Server {
             listening: epoll::create(epoll::CreateFlags::CLOEXEC).map_err(failed)?,
             sender: epoll::create(epoll::CreateFlags::CLOEXEC).map_err(failed)?,
             wake: eventfd(0, flags).map_err(failed)?,
+            tick: eventfd(0, flags).map_err(failed)?,
             stopping: AtomicBool::new(false),
             handshakes: AtomicUsize::new(0),
             readers: Mutex::default(),
@@ -120,6 +123,9 @@ impl Server {
             let data = epoll::EventData::new_u64(WAKE);
             epoll::add(set, &shared.wake, data, epoll::EventFlags::IN).map_err(failed)?;
         }
+        let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        let data = epoll::EventData::new_u64(WAKE);
+        epoll::add(&shared.sender, &shared.tick, data, edge).map_err(failed)?;
         let server = Server { shared, threads: Mutex::default() };
         let listener = Listener::new(Arc::clone(&server.shared), files_max);
         server.start("nbd-listener", move || listener.run())?;
@@ -253,11 +259,13 @@ impl Shared {
     fn run_sender(&self) {
         let mut events: Vec<epoll::Event> = Vec::with_capacity(EVENTS_PER_TURN);
         let mut watched = Instant::now();
-        let timeout = Timespec::try_from(WATCH_EVERY).ok();
+        let watch_every = Timespec::try_from(WATCH_EVERY).ok();
         while !self.stopping.load(Ordering::Acquire) {
             events.clear();
             let space = rustix::buffer::spare_capacity(&mut events);
-            match epoll::wait(&self.sender, space, timeout.as_ref()) {
+            // With nothing to watch it sleeps until `watch_peers` or a socket wakes it.
+            let timeout = if self.is_watching() { watch_every.as_ref() } else { None };
+            match epoll::wait(&self.sender, space, timeout) {
                 Ok(_) | Err(SystemErrno::INTR) => {}
                 Err(_) => std::thread::sleep(WATCH_EVERY),
             }
@@ -275,6 +283,16 @@ impl Shared {
                 }
             }
         }
+    }
+
+    /// Has the sender thread look after peers for as long as there is something to look after.
+    fn watch_peers(&self) {
+        // It fails only when the counter is full, which takes longer than anybody lives.
+        let _ = rustix::io::write(&self.tick, &[1, 0, 0, 0, 0, 0, 0, 0]);
+    }
+
+    fn is_watching(&self) -> bool {
+        self.pool.short() || lock(&self.connections).values().any(|one| one.has_retired())
     }
 
     fn matching(&self, wanted: impl Fn(&Connection) -> bool) -> Vec<Arc<Connection>> {
