@@ -8,7 +8,8 @@ use proptest::prelude::*;
 
 use super::checkpoint::{self, Contents};
 use super::format::{
-    HEADER_FIELDS, Header, JOURNAL_MAGIC, MARK_FIELDS, MARK_OFFSETS, Mark, RECORD_FIELDS, RECORD_SUMS_MAX, Record, RecordKind, record_bytes,
+    HEADER_FIELDS, Header, JOURNAL_MAGIC, MARK_FIELDS, MARK_OFFSETS, Mark, RECORD_FIELDS,
+    RECORD_SUMS_MAX, Record, RecordKind, record_bytes,
 };
 use super::journal::{Entry, Identity, Journal, SEGMENT_BYTES};
 use super::recover::{Recovered, recover};

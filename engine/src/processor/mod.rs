@@ -28,5 +28,6 @@ pub mod read;
 pub mod reclaim;
 pub mod run;
 pub mod share;
+pub mod state;
 pub mod write;
 pub mod zero;

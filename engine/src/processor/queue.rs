@@ -11,7 +11,8 @@ use crate::error::{Errno, Result};
 use crate::processor::cut::Cut;
 use crate::processor::io_job::Done;
 use crate::processor::reclaim::Dropping;
-use crate::processor::share::{PartitionState, Share};
+use crate::processor::share::Share;
+use crate::processor::state::PartitionState;
 use crate::units::Epoch;
 use crate::volume::request::Request;
 
@@ -30,14 +31,14 @@ pub struct Part {
     /// Length in bytes, at least 1.
     pub length: u32,
     /// Where the part begins in the request, bytes.
-    pub at: u32,
+    pub at: u64,
 }
 
 /// What a processor is told by the engine.
 pub enum Control {
     /// Serve a volume.
     AddShare(u32, Box<Share>),
-    /// Stop serving it, and give its share back. Nothing of it is under way.
+    /// Stop serving it, and give its share back when nothing of it is under way.
     RemoveShare(u32, Sender<Box<Share>>),
     /// First step of a cut: stop starting writes of these shares.
     CutStop(Arc<Cut>, Vec<CutShare>),
@@ -56,6 +57,8 @@ pub enum Control {
         /// Whether it succeeded.
         durable: bool,
     },
+    /// So many empty chunks of a share are back in their logs.
+    ChunksReturned(u32, u64),
     /// A checkpoint was written, of so many bytes, or failed (0).
     CheckpointDone(u32, u64),
     /// Answer with the partitions' states, now (0) or at an epoch.

@@ -56,27 +56,14 @@ pub fn count(counter: &AtomicU64, n: u64) {
     counter.store(counter.load(Ordering::Relaxed) + n, Ordering::Relaxed);
 }
 
-/// One partition's state, as [`Share::states`] gives it.
-#[derive(Clone, Copy, Debug)]
-pub struct PartitionState {
-    /// Partition within the volume.
-    pub partition: u32,
-    /// The epoch: a snapshot's, or the one that writes have now.
-    pub epoch: Epoch,
-    /// Sequence number of the latest mapping change.
-    pub write_seq: u64,
-    /// Blocks not at their base place.
-    pub blocks_mapped: u32,
-    /// Whether the snapshot has a map of its own.
-    pub frozen: bool,
-}
-
 /// A partition on its share.
 pub struct Local {
     /// Its number within the volume.
     pub partition: u32,
     /// Its maps.
     pub versions: Versions,
+    /// The latest record that moved blocks back to their base places, of this run.
+    pub moved_back: u64,
 }
 
 /// Blocks that a pool thread works on.
@@ -158,6 +145,8 @@ pub struct Share {
     pub(super) named_log: Option<u16>,
     pub(super) reserved: Vec<Reserved>,
     pub(super) next_id: u64,
+    /// Jobs that pool threads have, readers of snapshots included.
+    pub(super) jobs_out: u64,
     pub(super) waiting: VecDeque<Part>,
     pub(super) held: Vec<Part>,
     pub(super) starved: Vec<Part>,
@@ -167,6 +156,10 @@ pub struct Share {
     pub(super) punching: bool,
     pub(super) leaving: bool,
     pub(super) release_asked: bool,
+    /// The last sync that was asked for failed: none is asked for but by a part that needs it.
+    pub(super) release_failed: bool,
+    /// Empty chunks that a pool thread is giving back to their logs.
+    pub(super) returning: u64,
     pub(super) checkpointing: bool,
     pub(super) checkpoint_bytes: u64,
 }
@@ -192,6 +185,7 @@ impl Share {
             named_log: parts.named_log,
             reserved: Vec::new(),
             next_id: 0,
+            jobs_out: 0,
             waiting: VecDeque::new(),
             held: Vec::new(),
             starved: Vec::new(),
@@ -199,6 +193,8 @@ impl Share {
             settling: Vec::new(),
             freed_bases: VecDeque::new(),
             release_asked: false,
+            release_failed: false,
+            returning: 0,
             punching: false,
             leaving: false,
             checkpointing: false,
@@ -280,6 +276,7 @@ impl Share {
         context: &mut Context<'_>,
     ) {
         *context.slow_ios += 1;
+        self.jobs_out += 1;
         let (share, queue) = (self.number, Arc::clone(context.queue));
         let id = if part.as_ref().is_some_and(|part| part.view != 0) { 0 } else { self.next_id };
         context.pool.run(move || {
@@ -291,6 +288,7 @@ impl Share {
     /// Takes back what a pool thread is done with.
     pub fn done(&mut self, done: Done, context: &mut Context<'_>) {
         let Done { id, part, job, mut result, .. } = done;
+        self.jobs_out -= 1;
         let reserved = self.reserved.iter().position(|reserved| reserved.id == id);
         let reserved = reserved.map(|index| self.reserved.swap_remove(index));
         if let (Some(part), Some(reserved)) = (&part, reserved) {
@@ -345,7 +343,10 @@ impl Share {
             checksums: &change.sums,
         })?;
         let slots = &mut self.slots;
-        let versions = &mut self.locals[local as usize].versions;
+        let local = &mut self.locals[local as usize];
+        if change.place == Place::BASE {
+            local.moved_back = seq;
+        }
         let made = Change {
             epoch,
             first: change.first,
@@ -354,7 +355,7 @@ impl Share {
             checksums: &change.sums,
             seq,
         };
-        versions.apply(made, |_, count, place| {
+        local.versions.apply(made, |_, count, place| {
             if place.is_slot() {
                 slots.give_later(seq, place, count); // J4
             }
@@ -402,7 +403,7 @@ impl Share {
 
     /// What is due now and then: slots to be released, a checkpoint.
     pub fn upkeep(&mut self, context: &mut Context<'_>) {
-        if self.slots.waiting() > WAITING_SLOTS_MAX {
+        if self.slots.waiting() > WAITING_SLOTS_MAX && !self.release_failed {
             self.ask_release(context);
         }
         self.punch_freed_bases(context);
@@ -421,6 +422,11 @@ impl Share {
             let queue = Arc::clone(context.queue);
             write_checkpoint(identity, self.number, number, contents, flusher, after, queue);
         }
+    }
+
+    /// How far its journal is.
+    pub fn journal(&self) -> &Arc<journal::Shared> {
+        self.journal.shared()
     }
 
     /// How many partitions it has.
@@ -454,30 +460,6 @@ impl Share {
         }
     }
 
-    /// The partitions' states, now (epoch 0) or at a snapshot's epoch.
-    pub fn states(&self, epoch: Epoch) -> Vec<PartitionState> {
-        let state = |local: &Local| {
-            let (map, frozen) = match epoch {
-                0 => (&local.versions.live, false),
-                _ => local.versions.at(epoch),
-            };
-            PartitionState {
-                partition: local.partition,
-                epoch: if epoch == 0 { self.epoch } else { epoch },
-                write_seq: map.write_seq,
-                blocks_mapped: map.mapped(),
-                frozen,
-            }
-        };
-        self.locals.iter().map(state).collect()
-    }
-
-    /// Slots in use by log, and blocks of the live volume that are not at their base place.
-    pub fn usage(&self) -> (Vec<(u16, u64)>, u64) {
-        let mapped = self.locals.iter().map(|local| u64::from(local.versions.live.mapped())).sum();
-        (self.slots.used_by_log(), mapped)
-    }
-
     /// Takes no more parts: the volume is being let go.
     pub fn refuse_parts(&mut self) {
         self.leaving = true;
@@ -485,7 +467,8 @@ impl Share {
 
     /// Whether nothing is under way or waiting.
     pub fn idle(&self) -> bool {
-        self.reserved.is_empty()
+        self.jobs_out == 0
+            && self.stopped_at.is_none()
             && self.waiting.is_empty()
             && self.held.is_empty()
             && self.starved.is_empty()
