@@ -239,8 +239,29 @@ fn partitions_of_a_gibibyte_and_requests_beyond_four_are_served() {
     engine.stop().unwrap();
 }
 
+/// Waits until no checkpoint is being written or removes what it has made unnecessary.
+fn quiet(directory: &Path) {
+    let list = || {
+        let entries = std::fs::read_dir(directory).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(10) {
+        let before = list();
+        std::thread::sleep(Duration::from_millis(150));
+        let new = before.iter().any(|name| name.to_string_lossy().ends_with(".new"));
+        if !new && list() == before {
+            return;
+        }
+    }
+    panic!("{} is never quiet", directory.display());
+}
+
 /// The files of a volume as they were at a kill: the engine's last checkpoints are taken back.
 fn kill(engine: Engine, directories: &[PathBuf]) {
+    directories.iter().for_each(|directory| quiet(directory));
     let saved = |directory: &Path| directory.with_extension("saved");
     for directory in directories {
         std::fs::create_dir(saved(directory)).unwrap();
@@ -341,6 +362,8 @@ fn two_volumes(scratch: &Scratch, epochs: &[u64]) -> (Engine, Caller, Caller) {
 
 #[test]
 fn cuts_of_two_volumes_under_load_are_one_instant_and_stay_as_they_are_through_kills() {
+    // Checkpoints are written all the while.
+    polyvol_engine::limits::CHECKPOINT_BYTES_MIN.store(20_000, Ordering::Relaxed);
     let scratch = Scratch::new();
     let mut kept: BTreeMap<u64, (Vec<u8>, Vec<u8>)> = BTreeMap::new();
     let mut rounds = [0; WRITERS as usize];
@@ -383,6 +406,12 @@ fn cuts_of_two_volumes_under_load_are_one_instant_and_stay_as_they_are_through_k
             assert!(found == *contents, "snapshot {epoch} has changed");
         }
         drop((first, second));
+        let checkpoints = |id: u64| {
+            let directory = scratch.0.join(format!("volume{id}"));
+            let names = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+            names.filter(|path| path.extension().is_some_and(|e| e == "checkpoint")).count()
+        };
+        assert!(checkpoints(1) > 0, "no checkpoint was written in run {run}");
         kill(engine, &[scratch.0.join("volume1"), scratch.0.join("volume2")]);
         let epochs: Vec<u64> = kept.keys().copied().collect();
         let (engine, first, second) = two_volumes(&scratch, &epochs);

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::Engine;
 use super::volumes::{ExtentSpec, VolumeSpec};
+use crate::error::Errno;
 use crate::processor::queue::{Control, ask};
 use crate::volume::caller::Caller;
 
@@ -76,5 +77,25 @@ fn a_question_about_a_volume_that_was_let_go_is_refused_and_harms_nobody() {
         assert!(ask(queue, |answer| Control::States(volume.share, 0, answer)).is_err());
         assert!(ask(queue, |answer| Control::Settle(volume.share, 1, answer)).is_err());
         assert!(ask(queue, |answer| Control::Drop(volume.share, 1, answer)).is_err());
+    });
+}
+
+#[test]
+fn who_is_still_attached_when_the_engine_has_stopped_is_refused() {
+    with_engine("stopped", |engine| {
+        engine.export("v", "", 1, None).unwrap();
+        let caller = Caller::new(engine.exports.attach("v").unwrap());
+        let volume = engine.volume(1).unwrap();
+        engine.stop().unwrap();
+        let (sender, receiver) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let write = caller.write(0, &[1; 4096], true);
+            let asked = ask(&volume.shares[0].queue, |answer| Control::States(0, 0, answer));
+            let _ =
+                sender.send((write, caller.read(0, 4096).err(), caller.flush(), asked.is_err()));
+        });
+        let down = Errno::ESHUTDOWN;
+        let found = receiver.recv_timeout(Duration::from_secs(10)).unwrap();
+        assert_eq!(found, (Err(down), Some(down), Err(down), true));
     });
 }

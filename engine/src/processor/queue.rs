@@ -1,7 +1,8 @@
 //! Queue: how work is handed to a processor, by batch: push all, wake once.
 //!
 //! Invariants        Q1 an event that was pushed is taken exactly once, in the order of pushes;
-//!                   Q2 the processor sleeps only while the queue is empty, and a push wakes it if it sleeps.
+//!                   Q2 the processor sleeps only while the queue is empty, and a push wakes it if it sleeps;
+//!                   Q3 what is pushed after the queue was closed is refused at once, by whoever pushes it.
 //! Owner and locks   one lock over the events, held for a push or a swap.
 
 use std::sync::mpsc::Sender;
@@ -92,6 +93,7 @@ pub enum Event {
 struct State {
     events: Vec<Event>,
     sleeping: bool,
+    closed: bool,
 }
 
 /// See the module's head.
@@ -111,6 +113,10 @@ impl Queue {
     /// Pushes every event of `batch`, which is left empty, and wakes the processor at most once.
     pub fn push_all(&self, batch: &mut Vec<Event>) {
         let mut state = self.state.lock().expect("no holder panics");
+        if state.closed {
+            drop(state);
+            return refuse(batch.drain(..));
+        }
         if state.events.is_empty() {
             std::mem::swap(&mut state.events, batch);
         } else {
@@ -126,12 +132,25 @@ impl Queue {
     /// Pushes one event.
     pub fn push(&self, event: Event) {
         let mut state = self.state.lock().expect("no holder panics");
+        if state.closed {
+            drop(state);
+            return refuse([event]);
+        }
         state.events.push(event);
         let wake = std::mem::take(&mut state.sleeping);
         drop(state);
         if wake {
             self.wake.notify_one();
         }
+    }
+
+    /// Refuses `batch`, what is in the queue, and all that will be pushed (Q3).
+    pub fn close(&self, batch: impl IntoIterator<Item = Event>) {
+        let mut state = self.state.lock().expect("no holder panics");
+        state.closed = true;
+        let events = std::mem::take(&mut state.events);
+        drop(state);
+        refuse(batch.into_iter().chain(events));
     }
 
     /// Takes all events into `batch`, which is empty; sleeps until there is one.
@@ -143,6 +162,20 @@ impl Queue {
             state = self.wake.wait(state).expect("no holder panics");
         }
         std::mem::swap(&mut state.events, batch);
+    }
+}
+
+/// Refuses what no processor will take: parts fail, and who asks something hears nothing.
+fn refuse(events: impl IntoIterator<Item = Event>) {
+    for event in events {
+        if let Event::Part(part) = event {
+            part.request.fail(Errno::ESHUTDOWN);
+            if part.request.end_part() {
+                let sink = Arc::clone(part.request.sink());
+                part.request.complete();
+                sink.kick();
+            }
+        }
     }
 }
 

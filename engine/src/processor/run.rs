@@ -90,11 +90,14 @@ impl Processor {
         let mut batch = Vec::new();
         loop {
             self.queue.take_all(&mut batch);
-            for event in batch.drain(..) {
+            let mut events = batch.drain(..);
+            while let Some(event) = events.next() {
                 if self.apply(event) {
-                    return;
+                    self.sinks.drain(..).for_each(|sink| sink.kick());
+                    return self.queue.close(events);
                 }
             }
+            drop(events);
             self.end_batch();
         }
     }

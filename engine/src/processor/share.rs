@@ -23,6 +23,7 @@ use crate::change_log::slots::{EmptyChunk, Slots};
 use crate::change_log::space::{Log, Space};
 use crate::error::Errno;
 use crate::io::pool::Pool;
+use crate::limits::CHECKPOINT_BYTES_MIN;
 use crate::processor::io_job::{Done, Job, NewPlace};
 use crate::processor::queue::{Event, Part, Queue};
 use crate::processor::reclaim::FreedBase;
@@ -34,8 +35,6 @@ use crate::volume::request::{Request, Sink, Verb};
 
 /// Waiting slots at which the share asks for a sync of its own accord: 256 MiB.
 const WAITING_SLOTS_MAX: u64 = 65_536;
-/// Journal bytes at which a checkpoint is due, at least.
-const CHECKPOINT_BYTES_MIN: u64 = 32 << 20;
 
 /// Counters of one share: one writer, many readers.
 #[derive(Debug, Default)]
@@ -407,8 +406,8 @@ impl Share {
             self.ask_release(context);
         }
         self.punch_freed_bases(context);
-        let due =
-            self.journal.bytes_since_checkpoint > self.checkpoint_bytes.max(CHECKPOINT_BYTES_MIN);
+        let least = CHECKPOINT_BYTES_MIN.load(Ordering::Relaxed);
+        let due = self.journal.bytes_since_checkpoint > self.checkpoint_bytes.max(least);
         if due && !self.checkpointing {
             self.checkpointing = true;
             self.journal.bytes_since_checkpoint = 0;
