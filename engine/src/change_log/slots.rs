@@ -83,10 +83,10 @@ impl EmptyChunk {
             // What stays allocated for an error is only space; the chunk is free all the same.
             let _ = device.punch(offset, CHUNK_BYTES);
         }
-        self.log.give_chunk(self.chunk);
+        self.give_back_as_it_is();
     }
 
-    /// Gives it back to its log with its space still allocated, which costs nothing.
+    /// Gives it back to its log; its space stays allocated.
     pub fn give_back_as_it_is(self) {
         self.log.give_chunk(self.chunk);
     }

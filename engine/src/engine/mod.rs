@@ -5,9 +5,11 @@
 //! Owner and locks   `devices`, `volumes`, `processors`: one lock each, held for a look-up or a change. `cutting`:
 //!                   held for a whole cut, as cuts are made one after the other.
 
+#[cfg(test)]
+mod tests;
 pub mod volumes;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::channel;
@@ -34,6 +36,8 @@ pub struct Engine {
     pub(crate) processors: Mutex<Vec<Handle>>,
     pub(crate) devices: Mutex<HashMap<DeviceId, Arc<Device>>>,
     pub(crate) volumes: Mutex<HashMap<VolumeId, Arc<Volume>>>,
+    /// Shares' numbers in use: of volumes that are served, or are being taken over or let go.
+    pub(crate) share_numbers: Mutex<BTreeSet<u32>>,
     pub(crate) pool: Pool,
     /// What hosts can ask for.
     pub exports: Arc<ExportTable>,
@@ -59,6 +63,7 @@ impl Engine {
             processors: Mutex::default(),
             devices: Mutex::default(),
             volumes: Mutex::default(),
+            share_numbers: Mutex::default(),
             pool: Pool::new(POOL_THREADS),
             exports: Arc::default(),
             cutting: Mutex::default(),

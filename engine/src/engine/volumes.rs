@@ -1,7 +1,8 @@
 //! Taking a volume over, and letting it go.
 //!
 //! How it works      `add_volume`: resolve devices, recover each processor's maps on a thread of its own, mark the
-//!                   slots that they refer to, begin new journal segments, give each processor its share.
+//!                   slots that they refer to, begin new journal segments, make all of it durable, give each
+//!                   processor its share.
 //!                   `remove_volume`: take the shares back, flush, write last checkpoints.
 //! Errors            nothing is served and no file but leftovers is changed unless everything could be read.
 
@@ -73,6 +74,9 @@ struct Intake {
     identity: Identity,
 }
 
+/// An intake with what was read back for it.
+type Found = ((Intake, Recovered), Slots);
+
 impl Engine {
     /// Takes a volume over.
     pub fn add_volume(&self, spec: VolumeSpec) -> Result<()> {
@@ -92,7 +96,26 @@ impl Engine {
         let intakes = self.intakes(&spec, &geometry)?;
         let recovered = recover_all(&intakes, &spec, &geometry)?;
         let slots = mark_slots(&recovered, &space, &spec.name)?;
-        self.serve(spec, geometry, space, intakes, recovered, slots)
+        let number = self.take_share_number();
+        let found = intakes.into_iter().zip(recovered).zip(slots).collect();
+        let served = self.serve(spec, number, geometry, space, found);
+        if served.is_err() {
+            self.give_share_number(number);
+        }
+        served
+    }
+
+    /// The smallest share number that no volume has. A volume keeps its own until its last share is gone.
+    fn take_share_number(&self) -> u32 {
+        let mut taken = self.share_numbers.lock().expect("no holder panics");
+        let number = (0..).find(|number| !taken.contains(number));
+        let number = number.expect("there are fewer volumes than numbers");
+        taken.insert(number);
+        number
+    }
+
+    fn give_share_number(&self, number: u32) {
+        self.share_numbers.lock().expect("no holder panics").remove(&number);
     }
 
     fn extents(&self, specs: &[ExtentSpec]) -> Result<Vec<Extent>> {
@@ -153,11 +176,10 @@ impl Engine {
     fn serve(
         &self,
         spec: VolumeSpec,
+        number: u32,
         geometry: Arc<Geometry>,
         space: Arc<Space>,
-        intakes: Vec<Intake>,
-        recovered: Vec<Recovered>,
-        slots: Vec<Slots>,
+        found: Vec<Found>,
     ) -> Result<()> {
         let durable = Arc::new(Durable::default());
         for partition in &geometry.partitions {
@@ -166,14 +188,9 @@ impl Engine {
         for log in space.logs() {
             log.devices().for_each(|device| durable.add_device(device));
         }
-        let epoch = recovered.iter().map(|one| one.epoch).fold(spec.next_epoch, Epoch::max);
+        let epoch = found.iter().map(|((_, one), _)| one.epoch).fold(spec.next_epoch, Epoch::max);
         let flusher = Arc::new(Flusher::start(&spec.name, Arc::clone(&durable))?);
-        let mut volumes = self.volumes.lock().expect("no holder panics");
-        let number = free_number(&volumes);
-        let mut made = Vec::new();
-        for (ordinal, ((intake, recovered), slots)) in
-            intakes.into_iter().zip(recovered).zip(slots).enumerate()
-        {
+        let made = found.into_iter().enumerate().map(|(ordinal, ((intake, recovered), slots))| {
             let (journal, locals) = begin(&intake, recovered, &geometry)?;
             durable.add_journal(journal.shared(), &intake.share.queue, number);
             let share = Share::new(Parts {
@@ -190,15 +207,15 @@ impl Engine {
                 default_logs: in_turn(&spec.default_logs, ordinal),
                 named_log: spec.snapshots.last().and_then(|(_, log)| *log),
             });
-            made.push((intake.share, share));
-        }
-        let mut shares = Vec::new();
-        for (share_ref, share) in made {
-            let control = Control::AddShare(number, Box::new(share));
-            share_ref.queue.push(Event::Control(Box::new(control)));
-            shares.push(share_ref);
-        }
-        let share_of = index_by_processor(&shares);
+            Ok((intake.share, share))
+        });
+        let made = made.collect::<Result<Vec<_>>>()?;
+        // Slots that no map refers to are free: not before the records that say so are durable (J4).
+        durable.sync().map_err(|e| {
+            Error::io(format!("what volume {} read back cannot be made durable", spec.name), e)
+        })?;
+        let (share_refs, shares): (Vec<_>, Vec<_>) = made.into_iter().unzip();
+        let share_of = index_by_processor(&share_refs);
         let volume = Volume {
             id: spec.id,
             name: spec.name,
@@ -207,11 +224,25 @@ impl Engine {
             space,
             durable,
             flusher,
-            shares,
+            shares: share_refs,
             share_of,
             flushes: AtomicU64::new(0),
             epoch: AtomicU64::new(epoch),
         };
+        self.enter(volume, shares)
+    }
+
+    /// Lets a volume be found, its shares on their processors.
+    fn enter(&self, volume: Volume, shares: Vec<Share>) -> Result<()> {
+        let mut volumes = self.volumes.lock().expect("no holder panics");
+        if volumes.contains_key(&volume.id) {
+            let what = format!("volume {} is served already", volume.name);
+            return Err(Error::new(ErrorKind::Exists, what));
+        }
+        for (share_ref, share) in volume.shares.iter().zip(shares) {
+            let control = Control::AddShare(volume.share, Box::new(share));
+            share_ref.queue.push(Event::Control(Box::new(control)));
+        }
         volumes.insert(volume.id, Arc::new(volume));
         Ok(())
     }
@@ -252,6 +283,7 @@ impl Engine {
             }
         }
         volume.flusher.stop();
+        self.give_share_number(volume.share);
         result
     }
 
@@ -401,7 +433,7 @@ fn begin(
         let blocks = geometry.partition_bytes(*partition) / BLOCK_SIZE;
         let versions = recovered.partitions.remove(partition);
         let versions = versions.unwrap_or_else(|| Versions::new(blocks as u32));
-        Local { partition: *partition, versions }
+        Local { partition: *partition, versions, moved_back: 0 }
     };
     let locals = intake.partitions.iter().map(local).collect();
     Ok((journal, locals))
@@ -425,10 +457,4 @@ fn index_by_processor(shares: &[ShareRef]) -> Vec<usize> {
         share_of[share.processor as usize] = index;
     }
     share_of
-}
-
-/// The smallest share number that no volume has.
-fn free_number(volumes: &HashMap<VolumeId, Arc<Volume>>) -> u32 {
-    let taken: Vec<u32> = volumes.values().map(|volume| volume.share).collect();
-    (0..).find(|number| !taken.contains(number)).expect("there are fewer volumes than numbers")
 }

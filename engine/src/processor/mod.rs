@@ -18,7 +18,8 @@
 //! | an export table | its lock | connections look up | a look-up |
 //! | a request's buffer | its parts, each its range (B3) | the sink, after the last part | - |
 //!
-//! Lock order: none of these locks is ever taken while another is held.
+//! Lock order: `committing`, then a journal's list of segments, each held by a flusher. None of the others is ever
+//! taken while another is held.
 
 pub mod cut;
 pub mod epoch;

@@ -5,7 +5,8 @@
 //!                   finds when it is done with its own.
 //! Invariants        Q1 an event that was pushed is taken exactly once, in the order of pushes;
 //!                   Q2 whenever events are there, somebody runs the processor or its thread is awake or being woken;
-//!                   Q3 at most one thread runs a processor at a time.
+//!                   Q3 at most one thread runs a processor at a time;
+//!                   Q4 what is pushed after the queue was closed is refused at once, by whoever pushes it.
 //! Owner and locks   one lock over the events, held for a push or a swap.
 
 use std::sync::mpsc::Sender;
@@ -35,14 +36,14 @@ pub struct Part {
     /// Length in bytes, at least 1.
     pub length: u32,
     /// Where the part begins in the request, bytes.
-    pub at: u32,
+    pub at: u64,
 }
 
 /// What a processor is told by the engine.
 pub enum Control {
     /// Serve a volume.
     AddShare(u32, Box<Share>),
-    /// Stop serving it, and give its share back. Nothing of it is under way.
+    /// Stop serving it, and give its share back when nothing of it is under way.
     RemoveShare(u32, Sender<Box<Share>>),
     /// First step of a cut: stop starting writes of these shares.
     CutStop(Arc<Cut>, Vec<CutShare>),
@@ -61,6 +62,8 @@ pub enum Control {
         /// Whether it succeeded.
         durable: bool,
     },
+    /// So many empty chunks of a share are back in their logs.
+    ChunksReturned(u32, u64),
     /// A checkpoint was written, of so many bytes, or failed (0).
     CheckpointDone(u32, u64),
     /// Answer with the partitions' states, now (0) or at an epoch.
@@ -96,6 +99,7 @@ struct State {
     /// Somebody runs the processor: its thread, or one that was let in by [`Queue::offer`].
     running: bool,
     sleeping: bool,
+    closed: bool,
 }
 
 /// See the module's head.
@@ -128,6 +132,10 @@ impl Queue {
     /// Pushes every event of `batch`, which is left empty, and wakes the processor at most once.
     pub fn push_all(&self, batch: &mut Vec<Event>) {
         let mut state = self.lock();
+        if state.closed {
+            drop(state);
+            return refuse(batch.drain(..));
+        }
         if state.events.is_empty() {
             std::mem::swap(&mut state.events, batch);
         } else {
@@ -139,6 +147,10 @@ impl Queue {
     /// Pushes one event.
     pub fn push(&self, event: Event) {
         let mut state = self.lock();
+        if state.closed {
+            drop(state);
+            return refuse([event]);
+        }
         state.events.push(event);
         self.wake_if_needed(state);
     }
@@ -147,6 +159,11 @@ impl Queue {
     /// call [`Queue::next`] until that says that there is no more, or [`Queue::leave`].
     pub fn offer(&self, batch: &mut Vec<Event>) -> bool {
         let mut state = self.lock();
+        if state.closed {
+            drop(state);
+            refuse(batch.drain(..));
+            return false;
+        }
         if !state.running && state.events.is_empty() {
             state.running = true; // Q3
             return true;
@@ -178,6 +195,15 @@ impl Queue {
         }
     }
 
+    /// Refuses what is in the queue, and all that will be pushed (Q4).
+    pub fn close(&self) {
+        let mut state = self.lock();
+        state.closed = true;
+        let events = std::mem::take(&mut state.events);
+        drop(state);
+        refuse(events);
+    }
+
     /// For the processor's thread: takes all events into `batch`, which is empty, and runs the processor. Sleeps
     /// until there is one and nobody else runs it.
     pub fn take_all(&self, batch: &mut Vec<Event>) {
@@ -190,6 +216,20 @@ impl Queue {
         state.sleeping = false;
         state.running = true; // Q3
         std::mem::swap(&mut state.events, batch);
+    }
+}
+
+/// Refuses what no processor will take: parts fail, and who asks something hears nothing.
+fn refuse(events: impl IntoIterator<Item = Event>) {
+    for event in events {
+        if let Event::Part(part) = event {
+            part.request.fail(Errno::ESHUTDOWN);
+            if part.request.end_part() {
+                let sink = Arc::clone(part.request.sink());
+                part.request.complete();
+                sink.kick();
+            }
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::block_map::leaf::Found;
 use crate::block_map::place::Place;
 use crate::block_map::tree::Map;
-use crate::change_log::space::{Log, Space};
+use crate::change_log::space::{CHUNK_SLOTS, Log, Space};
 use crate::error::Errno;
 use crate::processor::io_job::{Job, Spot, Step, read_slots};
 use crate::processor::queue::Part;
@@ -98,7 +98,7 @@ impl Share {
         let end = u64::from(part.offset) + u64::from(part.length);
         let mut block = first;
         while block <= last {
-            let found = map.find(block, last - block + 1);
+            let found = within_chunk(map.find(block, last - block + 1));
             let from = (u64::from(block) * BLOCK_SIZE).max(u64::from(part.offset));
             let to = (u64::from(block + found.count) * BLOCK_SIZE).min(end);
             let at = part.at as usize + (from - u64::from(part.offset)) as usize;
@@ -114,6 +114,16 @@ impl Share {
     pub(super) fn spot(&self, place: Place) -> Spot {
         spot_in(&self.space, place)
     }
+}
+
+/// A run of slots up to its chunk's end: the next chunk may be in another extent.
+fn within_chunk(found: Found<'_>) -> Found<'_> {
+    if !found.place.is_slot() {
+        return found;
+    }
+    let left = (CHUNK_SLOTS - found.place.slot_number() % CHUNK_SLOTS) as u32;
+    let count = found.count.min(left);
+    Found { count, checksums: &found.checksums[..count as usize], ..found }
 }
 
 fn spot_in(space: &Space, place: Place) -> Spot {

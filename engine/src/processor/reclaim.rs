@@ -4,7 +4,7 @@
 //!                   them is durable (J4): then slots are handed out again, empty chunks go back to their log, and base
 //!                   places are punched out of their devices. A part that finds no slot waits for those that wait.
 //! Invariants        T1 a base place is punched only while it is reserved as a write would reserve it, and only if
-//!                   no version sees it then.
+//!                   no version sees it then, nor did since the last durable record.
 
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
@@ -14,8 +14,8 @@ use crate::block_map::place::Place;
 use crate::change_log::slots::EmptyChunk;
 use crate::error::Errno;
 use crate::processor::io_job::{Job, Step};
-use crate::processor::queue::Part;
-use crate::processor::share::{Context, Share};
+use crate::processor::queue::{Control, Event, Part};
+use crate::processor::share::{Context, Local, Share};
 use crate::units::{BLOCK_SIZE, Epoch};
 use crate::volume::flusher::Waiter;
 
@@ -62,12 +62,13 @@ impl Share {
     /// Keeps a part for when slots that wait for a sync, here or at another processor, are free, or fails it if none
     /// do. Others release theirs after the same flush, perhaps a little later: then the part starves once more.
     pub(super) fn starve(&mut self, part: Part, context: &mut Context<'_>) {
-        if self.space.waiting() == 0 {
+        if self.space.waiting() > 0 {
+            self.ask_release(context);
+        } else if self.returning == 0 {
             self.end(part, Err(Errno::ENOSPC), context);
             return;
         }
         self.starved.push(part);
-        self.ask_release(context);
     }
 
     pub(super) fn ask_release(&mut self, context: &Context<'_>) {
@@ -81,6 +82,7 @@ impl Share {
     /// Makes places usable again that a sync has made safe to use.
     pub fn release(&mut self, durable: bool, context: &mut Context<'_>) {
         self.release_asked = false;
+        self.release_failed = !durable;
         if !durable {
             for part in std::mem::take(&mut self.starved) {
                 self.end(part, Err(Errno::ENOSPC), context);
@@ -94,12 +96,19 @@ impl Share {
         let committed = self.journal.shared().committed();
         let mut empty: Vec<EmptyChunk> = Vec::new();
         self.slots.release(committed, &mut empty);
-        // Where chunks are few, who needs one next must not find it still being punched.
+        // Where chunks are few, or about to be written again, they are not punched.
+        let starved = !self.starved.is_empty();
         let (needed, spare): (Vec<_>, Vec<_>) =
-            empty.into_iter().partition(|chunk| chunk.log.is_scarce());
+            empty.into_iter().partition(|chunk| starved || chunk.log.is_scarce());
         needed.into_iter().for_each(EmptyChunk::give_back_as_it_is);
         if !spare.is_empty() {
-            context.pool.run(move || spare.into_iter().for_each(EmptyChunk::give_back));
+            self.returning += spare.len() as u64;
+            let (share, queue) = (self.number, Arc::clone(context.queue));
+            context.pool.run(move || {
+                let chunks = spare.len() as u64;
+                spare.into_iter().for_each(EmptyChunk::give_back);
+                queue.push(Event::Control(Box::new(Control::ChunksReturned(share, chunks))));
+            });
         }
         self.dropped.retain(|dropped| {
             let done = dropped.seq <= committed;
@@ -114,6 +123,16 @@ impl Share {
         }
         self.count_waiting();
         self.punch_freed_bases(context);
+        self.retry_starved(context);
+    }
+
+    /// Chunks that were given to a pool thread are back in their logs.
+    pub fn chunks_returned(&mut self, chunks: u64, context: &mut Context<'_>) {
+        self.returning = self.returning.saturating_sub(chunks);
+        self.retry_starved(context);
+    }
+
+    fn retry_starved(&mut self, context: &mut Context<'_>) {
         for part in std::mem::take(&mut self.starved) {
             self.take(part, context);
         }
@@ -122,10 +141,31 @@ impl Share {
     /// Punches some of the base places that nobody sees (J4), reserved as a write of theirs would be. One
     /// batch at a time: its end brings the next.
     pub(super) fn punch_freed_bases(&mut self, context: &mut Context<'_>) {
+        while let Some((local, first, last, steps)) = self.take_freed_bases() {
+            if steps.is_empty() {
+                continue;
+            }
+            let job = Job {
+                geometry: Arc::clone(&self.geometry),
+                partition: self.locals[local as usize].partition,
+                request: None,
+                steps,
+                changes: Vec::new(),
+                zeroes: true,
+            };
+            self.punching = true;
+            self.reserve(local, first, last, true);
+            self.run_on_pool(None, job, context);
+        }
+    }
+
+    /// The next freed base places of one partition, and their range: partition, first, last, how they are punched.
+    /// `None` if there are none, or they have to wait.
+    fn take_freed_bases(&mut self) -> Option<(u32, u32, u32, Vec<Step>)> {
         let committed = self.journal.shared().committed();
-        let Some(front) = self.freed_bases.front() else { return };
+        let front = self.freed_bases.front()?;
         if self.punching || self.leaving || front.seq > committed {
-            return;
+            return None;
         }
         let (local, first) = (front.local, front.first);
         let fits = |freed: &&FreedBase| {
@@ -140,14 +180,22 @@ impl Share {
             .iter()
             .any(|other| other.local == local && other.first <= last && first <= other.last);
         if busy {
-            return; // when that is done, this is tried again
+            return None; // when that is done, this is tried again
         }
         let mut steps = Vec::new();
-        for freed in self.freed_bases.drain(..batch) {
-            let versions = &self.locals[local as usize].versions;
+        let can_punch = self.can_punch(local);
+        let drained: Vec<FreedBase> = self.freed_bases.drain(..batch).collect();
+        for freed in drained {
+            let Local { versions, moved_back, .. } = &self.locals[local as usize];
+            if *moved_back > freed.seq && versions.live.write_seq > committed {
+                // It may have been seen again and freed again, which is not durable.
+                let seq = versions.live.write_seq;
+                self.freed_bases.push_back(FreedBase { seq, ..freed });
+                continue;
+            }
             // Written again meanwhile: the space is in use.
             let mut blocks = freed.first..freed.first + freed.count;
-            if !blocks.any(|block| versions.sees_base(block)) {
+            if can_punch && !blocks.any(|block| versions.sees_base(block)) {
                 steps.push(Step::Clear {
                     offset: u64::from(freed.first) * BLOCK_SIZE,
                     length: u64::from(freed.count) * BLOCK_SIZE,
@@ -155,17 +203,7 @@ impl Share {
                 });
             }
         }
-        let job = Job {
-            geometry: Arc::clone(&self.geometry),
-            partition: self.locals[local as usize].partition,
-            request: None,
-            steps,
-            changes: Vec::new(),
-            zeroes: true,
-        };
-        self.punching = true;
-        self.reserve(local, first, last, true);
-        self.run_on_pool(None, job, context);
+        Some((local, first, last, steps))
     }
 
     /// Begins to drop a snapshot.

@@ -80,7 +80,8 @@ impl Core {
                 }
             }
             if processor.stopped {
-                return;
+                drop(processor);
+                return self.queue.close();
             }
         }
     }
@@ -215,51 +216,53 @@ impl Processor {
         }
     }
 
-    /// The share, which the engine has added and not removed.
+    /// Does something with a share, unless it was let go meanwhile.
     fn with_share<T>(
         &mut self,
         number: u32,
         f: impl FnOnce(&mut Share, &mut Context<'_>) -> T,
-    ) -> T {
+    ) -> Option<T> {
         let Processor { shares, sinks, queue, pool, slow_ios, .. } = self;
         let share = shares.get_mut(number as usize).and_then(Option::as_mut);
         let mut context = Context { queue, pool, sinks, slow_ios };
-        f(share.expect("the engine knows its shares"), &mut context)
+        share.map(|share| f(share, &mut context))
     }
 
     fn control(&mut self, control: Control) -> bool {
         match control {
             Control::AddShare(number, share) => self.add(number, share),
             Control::RemoveShare(number, answer) => {
-                self.with_share(number, |share, _| share.refuse_parts());
-                self.leaving.push((number, answer));
+                if self.with_share(number, |share, _| share.refuse_parts()).is_some() {
+                    self.leaving.push((number, answer));
+                }
             }
             Control::CutStop(cut, shares) => self.stop_writes(&cut, shares),
             Control::CutGo(cut) => self.advance(&cut),
+            Control::Drop(number, epoch, answer) => {
+                let dropping = self.with_share(number, |share, _| share.begin_drop(epoch, answer));
+                if let Some(dropping) = dropping {
+                    self.drop_more(number, dropping);
+                }
+            }
+            Control::DropMore(number, dropping) => self.drop_more(number, *dropping),
+            // Whoever asks for what is let go is told so: its end of the answer is dropped.
             Control::Settle(number, epoch, answer) => {
                 self.with_share(number, |share, _| share.settle(epoch, answer));
             }
-            Control::Drop(number, epoch, answer) => {
-                let dropping = self.with_share(number, |share, _| share.begin_drop(epoch, answer));
-                self.drop_more(number, dropping);
-            }
-            Control::DropMore(number, dropping) => self.drop_more(number, *dropping),
             Control::Release { share: number, durable } => {
-                // The volume may have been removed meanwhile.
-                if self.shares.get(number as usize).is_some_and(Option::is_some) {
-                    self.with_share(number, |share, context| share.release(durable, context));
-                }
+                self.with_share(number, |share, context| share.release(durable, context));
+            }
+            Control::ChunksReturned(number, chunks) => {
+                self.with_share(number, |share, context| share.chunks_returned(chunks, context));
             }
             Control::CheckpointDone(number, bytes) => {
-                if let Some(share) = self.shares.get_mut(number as usize).and_then(Option::as_mut) {
-                    share.checkpoint_done(bytes);
-                }
+                self.with_share(number, |share, _| share.checkpoint_done(bytes));
             }
             Control::States(number, epoch, answer) => {
-                let _ = answer.send(self.with_share(number, |share, _| share.states(epoch)));
+                self.with_share(number, |share, _| answer.send(share.states(epoch)));
             }
             Control::Use(number, answer) => {
-                let _ = answer.send(self.with_share(number, |share, _| share.usage()));
+                self.with_share(number, |share, _| answer.send(share.usage()));
             }
             Control::Stop => return true,
         }
@@ -281,10 +284,8 @@ impl Processor {
         self.stats.partitions.store(count, Ordering::Relaxed);
     }
 
-    fn stop_writes(&mut self, cut: &Arc<Cut>, shares: Vec<CutShare>) {
-        for part in &shares {
-            self.with_share(part.share, |share, _| share.stop_writes());
-        }
+    fn stop_writes(&mut self, cut: &Arc<Cut>, mut shares: Vec<CutShare>) {
+        shares.retain(|part| self.with_share(part.share, |share, _| share.stop_writes()).is_some());
         self.cutting = shares;
         cut.arrive();
     }
@@ -296,14 +297,14 @@ impl Processor {
             let stall = self.with_share(part.share, |share, context| {
                 share.advance(part.log, instant_ns, context)
             });
-            longest = longest.max(stall);
+            longest = longest.max(stall.unwrap_or(0));
         }
         cut.resumed(Stall { processor: self.index, nanoseconds: longest });
     }
 
     fn drop_more(&mut self, number: u32, dropping: Dropping) {
         let left = self.with_share(number, |share, context| share.drop_more(dropping, context));
-        if let Some(left) = left {
+        if let Some(left) = left.flatten() {
             let control = Control::DropMore(number, Box::new(left));
             self.queue.push(Event::Control(Box::new(control)));
         }

@@ -23,6 +23,7 @@ use crate::change_log::slots::{EmptyChunk, Slots};
 use crate::change_log::space::{Log, Space};
 use crate::error::Errno;
 use crate::io::pool::Pool;
+use crate::limits::CHECKPOINT_BYTES_MIN;
 use crate::processor::io_job::{Done, Job, NewPlace};
 use crate::processor::queue::{Event, Part, Queue};
 use crate::processor::reclaim::{Dropped, FreedBase};
@@ -34,8 +35,6 @@ use crate::volume::request::{Request, Sink, Verb};
 
 /// Waiting slots at which the share asks for a sync of its own accord: 256 MiB.
 const WAITING_SLOTS_MAX: u64 = 65_536;
-/// Journal bytes at which a checkpoint is due, at least.
-const CHECKPOINT_BYTES_MIN: u64 = 32 << 20;
 
 /// Counters of one share: one writer, many readers.
 #[derive(Debug, Default)]
@@ -62,6 +61,8 @@ pub struct Local {
     pub partition: u32,
     /// Its maps.
     pub versions: Versions,
+    /// The latest record that moved blocks back to their base places, of this run.
+    pub moved_back: u64,
 }
 
 /// Blocks that a pool thread works on.
@@ -143,6 +144,8 @@ pub struct Share {
     pub(super) named_log: Option<u16>,
     pub(super) reserved: Vec<Reserved>,
     pub(super) next_id: u64,
+    /// Jobs that pool threads have, readers of snapshots included.
+    pub(super) jobs_out: u64,
     pub(super) waiting: VecDeque<Part>,
     pub(super) held: Vec<Part>,
     pub(super) starved: Vec<Part>,
@@ -155,6 +158,10 @@ pub struct Share {
     pub(super) punching: bool,
     pub(super) leaving: bool,
     pub(super) release_asked: bool,
+    /// The last sync that was asked for failed: none is asked for but by a part that needs it.
+    pub(super) release_failed: bool,
+    /// Empty chunks that a pool thread is giving back to their logs.
+    pub(super) returning: u64,
     pub(super) checkpointing: bool,
     pub(super) checkpoint_bytes: u64,
 }
@@ -180,6 +187,7 @@ impl Share {
             named_log: parts.named_log,
             reserved: Vec::new(),
             next_id: 0,
+            jobs_out: 0,
             waiting: VecDeque::new(),
             held: Vec::new(),
             starved: Vec::new(),
@@ -189,6 +197,8 @@ impl Share {
             dropped: Vec::new(),
             counted_waiting: 0,
             release_asked: false,
+            release_failed: false,
+            returning: 0,
             punching: false,
             leaving: false,
             checkpointing: false,
@@ -270,6 +280,7 @@ impl Share {
         context: &mut Context<'_>,
     ) {
         *context.slow_ios += 1;
+        self.jobs_out += 1;
         let (share, queue) = (self.number, Arc::clone(context.queue));
         let id = if part.as_ref().is_some_and(|part| part.view != 0) { 0 } else { self.next_id };
         context.pool.run(move || {
@@ -281,6 +292,7 @@ impl Share {
     /// Takes back what a pool thread is done with.
     pub fn done(&mut self, done: Done, context: &mut Context<'_>) {
         let Done { id, part, job, mut result, .. } = done;
+        self.jobs_out -= 1;
         let reserved = self.reserved.iter().position(|reserved| reserved.id == id);
         let reserved = reserved.map(|index| self.reserved.swap_remove(index));
         if let (Some(part), Some(reserved)) = (&part, reserved) {
@@ -335,7 +347,10 @@ impl Share {
             checksums: &change.sums,
         })?;
         let slots = &mut self.slots;
-        let versions = &mut self.locals[local as usize].versions;
+        let local = &mut self.locals[local as usize];
+        if change.place == Place::BASE {
+            local.moved_back = seq;
+        }
         let made = Change {
             epoch,
             first: change.first,
@@ -344,7 +359,7 @@ impl Share {
             checksums: &change.sums,
             seq,
         };
-        versions.apply(made, |_, count, place| {
+        local.versions.apply(made, |_, count, place| {
             if place.is_slot() {
                 slots.give_later(seq, place, count); // J4
             }
@@ -393,12 +408,12 @@ impl Share {
 
     /// What is due now and then: slots to be released, a checkpoint.
     pub fn upkeep(&mut self, context: &mut Context<'_>) {
-        if self.slots.waiting() > WAITING_SLOTS_MAX {
+        if self.slots.waiting() > WAITING_SLOTS_MAX && !self.release_failed {
             self.ask_release(context);
         }
         self.punch_freed_bases(context);
-        let due =
-            self.journal.bytes_since_checkpoint > self.checkpoint_bytes.max(CHECKPOINT_BYTES_MIN);
+        let least = CHECKPOINT_BYTES_MIN.load(Ordering::Relaxed);
+        let due = self.journal.bytes_since_checkpoint > self.checkpoint_bytes.max(least);
         if due && !self.checkpointing {
             self.checkpointing = true;
             self.journal.bytes_since_checkpoint = 0;
@@ -412,6 +427,11 @@ impl Share {
             let queue = Arc::clone(context.queue);
             write_checkpoint(identity, self.number, number, contents, flusher, after, queue);
         }
+    }
+
+    /// How far its journal is.
+    pub fn journal(&self) -> &Arc<journal::Shared> {
+        self.journal.shared()
     }
 
     /// How many partitions it has.
@@ -452,7 +472,8 @@ impl Share {
 
     /// Whether nothing is under way or waiting.
     pub fn idle(&self) -> bool {
-        self.reserved.is_empty()
+        self.jobs_out == 0
+            && self.stopped_at.is_none()
             && self.waiting.is_empty()
             && self.held.is_empty()
             && self.starved.is_empty()

@@ -104,6 +104,11 @@ impl Share {
         }
     }
 
+    /// Whether all of a partition's devices give freed space back.
+    pub(super) fn can_punch(&self, local: u32) -> bool {
+        self.clearing(local, Manner { trim: true, keep_allocated: false }) == Some(false)
+    }
+
     /// How base places of a partition can be cleared without writing them: with their space kept or not, or not
     /// at all. TRIM is for giving space back, so a device that cannot gains nothing.
     fn clearing(&self, local: u32, manner: Manner) -> Option<bool> {
@@ -137,7 +142,7 @@ impl Share {
 
     pub(super) fn block_status(&mut self, part: Part, context: &mut Context<'_>) {
         let mut statuses = Vec::new();
-        let request_start = part.request.offset + u64::from(part.at);
+        let request_start = part.request.offset + part.at;
         let part_start = u64::from(part.offset);
         let found = self.for_each_run(&part, |found, offset, length, _| {
             let mut push = |from: u64, length: u64, hole: bool| {

@@ -75,6 +75,12 @@ impl Durable {
         journals.push(Writer { journal, queue, share });
     }
 
+    /// How far each journal has got, and how much of it is durable.
+    pub fn reached(&self) -> Vec<(u64, u64)> {
+        let journals = self.journals.read().expect("no holder panics");
+        journals.iter().map(|one| (one.journal.appended(), one.journal.committed())).collect()
+    }
+
     /// Adds a device, if it is not there.
     pub fn add_device(&self, device: &Arc<Device>) {
         let mut devices = self.devices.write().expect("no holder panics");

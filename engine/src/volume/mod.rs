@@ -153,7 +153,7 @@ impl View {
                 local: partition.local,
                 offset: (from - start) as u32,
                 length: (to - from) as u32,
-                at: (from - request.offset) as u32,
+                at: from - request.offset,
             };
             let share = volume.share_of[partition.processor as usize];
             outbox[share].push(Event::Part(part));

@@ -1,0 +1,101 @@
+//! What control calls may meet while the engine is at work.
+
+use std::sync::{Arc, Barrier};
+use std::time::Duration;
+
+use super::Engine;
+use super::volumes::{ExtentSpec, VolumeSpec};
+use crate::error::Errno;
+use crate::processor::queue::{Control, ask};
+use crate::volume::caller::Caller;
+
+const MIB: u64 = 1 << 20;
+
+fn with_engine(name: &str, f: impl FnOnce(Arc<Engine>)) {
+    let directory =
+        std::env::temp_dir().join(format!("polyvol-engine-{}-{name}", std::process::id()));
+    std::fs::create_dir(&directory).unwrap();
+    let engine = Arc::new(Engine::new(1).unwrap());
+    let path = directory.join("base");
+    std::fs::File::create(&path).unwrap().set_len(4 * MIB).unwrap();
+    engine.open_device(1, &path, false, true).unwrap();
+    let extent = ExtentSpec { device: 1, offset: 0, length: 4 * MIB };
+    let spec = VolumeSpec {
+        id: 1,
+        uuid: [1; 16],
+        name: "v".to_owned(),
+        size: 4 * MIB,
+        partition_size: 4 * MIB,
+        partitions: vec![(0, vec![extent])],
+        logs: Vec::new(),
+        default_logs: Vec::new(),
+        directory: directory.join("volume"),
+        snapshots: Vec::new(),
+        next_epoch: 1,
+    };
+    engine.add_volume(spec).unwrap();
+    f(Arc::clone(&engine));
+    engine.stop().unwrap();
+    std::fs::remove_dir_all(&directory).unwrap();
+}
+
+#[test]
+fn a_volume_is_let_go_only_when_readers_of_its_snapshots_are_done() {
+    with_engine("readers", |engine| {
+        let epoch = engine.cut(&[(1, None)]).unwrap().epochs[0].1;
+        engine.export("v@s", "", 1, Some(epoch)).unwrap();
+        let caller = Caller::new(engine.exports.attach("v@s").unwrap());
+        // Every thread of the pool is busy until we say so.
+        let (busy, go) = (Arc::new(Barrier::new(17)), Arc::new(Barrier::new(17)));
+        for _ in 0..16 {
+            let (busy, go) = (Arc::clone(&busy), Arc::clone(&go));
+            engine.pool.run(move || {
+                busy.wait();
+                go.wait();
+            });
+        }
+        busy.wait();
+        let reader = std::thread::spawn(move || caller.read(0, MIB).map(|_| ()));
+        std::thread::sleep(Duration::from_millis(100));
+        let ours = Arc::clone(&engine);
+        engine.exports.clear(); // as a stop does
+        let stopper = std::thread::spawn(move || ours.remove_volume(1));
+        std::thread::sleep(Duration::from_millis(100));
+        assert!(!stopper.is_finished());
+        go.wait();
+        reader.join().unwrap().unwrap();
+        stopper.join().unwrap().unwrap();
+    });
+}
+
+#[test]
+fn a_question_about_a_volume_that_was_let_go_is_refused_and_harms_nobody() {
+    with_engine("gone", |engine| {
+        let volume = engine.volume(1).unwrap();
+        engine.remove_volume(1).unwrap();
+        let queue = &volume.shares[0].queue;
+        assert!(ask(queue, |answer| Control::States(volume.share, 0, answer)).is_err());
+        assert!(ask(queue, |answer| Control::Settle(volume.share, 1, answer)).is_err());
+        assert!(ask(queue, |answer| Control::Drop(volume.share, 1, answer)).is_err());
+    });
+}
+
+#[test]
+fn who_is_still_attached_when_the_engine_has_stopped_is_refused() {
+    with_engine("stopped", |engine| {
+        engine.export("v", "", 1, None).unwrap();
+        let caller = Caller::new(engine.exports.attach("v").unwrap());
+        let volume = engine.volume(1).unwrap();
+        engine.stop().unwrap();
+        let (sender, receiver) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let write = caller.write(0, &[1; 4096], true);
+            let asked = ask(&volume.shares[0].queue, |answer| Control::States(0, 0, answer));
+            let _ =
+                sender.send((write, caller.read(0, 4096).err(), caller.flush(), asked.is_err()));
+        });
+        let down = Errno::ESHUTDOWN;
+        let found = receiver.recv_timeout(Duration::from_secs(10)).unwrap();
+        assert_eq!(found, (Err(down), Some(down), Err(down), true));
+    });
+}
