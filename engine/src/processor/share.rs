@@ -429,11 +429,6 @@ impl Share {
         }
     }
 
-    /// How far its journal is.
-    pub fn journal(&self) -> &Arc<journal::Shared> {
-        self.journal.shared()
-    }
-
     /// How many partitions it has.
     pub fn partitions(&self) -> usize {
         self.locals.len()
