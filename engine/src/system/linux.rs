@@ -1,0 +1,219 @@
+//! Linux: the real system.
+//!
+//! Errors            a call that was interrupted is made again; a read or write that did less goes on.
+
+use std::fs;
+use std::fs::OpenOptions;
+use std::io::{IoSliceMut, Read};
+use std::num::NonZeroU64;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rustix::fs::{Advice, FallocateFlags, SeekFrom, fadvise, fallocate, fdatasync, seek};
+use rustix::io::{ReadWriteFlags, preadv2};
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+
+use super::mapping::{Mapping, Pages};
+use super::pool::{Pool, Threads};
+use super::{Cached, Driven, Driving, File, Result, System};
+use crate::error::Errno;
+
+/// See the module's head.
+#[derive(Debug)]
+pub struct Linux;
+
+#[derive(Debug)]
+struct LinuxFile(fs::File);
+
+impl File for LinuxFile {
+    fn read_cached(&self, buffer: &mut [u8], offset: u64) -> Result<Cached> {
+        let length = buffer.len();
+        let mut slices = [IoSliceMut::new(buffer)];
+        match preadv2(&self.0, &mut slices, offset, ReadWriteFlags::NOWAIT) {
+            Ok(n) if n == length => Ok(Cached::Done),
+            Ok(_) | Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {
+                Ok(Cached::WouldWait)
+            }
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::INVAL) => Ok(Cached::Unsupported),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    fn read(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
+        Ok(self.0.read_exact_at(buffer, offset)?)
+    }
+
+    fn write(&self, bytes: &[u8], offset: u64) -> Result<()> {
+        Ok(self.0.write_all_at(bytes, offset)?)
+    }
+
+    fn punch(&self, offset: u64, length: u64) -> Result<()> {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        Ok(rustix::io::retry_on_intr(|| fallocate(&self.0, flags, offset, length))?)
+    }
+
+    fn zero_range(&self, offset: u64, length: u64) -> Result<()> {
+        let flags = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
+        Ok(rustix::io::retry_on_intr(|| fallocate(&self.0, flags, offset, length))?)
+    }
+
+    fn sync(&self) -> Result<()> {
+        Ok(fdatasync(&self.0)?)
+    }
+
+    fn will_need(&self, offset: u64, length: u64) {
+        let _ = fadvise(&self.0, offset, NonZeroU64::new(length), Advice::WillNeed);
+    }
+
+    fn allocation(&self, offset: u64, limit: u64) -> (u64, bool) {
+        let data = match seek(&self.0, SeekFrom::Data(offset)) {
+            Ok(data) => data,
+            Err(rustix::io::Errno::NXIO) => return (limit, true),
+            Err(_) => return (limit, false), // no holes to be told from data
+        };
+        if data > offset {
+            return ((data - offset).min(limit), true);
+        }
+        let hole = seek(&self.0, SeekFrom::Hole(offset)).unwrap_or(offset + limit);
+        ((hole.max(offset + 1) - offset).min(limit), false)
+    }
+
+    fn length(&self) -> Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+
+    fn map(&self, length: usize) -> Result<Mapping> {
+        // posix_fallocate writes where the filesystem cannot allocate; rustix has only the former half.
+        // SAFETY: a valid descriptor and plain numbers.
+        let rc =
+            unsafe { libc::posix_fallocate(self.0.as_raw_fd(), 0, length as libc::off_t) };
+        if rc != 0 {
+            return Err(Errno::new(rc));
+        }
+        // SAFETY: a new mapping at an address of the kernel's choice; the file is at least that long.
+        let start = unsafe {
+            mmap(
+                std::ptr::null_mut(),
+                length,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::SHARED,
+                self.0.as_fd(),
+                0,
+            )?
+        };
+        let start = NonNull::new(start.cast()).ok_or(Errno::ENOMEM)?;
+        Ok(Mapping::new(Box::new(Mapped { start, length })))
+    }
+}
+
+#[derive(Debug)]
+struct Mapped {
+    start: NonNull<u8>,
+    length: usize,
+}
+
+// SAFETY: plain memory, valid until drop; exclusive access is promised at `Mapping::slice_mut`.
+unsafe impl Send for Mapped {}
+// SAFETY: as above.
+unsafe impl Sync for Mapped {}
+
+impl Pages for Mapped {
+    fn start(&self) -> NonNull<u8> {
+        self.start
+    }
+
+    fn length(&self) -> usize {
+        self.length
+    }
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        // SAFETY: mapped with this length by `map`, and no slice outlives the mapping that owns it.
+        let _ = unsafe { munmap(self.start.as_ptr().cast(), self.length) };
+    }
+}
+
+struct Thread(JoinHandle<()>);
+
+impl Driving for Thread {
+    fn join(self: Box<Self>) {
+        // It has panicked: that was said where it happened.
+        let _ = self.0.join();
+    }
+}
+
+impl System for Linux {
+    fn open(&self, path: &Path, writable: bool) -> Result<Arc<dyn File>> {
+        let file = OpenOptions::new().read(true).write(writable).open(path)?;
+        Ok(Arc::new(LinuxFile(file)))
+    }
+
+    fn create(&self, path: &Path) -> Result<Arc<dyn File>> {
+        let mut options = OpenOptions::new();
+        let file = options.read(true).write(true).create(true).truncate(true).open(path)?;
+        Ok(Arc::new(LinuxFile(file)))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> Result<()> {
+        Ok(fs::rename(from, to)?)
+    }
+
+    fn remove(&self, path: &Path) -> Result<()> {
+        Ok(fs::remove_file(path)?)
+    }
+
+    fn list(&self, directory: &Path) -> Result<Vec<PathBuf>> {
+        let entries = fs::read_dir(directory)?;
+        Ok(entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<_>>()?)
+    }
+
+    fn make_directory(&self, path: &Path) -> Result<()> {
+        Ok(fs::create_dir_all(path)?)
+    }
+
+    fn sync_directory(&self, directory: &Path) -> Result<()> {
+        Ok(fs::File::open(directory)?.sync_all()?)
+    }
+
+    fn boot_id(&self) -> Result<[u8; 16]> {
+        let text = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+        let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();
+        let number = u128::from_str_radix(&digits, 16).map_err(|_| Errno::EINVAL)?;
+        Ok(number.to_be_bytes())
+    }
+
+    fn random(&self) -> Result<u64> {
+        let mut bytes = [0; 8];
+        fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+        Ok(u64::from_le_bytes(bytes))
+    }
+
+    fn monotonic_ns(&self) -> u64 {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+        now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+    }
+
+    fn wall_ns(&self) -> u64 {
+        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos() as u64)
+    }
+
+    fn pool(&self, name: &str, threads_max: usize) -> Result<Pool> {
+        Ok(Pool::new(Threads::start(name, threads_max)?))
+    }
+
+    fn drive(&self, name: &str, driven: Arc<dyn Driven>) -> Result<Box<dyn Driving>> {
+        let name = name.chars().take(15).collect();
+        let thread = std::thread::Builder::new().name(name).spawn(move || driven.run())?;
+        Ok(Box::new(Thread(thread)))
+    }
+
+    fn run_others(&self) -> Option<bool> {
+        None
+    }
+}

@@ -1,0 +1,40 @@
+//! Mapping: a file mapped shared, whose bytes outlive the process without a system call.
+//!
+//! How it works      The file is fully allocated before it is mapped, so that touching the mapping never raises
+//!                   SIGBUS for want of space. What was stored is in the page cache: a killed process loses none of
+//!                   it; a power loss loses what was not synced.
+//! Owner and locks   [`Mapping::slice_mut`] hands out disjoint ranges; its callers say who owns which.
+
+use std::fmt::Debug;
+use std::ptr::NonNull;
+
+/// The pages behind a mapping: they stay where they are until they are dropped.
+pub trait Pages: Send + Sync + Debug {
+    /// Their first byte.
+    fn start(&self) -> NonNull<u8>;
+    /// How many bytes they are.
+    fn length(&self) -> usize;
+}
+
+/// A shared mapping of a file's first bytes.
+#[derive(Debug)]
+pub struct Mapping(Box<dyn Pages>);
+
+impl Mapping {
+    /// A mapping of these pages.
+    pub fn new(pages: Box<dyn Pages>) -> Mapping {
+        Mapping(pages)
+    }
+
+    /// `length` bytes from `offset`, to write to.
+    ///
+    /// # Safety
+    /// The caller holds this range alone for as long as the slice lives.
+    #[allow(clippy::mut_from_ref)]
+    pub unsafe fn slice_mut(&self, offset: usize, length: usize) -> &mut [u8] {
+        let all = self.0.length();
+        assert!(offset <= all && length <= all - offset, "inside the mapping");
+        // SAFETY: in range, just asserted; exclusive by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.0.start().as_ptr().add(offset), length) }
+    }
+}

@@ -1,0 +1,130 @@
+//! System: what the engine asks of the operating system: files, time, random numbers, threads.
+//!
+//! How it works      Everything that could differ from one run to the next goes through a [`System`]: [`linux`] is the real
+//!                   one; the simulator's has a disk in memory, a clock and a scheduler of its own, all from one seed.
+//!                   Work runs in three ways: jobs on a [`pool`], processors ([`Driven`]), and whoever calls the
+//!                   engine; [`wait`] is how any of them waits for another.
+//! Errors            calls on files give the system's errno; who called says which file.
+
+pub mod linux;
+pub mod mapping;
+pub mod pool;
+
+use std::fmt::Debug;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvError, TryRecvError};
+
+use crate::error::Errno;
+use mapping::Mapping;
+use pool::Pool;
+
+/// What a call on a file gives.
+pub type Result<T> = std::result::Result<T, Errno>;
+
+/// How a read that must not wait has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cached {
+    /// The buffer is full.
+    Done,
+    /// It would have had to wait.
+    WouldWait,
+    /// This file can never tell.
+    Unsupported,
+}
+
+/// An open file or disk. Offsets and lengths are bytes.
+pub trait File: Send + Sync + Debug {
+    /// Fills `buffer` from `offset` if that needs no waiting.
+    fn read_cached(&self, buffer: &mut [u8], offset: u64) -> Result<Cached>;
+    /// Fills `buffer` from `offset`; EIO where the file ends before.
+    fn read(&self, buffer: &mut [u8], offset: u64) -> Result<()>;
+    /// Stores `bytes` at `offset`.
+    fn write(&self, bytes: &[u8], offset: u64) -> Result<()>;
+    /// Makes the range read as zeroes and gives its space back; EOPNOTSUPP where that cannot be done.
+    fn punch(&self, offset: u64, length: u64) -> Result<()>;
+    /// Makes the range read as zeroes and keeps its space; EOPNOTSUPP where that cannot be done.
+    fn zero_range(&self, offset: u64, length: u64) -> Result<()>;
+    /// Makes everything written so far durable, what was stored in mappings included.
+    fn sync(&self) -> Result<()>;
+    /// Asks for the range to be read ahead.
+    fn will_need(&self, offset: u64, length: u64);
+    /// How many bytes from `offset`, at most `limit`, are all data or all hole, and whether they are a hole.
+    fn allocation(&self, offset: u64, limit: u64) -> (u64, bool);
+    /// Its size.
+    fn length(&self) -> Result<u64>;
+    /// Allocates its first `length` bytes on the disk and maps them.
+    fn map(&self, length: usize) -> Result<Mapping>;
+}
+
+/// Work that a thread of its own does for as long as there is any: a processor.
+pub trait Driven: Send + Sync {
+    /// Does everything that comes, until it is told to stop.
+    fn run(&self);
+    /// Does what is there now, perhaps not all of it; `false` if that was nothing.
+    fn step(&self) -> bool;
+}
+
+/// See the module's head.
+pub trait System: Send + Sync + Debug {
+    /// Opens a file or disk.
+    fn open(&self, path: &Path, writable: bool) -> Result<Arc<dyn File>>;
+    /// Makes a file, or empties the one that is there.
+    fn create(&self, path: &Path) -> Result<Arc<dyn File>>;
+    /// Gives a file another name; one that has it already is gone.
+    fn rename(&self, from: &Path, to: &Path) -> Result<()>;
+    /// Removes a file.
+    fn remove(&self, path: &Path) -> Result<()>;
+    /// Everything in a directory, in no order.
+    fn list(&self, directory: &Path) -> Result<Vec<PathBuf>>;
+    /// Makes a directory, and those above it.
+    fn make_directory(&self, path: &Path) -> Result<()>;
+    /// Makes the names in a directory durable.
+    fn sync_directory(&self, directory: &Path) -> Result<()>;
+
+    /// Another one after each start of the machine: what was not synced before may be lost.
+    fn boot_id(&self) -> Result<[u8; 16]>;
+    /// A random number.
+    fn random(&self) -> Result<u64>;
+    /// Nanoseconds since some instant.
+    fn monotonic_ns(&self) -> u64;
+    /// Nanoseconds since 1970.
+    fn wall_ns(&self) -> u64;
+
+    /// A pool of at most so many threads, whose names begin with `name`.
+    fn pool(&self, name: &str, threads_max: usize) -> Result<Pool>;
+    /// Has `driven` run until it stops. What is returned is dropped by who has told it to, and waits for that.
+    fn drive(&self, name: &str, driven: Arc<dyn Driven>) -> Result<Box<dyn Driving>>;
+    /// For who waits for somebody else's work: does some of it. `None` where others do it on their own threads.
+    fn run_others(&self) -> Option<bool>;
+}
+
+/// A [`Driven`] that runs.
+pub trait Driving: Send {
+    /// Waits until it has stopped, which it was told to.
+    fn join(self: Box<Self>);
+}
+
+/// Waits for an answer of another thread.
+pub fn wait<T>(system: &dyn System, answer: &Receiver<T>) -> std::result::Result<T, RecvError> {
+    loop {
+        match answer.try_recv() {
+            Ok(found) => return Ok(found),
+            Err(TryRecvError::Disconnected) => return Err(RecvError),
+            Err(TryRecvError::Empty) => match system.run_others() {
+                None => return answer.recv(),
+                Some(true) => {}
+                // Nobody is left who could answer: the system has crashed.
+                Some(false) => return Err(RecvError),
+            },
+        }
+    }
+}
+
+/// Reads a whole file.
+pub fn read_whole(system: &dyn System, path: &Path) -> Result<Vec<u8>> {
+    let file = system.open(path, false)?;
+    let mut bytes = vec![0; file.length()? as usize];
+    file.read(&mut bytes, 0)?;
+    Ok(bytes)
+}
