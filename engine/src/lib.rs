@@ -2,7 +2,8 @@
 //!
 //! In the order in which a request meets them: [`nbd`] (connections), [`volume`] (exports, splitting),
 //! [`processor`] (queues, shares, verbs), [`block_map`] (where blocks are), [`change_log`] (where changed blocks
-//! go, and the records that say so), [`io`] (devices). [`engine`] puts them together.
+//! go, and the records that say so), [`io`] (devices), [`system`] (files, time, threads). [`engine`] puts them
+//! together.
 
 pub mod block_map;
 pub mod buffer;
@@ -15,5 +16,6 @@ pub mod nbd;
 pub mod processor;
 #[cfg(feature = "python")]
 mod python;
+pub mod system;
 pub mod units;
 pub mod volume;

@@ -1,7 +1,8 @@
 //! Limits: every bound of the engine in one place, with the relations between them asserted.
 
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
+use crate::change_log::format::{HEADER_BYTES, RECORD_SUMS_MAX, record_bytes};
 use crate::units::BLOCK_SIZE;
 
 /// Largest request length of READ and WRITE, bytes (advertised as the maximum block size).
@@ -14,9 +15,27 @@ pub const PARTITION_BYTES_MIN: u64 = 1 << 20;
 pub const PARTITION_BYTES_MAX: u64 = 1 << 30;
 /// Journal bytes at which a checkpoint is due, at least; tests lower it.
 pub static CHECKPOINT_BYTES_MIN: AtomicU64 = AtomicU64::new(32 << 20);
+/// Bytes of a journal segment, header included; tests lower it, but not below [`SEGMENT_BYTES_MIN`].
+pub static SEGMENT_BYTES: AtomicUsize = AtomicUsize::new(8 << 20);
+/// A segment of so many bytes holds the largest record.
+pub const SEGMENT_BYTES_MIN: usize = 64 << 10;
 /// Processors in one engine.
 pub const PROCESSORS_MAX: u32 = 256;
 
+/// Lowers what tests lower, as the environment says: `POLYVOL_SEGMENT_BYTES`, `POLYVOL_CHECKPOINT_BYTES`. What makes no
+/// sense there is left out.
+pub fn lower_as_told() {
+    let told = |name: &str| std::env::var(name).ok()?.parse::<u64>().ok();
+    if let Some(bytes) = told("POLYVOL_SEGMENT_BYTES") {
+        let bytes = (bytes as usize).next_multiple_of(BLOCK_SIZE as usize);
+        SEGMENT_BYTES.fetch_min(bytes.max(SEGMENT_BYTES_MIN), Ordering::Relaxed);
+    }
+    if let Some(bytes) = told("POLYVOL_CHECKPOINT_BYTES") {
+        CHECKPOINT_BYTES_MIN.fetch_min(bytes, Ordering::Relaxed);
+    }
+}
+
+const _: () = assert!(SEGMENT_BYTES_MIN >= HEADER_BYTES + record_bytes(RECORD_SUMS_MAX as usize));
 const _: () = assert!(REQUEST_BYTES_MAX.is_multiple_of(BLOCK_SIZE));
 const _: () = assert!(PARTITION_BYTES_MIN.is_power_of_two());
 const _: () = assert!(PARTITION_BYTES_MAX.is_power_of_two());

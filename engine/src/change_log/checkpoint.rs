@@ -9,19 +9,19 @@
 //! Errors            a failed checkpoint leaves the older one and the journal: nothing is lost, recovery is longer.
 
 use std::collections::HashMap;
-use std::fs::{File, rename};
 use std::io::{BufWriter, Write};
 use std::path::Path;
 use std::sync::Arc;
 
 use super::format::{CHECKPOINT_MAGIC, Header};
 use super::format::{HEADER_BYTES, u16_at, u32_at, u64_at};
-use super::journal::{Identity, sync_directory};
+use super::journal::Identity;
 use crate::block_map::leaf::{LEAF_BLOCKS, Leaf};
 use crate::block_map::place::Place;
 use crate::block_map::tree::{Map, Node, leaves};
 use crate::block_map::versions::{Frozen, Versions};
 use crate::error::Errno;
+use crate::system::File;
 use crate::units::{Epoch, PartitionIndex};
 
 /// What a checkpoint holds.
@@ -41,15 +41,16 @@ const NODE_LEAVES: u64 = 2;
 /// Bytes of a run before its checksums.
 const RUN_BYTES: usize = 12;
 
-/// Writes a checkpoint under `path` and syncs it. It is not named yet: see [`publish`].
+/// Writes a checkpoint under `path` and syncs it; returns its size in bytes. It is not named yet: see [`publish`].
 pub fn write(
     path: &Path,
     identity: &Identity,
     number: u64,
     contents: &Contents,
-) -> Result<(), Errno> {
-    let file = File::create(path)?;
-    let mut out = Summed { inner: BufWriter::with_capacity(1 << 20, file), crc: 0 };
+) -> Result<u64, Errno> {
+    let file = identity.system.create(path)?;
+    let writer = Writer { file: Arc::clone(&file), at: 0 };
+    let mut out = Summed { inner: BufWriter::with_capacity(1 << 20, writer), crc: 0 };
     let header = Header {
         volume_uuid: identity.volume_uuid,
         boot_id: [0; 16],
@@ -70,14 +71,34 @@ pub fn write(
     }
     let crc = out.crc;
     out.put(&u64::from(crc).to_le_bytes())?;
-    let file = out.inner.into_inner().map_err(|e| Errno::from(e.into_error()))?;
-    Ok(file.sync_all()?)
+    out.inner.flush()?;
+    file.sync()?;
+    Ok(out.inner.get_ref().at)
 }
 
 /// Gives a checkpoint its name (K1: the caller has seen to the rest), durably.
-pub fn publish(new: &Path, path: &Path) -> Result<(), Errno> {
-    rename(new, path)?;
-    sync_directory(path.parent().unwrap_or(Path::new(".")))
+pub fn publish(identity: &Identity, new: &Path, path: &Path) -> Result<(), Errno> {
+    identity.system.rename(new, path)?;
+    identity.system.sync_directory(&identity.directory)
+}
+
+/// A file that is written from its beginning to its end.
+struct Writer {
+    file: Arc<dyn File>,
+    at: u64,
+}
+
+impl Write for Writer {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let written = self.file.write(bytes, self.at);
+        written.map_err(|errno| std::io::Error::from_raw_os_error(errno.raw()))?;
+        self.at += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 struct Summed<W: Write> {

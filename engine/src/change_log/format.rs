@@ -210,7 +210,7 @@ const KIND_CUT: u8 = 2;
 const FLAG_SUMS: u8 = 1;
 
 /// Bytes of a record with so many checksums.
-pub fn record_bytes(sums: usize) -> usize {
+pub const fn record_bytes(sums: usize) -> usize {
     RECORD_BYTES + (sums * 4).next_multiple_of(8)
 }
 

@@ -1,6 +1,6 @@
 //! Journal: one processor's records of one volume, appended through a shared mapping.
 //!
-//! How it works      Segments `pPPP-NNNNNNNNNN.journal` of [`SEGMENT_BYTES`], fully allocated and mapped. The
+//! How it works      Segments `pPPP-NNNNNNNNNN.journal` of the same size, fully allocated and mapped. The
 //!                   processor appends; when a segment is full, or the volume is opened, a new one begins with
 //!                   the next sequence number, and what older ones hold from that number on does not count. A
 //!                   flush ([`Shared::commit`]) syncs segments and puts a commit mark into the newest one.
@@ -14,25 +14,23 @@
 //!                   mark that reaches the disk before records it covers is harmless: what is read back is the
 //!                   unbroken sequence of whole records, and their data was synced.
 
-use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use rustix::fs::fdatasync;
-
 use super::format::{HEADER_BYTES, Header, JOURNAL_MAGIC, MARK_BYTES, MARK_OFFSETS, Mark};
 use super::format::{Record, RecordKind, record_bytes};
 use crate::error::{Errno, Error, Result};
-use crate::io::mapping::Mapping;
+use crate::limits::SEGMENT_BYTES;
+use crate::system::mapping::Mapping;
+use crate::system::{File, System};
 use crate::units::Epoch;
-
-/// Bytes of a segment, header included.
-pub const SEGMENT_BYTES: usize = 8 << 20;
 
 /// Who writes a journal, and where.
 #[derive(Clone, Debug)]
 pub struct Identity {
+    /// What has its files.
+    pub system: Arc<dyn System>,
     /// The volume's directory.
     pub directory: PathBuf,
     /// The volume's UUID.
@@ -59,8 +57,9 @@ impl Identity {
 #[derive(Debug)]
 pub struct Segment {
     header: Header,
-    file: File,
+    file: Arc<dyn File>,
     map: Mapping,
+    length: usize,
     synced: AtomicBool,
 }
 
@@ -73,7 +72,7 @@ impl Segment {
         let path = identity.segment_path(number);
         let made = Segment::create_at(identity, number, first_seq, &path);
         if made.is_err() {
-            let _ = std::fs::remove_file(&path);
+            let _ = identity.system.remove(&path);
         }
         made
     }
@@ -84,30 +83,23 @@ impl Segment {
         first_seq: u64,
         path: &Path,
     ) -> std::result::Result<Self, Errno> {
-        let file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path)?;
-        let map = Mapping::allocate(&file, SEGMENT_BYTES)?;
+        let file = identity.system.create(path)?;
+        let length = SEGMENT_BYTES.load(Ordering::Relaxed);
+        let map = file.map(length)?;
         let header = Header {
             volume_uuid: identity.volume_uuid,
             boot_id: identity.boot_id,
             processor: identity.processor,
             number,
             first_seq,
-            incarnation: random_u64()?,
+            incarnation: identity.system.random()?,
         };
         let bytes = header.encode(JOURNAL_MAGIC);
         // SAFETY: nobody else has the mapping yet.
         unsafe { map.slice_mut(0, bytes.len()) }.copy_from_slice(&bytes);
-        fdatasync(&file)?; // J7
-        Ok(Segment { header, file, map, synced: AtomicBool::new(false) })
+        file.sync()?; // J7
+        Ok(Segment { header, file, map, length, synced: AtomicBool::new(false) })
     }
-}
-
-fn random_u64() -> std::result::Result<u64, Errno> {
-    use std::io::Read;
-    let mut bytes = [0; 8];
-    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    Ok(u64::from_le_bytes(bytes))
 }
 
 /// What commits leave for the next one.
@@ -128,8 +120,7 @@ pub struct Shared {
     segments: Mutex<Vec<Arc<Segment>>>,
     committing: Mutex<Committing>,
     /// Segments of the run before this one, until they were synced once.
-    recovered: Mutex<Vec<File>>,
-    directory: PathBuf,
+    recovered: Mutex<Vec<Arc<dyn File>>>,
 }
 
 impl Shared {
@@ -171,14 +162,14 @@ impl Shared {
             return Ok(());
         }
         for file in recovered.iter() {
-            fdatasync(file)?;
+            file.sync()?;
         }
         recovered.clear();
         drop(recovered);
         let segments = self.segments.lock().expect("no holder panics").clone();
         let (newest, sealed) = segments.split_last().expect("a journal has a segment");
         for segment in sealed.iter().filter(|segment| !segment.synced.load(Ordering::Relaxed)) {
-            fdatasync(&segment.file)?;
+            segment.file.sync()?;
             segment.synced.store(true, Ordering::Relaxed);
         }
         *turn += 1;
@@ -187,7 +178,7 @@ impl Shared {
         // SAFETY: the marks' bytes belong to the holder of `committing`.
         unsafe { newest.map.slice_mut(at, MARK_BYTES) }
             .copy_from_slice(&mark.encode(newest.header.incarnation));
-        fdatasync(&newest.file)?;
+        newest.file.sync()?;
         self.committed.fetch_max(seq, Ordering::Release);
         Ok(())
     }
@@ -250,7 +241,7 @@ impl Journal {
         number: u64,
         next_seq: u64,
         committed: u64,
-        recovered: Vec<File>,
+        recovered: Vec<Arc<dyn File>>,
     ) -> Result<Journal> {
         let failed = |e: Errno| {
             let what =
@@ -258,7 +249,7 @@ impl Journal {
             Error::io(what, e)
         };
         let segment = Arc::new(Segment::create(&identity, number, next_seq).map_err(failed)?);
-        sync_directory(&identity.directory).map_err(failed)?;
+        identity.system.sync_directory(&identity.directory).map_err(failed)?;
         let shared = Shared {
             appended: AtomicU64::new(next_seq - 1),
             committed: AtomicU64::new(committed),
@@ -266,7 +257,6 @@ impl Journal {
             segments: Mutex::new(vec![Arc::clone(&segment)]),
             committing: Mutex::default(),
             recovered: Mutex::new(recovered),
-            directory: identity.directory.clone(),
         };
         Ok(Journal {
             identity,
@@ -298,7 +288,7 @@ impl Journal {
     /// Appends a record and returns its sequence number. From here on it survives SIGKILL.
     pub fn append(&mut self, entry: Entry<'_>) -> std::result::Result<u64, Errno> {
         let length = record_bytes(entry.checksums.len());
-        if length > SEGMENT_BYTES - self.at {
+        if length > self.current.length - self.at {
             self.roll()?;
         }
         let seq = self.next_seq;
@@ -323,20 +313,15 @@ impl Journal {
 
     fn roll(&mut self) -> std::result::Result<(), Errno> {
         // Should this fail, a file may stay that says where the current segment's records end: they do.
-        self.at = SEGMENT_BYTES;
+        self.at = self.current.length;
         let number = self.next_number;
         let segment = Arc::new(Segment::create(&self.identity, number, self.next_seq)?);
         // The name must be durable before a mark in the new segment may count.
-        sync_directory(&self.shared.directory)?;
+        self.identity.system.sync_directory(&self.identity.directory)?;
         self.next_number += 1;
         self.current = Arc::clone(&segment);
         self.at = HEADER_BYTES;
         self.shared.push(segment);
         Ok(())
     }
-}
-
-/// Makes the names in a directory durable.
-pub fn sync_directory(directory: &Path) -> std::result::Result<(), Errno> {
-    Ok(File::open(directory)?.sync_all()?)
 }

@@ -8,23 +8,24 @@
 //! Errors            what should be there and cannot be read is `Corrupt`, with the file's name; an unknown version
 //!                   is refused untouched. Nothing is guessed, and nothing but unreadable leftovers is removed.
 
-use std::collections::HashMap;
-use std::fs::File;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::checkpoint::{self, Contents};
 use super::format::{BadHeader, HEADER_BYTES, Header, JOURNAL_MAGIC, MARK_BYTES, MARK_OFFSETS};
 use super::format::{Mark, Record, RecordKind};
 use super::journal::Identity;
 use crate::block_map::versions::{Change, Versions};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Errno, Error, ErrorKind, Result};
+use crate::system::{File, read_whole};
 use crate::units::{Epoch, PartitionIndex};
 
 /// What was read back.
 #[derive(Debug)]
 pub struct Recovered {
     /// Partitions that are not simply all base and never frozen.
-    pub partitions: HashMap<PartitionIndex, Versions>,
+    pub partitions: BTreeMap<PartitionIndex, Versions>,
     /// The number of the next record.
     pub next_seq: u64,
     /// The last record known to survive a power loss.
@@ -34,7 +35,7 @@ pub struct Recovered {
     /// No epoch below this may be used for new writes.
     pub epoch: Epoch,
     /// Segments that were read, to be synced before the next commit mark.
-    pub segments: Vec<File>,
+    pub segments: Vec<Arc<dyn File>>,
     /// Records that were replayed.
     pub replayed: u64,
 }
@@ -43,7 +44,7 @@ struct OldSegment {
     path: PathBuf,
     header: Header,
     bytes: Vec<u8>,
-    file: File,
+    file: Arc<dyn File>,
 }
 
 /// Reads a processor's maps back. `snapshots` are the catalog's epochs of this volume, in order; `blocks_of`
@@ -83,11 +84,11 @@ fn corrupt(path: &Path, what: impl std::fmt::Display) -> Error {
 /// Numbers and paths of this processor's files with this ending, in order.
 pub fn files(identity: &Identity, ending: &str) -> Result<Vec<(u64, PathBuf)>> {
     let directory = &identity.directory;
-    let failed = |e| Error::io(format!("directory {} cannot be read", directory.display()), e);
+    let failed =
+        |e: Errno| Error::io(format!("directory {} cannot be read", directory.display()), e);
     let prefix = format!("p{:03}-", identity.processor);
     let mut found = Vec::new();
-    for entry in std::fs::read_dir(directory).map_err(failed)? {
-        let path = entry.map_err(failed)?.path();
+    for path in identity.system.list(directory).map_err(failed)? {
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
         let number = name
             .as_deref()
@@ -107,7 +108,7 @@ fn read_checkpoint(
     let Some((number, path)) = files(identity, ".checkpoint")?.pop() else {
         return Ok((Contents { first_seq: 1, epoch: 1, partitions: Vec::new() }, 1));
     };
-    let bytes = std::fs::read(&path)
+    let bytes = read_whole(&*identity.system, &path)
         .map_err(|e| Error::io(format!("{} cannot be read", path.display()), e))?;
     let (header, contents) =
         checkpoint::read(&bytes, blocks_of).map_err(|what| corrupt(&path, what))?;
@@ -122,8 +123,8 @@ fn read_segments(identity: &Identity) -> Result<Vec<OldSegment>> {
     let mut segments = Vec::new();
     let newest = found.last().map(|(number, _)| *number);
     for (number, path) in found.drain(..) {
-        let io = |e| Error::io(format!("{} cannot be read", path.display()), e);
-        let bytes = std::fs::read(&path).map_err(io)?;
+        let io = |e: Errno| Error::io(format!("{} cannot be read", path.display()), e);
+        let bytes = read_whole(&*identity.system, &path).map_err(io)?;
         match Header::decode(&bytes, JOURNAL_MAGIC) {
             Ok(header) => {
                 let ours = header.volume_uuid == identity.volume_uuid
@@ -132,12 +133,12 @@ fn read_segments(identity: &Identity) -> Result<Vec<OldSegment>> {
                 if !ours || bytes.len() < HEADER_BYTES {
                     return Err(corrupt(&path, "it belongs to another volume or processor"));
                 }
-                let file = File::open(&path).map_err(io)?;
+                let file = identity.system.open(&path, false).map_err(io)?;
                 segments.push(OldSegment { path, header, bytes, file });
             }
             // A crash while it was being made; no record in it can have been acknowledged.
             Err(BadHeader::Magic | BadHeader::Checksum) if Some(number) == newest => {
-                std::fs::remove_file(&path).map_err(io)?;
+                identity.system.remove(&path).map_err(io)?;
             }
             Err(BadHeader::Version(version)) => {
                 return Err(corrupt(&path, format!("it has format version {version}")));

@@ -8,7 +8,7 @@
 //!                   S2 a chunk whose slots are all free is not kept.
 //! Owner and locks   the processor alone.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use super::space::{CHUNK_BYTES, CHUNK_SLOTS, Log};
@@ -27,14 +27,14 @@ struct Chunk {
 #[derive(Debug)]
 struct LogShare {
     log: Arc<Log>,
-    chunks: HashMap<u64, Chunk>,
+    chunks: BTreeMap<u64, Chunk>,
     /// Chunks that may have room; the last one serves. Some may have been given back since.
     roomy: VecDeque<u64>,
 }
 
 impl LogShare {
     fn new(log: &Arc<Log>) -> LogShare {
-        LogShare { log: Arc::clone(log), chunks: HashMap::new(), roomy: VecDeque::new() }
+        LogShare { log: Arc::clone(log), chunks: BTreeMap::new(), roomy: VecDeque::new() }
     }
 
     fn add_chunk(&mut self, number: u64) {
@@ -60,7 +60,7 @@ struct Waiting {
 /// See the module's head.
 #[derive(Debug, Default)]
 pub struct Slots {
-    log_shares: HashMap<u16, LogShare>,
+    log_shares: BTreeMap<u16, LogShare>,
     waiting: VecDeque<Waiting>,
     waiting_count: u64,
     used: u64,

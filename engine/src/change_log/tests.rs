@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use proptest::prelude::*;
 
@@ -11,14 +12,18 @@ use super::format::{
     HEADER_FIELDS, Header, JOURNAL_MAGIC, MARK_FIELDS, MARK_OFFSETS, Mark, RECORD_FIELDS,
     RECORD_SUMS_MAX, Record, RecordKind, record_bytes,
 };
-use super::journal::{Entry, Identity, Journal, SEGMENT_BYTES};
+use super::journal::{Entry, Identity, Journal};
 use super::recover::{Recovered, recover};
 use super::slots::Slots;
 use super::space::{CHUNK_BYTES, CHUNK_SLOTS, Log};
 use crate::block_map::place::Place;
 use crate::block_map::versions::{Change, Versions};
-use crate::error::{ErrorKind, Result};
+use crate::error::{Errno, ErrorKind, Result};
 use crate::io::device::Device;
+use crate::limits;
+use crate::system::linux::Linux;
+use crate::system::mapping::Mapping;
+use crate::system::{self, Cached, File};
 use crate::units::Epoch;
 use crate::volume::geometry::Extent;
 
@@ -39,6 +44,7 @@ impl Scratch {
 
     fn identity(&self, boot: u8) -> Identity {
         Identity {
+            system: Arc::new(Linux),
             directory: self.0.clone(),
             volume_uuid: [9; 16],
             processor: 2,
@@ -50,6 +56,47 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn segment_bytes() -> usize {
+    limits::SEGMENT_BYTES.load(Ordering::Relaxed)
+}
+
+/// A file of which only the syncs matter.
+#[derive(Debug)]
+struct Synced {
+    fails: AtomicBool,
+}
+
+impl File for Synced {
+    fn read_cached(&self, _: &mut [u8], _: u64) -> system::Result<Cached> {
+        unimplemented!()
+    }
+    fn read(&self, _: &mut [u8], _: u64) -> system::Result<()> {
+        unimplemented!()
+    }
+    fn write(&self, _: &[u8], _: u64) -> system::Result<()> {
+        unimplemented!()
+    }
+    fn punch(&self, _: u64, _: u64) -> system::Result<()> {
+        unimplemented!()
+    }
+    fn zero_range(&self, _: u64, _: u64) -> system::Result<()> {
+        unimplemented!()
+    }
+    fn sync(&self) -> system::Result<()> {
+        if self.fails.load(Ordering::Relaxed) { Err(Errno::EIO) } else { Ok(()) }
+    }
+    fn will_need(&self, _: u64, _: u64) {}
+    fn allocation(&self, _: u64, _: u64) -> (u64, bool) {
+        unimplemented!()
+    }
+    fn length(&self) -> system::Result<u64> {
+        unimplemented!()
+    }
+    fn map(&self, _: usize) -> system::Result<Mapping> {
+        unimplemented!()
     }
 }
 
@@ -134,7 +181,7 @@ fn records_go_on_in_new_segments_and_a_missing_one_is_found() {
     let scratch = Scratch::new();
     let mut journal = Journal::begin(scratch.identity(1), 1, 1, 0, Vec::new()).unwrap();
     let sums = vec![3; BLOCKS as usize];
-    let records = 2 * SEGMENT_BYTES / record_bytes(sums.len());
+    let records = 2 * segment_bytes() / record_bytes(sums.len());
     for _ in 0..records {
         journal.append(entry(0, 0, 1, &sums)).unwrap();
     }
@@ -220,7 +267,7 @@ fn what_a_power_loss_has_dropped_stays_dropped_although_the_lost_records_had_beg
     ten_records(&scratch);
     let mut journal = begin_again(&scratch, 1);
     let sums = vec![3; BLOCKS as usize];
-    for _ in 0..SEGMENT_BYTES / record_bytes(sums.len()) + 1 {
+    for _ in 0..segment_bytes() / record_bytes(sums.len()) + 1 {
         journal.append(entry(0, 0, 1, &sums)).unwrap();
     }
     drop(journal);
@@ -282,8 +329,7 @@ fn what_was_read_back_is_synced_before_a_commit_says_that_it_is_durable() {
     let scratch = Scratch::new();
     ten_records(&scratch);
     let found = back(&scratch, 1, &[]).unwrap();
-    // Stands for a segment whose sync fails.
-    let bad = vec![std::fs::File::open("/dev/null").unwrap()];
+    let bad: Vec<Arc<dyn File>> = vec![Arc::new(Synced { fails: AtomicBool::new(true) })];
     let identity = scratch.identity(1);
     let journal = Journal::begin(identity, 2, found.next_seq, found.next_seq - 1, bad).unwrap();
     assert!(journal.shared().commit(10).is_err());
@@ -291,17 +337,13 @@ fn what_was_read_back_is_synced_before_a_commit_says_that_it_is_durable() {
 
 #[test]
 fn after_a_failed_sync_no_commit_succeeds() {
-    use std::os::fd::AsRawFd;
     let scratch = Scratch::new();
-    let recovered = vec![std::fs::File::open("/dev/null").unwrap()];
-    let number = recovered[0].as_raw_fd();
+    let segment = Arc::new(Synced { fails: AtomicBool::new(true) });
+    let recovered: Vec<Arc<dyn File>> = vec![Arc::clone(&segment) as Arc<dyn File>];
     let mut journal = Journal::begin(scratch.identity(1), 1, 1, 0, recovered).unwrap();
     journal.append(entry(1, 1, 1, &[1])).unwrap();
     assert!(journal.shared().commit(1).is_err());
-    // From here on syncing it would succeed.
-    let good = std::fs::File::create(scratch.0.join("good")).unwrap();
-    // SAFETY: both are open; the journal keeps the number, which now stands for another file.
-    assert_eq!(unsafe { libc::dup2(good.as_raw_fd(), number) }, number);
+    segment.fails.store(false, Ordering::Relaxed);
     assert!(journal.shared().commit(1).is_err());
     assert_eq!(journal.shared().committed(), 0);
 }
@@ -311,7 +353,7 @@ fn a_segment_that_could_not_be_followed_takes_no_more_records() {
     let scratch = Scratch::new();
     let mut journal = Journal::begin(scratch.identity(1), 1, 1, 0, Vec::new()).unwrap();
     let sums = vec![3; BLOCKS as usize];
-    let fit = (SEGMENT_BYTES - 4096) / record_bytes(sums.len());
+    let fit = (segment_bytes() - 4096) / record_bytes(sums.len());
     for _ in 0..fit {
         journal.append(entry(0, 0, 1, &sums)).unwrap();
     }
@@ -399,7 +441,7 @@ proptest! {
         let scratch = Scratch::new();
         let path = scratch.0.join("log");
         std::fs::File::create(&path).unwrap().set_len(3 * CHUNK_BYTES).unwrap();
-        let device = Arc::new(Device::open(1, &path, false, true).unwrap());
+        let device = Arc::new(Device::open(&Linux, 1, &path, false, true).unwrap());
         let extent = |offset, length| Extent { device: Arc::clone(&device), offset, length };
         let extents = vec![extent(0, CHUNK_BYTES), extent(CHUNK_BYTES, 2 * CHUNK_BYTES)];
         let log = Arc::new(Log::new(1, extents).unwrap());

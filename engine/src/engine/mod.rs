@@ -9,7 +9,7 @@
 mod tests;
 pub mod volumes;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::channel;
@@ -17,12 +17,14 @@ use std::sync::{Arc, Mutex, RwLock};
 
 use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::io::device::Device;
-use crate::io::pool::Pool;
 use crate::limits::PROCESSORS_MAX;
 use crate::processor::cut::{Cut, Stall};
 use crate::processor::queue::{Control, CutShare, Event, Queue, ask};
 use crate::processor::report::PartitionState;
 use crate::processor::run::Handle;
+use crate::system::linux::Linux;
+use crate::system::pool::Pool;
+use crate::system::{System, wait};
 use crate::units::{DeviceId, Epoch, VolumeId};
 use crate::volume::export::ExportTable;
 use crate::volume::flusher::Waiter;
@@ -30,15 +32,19 @@ use crate::volume::{View, Volume};
 
 /// Pool threads for what blocks.
 const POOL_THREADS: usize = 16;
+/// Checkpoints that are written at the same time.
+const CHECKPOINT_THREADS: usize = 2;
 
 /// See the module's head.
 pub struct Engine {
+    pub(crate) system: Arc<dyn System>,
     pub(crate) processors: Mutex<Vec<Handle>>,
-    pub(crate) devices: Mutex<HashMap<DeviceId, Arc<Device>>>,
-    pub(crate) volumes: Mutex<HashMap<VolumeId, Arc<Volume>>>,
+    pub(crate) devices: Mutex<BTreeMap<DeviceId, Arc<Device>>>,
+    pub(crate) volumes: Mutex<BTreeMap<VolumeId, Arc<Volume>>>,
     /// Shares' numbers in use: of volumes that are served, or are being taken over or let go.
     pub(crate) share_numbers: Mutex<BTreeSet<u32>>,
-    pub(crate) pool: Pool,
+    pool: Pool,
+    checkpoints: Pool,
     /// What hosts can ask for.
     pub exports: Arc<ExportTable>,
     cutting: Mutex<()>,
@@ -59,12 +65,20 @@ pub struct CutReport {
 impl Engine {
     /// An engine with so many processors.
     pub fn new(processors: u32) -> Result<Engine> {
+        Engine::with_system(Arc::new(Linux), processors)
+    }
+
+    /// An engine on this system.
+    pub fn with_system(system: Arc<dyn System>, processors: u32) -> Result<Engine> {
+        let failed = |e| Error::io("the engine's threads cannot be started", e);
         let engine = Engine {
+            pool: system.pool("pv-io", POOL_THREADS).map_err(failed)?,
+            checkpoints: system.pool("pv-checkpt", CHECKPOINT_THREADS).map_err(failed)?,
+            system,
             processors: Mutex::default(),
             devices: Mutex::default(),
             volumes: Mutex::default(),
             share_numbers: Mutex::default(),
-            pool: Pool::new(POOL_THREADS),
             exports: Arc::default(),
             cutting: Mutex::default(),
             stopped: RwLock::new(false),
@@ -85,7 +99,8 @@ impl Engine {
         let mut handles = self.processors.lock().expect("no holder panics");
         while handles.len() < processors as usize {
             let index = handles.len() as u32;
-            handles.push(Handle::start(index, self.pool.clone())?);
+            let pools = (self.pool.clone(), self.checkpoints.clone());
+            handles.push(Handle::start(&self.system, index, pools.0, pools.1)?);
         }
         Ok(())
     }
@@ -102,7 +117,7 @@ impl Engine {
         if devices.contains_key(&id) {
             return Err(Error::new(ErrorKind::Exists, format!("device {id} is open already")));
         }
-        let device = Device::open(id, path, read_only, sparse)?;
+        let device = Device::open(&*self.system, id, path, read_only, sparse)?;
         devices.insert(id, Arc::new(device));
         Ok(())
     }
@@ -148,7 +163,7 @@ impl Engine {
     /// Makes one cut over these volumes, each with the log for what comes after it. See [`crate::processor::cut`].
     pub fn cut(&self, volumes: &[(VolumeId, Option<u16>)]) -> Result<CutReport> {
         let _one_at_a_time = self.cutting.lock().expect("no holder panics");
-        let mut taking_part: HashMap<u32, (Arc<Queue>, Vec<CutShare>)> = HashMap::new();
+        let mut taking_part: BTreeMap<u32, (Arc<Queue>, Vec<CutShare>)> = BTreeMap::new();
         let mut chosen: Vec<Arc<Volume>> = Vec::new();
         for (id, log) in volumes {
             let volume = self.volume(*id)?;
@@ -174,12 +189,12 @@ impl Engine {
         }
         let (sender, receiver) = channel();
         let queues = taking_part.values().map(|(queue, _)| Arc::clone(queue)).collect();
-        let cut = Arc::new(Cut::new(queues, sender));
+        let cut = Arc::new(Cut::new(Arc::clone(&self.system), queues, sender));
         for (queue, shares) in taking_part.into_values() {
             queue.push(Event::Control(Box::new(Control::CutStop(Arc::clone(&cut), shares))));
         }
         let stopped = |_| Error::io("the processors have stopped", Errno::ESHUTDOWN);
-        let stalls = receiver.recv().map_err(stopped)?;
+        let stalls = wait(&*self.system, &receiver).map_err(stopped)?;
         let ended = |volume: &Arc<Volume>| (volume.id, volume.epoch.fetch_add(1, Ordering::AcqRel));
         let epochs = chosen.iter().map(ended).collect();
         Ok(CutReport { epochs, instant_ns: cut.instant_ns(), stalls })
@@ -189,7 +204,9 @@ impl Engine {
     pub fn settle(&self, volume: VolumeId, epoch: Epoch) -> Result<()> {
         let volume = self.volume(volume)?;
         for share in &volume.shares {
-            ask(&share.queue, |answer| Control::Settle(volume.share, epoch, answer))?;
+            ask(&*self.system, &share.queue, |answer| {
+                Control::Settle(volume.share, epoch, answer)
+            })?;
         }
         Ok(())
     }
@@ -199,7 +216,7 @@ impl Engine {
         let volume = self.volume(volume)?;
         let (sender, receiver) = channel();
         volume.flusher.push(Waiter::Call(sender));
-        let result = receiver.recv().unwrap_or(Err(Errno::ESHUTDOWN));
+        let result = wait(&*self.system, &receiver).unwrap_or(Err(Errno::ESHUTDOWN));
         result.map_err(|e| Error::io(format!("volume {} cannot be flushed", volume.name), e))
     }
 
@@ -212,7 +229,10 @@ impl Engine {
             share.queue.push(Event::Control(Box::new(control)));
         }
         drop(sender);
-        let freed = receiver.into_iter().sum();
+        let mut freed = 0;
+        while let Ok(bytes) = wait(&*self.system, &receiver) {
+            freed += bytes;
+        }
         Ok(freed)
     }
 
@@ -226,7 +246,9 @@ impl Engine {
         let mut states = Vec::new();
         for share in &volume.shares {
             let epoch = epoch.unwrap_or(0);
-            let found = ask(&share.queue, |answer| Control::States(volume.share, epoch, answer))?;
+            let found = ask(&*self.system, &share.queue, |answer| {
+                Control::States(volume.share, epoch, answer)
+            })?;
             states.extend(found.into_iter().map(|state| (share.processor, state)));
         }
         states.sort_by_key(|(_, state)| state.partition);
@@ -255,6 +277,7 @@ impl Engine {
         for processor in self.processors.lock().expect("no holder panics").iter_mut() {
             processor.stop();
         }
+        self.checkpoints.stop();
         self.pool.stop();
         result
     }

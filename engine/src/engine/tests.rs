@@ -7,6 +7,7 @@ use super::Engine;
 use super::volumes::{ExtentSpec, VolumeSpec};
 use crate::error::Errno;
 use crate::processor::queue::{Control, ask};
+use crate::system::linux::Linux;
 use crate::volume::caller::Caller;
 
 const MIB: u64 = 1 << 20;
@@ -74,9 +75,9 @@ fn a_question_about_a_volume_that_was_let_go_is_refused_and_harms_nobody() {
         let volume = engine.volume(1).unwrap();
         engine.remove_volume(1).unwrap();
         let queue = &volume.shares[0].queue;
-        assert!(ask(queue, |answer| Control::States(volume.share, 0, answer)).is_err());
-        assert!(ask(queue, |answer| Control::Settle(volume.share, 1, answer)).is_err());
-        assert!(ask(queue, |answer| Control::Drop(volume.share, 1, answer)).is_err());
+        assert!(ask(&Linux, queue, |answer| Control::States(volume.share, 0, answer)).is_err());
+        assert!(ask(&Linux, queue, |answer| Control::Settle(volume.share, 1, answer)).is_err());
+        assert!(ask(&Linux, queue, |answer| Control::Drop(volume.share, 1, answer)).is_err());
     });
 }
 
@@ -90,7 +91,8 @@ fn who_is_still_attached_when_the_engine_has_stopped_is_refused() {
         let (sender, receiver) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
             let write = caller.write(0, &[1; 4096], true);
-            let asked = ask(&volume.shares[0].queue, |answer| Control::States(0, 0, answer));
+            let asked =
+                ask(&Linux, &volume.shares[0].queue, |answer| Control::States(0, 0, answer));
             let _ =
                 sender.send((write, caller.read(0, 4096).err(), caller.flush(), asked.is_err()));
         });

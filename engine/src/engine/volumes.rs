@@ -24,6 +24,7 @@ use crate::limits::{PARTITION_BYTES_MAX, PARTITION_BYTES_MIN};
 use crate::processor::queue::{Control, Event, ask};
 use crate::processor::run::{checkpoint_now, remove_covered};
 use crate::processor::share::{Local, Parts, Share};
+use crate::system::wait;
 use crate::units::{BLOCK_SIZE, DeviceId, Epoch, VolumeId};
 use crate::volume::flusher::{Durable, Flusher, Waiter};
 use crate::volume::geometry::{Extent, Geometry, Partition};
@@ -90,11 +91,11 @@ impl Engine {
         for (number, extents) in &spec.logs {
             space.add(self.log(*number, extents)?)?;
         }
-        std::fs::create_dir_all(&spec.directory).map_err(|e| {
+        self.system.make_directory(&spec.directory).map_err(|e| {
             Error::io(format!("directory {} cannot be made", spec.directory.display()), e)
         })?;
         let intakes = self.intakes(&spec, &geometry)?;
-        let recovered = recover_all(&intakes, &spec, &geometry)?;
+        let recovered = recover_all(&intakes, &spec, &geometry, self.system.threaded())?;
         let slots = mark_slots(&recovered, &space, &spec.name)?;
         let number = self.take_share_number();
         let found = intakes.into_iter().zip(recovered).zip(slots).collect();
@@ -144,7 +145,8 @@ impl Engine {
     }
 
     fn intakes(&self, spec: &VolumeSpec, geometry: &Geometry) -> Result<Vec<Intake>> {
-        let boot_id = boot_id()?;
+        let failed = |e| Error::io("the host's boot id cannot be read", e);
+        let boot_id = self.system.boot_id().map_err(failed)?;
         let processors = self.processors.lock().expect("no holder panics");
         let mut intakes: Vec<Intake> = Vec::new();
         for (number, partition) in geometry.partitions.iter().enumerate() {
@@ -160,6 +162,7 @@ impl Engine {
                 return Err(Error::new(ErrorKind::Invalid, what));
             };
             let identity = Identity {
+                system: Arc::clone(&self.system),
                 directory: spec.directory.clone(),
                 volume_uuid: spec.uuid,
                 processor,
@@ -189,7 +192,7 @@ impl Engine {
             log.devices().for_each(|device| durable.add_device(device));
         }
         let epoch = found.iter().map(|((_, one), _)| one.epoch).fold(spec.next_epoch, Epoch::max);
-        let flusher = Arc::new(Flusher::start(&spec.name, Arc::clone(&durable))?);
+        let flusher = Arc::new(Flusher::start(&*self.system, &spec.name, Arc::clone(&durable))?);
         let made = found.into_iter().enumerate().map(|(ordinal, ((intake, recovered), slots))| {
             let (journal, locals) = begin(&intake, recovered, &geometry)?;
             durable.add_journal(journal.shared(), &intake.share.queue, number);
@@ -268,7 +271,9 @@ impl Engine {
         self.volumes.lock().expect("no holder panics").remove(&id);
         let mut result = self.drain(&volume);
         for share in &volume.shares {
-            let taken = ask(&share.queue, |answer| Control::RemoveShare(volume.share, answer))?;
+            let taken = ask(&*self.system, &share.queue, |answer| {
+                Control::RemoveShare(volume.share, answer)
+            })?;
             let (identity, number, contents, journal) = taken.close();
             let written = checkpoint_now(&identity, number, &contents, &volume.flusher);
             match written {
@@ -291,9 +296,11 @@ impl Engine {
     fn drain(&self, volume: &Volume) -> Result<()> {
         let (sender, receiver) = channel();
         volume.flusher.push(Waiter::Call(sender));
-        let flushed = receiver.recv().unwrap_or(Err(Errno::ESHUTDOWN));
+        let flushed = wait(&*self.system, &receiver).unwrap_or(Err(Errno::ESHUTDOWN));
         for share in &volume.shares {
-            ask(&share.queue, |answer| Control::Settle(volume.share, Epoch::MAX, answer))?;
+            ask(&*self.system, &share.queue, |answer| {
+                Control::Settle(volume.share, Epoch::MAX, answer)
+            })?;
         }
         flushed.map_err(|e| Error::io(format!("volume {} cannot be flushed", volume.name), e))
     }
@@ -334,37 +341,28 @@ fn check(spec: &VolumeSpec) -> Result<()> {
     Ok(())
 }
 
-fn boot_id() -> Result<[u8; 16]> {
-    let path = "/proc/sys/kernel/random/boot_id";
-    let failed = |e| Error::io(format!("{path} cannot be read"), e);
-    let text = std::fs::read_to_string(path).map_err(failed)?;
-    let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();
-    let number = u128::from_str_radix(&digits, 16)
-        .map_err(|_| Error::new(ErrorKind::Invalid, format!("{path} holds no boot id")))?;
-    Ok(number.to_be_bytes())
-}
-
 fn recover_all(
     intakes: &[Intake],
     spec: &VolumeSpec,
     geometry: &Geometry,
+    threads: bool,
 ) -> Result<Vec<Recovered>> {
     let snapshots: Vec<Epoch> = spec.snapshots.iter().map(|(epoch, _)| *epoch).collect();
+    let recover_one = &|intake: &Intake| {
+        recover(&intake.identity, &snapshots, |partition| {
+            let owner = geometry.partitions.get(partition as usize)?;
+            let blocks = geometry.partition_bytes(partition) / BLOCK_SIZE;
+            (owner.processor == intake.share.processor).then_some(blocks as u32)
+        })
+    };
+    if !threads {
+        return intakes.iter().map(recover_one).collect();
+    }
     std::thread::scope(|scope| {
-        let begin = |intake: &Intake| {
-            let (identity, processor) = (intake.identity.clone(), intake.share.processor);
-            let snapshots = &snapshots;
-            scope.spawn(move || {
-                recover(&identity, snapshots, |partition| {
-                    let owner = geometry.partitions.get(partition as usize)?;
-                    let blocks = geometry.partition_bytes(partition) / BLOCK_SIZE;
-                    (owner.processor == processor).then_some(blocks as u32)
-                })
-            })
-        };
-        let threads: Vec<_> = intakes.iter().map(begin).collect();
+        let begin = |intake| scope.spawn(move || recover_one(intake));
+        let begun: Vec<_> = intakes.iter().map(begin).collect();
         let crashed = || Error::new(ErrorKind::Corrupt, "recovery has crashed");
-        threads.into_iter().map(|t| t.join().unwrap_or_else(|_| Err(crashed()))).collect()
+        begun.into_iter().map(|t| t.join().unwrap_or_else(|_| Err(crashed()))).collect()
     })
 }
 

@@ -8,17 +8,12 @@
 //!                   of this device succeeds until it is opened anew.
 //! Errors            every failed call is counted; the last errno is kept for status.
 
-use std::fs::{File, OpenOptions};
-use std::io::IoSliceMut;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
-
-use rustix::fs::{Advice, FallocateFlags, SeekFrom, fadvise, fallocate, fdatasync, seek};
-use rustix::io::{ReadWriteFlags, preadv2};
+use std::sync::{Arc, Mutex};
 
 use crate::error::{Errno, Error, Result};
+use crate::system::{Cached, File, System};
 use crate::units::DeviceId;
 
 /// See the module's head.
@@ -28,7 +23,7 @@ pub struct Device {
     pub id: DeviceId,
     /// Freed space is punched out of it.
     pub sparse: bool,
-    file: File,
+    file: Arc<dyn File>,
     writes: AtomicU64,
     synced: Mutex<u64>,
     failed_sync: AtomicI32,
@@ -41,8 +36,14 @@ pub struct Device {
 
 impl Device {
     /// Opens a device's file or disk.
-    pub fn open(id: DeviceId, path: &Path, read_only: bool, sparse: bool) -> Result<Device> {
-        let file = OpenOptions::new().read(true).write(!read_only).open(path).map_err(|e| {
+    pub fn open(
+        system: &dyn System,
+        id: DeviceId,
+        path: &Path,
+        read_only: bool,
+        sparse: bool,
+    ) -> Result<Device> {
+        let file = system.open(path, !read_only).map_err(|e| {
             Error::io(format!("device file {} cannot be opened", path.display()), e)
         })?;
         // Reads of hosts are random unless they say otherwise: no read-ahead of what nobody asked for is
@@ -72,40 +73,38 @@ impl Device {
         if self.no_nowait.load(Ordering::Relaxed) {
             return Ok(false);
         }
-        let length = buffer.len();
-        let mut slices = [IoSliceMut::new(buffer)];
-        match preadv2(&self.file, &mut slices, offset, ReadWriteFlags::NOWAIT) {
-            Ok(n) => Ok(n == length),
-            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(false),
-            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::INVAL) => {
+        match self.file.read_cached(buffer, offset) {
+            Ok(Cached::Done) => Ok(true),
+            Ok(Cached::WouldWait) => Ok(false),
+            Ok(Cached::Unsupported) => {
                 self.no_nowait.store(true, Ordering::Relaxed);
                 Ok(false)
             }
-            Err(e) => Err(self.count(e.into())),
+            Err(e) => Err(self.count(e)),
         }
     }
 
     /// Fills `buffer` from `offset`, waiting for the disk.
     pub fn read(&self, buffer: &mut [u8], offset: u64) -> std::result::Result<(), Errno> {
         // A device that ends early reads as an error, not as zeroes.
-        self.file.read_exact_at(buffer, offset).map_err(|e| self.count(e.into()))
+        self.file.read(buffer, offset).map_err(|e| self.count(e))
     }
 
     /// Stores `bytes` at `offset`.
     pub fn write(&self, bytes: &[u8], offset: u64) -> std::result::Result<(), Errno> {
-        let result = self.file.write_all_at(bytes, offset).map_err(|e| self.count(e.into()));
+        let result = self.file.write(bytes, offset).map_err(|e| self.count(e));
         self.writes.fetch_add(1, Ordering::Release); // D1: even a failed one may have written
         result
     }
 
     /// Makes the range read as zeroes and gives its space back. `Ok(false)` if this device cannot.
     pub fn punch(&self, offset: u64, length: u64) -> std::result::Result<bool, Errno> {
-        self.allocate(FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, length)
+        self.cleared(self.file.punch(offset, length), &self.no_punch)
     }
 
     /// Makes the range read as zeroes and keeps its space. `Ok(false)` if this device cannot.
     pub fn zero_range(&self, offset: u64, length: u64) -> std::result::Result<bool, Errno> {
-        self.allocate(FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE, offset, length)
+        self.cleared(self.file.zero_range(offset, length), &self.no_zero)
     }
 
     /// Whether [`Device::punch`] is worth a try.
@@ -118,23 +117,19 @@ impl Device {
         !self.no_zero.load(Ordering::Relaxed)
     }
 
-    fn allocate(
+    fn cleared(
         &self,
-        flags: FallocateFlags,
-        offset: u64,
-        length: u64,
+        result: std::result::Result<(), Errno>,
+        cannot: &AtomicBool,
     ) -> std::result::Result<bool, Errno> {
-        let result = fallocate(&self.file, flags, offset, length);
         self.writes.fetch_add(1, Ordering::Release); // D1
         match result {
             Ok(()) => Ok(true),
-            Err(rustix::io::Errno::OPNOTSUPP) => {
-                let punch = flags.contains(FallocateFlags::PUNCH_HOLE);
-                let flag = if punch { &self.no_punch } else { &self.no_zero };
-                flag.store(true, Ordering::Relaxed);
+            Err(Errno::ENOTSUP) => {
+                cannot.store(true, Ordering::Relaxed);
                 Ok(false)
             }
-            Err(e) => Err(self.count(e.into())),
+            Err(e) => Err(self.count(e)),
         }
     }
 
@@ -150,13 +145,13 @@ impl Device {
             return Ok(());
         }
         let covered = self.writes.load(Ordering::Acquire);
-        match fdatasync(&self.file) {
+        match self.file.sync() {
             Ok(()) => {
                 *synced = covered;
                 Ok(())
             }
             Err(e) => {
-                let errno = self.count(e.into());
+                let errno = self.count(e);
                 self.failed_sync.store(errno.raw(), Ordering::Relaxed);
                 Err(errno)
             }
@@ -165,21 +160,12 @@ impl Device {
 
     /// Asks the kernel to read ahead.
     pub fn will_need(&self, offset: u64, length: u64) {
-        let _ = fadvise(&self.file, offset, std::num::NonZeroU64::new(length), Advice::WillNeed);
+        self.file.will_need(offset, length);
     }
 
     /// How many bytes from `offset`, at most `limit`, are all data or all hole, and whether they are a hole.
     pub fn allocation(&self, offset: u64, limit: u64) -> (u64, bool) {
-        let data = match seek(&self.file, SeekFrom::Data(offset)) {
-            Ok(data) => data,
-            Err(rustix::io::Errno::NXIO) => return (limit, true),
-            Err(_) => return (limit, false), // no holes to be told from data
-        };
-        if data > offset {
-            return ((data - offset).min(limit), true);
-        }
-        let hole = seek(&self.file, SeekFrom::Hole(offset)).unwrap_or(offset + limit);
-        ((hole.max(offset + 1) - offset).min(limit), false)
+        self.file.allocation(offset, limit)
     }
 
     fn count(&self, errno: Errno) -> Errno {

@@ -1,5 +1,3 @@
-//! I/O: devices, and the threads that wait for them where a processor must not.
+//! I/O: devices. The system's files are in [`crate::system`].
 
 pub mod device;
-pub mod mapping;
-pub mod pool;

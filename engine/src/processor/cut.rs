@@ -21,6 +21,7 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
 
 use crate::processor::queue::{Control, Event, Queue};
+use crate::system::System;
 use crate::units::ProcessorIndex;
 
 /// How long one processor kept writes waiting.
@@ -34,6 +35,7 @@ pub struct Stall {
 
 /// What the processors of one cut share.
 pub struct Cut {
+    system: Arc<dyn System>,
     out: AtomicUsize,
     queues: Vec<Arc<Queue>>,
     /// When the last one arrived, nanoseconds since 1970.
@@ -44,8 +46,9 @@ pub struct Cut {
 
 impl Cut {
     /// A cut of the processors with these queues; `done` gets the report when all have started again.
-    pub fn new(queues: Vec<Arc<Queue>>, done: Sender<Vec<Stall>>) -> Cut {
+    pub fn new(system: Arc<dyn System>, queues: Vec<Arc<Queue>>, done: Sender<Vec<Stall>>) -> Cut {
         Cut {
+            system,
             out: AtomicUsize::new(queues.len()),
             queues,
             instant_ns: AtomicU64::new(0),
@@ -57,9 +60,7 @@ impl Cut {
     /// The caller has stopped starting writes. The last one to say so lets everybody go.
     pub fn arrive(self: &Arc<Self>) {
         if self.out.fetch_sub(1, Ordering::AcqRel) == 1 {
-            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-            let nanoseconds = now.map_or(0, |now| now.as_nanos() as u64);
-            self.instant_ns.store(nanoseconds, Ordering::Release);
+            self.instant_ns.store(self.system.wall_ns(), Ordering::Release);
             for queue in &self.queues {
                 queue.push(Event::Control(Box::new(Control::CutGo(Arc::clone(self)))));
             }

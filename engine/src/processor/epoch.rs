@@ -2,7 +2,6 @@
 //! The protocol and its proof are in [`crate::processor::cut`].
 
 use std::sync::mpsc::Sender;
-use std::time::Instant;
 
 use crate::change_log::format::RecordKind;
 use crate::change_log::journal::Entry;
@@ -11,9 +10,9 @@ use crate::units::Epoch;
 
 impl Share {
     /// Stops starting writes, for a cut.
-    pub fn stop_writes(&mut self) {
+    pub fn stop_writes(&mut self, context: &Context<'_>) {
         assert!(self.stopped_at.is_none(), "cuts are made one after the other");
-        self.stopped_at = Some(Instant::now());
+        self.stopped_at = Some(context.system.monotonic_ns());
     }
 
     /// Ends the epoch and starts the writes that were held; returns how long they were, nanoseconds.
@@ -24,7 +23,7 @@ impl Share {
         self.named_log = log;
         self.order_logs();
         let stopped_at = self.stopped_at.take().expect("C1: it stopped before it advances");
-        let stall = stopped_at.elapsed().as_nanos() as u64;
+        let stall = context.system.monotonic_ns() - stopped_at;
         for part in std::mem::take(&mut self.held) {
             self.take(part, context);
         }

@@ -18,6 +18,7 @@ use crate::processor::io_job::Done;
 use crate::processor::reclaim::Dropping;
 use crate::processor::report::PartitionState;
 use crate::processor::share::Share;
+use crate::system::{System, wait};
 use crate::units::Epoch;
 use crate::volume::request::Request;
 
@@ -204,6 +205,19 @@ impl Queue {
         refuse(events);
     }
 
+    /// As [`Queue::take_all`], but without sleeping: `false` if there is nothing to take, or somebody else runs the
+    /// processor.
+    pub fn try_take_all(&self, batch: &mut Vec<Event>) -> bool {
+        debug_assert!(batch.is_empty());
+        let mut state = self.lock();
+        if state.events.is_empty() || state.running {
+            return false;
+        }
+        state.running = true; // Q3
+        std::mem::swap(&mut state.events, batch);
+        true
+    }
+
     /// For the processor's thread: takes all events into `batch`, which is empty, and runs the processor. Sleeps
     /// until there is one and nobody else runs it.
     pub fn take_all(&self, batch: &mut Vec<Event>) {
@@ -234,10 +248,13 @@ fn refuse(events: impl IntoIterator<Item = Event>) {
 }
 
 /// Asks a processor and waits for its answer.
-pub fn ask<T>(queue: &Queue, make: impl FnOnce(Sender<T>) -> Control) -> Result<T> {
+pub fn ask<T>(
+    system: &dyn System,
+    queue: &Queue,
+    make: impl FnOnce(Sender<T>) -> Control,
+) -> Result<T> {
     let (sender, receiver) = std::sync::mpsc::channel();
     queue.push(Event::Control(Box::new(make(sender))));
-    receiver
-        .recv()
+    wait(system, &receiver)
         .map_err(|_| crate::error::Error::io("the processor has stopped", Errno::ESHUTDOWN))
 }

@@ -8,7 +8,6 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
-use std::time::Instant;
 
 use crate::block_map::place::Place;
 use crate::change_log::slots::EmptyChunk;
@@ -23,6 +22,9 @@ use crate::volume::flusher::Waiter;
 const PUNCH_RUNS_MAX: usize = 64;
 /// Blocks that one such job reserves, at most, counted to its last run's start.
 const PUNCH_SPAN_BLOCKS: u32 = 4096;
+
+/// How long a snapshot is dropped on before others have their turn, nanoseconds.
+const DROP_NS_MAX: u64 = 1_000_000;
 
 /// A snapshot that is being dropped, partition by partition.
 pub struct Dropping {
@@ -218,10 +220,10 @@ impl Share {
         mut dropping: Dropping,
         context: &mut Context<'_>,
     ) -> Option<Dropping> {
-        let began = Instant::now();
+        let began = context.system.monotonic_ns();
         let seq = self.journal.shared().appended();
         while (dropping.next_local as usize) < self.locals.len() {
-            if began.elapsed().as_micros() > 1000 {
+            if context.system.monotonic_ns() - began > DROP_NS_MAX {
                 return Some(dropping);
             }
             let number = dropping.next_local;

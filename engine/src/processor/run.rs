@@ -3,17 +3,17 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
 
 use crate::change_log::checkpoint::{self, Contents};
 use crate::change_log::journal::Identity;
 use crate::change_log::recover::files;
 use crate::error::{Errno, Error, Result};
-use crate::io::pool::Pool;
 use crate::processor::cut::{Cut, Stall};
 use crate::processor::queue::{Control, CutShare, Event, Queue};
 use crate::processor::reclaim::Dropping;
 use crate::processor::share::{Context, Share};
+use crate::system::pool::Pool;
+use crate::system::{Driven, Driving, System, wait};
 use crate::units::ProcessorIndex;
 use crate::volume::flusher::{Flusher, Waiter};
 use crate::volume::request::Sink;
@@ -68,22 +68,37 @@ impl Core {
         }
     }
 
+    /// Serves `batch` and all that comes meanwhile; says whether it was told to stop.
+    fn serve(&self, batch: &mut Vec<Event>) -> bool {
+        let mut processor = self.processor.lock().expect("no runner panics");
+        loop {
+            processor.run_batch(batch);
+            if !self.queue.next(batch) {
+                break;
+            }
+        }
+        processor.stopped
+    }
+}
+
+impl Driven for Core {
     fn run(&self) {
         let mut batch = Vec::new();
         loop {
             self.queue.take_all(&mut batch);
-            let mut processor = self.processor.lock().expect("no runner panics");
-            loop {
-                processor.run_batch(&mut batch);
-                if !self.queue.next(&mut batch) {
-                    break;
-                }
-            }
-            if processor.stopped {
-                drop(processor);
+            if self.serve(&mut batch) {
                 return self.queue.close();
             }
         }
+    }
+
+    fn step(&self) -> bool {
+        let mut batch = Vec::new();
+        let some = self.queue.try_take_all(&mut batch);
+        if some && self.serve(&mut batch) {
+            self.queue.close();
+        }
+        some
     }
 }
 
@@ -93,19 +108,26 @@ pub struct Handle {
     pub core: Arc<Core>,
     /// Its counters.
     pub stats: Arc<ProcessorStats>,
-    thread: Option<JoinHandle<()>>,
+    driving: Option<Box<dyn Driving>>,
 }
 
 impl Handle {
     /// Starts a processor.
-    pub fn start(index: ProcessorIndex, pool: Pool) -> Result<Handle> {
+    pub fn start(
+        system: &Arc<dyn System>,
+        index: ProcessorIndex,
+        pool: Pool,
+        checkpoints: Pool,
+    ) -> Result<Handle> {
         let queue = Arc::new(Queue::default());
         let stats = Arc::new(ProcessorStats::default());
         let processor = Processor {
             index,
             queue: Arc::clone(&queue),
             stats: Arc::clone(&stats),
+            system: Arc::clone(system),
             pool,
+            checkpoints,
             shares: Vec::new(),
             sinks: Vec::new(),
             cutting: Vec::new(),
@@ -115,19 +137,18 @@ impl Handle {
             stopped: false,
         };
         let core = Arc::new(Core { queue, processor: Mutex::new(processor) });
-        let ours = Arc::clone(&core);
-        let thread = std::thread::Builder::new()
-            .name(format!("pv-proc-{index}"))
-            .spawn(move || ours.run())
+        let ours = Arc::clone(&core) as Arc<dyn Driven>;
+        let driving = system
+            .drive(&format!("pv-proc-{index}"), ours)
             .map_err(|e| Error::io(format!("processor {index} cannot be started"), e))?;
-        Ok(Handle { core, stats, thread: Some(thread) })
+        Ok(Handle { core, stats, driving: Some(driving) })
     }
 
     /// Ends it; its shares are gone already.
     pub fn stop(&mut self) {
         self.core.queue.push(Event::Control(Box::new(Control::Stop)));
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+        if let Some(driving) = self.driving.take() {
+            driving.join();
         }
     }
 }
@@ -136,7 +157,9 @@ struct Processor {
     index: ProcessorIndex,
     queue: Arc<Queue>,
     stats: Arc<ProcessorStats>,
+    system: Arc<dyn System>,
     pool: Pool,
+    checkpoints: Pool,
     shares: Vec<Option<Box<Share>>>,
     sinks: Vec<Arc<dyn Sink>>,
     /// What takes part in the cut that is being made.
@@ -158,13 +181,20 @@ impl Processor {
         self.end_batch();
     }
 
+    /// Its shares, and what they need of it.
+    fn split(&mut self) -> (&mut Vec<Option<Box<Share>>>, Context<'_>) {
+        let Processor { shares, sinks, queue, system, pool, checkpoints, slow_ios, .. } = self;
+        (shares, Context { queue, system: &**system, pool, checkpoints, sinks, slow_ios })
+    }
+
     /// Serves one event; says whether it was the last one ever.
     fn apply(&mut self, event: Event) -> bool {
-        let Processor { shares, sinks, queue, pool, parts, slow_ios, .. } = self;
-        let mut context = Context { queue, pool, sinks, slow_ios };
+        if let Event::Part(_) = event {
+            self.parts += 1;
+        }
+        let (shares, mut context) = self.split();
         match event {
             Event::Part(part) => {
-                *parts += 1;
                 match shares.get_mut(part.share as usize).and_then(Option::as_mut) {
                     Some(share) => share.take(part, &mut context),
                     None => {
@@ -185,8 +215,7 @@ impl Processor {
     }
 
     fn end_batch(&mut self) {
-        let Processor { shares, sinks, queue, pool, slow_ios, .. } = self;
-        let mut context = Context { queue, pool, sinks, slow_ios };
+        let (shares, mut context) = self.split();
         for share in shares.iter_mut().flatten() {
             share.upkeep(&mut context);
         }
@@ -222,9 +251,8 @@ impl Processor {
         number: u32,
         f: impl FnOnce(&mut Share, &mut Context<'_>) -> T,
     ) -> Option<T> {
-        let Processor { shares, sinks, queue, pool, slow_ios, .. } = self;
+        let (shares, mut context) = self.split();
         let share = shares.get_mut(number as usize).and_then(Option::as_mut);
-        let mut context = Context { queue, pool, sinks, slow_ios };
         share.map(|share| f(share, &mut context))
     }
 
@@ -285,7 +313,9 @@ impl Processor {
     }
 
     fn stop_writes(&mut self, cut: &Arc<Cut>, mut shares: Vec<CutShare>) {
-        shares.retain(|part| self.with_share(part.share, |share, _| share.stop_writes()).is_some());
+        shares.retain(|part| {
+            self.with_share(part.share, |share, context| share.stop_writes(context)).is_some()
+        });
         self.cutting = shares;
         cut.arrive();
     }
@@ -311,31 +341,22 @@ impl Processor {
     }
 }
 
-/// Writes a checkpoint on a thread of its own, and tells the share's processor when it is done.
+/// Writes a checkpoint, and tells the share's processor when it is done.
 pub fn write_checkpoint(
-    identity: Identity,
+    identity: &Identity,
     share: u32,
     number: u64,
     contents: Contents,
-    flusher: Arc<Flusher>,
-    after: impl FnOnce() + Send + 'static,
-    queue: Arc<Queue>,
+    flusher: &Flusher,
+    after: impl FnOnce(),
+    queue: &Queue,
 ) {
-    let write = move || {
-        let bytes = checkpoint_now(&identity, number, &contents, &flusher).unwrap_or(0);
-        drop(contents);
-        if bytes > 0 {
-            after();
-        }
-        let control = Control::CheckpointDone(share, bytes);
-        queue.push(Event::Control(Box::new(control)));
-    };
-    // Not the pool: a checkpoint may take seconds, and hosts wait for the pool.
-    let name = "pv-checkpoint".to_owned();
-    if let Err(e) = std::thread::Builder::new().name(name).spawn(write) {
-        // The share tries no more; its journal grows, and the next start is slower. Nothing is lost.
-        debug_assert!(false, "a checkpoint thread cannot be started: {e}");
+    let bytes = checkpoint_now(identity, number, &contents, flusher).unwrap_or(0);
+    drop(contents);
+    if bytes > 0 {
+        after();
     }
+    queue.push(Event::Control(Box::new(Control::CheckpointDone(share, bytes))));
 }
 
 /// Writes a checkpoint; returns its size in bytes.
@@ -347,17 +368,18 @@ pub fn checkpoint_now(
 ) -> std::result::Result<u64, Errno> {
     let path = identity.checkpoint_path(number);
     let new = path.with_extension("checkpoint.new");
-    let written = checkpoint::write(&new, identity, number, contents).and_then(|()| {
+    let system = &*identity.system;
+    let written = checkpoint::write(&new, identity, number, contents).and_then(|bytes| {
         let (sender, receiver) = std::sync::mpsc::channel();
         flusher.push(Waiter::Call(sender));
-        receiver.recv().unwrap_or(Err(Errno::ESHUTDOWN))?; // K1
-        checkpoint::publish(&new, &path)
+        wait(system, &receiver).unwrap_or(Err(Errno::ESHUTDOWN))?; // K1
+        checkpoint::publish(identity, &new, &path)?;
+        Ok(bytes)
     });
-    if let Err(errno) = written {
-        let _ = std::fs::remove_file(&new);
-        return Err(errno);
+    if written.is_err() {
+        let _ = system.remove(&new);
     }
-    Ok(std::fs::metadata(&path).map_or(0, |metadata| metadata.len()))
+    written
 }
 
 /// Removes what the checkpoint of this number has made unnecessary (K2): older checkpoints, and segments older
@@ -369,9 +391,9 @@ pub fn remove_covered(identity: &Identity, number: u64, oldest_segment: u64) {
     };
     // What cannot be removed now is removed after the next checkpoint.
     for path in old(".journal", oldest_segment).chain(old(".checkpoint", number)) {
-        let _ = std::fs::remove_file(path);
+        let _ = identity.system.remove(&path);
     }
     for path in old(".checkpoint.new", number) {
-        let _ = std::fs::remove_file(path);
+        let _ = identity.system.remove(&path);
     }
 }

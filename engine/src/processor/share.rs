@@ -12,7 +12,6 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
-use std::time::Instant;
 
 use crate::block_map::place::Place;
 use crate::block_map::versions::{Change, Versions};
@@ -22,12 +21,13 @@ use crate::change_log::journal::{self, Entry, Identity, Journal};
 use crate::change_log::slots::{EmptyChunk, Slots};
 use crate::change_log::space::{Log, Space};
 use crate::error::Errno;
-use crate::io::pool::Pool;
 use crate::limits::CHECKPOINT_BYTES_MIN;
 use crate::processor::io_job::{Done, Job, NewPlace};
 use crate::processor::queue::{Event, Part, Queue};
 use crate::processor::reclaim::{Dropped, FreedBase};
 use crate::processor::run::{remove_covered, write_checkpoint};
+use crate::system::System;
+use crate::system::pool::Pool;
 use crate::units::{BLOCK_SHIFT, Epoch};
 use crate::volume::flusher::{Flusher, Waiter};
 use crate::volume::geometry::Geometry;
@@ -80,8 +80,12 @@ pub(super) struct Reserved {
 pub struct Context<'a> {
     /// The processor's queue.
     pub queue: &'a Arc<Queue>,
+    /// The clock, among other things.
+    pub system: &'a dyn System,
     /// Threads that may block.
     pub pool: &'a Pool,
+    /// Threads that write checkpoints: they may take seconds, and hosts wait for the others.
+    pub checkpoints: &'a Pool,
     /// Sinks that were given something since the last kick.
     pub sinks: &'a mut Vec<Arc<dyn Sink>>,
     /// Jobs given to the pool.
@@ -149,7 +153,8 @@ pub struct Share {
     pub(super) waiting: VecDeque<Part>,
     pub(super) held: Vec<Part>,
     pub(super) starved: Vec<Part>,
-    pub(super) stopped_at: Option<Instant>,
+    /// When it stopped for a cut, as [`System::monotonic_ns`] counts.
+    pub(super) stopped_at: Option<u64>,
     pub(super) settling: Vec<(Epoch, Sender<()>)>,
     pub(super) freed_bases: VecDeque<FreedBase>,
     pub(super) dropped: Vec<Dropped>,
@@ -425,7 +430,10 @@ impl Share {
             let after = move || remove_covered(&named, number, shared.forget_covered(covered));
             let flusher = Arc::clone(&self.flusher);
             let queue = Arc::clone(context.queue);
-            write_checkpoint(identity, self.number, number, contents, flusher, after, queue);
+            let share = self.number;
+            context.checkpoints.run(move || {
+                write_checkpoint(&identity, share, number, contents, &flusher, after, &queue);
+            });
         }
     }
 

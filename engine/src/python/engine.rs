@@ -9,6 +9,7 @@ use pyo3::types::{PyDict, PyList};
 
 use crate::engine::Engine as Inner;
 use crate::error::{Error, ErrorKind, Result};
+use crate::limits;
 use crate::nbd::Server;
 use crate::processor::queue::{Control, ask};
 use crate::processor::share::ShareStats;
@@ -46,6 +47,7 @@ impl Engine {
     #[new]
     fn new(py: Python<'_>, processors: u32) -> PyResult<Engine> {
         let made = py.detach(|| {
+            limits::lower_as_told();
             let inner = Inner::new(processors)?;
             let server = Server::new(std::sync::Arc::clone(&inner.exports))?;
             Ok(Engine { inner, server })
@@ -184,8 +186,9 @@ impl Engine {
             let mut used = std::collections::HashMap::<u16, u64>::new();
             let mut mapped = 0;
             for share in &volume.shares {
-                let (by_log, blocks) =
-                    ask(&share.queue, |answer| Control::Use(volume.share, answer))?;
+                let (by_log, blocks) = ask(&*this.inner.system, &share.queue, |answer| {
+                    Control::Use(volume.share, answer)
+                })?;
                 by_log.into_iter().for_each(|(log, n)| *used.entry(log).or_default() += n);
                 mapped += blocks;
             }

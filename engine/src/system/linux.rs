@@ -90,8 +90,7 @@ impl File for LinuxFile {
     fn map(&self, length: usize) -> Result<Mapping> {
         // posix_fallocate writes where the filesystem cannot allocate; rustix has only the former half.
         // SAFETY: a valid descriptor and plain numbers.
-        let rc =
-            unsafe { libc::posix_fallocate(self.0.as_raw_fd(), 0, length as libc::off_t) };
+        let rc = unsafe { libc::posix_fallocate(self.0.as_raw_fd(), 0, length as libc::off_t) };
         if rc != 0 {
             return Err(Errno::new(rc));
         }
@@ -213,7 +212,11 @@ impl System for Linux {
         Ok(Box::new(Thread(thread)))
     }
 
-    fn run_others(&self) -> Option<bool> {
-        None
+    fn threaded(&self) -> bool {
+        true
+    }
+
+    fn run_others(&self) -> bool {
+        false
     }
 }

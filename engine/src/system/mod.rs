@@ -95,8 +95,10 @@ pub trait System: Send + Sync + Debug {
     fn pool(&self, name: &str, threads_max: usize) -> Result<Pool>;
     /// Has `driven` run until it stops. What is returned is dropped by who has told it to, and waits for that.
     fn drive(&self, name: &str, driven: Arc<dyn Driven>) -> Result<Box<dyn Driving>>;
-    /// For who waits for somebody else's work: does some of it. `None` where others do it on their own threads.
-    fn run_others(&self) -> Option<bool>;
+    /// Whether there are threads. Where there are none, who waits for others' work has to see to it.
+    fn threaded(&self) -> bool;
+    /// Does some work that is there to be done, where there are no threads; `false` if there is none.
+    fn run_others(&self) -> bool;
 }
 
 /// A [`Driven`] that runs.
@@ -107,16 +109,15 @@ pub trait Driving: Send {
 
 /// Waits for an answer of another thread.
 pub fn wait<T>(system: &dyn System, answer: &Receiver<T>) -> std::result::Result<T, RecvError> {
+    if system.threaded() {
+        return answer.recv();
+    }
     loop {
         match answer.try_recv() {
             Ok(found) => return Ok(found),
-            Err(TryRecvError::Disconnected) => return Err(RecvError),
-            Err(TryRecvError::Empty) => match system.run_others() {
-                None => return answer.recv(),
-                Some(true) => {}
-                // Nobody is left who could answer: the system has crashed.
-                Some(false) => return Err(RecvError),
-            },
+            // Where nothing is left to be done, nobody will answer: the system has crashed.
+            Err(TryRecvError::Empty) if system.run_others() => {}
+            Err(_) => return Err(RecvError),
         }
     }
 }

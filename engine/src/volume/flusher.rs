@@ -1,7 +1,7 @@
 //! Flusher: makes a volume durable on behalf of everyone who waits at the same time.
 //!
-//! How it works      One thread for each volume sleeps until somebody waits, takes all who wait, and runs one sync
-//!                   for them: it notes how far each journal has got, syncs every device that was written to,
+//! How it works      A pool of one thread for each volume: when somebody waits, it takes all who wait, and runs one sync
+//!                   for them, until nobody does. A sync notes how far each journal has got, syncs every device that was written to,
 //!                   then commits each journal up to what was noted.
 //! Invariants        F1 whoever waits is answered by a sync that began after it came; J3 and J6 of the change log:
 //!                   a mark covers only records that were appended before the devices' sync began, and a
@@ -9,13 +9,14 @@
 //! Errors            a failed sync fails everyone that it was for, with the device's errno.
 
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Condvar, Mutex, RwLock};
-use std::thread::JoinHandle;
+use std::sync::{Arc, Mutex, RwLock};
 
 use crate::change_log::journal;
 use crate::error::{Errno, Error, Result};
 use crate::io::device::Device;
 use crate::processor::queue::{Control, Event, Queue};
+use crate::system::System;
+use crate::system::pool::Pool;
 use crate::volume::request::{Request, Sink};
 
 /// Who waits for a sync.
@@ -93,32 +94,29 @@ impl Durable {
 #[derive(Default)]
 struct State {
     waiting: Vec<Waiter>,
+    /// A job is there that will take who waits.
+    running: bool,
     stopping: bool,
 }
 
 struct Shared {
     state: Mutex<State>,
-    wake: Condvar,
     durable: Arc<Durable>,
 }
 
 /// See the module's head.
 pub struct Flusher {
     shared: Arc<Shared>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    pool: Pool,
 }
 
 impl Flusher {
     /// Starts the thread.
-    pub fn start(name: &str, durable: Arc<Durable>) -> Result<Flusher> {
-        let shared =
-            Arc::new(Shared { state: Mutex::new(State::default()), wake: Condvar::new(), durable });
-        let ours = Arc::clone(&shared);
-        let thread = std::thread::Builder::new()
-            .name(format!("pv-flush-{name}").chars().take(15).collect())
-            .spawn(move || run(&ours))
+    pub fn start(system: &dyn System, name: &str, durable: Arc<Durable>) -> Result<Flusher> {
+        let pool = system
+            .pool(&format!("pv-flush-{name}"), 1)
             .map_err(|e| Error::io("a flush thread cannot be started", e))?;
-        Ok(Flusher { shared, thread: Mutex::new(Some(thread)) })
+        Ok(Flusher { shared: Arc::new(Shared { state: Mutex::default(), durable }), pool })
     }
 
     /// Adds somebody who waits.
@@ -130,17 +128,18 @@ impl Flusher {
             return;
         }
         state.waiting.push(waiter);
+        let running = std::mem::replace(&mut state.running, true);
         drop(state);
-        self.shared.wake.notify_one();
+        if !running {
+            let shared = Arc::clone(&self.shared);
+            self.pool.run(move || run(&shared));
+        }
     }
 
     /// Answers who waits, and ends the thread. Idempotent.
     pub fn stop(&self) {
         self.shared.state.lock().expect("no holder panics").stopping = true;
-        self.shared.wake.notify_one();
-        if let Some(thread) = self.thread.lock().expect("no holder panics").take() {
-            let _ = thread.join();
-        }
+        self.pool.stop();
     }
 }
 
@@ -153,11 +152,9 @@ impl Drop for Flusher {
 fn run(shared: &Shared) {
     loop {
         let mut state = shared.state.lock().expect("no holder panics");
-        while state.waiting.is_empty() {
-            if state.stopping {
-                return;
-            }
-            state = shared.wake.wait(state).expect("no holder panics");
+        if state.waiting.is_empty() {
+            state.running = false;
+            return;
         }
         let waiting = std::mem::take(&mut state.waiting);
         drop(state);
