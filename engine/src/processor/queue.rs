@@ -65,6 +65,8 @@ pub enum Control {
     },
     /// So many empty chunks of a share are back in their logs.
     ChunksReturned(u32, u64),
+    /// A share's journal could not be synced: make it so that what it lost is not needed.
+    RenewJournal(u32),
     /// A checkpoint was written, of so many bytes, or failed (0).
     CheckpointDone(u32, u64),
     /// Answer with the partitions' states, now (0) or at an epoch.

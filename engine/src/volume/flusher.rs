@@ -55,18 +55,24 @@ impl Durable {
     pub fn sync(&self) -> std::result::Result<(), Errno> {
         let journals = self.journals.read().expect("no holder panics").clone();
         let reached: Vec<u64> = journals.iter().map(|writer| writer.journal.appended()).collect();
-        let devices = self.devices.read().expect("no holder panics").clone();
-        for device in devices {
-            device.sync()?;
-        }
+        self.sync_devices()?;
         for (Writer { journal, queue, share }, seq) in journals.iter().zip(reached) {
-            journal.commit(seq)?;
+            if let Err(errno) = journal.commit(seq) {
+                queue.push(Event::Control(Box::new(Control::RenewJournal(*share))));
+                return Err(errno);
+            }
             if journal.take_expecting() {
                 let control = Control::Release { share: *share, durable: true };
                 queue.push(Event::Control(Box::new(control)));
             }
         }
         Ok(())
+    }
+
+    /// Makes everything durable that was written to devices so far.
+    pub fn sync_devices(&self) -> std::result::Result<(), Errno> {
+        let devices = self.devices.read().expect("no holder panics").clone();
+        devices.iter().try_for_each(|device| device.sync())
     }
 
     /// Adds a journal, with its processor's queue and the number of the volume's share there.
@@ -117,6 +123,11 @@ impl Flusher {
             .pool(&format!("pv-flush-{name}"), 1)
             .map_err(|e| Error::io("a flush thread cannot be started", e))?;
         Ok(Flusher { shared: Arc::new(Shared { state: Mutex::default(), durable }), pool })
+    }
+
+    /// What it syncs.
+    pub fn durable(&self) -> &Arc<Durable> {
+        &self.shared.durable
     }
 
     /// Adds somebody who waits.
