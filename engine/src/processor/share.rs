@@ -301,6 +301,8 @@ impl Share {
             result = self.settle_changes(part.local, reserved.epoch, job.changes, result);
         }
         match part {
+            // A device has turned out not to clear ranges: it is planned once more, without.
+            Some(part) if result == Err(Errno::ENOTSUP) => self.take(part, context),
             Some(part) => self.end(part, result, context),
             None => self.punching = false,
         }
