@@ -416,6 +416,7 @@ impl Share {
             self.ask_release(context);
         }
         self.punch_freed_bases(context);
+        self.prepare_segment(context);
         self.checkpoint_if_due(context);
     }
 
@@ -433,6 +434,7 @@ impl Share {
     pub fn idle(&self) -> bool {
         self.jobs_out == 0
             && !self.checkpointing
+            && !self.journal.is_preparing()
             && self.stopped_at.is_none()
             && self.waiting.is_empty()
             && self.held.is_empty()
