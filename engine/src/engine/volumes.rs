@@ -20,6 +20,7 @@ use crate::change_log::space::{Log, Space};
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::{PARTITION_BYTES_MAX, PARTITION_BYTES_MIN};
+use crate::processor::hunger::{Ask, Hunger};
 use crate::processor::queue::{Control, Event, ask};
 use crate::processor::share::{Local, Parts, Share};
 use crate::units::{BLOCK_SIZE, DeviceId, Epoch, VolumeId};
@@ -185,8 +186,10 @@ impl Engine {
         for partition in &geometry.partitions {
             partition.extents.iter().for_each(|extent| durable.add_device(&extent.device));
         }
+        let hunger = Arc::new(Hunger::default());
         for log in space.logs() {
             log.devices().for_each(|device| durable.add_device(device));
+            space.open(&log, log.slots.used());
         }
         let epoch = found.iter().map(|((_, one), _)| one.epoch).fold(spec.next_epoch, Epoch::max);
         let flusher = Arc::new(Flusher::start(&*self.system, &spec.name, Arc::clone(&durable))?);
@@ -197,6 +200,7 @@ impl Engine {
                 number,
                 geometry: Arc::clone(&geometry),
                 space: Arc::clone(&space),
+                hunger: Arc::clone(&hunger),
                 flusher: Arc::clone(&flusher),
                 stats: Arc::clone(&intake.share.stats),
                 locals,
@@ -204,7 +208,8 @@ impl Engine {
                 slots,
                 epoch,
                 snapshots: spec.snapshots.iter().map(|(epoch, _)| *epoch).collect(),
-                default_logs: in_turn(&spec.default_logs, ordinal),
+                default_logs: spec.default_logs.clone(),
+                ordinal,
                 named_log: spec.snapshots.last().and_then(|(_, log)| *log),
             });
             Ok((intake.share, share))
@@ -222,6 +227,7 @@ impl Engine {
             share: number,
             geometry,
             space,
+            hunger,
             durable,
             flusher,
             shares: share_refs,
@@ -247,12 +253,41 @@ impl Engine {
         Ok(())
     }
 
-    /// Gives a volume one more change log, for cuts to name.
-    pub fn add_log(&self, volume: VolumeId, number: u16, extents: &[ExtentSpec]) -> Result<()> {
+    /// Gives a volume one more change log: for cuts to name, or `default`: for all that is redirected from now on.
+    pub fn add_log(
+        &self,
+        volume: VolumeId,
+        number: u16,
+        extents: &[ExtentSpec],
+        default: bool,
+    ) -> Result<()> {
         let volume = self.volume(volume)?;
         let log = self.log(number, extents)?;
         log.devices().for_each(|device| volume.durable.add_device(device));
-        volume.space.add(log)
+        let log = volume.space.add(log)?;
+        for share in &volume.shares {
+            let added = |answer| Control::LogAdded(volume.share, number, default, answer);
+            // A share that is being let go needs no more logs.
+            let _ = ask::<()>(&*self.system, &share.queue, added);
+        }
+        volume.space.open(&log, 0); // P1
+        volume.hunger.feed();
+        Ok(())
+    }
+
+    /// Has parts of the volume that find no slot wait, and raises [`Event::LogFull`](events::Event::LogFull), or has
+    /// them refused.
+    pub fn ask_when_full(&self, volume: VolumeId, asks: bool) -> Result<()> {
+        let events = Arc::clone(&self.events);
+        let ask = asks.then_some(Ask { events, volume });
+        self.volume(volume)?.hunger.set_ask(ask);
+        Ok(())
+    }
+
+    /// Room was made, as far as that is possible: parts that wait for slots try again.
+    pub fn try_again(&self, volume: VolumeId) -> Result<()> {
+        self.volume(volume)?.hunger.answer();
+        Ok(())
     }
 
     /// Lets a volume go, durably. It has no exports left.
@@ -415,16 +450,6 @@ fn begin(
     };
     let locals = intake.partitions.iter().map(local).collect();
     Ok((journal, locals))
-}
-
-/// The logs, beginning with another one for each processor: two that write to one file wait for each other.
-fn in_turn(logs: &[u16], ordinal: usize) -> Vec<u16> {
-    let mut logs = logs.to_vec();
-    if !logs.is_empty() {
-        let first = ordinal % logs.len();
-        logs.rotate_left(first);
-    }
-    logs
 }
 
 /// For each processor, the index of its share; `usize::MAX` for those that have none.

@@ -256,7 +256,7 @@ impl Processor {
         match control {
             Control::AddShare(number, share) => self.add(number, share),
             Control::RemoveShare(number, answer) => {
-                if self.with_share(number, |share, _| share.refuse_parts()).is_some() {
+                if self.with_share(number, |share, context| share.refuse_parts(context)).is_some() {
                     self.leaving.push((number, answer));
                 }
             }
@@ -273,11 +273,18 @@ impl Processor {
             Control::Settle(number, epoch, answer) => {
                 self.with_share(number, |share, _| share.settle(epoch, answer));
             }
-            Control::Release { share: number, durable } => {
-                self.with_share(number, |share, context| share.release(durable, context));
+            Control::Release { share: number, result } => {
+                self.with_share(number, |share, context| share.release(result, context));
             }
             Control::ChunksReturned(number, chunks) => {
-                self.with_share(number, |share, context| share.chunks_returned(chunks, context));
+                self.with_share(number, |share, _| share.chunks_returned(chunks));
+            }
+            Control::TryAgain(number) => {
+                self.with_share(number, |share, context| share.retry_starved(context));
+            }
+            Control::LogAdded(number, log, default, answer) => {
+                self.with_share(number, |share, _| share.log_added(log, default));
+                let _ = answer.send(());
             }
             Control::RenewJournal(number) => {
                 self.with_share(number, |share, context| share.renew_journal(context));

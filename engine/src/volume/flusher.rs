@@ -62,7 +62,7 @@ impl Durable {
                 return Err(errno);
             }
             if journal.take_expecting() {
-                let control = Control::Release { share: *share, durable: true };
+                let control = Control::Release { share: *share, result: Ok(()) };
                 queue.push(Event::Control(Box::new(control)));
             }
         }
@@ -191,7 +191,7 @@ fn answer(waiting: Vec<Waiter>, result: std::result::Result<(), Errno>) {
                 let _ = sender.send(result);
             }
             Waiter::Release { queue, share } => {
-                let control = Control::Release { share, durable: result.is_ok() };
+                let control = Control::Release { share, result };
                 queue.push(Event::Control(Box::new(control)));
             }
         }
