@@ -27,8 +27,9 @@ from polyvol.daemon.context import Context
 from polyvol.daemon.devices import Devices
 from polyvol.daemon.engine_border import EngineLike, EngineModule, load_engine
 from polyvol.daemon.errors import engine_errors
-from polyvol.daemon.requests import DeviceAdd, SnapshotCreate, VolumeCreate
+from polyvol.daemon.requests import DeviceAdd, LogAdd, SnapshotCreate, VolumeCreate, VolumeSet
 from polyvol.daemon.snapshots import Snapshots
+from polyvol.daemon.space import Space
 from polyvol.daemon.views import (
     DaemonView,
     DeviceView,
@@ -127,6 +128,7 @@ class Service:
             ),
             volumes=self._volumes.list_all(),
             devices=self._devices.list_all(),
+            events=self._context.events.latest(),
         )
 
     def add_device(self, request: DeviceAdd) -> DeviceView:
@@ -151,6 +153,17 @@ class Service:
         """Delete a volume with its snapshots."""
         with self._context.changes:
             return self._volumes.delete(name)
+
+    def set_volume(self, name: str, request: VolumeSet) -> VolumeView:
+        """Change what can be changed of a volume."""
+        with self._context.changes:
+            return self._volumes.change(name, request)
+
+    def add_log(self, name: str, request: LogAdd) -> VolumeView:
+        """Give a volume one more change log, or several."""
+        with self._context.changes:
+            self._volumes.change_logs.add(name, request)
+            return self._volumes.show(name, partitions=False)
 
     def create_snapshots(self, request: SnapshotCreate) -> list[SnapshotView]:
         """Take one cut."""
@@ -181,10 +194,13 @@ class Service:
         )
         self._devices = Devices(self._context)
         self._volumes = Volumes(self._context, self._devices)
-        self._snapshots = Snapshots(self._context, self._volumes)
+        self._snapshots = Snapshots(self._context, self._volumes.change_logs)
         self._started_ns = time.time_ns()
         self._devices.start()
         self._volumes.start()
+        space = Space(self._context, self._snapshots)
+        space.start()
+        undo.callback(space.stop)
         for listener in listeners:
             with engine_errors("serving NBD", module.EngineError):
                 engine.listen(listener.detach())
