@@ -11,6 +11,7 @@ Errors            mapping/errors.py, VolumeInUse, VolumeNotServed, DeleteUnfinis
 """
 
 import contextlib
+import logging
 import shutil
 
 from polyvol.daemon.context import Context, devices_of, extent_views
@@ -34,6 +35,8 @@ from polyvol.mapping.records import ChangeLog, SnapshotRecord, Volume
 from polyvol.mapping.volume import Inventory, VolumePlan, VolumeRequest, plan_volume, volume_spec
 from polyvol.snapshot.coordinator import export_snapshot
 from polyvol.snapshot.snapshot import export_name
+
+_log = logging.getLogger("polyvol")
 
 
 class Volumes:
@@ -72,6 +75,8 @@ class Volumes:
             self._export(volume)
         except PolyvolError as error:
             context.volume_trouble[volume.id] = error.message
+            fields = {"VOLUME": volume.name}
+            _log.warning("volume %s is not served: %s", volume.name, error.message, extra=fields)
 
     def inventory(self) -> Inventory:
         """What there is to plan with."""
