@@ -46,12 +46,17 @@ class Daemon:
 
     def __init__(self, directory: Path, *arguments: Argument) -> None:
         self.directory = directory
-        self.state_dir = directory / "state"
-        self.nbd_socket = self.state_dir / "nbd.sock"
-        self.control_socket = self.state_dir / "control.sock"
+        self.move(directory / "state")
         self.log = directory / "polyvold.log"
         self.arguments = arguments
+        self.environment: dict[str, str] = {}
         self._process: Background | None = None
+
+    def move(self, state_dir: Path) -> None:
+        """Have its state elsewhere; it does not run."""
+        self.state_dir = state_dir
+        self.nbd_socket = state_dir / "nbd.sock"
+        self.control_socket = state_dir / "control.sock"
 
     @property
     def pid(self) -> int:
@@ -72,7 +77,12 @@ class Daemon:
         """Start it and wait until it answers."""
         assert not self.running, "the daemon runs already"
         self._process = Background(
-            BIN / "polyvold", "--state-dir", self.state_dir, *self.arguments, log=self.log
+            BIN / "polyvold",
+            "--state-dir",
+            self.state_dir,
+            *self.arguments,
+            log=self.log,
+            env=self.environment,
         )
         self._process.wait_until(
             lambda: self.control_socket.exists() and self._answers(), "polyvold's answer", START_S
