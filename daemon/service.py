@@ -238,7 +238,7 @@ class Service:
         undo.callback(catalog.close)
         with engine_errors(f"starting the engine with {self._processors} processors", module.EngineError):
             engine = module.Engine(self._processors)
-        undo.callback(engine.stop)
+        undo.callback(self._stop_engine, engine, module)
         self._context = Context(
             self.state_dir, catalog, engine, module.EngineError, self._processors, self._processors
         )
@@ -258,6 +258,10 @@ class Service:
         undo.callback(server.stop)  # V3: it waits for the requests that it has begun
         server.start()
         self._server = server
+
+    def _stop_engine(self, engine: EngineLike, module: EngineModule) -> None:
+        with engine_errors("making everything durable", module.EngineError):
+            engine.stop()
 
     def _bind_unix(self, undo: ExitStack, path: Path) -> socket.socket:
         listener = sockets.bind_unix(path)

@@ -79,6 +79,7 @@ class StateLock:
     def release(self) -> None:
         """Let go; idempotent."""
         if self._fd >= 0:
-            os.ftruncate(self._fd, 0)
+            with contextlib.suppress(OSError):  # the pid in it is for people; the lock ends with the descriptor
+                os.ftruncate(self._fd, 0)
             os.close(self._fd)
             self._fd = -1

@@ -1,10 +1,10 @@
 """faults: one failing system call at a time, through all that the daemon does.
 
 How it works      A scenario, always the same, on a service in this process: it starts on a volume that was
-                  not stopped (recovery), writes in place and redirected, flushes, cuts, deletes, zeroes,
-                  trims, writes until the journal rolls and a checkpoint is made, and stops. `python -m
-                  tests.crash.faults --count N --seed S` draws N faults: the K-th call of a kind on some of
-                  the files fails, once or from then on. A fault has a name,
+                  not stopped (recovery; now and then as after a power loss), writes in place and redirected,
+                  flushes, cuts, deletes, zeroes, trims, writes until the journal rolls and a checkpoint is
+                  made, and stops. `python -m tests.crash.faults --count N --seed S` draws N faults: the K-th
+                  call of a kind on some of the files fails, once or from then on. A fault has a name,
                   KIND:PART:K:ERRNO:ONCE-OR-EVER:SEED, and `--fault NAME` tries that one alone.
 What must hold    Nothing panics; what fails says so, in one sentence; what was acknowledged is there after a
                   start without the fault; and what a flush was acknowledged for is there after a power loss,
@@ -211,6 +211,7 @@ class Campaign:
         self._control = Control()
         os.environ["RECORDER_BOOT_ID"] = str(self._boot_id)
         self._new_boot_id()
+        self._booted = self._boot_id.read_text()
         self._base, self._history = self._make_base()
         self.counts = self._count()
 
@@ -259,6 +260,7 @@ class Campaign:
             clock = Clock(self._log)
             told = Told(service, clock, history, 0)
             prepare(told)
+            (self._root / "state" / "lock").read_bytes()  # a call, so that what was stored is in the log
             end = clock.now()[1]
             told.close()
             service.stop()
@@ -266,13 +268,21 @@ class Campaign:
         for record in read_log(self._log):
             if record.at < end:
                 disk.apply(record)
-        # Everything is durable and of the time before the log of what follows.
+        # All this was before the log of what follows; the last write was acknowledged, but not flushed.
         for change in history.changes:
             change.issued = change.issued_at = change.acknowledged = change.acknowledged_at = -1
+        history.changes[-1].acknowledged = 0
         history.flushes = [Flush(0, -1)]
         for snapshot in history.snapshots:
             snapshot.issued_at = snapshot.reported_at = -1
         return disk.tree(), history
+
+    def _history_so_far(self, *, lost_power: bool = False) -> History:
+        base = self._history
+        snapshots = [replace(one) for one in base.snapshots]
+        *durable, last = base.changes
+        last = replace(last, acknowledged=NEVER if lost_power else last.acknowledged)
+        return History(SECTORS, -1, [*durable, last], [*base.flushes], snapshots)
 
     def _count(self) -> dict[tuple[str, str], int]:
         """How many calls of each kind, on each part, the scenario makes."""
@@ -282,7 +292,7 @@ class Campaign:
                 lay_out(self._base, self._root)
                 with self._recorded():
                     self._control.fail(kind, NEVER, 0, part=part)
-                    self._run_scenario(History(SECTORS))
+                    self._run_scenario(self._history_so_far())
                     counts[kind, part] = self._control.counted()
                     self._control.fail("", 0, 0)
         return counts
@@ -316,11 +326,12 @@ class Campaign:
                 service.stop()
 
     def _try(self, fault: Fault) -> None:
-        history = History(SECTORS, 0, [*self._history.changes], [*self._history.flushes])
-        history.snapshots = [replace(one) for one in self._history.snapshots]
+        lost_power = fault.seed % 3 == 0
+        history = self._history_so_far(lost_power=lost_power)
         said = self._said.stat().st_size
         lay_out(self._base, self._root)
-        if fault.seed % 3 == 0:
+        self._boot_id.write_text(self._booted)
+        if lost_power:
             self._new_boot_id()
         with self._recorded():
             self._control.fail(fault.kind, fault.at, fault.error, ever=fault.ever, part=fault.part)
@@ -365,12 +376,13 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="pv-", dir="/dev/shm") as short:
         said = Path(short) / "said"
-        with said.open("wb") as file:
-            os.dup2(file.fileno(), 2)
+        said.touch()
         campaign = Campaign(Path(short), said)
         faults = campaign.drawn(options.seed, options.count)
         if options.fault is not None:
             faults = iter([options.fault])
+        with said.open("wb") as file:
+            os.dup2(file.fileno(), 2)
         campaign.run(faults, time.monotonic() + options.seconds)
         print(json.dumps(asdict(campaign.result)), flush=True)
     return 1 if campaign.result.failures else 0
