@@ -196,12 +196,19 @@ def main() -> int:
 
 
 def check_recording(
-    recording: Recording, *, seed: int, count: int, seconds: float = 1e9, timeout_s: float = 600
+    recording: Recording,
+    *,
+    seed: int,
+    count: int,
+    seconds: float = 1e9,
+    timeout_s: float = 600,
+    image: str | None = None,
 ) -> Result:
-    """Run the program on a recording; its result."""
+    """Run the program on a recording; its result. `image`: that one alone."""
     with tempfile.TemporaryDirectory(prefix="pv-") as short:
         env = preloaded(Path(short) / "boot-id")
         words = ["--seed", str(seed), "--count", str(count), "--seconds", str(seconds)]
+        words += [] if image is None else ["--image", image]
         command: list[Argument] = [sys.executable, "-m", __name__, recording.directory, *words]
         ended = run(*command, env=env, timeout_s=timeout_s)
     lines = ended.out.splitlines()

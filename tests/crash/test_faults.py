@@ -1,7 +1,8 @@
 """test_faults: system calls that fail are answered as failed, and lose nothing that was promised.
 
-How it works      faults.py fails one call at a time of a fixed scenario and judges what is left; a polyvold is
-                  started with a failing call too, to see what it says. `scripts/torture --only faults` tries more.
+How it works      faults.py fails one call at a time of a fixed scenario and judges what is left; a polyvold
+                  is started with a failing call too, to see what it says. `scripts/torture --only faults`
+                  tries more.
 """
 
 from pathlib import Path
