@@ -1,0 +1,1 @@
+//! Simulator: a bounded number of seeds.
