@@ -91,7 +91,10 @@ fn work(arguments: &Arguments, progress: &Progress, until: Option<Instant>) {
         }
         if let Some(failure) = outcome.failure {
             progress.failures.fetch_add(1, Ordering::Relaxed);
-            println!("seed {seed}: {failure}\n  again: simulate --seeds {seed}..{} --trace", seed + 1);
+            println!(
+                "seed {seed}: {failure}\n  again: simulate --seeds {seed}..{} --trace",
+                seed + 1
+            );
             if !arguments.keep_going {
                 progress.stop.store(true, Ordering::Relaxed);
             }
@@ -123,7 +126,10 @@ fn main() -> ExitCode {
             if said.elapsed() >= Duration::from_secs(5) {
                 said = Instant::now();
                 let done = progress.done.load(Ordering::Relaxed);
-                eprintln!("{done} seeds, {:.0} a second", done as f64 / began.elapsed().as_secs_f64());
+                eprintln!(
+                    "{done} seeds, {:.0} a second",
+                    done as f64 / began.elapsed().as_secs_f64()
+                );
             }
         }
     });

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use crate::change_log::checkpoint::{self, Contents};
 use crate::change_log::journal::Identity;
 use crate::change_log::recover::files;
+use crate::deliberate::{Bug, bug};
 use crate::error::{Errno, Error, Result};
 use crate::processor::cut::{Cut, Stall};
 use crate::processor::queue::{Control, CutShare, Event, Queue};
@@ -317,10 +318,19 @@ impl Processor {
             self.with_share(part.share, |share, context| share.stop_writes(context)).is_some()
         });
         self.cutting = shares;
+        if bug(Bug::EarlyAdvance) {
+            self.advance_shares(cut);
+        }
         cut.arrive();
     }
 
     fn advance(&mut self, cut: &Arc<Cut>) {
+        let longest = self.advance_shares(cut);
+        cut.resumed(Stall { processor: self.index, nanoseconds: longest });
+    }
+
+    /// The shares that take part start writes again; returns the longest stall, nanoseconds.
+    fn advance_shares(&mut self, cut: &Arc<Cut>) -> u64 {
         let instant_ns = cut.instant_ns();
         let mut longest = 0;
         for part in std::mem::take(&mut self.cutting) {
@@ -329,7 +339,7 @@ impl Processor {
             });
             longest = longest.max(stall.unwrap_or(0));
         }
-        cut.resumed(Stall { processor: self.index, nanoseconds: longest });
+        longest
     }
 
     fn drop_more(&mut self, number: u32, dropping: Dropping) {
@@ -351,10 +361,14 @@ pub fn write_checkpoint(
     after: impl FnOnce(),
     queue: &Queue,
 ) {
+    let mut after = Some(after);
+    if bug(Bug::EarlyRemoval) {
+        after.take().into_iter().for_each(|after| after());
+    }
     let bytes = checkpoint_now(identity, number, &contents, flusher).unwrap_or(0);
     drop(contents);
     if bytes > 0 {
-        after();
+        after.into_iter().for_each(|after| after());
     }
     queue.push(Event::Control(Box::new(Control::CheckpointDone(share, bytes))));
 }
@@ -372,6 +386,10 @@ pub fn checkpoint_now(
     let written = checkpoint::write(&new, identity, number, contents).and_then(|bytes| {
         let (sender, receiver) = std::sync::mpsc::channel();
         flusher.push(Waiter::Call(sender));
+        if bug(Bug::EarlyCheckpoint) {
+            checkpoint::publish(identity, &new, &path)?;
+            return Ok(bytes);
+        }
         wait(system, &receiver).unwrap_or(Err(Errno::ESHUTDOWN))?; // K1
         checkpoint::publish(identity, &new, &path)?;
         Ok(bytes)

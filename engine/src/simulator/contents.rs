@@ -278,7 +278,8 @@ fn write_back(page: &mut Page, random: &mut Random, survival: Survival) {
     };
     for sector in 0..PAGE / SECTOR {
         let range = sector * SECTOR..(sector + 1) * SECTOR;
-        if random.chance(rate) && bytes(durable)[range.clone()] != bytes(&page.cache)[range.clone()] {
+        if random.chance(rate) && bytes(durable)[range.clone()] != bytes(&page.cache)[range.clone()]
+        {
             let block = durable.get_or_insert_with(|| Box::new([0; PAGE]));
             block[range.clone()].copy_from_slice(&bytes(&page.cache)[range]);
         }

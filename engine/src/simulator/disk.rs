@@ -151,7 +151,13 @@ impl Disk {
     }
 
     /// Begins an operation: the power to crash in it, if it is due.
-    fn begin(&mut self, what: &str, inode: usize, offset: u64, length: u64) -> Result<Option<Plan>> {
+    fn begin(
+        &mut self,
+        what: &str,
+        inode: usize,
+        offset: u64,
+        length: u64,
+    ) -> Result<Option<Plan>> {
         if self.dead {
             return Err(Errno::EIO);
         }
@@ -197,8 +203,7 @@ impl Disk {
     }
 
     fn role_fails(&mut self, role: Role, rate: u64) -> bool {
-        let fails =
-            self.failing && self.rates.roles[role as usize] && self.random.chance(rate);
+        let fails = self.failing && self.rates.roles[role as usize] && self.random.chance(rate);
         if fails {
             self.injected.errors += 1;
             self.note("fault", 0, 0, 0);
@@ -433,7 +438,7 @@ impl Disk {
 
     /// A random number of the machine's own.
     pub fn number(&mut self) -> u64 {
-        self.random.next()
+        self.random.number()
     }
 
     /// Whether somebody else has a turn during an operation.

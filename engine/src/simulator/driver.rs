@@ -165,19 +165,19 @@ impl Simulation {
             self.host.begin_run();
             let system = Simulated::new(self.disk.clone(), self.random.fork());
             self.counts.starts += 1;
-            let result = self.serve(&system);
+            let shared = Arc::clone(&system) as Arc<dyn System>;
+            let engine = Engine::with_system(shared, self.shape.processors);
+            let engine = engine.map_err(|e| format!("an engine does not start: {e}"))?;
+            let result = self.serve(&engine);
+            let running = Running { engine, system };
             if self.disk.lock().dead {
-                drop(result);
-                self.crashed(&system);
+                self.crashed(&running);
                 continue;
             }
-            let error = match result {
-                Ok(engine) => return self.served(Running { engine, system }).map(Some),
-                Err(error) => error,
-            };
+            let Err(error) = result else { return self.served(running).map(Some) };
             let after = self.disk.lock().injected;
             if self.hole || self.host.lock().model.wild {
-                self.end(&system);
+                self.end(&running);
                 self.counts.refused = 1;
                 return Ok(None);
             }
@@ -186,20 +186,17 @@ impl Simulation {
             }
             self.disk.lock().failing = false;
             self.disk.lock().crash(false);
-            self.crashed(&system);
+            self.crashed(&running);
         }
         Err("it does not start".to_owned())
     }
 
-    fn serve(&self, system: &Arc<Simulated>) -> crate::error::Result<Engine> {
-        let shared = Arc::clone(system) as Arc<dyn System>;
-        let engine = Engine::with_system(shared, self.shape.processors)?;
+    fn serve(&self, engine: &Engine) -> crate::error::Result<()> {
         for device in &self.shape.devices {
             engine.open_device(device.id, Path::new(&device.path), false, device.sparse)?;
         }
         let Catalog { snapshots, next_epoch } = self.catalog.clone();
-        engine.add_volume(self.shape.volume(snapshots, next_epoch))?;
-        Ok(engine)
+        engine.add_volume(self.shape.volume(snapshots, next_epoch))
     }
 
     fn served(&mut self, running: Running) -> Result<Running> {
@@ -214,15 +211,18 @@ impl Simulation {
         Ok(running)
     }
 
-    fn end(&self, system: &Simulated) {
+    fn end(&self, running: &Running) {
         self.host.detach();
-        system.end();
+        running.system.end();
+        // What is left in the queues may refer to the queues.
+        let processors = running.engine.processors.lock().expect("no holder panics");
+        processors.iter().for_each(|processor| processor.core.queue.close());
     }
 
     /// The engine is gone with whatever it was doing; the next one may start.
-    fn crashed(&mut self, system: &Simulated) {
+    fn crashed(&mut self, running: &Running) {
         self.counts.crashes += 1;
-        self.end(system);
+        self.end(running);
         let mut disk = self.disk.lock();
         let mut host = self.host.lock();
         if disk.boots > self.boots_seen {
@@ -246,7 +246,7 @@ impl Simulation {
             let power = self.random.coin();
             self.disk.lock().crash(power);
         }
-        self.crashed(&running.system);
+        self.crashed(&running);
         Ok(())
     }
 
@@ -481,13 +481,13 @@ impl Simulation {
         self.expect_nothing_used(&running)?;
         self.stop_well(&running)?;
         self.disk.lock().crash(true);
-        self.crashed(&running.system);
+        self.crashed(&running);
         drop(running);
         let Some(running) = self.start(false)? else { return Ok(()) };
         self.disk.lock().failing = false;
         self.verify_all(&running)?;
         self.expect_nothing_used(&running)?;
-        self.end(&running.system);
+        self.end(&running);
         Ok(())
     }
 

@@ -17,6 +17,7 @@ use super::random::Random;
 use super::scheduler;
 use super::system::Shelf;
 use crate::buffer::Buffer;
+use crate::change_log::space::Space;
 use crate::error::Errno;
 use crate::units::{BLOCK_SIZE, Epoch};
 use crate::volume::request::{Request, Sink, Target, Verb};
@@ -36,7 +37,7 @@ struct Ended {
 pub struct Inbox {
     disk: Shelf,
     clock: Arc<AtomicU64>,
-    volume: Arc<Volume>,
+    space: Arc<Space>,
     ended: Mutex<Vec<Ended>>,
 }
 
@@ -52,7 +53,7 @@ impl Sink for Inbox {
         disk.note("end", request.cookie, errno, time);
         let injected = disk.injected;
         drop(disk);
-        let full = self.volume.space.logs().iter().all(|log| log.chunks_taken() == log.chunks);
+        let full = self.space.logs().iter().all(|log| log.chunks_taken() == log.chunks);
         let ended = Ended { time, injected, full, request };
         self.ended.lock().expect("nobody panics with it").push(ended);
     }
@@ -163,7 +164,8 @@ impl Host {
     /// A volume is served.
     pub fn attach(&self, volume: Arc<Volume>) {
         let (disk, clock) = (self.disk.clone(), Arc::clone(&self.clock));
-        let inbox = Inbox { disk, clock, volume: Arc::clone(&volume), ended: Mutex::default() };
+        let inbox =
+            Inbox { disk, clock, space: Arc::clone(&volume.space), ended: Mutex::default() };
         let mut state = self.lock();
         state.volume = Some((volume, Arc::new(inbox)));
     }
@@ -266,7 +268,9 @@ impl State {
         }
         match operation.verb {
             Verb::Read if result.is_err() => self.read_errors += 1,
-            Verb::Read if result.is_ok() => self.check_read(&operation, ended.request.data.as_slice()),
+            Verb::Read if result.is_ok() => {
+                self.check_read(&operation, ended.request.data.as_slice())
+            }
             Verb::Flush if result.is_ok() => self.model.flushed(operation.began, None),
             verb if verb.is_write() => {
                 let Operation { id, sectors, blurred, fua, .. } = operation;
@@ -274,7 +278,8 @@ impl State {
                 if verb == Verb::Trim {
                     // Whole blocks alone; what is left of others stays.
                     let whole = BLOCK_SECTORS as Sector;
-                    let (from, to) = (sectors.start.next_multiple_of(whole), sectors.end / whole * whole);
+                    let (from, to) =
+                        (sectors.start.next_multiple_of(whole), sectors.end / whole * whole);
                     self.model.end(id, from..to.max(from), ended.time, sure);
                 } else {
                     self.model.end(id, sectors.clone(), ended.time, sure);
@@ -361,7 +366,8 @@ impl State {
             16..=18 => self.random.within(8, 80),
             _ => self.random.within(64, 300),
         };
-        let (mut from, mut to) = (first * BLOCK_SECTORS, (first + length).min(blocks) * BLOCK_SECTORS);
+        let (mut from, mut to) =
+            (first * BLOCK_SECTORS, (first + length).min(blocks) * BLOCK_SECTORS);
         if self.random.below(4) == 0 {
             from += self.random.below(BLOCK_SECTORS);
             to -= self.random.below(BLOCK_SECTORS.min(to - from));

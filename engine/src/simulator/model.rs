@@ -188,7 +188,8 @@ impl Model {
             }
             return if *plain == value { Ok(()) } else { Err(vec![*plain]) };
         };
-        if !odd.now.contains(&value) && !(self.wild && belongs(value, sector)) {
+        let allowed = odd.now.contains(&value) || (self.wild && belongs(value, sector));
+        if !allowed {
             return Err(odd.now.clone());
         }
         odd.now = vec![value];
@@ -231,7 +232,8 @@ impl Snapshot {
             Some(set) => set.contains(&value),
             None => *plain == value,
         };
-        if !allowed && !(wild && belongs(value, sector)) {
+        let allowed = allowed || (wild && belongs(value, sector));
+        if !allowed {
             return Err(self.odd.get(&sector).cloned().unwrap_or(vec![*plain]));
         }
         *plain = value;

@@ -12,6 +12,7 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, RwLock};
 
 use crate::change_log::journal;
+use crate::deliberate::{Bug, bug};
 use crate::error::{Errno, Error, Result};
 use crate::io::device::Device;
 use crate::processor::queue::{Control, Event, Queue};
@@ -56,11 +57,11 @@ impl Durable {
         let journals = self.journals.read().expect("no holder panics").clone();
         let reached: Vec<u64> = journals.iter().map(|writer| writer.journal.appended()).collect();
         let devices = self.devices.read().expect("no holder panics").clone();
-        for device in devices {
+        for device in devices.iter().filter(|_| !bug(Bug::NoDeviceSync)) {
             device.sync()?;
         }
         for (Writer { journal, queue, share }, seq) in journals.iter().zip(reached) {
-            journal.commit(seq)?;
+            journal.commit(if bug(Bug::MarkTooFar) { journal.appended() } else { seq })?;
             if journal.take_expecting() {
                 let control = Control::Release { share: *share, durable: true };
                 queue.push(Event::Control(Box::new(control)));
