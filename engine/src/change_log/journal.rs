@@ -2,12 +2,16 @@
 //!
 //! How it works      Segments `pPPP-NNNNNNNNNN.journal` of the same size, fully allocated and mapped. The
 //!                   processor appends; when a segment is full, or the volume is opened, a new one begins with
-//!                   the next sequence number, and what older ones hold from that number on does not count. A
-//!                   flush ([`Shared::commit`]) syncs segments and puts a commit mark into the newest one.
+//!                   the next sequence number, and what older ones hold from that number on does not count. The next
+//!                   one is [prepared](Prepared) by a pool thread when the newest is half full, so that the processor does
+//!                   not wait for the disk. A flush ([`Shared::commit`]) syncs segments, oldest first, and puts a commit
+//!                   mark into the newest one.
 //! Invariants        J2, J3 (see the parent); J5 records of a segment are consecutive in sequence and bytes;
 //!                   J6 a mark of sequence number s is written after the data of all records up to s was synced;
-//!                   J7 a segment's header is durable before its first record, so that none is missing between others;
-//!                   J8 after a failed sync the kernel may have dropped records, so no later commit succeeds.
+//!                   J7 a segment's name and space are durable before its first record, and its header and records before a
+//!                      mark in a later segment is written: so where a header is lost, no record from there on was committed;
+//!                   J8 after a failed sync the kernel may have dropped records, so no later commit succeeds before a
+//!                      checkpoint, together with a segment that was begun after the failure, has made them all unnecessary.
 //! Owner and locks   the records' bytes: the processor. The marks' bytes: whoever holds `committing`. The list of
 //!                   segments: one lock, held for a push or a clone.
 //! Durability        an appended record survives SIGKILL at once, power loss once `committed` has reached it. A
@@ -64,44 +68,58 @@ pub struct Segment {
     synced: AtomicBool,
 }
 
-impl Segment {
-    fn create(
-        identity: &Identity,
-        number: u64,
-        first_seq: u64,
-    ) -> std::result::Result<Self, Errno> {
+/// A segment that has no records and no header yet.
+#[derive(Debug)]
+pub struct Prepared {
+    number: u64,
+    incarnation: u64,
+    file: Arc<dyn File>,
+    map: Mapping,
+    length: usize,
+}
+
+impl Prepared {
+    /// Makes it, durably. What is left of one that could not be made is removed.
+    pub fn make(identity: &Identity, number: u64) -> std::result::Result<Prepared, Errno> {
         let path = identity.segment_path(number);
-        let made = Segment::create_at(identity, number, first_seq, &path);
+        let made = Prepared::make_at(identity, number, &path);
         if made.is_err() {
             let _ = identity.system.remove(&path);
         }
         made
     }
 
-    fn create_at(
+    fn make_at(
         identity: &Identity,
         number: u64,
-        first_seq: u64,
         path: &Path,
-    ) -> std::result::Result<Self, Errno> {
+    ) -> std::result::Result<Prepared, Errno> {
         let file = identity.system.create(path)?;
         let length = SEGMENT_BYTES.load(Ordering::Relaxed);
         let map = file.map(length)?;
+        if !bug(Bug::NoHeaderSync) {
+            file.sync()?;
+        }
+        if !bug(Bug::NoDirectorySync) {
+            identity.system.sync_directory(&identity.directory)?; // J7
+        }
+        Ok(Prepared { number, incarnation: identity.system.random()?, file, map, length })
+    }
+
+    fn begin(self, identity: &Identity, first_seq: u64) -> Segment {
+        let Prepared { number, incarnation, file, map, length } = self;
         let header = Header {
             volume_uuid: identity.volume_uuid,
             boot_id: identity.boot_id,
             processor: identity.processor,
             number,
             first_seq,
-            incarnation: identity.system.random()?,
+            incarnation,
         };
         let bytes = header.encode(JOURNAL_MAGIC);
         // SAFETY: nobody else has the mapping yet.
         unsafe { map.slice_mut(0, bytes.len()) }.copy_from_slice(&bytes);
-        if !bug(Bug::NoHeaderSync) {
-            file.sync()?; // J7
-        }
-        Ok(Segment { header, file, map, length, synced: AtomicBool::new(false) })
+        Segment { header, file, map, length, synced: AtomicBool::new(false) }
     }
 }
 
@@ -109,8 +127,8 @@ impl Segment {
 #[derive(Debug, Default)]
 struct Committing {
     turn: u64,
-    /// The first sync that failed (J8).
-    failed: Option<Errno>,
+    /// The first sync that failed, and the newest segment's number then (J8).
+    failed: Option<(Errno, u64)>,
 }
 
 /// What the processor and flushes share.
@@ -150,11 +168,12 @@ impl Shared {
     /// Makes the records up to `seq` durable. The caller has synced the data that they speak of (J6).
     pub fn commit(&self, seq: u64) -> std::result::Result<(), Errno> {
         let mut committing = self.committing.lock().expect("no holder panics");
-        if let Some(errno) = committing.failed {
+        if let Some((errno, _)) = committing.failed {
             return Err(errno);
         }
         let result = self.commit_now(&mut committing.turn, seq);
-        committing.failed = result.err().filter(|_| !bug(Bug::ForgetFailedSync)); // J8
+        let remembered = result.err().filter(|_| !bug(Bug::ForgetFailedSync));
+        committing.failed = remembered.map(|errno| (errno, self.newest_number())); // J8
         result
     }
 
@@ -189,15 +208,33 @@ impl Shared {
         Ok(())
     }
 
-    /// Forgets the segments that hold only records up to `covered`, and says which number the oldest remaining
-    /// one has.
-    pub fn forget_covered(&self, covered: u64) -> u64 {
+    /// A checkpoint covers the records up to `covered`: they are durable, and the segments that hold no others are
+    /// forgotten. Says which number the oldest remaining one has.
+    pub fn covered(&self, covered: u64) -> u64 {
+        let mut committing = self.committing.lock().expect("no holder panics");
+        self.recovered.lock().expect("no holder panics").clear();
         let mut segments = self.segments.lock().expect("no holder panics");
         // Records of a segment end where the next one begins.
         while segments.len() > 1 && segments[1].header.first_seq <= covered + 1 {
             segments.remove(0);
         }
-        segments[0].header.number
+        let oldest = segments[0].header.number;
+        if committing.failed.is_some_and(|(_, newest)| newest < oldest) {
+            committing.failed = None; // J8
+        }
+        self.committed.fetch_max(covered, Ordering::Release);
+        oldest
+    }
+
+    fn newest_number(&self) -> u64 {
+        let segments = self.segments.lock().expect("no holder panics");
+        segments.last().expect("a journal has a segment").header.number
+    }
+
+    /// Whether the newest segment was there when a sync failed.
+    fn newest_has_failed(&self) -> bool {
+        let failed = self.committing.lock().expect("no holder panics").failed;
+        failed.is_some_and(|(_, number)| self.newest_number() <= number)
     }
 
     fn push(&self, segment: Arc<Segment>) {
@@ -214,8 +251,19 @@ pub struct Journal {
     next_seq: u64,
     next_number: u64,
     shared: Arc<Shared>,
+    next: Next,
     /// Bytes appended since the last checkpoint began.
     pub bytes_since_checkpoint: u64,
+}
+
+/// The segment that follows the newest one.
+#[derive(Debug)]
+enum Next {
+    Wanted,
+    Asked,
+    /// It could not be made. Should it be needed all the same, the processor tries itself.
+    Failed,
+    Ready(Prepared),
 }
 
 /// What a record says, before it has its sequence number.
@@ -254,8 +302,8 @@ impl Journal {
                 format!("journal {} cannot be begun", identity.segment_path(number).display());
             Error::io(what, e)
         };
-        let segment = Arc::new(Segment::create(&identity, number, next_seq).map_err(failed)?);
-        identity.system.sync_directory(&identity.directory).map_err(failed)?;
+        let prepared = Prepared::make(&identity, number).map_err(failed)?;
+        let segment = Arc::new(prepared.begin(&identity, next_seq));
         let shared = Shared {
             appended: AtomicU64::new(next_seq - 1),
             committed: AtomicU64::new(committed),
@@ -271,6 +319,7 @@ impl Journal {
             next_seq,
             next_number: number + 1,
             shared: Arc::new(shared),
+            next: Next::Wanted,
             bytes_since_checkpoint: 0,
         })
     }
@@ -317,19 +366,66 @@ impl Journal {
         Ok(seq)
     }
 
+    /// Begins a new segment if the newest one is of those that could not be synced.
+    pub fn begin_anew(&mut self) -> std::result::Result<(), Errno> {
+        if self.shared.newest_has_failed() { self.roll() } else { Ok(()) }
+    }
+
     fn roll(&mut self) -> std::result::Result<(), Errno> {
-        // Should this fail, a file may stay that says where the current segment's records end: they do.
         self.at = self.current.length;
-        let number = self.next_number;
-        let segment = Arc::new(Segment::create(&self.identity, number, self.next_seq)?);
-        // The name must be durable before a mark in the new segment may count.
-        if !bug(Bug::NoDirectorySync) {
-            self.identity.system.sync_directory(&self.identity.directory)?;
-        }
-        self.next_number += 1;
+        let prepared = match std::mem::replace(&mut self.next, Next::Wanted) {
+            Next::Ready(prepared) => prepared,
+            next => {
+                if matches!(next, Next::Asked) {
+                    self.next = next; // what comes now is too late
+                }
+                let number = self.take_number();
+                Prepared::make(&self.identity, number)?
+            }
+        };
+        let segment = Arc::new(prepared.begin(&self.identity, self.next_seq));
         self.current = Arc::clone(&segment);
         self.at = HEADER_BYTES;
         self.shared.push(segment);
         Ok(())
+    }
+
+    /// The number of the segment that is to be prepared, if it is time for that. [`Journal::prepared`] ends it.
+    pub fn ask_next(&mut self) -> Option<u64> {
+        let half_full = self.at > self.current.length / 2;
+        if !half_full || !matches!(self.next, Next::Wanted) {
+            return None;
+        }
+        self.next = Next::Asked;
+        Some(self.take_number())
+    }
+
+    /// A segment that was asked for has been prepared, or could not be.
+    pub fn prepared(&mut self, prepared: Option<Prepared>) {
+        self.next = match prepared {
+            Some(prepared) if prepared.number > self.current.header.number => Next::Ready(prepared),
+            Some(late) => {
+                self.remove(&late);
+                Next::Wanted
+            }
+            None => Next::Failed,
+        };
+    }
+
+    /// Whether one was asked for and has not come yet.
+    pub fn is_preparing(&self) -> bool {
+        matches!(self.next, Next::Asked)
+    }
+
+    /// Removes what was prepared and is not needed: the volume is being let go.
+    pub fn close(&mut self) {
+        if let Next::Ready(prepared) = std::mem::replace(&mut self.next, Next::Wanted) {
+            self.remove(&prepared);
+        }
+    }
+
+    fn remove(&self, prepared: &Prepared) {
+        // Where it stays, it is removed when it is found without a header.
+        let _ = self.identity.system.remove(&self.identity.segment_path(prepared.number));
     }
 }

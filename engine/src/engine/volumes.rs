@@ -3,14 +3,13 @@
 //! How it works      `add_volume`: resolve devices, recover each processor's maps on a thread of its own, mark the
 //!                   slots that they refer to, begin new journal segments, make all of it durable, give each
 //!                   processor its share.
-//!                   `remove_volume`: take the shares back, flush, write last checkpoints.
+//!                   `remove_volume`: take the shares back, write last checkpoints.
 //! Errors            nothing is served and no file but leftovers is changed unless everything could be read.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::sync::mpsc::channel;
 
 use crate::block_map::place::Place;
 use crate::block_map::versions::Versions;
@@ -20,14 +19,13 @@ use crate::change_log::slots::Slots;
 use crate::change_log::space::{Log, Space};
 use crate::deliberate::{Bug, bug};
 use crate::engine::Engine;
-use crate::error::{Errno, Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::limits::{PARTITION_BYTES_MAX, PARTITION_BYTES_MIN};
+use crate::processor::hunger::{Ask, Hunger};
 use crate::processor::queue::{Control, Event, ask};
-use crate::processor::run::{checkpoint_now, remove_covered};
 use crate::processor::share::{Local, Parts, Share};
-use crate::system::wait;
 use crate::units::{BLOCK_SIZE, DeviceId, Epoch, VolumeId};
-use crate::volume::flusher::{Durable, Flusher, Waiter};
+use crate::volume::flusher::{Durable, Flusher};
 use crate::volume::geometry::{Extent, Geometry, Partition};
 use crate::volume::{ShareRef, Volume};
 
@@ -189,8 +187,10 @@ impl Engine {
         for partition in &geometry.partitions {
             partition.extents.iter().for_each(|extent| durable.add_device(&extent.device));
         }
+        let hunger = Arc::new(Hunger::default());
         for log in space.logs() {
             log.devices().for_each(|device| durable.add_device(device));
+            space.open(&log, log.slots.used());
         }
         let epoch = found.iter().map(|((_, one), _)| one.epoch).fold(spec.next_epoch, Epoch::max);
         let flusher = Arc::new(Flusher::start(&*self.system, &spec.name, Arc::clone(&durable))?);
@@ -201,6 +201,7 @@ impl Engine {
                 number,
                 geometry: Arc::clone(&geometry),
                 space: Arc::clone(&space),
+                hunger: Arc::clone(&hunger),
                 flusher: Arc::clone(&flusher),
                 stats: Arc::clone(&intake.share.stats),
                 locals,
@@ -208,7 +209,8 @@ impl Engine {
                 slots,
                 epoch,
                 snapshots: spec.snapshots.iter().map(|(epoch, _)| *epoch).collect(),
-                default_logs: in_turn(&spec.default_logs, ordinal),
+                default_logs: spec.default_logs.clone(),
+                ordinal,
                 named_log: spec.snapshots.last().and_then(|(_, log)| *log),
             });
             Ok((intake.share, share))
@@ -227,6 +229,7 @@ impl Engine {
             share: number,
             geometry,
             space,
+            hunger,
             durable,
             flusher,
             shares: share_refs,
@@ -252,12 +255,41 @@ impl Engine {
         Ok(())
     }
 
-    /// Gives a volume one more change log, for cuts to name.
-    pub fn add_log(&self, volume: VolumeId, number: u16, extents: &[ExtentSpec]) -> Result<()> {
+    /// Gives a volume one more change log: for cuts to name, or `default`: for all that is redirected from now on.
+    pub fn add_log(
+        &self,
+        volume: VolumeId,
+        number: u16,
+        extents: &[ExtentSpec],
+        default: bool,
+    ) -> Result<()> {
         let volume = self.volume(volume)?;
         let log = self.log(number, extents)?;
         log.devices().for_each(|device| volume.durable.add_device(device));
-        volume.space.add(log)
+        let log = volume.space.add(log)?;
+        for share in &volume.shares {
+            let added = |answer| Control::LogAdded(volume.share, number, default, answer);
+            // A share that is being let go needs no more logs.
+            let _ = ask::<()>(&*self.system, &share.queue, added);
+        }
+        volume.space.open(&log, 0); // P1
+        volume.hunger.feed();
+        Ok(())
+    }
+
+    /// Has parts of the volume that find no slot wait, and raises [`Event::LogFull`](events::Event::LogFull), or has
+    /// them refused.
+    pub fn ask_when_full(&self, volume: VolumeId, asks: bool) -> Result<()> {
+        let events = Arc::clone(&self.events);
+        let ask = asks.then_some(Ask { events, volume });
+        self.volume(volume)?.hunger.set_ask(ask);
+        Ok(())
+    }
+
+    /// Room was made, as far as that is possible: parts that wait for slots try again.
+    pub fn try_again(&self, volume: VolumeId) -> Result<()> {
+        self.volume(volume)?.hunger.answer();
+        Ok(())
     }
 
     /// Lets a volume go, durably. It has no exports left.
@@ -271,40 +303,20 @@ impl Engine {
             return Err(Error::new(ErrorKind::Busy, what));
         }
         self.volumes.lock().expect("no holder panics").remove(&id);
-        let mut result = self.drain(&volume);
+        let mut result = Ok(());
         for share in &volume.shares {
             let taken = ask(&*self.system, &share.queue, |answer| {
                 Control::RemoveShare(volume.share, answer)
             })?;
-            let (identity, number, contents, journal) = taken.close();
-            let written = checkpoint_now(&identity, number, &contents, &volume.flusher);
-            match written {
-                Ok(_) => {
-                    let oldest = journal.forget_covered(contents.first_seq - 1);
-                    remove_covered(&identity, number, oldest);
-                }
-                Err(e) => {
-                    let what = format!("volume {}: its checkpoint was not written", volume.name);
-                    result = result.and(Err(Error::io(what, e)));
-                }
+            // It makes everything durable that the share was given.
+            if let Err(e) = taken.close().write(&volume.durable) {
+                let what = format!("volume {}: its checkpoint was not written", volume.name);
+                result = result.and(Err(Error::io(what, e)));
             }
         }
         volume.flusher.stop();
         self.give_share_number(volume.share);
         result
-    }
-
-    /// Flushes, and waits for what processors do of their own accord.
-    fn drain(&self, volume: &Volume) -> Result<()> {
-        let (sender, receiver) = channel();
-        volume.flusher.push(Waiter::Call(sender));
-        let flushed = wait(&*self.system, &receiver).unwrap_or(Err(Errno::ESHUTDOWN));
-        for share in &volume.shares {
-            ask(&*self.system, &share.queue, |answer| {
-                Control::Settle(volume.share, Epoch::MAX, answer)
-            })?;
-        }
-        flushed.map_err(|e| Error::io(format!("volume {} cannot be flushed", volume.name), e))
     }
 }
 
@@ -422,6 +434,9 @@ fn begin(
     mut recovered: Recovered,
     geometry: &Geometry,
 ) -> Result<(Journal, Vec<Local>)> {
+    for path in &recovered.leftovers {
+        let _ = intake.identity.system.remove(path); // else it is one again next time
+    }
     let journal = Journal::begin(
         intake.identity.clone(),
         recovered.next_number,
@@ -437,16 +452,6 @@ fn begin(
     };
     let locals = intake.partitions.iter().map(local).collect();
     Ok((journal, locals))
-}
-
-/// The logs, beginning with another one for each processor: two that write to one file wait for each other.
-fn in_turn(logs: &[u16], ordinal: usize) -> Vec<u16> {
-    let mut logs = logs.to_vec();
-    if !logs.is_empty() {
-        let first = ordinal % logs.len();
-        logs.rotate_left(first);
-    }
-    logs
 }
 
 /// For each processor, the index of its share; `usize::MAX` for those that have none.

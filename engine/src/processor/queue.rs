@@ -12,6 +12,7 @@
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
+use crate::change_log::journal::Prepared;
 use crate::error::{Errno, Result};
 use crate::processor::cut::Cut;
 use crate::processor::io_job::Done;
@@ -60,17 +61,25 @@ pub enum Control {
     Release {
         /// The share.
         share: u32,
-        /// Whether it succeeded.
-        durable: bool,
+        /// How it ended.
+        result: std::result::Result<(), Errno>,
     },
     /// So many empty chunks of a share are back in their logs.
     ChunksReturned(u32, u64),
+    /// There may be room for the parts that wait for slots.
+    TryAgain(u32),
+    /// Redirected writes use one more log, where none is named if it is a default one. Answer when that is so.
+    LogAdded(u32, u16, bool, Sender<()>),
+    /// A share's journal could not be synced: make it so that what it lost is not needed.
+    RenewJournal(u32),
+    /// A share's next journal segment was prepared, or could not be.
+    SegmentPrepared(u32, Option<Prepared>),
     /// A checkpoint was written, of so many bytes, or failed (0).
     CheckpointDone(u32, u64),
     /// Answer with the partitions' states, now (0) or at an epoch.
     States(u32, Epoch, Sender<Vec<PartitionState>>),
-    /// Answer with slots in use by log, and blocks mapped.
-    Use(u32, Sender<(Vec<(u16, u64)>, u64)>),
+    /// Answer with the blocks mapped.
+    Use(u32, Sender<u64>),
     /// End the thread.
     Stop,
 }

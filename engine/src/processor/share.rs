@@ -15,18 +15,16 @@ use std::sync::mpsc::Sender;
 
 use crate::block_map::place::Place;
 use crate::block_map::versions::{Change, Versions};
-use crate::change_log::checkpoint::Contents;
 use crate::change_log::format::{RECORD_SUMS_MAX, RecordKind};
-use crate::change_log::journal::{self, Entry, Identity, Journal};
-use crate::change_log::slots::{EmptyChunk, Slots};
+use crate::change_log::journal::{Entry, Journal};
+use crate::change_log::slots::Slots;
 use crate::change_log::space::{Log, Space};
 use crate::deliberate::{Bug, bug};
 use crate::error::Errno;
-use crate::limits::CHECKPOINT_BYTES_MIN;
+use crate::processor::hunger::Hunger;
 use crate::processor::io_job::{Done, Job, NewPlace};
 use crate::processor::queue::{Event, Part, Queue};
 use crate::processor::reclaim::{Dropped, FreedBase};
-use crate::processor::run::{remove_covered, write_checkpoint};
 use crate::system::System;
 use crate::system::pool::Pool;
 use crate::units::{BLOCK_SHIFT, Epoch};
@@ -111,6 +109,8 @@ pub struct Parts {
     pub geometry: Arc<Geometry>,
     /// The volume's change logs.
     pub space: Arc<Space>,
+    /// Who waits for slots.
+    pub hunger: Arc<Hunger>,
     /// The volume's flusher.
     pub flusher: Arc<Flusher>,
     /// Counters.
@@ -127,6 +127,8 @@ pub struct Parts {
     pub snapshots: Vec<Epoch>,
     /// Logs for redirected writes where the newest snapshot names none.
     pub default_logs: Vec<u16>,
+    /// Which of the volume's shares it is.
+    pub ordinal: usize,
     /// The log that the newest snapshot names.
     pub named_log: Option<u16>,
 }
@@ -136,6 +138,7 @@ pub struct Share {
     pub(super) number: u32,
     pub(super) geometry: Arc<Geometry>,
     pub(super) space: Arc<Space>,
+    pub(super) hunger: Arc<Hunger>,
     /// Where slots are taken from, in the order to try.
     pub(super) log_order: Vec<Arc<Log>>,
     pub(super) flusher: Arc<Flusher>,
@@ -146,6 +149,7 @@ pub struct Share {
     pub(super) epoch: Epoch,
     pub(super) snapshots: Vec<Epoch>,
     pub(super) default_logs: Vec<u16>,
+    pub(super) ordinal: usize,
     pub(super) named_log: Option<u16>,
     pub(super) reserved: Vec<Reserved>,
     pub(super) next_id: u64,
@@ -182,6 +186,7 @@ impl Share {
             geometry: parts.geometry,
             log_order: Vec::new(),
             space: parts.space,
+            hunger: parts.hunger,
             flusher: parts.flusher,
             stats: parts.stats,
             locals: parts.locals,
@@ -190,6 +195,7 @@ impl Share {
             epoch: parts.epoch,
             snapshots: parts.snapshots,
             default_logs: parts.default_logs,
+            ordinal: parts.ordinal,
             named_log: parts.named_log,
             reserved: Vec::new(),
             next_id: 0,
@@ -214,10 +220,31 @@ impl Share {
         share
     }
 
+    /// The log that was named, then the default ones, beginning with another one on each processor, as two that write
+    /// to one file wait for each other; then, rather than fail a write, all others.
     pub(super) fn order_logs(&mut self) {
-        let named = self.named_log.into_iter();
-        let numbers = named.chain(self.default_logs.iter().copied());
-        self.log_order = numbers.filter_map(|number| self.space.log(number)).collect();
+        let mut defaults = self.default_logs.clone();
+        if !defaults.is_empty() {
+            let first = self.ordinal % defaults.len();
+            defaults.rotate_left(first);
+        }
+        let mut order: Vec<Arc<Log>> = Vec::new();
+        let logs = self.space.logs();
+        let named = self.named_log.into_iter().chain(defaults);
+        for number in named.chain(logs.iter().map(|log| log.number)) {
+            if !order.iter().any(|log| log.number == number) {
+                order.extend(logs.iter().find(|log| log.number == number).cloned());
+            }
+        }
+        self.log_order = order;
+    }
+
+    /// The volume has one more log.
+    pub fn log_added(&mut self, number: u16, default: bool) {
+        if default {
+            self.default_logs.push(number);
+        }
+        self.order_logs();
     }
 
     /// Takes a part that has just come.
@@ -305,6 +332,8 @@ impl Share {
             result = self.settle_changes(part.local, reserved.epoch, job.changes, result);
         }
         match part {
+            // A device has turned out not to clear ranges: it is planned once more, without.
+            Some(part) if result == Err(Errno::ENOTSUP) => self.take(part, context),
             Some(part) => self.end(part, result, context),
             None => self.punching = false,
         }
@@ -334,9 +363,9 @@ impl Share {
 
     /// Gives back slots that no record speaks of.
     pub(super) fn give_back_unrecorded(&mut self, place: Place, count: u32) {
-        let mut empty = Vec::new();
-        self.slots.give_now(place, count, &mut empty);
-        empty.into_iter().for_each(EmptyChunk::give_back);
+        self.slots.give_now(place, count, &mut Vec::new());
+        self.space.give(u64::from(count));
+        self.hunger.feed();
     }
 
     /// Appends the records of a change, then makes it (J2). On an error nothing of it was recorded.
@@ -377,6 +406,15 @@ impl Share {
     /// Ends a part; the last one ends its request.
     pub(super) fn end(&mut self, part: Part, result: Result<(), Errno>, context: &mut Context<'_>) {
         let request = part.request;
+        match request.verb {
+            Verb::Write => {
+                count(&self.stats.writes, 1);
+                count(&self.stats.write_bytes, u64::from(part.length));
+            }
+            Verb::Zero { .. } => count(&self.stats.zeroes, 1),
+            Verb::Trim => count(&self.stats.trims, 1),
+            _ => {}
+        }
         if let Err(errno) = result {
             count(&self.stats.errors, 1);
             request.fail(errno);
@@ -414,10 +452,9 @@ impl Share {
         self.held.push(part);
     }
 
-    /// Takes up to `want` consecutive slots.
-    pub(super) fn take_slots(&mut self, want: u32) -> Option<(Place, u32)> {
-        let slots = &mut self.slots;
-        self.log_order.iter().find_map(|log| slots.take(log, want))
+    /// Takes up to `want` consecutive slots, which were claimed.
+    pub(super) fn take_slots(&mut self, want: u32) -> (Place, u32) {
+        self.slots.take(&self.log_order, want)
     }
 
     /// What is due now and then: slots to be released, a checkpoint.
@@ -426,24 +463,8 @@ impl Share {
             self.ask_release(context);
         }
         self.punch_freed_bases(context);
-        let least = CHECKPOINT_BYTES_MIN.load(Ordering::Relaxed);
-        let due = self.journal.bytes_since_checkpoint > self.checkpoint_bytes.max(least);
-        if due && !self.checkpointing {
-            self.checkpointing = true;
-            self.journal.bytes_since_checkpoint = 0;
-            let number = self.journal.take_number();
-            let contents = self.contents();
-            let identity = self.journal.identity().clone();
-            let (shared, named) = (Arc::clone(self.journal.shared()), identity.clone());
-            let covered = contents.first_seq - 1;
-            let after = move || remove_covered(&named, number, shared.forget_covered(covered));
-            let flusher = Arc::clone(&self.flusher);
-            let queue = Arc::clone(context.queue);
-            let share = self.number;
-            context.checkpoints.run(move || {
-                write_checkpoint(&identity, share, number, contents, &flusher, after, &queue);
-            });
-        }
+        self.prepare_segment(context);
+        self.checkpoint_if_due(context);
     }
 
     /// How many partitions it has.
@@ -451,40 +472,18 @@ impl Share {
         self.locals.len()
     }
 
-    /// The numbers and the contents that a last checkpoint takes, as the volume is let go.
-    pub fn close(mut self) -> (Identity, u64, Contents, Arc<journal::Shared>) {
-        let number = self.journal.take_number();
-        let shared = Arc::clone(self.journal.shared());
-        (self.journal.identity().clone(), number, self.contents(), shared)
-    }
-
-    /// A checkpoint has ended, well or not; `bytes` is its size.
-    pub fn checkpoint_done(&mut self, bytes: u64) {
-        self.checkpointing = false;
-        self.checkpoint_bytes = bytes;
-    }
-
-    /// What a checkpoint of now holds.
-    pub fn contents(&self) -> Contents {
-        let changed = |local: &&Local| {
-            local.versions.live.write_seq != 0 || !local.versions.frozen().is_empty()
-        };
-        let partitions = self.locals.iter().filter(changed);
-        Contents {
-            first_seq: self.journal.shared().appended() + 1,
-            epoch: self.epoch,
-            partitions: partitions.map(|local| (local.partition, local.versions.clone())).collect(),
-        }
-    }
-
-    /// Takes no more parts: the volume is being let go.
-    pub fn refuse_parts(&mut self) {
+    /// Takes no more parts: the volume is being let go. Those that wait for slots wait no longer.
+    pub fn refuse_parts(&mut self, context: &mut Context<'_>) {
         self.leaving = true;
+        self.retry_starved(context);
     }
 
     /// Whether nothing is under way or waiting.
     pub fn idle(&self) -> bool {
         self.jobs_out == 0
+            && !self.checkpointing
+            && !self.journal.is_preparing()
+            && self.returning == 0
             && self.stopped_at.is_none()
             && self.waiting.is_empty()
             && self.held.is_empty()

@@ -6,6 +6,7 @@
 mod engine;
 mod errors;
 mod handle;
+mod space;
 mod spec;
 
 use pyo3::prelude::*;

@@ -8,40 +8,37 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
+use super::Options;
 use super::disk::{Disk, Plan};
 use super::faults::Rates;
 use super::host::Host;
-use super::model::Sector;
 use super::random::Random;
 use super::shape::{Shape, VOLUME};
 use super::system::{Shelf, Simulated};
-use super::{Options, contents::SECTOR};
 use crate::engine::Engine;
-use crate::processor::queue::{Control, ask};
+use crate::engine::events::Event;
 use crate::system::System;
 use crate::units::Epoch;
-use crate::volume::request::Verb;
 
 /// What is wrong.
 type Failure = String;
-type Result<T> = std::result::Result<T, Failure>;
+pub(super) type Result<T> = std::result::Result<T, Failure>;
 
-/// Sectors that are read at once to compare all.
-const VERIFY_SECTORS: Sector = 192;
 /// Starts that may fail one after the other.
 const STARTS_MAX: u32 = 30;
 
 /// What is durable beside the engine's files.
 #[derive(Clone, Debug)]
-struct Catalog {
-    snapshots: Vec<(Epoch, Option<u16>)>,
+pub(super) struct Catalog {
+    pub(super) snapshots: Vec<(Epoch, Option<u16>)>,
     next_epoch: Epoch,
 }
 
 /// How a run of an engine has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
+pub(super) enum End {
     Crashed,
     Running,
 }
@@ -79,18 +76,18 @@ impl Counts {
 }
 
 /// An engine that runs.
-struct Running {
-    engine: Engine,
-    system: Arc<Simulated>,
+pub(super) struct Running {
+    pub(super) engine: Engine,
+    pub(super) system: Arc<Simulated>,
 }
 
 /// See the module's head.
 pub struct Simulation {
-    random: Random,
-    disk: Shelf,
-    shape: Shape,
-    host: Arc<Host>,
-    catalog: Catalog,
+    pub(super) random: Random,
+    pub(super) disk: Shelf,
+    pub(super) shape: Shape,
+    pub(super) host: Arc<Host>,
+    pub(super) catalog: Catalog,
     /// Failed syncs of files when the power was last lost.
     holes_before: u64,
     /// A sync had failed when the process was started again: see the model's `wild`.
@@ -156,7 +153,7 @@ impl Simulation {
     }
 
     /// Starts engines until one serves the volume; `None` if it is refused for good, and has to be.
-    fn start(&mut self, crashing: bool) -> Result<Option<Running>> {
+    pub(super) fn start(&mut self, crashing: bool) -> Result<Option<Running>> {
         for attempt in 0..STARTS_MAX {
             if crashing && (attempt == 0 || self.random.below(4) == 0) {
                 self.plan_crash();
@@ -202,6 +199,8 @@ impl Simulation {
     fn served(&mut self, running: Running) -> Result<Running> {
         self.disk.lock().failing = true;
         let volume = running.engine.volume(VOLUME).map_err(|e| e.to_string())?;
+        let asks = running.engine.ask_when_full(VOLUME, self.random.coin());
+        asks.map_err(|e| e.to_string())?;
         self.host.lock().model.restarted();
         self.host.attach(volume);
         running.system.scheduler.set_host(Some(Arc::clone(&self.host) as _));
@@ -211,7 +210,7 @@ impl Simulation {
         Ok(running)
     }
 
-    fn end(&self, running: &Running) {
+    pub(super) fn end(&self, running: &Running) {
         self.host.detach();
         running.system.end();
         // What is left in the queues may refer to the queues.
@@ -220,7 +219,7 @@ impl Simulation {
     }
 
     /// The engine is gone with whatever it was doing; the next one may start.
-    fn crashed(&mut self, running: &Running) {
+    pub(super) fn crashed(&mut self, running: &Running) {
         self.counts.crashes += 1;
         self.end(running);
         let mut disk = self.disk.lock();
@@ -250,7 +249,7 @@ impl Simulation {
         Ok(())
     }
 
-    fn stop_well(&mut self, running: &Running) -> Result<()> {
+    pub(super) fn stop_well(&mut self, running: &Running) -> Result<()> {
         self.host.lock().budget = 0;
         self.drain(running)?;
         let before = self.disk.lock().injected;
@@ -281,7 +280,7 @@ impl Simulation {
             let acts = self.random.below(40) == 0;
             if acts {
                 self.control(running)?;
-            } else if !running.system.turn() {
+            } else if !running.system.turn() && !self.make_room(running)? {
                 self.expect_nothing_under_way()?;
                 if self.host.lock().budget == 0 {
                     break;
@@ -291,7 +290,7 @@ impl Simulation {
         Ok(())
     }
 
-    fn goes_on(&self) -> Result<End> {
+    pub(super) fn goes_on(&self) -> Result<End> {
         if let Some(failure) = &self.host.lock().failure {
             return Err(failure.clone());
         }
@@ -306,9 +305,31 @@ impl Simulation {
     }
 
     /// Gives everybody turns until nobody has anything to do.
-    fn drain(&self, running: &Running) -> Result<()> {
-        while running.system.turn() {}
+    pub(super) fn drain(&mut self, running: &Running) -> Result<()> {
+        while running.system.turn() || self.make_room(running)? {}
         self.expect_nothing_under_way()
+    }
+
+    /// Does what the daemon does when the change logs are full: deletes the oldest snapshot, adds a log, or has writes
+    /// be refused. `false` if nobody asks for it.
+    pub(super) fn make_room(&mut self, running: &Running) -> Result<bool> {
+        let Some(Event::LogFull(_)) = running.engine.events.next(Duration::ZERO) else {
+            return Ok(false);
+        };
+        if self.disk.lock().dead {
+            return Ok(false);
+        }
+        self.disk.lock().note("full", 0, 0, 0);
+        let oldest = self.catalog.snapshots.first().map(|(epoch, _)| *epoch);
+        let answered = match oldest {
+            Some(epoch) if self.random.below(8) > 0 => {
+                self.delete(running, epoch)?;
+                running.engine.try_again(VOLUME)
+            }
+            _ => running.engine.ask_when_full(VOLUME, false),
+        };
+        answered.map_err(|e| e.to_string())?;
+        Ok(true)
     }
 
     fn control(&mut self, running: &Running) -> Result<()> {
@@ -400,12 +421,16 @@ impl Simulation {
         Ok(())
     }
 
-    fn delete_snapshot(&mut self, running: &Running) -> Result<()> {
+    pub(super) fn delete_snapshot(&mut self, running: &Running) -> Result<()> {
         let count = self.catalog.snapshots.len() as u64;
         if count == 0 || self.disk.lock().dead {
             return Ok(());
         }
         let (epoch, _) = self.catalog.snapshots[self.random.below(count) as usize];
+        self.delete(running, epoch)
+    }
+
+    fn delete(&mut self, running: &Running, epoch: Epoch) -> Result<()> {
         let snapshot = self.host.lock().snapshots.remove(&epoch);
         while self.host.lock().is_read(epoch) && running.system.turn() {
             self.host.settle();
@@ -422,87 +447,6 @@ impl Simulation {
             if dropped.is_err() && !self.disk.lock().dead {
                 return Err("a snapshot cannot be dropped".to_owned());
             }
-        }
-        Ok(())
-    }
-
-    // Comparing.
-
-    fn verify_all(&mut self, running: &Running) -> Result<()> {
-        let budget = std::mem::take(&mut self.host.lock().budget);
-        self.verify(running, None)?;
-        for (epoch, _) in self.catalog.snapshots.clone() {
-            self.verify(running, Some(epoch))?;
-        }
-        self.host.lock().budget = budget;
-        Ok(())
-    }
-
-    /// Reads all of the volume or a snapshot.
-    fn verify(&mut self, running: &Running, view: Option<Epoch>) -> Result<()> {
-        let sectors = (self.shape.size / SECTOR as u64) as Sector;
-        let mut from = 0;
-        let errors = self.host.lock().read_errors;
-        while from < sectors && !self.disk.lock().dead {
-            let to = (from + VERIFY_SECTORS).min(sectors);
-            self.host.read(from..to, view);
-            from = to;
-        }
-        while self.host.lock().is_read_all(view) && running.system.turn() {
-            self.host.settle();
-        }
-        if self.goes_on()? == End::Crashed {
-            return Ok(());
-        }
-        let host = self.host.lock();
-        let whole = host.read_errors == errors;
-        match view.and_then(|epoch| host.snapshots.get(&epoch)).filter(|_| whole) {
-            Some(snapshot) if !host.model.wild => snapshot.is_one_instant(),
-            _ => Ok(()),
-        }
-    }
-
-    /// Nothing fails any more: everything is as it should be, and nothing is left when all was deleted.
-    fn account(&mut self) -> Result<()> {
-        self.disk.lock().failing = false;
-        self.disk.lock().plan = None;
-        let Some(running) = self.start(false)? else { return Ok(()) };
-        self.disk.lock().failing = false;
-        self.verify_all(&running)?;
-        while !self.catalog.snapshots.is_empty() {
-            self.delete_snapshot(&running)?;
-        }
-        self.host.whole(Verb::Trim);
-        self.drain(&running)?;
-        for _ in 0..2 {
-            self.host.whole(Verb::Flush);
-            self.drain(&running)?;
-        }
-        self.expect_nothing_used(&running)?;
-        self.stop_well(&running)?;
-        self.disk.lock().crash(true);
-        self.crashed(&running);
-        drop(running);
-        let Some(running) = self.start(false)? else { return Ok(()) };
-        self.disk.lock().failing = false;
-        self.verify_all(&running)?;
-        self.expect_nothing_used(&running)?;
-        self.end(&running);
-        Ok(())
-    }
-
-    fn expect_nothing_used(&self, running: &Running) -> Result<()> {
-        let volume = running.engine.volume(VOLUME).map_err(|e| e.to_string())?;
-        for share in &volume.shares {
-            let make = |answer| Control::Use(volume.share, answer);
-            let (used, _) = ask(&*running.system, &share.queue, make).map_err(|e| e.to_string())?;
-            if used.iter().any(|(_, slots)| *slots > 0) {
-                return Err(format!("slots of processor {} are leaked: {used:?}", share.processor));
-            }
-        }
-        let taken: u64 = volume.space.logs().iter().map(|log| log.chunks_taken()).sum();
-        if taken > 0 {
-            return Err(format!("{taken} chunks are leaked"));
         }
         Ok(())
     }

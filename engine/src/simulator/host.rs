@@ -53,7 +53,9 @@ impl Sink for Inbox {
         disk.note("end", request.cookie, errno, time);
         let injected = disk.injected;
         drop(disk);
-        let full = self.space.logs().iter().all(|log| log.chunks_taken() == log.chunks);
+        // Of a request in several parts, others may have given room back meanwhile.
+        let blocks = (request.length / BLOCK_SIZE + 2) * 2;
+        let full = self.space.free() < blocks;
         let ended = Ended { time, injected, full, request };
         self.ended.lock().expect("nobody panics with it").push(ended);
     }
@@ -296,10 +298,11 @@ impl State {
     fn explained(&self, operation: &Operation, ended: &Ended, errno: Errno) -> bool {
         let (before, after) = (operation.injected, ended.injected);
         let sync_failed = after.syncs > self.began.syncs;
-        let flushes = operation.verb == Verb::Flush || operation.fua;
-        (errno == Errno::ENOSPC && (ended.full || sync_failed))
+        // A write that waits for slots to be released is refused as the sync is that it waits for.
+        let syncs = operation.verb == Verb::Flush || operation.verb.is_write();
+        (errno == Errno::ENOSPC && ended.full)
             || after.errors > before.errors
-            || (flushes && sync_failed)
+            || (syncs && sync_failed)
             || (errno == Errno::EIO && (after.damage > 0 || self.model.wild))
     }
 

@@ -7,6 +7,7 @@
 //!                   run, bit for bit: [`Outcome::trace`] is a hash of it.
 //! What it cannot see   see docs/decisions/0011-the-simulator.md.
 
+pub mod account;
 pub mod contents;
 pub mod disk;
 pub mod driver;

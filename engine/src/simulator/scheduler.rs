@@ -5,8 +5,8 @@
 //!                   meanwhile; so does, now and then, an operation on the disk ([`Turn::Between`]), which is how
 //!                   others come between two operations of one job.
 //! Invariants        N1 a pool runs no more jobs at a time than it has threads, and begins them in order as its
-//!                   threads would; N2 between the operations of a job no job begins that would wait: what it waits for may
-//!                   be below it on the stack.
+//!                   threads would; N2 within a sync no job begins that syncs: the lock that it wants may be held
+//!                   below it on the stack.
 
 use std::collections::VecDeque;
 use std::fmt::{self, Debug};
@@ -26,6 +26,8 @@ pub enum Turn {
     Waiting,
     /// Between two operations of somebody's.
     Between,
+    /// Within a sync.
+    Syncing,
 }
 
 /// Who makes requests.
@@ -38,8 +40,8 @@ struct PoolState {
     jobs: VecDeque<Job>,
     running: usize,
     threads: usize,
-    /// Its jobs wait for others.
-    waits: bool,
+    /// Its jobs sync, with locks held.
+    syncs: bool,
 }
 
 struct State {
@@ -48,6 +50,8 @@ struct State {
     driven: Vec<Option<Arc<dyn Driven>>>,
     host: Option<Arc<dyn Host>>,
     depth: u32,
+    /// Turns within syncs that are being given.
+    syncing: u32,
 }
 
 /// See the module's head.
@@ -69,7 +73,7 @@ impl Scheduler {
     /// A scheduler with nothing to do.
     pub fn new(random: Random) -> Scheduler {
         let (pools, driven) = (Vec::new(), Vec::new());
-        Scheduler(Mutex::new(State { random, pools, driven, host: None, depth: 0 }))
+        Scheduler(Mutex::new(State { random, pools, driven, host: None, depth: 0, syncing: 0 }))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
@@ -79,8 +83,8 @@ impl Scheduler {
     /// Adds a pool.
     pub fn add_pool(&self, name: &str, threads: usize) -> usize {
         let mut state = self.lock();
-        let waits = name.starts_with("pv-checkpt");
-        state.pools.push(PoolState { jobs: VecDeque::new(), running: 0, threads, waits });
+        let syncs = ["pv-checkpt", "pv-flush"].iter().any(|begin| name.starts_with(begin));
+        state.pools.push(PoolState { jobs: VecDeque::new(), running: 0, threads, syncs });
         state.pools.len() - 1
     }
 
@@ -124,12 +128,12 @@ impl Scheduler {
         state.pools[pool].jobs.is_empty() && state.pools[pool].running == 0
     }
 
-    fn candidates(state: &State, turn: Turn) -> Vec<Candidate> {
+    fn candidates(state: &State) -> Vec<Candidate> {
         let mut candidates = Vec::new();
         candidates.extend(state.host.clone().map(Candidate::Host));
         candidates.extend(state.driven.iter().flatten().cloned().map(Candidate::Driven));
         for (number, pool) in state.pools.iter().enumerate() {
-            let may = turn == Turn::Waiting || !pool.waits; // N2
+            let may = state.syncing == 0 || !pool.syncs; // N2
             if may && !pool.jobs.is_empty() && pool.running < pool.threads {
                 candidates.push(Candidate::Pool(number));
             }
@@ -140,11 +144,13 @@ impl Scheduler {
     /// Gives somebody a turn; `false` if nobody has anything to do.
     pub fn give(&self, turn: Turn) -> bool {
         let mut state = self.lock();
-        if turn == Turn::Between && state.depth >= DEPTH_MAX {
+        if turn != Turn::Waiting && state.depth >= DEPTH_MAX {
             return false;
         }
-        let mut candidates = Self::candidates(&state, turn);
+        let syncing = u32::from(turn == Turn::Syncing);
         state.depth += 1;
+        state.syncing += syncing;
+        let mut candidates = Self::candidates(&state);
         let mut done = false;
         while !done && !candidates.is_empty() {
             let chosen = state.random.below(candidates.len() as u64) as usize;
@@ -158,6 +164,7 @@ impl Scheduler {
             state = self.lock();
         }
         state.depth -= 1;
+        state.syncing -= syncing;
         done
     }
 

@@ -80,18 +80,22 @@ impl Simulated {
 
     /// An operation on the disk, perhaps with turns of others before and after it.
     fn operate<T>(&self, f: impl FnOnce(&mut Disk) -> Result<T>) -> Result<T> {
-        self.pause();
+        self.operate_as(Turn::Between, f)
+    }
+
+    fn operate_as<T>(&self, turn: Turn, f: impl FnOnce(&mut Disk) -> Result<T>) -> Result<T> {
+        self.pause(turn);
         if self.gone.load(Ordering::Relaxed) {
             return Err(Errno::EIO);
         }
         let result = f(&mut self.disk.lock());
-        self.pause();
+        self.pause(turn);
         result
     }
 
-    fn pause(&self) {
+    fn pause(&self, turn: Turn) {
         if !self.gone.load(Ordering::Relaxed) && self.disk.lock().pauses() {
-            self.scheduler.give(Turn::Between);
+            self.scheduler.give(turn);
         }
     }
 
@@ -140,7 +144,7 @@ impl File for SimulatedFile {
     }
 
     fn sync(&self) -> Result<()> {
-        self.system.operate(|disk| disk.sync(self.inode))
+        self.system.operate_as(Turn::Syncing, |disk| disk.sync(self.inode))
     }
 
     fn will_need(&self, _: u64, _: u64) {}

@@ -56,18 +56,26 @@ impl Durable {
     pub fn sync(&self) -> std::result::Result<(), Errno> {
         let journals = self.journals.read().expect("no holder panics").clone();
         let reached: Vec<u64> = journals.iter().map(|writer| writer.journal.appended()).collect();
-        let devices = self.devices.read().expect("no holder panics").clone();
-        for device in devices.iter().filter(|_| !bug(Bug::NoDeviceSync)) {
-            device.sync()?;
-        }
+        self.sync_devices()?;
         for (Writer { journal, queue, share }, seq) in journals.iter().zip(reached) {
-            journal.commit(if bug(Bug::MarkTooFar) { journal.appended() } else { seq })?;
+            let seq = if bug(Bug::MarkTooFar) { journal.appended() } else { seq };
+            if let Err(errno) = journal.commit(seq) {
+                queue.push(Event::Control(Box::new(Control::RenewJournal(*share))));
+                return Err(errno);
+            }
             if journal.take_expecting() {
-                let control = Control::Release { share: *share, durable: true };
+                let control = Control::Release { share: *share, result: Ok(()) };
                 queue.push(Event::Control(Box::new(control)));
             }
         }
         Ok(())
+    }
+
+    /// Makes everything durable that was written to devices so far.
+    pub fn sync_devices(&self) -> std::result::Result<(), Errno> {
+        let devices = self.devices.read().expect("no holder panics").clone();
+        let devices = devices.iter().filter(|_| !bug(Bug::NoDeviceSync));
+        devices.into_iter().try_for_each(|device| device.sync())
     }
 
     /// Adds a journal, with its processor's queue and the number of the volume's share there.
@@ -118,6 +126,11 @@ impl Flusher {
             .pool(&format!("pv-flush-{name}"), 1)
             .map_err(|e| Error::io("a flush thread cannot be started", e))?;
         Ok(Flusher { shared: Arc::new(Shared { state: Mutex::default(), durable }), pool })
+    }
+
+    /// What it syncs.
+    pub fn durable(&self) -> &Arc<Durable> {
+        &self.shared.durable
     }
 
     /// Adds somebody who waits.
@@ -181,7 +194,7 @@ fn answer(waiting: Vec<Waiter>, result: std::result::Result<(), Errno>) {
                 let _ = sender.send(result);
             }
             Waiter::Release { queue, share } => {
-                let control = Control::Release { share, durable: result.is_ok() };
+                let control = Control::Release { share, result };
                 queue.push(Event::Control(Box::new(control)));
             }
         }
