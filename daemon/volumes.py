@@ -11,6 +11,7 @@ Errors            mapping/errors.py, VolumeInUse, VolumeNotServed, DeleteUnfinis
 """
 
 import contextlib
+import logging
 import shutil
 from dataclasses import replace
 
@@ -36,6 +37,8 @@ from polyvol.mapping.records import SnapshotRecord, Volume
 from polyvol.mapping.volume import VolumePlan, VolumeRequest, plan_volume, volume_spec
 from polyvol.snapshot.coordinator import export_snapshot
 from polyvol.snapshot.snapshot import export_name
+
+_log = logging.getLogger("polyvol")
 
 
 class Volumes:
@@ -76,6 +79,8 @@ class Volumes:
             self._export(volume)
         except PolyvolError as error:
             context.volume_trouble[volume.id] = error.message
+            fields = {"VOLUME": volume.name}
+            _log.warning("volume %s is not served: %s", volume.name, error.message, extra=fields)
 
     def plan(self, request: VolumeCreate) -> PlanView:
         """The volume as it would be; changes nothing."""

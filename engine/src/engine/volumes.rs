@@ -432,6 +432,9 @@ fn begin(
     mut recovered: Recovered,
     geometry: &Geometry,
 ) -> Result<(Journal, Vec<Local>)> {
+    for path in &recovered.leftovers {
+        let _ = intake.identity.system.remove(path); // else it is one again next time
+    }
     let journal = Journal::begin(
         intake.identity.clone(),
         recovered.next_number,

@@ -169,6 +169,8 @@ impl Device {
     }
 
     fn count(&self, errno: Errno) -> Errno {
+        // That a call is not possible at all is for `cleared` alone to say.
+        let errno = if errno == Errno::ENOTSUP { Errno::EIO } else { errno };
         self.errors.fetch_add(1, Ordering::Relaxed);
         self.last_errno.store(errno.raw(), Ordering::Relaxed);
         errno

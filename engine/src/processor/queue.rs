@@ -12,6 +12,7 @@
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
+use crate::change_log::journal::Prepared;
 use crate::error::{Errno, Result};
 use crate::processor::cut::Cut;
 use crate::processor::io_job::Done;
@@ -71,6 +72,8 @@ pub enum Control {
     LogAdded(u32, u16, bool, Sender<()>),
     /// A share's journal could not be synced: make it so that what it lost is not needed.
     RenewJournal(u32),
+    /// A share's next journal segment was prepared, or could not be.
+    SegmentPrepared(u32, Option<Prepared>),
     /// A checkpoint was written, of so many bytes, or failed (0).
     CheckpointDone(u32, u64),
     /// Answer with the partitions' states, now (0) or at an epoch.

@@ -289,6 +289,9 @@ impl Processor {
             Control::RenewJournal(number) => {
                 self.with_share(number, |share, context| share.renew_journal(context));
             }
+            Control::SegmentPrepared(number, prepared) => {
+                self.with_share(number, |share, _| share.segment_prepared(prepared));
+            }
             Control::CheckpointDone(number, bytes) => {
                 self.with_share(number, |share, _| share.checkpoint_done(bytes));
             }

@@ -331,6 +331,8 @@ impl Share {
             result = self.settle_changes(part.local, reserved.epoch, job.changes, result);
         }
         match part {
+            // A device has turned out not to clear ranges: it is planned once more, without.
+            Some(part) if result == Err(Errno::ENOTSUP) => self.take(part, context),
             Some(part) => self.end(part, result, context),
             None => self.punching = false,
         }
@@ -452,6 +454,7 @@ impl Share {
             self.ask_release(context);
         }
         self.punch_freed_bases(context);
+        self.prepare_segment(context);
         self.checkpoint_if_due(context);
     }
 
@@ -470,6 +473,7 @@ impl Share {
     pub fn idle(&self) -> bool {
         self.jobs_out == 0
             && !self.checkpointing
+            && !self.journal.is_preparing()
             && self.returning == 0
             && self.stopped_at.is_none()
             && self.waiting.is_empty()
