@@ -441,7 +441,8 @@ proptest! {
         let scratch = Scratch::new();
         let path = scratch.0.join("log");
         std::fs::File::create(&path).unwrap().set_len(3 * CHUNK_BYTES).unwrap();
-        let device = Arc::new(Device::open(&Linux, 1, &path, false, true).unwrap());
+        let linux: Arc<dyn system::System> = Arc::new(Linux);
+        let device = Arc::new(Device::open(&linux, 1, &path, false, true).unwrap());
         let extent = |offset, length| Extent { device: Arc::clone(&device), offset, length };
         let extents = vec![extent(0, CHUNK_BYTES), extent(CHUNK_BYTES, 2 * CHUNK_BYTES)];
         let log = Arc::new(Log::new(1, extents).unwrap());

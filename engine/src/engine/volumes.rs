@@ -193,9 +193,26 @@ impl Engine {
         }
         let epoch = found.iter().map(|((_, one), _)| one.epoch).fold(spec.next_epoch, Epoch::max);
         let flusher = Arc::new(Flusher::start(&*self.system, &spec.name, Arc::clone(&durable))?);
-        let made = found.into_iter().enumerate().map(|(ordinal, ((intake, recovered), slots))| {
+        let begun = found.into_iter().map(|((intake, mut recovered), slots)| {
+            let freed = std::mem::take(&mut recovered.freed);
             let (journal, locals) = begin(&intake, recovered, &geometry)?;
             durable.add_journal(journal.shared(), &intake.share.queue, number);
+            Ok((intake, journal, locals, slots, freed))
+        });
+        let begun = begun.collect::<Result<Vec<_>>>()?;
+        let devices_synced = durable.sync_devices().is_ok();
+        if devices_synced {
+            // Slots that no map refers to are free: not before the records that say so are durable (J4).
+            durable.sync().map_err(|e| {
+                let what = format!("what volume {} read back cannot be made durable", spec.name);
+                Error::io(what, e)
+            })?;
+        }
+        let made = begun.into_iter().enumerate().map(|(ordinal, begun)| {
+            let (intake, journal, locals, mut slots, freed) = begun;
+            if !devices_synced {
+                hold_freed(&freed, &space, &mut slots);
+            }
             let share = Share::new(Parts {
                 number,
                 geometry: Arc::clone(&geometry),
@@ -210,14 +227,9 @@ impl Engine {
                 default_logs: in_turn(&spec.default_logs, ordinal),
                 named_log: spec.snapshots.last().and_then(|(_, log)| *log),
             });
-            Ok((intake.share, share))
+            (intake.share, share)
         });
-        let made = made.collect::<Result<Vec<_>>>()?;
-        // Slots that no map refers to are free: not before the records that say so are durable (J4).
-        durable.sync().map_err(|e| {
-            Error::io(format!("what volume {} read back cannot be made durable", spec.name), e)
-        })?;
-        let (share_refs, shares): (Vec<_>, Vec<_>) = made.into_iter().unzip();
+        let (share_refs, shares): (Vec<_>, Vec<_>) = made.unzip();
         let share_of = index_by_processor(&share_refs);
         let volume = Volume {
             id: spec.id,
@@ -413,6 +425,20 @@ fn mark_partition(versions: &Versions, space: &Space, slots: &mut Slots) -> Opti
         previous = Some(map);
     }
     bad
+}
+
+/// Keeps slots from being used that were freed by records which cannot be made durable now, as a device is missing
+/// or fails: they wait for the first commit that succeeds (J4).
+fn hold_freed(freed: &[(u64, Place, u32)], space: &Space, slots: &mut Slots) {
+    for (seq, place, count) in freed {
+        let Some(log) = space.log(place.log()) else { continue };
+        for block in 0..*count {
+            // What was used again since, as it may be if it was freed twice, is used and needs no wait.
+            if slots.take_exactly(&log, place.step(block), 1) {
+                slots.give_later(*seq, place.step(block), 1);
+            }
+        }
+    }
 }
 
 fn begin(

@@ -95,6 +95,8 @@ pub struct Job {
     pub changes: Vec<NewPlace>,
     /// Write zeroes instead of the request's buffer.
     pub zeroes: bool,
+    /// The change whose slots could not be written, if that is why it failed.
+    pub failed: Option<usize>,
 }
 
 /// A job that a pool thread is done with.
@@ -175,7 +177,7 @@ impl Job {
                     put(partition, first, target, source, &mut sums)
                 });
                 self.changes[*change].sums = sums;
-                result
+                self.noted(*change, target, result)
             }
             Step::WritePartial { change, target, old, skip, length, at } => {
                 let first = self.changes[*change].first;
@@ -186,12 +188,27 @@ impl Job {
                     Ok(())
                 })?;
                 let mut sums = Vec::with_capacity(1);
-                put(partition, first, target, &block, &mut sums)?;
+                let result = put(partition, first, target, &block, &mut sums);
                 self.changes[*change].sums = sums;
-                Ok(())
+                self.noted(*change, target, result)
             }
             _ => unreachable!("a read step"),
         }
+    }
+}
+
+impl Job {
+    /// Notes which change's slots could not be written.
+    fn noted(
+        &mut self,
+        change: usize,
+        target: &Target,
+        result: Result<(), Errno>,
+    ) -> Result<(), Errno> {
+        if result.is_err() && matches!(target, Target::Slots(_)) {
+            self.failed = Some(change);
+        }
+        result
     }
 }
 

@@ -22,6 +22,7 @@
 //! taken while another is held.
 
 pub mod cut;
+mod elsewhere;
 pub mod epoch;
 pub mod io_job;
 pub mod queue;

@@ -38,6 +38,8 @@ pub struct Part {
     pub length: u32,
     /// Where the part begins in the request, bytes.
     pub at: u64,
+    /// How many slots it was given that could not be written.
+    pub tried: u8,
 }
 
 /// What a processor is told by the engine.
@@ -65,6 +67,8 @@ pub enum Control {
     },
     /// So many empty chunks of a share are back in their logs.
     ChunksReturned(u32, u64),
+    /// A device was opened anew.
+    DeviceBack(u32),
     /// A checkpoint was written, of so many bytes, or failed (0).
     CheckpointDone(u32, u64),
     /// Answer with the partitions' states, now (0) or at an epoch.

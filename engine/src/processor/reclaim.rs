@@ -67,7 +67,8 @@ impl Share {
         if self.space.waiting() > 0 {
             self.ask_release(context);
         } else if self.returning == 0 {
-            self.end(part, Err(Errno::ENOSPC), context);
+            let errno = self.why_no_slot();
+            self.end(part, Err(errno), context);
             return;
         }
         self.starved.push(part);
@@ -87,7 +88,7 @@ impl Share {
         self.release_failed = !durable;
         if !durable {
             for part in std::mem::take(&mut self.starved) {
-                self.end(part, Err(Errno::ENOSPC), context);
+                self.end(part, Err(Errno::EIO), context);
             }
             for dropped in self.dropped.drain(..) {
                 // It is dropped; its places are used again after the next flush that succeeds.
@@ -154,6 +155,7 @@ impl Share {
                 steps,
                 changes: Vec::new(),
                 zeroes: true,
+                failed: None,
             };
             self.punching = true;
             self.reserve(local, first, last, true);

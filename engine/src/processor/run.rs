@@ -283,6 +283,9 @@ impl Processor {
             Control::ChunksReturned(number, chunks) => {
                 self.with_share(number, |share, context| share.chunks_returned(chunks, context));
             }
+            Control::DeviceBack(number) => {
+                self.with_share(number, |share, _| share.device_back());
+            }
             Control::CheckpointDone(number, bytes) => {
                 self.with_share(number, |share, _| share.checkpoint_done(bytes));
             }

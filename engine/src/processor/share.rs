@@ -22,6 +22,7 @@ use crate::change_log::slots::{EmptyChunk, Slots};
 use crate::change_log::space::{Log, Space};
 use crate::error::Errno;
 use crate::limits::CHECKPOINT_BYTES_MIN;
+use crate::processor::elsewhere::Elsewhere;
 use crate::processor::io_job::{Done, Job, NewPlace};
 use crate::processor::queue::{Event, Part, Queue};
 use crate::processor::reclaim::{Dropped, FreedBase};
@@ -137,6 +138,7 @@ pub struct Share {
     pub(super) space: Arc<Space>,
     /// Where slots are taken from, in the order to try.
     pub(super) log_order: Vec<Arc<Log>>,
+    pub(super) elsewhere: Elsewhere,
     pub(super) flusher: Arc<Flusher>,
     pub(super) stats: Arc<ShareStats>,
     pub(super) locals: Vec<Local>,
@@ -180,6 +182,7 @@ impl Share {
             number: parts.number,
             geometry: parts.geometry,
             log_order: Vec::new(),
+            elsewhere: Elsewhere::default(),
             space: parts.space,
             flusher: parts.flusher,
             stats: parts.stats,
@@ -210,13 +213,8 @@ impl Share {
             checkpoint_bytes: 0,
         };
         share.order_logs();
+        share.count_waiting();
         share
-    }
-
-    pub(super) fn order_logs(&mut self) {
-        let named = self.named_log.into_iter();
-        let numbers = named.chain(self.default_logs.iter().copied());
-        self.log_order = numbers.filter_map(|number| self.space.log(number)).collect();
     }
 
     /// Takes a part that has just come.
@@ -296,16 +294,16 @@ impl Share {
 
     /// Takes back what a pool thread is done with.
     pub fn done(&mut self, done: Done, context: &mut Context<'_>) {
-        let Done { id, part, job, mut result, .. } = done;
+        let Done { id, part, job, result, .. } = done;
         self.jobs_out -= 1;
         let reserved = self.reserved.iter().position(|reserved| reserved.id == id);
         let reserved = reserved.map(|index| self.reserved.swap_remove(index));
-        if let (Some(part), Some(reserved)) = (&part, reserved) {
-            result = self.settle_changes(part.local, reserved.epoch, job.changes, result);
-        }
-        match part {
-            Some(part) => self.end(part, result, context),
-            None => self.punching = false,
+        match (part, reserved) {
+            (Some(part), Some(reserved)) => {
+                self.finish(part, job, reserved.epoch, result, context);
+            }
+            (Some(part), None) => self.end(part, result, context),
+            (None, _) => self.punching = false,
         }
         self.answer_settled();
         self.resume_waiting(context);

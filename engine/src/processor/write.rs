@@ -37,8 +37,7 @@ impl Share {
             return self.hand_over(part, job, context);
         }
         let result = job.run();
-        let result = self.settle_changes(part.local, self.epoch, job.changes, result);
-        self.end(part, result, context);
+        self.finish(part, job, self.epoch, result, context);
     }
 
     /// The short way for whole blocks that are all overwritten in place.
@@ -96,6 +95,7 @@ impl Share {
             steps: Vec::new(),
             changes: Vec::new(),
             zeroes,
+            failed: None,
         }
     }
 

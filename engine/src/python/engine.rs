@@ -15,7 +15,7 @@ use crate::processor::queue::{Control, ask};
 use crate::processor::share::ShareStats;
 use crate::python::errors::raised;
 use crate::python::handle::Handle;
-use crate::python::spec;
+use crate::python::{report, spec};
 use crate::units::{BLOCK_SIZE, Epoch};
 use crate::volume::Volume;
 use crate::volume::caller::Caller;
@@ -69,6 +69,21 @@ impl Engine {
         sparse: bool,
     ) -> PyResult<()> {
         self.call(py, |this| this.inner.open_device(device, &path, read_only, sparse))
+    }
+
+    #[pyo3(signature = (device, *, sparse = true, clean = false))]
+    fn absent_device(
+        &self,
+        py: Python<'_>,
+        device: u64,
+        sparse: bool,
+        clean: bool,
+    ) -> PyResult<()> {
+        self.call(py, |this| this.inner.absent_device(device, sparse, clean))
+    }
+
+    fn reopen_device(&self, py: Python<'_>, device: u64, path: PathBuf) -> PyResult<()> {
+        self.call(py, |this| this.inner.reopen_device(device, &path))
     }
 
     fn close_device(&self, py: Python<'_>, device: u64) -> PyResult<()> {
@@ -237,12 +252,7 @@ impl Engine {
         }
         let devices = PyList::empty(py);
         for device in self.inner.devices.lock().expect("no holder panics").values() {
-            let (errors, last_errno) = device.errors();
-            let dict = PyDict::new(py);
-            dict.set_item("device", device.id)?;
-            dict.set_item("errors", errors)?;
-            dict.set_item("last_errno", last_errno)?;
-            devices.append(dict)?;
+            devices.append(report::device(py, device)?)?;
         }
         let dict = PyDict::new(py);
         dict.set_item("processors", processors)?;

@@ -6,6 +6,7 @@
 mod engine;
 mod errors;
 mod handle;
+mod report;
 mod spec;
 
 use pyo3::prelude::*;

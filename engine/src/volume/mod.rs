@@ -154,6 +154,7 @@ impl View {
                 offset: (from - start) as u32,
                 length: (to - from) as u32,
                 at: from - request.offset,
+                tried: 0,
             };
             let share = volume.share_of[partition.processor as usize];
             outbox[share].push(Event::Part(part));
