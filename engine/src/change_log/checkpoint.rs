@@ -1,9 +1,9 @@
 //! Checkpoint: one processor's maps of one volume in a file, so that the journal before it is not needed.
 //!
 //! How it works      The processor clones its versions, which costs references; another thread writes them
-//!                   to `pPPP-NNNNNNNNNN.checkpoint.new`, syncs it, waits until everything that it covers is
-//!                   committed, renames it, and removes what it has made unnecessary. A leaf that several versions
-//!                   share is written once.
+//!                   to `pPPP-NNNNNNNNNN.checkpoint.new`, syncs it, renames it, and removes what it has made
+//!                   unnecessary. The devices were synced meanwhile; the journal need not be, as its records are not
+//!                   needed any more. A leaf that several versions share is written once.
 //! Invariants        K1 a checkpoint under its final name is whole, durable, and speaks only of data that is
 //!                   durable; K2 the journal before it is removed after it has its name.
 //! Errors            a failed checkpoint leaves the older one and the journal: nothing is lost, recovery is longer.

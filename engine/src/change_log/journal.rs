@@ -7,7 +7,8 @@
 //! Invariants        J2, J3 (see the parent); J5 records of a segment are consecutive in sequence and bytes;
 //!                   J6 a mark of sequence number s is written after the data of all records up to s was synced;
 //!                   J7 a segment's header is durable before its first record, so that none is missing between others;
-//!                   J8 after a failed sync the kernel may have dropped records, so no later commit succeeds.
+//!                   J8 after a failed sync the kernel may have dropped records, so no later commit succeeds before a
+//!                      checkpoint, together with a segment that was begun after the failure, has made them all unnecessary.
 //! Owner and locks   the records' bytes: the processor. The marks' bytes: whoever holds `committing`. The list of
 //!                   segments: one lock, held for a push or a clone.
 //! Durability        an appended record survives SIGKILL at once, power loss once `committed` has reached it. A
@@ -106,8 +107,8 @@ impl Segment {
 #[derive(Debug, Default)]
 struct Committing {
     turn: u64,
-    /// The first sync that failed (J8).
-    failed: Option<Errno>,
+    /// The first sync that failed, and the newest segment's number then (J8).
+    failed: Option<(Errno, u64)>,
 }
 
 /// What the processor and flushes share.
@@ -147,11 +148,11 @@ impl Shared {
     /// Makes the records up to `seq` durable. The caller has synced the data that they speak of (J6).
     pub fn commit(&self, seq: u64) -> std::result::Result<(), Errno> {
         let mut committing = self.committing.lock().expect("no holder panics");
-        if let Some(errno) = committing.failed {
+        if let Some((errno, _)) = committing.failed {
             return Err(errno);
         }
         let result = self.commit_now(&mut committing.turn, seq);
-        committing.failed = result.err(); // J8
+        committing.failed = result.err().map(|errno| (errno, self.newest_number())); // J8
         result
     }
 
@@ -183,15 +184,33 @@ impl Shared {
         Ok(())
     }
 
-    /// Forgets the segments that hold only records up to `covered`, and says which number the oldest remaining
-    /// one has.
-    pub fn forget_covered(&self, covered: u64) -> u64 {
+    /// A checkpoint covers the records up to `covered`: they are durable, and the segments that hold no others are
+    /// forgotten. Says which number the oldest remaining one has.
+    pub fn covered(&self, covered: u64) -> u64 {
+        let mut committing = self.committing.lock().expect("no holder panics");
+        self.recovered.lock().expect("no holder panics").clear();
         let mut segments = self.segments.lock().expect("no holder panics");
         // Records of a segment end where the next one begins.
         while segments.len() > 1 && segments[1].header.first_seq <= covered + 1 {
             segments.remove(0);
         }
-        segments[0].header.number
+        let oldest = segments[0].header.number;
+        if committing.failed.is_some_and(|(_, newest)| newest < oldest) {
+            committing.failed = None; // J8
+        }
+        self.committed.fetch_max(covered, Ordering::Release);
+        oldest
+    }
+
+    fn newest_number(&self) -> u64 {
+        let segments = self.segments.lock().expect("no holder panics");
+        segments.last().expect("a journal has a segment").header.number
+    }
+
+    /// Whether the newest segment was there when a sync failed.
+    fn newest_has_failed(&self) -> bool {
+        let failed = self.committing.lock().expect("no holder panics").failed;
+        failed.is_some_and(|(_, number)| self.newest_number() <= number)
     }
 
     fn push(&self, segment: Arc<Segment>) {
@@ -309,6 +328,11 @@ impl Journal {
         self.bytes_since_checkpoint += length as u64;
         self.shared.appended.store(seq, Ordering::Release);
         Ok(seq)
+    }
+
+    /// Begins a new segment if the newest one is of those that could not be synced.
+    pub fn begin_anew(&mut self) -> std::result::Result<(), Errno> {
+        if self.shared.newest_has_failed() { self.roll() } else { Ok(()) }
     }
 
     fn roll(&mut self) -> std::result::Result<(), Errno> {

@@ -4,7 +4,8 @@
 //!                   [`Versions::apply`] that made them. Snapshots that the catalog does not know leave no trace:
 //!                   no frozen map is made for them. Slots in use follow from the maps.
 //! Which records     Same boot id as the newest segment's: all, the page cache has them. Another: those up to the
-//!                   newest commit mark, of which those behind the mark before it may be missing.
+//!                   newest commit mark, of which those behind the mark before it may be missing. What the
+//!                   checkpoint covers need not be there in either case.
 //! Errors            what should be there and cannot be read is `Corrupt`, with the file's name; an unknown version
 //!                   is refused untouched. Nothing is guessed, and nothing but unreadable leftovers is removed.
 
@@ -198,6 +199,7 @@ fn replay_all(
     let ends = ends(segments);
     let marks = marks(segments, &ends);
     let newest = marks.last().map_or(0, |mark| *mark).max(recovered.committed);
+    let covered = recovered.committed; // by the checkpoint: the journal may have lost these
     let same_boot = last.header.boot_id == identity.boot_id;
     // The newest mark may have reached the disk before the records that it covers: its sync may not have ended. The
     // one before it is followed by another, so its sync has.
@@ -215,7 +217,7 @@ fn replay_all(
         let reached = replay(recovered, segment, end, snapshots, blocks_of)?;
         if reached < end {
             let wanted = if same_boot && segment_end != u64::MAX { end } else { required };
-            if reached < wanted {
+            if reached.max(covered) < wanted {
                 return Err(corrupt(&segment.path, format!("record {} is missing", reached + 1)));
             }
             break;

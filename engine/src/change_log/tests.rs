@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use proptest::prelude::*;
 
@@ -18,14 +18,14 @@ use super::slots::Slots;
 use super::space::{CHUNK_BYTES, CHUNK_SLOTS, Log};
 use crate::block_map::place::Place;
 use crate::block_map::versions::{Change, Versions};
-use crate::error::{Errno, ErrorKind, Result};
+use crate::error::{ErrorKind, Result};
 use crate::io::device::Device;
 use crate::limits;
 use crate::system::linux::Linux;
-use crate::system::mapping::Mapping;
-use crate::system::{self, Cached, File};
 use crate::units::Epoch;
 use crate::volume::geometry::Extent;
+
+mod failed_sync;
 
 const BLOCKS: u32 = 1024;
 
@@ -61,43 +61,6 @@ impl Drop for Scratch {
 
 fn segment_bytes() -> usize {
     limits::SEGMENT_BYTES.load(Ordering::Relaxed)
-}
-
-/// A file of which only the syncs matter.
-#[derive(Debug)]
-struct Synced {
-    fails: AtomicBool,
-}
-
-impl File for Synced {
-    fn read_cached(&self, _: &mut [u8], _: u64) -> system::Result<Cached> {
-        unimplemented!()
-    }
-    fn read(&self, _: &mut [u8], _: u64) -> system::Result<()> {
-        unimplemented!()
-    }
-    fn write(&self, _: &[u8], _: u64) -> system::Result<()> {
-        unimplemented!()
-    }
-    fn punch(&self, _: u64, _: u64) -> system::Result<()> {
-        unimplemented!()
-    }
-    fn zero_range(&self, _: u64, _: u64) -> system::Result<()> {
-        unimplemented!()
-    }
-    fn sync(&self) -> system::Result<()> {
-        if self.fails.load(Ordering::Relaxed) { Err(Errno::EIO) } else { Ok(()) }
-    }
-    fn will_need(&self, _: u64, _: u64) {}
-    fn allocation(&self, _: u64, _: u64) -> (u64, bool) {
-        unimplemented!()
-    }
-    fn length(&self) -> system::Result<u64> {
-        unimplemented!()
-    }
-    fn map(&self, _: usize) -> system::Result<Mapping> {
-        unimplemented!()
-    }
 }
 
 fn entry(first: u32, slot: u64, epoch: Epoch, sums: &[u32]) -> Entry<'_> {
@@ -314,6 +277,28 @@ fn a_mark_that_came_to_the_disk_before_its_records_is_harmless() {
     assert_eq!(back(&scratch, 3, &[]).unwrap_err().kind, ErrorKind::Corrupt);
 }
 
+#[test]
+fn records_that_a_checkpoint_covers_may_be_missing() {
+    let scratch = Scratch::new();
+    ten_records(&scratch);
+    let all = back(&scratch, 1, &[]).unwrap();
+    let identity = scratch.identity(1);
+    let contents =
+        Contents { first_seq: 9, epoch: 1, partitions: all.partitions.into_iter().collect() };
+    let new = scratch.0.join("new");
+    checkpoint::write(&new, &identity, 2, &contents).unwrap();
+    checkpoint::publish(&identity, &new, &identity.checkpoint_path(2)).unwrap();
+    lose_record(&scratch, 6);
+    let lost = back(&scratch, 2, &[]).unwrap();
+    assert_eq!((lost.next_seq, lost.committed, lost.replayed), (9, 8, 0));
+    let mut journal = begin_again(&scratch, 2);
+    journal.append(entry(20, 500, 1, &[1])).unwrap();
+    drop(journal);
+    let killed = back(&scratch, 2, &[]).unwrap();
+    assert_eq!((killed.next_seq, killed.committed, killed.replayed), (10, 8, 1));
+    assert_eq!(killed.partitions[&4].live.place(7), Place::slot(1, 107));
+}
+
 /// Puts a second commit mark into the first segment.
 fn mark_again(scratch: &Scratch, committed_seq: u64) {
     let path = scratch.identity(1).segment_path(1);
@@ -322,30 +307,6 @@ fn mark_again(scratch: &Scratch, committed_seq: u64) {
     let mark = Mark { committed_seq, turn: 2 }.encode(header.incarnation);
     bytes[MARK_OFFSETS[0]..MARK_OFFSETS[0] + mark.len()].copy_from_slice(&mark);
     std::fs::write(&path, &bytes).unwrap();
-}
-
-#[test]
-fn what_was_read_back_is_synced_before_a_commit_says_that_it_is_durable() {
-    let scratch = Scratch::new();
-    ten_records(&scratch);
-    let found = back(&scratch, 1, &[]).unwrap();
-    let bad: Vec<Arc<dyn File>> = vec![Arc::new(Synced { fails: AtomicBool::new(true) })];
-    let identity = scratch.identity(1);
-    let journal = Journal::begin(identity, 2, found.next_seq, found.next_seq - 1, bad).unwrap();
-    assert!(journal.shared().commit(10).is_err());
-}
-
-#[test]
-fn after_a_failed_sync_no_commit_succeeds() {
-    let scratch = Scratch::new();
-    let segment = Arc::new(Synced { fails: AtomicBool::new(true) });
-    let recovered: Vec<Arc<dyn File>> = vec![Arc::clone(&segment) as Arc<dyn File>];
-    let mut journal = Journal::begin(scratch.identity(1), 1, 1, 0, recovered).unwrap();
-    journal.append(entry(1, 1, 1, &[1])).unwrap();
-    assert!(journal.shared().commit(1).is_err());
-    segment.fails.store(false, Ordering::Relaxed);
-    assert!(journal.shared().commit(1).is_err());
-    assert_eq!(journal.shared().committed(), 0);
 }
 
 #[test]
@@ -441,7 +402,7 @@ proptest! {
         let scratch = Scratch::new();
         let path = scratch.0.join("log");
         std::fs::File::create(&path).unwrap().set_len(3 * CHUNK_BYTES).unwrap();
-        let linux: Arc<dyn system::System> = Arc::new(Linux);
+        let linux: Arc<dyn crate::system::System> = Arc::new(Linux);
         let device = Arc::new(Device::open(&linux, 1, &path, false, true).unwrap());
         let extent = |offset, length| Extent { device: Arc::clone(&device), offset, length };
         let extents = vec![extent(0, CHUNK_BYTES), extent(CHUNK_BYTES, 2 * CHUNK_BYTES)];

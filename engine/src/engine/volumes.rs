@@ -3,14 +3,13 @@
 //! How it works      `add_volume`: resolve devices, recover each processor's maps on a thread of its own, mark the
 //!                   slots that they refer to, begin new journal segments, make all of it durable, give each
 //!                   processor its share.
-//!                   `remove_volume`: take the shares back, flush, write last checkpoints.
+//!                   `remove_volume`: take the shares back, write last checkpoints.
 //! Errors            nothing is served and no file but leftovers is changed unless everything could be read.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::sync::mpsc::channel;
 
 use crate::block_map::place::Place;
 use crate::block_map::versions::Versions;
@@ -19,14 +18,12 @@ use crate::change_log::recover::{Recovered, recover};
 use crate::change_log::slots::Slots;
 use crate::change_log::space::{Log, Space};
 use crate::engine::Engine;
-use crate::error::{Errno, Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::limits::{PARTITION_BYTES_MAX, PARTITION_BYTES_MIN};
 use crate::processor::queue::{Control, Event, ask};
-use crate::processor::run::{checkpoint_now, remove_covered};
 use crate::processor::share::{Local, Parts, Share};
-use crate::system::wait;
 use crate::units::{BLOCK_SIZE, DeviceId, Epoch, VolumeId};
-use crate::volume::flusher::{Durable, Flusher, Waiter};
+use crate::volume::flusher::{Durable, Flusher};
 use crate::volume::geometry::{Extent, Geometry, Partition};
 use crate::volume::{ShareRef, Volume};
 
@@ -281,40 +278,20 @@ impl Engine {
             return Err(Error::new(ErrorKind::Busy, what));
         }
         self.volumes.lock().expect("no holder panics").remove(&id);
-        let mut result = self.drain(&volume);
+        let mut result = Ok(());
         for share in &volume.shares {
             let taken = ask(&*self.system, &share.queue, |answer| {
                 Control::RemoveShare(volume.share, answer)
             })?;
-            let (identity, number, contents, journal) = taken.close();
-            let written = checkpoint_now(&identity, number, &contents, &volume.flusher);
-            match written {
-                Ok(_) => {
-                    let oldest = journal.forget_covered(contents.first_seq - 1);
-                    remove_covered(&identity, number, oldest);
-                }
-                Err(e) => {
-                    let what = format!("volume {}: its checkpoint was not written", volume.name);
-                    result = result.and(Err(Error::io(what, e)));
-                }
+            // It makes everything durable that the share was given.
+            if let Err(e) = taken.close().write(&volume.durable) {
+                let what = format!("volume {}: its checkpoint was not written", volume.name);
+                result = result.and(Err(Error::io(what, e)));
             }
         }
         volume.flusher.stop();
         self.give_share_number(volume.share);
         result
-    }
-
-    /// Flushes, and waits for what processors do of their own accord.
-    fn drain(&self, volume: &Volume) -> Result<()> {
-        let (sender, receiver) = channel();
-        volume.flusher.push(Waiter::Call(sender));
-        let flushed = wait(&*self.system, &receiver).unwrap_or(Err(Errno::ESHUTDOWN));
-        for share in &volume.shares {
-            ask(&*self.system, &share.queue, |answer| {
-                Control::Settle(volume.share, Epoch::MAX, answer)
-            })?;
-        }
-        flushed.map_err(|e| Error::io(format!("volume {} cannot be flushed", volume.name), e))
     }
 }
 

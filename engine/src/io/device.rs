@@ -297,6 +297,8 @@ impl Device {
     }
 
     fn note(&self, opened: &Opened, call: Call, offset: u64, errno: Errno) -> Errno {
+        // That a call is not possible at all is for `cleared` alone to say.
+        let errno = if errno == Errno::ENOTSUP { Errno::EIO } else { errno };
         if opened.present {
             self.faults.note(call, offset, errno, self.system.wall_ns());
         } else {

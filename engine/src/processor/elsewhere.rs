@@ -38,6 +38,11 @@ impl Share {
         result: Result<(), Errno>,
         context: &mut Context<'_>,
     ) {
+        if result == Err(Errno::ENOTSUP) {
+            // A device has turned out not to clear ranges: it is planned once more, without.
+            self.abandon(job);
+            return self.take(part, context);
+        }
         let failed = job.failed.map(|index| (job.changes[index].place, job.changes[index].count));
         let mut changes = job.changes;
         let (Some((place, count)), Err(errno)) = (failed, result) else {

@@ -212,10 +212,10 @@ impl Job {
     }
 }
 
-static ZEROES: [u8; 1 << 16] = [0; 1 << 16];
+/// For partial blocks that are to read as zeroes: at most two that lie side by side.
+static ZEROES: [u8; 2 * BLOCK] = [0; 2 * BLOCK];
 
-/// Calls `f` with the bytes to write: of the request, or zeroes (then perhaps never all at once: at most 64 KiB,
-/// which planning sees to).
+/// Calls `f` with the bytes to write: of the request, or zeroes, at most as many as there are.
 fn with_source(
     zeroes: bool,
     request: &Request,
@@ -225,9 +225,6 @@ fn with_source(
 ) -> Result<(), Errno> {
     if zeroes { f(&ZEROES[..length]) } else { f(&request.data.as_slice()[at..at + length]) }
 }
-
-/// Most zeroes that one step may write.
-pub const ZEROES_MAX: u32 = 1 << 16;
 
 /// Overwrites bytes at their base place.
 pub fn write_base(partition: &Partition, offset: u64, source: &[u8]) -> Result<(), Errno> {
@@ -323,21 +320,12 @@ pub fn read_slots(
     Ok(true)
 }
 
-/// Makes a run of base places read as zeroes; planning has asked only for what the devices can do, but a device
-/// may have turned out not to: then it is written.
+/// Makes a run of base places read as zeroes. Planning has asked only for what the devices can do; one that turns out
+/// not to is ENOTSUP, and planned around from then on.
 fn clear(partition: &Partition, offset: u64, length: u64, keep: bool) -> Result<(), Errno> {
     partition.pieces(offset, length, |device, from, here, _| {
         let cleared =
             if keep { device.zero_range(from, here)? } else { device.punch(from, here)? };
-        if cleared || (keep && device.can_punch() && device.punch(from, here)?) {
-            return Ok(());
-        }
-        let mut done = 0;
-        while done < here {
-            let chunk = (here - done).min(ZEROES.len() as u64);
-            device.write(&ZEROES[..chunk as usize], from + done)?;
-            done += chunk;
-        }
-        Ok(())
+        if cleared { Ok(()) } else { Err(Errno::ENOTSUP) }
     })
 }

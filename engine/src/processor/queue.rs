@@ -69,6 +69,8 @@ pub enum Control {
     ChunksReturned(u32, u64),
     /// A device was opened anew.
     DeviceBack(u32),
+    /// A share's journal could not be synced: make it so that what it lost is not needed.
+    RenewJournal(u32),
     /// A checkpoint was written, of so many bytes, or failed (0).
     CheckpointDone(u32, u64),
     /// Answer with the partitions' states, now (0) or at an epoch.

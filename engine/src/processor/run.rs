@@ -4,18 +4,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
 
-use crate::change_log::checkpoint::{self, Contents};
-use crate::change_log::journal::Identity;
-use crate::change_log::recover::files;
 use crate::error::{Errno, Error, Result};
 use crate::processor::cut::{Cut, Stall};
 use crate::processor::queue::{Control, CutShare, Event, Queue};
 use crate::processor::reclaim::Dropping;
 use crate::processor::share::{Context, Share};
 use crate::system::pool::Pool;
-use crate::system::{Driven, Driving, System, wait};
+use crate::system::{Driven, Driving, System};
 use crate::units::ProcessorIndex;
-use crate::volume::flusher::{Flusher, Waiter};
 use crate::volume::request::Sink;
 
 /// Batches that a thread that was let in runs for others before it leaves the rest to the processor's own.
@@ -286,6 +282,9 @@ impl Processor {
             Control::DeviceBack(number) => {
                 self.with_share(number, |share, _| share.device_back());
             }
+            Control::RenewJournal(number) => {
+                self.with_share(number, |share, context| share.renew_journal(context));
+            }
             Control::CheckpointDone(number, bytes) => {
                 self.with_share(number, |share, _| share.checkpoint_done(bytes));
             }
@@ -341,62 +340,5 @@ impl Processor {
             let control = Control::DropMore(number, Box::new(left));
             self.queue.push(Event::Control(Box::new(control)));
         }
-    }
-}
-
-/// Writes a checkpoint, and tells the share's processor when it is done.
-pub fn write_checkpoint(
-    identity: &Identity,
-    share: u32,
-    number: u64,
-    contents: Contents,
-    flusher: &Flusher,
-    after: impl FnOnce(),
-    queue: &Queue,
-) {
-    let bytes = checkpoint_now(identity, number, &contents, flusher).unwrap_or(0);
-    drop(contents);
-    if bytes > 0 {
-        after();
-    }
-    queue.push(Event::Control(Box::new(Control::CheckpointDone(share, bytes))));
-}
-
-/// Writes a checkpoint; returns its size in bytes.
-pub fn checkpoint_now(
-    identity: &Identity,
-    number: u64,
-    contents: &Contents,
-    flusher: &Flusher,
-) -> std::result::Result<u64, Errno> {
-    let path = identity.checkpoint_path(number);
-    let new = path.with_extension("checkpoint.new");
-    let system = &*identity.system;
-    let written = checkpoint::write(&new, identity, number, contents).and_then(|bytes| {
-        let (sender, receiver) = std::sync::mpsc::channel();
-        flusher.push(Waiter::Call(sender));
-        wait(system, &receiver).unwrap_or(Err(Errno::ESHUTDOWN))?; // K1
-        checkpoint::publish(identity, &new, &path)?;
-        Ok(bytes)
-    });
-    if written.is_err() {
-        let _ = system.remove(&new);
-    }
-    written
-}
-
-/// Removes what the checkpoint of this number has made unnecessary (K2): older checkpoints, and segments older
-/// than `oldest_segment`.
-pub fn remove_covered(identity: &Identity, number: u64, oldest_segment: u64) {
-    let old = |ending: &str, before: u64| {
-        let found = files(identity, ending).unwrap_or_default();
-        found.into_iter().filter(move |(number, _)| *number < before).map(|(_, path)| path)
-    };
-    // What cannot be removed now is removed after the next checkpoint.
-    for path in old(".journal", oldest_segment).chain(old(".checkpoint", number)) {
-        let _ = identity.system.remove(&path);
-    }
-    for path in old(".checkpoint.new", number) {
-        let _ = identity.system.remove(&path);
     }
 }

@@ -15,18 +15,15 @@ use std::sync::mpsc::Sender;
 
 use crate::block_map::place::Place;
 use crate::block_map::versions::{Change, Versions};
-use crate::change_log::checkpoint::Contents;
 use crate::change_log::format::{RECORD_SUMS_MAX, RecordKind};
-use crate::change_log::journal::{self, Entry, Identity, Journal};
+use crate::change_log::journal::{Entry, Journal};
 use crate::change_log::slots::{EmptyChunk, Slots};
 use crate::change_log::space::{Log, Space};
 use crate::error::Errno;
-use crate::limits::CHECKPOINT_BYTES_MIN;
 use crate::processor::elsewhere::Elsewhere;
 use crate::processor::io_job::{Done, Job, NewPlace};
 use crate::processor::queue::{Event, Part, Queue};
 use crate::processor::reclaim::{Dropped, FreedBase};
-use crate::processor::run::{remove_covered, write_checkpoint};
 use crate::system::System;
 use crate::system::pool::Pool;
 use crate::units::{BLOCK_SHIFT, Epoch};
@@ -415,55 +412,12 @@ impl Share {
             self.ask_release(context);
         }
         self.punch_freed_bases(context);
-        let least = CHECKPOINT_BYTES_MIN.load(Ordering::Relaxed);
-        let due = self.journal.bytes_since_checkpoint > self.checkpoint_bytes.max(least);
-        if due && !self.checkpointing {
-            self.checkpointing = true;
-            self.journal.bytes_since_checkpoint = 0;
-            let number = self.journal.take_number();
-            let contents = self.contents();
-            let identity = self.journal.identity().clone();
-            let (shared, named) = (Arc::clone(self.journal.shared()), identity.clone());
-            let covered = contents.first_seq - 1;
-            let after = move || remove_covered(&named, number, shared.forget_covered(covered));
-            let flusher = Arc::clone(&self.flusher);
-            let queue = Arc::clone(context.queue);
-            let share = self.number;
-            context.checkpoints.run(move || {
-                write_checkpoint(&identity, share, number, contents, &flusher, after, &queue);
-            });
-        }
+        self.checkpoint_if_due(context);
     }
 
     /// How many partitions it has.
     pub fn partitions(&self) -> usize {
         self.locals.len()
-    }
-
-    /// The numbers and the contents that a last checkpoint takes, as the volume is let go.
-    pub fn close(mut self) -> (Identity, u64, Contents, Arc<journal::Shared>) {
-        let number = self.journal.take_number();
-        let shared = Arc::clone(self.journal.shared());
-        (self.journal.identity().clone(), number, self.contents(), shared)
-    }
-
-    /// A checkpoint has ended, well or not; `bytes` is its size.
-    pub fn checkpoint_done(&mut self, bytes: u64) {
-        self.checkpointing = false;
-        self.checkpoint_bytes = bytes;
-    }
-
-    /// What a checkpoint of now holds.
-    pub fn contents(&self) -> Contents {
-        let changed = |local: &&Local| {
-            local.versions.live.write_seq != 0 || !local.versions.frozen().is_empty()
-        };
-        let partitions = self.locals.iter().filter(changed);
-        Contents {
-            first_seq: self.journal.shared().appended() + 1,
-            epoch: self.epoch,
-            partitions: partitions.map(|local| (local.partition, local.versions.clone())).collect(),
-        }
     }
 
     /// Takes no more parts: the volume is being let go.
@@ -474,6 +428,7 @@ impl Share {
     /// Whether nothing is under way or waiting.
     pub fn idle(&self) -> bool {
         self.jobs_out == 0
+            && !self.checkpointing
             && self.stopped_at.is_none()
             && self.waiting.is_empty()
             && self.held.is_empty()

@@ -27,14 +27,30 @@ use crate::error::Errno;
 #[derive(Debug)]
 pub struct Linux;
 
+/// tmpfs and ramfs, filesystems without a disk: nothing there has to be waited for, though they cannot say so.
+const IN_MEMORY: [u64; 2] = [0x0102_1994, 0x8584_58f6];
+
 #[derive(Debug)]
-struct LinuxFile(fs::File);
+struct LinuxFile {
+    file: fs::File,
+    in_memory: bool,
+}
+
+impl LinuxFile {
+    fn new(file: fs::File) -> LinuxFile {
+        let kind = rustix::fs::fstatfs(&file).map_or(0, |found| found.f_type as u64);
+        LinuxFile { file, in_memory: IN_MEMORY.contains(&kind) }
+    }
+}
 
 impl File for LinuxFile {
     fn read_cached(&self, buffer: &mut [u8], offset: u64) -> Result<Cached> {
+        if self.in_memory {
+            return self.read(buffer, offset).map(|()| Cached::Done);
+        }
         let length = buffer.len();
         let mut slices = [IoSliceMut::new(buffer)];
-        match preadv2(&self.0, &mut slices, offset, ReadWriteFlags::NOWAIT) {
+        match preadv2(&self.file, &mut slices, offset, ReadWriteFlags::NOWAIT) {
             Ok(n) if n == length => Ok(Cached::Done),
             Ok(_) | Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {
                 Ok(Cached::WouldWait)
@@ -45,33 +61,33 @@ impl File for LinuxFile {
     }
 
     fn read(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
-        Ok(self.0.read_exact_at(buffer, offset)?)
+        Ok(self.file.read_exact_at(buffer, offset)?)
     }
 
     fn write(&self, bytes: &[u8], offset: u64) -> Result<()> {
-        Ok(self.0.write_all_at(bytes, offset)?)
+        Ok(self.file.write_all_at(bytes, offset)?)
     }
 
     fn punch(&self, offset: u64, length: u64) -> Result<()> {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        Ok(rustix::io::retry_on_intr(|| fallocate(&self.0, flags, offset, length))?)
+        Ok(rustix::io::retry_on_intr(|| fallocate(&self.file, flags, offset, length))?)
     }
 
     fn zero_range(&self, offset: u64, length: u64) -> Result<()> {
         let flags = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
-        Ok(rustix::io::retry_on_intr(|| fallocate(&self.0, flags, offset, length))?)
+        Ok(rustix::io::retry_on_intr(|| fallocate(&self.file, flags, offset, length))?)
     }
 
     fn sync(&self) -> Result<()> {
-        Ok(fdatasync(&self.0)?)
+        Ok(fdatasync(&self.file)?)
     }
 
     fn will_need(&self, offset: u64, length: u64) {
-        let _ = fadvise(&self.0, offset, NonZeroU64::new(length), Advice::WillNeed);
+        let _ = fadvise(&self.file, offset, NonZeroU64::new(length), Advice::WillNeed);
     }
 
     fn allocation(&self, offset: u64, limit: u64) -> (u64, bool) {
-        let data = match seek(&self.0, SeekFrom::Data(offset)) {
+        let data = match seek(&self.file, SeekFrom::Data(offset)) {
             Ok(data) => data,
             Err(rustix::io::Errno::NXIO) => return (limit, true),
             Err(_) => return (limit, false), // no holes to be told from data
@@ -79,18 +95,18 @@ impl File for LinuxFile {
         if data > offset {
             return ((data - offset).min(limit), true);
         }
-        let hole = seek(&self.0, SeekFrom::Hole(offset)).unwrap_or(offset + limit);
+        let hole = seek(&self.file, SeekFrom::Hole(offset)).unwrap_or(offset + limit);
         ((hole.max(offset + 1) - offset).min(limit), false)
     }
 
     fn length(&self) -> Result<u64> {
-        Ok(self.0.metadata()?.len())
+        Ok(self.file.metadata()?.len())
     }
 
     fn map(&self, length: usize) -> Result<Mapping> {
         // posix_fallocate writes where the filesystem cannot allocate; rustix has only the former half.
         // SAFETY: a valid descriptor and plain numbers.
-        let rc = unsafe { libc::posix_fallocate(self.0.as_raw_fd(), 0, length as libc::off_t) };
+        let rc = unsafe { libc::posix_fallocate(self.file.as_raw_fd(), 0, length as libc::off_t) };
         if rc != 0 {
             return Err(Errno::new(rc));
         }
@@ -101,7 +117,7 @@ impl File for LinuxFile {
                 length,
                 ProtFlags::READ | ProtFlags::WRITE,
                 MapFlags::SHARED,
-                self.0.as_fd(),
+                self.file.as_fd(),
                 0,
             )?
         };
@@ -150,13 +166,13 @@ impl Driving for Thread {
 impl System for Linux {
     fn open(&self, path: &Path, writable: bool) -> Result<Arc<dyn File>> {
         let file = OpenOptions::new().read(true).write(writable).open(path)?;
-        Ok(Arc::new(LinuxFile(file)))
+        Ok(Arc::new(LinuxFile::new(file)))
     }
 
     fn create(&self, path: &Path) -> Result<Arc<dyn File>> {
         let mut options = OpenOptions::new();
         let file = options.read(true).write(true).create(true).truncate(true).open(path)?;
-        Ok(Arc::new(LinuxFile(file)))
+        Ok(Arc::new(LinuxFile::new(file)))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> Result<()> {

@@ -67,7 +67,10 @@ impl Durable {
         let reached: Vec<u64> = journals.iter().map(|writer| writer.journal.appended()).collect();
         self.sync_devices()?;
         for (Writer { journal, queue, share }, seq) in journals.iter().zip(reached) {
-            journal.commit(seq)?;
+            if let Err(errno) = journal.commit(seq) {
+                queue.push(Event::Control(Box::new(Control::RenewJournal(*share))));
+                return Err(errno);
+            }
             if journal.take_expecting() {
                 let control = Control::Release { share: *share, durable: true };
                 queue.push(Event::Control(Box::new(control)));
@@ -148,6 +151,11 @@ impl Flusher {
             .pool(&format!("pv-flush-{name}"), 1)
             .map_err(|e| Error::io("a flush thread cannot be started", e))?;
         Ok(Flusher { shared: Arc::new(Shared { state: Mutex::default(), durable }), pool })
+    }
+
+    /// What it syncs.
+    pub fn durable(&self) -> &Arc<Durable> {
+        &self.shared.durable
     }
 
     /// Adds somebody who waits.

@@ -1,0 +1,89 @@
+//! What a sync that fails means for a journal (J8).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::{Scratch, back, entry, ten_records};
+use crate::change_log::journal::Journal;
+use crate::error::Errno;
+use crate::system::mapping::Mapping;
+use crate::system::{self, Cached, File};
+
+/// A file of which only the syncs matter.
+#[derive(Debug)]
+struct Synced {
+    fails: AtomicBool,
+}
+
+impl File for Synced {
+    fn read_cached(&self, _: &mut [u8], _: u64) -> system::Result<Cached> {
+        unimplemented!()
+    }
+    fn read(&self, _: &mut [u8], _: u64) -> system::Result<()> {
+        unimplemented!()
+    }
+    fn write(&self, _: &[u8], _: u64) -> system::Result<()> {
+        unimplemented!()
+    }
+    fn punch(&self, _: u64, _: u64) -> system::Result<()> {
+        unimplemented!()
+    }
+    fn zero_range(&self, _: u64, _: u64) -> system::Result<()> {
+        unimplemented!()
+    }
+    fn sync(&self) -> system::Result<()> {
+        if self.fails.load(Ordering::Relaxed) { Err(Errno::EIO) } else { Ok(()) }
+    }
+    fn will_need(&self, _: u64, _: u64) {}
+    fn allocation(&self, _: u64, _: u64) -> (u64, bool) {
+        unimplemented!()
+    }
+    fn length(&self) -> system::Result<u64> {
+        unimplemented!()
+    }
+    fn map(&self, _: usize) -> system::Result<Mapping> {
+        unimplemented!()
+    }
+}
+
+#[test]
+fn what_was_read_back_is_synced_before_a_commit_says_that_it_is_durable() {
+    let scratch = Scratch::new();
+    ten_records(&scratch);
+    let found = back(&scratch, 1, &[]).unwrap();
+    let bad: Vec<Arc<dyn File>> = vec![Arc::new(Synced { fails: AtomicBool::new(true) })];
+    let identity = scratch.identity(1);
+    let journal = Journal::begin(identity, 2, found.next_seq, found.next_seq - 1, bad).unwrap();
+    assert!(journal.shared().commit(10).is_err());
+}
+
+#[test]
+fn after_a_failed_sync_no_commit_succeeds() {
+    let scratch = Scratch::new();
+    let segment = Arc::new(Synced { fails: AtomicBool::new(true) });
+    let recovered: Vec<Arc<dyn File>> = vec![Arc::clone(&segment) as Arc<dyn File>];
+    let mut journal = Journal::begin(scratch.identity(1), 1, 1, 0, recovered).unwrap();
+    journal.append(entry(1, 1, 1, &[1])).unwrap();
+    assert!(journal.shared().commit(1).is_err());
+    segment.fails.store(false, Ordering::Relaxed);
+    assert!(journal.shared().commit(1).is_err());
+    assert_eq!(journal.shared().committed(), 0);
+}
+
+#[test]
+fn a_failed_journal_commits_again_when_a_checkpoint_covers_what_it_may_have_lost() {
+    let scratch = Scratch::new();
+    let bad: Vec<Arc<dyn File>> = vec![Arc::new(Synced { fails: AtomicBool::new(true) })];
+    let mut journal = Journal::begin(scratch.identity(1), 1, 1, 0, bad).unwrap();
+    journal.append(entry(1, 1, 1, &[1])).unwrap();
+    assert!(journal.shared().commit(1).is_err());
+    assert_eq!(journal.shared().covered(1), 1);
+    assert!(journal.shared().commit(1).is_err(), "the segment that has failed is the newest");
+    journal.begin_anew().unwrap();
+    journal.append(entry(2, 2, 1, &[2])).unwrap();
+    assert!(journal.shared().commit(2).is_err());
+    assert_eq!(journal.shared().covered(1), 2);
+    journal.shared().commit(2).unwrap();
+    journal.begin_anew().unwrap();
+    assert_eq!(journal.take_number(), 3, "no segment was begun without need");
+}

@@ -1,0 +1,131 @@
+//! Checkpoint: when a share's maps are written to a file, and what that makes unnecessary.
+//!
+//! How it works      When enough was appended to the journal since the last one, the processor clones its versions, which
+//!                   costs references, and a pool thread does the rest: it syncs the devices, writes the file, gives it
+//!                   its name, tells the journal what is covered, and removes what nothing needs any more.
+//! A failed journal  a sync that has failed may have lost records (J8). Then the journal begins a new segment, and a
+//!                   checkpoint of everything before it is made: once that is named, nothing needs what was lost, and
+//!                   commits succeed again. Each flush that finds the journal failed asks for that.
+//! Invariants        K1, K2 (see [`crate::change_log::checkpoint`]).
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crate::change_log::checkpoint::{self, Contents};
+use crate::change_log::journal::{self, Identity};
+use crate::change_log::recover::files;
+use crate::error::Errno;
+use crate::limits::CHECKPOINT_BYTES_MIN;
+use crate::processor::queue::{Control, Event};
+use crate::processor::share::{Context, Local, Share};
+use crate::volume::flusher::Durable;
+
+/// A checkpoint to be written.
+pub struct Checkpoint {
+    identity: Identity,
+    number: u64,
+    contents: Contents,
+    journal: Arc<journal::Shared>,
+}
+
+impl Checkpoint {
+    /// Writes it, and removes what it has made unnecessary; returns its size in bytes.
+    pub fn write(&self, durable: &Durable) -> Result<u64, Errno> {
+        let Checkpoint { identity, number, contents, journal } = self;
+        let path = identity.checkpoint_path(*number);
+        let new = path.with_extension("checkpoint.new");
+        durable.sync_devices()?; // K1: all that the contents speak of was written before they were taken
+        let written = checkpoint::write(&new, identity, *number, contents)
+            .and_then(|bytes| checkpoint::publish(identity, &new, &path).map(|()| bytes));
+        match written {
+            Ok(_) => remove_covered(identity, *number, journal.covered(contents.first_seq - 1)),
+            Err(_) => {
+                let _ = identity.system.remove(&new);
+            }
+        }
+        written
+    }
+}
+
+impl Share {
+    pub(super) fn checkpoint_if_due(&mut self, context: &Context<'_>) {
+        let least = CHECKPOINT_BYTES_MIN.load(Ordering::Relaxed);
+        if self.journal.bytes_since_checkpoint > self.checkpoint_bytes.max(least) {
+            self.begin_checkpoint(context);
+        }
+    }
+
+    fn begin_checkpoint(&mut self, context: &Context<'_>) {
+        if std::mem::replace(&mut self.checkpointing, true) {
+            return;
+        }
+        self.journal.bytes_since_checkpoint = 0;
+        let checkpoint = self.checkpoint();
+        let durable = Arc::clone(self.flusher.durable());
+        let (share, queue) = (self.number, Arc::clone(context.queue));
+        context.checkpoints.run(move || {
+            let bytes = checkpoint.write(&durable).unwrap_or(0);
+            drop(checkpoint); // before the next one is begun
+            queue.push(Event::Control(Box::new(Control::CheckpointDone(share, bytes))));
+        });
+    }
+
+    /// The journal could not be synced.
+    pub fn renew_journal(&mut self, context: &Context<'_>) {
+        // Where no segment can be begun, the next flush that fails asks again.
+        if !self.checkpointing && self.journal.begin_anew().is_ok() {
+            self.begin_checkpoint(context);
+        }
+    }
+
+    /// A checkpoint has ended, well or not (0); `bytes` is its size.
+    pub fn checkpoint_done(&mut self, bytes: u64) {
+        self.checkpointing = false;
+        if bytes > 0 {
+            self.checkpoint_bytes = bytes;
+        }
+    }
+
+    /// The last checkpoint, as the volume is let go.
+    pub fn close(mut self) -> Checkpoint {
+        self.checkpoint()
+    }
+
+    fn checkpoint(&mut self) -> Checkpoint {
+        Checkpoint {
+            identity: self.journal.identity().clone(),
+            number: self.journal.take_number(),
+            contents: self.contents(),
+            journal: Arc::clone(self.journal.shared()),
+        }
+    }
+
+    /// What a checkpoint of now holds.
+    fn contents(&self) -> Contents {
+        let changed = |local: &&Local| {
+            local.versions.live.write_seq != 0 || !local.versions.frozen().is_empty()
+        };
+        let partitions = self.locals.iter().filter(changed);
+        Contents {
+            first_seq: self.journal.shared().appended() + 1,
+            epoch: self.epoch,
+            partitions: partitions.map(|local| (local.partition, local.versions.clone())).collect(),
+        }
+    }
+}
+
+/// Removes what the checkpoint of this number has made unnecessary (K2): older checkpoints, and segments older
+/// than `oldest_segment`.
+fn remove_covered(identity: &Identity, number: u64, oldest_segment: u64) {
+    let old = |ending: &str, before: u64| {
+        let found = files(identity, ending).unwrap_or_default();
+        found.into_iter().filter(move |(number, _)| *number < before).map(|(_, path)| path)
+    };
+    // What cannot be removed now is removed after the next checkpoint.
+    for path in old(".journal", oldest_segment).chain(old(".checkpoint", number)) {
+        let _ = identity.system.remove(&path);
+    }
+    for path in old(".checkpoint.new", number) {
+        let _ = identity.system.remove(&path);
+    }
+}
