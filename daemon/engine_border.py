@@ -72,6 +72,12 @@ class EngineLike(CutEngine, Protocol):
     def open_device(self, device: int, path: str, *, read_only: bool = False, sparse: bool = True) -> None:
         """Open a device under its id."""
 
+    def absent_device(self, device: int, *, sparse: bool = True, clean: bool = False) -> None:
+        """Have a device that is not there."""
+
+    def reopen_device(self, device: int, path: str) -> None:
+        """Open a device anew, while it is in use."""
+
     def close_device(self, device: int) -> None:
         """Close a device that no volume uses."""
 

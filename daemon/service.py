@@ -14,6 +14,7 @@ Errors            StateLocked, SocketUnusable, CatalogVersion, EngineFailed and 
 """
 
 import contextlib
+import logging
 import os
 import socket
 import time
@@ -27,7 +28,7 @@ from polyvol.daemon.context import Context
 from polyvol.daemon.devices import Devices
 from polyvol.daemon.engine_border import EngineLike, EngineModule, load_engine
 from polyvol.daemon.errors import engine_errors
-from polyvol.daemon.requests import DeviceAdd, SnapshotCreate, VolumeCreate
+from polyvol.daemon.requests import DeviceAdd, DeviceRetry, SnapshotCreate, VolumeCreate
 from polyvol.daemon.snapshots import Snapshots
 from polyvol.daemon.views import (
     DaemonView,
@@ -40,12 +41,15 @@ from polyvol.daemon.views import (
     iso,
 )
 from polyvol.daemon.volumes import Volumes
+from polyvol.mapping.catalog.settings import Settings
 from polyvol.mapping.catalog.store import Catalog
-from polyvol.mapping.errors import BadProcessors
+from polyvol.mapping.errors import BadProcessors, PolyvolError
 from polyvol.mapping.volume import PROCESSORS_MAX
 
 if TYPE_CHECKING:
     from polyvol.engine import ExportInfo
+
+_log = logging.getLogger("polyvol")
 
 
 class Service:
@@ -137,6 +141,13 @@ class Service:
                 self._volumes.serve_waiting()
             return view
 
+    def retry_device(self, name: str, request: DeviceRetry) -> DeviceView:
+        """Open a device anew; what waited for it is tried again."""
+        with self._context.changes:
+            view = self._devices.retry(request, name)
+            self._volumes.serve_waiting()
+            return view
+
     def remove_device(self, name: str) -> None:
         """Remove a device."""
         with self._context.changes:
@@ -175,7 +186,8 @@ class Service:
         undo.callback(catalog.close)
         with engine_errors(f"starting the engine with {self._processors} processors", module.EngineError):
             engine = module.Engine(self._processors)
-        undo.callback(engine.stop)
+        undo.callback(self._stop_engine, engine, module.EngineError, catalog.settings)
+        clean = catalog.settings.begin_run(state.boot_id())
         self._context = Context(
             self.state_dir, catalog, engine, module.EngineError, self._processors, self._processors
         )
@@ -183,7 +195,7 @@ class Service:
         self._volumes = Volumes(self._context, self._devices)
         self._snapshots = Snapshots(self._context, self._volumes)
         self._started_ns = time.time_ns()
-        self._devices.start()
+        self._devices.start(clean=clean)
         self._volumes.start()
         for listener in listeners:
             with engine_errors("serving NBD", module.EngineError):
@@ -191,6 +203,15 @@ class Service:
         server = ControlServer(self, control)
         undo.callback(server.stop)  # V3: it waits for the requests that it has begun
         server.start()
+
+    def _stop_engine(self, engine: EngineLike, engine_error: type[Exception], settings: Settings) -> None:
+        """Stop the engine; only if everything is durable, and the catalog can say so, the run ended
+        cleanly."""
+        try:
+            engine.stop()
+            settings.end_run()
+        except (engine_error, PolyvolError) as error:
+            _log.warning("not everything could be made durable: %s", error)
 
     def _bind_unix(self, undo: ExitStack, path: Path) -> socket.socket:
         listener = sockets.bind_unix(path)

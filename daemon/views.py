@@ -19,9 +19,10 @@ class ExtentView:
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceView:
-    """A device. `role`: 'storage' (labelled) or 'adopted'. `state`: 'ok', or 'missing' with a `reason`.
-    `capacity` is what extents can have of its `size`; `made_for` the volume it was made for and goes with;
-    `errors` counts I/O errors since it was opened, `last_errno` is the last one's (0: none)."""
+    """A device. `role`: 'storage' (labelled) or 'adopted'. `state`: 'ok', or with a `reason` 'missing' (what
+    is at its path is not it) or 'faulty' (a call on it has failed since it was opened; it is still tried each
+    time). `capacity` is what extents can have of its `size`; `made_for` the volume it was made for and goes
+    with; `errors` counts I/O errors since it was opened, `last_errno` is the last one's (0: none)."""
 
     name: str
     uuid: str
@@ -34,7 +35,7 @@ class DeviceView:
     sparse: bool
     made_for: str | None
     volumes: list[str]
-    state: Literal["ok", "missing"]
+    state: Literal["ok", "missing", "faulty"]
     reason: str | None
     errors: int
     last_errno: int
@@ -65,21 +66,25 @@ class ExportView:
 
 @dataclass(frozen=True, kw_only=True)
 class PartitionView:
-    """A partition: its extents in order, and the processor that owns it."""
+    """A partition: its extents in order, and the processor that owns it. `state`: 'ok', or 'faulty' with a
+    `reason` if a device that it lies on is missing or faulty."""
 
     number: int
     processor: int
     extents: list[ExtentView]
+    state: Literal["ok", "faulty"] = "ok"
+    reason: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class VolumeView:
-    """A volume. `state`: 'serving'; 'degraded' (not served, `reason` says why); 'deleting' (being given
-    back). `connections` counts clients of the volume and of its snapshots. `partitions` only if asked for."""
+    """A volume. `state`: 'serving'; 'degraded' (served, but for what `reason` says); 'not-served' (`reason`
+    says why); 'creating', 'deleting' (being made or given back). `connections` counts clients of the volume
+    and of its snapshots. `partitions` only if asked for."""
 
     name: str
     uuid: str
-    state: Literal["serving", "degraded", "creating", "deleting"]
+    state: Literal["serving", "degraded", "not-served", "creating", "deleting"]
     reason: str | None
     size: int
     partition_size: int

@@ -12,10 +12,12 @@ Errors            mapping/errors.py, VolumeInUse, VolumeNotServed, DeleteUnfinis
 
 import contextlib
 import shutil
+from typing import Literal
 
 from polyvol.daemon.context import Context, devices_of, extent_views
 from polyvol.daemon.devices import Devices
 from polyvol.daemon.errors import DeleteUnfinished, VolumeInUse, counted_clients
+from polyvol.daemon.health import device_troubles, partition_trouble, volume_trouble
 from polyvol.daemon.requests import VolumeCreate
 from polyvol.daemon.views import (
     ExportView,
@@ -44,7 +46,7 @@ class Volumes:
         self._devices = devices
 
     def start(self) -> None:
-        """Settle what is half done, then serve every volume whose devices are right."""
+        """Settle what is half done, then serve every volume, as far as its devices are right."""
         context = self._context
         for volume in context.catalog.volumes():
             if volume.state == "ready":
@@ -53,7 +55,7 @@ class Volumes:
                 self._settle(volume)
 
     def serve_waiting(self) -> None:
-        """Serve the volumes that need not be degraded any more, and finish deleting. Under `changes`."""
+        """Try again to serve the volumes that are not, and to finish deleting. Under `changes`."""
         for volume in self._context.catalog.volumes():
             if volume.id not in self._context.volume_trouble:
                 continue
@@ -67,7 +69,6 @@ class Volumes:
         context = self._context
         context.volume_trouble.pop(volume.id, None)
         try:
-            self._refuse_trouble(volume)
             self._hand_over(volume)
             self._export(volume)
         except PolyvolError as error:
@@ -274,14 +275,6 @@ class Volumes:
     def _made_for(self, volume: Volume) -> list[Device]:
         return [device for device in self._context.catalog.devices() if device.made_for == volume.id]
 
-    def _refuse_trouble(self, volume: Volume) -> None:
-        """DeviceNotReady if the volume uses a device that is not right."""
-        context = self._context
-        users = context.catalog.users()
-        for device in context.catalog.devices():
-            if device.id in context.device_trouble and volume.id in users.get(device.id, ()):
-                raise DeviceNotReady(name=device.name, reason=context.device_trouble[device.id])
-
     def _view(self, volume: Volume, *, partitions: bool = False) -> VolumeView:
         context = self._context
         names = context.device_names()
@@ -295,12 +288,13 @@ class Volumes:
         reason = context.volume_trouble.get(volume.id)
         serving = volume.state == "ready" and reason is None
         devices = context.catalog.volume_devices(volume.id)
+        degraded = self._degraded(volume, devices) if serving else None
         adopted = {device.id for device in context.catalog.devices() if device.adopted}
         return VolumeView(
             name=volume.name,
             uuid=str(volume.uuid),
-            state="serving" if serving else "degraded" if volume.state == "ready" else volume.state,
-            reason=reason,
+            state=_state(volume, serving=serving, degraded=degraded is not None),
+            reason=reason or degraded,
             size=volume.size,
             partition_size=volume.partition_size,
             partition_count=-(-volume.size // volume.partition_size),
@@ -324,14 +318,37 @@ class Volumes:
         return [_log_view(log, names, use) for log in self._context.catalog.logs(volume.id)]
 
     def _partition_views(self, volume: Volume, names: dict[int, str]) -> list[PartitionView]:
-        return [
-            PartitionView(
-                number=partition.number,
-                processor=partition.processor,
-                extents=extent_views(partition.extents, names),
+        troubles = device_troubles(self._context)
+        views = []
+        for partition in self._context.catalog.partitions(volume.id):
+            reason = partition_trouble(partition, troubles)
+            views.append(
+                PartitionView(
+                    number=partition.number,
+                    processor=partition.processor,
+                    extents=extent_views(partition.extents, names),
+                    state="ok" if reason is None else "faulty",
+                    reason=reason,
+                )
             )
-            for partition in self._context.catalog.partitions(volume.id)
-        ]
+        return views
+
+    def _degraded(self, volume: Volume, devices: list[int]) -> str | None:
+        """Why a volume that is served is degraded, or None."""
+        troubles = device_troubles(self._context)
+        if troubles.keys().isdisjoint(devices):
+            return None
+        return volume_trouble(devices, self._context.catalog.partitions(volume.id), troubles)
+
+
+def _state(
+    volume: Volume, *, serving: bool, degraded: bool
+) -> Literal["serving", "degraded", "not-served", "creating", "deleting"]:
+    if volume.state != "ready":
+        return volume.state
+    if not serving:
+        return "not-served"
+    return "degraded" if degraded else "serving"
 
 
 def _log_view(log: ChangeLog, names: dict[int, str], use: dict[int, tuple[int, int]]) -> LogView:

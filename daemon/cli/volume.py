@@ -176,9 +176,16 @@ def _print_logs(logs: list[dict[str, Any]]) -> None:
 def _print_partitions(partitions: list[dict[str, Any]]) -> None:
     click.echo()
     print_table(
-        ("PARTITION", "PROCESSOR", "DEVICE", "OFFSET", "LENGTH"),
+        ("PARTITION", "PROCESSOR", "STATE", "DEVICE", "OFFSET", "LENGTH"),
         [
-            (part["number"], part["processor"], extent["device"], extent["offset"], extent["length"])
+            (
+                part["number"],
+                part["processor"],
+                part["state"],
+                extent["device"],
+                extent["offset"],
+                extent["length"],
+            )
             for part in partitions
             for extent in part["extents"]
         ],

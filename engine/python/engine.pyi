@@ -135,8 +135,8 @@ class ProcessorStats(TypedDict):
     partitions: int
 
 class DeviceFaultStats(TypedDict):
-    """Why a device is faulty: the call that failed last ('reading', 'writing', 'clearing', 'syncing'), where (bytes), and
-    since when and how often calls have failed (ns since 1970)."""
+    """Why a device is faulty: the call that failed last ('reading', 'writing', 'clearing', 'syncing'), where
+    (bytes), and since when and how often calls have failed (ns since 1970)."""
 
     call: str
     errno: int
@@ -146,8 +146,8 @@ class DeviceFaultStats(TypedDict):
     times: int
 
 class DeviceStats(TypedDict):
-    """I/O errors of one device since it was opened first, with the last one's errno (0: none); `present`: whether its
-    file is there; `fault`: what is wrong with it since it was opened last."""
+    """I/O errors of one device since it was opened first, with the last one's errno (0: none); `present`:
+    whether its file is there; `fault`: what is wrong with it since it was opened last."""
 
     device: int
     present: bool
@@ -193,12 +193,13 @@ class Engine:
         """Open a device's file or disk under its id. `sparse`: freed space is punched out of it."""
 
     def absent_device(self, device: int, *, sparse: bool = True, clean: bool = False) -> None:
-        """Have a device that is not there: what touches it fails with EIO. Unless `clean` says that nothing ever
-        written to it is in doubt, flushes of its volumes fail too."""
+        """Have a device that is not there: what touches it fails with EIO. Unless `clean` says that nothing
+        ever written to it is in doubt, flushes of its volumes fail too."""
 
     def reopen_device(self, device: int, path: str) -> None:
-        """Change a device to the file at this path, while volumes are in use, and take its marks off; a small read and
-        a sync are tried, which may mark it again. Raises 'io' if the file cannot be opened or read at all."""
+        """Change a device to the file at this path, while volumes are in use, and take its marks off; a small
+        read and a sync are tried, which may mark it again. Raises 'io' if the file cannot be opened or read
+        at all."""
 
     def close_device(self, device: int) -> None:
         """Close a device that no volume uses (else EngineError 'busy')."""

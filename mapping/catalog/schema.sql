@@ -1,4 +1,4 @@
--- The catalog, format version 1: the only truth about which devices, volumes and snapshots exist.
+-- The catalog, format version 2: the only truth about which devices, volumes and snapshots exist.
 -- Sizes, offsets and lengths are bytes; *_ns are nanoseconds (instants: since 1970, UTC). Ids are never used
 -- again (AUTOINCREMENT). The version is in PRAGMA user_version.
 
@@ -94,3 +94,14 @@ CREATE TABLE snapshot_stall (
     stall_ns INTEGER NOT NULL,
     PRIMARY KEY (snapshot, processor)
 ) STRICT, WITHOUT ROWID;
+
+CREATE TABLE setting (
+    name TEXT PRIMARY KEY,              -- 'run': how the last run ended; 'weekly-scrub'
+    value TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE scrub (                    -- the last one of each volume that ended
+    volume INTEGER PRIMARY KEY REFERENCES volume (id) ON DELETE CASCADE,
+    ended_ns INTEGER NOT NULL,
+    result TEXT NOT NULL                -- JSON, as the API tells it
+) STRICT;

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         BlockStatus,
         CutReport,
         CutVolume,
+        DeviceFaultStats,
         EngineStats,
         ErrorKind,
         ExportInfo,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 BLOCK = 4096
 CHUNK = 4 << 20
+ABSENT = -1
 
 
 class EngineError(Exception):
@@ -76,6 +78,10 @@ class SimWorld:
         self.calls: list[tuple[Any, ...]] = []
         self.fail: dict[str, int] = {}
         """Call name -> how many calls of it still succeed before one fails (and all later ones)."""
+        self.faults: dict[int, DeviceFaultStats] = {}
+        """Devices that are faulty, by id."""
+        self.stays_faulty: set[int] = set()
+        """Devices that are faulty again as soon as they were opened anew."""
         self.hold: dict[str, threading.Event] = {}
         """Call name -> an event that the call waits for, as for a slow disk."""
 
@@ -116,6 +122,7 @@ class SimEngine:
         self.world = world
         self.processors = processors
         self.devices: dict[int, int] = {}
+        """Open descriptors by device; ABSENT for one that is not there."""
         self.volumes: dict[int, _Volume] = {}
         self._exports: dict[str, _Export] = {}
         self._listeners: list[socket.socket] = []
@@ -139,12 +146,34 @@ class SimEngine:
         except OSError as error:
             raise EngineError("io", f"{path}: {error.strerror}", error.errno or 0) from error
 
+    def absent_device(self, device: int, *, sparse: bool = True, clean: bool = False) -> None:
+        self._begin("absent_device", device, clean)
+        _check(device not in self.devices, "exists", f"device {device} is open")
+        self.devices[device] = ABSENT
+
+    def reopen_device(self, device: int, path: str) -> None:
+        self._begin("reopen_device", device)
+        _check(device in self.devices, "not-found", f"device {device} is not open")
+        try:
+            opened = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise EngineError("io", f"{path}: {error.strerror}", error.errno or 0) from error
+        self._close(self.devices[device])
+        self.devices[device] = opened
+        if device not in self.world.stays_faulty:
+            self.world.faults.pop(device, None)
+
+    @staticmethod
+    def _close(fd: int) -> None:
+        if fd != ABSENT:
+            os.close(fd)
+
     def close_device(self, device: int) -> None:
         self._begin("close_device", device)
         _check(device in self.devices, "not-found", f"device {device} is not open")
         for volume in self.volumes.values():
             _check(device not in _devices_of(volume.spec), "busy", f"device {device} is in use")
-        os.close(self.devices.pop(device))
+        self._close(self.devices.pop(device))
 
     def add_volume(self, spec: "VolumeSpec") -> None:
         self._begin("add_volume", spec["id"])
@@ -281,7 +310,16 @@ class SimEngine:
     def stats(self) -> "EngineStats":
         return {
             "processors": [],
-            "devices": [{"device": device, "errors": 0, "last_errno": 0} for device in self.devices],
+            "devices": [
+                {
+                    "device": device,
+                    "present": fd != ABSENT,
+                    "errors": 0,
+                    "last_errno": 0,
+                    "fault": self.world.faults.get(device),
+                }
+                for device, fd in self.devices.items()
+            ],
             "connections": sum(export.connections for export in self._exports.values()),
             "handshakes": 0,
         }
@@ -302,12 +340,12 @@ class SimEngine:
     def stop(self) -> None:
         if self._stopped:
             return
-        self.world.calls.append(("stop",))
         self._stopped = True
         for listener in self._listeners:
             listener.close()
         for fd in self.devices.values():
-            os.close(fd)
+            self._close(fd)
+        self.world.called("stop")
 
     def _volume(self, volume: int) -> _Volume:
         _check(volume in self.volumes, "not-found", f"no volume {volume}")
