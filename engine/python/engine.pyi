@@ -108,6 +108,42 @@ class LogStats(TypedDict):
     used_bytes: int
     claimed_bytes: int
 
+class BadBlock(TypedDict):
+    """A block whose slot does not have its checksum: when it was found first and last (ns since 1970), and how often."""
+
+    partition: int
+    block: int
+    device: int
+    first_ns: int
+    last_ns: int
+    times: int
+
+class BadBlocksStats(TypedDict):
+    """`found` counts, by device, how many times a block was found to be bad; `blocks` lists those that are bad still, at
+    most 128."""
+
+    found: dict[int, int]
+    blocks: list[BadBlock]
+
+class ScrubBad(TypedDict):
+    """A block that a scrub could not read back right: `errno` of the read (0: it does not match its checksum), and who
+    sees it: the live volume, the snapshots of these epochs."""
+
+    block: int
+    device: int
+    errno: int
+    live: bool
+    epochs: list[int]
+
+class ScrubReport(TypedDict):
+    """What one call of `scrub` has done: `next` is where to go on (None: that was all); `bytes` were read and checked,
+    `skipped_bytes` are on devices that are missing."""
+
+    next: tuple[int, int] | None
+    bytes: int
+    skipped_bytes: int
+    bad: list[ScrubBad]
+
 class VolumeStats(TypedDict):
     """Counters of one volume since the engine took it over, and its state."""
 
@@ -122,6 +158,7 @@ class VolumeStats(TypedDict):
     redirected_blocks: int
     errors: int
     blocks_mapped: int
+    bad_blocks: BadBlocksStats
     connections: int
     logs: list[LogStats]
 
@@ -236,6 +273,10 @@ class Engine:
 
     def partition_states(self, volume: int, epoch: int | None) -> list[PartitionState]:
         """The state of each partition, now (None) or as a snapshot holds it, by partition number."""
+
+    def scrub(self, volume: int, partition: int, cursor: tuple[int, int], bytes_max: int) -> ScrubReport:
+        """Read and check slots of a partition, from `cursor` on ((0, 0): from its start), about `bytes_max` bytes, or fewer
+        if there are few. Hosts are served meanwhile; slots that are freed meanwhile are not reported."""
 
     def volume_stats(self, volume: int) -> VolumeStats:
         """Counters and use of one volume."""

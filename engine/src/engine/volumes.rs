@@ -23,6 +23,7 @@ use crate::limits::{PARTITION_BYTES_MAX, PARTITION_BYTES_MIN};
 use crate::processor::queue::{Control, Event, ask};
 use crate::processor::share::{Local, Parts, Share};
 use crate::units::{BLOCK_SIZE, DeviceId, Epoch, VolumeId};
+use crate::volume::bad_blocks::BadBlocks;
 use crate::volume::flusher::{Durable, Flusher};
 use crate::volume::geometry::{Extent, Geometry, Partition};
 use crate::volume::{ShareRef, Volume};
@@ -205,6 +206,7 @@ impl Engine {
                 Error::io(what, e)
             })?;
         }
+        let bad = Arc::new(BadBlocks::new(Arc::clone(&self.system)));
         let made = begun.into_iter().enumerate().map(|(ordinal, begun)| {
             let (intake, journal, locals, mut slots, freed) = begun;
             if !devices_synced {
@@ -215,6 +217,7 @@ impl Engine {
                 geometry: Arc::clone(&geometry),
                 space: Arc::clone(&space),
                 flusher: Arc::clone(&flusher),
+                bad: Arc::clone(&bad),
                 stats: Arc::clone(&intake.share.stats),
                 locals,
                 journal,
@@ -235,6 +238,7 @@ impl Engine {
             geometry,
             space,
             durable,
+            bad,
             flusher,
             shares: share_refs,
             share_of,

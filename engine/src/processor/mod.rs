@@ -31,6 +31,7 @@ pub mod read;
 pub mod reclaim;
 pub mod report;
 pub mod run;
+pub mod scrub;
 pub mod share;
 pub mod write;
 pub mod zero;

@@ -12,14 +12,16 @@
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
+use crate::block_map::place::Place;
 use crate::error::{Errno, Result};
 use crate::processor::cut::Cut;
 use crate::processor::io_job::Done;
 use crate::processor::reclaim::Dropping;
 use crate::processor::report::PartitionState;
+use crate::processor::scrub::{Cursor, SeenBy, SlotRun};
 use crate::processor::share::Share;
 use crate::system::{System, wait};
-use crate::units::Epoch;
+use crate::units::{BlockIndex, Epoch};
 use crate::volume::request::Request;
 
 /// The part of a request that lies in one partition.
@@ -67,6 +69,34 @@ pub enum Control {
     },
     /// So many empty chunks of a share are back in their logs.
     ChunksReturned(u32, u64),
+    /// Answer with slots of a partition, for a scrub.
+    SlotsFrom {
+        /// The share.
+        share: u32,
+        /// The partition's number on it.
+        local: u32,
+        /// From here on.
+        cursor: Cursor,
+        /// How many are enough.
+        blocks_min: u32,
+        /// Gets them, and where to go on.
+        answer: Sender<(Vec<SlotRun>, Option<Cursor>)>,
+    },
+    /// Answer who sees a block in this slot.
+    SeenBy {
+        /// The share.
+        share: u32,
+        /// The partition's number on it.
+        local: u32,
+        /// The block.
+        block: BlockIndex,
+        /// The slot.
+        place: Place,
+        /// The checksum of its contents.
+        sum: u32,
+        /// Gets who does, if anybody.
+        answer: Sender<Option<SeenBy>>,
+    },
     /// A device was opened anew.
     DeviceBack(u32),
     /// A share's journal could not be synced: make it so that what it lost is not needed.

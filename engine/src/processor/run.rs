@@ -279,6 +279,16 @@ impl Processor {
             Control::ChunksReturned(number, chunks) => {
                 self.with_share(number, |share, context| share.chunks_returned(chunks, context));
             }
+            Control::SlotsFrom { share, local, cursor, blocks_min, answer } => {
+                self.with_share(share, |share, _| {
+                    answer.send(share.slots_from(local, cursor, blocks_min))
+                });
+            }
+            Control::SeenBy { share, local, block, place, sum, answer } => {
+                self.with_share(share, |share, _| {
+                    answer.send(share.seen_by(local, block, place, sum))
+                });
+            }
             Control::DeviceBack(number) => {
                 self.with_share(number, |share, _| share.device_back());
             }

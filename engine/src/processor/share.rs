@@ -27,6 +27,7 @@ use crate::processor::reclaim::{Dropped, FreedBase};
 use crate::system::System;
 use crate::system::pool::Pool;
 use crate::units::{BLOCK_SHIFT, Epoch};
+use crate::volume::bad_blocks::BadBlocks;
 use crate::volume::flusher::{Flusher, Waiter};
 use crate::volume::geometry::Geometry;
 use crate::volume::request::{Request, Sink, Verb};
@@ -110,6 +111,8 @@ pub struct Parts {
     pub space: Arc<Space>,
     /// The volume's flusher.
     pub flusher: Arc<Flusher>,
+    /// The volume's bad blocks.
+    pub bad: Arc<BadBlocks>,
     /// Counters.
     pub stats: Arc<ShareStats>,
     /// Its partitions.
@@ -137,6 +140,7 @@ pub struct Share {
     pub(super) log_order: Vec<Arc<Log>>,
     pub(super) elsewhere: Elsewhere,
     pub(super) flusher: Arc<Flusher>,
+    pub(super) bad: Arc<BadBlocks>,
     pub(super) stats: Arc<ShareStats>,
     pub(super) locals: Vec<Local>,
     pub(super) journal: Journal,
@@ -182,6 +186,7 @@ impl Share {
             elsewhere: Elsewhere::default(),
             space: parts.space,
             flusher: parts.flusher,
+            bad: parts.bad,
             stats: parts.stats,
             locals: parts.locals,
             journal: parts.journal,
@@ -346,7 +351,7 @@ impl Share {
             place: change.place.raw(),
             checksums: &change.sums,
         })?;
-        let slots = &mut self.slots;
+        let (slots, bad) = (&mut self.slots, &self.bad);
         let local = &mut self.locals[local as usize];
         if change.place == Place::BASE {
             local.moved_back = seq;
@@ -362,6 +367,7 @@ impl Share {
         local.versions.apply(made, |_, count, place| {
             if place.is_slot() {
                 slots.give_later(seq, place, count); // J4
+                bad.forget(place, count);
             }
         });
         self.count_waiting();

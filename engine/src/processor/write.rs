@@ -96,6 +96,7 @@ impl Share {
             changes: Vec::new(),
             zeroes,
             failed: None,
+            bad: Arc::clone(&self.bad),
         }
     }
 

@@ -12,6 +12,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::limits;
 use crate::nbd::Server;
 use crate::processor::queue::{Control, ask};
+use crate::processor::scrub::Cursor;
 use crate::processor::share::ShareStats;
 use crate::python::errors::raised;
 use crate::python::handle::Handle;
@@ -211,6 +212,7 @@ impl Engine {
         })?;
         let dict = counters(py, &volume)?;
         dict.set_item("blocks_mapped", mapped)?;
+        dict.set_item("bad_blocks", report::bad_blocks(py, &volume.bad)?)?;
         let prefix = format!("{}@", volume.name);
         let exports = self.inner.exports.list();
         let ours = |name: &str| name == volume.name || name.starts_with(&prefix);
@@ -229,6 +231,19 @@ impl Engine {
         }
         dict.set_item("logs", logs)?;
         Ok(dict)
+    }
+
+    fn scrub<'py>(
+        &self,
+        py: Python<'py>,
+        volume: u64,
+        partition: u32,
+        cursor: (u32, Epoch),
+        bytes_max: u64,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        let from = Cursor { leaf: cursor.0, epoch: cursor.1 };
+        let done = self.call(py, |this| this.inner.scrub(volume, partition, from, bytes_max))?;
+        report::scrub(py, &done)
     }
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {

@@ -5,6 +5,7 @@
 //!                   [`export`] shows; it splits each [`request`] into parts.
 //! Owner and locks   a volume's fields never change; what changes is inside its shares, owned by processors.
 
+pub mod bad_blocks;
 pub mod caller;
 pub mod export;
 pub mod flusher;
@@ -20,6 +21,7 @@ use crate::processor::queue::{Event, Part, Queue};
 use crate::processor::run::Core;
 use crate::processor::share::ShareStats;
 use crate::units::{Epoch, PartitionIndex, ProcessorIndex, VolumeId};
+use bad_blocks::BadBlocks;
 use flusher::{Durable, Flusher, Waiter};
 use geometry::Geometry;
 use request::{Request, Target, Verb};
@@ -50,6 +52,8 @@ pub struct Volume {
     pub space: Arc<Space>,
     /// What a flush syncs.
     pub durable: Arc<Durable>,
+    /// Blocks that could not be read back right.
+    pub bad: Arc<BadBlocks>,
     /// Its flusher.
     pub flusher: Arc<Flusher>,
     /// Its shares, by processor.
