@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         ExportInfo,
         LogSpec,
         PartitionState,
+        ScrubReport,
         VolumeSpec,
         VolumeStats,
     )
@@ -95,6 +96,9 @@ class EngineLike(CutEngine, Protocol):
 
     def partition_states(self, volume: int, epoch: int | None) -> "Sequence[PartitionState]":
         """Each partition's state, now or at a cut."""
+
+    def scrub(self, volume: int, partition: int, cursor: tuple[int, int], bytes_max: int) -> "ScrubReport":
+        """Read and check slots of a partition."""
 
     def volume_stats(self, volume: int) -> "VolumeStats":
         """One volume's counters."""

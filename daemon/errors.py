@@ -106,6 +106,24 @@ class VolumeNotServed(PolyvolError):
     hint = "`polyvol status` tells more"
 
 
+class ScrubRunning(PolyvolError):
+    """A second scrub of one volume."""
+
+    code = "scrub-running"
+    kind = "busy"
+    sentence = "volume {name} is being scrubbed already"
+    hint = "`polyvol scrub {name} --stop` ends that"
+
+
+class NoScrub(PolyvolError):
+    """Asked for a scrub that there never was."""
+
+    code = "no-scrub"
+    kind = "not-found"
+    sentence = "volume {name} has not been scrubbed yet"
+    hint = "`polyvol scrub {name}` does it"
+
+
 class DeleteUnfinished(PolyvolError):
     """A volume that is no more, but whose space could not be given back yet."""
 

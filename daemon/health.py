@@ -7,14 +7,16 @@ How it works      A device is 'missing' (what was found at start, or at its last
 Invariants        H1 nothing here is kept: it is asked for anew each time.
 """
 
+import contextlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from polyvol.daemon.context import Context
-from polyvol.daemon.views import iso
+from polyvol.daemon.views import BadBlockView, iso
 from polyvol.mapping.partition import Partition
+from polyvol.mapping.records import Volume
 
 if TYPE_CHECKING:
     from polyvol.engine import DeviceFaultStats
@@ -81,3 +83,29 @@ def volume_trouble(
         hit += any(extent.device in troubles for extent in partition.extents)
     what = "; ".join(f"device {trouble.device} is {trouble.state}: {trouble.reason}" for trouble in found)
     return f"{what} ({hit} of {count} partitions faulty)"
+
+
+def bad_block_views(context: Context, volume: Volume, names: Mapping[int, str]) -> list[BadBlockView]:
+    """The blocks of a volume that are known to be bad; none if the engine does not know the volume."""
+    with contextlib.suppress(context.engine_error):  # it may be deleted meanwhile
+        return [
+            BadBlockView(
+                partition=bad["partition"],
+                block=bad["block"],
+                device=names.get(bad["device"], "?"),
+                first=iso(bad["first_ns"]),
+                last=iso(bad["last_ns"]),
+                times=bad["times"],
+            )
+            for bad in context.engine.volume_stats(volume.id)["bad_blocks"]["blocks"]
+        ]
+    return []
+
+
+def bad_blocks_clause(bad: Sequence[BadBlockView]) -> str:
+    """What is to be said of bad blocks, of which there are some."""
+    first = bad[0]
+    where = f"partition {first.partition} block {first.block} on device {first.device}, found {first.first}"
+    if len(bad) == 1:
+        return f"1 block does not match its checksum ({where})"
+    return f"{len(bad)} blocks do not match their checksums (the first: {where})"

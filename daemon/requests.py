@@ -30,6 +30,22 @@ class DeviceRetry:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScrubStart:
+    """`rate`: bytes a second at most."""
+
+    __pydantic_config__: ClassVar = _STRICT
+    rate: int = 64 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScrubSettings:
+    """`weekly`: scrub every volume once a week."""
+
+    __pydantic_config__: ClassVar = _STRICT
+    weekly: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class VolumeCreate:
     """Either `size` or `base`, the name of an adopted device. No devices: sparse files are made for it.
     `processors` None: all that there are. `dry_run`: plan it only."""

@@ -28,11 +28,13 @@ from polyvol.daemon.context import Context
 from polyvol.daemon.devices import Devices
 from polyvol.daemon.engine_border import EngineLike, EngineModule, load_engine
 from polyvol.daemon.errors import engine_errors
-from polyvol.daemon.requests import DeviceAdd, DeviceRetry, SnapshotCreate, VolumeCreate
+from polyvol.daemon.requests import DeviceAdd, DeviceRetry, ScrubSettings, SnapshotCreate, VolumeCreate
+from polyvol.daemon.scrub import Scrubs
 from polyvol.daemon.snapshots import Snapshots
 from polyvol.daemon.views import (
     DaemonView,
     DeviceView,
+    ScrubSettingsView,
     SnapshotDeleted,
     SnapshotView,
     StatusView,
@@ -153,6 +155,17 @@ class Service:
         with self._context.changes:
             self._devices.remove(name)
 
+    @property
+    def scrubs(self) -> Scrubs:
+        """The verbs of scrubs."""
+        return self._scrubs
+
+    def set_scrubs(self, request: ScrubSettings) -> ScrubSettingsView:
+        """Switch weekly scrubs on or off."""
+        with self._context.changes:
+            self._scrubs.set_weekly(request.weekly)
+            return ScrubSettingsView(weekly=self._scrubs.weekly)
+
     def create_volume(self, request: VolumeCreate) -> VolumeView:
         """Make a volume."""
         with self._context.changes:
@@ -192,11 +205,14 @@ class Service:
             self.state_dir, catalog, engine, module.EngineError, self._processors, self._processors
         )
         self._devices = Devices(self._context)
-        self._volumes = Volumes(self._context, self._devices)
+        self._scrubs = Scrubs(self._context)
+        self._volumes = Volumes(self._context, self._devices, self._scrubs)
         self._snapshots = Snapshots(self._context, self._volumes)
         self._started_ns = time.time_ns()
         self._devices.start(clean=clean)
         self._volumes.start()
+        undo.callback(self._scrubs.stop)
+        self._scrubs.start()
         for listener in listeners:
             with engine_errors("serving NBD", module.EngineError):
                 engine.listen(listener.detach())

@@ -3,9 +3,11 @@
 Sizes, offsets and lengths are bytes; *_ns are nanoseconds; times in words are ISO 8601, UTC.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Literal
+
+ScrubState = Literal["running", "done", "stopped", "failed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,10 +79,60 @@ class PartitionView:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BadBlockView:
+    """A block in a change log that does not match its checksum, found `times` times."""
+
+    partition: int
+    block: int
+    device: str
+    first: str
+    last: str
+    times: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScrubBadView:
+    """A block that a scrub could not read back right: why, and which exports see it."""
+
+    partition: int
+    block: int
+    device: str
+    reason: str
+    seen_by: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScrubView:
+    """A scrub. `rate` in bytes a second; `total` is about what there was to read as it began, `done` what was
+    read, `skipped` what is on missing devices. `bad_blocks` counts what could not be read back right, `bad`
+    lists it (at most 1000). `state`: 'running'; 'done'; 'stopped' (told to); 'failed', with a `reason`."""
+
+    volume: str
+    state: ScrubState
+    started: str
+    rate: int
+    total: int
+    done: int = 0
+    skipped: int = 0
+    bad_blocks: int = 0
+    bad: list[ScrubBadView] = field(default_factory=list)
+    ended: str | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScrubSettingsView:
+    """How scrubs are set: `weekly`: every volume is scrubbed once a week."""
+
+    weekly: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class VolumeView:
     """A volume. `state`: 'serving'; 'degraded' (served, but for what `reason` says); 'not-served' (`reason`
     says why); 'creating', 'deleting' (being made or given back). `connections` counts clients of the volume
-    and of its snapshots. `partitions` only if asked for."""
+    and of its snapshots. `bad_blocks` lists those that are known to be bad (at most 128), `last_scrub` is the
+    last one that came to its end. `partitions` only if asked for."""
 
     name: str
     uuid: str
@@ -97,6 +149,8 @@ class VolumeView:
     connections: int
     snapshots: list[str]
     created: str
+    bad_blocks: list[BadBlockView] = field(default_factory=list)
+    last_scrub: ScrubView | None = None
     partitions: list[PartitionView] | None = None
 
 

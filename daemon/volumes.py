@@ -17,9 +17,17 @@ from typing import Literal
 from polyvol.daemon.context import Context, devices_of, extent_views
 from polyvol.daemon.devices import Devices
 from polyvol.daemon.errors import DeleteUnfinished, VolumeInUse, counted_clients
-from polyvol.daemon.health import device_troubles, partition_trouble, volume_trouble
+from polyvol.daemon.health import (
+    bad_block_views,
+    bad_blocks_clause,
+    device_troubles,
+    partition_trouble,
+    volume_trouble,
+)
 from polyvol.daemon.requests import VolumeCreate
+from polyvol.daemon.scrub import Scrubs
 from polyvol.daemon.views import (
+    BadBlockView,
     ExportView,
     LogView,
     PartitionView,
@@ -41,8 +49,9 @@ from polyvol.snapshot.snapshot import export_name
 class Volumes:
     """The verbs of volumes."""
 
-    def __init__(self, context: Context, devices: Devices) -> None:
+    def __init__(self, context: Context, devices: Devices, scrubs: Scrubs) -> None:
         self._context = context
+        self._scrubs = scrubs
         self._devices = devices
 
     def start(self) -> None:
@@ -288,7 +297,8 @@ class Volumes:
         reason = context.volume_trouble.get(volume.id)
         serving = volume.state == "ready" and reason is None
         devices = context.catalog.volume_devices(volume.id)
-        degraded = self._degraded(volume, devices) if serving else None
+        bad = bad_block_views(context, volume, names) if serving else []
+        degraded = self._degraded(volume, devices, bad) if serving else None
         adopted = {device.id for device in context.catalog.devices() if device.adopted}
         return VolumeView(
             name=volume.name,
@@ -306,6 +316,8 @@ class Volumes:
             connections=sum(export.connections for export in exports),
             snapshots=[snapshot.name for snapshot in snapshots],
             created=iso(volume.created_ns),
+            bad_blocks=bad,
+            last_scrub=self._scrubs.last(volume),
             partitions=self._partition_views(volume, names) if partitions else None,
         )
 
@@ -333,12 +345,16 @@ class Volumes:
             )
         return views
 
-    def _degraded(self, volume: Volume, devices: list[int]) -> str | None:
+    def _degraded(self, volume: Volume, devices: list[int], bad: list[BadBlockView]) -> str | None:
         """Why a volume that is served is degraded, or None."""
         troubles = device_troubles(self._context)
-        if troubles.keys().isdisjoint(devices):
-            return None
-        return volume_trouble(devices, self._context.catalog.partitions(volume.id), troubles)
+        reasons = []
+        if not troubles.keys().isdisjoint(devices):
+            partitions = self._context.catalog.partitions(volume.id)
+            reasons.append(volume_trouble(devices, partitions, troubles))
+        if bad:
+            reasons.append(bad_blocks_clause(bad))
+        return "; ".join(reason for reason in reasons if reason) or None
 
 
 def _state(

@@ -86,10 +86,12 @@ def show(name: str, partitions: bool, as_json: bool, state_dir: Path) -> None:
             ("base", shown["base"]),
             ("connections", shown["connections"]),
             ("snapshots", listed(shown["snapshots"])),
+            ("last scrub", _scrubbed(shown["last_scrub"])),
             ("created", shown["created"]),
         ]
     )
     _print_logs(shown["logs"])
+    _print_bad_blocks(shown["bad_blocks"])
     click.echo()
     print_table(
         ("EXPORT", "ACCESS", "CONNECTIONS"),
@@ -140,6 +142,23 @@ def log_use(logs: list[dict[str, Any]]) -> str:
     if any(log["used"] is None for log in logs):
         return f"- of {size}"
     return f"{format_size(sum(log['used'] for log in logs))} of {size}"
+
+
+def _scrubbed(view: dict[str, Any] | None) -> str | None:
+    """One line on a scrub."""
+    if view is None:
+        return None
+    return f"{view['ended']}, {format_size(view['done'])} read, {counted(view['bad_blocks'], 'bad block')}"
+
+
+def _print_bad_blocks(bad: list[dict[str, Any]]) -> None:
+    if not bad:
+        return
+    click.echo()
+    print_table(
+        ("BAD BLOCK", "PARTITION", "DEVICE", "FIRST FOUND", "LAST FOUND", "TIMES"),
+        [(b["block"], b["partition"], b["device"], b["first"], b["last"], b["times"]) for b in bad],
+    )
 
 
 def _print_plan(plan: dict[str, Any]) -> None:

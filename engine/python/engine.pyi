@@ -109,7 +109,8 @@ class LogStats(TypedDict):
     claimed_bytes: int
 
 class BadBlock(TypedDict):
-    """A block whose slot does not have its checksum: when it was found first and last (ns since 1970), and how often."""
+    """A block whose slot does not have its checksum: when it was found first and last (ns since 1970), and
+    how often."""
 
     partition: int
     block: int
@@ -119,15 +120,15 @@ class BadBlock(TypedDict):
     times: int
 
 class BadBlocksStats(TypedDict):
-    """`found` counts, by device, how many times a block was found to be bad; `blocks` lists those that are bad still, at
-    most 128."""
+    """`found` counts, by device, how many times a block was found to be bad; `blocks` lists those that are
+    bad still, at most 128."""
 
     found: dict[int, int]
     blocks: list[BadBlock]
 
 class ScrubBad(TypedDict):
-    """A block that a scrub could not read back right: `errno` of the read (0: it does not match its checksum), and who
-    sees it: the live volume, the snapshots of these epochs."""
+    """A block that a scrub could not read back right: `errno` of the read (0: it does not match its
+    checksum), and who sees it: the live volume, the snapshots of these epochs."""
 
     block: int
     device: int
@@ -136,8 +137,8 @@ class ScrubBad(TypedDict):
     epochs: list[int]
 
 class ScrubReport(TypedDict):
-    """What one call of `scrub` has done: `next` is where to go on (None: that was all); `bytes` were read and checked,
-    `skipped_bytes` are on devices that are missing."""
+    """What one call of `scrub` has done: `next` is where to go on (None: that was all); `bytes` were read and
+    checked, `skipped_bytes` are on devices that are missing."""
 
     next: tuple[int, int] | None
     bytes: int
@@ -275,8 +276,9 @@ class Engine:
         """The state of each partition, now (None) or as a snapshot holds it, by partition number."""
 
     def scrub(self, volume: int, partition: int, cursor: tuple[int, int], bytes_max: int) -> ScrubReport:
-        """Read and check slots of a partition, from `cursor` on ((0, 0): from its start), about `bytes_max` bytes, or fewer
-        if there are few. Hosts are served meanwhile; slots that are freed meanwhile are not reported."""
+        """Read and check slots of a partition, from `cursor` on ((0, 0): from its start), about `bytes_max`
+        bytes, or fewer if there are few. Hosts are served meanwhile; slots that are freed meanwhile are not
+        reported."""
 
     def volume_stats(self, volume: int) -> VolumeStats:
         """Counters and use of one volume."""

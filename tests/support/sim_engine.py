@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from polyvol.engine import (
+        BadBlock,
         BlockStatus,
         CutReport,
         CutVolume,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         ExportInfo,
         LogSpec,
         PartitionState,
+        ScrubReport,
         VolumeSpec,
         VolumeStats,
     )
@@ -80,6 +82,10 @@ class SimWorld:
         """Call name -> how many calls of it still succeed before one fails (and all later ones)."""
         self.faults: dict[int, DeviceFaultStats] = {}
         """Devices that are faulty, by id."""
+        self.bad_blocks: dict[int, list[BadBlock]] = {}
+        """Blocks that do not match their checksums, by volume."""
+        self.scrubs: dict[tuple[int, int], ScrubReport] = {}
+        """What scrubs report, by volume and partition; nothing where nothing is said."""
         self.stays_faulty: set[int] = set()
         """Devices that are faulty again as soon as they were opened anew."""
         self.hold: dict[str, threading.Event] = {}
@@ -285,6 +291,14 @@ class SimEngine:
             for number, partition in enumerate(target.spec["partitions"])
         ]
 
+    def scrub(self, volume: int, partition: int, cursor: tuple[int, int], bytes_max: int) -> "ScrubReport":
+        self._begin("scrub", volume, partition, cursor)
+        spec = self._volume(volume).spec
+        _check(partition < len(spec["partitions"]), "not-found", f"no partition {partition}")
+        _check(bytes_max > 0, "invalid", "nothing is to be read")
+        clean: ScrubReport = {"next": None, "bytes": BLOCK, "skipped_bytes": 0, "bad": []}
+        return self.world.scrubs.get((volume, partition), clean)
+
     def volume_stats(self, volume: int) -> "VolumeStats":
         target = self._volume(volume)
         connections = sum(each.connections for each in self._exports.values() if each.volume == volume)
@@ -300,6 +314,7 @@ class SimEngine:
             "redirected_blocks": 0,
             "errors": 0,
             "blocks_mapped": len(target.stored.blocks),
+            "bad_blocks": {"found": {}, "blocks": list(self.world.bad_blocks.get(volume, []))},
             "connections": connections,
             "logs": [
                 {"number": number, "size_bytes": size, "used_bytes": 0, "claimed_bytes": 0}

@@ -182,13 +182,7 @@ impl Engine {
         space: Arc<Space>,
         found: Vec<Found>,
     ) -> Result<()> {
-        let durable = Arc::new(Durable::default());
-        for partition in &geometry.partitions {
-            partition.extents.iter().for_each(|extent| durable.add_device(&extent.device));
-        }
-        for log in space.logs() {
-            log.devices().for_each(|device| durable.add_device(device));
-        }
+        let durable = Arc::new(all_devices(&geometry, &space));
         let epoch = found.iter().map(|((_, one), _)| one.epoch).fold(spec.next_epoch, Epoch::max);
         let flusher = Arc::new(Flusher::start(&*self.system, &spec.name, Arc::clone(&durable))?);
         let begun = found.into_iter().map(|((intake, mut recovered), slots)| {
@@ -406,6 +400,18 @@ fn mark_partition(versions: &Versions, space: &Space, slots: &mut Slots) -> Opti
         previous = Some(map);
     }
     bad
+}
+
+/// What has to be synced of a volume, but for its journals.
+fn all_devices(geometry: &Geometry, space: &Space) -> Durable {
+    let durable = Durable::default();
+    for partition in &geometry.partitions {
+        partition.extents.iter().for_each(|extent| durable.add_device(&extent.device));
+    }
+    for log in space.logs() {
+        log.devices().for_each(|device| durable.add_device(device));
+    }
+    durable
 }
 
 /// Keeps slots from being used that were freed by records which cannot be made durable now, as a device is missing
