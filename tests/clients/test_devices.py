@@ -20,7 +20,7 @@ import pytest
 from tests.support.daemon import Daemon
 from tests.support.fuse import disk_file, loop_device, needed
 from tests.support.nbd import NbdError, connect
-from tests.support.proc import Background, check
+from tests.support.proc import Argument, Background, check
 
 MIB = 1 << 20
 BLOCK = 4096
@@ -55,7 +55,7 @@ def failing_disk(directory: Path) -> Iterator[FailingDisk]:
     socket = directory / "disk.sock"
     errors = [f"error-{call}-{what}" for call in ("pread", "pwrite") for what in ("rate=100%",)]
     errors += [f"error-{call}-file={triggers / call}" for call in ("pread", "pwrite")]
-    command = ["nbdkit", "--foreground", "--unix", socket, "--filter=error", "memory", "64M", "error=EIO"]
+    command: list[Argument] = ["nbdkit", "--foreground", "--unix", socket, "--filter=error", "memory", "64M", "error=EIO"]
     with Background(*command, *errors, log=directory / "nbdkit.log") as server:
         server.wait_until(socket.exists, "nbdkit's socket", 20)
         with (
