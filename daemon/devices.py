@@ -12,6 +12,7 @@ Errors            mapping/errors.py, EngineFailed. At start nothing raises: `dev
 """
 
 import contextlib
+import logging
 import time
 from pathlib import Path
 from uuid import uuid4
@@ -44,6 +45,8 @@ from polyvol.mapping.errors import (
 from polyvol.mapping.label import Label
 from polyvol.mapping.names import check_name, name_from, unique_name
 
+_log = logging.getLogger("polyvol")
+
 
 class Devices:
     """The verbs of devices."""
@@ -73,6 +76,7 @@ class Devices:
                 reason = str(error)
         if reason is not None:
             context.device_trouble[device.id] = reason
+            _log.warning("device %s: %s", device.name, reason, extra={"DEVICE": device.name})
             with context.engine_errors(f"going on without device {device.name}"):
                 context.engine.absent_device(device.id, sparse=device.sparse, clean=clean)
 
@@ -112,6 +116,13 @@ class Devices:
         context.device_trouble.pop(device.id, None)
         if path != context.path(device):
             context.catalog.set_device_path(device.id, self._stored_path(path))
+
+    def open_missing(self) -> None:
+        """Try every device again that was not right. The caller holds `changes`."""
+        for device in self._context.catalog.devices():
+            if device.state == "ready" and device.id in self._context.device_trouble:
+                with contextlib.suppress(PolyvolError):
+                    self.retry(DeviceRetry(), device.name)
 
     def list_all(self) -> list[DeviceView]:
         """All devices."""

@@ -55,7 +55,16 @@ def failing_disk(directory: Path) -> Iterator[FailingDisk]:
     socket = directory / "disk.sock"
     errors = [f"error-{call}-{what}" for call in ("pread", "pwrite") for what in ("rate=100%",)]
     errors += [f"error-{call}-file={triggers / call}" for call in ("pread", "pwrite")]
-    command: list[Argument] = ["nbdkit", "--foreground", "--unix", socket, "--filter=error", "memory", "64M", "error=EIO"]
+    command: list[Argument] = [
+        "nbdkit",
+        "--foreground",
+        "--unix",
+        socket,
+        "--filter=error",
+        "memory",
+        "64M",
+        "error=EIO",
+    ]
     with Background(*command, *errors, log=directory / "nbdkit.log") as server:
         server.wait_until(socket.exists, "nbdkit's socket", 20)
         with (

@@ -2,11 +2,14 @@
 //!
 //! How it works      Segments `pPPP-NNNNNNNNNN.journal` of the same size, fully allocated and mapped. The
 //!                   processor appends; when a segment is full, or the volume is opened, a new one begins with
-//!                   the next sequence number, and what older ones hold from that number on does not count. A
-//!                   flush ([`Shared::commit`]) syncs segments and puts a commit mark into the newest one.
+//!                   the next sequence number, and what older ones hold from that number on does not count. The next
+//!                   one is [prepared](Prepared) by a pool thread when the newest is half full, so that the processor does
+//!                   not wait for the disk. A flush ([`Shared::commit`]) syncs segments, oldest first, and puts a commit
+//!                   mark into the newest one.
 //! Invariants        J2, J3 (see the parent); J5 records of a segment are consecutive in sequence and bytes;
 //!                   J6 a mark of sequence number s is written after the data of all records up to s was synced;
-//!                   J7 a segment's header is durable before its first record, so that none is missing between others;
+//!                   J7 a segment's name and space are durable before its first record, and its header and records before a
+//!                      mark in a later segment is written: so where a header is lost, no record from there on was committed;
 //!                   J8 after a failed sync the kernel may have dropped records, so no later commit succeeds before a
 //!                      checkpoint, together with a segment that was begun after the failure, has made them all unnecessary.
 //! Owner and locks   the records' bytes: the processor. The marks' bytes: whoever holds `committing`. The list of
@@ -64,42 +67,54 @@ pub struct Segment {
     synced: AtomicBool,
 }
 
-impl Segment {
-    fn create(
-        identity: &Identity,
-        number: u64,
-        first_seq: u64,
-    ) -> std::result::Result<Self, Errno> {
+/// A segment that has no records and no header yet.
+#[derive(Debug)]
+pub struct Prepared {
+    number: u64,
+    incarnation: u64,
+    file: Arc<dyn File>,
+    map: Mapping,
+    length: usize,
+}
+
+impl Prepared {
+    /// Makes it, durably. What is left of one that could not be made is removed.
+    pub fn make(identity: &Identity, number: u64) -> std::result::Result<Prepared, Errno> {
         let path = identity.segment_path(number);
-        let made = Segment::create_at(identity, number, first_seq, &path);
+        let made = Prepared::make_at(identity, number, &path);
         if made.is_err() {
             let _ = identity.system.remove(&path);
         }
         made
     }
 
-    fn create_at(
+    fn make_at(
         identity: &Identity,
         number: u64,
-        first_seq: u64,
         path: &Path,
-    ) -> std::result::Result<Self, Errno> {
+    ) -> std::result::Result<Prepared, Errno> {
         let file = identity.system.create(path)?;
         let length = SEGMENT_BYTES.load(Ordering::Relaxed);
         let map = file.map(length)?;
+        file.sync()?;
+        identity.system.sync_directory(&identity.directory)?; // J7
+        Ok(Prepared { number, incarnation: identity.system.random()?, file, map, length })
+    }
+
+    fn begin(self, identity: &Identity, first_seq: u64) -> Segment {
+        let Prepared { number, incarnation, file, map, length } = self;
         let header = Header {
             volume_uuid: identity.volume_uuid,
             boot_id: identity.boot_id,
             processor: identity.processor,
             number,
             first_seq,
-            incarnation: identity.system.random()?,
+            incarnation,
         };
         let bytes = header.encode(JOURNAL_MAGIC);
         // SAFETY: nobody else has the mapping yet.
         unsafe { map.slice_mut(0, bytes.len()) }.copy_from_slice(&bytes);
-        file.sync()?; // J7
-        Ok(Segment { header, file, map, length, synced: AtomicBool::new(false) })
+        Segment { header, file, map, length, synced: AtomicBool::new(false) }
     }
 }
 
@@ -227,8 +242,19 @@ pub struct Journal {
     next_seq: u64,
     next_number: u64,
     shared: Arc<Shared>,
+    next: Next,
     /// Bytes appended since the last checkpoint began.
     pub bytes_since_checkpoint: u64,
+}
+
+/// The segment that follows the newest one.
+#[derive(Debug)]
+enum Next {
+    Wanted,
+    Asked,
+    /// It could not be made. Should it be needed all the same, the processor tries itself.
+    Failed,
+    Ready(Prepared),
 }
 
 /// What a record says, before it has its sequence number.
@@ -267,8 +293,8 @@ impl Journal {
                 format!("journal {} cannot be begun", identity.segment_path(number).display());
             Error::io(what, e)
         };
-        let segment = Arc::new(Segment::create(&identity, number, next_seq).map_err(failed)?);
-        identity.system.sync_directory(&identity.directory).map_err(failed)?;
+        let prepared = Prepared::make(&identity, number).map_err(failed)?;
+        let segment = Arc::new(prepared.begin(&identity, next_seq));
         let shared = Shared {
             appended: AtomicU64::new(next_seq - 1),
             committed: AtomicU64::new(committed),
@@ -284,6 +310,7 @@ impl Journal {
             next_seq,
             next_number: number + 1,
             shared: Arc::new(shared),
+            next: Next::Wanted,
             bytes_since_checkpoint: 0,
         })
     }
@@ -336,16 +363,60 @@ impl Journal {
     }
 
     fn roll(&mut self) -> std::result::Result<(), Errno> {
-        // Should this fail, a file may stay that says where the current segment's records end: they do.
         self.at = self.current.length;
-        let number = self.next_number;
-        let segment = Arc::new(Segment::create(&self.identity, number, self.next_seq)?);
-        // The name must be durable before a mark in the new segment may count.
-        self.identity.system.sync_directory(&self.identity.directory)?;
-        self.next_number += 1;
+        let prepared = match std::mem::replace(&mut self.next, Next::Wanted) {
+            Next::Ready(prepared) => prepared,
+            next => {
+                if matches!(next, Next::Asked) {
+                    self.next = next; // what comes now is too late
+                }
+                let number = self.take_number();
+                Prepared::make(&self.identity, number)?
+            }
+        };
+        let segment = Arc::new(prepared.begin(&self.identity, self.next_seq));
         self.current = Arc::clone(&segment);
         self.at = HEADER_BYTES;
         self.shared.push(segment);
         Ok(())
+    }
+
+    /// The number of the segment that is to be prepared, if it is time for that. [`Journal::prepared`] ends it.
+    pub fn ask_next(&mut self) -> Option<u64> {
+        let half_full = self.at > self.current.length / 2;
+        if !half_full || !matches!(self.next, Next::Wanted) {
+            return None;
+        }
+        self.next = Next::Asked;
+        Some(self.take_number())
+    }
+
+    /// A segment that was asked for has been prepared, or could not be.
+    pub fn prepared(&mut self, prepared: Option<Prepared>) {
+        self.next = match prepared {
+            Some(prepared) if prepared.number > self.current.header.number => Next::Ready(prepared),
+            Some(late) => {
+                self.remove(&late);
+                Next::Wanted
+            }
+            None => Next::Failed,
+        };
+    }
+
+    /// Whether one was asked for and has not come yet.
+    pub fn is_preparing(&self) -> bool {
+        matches!(self.next, Next::Asked)
+    }
+
+    /// Removes what was prepared and is not needed: the volume is being let go.
+    pub fn close(&mut self) {
+        if let Next::Ready(prepared) = std::mem::replace(&mut self.next, Next::Wanted) {
+            self.remove(&prepared);
+        }
+    }
+
+    fn remove(&self, prepared: &Prepared) {
+        // Where it stays, it is removed when it is found without a header.
+        let _ = self.identity.system.remove(&self.identity.segment_path(prepared.number));
     }
 }

@@ -14,6 +14,7 @@
 //!                   answered after its mark is durable.
 
 pub mod checkpoint;
+pub mod chunks;
 pub mod format;
 pub mod journal;
 pub mod recover;

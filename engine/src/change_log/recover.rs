@@ -7,7 +7,7 @@
 //!                   newest commit mark, of which those behind the mark before it may be missing. What the
 //!                   checkpoint covers need not be there in either case.
 //! Errors            what should be there and cannot be read is `Corrupt`, with the file's name; an unknown version
-//!                   is refused untouched. Nothing is guessed, and nothing but unreadable leftovers is removed.
+//!                   is refused untouched. Nothing is guessed, and nothing is changed.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -40,6 +40,8 @@ pub struct Recovered {
     pub segments: Vec<Arc<dyn File>>,
     /// Slots that records which are not committed, or dropped snapshots, have freed: sequence number and run.
     pub freed: Vec<(u64, Place, u32)>,
+    /// Segments without a header, to be removed.
+    pub leftovers: Vec<PathBuf>,
     /// Records that were replayed.
     pub replayed: u64,
 }
@@ -67,9 +69,10 @@ pub fn recover(
         epoch: checkpoint.epoch,
         segments: Vec::new(),
         freed: Vec::new(),
+        leftovers: Vec::new(),
         replayed: 0,
     };
-    let segments = read_segments(identity)?;
+    let segments = read_segments(identity, &mut recovered.leftovers)?;
     if let Some(last) = segments.last() {
         next_number = next_number.max(last.header.number + 1);
     }
@@ -129,7 +132,7 @@ fn read_checkpoint(
     Ok((contents, number + 1))
 }
 
-fn read_segments(identity: &Identity) -> Result<Vec<OldSegment>> {
+fn read_segments(identity: &Identity, leftovers: &mut Vec<PathBuf>) -> Result<Vec<OldSegment>> {
     let mut found = files(identity, ".journal")?;
     let mut segments = Vec::new();
     let newest = found.last().map(|(number, _)| *number);
@@ -147,9 +150,13 @@ fn read_segments(identity: &Identity) -> Result<Vec<OldSegment>> {
                 let file = identity.system.open(&path, false).map_err(io)?;
                 segments.push(OldSegment { path, header, bytes, file });
             }
-            // A crash while it was being made; no record in it can have been acknowledged.
-            Err(BadHeader::Magic | BadHeader::Checksum) if Some(number) == newest => {
-                identity.system.remove(&path).map_err(io)?;
+            // It was never begun, or its header was lost, then none of its records was committed (J7); or a crash came
+            // while it was being made. Should a record be missing that counts, that is found below.
+            Err(BadHeader::Magic | BadHeader::Checksum)
+                if Some(number) == newest
+                    || bytes.iter().take(HEADER_BYTES).all(|byte| *byte == 0) =>
+            {
+                leftovers.push(path);
             }
             Err(BadHeader::Version(version)) => {
                 return Err(corrupt(&path, format!("it has format version {version}")));

@@ -1,13 +1,18 @@
-//! Space: the change logs of one volume, and which chunk of them belongs to which processor.
+//! Space: the change logs of one volume, and how much of them is free.
 //!
-//! How it works      A log is a list of extents, cut into chunks of [`CHUNK_SLOTS`] slots, which never straddle two
-//!                   extents. A processor takes a chunk when its own are full, and gives it back when it is
-//!                   empty. Which chunks are taken is not stored: it follows from the slots that maps refer to.
-//! Owner and locks   one lock over the chunks of a log, held for a search; logs are only ever added.
+//! How it works      A log is a list of extents, cut into [`chunks`](super::chunks) of [`CHUNK_SLOTS`] slots, which never
+//!                   straddle two extents. Before a processor takes slots it claims so many; what is claimed is there,
+//!                   wherever in the logs that may be. So a write finds all its slots, or takes none. Which slots are
+//!                   used is not stored: it follows from the maps that refer to them.
+//! Invariants        P1 the slots of logs that every processor knows are claimed or used, free, or of a chunk that is
+//!                      returning, and the free ones are counted in `free`, never too many of them;
+//!                   P2 slots on their way to be free are counted in `waiting` or `returning` until `free` has them.
+//! Owner and locks   counters, and the locks of the chunks; logs are only ever added.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, RwLock};
 
+use super::chunks::Chunks;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::device::Device;
 use crate::units::{BLOCK_SHIFT, BLOCK_SIZE};
@@ -15,8 +20,6 @@ use crate::volume::geometry::Extent;
 
 /// Slots in a chunk: 4 MiB.
 pub const CHUNK_SLOTS: u64 = 1024;
-/// Fewer free chunks than this are few, however small the log.
-const SCARCE_CHUNKS: u64 = 8;
 /// Bytes in a chunk.
 pub const CHUNK_BYTES: u64 = CHUNK_SLOTS * BLOCK_SIZE;
 
@@ -27,15 +30,9 @@ pub struct Log {
     pub number: u16,
     /// How many chunks it has.
     pub chunks: u64,
+    /// Which of its slots are used.
+    pub slots: Chunks,
     extents: Vec<Extent>,
-    taken: Mutex<Taken>,
-}
-
-#[derive(Debug, Default)]
-struct Taken {
-    bits: Vec<u64>,
-    count: u64,
-    hint: u64,
 }
 
 impl Log {
@@ -46,9 +43,7 @@ impl Log {
             return Err(Error::new(ErrorKind::Invalid, what));
         }
         let chunks = extents.iter().map(|extent| extent.length / CHUNK_BYTES).sum();
-        let bits = vec![0; (chunks as usize).div_ceil(64)];
-        let taken = Mutex::new(Taken { bits, count: 0, hint: 0 });
-        Ok(Log { number, chunks, extents, taken })
+        Ok(Log { number, chunks, slots: Chunks::new(chunks), extents })
     }
 
     /// The device and offset of a slot.
@@ -63,57 +58,9 @@ impl Log {
         unreachable!("slots were checked against the log's size when they were recovered");
     }
 
-    /// Takes a free chunk.
-    pub fn take_chunk(&self) -> Option<u64> {
-        let mut taken = self.taken.lock().expect("no holder panics");
-        if taken.count == self.chunks {
-            return None;
-        }
-        let words = taken.bits.len();
-        for step in 0..words {
-            let word = (taken.hint as usize / 64 + step) % words;
-            let free = (!taken.bits[word]).trailing_zeros();
-            let chunk = word as u64 * 64 + u64::from(free);
-            if free < 64 && chunk < self.chunks {
-                taken.bits[word] |= 1 << free;
-                taken.count += 1;
-                taken.hint = chunk;
-                return Some(chunk);
-            }
-        }
-        None
-    }
-
-    /// Takes this very chunk, at recovery; `false` if it is beyond the log or has been taken.
-    pub fn take_exactly(&self, chunk: u64) -> bool {
-        let mut taken = self.taken.lock().expect("no holder panics");
-        if chunk >= self.chunks || taken.bits[chunk as usize / 64] & (1 << (chunk % 64)) != 0 {
-            return false;
-        }
-        taken.bits[chunk as usize / 64] |= 1 << (chunk % 64);
-        taken.count += 1;
-        true
-    }
-
-    /// Gives a chunk back.
-    pub fn give_chunk(&self, chunk: u64) {
-        let mut taken = self.taken.lock().expect("no holder panics");
-        let bit = 1 << (chunk % 64);
-        assert!(taken.bits[chunk as usize / 64] & bit != 0, "a chunk is given back once");
-        taken.bits[chunk as usize / 64] &= !bit;
-        taken.count -= 1;
-        taken.hint = taken.hint.min(chunk);
-    }
-
-    /// Whether so few chunks are free that the next one may be needed at once.
-    pub fn is_scarce(&self) -> bool {
-        let free = self.chunks - self.chunks_taken();
-        free < SCARCE_CHUNKS.max(self.chunks / 16)
-    }
-
-    /// Chunks taken.
-    pub fn chunks_taken(&self) -> u64 {
-        self.taken.lock().expect("no holder panics").count
+    /// All its slots.
+    pub fn size(&self) -> u64 {
+        self.chunks * CHUNK_SLOTS
     }
 
     /// The devices that it is on.
@@ -126,20 +73,55 @@ impl Log {
 #[derive(Debug, Default)]
 pub struct Space {
     logs: RwLock<Vec<Arc<Log>>>,
+    free: AtomicU64,
     waiting: AtomicU64,
+    returning: AtomicU64,
+    size: AtomicU64,
+}
+
+/// How much there is, in slots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Use {
+    /// All slots.
+    pub size: u64,
+    /// Those that maps refer to, or that writes under way have taken.
+    pub used: u64,
 }
 
 impl Space {
-    /// Adds a log.
-    pub fn add(&self, log: Log) -> Result<()> {
+    /// Adds a log. Its slots are not counted before [`Space::open`].
+    pub fn add(&self, log: Log) -> Result<Arc<Log>> {
         let mut logs = self.logs.write().expect("no holder panics");
         if logs.iter().any(|other| other.number == log.number) {
             let what = format!("change log {} exists already", log.number);
             return Err(Error::new(ErrorKind::Exists, what));
         }
-        logs.push(Arc::new(log));
+        let log = Arc::new(log);
+        logs.push(Arc::clone(&log));
         logs.sort_by_key(|log| log.number);
-        Ok(())
+        Ok(log)
+    }
+
+    /// Counts the slots of a log that every processor knows (P1), of which so many were used before.
+    pub fn open(&self, log: &Log, used: u64) {
+        self.size.fetch_add(log.size(), Ordering::AcqRel);
+        self.give(log.size() - used);
+    }
+
+    /// Claims so many slots, to be taken at once; `false` if there are not so many free.
+    pub fn claim(&self, slots: u64) -> bool {
+        let claimed = |free: u64| free.checked_sub(slots);
+        self.free.fetch_update(Ordering::AcqRel, Ordering::Acquire, claimed).is_ok()
+    }
+
+    /// So many slots are free: given back, or claimed and not taken.
+    pub fn give(&self, slots: u64) {
+        self.free.fetch_add(slots, Ordering::AcqRel);
+    }
+
+    /// Slots that can be claimed.
+    pub fn free(&self) -> u64 {
+        self.free.load(Ordering::Acquire)
     }
 
     /// One processor's slots that wait for a commit were `before`, and are `now`.
@@ -153,6 +135,39 @@ impl Space {
         self.waiting.load(Ordering::Acquire)
     }
 
+    /// Slots of chunks that are being punched: room that there will be.
+    pub fn returning(&self) -> u64 {
+        self.returning.load(Ordering::Acquire)
+    }
+
+    /// Takes an empty chunk out of use for as long as it is punched, if there is other room enough.
+    pub fn retire(&self, chunk: &EmptyChunk) -> bool {
+        self.returning.fetch_add(CHUNK_SLOTS, Ordering::AcqRel); // P2
+        let mut retired = self.claim(CHUNK_SLOTS);
+        if retired && !chunk.log.slots.retire(chunk.chunk) {
+            self.give(CHUNK_SLOTS);
+            retired = false;
+        }
+        if !retired {
+            self.returning.fetch_sub(CHUNK_SLOTS, Ordering::AcqRel);
+        }
+        retired
+    }
+
+    /// A chunk that was retired can be used again.
+    pub fn revive(&self, chunk: &EmptyChunk) {
+        chunk.log.slots.revive(chunk.chunk);
+        self.give(CHUNK_SLOTS);
+        self.returning.fetch_sub(CHUNK_SLOTS, Ordering::AcqRel); // P2
+    }
+
+    /// What is used, of how much.
+    pub fn usage(&self) -> Use {
+        let size = self.size.load(Ordering::Acquire);
+        let unused = self.free() + self.waiting() + self.returning();
+        Use { size, used: size.saturating_sub(unused) }
+    }
+
     /// All logs, by number.
     pub fn logs(&self) -> Vec<Arc<Log>> {
         self.logs.read().expect("no holder panics").clone()
@@ -163,5 +178,28 @@ impl Space {
         let logs = self.logs.read().expect("no holder panics");
         let index = logs.binary_search_by_key(&number, |log| log.number).ok()?;
         Some(Arc::clone(&logs[index]))
+    }
+}
+
+/// A chunk that has become empty: its range can be punched while it is retired.
+#[derive(Clone, Debug)]
+pub struct EmptyChunk {
+    /// The log.
+    pub log: Arc<Log>,
+    /// The chunk's number.
+    pub chunk: u64,
+}
+
+impl EmptyChunk {
+    /// Whether its device can give its space back.
+    pub fn can_punch(&self) -> bool {
+        self.log.locate(self.chunk * CHUNK_SLOTS).0.can_punch()
+    }
+
+    /// Punches it out of its device.
+    pub fn punch(&self) {
+        let (device, offset) = self.log.locate(self.chunk * CHUNK_SLOTS);
+        // What stays allocated for an error is only space; the chunk is free all the same.
+        let _ = device.punch(offset, CHUNK_BYTES);
     }
 }

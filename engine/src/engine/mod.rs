@@ -5,6 +5,8 @@
 //! Owner and locks   `devices`, `volumes`, `processors`: one lock each, held for a look-up or a change. `cutting`:
 //!                   held for a whole cut, as cuts are made one after the other.
 
+pub mod events;
+mod read_back;
 pub mod scrub;
 #[cfg(test)]
 mod tests;
@@ -16,6 +18,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, RwLock};
 
+use crate::engine::events::Events;
 use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::io::device::Device;
 use crate::io::fault::Fault;
@@ -49,6 +52,8 @@ pub struct Engine {
     checkpoints: Pool,
     /// What hosts can ask for.
     pub exports: Arc<ExportTable>,
+    /// What Python is told.
+    pub events: Arc<Events>,
     cutting: Mutex<()>,
     stopped: RwLock<bool>,
 }
@@ -82,6 +87,7 @@ impl Engine {
             volumes: Mutex::default(),
             share_numbers: Mutex::default(),
             exports: Arc::default(),
+            events: Arc::default(),
             cutting: Mutex::default(),
             stopped: RwLock::new(false),
         };
@@ -292,6 +298,13 @@ impl Engine {
         *self.stopped.read().expect("no holder panics")
     }
 
+    /// Has no write wait for slots any more: nobody makes room now.
+    pub fn refuse_starved(&self) {
+        for volume in self.volumes.lock().expect("no holder panics").values() {
+            volume.hunger.set_ask(None);
+        }
+    }
+
     /// Lets every volume go, durably, and ends all threads. The connections are closed already. Idempotent.
     pub fn stop(&self) -> Result<()> {
         let mut stopped = self.stopped.write().expect("no holder panics");
@@ -299,6 +312,7 @@ impl Engine {
             return Ok(());
         }
         drop(stopped);
+        self.refuse_starved();
         self.exports.clear();
         let ids: Vec<VolumeId> =
             self.volumes.lock().expect("no holder panics").keys().copied().collect();
@@ -311,6 +325,7 @@ impl Engine {
         }
         self.checkpoints.stop();
         self.pool.stop();
+        self.events.close();
         result
     }
 }

@@ -13,7 +13,7 @@ use crate::engine::Engine;
 use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::io::device::Device;
 use crate::processor::queue::{Control, Queue, ask};
-use crate::processor::scrub::{Cursor, SeenBy, SlotRun};
+use crate::processor::scrub::{Cursor, Question, SeenBy, SlotRun};
 use crate::units::{BLOCK_SIZE, BlockIndex, DeviceId, PartitionIndex, VolumeId};
 use crate::volume::Volume;
 
@@ -73,12 +73,8 @@ impl Engine {
         let queue = Arc::clone(&volume.shares[share].queue);
         let blocks_min = (bytes_max / BLOCK_SIZE).clamp(1, u64::from(u32::MAX)) as u32;
         let number = volume.share;
-        let (runs, next) = ask(&*self.system, &queue, |answer| Control::SlotsFrom {
-            share: number,
-            local,
-            cursor,
-            blocks_min,
-            answer,
+        let (runs, next) = ask(&*self.system, &queue, |answer| {
+            Control::Scrub(number, Question::SlotsFrom { local, cursor, blocks_min, answer })
         })?;
         let report = ScrubReport { next, ..ScrubReport::default() };
         let mut scrub = Scrub { engine: self, volume, queue, partition, local, report };
@@ -156,13 +152,11 @@ impl Scrub<'_> {
     }
 
     fn seen_by(&self, run: &SlotRun, index: u32) -> Result<Option<SeenBy>> {
-        ask(&*self.engine.system, &self.queue, |answer| Control::SeenBy {
-            share: self.volume.share,
-            local: self.local,
-            block: run.block + index,
-            place: run.place.step(index),
-            sum: run.sums[index as usize],
-            answer,
+        let (local, block) = (self.local, run.block + index);
+        let (place, sum) = (run.place.step(index), run.sums[index as usize]);
+        ask(&*self.engine.system, &self.queue, |answer| {
+            let question = Question::SeenBy { local, block, place, sum, answer };
+            Control::Scrub(self.volume.share, question)
         })
     }
 }

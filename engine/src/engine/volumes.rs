@@ -18,13 +18,15 @@ use crate::change_log::recover::{Recovered, recover};
 use crate::change_log::slots::Slots;
 use crate::change_log::space::{Log, Space};
 use crate::engine::Engine;
+use crate::engine::read_back::{all_devices, hold_freed, made_durable};
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::{PARTITION_BYTES_MAX, PARTITION_BYTES_MIN};
+use crate::processor::hunger::{Ask, Hunger};
 use crate::processor::queue::{Control, Event, ask};
 use crate::processor::share::{Local, Parts, Share};
 use crate::units::{BLOCK_SIZE, DeviceId, Epoch, VolumeId};
 use crate::volume::bad_blocks::BadBlocks;
-use crate::volume::flusher::{Durable, Flusher};
+use crate::volume::flusher::Flusher;
 use crate::volume::geometry::{Extent, Geometry, Partition};
 use crate::volume::{ShareRef, Volume};
 
@@ -183,6 +185,7 @@ impl Engine {
         found: Vec<Found>,
     ) -> Result<()> {
         let durable = Arc::new(all_devices(&geometry, &space));
+        let hunger = Arc::new(Hunger::default());
         let epoch = found.iter().map(|((_, one), _)| one.epoch).fold(spec.next_epoch, Epoch::max);
         let flusher = Arc::new(Flusher::start(&*self.system, &spec.name, Arc::clone(&durable))?);
         let begun = found.into_iter().map(|((intake, mut recovered), slots)| {
@@ -191,25 +194,19 @@ impl Engine {
             durable.add_journal(journal.shared(), &intake.share.queue, number);
             Ok((intake, journal, locals, slots, freed))
         });
-        let begun = begun.collect::<Result<Vec<_>>>()?;
-        let devices_synced = durable.sync_devices().is_ok();
-        if devices_synced {
-            // Slots that no map refers to are free: not before the records that say so are durable (J4).
-            durable.sync().map_err(|e| {
-                let what = format!("what volume {} read back cannot be made durable", spec.name);
-                Error::io(what, e)
-            })?;
-        }
+        let mut begun = begun.collect::<Result<Vec<_>>>()?;
         let bad = Arc::new(BadBlocks::new(Arc::clone(&self.system)));
+        if !made_durable(&durable, &spec.name)? {
+            begun.iter_mut().for_each(|(.., slots, freed)| hold_freed(freed, &space, slots));
+        }
+        space.logs().iter().for_each(|log| space.open(log, log.slots.used()));
         let made = begun.into_iter().enumerate().map(|(ordinal, begun)| {
-            let (intake, journal, locals, mut slots, freed) = begun;
-            if !devices_synced {
-                hold_freed(&freed, &space, &mut slots);
-            }
+            let (intake, journal, locals, slots, _) = begun;
             let share = Share::new(Parts {
                 number,
                 geometry: Arc::clone(&geometry),
                 space: Arc::clone(&space),
+                hunger: Arc::clone(&hunger),
                 flusher: Arc::clone(&flusher),
                 bad: Arc::clone(&bad),
                 stats: Arc::clone(&intake.share.stats),
@@ -218,7 +215,8 @@ impl Engine {
                 slots,
                 epoch,
                 snapshots: spec.snapshots.iter().map(|(epoch, _)| *epoch).collect(),
-                default_logs: in_turn(&spec.default_logs, ordinal),
+                default_logs: spec.default_logs.clone(),
+                ordinal,
                 named_log: spec.snapshots.last().and_then(|(_, log)| *log),
             });
             (intake.share, share)
@@ -231,6 +229,7 @@ impl Engine {
             share: number,
             geometry,
             space,
+            hunger,
             durable,
             bad,
             flusher,
@@ -257,12 +256,41 @@ impl Engine {
         Ok(())
     }
 
-    /// Gives a volume one more change log, for cuts to name.
-    pub fn add_log(&self, volume: VolumeId, number: u16, extents: &[ExtentSpec]) -> Result<()> {
+    /// Gives a volume one more change log: for cuts to name, or `default`: for all that is redirected from now on.
+    pub fn add_log(
+        &self,
+        volume: VolumeId,
+        number: u16,
+        extents: &[ExtentSpec],
+        default: bool,
+    ) -> Result<()> {
         let volume = self.volume(volume)?;
         let log = self.log(number, extents)?;
         log.devices().for_each(|device| volume.durable.add_device(device));
-        volume.space.add(log)
+        let log = volume.space.add(log)?;
+        for share in &volume.shares {
+            let added = |answer| Control::LogAdded(volume.share, number, default, answer);
+            // A share that is being let go needs no more logs.
+            let _ = ask::<()>(&*self.system, &share.queue, added);
+        }
+        volume.space.open(&log, 0); // P1
+        volume.hunger.feed();
+        Ok(())
+    }
+
+    /// Has parts of the volume that find no slot wait, and raises [`Event::LogFull`](events::Event::LogFull), or has
+    /// them refused.
+    pub fn ask_when_full(&self, volume: VolumeId, asks: bool) -> Result<()> {
+        let events = Arc::clone(&self.events);
+        let ask = asks.then_some(Ask { events, volume });
+        self.volume(volume)?.hunger.set_ask(ask);
+        Ok(())
+    }
+
+    /// Room was made, as far as that is possible: parts that wait for slots try again.
+    pub fn try_again(&self, volume: VolumeId) -> Result<()> {
+        self.volume(volume)?.hunger.answer();
+        Ok(())
     }
 
     /// Lets a volume go, durably. It has no exports left.
@@ -402,37 +430,14 @@ fn mark_partition(versions: &Versions, space: &Space, slots: &mut Slots) -> Opti
     bad
 }
 
-/// What has to be synced of a volume, but for its journals.
-fn all_devices(geometry: &Geometry, space: &Space) -> Durable {
-    let durable = Durable::default();
-    for partition in &geometry.partitions {
-        partition.extents.iter().for_each(|extent| durable.add_device(&extent.device));
-    }
-    for log in space.logs() {
-        log.devices().for_each(|device| durable.add_device(device));
-    }
-    durable
-}
-
-/// Keeps slots from being used that were freed by records which cannot be made durable now, as a device is missing
-/// or fails: they wait for the first commit that succeeds (J4).
-fn hold_freed(freed: &[(u64, Place, u32)], space: &Space, slots: &mut Slots) {
-    for (seq, place, count) in freed {
-        let Some(log) = space.log(place.log()) else { continue };
-        for block in 0..*count {
-            // What was used again since, as it may be if it was freed twice, is used and needs no wait.
-            if slots.take_exactly(&log, place.step(block), 1) {
-                slots.give_later(*seq, place.step(block), 1);
-            }
-        }
-    }
-}
-
 fn begin(
     intake: &Intake,
     mut recovered: Recovered,
     geometry: &Geometry,
 ) -> Result<(Journal, Vec<Local>)> {
+    for path in &recovered.leftovers {
+        let _ = intake.identity.system.remove(path); // else it is one again next time
+    }
     let journal = Journal::begin(
         intake.identity.clone(),
         recovered.next_number,
@@ -448,16 +453,6 @@ fn begin(
     };
     let locals = intake.partitions.iter().map(local).collect();
     Ok((journal, locals))
-}
-
-/// The logs, beginning with another one for each processor: two that write to one file wait for each other.
-fn in_turn(logs: &[u16], ordinal: usize) -> Vec<u16> {
-    let mut logs = logs.to_vec();
-    if !logs.is_empty() {
-        let first = ordinal % logs.len();
-        logs.rotate_left(first);
-    }
-    logs
 }
 
 /// For each processor, the index of its share; `usize::MAX` for those that have none.

@@ -1,4 +1,5 @@
-//! Checkpoint: when a share's maps are written to a file, and what that makes unnecessary.
+//! Checkpoint: when a share's maps are written to a file, and what that makes unnecessary; and when its journal's next
+//! segment is prepared.
 //!
 //! How it works      When enough was appended to the journal since the last one, the processor clones its versions, which
 //!                   costs references, and a pool thread does the rest: it syncs the devices, writes the file, gives it
@@ -12,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::change_log::checkpoint::{self, Contents};
-use crate::change_log::journal::{self, Identity};
+use crate::change_log::journal::{self, Identity, Prepared};
 use crate::change_log::recover::files;
 use crate::error::Errno;
 use crate::limits::CHECKPOINT_BYTES_MIN;
@@ -70,6 +71,23 @@ impl Share {
         });
     }
 
+    /// Has a pool thread prepare the next segment, when it is time for that.
+    pub(super) fn prepare_segment(&mut self, context: &Context<'_>) {
+        let asked = if self.leaving { None } else { self.journal.ask_next() };
+        let Some(number) = asked else { return };
+        let identity = self.journal.identity().clone();
+        let (share, queue) = (self.number, Arc::clone(context.queue));
+        context.pool.run(move || {
+            let prepared = Prepared::make(&identity, number).ok();
+            queue.push(Event::Control(Box::new(Control::SegmentPrepared(share, prepared))));
+        });
+    }
+
+    /// The next segment was prepared, or could not be.
+    pub fn segment_prepared(&mut self, prepared: Option<Prepared>) {
+        self.journal.prepared(prepared);
+    }
+
     /// The journal could not be synced.
     pub fn renew_journal(&mut self, context: &Context<'_>) {
         // Where no segment can be begun, the next flush that fails asks again.
@@ -88,6 +106,7 @@ impl Share {
 
     /// The last checkpoint, as the volume is let go.
     pub fn close(mut self) -> Checkpoint {
+        self.journal.close();
         self.checkpoint()
     }
 

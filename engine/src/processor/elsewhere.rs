@@ -2,13 +2,16 @@
 //!
 //! How it works      The slots are set aside, so that nothing is handed the same bad sector again, their log goes to the
 //!                   end of those to try, and the part starts anew: it finds other slots, of another log if there
-//!                   is one with room. A few attempts later the host is given the error. When a device was opened
-//!                   anew, logs are tried in their own order again, and slots that were set aside can be used.
+//!                   is one with room. A few attempts later the host is given the error; at once, if the log's device
+//!                   is missing, as that is tried when nothing else has room. When a device was opened anew, logs are tried in their own order again, and slots that were set aside can be used.
 //! Invariants        E1 a slot that was set aside is counted as used, and no record speaks of it: after a restart it is
 //!                   free again.
 //! Owner and locks   the share's processor.
 
+use std::sync::Arc;
+
 use crate::block_map::place::Place;
+use crate::change_log::space::Log;
 use crate::error::Errno;
 use crate::io::fault::is_lack_of_space;
 use crate::processor::io_job::Job;
@@ -40,7 +43,7 @@ impl Share {
     ) {
         if result == Err(Errno::ENOTSUP) {
             // A device has turned out not to clear ranges: it is planned once more, without.
-            self.abandon(job);
+            let _ = self.settle_changes(part.local, epoch, job.changes, result);
             return self.take(part, context);
         }
         let failed = job.failed.map(|index| (job.changes[index].place, job.changes[index].count));
@@ -50,7 +53,8 @@ impl Share {
             return self.end(part, result, context);
         };
         let room = self.elsewhere.set_aside.len() < SET_ASIDE_RUNS_MAX;
-        if room && !is_lack_of_space(errno) {
+        let present = self.spot(place).device.is_present();
+        if room && present && !is_lack_of_space(errno) {
             self.elsewhere.set_aside.push((place, count)); // E1
             changes.retain(|change| change.place != place);
         }
@@ -60,30 +64,19 @@ impl Share {
             self.elsewhere.last_to_try.push(place.log());
             self.order_logs();
         }
-        if usize::from(part.tried) >= self.log_order.len() + ATTEMPTS {
+        // What is missing is tried last: nothing else has room.
+        if !present || usize::from(part.tried) >= self.log_order.len() + ATTEMPTS {
             return self.end(part, result, context);
         }
         part.tried = part.tried.saturating_add(1);
         self.take(part, context);
     }
 
-    /// Puts the logs in the order to try: the one that was named, then the volume's own; those that could not be
-    /// written last; those that are missing not at all.
-    pub(super) fn order_logs(&mut self) {
-        let named = self.named_log.into_iter();
-        let numbers = named.chain(self.default_logs.iter().copied());
-        let mut order: Vec<_> = numbers.filter_map(|number| self.space.log(number)).collect();
-        order.retain(|log| log.devices().any(|device| device.is_present()));
-        order.sort_by_key(|log| self.elsewhere.last_to_try.contains(&log.number));
-        self.log_order = order;
-    }
-
-    /// What a write that finds no slot is told: that a log is missing, or that all are full.
-    pub(super) fn why_no_slot(&self) -> Errno {
-        let numbers = self.named_log.iter().chain(&self.default_logs);
-        let mut logs = numbers.filter_map(|number| self.space.log(*number));
-        let missing = logs.any(|log| log.devices().any(|device| !device.is_present()));
-        if missing { Errno::EIO } else { Errno::ENOSPC }
+    /// Puts last in an order to try: logs that could not be written, and those of which a device is missing. They stay
+    /// in it, as their slots are counted.
+    pub(super) fn put_last(&self, order: &mut [Arc<Log>]) {
+        let missing = |log: &Log| log.devices().any(|device| !device.is_present());
+        order.sort_by_key(|log| (missing(log), self.elsewhere.last_to_try.contains(&log.number)));
     }
 
     /// A device was opened anew: everything is tried again.

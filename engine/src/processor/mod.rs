@@ -13,7 +13,8 @@
 //! | journal, records' bytes | the processor | flusher: how far it got (atomic) | - |
 //! | journal, marks' bytes | flusher, under `committing` | - | one sync |
 //! | a queue's events | its lock | everyone pushes, the processor takes all | a push |
-//! | a log's chunks | its lock | processors of the volume | a search |
+//! | a log's chunks | a lock each | processors of the volume | a search in it |
+//! | who waits for slots | its lock | processors of the volume | a look at counters |
 //! | geometry | nobody: never changes | everyone | - |
 //! | an export table | its lock | connections look up | a look-up |
 //! | a request's buffer | its parts, each its range (B3) | the sink, after the last part | - |
@@ -25,6 +26,7 @@ pub mod checkpoint;
 pub mod cut;
 mod elsewhere;
 pub mod epoch;
+pub mod hunger;
 pub mod io_job;
 pub mod queue;
 pub mod read;

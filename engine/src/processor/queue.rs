@@ -12,16 +12,16 @@
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
-use crate::block_map::place::Place;
+use crate::change_log::journal::Prepared;
 use crate::error::{Errno, Result};
 use crate::processor::cut::Cut;
 use crate::processor::io_job::Done;
 use crate::processor::reclaim::Dropping;
 use crate::processor::report::PartitionState;
-use crate::processor::scrub::{Cursor, SeenBy, SlotRun};
+use crate::processor::scrub::Question;
 use crate::processor::share::Share;
 use crate::system::{System, wait};
-use crate::units::{BlockIndex, Epoch};
+use crate::units::Epoch;
 use crate::volume::request::Request;
 
 /// The part of a request that lies in one partition.
@@ -64,49 +64,29 @@ pub enum Control {
     Release {
         /// The share.
         share: u32,
-        /// Whether it succeeded.
-        durable: bool,
+        /// How it ended.
+        result: std::result::Result<(), Errno>,
     },
     /// So many empty chunks of a share are back in their logs.
     ChunksReturned(u32, u64),
-    /// Answer with slots of a partition, for a scrub.
-    SlotsFrom {
-        /// The share.
-        share: u32,
-        /// The partition's number on it.
-        local: u32,
-        /// From here on.
-        cursor: Cursor,
-        /// How many are enough.
-        blocks_min: u32,
-        /// Gets them, and where to go on.
-        answer: Sender<(Vec<SlotRun>, Option<Cursor>)>,
-    },
-    /// Answer who sees a block in this slot.
-    SeenBy {
-        /// The share.
-        share: u32,
-        /// The partition's number on it.
-        local: u32,
-        /// The block.
-        block: BlockIndex,
-        /// The slot.
-        place: Place,
-        /// The checksum of its contents.
-        sum: u32,
-        /// Gets who does, if anybody.
-        answer: Sender<Option<SeenBy>>,
-    },
+    /// Answer a share's question of a scrub.
+    Scrub(u32, Question),
     /// A device was opened anew.
     DeviceBack(u32),
+    /// There may be room for the parts that wait for slots.
+    TryAgain(u32),
+    /// Redirected writes use one more log, where none is named if it is a default one. Answer when that is so.
+    LogAdded(u32, u16, bool, Sender<()>),
     /// A share's journal could not be synced: make it so that what it lost is not needed.
     RenewJournal(u32),
+    /// A share's next journal segment was prepared, or could not be.
+    SegmentPrepared(u32, Option<Prepared>),
     /// A checkpoint was written, of so many bytes, or failed (0).
     CheckpointDone(u32, u64),
     /// Answer with the partitions' states, now (0) or at an epoch.
     States(u32, Epoch, Sender<Vec<PartitionState>>),
-    /// Answer with slots in use by log, and blocks mapped.
-    Use(u32, Sender<(Vec<(u16, u64)>, u64)>),
+    /// Answer with the blocks mapped.
+    Use(u32, Sender<u64>),
     /// End the thread.
     Stop,
 }

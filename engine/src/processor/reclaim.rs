@@ -1,8 +1,8 @@
 //! Reclaim: how places that nobody sees any more become usable again.
 //!
 //! How it works      A change frees slots, dropping a snapshot frees slots and base places. All wait until what freed
-//!                   them is durable (J4): then slots are handed out again, empty chunks go back to their log, and base
-//!                   places are punched out of their devices. A part that finds no slot waits for those that wait.
+//!                   them is durable (J4): then slots are handed out again, and empty chunks and base places are punched
+//!                   out of their devices. A part that finds no slot [waits](super::hunger) for those that wait.
 //! Invariants        T1 a base place is punched only while it is reserved as a write would reserve it, and only if
 //!                   no version sees it then, nor did since the last durable record.
 
@@ -10,8 +10,9 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
 use crate::block_map::place::Place;
-use crate::change_log::slots::EmptyChunk;
+use crate::change_log::space::EmptyChunk;
 use crate::error::Errno;
+use crate::processor::hunger::Verdict;
 use crate::processor::io_job::{Job, Step};
 use crate::processor::queue::{Control, Event, Part};
 use crate::processor::share::{Context, Local, Share};
@@ -61,17 +62,16 @@ impl Share {
         }
     }
 
-    /// Keeps a part for when slots that wait for a sync, here or at another processor, are free, or fails it if none
-    /// do. Others release theirs after the same flush, perhaps a little later: then the part starves once more.
-    pub(super) fn starve(&mut self, part: Part, context: &mut Context<'_>) {
+    /// Keeps a part that wants so many slots for when there are, or ends it. Slots that wait for a sync here or at
+    /// another processor are released after the same flush, perhaps a little later: then the part starves once more.
+    pub(super) fn starve(&mut self, part: Part, wanted: u64, context: &mut Context<'_>) {
+        match self.hunger.enter(&self.space, wanted, context.queue, self.number) {
+            Verdict::Wait => self.starved.push(part),
+            Verdict::Refuse => return self.end(part, Err(Errno::ENOSPC), context),
+        }
         if self.space.waiting() > 0 {
             self.ask_release(context);
-        } else if self.returning == 0 {
-            let errno = self.why_no_slot();
-            self.end(part, Err(errno), context);
-            return;
         }
-        self.starved.push(part);
     }
 
     pub(super) fn ask_release(&mut self, context: &Context<'_>) {
@@ -83,12 +83,12 @@ impl Share {
     }
 
     /// Makes places usable again that a sync has made safe to use.
-    pub fn release(&mut self, durable: bool, context: &mut Context<'_>) {
+    pub fn release(&mut self, result: Result<(), Errno>, context: &mut Context<'_>) {
         self.release_asked = false;
-        self.release_failed = !durable;
-        if !durable {
+        self.release_failed = result.is_err();
+        if let Err(errno) = result {
             for part in std::mem::take(&mut self.starved) {
-                self.end(part, Err(Errno::EIO), context);
+                self.end(part, Err(errno), context);
             }
             for dropped in self.dropped.drain(..) {
                 // It is dropped; its places are used again after the next flush that succeeds.
@@ -98,21 +98,10 @@ impl Share {
         }
         let committed = self.journal.shared().committed();
         let mut empty: Vec<EmptyChunk> = Vec::new();
-        self.slots.release(committed, &mut empty);
-        // Where chunks are few, or about to be written again, they are not punched.
-        let starved = !self.starved.is_empty();
-        let (needed, spare): (Vec<_>, Vec<_>) =
-            empty.into_iter().partition(|chunk| starved || chunk.log.is_scarce());
-        needed.into_iter().for_each(EmptyChunk::give_back_as_it_is);
-        if !spare.is_empty() {
-            self.returning += spare.len() as u64;
-            let (share, queue) = (self.number, Arc::clone(context.queue));
-            context.pool.run(move || {
-                let chunks = spare.len() as u64;
-                spare.into_iter().for_each(EmptyChunk::give_back);
-                queue.push(Event::Control(Box::new(Control::ChunksReturned(share, chunks))));
-            });
-        }
+        let released = self.slots.release(committed, &mut empty);
+        self.space.give(released);
+        self.count_waiting(); // P2: after they are free
+        self.punch_chunks(empty, context);
         self.dropped.retain(|dropped| {
             let done = dropped.seq <= committed;
             if done {
@@ -124,18 +113,41 @@ impl Share {
         if !self.dropped.is_empty() {
             self.ask_release(context);
         }
-        self.count_waiting();
         self.punch_freed_bases(context);
+        if released > 0 {
+            self.hunger.feed();
+        }
         self.retry_starved(context);
     }
 
-    /// Chunks that were given to a pool thread are back in their logs.
-    pub fn chunks_returned(&mut self, chunks: u64, context: &mut Context<'_>) {
-        self.returning = self.returning.saturating_sub(chunks);
-        self.retry_starved(context);
+    /// Has a pool thread punch empty chunks out of their devices, if nobody waits for slots.
+    fn punch_chunks(&mut self, empty: Vec<EmptyChunk>, context: &Context<'_>) {
+        let retired = self.hunger.retire(&self.space, empty);
+        if retired.is_empty() {
+            return;
+        }
+        let chunks = retired.len() as u64;
+        self.returning += chunks;
+        let (share, queue) = (self.number, Arc::clone(context.queue));
+        let (space, hunger) = (Arc::clone(&self.space), Arc::clone(&self.hunger));
+        context.pool.run(move || {
+            for chunk in &retired {
+                chunk.punch();
+                space.revive(chunk);
+            }
+            hunger.feed();
+            drop(retired);
+            queue.push(Event::Control(Box::new(Control::ChunksReturned(share, chunks))));
+        });
     }
 
-    fn retry_starved(&mut self, context: &mut Context<'_>) {
+    /// A pool thread is done with so many chunks.
+    pub fn chunks_returned(&mut self, chunks: u64) {
+        self.returning -= chunks;
+    }
+
+    /// Parts that found too few slots try again.
+    pub fn retry_starved(&mut self, context: &mut Context<'_>) {
         for part in std::mem::take(&mut self.starved) {
             self.take(part, context);
         }

@@ -1,4 +1,4 @@
-//! Report: what a share tells of itself: the states of its partitions, and its use of change logs.
+//! Report: what a share tells of itself: the states of its partitions, and how much is mapped.
 
 use crate::processor::share::{Local, Share};
 use crate::units::Epoch;
@@ -37,9 +37,8 @@ impl Share {
         self.locals.iter().map(state).collect()
     }
 
-    /// Slots in use by log, and blocks of the live volume that are not at their base place.
-    pub fn usage(&self) -> (Vec<(u16, u64)>, u64) {
-        let mapped = self.locals.iter().map(|local| u64::from(local.versions.live.mapped())).sum();
-        (self.slots.used_by_log(), mapped)
+    /// Blocks of the live volume that are not at their base place.
+    pub fn usage(&self) -> u64 {
+        self.locals.iter().map(|local| u64::from(local.versions.live.mapped())).sum()
     }
 }

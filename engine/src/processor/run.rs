@@ -256,7 +256,7 @@ impl Processor {
         match control {
             Control::AddShare(number, share) => self.add(number, share),
             Control::RemoveShare(number, answer) => {
-                if self.with_share(number, |share, _| share.refuse_parts()).is_some() {
+                if self.with_share(number, |share, context| share.refuse_parts(context)).is_some() {
                     self.leaving.push((number, answer));
                 }
             }
@@ -273,27 +273,30 @@ impl Processor {
             Control::Settle(number, epoch, answer) => {
                 self.with_share(number, |share, _| share.settle(epoch, answer));
             }
-            Control::Release { share: number, durable } => {
-                self.with_share(number, |share, context| share.release(durable, context));
+            Control::Release { share: number, result } => {
+                self.with_share(number, |share, context| share.release(result, context));
             }
             Control::ChunksReturned(number, chunks) => {
-                self.with_share(number, |share, context| share.chunks_returned(chunks, context));
+                self.with_share(number, |share, _| share.chunks_returned(chunks));
             }
-            Control::SlotsFrom { share, local, cursor, blocks_min, answer } => {
-                self.with_share(share, |share, _| {
-                    answer.send(share.slots_from(local, cursor, blocks_min))
-                });
+            Control::TryAgain(number) => {
+                self.with_share(number, |share, context| share.retry_starved(context));
             }
-            Control::SeenBy { share, local, block, place, sum, answer } => {
-                self.with_share(share, |share, _| {
-                    answer.send(share.seen_by(local, block, place, sum))
-                });
+            Control::LogAdded(number, log, default, answer) => {
+                self.with_share(number, |share, _| share.log_added(log, default));
+                let _ = answer.send(());
+            }
+            Control::Scrub(number, question) => {
+                self.with_share(number, |share, _| share.answer(question));
             }
             Control::DeviceBack(number) => {
                 self.with_share(number, |share, _| share.device_back());
             }
             Control::RenewJournal(number) => {
                 self.with_share(number, |share, context| share.renew_journal(context));
+            }
+            Control::SegmentPrepared(number, prepared) => {
+                self.with_share(number, |share, _| share.segment_prepared(prepared));
             }
             Control::CheckpointDone(number, bytes) => {
                 self.with_share(number, |share, _| share.checkpoint_done(bytes));

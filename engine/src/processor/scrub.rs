@@ -8,6 +8,8 @@
 //!                   [`Share::seen_by`] says whether a slot is still what it was: one that was freed meanwhile and
 //!                   is used for something else is no bad one.
 
+use std::sync::mpsc::Sender;
+
 use crate::block_map::place::Place;
 use crate::block_map::tree::{Map, leaves};
 use crate::processor::share::Share;
@@ -46,7 +48,47 @@ pub struct SeenBy {
     pub epochs: Vec<Epoch>,
 }
 
+/// What a scrub asks a share about one of its partitions, and where the answer goes.
+pub enum Question {
+    /// [`Share::slots_from`].
+    SlotsFrom {
+        /// The partition's number on the share.
+        local: u32,
+        /// From here on.
+        cursor: Cursor,
+        /// How many are enough.
+        blocks_min: u32,
+        /// Gets them, and where to go on.
+        answer: Sender<(Vec<SlotRun>, Option<Cursor>)>,
+    },
+    /// [`Share::seen_by`].
+    SeenBy {
+        /// The partition's number on the share.
+        local: u32,
+        /// The block.
+        block: BlockIndex,
+        /// The slot.
+        place: Place,
+        /// The checksum of its contents.
+        sum: u32,
+        /// Gets who sees it, if anybody does.
+        answer: Sender<Option<SeenBy>>,
+    },
+}
+
 impl Share {
+    /// Answers a question; whoever asked may have gone.
+    pub fn answer(&self, question: Question) {
+        match question {
+            Question::SlotsFrom { local, cursor, blocks_min, answer } => {
+                let _ = answer.send(self.slots_from(local, cursor, blocks_min));
+            }
+            Question::SeenBy { local, block, place, sum, answer } => {
+                let _ = answer.send(self.seen_by(local, block, place, sum));
+            }
+        }
+    }
+
     /// Slots of a partition from `cursor` on, at least `blocks_min` if there are so many, and where to go on; `None`
     /// when that was all.
     pub fn slots_from(

@@ -17,10 +17,11 @@ use crate::block_map::place::Place;
 use crate::block_map::versions::{Change, Versions};
 use crate::change_log::format::{RECORD_SUMS_MAX, RecordKind};
 use crate::change_log::journal::{Entry, Journal};
-use crate::change_log::slots::{EmptyChunk, Slots};
+use crate::change_log::slots::Slots;
 use crate::change_log::space::{Log, Space};
 use crate::error::Errno;
 use crate::processor::elsewhere::Elsewhere;
+use crate::processor::hunger::Hunger;
 use crate::processor::io_job::{Done, Job, NewPlace};
 use crate::processor::queue::{Event, Part, Queue};
 use crate::processor::reclaim::{Dropped, FreedBase};
@@ -109,6 +110,8 @@ pub struct Parts {
     pub geometry: Arc<Geometry>,
     /// The volume's change logs.
     pub space: Arc<Space>,
+    /// Who waits for slots.
+    pub hunger: Arc<Hunger>,
     /// The volume's flusher.
     pub flusher: Arc<Flusher>,
     /// The volume's bad blocks.
@@ -127,6 +130,8 @@ pub struct Parts {
     pub snapshots: Vec<Epoch>,
     /// Logs for redirected writes where the newest snapshot names none.
     pub default_logs: Vec<u16>,
+    /// Which of the volume's shares it is.
+    pub ordinal: usize,
     /// The log that the newest snapshot names.
     pub named_log: Option<u16>,
 }
@@ -136,6 +141,7 @@ pub struct Share {
     pub(super) number: u32,
     pub(super) geometry: Arc<Geometry>,
     pub(super) space: Arc<Space>,
+    pub(super) hunger: Arc<Hunger>,
     /// Where slots are taken from, in the order to try.
     pub(super) log_order: Vec<Arc<Log>>,
     pub(super) elsewhere: Elsewhere,
@@ -148,6 +154,7 @@ pub struct Share {
     pub(super) epoch: Epoch,
     pub(super) snapshots: Vec<Epoch>,
     pub(super) default_logs: Vec<u16>,
+    pub(super) ordinal: usize,
     pub(super) named_log: Option<u16>,
     pub(super) reserved: Vec<Reserved>,
     pub(super) next_id: u64,
@@ -185,6 +192,7 @@ impl Share {
             log_order: Vec::new(),
             elsewhere: Elsewhere::default(),
             space: parts.space,
+            hunger: parts.hunger,
             flusher: parts.flusher,
             bad: parts.bad,
             stats: parts.stats,
@@ -194,6 +202,7 @@ impl Share {
             epoch: parts.epoch,
             snapshots: parts.snapshots,
             default_logs: parts.default_logs,
+            ordinal: parts.ordinal,
             named_log: parts.named_log,
             reserved: Vec::new(),
             next_id: 0,
@@ -217,6 +226,34 @@ impl Share {
         share.order_logs();
         share.count_waiting();
         share
+    }
+
+    /// The log that was named, then the default ones, beginning with another one on each processor, as two that write
+    /// to one file wait for each other; then, rather than fail a write, all others.
+    pub(super) fn order_logs(&mut self) {
+        let mut defaults = self.default_logs.clone();
+        if !defaults.is_empty() {
+            let first = self.ordinal % defaults.len();
+            defaults.rotate_left(first);
+        }
+        let mut order: Vec<Arc<Log>> = Vec::new();
+        let logs = self.space.logs();
+        let named = self.named_log.into_iter().chain(defaults);
+        for number in named.chain(logs.iter().map(|log| log.number)) {
+            if !order.iter().any(|log| log.number == number) {
+                order.extend(logs.iter().find(|log| log.number == number).cloned());
+            }
+        }
+        self.put_last(&mut order);
+        self.log_order = order;
+    }
+
+    /// The volume has one more log.
+    pub fn log_added(&mut self, number: u16, default: bool) {
+        if default {
+            self.default_logs.push(number);
+        }
+        self.order_logs();
     }
 
     /// Takes a part that has just come.
@@ -333,9 +370,9 @@ impl Share {
 
     /// Gives back slots that no record speaks of.
     pub(super) fn give_back_unrecorded(&mut self, place: Place, count: u32) {
-        let mut empty = Vec::new();
-        self.slots.give_now(place, count, &mut empty);
-        empty.into_iter().for_each(EmptyChunk::give_back);
+        self.slots.give_now(place, count, &mut Vec::new());
+        self.space.give(u64::from(count));
+        self.hunger.feed();
     }
 
     /// Appends the records of a change, then makes it (J2). On an error nothing of it was recorded.
@@ -377,6 +414,15 @@ impl Share {
     /// Ends a part; the last one ends its request.
     pub(super) fn end(&mut self, part: Part, result: Result<(), Errno>, context: &mut Context<'_>) {
         let request = part.request;
+        match request.verb {
+            Verb::Write => {
+                count(&self.stats.writes, 1);
+                count(&self.stats.write_bytes, u64::from(part.length));
+            }
+            Verb::Zero { .. } => count(&self.stats.zeroes, 1),
+            Verb::Trim => count(&self.stats.trims, 1),
+            _ => {}
+        }
         if let Err(errno) = result {
             count(&self.stats.errors, 1);
             request.fail(errno);
@@ -406,10 +452,9 @@ impl Share {
         }
     }
 
-    /// Takes up to `want` consecutive slots.
-    pub(super) fn take_slots(&mut self, want: u32) -> Option<(Place, u32)> {
-        let slots = &mut self.slots;
-        self.log_order.iter().find_map(|log| slots.take(log, want))
+    /// Takes up to `want` consecutive slots, which were claimed.
+    pub(super) fn take_slots(&mut self, want: u32) -> (Place, u32) {
+        self.slots.take(&self.log_order, want)
     }
 
     /// What is due now and then: slots to be released, a checkpoint.
@@ -418,6 +463,7 @@ impl Share {
             self.ask_release(context);
         }
         self.punch_freed_bases(context);
+        self.prepare_segment(context);
         self.checkpoint_if_due(context);
     }
 
@@ -426,15 +472,18 @@ impl Share {
         self.locals.len()
     }
 
-    /// Takes no more parts: the volume is being let go.
-    pub fn refuse_parts(&mut self) {
+    /// Takes no more parts: the volume is being let go. Those that wait for slots wait no longer.
+    pub fn refuse_parts(&mut self, context: &mut Context<'_>) {
         self.leaving = true;
+        self.retry_starved(context);
     }
 
     /// Whether nothing is under way or waiting.
     pub fn idle(&self) -> bool {
         self.jobs_out == 0
             && !self.checkpointing
+            && !self.journal.is_preparing()
+            && self.returning == 0
             && self.stopped_at.is_none()
             && self.waiting.is_empty()
             && self.held.is_empty()

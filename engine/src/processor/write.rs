@@ -20,18 +20,22 @@ use crate::units::{BLOCK_SIZE, BlockIndex};
 /// Longer parts are written by a pool thread: the processor has others to serve.
 const INLINE_BYTES_MAX: u32 = 64 << 10;
 
+/// There are fewer free slots than a part wants.
+pub(super) struct Starved {
+    pub(super) wanted: u64,
+}
+
 impl Share {
     pub(super) fn write(&mut self, part: Part, context: &mut Context<'_>) {
-        count(&self.stats.writes, 1);
-        count(&self.stats.write_bytes, u64::from(part.length));
         self.locals[part.local as usize].versions.freeze_before(self.epoch, &self.snapshots);
         let aligned = (part.offset | part.length).is_multiple_of(BLOCK_SIZE as u32);
         let inline = aligned && part.length <= INLINE_BYTES_MAX;
         if inline && self.write_in_place(&part, context) {
             return;
         }
-        let Some(mut job) = self.plan_write(&part) else {
-            return self.starve(part, context);
+        let mut job = match self.plan_write(&part) {
+            Ok(job) => job,
+            Err(Starved { wanted }) => return self.starve(part, wanted, context),
         };
         if !inline {
             return self.hand_over(part, job, context);
@@ -75,15 +79,33 @@ impl Share {
         }
     }
 
-    /// Plans a write of a part; `None` if there are not enough slots: then nothing is taken.
-    fn plan_write(&mut self, part: &Part) -> Option<Job> {
+    /// Plans a write of a part, if there are enough slots.
+    fn plan_write(&mut self, part: &Part) -> Result<Job, Starved> {
         let mut job = self.new_job(part, false);
         let (from, to) = (u64::from(part.offset), u64::from(part.offset) + u64::from(part.length));
-        if self.plan_range(&mut job, part, from, to) {
-            return Some(job);
+        self.claim(self.slots_for(part.local, from, to))?;
+        self.plan_range(&mut job, part, from, to);
+        Ok(job)
+    }
+
+    /// Claims slots, all of them or none.
+    pub(super) fn claim(&self, wanted: u64) -> Result<(), Starved> {
+        if wanted == 0 || self.space.claim(wanted) { Ok(()) } else { Err(Starved { wanted }) }
+    }
+
+    /// How many slots a write of the bytes `from..to` of a partition takes.
+    pub(super) fn slots_for(&self, local: u32, from: u64, to: u64) -> u64 {
+        if from == to || self.locals[local as usize].versions.frozen().is_empty() {
+            return 0;
         }
-        self.abandon(job);
-        None
+        let (mut block, last) = ((from / BLOCK_SIZE) as u32, ((to - 1) / BLOCK_SIZE) as u32);
+        let mut slots = 0;
+        while block <= last {
+            let (count, in_place) = self.overwritable(local, block, last - block + 1);
+            slots += if in_place { 0 } else { u64::from(count) };
+            block += count;
+        }
+        slots
     }
 
     /// A job without steps that writes a part's payload, or zeroes.
@@ -100,15 +122,8 @@ impl Share {
         }
     }
 
-    /// Gives back what a plan has taken.
-    pub(super) fn abandon(&mut self, job: Job) {
-        for change in job.changes.iter().filter(|change| change.place.is_slot()) {
-            self.give_back_unrecorded(change.place, change.count);
-        }
-    }
-
-    /// Plans the bytes `from..to` of the partition; `false` if slots ran out.
-    pub(super) fn plan_range(&mut self, job: &mut Job, part: &Part, from: u64, to: u64) -> bool {
+    /// Plans the bytes `from..to` of the partition; the slots for it were claimed.
+    pub(super) fn plan_range(&mut self, job: &mut Job, part: &Part, from: u64, to: u64) {
         let mut pos = from;
         while pos < to {
             let block = (pos / BLOCK_SIZE) as u32;
@@ -125,9 +140,7 @@ impl Share {
             let whole = (to - pos) / BLOCK_SIZE;
             let partial = skip != 0 || whole == 0;
             let want = if partial { 1 } else { self.moving(part.local, block, whole as u32) };
-            let Some((place, count, target)) = self.take_target(part.local, want) else {
-                return false;
-            };
+            let (place, count, target) = self.take_target(part.local, want);
             let change = job.changes.len();
             job.changes.push(NewPlace { first: block, count, place, sums: Vec::new() });
             if partial {
@@ -140,7 +153,6 @@ impl Share {
                 pos += u64::from(count) * BLOCK_SIZE;
             }
         }
-        true
     }
 
     /// How many blocks from `block`, at most `limit`, have to move.
@@ -157,13 +169,13 @@ impl Share {
     }
 
     /// Somewhere new for up to `want` blocks.
-    fn take_target(&mut self, local: u32, want: u32) -> Option<(Place, u32, Target)> {
+    fn take_target(&mut self, local: u32, want: u32) -> (Place, u32, Target) {
         if self.locals[local as usize].versions.frozen().is_empty() {
-            return Some((Place::BASE, want, Target::Base));
+            return (Place::BASE, want, Target::Base);
         }
-        let (place, taken) = self.take_slots(want.min(RECORD_SUMS_MAX))?;
+        let (place, taken) = self.take_slots(want.min(RECORD_SUMS_MAX));
         count(&self.stats.redirected_blocks, u64::from(taken));
-        Some((place, taken, Target::Slots(self.spot(place))))
+        (place, taken, Target::Slots(self.spot(place)))
     }
 
     /// Where a block's contents are now.

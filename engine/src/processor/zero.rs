@@ -10,7 +10,8 @@ use crate::error::Errno;
 use crate::io::device::Device;
 use crate::processor::io_job::{Job, NewPlace, Step};
 use crate::processor::queue::Part;
-use crate::processor::share::{Context, Share, count};
+use crate::processor::share::{Context, Share};
+use crate::processor::write::Starved;
 use crate::units::{BLOCK_SIZE, BlockIndex};
 use crate::volume::request::{StatusExtent, Verb};
 
@@ -27,13 +28,13 @@ impl Share {
             Verb::Zero { no_hole, .. } => Manner { trim: false, keep_allocated: no_hole },
             _ => Manner { trim: true, keep_allocated: false },
         };
-        count(if manner.trim { &self.stats.trims } else { &self.stats.zeroes }, 1);
         self.locals[part.local as usize].versions.freeze_before(self.epoch, &self.snapshots);
         let (from, to) = (u64::from(part.offset), u64::from(part.offset) + u64::from(part.length));
         // The last block of a volume ends with it, so whole blocks are aligned ones.
         let (first, end) = (from.next_multiple_of(BLOCK_SIZE), to - to % BLOCK_SIZE);
-        let Some(mut job) = self.plan_edges(&part, manner, from, to, first, end) else {
-            return self.starve(part, context);
+        let mut job = match self.plan_edges(&part, manner, from, to, first, end) {
+            Ok(job) => job,
+            Err(Starved { wanted }) => return self.starve(part, wanted, context),
         };
         if first < end {
             let (first, end) = ((first / BLOCK_SIZE) as u32, (end / BLOCK_SIZE) as u32);
@@ -45,7 +46,7 @@ impl Share {
         self.hand_over(part, job, context);
     }
 
-    /// Plans the partial blocks at both ends; `None` if slots ran out.
+    /// Plans the partial blocks at both ends, if there are enough slots.
     fn plan_edges(
         &mut self,
         part: &Part,
@@ -54,20 +55,19 @@ impl Share {
         to: u64,
         first: u64,
         end: u64,
-    ) -> Option<Job> {
+    ) -> Result<Job, Starved> {
         let mut job = self.new_job(part, true);
         if manner.trim {
-            return Some(job);
+            return Ok(job);
         }
         let edges = if first < end { [(from, first), (end, to)] } else { [(from, to), (to, to)] };
+        let wanted = edges.iter().map(|(from, to)| self.slots_for(part.local, *from, *to)).sum();
+        self.claim(wanted)?;
         for (from, to) in edges {
             // A range inside two blocks without a whole one is planned block by block all the same.
-            if from < to && !self.plan_range(&mut job, part, from, to) {
-                self.abandon(job);
-                return None;
-            }
+            self.plan_range(&mut job, part, from, to);
         }
-        Some(job)
+        Ok(job)
     }
 
     /// Plans whole blocks `first..end`.

@@ -3,6 +3,7 @@
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
@@ -17,7 +18,7 @@ use crate::processor::share::ShareStats;
 use crate::python::errors::raised;
 use crate::python::handle::Handle;
 use crate::python::{report, spec};
-use crate::units::{BLOCK_SIZE, Epoch};
+use crate::units::Epoch;
 use crate::volume::Volume;
 use crate::volume::caller::Caller;
 
@@ -100,9 +101,47 @@ impl Engine {
         self.call(py, |this| this.inner.remove_volume(volume))
     }
 
-    fn add_log(&self, py: Python<'_>, volume: u64, log: &Bound<'_, PyDict>) -> PyResult<()> {
+    #[pyo3(signature = (volume, log, *, default = false))]
+    fn add_log(
+        &self,
+        py: Python<'_>,
+        volume: u64,
+        log: &Bound<'_, PyDict>,
+        default: bool,
+    ) -> PyResult<()> {
         let (number, extents) = (spec::entry(log, "number")?, spec::extents(log)?);
-        self.call(py, |this| this.inner.add_log(volume, number, &extents))
+        self.call(py, |this| this.inner.add_log(volume, number, &extents, default))
+    }
+
+    fn ask_when_full(&self, py: Python<'_>, volume: u64, asks: bool) -> PyResult<()> {
+        self.call(py, |this| this.inner.ask_when_full(volume, asks))
+    }
+
+    fn try_again(&self, py: Python<'_>, volume: u64) -> PyResult<()> {
+        self.call(py, |this| this.inner.try_again(volume))
+    }
+
+    fn next_event<'py>(
+        &self,
+        py: Python<'py>,
+        timeout_s: f64,
+    ) -> PyResult<Option<Bound<'py, PyDict>>> {
+        let timeout = Duration::try_from_secs_f64(timeout_s).unwrap_or(Duration::ZERO);
+        let event = self.call(py, |this| Ok(this.inner.events.next(timeout)))?;
+        event.map(|event| super::space::event(py, event)).transpose()
+    }
+
+    fn end_events(&self, py: Python<'_>) -> PyResult<()> {
+        self.call(py, |this| {
+            this.inner.events.close();
+            this.inner.refuse_starved();
+            Ok(())
+        })
+    }
+
+    fn space<'py>(&self, py: Python<'py>, volume: u64) -> PyResult<Bound<'py, PyDict>> {
+        let volume = self.call(py, |this| this.inner.volume(volume))?;
+        super::space::space(py, &volume)
     }
 
     fn export(
@@ -197,18 +236,14 @@ impl Engine {
     }
 
     fn volume_stats<'py>(&self, py: Python<'py>, volume: u64) -> PyResult<Bound<'py, PyDict>> {
-        let (volume, used, mapped) = self.call(py, |this| {
+        let (volume, mapped) = self.call(py, |this| {
             let volume = this.inner.volume(volume)?;
-            let mut used = std::collections::HashMap::<u16, u64>::new();
             let mut mapped = 0;
             for share in &volume.shares {
-                let (by_log, blocks) = ask(&*this.inner.system, &share.queue, |answer| {
-                    Control::Use(volume.share, answer)
-                })?;
-                by_log.into_iter().for_each(|(log, n)| *used.entry(log).or_default() += n);
-                mapped += blocks;
+                let used = |answer| Control::Use(volume.share, answer);
+                mapped += ask(&*this.inner.system, &share.queue, used)?;
             }
-            Ok((volume, used, mapped))
+            Ok((volume, mapped))
         })?;
         let dict = counters(py, &volume)?;
         dict.set_item("blocks_mapped", mapped)?;
@@ -218,18 +253,7 @@ impl Engine {
         let ours = |name: &str| name == volume.name || name.starts_with(&prefix);
         let ours = exports.iter().filter(|export| ours(&export.name));
         dict.set_item("connections", ours.map(|export| export.connections()).sum::<usize>())?;
-        let logs = PyList::empty(py);
-        for log in volume.space.logs() {
-            let chunk = crate::change_log::space::CHUNK_BYTES;
-            let entry = PyDict::new(py);
-            entry.set_item("number", log.number)?;
-            entry.set_item("size_bytes", log.chunks * chunk)?;
-            let slots = used.get(&log.number).copied().unwrap_or(0);
-            entry.set_item("used_bytes", slots * BLOCK_SIZE)?;
-            entry.set_item("claimed_bytes", log.chunks_taken() * chunk)?;
-            logs.append(entry)?;
-        }
-        dict.set_item("logs", logs)?;
+        dict.set_item("logs", super::space::logs(py, &volume)?)?;
         Ok(dict)
     }
 
@@ -294,6 +318,7 @@ impl Engine {
 
     fn stop(&self, py: Python<'_>) -> PyResult<()> {
         let result = py.detach(|| {
+            self.inner.refuse_starved();
             self.server.stop();
             self.inner.stop()
         });

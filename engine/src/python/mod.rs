@@ -7,6 +7,7 @@ mod engine;
 mod errors;
 mod handle;
 mod report;
+mod space;
 mod spec;
 
 use pyo3::prelude::*;

@@ -72,7 +72,7 @@ impl Durable {
                 return Err(errno);
             }
             if journal.take_expecting() {
-                let control = Control::Release { share: *share, durable: true };
+                let control = Control::Release { share: *share, result: Ok(()) };
                 queue.push(Event::Control(Box::new(control)));
             }
         }
@@ -225,7 +225,7 @@ fn answer(
                 let _ = sender.send(result);
             }
             Waiter::Release { queue, share } => {
-                let control = Control::Release { share, durable: result.is_ok() };
+                let control = Control::Release { share, result };
                 queue.push(Event::Control(Box::new(control)));
             }
         }

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::change_log::space::Space;
+use crate::processor::hunger::Hunger;
 use crate::processor::queue::{Event, Part, Queue};
 use crate::processor::run::Core;
 use crate::processor::share::ShareStats;
@@ -50,6 +51,8 @@ pub struct Volume {
     pub geometry: Arc<Geometry>,
     /// Its change logs.
     pub space: Arc<Space>,
+    /// Who waits for room in them.
+    pub hunger: Arc<Hunger>,
     /// What a flush syncs.
     pub durable: Arc<Durable>,
     /// Blocks that could not be read back right.

@@ -174,23 +174,6 @@ def test_a_catalog_that_cannot_be_written_says_so_and_stays_as_it_was(catalog: C
     assert [each.state for each in catalog.volumes()] == ["creating"]
 
 
-def test_a_catalog_of_version_1_is_brought_to_what_a_new_one_has(tmp_path: Path) -> None:
-    def tables(path: Path) -> dict[str, str]:
-        connection = sqlite3.connect(path)
-        rows = connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
-        connection.close()
-        return dict(rows)
-
-    old, new = tmp_path / "old.db", tmp_path / "new.db"
-    for path in (old, new):
-        Catalog(path).close()
-    connection = sqlite3.connect(old)
-    connection.executescript("DROP TABLE setting; DROP TABLE scrub; PRAGMA user_version = 1;")
-    connection.close()
-    Catalog(old).close()
-    assert tables(old) == tables(new)
-
-
 def test_a_run_is_clean_if_it_ended_so_or_the_machine_was_started_anew(catalog: Catalog) -> None:
     settings = catalog.settings
     assert settings.begin_run("boot 1"), "there was none before"

@@ -1,0 +1,72 @@
+//! Segments: prepared before they are needed, and begun without waiting for the disk (J7).
+
+use super::{Scratch, back, begin_again, entry, segment_bytes, ten_records};
+use crate::change_log::format::record_bytes;
+use crate::change_log::journal::{Journal, Prepared};
+use crate::error::ErrorKind;
+
+/// Two segments behind the ten records, with a record each, of which nothing is committed.
+fn two_more_segments(scratch: &Scratch) {
+    for first in [20, 21] {
+        let mut journal = begin_again(scratch, 1);
+        journal.append(entry(first, u64::from(first) + 100, 1, &[7])).unwrap();
+    }
+}
+
+#[test]
+fn a_segment_whose_header_a_power_loss_has_taken_holds_nothing_that_counts() {
+    let scratch = Scratch::new();
+    ten_records(&scratch);
+    two_more_segments(&scratch);
+    let lost = scratch.identity(1).segment_path(2);
+    let mut bytes = std::fs::read(&lost).unwrap();
+    bytes[..512].fill(0);
+    std::fs::write(&lost, &bytes).unwrap();
+    // Killed, all records count, so it cannot be done without.
+    assert_eq!(back(&scratch, 1, &[]).unwrap_err().kind, ErrorKind::Corrupt);
+    let found = back(&scratch, 2, &[]).unwrap();
+    assert_eq!((found.next_seq, found.replayed, found.leftovers), (6, 5, vec![lost]));
+    let mut journal = begin_again(&scratch, 2);
+    assert_eq!(journal.append(entry(30, 500, 1, &[1])).unwrap(), 6);
+    drop(journal);
+    let killed = back(&scratch, 2, &[]).unwrap();
+    assert_eq!((killed.next_seq, killed.replayed), (7, 6));
+}
+
+#[test]
+fn a_prepared_segment_is_used_next_or_leaves_nothing() {
+    let scratch = Scratch::new();
+    let mut journal = Journal::begin(scratch.identity(1), 1, 1, 0, Vec::new()).unwrap();
+    assert_eq!(journal.ask_next(), None);
+    let sums = vec![3; 8];
+    while journal.ask_next().is_none() {
+        journal.append(entry(0, 0, 1, &sums)).unwrap();
+    }
+    assert_eq!(journal.ask_next(), None, "one at a time");
+    // It comes too late: the segment is full before.
+    let late = Prepared::make(&scratch.identity(1), 2).unwrap();
+    for _ in 0..segment_bytes() / record_bytes(sums.len()) {
+        journal.append(entry(0, 0, 1, &sums)).unwrap();
+    }
+    assert!(scratch.identity(1).segment_path(3).exists());
+    journal.prepared(Some(late));
+    assert!(!scratch.identity(1).segment_path(2).exists());
+    let number = loop {
+        journal.append(entry(0, 0, 1, &sums)).unwrap();
+        if let Some(number) = journal.ask_next() {
+            break number;
+        }
+    };
+    journal.prepared(Some(Prepared::make(&scratch.identity(1), number).unwrap()));
+    // A kill now leaves one without a header, which is as if it were not.
+    let killed = back(&scratch, 1, &[]).unwrap();
+    assert_eq!(killed.replayed, journal.shared().appended());
+    assert_eq!(killed.leftovers, [scratch.identity(1).segment_path(number)]);
+    for _ in 0..segment_bytes() / record_bytes(sums.len()) {
+        journal.append(entry(0, 0, 1, &sums)).unwrap();
+    }
+    journal.shared().commit(journal.shared().appended()).unwrap();
+    let found = back(&scratch, 2, &[]).unwrap();
+    assert_eq!(found.replayed, journal.shared().appended());
+    assert_eq!(found.segments.len(), 3);
+}

@@ -1,0 +1,207 @@
+//! Slots and space: claimed, taken, given back, punched; by one processor and by several at once.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use proptest::prelude::*;
+
+use super::Scratch;
+use crate::block_map::place::Place;
+use crate::change_log::slots::Slots;
+use crate::change_log::space::{CHUNK_BYTES, CHUNK_SLOTS, EmptyChunk, Log, Space};
+use crate::io::device::Device;
+use crate::system::linux::Linux;
+use crate::volume::geometry::Extent;
+
+fn space(scratch: &Scratch, chunks: &[u64]) -> Space {
+    let space = Space::default();
+    for (index, chunks) in chunks.iter().enumerate() {
+        let path = scratch.0.join(format!("log{index}"));
+        std::fs::File::create(&path).unwrap().set_len(chunks * CHUNK_BYTES).unwrap();
+        let linux: Arc<dyn crate::system::System> = Arc::new(Linux);
+        let device = Arc::new(Device::open(&linux, 1 + index as u64, &path, false, true).unwrap());
+        // In two extents, where there is enough for two.
+        let (first, rest) = (CHUNK_BYTES, (chunks - 1) * CHUNK_BYTES);
+        let extents = [(0, first), (first, rest)].into_iter().filter(|(_, length)| *length > 0);
+        let extents = extents.map(|(offset, length)| {
+            let device = Arc::clone(&device);
+            Extent { device, offset, length }
+        });
+        let log = space.add(Log::new(1 + index as u16, extents.collect()).unwrap()).unwrap();
+        space.open(&log, 0);
+    }
+    space
+}
+
+fn numbers(place: Place, count: u32) -> impl Iterator<Item = u64> {
+    (0..count).map(move |i| place.step(i).raw())
+}
+
+/// Takes exactly `want` slots, or none.
+fn take(space: &Space, slots: &mut Slots, want: u32) -> Option<Vec<(Place, u32)>> {
+    if !space.claim(u64::from(want)) {
+        return None;
+    }
+    let (logs, mut runs, mut left) = (space.logs(), Vec::new(), want);
+    while left > 0 {
+        let (place, count) = slots.take(&logs, left);
+        assert!(count >= 1 && count <= left);
+        left -= count;
+        runs.push((place, count));
+    }
+    Some(runs)
+}
+
+fn punch(space: &Space, empty: Vec<EmptyChunk>) {
+    for chunk in empty.iter().filter(|chunk| space.retire(chunk)) {
+        chunk.punch();
+        space.revive(chunk);
+    }
+}
+
+proptest! {
+    #[test]
+    fn slots_are_handed_out_once_and_used_again_only_when_released(
+        ops in prop::collection::vec(
+            (0..3u8, 0..3usize, 1..1500u32, any::<prop::sample::Index>()), 1..80),
+    ) {
+        let scratch = Scratch::new();
+        let space = space(&scratch, &[3, 1]);
+        let mut owners: [(Slots, Vec<(Place, u32)>); 3] = Default::default();
+        let (mut used, mut seq) = (BTreeSet::new(), 0);
+        for (op, owner, want, pick) in ops {
+            let (slots, runs) = &mut owners[owner];
+            match op {
+                0 => match take(&space, slots, want) {
+                    Some(taken) => {
+                        for (place, count) in &taken {
+                            for number in numbers(*place, *count) {
+                                prop_assert!(used.insert(number), "handed out twice");
+                            }
+                        }
+                        runs.extend(taken);
+                    }
+                    None => prop_assert!(used.len() as u64 + u64::from(want) > 4 * CHUNK_SLOTS),
+                },
+                1 if !runs.is_empty() => {
+                    let (place, count) = runs.swap_remove(pick.index(runs.len()));
+                    seq += 1;
+                    slots.give_later(seq, place, count);
+                    let mut empty = Vec::new();
+                    prop_assert_eq!(slots.release(seq - 1, &mut empty), 0);
+                    prop_assert!(empty.is_empty(), "released before its time");
+                    let released = slots.release(seq, &mut empty);
+                    prop_assert_eq!(released, u64::from(count));
+                    space.give(released);
+                    numbers(place, count).for_each(|number| {
+                        used.remove(&number);
+                    });
+                    punch(&space, empty);
+                }
+                _ => {}
+            }
+            let logs = space.logs();
+            prop_assert_eq!(space.usage().used, used.len() as u64);
+            prop_assert_eq!(logs.iter().map(|log| log.slots.used()).sum::<u64>(), used.len() as u64);
+            let chunks: BTreeSet<u64> = used.iter().map(|slot| slot / CHUNK_SLOTS).collect();
+            let claimed = logs.iter().map(|log| log.slots.claimed()).sum::<u64>();
+            prop_assert!(claimed <= (chunks.len() + 2 * owners.len()) as u64);
+        }
+    }
+}
+
+#[test]
+fn the_last_free_slot_is_found_wherever_it_is() {
+    let scratch = Scratch::new();
+    let space = space(&scratch, &[2, 2]);
+    let (mut mine, mut other) = (Slots::default(), Slots::default());
+    // The other has a home with one slot used; mine takes all that is left, chunk by chunk and slot by slot.
+    let (theirs, _) = take(&space, &mut other, 1).unwrap()[0];
+    assert_eq!(take(&space, &mut mine, 4096), None, "one is used");
+    let taken = take(&space, &mut mine, 4095).unwrap();
+    assert_eq!(space.free(), 0);
+    assert_eq!(take(&space, &mut mine, 1), None);
+    // What one gives back anywhere, the other finds.
+    let (place, _) = taken[taken.len() / 2];
+    mine.give_now(place.step(1), 1, &mut Vec::new());
+    space.give(1);
+    assert_eq!(take(&space, &mut other, 1).unwrap(), [(place.step(1), 1)]);
+    other.give_now(theirs, 1, &mut Vec::new());
+    space.give(1);
+    assert_eq!(take(&space, &mut mine, 1).unwrap(), [(theirs, 1)]);
+}
+
+#[test]
+fn a_chunk_that_is_punched_is_given_to_nobody_and_never_the_last_room() {
+    let scratch = Scratch::new();
+    let space = space(&scratch, &[2]);
+    let mut slots = Slots::default();
+    let runs = take(&space, &mut slots, 2048).unwrap();
+    let mut empty = Vec::new();
+    runs.iter().for_each(|(place, count)| slots.give_now(*place, *count, &mut empty));
+    space.give(2048);
+    assert_eq!(empty.len(), 2);
+    assert!(space.retire(&empty[0]));
+    assert_eq!((space.free(), space.returning(), space.usage().used), (1024, 1024, 0));
+    assert_eq!(take(&space, &mut slots, 1025), None);
+    assert!(space.claim(1), "somebody is about to take one");
+    assert!(!space.retire(&empty[1]), "it would take what is claimed");
+    space.give(1);
+    let chunk = empty[0].chunk;
+    let taken = take(&space, &mut slots, 1024).unwrap();
+    assert!(taken.iter().all(|(place, _)| place.slot_number() / CHUNK_SLOTS != chunk));
+    space.revive(&empty[0]);
+    assert_eq!((space.free(), space.returning()), (1024, 0));
+    assert!(take(&space, &mut slots, 1024).is_some());
+}
+
+#[test]
+fn recovery_marks_each_slot_once_whoever_has_it() {
+    let scratch = Scratch::new();
+    let space = space(&scratch, &[2]);
+    let log = space.log(1).unwrap();
+    let (mut mine, mut other) = (Slots::default(), Slots::default());
+    assert!(mine.take_exactly(&log, Place::slot(1, 1000), 100));
+    assert!(other.take_exactly(&log, Place::slot(1, 1100), 100), "in the same chunk");
+    assert!(!other.take_exactly(&log, Place::slot(1, 1099), 1), "used twice");
+    assert!(!mine.take_exactly(&log, Place::slot(1, 2047), 2), "outside");
+    assert_eq!(log.slots.used(), 201);
+}
+
+#[test]
+fn processors_that_fill_the_logs_together_find_every_slot_and_none_twice() {
+    let scratch = Scratch::new();
+    let space = &space(&scratch, &[4, 3, 1]);
+    let size = 8 * CHUNK_SLOTS;
+    let used = &Mutex::new(BTreeSet::new());
+    let turns = &AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        for owner in 0..4u64 {
+            scope.spawn(move || {
+                let (mut slots, mut runs) = (Slots::default(), Vec::new());
+                while turns.fetch_add(1, Ordering::Relaxed) < 4000 {
+                    let want = 1 + (turns.load(Ordering::Relaxed) * 37 + owner * 11) % 300;
+                    if let Some(taken) = take(space, &mut slots, want as u32) {
+                        let mut used = used.lock().unwrap();
+                        for (place, count) in &taken {
+                            numbers(*place, *count).for_each(|slot| assert!(used.insert(slot)));
+                        }
+                        runs.extend(taken);
+                    } else if let Some((place, count)) = runs.pop() {
+                        numbers(place, count).for_each(|slot| {
+                            used.lock().unwrap().remove(&slot);
+                        });
+                        let mut empty = Vec::new();
+                        slots.give_now(place, count, &mut empty);
+                        space.give(u64::from(count));
+                        punch(space, empty);
+                    }
+                }
+                while take(space, &mut slots, 1).is_some() {}
+            });
+        }
+    });
+    assert_eq!((space.free(), space.usage().used), (0, size));
+    assert_eq!(space.logs().iter().map(|log| log.slots.used()).sum::<u64>(), size);
+}

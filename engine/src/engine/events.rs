@@ -1,0 +1,71 @@
+//! Events: what the engine tells Python without being asked.
+//!
+//! How it works      A short queue. Somebody fetches from it, and sleeps while it is empty; what is in it already is not
+//!                   put in again.
+//! Owner and locks   one lock over the queue, held for a push or a look.
+
+use std::collections::VecDeque;
+use std::sync::{Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use crate::units::VolumeId;
+
+/// More than so many are not kept.
+const EVENTS_MAX: usize = 4096;
+
+/// Something that has happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Writes of this volume wait for room in its change logs: there will be none unless somebody makes it.
+    LogFull(VolumeId),
+}
+
+#[derive(Debug, Default)]
+struct State {
+    queue: VecDeque<Event>,
+    closed: bool,
+}
+
+/// See the module's head.
+#[derive(Debug, Default)]
+pub struct Events {
+    state: Mutex<State>,
+    wake: Condvar,
+}
+
+impl Events {
+    /// Adds an event; `false` if nobody will fetch it.
+    pub fn push(&self, event: Event) -> bool {
+        let mut state = self.state.lock().expect("no holder panics");
+        if state.closed || state.queue.len() >= EVENTS_MAX {
+            return false;
+        }
+        if !state.queue.contains(&event) {
+            state.queue.push_back(event);
+            self.wake.notify_one();
+        }
+        true
+    }
+
+    /// The next event; `None` if there was none for so long, or there will never be one.
+    pub fn next(&self, timeout: Duration) -> Option<Event> {
+        let end = Instant::now() + timeout;
+        let mut state = self.state.lock().expect("no holder panics");
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let found = state.queue.pop_front();
+            if found.is_some() || state.closed || left.is_zero() {
+                return found;
+            }
+            state = self.wake.wait_timeout(state, left).expect("no holder panics").0;
+        }
+    }
+
+    /// There will be no more.
+    pub fn close(&self) {
+        let mut state = self.state.lock().expect("no holder panics");
+        state.closed = true;
+        state.queue.clear();
+        self.wake.notify_all();
+    }
+}

@@ -1,0 +1,45 @@
+//! Space: what Python is told of the change logs' room.
+
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList};
+
+use crate::change_log::space::CHUNK_BYTES;
+use crate::engine::events::Event;
+use crate::units::BLOCK_SIZE;
+use crate::volume::Volume;
+
+/// A `SpaceStats`.
+pub fn space<'py>(py: Python<'py>, volume: &Volume) -> PyResult<Bound<'py, PyDict>> {
+    let found = volume.space.usage();
+    let dict = PyDict::new(py);
+    dict.set_item("size_bytes", found.size * BLOCK_SIZE)?;
+    dict.set_item("used_bytes", found.used * BLOCK_SIZE)?;
+    dict.set_item("starving", volume.hunger.is_hungry())?;
+    Ok(dict)
+}
+
+/// The `LogStats` of all logs.
+pub fn logs<'py>(py: Python<'py>, volume: &Volume) -> PyResult<Bound<'py, PyList>> {
+    let logs = PyList::empty(py);
+    for log in volume.space.logs() {
+        let entry = PyDict::new(py);
+        entry.set_item("number", log.number)?;
+        entry.set_item("size_bytes", log.chunks * CHUNK_BYTES)?;
+        entry.set_item("used_bytes", log.slots.used() * BLOCK_SIZE)?;
+        entry.set_item("claimed_bytes", log.slots.claimed() * CHUNK_BYTES)?;
+        logs.append(entry)?;
+    }
+    Ok(logs)
+}
+
+/// An `EngineEvent`.
+pub fn event(py: Python<'_>, event: Event) -> PyResult<Bound<'_, PyDict>> {
+    let dict = PyDict::new(py);
+    match event {
+        Event::LogFull(volume) => {
+            dict.set_item("kind", "log-full")?;
+            dict.set_item("volume", volume)?;
+        }
+    }
+    Ok(dict)
+}

@@ -1,0 +1,281 @@
+//! Full change logs: who waits, who is refused, and that nothing else is hurt.
+//!
+//! Strategy          A volume on 3 processors whose log has room for fewer blocks than it has itself. Writers that wait
+//!                   are threads; each test is bounded in time and says what would be lost or hang.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use polyvol_engine::engine::Engine;
+use polyvol_engine::engine::events::Event;
+use polyvol_engine::engine::volumes::{ExtentSpec, VolumeSpec};
+use polyvol_engine::error::Errno;
+use polyvol_engine::volume::caller::Caller;
+use polyvol_engine::volume::request::Verb;
+
+const MIB: u64 = 1 << 20;
+const SIZE: u64 = 12 * MIB;
+const BLOCKS: u64 = SIZE / 4096;
+const LOG_BLOCKS: u64 = 1024;
+const SOON: Duration = Duration::from_secs(20);
+
+struct Scratch(PathBuf);
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Volume 1 of 12 MiB on 3 processors with a log of 4 MiB, written once.
+struct Full {
+    engine: Arc<Engine>,
+    caller: Arc<Caller>,
+    live: Vec<u8>,
+    scratch: Scratch,
+}
+
+fn block(seed: u64) -> Vec<u8> {
+    (0..4096u64).map(|at| (at * 3 + seed * 7 + at / 256 + seed / 251) as u8).collect()
+}
+
+impl Full {
+    fn new() -> Full {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("polyvol-space-{}-{number}", std::process::id());
+        let scratch = Scratch(std::env::temp_dir().join(name));
+        std::fs::create_dir(&scratch.0).unwrap();
+        let engine = Arc::new(Engine::new(3).unwrap());
+        for (id, name, size) in [(1, "base", SIZE), (2, "log", 4 * MIB), (3, "more", 16 * MIB)] {
+            let path = scratch.0.join(name);
+            std::fs::File::create(&path).unwrap().set_len(size).unwrap();
+            engine.open_device(id, &path, false, true).unwrap();
+        }
+        let part = |n: u64| (n as u32 % 3, vec![extent(1, n * MIB, MIB)]);
+        engine
+            .add_volume(VolumeSpec {
+                id: 1,
+                uuid: [1; 16],
+                name: "v".to_owned(),
+                size: SIZE,
+                partition_size: MIB,
+                partitions: (0..12).map(part).collect(),
+                logs: vec![(1, vec![extent(2, 0, 4 * MIB)])],
+                default_logs: vec![1],
+                directory: scratch.0.join("volume"),
+                snapshots: Vec::new(),
+                next_epoch: 1,
+            })
+            .unwrap();
+        engine.export("v", "", 1, None).unwrap();
+        let caller = Arc::new(Caller::new(engine.exports.attach("v").unwrap()));
+        let live: Vec<u8> = (0..BLOCKS).flat_map(block).collect();
+        caller.write(0, &live, false).unwrap();
+        Full { engine, caller, live, scratch }
+    }
+
+    fn cut(&self) -> u64 {
+        let epoch = self.engine.cut(&[(1, None)]).unwrap().epochs[0].1;
+        self.engine.settle(1, epoch).unwrap();
+        self.engine.flush(1).unwrap();
+        self.engine.export(&format!("v@{epoch}"), "", 1, Some(epoch)).unwrap();
+        epoch
+    }
+
+    fn drop_snapshot(&self, epoch: u64) {
+        self.engine.exports.remove(&format!("v@{epoch}")).unwrap();
+        self.engine.drop_snapshot(1, epoch).unwrap();
+    }
+
+    fn write(&mut self, number: u64, seed: u64) -> Result<(), Errno> {
+        let bytes = block(seed);
+        let result = self.caller.write(number * 4096, &bytes, false);
+        if result.is_ok() {
+            self.live[number as usize * 4096..][..4096].copy_from_slice(&bytes);
+        }
+        result
+    }
+
+    /// Redirects as many blocks as the log has slots.
+    fn fill(&mut self) {
+        for number in 0..LOG_BLOCKS {
+            assert_eq!(self.write(number, number + 5000), Ok(()), "block {number} finds a slot");
+        }
+        assert_eq!(self.engine.volume(1).unwrap().space.free(), 0);
+    }
+
+    /// Writes these blocks, each by a thread of its own, which wait.
+    fn starve(&mut self, numbers: std::ops::Range<u64>) -> Vec<JoinHandle<Result<(), Errno>>> {
+        let begin = |number: u64| {
+            let (caller, bytes) = (Arc::clone(&self.caller), block(number + 9000));
+            self.live[number as usize * 4096..][..4096].copy_from_slice(&bytes);
+            std::thread::spawn(move || caller.write(number * 4096, &bytes, false))
+        };
+        let writers: Vec<_> = numbers.map(begin).collect();
+        assert_eq!(self.engine.events.next(SOON), Some(Event::LogFull(1)));
+        writers
+    }
+
+    fn check(&self) {
+        let read = self.caller.read(0, SIZE).unwrap();
+        assert!(read.data.as_slice() == self.live);
+    }
+
+    fn stop(self) {
+        let Full { engine, caller, scratch, .. } = self;
+        drop(caller);
+        engine.stop().unwrap();
+        drop(scratch);
+    }
+}
+
+fn extent(device: u64, offset: u64, length: u64) -> ExtentSpec {
+    ExtentSpec { device, offset, length }
+}
+
+fn ends(writers: Vec<JoinHandle<Result<(), Errno>>>) -> Vec<Result<(), Errno>> {
+    writers.into_iter().map(|writer| writer.join().unwrap()).collect()
+}
+
+#[test]
+fn every_slot_is_used_by_whichever_processor_needs_it_and_then_writes_are_refused() {
+    let mut full = Full::new();
+    full.cut();
+    full.fill();
+    for number in LOG_BLOCKS..LOG_BLOCKS + 12 {
+        assert_eq!(full.write(number, 1), Err(Errno::ENOSPC));
+    }
+    // All of one processor's blocks, which it alone redirects.
+    full.check();
+    full.stop();
+    let mut full = Full::new();
+    full.cut();
+    let mine = (0..BLOCKS).filter(|number| number / 256 % 3 == 1);
+    let done = mine.map(|number| full.write(number, number + 1)).filter(Result::is_ok).count();
+    assert_eq!(done as u64, LOG_BLOCKS);
+    full.check();
+    full.stop();
+}
+
+#[test]
+fn a_log_that_is_added_lets_the_writes_go_on_that_wait_for_room() {
+    let mut full = Full::new();
+    full.engine.ask_when_full(1, true).unwrap();
+    full.cut();
+    full.fill();
+    let writers = full.starve(LOG_BLOCKS..LOG_BLOCKS + 9);
+    assert_eq!(full.engine.events.next(Duration::from_millis(100)), None, "asked once");
+    assert!(writers.iter().all(|writer| !writer.is_finished()));
+    full.engine.add_log(1, 2, &[extent(3, 0, 16 * MIB)], true).unwrap();
+    assert!(ends(writers).iter().all(Result::is_ok));
+    for number in LOG_BLOCKS + 9..BLOCKS {
+        assert_eq!(full.write(number, number), Ok(()));
+    }
+    full.check();
+    let use_now = full.engine.volume(1).unwrap().space.usage();
+    assert_eq!((use_now.used, use_now.size), (BLOCKS, 5 * LOG_BLOCKS));
+    full.stop();
+}
+
+#[test]
+fn while_writes_wait_everything_else_goes_on_and_when_nobody_makes_room_they_are_refused() {
+    let mut full = Full::new();
+    full.engine.ask_when_full(1, true).unwrap();
+    let first = full.cut();
+    full.fill();
+    let before = full.live.clone();
+    let writers = full.starve(2000..2006);
+    // A cut with everything that belongs to it, reads, a trim, a flush; a delete that frees nothing.
+    let second = full.cut();
+    full.caller.read(0, MIB).unwrap();
+    full.caller.range(Verb::Trim, 2500 * 4096, 4096, false).unwrap();
+    full.live[2500 * 4096..2501 * 4096].fill(0);
+    full.caller.flush().unwrap();
+    let third = full.cut();
+    full.drop_snapshot(second);
+    assert!(writers.iter().all(|writer| !writer.is_finished()));
+    full.engine.ask_when_full(1, false).unwrap();
+    assert!(ends(writers).iter().all(|result| *result == Err(Errno::ENOSPC)));
+    full.live[2000 * 4096..2006 * 4096].copy_from_slice(&before[2000 * 4096..2006 * 4096]);
+    assert_eq!(full.write(2000, 1), Err(Errno::ENOSPC), "at once");
+    full.check();
+    full.drop_snapshot(third);
+    full.drop_snapshot(first);
+    assert_eq!(full.write(2000, 2), Ok(()));
+    full.check();
+    full.stop();
+}
+
+#[test]
+fn room_that_is_made_in_steps_is_asked_for_until_it_is_enough() {
+    let mut full = Full::new();
+    full.engine.ask_when_full(1, true).unwrap();
+    let first = full.cut();
+    for number in 0..10 {
+        full.write(number, number + 70).unwrap();
+    }
+    let second = full.cut();
+    for number in 10..LOG_BLOCKS {
+        full.write(number, number + 80).unwrap();
+    }
+    let writers = full.starve(1500..1501);
+    full.drop_snapshot(first); // the second one sees all that it saw, but for ten base blocks
+    full.engine.try_again(1).unwrap();
+    assert_eq!(full.engine.events.next(SOON), Some(Event::LogFull(1)));
+    assert!(writers.iter().all(|writer| !writer.is_finished()));
+    full.drop_snapshot(second);
+    assert!(ends(writers).iter().all(Result::is_ok));
+    full.engine.try_again(1).unwrap();
+    assert_eq!(full.engine.events.next(Duration::from_millis(100)), None);
+    full.check();
+    full.stop();
+}
+
+#[test]
+fn a_stop_ends_the_writes_that_wait() {
+    let mut full = Full::new();
+    full.engine.ask_when_full(1, true).unwrap();
+    full.cut();
+    full.fill();
+    let writers = full.starve(2000..2010);
+    let engine = Arc::clone(&full.engine);
+    std::thread::spawn(move || engine.stop()).join().unwrap().unwrap();
+    assert!(ends(writers).iter().all(Result::is_err));
+    assert_eq!(full.engine.events.next(SOON), None);
+    full.stop();
+}
+
+#[test]
+fn large_writes_that_starve_together_leave_no_room_unused() {
+    let mut full = Full::new();
+    full.engine.ask_when_full(1, true).unwrap();
+    let epoch = full.cut();
+    for number in 0..LOG_BLOCKS - 200 {
+        full.write(number, number + 5).unwrap();
+    }
+    // Each wants more than the 200 slots that are left.
+    let large = |number: u64| {
+        let (caller, bytes) = (Arc::clone(&full.caller), vec![number as u8; MIB as usize]);
+        std::thread::spawn(move || caller.write(number * MIB, &bytes, false))
+    };
+    let writers: Vec<_> = [6, 7, 8].map(large).into();
+    assert_eq!(full.engine.events.next(SOON), Some(Event::LogFull(1)));
+    // Small ones still fit.
+    let bytes = block(3);
+    full.caller.write(11 * MIB, &bytes, false).unwrap();
+    full.drop_snapshot(epoch);
+    assert!(ends(writers).iter().all(Result::is_ok));
+    for number in 6..9u64 {
+        full.live[(number * MIB) as usize..][..MIB as usize].fill(number as u8);
+    }
+    for number in 0..LOG_BLOCKS - 200 {
+        full.live[number as usize * 4096..][..4096].copy_from_slice(&block(number + 5));
+    }
+    full.live[11 * MIB as usize..][..4096].copy_from_slice(&bytes);
+    full.check();
+    full.stop();
+}
