@@ -97,6 +97,20 @@ class Devices:
             raise DeviceStillFaulty(name=name, reason=shown.reason)
         return shown
 
+    def found(self, path: Path) -> DeviceView | None:
+        """A file or disk has appeared at this path: if it is a device that is missing or faulty, by its
+        label, it is opened anew there. None if it is nothing of that kind. The caller holds `changes`."""
+        context = self._context
+        found = inspect(path)
+        label = None if found is None else found.label
+        if not isinstance(label, Label) or label.catalog != context.catalog.uuid:
+            return None
+        troubles = device_troubles(context)
+        for device in context.catalog.devices():
+            if device.uuid == label.device and device.id in troubles:
+                return self.retry(DeviceRetry(path=str(path)), device.name)
+        return None
+
     def _refuse_other(self, device: Device, path: Path) -> None:
         """An error unless this path is that device."""
         context = self._context

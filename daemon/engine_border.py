@@ -13,6 +13,7 @@ from polyvol.snapshot.coordinator import CutEngine
 if TYPE_CHECKING:
     from polyvol.engine import (
         BlockStatus,
+        CheckReport,
         EngineEvent,
         EngineStats,
         ExportInfo,
@@ -140,12 +141,23 @@ class EngineFactory(Protocol):
         """An engine with so many processors."""
 
 
+class CheckLike(Protocol):
+    """Checks a volume that nobody serves."""
+
+    def __call__(self, spec: "VolumeSpec", devices: dict[int, str], *, data: bool = False) -> "CheckReport":
+        """What is wrong with it; nothing is changed."""
+
+
 class EngineModule(Protocol):
     """The engine's module: how to start one, what it raises, its version."""
 
     @property
     def Engine(self) -> EngineFactory:  # noqa: N802 - the module's own name for it
         """Starts an engine."""
+
+    @property
+    def check(self) -> CheckLike:
+        """Checks a volume that nobody serves."""
 
     @property
     def EngineError(self) -> type[Exception]:  # noqa: N802 - the module's own name for it

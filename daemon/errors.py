@@ -34,6 +34,15 @@ class StateLocked(PolyvolError):
     hint = "stop it first, or give another --state-dir"
 
 
+class NoState(PolyvolError):
+    """A directory that is no state directory."""
+
+    code = "no-state"
+    kind = "not-found"
+    sentence = "{state} is no state directory: it has no catalog"
+    hint = "give --state-dir the directory of a polyvold"
+
+
 class StateUnusable(PolyvolError):
     """The state directory cannot be used."""
 

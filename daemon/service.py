@@ -194,6 +194,15 @@ class Service:
             self._volumes.serve_waiting()
             return view
 
+    def device_found(self, path: Path) -> DeviceView | None:
+        """A file or disk has appeared: bring back the device that it is, if it is one that is missing or
+        faulty."""
+        with self._context.changes:
+            view = self._devices.found(path)
+            if view is not None:
+                self._volumes.serve_waiting()
+            return view
+
     def remove_device(self, name: str) -> None:
         """Remove a device."""
         with self._context.changes:

@@ -310,6 +310,31 @@ class StatusView:
     events: list[EventView]
 
 
+@dataclass(frozen=True, kw_only=True)
+class CheckVolumeView:
+    """A volume as a check found it: slots in use, records behind its checkpoints, bytes of slots read and
+    checked."""
+
+    name: str
+    partitions: int
+    snapshots: int
+    slots: int = 0
+    records: int = 0
+    checked: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckView:
+    """What a check found: `problems` are wrong, `notes` are what a crash leaves and the next start
+    settles."""
+
+    state_dir: str
+    problems: list[str]
+    notes: list[str]
+    volumes: list[CheckVolumeView]
+    devices: int
+
+
 def iso(nanoseconds: int) -> str:
     """An instant (ns since 1970, UTC) as ISO 8601 with microseconds."""
     moment = datetime.fromtimestamp(nanoseconds // 1_000_000_000, UTC)

@@ -6,6 +6,7 @@ used again. Errors are `EngineError` with one sentence; nothing has changed when
 text says so.
 """
 
+from os import PathLike
 from typing import Literal, TypedDict, final
 
 ErrorKind = Literal["not-found", "exists", "busy", "invalid", "corrupt", "io"]
@@ -355,5 +356,21 @@ class Handle:
     def cache(self, length: int, offset: int) -> None: ...
     def block_status(self, length: int, offset: int) -> list[BlockStatus]: ...
     def close(self) -> None: ...
+
+class CheckReport(TypedDict):
+    """What `check` has found: `problems`, a sentence each, and how many more there are; `leftovers` are files
+    that a crash has left and the next start removes; how many slots maps refer to, how many records there are
+    behind the checkpoints, how many bytes of slots were read and checked."""
+
+    problems: list[str]
+    more_problems: int
+    leftovers: list[PathLike[str]]
+    slots: int
+    records: int
+    checked_bytes: int
+
+def check(spec: VolumeSpec, devices: dict[int, str], *, data: bool = False) -> CheckReport:
+    """Check a volume that nobody serves: its journals, checkpoints and change logs; with `data` the contents
+    of all slots on `devices` (id to path). Changes nothing."""
 
 __version__: str

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from tests.support.sim_checks import BLOCK, EngineError, check, check_spec, devices_of
 
 if TYPE_CHECKING:
+    from polyvol.daemon.engine_border import CheckLike
     from polyvol.engine import (
         BadBlock,
         BlockStatus,
@@ -92,6 +93,11 @@ class SimWorld:
     def EngineError(self) -> type[Exception]:  # noqa: N802 - the module's name
         """The error class."""
         return EngineError
+
+    @property
+    def check(self) -> "CheckLike":
+        """There is nothing on a disk that could be checked."""
+        raise NotImplementedError
 
     @property
     def Engine(self) -> "Callable[[int], SimEngine]":  # noqa: N802 - the module's name

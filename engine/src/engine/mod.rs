@@ -5,6 +5,7 @@
 //! Owner and locks   `devices`, `volumes`, `processors`: one lock each, held for a look-up or a change. `cutting`:
 //!                   held for a whole cut, as cuts are made one after the other.
 
+pub mod check;
 pub mod events;
 mod read_back;
 pub mod scrub;

@@ -321,7 +321,8 @@ impl Engine {
     }
 }
 
-fn check(spec: &VolumeSpec) -> Result<()> {
+/// Refuses a specification that makes no sense.
+pub fn check(spec: &VolumeSpec) -> Result<()> {
     let name = &spec.name;
     let wrong =
         |what: String| Err(Error::new(ErrorKind::Invalid, format!("volume {name}: {what}")));

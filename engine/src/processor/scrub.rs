@@ -12,6 +12,7 @@ use std::sync::mpsc::Sender;
 
 use crate::block_map::place::Place;
 use crate::block_map::tree::{Map, leaves};
+use crate::block_map::versions::Versions;
 use crate::processor::share::Share;
 use crate::units::{BlockIndex, Epoch};
 
@@ -131,6 +132,19 @@ impl Share {
         let epochs = self.snapshots.iter().copied().filter(|epoch| sees(versions.at(*epoch).0));
         let seen = SeenBy { live: sees(&versions.live), epochs: epochs.collect() };
         (seen.live || !seen.epochs.is_empty()).then_some(seen)
+    }
+}
+
+/// Calls `f` with all slots that any version sees, each once.
+pub fn for_each_slot_run(versions: &Versions, mut f: impl FnMut(SlotRun)) {
+    let frozen = versions.frozen().iter().map(|version| &version.map);
+    let maps: Vec<&Map> = frozen.chain(std::iter::once(&versions.live)).collect();
+    for leaf in 0..leaves(versions.live.blocks()) as u32 {
+        let mut before = None;
+        for map in &maps {
+            only_here(map, before, leaf, &mut f);
+            before = Some(*map);
+        }
     }
 }
 

@@ -109,3 +109,15 @@ def test_what_is_in_doubt_on_a_missing_device_is_known_from_how_the_last_run_end
     (tmp_path / "gone").rename(tmp_path / "b")
     degraded.ok("device", "retry", "b")
     assert json.loads(degraded.ok("volume", "show", "v", "--json"))["state"] == "serving"
+
+
+def test_a_disk_that_appears_is_known_by_its_label(degraded: Daemon, tmp_path: Path) -> None:
+    service = degraded.service
+    assert service.device_found(tmp_path / "a") is None, "it is well where it is"
+    assert service.device_found(tmp_path / "nowhere") is None
+    (tmp_path / "c").write_bytes(bytes(1 << 20))
+    assert service.device_found(tmp_path / "c") is None
+    (tmp_path / "b").rename(tmp_path / "elsewhere")
+    view = service.device_found(tmp_path / "elsewhere")
+    assert view is not None
+    assert (view.name, view.state, view.path) == ("b", "ok", str(tmp_path / "elsewhere"))
