@@ -12,10 +12,13 @@ pub mod engine;
 pub mod error;
 pub mod io;
 pub mod limits;
+#[cfg(all(test, loom))]
+mod models;
 pub mod nbd;
 pub mod processor;
 #[cfg(feature = "python")]
 mod python;
+pub mod sync;
 pub mod system;
 pub mod units;
 pub mod volume;
