@@ -13,12 +13,15 @@ pub mod engine;
 pub mod error;
 pub mod io;
 pub mod limits;
+#[cfg(all(test, loom))]
+mod models;
 pub mod nbd;
 pub mod processor;
 #[cfg(feature = "python")]
 mod python;
 #[cfg(feature = "simulator")]
 pub mod simulator;
+pub mod sync;
 pub mod system;
 pub mod units;
 pub mod volume;

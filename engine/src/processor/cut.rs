@@ -16,11 +16,11 @@
 //! A crash           leaves records with epochs and no snapshot in the catalog: recovery makes no frozen map for
 //!                   it, so nothing of the cut remains.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::Arc;
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex};
 
 use crate::processor::queue::{Control, Event, Queue};
+use crate::sync::{AtomicU64, AtomicUsize, Mutex, Ordering};
 use crate::system::System;
 use crate::units::ProcessorIndex;
 

@@ -350,14 +350,22 @@ impl Share {
         changes: Vec<NewPlace>,
         mut result: Result<(), Errno>,
     ) -> Result<(), Errno> {
+        let mut landed = 0;
         for change in changes {
             if result.is_ok() {
                 result = self.apply(local, epoch, &change);
             }
-            if result.is_err() && change.place.is_slot() {
-                self.give_back_unrecorded(change.place, change.count);
+            if change.place.is_slot() {
+                landed += u64::from(change.count);
+                if result.is_err() {
+                    self.give_back_unrecorded(change.place, change.count);
+                }
             }
         }
+        if landed > 0 {
+            self.space.land(landed);
+        }
+        self.hunger.feed();
         result
     }
 
@@ -365,7 +373,6 @@ impl Share {
     pub(super) fn give_back_unrecorded(&mut self, place: Place, count: u32) {
         self.slots.give_now(place, count, &mut Vec::new());
         self.space.give(u64::from(count));
-        self.hunger.feed();
     }
 
     /// Appends the records of a change, then makes it (J2). On an error nothing of it was recorded.
