@@ -152,10 +152,10 @@ fn read_segments(identity: &Identity, leftovers: &mut Vec<PathBuf>) -> Result<Ve
                 segments.push(OldSegment { path, header, bytes, file });
             }
             // It was never begun, or its header was lost, then none of its records was committed (J7); or a crash came
-            // while it was being made. Should a record be missing that counts, that is found below.
+            // while it was being made. Its marks are in other sectors, which may have come to the disk without it. Should a record be missing that counts, that is found below.
             Err(BadHeader::Magic | BadHeader::Checksum)
                 if Some(number) == newest
-                    || bytes.iter().take(HEADER_BYTES).all(|byte| *byte == 0) =>
+                    || bytes.iter().take(MARK_OFFSETS[0]).all(|byte| *byte == 0) =>
             {
                 leftovers.push(path);
             }
