@@ -19,6 +19,7 @@ use super::format::{Mark, Record, RecordKind};
 use super::journal::Identity;
 use crate::block_map::place::Place;
 use crate::block_map::versions::{Change, Versions};
+use crate::deliberate::{Bug, bug};
 use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::system::{File, read_whole};
 use crate::units::{Epoch, PartitionIndex};
@@ -151,10 +152,10 @@ fn read_segments(identity: &Identity, leftovers: &mut Vec<PathBuf>) -> Result<Ve
                 segments.push(OldSegment { path, header, bytes, file });
             }
             // It was never begun, or its header was lost, then none of its records was committed (J7); or a crash came
-            // while it was being made. Should a record be missing that counts, that is found below.
+            // while it was being made. Its marks are in other sectors, which may have come to the disk without it. Should a record be missing that counts, that is found below.
             Err(BadHeader::Magic | BadHeader::Checksum)
                 if Some(number) == newest
-                    || bytes.iter().take(HEADER_BYTES).all(|byte| *byte == 0) =>
+                    || bytes.iter().take(MARK_OFFSETS[0]).all(|byte| *byte == 0) =>
             {
                 leftovers.push(path);
             }
@@ -207,7 +208,7 @@ fn replay_all(
     let marks = marks(segments, &ends);
     let newest = marks.last().map_or(0, |mark| *mark).max(recovered.committed);
     let covered = recovered.committed; // by the checkpoint: the journal may have lost these
-    let same_boot = last.header.boot_id == identity.boot_id;
+    let same_boot = last.header.boot_id == identity.boot_id || bug(Bug::PastTheMark);
     // The newest mark may have reached the disk before the records that it covers: its sync may not have ended. The
     // one before it is followed by another, so its sync has.
     let before = marks.iter().rev().nth(1).map_or(0, |mark| *mark).max(recovered.committed);

@@ -7,6 +7,7 @@
 use crate::block_map::place::Place;
 use crate::change_log::slots::Slots;
 use crate::change_log::space::Space;
+use crate::deliberate::{Bug, bug};
 use crate::error::{Error, Result};
 use crate::volume::flusher::Durable;
 use crate::volume::geometry::Geometry;
@@ -26,6 +27,9 @@ pub fn all_devices(geometry: &Geometry, space: &Space) -> Durable {
 /// Makes durable what was read back, as slots that no map refers to are free, and not before the records that say so are
 /// durable (J4). `false` if a device does not let it: then it is served all the same.
 pub fn made_durable(durable: &Durable, volume: &str) -> Result<bool> {
+    if bug(Bug::NoRecoverySync) {
+        return Ok(true);
+    }
     if durable.sync_devices().is_err() {
         return Ok(false);
     }

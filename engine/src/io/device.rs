@@ -22,6 +22,7 @@ use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
 
+use crate::deliberate::{Bug, bug};
 use crate::error::{Errno, Error, Result};
 use crate::io::absent::Absent;
 use crate::io::fault::{Call, Fault, Faults};
@@ -277,9 +278,11 @@ impl Device {
                 Ok(())
             }
             Err(e) => {
-                syncing.failed = Some((e, covered));
-                if opened.present {
-                    self.losses.fetch_add(1, Ordering::AcqRel); // D4
+                if !bug(Bug::ForgetFailedSync) {
+                    syncing.failed = Some((e, covered));
+                    if opened.present {
+                        self.losses.fetch_add(1, Ordering::AcqRel); // D4
+                    }
                 }
                 Err(self.note(&opened, Call::Sync, 0, e))
             }

@@ -63,6 +63,7 @@ impl Cut {
             self.instant_ns.store(self.system.wall_ns(), Ordering::Release);
             for queue in &self.queues {
                 queue.push(Event::Control(Box::new(Control::CutGo(Arc::clone(self)))));
+                self.system.let_others();
             }
         }
     }

@@ -10,6 +10,7 @@
 use std::sync::Arc;
 
 use crate::block_map::place::Place;
+use crate::deliberate::{Bug, bug};
 use crate::error::Errno;
 use crate::io::device::Device;
 use crate::processor::queue::Part;
@@ -301,7 +302,7 @@ pub fn verify(blocks: &[u8], sums: &[u32], mut note: impl FnMut(u32)) -> Result<
             result = Err(Errno::EIO);
         }
     }
-    result
+    if bug(Bug::NoChecksum) { Ok(()) } else { result }
 }
 
 /// Reads consecutive slots into `out`, leaving out `skip` bytes of the first, by `read`, which says whether it

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 
+use crate::deliberate::{Bug, bug};
 use crate::error::{Errno, Error, Result};
 use crate::processor::core::{Core, Runs};
 use crate::processor::cut::{Cut, Stall};
@@ -265,10 +266,19 @@ impl Processor {
             self.with_share(part.share, |share, context| share.stop_writes(context)).is_some()
         });
         self.cutting = shares;
+        if bug(Bug::EarlyAdvance) {
+            self.advance_shares(cut);
+        }
         cut.arrive();
     }
 
     fn advance(&mut self, cut: &Arc<Cut>) {
+        let longest = self.advance_shares(cut);
+        cut.resumed(Stall { processor: self.index, nanoseconds: longest });
+    }
+
+    /// The shares that take part start writes again; returns the longest stall, nanoseconds.
+    fn advance_shares(&mut self, cut: &Arc<Cut>) -> u64 {
         let instant_ns = cut.instant_ns();
         let mut longest = 0;
         for part in std::mem::take(&mut self.cutting) {
@@ -277,7 +287,7 @@ impl Processor {
             });
             longest = longest.max(stall.unwrap_or(0));
         }
-        cut.resumed(Stall { processor: self.index, nanoseconds: longest });
+        longest
     }
 
     fn drop_more(&mut self, number: u32, dropping: Dropping) {

@@ -19,6 +19,7 @@ use crate::change_log::format::{RECORD_SUMS_MAX, RecordKind};
 use crate::change_log::journal::{Entry, Journal};
 use crate::change_log::slots::Slots;
 use crate::change_log::space::{Log, Space};
+use crate::deliberate::{Bug, bug};
 use crate::error::Errno;
 use crate::processor::elsewhere::Elsewhere;
 use crate::processor::hunger::Hunger;
@@ -261,7 +262,7 @@ impl Share {
         if self.leaving {
             self.end(part, Err(Errno::ESHUTDOWN), context);
         } else if self.stopped_at.is_some() && part.view == 0 && part.request.verb.is_write() {
-            self.held.push(part); // C2
+            self.hold(part, context);
         } else if self.blocked(&part, self.waiting.len()) {
             self.waiting.push_back(part);
         } else {
@@ -357,14 +358,22 @@ impl Share {
         changes: Vec<NewPlace>,
         mut result: Result<(), Errno>,
     ) -> Result<(), Errno> {
+        let mut landed = 0;
         for change in changes {
             if result.is_ok() {
                 result = self.apply(local, epoch, &change);
             }
-            if result.is_err() && change.place.is_slot() {
-                self.give_back_unrecorded(change.place, change.count);
+            if change.place.is_slot() {
+                landed += u64::from(change.count);
+                if result.is_err() {
+                    self.give_back_unrecorded(change.place, change.count);
+                }
             }
         }
+        if landed > 0 {
+            self.space.land(landed);
+        }
+        self.hunger.feed();
         result
     }
 
@@ -372,7 +381,6 @@ impl Share {
     pub(super) fn give_back_unrecorded(&mut self, place: Place, count: u32) {
         self.slots.give_now(place, count, &mut Vec::new());
         self.space.give(u64::from(count));
-        self.hunger.feed();
     }
 
     /// Appends the records of a change, then makes it (J2). On an error nothing of it was recorded.
@@ -445,11 +453,19 @@ impl Share {
             }
             let Some(part) = self.waiting.remove(index) else { break };
             if self.stopped_at.is_some() && part.view == 0 && part.request.verb.is_write() {
-                self.held.push(part); // C2
+                self.hold(part, context);
             } else {
                 self.start(part, context);
             }
         }
+    }
+
+    /// Keeps a write for when the cut was made (C2).
+    fn hold(&mut self, part: Part, context: &mut Context<'_>) {
+        if bug(Bug::NoHold) {
+            return self.start(part, context);
+        }
+        self.held.push(part);
     }
 
     /// Takes up to `want` consecutive slots, which were claimed.
