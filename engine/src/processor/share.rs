@@ -227,26 +227,6 @@ impl Share {
         share
     }
 
-    /// The log that was named, then the default ones, beginning with another one on each processor, as two that write
-    /// to one file wait for each other; then, rather than fail a write, all others.
-    pub(super) fn order_logs(&mut self) {
-        let mut defaults = self.default_logs.clone();
-        if !defaults.is_empty() {
-            let first = self.ordinal % defaults.len();
-            defaults.rotate_left(first);
-        }
-        let mut order: Vec<Arc<Log>> = Vec::new();
-        let logs = self.space.logs();
-        let named = self.named_log.into_iter().chain(defaults);
-        for number in named.chain(logs.iter().map(|log| log.number)) {
-            if !order.iter().any(|log| log.number == number) {
-                order.extend(logs.iter().find(|log| log.number == number).cloned());
-            }
-        }
-        self.put_last(&mut order);
-        self.log_order = order;
-    }
-
     /// The volume has one more log.
     pub fn log_added(&mut self, number: u16, default: bool) {
         if default {
