@@ -50,6 +50,11 @@ def make_state_dir(state_dir: Path) -> None:
         raise StateUnusable(state=state_dir, why=error.strerror or error) from error
 
 
+def boot_id() -> str:
+    """Another one after each start of the machine."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
 def _sync(directory: Path) -> None:
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -79,7 +84,9 @@ class StateLock:
     def release(self) -> None:
         """Let go; idempotent."""
         if self._fd >= 0:
-            with contextlib.suppress(OSError):  # the pid in it is for people; the lock ends with the descriptor
+            with contextlib.suppress(
+                OSError
+            ):  # the pid in it is for people; the lock ends with the descriptor
                 os.ftruncate(self._fd, 0)
             os.close(self._fd)
             self._fd = -1

@@ -14,7 +14,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -44,12 +44,12 @@ def short_directory() -> Iterator[Path]:
 class Daemon:
     """One polyvold. Use it as a context manager, or through the fixtures of conftest.py."""
 
-    def __init__(self, directory: Path, *arguments: Argument) -> None:
+    def __init__(self, directory: Path, *arguments: Argument, env: Mapping[str, str] | None = None) -> None:
         self.directory = directory
         self.move(directory / "state")
         self.log = directory / "polyvold.log"
         self.arguments = arguments
-        self.environment: dict[str, str] = {}
+        self.environment = dict(env or {})
         self._process: Background | None = None
 
     def move(self, state_dir: Path) -> None:
