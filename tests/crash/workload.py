@@ -50,6 +50,8 @@ REGION = HALF // WRITERS // BLOCK_SECTORS * BLOCK_SECTORS
 HALVES = (SECTORS - HALF) // (BLOCK_SECTORS // 2)
 VOLUME = "v"
 SNAPSHOTS_MAX = 3
+PAUSES_S = (0.0, 0.001, 0.01)
+"""How long a writer waits between two changes, on average: one of these for each recording."""
 QUIET_EVERY_S, QUIET_S = 0.2, 0.04
 
 
@@ -100,13 +102,22 @@ def make_volume(
 class Load:
     """The threads, and what they note."""
 
-    def __init__(self, daemon: Daemon, clock: Clock, seed: int, history: History | None = None) -> None:
+    def __init__(
+        self,
+        daemon: Daemon,
+        clock: Clock,
+        seed: int,
+        history: History | None = None,
+        *,
+        pause_s: float = 0.0004,
+    ) -> None:
         self.history = history or History(SECTORS)
         self.killing = False
         self.failures: list[BaseException] = []
         self._daemon = daemon
         self._clock = clock
         self._seed = seed
+        self._pause_s = pause_s
         self._stop = threading.Event()
         self._tags = itertools.count(1 + (seed << 20))
         self._threads: list[threading.Thread] = []
@@ -153,8 +164,7 @@ class Load:
                     time.sleep(QUIET_S / 4)  # all writers at once, so that flushes find nothing new
                     continue
                 self._change(handle, draw, writer)
-                if draw.random() < 0.2:
-                    time.sleep(draw.uniform(0, 0.002))
+                time.sleep(draw.uniform(0, 2 * self._pause_s))
 
     def _change(self, handle: Any, draw: random.Random, writer: int) -> None:
         kind = draw.choices(("write", "zero", "trim"), (8, 1, 1))[0]
@@ -234,7 +244,7 @@ def record(directory: Path, seed: int, seconds: float, *, sync_us: int = 0, stop
         daemon.environment = environment(root, recording.log, sync_us=sync_us)
         with daemon:
             clock = Clock(recording.log)
-            load = Load(daemon, clock, seed)
+            load = Load(daemon, clock, seed, pause_s=random.Random(seed).choice(PAUSES_S))
             api = daemon.api
             make_volume(
                 lambda body: api.post("devices", body=body),

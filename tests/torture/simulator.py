@@ -10,7 +10,8 @@ from tests.torture.campaign import Outcome, fail
 NAME = "simulator"
 ENGINE = Path(__file__).resolve().parents[2] / "engine"
 SOURCE = ENGINE / "examples" / "simulate.rs"
-BUILD = ("cargo", "build", "--release", "--locked", "--no-default-features", "--example", "simulate")
+FEATURES = ("--no-default-features", "--features", "simulator")
+BUILD = ("cargo", "build", "--release", "--locked", *FEATURES, "--example", "simulate")
 PROGRAM = ENGINE / "target" / "release" / "examples" / "simulate"
 SEEDS_A_ROUND = 1_000_000
 
