@@ -9,7 +9,7 @@ const REGRESSIONS: [(u64, &str); 1] =
     [(100_216, "a segment's mark came to the disk without its header, and the volume was refused")];
 
 fn wrong(seed: u64, bug: Option<Bug>) -> Option<String> {
-    run(&Options { seed, bug, trace: false }).failure
+    run(&Options { seed, bug, ..Options::default() }).failure
 }
 
 #[test]
