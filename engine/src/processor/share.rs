@@ -19,7 +19,6 @@ use crate::change_log::format::{RECORD_SUMS_MAX, RecordKind};
 use crate::change_log::journal::{Entry, Journal};
 use crate::change_log::slots::Slots;
 use crate::change_log::space::{Log, Space};
-use crate::deliberate::{Bug, bug};
 use crate::error::Errno;
 use crate::processor::hunger::Hunger;
 use crate::processor::io_job::{Done, Job, NewPlace};
@@ -260,7 +259,7 @@ impl Share {
         }
     }
 
-    fn start(&mut self, part: Part, context: &mut Context<'_>) {
+    pub(super) fn start(&mut self, part: Part, context: &mut Context<'_>) {
         debug_assert!(part.length > 0 && (part.local as usize) < self.locals.len());
         match part.request.verb {
             Verb::Read => self.read(part, context),
@@ -449,14 +448,6 @@ impl Share {
                 self.start(part, context);
             }
         }
-    }
-
-    /// Keeps a write for when the cut was made (C2).
-    fn hold(&mut self, part: Part, context: &mut Context<'_>) {
-        if bug(Bug::NoHold) {
-            return self.start(part, context);
-        }
-        self.held.push(part);
     }
 
     /// Takes up to `want` consecutive slots, which were claimed.
