@@ -10,6 +10,8 @@ pub mod buffer;
 pub mod change_log;
 pub mod engine;
 pub mod error;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod io;
 pub mod limits;
 pub mod nbd;

@@ -165,8 +165,8 @@ impl Pool {
     }
 
     /// What nobody has drawn, bytes.
-    #[cfg(test)]
-    fn free(&self) -> u64 {
+    #[cfg(any(test, fuzzing))]
+    pub fn free(&self) -> u64 {
         *lock(&self.free)
     }
 }

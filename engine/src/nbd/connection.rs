@@ -6,17 +6,15 @@
 //!                   N2 once broken, a connection is never sent to again, and what comes back is dropped.
 //! Owner and locks   `outbox`, then `state`, then the pool. `state` is never held across a system call.
 
-use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use rustix::net::{Shutdown, shutdown};
-
 use crate::buffer::Inbox;
-use crate::nbd::Shared;
 use crate::nbd::budget::{Account, INBOX_BYTES, PROVEN_BYTES, Pool, Taken, Waiter, lock};
+use crate::nbd::peer::Peer;
 use crate::nbd::reply::{Outbox, Reply};
 use crate::nbd::request::Agreed;
+use crate::nbd::spare::Spares;
 
 /// The longest that a waiting reader sleeps before it looks again by itself.
 const WAIT_AT_MOST: Duration = Duration::from_millis(30);
@@ -25,18 +23,26 @@ const STALL_AFTER: Duration = Duration::from_secs(2);
 /// See [`STALL_AFTER`].
 const MOVED_BYTES_MIN: u64 = 256 << 10;
 
+/// What the connections of one server share.
+pub struct Common {
+    /// What they hold beyond their shares.
+    pub pool: Pool,
+    /// Buffers for the next requests.
+    pub spares: Spares,
+    /// Has the sender thread look after peers for as long as there is something to look after.
+    pub watch_peers: Box<dyn Fn() + Send + Sync>,
+}
+
 /// One connection in transmission.
 pub struct Connection {
-    /// The peer's socket.
-    pub socket: OwnedFd,
-    /// Its number within the server, never used again.
-    pub number: u64,
+    /// The other end.
+    pub peer: Box<dyn Peer>,
     /// The name of its export.
     pub export: String,
     /// What the handshake agreed on.
     pub agreed: Agreed,
     /// The server's part.
-    pub shared: Arc<Shared>,
+    pub common: Arc<Common>,
     /// What changes.
     pub state: Mutex<State>,
     /// What is being sent.
@@ -78,18 +84,16 @@ impl State {
 impl Connection {
     /// A connection that nothing was read from yet.
     pub fn new(
-        socket: OwnedFd,
-        number: u64,
+        peer: Box<dyn Peer>,
         export: String,
         agreed: Agreed,
-        shared: Arc<Shared>,
+        common: Arc<Common>,
     ) -> Connection {
         Connection {
-            socket,
-            number,
+            peer,
             export,
             agreed,
-            shared,
+            common,
             state: Mutex::default(),
             outbox: Mutex::default(),
             waiter: Arc::default(),
@@ -99,14 +103,13 @@ impl Connection {
     /// Ends the connection from any thread: nothing more is received or sent (N2).
     pub fn break_off(&self) {
         lock(&self.state).broken = true;
-        // Refused when the peer is gone already, which is what is wanted.
-        let _ = shutdown(&self.socket, Shutdown::Both);
+        self.peer.shut_down();
         self.waiter.changed.notify_all();
     }
 
     /// Gives back what `requests` answered requests held.
     pub fn give_back(&self, state: &mut State, bytes: u64, requests: u32) {
-        state.account.give_back(&self.shared.pool, bytes);
+        state.account.give_back(&self.common.pool, bytes);
         state.account.end(requests);
         if !state.retired.is_empty() {
             self.sweep(state);
@@ -122,7 +125,7 @@ impl Connection {
         state.retired.retain_mut(|inbox| !inbox.is_unshared());
         let gone = before - state.retired.len();
         if gone > 0 {
-            state.account.give_back(&self.shared.pool, (gone * INBOX_BYTES) as u64);
+            state.account.give_back(&self.common.pool, (gone * INBOX_BYTES) as u64);
         }
     }
 
@@ -133,7 +136,7 @@ impl Connection {
         if requests == 0 {
             return None;
         }
-        match state.take_bytes(&self.shared.pool, needed, wanted) {
+        match state.take_bytes(&self.common.pool, needed, wanted) {
             Taken::Bytes(bytes) => {
                 state.account.start(requests);
                 Some((bytes, requests))
@@ -149,7 +152,7 @@ impl Connection {
             if state.account.requests_left() < requests {
                 return Err(false);
             }
-            match state.take_bytes(&self.shared.pool, needed, wanted) {
+            match state.take_bytes(&self.common.pool, needed, wanted) {
                 Taken::Bytes(bytes) => {
                     state.account.start(requests);
                     Ok(bytes)
@@ -173,14 +176,14 @@ impl Connection {
                 let mut free = state.retired.swap_remove(at);
                 free.clear();
                 state.retired.push(inbox);
-                self.shared.watch_peers();
+                (self.common.watch_peers)();
                 return Ok(free);
             }
             let needed = INBOX_BYTES as u64;
-            let taken = state.take_bytes(&self.shared.pool, needed, needed);
+            let taken = state.take_bytes(&self.common.pool, needed, needed);
             if let Taken::Bytes(_) = taken {
                 state.retired.push(inbox);
-                self.shared.watch_peers();
+                (self.common.watch_peers)();
                 return Ok(Inbox::new(INBOX_BYTES));
             }
             full = Some(inbox);
@@ -202,15 +205,15 @@ impl Connection {
             };
             let starving = pool_short && state.account.drawn() == 0;
             if pool_short {
-                self.shared.pool.call_back(&self.waiter);
+                self.common.pool.call_back(&self.waiter);
             }
             if starving {
-                self.shared.pool.count_starving(true);
-                self.shared.watch_peers();
+                self.common.pool.count_starving(true);
+                (self.common.watch_peers)();
             }
             state = self.sleep(state, WAIT_AT_MOST);
             if starving {
-                self.shared.pool.count_starving(false);
+                self.common.pool.count_starving(false);
             }
         }
     }
@@ -231,7 +234,7 @@ impl Connection {
     /// Gives back what was taken and not used.
     pub fn put_back(&self, bytes: u64, requests: u32) {
         let mut state = lock(&self.state);
-        state.account.give_back(&self.shared.pool, bytes);
+        state.account.give_back(&self.common.pool, bytes);
         state.account.end(requests);
     }
 
@@ -264,7 +267,7 @@ impl Connection {
             self.sweep(&mut state);
         }
         let peers_turn = state.sending || state.receiving;
-        if !self.shared.pool.short() || state.account.drawn() == 0 || !peers_turn {
+        if !self.common.pool.short() || state.account.drawn() == 0 || !peers_turn {
             state.watched = None;
             return;
         }
@@ -287,6 +290,6 @@ impl Drop for Connection {
     fn drop(&mut self) {
         let mut state = lock(&self.state);
         let held = state.account.bytes();
-        state.account.give_back(&self.shared.pool, held);
+        state.account.give_back(&self.common.pool, held);
     }
 }

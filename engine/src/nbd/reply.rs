@@ -14,9 +14,7 @@ use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::sync::Arc;
 
-use rustix::event::epoll;
 use rustix::io::Errno as SystemErrno;
-use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
 
 use crate::error::Errno;
 use crate::nbd::budget::{self, lock};
@@ -215,8 +213,7 @@ impl Outbox {
                 }
             }
         }
-        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        sendmsg(&connection.socket, &parts[..used], &mut SendAncillaryBuffer::default(), flags)
+        connection.peer.send(&parts[..used])
     }
 
     /// Drops what `sent` bytes have completed.
@@ -285,7 +282,7 @@ impl Connection {
             match outbox.send(self) {
                 Ok(sent) => {
                     turn += sent;
-                    outbox.advance(sent, &mut finished, &self.shared.spares);
+                    outbox.advance(sent, &mut finished, &self.common.spares);
                 }
                 Err(SystemErrno::INTR) => {}
                 Err(SystemErrno::AGAIN) => break,
@@ -319,13 +316,7 @@ impl Connection {
 
     /// Leaves the rest to the sender thread.
     fn hand_over(&self) {
-        let flags = epoll::EventFlags::OUT | epoll::EventFlags::ONESHOT;
-        let data = epoll::EventData::new_u64(self.number);
-        let armed = match epoll::modify(&self.shared.sender, &self.socket, data, flags) {
-            Err(SystemErrno::NOENT) => epoll::add(&self.shared.sender, &self.socket, data, flags),
-            other => other,
-        };
-        if armed.is_err() {
+        if self.peer.send_later().is_err() {
             // No memory for epoll: nobody would go on, so the connection ends here.
             self.break_off();
             self.drop_unsent();
@@ -348,7 +339,7 @@ impl Connection {
 
 impl Sink for Connection {
     fn complete(&self, request: Arc<Request>) {
-        let reply = Reply::to(request, self.agreed.structured, &self.shared.spares);
+        let reply = Reply::to(request, self.agreed.structured, &self.common.spares);
         let mut state = lock(&self.state);
         state.submitted = state.submitted.saturating_sub(1);
         self.push_locked(&mut state, reply);
