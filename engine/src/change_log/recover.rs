@@ -17,7 +17,9 @@ use super::checkpoint::{self, Contents};
 use super::format::{BadHeader, HEADER_BYTES, Header, JOURNAL_MAGIC, MARK_BYTES, MARK_OFFSETS};
 use super::format::{Mark, Record, RecordKind, possible};
 use super::journal::Identity;
+use crate::block_map::place::Place;
 use crate::block_map::versions::{Change, Versions};
+use crate::deliberate::{Bug, bug};
 use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::system::{File, read_whole};
 use crate::units::{Epoch, PartitionIndex};
@@ -37,6 +39,8 @@ pub struct Recovered {
     pub epoch: Epoch,
     /// Segments that were read, to be synced before the next commit mark.
     pub segments: Vec<Arc<dyn File>>,
+    /// Slots that records which are not committed, or dropped snapshots, have freed: sequence number and run.
+    pub freed: Vec<(u64, Place, u32)>,
     /// Segments without a header, to be removed.
     pub leftovers: Vec<PathBuf>,
     /// Records that were replayed.
@@ -65,6 +69,7 @@ pub fn recover(
         next_number: 0,
         epoch: checkpoint.epoch,
         segments: Vec::new(),
+        freed: Vec::new(),
         leftovers: Vec::new(),
         replayed: 0,
     };
@@ -74,8 +79,14 @@ pub fn recover(
     }
     recovered.next_number = next_number;
     replay_all(identity, &mut recovered, &segments, snapshots, &blocks_of)?;
+    let (last, committed) = (recovered.next_seq - 1, recovered.committed);
+    let freed = &mut recovered.freed;
     for versions in recovered.partitions.values_mut() {
-        versions.prune(snapshots, |_, _, _| {});
+        versions.prune(snapshots, |_, count, place| {
+            if last > committed && place.is_slot() {
+                freed.push((last, place, count));
+            }
+        });
     }
     recovered.segments = segments.into_iter().map(|segment| segment.file).collect();
     Ok(recovered)
@@ -141,10 +152,10 @@ fn read_segments(identity: &Identity, leftovers: &mut Vec<PathBuf>) -> Result<Ve
                 segments.push(OldSegment { path, header, bytes, file });
             }
             // It was never begun, or its header was lost, then none of its records was committed (J7); or a crash came
-            // while it was being made. Should a record be missing that counts, that is found below.
+            // while it was being made. Its marks are in other sectors, which may have come to the disk without it. Should a record be missing that counts, that is found below.
             Err(BadHeader::Magic | BadHeader::Checksum)
                 if Some(number) == newest
-                    || bytes.iter().take(HEADER_BYTES).all(|byte| *byte == 0) =>
+                    || bytes.iter().take(MARK_OFFSETS[0]).all(|byte| *byte == 0) =>
             {
                 leftovers.push(path);
             }
@@ -197,11 +208,12 @@ fn replay_all(
     let marks = marks(segments, &ends);
     let newest = marks.last().map_or(0, |mark| *mark).max(recovered.committed);
     let covered = recovered.committed; // by the checkpoint: the journal may have lost these
-    let same_boot = last.header.boot_id == identity.boot_id;
+    let same_boot = last.header.boot_id == identity.boot_id || bug(Bug::PastTheMark);
     // The newest mark may have reached the disk before the records that it covers: its sync may not have ended. The
     // one before it is followed by another, so its sync has.
     let before = marks.iter().rev().nth(1).map_or(0, |mark| *mark).max(recovered.committed);
     let (limit, required) = if same_boot { (u64::MAX, newest) } else { (newest, before) };
+    recovered.committed = newest;
     for (segment, segment_end) in segments.iter().zip(ends) {
         let end = segment_end.min(limit);
         if segment_end < recovered.next_seq || segment.header.first_seq > end {
@@ -286,6 +298,12 @@ fn apply(
         checksums: sums,
         seq: record.seq,
     };
-    versions.apply(change, |_, _, _| {});
+    let freed = &mut recovered.freed;
+    let waits = record.seq > recovered.committed;
+    versions.apply(change, |_, count, place| {
+        if waits && place.is_slot() {
+            freed.push((record.seq, place, count));
+        }
+    });
     Ok(())
 }

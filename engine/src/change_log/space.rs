@@ -6,7 +6,9 @@
 //!                   used is not stored: it follows from the maps that refer to them.
 //! Invariants        P1 the slots of logs that every processor knows are claimed or used, free, or of a chunk that is
 //!                      returning, and the free ones are counted in `free`, never too many of them;
-//!                   P2 slots on their way to be free are counted in `waiting` or `returning` until `free` has them.
+//!                   P2 slots on their way to be free are counted in `waiting` or `returning` until `free` has them, and
+//!                      those of writes under way, which may free others, in `landing` from before `free` has lost
+//!                      them until `waiting` has what they have freed.
 //! Owner and locks   counters, and the locks of the chunks; logs are only ever added.
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -76,6 +78,7 @@ pub struct Space {
     free: AtomicU64,
     waiting: AtomicU64,
     returning: AtomicU64,
+    landing: AtomicU64,
     size: AtomicU64,
 }
 
@@ -110,8 +113,27 @@ impl Space {
 
     /// Claims so many slots, to be taken at once; `false` if there are not so many free.
     pub fn claim(&self, slots: u64) -> bool {
-        let claimed = |free: u64| free.checked_sub(slots);
-        self.free.fetch_update(Ordering::AcqRel, Ordering::Acquire, claimed).is_ok()
+        self.landing.fetch_add(slots, Ordering::SeqCst); // P2
+        let claimed = self.take_free(slots);
+        if !claimed {
+            self.landing.fetch_sub(slots, Ordering::SeqCst);
+        }
+        claimed
+    }
+
+    fn take_free(&self, slots: u64) -> bool {
+        let taken = |free: u64| free.checked_sub(slots);
+        self.free.fetch_update(Ordering::AcqRel, Ordering::Acquire, taken).is_ok()
+    }
+
+    /// A write with so many of the slots that were claimed has landed: they are recorded, or given back.
+    pub fn land(&self, slots: u64) {
+        self.landing.fetch_sub(slots, Ordering::SeqCst);
+    }
+
+    /// Slots of writes under way.
+    pub fn landing(&self) -> u64 {
+        self.landing.load(Ordering::SeqCst)
     }
 
     /// So many slots are free: given back, or claimed and not taken.
@@ -127,12 +149,12 @@ impl Space {
     /// One processor's slots that wait for a commit were `before`, and are `now`.
     pub fn count_waiting(&self, before: u64, now: u64) {
         // Modulo 2^64, so that less is more of the complement.
-        self.waiting.fetch_add(now.wrapping_sub(before), Ordering::AcqRel);
+        self.waiting.fetch_add(now.wrapping_sub(before), Ordering::SeqCst);
     }
 
     /// Slots of all processors that wait for a commit: room that there will be.
     pub fn waiting(&self) -> u64 {
-        self.waiting.load(Ordering::Acquire)
+        self.waiting.load(Ordering::SeqCst)
     }
 
     /// Slots of chunks that are being punched: room that there will be.
@@ -143,7 +165,7 @@ impl Space {
     /// Takes an empty chunk out of use for as long as it is punched, if there is other room enough.
     pub fn retire(&self, chunk: &EmptyChunk) -> bool {
         self.returning.fetch_add(CHUNK_SLOTS, Ordering::AcqRel); // P2
-        let mut retired = self.claim(CHUNK_SLOTS);
+        let mut retired = self.take_free(CHUNK_SLOTS);
         if retired && !chunk.log.slots.retire(chunk.chunk) {
             self.give(CHUNK_SLOTS);
             retired = false;

@@ -18,13 +18,15 @@ use crate::change_log::recover::{Recovered, recover};
 use crate::change_log::slots::Slots;
 use crate::change_log::space::{Log, Space};
 use crate::engine::Engine;
+use crate::engine::read_back::{all_devices, hold_freed, made_durable};
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::{PARTITION_BYTES_MAX, PARTITION_BYTES_MIN};
 use crate::processor::hunger::{Ask, Hunger};
 use crate::processor::queue::{Control, Event, ask};
 use crate::processor::share::{Local, Parts, Share};
 use crate::units::{BLOCK_SIZE, DeviceId, Epoch, VolumeId};
-use crate::volume::flusher::{Durable, Flusher};
+use crate::volume::bad_blocks::BadBlocks;
+use crate::volume::flusher::Flusher;
 use crate::volume::geometry::{Extent, Geometry, Partition};
 use crate::volume::{ShareRef, Volume};
 
@@ -182,26 +184,31 @@ impl Engine {
         space: Arc<Space>,
         found: Vec<Found>,
     ) -> Result<()> {
-        let durable = Arc::new(Durable::default());
-        for partition in &geometry.partitions {
-            partition.extents.iter().for_each(|extent| durable.add_device(&extent.device));
-        }
+        let durable = Arc::new(all_devices(&geometry, &space));
         let hunger = Arc::new(Hunger::default());
-        for log in space.logs() {
-            log.devices().for_each(|device| durable.add_device(device));
-            space.open(&log, log.slots.used());
-        }
         let epoch = found.iter().map(|((_, one), _)| one.epoch).fold(spec.next_epoch, Epoch::max);
         let flusher = Arc::new(Flusher::start(&*self.system, &spec.name, Arc::clone(&durable))?);
-        let made = found.into_iter().enumerate().map(|(ordinal, ((intake, recovered), slots))| {
+        let begun = found.into_iter().map(|((intake, mut recovered), slots)| {
+            let freed = std::mem::take(&mut recovered.freed);
             let (journal, locals) = begin(&intake, recovered, &geometry)?;
             durable.add_journal(journal.shared(), &intake.share.queue, number);
+            Ok((intake, journal, locals, slots, freed))
+        });
+        let mut begun = begun.collect::<Result<Vec<_>>>()?;
+        let bad = Arc::new(BadBlocks::new(Arc::clone(&self.system)));
+        if !made_durable(&durable, &spec.name)? {
+            begun.iter_mut().for_each(|(.., slots, freed)| hold_freed(freed, &space, slots));
+        }
+        space.logs().iter().for_each(|log| space.open(log, log.slots.used()));
+        let made = begun.into_iter().enumerate().map(|(ordinal, begun)| {
+            let (intake, journal, locals, slots, _) = begun;
             let share = Share::new(Parts {
                 number,
                 geometry: Arc::clone(&geometry),
                 space: Arc::clone(&space),
                 hunger: Arc::clone(&hunger),
                 flusher: Arc::clone(&flusher),
+                bad: Arc::clone(&bad),
                 stats: Arc::clone(&intake.share.stats),
                 locals,
                 journal,
@@ -212,14 +219,9 @@ impl Engine {
                 ordinal,
                 named_log: spec.snapshots.last().and_then(|(_, log)| *log),
             });
-            Ok((intake.share, share))
+            (intake.share, share)
         });
-        let made = made.collect::<Result<Vec<_>>>()?;
-        // Slots that no map refers to are free: not before the records that say so are durable (J4).
-        durable.sync().map_err(|e| {
-            Error::io(format!("what volume {} read back cannot be made durable", spec.name), e)
-        })?;
-        let (share_refs, shares): (Vec<_>, Vec<_>) = made.into_iter().unzip();
+        let (share_refs, shares): (Vec<_>, Vec<_>) = made.unzip();
         let share_of = index_by_processor(&share_refs);
         let volume = Volume {
             id: spec.id,
@@ -229,6 +231,7 @@ impl Engine {
             space,
             hunger,
             durable,
+            bad,
             flusher,
             shares: share_refs,
             share_of,
@@ -318,7 +321,8 @@ impl Engine {
     }
 }
 
-fn check(spec: &VolumeSpec) -> Result<()> {
+/// Refuses a specification that makes no sense.
+pub fn check(spec: &VolumeSpec) -> Result<()> {
     let name = &spec.name;
     let wrong =
         |what: String| Err(Error::new(ErrorKind::Invalid, format!("volume {name}: {what}")));

@@ -15,6 +15,7 @@ use std::sync::atomic::Ordering;
 use crate::change_log::checkpoint::{self, Contents};
 use crate::change_log::journal::{self, Identity, Prepared};
 use crate::change_log::recover::files;
+use crate::deliberate::{Bug, bug};
 use crate::error::Errno;
 use crate::limits::CHECKPOINT_BYTES_MIN;
 use crate::processor::queue::{Control, Event};
@@ -35,7 +36,12 @@ impl Checkpoint {
         let Checkpoint { identity, number, contents, journal } = self;
         let path = identity.checkpoint_path(*number);
         let new = path.with_extension("checkpoint.new");
-        durable.sync_devices()?; // K1: all that the contents speak of was written before they were taken
+        if bug(Bug::EarlyRemoval) {
+            remove_covered(identity, *number, journal.covered(contents.first_seq - 1));
+        }
+        if !bug(Bug::EarlyCheckpoint) {
+            durable.sync_devices()?; // K1: all that the contents speak of was written before they were taken
+        }
         let written = checkpoint::write(&new, identity, *number, contents)
             .and_then(|bytes| checkpoint::publish(identity, &new, &path).map(|()| bytes));
         match written {

@@ -11,6 +11,7 @@ use std::sync::mpsc::Sender;
 
 use crate::block_map::place::Place;
 use crate::change_log::space::EmptyChunk;
+use crate::deliberate::{Bug, bug};
 use crate::error::Errno;
 use crate::processor::hunger::Verdict;
 use crate::processor::io_job::{Job, Step};
@@ -96,7 +97,8 @@ impl Share {
             }
             return;
         }
-        let committed = self.journal.shared().committed();
+        let shared = self.journal.shared();
+        let committed = if bug(Bug::EarlyReuse) { shared.appended() } else { shared.committed() };
         let mut empty: Vec<EmptyChunk> = Vec::new();
         let released = self.slots.release(committed, &mut empty);
         self.space.give(released);
@@ -167,6 +169,8 @@ impl Share {
                 steps,
                 changes: Vec::new(),
                 zeroes: true,
+                failed: None,
+                bad: Arc::clone(&self.bad),
             };
             self.punching = true;
             self.reserve(local, first, last, true);
@@ -177,7 +181,8 @@ impl Share {
     /// The next freed base places of one partition, and their range: partition, first, last, how they are punched.
     /// `None` if there are none, or they have to wait.
     fn take_freed_bases(&mut self) -> Option<(u32, u32, u32, Vec<Step>)> {
-        let committed = self.journal.shared().committed();
+        let shared = self.journal.shared();
+        let committed = if bug(Bug::EarlyPunch) { shared.appended() } else { shared.committed() };
         let front = self.freed_bases.front()?;
         if self.punching || self.leaving || front.seq > committed {
             return None;
@@ -242,7 +247,7 @@ impl Share {
             let number = dropping.next_local;
             dropping.next_local += 1;
             let local = &mut self.locals[number as usize];
-            let (slots, bases) = (&mut self.slots, &mut self.freed_bases);
+            let (slots, bases, bad) = (&mut self.slots, &mut self.freed_bases, &self.bad);
             let freed_blocks = &mut dropping.freed_blocks;
             local.versions.prune(&self.snapshots, |first, count, place| {
                 if place != Place::ZERO {
@@ -250,6 +255,7 @@ impl Share {
                 }
                 if place.is_slot() {
                     slots.give_later(seq, place, count);
+                    bad.forget(place, count);
                 } else if place == Place::BASE {
                     bases.push_back(FreedBase { seq, local: number, first, count });
                 }

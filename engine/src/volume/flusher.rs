@@ -1,20 +1,25 @@
 //! Flusher: makes a volume durable on behalf of everyone who waits at the same time.
 //!
 //! How it works      A pool of one thread for each volume: when somebody waits, it takes all who wait, and runs one sync
-//!                   for them, until nobody does. A sync notes how far each journal has got, syncs every device that was written to,
-//!                   then commits each journal up to what was noted.
+//!                   for them, until nobody does. A sync notes how far each journal has got, syncs every device that
+//!                   was written to, also those behind one that fails, then commits each journal up to what was noted.
 //! Invariants        F1 whoever waits is answered by a sync that began after it came; J3 and J6 of the change log:
 //!                   a mark covers only records that were appended before the devices' sync began, and a
 //!                   record is appended after its data was written.
+//!                   F2 whenever a device may have lost acknowledged writes (its D4), a sync that a host asked for
+//!                   fails, also if the device has been opened anew in between.
 //! Errors            a failed sync fails everyone that it was for, with the device's errno.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, RwLock};
 
 use crate::change_log::journal;
+use crate::deliberate::{Bug, bug};
 use crate::error::{Errno, Error, Result};
 use crate::io::device::Device;
 use crate::processor::queue::{Control, Event, Queue};
+use crate::sync::Mutex;
 use crate::system::System;
 use crate::system::pool::Pool;
 use crate::volume::request::{Request, Sink};
@@ -37,9 +42,16 @@ pub enum Waiter {
 /// What has to be synced.
 #[derive(Debug, Default)]
 pub struct Durable {
-    /// Devices that hold extents or slots.
-    pub devices: RwLock<Vec<Arc<Device>>>,
+    devices: RwLock<Vec<Arc<Watched>>>,
     journals: RwLock<Vec<Writer>>,
+}
+
+/// A device that holds extents or slots.
+#[derive(Debug)]
+struct Watched {
+    device: Arc<Device>,
+    /// How many of its losses hosts were told of (F2).
+    told: AtomicU64,
 }
 
 /// Who writes a journal.
@@ -57,6 +69,7 @@ impl Durable {
         let reached: Vec<u64> = journals.iter().map(|writer| writer.journal.appended()).collect();
         self.sync_devices()?;
         for (Writer { journal, queue, share }, seq) in journals.iter().zip(reached) {
+            let seq = if bug(Bug::MarkTooFar) { journal.appended() } else { seq };
             if let Err(errno) = journal.commit(seq) {
                 queue.push(Event::Control(Box::new(Control::RenewJournal(*share))));
                 return Err(errno);
@@ -69,10 +82,27 @@ impl Durable {
         Ok(())
     }
 
-    /// Makes everything durable that was written to devices so far.
+    /// Makes what was written to devices durable, as far as they let it; the first one's error.
     pub fn sync_devices(&self) -> std::result::Result<(), Errno> {
         let devices = self.devices.read().expect("no holder panics").clone();
-        devices.iter().try_for_each(|device| device.sync())
+        let mut result = Ok(());
+        for watched in devices.iter().filter(|_| !bug(Bug::NoDeviceSync)) {
+            result = result.and(watched.device.sync());
+        }
+        result
+    }
+
+    /// An error if a device may have lost what hosts were told is written, once for each time (F2).
+    fn tell_losses(&self) -> std::result::Result<(), Errno> {
+        let devices = self.devices.read().expect("no holder panics").clone();
+        let mut result = Ok(());
+        for watched in devices {
+            let losses = watched.device.losses();
+            if watched.told.swap(losses, Ordering::AcqRel) != losses {
+                result = Err(Errno::EIO);
+            }
+        }
+        result
     }
 
     /// Adds a journal, with its processor's queue and the number of the volume's share there.
@@ -91,8 +121,9 @@ impl Durable {
     /// Adds a device, if it is not there.
     pub fn add_device(&self, device: &Arc<Device>) {
         let mut devices = self.devices.write().expect("no holder panics");
-        if !devices.iter().any(|other| other.id == device.id) {
-            devices.push(Arc::clone(device));
+        if !devices.iter().any(|other| other.device.id == device.id) {
+            let told = AtomicU64::new(device.losses() - device.losses_to_tell());
+            devices.push(Arc::new(Watched { device: Arc::clone(device), told }));
         }
     }
 }
@@ -122,7 +153,12 @@ impl Flusher {
         let pool = system
             .pool(&format!("pv-flush-{name}"), 1)
             .map_err(|e| Error::io("a flush thread cannot be started", e))?;
-        Ok(Flusher { shared: Arc::new(Shared { state: Mutex::default(), durable }), pool })
+        Ok(Flusher::on(pool, durable))
+    }
+
+    /// A flusher whose syncs run on this pool, which is its own.
+    pub fn on(pool: Pool, durable: Arc<Durable>) -> Flusher {
+        Flusher { shared: Arc::new(Shared { state: Mutex::default(), durable }), pool }
     }
 
     /// What it syncs.
@@ -135,14 +171,13 @@ impl Flusher {
         let mut state = self.shared.state.lock().expect("no holder panics");
         if state.stopping {
             drop(state);
-            answer(vec![waiter], Err(Errno::ESHUTDOWN));
+            answer(vec![waiter], Err(Errno::ESHUTDOWN), Err(Errno::ESHUTDOWN));
             return;
         }
         state.waiting.push(waiter);
-        let running = std::mem::replace(&mut state.running, true);
-        drop(state);
-        if !running {
+        if !std::mem::replace(&mut state.running, true) {
             let shared = Arc::clone(&self.shared);
+            // Under the lock, so that `stop` finds the job on the pool or comes before the waiter.
             self.pool.run(move || run(&shared));
         }
     }
@@ -170,16 +205,22 @@ fn run(shared: &Shared) {
         let waiting = std::mem::take(&mut state.waiting);
         drop(state);
         let result = shared.durable.sync(); // F1
-        answer(waiting, result);
+        let hosts = waiting.iter().any(|waiter| matches!(waiter, Waiter::Request(_)));
+        let told = if hosts { shared.durable.tell_losses() } else { Ok(()) };
+        answer(waiting, result, result.and(told));
     }
 }
 
-fn answer(waiting: Vec<Waiter>, result: std::result::Result<(), Errno>) {
+fn answer(
+    waiting: Vec<Waiter>,
+    result: std::result::Result<(), Errno>,
+    for_hosts: std::result::Result<(), Errno>,
+) {
     let mut sinks: Vec<Arc<dyn Sink>> = Vec::new();
     for waiter in waiting {
         match waiter {
             Waiter::Request(request) => {
-                if let Err(errno) = result {
+                if let Err(errno) = for_hosts {
                     request.fail(errno);
                 }
                 if !sinks.iter().any(|sink| Arc::ptr_eq(sink, request.sink())) {
