@@ -13,7 +13,8 @@
 //!                      its requests.
 //! Owner and locks   thread               waits for                        may be stopped by
 //!                   listener             epoll, at most 10 s              the wake-up
-//!                   sender               epoll, 250 ms while it watches   the wake-up
+//!                   sender               epoll, 10 ms while memory is      the wake-up
+//!                                        short, 250 ms while it watches
 //!                   reader, for each     its socket, its budget,          a shut-down of its socket
 //!                   connection           its target's completions
 //!                   Lock order: outbox, state, pool. `connections` and `listeners` are taken alone.
@@ -46,7 +47,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::time::Timespec;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::nbd::budget::{INBOX_BYTES, Pool, SOCKET_BYTES, lock};
+use crate::nbd::budget::{INBOX_BYTES, Pool, SOCKET_BYTES, evict, lock};
 use crate::nbd::connection::{Common, Connection};
 use crate::nbd::handshake::{Agreement, INPUT_BYTES_MAX};
 use crate::nbd::listener::{LISTENING, Listener};
@@ -58,8 +59,10 @@ use crate::volume::export::{Attachment, ExportTable};
 
 /// The wake-up's number among the events.
 const WAKE: u64 = u64::MAX;
-/// How often the sender thread looks after peers that do not move.
+/// How often the sender thread looks for inboxes that are no longer needed.
 const WATCH_EVERY: Duration = Duration::from_millis(250);
+/// How often it does so while the pool is short.
+const SHORT_EVERY: Duration = Duration::from_millis(10);
 /// How long [`Server::stop`] and [`Server::disconnect`] wait for connections to end.
 const STOP_WITHIN: Duration = Duration::from_secs(4);
 /// A reader's stack, bytes.
@@ -266,11 +269,16 @@ impl Shared {
         let mut events: Vec<epoll::Event> = Vec::with_capacity(EVENTS_PER_TURN);
         let mut watched = Instant::now();
         let watch_every = Timespec::try_from(WATCH_EVERY).ok();
+        let short_every = Timespec::try_from(SHORT_EVERY).ok();
         while !self.stopping.load(Ordering::Acquire) {
             events.clear();
             let space = rustix::buffer::spare_capacity(&mut events);
             // With nothing to watch it sleeps until `watch_peers` or a socket wakes it.
-            let timeout = if self.is_watching() { watch_every.as_ref() } else { None };
+            let timeout = match () {
+                () if self.common.pool.starving() > 0 => short_every.as_ref(),
+                () if self.has_retired() => watch_every.as_ref(),
+                () => None,
+            };
             match epoll::wait(&self.sender, space, timeout) {
                 Ok(_) | Err(SystemErrno::INTR) => {}
                 Err(_) => std::thread::sleep(WATCH_EVERY),
@@ -281,18 +289,33 @@ impl Shared {
                     connection.send_on();
                 }
             }
+            self.make_room();
             let now = Instant::now();
             if now.duration_since(watched) >= WATCH_EVERY {
                 watched = now;
-                for connection in self.matching(|_| true) {
-                    connection.watch(now);
-                }
+                self.matching(Connection::has_retired).iter().for_each(|one| one.sweep_retired());
             }
         }
     }
 
-    fn is_watching(&self) -> bool {
-        self.common.pool.short() || lock(&self.connections).values().any(|one| one.has_retired())
+    fn has_retired(&self) -> bool {
+        lock(&self.connections).values().any(|one| one.has_retired())
+    }
+
+    /// Closes peers that hold others up, while the pool is short.
+    fn make_room(&self) {
+        let needed = self.common.pool.starving();
+        if needed == 0 {
+            return;
+        }
+        let now = Instant::now();
+        let all = self.matching(|_| true);
+        let held = all.iter().enumerate().filter_map(|(index, one)| {
+            one.will_hold(now).map(|(long, drawn)| (long, drawn, index))
+        });
+        for index in evict(held.collect(), needed) {
+            all[index].evict();
+        }
     }
 
     fn matching(&self, wanted: impl Fn(&Connection) -> bool) -> Vec<Arc<Connection>> {

@@ -239,13 +239,19 @@ impl Reader<'_> {
         }
         self.submit(); // D2
         self.put_credit_back();
-        lock(&self.connection.state).receiving = true;
+        let mut state = lock(&self.connection.state);
+        state.receiving = true;
+        state.begin_turn();
+        drop(state);
         while payload.filled() < length {
             let received = receive(self.connection, payload.space())?;
             payload.advance(received);
             lock(&self.connection.state).moved += received as u64;
         }
-        lock(&self.connection.state).receiving = false;
+        let mut state = lock(&self.connection.state);
+        state.receiving = false;
+        state.end_turn();
+        drop(state);
         Ok(payload.into_buffer())
     }
 

@@ -289,6 +289,7 @@ impl Connection {
                 Err(_) => self.break_off(),
             }
         }
+        lock(&self.state).begin_turn();
         // Unlocked first: the sender thread may go on before the next line is over.
         drop(outbox);
         self.hand_over();
@@ -306,6 +307,7 @@ impl Connection {
         outbox.replies.extend(state.queue.drain(..));
         if outbox.replies.is_empty() {
             state.sending = false;
+            state.end_turn();
             if state.reader_waits {
                 self.waiter.changed.notify_all();
             }
