@@ -37,7 +37,7 @@ Tree = dict[str, Content | None]
 
 @dataclass(slots=True)
 class Version:
-    """What a sector (or a size) became with one record. `lost`: a sync that was for it has failed."""
+    """What a sector became with one record. `lost`: a sync that was for it has failed."""
 
     number: int
     data: bytes
@@ -50,7 +50,6 @@ class Size:
 
     number: int
     size: int
-    lost: bool = False
 
 
 class File:
@@ -130,10 +129,8 @@ class File:
         return Content(data, size)
 
     def _sync_size(self, before: int, *, failed: bool) -> None:
-        for size in self.sizes if failed else ():
-            size.lost |= size.number < before
-        kept = [] if failed else [size for size in self.sizes if size.number < before and not size.lost]
-        if kept:
+        kept = [size for size in self.sizes if size.number < before]
+        if kept and not failed:
             self.durable_size = kept[-1].size
             self.sizes = [size for size in self.sizes if size.number > kept[-1].number]
 

@@ -282,7 +282,8 @@ class Campaign:
         snapshots = [replace(one) for one in base.snapshots]
         *durable, last = base.changes
         last = replace(last, acknowledged=NEVER if lost_power else last.acknowledged)
-        return History(SECTORS, -1, [*durable, last], [*base.flushes], snapshots)
+        changes = [*durable, last]
+        return History(SECTORS, -1, changes=changes, flushes=[*base.flushes], snapshots=snapshots)
 
     def _count(self) -> dict[tuple[str, str], int]:
         """How many calls of each kind, on each part, the scenario makes."""
@@ -388,11 +389,14 @@ def main() -> int:
     return 1 if campaign.result.failures else 0
 
 
-def try_faults(*, seed: int, count: int, seconds: float = 1e9, timeout_s: float = 600) -> Result:
-    """Run the program; its result."""
+def try_faults(
+    *, seed: int, count: int, seconds: float = 1e9, timeout_s: float = 600, fault: str | None = None
+) -> Result:
+    """Run the program; its result. `fault`: that one alone."""
     with tempfile.TemporaryDirectory(prefix="pv-") as short:
         env = preloaded(Path(short) / "boot-id")
         words = ["--seed", str(seed), "--count", str(count), "--seconds", str(seconds)]
+        words += [] if fault is None else ["--fault", fault]
         ended = run(sys.executable, "-m", __name__, *words, env=env, timeout_s=timeout_s)
     lines = ended.out.splitlines()
     if ended.rc not in (0, 1) or not lines or not lines[-1].startswith("{"):

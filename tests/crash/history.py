@@ -59,6 +59,8 @@ class Snapshot:
 
     name: str
     issued_at: int
+    issued: int = 0
+    reported: int = NEVER
     reported_at: int = NEVER
     deleting_at: int = NEVER
     deleted_at: int = NEVER
@@ -67,10 +69,12 @@ class Snapshot:
 
 @dataclass
 class History:
-    """All of it, for one volume of `sectors` sectors, made at `made_at`."""
+    """All of it, for one volume of `sectors` sectors, made at `made_at`. `base`: what it held before, if not
+    zeroes."""
 
     sectors: int
     made_at: int = NEVER
+    base: bytes | None = None
     changes: list[Change] = field(default_factory=list)
     flushes: list[Flush] = field(default_factory=list)
     snapshots: list[Snapshot] = field(default_factory=list)
@@ -79,8 +83,8 @@ class History:
 class Clock:
     """The two clocks."""
 
-    def __init__(self, log: Path) -> None:
-        self._log = os.open(log, os.O_RDONLY)
+    def __init__(self, log: Path | None) -> None:
+        self._log = None if log is None else os.open(log, os.O_RDONLY)
         self._count = 0
         self._lock = threading.Lock()
 
@@ -88,7 +92,7 @@ class Clock:
         """The count, and the log's length."""
         with self._lock:
             self._count += 1
-            return self._count, os.fstat(self._log).st_size
+            return self._count, 0 if self._log is None else os.fstat(self._log).st_size
 
 
 def content(tag: int, sector: int) -> bytes:
@@ -106,6 +110,7 @@ class Expected:
 
     def __init__(self, history: History) -> None:
         self._history = history
+        self._base = history.base or bytes(history.sectors * SECTOR)
         self._by_sector: list[list[Change]] = [[] for _ in range(history.sectors)]
         for change in history.changes:
             for sector in range(change.first, change.first + change.count):
@@ -123,8 +128,17 @@ class Expected:
         )
         for sector, changes in enumerate(self._by_sector):
             found = data[sector * SECTOR : (sector + 1) * SECTOR]
-            if not _may_be(found, sector, changes, flushed, at):
+            if not self._may_be(found, sector, changes, flushed, at):
                 raise Lost(_wrong(found, sector, changes, flushed, at))
+
+    def check_instant(self, one: Snapshot, data: bytes) -> None:
+        """What a snapshot holds: everything acknowledged before it was asked for, nothing issued after it was
+        reported; Lost."""
+        for sector, changes in enumerate(self._by_sector):
+            found = data[sector * SECTOR : (sector + 1) * SECTOR]
+            before = [change for change in changes if change.issued < one.reported]
+            if not self._may_be(found, sector, before, one.issued, NEVER, only_flushed=True):
+                raise Lost(f"snapshot {one.name}: {_wrong(found, sector, before, one.issued, NEVER)}")
 
     def check_names(self, names: set[str], at: int) -> None:
         """H2 for the names of the snapshots that there are; Lost."""
@@ -145,20 +159,29 @@ class Expected:
                     raise Lost(f"snapshot {name} has changed: {_difference(pinned, data)}")
                 return
 
+    def _may_be(
+        self,
+        found: bytes,
+        sector: int,
+        changes: list[Change],
+        flushed: int,
+        at: int,
+        *,
+        only_flushed: bool = False,
+    ) -> bool:
+        for change in reversed(changes):
+            if change.issued_at > at:
+                continue
+            if found == content(change.tag, sector):
+                return True
+            fua = change.fua and change.acknowledged_at <= at and not only_flushed
+            if change.acknowledged < flushed or fua:
+                return False
+        return found == self._base[sector * SECTOR : (sector + 1) * SECTOR]
+
     def volume_is_promised(self, at: int) -> bool:
         """Whether the volume must be there."""
         return self._history.made_at <= at
-
-
-def _may_be(found: bytes, sector: int, changes: list[Change], flushed: int, at: int) -> bool:
-    for change in reversed(changes):
-        if change.issued_at > at:
-            continue
-        if found == content(change.tag, sector):
-            return True
-        if change.acknowledged < flushed or (change.fua and change.acknowledged_at <= at):
-            return False
-    return found == ZEROES
 
 
 def _wrong(found: bytes, sector: int, changes: list[Change], flushed: int, at: int) -> str:

@@ -30,6 +30,7 @@ from tests.support.nbd import read_all
 from tests.support.proc import Argument, run
 
 IMAGES_AT_ONE_MOMENT = 3
+RARE = (Kind.CREATE, Kind.RENAME, Kind.UNLINK)
 THEN = ((250, "polyvold"), (12, "again"), (4, "empty"))
 """What is done with every so-manieth image; with all others: check."""
 
@@ -64,13 +65,20 @@ class Result:
 
 
 def drawn(records: list[Record], made_at: int, seed: int, count: int) -> Iterator[Image]:
-    """Images in order of their moments; one in sixteen of the time before there was a volume."""
+    """Images in order of their moments: one in sixteen of the time before there was a volume, five of soon
+    after names have changed, which is rare."""
     draw = random.Random(seed)
     made = next((number for number, record in enumerate(records) if record.at >= made_at), 0)
+    rare = [number for number, record in enumerate(records) if record.kind in RARE and number >= made]
     moments = []
     for _ in range(-(-count // IMAGES_AT_ONE_MOMENT)):
-        early = draw.random() < 1 / 16
-        moments.append(draw.randrange(made) if early and made else draw.randrange(made, len(records)))
+        where = draw.random()
+        if where < 1 / 16 and made:
+            moments.append(draw.randrange(made))
+        elif where < 6 / 16 and rare:
+            moments.append(min(len(records) - 1, draw.choice(rare) + int(draw.expovariate(1 / 10))))
+        else:
+            moments.append(draw.randrange(made, len(records)))
     moments = sorted(moments * IMAGES_AT_ONE_MOMENT)[:count]
     for number, moment in enumerate(moments, 1):
         then = next((name for every, name in THEN if number % every == 0), "check")
@@ -196,12 +204,19 @@ def main() -> int:
 
 
 def check_recording(
-    recording: Recording, *, seed: int, count: int, seconds: float = 1e9, timeout_s: float = 600
+    recording: Recording,
+    *,
+    seed: int,
+    count: int,
+    seconds: float = 1e9,
+    timeout_s: float = 600,
+    image: str | None = None,
 ) -> Result:
-    """Run the program on a recording; its result."""
+    """Run the program on a recording; its result. `image`: that one alone."""
     with tempfile.TemporaryDirectory(prefix="pv-") as short:
         env = preloaded(Path(short) / "boot-id")
         words = ["--seed", str(seed), "--count", str(count), "--seconds", str(seconds)]
+        words += [] if image is None else ["--image", image]
         command: list[Argument] = [sys.executable, "-m", __name__, recording.directory, *words]
         ended = run(*command, env=env, timeout_s=timeout_s)
     lines = ended.out.splitlines()

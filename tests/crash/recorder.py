@@ -23,7 +23,7 @@ SOURCE = Path(__file__).with_name("recorder.c")
 BUILD = ROOT / "build" / "crash"
 HEADER = struct.Struct("<BBHIQQII")
 
-SMALL = {"POLYVOL_SEGMENT_BYTES": str(64 << 10), "POLYVOL_CHECKPOINT_BYTES": str(48 << 10)}
+SMALL = {"POLYVOL_SEGMENT_BYTES": str(64 << 10), "POLYVOL_CHECKPOINT_BYTES": str(8 << 10)}
 """Segments and checkpoints so small that short runs roll and take many."""
 
 

@@ -9,6 +9,7 @@ Errors            AssertionError when the daemon answers with an error other tha
 """
 
 import errno
+import itertools
 import pickle
 import random
 import shutil
@@ -21,8 +22,21 @@ from typing import Any
 
 import nbd
 
+from polyvol.daemon.cli.client import ApiError
+from polyvol.mapping.errors import PolyvolError
 from tests.clients.system import delete_when_unused
-from tests.crash.history import SECTOR, Change, Clock, Flush, History, Snapshot, contents, packed
+from tests.crash.history import (
+    SECTOR,
+    Change,
+    Clock,
+    Expected,
+    Flush,
+    History,
+    Snapshot,
+    contents,
+    packed,
+    unpacked,
+)
 from tests.crash.recorder import environment
 from tests.support.daemon import Daemon, short_directory
 from tests.support.nbd import connect
@@ -36,6 +50,9 @@ REGION = HALF // WRITERS // BLOCK_SECTORS * BLOCK_SECTORS
 HALVES = (SECTORS - HALF) // (BLOCK_SECTORS // 2)
 VOLUME = "v"
 SNAPSHOTS_MAX = 3
+PAUSES_S = (0.0, 0.001, 0.01)
+"""How long a writer waits between two changes, on average: one of these for each recording."""
+QUIET_EVERY_S, QUIET_S = 0.2, 0.04
 
 
 @dataclass
@@ -85,25 +102,44 @@ def make_volume(
 class Load:
     """The threads, and what they note."""
 
-    def __init__(self, daemon: Daemon, clock: Clock, seed: int) -> None:
-        self.history = History(SECTORS)
+    def __init__(
+        self,
+        daemon: Daemon,
+        clock: Clock,
+        seed: int,
+        history: History | None = None,
+        *,
+        pause_s: float = 0.0004,
+    ) -> None:
+        self.history = history or History(SECTORS)
+        self.killing = False
         self.failures: list[BaseException] = []
         self._daemon = daemon
         self._clock = clock
         self._seed = seed
+        self._pause_s = pause_s
         self._stop = threading.Event()
-        self._tags = iter(range(1, 1 << 60))
+        self._tags = itertools.count(1 + (seed << 20))
+        self._threads: list[threading.Thread] = []
 
     def run(self, seconds: float) -> None:
         """Load for so long."""
+        self.start()
+        self._stop.wait(seconds)
+        self.finish()
+
+    def start(self) -> None:
+        """Begin."""
         bodies: list[Callable[[], None]] = [self._flush, self._cut]
         bodies += [lambda writer=writer: self._write(writer) for writer in range(WRITERS)]  # type: ignore[misc]
-        threads = [threading.Thread(target=self._guarded, args=(body,)) for body in bodies]
-        for thread in threads:
+        self._threads = [threading.Thread(target=self._guarded, args=(body,)) for body in bodies]
+        for thread in self._threads:
             thread.start()
-        self._stop.wait(seconds)
+
+    def finish(self) -> None:
+        """End; whatever failed, unless the daemon is being killed, is raised."""
         self._stop.set()
-        for thread in threads:
+        for thread in self._threads:
             thread.join(60)
             assert not thread.is_alive(), "a client hangs"
         if self.failures:
@@ -112,6 +148,10 @@ class Load:
     def _guarded(self, body: Callable[[], None]) -> None:
         try:
             body()
+        except (nbd.Error, OSError, PolyvolError, ApiError) as error:
+            if not self.killing:
+                self.failures.append(error)
+            self._stop.set()
         except BaseException as error:
             self.failures.append(error)
             self._stop.set()
@@ -120,9 +160,11 @@ class Load:
         draw = random.Random(f"{self._seed}-{writer}")
         with connect(self._daemon.uri(VOLUME)) as handle:
             while not self._stop.is_set():
+                if time.monotonic() % QUIET_EVERY_S < QUIET_S:
+                    time.sleep(QUIET_S / 4)  # all writers at once, so that flushes find nothing new
+                    continue
                 self._change(handle, draw, writer)
-                if draw.random() < 0.2:
-                    time.sleep(draw.uniform(0, 0.002))
+                time.sleep(draw.uniform(0, 2 * self._pause_s))
 
     def _change(self, handle: Any, draw: random.Random, writer: int) -> None:
         kind = draw.choices(("write", "zero", "trim"), (8, 1, 1))[0]
@@ -168,14 +210,15 @@ class Load:
 
     def _cut(self) -> None:
         draw = random.Random(f"{self._seed}-cut")
-        numbers = iter(range(1 << 30))
-        kept: list[Snapshot] = []
+        numbers = itertools.count()
+        kept = [*self.history.snapshots]
         while not self._stop.is_set():
             time.sleep(draw.uniform(0.01, 0.1))
-            snapshot = Snapshot(f"s{next(numbers)}", self._clock.now()[1])
+            issued, issued_at = self._clock.now()
+            snapshot = Snapshot(f"s{self._seed}-{next(numbers)}", issued_at, issued)
             self.history.snapshots.append(snapshot)
             self._daemon.api.post("snapshots", body={"volumes": [VOLUME], "name": snapshot.name})
-            snapshot.reported_at = self._clock.now()[1]
+            snapshot.reported, snapshot.reported_at = self._clock.now()
             with connect(self._daemon.uri(f"{VOLUME}@{snapshot.name}")) as handle:
                 snapshot.content = packed(bytes(handle.pread(SIZE, 0)))
             kept.append(snapshot)
@@ -201,7 +244,7 @@ def record(directory: Path, seed: int, seconds: float, *, sync_us: int = 0, stop
         daemon.environment = environment(root, recording.log, sync_us=sync_us)
         with daemon:
             clock = Clock(recording.log)
-            load = Load(daemon, clock, seed)
+            load = Load(daemon, clock, seed, pause_s=random.Random(seed).choice(PAUSES_S))
             api = daemon.api
             make_volume(
                 lambda body: api.post("devices", body=body),
@@ -213,6 +256,10 @@ def record(directory: Path, seed: int, seconds: float, *, sync_us: int = 0, stop
             if not stop:
                 daemon.kill()
         assert "panicked" not in daemon.said(), daemon.said()
+        expected = Expected(load.history)
+        for snapshot in load.history.snapshots:
+            if snapshot.content is not None:
+                expected.check_instant(snapshot, unpacked(snapshot.content))
         recording.store(load.history)
         if stop:
             shutil.copytree(root, directory / "left", ignore=shutil.ignore_patterns("*.sock"))

@@ -79,11 +79,15 @@ class Daemon:
 
     def start(self) -> None:
         """Start it and wait until it answers."""
-        assert not self.running, "the daemon runs already"
-        self._process = Background(*self.command(), log=self.log, env=self.environment)
-        self._process.wait_until(
+        self.launch().wait_until(
             lambda: self.control_socket.exists() and self._answers(), "polyvold's answer", START_S
         )
+
+    def launch(self) -> Background:
+        """Start it, and do not wait."""
+        assert not self.running, "the daemon runs already"
+        self._process = Background(*self.command(), log=self.log, env=self.environment)
+        return self._process
 
     def _answers(self) -> bool:
         try:
