@@ -17,7 +17,6 @@ use crate::block_map::versions::Versions;
 use crate::change_log::journal::Journal;
 use crate::change_log::slots::Slots;
 use crate::change_log::space::{Log, Space};
-use crate::deliberate::{Bug, bug};
 use crate::error::Errno;
 use crate::processor::elsewhere::Elsewhere;
 use crate::processor::hunger::Hunger;
@@ -248,7 +247,7 @@ impl Share {
         }
     }
 
-    fn start(&mut self, part: Part, context: &mut Context<'_>) {
+    pub(super) fn start(&mut self, part: Part, context: &mut Context<'_>) {
         debug_assert!(part.length > 0 && (part.local as usize) < self.locals.len());
         match part.request.verb {
             Verb::Read => self.read(part, context),
@@ -367,14 +366,6 @@ impl Share {
                 self.start(part, context);
             }
         }
-    }
-
-    /// Keeps a write for when the cut was made (C2).
-    fn hold(&mut self, part: Part, context: &mut Context<'_>) {
-        if bug(Bug::NoHold) {
-            return self.start(part, context);
-        }
-        self.held.push(part);
     }
 
     /// What is due now and then: slots to be released, a checkpoint.
