@@ -3,8 +3,8 @@
 How it works      The image's files are laid out below a directory, the host's boot id becomes another, and a
                   `polyvol.daemon.service.Service` is started on them in this process (which has the recorder
                   preloaded). Its volume and snapshots are compared with the history. Then it has to work: it
-                  is written, flushed, cut, read back, stopped and started again; now and then everything is
-                  deleted and trimmed, and no slot may remain in use.
+                  is written, flushed, cut, read back, stopped and started again; now and then `polyvol check`
+                  looks it through, and everything is deleted and trimmed, and no slot may remain in use.
 Errors            Lost with what is missing; whatever a start or a stop raises.
 """
 
@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from polyvol.daemon.api import server
+from polyvol.daemon.check import check_state
 from polyvol.daemon.engine_border import HandleLike
 from polyvol.daemon.requests import SnapshotCreate
 from polyvol.daemon.service import Service
@@ -90,6 +91,8 @@ class Checker:
             if found is None:
                 return
             after = use(service, found)
+        if thorough and (problems := check_state(self.root / "state", data=True).problems):
+            raise Lost(f"`polyvol check` finds: {'; '.join(problems)}")
         with self.serving() as service:
             again = self._read_all(service)
             if again[VOLUME] != after:

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,9 @@ REGION = HALF // WRITERS // BLOCK_SECTORS * BLOCK_SECTORS
 HALVES = (SECTORS - HALF) // (BLOCK_SECTORS // 2)
 VOLUME = "v"
 SNAPSHOTS_MAX = 3
-PAUSES_S = (0.0, 0.001, 0.01)
-"""How long a writer waits between two changes, on average: one of these for each recording."""
+PAUSES_S = (0.0, 0.001, 0.01, None)
+"""How long a writer waits between two changes, on average: one of these for each recording. None: one thread
+writes and flushes."""
 QUIET_EVERY_S, QUIET_S = 0.2, 0.04
 
 
@@ -109,7 +111,7 @@ class Load:
         seed: int,
         history: History | None = None,
         *,
-        pause_s: float = 0.0004,
+        pause_s: float | None = 0.0004,
     ) -> None:
         self.history = history or History(SECTORS)
         self.killing = False
@@ -130,8 +132,12 @@ class Load:
 
     def start(self) -> None:
         """Begin."""
-        bodies: list[Callable[[], None]] = [self._flush, self._cut]
-        bodies += [lambda writer=writer: self._write(writer) for writer in range(WRITERS)]  # type: ignore[misc]
+        bodies: list[Callable[[], None]] = [self._cut]
+        if self._pause_s is None:
+            bodies.append(self._write_and_flush)
+        else:
+            bodies.append(self._flush)
+            bodies += [partial(self._write, writer, self._pause_s) for writer in range(WRITERS)]
         self._threads = [threading.Thread(target=self._guarded, args=(body,)) for body in bodies]
         for thread in self._threads:
             thread.start()
@@ -156,7 +162,17 @@ class Load:
             self.failures.append(error)
             self._stop.set()
 
-    def _write(self, writer: int) -> None:
+    def _write_and_flush(self) -> None:
+        """One after the other, with time in between for what the daemon does of its own accord."""
+        draw = random.Random(f"{self._seed}-serial")
+        with connect(self._daemon.uri(VOLUME)) as handle:
+            while not self._stop.is_set():
+                for _ in range(draw.choice((1, 1, 1, 20))):
+                    self._change(handle, draw, draw.randrange(WRITERS))
+                time.sleep(draw.choice((0, 0.004, 0.012)))
+                self._flush_now(handle)
+
+    def _write(self, writer: int, pause_s: float) -> None:
         draw = random.Random(f"{self._seed}-{writer}")
         with connect(self._daemon.uri(VOLUME)) as handle:
             while not self._stop.is_set():
@@ -164,7 +180,7 @@ class Load:
                     time.sleep(QUIET_S / 4)  # all writers at once, so that flushes find nothing new
                     continue
                 self._change(handle, draw, writer)
-                time.sleep(draw.uniform(0, 2 * self._pause_s))
+                time.sleep(draw.uniform(0, 2 * pause_s))
 
     def _change(self, handle: Any, draw: random.Random, writer: int) -> None:
         kind = draw.choices(("write", "zero", "trim"), (8, 1, 1))[0]
@@ -204,9 +220,12 @@ class Load:
         with connect(self._daemon.uri(VOLUME)) as handle:
             while not self._stop.is_set():
                 time.sleep(draw.uniform(0.001, 0.03))
-                issued, _ = self._clock.now()
-                handle.flush()
-                self.history.flushes.append(Flush(issued, self._clock.now()[1]))
+                self._flush_now(handle)
+
+    def _flush_now(self, handle: Any) -> None:
+        issued, _ = self._clock.now()
+        handle.flush()
+        self.history.flushes.append(Flush(issued, self._clock.now()[1]))
 
     def _cut(self) -> None:
         draw = random.Random(f"{self._seed}-cut")
