@@ -27,6 +27,7 @@ from polyvol.daemon.cli.client import ApiError
 from polyvol.mapping.errors import PolyvolError
 from tests.clients.system import delete_when_unused
 from tests.crash.history import (
+    NEVER,
     SECTOR,
     Change,
     Clock,
@@ -38,7 +39,7 @@ from tests.crash.history import (
     packed,
     unpacked,
 )
-from tests.crash.recorder import environment
+from tests.crash.recorder import cut_off, environment
 from tests.support.daemon import Daemon, short_directory
 from tests.support.nbd import connect
 
@@ -121,7 +122,7 @@ class Load:
         self._seed = seed
         self._pause_s = pause_s
         self._stop = threading.Event()
-        self._tags = itertools.count(1 + (seed << 20))
+        self._tags = itertools.count(1 + (seed % 1000 << 20))
         self._threads: list[threading.Thread] = []
 
     def run(self, seconds: float) -> None:
@@ -141,6 +142,14 @@ class Load:
         self._threads = [threading.Thread(target=self._guarded, args=(body,)) for body in bodies]
         for thread in self._threads:
             thread.start()
+
+    def run_until_killed(self, seconds: float) -> None:
+        """Load for so long, then kill the daemon."""
+        self.start()
+        time.sleep(seconds)
+        self.killing = True
+        self._daemon.kill()
+        self.finish()
 
     def finish(self) -> None:
         """End; whatever failed, unless the daemon is being killed, is raised."""
@@ -230,7 +239,8 @@ class Load:
     def _cut(self) -> None:
         draw = random.Random(f"{self._seed}-cut")
         numbers = itertools.count()
-        kept = [*self.history.snapshots]
+        there = [one for one in self.history.snapshots if one.reported_at < NEVER]
+        kept = [one for one in there if one.deleting_at == NEVER]
         while not self._stop.is_set():
             time.sleep(draw.uniform(0.01, 0.1))
             issued, issued_at = self._clock.now()
@@ -250,9 +260,12 @@ class Load:
         snapshot.deleted_at = self._clock.now()[1]
 
 
-def record(directory: Path, seed: int, seconds: float, *, sync_us: int = 0, stop: bool = False) -> Recording:
-    """Run the load on a recorded polyvold; what it left goes to `directory`. `stop`: it is stopped, not
-    killed, and its files are kept as `left`."""
+def record(
+    directory: Path, seed: int, seconds: float, *, sync_us: int = 0, kills: int = 0, stop: bool = False
+) -> Recording:
+    """Run the load on a recorded polyvold; what it left goes to `directory`. `kills`: how often it is killed
+    and started again in between. `stop`: it is stopped in the end, not killed, and its files are kept as
+    `left`."""
     recording = Recording(directory)
     directory.mkdir(parents=True, exist_ok=True)
     with short_directory() as short:
@@ -263,7 +276,8 @@ def record(directory: Path, seed: int, seconds: float, *, sync_us: int = 0, stop
         daemon.environment = environment(root, recording.log, sync_us=sync_us)
         with daemon:
             clock = Clock(recording.log)
-            load = Load(daemon, clock, seed, pause_s=random.Random(seed).choice(PAUSES_S))
+            pause_s = random.Random(seed).choice(PAUSES_S)
+            load = Load(daemon, clock, seed, pause_s=pause_s)
             api = daemon.api
             make_volume(
                 lambda body: api.post("devices", body=body),
@@ -271,7 +285,13 @@ def record(directory: Path, seed: int, seconds: float, *, sync_us: int = 0, stop
                 daemon.state_dir,
             )
             load.history.made_at = clock.now()[1]
-            load.run(seconds)
+            for kill in range(1, kills + 1):
+                load.run_until_killed(seconds / (kills + 1))
+                cut_off(recording.log)
+                daemon.environment = environment(root, recording.log, sync_us=sync_us, goes_on=kill)
+                daemon.start()
+                load = Load(daemon, clock, seed + kill, load.history, pause_s=pause_s)
+            load.run(seconds / (kills + 1))
             if not stop:
                 daemon.kill()
         assert "panicked" not in daemon.said(), daemon.said()
