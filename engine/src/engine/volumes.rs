@@ -14,6 +14,7 @@ use std::sync::atomic::AtomicU64;
 use crate::block_map::place::Place;
 use crate::block_map::versions::Versions;
 use crate::change_log::journal::{Identity, Journal};
+use crate::change_log::marks::Marks;
 use crate::change_log::recover::{Recovered, recover};
 use crate::change_log::slots::Slots;
 use crate::change_log::space::{Log, Space};
@@ -74,7 +75,7 @@ struct Intake {
 }
 
 /// An intake with what was read back for it.
-type Found = ((Intake, Recovered), Slots);
+type Found = (Intake, (Recovered, Slots));
 
 impl Engine {
     /// Takes a volume over.
@@ -93,10 +94,10 @@ impl Engine {
             Error::io(format!("directory {} cannot be made", spec.directory.display()), e)
         })?;
         let intakes = self.intakes(&spec, &geometry)?;
-        let recovered = recover_all(&intakes, &spec, &geometry, self.system.threaded())?;
-        let slots = mark_slots(&recovered, &space, &spec.name)?;
+        let threads = self.system.threaded();
+        let recovered = recover_all(&intakes, &spec, &geometry, &space, threads)?;
         let number = self.take_share_number();
-        let found = intakes.into_iter().zip(recovered).zip(slots).collect();
+        let found = intakes.into_iter().zip(recovered).collect();
         let served = self.serve(spec, number, geometry, space, found);
         if served.is_err() {
             self.give_share_number(number);
@@ -191,9 +192,9 @@ impl Engine {
             log.devices().for_each(|device| durable.add_device(device));
             space.open(&log, log.slots.used());
         }
-        let epoch = found.iter().map(|((_, one), _)| one.epoch).fold(spec.next_epoch, Epoch::max);
+        let epoch = found.iter().map(|(_, (one, _))| one.epoch).fold(spec.next_epoch, Epoch::max);
         let flusher = Arc::new(Flusher::start(&*self.system, &spec.name, Arc::clone(&durable))?);
-        let made = found.into_iter().enumerate().map(|(ordinal, ((intake, recovered), slots))| {
+        let made = found.into_iter().enumerate().map(|(ordinal, (intake, (recovered, slots)))| {
             let (journal, locals) = begin(&intake, recovered, &geometry)?;
             durable.add_journal(journal.shared(), &intake.share.queue, number);
             let share = Share::new(Parts {
@@ -353,19 +354,23 @@ fn check(spec: &VolumeSpec) -> Result<()> {
     Ok(())
 }
 
+/// Reads every processor's maps back, and marks the slots that they refer to as used.
 fn recover_all(
     intakes: &[Intake],
     spec: &VolumeSpec,
     geometry: &Geometry,
+    space: &Space,
     threads: bool,
-) -> Result<Vec<Recovered>> {
+) -> Result<Vec<(Recovered, Slots)>> {
     let snapshots: Vec<Epoch> = spec.snapshots.iter().map(|(epoch, _)| *epoch).collect();
     let recover_one = &|intake: &Intake| {
-        recover(&intake.identity, &snapshots, |partition| {
+        let recovered = recover(&intake.identity, &snapshots, |partition| {
             let owner = geometry.partitions.get(partition as usize)?;
             let blocks = geometry.partition_bytes(partition) / BLOCK_SIZE;
             (owner.processor == intake.share.processor).then_some(blocks as u32)
-        })
+        })?;
+        let slots = mark_slots(&recovered, space, &spec.name)?;
+        Ok((recovered, slots))
     };
     if !threads {
         return intakes.iter().map(recover_one).collect();
@@ -378,53 +383,21 @@ fn recover_all(
     })
 }
 
-/// Marks every slot that a map refers to as used, and finds what cannot be.
-fn mark_slots(recovered: &[Recovered], space: &Space, volume: &str) -> Result<Vec<Slots>> {
-    let mut all = Vec::new();
-    for one in recovered {
-        let mut slots = Slots::default();
-        for (partition, versions) in &one.partitions {
-            let bad = mark_partition(versions, space, &mut slots);
-            if let Some(place) = bad {
-                let what = format!(
-                    "volume {volume}: {place:?} of partition {partition} is outside its change log or in \
-                     use twice"
-                );
-                return Err(Error::new(ErrorKind::Corrupt, what));
-            }
-        }
-        all.push(slots);
-    }
-    Ok(all)
-}
-
-/// Marks a partition's slots, each once however many versions see it; gives a place that cannot be marked.
-fn mark_partition(versions: &Versions, space: &Space, slots: &mut Slots) -> Option<Place> {
-    let mut bad = None;
-    let mut mark = |count: u32, place: Place| {
-        if !place.is_slot() || bad.is_some() {
-            return;
-        }
-        let marked =
-            space.log(place.log()).is_some_and(|log| slots.take_exactly(&log, place, count));
-        if !marked {
-            bad = Some(place);
-        }
+fn mark_slots(recovered: &Recovered, space: &Space, volume: &str) -> Result<Slots> {
+    let bad = |place: Place, of: String| {
+        let what =
+            format!("volume {volume}: {place:?}{of} is outside its change log or in use twice");
+        Error::new(ErrorKind::Corrupt, what)
     };
-    // What a version sees and the one before it does not: by V2 each place comes up once.
-    let mut previous = None;
-    let frozen = versions.frozen().iter().map(|frozen| &frozen.map);
-    for map in frozen.chain(std::iter::once(&versions.live)) {
-        match previous {
-            None => map.for_each_run(|_, count, place, _| mark(count, place)),
-            Some(previous) => {
-                let others = [previous];
-                crate::block_map::diff::only_in(map, &others, |_, count, place| mark(count, place));
-            }
-        }
-        previous = Some(map);
+    let mut marks = Marks::new(space);
+    for (partition, versions) in &recovered.partitions {
+        marks
+            .add_partition(versions)
+            .map_err(|place| bad(place, format!(" of partition {partition}")))?;
     }
-    bad
+    let mut slots = Slots::default();
+    slots.take_marked(marks).map_err(|place| bad(place, String::new()))?;
+    Ok(slots)
 }
 
 fn begin(
@@ -439,7 +412,7 @@ fn begin(
         intake.identity.clone(),
         recovered.next_number,
         recovered.next_seq,
-        recovered.committed,
+        recovered.covered,
         recovered.segments,
     )?;
     let local = |partition: &u32| {
