@@ -2,7 +2,8 @@
 
 Owner and locks   `changes` is held by every verb that changes something, from its plan to its end; reading
                   verbs do not take it. `device_trouble` and `volume_trouble` are changed only under it, by
-                  replacing single entries, and read by anybody.
+                  replacing single entries, and read by anybody. So are `gauges` and `refusing`, by the watch
+                  over the change logs (daemon/space.py).
 """
 
 import threading
@@ -12,7 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from polyvol.daemon.engine_border import EngineLike
-from polyvol.daemon.errors import engine_errors
+from polyvol.daemon.errors import VolumeNotServed, engine_errors
+from polyvol.daemon.events import Events
+from polyvol.daemon.room import Gauge
 from polyvol.daemon.views import ExtentView
 from polyvol.mapping.catalog.store import Catalog
 from polyvol.mapping.device import Device
@@ -23,7 +26,9 @@ from polyvol.mapping.records import Volume
 
 @dataclass
 class Context:
-    """The catalog, the engine, and what is known to be wrong: by device id and by volume id, as a clause."""
+    """The catalog, the engine, what is known to be wrong (by device id and by volume id, as a clause), what
+    has happened of late, and how the change logs fill. `refusing`: keep-writing volumes with nothing left to
+    drop."""
 
     state_dir: Path
     catalog: Catalog
@@ -34,6 +39,9 @@ class Context:
     changes: threading.Lock = field(default_factory=threading.Lock)
     device_trouble: dict[int, str] = field(default_factory=dict)
     volume_trouble: dict[int, str] = field(default_factory=dict)
+    events: Events = field(default_factory=Events)
+    gauges: dict[int, Gauge] = field(default_factory=dict)
+    refusing: set[int] = field(default_factory=set)
 
     def path(self, device: Device) -> Path:
         """Where a device is."""
@@ -53,6 +61,24 @@ class Context:
         if volume is None:
             raise UnknownVolume(name=name)
         return volume
+
+    def find_served(self, name: str) -> Volume:
+        """The volume of this name, or UnknownVolume or VolumeNotServed."""
+        volume = self.find_volume(name)
+        if not self.is_served(volume):
+            reason = self.volume_trouble.get(volume.id, f"it is {volume.state}")
+            raise VolumeNotServed(name=name, reason=reason)
+        return volume
+
+    def is_served(self, volume: Volume) -> bool:
+        """Whether the engine has it, and its devices are right."""
+        return volume.state == "ready" and volume.id not in self.volume_trouble
+
+    def ask_when_full(self, volume: Volume) -> None:
+        """Have the engine do as the volume's policy says when its change logs are full; it has the volume."""
+        with self.engine_errors(f"setting what volume {volume.name} does when its change logs are full"):
+            self.engine.ask_when_full(volume.id, volume.when_full == "keep-writing")
+        self.refusing.discard(volume.id)
 
     def find_device(self, name: str) -> Device:
         """The device of this name, or UnknownDevice."""

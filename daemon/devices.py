@@ -9,6 +9,7 @@ Errors            mapping/errors.py, EngineFailed. At start nothing raises: `dev
 """
 
 import contextlib
+import logging
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +33,8 @@ from polyvol.mapping.device import (
 from polyvol.mapping.errors import DeviceInUse, DevicePathInUse, ForeignLabel, NameInUse, PolyvolError
 from polyvol.mapping.label import Label
 from polyvol.mapping.names import check_name, name_from, unique_name
+
+_log = logging.getLogger("polyvol")
 
 
 class Devices:
@@ -62,7 +65,14 @@ class Devices:
                 reason = str(error)
         if reason is not None:
             context.device_trouble[device.id] = reason
+            _log.warning("device %s: %s", device.name, reason, extra={"DEVICE": device.name})
         return reason is None
+
+    def open_missing(self) -> None:
+        """Try every device again that was not right. The caller holds `changes`."""
+        for device in self._context.catalog.devices():
+            if device.state == "ready" and device.id in self._context.device_trouble:
+                self.open(device)
 
     def list_all(self) -> list[DeviceView]:
         """All devices."""

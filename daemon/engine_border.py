@@ -13,10 +13,12 @@ from polyvol.snapshot.coordinator import CutEngine
 if TYPE_CHECKING:
     from polyvol.engine import (
         BlockStatus,
+        EngineEvent,
         EngineStats,
         ExportInfo,
         LogSpec,
         PartitionState,
+        SpaceStats,
         VolumeSpec,
         VolumeStats,
     )
@@ -81,8 +83,23 @@ class EngineLike(CutEngine, Protocol):
     def remove_volume(self, volume: int) -> None:
         """Let go of a volume, durably."""
 
-    def add_log(self, volume: int, log: "LogSpec") -> None:
+    def add_log(self, volume: int, log: "LogSpec", *, default: bool = False) -> None:
         """Give a volume one more change log."""
+
+    def ask_when_full(self, volume: int, asks: bool) -> None:
+        """Whether writes that find no room wait and raise an event, or fail."""
+
+    def try_again(self, volume: int) -> None:
+        """Answer a 'log-full' event: room was made."""
+
+    def next_event(self, timeout_s: float) -> "EngineEvent | None":
+        """Wait for an event."""
+
+    def end_events(self) -> None:
+        """There are no more events; whoever waits for one waits no longer."""
+
+    def space(self, volume: int) -> "SpaceStats":
+        """Use of a volume's change logs."""
 
     def exports(self) -> "Sequence[ExportInfo]":
         """All exports, by name."""

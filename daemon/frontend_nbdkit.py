@@ -2,7 +2,8 @@
 
 How it works      The keeper binds the NBD sockets and hands them to nbdkit by socket activation
                   (LISTEN_FDS), so that they have the right mode from the start and outlive nbdkit: a client
-                  that connects while it is started again waits in the backlog. nbdkit finds our packages
+                  that connects while it is started again waits in the backlog. Sockets that systemd passed
+                  are handed on, the control socket to the plugin. nbdkit finds our packages
                   because its interpreter is made the one that we run on (PATH leads to it). `ready` is said
                   when the control API answers.
 Invariants        K1 at most one nbdkit runs; K2 it ends when the keeper ends (--exit-with-parent); K3 one
@@ -10,6 +11,7 @@ Invariants        K1 at most one nbdkit runs; K2 it ends when the keeper ends (-
 Errors            StateLocked, SocketUnusable, FrontendFailed.
 """
 
+import fcntl
 import importlib.util
 import os
 import shutil
@@ -17,6 +19,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 from polyvol.daemon import sockets, state
@@ -24,13 +27,14 @@ from polyvol.daemon.cli.client import ApiError, Client
 from polyvol.daemon.config import Config
 from polyvol.daemon.errors import FrontendFailed
 from polyvol.daemon.main import announce
-from polyvol.daemon.notify import notify
+from polyvol.daemon.notify import notify, watchdog_interval_s
 from polyvol.mapping.errors import PolyvolError
 
 RESTART_DELAY_S = 1.0
 READY_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 10.0
 _POLL_S = 0.05
+_CONTROL_FD_MIN = 64
 _ACTIVATE = """
 import os, sys
 count = int(sys.argv[1])
@@ -44,21 +48,24 @@ os.execvp(sys.argv[2 + count], sys.argv[2 + count:])
 """Run by a Python of its own: puts the sockets where socket activation wants them, then becomes nbdkit."""
 
 
-def supervise(config: Config, told: threading.Event) -> None:
+def supervise(config: Config, told: threading.Event, passed: sockets.Passed | None = None) -> None:
     """Keep nbdkit serving until `told` is set, then stop it. The calling thread is its parent (K2)."""
+    passed = passed or sockets.Passed()
     plugin = find_plugin()
     state.make_state_dir(config.state_dir)
     state.StateLock(config.state_dir).release()  # held by another: say so now; nbdkit takes it itself
     path = config.nbd_socket or state.nbd_socket(config.state_dir)
-    listeners = [sockets.bind_unix(path)]
+    listeners = list(passed.nbd) or [sockets.bind_unix(path)]
     try:
         if config.nbd_listen is not None:
             listeners += sockets.bind_tcp(config.nbd_listen)
-        _Keeper(config, plugin, listeners).run(told)
+        _Keeper(config, plugin, listeners, passed.control).run(told)
     finally:
+        passed.close()
         for listener in listeners:
             listener.close()
-        path.unlink(missing_ok=True)
+        if not passed.nbd:
+            path.unlink(missing_ok=True)
 
 
 def find_plugin() -> Path:
@@ -74,10 +81,13 @@ def find_plugin() -> Path:
 class _Keeper:
     """One nbdkit after the other."""
 
-    def __init__(self, config: Config, plugin: Path, listeners: list[socket.socket]) -> None:
+    def __init__(
+        self, config: Config, plugin: Path, listeners: list[socket.socket], control: socket.socket | None
+    ) -> None:
         self._config = config
         self._plugin = plugin
         self._listeners = listeners
+        self._control = control
         self._addresses = [sockets.nbd_uri(listener) for listener in listeners]
         self._ready = False
 
@@ -105,21 +115,34 @@ class _Keeper:
         if self._config.processors is not None:
             command += [f"processors={self._config.processors}"]
         command += [f"nbd-address={address}" for address in self._addresses]
+        fds = [listener.fileno() for listener in self._listeners]
+        if self._control is not None:
+            number = fcntl.fcntl(self._control, fcntl.F_DUPFD, _CONTROL_FD_MIN)  # out of the NBD sockets' way
+            command.append(f"control-fd={number}")
+            fds.append(number)
         environment = os.environ | {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         }
         if sys.path:
             environment["PYTHONPATH"] = os.pathsep.join(part for part in sys.path if part)
-        fds = [listener.fileno() for listener in self._listeners]
-        return subprocess.Popen(
-            command, env=environment, pass_fds=fds, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-        )
+        try:
+            return subprocess.Popen(
+                command, env=environment, pass_fds=fds, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+            )
+        finally:
+            for number in fds[len(self._listeners) :]:
+                os.close(number)
 
     def _watch(self, process: "subprocess.Popen[bytes]", told: threading.Event) -> None:
-        """Until nbdkit ends or we are told to: say when it is ready, the first time."""
+        """Until nbdkit ends or we are told to: say when it is ready, the first time, and that it is well."""
         waited = 0.0
+        watchdog_s = watchdog_interval_s()
+        ping_at = time.monotonic()
         while process.poll() is None and not told.wait(_POLL_S):
             if self._ready:
+                if watchdog_s is not None and time.monotonic() >= ping_at and self._answers(process.pid):
+                    notify("WATCHDOG=1")
+                    ping_at = time.monotonic() + watchdog_s
                 continue
             if self._answers(process.pid):
                 self._ready = True

@@ -1,19 +1,23 @@
 """polyvold: reads its settings, runs the service until it is told to stop, and says when it serves.
 
-SIGTERM and SIGINT stop it cleanly (exit 0). A start that fails says why in one sentence (exit 1).
+SIGTERM and SIGINT stop it cleanly (exit 0). SIGHUP has it read its settings again, of which `processors` can
+grow while it runs, and look again for devices that are missing. A start that fails says why in one sentence
+(exit 1).
 """
 
 import logging
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 
 from polyvol.daemon.config import FRONTENDS, Config, load_config
 from polyvol.daemon.errors import EXIT_CODE
-from polyvol.daemon.notify import notify
+from polyvol.daemon.notify import log_to_journal, notify
+from polyvol.daemon.sockets import Passed, passed_by_systemd
 from polyvol.mapping.errors import PolyvolError
 
 
@@ -45,39 +49,53 @@ def cli(
         "frontend": frontend,
     }
     try:
-        run(load_config(config, options))
+        run(load_config(config, options), lambda: load_config(config, options))
     except PolyvolError as error:
         click.echo(str(error), err=True)
         sys.exit(EXIT_CODE)
 
 
-def run(config: Config) -> None:
-    """Run until SIGTERM or SIGINT."""
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.WARNING, format="%(name)s: %(levelname)s: %(message)s"
-    )
+def run(config: Config, read_again: Callable[[], Config]) -> None:
+    """Run until SIGTERM or SIGINT; `read_again` gives the settings anew when a SIGHUP asks for it."""
+    if not log_to_journal():
+        logging.basicConfig(
+            stream=sys.stderr, level=logging.WARNING, format="%(name)s: %(levelname)s: %(message)s"
+        )
+    passed = passed_by_systemd()
+    if config.frontend == "nbdkit":
+        _run_nbdkit(config, passed)
+    else:
+        _run_native(config, passed, read_again)
+
+
+def _run_nbdkit(config: Config, passed: Passed) -> None:
+    from polyvol.daemon.frontend_nbdkit import supervise
+
     told = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: told.set())
-    if config.frontend == "nbdkit":
-        from polyvol.daemon.frontend_nbdkit import supervise
+    supervise(config, told, passed)
 
-        supervise(config, told)
-        return
+
+def _run_native(config: Config, passed: Passed, read_again: Callable[[], Config]) -> None:
     from polyvol.daemon.service import Service
+    from polyvol.daemon.watch import block_signals, watch
 
+    block_signals()
     service = Service(
         config.state_dir,
         processors=config.processors,
         nbd_socket=config.nbd_socket,
         nbd_listen=config.nbd_listen,
+        passed=passed,
     )
+    notify("STATUS=starting: taking the volumes over")
     service.start()
     try:
         announce(service.nbd_addresses)
-        told.wait()
+        watch(service, lambda: read_again().processors)
     finally:
-        notify("STOPPING=1")
+        notify("STOPPING=1", "STATUS=stopping: making everything durable")
         service.stop()
 
 

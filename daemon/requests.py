@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from polyvol.mapping.partition import PARTITION_SIZE_DEFAULT
+from polyvol.mapping.records import WhenFull
 
 _STRICT = {"extra": "forbid", "strict": True}
 """For pydantic, which the API reads these with: unknown keys and wrong types are refused."""
@@ -34,15 +35,36 @@ class VolumeCreate:
     log_devices: tuple[str, ...] = ()
     processors: int | None = None
     base: str | None = None
+    when_full: WhenFull = "keep-writing"
     dry_run: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class VolumeSet:
+    """What is to be changed of a volume; None: it stays."""
+
+    __pydantic_config__: ClassVar = _STRICT
+    when_full: WhenFull | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogAdd:
+    """One more change log on each of these devices, of this size each; None: what is free, at most the
+    volume's size. No devices: a sparse file is made for it, of the size of all logs that the volume has
+    unless one is given."""
+
+    __pydantic_config__: ClassVar = _STRICT
+    devices: tuple[str, ...] = ()
+    size: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class SnapshotCreate:
     """One cut over these volumes. `name` None: made from the time. `log_device`: where what is written
-    afterwards goes."""
+    afterwards goes. `scheduled`: by a schedule, so that it may be dropped for space."""
 
     __pydantic_config__: ClassVar = _STRICT
     volumes: tuple[str, ...]
     name: str | None = None
     log_device: str | None = None
+    scheduled: bool = False

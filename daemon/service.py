@@ -2,6 +2,7 @@
 
 How it works      start: lock; sockets; catalog; engine; devices; volumes and snapshots, exported; NBD;
                   control API. stop: the same backwards. What a start that fails had begun is stopped again.
+                  Sockets that systemd passed are taken as they are, and stay when the service stops.
                   It runs inside polyvold, and inside nbdkit (serve_nbd=False: nbdkit has the NBD sockets
                   then, and I/O goes through `engine.open`).
 Invariants        V1 one service for each state directory (the lock); V2 clients find every healthy volume and
@@ -14,6 +15,7 @@ Errors            StateLocked, SocketUnusable, CatalogVersion, EngineFailed and 
 """
 
 import contextlib
+import logging
 import os
 import socket
 import time
@@ -27,8 +29,9 @@ from polyvol.daemon.context import Context
 from polyvol.daemon.devices import Devices
 from polyvol.daemon.engine_border import EngineLike, EngineModule, load_engine
 from polyvol.daemon.errors import engine_errors
-from polyvol.daemon.requests import DeviceAdd, SnapshotCreate, VolumeCreate
+from polyvol.daemon.requests import DeviceAdd, LogAdd, SnapshotCreate, VolumeCreate, VolumeSet
 from polyvol.daemon.snapshots import Snapshots
+from polyvol.daemon.space import Space
 from polyvol.daemon.views import (
     DaemonView,
     DeviceView,
@@ -48,6 +51,9 @@ if TYPE_CHECKING:
     from polyvol.engine import ExportInfo
 
 
+_log = logging.getLogger("polyvol")
+
+
 class Service:
     """polyvol on one state directory. `processors` None: one for each core. `frontend` and `nbd_addresses`
     (URIs) are what `polyvol status` says where NBD is served by another than the engine."""
@@ -62,6 +68,7 @@ class Service:
         serve_nbd: bool = True,
         frontend: str = "native",
         nbd_addresses: Sequence[str] = (),
+        passed: sockets.Passed | None = None,
         engine_module: EngineModule | None = None,
     ) -> None:
         if processors is not None and not 1 <= processors <= PROCESSORS_MAX:
@@ -73,6 +80,7 @@ class Service:
         self._serve_nbd = serve_nbd
         self._frontend = frontend
         self.nbd_addresses = list(nbd_addresses)
+        self._passed = passed or sockets.Passed()
         self._module = engine_module
         self._undo = ExitStack()
         self._started_ns = 0
@@ -111,6 +119,36 @@ class Service:
         """All exports, by name."""
         return self.engine.exports()
 
+    def probe(self, timeout_s: float) -> bool:
+        """Whether the control API's loop and the engine answer within this time."""
+        self.engine.stats()
+        return self._server.answers(timeout_s)
+
+    def summary(self) -> str:
+        """The state of everything in one line, for systemd to show."""
+        context = self._context
+        exports = self.engine.exports()
+        volumes = sum(not export["read_only"] for export in exports)
+        clients = sum(export["connections"] for export in exports)
+        trouble = [
+            f"{count} {what}"
+            for count, what in (
+                (len(context.volume_trouble), "not served"),
+                (len(context.device_trouble), "devices missing"),
+            )
+            if count
+        ]
+        words = [f"{volumes} volumes", *trouble, f"{len(exports) - volumes} snapshots", f"{clients} clients"]
+        return ", ".join(words)
+
+    def reload(self, processors: int | None = None) -> None:
+        """Have at least so many processors, and look again for devices that are missing."""
+        with self._context.changes:
+            if processors is not None:
+                self._context.grow_processors(processors)
+            self._devices.open_missing()
+            self._volumes.serve_waiting()
+
     def status(self) -> StatusView:
         """Everything at a glance."""
         return StatusView(
@@ -127,6 +165,7 @@ class Service:
             ),
             volumes=self._volumes.list_all(),
             devices=self._devices.list_all(),
+            events=self._context.events.latest(),
         )
 
     def add_device(self, request: DeviceAdd) -> DeviceView:
@@ -135,39 +174,63 @@ class Service:
             view, brought_back = self._devices.add(request)
             if brought_back:
                 self._volumes.serve_waiting()
+            _log.info("device %s is %s", view.name, view.path, extra={"DEVICE": view.name})
             return view
 
     def remove_device(self, name: str) -> None:
         """Remove a device."""
         with self._context.changes:
             self._devices.remove(name)
+            _log.info("device %s was removed", name, extra={"DEVICE": name})
 
     def create_volume(self, request: VolumeCreate) -> VolumeView:
         """Make a volume."""
         with self._context.changes:
-            return self._volumes.create(request)
+            view = self._volumes.create(request)
+            _log.info("volume %s was created", view.name, extra={"VOLUME": view.name})
+            return view
 
     def delete_volume(self, name: str) -> VolumeDeleted:
         """Delete a volume with its snapshots."""
         with self._context.changes:
-            return self._volumes.delete(name)
+            view = self._volumes.delete(name)
+            _log.info("volume %s was deleted", name, extra={"VOLUME": name})
+            return view
+
+    def set_volume(self, name: str, request: VolumeSet) -> VolumeView:
+        """Change what can be changed of a volume."""
+        with self._context.changes:
+            return self._volumes.change(name, request)
+
+    def add_log(self, name: str, request: LogAdd) -> VolumeView:
+        """Give a volume one more change log, or several."""
+        with self._context.changes:
+            self._volumes.change_logs.add(name, request)
+            return self._volumes.show(name, partitions=False)
 
     def create_snapshots(self, request: SnapshotCreate) -> list[SnapshotView]:
         """Take one cut."""
         with self._context.changes:
-            return self._snapshots.create(request)
+            views = self._snapshots.create(request)
+            for view in views:
+                fields = {"VOLUME": view.volume, "SNAPSHOT": view.name}
+                _log.info("snapshot %s was taken", view.export, extra=fields)
+            return views
 
     def delete_snapshot(self, volume: str, name: str) -> SnapshotDeleted:
         """Delete a snapshot."""
         with self._context.changes:
-            return self._snapshots.delete(volume, name)
+            view = self._snapshots.delete(volume, name)
+            _log.info("snapshot %s@%s was deleted", volume, name, extra={"VOLUME": volume, "SNAPSHOT": name})
+            return view
 
     def _start(self, undo: ExitStack) -> None:
         from polyvol.daemon.api.server import ControlServer  # loads the HTTP library: only where it is served
 
         state.make_state_dir(self.state_dir)
         undo.callback(state.StateLock(self.state_dir).release)
-        control = self._bind_unix(undo, state.control_socket(self.state_dir))
+        undo.callback(self._passed.close)
+        control = self._passed.control or self._bind_unix(undo, state.control_socket(self.state_dir))
         listeners = self._bind_nbd(undo) if self._serve_nbd else []
         module = self._module or load_engine()
         self._version = module.__version__
@@ -181,16 +244,20 @@ class Service:
         )
         self._devices = Devices(self._context)
         self._volumes = Volumes(self._context, self._devices)
-        self._snapshots = Snapshots(self._context, self._volumes)
+        self._snapshots = Snapshots(self._context, self._volumes.change_logs)
         self._started_ns = time.time_ns()
         self._devices.start()
         self._volumes.start()
+        space = Space(self._context, self._snapshots)
+        space.start()
+        undo.callback(space.stop)
         for listener in listeners:
             with engine_errors("serving NBD", module.EngineError):
                 engine.listen(listener.detach())
         server = ControlServer(self, control)
         undo.callback(server.stop)  # V3: it waits for the requests that it has begun
         server.start()
+        self._server = server
 
     def _bind_unix(self, undo: ExitStack, path: Path) -> socket.socket:
         listener = sockets.bind_unix(path)
@@ -199,7 +266,7 @@ class Service:
         return listener
 
     def _bind_nbd(self, undo: ExitStack) -> list[socket.socket]:
-        listeners = [self._bind_unix(undo, self._nbd_socket)]
+        listeners = list(self._passed.nbd) or [self._bind_unix(undo, self._nbd_socket)]
         if self._nbd_listen is not None:
             for listener in sockets.bind_tcp(self._nbd_listen):
                 undo.callback(_close, listener)

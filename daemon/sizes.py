@@ -29,6 +29,14 @@ def format_size(size: int) -> str:
     return f"{value:.0f} {unit}" if value == int(value) else f"{value:.1f} {unit}"
 
 
+def format_seconds(duration: int) -> str:
+    """A time to go for people: '40 s', '12 min', '3 h', '9 days'."""
+    for unit, seconds in (("days", 86_400), ("h", 3600), ("min", 60)):
+        if duration >= 2 * seconds:
+            return f"{duration // seconds} {unit}"
+    return f"{duration} s"
+
+
 def format_ns(duration: int) -> str:
     """A duration for people: '850 ns', '12.3 us', '1.5 ms', '2.00 s'."""
     if duration < 1000:

@@ -10,18 +10,17 @@ Errors            UnknownVolume, UnknownSnapshot, NameInUse, SnapshotInUse, Volu
                   others.
 """
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 
+from polyvol.daemon.change_logs import ChangeLogs, inventory
 from polyvol.daemon.context import Context, devices_of
-from polyvol.daemon.errors import BadRequest, SnapshotInUse, VolumeNotServed, counted_clients
+from polyvol.daemon.errors import BadRequest, SnapshotInUse, counted_clients
 from polyvol.daemon.requests import SnapshotCreate
 from polyvol.daemon.views import PartitionSnapshotView, SnapshotDeleted, SnapshotView, StallView, iso
-from polyvol.daemon.volumes import Volumes
-from polyvol.mapping.device import Device
 from polyvol.mapping.errors import NameInUse, RepeatedDevice, UnknownSnapshot
 from polyvol.mapping.names import check_name
-from polyvol.mapping.records import SnapshotRecord, Volume
-from polyvol.mapping.volume import log_spec, plan_log
+from polyvol.mapping.records import Origin, SnapshotRecord, Volume
 from polyvol.snapshot.coordinator import Coordinator, export_snapshot
 from polyvol.snapshot.snapshot import (
     PartitionSnapshot,
@@ -35,9 +34,9 @@ from polyvol.snapshot.snapshot import (
 class Snapshots:
     """The verbs of snapshots."""
 
-    def __init__(self, context: Context, volumes: Volumes) -> None:
+    def __init__(self, context: Context, change_logs: ChangeLogs) -> None:
         self._context = context
-        self._volumes = volumes
+        self._change_logs = change_logs
         self._coordinator = Coordinator(context.engine, context.catalog)
 
     def create(self, request: SnapshotCreate) -> list[SnapshotView]:
@@ -49,16 +48,20 @@ class Snapshots:
             raise BadRequest(why="no volume is named")
         volumes: list[Volume] = []
         for wanted in request.volumes:
-            volume = self._served(wanted)
+            volume = context.find_served(wanted)
             if volume in volumes:
                 raise RepeatedDevice(noun="volume", name=wanted)
             volumes.append(volume)
         name = self._free_name(request.name, volumes)
         logs: dict[int, int] = {}
         if request.log_device is not None:
-            device = self._volumes.inventory().storage(request.log_device)
-            logs = {volume.id: self._log_on(volume, device) for volume in volumes}
-        records = self._coordinator.take(volumes, name, logs)
+            device = inventory(context).storage(request.log_device)
+            logs = {volume.id: self._change_logs.on_device(volume, device) for volume in volumes}
+        origin: Origin = "schedule" if request.scheduled else "hand"
+        records = self._coordinator.take(volumes, name, logs, origin)
+        if request.scheduled:
+            for volume in volumes:
+                context.ask_when_full(volume)  # there is something to drop again
         names, clients = context.device_names(), context.clients()
         return [
             self._view(volume, Snapshot(record), names, clients)
@@ -67,10 +70,28 @@ class Snapshots:
 
     def delete(self, volume_name: str, name: str) -> SnapshotDeleted:
         """Delete a snapshot that no client is connected to. The caller holds `changes`."""
-        context = self._context
-        volume = self._served(volume_name)
+        volume = self._context.find_served(volume_name)
         record = self._find(volume, name)
-        export = export_name(volume.name, name)
+        freed = self._delete(volume, record, lambda: self._context.catalog.forget_snapshot(record.uuid))
+        return SnapshotDeleted(volume=volume.name, name=name, freed=freed)
+
+    def drop(self, volume: Volume, record: SnapshotRecord) -> int:
+        """Delete a snapshot so that writes go on, and remember that; bytes freed. The caller holds
+        `changes`."""
+        catalog = self._context.catalog
+        dropped = 0
+
+        def forget() -> None:
+            nonlocal dropped
+            dropped = catalog.drop_snapshot(record)
+
+        freed = self._delete(volume, record, forget)
+        catalog.set_freed(dropped, freed)
+        return freed
+
+    def _delete(self, volume: Volume, record: SnapshotRecord, forget: Callable[[], None]) -> int:
+        context = self._context
+        export = export_name(volume.name, record.name)
         clients = context.connections([export])
         try:
             if clients == 0:
@@ -80,13 +101,12 @@ class Snapshots:
         if clients:
             raise SnapshotInUse(name=export, **counted_clients(clients))
         try:
-            context.catalog.forget_snapshot(record.uuid)
+            forget()
         except BaseException:
             export_snapshot(context.engine, volume, record)  # it exists on
             raise
         with context.engine_errors(f"giving back the space of snapshot {export}, which is deleted,"):
-            freed = context.engine.drop_snapshot(volume.id, record.epoch)
-        return SnapshotDeleted(volume=volume.name, name=name, freed=freed)
+            return context.engine.drop_snapshot(volume.id, record.epoch)
 
     def list_all(self, volume_name: str | None = None) -> list[SnapshotView]:
         """The snapshots of one volume, or all."""
@@ -112,17 +132,10 @@ class Snapshots:
         record = self._find(volume, name)
         states = None
         if partitions:
-            self._served(volume_name)
+            context.find_served(volume_name)
             with context.engine_errors(f"asking for the partitions of {export_name(volume.name, name)}"):
                 states = partition_snapshots(context.engine.partition_states(volume.id, record.epoch))
         return self._view(volume, Snapshot(record, states), context.device_names(), context.clients())
-
-    def _served(self, name: str) -> Volume:
-        volume = self._context.find_volume(name)
-        if volume.state != "ready" or volume.id in self._context.volume_trouble:
-            reason = self._context.volume_trouble.get(volume.id, f"it is {volume.state}")
-            raise VolumeNotServed(name=name, reason=reason)
-        return volume
 
     def _find(self, volume: Volume, name: str) -> SnapshotRecord:
         for record in self._context.catalog.snapshots(volume.id):
@@ -138,21 +151,6 @@ class Snapshots:
                 raise NameInUse(noun="snapshot", name=export_name(volume.name, wanted))
             taken |= names
         return wanted if wanted is not None else default_name(datetime.now(UTC), taken)
-
-    def _log_on(self, volume: Volume, device: Device) -> int:
-        """The number of the volume's change log on this device; made if there is none yet."""
-        context = self._context
-        for log in context.catalog.logs(volume.id):
-            if {extent.device for extent in log.extents} == {device.id}:
-                return log.number
-        log = context.catalog.add_log(volume, plan_log(volume, device, self._volumes.inventory()))
-        try:
-            with context.engine_errors(f"adding a change log on device {device.name}"):
-                context.engine.add_log(volume.id, log_spec(log))
-        except BaseException:
-            context.catalog.forget_log(volume.id, log.number)
-            raise
-        return log.number
 
     def _view(
         self, volume: Volume, snapshot: Snapshot, names: dict[int, str], clients: dict[str, int]
@@ -176,6 +174,9 @@ class Snapshots:
             stall_ns=record.stall_ns,
             stalls=[StallView(processor=processor, stall_ns=stall) for processor, stall in record.stalls],
             durable_ns=record.durable_ns,
+            origin=record.origin,
+            schedule=record.schedule,
+            holds=list(record.holds),
             connections=clients.get(export, 0),
             partitions=None
             if snapshot.partitions is None

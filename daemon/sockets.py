@@ -2,13 +2,17 @@
 
 How it works      A unix socket gets its mode 0600 before it is bound (Linux takes it from the socket), so
                   that it never has another; a stale one in its place is removed, one that somebody answers on
-                  is not.
+                  is not. Under systemd the sockets may be there already: socket units hold them, each with a
+                  name (FileDescriptorName) that says what it is for, and clients wait in their backlog while
+                  no polyvold runs.
+Owner and locks   Who bound a socket removes its path at the end; what was passed stays systemd's.
 Errors            SocketUnusable, BadConfig.
 """
 
 import os
 import socket
 import stat
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from polyvol.daemon.errors import BadConfig, SocketUnusable
@@ -16,6 +20,56 @@ from polyvol.daemon.errors import BadConfig, SocketUnusable
 PATH_BYTES_MAX = 107
 """The kernel's limit for a unix socket's path."""
 _BACKLOG = 4096
+_FIRST_PASSED = 3
+"""The first file descriptor that systemd passes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """The listening sockets that systemd made for this process; without it there are none."""
+
+    control: socket.socket | None = None
+    nbd: list[socket.socket] = field(default_factory=list)
+
+    def close(self) -> None:
+        """Close what nobody took."""
+        for listener in (self.control, *self.nbd):
+            if listener is not None:
+                listener.close()
+
+
+def passed_by_systemd() -> Passed:
+    """Take what socket activation passes ($LISTEN_PID, $LISTEN_FDS, $LISTEN_FDNAMES); not to be called twice.
+
+    SocketUnusable when a socket has another name than 'nbd' or 'control', or does not listen for streams."""
+    told = {name: os.environ.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")}
+    if told["LISTEN_PID"] != str(os.getpid()) or not told["LISTEN_FDS"].isdigit():
+        return Passed()
+    count = int(told["LISTEN_FDS"])
+    names = told["LISTEN_FDNAMES"].split(":") if told["LISTEN_FDNAMES"] else []
+    by_name: dict[str, list[socket.socket]] = {"control": [], "nbd": []}
+    for number, name in zip(range(_FIRST_PASSED, _FIRST_PASSED + count), names, strict=False):
+        os.set_inheritable(number, False)
+        if name not in by_name:
+            why = "systemd passes it, and its FileDescriptorName is neither nbd nor control"
+            raise SocketUnusable(address=name, why=why)
+        by_name[name].append(_listening(number, name))
+    if len(names) != count or len(by_name["control"]) > 1:
+        why = f"systemd passes {count} sockets, named {' '.join(names) or 'not at all'}"
+        raise SocketUnusable(address="control", why=why)
+    return Passed(next(iter(by_name["control"]), None), by_name["nbd"])
+
+
+def _listening(number: int, name: str) -> socket.socket:
+    try:
+        listener = socket.socket(fileno=number)
+        listens = listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    except OSError as error:
+        raise SocketUnusable(address=name, why=error.strerror or error) from error
+    if not listens or listener.type != socket.SOCK_STREAM:
+        listener.close()
+        raise SocketUnusable(address=name, why="systemd passes a socket that does not listen for streams")
+    return listener
 
 
 def bind_unix(path: Path) -> socket.socket:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
+from polyvol.mapping.records import Origin, WhenFull
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExtentView:
@@ -55,6 +57,41 @@ class LogView:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SpaceView:
+    """Use of all change logs of a volume: `free` is what can still be redirected, `rate` the net growth in
+    the last minutes in bytes a second, `full_after_s` when they are full at that rate (None: they do not
+    grow). `level`: 'low' from 75 % on, 'critical' from 90 %, 'full'."""
+
+    size: int
+    used: int
+    free: int
+    level: Literal["ok", "low", "critical", "full"]
+    rate: int
+    full_after_s: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DroppedView:
+    """A snapshot of `created` that was dropped at `dropped` so that writes went on; `freed` bytes, None where
+    nobody knows."""
+
+    snapshot: str
+    created: str
+    dropped: str
+    freed: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EventView:
+    """Something that has happened; `volume`: to which one, if to one."""
+
+    time: str
+    level: Literal["info", "warning"]
+    volume: str | None
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExportView:
     """An NBD export and how many clients are connected to it."""
 
@@ -75,7 +112,9 @@ class PartitionView:
 @dataclass(frozen=True, kw_only=True)
 class VolumeView:
     """A volume. `state`: 'serving'; 'degraded' (not served, `reason` says why); 'deleting' (being given
-    back). `connections` counts clients of the volume and of its snapshots. `partitions` only if asked for."""
+    back). `connections` counts clients of the volume and of its snapshots. `when_full`: what gives way when
+    its change logs are full; `space`: their use, None while it is not served; `dropped`: the latest snapshots
+    that were dropped for want of space, newest first. `partitions` only if asked for."""
 
     name: str
     uuid: str
@@ -87,7 +126,10 @@ class VolumeView:
     processors: list[int]
     devices: list[str]
     base: str | None
+    when_full: WhenFull
     logs: list[LogView]
+    space: SpaceView | None
+    dropped: list[DroppedView]
     exports: list[ExportView]
     connections: int
     snapshots: list[str]
@@ -150,7 +192,9 @@ class PartitionSnapshotView:
 class SnapshotView:
     """A snapshot. `cut` is the same for all snapshots of one cut; `stall_ns` is the longest of the
     processors' write stalls; `durable_ns` goes from the start of the cut until it was flushed; `log_devices`
-    has those of the change log that was named for it, if one was."""
+    has those of the change log that was named for it, if one was. `origin`: made by hand, or by a schedule
+    (whose name is `schedule`, if it is one of polyvold's); `holds`: tags that keep it from being dropped for
+    space."""
 
     volume: str
     name: str
@@ -166,6 +210,9 @@ class SnapshotView:
     stall_ns: int
     stalls: list[StallView]
     durable_ns: int
+    origin: Origin
+    schedule: str | None
+    holds: list[str]
     connections: int
     partitions: list[PartitionSnapshotView] | None = None
 
@@ -196,11 +243,12 @@ class DaemonView:
 
 @dataclass(frozen=True, kw_only=True)
 class StatusView:
-    """Everything at a glance."""
+    """Everything at a glance, with the latest events, oldest first."""
 
     daemon: DaemonView
     volumes: list[VolumeView]
     devices: list[DeviceView]
+    events: list[EventView]
 
 
 def iso(nanoseconds: int) -> str:

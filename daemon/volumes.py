@@ -11,15 +11,18 @@ Errors            mapping/errors.py, VolumeInUse, VolumeNotServed, DeleteUnfinis
 """
 
 import contextlib
+import logging
 import shutil
+from dataclasses import replace
 
-from polyvol.daemon.context import Context, devices_of, extent_views
+from polyvol.daemon.change_logs import ChangeLogs, inventory, log_view
+from polyvol.daemon.context import Context, extent_views
 from polyvol.daemon.devices import Devices
 from polyvol.daemon.errors import DeleteUnfinished, VolumeInUse, counted_clients
-from polyvol.daemon.requests import VolumeCreate
+from polyvol.daemon.requests import VolumeCreate, VolumeSet
 from polyvol.daemon.views import (
+    DroppedView,
     ExportView,
-    LogView,
     PartitionView,
     PlannedDevice,
     PlanView,
@@ -29,11 +32,13 @@ from polyvol.daemon.views import (
 )
 from polyvol.mapping.device import Device, make_device, remove_file, zero_extents
 from polyvol.mapping.errors import DeviceNotReady, PolyvolError
-from polyvol.mapping.extent import Extent, total
-from polyvol.mapping.records import ChangeLog, SnapshotRecord, Volume
-from polyvol.mapping.volume import Inventory, VolumePlan, VolumeRequest, plan_volume, volume_spec
+from polyvol.mapping.extent import Extent
+from polyvol.mapping.records import SnapshotRecord, Volume
+from polyvol.mapping.volume import VolumePlan, VolumeRequest, plan_volume, volume_spec
 from polyvol.snapshot.coordinator import export_snapshot
 from polyvol.snapshot.snapshot import export_name
+
+_log = logging.getLogger("polyvol")
 
 
 class Volumes:
@@ -42,12 +47,14 @@ class Volumes:
     def __init__(self, context: Context, devices: Devices) -> None:
         self._context = context
         self._devices = devices
+        self.change_logs = ChangeLogs(context)
 
     def start(self) -> None:
         """Settle what is half done, then serve every volume whose devices are right."""
         context = self._context
         for volume in context.catalog.volumes():
             if volume.state == "ready":
+                self.change_logs.settle(volume)
                 self.serve(volume)
             else:
                 self._settle(volume)
@@ -72,22 +79,8 @@ class Volumes:
             self._export(volume)
         except PolyvolError as error:
             context.volume_trouble[volume.id] = error.message
-
-    def inventory(self) -> Inventory:
-        """What there is to plan with."""
-        context = self._context
-        volumes = context.catalog.volumes()
-        names = {volume.id: volume.name for volume in volumes}
-        users = context.catalog.users()
-        return Inventory(
-            devices={device.name: device for device in context.catalog.devices()},
-            unusable=dict(context.device_trouble),
-            used=context.catalog.used_extents,
-            volumes_on=lambda device: [names[user] for user in users.get(device, ())],
-            volume_names=set(names.values()),
-            load=context.catalog.processor_load(),
-            processors=context.default_processors,
-        )
+            fields = {"VOLUME": volume.name}
+            _log.warning("volume %s is not served: %s", volume.name, error.message, extra=fields)
 
     def plan(self, request: VolumeCreate) -> PlanView:
         """The volume as it would be; changes nothing."""
@@ -104,7 +97,7 @@ class Volumes:
                 PlannedDevice(name=new.name, path=str(context.state_dir / new.path), size=new.size)
                 for new in plan.new_devices
             ],
-            logs=[_log_view(log, names, {}) for log in plan.logs],
+            logs=[log_view(log, names, {}) for log in plan.logs],
             partitions=[
                 PartitionView(
                     number=partition.number,
@@ -163,6 +156,16 @@ class Volumes:
             raise DeleteUnfinished(name=name, reason=reason) from error
         return VolumeDeleted(name=name, snapshots=len(snapshots))
 
+    def change(self, name: str, request: VolumeSet) -> VolumeView:
+        """Change what can be changed of a volume. The caller holds `changes`."""
+        context = self._context
+        volume = context.find_volume(name)
+        if request.when_full is not None:
+            context.catalog.set_when_full(volume.id, request.when_full)
+            if context.is_served(volume):
+                context.ask_when_full(replace(volume, when_full=request.when_full))
+        return self.show(name, partitions=False)
+
     def list_all(self) -> list[VolumeView]:
         """All volumes."""
         return [self._view(volume) for volume in self._context.catalog.volumes()]
@@ -181,8 +184,9 @@ class Volumes:
             log_devices=request.log_devices,
             processors=request.processors,
             base=request.base,
+            when_full=request.when_full,
         )
-        return plan_volume(wanted, self.inventory())
+        return plan_volume(wanted, inventory(self._context))
 
     def _hand_over(self, volume: Volume) -> None:
         context = self._context
@@ -197,6 +201,7 @@ class Volumes:
         )
         with context.engine_errors(f"taking volume {volume.name} into service"):
             context.engine.add_volume(spec)
+        context.ask_when_full(volume)
 
     def _export(self, volume: Volume) -> None:
         context = self._context
@@ -307,21 +312,24 @@ class Volumes:
             processors=context.catalog.volume_processors(volume.id),
             devices=[names[device] for device in devices],
             base=next((names[device] for device in devices if device in adopted), None),
-            logs=self._log_views(volume, names, serving=serving),
+            when_full=volume.when_full,
+            logs=self.change_logs.views(volume, names, serving=serving),
+            space=self.change_logs.space(volume) if serving else None,
+            dropped=[
+                DroppedView(
+                    snapshot=dropped.name,
+                    created=iso(dropped.instant_ns),
+                    dropped=iso(dropped.dropped_ns),
+                    freed=dropped.freed,
+                )
+                for dropped in context.catalog.dropped_snapshots(volume.id)
+            ],
             exports=exports,
             connections=sum(export.connections for export in exports),
             snapshots=[snapshot.name for snapshot in snapshots],
             created=iso(volume.created_ns),
             partitions=self._partition_views(volume, names) if partitions else None,
         )
-
-    def _log_views(self, volume: Volume, names: dict[int, str], *, serving: bool) -> list[LogView]:
-        use: dict[int, tuple[int, int]] = {}
-        if serving:
-            with contextlib.suppress(self._context.engine_error):  # it may be deleted meanwhile
-                stats = self._context.engine.volume_stats(volume.id)
-                use = {log["number"]: (log["used_bytes"], log["claimed_bytes"]) for log in stats["logs"]}
-        return [_log_view(log, names, use) for log in self._context.catalog.logs(volume.id)]
 
     def _partition_views(self, volume: Volume, names: dict[int, str]) -> list[PartitionView]:
         return [
@@ -332,15 +340,3 @@ class Volumes:
             )
             for partition in self._context.catalog.partitions(volume.id)
         ]
-
-
-def _log_view(log: ChangeLog, names: dict[int, str], use: dict[int, tuple[int, int]]) -> LogView:
-    used, claimed = use.get(log.number, (None, None))
-    return LogView(
-        number=log.number,
-        default=log.default,
-        devices=devices_of(log.extents, names),
-        size=total(log.extents),
-        used=used,
-        claimed=claimed,
-    )

@@ -62,6 +62,14 @@ def place_log(what: str, volume_size: int, name: str, space: FreeSpace) -> list[
     return joined(space.take_some(min(log_size(volume_size), usable), CHUNK_SIZE))
 
 
+def place_log_of(what: str, size: int, name: str, space: FreeSpace) -> list[Extent]:
+    """A change log of just this size, a multiple of CHUNK_SIZE, on one device."""
+    usable = space.usable(CHUNK_SIZE)
+    if usable < size:
+        raise DeviceTooSmall(what=what, needed=size, devices=name, free=usable)
+    return joined(space.take_some(size, CHUNK_SIZE))
+
+
 def rooms(size: int, partition_size: int, processors: int) -> list[int]:
     """Bytes of the partitions that each processor gets when they go round; those without any are left out."""
     lengths = list(partition_lengths(size, partition_size))

@@ -7,6 +7,10 @@ from uuid import UUID
 from polyvol.mapping.extent import Extent
 
 VolumeState = Literal["creating", "ready", "deleting"]
+WhenFull = Literal["keep-writing", "keep-snapshots"]
+"""What gives way when the change logs are full: snapshots that a schedule made, or writes that need room."""
+Origin = Literal["hand", "schedule"]
+"""Who made a snapshot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +23,7 @@ class Volume:
     size: int
     partition_size: int
     state: VolumeState
+    when_full: WhenFull
     next_epoch: int
     next_log: int
     created_ns: int
@@ -37,7 +42,8 @@ class ChangeLog:
 class SnapshotRecord:
     """A snapshot of one volume. `cut` is shared by all snapshots of one cut; times are nanoseconds:
     `instant_ns` since 1970 (UTC), `stall_ns` the longest write stall, `stalls` those of the processors,
-    and `durable_ns` from the start of the cut until all of it was flushed. `log`: the change log named."""
+    and `durable_ns` from the start of the cut until all of it was flushed. `log`: the change log named.
+    `schedule`: the name of the schedule that made it, if polyvold's own did; `holds`: tags that keep it."""
 
     uuid: UUID
     cut: UUID
@@ -49,3 +55,17 @@ class SnapshotRecord:
     stall_ns: int
     durable_ns: int
     stalls: tuple[tuple[int, int], ...]
+    origin: Origin = "hand"
+    schedule: str | None = None
+    holds: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DroppedSnapshot:
+    """A snapshot of `instant_ns` that was dropped at `dropped_ns` (since 1970, UTC) to make room for writes;
+    `freed` bytes, None where nobody knows."""
+
+    name: str
+    instant_ns: int
+    dropped_ns: int
+    freed: int | None

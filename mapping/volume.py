@@ -25,6 +25,7 @@ from polyvol.mapping.errors import (
     RepeatedDevice,
     SizeMissing,
     UnknownDevice,
+    ZeroSize,
 )
 from polyvol.mapping.extent import Extent, FreeSpace, free_runs
 from polyvol.mapping.label import DATA_OFFSET
@@ -34,8 +35,9 @@ from polyvol.mapping.partition import (
     Partition,
     check_partition_size,
     check_volume_size,
+    round_up,
 )
-from polyvol.mapping.records import ChangeLog, SnapshotRecord, Volume
+from polyvol.mapping.records import ChangeLog, SnapshotRecord, Volume, WhenFull
 
 if TYPE_CHECKING:
     from polyvol.engine import ExtentSpec, LogSpec, VolumeSpec
@@ -54,6 +56,7 @@ class VolumeRequest:
     log_devices: tuple[str, ...] = ()
     processors: int | None = None
     base: str | None = None
+    when_full: WhenFull = "keep-writing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,7 @@ class VolumePlan:
     partitions: tuple[Partition, ...]
     logs: tuple[ChangeLog, ...]
     new_devices: tuple[NewDevice, ...]
+    when_full: WhenFull = "keep-writing"
 
     @property
     def processors(self) -> list[int]:
@@ -155,13 +159,48 @@ def plan_volume(request: VolumeRequest, inventory: Inventory) -> VolumePlan:
         )
         for number, device in enumerate(log_ids, start=1)
     )
-    return VolumePlan(name, size, request.partition_size, tuple(partitions), logs, tuple(work.made))
+    made = tuple(work.made)
+    return VolumePlan(name, size, request.partition_size, tuple(partitions), logs, made, request.when_full)
 
 
 def plan_log(volume: Volume, device: Device, inventory: Inventory) -> list[Extent]:
     """Where one more change log of an existing volume would be on this device."""
     space = inventory.space(device)
     return placement.place_log(f"a change log of volume {volume.name}", volume.size, device.name, space)
+
+
+@dataclass(frozen=True, slots=True)
+class AddedLogs:
+    """Change logs to be added to a volume: the extents of each, and the device to be made for it, if one
+    is."""
+
+    extents: tuple[tuple[Extent, ...], ...]
+    new_device: NewDevice | None
+
+
+def plan_added_logs(
+    volume: Volume, devices: Sequence[str], size: int | None, present: int, inventory: Inventory
+) -> AddedLogs:
+    """One more change log on each of these devices, of this size each (None: what is free, at most the
+    volume's size); without devices, one on a sparse file to be made (size None: `present`, that of all it
+    has)."""
+    _refuse_repeats("device", devices)
+    what = f"a change log of volume {volume.name}"
+    if size is not None and size <= 0:
+        raise ZeroSize(what=what, size=size, smallest=placement.CHUNK_SIZE)
+    work = _Work(inventory)
+    wanted = None if size is None else round_up(size, placement.CHUNK_SIZE)
+    ids = [work.storage(device) for device in devices]
+    if not ids:
+        ids = work.new_each(volume.name, ".log", [wanted or present])
+        wanted = wanted or present
+    extents = (
+        placement.place_log(what, volume.size, work.names[device], work.space[device])
+        if wanted is None
+        else placement.place_log_of(what, wanted, work.names[device], work.space[device])
+        for device in ids
+    )
+    return AddedLogs(tuple(tuple(each) for each in extents), work.made[0] if work.made else None)
 
 
 def volume_spec(

@@ -8,12 +8,14 @@ Errors            `start` raises what the service raises: a sentence for the use
 """
 
 import errno
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from polyvol.daemon.engine_border import HandleLike
 from polyvol.daemon.service import Service
+from polyvol.daemon.sockets import Passed
 from polyvol.engine import EngineError
 
 if TYPE_CHECKING:
@@ -30,11 +32,23 @@ ERRNO_OF_KIND = {
 
 
 class Host:
-    """The service of one state directory. `addresses` are nbdkit's, for `polyvol status` to tell."""
+    """The service of one state directory. `addresses` are nbdkit's, for `polyvol status` to tell;
+    `control_fd` is a control socket that listens already."""
 
-    def __init__(self, state_dir: Path, processors: int | None, addresses: Sequence[str]) -> None:
+    def __init__(
+        self,
+        state_dir: Path,
+        processors: int | None,
+        addresses: Sequence[str],
+        control_fd: int | None = None,
+    ) -> None:
         self._service = Service(
-            state_dir, processors=processors, serve_nbd=False, frontend="nbdkit", nbd_addresses=addresses
+            state_dir,
+            processors=processors,
+            serve_nbd=False,
+            frontend="nbdkit",
+            nbd_addresses=addresses,
+            passed=Passed(None if control_fd is None else socket.socket(fileno=control_fd)),
         )
 
     def start(self) -> None:

@@ -3,7 +3,8 @@
 By hand           nbdkit python nbd_plugin/polyvol_plugin.py state-dir=DIR
                   (with -f to stay in the foreground; `polyvold --frontend nbdkit` runs it for you).
                   Further parameters: processors=N, and nbd-address=URI, any number of times, for what
-                  `polyvol status` should tell of the sockets that nbdkit was given.
+                  `polyvol status` should tell of the sockets that nbdkit was given. (polyvold passes another,
+                  control-fd: the control socket that systemd made.)
 
 How it works      nbdkit speaks NBD and calls one function here for each request; the function hands it to the
                   engine, which runs in this process together with the rest of polyvold, and waits without the
@@ -70,6 +71,7 @@ R = TypeVar("R")
 _state_dir: Path | None = None
 _processors: int | None = None
 _addresses: list[str] = []
+_control_fd: int | None = None
 _host: Host | None = None
 
 
@@ -106,12 +108,14 @@ def _running() -> Host:
 
 def config(key: str, value: str) -> None:
     """Take a `key=value` of the command line."""
-    global _state_dir, _processors
+    global _state_dir, _processors, _control_fd
     match key:
         case "state-dir":
             _state_dir = Path(value).absolute()
         case "processors" if value.isascii() and value.isdigit():
             _processors = int(value)
+        case "control-fd" if value.isascii() and value.isdigit():
+            _control_fd = int(value)
         case "processors":
             _refuse(f"processors={value} is not a number")
         case "nbd-address":
@@ -137,7 +141,7 @@ def after_fork() -> None:
     global _host
     assert _state_dir is not None  # config_complete
     try:
-        host = Host(_state_dir, _processors, _addresses)
+        host = Host(_state_dir, _processors, _addresses, _control_fd)
         host.start()
     except OSError as error:
         _refuse(f"{_state_dir}: {error.strerror or error}")

@@ -17,7 +17,11 @@ LOGS=$BUILD/logs
 APT_RUN=(python3 python3-venv gcc libc6-dev python3-crcmod python3-pyudev libnbd-bin)
 # What `scripts/test` needs besides: the real clients, file systems and tools that the tests drive.
 APT_TEST=(nbdkit nbdkit-plugin-python python3-libnbd qemu-utils fio xfsprogs e2fsprogs fuse3 mount strace
-    openssl shellcheck)
+    openssl shellcheck systemd)
+# What an installation needs besides the wheel and what it brings (scripts/install, scripts/build-deb).
+APT_INSTALL=(python3-crcmod python3-pyudev python3-systemd)
+# What `scripts/test --host` needs: a machine in software, and what makes its disk.
+APT_HOST=(qemu-system-x86 qemu-utils debootstrap cpio kmod)
 
 say() { printf '%s\n' "$*"; }
 
@@ -37,10 +41,14 @@ logged() {
     fi
 }
 
-# ensure_apt run|test: the Debian packages of that purpose are installed.
+# ensure_apt run|test|install|host: the Debian packages of that purpose are installed.
 ensure_apt() {
     local wanted=("${APT_RUN[@]}") installed package missing=()
-    [ "$1" = test ] && wanted+=("${APT_TEST[@]}")
+    case $1 in
+    test) wanted+=("${APT_TEST[@]}") ;;
+    install) wanted=("${APT_INSTALL[@]}") ;;
+    host) wanted=("${APT_HOST[@]}") ;;
+    esac
     if ! command -v dpkg-query >/dev/null; then
         say "Not a Debian system: install by hand what is missing of: ${wanted[*]}"
         return

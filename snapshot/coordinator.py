@@ -19,11 +19,12 @@ Errors            CutFailed.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 from uuid import UUID, uuid4
 
 from polyvol.mapping.catalog.store import Catalog
-from polyvol.mapping.records import SnapshotRecord, Volume
+from polyvol.mapping.records import Origin, SnapshotRecord, Volume
 from polyvol.snapshot.errors import CutFailed
 from polyvol.snapshot.snapshot import export_name
 
@@ -61,7 +62,11 @@ class Coordinator:
         self._catalog = catalog
 
     def take(
-        self, volumes: Sequence[Volume], name: str, logs: Mapping[int, int] | None = None
+        self,
+        volumes: Sequence[Volume],
+        name: str,
+        logs: Mapping[int, int] | None = None,
+        origin: Origin = "hand",
     ) -> list[SnapshotRecord]:
         """The snapshots, one for each volume, durable and exported. `name` is free in all of them; `logs` has
         the number of the change log named for what is written afterwards, by volume id."""
@@ -80,7 +85,10 @@ class Coordinator:
             for volume in volumes:
                 self._engine.flush(volume.id)
             durable_ns = time.monotonic_ns() - start
-            records = [_record(volume, name, cut, report, named, durable_ns) for volume in volumes]
+            records = [
+                replace(_record(volume, name, cut, report, named, durable_ns), origin=origin)
+                for volume in volumes
+            ]
             self._catalog.commit_snapshots(records)
             for volume, record in zip(volumes, records, strict=True):
                 export_snapshot(self._engine, volume, record)

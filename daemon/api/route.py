@@ -31,7 +31,7 @@ class Route:
     """One method on one path. `body` and `result` are types from requests.py and views.py; `query` names the
     parameters with their type and a sentence each."""
 
-    method: Literal["GET", "POST", "DELETE"]
+    method: Literal["GET", "POST", "PATCH", "DELETE"]
     path: str
     summary: str
     call: "Callable[[Service, Call], object]"

@@ -63,6 +63,15 @@ class ControlServer:
         if self._failure is not None:
             raise self._failure
 
+    def answers(self, timeout_s: float) -> bool:
+        """Whether the loop comes round within this time."""
+        came_round = threading.Event()
+        try:
+            self._loop.call_soon_threadsafe(came_round.set)
+        except RuntimeError:  # the loop is closed
+            return False
+        return came_round.wait(timeout_s)
+
     def stop(self) -> None:
         """Stop answering, after the calls that have begun; idempotent."""
         told = self._told

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from polyvol.daemon.api.route import Call, Route
-from polyvol.daemon.requests import VolumeCreate
+from polyvol.daemon.requests import LogAdd, VolumeCreate, VolumeSet
 from polyvol.daemon.views import PlanView, VolumeDeleted, VolumeView
 
 if TYPE_CHECKING:
@@ -35,6 +35,23 @@ ROUTES = [
         lambda service, call: service.volumes.show(call.path["volume"], partitions=call.flag("partitions")),
         VolumeView,
         query=(("partitions", "boolean", "With each partition's extents and processor"),),
+    ),
+    Route(
+        "PATCH",
+        "/v1/volumes/{volume}",
+        "Change what can be changed of a volume",
+        lambda service, call: service.set_volume(call.path["volume"], call.body),
+        VolumeView,
+        body=VolumeSet,
+    ),
+    Route(
+        "POST",
+        "/v1/volumes/{volume}/logs",
+        "Give a volume more change logs, while it is in use",
+        lambda service, call: service.add_log(call.path["volume"], call.body),
+        VolumeView,
+        body=LogAdd,
+        status=201,
     ),
     Route(
         "DELETE",

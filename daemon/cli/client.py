@@ -41,6 +41,10 @@ class Client:
         """POST a body."""
         return self._ask("POST", parts, {}, body)
 
+    def patch(self, *parts: str, body: object) -> Json:
+        """PATCH with a body."""
+        return self._ask("PATCH", parts, {}, body)
+
     def delete(self, *parts: str) -> Json:
         """DELETE what the path names."""
         return self._ask("DELETE", parts, {}, None)

@@ -11,6 +11,8 @@ from polyvol.daemon.cli.output import listed, print_facts, print_json, print_tab
 from polyvol.daemon.cli.snapshot import snapshot
 from polyvol.daemon.cli.volume import print_volumes, volume
 
+_EVENTS_SHOWN = 5
+
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="polyvol")
@@ -48,6 +50,12 @@ def status(as_json: bool, state_dir: Path) -> None:
             for each in shown["devices"]
         ],
     )
+    if shown["events"]:
+        click.echo()
+        latest = shown["events"][-_EVENTS_SHOWN:]
+        print_table(
+            ("EVENT", "LEVEL", "WHAT"), [(each["time"], each["level"], each["text"]) for each in latest]
+        )
 
 
 cli.add_command(device)

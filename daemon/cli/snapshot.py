@@ -19,13 +19,19 @@ def snapshot() -> None:
 @click.argument("volumes", nargs=-1, required=True, metavar="VOLUME...")
 @click.option("--name", metavar="NAME", help="The same in each volume [the time, UTC].")
 @click.option("--log-device", metavar="DEVICE", help="Where what is written from now on goes.")
+@click.option("--scheduled", is_flag=True, help="Made by a schedule: may be dropped when space runs out.")
 @json_option
 @state_dir_option
 def create(
-    volumes: tuple[str, ...], name: str | None, log_device: str | None, as_json: bool, state_dir: Path
+    volumes: tuple[str, ...],
+    name: str | None,
+    log_device: str | None,
+    scheduled: bool,
+    as_json: bool,
+    state_dir: Path,
 ) -> None:
     """Take one snapshot of each volume, all at one instant, and export it."""
-    body = {"volumes": volumes, "name": name, "log_device": log_device}
+    body = {"volumes": volumes, "name": name, "log_device": log_device, "scheduled": scheduled}
     made = Client(state_dir).post("snapshots", body=body)
     if as_json:
         print_json(made)
@@ -46,9 +52,17 @@ def list_snapshots(volume: str | None, as_json: bool, state_dir: Path) -> None:
         print_json(snapshots)
         return
     print_table(
-        ("SNAPSHOT", "CREATED", "EPOCH", "STALL", "CONNECTIONS"),
+        ("SNAPSHOT", "CREATED", "EPOCH", "MADE BY", "HELD", "STALL", "CONNECTIONS"),
         [
-            (each["export"], each["created"], each["epoch"], format_ns(each["stall_ns"]), each["connections"])
+            (
+                each["export"],
+                each["created"],
+                each["epoch"],
+                each["schedule"] or each["origin"],
+                listed(each["holds"]),
+                format_ns(each["stall_ns"]),
+                each["connections"],
+            )
             for each in snapshots
         ],
     )
@@ -75,6 +89,8 @@ def show(name: str, partitions: bool, as_json: bool, state_dir: Path) -> None:
             ("created", shown["created"]),
             ("epoch", shown["epoch"]),
             ("size", format_size(shown["size"])),
+            ("made by", shown["schedule"] or shown["origin"]),
+            ("held by", listed(shown["holds"]) if shown["holds"] else None),
             ("write stall", f"{format_ns(shown['stall_ns'])} (by processor: {listed(stalls)})"),
             ("durable after", format_ns(shown["durable_ns"])),
             ("log devices", listed(shown["log_devices"]) if shown["log"] else None),

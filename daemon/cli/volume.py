@@ -1,15 +1,28 @@
-"""polyvol volume: create, list, show, delete."""
+"""polyvol volume: create, set, add-log, list, show, delete."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from polyvol.daemon.cli.client import Client, Json
-from polyvol.daemon.cli.common import SIZE, Group, json_option, state_dir_option
+from polyvol.daemon.cli.common import SIZE, Command, Group, json_option, state_dir_option
 from polyvol.daemon.cli.output import counted, listed, print_facts, print_json, print_table
 from polyvol.daemon.errors import NotConfirmed
-from polyvol.daemon.sizes import format_size
+from polyvol.daemon.sizes import format_seconds, format_size
+
+
+def when_full_option(*, default: str | None = None) -> Callable[[Command], Command]:
+    """--when-full, given to the command as `when_full`."""
+    return click.option(
+        "--when-full",
+        type=click.Choice(["keep-writing", "keep-snapshots"]),
+        help="When the change logs are full: drop the oldest scheduled snapshots, or refuse writes.",
+        default=default,
+        show_default=default is not None,
+        required=default is None,
+    )
 
 
 @click.group(cls=Group)
@@ -29,6 +42,7 @@ def volume() -> None:
 @click.option(
     "--partition-size", type=SIZE, default="64M", show_default=True, help="A power of two, 1M to 1G."
 )
+@when_full_option(default="keep-writing")
 @click.option("--dry-run", is_flag=True, help="Show the plan; change nothing.")
 @json_option
 @state_dir_option
@@ -48,6 +62,35 @@ def create(state_dir: Path, as_json: bool, **request: Json) -> None:
             f"volume {made['name']}: {format_size(made['size'])}, {parts} of"
             f" {format_size(made['partition_size'])} on {owners}, devices {listed(made['devices'])}"
         )
+
+
+@volume.command(name="set")
+@click.argument("name")
+@when_full_option()
+@state_dir_option
+def set_volume(name: str, when_full: str, state_dir: Path) -> None:
+    """Change what a volume does when its change logs are full."""
+    changed = Client(state_dir).patch("volumes", name, body={"when_full": when_full})
+    click.echo(f"volume {name}: when full, {changed['when_full']}")
+
+
+@volume.command()
+@click.argument("name")
+@click.option("--device", "devices", multiple=True, metavar="DEVICE", help="Where it goes [a new file].")
+@click.option(
+    "--size", type=SIZE, help="Of the log on each device [what is free there, at most the volume's size]."
+)
+@json_option
+@state_dir_option
+def add_log(name: str, devices: tuple[str, ...], size: int | None, as_json: bool, state_dir: Path) -> None:
+    """Give a volume more room for what is redirected, while it is in use."""
+    body = {"devices": list(devices), "size": size}
+    changed = Client(state_dir).post("volumes", name, "logs", body=body)
+    if as_json:
+        print_json(changed)
+        return
+    space = changed["space"]
+    click.echo(f"volume {name}: {counted(len(changed['logs']), 'change log')}, {room(space)}")
 
 
 @volume.command(name="list")
@@ -86,10 +129,13 @@ def show(name: str, partitions: bool, as_json: bool, state_dir: Path) -> None:
             ("base", shown["base"]),
             ("connections", shown["connections"]),
             ("snapshots", listed(shown["snapshots"])),
+            ("when full", shown["when_full"]),
+            ("room", room(shown["space"])),
             ("created", shown["created"]),
         ]
     )
     _print_logs(shown["logs"])
+    _print_dropped(shown["dropped"])
     click.echo()
     print_table(
         ("EXPORT", "ACCESS", "CONNECTIONS"),
@@ -117,7 +163,7 @@ def delete(name: str, yes: bool, state_dir: Path) -> None:
 def print_volumes(volumes: list[dict[str, Any]]) -> None:
     """The table of `volume list` and `status`."""
     print_table(
-        ("NAME", "STATE", "SIZE", "PROCESSORS", "CONNECTIONS", "SNAPSHOTS", "LOG USED", "REASON"),
+        ("NAME", "STATE", "SIZE", "PROCESSORS", "CONNECTIONS", "SNAPSHOTS", "LOG USED", "ROOM", "REASON"),
         [
             (
                 each["name"],
@@ -127,6 +173,7 @@ def print_volumes(volumes: list[dict[str, Any]]) -> None:
                 each["connections"],
                 len(each["snapshots"]),
                 log_use(each["logs"]),
+                room(each["space"]),
                 each["reason"] or "-",
             )
             for each in volumes
@@ -140,6 +187,34 @@ def log_use(logs: list[dict[str, Any]]) -> str:
     if any(log["used"] is None for log in logs):
         return f"- of {size}"
     return f"{format_size(sum(log['used'] for log in logs))} of {size}"
+
+
+def room(space: dict[str, Any] | None) -> str:
+    """How much can still be redirected, and for how long at the present rate; '-' where nobody knows."""
+    if space is None:
+        return "-"
+    text = f"{space['level']}, {format_size(space['free'])} free"
+    if space["full_after_s"] is None:
+        return text
+    return f"{text}, full in {format_seconds(space['full_after_s'])} at {format_size(space['rate'])}/s"
+
+
+def _print_dropped(dropped: list[dict[str, Any]]) -> None:
+    if not dropped:
+        return
+    click.echo()
+    print_table(
+        ("DROPPED FOR SPACE", "DROPPED", "CREATED", "GIVEN BACK"),
+        [
+            (
+                each["snapshot"],
+                each["dropped"],
+                each["created"],
+                "-" if each["freed"] is None else format_size(each["freed"]),
+            )
+            for each in dropped
+        ],
+    )
 
 
 def _print_plan(plan: dict[str, Any]) -> None:

@@ -109,16 +109,16 @@ class LogStats(TypedDict):
     claimed_bytes: int
 
 class SpaceStats(TypedDict):
-    """Use of all change logs of a volume, bytes: `used_bytes` is what maps of the volume and of its snapshots refer to;
-    all the rest can be redirected to, perhaps after a sync. `starving`: writes wait for room."""
+    """Use of all change logs of a volume, bytes: `used_bytes` is what maps of the volume and of its snapshots
+    refer to; all the rest can be redirected to, perhaps after a sync. `starving`: writes wait for room."""
 
     size_bytes: int
     used_bytes: int
     starving: bool
 
 class EngineEvent(TypedDict):
-    """What the engine tells of its own accord. 'log-full': writes of this volume wait for room in its change logs,
-    and there will be none unless somebody makes it; told once until `try_again` or `ask_when_full`."""
+    """What the engine tells of its own accord. 'log-full': writes of this volume wait for room in its change
+    logs, and there will be none unless somebody makes it; told once until `try_again` or `ask_when_full`."""
 
     kind: Literal["log-full"]
     volume: int
@@ -205,19 +205,24 @@ class Engine:
     def add_log(self, volume: int, log: LogSpec, *, default: bool = False) -> None:
         """Give a volume one more change log, at once, while it is in use.
 
-        `default`: redirected writes use it where no log is named. Before a write fails for want of space, all logs of
-        the volume are used."""
+        `default`: redirected writes use it where no log is named. Before a write fails for want of space, all
+        logs of the volume are used."""
 
     def ask_when_full(self, volume: int, asks: bool) -> None:
-        """Whether writes that find no room in the change logs wait, and raise a 'log-full' event, or fail with ENOSPC.
+        """Whether writes that find no room in the change logs wait, and raise a 'log-full' event, or fail
+        with ENOSPC.
 
         A volume that was just taken over does not ask. With False, the writes that wait fail."""
 
     def try_again(self, volume: int) -> None:
-        """The answer to a 'log-full' event: room was made. Writes that wait try again, and ask again if need be."""
+        """The answer to a 'log-full' event: room was made. Writes that wait try again, and ask again if need
+        be."""
 
     def next_event(self, timeout_s: float) -> EngineEvent | None:
         """Wait for an event, at most so long. None: there was none, or the engine stops."""
+
+    def end_events(self) -> None:
+        """There are no more events: `next_event` gives None at once, and writes that find no room fail."""
 
     def space(self, volume: int) -> SpaceStats:
         """Use of a volume's change logs; cheap, asks no processor."""

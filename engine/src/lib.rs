@@ -8,14 +8,20 @@
 pub mod block_map;
 pub mod buffer;
 pub mod change_log;
+pub mod deliberate;
 pub mod engine;
 pub mod error;
 pub mod io;
 pub mod limits;
+#[cfg(all(test, loom))]
+mod models;
 pub mod nbd;
 pub mod processor;
 #[cfg(feature = "python")]
 mod python;
+#[cfg(feature = "simulator")]
+pub mod simulator;
+pub mod sync;
 pub mod system;
 pub mod units;
 pub mod volume;

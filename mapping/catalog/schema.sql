@@ -15,6 +15,7 @@ CREATE TABLE volume (
     size INTEGER NOT NULL CHECK (size > 0 AND size % 4096 = 0),
     partition_size INTEGER NOT NULL CHECK (partition_size > 0),
     state TEXT NOT NULL CHECK (state IN ('creating', 'ready', 'deleting')),
+    when_full TEXT NOT NULL CHECK (when_full IN ('keep-writing', 'keep-snapshots')),
     next_epoch INTEGER NOT NULL DEFAULT 1,  -- greater than every epoch that was ever committed
     next_log INTEGER NOT NULL DEFAULT 1,    -- greater than every change-log number that was ever given
     created_ns INTEGER NOT NULL
@@ -83,6 +84,8 @@ CREATE TABLE snapshot (
     instant_ns INTEGER NOT NULL,
     stall_ns INTEGER NOT NULL,          -- the longest of the processors' write stalls
     durable_ns INTEGER NOT NULL,        -- from the start of the cut until it was flushed
+    origin TEXT NOT NULL CHECK (origin IN ('hand', 'schedule')),
+    schedule TEXT,                      -- the name of the schedule that made it, if one of polyvold's did
     UNIQUE (volume, name),
     UNIQUE (volume, epoch),
     FOREIGN KEY (volume, log) REFERENCES change_log (volume, number)
@@ -94,3 +97,19 @@ CREATE TABLE snapshot_stall (
     stall_ns INTEGER NOT NULL,
     PRIMARY KEY (snapshot, processor)
 ) STRICT, WITHOUT ROWID;
+
+CREATE TABLE snapshot_hold (            -- a snapshot with a hold is not dropped for space
+    snapshot INTEGER NOT NULL REFERENCES snapshot (id) ON DELETE CASCADE,
+    tag TEXT NOT NULL,
+    PRIMARY KEY (snapshot, tag)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE snapshot_dropped (         -- snapshots that were dropped to make room for writes, the latest ones
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    volume INTEGER NOT NULL REFERENCES volume (id),
+    name TEXT NOT NULL,
+    instant_ns INTEGER NOT NULL,        -- of the snapshot
+    dropped_ns INTEGER NOT NULL,
+    freed INTEGER                       -- bytes; unknown after a crash
+) STRICT;
+CREATE INDEX snapshot_dropped_volume ON snapshot_dropped (volume, id);

@@ -22,10 +22,19 @@ from polyvol.mapping.device import Device, DeviceState
 from polyvol.mapping.errors import TooManyLogs
 from polyvol.mapping.extent import Extent
 from polyvol.mapping.partition import Partition
-from polyvol.mapping.records import ChangeLog, SnapshotRecord, Volume, VolumeState
+from polyvol.mapping.records import (
+    ChangeLog,
+    DroppedSnapshot,
+    SnapshotRecord,
+    Volume,
+    VolumeState,
+    WhenFull,
+)
 from polyvol.mapping.volume import VolumePlan
 
 LOG_NUMBER_MAX = 4095
+DROPPED_MAX = 20
+"""How many dropped snapshots of a volume are remembered."""
 
 
 class Catalog:
@@ -166,9 +175,18 @@ class Catalog:
         now = time.time_ns()
         with self._database.transaction() as connection:
             volume = connection.execute(
-                "INSERT INTO volume (uuid, name, size, partition_size, state, next_log, created_ns)"
-                " VALUES (?, ?, ?, ?, 'creating', ?, ?)",
-                (str(uuid4()), plan.name, plan.size, plan.partition_size, len(plan.logs) + 1, now),
+                "INSERT INTO volume"
+                " (uuid, name, size, partition_size, state, when_full, next_log, created_ns)"
+                " VALUES (?, ?, ?, ?, 'creating', ?, ?, ?)",
+                (
+                    str(uuid4()),
+                    plan.name,
+                    plan.size,
+                    plan.partition_size,
+                    plan.when_full,
+                    len(plan.logs) + 1,
+                    now,
+                ),
             ).lastrowid
             assert volume is not None
             ids: dict[int, int] = {}
@@ -195,6 +213,7 @@ class Catalog:
         with self._database.transaction() as connection:
             for statement in (
                 "DELETE FROM snapshot WHERE volume = ?",
+                "DELETE FROM snapshot_dropped WHERE volume = ?",
                 "DELETE FROM change_log_extent WHERE volume = ?",
                 "DELETE FROM change_log WHERE volume = ?",
                 "DELETE FROM partition_extent WHERE volume = ?",
@@ -204,15 +223,30 @@ class Catalog:
             ):
                 connection.execute(statement, (volume,))
 
-    def add_log(self, volume: Volume, extents: Sequence[Extent]) -> ChangeLog:
-        """Record one more change log of a volume, used only where it is named."""
+    def set_when_full(self, volume: int, when_full: WhenFull) -> None:
+        """Say what gives way when a volume's change logs are full."""
+        with self._database.transaction() as connection:
+            connection.execute("UPDATE volume SET when_full = ? WHERE id = ?", (when_full, volume))
+
+    def add_log(
+        self,
+        volume: Volume,
+        extents: Sequence[Extent],
+        *,
+        default: bool = False,
+        made: int | None = None,
+    ) -> ChangeLog:
+        """Record one more change log of a volume, for all that is redirected (`default`) or to be named; with
+        it, that the device `made` for it is ready."""
         with self._database.transaction() as connection:
             row = connection.execute("SELECT next_log FROM volume WHERE id = ?", (volume.id,)).fetchone()
             if row["next_log"] > LOG_NUMBER_MAX:
                 raise TooManyLogs(name=volume.name)
-            log = ChangeLog(row["next_log"], False, tuple(extents))
+            log = ChangeLog(row["next_log"], default, tuple(extents))
             connection.execute("UPDATE volume SET next_log = next_log + 1 WHERE id = ?", (volume.id,))
             _insert_log(connection, volume.id, log, {})
+            if made is not None:
+                connection.execute("UPDATE device SET state = 'ready' WHERE id = ?", (made,))
         return log
 
     def forget_log(self, volume: int, number: int) -> None:
@@ -237,8 +271,9 @@ class Catalog:
             for snapshot in snapshots:
                 identity = connection.execute(
                     "INSERT INTO snapshot"
-                    " (uuid, cut, volume, name, epoch, log, instant_ns, stall_ns, durable_ns)"
-                    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    " (uuid, cut, volume, name, epoch, log, instant_ns, stall_ns, durable_ns, origin,"
+                    " schedule)"
+                    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                     (
                         str(snapshot.uuid),
                         str(snapshot.cut),
@@ -249,8 +284,14 @@ class Catalog:
                         snapshot.instant_ns,
                         snapshot.stall_ns,
                         snapshot.durable_ns,
+                        snapshot.origin,
+                        snapshot.schedule,
                     ),
                 ).lastrowid
+                connection.executemany(
+                    "INSERT INTO snapshot_hold (snapshot, tag) VALUES (?, ?)",
+                    [(identity, tag) for tag in snapshot.holds],
+                )
                 connection.executemany(
                     "INSERT INTO snapshot_stall (snapshot, processor, stall_ns) VALUES (?, ?, ?)",
                     [(identity, processor, stall) for processor, stall in snapshot.stalls],
@@ -265,6 +306,36 @@ class Catalog:
         with self._database.transaction() as connection:
             connection.execute("DELETE FROM snapshot WHERE uuid = ?", (str(snapshot),))
 
+    def drop_snapshot(self, snapshot: SnapshotRecord) -> int:
+        """Take a snapshot out to make room for writes, and remember that; the id of what is remembered."""
+        with self._database.transaction() as connection:
+            connection.execute("DELETE FROM snapshot WHERE uuid = ?", (str(snapshot.uuid),))
+            identity = connection.execute(
+                "INSERT INTO snapshot_dropped (volume, name, instant_ns, dropped_ns) VALUES (?, ?, ?, ?)",
+                (snapshot.volume, snapshot.name, snapshot.instant_ns, time.time_ns()),
+            ).lastrowid
+            assert identity is not None
+            connection.execute(
+                "DELETE FROM snapshot_dropped WHERE volume = ?1 AND id NOT IN"
+                " (SELECT id FROM snapshot_dropped WHERE volume = ?1 ORDER BY id DESC LIMIT ?2)",
+                (snapshot.volume, DROPPED_MAX),
+            )
+        return identity
+
+    def set_freed(self, dropped: int, freed: int) -> None:
+        """Say how many bytes dropping a snapshot has freed."""
+        with self._database.transaction() as connection:
+            connection.execute("UPDATE snapshot_dropped SET freed = ? WHERE id = ?", (freed, dropped))
+
+    def dropped_snapshots(self, volume: int) -> list[DroppedSnapshot]:
+        """The latest snapshots that were dropped to make room for writes, newest first."""
+        rows = self._database.rows(
+            "SELECT name, instant_ns, dropped_ns, freed FROM snapshot_dropped WHERE volume = ?"
+            " ORDER BY id DESC",
+            volume,
+        )
+        return [DroppedSnapshot(**dict(row)) for row in rows]
+
     def forget_cut(self, cut: UUID) -> None:
         """Take out every snapshot of a cut; none being there is fine."""
         with self._database.transaction() as connection:
@@ -275,8 +346,14 @@ class Catalog:
         query = f"SELECT * FROM snapshot_stall WHERE snapshot IN (SELECT id FROM snapshot {condition})"
         for row in self._database.rows(f"{query} ORDER BY snapshot, processor", *values):
             stalls.setdefault(row["snapshot"], []).append((row["processor"], row["stall_ns"]))
+        holds: dict[int, list[str]] = {}
+        query = f"SELECT * FROM snapshot_hold WHERE snapshot IN (SELECT id FROM snapshot {condition})"
+        for row in self._database.rows(f"{query} ORDER BY snapshot, tag", *values):
+            holds.setdefault(row["snapshot"], []).append(row["tag"])
         rows = self._database.rows(f"SELECT * FROM snapshot {condition}", *values)
-        return [_snapshot(row, tuple(stalls.get(row["id"], ()))) for row in rows]
+        return [
+            _snapshot(row, tuple(stalls.get(row["id"], ())), tuple(holds.get(row["id"], ()))) for row in rows
+        ]
 
 
 def _insert_device(connection: sqlite3.Connection, device: Device) -> int:
@@ -358,9 +435,11 @@ def _extent(row: sqlite3.Row) -> Extent:
     return Extent(row["device"], row["offset"], row["length"])
 
 
-def _snapshot(row: sqlite3.Row, stalls: tuple[tuple[int, int], ...]) -> SnapshotRecord:
+def _snapshot(
+    row: sqlite3.Row, stalls: tuple[tuple[int, int], ...], holds: tuple[str, ...]
+) -> SnapshotRecord:
     values = dict(row)
     del values["id"]
     values["uuid"] = UUID(values["uuid"])
     values["cut"] = UUID(values["cut"])
-    return SnapshotRecord(**values, stalls=stalls)
+    return SnapshotRecord(**values, stalls=stalls, holds=holds)

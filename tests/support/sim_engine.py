@@ -11,6 +11,7 @@ Invariants        It is at least as strict as the contract in engine/python/engi
 
 import errno
 import os
+import queue
 import socket
 import threading
 import time
@@ -23,11 +24,13 @@ if TYPE_CHECKING:
         BlockStatus,
         CutReport,
         CutVolume,
+        EngineEvent,
         EngineStats,
         ErrorKind,
         ExportInfo,
         LogSpec,
         PartitionState,
+        SpaceStats,
         VolumeSpec,
         VolumeStats,
     )
@@ -76,6 +79,10 @@ class SimWorld:
         self.calls: list[tuple[Any, ...]] = []
         self.fail: dict[str, int] = {}
         """Call name -> how many calls of it still succeed before one fails (and all later ones)."""
+        self.used: dict[int, int] = {}
+        """Volume -> what its change logs hold, bytes, as `space` says."""
+        self.starving: set[int] = set()
+        """Volumes with writes that wait for room."""
         self.hold: dict[str, threading.Event] = {}
         """Call name -> an event that the call waits for, as for a slow disk."""
 
@@ -119,6 +126,7 @@ class SimEngine:
         self.volumes: dict[int, _Volume] = {}
         self._exports: dict[str, _Export] = {}
         self._listeners: list[socket.socket] = []
+        self.events: queue.Queue[EngineEvent | None] = queue.Queue()
         self._lock = threading.RLock()
         self._stopped = False
 
@@ -167,14 +175,36 @@ class SimEngine:
             _check(export.volume != volume, "busy", f"volume {volume} is exported")
         del self.volumes[volume]
 
-    def add_log(self, volume: int, log: "LogSpec") -> None:
-        self._begin("add_log", volume, log["number"])
+    def add_log(self, volume: int, log: "LogSpec", *, default: bool = False) -> None:
+        self._begin("add_log", volume, log["number"], default)
         target = self._volume(volume)
         _check(log["number"] not in target.logs, "exists", "the log is there")
         for extent in log["extents"]:
             _check(extent["device"] in self.devices, "not-found", "the log's device is not open")
         target.logs[log["number"]] = sum(extent["length"] for extent in log["extents"])
         target.spec["logs"].append(log)
+
+    def ask_when_full(self, volume: int, asks: bool) -> None:
+        self._begin("ask_when_full", volume, asks)
+        self._volume(volume)
+
+    def try_again(self, volume: int) -> None:
+        self._begin("try_again", volume)
+        self._volume(volume)
+
+    def next_event(self, timeout_s: float) -> "EngineEvent | None":
+        try:
+            return self.events.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
+
+    def end_events(self) -> None:
+        self.events.put(None)
+
+    def space(self, volume: int) -> "SpaceStats":
+        size = sum(self._volume(volume).logs.values())
+        used = self.world.used.get(volume, 0)
+        return {"size_bytes": size, "used_bytes": used, "starving": volume in self.world.starving}
 
     def export(self, name: str, description: str, volume: int, epoch: int | None) -> None:
         self._begin("export", name)

@@ -24,6 +24,7 @@ use std::sync::{Arc, Mutex};
 
 use super::format::{HEADER_BYTES, Header, JOURNAL_MAGIC, MARK_BYTES, MARK_OFFSETS, Mark};
 use super::format::{Record, RecordKind, record_bytes};
+use crate::deliberate::{Bug, bug};
 use crate::error::{Errno, Error, Result};
 use crate::limits::SEGMENT_BYTES;
 use crate::system::mapping::Mapping;
@@ -96,8 +97,12 @@ impl Prepared {
         let file = identity.system.create(path)?;
         let length = SEGMENT_BYTES.load(Ordering::Relaxed);
         let map = file.map(length)?;
-        file.sync()?;
-        identity.system.sync_directory(&identity.directory)?; // J7
+        if !bug(Bug::NoHeaderSync) {
+            file.sync()?;
+        }
+        if !bug(Bug::NoDirectorySync) {
+            identity.system.sync_directory(&identity.directory)?; // J7
+        }
         Ok(Prepared { number, incarnation: identity.system.random()?, file, map, length })
     }
 
@@ -167,7 +172,8 @@ impl Shared {
             return Err(errno);
         }
         let result = self.commit_now(&mut committing.turn, seq);
-        committing.failed = result.err().map(|errno| (errno, self.newest_number())); // J8
+        let remembered = result.err().filter(|_| !bug(Bug::ForgetFailedSync));
+        committing.failed = remembered.map(|errno| (errno, self.newest_number())); // J8
         result
     }
 
@@ -184,7 +190,10 @@ impl Shared {
         drop(recovered);
         let segments = self.segments.lock().expect("no holder panics").clone();
         let (newest, sealed) = segments.split_last().expect("a journal has a segment");
-        for segment in sealed.iter().filter(|segment| !segment.synced.load(Ordering::Relaxed)) {
+        let unsynced = |segment: &&Arc<Segment>| {
+            !segment.synced.load(Ordering::Relaxed) && !bug(Bug::NoSealedSync)
+        };
+        for segment in sealed.iter().filter(unsynced) {
             segment.file.sync()?;
             segment.synced.store(true, Ordering::Relaxed);
         }

@@ -18,6 +18,7 @@ use super::format::{BadHeader, HEADER_BYTES, Header, JOURNAL_MAGIC, MARK_BYTES, 
 use super::format::{Mark, Record, RecordKind, seed};
 use super::journal::Identity;
 use crate::block_map::versions::{Change, Versions};
+use crate::deliberate::{Bug, bug};
 use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::system::File;
 use crate::units::{Epoch, PartitionIndex};
@@ -201,7 +202,7 @@ fn replay_all(
     let marks = marks(segments, &ends);
     let newest = marks.last().map_or(0, |mark| *mark).max(recovered.covered);
     let covered = recovered.covered; // by the checkpoint: the journal may have lost these
-    let same_boot = last.header.boot_id == identity.boot_id;
+    let same_boot = last.header.boot_id == identity.boot_id || bug(Bug::PastTheMark);
     // The newest mark may have reached the disk before the records that it covers: its sync may not have ended. The
     // one before it is followed by another, so its sync has.
     let before = marks.iter().rev().nth(1).map_or(0, |mark| *mark).max(covered);

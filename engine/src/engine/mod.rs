@@ -197,6 +197,7 @@ impl Engine {
         let cut = Arc::new(Cut::new(Arc::clone(&self.system), queues, sender));
         for (queue, shares) in taking_part.into_values() {
             queue.push(Event::Control(Box::new(Control::CutStop(Arc::clone(&cut), shares))));
+            self.system.let_others();
         }
         let stopped = |_| Error::io("the processors have stopped", Errno::ESHUTDOWN);
         let stalls = wait(&*self.system, &receiver).map_err(stopped)?;

@@ -15,6 +15,7 @@ use std::sync::atomic::Ordering;
 use crate::change_log::checkpoint::{self, Contents};
 use crate::change_log::journal::{self, Identity, Prepared};
 use crate::change_log::recover::files;
+use crate::deliberate::{Bug, bug};
 use crate::error::Errno;
 use crate::limits::CHECKPOINT_BYTES_MIN;
 use crate::processor::queue::{Control, Event};
@@ -36,10 +37,15 @@ impl Checkpoint {
         let path = identity.checkpoint_path(number);
         let new = path.with_extension("checkpoint.new");
         let covered = contents.first_seq - 1;
+        if bug(Bug::EarlyRemoval) {
+            remove_covered(&identity, number, journal.covered(covered));
+        }
         // The contents are let go before anything is waited for: what changes meanwhile is copied.
         let written =
             checkpoint::write(&new, &identity, number, contents).and_then(|(file, bytes)| {
-                durable.sync_devices()?; // K1: what they speak of was written before they were taken
+                if !bug(Bug::EarlyCheckpoint) {
+                    durable.sync_devices()?; // K1: what they speak of was written before they were taken
+                }
                 file.sync()?;
                 checkpoint::publish(&identity, &new, &path)?;
                 Ok(bytes)

@@ -16,11 +16,11 @@
 //! A crash           leaves records with epochs and no snapshot in the catalog: recovery makes no frozen map for
 //!                   it, so nothing of the cut remains.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::Arc;
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex};
 
 use crate::processor::queue::{Control, Event, Queue};
+use crate::sync::{AtomicU64, AtomicUsize, Mutex, Ordering};
 use crate::system::System;
 use crate::units::ProcessorIndex;
 
@@ -63,6 +63,7 @@ impl Cut {
             self.instant_ns.store(self.system.wall_ns(), Ordering::Release);
             for queue in &self.queues {
                 queue.push(Event::Control(Box::new(Control::CutGo(Arc::clone(self)))));
+                self.system.let_others();
             }
         }
     }

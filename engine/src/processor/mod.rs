@@ -1,6 +1,6 @@
 //! Processors: the worker threads that alone touch the mutable state of the partitions that they own.
 //!
-//! How it works      A processor drains its [`queue`] ([`run`]), and for each volume that it owns partitions of, a
+//! How it works      A processor ([`core`]) drains its [`queue`] ([`run`]), and for each volume that it owns partitions of, a
 //!                   [`share`] serves the parts of requests: [`read`], [`write`], [`zero`]. What would block goes
 //!                   to the pool's threads, and comes back as an event. [`cut`] is how all processors agree on an
 //!                   instant.
@@ -23,6 +23,7 @@
 //! taken while another is held.
 
 pub mod checkpoint;
+pub mod core;
 pub mod cut;
 pub mod epoch;
 pub mod hunger;

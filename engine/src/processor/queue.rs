@@ -9,8 +9,8 @@
 //!                   Q4 what is pushed after the queue was closed is refused at once, by whoever pushes it.
 //! Owner and locks   one lock over the events, held for a push or a swap.
 
+use std::sync::Arc;
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use crate::change_log::journal::Prepared;
 use crate::error::{Errno, Result};
@@ -19,6 +19,7 @@ use crate::processor::io_job::Done;
 use crate::processor::reclaim::Dropping;
 use crate::processor::report::PartitionState;
 use crate::processor::share::Share;
+use crate::sync::{Condvar, Mutex, MutexGuard};
 use crate::system::{System, wait};
 use crate::units::Epoch;
 use crate::volume::request::Request;

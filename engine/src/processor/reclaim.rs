@@ -11,6 +11,7 @@ use std::sync::mpsc::Sender;
 
 use crate::block_map::place::Place;
 use crate::change_log::space::EmptyChunk;
+use crate::deliberate::{Bug, bug};
 use crate::error::Errno;
 use crate::processor::hunger::Verdict;
 use crate::processor::io_job::{Job, Step};
@@ -96,7 +97,8 @@ impl Share {
             }
             return;
         }
-        let committed = self.journal.shared().committed();
+        let shared = self.journal.shared();
+        let committed = if bug(Bug::EarlyReuse) { shared.appended() } else { shared.committed() };
         let mut empty: Vec<EmptyChunk> = Vec::new();
         let released = self.slots.release(committed, &mut empty);
         self.space.give(released);
@@ -177,7 +179,8 @@ impl Share {
     /// The next freed base places of one partition, and their range: partition, first, last, how they are punched.
     /// `None` if there are none, or they have to wait.
     fn take_freed_bases(&mut self) -> Option<(u32, u32, u32, Vec<Step>)> {
-        let committed = self.journal.shared().committed();
+        let shared = self.journal.shared();
+        let committed = if bug(Bug::EarlyPunch) { shared.appended() } else { shared.committed() };
         let front = self.freed_bases.front()?;
         if self.punching || self.leaving || front.seq > committed {
             return None;

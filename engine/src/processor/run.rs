@@ -1,10 +1,12 @@
-//! Run: a processor's thread: take all events, serve them, kick who was given something, sleep.
+//! Run: what a processor does with a batch of events: serve each, then what is due, then kick who was given something.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex};
 
+use crate::deliberate::{Bug, bug};
 use crate::error::{Errno, Error, Result};
+use crate::processor::core::{Core, Runs};
 use crate::processor::cut::{Cut, Stall};
 use crate::processor::queue::{Control, CutShare, Event, Queue};
 use crate::processor::reclaim::Dropping;
@@ -13,9 +15,6 @@ use crate::system::pool::Pool;
 use crate::system::{Driven, Driving, System};
 use crate::units::ProcessorIndex;
 use crate::volume::request::Sink;
-
-/// Batches that a thread that was let in runs for others before it leaves the rest to the processor's own.
-const RUNS_MAX: usize = 4;
 
 /// Counters of one processor: one writer, many readers.
 #[derive(Debug, Default)]
@@ -27,81 +26,10 @@ pub struct ProcessorStats {
     pub partitions: AtomicU64,
 }
 
-/// A processor, to be run by its thread or by one that was let in (Q3).
-pub struct Core {
-    /// Its queue.
-    pub queue: Arc<Queue>,
-    /// Held by who runs it, so never waited for.
-    processor: Mutex<Processor>,
-}
-
-impl Core {
-    /// Runs `batch`, which is left empty, here and now if the processor is idle; else has it run.
-    pub fn run_or_push(&self, batch: &mut Vec<Event>) {
-        if !self.queue.offer(batch) {
-            return;
-        }
-        let mut processor = self.processor.lock().expect("no runner panics");
-        let mut more = true;
-        for _ in 0..RUNS_MAX {
-            processor.run_batch(batch);
-            more = self.queue.next(batch);
-            if !more {
-                break;
-            }
-        }
-        if more {
-            processor.run_batch(batch);
-        }
-        let stopped = processor.stopped;
-        drop(processor);
-        if more {
-            self.queue.leave();
-        }
-        if stopped {
-            // It is for the thread to end.
-            self.queue.push(Event::Control(Box::new(Control::Stop)));
-        }
-    }
-
-    /// Serves `batch` and all that comes meanwhile; says whether it was told to stop.
-    fn serve(&self, batch: &mut Vec<Event>) -> bool {
-        let mut processor = self.processor.lock().expect("no runner panics");
-        loop {
-            processor.run_batch(batch);
-            if !self.queue.next(batch) {
-                break;
-            }
-        }
-        processor.stopped
-    }
-}
-
-impl Driven for Core {
-    fn run(&self) {
-        let mut batch = Vec::new();
-        loop {
-            self.queue.take_all(&mut batch);
-            if self.serve(&mut batch) {
-                return self.queue.close();
-            }
-        }
-    }
-
-    fn step(&self) -> bool {
-        let mut batch = Vec::new();
-        let some = self.queue.try_take_all(&mut batch);
-        if some && self.serve(&mut batch) {
-            self.queue.close();
-        }
-        some
-    }
-}
-
 /// The engine's end of a processor.
 pub struct Handle {
     /// The processor.
-    pub core: Arc<Core>,
+    pub core: Arc<Core<Processor>>,
     /// Its counters.
     pub stats: Arc<ProcessorStats>,
     driving: Option<Box<dyn Driving>>,
@@ -132,7 +60,7 @@ impl Handle {
             slow_ios: 0,
             stopped: false,
         };
-        let core = Arc::new(Core { queue, processor: Mutex::new(processor) });
+        let core = Arc::new(Core::new(queue, processor));
         let ours = Arc::clone(&core) as Arc<dyn Driven>;
         let driving = system
             .drive(&format!("pv-proc-{index}"), ours)
@@ -149,7 +77,8 @@ impl Handle {
     }
 }
 
-struct Processor {
+/// See the module's head.
+pub struct Processor {
     index: ProcessorIndex,
     queue: Arc<Queue>,
     stats: Arc<ProcessorStats>,
@@ -168,8 +97,7 @@ struct Processor {
     stopped: bool,
 }
 
-impl Processor {
-    /// Serves every event of `batch`, which is left empty.
+impl Runs for Processor {
     fn run_batch(&mut self, batch: &mut Vec<Event>) {
         for event in batch.drain(..) {
             self.stopped |= self.apply(event);
@@ -177,6 +105,12 @@ impl Processor {
         self.end_batch();
     }
 
+    fn stopped(&self) -> bool {
+        self.stopped
+    }
+}
+
+impl Processor {
     /// Its shares, and what they need of it.
     fn split(&mut self) -> (&mut Vec<Option<Box<Share>>>, Context<'_>) {
         let Processor { shares, sinks, queue, system, pool, checkpoints, slow_ios, .. } = self;
@@ -326,10 +260,19 @@ impl Processor {
             self.with_share(part.share, |share, context| share.stop_writes(context)).is_some()
         });
         self.cutting = shares;
+        if bug(Bug::EarlyAdvance) {
+            self.advance_shares(cut);
+        }
         cut.arrive();
     }
 
     fn advance(&mut self, cut: &Arc<Cut>) {
+        let longest = self.advance_shares(cut);
+        cut.resumed(Stall { processor: self.index, nanoseconds: longest });
+    }
+
+    /// The shares that take part start writes again; returns the longest stall, nanoseconds.
+    fn advance_shares(&mut self, cut: &Arc<Cut>) -> u64 {
         let instant_ns = cut.instant_ns();
         let mut longest = 0;
         for part in std::mem::take(&mut self.cutting) {
@@ -338,7 +281,7 @@ impl Processor {
             });
             longest = longest.max(stall.unwrap_or(0));
         }
-        cut.resumed(Stall { processor: self.index, nanoseconds: longest });
+        longest
     }
 
     fn drop_more(&mut self, number: u32, dropping: Dropping) {

@@ -19,6 +19,7 @@ use crate::change_log::format::{RECORD_SUMS_MAX, RecordKind};
 use crate::change_log::journal::{Entry, Journal};
 use crate::change_log::slots::Slots;
 use crate::change_log::space::{Log, Space};
+use crate::deliberate::{Bug, bug};
 use crate::error::Errno;
 use crate::processor::hunger::Hunger;
 use crate::processor::io_job::{Done, Job, NewPlace};
@@ -251,7 +252,7 @@ impl Share {
         if self.leaving {
             self.end(part, Err(Errno::ESHUTDOWN), context);
         } else if self.stopped_at.is_some() && part.view == 0 && part.request.verb.is_write() {
-            self.held.push(part); // C2
+            self.hold(part, context);
         } else if self.blocked(&part, self.waiting.len()) {
             self.waiting.push_back(part);
         } else {
@@ -436,11 +437,19 @@ impl Share {
             }
             let Some(part) = self.waiting.remove(index) else { break };
             if self.stopped_at.is_some() && part.view == 0 && part.request.verb.is_write() {
-                self.held.push(part); // C2
+                self.hold(part, context);
             } else {
                 self.start(part, context);
             }
         }
+    }
+
+    /// Keeps a write for when the cut was made (C2).
+    fn hold(&mut self, part: Part, context: &mut Context<'_>) {
+        if bug(Bug::NoHold) {
+            return self.start(part, context);
+        }
+        self.held.push(part);
     }
 
     /// Takes up to `want` consecutive slots, which were claimed.

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use crate::block_map::place::Place;
 use crate::change_log::format::RECORD_SUMS_MAX;
+use crate::deliberate::{Bug, bug};
 use crate::processor::io_job::{Job, NewPlace, Old, Step, Target, write_base};
 use crate::processor::queue::Part;
 use crate::processor::share::{Context, Share, count};
@@ -27,7 +28,9 @@ pub(super) struct Starved {
 
 impl Share {
     pub(super) fn write(&mut self, part: Part, context: &mut Context<'_>) {
-        self.locals[part.local as usize].versions.freeze_before(self.epoch, &self.snapshots);
+        if !bug(Bug::NoFreeze) {
+            self.locals[part.local as usize].versions.freeze_before(self.epoch, &self.snapshots);
+        }
         let aligned = (part.offset | part.length).is_multiple_of(BLOCK_SIZE as u32);
         let inline = aligned && part.length <= INLINE_BYTES_MAX;
         if inline && self.write_in_place(&part, context) {

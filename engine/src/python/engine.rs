@@ -115,6 +115,14 @@ impl Engine {
         event.map(|event| super::space::event(py, event)).transpose()
     }
 
+    fn end_events(&self, py: Python<'_>) -> PyResult<()> {
+        self.call(py, |this| {
+            this.inner.events.close();
+            this.inner.refuse_starved();
+            Ok(())
+        })
+    }
+
     fn space<'py>(&self, py: Python<'py>, volume: u64) -> PyResult<Bound<'py, PyDict>> {
         let volume = self.call(py, |this| this.inner.volume(volume))?;
         super::space::space(py, &volume)

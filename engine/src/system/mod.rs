@@ -99,6 +99,8 @@ pub trait System: Send + Sync + Debug {
     fn threaded(&self) -> bool;
     /// Does some work that is there to be done, where there are no threads; `false` if there is none.
     fn run_others(&self) -> bool;
+    /// A place where another thread may come between: where there are none, somebody else may have a turn here.
+    fn let_others(&self) {}
 }
 
 /// A [`Driven`] that runs.

@@ -16,9 +16,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::change_log::space::Space;
+use crate::processor::core::Core;
 use crate::processor::hunger::Hunger;
 use crate::processor::queue::{Event, Part, Queue};
-use crate::processor::run::Core;
+use crate::processor::run::Processor;
 use crate::processor::share::ShareStats;
 use crate::units::{Epoch, PartitionIndex, ProcessorIndex, VolumeId};
 use flusher::{Durable, Flusher, Waiter};
@@ -30,7 +31,7 @@ pub struct ShareRef {
     /// The processor.
     pub processor: ProcessorIndex,
     /// The processor itself, for small batches.
-    pub core: Arc<Core>,
+    pub core: Arc<Core<Processor>>,
     /// Its queue.
     pub queue: Arc<Queue>,
     /// Counters.

@@ -9,11 +9,11 @@
 //! Owner and locks   `remaining` counts the parts that are still out; the thread that takes it to 0 owns the
 //!                   request. Parts touch disjoint ranges of the buffer (B3).
 
-use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use crate::buffer::Buffer;
 use crate::error::Errno;
+use crate::sync::{AtomicI32, AtomicU32, Mutex, Ordering};
 
 /// What a request asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

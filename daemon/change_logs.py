@@ -1,0 +1,143 @@
+"""The verbs of change logs: add, and what is known of their use.
+
+How it works      add: plan (pure); make the sparse file if no device was named, recorded as 'adding'; record
+                  the logs in the catalog; hand them to the engine, which uses them at once.
+Durability        Once a log is recorded, the next start serves it. A file whose log was not is removed then.
+Errors            mapping/errors.py, VolumeNotServed, EngineFailed; what was begun is undone.
+"""
+
+import contextlib
+import time
+from uuid import uuid4
+
+from polyvol.daemon.context import Context, devices_of
+from polyvol.daemon.requests import LogAdd
+from polyvol.daemon.room import Gauge
+from polyvol.daemon.views import LogView, SpaceView
+from polyvol.mapping.device import Device, make_device, remove_file
+from polyvol.mapping.extent import Extent, total
+from polyvol.mapping.records import ChangeLog, Volume
+from polyvol.mapping.volume import Inventory, NewDevice, log_spec, plan_added_logs, plan_log
+
+
+class ChangeLogs:
+    """The verbs of change logs."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def settle(self, volume: Volume) -> None:
+        """At start: remove a file that was being made for a log of this volume, which is served otherwise."""
+        for device in self._context.catalog.devices():
+            if device.made_for == volume.id and device.state == "adding":
+                remove_file(self._context.path(device))
+                self._context.catalog.forget_device(device.id)
+
+    def add(self, name: str, request: LogAdd) -> None:
+        """Give a volume more room, while it is in use. The caller holds `changes`."""
+        context = self._context
+        volume = context.find_served(name)
+        present = sum(total(log.extents) for log in context.catalog.logs(volume.id))
+        plan = plan_added_logs(volume, request.devices, request.size, present, inventory(context))
+        made = None if plan.new_device is None else self._make(volume, plan.new_device)
+        try:
+            for extents in plan.extents:
+                self._add(volume, extents, default=True, made=made)
+        except BaseException:
+            if made is not None:
+                self._unmake(made)
+            raise
+        context.events.add("info", f"volume {name} has more room for what is redirected", volume=name)
+
+    def on_device(self, volume: Volume, device: Device) -> int:
+        """The number of the volume's change log on this device; made if there is none yet."""
+        for log in self._context.catalog.logs(volume.id):
+            if {extent.device for extent in log.extents} == {device.id}:
+                return log.number
+        extents = plan_log(volume, device, inventory(self._context))
+        return self._add(volume, tuple(extents), default=False, made=None).number
+
+    def views(self, volume: Volume, names: dict[int, str], *, serving: bool) -> list[LogView]:
+        """Each log of a volume; its use, while it is served."""
+        use: dict[int, tuple[int, int]] = {}
+        if serving:
+            with contextlib.suppress(self._context.engine_error):  # it may be deleted meanwhile
+                stats = self._context.engine.volume_stats(volume.id)
+                use = {log["number"]: (log["used_bytes"], log["claimed_bytes"]) for log in stats["logs"]}
+        return [log_view(log, names, use) for log in self._context.catalog.logs(volume.id)]
+
+    def space(self, volume: Volume) -> SpaceView | None:
+        """The use of all logs of a volume; None if it is deleted meanwhile."""
+        with contextlib.suppress(self._context.engine_error):
+            found = self._context.engine.space(volume.id)
+            gauge = self._context.gauges.get(volume.id) or Gauge()
+            return gauge.view(found["used_bytes"], found["size_bytes"])
+        return None
+
+    def _add(
+        self, volume: Volume, extents: tuple[Extent, ...], *, default: bool, made: Device | None
+    ) -> ChangeLog:
+        context = self._context
+        identity = None if made is None else made.id
+        if made is not None:
+            extents = tuple(Extent(made.id, extent.offset, extent.length) for extent in extents)
+        log = context.catalog.add_log(volume, extents, default=default, made=identity)
+        try:
+            with context.engine_errors(f"adding a change log to volume {volume.name}"):
+                context.engine.add_log(volume.id, log_spec(log), default=default)
+        except BaseException:
+            context.catalog.forget_log(volume.id, log.number)
+            raise
+        return log
+
+    def _make(self, volume: Volume, new: NewDevice) -> Device:
+        """Make a sparse file; it is 'adding' until a log on it is recorded."""
+        context = self._context
+        now = time.time_ns()
+        device = context.catalog.add_device(
+            Device(0, uuid4(), new.name, new.path, "file", False, new.size, True, volume.id, "adding", now)
+        )
+        try:
+            make_device(device, context.path(device), context.catalog.uuid, preallocate=False)
+            with context.engine_errors(f"opening device {device.name}"):
+                context.engine.open_device(device.id, str(context.path(device)), sparse=True)
+        except BaseException:
+            self._unmake(device)
+            raise
+        return device
+
+    def _unmake(self, device: Device) -> None:
+        context = self._context
+        with contextlib.suppress(context.engine_error):  # it may not be open
+            context.engine.close_device(device.id)
+        remove_file(context.path(device))
+        context.catalog.forget_device(device.id)
+
+
+def inventory(context: Context) -> Inventory:
+    """What there is to plan with."""
+    volumes = context.catalog.volumes()
+    names = {volume.id: volume.name for volume in volumes}
+    users = context.catalog.users()
+    return Inventory(
+        devices={device.name: device for device in context.catalog.devices()},
+        unusable=dict(context.device_trouble),
+        used=context.catalog.used_extents,
+        volumes_on=lambda device: [names[user] for user in users.get(device, ())],
+        volume_names=set(names.values()),
+        load=context.catalog.processor_load(),
+        processors=context.default_processors,
+    )
+
+
+def log_view(log: ChangeLog, names: dict[int, str], use: dict[int, tuple[int, int]]) -> LogView:
+    """A change log as a user sees it; `use`: what is used and what is claimed, by number."""
+    used, claimed = use.get(log.number, (None, None))
+    return LogView(
+        number=log.number,
+        default=log.default,
+        devices=devices_of(log.extents, names),
+        size=total(log.extents),
+        used=used,
+        claimed=claimed,
+    )

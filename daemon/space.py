@@ -1,0 +1,164 @@
+"""Space: watches the change logs of all volumes, warns, and makes room where a volume's policy says so.
+
+How it works      One thread waits for the engine's events, and looks at every volume's use each SAMPLE_S.
+                  When the engine says that a volume's logs are full, its writes wait: with 'keep-writing' the
+                  oldest snapshot that a schedule made and nobody holds is dropped, and the writes try again,
+                  until they fit or nothing is left to drop; then the engine is told to fail them with ENOSPC,
+                  and to ask no more until there is something to drop again.
+Invariants        W1 an event is always answered: the writes try again, or fail; W2 what was made by hand, is
+                  held, or has clients is never dropped; W3 nothing is dropped for writes that do not wait any
+                  more.
+Owner and locks   Its thread, `polyvol-space`. It takes `changes` to drop snapshots: writes that wait hold up
+                  neither cuts nor deletes, so whoever has it will end.
+Errors            A failure to drop is logged, and the writes fail with ENOSPC.
+"""
+
+import contextlib
+import logging
+import threading
+import time
+
+from polyvol.daemon.context import Context
+from polyvol.daemon.errors import SnapshotInUse
+from polyvol.daemon.room import Gauge, Level
+from polyvol.daemon.sizes import format_size
+from polyvol.daemon.snapshots import Snapshots
+from polyvol.mapping.errors import PolyvolError
+from polyvol.mapping.records import SnapshotRecord, Volume
+from polyvol.snapshot.retention import droppable
+from polyvol.snapshot.snapshot import export_name
+
+SAMPLE_S = 2.0
+_ADVICE = "delete snapshots, or add room with `polyvol volume add-log {name}`"
+_log = logging.getLogger("polyvol.space")
+
+
+class Space:
+    """The watch over the change logs."""
+
+    def __init__(self, context: Context, snapshots: Snapshots) -> None:
+        self._context = context
+        self._snapshots = snapshots
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="polyvol-space", daemon=True)
+
+    def start(self) -> None:
+        """Begin to watch."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End, after what is being done; idempotent."""
+        if not self._stopping.is_set():
+            self._stopping.set()
+            self._context.engine.end_events()
+        self._thread.join()
+
+    def _run(self) -> None:
+        next_sample_s = time.monotonic()
+        while not self._stopping.is_set():
+            try:
+                event = self._context.engine.next_event(max(0.0, next_sample_s - time.monotonic()))
+                if event is not None:
+                    self.make_room(event["volume"])
+                if time.monotonic() >= next_sample_s:
+                    next_sample_s = time.monotonic() + SAMPLE_S
+                    self.sample()
+            except Exception:
+                _log.exception("watching the change logs")
+                self._stopping.wait(SAMPLE_S)  # or a defect would fill the log
+
+    def sample(self) -> None:
+        """Look at the use of every volume that is served."""
+        context = self._context
+        volumes = [volume for volume in context.catalog.volumes() if context.is_served(volume)]
+        for gone in context.gauges.keys() - {volume.id for volume in volumes}:
+            context.gauges.pop(gone, None)
+            context.refusing.discard(gone)
+        for volume in volumes:
+            with contextlib.suppress(context.engine_error):  # it may be let go meanwhile
+                self._look(volume)
+
+    def make_room(self, identity: int) -> None:
+        """Answer a 'log-full' event (W1)."""
+        context = self._context
+        with context.changes:
+            try:
+                made = self._make_room(identity)
+            except (PolyvolError, context.engine_error) as error:
+                context.events.add("warning", f"making room for writes that wait failed: {error}")
+                made = False
+            except BaseException:
+                self._refuse(identity)
+                raise
+            if made:
+                with contextlib.suppress(context.engine_error):  # its writes have ended with it
+                    context.engine.try_again(identity)
+            else:
+                self._refuse(identity)
+
+    def _make_room(self, identity: int) -> bool:
+        """Drop a snapshot if writes wait and one may be dropped; whether they are to try again."""
+        context = self._context
+        volume = next((each for each in context.catalog.volumes() if each.id == identity), None)
+        if volume is None or not context.is_served(volume):
+            return False
+        self._look(volume)
+        if not context.engine.space(identity)["starving"] or self._drop_one(volume):
+            return True  # W3
+        text = (
+            f"the change logs of volume {volume.name} are full and no snapshot may be dropped: writes that"
+            f" need room fail with ENOSPC; {_ADVICE.format(name=volume.name)}"
+        )
+        context.events.add("warning", text, volume=volume.name)
+        return False
+
+    def _refuse(self, identity: int) -> None:
+        with contextlib.suppress(self._context.engine_error):  # its writes have ended with it
+            self._context.engine.ask_when_full(identity, False)
+            self._context.refusing.add(identity)
+
+    def _drop_one(self, volume: Volume) -> bool:
+        """Drop the oldest snapshot that may be; False if there is none."""
+        if volume.when_full != "keep-writing":
+            return False
+        for record in droppable(self._context.catalog.snapshots(volume.id)):  # W2
+            with contextlib.suppress(SnapshotInUse):
+                self._drop(volume, record)
+                return True
+        return False
+
+    def _drop(self, volume: Volume, record: SnapshotRecord) -> None:
+        freed = self._snapshots.drop(volume, record)
+        text = (
+            f"the change logs of volume {volume.name} are full: snapshot"
+            f" {export_name(volume.name, record.name)}, made by a schedule, was dropped so that writes go on;"
+            f" {format_size(freed)} given back"
+        )
+        self._context.events.add("warning", text, volume=volume.name)
+
+    def _look(self, volume: Volume) -> None:
+        context = self._context
+        found = context.engine.space(volume.id)
+        gauge = context.gauges.setdefault(volume.id, Gauge())
+        used, size = found["used_bytes"], found["size_bytes"]
+        crossed = gauge.tell(time.monotonic(), used, size)
+        if crossed is not None:
+            self._warn(volume, crossed, used, size)
+        if volume.when_full == "keep-writing" and self._may_drop(volume):
+            context.ask_when_full(volume)
+
+    def _may_drop(self, volume: Volume) -> bool:
+        """Whether the engine was told to ask no more, and could ask again."""
+        if volume.id not in self._context.refusing:
+            return False
+        records = droppable(self._context.catalog.snapshots(volume.id))
+        clients = self._context.clients()
+        return any(not clients.get(export_name(volume.name, record.name)) for record in records)
+
+    def _warn(self, volume: Volume, level: Level, used: int, size: int) -> None:
+        so_full = "full" if level == "full" else f"at {used / size:.0%}"
+        text = (
+            f"the change logs of volume {volume.name} are {so_full}:"
+            f" {format_size(used)} of {format_size(size)} used; {_ADVICE.format(name=volume.name)}"
+        )
+        self._context.events.add("warning", text, volume=volume.name)

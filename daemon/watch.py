@@ -1,0 +1,70 @@
+"""watch: what polyvold's main thread does while it serves: obey signals, tell systemd how things are.
+
+How it works      SIGTERM and SIGINT end the watch, SIGHUP reloads. They are blocked in every thread and
+                  waited for, so that no handler ever interrupts anything. Between signals systemd gets one
+                  line on what is served, and, if it wants a watchdog's ping, one each time that the control
+                  API's loop and the engine have answered. If they do not, polyvold stays silent, and systemd
+                  starts it again.
+Invariants        W1 `block_signals` is called before any other thread is started.
+Owner and locks   The main thread alone.
+Errors            A reload that fails is logged; what was set before goes on.
+"""
+
+import logging
+import signal
+import time
+from collections.abc import Callable
+
+from polyvol.daemon.notify import notify, watchdog_interval_s
+from polyvol.daemon.service import Service
+from polyvol.mapping.errors import PolyvolError
+
+STATUS_INTERVAL_S = 10.0
+PROBE_TIMEOUT_S = 5.0
+ENDING = {signal.SIGTERM, signal.SIGINT}
+RELOADING = signal.SIGHUP
+_log = logging.getLogger("polyvol")
+
+
+def block_signals() -> None:
+    """Have the signals wait until they are asked for (W1)."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {*ENDING, RELOADING})
+
+
+def watch(service: Service, processors: Callable[[], int | None]) -> None:
+    """Until SIGTERM or SIGINT. `processors` reads anew how many there should be, or raises PolyvolError."""
+    watchdog_s = watchdog_interval_s()
+    interval_s = min(STATUS_INTERVAL_S, watchdog_s or STATUS_INTERVAL_S)
+    told = ""
+    while True:
+        if service.probe(PROBE_TIMEOUT_S):
+            status = f"STATUS={service.summary()}"
+            states = [status] if status != told else []
+            told = status
+            if watchdog_s is not None:
+                states.append("WATCHDOG=1")
+            if states:
+                notify(*states)
+        else:
+            _log.error("the control API's loop did not answer within %.0f s", PROBE_TIMEOUT_S)
+        number = _next_signal(interval_s)
+        if number in ENDING:
+            return
+        if number == RELOADING:
+            _reload(service, processors)
+            told = ""
+
+
+def _next_signal(timeout_s: float) -> int | None:
+    info = signal.sigtimedwait({*ENDING, RELOADING}, timeout_s)
+    return None if info is None else info.si_signo
+
+
+def _reload(service: Service, processors: Callable[[], int | None]) -> None:
+    notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+    try:
+        service.reload(processors())
+        _log.info("reloaded")
+    except PolyvolError as error:
+        _log.error("the reload failed, and what was set before goes on: %s", error)
+    notify("READY=1")

@@ -1,0 +1,143 @@
+//! The cut: two processors, and a host that issues B on one after A was acknowledged by the other. No snapshot has B
+//! without A (C1 to C3). The cut and the queues are the real ones; a processor is reduced to what it does with writes.
+
+use std::sync::Arc;
+use std::sync::mpsc::channel;
+
+use loom::thread;
+
+use super::check;
+use crate::processor::core::{Core, Runs};
+use crate::processor::cut::{Cut, Stall};
+use crate::processor::queue::{Control, Event, Queue};
+use crate::sync::{Condvar, Mutex};
+use crate::system::Driven;
+use crate::system::linux::Linux;
+
+/// What a deliberate bug leaves out.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Without {
+    Nothing,
+    /// Writes go on between a processor's arrival and its advance (C2).
+    Holding,
+    /// Each processor advances by itself (C1).
+    Meeting,
+}
+
+/// The epochs that the two writes were made in, in the order of their numbers; 0: not yet.
+#[derive(Default)]
+struct Acknowledged {
+    epochs: Mutex<[u64; 2]>,
+    changed: Condvar,
+}
+
+/// A processor, as far as cuts and writes go. It ends when it has advanced and its one write is done.
+struct Half {
+    acknowledged: Arc<Acknowledged>,
+    without: Without,
+    epoch: u64,
+    stopping: bool,
+    held: Option<usize>,
+    written: bool,
+}
+
+impl Half {
+    fn write(&mut self, number: usize) {
+        if self.stopping && self.without != Without::Holding {
+            self.held = Some(number);
+        } else {
+            self.acknowledged.epochs.lock().unwrap()[number] = self.epoch; // C3
+            self.acknowledged.changed.notify_one();
+            self.written = true;
+        }
+    }
+}
+
+impl Runs for Half {
+    fn run_batch(&mut self, batch: &mut Vec<Event>) {
+        for event in batch.drain(..) {
+            let Event::Control(control) = event else { unreachable!() };
+            match *control {
+                Control::CheckpointDone(number, _) => self.write(number as usize),
+                Control::CutStop(cut, _) => {
+                    self.stopping = true;
+                    cut.arrive();
+                }
+                Control::CutGo(cut) => {
+                    self.epoch += 1;
+                    self.stopping = false;
+                    if let Some(number) = self.held.take() {
+                        self.write(number);
+                    }
+                    cut.resumed(Stall { processor: 0, nanoseconds: 0 });
+                }
+                _ => unreachable!(),
+            }
+        }
+    }
+
+    fn stopped(&self) -> bool {
+        self.written && self.epoch == 2
+    }
+}
+
+fn control(control: Control) -> Event {
+    Event::Control(Box::new(control))
+}
+
+fn start(without: Without, acknowledged: &Arc<Acknowledged>) -> Arc<Core<Half>> {
+    let (acknowledged, epoch) = (Arc::clone(acknowledged), 1);
+    let (stopping, held, written) = (false, None, false);
+    let half = Half { acknowledged, without, epoch, stopping, held, written };
+    Arc::new(Core::new(Arc::new(Queue::default()), half))
+}
+
+fn model(without: Without) {
+    check(move || {
+        let acknowledged = Arc::new(Acknowledged::default());
+        let cores = [start(without, &acknowledged), start(without, &acknowledged)];
+        let threads = cores.clone().map(|core| thread::spawn(move || core.run()));
+        let queues: Vec<_> = cores.iter().map(|core| Arc::clone(&core.queue)).collect();
+        let coordinator = thread::spawn(move || {
+            let cut = |queues| Arc::new(Cut::new(Arc::new(Linux), queues, channel().0));
+            let cuts = match without {
+                Without::Meeting => queues.iter().map(|one| cut(vec![Arc::clone(one)])).collect(),
+                _ => vec![cut(queues.clone()); 2],
+            };
+            for (queue, cut) in queues.iter().zip(cuts) {
+                queue.push(control(Control::CutStop(cut, Vec::new())));
+            }
+        });
+        // The host.
+        for (number, core) in cores.iter().enumerate() {
+            core.queue.push(control(Control::CheckpointDone(number as u32, 0)));
+            let mut epochs = acknowledged.epochs.lock().unwrap();
+            while epochs[number] == 0 {
+                epochs = acknowledged.changed.wait(epochs).unwrap();
+            }
+        }
+        coordinator.join().unwrap();
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        let [a, b] = *acknowledged.epochs.lock().unwrap();
+        assert!(a <= b, "the snapshot has B without A");
+    });
+}
+
+#[test]
+fn no_snapshot_has_an_effect_without_its_cause() {
+    model(Without::Nothing);
+}
+
+#[test]
+#[should_panic(expected = "B without A")]
+fn a_cut_that_does_not_hold_writes_is_found() {
+    model(Without::Holding);
+}
+
+#[test]
+#[should_panic(expected = "B without A")]
+fn a_cut_that_processors_make_each_for_itself_is_found() {
+    model(Without::Meeting);
+}

@@ -1,0 +1,22 @@
+//! Models: protocols between threads, run in every order of their steps that matters.
+//!
+//! How it works      `RUSTFLAGS="--cfg loom" cargo test --release --no-default-features --lib models::` builds the crate on
+//!                   loom's primitives (see [`crate::sync`]), so that what is tried is the code that serves hosts, not a
+//!                   copy of it. Each model starts two to four threads; loom runs it again and again until all orders
+//!                   with up to [`PREEMPTIONS`] preemptions have been seen, and finds deadlocks by itself.
+//! What they cannot see   orders that need more preemptions, and what is not on these primitives: sockets, disks, time.
+
+mod cut;
+mod flusher;
+mod queue;
+mod request;
+
+/// Preemptions in one run: most bugs need one or two.
+const PREEMPTIONS: usize = 2;
+
+/// Tries every order of a model.
+fn check(model: impl Fn() + Send + Sync + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(PREEMPTIONS);
+    builder.check(model);
+}

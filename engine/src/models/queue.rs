@@ -1,0 +1,135 @@
+//! The queue and who runs a processor: every event exactly once, in the order of pushes, by one runner at a time, and
+//! nothing is left lying (Q1 to Q4).
+
+use std::sync::Arc;
+
+use loom::thread;
+
+use super::check;
+use crate::buffer::Buffer;
+use crate::processor::core::{Core, Runs};
+use crate::processor::queue::{Control, Event, Part, Queue};
+use crate::sync::Mutex;
+use crate::system::Driven;
+use crate::volume::request::{Request, Sink, Verb};
+
+/// An event that is known again: who pushed it, and which of its own it is.
+fn event(who: u32, number: u64) -> Event {
+    Event::Control(Box::new(Control::CheckpointDone(who, number)))
+}
+
+fn stop() -> Event {
+    Event::Control(Box::new(Control::Stop))
+}
+
+/// Notes what it serves.
+struct Recorder {
+    seen: Arc<Mutex<Vec<(u32, u64)>>>,
+    stopped: bool,
+}
+
+impl Runs for Recorder {
+    fn run_batch(&mut self, batch: &mut Vec<Event>) {
+        for event in batch.drain(..) {
+            match event {
+                Event::Part(part) => {
+                    if part.request.end_part() {
+                        part.request.complete();
+                    }
+                }
+                Event::Control(control) => match *control {
+                    Control::CheckpointDone(who, number) => {
+                        self.seen.lock().unwrap().push((who, number));
+                    }
+                    Control::Stop => self.stopped = true,
+                    _ => unreachable!(),
+                },
+                Event::Done(_) => unreachable!(),
+            }
+        }
+    }
+
+    fn stopped(&self) -> bool {
+        self.stopped
+    }
+}
+
+type Seen = Arc<Mutex<Vec<(u32, u64)>>>;
+
+/// A processor with its thread.
+fn start() -> (Arc<Core<Recorder>>, Seen, thread::JoinHandle<()>) {
+    let seen = Seen::default();
+    let recorder = Recorder { seen: Arc::clone(&seen), stopped: false };
+    let core = Arc::new(Core::new(Arc::new(Queue::default()), recorder));
+    let ours = Arc::clone(&core);
+    (core, seen, thread::spawn(move || ours.run()))
+}
+
+fn numbers_of(seen: &Seen, who: u32) -> Vec<u64> {
+    let seen = seen.lock().unwrap();
+    seen.iter().filter(|(other, _)| *other == who).map(|(_, number)| *number).collect()
+}
+
+#[test]
+fn every_event_is_run_once_and_in_order_whoever_runs_the_processor() {
+    check(|| {
+        let (core, seen, processor) = start();
+        let theirs = Arc::clone(&core);
+        let other = thread::spawn(move || {
+            theirs.run_or_push(&mut vec![event(1, 1)]);
+            theirs.queue.push(event(1, 2));
+        });
+        core.queue.push_all(&mut vec![event(2, 1), event(2, 2)]);
+        core.run_or_push(&mut vec![event(2, 3)]);
+        other.join().unwrap();
+        core.queue.push(stop());
+        processor.join().unwrap();
+        assert_eq!(numbers_of(&seen, 1), [1, 2]);
+        assert_eq!(numbers_of(&seen, 2), [1, 2, 3]);
+    });
+}
+
+#[test]
+fn a_stop_that_another_runs_still_ends_the_thread() {
+    check(|| {
+        let (core, seen, processor) = start();
+        core.run_or_push(&mut vec![event(1, 1), stop()]);
+        processor.join().unwrap();
+        assert_eq!(numbers_of(&seen, 1), [1]);
+    });
+}
+
+/// Counts what comes back.
+struct Counting(Mutex<u32>);
+
+impl Sink for Counting {
+    fn complete(&self, _: Arc<Request>) {
+        *self.0.lock().unwrap() += 1;
+    }
+
+    fn kick(&self) {}
+}
+
+fn part(sink: &Arc<Counting>) -> Event {
+    let sink = Arc::clone(sink) as Arc<dyn Sink>;
+    let request = Arc::new(Request::new(Verb::Read, 0, 1, Buffer::empty(), sink));
+    request.expect_parts(1);
+    Event::Part(Part { request, view: 0, share: 0, local: 0, offset: 0, length: 1, at: 0 })
+}
+
+#[test]
+fn requests_that_meet_a_stop_are_answered_all_the_same() {
+    check(|| {
+        let (core, _, processor) = start();
+        let sink = Arc::new(Counting(Mutex::new(0)));
+        let (theirs, their_sink) = (Arc::clone(&core), Arc::clone(&sink));
+        let other = thread::spawn(move || {
+            theirs.run_or_push(&mut vec![part(&their_sink)]);
+            theirs.queue.push(part(&their_sink));
+        });
+        core.queue.push(stop());
+        processor.join().unwrap();
+        other.join().unwrap();
+        assert_eq!(*sink.0.lock().unwrap(), 2, "Q4");
+    });
+}

@@ -1,0 +1,99 @@
+//! Core: who runs a processor, and when: its own thread, or one that brings it work while it is idle.
+//!
+//! How it works      The thread takes all events and runs them until there are no more. Who brings a small batch is let in
+//!                   by [`Queue::offer`] if nobody runs the processor, runs it a few times, and leaves the rest to the
+//!                   thread.
+//! Invariants        Q1 to Q4 of the [queue](super::queue); checked by the models in `models/queue.rs`.
+
+use std::sync::Arc;
+
+use crate::processor::queue::{Control, Event, Queue};
+use crate::sync::Mutex;
+use crate::system::Driven;
+
+/// Batches that a thread that was let in runs for others before it leaves the rest to the processor's own.
+const RUNS_MAX: usize = if cfg!(loom) { 1 } else { 4 };
+
+/// What a core runs: a processor, or a model's.
+pub trait Runs {
+    /// Serves every event of `batch`, which is left empty.
+    fn run_batch(&mut self, batch: &mut Vec<Event>);
+    /// Whether it was told to stop.
+    fn stopped(&self) -> bool;
+}
+
+/// A processor, to be run by its thread or by one that was let in (Q3).
+pub struct Core<R> {
+    /// Its queue.
+    pub queue: Arc<Queue>,
+    /// Locked by who runs it, and never by anybody else meanwhile (Q3).
+    processor: Mutex<R>,
+}
+
+impl<R: Runs> Core<R> {
+    /// A processor that takes what it runs from `queue`.
+    pub fn new(queue: Arc<Queue>, processor: R) -> Core<R> {
+        Core { queue, processor: Mutex::new(processor) }
+    }
+
+    /// Runs `batch`, which is left empty, here and now if the processor is idle; else has it run.
+    pub fn run_or_push(&self, batch: &mut Vec<Event>) {
+        if !self.queue.offer(batch) {
+            return;
+        }
+        let (mut stopped, mut more) = (false, true);
+        for _ in 0..RUNS_MAX {
+            stopped |= self.run_once(batch);
+            more = self.queue.next(batch);
+            if !more {
+                break;
+            }
+        }
+        if more {
+            stopped |= self.run_once(batch);
+            self.queue.leave();
+        }
+        if stopped {
+            // It is for the thread to end.
+            self.queue.push(Event::Control(Box::new(Control::Stop)));
+        }
+    }
+
+    /// Serves `batch` and all that comes meanwhile; says whether it was told to stop.
+    fn serve(&self, batch: &mut Vec<Event>) -> bool {
+        loop {
+            let stopped = self.run_once(batch);
+            if !self.queue.next(batch) {
+                return stopped;
+            }
+        }
+    }
+
+    /// Serves `batch`; says whether it was told to stop.
+    fn run_once(&self, batch: &mut Vec<Event>) -> bool {
+        let mut processor = self.processor.try_lock().expect("Q3, and no runner panics");
+        processor.run_batch(batch);
+        processor.stopped()
+    }
+}
+
+impl<R: Runs + Send> Driven for Core<R> {
+    fn run(&self) {
+        let mut batch = Vec::new();
+        loop {
+            self.queue.take_all(&mut batch);
+            if self.serve(&mut batch) {
+                return self.queue.close();
+            }
+        }
+    }
+
+    fn step(&self) -> bool {
+        let mut batch = Vec::new();
+        let some = self.queue.try_take_all(&mut batch);
+        if some && self.serve(&mut batch) {
+            self.queue.close();
+        }
+        some
+    }
+}

@@ -1,0 +1,86 @@
+//! Account: comparing everything with the model, and the last account of a simulation.
+
+use super::contents::SECTOR;
+use super::driver::{End, Result, Running, Simulation};
+use super::model::Sector;
+use super::shape::VOLUME;
+use crate::units::Epoch;
+use crate::volume::request::Verb;
+
+/// Sectors that are read at once to compare all.
+const VERIFY_SECTORS: Sector = 192;
+
+impl Simulation {
+    pub(super) fn verify_all(&mut self, running: &Running) -> Result<()> {
+        let budget = std::mem::take(&mut self.host.lock().budget);
+        self.verify(running, None)?;
+        for (epoch, _) in self.catalog.snapshots.clone() {
+            self.verify(running, Some(epoch))?;
+        }
+        self.host.lock().budget = budget;
+        Ok(())
+    }
+
+    /// Reads all of the volume or a snapshot.
+    pub(super) fn verify(&mut self, running: &Running, view: Option<Epoch>) -> Result<()> {
+        let sectors = (self.shape.size / SECTOR as u64) as Sector;
+        let mut from = 0;
+        let errors = self.host.lock().read_errors;
+        while from < sectors && !self.disk.lock().dead {
+            let to = (from + VERIFY_SECTORS).min(sectors);
+            self.host.read(from..to, view);
+            from = to;
+        }
+        while self.host.lock().is_read_all(view) && running.system.turn() {
+            self.host.settle();
+        }
+        if self.goes_on()? == End::Crashed {
+            return Ok(());
+        }
+        let host = self.host.lock();
+        let whole = host.read_errors == errors;
+        match view.and_then(|epoch| host.snapshots.get(&epoch)).filter(|_| whole) {
+            Some(snapshot) if !host.model.wild => snapshot.is_one_instant(),
+            _ => Ok(()),
+        }
+    }
+
+    /// Nothing fails any more: everything is as it should be, and nothing is left when all was deleted.
+    pub(super) fn account(&mut self) -> Result<()> {
+        self.disk.lock().failing = false;
+        self.disk.lock().plan = None;
+        let Some(running) = self.start(false)? else { return Ok(()) };
+        self.disk.lock().failing = false;
+        self.verify_all(&running)?;
+        while !self.catalog.snapshots.is_empty() {
+            self.delete_snapshot(&running)?;
+        }
+        self.host.whole(Verb::Trim);
+        self.drain(&running)?;
+        for _ in 0..2 {
+            self.host.whole(Verb::Flush);
+            self.drain(&running)?;
+        }
+        self.expect_nothing_used(&running)?;
+        self.stop_well(&running)?;
+        self.disk.lock().crash(true);
+        self.crashed(&running);
+        drop(running);
+        let Some(running) = self.start(false)? else { return Ok(()) };
+        self.disk.lock().failing = false;
+        self.verify_all(&running)?;
+        self.expect_nothing_used(&running)?;
+        self.end(&running);
+        Ok(())
+    }
+
+    fn expect_nothing_used(&self, running: &Running) -> Result<()> {
+        let volume = running.engine.volume(VOLUME).map_err(|e| e.to_string())?;
+        let used = volume.space.usage();
+        let claimed: u64 = volume.space.logs().iter().map(|log| log.slots.used()).sum();
+        if used.used > 0 || claimed > 0 || volume.space.free() != used.size {
+            return Err(format!("slots are leaked: {used:?}, {claimed} in chunks"));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,453 @@
+//! Driver: one simulation from its seed: starts, load, cuts, deletions, crashes, and the last account.
+//!
+//! How it works      An engine runs until it crashes, or is stopped; then another one starts on the same disk. What the
+//!                   daemon does around an engine is done here in its order: a cut is made, settled, flushed, then
+//!                   committed to the catalog; a deletion is committed first. The catalog is a value that changes at
+//!                   once and durably.
+//! Errors            the first thing that is wrong ends the simulation, as a sentence.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Options;
+use super::disk::{Disk, Plan};
+use super::faults::Rates;
+use super::host::Host;
+use super::random::Random;
+use super::shape::{Shape, VOLUME};
+use super::system::{Shelf, Simulated};
+use crate::engine::Engine;
+use crate::engine::events::Event;
+use crate::system::System;
+use crate::units::Epoch;
+
+/// What is wrong.
+type Failure = String;
+pub(super) type Result<T> = std::result::Result<T, Failure>;
+
+/// Starts that may fail one after the other.
+const STARTS_MAX: u32 = 30;
+
+/// What is durable beside the engine's files.
+#[derive(Clone, Debug)]
+pub(super) struct Catalog {
+    pub(super) snapshots: Vec<(Epoch, Option<u16>)>,
+    next_epoch: Epoch,
+}
+
+/// How a run of an engine has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    Crashed,
+    Running,
+}
+
+/// Counts of one simulation.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counts {
+    /// Engines started.
+    pub starts: u64,
+    /// Crashes.
+    pub crashes: u64,
+    /// Snapshots taken.
+    pub snapshots: u64,
+    /// Requests made.
+    pub requests: u64,
+    /// Operations on the disk.
+    pub operations: u64,
+    /// Faults injected.
+    pub faults: u64,
+    /// It ended early: what was read back was refused, as it had to be.
+    pub refused: u64,
+}
+
+impl Counts {
+    /// Adds another simulation's.
+    pub fn add(&mut self, other: &Counts) {
+        self.starts += other.starts;
+        self.crashes += other.crashes;
+        self.snapshots += other.snapshots;
+        self.requests += other.requests;
+        self.operations += other.operations;
+        self.faults += other.faults;
+        self.refused += other.refused;
+    }
+}
+
+/// An engine that runs.
+pub(super) struct Running {
+    pub(super) engine: Engine,
+    pub(super) system: Arc<Simulated>,
+}
+
+/// See the module's head.
+pub struct Simulation {
+    pub(super) random: Random,
+    pub(super) disk: Shelf,
+    pub(super) shape: Shape,
+    pub(super) host: Arc<Host>,
+    pub(super) catalog: Catalog,
+    /// Failed syncs of files when the power was last lost.
+    holes_before: u64,
+    /// A sync had failed when the process was started again: see the model's `wild`.
+    hole: bool,
+    boots_seen: u64,
+    /// What happened.
+    pub counts: Counts,
+}
+
+impl Simulation {
+    /// The simulation of a seed.
+    pub fn new(options: &Options) -> Simulation {
+        let mut random = Random::new(options.seed);
+        let shape = Shape::choose(&mut random);
+        let rates = Rates::choose(&mut random);
+        let mut disk = Disk::new(random.fork(), rates);
+        disk.verbose = options.trace;
+        shape.make(&mut disk);
+        if options.trace {
+            println!("{shape:#?}\n{:#?}", disk.rates);
+        }
+        let disk = Shelf::new(disk);
+        let host = Arc::new(Host::new(random.fork(), disk.clone(), shape.size, shape.trims()));
+        let catalog = Catalog { snapshots: Vec::new(), next_epoch: 1 };
+        let (counts, boots_seen) = (Counts::default(), 1);
+        let (holes_before, hole) = (0, false);
+        Simulation { random, disk, shape, host, catalog, holes_before, hole, boots_seen, counts }
+    }
+
+    /// Runs it to its end.
+    pub fn run(&mut self) -> Result<()> {
+        let result = self.run_all();
+        let disk = self.disk.lock();
+        self.counts.operations = disk.operations;
+        self.counts.faults = disk.injected.errors + disk.injected.damage;
+        self.counts.requests = self.host.lock().requests;
+        result
+    }
+
+    /// A hash of all that happened.
+    pub fn trace(&self) -> u64 {
+        self.disk.lock().trace
+    }
+
+    fn run_all(&mut self) -> Result<()> {
+        for _ in 0..self.random.within(2, 6) {
+            self.disk.lock().failing = true;
+            let Some(running) = self.start(true)? else { return Ok(()) };
+            self.load(&running)?;
+            self.stop(running)?;
+        }
+        self.account()
+    }
+
+    // Starting and stopping.
+
+    fn plan_crash(&mut self) {
+        let soon = self.random.below(3) == 0;
+        let within = if soon { self.random.within(1, 60) } else { self.random.within(1, 1500) };
+        let power = self.random.coin();
+        let mut disk = self.disk.lock();
+        disk.plan = Some(Plan { at: disk.operations + within, power });
+    }
+
+    /// Starts engines until one serves the volume; `None` if it is refused for good, and has to be.
+    pub(super) fn start(&mut self, crashing: bool) -> Result<Option<Running>> {
+        for attempt in 0..STARTS_MAX {
+            if crashing && (attempt == 0 || self.random.below(4) == 0) {
+                self.plan_crash();
+            }
+            let before = self.disk.lock().injected;
+            self.host.begin_run();
+            let system = Simulated::new(self.disk.clone(), self.random.fork());
+            self.counts.starts += 1;
+            let shared = Arc::clone(&system) as Arc<dyn System>;
+            let engine = Engine::with_system(shared, self.shape.processors);
+            let engine = engine.map_err(|e| format!("an engine does not start: {e}"))?;
+            let result = self.serve(&engine);
+            let running = Running { engine, system };
+            if self.disk.lock().dead {
+                self.crashed(&running);
+                continue;
+            }
+            let Err(error) = result else { return self.served(running).map(Some) };
+            let after = self.disk.lock().injected;
+            if self.hole || self.host.lock().model.wild {
+                self.end(&running);
+                self.counts.refused = 1;
+                return Ok(None);
+            }
+            if after.errors == before.errors {
+                return Err(format!("the volume is refused: {error}"));
+            }
+            self.disk.lock().failing = false;
+            self.disk.lock().crash(false);
+            self.crashed(&running);
+        }
+        Err("it does not start".to_owned())
+    }
+
+    fn serve(&self, engine: &Engine) -> crate::error::Result<()> {
+        for device in &self.shape.devices {
+            engine.open_device(device.id, Path::new(&device.path), false, device.sparse)?;
+        }
+        let Catalog { snapshots, next_epoch } = self.catalog.clone();
+        engine.add_volume(self.shape.volume(snapshots, next_epoch))
+    }
+
+    fn served(&mut self, running: Running) -> Result<Running> {
+        self.disk.lock().failing = true;
+        let volume = running.engine.volume(VOLUME).map_err(|e| e.to_string())?;
+        let asks = running.engine.ask_when_full(VOLUME, self.random.coin());
+        asks.map_err(|e| e.to_string())?;
+        self.host.lock().model.restarted();
+        self.host.attach(volume);
+        running.system.scheduler.set_host(Some(Arc::clone(&self.host) as _));
+        if self.random.coin() {
+            self.verify_all(&running)?;
+        }
+        Ok(running)
+    }
+
+    pub(super) fn end(&self, running: &Running) {
+        self.host.detach();
+        running.system.end();
+        // What is left in the queues may refer to the queues.
+        let processors = running.engine.processors.lock().expect("no holder panics");
+        processors.iter().for_each(|processor| processor.core.queue.close());
+    }
+
+    /// The engine is gone with whatever it was doing; the next one may start.
+    pub(super) fn crashed(&mut self, running: &Running) {
+        self.counts.crashes += 1;
+        self.end(running);
+        let mut disk = self.disk.lock();
+        let mut host = self.host.lock();
+        if disk.boots > self.boots_seen {
+            self.boots_seen = disk.boots;
+            host.model.wild |= self.hole;
+            self.hole = false;
+            self.holes_before = disk.injected.holes;
+            host.model.power_lost();
+        } else if disk.injected.holes > self.holes_before {
+            self.hole = true;
+        }
+        disk.start();
+    }
+
+    /// Ends a run: it has crashed, or is stopped, or killed while nothing happens.
+    fn stop(&mut self, running: Running) -> Result<()> {
+        if !self.disk.lock().dead && self.random.below(3) == 0 {
+            self.stop_well(&running)?;
+        }
+        if !self.disk.lock().dead {
+            let power = self.random.coin();
+            self.disk.lock().crash(power);
+        }
+        self.crashed(&running);
+        Ok(())
+    }
+
+    pub(super) fn stop_well(&mut self, running: &Running) -> Result<()> {
+        self.host.lock().budget = 0;
+        self.drain(running)?;
+        let before = self.disk.lock().injected;
+        let time = self.host.now();
+        let result = running.engine.remove_volume(VOLUME);
+        if self.disk.lock().dead {
+            return Ok(());
+        }
+        let after = self.disk.lock().injected;
+        match result {
+            Ok(()) => self.host.lock().model.flushed(time, None),
+            Err(_) if after.errors > before.errors || self.sync_failed() => {}
+            Err(e) => return Err(format!("the volume cannot be let go: {e}")),
+        }
+        running.engine.stop().map_err(|e| format!("the engine cannot be stopped: {e}"))
+    }
+
+    fn sync_failed(&self) -> bool {
+        let (disk, host) = (self.disk.lock(), self.host.lock());
+        disk.injected.syncs > host.began.syncs
+    }
+
+    // What happens while it runs.
+
+    fn load(&mut self, running: &Running) -> Result<()> {
+        self.host.lock().budget = self.random.within(10, 400);
+        while self.goes_on()? == End::Running {
+            let acts = self.random.below(40) == 0;
+            if acts {
+                self.control(running)?;
+            } else if !running.system.turn() && !self.make_room(running)? {
+                self.expect_nothing_under_way()?;
+                if self.host.lock().budget == 0 {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn goes_on(&self) -> Result<End> {
+        if let Some(failure) = &self.host.lock().failure {
+            return Err(failure.clone());
+        }
+        Ok(if self.disk.lock().dead { End::Crashed } else { End::Running })
+    }
+
+    fn expect_nothing_under_way(&self) -> Result<()> {
+        if !self.host.settle() && !self.disk.lock().dead {
+            return Err(format!("requests never end: {}", self.host.lock().stuck()));
+        }
+        self.goes_on().map(|_| ())
+    }
+
+    /// Gives everybody turns until nobody has anything to do.
+    pub(super) fn drain(&mut self, running: &Running) -> Result<()> {
+        while running.system.turn() || self.make_room(running)? {}
+        self.expect_nothing_under_way()
+    }
+
+    /// Does what the daemon does when the change logs are full: deletes the oldest snapshot, adds a log, or has writes
+    /// be refused. `false` if nobody asks for it.
+    pub(super) fn make_room(&mut self, running: &Running) -> Result<bool> {
+        let Some(Event::LogFull(_)) = running.engine.events.next(Duration::ZERO) else {
+            return Ok(false);
+        };
+        if self.disk.lock().dead {
+            return Ok(false);
+        }
+        self.disk.lock().note("full", 0, 0, 0);
+        let oldest = self.catalog.snapshots.first().map(|(epoch, _)| *epoch);
+        let answered = match oldest {
+            Some(epoch) if self.random.below(8) > 0 => {
+                self.delete(running, epoch)?;
+                running.engine.try_again(VOLUME)
+            }
+            _ => running.engine.ask_when_full(VOLUME, false),
+        };
+        answered.map_err(|e| e.to_string())?;
+        Ok(true)
+    }
+
+    fn control(&mut self, running: &Running) -> Result<()> {
+        match self.random.below(12) {
+            0..=3 => self.take_snapshot(running),
+            4..=5 => self.delete_snapshot(running),
+            6..=7 => self.flush(running).map(|_| ()),
+            8 => self.verify_all(running),
+            9 => {
+                self.host.lock().budget += self.random.within(0, 30);
+                Ok(())
+            }
+            10 => {
+                let states = running.engine.partition_states(VOLUME, None);
+                if states.is_err() && !self.disk.lock().dead {
+                    return Err("the partitions' states are not known".to_owned());
+                }
+                Ok(())
+            }
+            _ => {
+                let budget = std::mem::take(&mut self.host.lock().budget);
+                self.drain(running)?;
+                self.host.lock().budget = budget;
+                Ok(())
+            }
+        }
+    }
+
+    fn flush(&mut self, running: &Running) -> Result<bool> {
+        self.host.settle();
+        let time = self.host.now();
+        let before = self.disk.lock().injected;
+        let result = running.engine.flush(VOLUME);
+        if self.disk.lock().dead {
+            return Ok(false);
+        }
+        self.host.settle();
+        if result.is_ok() {
+            self.host.lock().model.flushed(time, None);
+        } else if !self.sync_failed() && self.disk.lock().injected.errors == before.errors {
+            return Err("a flush failed".to_owned());
+        }
+        Ok(result.is_ok())
+    }
+
+    fn take_snapshot(&mut self, running: &Running) -> Result<()> {
+        if self.catalog.snapshots.len() >= 6 {
+            return self.delete_snapshot(running);
+        }
+        let engine = &running.engine;
+        let log = self.shape.name_log(&mut self.random);
+        self.host.settle();
+        {
+            let mut state = self.host.lock();
+            let under_way = state.writes_under_way();
+            state.model.begin_cut(under_way.into_iter());
+        }
+        let report = engine.cut(&[(VOLUME, log)]);
+        if self.disk.lock().dead {
+            return Ok(());
+        }
+        let epoch = report.map_err(|e| format!("a cut failed: {e}"))?.epochs[0].1;
+        self.host.settle();
+        let Some(snapshot) = self.host.lock().model.end_cut(epoch, log) else { return Ok(()) };
+        let settled = engine.settle(VOLUME, epoch);
+        if self.disk.lock().dead {
+            return Ok(());
+        }
+        settled.map_err(|e| format!("a cut does not settle: {e}"))?;
+        if !self.flush(running)? {
+            if !self.disk.lock().dead {
+                let _ = engine.drop_snapshot(VOLUME, epoch);
+            }
+            return Ok(());
+        }
+        self.disk.lock().maybe_crash();
+        if self.disk.lock().dead {
+            return Ok(());
+        }
+        self.catalog.snapshots.push((epoch, log));
+        self.catalog.next_epoch = epoch + 1;
+        self.host.lock().snapshots.insert(epoch, snapshot);
+        self.counts.snapshots += 1;
+        self.disk.lock().note("snapshot", epoch, 0, 0);
+        self.disk.lock().maybe_crash();
+        if self.random.below(3) == 0 {
+            self.verify(running, Some(epoch))?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn delete_snapshot(&mut self, running: &Running) -> Result<()> {
+        let count = self.catalog.snapshots.len() as u64;
+        if count == 0 || self.disk.lock().dead {
+            return Ok(());
+        }
+        let (epoch, _) = self.catalog.snapshots[self.random.below(count) as usize];
+        self.delete(running, epoch)
+    }
+
+    fn delete(&mut self, running: &Running, epoch: Epoch) -> Result<()> {
+        let snapshot = self.host.lock().snapshots.remove(&epoch);
+        while self.host.lock().is_read(epoch) && running.system.turn() {
+            self.host.settle();
+        }
+        if self.goes_on()? == End::Crashed {
+            snapshot.into_iter().for_each(|snapshot| self.host.lock().keep(epoch, snapshot));
+            return Ok(());
+        }
+        self.catalog.snapshots.retain(|(other, _)| *other != epoch);
+        self.disk.lock().note("delete", epoch, 0, 0);
+        self.disk.lock().maybe_crash();
+        if !self.disk.lock().dead {
+            let dropped = running.engine.drop_snapshot(VOLUME, epoch);
+            if dropped.is_err() && !self.disk.lock().dead {
+                return Err("a snapshot cannot be dropped".to_owned());
+            }
+        }
+        Ok(())
+    }
+}

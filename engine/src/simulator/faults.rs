@@ -1,0 +1,94 @@
+//! Faults: what the simulated disk does wrong, and how often.
+
+use super::random::Random;
+
+/// What a file is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// A device with extents of partitions.
+    Base,
+    /// A device with slots.
+    Log,
+    /// A file of the state directory.
+    State,
+}
+
+/// How often, in a million operations.
+#[derive(Clone, Debug, Default)]
+pub struct Rates {
+    /// Reads that fail.
+    pub read: u64,
+    /// Writes that fail with EIO, perhaps half done.
+    pub write: u64,
+    /// Writes that find no space.
+    pub no_space: u64,
+    /// Syncs that fail.
+    pub sync: u64,
+    /// Operations on names that fail.
+    pub name: u64,
+    /// Writes to slots that are acknowledged and not made.
+    pub lost: u64,
+    /// Writes to slots that are made somewhere else.
+    pub misdirected: u64,
+    /// Operations at which a bit of a slot rots.
+    pub rot: u64,
+    /// Reads that would have to wait.
+    pub would_wait: u64,
+    /// Operations at which the kernel writes something back of its own accord.
+    pub write_back: u64,
+    /// Operations during which somebody else has a turn.
+    pub pause: u64,
+    /// Whose operations fail: base, log, state.
+    pub roles: [bool; 3],
+}
+
+impl Rates {
+    /// Rates for one seed: most seeds have crashes alone, or one kind of fault.
+    pub fn choose(random: &mut Random) -> Rates {
+        let mut rates = Rates {
+            would_wait: [0, 100_000, 500_000, 1_000_000][random.below(4) as usize],
+            write_back: [0, 2_000, 20_000, 100_000][random.below(4) as usize],
+            pause: [0, 20_000, 100_000, 300_000][random.below(4) as usize],
+            roles: [true; 3],
+            ..Rates::default()
+        };
+        if random.coin() {
+            rates.roles = [random.coin(), random.coin(), random.coin()];
+        }
+        let often = [500, 2_000, 8_000][random.below(3) as usize];
+        match random.below(20) {
+            0 | 1 => rates.read = often,
+            2 | 3 => rates.write = often,
+            4 => rates.no_space = often,
+            5 | 6 => rates.sync = often * 4,
+            7 => rates.name = often * 5,
+            8 => rates.lost = often,
+            9 => rates.misdirected = often,
+            10 => rates.rot = often,
+            11 => {
+                (rates.read, rates.write, rates.no_space) = (often, often, often);
+                (rates.sync, rates.name) = (often, often);
+            }
+            _ => {}
+        }
+        rates
+    }
+
+    /// Whether slots may hold something else than what was written to them.
+    pub fn damages(&self) -> bool {
+        self.lost + self.misdirected + self.rot > 0
+    }
+}
+
+/// What was done wrong so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Injected {
+    /// All faults but damage.
+    pub errors: u64,
+    /// Syncs that failed, of files and directories.
+    pub syncs: u64,
+    /// Syncs of files that failed.
+    pub holes: u64,
+    /// Slots that were damaged.
+    pub damage: u64,
+}

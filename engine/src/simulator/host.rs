@@ -1,0 +1,490 @@
+//! Host: makes requests from a seed, keeps several under way, and checks every answer against the model.
+//!
+//! How it works      A turn takes in what has ended, then submits some more. Requests that overlap, one of them a write,
+//!                   are under way together only now and then: the model knows less of them ("blurred").
+//! Owner and locks   `State` is locked for a turn; one that begins while another is under way does nothing.
+//!                   What ends goes to the [`Inbox`], which is locked for a push.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use super::contents::SECTOR;
+use super::faults::Injected;
+use super::model::{Model, Sector, Snapshot, belongs, tag};
+use super::random::Random;
+use super::scheduler;
+use super::system::Shelf;
+use crate::buffer::Buffer;
+use crate::change_log::space::Space;
+use crate::error::Errno;
+use crate::units::{BLOCK_SIZE, Epoch};
+use crate::volume::request::{Request, Sink, Target, Verb};
+use crate::volume::{View, Volume};
+
+const BLOCK_SECTORS: u64 = BLOCK_SIZE / SECTOR as u64;
+
+/// A request that has ended.
+struct Ended {
+    time: u64,
+    injected: Injected,
+    full: bool,
+    request: Arc<Request>,
+}
+
+/// Where requests end.
+pub struct Inbox {
+    disk: Shelf,
+    clock: Arc<AtomicU64>,
+    space: Arc<Space>,
+    ended: Mutex<Vec<Ended>>,
+}
+
+impl Sink for Inbox {
+    fn complete(&self, request: Arc<Request>) {
+        let mut disk = self.disk.lock();
+        disk.maybe_crash();
+        if disk.dead {
+            return; // nobody hears it
+        }
+        let time = self.clock.fetch_add(1, Ordering::Relaxed);
+        let errno = request.result().err().map_or(0, |errno| errno.raw() as u64);
+        disk.note("end", request.cookie, errno, time);
+        let injected = disk.injected;
+        drop(disk);
+        // Of a request in several parts, others may have given room back meanwhile.
+        let blocks = (request.length / BLOCK_SIZE + 2) * 2;
+        let full = self.space.free() < blocks;
+        let ended = Ended { time, injected, full, request };
+        self.ended.lock().expect("nobody panics with it").push(ended);
+    }
+
+    fn kick(&self) {}
+}
+
+/// A request under way.
+#[derive(Clone, Debug)]
+struct Operation {
+    verb: Verb,
+    /// Which write it is; 0 for one that writes zeroes.
+    id: u64,
+    fua: bool,
+    sectors: Range<Sector>,
+    view: Option<Epoch>,
+    began: u64,
+    injected: Injected,
+    /// Others were under way in its sectors.
+    blurred: bool,
+    /// What a blurred read may find besides.
+    extra: Vec<(Sector, u64)>,
+}
+
+/// What the host knows and does.
+pub struct State {
+    /// What everything may hold.
+    pub model: Model,
+    /// Snapshots that exist.
+    pub snapshots: BTreeMap<Epoch, Snapshot>,
+    /// The first thing that was wrong.
+    pub failure: Option<String>,
+    /// Requests that may still be made.
+    pub budget: u64,
+    /// Requests made.
+    pub requests: u64,
+    random: Random,
+    under_way: BTreeMap<u64, Operation>,
+    under_way_max: usize,
+    next_cookie: u64,
+    next_id: u64,
+    sectors: Sector,
+    hot: Range<u64>,
+    /// Whether a trim is sure to leave zeroes.
+    trims: bool,
+    volume: Option<(Arc<Volume>, Arc<Inbox>)>,
+    /// What had gone wrong when the volume was begun to be served.
+    pub began: Injected,
+    /// Reads that failed.
+    pub read_errors: u64,
+}
+
+/// See the module's head.
+pub struct Host {
+    state: Mutex<State>,
+    disk: Shelf,
+    /// Counts what happens.
+    pub clock: Arc<AtomicU64>,
+}
+
+impl scheduler::Host for Host {
+    fn turn(&self) -> bool {
+        let Ok(mut state) = self.state.try_lock() else { return false };
+        let took = state.take_ended();
+        let made = state.make_requests(&self.disk, &self.clock);
+        took || made
+    }
+}
+
+impl Host {
+    /// The host of a volume of so many bytes.
+    pub fn new(mut random: Random, disk: Shelf, size: u64, trims: bool) -> Host {
+        let sectors = (size / SECTOR as u64) as Sector;
+        let blocks = size / BLOCK_SIZE;
+        let first = random.below(blocks);
+        let hot = first..(first + random.within(4, 128)).min(blocks);
+        let state = State {
+            model: Model::new(sectors),
+            snapshots: BTreeMap::new(),
+            failure: None,
+            budget: 0,
+            requests: 0,
+            under_way: BTreeMap::new(),
+            under_way_max: random.within(1, 12) as usize,
+            next_cookie: 1,
+            next_id: 1,
+            sectors,
+            hot,
+            trims,
+            volume: None,
+            began: Injected::default(),
+            read_errors: 0,
+            random,
+        };
+        Host { state: Mutex::new(state), disk, clock: Arc::new(AtomicU64::new(1)) }
+    }
+
+    /// Its state, for who has the turn.
+    pub fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("a failure ends the simulation")
+    }
+
+    /// The time now.
+    pub fn now(&self) -> u64 {
+        self.clock.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// A volume is served.
+    pub fn attach(&self, volume: Arc<Volume>) {
+        let (disk, clock) = (self.disk.clone(), Arc::clone(&self.clock));
+        let inbox =
+            Inbox { disk, clock, space: Arc::clone(&volume.space), ended: Mutex::default() };
+        let mut state = self.lock();
+        state.volume = Some((volume, Arc::new(inbox)));
+    }
+
+    /// The volume is served no more. What was acknowledged was; what was under way may have been made or not.
+    pub fn detach(&self) {
+        let mut state = self.lock();
+        state.take_ended();
+        let under_way = std::mem::take(&mut state.under_way);
+        let now = self.now();
+        for operation in under_way.into_values().filter(|operation| operation.verb.is_write()) {
+            state.model.end(operation.id, operation.sectors, now, false);
+        }
+        state.model.cutting = None;
+        state.volume = None;
+    }
+
+    /// Notes what has gone wrong so far: what fails now is explained by something later.
+    pub fn begin_run(&self) {
+        let injected = self.disk.lock().injected;
+        self.lock().began = injected;
+    }
+
+    /// Takes in what has ended; whether nothing is under way.
+    pub fn settle(&self) -> bool {
+        let mut state = self.lock();
+        state.take_ended();
+        state.under_way.is_empty()
+    }
+
+    /// Submits a read of these sectors.
+    pub fn read(&self, sectors: Range<Sector>, view: Option<Epoch>) {
+        let mut state = self.lock();
+        let operation = state.operation(Verb::Read, sectors, view, &self.disk, &self.clock);
+        state.submit(operation, &self.disk);
+    }
+
+    /// Submits a request without data on all of the volume, or a flush.
+    pub fn whole(&self, verb: Verb) {
+        let mut state = self.lock();
+        let sectors = if verb == Verb::Flush { 0..0 } else { 0..state.sectors };
+        let operation = state.operation(verb, sectors, None, &self.disk, &self.clock);
+        state.submit(operation, &self.disk);
+    }
+}
+
+impl State {
+    /// The writes that are under way.
+    pub fn writes_under_way(&self) -> Vec<(u64, Range<Sector>)> {
+        let writes = self.under_way.values().filter(|operation| operation.verb.is_write());
+        writes.map(|operation| (operation.id, operation.sectors.clone())).collect()
+    }
+
+    /// Whether a snapshot is being read.
+    pub fn is_read(&self, epoch: Epoch) -> bool {
+        self.is_read_all(Some(epoch))
+    }
+
+    /// Whether the volume or a snapshot is being read.
+    pub fn is_read_all(&self, view: Option<Epoch>) -> bool {
+        let reads = |operation: &Operation| operation.verb == Verb::Read && operation.view == view;
+        self.under_way.values().any(reads)
+    }
+
+    /// Keeps a snapshot that was not deleted after all.
+    pub fn keep(&mut self, epoch: Epoch, snapshot: Snapshot) {
+        self.snapshots.insert(epoch, snapshot);
+    }
+
+    /// Says that something is wrong; the first one stays.
+    pub fn fail(&mut self, what: String) {
+        self.failure.get_or_insert(what);
+    }
+
+    /// What is under way, for reports.
+    pub fn stuck(&self) -> String {
+        format!("{:?}", self.under_way)
+    }
+
+    fn take_ended(&mut self) -> bool {
+        let Some((_, inbox)) = &self.volume else { return false };
+        let ended = std::mem::take(&mut *inbox.ended.lock().expect("nobody panics with it"));
+        let some = !ended.is_empty();
+        for ended in ended {
+            let cookie = ended.request.cookie;
+            match self.under_way.remove(&cookie) {
+                Some(operation) => self.check(operation, &ended),
+                None => self.fail(format!("request {cookie} has ended twice")),
+            }
+        }
+        some
+    }
+
+    fn check(&mut self, operation: Operation, ended: &Ended) {
+        let result = ended.request.result();
+        if let Err(errno) = result
+            && !self.explained(&operation, ended, errno)
+        {
+            self.fail(format!("request {} failed: {errno:?}: {operation:?}", ended.request.cookie));
+        }
+        match operation.verb {
+            Verb::Read if result.is_err() => self.read_errors += 1,
+            Verb::Read if result.is_ok() => {
+                self.check_read(&operation, ended.request.data.as_slice())
+            }
+            Verb::Flush if result.is_ok() => self.model.flushed(operation.began, None),
+            verb if verb.is_write() => {
+                let Operation { id, sectors, blurred, fua, .. } = operation;
+                let sure = result.is_ok() && !blurred && (verb != Verb::Trim || self.trims);
+                if verb == Verb::Trim {
+                    // Whole blocks alone; what is left of others stays.
+                    let whole = BLOCK_SECTORS as Sector;
+                    let (from, to) =
+                        (sectors.start.next_multiple_of(whole), sectors.end / whole * whole);
+                    self.model.end(id, from..to.max(from), ended.time, sure);
+                } else {
+                    self.model.end(id, sectors.clone(), ended.time, sure);
+                }
+                if fua && sure {
+                    self.model.flushed(ended.time + 1, Some(sectors));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether an error follows from what the disk did wrong, or from a full log.
+    fn explained(&self, operation: &Operation, ended: &Ended, errno: Errno) -> bool {
+        let (before, after) = (operation.injected, ended.injected);
+        let sync_failed = after.syncs > self.began.syncs;
+        // A write that waits for slots to be released is refused as the sync is that it waits for.
+        let syncs = operation.verb == Verb::Flush || operation.verb.is_write();
+        (errno == Errno::ENOSPC && ended.full)
+            || after.errors > before.errors
+            || (syncs && sync_failed)
+            || (errno == Errno::EIO && (after.damage > 0 || self.model.wild))
+    }
+
+    fn check_read(&mut self, operation: &Operation, bytes: &[u8]) {
+        for (sector, bytes) in operation.sectors.clone().zip(bytes.chunks_exact(SECTOR)) {
+            let value = u64::from_le_bytes(bytes[..8].try_into().expect("8 bytes"));
+            if bytes.chunks_exact(8).any(|word| word != &bytes[..8]) {
+                return self.fail(format!("sector {sector} is torn within itself"));
+            }
+            let wild = self.model.wild;
+            let result = match operation.view {
+                Some(epoch) => match self.snapshots.get_mut(&epoch) {
+                    Some(snapshot) => snapshot.found(sector, value, wild),
+                    None => Ok(()),
+                },
+                None if operation.blurred => {
+                    let extra = operation.extra.contains(&(sector, value));
+                    let now = self.model.now(sector);
+                    let fine = extra || now.contains(&value) || (wild && belongs(value, sector));
+                    if fine { Ok(()) } else { Err(now.to_vec()) }
+                }
+                None => self.model.found(sector, value),
+            };
+            if let Err(allowed) = result {
+                let (id, other) = (value >> 24, value & 0xff_ffff);
+                let allowed: Vec<u64> = allowed.iter().map(|value| value >> 24).collect();
+                return self.fail(format!(
+                    "sector {sector} of {:?} holds write {id} (of sector {other}), allowed are writes {allowed:?}",
+                    operation.view
+                ));
+            }
+        }
+    }
+
+    fn make_requests(&mut self, disk: &Shelf, clock: &AtomicU64) -> bool {
+        if self.volume.is_none() || self.failure.is_some() {
+            return false;
+        }
+        let mut made = false;
+        for _ in 0..self.random.within(1, 3) {
+            if self.budget == 0 || self.under_way.len() >= self.under_way_max || disk.lock().dead {
+                break;
+            }
+            self.budget -= 1;
+            made = true;
+            if let Some(operation) = self.choose(disk, clock) {
+                self.submit(operation, disk);
+            }
+        }
+        made
+    }
+
+    fn range(&mut self) -> Range<Sector> {
+        let blocks = u64::from(self.sectors) / BLOCK_SECTORS;
+        let hot = self.random.below(10) < 7;
+        let first = if hot {
+            self.random.within(self.hot.start, self.hot.end - 1)
+        } else {
+            self.random.below(blocks)
+        };
+        let length = match self.random.below(20) {
+            0..=9 => self.random.within(1, 2),
+            10..=15 => self.random.within(1, 16),
+            16..=18 => self.random.within(8, 80),
+            _ => self.random.within(64, 300),
+        };
+        let (mut from, mut to) =
+            (first * BLOCK_SECTORS, (first + length).min(blocks) * BLOCK_SECTORS);
+        if self.random.below(4) == 0 {
+            from += self.random.below(BLOCK_SECTORS);
+            to -= self.random.below(BLOCK_SECTORS.min(to - from));
+        }
+        from as Sector..to as Sector
+    }
+
+    fn choose(&mut self, disk: &Shelf, clock: &AtomicU64) -> Option<Operation> {
+        let verb = match self.random.below(100) {
+            0..=49 => Verb::Write,
+            50..=69 => Verb::Read,
+            70..=76 => Verb::Zero { no_hole: self.random.coin(), fast: false },
+            77..=82 => Verb::Trim,
+            83..=87 => Verb::Flush,
+            88 => Verb::BlockStatus,
+            _ => {
+                let epochs: Vec<Epoch> = self.snapshots.keys().copied().collect();
+                if epochs.is_empty() {
+                    return None;
+                }
+                let epoch = epochs[self.random.below(epochs.len() as u64) as usize];
+                let range = self.range();
+                return Some(self.operation(Verb::Read, range, Some(epoch), disk, clock));
+            }
+        };
+        let range = if verb == Verb::Flush { 0..0 } else { self.range() };
+        let mut operation = self.operation(verb, range, None, disk, clock);
+        operation.fua = verb.is_write() && self.random.below(15) == 0;
+        let clashes = self.under_way.values().any(|other| clash(&operation, other));
+        (!clashes || self.random.below(30) == 0).then_some(operation)
+    }
+
+    fn operation(
+        &self,
+        verb: Verb,
+        sectors: Range<Sector>,
+        view: Option<Epoch>,
+        disk: &Shelf,
+        clock: &AtomicU64,
+    ) -> Operation {
+        let began = clock.fetch_add(1, Ordering::Relaxed);
+        let injected = disk.lock().injected;
+        let id = if verb == Verb::Write { self.next_id } else { 0 };
+        let (blurred, extra) = (false, Vec::new());
+        Operation { verb, id, fua: false, sectors, view, began, injected, blurred, extra }
+    }
+
+    /// Tells a request and those under way of each other.
+    fn blur(&mut self, operation: &mut Operation) {
+        for other in self.under_way.values_mut() {
+            if !clash(operation, other) {
+                continue;
+            }
+            (operation.blurred, other.blurred) = (true, true);
+            let both = operation.sectors.start.max(other.sectors.start)
+                ..operation.sectors.end.min(other.sectors.end);
+            for sector in both {
+                let (ours, theirs) = (tag(operation.id, sector), tag(other.id, sector));
+                let before = self.model.now(sector).iter().map(|value| (sector, *value));
+                if operation.verb == Verb::Read {
+                    operation.extra.push((sector, theirs));
+                    operation.extra.extend(before);
+                } else if other.verb == Verb::Read {
+                    other.extra.push((sector, ours));
+                    other.extra.extend(before);
+                }
+            }
+        }
+    }
+
+    fn submit(&mut self, mut operation: Operation, disk: &Shelf) {
+        let Some((volume, inbox)) = self.volume.clone() else { return };
+        self.blur(&mut operation);
+        let length = operation.sectors.len() * SECTOR;
+        let data = match operation.verb {
+            Verb::Write => {
+                let mut bytes = Vec::with_capacity(length);
+                for sector in operation.sectors.clone() {
+                    let value = tag(operation.id, sector).to_le_bytes();
+                    (0..SECTOR / 8).for_each(|_| bytes.extend_from_slice(&value));
+                }
+                self.next_id += 1;
+                Buffer::copy_of(&bytes)
+            }
+            Verb::Read => Buffer::zeroed(length),
+            _ => Buffer::empty(),
+        };
+        let offset = u64::from(operation.sectors.start) * SECTOR as u64;
+        let sink: Arc<dyn Sink> = inbox;
+        let mut request = Request::new(operation.verb, offset, length as u64, data, sink);
+        request.cookie = self.next_cookie;
+        request.fua = operation.fua;
+        self.next_cookie += 1;
+        self.requests += 1;
+        let what = if operation.verb.is_write() { "submit write" } else { "submit" };
+        disk.lock().note(what, request.cookie, offset, length as u64);
+        if operation.verb.is_write() {
+            let Operation { id, sectors, began, .. } = &operation;
+            self.model.begin(*id, sectors.clone(), *began);
+        }
+        let epoch = operation.view;
+        self.under_way.insert(request.cookie, operation);
+        View { volume, epoch }.submit(&mut vec![Arc::new(request)]);
+    }
+}
+
+/// Whether two requests touch the same sectors, one of them to change them.
+fn clash(one: &Operation, other: &Operation) -> bool {
+    // Blocks, not sectors: a partial block is written whole.
+    let (first, last) = (one.sectors.start / 8, one.sectors.end.div_ceil(8));
+    let (from, to) = (other.sectors.start / 8, other.sectors.end.div_ceil(8));
+    one.view.is_none()
+        && other.view.is_none()
+        && first < to
+        && from < last
+        && (one.verb.is_write() || other.verb.is_write())
+}

@@ -1,0 +1,80 @@
+//! Simulator: the engine on a disk, a clock and a scheduler that follow from one seed.
+//!
+//! How it works      [`system`] is what the engine asks for files, time and threads: a [`disk`] in memory that fails,
+//!                   tears, reorders and forgets, and a [`scheduler`] that runs processors and jobs one at a time. A
+//!                   [`host`] makes requests and checks the answers against a [`model`]; the [`driver`] starts
+//!                   engines, has them crash, and takes and deletes snapshots. The same seed gives the same
+//!                   run, bit for bit: [`Outcome::trace`] is a hash of it.
+//! What it cannot see   see docs/decisions/0011-the-simulator.md.
+
+pub mod account;
+pub mod contents;
+pub mod disk;
+pub mod driver;
+pub mod faults;
+pub mod host;
+pub mod model;
+pub mod random;
+pub mod scheduler;
+pub mod shape;
+pub mod system;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering;
+
+use crate::deliberate::{self, Bug};
+use crate::limits::{CHECKPOINT_BYTES_MIN, SEGMENT_BYTES};
+use driver::{Counts, Simulation};
+
+/// Bytes of a journal's segment here: some ninety records. No request here needs a record of more than 2,000 blocks.
+const SEGMENT: usize = 12 << 10;
+/// Bytes of records at which a checkpoint is due here.
+const CHECKPOINT: u64 = 10 << 10;
+
+/// Which simulation.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// Everything follows from it.
+    pub seed: u64,
+    /// Print what happens.
+    pub trace: bool,
+    /// What is done wrong deliberately.
+    pub bug: Option<Bug>,
+}
+
+/// How a simulation has ended.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// A hash of everything that happened.
+    pub trace: u64,
+    /// How much happened.
+    pub counts: Counts,
+    /// What is wrong, if anything is.
+    pub failure: Option<String>,
+}
+
+/// Lowers the limits that the simulations need to be low, for all of this process.
+pub fn lower_limits() {
+    SEGMENT_BYTES.store(SEGMENT, Ordering::Relaxed);
+    CHECKPOINT_BYTES_MIN.store(CHECKPOINT, Ordering::Relaxed);
+}
+
+/// Runs one simulation, on this thread alone.
+pub fn run(options: &Options) -> Outcome {
+    lower_limits();
+    deliberate::set(options.bug);
+    let mut simulation = Simulation::new(options);
+    let result = catch_unwind(AssertUnwindSafe(|| simulation.run()));
+    deliberate::set(None);
+    let failure = match result {
+        Ok(result) => result.err(),
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().cloned();
+            let text = text.or(panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+            let failure = format!("panic: {}", text.unwrap_or_default());
+            // What it left locked is not looked at again.
+            return Outcome { trace: 0, counts: Counts::default(), failure: Some(failure) };
+        }
+    };
+    Outcome { trace: simulation.trace(), counts: simulation.counts, failure }
+}

@@ -1,0 +1,118 @@
+//! Shape: what a seed's machine and volume look like.
+
+use std::path::PathBuf;
+
+use super::disk::Disk;
+use super::faults::Role;
+use super::random::Random;
+use crate::engine::volumes::{ExtentSpec, VolumeSpec};
+use crate::units::{BLOCK_SIZE, DeviceId, Epoch, VolumeId};
+
+const MIB: u64 = 1 << 20;
+/// The volume's number.
+pub const VOLUME: VolumeId = 7;
+
+/// A device of the machine.
+#[derive(Clone, Debug)]
+pub struct DeviceShape {
+    /// Its number.
+    pub id: DeviceId,
+    /// Its path.
+    pub path: String,
+    /// Freed space is punched out of it.
+    pub sparse: bool,
+    length: u64,
+    role: Role,
+}
+
+/// See the module's head.
+#[derive(Clone, Debug)]
+pub struct Shape {
+    /// Processors.
+    pub processors: u32,
+    /// Devices.
+    pub devices: Vec<DeviceShape>,
+    /// The volume's size in bytes.
+    pub size: u64,
+    partition_size: u64,
+    partitions: Vec<(u32, Vec<ExtentSpec>)>,
+    logs: Vec<(u16, Vec<ExtentSpec>)>,
+    default_logs: Vec<u16>,
+}
+
+impl Shape {
+    /// The shape that a seed gives.
+    pub fn choose(random: &mut Random) -> Shape {
+        let processors = random.within(1, 3) as u32;
+        let partition_size = [MIB, MIB, 2 * MIB, 4 * MIB][random.below(4) as usize];
+        let blocks = random.within(256, 1280);
+        let size = blocks * BLOCK_SIZE;
+        let mut devices = Vec::new();
+        let bases = random.within(1, 2);
+        let sparse = random.below(3) > 0;
+        for number in 1..=bases {
+            let path = format!("/dev/base{number}");
+            devices.push(DeviceShape { id: number, path, sparse, length: 0, role: Role::Base });
+        }
+        let mut partitions = Vec::new();
+        for number in 0..size.div_ceil(partition_size) {
+            let length = (size - number * partition_size).min(partition_size);
+            let first = random.below(length / BLOCK_SIZE + 1) * BLOCK_SIZE;
+            let extents = [first, length - first].into_iter().filter(|length| *length > 0);
+            let extents = extents.map(|length| {
+                let device = &mut devices[random.below(bases) as usize];
+                let offset = device.length;
+                device.length += length;
+                ExtentSpec { device: device.id, offset, length }
+            });
+            partitions.push(((number % u64::from(processors)) as u32, extents.collect()));
+        }
+        let (mut logs, mut default_logs) = (Vec::new(), Vec::new());
+        for number in 1..=random.within(1, 2) {
+            let chunks = random.within(1, 3);
+            let id = 10 + number;
+            let length = chunks * 4 * MIB;
+            let sparse = random.coin();
+            let path = format!("/dev/log{number}");
+            devices.push(DeviceShape { id, path, sparse, length, role: Role::Log });
+            logs.push((number as u16, vec![ExtentSpec { device: id, offset: 0, length }]));
+            default_logs.push(number as u16);
+        }
+        Shape { processors, devices, size, partition_size, partitions, logs, default_logs }
+    }
+
+    /// Puts the devices into a disk.
+    pub fn make(&self, disk: &mut Disk) {
+        for device in &self.devices {
+            disk.add_device(&device.path, device.length, device.role);
+        }
+    }
+
+    /// Whether a trim is sure to leave zeroes.
+    pub fn trims(&self) -> bool {
+        self.devices.iter().all(|device| device.role != Role::Base || device.sparse)
+    }
+
+    /// A log to be named for a cut, or none.
+    pub fn name_log(&self, random: &mut Random) -> Option<u16> {
+        let chosen = random.below(self.logs.len() as u64 * 2) as usize;
+        self.logs.get(chosen).map(|(number, _)| *number)
+    }
+
+    /// The volume, as a catalog with these snapshots says it.
+    pub fn volume(&self, snapshots: Vec<(Epoch, Option<u16>)>, next_epoch: Epoch) -> VolumeSpec {
+        VolumeSpec {
+            id: VOLUME,
+            uuid: [7; 16],
+            name: "volume".to_owned(),
+            size: self.size,
+            partition_size: self.partition_size,
+            partitions: self.partitions.clone(),
+            logs: self.logs.clone(),
+            default_logs: self.default_logs.clone(),
+            directory: PathBuf::from("/state/volume"),
+            snapshots,
+            next_epoch,
+        }
+    }
+}

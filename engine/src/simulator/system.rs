@@ -1,0 +1,278 @@
+//! System: the simulated machine as an engine sees it: the disk, a clock, and the scheduler in the place of threads.
+//!
+//! Owner and locks   one [`Simulated`] for each engine; the disk is shared by those that follow one another. The
+//!                   disk's lock is held for one operation and never while others have a turn.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
+
+use super::contents::Shared;
+use super::disk::Disk;
+use super::random::Random;
+use super::scheduler::{Scheduler, Turn};
+use crate::error::Errno;
+use crate::system::mapping::Mapping;
+use crate::system::pool::{Job, Pool, Runner};
+use crate::system::{Cached, Driven, Driving, File, Result, System};
+
+/// See the module's head.
+#[derive(Debug)]
+pub struct Simulated {
+    disk: Shelf,
+    /// Who has the next turn.
+    pub scheduler: Scheduler,
+    clock_ns: AtomicU64,
+    /// Its engine was thrown away.
+    gone: AtomicBool,
+    this: Weak<Simulated>,
+}
+
+/// A disk that engines share, one after the other.
+#[derive(Clone)]
+pub struct Shelf(Arc<Mutex<Disk>>);
+
+impl std::fmt::Debug for Shelf {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Disk")
+    }
+}
+
+impl Shelf {
+    /// Puts a disk there.
+    pub fn new(disk: Disk) -> Shelf {
+        Shelf(Arc::new(Mutex::new(disk)))
+    }
+
+    /// The disk.
+    pub fn lock(&self) -> MutexGuard<'_, Disk> {
+        self.0.lock().expect("no operation panics")
+    }
+}
+
+impl Simulated {
+    /// A machine, or a process on it, that has just started.
+    pub fn new(disk: Shelf, random: Random) -> Arc<Simulated> {
+        Arc::new_cyclic(|this| Simulated {
+            disk,
+            scheduler: Scheduler::new(random),
+            clock_ns: AtomicU64::new(1_000_000_000),
+            gone: AtomicBool::new(false),
+            this: this.clone(),
+        })
+    }
+
+    /// Whether nothing runs any more.
+    pub fn is_dead(&self) -> bool {
+        self.gone.load(Ordering::Relaxed) || self.disk.lock().dead
+    }
+
+    /// Throws away what was to be done.
+    pub fn end(&self) {
+        self.gone.store(true, Ordering::Relaxed);
+        self.scheduler.clear();
+    }
+
+    /// Gives somebody a turn; `false` if nobody has anything to do.
+    pub fn turn(&self) -> bool {
+        !self.is_dead() && self.scheduler.give(Turn::Waiting)
+    }
+
+    /// An operation on the disk, perhaps with turns of others before and after it.
+    fn operate<T>(&self, f: impl FnOnce(&mut Disk) -> Result<T>) -> Result<T> {
+        self.operate_as(Turn::Between, f)
+    }
+
+    fn operate_as<T>(&self, turn: Turn, f: impl FnOnce(&mut Disk) -> Result<T>) -> Result<T> {
+        self.pause(turn);
+        if self.gone.load(Ordering::Relaxed) {
+            return Err(Errno::EIO);
+        }
+        let result = f(&mut self.disk.lock());
+        self.pause(turn);
+        result
+    }
+
+    fn pause(&self, turn: Turn) {
+        if !self.gone.load(Ordering::Relaxed) && self.disk.lock().pauses() {
+            self.scheduler.give(turn);
+        }
+    }
+
+    /// An operation that nobody comes between: locks may be held.
+    fn at_once<T>(&self, f: impl FnOnce(&mut Disk) -> Result<T>) -> Result<T> {
+        if self.gone.load(Ordering::Relaxed) {
+            return Err(Errno::EIO);
+        }
+        f(&mut self.disk.lock())
+    }
+
+    fn this(&self) -> Arc<Simulated> {
+        self.this.upgrade().expect("it is being used")
+    }
+
+    fn file(&self, inode: usize) -> Arc<dyn File> {
+        Arc::new(SimulatedFile { system: self.this(), inode })
+    }
+}
+
+#[derive(Debug)]
+struct SimulatedFile {
+    system: Arc<Simulated>,
+    inode: usize,
+}
+
+impl File for SimulatedFile {
+    fn read_cached(&self, buffer: &mut [u8], offset: u64) -> Result<Cached> {
+        self.system.operate(|disk| disk.read_cached(self.inode, buffer, offset))
+    }
+
+    fn read(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
+        self.system.operate(|disk| disk.read(self.inode, buffer, offset))
+    }
+
+    fn write(&self, bytes: &[u8], offset: u64) -> Result<()> {
+        self.system.operate(|disk| disk.write(self.inode, bytes, offset))
+    }
+
+    fn punch(&self, offset: u64, length: u64) -> Result<()> {
+        self.system.operate(|disk| disk.clear(self.inode, offset, length, true))
+    }
+
+    fn zero_range(&self, offset: u64, length: u64) -> Result<()> {
+        self.system.operate(|disk| disk.clear(self.inode, offset, length, false))
+    }
+
+    fn sync(&self) -> Result<()> {
+        self.system.operate_as(Turn::Syncing, |disk| disk.sync(self.inode))
+    }
+
+    fn will_need(&self, _: u64, _: u64) {}
+
+    fn allocation(&self, offset: u64, limit: u64) -> (u64, bool) {
+        self.system.disk.lock().allocation(self.inode, offset, limit)
+    }
+
+    fn length(&self) -> Result<u64> {
+        self.system.at_once(|disk| disk.length(self.inode))
+    }
+
+    fn map(&self, length: usize) -> Result<Mapping> {
+        let memory = self.system.operate(|disk| disk.map(self.inode, length))?;
+        Ok(Mapping::new(Box::new(Shared(memory))))
+    }
+}
+
+/// A pool's place in the scheduler.
+#[derive(Debug)]
+struct Jobs {
+    system: Weak<Simulated>,
+    number: usize,
+}
+
+impl Runner for Jobs {
+    fn run(&self, job: Job) {
+        match self.system.upgrade().filter(|system| !system.gone.load(Ordering::Relaxed)) {
+            Some(system) => system.scheduler.add_job(self.number, job),
+            None => drop(job),
+        }
+    }
+
+    fn stop(&self) {
+        let Some(system) = self.system.upgrade() else { return };
+        while !system.is_dead() && !system.scheduler.is_idle(self.number) {
+            if !system.scheduler.run_job(self.number) && !system.turn() {
+                break;
+            }
+        }
+    }
+}
+
+struct Registered {
+    system: Weak<Simulated>,
+    driven: Arc<dyn Driven>,
+    number: usize,
+}
+
+impl Driving for Registered {
+    fn join(self: Box<Self>) {
+        let Some(system) = self.system.upgrade() else { return };
+        while !system.is_dead() && self.driven.step() {}
+        if !system.gone.load(Ordering::Relaxed) {
+            system.scheduler.remove_driven(self.number);
+        }
+    }
+}
+
+impl System for Simulated {
+    fn open(&self, path: &Path, _: bool) -> Result<Arc<dyn File>> {
+        Ok(self.file(self.at_once(|disk| disk.open(path))?))
+    }
+
+    fn create(&self, path: &Path) -> Result<Arc<dyn File>> {
+        Ok(self.file(self.operate(|disk| disk.create(path))?))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> Result<()> {
+        self.operate(|disk| disk.rename(from, to))
+    }
+
+    fn remove(&self, path: &Path) -> Result<()> {
+        self.operate(|disk| disk.remove(path))
+    }
+
+    fn list(&self, directory: &Path) -> Result<Vec<PathBuf>> {
+        self.operate(|disk| disk.list(directory))
+    }
+
+    fn make_directory(&self, path: &Path) -> Result<()> {
+        self.at_once(|disk| disk.make_directory(path))
+    }
+
+    fn sync_directory(&self, _: &Path) -> Result<()> {
+        self.operate(Disk::sync_directory)
+    }
+
+    fn boot_id(&self) -> Result<[u8; 16]> {
+        Ok(u128::from(self.disk.lock().boots).to_be_bytes())
+    }
+
+    fn random(&self) -> Result<u64> {
+        self.at_once(|disk| Ok(disk.number()))
+    }
+
+    fn monotonic_ns(&self) -> u64 {
+        let step = self.disk.lock().number() % 600_000;
+        self.clock_ns.fetch_add(step, Ordering::Relaxed) + step
+    }
+
+    fn wall_ns(&self) -> u64 {
+        1_700_000_000_000_000_000 + self.clock_ns.load(Ordering::Relaxed)
+    }
+
+    fn pool(&self, name: &str, threads_max: usize) -> Result<Pool> {
+        let number = self.scheduler.add_pool(name, threads_max);
+        Ok(Pool::new(Arc::new(Jobs { system: self.this.clone(), number })))
+    }
+
+    fn drive(&self, _: &str, driven: Arc<dyn Driven>) -> Result<Box<dyn Driving>> {
+        let number = self.scheduler.add_driven(Arc::clone(&driven));
+        Ok(Box::new(Registered { system: self.this.clone(), driven, number }))
+    }
+
+    fn threaded(&self) -> bool {
+        false
+    }
+
+    fn run_others(&self) -> bool {
+        self.turn()
+    }
+
+    fn let_others(&self) {
+        while !self.is_dead() && !self.disk.lock().number().is_multiple_of(5) {
+            if !self.scheduler.give(Turn::Between) {
+                break;
+            }
+        }
+    }
+}

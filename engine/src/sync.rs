@@ -1,0 +1,14 @@
+//! Sync: the primitives that protocols between threads are made of, where a model checks them: std's, or, in a build with
+//! `--cfg loom`, loom's, which try every order of steps that matters. See `models/`.
+//!
+//! What is only shared and never part of a protocol (`Arc`, counters for people) is std's in both.
+
+#[cfg(loom)]
+pub use loom::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+#[cfg(loom)]
+pub use loom::sync::{Condvar, Mutex, MutexGuard};
+
+#[cfg(not(loom))]
+pub use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+#[cfg(not(loom))]
+pub use std::sync::{Condvar, Mutex, MutexGuard};

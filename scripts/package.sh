@@ -1,0 +1,101 @@
+# package.sh: put together what an installation consists of, for scripts/install and scripts/build-deb alike.
+#
+# How it works   Sourced, after lib.sh. `stage_tree` fills a directory with everything under the paths that it will
+#                have: /opt/polyvol, a virtual environment of Debian's python3 that sees Debian's own packages, with
+#                polyvol's wheel and what the wheel needs; links to the two programs; units, udev rules, the user's
+#                and the state directory's definitions; the configuration file. Nothing is fetched at installation.
+# Owner          build/package/: the wheel and the fetched packages, kept for the next time by what they depend on.
+# shellcheck shell=bash disable=SC2154 # ROOT, VENV and BUILD come from lib.sh
+
+OPT=/opt/polyvol
+PACKAGE=$BUILD/package
+# Those of our dependencies that Debian has new enough: with C in them and no wheels, or tied to the system's udev.
+FROM_DEBIAN="crcmod pyudev"
+
+# package_version: the version in pyproject.toml.
+package_version() { sed -n '/^\[project\]/,/^\[/s/^version = "\(.*\)"/\1/p' "$ROOT/pyproject.toml"; }
+
+# vendored: our dependencies that Debian does not have, as requirements, one a line.
+vendored() {
+    "$VENV/bin/python" - "$ROOT/pyproject.toml" "$FROM_DEBIAN" <<'PYTHON'
+import re, sys, tomllib
+with open(sys.argv[1], "rb") as file:
+    for wanted in tomllib.load(file)["project"]["dependencies"]:
+        if re.match(r"[\w.-]+", wanted)[0] not in sys.argv[2].split():
+            print(wanted)
+PYTHON
+}
+
+# fetch_vendored: those packages with what they need in turn, unpacked; prints the directory.
+fetch_vendored() {
+    local wanted hash into
+    wanted=$(vendored)
+    hash=$({ printf '%s\n' "$wanted"; /usr/bin/python3 --version; uname -m; } | sha256sum | cut -c 1-16)
+    into=$PACKAGE/vendored-$hash
+    if [ ! -d "$into" ]; then
+        rm -rf "$into.new"
+        # shellcheck disable=SC2086 # one word for each requirement
+        logged package-fetch "$VENV/bin/pip" install --disable-pip-version-check --no-compile \
+            --only-binary :all: --target "$into.new" $wanted
+        rm -rf "$into.new/bin"
+        mv "$into.new" "$into"
+    fi
+    printf '%s\n' "$into"
+}
+
+# build_wheel: polyvol's wheel; prints its path.
+build_wheel() {
+    rm -rf "$PACKAGE/wheel"
+    logged package-wheel "$VENV/bin/pip" wheel --disable-pip-version-check --no-build-isolation --no-deps \
+        --wheel-dir "$PACKAGE/wheel" "$ROOT"
+    printf '%s\n' "$PACKAGE"/wheel/*.whl
+}
+
+# launcher MODULE: a program that runs MODULE's main, untouched by the caller's PYTHON* settings.
+launcher() {
+    printf '#!%s/bin/python3 -I\n"""Installed by polyvol."""\n\nimport sys\n\n' "$OPT"
+    printf 'from polyvol.daemon.%s import main\n\nsys.exit(main())\n' "$1"
+}
+
+# stage_environment DIR: /opt/polyvol below DIR.
+stage_environment() {
+    local opt=$1$OPT site vendored wheel version
+    version=$(/usr/bin/python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+    site=$opt/lib/python$version/site-packages
+    vendored=$(fetch_vendored)
+    wheel=$(build_wheel)
+    mkdir -p "$opt/bin" "${site%/*}"
+    cp -a "$vendored" "$site"
+    logged package-unpack "$VENV/bin/pip" install --disable-pip-version-check --no-deps --no-compile \
+        --target "$site" "$wheel"
+    rm -rf "${site:?}/bin"
+    ln -s /usr/bin/python3 "$opt/bin/python3"
+    printf 'home = /usr/bin\ninclude-system-site-packages = true\nversion = %s\n' "$version" >"$opt/pyvenv.cfg"
+    launcher main >"$opt/bin/polyvold"
+    launcher cli.main >"$opt/bin/polyvol"
+    chmod 755 "$opt/bin/polyvold" "$opt/bin/polyvol"
+    find "$site" -name '*.so' -exec strip --strip-unneeded {} +
+    # By hash, unchecked: nothing is written there later, whoever runs it and whatever the files' times are.
+    logged package-compile /usr/bin/python3 -m compileall -q --invalidation-mode unchecked-hash \
+        -s "$1" "$site"
+}
+
+# stage_tree DIR LIB BIN: everything below DIR; units and rules under LIB (/usr/lib), links in BIN (/usr/bin).
+stage_tree() {
+    local into=$1 lib=$1$2 bin=$1$3 file
+    stage_environment "$into"
+    install -d "$bin" "$lib/systemd/system" "$lib/sysusers.d" "$lib/tmpfiles.d" "$lib/udev/rules.d" \
+        "$into/etc/polyvol"
+    ln -s "$OPT/bin/polyvol" "$OPT/bin/polyvold" "$bin"
+    for file in "$ROOT"/systemd/*; do
+        case $file in
+        *.service | *.socket | *.timer | *.target) install -m 644 "$file" "$lib/systemd/system" ;;
+        *.rules) install -m 644 "$file" "$lib/udev/rules.d" ;;
+        *.sysusers) install -m 644 "$file" "$lib/sysusers.d/polyvol.conf" ;;
+        *.tmpfiles) install -m 644 "$file" "$lib/tmpfiles.d/polyvol.conf" ;;
+        *.toml) install -m 644 "$file" "$into/etc/polyvol" ;;
+        *) die "scripts/package.sh does not know where ${file#"$ROOT"/} goes: tell it" ;;
+        esac
+    done
+    chmod -R go-w "$into"
+}
