@@ -6,10 +6,13 @@
 //!                   used is not stored: it follows from the maps that refer to them.
 //! Invariants        P1 the slots of logs that every processor knows are claimed or used, free, or of a chunk that is
 //!                      returning, and the free ones are counted in `free`, never too many of them;
-//!                   P2 slots on their way to be free are counted in `waiting` or `returning` until `free` has them.
+//!                   P2 slots on their way to be free are counted in `waiting` or `returning` until `free` has them;
+//!                   P3 while it is held nothing can be claimed, so nothing is taken and no chunk is punched: after a
+//!                      kill, until what was read back is durable, as the disk may hold maps that refer to slots which
+//!                      none in memory does (J4).
 //! Owner and locks   counters, and the locks of the chunks; logs are only ever added.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 
 use super::chunks::Chunks;
@@ -77,6 +80,7 @@ pub struct Space {
     waiting: AtomicU64,
     returning: AtomicU64,
     size: AtomicU64,
+    held: AtomicBool,
 }
 
 /// How much there is, in slots.
@@ -110,8 +114,26 @@ impl Space {
 
     /// Claims so many slots, to be taken at once; `false` if there are not so many free.
     pub fn claim(&self, slots: u64) -> bool {
+        if self.is_held() {
+            return false; // P3
+        }
         let claimed = |free: u64| free.checked_sub(slots);
         self.free.fetch_update(Ordering::AcqRel, Ordering::Acquire, claimed).is_ok()
+    }
+
+    /// Lets nothing be claimed (P3) until [`Space::let_go`].
+    pub fn hold(&self) {
+        self.held.store(true, Ordering::Release);
+    }
+
+    /// What was read back is durable; says whether that was waited for.
+    pub fn let_go(&self) -> bool {
+        self.held.swap(false, Ordering::AcqRel)
+    }
+
+    /// Whether nothing can be claimed now, however much is free.
+    pub fn is_held(&self) -> bool {
+        self.held.load(Ordering::Acquire)
     }
 
     /// So many slots are free: given back, or claimed and not taken.
@@ -119,7 +141,7 @@ impl Space {
         self.free.fetch_add(slots, Ordering::AcqRel);
     }
 
-    /// Slots that can be claimed.
+    /// Slots that can be claimed, once nothing is held.
     pub fn free(&self) -> u64 {
         self.free.load(Ordering::Acquire)
     }

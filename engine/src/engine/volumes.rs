@@ -1,15 +1,29 @@
 //! Taking a volume over, and letting it go.
 //!
-//! How it works      `add_volume`: resolve devices, recover each processor's maps on a thread of its own, mark the
-//!                   slots that they refer to, begin new journal segments, make all of it durable, give each
-//!                   processor its share.
-//!                   `remove_volume`: take the shares back, write last checkpoints.
+//! How it works      `add_volume`: resolve devices, recover each processor's maps and mark the slots that they refer to, on
+//!                   a thread of its own, begin new journal segments, give each processor its share; then sync, while
+//!                   hosts are served.
+//!                   `remove_volume`: take the shares back, flush, write last checkpoints.
+//! Before that sync  After a kill, what was read back may be in the page cache alone: a power loss then would leave older
+//!                   maps on the disk. The killed process served hosts in the same state, and what it did about it was
+//!                   to let nothing be used again that waited for a commit. Which places waited is not known any more. So
+//!                   none that is free is taken, and no chunk is punched, until a sync has succeeded (P3): parts that
+//!                   need a slot wait for it, or fail with its errno. Nothing else has to wait:
+//!                   - base places that a dropped snapshot frees wait for a commit as ever, and no mark that was read
+//!                     back counts as one;
+//!                   - a write in place, or back to the base place: what the older maps show there is a snapshot's
+//!                     (then the newer ones show it too, as a snapshot was flushed before it was reported, so it
+//!                     would not be overwritten), or the live volume's: then old or new, as with any write;
+//!                   - a cut is reported after a flush, and dropped by a catalog transaction that is durable; both
+//!                     bring what was read back to the disk first, or do not depend on it;
+//!                   - a flush is answered after it has synced what was read back as well.
 //! Errors            nothing is served and no file but leftovers is changed unless everything could be read.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::mpsc::channel;
 
 use crate::block_map::place::Place;
 use crate::block_map::versions::Versions;
@@ -26,7 +40,7 @@ use crate::processor::hunger::{Ask, Hunger};
 use crate::processor::queue::{Control, Event, ask};
 use crate::processor::share::{Local, Parts, Share};
 use crate::units::{BLOCK_SIZE, DeviceId, Epoch, VolumeId};
-use crate::volume::flusher::{Durable, Flusher};
+use crate::volume::flusher::{Durable, Flusher, Waiter};
 use crate::volume::geometry::{Extent, Geometry, Partition};
 use crate::volume::{ShareRef, Volume};
 
@@ -194,6 +208,8 @@ impl Engine {
             space.open(&log, log.slots.used());
         }
         let epoch = found.iter().map(|(_, (one, _))| one.epoch).fold(spec.next_epoch, Epoch::max);
+        // Nothing was replayed: the checkpoints are all there is, and durable when their directory is, as J7 has it.
+        let durable_already = found.iter().all(|(_, (one, _))| one.next_seq == one.covered + 1);
         let flusher = Arc::new(Flusher::start(&*self.system, &spec.name, Arc::clone(&durable))?);
         let made = found.into_iter().enumerate().map(|(ordinal, (intake, (recovered, slots)))| {
             let (journal, locals) = begin(&intake, recovered, &geometry)?;
@@ -217,11 +233,11 @@ impl Engine {
             Ok((intake.share, share))
         });
         let made = made.collect::<Result<Vec<_>>>()?;
-        // Slots that no map refers to are free: not before the records that say so are durable (J4).
-        let synced = if bug(Bug::NoRecoverySync) { Ok(()) } else { durable.sync() };
-        synced.map_err(|e| {
-            Error::io(format!("what volume {} read back cannot be made durable", spec.name), e)
-        })?;
+        if !durable_already && !bug(Bug::NoRecoverySync) {
+            durable.hold(&space, &hunger); // P3
+            let (sender, _) = channel(); // nobody waits: parts that need a slot ask for themselves
+            flusher.push(Waiter::Call(sender));
+        }
         let (share_refs, shares): (Vec<_>, Vec<_>) = made.into_iter().unzip();
         let share_of = index_by_processor(&share_refs);
         let volume = Volume {

@@ -53,8 +53,9 @@ impl Hunger {
     pub fn enter(&self, space: &Space, wanted: u64, queue: &Arc<Queue>, share: u32) -> Verdict {
         let mut state = self.state.lock().expect("no holder panics");
         // In this order: room is counted where it comes from until it is counted where it goes to (P2).
-        let coming = space.waiting() > 0 || space.returning() > 0;
-        if space.free() >= wanted {
+        let held = space.is_held();
+        let coming = held || space.waiting() > 0 || space.returning() > 0;
+        if !held && space.free() >= wanted {
             drop(state);
             try_again([(Arc::clone(queue), share)]);
             return Verdict::Wait;

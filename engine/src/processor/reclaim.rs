@@ -70,7 +70,7 @@ impl Share {
             Verdict::Wait => self.starved.push(part),
             Verdict::Refuse => return self.end(part, Err(Errno::ENOSPC), context),
         }
-        if self.space.waiting() > 0 {
+        if self.space.waiting() > 0 || self.space.is_held() {
             self.ask_release(context);
         }
     }

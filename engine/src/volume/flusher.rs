@@ -12,9 +12,11 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, RwLock};
 
 use crate::change_log::journal;
+use crate::change_log::space::Space;
 use crate::deliberate::{Bug, bug};
 use crate::error::{Errno, Error, Result};
 use crate::io::device::Device;
+use crate::processor::hunger::Hunger;
 use crate::processor::queue::{Control, Event, Queue};
 use crate::sync::Mutex;
 use crate::system::System;
@@ -42,6 +44,8 @@ pub struct Durable {
     /// Devices that hold extents or slots.
     pub devices: RwLock<Vec<Arc<Device>>>,
     journals: RwLock<Vec<Writer>>,
+    /// What the first sync that succeeds lets go.
+    held: Mutex<Option<(Arc<Space>, Arc<Hunger>)>>,
 }
 
 /// Who writes a journal.
@@ -58,18 +62,42 @@ impl Durable {
         let journals = self.journals.read().expect("no holder panics").clone();
         let reached: Vec<u64> = journals.iter().map(|writer| writer.journal.appended()).collect();
         self.sync_devices()?;
+        let mut result = Ok(());
+        let mut told = Vec::new();
         for (Writer { journal, queue, share }, seq) in journals.iter().zip(reached) {
             let seq = if bug(Bug::MarkTooFar) { journal.appended() } else { seq };
             if let Err(errno) = journal.commit(seq) {
-                queue.push(Event::Control(Box::new(Control::RenewJournal(*share))));
-                return Err(errno);
+                told.push((queue, Control::RenewJournal(*share)));
+                result = Err(errno);
+                break;
             }
             if journal.take_expecting() {
-                let control = Control::Release { share: *share, result: Ok(()) };
-                queue.push(Event::Control(Box::new(control)));
+                told.push((queue, Control::Release { share: *share, result: Ok(()) }));
             }
         }
-        Ok(())
+        if result.is_ok() {
+            self.let_go();
+        }
+        for (queue, control) in told {
+            queue.push(Event::Control(Box::new(control)));
+        }
+        result
+    }
+
+    /// Holds the space (P3) until a sync has succeeded.
+    pub fn hold(&self, space: &Arc<Space>, hunger: &Arc<Hunger>) {
+        space.hold();
+        let held = (Arc::clone(space), Arc::clone(hunger));
+        *self.held.lock().expect("no holder panics") = Some(held);
+    }
+
+    fn let_go(&self) {
+        let held = self.held.lock().expect("no holder panics").take();
+        if let Some((space, hunger)) = held
+            && space.let_go()
+        {
+            hunger.feed();
+        }
     }
 
     /// Makes everything durable that was written to devices so far.
