@@ -1,8 +1,11 @@
 """The verbs of devices: add, remove, list, show, and what happens with them at start.
 
 How it works      add: look, plan, record as 'adding', make the file and the label, open it in the engine,
-                  record as 'ready'. remove: record as 'removing', close, take the label off, forget. Adding
-                  the path of a device that is known and was missing brings it back, at its new path.
+                  record as 'ready'. remove: record as 'removing', close, take the label off, forget. A device
+                  that is missing at start is had in the engine all the same, as one whose calls all fail, so
+                  that its volumes are served as far as they go. retry: look at its path, or another one,
+                  check that it is the device, have the engine open it anew while it is in use. Adding the
+                  path of a device that is known and was missing is a retry, at its new path.
 Durability        A kill in the middle of add or remove is settled at the next start: the device is forgotten
                   and its label taken off. A kill after they returned changes nothing.
 Errors            mapping/errors.py, EngineFailed. At start nothing raises: `device_trouble` has the findings.
@@ -11,13 +14,13 @@ Errors            mapping/errors.py, EngineFailed. At start nothing raises: `dev
 import contextlib
 import logging
 import time
-from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
 from polyvol.daemon.context import Context
 from polyvol.daemon.errors import BadRequest
-from polyvol.daemon.requests import DeviceAdd
+from polyvol.daemon.health import device_troubles
+from polyvol.daemon.requests import DeviceAdd, DeviceRetry
 from polyvol.daemon.views import DeviceView, iso
 from polyvol.mapping.device import (
     Device,
@@ -30,7 +33,15 @@ from polyvol.mapping.device import (
     remove_file,
     trouble_with,
 )
-from polyvol.mapping.errors import DeviceInUse, DevicePathInUse, ForeignLabel, NameInUse, PolyvolError
+from polyvol.mapping.errors import (
+    DeviceInUse,
+    DeviceNotReady,
+    DevicePathInUse,
+    DeviceStillFaulty,
+    ForeignLabel,
+    NameInUse,
+    PolyvolError,
+)
 from polyvol.mapping.label import Label
 from polyvol.mapping.names import check_name, name_from, unique_name
 
@@ -43,19 +54,19 @@ class Devices:
     def __init__(self, context: Context) -> None:
         self._context = context
 
-    def start(self) -> None:
-        """Settle what is half done, check every device against the catalog, open those that are right."""
+    def start(self, *, clean: bool) -> None:
+        """Settle what is half done, check every device against the catalog, open those that are right.
+        `clean`: what earlier runs wrote is not in doubt."""
         context = self._context
         for device in context.catalog.devices():
             if device.state != "ready" and device.made_for is None:
                 self._forget(device)
             elif device.state == "ready":
-                self.open(device)
+                self._open(device, clean=clean)
 
-    def open(self, device: Device) -> bool:
-        """Check a device and open it in the engine; if it is not right, note why. True if it was opened."""
+    def _open(self, device: Device, *, clean: bool) -> None:
+        """Check a device and open it in the engine; if it is not right, note why and have it absent there."""
         context = self._context
-        context.device_trouble.pop(device.id, None)
         path = context.path(device)
         reason = trouble_with(device, path, context.catalog.uuid)
         if reason is None:
@@ -66,13 +77,66 @@ class Devices:
         if reason is not None:
             context.device_trouble[device.id] = reason
             _log.warning("device %s: %s", device.name, reason, extra={"DEVICE": device.name})
-        return reason is None
+            with context.engine_errors(f"going on without device {device.name}"):
+                context.engine.absent_device(device.id, sparse=device.sparse, clean=clean)
+
+    def retry(self, request: DeviceRetry, name: str) -> DeviceView:
+        """Open a device anew, at its path or at another one, while it is in use. The caller holds `changes`.
+
+        DeviceNotReady if what is there is not the device: then nothing has changed. DeviceStillFaulty if it
+        is, and fails again at once."""
+        context = self._context
+        device = context.find_device(name)
+        path = context.path(device) if request.path is None else Path(request.path)
+        if not path.is_absolute() or "\0" in str(path):
+            raise BadRequest(why=f"path {request.path!r} is not absolute")
+        self._refuse_other(device, path)
+        self._reopen(device, path)
+        shown = self.show(name)
+        if shown.state != "ok":
+            raise DeviceStillFaulty(name=name, reason=shown.reason)
+        return shown
+
+    def found(self, path: Path) -> DeviceView | None:
+        """A file or disk has appeared at this path: if it is a device that is missing or faulty, by its
+        label, it is opened anew there. None if it is nothing of that kind. The caller holds `changes`."""
+        context = self._context
+        found = inspect(path)
+        label = None if found is None else found.label
+        if not isinstance(label, Label) or label.catalog != context.catalog.uuid:
+            return None
+        troubles = device_troubles(context)
+        for device in context.catalog.devices():
+            if device.uuid == label.device and device.id in troubles:
+                return self.retry(DeviceRetry(path=str(path)), device.name)
+        return None
+
+    def _refuse_other(self, device: Device, path: Path) -> None:
+        """An error unless this path is that device."""
+        context = self._context
+        for other in context.catalog.devices():
+            # An adopted one has no label, so that only its path tells it from others.
+            here = identity_of(context.path(other))
+            if other.id != device.id and here is not None and here == identity_of(path):
+                raise DevicePathInUse(path=path, name=other.name)
+        reason = trouble_with(device, path, context.catalog.uuid)
+        if reason is not None:
+            raise DeviceNotReady(name=device.name, reason=reason)
+
+    def _reopen(self, device: Device, path: Path) -> None:
+        context = self._context
+        with context.engine_errors(f"opening device {device.name} anew"):
+            context.engine.reopen_device(device.id, str(path))
+        context.device_trouble.pop(device.id, None)
+        if path != context.path(device):
+            context.catalog.set_device_path(device.id, self._stored_path(path))
 
     def open_missing(self) -> None:
         """Try every device again that was not right. The caller holds `changes`."""
         for device in self._context.catalog.devices():
             if device.state == "ready" and device.id in self._context.device_trouble:
-                self.open(device)
+                with contextlib.suppress(PolyvolError):
+                    self.retry(DeviceRetry(), device.name)
 
     def list_all(self) -> list[DeviceView]:
         """All devices."""
@@ -82,9 +146,10 @@ class Devices:
         users = context.catalog.users()
         volumes = {volume.id: volume.name for volume in context.catalog.volumes()}
         stats = {entry["device"]: entry for entry in context.engine.stats()["devices"]}
+        troubles = device_troubles(context)
         views = []
         for device in devices:
-            reason = context.device_trouble.get(device.id)
+            trouble = troubles.get(device.id)
             counts = stats.get(device.id)
             views.append(
                 DeviceView(
@@ -99,8 +164,8 @@ class Devices:
                     sparse=device.sparse,
                     made_for=None if device.made_for is None else volumes.get(device.made_for),
                     volumes=[volumes[user] for user in users.get(device.id, ()) if user in volumes],
-                    state="ok" if reason is None else "missing",
-                    reason=reason,
+                    state="ok" if trouble is None else trouble.state,
+                    reason=None if trouble is None else trouble.reason,
                     errors=counts["errors"] if counts else 0,
                     last_errno=counts["last_errno"] if counts else 0,
                     created=iso(device.created_ns),
@@ -154,9 +219,8 @@ class Devices:
         if users:
             volumes = {volume.id: volume.name for volume in context.catalog.volumes()}
             raise DeviceInUse(name=name, volumes=", ".join(volumes[user] for user in users))
-        if device.id not in context.device_trouble:
-            with context.engine_errors(f"closing device {name}"):
-                context.engine.close_device(device.id)
+        with context.engine_errors(f"closing device {name}"):
+            context.engine.close_device(device.id)
         context.catalog.set_device_state(device.id, "removing")
         self._forget(device)
 
@@ -207,10 +271,7 @@ class Devices:
         return None
 
     def _bring_back(self, device: Device, path: Path) -> DeviceView:
-        context = self._context
-        device = replace(device, path=self._stored_path(path))
-        context.catalog.set_device_path(device.id, device.path)
-        self.open(device)
+        self._reopen(device, path)
         return self.show(device.name)
 
     def _free_name(self, wanted: str | None, path: Path) -> str:

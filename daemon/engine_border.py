@@ -13,11 +13,13 @@ from polyvol.snapshot.coordinator import CutEngine
 if TYPE_CHECKING:
     from polyvol.engine import (
         BlockStatus,
+        CheckReport,
         EngineEvent,
         EngineStats,
         ExportInfo,
         LogSpec,
         PartitionState,
+        ScrubReport,
         SpaceStats,
         VolumeSpec,
         VolumeStats,
@@ -74,6 +76,12 @@ class EngineLike(CutEngine, Protocol):
     def open_device(self, device: int, path: str, *, read_only: bool = False, sparse: bool = True) -> None:
         """Open a device under its id."""
 
+    def absent_device(self, device: int, *, sparse: bool = True, clean: bool = False) -> None:
+        """Have a device that is not there."""
+
+    def reopen_device(self, device: int, path: str) -> None:
+        """Open a device anew, while it is in use."""
+
     def close_device(self, device: int) -> None:
         """Close a device that no volume uses."""
 
@@ -107,6 +115,9 @@ class EngineLike(CutEngine, Protocol):
     def partition_states(self, volume: int, epoch: int | None) -> "Sequence[PartitionState]":
         """Each partition's state, now or at a cut."""
 
+    def scrub(self, volume: int, partition: int, cursor: tuple[int, int], bytes_max: int) -> "ScrubReport":
+        """Read and check slots of a partition."""
+
     def volume_stats(self, volume: int) -> "VolumeStats":
         """One volume's counters."""
 
@@ -130,12 +141,23 @@ class EngineFactory(Protocol):
         """An engine with so many processors."""
 
 
+class CheckLike(Protocol):
+    """Checks a volume that nobody serves."""
+
+    def __call__(self, spec: "VolumeSpec", devices: dict[int, str], *, data: bool = False) -> "CheckReport":
+        """What is wrong with it; nothing is changed."""
+
+
 class EngineModule(Protocol):
     """The engine's module: how to start one, what it raises, its version."""
 
     @property
     def Engine(self) -> EngineFactory:  # noqa: N802 - the module's own name for it
         """Starts an engine."""
+
+    @property
+    def check(self) -> CheckLike:
+        """Checks a volume that nobody serves."""
 
     @property
     def EngineError(self) -> type[Exception]:  # noqa: N802 - the module's own name for it

@@ -34,6 +34,15 @@ class StateLocked(PolyvolError):
     hint = "stop it first, or give another --state-dir"
 
 
+class NoState(PolyvolError):
+    """A directory that is no state directory."""
+
+    code = "no-state"
+    kind = "not-found"
+    sentence = "{state} is no state directory: it has no catalog"
+    hint = "give --state-dir the directory of a polyvold"
+
+
 class StateUnusable(PolyvolError):
     """The state directory cannot be used."""
 
@@ -104,6 +113,24 @@ class VolumeNotServed(PolyvolError):
     kind = "unavailable"
     sentence = "volume {name} is not served: {reason}"
     hint = "`polyvol status` tells more"
+
+
+class ScrubRunning(PolyvolError):
+    """A second scrub of one volume."""
+
+    code = "scrub-running"
+    kind = "busy"
+    sentence = "volume {name} is being scrubbed already"
+    hint = "`polyvol scrub {name} --stop` ends that"
+
+
+class NoScrub(PolyvolError):
+    """Asked for a scrub that there never was."""
+
+    code = "no-scrub"
+    kind = "not-found"
+    sentence = "volume {name} has not been scrubbed yet"
+    hint = "`polyvol scrub {name}` does it"
 
 
 class DeleteUnfinished(PolyvolError):

@@ -28,7 +28,8 @@ class Events:
         """Something has happened: one sentence that names the thing."""
         with self._lock:
             self._events.append(EventView(time=iso(time.time_ns()), level=level, volume=volume, text=text))
-        _log.log(logging.WARNING if level == "warning" else logging.INFO, "%s", text)
+        fields = {} if volume is None else {"VOLUME": volume}
+        _log.log(logging.WARNING if level == "warning" else logging.INFO, "%s", text, extra=fields)
 
     def latest(self) -> list[EventView]:
         """All that are kept, oldest first."""

@@ -23,6 +23,30 @@ class DeviceAdd:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DeviceRetry:
+    """`path`: where the device is now, absolute; None: where it was."""
+
+    __pydantic_config__: ClassVar = _STRICT
+    path: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScrubStart:
+    """`rate`: bytes a second at most."""
+
+    __pydantic_config__: ClassVar = _STRICT
+    rate: int = 64 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScrubSettings:
+    """`weekly`: scrub every volume once a week."""
+
+    __pydantic_config__: ClassVar = _STRICT
+    weekly: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class VolumeCreate:
     """Either `size` or `base`, the name of an adopted device. No devices: sparse files are made for it.
     `processors` None: all that there are. `dry_run`: plan it only."""

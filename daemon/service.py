@@ -29,12 +29,22 @@ from polyvol.daemon.context import Context
 from polyvol.daemon.devices import Devices
 from polyvol.daemon.engine_border import EngineLike, EngineModule, load_engine
 from polyvol.daemon.errors import engine_errors
-from polyvol.daemon.requests import DeviceAdd, LogAdd, SnapshotCreate, VolumeCreate, VolumeSet
+from polyvol.daemon.requests import (
+    DeviceAdd,
+    DeviceRetry,
+    LogAdd,
+    ScrubSettings,
+    SnapshotCreate,
+    VolumeCreate,
+    VolumeSet,
+)
+from polyvol.daemon.scrub import Scrubs
 from polyvol.daemon.snapshots import Snapshots
 from polyvol.daemon.space import Space
 from polyvol.daemon.views import (
     DaemonView,
     DeviceView,
+    ScrubSettingsView,
     SnapshotDeleted,
     SnapshotView,
     StatusView,
@@ -43,13 +53,13 @@ from polyvol.daemon.views import (
     iso,
 )
 from polyvol.daemon.volumes import Volumes
+from polyvol.mapping.catalog.settings import Settings
 from polyvol.mapping.catalog.store import Catalog
-from polyvol.mapping.errors import BadProcessors
+from polyvol.mapping.errors import BadProcessors, PolyvolError
 from polyvol.mapping.volume import PROCESSORS_MAX
 
 if TYPE_CHECKING:
     from polyvol.engine import ExportInfo
-
 
 _log = logging.getLogger("polyvol")
 
@@ -177,11 +187,38 @@ class Service:
             _log.info("device %s is %s", view.name, view.path, extra={"DEVICE": view.name})
             return view
 
+    def retry_device(self, name: str, request: DeviceRetry) -> DeviceView:
+        """Open a device anew; what waited for it is tried again."""
+        with self._context.changes:
+            view = self._devices.retry(request, name)
+            self._volumes.serve_waiting()
+            return view
+
+    def device_found(self, path: Path) -> DeviceView | None:
+        """A file or disk has appeared: bring back the device that it is, if it is one that is missing or
+        faulty."""
+        with self._context.changes:
+            view = self._devices.found(path)
+            if view is not None:
+                self._volumes.serve_waiting()
+            return view
+
     def remove_device(self, name: str) -> None:
         """Remove a device."""
         with self._context.changes:
             self._devices.remove(name)
             _log.info("device %s was removed", name, extra={"DEVICE": name})
+
+    @property
+    def scrubs(self) -> Scrubs:
+        """The verbs of scrubs."""
+        return self._scrubs
+
+    def set_scrubs(self, request: ScrubSettings) -> ScrubSettingsView:
+        """Switch weekly scrubs on or off."""
+        with self._context.changes:
+            self._scrubs.set_weekly(request.weekly)
+            return ScrubSettingsView(weekly=self._scrubs.weekly)
 
     def create_volume(self, request: VolumeCreate) -> VolumeView:
         """Make a volume."""
@@ -238,19 +275,23 @@ class Service:
         undo.callback(catalog.close)
         with engine_errors(f"starting the engine with {self._processors} processors", module.EngineError):
             engine = module.Engine(self._processors)
-        undo.callback(engine.stop)
+        undo.callback(self._stop_engine, engine, module.EngineError, catalog.settings)
+        clean = catalog.settings.begin_run(state.boot_id())
         self._context = Context(
             self.state_dir, catalog, engine, module.EngineError, self._processors, self._processors
         )
         self._devices = Devices(self._context)
-        self._volumes = Volumes(self._context, self._devices)
+        self._scrubs = Scrubs(self._context)
+        self._volumes = Volumes(self._context, self._devices, self._scrubs)
         self._snapshots = Snapshots(self._context, self._volumes.change_logs)
         self._started_ns = time.time_ns()
-        self._devices.start()
+        self._devices.start(clean=clean)
         self._volumes.start()
         space = Space(self._context, self._snapshots)
         space.start()
         undo.callback(space.stop)
+        undo.callback(self._scrubs.stop)
+        self._scrubs.start()
         for listener in listeners:
             with engine_errors("serving NBD", module.EngineError):
                 engine.listen(listener.detach())
@@ -258,6 +299,15 @@ class Service:
         undo.callback(server.stop)  # V3: it waits for the requests that it has begun
         server.start()
         self._server = server
+
+    def _stop_engine(self, engine: EngineLike, engine_error: type[Exception], settings: Settings) -> None:
+        """Stop the engine; only if everything is durable, and the catalog can say so, the run ended
+        cleanly."""
+        try:
+            engine.stop()
+            settings.end_run()
+        except (engine_error, PolyvolError) as error:
+            _log.warning("not everything could be made durable: %s", error)
 
     def _bind_unix(self, undo: ExitStack, path: Path) -> socket.socket:
         listener = sockets.bind_unix(path)

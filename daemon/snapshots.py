@@ -10,12 +10,13 @@ Errors            UnknownVolume, UnknownSnapshot, NameInUse, SnapshotInUse, Volu
                   others.
 """
 
+import contextlib
 from collections.abc import Callable
 from datetime import UTC, datetime
 
 from polyvol.daemon.change_logs import ChangeLogs, inventory
 from polyvol.daemon.context import Context, devices_of
-from polyvol.daemon.errors import BadRequest, SnapshotInUse, counted_clients
+from polyvol.daemon.errors import BadRequest, EngineFailed, SnapshotInUse, counted_clients
 from polyvol.daemon.requests import SnapshotCreate
 from polyvol.daemon.views import PartitionSnapshotView, SnapshotDeleted, SnapshotView, StallView, iso
 from polyvol.mapping.errors import NameInUse, RepeatedDevice, UnknownSnapshot
@@ -61,7 +62,8 @@ class Snapshots:
         records = self._coordinator.take(volumes, name, logs, origin)
         if request.scheduled:
             for volume in volumes:
-                context.ask_when_full(volume)  # there is something to drop again
+                with contextlib.suppress(EngineFailed):  # the watch over the change logs does it as well
+                    context.ask_when_full(volume)  # there is something to drop again
         names, clients = context.device_names(), context.clients()
         return [
             self._view(volume, Snapshot(record), names, clients)

@@ -40,6 +40,11 @@ def make_state_dir(state_dir: Path) -> None:
         raise StateUnusable(state=state_dir, why=error.strerror or error) from error
 
 
+def boot_id() -> str:
+    """Another one after each start of the machine."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
 class StateLock:
     """The hold on a state directory; StateLocked if another process has it."""
 

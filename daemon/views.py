@@ -3,11 +3,13 @@
 Sizes, offsets and lengths are bytes; *_ns are nanoseconds; times in words are ISO 8601, UTC.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Literal
 
 from polyvol.mapping.records import Origin, WhenFull
+
+ScrubState = Literal["running", "done", "stopped", "failed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,9 +23,10 @@ class ExtentView:
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceView:
-    """A device. `role`: 'storage' (labelled) or 'adopted'. `state`: 'ok', or 'missing' with a `reason`.
-    `capacity` is what extents can have of its `size`; `made_for` the volume it was made for and goes with;
-    `errors` counts I/O errors since it was opened, `last_errno` is the last one's (0: none)."""
+    """A device. `role`: 'storage' (labelled) or 'adopted'. `state`: 'ok', or with a `reason` 'missing' (what
+    is at its path is not it) or 'faulty' (a call on it has failed since it was opened; it is still tried each
+    time). `capacity` is what extents can have of its `size`; `made_for` the volume it was made for and goes
+    with; `errors` counts I/O errors since it was opened, `last_errno` is the last one's (0: none)."""
 
     name: str
     uuid: str
@@ -36,7 +39,7 @@ class DeviceView:
     sparse: bool
     made_for: str | None
     volumes: list[str]
-    state: Literal["ok", "missing"]
+    state: Literal["ok", "missing", "faulty"]
     reason: str | None
     errors: int
     last_errno: int
@@ -102,23 +105,77 @@ class ExportView:
 
 @dataclass(frozen=True, kw_only=True)
 class PartitionView:
-    """A partition: its extents in order, and the processor that owns it."""
+    """A partition: its extents in order, and the processor that owns it. `state`: 'ok', or 'faulty' with a
+    `reason` if a device that it lies on is missing or faulty."""
 
     number: int
     processor: int
     extents: list[ExtentView]
+    state: Literal["ok", "faulty"] = "ok"
+    reason: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BadBlockView:
+    """A block in a change log that does not match its checksum, found `times` times."""
+
+    partition: int
+    block: int
+    device: str
+    first: str
+    last: str
+    times: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScrubBadView:
+    """A block that a scrub could not read back right: why, and which exports see it."""
+
+    partition: int
+    block: int
+    device: str
+    reason: str
+    seen_by: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScrubView:
+    """A scrub. `rate` in bytes a second; `total` is about what there was to read as it began, `done` what was
+    read, `skipped` what is on missing devices. `bad_blocks` counts what could not be read back right, `bad`
+    lists it (at most 1000). `state`: 'running'; 'done'; 'stopped' (told to); 'failed', with a `reason`."""
+
+    volume: str
+    state: ScrubState
+    started: str
+    rate: int
+    total: int
+    done: int = 0
+    skipped: int = 0
+    bad_blocks: int = 0
+    bad: list[ScrubBadView] = field(default_factory=list)
+    ended: str | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScrubSettingsView:
+    """How scrubs are set: `weekly`: every volume is scrubbed once a week."""
+
+    weekly: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class VolumeView:
-    """A volume. `state`: 'serving'; 'degraded' (not served, `reason` says why); 'deleting' (being given
-    back). `connections` counts clients of the volume and of its snapshots. `when_full`: what gives way when
-    its change logs are full; `space`: their use, None while it is not served; `dropped`: the latest snapshots
-    that were dropped for want of space, newest first. `partitions` only if asked for."""
+    """A volume. `state`: 'serving'; 'degraded' (served, but for what `reason` says); 'not-served' (`reason`
+    says why); 'creating', 'deleting' (being made or given back). `connections` counts clients of the volume
+    and of its snapshots. `when_full`: what gives way when its change logs are full; `space`: their use, None
+    while it is not served; `dropped`: the latest snapshots that were dropped for want of space, newest first.
+    `bad_blocks` lists those that are known to be bad (at most 128), `last_scrub` is the last one that came to
+    its end. `partitions` only if asked for."""
 
     name: str
     uuid: str
-    state: Literal["serving", "degraded", "creating", "deleting"]
+    state: Literal["serving", "degraded", "not-served", "creating", "deleting"]
     reason: str | None
     size: int
     partition_size: int
@@ -134,6 +191,8 @@ class VolumeView:
     connections: int
     snapshots: list[str]
     created: str
+    bad_blocks: list[BadBlockView] = field(default_factory=list)
+    last_scrub: ScrubView | None = None
     partitions: list[PartitionView] | None = None
 
 
@@ -249,6 +308,31 @@ class StatusView:
     volumes: list[VolumeView]
     devices: list[DeviceView]
     events: list[EventView]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckVolumeView:
+    """A volume as a check found it: slots in use, records behind its checkpoints, bytes of slots read and
+    checked."""
+
+    name: str
+    partitions: int
+    snapshots: int
+    slots: int = 0
+    records: int = 0
+    checked: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckView:
+    """What a check found: `problems` are wrong, `notes` are what a crash leaves and the next start
+    settles."""
+
+    state_dir: str
+    problems: list[str]
+    notes: list[str]
+    volumes: list[CheckVolumeView]
+    devices: int
 
 
 def iso(nanoseconds: int) -> str:

@@ -14,13 +14,23 @@ import contextlib
 import logging
 import shutil
 from dataclasses import replace
+from typing import Literal
 
 from polyvol.daemon.change_logs import ChangeLogs, inventory, log_view
 from polyvol.daemon.context import Context, extent_views
 from polyvol.daemon.devices import Devices
 from polyvol.daemon.errors import DeleteUnfinished, VolumeInUse, counted_clients
+from polyvol.daemon.health import (
+    bad_block_views,
+    bad_blocks_clause,
+    device_troubles,
+    partition_trouble,
+    volume_trouble,
+)
 from polyvol.daemon.requests import VolumeCreate, VolumeSet
+from polyvol.daemon.scrub import Scrubs
 from polyvol.daemon.views import (
+    BadBlockView,
     DroppedView,
     ExportView,
     PartitionView,
@@ -44,13 +54,14 @@ _log = logging.getLogger("polyvol")
 class Volumes:
     """The verbs of volumes."""
 
-    def __init__(self, context: Context, devices: Devices) -> None:
+    def __init__(self, context: Context, devices: Devices, scrubs: Scrubs) -> None:
         self._context = context
+        self._scrubs = scrubs
         self._devices = devices
         self.change_logs = ChangeLogs(context)
 
     def start(self) -> None:
-        """Settle what is half done, then serve every volume whose devices are right."""
+        """Settle what is half done, then serve every volume, as far as its devices are right."""
         context = self._context
         for volume in context.catalog.volumes():
             if volume.state == "ready":
@@ -60,7 +71,7 @@ class Volumes:
                 self._settle(volume)
 
     def serve_waiting(self) -> None:
-        """Serve the volumes that need not be degraded any more, and finish deleting. Under `changes`."""
+        """Try again to serve the volumes that are not, and to finish deleting. Under `changes`."""
         for volume in self._context.catalog.volumes():
             if volume.id not in self._context.volume_trouble:
                 continue
@@ -74,7 +85,6 @@ class Volumes:
         context = self._context
         context.volume_trouble.pop(volume.id, None)
         try:
-            self._refuse_trouble(volume)
             self._hand_over(volume)
             self._export(volume)
         except PolyvolError as error:
@@ -279,14 +289,6 @@ class Volumes:
     def _made_for(self, volume: Volume) -> list[Device]:
         return [device for device in self._context.catalog.devices() if device.made_for == volume.id]
 
-    def _refuse_trouble(self, volume: Volume) -> None:
-        """DeviceNotReady if the volume uses a device that is not right."""
-        context = self._context
-        users = context.catalog.users()
-        for device in context.catalog.devices():
-            if device.id in context.device_trouble and volume.id in users.get(device.id, ()):
-                raise DeviceNotReady(name=device.name, reason=context.device_trouble[device.id])
-
     def _view(self, volume: Volume, *, partitions: bool = False) -> VolumeView:
         context = self._context
         names = context.device_names()
@@ -300,12 +302,14 @@ class Volumes:
         reason = context.volume_trouble.get(volume.id)
         serving = volume.state == "ready" and reason is None
         devices = context.catalog.volume_devices(volume.id)
+        bad = bad_block_views(context, volume, names) if serving else []
+        degraded = self._degraded(volume, devices, bad) if serving else None
         adopted = {device.id for device in context.catalog.devices() if device.adopted}
         return VolumeView(
             name=volume.name,
             uuid=str(volume.uuid),
-            state="serving" if serving else "degraded" if volume.state == "ready" else volume.state,
-            reason=reason,
+            state=_state(volume, serving=serving, degraded=degraded is not None),
+            reason=reason or degraded,
             size=volume.size,
             partition_size=volume.partition_size,
             partition_count=-(-volume.size // volume.partition_size),
@@ -328,15 +332,44 @@ class Volumes:
             connections=sum(export.connections for export in exports),
             snapshots=[snapshot.name for snapshot in snapshots],
             created=iso(volume.created_ns),
+            bad_blocks=bad,
+            last_scrub=self._scrubs.last(volume),
             partitions=self._partition_views(volume, names) if partitions else None,
         )
 
     def _partition_views(self, volume: Volume, names: dict[int, str]) -> list[PartitionView]:
-        return [
-            PartitionView(
-                number=partition.number,
-                processor=partition.processor,
-                extents=extent_views(partition.extents, names),
+        troubles = device_troubles(self._context)
+        views = []
+        for partition in self._context.catalog.partitions(volume.id):
+            reason = partition_trouble(partition, troubles)
+            views.append(
+                PartitionView(
+                    number=partition.number,
+                    processor=partition.processor,
+                    extents=extent_views(partition.extents, names),
+                    state="ok" if reason is None else "faulty",
+                    reason=reason,
+                )
             )
-            for partition in self._context.catalog.partitions(volume.id)
-        ]
+        return views
+
+    def _degraded(self, volume: Volume, devices: list[int], bad: list[BadBlockView]) -> str | None:
+        """Why a volume that is served is degraded, or None."""
+        troubles = device_troubles(self._context)
+        reasons = []
+        if not troubles.keys().isdisjoint(devices):
+            partitions = self._context.catalog.partitions(volume.id)
+            reasons.append(volume_trouble(devices, partitions, troubles))
+        if bad:
+            reasons.append(bad_blocks_clause(bad))
+        return "; ".join(reason for reason in reasons if reason) or None
+
+
+def _state(
+    volume: Volume, *, serving: bool, degraded: bool
+) -> Literal["serving", "degraded", "not-served", "creating", "deleting"]:
+    if volume.state != "ready":
+        return volume.state
+    if not serving:
+        return "not-served"
+    return "degraded" if degraded else "serving"

@@ -197,7 +197,16 @@ class DeviceNotReady(PolyvolError):
     code = "device-not-ready"
     kind = "unavailable"
     sentence = "device {name} cannot be used: {reason}"
-    hint = "bring it back, then `polyvol device add` its path or start polyvold again"
+    hint = "bring it back, then `polyvol device retry {name}`"
+
+
+class DeviceStillFaulty(PolyvolError):
+    """The device was opened anew, and failed again at once."""
+
+    code = "device-still-faulty"
+    kind = "io"
+    sentence = "device {name} was opened anew and is still faulty: {reason}"
+    hint = "see the system's log for the device's errors, then try again"
 
 
 class DevicePathInUse(PolyvolError):

@@ -1,7 +1,7 @@
 """The API of devices."""
 
 from polyvol.daemon.api.route import Route
-from polyvol.daemon.requests import DeviceAdd
+from polyvol.daemon.requests import DeviceAdd, DeviceRetry
 from polyvol.daemon.views import DeviceView
 
 ROUTES = [
@@ -23,6 +23,14 @@ ROUTES = [
         "One device",
         lambda service, call: service.devices.show(call.path["device"]),
         DeviceView,
+    ),
+    Route(
+        "POST",
+        "/v1/devices/{device}/retry",
+        "Open a device anew that was missing or faulty, while it is in use",
+        lambda service, call: service.retry_device(call.path["device"], call.body),
+        DeviceView,
+        body=DeviceRetry,
     ),
     Route(
         "DELETE",

@@ -1,4 +1,4 @@
-"""polyvol device: add, list, show, remove."""
+"""polyvol device: add, list, show, retry, remove."""
 
 import os
 from pathlib import Path
@@ -93,6 +93,18 @@ def show(name: str, as_json: bool, state_dir: Path) -> None:
             ("created", shown["created"]),
         ]
     )
+
+
+@device.command()
+@click.argument("name")
+@click.option("--path", metavar="PATH", help="Where it is now [where it was].")
+@state_dir_option
+def retry(name: str, path: str | None, state_dir: Path) -> None:
+    """Open a device anew that was missing or has failed, without a restart."""
+    # Symbolic links such as /dev/disk/by-id stay as they are.
+    body = {"path": None if path is None else os.path.abspath(path)}  # noqa: PTH100
+    shown = Client(state_dir).post("devices", name, "retry", body=body)
+    click.echo(f"device {name} is back: {shown['path']}")
 
 
 @device.command()

@@ -129,12 +129,14 @@ def show(name: str, partitions: bool, as_json: bool, state_dir: Path) -> None:
             ("base", shown["base"]),
             ("connections", shown["connections"]),
             ("snapshots", listed(shown["snapshots"])),
+            ("last scrub", _scrubbed(shown["last_scrub"])),
             ("when full", shown["when_full"]),
             ("room", room(shown["space"])),
             ("created", shown["created"]),
         ]
     )
     _print_logs(shown["logs"])
+    _print_bad_blocks(shown["bad_blocks"])
     _print_dropped(shown["dropped"])
     click.echo()
     print_table(
@@ -187,6 +189,23 @@ def log_use(logs: list[dict[str, Any]]) -> str:
     if any(log["used"] is None for log in logs):
         return f"- of {size}"
     return f"{format_size(sum(log['used'] for log in logs))} of {size}"
+
+
+def _scrubbed(view: dict[str, Any] | None) -> str | None:
+    """One line on a scrub."""
+    if view is None:
+        return None
+    return f"{view['ended']}, {format_size(view['done'])} read, {counted(view['bad_blocks'], 'bad block')}"
+
+
+def _print_bad_blocks(bad: list[dict[str, Any]]) -> None:
+    if not bad:
+        return
+    click.echo()
+    print_table(
+        ("BAD BLOCK", "PARTITION", "DEVICE", "FIRST FOUND", "LAST FOUND", "TIMES"),
+        [(b["block"], b["partition"], b["device"], b["first"], b["last"], b["times"]) for b in bad],
+    )
 
 
 def room(space: dict[str, Any] | None) -> str:
@@ -251,9 +270,16 @@ def _print_logs(logs: list[dict[str, Any]]) -> None:
 def _print_partitions(partitions: list[dict[str, Any]]) -> None:
     click.echo()
     print_table(
-        ("PARTITION", "PROCESSOR", "DEVICE", "OFFSET", "LENGTH"),
+        ("PARTITION", "PROCESSOR", "STATE", "DEVICE", "OFFSET", "LENGTH"),
         [
-            (part["number"], part["processor"], extent["device"], extent["offset"], extent["length"])
+            (
+                part["number"],
+                part["processor"],
+                part["state"],
+                extent["device"],
+                extent["offset"],
+                extent["length"],
+            )
             for part in partitions
             for extent in part["extents"]
         ],

@@ -6,6 +6,7 @@ used again. Errors are `EngineError` with one sentence; nothing has changed when
 text says so.
 """
 
+from os import PathLike
 from typing import Literal, TypedDict, final
 
 ErrorKind = Literal["not-found", "exists", "busy", "invalid", "corrupt", "io"]
@@ -108,6 +109,43 @@ class LogStats(TypedDict):
     used_bytes: int
     claimed_bytes: int
 
+class BadBlock(TypedDict):
+    """A block whose slot does not have its checksum: when it was found first and last (ns since 1970), and
+    how often."""
+
+    partition: int
+    block: int
+    device: int
+    first_ns: int
+    last_ns: int
+    times: int
+
+class BadBlocksStats(TypedDict):
+    """`found` counts, by device, how many times a block was found to be bad; `blocks` lists those that are
+    bad still, at most 128."""
+
+    found: dict[int, int]
+    blocks: list[BadBlock]
+
+class ScrubBad(TypedDict):
+    """A block that a scrub could not read back right: `errno` of the read (0: it does not match its
+    checksum), and who sees it: the live volume, the snapshots of these epochs."""
+
+    block: int
+    device: int
+    errno: int
+    live: bool
+    epochs: list[int]
+
+class ScrubReport(TypedDict):
+    """What one call of `scrub` has done: `next` is where to go on (None: that was all); `bytes` were read and
+    checked, `skipped_bytes` are on devices that are missing."""
+
+    next: tuple[int, int] | None
+    bytes: int
+    skipped_bytes: int
+    bad: list[ScrubBad]
+
 class SpaceStats(TypedDict):
     """Use of all change logs of a volume, bytes: `used_bytes` is what maps of the volume and of its snapshots
     refer to; all the rest can be redirected to, perhaps after a sync. `starving`: writes wait for room."""
@@ -137,6 +175,7 @@ class VolumeStats(TypedDict):
     redirected_blocks: int
     errors: int
     blocks_mapped: int
+    bad_blocks: BadBlocksStats
     connections: int
     logs: list[LogStats]
 
@@ -149,10 +188,24 @@ class ProcessorStats(TypedDict):
     slow_ios: int
     partitions: int
 
+class DeviceFaultStats(TypedDict):
+    """Why a device is faulty: the call that failed last ('reading', 'writing', 'clearing', 'syncing'), where
+    (bytes), and since when and how often calls have failed (ns since 1970)."""
+
+    call: str
+    errno: int
+    offset: int
+    first_ns: int
+    last_ns: int
+    times: int
+
 class DeviceStats(TypedDict):
-    """I/O errors of one device since it was opened, with the last one's errno (0: none)."""
+    """I/O errors of one device since it was opened first, with the last one's errno (0: none); `present`:
+    whether its file is there; `fault`: what is wrong with it since it was opened last."""
 
     device: int
+    present: bool
+    fault: DeviceFaultStats | None
     errors: int
     last_errno: int
 
@@ -192,6 +245,15 @@ class Engine:
 
     def open_device(self, device: int, path: str, *, read_only: bool = False, sparse: bool = True) -> None:
         """Open a device's file or disk under its id. `sparse`: freed space is punched out of it."""
+
+    def absent_device(self, device: int, *, sparse: bool = True, clean: bool = False) -> None:
+        """Have a device that is not there: what touches it fails with EIO. Unless `clean` says that nothing
+        ever written to it is in doubt, flushes of its volumes fail too."""
+
+    def reopen_device(self, device: int, path: str) -> None:
+        """Change a device to the file at this path, while volumes are in use, and take its marks off; a small
+        read and a sync are tried, which may mark it again. Raises 'io' if the file cannot be opened or read
+        at all."""
 
     def close_device(self, device: int) -> None:
         """Close a device that no volume uses (else EngineError 'busy')."""
@@ -251,6 +313,11 @@ class Engine:
     def partition_states(self, volume: int, epoch: int | None) -> list[PartitionState]:
         """The state of each partition, now (None) or as a snapshot holds it, by partition number."""
 
+    def scrub(self, volume: int, partition: int, cursor: tuple[int, int], bytes_max: int) -> ScrubReport:
+        """Read and check slots of a partition, from `cursor` on ((0, 0): from its start), about `bytes_max`
+        bytes, or fewer if there are few. Hosts are served meanwhile; slots that are freed meanwhile are not
+        reported."""
+
     def volume_stats(self, volume: int) -> VolumeStats:
         """Counters and use of one volume."""
 
@@ -289,5 +356,21 @@ class Handle:
     def cache(self, length: int, offset: int) -> None: ...
     def block_status(self, length: int, offset: int) -> list[BlockStatus]: ...
     def close(self) -> None: ...
+
+class CheckReport(TypedDict):
+    """What `check` has found: `problems`, a sentence each, and how many more there are; `leftovers` are files
+    that a crash has left and the next start removes; how many slots maps refer to, how many records there are
+    behind the checkpoints, how many bytes of slots were read and checked."""
+
+    problems: list[str]
+    more_problems: int
+    leftovers: list[PathLike[str]]
+    slots: int
+    records: int
+    checked_bytes: int
+
+def check(spec: VolumeSpec, devices: dict[int, str], *, data: bool = False) -> CheckReport:
+    """Check a volume that nobody serves: its journals, checkpoints and change logs; with `data` the contents
+    of all slots on `devices` (id to path). Changes nothing."""
 
 __version__: str

@@ -21,6 +21,8 @@ const PARTITION: u64 = MIB;
 const SIZE: u64 = 5 * MIB + 3 * 4096;
 const LOG: u64 = 12 * MIB;
 const VOLUME: u64 = 7;
+const GROWN: u64 = 4 * MIB;
+const GROWN_MAX: u16 = 6;
 
 #[derive(Clone, Debug)]
 enum Op {
@@ -30,6 +32,7 @@ enum Op {
     Flush,
     Cut,
     Drop(usize),
+    Grow,
     Restart { kill: bool },
 }
 
@@ -52,6 +55,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         1 => Just(Op::Flush),
         4 => Just(Op::Cut),
         3 => (0usize..6).prop_map(Op::Drop),
+        1 => Just(Op::Grow),
         1 => any::<bool>().prop_map(|kill| Op::Restart { kill }),
     ];
     prop::collection::vec(op, 1..50)
@@ -65,6 +69,8 @@ struct Twin {
     live: Vec<u8>,
     snapshots: BTreeMap<u64, Vec<u8>>,
     next_epoch: u64,
+    /// Logs that were added.
+    grown: u16,
 }
 
 impl Twin {
@@ -75,7 +81,8 @@ impl Twin {
         let name = format!("polyvol-model-{:016x}", u64::from_le_bytes(random));
         let directory = std::env::temp_dir().join(name);
         std::fs::create_dir(&directory).unwrap();
-        for (name, size) in [("a", 4 * MIB), ("b", 4 * MIB), ("log", LOG)] {
+        let more = u64::from(GROWN_MAX) * GROWN;
+        for (name, size) in [("a", 4 * MIB), ("b", 4 * MIB), ("log", LOG), ("more", more)] {
             std::fs::File::create(directory.join(name)).unwrap().set_len(size).unwrap();
         }
         let live = vec![0; SIZE as usize];
@@ -87,6 +94,7 @@ impl Twin {
             live,
             snapshots: BTreeMap::new(),
             next_epoch: 1,
+            grown: 0,
         };
         twin.start();
         twin
@@ -94,7 +102,7 @@ impl Twin {
 
     fn start(&mut self) {
         let engine = Engine::new(3).unwrap();
-        for (id, name) in [(1, "a"), (2, "b"), (3, "log")] {
+        for (id, name) in [(1, "a"), (2, "b"), (3, "log"), (4, "more")] {
             engine.open_device(id, &self.directory.join(name), false, self.sparse).unwrap();
         }
         engine.add_volume(self.spec(&self.directory)).unwrap();
@@ -124,11 +132,19 @@ impl Twin {
             size: SIZE,
             partition_size: PARTITION,
             partitions,
-            logs: vec![(1, vec![extent(3, 0, LOG)])],
-            default_logs: vec![1],
+            logs: (0..=self.grown).map(|n| (n + 1, vec![log_extent(n)])).collect(),
+            default_logs: (1..=self.grown + 1).collect(),
             directory: directory.join("volume"),
             snapshots: self.snapshots.keys().map(|epoch| (*epoch, None)).collect(),
             next_epoch: self.next_epoch,
+        }
+    }
+
+    fn grow(&mut self) {
+        if self.grown < GROWN_MAX {
+            self.grown += 1;
+            let number = self.grown;
+            self.engine().add_log(VOLUME, number + 1, &[log_extent(number)], true).unwrap();
         }
     }
 
@@ -192,6 +208,7 @@ impl Twin {
                 self.engine().drop_snapshot(VOLUME, epoch).unwrap();
                 self.check();
             }
+            Op::Grow => self.grow(),
             Op::Restart { kill } => {
                 self.stop(kill);
                 self.start();
@@ -256,6 +273,14 @@ impl Twin {
             assert!(!status.zero || self.live[range].iter().all(|byte| *byte == 0));
         }
         assert_eq!(at, SIZE);
+    }
+}
+
+/// The first log's, or the nth added one's.
+fn log_extent(n: u16) -> ExtentSpec {
+    match n {
+        0 => ExtentSpec { device: 3, offset: 0, length: LOG },
+        _ => ExtentSpec { device: 4, offset: u64::from(n - 1) * GROWN, length: GROWN },
     }
 }
 

@@ -279,3 +279,57 @@ fn large_writes_that_starve_together_leave_no_room_unused() {
     full.check();
     full.stop();
 }
+
+/// Overwrites blocks of its own, `rounds` times one to forty of them.
+fn overwrite(caller: &Caller, blocks: std::ops::Range<u64>, rounds: u64) -> Vec<u64> {
+    let count = blocks.end - blocks.start;
+    let mut seeds = vec![u64::MAX; count as usize];
+    for round in 0..rounds {
+        let first = (round * 31 + blocks.start) % count;
+        let length = if round % 9 == 0 { 40.min(count - first) } else { 1 };
+        let seed = round * 13 + blocks.start;
+        let bytes: Vec<u8> = (first..first + length).flat_map(|n| block(seed + n)).collect();
+        caller.write((blocks.start + first) * 4096, &bytes, false).unwrap();
+        (first..first + length).for_each(|n| seeds[n as usize] = seed + n);
+    }
+    seeds
+}
+
+#[test]
+fn writers_that_starve_all_the_time_all_get_through() {
+    let mut full = Full::new();
+    full.engine.ask_when_full(1, true).unwrap();
+    full.cut();
+    let ended = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    // They hold 744 slots at most, and 280 are left for what they move: room is always on its way.
+    let asked = {
+        let (engine, ended) = (Arc::clone(&full.engine), Arc::clone(&ended));
+        std::thread::spawn(move || {
+            let mut asked = 0;
+            while !ended.load(Ordering::Acquire) {
+                if engine.events.next(Duration::from_millis(20)).is_some() {
+                    asked += 1;
+                    engine.try_again(1).unwrap();
+                }
+            }
+            asked
+        })
+    };
+    let begin = |n: u64| {
+        let caller = Arc::clone(&full.caller);
+        let blocks = n * 512 + 100..n * 512 + 100 + 124;
+        std::thread::spawn(move || (blocks.clone(), overwrite(&caller, blocks, 1500)))
+    };
+    let writers: Vec<_> = (0..6).map(begin).collect();
+    for writer in writers {
+        let (blocks, seeds) = writer.join().unwrap();
+        for (number, seed) in blocks.zip(seeds).filter(|(_, seed)| *seed != u64::MAX) {
+            full.live[number as usize * 4096..][..4096].copy_from_slice(&block(seed));
+        }
+    }
+    ended.store(true, Ordering::Release);
+    let asked = asked.join().unwrap();
+    assert!(asked < 20, "asked {asked} times, though room was on its way");
+    full.check();
+    full.stop();
+}

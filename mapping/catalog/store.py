@@ -18,6 +18,7 @@ from pathlib import Path
 from uuid import UUID, uuid4
 
 from polyvol.mapping.catalog.database import Database
+from polyvol.mapping.catalog.settings import Settings
 from polyvol.mapping.device import Device, DeviceState
 from polyvol.mapping.errors import TooManyLogs
 from polyvol.mapping.extent import Extent
@@ -47,6 +48,7 @@ class Catalog:
                 "INSERT OR IGNORE INTO catalog (id, uuid, created_ns) VALUES (1, ?, ?)",
                 (str(uuid4()), time.time_ns()),
             )
+        self.settings = Settings(self._database)
         self.uuid = UUID(self._database.rows("SELECT uuid FROM catalog")[0]["uuid"])
 
     def close(self) -> None:

@@ -18,7 +18,7 @@ from polyvol.engine import Engine, Handle
 from tests.support.model import BLOCK, errno_of, same
 
 if TYPE_CHECKING:
-    from polyvol.engine import LogSpec, PartitionSpec, SnapshotSpec, VolumeSpec
+    from polyvol.engine import ExtentSpec, LogSpec, PartitionSpec, SnapshotSpec, VolumeSpec
 
 MIB = 1 << 20
 PARTITION = MIB
@@ -28,6 +28,8 @@ NAMED_LOG_BYTES = 12 * MIB
 PROCESSORS = 3
 VOLUME = 7
 NAMED_LOG = 2
+GROWN_BYTES = 4 * MIB
+GROWN_MAX = 8
 
 
 class EngineSystem:
@@ -41,7 +43,13 @@ class EngineSystem:
         self._log_bytes = log_bytes
         self._snapshots: dict[int, int | None] = {}
         self._next_epoch = 1
-        for name, size in (("a", 4 * MIB), ("b", 4 * MIB), ("log", log_bytes + NAMED_LOG_BYTES)):
+        self._grown: list[LogSpec] = []
+        for name, size in (
+            ("a", 4 * MIB),
+            ("b", 4 * MIB),
+            ("log", log_bytes + NAMED_LOG_BYTES),
+            ("more", GROWN_MAX * GROWN_BYTES),
+        ):
             with (directory / name).open("wb") as file:
                 file.truncate(size)
         self._start()
@@ -81,8 +89,8 @@ class EngineSystem:
             "size": SIZE,
             "partition_size": PARTITION,
             "partitions": partitions,
-            "logs": logs,
-            "default_logs": [1],
+            "logs": [*logs, *self._grown],
+            "default_logs": [1, *(log["number"] for log in self._grown)],
             "directory": str(self.directory / "volume"),
             "snapshots": snapshots,
             "next_epoch": self._next_epoch,
@@ -90,7 +98,7 @@ class EngineSystem:
 
     def _start(self) -> None:
         self.engine = Engine(PROCESSORS)
-        for device, name in ((1, "a"), (2, "b"), (3, "log")):
+        for device, name in ((1, "a"), (2, "b"), (3, "log"), (4, "more")):
             self.engine.open_device(device, str(self.directory / name), sparse=self._sparse)
         self.engine.add_volume(self.spec())
         self.engine.export("v", "", VOLUME, None)
@@ -159,6 +167,16 @@ class EngineSystem:
             shutil.rmtree(volume)
             saved.rename(volume)
         self._start()
+
+    def grow(self) -> None:
+        """Add a change log of 4 MiB, unless there are many."""
+        count = len(self._grown)
+        if count == GROWN_MAX:
+            return
+        extent: ExtentSpec = {"device": 4, "offset": count * GROWN_BYTES, "length": GROWN_BYTES}
+        log: LogSpec = {"number": 3 + count, "extents": [extent]}
+        self.engine.add_log(VOLUME, log, default=True)
+        self._grown.append(log)
 
     def used_bytes(self) -> int:
         """What the block maps refer to in the change logs."""

@@ -7,6 +7,8 @@ How it works      Random operations through the engine's handle, compared with b
 import errno
 import random
 import tempfile
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from tests.support.model import (
     Cut,
     Delete,
     Flush,
+    Grow,
     Model,
     Op,
     Restart,
@@ -108,6 +111,51 @@ def test_deleting_snapshots_makes_room_again(system: EngineSystem) -> None:
             model.step(Write(partition * MIB, MIB, draw.randrange(1 << 30)))
         assert model.refused == refused, f"turn {turn}: no room though every snapshot was deleted"
         model.step(Restart(kill=bool(turn % 2)))
+
+
+def test_a_log_that_is_added_makes_room_at_once(tmp_path: Path) -> None:
+    with EngineSystem(tmp_path, log_bytes=4 * MIB) as system:
+        model = Model(system)
+        draw = random.Random(3)
+        for turn in range(3):
+            fill(model, draw)
+            refused = model.refused
+            model.step(Grow())
+            for partition in draw.sample(range(5), 3):
+                model.step(Write(partition * MIB, MIB, draw.randrange(1 << 30)))
+            assert model.refused == refused, f"turn {turn}: no room though 4 MiB were added"
+            model.step(Restart(kill=bool(turn % 2)))
+
+
+def test_writes_that_wait_for_room_cost_nothing_and_end_when_nobody_makes_any(system: EngineSystem) -> None:
+    model = Model(system)
+    fill(model, random.Random(4))
+    engine = system.engine
+    engine.ask_when_full(VOLUME, True)
+    system.cut()
+    with ThreadPoolExecutor(6) as pool:
+        writers = [pool.submit(errno_of, _whole_write(system, number)) for number in range(5)]
+        assert engine.next_event(10) == {"kind": "log-full", "volume": VOLUME}
+        before = _batches(system)
+        time.sleep(0.5)
+        assert _batches(system) - before < 20, "they try again only when there may be room"
+        assert engine.next_event(0) is None
+        assert engine.space(VOLUME)["starving"]
+        # What needs no room goes on, a cut among it.
+        system.flush()
+        system.read(SIZE, 0)
+        assert not any(writer.done() for writer in writers)
+        engine.ask_when_full(VOLUME, False)
+        assert {writer.result(10) for writer in writers} == {errno.ENOSPC}
+    assert not engine.space(VOLUME)["starving"]
+
+
+def _whole_write(system: EngineSystem, number: int) -> Callable[[], None]:
+    return lambda: system.write(bytes([number]) * MIB, number * MIB)
+
+
+def _batches(system: EngineSystem) -> int:
+    return sum(processor["batches"] for processor in system.engine.stats()["processors"])
 
 
 def test_without_snapshots_all_space_comes_back(system: EngineSystem) -> None:

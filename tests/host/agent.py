@@ -23,7 +23,7 @@ _lock = threading.Lock()
 def console(text: str) -> None:
     """Put text on the machine's console."""
     with Path("/dev/console").open("w", errors="replace") as out:
-        out.write(text[-CONSOLE_BYTES_MAX:].replace("\n", "\r\n") + "\r\n")
+        out.write(text[-CONSOLE_BYTES_MAX:] + "\n")
 
 
 def answer(port: BinaryIO, message: dict[str, Any]) -> None:

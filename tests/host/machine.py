@@ -84,7 +84,7 @@ class Machine:
             self.wait_for_boot()
         except BaseException as error:
             self.__exit__(type(error), error, None)
-            raise
+            raise AssertionError(f"the machine did not come up: {error}\n{self.console()}") from error
         return self
 
     def __exit__(
@@ -98,6 +98,8 @@ class Machine:
 
     def console(self) -> str:
         """What the machine's console has shown."""
+        if not self.console_log.exists():
+            return ""
         return self.console_log.read_text(errors="replace").replace("\r\n", "\n")
 
     def start(self, script: str, timeout_s: float = SCRIPT_S) -> Script:

@@ -14,7 +14,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -44,13 +44,14 @@ def short_directory() -> Iterator[Path]:
 class Daemon:
     """One polyvold. Use it as a context manager, or through the fixtures of conftest.py."""
 
-    def __init__(self, directory: Path, *arguments: Argument) -> None:
+    def __init__(self, directory: Path, *arguments: Argument, env: Mapping[str, str] | None = None) -> None:
         self.directory = directory
         self.state_dir = directory / "state"
         self.nbd_socket = self.state_dir / "nbd.sock"
         self.control_socket = self.state_dir / "control.sock"
         self.log = directory / "polyvold.log"
         self.arguments = arguments
+        self.env = env
         self._process: Background | None = None
 
     @property
@@ -72,7 +73,12 @@ class Daemon:
         """Start it and wait until it answers."""
         assert not self.running, "the daemon runs already"
         self._process = Background(
-            BIN / "polyvold", "--state-dir", self.state_dir, *self.arguments, log=self.log
+            BIN / "polyvold",
+            "--state-dir",
+            self.state_dir,
+            *self.arguments,
+            log=self.log,
+            env=self.env,
         )
         self._process.wait_until(
             lambda: self.control_socket.exists() and self._answers(), "polyvold's answer", START_S

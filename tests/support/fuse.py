@@ -58,9 +58,10 @@ def disk_file(
 
 
 @contextmanager
-def loop_device(path: Path, *, read_only: bool = False) -> Iterator[Path]:
-    """A file as a block device."""
+def loop_device(path: Path, *, read_only: bool = False, direct: bool = False) -> Iterator[Path]:
+    """A file as a block device; `direct`: past the file's own page cache."""
     options = ["--read-only"] if read_only else []
+    options += ["--direct-io=on"] if direct else []
     device = Path(check("losetup", *options, "--find", "--show", path).strip())
     try:
         yield device

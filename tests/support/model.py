@@ -65,6 +65,9 @@ class System(Protocol):
     def restart(self, *, kill: bool) -> None:
         """Stop, or kill, and start again."""
 
+    def grow(self) -> None:
+        """Add a small change log."""
+
 
 @dataclass(frozen=True)
 class Write:
@@ -131,6 +134,11 @@ class Restart:
 
 
 @dataclass(frozen=True)
+class Grow:
+    """One more change log."""
+
+
+@dataclass(frozen=True)
 class Burst:
     """Writes at once, with or without a cut in the midst."""
 
@@ -138,7 +146,7 @@ class Burst:
     cut: bool
 
 
-Op = Write | Zero | Trim | Read | Flush | Cut | Delete | Restart | Burst
+Op = Write | Zero | Trim | Read | Flush | Cut | Delete | Restart | Grow | Burst
 
 
 def ranges(size: int, longest: int = 200_000) -> st.SearchStrategy[tuple[int, int]]:
@@ -186,7 +194,9 @@ def operations(size: int, *, restarts: bool = True, longest: int = 200_000) -> s
     reads = run.map(lambda drawn: Read(*drawn))
     often: list[st.SearchStrategy[Op]] = [writes, writes, writes, writes, bursts, st.builds(Cut, flag)]
     seldom: list[st.SearchStrategy[Op]] = [zeroes, trims, reads, st.builds(Delete, st.integers(0, 5))]
-    seldom.append(st.one_of(st.just(Flush()), *([st.builds(Restart, flag)] if restarts else [])))
+    seldom.append(
+        st.one_of(st.just(Flush()), st.just(Grow()), *([st.builds(Restart, flag)] if restarts else []))
+    )
     return st.lists(st.one_of(*often, *often, *seldom, *seldom), min_size=1, max_size=40)
 
 
@@ -256,6 +266,8 @@ class Model:
             case Restart(kill):
                 system.restart(kill=kill)
                 self.check()
+            case Grow():
+                system.grow()
             case Burst(writes, cut):
                 self._burst(writes, cut)
 

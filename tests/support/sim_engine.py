@@ -19,33 +19,28 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tests.support.sim_checks import BLOCK, EngineError, check, check_spec, devices_of
+
 if TYPE_CHECKING:
+    from polyvol.daemon.engine_border import CheckLike
     from polyvol.engine import (
+        BadBlock,
         BlockStatus,
         CutReport,
         CutVolume,
+        DeviceFaultStats,
         EngineEvent,
         EngineStats,
-        ErrorKind,
         ExportInfo,
         LogSpec,
         PartitionState,
+        ScrubReport,
         SpaceStats,
         VolumeSpec,
         VolumeStats,
     )
 
-BLOCK = 4096
-CHUNK = 4 << 20
-
-
-class EngineError(Exception):
-    """As polyvol.engine's."""
-
-    def __init__(self, kind: "ErrorKind", message: str, number: int = 0) -> None:
-        super().__init__(message)
-        self.kind = kind
-        self.errno = number
+ABSENT = -1
 
 
 @dataclass
@@ -79,6 +74,14 @@ class SimWorld:
         self.calls: list[tuple[Any, ...]] = []
         self.fail: dict[str, int] = {}
         """Call name -> how many calls of it still succeed before one fails (and all later ones)."""
+        self.faults: dict[int, DeviceFaultStats] = {}
+        """Devices that are faulty, by id."""
+        self.bad_blocks: dict[int, list[BadBlock]] = {}
+        """Blocks that do not match their checksums, by volume."""
+        self.scrubs: dict[tuple[int, int], ScrubReport] = {}
+        """What scrubs report, by volume and partition; nothing where nothing is said."""
+        self.stays_faulty: set[int] = set()
+        """Devices that are faulty again as soon as they were opened anew."""
         self.used: dict[int, int] = {}
         """Volume -> what its change logs hold, bytes, as `space` says."""
         self.starving: set[int] = set()
@@ -90,6 +93,11 @@ class SimWorld:
     def EngineError(self) -> type[Exception]:  # noqa: N802 - the module's name
         """The error class."""
         return EngineError
+
+    @property
+    def check(self) -> "CheckLike":
+        """There is nothing on a disk that could be checked."""
+        raise NotImplementedError
 
     @property
     def Engine(self) -> "Callable[[int], SimEngine]":  # noqa: N802 - the module's name
@@ -119,10 +127,11 @@ class SimEngine:
     """As polyvol.engine.Engine."""
 
     def __init__(self, world: SimWorld, processors: int) -> None:
-        _check(1 <= processors <= 256, "invalid", f"{processors} processors")
+        check(1 <= processors <= 256, "invalid", f"{processors} processors")
         self.world = world
         self.processors = processors
         self.devices: dict[int, int] = {}
+        """Open descriptors by device; ABSENT for one that is not there."""
         self.volumes: dict[int, _Volume] = {}
         self._exports: dict[str, _Export] = {}
         self._listeners: list[socket.socket] = []
@@ -131,38 +140,60 @@ class SimEngine:
         self._stopped = False
 
     def _begin(self, name: str, *arguments: object) -> None:
-        _check(not self._stopped, "invalid", "the engine has stopped")
+        check(not self._stopped, "invalid", "the engine has stopped")
         self.world.called(name, *arguments)
 
     def grow_processors(self, processors: int) -> None:
         self._begin("grow_processors", processors)
-        _check(1 <= processors <= 256, "invalid", f"{processors} processors")
+        check(1 <= processors <= 256, "invalid", f"{processors} processors")
         self.processors = max(self.processors, processors)
 
     def open_device(self, device: int, path: str, *, read_only: bool = False, sparse: bool = True) -> None:
         self._begin("open_device", device)
-        _check(device not in self.devices, "exists", f"device {device} is open")
+        check(device not in self.devices, "exists", f"device {device} is open")
         try:
             self.devices[device] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise EngineError("io", f"{path}: {error.strerror}", error.errno or 0) from error
 
+    def absent_device(self, device: int, *, sparse: bool = True, clean: bool = False) -> None:
+        self._begin("absent_device", device, clean)
+        check(device not in self.devices, "exists", f"device {device} is open")
+        self.devices[device] = ABSENT
+
+    def reopen_device(self, device: int, path: str) -> None:
+        self._begin("reopen_device", device)
+        check(device in self.devices, "not-found", f"device {device} is not open")
+        try:
+            opened = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise EngineError("io", f"{path}: {error.strerror}", error.errno or 0) from error
+        self._close(self.devices[device])
+        self.devices[device] = opened
+        if device not in self.world.stays_faulty:
+            self.world.faults.pop(device, None)
+
+    @staticmethod
+    def _close(fd: int) -> None:
+        if fd != ABSENT:
+            os.close(fd)
+
     def close_device(self, device: int) -> None:
         self._begin("close_device", device)
-        _check(device in self.devices, "not-found", f"device {device} is not open")
+        check(device in self.devices, "not-found", f"device {device} is not open")
         for volume in self.volumes.values():
-            _check(device not in _devices_of(volume.spec), "busy", f"device {device} is in use")
-        os.close(self.devices.pop(device))
+            check(device not in devices_of(volume.spec), "busy", f"device {device} is in use")
+        self._close(self.devices.pop(device))
 
     def add_volume(self, spec: "VolumeSpec") -> None:
         self._begin("add_volume", spec["id"])
-        _check(spec["id"] not in self.volumes, "exists", f"volume {spec['id']} is there")
-        _check(os.path.isdir(os.path.dirname(spec["directory"])), "io", "no parent directory")  # noqa: PTH112, PTH120
-        _check_spec(spec, self.processors, set(self.devices))
+        check(spec["id"] not in self.volumes, "exists", f"volume {spec['id']} is there")
+        check(os.path.isdir(os.path.dirname(spec["directory"])), "io", "no parent directory")  # noqa: PTH112, PTH120
+        check_spec(spec, self.processors, set(self.devices))
         os.makedirs(spec["directory"], exist_ok=True)  # noqa: PTH103
         stored = self.world.stored.setdefault(spec["uuid"], _Stored())
         epochs = {snapshot["epoch"] for snapshot in spec["snapshots"]}
-        _check(epochs <= stored.snapshots.keys(), "corrupt", "a snapshot is not in the journal")
+        check(epochs <= stored.snapshots.keys(), "corrupt", "a snapshot is not in the journal")
         stored.snapshots = {epoch: stored.snapshots[epoch] for epoch in epochs}
         stored.epoch = max(stored.epoch, spec["next_epoch"])
         logs = {log["number"]: sum(part["length"] for part in log["extents"]) for log in spec["logs"]}
@@ -172,15 +203,15 @@ class SimEngine:
         self._begin("remove_volume", volume)
         self._volume(volume)
         for export in self._exports.values():
-            _check(export.volume != volume, "busy", f"volume {volume} is exported")
+            check(export.volume != volume, "busy", f"volume {volume} is exported")
         del self.volumes[volume]
 
     def add_log(self, volume: int, log: "LogSpec", *, default: bool = False) -> None:
         self._begin("add_log", volume, log["number"], default)
         target = self._volume(volume)
-        _check(log["number"] not in target.logs, "exists", "the log is there")
+        check(log["number"] not in target.logs, "exists", "the log is there")
         for extent in log["extents"]:
-            _check(extent["device"] in self.devices, "not-found", "the log's device is not open")
+            check(extent["device"] in self.devices, "not-found", "the log's device is not open")
         target.logs[log["number"]] = sum(extent["length"] for extent in log["extents"])
         target.spec["logs"].append(log)
 
@@ -209,8 +240,8 @@ class SimEngine:
     def export(self, name: str, description: str, volume: int, epoch: int | None) -> None:
         self._begin("export", name)
         target = self._volume(volume)
-        _check(name not in self._exports, "exists", f"export {name} exists already")
-        _check(epoch is None or epoch in target.stored.snapshots, "not-found", f"no epoch {epoch}")
+        check(name not in self._exports, "exists", f"export {name} exists already")
+        check(epoch is None or epoch in target.stored.snapshots, "not-found", f"no epoch {epoch}")
         with self._lock:
             self._exports[name] = _Export(volume, epoch)
 
@@ -218,7 +249,7 @@ class SimEngine:
         self._begin("unexport", name)
         with self._lock:
             export = self._exports.get(name)
-            _check(export is None or export.connections == 0, "busy", f"export {name} is in use")
+            check(export is None or export.connections == 0, "busy", f"export {name} is in use")
             self._exports.pop(name, None)
 
     def exports(self) -> "list[ExportInfo]":
@@ -238,7 +269,7 @@ class SimEngine:
         epochs = {}
         for each in volumes:
             target = self._volume(each["volume"])
-            _check(each["log"] is None or each["log"] in target.logs, "not-found", "no such log")
+            check(each["log"] is None or each["log"] in target.logs, "not-found", "no such log")
         for each in volumes:
             stored = self._volume(each["volume"]).stored
             stored.snapshots[stored.epoch] = dict(stored.blocks)
@@ -265,7 +296,7 @@ class SimEngine:
         self._begin("drop_snapshot", volume, epoch)
         blocks = self._snapshot(volume, epoch)
         for export in self._exports.values():
-            _check((export.volume, export.epoch) != (volume, epoch), "busy", "the snapshot is exported")
+            check((export.volume, export.epoch) != (volume, epoch), "busy", "the snapshot is exported")
         del self._volume(volume).stored.snapshots[epoch]
         return len(blocks) * BLOCK
 
@@ -286,6 +317,14 @@ class SimEngine:
             for number, partition in enumerate(target.spec["partitions"])
         ]
 
+    def scrub(self, volume: int, partition: int, cursor: tuple[int, int], bytes_max: int) -> "ScrubReport":
+        self._begin("scrub", volume, partition, cursor)
+        spec = self._volume(volume).spec
+        check(partition < len(spec["partitions"]), "not-found", f"no partition {partition}")
+        check(bytes_max > 0, "invalid", "nothing is to be read")
+        clean: ScrubReport = {"next": None, "bytes": BLOCK, "skipped_bytes": 0, "bad": []}
+        return self.world.scrubs.get((volume, partition), clean)
+
     def volume_stats(self, volume: int) -> "VolumeStats":
         target = self._volume(volume)
         connections = sum(each.connections for each in self._exports.values() if each.volume == volume)
@@ -301,6 +340,7 @@ class SimEngine:
             "redirected_blocks": 0,
             "errors": 0,
             "blocks_mapped": len(target.stored.blocks),
+            "bad_blocks": {"found": {}, "blocks": list(self.world.bad_blocks.get(volume, []))},
             "connections": connections,
             "logs": [
                 {"number": number, "size_bytes": size, "used_bytes": 0, "claimed_bytes": 0}
@@ -311,7 +351,16 @@ class SimEngine:
     def stats(self) -> "EngineStats":
         return {
             "processors": [],
-            "devices": [{"device": device, "errors": 0, "last_errno": 0} for device in self.devices],
+            "devices": [
+                {
+                    "device": device,
+                    "present": fd != ABSENT,
+                    "errors": 0,
+                    "last_errno": 0,
+                    "fault": self.world.faults.get(device),
+                }
+                for device, fd in self.devices.items()
+            ],
             "connections": sum(export.connections for export in self._exports.values()),
             "handshakes": 0,
         }
@@ -324,7 +373,7 @@ class SimEngine:
         self._begin("open", export)
         with self._lock:
             found = self._exports.get(export)
-            _check(found is not None, "not-found", f"no export {export}")
+            check(found is not None, "not-found", f"no export {export}")
             assert found is not None
             found.connections += 1
         return SimHandle(self, found)
@@ -332,20 +381,20 @@ class SimEngine:
     def stop(self) -> None:
         if self._stopped:
             return
-        self.world.calls.append(("stop",))
         self._stopped = True
         for listener in self._listeners:
             listener.close()
         for fd in self.devices.values():
-            os.close(fd)
+            self._close(fd)
+        self.world.called("stop")
 
     def _volume(self, volume: int) -> _Volume:
-        _check(volume in self.volumes, "not-found", f"no volume {volume}")
+        check(volume in self.volumes, "not-found", f"no volume {volume}")
         return self.volumes[volume]
 
     def _snapshot(self, volume: int, epoch: int) -> dict[int, bytes]:
         stored = self._volume(volume).stored
-        _check(epoch in stored.snapshots, "not-found", f"no epoch {epoch}")
+        check(epoch in stored.snapshots, "not-found", f"no epoch {epoch}")
         return stored.snapshots[epoch]
 
 
@@ -430,40 +479,3 @@ class SimHandle:
         if offset + length > self.size:
             number = errno.ENOSPC if write else errno.EINVAL
             raise OSError(number, os.strerror(number))
-
-
-def _check(condition: bool, kind: "ErrorKind", message: str) -> None:
-    if not condition:
-        raise EngineError(kind, message)
-
-
-def _check_spec(spec: "VolumeSpec", processors: int, devices: set[int]) -> None:
-    size, partition_size = spec["size"], spec["partition_size"]
-    _check(size > 0 and size % BLOCK == 0, "invalid", "size")
-    _check(len(spec["partitions"]) == -(-size // partition_size), "invalid", "number of partitions")
-    for number, partition in enumerate(spec["partitions"]):
-        _check(partition["processor"] < processors, "invalid", "processor")
-        length = 0
-        for extent in partition["extents"]:
-            _check(extent["device"] in devices, "not-found", f"device {extent['device']} is not open")
-            _check(extent["offset"] % BLOCK == 0, "invalid", "offset of an extent")
-            _check(extent["length"] % BLOCK == 0 and extent["length"] > 0, "invalid", "length of an extent")
-            length += extent["length"]
-        _check(length == min(partition_size, size - number * partition_size), "invalid", "extents' sum")
-    numbers = {log["number"] for log in spec["logs"]}
-    _check(set(spec["default_logs"]) <= numbers and bool(spec["default_logs"]), "invalid", "default logs")
-    for log in spec["logs"]:
-        _check(1 <= log["number"] <= 4095, "invalid", "log number")
-        for extent in log["extents"]:
-            _check(extent["device"] in devices, "not-found", f"device {extent['device']} is not open")
-            _check(
-                extent["length"] % CHUNK == 0 and extent["length"] > 0, "invalid", "length of a log extent"
-            )
-    for snapshot in spec["snapshots"]:
-        _check(snapshot["log"] is None or snapshot["log"] in numbers, "invalid", "snapshot's log")
-        _check(snapshot["epoch"] < spec["next_epoch"], "invalid", "snapshot's epoch")
-
-
-def _devices_of(spec: "VolumeSpec") -> set[int]:
-    extents = [extent for item in [*spec["partitions"], *spec["logs"]] for extent in item["extents"]]
-    return {extent["device"] for extent in extents}

@@ -184,6 +184,33 @@ impl Chunks {
         })
     }
 
+    /// Takes those of these slots that are free, and leaves the others out of `slots`.
+    pub fn take_free(&self, chunk: u64, slots: &mut SlotBits) {
+        if chunk >= self.chunks.len() as u64 {
+            return slots.fill(0);
+        }
+        self.change(chunk, |chunk| {
+            let bits = chunk.bits.get_or_insert_default();
+            for (bits, slots) in bits.iter_mut().zip(slots) {
+                *slots &= !*bits;
+                *bits |= *slots;
+                chunk.used += slots.count_ones();
+            }
+        });
+    }
+
+    /// Gives these very slots back.
+    pub fn give_exactly(&self, chunk: u64, slots: &SlotBits) {
+        self.change(chunk, |chunk| {
+            let bits = chunk.bits.as_mut().expect("N1: these are taken");
+            for (bits, slots) in bits.iter_mut().zip(slots) {
+                assert!(*bits & slots == *slots, "N1: a slot is given back once");
+                *bits &= !slots;
+                chunk.used -= slots.count_ones();
+            }
+        });
+    }
+
     /// Gives slots back; says whether nothing of the chunk is used any more.
     pub fn give(&self, chunk: u64, first: u32, count: u32) -> bool {
         self.change(chunk, |chunk| {

@@ -97,9 +97,7 @@ impl Prepared {
         let file = identity.system.create(path)?;
         let length = SEGMENT_BYTES.load(Ordering::Relaxed);
         let map = file.map(length)?;
-        if !bug(Bug::NoHeaderSync) {
-            file.sync()?;
-        }
+        file.sync()?;
         if !bug(Bug::NoDirectorySync) {
             identity.system.sync_directory(&identity.directory)?; // J7
         }

@@ -17,6 +17,7 @@ use super::checkpoint::{self, Bad, Contents};
 use super::format::{BadHeader, HEADER_BYTES, Header, JOURNAL_MAGIC, MARK_BYTES, MARK_OFFSETS};
 use super::format::{Mark, Record, RecordKind, seed};
 use super::journal::Identity;
+use super::marks::SlotSet;
 use crate::block_map::versions::{Change, Versions};
 use crate::deliberate::{Bug, bug};
 use crate::error::{Errno, Error, ErrorKind, Result};
@@ -39,6 +40,9 @@ pub struct Recovered {
     pub epoch: Epoch,
     /// Segments that were read, to be synced before the next commit mark.
     pub segments: Vec<Arc<dyn File>>,
+    /// Slots that records behind the checkpoint have freed, and snapshots that were dropped since: what the disk holds may
+    /// still refer to them.
+    pub freed: SlotSet,
     /// Segments without a header, to be removed.
     pub leftovers: Vec<PathBuf>,
     /// Records that were replayed.
@@ -68,6 +72,7 @@ pub fn recover(
         next_number: 0,
         epoch: checkpoint.epoch,
         segments: Vec::new(),
+        freed: SlotSet::default(),
         leftovers: Vec::new(),
         replayed: 0,
     };
@@ -77,8 +82,14 @@ pub fn recover(
     }
     recovered.next_number = next_number;
     replay_all(identity, &mut recovered, &segments, snapshots, &blocks_of)?;
-    for versions in recovered.partitions.values_mut() {
-        versions.prune(snapshots, |_, _, _| {});
+    let Recovered { partitions, freed, replayed, .. } = &mut recovered;
+    for versions in partitions.values_mut() {
+        versions.prune(snapshots, |_, count, place| {
+            // Where nothing was replayed, the disk holds nothing else than this.
+            if *replayed > 0 {
+                freed.add(place, count);
+            }
+        });
     }
     recovered.segments = segments.into_iter().map(|segment| segment.file).collect();
     Ok(recovered)
@@ -147,9 +158,11 @@ fn read_segments(identity: &Identity, leftovers: &mut Vec<PathBuf>) -> Result<Ve
                 segments.push(OldSegment { path, header, page, file });
             }
             // It was never begun, or its header was lost, then none of its records was committed (J7); or a crash came
-            // while it was being made. Should a record be missing that counts, that is found below.
+            // while it was being made. Its marks are in other sectors, which may have come to the disk without it.
+            // Should a record be missing that counts, that is found below.
             Err(BadHeader::Magic | BadHeader::Checksum)
-                if Some(number) == newest || page.iter().all(|byte| *byte == 0) =>
+                if Some(number) == newest
+                    || page.iter().take(MARK_OFFSETS[0]).all(|byte| *byte == 0) =>
             {
                 leftovers.push(path);
             }
@@ -299,7 +312,8 @@ impl<F: Fn(PartitionIndex) -> Option<u32>> Replay<'_, F> {
             checksums: &self.sums,
             seq: record.seq,
         };
-        versions.apply(change, |_, _, _| {});
+        let freed = &mut recovered.freed;
+        versions.apply(change, |_, count, place| freed.add(place, count));
         Ok(())
     }
 }

@@ -6,16 +6,18 @@
 //!                   used is not stored: it follows from the maps that refer to them.
 //! Invariants        P1 the slots of logs that every processor knows are claimed or used, free, or of a chunk that is
 //!                      returning, and the free ones are counted in `free`, never too many of them;
-//!                   P2 slots on their way to be free are counted in `waiting` or `returning` until `free` has them;
-//!                   P3 while it is held nothing can be claimed, so nothing is taken and no chunk is punched: after a
-//!                      kill, until what was read back is durable, as the disk may hold maps that refer to slots which
-//!                      none in memory does (J4).
+//!                   P2 slots on their way to be free are counted in `waiting` or `returning` until `free` has them, and
+//!                      those of writes under way, which may free others, in `landing` from before `free` has lost
+//!                      them until `waiting` has what they have freed.
+//!                   P3 after a kill, slots that what the disk holds may refer to, but no map in memory does, are held: used
+//!                      and counted in `waiting`, until what was read back is durable (J4).
 //! Owner and locks   counters, and the locks of the chunks; logs are only ever added.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, RwLock};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, RwLock};
 
-use super::chunks::Chunks;
+use super::chunks::{Chunks, SlotBits};
+use super::marks::SlotSet;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::device::Device;
 use crate::units::{BLOCK_SHIFT, BLOCK_SIZE};
@@ -79,8 +81,18 @@ pub struct Space {
     free: AtomicU64,
     waiting: AtomicU64,
     returning: AtomicU64,
+    landing: AtomicU64,
     size: AtomicU64,
-    held: AtomicBool,
+    held: Mutex<Vec<Held>>,
+}
+
+/// Slots of one chunk that are held (P3).
+#[derive(Debug)]
+struct Held {
+    log: Arc<Log>,
+    chunk: u64,
+    slots: Box<SlotBits>,
+    count: u64,
 }
 
 /// How much there is, in slots.
@@ -112,28 +124,54 @@ impl Space {
         self.give(log.size() - used);
     }
 
+    /// Holds those of these slots that no map in memory refers to, until [`Space::let_go`] (P3). Before its logs are opened.
+    pub fn hold(&self, slots: SlotSet) {
+        let mut held = self.held.lock().expect("no holder panics");
+        for ((number, chunk), mut slots) in slots.into_chunks() {
+            let Some(log) = self.log(number) else { continue };
+            log.slots.take_free(chunk, &mut slots);
+            let count = slots.iter().map(|word| u64::from(word.count_ones())).sum();
+            if count > 0 {
+                self.count_waiting(0, count);
+                held.push(Held { log, chunk, slots, count });
+            }
+        }
+    }
+
+    /// What was read back is durable: nothing is held any more. Says whether anything was.
+    pub fn let_go(&self) -> bool {
+        let held = std::mem::take(&mut *self.held.lock().expect("no holder panics"));
+        for Held { log, chunk, slots, count } in &held {
+            log.slots.give_exactly(*chunk, slots);
+            self.give(*count);
+            self.count_waiting(*count, 0); // P2
+        }
+        !held.is_empty()
+    }
+
     /// Claims so many slots, to be taken at once; `false` if there are not so many free.
     pub fn claim(&self, slots: u64) -> bool {
-        if self.is_held() {
-            return false; // P3
+        self.landing.fetch_add(slots, Ordering::SeqCst); // P2
+        let claimed = self.take_free(slots);
+        if !claimed {
+            self.landing.fetch_sub(slots, Ordering::SeqCst);
         }
-        let claimed = |free: u64| free.checked_sub(slots);
-        self.free.fetch_update(Ordering::AcqRel, Ordering::Acquire, claimed).is_ok()
+        claimed
     }
 
-    /// Lets nothing be claimed (P3) until [`Space::let_go`].
-    pub fn hold(&self) {
-        self.held.store(true, Ordering::Release);
+    fn take_free(&self, slots: u64) -> bool {
+        let taken = |free: u64| free.checked_sub(slots);
+        self.free.fetch_update(Ordering::AcqRel, Ordering::Acquire, taken).is_ok()
     }
 
-    /// What was read back is durable; says whether that was waited for.
-    pub fn let_go(&self) -> bool {
-        self.held.swap(false, Ordering::AcqRel)
+    /// A write with so many of the slots that were claimed has landed: they are recorded, or given back.
+    pub fn land(&self, slots: u64) {
+        self.landing.fetch_sub(slots, Ordering::SeqCst);
     }
 
-    /// Whether nothing can be claimed now, however much is free.
-    pub fn is_held(&self) -> bool {
-        self.held.load(Ordering::Acquire)
+    /// Slots of writes under way.
+    pub fn landing(&self) -> u64 {
+        self.landing.load(Ordering::SeqCst)
     }
 
     /// So many slots are free: given back, or claimed and not taken.
@@ -141,7 +179,7 @@ impl Space {
         self.free.fetch_add(slots, Ordering::AcqRel);
     }
 
-    /// Slots that can be claimed, once nothing is held.
+    /// Slots that can be claimed.
     pub fn free(&self) -> u64 {
         self.free.load(Ordering::Acquire)
     }
@@ -149,12 +187,12 @@ impl Space {
     /// One processor's slots that wait for a commit were `before`, and are `now`.
     pub fn count_waiting(&self, before: u64, now: u64) {
         // Modulo 2^64, so that less is more of the complement.
-        self.waiting.fetch_add(now.wrapping_sub(before), Ordering::AcqRel);
+        self.waiting.fetch_add(now.wrapping_sub(before), Ordering::SeqCst);
     }
 
     /// Slots of all processors that wait for a commit: room that there will be.
     pub fn waiting(&self) -> u64 {
-        self.waiting.load(Ordering::Acquire)
+        self.waiting.load(Ordering::SeqCst)
     }
 
     /// Slots of chunks that are being punched: room that there will be.
@@ -165,7 +203,7 @@ impl Space {
     /// Takes an empty chunk out of use for as long as it is punched, if there is other room enough.
     pub fn retire(&self, chunk: &EmptyChunk) -> bool {
         self.returning.fetch_add(CHUNK_SLOTS, Ordering::AcqRel); // P2
-        let mut retired = self.claim(CHUNK_SLOTS);
+        let mut retired = self.take_free(CHUNK_SLOTS);
         if retired && !chunk.log.slots.retire(chunk.chunk) {
             self.give(CHUNK_SLOTS);
             retired = false;

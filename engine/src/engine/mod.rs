@@ -5,7 +5,10 @@
 //! Owner and locks   `devices`, `volumes`, `processors`: one lock each, held for a look-up or a change. `cutting`:
 //!                   held for a whole cut, as cuts are made one after the other.
 
+pub mod check;
 pub mod events;
+mod read_back;
+pub mod scrub;
 #[cfg(test)]
 mod tests;
 pub mod volumes;
@@ -19,6 +22,7 @@ use std::sync::{Arc, Mutex, RwLock};
 use crate::engine::events::Events;
 use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::io::device::Device;
+use crate::io::fault::Fault;
 use crate::limits::PROCESSORS_MAX;
 use crate::processor::cut::{Cut, Stall};
 use crate::processor::queue::{Control, CutShare, Event, Queue, ask};
@@ -122,9 +126,39 @@ impl Engine {
         if devices.contains_key(&id) {
             return Err(Error::new(ErrorKind::Exists, format!("device {id} is open already")));
         }
-        let device = Device::open(&*self.system, id, path, read_only, sparse)?;
+        let device = Device::open(&self.system, id, path, read_only, sparse)?;
         devices.insert(id, Arc::new(device));
         Ok(())
+    }
+
+    /// Has a device that is not there, so that volumes on it can be served as far as they go: its calls all fail.
+    /// `clean`: nothing that was ever written to it is in doubt.
+    pub fn absent_device(&self, id: DeviceId, sparse: bool, clean: bool) -> Result<()> {
+        let mut devices = self.devices.lock().expect("no holder panics");
+        if devices.contains_key(&id) {
+            return Err(Error::new(ErrorKind::Exists, format!("device {id} is open already")));
+        }
+        devices.insert(id, Arc::new(Device::absent(&self.system, id, sparse, clean)));
+        Ok(())
+    }
+
+    /// Opens a device anew, at this path, while volumes are in use.
+    pub fn reopen_device(&self, id: DeviceId, path: &Path) -> Result<()> {
+        self.device(id)?.reopen(path)?;
+        let volumes: Vec<_> =
+            self.volumes.lock().expect("no holder panics").values().cloned().collect();
+        for volume in volumes {
+            for share in &volume.shares {
+                let control = Control::DeviceBack(volume.share);
+                share.queue.push(Event::Control(Box::new(control)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Why a device is faulty, if it is.
+    pub fn device_fault(&self, id: DeviceId) -> Result<Option<Fault>> {
+        Ok(self.device(id)?.fault())
     }
 
     /// Closes a device that no volume uses.

@@ -1,22 +1,9 @@
 //! Taking a volume over, and letting it go.
 //!
 //! How it works      `add_volume`: resolve devices, recover each processor's maps and mark the slots that they refer to, on
-//!                   a thread of its own, begin new journal segments, give each processor its share; then sync, while
-//!                   hosts are served.
-//!                   `remove_volume`: take the shares back, flush, write last checkpoints.
-//! Before that sync  After a kill, what was read back may be in the page cache alone: a power loss then would leave older
-//!                   maps on the disk. The killed process served hosts in the same state, and what it did about it was
-//!                   to let nothing be used again that waited for a commit. Which places waited is not known any more. So
-//!                   none that is free is taken, and no chunk is punched, until a sync has succeeded (P3): parts that
-//!                   need a slot wait for it, or fail with its errno. Nothing else has to wait:
-//!                   - base places that a dropped snapshot frees wait for a commit as ever, and no mark that was read
-//!                     back counts as one;
-//!                   - a write in place, or back to the base place: what the older maps show there is a snapshot's
-//!                     (then the newer ones show it too, as a snapshot was flushed before it was reported, so it
-//!                     would not be overwritten), or the live volume's: then old or new, as with any write;
-//!                   - a cut is reported after a flush, and dropped by a catalog transaction that is durable; both
-//!                     bring what was read back to the disk first, or do not depend on it;
-//!                   - a flush is answered after it has synced what was read back as well.
+//!                   a thread of its own, begin new journal segments, give each processor its share, and
+//!                   [have it all made durable](super::read_back).
+//!                   `remove_volume`: take the shares back, write last checkpoints.
 //! Errors            nothing is served and no file but leftovers is changed unless everything could be read.
 
 use std::collections::HashMap;
@@ -34,13 +21,15 @@ use crate::change_log::slots::Slots;
 use crate::change_log::space::{Log, Space};
 use crate::deliberate::{Bug, bug};
 use crate::engine::Engine;
+use crate::engine::read_back::all_devices;
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::{PARTITION_BYTES_MAX, PARTITION_BYTES_MIN};
 use crate::processor::hunger::{Ask, Hunger};
 use crate::processor::queue::{Control, Event, ask};
 use crate::processor::share::{Local, Parts, Share};
 use crate::units::{BLOCK_SIZE, DeviceId, Epoch, VolumeId};
-use crate::volume::flusher::{Durable, Flusher, Waiter};
+use crate::volume::bad_blocks::BadBlocks;
+use crate::volume::flusher::{Flusher, Waiter};
 use crate::volume::geometry::{Extent, Geometry, Partition};
 use crate::volume::{ShareRef, Volume};
 
@@ -198,28 +187,31 @@ impl Engine {
         space: Arc<Space>,
         found: Vec<Found>,
     ) -> Result<()> {
-        let durable = Arc::new(Durable::default());
-        for partition in &geometry.partitions {
-            partition.extents.iter().for_each(|extent| durable.add_device(&extent.device));
-        }
         let hunger = Arc::new(Hunger::default());
-        for log in space.logs() {
-            log.devices().for_each(|device| durable.add_device(device));
-            space.open(&log, log.slots.used());
-        }
+        let durable = Arc::new(all_devices(&geometry, &space, &hunger));
         let epoch = found.iter().map(|(_, (one, _))| one.epoch).fold(spec.next_epoch, Epoch::max);
-        // Nothing was replayed: the checkpoints are all there is, and durable when their directory is, as J7 has it.
-        let durable_already = found.iter().all(|(_, (one, _))| one.next_seq == one.covered + 1);
+        let replayed = found.iter().any(|(_, (one, _))| one.replayed > 0);
         let flusher = Arc::new(Flusher::start(&*self.system, &spec.name, Arc::clone(&durable))?);
-        let made = found.into_iter().enumerate().map(|(ordinal, (intake, (recovered, slots)))| {
+        let begun = found.into_iter().map(|(intake, (mut recovered, slots))| {
+            if !bug(Bug::NoRecoverySync) {
+                space.hold(std::mem::take(&mut recovered.freed)); // P3
+            }
             let (journal, locals) = begin(&intake, recovered, &geometry)?;
             durable.add_journal(journal.shared(), &intake.share.queue, number);
+            Ok((intake, journal, locals, slots))
+        });
+        let begun = begun.collect::<Result<Vec<_>>>()?;
+        let bad = Arc::new(BadBlocks::new(Arc::clone(&self.system)));
+        space.logs().iter().for_each(|log| space.open(log, log.slots.used()));
+        let made = begun.into_iter().enumerate().map(|(ordinal, begun)| {
+            let (intake, journal, locals, slots) = begun;
             let share = Share::new(Parts {
                 number,
                 geometry: Arc::clone(&geometry),
                 space: Arc::clone(&space),
                 hunger: Arc::clone(&hunger),
                 flusher: Arc::clone(&flusher),
+                bad: Arc::clone(&bad),
                 stats: Arc::clone(&intake.share.stats),
                 locals,
                 journal,
@@ -230,15 +222,9 @@ impl Engine {
                 ordinal,
                 named_log: spec.snapshots.last().and_then(|(_, log)| *log),
             });
-            Ok((intake.share, share))
+            (intake.share, share)
         });
-        let made = made.collect::<Result<Vec<_>>>()?;
-        if !durable_already && !bug(Bug::NoRecoverySync) {
-            durable.hold(&space, &hunger); // P3
-            let (sender, _) = channel(); // nobody waits: parts that need a slot ask for themselves
-            flusher.push(Waiter::Call(sender));
-        }
-        let (share_refs, shares): (Vec<_>, Vec<_>) = made.into_iter().unzip();
+        let (share_refs, shares): (Vec<_>, Vec<_>) = made.unzip();
         let share_of = index_by_processor(&share_refs);
         let volume = Volume {
             id: spec.id,
@@ -248,13 +234,20 @@ impl Engine {
             space,
             hunger,
             durable,
+            bad,
             flusher,
             shares: share_refs,
             share_of,
             flushes: AtomicU64::new(0),
             epoch: AtomicU64::new(epoch),
         };
-        self.enter(volume, shares)
+        let flusher = Arc::clone(&volume.flusher);
+        self.enter(volume, shares)?;
+        if replayed {
+            let (sender, _) = channel(); // whoever needs a slot that is held asks for itself
+            flusher.push(Waiter::Call(sender));
+        }
+        Ok(())
     }
 
     /// Lets a volume be found, its shares on their processors.
@@ -337,7 +330,8 @@ impl Engine {
     }
 }
 
-fn check(spec: &VolumeSpec) -> Result<()> {
+/// Refuses a specification that makes no sense.
+pub fn check(spec: &VolumeSpec) -> Result<()> {
     let name = &spec.name;
     let wrong =
         |what: String| Err(Error::new(ErrorKind::Invalid, format!("volume {name}: {what}")));

@@ -2,20 +2,64 @@
 //!
 //! How it works      Buffered I/O at offsets. `read_cached` answers from the page cache or says that it would
 //!                   block. `sync` makes what was written durable; callers that wait at the same time share one.
+//!                   The file can be changed for another while the device is in use ([`Device::reopen`]): calls that
+//!                   are under way end on the old one. A device that is not there has a file whose calls all fail
+//!                   ([`super::absent`]).
 //! Invariants        D1 a write is counted after it was made and before it is acknowledged, so a sync that
 //!                   starts after an acknowledgement covers it;
 //!                   D2 after a failed sync the kernel may have dropped what it could not write, so no later sync
-//!                   of this device succeeds until it is opened anew.
-//! Errors            every failed call is counted; the last errno is kept for status.
+//!                   of this device succeeds until it is opened anew;
+//!                   D3 a write that finds its file changed under it syncs that file itself, and fails if it cannot: so
+//!                   what was acknowledged is in a file that some sync covers;
+//!                   D4 whenever acknowledged writes may have been lost, `losses` grows: each volume's flusher
+//!                   tells its hosts once, however soon the device was opened anew.
+//! Owner and locks   `syncing` is held for a sync and for a change of files, so that no sync falls between the two.
+//! Errors            every failed call is counted and marks the device as faulty ([`super::fault`]).
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+
+use arc_swap::ArcSwap;
 
 use crate::deliberate::{Bug, bug};
 use crate::error::{Errno, Error, Result};
+use crate::io::absent::Absent;
+use crate::io::fault::{Call, Fault, Faults};
 use crate::system::{Cached, File, System};
-use crate::units::DeviceId;
+use crate::units::{BLOCK_SIZE, DeviceId};
+
+type IoResult<T> = std::result::Result<T, Errno>;
+
+/// The file that a device has at the moment, and what it turned out not to be able to do.
+#[derive(Debug)]
+struct Opened {
+    file: Arc<dyn File>,
+    present: bool,
+    no_punch: AtomicBool,
+    no_zero: AtomicBool,
+    no_nowait: AtomicBool,
+}
+
+impl Opened {
+    fn new(file: Arc<dyn File>, present: bool, sparse: bool) -> Arc<Opened> {
+        Arc::new(Opened {
+            file,
+            present,
+            no_punch: AtomicBool::new(!sparse || !present),
+            no_zero: AtomicBool::new(!present),
+            no_nowait: AtomicBool::new(false),
+        })
+    }
+}
+
+#[derive(Debug)]
+struct Syncing {
+    /// How many writes are durable.
+    synced: u64,
+    /// The sync that failed (D2), and how many writes there were then.
+    failed: Option<(Errno, u64)>,
+}
 
 /// See the module's head.
 #[derive(Debug)]
@@ -24,158 +68,249 @@ pub struct Device {
     pub id: DeviceId,
     /// Freed space is punched out of it.
     pub sparse: bool,
-    file: Arc<dyn File>,
+    system: Arc<dyn System>,
+    opened: ArcSwap<Opened>,
     writes: AtomicU64,
-    synced: Mutex<u64>,
-    failed_sync: AtomicI32,
-    errors: AtomicU64,
-    last_errno: AtomicI32,
-    no_punch: AtomicBool,
-    no_zero: AtomicBool,
-    no_nowait: AtomicBool,
+    syncing: Mutex<Syncing>,
+    losses: AtomicU64,
+    faults: Faults,
 }
 
 impl Device {
     /// Opens a device's file or disk.
     pub fn open(
-        system: &dyn System,
+        system: &Arc<dyn System>,
         id: DeviceId,
         path: &Path,
         read_only: bool,
         sparse: bool,
     ) -> Result<Device> {
-        let file = system.open(path, !read_only).map_err(|e| {
-            Error::io(format!("device file {} cannot be opened", path.display()), e)
-        })?;
+        let file = system.open(path, !read_only).map_err(|e| cannot_open(path, e))?;
         // Reads of hosts are random unless they say otherwise: no read-ahead of what nobody asked for is
         // decided here, the kernel's own heuristics stay on.
-        Ok(Device {
-            id,
-            sparse,
-            file,
-            writes: AtomicU64::new(1), // what an earlier process wrote may not be durable
-            synced: Mutex::new(0),
-            failed_sync: AtomicI32::new(0),
-            errors: AtomicU64::new(0),
-            last_errno: AtomicI32::new(0),
-            no_punch: AtomicBool::new(!sparse),
-            no_zero: AtomicBool::new(false),
-            no_nowait: AtomicBool::new(false),
-        })
+        let opened = Opened::new(file, true, sparse);
+        // What an earlier process wrote may not be durable: one write, not synced.
+        Ok(Device::new(system, id, sparse, opened, 0))
     }
 
-    /// Failed calls since it was opened, and the last errno (0: none).
+    /// A device that is not there. `clean`: nothing that was written to it is in doubt; else its syncs fail.
+    pub fn absent(system: &Arc<dyn System>, id: DeviceId, sparse: bool, clean: bool) -> Device {
+        let opened = Opened::new(Arc::new(Absent), false, sparse);
+        let device = Device::new(system, id, sparse, opened, u64::from(clean));
+        if !clean {
+            device.losses.store(1, Ordering::Release); // D4
+        }
+        device
+    }
+
+    fn new(
+        system: &Arc<dyn System>,
+        id: DeviceId,
+        sparse: bool,
+        opened: Arc<Opened>,
+        synced: u64,
+    ) -> Device {
+        Device {
+            id,
+            sparse,
+            system: Arc::clone(system),
+            opened: ArcSwap::new(opened),
+            writes: AtomicU64::new(1),
+            syncing: Mutex::new(Syncing { synced, failed: None }),
+            losses: AtomicU64::new(0),
+            faults: Faults::default(),
+        }
+    }
+
+    /// Changes to the file at `path`, perhaps the same one, while the device is in use, and takes the marks off. What
+    /// then fails at once, a small read or a sync, marks it again: [`Device::fault`] tells. On an error nothing has
+    /// changed.
+    pub fn reopen(&self, path: &Path) -> Result<()> {
+        let file = self.system.open(path, true).map_err(|e| cannot_open(path, e))?;
+        let mut block = [0; BLOCK_SIZE as usize];
+        file.read(&mut block, 0)
+            .map_err(|e| Error::io(format!("device file {} cannot be read", path.display()), e))?;
+        let mut syncing = self.syncing.lock().expect("no holder panics");
+        let old = self.opened.swap(Opened::new(file, true, self.sparse));
+        // A failed sync was told of what it covered; what was written since, nobody was told of.
+        let told = syncing.failed.map_or(syncing.synced, |(_, covered)| covered);
+        let untold = old.present && self.writes.load(Ordering::Acquire) > told;
+        if untold && old.file.sync().is_err() {
+            self.losses.fetch_add(1, Ordering::AcqRel); // D4
+        }
+        syncing.failed = None;
+        self.writes.fetch_add(1, Ordering::AcqRel); // so that the next sync is made
+        drop(syncing);
+        let was = self.faults.clear();
+        if let Some(Fault { call: Call::Read, offset, .. }) = was {
+            let _ = self.read(&mut block, offset - offset % BLOCK_SIZE);
+        }
+        let _ = self.sync();
+        Ok(())
+    }
+
+    /// Whether its file is there.
+    pub fn is_present(&self) -> bool {
+        self.opened.load().present
+    }
+
+    /// Failed calls since it was opened first, and the last errno (0: none).
     pub fn errors(&self) -> (u64, i32) {
-        (self.errors.load(Ordering::Relaxed), self.last_errno.load(Ordering::Relaxed))
+        self.faults.counted()
+    }
+
+    /// Why it is faulty, if it is.
+    pub fn fault(&self) -> Option<Fault> {
+        self.faults.mark()
+    }
+
+    /// How many times acknowledged writes may have been lost (D4).
+    pub fn losses(&self) -> u64 {
+        self.losses.load(Ordering::Acquire)
+    }
+
+    /// Of those, how many a volume that has just been taken over is still to tell its hosts of: one, if the device is
+    /// missing and what was written to it is in doubt.
+    pub fn losses_to_tell(&self) -> u64 {
+        let in_doubt = !self.is_present() && self.losses() > 0;
+        u64::from(in_doubt)
     }
 
     /// Fills `buffer` from `offset` if that needs no waiting; `false` if it would block.
-    pub fn read_cached(&self, buffer: &mut [u8], offset: u64) -> std::result::Result<bool, Errno> {
-        if self.no_nowait.load(Ordering::Relaxed) {
+    pub fn read_cached(&self, buffer: &mut [u8], offset: u64) -> IoResult<bool> {
+        let opened = self.opened.load();
+        if opened.no_nowait.load(Ordering::Relaxed) {
             return Ok(false);
         }
-        match self.file.read_cached(buffer, offset) {
+        match opened.file.read_cached(buffer, offset) {
             Ok(Cached::Done) => Ok(true),
             Ok(Cached::WouldWait) => Ok(false),
             Ok(Cached::Unsupported) => {
-                self.no_nowait.store(true, Ordering::Relaxed);
+                opened.no_nowait.store(true, Ordering::Relaxed);
                 Ok(false)
             }
-            Err(e) => Err(self.count(e)),
+            Err(e) => Err(self.note(&opened, Call::Read, offset, e)),
         }
     }
 
     /// Fills `buffer` from `offset`, waiting for the disk.
-    pub fn read(&self, buffer: &mut [u8], offset: u64) -> std::result::Result<(), Errno> {
+    pub fn read(&self, buffer: &mut [u8], offset: u64) -> IoResult<()> {
+        let opened = self.opened.load();
         // A device that ends early reads as an error, not as zeroes.
-        self.file.read(buffer, offset).map_err(|e| self.count(e))
+        opened.file.read(buffer, offset).map_err(|e| self.note(&opened, Call::Read, offset, e))
     }
 
     /// Stores `bytes` at `offset`.
-    pub fn write(&self, bytes: &[u8], offset: u64) -> std::result::Result<(), Errno> {
-        let result = self.file.write(bytes, offset).map_err(|e| self.count(e));
-        self.writes.fetch_add(1, Ordering::Release); // D1: even a failed one may have written
-        result
+    pub fn write(&self, bytes: &[u8], offset: u64) -> IoResult<()> {
+        let opened = self.opened.load();
+        let result = opened.file.write(bytes, offset);
+        self.written(&opened, Call::Write, offset, result)
     }
 
     /// Makes the range read as zeroes and gives its space back. `Ok(false)` if this device cannot.
-    pub fn punch(&self, offset: u64, length: u64) -> std::result::Result<bool, Errno> {
-        self.cleared(self.file.punch(offset, length), &self.no_punch)
+    pub fn punch(&self, offset: u64, length: u64) -> IoResult<bool> {
+        let opened = self.opened.load();
+        self.cleared(&opened, offset, opened.file.punch(offset, length), &opened.no_punch)
     }
 
     /// Makes the range read as zeroes and keeps its space. `Ok(false)` if this device cannot.
-    pub fn zero_range(&self, offset: u64, length: u64) -> std::result::Result<bool, Errno> {
-        self.cleared(self.file.zero_range(offset, length), &self.no_zero)
+    pub fn zero_range(&self, offset: u64, length: u64) -> IoResult<bool> {
+        let opened = self.opened.load();
+        self.cleared(&opened, offset, opened.file.zero_range(offset, length), &opened.no_zero)
     }
 
     /// Whether [`Device::punch`] is worth a try.
     pub fn can_punch(&self) -> bool {
-        !self.no_punch.load(Ordering::Relaxed)
+        !self.opened.load().no_punch.load(Ordering::Relaxed)
     }
 
     /// Whether [`Device::zero_range`] is worth a try.
     pub fn can_zero(&self) -> bool {
-        !self.no_zero.load(Ordering::Relaxed)
+        !self.opened.load().no_zero.load(Ordering::Relaxed)
     }
 
     fn cleared(
         &self,
-        result: std::result::Result<(), Errno>,
+        opened: &Arc<Opened>,
+        offset: u64,
+        result: IoResult<()>,
         cannot: &AtomicBool,
-    ) -> std::result::Result<bool, Errno> {
-        self.writes.fetch_add(1, Ordering::Release); // D1
-        match result {
-            Ok(()) => Ok(true),
-            Err(Errno::ENOTSUP) => {
-                cannot.store(true, Ordering::Relaxed);
-                Ok(false)
-            }
-            Err(e) => Err(self.count(e)),
+    ) -> IoResult<bool> {
+        if result == Err(Errno::ENOTSUP) {
+            cannot.store(true, Ordering::Relaxed);
+            return Ok(false);
         }
+        self.written(opened, Call::Clear, offset, result).map(|()| true)
+    }
+
+    /// Counts a call that has written, well or not.
+    fn written(
+        &self,
+        opened: &Arc<Opened>,
+        call: Call,
+        offset: u64,
+        mut result: IoResult<()>,
+    ) -> IoResult<()> {
+        if opened.present {
+            self.writes.fetch_add(1, Ordering::Release); // D1: even a failed one may have written
+            if result.is_ok() && !Arc::ptr_eq(opened, &self.opened.load()) {
+                result = opened.file.sync(); // D3
+            }
+        }
+        result.map_err(|e| self.note(opened, call, offset, e))
     }
 
     /// Makes every write counted so far durable.
-    pub fn sync(&self) -> std::result::Result<(), Errno> {
+    pub fn sync(&self) -> IoResult<()> {
         let wanted = self.writes.load(Ordering::Acquire);
-        let mut synced = self.synced.lock().expect("no holder panics");
-        let failed = self.failed_sync.load(Ordering::Relaxed);
-        if failed != 0 {
-            return Err(Errno::new(failed)); // D2
+        let mut syncing = self.syncing.lock().expect("no holder panics");
+        if let Some((errno, _)) = syncing.failed {
+            return Err(errno); // D2
         }
-        if *synced >= wanted {
+        if syncing.synced >= wanted {
             return Ok(());
         }
         let covered = self.writes.load(Ordering::Acquire);
-        match self.file.sync() {
+        let opened = self.opened.load();
+        match opened.file.sync() {
             Ok(()) => {
-                *synced = covered;
+                syncing.synced = covered;
                 Ok(())
             }
             Err(e) => {
-                let errno = self.count(e);
                 if !bug(Bug::ForgetFailedSync) {
-                    self.failed_sync.store(errno.raw(), Ordering::Relaxed);
+                    syncing.failed = Some((e, covered));
+                    if opened.present {
+                        self.losses.fetch_add(1, Ordering::AcqRel); // D4
+                    }
                 }
-                Err(errno)
+                Err(self.note(&opened, Call::Sync, 0, e))
             }
         }
     }
 
     /// Asks the kernel to read ahead.
     pub fn will_need(&self, offset: u64, length: u64) {
-        self.file.will_need(offset, length);
+        self.opened.load().file.will_need(offset, length);
     }
 
     /// How many bytes from `offset`, at most `limit`, are all data or all hole, and whether they are a hole.
     pub fn allocation(&self, offset: u64, limit: u64) -> (u64, bool) {
-        self.file.allocation(offset, limit)
+        self.opened.load().file.allocation(offset, limit)
     }
 
-    fn count(&self, errno: Errno) -> Errno {
+    fn note(&self, opened: &Opened, call: Call, offset: u64, errno: Errno) -> Errno {
         // That a call is not possible at all is for `cleared` alone to say.
         let errno = if errno == Errno::ENOTSUP { Errno::EIO } else { errno };
-        self.errors.fetch_add(1, Ordering::Relaxed);
-        self.last_errno.store(errno.raw(), Ordering::Relaxed);
+        if opened.present {
+            self.faults.note(call, offset, errno, self.system.wall_ns());
+        } else {
+            self.faults.count(errno); // that it is missing is known
+        }
         errno
     }
+}
+
+fn cannot_open(path: &Path, errno: Errno) -> Error {
+    Error::io(format!("device file {} cannot be opened", path.display()), errno)
 }

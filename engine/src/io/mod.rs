@@ -1,3 +1,5 @@
-//! I/O: devices. The system's files are in [`crate::system`].
+//! I/O: devices, and what is wrong with them. The system's files are in [`crate::system`].
 
+pub mod absent;
 pub mod device;
+pub mod fault;

@@ -4,12 +4,14 @@
 //!                   everybody, who then try again. If no room is on its way, Python is asked once (a
 //!                   [`LogFull`](Event::LogFull) event): it makes room and says so, or says that it will not be
 //!                   asked any more. Who is refused ends its part with ENOSPC.
-//! Invariants        G1 a share that was told to wait is told when there is room, or somebody was asked, or room is on
-//!                      its way: it looks at the space under the lock that whoever makes room takes afterwards;
+//! Invariants        G1 a share that was told to wait is told when there is room, when some is on its way, and when a
+//!                      write has landed. It enters before it looks at the space; the others change the space before they look
+//!                      whether anybody is in;
 //!                   G2 nobody waits for itself: a part that starves has nothing reserved, so cuts and deletes go on.
 //! Owner and locks   one lock, held for a look at counters; queues are pushed to after it was let go.
 
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::change_log::space::{EmptyChunk, Space};
 use crate::engine::events::{self, Events};
@@ -33,6 +35,15 @@ struct State {
     asked: bool,
 }
 
+impl State {
+    /// Asks, unless that was done; whether somebody was asked.
+    fn ask(&mut self) -> bool {
+        let Some(Ask { events, volume }) = &self.ask else { return false };
+        self.asked = self.asked || events.push(events::Event::LogFull(*volume));
+        self.asked
+    }
+}
+
 /// What a share does with a part that found too few slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -46,51 +57,65 @@ pub enum Verdict {
 #[derive(Debug, Default)]
 pub struct Hunger {
     state: Mutex<State>,
+    /// How many are hungry, to be looked at without the lock.
+    count: AtomicUsize,
 }
 
 impl Hunger {
-    /// For a share whose part found fewer slots than it wants.
-    pub fn enter(&self, space: &Space, wanted: u64, queue: &Arc<Queue>, share: u32) -> Verdict {
-        let mut state = self.state.lock().expect("no holder panics");
-        // In this order: room is counted where it comes from until it is counted where it goes to (P2).
-        let held = space.is_held();
-        let coming = held || space.waiting() > 0 || space.returning() > 0;
-        if !held && space.free() >= wanted {
-            drop(state);
-            try_again([(Arc::clone(queue), share)]);
-            return Verdict::Wait;
-        }
-        if !coming {
-            let State { ask, asked, .. } = &mut *state;
-            let Some(Ask { events, volume }) = ask else { return Verdict::Refuse };
-            *asked = *asked || events.push(events::Event::LogFull(*volume));
-            if !*asked {
-                return Verdict::Refuse;
-            }
-        }
-        let same =
-            |(other, number): &(Arc<Queue>, u32)| Arc::ptr_eq(other, queue) && *number == share;
-        if !state.hungry.iter().any(same) {
-            state.hungry.push((Arc::clone(queue), share));
-        }
-        Verdict::Wait
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no holder panics")
     }
 
-    /// There may be room: whoever waits tries again.
+    /// For a share whose part found fewer slots than it wants.
+    pub fn enter(&self, space: &Space, wanted: u64, queue: &Arc<Queue>, share: u32) -> Verdict {
+        let mut state = self.lock();
+        let same =
+            |(other, number): &(Arc<Queue>, u32)| Arc::ptr_eq(other, queue) && *number == share;
+        let at = state.hungry.iter().position(same);
+        if at.is_none() {
+            state.hungry.push((Arc::clone(queue), share));
+        }
+        let now = at.unwrap_or(state.hungry.len() - 1);
+        self.count.store(state.hungry.len(), Ordering::SeqCst); // G1
+        // In this order: room is counted where it comes from until it is counted where it goes to (P2).
+        let returning = space.waiting() > 0 || space.returning() > 0;
+        let room = space.free() >= wanted;
+        let coming = returning || space.landing() > 0;
+        let verdict = if room || coming || state.ask() { Verdict::Wait } else { Verdict::Refuse };
+        if room || (verdict == Verdict::Refuse && at.is_none()) {
+            state.hungry.swap_remove(now);
+            self.count.store(state.hungry.len(), Ordering::SeqCst);
+        }
+        drop(state);
+        if room {
+            queue.push(Event::Control(Box::new(Control::TryAgain(share))));
+        }
+        verdict
+    }
+
+    /// There may be room, or somebody has to be asked now: whoever waits tries again.
     pub fn feed(&self) {
-        let hungry = std::mem::take(&mut self.state.lock().expect("no holder panics").hungry);
-        try_again(hungry);
+        if self.count.load(Ordering::SeqCst) == 0 {
+            return; // G1
+        }
+        let mut state = self.lock();
+        let hungry = std::mem::take(&mut state.hungry);
+        self.count.store(0, Ordering::SeqCst);
+        drop(state);
+        for (queue, share) in hungry {
+            queue.push(Event::Control(Box::new(Control::TryAgain(share))));
+        }
     }
 
     /// Whoever was asked has done what it could: whoever waits tries again, and asks again if that is not enough.
     pub fn answer(&self) {
-        self.state.lock().expect("no holder panics").asked = false;
+        self.lock().asked = false;
         self.feed();
     }
 
     /// Whom to ask from now on; `None`: parts that find no room are refused, those that wait among them.
     pub fn set_ask(&self, ask: Option<Ask>) {
-        let mut state = self.state.lock().expect("no holder panics");
+        let mut state = self.lock();
         state.ask = ask;
         state.asked = false;
         drop(state);
@@ -99,22 +124,16 @@ impl Hunger {
 
     /// Whether somebody waits.
     pub fn is_hungry(&self) -> bool {
-        !self.state.lock().expect("no holder panics").hungry.is_empty()
+        self.count.load(Ordering::SeqCst) > 0
     }
 
     /// Retires those of these chunks that are worth punching: none if somebody waits for slots.
     pub fn retire(&self, space: &Space, mut chunks: Vec<EmptyChunk>) -> Vec<EmptyChunk> {
-        let state = self.state.lock().expect("no holder panics");
+        let state = self.lock();
         if !state.hungry.is_empty() {
             return Vec::new();
         }
         chunks.retain(|chunk| chunk.can_punch() && space.retire(chunk));
         chunks
-    }
-}
-
-fn try_again(shares: impl IntoIterator<Item = (Arc<Queue>, u32)>) {
-    for (queue, share) in shares {
-        queue.push(Event::Control(Box::new(Control::TryAgain(share))));
     }
 }

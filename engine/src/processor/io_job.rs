@@ -15,18 +15,21 @@ use crate::error::Errno;
 use crate::io::device::Device;
 use crate::processor::queue::Part;
 use crate::units::{BLOCK_SIZE, BlockIndex};
+use crate::volume::bad_blocks::BadBlocks;
 use crate::volume::geometry::{Geometry, Partition};
 use crate::volume::request::Request;
 
 const BLOCK: usize = BLOCK_SIZE as usize;
 
-/// A run of bytes on a device.
+/// Consecutive slots on a device.
 #[derive(Clone, Debug)]
 pub struct Spot {
     /// The device.
     pub device: Arc<Device>,
     /// First byte.
     pub offset: u64,
+    /// The first slot.
+    pub place: Place,
 }
 
 /// Where the old contents of a block are, of which a part is overwritten.
@@ -58,7 +61,14 @@ pub enum Step {
     /// Fill with zeroes.
     ReadZero { length: usize, at: usize },
     /// Read consecutive slots: `skip` bytes of the first are not wanted.
-    ReadSlots { spot: Spot, sums: Vec<u32>, skip: usize, length: usize, at: usize },
+    ReadSlots {
+        spot: Spot,
+        block: BlockIndex,
+        sums: Vec<u32>,
+        skip: usize,
+        length: usize,
+        at: usize,
+    },
     /// Overwrite at the base place.
     WriteInPlace { offset: u64, length: u64, at: usize },
     /// Write whole blocks somewhere new.
@@ -96,6 +106,10 @@ pub struct Job {
     pub changes: Vec<NewPlace>,
     /// Write zeroes instead of the request's buffer.
     pub zeroes: bool,
+    /// The change whose slots could not be written, if that is why it failed.
+    pub failed: Option<usize>,
+    /// Where blocks are noted that cannot be read back right.
+    pub bad: Arc<BadBlocks>,
 }
 
 /// A job that a pool thread is done with.
@@ -150,9 +164,13 @@ impl Job {
                 self.fill(*at, *length).fill(0);
                 Ok(())
             }
-            Step::ReadSlots { spot, sums, skip, length, at } => {
+            Step::ReadSlots { spot, block, sums, skip, length, at } => {
+                let (bad, partition) = (Arc::clone(&self.bad), self.partition);
+                let note = |index: u32| {
+                    bad.note(partition, block + index, spot.place.step(index), spot.device.id);
+                };
                 let out = self.fill(*at, *length);
-                read_slots(spot, sums, *skip, out, |device, buffer, offset| {
+                read_slots(spot, sums, *skip, out, note, |device, buffer, offset| {
                     device.read(buffer, offset).map(|()| true)
                 })
                 .map(|_| ())
@@ -176,23 +194,63 @@ impl Job {
                     put(partition, first, target, source, &mut sums)
                 });
                 self.changes[*change].sums = sums;
-                result
+                self.noted(*change, target, result)
             }
             Step::WritePartial { change, target, old, skip, length, at } => {
                 let first = self.changes[*change].first;
                 let mut block = [0; BLOCK];
-                read_old(partition, first, old, &mut block)?;
+                self.read_old(partition, first, old, &mut block)?;
                 with_source(self.zeroes, self.buffer(), *at, *length, |source| {
                     block[*skip..*skip + *length].copy_from_slice(source);
                     Ok(())
                 })?;
                 let mut sums = Vec::with_capacity(1);
-                put(partition, first, target, &block, &mut sums)?;
+                let result = put(partition, first, target, &block, &mut sums);
                 self.changes[*change].sums = sums;
-                Ok(())
+                self.noted(*change, target, result)
             }
             _ => unreachable!("a read step"),
         }
+    }
+}
+
+impl Job {
+    fn read_old(
+        &self,
+        partition: &Partition,
+        first: BlockIndex,
+        old: &Old,
+        block: &mut [u8],
+    ) -> Result<(), Errno> {
+        let (start, number) = (u64::from(first) * BLOCK_SIZE, self.partition);
+        match old {
+            Old::Base => partition.pieces(start, BLOCK_SIZE, |device, from, here, done| {
+                device.read(&mut block[done as usize..(done + here) as usize], from)
+            }),
+            Old::Zero => {
+                block.fill(0);
+                Ok(())
+            }
+            Old::Slot(spot, sum) => {
+                spot.device.read(block, spot.offset)?;
+                verify(block, std::slice::from_ref(sum), |_| {
+                    self.bad.note(number, first, spot.place, spot.device.id);
+                })
+            }
+        }
+    }
+
+    /// Notes which change's slots could not be written.
+    fn noted(
+        &mut self,
+        change: usize,
+        target: &Target,
+        result: Result<(), Errno>,
+    ) -> Result<(), Errno> {
+        if result.is_err() && matches!(target, Target::Slots(_)) {
+            self.failed = Some(change);
+        }
+        result
     }
 }
 
@@ -235,45 +293,27 @@ pub fn put(
     }
 }
 
-fn read_old(
-    partition: &Partition,
-    first: BlockIndex,
-    old: &Old,
-    block: &mut [u8],
-) -> Result<(), Errno> {
-    match old {
-        Old::Base => partition.pieces(
-            u64::from(first) * BLOCK_SIZE,
-            BLOCK_SIZE,
-            |device, from, here, done| {
-                device.read(&mut block[done as usize..(done + here) as usize], from)
-            },
-        ),
-        Old::Zero => {
-            block.fill(0);
-            Ok(())
-        }
-        Old::Slot(spot, sum) => {
-            spot.device.read(block, spot.offset)?;
-            verify(block, std::slice::from_ref(sum))
+/// Checks whole blocks against their checksums (I2); calls `note` with the index of each that does not match.
+pub fn verify(blocks: &[u8], sums: &[u32], mut note: impl FnMut(u32)) -> Result<(), Errno> {
+    let mut result = Ok(());
+    for (index, (block, sum)) in blocks.chunks_exact(BLOCK).zip(sums).enumerate() {
+        if crc32c::crc32c(block) != *sum {
+            note(index as u32);
+            result = Err(Errno::EIO);
         }
     }
-}
-
-/// Checks whole blocks against their checksums (I2).
-pub fn verify(blocks: &[u8], sums: &[u32]) -> Result<(), Errno> {
-    let matches = |(block, sum): (&[u8], &u32)| crc32c::crc32c(block) == *sum;
-    let right = blocks.chunks_exact(BLOCK).zip(sums).all(matches) || bug(Bug::NoChecksum);
-    if right { Ok(()) } else { Err(Errno::EIO) }
+    if bug(Bug::NoChecksum) { Ok(()) } else { result }
 }
 
 /// Reads consecutive slots into `out`, leaving out `skip` bytes of the first, by `read`, which says whether it
-/// could without waiting. Whole blocks are read straight into `out`.
+/// could without waiting. Whole blocks are read straight into `out`. Calls `note` with the index of each block that
+/// does not match.
 pub fn read_slots(
     spot: &Spot,
     sums: &[u32],
     skip: usize,
     out: &mut [u8],
+    mut note: impl FnMut(u32),
     mut read: impl FnMut(&Device, &mut [u8], u64) -> Result<bool, Errno>,
 ) -> Result<bool, Errno> {
     let mut block = [0; BLOCK];
@@ -288,7 +328,7 @@ pub fn read_slots(
             if !read(&spot.device, into, offset)? {
                 return Ok(false);
             }
-            verify(into, &sums[index..index + whole])?;
+            verify(into, &sums[index..index + whole], |bad| note(index as u32 + bad))?;
             done += whole * BLOCK;
             from += whole * BLOCK;
             continue;
@@ -296,7 +336,7 @@ pub fn read_slots(
         if !read(&spot.device, &mut block, offset)? {
             return Ok(false);
         }
-        verify(&block, &sums[index..=index])?;
+        verify(&block, &sums[index..=index], |_| note(index as u32))?;
         let here = (BLOCK - inner).min(out.len() - done);
         out[done..done + here].copy_from_slice(&block[inner..inner + here]);
         done += here;

@@ -25,6 +25,7 @@
 pub mod checkpoint;
 pub mod core;
 pub mod cut;
+mod elsewhere;
 pub mod epoch;
 pub mod hunger;
 pub mod io_job;
@@ -33,6 +34,7 @@ pub mod read;
 pub mod reclaim;
 pub mod report;
 pub mod run;
+pub mod scrub;
 pub mod share;
 pub mod write;
 pub mod zero;

@@ -18,6 +18,7 @@ use crate::processor::cut::Cut;
 use crate::processor::io_job::Done;
 use crate::processor::reclaim::Dropping;
 use crate::processor::report::PartitionState;
+use crate::processor::scrub::Question;
 use crate::processor::share::Share;
 use crate::sync::{Condvar, Mutex, MutexGuard};
 use crate::system::{System, wait};
@@ -40,6 +41,8 @@ pub struct Part {
     pub length: u32,
     /// Where the part begins in the request, bytes.
     pub at: u64,
+    /// How many slots it was given that could not be written.
+    pub tried: u8,
 }
 
 /// What a processor is told by the engine.
@@ -67,6 +70,10 @@ pub enum Control {
     },
     /// So many empty chunks of a share are back in their logs.
     ChunksReturned(u32, u64),
+    /// Answer a share's question of a scrub.
+    Scrub(u32, Question),
+    /// A device was opened anew.
+    DeviceBack(u32),
     /// There may be room for the parts that wait for slots.
     TryAgain(u32),
     /// Redirected writes use one more log, where none is named if it is a default one. Answer when that is so.

@@ -41,8 +41,8 @@ impl Share {
 
     /// Reads what needs no waiting; `false` if some of it does.
     fn read_now(&self, part: &Part) -> Result<bool, Errno> {
-        let partition = self.locals[part.local as usize].partition;
-        let partition = &self.geometry.partitions[partition as usize];
+        let number = self.locals[part.local as usize].partition;
+        let partition = &self.geometry.partitions[number as usize];
         let mut cached = true;
         self.for_each_run(part, |found, offset, length, at| {
             // SAFETY: B3: the part holds its range of the request's buffer alone.
@@ -56,10 +56,19 @@ impl Share {
             } else if found.place.is_slot() {
                 let spot = self.spot(found.place);
                 let skip = (offset % BLOCK_SIZE) as usize;
+                let note = |index: u32| {
+                    let first = (offset / BLOCK_SIZE) as u32;
+                    self.bad.note(number, first + index, spot.place.step(index), spot.device.id);
+                };
                 cached = cached
-                    && read_slots(&spot, found.checksums, skip, out, |device, into, from| {
-                        device.read_cached(into, from)
-                    })?;
+                    && read_slots(
+                        &spot,
+                        found.checksums,
+                        skip,
+                        out,
+                        note,
+                        |device, into, from| device.read_cached(into, from),
+                    )?;
             } else {
                 out.fill(0);
             }
@@ -76,7 +85,8 @@ impl Share {
             } else if found.place.is_slot() {
                 let spot = self.spot(found.place);
                 let skip = (offset % BLOCK_SIZE) as usize;
-                Step::ReadSlots { spot, sums: found.checksums.to_vec(), skip, length, at }
+                let block = (offset / BLOCK_SIZE) as u32;
+                Step::ReadSlots { spot, block, sums: found.checksums.to_vec(), skip, length, at }
             } else {
                 Step::ReadZero { length, at }
             });
@@ -129,5 +139,5 @@ fn within_chunk(found: Found<'_>) -> Found<'_> {
 fn spot_in(space: &Space, place: Place) -> Spot {
     let log: Arc<Log> = space.log(place.log()).expect("recovery has checked every log's number");
     let (device, offset) = log.locate(place.slot_number());
-    Spot { device: Arc::clone(device), offset }
+    Spot { device: Arc::clone(device), offset, place }
 }

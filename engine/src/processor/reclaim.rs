@@ -70,7 +70,7 @@ impl Share {
             Verdict::Wait => self.starved.push(part),
             Verdict::Refuse => return self.end(part, Err(Errno::ENOSPC), context),
         }
-        if self.space.waiting() > 0 || self.space.is_held() {
+        if self.space.waiting() > 0 {
             self.ask_release(context);
         }
     }
@@ -169,6 +169,8 @@ impl Share {
                 steps,
                 changes: Vec::new(),
                 zeroes: true,
+                failed: None,
+                bad: Arc::clone(&self.bad),
             };
             self.punching = true;
             self.reserve(local, first, last, true);
@@ -245,7 +247,7 @@ impl Share {
             let number = dropping.next_local;
             dropping.next_local += 1;
             let local = &mut self.locals[number as usize];
-            let (slots, bases) = (&mut self.slots, &mut self.freed_bases);
+            let (slots, bases, bad) = (&mut self.slots, &mut self.freed_bases, &self.bad);
             let freed_blocks = &mut dropping.freed_blocks;
             local.versions.prune(&self.snapshots, |first, count, place| {
                 if place != Place::ZERO {
@@ -253,6 +255,7 @@ impl Share {
                 }
                 if place.is_slot() {
                     slots.give_later(seq, place, count);
+                    bad.forget(place, count);
                 } else if place == Place::BASE {
                     bases.push_back(FreedBase { seq, local: number, first, count });
                 }

@@ -220,6 +220,12 @@ impl Processor {
                 self.with_share(number, |share, _| share.log_added(log, default));
                 let _ = answer.send(());
             }
+            Control::Scrub(number, question) => {
+                self.with_share(number, |share, _| share.answer(question));
+            }
+            Control::DeviceBack(number) => {
+                self.with_share(number, |share, _| share.device_back());
+            }
             Control::RenewJournal(number) => {
                 self.with_share(number, |share, context| share.renew_journal(context));
             }

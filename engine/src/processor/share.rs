@@ -21,6 +21,7 @@ use crate::change_log::slots::Slots;
 use crate::change_log::space::{Log, Space};
 use crate::deliberate::{Bug, bug};
 use crate::error::Errno;
+use crate::processor::elsewhere::Elsewhere;
 use crate::processor::hunger::Hunger;
 use crate::processor::io_job::{Done, Job, NewPlace};
 use crate::processor::queue::{Event, Part, Queue};
@@ -28,6 +29,7 @@ use crate::processor::reclaim::{Dropped, FreedBase};
 use crate::system::System;
 use crate::system::pool::Pool;
 use crate::units::{BLOCK_SHIFT, Epoch};
+use crate::volume::bad_blocks::BadBlocks;
 use crate::volume::flusher::{Flusher, Waiter};
 use crate::volume::geometry::Geometry;
 use crate::volume::request::{Request, Sink, Verb};
@@ -113,6 +115,8 @@ pub struct Parts {
     pub hunger: Arc<Hunger>,
     /// The volume's flusher.
     pub flusher: Arc<Flusher>,
+    /// The volume's bad blocks.
+    pub bad: Arc<BadBlocks>,
     /// Counters.
     pub stats: Arc<ShareStats>,
     /// Its partitions.
@@ -141,7 +145,9 @@ pub struct Share {
     pub(super) hunger: Arc<Hunger>,
     /// Where slots are taken from, in the order to try.
     pub(super) log_order: Vec<Arc<Log>>,
+    pub(super) elsewhere: Elsewhere,
     pub(super) flusher: Arc<Flusher>,
+    pub(super) bad: Arc<BadBlocks>,
     pub(super) stats: Arc<ShareStats>,
     pub(super) locals: Vec<Local>,
     pub(super) journal: Journal,
@@ -185,9 +191,11 @@ impl Share {
             number: parts.number,
             geometry: parts.geometry,
             log_order: Vec::new(),
+            elsewhere: Elsewhere::default(),
             space: parts.space,
             hunger: parts.hunger,
             flusher: parts.flusher,
+            bad: parts.bad,
             stats: parts.stats,
             locals: parts.locals,
             journal: parts.journal,
@@ -217,6 +225,7 @@ impl Share {
             checkpoint_bytes: 0,
         };
         share.order_logs();
+        share.count_waiting();
         share
     }
 
@@ -236,6 +245,7 @@ impl Share {
                 order.extend(logs.iter().find(|log| log.number == number).cloned());
             }
         }
+        self.put_last(&mut order);
         self.log_order = order;
     }
 
@@ -324,18 +334,16 @@ impl Share {
 
     /// Takes back what a pool thread is done with.
     pub fn done(&mut self, done: Done, context: &mut Context<'_>) {
-        let Done { id, part, job, mut result, .. } = done;
+        let Done { id, part, job, result, .. } = done;
         self.jobs_out -= 1;
         let reserved = self.reserved.iter().position(|reserved| reserved.id == id);
         let reserved = reserved.map(|index| self.reserved.swap_remove(index));
-        if let (Some(part), Some(reserved)) = (&part, reserved) {
-            result = self.settle_changes(part.local, reserved.epoch, job.changes, result);
-        }
-        match part {
-            // A device has turned out not to clear ranges: it is planned once more, without.
-            Some(part) if result == Err(Errno::ENOTSUP) => self.take(part, context),
-            Some(part) => self.end(part, result, context),
-            None => self.punching = false,
+        match (part, reserved) {
+            (Some(part), Some(reserved)) => {
+                self.finish(part, job, reserved.epoch, result, context);
+            }
+            (Some(part), None) => self.end(part, result, context),
+            (None, _) => self.punching = false,
         }
         self.answer_settled();
         self.resume_waiting(context);
@@ -350,14 +358,22 @@ impl Share {
         changes: Vec<NewPlace>,
         mut result: Result<(), Errno>,
     ) -> Result<(), Errno> {
+        let mut landed = 0;
         for change in changes {
             if result.is_ok() {
                 result = self.apply(local, epoch, &change);
             }
-            if result.is_err() && change.place.is_slot() {
-                self.give_back_unrecorded(change.place, change.count);
+            if change.place.is_slot() {
+                landed += u64::from(change.count);
+                if result.is_err() {
+                    self.give_back_unrecorded(change.place, change.count);
+                }
             }
         }
+        if landed > 0 {
+            self.space.land(landed);
+        }
+        self.hunger.feed();
         result
     }
 
@@ -365,7 +381,6 @@ impl Share {
     pub(super) fn give_back_unrecorded(&mut self, place: Place, count: u32) {
         self.slots.give_now(place, count, &mut Vec::new());
         self.space.give(u64::from(count));
-        self.hunger.feed();
     }
 
     /// Appends the records of a change, then makes it (J2). On an error nothing of it was recorded.
@@ -381,7 +396,7 @@ impl Share {
             place: change.place.raw(),
             checksums: &change.sums,
         })?;
-        let slots = &mut self.slots;
+        let (slots, bad) = (&mut self.slots, &self.bad);
         let local = &mut self.locals[local as usize];
         if change.place == Place::BASE {
             local.moved_back = seq;
@@ -397,6 +412,7 @@ impl Share {
         local.versions.apply(made, |_, count, place| {
             if place.is_slot() {
                 slots.give_later(seq, place, count); // J4
+                bad.forget(place, count);
             }
         });
         self.count_waiting();

@@ -44,8 +44,7 @@ impl Share {
             return self.hand_over(part, job, context);
         }
         let result = job.run();
-        let result = self.settle_changes(part.local, self.epoch, job.changes, result);
-        self.end(part, result, context);
+        self.finish(part, job, self.epoch, result, context);
     }
 
     /// The short way for whole blocks that are all overwritten in place.
@@ -121,6 +120,8 @@ impl Share {
             steps: Vec::new(),
             changes: Vec::new(),
             zeroes,
+            failed: None,
+            bad: Arc::clone(&self.bad),
         }
     }
 

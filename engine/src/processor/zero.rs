@@ -41,8 +41,7 @@ impl Share {
             self.plan_blocks(&mut job, part.local, first, end, manner);
         }
         if job.steps.is_empty() {
-            let result = self.settle_changes(part.local, self.epoch, job.changes, Ok(()));
-            return self.end(part, result, context);
+            return self.finish(part, job, self.epoch, Ok(()), context);
         }
         self.hand_over(part, job, context);
     }

@@ -13,10 +13,11 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::limits;
 use crate::nbd::Server;
 use crate::processor::queue::{Control, ask};
+use crate::processor::scrub::Cursor;
 use crate::processor::share::ShareStats;
 use crate::python::errors::raised;
 use crate::python::handle::Handle;
-use crate::python::spec;
+use crate::python::{report, spec};
 use crate::units::Epoch;
 use crate::volume::Volume;
 use crate::volume::caller::Caller;
@@ -70,6 +71,21 @@ impl Engine {
         sparse: bool,
     ) -> PyResult<()> {
         self.call(py, |this| this.inner.open_device(device, &path, read_only, sparse))
+    }
+
+    #[pyo3(signature = (device, *, sparse = true, clean = false))]
+    fn absent_device(
+        &self,
+        py: Python<'_>,
+        device: u64,
+        sparse: bool,
+        clean: bool,
+    ) -> PyResult<()> {
+        self.call(py, |this| this.inner.absent_device(device, sparse, clean))
+    }
+
+    fn reopen_device(&self, py: Python<'_>, device: u64, path: PathBuf) -> PyResult<()> {
+        self.call(py, |this| this.inner.reopen_device(device, &path))
     }
 
     fn close_device(&self, py: Python<'_>, device: u64) -> PyResult<()> {
@@ -231,6 +247,7 @@ impl Engine {
         })?;
         let dict = counters(py, &volume)?;
         dict.set_item("blocks_mapped", mapped)?;
+        dict.set_item("bad_blocks", report::bad_blocks(py, &volume.bad)?)?;
         let prefix = format!("{}@", volume.name);
         let exports = self.inner.exports.list();
         let ours = |name: &str| name == volume.name || name.starts_with(&prefix);
@@ -238,6 +255,19 @@ impl Engine {
         dict.set_item("connections", ours.map(|export| export.connections()).sum::<usize>())?;
         dict.set_item("logs", super::space::logs(py, &volume)?)?;
         Ok(dict)
+    }
+
+    fn scrub<'py>(
+        &self,
+        py: Python<'py>,
+        volume: u64,
+        partition: u32,
+        cursor: (u32, Epoch),
+        bytes_max: u64,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        let from = Cursor { leaf: cursor.0, epoch: cursor.1 };
+        let done = self.call(py, |this| this.inner.scrub(volume, partition, from, bytes_max))?;
+        report::scrub(py, &done)
     }
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
@@ -261,12 +291,7 @@ impl Engine {
         }
         let devices = PyList::empty(py);
         for device in self.inner.devices.lock().expect("no holder panics").values() {
-            let (errors, last_errno) = device.errors();
-            let dict = PyDict::new(py);
-            dict.set_item("device", device.id)?;
-            dict.set_item("errors", errors)?;
-            dict.set_item("last_errno", last_errno)?;
-            devices.append(dict)?;
+            devices.append(report::device(py, device)?)?;
         }
         let dict = PyDict::new(py);
         dict.set_item("processors", processors)?;

@@ -3,9 +3,11 @@
 //! How it works      Thin: arguments in, a call of [`crate::engine::Engine`], results out. Every call that may wait
 //!                   releases the GIL. No thread of the engine ever takes it.
 
+mod check;
 mod engine;
 mod errors;
 mod handle;
+mod report;
 mod space;
 mod spec;
 
@@ -16,6 +18,7 @@ use pyo3::prelude::*;
 fn polyvol_engine(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<engine::Engine>()?;
     module.add_class::<handle::Handle>()?;
+    module.add_function(wrap_pyfunction!(check::check, module)?)?;
     module.add("EngineError", module.py().get_type::<errors::EngineError>())?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))
 }

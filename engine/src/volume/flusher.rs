@@ -1,13 +1,16 @@
 //! Flusher: makes a volume durable on behalf of everyone who waits at the same time.
 //!
 //! How it works      A pool of one thread for each volume: when somebody waits, it takes all who wait, and runs one sync
-//!                   for them, until nobody does. A sync notes how far each journal has got, syncs every device that was written to,
-//!                   then commits each journal up to what was noted.
+//!                   for them, until nobody does. A sync notes how far each journal has got, syncs every device that
+//!                   was written to, also those behind one that fails, then commits each journal up to what was noted.
 //! Invariants        F1 whoever waits is answered by a sync that began after it came; J3 and J6 of the change log:
 //!                   a mark covers only records that were appended before the devices' sync began, and a
 //!                   record is appended after its data was written.
+//!                   F2 whenever a device may have lost acknowledged writes (its D4), a sync that a host asked for
+//!                   fails, also if the device has been opened anew in between.
 //! Errors            a failed sync fails everyone that it was for, with the device's errno.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, RwLock};
 
@@ -41,11 +44,18 @@ pub enum Waiter {
 /// What has to be synced.
 #[derive(Debug, Default)]
 pub struct Durable {
-    /// Devices that hold extents or slots.
-    pub devices: RwLock<Vec<Arc<Device>>>,
+    devices: RwLock<Vec<Arc<Watched>>>,
     journals: RwLock<Vec<Writer>>,
-    /// What the first sync that succeeds lets go.
-    held: Mutex<Option<(Arc<Space>, Arc<Hunger>)>>,
+    /// What a sync that succeeds lets go (P3), and who waits for it.
+    space: Option<(Arc<Space>, Arc<Hunger>)>,
+}
+
+/// A device that holds extents or slots.
+#[derive(Debug)]
+struct Watched {
+    device: Arc<Device>,
+    /// How many of its losses hosts were told of (F2).
+    told: AtomicU64,
 }
 
 /// Who writes a journal.
@@ -57,6 +67,11 @@ struct Writer {
 }
 
 impl Durable {
+    /// Nothing yet, of a volume with this space.
+    pub fn of(space: &Arc<Space>, hunger: &Arc<Hunger>) -> Durable {
+        Durable { space: Some((Arc::clone(space), Arc::clone(hunger))), ..Durable::default() }
+    }
+
     /// Makes everything acknowledged so far durable.
     pub fn sync(&self) -> std::result::Result<(), Errno> {
         let journals = self.journals.read().expect("no holder panics").clone();
@@ -75,8 +90,11 @@ impl Durable {
                 told.push((queue, Control::Release { share: *share, result: Ok(()) }));
             }
         }
-        if result.is_ok() {
-            self.let_go();
+        if let Some((space, hunger)) = &self.space
+            && result.is_ok()
+            && space.let_go()
+        {
+            hunger.feed();
         }
         for (queue, control) in told {
             queue.push(Event::Control(Box::new(control)));
@@ -84,27 +102,27 @@ impl Durable {
         result
     }
 
-    /// Holds the space (P3) until a sync has succeeded.
-    pub fn hold(&self, space: &Arc<Space>, hunger: &Arc<Hunger>) {
-        space.hold();
-        let held = (Arc::clone(space), Arc::clone(hunger));
-        *self.held.lock().expect("no holder panics") = Some(held);
-    }
-
-    fn let_go(&self) {
-        let held = self.held.lock().expect("no holder panics").take();
-        if let Some((space, hunger)) = held
-            && space.let_go()
-        {
-            hunger.feed();
-        }
-    }
-
-    /// Makes everything durable that was written to devices so far.
+    /// Makes what was written to devices durable, as far as they let it; the first one's error.
     pub fn sync_devices(&self) -> std::result::Result<(), Errno> {
         let devices = self.devices.read().expect("no holder panics").clone();
-        let devices = devices.iter().filter(|_| !bug(Bug::NoDeviceSync));
-        devices.into_iter().try_for_each(|device| device.sync())
+        let mut result = Ok(());
+        for watched in devices.iter().filter(|_| !bug(Bug::NoDeviceSync)) {
+            result = result.and(watched.device.sync());
+        }
+        result
+    }
+
+    /// An error if a device may have lost what hosts were told is written, once for each time (F2).
+    fn tell_losses(&self) -> std::result::Result<(), Errno> {
+        let devices = self.devices.read().expect("no holder panics").clone();
+        let mut result = Ok(());
+        for watched in devices {
+            let losses = watched.device.losses();
+            if watched.told.swap(losses, Ordering::AcqRel) != losses {
+                result = Err(Errno::EIO);
+            }
+        }
+        result
     }
 
     /// Adds a journal, with its processor's queue and the number of the volume's share there.
@@ -123,8 +141,9 @@ impl Durable {
     /// Adds a device, if it is not there.
     pub fn add_device(&self, device: &Arc<Device>) {
         let mut devices = self.devices.write().expect("no holder panics");
-        if !devices.iter().any(|other| other.id == device.id) {
-            devices.push(Arc::clone(device));
+        if !devices.iter().any(|other| other.device.id == device.id) {
+            let told = AtomicU64::new(device.losses() - device.losses_to_tell());
+            devices.push(Arc::new(Watched { device: Arc::clone(device), told }));
         }
     }
 }
@@ -172,7 +191,7 @@ impl Flusher {
         let mut state = self.shared.state.lock().expect("no holder panics");
         if state.stopping {
             drop(state);
-            answer(vec![waiter], Err(Errno::ESHUTDOWN));
+            answer(vec![waiter], Err(Errno::ESHUTDOWN), Err(Errno::ESHUTDOWN));
             return;
         }
         state.waiting.push(waiter);
@@ -206,16 +225,22 @@ fn run(shared: &Shared) {
         let waiting = std::mem::take(&mut state.waiting);
         drop(state);
         let result = shared.durable.sync(); // F1
-        answer(waiting, result);
+        let hosts = waiting.iter().any(|waiter| matches!(waiter, Waiter::Request(_)));
+        let told = if hosts { shared.durable.tell_losses() } else { Ok(()) };
+        answer(waiting, result, result.and(told));
     }
 }
 
-fn answer(waiting: Vec<Waiter>, result: std::result::Result<(), Errno>) {
+fn answer(
+    waiting: Vec<Waiter>,
+    result: std::result::Result<(), Errno>,
+    for_hosts: std::result::Result<(), Errno>,
+) {
     let mut sinks: Vec<Arc<dyn Sink>> = Vec::new();
     for waiter in waiting {
         match waiter {
             Waiter::Request(request) => {
-                if let Err(errno) = result {
+                if let Err(errno) = for_hosts {
                     request.fail(errno);
                 }
                 if !sinks.iter().any(|sink| Arc::ptr_eq(sink, request.sink())) {

@@ -5,6 +5,7 @@
 //!                   [`export`] shows; it splits each [`request`] into parts.
 //! Owner and locks   a volume's fields never change; what changes is inside its shares, owned by processors.
 
+pub mod bad_blocks;
 pub mod caller;
 pub mod export;
 pub mod flusher;
@@ -22,6 +23,7 @@ use crate::processor::queue::{Event, Part, Queue};
 use crate::processor::run::Processor;
 use crate::processor::share::ShareStats;
 use crate::units::{Epoch, PartitionIndex, ProcessorIndex, VolumeId};
+use bad_blocks::BadBlocks;
 use flusher::{Durable, Flusher, Waiter};
 use geometry::Geometry;
 use request::{Request, Target, Verb};
@@ -54,6 +56,8 @@ pub struct Volume {
     pub hunger: Arc<Hunger>,
     /// What a flush syncs.
     pub durable: Arc<Durable>,
+    /// Blocks that could not be read back right.
+    pub bad: Arc<BadBlocks>,
     /// Its flusher.
     pub flusher: Arc<Flusher>,
     /// Its shares, by processor.
@@ -158,6 +162,7 @@ impl View {
                 offset: (from - start) as u32,
                 length: (to - from) as u32,
                 at: from - request.offset,
+                tried: 0,
             };
             let share = volume.share_of[partition.processor as usize];
             outbox[share].push(Event::Part(part));

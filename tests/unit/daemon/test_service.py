@@ -181,11 +181,19 @@ def test_a_missing_device_degrades_only_its_volumes_and_comes_back_at_a_new_path
     daemon.service.stop()
     (tmp_path / "a").rename(tmp_path / "moved")
     daemon.start()
-    assert exports(daemon) == ["on-b"]
-    shown = json.loads(daemon.ok("volume", "show", "on-a", "--json"))
+    assert exports(daemon) == ["on-a", "on-a@s", "on-b"]
+    shown = json.loads(daemon.ok("volume", "show", "on-a", "--partitions", "--json"))
     assert (shown["state"], "does not exist" in shown["reason"]) == ("degraded", True)
+    assert "(1 of 1 partitions faulty)" in shown["reason"]
+    assert (shown["partitions"][0]["state"], shown["partitions"][0]["reason"][:19]) == (
+        "faulty",
+        "device a is missing",
+    )
+    assert state_of(daemon, "on-b") == "serving"
     assert "degraded" in daemon.ok("status")
-    assert "not served: device a cannot be used" in daemon.refused("snapshot", "create", "on-a")
+    assert ("absent_device", 1, True) in daemon.world.calls
+    daemon.ok("snapshot", "create", "on-a", "--name", "t")
+    daemon.ok("snapshot", "delete", "on-a@t")
     assert "device a cannot be used" in daemon.refused(
         "volume", "create", "n", "--size", "1M", "--device", "a"
     )
@@ -221,16 +229,19 @@ def test_a_wrong_disk_at_the_path_is_not_used(daemon: Daemon, tmp_path: Path) ->
     (tmp_path / "a").write_bytes(b"someone else's" * MIB)
     daemon.start()
     assert state_of(daemon, "v") == "degraded"
+    words = daemon.refused("device", "retry", "a")
+    assert "device a cannot be used" in words
+    assert "carries no label" in words
     assert (tmp_path / "a").read_bytes().startswith(b"someone else's")
 
 
-def test_a_volume_that_the_engine_refuses_is_degraded_and_the_others_are_served(daemon: Daemon) -> None:
+def test_a_volume_that_the_engine_refuses_is_not_served_and_the_others_are_served(daemon: Daemon) -> None:
     daemon.ok("volume", "create", "a", "--size", "1M")
     daemon.ok("volume", "create", "b", "--size", "1M")
     daemon.service.stop()
     daemon.world.fail["add_volume"] = 1
     daemon.start()
-    assert (state_of(daemon, "a"), state_of(daemon, "b")) == ("serving", "degraded")
+    assert (state_of(daemon, "a"), state_of(daemon, "b")) == ("serving", "not-served")
     daemon.world.fail.clear()
 
 

@@ -6,7 +6,7 @@ from uuid import uuid4
 
 import pytest
 
-from polyvol.mapping.catalog.database import Database
+from polyvol.mapping.catalog.database import LATEST_VERSION, Database
 from polyvol.mapping.catalog.store import LOG_NUMBER_MAX, Catalog
 from polyvol.mapping.device import Device
 from polyvol.mapping.errors import CatalogDamaged, CatalogFailed, CatalogVersion, TooManyLogs
@@ -144,10 +144,10 @@ def test_what_is_no_catalog_is_left_untouched(tmp_path: Path, content: str) -> N
 def test_an_older_catalog_is_migrated_step_by_step(tmp_path: Path) -> None:
     path = tmp_path / "c.db"
     Catalog(path).close()
-    (tmp_path / "to_2.sql").write_text("ALTER TABLE volume ADD COLUMN colour TEXT;")
-    (tmp_path / "to_3.sql").write_text("UPDATE catalog SET created_ns = 42;")
-    database = Database(path, latest=3, migrations=tmp_path)
-    assert database.rows("PRAGMA user_version")[0][0] == 3
+    (tmp_path / f"to_{LATEST_VERSION + 1}.sql").write_text("ALTER TABLE volume ADD COLUMN colour TEXT;")
+    (tmp_path / f"to_{LATEST_VERSION + 2}.sql").write_text("UPDATE catalog SET created_ns = 42;")
+    database = Database(path, latest=LATEST_VERSION + 2, migrations=tmp_path)
+    assert database.rows("PRAGMA user_version")[0][0] == LATEST_VERSION + 2
     assert database.rows("SELECT created_ns FROM catalog")[0][0] == 42
     assert database.rows("SELECT colour FROM volume") == []
     database.close()
@@ -156,9 +156,10 @@ def test_an_older_catalog_is_migrated_step_by_step(tmp_path: Path) -> None:
 def test_a_migration_that_fails_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "c.db"
     Catalog(path).close()
-    (tmp_path / "to_2.sql").write_text("CREATE TABLE extra (x);\nINSERT INTO nowhere VALUES (1);")
+    step = tmp_path / f"to_{LATEST_VERSION + 1}.sql"
+    step.write_text("CREATE TABLE extra (x);\nINSERT INTO nowhere VALUES (1);")
     with pytest.raises(CatalogDamaged):
-        Database(path, latest=2, migrations=tmp_path)
+        Database(path, latest=LATEST_VERSION + 1, migrations=tmp_path)
     catalog = Catalog(path)
     assert catalog._database.rows("SELECT name FROM sqlite_master WHERE name = 'extra'") == []
     catalog.close()
@@ -171,3 +172,13 @@ def test_a_catalog_that_cannot_be_written_says_so_and_stays_as_it_was(catalog: C
         catalog.set_volume_state(volume.id, "ready")
     catalog._database.rows("PRAGMA query_only = OFF")
     assert [each.state for each in catalog.volumes()] == ["creating"]
+
+
+def test_a_run_is_clean_if_it_ended_so_or_the_machine_was_started_anew(catalog: Catalog) -> None:
+    settings = catalog.settings
+    assert settings.begin_run("boot 1"), "there was none before"
+    assert not settings.begin_run("boot 1"), "it was killed"
+    settings.end_run()
+    assert settings.begin_run("boot 1")
+    assert settings.begin_run("boot 2")
+    assert not settings.begin_run("boot 2")

@@ -34,6 +34,20 @@ fn a_segment_whose_header_a_power_loss_has_taken_holds_nothing_that_counts() {
 }
 
 #[test]
+fn a_mark_that_came_to_the_disk_without_the_header_before_it_counts_for_nothing() {
+    let scratch = Scratch::new();
+    ten_records(&scratch);
+    two_more_segments(&scratch);
+    let lost = scratch.identity(1).segment_path(2);
+    let mut bytes = std::fs::read(&lost).unwrap();
+    bytes[..512].fill(0);
+    bytes[512..536].fill(0x5a); // of a commit whose sync had not ended
+    std::fs::write(&lost, &bytes).unwrap();
+    let found = back(&scratch, 2, &[]).unwrap();
+    assert_eq!((found.next_seq, found.replayed, found.leftovers), (6, 5, vec![lost]));
+}
+
+#[test]
 fn a_prepared_segment_is_used_next_or_leaves_nothing() {
     let scratch = Scratch::new();
     let mut journal = Journal::begin(scratch.identity(1), 1, 1, 0, Vec::new()).unwrap();

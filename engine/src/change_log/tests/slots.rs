@@ -21,7 +21,8 @@ fn space(scratch: &Scratch, chunks: &[u64]) -> Space {
     for (index, chunks) in chunks.iter().enumerate() {
         let path = scratch.0.join(format!("log{index}"));
         std::fs::File::create(&path).unwrap().set_len(chunks * CHUNK_BYTES).unwrap();
-        let device = Arc::new(Device::open(&Linux, 1 + index as u64, &path, false, true).unwrap());
+        let linux: Arc<dyn crate::system::System> = Arc::new(Linux);
+        let device = Arc::new(Device::open(&linux, 1 + index as u64, &path, false, true).unwrap());
         // In two extents, where there is enough for two.
         let (first, rest) = (CHUNK_BYTES, (chunks - 1) * CHUNK_BYTES);
         let extents = [(0, first), (first, rest)].into_iter().filter(|(_, length)| *length > 0);

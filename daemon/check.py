@@ -1,0 +1,225 @@
+"""Check: a stopped state directory, looked through: catalog, journals, change logs and devices against each
+other.
+
+How it works      The lock is held meanwhile, and not written to. The catalog is copied and the copy is
+                  opened, as SQLite may write to what it opens. Then: the catalog by itself, devices and their
+                  labels, extents, each volume's maps and slots (by the engine, which reads only), and files
+                  that belong to nothing.
+Invariants        K1 nothing in the state directory or on a device is changed.
+Errors            StateLocked, StateUnusable, NoState. What is wrong is in the view, not raised.
+"""
+
+import fcntl
+import os
+import re
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from polyvol.daemon.engine_border import EngineModule, load_engine
+from polyvol.daemon.errors import NoState, StateLocked, StateUnusable
+from polyvol.daemon.views import CheckView, CheckVolumeView
+from polyvol.mapping.catalog.store import Catalog
+from polyvol.mapping.device import Device, trouble_with
+from polyvol.mapping.errors import PolyvolError
+from polyvol.mapping.extent import Extent
+from polyvol.mapping.partition import Partition
+from polyvol.mapping.records import Volume
+from polyvol.mapping.volume import volume_spec
+
+_CATALOG = "catalog.db"
+_ENGINE_FILE = re.compile(r"p(\d{3})-\d{10}\.(journal|checkpoint|checkpoint\.new)")
+_CHUNK = 4 << 20
+
+
+def check_state(state_dir: Path, *, data: bool, module: EngineModule | None = None) -> CheckView:
+    """Look through a state directory that no daemon owns; with `data`, read and check every slot too."""
+    if not (state_dir / _CATALOG).is_file():
+        raise NoState(state=state_dir)
+    with _held(state_dir), tempfile.TemporaryDirectory(prefix="polyvol-check-") as scratch:
+        copy = Path(scratch) / _CATALOG
+        for suffix in ("", "-wal"):
+            source = state_dir / f"{_CATALOG}{suffix}"
+            if source.exists():
+                shutil.copyfile(source, f"{copy}{suffix}")
+        problems = list(_database_problems(copy))
+        if not problems:
+            try:
+                catalog = Catalog(copy)
+            except PolyvolError as error:
+                problems.append(error.message.replace(str(copy), str(state_dir / _CATALOG)))
+            else:
+                try:
+                    return _Check(state_dir, catalog, module or load_engine(), data).run()
+                finally:
+                    catalog.close()
+        return CheckView(state_dir=str(state_dir), problems=problems, notes=[], volumes=[], devices=0)
+
+
+@contextmanager
+def _held(state_dir: Path) -> Iterator[None]:
+    """Hold the lock without writing to it; StateLocked if a daemon has it."""
+    try:
+        fd = os.open(state_dir / "lock", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        yield  # no daemon was ever here
+        return
+    except OSError as error:
+        raise StateUnusable(state=state_dir, why=error.strerror or error) from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        pid = os.pread(fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
+        raise StateLocked(pid=pid, state=state_dir) from error
+    finally:
+        os.close(fd)
+
+
+def _database_problems(copy: Path) -> Iterator[str]:
+    try:
+        connection = sqlite3.connect(copy)
+        try:
+            for (row,) in connection.execute("PRAGMA integrity_check"):
+                if row != "ok":
+                    yield f"catalog: {row}"
+            for table, row, parent, _ in connection.execute("PRAGMA foreign_key_check"):
+                yield f"catalog: row {row} of table {table} refers to a {parent} that is not there"
+        finally:
+            connection.close()
+    except sqlite3.DatabaseError as error:
+        yield f"catalog: {error}"
+
+
+class _Check:
+    """One look through one state directory."""
+
+    def __init__(self, state_dir: Path, catalog: Catalog, module: EngineModule, data: bool) -> None:
+        self._state_dir = state_dir
+        self._catalog = catalog
+        self._module = module
+        self._data = data
+        self._devices = {device.id: device for device in catalog.devices()}
+        self._problems: list[str] = []
+        self._notes: list[str] = []
+
+    def run(self) -> CheckView:
+        """Everything."""
+        present = self._check_devices()
+        self._check_extents()
+        volumes = [self._check_volume(volume, present) for volume in self._catalog.volumes()]
+        self._check_files()
+        return CheckView(
+            state_dir=str(self._state_dir),
+            problems=self._problems,
+            notes=self._notes,
+            volumes=volumes,
+            devices=len(self._devices),
+        )
+
+    def _path(self, device: Device) -> Path:
+        return self._state_dir / device.path
+
+    def _check_devices(self) -> dict[int, str]:
+        """The paths of the devices that are there and right."""
+        present = {}
+        for device in self._devices.values():
+            if device.state != "ready":
+                self._notes.append(f"device {device.name} is {device.state}: the next start settles that")
+                continue
+            reason = trouble_with(device, self._path(device), self._catalog.uuid)
+            if reason is None:
+                present[device.id] = str(self._path(device))
+            else:
+                self._problems.append(f"device {device.name}: {reason}")
+        return present
+
+    def _check_extents(self) -> None:
+        """Every extent inside its device's data area, no two over each other."""
+        users: dict[int, list[tuple[Extent, str]]] = {}
+        for volume in self._catalog.volumes():
+            for partition in self._catalog.partitions(volume.id):
+                for extent in partition.extents:
+                    owner = f"partition {partition.number} of volume {volume.name}"
+                    users.setdefault(extent.device, []).append((extent, owner))
+            for log in self._catalog.logs(volume.id):
+                for extent in log.extents:
+                    owner = f"change log {log.number} of volume {volume.name}"
+                    users.setdefault(extent.device, []).append((extent, owner))
+        for identity, extents in users.items():
+            self._check_extents_of(self._devices[identity], sorted(extents, key=lambda one: one[0].offset))
+
+    def _check_extents_of(self, device: Device, extents: Iterable[tuple[Extent, str]]) -> None:
+        area = device.data_area
+        end, before = 0, ""
+        for extent, owner in extents:
+            where = f"device {device.name} at {extent.offset}"
+            if extent.offset < area.offset or extent.end > area.end:
+                self._problems.append(f"{where}: an extent of {owner} is outside the data area")
+            if extent.offset < end:
+                self._problems.append(f"{where}: an extent of {owner} is over one of {before}")
+            if extent.end > end:
+                end, before = extent.end, owner
+
+    def _check_volume(self, volume: Volume, present: dict[int, str]) -> CheckVolumeView:
+        catalog = self._catalog
+        partitions, logs = catalog.partitions(volume.id), catalog.logs(volume.id)
+        snapshots = catalog.snapshots(volume.id)
+        view = CheckVolumeView(name=volume.name, partitions=len(partitions), snapshots=len(snapshots))
+        if volume.state != "ready":
+            self._notes.append(f"volume {volume.name} is {volume.state}: the next start settles that")
+            return view
+        for snapshot in snapshots:
+            if snapshot.epoch >= volume.next_epoch:
+                what = f"snapshot {snapshot.name} has epoch {snapshot.epoch}, which is yet to come"
+                self._problems.append(f"volume {volume.name}: {what}")
+        for log in logs:
+            if log.number >= volume.next_log or any(extent.length % _CHUNK for extent in log.extents):
+                self._problems.append(f"volume {volume.name}: change log {log.number} cannot be")
+        directory = self._state_dir / "volumes" / str(volume.uuid)
+        if not directory.is_dir():
+            self._problems.append(f"volume {volume.name}: its directory {directory} is not there")
+            return view
+        self._check_names(volume, directory, partitions)
+        spec = volume_spec(volume, partitions, logs, snapshots, str(directory))
+        try:
+            report = self._module.check(spec, present, data=self._data)
+        except self._module.EngineError as error:
+            self._problems.append(f"volume {volume.name}: {error}")
+            return view
+        self._problems += [f"volume {volume.name}: {problem}" for problem in report["problems"]]
+        if report["more_problems"]:
+            self._problems.append(f"volume {volume.name}: {report['more_problems']} more problems")
+        for path in report["leftovers"]:
+            self._notes.append(f"{os.fspath(path)} is left of a crash: the next start removes it")
+        return CheckVolumeView(
+            name=volume.name,
+            partitions=len(partitions),
+            snapshots=len(snapshots),
+            slots=report["slots"],
+            records=report["records"],
+            checked=report["checked_bytes"],
+        )
+
+    def _check_names(self, volume: Volume, directory: Path, partitions: Iterable[Partition]) -> None:
+        """Every file of a volume is one that some processor of its has written."""
+        processors = {partition.processor for partition in partitions}
+        for path in sorted(directory.iterdir()):
+            match = _ENGINE_FILE.fullmatch(path.name)
+            if match is None or int(match[1]) not in processors:
+                self._problems.append(f"{path} belongs to no processor of volume {volume.name}")
+            elif match[2] == "checkpoint.new":
+                self._notes.append(f"{path} is left of a crash: nothing needs it")
+
+    def _check_files(self) -> None:
+        """Every file below volumes/ and devices/ belongs to somebody."""
+        known = {str(volume.uuid) for volume in self._catalog.volumes()}
+        paths = {self._path(device) for device in self._devices.values()}
+        for folder in ("volumes", "devices"):
+            directory = self._state_dir / folder
+            for path in sorted(directory.iterdir()) if directory.is_dir() else []:
+                if path.name not in known if folder == "volumes" else path not in paths:
+                    self._problems.append(f"{path} belongs to no {folder[:-1]} of the catalog")

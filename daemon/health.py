@@ -1,0 +1,111 @@
+"""Health: what is wrong with devices, and what that means for volumes and partitions.
+
+How it works      A device is 'missing' (what was found at start, or at its last retry), 'faulty' (a call on
+                  it has failed since it was opened, in the engine's words) or 'ok'. A partition with an
+                  extent on a device that is not ok is faulty. A volume that uses one is degraded; so is one
+                  with blocks that do not have their checksum.
+Invariants        H1 nothing here is kept: it is asked for anew each time.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from polyvol.daemon.context import Context
+from polyvol.daemon.views import BadBlockView, iso
+from polyvol.mapping.partition import Partition
+from polyvol.mapping.records import Volume
+
+if TYPE_CHECKING:
+    from polyvol.engine import DeviceFaultStats
+
+DeviceHealth = Literal["ok", "missing", "faulty"]
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """What is wrong with a device, by its name: a clause."""
+
+    device: str
+    state: DeviceHealth
+    reason: str
+
+
+def device_troubles(context: Context) -> dict[int, Trouble]:
+    """The devices that are not ok, by id."""
+    names = context.device_names()
+    faults = {entry["device"]: entry["fault"] for entry in context.engine.stats()["devices"]}
+    found = {
+        device: Trouble(names.get(device, "?"), "faulty", fault_clause(fault))
+        for device, fault in faults.items()
+        if fault is not None
+    }
+    for device, reason in context.device_trouble.items():
+        found[device] = Trouble(names.get(device, "?"), "missing", reason)
+    return found
+
+
+def fault_clause(fault: "DeviceFaultStats") -> str:
+    """Why a device is faulty, as a clause."""
+    where = "" if fault["call"] == "syncing" else f" at {fault['offset']}"
+    often = "once" if fault["times"] == 1 else f"{fault['times']} times"
+    how = os.strerror(fault["errno"])
+    clause = f"{fault['call']}{where} failed: {how} ({often} since {iso(fault['first_ns'])}"
+    if fault["times"] > 1:
+        clause += f", last {iso(fault['last_ns'])}"
+    clause += ")"
+    if fault["call"] == "syncing":
+        clause += "; what was written to it and not flushed may be lost"
+    return clause
+
+
+def partition_trouble(partition: Partition, troubles: Mapping[int, Trouble]) -> str | None:
+    """Why a partition is faulty, as a clause, or None."""
+    for extent in partition.extents:
+        trouble = troubles.get(extent.device)
+        if trouble is not None:
+            return f"device {trouble.device} is {trouble.state}: {trouble.reason}"
+    return None
+
+
+def volume_trouble(
+    devices: Iterable[int], partitions: Iterable[Partition], troubles: Mapping[int, Trouble]
+) -> str | None:
+    """Why a volume is degraded by its devices, as a clause, or None."""
+    found = [troubles[device] for device in devices if device in troubles]
+    if not found:
+        return None
+    count = hit = 0
+    for partition in partitions:
+        count += 1
+        hit += any(extent.device in troubles for extent in partition.extents)
+    what = "; ".join(f"device {trouble.device} is {trouble.state}: {trouble.reason}" for trouble in found)
+    return f"{what} ({hit} of {count} partitions faulty)"
+
+
+def bad_block_views(context: Context, volume: Volume, names: Mapping[int, str]) -> list[BadBlockView]:
+    """The blocks of a volume that are known to be bad; none if the engine does not know the volume."""
+    with contextlib.suppress(context.engine_error):  # it may be deleted meanwhile
+        return [
+            BadBlockView(
+                partition=bad["partition"],
+                block=bad["block"],
+                device=names.get(bad["device"], "?"),
+                first=iso(bad["first_ns"]),
+                last=iso(bad["last_ns"]),
+                times=bad["times"],
+            )
+            for bad in context.engine.volume_stats(volume.id)["bad_blocks"]["blocks"]
+        ]
+    return []
+
+
+def bad_blocks_clause(bad: Sequence[BadBlockView]) -> str:
+    """What is to be said of bad blocks, of which there are some."""
+    first = bad[0]
+    where = f"partition {first.partition} block {first.block} on device {first.device}, found {first.first}"
+    if len(bad) == 1:
+        return f"1 block does not match its checksum ({where})"
+    return f"{len(bad)} blocks do not match their checksums (the first: {where})"

@@ -1,0 +1,230 @@
+"""Scrubs: reading everything that has a checksum, at a bounded rate, on request or once a week.
+
+How it works      A scrub is a thread that has the engine read a volume's slots, partition by partition, about
+                  a sixteenth of a second's worth at a time, and sleeps so that the rate is kept. Its view is
+                  replaced after each step; the last one that came to its end is kept in the catalog. With
+                  weekly scrubs switched on, a thread looks every minute for a volume whose last scrub (or
+                  whose making) is a week ago, so one that was missed is made up for after a start, one at a
+                  time.
+Owner and locks   `_lock` over the scrubs that run and the views, held for a look or a change.
+Errors            ScrubRunning, NoScrub. What cannot be read is in the view; a scrub that cannot go on ends
+                  as 'failed', with the reason.
+"""
+
+import contextlib
+import json
+import os
+import threading
+import time
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from polyvol.daemon.context import Context
+from polyvol.daemon.errors import BadRequest, NoScrub, ScrubRunning, VolumeNotServed
+from polyvol.daemon.views import ScrubBadView, ScrubState, ScrubView, iso
+from polyvol.mapping.errors import PolyvolError
+from polyvol.mapping.records import Volume
+from polyvol.snapshot.snapshot import export_name
+
+if TYPE_CHECKING:
+    from polyvol.engine import ScrubBad
+
+WEEK_NS = 7 * 24 * 3600 * 1_000_000_000
+RATE_DEFAULT = 64 << 20
+RATE_MIN = 64 << 10
+_LOOK_S = 60.0
+_STEPS_A_SECOND = 16
+_LISTED_MAX = 1000
+_WEEKLY = "weekly-scrub"
+
+
+@dataclass
+class _Running:
+    """A scrub under way, and how it is told to end."""
+
+    view: ScrubView
+    thread: threading.Thread | None = None
+    told: threading.Event = field(default_factory=threading.Event)
+
+
+class Scrubs:
+    """The verbs of scrubs."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._lock = threading.Lock()
+        self._running: dict[int, _Running] = {}
+        self._ended: dict[int, ScrubView] = {}
+        self._told = threading.Event()
+        self._weekly_thread = threading.Thread(target=self._run_weekly, name="polyvol-weekly", daemon=True)
+
+    def start(self) -> None:
+        """Begin to look for scrubs that are due."""
+        self._weekly_thread.start()
+
+    def stop(self) -> None:
+        """End all scrubs; what is under way of them is not kept."""
+        self._told.set()
+        with self._lock:
+            running = list(self._running.values())
+        for scrub in running:
+            scrub.told.set()
+        for scrub in running:
+            if scrub.thread is not None:
+                scrub.thread.join()
+        if self._weekly_thread.is_alive():
+            self._weekly_thread.join()
+
+    def begin(self, name: str, rate: int) -> ScrubView:
+        """Start a scrub of a volume, at `rate` bytes a second."""
+        if rate < RATE_MIN:
+            raise BadRequest(why=f"a rate of {rate} bytes a second is less than {RATE_MIN}")
+        context = self._context
+        volume = context.find_volume(name)
+        if volume.state != "ready" or volume.id in context.volume_trouble:
+            reason = context.volume_trouble.get(volume.id, f"it is {volume.state}")
+            raise VolumeNotServed(name=name, reason=reason)
+        with context.engine_errors(f"asking for the use of volume {name}"):
+            logs = context.engine.volume_stats(volume.id)["logs"]
+        total = sum(log["used_bytes"] for log in logs)
+        view = ScrubView(volume=name, state="running", started=iso(time.time_ns()), rate=rate, total=total)
+        scrub = _Running(view)
+        with self._lock:
+            if volume.id in self._running:
+                raise ScrubRunning(name=name)
+            self._running[volume.id] = scrub
+            self._ended.pop(volume.id, None)
+        scrub.thread = threading.Thread(
+            target=self._run, args=(volume, scrub), name="polyvol-scrub", daemon=True
+        )
+        scrub.thread.start()
+        return view
+
+    def show(self, name: str) -> ScrubView:
+        """The scrub of a volume that is under way, else the last one."""
+        volume = self._context.find_volume(name)
+        with self._lock:
+            scrub = self._running.get(volume.id)
+            ended = self._ended.get(volume.id)
+        view = ended if scrub is None else scrub.view
+        if view is None:
+            view = self.last(volume)
+        if view is None:
+            raise NoScrub(name=name)
+        return view
+
+    def last(self, volume: Volume) -> ScrubView | None:
+        """The last scrub of a volume that came to its end, if one did."""
+        found = self._context.catalog.settings.last_scrub(volume.id)
+        if found is None:
+            return None
+        values = json.loads(found[1])
+        values["bad"] = [ScrubBadView(**bad) for bad in values["bad"]]
+        return ScrubView(**values)
+
+    def end(self, name: str) -> ScrubView:
+        """Stop a volume's scrub, if one is under way."""
+        volume = self._context.find_volume(name)
+        with self._lock:
+            scrub = self._running.get(volume.id)
+        if scrub is not None and scrub.thread is not None:
+            scrub.told.set()
+            scrub.thread.join()
+        return self.show(name)
+
+    @property
+    def weekly(self) -> bool:
+        """Whether every volume is scrubbed once a week."""
+        return self._context.catalog.settings.get(_WEEKLY) == "on"
+
+    def set_weekly(self, on: bool) -> None:
+        """Switch weekly scrubs on or off."""
+        self._context.catalog.settings.set(_WEEKLY, "on" if on else "off")
+
+    def due(self, now_ns: int) -> Volume | None:
+        """A volume whose weekly scrub is due, if none is under way."""
+        if not self.weekly:
+            return None
+        with self._lock:
+            if self._running:
+                return None
+        context = self._context
+        for volume in context.catalog.volumes():
+            if volume.state != "ready" or volume.id in context.volume_trouble:
+                continue
+            last = context.catalog.settings.last_scrub(volume.id)
+            if now_ns - (volume.created_ns if last is None else last[0]) >= WEEK_NS:
+                return volume
+        return None
+
+    def _run_weekly(self) -> None:
+        failed: dict[int, int] = {}
+        while not self._told.is_set():
+            now = time.time_ns()
+            volume = self.due(now)
+            # One that fails is tried again an hour later, and does not keep the others waiting.
+            if volume is not None and now - failed.get(volume.id, 0) >= WEEK_NS // (7 * 24):
+                failed[volume.id] = now
+                with contextlib.suppress(PolyvolError):  # the next look finds out more
+                    self.begin(volume.name, RATE_DEFAULT)
+            self._told.wait(_LOOK_S)
+
+    def _run(self, volume: Volume, scrub: _Running) -> None:
+        state: ScrubState = "failed"
+        reason = None
+        try:
+            state = "done" if self._read_all(volume, scrub) else "stopped"
+        except (self._context.engine_error, PolyvolError) as error:
+            reason = str(error)
+        now = time.time_ns()
+        view = replace(scrub.view, state=state, reason=reason, ended=iso(now))
+        if state == "done":
+            try:
+                self._context.catalog.settings.keep_scrub(volume.id, now, json.dumps(asdict(view)))
+            except PolyvolError as error:
+                view = replace(view, reason=error.message)
+        with self._lock:
+            self._ended[volume.id] = view
+            self._running.pop(volume.id, None)
+
+    def _read_all(self, volume: Volume, scrub: _Running) -> bool:
+        """Read everything; False if it was told to stop."""
+        context = self._context
+        rate = scrub.view.rate
+        began = time.monotonic()
+        names = context.device_names()
+        for number in range(-(-volume.size // volume.partition_size)):
+            cursor: tuple[int, int] | None = (0, 0)
+            while cursor is not None:
+                step = max(4096, rate // _STEPS_A_SECOND)
+                report = context.engine.scrub(volume.id, number, cursor, step)
+                cursor = report["next"]
+                view = scrub.view
+                bad = [self._bad_view(volume, number, found, names) for found in report["bad"]]
+                scrub.view = replace(
+                    view,
+                    done=view.done + report["bytes"],
+                    skipped=view.skipped + report["skipped_bytes"],
+                    bad_blocks=view.bad_blocks + len(bad),
+                    bad=(view.bad + bad)[:_LISTED_MAX],
+                )
+                # Partitions without slots cost nothing, and are not waited for.
+                ahead = scrub.view.done / rate - (time.monotonic() - began)
+                if scrub.told.wait(max(0.0, ahead)):
+                    return False
+        return True
+
+    def _bad_view(
+        self, volume: Volume, partition: int, bad: "ScrubBad", names: dict[int, str]
+    ) -> ScrubBadView:
+        epochs = {record.epoch: record.name for record in self._context.catalog.snapshots(volume.id)}
+        seen_by = [volume.name] if bad["live"] else []
+        seen_by += [export_name(volume.name, epochs[epoch]) for epoch in bad["epochs"] if epoch in epochs]
+        reason = "its checksum does not match" if bad["errno"] == 0 else os.strerror(bad["errno"])
+        return ScrubBadView(
+            partition=partition,
+            block=bad["block"],
+            device=names.get(bad["device"], "?"),
+            reason=reason,
+            seen_by=seen_by,
+        )

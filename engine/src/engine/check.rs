@@ -1,0 +1,215 @@
+//! Check: a volume that nobody serves, read back and compared with its change logs; changes nothing.
+//!
+//! How it works      Recovery reads each processor's checkpoint and journal, as it would before serving. Every slot that a
+//!                   map refers to has to be inside its log, and be referred to once, however many versions see it.
+//!                   With `data`, every slot is read from its device and checked. No engine is needed.
+//! Errors            what is wrong is a problem in the report, not an error.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::block_map::versions::Versions;
+use crate::change_log::journal::Identity;
+use crate::change_log::recover::{Recovered, recover};
+use crate::change_log::space::{CHUNK_SLOTS, Log};
+use crate::engine::volumes::{VolumeSpec, check as check_spec};
+use crate::error::{Error, Result};
+use crate::io::device::Device;
+use crate::processor::scrub::{SlotRun, for_each_slot_run};
+use crate::system::System;
+use crate::units::{BLOCK_SIZE, DeviceId, Epoch, PartitionIndex};
+use crate::volume::geometry::Extent;
+
+const BLOCK: usize = BLOCK_SIZE as usize;
+/// Problems that are told in words; all are counted.
+const TOLD_MAX: usize = 100;
+
+/// What was found.
+#[derive(Clone, Debug, Default)]
+pub struct CheckReport {
+    /// What is wrong, a sentence each.
+    pub problems: Vec<String>,
+    /// How many problems there are beyond these.
+    pub more_problems: u64,
+    /// Files that a crash has left and the next start removes.
+    pub leftovers: Vec<PathBuf>,
+    /// Slots that maps refer to.
+    pub slots: u64,
+    /// Records behind the checkpoints.
+    pub records: u64,
+    /// Bytes of slots that were read and checked.
+    pub checked_bytes: u64,
+}
+
+struct LogCheck {
+    log: Log,
+    used: Vec<u64>,
+}
+
+struct Check<'a> {
+    spec: &'a VolumeSpec,
+    data: bool,
+    logs: BTreeMap<u16, LogCheck>,
+    report: CheckReport,
+}
+
+/// Checks a volume. `devices` are the paths of those that are there.
+pub fn check_volume(
+    system: &Arc<dyn System>,
+    spec: &VolumeSpec,
+    devices: &BTreeMap<DeviceId, PathBuf>,
+    data: bool,
+) -> Result<CheckReport> {
+    let opened = open_devices(system, spec, devices);
+    let mut check = Check { spec, data, logs: BTreeMap::new(), report: CheckReport::default() };
+    if let Err(error) = check_spec(spec).and_then(|()| check.add_logs(&opened)) {
+        check.problem(error.what);
+        return Ok(check.report);
+    }
+    let boot_id =
+        system.boot_id().map_err(|e| Error::io("the host's boot id cannot be read", e))?;
+    let mut processors: Vec<u32> = spec.partitions.iter().map(|(owner, _)| *owner).collect();
+    processors.sort_unstable();
+    processors.dedup();
+    for processor in processors {
+        let identity = Identity {
+            system: Arc::clone(system),
+            directory: spec.directory.clone(),
+            volume_uuid: spec.uuid,
+            processor,
+            boot_id,
+        };
+        match recover_one(spec, &identity) {
+            Ok(recovered) => check.maps(recovered),
+            Err(error) => check.problem(error.what),
+        }
+    }
+    Ok(check.report)
+}
+
+fn recover_one(spec: &VolumeSpec, identity: &Identity) -> Result<Recovered> {
+    let snapshots: Vec<Epoch> = spec.snapshots.iter().map(|(epoch, _)| *epoch).collect();
+    recover(identity, &snapshots, |partition| {
+        let (owner, extents) = spec.partitions.get(partition as usize)?;
+        let bytes: u64 = extents.iter().map(|extent| extent.length).sum();
+        (*owner == identity.processor).then_some((bytes / BLOCK_SIZE) as u32)
+    })
+}
+
+/// The devices of change logs, read-only; those that cannot be opened are missing.
+fn open_devices(
+    system: &Arc<dyn System>,
+    spec: &VolumeSpec,
+    paths: &BTreeMap<DeviceId, PathBuf>,
+) -> BTreeMap<DeviceId, Arc<Device>> {
+    let ids = spec.logs.iter().flat_map(|(_, extents)| extents.iter().map(|one| one.device));
+    let open = |id: DeviceId| {
+        let found = paths.get(&id).and_then(|path| Device::open(system, id, path, true, true).ok());
+        (id, Arc::new(found.unwrap_or_else(|| Device::absent(system, id, true, true))))
+    };
+    ids.map(open).collect()
+}
+
+impl Check<'_> {
+    fn problem(&mut self, what: String) {
+        if self.report.problems.len() < TOLD_MAX {
+            self.report.problems.push(what);
+        } else {
+            self.report.more_problems += 1;
+        }
+    }
+
+    fn add_logs(&mut self, devices: &BTreeMap<DeviceId, Arc<Device>>) -> Result<()> {
+        for (number, extents) in &self.spec.logs {
+            let resolve = |spec: &crate::engine::volumes::ExtentSpec| Extent {
+                device: Arc::clone(&devices[&spec.device]),
+                offset: spec.offset,
+                length: spec.length,
+            };
+            let log = Log::new(*number, extents.iter().map(resolve).collect())?;
+            let used = vec![0; log.size().div_ceil(64) as usize];
+            self.logs.insert(*number, LogCheck { log, used });
+        }
+        Ok(())
+    }
+
+    fn maps(&mut self, recovered: Recovered) {
+        self.report.records += recovered.replayed;
+        self.report.leftovers.extend(recovered.leftovers);
+        for (partition, versions) in &recovered.partitions {
+            self.partition(*partition, versions);
+        }
+    }
+
+    fn partition(&mut self, partition: PartitionIndex, versions: &Versions) {
+        let mut runs = Vec::new();
+        for_each_slot_run(versions, |run| runs.push(run));
+        for run in &runs {
+            if self.claim(partition, run) && self.data {
+                self.read(partition, run);
+            }
+        }
+    }
+
+    /// Marks the slots of a run; `false` if one of them is not in a log.
+    fn claim(&mut self, partition: PartitionIndex, run: &SlotRun) -> bool {
+        let mut inside = true;
+        for index in 0..run.sums.len() as u32 {
+            let (block, place) = (run.block + index, run.place.step(index));
+            let (number, slot) = (place.log(), place.slot_number());
+            let at = format!("partition {partition} block {block}");
+            self.report.slots += 1;
+            let Some(LogCheck { log, used }) = self.logs.get_mut(&number) else {
+                self.problem(format!("{at} is in change log {number}, which does not exist"));
+                inside = false;
+                continue;
+            };
+            if slot >= log.size() {
+                self.problem(format!("{at} is in slot {slot}, beyond change log {number}"));
+                inside = false;
+                continue;
+            }
+            let (word, bit) = (slot as usize / 64, 1 << (slot % 64));
+            let taken = used[word] & bit != 0;
+            used[word] |= bit;
+            if taken {
+                self.problem(format!("{at} is in slot {slot} of change log {number}, used twice"));
+            }
+        }
+        inside
+    }
+
+    /// Reads the slots of a run, chunk by chunk, as two chunks may lie in two extents.
+    fn read(&mut self, partition: PartitionIndex, run: &SlotRun) {
+        let mut done = 0;
+        let mut wrong = Vec::new();
+        while done < run.sums.len() {
+            let place = run.place.step(done as u32);
+            let left = (CHUNK_SLOTS - place.slot_number() % CHUNK_SLOTS) as usize;
+            let count = left.min(run.sums.len() - done);
+            let (device, offset) = self.logs[&place.log()].log.locate(place.slot_number());
+            if device.is_present() {
+                self.report.checked_bytes += (count * BLOCK) as u64;
+                for index in 0..count {
+                    let mut block = [0; BLOCK];
+                    let read = device.read(&mut block, offset + (index * BLOCK) as u64);
+                    let why = match read {
+                        Err(e) => std::io::Error::from_raw_os_error(e.raw()).to_string(),
+                        Ok(()) if crc32c::crc32c(&block) != run.sums[done + index] => {
+                            "its checksum does not match".to_owned()
+                        }
+                        Ok(()) => continue,
+                    };
+                    let (slot, log) = (place.slot_number() + index as u64, place.log());
+                    let block = run.block as usize + done + index;
+                    wrong.push(format!(
+                        "partition {partition} block {block}, slot {slot} of change log {log}: {why}"
+                    ));
+                }
+            }
+            done += count;
+        }
+        wrong.into_iter().for_each(|what| self.problem(what));
+    }
+}

@@ -1,0 +1,98 @@
+//! Fault: what is known to be wrong with a device, for people to see.
+//!
+//! How it works      Every failed call is noted. The first one marks the device as faulty, and the mark stays until
+//!                   the device is opened anew; meanwhile every call is still made, as one bad sector must not take
+//!                   a whole disk down. A lack of space marks nothing: it passes by itself, unless a sync met it.
+//! Owner and locks   one lock over the mark, taken only when a call has failed or somebody asks.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+
+use crate::error::Errno;
+
+/// What was asked of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Call {
+    Read,
+    Write,
+    Clear,
+    Sync,
+}
+
+impl Call {
+    /// Its name, as a sentence has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Call::Read => "reading",
+            Call::Write => "writing",
+            Call::Clear => "clearing",
+            Call::Sync => "syncing",
+        }
+    }
+}
+
+/// Why a device is faulty.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// The call that failed last.
+    pub call: Call,
+    /// How.
+    pub errno: Errno,
+    /// Where, in bytes; a sync has no place.
+    pub offset: u64,
+    /// When a call failed first, nanoseconds since 1970.
+    pub first_ns: u64,
+    /// When a call failed last.
+    pub last_ns: u64,
+    /// How many have failed.
+    pub times: u64,
+}
+
+/// See the module's head.
+#[derive(Debug, Default)]
+pub struct Faults {
+    errors: AtomicU64,
+    last_errno: AtomicI32,
+    mark: Mutex<Option<Fault>>,
+}
+
+impl Faults {
+    /// Notes a call that failed at `now_ns`.
+    pub fn note(&self, call: Call, offset: u64, errno: Errno, now_ns: u64) {
+        self.count(errno);
+        if call != Call::Sync && is_lack_of_space(errno) {
+            return;
+        }
+        let mut mark = self.mark.lock().expect("no holder panics");
+        let first_ns = mark.map_or(now_ns, |fault| fault.first_ns);
+        let times = mark.map_or(0, |fault| fault.times) + 1;
+        *mark = Some(Fault { call, errno, offset, first_ns, last_ns: now_ns, times });
+    }
+
+    /// Counts a failed call that says nothing new.
+    pub fn count(&self, errno: Errno) {
+        self.errors.fetch_add(1, Ordering::Relaxed);
+        self.last_errno.store(errno.raw(), Ordering::Relaxed);
+    }
+
+    /// Failed calls ever, and the last errno (0: none).
+    pub fn counted(&self) -> (u64, i32) {
+        (self.errors.load(Ordering::Relaxed), self.last_errno.load(Ordering::Relaxed))
+    }
+
+    /// The mark.
+    pub fn mark(&self) -> Option<Fault> {
+        *self.mark.lock().expect("no holder panics")
+    }
+
+    /// Takes the mark off; gives what it was.
+    pub fn clear(&self) -> Option<Fault> {
+        self.mark.lock().expect("no holder panics").take()
+    }
+}
+
+/// Whether a call failed only because the disk under a sparse file is full.
+pub fn is_lack_of_space(errno: Errno) -> bool {
+    errno == Errno::ENOSPC || errno.raw() == libc::EDQUOT
+}

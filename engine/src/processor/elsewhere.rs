@@ -1,0 +1,90 @@
+//! Elsewhere: what becomes of a write whose slots could not be written.
+//!
+//! How it works      The slots are set aside, so that nothing is handed the same bad sector again, their log goes to the
+//!                   end of those to try, and the part starts anew: it finds other slots, of another log if there
+//!                   is one with room. A few attempts later the host is given the error; at once, if the log's device
+//!                   is missing, as that is tried when nothing else has room. When a device was opened anew, logs are tried in their own order again, and slots that were set aside can be used.
+//! Invariants        E1 a slot that was set aside is counted as used, and no record speaks of it: after a restart it is
+//!                   free again.
+//! Owner and locks   the share's processor.
+
+use std::sync::Arc;
+
+use crate::block_map::place::Place;
+use crate::change_log::space::Log;
+use crate::error::Errno;
+use crate::io::fault::is_lack_of_space;
+use crate::processor::io_job::Job;
+use crate::processor::queue::Part;
+use crate::processor::share::{Context, Share};
+use crate::units::Epoch;
+
+/// Runs that are set aside at most: where there are more, it is not a few sectors that are bad.
+const SET_ASIDE_RUNS_MAX: usize = 1024;
+/// Attempts for one part, besides one for each log.
+const ATTEMPTS: usize = 3;
+
+/// Slots that could not be written, and logs that have such.
+#[derive(Debug, Default)]
+pub(super) struct Elsewhere {
+    set_aside: Vec<(Place, u32)>,
+    last_to_try: Vec<u16>,
+}
+
+impl Share {
+    /// Ends a part whose job has ended, or starts it anew if its slots could not be written.
+    pub(super) fn finish(
+        &mut self,
+        mut part: Part,
+        job: Job,
+        epoch: Epoch,
+        result: Result<(), Errno>,
+        context: &mut Context<'_>,
+    ) {
+        if result == Err(Errno::ENOTSUP) {
+            // A device has turned out not to clear ranges: it is planned once more, without.
+            let _ = self.settle_changes(part.local, epoch, job.changes, result);
+            return self.take(part, context);
+        }
+        let failed = job.failed.map(|index| (job.changes[index].place, job.changes[index].count));
+        let mut changes = job.changes;
+        let (Some((place, count)), Err(errno)) = (failed, result) else {
+            let result = self.settle_changes(part.local, epoch, changes, result);
+            return self.end(part, result, context);
+        };
+        let room = self.elsewhere.set_aside.len() < SET_ASIDE_RUNS_MAX;
+        let present = self.spot(place).device.is_present();
+        if room && present && !is_lack_of_space(errno) {
+            self.elsewhere.set_aside.push((place, count)); // E1
+            changes.retain(|change| change.place != place);
+        }
+        // An error stays one: this gives the slots back.
+        let result = self.settle_changes(part.local, epoch, changes, result);
+        if !self.elsewhere.last_to_try.contains(&place.log()) {
+            self.elsewhere.last_to_try.push(place.log());
+            self.order_logs();
+        }
+        // What is missing is tried last: nothing else has room.
+        if !present || usize::from(part.tried) >= self.log_order.len() + ATTEMPTS {
+            return self.end(part, result, context);
+        }
+        part.tried = part.tried.saturating_add(1);
+        self.take(part, context);
+    }
+
+    /// Puts last in an order to try: logs that could not be written, and those of which a device is missing. They stay
+    /// in it, as their slots are counted.
+    pub(super) fn put_last(&self, order: &mut [Arc<Log>]) {
+        let missing = |log: &Log| log.devices().any(|device| !device.is_present());
+        order.sort_by_key(|log| (missing(log), self.elsewhere.last_to_try.contains(&log.number)));
+    }
+
+    /// A device was opened anew: everything is tried again.
+    pub fn device_back(&mut self) {
+        let Elsewhere { set_aside, .. } = std::mem::take(&mut self.elsewhere);
+        for (place, count) in set_aside {
+            self.give_back_unrecorded(place, count);
+        }
+        self.order_logs();
+    }
+}

@@ -1,0 +1,173 @@
+//! Scrub: what a share tells of its slots, so that somebody can read them all.
+//!
+//! How it works      [`Share::slots_from`] walks a partition leaf by leaf, and in each leaf its versions from the oldest
+//!                   to the live one, and gives what a version sees and the one before it does not: so each slot comes
+//!                   up once (V2 of the versions). It stops when it has found enough, or looked long enough, and says
+//!                   where to go on. Between two calls versions may come and go: a slot may then come up twice, and
+//!                   none is left out that is seen all the while, as a new version stands where the walk goes on.
+//!                   [`Share::seen_by`] says whether a slot is still what it was: one that was freed meanwhile and
+//!                   is used for something else is no bad one.
+
+use std::sync::mpsc::Sender;
+
+use crate::block_map::place::Place;
+use crate::block_map::tree::{Map, leaves};
+use crate::block_map::versions::Versions;
+use crate::processor::share::Share;
+use crate::units::{BlockIndex, Epoch};
+
+const LEAF_BLOCKS: u32 = crate::block_map::leaf::LEAF_BLOCKS;
+/// Leaves of versions that are looked at in one go.
+const LOOKS_MAX: u32 = 4096;
+
+/// How far a walk through a partition's slots has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cursor {
+    /// The leaf.
+    pub leaf: u32,
+    /// The versions that are left of it: those whose last epoch is not below.
+    pub epoch: Epoch,
+}
+
+/// Consecutive slots of consecutive blocks.
+#[derive(Clone, Debug)]
+pub struct SlotRun {
+    /// The first block.
+    pub block: BlockIndex,
+    /// The first slot.
+    pub place: Place,
+    /// The checksum of each.
+    pub sums: Vec<u32>,
+}
+
+/// Who sees a slot.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SeenBy {
+    /// The live volume.
+    pub live: bool,
+    /// Snapshots.
+    pub epochs: Vec<Epoch>,
+}
+
+/// What a scrub asks a share about one of its partitions, and where the answer goes.
+pub enum Question {
+    /// [`Share::slots_from`].
+    SlotsFrom {
+        /// The partition's number on the share.
+        local: u32,
+        /// From here on.
+        cursor: Cursor,
+        /// How many are enough.
+        blocks_min: u32,
+        /// Gets them, and where to go on.
+        answer: Sender<(Vec<SlotRun>, Option<Cursor>)>,
+    },
+    /// [`Share::seen_by`].
+    SeenBy {
+        /// The partition's number on the share.
+        local: u32,
+        /// The block.
+        block: BlockIndex,
+        /// The slot.
+        place: Place,
+        /// The checksum of its contents.
+        sum: u32,
+        /// Gets who sees it, if anybody does.
+        answer: Sender<Option<SeenBy>>,
+    },
+}
+
+impl Share {
+    /// Answers a question; whoever asked may have gone.
+    pub fn answer(&self, question: Question) {
+        match question {
+            Question::SlotsFrom { local, cursor, blocks_min, answer } => {
+                let _ = answer.send(self.slots_from(local, cursor, blocks_min));
+            }
+            Question::SeenBy { local, block, place, sum, answer } => {
+                let _ = answer.send(self.seen_by(local, block, place, sum));
+            }
+        }
+    }
+
+    /// Slots of a partition from `cursor` on, at least `blocks_min` if there are so many, and where to go on; `None`
+    /// when that was all.
+    pub fn slots_from(
+        &self,
+        local: u32,
+        cursor: Cursor,
+        blocks_min: u32,
+    ) -> (Vec<SlotRun>, Option<Cursor>) {
+        let versions = &self.locals[local as usize].versions;
+        let (mut runs, mut blocks, mut looks) = (Vec::new(), 0, 0);
+        let frozen = versions.frozen();
+        for leaf in cursor.leaf..leaves(versions.live.blocks()) as u32 {
+            let from = if leaf == cursor.leaf { cursor.epoch } else { 0 };
+            let first = frozen.partition_point(|version| version.last_epoch < from);
+            for index in first..=frozen.len() {
+                if blocks >= blocks_min || looks >= LOOKS_MAX {
+                    // A version that is frozen until then is not the live one's any more.
+                    let behind = index.checked_sub(1).map_or(0, |i| frozen[i].last_epoch + 1);
+                    return (runs, Some(Cursor { leaf, epoch: behind }));
+                }
+                looks += 1;
+                let map = frozen.get(index).map_or(&versions.live, |version| &version.map);
+                let before = index.checked_sub(1).map(|i| &frozen[i].map);
+                only_here(map, before, leaf, |run| {
+                    blocks += run.sums.len() as u32;
+                    runs.push(run);
+                });
+            }
+        }
+        (runs, None)
+    }
+
+    /// Who sees this block in this slot with this checksum; `None` if nobody does.
+    pub fn seen_by(&self, local: u32, block: BlockIndex, place: Place, sum: u32) -> Option<SeenBy> {
+        let versions = &self.locals[local as usize].versions;
+        let sees = |map: &Map| {
+            let found = map.find(block, 1);
+            found.place == place && found.checksums.first() == Some(&sum)
+        };
+        let epochs = self.snapshots.iter().copied().filter(|epoch| sees(versions.at(*epoch).0));
+        let seen = SeenBy { live: sees(&versions.live), epochs: epochs.collect() };
+        (seen.live || !seen.epochs.is_empty()).then_some(seen)
+    }
+}
+
+/// Calls `f` with all slots that any version sees, each once.
+pub fn for_each_slot_run(versions: &Versions, mut f: impl FnMut(SlotRun)) {
+    let frozen = versions.frozen().iter().map(|version| &version.map);
+    let maps: Vec<&Map> = frozen.chain(std::iter::once(&versions.live)).collect();
+    for leaf in 0..leaves(versions.live.blocks()) as u32 {
+        let mut before = None;
+        for map in &maps {
+            only_here(map, before, leaf, &mut f);
+            before = Some(*map);
+        }
+    }
+}
+
+/// Calls `f` with the slots of a leaf that `map` sees and `before` does not.
+fn only_here(map: &Map, before: Option<&Map>, leaf: u32, mut f: impl FnMut(SlotRun)) {
+    if before.is_some_and(|before| map.same(before) || map.shares_leaf(before, leaf)) {
+        return;
+    }
+    let end = ((leaf + 1) * LEAF_BLOCKS).min(map.blocks());
+    let mut block = leaf * LEAF_BLOCKS;
+    while block < end {
+        let found = map.find(block, end - block);
+        let mut count = found.count;
+        let mut seen = false;
+        if let Some(before) = before {
+            let theirs = before.find(block, count);
+            count = theirs.count;
+            seen = theirs.place == found.place;
+        }
+        if found.place.is_slot() && !seen {
+            let sums = found.checksums[..count as usize].to_vec();
+            f(SlotRun { block, place: found.place, sums });
+        }
+        block += count;
+    }
+}

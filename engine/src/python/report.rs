@@ -1,0 +1,74 @@
+//! Reports: what the engine tells, as Python's dictionaries.
+
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList};
+
+use crate::engine::scrub::ScrubReport;
+use crate::error::Errno;
+use crate::io::device::Device;
+use crate::volume::bad_blocks::BadBlocks;
+
+/// A `DeviceStats`.
+pub fn device<'py>(py: Python<'py>, device: &Device) -> PyResult<Bound<'py, PyDict>> {
+    let (errors, last_errno) = device.errors();
+    let dict = PyDict::new(py);
+    dict.set_item("device", device.id)?;
+    dict.set_item("present", device.is_present())?;
+    dict.set_item("errors", errors)?;
+    dict.set_item("last_errno", last_errno)?;
+    let fault = device.fault().map(|fault| {
+        let dict = PyDict::new(py);
+        dict.set_item("call", fault.call.name())?;
+        dict.set_item("errno", fault.errno.raw())?;
+        dict.set_item("offset", fault.offset)?;
+        dict.set_item("first_ns", fault.first_ns)?;
+        dict.set_item("last_ns", fault.last_ns)?;
+        dict.set_item("times", fault.times)?;
+        Ok::<_, PyErr>(dict)
+    });
+    dict.set_item("fault", fault.transpose()?)?;
+    Ok(dict)
+}
+
+/// A volume's `BadBlocksStats`.
+pub fn bad_blocks<'py>(py: Python<'py>, bad: &BadBlocks) -> PyResult<Bound<'py, PyDict>> {
+    let found = PyDict::new(py);
+    for (device, times) in bad.found() {
+        found.set_item(device, times)?;
+    }
+    let blocks = PyList::empty(py);
+    for bad in bad.listed() {
+        let dict = PyDict::new(py);
+        dict.set_item("partition", bad.partition)?;
+        dict.set_item("block", bad.block)?;
+        dict.set_item("device", bad.device)?;
+        dict.set_item("first_ns", bad.first_ns)?;
+        dict.set_item("last_ns", bad.last_ns)?;
+        dict.set_item("times", bad.times)?;
+        blocks.append(dict)?;
+    }
+    let dict = PyDict::new(py);
+    dict.set_item("found", found)?;
+    dict.set_item("blocks", blocks)?;
+    Ok(dict)
+}
+
+/// A `ScrubReport`.
+pub fn scrub<'py>(py: Python<'py>, report: &ScrubReport) -> PyResult<Bound<'py, PyDict>> {
+    let list = PyList::empty(py);
+    for bad in &report.bad {
+        let dict = PyDict::new(py);
+        dict.set_item("block", bad.block)?;
+        dict.set_item("device", bad.device)?;
+        dict.set_item("errno", bad.errno.map_or(0, Errno::raw))?;
+        dict.set_item("live", bad.seen_by.live)?;
+        dict.set_item("epochs", &bad.seen_by.epochs)?;
+        list.append(dict)?;
+    }
+    let dict = PyDict::new(py);
+    dict.set_item("next", report.next.map(|next| (next.leaf, next.epoch)))?;
+    dict.set_item("bytes", report.bytes)?;
+    dict.set_item("skipped_bytes", report.skipped_bytes)?;
+    dict.set_item("bad", list)?;
+    Ok(dict)
+}

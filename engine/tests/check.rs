@@ -1,0 +1,141 @@
+//! Check: slots that are used twice, lie outside their log, or hold something else than their checksums say.
+//!
+//! Strategy          Checkpoints are written by the test, with maps that no engine would leave.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use polyvol_engine::block_map::place::Place;
+use polyvol_engine::block_map::versions::{Change, Versions};
+use polyvol_engine::change_log::checkpoint::{self, Contents};
+use polyvol_engine::change_log::journal::Identity;
+use polyvol_engine::engine::check::{CheckReport, check_volume};
+use polyvol_engine::engine::volumes::{ExtentSpec, VolumeSpec};
+use polyvol_engine::system::System;
+use polyvol_engine::system::linux::Linux;
+
+const MIB: u64 = 1 << 20;
+
+struct World {
+    path: PathBuf,
+    system: Arc<dyn System>,
+}
+
+impl World {
+    fn new() -> World {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("polyvol-check-{}-{number}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(path.join("volume")).unwrap();
+        std::fs::File::create(path.join("log")).unwrap().set_len(4 * MIB).unwrap();
+        World { path, system: Arc::new(Linux) }
+    }
+
+    /// Two partitions of 1 MiB on two processors, one change log of 1024 slots.
+    fn spec(&self) -> VolumeSpec {
+        let extent = |offset, length| vec![ExtentSpec { device: 1, offset, length }];
+        VolumeSpec {
+            id: 1,
+            uuid: [1; 16],
+            name: "v".to_owned(),
+            size: 2 * MIB,
+            partition_size: MIB,
+            partitions: vec![(0, extent(0, MIB)), (1, extent(MIB, MIB))],
+            logs: vec![(1, vec![ExtentSpec { device: 2, offset: 0, length: 4 * MIB }])],
+            default_logs: vec![1],
+            directory: self.path.join("volume"),
+            snapshots: vec![(1, None)],
+            next_epoch: 2,
+        }
+    }
+
+    /// Writes a processor's checkpoint: its partition has these blocks in these slots, of zeroes by their checksums.
+    fn checkpoint(&self, processor: u32, places: &[(u32, Place)]) {
+        let mut versions = Versions::new(256);
+        versions.freeze_before(2, &[1]);
+        let zeroes = crc32c::crc32c(&[0; 4096]);
+        for (block, place) in places {
+            let sums = [zeroes];
+            let change = Change {
+                epoch: 2,
+                first: *block,
+                count: 1,
+                place: *place,
+                checksums: &sums,
+                seq: 1,
+            };
+            versions.apply(change, |_, _, _| {});
+        }
+        let identity = Identity {
+            system: Arc::clone(&self.system),
+            directory: self.path.join("volume"),
+            volume_uuid: [1; 16],
+            processor,
+            boot_id: [0; 16],
+        };
+        let contents = Contents { first_seq: 2, epoch: 2, partitions: vec![(processor, versions)] };
+        checkpoint::write(&identity.checkpoint_path(1), &identity, 1, &contents).unwrap();
+    }
+
+    fn check(&self, data: bool) -> CheckReport {
+        let devices = BTreeMap::from([(2, self.path.join("log"))]);
+        check_volume(&self.system, &self.spec(), &devices, data).unwrap()
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.path);
+    }
+}
+
+#[test]
+fn a_slot_that_two_processors_use_is_found() {
+    let world = World::new();
+    world.checkpoint(0, &[(0, Place::slot(1, 7)), (9, Place::slot(1, 8))]);
+    world.checkpoint(1, &[(3, Place::slot(1, 8))]);
+    let report = world.check(true);
+    assert_eq!(report.problems, ["partition 1 block 3 is in slot 8 of change log 1, used twice"]);
+    assert_eq!((report.slots, report.checked_bytes), (3, 3 * 4096));
+}
+
+#[test]
+fn slots_that_are_not_there_are_found_and_not_read() {
+    let world = World::new();
+    world.checkpoint(0, &[(0, Place::slot(1, 1023)), (1, Place::slot(2, 0))]);
+    world.checkpoint(1, &[(3, Place::slot(1, 1024))]);
+    let report = world.check(true);
+    let expected = [
+        "partition 0 block 1 is in change log 2, which does not exist",
+        "partition 1 block 3 is in slot 1024, beyond change log 1",
+    ];
+    assert_eq!(report.problems, expected);
+    assert_eq!(report.checked_bytes, 4096);
+}
+
+#[test]
+fn contents_are_checked_when_asked_for_and_a_missing_device_is_left_out() {
+    let world = World::new();
+    world.checkpoint(0, &[(5, Place::slot(1, 2))]);
+    std::fs::write(world.path.join("log"), vec![1; 4 * MIB as usize]).unwrap();
+    assert!(world.check(false).problems.is_empty());
+    let report = world.check(true);
+    let expected = "partition 0 block 5, slot 2 of change log 1: its checksum does not match";
+    assert_eq!(report.problems, [expected]);
+    std::fs::remove_file(world.path.join("log")).unwrap();
+    let report = world.check(true);
+    assert_eq!((report.problems.len(), report.checked_bytes), (0, 0));
+}
+
+#[test]
+fn more_problems_than_are_told_are_counted() {
+    let world = World::new();
+    let places: Vec<_> = (0..256).map(|block| (block, Place::slot(9, u64::from(block)))).collect();
+    world.checkpoint(0, &places);
+    world.checkpoint(1, &places);
+    let report = world.check(false);
+    assert_eq!((report.problems.len(), report.more_problems), (100, 412));
+}

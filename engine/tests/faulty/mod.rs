@@ -1,0 +1,134 @@
+//! A system whose files fail on demand: Linux's, but for the calls that a test forbids.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use polyvol_engine::error::Errno;
+use polyvol_engine::system::linux::Linux;
+use polyvol_engine::system::mapping::Mapping;
+use polyvol_engine::system::pool::Pool;
+use polyvol_engine::system::{Cached, Driven, Driving, File, Result, System};
+
+/// What fails: the end of a file's name, and the call.
+pub type Rules = Arc<Mutex<BTreeSet<(&'static str, &'static str)>>>;
+
+/// See the module's head.
+#[derive(Debug)]
+pub struct Faulty {
+    /// What fails now.
+    pub rules: Rules,
+}
+
+impl Faulty {
+    fn wrap(&self, path: &Path, file: Arc<dyn File>) -> Arc<dyn File> {
+        Arc::new(FaultyFile { path: path.to_owned(), file, rules: Arc::clone(&self.rules) })
+    }
+}
+
+#[derive(Debug)]
+struct FaultyFile {
+    path: PathBuf,
+    file: Arc<dyn File>,
+    rules: Rules,
+}
+
+impl FaultyFile {
+    fn may(&self, call: &str) -> Result<()> {
+        let rules = self.rules.lock().unwrap();
+        let hit = |(name, forbidden): &(&str, &str)| {
+            *forbidden == call && self.path.to_string_lossy().ends_with(name)
+        };
+        if rules.iter().any(hit) { Err(Errno::EIO) } else { Ok(()) }
+    }
+}
+
+impl File for FaultyFile {
+    fn read_cached(&self, buffer: &mut [u8], offset: u64) -> Result<Cached> {
+        self.may("read")?;
+        self.file.read_cached(buffer, offset)
+    }
+    fn read(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
+        self.may("read")?;
+        self.file.read(buffer, offset)
+    }
+    fn write(&self, bytes: &[u8], offset: u64) -> Result<()> {
+        self.may("write")?;
+        if offset == 0 {
+            self.may("write at 0")?;
+        }
+        self.file.write(bytes, offset)
+    }
+    fn punch(&self, offset: u64, length: u64) -> Result<()> {
+        self.may("write")?;
+        self.file.punch(offset, length)
+    }
+    fn zero_range(&self, offset: u64, length: u64) -> Result<()> {
+        self.may("write")?;
+        self.file.zero_range(offset, length)
+    }
+    fn sync(&self) -> Result<()> {
+        self.may("sync")?;
+        self.file.sync()
+    }
+    fn will_need(&self, offset: u64, length: u64) {
+        self.file.will_need(offset, length);
+    }
+    fn allocation(&self, offset: u64, limit: u64) -> (u64, bool) {
+        self.file.allocation(offset, limit)
+    }
+    fn length(&self) -> Result<u64> {
+        self.file.length()
+    }
+    fn map(&self, length: usize) -> Result<Mapping> {
+        self.file.map(length)
+    }
+}
+
+impl System for Faulty {
+    fn open(&self, path: &Path, writable: bool) -> Result<Arc<dyn File>> {
+        Ok(self.wrap(path, Linux.open(path, writable)?))
+    }
+    fn create(&self, path: &Path) -> Result<Arc<dyn File>> {
+        Ok(self.wrap(path, Linux.create(path)?))
+    }
+    fn rename(&self, from: &Path, to: &Path) -> Result<()> {
+        Linux.rename(from, to)
+    }
+    fn remove(&self, path: &Path) -> Result<()> {
+        Linux.remove(path)
+    }
+    fn list(&self, directory: &Path) -> Result<Vec<PathBuf>> {
+        Linux.list(directory)
+    }
+    fn make_directory(&self, path: &Path) -> Result<()> {
+        Linux.make_directory(path)
+    }
+    fn sync_directory(&self, directory: &Path) -> Result<()> {
+        Linux.sync_directory(directory)
+    }
+    fn boot_id(&self) -> Result<[u8; 16]> {
+        Linux.boot_id()
+    }
+    fn random(&self) -> Result<u64> {
+        Linux.random()
+    }
+    fn monotonic_ns(&self) -> u64 {
+        Linux.monotonic_ns()
+    }
+    fn wall_ns(&self) -> u64 {
+        Linux.wall_ns()
+    }
+    fn pool(&self, name: &str, threads_max: usize) -> Result<Pool> {
+        Linux.pool(name, threads_max)
+    }
+    fn drive(&self, name: &str, driven: Arc<dyn Driven>) -> Result<Box<dyn Driving>> {
+        Linux.drive(name, driven)
+    }
+    fn threaded(&self) -> bool {
+        true
+    }
+    fn run_others(&self) -> bool {
+        false
+    }
+}

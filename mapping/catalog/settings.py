@@ -1,0 +1,58 @@
+"""Settings: single facts in the catalog: how the last run ended, what the last scrubs have found.
+
+Owner and locks   Any thread may call.
+Durability        When a verb returns, its change survives power loss.
+"""
+
+import json
+
+from polyvol.mapping.catalog.database import Database
+
+
+class Settings:
+    """Names and values."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def get(self, name: str) -> str | None:
+        """The value of a name, if it has one."""
+        rows = self._database.rows("SELECT value FROM setting WHERE name = ?", name)
+        return str(rows[0]["value"]) if rows else None
+
+    def set(self, name: str, value: str) -> None:
+        """Give a name its value."""
+        with self._database.transaction() as connection:
+            connection.execute("INSERT OR REPLACE INTO setting (name, value) VALUES (?, ?)", (name, value))
+
+    def begin_run(self, boot_id: str) -> bool:
+        """A run of the daemon begins, which has not ended cleanly until it says so. Returns whether nothing
+        that an earlier one wrote is in doubt: it ended cleanly, or the machine was started anew since, so
+        that what is on its devices now is all that there will be."""
+        text = self.get("run")
+        last = {"boot_id": "", "clean": True} if text is None else json.loads(text)
+        self._boot_id = boot_id
+        self._set_run(clean=False)
+        return bool(last["clean"]) or last["boot_id"] != boot_id
+
+    def end_run(self) -> None:
+        """The run ends, and all that it wrote is durable."""
+        self._set_run(clean=True)
+
+    def last_scrub(self, volume: int) -> tuple[int, str] | None:
+        """When the last scrub of a volume ended (ns since 1970), and its result as JSON; None if there was
+        none."""
+        rows = self._database.rows("SELECT ended_ns, result FROM scrub WHERE volume = ?", volume)
+        return (rows[0]["ended_ns"], rows[0]["result"]) if rows else None
+
+    def keep_scrub(self, volume: int, ended_ns: int, result: str) -> None:
+        """Record a scrub that has ended; nothing happens if the volume is gone."""
+        with self._database.transaction() as connection:
+            connection.execute(
+                "INSERT OR REPLACE INTO scrub (volume, ended_ns, result)"
+                " SELECT id, ?, ? FROM volume WHERE id = ?",
+                (ended_ns, result, volume),
+            )
+
+    def _set_run(self, *, clean: bool) -> None:
+        self.set("run", json.dumps({"boot_id": self._boot_id, "clean": clean}))

@@ -1,0 +1,53 @@
+"""sim_checks: what the sim engine refuses: arguments that the contract in engine.pyi does not allow."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from polyvol.engine import ErrorKind, VolumeSpec
+
+BLOCK = 4096
+CHUNK = 4 << 20
+
+
+class EngineError(Exception):
+    """As polyvol.engine's."""
+
+    def __init__(self, kind: "ErrorKind", message: str, number: int = 0) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.errno = number
+
+
+def check(condition: bool, kind: "ErrorKind", message: str) -> None:
+    if not condition:
+        raise EngineError(kind, message)
+
+
+def check_spec(spec: "VolumeSpec", processors: int, devices: set[int]) -> None:
+    size, partition_size = spec["size"], spec["partition_size"]
+    check(size > 0 and size % BLOCK == 0, "invalid", "size")
+    check(len(spec["partitions"]) == -(-size // partition_size), "invalid", "number of partitions")
+    for number, partition in enumerate(spec["partitions"]):
+        check(partition["processor"] < processors, "invalid", "processor")
+        length = 0
+        for extent in partition["extents"]:
+            check(extent["device"] in devices, "not-found", f"device {extent['device']} is not open")
+            check(extent["offset"] % BLOCK == 0, "invalid", "offset of an extent")
+            check(extent["length"] % BLOCK == 0 and extent["length"] > 0, "invalid", "length of an extent")
+            length += extent["length"]
+        check(length == min(partition_size, size - number * partition_size), "invalid", "extents' sum")
+    numbers = {log["number"] for log in spec["logs"]}
+    check(set(spec["default_logs"]) <= numbers and bool(spec["default_logs"]), "invalid", "default logs")
+    for log in spec["logs"]:
+        check(1 <= log["number"] <= 4095, "invalid", "log number")
+        for extent in log["extents"]:
+            check(extent["device"] in devices, "not-found", f"device {extent['device']} is not open")
+            check(extent["length"] % CHUNK == 0 and extent["length"] > 0, "invalid", "length of a log extent")
+    for snapshot in spec["snapshots"]:
+        check(snapshot["log"] is None or snapshot["log"] in numbers, "invalid", "snapshot's log")
+        check(snapshot["epoch"] < spec["next_epoch"], "invalid", "snapshot's epoch")
+
+
+def devices_of(spec: "VolumeSpec") -> set[int]:
+    extents = [extent for item in [*spec["partitions"], *spec["logs"]] for extent in item["extents"]]
+    return {extent["device"] for extent in extents}

@@ -1,0 +1,236 @@
+"""Room and space: levels, rates, warnings; what is dropped when the engine asks, and how it is always
+answered."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from polyvol.daemon.room import Gauge, level_of
+from polyvol.daemon.space import Space
+from polyvol.snapshot.retention import droppable
+from tests.support.proc import wait_until
+from tests.support.sim_engine import SimEngine
+from tests.unit.conftest import Daemon
+
+MIB = 1 << 20
+VOLUME = 1
+
+
+def engine(daemon: Daemon) -> SimEngine:
+    found = daemon.service.engine
+    assert isinstance(found, SimEngine)
+    return found
+
+
+def full(daemon: Daemon) -> None:
+    """The engine says that the volume is full, and is answered."""
+    daemon.world.starving.add(VOLUME)
+    begin = len(daemon.world.calls)
+    engine(daemon).events.put({"kind": "log-full", "volume": VOLUME})
+    answers = ("try_again", "ask_when_full")
+    wait_until(lambda: any(name in answers for name in daemon.world.names()[begin:]), "an answer", 10)
+
+
+def names(daemon: Daemon) -> list[str]:
+    return [each["name"] for each in json.loads(daemon.ok("snapshot", "list", "v", "--json"))]
+
+
+def events(daemon: Daemon) -> list[str]:
+    return [each["text"] for each in json.loads(daemon.ok("status", "--json"))["events"]]
+
+
+@pytest.fixture
+def volume(daemon: Daemon) -> Daemon:
+    daemon.ok("volume", "create", "v", "--size", "64M")
+    return daemon
+
+
+@pytest.mark.parametrize(
+    ("used", "level"),
+    [(0, "ok"), (74, "ok"), (75, "low"), (89, "low"), (90, "critical"), (99, "critical"), (100, "full")],
+)
+def test_levels(used: int, level: str) -> None:
+    assert level_of(used, 100) == level
+
+
+def test_each_level_is_warned_of_once_until_it_was_left_by_a_margin() -> None:
+    gauge = Gauge()
+    uses = [10, 76, 74, 76, 92, 88, 91, 100, 100]
+    told = [gauge.tell(float(at), used, 100) for at, used in enumerate(uses)]
+    assert told == [None, "low", None, None, "critical", None, None, "full", None]
+    assert gauge.tell(10.0, 80, 100) is None
+    assert gauge.tell(11.0, 90, 100) == "critical"
+    assert gauge.tell(12.0, 69, 100) is None
+    assert gauge.tell(13.0, 95, 100) == "critical"
+
+
+def test_the_rate_is_that_of_the_last_minutes() -> None:
+    gauge = Gauge()
+    assert gauge.view(0, 1000).full_after_s is None
+    for at in range(11):
+        gauge.tell(float(at), at * 10, 1000)
+    assert gauge.rate == 10
+    assert gauge.view(100, 1000).full_after_s == 90
+    # It stands still: the rate falls, and is 0 when all growth is long ago.
+    gauge.tell(100.0, 100, 1000)
+    assert gauge.rate == 1
+    gauge.tell(400.0, 100, 1000)
+    assert gauge.rate == 0
+    gauge.tell(401.0, 110, 1000)
+    assert gauge.view(110, 1000).full_after_s in (None, *range(10_000, 40_000))
+    # What is given back is no rate at which it fills.
+    gauge.tell(402.0, 5, 1000)
+    assert (gauge.rate, gauge.view(5, 1000).full_after_s) == (0, None)
+
+
+def test_what_may_be_dropped_is_scheduled_and_not_held_oldest_first(volume: Daemon) -> None:
+    for name, more in (("a", ["--scheduled"]), ("hand", []), ("b", ["--scheduled"])):
+        volume.ok("snapshot", "create", "v", "--name", name, *more)
+    catalog = volume.service._context.catalog
+    records = catalog.snapshots(VOLUME)
+    assert [each.name for each in droppable(reversed(records))] == ["a", "b"]
+    held = [replace(each, holds=("backup",)) for each in records]
+    assert droppable(held) == []
+
+
+def test_the_oldest_scheduled_snapshot_is_dropped_and_that_is_remembered(volume: Daemon) -> None:
+    for name, more in (("hand", []), ("a", ["--scheduled"]), ("b", ["--scheduled"])):
+        volume.ok("snapshot", "create", "v", "--name", name, *more)
+    full(volume)
+    assert names(volume) == ["hand", "b"]
+    assert volume.world.names()[-1] == "try_again"
+    assert any("snapshot v@a, made by a schedule, was dropped" in text for text in events(volume))
+    shown = json.loads(volume.ok("volume", "show", "v", "--json"))
+    assert [(each["snapshot"], each["freed"]) for each in shown["dropped"]] == [("a", 0)]
+    full(volume)
+    assert names(volume) == ["hand"]
+    full(volume)
+    assert names(volume) == ["hand"]
+    assert volume.world.calls[-1] == ("ask_when_full", VOLUME, False)
+    assert any("no snapshot may be dropped" in text for text in events(volume))
+    # A new one of a schedule is something to drop again.
+    volume.ok("snapshot", "create", "v", "--name", "c", "--scheduled")
+    assert ("ask_when_full", VOLUME, True) in volume.world.calls[-3:]
+    volume.restart()
+    shown = json.loads(volume.ok("volume", "show", "v", "--json"))
+    assert [each["snapshot"] for each in shown["dropped"]] == ["b", "a"]
+
+
+def test_nothing_is_dropped_for_writes_that_do_not_wait_any_more(volume: Daemon) -> None:
+    volume.ok("snapshot", "create", "v", "--name", "a", "--scheduled")
+    engine(volume).events.put({"kind": "log-full", "volume": VOLUME})
+    wait_until(lambda: "try_again" in volume.world.names(), "an answer", 10)
+    assert names(volume) == ["a"]
+
+
+def test_a_snapshot_that_is_being_read_is_passed_over(volume: Daemon) -> None:
+    for name in ("a", "b"):
+        volume.ok("snapshot", "create", "v", "--name", name, "--scheduled")
+    reader = engine(volume).open("v@a")
+    full(volume)
+    assert names(volume) == ["a"]
+    full(volume)
+    assert volume.world.calls[-1] == ("ask_when_full", VOLUME, False)
+    reader.close()
+    wait_until(lambda: ("ask_when_full", VOLUME, True) in volume.world.calls[-2:], "to be asked again", 10)
+
+
+@pytest.mark.parametrize("step", ["drop_snapshot", "unexport"])
+def test_an_event_is_answered_also_when_the_drop_fails(volume: Daemon, step: str) -> None:
+    volume.ok("snapshot", "create", "v", "--name", "a", "--scheduled")
+    volume.world.fail[step] = 0
+    full(volume)
+    assert ("ask_when_full", VOLUME, False) in volume.world.calls
+    volume.world.fail.clear()
+
+
+def test_writes_to_a_volume_that_is_gone_are_refused(volume: Daemon) -> None:
+    space = Space(volume.service._context, volume.service.snapshots)
+    space.make_room(77)
+    volume.service._context.volume_trouble[VOLUME] = "for the test"
+    space.make_room(VOLUME)
+    assert volume.world.calls[-1] == ("ask_when_full", VOLUME, False)
+    del volume.service._context.volume_trouble[VOLUME]
+
+
+def test_the_policy_is_kept_and_told_to_the_engine(volume: Daemon) -> None:
+    assert ("ask_when_full", VOLUME, True) in volume.world.calls
+    volume.ok("volume", "set", "v", "--when-full", "keep-snapshots")
+    assert volume.world.calls[-1] == ("ask_when_full", VOLUME, False)
+    volume.ok("snapshot", "create", "v", "--name", "a", "--scheduled")
+    full(volume)
+    assert names(volume) == ["a"]
+    volume.restart()
+    assert json.loads(volume.ok("volume", "show", "v", "--json"))["when_full"] == "keep-snapshots"
+    assert ("ask_when_full", VOLUME, False) in volume.world.calls[-4:]
+
+
+def test_use_is_shown_and_warned_of(volume: Daemon) -> None:
+    volume.world.used[VOLUME] = 60 * MIB
+    shown = json.loads(volume.ok("volume", "show", "v", "--json"))["space"]
+    size = shown["size"]
+    assert (shown["used"], shown["free"]) == (60 * MIB, size - 60 * MIB)
+    volume.world.used[VOLUME] = size * 4 // 5
+    assert "low" in volume.ok("volume", "show", "v")
+    assert "low" in volume.ok("status")
+    space = Space(volume.service._context, volume.service.snapshots)
+    space.sample()
+    volume.world.used[VOLUME] = size
+    space.sample()
+    assert [text for text in events(volume) if "are at 80%" in text]
+    assert [text for text in events(volume) if "change logs of volume v are full" in text]
+    assert "are full" in volume.ok("status")
+
+
+def test_a_log_is_added_on_a_device_or_in_a_file(volume: Daemon, tmp_path: Path) -> None:
+    volume.ok("device", "add", str(tmp_path / "d"), "--size", "65M")
+    volume.ok("volume", "add-log", "v", "--device", "d")
+    assert volume.world.calls[-1] == ("add_log", VOLUME, 2, True)
+    before = json.loads(volume.ok("volume", "show", "v", "--json"))
+    assert [(log["devices"], log["size"]) for log in before["logs"]][-1] == (["d"], 64 * MIB)
+    volume.ok("volume", "add-log", "v")
+    after = json.loads(volume.ok("volume", "show", "v", "--json"))
+    assert after["space"]["size"] == 2 * before["space"]["size"]
+    assert after["logs"][-1]["devices"] == ["v.log-2"]
+    assert all(log["default"] for log in after["logs"])
+    volume.restart()
+    assert json.loads(volume.ok("volume", "show", "v", "--json"))["logs"] == after["logs"]
+    volume.ok("volume", "add-log", "v", "--size", "5M")
+    assert json.loads(volume.ok("volume", "show", "v", "--json"))["logs"][-1]["size"] == 8 * MIB
+
+
+def test_a_log_that_cannot_be_added_is_refused_and_leaves_nothing(volume: Daemon, tmp_path: Path) -> None:
+    volume.ok("device", "add", str(tmp_path / "d"), "--size", "20M")
+    before = volume.ok("volume", "show", "v", "--json")
+    devices = volume.ok("device", "list", "--json")
+    assert "needs 67108864 bytes" in volume.refused("volume", "add-log", "v", "--device", "d")
+    assert "is 0 bytes" in volume.refused("volume", "add-log", "v", "--size", "0")
+    assert "named twice" in volume.refused("volume", "add-log", "v", "--device", "d", "--device", "d")
+    assert "no device" in volume.refused("volume", "add-log", "v", "--device", "nothing")
+    assert "no volume" in volume.refused("volume", "add-log", "w")
+    for step in ("add_log", "open_device"):
+        volume.world.fail[step] = 0
+        assert "simulated failure" in volume.refused("volume", "add-log", "v")
+        volume.world.fail.clear()
+    assert json.loads(volume.ok("volume", "show", "v", "--json"))["logs"] == json.loads(before)["logs"]
+    assert volume.ok("device", "list", "--json") == devices
+    assert sorted(path.name for path in (volume.state_dir / "devices").iterdir()) == ["v.data", "v.log"]
+
+
+def test_a_file_that_was_being_made_for_a_log_is_removed_at_the_next_start(volume: Daemon) -> None:
+    volume.ok("volume", "add-log", "v")
+    context = volume.service._context
+    (made,) = [device for device in context.catalog.devices() if device.name == "v.log-2"]
+    context.catalog.forget_log(VOLUME, 2)
+    context.catalog.set_device_state(made.id, "adding")
+    volume.restart()
+    assert "v.log-2" not in volume.ok("device", "list")
+    assert not (volume.state_dir / "devices" / "v.log-2").exists()
+    assert json.loads(volume.ok("volume", "show", "v", "--json"))["state"] == "serving"
+
+
+def test_a_stop_ends_the_watch_at_once(volume: Daemon) -> None:
+    volume.service.stop()
+    assert volume.world.names()[-1] == "stop"
