@@ -3,8 +3,8 @@
 How it works      The image's files are laid out below a directory, the host's boot id becomes another, and a
                   `polyvol.daemon.service.Service` is started on them in this process (which has the recorder
                   preloaded). Its volume and snapshots are compared with the history. Then it has to work: it
-                  is written, flushed, cut, read back, stopped and started again; now and then everything is
-                  deleted and trimmed, and no slot may remain in use.
+                  is written, flushed, cut, read back, stopped and started again; now and then `polyvol check`
+                  looks it through, and everything is deleted and trimmed, and no slot may remain in use.
 Errors            Lost with what is missing; whatever a start or a stop raises.
 """
 
@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from polyvol.daemon.api import server
+from polyvol.daemon.check import check_state
 from polyvol.daemon.engine_border import HandleLike
 from polyvol.daemon.requests import SnapshotCreate
 from polyvol.daemon.service import Service
@@ -45,11 +47,29 @@ def lay_out(tree: Tree, directory: Path) -> None:
             os.truncate(fd, content.size)
             view = memoryview(content.data)[: content.size]
             for at in range(0, len(view), CHUNK):
-                piece = view[at : at + CHUNK]
+                piece = bytes(view[at : at + CHUNK])  # compared at once, which a view is not
                 if piece != ZEROES[: len(piece)]:
                     os.pwrite(fd, piece, at)
         finally:
             os.close(fd)
+
+
+class _NoControlApi:
+    """Stands where the control API's server is: making it would take most of the time that a start takes."""
+
+    def __init__(self, service: Service, listener: object) -> None:
+        pass
+
+    def start(self) -> None:
+        pass
+
+    def stop(self) -> None:
+        pass
+
+
+def without_control_api() -> None:
+    """Have the services of this process serve no control API, for good."""
+    vars(server)["ControlServer"] = _NoControlApi
 
 
 class Checker:
@@ -71,6 +91,8 @@ class Checker:
             if found is None:
                 return
             after = use(service, found)
+        if thorough and (problems := check_state(self.root / "state", data=True).problems):
+            raise Lost(f"`polyvol check` finds: {'; '.join(problems)}")
         with self.serving() as service:
             again = self._read_all(service)
             if again[VOLUME] != after:

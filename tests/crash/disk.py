@@ -326,6 +326,13 @@ class Disk:
                 parent.add(Renaming(self.number, (name,), {}))
 
     def _know(self, file: int, path: str, *, is_directory: bool) -> None:
+        known = self._find(path)
+        if known is not None:  # the log goes on with another process, which has numbers of its own
+            if is_directory:
+                self.directories[file] = self.directories[known]
+            else:
+                self.files[file] = self.files[known]
+            return
         if is_directory:
             self.directories[file] = Directory()
         else:
@@ -333,6 +340,15 @@ class Disk:
         if path:
             parent, name = self._parent(path)
             parent.now[name] = parent.durable[name] = file
+
+    def _find(self, path: str) -> int | None:
+        """The number of a path that is there."""
+        if ROOT_ID not in self.directories:
+            return None
+        if not path:
+            return ROOT_ID
+        parent, name = self._parent(path)
+        return parent.now.get(name)
 
     def _parent(self, path: str) -> tuple[Directory, str]:
         *parents, name = path.split("/")

@@ -53,11 +53,7 @@ def kill_again_and_again(directory: Path, seed: int, *, count: int, deadline: fl
             if time.monotonic() > deadline:
                 return
             load = Load(daemon, Clock(None), seed * 1000 + turn, history)
-            load.start()
-            time.sleep(draw.uniform(0.02, 0.6))
-            load.killing = True
-            daemon.kill()
-            load.finish()
+            load.run_until_killed(draw.uniform(0.02, 0.6))
             done.under_load += 1
             for _ in range(draw.choice((0, 0, 1, 2))):
                 _kill_start(daemon, draw.uniform(0, 1.2))

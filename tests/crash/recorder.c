@@ -9,7 +9,7 @@
  * Switches          RECORDER_ROOT and RECORDER_LOG start it with the process; a process that has it loaded can call
  *                   recorder_begin and recorder_end itself. RECORDER_FAULT="KIND K ERRNO EVER PART" (recorder_fault)
  *                   fails the K-th call of a kind on paths that contain PART, or all from there on. RECORDER_SYNC_US
- *                   makes syncs that much longer. RECORDER_BOOT_ID names a file to be read as the host's boot id.
+ *                   makes syncs that much longer. RECORDER_GOES_ON=N: the log goes on, for the N-th time. RECORDER_BOOT_ID names a file to be read as the host's boot id.
  * What it misses    Calls that do not go through libc's public names (a raw system call, io_uring); calls not listed
  *                   here (link, copy_file_range, sendfile, splice). A test replays a whole log and compares, which finds these.
  * Log               Records as `struct record` below, then `payload` bytes: data, or paths from the root on.
@@ -55,7 +55,7 @@ static size_t root_length;
 static dev_t root_device;
 static int log_fd = -1; /* -1: nothing is recorded, faults only */
 static uint32_t files, tokens;
-static unsigned sync_us;
+static unsigned sync_us, goes_on;
 static struct known *known_by_inode[1024];
 static struct mapping *mappings;
 
@@ -181,9 +181,20 @@ static int fails(const char *kind, int fd, const char *path) {
 
 static int note_known(const char *path, const struct stat *status, int kind, struct FTW *unused) {
     (void)unused;
-    if (kind != FTW_F && kind != FTW_D) return 0;
+    if (kind != FTW_D && !S_ISREG(status->st_mode)) return 0;
     const char *name = path[root_length] ? path + root_length + 1 : "";
-    append((struct record){.kind = KNOWN, .flag = kind == FTW_D, .file = add(status->st_ino)}, name, strlen(name) + 1);
+    uint32_t file = add(status->st_ino);
+    append((struct record){.kind = KNOWN, .flag = kind == FTW_D, .file = file}, name, strlen(name) + 1);
+    /* Where an earlier process was killed, its last stores into mappings are not in the log yet. */
+    if (goes_on && kind == FTW_F && status->st_size > 0 && status->st_size <= 1 << 20) {
+        char *data = malloc(status->st_size);
+        int fd = syscall(SYS_openat, AT_FDCWD, path, O_RDONLY);
+        long length = syscall(SYS_pread64, fd, data, status->st_size, 0);
+        if (length > 0)
+            append((struct record){.kind = WRITE, .flag = 1, .file = file, .length = length}, data, length);
+        syscall(SYS_close, fd);
+        free(data);
+    }
     return 0;
 }
 
@@ -194,9 +205,9 @@ void recorder_begin(const char *directory, const char *log) {
     struct stat status;
     if (stat(root, &status) != 0) abort();
     root_device = status.st_dev;
-    files = 0;
+    files = tokens = goes_on << 24;
     if (log && *log) {
-        int fd = syscall(SYS_openat, AT_FDCWD, log, O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC, 0600);
+        int fd = syscall(SYS_openat, AT_FDCWD, log, O_WRONLY | O_CREAT | (goes_on ? 0 : O_TRUNC) | O_APPEND | O_CLOEXEC, 0600);
         log_fd = fd < 0 ? -1 : fcntl(fd, F_DUPFD_CLOEXEC, LOG_FD);
         if (log_fd < 0) abort();
         syscall(SYS_close, fd);
@@ -235,6 +246,7 @@ long recorder_counted(void) { return fault.count; }
 __attribute__((constructor)) static void start(void) {
     const char *directory = getenv("RECORDER_ROOT"), *told = getenv("RECORDER_FAULT");
     sync_us = getenv("RECORDER_SYNC_US") ? atoi(getenv("RECORDER_SYNC_US")) : 0;
+    goes_on = getenv("RECORDER_GOES_ON") ? atoi(getenv("RECORDER_GOES_ON")) : 0;
     char kind[16], part[128] = "";
     long at;
     int error, ever;

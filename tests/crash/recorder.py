@@ -75,13 +75,15 @@ def library() -> Path:
     return built
 
 
-def environment(root: Path, log: Path, *, sync_us: int = 0) -> dict[str, str]:
-    """For a program that is to be recorded from its start. `sync_us`: how much longer each sync takes."""
+def environment(root: Path, log: Path, *, sync_us: int = 0, goes_on: int = 0) -> dict[str, str]:
+    """For a program that is to be recorded from its start. `sync_us`: how much longer each sync takes.
+    `goes_on`: the log is an earlier process's that was killed, and goes on for the so-manieth time."""
     return {
         "LD_PRELOAD": str(library()),
         "RECORDER_ROOT": str(root),
         "RECORDER_LOG": str(log),
         "RECORDER_SYNC_US": str(sync_us),
+        "RECORDER_GOES_ON": str(goes_on),
         **SMALL,
     }
 
@@ -134,3 +136,9 @@ def read_log(path: Path) -> Iterator[Record]:
             return
         yield Record(at, kind, flag, file, offset, length, token, data[begin : begin + payload])
         at = begin + payload
+
+
+def cut_off(path: Path) -> None:
+    """Take away the half of a record that a killed process has left at the end of a log."""
+    end = max((record.at + HEADER.size + len(record.payload) for record in read_log(path)), default=0)
+    os.truncate(path, end)

@@ -25,6 +25,13 @@ def test_power_cuts_lose_nothing_that_was_flushed(tmp_path: Path) -> None:
     assert result.images == 60
 
 
+@pytest.mark.timeout(300)
+def test_a_power_cut_after_a_kill_loses_nothing_that_was_flushed(tmp_path: Path) -> None:
+    recording = record(tmp_path / "recording", seed=6, seconds=1.5, kills=1)
+    result = check_recording(recording, seed=6, count=60)
+    assert_nothing_lost(result)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("seed", [11, 12])

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from polyvol.daemon.cli.client import ApiError
 from polyvol.mapping.errors import PolyvolError
 from tests.clients.system import delete_when_unused
 from tests.crash.history import (
+    NEVER,
     SECTOR,
     Change,
     Clock,
@@ -37,7 +39,7 @@ from tests.crash.history import (
     packed,
     unpacked,
 )
-from tests.crash.recorder import environment
+from tests.crash.recorder import cut_off, environment
 from tests.support.daemon import Daemon, short_directory
 from tests.support.nbd import connect
 
@@ -50,8 +52,9 @@ REGION = HALF // WRITERS // BLOCK_SECTORS * BLOCK_SECTORS
 HALVES = (SECTORS - HALF) // (BLOCK_SECTORS // 2)
 VOLUME = "v"
 SNAPSHOTS_MAX = 3
-PAUSES_S = (0.0, 0.001, 0.01)
-"""How long a writer waits between two changes, on average: one of these for each recording."""
+PAUSES_S = (0.0, 0.001, 0.01, None)
+"""How long a writer waits between two changes, on average: one of these for each recording. None: one thread
+writes and flushes."""
 QUIET_EVERY_S, QUIET_S = 0.2, 0.04
 
 
@@ -109,7 +112,7 @@ class Load:
         seed: int,
         history: History | None = None,
         *,
-        pause_s: float = 0.0004,
+        pause_s: float | None = 0.0004,
     ) -> None:
         self.history = history or History(SECTORS)
         self.killing = False
@@ -119,7 +122,7 @@ class Load:
         self._seed = seed
         self._pause_s = pause_s
         self._stop = threading.Event()
-        self._tags = itertools.count(1 + (seed << 20))
+        self._tags = itertools.count(1 + (seed % 1000 << 20))
         self._threads: list[threading.Thread] = []
 
     def run(self, seconds: float) -> None:
@@ -130,11 +133,23 @@ class Load:
 
     def start(self) -> None:
         """Begin."""
-        bodies: list[Callable[[], None]] = [self._flush, self._cut]
-        bodies += [lambda writer=writer: self._write(writer) for writer in range(WRITERS)]  # type: ignore[misc]
+        bodies: list[Callable[[], None]] = [self._cut]
+        if self._pause_s is None:
+            bodies.append(self._write_and_flush)
+        else:
+            bodies.append(self._flush)
+            bodies += [partial(self._write, writer, self._pause_s) for writer in range(WRITERS)]
         self._threads = [threading.Thread(target=self._guarded, args=(body,)) for body in bodies]
         for thread in self._threads:
             thread.start()
+
+    def run_until_killed(self, seconds: float) -> None:
+        """Load for so long, then kill the daemon."""
+        self.start()
+        time.sleep(seconds)
+        self.killing = True
+        self._daemon.kill()
+        self.finish()
 
     def finish(self) -> None:
         """End; whatever failed, unless the daemon is being killed, is raised."""
@@ -156,7 +171,17 @@ class Load:
             self.failures.append(error)
             self._stop.set()
 
-    def _write(self, writer: int) -> None:
+    def _write_and_flush(self) -> None:
+        """One after the other, with time in between for what the daemon does of its own accord."""
+        draw = random.Random(f"{self._seed}-serial")
+        with connect(self._daemon.uri(VOLUME)) as handle:
+            while not self._stop.is_set():
+                for _ in range(draw.choice((1, 1, 1, 20))):
+                    self._change(handle, draw, draw.randrange(WRITERS))
+                time.sleep(draw.choice((0, 0.004, 0.012)))
+                self._flush_now(handle)
+
+    def _write(self, writer: int, pause_s: float) -> None:
         draw = random.Random(f"{self._seed}-{writer}")
         with connect(self._daemon.uri(VOLUME)) as handle:
             while not self._stop.is_set():
@@ -164,7 +189,7 @@ class Load:
                     time.sleep(QUIET_S / 4)  # all writers at once, so that flushes find nothing new
                     continue
                 self._change(handle, draw, writer)
-                time.sleep(draw.uniform(0, 2 * self._pause_s))
+                time.sleep(draw.uniform(0, 2 * pause_s))
 
     def _change(self, handle: Any, draw: random.Random, writer: int) -> None:
         kind = draw.choices(("write", "zero", "trim"), (8, 1, 1))[0]
@@ -204,14 +229,18 @@ class Load:
         with connect(self._daemon.uri(VOLUME)) as handle:
             while not self._stop.is_set():
                 time.sleep(draw.uniform(0.001, 0.03))
-                issued, _ = self._clock.now()
-                handle.flush()
-                self.history.flushes.append(Flush(issued, self._clock.now()[1]))
+                self._flush_now(handle)
+
+    def _flush_now(self, handle: Any) -> None:
+        issued, _ = self._clock.now()
+        handle.flush()
+        self.history.flushes.append(Flush(issued, self._clock.now()[1]))
 
     def _cut(self) -> None:
         draw = random.Random(f"{self._seed}-cut")
         numbers = itertools.count()
-        kept = [*self.history.snapshots]
+        there = [one for one in self.history.snapshots if one.reported_at < NEVER]
+        kept = [one for one in there if one.deleting_at == NEVER]
         while not self._stop.is_set():
             time.sleep(draw.uniform(0.01, 0.1))
             issued, issued_at = self._clock.now()
@@ -231,9 +260,12 @@ class Load:
         snapshot.deleted_at = self._clock.now()[1]
 
 
-def record(directory: Path, seed: int, seconds: float, *, sync_us: int = 0, stop: bool = False) -> Recording:
-    """Run the load on a recorded polyvold; what it left goes to `directory`. `stop`: it is stopped, not
-    killed, and its files are kept as `left`."""
+def record(
+    directory: Path, seed: int, seconds: float, *, sync_us: int = 0, kills: int = 0, stop: bool = False
+) -> Recording:
+    """Run the load on a recorded polyvold; what it left goes to `directory`. `kills`: how often it is killed
+    and started again in between. `stop`: it is stopped in the end, not killed, and its files are kept as
+    `left`."""
     recording = Recording(directory)
     directory.mkdir(parents=True, exist_ok=True)
     with short_directory() as short:
@@ -244,7 +276,8 @@ def record(directory: Path, seed: int, seconds: float, *, sync_us: int = 0, stop
         daemon.environment = environment(root, recording.log, sync_us=sync_us)
         with daemon:
             clock = Clock(recording.log)
-            load = Load(daemon, clock, seed, pause_s=random.Random(seed).choice(PAUSES_S))
+            pause_s = random.Random(seed).choice(PAUSES_S)
+            load = Load(daemon, clock, seed, pause_s=pause_s)
             api = daemon.api
             make_volume(
                 lambda body: api.post("devices", body=body),
@@ -252,7 +285,13 @@ def record(directory: Path, seed: int, seconds: float, *, sync_us: int = 0, stop
                 daemon.state_dir,
             )
             load.history.made_at = clock.now()[1]
-            load.run(seconds)
+            for kill in range(1, kills + 1):
+                load.run_until_killed(seconds / (kills + 1))
+                cut_off(recording.log)
+                daemon.environment = environment(root, recording.log, sync_us=sync_us, goes_on=kill)
+                daemon.start()
+                load = Load(daemon, clock, seed + kill, load.history, pause_s=pause_s)
+            load.run(seconds / (kills + 1))
             if not stop:
                 daemon.kill()
         assert "panicked" not in daemon.said(), daemon.said()

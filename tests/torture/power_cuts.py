@@ -29,10 +29,10 @@ class PowerCutCampaign:
     def round(self, seed: int, seconds: float, count: int | None, directory: Path) -> Outcome:
         draw = random.Random(seed)
         until = time.monotonic() + seconds
-        load_s, sync_us = draw.uniform(1, 3), draw.choice((0, 200, 1000))
+        load_s, sync_us, kills = draw.uniform(1, 3), draw.choice((0, 200, 1000)), draw.choice((0, 0, 1, 2))
         with tempfile.TemporaryDirectory(prefix="pv-", dir="/dev/shm") as short:
             try:
-                recording = record(Path(short) / "recording", seed, load_s, sync_us=sync_us)
+                recording = record(Path(short) / "recording", seed, load_s, sync_us=sync_us, kills=kills)
             except Exception as error:
                 what = f"the load failed: {type(error).__name__}: {error}"
                 return Outcome(failures=[fail(directory, NAME, what, seed=str(seed), image="")])
