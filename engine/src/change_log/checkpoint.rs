@@ -14,7 +14,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::format::{CHECKPOINT_MAGIC, Header};
-use super::format::{HEADER_BYTES, u16_at, u32_at, u64_at};
+use super::format::{HEADER_BYTES, possible, u16_at, u32_at, u64_at};
 use super::journal::Identity;
 use crate::block_map::leaf::{LEAF_BLOCKS, Leaf};
 use crate::block_map::place::Place;
@@ -192,12 +192,16 @@ pub fn read(
 ) -> Result<(Header, Contents), String> {
     let header =
         Header::decode(bytes, CHECKPOINT_MAGIC).map_err(|bad| format!("its header: {bad:?}"))?;
-    let body = bytes.len().checked_sub(8).ok_or("it is too short")?;
+    let body = bytes.len().checked_sub(8).filter(|body| *body >= HEADER_BYTES);
+    let body = body.ok_or("it is too short")?;
     if u64_at(bytes, body) != u64::from(crc32c::crc32c(&bytes[..body])) {
         return Err("its checksum does not match".to_owned());
     }
     let mut input = Input { bytes: &bytes[..body], at: HEADER_BYTES };
     let epoch = input.u64()?;
+    if !possible(epoch) {
+        return Err("its epoch cannot be".to_owned());
+    }
     let mut leaves = Vec::new();
     loop {
         let length = input.u32()? as usize;
@@ -212,7 +216,13 @@ pub fn read(
         let partition = input.u32()?;
         let blocks = blocks_of(partition)
             .ok_or_else(|| format!("partition {partition} is not this processor's"))?;
-        partitions.push((partition, read_partition(&mut input, blocks, &leaves)?));
+        let versions = read_partition(&mut input, blocks, &leaves)?;
+        if let Some((last, _)) = partitions.last()
+            && partition <= *last
+        {
+            return Err(format!("partition {partition} is out of order"));
+        }
+        partitions.push((partition, versions));
     }
     if input.at != body {
         return Err("it is longer than it says".to_owned());
@@ -251,7 +261,8 @@ fn decode_leaf(bytes: &[u8]) -> Result<Leaf, String> {
         let run = bytes.get(at..at + RUN_BYTES).ok_or("a leaf ends too early")?;
         at += RUN_BYTES;
         let (start, count) = (u32::from(u16_at(run, 0)), u32::from(u16_at(run, 2)));
-        let place = Place::from_raw(u64_at(run, 4)).ok_or("a leaf has a place that is none")?;
+        let place = Place::from_raw(u64_at(run, 4)).filter(|place| place.has_room(count));
+        let place = place.ok_or("a leaf has a place that is none")?;
         if count == 0 {
             continue;
         }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use super::checkpoint::{self, Contents};
 use super::format::{BadHeader, HEADER_BYTES, Header, JOURNAL_MAGIC, MARK_BYTES, MARK_OFFSETS};
-use super::format::{Mark, Record, RecordKind};
+use super::format::{Mark, Record, RecordKind, possible};
 use super::journal::Identity;
 use crate::block_map::place::Place;
 use crate::block_map::versions::{Change, Versions};
@@ -276,6 +276,9 @@ fn apply(
     snapshots: &[Epoch],
     blocks_of: &impl Fn(PartitionIndex) -> Option<u32>,
 ) -> std::result::Result<(), &'static str> {
+    if !possible(record.epoch) {
+        return Err("its epoch cannot be");
+    }
     if record.kind == RecordKind::Cut {
         recovered.epoch = recovered.epoch.max(record.epoch + 1);
         return Ok(());
