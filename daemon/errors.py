@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import polyvol.daemon.attach.errors
 import polyvol.snapshot.errors  # noqa: F401 - so that its classes are in the table
 from polyvol.mapping.errors import Kind, PolyvolError
 

@@ -36,7 +36,7 @@ def watchdog_interval_s() -> float | None:
     return int(patience) / 1e6 * WATCHDOG_SHARE or None
 
 
-def log_to_journal() -> bool:
+def log_to_journal(identifier: str = "polyvold") -> bool:
     """Send all log records to the journal, from INFO on, if it is where stderr goes; else change nothing."""
     stream = os.environ.get("JOURNAL_STREAM", "")
     with contextlib.suppress(OSError, ValueError):
@@ -45,7 +45,7 @@ def log_to_journal() -> bool:
             with contextlib.suppress(ImportError):
                 from systemd.journal import JournalHandler
 
-                handler = JournalHandler(SYSLOG_IDENTIFIER="polyvold")
+                handler = JournalHandler(SYSLOG_IDENTIFIER=identifier)
                 handler.setFormatter(logging.Formatter("%(message)s"))
                 logging.basicConfig(level=logging.INFO, handlers=[handler])
                 return True

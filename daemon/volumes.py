@@ -216,7 +216,7 @@ class Volumes:
     def _export(self, volume: Volume) -> None:
         context = self._context
         with context.engine_errors(f"exporting volume {volume.name}"):
-            context.engine.export(volume.name, f"volume {volume.name}", volume.id, None)
+            context.engine.export(volume.name, _description(volume), volume.id, None)
             for snapshot in context.catalog.snapshots(volume.id):
                 export_snapshot(context.engine, volume, snapshot)
 
@@ -234,7 +234,7 @@ class Volumes:
             # A client came in between: everything is exported again, so that nothing has changed.
             remaining = {export["name"] for export in context.engine.exports()}
             if volume.name not in remaining:
-                context.engine.export(volume.name, f"volume {volume.name}", volume.id, None)
+                context.engine.export(volume.name, _description(volume), volume.id, None)
             for snapshot in snapshots:
                 if export_name(volume.name, snapshot.name) not in remaining:
                     export_snapshot(context.engine, volume, snapshot)
@@ -373,3 +373,8 @@ def _state(
     if not serving:
         return "not-served"
     return "degraded" if degraded else "serving"
+
+
+def _description(volume: Volume) -> str:
+    """What its export is described as; attached hosts tell by the UUID whether it is the one they knew."""
+    return f"volume {volume.name} ({volume.uuid})"

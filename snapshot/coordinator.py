@@ -112,7 +112,8 @@ class Coordinator:
 
 def export_snapshot(engine: CutEngine, volume: Volume, snapshot: SnapshotRecord) -> None:
     """Make a snapshot's export."""
-    text = f"snapshot {snapshot.name} of volume {volume.name}"
+    # Attached hosts tell by the UUID whether an export is still the one that they knew.
+    text = f"snapshot {snapshot.name} of volume {volume.name} ({snapshot.uuid})"
     engine.export(export_name(volume.name, snapshot.name), text, volume.id, snapshot.epoch)
 
 

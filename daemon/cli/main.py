@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from polyvol.daemon.cli.attach import attach, detach
 from polyvol.daemon.cli.check import check
 from polyvol.daemon.cli.client import Client
 from polyvol.daemon.cli.common import Group, json_option, state_dir_option
@@ -63,6 +64,8 @@ def status(as_json: bool, state_dir: Path) -> None:
 cli.add_command(device)
 cli.add_command(volume)
 cli.add_command(snapshot)
+cli.add_command(attach)
+cli.add_command(detach)
 cli.add_command(scrub)
 cli.add_command(check)
 

@@ -47,6 +47,11 @@ impl Place {
         valid.then_some(place)
     }
 
+    /// From the halves of its eight bytes; `None` if they are not a place.
+    pub fn joined(high: u32, low: u32) -> Option<Place> {
+        Place::from_raw(u64::from(high) << 32 | u64::from(low))
+    }
+
     /// Its eight bytes.
     pub fn raw(self) -> u64 {
         self.0
@@ -67,11 +72,6 @@ impl Place {
         self.0 & SLOT_MASK
     }
 
-    /// Whether so many blocks can be at places that follow each other from here on.
-    pub fn has_room(self, blocks: u32) -> bool {
-        !self.is_slot() || self.slot_number() + u64::from(blocks) <= SLOT_MASK + 1
-    }
-
     /// The place of the block `blocks` further on in a run that starts here.
     pub fn step(self, blocks: u32) -> Place {
         if self.is_slot() {
@@ -79,6 +79,20 @@ impl Place {
         } else {
             self
         }
+    }
+
+    /// Whether it is the place of the block `blocks` further on in a run that starts at `first`.
+    pub fn follows(self, first: Place, blocks: u32) -> bool {
+        if !first.is_slot() {
+            return self == first;
+        }
+        // Of one log, so that the number does not run over into the log's.
+        self.0 == first.0 + u64::from(blocks) && self.log() == first.log()
+    }
+
+    /// Whether a run of so many blocks can start here.
+    pub fn fits(self, blocks: u32) -> bool {
+        !self.is_slot() || self.slot_number() + u64::from(blocks) <= SLOT_MASK + 1
     }
 }
 

@@ -7,14 +7,16 @@ use proptest::prelude::*;
 use super::place::Place;
 use super::tree::Map;
 use super::versions::{Change, Versions};
+use crate::block_map::leaf::LEAF_BLOCKS;
+use crate::change_log::leaf_bytes::{self, LEAF_BYTES_MAX};
 use crate::units::Epoch;
 
 const BLOCKS: u32 = 1300; // not a multiple of 512
 
 #[derive(Clone, Debug)]
 enum Op {
-    Slots { first: u32, count: u32 },
-    Scatter { first: u32, step: u32 },
+    Slots { first: u32, count: u32, log: u16 },
+    Scatter { first: u32, step: u32, logs: u16 },
     Zero { first: u32, count: u32 },
     Cut,
     Drop(usize),
@@ -23,8 +25,9 @@ enum Op {
 fn ops() -> impl Strategy<Value = Vec<Op>> {
     let range = (0..BLOCKS, 1u32..600).prop_map(|(first, n)| (first, n.min(BLOCKS - first)));
     let op = prop_oneof![
-        4 => range.clone().prop_map(|(first, count)| Op::Slots { first, count }),
-        2 => (0..BLOCKS, 2u32..4).prop_map(|(first, step)| Op::Scatter { first, step }),
+        4 => (range.clone(), 1..4u16).prop_map(|((first, count), log)| Op::Slots { first, count, log }),
+        2 => (0..BLOCKS, 1u32..9, 1..4u16)
+            .prop_map(|(first, step, logs)| Op::Scatter { first, step, logs }),
         2 => range.prop_map(|(first, count)| Op::Zero { first, count }),
         1 => Just(Op::Zero { first: 0, count: BLOCKS }),
         2 => Just(Op::Cut),
@@ -76,14 +79,16 @@ impl Twin {
         for i in 0..count {
             self.live[(first + i) as usize] = place.step(i);
             if place.is_slot() {
-                self.used.insert(place.step(i).slot_number());
+                self.used.insert(place.step(i).raw());
             }
         }
         self.release(&freed);
     }
 
-    fn slots(&mut self, first: u32, count: u32) {
-        let place = Place::slot(1, self.next_slot);
+    fn slots(&mut self, first: u32, count: u32, log: u16) {
+        // Slots of the third log are about where the halves of a place meet.
+        let base = if log == 3 { (1 << 32) - 300 } else { 0 };
+        let place = Place::slot(log, base + self.next_slot);
         self.next_slot += u64::from(count) + 1;
         self.set(first, count, place);
     }
@@ -92,8 +97,8 @@ impl Twin {
         for (count, place) in freed {
             for i in 0..*count {
                 if place.is_slot() {
-                    let slot = place.step(i).slot_number();
-                    assert!(self.used.remove(&slot), "slot {slot} was freed twice");
+                    let slot = place.step(i);
+                    assert!(self.used.remove(&slot.raw()), "{slot:?} was freed twice");
                 }
             }
         }
@@ -101,10 +106,12 @@ impl Twin {
 
     fn step(&mut self, op: &Op) {
         match *op {
-            Op::Slots { first, count } => self.slots(first, count),
-            Op::Scatter { first, step } => {
-                for block in (first..BLOCKS).step_by(step as usize) {
-                    self.slots(block, 1);
+            Op::Slots { first, count, log } => self.slots(first, count, log),
+            Op::Scatter { first, step, logs } => {
+                // Neither ends the leaf that it is in, nor goes up.
+                let blocks: Vec<u32> = (first..BLOCKS).step_by(step as usize).take(200).collect();
+                for block in blocks.into_iter().rev() {
+                    self.slots(block, 1, 1 + (block % u32::from(logs)) as u16);
                 }
             }
             Op::Zero { first, count } => self.set(first, count, Place::ZERO),
@@ -130,7 +137,7 @@ impl Twin {
             same(self.versions.at(*epoch).0, contents);
         }
         for contents in self.snapshots.values().chain([&self.live]) {
-            visible.extend(contents.iter().filter(|p| p.is_slot()).map(|p| p.slot_number()));
+            visible.extend(contents.iter().filter(|p| p.is_slot()).map(|p| p.raw()));
         }
         assert_eq!(visible, self.used, "exactly the visible slots are used");
     }
@@ -151,6 +158,26 @@ fn same(map: &Map, contents: &[Place]) {
     }
     let expected = contents.iter().filter(|place| **place != Place::BASE).count();
     assert_eq!(map.mapped() as usize, expected);
+    let mut from_runs = vec![Place::BASE; BLOCKS as usize];
+    map.for_each_run(|first, count, place| {
+        (0..count).for_each(|i| from_runs[(first + i) as usize] = place.step(i));
+    });
+    assert!(from_runs == contents);
+    for leaf in 0..super::tree::leaves(BLOCKS) as u32 {
+        let super::tree::NodeRef::Leaf(leaf) = map.node(leaf) else { continue };
+        let mut bytes = Vec::new();
+        leaf_bytes::encode(leaf, &mut bytes);
+        assert!(bytes.len() <= LEAF_BYTES_MAX);
+        let back = leaf_bytes::decode(&bytes).unwrap();
+        let mut block = 0;
+        while block < LEAF_BLOCKS {
+            let (a, b) = (leaf.find(block, LEAF_BLOCKS), back.find(block, LEAF_BLOCKS));
+            let count = a.count.min(b.count); // the one may have taken another form
+            let sums = if a.place.is_slot() { count as usize } else { 0 };
+            assert_eq!((a.place, &a.checksums[..sums]), (b.place, &b.checksums[..sums]));
+            block += count;
+        }
+    }
 }
 
 proptest! {

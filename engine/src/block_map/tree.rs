@@ -22,6 +22,15 @@ pub enum Node {
     Leaf(Arc<Leaf>),
 }
 
+/// A [`Node`] that is looked at.
+#[derive(Clone, Copy, Debug)]
+pub enum NodeRef<'a> {
+    /// All its blocks have this place.
+    Uniform(Place),
+    /// A leaf.
+    Leaf(&'a Arc<Leaf>),
+}
+
 #[derive(Clone, Debug)]
 enum Root {
     Uniform(Place),
@@ -103,44 +112,58 @@ impl Map {
 
     /// How many blocks are not at their base place.
     pub fn mapped(&self) -> u32 {
-        let mut mapped = 0;
-        self.for_each_run(|_, count, _, _| mapped += count);
-        mapped
+        let count = |(first, count, node): (BlockIndex, u32, &Node)| match node {
+            Node::Uniform(Place::BASE) => 0,
+            Node::Uniform(_) => count,
+            // Behind the partition's end a leaf may say zero.
+            Node::Leaf(leaf) => leaf.mapped(count.min(self.blocks - first)),
+        };
+        match &*self.root {
+            Root::Uniform(Place::BASE) => 0,
+            Root::Uniform(_) => self.blocks,
+            Root::Nodes(nodes) => self.each(nodes).map(count).sum(),
+        }
     }
 
-    /// Calls `f(first, count, place, checksums)` for every run that is not base, in order.
-    pub fn for_each_run(&self, mut f: impl FnMut(BlockIndex, u32, Place, &[u32])) {
+    /// First block, blocks within the partition, and node.
+    fn each<'a>(&self, nodes: &'a [Node]) -> impl Iterator<Item = (BlockIndex, u32, &'a Node)> {
+        let blocks = self.blocks;
+        nodes.iter().enumerate().map(move |(index, node)| {
+            let first = index as u32 * LEAF_BLOCKS;
+            (first, LEAF_BLOCKS.min(blocks - first), node)
+        })
+    }
+
+    /// Calls `f(first, count, place)` for every run that is not base, in order.
+    pub fn for_each_run(&self, mut f: impl FnMut(BlockIndex, u32, Place)) {
         match &*self.root {
             Root::Uniform(Place::BASE) => {}
-            Root::Uniform(place) => f(0, self.blocks, *place, &[]),
+            Root::Uniform(place) => f(0, self.blocks, *place),
             Root::Nodes(nodes) => {
-                for (index, node) in nodes.iter().enumerate() {
-                    let first = index as u32 * LEAF_BLOCKS;
-                    let count = LEAF_BLOCKS.min(self.blocks - first);
+                for (first, count, node) in self.each(nodes) {
                     match node {
                         Node::Uniform(Place::BASE) => {}
-                        Node::Uniform(place) => f(first, count, *place, &[]),
-                        Node::Leaf(leaf) => {
-                            // Behind the partition's end a leaf may say zero.
-                            for (run, sums) in leaf.runs() {
-                                let start = u32::from(run.start);
-                                if start < count {
-                                    let run_count = u32::from(run.count).min(count - start);
-                                    f(first + start, run_count, run.place, sums);
-                                }
+                        Node::Uniform(place) => f(first, count, *place),
+                        // Behind the partition's end a leaf may say zero.
+                        Node::Leaf(leaf) => leaf.for_each_run(|start, run| {
+                            if start < count {
+                                f(first + start, run.count.min(count - start), run.place);
                             }
-                        }
+                        }),
                     }
                 }
             }
         }
     }
 
-    /// Its nodes, one for each 512 blocks.
-    pub fn nodes(&self) -> Vec<Node> {
+    /// The node of the 512 blocks from `leaf * 512`.
+    pub fn node(&self, leaf: u32) -> NodeRef<'_> {
         match &*self.root {
-            Root::Uniform(place) => vec![Node::Uniform(*place); leaves(self.blocks)],
-            Root::Nodes(nodes) => nodes.clone(),
+            Root::Uniform(place) => NodeRef::Uniform(*place),
+            Root::Nodes(nodes) => match &nodes[leaf as usize] {
+                Node::Uniform(place) => NodeRef::Uniform(*place),
+                Node::Leaf(leaf) => NodeRef::Leaf(leaf),
+            },
         }
     }
 
@@ -151,14 +174,10 @@ impl Map {
 
     /// Whether the 512 blocks from `leaf * 512` are one and the same node in both.
     pub fn shares_leaf(&self, other: &Map, leaf: u32) -> bool {
-        match (&*self.root, &*other.root) {
-            (Root::Nodes(a), Root::Nodes(b)) => match (&a[leaf as usize], &b[leaf as usize]) {
-                (Node::Leaf(a), Node::Leaf(b)) => Arc::ptr_eq(a, b),
-                (Node::Uniform(a), Node::Uniform(b)) => a == b,
-                _ => false,
-            },
-            (Root::Uniform(a), Root::Uniform(b)) => a == b,
-            _ => self.same(other),
+        match (self.node(leaf), other.node(leaf)) {
+            (NodeRef::Leaf(a), NodeRef::Leaf(b)) => Arc::ptr_eq(a, b),
+            (NodeRef::Uniform(a), NodeRef::Uniform(b)) => a == b,
+            _ => false,
         }
     }
 

@@ -15,6 +15,8 @@
 //!                   sees: slots are handed out only when free, and a block returns to its base place only
 //!                   when there is no frozen map at all.
 
+use std::sync::Arc;
+
 use super::diff::only_in;
 use super::place::Place;
 use super::tree::Map;
@@ -34,7 +36,8 @@ pub struct Frozen {
 pub struct Versions {
     /// What hosts write to.
     pub live: Map,
-    frozen: Vec<Frozen>,
+    /// Shared with clones until it changes: a checkpoint's costs the same however many snapshots there are.
+    frozen: Arc<Vec<Frozen>>,
 }
 
 /// A change of a partition's map.
@@ -57,13 +60,13 @@ pub struct Change<'a> {
 impl Versions {
     /// A partition of `blocks` blocks, all at their base place, never frozen.
     pub fn new(blocks: u32) -> Versions {
-        Versions { live: Map::new(blocks), frozen: Vec::new() }
+        Versions { live: Map::new(blocks), frozen: Arc::default() }
     }
 
     /// From what a checkpoint holds; `None` if the order is not V1's.
     pub fn from_parts(live: Map, frozen: Vec<Frozen>) -> Option<Versions> {
         let in_order = frozen.windows(2).all(|pair| pair[0].last_epoch < pair[1].last_epoch);
-        in_order.then_some(Versions { live, frozen })
+        in_order.then(|| Versions { live, frozen: Arc::new(frozen) })
     }
 
     /// The frozen maps, oldest first.
@@ -92,10 +95,13 @@ impl Versions {
         let Some(newest) = before.checked_sub(1).map(|index| snapshots[index]) else { return };
         let index = self.frozen.partition_point(|frozen| frozen.last_epoch < newest);
         match self.frozen.get(index) {
-            None => self.frozen.push(Frozen { last_epoch: newest, map: self.live.clone() }),
+            None => {
+                let map = self.live.clone();
+                Arc::make_mut(&mut self.frozen).push(Frozen { last_epoch: newest, map });
+            }
             Some(next) if next.last_epoch >= epoch => {
                 let map = next.map.clone();
-                self.frozen.insert(index, Frozen { last_epoch: newest, map });
+                Arc::make_mut(&mut self.frozen).insert(index, Frozen { last_epoch: newest, map });
             }
             Some(_) => {}
         }
@@ -123,7 +129,11 @@ impl Versions {
             }
             block += count;
         }
-        let maps = self.frozen[older..].iter_mut().map(|frozen| &mut frozen.map);
+        let late = match older < self.frozen.len() {
+            true => &mut Arc::make_mut(&mut self.frozen)[older..],
+            false => &mut [],
+        };
+        let maps = late.iter_mut().map(|frozen| &mut frozen.map);
         for map in maps.chain(std::iter::once(&mut self.live)) {
             map.set(change.first, change.count, change.place, change.checksums);
             map.write_seq = change.seq;
@@ -144,7 +154,7 @@ impl Versions {
                 index += 1;
                 continue;
             }
-            let gone = self.frozen.remove(index);
+            let gone = Arc::make_mut(&mut self.frozen).remove(index);
             let next = self.frozen.get(index).map_or(&self.live, |frozen| &frozen.map);
             let previous = index.checked_sub(1).map(|before| &self.frozen[before].map);
             match previous {

@@ -4,9 +4,14 @@
 //!                   to `pPPP-NNNNNNNNNN.checkpoint.new`, syncs it, renames it, and removes what it has made
 //!                   unnecessary. The devices were synced meanwhile; the journal need not be, as its records are not
 //!                   needed any more. A leaf that several versions share is written once.
+//! Memory            a leaf that changes while a clone refers to it is copied. So the clone is let go partition by
+//!                   partition, as they are written to the page cache and before anything is synced: what is copied is
+//!                   what changes in that time, and never more than the maps. Reading takes one buffer.
 //! Invariants        K1 a checkpoint under its final name is whole, durable, and speaks only of data that is
 //!                   durable; K2 the journal before it is removed after it has its name.
 //! Errors            a failed checkpoint leaves the older one and the journal: nothing is lost, recovery is longer.
+//!                   Whatever bytes are read: what is no checkpoint is refused, and no more is allocated than they
+//!                   are long, times a small number.
 
 use std::collections::HashMap;
 use std::io::{BufWriter, Write};
@@ -14,11 +19,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::format::{CHECKPOINT_MAGIC, Header};
-use super::format::{HEADER_BYTES, possible, u16_at, u32_at, u64_at};
+use super::format::{HEADER_BYTES, possible, u32_at, u64_at};
 use super::journal::Identity;
-use crate::block_map::leaf::{LEAF_BLOCKS, Leaf};
+use super::leaf_bytes::{self, LEAF_BYTES_MAX};
+use crate::block_map::leaf::Leaf;
 use crate::block_map::place::Place;
-use crate::block_map::tree::{Map, Node, leaves};
+use crate::block_map::tree::{Map, Node, NodeRef, leaves};
 use crate::block_map::versions::{Frozen, Versions};
 use crate::error::Errno;
 use crate::system::File;
@@ -35,22 +41,23 @@ pub struct Contents {
     pub partitions: Vec<(PartitionIndex, Versions)>,
 }
 
-const NODE_BASE: u64 = 0;
-const NODE_ZERO: u64 = 1;
-const NODE_LEAVES: u64 = 2;
-/// Bytes of a run before its checksums.
-const RUN_BYTES: usize = 12;
+const NODE_BASE: u32 = 0;
+const NODE_ZERO: u32 = 1;
+const NODE_LEAVES: u32 = 2;
+/// Bytes that are read at once.
+const BUFFER_BYTES: usize = 1 << 20;
 
-/// Writes a checkpoint under `path` and syncs it; returns its size in bytes. It is not named yet: see [`publish`].
+/// Writes a checkpoint under `path`; returns the file, which is not synced, and its size in bytes. It is not named yet:
+/// see [`publish`].
 pub fn write(
     path: &Path,
     identity: &Identity,
     number: u64,
-    contents: &Contents,
-) -> Result<u64, Errno> {
+    contents: Contents,
+) -> Result<(Arc<dyn File>, u64), Errno> {
     let file = identity.system.create(path)?;
     let writer = Writer { file: Arc::clone(&file), at: 0 };
-    let mut out = Summed { inner: BufWriter::with_capacity(1 << 20, writer), crc: 0 };
+    let mut out = Summed { inner: BufWriter::with_capacity(BUFFER_BYTES, writer), crc: 0 };
     let header = Header {
         volume_uuid: identity.volume_uuid,
         boot_id: [0; 16],
@@ -64,16 +71,14 @@ pub fn write(
     page[..bytes.len()].copy_from_slice(&bytes);
     out.put(&page)?;
     out.put(&contents.epoch.to_le_bytes())?;
-    let known = write_leaves(&mut out, contents)?;
     out.put(&(contents.partitions.len() as u64).to_le_bytes())?;
-    for (partition, versions) in &contents.partitions {
-        write_partition(&mut out, *partition, versions, &known)?;
+    for (partition, versions) in contents.partitions {
+        write_partition(&mut out, partition, &versions)?;
     }
     let crc = out.crc;
     out.put(&u64::from(crc).to_le_bytes())?;
     out.inner.flush()?;
-    file.sync()?;
-    Ok(out.inner.get_ref().at)
+    Ok((file, out.inner.get_ref().at))
 }
 
 /// Gives a checkpoint its name (K1: the caller has seen to the rest), durably.
@@ -118,182 +123,199 @@ fn maps(versions: &Versions) -> impl Iterator<Item = (Epoch, &Map)> {
     frozen.chain(std::iter::once((Epoch::MAX, &versions.live)))
 }
 
-type Known = HashMap<*const Leaf, u64>;
-
-fn write_leaves<W: Write>(out: &mut Summed<W>, contents: &Contents) -> Result<Known, Errno> {
-    let mut known = Known::new();
-    let mut bytes = Vec::new();
-    for (_, versions) in &contents.partitions {
-        for (_, map) in maps(versions) {
-            for node in map.nodes() {
-                let Node::Leaf(leaf) = node else { continue };
-                let next = known.len() as u64 + NODE_LEAVES;
-                if known.contains_key(&Arc::as_ptr(&leaf)) {
-                    continue;
-                }
-                known.insert(Arc::as_ptr(&leaf), next);
-                encode_leaf(&leaf, &mut bytes);
-                out.put(&bytes)?;
-            }
-        }
-    }
-    out.put(&0u32.to_le_bytes())?;
-    Ok(known)
-}
-
-/// A leaf: bytes that follow (u32, never 0), then runs.
-fn encode_leaf(leaf: &Leaf, bytes: &mut Vec<u8>) {
-    bytes.clear();
-    bytes.extend_from_slice(&[0; 4]);
-    for (run, sums) in leaf.runs() {
-        bytes.extend_from_slice(&run.start.to_le_bytes());
-        bytes.extend_from_slice(&run.count.to_le_bytes());
-        bytes.extend_from_slice(&run.place.raw().to_le_bytes());
-        for sum in sums {
-            bytes.extend_from_slice(&sum.to_le_bytes());
-        }
-    }
-    if bytes.len() == 4 {
-        // A leaf without runs: one run of no blocks says so, as a length of 0 ends the list.
-        bytes.extend_from_slice(&[0; RUN_BYTES]);
-    }
-    let length = (bytes.len() - 4) as u32;
-    bytes[0..4].copy_from_slice(&length.to_le_bytes());
+fn nodes(map: &Map) -> impl Iterator<Item = NodeRef<'_>> {
+    (0..leaves(map.blocks()) as u32).map(|leaf| map.node(leaf))
 }
 
 fn write_partition<W: Write>(
     out: &mut Summed<W>,
     partition: PartitionIndex,
     versions: &Versions,
-    known: &Known,
 ) -> Result<(), Errno> {
     out.put(&partition.to_le_bytes())?;
     out.put(&(versions.frozen().len() as u32 + 1).to_le_bytes())?;
-    for (last_epoch, map) in maps(versions) {
-        out.put(&last_epoch.to_le_bytes())?;
-        out.put(&map.write_seq.to_le_bytes())?;
-        for node in map.nodes() {
-            let number = match node {
-                Node::Uniform(Place::BASE) => NODE_BASE,
-                Node::Uniform(_) => NODE_ZERO,
-                Node::Leaf(leaf) => known[&Arc::as_ptr(&leaf)],
-            };
-            out.put(&number.to_le_bytes())?;
+    let mut known: HashMap<*const Leaf, u32> = HashMap::new();
+    let mut bytes = Vec::with_capacity(LEAF_BYTES_MAX);
+    for (_, map) in maps(versions) {
+        for node in nodes(map) {
+            let NodeRef::Leaf(leaf) = node else { continue };
+            let next = known.len() as u32 + NODE_LEAVES;
+            if *known.entry(Arc::as_ptr(leaf)).or_insert(next) != next {
+                continue;
+            }
+            bytes.clear();
+            bytes.extend_from_slice(&[0; 4]);
+            leaf_bytes::encode(leaf, &mut bytes);
+            let length = (bytes.len() - 4) as u32;
+            bytes[0..4].copy_from_slice(&length.to_le_bytes());
+            out.put(&bytes)?;
         }
+    }
+    out.put(&0u32.to_le_bytes())?;
+    for (last_epoch, map) in maps(versions) {
+        bytes.clear();
+        bytes.extend_from_slice(&last_epoch.to_le_bytes());
+        bytes.extend_from_slice(&map.write_seq.to_le_bytes());
+        for node in nodes(map) {
+            let number = match node {
+                NodeRef::Uniform(Place::BASE) => NODE_BASE,
+                NodeRef::Uniform(_) => NODE_ZERO,
+                NodeRef::Leaf(leaf) => known[&Arc::as_ptr(leaf)],
+            };
+            bytes.extend_from_slice(&number.to_le_bytes());
+        }
+        out.put(&bytes)?;
     }
     Ok(())
 }
 
-/// Reads a checkpoint's bytes. `blocks_of` gives a partition's size in blocks, `None` for one that this processor
-/// does not own. `Err` says what is wrong with it.
+/// Why a checkpoint cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Bad {
+    /// The file could not be read.
+    Io(Errno),
+    /// This is wrong with what it holds.
+    Corrupt(String),
+}
+
+impl From<&str> for Bad {
+    fn from(what: &str) -> Bad {
+        Bad::Corrupt(what.to_owned())
+    }
+}
+
+/// Reads a checkpoint's bytes; see [`read_file`].
 pub fn read(
     bytes: &[u8],
     blocks_of: impl Fn(PartitionIndex) -> Option<u32>,
-) -> Result<(Header, Contents), String> {
-    let header =
-        Header::decode(bytes, CHECKPOINT_MAGIC).map_err(|bad| format!("its header: {bad:?}"))?;
-    let body = bytes.len().checked_sub(8).filter(|body| *body >= HEADER_BYTES);
+) -> Result<(Header, Contents), Bad> {
+    let input = |into: &mut [u8], at: u64| {
+        into.copy_from_slice(&bytes[at as usize..at as usize + into.len()]);
+        Ok(())
+    };
+    read_input(input, bytes.len() as u64, blocks_of)
+}
+
+/// Reads a checkpoint. `blocks_of` gives a partition's size in blocks, `None` for one that this processor does not own.
+pub fn read_file(
+    file: &dyn File,
+    blocks_of: impl Fn(PartitionIndex) -> Option<u32>,
+) -> Result<(Header, Contents), Bad> {
+    let length = file.length().map_err(Bad::Io)?;
+    read_input(|into, at| file.read(into, at).map_err(Bad::Io), length, blocks_of)
+}
+
+fn read_input(
+    read: impl FnMut(&mut [u8], u64) -> Result<(), Bad>,
+    length: u64,
+    blocks_of: impl Fn(PartitionIndex) -> Option<u32>,
+) -> Result<(Header, Contents), Bad> {
+    let body = length.checked_sub(8).filter(|body| *body >= HEADER_BYTES as u64);
     let body = body.ok_or("it is too short")?;
-    if u64_at(bytes, body) != u64::from(crc32c::crc32c(&bytes[..body])) {
-        return Err("its checksum does not match".to_owned());
-    }
-    let mut input = Input { bytes: &bytes[..body], at: HEADER_BYTES };
+    let mut input = Input { read, body, next: 0, crc: 0, buffer: Vec::new(), at: 0 };
+    let header = Header::decode(input.take(HEADER_BYTES)?, CHECKPOINT_MAGIC)
+        .map_err(|bad| Bad::Corrupt(format!("its header: {bad:?}")))?;
     let epoch = input.u64()?;
-    if !possible(epoch) {
-        return Err("its epoch cannot be".to_owned());
-    }
-    let mut leaves = Vec::new();
-    loop {
-        let length = input.u32()? as usize;
-        if length == 0 {
-            break;
-        }
-        leaves.push(Arc::new(decode_leaf(input.take(length)?)?));
-    }
     let count = input.u64()?;
-    let mut partitions = Vec::new();
+    let mut partitions: Vec<(PartitionIndex, Versions)> = Vec::new();
     for _ in 0..count {
         let partition = input.u32()?;
-        let blocks = blocks_of(partition)
-            .ok_or_else(|| format!("partition {partition} is not this processor's"))?;
-        let versions = read_partition(&mut input, blocks, &leaves)?;
-        if let Some((last, _)) = partitions.last()
-            && partition <= *last
-        {
-            return Err(format!("partition {partition} is out of order"));
+        if partitions.last().is_some_and(|(last, _)| *last >= partition) {
+            return Err("its partitions are out of order".into());
         }
-        partitions.push((partition, versions));
+        let blocks = blocks_of(partition).ok_or_else(|| {
+            Bad::Corrupt(format!("partition {partition} is not this processor's"))
+        })?;
+        partitions.push((partition, read_partition(&mut input, blocks)?));
     }
-    if input.at != body {
-        return Err("it is longer than it says".to_owned());
+    input.end()?;
+    if !possible(epoch) {
+        return Err("its epoch cannot be".into());
     }
     let contents = Contents { first_seq: header.first_seq, epoch, partitions };
     Ok((header, contents))
 }
 
-struct Input<'a> {
-    bytes: &'a [u8],
+/// A body that is read from its beginning to its end, its checksum computed on the way.
+struct Input<R> {
+    read: R,
+    /// Where the checksum stands.
+    body: u64,
+    /// What is read next.
+    next: u64,
+    crc: u32,
+    buffer: Vec<u8>,
     at: usize,
 }
 
-impl<'a> Input<'a> {
-    fn take(&mut self, length: usize) -> Result<&'a [u8], String> {
-        let rest = &self.bytes[self.at..];
-        let taken = rest.get(..length).ok_or("it ends too early")?;
+impl<R: FnMut(&mut [u8], u64) -> Result<(), Bad>> Input<R> {
+    /// The next `length` bytes, which are few.
+    fn take(&mut self, length: usize) -> Result<&[u8], Bad> {
+        debug_assert!(length <= BUFFER_BYTES / 2);
+        if self.buffer.len() - self.at < length {
+            self.fill(length)?;
+        }
         self.at += length;
-        Ok(taken)
+        Ok(&self.buffer[self.at - length..self.at])
     }
 
-    fn u32(&mut self) -> Result<u32, String> {
+    fn fill(&mut self, length: usize) -> Result<(), Bad> {
+        self.buffer.drain(..self.at);
+        self.at = 0;
+        let kept = self.buffer.len();
+        let more = (self.body - self.next).min((BUFFER_BYTES - kept) as u64) as usize;
+        if kept + more < length {
+            return Err("it ends too early".into());
+        }
+        self.buffer.resize(kept + more, 0);
+        (self.read)(&mut self.buffer[kept..], self.next)?;
+        self.crc = crc32c::crc32c_append(self.crc, &self.buffer[kept..]);
+        self.next += more as u64;
+        Ok(())
+    }
+
+    fn u32(&mut self) -> Result<u32, Bad> {
         Ok(u32_at(self.take(4)?, 0))
     }
 
-    fn u64(&mut self) -> Result<u64, String> {
+    fn u64(&mut self) -> Result<u64, Bad> {
         Ok(u64_at(self.take(8)?, 0))
     }
-}
 
-fn decode_leaf(bytes: &[u8]) -> Result<Leaf, String> {
-    let mut leaf = Leaf::uniform(Place::BASE);
-    let mut at = 0;
-    let mut sums = Vec::new();
-    while at < bytes.len() {
-        let run = bytes.get(at..at + RUN_BYTES).ok_or("a leaf ends too early")?;
-        at += RUN_BYTES;
-        let (start, count) = (u32::from(u16_at(run, 0)), u32::from(u16_at(run, 2)));
-        let place = Place::from_raw(u64_at(run, 4)).filter(|place| place.has_room(count));
-        let place = place.ok_or("a leaf has a place that is none")?;
-        if count == 0 {
-            continue;
+    fn end(mut self) -> Result<(), Bad> {
+        if self.at != self.buffer.len() || self.next != self.body {
+            return Err("it is longer than it says".into());
         }
-        if start + count > LEAF_BLOCKS {
-            return Err("a leaf has a run beyond its end".to_owned());
-        }
-        sums.clear();
-        if place.is_slot() {
-            let length = count as usize * 4;
-            let raw = bytes.get(at..at + length).ok_or("a leaf ends too early")?;
-            sums.extend(raw.chunks_exact(4).map(|sum| u32_at(sum, 0)));
-            at += length;
-        }
-        leaf.set(start, count, place, &sums);
+        let mut crc = [0; 8];
+        (self.read)(&mut crc, self.body)?;
+        let same = u64::from_le_bytes(crc) == u64::from(self.crc);
+        if same { Ok(()) } else { Err("its checksum does not match".into()) }
     }
-    Ok(leaf)
 }
 
-fn read_partition(
-    input: &mut Input<'_>,
+fn read_partition<R: FnMut(&mut [u8], u64) -> Result<(), Bad>>(
+    input: &mut Input<R>,
     blocks: u32,
-    known: &[Arc<Leaf>],
-) -> Result<Versions, String> {
+) -> Result<Versions, Bad> {
     let count = input.u32()?;
+    let mut known = Vec::new();
+    loop {
+        let length = input.u32()? as usize;
+        if length == 0 {
+            break;
+        }
+        if length > LEAF_BYTES_MAX {
+            return Err("a leaf is too long".into());
+        }
+        known.push(Arc::new(leaf_bytes::decode(input.take(length)?)?));
+    }
     let mut frozen = Vec::new();
     for version in 1..=count {
         let last_epoch = input.u64()?;
         let write_seq = input.u64()?;
         let mut nodes = Vec::with_capacity(leaves(blocks));
-        for _ in 0..leaves(blocks) {
-            nodes.push(match input.u64()? {
+        for number in input.take(leaves(blocks) * 4)?.chunks_exact(4) {
+            nodes.push(match u32_at(number, 0) {
                 NODE_BASE => Node::Uniform(Place::BASE),
                 NODE_ZERO => Node::Uniform(Place::ZERO),
                 number => {
@@ -304,12 +326,11 @@ fn read_partition(
         }
         let map = Map::from_nodes(blocks, nodes, write_seq);
         if version == count {
-            let wrong = "its versions are out of order".to_owned();
             return Versions::from_parts(map, frozen)
                 .filter(|_| last_epoch == Epoch::MAX)
-                .ok_or(wrong);
+                .ok_or("its versions are out of order".into());
         }
         frozen.push(Frozen { last_epoch, map });
     }
-    Err("a partition without versions".to_owned())
+    Err("a partition without versions".into())
 }

@@ -16,6 +16,9 @@ use super::space::CHUNK_SLOTS;
 
 const WORDS: usize = CHUNK_SLOTS as usize / 64;
 
+/// A bit for each slot of a chunk.
+pub type SlotBits = [u64; WORDS];
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Role {
     /// Nobody's in particular.
@@ -30,7 +33,7 @@ enum Role {
 #[derive(Debug, Default)]
 struct Chunk {
     /// `None`: no slot is used.
-    bits: Option<Box<[u64; WORDS]>>,
+    bits: Option<Box<SlotBits>>,
     used: u32,
     role: Role,
 }
@@ -165,23 +168,47 @@ impl Chunks {
         self.change(chunk, |chunk| chunk.role = Role::Idle);
     }
 
-    /// Takes these very slots, at recovery; `false` if any of them is outside, or taken already.
-    pub fn take_exactly(&self, chunk: u64, first: u32, count: u32) -> bool {
+    /// Takes these very slots, at recovery; gives one that is taken already, if there is any: then none is taken.
+    pub fn take_exactly(&self, chunk: u64, slots: &SlotBits) -> Result<(), u32> {
+        self.change(chunk, |chunk| {
+            let bits = chunk.bits.get_or_insert_default();
+            let taken = bits.iter().zip(slots).position(|(bits, slots)| bits & slots != 0);
+            if let Some(word) = taken {
+                return Err(word as u32 * 64 + (bits[word] & slots[word]).trailing_zeros());
+            }
+            for (bits, slots) in bits.iter_mut().zip(slots) {
+                *bits |= slots;
+                chunk.used += slots.count_ones();
+            }
+            Ok(())
+        })
+    }
+
+    /// Takes those of these slots that are free, and leaves the others out of `slots`.
+    pub fn take_free(&self, chunk: u64, slots: &mut SlotBits) {
         if chunk >= self.chunks.len() as u64 {
-            return false;
+            return slots.fill(0);
         }
         self.change(chunk, |chunk| {
             let bits = chunk.bits.get_or_insert_default();
-            for slot in first..first + count {
-                let (word, mask) = place(slot);
-                if bits[word] & mask != 0 {
-                    return false;
-                }
-                bits[word] |= mask;
-                chunk.used += 1;
+            for (bits, slots) in bits.iter_mut().zip(slots) {
+                *slots &= !*bits;
+                *bits |= *slots;
+                chunk.used += slots.count_ones();
             }
-            true
-        })
+        });
+    }
+
+    /// Gives these very slots back.
+    pub fn give_exactly(&self, chunk: u64, slots: &SlotBits) {
+        self.change(chunk, |chunk| {
+            let bits = chunk.bits.as_mut().expect("N1: these are taken");
+            for (bits, slots) in bits.iter_mut().zip(slots) {
+                assert!(*bits & slots == *slots, "N1: a slot is given back once");
+                *bits &= !slots;
+                chunk.used -= slots.count_ones();
+            }
+        });
     }
 
     /// Gives slots back; says whether nothing of the chunk is used any more.

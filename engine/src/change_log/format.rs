@@ -250,12 +250,24 @@ impl Record {
     /// The record at the start of `bytes`, its checksums and its length; `Ok(None)` where no whole record is;
     /// `Err(kind)` for a whole record of a kind that this version does not know.
     pub fn decode(bytes: &[u8], incarnation: u64) -> Result<Option<(Record, Vec<u32>, usize)>, u8> {
+        let mut sums = Vec::new();
+        let found = Record::decode_into(bytes, seed(incarnation), &mut sums)?;
+        Ok(found.map(|(record, length)| (record, sums, length)))
+    }
+
+    /// As [`Record::decode`], with the incarnation's [`seed`], and the checksums put into `sums`.
+    pub fn decode_into(
+        bytes: &[u8],
+        seed: u32,
+        sums: &mut Vec<u32>,
+    ) -> Result<Option<(Record, usize)>, u8> {
+        sums.clear();
         if bytes.len() < RECORD_BYTES {
             return Ok(None);
         }
         let length = RECORD_BYTES + usize::from(u16_at(bytes, 6)) * 8;
         let Some(whole) = bytes.get(..length) else { return Ok(None) };
-        if crc32c::crc32c_append(seed(incarnation), &whole[4..]) != u32_at(bytes, 0) {
+        if crc32c::crc32c_append(seed, &whole[4..]) != u32_at(bytes, 0) {
             return Ok(None);
         }
         let count = u32_at(bytes, 32);
@@ -264,13 +276,14 @@ impl Record {
             KIND_CUT => RecordKind::Cut,
             other => return Err(other),
         };
-        let sums = match bytes[5] {
-            0 => Vec::new(),
+        match bytes[5] {
+            0 => {}
             FLAG_SUMS if record_bytes(count as usize) == length => {
-                (0..count as usize).map(|i| u32_at(bytes, RECORD_BYTES + i * 4)).collect()
+                let raw = whole[RECORD_BYTES..].chunks_exact(4).take(count as usize);
+                sums.extend(raw.map(|sum| u32_at(sum, 0)));
             }
             _ => return Err(bytes[4]),
-        };
+        }
         let record = Record {
             kind,
             seq: u64_at(bytes, 8),
@@ -284,12 +297,12 @@ impl Record {
         if u32_at(bytes, 36) != 0 {
             return Err(bytes[4]);
         }
-        Ok(Some((record, sums, length)))
+        Ok(Some((record, length)))
     }
 
     /// The place, for a map record with a place that is one and as many checksums as it takes.
     pub fn checked_place(&self, sums: &[u32]) -> Option<Place> {
-        let place = Place::from_raw(self.place).filter(|place| place.has_room(self.count))?;
+        let place = Place::from_raw(self.place).filter(|place| place.fits(self.count))?;
         let expected = if place.is_slot() { self.count as usize } else { 0 };
         (sums.len() == expected && self.count > 0).then_some(place)
     }
@@ -300,7 +313,8 @@ pub fn possible(number: u64) -> bool {
     (1..1 << 62).contains(&number)
 }
 
-fn seed(incarnation: u64) -> u32 {
+/// What the checksums of an incarnation's records and marks start from.
+pub fn seed(incarnation: u64) -> u32 {
     crc32c::crc32c(&incarnation.to_le_bytes())
 }
 

@@ -284,8 +284,8 @@ pub struct Entry<'a> {
 }
 
 impl Journal {
-    /// Begins a new segment whose first record will be `next_seq`. Records up to `committed` are durable; those
-    /// between, if any, survived because the host did.
+    /// Begins a new segment whose first record will be `next_seq`. Records up to `committed` are known to be durable;
+    /// those between, if any, are once a commit has succeeded.
     ///
     /// `recovered` are the segments that were read back: they are synced before the first commit mark.
     pub fn begin(

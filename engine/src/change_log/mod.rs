@@ -17,6 +17,8 @@ pub mod checkpoint;
 pub mod chunks;
 pub mod format;
 pub mod journal;
+pub mod leaf_bytes;
+pub mod marks;
 pub mod recover;
 pub mod slots;
 pub mod space;

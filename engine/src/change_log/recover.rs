@@ -13,15 +13,15 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::checkpoint::{self, Contents};
+use super::checkpoint::{self, Bad, Contents};
 use super::format::{BadHeader, HEADER_BYTES, Header, JOURNAL_MAGIC, MARK_BYTES, MARK_OFFSETS};
-use super::format::{Mark, Record, RecordKind, possible};
+use super::format::{Mark, Record, RecordKind, possible, seed};
 use super::journal::Identity;
-use crate::block_map::place::Place;
+use super::marks::SlotSet;
 use crate::block_map::versions::{Change, Versions};
 use crate::deliberate::{Bug, bug};
 use crate::error::{Errno, Error, ErrorKind, Result};
-use crate::system::{File, read_whole};
+use crate::system::File;
 use crate::units::{Epoch, PartitionIndex};
 
 /// What was read back.
@@ -31,16 +31,18 @@ pub struct Recovered {
     pub partitions: BTreeMap<PartitionIndex, Versions>,
     /// The number of the next record.
     pub next_seq: u64,
-    /// The last record known to survive a power loss.
-    pub committed: u64,
+    /// The last record that the checkpoint covers: no other is known to survive a power loss before the next sync has
+    /// ended, as a mark that was read back may not be durable.
+    pub covered: u64,
     /// The number of the next segment or checkpoint.
     pub next_number: u64,
     /// No epoch below this may be used for new writes.
     pub epoch: Epoch,
     /// Segments that were read, to be synced before the next commit mark.
     pub segments: Vec<Arc<dyn File>>,
-    /// Slots that records which are not committed, or dropped snapshots, have freed: sequence number and run.
-    pub freed: Vec<(u64, Place, u32)>,
+    /// Slots that records behind the checkpoint have freed, and snapshots that were dropped since: what the disk holds may
+    /// still refer to them.
+    pub freed: SlotSet,
     /// Segments without a header, to be removed.
     pub leftovers: Vec<PathBuf>,
     /// Records that were replayed.
@@ -50,7 +52,8 @@ pub struct Recovered {
 struct OldSegment {
     path: PathBuf,
     header: Header,
-    bytes: Vec<u8>,
+    /// Its first bytes, with the commit marks.
+    page: Vec<u8>,
     file: Arc<dyn File>,
 }
 
@@ -65,11 +68,11 @@ pub fn recover(
     let mut recovered = Recovered {
         partitions: checkpoint.partitions.into_iter().collect(),
         next_seq: checkpoint.first_seq,
-        committed: checkpoint.first_seq - 1,
+        covered: checkpoint.first_seq - 1,
         next_number: 0,
         epoch: checkpoint.epoch,
         segments: Vec::new(),
-        freed: Vec::new(),
+        freed: SlotSet::default(),
         leftovers: Vec::new(),
         replayed: 0,
     };
@@ -79,12 +82,12 @@ pub fn recover(
     }
     recovered.next_number = next_number;
     replay_all(identity, &mut recovered, &segments, snapshots, &blocks_of)?;
-    let (last, committed) = (recovered.next_seq - 1, recovered.committed);
-    let freed = &mut recovered.freed;
-    for versions in recovered.partitions.values_mut() {
+    let Recovered { partitions, freed, replayed, .. } = &mut recovered;
+    for versions in partitions.values_mut() {
         versions.prune(snapshots, |_, count, place| {
-            if last > committed && place.is_slot() {
-                freed.push((last, place, count));
+            // Where nothing was replayed, the disk holds nothing else than this.
+            if *replayed > 0 {
+                freed.add(place, count);
             }
         });
     }
@@ -123,10 +126,12 @@ fn read_checkpoint(
     let Some((number, path)) = files(identity, ".checkpoint")?.pop() else {
         return Ok((Contents { first_seq: 1, epoch: 1, partitions: Vec::new() }, 1));
     };
-    let bytes = read_whole(&*identity.system, &path)
-        .map_err(|e| Error::io(format!("{} cannot be read", path.display()), e))?;
-    let (header, contents) =
-        checkpoint::read(&bytes, blocks_of).map_err(|what| corrupt(&path, what))?;
+    let io = |e: Errno| Error::io(format!("{} cannot be read", path.display()), e);
+    let file = identity.system.open(&path, false).map_err(io)?;
+    let (header, contents) = checkpoint::read_file(&*file, blocks_of).map_err(|bad| match bad {
+        Bad::Io(errno) => io(errno),
+        Bad::Corrupt(what) => corrupt(&path, what),
+    })?;
     if header.volume_uuid != identity.volume_uuid || header.processor != identity.processor {
         return Err(corrupt(&path, "it belongs to another volume or processor"));
     }
@@ -139,23 +144,25 @@ fn read_segments(identity: &Identity, leftovers: &mut Vec<PathBuf>) -> Result<Ve
     let newest = found.last().map(|(number, _)| *number);
     for (number, path) in found.drain(..) {
         let io = |e: Errno| Error::io(format!("{} cannot be read", path.display()), e);
-        let bytes = read_whole(&*identity.system, &path).map_err(io)?;
-        match Header::decode(&bytes, JOURNAL_MAGIC) {
+        let file = identity.system.open(&path, false).map_err(io)?;
+        let mut page = vec![0; file.length().map_err(io)?.min(HEADER_BYTES as u64) as usize];
+        file.read(&mut page, 0).map_err(io)?;
+        match Header::decode(&page, JOURNAL_MAGIC) {
             Ok(header) => {
                 let ours = header.volume_uuid == identity.volume_uuid
                     && header.processor == identity.processor
                     && header.number == number;
-                if !ours || bytes.len() < HEADER_BYTES {
+                if !ours || page.len() < HEADER_BYTES {
                     return Err(corrupt(&path, "it belongs to another volume or processor"));
                 }
-                let file = identity.system.open(&path, false).map_err(io)?;
-                segments.push(OldSegment { path, header, bytes, file });
+                segments.push(OldSegment { path, header, page, file });
             }
             // It was never begun, or its header was lost, then none of its records was committed (J7); or a crash came
-            // while it was being made. Its marks are in other sectors, which may have come to the disk without it. Should a record be missing that counts, that is found below.
+            // while it was being made. Its marks are in other sectors, which may have come to the disk without it.
+            // Should a record be missing that counts, that is found below.
             Err(BadHeader::Magic | BadHeader::Checksum)
                 if Some(number) == newest
-                    || bytes.iter().take(MARK_OFFSETS[0]).all(|byte| *byte == 0) =>
+                    || page.iter().take(MARK_OFFSETS[0]).all(|byte| *byte == 0) =>
             {
                 leftovers.push(path);
             }
@@ -186,7 +193,7 @@ fn marks(segments: &[OldSegment], ends: &[u64]) -> Vec<u64> {
     let mut marks = Vec::new();
     for (segment, end) in segments.iter().zip(ends) {
         for at in MARK_OFFSETS {
-            let bytes = &segment.bytes[at..at + MARK_BYTES];
+            let bytes = &segment.page[at..at + MARK_BYTES];
             let mark = Mark::decode(bytes, segment.header.incarnation);
             marks.extend(mark.map(|mark| mark.committed_seq.min(*end)));
         }
@@ -206,23 +213,25 @@ fn replay_all(
     let Some(last) = segments.last() else { return Ok(()) };
     let ends = ends(segments);
     let marks = marks(segments, &ends);
-    let newest = marks.last().map_or(0, |mark| *mark).max(recovered.committed);
-    let covered = recovered.committed; // by the checkpoint: the journal may have lost these
+    let newest = marks.last().map_or(0, |mark| *mark).max(recovered.covered);
+    let covered = recovered.covered; // by the checkpoint: the journal may have lost these
     let same_boot = last.header.boot_id == identity.boot_id || bug(Bug::PastTheMark);
     // The newest mark may have reached the disk before the records that it covers: its sync may not have ended. The
     // one before it is followed by another, so its sync has.
-    let before = marks.iter().rev().nth(1).map_or(0, |mark| *mark).max(recovered.committed);
+    let before = marks.iter().rev().nth(1).map_or(0, |mark| *mark).max(covered);
     let (limit, required) = if same_boot { (u64::MAX, newest) } else { (newest, before) };
-    recovered.committed = newest;
+    let mut replay =
+        Replay { recovered, snapshots, blocks_of, bytes: Vec::new(), sums: Vec::new() };
     for (segment, segment_end) in segments.iter().zip(ends) {
         let end = segment_end.min(limit);
-        if segment_end < recovered.next_seq || segment.header.first_seq > end {
+        let next_seq = replay.recovered.next_seq;
+        if segment_end < next_seq || segment.header.first_seq > end {
             continue; // the checkpoint has it all, or none of it counts
         }
-        if segment.header.first_seq > recovered.next_seq {
+        if segment.header.first_seq > next_seq {
             return Err(corrupt(&segment.path, "the records before it are missing"));
         }
-        let reached = replay(recovered, segment, end, snapshots, blocks_of)?;
+        let reached = replay.segment(segment, end)?;
         if reached < end {
             let wanted = if same_boot && segment_end != u64::MAX { end } else { required };
             if reached.max(covered) < wanted {
@@ -235,75 +244,79 @@ fn replay_all(
         let what = format!("record {} is missing", recovered.next_seq);
         return Err(corrupt(&last.path, what));
     }
-    recovered.committed = newest.min(recovered.next_seq - 1);
     Ok(())
 }
 
-/// Replays the records of one segment up to `end`; returns the last sequence number that it reached.
-fn replay(
-    recovered: &mut Recovered,
-    segment: &OldSegment,
-    end: u64,
-    snapshots: &[Epoch],
-    blocks_of: &impl Fn(PartitionIndex) -> Option<u32>,
-) -> Result<u64> {
-    let mut at = HEADER_BYTES;
-    let mut reached = segment.header.first_seq - 1;
-    while reached < end {
-        let decoded = Record::decode(&segment.bytes[at..], segment.header.incarnation)
-            .map_err(|kind| corrupt(&segment.path, format!("a record of unknown kind {kind}")))?;
-        let Some((record, sums, length)) = decoded else { break };
-        if record.seq != reached + 1 {
-            break;
-        }
-        at += length;
-        reached += 1;
-        if record.seq < recovered.next_seq {
-            continue; // the checkpoint has it
-        }
-        apply(recovered, &record, &sums, snapshots, blocks_of)
-            .map_err(|what| corrupt(&segment.path, format!("record {}: {what}", record.seq)))?;
-        recovered.next_seq = record.seq + 1;
-        recovered.replayed += 1;
-    }
-    Ok(reached)
+/// What a replay has at hand: one segment's bytes at a time.
+struct Replay<'a, F> {
+    recovered: &'a mut Recovered,
+    snapshots: &'a [Epoch],
+    blocks_of: &'a F,
+    bytes: Vec<u8>,
+    /// The record's checksums.
+    sums: Vec<u32>,
 }
 
-fn apply(
-    recovered: &mut Recovered,
-    record: &Record,
-    sums: &[u32],
-    snapshots: &[Epoch],
-    blocks_of: &impl Fn(PartitionIndex) -> Option<u32>,
-) -> std::result::Result<(), &'static str> {
-    if !possible(record.epoch) {
-        return Err("its epoch cannot be");
-    }
-    if record.kind == RecordKind::Cut {
-        recovered.epoch = recovered.epoch.max(record.epoch + 1);
-        return Ok(());
-    }
-    recovered.epoch = recovered.epoch.max(record.epoch);
-    let blocks = blocks_of(record.partition).ok_or("its partition is not this processor's")?;
-    let in_range = record.first < blocks && record.count <= blocks - record.first;
-    let place = record.checked_place(sums).filter(|_| in_range).ok_or("it makes no sense")?;
-    let versions =
-        recovered.partitions.entry(record.partition).or_insert_with(|| Versions::new(blocks));
-    versions.freeze_before(record.epoch, snapshots);
-    let change = Change {
-        epoch: record.epoch,
-        first: record.first,
-        count: record.count,
-        place,
-        checksums: sums,
-        seq: record.seq,
-    };
-    let freed = &mut recovered.freed;
-    let waits = record.seq > recovered.committed;
-    versions.apply(change, |_, count, place| {
-        if waits && place.is_slot() {
-            freed.push((record.seq, place, count));
+impl<F: Fn(PartitionIndex) -> Option<u32>> Replay<'_, F> {
+    /// Replays the records of one segment up to `end`; returns the last sequence number that it reached.
+    fn segment(&mut self, segment: &OldSegment, end: u64) -> Result<u64> {
+        let path = &segment.path;
+        let io = |e: Errno| Error::io(format!("{} cannot be read", path.display()), e);
+        let mut bytes = std::mem::take(&mut self.bytes);
+        bytes.resize(segment.file.length().map_err(io)? as usize, 0);
+        segment.file.read(&mut bytes, 0).map_err(io)?;
+        let seed = seed(segment.header.incarnation);
+        let mut at = HEADER_BYTES;
+        let mut reached = segment.header.first_seq - 1;
+        while reached < end {
+            let decoded = Record::decode_into(&bytes[at..], seed, &mut self.sums)
+                .map_err(|kind| corrupt(path, format!("a record of unknown kind {kind}")))?;
+            let Some((record, length)) = decoded else { break };
+            if record.seq != reached + 1 {
+                break;
+            }
+            at += length;
+            reached += 1;
+            if record.seq < self.recovered.next_seq {
+                continue; // the checkpoint has it
+            }
+            self.apply(&record)
+                .map_err(|what| corrupt(path, format!("record {}: {what}", record.seq)))?;
+            self.recovered.next_seq = record.seq + 1;
+            self.recovered.replayed += 1;
         }
-    });
-    Ok(())
+        self.bytes = bytes;
+        Ok(reached)
+    }
+
+    fn apply(&mut self, record: &Record) -> std::result::Result<(), &'static str> {
+        let recovered = &mut *self.recovered;
+        if !possible(record.epoch) {
+            return Err("its epoch cannot be");
+        }
+        if record.kind == RecordKind::Cut {
+            recovered.epoch = recovered.epoch.max(record.epoch + 1);
+            return Ok(());
+        }
+        recovered.epoch = recovered.epoch.max(record.epoch);
+        let blocks = (self.blocks_of)(record.partition);
+        let blocks = blocks.ok_or("its partition is not this processor's")?;
+        let in_range = record.first < blocks && record.count <= blocks - record.first;
+        let place = record.checked_place(&self.sums).filter(|_| in_range);
+        let place = place.ok_or("it makes no sense")?;
+        let versions =
+            recovered.partitions.entry(record.partition).or_insert_with(|| Versions::new(blocks));
+        versions.freeze_before(record.epoch, self.snapshots);
+        let change = Change {
+            epoch: record.epoch,
+            first: record.first,
+            count: record.count,
+            place,
+            checksums: &self.sums,
+            seq: record.seq,
+        };
+        let freed = &mut recovered.freed;
+        versions.apply(change, |_, count, place| freed.add(place, count));
+        Ok(())
+    }
 }

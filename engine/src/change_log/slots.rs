@@ -10,6 +10,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use super::marks::{LogMarks, Marks};
 use super::space::{CHUNK_SLOTS, EmptyChunk, Log};
 use crate::block_map::place::Place;
 
@@ -83,11 +84,17 @@ impl Slots {
         }
     }
 
-    /// Marks a run as used, at recovery; `false` if it is outside its log, or any of it is used already.
-    pub fn take_exactly(&mut self, log: &Arc<Log>, place: Place, count: u32) -> bool {
-        self.log_share(log);
-        by_chunk(place, count)
-            .all(|(chunk, first, count)| log.slots.take_exactly(chunk, first, count))
+    /// Takes what recovered maps refer to. `Err`: a slot that another processor's maps refer to as well.
+    pub fn take_marked(&mut self, marks: Marks) -> Result<(), Place> {
+        for LogMarks { log, chunks } in marks.logs {
+            self.log_share(&log);
+            for (chunk, bits) in chunks.iter().enumerate() {
+                let Some(bits) = bits else { continue };
+                let taken = log.slots.take_exactly(chunk as u64, bits);
+                taken.map_err(|first| slot(&log, chunk as u64, first))?;
+            }
+        }
+        Ok(())
     }
 
     /// Gives a run back that a record of sequence number `seq`, or the catalog, no longer refers to.

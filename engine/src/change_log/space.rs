@@ -9,12 +9,15 @@
 //!                   P2 slots on their way to be free are counted in `waiting` or `returning` until `free` has them, and
 //!                      those of writes under way, which may free others, in `landing` from before `free` has lost
 //!                      them until `waiting` has what they have freed.
+//!                   P3 after a kill, slots that what the disk holds may refer to, but no map in memory does, are held: used
+//!                      and counted in `waiting`, until what was read back is durable (J4).
 //! Owner and locks   counters, and the locks of the chunks; logs are only ever added.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 
-use super::chunks::Chunks;
+use super::chunks::{Chunks, SlotBits};
+use super::marks::SlotSet;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::device::Device;
 use crate::units::{BLOCK_SHIFT, BLOCK_SIZE};
@@ -80,6 +83,16 @@ pub struct Space {
     returning: AtomicU64,
     landing: AtomicU64,
     size: AtomicU64,
+    held: Mutex<Vec<Held>>,
+}
+
+/// Slots of one chunk that are held (P3).
+#[derive(Debug)]
+struct Held {
+    log: Arc<Log>,
+    chunk: u64,
+    slots: Box<SlotBits>,
+    count: u64,
 }
 
 /// How much there is, in slots.
@@ -109,6 +122,31 @@ impl Space {
     pub fn open(&self, log: &Log, used: u64) {
         self.size.fetch_add(log.size(), Ordering::AcqRel);
         self.give(log.size() - used);
+    }
+
+    /// Holds those of these slots that no map in memory refers to, until [`Space::let_go`] (P3). Before its logs are opened.
+    pub fn hold(&self, slots: SlotSet) {
+        let mut held = self.held.lock().expect("no holder panics");
+        for ((number, chunk), mut slots) in slots.into_chunks() {
+            let Some(log) = self.log(number) else { continue };
+            log.slots.take_free(chunk, &mut slots);
+            let count = slots.iter().map(|word| u64::from(word.count_ones())).sum();
+            if count > 0 {
+                self.count_waiting(0, count);
+                held.push(Held { log, chunk, slots, count });
+            }
+        }
+    }
+
+    /// What was read back is durable: nothing is held any more. Says whether anything was.
+    pub fn let_go(&self) -> bool {
+        let held = std::mem::take(&mut *self.held.lock().expect("no holder panics"));
+        for Held { log, chunk, slots, count } in &held {
+            log.slots.give_exactly(*chunk, slots);
+            self.give(*count);
+            self.count_waiting(*count, 0); // P2
+        }
+        !held.is_empty()
     }
 
     /// Claims so many slots, to be taken at once; `false` if there are not so many free.

@@ -107,10 +107,10 @@ fn after_a_kill_every_record_counts_and_after_a_power_loss_the_committed_ones() 
     let scratch = Scratch::new();
     ten_records(&scratch);
     let killed = back(&scratch, 1, &[]).unwrap();
-    assert_eq!((killed.next_seq, killed.committed, killed.replayed), (11, 5, 10));
+    assert_eq!((killed.next_seq, killed.replayed), (11, 10));
     assert_eq!(killed.partitions[&4].live.place(9), Place::slot(1, 109));
     let lost = back(&scratch, 2, &[]).unwrap();
-    assert_eq!((lost.next_seq, lost.committed, lost.replayed), (6, 5, 5));
+    assert_eq!((lost.next_seq, lost.replayed), (6, 5));
     assert_eq!(lost.partitions[&4].live.place(4), Place::slot(1, 104));
     assert_eq!(lost.partitions[&4].live.place(5), Place::BASE);
 }
@@ -124,7 +124,7 @@ fn records_that_a_power_loss_has_dropped_stay_dropped_when_the_next_run_is_kille
         scratch.identity(2),
         lost.next_number,
         lost.next_seq,
-        lost.committed,
+        lost.covered,
         lost.segments,
     )
     .unwrap();
@@ -217,8 +217,8 @@ fn a_record_of_an_older_epoch_that_was_appended_later_stays_out_of_older_snapsho
 /// The journal that a run begins after recovery.
 fn begin_again(scratch: &Scratch, boot: u8) -> Journal {
     let found = back(scratch, boot, &[]).unwrap();
-    let Recovered { next_number, next_seq, committed, segments, .. } = found;
-    Journal::begin(scratch.identity(boot), next_number, next_seq, committed, segments).unwrap()
+    let Recovered { next_number, next_seq, covered, segments, .. } = found;
+    Journal::begin(scratch.identity(boot), next_number, next_seq, covered, segments).unwrap()
 }
 
 #[test]
@@ -260,12 +260,12 @@ fn a_mark_that_came_to_the_disk_before_its_records_is_harmless() {
     lose_record(&scratch, 7);
     assert_eq!(back(&scratch, 1, &[]).unwrap_err().kind, ErrorKind::Corrupt);
     let lost = back(&scratch, 2, &[]).unwrap();
-    assert_eq!((lost.next_seq, lost.committed, lost.replayed), (8, 7, 7));
+    assert_eq!((lost.next_seq, lost.replayed), (8, 7));
     let mut journal = begin_again(&scratch, 2);
     journal.append(entry(20, 500, 1, &[1])).unwrap();
     drop(journal);
     let killed = back(&scratch, 2, &[]).unwrap();
-    assert_eq!((killed.next_seq, killed.committed, killed.replayed), (9, 7, 8));
+    assert_eq!((killed.next_seq, killed.replayed), (9, 8));
     let lost = back(&scratch, 3, &[]).unwrap();
     assert_eq!((lost.next_seq, lost.replayed), (8, 7));
     // What the mark before it covers has to be there.
@@ -283,16 +283,16 @@ fn records_that_a_checkpoint_covers_may_be_missing() {
     let contents =
         Contents { first_seq: 9, epoch: 1, partitions: all.partitions.into_iter().collect() };
     let new = scratch.0.join("new");
-    checkpoint::write(&new, &identity, 2, &contents).unwrap();
+    checkpoint::write(&new, &identity, 2, contents).unwrap();
     checkpoint::publish(&identity, &new, &identity.checkpoint_path(2)).unwrap();
     lose_record(&scratch, 6);
     let lost = back(&scratch, 2, &[]).unwrap();
-    assert_eq!((lost.next_seq, lost.committed, lost.replayed), (9, 8, 0));
+    assert_eq!((lost.next_seq, lost.replayed), (9, 0));
     let mut journal = begin_again(&scratch, 2);
     journal.append(entry(20, 500, 1, &[1])).unwrap();
     drop(journal);
     let killed = back(&scratch, 2, &[]).unwrap();
-    assert_eq!((killed.next_seq, killed.committed, killed.replayed), (10, 8, 1));
+    assert_eq!((killed.next_seq, killed.replayed), (10, 1));
     assert_eq!(killed.partitions[&4].live.place(7), Place::slot(1, 107));
 }
 
@@ -337,6 +337,15 @@ fn versions() -> Versions {
         let change = Change { epoch, first, count: 3, place, checksums: &sums, seq: epoch };
         versions.apply(change, |_, _, _| {});
     }
+    // Scattered blocks, in one log and in several.
+    for (first, logs) in [(100, 1), (700, 3)] {
+        for i in 0..40 {
+            let place = Place::slot(1 + i % logs, 1000 + u64::from(first) - 2 * u64::from(i));
+            let first = first + 3 * u32::from(i);
+            let change = Change { epoch: 3, first, count: 1, place, checksums: &[first], seq: 5 };
+            versions.apply(change, |_, _, _| {});
+        }
+    }
     versions.freeze_before(4, &[1, 2, 3]);
     let zero =
         Change { epoch: 4, first: 512, count: 512, place: Place::ZERO, checksums: &[], seq: 9 };
@@ -349,7 +358,7 @@ fn a_checkpoint_reads_back_as_it_was_and_no_flipped_bit_passes() {
     let scratch = Scratch::new();
     let contents = Contents { first_seq: 42, epoch: 4, partitions: vec![(4, versions())] };
     let path = scratch.0.join("checkpoint");
-    checkpoint::write(&path, &scratch.identity(1), 3, &contents).unwrap();
+    checkpoint::write(&path, &scratch.identity(1), 3, contents.clone()).unwrap();
     let bytes = std::fs::read(&path).unwrap();
     let blocks_of = |partition| (partition == 4).then_some(BLOCKS);
     let (header, read) = checkpoint::read(&bytes, blocks_of).unwrap();

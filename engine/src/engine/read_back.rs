@@ -1,20 +1,32 @@
 //! Read back: what is done with a volume's maps that were read back, before it is served.
 //!
-//! How it works      What was read back is made durable, as slots that no map refers to are free, and not before the records
-//!                   that say so are durable (J4). Where a device is missing or fails, that cannot be; then the volume
-//!                   is served as far as it goes, and the slots that such records have freed wait for a later commit.
+//! How it works      After a kill, what was read back may be in the page cache alone: a power loss then would leave older
+//!                   maps on the disk. It is synced while hosts are served already. Until then the slots that such older
+//!                   maps may refer to are [held](crate::change_log::space) (P3): those that the replayed records have
+//!                   freed. Where a device is missing or fails, they wait for the first sync that succeeds.
+//! Why nothing else waits   The killed process served hosts in the same state. What it knew, and nobody does now, is
+//!                   which places waited for a commit:
+//!                   - slots: an older map is the checkpoint, which is durable when its directory is (J7), and some of the
+//!                     records behind it. What it refers to and the newest does not, one of the replayed records has
+//!                     freed;
+//!                   - base places that a dropped snapshot freed: they are not punched any more. What is dropped from
+//!                     now on waits for a commit as ever, and no mark that was read back counts as one.
+//!                   Writes in place, and back to the base place: where an older map shows that place, it is for a
+//!                   snapshot, then the newest map shows it too, as a snapshot was flushed before it was reported, and
+//!                   it is not written; or for the live volume, then that block is old or new, as after any write.
+//!                   Cuts are reported, and flushes answered, after a sync that has brought all of this to the disk.
+//!                   Whoever calls has seen to it that the catalog, as it was read, is durable.
 
-use crate::block_map::place::Place;
-use crate::change_log::slots::Slots;
+use std::sync::Arc;
+
 use crate::change_log::space::Space;
-use crate::deliberate::{Bug, bug};
-use crate::error::{Error, Result};
+use crate::processor::hunger::Hunger;
 use crate::volume::flusher::Durable;
 use crate::volume::geometry::Geometry;
 
 /// What has to be synced of a volume, but for its journals.
-pub fn all_devices(geometry: &Geometry, space: &Space) -> Durable {
-    let durable = Durable::default();
+pub fn all_devices(geometry: &Geometry, space: &Arc<Space>, hunger: &Arc<Hunger>) -> Durable {
+    let durable = Durable::of(space, hunger);
     for partition in &geometry.partitions {
         partition.extents.iter().for_each(|extent| durable.add_device(&extent.device));
     }
@@ -22,33 +34,4 @@ pub fn all_devices(geometry: &Geometry, space: &Space) -> Durable {
         log.devices().for_each(|device| durable.add_device(device));
     }
     durable
-}
-
-/// Makes durable what was read back, as slots that no map refers to are free, and not before the records that say so are
-/// durable (J4). `false` if a device does not let it: then it is served all the same.
-pub fn made_durable(durable: &Durable, volume: &str) -> Result<bool> {
-    if bug(Bug::NoRecoverySync) {
-        return Ok(true);
-    }
-    if durable.sync_devices().is_err() {
-        return Ok(false);
-    }
-    durable
-        .sync()
-        .map(|()| true)
-        .map_err(|e| Error::io(format!("what volume {volume} read back cannot be made durable"), e))
-}
-
-/// Keeps slots from being used that were freed by records which cannot be made durable now, as a device is missing
-/// or fails: they wait for the first commit that succeeds (J4).
-pub fn hold_freed(freed: &[(u64, Place, u32)], space: &Space, slots: &mut Slots) {
-    for (seq, place, count) in freed {
-        let Some(log) = space.log(place.log()) else { continue };
-        for block in 0..*count {
-            // What was used again since, as it may be if it was freed twice, is used and needs no wait.
-            if slots.take_exactly(&log, place.step(block), 1) {
-                slots.give_later(*seq, place.step(block), 1);
-            }
-        }
-    }
 }

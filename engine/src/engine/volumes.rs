@@ -1,8 +1,8 @@
 //! Taking a volume over, and letting it go.
 //!
-//! How it works      `add_volume`: resolve devices, recover each processor's maps on a thread of its own, mark the
-//!                   slots that they refer to, begin new journal segments, make all of it durable, give each
-//!                   processor its share.
+//! How it works      `add_volume`: resolve devices, recover each processor's maps and mark the slots that they refer to, on
+//!                   a thread of its own, begin new journal segments, give each processor its share, and
+//!                   [have it all made durable](super::read_back).
 //!                   `remove_volume`: take the shares back, write last checkpoints.
 //! Errors            nothing is served and no file but leftovers is changed unless everything could be read.
 
@@ -10,15 +10,18 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::mpsc::channel;
 
 use crate::block_map::place::Place;
 use crate::block_map::versions::Versions;
 use crate::change_log::journal::{Identity, Journal};
+use crate::change_log::marks::Marks;
 use crate::change_log::recover::{Recovered, recover};
 use crate::change_log::slots::Slots;
 use crate::change_log::space::{Log, Space};
+use crate::deliberate::{Bug, bug};
 use crate::engine::Engine;
-use crate::engine::read_back::{all_devices, hold_freed, made_durable};
+use crate::engine::read_back::all_devices;
 use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::limits::{PARTITION_BYTES_MAX, PARTITION_BYTES_MIN};
 use crate::processor::hunger::{Ask, Hunger};
@@ -26,7 +29,7 @@ use crate::processor::queue::{Control, Event, ask};
 use crate::processor::share::{Local, Parts, Share};
 use crate::units::{BLOCK_SIZE, DeviceId, Epoch, VolumeId};
 use crate::volume::bad_blocks::BadBlocks;
-use crate::volume::flusher::Flusher;
+use crate::volume::flusher::{Flusher, Waiter};
 use crate::volume::geometry::{Extent, Geometry, Partition};
 use crate::volume::{ShareRef, Volume};
 
@@ -76,7 +79,7 @@ struct Intake {
 }
 
 /// An intake with what was read back for it.
-type Found = ((Intake, Recovered), Slots);
+type Found = (Intake, (Recovered, Slots));
 
 impl Engine {
     /// Takes a volume over.
@@ -95,10 +98,10 @@ impl Engine {
             Error::io(format!("directory {} cannot be made", spec.directory.display()), e)
         })?;
         let intakes = self.intakes(&spec, &geometry)?;
-        let recovered = recover_all(&intakes, &spec, &geometry, self.system.threaded())?;
-        let slots = mark_slots(&recovered, &space, &spec.name)?;
+        let threads = self.system.threaded();
+        let recovered = recover_all(&intakes, &spec, &geometry, &space, threads)?;
         let number = self.take_share_number();
-        let found = intakes.into_iter().zip(recovered).zip(slots).collect();
+        let found = intakes.into_iter().zip(recovered).collect();
         let served = self.serve(spec, number, geometry, space, found);
         if served.is_err() {
             self.give_share_number(number);
@@ -190,24 +193,24 @@ impl Engine {
         space: Arc<Space>,
         found: Vec<Found>,
     ) -> Result<()> {
-        let durable = Arc::new(all_devices(&geometry, &space));
         let hunger = Arc::new(Hunger::default());
-        let epoch = found.iter().map(|((_, one), _)| one.epoch).fold(spec.next_epoch, Epoch::max);
+        let durable = Arc::new(all_devices(&geometry, &space, &hunger));
+        let epoch = found.iter().map(|(_, (one, _))| one.epoch).fold(spec.next_epoch, Epoch::max);
+        let replayed = found.iter().any(|(_, (one, _))| one.replayed > 0);
         let flusher = Arc::new(Flusher::start(&*self.system, &spec.name, Arc::clone(&durable))?);
-        let begun = found.into_iter().map(|((intake, mut recovered), slots)| {
-            let freed = std::mem::take(&mut recovered.freed);
+        let begun = found.into_iter().map(|(intake, (mut recovered, slots))| {
+            if !bug(Bug::NoRecoverySync) {
+                space.hold(std::mem::take(&mut recovered.freed)); // P3
+            }
             let (journal, locals) = begin(&intake, recovered, &geometry)?;
             durable.add_journal(journal.shared(), &intake.share.queue, number);
-            Ok((intake, journal, locals, slots, freed))
+            Ok((intake, journal, locals, slots))
         });
-        let mut begun = begun.collect::<Result<Vec<_>>>()?;
+        let begun = begun.collect::<Result<Vec<_>>>()?;
         let bad = Arc::new(BadBlocks::new(Arc::clone(&self.system)));
-        if !made_durable(&durable, &spec.name)? {
-            begun.iter_mut().for_each(|(.., slots, freed)| hold_freed(freed, &space, slots));
-        }
         space.logs().iter().for_each(|log| space.open(log, log.slots.used()));
         let made = begun.into_iter().enumerate().map(|(ordinal, begun)| {
-            let (intake, journal, locals, slots, _) = begun;
+            let (intake, journal, locals, slots) = begun;
             let share = Share::new(Parts {
                 number,
                 geometry: Arc::clone(&geometry),
@@ -228,7 +231,6 @@ impl Engine {
             (intake.share, share)
         });
         let (share_refs, shares): (Vec<_>, Vec<_>) = made.unzip();
-        let share_of = index_by_processor(&share_refs);
         let volume = Volume {
             id: spec.id,
             name: spec.name,
@@ -239,12 +241,18 @@ impl Engine {
             durable,
             bad,
             flusher,
+            share_of: index_by_processor(&share_refs),
             shares: share_refs,
-            share_of,
             flushes: AtomicU64::new(0),
             epoch: AtomicU64::new(epoch),
         };
-        self.enter(volume, shares)
+        let flusher = Arc::clone(&volume.flusher);
+        self.enter(volume, shares)?;
+        if replayed {
+            let (sender, _) = channel(); // whoever needs a slot that is held asks for itself
+            flusher.push(Waiter::Call(sender));
+        }
+        Ok(())
     }
 
     /// Lets a volume be found, its shares on their processors.
@@ -363,19 +371,23 @@ pub fn check(spec: &VolumeSpec) -> Result<()> {
     Ok(())
 }
 
+/// Reads every processor's maps back, and marks the slots that they refer to as used.
 fn recover_all(
     intakes: &[Intake],
     spec: &VolumeSpec,
     geometry: &Geometry,
+    space: &Space,
     threads: bool,
-) -> Result<Vec<Recovered>> {
+) -> Result<Vec<(Recovered, Slots)>> {
     let snapshots: Vec<Epoch> = spec.snapshots.iter().map(|(epoch, _)| *epoch).collect();
     let recover_one = &|intake: &Intake| {
-        recover(&intake.identity, &snapshots, |partition| {
+        let recovered = recover(&intake.identity, &snapshots, |partition| {
             let owner = geometry.partitions.get(partition as usize)?;
             let blocks = geometry.partition_bytes(partition) / BLOCK_SIZE;
             (owner.processor == intake.share.processor).then_some(blocks as u32)
-        })
+        })?;
+        let slots = mark_slots(&recovered, space, &spec.name)?;
+        Ok((recovered, slots))
     };
     if !threads {
         return intakes.iter().map(recover_one).collect();
@@ -388,53 +400,21 @@ fn recover_all(
     })
 }
 
-/// Marks every slot that a map refers to as used, and finds what cannot be.
-fn mark_slots(recovered: &[Recovered], space: &Space, volume: &str) -> Result<Vec<Slots>> {
-    let mut all = Vec::new();
-    for one in recovered {
-        let mut slots = Slots::default();
-        for (partition, versions) in &one.partitions {
-            let bad = mark_partition(versions, space, &mut slots);
-            if let Some(place) = bad {
-                let what = format!(
-                    "volume {volume}: {place:?} of partition {partition} is outside its change log or in \
-                     use twice"
-                );
-                return Err(Error::new(ErrorKind::Corrupt, what));
-            }
-        }
-        all.push(slots);
-    }
-    Ok(all)
-}
-
-/// Marks a partition's slots, each once however many versions see it; gives a place that cannot be marked.
-fn mark_partition(versions: &Versions, space: &Space, slots: &mut Slots) -> Option<Place> {
-    let mut bad = None;
-    let mut mark = |count: u32, place: Place| {
-        if !place.is_slot() || bad.is_some() {
-            return;
-        }
-        let marked =
-            space.log(place.log()).is_some_and(|log| slots.take_exactly(&log, place, count));
-        if !marked {
-            bad = Some(place);
-        }
+fn mark_slots(recovered: &Recovered, space: &Space, volume: &str) -> Result<Slots> {
+    let bad = |place: Place, of: String| {
+        let what =
+            format!("volume {volume}: {place:?}{of} is outside its change log or in use twice");
+        Error::new(ErrorKind::Corrupt, what)
     };
-    // What a version sees and the one before it does not: by V2 each place comes up once.
-    let mut previous = None;
-    let frozen = versions.frozen().iter().map(|frozen| &frozen.map);
-    for map in frozen.chain(std::iter::once(&versions.live)) {
-        match previous {
-            None => map.for_each_run(|_, count, place, _| mark(count, place)),
-            Some(previous) => {
-                let others = [previous];
-                crate::block_map::diff::only_in(map, &others, |_, count, place| mark(count, place));
-            }
-        }
-        previous = Some(map);
+    let mut marks = Marks::new(space);
+    for (partition, versions) in &recovered.partitions {
+        marks
+            .add_partition(versions)
+            .map_err(|place| bad(place, format!(" of partition {partition}")))?;
     }
-    bad
+    let mut slots = Slots::default();
+    slots.take_marked(marks).map_err(|place| bad(place, String::new()))?;
+    Ok(slots)
 }
 
 fn begin(
@@ -449,7 +429,7 @@ fn begin(
         intake.identity.clone(),
         recovered.next_number,
         recovered.next_seq,
-        recovered.committed,
+        recovered.covered,
         recovered.segments,
     )?;
     let local = |partition: &u32| {

@@ -99,7 +99,7 @@ fn choices_have(marks: u8, epoch: Epoch) -> bool {
 }
 
 fn check(recovered: Recovered) {
-    assert!(recovered.committed < recovered.next_seq, "what is committed was read back");
+    assert!(recovered.covered < recovered.next_seq, "what the checkpoint covers comes first");
     assert!(recovered.epoch > 0);
     let mut partitions: Vec<_> = recovered.partitions.into_iter().collect();
     partitions.sort_unstable_by_key(|(partition, _)| *partition);

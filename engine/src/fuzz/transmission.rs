@@ -10,7 +10,7 @@
 
 use std::io::IoSlice;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 use rustix::io::Errno as SystemErrno;
 
@@ -25,6 +25,7 @@ use crate::nbd::request::Agreed;
 use crate::nbd::wire::{
     REQUEST_HEADER_BYTES, REQUEST_MAGIC, RequestHeader, command, command_flag, error, parse_request,
 };
+use crate::sync::Mutex;
 use crate::volume::export::ExportTable;
 use crate::volume::request::{Request, Target, Verb};
 

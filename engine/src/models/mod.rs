@@ -6,6 +6,7 @@
 //!                   with up to [`PREEMPTIONS`] preemptions have been seen, and finds deadlocks by itself.
 //! What they cannot see   orders that need more preemptions, and what is not on these primitives: sockets, disks, time.
 
+mod connection;
 mod cut;
 mod flusher;
 mod queue;

@@ -114,7 +114,16 @@ fn part(sink: &Arc<Counting>) -> Event {
     let sink = Arc::clone(sink) as Arc<dyn Sink>;
     let request = Arc::new(Request::new(Verb::Read, 0, 1, Buffer::empty(), sink));
     request.expect_parts(1);
-    Event::Part(Part { request, view: 0, share: 0, local: 0, offset: 0, length: 1, at: 0 })
+    Event::Part(Part {
+        request,
+        view: 0,
+        share: 0,
+        local: 0,
+        offset: 0,
+        length: 1,
+        at: 0,
+        tried: 0,
+    })
 }
 
 #[test]

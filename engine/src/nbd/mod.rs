@@ -29,14 +29,14 @@ pub(crate) mod peer;
 pub(crate) mod reader;
 mod reply;
 pub(crate) mod request;
-mod spare;
+pub(crate) mod spare;
 #[allow(missing_docs)] // The protocol's own names, told in docs/nbd.md.
 pub(crate) mod wire;
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -55,6 +55,7 @@ use crate::nbd::peer::Socket;
 use crate::nbd::reply::Reply;
 use crate::nbd::request::Agreed;
 use crate::nbd::spare::Spares;
+use crate::sync::{Condvar, Mutex};
 use crate::volume::export::{Attachment, ExportTable};
 
 /// The wake-up's number among the events.

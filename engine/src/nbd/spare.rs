@@ -6,10 +6,11 @@
 //! Owner and locks   one lock, taken alone, for requests above [`SPARE_BYTES_MIN`] only.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use crate::buffer::Buffer;
 use crate::nbd::budget::{PAYLOAD_SHARED_MAX, SPARE_BYTES_MAX, lock};
+use crate::sync::Mutex;
 use crate::volume::request::Request;
 
 /// Smaller buffers are not kept: the allocator has those at hand, bytes.

@@ -38,12 +38,6 @@ impl Share {
         result
     }
 
-    /// Gives back slots that no record speaks of.
-    pub(super) fn give_back_unrecorded(&mut self, place: Place, count: u32) {
-        self.slots.give_now(place, count, &mut Vec::new());
-        self.space.give(u64::from(count));
-    }
-
     /// Appends the records of a change, then makes it (J2). On an error nothing of it was recorded.
     fn apply(&mut self, local: u32, epoch: Epoch, change: &NewPlace) -> Result<(), Errno> {
         let partition = self.locals[local as usize].partition;

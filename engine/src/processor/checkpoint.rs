@@ -2,7 +2,7 @@
 //! segment is prepared.
 //!
 //! How it works      When enough was appended to the journal since the last one, the processor clones its versions, which
-//!                   costs references, and a pool thread does the rest: it syncs the devices, writes the file, gives it
+//!                   costs references, and a pool thread does the rest: it writes the file, syncs the devices and it, gives it
 //!                   its name, tells the journal what is covered, and removes what nothing needs any more.
 //! A failed journal  a sync that has failed may have lost records (J8). Then the journal begins a new segment, and a
 //!                   checkpoint of everything before it is made: once that is named, nothing needs what was lost, and
@@ -32,20 +32,26 @@ pub struct Checkpoint {
 
 impl Checkpoint {
     /// Writes it, and removes what it has made unnecessary; returns its size in bytes.
-    pub fn write(&self, durable: &Durable) -> Result<u64, Errno> {
+    pub fn write(self, durable: &Durable) -> Result<u64, Errno> {
         let Checkpoint { identity, number, contents, journal } = self;
-        let path = identity.checkpoint_path(*number);
+        let path = identity.checkpoint_path(number);
         let new = path.with_extension("checkpoint.new");
+        let covered = contents.first_seq - 1;
         if bug(Bug::EarlyRemoval) {
-            remove_covered(identity, *number, journal.covered(contents.first_seq - 1));
+            remove_covered(&identity, number, journal.covered(covered));
         }
-        if !bug(Bug::EarlyCheckpoint) {
-            durable.sync_devices()?; // K1: all that the contents speak of was written before they were taken
-        }
-        let written = checkpoint::write(&new, identity, *number, contents)
-            .and_then(|bytes| checkpoint::publish(identity, &new, &path).map(|()| bytes));
+        // The contents are let go before anything is waited for: what changes meanwhile is copied.
+        let written =
+            checkpoint::write(&new, &identity, number, contents).and_then(|(file, bytes)| {
+                if !bug(Bug::EarlyCheckpoint) {
+                    durable.sync_devices()?; // K1: what they speak of was written before they were taken
+                }
+                file.sync()?;
+                checkpoint::publish(&identity, &new, &path)?;
+                Ok(bytes)
+            });
         match written {
-            Ok(_) => remove_covered(identity, *number, journal.covered(contents.first_seq - 1)),
+            Ok(_) => remove_covered(&identity, number, journal.covered(covered)),
             Err(_) => {
                 let _ = identity.system.remove(&new);
             }
@@ -72,7 +78,6 @@ impl Share {
         let (share, queue) = (self.number, Arc::clone(context.queue));
         context.checkpoints.run(move || {
             let bytes = checkpoint.write(&durable).unwrap_or(0);
-            drop(checkpoint); // before the next one is begun
             queue.push(Event::Control(Box::new(Control::CheckpointDone(share, bytes))));
         });
     }

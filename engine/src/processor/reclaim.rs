@@ -63,6 +63,12 @@ impl Share {
         }
     }
 
+    /// Gives back slots that no record speaks of.
+    pub(super) fn give_back_unrecorded(&mut self, place: Place, count: u32) {
+        self.slots.give_now(place, count, &mut Vec::new());
+        self.space.give(u64::from(count));
+    }
+
     /// Keeps a part that wants so many slots for when there are, or ends it. Slots that wait for a sync here or at
     /// another processor are released after the same flush, perhaps a little later: then the part starves once more.
     pub(super) fn starve(&mut self, part: Part, wanted: u64, context: &mut Context<'_>) {

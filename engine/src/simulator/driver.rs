@@ -201,7 +201,9 @@ impl Simulation {
         let volume = running.engine.volume(VOLUME).map_err(|e| e.to_string())?;
         let asks = running.engine.ask_when_full(VOLUME, self.random.coin());
         asks.map_err(|e| e.to_string())?;
-        self.host.lock().model.restarted();
+        if !self.sync_failed() {
+            self.host.lock().model.restarted(); // else it is served as far as it goes
+        }
         self.host.attach(volume);
         running.system.scheduler.set_host(Some(Arc::clone(&self.host) as _));
         if self.random.coin() {

@@ -41,6 +41,8 @@ struct Odd {
     base: Vec<u64>,
     later: Vec<Later>,
     now: Vec<u64>,
+    /// What was there, of this, when the process had been killed and started again, and no flush has covered since.
+    outlived: Option<Vec<u64>>,
 }
 
 fn add(set: &mut Vec<u64>, value: u64) {
@@ -102,6 +104,7 @@ impl Model {
             base: vec![plain],
             later: Vec::new(),
             now: vec![plain],
+            outlived: None,
         })
     }
 
@@ -149,6 +152,10 @@ impl Model {
             if let Some(last) = odd.later.iter().rposition(covered) {
                 odd.base = vec![odd.later[last].value];
                 odd.later.drain(..=last);
+                odd.outlived = None;
+                settled.push(*sector);
+            } else if let Some(outlived) = odd.outlived.take() {
+                odd.base = outlived;
                 settled.push(*sector);
             }
         }
@@ -158,18 +165,20 @@ impl Model {
     /// The power was lost. Writes under way were ended as unsure.
     pub fn power_lost(&mut self) {
         for odd in self.odd.values_mut() {
-            let Odd { base, later, now } = odd;
+            let Odd { base, later, now, outlived } = odd;
             later.drain(..).for_each(|write| add(base, write.value));
             now.clone_from(base);
+            *outlived = None;
         }
         self.settle_all();
     }
 
-    /// The volume is served again: what was read back is durable.
+    /// The volume is served again. What was read back is durable after the next flush; after a power loss it is already.
     pub fn restarted(&mut self) {
-        for odd in self.odd.values_mut() {
-            odd.base.clone_from(&odd.now);
-            odd.later.clear();
+        for odd in self.odd.values_mut().filter(|odd| !odd.later.is_empty()) {
+            let Odd { base, later, now, outlived } = odd;
+            later.drain(..).for_each(|write| add(base, write.value));
+            *outlived = Some(now.clone());
         }
         self.settle_all();
     }
@@ -194,7 +203,7 @@ impl Model {
         }
         odd.now = vec![value];
         if odd.later.is_empty() {
-            odd.base = vec![value];
+            *odd.outlived.as_mut().unwrap_or(&mut odd.base) = vec![value];
         }
         self.settle(sector);
         Ok(())

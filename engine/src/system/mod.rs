@@ -123,11 +123,3 @@ pub fn wait<T>(system: &dyn System, answer: &Receiver<T>) -> std::result::Result
         }
     }
 }
-
-/// Reads a whole file.
-pub fn read_whole(system: &dyn System, path: &Path) -> Result<Vec<u8>> {
-    let file = system.open(path, false)?;
-    let mut bytes = vec![0; file.length()? as usize];
-    file.read(&mut bytes, 0)?;
-    Ok(bytes)
-}

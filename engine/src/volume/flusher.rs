@@ -15,9 +15,11 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, RwLock};
 
 use crate::change_log::journal;
+use crate::change_log::space::Space;
 use crate::deliberate::{Bug, bug};
 use crate::error::{Errno, Error, Result};
 use crate::io::device::Device;
+use crate::processor::hunger::Hunger;
 use crate::processor::queue::{Control, Event, Queue};
 use crate::sync::Mutex;
 use crate::system::System;
@@ -44,6 +46,8 @@ pub enum Waiter {
 pub struct Durable {
     devices: RwLock<Vec<Arc<Watched>>>,
     journals: RwLock<Vec<Writer>>,
+    /// What a sync that succeeds lets go (P3), and who waits for it.
+    space: Option<(Arc<Space>, Arc<Hunger>)>,
 }
 
 /// A device that holds extents or slots.
@@ -63,23 +67,39 @@ struct Writer {
 }
 
 impl Durable {
+    /// Nothing yet, of a volume with this space.
+    pub fn of(space: &Arc<Space>, hunger: &Arc<Hunger>) -> Durable {
+        Durable { space: Some((Arc::clone(space), Arc::clone(hunger))), ..Durable::default() }
+    }
+
     /// Makes everything acknowledged so far durable.
     pub fn sync(&self) -> std::result::Result<(), Errno> {
         let journals = self.journals.read().expect("no holder panics").clone();
         let reached: Vec<u64> = journals.iter().map(|writer| writer.journal.appended()).collect();
         self.sync_devices()?;
+        let mut result = Ok(());
+        let mut told = Vec::new();
         for (Writer { journal, queue, share }, seq) in journals.iter().zip(reached) {
             let seq = if bug(Bug::MarkTooFar) { journal.appended() } else { seq };
             if let Err(errno) = journal.commit(seq) {
-                queue.push(Event::Control(Box::new(Control::RenewJournal(*share))));
-                return Err(errno);
+                told.push((queue, Control::RenewJournal(*share)));
+                result = Err(errno);
+                break;
             }
             if journal.take_expecting() {
-                let control = Control::Release { share: *share, result: Ok(()) };
-                queue.push(Event::Control(Box::new(control)));
+                told.push((queue, Control::Release { share: *share, result: Ok(()) }));
             }
         }
-        Ok(())
+        if let Some((space, hunger)) = &self.space
+            && result.is_ok()
+            && space.let_go()
+        {
+            hunger.feed();
+        }
+        for (queue, control) in told {
+            queue.push(Event::Control(Box::new(control)));
+        }
+        result
     }
 
     /// Makes what was written to devices durable, as far as they let it; the first one's error.

@@ -8,6 +8,8 @@ use proptest::prelude::*;
 
 use super::Scratch;
 use crate::block_map::place::Place;
+use crate::block_map::versions::{Change, Versions};
+use crate::change_log::marks::Marks;
 use crate::change_log::slots::Slots;
 use crate::change_log::space::{CHUNK_BYTES, CHUNK_SLOTS, EmptyChunk, Log, Space};
 use crate::io::device::Device;
@@ -161,11 +163,24 @@ fn recovery_marks_each_slot_once_whoever_has_it() {
     let scratch = Scratch::new();
     let space = space(&scratch, &[2]);
     let log = space.log(1).unwrap();
-    let (mut mine, mut other) = (Slots::default(), Slots::default());
-    assert!(mine.take_exactly(&log, Place::slot(1, 1000), 100));
-    assert!(other.take_exactly(&log, Place::slot(1, 1100), 100), "in the same chunk");
-    assert!(!other.take_exactly(&log, Place::slot(1, 1099), 1), "used twice");
-    assert!(!mine.take_exactly(&log, Place::slot(1, 2047), 2), "outside");
+    let take = |first: u64, count: u32| {
+        let mut versions = Versions::new(2048);
+        let (place, sums) = (Place::slot(1, first), vec![0; count as usize]);
+        let change = Change { epoch: 1, first: 0, count, place, checksums: &sums, seq: 1 };
+        versions.apply(change, |_, _, _| {});
+        let mut marks = Marks::new(&space);
+        marks.add_partition(&versions)?;
+        let other_partition = marks.add_partition(&versions);
+        assert_eq!(other_partition, Err(place), "used twice by one processor");
+        let mut marks = Marks::new(&space);
+        marks.add_partition(&versions)?;
+        Slots::default().take_marked(marks)
+    };
+    assert_eq!(take(1000, 100), Ok(()));
+    assert_eq!(take(1100, 100), Ok(()), "in the same chunk");
+    assert_eq!(take(1099, 1), Err(Place::slot(1, 1099)), "used twice");
+    assert_eq!(take(2047, 2), Err(Place::slot(1, 2047)), "outside");
+    assert_eq!(take(0, 1), Ok(()));
     assert_eq!(log.slots.used(), 201);
 }
 

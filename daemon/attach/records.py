@@ -1,0 +1,139 @@
+"""What is remembered of attached volumes: what the administrator wants, and what this boot has made of it.
+
+How it works      One JSON file for each, by name: /etc/polyvol/attached/NAME.json is how it is to be
+                  attached, at every boot, until it is detached; /run/polyvol/attached/NAME.json is which
+                  device it is now. Both are root's: the daemon, which may be another machine's, has no
+                  part in them.
+Durability        A record is written beside its place and renamed, synced.
+Errors            RecordUnusable.
+"""
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from polyvol.daemon.attach.errors import RecordUnusable
+
+ROOT_VARIABLE = "POLYVOL_ATTACH_ROOT"
+"""Another root than / for /etc/polyvol, /run/polyvol and /dev/polyvol: for tests."""
+Kind = Literal["nbd", "fuse"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """How a volume or snapshot is to be attached. `device`: such as '/dev/nbd0', None for any that is free;
+    times in seconds, `block_size` in bytes."""
+
+    name: str
+    uri: str
+    kind: Kind = "nbd"
+    connections: int = 4
+    device: str | None = None
+    block_size: int = 512
+    timeout_s: int = 120
+    dead_timeout_s: int = 300
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Now:
+    """What is attached: `device` such as 'nbd0'; `pid`: of nbdfuse; `uuid`: which volume or snapshot it is,
+    where the server told."""
+
+    name: str
+    device: str
+    kind: Kind
+    size: int
+    flags: int
+    uuid: str | None = None
+    pid: int | None = None
+
+
+Record = TypeVar("Record", Wanted, Now)
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where records, links, and what nbdfuse shows are."""
+
+    root: Path
+
+    @classmethod
+    def default(cls) -> "Places":
+        """The host's, or those below $POLYVOL_ATTACH_ROOT."""
+        return cls(Path(os.environ.get(ROOT_VARIABLE) or "/"))
+
+    def link(self, name: str) -> Path:
+        """The link to the block device."""
+        return self.root / "dev/polyvol" / name
+
+    def fuse_file(self, name: str) -> Path:
+        """The file that nbdfuse shows; the udev rule knows the directory."""
+        return self.root / "run/polyvol/fuse" / name
+
+    def log(self, name: str) -> Path:
+        """What nbdfuse has said."""
+        return self.root / "run/polyvol/attached" / f"{name}.log"
+
+    def wanted(self, name: str) -> Wanted | None:
+        """How this name is to be attached, or None."""
+        return _read(self._path(Wanted, name), Wanted)
+
+    def now(self, name: str) -> Now | None:
+        """What is attached by this name, as it was when that was written, or None."""
+        return _read(self._path(Now, name), Now)
+
+    def names(self) -> list[str]:
+        """All names that there is a record of."""
+        found = {path.stem for kind in (Wanted, Now) for path in self._path(kind, "x").parent.glob("*.json")}
+        return sorted(found)
+
+    def write(self, record: Wanted | Now) -> None:
+        """Remember."""
+        path = self._path(type(record), record.name)
+        text = json.dumps(dataclasses.asdict(record), indent=2) + "\n"
+        new = path.with_suffix(".new")
+        try:
+            path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            with new.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            new.rename(path)
+            _sync_directory(path.parent)
+        except OSError as error:
+            raise RecordUnusable(path=path, why=error.strerror or error) from error
+
+    def forget(self, kind: type[Wanted] | type[Now], name: str) -> None:
+        """Forget; what is not there is forgotten already."""
+        path = self._path(kind, name)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise RecordUnusable(path=path, why=error.strerror or error) from error
+
+    def _path(self, kind: type[Wanted] | type[Now], name: str) -> Path:
+        directory = "etc/polyvol/attached" if kind is Wanted else "run/polyvol/attached"
+        return self.root / directory / f"{name}.json"
+
+
+def _read(path: Path, kind: type[Record]) -> Record | None:
+    try:
+        values: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        return kind(**values)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise RecordUnusable(path=path, why=error.strerror or error) from error
+    except (ValueError, TypeError) as error:
+        raise RecordUnusable(path=path, why=f"it is not what polyvol writes: {error}") from error
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,147 @@
+"""The verbs: attach, detach, list, as the command line gives them.
+
+How it works      Where systemd runs and has the unit, attaching means to remember how, and to start and
+                  enable the unit, which does it (watch.py). Elsewhere it is done here, once: nothing then
+                  connects it again or brings it back at boot.
+Errors            errors.py; nothing that an attach that fails had begun is left.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from polyvol.daemon.attach import disks, fuse, kernel, units
+from polyvol.daemon.attach.errors import (
+    AlreadyAttached,
+    AttachedInUse,
+    KernelRefused,
+    NeedsRoot,
+    NoNbdModule,
+    NotAttached,
+)
+from polyvol.daemon.attach.netlink import MODULE, Kernel, load_module
+from polyvol.daemon.attach.records import Now, Places, Wanted
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttachedView:
+    """What is or should be attached. `device`: None when it is not; `size` in bytes; `boot`: whether it is
+    attached again at the next boot; `users`: who uses it, as a clause."""
+
+    name: str
+    device: str | None
+    link: str | None
+    state: str
+    kind: str
+    size: int | None
+    read_only: bool | None
+    connections: int | None
+    uri: str | None
+    boot: bool
+    use: str | None
+
+
+def find(places: Places, name: str) -> Now | None:
+    """What is attached by this name, or None."""
+    return kernel.find(places, name) or fuse.find(places, name)
+
+
+def attach(places: Places, wanted: Wanted) -> tuple[Path, bool]:
+    """Attach it; the device's path, and whether it is looked after."""
+    _root("attaching")
+    there = find(places, wanted.name)
+    if there is not None:
+        raise AlreadyAttached(name=wanted.name, device=f"/dev/{there.device}")
+    if wanted.kind == "nbd":
+        load_module()
+        if not MODULE.is_dir() and not (disks.SYSFS / "nbd0").exists():
+            raise NoNbdModule()
+    if not units.available():
+        return _attach_once(places, wanted), False
+    places.write(wanted)
+    try:
+        units.start(wanted.name)
+        now = find(places, wanted.name)
+        if now is None:
+            raise KernelRefused(what="it", why="it is gone again")
+    except BaseException:
+        places.forget(Wanted, wanted.name)
+        raise
+    return path_of(places, now), True
+
+
+def detach(places: Places, text: str, *, force: bool) -> str:
+    """Detach what a name, a link or a device stands for, and do not attach it at the next boot; its name."""
+    _root("detaching")
+    name = name_of(places, text)
+    now = find(places, name)
+    if now is not None and not force:
+        use = disks.use_of(now.device)
+        if use is not None or not disks.sync(now.device, exclusively=True):
+            raise AttachedInUse(name=name, device=f"/dev/{now.device}", use=use or "in use")
+    if units.available():
+        units.stop(name)
+        now = find(places, name)
+    if now is not None:
+        if now.kind == "fuse":
+            fuse.detach(places, now)
+        else:
+            with Kernel() as channel:
+                kernel.detach(channel, places, now)
+    places.forget(Wanted, name)
+    places.forget(Now, name)
+    return name
+
+
+def list_all(places: Places) -> list[AttachedView]:
+    """Everything that is attached, or should be."""
+    return [_view(places, name) for name in sorted({*places.names(), *disks.attached_nbd()})]
+
+
+def name_of(places: Places, text: str) -> str:
+    """The name that a name, '/dev/nbdN' or '/dev/polyvol/NAME' stands for; NotAttached if none."""
+    names = {*places.names(), *disks.attached_nbd()}
+    if text in names:
+        return text
+    device = Path(os.path.realpath(text)).name if text.startswith("/") else text
+    for name in sorted(names):
+        now = find(places, name)
+        if now is not None and (now.device == device or text == str(places.link(name))):
+            return name
+    raise NotAttached(name=text)
+
+
+def path_of(places: Places, now: Now) -> Path:
+    """The link to a device, or, where there is none, the device."""
+    link, node = places.link(now.name), disks.DEV / now.device
+    return link if disks.leads_to(link, node) else node
+
+
+def _attach_once(places: Places, wanted: Wanted) -> Path:
+    if wanted.kind == "fuse":
+        return fuse.attach(places, wanted)[1]
+    with Kernel() as channel:
+        return kernel.attach(channel, places, wanted)[1]
+
+
+def _view(places: Places, name: str) -> AttachedView:
+    wanted, now = places.wanted(name), find(places, name)
+    path = None if now is None else path_of(places, now)
+    return AttachedView(
+        name=name,
+        device=None if now is None else f"/dev/{now.device}",
+        link=str(path) if path is not None and path.parent != disks.DEV else None,
+        state="not attached" if now is None else "attached",
+        kind=now.kind if now is not None else wanted.kind if wanted is not None else "nbd",
+        size=None if now is None else disks.size_of(now.device),
+        read_only=None if now is None else disks.read_only(now.device),
+        connections=None if wanted is None else wanted.connections,
+        uri=None if wanted is None else wanted.uri,
+        boot=wanted is not None,
+        use=None if now is None else disks.use_of(now.device),
+    )
+
+
+def _root(what: str) -> None:
+    if os.geteuid() != 0:
+        raise NeedsRoot(what=what)

@@ -1,0 +1,241 @@
+"""Looking after one attached volume in the foreground: what polyvol-attach@NAME.service runs.
+
+How it works      Attaches, or takes over what an earlier process has attached, and tells systemd. Then it
+                  sleeps until the kernel says that a link is dead (new connections at once, then again and
+                  again until the daemon is back), a signal comes (SIGTERM: detach; SIGHUP: look now), or it
+                  is time to look whether the export has grown. With nbdfuse there is nothing to be mended: it
+                  waits for nbdfuse's end.
+Invariants        A1 a device that somebody uses is never ended here: it stays, as the kernel has it, for the
+                  next process to take over.
+Errors            Those of the first attach, once START_S have passed for a server that does not answer. Later
+                  ones are logged, once each, and tried again.
+"""
+
+import contextlib
+import logging
+import selectors
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from polyvol.daemon.attach import disks, fuse, kernel
+from polyvol.daemon.attach.errors import ProgramFailed, ServerUnreachable
+from polyvol.daemon.attach.netlink import Kernel, Notices
+from polyvol.daemon.attach.records import Now, Places, Wanted
+from polyvol.daemon.notify import notify
+from polyvol.mapping.errors import PolyvolError
+
+START_S = 60.0
+"""How long the first attach waits for a server that does not answer, as at boot."""
+LOOK_S = 10.0
+RETRY_FIRST_S = 0.05
+RETRY_MAX_S = 2.0
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_log = logging.getLogger("polyvol")
+
+
+def watch(places: Places, wanted: Wanted) -> None:
+    """Until SIGTERM or SIGINT, or until somebody else has detached it."""
+    with _Waker() as waker:
+        try:
+            if wanted.kind == "fuse":
+                _watch_fuse(places, wanted, waker)
+            else:
+                with Kernel() as channel:
+                    _Watch(channel, places, wanted, waker).run()
+        except PolyvolError as error:
+            notify(f"STATUS={error}")
+            raise
+
+
+class _Waker:
+    """Waits for signals and descriptors together."""
+
+    def __init__(self) -> None:
+        self._reader, self._writer = socket.socketpair()
+        self._reader.setblocking(False)
+        self._writer.setblocking(False)
+        self.selector = selectors.DefaultSelector()
+        self.selector.register(self._reader, selectors.EVENT_READ)
+
+    def __enter__(self) -> "_Waker":
+        self._before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+        self._wakeup = signal.set_wakeup_fd(self._writer.fileno())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.set_wakeup_fd(self._wakeup)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self.selector.close()
+        self._reader.close()
+        self._writer.close()
+
+    def wait(self, timeout_s: float) -> set[int]:
+        """The signals that have come, after something did or the time is over."""
+        self.selector.select(timeout_s)
+        with contextlib.suppress(BlockingIOError):
+            return set(self._reader.recv(4096))
+        return set()
+
+
+def _ending(signals: set[int]) -> bool:
+    return bool(signals & {signal.SIGTERM, signal.SIGINT})
+
+
+class _Watch:
+    """One device of the kernel's NBD client."""
+
+    def __init__(self, channel: Kernel, places: Places, wanted: Wanted, waker: _Waker) -> None:
+        self._kernel = channel
+        self._places = places
+        self._wanted = wanted
+        self._waker = waker
+        self._said = ""
+
+    def run(self) -> None:
+        """Attach, look after it, detach."""
+        with contextlib.closing(Notices(self._kernel.notices_group)) as notices:
+            self._waker.selector.register(notices, selectors.EVENT_READ)
+            now = self._begin()
+            if now is None:
+                return
+            while disks.connected(now.device):
+                signals = self._waker.wait(LOOK_S)
+                if _ending(signals):
+                    self._end(now)
+                    return
+                if notices.dead(int(now.device.removeprefix("nbd"))) or signal.SIGHUP in signals:
+                    after = self._mend(now)
+                    if after is None:
+                        return
+                else:
+                    after = self._grow(now)
+                now = self._noted(now, after)
+        _log.warning("%s (/dev/%s) was detached by somebody else", now.name, now.device, extra=self._fields())
+        self._places.forget(Now, now.name)
+
+    def _begin(self) -> Now | None:
+        """Attach, or take over; None if told to end before."""
+        now = kernel.find(self._places, self._wanted.name)
+        deadline = time.monotonic() + START_S
+        for pause_s in _pauses():
+            try:
+                if now is not None:
+                    # Of its links some may have died while nobody looked.
+                    now = kernel.reconnect(self._kernel, self._wanted, now)
+                    self._places.write(now)
+                    path = disks.DEV / now.device
+                else:
+                    now, path = kernel.attach(self._kernel, self._places, self._wanted)
+                self._tell(path, ready=True)
+                return now
+            except ServerUnreachable as error:
+                if time.monotonic() >= deadline:
+                    raise
+                notify(f"STATUS={error}")
+                if _ending(self._waker.wait(pause_s)):
+                    return None
+        return None
+
+    def _mend(self, now: Now) -> Now | None:
+        """New connections, however long it takes; None if told to end meanwhile."""
+        begun = time.monotonic()
+        for pause_s in _pauses():
+            if not disks.connected(now.device):
+                return now
+            try:
+                after = kernel.reconnect(self._kernel, self._wanted, now)
+                took_s = time.monotonic() - begun
+                _log.info("%s is connected again, after %.1f s", now.name, took_s, extra=self._fields())
+                self._said = ""
+                self._tell(disks.DEV / now.device)
+                return after
+            except PolyvolError as error:
+                self._complain(error)
+            signals = self._waker.wait(pause_s)
+            if _ending(signals):
+                self._end(now)
+                return None
+        return now
+
+    def _grow(self, now: Now) -> Now:
+        with contextlib.suppress(ServerUnreachable):  # its links are what counts
+            try:
+                return kernel.grow(self._kernel, self._wanted, now)
+            except PolyvolError as error:
+                self._complain(error)
+        return now
+
+    def _noted(self, now: Now, after: Now) -> Now:
+        if after.size != now.size:
+            grown = (after.name, now.size, after.size)
+            _log.info("%s has grown from %d to %d bytes", *grown, extra=self._fields())
+        if after != now:
+            self._places.write(after)
+        return after
+
+    def _end(self, now: Now) -> None:
+        """Detach it, unless somebody uses it (A1)."""
+        use = disks.use_of(now.device)
+        if use is not None or not disks.sync(now.device, exclusively=True):
+            said = (now.name, now.device, use or "in use")
+            _log.warning("%s stays attached as /dev/%s, which is %s", *said, extra=self._fields())
+            return
+        kernel.detach(self._kernel, self._places, now)
+        _log.info("%s (/dev/%s) was detached", now.name, now.device, extra=self._fields())
+
+    def _complain(self, error: PolyvolError) -> None:
+        """Log an error when it is new."""
+        if str(error) != self._said:
+            self._said = str(error)
+            notify(f"STATUS={error}")
+            _log.warning("%s: %s", self._wanted.name, error, extra=self._fields())
+
+    def _tell(self, path: Path, *, ready: bool = False) -> None:
+        if ready:
+            _log.info("%s is attached as %s", self._wanted.name, path, extra=self._fields())
+        notify(f"STATUS=attached as {path}", *(["READY=1"] if ready else []))
+
+    def _fields(self) -> dict[str, str]:
+        return fields(self._wanted.name)
+
+
+def fields(name: str) -> dict[str, str]:
+    """The journal's fields for an attached volume or snapshot."""
+    volume, _, snapshot = name.partition("@")
+    return {"VOLUME": volume, "SNAPSHOT": snapshot} if snapshot else {"VOLUME": volume}
+
+
+def _watch_fuse(places: Places, wanted: Wanted, waker: _Waker) -> None:
+    """One loop device over nbdfuse."""
+    now = fuse.find(places, wanted.name)
+    if now is not None and not fuse.alive(now):
+        fuse.detach(places, now)
+        now = None
+    if now is None:
+        now = fuse.attach(places, wanted)[0]
+    _log.info("%s is attached as /dev/%s", wanted.name, now.device, extra=fields(wanted.name))
+    notify("READY=1", f"STATUS=attached as /dev/{now.device}")
+    while fuse.alive(now):
+        if _ending(waker.wait(1.0)):
+            use = disks.use_of(now.device)
+            if use is None:
+                fuse.detach(places, now)
+            else:
+                said = (now.name, now.device, use)
+                _log.warning("%s stays attached as /dev/%s, which is %s", *said, extra=fields(now.name))
+            return
+    if fuse.find(places, wanted.name) is not None:
+        fuse.detach(places, now)
+        raise ProgramFailed(program="nbdfuse", why="it has ended, and the device with it")
+
+
+def _pauses() -> Iterator[float]:
+    """How long to wait before each further try, seconds."""
+    pause_s = RETRY_FIRST_S
+    while True:
+        yield pause_s
+        pause_s = min(pause_s * 2, RETRY_MAX_S)

@@ -1,0 +1,374 @@
+//! recovery: how long a volume with millions of redirected blocks takes to be served again, and what its maps weigh.
+//!
+//! How it works      `recovery DIRECTORY [--blocks N] [--volume-gib N] [--sequential]` makes a volume over sparse files in
+//!                   DIRECTORY, cuts it, and redirects N blocks in single writes of 4 KiB, at random or in order, in a
+//!                   process of its own, which it then kills. It starts the volume again twice, each time in a process of
+//!                   its own: after the kill, and after the clean stop of that. Each prints what it took. The files are
+//!                   removed at the end.
+//! What is not real  the data: what is written to the change log is zeroes, and is left out; a sparse file reads as zeroes
+//!                   all the same, so all that is read back is right. Everything else goes the way of a host's writes.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use polyvol_engine::engine::Engine;
+use polyvol_engine::engine::volumes::{ExtentSpec, VolumeSpec};
+use polyvol_engine::system::linux::Linux;
+use polyvol_engine::system::mapping::Mapping;
+use polyvol_engine::system::pool::Pool;
+use polyvol_engine::system::{Cached, Driven, Driving, File, Result, System};
+use polyvol_engine::volume::caller::Caller;
+
+const BLOCK: u64 = 4096;
+const PARTITION: u64 = 64 << 20;
+const PROCESSORS: u64 = 2;
+const CHUNK: u64 = 4 << 20;
+
+/// Linux, but that a file called `log` is never written.
+#[derive(Debug)]
+struct Hollow(Linux);
+
+#[derive(Debug)]
+struct HollowFile(Arc<dyn File>);
+
+impl File for HollowFile {
+    fn read_cached(&self, buffer: &mut [u8], offset: u64) -> Result<Cached> {
+        self.0.read_cached(buffer, offset)
+    }
+    fn read(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
+        self.0.read(buffer, offset)
+    }
+    fn write(&self, bytes: &[u8], _offset: u64) -> Result<()> {
+        assert!(bytes.iter().all(|byte| *byte == 0), "only zeroes can be left out");
+        Ok(())
+    }
+    fn punch(&self, offset: u64, length: u64) -> Result<()> {
+        self.0.punch(offset, length)
+    }
+    fn zero_range(&self, offset: u64, length: u64) -> Result<()> {
+        self.0.zero_range(offset, length)
+    }
+    fn sync(&self) -> Result<()> {
+        self.0.sync()
+    }
+    fn will_need(&self, offset: u64, length: u64) {
+        self.0.will_need(offset, length);
+    }
+    fn allocation(&self, offset: u64, limit: u64) -> (u64, bool) {
+        self.0.allocation(offset, limit)
+    }
+    fn length(&self) -> Result<u64> {
+        self.0.length()
+    }
+    fn map(&self, length: usize) -> Result<Mapping> {
+        self.0.map(length)
+    }
+}
+
+impl System for Hollow {
+    fn open(&self, path: &Path, writable: bool) -> Result<Arc<dyn File>> {
+        let file = self.0.open(path, writable)?;
+        Ok(if path.ends_with("log") { Arc::new(HollowFile(file)) } else { file })
+    }
+    fn create(&self, path: &Path) -> Result<Arc<dyn File>> {
+        self.0.create(path)
+    }
+    fn rename(&self, from: &Path, to: &Path) -> Result<()> {
+        self.0.rename(from, to)
+    }
+    fn remove(&self, path: &Path) -> Result<()> {
+        self.0.remove(path)
+    }
+    fn list(&self, directory: &Path) -> Result<Vec<PathBuf>> {
+        self.0.list(directory)
+    }
+    fn make_directory(&self, path: &Path) -> Result<()> {
+        self.0.make_directory(path)
+    }
+    fn sync_directory(&self, directory: &Path) -> Result<()> {
+        self.0.sync_directory(directory)
+    }
+    fn boot_id(&self) -> Result<[u8; 16]> {
+        self.0.boot_id()
+    }
+    fn random(&self) -> Result<u64> {
+        self.0.random()
+    }
+    fn monotonic_ns(&self) -> u64 {
+        self.0.monotonic_ns()
+    }
+    fn wall_ns(&self) -> u64 {
+        self.0.wall_ns()
+    }
+    fn pool(&self, name: &str, threads_max: usize) -> Result<Pool> {
+        self.0.pool(name, threads_max)
+    }
+    fn drive(&self, name: &str, driven: Arc<dyn Driven>) -> Result<Box<dyn Driving>> {
+        self.0.drive(name, driven)
+    }
+    fn threaded(&self) -> bool {
+        true
+    }
+    fn run_others(&self) -> bool {
+        false
+    }
+}
+
+/// What is asked for.
+#[derive(Clone)]
+struct Wanted {
+    directory: PathBuf,
+    blocks: u64,
+    volume: u64,
+    sequential: bool,
+}
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let mut wanted = Wanted {
+        directory: PathBuf::new(),
+        blocks: 25_000_000,
+        volume: 100 << 30,
+        sequential: false,
+    };
+    let mut role = None;
+    let mut words = arguments.iter();
+    while let Some(word) = words.next() {
+        let mut number = || words.next().and_then(|n| n.parse::<u64>().ok());
+        match word.as_str() {
+            "--blocks" => wanted.blocks = number().unwrap_or(0),
+            "--volume-gib" => wanted.volume = number().unwrap_or(0) << 30,
+            "--sequential" => wanted.sequential = true,
+            "--fill" | "--start" => role = Some(word.clone()),
+            path => wanted.directory = PathBuf::from(path),
+        }
+    }
+    let fits = wanted.blocks > 0 && wanted.blocks <= wanted.volume / BLOCK;
+    if wanted.directory.as_os_str().is_empty() || !fits {
+        eprintln!("usage: recovery DIRECTORY [--blocks N] [--volume-gib N] [--sequential]");
+        std::process::exit(2);
+    }
+    match role.as_deref() {
+        Some("--fill") => fill(&wanted),
+        Some(_) => start(&wanted),
+        None => conduct(&wanted, &arguments),
+    }
+}
+
+/// Runs the others, one after the other.
+fn conduct(wanted: &Wanted, arguments: &[String]) {
+    fs::create_dir(&wanted.directory).expect("DIRECTORY is to be made");
+    let log =
+        (wanted.blocks * BLOCK + wanted.blocks * BLOCK / 10).next_multiple_of(CHUNK) + CHUNK * 16;
+    for (name, size) in [("base", wanted.volume), ("log", log)] {
+        let file = fs::File::create(wanted.directory.join(name)).expect("a file can be made");
+        file.set_len(size).expect("it can be sparse");
+    }
+    println!("{} blocks of a volume of {} GiB", wanted.blocks, wanted.volume >> 30);
+    let run = |role: &str| -> Child {
+        let itself = std::env::current_exe().expect("this program has a path");
+        let mut command = Command::new(itself);
+        command.args(arguments).arg(role).stdout(Stdio::piped());
+        command.spawn().expect("a process can be started")
+    };
+    let mut child = run("--fill");
+    follow(&mut child, true);
+    child.kill().expect("it can be killed");
+    child.wait().expect("it has ended");
+    println!("killed; state directory {}", mib(directory_bytes(&wanted.directory.join("volume"))));
+    for what in ["after the kill", "after a clean stop"] {
+        println!("{what}:");
+        let mut child = run("--start");
+        follow(&mut child, false);
+        assert!(child.wait().expect("it has ended").success(), "the volume was started");
+    }
+    fs::remove_dir_all(&wanted.directory).expect("the files can be removed");
+}
+
+/// Prints what a child prints, to its end or until it is ready.
+fn follow(child: &mut Child, until_ready: bool) {
+    let out = child.stdout.take().expect("it was piped");
+    for line in BufReader::new(out).lines() {
+        let line = line.expect("lines are text");
+        if until_ready && line == "ready" {
+            return;
+        }
+        println!("{line}");
+    }
+    assert!(!until_ready, "it has ended early");
+}
+
+fn engine(wanted: &Wanted) -> Engine {
+    let engine =
+        Engine::with_system(Arc::new(Hollow(Linux)), PROCESSORS as u32).expect("an engine");
+    for (id, name) in [(1, "base"), (2, "log")] {
+        engine.open_device(id, &wanted.directory.join(name), false, true).expect("a device");
+    }
+    engine
+}
+
+fn spec(wanted: &Wanted, snapshots: Vec<u64>) -> VolumeSpec {
+    let part = |number: u64| {
+        let length = PARTITION.min(wanted.volume - number * PARTITION);
+        let extent = ExtentSpec { device: 1, offset: number * PARTITION, length };
+        ((number % PROCESSORS) as u32, vec![extent])
+    };
+    let log = fs::metadata(wanted.directory.join("log")).expect("it was made").len();
+    VolumeSpec {
+        id: 1,
+        uuid: [7; 16],
+        name: "v".to_owned(),
+        size: wanted.volume,
+        partition_size: PARTITION,
+        partitions: (0..wanted.volume.div_ceil(PARTITION)).map(part).collect(),
+        logs: vec![(1, vec![ExtentSpec { device: 2, offset: 0, length: log }])],
+        default_logs: vec![1],
+        directory: wanted.directory.join("volume"),
+        next_epoch: snapshots.last().map_or(1, |last| last + 1),
+        snapshots: snapshots.into_iter().map(|epoch| (epoch, None)).collect(),
+    }
+}
+
+/// The `n`-th of 2^`bits` numbers in an order that looks random.
+fn shuffled(n: u64, bits: u32) -> u64 {
+    let mask = (1 << bits) - 1;
+    let mut x = n;
+    for odd in [0x9e37_79b9_7f4a_7c15, 0xbf58_476d_1ce4_e5b9, 0x94d0_49bb_1331_11eb_u64] {
+        x ^= x >> (bits / 2);
+        x = x.wrapping_mul(odd) & mask;
+    }
+    x ^ (x >> (bits / 2))
+}
+
+/// The blocks to redirect that belong to one processor, in order.
+fn blocks(wanted: &Wanted, processor: u64) -> impl Iterator<Item = u64> {
+    let all = wanted.volume / BLOCK;
+    let bits = all.next_power_of_two().trailing_zeros().max(2);
+    let (sequential, count) = (wanted.sequential, wanted.blocks);
+    (0..1u64 << bits)
+        .map(move |n| if sequential { n } else { shuffled(n, bits) })
+        .filter(move |block| *block < all)
+        .take(count as usize)
+        .filter(move |block| block * BLOCK / PARTITION % PROCESSORS == processor)
+}
+
+fn fill(wanted: &Wanted) {
+    let engine = engine(wanted);
+    engine.add_volume(spec(wanted, Vec::new())).expect("a volume");
+    engine.export("v", "", 1, None).expect("an export");
+    let (before, _, _) = memory();
+    let epoch = engine.cut(&[(1, None)]).expect("a cut").epochs[0].1;
+    engine.settle(1, epoch).expect("it settles");
+    engine.flush(1).expect("it is flushed");
+    let began = Instant::now();
+    let slowest = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        for processor in 0..PROCESSORS {
+            let caller = Caller::new(engine.exports.attach("v").expect("an export"));
+            let slowest = &slowest;
+            scope.spawn(move || {
+                for block in blocks(wanted, processor) {
+                    let began = Instant::now();
+                    caller.write(block * BLOCK, &[0; BLOCK as usize], false).expect("a write");
+                    slowest.fetch_max(began.elapsed().as_micros() as u64, Ordering::Relaxed);
+                }
+            });
+        }
+    });
+    let seconds = began.elapsed().as_secs_f64();
+    println!(
+        "  redirected in {seconds:.1} s, {:.2} us of computing each; the slowest write took {} us",
+        computed() * 1e6 / wanted.blocks as f64,
+        slowest.load(Ordering::Relaxed)
+    );
+    print_memory(wanted, before);
+    println!("  state directory {}", mib(directory_bytes(&wanted.directory.join("volume"))));
+    println!("ready");
+    loop {
+        std::thread::park();
+    }
+}
+
+fn start(wanted: &Wanted) {
+    let engine = engine(wanted);
+    let (before, _, _) = memory();
+    let began = Instant::now();
+    engine.add_volume(spec(wanted, vec![1])).expect("a volume");
+    engine.export("v", "", 1, None).expect("an export");
+    let (served, cost) = (began.elapsed(), computed());
+    let caller = Caller::new(engine.exports.attach("v").expect("an export"));
+    let block = blocks(wanted, 0).next().expect("there is one");
+    let read = caller.read(block * BLOCK, BLOCK).expect("it reads");
+    assert!(read.data.as_slice().iter().all(|byte| *byte == 0));
+    println!(
+        "  served after {:.3} s ({cost:.3} s of computing), first read after {:.3} s",
+        served.as_secs_f64(),
+        began.elapsed().as_secs_f64()
+    );
+    caller.write(block * BLOCK, &[0; BLOCK as usize], false).expect("a write");
+    println!("  first redirected write after {:.3} s", began.elapsed().as_secs_f64());
+    print_memory(wanted, before);
+    let mapped: u64 = engine
+        .partition_states(1, None)
+        .expect("states")
+        .iter()
+        .map(|(_, state)| u64::from(state.blocks_mapped))
+        .sum();
+    assert_eq!(mapped, wanted.blocks, "every block that was redirected");
+    // Random reads, of which most is the look-up and the call.
+    let before = computed();
+    let reads = 200_000;
+    for block in blocks(wanted, 0).chain(blocks(wanted, 1)).take(reads) {
+        caller.read(block * BLOCK, BLOCK).expect("it reads");
+    }
+    println!("  a random read computes {:.2} us", (computed() - before) * 1e6 / reads as f64);
+    drop(caller);
+    let began = Instant::now();
+    engine.stop().expect("a clean stop");
+    println!("  stopped in {:.3} s", began.elapsed().as_secs_f64());
+    println!("  state directory {}", mib(directory_bytes(&wanted.directory.join("volume"))));
+}
+
+/// Seconds that this process has computed so far, in all its threads and in the kernel: what elapses also tells how busy
+/// the machine is.
+fn computed() -> f64 {
+    let usage = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    usage.tv_sec as f64 + usage.tv_nsec as f64 / 1e9
+}
+
+fn mib(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / (1 << 20) as f64)
+}
+
+fn directory_bytes(directory: &Path) -> u64 {
+    let entries = fs::read_dir(directory).expect("it is there");
+    entries.map(|entry| entry.and_then(|e| e.metadata()).map_or(0, |found| found.len())).sum()
+}
+
+/// Bytes of memory: of its own now, at most, and all that is resident.
+fn memory() -> (u64, u64, u64) {
+    let status = fs::read_to_string("/proc/self/status").expect("Linux says so");
+    let field = |name: &str| {
+        let line = status.lines().find(|line| line.starts_with(name)).expect("it has the field");
+        let number: String = line.chars().filter(char::is_ascii_digit).collect();
+        number.parse::<u64>().expect("a number") << 10
+    };
+    (field("RssAnon:"), field("VmHWM:"), field("VmRSS:"))
+}
+
+fn print_memory(wanted: &Wanted, before: u64) {
+    let (own, most, resident) = memory();
+    println!(
+        "  memory {} of its own, {} more than before: {:.2} bytes for each block; resident {}, at most {}",
+        mib(own),
+        mib(own - before),
+        (own - before) as f64 / wanted.blocks as f64,
+        mib(resident),
+        mib(most)
+    );
+}

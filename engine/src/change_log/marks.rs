@@ -1,0 +1,93 @@
+//! Marks: the slots that recovered maps refer to, gathered by one thread, then taken from their logs all at once.
+//!
+//! How it works      A bitmap for each chunk, as in [`chunks`](super::chunks), but without a lock, so that millions of
+//!                   slots in no order cost little more than setting their bits.
+//! Errors            a slot outside its log, or that two blocks refer to, is told by its place.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::chunks::SlotBits;
+use super::space::{CHUNK_SLOTS, Log, Space};
+use crate::block_map::diff::slots_not_in;
+use crate::block_map::place::Place;
+use crate::block_map::versions::Versions;
+
+/// Bits of one log's chunks.
+#[derive(Debug)]
+pub(super) struct LogMarks {
+    pub(super) log: Arc<Log>,
+    pub(super) chunks: Vec<Option<Box<SlotBits>>>,
+}
+
+/// See the module's head.
+#[derive(Debug)]
+pub struct Marks {
+    pub(super) logs: Vec<LogMarks>,
+}
+
+impl Marks {
+    /// None yet, of these logs.
+    pub fn new(space: &Space) -> Marks {
+        let marks = |log: Arc<Log>| LogMarks { chunks: vec![None; log.chunks as usize], log };
+        Marks { logs: space.logs().into_iter().map(marks).collect() }
+    }
+
+    /// Marks a partition's slots, each once however many versions see it. `Err`: one that cannot be marked.
+    pub fn add_partition(&mut self, versions: &Versions) -> Result<(), Place> {
+        let mut bad = None;
+        // What a version sees and the one before it does not: by V2 each slot comes up once.
+        let mut previous = None;
+        let frozen = versions.frozen().iter().map(|frozen| &frozen.map);
+        for map in frozen.chain(std::iter::once(&versions.live)) {
+            slots_not_in(map, previous, |count, place| {
+                if bad.is_none() && !self.add(place, count) {
+                    bad = Some(place);
+                }
+            });
+            previous = Some(map);
+        }
+        bad.map_or(Ok(()), Err)
+    }
+
+    fn add(&mut self, place: Place, count: u32) -> bool {
+        let Some(marks) = self.logs.iter_mut().find(|marks| marks.log.number == place.log()) else {
+            return false;
+        };
+        (0..u64::from(count)).all(|i| {
+            let slot = place.slot_number() + i;
+            let Some(chunk) = marks.chunks.get_mut((slot / CHUNK_SLOTS) as usize) else {
+                return false;
+            };
+            let bits = chunk.get_or_insert_default();
+            let (word, mask) = ((slot % CHUNK_SLOTS / 64) as usize, 1 << (slot % 64));
+            let fresh = bits[word] & mask == 0;
+            bits[word] |= mask;
+            fresh
+        })
+    }
+}
+
+/// A set of slots of any logs, whether these exist or not.
+#[derive(Clone, Debug, Default)]
+pub struct SlotSet {
+    chunks: HashMap<(u16, u64), Box<SlotBits>>,
+}
+
+impl SlotSet {
+    /// Adds a run, unless it is none of slots.
+    pub fn add(&mut self, place: Place, count: u32) {
+        let slots = if place.is_slot() { u64::from(count) } else { 0 };
+        for slot in (0..slots).map(|i| place.slot_number() + i) {
+            let chunk = self.chunks.entry((place.log(), slot / CHUNK_SLOTS));
+            chunk.or_default()[(slot % CHUNK_SLOTS / 64) as usize] |= 1 << (slot % 64);
+        }
+    }
+
+    /// Its slots by log and chunk, in order.
+    pub fn into_chunks(self) -> Vec<((u16, u64), Box<SlotBits>)> {
+        let mut chunks: Vec<_> = self.chunks.into_iter().collect();
+        chunks.sort_unstable_by_key(|(number, _)| *number);
+        chunks
+    }
+}

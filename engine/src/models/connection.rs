@@ -1,0 +1,179 @@
+//! A connection and those who finish its requests: each reply is sent once and whole, also where the socket takes only
+//! part of it and the rest is sent later; a reader that waits is woken; all memory comes back (P1, P2, N1).
+
+use std::io::IoSlice;
+use std::sync::{Arc, OnceLock, Weak};
+
+use loom::thread;
+use rustix::io::Errno as SystemErrno;
+
+use super::check;
+use crate::buffer::Buffer;
+use crate::nbd::budget::{POOL_BYTES, Pool, SHARE_BYTES};
+use crate::nbd::connection::{Common, Connection};
+use crate::nbd::peer::Peer;
+use crate::nbd::request::Agreed;
+use crate::nbd::spare::Spares;
+use crate::nbd::wire::SIMPLE_REPLY_BYTES;
+use crate::sync::Mutex;
+use crate::volume::request::{Request, Sink, Verb};
+
+/// What became of a connection's replies.
+#[derive(Default)]
+struct Sent {
+    bytes: Vec<u8>,
+    /// It takes no more than this, until somebody has gone on.
+    room: Option<usize>,
+    /// Threads that go on sending.
+    later: Vec<thread::JoinHandle<()>>,
+}
+
+/// A socket of a given width, with a thread that sends later.
+struct Narrow {
+    sent: Arc<Mutex<Sent>>,
+    connection: Arc<OnceLock<Weak<Connection>>>,
+}
+
+impl Peer for Narrow {
+    fn receive(&self, _: &mut [u8]) -> Result<usize, SystemErrno> {
+        Ok(0)
+    }
+
+    fn send(&self, parts: &[IoSlice<'_>]) -> Result<usize, SystemErrno> {
+        let mut sent = self.sent.lock().unwrap();
+        let all: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).collect();
+        let length = sent.room.map_or(all.len(), |room| room.min(all.len()));
+        if length == 0 {
+            return Err(SystemErrno::AGAIN);
+        }
+        sent.bytes.extend(&all[..length]);
+        sent.room = sent.room.map(|room| room - length);
+        Ok(length)
+    }
+
+    fn send_later(&self) -> Result<(), SystemErrno> {
+        let connection = self.connection.get().unwrap().upgrade().unwrap();
+        let mut sent = self.sent.lock().unwrap();
+        sent.room = None;
+        sent.later.push(thread::spawn(move || connection.send_on()));
+        Ok(())
+    }
+
+    fn shut_down(&self) {}
+}
+
+struct Scene {
+    connection: Arc<Connection>,
+    sent: Arc<Mutex<Sent>>,
+}
+
+/// A connection with so many requests under way, on a socket that takes `room` bytes at first.
+fn scene(requests: usize, room: Option<usize>) -> Scene {
+    let sent = Arc::new(Mutex::new(Sent { room, ..Sent::default() }));
+    let known = Arc::new(OnceLock::new());
+    let peer = Narrow { sent: Arc::clone(&sent), connection: Arc::clone(&known) };
+    let common = Arc::new(Common {
+        pool: Pool::new(),
+        spares: Spares::default(),
+        watch_peers: Box::new(|| {}),
+    });
+    let agreed = Agreed { size: 1 << 20, read_only: false, structured: false, status: false };
+    let connection = Arc::new(Connection::new(Box::new(peer), "v".to_owned(), agreed, common));
+    known.set(Arc::downgrade(&connection)).unwrap();
+    connection.state.lock().unwrap().submitted = requests;
+    Scene { connection, sent }
+}
+
+impl Scene {
+    /// Finishes the request of this cookie, as a processor does at the end of a batch.
+    fn finish(connection: &Arc<Connection>, cookie: u64) {
+        let sink = Arc::clone(connection) as Arc<dyn Sink>;
+        let mut request = Request::new(Verb::Trim, 0, 512, Buffer::empty(), Arc::clone(&sink));
+        request.cookie = cookie;
+        Arc::new(request).complete();
+        sink.kick();
+    }
+
+    /// Waits for what is sent later; the cookies that were answered, in order.
+    fn cookies(&self) -> Vec<u64> {
+        loop {
+            let later = std::mem::take(&mut self.sent.lock().unwrap().later);
+            if later.is_empty() {
+                break;
+            }
+            later.into_iter().for_each(|thread| thread.join().unwrap());
+        }
+        let bytes = self.sent.lock().unwrap().bytes.clone();
+        assert_eq!(bytes.len() % SIMPLE_REPLY_BYTES, 0, "a reply in pieces");
+        let replies = bytes.chunks_exact(SIMPLE_REPLY_BYTES);
+        let mut cookies: Vec<u64> =
+            replies.map(|reply| u64::from_be_bytes(reply[8..].try_into().unwrap())).collect();
+        cookies.sort_unstable();
+        cookies
+    }
+}
+
+#[test]
+fn each_request_is_answered_once_whoever_sends() {
+    for room in [None, Some(20)] {
+        check(move || {
+            let scene = scene(2, room);
+            let theirs = Arc::clone(&scene.connection);
+            let other = thread::spawn(move || Scene::finish(&theirs, 1));
+            Scene::finish(&scene.connection, 2);
+            other.join().unwrap();
+            assert_eq!(scene.cookies(), [1, 2]);
+        });
+    }
+}
+
+#[test]
+fn a_reader_that_leaves_waits_for_its_requests() {
+    check(|| {
+        let scene = scene(2, None);
+        let processors = [1, 2].map(|cookie| {
+            let theirs = Arc::clone(&scene.connection);
+            thread::spawn(move || Scene::finish(&theirs, cookie))
+        });
+        scene.connection.drain(std::time::Duration::ZERO);
+        assert_eq!(scene.connection.state.lock().unwrap().submitted, 0, "N1");
+        processors.into_iter().for_each(|processor| processor.join().unwrap());
+        assert_eq!(scene.cookies(), [1, 2]);
+    });
+}
+
+#[test]
+fn breaking_off_in_mid_reply_gives_everything_back() {
+    check(|| {
+        let scene = scene(1, Some(10));
+        assert_eq!(
+            scene.connection.take(SHARE_BYTES + 512, SHARE_BYTES + 512, 1),
+            Some(SHARE_BYTES + 512)
+        );
+        let theirs = Arc::clone(&scene.connection);
+        let other = thread::spawn(move || Scene::finish(&theirs, 1));
+        scene.connection.evict();
+        other.join().unwrap();
+        let _ = scene.sent.lock().map(|mut sent| std::mem::take(&mut sent.later)).map(|later| {
+            later.into_iter().for_each(|thread| thread.join().unwrap());
+        });
+        let common = Arc::clone(&scene.connection.common);
+        scene.connection.put_back(SHARE_BYTES, 0);
+        assert_eq!(common.pool.free(), POOL_BYTES, "P2");
+    });
+}
+
+#[test]
+fn a_reader_that_waits_for_its_own_replies_is_woken() {
+    check(|| {
+        let scene = scene(1, None);
+        // The connection holds all that it may: another request has to wait for this one's answer.
+        let all = crate::nbd::budget::CONNECTION_BYTES_MAX;
+        let own = crate::nbd::budget::cost(Verb::Trim, 512);
+        assert_eq!(scene.connection.take(own, own, 1), Some(own));
+        let theirs = Arc::clone(&scene.connection);
+        let other = thread::spawn(move || Scene::finish(&theirs, 1));
+        assert_eq!(scene.connection.take(all, all, 1), Some(all));
+        other.join().unwrap();
+    });
+}

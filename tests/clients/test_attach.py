@@ -1,0 +1,149 @@
+"""polyvol attach where the kernel has no NBD: by nbdfuse and a loop device, and refusals."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from polyvol.daemon.attach import handshake
+from polyvol.daemon.attach.address import Address, parse_uri
+from polyvol.daemon.attach.errors import ExportRefused
+from polyvol.daemon.attach.records import Places, Wanted
+from tests.support import fuse, nbd
+from tests.support.daemon import BIN, Daemon
+from tests.support.proc import Background, check, run, wait_until
+
+MIB = 1 << 20
+HAS_NBD = Path("/sys/module/nbd").exists()
+WITHOUT_SYSTEMD = not Path("/run/systemd/system").is_dir()
+
+
+class Host:
+    """A host with its own places for records and links, that attaches what a daemon serves."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        fuse.needed()
+        if not WITHOUT_SYSTEMD:
+            pytest.skip("systemd runs here, and would be told to look after what is attached")
+        self.daemon = daemon
+        self.root = daemon.directory / "root"
+        self.env = {"POLYVOL_STATE": str(daemon.state_dir), "POLYVOL_ATTACH_ROOT": str(self.root)}
+
+    def ok(self, *arguments: str | Path) -> str:
+        return check(BIN / "polyvol", *arguments, env=self.env)
+
+    def refused(self, *arguments: str | Path) -> str:
+        result = run(BIN / "polyvol", *arguments, env=self.env)
+        assert result.rc == 1, result
+        assert result.out == ""
+        assert result.err.count("\n") == 1
+        return result.err
+
+    def listed(self) -> dict[str, dict[str, object]]:
+        return {each["name"]: each for each in json.loads(self.ok("attach", "--list", "--json"))}
+
+
+@pytest.fixture
+def host(make_daemon: Callable[..., Daemon]) -> Host:
+    daemon = make_daemon()
+    daemon.make_volume("v", size="64M")
+    return Host(daemon)
+
+
+def test_a_volume_and_its_snapshot_are_attached_listed_and_detached(host: Host) -> None:
+    daemon = host.daemon
+    path = Path(host.ok("attach", "v", "--fuse", "--block-size", "4096").strip())
+    try:
+        assert path == host.root / "dev/polyvol/v"
+        assert check("blockdev", "--getsize64", "--getro", "--getss", path).split() == [
+            str(64 * MIB),
+            "0",
+            "4096",
+        ]
+        check("mkfs.ext4", "-q", path)
+        with fuse.mount(path.resolve(), daemon.directory) as mounted:
+            (mounted / "file").write_text("kept")
+            check("sync", "-f", mounted)
+            daemon.ok("snapshot", "create", "v", "--name", "s")
+            (mounted / "file").write_text("changed")
+            assert f"mounted at {mounted}" in host.refused("detach", "v")
+            assert host.listed()["v"]["use"] == f"mounted at {mounted}"
+            assert "attached already" in host.refused("attach", "v", "--fuse")
+            snapshot = Path(host.ok("attach", "v@s", "--fuse").strip())
+            assert host.listed()["v@s"]["read_only"] is True
+            with fuse.mount(snapshot.resolve(), daemon.directory, "ro,noload", name="then") as then:
+                assert (then / "file").read_text() == "kept"
+            host.ok("detach", snapshot)
+        device = host.listed()["v"]["device"]
+        assert host.ok("detach", str(device)) == "v detached\n"
+    finally:
+        for name in ("v", "v@s"):
+            run(BIN / "polyvol", "detach", name, "--force", env=host.env)
+    assert host.listed() == {}
+    assert [path for path in host.root.rglob("*") if not path.is_dir()] == []
+    assert daemon.json("volume", "show", "v")["connections"] == 0
+    assert "not attached" in host.refused("detach", "v")
+
+
+def test_the_watch_takes_over_detaches_when_told_and_ends_with_nbdfuse(host: Host) -> None:
+    places = Places(host.root)
+    uri = nbd.uri("v", host.daemon.nbd_socket)
+    places.write(Wanted(name="v", uri=uri, kind="fuse"))
+    command = (BIN / "polyvol", "attach", "--watch", "v")
+    link = host.root / "dev/polyvol/v"
+    log = host.daemon.directory / "watch.log"
+    with Background(*command, log=log, env=host.env) as first:
+        first.wait_until(link.is_symlink, "the link")
+        first.signal(signal.SIGKILL)
+        first.wait()
+    with Background(*command, log=log, env=host.env) as second:
+        second.wait_until(lambda: second.said().count("is attached as") == 2, "taking over")
+        assert second.stop() == 0
+    assert host.listed()["v"]["state"] == "not attached"
+    assert not link.is_symlink()
+    with Background(*command, log=log, env=host.env) as third:
+        third.wait_until(link.is_symlink, "the link")
+        now = places.now("v")
+        assert now is not None
+        assert now.pid is not None
+        os.kill(now.pid, signal.SIGKILL)
+        assert third.wait() == 1
+        assert "nbdfuse has" in third.said() or "nbdfuse failed" in third.said()
+    assert host.ok("detach", "v") == "v detached\n"
+    assert host.listed() == {}
+
+
+@pytest.mark.skipif(HAS_NBD, reason="this kernel has an NBD client")
+def test_a_kernel_without_nbd_is_said_and_fuse_named(host: Host) -> None:
+    assert "--fuse" in host.refused("attach", "v")
+    assert host.listed() == {}
+
+
+def test_what_cannot_be_attached_is_refused_and_leaves_nothing(host: Host) -> None:
+    assert "no such export" in host.refused("attach", "nothing", "--fuse")
+    assert "names neither" in host.refused("attach", "a@b@c", "--fuse")
+    assert "cannot be used" in host.refused("attach", "v", "--fuse", "--uri", "nbds://host/v")
+    assert "no NBD server answers" in host.refused("attach", "v", "--fuse", "--uri", "nbd://127.0.0.1:1/v")
+    assert "is not attached" in host.refused("attach", "--watch", "v")
+    assert not [path for path in host.root.rglob("*") if not path.is_dir()]
+
+
+def test_the_server_tells_which_volume_it_is(daemon: Daemon) -> None:
+    daemon.make_volume("v", size="64M")
+    daemon.ok("snapshot", "create", "v", "--name", "s")
+    address = parse_uri(nbd.uri("v", daemon.nbd_socket), "")
+    channel, opened = handshake.open_export(address, 10)
+    with channel:
+        looked = handshake.look(address, 10)
+        wait_until(lambda: daemon.json("volume", "show", "v")["connections"] == 1, "the connection's count")
+    assert opened == looked
+    assert (opened.size, opened.read_only, opened.multi_conn) == (64 * MIB, False, True)
+    assert str(opened.uuid) == daemon.json("volume", "show", "v")["uuid"]
+    of_snapshot = handshake.look(Address("v@s", socket=daemon.nbd_socket), 10)
+    assert of_snapshot.read_only
+    assert of_snapshot.uuid not in (None, opened.uuid)
+    with pytest.raises(ExportRefused, match="no such export"):
+        handshake.look(Address("nothing", socket=daemon.nbd_socket), 10)
