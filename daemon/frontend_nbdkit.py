@@ -6,6 +6,8 @@ How it works      The keeper binds the NBD sockets and hands them to nbdkit by s
                   are handed on, the control socket to the plugin. nbdkit finds our packages
                   because its interpreter is made the one that we run on (PATH leads to it). `ready` is said
                   when the control API answers.
+                  To stop, it has nbdkit's clients leave by closing a pipe to the plugin: nbdkit ends when
+                  they are gone.
 Invariants        K1 at most one nbdkit runs; K2 it ends when the keeper ends (--exit-with-parent); K3 one
                   that dies before it was ever ready is not started again: its own message says why.
 Errors            StateLocked, SocketUnusable, FrontendFailed.
@@ -34,7 +36,7 @@ RESTART_DELAY_S = 1.0
 READY_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 10.0
 _POLL_S = 0.05
-_CONTROL_FD_MIN = 64
+_PASSED_FD_MIN = 64
 _ACTIVATE = """
 import os, sys
 count = int(sys.argv[1])
@@ -90,6 +92,7 @@ class _Keeper:
         self._control = control
         self._addresses = [sockets.nbd_uri(listener) for listener in listeners]
         self._ready = False
+        self._leave = -1
 
     def run(self, told: threading.Event) -> None:
         while not told.is_set():
@@ -97,6 +100,7 @@ class _Keeper:
             try:
                 self._watch(process, told)
             finally:
+                os.close(self._leave)
                 _stop(process)
             if not told.is_set():
                 if not self._ready:
@@ -117,9 +121,13 @@ class _Keeper:
         command += [f"nbd-address={address}" for address in self._addresses]
         fds = [listener.fileno() for listener in self._listeners]
         if self._control is not None:
-            number = fcntl.fcntl(self._control, fcntl.F_DUPFD, _CONTROL_FD_MIN)  # out of the NBD sockets' way
+            number = fcntl.fcntl(self._control, fcntl.F_DUPFD, _PASSED_FD_MIN)  # out of the NBD sockets' way
             command.append(f"control-fd={number}")
             fds.append(number)
+        reading, self._leave = os.pipe()
+        fds.append(fcntl.fcntl(reading, fcntl.F_DUPFD, _PASSED_FD_MIN))
+        command.append(f"leave-fd={fds[-1]}")
+        os.close(reading)
         environment = os.environ | {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         }
@@ -159,7 +167,7 @@ class _Keeper:
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:
-    """Ask nbdkit to stop; kill it if it does not: it waits for clients that stay connected.
+    """Ask nbdkit to stop; kill it if it does not, though its clients were told to leave.
 
     Killed, it loses nothing that was acknowledged; the next start recovers, which takes a little longer."""
     if process.poll() is None:

@@ -3,8 +3,9 @@
 By hand           nbdkit python nbd_plugin/polyvol_plugin.py state-dir=DIR
                   (with -f to stay in the foreground; `polyvold --frontend nbdkit` runs it for you).
                   Further parameters: processors=N, and nbd-address=URI, any number of times, for what
-                  `polyvol status` should tell of the sockets that nbdkit was given. (polyvold passes another,
-                  control-fd: the control socket that systemd made.)
+                  `polyvol status` should tell of the sockets that nbdkit was given. (polyvold passes two
+                  more: control-fd, the control socket that systemd made, and leave-fd, a pipe whose end says
+                  that clients must leave.)
 
 How it works      nbdkit speaks NBD and calls one function here for each request; the function hands it to the
                   engine, which runs in this process together with the rest of polyvold, and waits without the
@@ -58,12 +59,14 @@ _make_importable()
 from polyvol.daemon.engine_border import HandleLike  # noqa: E402 - only now can they be found
 from polyvol.engine import EngineError  # noqa: E402
 from polyvol.mapping.errors import PolyvolError  # noqa: E402
+from polyvol.nbd_plugin import leaving  # noqa: E402
 from polyvol.nbd_plugin.host import Host  # noqa: E402
 
 API_VERSION = 2
 BLOCK_SIZE_MIN = 1
 BLOCK_SIZE_PREFERRED = 4096
 REQUEST_BYTES_MAX = 32 * 1024 * 1024
+LISTEN_FDS_FIRST = 3
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -72,6 +75,7 @@ _state_dir: Path | None = None
 _processors: int | None = None
 _addresses: list[str] = []
 _control_fd: int | None = None
+_leave_fd: int | None = None
 _host: Host | None = None
 
 
@@ -108,7 +112,7 @@ def _running() -> Host:
 
 def config(key: str, value: str) -> None:
     """Take a `key=value` of the command line."""
-    global _state_dir, _processors, _control_fd
+    global _state_dir, _processors, _control_fd, _leave_fd
     match key:
         case "state-dir":
             _state_dir = Path(value).absolute()
@@ -116,6 +120,8 @@ def config(key: str, value: str) -> None:
             _processors = int(value)
         case "control-fd" if value.isascii() and value.isdigit():
             _control_fd = int(value)
+        case "leave-fd" if value.isascii() and value.isdigit():
+            _leave_fd = int(value)
         case "processors":
             _refuse(f"processors={value} is not a number")
         case "nbd-address":
@@ -148,6 +154,8 @@ def after_fork() -> None:
     except (PolyvolError, EngineError) as error:
         _refuse(str(error))
     _host = host
+    if _leave_fd is not None:  # then polyvold has started nbdkit, with an address for each socket
+        leaving.watch(_leave_fd, range(LISTEN_FDS_FIRST, LISTEN_FDS_FIRST + len(_addresses)))
 
 
 def cleanup() -> None:

@@ -9,7 +9,9 @@ use rustix::io::Errno as SystemErrno;
 
 use super::check;
 use crate::buffer::Buffer;
-use crate::nbd::budget::{POOL_BYTES, Pool, SHARE_BYTES};
+use crate::nbd::budget::{
+    CONNECTION_BYTES_MAX, POOL_BYTES, Pool, REQUEST_OVERHEAD_BYTES, SHARE_BYTES,
+};
 use crate::nbd::connection::{Common, Connection};
 use crate::nbd::peer::Peer;
 use crate::nbd::request::Agreed;
@@ -17,6 +19,9 @@ use crate::nbd::spare::Spares;
 use crate::nbd::wire::SIMPLE_REPLY_BYTES;
 use crate::sync::Mutex;
 use crate::volume::request::{Request, Sink, Verb};
+
+/// What one of the requests here holds.
+const COST: u64 = REQUEST_OVERHEAD_BYTES;
 
 /// What became of a connection's replies.
 #[derive(Default)]
@@ -118,11 +123,13 @@ fn each_request_is_answered_once_whoever_sends() {
     for room in [None, Some(20)] {
         check(move || {
             let scene = scene(2, room);
+            assert_eq!(scene.connection.take(3 * COST, 3 * COST, 2), Some(3 * COST));
             let theirs = Arc::clone(&scene.connection);
             let other = thread::spawn(move || Scene::finish(&theirs, 1));
             Scene::finish(&scene.connection, 2);
             other.join().unwrap();
             assert_eq!(scene.cookies(), [1, 2]);
+            assert_eq!(scene.connection.held(), COST, "P2");
         });
     }
 }
@@ -158,7 +165,7 @@ fn breaking_off_in_mid_reply_gives_everything_back() {
             later.into_iter().for_each(|thread| thread.join().unwrap());
         });
         let common = Arc::clone(&scene.connection.common);
-        scene.connection.put_back(SHARE_BYTES, 0);
+        // What is still held is just the connection's share.
         assert_eq!(common.pool.free(), POOL_BYTES, "P2");
     });
 }
@@ -168,9 +175,8 @@ fn a_reader_that_waits_for_its_own_replies_is_woken() {
     check(|| {
         let scene = scene(1, None);
         // The connection holds all that it may: another request has to wait for this one's answer.
-        let all = crate::nbd::budget::CONNECTION_BYTES_MAX;
-        let own = crate::nbd::budget::cost(Verb::Trim, 512);
-        assert_eq!(scene.connection.take(own, own, 1), Some(own));
+        let all = CONNECTION_BYTES_MAX;
+        assert_eq!(scene.connection.take(COST, COST, 1), Some(COST));
         let theirs = Arc::clone(&scene.connection);
         let other = thread::spawn(move || Scene::finish(&theirs, 1));
         assert_eq!(scene.connection.take(all, all, 1), Some(all));

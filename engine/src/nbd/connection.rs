@@ -276,6 +276,12 @@ impl Connection {
         !lock(&self.state).retired.is_empty()
     }
 
+    /// What it holds, bytes.
+    #[cfg(test)]
+    pub fn held(&self) -> u64 {
+        lock(&self.state).account.bytes()
+    }
+
     /// Gives back inboxes that payloads no longer need; called now and then.
     pub fn sweep_retired(&self) {
         let mut state = lock(&self.state);
