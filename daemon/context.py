@@ -2,7 +2,8 @@
 
 Owner and locks   `changes` is held by every verb that changes something, from its plan to its end; reading
                   verbs do not take it. `device_trouble` and `volume_trouble` are changed only under it, by
-                  replacing single entries, and read by anybody. So are `gauges` and `refusing`, by the watch
+                  replacing single entries, and read by anybody; likewise `disk_numbers`, by which the
+                  kernel knows the disks that are open. So are `gauges` and `refusing`, by the watch
                   over the change logs (daemon/space.py).
 """
 
@@ -38,6 +39,7 @@ class Context:
     processors: int
     changes: threading.Lock = field(default_factory=threading.Lock)
     device_trouble: dict[int, str] = field(default_factory=dict)
+    disk_numbers: dict[int, int] = field(default_factory=dict)
     volume_trouble: dict[int, str] = field(default_factory=dict)
     events: Events = field(default_factory=Events)
     gauges: dict[int, Gauge] = field(default_factory=dict)

@@ -3,7 +3,8 @@
 How it works      add: look, plan, record as 'adding', make the file and the label, open it in the engine,
                   record as 'ready'. remove: record as 'removing', close, take the label off, forget. A device
                   that is missing at start is had in the engine all the same, as one whose calls all fail, so
-                  that its volumes are served as far as they go. retry: look at its path, or another one,
+                  that its volumes are served as far as they go. A disk that goes or comes is noticed
+                  (daemon/udev.py). retry: look at its path, or another one,
                   check that it is the device, have the engine open it anew while it is in use. Adding the
                   path of a device that is known and was missing is a retry, at its new path.
 Durability        A kill in the middle of add or remove is settled at the next start: the device is forgotten
@@ -22,6 +23,7 @@ from polyvol.daemon.errors import BadRequest
 from polyvol.daemon.health import device_troubles
 from polyvol.daemon.requests import DeviceAdd, DeviceRetry
 from polyvol.daemon.views import DeviceView, iso
+from polyvol.mapping import occupied
 from polyvol.mapping.device import (
     Device,
     Found,
@@ -34,10 +36,12 @@ from polyvol.mapping.device import (
     trouble_with,
 )
 from polyvol.mapping.errors import (
+    DeviceHasContents,
     DeviceInUse,
     DeviceNotReady,
     DevicePathInUse,
     DeviceStillFaulty,
+    DiskInUse,
     ForeignLabel,
     NameInUse,
     PolyvolError,
@@ -72,6 +76,7 @@ class Devices:
         if reason is None:
             try:
                 context.engine.open_device(device.id, str(path), sparse=device.sparse)
+                self._opened(device, path)
             except context.engine_error as error:
                 reason = str(error)
         if reason is not None:
@@ -97,7 +102,34 @@ class Devices:
             raise DeviceStillFaulty(name=name, reason=shown.reason)
         return shown
 
-    def found(self, path: Path) -> DeviceView | None:
+    def gone(self, number: int) -> None:
+        """The disk of this number is no more: the devices that it was are missing. Under `changes`."""
+        context = self._context
+        for device in context.catalog.devices():
+            if context.disk_numbers.get(device.id) != number:
+                continue
+            del context.disk_numbers[device.id]
+            if device.id not in context.device_trouble:
+                context.device_trouble[device.id] = f"{context.path(device)} is gone"
+                context.events.add("warning", f"device {device.name} is gone: its disk was taken out")
+
+    def came(self, path: Path) -> DeviceView | None:
+        """A disk has come, or become another, at this path: if it is a device that is missing, at the path
+        that it had or by its label, it is opened anew. None if it is nothing of that kind. Under
+        `changes`."""
+        context = self._context
+        if not context.device_trouble:
+            return None
+        identity = identity_of(path)
+        for device in context.catalog.devices():
+            known = context.path(device)
+            if device.id not in context.device_trouble or identity != identity_of(known):
+                continue
+            if trouble_with(device, known, context.catalog.uuid) is None:
+                return self.retry(DeviceRetry(), device.name)
+        return self.found(path, missing_only=True)
+
+    def found(self, path: Path, *, missing_only: bool = False) -> DeviceView | None:
         """A file or disk has appeared at this path: if it is a device that is missing or faulty, by its
         label, it is opened anew there. None if it is nothing of that kind. The caller holds `changes`."""
         context = self._context
@@ -105,7 +137,7 @@ class Devices:
         label = None if found is None else found.label
         if not isinstance(label, Label) or label.catalog != context.catalog.uuid:
             return None
-        troubles = device_troubles(context)
+        troubles = context.device_trouble if missing_only else device_troubles(context)
         for device in context.catalog.devices():
             if device.uuid == label.device and device.id in troubles:
                 return self.retry(DeviceRetry(path=str(path)), device.name)
@@ -128,6 +160,7 @@ class Devices:
         with context.engine_errors(f"opening device {device.name} anew"):
             context.engine.reopen_device(device.id, str(path))
         context.device_trouble.pop(device.id, None)
+        self._opened(device, path)
         if path != context.path(device):
             context.catalog.set_device_path(device.id, self._stored_path(path))
 
@@ -189,8 +222,15 @@ class Devices:
         known = self._known(path, found)
         if known is not None:
             return self._bring_back(known, path), True
+        if found is not None and found.kind == "block":
+            self._refuse_occupied(path, overwrite=request.force, adopt=request.adopt)
         kind, size = plan_device(
-            path, found, size=request.size, preallocate=request.preallocate, adopt=request.adopt
+            path,
+            found,
+            size=request.size,
+            preallocate=request.preallocate,
+            adopt=request.adopt,
+            force=request.force,
         )
         name = self._free_name(request.name, path)
         device = Device(
@@ -206,6 +246,8 @@ class Devices:
             "adding",
             time.time_ns(),
         )
+        if request.force and kind == "block" and not request.adopt:
+            occupied.clear_signatures(path)
         self._make(device, path, preallocate=request.preallocate, was_there=found is not None)
         return self.show(name), False
 
@@ -231,6 +273,7 @@ class Devices:
             make_device(device, path, context.catalog.uuid, preallocate=preallocate)
             with context.engine_errors(f"opening device {device.name}"):
                 context.engine.open_device(device.id, str(path), sparse=device.sparse)
+            self._opened(device, path)
             context.catalog.set_device_state(device.id, "ready")
         except BaseException:
             if not was_there:
@@ -245,6 +288,22 @@ class Devices:
             clear_label(device, context.path(device), context.catalog.uuid)
         context.catalog.forget_device(device.id)
         context.device_trouble.pop(device.id, None)
+        context.disk_numbers.pop(device.id, None)
+
+    def _opened(self, device: Device, path: Path) -> None:
+        """Note by which number the kernel knows the disk that has just been opened."""
+        identity = identity_of(path)
+        if device.kind == "block" and identity is not None:
+            self._context.disk_numbers[device.id] = identity[1]
+
+    def _refuse_occupied(self, path: Path, *, overwrite: bool, adopt: bool) -> None:
+        """An error if somebody uses the disk, or, unless that is wanted, if there is something on it."""
+        use = occupied.disk_use(path)
+        if use is not None:
+            raise DiskInUse(path=path, use=use)
+        contents = None if overwrite or adopt else occupied.contents_of(path)
+        if contents is not None:
+            raise DeviceHasContents(path=path, contents=contents)
 
     def _known(self, path: Path, found: Found | None) -> Device | None:
         """The device that this path is, if it was missing; an error if it is one that is not missing."""

@@ -12,7 +12,8 @@ _STRICT = {"extra": "forbid", "strict": True}
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceAdd:
-    """`path` is absolute; `size` for a file to be made; `name` None: made from the path."""
+    """`path` is absolute; `size` for a file to be made; `name` None: made from the path; `force`: whatever
+    is on it, unless it is in use."""
 
     __pydantic_config__: ClassVar = _STRICT
     path: str
@@ -20,6 +21,7 @@ class DeviceAdd:
     size: int | None = None
     preallocate: bool = False
     adopt: bool = False
+    force: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

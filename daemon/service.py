@@ -41,6 +41,7 @@ from polyvol.daemon.requests import (
 from polyvol.daemon.scrub import Scrubs
 from polyvol.daemon.snapshots import Snapshots
 from polyvol.daemon.space import Space
+from polyvol.daemon.udev import DiskWatch
 from polyvol.daemon.views import (
     DaemonView,
     DeviceView,
@@ -203,6 +204,21 @@ class Service:
                 self._volumes.serve_waiting()
             return view
 
+    def disk_gone(self, number: int) -> None:
+        """A disk of this number is no more."""
+        with self._context.changes:
+            self._devices.gone(number)
+
+    def disk_came(self, path: Path) -> DeviceView | None:
+        """A disk has come, or become another, at this path: bring back the device that it is, if it is one
+        that is missing."""
+        with self._context.changes:
+            view = self._devices.came(path)
+            if view is not None:
+                self._volumes.serve_waiting()
+                self._context.events.add("info", f"device {view.name} is back: {view.path}")
+            return view
+
     def remove_device(self, name: str) -> None:
         """Remove a device."""
         with self._context.changes:
@@ -292,6 +308,9 @@ class Service:
         undo.callback(space.stop)
         undo.callback(self._scrubs.stop)
         self._scrubs.start()
+        disks = DiskWatch(self.disk_gone, self.disk_came)
+        undo.callback(disks.stop)
+        disks.start()
         for listener in listeners:
             with engine_errors("serving NBD", module.EngineError):
                 engine.listen(listener.detach())

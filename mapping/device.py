@@ -107,15 +107,17 @@ def identity_of(path: Path) -> tuple[int, int] | None:
 
 
 def plan_device(
-    path: Path, found: Found | None, *, size: int | None, preallocate: bool, adopt: bool
+    path: Path, found: Found | None, *, size: int | None, preallocate: bool, adopt: bool, force: bool = False
 ) -> tuple[Kind, int]:
-    """The kind and size that a device at this path would have, or the error that says why there is none."""
+    """The kind and size that a device at this path would have, or the error that says why there is none.
+    `force`: whatever is on it."""
     if found is None:
         if adopt or size is None:
             raise DeviceMissing(path=path)
         return "file", check_device_size(path, size)
-    if adopt:
+    if not force:
         _refuse_label(path, found)
+    if adopt:
         if size is not None or preallocate:
             raise DeviceSizeGiven(path=path, size=found.size)
         if found.size == 0:
@@ -123,8 +125,7 @@ def plan_device(
         if found.size % BLOCK_SIZE:
             raise DeviceUnaligned(path=path, size=found.size, above=round_up(found.size, BLOCK_SIZE))
         return found.kind, found.size
-    _refuse_label(path, found)
-    if found.has_data:
+    if found.has_data and not force:
         raise DeviceNotEmpty(path=path)
     if found.kind == "file" and found.size == 0 and size is not None:
         return "file", check_device_size(path, size)

@@ -251,7 +251,25 @@ class DeviceNotEmpty(PolyvolError):
     code = "device-not-empty"
     kind = "invalid"
     sentence = "{path} has data on it"
-    hint = "use --adopt to take it with its data, or clear it first"
+    hint = "use --adopt to take it with its data, or --force to overwrite it"
+
+
+class DeviceHasContents(PolyvolError):
+    """A disk with a file system or the like on it, not adopted."""
+
+    code = "device-has-contents"
+    kind = "invalid"
+    sentence = "{path} has {contents} on it"
+    hint = "use --adopt to take it with its data, or --force to overwrite it"
+
+
+class DiskInUse(PolyvolError):
+    """A disk that is mounted, part of something, or opened by somebody alone."""
+
+    code = "disk-in-use"
+    kind = "busy"
+    sentence = "{path} is {use}"
+    hint = "end that first"
 
 
 class ForeignLabel(PolyvolError):
@@ -260,7 +278,7 @@ class ForeignLabel(PolyvolError):
     code = "foreign-label"
     kind = "invalid"
     sentence = "{path} carries the label of {owner}"
-    hint = "if nothing on it is needed any more, clear its first 4096 bytes"
+    hint = "if nothing on it is needed any more, add it with --force"
 
 
 class DeviceUnaligned(PolyvolError):
@@ -287,7 +305,7 @@ class LabelDamaged(PolyvolError):
     code = "label-damaged"
     kind = "corrupt"
     sentence = "the label on {path} is damaged: {why}"
-    hint = "if nothing on it is needed any more, clear its first 4096 bytes"
+    hint = "if nothing on it is needed any more, add it with --force"
 
 
 class CatalogVersion(PolyvolError):

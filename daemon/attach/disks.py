@@ -1,6 +1,6 @@
-"""Block devices of this host as the kernel shows them: whose they are, how large, who uses them.
+"""Block devices of this host as the kernel shows them: whose they are, how large, and links to them.
 
-How it works      sysfs and /proc/self/mountinfo are read each time. The kernel's NBD devices say in
+How it works      sysfs is read each time. The kernel's NBD devices say in
                   /sys/block/nbdN/backend what they are: we have it say polyvol/NAME, from which the udev rule
                   60-polyvol.rules makes the link /dev/polyvol/NAME. A loop device over nbdfuse is known by
                   its file.
@@ -9,7 +9,6 @@ Errors            Nothing raises where a device has gone in the meantime: it is 
 
 import contextlib
 import os
-import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,8 @@ from typing import Self
 
 import pyudev
 
+from polyvol.mapping.occupied import mounts
+
 SYSFS = Path("/sys/block")
 DEV = Path("/dev")
 BACKEND_PREFIX = "polyvol/"
@@ -25,7 +26,6 @@ SECTOR_BYTES = 512
 UDEV_CONTROL = Path("/run/udev/control")
 EVENT_WAIT_S = 0.2
 LINK_WAIT_S = 3.0
-_OCTAL = re.compile(r"\\([0-7]{3})")
 
 
 def read(device: str, attribute: str) -> str | None:
@@ -71,27 +71,7 @@ def loop_of(file: Path) -> str | None:
 
 def mounted_at(path: Path) -> bool:
     """Whether something is mounted at exactly this path."""
-    return any(mount.point == str(path) for mount in _mounts())
-
-
-def use_of(device: str) -> str | None:
-    """Who uses a block device or a part of it, as a clause; None if nobody does."""
-    numbers = {}
-    for path in (SYSFS / device, *(SYSFS / device).glob(f"{device}*")):
-        with contextlib.suppress(OSError):
-            numbers[(path / "dev").read_text().strip()] = path
-    for mount in _mounts():
-        if mount.device in numbers:
-            return f"mounted at {mount.point}"
-    for path in numbers.values():
-        with contextlib.suppress(OSError):
-            for holder in sorted((path / "holders").iterdir()):
-                return f"part of {holder.name}"
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/swaps").read_text().splitlines()[1:]:
-            if Path(line.split()[0]).name in {path.name for path in numbers.values()}:
-                return "used as swap"
-    return None
+    return any(mount.point == str(path) for mount in mounts())
 
 
 def sync(device: str, *, exclusively: bool) -> bool:
@@ -158,16 +138,3 @@ def remove_link(link: Path, device: str) -> None:
     if not UDEV_CONTROL.exists() and leads_to(link, DEV / device):
         with contextlib.suppress(OSError):
             link.unlink()
-
-
-class _Mount:
-    """A line of mountinfo: the device's numbers, and where it is mounted."""
-
-    def __init__(self, line: str) -> None:
-        fields = line.split(" ")
-        self.device = fields[2]
-        self.point = _OCTAL.sub(lambda found: chr(int(found[1], 8)), fields[4])
-
-
-def _mounts() -> list[_Mount]:
-    return [_Mount(line) for line in Path("/proc/self/mountinfo").read_text().splitlines()]

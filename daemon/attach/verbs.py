@@ -21,6 +21,7 @@ from polyvol.daemon.attach.errors import (
 )
 from polyvol.daemon.attach.netlink import MODULE, Kernel, load_module
 from polyvol.daemon.attach.records import Now, Places, Wanted
+from polyvol.mapping.occupied import use_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +77,7 @@ def detach(places: Places, text: str, *, force: bool) -> str:
     name = name_of(places, text)
     now = find(places, name)
     if now is not None and not force:
-        use = disks.use_of(now.device)
+        use = use_of(now.device)
         if use is not None or not disks.sync(now.device, exclusively=True):
             raise AttachedInUse(name=name, device=f"/dev/{now.device}", use=use or "in use")
     if units.available():
@@ -138,7 +139,7 @@ def _view(places: Places, name: str) -> AttachedView:
         connections=None if wanted is None else wanted.connections,
         uri=None if wanted is None else wanted.uri,
         boot=wanted is not None,
-        use=None if now is None else disks.use_of(now.device),
+        use=None if now is None else use_of(now.device),
     )
 
 

@@ -26,6 +26,7 @@ from polyvol.daemon.attach.netlink import Kernel, Notices
 from polyvol.daemon.attach.records import Now, Places, Wanted
 from polyvol.daemon.notify import notify
 from polyvol.mapping.errors import PolyvolError
+from polyvol.mapping.occupied import use_of
 
 START_S = 60.0
 """How long the first attach waits for a server that does not answer, as at boot."""
@@ -179,7 +180,7 @@ class _Watch:
 
     def _end(self, now: Now) -> None:
         """Detach it, unless somebody uses it (A1)."""
-        use = disks.use_of(now.device)
+        use = use_of(now.device)
         if use is not None or not disks.sync(now.device, exclusively=True):
             said = (now.name, now.device, use or "in use")
             _log.warning("%s stays attached as /dev/%s, which is %s", *said, extra=self._fields())
@@ -221,7 +222,7 @@ def _watch_fuse(places: Places, wanted: Wanted, waker: _Waker) -> None:
     notify("READY=1", f"STATUS=attached as /dev/{now.device}")
     while fuse.alive(now):
         if _ending(waker.wait(1.0)):
-            use = disks.use_of(now.device)
+            use = use_of(now.device)
             if use is None:
                 fuse.detach(places, now)
             else:

@@ -22,9 +22,16 @@ def device() -> None:
 @click.option("--size", type=SIZE, help="For a file to be made: its size.")
 @click.option("--preallocate", is_flag=True, help="Give the file all its space now.")
 @click.option("--adopt", is_flag=True, help="Take a disk or image with its data, as a volume's base.")
+@click.option("--force", is_flag=True, help="Take it whatever is on it, unless it is in use.")
 @state_dir_option
 def add(
-    path: str, name: str | None, size: int | None, preallocate: bool, adopt: bool, state_dir: Path
+    path: str,
+    name: str | None,
+    size: int | None,
+    preallocate: bool,
+    adopt: bool,
+    force: bool,
+    state_dir: Path,
 ) -> None:
     """Add a file (made if missing) or a disk; a device that was missing comes back with it."""
     body = {
@@ -33,6 +40,7 @@ def add(
         "size": size,
         "preallocate": preallocate,
         "adopt": adopt,
+        "force": force,
     }
     made = Client(state_dir).post("devices", body=body)
     click.echo(f"device {made['name']}: {made['path']}, {format_size(made['size'])}, {made['role']}")

@@ -1,0 +1,72 @@
+"""Disks that go and come back: the kernel's news of them, by pyudev, turned into verbs of devices.
+
+How it works      One thread sleeps on udev's netlink socket, or the kernel's where no udev runs. A disk that
+                  goes is found among the open devices by its number, and they are missing from then on; I/O
+                  on them fails by itself, as the disk is gone. A disk that comes, or changes, may be a
+                  device that is missing: at its old path, or by its label at another; it is then opened
+                  anew, and its partitions serve again.
+Invariants        U1 nothing is looked for while nothing happens.
+Owner and locks   The verbs take the context's `changes`; news wait meanwhile in the socket's buffer.
+Errors            All are logged. Without the socket the daemon runs on, and devices come back by
+                  `polyvol device retry`.
+"""
+
+import contextlib
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyudev
+
+from polyvol.mapping.errors import PolyvolError
+
+UDEV_CONTROL = Path("/run/udev/control")
+BUFFER_BYTES = 8 << 20
+_log = logging.getLogger("polyvol")
+
+
+class DiskWatch:
+    """Tells `gone` of a disk's number when a disk goes, and `came` of a disk's path when one comes."""
+
+    def __init__(self, gone: Callable[[int], object], came: Callable[[Path], object]) -> None:
+        self._gone = gone
+        self._came = came
+        self._observer: Any = None
+
+    def start(self) -> None:
+        """Begin to watch."""
+        source = "udev" if UDEV_CONTROL.exists() else "kernel"
+        try:
+            monitor = pyudev.Monitor.from_netlink(pyudev.Context(), source)
+            monitor.filter_by("block")
+            with contextlib.suppress(OSError):  # only root may have more than others
+                monitor.set_receive_buffer_size(BUFFER_BYTES)
+            self._observer = pyudev.MonitorObserver(monitor, callback=self._observed, name="polyvol-udev")
+            self._observer.start()
+        except (OSError, ImportError) as error:
+            self._observer = None
+            _log.warning("no news of disks can be had (%s): `polyvol device retry` brings them back", error)
+
+    def stop(self) -> None:
+        """End it; no verb is called afterwards."""
+        if self._observer is not None:
+            self._observer.stop()
+            self._observer = None
+
+    def _observed(self, device: pyudev.Device) -> None:
+        node = device.device_node
+        if node is not None:
+            self.happened(str(device.action), Path(node), int(device.device_number))
+
+    def happened(self, action: str, node: Path, number: int) -> None:
+        """Something has happened to the disk at this path and of this number."""
+        try:
+            if action == "remove":
+                self._gone(number)
+            elif action in ("add", "change", "online"):
+                self._came(node)
+        except PolyvolError as error:
+            _log.warning("disk %s: %s", node, error)
+        except Exception:  # the thread must not end: a later disk's news count too
+            _log.exception("disk %s: news of it could not be dealt with", node)

@@ -1,0 +1,142 @@
+"""Disks that go and come back: the kernel's own news of loop devices, and news put into its mouth."""
+
+import json
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from polyvol.daemon.udev import DiskWatch
+from tests.support.proc import wait_until
+from tests.unit.conftest import Daemon
+from tests.unit.daemon.test_occupied_disks import MIB, system
+
+NOTICED_S = 5.0
+"""Noticed in a second is meant; these tests run beside others."""
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Loop devices over images by name, each time another device, until they are let go."""
+    with ExitStack() as stack:
+
+        def plug(name: str) -> Path:
+            image = tmp_path / name
+            if not image.exists():
+                with image.open("wb") as file:
+                    file.truncate(16 * MIB)
+            try:
+                path = Path(system("losetup", "--find", "--show", image).strip())
+            except (OSError, subprocess.CalledProcessError):
+                pytest.skip("no loop device to be had here")
+            stack.callback(unplug, path)
+            return path
+
+        yield plug
+
+
+def unplug(path: Path) -> None:
+    subprocess.run(["losetup", "--detach", path], check=False, timeout=20, capture_output=True)
+
+
+def shown(daemon: Daemon, name: str) -> tuple[str, str]:
+    told = json.loads(daemon.ok("device", "show", name, "--json"))
+    return told["state"], told["path"]
+
+
+def test_a_missing_disk_that_appears_elsewhere_comes_back_by_itself(
+    daemon: Daemon, images: Callable[[str], Path]
+) -> None:
+    before = images("disk")
+    daemon.ok("device", "add", str(before), "--name", "disk")
+    daemon.ok("volume", "create", "v", "--size", "8M", "--device", "disk")
+    daemon.service.stop()
+    unplug(before)
+    other = images("other")  # takes the number that the disk had
+    daemon.start()
+    assert other == before
+    assert shown(daemon, "disk")[0] == "missing"
+    now = images("disk")
+    wait_until(lambda: shown(daemon, "disk") == ("ok", str(now)), "the disk's return", NOTICED_S)
+    assert json.loads(daemon.ok("volume", "show", "v", "--json"))["state"] == "serving"
+    events = json.loads(daemon.ok("status", "--json"))["events"]
+    assert events[-1]["text"] == f"device disk is back: {now}"
+
+
+def test_a_disk_that_goes_is_missing_and_one_that_comes_is_taken(
+    daemon: Daemon, images: Callable[[str], Path]
+) -> None:
+    disk = images("disk")
+    daemon.ok("device", "add", str(disk), "--name", "disk")
+    daemon.ok("device", "add", str(images("other")), "--name", "other")
+    watch = DiskWatch(daemon.service.disk_gone, daemon.service.disk_came)
+    number = disk.stat().st_rdev
+    watch.happened("remove", disk, number + 1000)
+    watch.happened("change", disk, number)
+    assert shown(daemon, "disk")[0] == "ok"
+    watch.happened("remove", disk, number)
+    assert shown(daemon, "disk")[0] == "missing"
+    assert "is gone" in json.loads(daemon.ok("device", "show", "disk", "--json"))["reason"]
+    assert shown(daemon, "other")[0] == "ok"
+    watch.happened("remove", disk, number)
+    watch.happened("add", Path("/dev/nothing-there"), number)
+    watch.happened("add", Path("/dev/null"), number)
+    assert shown(daemon, "disk")[0] == "missing"
+    watch.happened("add", disk, number)
+    assert shown(daemon, "disk") == ("ok", str(disk))
+    events = [event["text"] for event in json.loads(daemon.ok("status", "--json"))["events"]]
+    assert events == ["device disk is gone: its disk was taken out", f"device disk is back: {disk}"]
+
+
+def test_an_adopted_disk_comes_back_at_its_own_path_only(
+    daemon: Daemon, images: Callable[[str], Path], tmp_path: Path
+) -> None:
+    disk, other = images("disk"), images("other")
+    link = tmp_path / "by-id"
+    link.symlink_to(disk)
+    daemon.ok("device", "add", str(link), "--adopt", "--name", "old")
+    watch = DiskWatch(daemon.service.disk_gone, daemon.service.disk_came)
+    watch.happened("remove", disk, disk.stat().st_rdev)
+    watch.happened("add", other, other.stat().st_rdev)
+    assert shown(daemon, "old")[0] == "missing"
+    watch.happened("add", disk, disk.stat().st_rdev)
+    assert shown(daemon, "old") == ("ok", str(link))
+
+
+def test_the_watch_sleeps_while_nothing_happens_and_ends_when_told() -> None:
+    came = threading.Event()
+    watch = DiskWatch(lambda _: None, lambda _: came.set())
+    threads = threading.active_count()
+    watch.start()
+    try:
+        assert threading.active_count() == threads + 1
+        (thread,) = [each for each in threading.enumerate() if each.name == "polyvol-udev"]
+        time.sleep(0.2)
+        before = switches(thread)
+        time.sleep(0.5)
+        if not came.is_set():  # other tests' loop devices may have woken it
+            assert switches(thread) == before
+    finally:
+        watch.stop()
+    assert threading.active_count() == threads
+
+
+def switches(thread: threading.Thread) -> int:
+    status = Path(f"/proc/{os.getpid()}/task/{thread.native_id}/status").read_text()
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("voluntary")))
+
+
+def test_news_that_cannot_be_dealt_with_does_not_end_the_watch(caplog: pytest.LogCaptureFixture) -> None:
+    def broken(_: object) -> None:
+        raise ValueError("of ours")
+
+    watch = DiskWatch(broken, broken)
+    watch.happened("add", Path("/dev/x"), 1)
+    watch.happened("remove", Path("/dev/x"), 1)
+    watch.happened("bind", Path("/dev/x"), 1)
+    assert caplog.text.count("could not be dealt with") == 2
