@@ -277,7 +277,7 @@ impl Connection {
     }
 
     /// What it holds, bytes.
-    #[cfg(test)]
+    #[cfg(all(test, loom))]
     pub fn held(&self) -> u64 {
         lock(&self.state).account.bytes()
     }
