@@ -55,7 +55,6 @@ fn deliberate_bugs_are_seen() {
         Bug::NoSealedSync,
         Bug::EarlyCheckpoint,
         Bug::PastTheMark,
-        Bug::NoRecoverySync,
     ];
     for bug in soon {
         let seen = (0..300).any(|seed| wrong(seed, Some(bug)).is_some());
