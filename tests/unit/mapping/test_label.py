@@ -1,6 +1,7 @@
 """The label: what is written is read back, and nothing that was changed is believed."""
 
 import struct
+from contextlib import suppress
 from uuid import UUID
 
 import crcmod.predefined
@@ -33,6 +34,17 @@ def test_a_single_changed_bit_is_found(bit: int) -> None:
 def test_what_is_no_label_is_not_taken_for_one(data: bytes) -> None:
     with pytest.raises(NoLabel):
         unpack(data)
+
+
+@given(st.binary(max_size=68), st.sampled_from([8, 16, 48, 72, 76]))
+def test_whatever_stands_under_a_checksum_that_matches_is_a_label_or_refused(said: bytes, at: int) -> None:
+    """A disk can say anything; what stands before `at` is right, so that it gets far."""
+    data = bytearray(pack(EXAMPLE)[:-4])
+    data[at : at + len(said)] = said
+    crc = crcmod.predefined.mkPredefinedCrcFun("crc-32c")(bytes(data))
+    whole = bytes(data) + struct.pack("<I", crc)
+    with suppress(BadLabel):
+        assert pack(unpack(whole)) == whole
 
 
 @pytest.mark.parametrize(("offset", "value"), [(8, 2), (12, 512), (72, 9), (100, 1)])
