@@ -54,14 +54,17 @@ class Database:
             except BaseException as error:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
-                if isinstance(error, sqlite3.OperationalError):
+                if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.IntegrityError):
                     raise CatalogFailed(path=self._path, why=error) from error
                 raise
 
     def rows(self, statement: str, *values: object) -> list[sqlite3.Row]:
         """The rows of a query."""
         with self._lock:
-            return self._connection.execute(statement, values).fetchall()
+            try:
+                return self._connection.execute(statement, values).fetchall()
+            except sqlite3.DatabaseError as error:
+                raise CatalogFailed(path=self._path, why=error) from error
 
     def _prepare(self, latest: int, migrations: Path) -> None:
         connection = self._connection
