@@ -56,6 +56,7 @@ impl Share {
         let present = self.spot(place).device.is_present();
         if room && present && !is_lack_of_space(errno) {
             self.elsewhere.set_aside.push((place, count)); // E1
+            self.space.land(u64::from(count)); // P2: nothing is under way for them any more
             changes.retain(|change| change.place != place);
         }
         // An error stays one: this gives the slots back.
