@@ -55,7 +55,7 @@ from polyvol.daemon.views import (
 from polyvol.daemon.volumes import Volumes
 from polyvol.mapping.catalog.settings import Settings
 from polyvol.mapping.catalog.store import Catalog
-from polyvol.mapping.errors import BadProcessors, PolyvolError
+from polyvol.mapping.errors import BadProcessors
 from polyvol.mapping.volume import PROCESSORS_MAX
 
 if TYPE_CHECKING:
@@ -275,7 +275,7 @@ class Service:
         undo.callback(catalog.close)
         with engine_errors(f"starting the engine with {self._processors} processors", module.EngineError):
             engine = module.Engine(self._processors)
-        undo.callback(self._stop_engine, engine, module.EngineError, catalog.settings)
+        undo.callback(self._stop_engine, engine, module, catalog.settings)
         clean = catalog.settings.begin_run(state.boot_id())
         self._context = Context(
             self.state_dir, catalog, engine, module.EngineError, self._processors, self._processors
@@ -300,14 +300,11 @@ class Service:
         server.start()
         self._server = server
 
-    def _stop_engine(self, engine: EngineLike, engine_error: type[Exception], settings: Settings) -> None:
-        """Stop the engine; only if everything is durable, and the catalog can say so, the run ended
-        cleanly."""
-        try:
+    def _stop_engine(self, engine: EngineLike, module: EngineModule, settings: Settings) -> None:
+        """Stop the engine; the run ended cleanly if everything is durable and the catalog can say so."""
+        with engine_errors("making everything durable", module.EngineError):
             engine.stop()
-            settings.end_run()
-        except (engine_error, PolyvolError) as error:
-            _log.warning("not everything could be made durable: %s", error)
+        settings.end_run()
 
     def _bind_unix(self, undo: ExitStack, path: Path) -> socket.socket:
         listener = sockets.bind_unix(path)

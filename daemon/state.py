@@ -6,6 +6,7 @@ How it works      `catalog.db`, `lock`, `control.sock`, `nbd.sock`, `devices/` (
 Errors            StateLocked, StateUnusable.
 """
 
+import contextlib
 import fcntl
 import os
 from pathlib import Path
@@ -31,11 +32,20 @@ def nbd_socket(state_dir: Path) -> Path:
 
 
 def make_state_dir(state_dir: Path) -> None:
-    """Make the directory and what belongs in it, where missing."""
+    """Make the directory and what belongs in it, where missing, durably."""
     try:
+        above = state_dir.parent
+        while not above.exists():
+            above = above.parent
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         for name in ("devices", "volumes"):
             (state_dir / name).mkdir(mode=0o700, exist_ok=True)
+        _sync(state_dir)
+        for directory in state_dir.parents:
+            with contextlib.suppress(PermissionError):  # then it was there before us
+                _sync(directory)
+            if directory == above:
+                break
     except OSError as error:
         raise StateUnusable(state=state_dir, why=error.strerror or error) from error
 
@@ -43,6 +53,14 @@ def make_state_dir(state_dir: Path) -> None:
 def boot_id() -> str:
     """Another one after each start of the machine."""
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+def _sync(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 class StateLock:
@@ -66,6 +84,9 @@ class StateLock:
     def release(self) -> None:
         """Let go; idempotent."""
         if self._fd >= 0:
-            os.ftruncate(self._fd, 0)
+            with contextlib.suppress(
+                OSError
+            ):  # the pid in it is for people; the lock ends with the descriptor
+                os.ftruncate(self._fd, 0)
             os.close(self._fd)
             self._fd = -1

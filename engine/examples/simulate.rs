@@ -1,6 +1,6 @@
 //! simulate: runs simulations from seeds, on as many threads as it is given, until one is wrong or time is up.
 //!
-//! How it works      `simulate [--seeds A..B] [--minutes M] [--jobs J] [--bug NAME] [--keep-going] [--trace]`. Seeds are
+//! How it works      `simulate [--seeds A..B] [--minutes M] [--jobs J] [--bug NAME] [--kind K] [--keep-going] [--trace]`. Seeds are
 //!                   tried in order; without an upper end, until the minutes are over. A line of progress every five
 //!                   seconds; the last line says `seeds N failures M`.
 //! Errors            exit code 1 when a seed failed, with the seed and how to run it again; 2 for arguments that make no
@@ -20,6 +20,7 @@ struct Arguments {
     minutes: Option<f64>,
     jobs: u64,
     bug: Option<Bug>,
+    kind: Option<u64>,
     keep_going: bool,
     trace: bool,
 }
@@ -31,6 +32,7 @@ fn parse() -> Option<Arguments> {
         minutes: None,
         jobs: 1,
         bug: None,
+        kind: None,
         keep_going: false,
         trace: false,
     };
@@ -52,6 +54,7 @@ fn parse() -> Option<Arguments> {
                 let found = ALL.into_iter().find(|bug| format!("{bug:?}") == name);
                 arguments.bug = Some(found?);
             }
+            "--kind" => arguments.kind = Some(words.next()?.parse().ok()?),
             "--keep-going" => arguments.keep_going = true,
             "--trace" => arguments.trace = true,
             _ => return None,
@@ -82,7 +85,8 @@ fn work(arguments: &Arguments, progress: &Progress, until: Option<Instant>) {
         if seed >= arguments.to {
             return;
         }
-        let options = Options { seed, trace: arguments.trace, bug: arguments.bug };
+        let options =
+            Options { seed, trace: arguments.trace, bug: arguments.bug, kind: arguments.kind };
         let outcome = simulator::run(&options);
         progress.done.fetch_add(1, Ordering::Relaxed);
         progress.counts.lock().expect("nobody panics with it").add(&outcome.counts);
@@ -105,7 +109,7 @@ fn work(arguments: &Arguments, progress: &Progress, until: Option<Instant>) {
 fn main() -> ExitCode {
     let Some(arguments) = parse() else {
         eprintln!(
-            "usage: simulate [--seeds A..B] [--minutes M] [--jobs J] [--bug NAME] [--keep-going] [--trace]"
+            "usage: simulate [--seeds A..B] [--minutes M] [--jobs J] [--bug NAME] [--kind K] [--keep-going] [--trace]"
         );
         return ExitCode::from(2);
     };

@@ -11,6 +11,8 @@ pub mod change_log;
 pub mod deliberate;
 pub mod engine;
 pub mod error;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod io;
 pub mod limits;
 #[cfg(all(test, loom))]

@@ -77,7 +77,7 @@ impl World {
             boot_id: [0; 16],
         };
         let contents = Contents { first_seq: 2, epoch: 2, partitions: vec![(processor, versions)] };
-        checkpoint::write(&identity.checkpoint_path(1), &identity, 1, &contents).unwrap();
+        checkpoint::write(&identity.checkpoint_path(1), &identity, 1, contents).unwrap();
     }
 
     fn check(&self, data: bool) -> CheckReport {

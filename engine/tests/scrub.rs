@@ -195,12 +195,24 @@ fn a_scrub_of_many_small_steps_finds_everything_in_a_large_partition() {
     assert_eq!(world.bad().len(), report.bad.len());
 }
 
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn slots_that_are_freed_and_used_again_under_a_scrub_are_never_reported() {
     let world = World::new(4 * MIB);
     let stop = AtomicBool::new(false);
+    let stop = &stop;
     std::thread::scope(|scope| {
-        scope.spawn(|| {
+        // Also if an assertion fails, or the other thread would never end.
+        let _stop = StopOnDrop(stop);
+        let world = &world;
+        scope.spawn(move || {
             let mut kept = Vec::new();
             for round in 0u32.. {
                 if stop.load(Ordering::Relaxed) {
@@ -226,7 +238,6 @@ fn slots_that_are_freed_and_used_again_under_a_scrub_are_never_reported() {
             assert!(report.bad.is_empty(), "{:?}", report.bad);
             bytes += report.bytes;
         }
-        stop.store(true, Ordering::Relaxed);
         assert!(bytes > MIB);
     });
     assert_eq!(world.bad(), []);

@@ -5,11 +5,17 @@ use polyvol_engine::deliberate::Bug;
 use polyvol_engine::simulator::{Options, run};
 
 /// Seeds that found something once, with what it was.
-const REGRESSIONS: [(u64, &str); 1] =
-    [(100_216, "a segment's mark came to the disk without its header, and the volume was refused")];
+const REGRESSIONS: [(u64, &str); 3] = [
+    (100_216, "a segment's mark came to the disk without its header, and the volume was refused"),
+    (
+        304,
+        "slots set aside after a failed write counted as under way: who wanted slots waited forever",
+    ),
+    (461, "as 304"),
+];
 
 fn wrong(seed: u64, bug: Option<Bug>) -> Option<String> {
-    run(&Options { seed, bug, trace: false }).failure
+    run(&Options { seed, bug, ..Options::default() }).failure
 }
 
 #[test]

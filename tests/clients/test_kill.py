@@ -1,10 +1,12 @@
 """test_kill: SIGKILL under load, in the midst of cuts, loses nothing that was acknowledged or reported.
 
 How it works      Clients write numbered blocks over two volumes (support/round_robin.py) while snapshots of
-                  both are taken and deleted; the daemon is killed at some moment and started again. Then
-                  each client's numbers are a prefix that reaches at least what was acknowledged and at most
-                  what was issued; every snapshot that was reported is there and as it was; one that was under
-                  way is whole or not there at all; the clients go on from where they were.
+                  both are taken and deleted; the daemon is killed at some moment and started again. Then each
+                  client's numbers are a prefix that reaches at least what was acknowledged and at most what
+                  was issued; every snapshot that was reported is there and as it was; one that was under way
+                  is whole or not there at all; the clients go on from where they were. The load of
+                  tests/crash zeroes, trims and flushes too, with small segments and checkpoints, and is
+                  killed while it starts as well (tests/crash/kills.py).
 """
 
 import random
@@ -12,12 +14,14 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
 from polyvol.daemon.cli.client import ApiError
 from polyvol.mapping.errors import PolyvolError
 from tests.clients.system import delete_when_unused
+from tests.crash.kills import kill_again_and_again
 from tests.support import nbd
 from tests.support.daemon import Daemon
 from tests.support.round_robin import Layout, Progress, prefixes, writing
@@ -136,3 +140,17 @@ def test_a_kill_under_load_loses_nothing(daemon: Daemon) -> None:
 @pytest.mark.timeout(300)
 def test_many_kills_under_load_lose_nothing(make_daemon: Callable[..., Daemon]) -> None:
     kills(make_daemon("--processors", "4"), 15, seed=7)
+
+
+def test_kills_lose_nothing_and_leak_no_slot(short_dir: Path) -> None:
+    """Six turns: the last one ends with everything deleted and trimmed."""
+    *_, done = kill_again_and_again(short_dir, seed=2, count=6, deadline=1e18)
+    assert done.under_load == 6
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_many_kills_lose_nothing_and_leak_no_slot(short_dir: Path) -> None:
+    *_, done = kill_again_and_again(short_dir, seed=3, count=60, deadline=1e18)
+    assert done.under_load == 60
+    assert done.starting > 10

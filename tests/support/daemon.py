@@ -46,13 +46,17 @@ class Daemon:
 
     def __init__(self, directory: Path, *arguments: Argument, env: Mapping[str, str] | None = None) -> None:
         self.directory = directory
-        self.state_dir = directory / "state"
-        self.nbd_socket = self.state_dir / "nbd.sock"
-        self.control_socket = self.state_dir / "control.sock"
+        self.move(directory / "state")
         self.log = directory / "polyvold.log"
         self.arguments = arguments
-        self.env = env
+        self.environment = dict(env or {})
         self._process: Background | None = None
+
+    def move(self, state_dir: Path) -> None:
+        """Have its state elsewhere; it does not run."""
+        self.state_dir = state_dir
+        self.nbd_socket = state_dir / "nbd.sock"
+        self.control_socket = state_dir / "control.sock"
 
     @property
     def pid(self) -> int:
@@ -69,20 +73,21 @@ class Daemon:
         """All that the daemon has written."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
+    def command(self) -> list[Argument]:
+        """What `start` starts."""
+        return [BIN / "polyvold", "--state-dir", self.state_dir, *self.arguments]
+
     def start(self) -> None:
         """Start it and wait until it answers."""
-        assert not self.running, "the daemon runs already"
-        self._process = Background(
-            BIN / "polyvold",
-            "--state-dir",
-            self.state_dir,
-            *self.arguments,
-            log=self.log,
-            env=self.env,
-        )
-        self._process.wait_until(
+        self.launch().wait_until(
             lambda: self.control_socket.exists() and self._answers(), "polyvold's answer", START_S
         )
+
+    def launch(self) -> Background:
+        """Start it, and do not wait."""
+        assert not self.running, "the daemon runs already"
+        self._process = Background(*self.command(), log=self.log, env=self.environment)
+        return self._process
 
     def _answers(self) -> bool:
         try:
@@ -91,10 +96,14 @@ class Daemon:
             return False
         return True
 
+    def end(self) -> int:
+        """Stop it as systemd does; its exit code."""
+        assert self._process is not None, "the daemon was not started"
+        return self._process.stop(STOP_S)
+
     def stop(self) -> None:
         """Stop it as systemd does, and see that it ended well."""
-        assert self._process is not None, "the daemon was not started"
-        code = self._process.stop(STOP_S)
+        code = self.end()
         assert code == 0, f"polyvold ended with {code}:\n{self.said()}"
 
     def kill(self) -> None:

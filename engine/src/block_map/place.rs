@@ -72,6 +72,11 @@ impl Place {
         self.0 & SLOT_MASK
     }
 
+    /// Whether so many blocks can be at places that follow each other from here on.
+    pub fn has_room(self, blocks: u32) -> bool {
+        !self.is_slot() || self.slot_number() + u64::from(blocks) <= SLOT_MASK + 1
+    }
+
     /// The place of the block `blocks` further on in a run that starts here.
     pub fn step(self, blocks: u32) -> Place {
         if self.is_slot() {
@@ -88,11 +93,6 @@ impl Place {
         }
         // Of one log, so that the number does not run over into the log's.
         self.0 == first.0 + u64::from(blocks) && self.log() == first.log()
-    }
-
-    /// Whether a run of so many blocks can start here.
-    pub fn fits(self, blocks: u32) -> bool {
-        !self.is_slot() || self.slot_number() + u64::from(blocks) <= SLOT_MASK + 1
     }
 }
 

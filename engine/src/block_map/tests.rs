@@ -159,7 +159,7 @@ fn same(map: &Map, contents: &[Place]) {
     let expected = contents.iter().filter(|place| **place != Place::BASE).count();
     assert_eq!(map.mapped() as usize, expected);
     let mut from_runs = vec![Place::BASE; BLOCKS as usize];
-    map.for_each_run(|first, count, place| {
+    map.for_each_run(|first, count, place, _| {
         (0..count).for_each(|i| from_runs[(first + i) as usize] = place.step(i));
     });
     assert!(from_runs == contents);

@@ -134,20 +134,23 @@ impl Map {
         })
     }
 
-    /// Calls `f(first, count, place)` for every run that is not base, in order.
-    pub fn for_each_run(&self, mut f: impl FnMut(BlockIndex, u32, Place)) {
+    /// Calls `f(first, count, place, checksums)` for every run that is not base, in order. What follows may go on where a
+    /// run ends.
+    pub fn for_each_run(&self, mut f: impl FnMut(BlockIndex, u32, Place, &[u32])) {
         match &*self.root {
             Root::Uniform(Place::BASE) => {}
-            Root::Uniform(place) => f(0, self.blocks, *place),
+            Root::Uniform(place) => f(0, self.blocks, *place, &[]),
             Root::Nodes(nodes) => {
                 for (first, count, node) in self.each(nodes) {
                     match node {
                         Node::Uniform(Place::BASE) => {}
-                        Node::Uniform(place) => f(first, count, *place),
+                        Node::Uniform(place) => f(first, count, *place, &[]),
                         // Behind the partition's end a leaf may say zero.
                         Node::Leaf(leaf) => leaf.for_each_run(|start, run| {
                             if start < count {
-                                f(first + start, run.count.min(count - start), run.place);
+                                let here = run.count.min(count - start);
+                                let sums = run.checksums.get(..here as usize).unwrap_or(&[]);
+                                f(first + start, here, run.place, sums);
                             }
                         }),
                     }

@@ -19,7 +19,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::format::{CHECKPOINT_MAGIC, Header};
-use super::format::{HEADER_BYTES, u32_at, u64_at};
+use super::format::{HEADER_BYTES, possible, u32_at, u64_at};
 use super::journal::Identity;
 use super::leaf_bytes::{self, LEAF_BYTES_MAX};
 use crate::block_map::leaf::Leaf;
@@ -188,12 +188,15 @@ impl From<&str> for Bad {
 pub fn read(
     bytes: &[u8],
     blocks_of: impl Fn(PartitionIndex) -> Option<u32>,
-) -> Result<(Header, Contents), Bad> {
+) -> Result<(Header, Contents), String> {
     let input = |into: &mut [u8], at: u64| {
         into.copy_from_slice(&bytes[at as usize..at as usize + into.len()]);
         Ok(())
     };
-    read_input(input, bytes.len() as u64, blocks_of)
+    read_input(input, bytes.len() as u64, blocks_of).map_err(|bad| match bad {
+        Bad::Io(errno) => format!("{errno:?}"),
+        Bad::Corrupt(what) => what,
+    })
 }
 
 /// Reads a checkpoint. `blocks_of` gives a partition's size in blocks, `None` for one that this processor does not own.
@@ -216,6 +219,9 @@ fn read_input(
     let header = Header::decode(input.take(HEADER_BYTES)?, CHECKPOINT_MAGIC)
         .map_err(|bad| Bad::Corrupt(format!("its header: {bad:?}")))?;
     let epoch = input.u64()?;
+    if !possible(epoch) {
+        return Err("its epoch cannot be".into());
+    }
     let count = input.u64()?;
     let mut partitions: Vec<(PartitionIndex, Versions)> = Vec::new();
     for _ in 0..count {
@@ -229,9 +235,6 @@ fn read_input(
         partitions.push((partition, read_partition(&mut input, blocks)?));
     }
     input.end()?;
-    if header.first_seq == 0 || epoch == 0 {
-        return Err("it begins before everything".into());
-    }
     let contents = Contents { first_seq: header.first_seq, epoch, partitions };
     Ok((header, contents))
 }

@@ -107,6 +107,8 @@ pub enum BadHeader {
     Version(u32),
     /// Its checksum does not match.
     Checksum,
+    /// Its checksum matches, its numbers cannot be: they begin with 1, and none is ever near its end.
+    Numbers,
 }
 
 impl Header {
@@ -138,12 +140,16 @@ impl Header {
         if u32_at(bytes, 12) != crc32c::crc32c(&bytes[16..HEADER_END]) {
             return Err(BadHeader::Checksum);
         }
+        let (number, first_seq) = (u64_at(bytes, 56), u64_at(bytes, 64));
+        if !possible(number) || !possible(first_seq) {
+            return Err(BadHeader::Numbers);
+        }
         Ok(Header {
             volume_uuid: bytes[16..32].try_into().expect("16 bytes"),
             boot_id: bytes[32..48].try_into().expect("16 bytes"),
             processor: u32_at(bytes, 48),
-            number: u64_at(bytes, 56),
-            first_seq: u64_at(bytes, 64),
+            number,
+            first_seq,
             incarnation: u64_at(bytes, 72),
         })
     }
@@ -296,10 +302,15 @@ impl Record {
 
     /// The place, for a map record with a place that is one and as many checksums as it takes.
     pub fn checked_place(&self, sums: &[u32]) -> Option<Place> {
-        let place = Place::from_raw(self.place).filter(|place| place.fits(self.count))?;
+        let place = Place::from_raw(self.place).filter(|place| place.has_room(self.count))?;
         let expected = if place.is_slot() { self.count as usize } else { 0 };
         (sums.len() == expected && self.count > 0).then_some(place)
     }
+}
+
+/// Whether a number that begins with 1 and goes up by one can be this one.
+pub fn possible(number: u64) -> bool {
+    (1..1 << 62).contains(&number)
 }
 
 /// What the checksums of an incarnation's records and marks start from.

@@ -84,7 +84,7 @@ fn decode_runs(input: &mut Bytes<'_>, runs: usize) -> Result<Leaf, &'static str>
         let run = input.take(RUN_BYTES)?;
         let (start, count) = (u32::from(u16_at(run, 0)), u32::from(u16_at(run, 2)));
         let place = Place::from_raw(u64_at(run, 4)).ok_or("a leaf has a place that is none")?;
-        if count == 0 || start < end || start + count > LEAF_BLOCKS || !place.fits(count) {
+        if count == 0 || start < end || start + count > LEAF_BLOCKS || !place.has_room(count) {
             return Err("a leaf has a run that is none");
         }
         let sums = &mut sums[..if place.is_slot() { count as usize } else { 0 }];

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use super::checkpoint::{self, Bad, Contents};
 use super::format::{BadHeader, HEADER_BYTES, Header, JOURNAL_MAGIC, MARK_BYTES, MARK_OFFSETS};
-use super::format::{Mark, Record, RecordKind, seed};
+use super::format::{Mark, Record, RecordKind, possible, seed};
 use super::journal::Identity;
 use super::marks::SlotSet;
 use crate::block_map::versions::{Change, Versions};
@@ -291,8 +291,11 @@ impl<F: Fn(PartitionIndex) -> Option<u32>> Replay<'_, F> {
 
     fn apply(&mut self, record: &Record) -> std::result::Result<(), &'static str> {
         let recovered = &mut *self.recovered;
+        if !possible(record.epoch) {
+            return Err("its epoch cannot be");
+        }
         if record.kind == RecordKind::Cut {
-            recovered.epoch = recovered.epoch.max(record.epoch.saturating_add(1));
+            recovered.epoch = recovered.epoch.max(record.epoch + 1);
             return Ok(());
         }
         recovered.epoch = recovered.epoch.max(record.epoch);

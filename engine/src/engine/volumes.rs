@@ -7,7 +7,7 @@
 //! Errors            nothing is served and no file but leftovers is changed unless everything could be read.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::channel;
@@ -22,7 +22,7 @@ use crate::change_log::space::{Log, Space};
 use crate::deliberate::{Bug, bug};
 use crate::engine::Engine;
 use crate::engine::read_back::all_devices;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::limits::{PARTITION_BYTES_MAX, PARTITION_BYTES_MIN};
 use crate::processor::hunger::{Ask, Hunger};
 use crate::processor::queue::{Control, Event, ask};
@@ -94,7 +94,7 @@ impl Engine {
         for (number, extents) in &spec.logs {
             space.add(self.log(*number, extents)?)?;
         }
-        self.system.make_directory(&spec.directory).map_err(|e| {
+        self.make_volume_directory(&spec.directory).map_err(|e| {
             Error::io(format!("directory {} cannot be made", spec.directory.display()), e)
         })?;
         let intakes = self.intakes(&spec, &geometry)?;
@@ -107,6 +107,12 @@ impl Engine {
             self.give_share_number(number);
         }
         served
+    }
+
+    /// Makes it, durably: what a flush makes durable in it must not be lost with its name.
+    fn make_volume_directory(&self, directory: &Path) -> std::result::Result<(), Errno> {
+        self.system.make_directory(directory)?;
+        directory.parent().map_or(Ok(()), |parent| self.system.sync_directory(parent))
     }
 
     /// The smallest share number that no volume has. A volume keeps its own until its last share is gone.
@@ -241,13 +247,11 @@ impl Engine {
             flushes: AtomicU64::new(0),
             epoch: AtomicU64::new(epoch),
         };
-        let flusher = Arc::clone(&volume.flusher);
-        self.enter(volume, shares)?;
         if replayed {
             let (sender, _) = channel(); // whoever needs a slot that is held asks for itself
-            flusher.push(Waiter::Call(sender));
+            volume.flusher.push(Waiter::Call(sender));
         }
-        Ok(())
+        self.enter(volume, shares)
     }
 
     /// Lets a volume be found, its shares on their processors.

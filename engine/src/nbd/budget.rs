@@ -6,18 +6,19 @@
 //!                   for no answer may take what its next request costs, if it is there at all, so that the
 //!                   greatest request is possible. A part of the pool is kept for proven peers, which have
 //!                   shown that they send and read: strangers that never read cannot take it. Whoever gets
-//!                   nothing waits; while somebody waits who has drawn nothing, the pool is short, and peers
-//!                   that have drawn and do not move are closed (`connection.rs`).
+//!                   nothing waits; while somebody waits who has drawn nothing, the pool is short: then peers that
+//!                   will hold what they have drawn for longest are closed, as many as it takes ([`evict`]).
 //! Invariants        B1 free + all draws = [`POOL_BYTES`];
 //!                   B2 a connection's draw is what it holds beyond its share.
 //! Owner and locks   the pool's lock comes after a connection's own, and is held for a few instructions.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use crate::limits::REQUEST_BYTES_MAX;
 use crate::nbd::wire::REQUEST_HEADER_BYTES;
+use crate::sync::{AtomicBool, AtomicU64, Condvar, Mutex, MutexGuard, Ordering};
 use crate::units::BLOCK_SIZE;
 use crate::volume::request::Verb;
 
@@ -99,7 +100,8 @@ pub struct Waiter {
 pub struct Pool {
     free: Mutex<u64>,
     waiters: Mutex<VecDeque<Arc<Waiter>>>,
-    starving: AtomicUsize,
+    /// What those need who wait and have drawn nothing, bytes.
+    starving: AtomicU64,
 }
 
 impl Pool {
@@ -108,21 +110,21 @@ impl Pool {
         Pool {
             free: Mutex::new(POOL_BYTES),
             waiters: Mutex::new(VecDeque::new()),
-            starving: AtomicUsize::new(0),
+            starving: AtomicU64::new(0),
         }
     }
 
-    /// Whether somebody waits who has drawn nothing.
-    pub fn short(&self) -> bool {
-        self.starving.load(Ordering::Relaxed) > 0
+    /// What those need who wait and have drawn nothing, bytes; 0 if nobody does.
+    pub fn starving(&self) -> u64 {
+        self.starving.load(Ordering::Relaxed)
     }
 
-    /// Says that one more connection, or one less, waits without having drawn anything.
-    pub fn count_starving(&self, one_more: bool) {
-        if one_more {
-            self.starving.fetch_add(1, Ordering::Relaxed);
+    /// Says that a connection which needs so much waits without having drawn anything, or no longer does.
+    pub fn count_starving(&self, needed: u64, begins: bool) {
+        if begins {
+            self.starving.fetch_add(needed, Ordering::Relaxed);
         } else {
-            self.starving.fetch_sub(1, Ordering::Relaxed);
+            self.starving.fetch_sub(needed, Ordering::Relaxed);
         }
     }
 
@@ -165,8 +167,8 @@ impl Pool {
     }
 
     /// What nobody has drawn, bytes.
-    #[cfg(test)]
-    fn free(&self) -> u64 {
+    #[cfg(any(test, fuzzing))]
+    pub fn free(&self) -> u64 {
         *lock(&self.free)
     }
 }
@@ -174,6 +176,34 @@ impl Pool {
 /// Locks, whatever became of an earlier holder: every change under these locks is complete at once.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// While the pool is short, a peer whose turn it is for longer may be closed: one that has moved nothing yet, and any.
+const PATIENCE: [Duration; 2] = [Duration::from_millis(40), Duration::from_secs(2)];
+/// What a peer moves to be granted a second of patience, bytes.
+const PATIENCE_BYTES: u64 = 32 << 20;
+/// While the pool is short: a peer that will give back what it has drawn within this time, at the rate at which it
+/// moves, is not closed.
+pub const HOLD: Duration = Duration::from_secs(1);
+
+/// How long a peer that has moved so many bytes may do nothing while the pool is short: strangers have little time, for
+/// whoever waits for them may be a stranger too.
+pub fn patience(moved: u64) -> Duration {
+    let earned = Duration::from_secs(1).mul_f64(moved as f64 / PATIENCE_BYTES as f64);
+    earned.clamp(PATIENCE[0], PATIENCE[1])
+}
+
+/// Which of these connections are closed while the pool is short by `needed` bytes: of each, how long it will hold
+/// what it has drawn, and how much that is. Those that would hold it for longest go, no more than it takes.
+pub fn evict(mut held: Vec<(Duration, u64, usize)>, needed: u64) -> Vec<usize> {
+    held.sort_unstable_by(|a, b| b.cmp(a));
+    let mut freed = 0;
+    let enough = |(_, drawn, _): &(Duration, u64, usize)| {
+        let goes = freed < needed;
+        freed += drawn;
+        goes
+    };
+    held.into_iter().take_while(enough).map(|(_, _, index)| index).collect()
 }
 
 /// What one connection holds.
@@ -258,7 +288,10 @@ impl Account {
 mod tests {
     use super::{
         Account, CONNECTION_BYTES_MAX, POOL_BYTES, Pool, RESERVE_BYTES, SHARE_BYTES, Taken, cost,
+        evict,
     };
+    use std::time::Duration;
+
     use crate::limits::REQUEST_BYTES_MAX;
     use crate::volume::request::Verb;
 
@@ -282,6 +315,15 @@ mod tests {
             account.give_back(&pool, 10_000);
         }
         assert_eq!(pool.free(), POOL_BYTES);
+    }
+
+    #[test]
+    fn those_who_would_hold_for_longest_go_and_no_more_than_it_takes() {
+        let held = |seconds, drawn, index| (Duration::from_secs(seconds), drawn, index);
+        let all = vec![held(2, 50, 0), held(9, 10, 1), held(1000, 30, 2), held(9, 20, 3)];
+        assert_eq!(evict(all.clone(), 1), [2]);
+        assert_eq!(evict(all.clone(), 31), [2, 3]);
+        assert_eq!(evict(all, 1 << 40), [2, 3, 1, 0]);
     }
 
     #[test]

@@ -6,37 +6,42 @@
 //!                   N2 once broken, a connection is never sent to again, and what comes back is dropped.
 //! Owner and locks   `outbox`, then `state`, then the pool. `state` is never held across a system call.
 
-use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::net::{Shutdown, shutdown};
-
 use crate::buffer::Inbox;
-use crate::nbd::Shared;
-use crate::nbd::budget::{Account, INBOX_BYTES, PROVEN_BYTES, Pool, Taken, Waiter, lock};
+use crate::nbd::budget::{
+    Account, HOLD, INBOX_BYTES, PROVEN_BYTES, Pool, Taken, Waiter, lock, patience,
+};
+use crate::nbd::peer::Peer;
 use crate::nbd::reply::{Outbox, Reply};
 use crate::nbd::request::Agreed;
+use crate::nbd::spare::Spares;
+use crate::sync::{Mutex, MutexGuard};
 
 /// The longest that a waiting reader sleeps before it looks again by itself.
 const WAIT_AT_MOST: Duration = Duration::from_millis(30);
-/// While the pool is short, a peer must move [`MOVED_BYTES_MIN`] in this time.
-const STALL_AFTER: Duration = Duration::from_secs(2);
-/// See [`STALL_AFTER`].
-const MOVED_BYTES_MIN: u64 = 256 << 10;
+
+/// What the connections of one server share.
+pub struct Common {
+    /// What they hold beyond their shares.
+    pub pool: Pool,
+    /// Buffers for the next requests.
+    pub spares: Spares,
+    /// Has the sender thread look after peers for as long as there is something to look after.
+    pub watch_peers: Box<dyn Fn() + Send + Sync>,
+}
 
 /// One connection in transmission.
 pub struct Connection {
-    /// The peer's socket.
-    pub socket: OwnedFd,
-    /// Its number within the server, never used again.
-    pub number: u64,
+    /// The other end.
+    pub peer: Box<dyn Peer>,
     /// The name of its export.
     pub export: String,
     /// What the handshake agreed on.
     pub agreed: Agreed,
     /// The server's part.
-    pub shared: Arc<Shared>,
+    pub common: Arc<Common>,
     /// What changes.
     pub state: Mutex<State>,
     /// What is being sent.
@@ -65,11 +70,25 @@ pub struct State {
     account: Account,
     /// Full inboxes whose payloads are still in use; each counts as held.
     retired: Vec<Inbox>,
-    /// Since when the peer is watched, and what it had moved then.
-    watched: Option<(Instant, u64)>,
+    /// Since when it is the peer's turn to read or to send, and what it had moved then.
+    turn: Option<(Instant, u64)>,
 }
 
 impl State {
+    /// It is the peer's turn now, if it was not already.
+    pub fn begin_turn(&mut self) {
+        if self.turn.is_none() {
+            self.turn = Some((Instant::now(), self.moved));
+        }
+    }
+
+    /// The peer has done what it had to, unless there is something else.
+    pub fn end_turn(&mut self) {
+        if !self.sending && !self.receiving {
+            self.turn = None;
+        }
+    }
+
     fn take_bytes(&mut self, pool: &Pool, needed: u64, wanted: u64) -> Taken {
         self.account.take(pool, needed, wanted, self.moved >= PROVEN_BYTES)
     }
@@ -78,18 +97,16 @@ impl State {
 impl Connection {
     /// A connection that nothing was read from yet.
     pub fn new(
-        socket: OwnedFd,
-        number: u64,
+        peer: Box<dyn Peer>,
         export: String,
         agreed: Agreed,
-        shared: Arc<Shared>,
+        common: Arc<Common>,
     ) -> Connection {
         Connection {
-            socket,
-            number,
+            peer,
             export,
             agreed,
-            shared,
+            common,
             state: Mutex::default(),
             outbox: Mutex::default(),
             waiter: Arc::default(),
@@ -99,14 +116,13 @@ impl Connection {
     /// Ends the connection from any thread: nothing more is received or sent (N2).
     pub fn break_off(&self) {
         lock(&self.state).broken = true;
-        // Refused when the peer is gone already, which is what is wanted.
-        let _ = shutdown(&self.socket, Shutdown::Both);
+        self.peer.shut_down();
         self.waiter.changed.notify_all();
     }
 
     /// Gives back what `requests` answered requests held.
     pub fn give_back(&self, state: &mut State, bytes: u64, requests: u32) {
-        state.account.give_back(&self.shared.pool, bytes);
+        state.account.give_back(&self.common.pool, bytes);
         state.account.end(requests);
         if !state.retired.is_empty() {
             self.sweep(state);
@@ -122,7 +138,7 @@ impl Connection {
         state.retired.retain_mut(|inbox| !inbox.is_unshared());
         let gone = before - state.retired.len();
         if gone > 0 {
-            state.account.give_back(&self.shared.pool, (gone * INBOX_BYTES) as u64);
+            state.account.give_back(&self.common.pool, (gone * INBOX_BYTES) as u64);
         }
     }
 
@@ -133,7 +149,7 @@ impl Connection {
         if requests == 0 {
             return None;
         }
-        match state.take_bytes(&self.shared.pool, needed, wanted) {
+        match state.take_bytes(&self.common.pool, needed, wanted) {
             Taken::Bytes(bytes) => {
                 state.account.start(requests);
                 Some((bytes, requests))
@@ -147,15 +163,15 @@ impl Connection {
     pub fn take(&self, needed: u64, wanted: u64, requests: u32) -> Option<u64> {
         self.wait_for(|state| {
             if state.account.requests_left() < requests {
-                return Err(false);
+                return Err(None);
             }
-            match state.take_bytes(&self.shared.pool, needed, wanted) {
+            match state.take_bytes(&self.common.pool, needed, wanted) {
                 Taken::Bytes(bytes) => {
                     state.account.start(requests);
                     Ok(bytes)
                 }
-                Taken::OwnLimit => Err(false),
-                Taken::PoolShort => Err(true),
+                Taken::OwnLimit => Err(None),
+                Taken::PoolShort => Err(Some(needed)),
             }
         })
     }
@@ -165,7 +181,7 @@ impl Connection {
     pub fn change_inbox(&self, full: Inbox) -> Option<Inbox> {
         let mut full = Some(full);
         self.wait_for(|state| {
-            let Some(mut inbox) = full.take() else { return Err(false) };
+            let Some(mut inbox) = full.take() else { return Err(None) };
             if inbox.is_unshared() {
                 return Ok(inbox);
             }
@@ -173,44 +189,47 @@ impl Connection {
                 let mut free = state.retired.swap_remove(at);
                 free.clear();
                 state.retired.push(inbox);
-                self.shared.watch_peers();
+                (self.common.watch_peers)();
                 return Ok(free);
             }
             let needed = INBOX_BYTES as u64;
-            let taken = state.take_bytes(&self.shared.pool, needed, needed);
+            let taken = state.take_bytes(&self.common.pool, needed, needed);
             if let Taken::Bytes(_) = taken {
                 state.retired.push(inbox);
-                self.shared.watch_peers();
+                (self.common.watch_peers)();
                 return Ok(Inbox::new(INBOX_BYTES));
             }
             full = Some(inbox);
-            Err(taken == Taken::PoolShort)
+            Err((taken == Taken::PoolShort).then_some(needed))
         })
     }
 
-    /// Waits until `attempt` succeeds; it says with an error whether the pool was too short. `None` when the
-    /// connection is broken.
-    fn wait_for<T>(&self, mut attempt: impl FnMut(&mut State) -> Result<T, bool>) -> Option<T> {
+    /// Waits until `attempt` succeeds; its error says what it needs of the pool, if that was too short. `None` when
+    /// the connection is broken.
+    fn wait_for<T>(
+        &self,
+        mut attempt: impl FnMut(&mut State) -> Result<T, Option<u64>>,
+    ) -> Option<T> {
         let mut state = lock(&self.state);
         loop {
             if state.broken {
                 return None;
             }
-            let pool_short = match attempt(&mut state) {
+            let short_by = match attempt(&mut state) {
                 Ok(value) => return Some(value),
-                Err(pool_short) => pool_short,
+                Err(short_by) => short_by,
             };
-            let starving = pool_short && state.account.drawn() == 0;
-            if pool_short {
-                self.shared.pool.call_back(&self.waiter);
+            let starving = short_by.filter(|_| state.account.drawn() == 0);
+            if short_by.is_some() {
+                self.common.pool.call_back(&self.waiter);
             }
-            if starving {
-                self.shared.pool.count_starving(true);
-                self.shared.watch_peers();
+            if let Some(needed) = starving {
+                self.common.pool.count_starving(needed, true);
+                (self.common.watch_peers)();
             }
             state = self.sleep(state, WAIT_AT_MOST);
-            if starving {
-                self.shared.pool.count_starving(false);
+            if let Some(needed) = starving {
+                self.common.pool.count_starving(needed, false);
             }
         }
     }
@@ -218,9 +237,9 @@ impl Connection {
     /// Sleeps until something of the connection has changed.
     fn sleep<'a>(
         &self,
-        mut state: std::sync::MutexGuard<'a, State>,
+        mut state: MutexGuard<'a, State>,
         at_most: Duration,
-    ) -> std::sync::MutexGuard<'a, State> {
+    ) -> MutexGuard<'a, State> {
         state.reader_waits = true;
         let woken = self.waiter.changed.wait_timeout(state, at_most);
         let (mut state, _) = woken.unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -231,7 +250,7 @@ impl Connection {
     /// Gives back what was taken and not used.
     pub fn put_back(&self, bytes: u64, requests: u32) {
         let mut state = lock(&self.state);
-        state.account.give_back(&self.shared.pool, bytes);
+        state.account.give_back(&self.common.pool, bytes);
         state.account.end(requests);
     }
 
@@ -257,29 +276,37 @@ impl Connection {
         !lock(&self.state).retired.is_empty()
     }
 
-    /// Called now and then: ends a connection whose peer holds much and does not move while the pool is short.
-    pub fn watch(&self, now: Instant) {
+    /// Gives back inboxes that payloads no longer need; called now and then.
+    pub fn sweep_retired(&self) {
         let mut state = lock(&self.state);
         if !state.retired.is_empty() {
             self.sweep(&mut state);
         }
-        let peers_turn = state.sending || state.receiving;
-        if !self.shared.pool.short() || state.account.drawn() == 0 || !peers_turn {
-            state.watched = None;
-            return;
+    }
+
+    /// How long the peer will hold what it has drawn, at the rate at which it moves, and how much that is; `None` if it
+    /// is not at its turn, or will not be for much longer. Asked while the pool is short.
+    pub fn will_hold(&self, now: Instant) -> Option<(Duration, u64)> {
+        let mut state = lock(&self.state);
+        let (since, before) = state.turn?;
+        let drawn = state.account.drawn();
+        let took = now.saturating_duration_since(since);
+        if drawn == 0 || took < patience(before) || state.broken {
+            return None;
         }
-        let moved = state.moved;
-        match state.watched {
-            None => state.watched = Some((now, moved)),
-            Some((since, before)) if now.duration_since(since) >= STALL_AFTER => {
-                state.watched = Some((now, moved));
-                if moved - before < MOVED_BYTES_MIN {
-                    drop(state);
-                    self.break_off();
-                }
-            }
-            Some(_) => {}
+        let moved = state.moved - before;
+        if moved >= drawn {
+            state.turn = Some((now, state.moved));
+            return None;
         }
+        let left = took.mul_f64(drawn as f64 / moved.max(1) as f64);
+        (left > HOLD).then_some((left, drawn))
+    }
+
+    /// Ends the connection and gives back at once what its replies hold.
+    pub fn evict(&self) {
+        self.break_off();
+        self.drop_unsent();
     }
 }
 
@@ -287,6 +314,6 @@ impl Drop for Connection {
     fn drop(&mut self) {
         let mut state = lock(&self.state);
         let held = state.account.bytes();
-        state.account.give_back(&self.shared.pool, held);
+        state.account.give_back(&self.common.pool, held);
     }
 }

@@ -13,23 +13,25 @@
 //!                      its requests.
 //! Owner and locks   thread               waits for                        may be stopped by
 //!                   listener             epoll, at most 10 s              the wake-up
-//!                   sender               epoll, 250 ms while it watches   the wake-up
+//!                   sender               epoll, 10 ms while memory is      the wake-up
+//!                                        short, 250 ms while it watches
 //!                   reader, for each     its socket, its budget,          a shut-down of its socket
 //!                   connection           its target's completions
 //!                   Lock order: outbox, state, pool. `connections` and `listeners` are taken alone.
 //! Errors            a host sees the protocol's errors (docs/nbd.md), or a closed connection.
 #![forbid(unsafe_code)]
 
-mod budget;
-mod connection;
-mod handshake;
+pub(crate) mod budget;
+pub(crate) mod connection;
+pub(crate) mod handshake;
 mod listener;
-mod reader;
+pub(crate) mod peer;
+pub(crate) mod reader;
 mod reply;
-mod request;
+pub(crate) mod request;
 mod spare;
 #[allow(missing_docs)] // The protocol's own names, told in docs/nbd.md.
-mod wire;
+pub(crate) mod wire;
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -45,10 +47,11 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::time::Timespec;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::nbd::budget::{INBOX_BYTES, Pool, SOCKET_BYTES, lock};
-use crate::nbd::connection::Connection;
+use crate::nbd::budget::{INBOX_BYTES, Pool, SOCKET_BYTES, evict, lock};
+use crate::nbd::connection::{Common, Connection};
 use crate::nbd::handshake::{Agreement, INPUT_BYTES_MAX};
 use crate::nbd::listener::{LISTENING, Listener};
+use crate::nbd::peer::Socket;
 use crate::nbd::reply::Reply;
 use crate::nbd::request::Agreed;
 use crate::nbd::spare::Spares;
@@ -56,8 +59,10 @@ use crate::volume::export::{Attachment, ExportTable};
 
 /// The wake-up's number among the events.
 const WAKE: u64 = u64::MAX;
-/// How often the sender thread looks after peers that do not move.
+/// How often the sender thread looks for inboxes that are no longer needed.
 const WATCH_EVERY: Duration = Duration::from_millis(250);
+/// How often it does so while the pool is short.
+const SHORT_EVERY: Duration = Duration::from_millis(10);
 /// How long [`Server::stop`] and [`Server::disconnect`] wait for connections to end.
 const STOP_WITHIN: Duration = Duration::from_secs(4);
 /// A reader's stack, bytes.
@@ -70,8 +75,7 @@ const _: () = assert!(INPUT_BYTES_MAX <= INBOX_BYTES);
 /// What the threads of a server share.
 struct Shared {
     exports: Arc<ExportTable>,
-    pool: Pool,
-    spares: Spares,
+    common: Arc<Common>,
     connections: Mutex<HashMap<u64, Arc<Connection>>>,
     /// A connection was taken out of `connections`; goes with its lock.
     ended: Condvar,
@@ -79,11 +83,9 @@ struct Shared {
     /// The listener's epoll set.
     listening: OwnedFd,
     /// The sender's epoll set.
-    sender: OwnedFd,
+    sender: Arc<OwnedFd>,
     /// Wakes both threads.
     wake: OwnedFd,
-    /// Wakes the sender thread once for each write to it (edge-triggered).
-    tick: OwnedFd,
     stopping: AtomicBool,
     handshakes: AtomicUsize,
     readers: Mutex<Vec<JoinHandle<()>>>,
@@ -104,28 +106,33 @@ impl Server {
         let files_max = raise_files_max();
         let failed = |e: SystemErrno| Error::io("the NBD server cannot start", e);
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        let sender = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(failed)?;
+        // Wakes the sender thread once for each write to it (edge-triggered).
+        let tick = eventfd(0, flags).map_err(failed)?;
+        let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        epoll::add(&sender, &tick, epoll::EventData::new_u64(WAKE), edge).map_err(failed)?;
+        let watch_peers = Box::new(move || {
+            // It fails only when the counter is full, which takes longer than anybody lives.
+            let _ = rustix::io::write(&tick, &[1, 0, 0, 0, 0, 0, 0, 0]);
+        });
+        let common = Common { pool: Pool::new(), spares: Spares::default(), watch_peers };
         let shared = Arc::new(Shared {
             exports,
-            pool: Pool::new(),
-            spares: Spares::default(),
+            common: Arc::new(common),
             connections: Mutex::default(),
             ended: Condvar::new(),
             listeners: Mutex::default(),
             listening: epoll::create(epoll::CreateFlags::CLOEXEC).map_err(failed)?,
-            sender: epoll::create(epoll::CreateFlags::CLOEXEC).map_err(failed)?,
+            sender: Arc::new(sender),
             wake: eventfd(0, flags).map_err(failed)?,
-            tick: eventfd(0, flags).map_err(failed)?,
             stopping: AtomicBool::new(false),
             handshakes: AtomicUsize::new(0),
             readers: Mutex::default(),
         });
-        for set in [&shared.listening, &shared.sender] {
+        for set in [&shared.listening, &*shared.sender] {
             let data = epoll::EventData::new_u64(WAKE);
             epoll::add(set, &shared.wake, data, epoll::EventFlags::IN).map_err(failed)?;
         }
-        let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;
-        let data = epoll::EventData::new_u64(WAKE);
-        epoll::add(&shared.sender, &shared.tick, data, edge).map_err(failed)?;
         let server = Server { shared, threads: Mutex::default() };
         let listener = Listener::new(Arc::clone(&server.shared), files_max);
         server.start("nbd-listener", move || listener.run())?;
@@ -234,12 +241,14 @@ impl Shared {
             status,
         };
         let export = attachment.name.clone();
-        let connection = Connection::new(socket, number, export, agreed, Arc::clone(shared));
+        let peer = Box::new(Socket::new(socket, number, Arc::clone(&shared.sender)));
+        let connection = Connection::new(peer, export, agreed, Arc::clone(&shared.common));
         let connection = Arc::new(connection);
         lock(&shared.connections).insert(number, Arc::clone(&connection));
         connection.push(Reply::handshake(output));
         connection.send_queued();
-        let ending = Ending { connection, attachment: Some(attachment) };
+        let attachment = Some(attachment);
+        let ending = Ending { connection, number, attachment, shared: Arc::clone(shared) };
         let body = move || {
             if let Some(attachment) = &ending.attachment {
                 reader::run(&ending.connection, attachment, &rest);
@@ -260,11 +269,16 @@ impl Shared {
         let mut events: Vec<epoll::Event> = Vec::with_capacity(EVENTS_PER_TURN);
         let mut watched = Instant::now();
         let watch_every = Timespec::try_from(WATCH_EVERY).ok();
+        let short_every = Timespec::try_from(SHORT_EVERY).ok();
         while !self.stopping.load(Ordering::Acquire) {
             events.clear();
             let space = rustix::buffer::spare_capacity(&mut events);
             // With nothing to watch it sleeps until `watch_peers` or a socket wakes it.
-            let timeout = if self.is_watching() { watch_every.as_ref() } else { None };
+            let timeout = match () {
+                () if self.common.pool.starving() > 0 => short_every.as_ref(),
+                () if self.has_retired() => watch_every.as_ref(),
+                () => None,
+            };
             match epoll::wait(&self.sender, space, timeout) {
                 Ok(_) | Err(SystemErrno::INTR) => {}
                 Err(_) => std::thread::sleep(WATCH_EVERY),
@@ -275,24 +289,33 @@ impl Shared {
                     connection.send_on();
                 }
             }
+            self.make_room();
             let now = Instant::now();
             if now.duration_since(watched) >= WATCH_EVERY {
                 watched = now;
-                for connection in self.matching(|_| true) {
-                    connection.watch(now);
-                }
+                self.matching(Connection::has_retired).iter().for_each(|one| one.sweep_retired());
             }
         }
     }
 
-    /// Has the sender thread look after peers for as long as there is something to look after.
-    fn watch_peers(&self) {
-        // It fails only when the counter is full, which takes longer than anybody lives.
-        let _ = rustix::io::write(&self.tick, &[1, 0, 0, 0, 0, 0, 0, 0]);
+    fn has_retired(&self) -> bool {
+        lock(&self.connections).values().any(|one| one.has_retired())
     }
 
-    fn is_watching(&self) -> bool {
-        self.pool.short() || lock(&self.connections).values().any(|one| one.has_retired())
+    /// Closes peers that hold others up, while the pool is short.
+    fn make_room(&self) {
+        let needed = self.common.pool.starving();
+        if needed == 0 {
+            return;
+        }
+        let now = Instant::now();
+        let all = self.matching(|_| true);
+        let held = all.iter().enumerate().filter_map(|(index, one)| {
+            one.will_hold(now).map(|(long, drawn)| (long, drawn, index))
+        });
+        for index in evict(held.collect(), needed) {
+            all[index].evict();
+        }
     }
 
     fn matching(&self, wanted: impl Fn(&Connection) -> bool) -> Vec<Arc<Connection>> {
@@ -322,16 +345,17 @@ impl Shared {
 /// Ends a connection when its reader ends, however that comes about: the attachment first (S2).
 struct Ending {
     connection: Arc<Connection>,
+    number: u64,
     attachment: Option<Attachment>,
+    shared: Arc<Shared>,
 }
 
 impl Drop for Ending {
     fn drop(&mut self) {
         self.connection.break_off();
         self.attachment = None;
-        let shared = &self.connection.shared;
-        lock(&shared.connections).remove(&self.connection.number);
-        shared.ended.notify_all();
+        lock(&self.shared.connections).remove(&self.number);
+        self.shared.ended.notify_all();
     }
 }
 

@@ -13,7 +13,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::io::Errno as SystemErrno;
-use rustix::net::{RecvFlags, recv};
 
 use crate::buffer::{Buffer, Inbox};
 use crate::error::Errno;
@@ -208,7 +207,7 @@ impl Reader<'_> {
         self.at = start;
         let data = match command.verb {
             Verb::Read => {
-                let spare = self.connection.shared.spares.take(length);
+                let spare = self.connection.common.spares.take(length);
                 spare.unwrap_or_else(|| Buffer::uninit(length))
             }
             Verb::Write if shared => {
@@ -229,7 +228,7 @@ impl Reader<'_> {
 
     /// A great payload in a buffer of its own: what the inbox has of it, and the rest from the socket.
     fn receive_payload(&mut self, length: usize) -> Result<Buffer, End> {
-        let spare = self.connection.shared.spares.take(length);
+        let spare = self.connection.common.spares.take(length);
         let mut payload = spare.and_then(Inbox::over).unwrap_or_else(|| Inbox::new(length));
         let here = self.bytes().len().min(length);
         payload.space()[..here].copy_from_slice(&self.bytes()[..here]);
@@ -240,13 +239,19 @@ impl Reader<'_> {
         }
         self.submit(); // D2
         self.put_credit_back();
-        lock(&self.connection.state).receiving = true;
+        let mut state = lock(&self.connection.state);
+        state.receiving = true;
+        state.begin_turn();
+        drop(state);
         while payload.filled() < length {
             let received = receive(self.connection, payload.space())?;
             payload.advance(received);
             lock(&self.connection.state).moved += received as u64;
         }
-        lock(&self.connection.state).receiving = false;
+        let mut state = lock(&self.connection.state);
+        state.receiving = false;
+        state.end_turn();
+        drop(state);
         Ok(payload.into_buffer())
     }
 
@@ -320,9 +325,9 @@ impl Reader<'_> {
 /// Receives something; an end of the stream is [`End::Leave`].
 fn receive(connection: &Connection, space: &mut [u8]) -> Result<usize, End> {
     loop {
-        match recv(&connection.socket, &mut *space, RecvFlags::empty()) {
-            Ok((0, _)) => return Err(End::Leave),
-            Ok((received, _)) => return Ok(received),
+        match connection.peer.receive(space) {
+            Ok(0) => return Err(End::Leave),
+            Ok(received) => return Ok(received),
             Err(SystemErrno::INTR) => {}
             Err(_) => return Err(End::Broken),
         }

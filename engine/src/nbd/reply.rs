@@ -14,9 +14,7 @@ use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::sync::Arc;
 
-use rustix::event::epoll;
 use rustix::io::Errno as SystemErrno;
-use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
 
 use crate::error::Errno;
 use crate::nbd::budget::{self, lock};
@@ -215,8 +213,7 @@ impl Outbox {
                 }
             }
         }
-        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        sendmsg(&connection.socket, &parts[..used], &mut SendAncillaryBuffer::default(), flags)
+        connection.peer.send(&parts[..used])
     }
 
     /// Drops what `sent` bytes have completed.
@@ -285,13 +282,14 @@ impl Connection {
             match outbox.send(self) {
                 Ok(sent) => {
                     turn += sent;
-                    outbox.advance(sent, &mut finished, &self.shared.spares);
+                    outbox.advance(sent, &mut finished, &self.common.spares);
                 }
                 Err(SystemErrno::INTR) => {}
                 Err(SystemErrno::AGAIN) => break,
                 Err(_) => self.break_off(),
             }
         }
+        lock(&self.state).begin_turn();
         // Unlocked first: the sender thread may go on before the next line is over.
         drop(outbox);
         self.hand_over();
@@ -309,6 +307,7 @@ impl Connection {
         outbox.replies.extend(state.queue.drain(..));
         if outbox.replies.is_empty() {
             state.sending = false;
+            state.end_turn();
             if state.reader_waits {
                 self.waiter.changed.notify_all();
             }
@@ -319,13 +318,7 @@ impl Connection {
 
     /// Leaves the rest to the sender thread.
     fn hand_over(&self) {
-        let flags = epoll::EventFlags::OUT | epoll::EventFlags::ONESHOT;
-        let data = epoll::EventData::new_u64(self.number);
-        let armed = match epoll::modify(&self.shared.sender, &self.socket, data, flags) {
-            Err(SystemErrno::NOENT) => epoll::add(&self.shared.sender, &self.socket, data, flags),
-            other => other,
-        };
-        if armed.is_err() {
+        if self.peer.send_later().is_err() {
             // No memory for epoll: nobody would go on, so the connection ends here.
             self.break_off();
             self.drop_unsent();
@@ -348,7 +341,7 @@ impl Connection {
 
 impl Sink for Connection {
     fn complete(&self, request: Arc<Request>) {
-        let reply = Reply::to(request, self.agreed.structured, &self.shared.spares);
+        let reply = Reply::to(request, self.agreed.structured, &self.common.spares);
         let mut state = lock(&self.state);
         state.submitted = state.submitted.saturating_sub(1);
         self.push_locked(&mut state, reply);

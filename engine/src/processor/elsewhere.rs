@@ -56,7 +56,7 @@ impl Share {
         let present = self.spot(place).device.is_present();
         if room && present && !is_lack_of_space(errno) {
             self.elsewhere.set_aside.push((place, count)); // E1
-            self.space.land(u64::from(count)); // P2: nothing is under way for them any more
+            self.space.land(u64::from(count)); // they are claimed no more, and nobody is to wait for them
             changes.retain(|change| change.place != place);
         }
         // An error stays one: this gives the slots back.
@@ -73,9 +73,29 @@ impl Share {
         self.take(part, context);
     }
 
+    /// The log that was named, then the default ones, beginning with another one on each processor, as two that write
+    /// to one file wait for each other; then, rather than fail a write, all others.
+    pub(super) fn order_logs(&mut self) {
+        let mut defaults = self.default_logs.clone();
+        if !defaults.is_empty() {
+            let first = self.ordinal % defaults.len();
+            defaults.rotate_left(first);
+        }
+        let mut order: Vec<Arc<Log>> = Vec::new();
+        let logs = self.space.logs();
+        let named = self.named_log.into_iter().chain(defaults);
+        for number in named.chain(logs.iter().map(|log| log.number)) {
+            if !order.iter().any(|log| log.number == number) {
+                order.extend(logs.iter().find(|log| log.number == number).cloned());
+            }
+        }
+        self.put_last(&mut order);
+        self.log_order = order;
+    }
+
     /// Puts last in an order to try: logs that could not be written, and those of which a device is missing. They stay
     /// in it, as their slots are counted.
-    pub(super) fn put_last(&self, order: &mut [Arc<Log>]) {
+    fn put_last(&self, order: &mut [Arc<Log>]) {
         let missing = |log: &Log| log.devices().any(|device| !device.is_present());
         order.sort_by_key(|log| (missing(log), self.elsewhere.last_to_try.contains(&log.number)));
     }

@@ -6,6 +6,7 @@ use std::sync::mpsc::Sender;
 use crate::change_log::format::RecordKind;
 use crate::change_log::journal::Entry;
 use crate::deliberate::{Bug, bug};
+use crate::processor::queue::Part;
 use crate::processor::share::{Context, Share};
 use crate::units::Epoch;
 
@@ -14,6 +15,14 @@ impl Share {
     pub fn stop_writes(&mut self, context: &Context<'_>) {
         assert!(self.stopped_at.is_none(), "cuts are made one after the other");
         self.stopped_at = Some(context.system.monotonic_ns());
+    }
+
+    /// Keeps a write for when the cut was made (C2).
+    pub(super) fn hold(&mut self, part: Part, context: &mut Context<'_>) {
+        if bug(Bug::NoHold) {
+            return self.start(part, context);
+        }
+        self.held.push(part);
     }
 
     /// Ends the epoch and starts the writes that were held; returns how long they were, nanoseconds.

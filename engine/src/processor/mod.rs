@@ -22,6 +22,7 @@
 //! Lock order: `committing`, then a journal's list of segments, each held by a flusher. None of the others is ever
 //! taken while another is held.
 
+pub mod change;
 pub mod checkpoint;
 pub mod core;
 pub mod cut;

@@ -13,17 +13,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 
-use crate::block_map::place::Place;
-use crate::block_map::versions::{Change, Versions};
-use crate::change_log::format::{RECORD_SUMS_MAX, RecordKind};
-use crate::change_log::journal::{Entry, Journal};
+use crate::block_map::versions::Versions;
+use crate::change_log::journal::Journal;
 use crate::change_log::slots::Slots;
 use crate::change_log::space::{Log, Space};
-use crate::deliberate::{Bug, bug};
 use crate::error::Errno;
 use crate::processor::elsewhere::Elsewhere;
 use crate::processor::hunger::Hunger;
-use crate::processor::io_job::{Done, Job, NewPlace};
+use crate::processor::io_job::{Done, Job};
 use crate::processor::queue::{Event, Part, Queue};
 use crate::processor::reclaim::{Dropped, FreedBase};
 use crate::system::System;
@@ -229,26 +226,6 @@ impl Share {
         share
     }
 
-    /// The log that was named, then the default ones, beginning with another one on each processor, as two that write
-    /// to one file wait for each other; then, rather than fail a write, all others.
-    pub(super) fn order_logs(&mut self) {
-        let mut defaults = self.default_logs.clone();
-        if !defaults.is_empty() {
-            let first = self.ordinal % defaults.len();
-            defaults.rotate_left(first);
-        }
-        let mut order: Vec<Arc<Log>> = Vec::new();
-        let logs = self.space.logs();
-        let named = self.named_log.into_iter().chain(defaults);
-        for number in named.chain(logs.iter().map(|log| log.number)) {
-            if !order.iter().any(|log| log.number == number) {
-                order.extend(logs.iter().find(|log| log.number == number).cloned());
-            }
-        }
-        self.put_last(&mut order);
-        self.log_order = order;
-    }
-
     /// The volume has one more log.
     pub fn log_added(&mut self, number: u16, default: bool) {
         if default {
@@ -270,7 +247,7 @@ impl Share {
         }
     }
 
-    fn start(&mut self, part: Part, context: &mut Context<'_>) {
+    pub(super) fn start(&mut self, part: Part, context: &mut Context<'_>) {
         debug_assert!(part.length > 0 && (part.local as usize) < self.locals.len());
         match part.request.verb {
             Verb::Read => self.read(part, context),
@@ -350,75 +327,6 @@ impl Share {
         self.upkeep(context);
     }
 
-    /// Records and maps what a job has written, or gives its slots back if it failed.
-    pub(super) fn settle_changes(
-        &mut self,
-        local: u32,
-        epoch: Epoch,
-        changes: Vec<NewPlace>,
-        mut result: Result<(), Errno>,
-    ) -> Result<(), Errno> {
-        let mut landed = 0;
-        for change in changes {
-            if result.is_ok() {
-                result = self.apply(local, epoch, &change);
-            }
-            if change.place.is_slot() {
-                landed += u64::from(change.count);
-                if result.is_err() {
-                    self.give_back_unrecorded(change.place, change.count);
-                }
-            }
-        }
-        if landed > 0 {
-            self.space.land(landed);
-        }
-        self.hunger.feed();
-        result
-    }
-
-    /// Gives back slots that no record speaks of.
-    pub(super) fn give_back_unrecorded(&mut self, place: Place, count: u32) {
-        self.slots.give_now(place, count, &mut Vec::new());
-        self.space.give(u64::from(count));
-    }
-
-    /// Appends the records of a change, then makes it (J2). On an error nothing of it was recorded.
-    fn apply(&mut self, local: u32, epoch: Epoch, change: &NewPlace) -> Result<(), Errno> {
-        let partition = self.locals[local as usize].partition;
-        assert!(change.count <= RECORD_SUMS_MAX || !change.place.is_slot(), "planned so");
-        let seq = self.journal.append(Entry {
-            kind: RecordKind::Map,
-            epoch,
-            partition,
-            first: change.first,
-            count: change.count,
-            place: change.place.raw(),
-            checksums: &change.sums,
-        })?;
-        let (slots, bad) = (&mut self.slots, &self.bad);
-        let local = &mut self.locals[local as usize];
-        if change.place == Place::BASE {
-            local.moved_back = seq;
-        }
-        let made = Change {
-            epoch,
-            first: change.first,
-            count: change.count,
-            place: change.place,
-            checksums: &change.sums,
-            seq,
-        };
-        local.versions.apply(made, |_, count, place| {
-            if place.is_slot() {
-                slots.give_later(seq, place, count); // J4
-                bad.forget(place, count);
-            }
-        });
-        self.count_waiting();
-        Ok(())
-    }
-
     /// Ends a part; the last one ends its request.
     pub(super) fn end(&mut self, part: Part, result: Result<(), Errno>, context: &mut Context<'_>) {
         let request = part.request;
@@ -458,19 +366,6 @@ impl Share {
                 self.start(part, context);
             }
         }
-    }
-
-    /// Keeps a write for when the cut was made (C2).
-    fn hold(&mut self, part: Part, context: &mut Context<'_>) {
-        if bug(Bug::NoHold) {
-            return self.start(part, context);
-        }
-        self.held.push(part);
-    }
-
-    /// Takes up to `want` consecutive slots, which were claimed.
-    pub(super) fn take_slots(&mut self, want: u32) -> (Place, u32) {
-        self.slots.take(&self.log_order, want)
     }
 
     /// What is due now and then: slots to be released, a checkpoint.

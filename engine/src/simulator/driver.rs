@@ -102,7 +102,7 @@ impl Simulation {
     pub fn new(options: &Options) -> Simulation {
         let mut random = Random::new(options.seed);
         let shape = Shape::choose(&mut random);
-        let rates = Rates::choose(&mut random);
+        let rates = Rates::choose(&mut random, options.kind);
         let mut disk = Disk::new(random.fork(), rates);
         disk.verbose = options.trace;
         shape.make(&mut disk);

@@ -2,6 +2,10 @@
 
 use super::random::Random;
 
+/// Kinds of seeds, by their faults: 0, 1 reads; 2, 3 writes; 4 no space; 5, 6 syncs; 7 names; 8 lost, 9 misdirected
+/// writes; 10 rot; 11 several; others none.
+pub const KINDS: u64 = 20;
+
 /// What a file is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
@@ -44,7 +48,7 @@ pub struct Rates {
 
 impl Rates {
     /// Rates for one seed: most seeds have crashes alone, or one kind of fault.
-    pub fn choose(random: &mut Random) -> Rates {
+    pub fn choose(random: &mut Random, kind: Option<u64>) -> Rates {
         let mut rates = Rates {
             would_wait: [0, 100_000, 500_000, 1_000_000][random.below(4) as usize],
             write_back: [0, 2_000, 20_000, 100_000][random.below(4) as usize],
@@ -56,7 +60,8 @@ impl Rates {
             rates.roles = [random.coin(), random.coin(), random.coin()];
         }
         let often = [500, 2_000, 8_000][random.below(3) as usize];
-        match random.below(20) {
+        let chosen = random.below(KINDS);
+        match kind.unwrap_or(chosen) {
             0 | 1 => rates.read = often,
             2 | 3 => rates.write = often,
             4 => rates.no_space = often,

@@ -38,6 +38,8 @@ pub struct Options {
     pub seed: u64,
     /// Print what happens.
     pub trace: bool,
+    /// The kind of its faults, as [`faults::KINDS`] says; else the seed chooses.
+    pub kind: Option<u64>,
     /// What is done wrong deliberately.
     pub bug: Option<Bug>,
 }

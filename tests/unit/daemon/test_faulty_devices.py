@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from polyvol.daemon.errors import EngineFailed
 from polyvol.daemon.health import fault_clause
 from tests.unit.conftest import Daemon
 
@@ -102,7 +103,8 @@ def test_what_is_in_doubt_on_a_missing_device_is_known_from_how_the_last_run_end
     degraded.start()
     assert ("absent_device", 2, True) in degraded.world.calls
     degraded.world.fail["stop"] = 0  # nothing is made durable
-    degraded.service.stop()
+    with pytest.raises(EngineFailed):
+        degraded.service.stop()
     degraded.world.fail.clear()
     degraded.start()
     assert degraded.world.calls.count(("absent_device", 2, False)) == 1

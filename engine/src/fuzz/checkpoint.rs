@@ -1,0 +1,188 @@
+//! Checkpoint: whatever a checkpoint's file may hold.
+//!
+//! How it works      The input's first byte says whether checksums are put right; then come the used bytes of the header,
+//!                   which are moved apart to where they belong, and the body. What can be read is written again.
+//! Promises          a checkpoint that is refused is refused with a reason; one that is read holds what makes sense, and
+//!                   comes back the same when it is written and read again.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::Target;
+use super::files::{Files, PROCESSOR, VOLUME_UUID, identity};
+use super::random::Choices;
+use crate::block_map::place::Place;
+use crate::block_map::tree::Map;
+use crate::block_map::versions::{Change, Versions};
+use crate::change_log::checkpoint::{self, Contents};
+use crate::change_log::format::{CHECKPOINT_MAGIC, HEADER_BYTES, Header};
+use crate::units::{Epoch, PartitionIndex};
+
+/// See the module's head.
+pub const TARGET: Target = Target { name: "checkpoint", run, seeds, bytes_max: 8192 };
+
+/// Used bytes of a header.
+pub const HEADER_USED: usize = 80;
+
+/// Partitions that the processor owns: three sizes, one not a whole number of leaves.
+pub fn blocks_of(partition: PartitionIndex) -> Option<u32> {
+    match partition {
+        0 => Some(256),
+        1 => Some(1024),
+        4 => Some(1300),
+        _ => None,
+    }
+}
+
+/// Everything that a map says.
+pub type Said = Vec<(u32, u32, Place, Vec<u32>)>;
+
+/// Everything that a map says. Panics if it says what makes no sense.
+pub fn said(map: &Map) -> Said {
+    let mut runs: Said = Vec::new();
+    map.for_each_run(|first, count, place, sums| {
+        assert!(count > 0 && first + count <= map.blocks(), "a run outside the partition");
+        assert!(Place::from_raw(place.raw()) == Some(place), "a place that is none");
+        assert!(place.is_slot() != sums.is_empty(), "checksums do not go with the place");
+        let _ = place.step(count - 1);
+        // Where a leaf has taken another form, its runs may end elsewhere.
+        if let Some((before, blocks, from, known)) = runs.last_mut()
+            && *before + *blocks == first
+            && place.follows(*from, *blocks)
+        {
+            *blocks += count;
+            known.extend(sums);
+            return;
+        }
+        runs.push((first, count, place, sums.to_vec()));
+    });
+    runs
+}
+
+/// Everything that versions say, oldest first.
+pub fn said_by(versions: &Versions) -> Vec<(Epoch, u64, Said)> {
+    let frozen = versions.frozen().iter().map(|one| (one.last_epoch, &one.map));
+    let all = frozen.chain([(Epoch::MAX, &versions.live)]);
+    all.map(|(epoch, map)| (epoch, map.write_seq, said(map))).collect()
+}
+
+/// A checkpoint's bytes.
+pub fn bytes_of(contents: &Contents, number: u64) -> Vec<u8> {
+    let files = Arc::new(Files::default());
+    let path = Path::new("/volume/written");
+    checkpoint::write(path, &identity(&files), number, contents.clone()).expect("memory takes it");
+    files.bytes(path).expect("just written")
+}
+
+/// Puts the checksum of a header right.
+pub fn fix_header(bytes: &mut [u8]) {
+    if bytes.len() >= HEADER_USED {
+        let crc = crc32c::crc32c(&bytes[16..HEADER_USED]);
+        bytes[12..16].copy_from_slice(&crc.to_le_bytes());
+    }
+}
+
+/// A file from an input: a header with room behind it, a body, checksums that match if so wanted.
+pub fn expand(used: &[u8], body: &[u8], fix: bool) -> Vec<u8> {
+    let mut bytes = used.to_vec();
+    bytes.resize(HEADER_BYTES.max(used.len()), 0);
+    bytes.extend_from_slice(body);
+    if fix {
+        fix_header(&mut bytes);
+        let crc = u64::from(crc32c::crc32c(&bytes));
+        bytes.extend(crc.to_le_bytes());
+    }
+    bytes
+}
+
+fn run(input: &[u8]) {
+    let mut choices = Choices(input);
+    let marks = choices.byte();
+    let used = choices.take(HEADER_USED);
+    let mut bytes = expand(used, choices.0, marks & 1 == 0);
+    if marks & 2 != 0 {
+        bytes = short(used);
+    }
+    match checkpoint::read(&bytes, blocks_of) {
+        Err(reason) => assert!(!reason.is_empty()),
+        Ok((header, contents)) => check(&header, &contents),
+    }
+}
+
+/// A file that ends before its body begins, with checksums that match.
+fn short(used: &[u8]) -> Vec<u8> {
+    let mut bytes = used.to_vec();
+    fix_header(&mut bytes);
+    let crc = u64::from(crc32c::crc32c(&bytes));
+    bytes.extend(crc.to_le_bytes());
+    bytes
+}
+
+fn check(header: &Header, contents: &Contents) {
+    let again = bytes_of(contents, header.number);
+    let (same, twice) = checkpoint::read(&again, blocks_of).expect("what was written is read");
+    assert_eq!((same.first_seq, same.number), (header.first_seq, header.number));
+    assert!(header.first_seq > 0, "the first record has number 1");
+    assert_eq!(twice.epoch, contents.epoch);
+    assert_eq!(twice.partitions.len(), contents.partitions.len());
+    for ((one, versions), (other, others)) in contents.partitions.iter().zip(&twice.partitions) {
+        assert_eq!(one, other);
+        assert_eq!(said_by(versions), said_by(others), "partition {one}");
+    }
+}
+
+fn change(versions: &mut Versions, epoch: Epoch, first: u32, count: u32, place: Place, seq: u64) {
+    let sums: Vec<u32> = (0..if place.is_slot() { count } else { 0 }).map(|i| i ^ first).collect();
+    versions.apply(Change { epoch, first, count, place, checksums: &sums, seq }, |_, _, _| {});
+}
+
+/// Contents with everything that a checkpoint can hold.
+pub fn rich() -> Contents {
+    let mut first = Versions::new(256);
+    for block in 0..140 {
+        let place = Place::slot(1 + block as u16 % 2, u64::from(block) * 3);
+        change(&mut first, 1, block, 1, place, u64::from(block) + 1);
+    }
+    let mut second = Versions::new(1300);
+    change(&mut second, 1, 0, 1300, Place::ZERO, 141);
+    change(&mut second, 1, 500, 40, Place::slot(1, 1 << 39), 142);
+    second.freeze_before(2, &[1]);
+    change(&mut second, 2, 510, 4, Place::slot(4095, 7), 143);
+    second.freeze_before(3, &[1, 2]);
+    change(&mut second, 3, 1290, 10, Place::slot(1, 90), 144);
+    Contents { first_seq: 145, epoch: 3, partitions: vec![(0, first), (4, second)] }
+}
+
+/// A checkpoint as an input says it.
+pub fn compact(bytes: &[u8]) -> Vec<u8> {
+    let body = &bytes[HEADER_BYTES..bytes.len() - 8];
+    [&bytes[..HEADER_USED], body].concat()
+}
+
+fn seeds() -> Vec<Vec<u8>> {
+    let rich = rich();
+    let mut some = vec![Contents { first_seq: 1, epoch: 1, partitions: Vec::new() }];
+    for index in 0..2 {
+        some.push(Contents { partitions: vec![rich.partitions[index].clone()], ..rich.clone() });
+    }
+    let mut small = Versions::new(256);
+    change(&mut small, 1, 3, 2, Place::slot(1, 5), 1);
+    small.freeze_before(2, &[1]);
+    change(&mut small, 2, 4, 250, Place::ZERO, 2);
+    some.push(Contents { first_seq: 3, epoch: 2, partitions: vec![(0, small)] });
+    some.push(rich);
+    let mut seeds: Vec<Vec<u8>> =
+        some.iter().map(|one| [vec![0], compact(&bytes_of(one, 7))].concat()).collect();
+    let header = Header {
+        volume_uuid: VOLUME_UUID,
+        boot_id: [0; 16],
+        processor: PROCESSOR,
+        number: 1,
+        first_seq: 1,
+        incarnation: 0,
+    };
+    for marks in [1, 2] {
+        seeds.push([&[marks][..], &header.encode(CHECKPOINT_MAGIC)].concat());
+    }
+    seeds
+}

@@ -1,0 +1,229 @@
+//! Journal: whatever a journal's segments may hold, with a checkpoint before them or none.
+//!
+//! How it works      The input says which snapshots there are, whether a checkpoint comes first, and how long each
+//!                   segment is; each segment is the used bytes of its header, two commit marks, and records, which
+//!                   are moved apart to where they belong. All of it is recovered.
+//! Promises          what cannot be read back is refused with a reason; what is recovered makes sense and could be
+//!                   checkpointed.
+
+use std::sync::Arc;
+
+use super::Target;
+use super::checkpoint::{
+    HEADER_USED, blocks_of, bytes_of, compact, expand, fix_header, rich, said_by,
+};
+use super::files::{BOOT_ID, Files, PROCESSOR, VOLUME_UUID, identity};
+use super::random::Choices;
+use crate::block_map::place::Place;
+use crate::change_log::checkpoint::{self, Contents};
+use crate::change_log::format::{
+    HEADER_BYTES, Header, JOURNAL_MAGIC, MARK_BYTES, MARK_OFFSETS, Mark, RECORD_BYTES, Record,
+    RecordKind, record_bytes,
+};
+use crate::change_log::recover::{Recovered, recover};
+use crate::error::{ErrorKind, Result};
+use crate::units::Epoch;
+
+/// See the module's head.
+pub const TARGET: Target = Target { name: "journal", run, seeds, bytes_max: 8192 };
+
+/// Bytes of a segment before its records, as an input says it.
+const SEGMENT_HEAD: usize = HEADER_USED + 2 * MARK_BYTES;
+const FIX: u8 = 1;
+const CHECKPOINT: u8 = 2;
+
+/// A segment's bytes from an input.
+fn segment(input: &[u8], fix: bool) -> Vec<u8> {
+    let mut choices = Choices(input);
+    let mut bytes = choices.take(HEADER_USED).to_vec();
+    bytes.resize(HEADER_BYTES, 0);
+    for at in MARK_OFFSETS {
+        let mark = choices.take(MARK_BYTES);
+        bytes[at..at + mark.len()].copy_from_slice(mark);
+    }
+    bytes.extend_from_slice(choices.0);
+    if fix {
+        fix_checksums(&mut bytes);
+    }
+    bytes
+}
+
+/// Puts every checksum of a segment right.
+pub fn fix_checksums(bytes: &mut [u8]) {
+    fix_header(bytes);
+    let incarnation: [u8; 8] = bytes[72..80].try_into().expect("8 bytes");
+    let seed = crc32c::crc32c(&incarnation);
+    for at in MARK_OFFSETS {
+        let crc = crc32c::crc32c_append(seed, &bytes[at..at + 16]);
+        bytes[at + 16..at + 20].copy_from_slice(&crc.to_le_bytes());
+    }
+    let mut at = HEADER_BYTES;
+    while let Some(words) = bytes.get(at + 6..at + 8) {
+        let length = RECORD_BYTES + usize::from(u16::from_le_bytes([words[0], words[1]])) * 8;
+        let Some(record) = bytes.get_mut(at..at + length) else { break };
+        let crc = crc32c::crc32c_append(seed, &record[4..]);
+        record[..4].copy_from_slice(&crc.to_le_bytes());
+        at += length;
+    }
+}
+
+fn run(input: &[u8]) {
+    let mut choices = Choices(input);
+    let marks = choices.byte();
+    let snapshots: Vec<Epoch> = (1..4).filter(|bit| choices_have(marks, *bit)).collect();
+    let files = Arc::new(Files::default());
+    let identity = identity(&files);
+    if marks & CHECKPOINT != 0 {
+        let length = usize::from(choices.pair());
+        let mut part = Choices(choices.take(length));
+        let used = part.take(HEADER_USED);
+        files.put(identity.checkpoint_path(1), expand(used, part.0, marks & FIX != 0));
+    }
+    for number in 1..=u64::from(choices.byte() % 4) {
+        let length = usize::from(choices.pair());
+        let bytes = segment(choices.take(length), marks & FIX != 0);
+        files.put(identity.segment_path(number), bytes);
+    }
+    match recover(&identity, &snapshots, blocks_of) {
+        Ok(recovered) => check(recovered),
+        Err(error) => {
+            let expected = [ErrorKind::Corrupt, ErrorKind::Io];
+            assert!(expected.contains(&error.kind) && !error.what.is_empty());
+        }
+    }
+}
+
+/// The snapshots that an input's marks name: the epochs 1, 2 and 3, each with a bit of its own.
+fn choices_have(marks: u8, epoch: Epoch) -> bool {
+    marks & (2 << epoch) != 0
+}
+
+fn check(recovered: Recovered) {
+    assert!(recovered.covered < recovered.next_seq, "what is committed was read back");
+    assert!(recovered.epoch > 0);
+    let mut partitions: Vec<_> = recovered.partitions.into_iter().collect();
+    partitions.sort_unstable_by_key(|(partition, _)| *partition);
+    let contents = Contents { first_seq: recovered.next_seq, epoch: recovered.epoch, partitions };
+    let bytes = bytes_of(&contents, recovered.next_number);
+    let (_, again) = checkpoint::read(&bytes, blocks_of).expect("what was written is read");
+    for ((_, versions), (_, others)) in contents.partitions.iter().zip(&again.partitions) {
+        assert_eq!(said_by(versions), said_by(others));
+    }
+}
+
+/// A segment with these records, whole; the next record's number.
+pub fn write_segment(
+    number: u64,
+    boot: [u8; 16],
+    first_seq: u64,
+    marks: [u64; 2],
+    records: &[(Record, Vec<u32>)],
+) -> Vec<u8> {
+    let header = Header {
+        volume_uuid: VOLUME_UUID,
+        boot_id: boot,
+        processor: PROCESSOR,
+        number,
+        first_seq,
+        incarnation: 0x1234 + number,
+    };
+    let mut bytes = header.encode(JOURNAL_MAGIC).to_vec();
+    bytes.resize(HEADER_BYTES, 0);
+    for (turn, (at, committed_seq)) in MARK_OFFSETS.into_iter().zip(marks).enumerate() {
+        if committed_seq > 0 {
+            let mark = Mark { committed_seq, turn: turn as u64 }.encode(header.incarnation);
+            bytes[at..at + MARK_BYTES].copy_from_slice(&mark);
+        }
+    }
+    for (record, sums) in records {
+        let at = bytes.len();
+        bytes.resize(at + record_bytes(sums.len()), 0);
+        record.encode(sums, header.incarnation, &mut bytes[at..]);
+    }
+    bytes
+}
+
+/// A record that moves blocks.
+pub fn map_record(
+    seq: u64,
+    epoch: Epoch,
+    partition: u32,
+    first: u32,
+    count: u32,
+    place: Place,
+) -> (Record, Vec<u32>) {
+    let sums =
+        if place.is_slot() { (0..count).map(|i| i + seq as u32).collect() } else { Vec::new() };
+    let record =
+        Record { kind: RecordKind::Map, seq, epoch, partition, first, count, place: place.raw() };
+    (record, sums)
+}
+
+fn cut_record(seq: u64, epoch: Epoch) -> (Record, Vec<u32>) {
+    let record =
+        Record { kind: RecordKind::Cut, seq, epoch, partition: 0, first: 0, count: 0, place: 77 };
+    (record, Vec::new())
+}
+
+/// An input of these parts.
+fn input(marks: u8, checkpoint: Option<&[u8]>, segments: &[Vec<u8>]) -> Vec<u8> {
+    let mut bytes = vec![marks];
+    let part = |bytes: &mut Vec<u8>, part: &[u8]| {
+        bytes.extend((part.len() as u16).to_be_bytes());
+        bytes.extend(part);
+    };
+    if let Some(checkpoint) = checkpoint {
+        part(&mut bytes, checkpoint);
+    }
+    bytes.push(segments.len() as u8);
+    for segment in segments {
+        let mut compact = segment[..HEADER_USED].to_vec();
+        MARK_OFFSETS.iter().for_each(|at| compact.extend(&segment[*at..*at + MARK_BYTES]));
+        compact.extend(&segment[HEADER_BYTES..]);
+        debug_assert!(compact.len() >= SEGMENT_HEAD);
+        part(&mut bytes, &compact);
+    }
+    bytes
+}
+
+fn seeds() -> Vec<Vec<u8>> {
+    let first = [
+        map_record(1, 1, 4, 0, 4, Place::slot(1, 100)),
+        map_record(2, 1, 0, 250, 6, Place::ZERO),
+        cut_record(3, 1),
+        map_record(4, 2, 4, 2, 600, Place::ZERO),
+        map_record(5, 2, 4, 700, 3, Place::slot(2, (1 << 40) - 3)),
+    ];
+    let second = [
+        map_record(6, 2, 1, 0, 1024, Place::ZERO),
+        cut_record(7, 2),
+        map_record(8, 1, 4, 1, 1, Place::slot(1, 500)),
+        map_record(9, 3, 4, 0, 1300, Place::BASE),
+    ];
+    let other_boot = [7; 16];
+    let segments = |boot: [u8; 16]| {
+        vec![write_segment(1, boot, 1, [2, 4], &first), write_segment(2, boot, 6, [6, 8], &second)]
+    };
+    let behind = [map_record(145, 3, 4, 9, 1, Place::slot(1, 9))];
+    let rich = bytes_of(&rich(), 1);
+    let mut seeds = Vec::new();
+    for marks in [FIX, FIX | 4, FIX | 12, FIX | 28, 0] {
+        seeds.push(input(marks, None, &segments(BOOT_ID)));
+        seeds.push(input(marks, None, &segments(other_boot)));
+    }
+    let after = write_segment(1, BOOT_ID, 145, [0, 0], &behind);
+    seeds.push(input(FIX | CHECKPOINT | 12, Some(&compact(&rich)), std::slice::from_ref(&after)));
+    seeds.push(input(FIX, None, &[]));
+    seeds.push(input(FIX, None, &[write_segment(1, other_boot, 1, [0, 0], &first[..1])]));
+    seeds
+}
+
+/// Recovers these segments, in a boot of its own or in theirs; for [`super::damage`].
+pub fn recover_segments(segments: &[Vec<u8>], snapshots: &[Epoch]) -> Result<Recovered> {
+    let files = Arc::new(Files::default());
+    let identity = identity(&files);
+    for (number, bytes) in (1..).zip(segments) {
+        files.put(identity.segment_path(number), bytes.clone());
+    }
+    recover(&identity, snapshots, blocks_of)
+}

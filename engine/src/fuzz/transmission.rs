@@ -1,0 +1,387 @@
+//! Transmission: whatever a peer sends as requests, through the real reader, replies and budget.
+//!
+//! How it works      The input's first byte says what was agreed on; then come the sizes of pieces that are received and
+//!                   sent at once; the rest is what the peer sends. The target is a volume in memory that ends each
+//!                   request where it stands, so that one thread does it all. A few lines of [`expected`], which know
+//!                   nothing of how the reader works, say what the replies must be.
+//! Promises          R1, R2, D3, P2: each request is answered once, as it should be; refused payloads are consumed; the
+//!                   volume is given nothing invalid, and holds in the end what the requests say; the budget has
+//!                   everything back.
+
+use std::io::IoSlice;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
+
+use rustix::io::Errno as SystemErrno;
+
+use super::Target as Fuzzed;
+use super::random::Choices;
+use crate::limits::REQUEST_BYTES_MAX;
+use crate::nbd::budget::{POOL_BYTES, Pool, lock};
+use crate::nbd::connection::{Common, Connection};
+use crate::nbd::peer::Peer;
+use crate::nbd::reader;
+use crate::nbd::request::Agreed;
+use crate::nbd::wire::{
+    REQUEST_HEADER_BYTES, REQUEST_MAGIC, RequestHeader, command, command_flag, error, parse_request,
+};
+use crate::volume::export::ExportTable;
+use crate::volume::request::{Request, Target, Verb};
+
+/// See the module's head.
+pub const TARGET: Fuzzed = Fuzzed { name: "transmission", run, seeds, bytes_max: 8192 };
+
+/// The name of the volume that everything is tried on.
+pub const VOLUME: &str = "v";
+/// Its size, bytes: an odd number of sectors.
+const SIZE: usize = 33 << 9;
+
+/// A volume in memory that ends each request at once.
+pub struct Memory {
+    bytes: Mutex<Vec<u8>>,
+    read_only: bool,
+}
+
+impl Memory {
+    /// One of `size` bytes, each saying where it is.
+    pub fn new(size: usize, read_only: bool) -> Memory {
+        Memory { bytes: Mutex::new(contents(size)), read_only }
+    }
+
+    fn serve(&self, request: &Request) {
+        let mut bytes = self.bytes.lock().expect("no holder panics");
+        let range = request.offset as usize..(request.offset + request.length) as usize;
+        assert!(range.end <= bytes.len(), "R2: past the end");
+        assert!(!range.is_empty() || request.verb == Verb::Flush, "R2: empty");
+        assert!(!(self.read_only && request.verb.is_write()), "R2: not allowed");
+        match request.verb {
+            Verb::Read => {
+                // SAFETY: B3: the request's only part.
+                let buffer = unsafe { request.data.part_mut(0, range.len()) };
+                buffer.copy_from_slice(&bytes[range]);
+            }
+            Verb::Write => bytes[range].copy_from_slice(request.data.as_slice()),
+            Verb::Zero { .. } => bytes[range].fill(0),
+            Verb::Trim | Verb::Flush | Verb::Cache | Verb::BlockStatus => {}
+        }
+    }
+}
+
+impl Target for Memory {
+    fn size(&self) -> u64 {
+        self.bytes.lock().expect("no holder panics").len() as u64
+    }
+
+    fn read_only(&self) -> bool {
+        self.read_only
+    }
+
+    fn submit(&self, batch: &mut Vec<Arc<Request>>) {
+        for request in batch.drain(..) {
+            self.serve(&request);
+            let sink = Arc::clone(request.sink());
+            request.complete();
+            sink.kick();
+        }
+    }
+}
+
+fn contents(size: usize) -> Vec<u8> {
+    (0..size).map(|at| (at ^ (at >> 8)) as u8).collect()
+}
+
+/// A peer whose bytes are all known beforehand.
+struct Scripted {
+    /// Its connection, which it has go on sending.
+    connection: OnceLock<Weak<Connection>>,
+    state: Mutex<Script>,
+    /// Nothing more is taken now.
+    full: AtomicBool,
+    /// Its connection wants to go on sending.
+    armed: AtomicBool,
+}
+
+struct Script {
+    input: Vec<u8>,
+    received: usize,
+    output: Vec<u8>,
+    /// How much is received at once, and how much is sent before it has to wait; 0: without limit.
+    receives: usize,
+    sends: usize,
+}
+
+/// A scripted peer, as its connection holds it.
+struct Handle(Arc<Scripted>);
+
+impl Peer for Handle {
+    fn receive(&self, space: &mut [u8]) -> Result<usize, SystemErrno> {
+        self.0.full.store(false, Ordering::Relaxed);
+        if self.0.armed.swap(false, Ordering::Relaxed)
+            && let Some(connection) = self.0.connection.get().and_then(Weak::upgrade)
+        {
+            connection.send_on();
+        }
+        let mut script = lock(&self.0.state);
+        let here = script.received;
+        let length = space.len().min(script.receives).min(script.input.len() - here);
+        space[..length].copy_from_slice(&script.input[here..here + length]);
+        script.received += length;
+        if script.received == script.input.len() {
+            script.sends = 0; // nobody would send the rest later
+        }
+        Ok(length)
+    }
+
+    fn send(&self, parts: &[IoSlice<'_>]) -> Result<usize, SystemErrno> {
+        assert!(!parts.is_empty(), "nothing to send");
+        let mut script = lock(&self.0.state);
+        let limited = script.sends > 0;
+        if self.0.full.swap(limited, Ordering::Relaxed) && limited {
+            return Err(SystemErrno::AGAIN);
+        }
+        let most = if limited { script.sends } else { usize::MAX };
+        let mut sent = 0;
+        for part in parts {
+            let length = part.len().min(most - sent);
+            script.output.extend_from_slice(&part[..length]);
+            sent += length;
+        }
+        Ok(sent)
+    }
+
+    fn send_later(&self) -> Result<(), SystemErrno> {
+        self.0.armed.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn shut_down(&self) {}
+}
+
+fn run(bytes: &[u8]) {
+    let mut choices = Choices(bytes);
+    let marks = choices.byte();
+    let receives = 1 + usize::from(choices.pair());
+    let sends = usize::from(choices.byte()) * 16;
+    let agreed = Agreed {
+        size: SIZE as u64,
+        read_only: marks & 1 != 0,
+        structured: marks & 2 != 0,
+        status: marks & 4 != 0,
+    };
+    let mut input = choices.0.to_vec();
+    let expected = expected(&mut input, &agreed);
+    // A connection that does not end with its stream sends nothing later.
+    let sends = if expected.to_the_end { sends } else { 0 };
+    let (output, held) = serve(agreed, input, receives, sends);
+    assert!(held == expected.held, "the volume does not hold what was written");
+    let mut found = parse(&output, &agreed, &expected.replies);
+    found.sort();
+    assert_eq!(found, expected.replies, "R1: not the replies that belong to the requests");
+}
+
+/// Runs a connection to its end; what it has sent, and what the volume holds then.
+fn serve(agreed: Agreed, input: Vec<u8>, receives: usize, sends: usize) -> (Vec<u8>, Vec<u8>) {
+    let table = ExportTable::default();
+    let memory = Arc::new(Memory::new(SIZE, agreed.read_only));
+    table.add(VOLUME, "", Arc::clone(&memory) as Arc<dyn Target>).expect("the only one");
+    let attachment = table.attach(VOLUME).expect("just added");
+    let common =
+        Common { pool: Pool::new(), spares: Default::default(), watch_peers: Box::new(|| {}) };
+    let common = Arc::new(common);
+    let script = Script { input, received: 0, output: Vec::new(), receives, sends };
+    let peer = Scripted {
+        connection: OnceLock::new(),
+        state: Mutex::new(script),
+        full: AtomicBool::new(false),
+        armed: AtomicBool::new(false),
+    };
+    let peer = Arc::new(peer);
+    let handle = Box::new(Handle(Arc::clone(&peer)));
+    let connection = Connection::new(handle, VOLUME.to_owned(), agreed, Arc::clone(&common));
+    let connection = Arc::new(connection);
+    let _ = peer.connection.set(Arc::downgrade(&connection));
+    reader::run(&connection, &attachment, &[]);
+    assert_eq!(Arc::strong_count(&connection), 1, "a request has stayed");
+    drop(connection);
+    assert_eq!(common.pool.free(), POOL_BYTES, "P2: something was not given back");
+    let output = std::mem::take(&mut lock(&peer.state).output);
+    let held = std::mem::take(&mut *memory.bytes.lock().expect("no holder panics"));
+    (output, held)
+}
+
+/// A reply: cookie, error, and the data of a read.
+type Answer = (u64, u32, Vec<u8>);
+
+/// What must come of a stream.
+struct Expected {
+    /// In order of cookies.
+    replies: Vec<Answer>,
+    /// What the volume holds then.
+    held: Vec<u8>,
+    /// The stream was good to its end.
+    to_the_end: bool,
+}
+
+/// Reads the stream as the protocol says, and gives each request a cookie of its own: its number.
+fn expected(input: &mut [u8], agreed: &Agreed) -> Expected {
+    let mut found = Expected { replies: Vec::new(), held: contents(SIZE), to_the_end: true };
+    let mut at = 0;
+    while let Some(bytes) = input[at..].first_chunk_mut::<REQUEST_HEADER_BYTES>() {
+        let cookie = found.replies.len() as u64;
+        bytes[8..16].copy_from_slice(&cookie.to_be_bytes());
+        let header = parse_request(bytes).filter(|header| header.command != command::DISC);
+        let Some(header) = header else {
+            found.to_the_end = false;
+            break;
+        };
+        at += REQUEST_HEADER_BYTES;
+        let error = error_of(&header, agreed);
+        let length = if header.command == command::WRITE { header.length as usize } else { 0 };
+        let whole = length <= input.len() - at;
+        if error != 0 || whole {
+            let data = do_it(&header, error, &input[at..], &mut found.held);
+            found.replies.push((cookie, error, data));
+        }
+        if !whole || length as u64 > REQUEST_BYTES_MAX {
+            break; // no input is as long as what is thrown away of such a payload
+        }
+        at += length;
+    }
+    found
+}
+
+fn do_it(header: &RequestHeader, error: u32, payload: &[u8], held: &mut [u8]) -> Vec<u8> {
+    let from = usize::try_from(header.offset).unwrap_or(usize::MAX);
+    let length = header.length as usize;
+    match header.command {
+        _ if error != 0 => {}
+        command::READ => return held[from..from + length].to_vec(),
+        command::WRITE => held[from..from + length].copy_from_slice(&payload[..length]),
+        command::WRITE_ZEROES => held[from..from + length].fill(0),
+        _ => {}
+    }
+    Vec::new()
+}
+
+/// What the protocol and docs/nbd.md say of one request.
+fn error_of(header: &RequestHeader, agreed: &Agreed) -> u32 {
+    use command_flag::{DF, FAST_ZERO, FUA, NO_HOLE, REQ_ONE};
+    let writes = [command::WRITE, command::TRIM, command::WRITE_ZEROES].contains(&header.command);
+    let flags = match header.command {
+        command::READ if agreed.structured => DF,
+        command::WRITE_ZEROES => NO_HOLE | FAST_ZERO,
+        command::BLOCK_STATUS => REQ_ONE,
+        _ => 0,
+    };
+    let known = header.command <= command::BLOCK_STATUS;
+    let status = header.command == command::BLOCK_STATUS;
+    if !known || header.flags & !(flags | FUA) != 0 {
+        return error::EINVAL;
+    }
+    if writes && agreed.read_only {
+        return error::EPERM;
+    }
+    if status && !(agreed.structured && agreed.status) {
+        return error::EINVAL;
+    }
+    if header.command == command::FLUSH {
+        return if header.offset == 0 && header.length == 0 { 0 } else { error::EINVAL };
+    }
+    let data = [command::READ, command::WRITE].contains(&header.command);
+    if header.length == 0 || (data && u64::from(header.length) > REQUEST_BYTES_MAX) {
+        return error::EINVAL;
+    }
+    let end = u128::from(header.offset) + u128::from(header.length);
+    match header.command {
+        _ if end <= agreed.size.into() => 0,
+        command::WRITE | command::WRITE_ZEROES => error::ENOSPC,
+        _ => error::EINVAL,
+    }
+}
+
+/// What a client reads out of the stream; an answer to BLOCK_STATUS is checked for itself.
+fn parse(mut output: &[u8], agreed: &Agreed, expected: &[Answer]) -> Vec<Answer> {
+    use crate::nbd::wire::{CHUNK_MAGIC, SIMPLE_REPLY_MAGIC, chunk};
+    use crate::nbd::wire::{take_string, take_u16, take_u32, take_u64};
+    let mut found = Vec::new();
+    while !output.is_empty() {
+        let magic = take_u32(&mut output).expect("a magic");
+        if magic == SIMPLE_REPLY_MAGIC {
+            let error = take_u32(&mut output).expect("an error");
+            let cookie = take_u64(&mut output).expect("a cookie");
+            // How much follows only the request knows.
+            let request = usize::try_from(cookie).ok().and_then(|number| expected.get(number));
+            let length = request.expect("R1: an answer to nothing").2.len();
+            let length = if error == 0 { length } else { 0 };
+            assert!(length == 0 || !agreed.structured, "a read is answered with chunks");
+            let (data, rest) = output.split_at(length);
+            output = rest;
+            found.push((cookie, error, data.to_vec()));
+            continue;
+        }
+        assert_eq!(magic, CHUNK_MAGIC);
+        assert!(agreed.structured, "a chunk that was not agreed on");
+        let flags = take_u16(&mut output).expect("flags");
+        let kind = take_u16(&mut output).expect("a kind");
+        let cookie = take_u64(&mut output).expect("a cookie");
+        let mut payload = take_string(&mut output).expect("a whole chunk");
+        assert_eq!(flags, chunk::DONE);
+        let (mut error, mut data) = (0, Vec::new());
+        match kind {
+            chunk::OFFSET_DATA => {
+                take_u64(&mut payload).expect("an offset");
+                data = payload.to_vec();
+            }
+            chunk::BLOCK_STATUS => assert!(payload.len() > 4 && payload.len() % 8 == 4),
+            chunk::ERROR => {
+                error = take_u32(&mut payload).expect("an error");
+                assert!(error != 0 && payload == [0, 0]);
+            }
+            other => panic!("chunk {other}"),
+        }
+        found.push((cookie, error, data));
+    }
+    found
+}
+
+/// A request's header.
+fn request_bytes(flags: u16, command: u16, offset: u64, length: u32) -> Vec<u8> {
+    let mut bytes = REQUEST_MAGIC.to_be_bytes().to_vec();
+    bytes.extend(flags.to_be_bytes());
+    bytes.extend(command.to_be_bytes());
+    bytes.extend([0; 8]);
+    bytes.extend(offset.to_be_bytes());
+    bytes.extend(length.to_be_bytes());
+    bytes
+}
+
+fn seeds() -> Vec<Vec<u8>> {
+    let size = SIZE as u64;
+    let requests = [
+        request_bytes(0, command::READ, 0, 600),
+        request_bytes(command_flag::DF, command::READ, size - 1, 1),
+        [request_bytes(1, command::WRITE, 1000, 90), vec![0xaa; 90]].concat(),
+        [request_bytes(0, command::WRITE, size - 5, 6), vec![0xbb; 6]].concat(),
+        request_bytes(0, command::WRITE, 0, 40 << 20),
+        [request_bytes(0, command::WRITE, 0, 16000), vec![0xcc; 3000]].concat(),
+        request_bytes(0, command::FLUSH, 0, 0),
+        request_bytes(0, command::TRIM, 512, 4096),
+        request_bytes(2, command::WRITE_ZEROES, 700, 700),
+        request_bytes(16, command::WRITE_ZEROES, 0, 1),
+        request_bytes(0, command::CACHE, 0, u32::MAX),
+        request_bytes(8, command::BLOCK_STATUS, 0, 16896),
+        request_bytes(0x8000, 99, u64::MAX, u32::MAX),
+        request_bytes(0, command::DISC, 0, 0),
+    ];
+    let mut seeds = Vec::new();
+    for (number, request) in requests.iter().enumerate() {
+        let read = request_bytes(0, command::READ, 1000, 100);
+        seeds.push([&[number as u8 & 7, 0, 19, 0][..], request, &read].concat());
+    }
+    for marks in 0..8 {
+        let good = requests.iter().enumerate().filter(|(number, _)| ![4, 5, 13].contains(number));
+        let stream: Vec<u8> = good.flat_map(|(_, request)| request.clone()).collect();
+        seeds.push([&[marks, 0, marks * 9, marks & 3][..], &stream].concat());
+    }
+    seeds
+}

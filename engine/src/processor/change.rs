@@ -1,0 +1,87 @@
+//! Change: how what a part has written becomes part of the map: recorded first (J2), then mapped; what it replaces waits for
+//! its freeing to be durable (J4). Slots that were taken for nothing are given back.
+
+use crate::block_map::place::Place;
+use crate::block_map::versions::Change;
+use crate::change_log::format::{RECORD_SUMS_MAX, RecordKind};
+use crate::change_log::journal::Entry;
+use crate::error::Errno;
+use crate::processor::io_job::NewPlace;
+use crate::processor::share::Share;
+use crate::units::Epoch;
+
+impl Share {
+    /// Records and maps what a job has written, or gives its slots back if it failed.
+    pub(super) fn settle_changes(
+        &mut self,
+        local: u32,
+        epoch: Epoch,
+        changes: Vec<NewPlace>,
+        mut result: Result<(), Errno>,
+    ) -> Result<(), Errno> {
+        let mut landed = 0;
+        for change in changes {
+            if result.is_ok() {
+                result = self.apply(local, epoch, &change);
+            }
+            if change.place.is_slot() {
+                landed += u64::from(change.count);
+                if result.is_err() {
+                    self.give_back_unrecorded(change.place, change.count);
+                }
+            }
+        }
+        if landed > 0 {
+            self.space.land(landed);
+        }
+        self.hunger.feed();
+        result
+    }
+
+    /// Gives back slots that no record speaks of.
+    pub(super) fn give_back_unrecorded(&mut self, place: Place, count: u32) {
+        self.slots.give_now(place, count, &mut Vec::new());
+        self.space.give(u64::from(count));
+    }
+
+    /// Appends the records of a change, then makes it (J2). On an error nothing of it was recorded.
+    fn apply(&mut self, local: u32, epoch: Epoch, change: &NewPlace) -> Result<(), Errno> {
+        let partition = self.locals[local as usize].partition;
+        assert!(change.count <= RECORD_SUMS_MAX || !change.place.is_slot(), "planned so");
+        let seq = self.journal.append(Entry {
+            kind: RecordKind::Map,
+            epoch,
+            partition,
+            first: change.first,
+            count: change.count,
+            place: change.place.raw(),
+            checksums: &change.sums,
+        })?;
+        let (slots, bad) = (&mut self.slots, &self.bad);
+        let local = &mut self.locals[local as usize];
+        if change.place == Place::BASE {
+            local.moved_back = seq;
+        }
+        let made = Change {
+            epoch,
+            first: change.first,
+            count: change.count,
+            place: change.place,
+            checksums: &change.sums,
+            seq,
+        };
+        local.versions.apply(made, |_, count, place| {
+            if place.is_slot() {
+                slots.give_later(seq, place, count); // J4
+                bad.forget(place, count);
+            }
+        });
+        self.count_waiting();
+        Ok(())
+    }
+
+    /// Takes up to `want` consecutive slots, which were claimed.
+    pub(super) fn take_slots(&mut self, want: u32) -> (Place, u32) {
+        self.slots.take(&self.log_order, want)
+    }
+}

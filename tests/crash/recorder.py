@@ -1,0 +1,136 @@
+"""recorder: the preloaded library of recorder.c: building it, starting programs with it, reading its log.
+
+How it works      `library` compiles it once into build/crash. A program is recorded by the environment that
+                  `environment` gives; a process that was started with `preloaded` may record itself, and fail
+                  its own calls, through `Control`. `read_log` gives the records in the order of their
+                  effects.
+Errors            AssertionError where the log ends in the middle of a record that is not the last.
+"""
+
+import ctypes
+import fcntl
+import os
+import struct
+from collections.abc import Iterator
+from enum import IntEnum
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.support.proc import check
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCE = Path(__file__).with_name("recorder.c")
+BUILD = ROOT / "build" / "crash"
+HEADER = struct.Struct("<BBHIQQII")
+
+SMALL = {"POLYVOL_SEGMENT_BYTES": str(64 << 10), "POLYVOL_CHECKPOINT_BYTES": str(8 << 10)}
+"""Segments and checkpoints so small that short runs roll and take many."""
+
+
+class Kind(IntEnum):
+    """What a record says; see recorder.c."""
+
+    KNOWN = 1
+    CREATE = 2
+    WRITE = 3
+    TRUNCATE = 4
+    ZERO = 5
+    ALLOCATE = 6
+    SYNC_BEGIN = 7
+    SYNC_END = 8
+    RENAME = 9
+    UNLINK = 10
+    MKDIR = 11
+    RMDIR = 12
+
+
+class Record(NamedTuple):
+    """One record. `at` is where it begins in the log, bytes; `flag` and the others as in recorder.c."""
+
+    at: int
+    kind: int
+    flag: int
+    file: int
+    offset: int
+    length: int
+    token: int
+    payload: bytes
+
+    @property
+    def paths(self) -> list[str]:
+        """The paths in it, from the root on."""
+        return [os.fsdecode(path) for path in self.payload.split(b"\0")[:-1]]
+
+
+def library() -> Path:
+    """The library, compiled if its source is newer."""
+    BUILD.mkdir(parents=True, exist_ok=True)
+    built = BUILD / "recorder.so"
+    with (BUILD / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not built.exists() or built.stat().st_mtime < SOURCE.stat().st_mtime:
+            new = built.with_suffix(".new")
+            check("cc", "-O2", "-Wall", "-Wextra", "-shared", "-fPIC", "-pthread", "-o", new, SOURCE)
+            new.replace(built)
+    return built
+
+
+def environment(root: Path, log: Path, *, sync_us: int = 0) -> dict[str, str]:
+    """For a program that is to be recorded from its start. `sync_us`: how much longer each sync takes."""
+    return {
+        "LD_PRELOAD": str(library()),
+        "RECORDER_ROOT": str(root),
+        "RECORDER_LOG": str(log),
+        "RECORDER_SYNC_US": str(sync_us),
+        **SMALL,
+    }
+
+
+def preloaded(boot_id: Path) -> dict[str, str]:
+    """For a program that uses `Control`; it reads the host's boot id from this file."""
+    return {"LD_PRELOAD": str(library()), "RECORDER_BOOT_ID": str(boot_id), **SMALL}
+
+
+class Control:
+    """The library's switches, in a process that has it preloaded."""
+
+    def __init__(self) -> None:
+        self._library = ctypes.CDLL(None)
+        self._library.recorder_counted.restype = ctypes.c_long
+        self._library.recorder_fault.argtypes = [
+            ctypes.c_char_p,
+            ctypes.c_long,
+            ctypes.c_int,
+            ctypes.c_int,
+            ctypes.c_char_p,
+        ]
+
+    def begin(self, root: Path, log: Path | None) -> None:
+        """Record what happens below `root`; without a log, only fail calls there."""
+        self._library.recorder_begin(os.fsencode(root), b"" if log is None else os.fsencode(log))
+
+    def end(self) -> None:
+        """Record no more."""
+        self._library.recorder_end()
+
+    def fail(self, kind: str, at: int, error: int, *, ever: bool = False, part: str = "") -> None:
+        """Fail the `at`-th call of this kind from now on paths that contain `part`; `ever`: all after it too.
+        0: fail none."""
+        self._library.recorder_fault(kind.encode(), at, error, ever, part.encode())
+
+    def counted(self) -> int:
+        """How many calls of the kind there were since `fail`."""
+        return int(self._library.recorder_counted())
+
+
+def read_log(path: Path) -> Iterator[Record]:
+    """The records of a log; the last one may be cut off, as its process may have been killed."""
+    data = path.read_bytes()
+    at = 0
+    while at + HEADER.size <= len(data):
+        kind, flag, _, file, offset, length, payload, token = HEADER.unpack_from(data, at)
+        begin = at + HEADER.size
+        if begin + payload > len(data):
+            return
+        yield Record(at, kind, flag, file, offset, length, token, data[begin : begin + payload])
+        at = begin + payload
