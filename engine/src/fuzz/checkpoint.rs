@@ -49,7 +49,16 @@ pub fn said(map: &Map) -> Said {
         assert!(place.is_slot() != checksums.is_empty(), "checksums do not go with the place");
         let _ = place.step(count - 1);
         if place != Place::BASE {
-            runs.push((block, count, place, checksums.to_vec()));
+            // Where a leaf has taken another form, its runs may end elsewhere.
+            match runs.last_mut() {
+                Some((before, blocks, from, known))
+                    if *before + *blocks == block && place.follows(*from, *blocks) =>
+                {
+                    *blocks += count;
+                    known.extend(checksums);
+                }
+                _ => runs.push((block, count, place, checksums.to_vec())),
+            }
         }
         block += count;
     }

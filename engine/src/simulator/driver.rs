@@ -171,7 +171,7 @@ impl Simulation {
                 self.crashed(&running);
                 continue;
             }
-            let Err(error) = result else { return self.served(running).map(Some) };
+            let Err(error) = result else { return self.served(running, crashing).map(Some) };
             let after = self.disk.lock().injected;
             if self.hole || self.host.lock().model.wild {
                 self.end(&running);
@@ -196,8 +196,9 @@ impl Simulation {
         engine.add_volume(self.shape.volume(snapshots, next_epoch))
     }
 
-    fn served(&mut self, running: Running) -> Result<Running> {
-        self.disk.lock().failing = true;
+    /// Whoever wants no crashes wants no faults either: what was read back is synced only now.
+    fn served(&mut self, running: Running, failing: bool) -> Result<Running> {
+        self.disk.lock().failing = failing;
         let volume = running.engine.volume(VOLUME).map_err(|e| e.to_string())?;
         let asks = running.engine.ask_when_full(VOLUME, self.random.coin());
         asks.map_err(|e| e.to_string())?;

@@ -205,6 +205,9 @@ impl Packed {
         let (from, to) = (self.rank(start), self.rank(start + count));
         let put = if place == Place::BASE { 0 } else { count as usize };
         self.set_highs(from, to, place, put);
+        if let (1, [sum]) = (put, sums) {
+            return self.set_slot(start, from, *sum, place.raw() as u32);
+        }
         let mut lows = [0; LEAF_BLOCKS as usize];
         for (i, low) in lows[..put].iter_mut().enumerate() {
             *low = place.step(i as u32).raw() as u32;
@@ -221,6 +224,17 @@ impl Packed {
             }
             self.counts = counts_of(&self.present);
         }
+    }
+
+    /// Sets one block, before which `index` are there, to a slot whose high half is known already.
+    fn set_slot(&mut self, block: u32, index: usize, sum: u32, low: u32) {
+        let (word, mask) = (block as usize / 64, 1 << (block % 64));
+        if self.present[word] & mask != 0 {
+            return self.entries.replace(index, index + 1, 1, &[sum], &[low]);
+        }
+        self.entries.insert(index, sum, low);
+        self.present[word] |= mask;
+        self.counts[word] += 1;
     }
 
     /// Replaces the high halves of the blocks `from..to` by those of `put` places from `place` on.

@@ -80,6 +80,24 @@ impl Pages {
         }
     }
 
+    /// Puts one more entry before the `at`-th.
+    pub fn insert(&mut self, at: usize, mut sum: u32, mut low: u32) {
+        self.resize(self.len() + 1);
+        let (first, mut inner) = (at / PAGE_ENTRIES, at % PAGE_ENTRIES);
+        // What falls off a page's end is the next one's first.
+        for page in self.full.iter_mut().skip(first) {
+            let page = Arc::make_mut(page);
+            (sum, low) = (push_in(&mut page.sums, inner, sum), push_in(&mut page.lows, inner, low));
+            inner = 0;
+        }
+        let (entries, half) = (usize::from(self.tail_entries), self.tail.len() / 2);
+        if entries > 0 {
+            let (sums, lows) = self.tail.split_at_mut(half);
+            push_in(&mut sums[..entries], inner, sum);
+            push_in(&mut lows[..entries], inner, low);
+        }
+    }
+
     /// Replaces the entries `from..to` by `put` others.
     pub fn replace(&mut self, from: usize, to: usize, put: usize, sums: &[u32], lows: &[u32]) {
         if to - from != put {
@@ -125,4 +143,13 @@ impl Pages {
         }
         self.tail_entries = rest as u8;
     }
+}
+
+/// Moves all from `at` on one up, and gives the last.
+fn push_in(words: &mut [u32], at: usize, word: u32) -> u32 {
+    let last = words.len() - 1;
+    let off = words[last];
+    words.copy_within(at..last, at + 1);
+    words[at] = word;
+    off
 }

@@ -1,0 +1,152 @@
+//! Recovery of many redirected blocks: how long it takes, and that the journal behind it stays small.
+//!
+//! Strategy          A volume over sparse files, its change log hollow; hosts' writes in order and at random. A kill is an
+//!                   engine that is forgotten: what it has stored is in the page cache, as after SIGKILL. The same with 25
+//!                   million blocks: `cargo run --release --no-default-features --example recovery -- DIRECTORY`.
+
+mod hollow;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use hollow::{Hollow, shuffled};
+use polyvol_engine::engine::Engine;
+use polyvol_engine::engine::volumes::{ExtentSpec, VolumeSpec};
+use polyvol_engine::limits::{CHECKPOINT_BYTES_MIN, SEGMENT_BYTES};
+use polyvol_engine::system::linux::Linux;
+use polyvol_engine::volume::caller::Caller;
+
+const BLOCK: u64 = 4096;
+const PARTITION: u64 = 4 << 20;
+const PROCESSORS: u64 = 2;
+/// Lower than in service, so that both are reached many times.
+const CHECKPOINT: u64 = 256 << 10;
+const SEGMENT: u64 = 128 << 10;
+
+struct World {
+    directory: PathBuf,
+    volume: u64,
+    log: u64,
+}
+
+impl World {
+    fn new(name: &str, volume: u64, log: u64) -> World {
+        CHECKPOINT_BYTES_MIN.store(CHECKPOINT, Ordering::Relaxed);
+        SEGMENT_BYTES.store(SEGMENT as usize, Ordering::Relaxed);
+        let name = format!("polyvol-recovery-{}-{name}", std::process::id());
+        let directory = std::env::temp_dir().join(name);
+        std::fs::create_dir(&directory).unwrap();
+        for (name, size) in [("base", volume), ("log", log)] {
+            std::fs::File::create(directory.join(name)).unwrap().set_len(size).unwrap();
+        }
+        World { directory, volume, log }
+    }
+
+    fn serve(&self, snapshots: &[u64]) -> (Engine, Caller) {
+        let engine = Engine::with_system(Arc::new(Hollow(Linux)), PROCESSORS as u32).unwrap();
+        for (id, name) in [(1, "base"), (2, "log")] {
+            engine.open_device(id, &self.directory.join(name), false, true).unwrap();
+        }
+        let part = |number: u64| {
+            let extent = ExtentSpec { device: 1, offset: number * PARTITION, length: PARTITION };
+            ((number % PROCESSORS) as u32, vec![extent])
+        };
+        let spec = VolumeSpec {
+            id: 1,
+            uuid: [7; 16],
+            name: "v".to_owned(),
+            size: self.volume,
+            partition_size: PARTITION,
+            partitions: (0..self.volume / PARTITION).map(part).collect(),
+            logs: vec![(1, vec![ExtentSpec { device: 2, offset: 0, length: self.log }])],
+            default_logs: vec![1],
+            directory: self.directory.join("volume"),
+            next_epoch: snapshots.last().map_or(1, |last| last + 1),
+            snapshots: snapshots.iter().map(|epoch| (*epoch, None)).collect(),
+        };
+        engine.add_volume(spec).unwrap();
+        engine.export("v", "", 1, None).unwrap();
+        let caller = Caller::new(engine.exports.attach("v").unwrap());
+        (engine, caller)
+    }
+
+    fn cut(&self, engine: &Engine) {
+        let epoch = engine.cut(&[(1, None)]).unwrap().epochs[0].1;
+        assert_eq!(epoch, 1);
+        engine.settle(1, epoch).unwrap();
+        engine.flush(1).unwrap();
+    }
+
+    fn state_bytes(&self) -> u64 {
+        bytes_in(&self.directory.join("volume"))
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}
+
+fn bytes_in(directory: &Path) -> u64 {
+    let entries = std::fs::read_dir(directory).unwrap();
+    entries.map(|entry| entry.unwrap().metadata().map_or(0, |found| found.len())).sum()
+}
+
+fn mapped(engine: &Engine) -> u64 {
+    let states = engine.partition_states(1, None).unwrap();
+    states.iter().map(|(_, state)| u64::from(state.blocks_mapped)).sum()
+}
+
+#[test]
+fn a_million_redirected_blocks_are_served_again_soon_after_a_kill_and_after_a_stop() {
+    let blocks = 1 << 20;
+    let world = World::new("million", blocks * BLOCK, blocks * BLOCK + (64 << 20));
+    let (engine, caller) = world.serve(&[]);
+    world.cut(&engine);
+    for n in 0..blocks {
+        caller.write(shuffled(n, 20) * BLOCK, &[0; BLOCK as usize], false).unwrap();
+    }
+    std::mem::forget((engine, caller)); // killed
+    for stopped in [false, true] {
+        let began = Instant::now();
+        let (engine, caller) = world.serve(&[1]);
+        let read = caller.read(77 * BLOCK, BLOCK).unwrap();
+        let took = began.elapsed();
+        assert!(read.data.as_slice().iter().all(|byte| *byte == 0));
+        assert_eq!(mapped(&engine), blocks);
+        assert!(took < Duration::from_secs(5), "stopped before: {stopped}: {took:?}");
+        caller.write(77 * BLOCK, &[0; BLOCK as usize], false).unwrap();
+        drop(caller);
+        engine.stop().unwrap();
+    }
+}
+
+#[test]
+fn the_journal_of_a_busy_volume_with_a_snapshot_stays_small_and_so_does_its_log() {
+    let (hot, slots) = (2_000, 8_192);
+    let world = World::new("busy", 32 << 20, slots * BLOCK);
+    let (engine, caller) = world.serve(&[]);
+    world.cut(&engine);
+    // For each processor: the newest checkpoint and the next one, which are small here; what is appended until that is
+    // begun, and while it is written; and the segment that is prepared.
+    let each = 2 * (hot * 16 + (64 << 10)) + 4 * CHECKPOINT + 4 * SEGMENT;
+    let most = PROCESSORS * each;
+    let mut highest = 0;
+    for n in 0..400_000u64 {
+        let block = shuffled(n % 8_192, 13) % hot;
+        caller.write(block * BLOCK, &[0; BLOCK as usize], false).unwrap();
+        if n % 1_000 == 0 {
+            highest = highest.max(world.state_bytes());
+            let space = engine.volume(1).unwrap().space.usage();
+            assert!(space.used <= hot + 1, "{space:?}");
+        }
+    }
+    // Each record is 56 bytes: the journal was written over and over.
+    assert!(400_000 * 56 > 4 * most);
+    assert!(highest <= most, "{highest} bytes in the state directory, more than {most}");
+    drop(caller);
+    engine.stop().unwrap();
+}
