@@ -444,6 +444,7 @@ impl Simulation {
         }
         self.catalog.snapshots.retain(|(other, _)| *other != epoch);
         self.disk.lock().note("delete", epoch, 0, 0);
+        self.host.lock().look();
         self.disk.lock().maybe_crash();
         if !self.disk.lock().dead {
             let dropped = running.engine.drop_snapshot(VOLUME, epoch);
