@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use super::contents::SECTOR;
 use super::faults::Injected;
 use super::inbox::{Ended, Inbox};
-use super::model::{Model, Sector, Snapshot, belongs, tag};
+use super::model::{Model, Sector, Snapshot, tag};
 use super::random::Random;
 use super::scheduler;
 use super::system::Shelf;
@@ -66,6 +66,8 @@ pub struct State {
     volume: Option<(Arc<Volume>, Arc<Inbox>)>,
     /// What had gone wrong when the volume was begun to be served.
     pub began: Injected,
+    /// Failed syncs of files when the machine was started.
+    pub holes_before: u64,
     /// Reads that failed.
     pub read_errors: u64,
 }
@@ -110,6 +112,7 @@ impl Host {
             trims,
             volume: None,
             began: Injected::default(),
+            holes_before: 0,
             read_errors: 0,
             random,
         };
@@ -274,13 +277,13 @@ impl State {
     /// Whether an error follows from what the disk did wrong, or from a full log.
     fn explained(&self, operation: &Operation, ended: &Ended, errno: Errno) -> bool {
         let (before, after) = (operation.injected, ended.injected);
-        let sync_failed = after.syncs > self.began.syncs;
+        let sync_failed = after.syncs > self.began.syncs || after.holes > self.holes_before;
         // A write that waits for slots to be released is refused as the sync is that it waits for.
         let syncs = operation.verb == Verb::Flush || operation.verb.is_write();
         (errno == Errno::ENOSPC && self.was_full(operation, &ended.request))
             || after.errors > before.errors
             || (syncs && sync_failed)
-            || (errno == Errno::EIO && (after.damage > 0 || self.model.wild))
+            || (errno == Errno::EIO && after.damage > 0)
     }
 
     fn check_read(&mut self, operation: &Operation, bytes: &[u8]) {
@@ -289,16 +292,15 @@ impl State {
             if bytes.chunks_exact(8).any(|word| word != &bytes[..8]) {
                 return self.fail(format!("sector {sector} is torn within itself"));
             }
-            let wild = self.model.wild;
             let result = match operation.view {
                 Some(epoch) => match self.snapshots.get_mut(&epoch) {
-                    Some(snapshot) => snapshot.found(sector, value, wild),
+                    Some(snapshot) => snapshot.found(sector, value),
                     None => Ok(()),
                 },
                 None if operation.blurred => {
                     let extra = operation.extra.contains(&(sector, value));
                     let now = self.model.now(sector);
-                    let fine = extra || now.contains(&value) || (wild && belongs(value, sector));
+                    let fine = extra || now.contains(&value);
                     if fine { Ok(()) } else { Err(now.to_vec()) }
                 }
                 None => self.model.found(sector, value),
