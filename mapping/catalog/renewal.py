@@ -2,8 +2,8 @@
 
 How it works      A process that was killed leaves SQLite's log beside the catalog. If one of its syncs had
                   failed, the kernel may call pages of the two files clean that the disk does not have: SQLite
-                  would trust them, and lose with them what it commits behind them. So both are copied, and the
-                  copy, with the log taken in and synced, is renamed to `.renewed`: from then on it is the
+                  would trust them, and lose with them what it commits behind them. So both are copied, and
+                  the copy, with the log taken in and synced, is renamed to `.renewed`: from then on it is the
                   catalog. Whoever finds one removes the old log and puts it in the place of the old file.
 Invariants        N1 the old files stay as they are until `.renewed` is durable; N2 the old log is gone,
                   durably, before the new file has the catalog's name, so that no other file takes it in.
