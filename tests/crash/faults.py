@@ -5,8 +5,8 @@ How it works      A scenario, always the same, on a service in this process: it 
                   flushes, cuts, deletes, zeroes, trims, writes until the journal rolls and a checkpoint is
                   made, and stops. `python -m tests.crash.faults --count N --seed S` draws N faults: the K-th
                   call of a kind on some of the files fails, once or from then on. Every other time the
-                  service is started again afterwards, on the same machine, and used a little. A fault has a name,
-                  KIND:PART:K:ERRNO:ONCE-OR-EVER:SEED, and `--fault NAME` tries that one alone.
+                  service is started again afterwards, on the same machine, and used a little. A fault has
+                  a name, KIND:PART:K:ERRNO:ONCE-OR-EVER:SEED, and `--fault NAME` tries that one alone.
 What must hold    Nothing panics; what fails says so, in one sentence; what was acknowledged is there after a
                   start without the fault; and what a flush was acknowledged for is there after a power loss,
                   in which what a failed sync was for may be lost (disk.py).
