@@ -1,7 +1,8 @@
 """The service: everything that runs for one state directory, put together, started and stopped in order.
 
-How it works      start: lock; sockets; catalog; engine; devices; volumes and snapshots, exported; NBD;
-                  control API. stop: the same backwards. What a start that fails had begun is stopped again.
+How it works      start: lock; sockets; catalog; engine; devices; volumes and snapshots, exported; the
+                  connections of the process before; NBD; control API. stop: the same backwards. What a start
+                  that fails had begun is stopped again.
                   Sockets that systemd passed are taken as they are, and stay when the service stops.
                   It runs inside polyvold, and inside nbdkit (serve_nbd=False: nbdkit has the NBD sockets
                   then, and I/O goes through `engine.open`).
@@ -24,11 +25,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from polyvol.daemon import sockets, state
+from polyvol.daemon import hand_over, sockets, state
 from polyvol.daemon.context import Context
 from polyvol.daemon.devices import Devices
 from polyvol.daemon.engine_border import EngineLike, EngineModule, load_engine
 from polyvol.daemon.errors import engine_errors
+from polyvol.daemon.notify import Store
 from polyvol.daemon.requests import (
     DeviceAdd,
     DeviceRetry,
@@ -311,6 +313,9 @@ class Service:
         disks = DiskWatch(self.disk_gone, self.disk_came)
         undo.callback(disks.stop)
         disks.start()
+        if self._serve_nbd:
+            hand_over.take(self._context, self._passed.handed)
+            undo.callback(self._hand_over)
         for listener in listeners:
             with engine_errors("serving NBD", module.EngineError):
                 engine.listen(listener.detach())
@@ -318,6 +323,12 @@ class Service:
         undo.callback(server.stop)  # V3: it waits for the requests that it has begun
         server.start()
         self._server = server
+
+    def _hand_over(self) -> None:
+        store = Store.offered()
+        if store is not None:
+            with store:
+                hand_over.give(self._context, store)
 
     def _stop_engine(self, engine: EngineLike, module: EngineModule, settings: Settings) -> None:
         """Stop the engine; the run ended cleanly if everything is durable and the catalog can say so."""
