@@ -123,10 +123,10 @@ def give(context: Context, store: Store) -> None:
     except OSError as error:
         _log.error("the service manager does not take the connections: %s", error)
     for export, count in lost.items():
-        said = "%d connections to %s are closed: their requests or replies did not end in time"
-        _log.warning(said, count, export, extra={"VOLUME": _volume(export), **_fields(export)})
+        said = "closed %s to %s: requests or replies did not end in time"
+        _log.warning(said, _counted(count), export, extra={"VOLUME": _volume(export), **_fields(export)})
     if entries:
-        _log.info("%d connections wait for the next polyvold", len(entries))
+        _log.info("handed %s over to the next polyvold", _counted(len(entries)))
 
 
 def take(context: Context, handed: dict[str, int]) -> None:
@@ -144,20 +144,21 @@ def take(context: Context, handed: dict[str, int]) -> None:
             if fd is not None:  # else its client has left in the meantime
                 _adopt(context, entry, fd, exports.get(entry.uuid), begun)
     except Unusable as error:
-        context.events.add("warning", f"{len(handed)} connections were closed: {error}")
+        context.events.add("warning", f"closed {_counted(len(handed))}: {error}")
     finally:
         _close(handed)
         remove_stored(names)  # O3
     pause_ms = (time.monotonic_ns() - frozen_ns) // 1_000_000
     for export, count in sorted(begun.items()):
-        text = f"{count} connections to {export} go on after a pause of {pause_ms / 1000:.2f} s"
+        text = f"{_counted(count)} to {export} went on after a pause of {pause_ms / 1000:.2f} s"
         context.events.add("info", text, volume=_volume(export), PAUSE_MS=pause_ms, **_fields(export))
 
 
 def discard(handed: dict[str, int]) -> None:
     """Close connections that were passed to a process that cannot go on with them."""
     if handed:
-        _log.warning("%d connections were closed: nbdkit cannot take them over", len(handed) - 1)
+        others = sum(name != HANDED_FILE for name in handed)
+        _log.warning("closed %s: nbdkit cannot take over what polyvold had", _counted(others))
         names = list(handed)
         _close(handed)
         remove_stored(names)
@@ -166,13 +167,13 @@ def discard(handed: dict[str, int]) -> None:
 def _adopt(context: Context, entry: Entry, fd: int, export: str | None, begun: Counter[str]) -> None:
     if export is None:  # O2
         _end(fd)
-        context.events.add("warning", "a connection was closed: its volume or snapshot is no longer there")
+        context.events.add("warning", "closed 1 connection: its volume or snapshot is no longer there")
         return
     try:
         with context.engine_errors(f"taking over a connection to {export}"):
             context.engine.adopt(fd, export, entry.state)
     except PolyvolError as error:
-        text = f"a connection to {export} was closed: {error}"
+        text = f"closed 1 connection to {export}: {error}"
         context.events.add("warning", text, volume=_volume(export), **_fields(export))
         return
     begun[export] += 1
@@ -230,6 +231,10 @@ def _fields(export: str) -> dict[str, str]:
     """The journal's fields of an export, but for VOLUME."""
     snapshot = export.partition("@")[2]
     return {"SNAPSHOT": snapshot} if snapshot else {}
+
+
+def _counted(count: int) -> str:
+    return "1 connection" if count == 1 else f"{count} connections"
 
 
 def _volume(export: str) -> str:

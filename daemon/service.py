@@ -280,8 +280,6 @@ class Service:
             return view
 
     def _start(self, undo: ExitStack) -> None:
-        from polyvol.daemon.api.server import ControlServer  # loads the HTTP library: only where it is served
-
         state.make_state_dir(self.state_dir)
         undo.callback(state.StateLock(self.state_dir).release)
         undo.callback(self._passed.close)
@@ -319,6 +317,9 @@ class Service:
         for listener in listeners:
             with engine_errors("serving NBD", module.EngineError):
                 engine.listen(listener.detach())
+        # Only now, as the HTTP library takes its time: clients of the process before have waited long enough.
+        from polyvol.daemon.api.server import ControlServer
+
         server = ControlServer(self, control)
         undo.callback(server.stop)  # V3: it waits for the requests that it has begun
         server.start()

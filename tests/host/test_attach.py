@@ -110,7 +110,7 @@ def mended(machine: Machine) -> int:
 def handed_over(machine: Machine) -> int:
     """How often a polyvold has gone on with all of data's connections."""
     said = machine.ok("journalctl -u polyvold VOLUME=data -o cat --no-pager")
-    return said.count("4 connections to data go on after a pause of")
+    return said.count("4 connections to data went on after a pause of")
 
 
 @pytest.mark.timeout(1200)  # it makes the disk, builds the package and boots, where these are not there yet

@@ -128,3 +128,16 @@ def test_what_was_handed_over_is_told_from_listening_sockets(monkeypatch: pytest
         finally:
             os._exit(2)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_what_cannot_be_taken_over_is_shut_down_and_no_longer_kept(manager: socket.socket) -> None:
+    ours, theirs = socket.socketpair()
+    handed = {"connection-1": ours.detach(), "hand-over": os.memfd_create("x")}
+    with theirs:
+        kept = os.dup(handed["connection-1"])  # as the manager has one
+        hand_over.discard(handed)
+        assert theirs.recv(1) == b""
+        os.close(kept)
+    assert handed == {}
+    told = {manager.recv(100) for _ in range(2)}
+    assert told == {f"FDSTOREREMOVE=1\nFDNAME={name}".encode() for name in ("connection-1", "hand-over")}
