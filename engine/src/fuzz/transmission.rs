@@ -219,11 +219,13 @@ fn serve(agreed: Agreed, mut script: Script) -> (Vec<u8>, Vec<u8>) {
     let memory = Arc::new(Memory::new(SIZE, agreed.read_only));
     table.add(VOLUME, "", Arc::clone(&memory) as Arc<dyn Target>).expect("the only one");
     let attachment = table.attach(VOLUME).expect("just added");
-    let freeze_after = script.freeze_after;
+    let mut freeze_after = script.freeze_after;
     let mut from = Standing::default();
-    loop {
+    // Every other process is told to hand over before it has done anything.
+    for at_once in [false, true].into_iter().cycle() {
+        let at_once = at_once && freeze_after.is_some();
         let ended;
-        (script, ended) = serve_once(agreed, script, &attachment, from);
+        (script, ended) = serve_once(agreed, script, &attachment, from, at_once);
         let Ended::Frozen(standing) = ended else {
             assert!(matches!(ended, Ended::Over), "not in time");
             break;
@@ -233,8 +235,9 @@ fn serve(agreed: Agreed, mut script: Script) -> (Vec<u8>, Vec<u8>) {
         from = State::decode(&state.encode()).expect("just encoded").standing;
         assert!(from == state.standing, "another standing");
         script.flows = false;
-        // At least one piece for each process, so that there is an end.
-        script.freeze_after = freeze_after.map(|pieces| pieces + 1);
+        // More for each process than for the one before, so that there is an end soon.
+        freeze_after = freeze_after.map(|pieces| 2 * pieces + 1);
+        script.freeze_after = freeze_after;
     }
     let held = std::mem::take(&mut *memory.bytes.lock().expect("no holder panics"));
     (script.output, held)
@@ -246,6 +249,7 @@ fn serve_once(
     script: Script,
     attachment: &Attachment,
     from: Standing,
+    at_once: bool,
 ) -> (Script, Ended) {
     let common =
         Common { pool: Pool::new(), spares: Default::default(), watch_peers: Box::new(|| {}) };
@@ -261,6 +265,9 @@ fn serve_once(
     let connection = Connection::new(handle, VOLUME.to_owned(), agreed, Arc::clone(&common));
     let connection = Arc::new(connection);
     let _ = peer.connection.set(Arc::downgrade(&connection));
+    if at_once {
+        connection.freeze();
+    }
     let ended = reader::run(&connection, attachment, from);
     assert_eq!(Arc::strong_count(&connection), 1, "a request has stayed");
     drop(connection);
