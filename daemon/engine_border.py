@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         EngineEvent,
         EngineStats,
         ExportInfo,
+        HandOverReport,
         LogSpec,
         PartitionState,
         ScrubReport,
@@ -126,6 +127,12 @@ class EngineLike(CutEngine, Protocol):
 
     def listen(self, fd: int) -> None:
         """Serve NBD on a listening socket."""
+
+    def hand_over(self) -> "HandOverReport":
+        """Take all connections out, for another process."""
+
+    def adopt(self, fd: int, export: str, state: bytes) -> None:
+        """Go on with a connection of another process."""
 
     def open(self, export: str) -> HandleLike:
         """I/O on an export from this process."""

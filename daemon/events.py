@@ -24,11 +24,13 @@ class Events:
         self._lock = threading.Lock()
         self._events: deque[EventView] = deque(maxlen=EVENTS_MAX)
 
-    def add(self, level: Literal["info", "warning"], text: str, *, volume: str | None = None) -> None:
-        """Something has happened: one sentence that names the thing."""
+    def add(
+        self, level: Literal["info", "warning"], text: str, *, volume: str | None = None, **more: object
+    ) -> None:
+        """Something has happened: one sentence that names the thing. `more` are fields for the journal."""
         with self._lock:
             self._events.append(EventView(time=iso(time.time_ns()), level=level, volume=volume, text=text))
-        fields = {} if volume is None else {"VOLUME": volume}
+        fields = more if volume is None else {"VOLUME": volume, **more}
         _log.log(logging.WARNING if level == "warning" else logging.INFO, "%s", text, extra=fields)
 
     def latest(self) -> list[EventView]:

@@ -63,6 +63,9 @@ def run(config: Config, read_again: Callable[[], Config]) -> None:
         )
     passed = passed_by_systemd()
     if config.frontend == "nbdkit":
+        from polyvol.daemon.hand_over import discard
+
+        discard(passed.handed)
         _run_nbdkit(config, passed)
     else:
         _run_native(config, passed, read_again)

@@ -1,31 +1,92 @@
 """systemd: telling it how the daemon is, and logging where its journal can be searched by field.
 
-How it works      `notify` speaks sd_notify's protocol on $NOTIFY_SOCKET. `watchdog_interval_s` says how often
+How it works      `notify` speaks sd_notify's protocol on $NOTIFY_SOCKET. A `Store` gives systemd file
+                  descriptors to keep for the next process ($FDSTORE says how many it takes; systemd before
+                  254 does not set it, so the unit does). `watchdog_interval_s` says how often
                   systemd wants to hear that all is well. `log_to_journal` sends log records by the journal's
                   own protocol when our stderr is the journal's ($JOURNAL_STREAM); the keys in capitals that a
                   record was given by `extra` (VOLUME, DEVICE, SNAPSHOT) become fields.
-Errors            None: without systemd nothing happens.
+Errors            None: without systemd nothing happens. Only a `Store` raises OSError.
 """
 
 import contextlib
 import logging
 import os
+import select
 import socket
 import sys
+from array import array
+from typing import Self
 
 WATCHDOG_SHARE = 1 / 3
 """We speak up so much sooner than systemd would lose patience."""
+STORE_TIMEOUT_S = 10.0
+"""How long systemd may take to take one message."""
 
 
 def notify(*states: str) -> None:
     """Send states such as 'READY=1' together; without systemd nothing happens. Never raises."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address.startswith(("/", "@")):
+    address = _address()
+    if address is None:
         return
-    if address.startswith("@"):
-        address = "\0" + address[1:]
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
         channel.sendto("\n".join(states).encode(), address)
+
+
+def _address() -> str | None:
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address.startswith(("/", "@")):
+        return None
+    return "\0" + address[1:] if address.startswith("@") else address
+
+
+class Store:
+    """systemd's store of file descriptors: what is put there is passed to the next process of the service."""
+
+    @classmethod
+    def offered(cls) -> "Store | None":
+        """The store, if there is one."""
+        address, most = _address(), os.environ.get("FDSTORE", "")
+        return cls(address) if address is not None and most.isdigit() and int(most) > 0 else None
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._channel = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._channel.settimeout(STORE_TIMEOUT_S)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._channel.close()
+
+    def put(self, name: str, number: int) -> None:
+        """Have a copy of a file descriptor kept, under this name."""
+        self._send(f"FDSTORE=1\nFDNAME={name}", number)
+
+    def settle(self, timeout_s: float) -> bool:
+        """Wait until systemd has read all that was put; whether it has."""
+        reading, writing = os.pipe()
+        try:
+            self._send("BARRIER=1", writing)
+        finally:
+            os.close(writing)
+        try:
+            watch = select.poll()  # it hangs up when systemd has closed the other end
+            watch.register(reading, 0)
+            return bool(watch.poll(timeout_s * 1000))
+        finally:
+            os.close(reading)
+
+    def _send(self, text: str, number: int) -> None:
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [number]))]
+        self._channel.sendmsg([text.encode()], rights, 0, self._address)
+
+
+def remove_stored(names: list[str]) -> None:
+    """Have systemd no longer keep what was put under these names. Never raises."""
+    for name in names:
+        notify("FDSTOREREMOVE=1", f"FDNAME={name}")
 
 
 def watchdog_interval_s() -> float | None:

@@ -1,7 +1,8 @@
 """The service: everything that runs for one state directory, put together, started and stopped in order.
 
-How it works      start: lock; sockets; catalog; engine; devices; volumes and snapshots, exported; NBD;
-                  control API. stop: the same backwards. What a start that fails had begun is stopped again.
+How it works      start: lock; sockets; catalog; engine; devices; volumes and snapshots, exported; the
+                  connections of the process before; NBD; control API. stop: the same backwards. What a start
+                  that fails had begun is stopped again.
                   Sockets that systemd passed are taken as they are, and stay when the service stops.
                   It runs inside polyvold, and inside nbdkit (serve_nbd=False: nbdkit has the NBD sockets
                   then, and I/O goes through `engine.open`).
@@ -24,11 +25,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from polyvol.daemon import sockets, state
+from polyvol.daemon import hand_over, sockets, state
 from polyvol.daemon.context import Context
 from polyvol.daemon.devices import Devices
 from polyvol.daemon.engine_border import EngineLike, EngineModule, load_engine
 from polyvol.daemon.errors import engine_errors
+from polyvol.daemon.notify import Store
 from polyvol.daemon.requests import (
     DeviceAdd,
     DeviceRetry,
@@ -278,8 +280,6 @@ class Service:
             return view
 
     def _start(self, undo: ExitStack) -> None:
-        from polyvol.daemon.api.server import ControlServer  # loads the HTTP library: only where it is served
-
         state.make_state_dir(self.state_dir)
         undo.callback(state.StateLock(self.state_dir).release)
         undo.callback(self._passed.close)
@@ -311,13 +311,25 @@ class Service:
         disks = DiskWatch(self.disk_gone, self.disk_came)
         undo.callback(disks.stop)
         disks.start()
+        if self._serve_nbd:
+            hand_over.take(self._context, self._passed.handed)
+            undo.callback(self._hand_over)
         for listener in listeners:
             with engine_errors("serving NBD", module.EngineError):
                 engine.listen(listener.detach())
+        # Only now, as the HTTP library takes its time: clients of the process before have waited long enough.
+        from polyvol.daemon.api.server import ControlServer
+
         server = ControlServer(self, control)
         undo.callback(server.stop)  # V3: it waits for the requests that it has begun
         server.start()
         self._server = server
+
+    def _hand_over(self) -> None:
+        store = Store.offered()
+        if store is not None:
+            with store:
+                hand_over.give(self._context, store)
 
     def _stop_engine(self, engine: EngineLike, module: EngineModule, settings: Settings) -> None:
         """Stop the engine; the run ended cleanly if everything is durable and the catalog can say so."""

@@ -4,7 +4,7 @@ How it works      A unix socket gets its mode 0600 before it is bound (Linux tak
                   that it never has another; a stale one in its place is removed, one that somebody answers on
                   is not. Under systemd the sockets may be there already: socket units hold them, each with a
                   name (FileDescriptorName) that says what it is for, and clients wait in their backlog while
-                  no polyvold runs.
+                  no polyvold runs. What the process before has handed over (hand_over.py) comes the same way.
 Owner and locks   Who bound a socket removes its path at the end; what was passed stays systemd's.
 Errors            SocketUnusable, BadConfig.
 """
@@ -19,6 +19,9 @@ from polyvol.daemon.errors import BadConfig, SocketUnusable
 
 PATH_BYTES_MAX = 107
 """The kernel's limit for a unix socket's path."""
+HANDED_FILE = "hand-over"
+HANDED_CONNECTION = "connection-"
+"""Names of what one process hands to the next."""
 _BACKLOG = 4096
 _FIRST_PASSED = 3
 """The first file descriptor that systemd passes."""
@@ -30,9 +33,13 @@ class Passed:
 
     control: socket.socket | None = None
     nbd: list[socket.socket] = field(default_factory=list)
+    handed: dict[str, int] = field(default_factory=dict)
+    """What the process before has handed over: descriptors, by name."""
 
     def close(self) -> None:
         """Close what nobody took."""
+        while self.handed:
+            os.close(self.handed.popitem()[1])
         for listener in (self.control, *self.nbd):
             if listener is not None:
                 listener.close()
@@ -41,15 +48,19 @@ class Passed:
 def passed_by_systemd() -> Passed:
     """Take what socket activation passes ($LISTEN_PID, $LISTEN_FDS, $LISTEN_FDNAMES); not to be called twice.
 
-    SocketUnusable when a socket has another name than 'nbd' or 'control', or does not listen for streams."""
+    SocketUnusable when a socket has a name that means nothing here, or does not listen for streams."""
     told = {name: os.environ.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")}
     if told["LISTEN_PID"] != str(os.getpid()) or not told["LISTEN_FDS"].isdigit():
         return Passed()
     count = int(told["LISTEN_FDS"])
     names = told["LISTEN_FDNAMES"].split(":") if told["LISTEN_FDNAMES"] else []
     by_name: dict[str, list[socket.socket]] = {"control": [], "nbd": []}
+    handed: dict[str, int] = {}
     for number, name in zip(range(_FIRST_PASSED, _FIRST_PASSED + count), names, strict=False):
         os.set_inheritable(number, False)
+        if name == HANDED_FILE or name.startswith(HANDED_CONNECTION):
+            handed[name] = number
+            continue
         if name not in by_name:
             why = "systemd passes it, and its FileDescriptorName is neither nbd nor control"
             raise SocketUnusable(address=name, why=why)
@@ -57,7 +68,7 @@ def passed_by_systemd() -> Passed:
     if len(names) != count or len(by_name["control"]) > 1:
         why = f"systemd passes {count} sockets, named {' '.join(names) or 'not at all'}"
         raise SocketUnusable(address="control", why=why)
-    return Passed(next(iter(by_name["control"]), None), by_name["nbd"])
+    return Passed(next(iter(by_name["control"]), None), by_name["nbd"], handed)
 
 
 def _listening(number: int, name: str) -> socket.socket:

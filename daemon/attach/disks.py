@@ -9,6 +9,7 @@ Errors            Nothing raises where a device has gone in the meantime: it is 
 
 import contextlib
 import os
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,11 +18,14 @@ from typing import Self
 
 import pyudev
 
+from polyvol.daemon.attach.records import Now, Places
 from polyvol.mapping.occupied import mounts
 
 SYSFS = Path("/sys/block")
 DEV = Path("/dev")
 BACKEND_PREFIX = "polyvol/"
+NBD_MODULE = Path("/sys/module/nbd")
+MODPROBE_S = 30.0
 SECTOR_BYTES = 512
 UDEV_CONTROL = Path("/run/udev/control")
 EVENT_WAIT_S = 0.2
@@ -34,6 +38,21 @@ def read(device: str, attribute: str) -> str | None:
         return (SYSFS / device / attribute).read_text().strip()
     except OSError:
         return None
+
+
+def load_nbd() -> bool:
+    """Have the kernel load its NBD client, if it is a module; whether there is one."""
+    if NBD_MODULE.is_dir():
+        return True
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        subprocess.run(
+            ["modprobe", "nbd"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=MODPROBE_S,
+            check=False,
+        )
+    return NBD_MODULE.is_dir()
 
 
 def size_of(device: str) -> int:
@@ -126,6 +145,12 @@ class Arrival:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         del self._monitor
+
+
+def path_of(places: Places, now: Now) -> Path:
+    """The link to a device that is attached, or, where there is none, the device."""
+    link, node = places.link(now.name), DEV / now.device
+    return link if leads_to(link, node) else node
 
 
 def leads_to(link: Path, node: Path) -> bool:

@@ -14,20 +14,38 @@ import re
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 from polyvol.daemon.attach import disks, handshake
 from polyvol.daemon.attach.address import Address, parse_uri
 from polyvol.daemon.attach.errors import AlreadyAttached, AnotherExport, KernelRefused
 from polyvol.daemon.attach.handshake import Export
-from polyvol.daemon.attach.netlink import Kernel, Settings
 from polyvol.daemon.attach.records import Now, Places, Wanted
+
+if TYPE_CHECKING:  # the library is loaded only by who talks to the kernel
+    from polyvol.daemon.attach.netlink import Kernel
 
 HANDSHAKE_S = 10.0
 ARRIVAL_S = 20.0
 END_S = 20.0
 _DEVICE = re.compile(r"(?:/dev/)?nbd(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Of a block device: `size` and `block_size` in bytes; `flags` are NBD's transmission flags; `backend` is
+    shown in sysfs; how long, in seconds, a request may go unanswered and a device be without a connection
+    before I/O fails."""
+
+    size: int
+    flags: int
+    block_size: int
+    backend: str
+    timeout_s: int
+    dead_timeout_s: int
 
 
 def device_number(device: str) -> int | None:
@@ -52,16 +70,17 @@ def find(places: Places, name: str) -> Now | None:
     return Now(name=name, device=device, kind="nbd", size=disks.size_of(device), flags=flags)
 
 
-def attach(kernel: Kernel, places: Places, wanted: Wanted) -> tuple[Now, Path]:
+def attach(kernel: "Kernel", places: Places, wanted: Wanted) -> tuple[Now, Path]:
     """Make the block device; what it is, and its path."""
     address = parse_uri(wanted.uri, wanted.name)
     index = None if wanted.device is None else device_number(wanted.device)
     if index is not None and disks.connected(f"nbd{index}"):
         raise AlreadyAttached(name=wanted.device, device=f"/dev/nbd{index}")
-    with disks.Arrival() as arrival:
+    with disks.Arrival() as arrival, ExitStack() as undo:
         with _connections(address, wanted.connections) as (sockets, export):
             settings = _settings(wanted, export)
             index = kernel.connect(settings, [each.fileno() for each in sockets], index)
+        undo.callback(kernel.disconnect, index)
         now = Now(
             name=wanted.name,
             device=f"nbd{index}",
@@ -73,10 +92,11 @@ def attach(kernel: Kernel, places: Places, wanted: Wanted) -> tuple[Now, Path]:
         places.write(now)
         if not arrival.wait(lambda: _is_there(now), ARRIVAL_S):
             raise KernelRefused(what=f"/dev/{now.device}", why="the device did not appear in time")
+        undo.pop_all()
         return now, arrival.link(now.device, places.link(wanted.name))
 
 
-def reconnect(kernel: Kernel, wanted: Wanted, now: Now) -> Now:
+def reconnect(kernel: "Kernel", wanted: Wanted, now: Now) -> Now:
     """Give the device new connections in the place of dead ones, and the export's size if that has grown.
 
     AnotherExport if what is served there is not what was attached (K1): then nothing has changed."""
@@ -87,7 +107,7 @@ def reconnect(kernel: Kernel, wanted: Wanted, now: Now) -> Now:
     return grown
 
 
-def grow(kernel: Kernel, wanted: Wanted, now: Now) -> Now:
+def grow(kernel: "Kernel", wanted: Wanted, now: Now) -> Now:
     """Look at the export; if it has grown, so does the device."""
     address = parse_uri(wanted.uri, wanted.name)
     export = handshake.look(address, HANDSHAKE_S)
@@ -121,11 +141,12 @@ def same_export(address: Address, now: Now, export: Export) -> Now:
     )
 
 
-def detach(kernel: Kernel, places: Places, now: Now) -> None:
-    """Write what is not written yet, and end the device. The caller has looked who uses it."""
+def detach(kernel: "Kernel", places: Places, now: Now, *, sync: bool) -> None:
+    """Write what is not written yet if `sync`, and end the device. The caller has looked who uses it."""
     number = device_number(now.device)
     if number is not None and disks.connected(now.device):
-        disks.sync(now.device, exclusively=False)
+        if sync:
+            disks.sync(now.device, exclusively=False)
         with disks.Arrival() as arrival:
             kernel.disconnect(number)
             if not arrival.wait(lambda: not disks.connected(now.device), END_S):
@@ -162,7 +183,7 @@ def _settings(wanted: Wanted, export: Export) -> Settings:
     )
 
 
-def _reconfigure(kernel: Kernel, wanted: Wanted, now: Now, export: Export, sockets: list[int]) -> None:
+def _reconfigure(kernel: "Kernel", wanted: Wanted, now: Now, export: Export, sockets: list[int]) -> None:
     number = device_number(now.device)
     assert number is not None, f"{now.device} is no NBD device"
     backend_known = disks.read(now.device, "backend") is not None

@@ -7,23 +7,23 @@ Owner and locks   A `Kernel` and a `Notices` belong to one thread.
 Errors            NoNbdModule, NeedsRoot, KernelRefused.
 """
 
-import contextlib
 import errno
 import os
 import socket
 import struct
-import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from pyroute2.netlink import NLM_F_ACK, NLM_F_REQUEST, genlmsg, nla
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.generic import GenericNetlinkSocket
 
+from polyvol.daemon.attach.disks import load_nbd
 from polyvol.daemon.attach.errors import KernelRefused, NeedsRoot, NoNbdModule
+
+if TYPE_CHECKING:
+    from polyvol.daemon.attach.kernel import Settings
 
 FAMILY = "nbd"
 NOTICES = "nbd_mc_group"
@@ -32,8 +32,6 @@ CMD_CONNECT = 1
 CMD_DISCONNECT = 2
 CMD_RECONFIGURE = 3
 CMD_LINK_DEAD = 4
-MODULE = Path("/sys/module/nbd")
-MODPROBE_S = 30.0
 NETLINK_GENERIC = 16
 SOL_NETLINK = 270
 NETLINK_ADD_MEMBERSHIP = 1
@@ -73,21 +71,7 @@ class NbdMessage(genlmsg):  # type: ignore[misc] # pyroute2 has no types
             nla_map = (("NBD_SOCK_ITEM_UNSPEC", "none"), ("NBD_SOCK_FD", "uint32"))
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """Of a block device: `size` and `block_size` in bytes; `flags` are NBD's transmission flags; `backend` is
-    shown in sysfs; how long, in seconds, a request may go unanswered and a device be without a connection
-    before I/O fails."""
-
-    size: int
-    flags: int
-    block_size: int
-    backend: str
-    timeout_s: int
-    dead_timeout_s: int
-
-
-def connect_message(settings: Settings, sockets: Sequence[int], index: int | None) -> NbdMessage:
+def connect_message(settings: "Settings", sockets: Sequence[int], index: int | None) -> NbdMessage:
     """Make a block device of these sockets' descriptors; `index` None: the kernel takes a free one."""
     attributes: list[tuple[str, object]] = [] if index is None else [("NBD_ATTR_INDEX", index)]
     return _message(
@@ -104,7 +88,7 @@ def connect_message(settings: Settings, sockets: Sequence[int], index: int | Non
 
 
 def reconfigure_message(
-    index: int, settings: Settings, sockets: Sequence[int], *, backend_known: bool
+    index: int, settings: "Settings", sockets: Sequence[int], *, backend_known: bool
 ) -> NbdMessage:
     """Replace connections that are dead by these; grow to the size. `backend_known`: by the kernel, which
     then wants to be told it."""
@@ -130,7 +114,7 @@ class Kernel:
     def __init__(self) -> None:
         if os.geteuid() != 0:
             raise NeedsRoot(what="attaching")
-        load_module()
+        load_nbd()
         self._netlink = GenericNetlinkSocket()
         try:
             self._netlink.bind(FAMILY, NbdMessage)
@@ -146,7 +130,7 @@ class Kernel:
         """The multicast group of the kernel's notices."""
         return int(self._netlink.mcast_groups[NOTICES])
 
-    def connect(self, settings: Settings, sockets: Sequence[int], index: int | None) -> int:
+    def connect(self, settings: "Settings", sockets: Sequence[int], index: int | None) -> int:
         """Make a block device; its number."""
         answers = self._ask(connect_message(settings, sockets, index), "a block device for it")
         for answer in answers:
@@ -158,7 +142,7 @@ class Kernel:
         return index
 
     def reconfigure(
-        self, index: int, settings: Settings, sockets: Sequence[int], *, backend_known: bool
+        self, index: int, settings: "Settings", sockets: Sequence[int], *, backend_known: bool
     ) -> None:
         """Give a block device new connections in the place of dead ones, and its size."""
         message = reconfigure_message(index, settings, sockets, backend_known=backend_known)
@@ -242,20 +226,6 @@ def dead_links(data: bytes) -> list[int]:
     return found
 
 
-def load_module() -> None:
-    """Have the kernel load its NBD client, if it is a module that is there; else nothing."""
-    if MODULE.is_dir():
-        return
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        subprocess.run(
-            ["modprobe", "nbd"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=MODPROBE_S,
-            check=False,
-        )
-
-
 def _message(command: int, attributes: list[tuple[str, object]]) -> NbdMessage:
     message = NbdMessage()
     message["cmd"] = command
@@ -264,7 +234,7 @@ def _message(command: int, attributes: list[tuple[str, object]]) -> NbdMessage:
     return message
 
 
-def _common(settings: Settings) -> list[tuple[str, object]]:
+def _common(settings: "Settings") -> list[tuple[str, object]]:
     return [
         ("NBD_ATTR_TIMEOUT", settings.timeout_s),
         ("NBD_ATTR_DEAD_CONN_TIMEOUT", settings.dead_timeout_s),

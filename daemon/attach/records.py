@@ -33,7 +33,7 @@ class Wanted:
     connections: int = 4
     device: str | None = None
     block_size: int = 512
-    timeout_s: int = 120
+    timeout_s: int = 10
     dead_timeout_s: int = 300
 
 

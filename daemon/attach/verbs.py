@@ -10,7 +10,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from polyvol.daemon.attach import disks, fuse, kernel, units
+from polyvol.daemon.attach import disks, fuse, handshake, kernel, units
+from polyvol.daemon.attach.address import parse_uri
+from polyvol.daemon.attach.disks import path_of
 from polyvol.daemon.attach.errors import (
     AlreadyAttached,
     AttachedInUse,
@@ -19,9 +21,11 @@ from polyvol.daemon.attach.errors import (
     NoNbdModule,
     NotAttached,
 )
-from polyvol.daemon.attach.netlink import MODULE, Kernel, load_module
 from polyvol.daemon.attach.records import Now, Places, Wanted
+from polyvol.mapping.errors import PolyvolError
 from polyvol.mapping.occupied import use_of
+
+LOOK_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +57,8 @@ def attach(places: Places, wanted: Wanted) -> tuple[Path, bool]:
     there = find(places, wanted.name)
     if there is not None:
         raise AlreadyAttached(name=wanted.name, device=f"/dev/{there.device}")
-    if wanted.kind == "nbd":
-        load_module()
-        if not MODULE.is_dir() and not (disks.SYSFS / "nbd0").exists():
-            raise NoNbdModule()
+    if wanted.kind == "nbd" and not disks.load_nbd():
+        raise NoNbdModule()
     if not units.available():
         return _attach_once(places, wanted), False
     places.write(wanted)
@@ -77,9 +79,7 @@ def detach(places: Places, text: str, *, force: bool) -> str:
     name = name_of(places, text)
     now = find(places, name)
     if now is not None and not force:
-        use = use_of(now.device)
-        if use is not None or not disks.sync(now.device, exclusively=True):
-            raise AttachedInUse(name=name, device=f"/dev/{now.device}", use=use or "in use")
+        _refuse_used(places, now)
     if units.available():
         units.stop(name)
         now = find(places, name)
@@ -87,8 +87,10 @@ def detach(places: Places, text: str, *, force: bool) -> str:
         if now.kind == "fuse":
             fuse.detach(places, now)
         else:
+            from polyvol.daemon.attach.netlink import Kernel  # its library takes its time to load
+
             with Kernel() as channel:
-                kernel.detach(channel, places, now)
+                kernel.detach(channel, places, now, sync=not force)
     places.forget(Wanted, name)
     places.forget(Now, name)
     return name
@@ -112,15 +114,26 @@ def name_of(places: Places, text: str) -> str:
     raise NotAttached(name=text)
 
 
-def path_of(places: Places, now: Now) -> Path:
-    """The link to a device, or, where there is none, the device."""
-    link, node = places.link(now.name), disks.DEV / now.device
-    return link if disks.leads_to(link, node) else node
+def _refuse_used(places: Places, now: Now) -> None:
+    """AttachedInUse if a device cannot be ended without losing anything; else all of it is written."""
+    use = use_of(now.device)
+    wanted = places.wanted(now.name)
+    if use is None and wanted is not None and now.kind == "nbd":
+        try:
+            handshake.look(parse_uri(wanted.uri, wanted.name), LOOK_S)
+        except PolyvolError:
+            use = "without its daemon, and so cannot write what is not written yet"
+    if use is None and not disks.sync(now.device, exclusively=True):
+        use = "in use"
+    if use is not None:
+        raise AttachedInUse(name=now.name, device=f"/dev/{now.device}", use=use)
 
 
 def _attach_once(places: Places, wanted: Wanted) -> Path:
     if wanted.kind == "fuse":
         return fuse.attach(places, wanted)[1]
+    from polyvol.daemon.attach.netlink import Kernel
+
     with Kernel() as channel:
         return kernel.attach(channel, places, wanted)[1]
 

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from polyvol.daemon.attach import disks, fuse, kernel
+from polyvol.daemon.attach.disks import path_of
 from polyvol.daemon.attach.errors import ProgramFailed, ServerUnreachable
 from polyvol.daemon.attach.netlink import Kernel, Notices
 from polyvol.daemon.attach.records import Now, Places, Wanted
@@ -94,45 +95,39 @@ class _Watch:
         self._places = places
         self._wanted = wanted
         self._waker = waker
+        self._notices = Notices(channel.notices_group)
         self._said = ""
 
     def run(self) -> None:
         """Attach, look after it, detach."""
-        with contextlib.closing(Notices(self._kernel.notices_group)) as notices:
-            self._waker.selector.register(notices, selectors.EVENT_READ)
-            now = self._begin()
+        with contextlib.closing(self._notices):
+            self._waker.selector.register(self._notices, selectors.EVENT_READ)
+            there = kernel.find(self._places, self._wanted.name)
+            now = there or self._begin()
             if now is None:
                 return
+            self._tell(path_of(self._places, now), ready=True)
+            # Of the links of one that was there, some may have died while nobody looked.
+            dead = there is not None
             while disks.connected(now.device):
+                after = self._mend(now) if dead else self._grow(now)
+                if after is None:
+                    return
+                now = self._noted(now, after)
                 signals = self._waker.wait(LOOK_S)
                 if _ending(signals):
-                    self._end(now)
+                    self._end(now, daemon_answers=True)
                     return
-                if notices.dead(int(now.device.removeprefix("nbd"))) or signal.SIGHUP in signals:
-                    after = self._mend(now)
-                    if after is None:
-                        return
-                else:
-                    after = self._grow(now)
-                now = self._noted(now, after)
+                dead = self._dead(now) or signal.SIGHUP in signals
         _log.warning("%s (/dev/%s) was detached by somebody else", now.name, now.device, extra=self._fields())
         self._places.forget(Now, now.name)
 
     def _begin(self) -> Now | None:
-        """Attach, or take over; None if told to end before."""
-        now = kernel.find(self._places, self._wanted.name)
+        """Attach; None if told to end before."""
         deadline = time.monotonic() + START_S
         for pause_s in _pauses():
             try:
-                if now is not None:
-                    # Of its links some may have died while nobody looked.
-                    now = kernel.reconnect(self._kernel, self._wanted, now)
-                    self._places.write(now)
-                    path = disks.DEV / now.device
-                else:
-                    now, path = kernel.attach(self._kernel, self._places, self._wanted)
-                self._tell(path, ready=True)
-                return now
+                return kernel.attach(self._kernel, self._places, self._wanted)[0]
             except ServerUnreachable as error:
                 if time.monotonic() >= deadline:
                     raise
@@ -147,18 +142,19 @@ class _Watch:
         for pause_s in _pauses():
             if not disks.connected(now.device):
                 return now
+            self._dead(now)  # those that we know of by now get new connections; later ones wake us again
             try:
                 after = kernel.reconnect(self._kernel, self._wanted, now)
                 took_s = time.monotonic() - begun
                 _log.info("%s is connected again, after %.1f s", now.name, took_s, extra=self._fields())
                 self._said = ""
-                self._tell(disks.DEV / now.device)
+                self._tell(path_of(self._places, now))
                 return after
             except PolyvolError as error:
                 self._complain(error)
             signals = self._waker.wait(pause_s)
             if _ending(signals):
-                self._end(now)
+                self._end(now, daemon_answers=False)
                 return None
         return now
 
@@ -178,14 +174,20 @@ class _Watch:
             self._places.write(after)
         return after
 
-    def _end(self, now: Now) -> None:
-        """Detach it, unless somebody uses it (A1)."""
+    def _dead(self, now: Now) -> bool:
+        """Whether the kernel has told of dead links since the last call."""
+        number = kernel.device_number(now.device)
+        return number is not None and self._notices.dead(number)
+
+    def _end(self, now: Now, *, daemon_answers: bool) -> None:
+        """Detach it, unless somebody uses it (A1). Without its daemon nothing can be written any more: to
+        try would wait for it."""
         use = use_of(now.device)
-        if use is not None or not disks.sync(now.device, exclusively=True):
+        if use is not None or (daemon_answers and not disks.sync(now.device, exclusively=True)):
             said = (now.name, now.device, use or "in use")
             _log.warning("%s stays attached as /dev/%s, which is %s", *said, extra=self._fields())
             return
-        kernel.detach(self._kernel, self._places, now)
+        kernel.detach(self._kernel, self._places, now, sync=daemon_answers)
         _log.info("%s (/dev/%s) was detached", now.name, now.device, extra=self._fields())
 
     def _complain(self, error: PolyvolError) -> None:

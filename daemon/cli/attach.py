@@ -61,8 +61,8 @@ class DeviceType(click.ParamType[str]):
 )
 @click.option(
     "--timeout",
-    type=click.IntRange(30, 86400),
-    default=120,
+    type=click.IntRange(1, 86400),
+    default=10,
     show_default=True,
     metavar="SECONDS",
     help="How long a request may go unanswered before it is sent on another connection.",

@@ -233,6 +233,21 @@ class BlockStatus(TypedDict):
     hole: bool
     zero: bool
 
+class ConnectionState(TypedDict):
+    """A connection that goes on elsewhere: its export, its socket's descriptor, which is the caller's to
+    close, and what `adopt` is to be given with it."""
+
+    export: str
+    fd: int
+    state: bytes
+
+class HandOverReport(TypedDict):
+    """What came of all connections: `closed` has an export for each whose requests were not answered, or
+    whose replies were not taken, in time."""
+
+    connections: list[ConnectionState]
+    closed: list[str]
+
 @final
 class Engine:
     """The data plane. One for each process; `stop` ends its threads and leaves everything durable."""
@@ -326,6 +341,18 @@ class Engine:
 
     def listen(self, fd: int) -> None:
         """Serve NBD on a listening stream socket; the engine takes the descriptor over."""
+
+    def hand_over(self) -> HandOverReport:
+        """Accept nobody any more, have every request that was read answered, and take all connections out,
+        for another process to go on with. Takes as long as the slowest, at most 13 s. NBD is not served
+        afterwards; everything else is."""
+
+    def adopt(self, fd: int, export: str, state: bytes) -> None:
+        """Go on with a connection that another engine has handed over; the descriptor is taken over in any
+        case. The caller knows that the export is the one that it was connected to.
+
+        Raises 'invalid' (the state is not whole, of another version, or says what no longer holds),
+        'not-found' (no such export) or 'busy' (too many connections); then it is closed."""
 
     def open(self, export: str) -> Handle:
         """A way to do I/O on an export from this process; counts as a connection."""

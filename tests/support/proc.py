@@ -118,7 +118,12 @@ class Background:
     """A program that runs until it is stopped; its output goes to a log file."""
 
     def __init__(
-        self, *command: Argument, log: Path, env: Mapping[str, str] | None = None, cwd: Path | None = None
+        self,
+        *command: Argument,
+        log: Path,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        pass_fds: Sequence[int] = (),
     ) -> None:
         self.command = command_line(command)
         self.log = log
@@ -131,6 +136,7 @@ class Background:
                 stderr=output,
                 env=environment(env),
                 cwd=cwd,
+                pass_fds=pass_fds,
                 start_new_session=True,
             )
 

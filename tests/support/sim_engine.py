@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         EngineEvent,
         EngineStats,
         ExportInfo,
+        HandOverReport,
         LogSpec,
         PartitionState,
         ScrubReport,
@@ -368,6 +369,15 @@ class SimEngine:
     def listen(self, fd: int) -> None:
         self._begin("listen")
         self._listeners.append(socket.socket(fileno=fd))
+
+    def hand_over(self) -> "HandOverReport":
+        self._begin("hand-over")
+        return {"connections": [], "closed": []}
+
+    def adopt(self, fd: int, export: str, state: bytes) -> None:
+        self._begin("adopt", export)
+        os.close(fd)
+        check(state != b"", "invalid", "the state is not whole")
 
     def open(self, export: str) -> "SimHandle":
         self._begin("open", export)

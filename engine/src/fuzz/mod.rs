@@ -11,6 +11,7 @@
 mod checkpoint;
 mod damage;
 mod files;
+mod hand_over;
 mod handshake;
 mod journal;
 mod random;
@@ -30,8 +31,14 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 5] =
-    [handshake::TARGET, transmission::TARGET, journal::TARGET, checkpoint::TARGET, damage::TARGET];
+pub const TARGETS: [Target; 6] = [
+    handshake::TARGET,
+    transmission::TARGET,
+    hand_over::TARGET,
+    journal::TARGET,
+    checkpoint::TARGET,
+    damage::TARGET,
+];
 
 #[cfg(test)]
 mod tests {

@@ -1,14 +1,16 @@
 //! Transmission: whatever a peer sends as requests, through the real reader, replies and budget.
 //!
 //! How it works      The input's first byte says what was agreed on; then come the sizes of pieces that are received and
-//!                   sent at once; the rest is what the peer sends. The target is a volume in memory that ends each
+//!                   sent at once, and after how many pieces the connection is handed over, again and again, as from
+//!                   one process to the next; the rest is what the peer sends. The target is a volume in memory that ends each
 //!                   request where it stands, so that one thread does it all. A few lines of [`expected`], which know
 //!                   nothing of how the reader works, say what the replies must be.
 //! Promises          R1, R2, D3, P2: each request is answered once, as it should be; refused payloads are consumed; the
 //!                   volume is given nothing invalid, and holds in the end what the requests say; the budget has
-//!                   everything back.
+//!                   everything back; G2: hand-overs change nothing of that.
 
 use std::io::IoSlice;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
@@ -19,14 +21,15 @@ use super::random::Choices;
 use crate::limits::REQUEST_BYTES_MAX;
 use crate::nbd::budget::{POOL_BYTES, Pool, lock};
 use crate::nbd::connection::{Common, Connection};
+use crate::nbd::hand_over::State;
 use crate::nbd::peer::Peer;
-use crate::nbd::reader;
+use crate::nbd::reader::{self, Ended, Standing};
 use crate::nbd::request::Agreed;
 use crate::nbd::wire::{
     REQUEST_HEADER_BYTES, REQUEST_MAGIC, RequestHeader, command, command_flag, error, parse_request,
 };
 use crate::sync::Mutex;
-use crate::volume::export::ExportTable;
+use crate::volume::export::{Attachment, ExportTable};
 use crate::volume::request::{Request, Target, Verb};
 
 /// See the module's head.
@@ -109,6 +112,10 @@ struct Script {
     /// How much is received at once, and how much is sent before it has to wait; 0: without limit.
     receives: usize,
     sends: usize,
+    /// Nothing is held back any more: the connection freezes or ends.
+    flows: bool,
+    /// Pieces until the next hand-over; `None`: there is none.
+    freeze_after: Option<usize>,
 }
 
 /// A scripted peer, as its connection holds it.
@@ -117,10 +124,22 @@ struct Handle(Arc<Scripted>);
 impl Peer for Handle {
     fn receive(&self, space: &mut [u8]) -> Result<usize, SystemErrno> {
         self.0.full.store(false, Ordering::Relaxed);
-        if self.0.armed.swap(false, Ordering::Relaxed)
-            && let Some(connection) = self.0.connection.get().and_then(Weak::upgrade)
-        {
-            connection.send_on();
+        let connection = self.0.connection.get().and_then(Weak::upgrade);
+        let mut script = lock(&self.0.state);
+        let freezes = script.freeze_after == Some(0);
+        script.flows |= freezes;
+        script.freeze_after = script.freeze_after.map(|pieces| pieces.saturating_sub(1));
+        drop(script);
+        if let Some(connection) = connection {
+            if freezes {
+                connection.freeze();
+            }
+            if self.0.armed.swap(false, Ordering::Relaxed) {
+                connection.send_on();
+            }
+            if freezes {
+                return Err(SystemErrno::AGAIN);
+            }
         }
         let mut script = lock(&self.0.state);
         let here = script.received;
@@ -128,7 +147,7 @@ impl Peer for Handle {
         space[..length].copy_from_slice(&script.input[here..here + length]);
         script.received += length;
         if script.received == script.input.len() {
-            script.sends = 0; // nobody would send the rest later
+            script.flows = true; // nobody would send the rest later
         }
         Ok(length)
     }
@@ -136,7 +155,7 @@ impl Peer for Handle {
     fn send(&self, parts: &[IoSlice<'_>]) -> Result<usize, SystemErrno> {
         assert!(!parts.is_empty(), "nothing to send");
         let mut script = lock(&self.0.state);
-        let limited = script.sends > 0;
+        let limited = script.sends > 0 && !script.flows;
         if self.0.full.swap(limited, Ordering::Relaxed) && limited {
             return Err(SystemErrno::AGAIN);
         }
@@ -156,6 +175,10 @@ impl Peer for Handle {
     }
 
     fn shut_down(&self) {}
+
+    fn release(&self) -> Option<OwnedFd> {
+        None
+    }
 }
 
 fn run(bytes: &[u8]) {
@@ -163,6 +186,7 @@ fn run(bytes: &[u8]) {
     let marks = choices.byte();
     let receives = 1 + usize::from(choices.pair());
     let sends = usize::from(choices.byte()) * 16;
+    let freeze_every = usize::from(choices.byte());
     let agreed = Agreed {
         size: SIZE as u64,
         read_only: marks & 1 != 0,
@@ -173,23 +197,63 @@ fn run(bytes: &[u8]) {
     let expected = expected(&mut input, &agreed);
     // A connection that does not end with its stream sends nothing later.
     let sends = if expected.to_the_end { sends } else { 0 };
-    let (output, held) = serve(agreed, input, receives, sends);
+    let script = Script {
+        input,
+        received: 0,
+        output: Vec::new(),
+        receives,
+        sends,
+        flows: false,
+        freeze_after: freeze_every.checked_sub(1),
+    };
+    let (output, held) = serve(agreed, script);
     assert!(held == expected.held, "the volume does not hold what was written");
     let mut found = parse(&output, &agreed, &expected.replies);
     found.sort();
     assert_eq!(found, expected.replies, "R1: not the replies that belong to the requests");
 }
 
-/// Runs a connection to its end; what it has sent, and what the volume holds then.
-fn serve(agreed: Agreed, input: Vec<u8>, receives: usize, sends: usize) -> (Vec<u8>, Vec<u8>) {
+/// Runs a connection to its end, from process to process; what it has sent, and what the volume holds then.
+fn serve(agreed: Agreed, mut script: Script) -> (Vec<u8>, Vec<u8>) {
     let table = ExportTable::default();
     let memory = Arc::new(Memory::new(SIZE, agreed.read_only));
     table.add(VOLUME, "", Arc::clone(&memory) as Arc<dyn Target>).expect("the only one");
     let attachment = table.attach(VOLUME).expect("just added");
+    let mut freeze_after = script.freeze_after;
+    let mut from = Standing::default();
+    // Every other process is told to hand over before it has done anything.
+    for at_once in [false, true].into_iter().cycle() {
+        let at_once = at_once && freeze_after.is_some();
+        let ended;
+        (script, ended) = serve_once(agreed, script, &attachment, from, at_once);
+        let Ended::Frozen(standing) = ended else {
+            assert!(matches!(ended, Ended::Over), "not in time");
+            break;
+        };
+        let size = SIZE as u64;
+        let state = State { agreed, size, transmission_flags: 1, moved: 0, standing };
+        from = State::decode(&state.encode()).expect("just encoded").standing;
+        assert!(from == state.standing, "another standing");
+        script.flows = false;
+        // More for each process than for the one before, so that there is an end soon.
+        freeze_after = freeze_after.map(|pieces| 2 * pieces + 1);
+        script.freeze_after = freeze_after;
+    }
+    let held = std::mem::take(&mut *memory.bytes.lock().expect("no holder panics"));
+    (script.output, held)
+}
+
+/// Runs a connection until it ends or is handed over.
+fn serve_once(
+    agreed: Agreed,
+    script: Script,
+    attachment: &Attachment,
+    from: Standing,
+    at_once: bool,
+) -> (Script, Ended) {
     let common =
         Common { pool: Pool::new(), spares: Default::default(), watch_peers: Box::new(|| {}) };
     let common = Arc::new(common);
-    let script = Script { input, received: 0, output: Vec::new(), receives, sends };
     let peer = Scripted {
         connection: OnceLock::new(),
         state: Mutex::new(script),
@@ -201,13 +265,15 @@ fn serve(agreed: Agreed, input: Vec<u8>, receives: usize, sends: usize) -> (Vec<
     let connection = Connection::new(handle, VOLUME.to_owned(), agreed, Arc::clone(&common));
     let connection = Arc::new(connection);
     let _ = peer.connection.set(Arc::downgrade(&connection));
-    reader::run(&connection, &attachment, &[]);
+    if at_once {
+        connection.freeze();
+    }
+    let ended = reader::run(&connection, attachment, from);
     assert_eq!(Arc::strong_count(&connection), 1, "a request has stayed");
     drop(connection);
     assert_eq!(common.pool.free(), POOL_BYTES, "P2: something was not given back");
-    let output = std::mem::take(&mut lock(&peer.state).output);
-    let held = std::mem::take(&mut *memory.bytes.lock().expect("no holder panics"));
-    (output, held)
+    let script = Arc::into_inner(peer).expect("the connection's peer is gone with it").state;
+    (script.into_inner().expect("no holder panics"), ended)
 }
 
 /// A reply: cookie, error, and the data of a read.
@@ -377,12 +443,13 @@ fn seeds() -> Vec<Vec<u8>> {
     let mut seeds = Vec::new();
     for (number, request) in requests.iter().enumerate() {
         let read = request_bytes(0, command::READ, 1000, 100);
-        seeds.push([&[number as u8 & 7, 0, 19, 0][..], request, &read].concat());
+        let freeze_every = number as u8 % 3;
+        seeds.push([&[number as u8 & 7, 0, 19, 0, freeze_every][..], request, &read].concat());
     }
     for marks in 0..8 {
         let good = requests.iter().enumerate().filter(|(number, _)| ![4, 5, 13].contains(number));
         let stream: Vec<u8> = good.flat_map(|(_, request)| request.clone()).collect();
-        seeds.push([&[marks, 0, marks * 9, marks & 3][..], &stream].concat());
+        seeds.push([&[marks, 0, marks * 9, marks & 3, marks][..], &stream].concat());
     }
     seeds
 }

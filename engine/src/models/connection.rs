@@ -1,8 +1,11 @@
 //! A connection and those who finish its requests: each reply is sent once and whole, also where the socket takes only
-//! part of it and the rest is sent later; a reader that waits is woken; all memory comes back (P1, P2, N1).
+//! part of it and the rest is sent later; a reader that waits is woken; all memory comes back (P1, P2, N1); its socket is
+//! shut down or handed over, never both, and never handed over with a reply unsent (N3).
 
 use std::io::IoSlice;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
 
 use loom::thread;
 use rustix::io::Errno as SystemErrno;
@@ -12,7 +15,7 @@ use crate::buffer::Buffer;
 use crate::nbd::budget::{
     CONNECTION_BYTES_MAX, POOL_BYTES, Pool, REQUEST_OVERHEAD_BYTES, SHARE_BYTES,
 };
-use crate::nbd::connection::{Common, Connection};
+use crate::nbd::connection::{Common, Connection, Patience};
 use crate::nbd::peer::Peer;
 use crate::nbd::request::Agreed;
 use crate::nbd::spare::Spares;
@@ -31,6 +34,8 @@ struct Sent {
     room: Option<usize>,
     /// Threads that go on sending.
     later: Vec<thread::JoinHandle<()>>,
+    shut_down: bool,
+    released: bool,
 }
 
 /// A socket of a given width, with a thread that sends later.
@@ -64,7 +69,14 @@ impl Peer for Narrow {
         Ok(())
     }
 
-    fn shut_down(&self) {}
+    fn shut_down(&self) {
+        self.sent.lock().unwrap().shut_down = true;
+    }
+
+    fn release(&self) -> Option<OwnedFd> {
+        self.sent.lock().unwrap().released = true;
+        std::fs::File::open("/dev/null").ok().map(OwnedFd::from)
+    }
 }
 
 struct Scene {
@@ -180,6 +192,64 @@ fn a_reader_that_waits_for_its_own_replies_is_woken() {
         let theirs = Arc::clone(&scene.connection);
         let other = thread::spawn(move || Scene::finish(&theirs, 1));
         assert_eq!(scene.connection.take(all, all, 1), Some(all));
+        other.join().unwrap();
+    });
+}
+
+/// Patience that no model uses up.
+const LONG: Patience =
+    Patience { all: Duration::from_secs(3600), still: Duration::from_secs(3600) };
+
+#[test]
+fn what_is_handed_over_was_answered_and_is_nobodys_to_shut_down() {
+    for room in [None, Some(20)] {
+        check(move || {
+            let scene = scene(2, room);
+            scene.connection.freeze();
+            let theirs = Arc::clone(&scene.connection);
+            let processor = thread::spawn(move || {
+                Scene::finish(&theirs, 1);
+                Scene::finish(&theirs, 2);
+            });
+            assert!(scene.connection.become_quiet(LONG));
+            assert!(scene.connection.release().is_some());
+            let bytes = scene.sent.lock().unwrap().bytes.len();
+            assert_eq!(bytes, 2 * SIMPLE_REPLY_BYTES, "N3: released with a reply unsent");
+            scene.connection.break_off();
+            processor.join().unwrap();
+            assert_eq!(scene.cookies(), [1, 2]);
+            assert!(!scene.sent.lock().unwrap().shut_down, "N3");
+        });
+    }
+}
+
+#[test]
+fn a_connection_is_broken_off_or_released_never_both() {
+    check(|| {
+        let scene = scene(1, None);
+        scene.connection.freeze();
+        let (theirs, others) = (Arc::clone(&scene.connection), Arc::clone(&scene.connection));
+        let processor = thread::spawn(move || Scene::finish(&theirs, 1));
+        let evicts = thread::spawn(move || others.evict());
+        let quiet = scene.connection.become_quiet(LONG);
+        let released = quiet && scene.connection.release().is_some();
+        processor.join().unwrap();
+        evicts.join().unwrap();
+        let sent = scene.sent.lock().unwrap();
+        assert_eq!((sent.released, sent.shut_down), (released, !released), "N3");
+        assert!(!released || sent.bytes.len() == SIMPLE_REPLY_BYTES);
+    });
+}
+
+#[test]
+fn a_reader_that_waits_for_the_budget_is_woken_by_a_freeze() {
+    check(|| {
+        let scene = scene(1, None);
+        assert_eq!(scene.connection.take(COST, COST, 1), Some(COST));
+        let theirs = Arc::clone(&scene.connection);
+        let other = thread::spawn(move || theirs.freeze());
+        let all = CONNECTION_BYTES_MAX;
+        assert_eq!(scene.connection.take(all, all, 1), None);
         other.join().unwrap();
     });
 }

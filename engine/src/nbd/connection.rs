@@ -3,9 +3,12 @@
 //! How it works      One reader thread (`reader.rs`) brings requests in and owns the connection's life. Its
 //!                   requests come back through [`Connection`], which is their sink (`reply.rs`).
 //! Invariants        N1 `submitted` counts requests that a target has; the attachment is let go at 0;
-//!                   N2 once broken, a connection is never sent to again, and what comes back is dropped.
+//!                   N2 once broken, a connection is never sent to again, and what comes back is dropped;
+//!                   N3 it is broken off or released, never both: a released one has nothing under way and
+//!                      nothing to send, and its socket is another's.
 //! Owner and locks   `outbox`, then `state`, then the pool. `state` is never held across a system call.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,10 +20,19 @@ use crate::nbd::peer::Peer;
 use crate::nbd::reply::{Outbox, Reply};
 use crate::nbd::request::Agreed;
 use crate::nbd::spare::Spares;
-use crate::sync::{Mutex, MutexGuard};
+use crate::sync::{AtomicBool, Mutex, MutexGuard, Ordering};
 
 /// The longest that a waiting reader sleeps before it looks again by itself.
 const WAIT_AT_MOST: Duration = Duration::from_millis(30);
+
+/// How long one that is frozen may take to become quiet.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// Until everything is answered and sent.
+    pub all: Duration,
+    /// Without a byte that the peer takes, once the target has no requests.
+    pub still: Duration,
+}
 
 /// What the connections of one server share.
 pub struct Common {
@@ -48,6 +60,8 @@ pub struct Connection {
     pub outbox: Mutex<Outbox>,
     /// Wakes the reader.
     pub waiter: Arc<Waiter>,
+    /// The reader is to stop where it stands, between two requests.
+    freezing: AtomicBool,
 }
 
 /// What changes about a connection.
@@ -59,6 +73,8 @@ pub struct State {
     pub sending: bool,
     /// The connection is over (N2).
     pub broken: bool,
+    /// Its socket goes on elsewhere (N3).
+    released: bool,
     /// Requests that the target has (N1).
     pub submitted: usize,
     /// The reader waits for something here.
@@ -89,6 +105,10 @@ impl State {
         }
     }
 
+    fn is_quiet(&self) -> bool {
+        self.submitted == 0 && !self.sending && self.queue.is_empty()
+    }
+
     fn take_bytes(&mut self, pool: &Pool, needed: u64, wanted: u64) -> Taken {
         self.account.take(pool, needed, wanted, self.moved >= PROVEN_BYTES)
     }
@@ -110,14 +130,50 @@ impl Connection {
             state: Mutex::default(),
             outbox: Mutex::default(),
             waiter: Arc::default(),
+            freezing: AtomicBool::new(false),
         }
     }
 
-    /// Ends the connection from any thread: nothing more is received or sent (N2).
+    /// Ends the connection from any thread: nothing more is received or sent (N2). One that was released is no longer
+    /// anybody's to end (N3).
     pub fn break_off(&self) {
-        lock(&self.state).broken = true;
+        let mut state = lock(&self.state);
+        if state.released {
+            return;
+        }
+        state.broken = true;
+        drop(state);
         self.peer.shut_down();
         self.waiter.changed.notify_all();
+    }
+
+    /// Has the reader stop where it stands, whatever it waits for; its socket may have to be told too.
+    pub fn freeze(&self) {
+        let state = lock(&self.state); // a reader that is about to wait has looked before, or will
+        self.freezing.store(true, Ordering::SeqCst);
+        drop(state);
+        self.waiter.changed.notify_all();
+    }
+
+    /// Whether the reader is to stop.
+    pub fn is_freezing(&self) -> bool {
+        self.freezing.load(Ordering::Relaxed)
+    }
+
+    /// Takes the socket out of a connection that is quiet, for another process; `None` if it cannot be had: the
+    /// connection is broken, or not quiet, or not only a socket. Nothing reads from it from here on.
+    pub fn release(&self) -> Option<OwnedFd> {
+        let mut state = lock(&self.state);
+        if state.broken || !state.is_quiet() {
+            return None;
+        }
+        state.released = true; // N3
+        drop(state);
+        let socket = self.peer.release();
+        if socket.is_none() {
+            lock(&self.state).released = false;
+        }
+        socket
     }
 
     /// Gives back what `requests` answered requests held.
@@ -159,7 +215,7 @@ impl Connection {
     }
 
     /// Takes one request more and `needed` bytes, or up to `wanted`; waits until it can. Gives how many bytes
-    /// were taken; `None` when the connection is broken.
+    /// were taken; `None` when the connection is broken or freezes.
     pub fn take(&self, needed: u64, wanted: u64, requests: u32) -> Option<u64> {
         self.wait_for(|state| {
             if state.account.requests_left() < requests {
@@ -205,14 +261,14 @@ impl Connection {
     }
 
     /// Waits until `attempt` succeeds; its error says what it needs of the pool, if that was too short. `None` when
-    /// the connection is broken.
+    /// the connection is broken or freezes.
     fn wait_for<T>(
         &self,
         mut attempt: impl FnMut(&mut State) -> Result<T, Option<u64>>,
     ) -> Option<T> {
         let mut state = lock(&self.state);
         loop {
-            if state.broken {
+            if state.broken || self.is_freezing() {
                 return None;
             }
             let short_by = match attempt(&mut state) {
@@ -269,6 +325,31 @@ impl Connection {
         {
             state = self.sleep(state, WAIT_AT_MOST);
         }
+    }
+
+    /// Waits until it is quiet: the target has none of its requests and every reply is sent; whether it came to that
+    /// in time.
+    pub fn become_quiet(&self, patience: Patience) -> bool {
+        let until = Instant::now() + patience.all;
+        let mut state = lock(&self.state);
+        while state.submitted > 0 && !state.broken && Instant::now() < until {
+            state = self.sleep(state, WAIT_AT_MOST);
+        }
+        drop(state);
+        self.send_queued();
+        let mut state = lock(&self.state);
+        let mut moved = (state.moved, Instant::now());
+        while !state.broken && state.submitted == 0 && !state.is_quiet() {
+            let now = Instant::now();
+            if state.moved != moved.0 {
+                moved = (state.moved, now);
+            }
+            if now >= until || now.duration_since(moved.1) >= patience.still {
+                break;
+            }
+            state = self.sleep(state, WAIT_AT_MOST);
+        }
+        state.is_quiet() && !state.broken
     }
 
     /// Whether it has inboxes that payloads still need.

@@ -11,7 +11,7 @@
 //! Errors            What the protocol can say, it is told with an error reply; for anything else the
 //!                   connection is closed: another magic, unknown client flags, too much of anything.
 
-mod options;
+pub(in crate::nbd) mod options;
 #[cfg(test)]
 mod tests;
 

@@ -67,7 +67,6 @@ pub struct Listener {
     /// Deadlines in the order of acceptance; some may be over already.
     deadlines: VecDeque<(Instant, u64)>,
     handshakes_max: usize,
-    next: u64,
     /// What all handshakes hold, bytes.
     held: usize,
     paused_until: Option<Instant>,
@@ -84,7 +83,6 @@ impl Listener {
             negotiations: HashMap::new(),
             deadlines: VecDeque::new(),
             handshakes_max: spare.clamp(64, HANDSHAKES_MAX),
-            next: 1,
             held: 0,
             paused_until: None,
             scratch: vec![0; FEED_BYTES_MAX],
@@ -106,11 +104,13 @@ impl Listener {
                 let number = event.data.u64();
                 if number & LISTENING == 0 {
                     self.exchange(number);
+                    self.count(0); // one that is done has its connection by now
                 } else if number != WAKE {
                     self.accept(number);
                 }
             }
             self.expire();
+            self.count(0);
         }
     }
 
@@ -137,8 +137,10 @@ impl Listener {
     }
 
     fn pause_listening(&self, pause: bool) {
-        let wanted = if pause { epoll::EventFlags::empty() } else { epoll::EventFlags::IN };
-        for (index, socket) in lock(&self.shared.listeners).iter().enumerate() {
+        let listeners = lock(&self.shared.listeners);
+        let none = pause || self.shared.closed.load(Ordering::Acquire);
+        let wanted = if none { epoll::EventFlags::empty() } else { epoll::EventFlags::IN };
+        for (index, socket) in listeners.iter().enumerate() {
             let data = epoll::EventData::new_u64(LISTENING | index as u64);
             // It fails only for a socket that is not in the set, and all are.
             let _ = epoll::modify(&self.shared.listening, socket, data, wanted);
@@ -150,11 +152,20 @@ impl Listener {
             let listeners = lock(&self.shared.listeners);
             let index = usize::try_from(number & !LISTENING).unwrap_or(usize::MAX);
             let Some(listening) = listeners.get(index) else { return };
+            if self.shared.closed.load(Ordering::Acquire) {
+                return;
+            }
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
             let accepted = accept_with(listening, flags);
+            if accepted.is_ok() {
+                self.count(1); // before anybody can close the listeners and think that there is none
+            }
             drop(listeners);
             match accepted {
-                Ok(socket) => self.begin(socket),
+                Ok(socket) => {
+                    self.begin(socket);
+                    self.count(0);
+                }
                 Err(SystemErrno::INTR | SystemErrno::CONNABORTED) => {}
                 Err(
                     SystemErrno::MFILE
@@ -177,8 +188,7 @@ impl Listener {
         while self.negotiations.len() >= self.handshakes_max && self.give_up_oldest() {} // L2
         // Refused for unix sockets, which need it not.
         let _ = sockopt::set_tcp_nodelay(&socket, true);
-        let number = self.next;
-        self.next += 1;
+        let number = self.shared.next.fetch_add(1, Ordering::Relaxed);
         let waits_for = epoll::EventFlags::IN;
         let data = epoll::EventData::new_u64(number);
         if epoll::add(&self.shared.listening, &socket, data, waits_for).is_err() {
@@ -189,7 +199,6 @@ impl Listener {
         self.held += held;
         let negotiation = Negotiation { socket, handshake, held, waits_for, closing: false };
         self.negotiations.insert(number, negotiation);
-        self.shared.handshakes.store(self.negotiations.len(), Ordering::Relaxed);
         self.deadlines.push_back((Instant::now() + HANDSHAKE_TIME, number));
         self.exchange(number);
     }
@@ -206,8 +215,12 @@ impl Listener {
     fn remove(&mut self, number: u64) -> Option<Negotiation> {
         let negotiation = self.negotiations.remove(&number)?;
         self.held -= negotiation.held;
-        self.shared.handshakes.store(self.negotiations.len(), Ordering::Relaxed);
         Some(negotiation)
+    }
+
+    /// Says how many sockets are in handshake: those known, and `more` that are about to be.
+    fn count(&self, more: usize) {
+        self.shared.handshakes.store(self.negotiations.len() + more, Ordering::SeqCst);
     }
 
     /// Sends and receives with one socket as far as it goes now.

@@ -6,6 +6,7 @@
 //!                   (`request.rs`) and submits them by the batch to the export's target. Whoever finishes
 //!                   requests hands them to the connection (`reply.rs`) and kicks it; a kick sends what it
 //!                   can and never blocks. What a socket does not take at once, the sender thread sends.
+//!                   `hand_over.rs` stops connections between two requests, for the next process to go on with.
 //! Bounds            `budget.rs`: bytes and requests in flight, for each connection and for all together.
 //! Invariants        S1 one connection can only end itself: no peer's bytes lead to a panic or to an
 //!                      unbounded wait of a thread that others need;
@@ -15,14 +16,15 @@
 //!                   listener             epoll, at most 10 s              the wake-up
 //!                   sender               epoll, 10 ms while memory is      the wake-up
 //!                                        short, 250 ms while it watches
-//!                   reader, for each     its socket, its budget,          a shut-down of its socket
-//!                   connection           its target's completions
+//!                   reader, for each     its socket, its budget,          a shut-down of its socket,
+//!                   connection           its target's completions         a freeze
 //!                   Lock order: outbox, state, pool. `connections` and `listeners` are taken alone.
 //! Errors            a host sees the protocol's errors (docs/nbd.md), or a closed connection.
 #![forbid(unsafe_code)]
 
 pub(crate) mod budget;
 pub(crate) mod connection;
+pub mod hand_over;
 pub(crate) mod handshake;
 mod listener;
 pub(crate) mod peer;
@@ -35,7 +37,7 @@ pub(crate) mod wire;
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -49,9 +51,11 @@ use rustix::time::Timespec;
 use crate::error::{Error, ErrorKind, Result};
 use crate::nbd::budget::{INBOX_BYTES, Pool, SOCKET_BYTES, evict, lock};
 use crate::nbd::connection::{Common, Connection};
+use crate::nbd::hand_over::HandedOver;
 use crate::nbd::handshake::{Agreement, INPUT_BYTES_MAX};
 use crate::nbd::listener::{LISTENING, Listener};
 use crate::nbd::peer::Socket;
+use crate::nbd::reader::{Ended, Standing};
 use crate::nbd::reply::Reply;
 use crate::nbd::request::Agreed;
 use crate::nbd::spare::Spares;
@@ -88,7 +92,17 @@ struct Shared {
     /// Wakes both threads.
     wake: OwnedFd,
     stopping: AtomicBool,
+    /// Nobody is accepted any more; changed with `listeners` locked.
+    closed: AtomicBool,
+    /// All connections freeze.
+    freezing: AtomicBool,
+    /// Tells those that wait for their sockets.
+    freeze: Arc<OwnedFd>,
+    /// What has come of that.
+    handed_over: Mutex<HandedOver>,
     handshakes: AtomicUsize,
+    /// The number of the next socket.
+    next: AtomicU64,
     readers: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -127,7 +141,12 @@ impl Server {
             sender: Arc::new(sender),
             wake: eventfd(0, flags).map_err(failed)?,
             stopping: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
+            freezing: AtomicBool::new(false),
+            freeze: Arc::new(eventfd(0, flags).map_err(failed)?),
+            handed_over: Mutex::default(),
             handshakes: AtomicUsize::new(0),
+            next: AtomicU64::new(1),
             readers: Mutex::default(),
         });
         for set in [&shared.listening, &*shared.sender] {
@@ -159,7 +178,7 @@ impl Server {
             let what = "the NBD server was given a socket that does not listen for streams";
             return Err(Error::new(ErrorKind::Invalid, what));
         }
-        if self.shared.stopping.load(Ordering::Acquire) {
+        if self.shared.is_ending() {
             return Err(Error::new(ErrorKind::Invalid, "the NBD server was stopped already"));
         }
         let failed = |e| Error::io("the NBD server cannot listen on a socket", e);
@@ -185,7 +204,7 @@ impl Server {
     pub fn disconnect(&self, export_name: &str) {
         let is_ours = |connection: &Connection| connection.export == export_name;
         self.shared.break_off(is_ours);
-        self.shared.wait_ended(is_ours);
+        self.shared.wait_ended(STOP_WITHIN, is_ours);
     }
 
     /// Stops accepting, closes every connection and joins every thread, within 5 s. A connection whose
@@ -204,7 +223,7 @@ impl Server {
         }
         // Again, for a connection that began meanwhile.
         self.shared.break_off(|_| true);
-        self.shared.wait_ended(|_| true);
+        self.shared.wait_ended(STOP_WITHIN, |_| true);
         lock(&self.shared.listeners).clear();
         let readers = std::mem::take(&mut *lock(&self.shared.readers));
         let all_ended = self.connections() == 0;
@@ -230,39 +249,67 @@ impl Shared {
         output: Vec<u8>,
     ) {
         let Agreement { attachment, structured, status, rest } = agreement;
-        if rustix::io::ioctl_fionbio(&socket, false).is_err() {
-            return;
-        }
-        // Larger buffers save wake-ups; without them it works as well.
-        let _ = sockopt::set_socket_send_buffer_size(&socket, SOCKET_BYTES);
         let agreed = Agreed {
             size: attachment.target.size(),
             read_only: attachment.target.read_only(),
             structured,
             status,
         };
+        let standing = Standing { bytes: rest, ..Standing::default() };
+        // A failure just closes the socket.
+        let _ = Shared::serve(shared, socket, number, attachment, agreed, standing, |connection| {
+            connection.push(Reply::handshake(output));
+            connection.send_queued();
+        });
+    }
+
+    /// Makes a connection of a socket in transmission, has `begin` see it first, and starts its reader.
+    fn serve(
+        shared: &Arc<Shared>,
+        socket: OwnedFd,
+        number: u64,
+        attachment: Attachment,
+        agreed: Agreed,
+        standing: Standing,
+        begin: impl FnOnce(&Connection),
+    ) -> std::result::Result<(), SystemErrno> {
+        // Larger buffers save wake-ups; without them it works as well.
+        let _ = sockopt::set_socket_send_buffer_size(&socket, SOCKET_BYTES);
         let export = attachment.name.clone();
-        let peer = Box::new(Socket::new(socket, number, Arc::clone(&shared.sender)));
+        let (sender, freeze) = (Arc::clone(&shared.sender), Arc::clone(&shared.freeze));
+        let peer = Box::new(Socket::new(socket, number, sender, freeze)?);
         let connection = Connection::new(peer, export, agreed, Arc::clone(&shared.common));
         let connection = Arc::new(connection);
         lock(&shared.connections).insert(number, Arc::clone(&connection));
-        connection.push(Reply::handshake(output));
-        connection.send_queued();
+        if shared.freezing.load(Ordering::SeqCst) {
+            connection.freeze();
+        }
+        begin(&connection);
         let attachment = Some(attachment);
         let ending = Ending { connection, number, attachment, shared: Arc::clone(shared) };
         let body = move || {
             if let Some(attachment) = &ending.attachment {
-                reader::run(&ending.connection, attachment, &rest);
+                match reader::run(&ending.connection, attachment, standing) {
+                    Ended::Over => {}
+                    Ended::Frozen(standing) => ending.hand_over(attachment, standing),
+                    Ended::TooLate => ending.not_in_time(),
+                }
             }
             drop(ending);
         };
         let builder = std::thread::Builder::new().name("nbd-reader".to_owned());
         // Without a thread, the body is dropped, and the connection with it.
-        if let Ok(reader) = builder.stack_size(READER_STACK_BYTES).spawn(body) {
-            let mut readers = lock(&shared.readers);
-            readers.retain(|reader| !reader.is_finished());
-            readers.push(reader);
-        }
+        let started = builder.stack_size(READER_STACK_BYTES).spawn(body);
+        let reader = started.map_err(|_| SystemErrno::AGAIN)?;
+        let mut readers = lock(&shared.readers);
+        readers.retain(|reader| !reader.is_finished());
+        readers.push(reader);
+        Ok(())
+    }
+
+    /// Whether it takes no more connections.
+    fn is_ending(&self) -> bool {
+        self.stopping.load(Ordering::Acquire) || self.closed.load(Ordering::Acquire)
     }
 
     /// Sends what sockets did not take at once, and looks after peers that do not move.
@@ -329,8 +376,8 @@ impl Shared {
         }
     }
 
-    fn wait_ended(&self, wanted: impl Fn(&Connection) -> bool) {
-        let until = Instant::now() + STOP_WITHIN;
+    fn wait_ended(&self, within: Duration, wanted: impl Fn(&Connection) -> bool) {
+        let until = Instant::now() + within;
         let mut connections = lock(&self.connections);
         while connections.values().any(|one| wanted(one)) {
             let left = until.saturating_duration_since(Instant::now());

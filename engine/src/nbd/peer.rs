@@ -2,20 +2,28 @@
 //!
 //! How it works      [`Socket`] is the real one. What parses, answers and counts knows only [`Peer`], so that the same
 //!                   code can be given bytes from memory ([`crate::fuzz`]) and every order of its steps (models).
-//! Errors            the system's, as they come: INTR to try again, AGAIN where sending would have to wait, anything
-//!                   else ends the connection.
+//!                   A reader waits for its socket alone, as long as bytes come every now and then: one system call.
+//!                   After [`QUIET`] without any it waits for the news, too, that it is to stop.
+//! Errors            the system's, as they come: INTR to try again, AGAIN where sending would have to wait, and where
+//!                   receiving has waited for a while; anything else ends the connection.
 
 use std::io::IoSlice;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
-use rustix::event::epoll;
-use rustix::io::Errno as SystemErrno;
+use rustix::event::{PollFd, PollFlags, epoll, poll};
+use rustix::io::{Errno as SystemErrno, fcntl_dupfd_cloexec};
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, recv, sendmsg, shutdown};
+
+/// After so long without bytes a reader looks whether it is to stop.
+const QUIET: Duration = Duration::from_millis(20);
 
 /// See the module's head.
 pub trait Peer: Send + Sync {
-    /// Puts what has come into `space` and says how many bytes; waits for the first. 0: it will send nothing more.
+    /// Puts what has come into `space` and says how many bytes; waits for the first, but comes back with AGAIN now and
+    /// then, and at once when its connection freezes. 0: it will send nothing more.
     fn receive(&self, space: &mut [u8]) -> Result<usize, SystemErrno>;
     /// Sends the beginning of `parts`, as much as it takes now, and says how many bytes.
     fn send(&self, parts: &[IoSlice<'_>]) -> Result<usize, SystemErrno>;
@@ -23,6 +31,9 @@ pub trait Peer: Send + Sync {
     fn send_later(&self) -> Result<(), SystemErrno>;
     /// Ends both directions; who waits in `receive` comes back.
     fn shut_down(&self);
+    /// The socket, for another process to go on with; `None` where there is more to it than that. Nobody uses this
+    /// peer any more.
+    fn release(&self) -> Option<OwnedFd>;
 }
 
 /// A peer behind a socket.
@@ -32,18 +43,37 @@ pub struct Socket {
     number: u64,
     /// The sender thread's epoll set.
     sender: Arc<OwnedFd>,
+    /// Readable once all connections freeze.
+    freeze: Arc<OwnedFd>,
 }
 
 impl Socket {
-    /// The peer of connection `number`; `sender` is the epoll set of the thread that sends later.
-    pub fn new(socket: OwnedFd, number: u64, sender: Arc<OwnedFd>) -> Socket {
-        Socket { socket, number, sender }
+    /// The peer of connection `number`; `sender` is the epoll set of the thread that sends later, `freeze` becomes
+    /// readable when all connections are to freeze.
+    ///
+    /// # Errors
+    /// The system's, if the socket does not take its settings.
+    pub fn new(
+        socket: OwnedFd,
+        number: u64,
+        sender: Arc<OwnedFd>,
+        freeze: Arc<OwnedFd>,
+    ) -> Result<Socket, SystemErrno> {
+        rustix::io::ioctl_fionbio(&socket, false)?;
+        set_socket_timeout(&socket, Timeout::Recv, Some(QUIET))?;
+        Ok(Socket { socket, number, sender, freeze })
     }
 }
 
 impl Peer for Socket {
     fn receive(&self, space: &mut [u8]) -> Result<usize, SystemErrno> {
-        recv(&self.socket, space, RecvFlags::empty()).map(|(received, _)| received)
+        match recv(&self.socket, space, RecvFlags::empty()) {
+            Err(SystemErrno::AGAIN) => {}
+            other => return other.map(|(received, _)| received),
+        }
+        let wait_for = [&self.socket, &*self.freeze];
+        poll(&mut wait_for.map(|file| PollFd::new(file, PollFlags::IN)), None)?;
+        Err(SystemErrno::AGAIN)
     }
 
     fn send(&self, parts: &[IoSlice<'_>]) -> Result<usize, SystemErrno> {
@@ -63,5 +93,11 @@ impl Peer for Socket {
     fn shut_down(&self) {
         // Refused when the peer is gone already, which is what is wanted.
         let _ = shutdown(&self.socket, Shutdown::Both);
+    }
+
+    fn release(&self) -> Option<OwnedFd> {
+        // It is there only if something once had to be sent later.
+        let _ = epoll::delete(&*self.sender, &self.socket);
+        fcntl_dupfd_cloexec(&self.socket, 0).ok()
     }
 }

@@ -4,9 +4,12 @@
 //!                   into a [`Request`], and submits them as one batch. Payloads up to
 //!                   [`PAYLOAD_SHARED_MAX`] share the inbox; a greater one gets a buffer of its own that the
 //!                   rest of it is received into. What a request costs is taken before it is made, so a
-//!                   connection that holds too much is simply not read from.
+//!                   connection that holds too much is simply not read from. When the connection freezes, it stops
+//!                   where it would wait, lets all that it has begun end, and gives back its [`Standing`], from which
+//!                   another reader of the same bytes goes on.
 //! Invariants        D1 bytes before `at` are done with; D2 whatever waits, waits with nothing in `batch`;
-//!                   D3 the payload of a refused request is consumed.
+//!                   D3 the payload of a refused request is consumed; D4 a standing has every byte received that no
+//!                   request was made of.
 //! Errors            a peer that breaks the protocol's framing ends its own connection.
 
 use std::sync::Arc;
@@ -20,7 +23,7 @@ use crate::limits::REQUEST_BYTES_MAX;
 use crate::nbd::budget::{
     INBOX_BYTES, PAYLOAD_SHARED_MAX, REQUEST_OVERHEAD_BYTES, STATUS_BYTES_MAX, cost, lock,
 };
-use crate::nbd::connection::Connection;
+use crate::nbd::connection::{Connection, Patience};
 use crate::nbd::reply::Reply;
 use crate::nbd::request::{Command, Parsed, check};
 use crate::nbd::wire::{REQUEST_HEADER_BYTES, RequestHeader, parse_request};
@@ -34,11 +37,49 @@ const CREDIT_BYTES: u64 = 1 << 20;
 /// Requests that are taken at once for a batch.
 const CREDIT_REQUESTS: u32 = 64;
 /// How much of an overlong payload is thrown away before the connection is closed, bytes.
-const OVERLONG_DRAINED_BYTES: u64 = 1 << 20;
+pub const OVERLONG_DRAINED_BYTES: u64 = 1 << 20;
 /// How long replies may take to leave after the last request.
 const LINGER: Duration = Duration::from_secs(2);
 
+/// How long what is under way may take to end when the connection freezes.
+pub const PATIENCE: Patience =
+    Patience { all: Duration::from_secs(10), still: Duration::from_secs(2) };
+
 const _: () = assert!(RECEIVE_BYTES_MIN < INBOX_BYTES / 4);
+
+/// A refused request whose payload is not yet thrown away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Whether it is answered with a chunk.
+    pub structured: bool,
+    /// The peer's name for it.
+    pub cookie: u64,
+    /// Why it was refused.
+    pub errno: Errno,
+}
+
+/// Where a reader stands in what its peer sends.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// Bytes that were received and that no request was made of.
+    pub bytes: Vec<u8>,
+    /// How many bytes, from those on, are still to be thrown away.
+    pub skip: u64,
+    /// The connection ends when `skip` is 0.
+    pub last: bool,
+    /// What is answered when `skip` is 0.
+    pub refusal: Option<Refusal>,
+}
+
+/// How reading ended.
+pub enum Ended {
+    /// The connection is over.
+    Over,
+    /// It froze, and goes on from here.
+    Frozen(Standing),
+    /// It was to freeze, and what was under way did not end in time: it is over.
+    TooLate,
+}
 
 /// Why reading ended.
 enum End {
@@ -46,6 +87,8 @@ enum End {
     Leave,
     /// The connection is of no use any more.
     Broken,
+    /// It freezes.
+    Frozen,
 }
 
 /// What the next step is.
@@ -56,8 +99,42 @@ enum Next {
     Receive(usize),
 }
 
+/// Where bytes come from: first those that others have received, then the peer.
+struct Source<'a> {
+    connection: &'a Connection,
+    first: Vec<u8>,
+    used: usize,
+}
+
+impl Source<'_> {
+    /// Receives something; an end of the stream is [`End::Leave`].
+    fn receive(&mut self, space: &mut [u8]) -> Result<usize, End> {
+        loop {
+            if self.connection.is_freezing() {
+                return Err(End::Frozen);
+            }
+            let first = &self.first[self.used..];
+            if !first.is_empty() {
+                let length = first.len().min(space.len());
+                space[..length].copy_from_slice(&first[..length]);
+                self.used += length;
+                return Ok(length);
+            }
+            self.first = Vec::new();
+            self.used = 0;
+            match self.connection.peer.receive(space) {
+                Ok(0) => return Err(End::Leave),
+                Ok(received) => return Ok(received),
+                Err(SystemErrno::INTR | SystemErrno::AGAIN) => {}
+                Err(_) => return Err(End::Broken),
+            }
+        }
+    }
+}
+
 struct Reader<'a> {
     connection: &'a Arc<Connection>,
+    source: Source<'a>,
     sink: Arc<dyn Sink>,
     attachment: &'a Attachment,
     inbox: Option<Inbox>,
@@ -72,52 +149,80 @@ struct Reader<'a> {
     received: u64,
     /// The connection ends when `skip` is 0.
     last: bool,
-    /// The answer to a refused request whose payload is not yet thrown away.
-    refusal: Option<Reply>,
+    /// The request that was refused, and whose payload is not yet thrown away.
+    refusal: Option<Refusal>,
     /// A refusal was queued and not kicked yet.
     refused: bool,
+    /// Bytes that came before those at `at`, when a wait for the rest of them ended early.
+    before: Vec<u8>,
 }
 
-/// Serves one connection until it ends. `first`: bytes that came in behind the handshake.
-pub fn run(connection: &Arc<Connection>, attachment: &Attachment, first: &[u8]) {
-    let mut inbox = Inbox::new(INBOX_BYTES);
-    let fits = first.len().min(INBOX_BYTES);
-    inbox.space()[..fits].copy_from_slice(&first[..fits]);
-    inbox.advance(fits);
+/// Serves one connection from where it stands until it ends or freezes.
+pub fn run(connection: &Arc<Connection>, attachment: &Attachment, from: Standing) -> Ended {
     let mut reader = Reader {
         connection,
+        source: Source { connection, first: from.bytes, used: 0 },
         sink: Arc::clone(connection) as Arc<dyn Sink>,
         attachment,
-        inbox: Some(inbox),
+        inbox: Some(Inbox::new(INBOX_BYTES)),
         at: 0,
         batch: Vec::new(),
         credit_bytes: 0,
         credit_requests: 0,
-        skip: 0,
+        skip: from.skip,
         received: 0,
-        last: false,
-        refusal: None,
+        last: from.last,
+        refusal: from.refusal,
         refused: false,
+        before: Vec::new(),
     };
-    let end = loop {
-        if let Err(end) = reader.round() {
-            break end;
-        }
-    };
-    if let Some(refusal) = reader.refusal.take() {
-        connection.push(refusal); // what it holds is given back with it
+    let mut end = reader.resume().err();
+    while end.is_none() {
+        end = reader.round().err();
     }
     reader.submit();
     reader.put_credit_back();
-    if let End::Broken = end {
+    let freezes = matches!(end, Some(End::Frozen));
+    if freezes && connection.become_quiet(PATIENCE) {
+        return Ended::Frozen(reader.standing());
+    }
+    if let Some(refusal) = reader.refusal.take() {
+        connection.push(refusal.reply()); // what it holds is given back with it
+    }
+    if !matches!(end, Some(End::Leave)) {
         connection.break_off();
     }
     connection.drain(LINGER);
     connection.break_off();
     connection.drop_unsent();
+    if freezes { Ended::TooLate } else { Ended::Over }
+}
+
+impl Refusal {
+    fn reply(self) -> Reply {
+        Reply::error(self.structured, self.cookie, self.errno, REQUEST_OVERHEAD_BYTES)
+    }
 }
 
 impl Reader<'_> {
+    /// Holds again what a refusal held that was not answered yet.
+    fn resume(&mut self) -> Result<(), End> {
+        if self.refusal.is_some() { self.take(REQUEST_OVERHEAD_BYTES) } else { Ok(()) }
+    }
+
+    /// Where it stands (D4); its last step ended with [`End::Frozen`].
+    fn standing(mut self) -> Standing {
+        let mut bytes = std::mem::take(&mut self.before);
+        bytes.extend_from_slice(self.bytes());
+        bytes.extend_from_slice(&self.source.first[self.source.used..]);
+        Standing { bytes, skip: self.skip, last: self.last, refusal: self.refusal }
+    }
+
+    /// How a wait ended that the connection has cut short.
+    fn cut_short(&self) -> End {
+        if self.connection.is_freezing() { End::Frozen } else { End::Broken }
+    }
+
     /// Everything between two receives, and the receive.
     fn round(&mut self) -> Result<(), End> {
         let needed = loop {
@@ -129,14 +234,18 @@ impl Reader<'_> {
         self.put_credit_back();
         self.make_room(needed)?;
         let inbox = self.inbox.as_mut().ok_or(End::Broken)?;
-        let received = receive(self.connection, inbox.space())?;
+        let received = self.source.receive(inbox.space())?;
         inbox.advance(received);
         self.received += received as u64;
         Ok(())
     }
 
     fn bytes(&self) -> &[u8] {
-        self.inbox.as_ref().map_or(&[], |inbox| inbox.bytes(self.at))
+        self.bytes_from(self.at)
+    }
+
+    fn bytes_from(&self, at: usize) -> &[u8] {
+        self.inbox.as_ref().map_or(&[], |inbox| inbox.bytes(at))
     }
 
     /// Handles what stands at `at`.
@@ -151,7 +260,7 @@ impl Reader<'_> {
             }
         }
         if let Some(refusal) = self.refusal.take() {
-            self.connection.push(refusal);
+            self.connection.push(refusal.reply());
             self.refused = true;
         }
         if self.last {
@@ -164,7 +273,6 @@ impl Reader<'_> {
         match check(&header, &self.connection.agreed) {
             Parsed::Disconnect => Err(End::Leave),
             Parsed::Refused { payload, errno } => {
-                self.at += REQUEST_HEADER_BYTES;
                 self.refuse(&header, payload, errno)?;
                 Ok(Next::Parse)
             }
@@ -174,15 +282,14 @@ impl Reader<'_> {
 
     fn refuse(&mut self, header: &RequestHeader, payload: u32, errno: Errno) -> Result<(), End> {
         self.take(REQUEST_OVERHEAD_BYTES)?;
-        let connection = self.connection;
-        let structured = connection.agreed.structured
+        self.at += REQUEST_HEADER_BYTES;
+        let structured = self.connection.agreed.structured
             && matches!(
                 header.command,
                 crate::nbd::wire::command::READ | crate::nbd::wire::command::BLOCK_STATUS
             );
         // It is sent behind the payload: a client may look for replies only once it has sent its request.
-        let refusal = Reply::error(structured, header.cookie, errno, REQUEST_OVERHEAD_BYTES);
-        self.refusal = Some(refusal);
+        self.refusal = Some(Refusal { structured, cookie: header.cookie, errno });
         self.skip = u64::from(payload); // D3
         if self.skip > REQUEST_BYTES_MAX {
             self.skip = OVERLONG_DRAINED_BYTES;
@@ -231,6 +338,7 @@ impl Reader<'_> {
         let spare = self.connection.common.spares.take(length);
         let mut payload = spare.and_then(Inbox::over).unwrap_or_else(|| Inbox::new(length));
         let here = self.bytes().len().min(length);
+        let header_at = self.at - REQUEST_HEADER_BYTES;
         payload.space()[..here].copy_from_slice(&self.bytes()[..here]);
         payload.advance(here);
         self.at += here;
@@ -244,7 +352,14 @@ impl Reader<'_> {
         state.begin_turn();
         drop(state);
         while payload.filled() < length {
-            let received = receive(self.connection, payload.space())?;
+            let received = match self.source.receive(payload.space()) {
+                Ok(received) => received,
+                Err(end) => {
+                    self.before = self.bytes_from(header_at).to_vec();
+                    self.before.extend_from_slice(payload.bytes(here));
+                    return Err(end);
+                }
+            };
             payload.advance(received);
             lock(&self.connection.state).moved += received as u64;
         }
@@ -265,7 +380,8 @@ impl Reader<'_> {
                 Some(taken) => taken,
                 None => {
                     self.submit(); // D2
-                    (self.connection.take(bytes, wanted, 1).ok_or(End::Broken)?, 1)
+                    let taken = self.connection.take(bytes, wanted, 1);
+                    (taken.ok_or_else(|| self.cut_short())?, 1)
                 }
             };
             self.credit_bytes = bytes;
@@ -312,24 +428,15 @@ impl Reader<'_> {
             return Ok(());
         }
         let moved = inbox.bytes(self.at).to_vec();
-        let mut inbox = self.connection.change_inbox(inbox).ok_or(End::Broken)?;
+        let Some(mut inbox) = self.connection.change_inbox(inbox) else {
+            self.before = moved;
+            return Err(self.cut_short());
+        };
         inbox.clear();
         inbox.space()[..moved.len()].copy_from_slice(&moved);
         inbox.advance(moved.len());
         self.inbox = Some(inbox);
         self.at = 0;
         Ok(())
-    }
-}
-
-/// Receives something; an end of the stream is [`End::Leave`].
-fn receive(connection: &Connection, space: &mut [u8]) -> Result<usize, End> {
-    loop {
-        match connection.peer.receive(space) {
-            Ok(0) => return Err(End::Leave),
-            Ok(received) => return Ok(received),
-            Err(SystemErrno::INTR) => {}
-            Err(_) => return Err(End::Broken),
-        }
     }
 }

@@ -292,7 +292,7 @@ impl Connection {
         lock(&self.state).begin_turn();
         // Unlocked first: the sender thread may go on before the next line is over.
         drop(outbox);
-        self.hand_over();
+        self.leave_to_sender();
     }
 
     /// Gives back what was sent and takes what is queued; false, and no longer sending, if that is nothing.
@@ -317,7 +317,7 @@ impl Connection {
     }
 
     /// Leaves the rest to the sender thread.
-    fn hand_over(&self) {
+    fn leave_to_sender(&self) {
         if self.peer.send_later().is_err() {
             // No memory for epoll: nobody would go on, so the connection ends here.
             self.break_off();

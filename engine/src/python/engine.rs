@@ -307,6 +307,17 @@ impl Engine {
         self.call(py, |this| this.server.listen(socket))
     }
 
+    fn hand_over<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let handed = self.call(py, |this| Ok(this.server.hand_over()))?;
+        report::hand_over(py, handed)
+    }
+
+    fn adopt(&self, py: Python<'_>, fd: RawFd, export: &str, state: &[u8]) -> PyResult<()> {
+        // SAFETY: the caller hands this descriptor over and uses it no more (engine.pyi says so).
+        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+        self.call(py, |this| this.server.adopt(socket, export, state))
+    }
+
     fn open(&self, py: Python<'_>, export: &str) -> PyResult<Handle> {
         let attached = self.call(py, |this| {
             let missing =

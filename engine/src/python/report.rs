@@ -1,11 +1,14 @@
 //! Reports: what the engine tells, as Python's dictionaries.
 
+use std::os::fd::IntoRawFd;
+
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyList};
+use pyo3::types::{PyBytes, PyDict, PyList};
 
 use crate::engine::scrub::ScrubReport;
 use crate::error::Errno;
 use crate::io::device::Device;
+use crate::nbd::hand_over::HandedOver;
 use crate::volume::bad_blocks::BadBlocks;
 
 /// A `DeviceStats`.
@@ -70,5 +73,21 @@ pub fn scrub<'py>(py: Python<'py>, report: &ScrubReport) -> PyResult<Bound<'py, 
     dict.set_item("bytes", report.bytes)?;
     dict.set_item("skipped_bytes", report.skipped_bytes)?;
     dict.set_item("bad", list)?;
+    Ok(dict)
+}
+
+/// A `HandOverReport`; the descriptors are the caller's from here on.
+pub fn hand_over<'py>(py: Python<'py>, handed: HandedOver) -> PyResult<Bound<'py, PyDict>> {
+    let connections = PyList::empty(py);
+    for connection in handed.connections {
+        let dict = PyDict::new(py);
+        dict.set_item("export", connection.export)?;
+        dict.set_item("state", PyBytes::new(py, &connection.state))?;
+        dict.set_item("fd", connection.socket.into_raw_fd())?;
+        connections.append(dict)?;
+    }
+    let dict = PyDict::new(py);
+    dict.set_item("connections", connections)?;
+    dict.set_item("closed", handed.closed)?;
     Ok(dict)
 }

@@ -1,0 +1,47 @@
+//! Hand-over: whatever may stand in the place of what one process tells the next of a connection.
+//!
+//! How it works      The input is such a state. Unless its first byte says not to, the checksum is put right first.
+//! Promises          it is refused with a reason, or it is a state that is written back to the same bytes.
+
+use super::Target;
+use crate::error::Errno;
+use crate::limits::REQUEST_BYTES_MAX;
+use crate::nbd::hand_over::State;
+use crate::nbd::reader::{Refusal, Standing};
+use crate::nbd::request::Agreed;
+
+/// See the module's head.
+pub const TARGET: Target = Target { name: "hand_over", run, seeds, bytes_max: 4096 };
+
+fn run(bytes: &[u8]) {
+    let Some((honest, bytes)) = bytes.split_first() else { return };
+    let mut bytes = bytes.to_vec();
+    if honest & 1 == 0 && bytes.len() >= 16 {
+        let crc = crc32c::crc32c(&bytes[16..]);
+        bytes[12..16].copy_from_slice(&crc.to_le_bytes());
+    }
+    match State::decode(&bytes) {
+        Ok(state) => {
+            assert!(state.encode() == bytes, "written back to other bytes");
+            assert!(state.standing.skip <= REQUEST_BYTES_MAX);
+        }
+        Err(why) => assert!(!why.is_empty()),
+    }
+}
+
+fn seeds() -> Vec<Vec<u8>> {
+    let refusal = Refusal { structured: true, cookie: 3, errno: Errno::ENOSPC };
+    let standings = [
+        Standing::default(),
+        Standing { bytes: b"half a request".to_vec(), ..Standing::default() },
+        Standing { bytes: Vec::new(), skip: 700, last: true, refusal: Some(refusal) },
+    ];
+    let mut seeds = Vec::new();
+    for (number, standing) in standings.into_iter().enumerate() {
+        let even = number % 2 == 0;
+        let agreed = Agreed { size: 4096, read_only: even, structured: true, status: even };
+        let state = State { agreed, size: 4096, transmission_flags: 0x10d, moved: 9, standing };
+        seeds.push([&[number as u8][..], &state.encode()].concat());
+    }
+    seeds
+}

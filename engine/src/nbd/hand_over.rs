@@ -1,0 +1,173 @@
+//! Hand-over: open connections go from one process to the next, and their hosts see a pause.
+//!
+//! How it works      [`Server::hand_over`] accepts nobody any more, lets handshakes that have begun end, and freezes every
+//!                   connection: its reader stops where it would wait, what is under way is answered, and what is left
+//!                   is a socket and a [`State`]: what was agreed on, and where the reader stands. The next process
+//!                   gives both to [`Server::adopt`]. Requests that come in meanwhile wait in the socket. Whoever
+//!                   calls carries descriptors and bytes from one process to the other, and sees to it that the first
+//!                   one is over.
+//! Invariants        G1 a socket is read by one process: frozen before it is given away, and given away once (N3);
+//!                   G2 each request is answered by exactly one of the two processes: a state has every byte received
+//!                      that no request was made of (D4), and nothing that is still to be sent;
+//!                   G3 what a host was promised in its handshake holds, or its connection is not adopted.
+//! Owner and locks   `handed_over` is taken alone, by readers that end and by who waits for them.
+//! Errors            a connection that does not become quiet in time ([`crate::nbd::reader::PATIENCE`]) is closed, as is one that
+//!                   the next process does not adopt: then its host connects again.
+
+mod state;
+
+use std::os::fd::OwnedFd;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use rustix::event::epoll;
+use rustix::net::{SocketType, sockopt};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::nbd::budget::{CONNECTIONS_MAX, lock};
+use crate::nbd::handshake::options::transmission_flags;
+use crate::nbd::listener::LISTENING;
+use crate::nbd::reader::Standing;
+use crate::nbd::{Ending, Server, Shared};
+use crate::volume::export::Attachment;
+pub(crate) use state::State;
+
+/// How long handshakes that have begun may take; connections are served meanwhile.
+const HANDSHAKES_WITHIN: Duration = Duration::from_secs(1);
+/// How often it is looked whether they are over.
+const LOOK_EVERY: Duration = Duration::from_millis(1);
+/// How long all connections together may take to become quiet: each one's own patience, and some time to end.
+const WITHIN: Duration = Duration::from_secs(12);
+
+/// One connection that goes on elsewhere.
+#[derive(Debug)]
+pub struct Handed {
+    /// The name of its export.
+    pub export: String,
+    /// Its socket, which nobody reads from.
+    pub socket: OwnedFd,
+    /// What [`Server::adopt`] is to be given with it.
+    pub state: Vec<u8>,
+}
+
+/// What came of all connections.
+#[derive(Debug, Default)]
+pub struct HandedOver {
+    /// Those that go on.
+    pub connections: Vec<Handed>,
+    /// The exports of those that were closed, as they did not become quiet in time.
+    pub closed: Vec<String>,
+}
+
+impl Server {
+    /// Takes all connections out of a server, which serves nobody afterwards and is to be stopped. It takes as long as
+    /// the slowest needs to have its requests answered, at most 13 s.
+    pub fn hand_over(&self) -> HandedOver {
+        let shared = &self.shared;
+        shared.close_listeners();
+        let until = Instant::now() + HANDSHAKES_WITHIN;
+        while self.handshakes() > 0 && Instant::now() < until {
+            std::thread::sleep(LOOK_EVERY);
+        }
+        // A connection that begins now sees it, or is seen below.
+        shared.freezing.store(true, Ordering::SeqCst);
+        // It fails only when the counter is full, and then it is readable as well.
+        let _ = rustix::io::write(&shared.freeze, &[1, 0, 0, 0, 0, 0, 0, 0]);
+        shared.matching(|_| true).iter().for_each(|connection| connection.freeze());
+        shared.wait_ended(WITHIN, |_| true);
+        let late = shared.matching(|_| true);
+        late.iter().for_each(|connection| connection.break_off());
+        let mut handed_over = std::mem::take(&mut *lock(&shared.handed_over));
+        handed_over.closed.extend(late.iter().map(|connection| connection.export.clone()));
+        handed_over
+    }
+
+    /// Goes on with a connection that another server has handed over. That the export is the one that it was connected to
+    /// is the caller's to know; its size and what it can do are compared here.
+    ///
+    /// # Errors
+    /// `Invalid` for a state that is not whole, is of another version, or promises what this server does not do;
+    /// `NotFound` if there is no such export; `Busy` if there are too many connections. The socket is closed then.
+    pub fn adopt(&self, socket: OwnedFd, export: &str, state: &[u8]) -> Result<()> {
+        let shared = &self.shared;
+        let refused = |kind, why: &str| {
+            let what = format!("a connection to {export} cannot be taken over: {why}");
+            Err(Error::new(kind, what))
+        };
+        let state = match State::decode(state) {
+            Ok(state) => state,
+            Err(why) => return refused(ErrorKind::Invalid, &why),
+        };
+        if !sockopt::socket_type(&socket).is_ok_and(|kind| kind == SocketType::STREAM) {
+            return refused(ErrorKind::Invalid, "what was handed over is not its socket");
+        }
+        if shared.is_ending() {
+            return refused(ErrorKind::Invalid, "the NBD server was stopped already");
+        }
+        if lock(&shared.connections).len() >= CONNECTIONS_MAX {
+            return refused(ErrorKind::Busy, "there are too many connections");
+        }
+        let Some(attachment) = shared.exports.attach(export) else {
+            return refused(ErrorKind::NotFound, "the export is not there");
+        };
+        if let Some(why) = state.differs(&attachment) {
+            return refused(ErrorKind::Invalid, why);
+        }
+        let State { agreed, standing, moved, .. } = state;
+        let number = shared.next.fetch_add(1, Ordering::Relaxed);
+        let begin = |connection: &crate::nbd::connection::Connection| {
+            lock(&connection.state).moved = moved;
+        };
+        let served = Shared::serve(shared, socket, number, attachment, agreed, standing, begin);
+        served.map_err(|e| Error::io(format!("a connection to {export} cannot be served"), e))
+    }
+}
+
+impl State {
+    /// Why a connection in this state cannot go on with this export (G3), if it cannot.
+    fn differs(&self, attachment: &Attachment) -> Option<&'static str> {
+        let target = &attachment.target;
+        if target.size() != self.size || self.agreed.size > self.size {
+            return Some("the export has another size");
+        }
+        if target.read_only() != self.agreed.read_only {
+            return Some("the export is read-only now, or no longer");
+        }
+        let flags = transmission_flags(target.read_only());
+        (self.transmission_flags & !flags != 0)
+            .then_some("its host relies on what is no longer offered")
+    }
+}
+
+impl Shared {
+    /// Accepts nobody any more. Who comes waits in the sockets' backlogs.
+    fn close_listeners(&self) {
+        let listeners = lock(&self.listeners);
+        self.closed.store(true, Ordering::SeqCst);
+        for (index, socket) in listeners.iter().enumerate() {
+            let data = epoll::EventData::new_u64(LISTENING | index as u64);
+            // It fails only for a socket that is not in the set, and all are.
+            let _ = epoll::modify(&self.listening, socket, data, epoll::EventFlags::empty());
+        }
+    }
+}
+
+impl Ending {
+    /// Keeps a frozen connection for the next process.
+    pub(super) fn hand_over(&self, attachment: &Attachment, standing: Standing) {
+        let connection = &self.connection;
+        let Some(socket) = connection.release() else { return self.not_in_time() };
+        let moved = lock(&connection.state).moved;
+        let agreed = connection.agreed;
+        let size = attachment.target.size();
+        let transmission_flags = transmission_flags(agreed.read_only);
+        let state = State { agreed, size, transmission_flags, moved, standing }.encode();
+        let handed = Handed { export: connection.export.clone(), socket, state };
+        lock(&self.shared.handed_over).connections.push(handed);
+    }
+
+    /// Notes a connection that did not become quiet in time.
+    pub(super) fn not_in_time(&self) {
+        lock(&self.shared.handed_over).closed.push(self.connection.export.clone());
+    }
+}
