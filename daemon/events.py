@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Mapping
 from typing import Literal
 
 from polyvol.daemon.views import EventView, iso
@@ -24,12 +25,21 @@ class Events:
         self._lock = threading.Lock()
         self._events: deque[EventView] = deque(maxlen=EVENTS_MAX)
 
-    def add(self, level: Literal["info", "warning"], text: str, *, volume: str | None = None) -> None:
-        """Something has happened: one sentence that names the thing."""
+    def add(
+        self,
+        level: Literal["info", "warning"],
+        text: str,
+        *,
+        volume: str | None = None,
+        fields: Mapping[str, str] | None = None,
+    ) -> None:
+        """Something has happened: one sentence that names the thing. `fields`: more of the journal's."""
         with self._lock:
             self._events.append(EventView(time=iso(time.time_ns()), level=level, volume=volume, text=text))
-        fields = {} if volume is None else {"VOLUME": volume}
-        _log.log(logging.WARNING if level == "warning" else logging.INFO, "%s", text, extra=fields)
+        extra = dict(fields or {})
+        if volume is not None:
+            extra["VOLUME"] = volume
+        _log.log(logging.WARNING if level == "warning" else logging.INFO, "%s", text, extra=extra)
 
     def latest(self) -> list[EventView]:
         """All that are kept, oldest first."""
