@@ -8,7 +8,8 @@ Owner and locks   `changes` is held by every verb that changes something, from i
 """
 
 import threading
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +30,7 @@ from polyvol.mapping.records import Volume
 class Context:
     """The catalog, the engine, what is known to be wrong (by device id and by volume id, as a clause), what
     has happened of late, and how the change logs fill. `refusing`: keep-writing volumes with nothing left to
-    drop."""
+    drop. `clock`: nanoseconds since 1970."""
 
     state_dir: Path
     catalog: Catalog
@@ -44,6 +45,7 @@ class Context:
     events: Events = field(default_factory=Events)
     gauges: dict[int, Gauge] = field(default_factory=dict)
     refusing: set[int] = field(default_factory=set)
+    clock: Callable[[], int] = time.time_ns
 
     def path(self, device: Device) -> Path:
         """Where a device is."""

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import polyvol.daemon.attach.errors
-import polyvol.snapshot.errors  # noqa: F401 - so that its classes are in the table
+import polyvol.snapshot.errors
+import polyvol.snapshot.group_errors  # noqa: F401 - so that all classes are in the table
 from polyvol.mapping.errors import Kind, PolyvolError
 
 EXIT_CODE = 1
@@ -196,7 +197,7 @@ class BadSnapshotName(PolyvolError):
     code = "bad-snapshot-name"
     kind = "invalid"
     sentence = "{text!r} does not name a snapshot"
-    hint = "give VOLUME@SNAPSHOT"
+    hint = "give VOLUME@SNAPSHOT or @GROUP@SNAPSHOT"
 
 
 class FrontendFailed(PolyvolError):

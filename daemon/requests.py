@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from polyvol.daemon.group_requests import HookSettings
 from polyvol.mapping.partition import PARTITION_SIZE_DEFAULT
 from polyvol.mapping.records import WhenFull
 
@@ -71,6 +72,7 @@ class VolumeSet:
 
     __pydantic_config__: ClassVar = _STRICT
     when_full: WhenFull | None = None
+    hooks: HookSettings | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

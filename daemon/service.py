@@ -20,7 +20,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +31,8 @@ from polyvol.daemon.devices import Devices
 from polyvol.daemon.engine_border import EngineLike, EngineModule, load_engine
 from polyvol.daemon.errors import engine_errors
 from polyvol.daemon.notify import Store
+from polyvol.daemon.groups import Groups
+from polyvol.daemon.hooks import HookRunner
 from polyvol.daemon.requests import (
     DeviceAdd,
     DeviceRetry,
@@ -40,9 +42,11 @@ from polyvol.daemon.requests import (
     VolumeCreate,
     VolumeSet,
 )
+from polyvol.daemon.schedules import Schedules
 from polyvol.daemon.scrub import Scrubs
 from polyvol.daemon.snapshots import Snapshots
 from polyvol.daemon.space import Space
+from polyvol.daemon.taking import Taking
 from polyvol.daemon.udev import DiskWatch
 from polyvol.daemon.views import (
     DaemonView,
@@ -69,7 +73,8 @@ _log = logging.getLogger("polyvol")
 
 class Service:
     """polyvol on one state directory. `processors` None: one for each core. `frontend` and `nbd_addresses`
-    (URIs) are what `polyvol status` says where NBD is served by another than the engine."""
+    (URIs) are what `polyvol status` says where NBD is served by another than the engine. `clock`: nanoseconds
+    since 1970, for schedules."""
 
     def __init__(
         self,
@@ -83,6 +88,7 @@ class Service:
         nbd_addresses: Sequence[str] = (),
         passed: sockets.Passed | None = None,
         engine_module: EngineModule | None = None,
+        clock: Callable[[], int] = time.time_ns,
     ) -> None:
         if processors is not None and not 1 <= processors <= PROCESSORS_MAX:
             raise BadProcessors(count=processors)
@@ -95,6 +101,7 @@ class Service:
         self.nbd_addresses = list(nbd_addresses)
         self._passed = passed or sockets.Passed()
         self._module = engine_module
+        self._clock = clock
         self._undo = ExitStack()
         self._started_ns = 0
 
@@ -117,6 +124,16 @@ class Service:
     def snapshots(self) -> Snapshots:
         """The verbs of snapshots."""
         return self._snapshots
+
+    @property
+    def groups(self) -> Groups:
+        """The verbs of groups and holds."""
+        return self._groups
+
+    @property
+    def schedules(self) -> Schedules:
+        """The verbs of schedules."""
+        return self._schedules
 
     def start(self) -> None:
         """Start everything; when it returns, all that is healthy is served."""
@@ -248,6 +265,7 @@ class Service:
     def delete_volume(self, name: str) -> VolumeDeleted:
         """Delete a volume with its snapshots."""
         with self._context.changes:
+            self._groups.refuse_delete(self._context.find_volume(name))
             view = self._volumes.delete(name)
             _log.info("volume %s was deleted", name, extra={"VOLUME": name})
             return view
@@ -265,12 +283,7 @@ class Service:
 
     def create_snapshots(self, request: SnapshotCreate) -> list[SnapshotView]:
         """Take one cut."""
-        with self._context.changes:
-            views = self._snapshots.create(request)
-            for view in views:
-                fields = {"VOLUME": view.volume, "SNAPSHOT": view.name}
-                _log.info("snapshot %s was taken", view.export, extra=fields)
-            return views
+        return self._taking.take(request)
 
     def delete_snapshot(self, volume: str, name: str) -> SnapshotDeleted:
         """Delete a snapshot."""
@@ -296,10 +309,15 @@ class Service:
         self._context = Context(
             self.state_dir, catalog, engine, module.EngineError, self._processors, self._processors
         )
+        self._context.clock = self._clock
         self._devices = Devices(self._context)
         self._scrubs = Scrubs(self._context)
         self._volumes = Volumes(self._context, self._devices, self._scrubs)
         self._snapshots = Snapshots(self._context, self._volumes.change_logs)
+        self._hooks = HookRunner(self._context)
+        self._taking = Taking(self._context, self._snapshots, self._hooks)
+        self._groups = Groups(self._context, self._snapshots, self._taking)
+        self._schedules = Schedules(self._context, self._snapshots, self._groups, self._taking)
         self._started_ns = time.time_ns()
         self._devices.start(clean=clean)
         self._volumes.start()
@@ -308,6 +326,9 @@ class Service:
         undo.callback(space.stop)
         undo.callback(self._scrubs.stop)
         self._scrubs.start()
+        self._hooks.settle()
+        undo.callback(self._schedules.stop)
+        self._schedules.start()
         disks = DiskWatch(self.disk_gone, self.disk_came)
         undo.callback(disks.stop)
         disks.start()
@@ -322,6 +343,7 @@ class Service:
 
         server = ControlServer(self, control)
         undo.callback(server.stop)  # V3: it waits for the requests that it has begun
+        undo.callback(self._hooks.stop)  # so that these end soon
         server.start()
         self._server = server
 

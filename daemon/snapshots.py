@@ -3,15 +3,15 @@
 How it works      create checks the names, makes a change log on the device named for it where the volume has
                   none there (catalog first, then engine), and lets the coordinator take the cut. delete ends
                   the export, takes the snapshot out of the catalog, and has the engine free what only it
-                  could see.
+                  could see. The snapshots of a group's cut are deleted as a whole.
 Durability        A kill between these last two is settled at the next start: the engine drops what the
                   catalog does not know.
-Errors            UnknownVolume, UnknownSnapshot, NameInUse, SnapshotInUse, VolumeNotServed, CutFailed and
-                  others.
+Errors            UnknownVolume, UnknownSnapshot, NameInUse, SnapshotInUse, SnapshotHeld, SnapshotInGroup,
+                  VolumeNotServed, CutFailed and others.
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 from polyvol.daemon.change_logs import ChangeLogs, inventory
@@ -20,9 +20,11 @@ from polyvol.daemon.errors import BadRequest, EngineFailed, SnapshotInUse, count
 from polyvol.daemon.requests import SnapshotCreate
 from polyvol.daemon.views import PartitionSnapshotView, SnapshotDeleted, SnapshotView, StallView, iso
 from polyvol.mapping.errors import NameInUse, RepeatedDevice, UnknownSnapshot
+from polyvol.mapping.group import Group, Schedule
 from polyvol.mapping.names import check_name
 from polyvol.mapping.records import Origin, SnapshotRecord, Volume
-from polyvol.snapshot.coordinator import Coordinator, export_snapshot
+from polyvol.snapshot.coordinator import Coordinator, Thaw, export_snapshot
+from polyvol.snapshot.group_errors import SnapshotHeld, SnapshotInGroup
 from polyvol.snapshot.snapshot import (
     PartitionSnapshot,
     Snapshot,
@@ -40,8 +42,16 @@ class Snapshots:
         self._change_logs = change_logs
         self._coordinator = Coordinator(context.engine, context.catalog)
 
-    def create(self, request: SnapshotCreate) -> list[SnapshotView]:
-        """Take one cut over the volumes asked for. The caller holds `changes`."""
+    def create(
+        self,
+        request: SnapshotCreate,
+        *,
+        group: Group | None = None,
+        schedule: Schedule | None = None,
+        thaw: Thaw | None = None,
+    ) -> list[SnapshotView]:
+        """Take one cut over the volumes asked for, of a group if so, for a schedule if so. `thaw`: see the
+        coordinator. The caller holds `changes`."""
         context = self._context
         if request.name is not None:
             check_name("snapshot", request.name)
@@ -53,13 +63,21 @@ class Snapshots:
             if volume in volumes:
                 raise RepeatedDevice(noun="volume", name=wanted)
             volumes.append(volume)
-        name = self._free_name(request.name, volumes)
+        name = self._free_name(request.name, volumes, "" if schedule is None else f"{schedule.prefix}-")
         logs: dict[int, int] = {}
         if request.log_device is not None:
             device = inventory(context).storage(request.log_device)
             logs = {volume.id: self._change_logs.on_device(volume, device) for volume in volumes}
         origin: Origin = "schedule" if request.scheduled else "hand"
-        records = self._coordinator.take(volumes, name, logs, origin)
+        records = self._coordinator.take(
+            volumes,
+            name,
+            logs,
+            origin,
+            schedule=None if schedule is None else schedule.name,
+            group=None if group is None else group.id,
+            thaw=thaw,
+        )
         if request.scheduled:
             for volume in volumes:
                 with contextlib.suppress(EngineFailed):  # the watch over the change logs does it as well
@@ -73,27 +91,86 @@ class Snapshots:
     def delete(self, volume_name: str, name: str) -> SnapshotDeleted:
         """Delete a snapshot that no client is connected to. The caller holds `changes`."""
         volume = self._context.find_served(volume_name)
-        record = self._find(volume, name)
-        freed = self._delete(volume, record, lambda: self._context.catalog.forget_snapshot(record.uuid))
+        record = self.find(volume, name)
+        whole = self.whole_name(record)
+        if whole is not None:
+            raise SnapshotInGroup(name=export_name(volume.name, name), whole=whole)
+        self._refuse_held([(volume, record)])
+        freed = self._delete([(volume, record)], lambda: self._context.catalog.forget_snapshot(record.uuid))
         return SnapshotDeleted(volume=volume.name, name=name, freed=freed)
 
-    def drop(self, volume: Volume, record: SnapshotRecord) -> int:
-        """Delete a snapshot so that writes go on, and remember that; bytes freed. The caller holds
+    def delete_cut(self, members: Sequence[tuple[Volume, SnapshotRecord]]) -> int:
+        """Delete a snapshot, or all of a group's, as `members` has it: bytes freed. The caller holds
         `changes`."""
+        for volume, _ in members:
+            self._context.find_served(volume.name)
+        self._refuse_held(members)
+        catalog, first = self._context.catalog, members[0][1]
+        if catalog.groups.of_cut(first.cut) is None:
+            return self._delete(members, lambda: catalog.forget_snapshot(first.uuid))
+        return self._delete(members, lambda: catalog.forget_cut(first.cut))
+
+    def drop(self, volume: Volume, record: SnapshotRecord) -> int:
+        """Delete a snapshot so that writes go on, and remember that; bytes freed. What is part
+        of a group's snapshot goes with all of it. The caller holds `changes`."""
         catalog = self._context.catalog
-        dropped = 0
+        members = sorted(self.members(record), key=lambda member: member[0].id != volume.id)
+        self._refuse_held(members)
+        dropped: list[int] = []
 
         def forget() -> None:
-            nonlocal dropped
-            dropped = catalog.drop_snapshot(record)
+            dropped.extend(catalog.drop_snapshots([each for _, each in members]))
 
-        freed = self._delete(volume, record, forget)
-        catalog.set_freed(dropped, freed)
+        freed = self._delete(members, forget)
+        catalog.set_freed(dropped[0], freed)
         return freed
 
-    def _delete(self, volume: Volume, record: SnapshotRecord, forget: Callable[[], None]) -> int:
+    def members(self, record: SnapshotRecord) -> list[tuple[Volume, SnapshotRecord]]:
+        """What is deleted together with a snapshot, itself included: those of a group's cut."""
+        catalog = self._context.catalog
+        by_id = {volume.id: volume for volume in catalog.volumes()}
+        if catalog.groups.of_cut(record.cut) is None:
+            return [(by_id[record.volume], record)]
+        return [(by_id[each.volume], each) for each in catalog.all_snapshots() if each.cut == record.cut]
+
+    def whole_name(self, record: SnapshotRecord) -> str | None:
+        """The name of the group's snapshot that this one is part of, if it is."""
+        whole = self._context.catalog.groups.of_cut(record.cut)
+        if whole is None:
+            return None
+        names = {group.id: group.name for group in self._context.catalog.groups.all()}
+        return f"@{names[whole.group]}@{whole.name}"
+
+    def _refuse_held(self, members: Sequence[tuple[Volume, SnapshotRecord]]) -> None:
+        for volume, record in members:
+            if record.holds:
+                name = self.whole_name(record) or export_name(volume.name, record.name)
+                raise SnapshotHeld(name=name, tags=", ".join(record.holds))
+
+    def _delete(self, members: Sequence[tuple[Volume, SnapshotRecord]], forget: Callable[[], None]) -> int:
+        """End the exports of all members, `forget` them, free what only they could see: bytes freed. Those of
+        volumes that are not served have neither: the engine drops them when it takes the volume over."""
         context = self._context
-        export = export_name(volume.name, record.name)
+        served = [member for member in members if context.is_served(member[0])]
+        ended: list[tuple[Volume, SnapshotRecord]] = []
+        try:
+            for volume, record in served:
+                self._unexport(export_name(volume.name, record.name))
+                ended.append((volume, record))
+            forget()
+        except BaseException:
+            for volume, record in ended:
+                export_snapshot(context.engine, volume, record)  # they exist on
+            raise
+        freed = 0
+        for volume, record in served:
+            export = export_name(volume.name, record.name)
+            with context.engine_errors(f"giving back the space of snapshot {export}, which is deleted,"):
+                freed += context.engine.drop_snapshot(volume.id, record.epoch)
+        return freed
+
+    def _unexport(self, export: str) -> None:
+        context = self._context
         clients = context.connections([export])
         try:
             if clients == 0:
@@ -102,13 +179,6 @@ class Snapshots:
             clients = max(1, context.connections([export]))
         if clients:
             raise SnapshotInUse(name=export, **counted_clients(clients))
-        try:
-            forget()
-        except BaseException:
-            export_snapshot(context.engine, volume, record)  # it exists on
-            raise
-        with context.engine_errors(f"giving back the space of snapshot {export}, which is deleted,"):
-            return context.engine.drop_snapshot(volume.id, record.epoch)
 
     def list_all(self, volume_name: str | None = None) -> list[SnapshotView]:
         """The snapshots of one volume, or all."""
@@ -131,7 +201,7 @@ class Snapshots:
         """One snapshot, with its partition snapshots if asked for."""
         context = self._context
         volume = context.find_volume(volume_name)
-        record = self._find(volume, name)
+        record = self.find(volume, name)
         states = None
         if partitions:
             context.find_served(volume_name)
@@ -139,20 +209,23 @@ class Snapshots:
                 states = partition_snapshots(context.engine.partition_states(volume.id, record.epoch))
         return self._view(volume, Snapshot(record, states), context.device_names(), context.clients())
 
-    def _find(self, volume: Volume, name: str) -> SnapshotRecord:
+    def find(self, volume: Volume, name: str) -> SnapshotRecord:
+        """A volume's snapshot of this name, or UnknownSnapshot."""
         for record in self._context.catalog.snapshots(volume.id):
             if record.name == name:
                 return record
         raise UnknownSnapshot(volume=volume.name, name=name)
 
-    def _free_name(self, wanted: str | None, volumes: list[Volume]) -> str:
+    def _free_name(self, wanted: str | None, volumes: list[Volume], prefix: str) -> str:
         taken: set[str] = set()
         for volume in volumes:
             names = {record.name for record in self._context.catalog.snapshots(volume.id)}
             if wanted in names:
                 raise NameInUse(noun="snapshot", name=export_name(volume.name, wanted))
             taken |= names
-        return wanted if wanted is not None else default_name(datetime.now(UTC), taken)
+        if wanted is not None:
+            return wanted
+        return default_name(datetime.fromtimestamp(self._context.clock() / 1e9, UTC), taken, prefix)
 
     def _view(
         self, volume: Volume, snapshot: Snapshot, names: dict[int, str], clients: dict[str, int]
@@ -168,7 +241,7 @@ class Snapshots:
             uuid=str(record.uuid),
             cut=str(record.cut),
             epoch=record.epoch,
-            size=volume.size,
+            size=record.size,
             log=record.log,
             log_devices=[] if record.log is None else devices_of(logs[record.log].extents, names),
             created=iso(record.instant_ns),
@@ -179,6 +252,9 @@ class Snapshots:
             origin=record.origin,
             schedule=record.schedule,
             holds=list(record.holds),
+            whole=self.whole_name(record),
+            consistency=record.consistency,
+            hook_trouble=record.hook_trouble,
             connections=clients.get(export, 0),
             partitions=None
             if snapshot.partitions is None

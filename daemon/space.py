@@ -25,6 +25,7 @@ from polyvol.daemon.sizes import format_size
 from polyvol.daemon.snapshots import Snapshots
 from polyvol.mapping.errors import PolyvolError
 from polyvol.mapping.records import SnapshotRecord, Volume
+from polyvol.snapshot.group_errors import SnapshotHeld
 from polyvol.snapshot.retention import droppable
 from polyvol.snapshot.snapshot import export_name
 
@@ -122,7 +123,7 @@ class Space:
         if volume.when_full != "keep-writing":
             return False
         for record in droppable(self._context.catalog.snapshots(volume.id)):  # W2
-            with contextlib.suppress(SnapshotInUse):
+            with contextlib.suppress(SnapshotInUse, SnapshotHeld):
                 self._drop(volume, record)
                 return True
         return False
@@ -153,7 +154,11 @@ class Space:
             return False
         records = droppable(self._context.catalog.snapshots(volume.id))
         clients = self._context.clients()
-        return any(not clients.get(export_name(volume.name, record.name)) for record in records)
+        wholes = (self._snapshots.members(record) for record in records)
+        return any(
+            not any(each.holds or clients.get(export_name(owner.name, each.name)) for owner, each in whole)
+            for whole in wholes
+        )
 
     def _warn(self, volume: Volume, level: Level, used: int, size: int) -> None:
         so_full = "full" if level == "full" else f"at {used / size:.0%}"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Literal
 
+from polyvol.mapping.group import Consistency
 from polyvol.mapping.records import Origin, WhenFull
 
 ScrubState = Literal["running", "done", "stopped", "failed"]
@@ -165,13 +166,24 @@ class ScrubSettingsView:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HookView:
+    """Commands that are run around a cut; `timeout_s` is for both together; `shell`: /bin/sh runs
+    them."""
+
+    quiesce: str | None
+    thaw: str | None
+    timeout_s: int
+    shell: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class VolumeView:
     """A volume. `state`: 'serving'; 'degraded' (served, but for what `reason` says); 'not-served' (`reason`
     says why); 'creating', 'deleting' (being made or given back). `connections` counts clients of the volume
     and of its snapshots. `when_full`: what gives way when its change logs are full; `space`: their use, None
     while it is not served; `dropped`: the latest snapshots that were dropped for want of space, newest first.
     `bad_blocks` lists those that are known to be bad (at most 128), `last_scrub` is the last one that came to
-    its end. `partitions` only if asked for."""
+    its end, `hooks` are run around its cuts. `partitions` only if asked for."""
 
     name: str
     uuid: str
@@ -193,6 +205,7 @@ class VolumeView:
     created: str
     bad_blocks: list[BadBlockView] = field(default_factory=list)
     last_scrub: ScrubView | None = None
+    hooks: HookView | None = None
     partitions: list[PartitionView] | None = None
 
 
@@ -252,8 +265,10 @@ class SnapshotView:
     """A snapshot. `cut` is the same for all snapshots of one cut; `stall_ns` is the longest of the
     processors' write stalls; `durable_ns` goes from the start of the cut until it was flushed; `log_devices`
     has those of the change log that was named for it, if one was. `origin`: made by hand, or by a schedule
-    (whose name is `schedule`, if it is one of polyvold's); `holds`: tags that keep it from being dropped for
-    space."""
+    (whose name is `schedule`, if it is one of polyvold's); `holds`: tags that keep it from being deleted.
+    `whole`: the group's snapshot that it is part of, '@GROUP@NAME'. `consistency`: whether hooks have made
+    ready for it what an application wrote ('application'), or it shows what a power loss would have left
+    ('crash'; `hook_trouble` says why, if there were hooks)."""
 
     volume: str
     name: str
@@ -272,6 +287,9 @@ class SnapshotView:
     origin: Origin
     schedule: str | None
     holds: list[str]
+    whole: str | None
+    consistency: Consistency
+    hook_trouble: str | None
     connections: int
     partitions: list[PartitionSnapshotView] | None = None
 

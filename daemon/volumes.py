@@ -27,6 +27,7 @@ from polyvol.daemon.health import (
     partition_trouble,
     volume_trouble,
 )
+from polyvol.daemon.hooks import checked_hooks, hook_view
 from polyvol.daemon.requests import VolumeCreate, VolumeSet
 from polyvol.daemon.scrub import Scrubs
 from polyvol.daemon.views import (
@@ -170,10 +171,14 @@ class Volumes:
         """Change what can be changed of a volume. The caller holds `changes`."""
         context = self._context
         volume = context.find_volume(name)
+        if request.hooks is not None:
+            checked_hooks(request.hooks)  # what is refused is refused before anything changes
         if request.when_full is not None:
             context.catalog.set_when_full(volume.id, request.when_full)
             if context.is_served(volume):
                 context.ask_when_full(replace(volume, when_full=request.when_full))
+        if request.hooks is not None:
+            context.catalog.schedules.set_volume_hooks(volume.id, checked_hooks(request.hooks))
         return self.show(name, partitions=False)
 
     def list_all(self) -> list[VolumeView]:
@@ -334,6 +339,7 @@ class Volumes:
             created=iso(volume.created_ns),
             bad_blocks=bad,
             last_scrub=self._scrubs.last(volume),
+            hooks=hook_view(context.catalog.schedules.volume_hooks(volume.id)),
             partitions=self._partition_views(volume, names) if partitions else None,
         )
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 from polyvol.mapping.errors import BadName
 
-Noun = Literal["volume", "snapshot", "device"]
+Noun = Literal["volume", "snapshot", "device", "group", "schedule", "hold"]
 
 NAME_LENGTH_MAX = 64
 _ALLOWED = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")

@@ -5,6 +5,7 @@ from typing import Literal
 from uuid import UUID
 
 from polyvol.mapping.extent import Extent
+from polyvol.mapping.group import Consistency
 
 VolumeState = Literal["creating", "ready", "deleting"]
 WhenFull = Literal["keep-writing", "keep-snapshots"]
@@ -43,7 +44,9 @@ class SnapshotRecord:
     """A snapshot of one volume. `cut` is shared by all snapshots of one cut; times are nanoseconds:
     `instant_ns` since 1970 (UTC), `stall_ns` the longest write stall, `stalls` those of the processors,
     and `durable_ns` from the start of the cut until all of it was flushed. `log`: the change log named.
-    `schedule`: the name of the schedule that made it, if polyvold's own did; `holds`: tags that keep it."""
+    `schedule`: the name of the schedule that made it, if polyvold's own did; `holds`: tags that keep it.
+    `size`: the volume's at the cut, bytes; `hook_trouble`: why it is crash-consistent although there were
+    hooks."""
 
     uuid: UUID
     cut: UUID
@@ -58,6 +61,9 @@ class SnapshotRecord:
     origin: Origin = "hand"
     schedule: str | None = None
     holds: tuple[str, ...] = ()
+    size: int = 0
+    consistency: Consistency = "crash"
+    hook_trouble: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

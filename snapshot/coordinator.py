@@ -1,17 +1,18 @@
 """The coordinator: takes one snapshot of one volume or of several, at one instant.
 
 How it works      1. cut      the engine stops writes to the volumes, ends their epochs, lets writes go on;
-                  2. settle   every write that was under way at the cut lands;
-                  3. flush    what the snapshots cover, and the records that say so, become durable;
-                  4. commit   one catalog transaction records the snapshots of all volumes: now they exist;
-                  5. export   each appears as VOLUME@SNAPSHOT.
+                  2. thaw     what hooks stopped may go on (daemon/hooks.py), before any disk is waited for;
+                  3. settle   every write that was under way at the cut lands;
+                  4. flush    what the snapshots cover, and the records that say so, become durable;
+                  5. commit   one catalog transaction records the snapshots of all volumes: now they exist;
+                  6. export   each appears as VOLUME@SNAPSHOT.
                   Should a step fail, what was done is undone, newest first: exports end, the catalog forgets
                   the cut, the engine drops each epoch; then CutFailed says what happened.
 Invariants        S1 a snapshot exists if and only if the catalog has it; S2 either all volumes of a cut have
                   their snapshot or none has; S3 the engine drops an epoch only when the catalog is known not
                   to have it.
 Owner and locks   The caller holds the daemon's lock for changes.
-Durability        A kill before step 4 leaves no snapshot: the engine drops, at the next start, the epochs
+Durability        A kill before step 5 leaves no snapshot: the engine drops, at the next start, the epochs
                   that the catalog does not know. A kill after it loses nothing; the export is made at the
                   next start.
 Errors            CutFailed.
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Protocol
 from uuid import UUID, uuid4
 
 from polyvol.mapping.catalog.store import Catalog
+from polyvol.mapping.group import Consistency, GroupSnapshot
 from polyvol.mapping.records import Origin, SnapshotRecord, Volume
 from polyvol.snapshot.errors import CutFailed
 from polyvol.snapshot.snapshot import export_name
@@ -54,6 +56,11 @@ class CutEngine(Protocol):
         """End an export."""
 
 
+Thaw = Callable[[], Mapping[int, tuple[Consistency, str | None]]]
+"""Ends what was made ready for a cut: what its snapshots show by volume id, and why not more; those that are
+not in it are crash-consistent."""
+
+
 class Coordinator:
     """Takes cuts on one engine and records them in one catalog."""
 
@@ -67,9 +74,14 @@ class Coordinator:
         name: str,
         logs: Mapping[int, int] | None = None,
         origin: Origin = "hand",
+        *,
+        schedule: str | None = None,
+        group: int | None = None,
+        thaw: Thaw | None = None,
     ) -> list[SnapshotRecord]:
         """The snapshots, one for each volume, durable and exported. `name` is free in all of them; `logs` has
-        the number of the change log named for what is written afterwards, by volume id."""
+        the number of the change log named for what is written afterwards, by volume id. `group`: whose
+        snapshot it is; `schedule`: who asks for it. `thaw` is not called if there was no cut."""
         named = logs or {}
         cut = uuid4()
         start = time.monotonic_ns()
@@ -80,16 +92,27 @@ class Coordinator:
         except Exception as cause:
             raise CutFailed(volumes=_names(volumes), cause=cause, undo_failed_on=()) from cause
         try:
+            marks = {} if thaw is None else thaw()
             for volume in volumes:
                 self._engine.settle(volume.id, report["epochs"][volume.id])
             for volume in volumes:
                 self._engine.flush(volume.id)
             durable_ns = time.monotonic_ns() - start
-            records = [
-                replace(_record(volume, name, cut, report, named, durable_ns), origin=origin)
-                for volume in volumes
-            ]
-            self._catalog.commit_snapshots(records)
+            records = []
+            for volume in volumes:
+                consistency, trouble = marks.get(volume.id, ("crash", None))
+                record = _record(volume, name, cut, report, named, durable_ns)
+                records.append(
+                    replace(
+                        record,
+                        origin=origin,
+                        schedule=schedule,
+                        consistency=consistency,
+                        hook_trouble=trouble,
+                    )
+                )
+            whole = None if group is None else GroupSnapshot(cut, group, name)
+            self._catalog.commit_snapshots(records, whole)
             for volume, record in zip(volumes, records, strict=True):
                 export_snapshot(self._engine, volume, record)
         except Exception as cause:
@@ -131,6 +154,7 @@ def _record(
         stall_ns=report["stall_ns"],
         durable_ns=durable_ns,
         stalls=tuple((stall["processor"], stall["stall_ns"]) for stall in report["processors"]),
+        size=volume.size,
     )
 
 

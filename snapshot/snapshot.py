@@ -56,6 +56,6 @@ def partition_snapshots(states: "Iterable[PartitionState]") -> tuple[PartitionSn
     )
 
 
-def default_name(now: "datetime", taken: set[str]) -> str:
-    """A name made of the time (UTC), such as 20261123T101530Z, that none of `taken` has."""
-    return unique_name(now.strftime("%Y%m%dT%H%M%SZ"), taken)
+def default_name(now: "datetime", taken: set[str], prefix: str = "") -> str:
+    """A name made of the time (UTC), such as 20261123T101530Z, after the prefix, that none of `taken` has."""
+    return unique_name(prefix + now.strftime("%Y%m%dT%H%M%SZ"), taken)

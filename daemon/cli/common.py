@@ -59,6 +59,17 @@ def split_snapshot(text: str) -> tuple[str, str]:
     return volume, snapshot
 
 
+def snapshot_parts(text: str) -> tuple[str, str, str, str]:
+    """The API's path of the snapshot that 'VOLUME@SNAPSHOT' or '@GROUP@SNAPSHOT' names."""
+    if not text.startswith("@"):
+        volume, snapshot = split_snapshot(text)
+        return "volumes", volume, "snapshots", snapshot
+    group, at, snapshot = text[1:].partition("@")
+    if not at or not group or not snapshot:
+        raise BadSnapshotName(text=text)
+    return "groups", group, "snapshots", snapshot
+
+
 class Group(click.Group):
     """A group whose commands end with one sentence on stderr and exit 1 where something is refused."""
 

@@ -9,7 +9,9 @@ from polyvol.daemon.cli.check import check
 from polyvol.daemon.cli.client import Client
 from polyvol.daemon.cli.common import Group, json_option, state_dir_option
 from polyvol.daemon.cli.device import device
+from polyvol.daemon.cli.group import group
 from polyvol.daemon.cli.output import listed, print_facts, print_json, print_table
+from polyvol.daemon.cli.schedule import schedule
 from polyvol.daemon.cli.scrub import scrub
 from polyvol.daemon.cli.snapshot import snapshot
 from polyvol.daemon.cli.volume import print_volumes, volume
@@ -64,6 +66,8 @@ def status(as_json: bool, state_dir: Path) -> None:
 cli.add_command(device)
 cli.add_command(volume)
 cli.add_command(snapshot)
+cli.add_command(group)
+cli.add_command(schedule)
 cli.add_command(attach)
 cli.add_command(detach)
 cli.add_command(scrub)

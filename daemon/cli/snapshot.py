@@ -1,12 +1,13 @@
-"""polyvol snapshot: create, list, show, delete."""
+"""polyvol snapshot: create, list, show, hold, release, delete; those of groups are in snapshot_group.py."""
 
 from pathlib import Path
 
 import click
 
-from polyvol.daemon.cli.client import Client
-from polyvol.daemon.cli.common import Group, json_option, split_snapshot, state_dir_option
+from polyvol.daemon.cli.client import Client, Json
+from polyvol.daemon.cli.common import Group, json_option, snapshot_parts, state_dir_option
 from polyvol.daemon.cli.output import listed, print_facts, print_json, print_table
+from polyvol.daemon.cli.snapshot_group import create_of_group, list_of_group, print_of_group
 from polyvol.daemon.sizes import format_ns, format_size
 
 
@@ -16,7 +17,7 @@ def snapshot() -> None:
 
 
 @snapshot.command()
-@click.argument("volumes", nargs=-1, required=True, metavar="VOLUME...")
+@click.argument("volumes", nargs=-1, required=True, metavar="VOLUME...|@GROUP")
 @click.option("--name", metavar="NAME", help="The same in each volume [the time, UTC].")
 @click.option("--log-device", metavar="DEVICE", help="Where what is written from now on goes.")
 @click.option("--scheduled", is_flag=True, help="Made by a schedule: may be dropped when space runs out.")
@@ -30,9 +31,14 @@ def create(
     as_json: bool,
     state_dir: Path,
 ) -> None:
-    """Take one snapshot of each volume, all at one instant, and export it."""
-    body = {"volumes": volumes, "name": name, "log_device": log_device, "scheduled": scheduled}
-    made = Client(state_dir).post("snapshots", body=body)
+    """Take one snapshot of each volume, or of each of a group, all at one instant, and export it."""
+    body: Json = {"name": name, "log_device": log_device, "scheduled": scheduled}
+    if any(volume.startswith("@") for volume in volumes):
+        if len(volumes) > 1:
+            raise click.UsageError("name volumes, or one group")
+        create_of_group(Client(state_dir), volumes[0][1:], body, as_json)
+        return
+    made = Client(state_dir).post("snapshots", body={**body, "volumes": volumes})
     if as_json:
         print_json(made)
         return
@@ -42,11 +48,14 @@ def create(
 
 
 @snapshot.command(name="list")
-@click.argument("volume", required=False)
+@click.argument("volume", required=False, metavar="[VOLUME|@GROUP]")
 @json_option
 @state_dir_option
 def list_snapshots(volume: str | None, as_json: bool, state_dir: Path) -> None:
-    """List the snapshots of one volume, or all."""
+    """List the snapshots of one volume, those of one group, or all of all volumes."""
+    if volume is not None and volume.startswith("@"):
+        list_of_group(Client(state_dir), volume[1:], as_json)
+        return
     snapshots = Client(state_dir).get("snapshots", volume=volume)
     if as_json:
         print_json(snapshots)
@@ -69,14 +78,18 @@ def list_snapshots(volume: str | None, as_json: bool, state_dir: Path) -> None:
 
 
 @snapshot.command()
-@click.argument("name", metavar="VOLUME@SNAPSHOT")
+@click.argument("name", metavar="VOLUME@SNAPSHOT|@GROUP@SNAPSHOT")
 @click.option("--partitions", is_flag=True, help="The partition snapshots that it is made of.")
 @json_option
 @state_dir_option
 def show(name: str, partitions: bool, as_json: bool, state_dir: Path) -> None:
     """Show one snapshot."""
-    volume, own_name = split_snapshot(name)
-    shown = Client(state_dir).get("volumes", volume, "snapshots", own_name, partitions=partitions)
+    if name.startswith("@"):
+        if partitions:
+            raise click.UsageError("--partitions is for the snapshot of one volume")
+        print_of_group(Client(state_dir).get(*snapshot_parts(name)), as_json)
+        return
+    shown = Client(state_dir).get(*snapshot_parts(name), partitions=partitions)
     if as_json:
         print_json(shown)
         return
@@ -90,7 +103,10 @@ def show(name: str, partitions: bool, as_json: bool, state_dir: Path) -> None:
             ("epoch", shown["epoch"]),
             ("size", format_size(shown["size"])),
             ("made by", shown["schedule"] or shown["origin"]),
+            ("part of", shown["whole"]),
             ("held by", listed(shown["holds"]) if shown["holds"] else None),
+            ("shows", f"what is {shown['consistency']}-consistent"),
+            ("hooks failed", shown["hook_trouble"]),
             ("write stall", f"{format_ns(shown['stall_ns'])} (by processor: {listed(stalls)})"),
             ("durable after", format_ns(shown["durable_ns"])),
             ("log devices", listed(shown["log_devices"]) if shown["log"] else None),
@@ -116,10 +132,30 @@ def show(name: str, partitions: bool, as_json: bool, state_dir: Path) -> None:
 
 
 @snapshot.command()
-@click.argument("name", metavar="VOLUME@SNAPSHOT")
+@click.argument("name", metavar="VOLUME@SNAPSHOT|@GROUP@SNAPSHOT")
+@click.option("--tag", required=True, help="Who holds it, or why.")
+@state_dir_option
+def hold(name: str, tag: str, state_dir: Path) -> None:
+    """Keep a snapshot from being deleted, by anybody, until all its tags are released."""
+    held = Client(state_dir).post(*snapshot_parts(name), "holds", body={"tag": tag})
+    click.echo(f"snapshot {name} is held ({listed(held['holds'])})")
+
+
+@snapshot.command()
+@click.argument("name", metavar="VOLUME@SNAPSHOT|@GROUP@SNAPSHOT")
+@click.option("--tag", required=True, help="The tag that it was held by.")
+@state_dir_option
+def release(name: str, tag: str, state_dir: Path) -> None:
+    """End a hold of a snapshot."""
+    held = Client(state_dir).post(*snapshot_parts(name), "holds", body={"tag": tag, "release": True})
+    rest = f"still held ({listed(held['holds'])})" if held["holds"] else "not held any more"
+    click.echo(f"snapshot {name} is {rest}")
+
+
+@snapshot.command()
+@click.argument("name", metavar="VOLUME@SNAPSHOT|@GROUP@SNAPSHOT")
 @state_dir_option
 def delete(name: str, state_dir: Path) -> None:
-    """Delete a snapshot that no client is connected to."""
-    volume, own_name = split_snapshot(name)
-    deleted = Client(state_dir).delete("volumes", volume, "snapshots", own_name)
+    """Delete a snapshot that no client is connected to and nobody holds."""
+    deleted = Client(state_dir).delete(*snapshot_parts(name))
     click.echo(f"snapshot {name} deleted, {format_size(deleted['freed'])} given back")

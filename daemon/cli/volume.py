@@ -8,6 +8,7 @@ import click
 
 from polyvol.daemon.cli.client import Client, Json
 from polyvol.daemon.cli.common import SIZE, Command, Group, json_option, state_dir_option
+from polyvol.daemon.cli.hooks import hook_options, hook_text, hooks_from
 from polyvol.daemon.cli.output import counted, listed, print_facts, print_json, print_table
 from polyvol.daemon.errors import NotConfirmed
 from polyvol.daemon.sizes import format_seconds, format_size
@@ -21,7 +22,6 @@ def when_full_option(*, default: str | None = None) -> Callable[[Command], Comma
         help="When the change logs are full: drop the oldest scheduled snapshots, or refuse writes.",
         default=default,
         show_default=default is not None,
-        required=default is None,
     )
 
 
@@ -67,11 +67,22 @@ def create(state_dir: Path, as_json: bool, **request: Json) -> None:
 @volume.command(name="set")
 @click.argument("name")
 @when_full_option()
+@hook_options
+@click.option("--no-hooks", is_flag=True, help="Run nothing around its cuts.")
 @state_dir_option
-def set_volume(name: str, when_full: str, state_dir: Path) -> None:
-    """Change what a volume does when its change logs are full."""
-    changed = Client(state_dir).patch("volumes", name, body={"when_full": when_full})
-    click.echo(f"volume {name}: when full, {changed['when_full']}")
+def set_volume(name: str, when_full: str | None, no_hooks: bool, state_dir: Path, **hooks: Json) -> None:
+    """Change what a volume does when its change logs are full, or what is run around its cuts."""
+    given = hooks_from(**hooks)
+    if no_hooks:
+        if given is not None:
+            raise click.UsageError("give hooks, or --no-hooks")
+        given = {}
+    if when_full is None and given is None:
+        raise click.UsageError("give --when-full, --quiesce, or --no-hooks")
+    changed = Client(state_dir).patch("volumes", name, body={"when_full": when_full, "hooks": given})
+    click.echo(
+        f"volume {name}: when full, {changed['when_full']}; hooks: {hook_text(changed['hooks']) or '-'}"
+    )
 
 
 @volume.command()
@@ -132,6 +143,7 @@ def show(name: str, partitions: bool, as_json: bool, state_dir: Path) -> None:
             ("last scrub", _scrubbed(shown["last_scrub"])),
             ("when full", shown["when_full"]),
             ("room", room(shown["space"])),
+            ("hooks", hook_text(shown["hooks"])),
             ("created", shown["created"]),
         ]
     )

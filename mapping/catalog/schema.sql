@@ -1,4 +1,4 @@
--- The catalog, format version 1: the only truth about which devices, volumes and snapshots exist.
+-- The catalog, format version 2: the only truth about which devices, volumes and snapshots exist.
 -- Sizes, offsets and lengths are bytes; *_ns are nanoseconds (instants: since 1970, UTC). Ids are never used
 -- again (AUTOINCREMENT). The version is in PRAGMA user_version.
 
@@ -86,6 +86,9 @@ CREATE TABLE snapshot (
     durable_ns INTEGER NOT NULL,        -- from the start of the cut until it was flushed
     origin TEXT NOT NULL CHECK (origin IN ('hand', 'schedule')),
     schedule TEXT,                      -- the name of the schedule that made it, if one of polyvold's did
+    size INTEGER NOT NULL DEFAULT 0,    -- the volume's at the cut
+    consistency TEXT NOT NULL DEFAULT 'crash' CHECK (consistency IN ('application', 'crash')),
+    hook_trouble TEXT,                  -- why it is crash-consistent although there are hooks
     UNIQUE (volume, name),
     UNIQUE (volume, epoch),
     FOREIGN KEY (volume, log) REFERENCES change_log (volume, number)
@@ -98,7 +101,7 @@ CREATE TABLE snapshot_stall (
     PRIMARY KEY (snapshot, processor)
 ) STRICT, WITHOUT ROWID;
 
-CREATE TABLE snapshot_hold (            -- a snapshot with a hold is not dropped for space
+CREATE TABLE snapshot_hold (            -- a snapshot with a hold is not deleted, by nobody
     snapshot INTEGER NOT NULL REFERENCES snapshot (id) ON DELETE CASCADE,
     tag TEXT NOT NULL,
     PRIMARY KEY (snapshot, tag)
@@ -123,4 +126,58 @@ CREATE TABLE scrub (                    -- the last one of each volume that ende
     volume INTEGER PRIMARY KEY REFERENCES volume (id) ON DELETE CASCADE,
     ended_ns INTEGER NOT NULL,
     result TEXT NOT NULL                -- JSON, as the API tells it
+) STRICT;
+
+CREATE TABLE volume_group (             -- a named set of volumes
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    uuid TEXT NOT NULL UNIQUE,
+    name TEXT NOT NULL UNIQUE,
+    created_ns INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE volume_group_member (
+    volume_group INTEGER NOT NULL REFERENCES volume_group (id) ON DELETE CASCADE,
+    volume INTEGER NOT NULL REFERENCES volume (id) ON DELETE CASCADE,
+    PRIMARY KEY (volume_group, volume)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE group_snapshot (           -- its members are the snapshots of its cut, whoever is in the group now
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    cut TEXT NOT NULL UNIQUE,
+    volume_group INTEGER NOT NULL REFERENCES volume_group (id),
+    name TEXT NOT NULL,
+    UNIQUE (volume_group, name)
+) STRICT;
+
+CREATE TABLE schedule (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    name TEXT NOT NULL UNIQUE,
+    volume INTEGER REFERENCES volume (id) ON DELETE CASCADE,
+    volume_group INTEGER REFERENCES volume_group (id) ON DELETE CASCADE,
+    every_s INTEGER CHECK (every_s > 0),
+    cron TEXT,
+    keep TEXT NOT NULL,                 -- JSON: rule -> how many
+    prefix TEXT NOT NULL,
+    paused INTEGER NOT NULL CHECK (paused IN (0, 1)),
+    last_ns INTEGER NOT NULL,           -- what was due until then is done, or was given up
+    error TEXT,                         -- of the last run, if it failed
+    created_ns INTEGER NOT NULL,
+    CHECK ((volume IS NULL) != (volume_group IS NULL)),
+    CHECK ((every_s IS NULL) != (cron IS NULL))
+) STRICT;
+
+CREATE TABLE hook (                     -- what is run around the cuts of a volume, or of a schedule
+    id INTEGER PRIMARY KEY,
+    volume INTEGER UNIQUE REFERENCES volume (id) ON DELETE CASCADE,
+    schedule INTEGER UNIQUE REFERENCES schedule (id) ON DELETE CASCADE,
+    quiesce TEXT,
+    thaw TEXT,
+    timeout_s INTEGER NOT NULL CHECK (timeout_s > 0),
+    shell INTEGER NOT NULL CHECK (shell IN (0, 1)),
+    CHECK ((volume IS NULL) != (schedule IS NULL))
+) STRICT;
+
+CREATE TABLE thaw_owed (                -- a quiesce command was begun, and its thaw command has not ended yet
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    call TEXT NOT NULL                  -- JSON: how the thaw command is run
 ) STRICT;

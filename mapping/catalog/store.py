@@ -18,10 +18,13 @@ from pathlib import Path
 from uuid import UUID, uuid4
 
 from polyvol.mapping.catalog.database import Database
+from polyvol.mapping.catalog.groups import Groups, insert_group_snapshot
+from polyvol.mapping.catalog.schedules import Schedules
 from polyvol.mapping.catalog.settings import Settings
 from polyvol.mapping.device import Device, DeviceState
 from polyvol.mapping.errors import TooManyLogs
 from polyvol.mapping.extent import Extent
+from polyvol.mapping.group import GroupSnapshot
 from polyvol.mapping.partition import Partition
 from polyvol.mapping.records import (
     ChangeLog,
@@ -49,6 +52,8 @@ class Catalog:
                 (str(uuid4()), time.time_ns()),
             )
         self.settings = Settings(self._database)
+        self.groups = Groups(self._database)
+        self.schedules = Schedules(self._database)
         self.uuid = UUID(self._database.rows("SELECT uuid FROM catalog")[0]["uuid"])
 
     def close(self) -> None:
@@ -267,15 +272,20 @@ class Catalog:
         """All snapshots, by volume and epoch."""
         return self._snapshots("ORDER BY volume, epoch")
 
-    def commit_snapshots(self, snapshots: Iterable[SnapshotRecord]) -> None:
-        """Record the snapshots of one cut, all or none. From here on they exist."""
+    def commit_snapshots(
+        self, snapshots: Iterable[SnapshotRecord], group: GroupSnapshot | None = None
+    ) -> None:
+        """Record the snapshots of one cut, all or none; `group`: they are one of a group. From here on they
+        exist."""
         with self._database.transaction() as connection:
+            if group is not None:
+                insert_group_snapshot(connection, group)
             for snapshot in snapshots:
                 identity = connection.execute(
                     "INSERT INTO snapshot"
                     " (uuid, cut, volume, name, epoch, log, instant_ns, stall_ns, durable_ns, origin,"
-                    " schedule)"
-                    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    " schedule, size, consistency, hook_trouble)"
+                    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                     (
                         str(snapshot.uuid),
                         str(snapshot.cut),
@@ -288,6 +298,9 @@ class Catalog:
                         snapshot.durable_ns,
                         snapshot.origin,
                         snapshot.schedule,
+                        snapshot.size,
+                        snapshot.consistency,
+                        snapshot.hook_trouble,
                     ),
                 ).lastrowid
                 connection.executemany(
@@ -308,21 +321,26 @@ class Catalog:
         with self._database.transaction() as connection:
             connection.execute("DELETE FROM snapshot WHERE uuid = ?", (str(snapshot),))
 
-    def drop_snapshot(self, snapshot: SnapshotRecord) -> int:
-        """Take a snapshot out to make room for writes, and remember that; the id of what is remembered."""
+    def drop_snapshots(self, snapshots: Sequence[SnapshotRecord]) -> list[int]:
+        """Take the snapshots of a cut out to make room for writes, and remember that; the ids of what is
+        remembered."""
+        remembered: list[int] = []
         with self._database.transaction() as connection:
-            connection.execute("DELETE FROM snapshot WHERE uuid = ?", (str(snapshot.uuid),))
-            identity = connection.execute(
-                "INSERT INTO snapshot_dropped (volume, name, instant_ns, dropped_ns) VALUES (?, ?, ?, ?)",
-                (snapshot.volume, snapshot.name, snapshot.instant_ns, time.time_ns()),
-            ).lastrowid
-            assert identity is not None
-            connection.execute(
-                "DELETE FROM snapshot_dropped WHERE volume = ?1 AND id NOT IN"
-                " (SELECT id FROM snapshot_dropped WHERE volume = ?1 ORDER BY id DESC LIMIT ?2)",
-                (snapshot.volume, DROPPED_MAX),
-            )
-        return identity
+            for snapshot in snapshots:
+                connection.execute("DELETE FROM snapshot WHERE uuid = ?", (str(snapshot.uuid),))
+                connection.execute("DELETE FROM group_snapshot WHERE cut = ?", (str(snapshot.cut),))
+                identity = connection.execute(
+                    "INSERT INTO snapshot_dropped (volume, name, instant_ns, dropped_ns) VALUES (?, ?, ?, ?)",
+                    (snapshot.volume, snapshot.name, snapshot.instant_ns, time.time_ns()),
+                ).lastrowid
+                assert identity is not None
+                remembered.append(identity)
+                connection.execute(
+                    "DELETE FROM snapshot_dropped WHERE volume = ?1 AND id NOT IN"
+                    " (SELECT id FROM snapshot_dropped WHERE volume = ?1 ORDER BY id DESC LIMIT ?2)",
+                    (snapshot.volume, DROPPED_MAX),
+                )
+        return remembered
 
     def set_freed(self, dropped: int, freed: int) -> None:
         """Say how many bytes dropping a snapshot has freed."""
@@ -339,9 +357,10 @@ class Catalog:
         return [DroppedSnapshot(**dict(row)) for row in rows]
 
     def forget_cut(self, cut: UUID) -> None:
-        """Take out every snapshot of a cut; none being there is fine."""
+        """Take out every snapshot of a cut, and that of a group; none being there is fine."""
         with self._database.transaction() as connection:
             connection.execute("DELETE FROM snapshot WHERE cut = ?", (str(cut),))
+            connection.execute("DELETE FROM group_snapshot WHERE cut = ?", (str(cut),))
 
     def _snapshots(self, condition: str, *values: object) -> list[SnapshotRecord]:
         stalls: dict[int, list[tuple[int, int]]] = {}

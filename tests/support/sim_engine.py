@@ -89,6 +89,8 @@ class SimWorld:
         """Volumes with writes that wait for room."""
         self.hold: dict[str, threading.Event] = {}
         """Call name -> an event that the call waits for, as for a slow disk."""
+        self.clock: Callable[[], int] = time.time_ns
+        """The instant of a cut."""
 
     @property
     def EngineError(self) -> type[Exception]:  # noqa: N802 - the module's name
@@ -278,7 +280,7 @@ class SimEngine:
             stored.epoch += 1
         return {
             "epochs": epochs,
-            "instant_ns": time.time_ns(),
+            "instant_ns": self.world.clock(),
             "stall_ns": 2000,
             "processors": [
                 {"processor": number, "stall_ns": 2000 - number} for number in range(self.processors)

@@ -66,9 +66,9 @@ def test_a_cut_is_settled_and_flushed_before_it_is_recorded_and_exported(
 ) -> None:
     commit = bench.catalog.commit_snapshots
 
-    def noted(records: list[SnapshotRecord]) -> None:
+    def noted(records: list[SnapshotRecord], group: None) -> None:
         bench.world.calls.append(("commit",))
-        commit(records)
+        commit(records, group)
 
     monkeypatch.setattr(bench.catalog, "commit_snapshots", noted)
     records = bench.coordinator.take(bench.volumes, "s", {bench.volumes[0].id: 1})

@@ -1,0 +1,426 @@
+"""Schedules: snapshots that polyvold takes by itself, and which of them it keeps.
+
+How it works      One thread looks for schedules that are due, and runs them one after the other; one that has
+                  hooks gets a thread of its own, so that a command that hangs keeps no other schedule
+                  waiting. A run takes the snapshot, records that what was due is done, then deletes what no
+                  rule keeps any more (snapshot/retention.py). What was missed while polyvold was down, or
+                  while a run failed, is due still, and is made up once.
+Invariants        D1 a failure of one schedule stops no other; D2 what was made by hand, or is held, is never
+                  touched; D3 after a kill between a snapshot and its record no second one is taken: the
+                  newest snapshot of a schedule says as well until when it is done; D4 a schedule runs in one
+                  thread at a time.
+Owner and locks   `_looking` over a look at all schedules, `_lock` over what runs and what failed.
+Errors            What fails is a warning in the log and among the events, once for each due time and reason,
+                  stands in the schedule, and is tried again after RETRY_NS.
+"""
+
+import contextlib
+import logging
+import threading
+from collections.abc import Sequence
+from uuid import UUID
+
+from polyvol.daemon.context import Context
+from polyvol.daemon.errors import SnapshotInUse
+from polyvol.daemon.group_requests import GroupSnapshotCreate, ScheduleAdd, ScheduleSet
+from polyvol.daemon.group_views import KeptView, SchedulePlanView, ScheduleView
+from polyvol.daemon.groups import Groups
+from polyvol.daemon.hooks import checked_hooks, hook_view
+from polyvol.daemon.requests import SnapshotCreate
+from polyvol.daemon.snapshots import Snapshots
+from polyvol.daemon.taking import Taking
+from polyvol.daemon.views import iso
+from polyvol.mapping.catalog.schedules import new_schedule
+from polyvol.mapping.errors import NameInUse, PolyvolError, UnknownVolume
+from polyvol.mapping.group import Schedule
+from polyvol.mapping.names import check_name, name_from, unique_name
+from polyvol.mapping.records import SnapshotRecord, Volume
+from polyvol.snapshot.group_errors import BadSchedule, SnapshotHeld, UnknownGroup, UnknownSchedule
+from polyvol.snapshot.retention import Keep, kept, may_go
+from polyvol.snapshot.snapshot import export_name
+from polyvol.snapshot.timing import EVERY_S_MAX, SECOND_NS, Timing, check_cron
+
+RETRY_NS = 60 * SECOND_NS
+LOOK_S = 20.0
+"""How often to look at the clock, which may be set anew."""
+PREFIX_LENGTH_MAX = 40
+SIMULATED_MAX = 200_000
+"""The most runs that a plan looks ahead."""
+_SPAN_S = {"last": 0, "hourly": 3600, "daily": 86_400, "weekly": 7 * 86_400, "monthly": 31 * 86_400}
+_FIRST = 5
+_log = logging.getLogger("polyvol")
+
+
+class Schedules:
+    """The verbs of schedules, and who runs them."""
+
+    def __init__(self, context: Context, snapshots: Snapshots, groups: Groups, taking: Taking) -> None:
+        self._context = context
+        self._snapshots = snapshots
+        self._groups = groups
+        self._taking = taking
+        self._lock = threading.Lock()
+        self._looking = threading.Lock()
+        self._running: dict[int, threading.Thread] = {}
+        self._retry_at: dict[int, int] = {}
+        self._told: dict[int, tuple[int, str]] = {}
+        self._look = threading.Event()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="polyvol-schedule", daemon=True)
+
+    def start(self) -> None:
+        """Begin to run what is due."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Begin no more runs, and wait for those under way; idempotent."""
+        self._stopping.set()
+        self._look.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        self.wait()
+
+    def wait(self) -> None:
+        """Wait for the runs under way on threads of their own."""
+        with self._lock:
+            running = list(self._running.values())
+        for thread in running:
+            thread.join()
+
+    # The verbs
+
+    def add(self, request: ScheduleAdd) -> ScheduleView | SchedulePlanView:
+        """Make a schedule, or with `dry_run` only tell what it would keep."""
+        hooks = None if request.hooks is None else checked_hooks(request.hooks)
+        if request.dry_run:
+            return self._plan(self._checked(request), request.ahead_s)
+        with self._context.changes:
+            schedule = self._checked(request)
+            self._context.catalog.schedules.add(schedule, hooks)
+        _log.info("schedule %s was added", schedule.name, extra={"SCHEDULE": schedule.name})
+        self._look.set()
+        return self.show(schedule.name)
+
+    def list_all(self) -> list[ScheduleView]:
+        """All schedules."""
+        return [self._view(schedule) for schedule in self._context.catalog.schedules.all()]
+
+    def show(self, name: str) -> ScheduleView:
+        """One schedule, with its snapshots."""
+        return self._view(self._find(name), snapshots=True)
+
+    def change(self, name: str, request: ScheduleSet) -> ScheduleView:
+        """Pause a schedule, or resume it; what was due while it was paused is not made up."""
+        with self._context.changes:
+            schedule = self._find(name)
+            if schedule.paused != request.paused:
+                now = self._context.clock()
+                self._context.catalog.schedules.set_paused(schedule.id, request.paused, now)
+                verb = "paused" if request.paused else "resumed"
+                _log.info("schedule %s was %s", name, verb, extra={"SCHEDULE": name})
+        self._look.set()
+        return self.show(name)
+
+    def remove(self, name: str) -> ScheduleView:
+        """Remove a schedule; its snapshots stay."""
+        view = self.show(name)
+        with self._context.changes:
+            self._context.catalog.schedules.forget(self._find(name).id)
+        _log.info("schedule %s was removed", name, extra={"SCHEDULE": name})
+        return view
+
+    # Running
+
+    def run_due(self) -> int | None:
+        """Run everything that is due; when something is due next (ns since 1970), None if nothing is."""
+        following: list[int] = []
+        with self._looking:
+            for schedule in self._context.catalog.schedules.all():
+                if self._stopping.is_set():
+                    break
+                try:
+                    due = self._look_at(schedule)
+                except Exception as error:  # D1
+                    _log.exception("schedule %s", schedule.name, extra={"SCHEDULE": schedule.name})
+                    due = self._failed(schedule, schedule.last_ns, str(error))
+                if due is not None:
+                    following.append(due)
+        return min(following, default=None)
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            wait_s = LOOK_S
+            try:
+                following = self.run_due()
+                if following is not None:
+                    wait_s = min(LOOK_S, max(0.05, (following - self._context.clock()) / SECOND_NS))
+            except Exception:
+                _log.exception("looking for schedules that are due")
+            self._look.wait(wait_s)
+            self._look.clear()
+
+    def _look_at(self, schedule: Schedule) -> int | None:
+        """Run a schedule if it is due; when it is due next."""
+        if schedule.paused:
+            return None
+        now = self._context.clock()
+        if schedule.last_ns > now:  # the clock was set back: go on from here
+            self._context.catalog.schedules.set_ran(schedule.id, now)
+        due = self._timing(schedule).after(self._done_until(schedule))
+        if due is None or due > now:
+            return due
+        with self._lock:
+            retry_at = self._retry_at.get(schedule.id, 0)
+            if schedule.id in self._running or now < retry_at <= now + RETRY_NS:
+                return retry_at or now + RETRY_NS
+        if self._has_hooks(schedule):
+            thread = threading.Thread(
+                target=self._run_apart, args=(schedule, due), name="polyvol-schedule-run", daemon=True
+            )
+            with self._lock:
+                self._running[schedule.id] = thread  # D4
+            thread.start()
+            return self._timing(schedule).after(now)
+        return self._run_one(schedule, due)
+
+    def _run_apart(self, schedule: Schedule, due: int) -> None:
+        try:
+            self._run_one(schedule, due)
+        except Exception as error:
+            _log.exception("schedule %s", schedule.name, extra={"SCHEDULE": schedule.name})
+            self._failed(schedule, due, str(error))
+        finally:
+            with self._lock:
+                self._running.pop(schedule.id, None)
+            self._look.set()
+
+    def _run_one(self, schedule: Schedule, due: int) -> int | None:
+        """One run; when the schedule is due next."""
+        try:
+            self._take(schedule)
+        except (PolyvolError, self._context.engine_error) as error:
+            reason = error.message if isinstance(error, PolyvolError) else str(error)
+            return self._failed(schedule, due, reason)
+        now = self._context.clock()
+        self._context.catalog.schedules.set_ran(schedule.id, now)
+        with self._lock:
+            self._retry_at.pop(schedule.id, None)
+            self._told.pop(schedule.id, None)
+        self._retain(schedule)
+        return self._timing(schedule).after(now)
+
+    def _take(self, schedule: Schedule) -> None:
+        name = self._target(schedule)
+        if schedule.group is None:
+            request = SnapshotCreate(volumes=(name,), scheduled=True)
+            self._taking.take(request, schedule=schedule)
+        else:
+            self._groups.take(name.removeprefix("@"), GroupSnapshotCreate(scheduled=True), schedule)
+
+    def _failed(self, schedule: Schedule, due: int, reason: str) -> int:
+        """Say that a run has failed, once for each due time and reason; when to try again."""
+        now = self._context.clock()
+        again = min(now + RETRY_NS, self._timing(schedule).after(now) or now + RETRY_NS)
+        with self._lock:
+            self._retry_at[schedule.id] = again
+            known = self._told.get(schedule.id) == (due, reason)
+            self._told[schedule.id] = (due, reason)
+        if not known:
+            what = f"schedule {schedule.name} could not take its snapshot of {iso(due)}"
+            text = f"{what}: {reason}; it tries again"
+            volume = None if schedule.volume is None else self._target(schedule)
+            self._context.events.add("warning", text, volume=volume, SCHEDULE=schedule.name)
+            with contextlib.suppress(PolyvolError):
+                self._context.catalog.schedules.set_failed(schedule.id, reason)
+        return again
+
+    def _retain(self, schedule: Schedule) -> None:
+        """Delete what no rule keeps any more."""
+        records = self._records(schedule)
+        wanted = kept([record.instant_ns for record in records], Keep(**schedule.keep))
+        for record in records:
+            if record.instant_ns in wanted or not may_go(record):  # D2
+                continue
+            export = ""
+            try:
+                with self._context.changes:
+                    members = self._snapshots.members(record)
+                    export = ", ".join(export_name(volume.name, each.name) for volume, each in members)
+                    self._snapshots.delete_cut(members)
+            except (SnapshotInUse, SnapshotHeld):
+                continue  # a later run finds it again
+            except (PolyvolError, self._context.engine_error) as error:
+                text = f"schedule {schedule.name} could not delete snapshot {record.name}: {error}"
+                self._context.events.add("warning", text, SCHEDULE=schedule.name)
+                continue
+            for volume, each in members:
+                fields = {"VOLUME": volume.name, "SNAPSHOT": each.name, "SCHEDULE": schedule.name}
+                _log.info("snapshot %s was deleted: no rule keeps it", export, extra=fields)
+
+    # What is known of a schedule
+
+    def _find(self, name: str) -> Schedule:
+        schedule = self._context.catalog.schedules.find(name)
+        if schedule is None:
+            raise UnknownSchedule(name=name)
+        return schedule
+
+    def _target(self, schedule: Schedule) -> str:
+        catalog = self._context.catalog
+        if schedule.group is not None:
+            names = {group.id: group.name for group in catalog.groups.all()}
+            return f"@{names.get(schedule.group, '?')}"
+        return {volume.id: volume.name for volume in catalog.volumes()}.get(schedule.volume or 0, "?")
+
+    @staticmethod
+    def _timing(schedule: Schedule) -> Timing:
+        return Timing(schedule.every_s, schedule.cron)
+
+    def _has_hooks(self, schedule: Schedule) -> bool:
+        catalog = self._context.catalog
+        volumes: Sequence[int] = ()
+        if schedule.volume is not None:
+            volumes = (schedule.volume,)
+        else:
+            volumes = next((each.volumes for each in catalog.groups.all() if each.id == schedule.group), ())
+        found = [catalog.schedules.volume_hooks(volume) for volume in volumes]
+        return any(hooks is not None for hooks in [*found, catalog.schedules.schedule_hooks(schedule.id)])
+
+    def _records(self, schedule: Schedule) -> list[SnapshotRecord]:
+        """What is there of a schedule, oldest first; of a group's snapshots one member each."""
+        catalog = self._context.catalog
+        if schedule.volume is not None:
+            found = catalog.snapshots(schedule.volume)
+            return [record for record in found if record.schedule == schedule.name]
+        cuts = {whole.cut for whole in catalog.groups.snapshots(schedule.group)}
+        one_each: dict[UUID, SnapshotRecord] = {}
+        for record in catalog.all_snapshots():
+            if record.cut in cuts and record.schedule == schedule.name:
+                one_each.setdefault(record.cut, record)
+        return sorted(one_each.values(), key=lambda record: record.instant_ns)
+
+    def _done_until(self, schedule: Schedule) -> int:
+        now = self._context.clock()
+        past = (record.instant_ns for record in self._records(schedule) if record.instant_ns <= now)
+        return max(min(schedule.last_ns, now), *past, 0)  # D3
+
+    def _checked(self, request: ScheduleAdd) -> Schedule:
+        """The schedule that is asked for, or why it cannot be."""
+        catalog = self._context.catalog
+        volume, group = self._resolve(request.target)
+        wrong = request.keep.wrong()
+        if (request.every_s is None) == (request.cron is None):
+            wrong = "give either an interval or a cron expression"
+        elif request.every_s is not None and not 1 <= request.every_s <= EVERY_S_MAX:
+            wrong = f"an interval of {request.every_s} s is not from 1 s to {EVERY_S_MAX // 86_400} days"
+        elif len(request.prefix) > PREFIX_LENGTH_MAX:
+            wrong = f"the prefix {request.prefix!r} is longer than {PREFIX_LENGTH_MAX} characters"
+        elif request.cron is not None:
+            try:
+                check_cron(request.cron)
+            except ValueError as error:
+                wrong = str(error)
+        if wrong is not None:
+            raise BadSchedule(why=wrong)
+        check_name("snapshot", request.prefix)
+        taken = {schedule.name for schedule in catalog.schedules.all()}
+        if request.name is None:
+            name = unique_name(name_from(f"{request.target.lstrip('@')}-{request.prefix}", "schedule"), taken)
+        else:
+            name = check_name("schedule", request.name)
+            if name in taken:
+                raise NameInUse(noun="schedule", name=name)
+        return new_schedule(
+            name,
+            volume=None if volume is None else volume.id,
+            group=group,
+            every_s=request.every_s,
+            cron=request.cron,
+            keep=request.keep.rules(),
+            prefix=request.prefix,
+            now_ns=self._context.clock(),
+        )
+
+    def _resolve(self, target: str) -> tuple[Volume | None, int | None]:
+        """The volume, or the group by id, that a target names."""
+        if target.startswith("@"):
+            group = self._context.catalog.groups.find(target[1:])
+            if group is None:
+                raise UnknownGroup(name=target[1:])
+            return None, group.id
+        volume = self._context.find_volume(target)
+        if volume.state == "deleting":
+            raise UnknownVolume(name=target)
+        return volume, None
+
+    def _plan(self, schedule: Schedule, ahead_s: int | None) -> SchedulePlanView:
+        """What would be kept of a schedule that begins now, and of its namesake's snapshots."""
+        now = self._context.clock()
+        timing = self._timing(schedule)
+        keep = Keep(**schedule.keep)
+        if ahead_s is None:
+            ahead_s = max(_SPAN_S[rule] * (count + 1) for rule, count in keep.rules().items())
+            steps = timing.between(now, now + EVERY_S_MAX * 5 * SECOND_NS)
+            last = next((due for index, due in enumerate(steps) if index == max(keep.last, 1)), now)
+            ahead_s = max(ahead_s, (last - now) // SECOND_NS + 1)
+        dues: list[int] = []
+        until = now + ahead_s * SECOND_NS
+        for due in timing.between(now, until):
+            if len(dues) == SIMULATED_MAX:
+                raise BadSchedule(why=f"more than {SIMULATED_MAX} runs cannot be looked ahead: ask for less")
+            dues.append(due)
+        there = {record.instant_ns: record for record in self._records(schedule)}
+        reasons = kept([*there, *dues], keep)
+        stays = [each for each in there if each in reasons or not may_go(there[each])]
+        return SchedulePlanView(
+            name=schedule.name,
+            target=self._target(schedule),
+            timing=str(timing),
+            keep=dict(schedule.keep),
+            first=[iso(due) for due in dues[:_FIRST]],
+            until=iso(until),
+            runs=len(dues),
+            kept=[
+                _kept_view(each, reasons.get(each, []), there.get(each))
+                for each in sorted({*stays, *reasons})
+            ],
+        )
+
+    def _view(self, schedule: Schedule, *, snapshots: bool = False) -> ScheduleView:
+        records = self._records(schedule)
+        reasons = kept([record.instant_ns for record in records], Keep(**schedule.keep))
+        timing = self._timing(schedule)
+        due = None if schedule.paused else timing.after(self._done_until(schedule))
+        hooks = self._context.catalog.schedules.schedule_hooks(schedule.id)
+        return ScheduleView(
+            name=schedule.name,
+            target=self._target(schedule),
+            timing=str(timing),
+            every_s=schedule.every_s,
+            cron=schedule.cron,
+            keep=dict(schedule.keep),
+            prefix=schedule.prefix,
+            paused=schedule.paused,
+            last=iso(schedule.last_ns),
+            next=None if due is None else iso(due),
+            error=schedule.error,
+            hooks=hook_view(hooks),
+            count=len(records),
+            created=iso(schedule.created_ns),
+            snapshots=[
+                _kept_view(record.instant_ns, reasons.get(record.instant_ns, []), record)
+                for record in records
+            ]
+            if snapshots
+            else None,
+        )
+
+
+def _kept_view(instant: int, reasons: list[str], record: SnapshotRecord | None) -> KeptView:
+    return KeptView(
+        snapshot=None if record is None else record.name,
+        instant=iso(instant),
+        instant_ns=instant,
+        kept_by=reasons,
+        holds=[] if record is None else list(record.holds),
+    )

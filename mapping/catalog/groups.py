@@ -1,0 +1,113 @@
+"""Groups in the catalog: sets of volumes, their snapshots, and the holds of snapshots.
+
+How it works      A group's snapshot is a row that names a cut, written in the transaction that records the
+                  cut's snapshots and deleted in the one that deletes them: it is there whole, or not at all.
+Owner and locks   As in store.py.
+Durability        When a verb returns, its change survives power loss.
+"""
+
+import sqlite3
+import time
+from collections.abc import Iterable
+from uuid import UUID, uuid4
+
+from polyvol.mapping.catalog.database import Database
+from polyvol.mapping.group import Group, GroupSnapshot
+
+
+class Groups:
+    """The groups of one catalog."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def all(self) -> list[Group]:
+        """All groups, by name."""
+        members: dict[int, list[int]] = {}
+        for row in self._database.rows("SELECT * FROM volume_group_member ORDER BY volume_group, volume"):
+            members.setdefault(row["volume_group"], []).append(row["volume"])
+        rows = self._database.rows("SELECT * FROM volume_group ORDER BY name")
+        return [
+            Group(
+                row["id"],
+                UUID(row["uuid"]),
+                row["name"],
+                tuple(members.get(row["id"], ())),
+                row["created_ns"],
+            )
+            for row in rows
+        ]
+
+    def find(self, name: str) -> Group | None:
+        """The group of this name, if there is one."""
+        return next((group for group in self.all() if group.name == name), None)
+
+    def create(self, name: str, volumes: Iterable[int]) -> None:
+        """Record a group of these volumes."""
+        with self._database.transaction() as connection:
+            identity = connection.execute(
+                "INSERT INTO volume_group (uuid, name, created_ns) VALUES (?, ?, ?)",
+                (str(uuid4()), name, time.time_ns()),
+            ).lastrowid
+            connection.executemany(
+                "INSERT INTO volume_group_member (volume_group, volume) VALUES (?, ?)",
+                [(identity, volume) for volume in volumes],
+            )
+
+    def forget(self, group: int) -> None:
+        """Take a group out, with its schedules; it has no snapshots."""
+        with self._database.transaction() as connection:
+            connection.execute("DELETE FROM volume_group WHERE id = ?", (group,))
+
+    def join(self, group: int, volumes: Iterable[int]) -> None:
+        """Have these volumes in the group; those that are stay."""
+        with self._database.transaction() as connection:
+            connection.executemany(
+                "INSERT OR IGNORE INTO volume_group_member (volume_group, volume) VALUES (?, ?)",
+                [(group, volume) for volume in volumes],
+            )
+
+    def leave(self, group: int, volumes: Iterable[int]) -> None:
+        """Have these volumes in the group no more."""
+        with self._database.transaction() as connection:
+            connection.executemany(
+                "DELETE FROM volume_group_member WHERE volume_group = ? AND volume = ?",
+                [(group, volume) for volume in volumes],
+            )
+
+    def snapshots(self, group: int | None = None) -> list[GroupSnapshot]:
+        """The snapshots of one group, or of all, oldest first."""
+        condition, values = ("", ()) if group is None else ("WHERE volume_group = ?", (group,))
+        rows = self._database.rows(f"SELECT * FROM group_snapshot {condition} ORDER BY id", *values)
+        return [GroupSnapshot(UUID(row["cut"]), row["volume_group"], row["name"]) for row in rows]
+
+    def of_cut(self, cut: UUID) -> GroupSnapshot | None:
+        """The snapshot of a group that this cut made, if it did."""
+        rows = self._database.rows("SELECT * FROM group_snapshot WHERE cut = ?", str(cut))
+        return GroupSnapshot(cut, rows[0]["volume_group"], rows[0]["name"]) if rows else None
+
+    def hold(self, snapshots: Iterable[UUID], tag: str) -> None:
+        """Hold these snapshots by a tag; those that are stay so."""
+        with self._database.transaction() as connection:
+            connection.executemany(
+                "INSERT OR IGNORE INTO snapshot_hold (snapshot, tag)"
+                " SELECT id, ? FROM snapshot WHERE uuid = ?",
+                [(tag, str(snapshot)) for snapshot in snapshots],
+            )
+
+    def release(self, snapshots: Iterable[UUID], tag: str) -> None:
+        """Hold these snapshots by this tag no more."""
+        with self._database.transaction() as connection:
+            connection.executemany(
+                "DELETE FROM snapshot_hold WHERE tag = ?"
+                " AND snapshot = (SELECT id FROM snapshot WHERE uuid = ?)",
+                [(tag, str(snapshot)) for snapshot in snapshots],
+            )
+
+
+def insert_group_snapshot(connection: sqlite3.Connection, snapshot: GroupSnapshot) -> None:
+    """Record a group's snapshot, in a transaction that records those of its cut."""
+    connection.execute(
+        "INSERT INTO group_snapshot (cut, volume_group, name) VALUES (?, ?, ?)",
+        (str(snapshot.cut), snapshot.group, snapshot.name),
+    )

@@ -1,0 +1,150 @@
+"""Schedules and hooks in the catalog.
+
+How it works      Each verb is one query or one transaction. A schedule goes with its volume or group. A thaw
+                  that is owed is recorded before its quiesce command is begun, so that the next start runs it
+                  if this run does not come to it.
+Owner and locks   As in store.py.
+Durability        When a verb returns, its change survives power loss.
+"""
+
+import json
+import sqlite3
+import time
+
+from polyvol.mapping.catalog.database import Database
+from polyvol.mapping.group import Hooks, Schedule
+
+
+class Schedules:
+    """The schedules of one catalog, and the hooks of its volumes and schedules."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def all(self) -> list[Schedule]:
+        """All schedules, by name."""
+        return [_schedule(row) for row in self._database.rows("SELECT * FROM schedule ORDER BY name")]
+
+    def find(self, name: str) -> Schedule | None:
+        """The schedule of this name, if there is one."""
+        rows = self._database.rows("SELECT * FROM schedule WHERE name = ?", name)
+        return _schedule(rows[0]) if rows else None
+
+    def add(self, schedule: Schedule, hooks: Hooks | None = None) -> None:
+        """Record a schedule, with its hooks; its id is given here."""
+        with self._database.transaction() as connection:
+            identity = connection.execute(
+                "INSERT INTO schedule (name, volume, volume_group, every_s, cron, keep, prefix, paused,"
+                " last_ns, error, created_ns) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    schedule.name,
+                    schedule.volume,
+                    schedule.group,
+                    schedule.every_s,
+                    schedule.cron,
+                    json.dumps(dict(schedule.keep)),
+                    schedule.prefix,
+                    schedule.paused,
+                    schedule.last_ns,
+                    schedule.error,
+                    schedule.created_ns,
+                ),
+            ).lastrowid
+            if hooks is not None:
+                _insert_hooks(connection, "schedule", identity, hooks)
+
+    def forget(self, schedule: int) -> None:
+        """Take a schedule out, with its hooks; its snapshots stay."""
+        with self._database.transaction() as connection:
+            connection.execute("DELETE FROM schedule WHERE id = ?", (schedule,))
+
+    def set_paused(self, schedule: int, paused: bool, last_ns: int) -> None:
+        """Pause a schedule, or resume it as of `last_ns`: what was due meanwhile is not made up."""
+        with self._database.transaction() as connection:
+            connection.execute(
+                "UPDATE schedule SET paused = ?, last_ns = max(last_ns, ?) WHERE id = ?",
+                (paused, last_ns, schedule),
+            )
+
+    def set_ran(self, schedule: int, last_ns: int) -> None:
+        """A run succeeded: what was due until then is done."""
+        with self._database.transaction() as connection:
+            connection.execute(
+                "UPDATE schedule SET last_ns = ?, error = NULL WHERE id = ?", (last_ns, schedule)
+            )
+
+    def set_failed(self, schedule: int, error: str) -> None:
+        """A run failed: it is due still."""
+        with self._database.transaction() as connection:
+            connection.execute("UPDATE schedule SET error = ? WHERE id = ?", (error, schedule))
+
+    def volume_hooks(self, volume: int) -> Hooks | None:
+        """A volume's hooks, if it has any."""
+        return _hooks(self._database.rows("SELECT * FROM hook WHERE volume = ?", volume))
+
+    def schedule_hooks(self, schedule: int) -> Hooks | None:
+        """A schedule's hooks, if it has any."""
+        return _hooks(self._database.rows("SELECT * FROM hook WHERE schedule = ?", schedule))
+
+    def set_volume_hooks(self, volume: int, hooks: Hooks | None) -> None:
+        """Give a volume its hooks; None: it has none."""
+        with self._database.transaction() as connection:
+            connection.execute("DELETE FROM hook WHERE volume = ?", (volume,))
+            if hooks is not None:
+                _insert_hooks(connection, "volume", volume, hooks)
+
+    def owe_thaw(self, call: object) -> int:
+        """Record a thaw that is owed (as JSON): its id."""
+        with self._database.transaction() as connection:
+            text = json.dumps(call)
+            identity = connection.execute("INSERT INTO thaw_owed (call) VALUES (?)", (text,)).lastrowid
+        assert identity is not None
+        return identity
+
+    def thaws_owed(self) -> dict[int, object]:
+        """The thaws that are owed, by id."""
+        rows = self._database.rows("SELECT * FROM thaw_owed ORDER BY id")
+        return {row["id"]: json.loads(row["call"]) for row in rows}
+
+    def forget_thaw(self, identity: int) -> None:
+        """A thaw is not owed any more."""
+        with self._database.transaction() as connection:
+            connection.execute("DELETE FROM thaw_owed WHERE id = ?", (identity,))
+
+
+def new_schedule(
+    name: str,
+    *,
+    volume: int | None,
+    group: int | None,
+    every_s: int | None,
+    cron: str | None,
+    keep: dict[str, int],
+    prefix: str,
+    now_ns: int | None = None,
+) -> Schedule:
+    """A schedule that begins now, for the catalog to record."""
+    now = time.time_ns() if now_ns is None else now_ns
+    return Schedule(0, name, volume, group, every_s, cron, keep, prefix, False, now, None, now)
+
+
+def _insert_hooks(connection: sqlite3.Connection, owner: str, identity: int | None, hooks: Hooks) -> None:
+    connection.execute(
+        f"INSERT INTO hook ({owner}, quiesce, thaw, timeout_s, shell) VALUES (?, ?, ?, ?, ?)",
+        (identity, hooks.quiesce, hooks.thaw, hooks.timeout_s, hooks.shell),
+    )
+
+
+def _hooks(rows: list[sqlite3.Row]) -> Hooks | None:
+    if not rows:
+        return None
+    row = rows[0]
+    return Hooks(row["quiesce"], row["thaw"], row["timeout_s"], bool(row["shell"]))
+
+
+def _schedule(row: sqlite3.Row) -> Schedule:
+    values = dict(row)
+    values["group"] = values.pop("volume_group")
+    values["keep"] = json.loads(values["keep"])
+    values["paused"] = bool(values["paused"])
+    return Schedule(**values)

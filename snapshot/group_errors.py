@@ -1,0 +1,120 @@
+"""Errors of groups, holds, schedules and hooks; their form is that of mapping/errors.py."""
+
+from polyvol.mapping.errors import PolyvolError
+
+
+class UnknownGroup(PolyvolError):
+    """No group of this name."""
+
+    code = "unknown-group"
+    kind = "not-found"
+    sentence = "there is no group {name!r}"
+    hint = "`polyvol group list` shows those that exist"
+
+
+class UnknownGroupSnapshot(PolyvolError):
+    """No snapshot of this name of a group."""
+
+    code = "unknown-group-snapshot"
+    kind = "not-found"
+    sentence = "there is no snapshot {name!r} of group {group}"
+    hint = "`polyvol snapshot list @{group}` shows those that exist"
+
+
+class GroupEmpty(PolyvolError):
+    """A group without volumes, of which there can be no snapshot."""
+
+    code = "group-empty"
+    kind = "invalid"
+    sentence = "group {name} has no volumes"
+    hint = "`polyvol group join {name} VOLUME` puts one into it"
+
+
+class GroupHasSnapshots(PolyvolError):
+    """A group that cannot be deleted, as it has snapshots."""
+
+    code = "group-has-snapshots"
+    kind = "busy"
+    sentence = "group {name} has {count} snapshots"
+    hint = "delete them first; `polyvol snapshot list @{name}` shows them"
+
+
+class NotInGroup(PolyvolError):
+    """A volume that is to leave a group that it is not in."""
+
+    code = "not-in-group"
+    kind = "not-found"
+    sentence = "volume {volume} is not in group {name}"
+    hint = "`polyvol group show {name}` shows which are"
+
+
+class VolumeInGroup(PolyvolError):
+    """A volume that cannot be deleted, as a group, or a group's snapshot, has it."""
+
+    code = "volume-in-group"
+    kind = "busy"
+    sentence = "volume {name} is in {what}"
+    hint = "{cure} first"
+
+
+class SnapshotInGroup(PolyvolError):
+    """A snapshot that belongs to one of a group, which is held, released and deleted as a whole."""
+
+    code = "snapshot-in-group"
+    kind = "busy"
+    sentence = "snapshot {name} is part of {whole}"
+    hint = "name {whole}, which is meant as a whole"
+
+
+class SnapshotHeld(PolyvolError):
+    """A snapshot that may not be deleted."""
+
+    code = "snapshot-held"
+    kind = "busy"
+    sentence = "snapshot {name} is held ({tags})"
+    hint = "`polyvol snapshot release {name} --tag TAG` ends a hold"
+
+
+class VolumeHeld(PolyvolError):
+    """A volume that may not be deleted, as a snapshot of it is held."""
+
+    code = "volume-held"
+    kind = "busy"
+    sentence = "volume {name} has snapshots that are held: {snapshots}"
+    hint = "release them first with `polyvol snapshot release`"
+
+
+class NotHeld(PolyvolError):
+    """A hold that is to end, and is not there."""
+
+    code = "not-held"
+    kind = "not-found"
+    sentence = "snapshot {name} is not held by {tag!r}"
+    hint = "`polyvol snapshot show {name}` shows its holds"
+
+
+class UnknownSchedule(PolyvolError):
+    """No schedule of this name."""
+
+    code = "unknown-schedule"
+    kind = "not-found"
+    sentence = "there is no schedule {name!r}"
+    hint = "`polyvol schedule list` shows those that exist"
+
+
+class BadSchedule(PolyvolError):
+    """A schedule that makes no sense."""
+
+    code = "bad-schedule"
+    kind = "invalid"
+    sentence = "this cannot be a schedule: {why}"
+    hint = "docs/snapshots.md tells how schedules are given"
+
+
+class BadHooks(PolyvolError):
+    """Hooks that make no sense."""
+
+    code = "bad-hooks"
+    kind = "invalid"
+    sentence = "these cannot be hooks: {why}"
+    hint = "docs/snapshots.md tells how hooks are given"

@@ -1,0 +1,229 @@
+"""Hooks: what is run around a cut, in which order, and that nothing stays quiesced or hangs."""
+
+import json
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.proc import wait_until
+from tests.unit.conftest import Daemon
+
+
+class Hooked:
+    """A daemon with a volume, and scripts that write down that they were run."""
+
+    def __init__(self, daemon: Daemon, directory: Path) -> None:
+        self.daemon = daemon
+        self.directory = directory
+        self.notes = directory / "notes"
+        daemon.ok("volume", "create", "v", "--size", "1M")
+        daemon.ok("volume", "create", "w", "--size", "1M")
+
+    def script(self, name: str, text: str = "") -> str:
+        path = self.directory / name
+        path.write_text(f"#!/bin/sh\necho $POLYVOL_STAGE {name} >> {self.notes}\n{text}\n")
+        path.chmod(0o755)
+        return str(path)
+
+    def said(self, *arguments: str) -> Any:
+        return json.loads(self.daemon.ok(*arguments, "--json"))
+
+    def noted(self) -> list[str]:
+        return self.notes.read_text().splitlines() if self.notes.exists() else []
+
+    def warnings(self) -> str:
+        return "\n".join(each["text"] for each in self.said("status")["events"] if each["level"] == "warning")
+
+    def mark(self, name: str = "v@s") -> str:
+        return str(self.said("snapshot", "show", name)["consistency"])
+
+    def owed(self) -> int:
+        return len(self.daemon.service._context.catalog.schedules.thaws_owed())
+
+
+@pytest.fixture
+def hooked(daemon: Daemon, tmp_path: Path) -> Hooked:
+    return Hooked(daemon, tmp_path)
+
+
+def test_a_cut_between_quiesce_and_thaw_is_application_consistent(hooked: Hooked) -> None:
+    env = f"env | grep POLYVOL_ > {hooked.directory}/env"
+    thaw = hooked.script("thaw", f"env | grep POLYVOL_ > {hooked.directory}/thaw-env")
+    arguments = ["--quiesce", f"{hooked.script('quiesce', env)} x", "--thaw", thaw]
+    said = hooked.daemon.ok("volume", "set", "v", *arguments)
+    assert "hooks: quiesce" in said
+    hooked.daemon.ok("snapshot", "create", "v", "--name", "s")
+    assert hooked.noted() == ["quiesce quiesce", "thaw thaw"]
+    assert hooked.mark() == "application"
+    assert "application-consistent" in hooked.daemon.ok("snapshot", "show", "v@s")
+    assert set((hooked.directory / "env").read_text().splitlines()) == {
+        "POLYVOL_STAGE=quiesce",
+        f"POLYVOL_STATE={hooked.daemon.state_dir}",
+        "POLYVOL_VOLUMES=v",
+        "POLYVOL_SNAPSHOT=s",
+        "POLYVOL_GROUP=",
+        "POLYVOL_SCHEDULE=",
+    }
+    assert "POLYVOL_STAGE=thaw" in (hooked.directory / "thaw-env").read_text()
+    assert hooked.owed() == 0
+    hooked.daemon.ok("snapshot", "create", "w", "--name", "s")
+    assert hooked.mark("w@s") == "crash"
+    assert hooked.said("snapshot", "show", "w@s")["hook_trouble"] is None
+
+
+def test_a_quiesce_that_fails_is_thawed_and_the_snapshot_is_taken(hooked: Hooked) -> None:
+    quiesce, thaw = hooked.script("quiesce", "echo no such mount >&2; exit 3"), hooked.script("thaw")
+    hooked.daemon.ok("volume", "set", "v", "--quiesce", quiesce, "--thaw", thaw)
+    hooked.daemon.ok("snapshot", "create", "v", "--name", "s")
+    assert hooked.noted() == ["quiesce quiesce", "thaw thaw"]
+    assert hooked.mark() == "crash"
+    assert "ended with 3: no such mount" in hooked.said("snapshot", "show", "v@s")["hook_trouble"]
+    assert "ended with 3: no such mount" in hooked.warnings()
+
+
+def test_a_quiesce_that_hangs_is_killed_with_all_it_started(hooked: Hooked) -> None:
+    pid = hooked.directory / "pid"
+    quiesce = hooked.script("quiesce", f"trap '' TERM; sleep 600 & echo $! > {pid}; wait")
+    hooked.daemon.ok(
+        "volume", "set", "v", "--quiesce", quiesce, "--thaw", hooked.script("thaw"), "--hook-timeout", "1s"
+    )
+    began = time.monotonic()
+    hooked.daemon.ok("snapshot", "create", "v", "--name", "s")
+    assert 1 <= time.monotonic() - began < 10
+    assert hooked.noted() == ["quiesce quiesce", "thaw thaw"]
+    assert "did not end within 1 s and was killed" in hooked.said("snapshot", "show", "v@s")["hook_trouble"]
+    child = int(pid.read_text())
+    wait_until(lambda: _gone(child), "the end of what the hook had started", 10)
+
+
+def test_a_cut_that_comes_too_late_is_crash_consistent_and_nothing_stays_quiesced(hooked: Hooked) -> None:
+    quiesce, thaw = hooked.script("quiesce"), hooked.script("thaw")
+    hooked.daemon.ok("volume", "set", "v", "--quiesce", quiesce, "--thaw", thaw, "--hook-timeout", "1s")
+    with hooked.daemon.service._context.changes:  # somebody else changes something for long
+        taking = threading.Thread(
+            target=hooked.daemon.run, args=("snapshot", "create", "v", "--name", "s"), daemon=True
+        )
+        taking.start()
+        wait_until(lambda: hooked.noted() == ["quiesce quiesce", "thaw thaw"], "the thaw", 10)
+    taking.join(10)
+    assert hooked.mark() == "crash"
+    assert "was quiesced for 1 s" in hooked.said("snapshot", "show", "v@s")["hook_trouble"]
+    assert len(hooked.noted()) == 2
+
+
+def test_a_thaw_that_hangs_holds_up_nobody_else(hooked: Hooked) -> None:
+    quiesce, thaw = hooked.script("quiesce"), hooked.script("thaw", "sleep 600")
+    hooked.daemon.ok("volume", "set", "v", "--quiesce", quiesce, "--thaw", thaw, "--hook-timeout", "2s")
+    taking = threading.Thread(
+        target=hooked.daemon.run, args=("snapshot", "create", "v", "--name", "s"), daemon=True
+    )
+    taking.start()
+    wait_until(lambda: len(hooked.noted()) == 2, "the thaw", 10)
+    began = time.monotonic()
+    hooked.daemon.ok("snapshot", "create", "w")
+    assert time.monotonic() - began < 1.5
+    taking.join(10)
+    assert hooked.mark() == "application"
+    assert "thaw command of volume v did not end within 2 s" in hooked.warnings()
+
+
+def test_a_cut_that_fails_is_thawed(hooked: Hooked) -> None:
+    hooked.daemon.ok("volume", "set", "v", "--quiesce", hooked.script("q"), "--thaw", hooked.script("t"))
+    hooked.daemon.world.fail["cut"] = 0
+    hooked.daemon.refused("snapshot", "create", "v", "--name", "s")
+    assert hooked.noted() == ["quiesce q", "thaw t"]
+    assert hooked.owed() == 0
+
+
+def test_a_group_and_a_schedule_quiesce_all_and_thaw_backwards(hooked: Hooked) -> None:
+    daemon = hooked.daemon
+    daemon.ok("group", "create", "g", "v", "w")
+    daemon.ok("volume", "set", "v", "--quiesce", hooked.script("qv"), "--thaw", hooked.script("tv"))
+    daemon.ok("volume", "set", "w", "--quiesce", hooked.script("qw", "exit 1"))
+    quiesce, thaw = hooked.script("qs"), hooked.script("ts")
+    arguments = ["--every", "1s", "--keep", "last=1", "--quiesce", quiesce, "--thaw", thaw]
+    daemon.ok("schedule", "add", "@g", *arguments)
+    wait_until(lambda: hooked.said("snapshot", "list", "@g") != [], "a scheduled snapshot", 20)
+    daemon.ok("schedule", "pause", "g-auto")
+    assert hooked.noted()[:3] == ["quiesce qs", "quiesce qv", "quiesce qw"]
+    [whole] = hooked.said("snapshot", "list", "@g")
+    assert whole["consistency"] == "crash"
+    assert [each["consistency"] for each in whole["members"]] == ["application", "crash"]
+    assert hooked.said("schedule", "show", "g-auto")["hooks"]["quiesce"] == quiesce
+    daemon.service.schedules.wait()
+
+
+def test_a_thaw_that_is_owed_is_run_at_the_next_start(hooked: Hooked) -> None:
+    thaw = hooked.script("thaw")
+    catalog = hooked.daemon.service._context.catalog
+    call = {"what": "volume v", "arguments": [thaw], "environment": {"POLYVOL_STAGE": "thaw"}, "timeout_s": 5}
+    catalog.schedules.owe_thaw(call)
+    hooked.daemon.restart()
+    wait_until(lambda: hooked.owed() == 0, "the thaw", 10)
+    assert hooked.noted() == ["thaw thaw"]
+    assert "polyvold ended while volume v was quiesced" in hooked.warnings()
+
+
+def test_a_stop_does_not_wait_for_a_quiesce_that_hangs(hooked: Hooked) -> None:
+    quiesce, thaw = hooked.script("quiesce", "sleep 600"), hooked.script("thaw")
+    hooked.daemon.ok("volume", "set", "v", "--quiesce", quiesce, "--thaw", thaw, "--hook-timeout", "10m")
+    taking = threading.Thread(
+        target=hooked.daemon.run, args=("snapshot", "create", "v", "--name", "s"), daemon=True
+    )
+    taking.start()
+    wait_until(lambda: len(hooked.noted()) == 1, "the quiesce", 10)
+    began = time.monotonic()
+    hooked.daemon.service.stop()
+    assert time.monotonic() - began < 10
+    taking.join(10)
+    hooked.daemon.start()
+    assert hooked.noted() == ["quiesce quiesce", "thaw thaw"]
+    assert hooked.mark() == "crash"
+
+
+def test_a_shell_only_where_one_is_asked_for(hooked: Hooked) -> None:
+    daemon = hooked.daemon
+    command = f"{hooked.script('q')} && echo more >> {hooked.notes}"
+    daemon.ok("volume", "set", "v", "--quiesce", command)
+    daemon.ok("snapshot", "create", "v", "--name", "s")
+    assert hooked.noted() == ["quiesce q"]
+    daemon.ok("volume", "set", "v", "--quiesce", command, "--hook-shell")
+    daemon.ok("snapshot", "create", "v", "--name", "t")
+    assert hooked.noted() == ["quiesce q", "quiesce q", "more"]
+    assert "by /bin/sh" in daemon.ok("volume", "show", "v")
+    daemon.ok("volume", "set", "v", "--no-hooks")
+    daemon.ok("snapshot", "create", "v", "--name", "u")
+    assert len(hooked.noted()) == 3
+    assert hooked.said("volume", "show", "v")["hooks"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--thaw", "/bin/true"], "no quiesce command"),
+        (["--quiesce", "true"], "absolute path"),
+        (["--quiesce", ""], "absolute path"),
+        (["--quiesce", "/bin/true 'x"], "cannot be taken apart"),
+        (["--quiesce", "/nix/nix"], "not a program"),
+        (["--quiesce", "/bin/true", "--hook-timeout", "0s"], "not from 1 s to 600 s"),
+        (["--quiesce", "/bin/true", "--hook-timeout", "1h"], "not from 1 s to 600 s"),
+    ],
+)
+def test_what_are_no_hooks_is_refused(hooked: Hooked, arguments: list[str], words: str) -> None:
+    assert words in hooked.daemon.refused("volume", "set", "v", "--when-full", "keep-snapshots", *arguments)
+    shown = hooked.said("volume", "show", "v")
+    assert (shown["hooks"], shown["when_full"]) == (None, "keep-writing")
+    schedule = ["schedule", "add", "v", "--every", "1h", "--keep", "last=1"]
+    assert words in hooked.daemon.refused(*schedule, *arguments)
+
+
+def _gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z"
