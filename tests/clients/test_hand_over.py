@@ -1,9 +1,12 @@
 """A restart under a service manager that keeps file descriptors: clients see a pause, and nothing else."""
 
+import array
+import fcntl
 import os
 import random
 import socket
 import struct
+import termios
 import threading
 import time
 from collections.abc import Iterator
@@ -170,9 +173,6 @@ def enter(peer: Peer, structured: bool) -> None:
 
 def wait_read(manager: Manager, peer: Peer) -> None:
     """Wait until the server has read all that the peer has sent."""
-    import array
-    import fcntl
-    import termios
 
     def unread() -> int:
         left = array.array("i", [0])
@@ -375,6 +375,20 @@ def test_connections_are_taken_over_once(manager: Manager) -> None:
         manager.start()
         assert closed(peer)
         assert any("taken over once already" in text for text in manager.events())
+
+
+def test_a_start_that_fails_leaves_them_for_the_next(manager: Manager) -> None:
+    with Peer(manager.nbd_socket) as peer:
+        peer.enter("v")
+        kept = set(manager.stop_and_keep())
+        with (manager.state_dir / "lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            assert manager.launch().wait() == 1
+        assert set(manager.stored) == kept
+        manager.start()
+        assert went_on(manager) == 1
+        peer.socket.sendall(request(READ, 0, 512, cookie=2))
+        assert peer.reply().error == 0
 
 
 def test_a_client_that_hangs_up_meanwhile_is_forgotten(manager: Manager) -> None:

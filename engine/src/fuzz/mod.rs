@@ -16,6 +16,8 @@ mod handshake;
 mod journal;
 mod random;
 mod transmission;
+#[cfg(test)]
+pub use transmission::Memory;
 
 /// One reader of bytes that nobody vouches for.
 #[derive(Clone, Copy)]

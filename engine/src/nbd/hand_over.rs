@@ -171,3 +171,37 @@ impl Ending {
         lock(&self.shared.handed_over).closed.push(self.connection.export.clone());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::{Standing, State, transmission_flags};
+    use crate::fuzz::Memory;
+    use crate::nbd::request::Agreed;
+    use crate::volume::export::ExportTable;
+
+    /// Why a connection to an export of 4096 bytes cannot go on with one of this kind.
+    fn why(size: usize, read_only: bool, change: impl FnOnce(&mut State)) -> Option<&'static str> {
+        let agreed = Agreed { size: 4096, read_only: false, structured: true, status: true };
+        let standing = Standing::default();
+        let transmission_flags = transmission_flags(false);
+        let mut state = State { agreed, size: 4096, transmission_flags, moved: 0, standing };
+        change(&mut state);
+        let table = ExportTable::default();
+        table.add("v", "", Arc::new(Memory::new(size, read_only))).unwrap();
+        state.differs(&table.attach("v").unwrap())
+    }
+
+    #[test]
+    fn a_connection_goes_on_only_with_what_its_host_was_promised() {
+        assert_eq!(why(4096, false, |_| {}), None);
+        assert_eq!(why(4096, false, |state| state.agreed.size = 512), None);
+        let size = Some("the export has another size");
+        assert_eq!(why(8192, false, |_| {}), size);
+        assert_eq!(why(512, false, |_| {}), size);
+        assert_eq!(why(4096, false, |state| state.agreed.size = 8192), size);
+        assert!(why(4096, true, |_| {}).is_some());
+        assert!(why(4096, false, |state| state.transmission_flags |= 1 << 15).is_some());
+    }
+}
