@@ -39,13 +39,13 @@ class ChangeLogs:
         volume = context.find_served(name)
         present = sum(total(log.extents) for log in context.catalog.logs(volume.id))
         plan = plan_added_logs(volume, request.devices, request.size, present, inventory(context))
-        made = None if plan.new_device is None else self._make(volume, plan.new_device)
+        made = None if plan.new_device is None else self.make_file(volume, plan.new_device)
         try:
             for extents in plan.extents:
                 self._add(volume, extents, default=True, made=made)
         except BaseException:
             if made is not None:
-                self._unmake(made)
+                self.unmake_file(made)
             raise
         context.events.add("info", f"volume {name} has more room for what is redirected", volume=name)
 
@@ -90,8 +90,8 @@ class ChangeLogs:
             raise
         return log
 
-    def _make(self, volume: Volume, new: NewDevice) -> Device:
-        """Make a sparse file; it is 'adding' until a log on it is recorded."""
+    def make_file(self, volume: Volume, new: NewDevice) -> Device:
+        """Make a sparse file; it is 'adding' until what is on it is recorded."""
         context = self._context
         now = time.time_ns()
         device = context.catalog.add_device(
@@ -102,11 +102,12 @@ class ChangeLogs:
             with context.engine_errors(f"opening device {device.name}"):
                 context.engine.open_device(device.id, str(context.path(device)), sparse=True)
         except BaseException:
-            self._unmake(device)
+            self.unmake_file(device)
             raise
         return device
 
-    def _unmake(self, device: Device) -> None:
+    def unmake_file(self, device: Device) -> None:
+        """Remove a file that was made for nothing."""
         context = self._context
         with contextlib.suppress(context.engine_error):  # it may not be open
             context.engine.close_device(device.id)

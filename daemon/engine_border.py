@@ -89,6 +89,9 @@ class EngineLike(CutEngine, Protocol):
     def add_volume(self, spec: "VolumeSpec") -> None:
         """Take over a volume."""
 
+    def grow_volume(self, spec: "VolumeSpec") -> None:
+        """Have a volume be what this says: larger."""
+
     def remove_volume(self, volume: int) -> None:
         """Let go of a volume, durably."""
 

@@ -86,8 +86,8 @@ class ScheduleSet:
 
 @dataclass(frozen=True, kw_only=True)
 class VolumeGrow:
-    """Make a volume this large, in bytes. New partitions go to `devices`; none: to sparse files made for it.
-    `dry_run`: plan it only."""
+    """Make a volume this large, in bytes. What is new goes to `devices`; none: to sparse files made for
+    it."""
 
     __pydantic_config__: ClassVar = _STRICT
     size: int

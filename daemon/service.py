@@ -30,9 +30,11 @@ from polyvol.daemon.context import Context
 from polyvol.daemon.devices import Devices
 from polyvol.daemon.engine_border import EngineLike, EngineModule, load_engine
 from polyvol.daemon.errors import engine_errors
-from polyvol.daemon.notify import Store
+from polyvol.daemon.group_requests import VolumeGrow
 from polyvol.daemon.groups import Groups
+from polyvol.daemon.growth import grow_volume
 from polyvol.daemon.hooks import HookRunner
+from polyvol.daemon.notify import Store
 from polyvol.daemon.requests import (
     DeviceAdd,
     DeviceRetry,
@@ -274,6 +276,12 @@ class Service:
         """Change what can be changed of a volume."""
         with self._context.changes:
             return self._volumes.change(name, request)
+
+    def grow_volume(self, name: str, request: VolumeGrow) -> VolumeView:
+        """Make a volume larger."""
+        with self._context.changes:
+            grow_volume(self._context, self._volumes.change_logs, name, request)
+            return self._volumes.show(name, partitions=False)
 
     def add_log(self, name: str, request: LogAdd) -> VolumeView:
         """Give a volume one more change log, or several."""

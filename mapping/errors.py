@@ -83,6 +83,15 @@ class ZeroSize(PolyvolError):
     hint = "give a size of at least {smallest} bytes"
 
 
+class NotLarger(PolyvolError):
+    """A volume that is to grow to what it has already, or less."""
+
+    code = "not-larger"
+    kind = "invalid"
+    sentence = "volume {name} has {size} bytes, and {wanted} are not more"
+    hint = "volumes only grow: give a larger --size"
+
+
 class UnalignedSize(PolyvolError):
     """A size that is not a whole number of blocks."""
 

@@ -35,7 +35,7 @@ def place_partitions(
     if free < size:
         devices = ", ".join(names[device] for device in space)
         raise DeviceTooSmall(what=what, needed=size, devices=devices, free=free)
-    turn = _Turns(list(space.values()))
+    turn = Turns(list(space.values()))
     return [
         Partition(number, processors[number % len(processors)], tuple(turn.take(length)))
         for number, length in enumerate(partition_lengths(size, partition_size))
@@ -88,7 +88,7 @@ def choose_processors(count: int | None, available: int, load: Mapping[int, int]
     return sorted(ranked[: count or available])
 
 
-class _Turns:
+class Turns:
     """Devices taking turns."""
 
     def __init__(self, devices: list[FreeSpace]) -> None:
@@ -96,6 +96,7 @@ class _Turns:
         self._next = 0
 
     def take(self, length: int) -> list[Extent]:
+        """Extents of so many bytes, which there are."""
         count = len(self._devices)
         order = [(self._next + step) % count for step in range(count)]
         for index in order:

@@ -129,14 +129,14 @@ def plan_volume(request: VolumeRequest, inventory: Inventory) -> VolumePlan:
     check_partition_size(request.partition_size)
     if request.processors is not None and not 1 <= request.processors <= PROCESSORS_MAX:
         raise BadProcessors(count=request.processors)
-    _refuse_repeats("device", request.devices)
-    _refuse_repeats("log device", request.log_devices)
+    refuse_repeats("device", request.devices)
+    refuse_repeats("log device", request.log_devices)
     processors = placement.choose_processors(request.processors, inventory.processors, inventory.load)
     base = None if request.base is None else _base(request, request.base, inventory)
     size = _size(request, base)
     what = f"volume {name}"
     check_volume_size(what, size, request.partition_size)
-    work = _Work(inventory)
+    work = Work(inventory)
     if base is not None:
         partitions = placement.place_on_base(size, request.partition_size, processors, base.id)
     else:
@@ -184,11 +184,11 @@ def plan_added_logs(
     """One more change log on each of these devices, of this size each (None: what is free, at most the
     volume's size); without devices, one on a sparse file to be made (size None: `present`, that of all it
     has)."""
-    _refuse_repeats("device", devices)
+    refuse_repeats("device", devices)
     what = f"a change log of volume {volume.name}"
     if size is not None and size <= 0:
         raise ZeroSize(what=what, size=size, smallest=placement.CHUNK_SIZE)
-    work = _Work(inventory)
+    work = Work(inventory)
     wanted = None if size is None else round_up(size, placement.CHUNK_SIZE)
     ids = [work.storage(device) for device in devices]
     if not ids:
@@ -224,7 +224,9 @@ def volume_spec(
         "logs": [log_spec(log) for log in logs],
         "default_logs": [log.number for log in logs if log.default],
         "directory": directory,
-        "snapshots": [{"epoch": snapshot.epoch, "log": snapshot.log} for snapshot in snapshots],
+        "snapshots": [
+            {"epoch": snapshot.epoch, "log": snapshot.log, "size": snapshot.size} for snapshot in snapshots
+        ],
         "next_epoch": volume.next_epoch,
     }
 
@@ -234,7 +236,7 @@ def log_spec(log: ChangeLog) -> "LogSpec":
     return {"number": log.number, "extents": _extent_specs(log.extents)}
 
 
-class _Work:
+class Work:
     """The devices that a plan takes space from, those to be made among them."""
 
     def __init__(self, inventory: Inventory) -> None:
@@ -289,7 +291,8 @@ def _size(request: VolumeRequest, base: Device | None) -> int:
     return request.size
 
 
-def _refuse_repeats(noun: str, names: Sequence[str]) -> None:
+def refuse_repeats(noun: str, names: Sequence[str]) -> None:
+    """Refuse names of which one comes twice."""
     seen: set[str] = set()
     for name in names:
         if name in seen:

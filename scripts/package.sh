@@ -74,6 +74,8 @@ stage_environment() {
     launcher main >"$opt/bin/polyvold"
     launcher cli.main >"$opt/bin/polyvol"
     chmod 755 "$opt/bin/polyvold" "$opt/bin/polyvol"
+    install -d "$opt/hooks"
+    install -m 755 "$ROOT"/scripts/hooks/* "$opt/hooks"
     find "$site" -name '*.so' -exec strip --strip-unneeded {} +
     # By hash, unchecked: nothing is written there later, whoever runs it and whatever the files' times are.
     logged package-compile /usr/bin/python3 -m compileall -q --invalidation-mode unchecked-hash \

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from polyvol.daemon.api.route import Call, Route
+from polyvol.daemon.group_requests import VolumeGrow
 from polyvol.daemon.requests import LogAdd, VolumeCreate, VolumeSet
 from polyvol.daemon.views import PlanView, VolumeDeleted, VolumeView
 
@@ -52,6 +53,14 @@ ROUTES = [
         VolumeView,
         body=LogAdd,
         status=201,
+    ),
+    Route(
+        "POST",
+        "/v1/volumes/{volume}/growth",
+        "Make a volume larger, while it is in use",
+        lambda service, call: service.grow_volume(call.path["volume"], call.body),
+        VolumeView,
+        body=VolumeGrow,
     ),
     Route(
         "DELETE",

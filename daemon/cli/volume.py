@@ -1,4 +1,4 @@
-"""polyvol volume: create, set, add-log, list, show, delete."""
+"""polyvol volume: create, set, add-log, grow, list, show, delete."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -102,6 +102,24 @@ def add_log(name: str, devices: tuple[str, ...], size: int | None, as_json: bool
         return
     space = changed["space"]
     click.echo(f"volume {name}: {counted(len(changed['logs']), 'change log')}, {room(space)}")
+
+
+@volume.command()
+@click.argument("name")
+@click.option("--size", type=SIZE, required=True, help="Its size from now on, a multiple of 4096.")
+@click.option(
+    "--device", "devices", multiple=True, metavar="DEVICE", help="Where what is new goes [new files]."
+)
+@json_option
+@state_dir_option
+def grow(name: str, size: int, devices: tuple[str, ...], as_json: bool, state_dir: Path) -> None:
+    """Make a volume larger, while it is in use."""
+    grown = Client(state_dir).post("volumes", name, "growth", body={"size": size, "devices": devices})
+    if as_json:
+        print_json(grown)
+        return
+    parts = counted(grown["partition_count"], "partition")
+    click.echo(f"volume {name}: {format_size(grown['size'])}, {parts}, devices {listed(grown['devices'])}")
 
 
 @volume.command(name="list")

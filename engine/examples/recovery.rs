@@ -142,6 +142,7 @@ fn spec(wanted: &Wanted, snapshots: Vec<u64>) -> VolumeSpec {
         default_logs: vec![1],
         directory: wanted.directory.join("volume"),
         next_epoch: snapshots.last().map_or(1, |last| last + 1),
+        bounds: Vec::new(),
         snapshots: snapshots.into_iter().map(|epoch| (epoch, None)).collect(),
     }
 }

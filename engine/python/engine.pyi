@@ -43,10 +43,12 @@ class LogSpec(TypedDict):
     extents: list[ExtentSpec]
 
 class SnapshotSpec(TypedDict):
-    """A snapshot that exists: its epoch within the volume, and the change log named for it, if one was."""
+    """A snapshot that exists: its epoch within the volume, the change log named for it, if one was, and its
+    size in bytes: the volume's at its cut."""
 
     epoch: int
     log: int | None
+    size: int
 
 class VolumeSpec(TypedDict):
     """A volume as the catalog knows it."""
@@ -275,6 +277,11 @@ class Engine:
 
     def add_volume(self, spec: VolumeSpec) -> None:
         """Take over a volume: recover its maps from its directory, serve its partitions. Not yet exported."""
+
+    def grow_volume(self, spec: VolumeSpec) -> None:
+        """Have a volume that is served be what this says: larger, by more extents of its last partition and
+        more partitions behind it, all else as it is. Its export shows that to those who connect from now on;
+        who is connected keeps the size that was agreed on, and snapshots keep theirs."""
 
     def remove_volume(self, volume: int) -> None:
         """Let go of a volume, durably; it must have no exports left (else 'busy')."""

@@ -49,6 +49,7 @@ impl World {
             directory: self.path.join("volume"),
             snapshots: vec![(1, None)],
             next_epoch: 2,
+            bounds: Vec::new(),
         }
     }
 

@@ -79,6 +79,7 @@ fn spec(
         directory: scratch.0.join(format!("volume{id}")),
         snapshots: Vec::new(),
         next_epoch: 1,
+        bounds: Vec::new(),
     }
 }
 

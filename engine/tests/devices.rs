@@ -73,6 +73,7 @@ fn spec(scratch: &Scratch, logs: &[u64], epochs: &[u64]) -> VolumeSpec {
         directory: scratch.path.join("volume"),
         snapshots: epochs.iter().map(|epoch| (*epoch, None)).collect(),
         next_epoch: epochs.last().map_or(1, |last| last + 1),
+        bounds: Vec::new(),
     }
 }
 

@@ -19,6 +19,9 @@ use proptest::prelude::*;
 const MIB: u64 = 1 << 20;
 const PARTITION: u64 = MIB;
 const SIZE: u64 = 5 * MIB + 3 * 4096;
+/// Sizes that it grows to: within its last partition, to that one's end, beyond it, by a processor more.
+const SIZES: [u64; 5] = [SIZE, 5 * MIB + MIB / 2 + 4096, 6 * MIB, 7 * MIB + 9 * 4096, WIDEST];
+const WIDEST: u64 = 9 * MIB;
 const LOG: u64 = 12 * MIB;
 const VOLUME: u64 = 7;
 const GROWN: u64 = 4 * MIB;
@@ -33,16 +36,16 @@ enum Op {
     Cut,
     Drop(usize),
     Grow,
+    Extend,
     Restart { kill: bool },
 }
 
 fn range() -> impl Strategy<Value = (u64, u64)> {
-    let any = (0..SIZE, 1..200_000u64);
-    let aligned = (0..SIZE / 4096, 1..300u64).prop_map(|(o, n)| (o * 4096, n * 4096));
-    let block = (0..SIZE / 4096).prop_map(|o| (o * 4096, 4096));
-    let whole = Just((0, SIZE));
+    let any = (0..WIDEST, 1..200_000u64);
+    let aligned = (0..WIDEST / 4096, 1..300u64).prop_map(|(o, n)| (o * 4096, n * 4096));
+    let block = (0..WIDEST / 4096).prop_map(|o| (o * 4096, 4096));
+    let whole = Just((0, WIDEST));
     prop_oneof![3 => any, 4 => aligned, 4 => block, 1 => whole]
-        .prop_map(|(offset, length)| (offset, length.min(SIZE - offset)))
 }
 
 fn ops() -> impl Strategy<Value = Vec<Op>> {
@@ -56,6 +59,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         4 => Just(Op::Cut),
         3 => (0usize..6).prop_map(Op::Drop),
         1 => Just(Op::Grow),
+        1 => Just(Op::Extend),
         1 => any::<bool>().prop_map(|kill| Op::Restart { kill }),
     ];
     prop::collection::vec(op, 1..50)
@@ -71,6 +75,8 @@ struct Twin {
     next_epoch: u64,
     /// Logs that were added.
     grown: u16,
+    /// Which of `SIZES` it has.
+    size: usize,
 }
 
 impl Twin {
@@ -82,7 +88,9 @@ impl Twin {
         let directory = std::env::temp_dir().join(name);
         std::fs::create_dir(&directory).unwrap();
         let more = u64::from(GROWN_MAX) * GROWN;
-        for (name, size) in [("a", 4 * MIB), ("b", 4 * MIB), ("log", LOG), ("more", more)] {
+        for (name, size) in
+            [("a", 4 * MIB), ("b", 4 * MIB), ("log", LOG), ("more", more), ("wide", WIDEST)]
+        {
             std::fs::File::create(directory.join(name)).unwrap().set_len(size).unwrap();
         }
         let live = vec![0; SIZE as usize];
@@ -95,14 +103,15 @@ impl Twin {
             snapshots: BTreeMap::new(),
             next_epoch: 1,
             grown: 0,
+            size: 0,
         };
         twin.start();
         twin
     }
 
     fn start(&mut self) {
-        let engine = Engine::new(3).unwrap();
-        for (id, name) in [(1, "a"), (2, "b"), (3, "log"), (4, "more")] {
+        let engine = Engine::new(4).unwrap();
+        for (id, name) in [(1, "a"), (2, "b"), (3, "log"), (4, "more"), (5, "wide")] {
             engine.open_device(id, &self.directory.join(name), false, self.sparse).unwrap();
         }
         engine.add_volume(self.spec(&self.directory)).unwrap();
@@ -117,7 +126,7 @@ impl Twin {
     /// Partition 1 lies on two devices.
     fn spec(&self, directory: &Path) -> VolumeSpec {
         let extent = |device, offset, length| ExtentSpec { device, offset, length };
-        let partitions = vec![
+        let mut partitions = vec![
             (0, vec![extent(1, 0, MIB)]),
             (1, vec![extent(2, 0, MIB / 2), extent(1, MIB, MIB / 2)]),
             (2, vec![extent(2, MIB, MIB)]),
@@ -125,11 +134,24 @@ impl Twin {
             (1, vec![extent(2, 2 * MIB, MIB)]),
             (2, vec![extent(2, 3 * MIB, SIZE - 5 * MIB)]),
         ];
+        for sizes in SIZES[..=self.size].windows(2) {
+            let mut at = sizes[0];
+            while at < sizes[1] {
+                let end = (at / PARTITION * PARTITION + PARTITION).min(sizes[1]);
+                let piece = extent(5, at - SIZE, end - at);
+                match partitions.get_mut((at / PARTITION) as usize) {
+                    Some((_, extents)) => extents.push(piece),
+                    None => partitions.push((3 - partitions.len() as u32 % 4, vec![piece])),
+                }
+                at = end;
+            }
+        }
+        let bound = |(epoch, contents): (&u64, &Vec<u8>)| (*epoch + 1, contents.len() as u64);
         VolumeSpec {
             id: VOLUME,
             uuid: [7; 16],
             name: "v".to_owned(),
-            size: SIZE,
+            size: SIZES[self.size],
             partition_size: PARTITION,
             partitions,
             logs: (0..=self.grown).map(|n| (n + 1, vec![log_extent(n)])).collect(),
@@ -137,6 +159,7 @@ impl Twin {
             directory: directory.join("volume"),
             snapshots: self.snapshots.keys().map(|epoch| (*epoch, None)).collect(),
             next_epoch: self.next_epoch,
+            bounds: self.snapshots.iter().map(bound).collect(),
         }
     }
 
@@ -146,6 +169,22 @@ impl Twin {
             let number = self.grown;
             self.engine().add_log(VOLUME, number + 1, &[log_extent(number)], true).unwrap();
         }
+    }
+
+    /// The volume grows; who is connected goes on with the size that it knows.
+    fn extend(&mut self) {
+        if self.size + 1 == SIZES.len() {
+            return;
+        }
+        let before = SIZES[self.size];
+        self.size += 1;
+        self.engine().grow_volume(self.spec(&self.directory)).unwrap();
+        assert_eq!(self.caller().size(), before);
+        assert_eq!(self.caller().write(before, &[1; 4096], false), Err(Errno::ENOSPC));
+        assert_eq!(self.engine().exports.list()[0].connections(), 1);
+        self.live.resize(SIZES[self.size] as usize, 0);
+        self.caller = Some(Caller::new(self.engine().exports.attach("v").unwrap()));
+        self.check();
     }
 
     fn engine(&self) -> &Engine {
@@ -174,9 +213,16 @@ impl Twin {
         }
     }
 
+    /// A range as it lies in the volume now.
+    fn within(&self, offset: u64, length: u64) -> (u64, u64) {
+        let size = SIZES[self.size];
+        (offset % size, length.min(size - offset % size))
+    }
+
     fn step(&mut self, op: &Op) {
         match *op {
             Op::Write { offset, length, seed, fua } => {
+                let (offset, length) = self.within(offset, length);
                 let bytes: Vec<u8> = (0..length)
                     .map(|i| seed.wrapping_mul(((i >> 9) as u8) | 1).wrapping_add(i as u8))
                     .collect();
@@ -185,12 +231,14 @@ impl Twin {
                 self.check_range(offset, length);
             }
             Op::Zero { offset, length, no_hole } => {
+                let (offset, length) = self.within(offset, length);
                 let verb = Verb::Zero { no_hole, fast: false };
                 let result = self.caller().range(verb, offset, length, false);
                 self.ended(result, offset, length, &vec![0; length as usize]);
                 self.check_range(offset, length);
             }
             Op::Trim { offset, length } => {
+                let (offset, length) = self.within(offset, length);
                 self.caller().range(Verb::Trim, offset, length, false).unwrap();
                 let now = self.caller().read(offset, length).unwrap();
                 let range = offset as usize..(offset + length) as usize;
@@ -209,6 +257,7 @@ impl Twin {
                 self.check();
             }
             Op::Grow => self.grow(),
+            Op::Extend => self.extend(),
             Op::Restart { kill } => {
                 self.stop(kill);
                 self.start();
@@ -247,24 +296,26 @@ impl Twin {
 
     fn check_range(&self, offset: u64, length: u64) {
         let from = offset.saturating_sub(5000);
-        let to = (offset + length + 5000).min(SIZE);
+        let to = (offset + length + 5000).min(SIZES[self.size]);
         let read = self.caller().read(from, to - from).unwrap();
         assert!(read.data.as_slice() == &self.live[from as usize..to as usize]);
     }
 
     fn check(&self) {
-        let read = self.caller().read(0, SIZE).unwrap();
+        let size = SIZES[self.size];
+        let read = self.caller().read(0, size).unwrap();
         same("the live volume", read.data.as_slice(), &self.live);
         for (epoch, contents) in &self.snapshots {
             let name = format!("v@{epoch}");
             let caller = Caller::new(self.engine().exports.attach(&name).unwrap());
             assert_eq!(caller.write(0, &[1], false), Err(Errno::EPERM));
-            let read = caller.read(0, SIZE).unwrap();
+            assert_eq!(caller.size(), contents.len() as u64);
+            let read = caller.read(0, caller.size()).unwrap();
             same(&name, read.data.as_slice(), contents);
             let odd = caller.read(4097, 9000).unwrap();
             same(&name, odd.data.as_slice(), &contents[4097..13097]);
         }
-        let statuses = self.caller().block_status(0, SIZE).unwrap();
+        let statuses = self.caller().block_status(0, size).unwrap();
         let mut at = 0;
         for status in statuses {
             assert_eq!(status.offset, at);
@@ -272,7 +323,7 @@ impl Twin {
             let range = status.offset as usize..at as usize;
             assert!(!status.zero || self.live[range].iter().all(|byte| *byte == 0));
         }
-        assert_eq!(at, SIZE);
+        assert_eq!(at, size);
     }
 }
 

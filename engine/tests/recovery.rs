@@ -64,6 +64,7 @@ impl World {
             default_logs: vec![1],
             directory: self.directory.join("volume"),
             next_epoch: snapshots.last().map_or(1, |last| last + 1),
+            bounds: Vec::new(),
             snapshots: snapshots.iter().map(|epoch| (*epoch, None)).collect(),
         };
         engine.add_volume(spec).unwrap();

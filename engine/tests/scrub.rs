@@ -53,6 +53,7 @@ impl World {
             directory: path.join("volume"),
             snapshots: Vec::new(),
             next_epoch: 1,
+            bounds: Vec::new(),
         };
         engine.add_volume(spec).unwrap();
         engine.export("v", "", 1, None).unwrap();

@@ -69,6 +69,7 @@ impl Full {
                 directory: scratch.0.join("volume"),
                 snapshots: Vec::new(),
                 next_epoch: 1,
+                bounds: Vec::new(),
             })
             .unwrap();
         engine.export("v", "", 1, None).unwrap();

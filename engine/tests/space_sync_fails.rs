@@ -144,6 +144,7 @@ fn a_write_that_waits_for_a_sync_gets_the_errno_of_the_sync() {
             directory: directory.join("volume"),
             snapshots: Vec::new(),
             next_epoch: 1,
+            bounds: Vec::new(),
         })
         .unwrap();
     engine.ask_when_full(1, true).unwrap();

@@ -19,6 +19,7 @@ from uuid import UUID, uuid4
 
 from polyvol.mapping.catalog.database import Database
 from polyvol.mapping.catalog.groups import Groups, insert_group_snapshot
+from polyvol.mapping.catalog.growth import Growth
 from polyvol.mapping.catalog.schedules import Schedules
 from polyvol.mapping.catalog.settings import Settings
 from polyvol.mapping.device import Device, DeviceState
@@ -53,6 +54,7 @@ class Catalog:
             )
         self.settings = Settings(self._database)
         self.groups = Groups(self._database)
+        self.growth = Growth(self._database)
         self.schedules = Schedules(self._database)
         self.uuid = UUID(self._database.rows("SELECT uuid FROM catalog")[0]["uuid"])
 

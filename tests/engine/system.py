@@ -80,7 +80,7 @@ class EngineSystem:
             {"number": NAMED_LOG, "extents": [{"device": 3, "offset": named_at, "length": NAMED_LOG_BYTES}]},
         ]
         snapshots: list[SnapshotSpec] = [
-            {"epoch": epoch, "log": log} for epoch, log in self._snapshots.items()
+            {"epoch": epoch, "log": log, "size": SIZE} for epoch, log in self._snapshots.items()
         ]
         return {
             "id": VOLUME,

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tests.support.sim_checks import BLOCK, EngineError, check, check_spec, devices_of
+from tests.support.sim_growth import SimGrowth, size_of
 
 if TYPE_CHECKING:
     from polyvol.daemon.engine_border import CheckLike
@@ -126,7 +127,7 @@ class SimWorld:
             self.fail[name] -= 1
 
 
-class SimEngine:
+class SimEngine(SimGrowth):
     """As polyvol.engine.Engine."""
 
     def __init__(self, world: SimWorld, processors: int) -> None:
@@ -260,7 +261,7 @@ class SimEngine:
             return [
                 {
                     "name": name,
-                    "size": self.volumes[export.volume].spec["size"],
+                    "size": size_of(self.volumes[export.volume].spec, export.epoch),
                     "read_only": export.epoch is not None,
                     "connections": export.connections,
                 }

@@ -110,6 +110,26 @@ impl Map {
         }
     }
 
+    /// Has `blocks` blocks, at least as many as it has; the new ones are all base or all zero.
+    pub fn grow(&mut self, blocks: u32, tail: Place) {
+        let old = self.blocks;
+        assert!(blocks >= old && !tail.is_slot(), "a partition only grows");
+        if blocks == old {
+            return;
+        }
+        self.blocks = blocks;
+        if matches!(&*self.root, Root::Uniform(place) if *place == tail) {
+            return;
+        }
+        let nodes = nodes_mut(Arc::make_mut(&mut self.root), old);
+        nodes.resize(leaves(blocks), Node::Uniform(tail));
+        // What the last leaf had behind the partition's end meant nothing.
+        let rest = (old.next_multiple_of(LEAF_BLOCKS).min(blocks)) - old;
+        if rest > 0 {
+            self.set(old, rest, tail, &[]);
+        }
+    }
+
     /// How many blocks are not at their base place.
     pub fn mapped(&self) -> u32 {
         let count = |(first, count, node): (BlockIndex, u32, &Node)| match node {

@@ -107,6 +107,33 @@ impl Versions {
         }
     }
 
+    /// The partition has `blocks` blocks from now on: the new ones are at their base place in the live map, and the
+    /// snapshots, which do not show them, have zeroes there. So writing them redirects nothing.
+    pub fn grow(&mut self, blocks: u32, snapshots: &[Epoch]) {
+        if let Some(newest) = snapshots.last() {
+            self.freeze_before(newest + 1, snapshots);
+        }
+        if !self.frozen.is_empty() {
+            let frozen = Arc::make_mut(&mut self.frozen).iter_mut();
+            frozen.for_each(|frozen| frozen.map.grow(blocks, Place::ZERO));
+        }
+        self.live.grow(blocks, Place::BASE);
+    }
+
+    /// Snapshots up to `epoch` do not show the blocks from `from` on: they have zeroes there, as [`Versions::grow`]
+    /// left it. For what was read back, and for partitions that are new.
+    pub fn hide(&mut self, epoch: Epoch, snapshots: &[Epoch], from: BlockIndex) {
+        if snapshots.first().is_none_or(|oldest| *oldest > epoch) {
+            return;
+        }
+        self.freeze_before(epoch + 1, snapshots);
+        let hidden = |frozen: &&mut Frozen| frozen.last_epoch <= epoch;
+        for frozen in Arc::make_mut(&mut self.frozen).iter_mut().take_while(hidden) {
+            let blocks = frozen.map.blocks();
+            frozen.map.set(from, blocks - from, Place::ZERO, &[]);
+        }
+    }
+
     /// Makes a change in the live map and in the frozen maps of its epoch and later ones (V3). Calls `freed` for
     /// each run that it replaces and that no version sees any more.
     pub fn apply(&mut self, change: Change<'_>, mut freed: impl FnMut(BlockIndex, u32, Place)) {

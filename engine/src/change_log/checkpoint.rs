@@ -44,6 +44,8 @@ pub struct Contents {
 const NODE_BASE: u32 = 0;
 const NODE_ZERO: u32 = 1;
 const NODE_LEAVES: u32 = 2;
+/// The end of a partition's leaves, together with its size in blocks.
+const BLOCKS_TOLD: u32 = 1 << 31;
 /// Bytes that are read at once.
 const BUFFER_BYTES: usize = 1 << 20;
 
@@ -151,7 +153,7 @@ fn write_partition<W: Write>(
             out.put(&bytes)?;
         }
     }
-    out.put(&0u32.to_le_bytes())?;
+    out.put(&(BLOCKS_TOLD | versions.live.blocks()).to_le_bytes())?;
     for (last_epoch, map) in maps(versions) {
         bytes.clear();
         bytes.extend_from_slice(&last_epoch.to_le_bytes());
@@ -299,22 +301,28 @@ fn read_partition<R: FnMut(&mut [u8], u64) -> Result<(), Bad>>(
 ) -> Result<Versions, Bad> {
     let count = input.u32()?;
     let mut known = Vec::new();
-    loop {
+    let had = loop {
         let length = input.u32()? as usize;
         if length == 0 {
-            break;
+            break blocks; // it was written when no volume could grow
+        }
+        if length as u32 & BLOCKS_TOLD != 0 {
+            break length as u32 & !BLOCKS_TOLD;
         }
         if length > LEAF_BYTES_MAX {
             return Err("a leaf is too long".into());
         }
         known.push(Arc::new(leaf_bytes::decode(input.take(length)?)?));
+    };
+    if had == 0 || had > blocks {
+        return Err("a partition is larger than it can be".into());
     }
     let mut frozen = Vec::new();
     for version in 1..=count {
         let last_epoch = input.u64()?;
         let write_seq = input.u64()?;
-        let mut nodes = Vec::with_capacity(leaves(blocks));
-        for number in input.take(leaves(blocks) * 4)?.chunks_exact(4) {
+        let mut nodes = Vec::with_capacity(leaves(had));
+        for number in input.take(leaves(had) * 4)?.chunks_exact(4) {
             nodes.push(match u32_at(number, 0) {
                 NODE_BASE => Node::Uniform(Place::BASE),
                 NODE_ZERO => Node::Uniform(Place::ZERO),
@@ -324,7 +332,8 @@ fn read_partition<R: FnMut(&mut [u8], u64) -> Result<(), Bad>>(
                 }
             });
         }
-        let map = Map::from_nodes(blocks, nodes, write_seq);
+        let mut map = Map::from_nodes(had, nodes, write_seq);
+        map.grow(blocks, if version == count { Place::BASE } else { Place::ZERO });
         if version == count {
             return Versions::from_parts(map, frozen)
                 .filter(|_| last_epoch == Epoch::MAX)

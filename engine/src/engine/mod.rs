@@ -7,6 +7,7 @@
 
 pub mod check;
 pub mod events;
+pub mod grow;
 mod read_back;
 pub mod scrub;
 #[cfg(test)]

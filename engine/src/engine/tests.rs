@@ -33,6 +33,7 @@ fn with_engine(name: &str, f: impl FnOnce(Arc<Engine>)) {
         directory: directory.join("volume"),
         snapshots: Vec::new(),
         next_epoch: 1,
+        bounds: Vec::new(),
     };
     engine.add_volume(spec).unwrap();
     f(Arc::clone(&engine));

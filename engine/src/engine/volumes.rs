@@ -69,13 +69,15 @@ pub struct VolumeSpec {
     pub snapshots: Vec<(Epoch, Option<u16>)>,
     /// No smaller epoch may be used.
     pub next_epoch: Epoch,
+    /// Snapshots of epochs below the first number have at most the second number of bytes: the volume has grown since.
+    pub bounds: Vec<(Epoch, u64)>,
 }
 
 /// What one processor gets of a volume.
-struct Intake {
-    share: ShareRef,
-    partitions: Vec<u32>,
-    identity: Identity,
+pub(super) struct Intake {
+    pub(super) share: ShareRef,
+    pub(super) partitions: Vec<u32>,
+    pub(super) identity: Identity,
 }
 
 /// An intake with what was read back for it.
@@ -140,7 +142,7 @@ impl Engine {
         Log::new(number, self.extents(extents)?)
     }
 
-    fn geometry(&self, spec: &VolumeSpec) -> Result<Geometry> {
+    pub(super) fn geometry(&self, spec: &VolumeSpec) -> Result<Geometry> {
         let mut next_local: HashMap<u32, u32> = HashMap::new();
         let mut partitions = Vec::with_capacity(spec.partitions.len());
         for (processor, extents) in &spec.partitions {
@@ -153,7 +155,7 @@ impl Engine {
         Ok(Geometry { size: spec.size, partition_shift, partitions })
     }
 
-    fn intakes(&self, spec: &VolumeSpec, geometry: &Geometry) -> Result<Vec<Intake>> {
+    pub(super) fn intakes(&self, spec: &VolumeSpec, geometry: &Geometry) -> Result<Vec<Intake>> {
         let failed = |e| Error::io("the host's boot id cannot be read", e);
         let boot_id = self.system.boot_id().map_err(failed)?;
         let processors = self.processors.lock().expect("no holder panics");
@@ -194,8 +196,7 @@ impl Engine {
         found: Vec<Found>,
     ) -> Result<()> {
         let hunger = Arc::new(Hunger::default());
-        let identity = &found[0].0.identity; // a volume has a processor
-        let durable = all_devices(identity, &geometry, &space, &hunger);
+        let durable = all_devices(&found[0].0.identity, &geometry, &space, &hunger);
         let epoch = found.iter().map(|(_, (one, _))| one.epoch).fold(spec.next_epoch, Epoch::max);
         let replayed = found.iter().any(|(_, (one, _))| one.replayed > 0);
         let flusher = Arc::new(Flusher::start(&*self.system, &spec.name, Arc::clone(&durable))?);
@@ -203,7 +204,7 @@ impl Engine {
             if !bug(Bug::NoRecoverySync) {
                 space.hold(std::mem::take(&mut recovered.freed)); // P3
             }
-            let (journal, locals) = begin(&intake, recovered, &geometry)?;
+            let (journal, locals) = begin(&intake, recovered, &geometry, &spec)?;
             durable.add_journal(journal.shared(), &intake.share.queue, number);
             Ok((intake, journal, locals, slots))
         });
@@ -244,8 +245,9 @@ impl Engine {
             flusher,
             share_of: index_by_processor(&share_refs),
             shares: share_refs,
-            flushes: AtomicU64::new(0),
-            epoch: AtomicU64::new(epoch),
+            flushes: Arc::default(),
+            epoch: Arc::new(AtomicU64::new(epoch)),
+            bounds: spec.bounds,
         };
         let volume = self.enter(volume, shares)?;
         if replayed {
@@ -358,6 +360,11 @@ pub fn check(spec: &VolumeSpec) -> Result<()> {
             return wrong(format!("the extents of partition {number} do not make up its size"));
         }
     }
+    if spec.bounds.iter().any(|(epoch, bytes)| {
+        *epoch == 0 || *bytes > spec.size || !bytes.is_multiple_of(BLOCK_SIZE)
+    }) {
+        return wrong("its snapshots cannot be of these sizes".to_owned());
+    }
     if spec.snapshots.windows(2).any(|pair| pair[0].0 >= pair[1].0) {
         return wrong("its snapshots are not in order of epoch".to_owned());
     }
@@ -373,7 +380,7 @@ pub fn check(spec: &VolumeSpec) -> Result<()> {
 }
 
 /// Reads every processor's maps back, and marks the slots that they refer to as used.
-fn recover_all(
+pub(super) fn recover_all(
     intakes: &[Intake],
     spec: &VolumeSpec,
     geometry: &Geometry,
@@ -418,10 +425,11 @@ fn mark_slots(recovered: &Recovered, space: &Space, volume: &str) -> Result<Slot
     Ok(slots)
 }
 
-fn begin(
+pub(super) fn begin(
     intake: &Intake,
     mut recovered: Recovered,
     geometry: &Geometry,
+    spec: &VolumeSpec,
 ) -> Result<(Journal, Vec<Local>)> {
     for path in &recovered.leftovers {
         let _ = intake.identity.system.remove(path); // else it is one again next time
@@ -433,10 +441,18 @@ fn begin(
         recovered.covered,
         recovered.segments,
     )?;
+    let snapshots: Vec<Epoch> = spec.snapshots.iter().map(|(epoch, _)| *epoch).collect();
     let local = |partition: &u32| {
         let blocks = geometry.partition_bytes(*partition) / BLOCK_SIZE;
         let versions = recovered.partitions.remove(partition);
-        let versions = versions.unwrap_or_else(|| Versions::new(blocks as u32));
+        let mut versions = versions.unwrap_or_else(|| Versions::new(blocks as u32));
+        let start = u64::from(*partition) << geometry.partition_shift;
+        for (epoch, size) in &spec.bounds {
+            let seen = size.saturating_sub(start) / BLOCK_SIZE;
+            if seen < blocks {
+                versions.hide(epoch - 1, &snapshots, seen as u32);
+            }
+        }
         Local { partition: *partition, versions, moved_back: 0 }
     };
     let locals = intake.partitions.iter().map(local).collect();
@@ -444,7 +460,7 @@ fn begin(
 }
 
 /// For each processor, the index of its share; `usize::MAX` for those that have none.
-fn index_by_processor(shares: &[ShareRef]) -> Vec<usize> {
+pub(super) fn index_by_processor(shares: &[ShareRef]) -> Vec<usize> {
     let highest = shares.iter().map(|share| share.processor).max().unwrap_or(0) as usize;
     let mut share_of = vec![usize::MAX; highest + 1];
     for (index, share) in shares.iter().enumerate() {

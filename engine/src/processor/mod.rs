@@ -15,7 +15,7 @@
 //! | a queue's events | its lock | everyone pushes, the processor takes all | a push |
 //! | a log's chunks | a lock each | processors of the volume | a search in it |
 //! | who waits for slots | its lock | processors of the volume | a look at counters |
-//! | geometry | nobody: never changes | everyone | - |
+//! | geometry | nobody: never changes; a volume that grows gets another | everyone | - |
 //! | an export table | its lock | connections look up | a look-up |
 //! | a request's buffer | its parts, each its range (B3) | the sink, after the last part | - |
 //!
@@ -28,6 +28,7 @@ pub mod core;
 pub mod cut;
 mod elsewhere;
 pub mod epoch;
+pub mod growing;
 pub mod hunger;
 pub mod io_job;
 pub mod queue;

@@ -220,6 +220,10 @@ impl Processor {
                 self.with_share(number, |share, _| share.log_added(log, default));
                 let _ = answer.send(());
             }
+            Control::Grow(number, growing) => {
+                self.with_share(number, |share, _| share.grow(*growing));
+                self.count_partitions();
+            }
             Control::Scrub(number, question) => {
                 self.with_share(number, |share, _| share.answer(question));
             }

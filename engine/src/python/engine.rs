@@ -97,6 +97,11 @@ impl Engine {
         self.call(py, |this| this.inner.add_volume(spec))
     }
 
+    fn grow_volume(&self, py: Python<'_>, spec: &Bound<'_, PyDict>) -> PyResult<()> {
+        let spec = spec::volume(spec)?;
+        self.call(py, |this| this.inner.grow_volume(spec))
+    }
+
     fn remove_volume(&self, py: Python<'_>, volume: u64) -> PyResult<()> {
         self.call(py, |this| this.inner.remove_volume(volume))
     }

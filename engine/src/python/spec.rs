@@ -1,5 +1,6 @@
 //! Specifications: the catalog's dictionaries as the engine's structures.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use pyo3::exceptions::{PyKeyError, PyValueError};
@@ -57,11 +58,20 @@ pub fn volume(dict: &Bound<'_, PyDict>) -> PyResult<VolumeSpec> {
         snapshots.push((entry(&snapshot, "epoch")?, entry(&snapshot, "log")?));
     }
     snapshots.sort_unstable();
+    let size: u64 = entry(dict, "size")?;
+    let mut smaller: BTreeMap<u64, Epoch> = BTreeMap::new();
+    for snapshot in dicts(dict, "snapshots")? {
+        let (epoch, bytes): (Epoch, u64) = (entry(&snapshot, "epoch")?, entry(&snapshot, "size")?);
+        if bytes < size {
+            let bound = smaller.entry(bytes).or_insert(0);
+            *bound = epoch.saturating_add(1).max(*bound);
+        }
+    }
     Ok(VolumeSpec {
         id: entry(dict, "id")?,
         uuid: uuid(&entry::<String>(dict, "uuid")?)?,
         name: entry(dict, "name")?,
-        size: entry(dict, "size")?,
+        size,
         partition_size: entry(dict, "partition_size")?,
         partitions,
         logs,
@@ -69,5 +79,6 @@ pub fn volume(dict: &Bound<'_, PyDict>) -> PyResult<VolumeSpec> {
         directory: entry::<PathBuf>(dict, "directory")?,
         snapshots,
         next_epoch: entry(dict, "next_epoch")?,
+        bounds: smaller.into_iter().map(|(bytes, epoch)| (epoch, bytes)).collect(),
     })
 }

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, RwLock};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::volume::Volume;
 use crate::volume::request::Target;
 
 /// What a host sees under one name.
@@ -21,7 +22,8 @@ pub struct Export {
     pub description: String,
     /// What serves it.
     pub target: Arc<dyn Target>,
-    connections: AtomicUsize,
+    /// Shared with what it was before its volume grew.
+    connections: Arc<AtomicUsize>,
 }
 
 impl Export {
@@ -62,7 +64,7 @@ impl ExportTable {
             name: name.to_owned(),
             description: description.to_owned(),
             target,
-            connections: AtomicUsize::new(0),
+            connections: Arc::default(),
         };
         table.insert(name.to_owned(), Arc::new(export));
         Ok(())
@@ -78,6 +80,18 @@ impl ExportTable {
         }
         table.remove(name);
         Ok(())
+    }
+
+    /// Has the exports of a volume that has grown show all of it to those who attach from now on.
+    pub fn grow(&self, volume: &Arc<Volume>) {
+        let mut table = self.0.write().expect("no holder panics");
+        for export in table.values_mut() {
+            if let Some(target) = export.target.grown(volume) {
+                let (name, description) = (export.name.clone(), export.description.clone());
+                let connections = Arc::clone(&export.connections);
+                *export = Arc::new(Export { name, description, target, connections });
+            }
+        }
     }
 
     /// Removes every export, attached or not: the engine is stopping, and what is attached gets ESHUTDOWN.

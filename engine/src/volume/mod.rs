@@ -3,6 +3,8 @@
 //! How it works      A [`Volume`] is a shape ([`geometry`]), change logs, a [`flusher`], and shares, one on each
 //!                   processor that owns partitions of it. A [`View`] of it, live or of a snapshot, is what an
 //!                   [`export`] shows; it splits each [`request`] into parts.
+//!                   A volume that grows is a new [`Volume`] with the same shares and more; whoever has the older one
+//!                   goes on with the size that it knows.
 //! Owner and locks   a volume's fields never change; what changes is inside its shares, owned by processors.
 
 pub mod bad_blocks;
@@ -29,6 +31,7 @@ use geometry::Geometry;
 use request::{Request, Target, Verb};
 
 /// A volume's share, as everyone but its processor sees it.
+#[derive(Clone)]
 pub struct ShareRef {
     /// The processor.
     pub processor: ProcessorIndex,
@@ -65,14 +68,22 @@ pub struct Volume {
     /// For each processor of the engine's first ones, the index in `shares`.
     pub share_of: Vec<usize>,
     /// FLUSH requests taken.
-    pub flushes: AtomicU64,
+    pub flushes: Arc<AtomicU64>,
     /// The epoch of new writes, as the last cut left it.
-    pub epoch: AtomicU64,
+    pub epoch: Arc<AtomicU64>,
+    /// Snapshots of epochs below the first number have at most the second number of bytes.
+    pub bounds: Vec<(Epoch, u64)>,
 }
 
 impl Volume {
     fn partition_of(&self, offset: u64) -> PartitionIndex {
         (offset >> self.geometry.partition_shift) as PartitionIndex
+    }
+
+    /// Size of the snapshot of this epoch, bytes.
+    pub fn size_at(&self, epoch: Epoch) -> u64 {
+        let bounds = self.bounds.iter().filter(|(bound, _)| epoch < *bound).map(|(_, size)| *size);
+        bounds.fold(self.geometry.size, u64::min)
     }
 }
 
@@ -95,7 +106,12 @@ thread_local! {
 
 impl Target for View {
     fn size(&self) -> u64 {
-        self.volume.geometry.size
+        self.epoch.map_or(self.volume.geometry.size, |epoch| self.volume.size_at(epoch))
+    }
+
+    fn grown(&self, volume: &Arc<Volume>) -> Option<Arc<dyn Target>> {
+        let ours = self.volume.id == volume.id && self.epoch.is_none();
+        ours.then(|| Arc::new(View { volume: Arc::clone(volume), epoch: None }) as Arc<dyn Target>)
     }
 
     fn read_only(&self) -> bool {

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use crate::buffer::Buffer;
 use crate::error::Errno;
 use crate::sync::{AtomicI32, AtomicU32, Mutex, Ordering};
+use crate::volume::Volume;
 
 /// What a request asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +74,10 @@ pub trait Target: Send + Sync {
     fn size(&self) -> u64;
     /// Whether writes are refused.
     fn read_only(&self) -> bool;
+    /// What shows this volume instead, now that it has grown; `None` if this shows something else.
+    fn grown(&self, _volume: &Arc<Volume>) -> Option<Arc<dyn Target>> {
+        None
+    }
     /// Starts every request of `batch` and leaves it empty. Each request comes back through its sink,
     /// perhaps before this returns. A full batch costs each processor one push and one wake.
     fn submit(&self, batch: &mut Vec<Arc<Request>>);

@@ -1,0 +1,58 @@
+"""The verb that makes a volume larger, while it is in use.
+
+How it works      1. plan     (pure) where the new partitions go;
+                  2. make     the sparse files that the plan asks for, recorded as 'adding';
+                  3. record   size, partitions and extents in one transaction of the catalog;
+                  4. engine   serves what is new, and shows the new size to those who connect from now on.
+Durability        Catalog first: were the engine first, a host could write to a place that after a crash
+                  belongs to nobody. A kill before step 3 leaves the volume as it was, and the next start
+                  removes the files; after it the next start serves the larger volume.
+Errors            NotLarger, VolumeNotServed, EngineFailed and those of plans; what was begun is undone.
+"""
+
+import contextlib
+
+from polyvol.daemon.change_logs import ChangeLogs, inventory
+from polyvol.daemon.context import Context
+from polyvol.daemon.group_requests import VolumeGrow
+from polyvol.daemon.sizes import format_size
+from polyvol.mapping.device import Device
+from polyvol.mapping.errors import PolyvolError
+from polyvol.mapping.growth import plan_growth
+from polyvol.mapping.volume import volume_spec
+
+
+def grow_volume(context: Context, change_logs: ChangeLogs, name: str, request: VolumeGrow) -> None:
+    """Make a volume larger. The caller holds `changes`."""
+    catalog = context.catalog
+    volume = context.find_served(name)
+    before = catalog.partitions(volume.id)
+    plan = plan_growth(volume, before, request.size, request.devices, inventory(context))
+    context.grow_processors(max(plan.processors) + 1)
+    made: dict[int, Device] = {}
+    try:
+        for new in plan.new_devices:
+            made[new.id] = change_logs.make_file(volume, new)
+        ids = {number: device.id for number, device in made.items()}
+        catalog.growth.record(volume, plan.size, plan.partitions, ids)
+        try:
+            grown = context.find_volume(name)
+            spec = volume_spec(
+                grown,
+                catalog.partitions(volume.id),
+                catalog.logs(volume.id),
+                catalog.snapshots(volume.id),
+                str(context.volume_directory(volume)),
+            )
+            with context.engine_errors(f"having volume {name} grow"):
+                context.engine.grow_volume(spec)
+        except BaseException:
+            catalog.growth.undo(volume, before, ids)
+            raise
+    except BaseException:
+        for device in made.values():
+            with contextlib.suppress(PolyvolError, OSError):  # else the next start removes it
+                change_logs.unmake_file(device)
+        raise
+    text = f"volume {name} has grown from {format_size(volume.size)} to {format_size(plan.size)}"
+    context.events.add("info", text, volume=name)

@@ -1,0 +1,178 @@
+//! Growing a volume while it is in use.
+//!
+//! How it works      Everything that can fail comes first: devices are looked up, processors that had no partition of it get
+//!                   a journal. Then each share is told ([`crate::processor::growing`]), and a new [`Volume`] with the same
+//!                   shares and the new ones takes the place of the old one, for control calls and for those who connect
+//!                   from now on. Connections that are there keep the old one, with the size that they agreed on.
+//! Invariants        G1 partitions keep their processors, numbers and bytes: an older geometry is the beginning of a newer one;
+//!                   G2 no cut is made meanwhile: the snapshots that do not show what is new are those that exist.
+//! Durability        The catalog has recorded the growth before: whatever is written to what is new is read back with it.
+//! Errors            the volume is what it was.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crate::change_log::journal::{Identity, Journal};
+use crate::change_log::recover::files;
+use crate::change_log::slots::Slots;
+use crate::engine::Engine;
+use crate::engine::volumes::{Intake, VolumeSpec, begin, check, index_by_processor, recover_all};
+use crate::error::{Error, ErrorKind, Result};
+use crate::processor::growing::Growing;
+use crate::processor::queue::{Control, Event, ask};
+use crate::processor::share::{Local, Parts, Share};
+use crate::units::BLOCK_SIZE;
+use crate::volume::geometry::{Extent, Geometry};
+use crate::volume::{ShareRef, Volume};
+
+/// A processor that had no partition of the volume, and what it begins with.
+type Begun = (Intake, Journal, Vec<Local>, Slots);
+
+impl Engine {
+    /// Has a volume grow to what `spec` says of it.
+    pub fn grow_volume(&self, spec: VolumeSpec) -> Result<()> {
+        check(&spec)?;
+        let _no_cut = self.cutting.lock().expect("no holder panics"); // G2
+        let volume = self.volume(spec.id)?;
+        let geometry = Arc::new(self.geometry(&spec)?);
+        check_growth(&volume, &geometry)?;
+        let (known, new): (Vec<_>, Vec<_>) = self
+            .intakes(&spec, &geometry)?
+            .into_iter()
+            .partition(|intake| share_of(&volume, intake).is_some());
+        let identities: Vec<_> = new.iter().map(|intake| intake.identity.clone()).collect();
+        let begun = self.begin_all(new, &spec, &geometry, &volume);
+        let begun = begun.inspect_err(|_| identities.iter().for_each(remove_files))?;
+        for extent in geometry.partitions.iter().flat_map(|partition| &partition.extents) {
+            volume.durable.add_device(&extent.device);
+        }
+        for intake in &known {
+            self.tell(&volume, intake, &geometry)?;
+        }
+        let grown = self.put_together(&volume, &spec, &geometry, begun);
+        self.exports.grow(&grown);
+        Ok(())
+    }
+
+    /// Journals for processors that had no partition of the volume.
+    fn begin_all(
+        &self,
+        new: Vec<Intake>,
+        spec: &VolumeSpec,
+        geometry: &Geometry,
+        volume: &Volume,
+    ) -> Result<Vec<Begun>> {
+        let recovered = recover_all(&new, spec, geometry, &volume.space, self.system.threaded())?;
+        let begin_one = |(intake, (recovered, slots))| {
+            let (journal, locals) = begin(&intake, recovered, geometry, spec)?;
+            Ok((intake, journal, locals, slots))
+        };
+        new.into_iter().zip(recovered).map(begin_one).collect()
+    }
+
+    /// Tells a share what is new, and waits until it serves it.
+    fn tell(&self, volume: &Volume, intake: &Intake, geometry: &Arc<Geometry>) -> Result<()> {
+        let Some(share) = share_of(volume, intake) else { return Ok(()) };
+        let before = volume.geometry.partitions.len() as u32;
+        let blocks = |number: u32| (geometry.partition_bytes(number) / BLOCK_SIZE) as u32;
+        let last = before - 1;
+        let longer = intake.partitions.contains(&last)
+            && geometry.partition_bytes(last) > volume.geometry.partition_bytes(last);
+        let local = geometry.partitions[last as usize].local;
+        let new = intake.partitions.iter().filter(|number| **number >= before);
+        let added: Vec<_> = new.map(|number| (*number, blocks(*number))).collect();
+        ask(&*self.system, &share.queue, |answer| {
+            let longer = longer.then(|| (local, blocks(last)));
+            let geometry = Arc::clone(geometry);
+            Control::Grow(volume.share, Box::new(Growing { geometry, longer, added, answer }))
+        })
+    }
+
+    /// Puts the grown volume in the place of the one that was.
+    fn put_together(
+        &self,
+        volume: &Volume,
+        spec: &VolumeSpec,
+        geometry: &Arc<Geometry>,
+        begun: Vec<Begun>,
+    ) -> Arc<Volume> {
+        let epoch = volume.epoch.load(Ordering::Acquire);
+        let mut shares = volume.shares.clone();
+        for (intake, journal, locals, slots) in begun {
+            volume.durable.add_journal(journal.shared(), &intake.share.queue, volume.share);
+            let share = Share::new(Parts {
+                number: volume.share,
+                geometry: Arc::clone(geometry),
+                space: Arc::clone(&volume.space),
+                hunger: Arc::clone(&volume.hunger),
+                flusher: Arc::clone(&volume.flusher),
+                bad: Arc::clone(&volume.bad),
+                stats: Arc::clone(&intake.share.stats),
+                locals,
+                journal,
+                slots,
+                epoch,
+                snapshots: spec.snapshots.iter().map(|(epoch, _)| *epoch).collect(),
+                default_logs: spec.default_logs.clone(),
+                ordinal: shares.len(),
+                named_log: spec.snapshots.last().and_then(|(_, log)| *log),
+            });
+            let control = Control::AddShare(volume.share, Box::new(share));
+            intake.share.queue.push(Event::Control(Box::new(control)));
+            shares.push(intake.share);
+        }
+        let mut bounds = volume.bounds.clone();
+        bounds.push((epoch, volume.geometry.size));
+        let grown = Arc::new(Volume {
+            id: volume.id,
+            name: volume.name.clone(),
+            share: volume.share,
+            geometry: Arc::clone(geometry),
+            space: Arc::clone(&volume.space),
+            hunger: Arc::clone(&volume.hunger),
+            durable: Arc::clone(&volume.durable),
+            bad: Arc::clone(&volume.bad),
+            flusher: Arc::clone(&volume.flusher),
+            share_of: index_by_processor(&shares),
+            shares,
+            flushes: Arc::clone(&volume.flushes),
+            epoch: Arc::clone(&volume.epoch),
+            bounds,
+        });
+        let mut volumes = self.volumes.lock().expect("no holder panics");
+        volumes.insert(grown.id, Arc::clone(&grown));
+        grown
+    }
+}
+
+fn share_of<'a>(volume: &'a Volume, intake: &Intake) -> Option<&'a ShareRef> {
+    volume.shares.iter().find(|share| share.processor == intake.share.processor)
+}
+
+/// Removes what a growth that failed has left.
+fn remove_files(identity: &Identity) {
+    for (_, path) in files(identity, ".journal").into_iter().flatten() {
+        let _ = identity.system.remove(&path); // else it is an empty one for the next growth
+    }
+}
+
+/// Refuses what is not larger, or does not begin as it was (G1).
+fn check_growth(volume: &Volume, geometry: &Geometry) -> Result<()> {
+    let old = &volume.geometry;
+    let wrong = |what: &str| {
+        let what = format!("volume {} cannot grow: {what}", volume.name);
+        Err(Error::new(ErrorKind::Invalid, what))
+    };
+    if geometry.size <= old.size || geometry.partition_shift != old.partition_shift {
+        return wrong("it would not be larger");
+    }
+    let same = |a: &Extent, b: &Extent| {
+        (a.device.id, a.offset, a.length) == (b.device.id, b.offset, b.length)
+    };
+    let begins = old.partitions.iter().zip(&geometry.partitions).all(|(was, is)| {
+        was.processor == is.processor
+            && was.extents.len() <= is.extents.len()
+            && was.extents.iter().zip(&is.extents).all(|(a, b)| same(a, b))
+    });
+    if begins { Ok(()) } else { wrong("what it has would be elsewhere") }
+}

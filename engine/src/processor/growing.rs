@@ -1,0 +1,42 @@
+//! Growing: a share's part in the growth of its volume: a longer last partition, and new ones behind it.
+//!
+//! How it works      Nothing that is under way is touched: partitions keep their numbers and their bytes, so what was planned
+//!                   with the older geometry is right with the newer one. What is new is empty, and no snapshot shows it.
+//! Durability        Nothing is recorded: how large the volume and each snapshot is, the catalog says.
+
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+
+use crate::block_map::versions::Versions;
+use crate::processor::share::{Local, Share};
+use crate::units::PartitionIndex;
+use crate::volume::geometry::Geometry;
+
+/// What a share is told.
+pub struct Growing {
+    /// The volume's shape from now on.
+    pub geometry: Arc<Geometry>,
+    /// One of its partitions, by its number on the share, and how many blocks that has from now on.
+    pub longer: Option<(u32, u32)>,
+    /// Its new partitions, with their blocks, in order.
+    pub added: Vec<(PartitionIndex, u32)>,
+    /// Who waits for it.
+    pub answer: Sender<()>,
+}
+
+impl Share {
+    /// Serves what is new of its volume.
+    pub fn grow(&mut self, growing: Growing) {
+        self.geometry = growing.geometry;
+        if let Some((local, blocks)) = growing.longer {
+            self.locals[local as usize].versions.grow(blocks, &self.snapshots);
+        }
+        let newest = self.snapshots.last().copied().unwrap_or(0);
+        for (partition, blocks) in growing.added {
+            let mut versions = Versions::new(blocks);
+            versions.hide(newest, &self.snapshots, 0);
+            self.locals.push(Local { partition, versions, moved_back: 0 });
+        }
+        let _ = growing.answer.send(());
+    }
+}

@@ -1,0 +1,225 @@
+//! A volume that grows while it is in use: what a model of random operations does not see.
+//!
+//! Strategy          A volume whose last partition is short, over sparse files. Each test says what would be lost.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use polyvol_engine::engine::Engine;
+use polyvol_engine::engine::volumes::{ExtentSpec, VolumeSpec};
+use polyvol_engine::error::ErrorKind;
+use polyvol_engine::volume::caller::Caller;
+
+const MIB: u64 = 1 << 20;
+const SMALL: u64 = 3 * MIB + 5 * 4096;
+const LARGE: u64 = 8 * MIB;
+
+struct Scratch(PathBuf);
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn scratch() -> Scratch {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let name = format!("polyvol-grow-{}-{number}", std::process::id());
+    let scratch = Scratch(std::env::temp_dir().join(name));
+    std::fs::create_dir(&scratch.0).unwrap();
+    for (name, size) in [("base", LARGE), ("log", 16 * MIB), ("more", LARGE)] {
+        std::fs::File::create(scratch.0.join(name)).unwrap().set_len(size).unwrap();
+    }
+    scratch
+}
+
+fn engine(scratch: &Scratch) -> Engine {
+    let engine = Engine::new(4).unwrap();
+    for (id, name) in [(1, "base"), (2, "log"), (3, "more")] {
+        engine.open_device(id, &scratch.0.join(name), false, true).unwrap();
+    }
+    engine
+}
+
+fn extent(device: u64, offset: u64, length: u64) -> ExtentSpec {
+    ExtentSpec { device, offset, length }
+}
+
+/// The volume at a size, with snapshots of these epochs and sizes.
+fn spec(scratch: &Scratch, size: u64, snapshots: &[(u64, u64)]) -> VolumeSpec {
+    let mut partitions: Vec<(u32, Vec<ExtentSpec>)> = Vec::new();
+    for number in 0..size.div_ceil(MIB) {
+        let (from, to) = (number * MIB, size.min((number + 1) * MIB));
+        let old = to.min(SMALL).saturating_sub(from);
+        let mut extents = Vec::new();
+        if old > 0 {
+            extents.push(extent(1, from, old));
+        }
+        if to - from > old {
+            extents.push(extent(3, from, to - from - old));
+        }
+        partitions.push((if number < 4 { number as u32 % 2 } else { number as u32 % 4 }, extents));
+    }
+    VolumeSpec {
+        id: 1,
+        uuid: [1; 16],
+        name: "v".to_owned(),
+        size,
+        partition_size: MIB,
+        partitions,
+        logs: vec![(1, vec![extent(2, 0, 16 * MIB)])],
+        default_logs: vec![1],
+        directory: scratch.0.join("volume"),
+        snapshots: snapshots.iter().map(|(epoch, _)| (*epoch, None)).collect(),
+        next_epoch: snapshots.last().map_or(1, |(epoch, _)| epoch + 1),
+        bounds: snapshots.iter().map(|(epoch, size)| (epoch + 1, *size)).collect(),
+    }
+}
+
+fn attach(engine: &Engine, name: &str) -> Caller {
+    Caller::new(engine.exports.attach(name).unwrap())
+}
+
+fn read(caller: &Caller) -> Vec<u8> {
+    caller.read(0, caller.size()).unwrap().data.as_slice().to_vec()
+}
+
+fn cut(engine: &Engine) -> u64 {
+    let epoch = engine.cut(&[(1, None)]).unwrap().epochs[0].1;
+    engine.settle(1, epoch).unwrap();
+    engine.flush(1).unwrap();
+    engine.export(&format!("v@{epoch}"), "", 1, Some(epoch)).unwrap();
+    epoch
+}
+
+fn used(engine: &Engine) -> u64 {
+    let space = &engine.volume(1).unwrap().space;
+    space.logs().iter().map(|log| log.slots.used()).sum()
+}
+
+#[test]
+fn what_is_new_is_written_in_place_although_there_are_older_snapshots() {
+    let scratch = scratch();
+    let engine_one = engine(&scratch);
+    engine_one.add_volume(spec(&scratch, SMALL, &[])).unwrap();
+    engine_one.export("v", "", 1, None).unwrap();
+    attach(&engine_one, "v").write(0, &vec![1; SMALL as usize], false).unwrap();
+    let epoch = cut(&engine_one);
+    engine_one.grow_volume(spec(&scratch, LARGE, &[(epoch, SMALL)])).unwrap();
+    let new = vec![2; (LARGE - SMALL) as usize];
+    attach(&engine_one, "v").write(SMALL, &new, true).unwrap();
+    assert_eq!(used(&engine_one), 0);
+    engine_one.stop().unwrap();
+
+    let engine_two = engine(&scratch);
+    engine_two.add_volume(spec(&scratch, LARGE, &[(epoch, SMALL)])).unwrap();
+    engine_two.export("v", "", 1, None).unwrap();
+    engine_two.export("v@1", "", 1, Some(epoch)).unwrap();
+    attach(&engine_two, "v").write(SMALL, &new, true).unwrap();
+    assert_eq!(used(&engine_two), 0);
+    let snapshot = attach(&engine_two, "v@1");
+    assert_eq!((snapshot.size(), read(&snapshot) == vec![1; SMALL as usize]), (SMALL, true));
+    let later = cut(&engine_two);
+    attach(&engine_two, "v").write(SMALL, &new, true).unwrap();
+    assert_eq!(used(&engine_two), (LARGE - SMALL) / 4096); // that one shows what is new
+    drop(snapshot);
+    engine_two.exports.remove("v@1").unwrap();
+    assert_eq!(engine_two.drop_snapshot(1, epoch).unwrap(), 0);
+    assert_eq!(attach(&engine_two, &format!("v@{later}")).size(), LARGE);
+    engine_two.stop().unwrap();
+}
+
+#[test]
+fn a_kill_after_the_catalog_knows_and_before_the_engine_does_loses_nothing() {
+    let scratch = scratch();
+    let first = engine(&scratch);
+    first.add_volume(spec(&scratch, SMALL, &[])).unwrap();
+    first.export("v", "", 1, None).unwrap();
+    attach(&first, "v").write(0, &vec![1; SMALL as usize], false).unwrap();
+    let epoch = cut(&first);
+    attach(&first, "v").write(0, &vec![2; SMALL as usize], true).unwrap();
+    first.stop().unwrap(); // with a checkpoint of the smaller volume
+
+    let second = engine(&scratch);
+    second.add_volume(spec(&scratch, LARGE, &[(epoch, SMALL)])).unwrap();
+    second.export("v", "", 1, None).unwrap();
+    second.export("v@1", "", 1, Some(epoch)).unwrap();
+    let mut wanted = vec![2; SMALL as usize];
+    wanted.resize(LARGE as usize, 0);
+    assert!(read(&attach(&second, "v")) == wanted);
+    assert!(read(&attach(&second, "v@1")) == vec![1; SMALL as usize]);
+    second.stop().unwrap();
+}
+
+#[test]
+fn hosts_write_and_cuts_are_made_while_it_grows() {
+    let scratch = scratch();
+    let engine = Arc::new(engine(&scratch));
+    engine.add_volume(spec(&scratch, SMALL, &[])).unwrap();
+    engine.export("v", "", 1, None).unwrap();
+    let done = Arc::new(AtomicBool::new(false));
+    let writers: Vec<_> = (0..3u64)
+        .map(|writer| {
+            let (engine, done) = (Arc::clone(&engine), Arc::clone(&done));
+            std::thread::spawn(move || {
+                let caller = attach(&engine, "v");
+                let mut turn = 0u64;
+                while !done.load(Ordering::Relaxed) {
+                    turn += 1;
+                    let block = (turn * 3 + writer) % (SMALL / 4096 / 3 * 3);
+                    caller.write(block * 4096, &[turn as u8; 4096], false).unwrap();
+                    let read = caller.read(block * 4096, 4096).unwrap();
+                    assert!(read.data.as_slice() == [turn as u8; 4096]);
+                }
+                assert_eq!(caller.size(), SMALL);
+            })
+        })
+        .collect();
+    let mut snapshots = Vec::new();
+    let mut size = SMALL;
+    while size < LARGE {
+        snapshots.push((cut(&engine), size));
+        let before = read(&attach(&engine, &format!("v@{}", snapshots[0].0)));
+        size = (size / MIB + 1) * MIB;
+        engine.grow_volume(spec(&scratch, size, &snapshots)).unwrap();
+        assert_eq!(attach(&engine, "v").size(), size);
+        assert!(read(&attach(&engine, &format!("v@{}", snapshots[0].0))) == before);
+    }
+    done.store(true, Ordering::Relaxed);
+    writers.into_iter().for_each(|writer| writer.join().unwrap());
+    for (epoch, size) in snapshots {
+        assert_eq!(attach(&engine, &format!("v@{epoch}")).size(), size);
+    }
+    assert_eq!(engine.partition_states(1, None).unwrap().len() as u64, LARGE / MIB);
+    engine.stop().unwrap();
+}
+
+#[test]
+fn what_is_no_growth_is_refused_and_changes_nothing() {
+    let scratch = scratch();
+    let engine = engine(&scratch);
+    engine.add_volume(spec(&scratch, SMALL, &[])).unwrap();
+    engine.export("v", "", 1, None).unwrap();
+    let mut moved = spec(&scratch, LARGE, &[]);
+    moved.partitions[0].1[0].device = 3;
+    let mut elsewhere = spec(&scratch, LARGE, &[]);
+    elsewhere.partitions[1].0 = 3;
+    let mut without_device = spec(&scratch, LARGE, &[]);
+    without_device.partitions[7].1[0].device = 9;
+    for (wrong, kind) in [
+        (spec(&scratch, SMALL, &[]), ErrorKind::Invalid),
+        (spec(&scratch, 2 * MIB, &[]), ErrorKind::Invalid),
+        (moved, ErrorKind::Invalid),
+        (elsewhere, ErrorKind::Invalid),
+        (without_device, ErrorKind::NotFound),
+        (VolumeSpec { id: 2, ..spec(&scratch, LARGE, &[]) }, ErrorKind::NotFound),
+    ] {
+        assert_eq!(engine.grow_volume(wrong).unwrap_err().kind, kind);
+        assert_eq!(attach(&engine, "v").size(), SMALL);
+    }
+    engine.grow_volume(spec(&scratch, LARGE, &[])).unwrap();
+    assert_eq!(read(&attach(&engine, "v")), vec![0; LARGE as usize]);
+    engine.stop().unwrap();
+}

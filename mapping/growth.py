@@ -1,0 +1,93 @@
+"""Growth: the plan of a volume that becomes larger. Pure.
+
+How it works      The last partition, if it is short, gets more extents behind those that it has; then come
+                  new partitions. They go to the volume's processors, those with the fewest of its partitions
+                  first; where each of these has just one, to others too, as a larger volume would have been
+                  made with more. Extents are on the devices named, or on sparse files to be made, one for
+                  each processor.
+Invariants        G1 what the volume has stays where it is: partitions keep their numbers, processors and
+                  extents; G2 as in volume.py: a plan that was returned can be recorded as it is.
+Errors            NotLarger, UnalignedSize, SizeTooLarge, DeviceTooSmall and others of errors.py.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from polyvol.mapping.errors import DeviceTooSmall, NotLarger
+from polyvol.mapping.partition import Partition, check_volume_size
+from polyvol.mapping.placement import Turns
+from polyvol.mapping.records import Volume
+from polyvol.mapping.volume import Inventory, NewDevice, Work, refuse_repeats
+
+
+@dataclass(frozen=True, slots=True)
+class GrowthPlan:
+    """A volume as it would grow. `partitions`: new ones, and the last one there was, if that gets longer:
+    with its new extents only. Devices to be made have negative ids."""
+
+    size: int
+    partitions: tuple[Partition, ...]
+    new_devices: tuple[NewDevice, ...]
+
+    @property
+    def processors(self) -> list[int]:
+        """The processors that own partitions in it."""
+        return sorted({partition.processor for partition in self.partitions})
+
+
+def plan_growth(
+    volume: Volume, partitions: Sequence[Partition], size: int, devices: Sequence[str], inventory: Inventory
+) -> GrowthPlan:
+    """How the volume would grow to `size` bytes; see the module's errors."""
+    what = f"volume {volume.name}"
+    check_volume_size(what, size, volume.partition_size)
+    if size <= volume.size:
+        raise NotLarger(name=volume.name, size=volume.size, wanted=size)
+    refuse_repeats("device", devices)
+    pieces = _pieces(volume, partitions, size, inventory)
+    needed = sum(length for _, _, length in pieces)
+    work = Work(inventory)
+    if devices:
+        ids = [work.storage(device) for device in devices]
+        free = sum(work.space[device].free for device in ids)
+        if free < needed:
+            raise DeviceTooSmall(what=what, needed=needed, devices=", ".join(devices), free=free)
+        turns = Turns([work.space[device] for device in ids])
+        planned = [
+            Partition(number, processor, tuple(turns.take(length))) for number, processor, length in pieces
+        ]
+    else:
+        rooms: Counter[int] = Counter()
+        for _, processor, length in pieces:
+            rooms[processor] += length
+        made = work.new_each(volume.name, ".data", list(rooms.values()))
+        file = dict(zip(rooms, made, strict=True))
+        planned = [
+            Partition(number, processor, tuple(work.space[file[processor]].take_some(length)))
+            for number, processor, length in pieces
+        ]
+    return GrowthPlan(size, tuple(planned), tuple(work.made))
+
+
+def _pieces(
+    volume: Volume, partitions: Sequence[Partition], size: int, inventory: Inventory
+) -> list[tuple[int, int, int]]:
+    """What is to be placed, in order: partition, processor, bytes."""
+    owned = Counter(partition.processor for partition in partitions)
+    processors = set(owned)
+    if max(owned.values()) == 1:
+        processors |= set(range(inventory.processors))
+    pieces: list[tuple[int, int, int]] = []
+    at = volume.size
+    while at < size:
+        number = at // volume.partition_size
+        length = min(size, (number + 1) * volume.partition_size) - at
+        if number < len(partitions):
+            processor = partitions[number].processor
+        else:
+            processor = min(processors, key=lambda each: (owned[each], inventory.load.get(each, 0), each))
+            owned[processor] += 1
+        pieces.append((number, processor, length))
+        at += length
+    return pieces

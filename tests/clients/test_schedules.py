@@ -1,0 +1,57 @@
+"""test_schedules: schedules, groups, holds and hooks of a real daemon, through a kill; a file system that is
+frozen for a cut."""
+
+import time
+from pathlib import Path
+
+from tests.support import fuse, nbd
+from tests.support.daemon import Daemon
+from tests.support.proc import check, wait_until
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts" / "hooks"
+
+
+def test_a_group_is_scheduled_kept_and_held_through_a_kill(daemon: Daemon) -> None:
+    for volume in ("a", "b"):
+        daemon.ok("volume", "create", volume, "--size", "8M")
+    daemon.ok("group", "create", "g", "a", "b")
+    daemon.ok("schedule", "add", "@g", "--every", "1s", "--keep", "last=2")
+    wait_until(lambda: len(daemon.json("snapshot", "list", "@g")) == 2, "two snapshots", 30)
+    daemon.ok("schedule", "pause", "g-auto")
+    held = daemon.json("snapshot", "list", "@g")[0]["export"]
+    daemon.ok("snapshot", "hold", held, "--tag", "audit")
+    daemon.ok("schedule", "resume", "g-auto")
+    daemon.kill()
+    time.sleep(2)
+    daemon.start()
+    wait_until(lambda: len(daemon.json("snapshot", "list", "@g")) == 3, "another one", 30)
+    daemon.ok("schedule", "pause", "g-auto")
+    wholes = daemon.json("snapshot", "list", "@g")
+    assert wholes[0]["export"] == held
+    assert all([member["volume"] for member in each["members"]] == ["a", "b"] for each in wholes)
+    names = {member["export"] for each in daemon.json("snapshot", "list", "@g") for member in each["members"]}
+    assert nbd.export_names(daemon.nbd_socket) == names | {"a", "b"}
+
+
+def test_a_frozen_file_system_needs_no_recovery(daemon: Daemon, tmp_path: Path) -> None:
+    """With the shipped hook; without it, the journal of a mounted file system is to be recovered."""
+    daemon.ok("volume", "create", "v", "--size", "64M")
+    with fuse.block_device(daemon.uri("v"), tmp_path) as disk:
+        check("mkfs.ext4", "-q", disk)
+        with fuse.mount(disk, tmp_path) as mounted:
+            command = f"{SCRIPTS / 'fsfreeze'} {mounted}"
+            daemon.ok("volume", "set", "v", "--quiesce", command, "--thaw", command)
+            for number in range(20):
+                (mounted / f"file{number}").write_bytes(b"x" * 100_000)
+            daemon.ok("snapshot", "create", "v", "--name", "frozen")
+            daemon.ok("volume", "set", "v", "--no-hooks")
+            (mounted / "after").write_text("it goes on")
+            daemon.ok("snapshot", "create", "v", "--name", "not")
+    marks = [daemon.json("snapshot", "show", f"v@{name}")["consistency"] for name in ("frozen", "not")]
+    assert marks == ["application", "crash"]
+    for name, clean in (("frozen", True), ("not", False)):
+        image = tmp_path / name
+        nbd.copy(daemon.uri(f"v@{name}"), image)
+        assert ("needs_recovery" not in check("dumpe2fs", "-h", image)) == clean
+        if clean:
+            check("e2fsck", "-fn", image)
