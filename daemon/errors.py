@@ -199,6 +199,15 @@ class BadSnapshotName(PolyvolError):
     hint = "give VOLUME@SNAPSHOT"
 
 
+class OtherVolume(PolyvolError):
+    """Two snapshots that are to be compared, and are of two volumes."""
+
+    code = "other-volume"
+    kind = "invalid"
+    sentence = "{other} is another volume than {volume}, and only snapshots of one can be compared"
+    hint = "name two snapshots of one volume"
+
+
 class FrontendFailed(PolyvolError):
     """nbdkit could not be started."""
 

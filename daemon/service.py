@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from polyvol.daemon import sockets, state
+from polyvol.daemon.changes import Changes
 from polyvol.daemon.context import Context
 from polyvol.daemon.devices import Devices
 from polyvol.daemon.engine_border import EngineLike, EngineModule, load_engine
@@ -230,6 +231,11 @@ class Service:
         """The verbs of scrubs."""
         return self._scrubs
 
+    @property
+    def changes(self) -> Changes:
+        """The verbs of what changed."""
+        return self._changes_since
+
     def set_scrubs(self, request: ScrubSettings) -> ScrubSettingsView:
         """Switch weekly scrubs on or off."""
         with self._context.changes:
@@ -300,6 +306,7 @@ class Service:
         self._scrubs = Scrubs(self._context)
         self._volumes = Volumes(self._context, self._devices, self._scrubs)
         self._snapshots = Snapshots(self._context, self._volumes.change_logs)
+        self._changes_since = Changes(self._context)
         self._started_ns = time.time_ns()
         self._devices.start(clean=clean)
         self._volumes.start()

@@ -9,6 +9,7 @@ from polyvol.daemon.cli.check import check
 from polyvol.daemon.cli.client import Client
 from polyvol.daemon.cli.common import Group, json_option, state_dir_option
 from polyvol.daemon.cli.device import device
+from polyvol.daemon.cli.diff import diff
 from polyvol.daemon.cli.output import listed, print_facts, print_json, print_table
 from polyvol.daemon.cli.scrub import scrub
 from polyvol.daemon.cli.snapshot import snapshot
@@ -64,6 +65,7 @@ def status(as_json: bool, state_dir: Path) -> None:
 cli.add_command(device)
 cli.add_command(volume)
 cli.add_command(snapshot)
+snapshot.add_command(diff)
 cli.add_command(attach)
 cli.add_command(detach)
 cli.add_command(scrub)

@@ -26,8 +26,9 @@ use crate::nbd::wire::{
     REQUEST_HEADER_BYTES, REQUEST_MAGIC, RequestHeader, command, command_flag, error, parse_request,
 };
 use crate::sync::Mutex;
+use crate::units::{Epoch, VolumeId};
 use crate::volume::export::ExportTable;
-use crate::volume::request::{Request, Target, Verb};
+use crate::volume::request::{ChangedRun, Contexts, Request, Target, Verb};
 
 /// See the module's head.
 pub const TARGET: Fuzzed = Fuzzed { name: "transmission", run, seeds, bytes_max: 8192 };
@@ -63,7 +64,11 @@ impl Memory {
             }
             Verb::Write => bytes[range].copy_from_slice(request.data.as_slice()),
             Verb::Zero { .. } => bytes[range].fill(0),
-            Verb::Trim | Verb::Flush | Verb::Cache | Verb::BlockStatus => {}
+            Verb::BlockStatus => {
+                let (offset, length) = (request.offset, request.length.div_ceil(2));
+                request.add_changes(&[ChangedRun { context: 1, offset, length }]);
+            }
+            Verb::Trim | Verb::Flush | Verb::Cache => {}
         }
     }
 }
@@ -75,6 +80,10 @@ impl Target for Memory {
 
     fn read_only(&self) -> bool {
         self.read_only
+    }
+
+    fn instant(&self) -> Option<(VolumeId, Option<Epoch>)> {
+        Some((1, self.read_only.then_some(1)))
     }
 
     fn submit(&self, batch: &mut Vec<Arc<Request>>) {
@@ -173,15 +182,25 @@ fn run(bytes: &[u8]) {
     let expected = expected(&mut input, &agreed);
     // A connection that does not end with its stream sends nothing later.
     let sends = if expected.to_the_end { sends } else { 0 };
-    let (output, held) = serve(agreed, input, receives, sends);
+    let since = if marks & 16 != 0 { vec![1, 2, 3] } else { vec![] };
+    let contexts = Contexts { allocation: since.is_empty() || marks & 32 != 0, since };
+    let chunks = if agreed.status { contexts.times() } else { 1 };
+    let contexts = (marks & 8 != 0 || chunks > 1).then_some(contexts);
+    let (output, held) = serve(agreed, contexts, input, receives, sends);
     assert!(held == expected.held, "the volume does not hold what was written");
-    let mut found = parse(&output, &agreed, &expected.replies);
+    let mut found = parse(&output, &agreed, chunks, &expected.replies);
     found.sort();
     assert_eq!(found, expected.replies, "R1: not the replies that belong to the requests");
 }
 
 /// Runs a connection to its end; what it has sent, and what the volume holds then.
-fn serve(agreed: Agreed, input: Vec<u8>, receives: usize, sends: usize) -> (Vec<u8>, Vec<u8>) {
+fn serve(
+    agreed: Agreed,
+    contexts: Option<Contexts>,
+    input: Vec<u8>,
+    receives: usize,
+    sends: usize,
+) -> (Vec<u8>, Vec<u8>) {
     let table = ExportTable::default();
     let memory = Arc::new(Memory::new(SIZE, agreed.read_only));
     table.add(VOLUME, "", Arc::clone(&memory) as Arc<dyn Target>).expect("the only one");
@@ -198,7 +217,9 @@ fn serve(agreed: Agreed, input: Vec<u8>, receives: usize, sends: usize) -> (Vec<
     };
     let peer = Arc::new(peer);
     let handle = Box::new(Handle(Arc::clone(&peer)));
-    let connection = Connection::new(handle, VOLUME.to_owned(), agreed, Arc::clone(&common));
+    let contexts = contexts.map(Arc::new);
+    let connection =
+        Connection::new(handle, VOLUME.to_owned(), agreed, contexts, Arc::clone(&common));
     let connection = Arc::new(connection);
     let _ = peer.connection.set(Arc::downgrade(&connection));
     reader::run(&connection, &attachment, &[]);
@@ -301,10 +322,11 @@ fn error_of(header: &RequestHeader, agreed: &Agreed) -> u32 {
 }
 
 /// What a client reads out of the stream; an answer to BLOCK_STATUS is checked for itself.
-fn parse(mut output: &[u8], agreed: &Agreed, expected: &[Answer]) -> Vec<Answer> {
+fn parse(mut output: &[u8], agreed: &Agreed, chunks: u64, expected: &[Answer]) -> Vec<Answer> {
     use crate::nbd::wire::{CHUNK_MAGIC, SIMPLE_REPLY_MAGIC, chunk};
     use crate::nbd::wire::{take_string, take_u16, take_u32, take_u64};
     let mut found = Vec::new();
+    let mut statuses = 0;
     while !output.is_empty() {
         let magic = take_u32(&mut output).expect("a magic");
         if magic == SIMPLE_REPLY_MAGIC {
@@ -326,6 +348,15 @@ fn parse(mut output: &[u8], agreed: &Agreed, expected: &[Answer]) -> Vec<Answer>
         let kind = take_u16(&mut output).expect("a kind");
         let cookie = take_u64(&mut output).expect("a cookie");
         let mut payload = take_string(&mut output).expect("a whole chunk");
+        if kind == chunk::BLOCK_STATUS {
+            statuses += 1;
+            assert_eq!(flags == chunk::DONE, statuses == chunks, "one chunk for each context");
+            assert!(payload.len() > 4 && payload.len() % 8 == 4);
+            if statuses < chunks {
+                continue;
+            }
+            statuses = 0;
+        }
         assert_eq!(flags, chunk::DONE);
         let (mut error, mut data) = (0, Vec::new());
         match kind {
@@ -333,7 +364,7 @@ fn parse(mut output: &[u8], agreed: &Agreed, expected: &[Answer]) -> Vec<Answer>
                 take_u64(&mut payload).expect("an offset");
                 data = payload.to_vec();
             }
-            chunk::BLOCK_STATUS => assert!(payload.len() > 4 && payload.len() % 8 == 4),
+            chunk::BLOCK_STATUS => {}
             chunk::ERROR => {
                 error = take_u32(&mut payload).expect("an error");
                 assert!(error != 0 && payload == [0, 0]);

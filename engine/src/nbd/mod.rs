@@ -30,6 +30,7 @@ pub(crate) mod reader;
 mod reply;
 pub(crate) mod request;
 pub(crate) mod spare;
+mod status;
 #[allow(missing_docs)] // The protocol's own names, told in docs/nbd.md.
 pub(crate) mod wire;
 
@@ -229,7 +230,7 @@ impl Shared {
         agreement: Agreement,
         output: Vec<u8>,
     ) {
-        let Agreement { attachment, structured, status, rest } = agreement;
+        let Agreement { attachment, structured, selection, rest } = agreement;
         if rustix::io::ioctl_fionbio(&socket, false).is_err() {
             return;
         }
@@ -239,17 +240,20 @@ impl Shared {
             size: attachment.target.size(),
             read_only: attachment.target.read_only(),
             structured,
-            status,
+            status: selection.is_some(),
         };
         let export = attachment.name.clone();
         let peer = Box::new(Socket::new(socket, number, Arc::clone(&shared.sender)));
-        let connection = Connection::new(peer, export, agreed, Arc::clone(&shared.common));
+        let (contexts, compared) = selection.map(|one| (one.contexts, one.held)).unzip();
+        let common = Arc::clone(&shared.common);
+        let connection = Connection::new(peer, export, agreed, contexts, common);
         let connection = Arc::new(connection);
         lock(&shared.connections).insert(number, Arc::clone(&connection));
         connection.push(Reply::handshake(output));
         connection.send_queued();
         let attachment = Some(attachment);
-        let ending = Ending { connection, number, attachment, shared: Arc::clone(shared) };
+        let ending =
+            Ending { connection, number, attachment, compared, shared: Arc::clone(shared) };
         let body = move || {
             if let Some(attachment) = &ending.attachment {
                 reader::run(&ending.connection, attachment, &rest);
@@ -348,6 +352,8 @@ struct Ending {
     connection: Arc<Connection>,
     number: u64,
     attachment: Option<Attachment>,
+    /// Holds on the snapshots that it compares with.
+    compared: Option<Vec<Attachment>>,
     shared: Arc<Shared>,
 }
 
@@ -355,6 +361,7 @@ impl Drop for Ending {
     fn drop(&mut self) {
         self.connection.break_off();
         self.attachment = None;
+        self.compared = None;
         lock(&self.shared.connections).remove(&self.number);
         self.shared.ended.notify_all();
     }

@@ -238,6 +238,9 @@ impl Processor {
             Control::States(number, epoch, answer) => {
                 self.with_share(number, |share, _| answer.send(share.states(epoch)));
             }
+            Control::Compare(number, since, until, answer) => {
+                self.with_share(number, |share, _| answer.send(share.pairs(since, until)));
+            }
             Control::Use(number, answer) => {
                 self.with_share(number, |share, _| answer.send(share.usage()));
             }
