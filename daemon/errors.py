@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import polyvol.daemon.attach.errors
+import polyvol.daemon.transfer.errors
 import polyvol.snapshot.errors  # noqa: F401 - so that its classes are in the table
 from polyvol.mapping.errors import Kind, PolyvolError
 

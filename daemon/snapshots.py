@@ -13,6 +13,7 @@ Errors            UnknownVolume, UnknownSnapshot, NameInUse, SnapshotInUse, Volu
 import contextlib
 from collections.abc import Callable
 from datetime import UTC, datetime
+from uuid import UUID
 
 from polyvol.daemon.change_logs import ChangeLogs, inventory
 from polyvol.daemon.context import Context, devices_of
@@ -47,6 +48,7 @@ class Snapshots:
             check_name("snapshot", request.name)
         if not request.volumes:
             raise BadRequest(why="no volume is named")
+        copy_of = _copied(request)
         volumes: list[Volume] = []
         for wanted in request.volumes:
             volume = context.find_served(wanted)
@@ -59,7 +61,7 @@ class Snapshots:
             device = inventory(context).storage(request.log_device)
             logs = {volume.id: self._change_logs.on_device(volume, device) for volume in volumes}
         origin: Origin = "schedule" if request.scheduled else "hand"
-        records = self._coordinator.take(volumes, name, logs, origin)
+        records = self._coordinator.take(volumes, name, logs, origin, copy_of)
         if request.scheduled:
             for volume in volumes:
                 with contextlib.suppress(EngineFailed):  # the watch over the change logs does it as well
@@ -179,11 +181,24 @@ class Snapshots:
             origin=record.origin,
             schedule=record.schedule,
             holds=list(record.holds),
+            copy_of=None if record.copy_of is None else str(record.copy_of),
             connections=clients.get(export, 0),
             partitions=None
             if snapshot.partitions is None
             else [_part_view(part) for part in snapshot.partitions],
         )
+
+
+def _copied(request: SnapshotCreate) -> UUID | None:
+    """The snapshot that the one to be taken is a copy of."""
+    if request.copy_of is None:
+        return None
+    if len(request.volumes) != 1:
+        raise BadRequest(why="a copy is of one volume")
+    try:
+        return UUID(request.copy_of)
+    except ValueError as error:
+        raise BadRequest(why=f"copy_of is {request.copy_of!r}, and can be a UUID") from error
 
 
 def _part_view(part: PartitionSnapshot) -> PartitionSnapshotView:

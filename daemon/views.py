@@ -253,7 +253,7 @@ class SnapshotView:
     processors' write stalls; `durable_ns` goes from the start of the cut until it was flushed; `log_devices`
     has those of the change log that was named for it, if one was. `origin`: made by hand, or by a schedule
     (whose name is `schedule`, if it is one of polyvold's); `holds`: tags that keep it from being dropped for
-    space."""
+    space; `copy_of`: the UUID of the snapshot that it was restored from a backup of."""
 
     volume: str
     name: str
@@ -272,6 +272,7 @@ class SnapshotView:
     origin: Origin
     schedule: str | None
     holds: list[str]
+    copy_of: str | None
     connections: int
     partitions: list[PartitionSnapshotView] | None = None
 

@@ -43,7 +43,8 @@ class SnapshotRecord:
     """A snapshot of one volume. `cut` is shared by all snapshots of one cut; times are nanoseconds:
     `instant_ns` since 1970 (UTC), `stall_ns` the longest write stall, `stalls` those of the processors,
     and `durable_ns` from the start of the cut until all of it was flushed. `log`: the change log named.
-    `schedule`: the name of the schedule that made it, if polyvold's own did; `holds`: tags that keep it."""
+    `schedule`: the name of the schedule that made it, if polyvold's own did; `holds`: tags that keep it.
+    `copy_of`: it was restored from a backup of the snapshot with this UUID."""
 
     uuid: UUID
     cut: UUID
@@ -58,6 +59,7 @@ class SnapshotRecord:
     origin: Origin = "hand"
     schedule: str | None = None
     holds: tuple[str, ...] = ()
+    copy_of: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,9 +67,11 @@ class Coordinator:
         name: str,
         logs: Mapping[int, int] | None = None,
         origin: Origin = "hand",
+        copy_of: UUID | None = None,
     ) -> list[SnapshotRecord]:
         """The snapshots, one for each volume, durable and exported. `name` is free in all of them; `logs` has
-        the number of the change log named for what is written afterwards, by volume id."""
+        the number of the change log named for what is written afterwards, by volume id; `copy_of` the UUID of
+        the snapshot that they are a copy of."""
         named = logs or {}
         cut = uuid4()
         start = time.monotonic_ns()
@@ -86,7 +88,7 @@ class Coordinator:
                 self._engine.flush(volume.id)
             durable_ns = time.monotonic_ns() - start
             records = [
-                replace(_record(volume, name, cut, report, named, durable_ns), origin=origin)
+                replace(_record(volume, name, cut, report, named, durable_ns), origin=origin, copy_of=copy_of)
                 for volume in volumes
             ]
             self._catalog.commit_snapshots(records)

@@ -5,12 +5,14 @@ from pathlib import Path
 import click
 
 from polyvol.daemon.cli.attach import attach, detach
+from polyvol.daemon.cli.backup import backup, copy_changed
 from polyvol.daemon.cli.check import check
 from polyvol.daemon.cli.client import Client
 from polyvol.daemon.cli.common import Group, json_option, state_dir_option
 from polyvol.daemon.cli.device import device
 from polyvol.daemon.cli.diff import diff
 from polyvol.daemon.cli.output import listed, print_facts, print_json, print_table
+from polyvol.daemon.cli.restore import restore
 from polyvol.daemon.cli.scrub import scrub
 from polyvol.daemon.cli.snapshot import snapshot
 from polyvol.daemon.cli.volume import print_volumes, volume
@@ -70,6 +72,9 @@ cli.add_command(attach)
 cli.add_command(detach)
 cli.add_command(scrub)
 cli.add_command(check)
+cli.add_command(backup)
+cli.add_command(restore)
+cli.add_command(copy_changed)
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from polyvol.mapping.errors import CatalogDamaged, CatalogFailed, CatalogVersion
 
-LATEST_VERSION = 1
+LATEST_VERSION = 2
 _HERE = Path(__file__).parent
 
 

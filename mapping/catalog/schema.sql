@@ -1,4 +1,4 @@
--- The catalog, format version 1: the only truth about which devices, volumes and snapshots exist.
+-- The catalog, format version 2: the only truth about which devices, volumes and snapshots exist.
 -- Sizes, offsets and lengths are bytes; *_ns are nanoseconds (instants: since 1970, UTC). Ids are never used
 -- again (AUTOINCREMENT). The version is in PRAGMA user_version.
 
@@ -103,6 +103,11 @@ CREATE TABLE snapshot_hold (            -- a snapshot with a hold is not dropped
     tag TEXT NOT NULL,
     PRIMARY KEY (snapshot, tag)
 ) STRICT, WITHOUT ROWID;
+
+CREATE TABLE snapshot_copy (            -- snapshots that were restored from a backup
+    snapshot INTEGER PRIMARY KEY REFERENCES snapshot (id) ON DELETE CASCADE,
+    uuid TEXT NOT NULL                  -- of the snapshot that was backed up
+) STRICT;
 
 CREATE TABLE snapshot_dropped (         -- snapshots that were dropped to make room for writes, the latest ones
     id INTEGER PRIMARY KEY AUTOINCREMENT,
