@@ -119,6 +119,14 @@ class EngineLike(CutEngine, Protocol):
     def partition_states(self, volume: int, epoch: int | None) -> "Sequence[PartitionState]":
         """Each partition's state, now or at a cut."""
 
+    def changes(
+        self, volume: int, since: int, until: int | None, start: int, extents_max: int
+    ) -> tuple[list[tuple[int, int]], int | None]:
+        """A page of the extents that changed between two snapshots, or one and now; where the next begins."""
+
+    def change_total(self, volume: int, since: int, until: int | None) -> tuple[int, int]:
+        """How many extents that are, and bytes in them."""
+
     def scrub(self, volume: int, partition: int, cursor: tuple[int, int], bytes_max: int) -> "ScrubReport":
         """Read and check slots of a partition."""
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import polyvol.daemon.attach.errors
+import polyvol.daemon.transfer.errors
 import polyvol.snapshot.errors
 import polyvol.snapshot.group_errors  # noqa: F401 - so that all classes are in the table
 from polyvol.mapping.errors import Kind, PolyvolError
@@ -198,6 +199,15 @@ class BadSnapshotName(PolyvolError):
     kind = "invalid"
     sentence = "{text!r} does not name a snapshot"
     hint = "give VOLUME@SNAPSHOT or @GROUP@SNAPSHOT"
+
+
+class OtherVolume(PolyvolError):
+    """Two snapshots that are to be compared, and are of two volumes."""
+
+    code = "other-volume"
+    kind = "invalid"
+    sentence = "{other} is another volume than {volume}, and only snapshots of one can be compared"
+    hint = "name two snapshots of one volume"
 
 
 class FrontendFailed(PolyvolError):

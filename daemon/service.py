@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from polyvol.daemon import hand_over, sockets, state
+from polyvol.daemon.changes import Changes
 from polyvol.daemon.context import Context
 from polyvol.daemon.devices import Devices
 from polyvol.daemon.engine_border import EngineLike, EngineModule, load_engine
@@ -251,6 +252,11 @@ class Service:
         """The verbs of scrubs."""
         return self._scrubs
 
+    @property
+    def changes(self) -> Changes:
+        """The verbs of what changed."""
+        return self._changes_since
+
     def set_scrubs(self, request: ScrubSettings) -> ScrubSettingsView:
         """Switch weekly scrubs on or off."""
         with self._context.changes:
@@ -326,6 +332,7 @@ class Service:
         self._taking = Taking(self._context, self._snapshots, self._hooks)
         self._groups = Groups(self._context, self._snapshots, self._taking)
         self._schedules = Schedules(self._context, self._snapshots, self._groups, self._taking)
+        self._changes_since = Changes(self._context)
         self._started_ns = time.time_ns()
         self._devices.start(clean=clean)
         self._volumes.start()

@@ -13,6 +13,7 @@ Errors            UnknownVolume, UnknownSnapshot, NameInUse, SnapshotInUse, Snap
 import contextlib
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from uuid import UUID
 
 from polyvol.daemon.change_logs import ChangeLogs, inventory
 from polyvol.daemon.context import Context, devices_of
@@ -57,6 +58,7 @@ class Snapshots:
             check_name("snapshot", request.name)
         if not request.volumes:
             raise BadRequest(why="no volume is named")
+        copy_of = _copied(request)
         volumes: list[Volume] = []
         for wanted in request.volumes:
             volume = context.find_served(wanted)
@@ -77,6 +79,7 @@ class Snapshots:
             schedule=None if schedule is None else schedule.name,
             group=None if group is None else group.id,
             thaw=thaw,
+            copy_of=copy_of,
         )
         if request.scheduled:
             for volume in volumes:
@@ -255,11 +258,24 @@ class Snapshots:
             whole=self.whole_name(record),
             consistency=record.consistency,
             hook_trouble=record.hook_trouble,
+            copy_of=None if record.copy_of is None else str(record.copy_of),
             connections=clients.get(export, 0),
             partitions=None
             if snapshot.partitions is None
             else [_part_view(part) for part in snapshot.partitions],
         )
+
+
+def _copied(request: SnapshotCreate) -> UUID | None:
+    """The snapshot that the one to be taken is a copy of."""
+    if request.copy_of is None:
+        return None
+    if len(request.volumes) != 1:
+        raise BadRequest(why="a copy is of one volume")
+    try:
+        return UUID(request.copy_of)
+    except ValueError as error:
+        raise BadRequest(why=f"copy_of is {request.copy_of!r}, and can be a UUID") from error
 
 
 def _part_view(part: PartitionSnapshot) -> PartitionSnapshotView:

@@ -268,7 +268,8 @@ class SnapshotView:
     (whose name is `schedule`, if it is one of polyvold's); `holds`: tags that keep it from being deleted.
     `whole`: the group's snapshot that it is part of, '@GROUP@NAME'. `consistency`: whether hooks have made
     ready for it what an application wrote ('application'), or it shows what a power loss would have left
-    ('crash'; `hook_trouble` says why, if there were hooks)."""
+    ('crash'; `hook_trouble` says why, if there were hooks). `copy_of`: the UUID of the snapshot that it was
+    restored from a backup of."""
 
     volume: str
     name: str
@@ -290,6 +291,7 @@ class SnapshotView:
     whole: str | None
     consistency: Consistency
     hook_trouble: str | None
+    copy_of: str | None
     connections: int
     partitions: list[PartitionSnapshotView] | None = None
 

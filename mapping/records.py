@@ -46,7 +46,7 @@ class SnapshotRecord:
     and `durable_ns` from the start of the cut until all of it was flushed. `log`: the change log named.
     `schedule`: the name of the schedule that made it, if polyvold's own did; `holds`: tags that keep it.
     `size`: the volume's at the cut, bytes; `hook_trouble`: why it is crash-consistent although there were
-    hooks."""
+    hooks; `copy_of`: it was restored from a backup of the snapshot with this UUID."""
 
     uuid: UUID
     cut: UUID
@@ -64,6 +64,7 @@ class SnapshotRecord:
     size: int = 0
     consistency: Consistency = "crash"
     hook_trouble: str | None = None
+    copy_of: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,10 +78,12 @@ class Coordinator:
         schedule: str | None = None,
         group: int | None = None,
         thaw: Thaw | None = None,
+        copy_of: UUID | None = None,
     ) -> list[SnapshotRecord]:
         """The snapshots, one for each volume, durable and exported. `name` is free in all of them; `logs` has
         the number of the change log named for what is written afterwards, by volume id. `group`: whose
-        snapshot it is; `schedule`: who asks for it. `thaw` is not called if there was no cut."""
+        snapshot it is; `schedule`: who asks for it; `copy_of`: the UUID of the snapshot that they are a copy
+        of. `thaw` is not called if there was no cut."""
         named = logs or {}
         cut = uuid4()
         start = time.monotonic_ns()
@@ -109,6 +111,7 @@ class Coordinator:
                         schedule=schedule,
                         consistency=consistency,
                         hook_trouble=trouble,
+                        copy_of=copy_of,
                     )
                 )
             whole = None if group is None else GroupSnapshot(cut, group, name)

@@ -21,3 +21,12 @@ class CutFailed(PolyvolError):
         super().__init__(volumes=volumes, cause=cause, rest=rest)
         self.cause = cause
         self.undo_failed_on = tuple(undo_failed_on)
+
+
+class StreamBroken(PolyvolError):
+    """A backup stream that is not what it should be."""
+
+    code = "stream-broken"
+    kind = "corrupt"
+    sentence = "the backup {name} is broken: {why}"
+    hint = "get it again from where it was kept; nothing that was there before has been changed"

@@ -25,6 +25,15 @@ class Call:
             raise BadRequest(why=f"{name} is {value!r}, and can be true or false")
         return value == "true"
 
+    def number(self, name: str, default: int) -> int:
+        """A query parameter that is a whole number."""
+        value = self.query.get(name)
+        if value is None:
+            return default
+        if not value.isascii() or not value.isdecimal():
+            raise BadRequest(why=f"{name} is {value!r}, and can be a whole number")
+        return int(value)
+
 
 @dataclass(frozen=True, slots=True)
 class Route:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 from pydantic import TypeAdapter, ValidationError
 
-from polyvol.daemon.api import device, group, schedule, scrub, snapshot, volume
+from polyvol.daemon.api import changes, device, group, schedule, scrub, snapshot, volume
 from polyvol.daemon.api.openapi import openapi_document
 from polyvol.daemon.api.route import Call, Route
 from polyvol.daemon.errors import BadRequest, InternalError, NoSuchPage, http_status
@@ -35,6 +35,7 @@ ROUTES: list[Route] = [
     *device.ROUTES,
     *volume.ROUTES,
     *snapshot.ROUTES,
+    *changes.ROUTES,
     *scrub.ROUTES,
     *group.ROUTES,
     *schedule.ROUTES,

@@ -5,12 +5,15 @@ from pathlib import Path
 import click
 
 from polyvol.daemon.cli.attach import attach, detach
+from polyvol.daemon.cli.backup import backup, copy_changed
 from polyvol.daemon.cli.check import check
 from polyvol.daemon.cli.client import Client
 from polyvol.daemon.cli.common import Group, json_option, state_dir_option
 from polyvol.daemon.cli.device import device
+from polyvol.daemon.cli.diff import diff
 from polyvol.daemon.cli.group import group
 from polyvol.daemon.cli.output import listed, print_facts, print_json, print_table
+from polyvol.daemon.cli.restore import restore
 from polyvol.daemon.cli.schedule import schedule
 from polyvol.daemon.cli.scrub import scrub
 from polyvol.daemon.cli.snapshot import snapshot
@@ -66,12 +69,16 @@ def status(as_json: bool, state_dir: Path) -> None:
 cli.add_command(device)
 cli.add_command(volume)
 cli.add_command(snapshot)
+snapshot.add_command(diff)
 cli.add_command(group)
 cli.add_command(schedule)
 cli.add_command(attach)
 cli.add_command(detach)
 cli.add_command(scrub)
 cli.add_command(check)
+cli.add_command(backup)
+cli.add_command(restore)
+cli.add_command(copy_changed)
 
 
 def main() -> None:

@@ -335,6 +335,16 @@ class Engine:
     def partition_states(self, volume: int, epoch: int | None) -> list[PartitionState]:
         """The state of each partition, now (None) or as a snapshot holds it, by partition number."""
 
+    def changes(
+        self, volume: int, since: int, until: int | None, start: int, extents_max: int
+    ) -> tuple[list[tuple[int, int]], int | None]:
+        """The extents (offset, length) that changed between the snapshot of epoch `since` and that of `until`
+        (None: now), from byte `start` on, in order, at most so many; and where to go on (None: that was
+        all). A change is never missed; contents may be equal all the same. 'not-found': no such snapshot."""
+
+    def change_total(self, volume: int, since: int, until: int | None) -> tuple[int, int]:
+        """How many extents `changes` has in all, and how many bytes are in them."""
+
     def scrub(self, volume: int, partition: int, cursor: tuple[int, int], bytes_max: int) -> ScrubReport:
         """Read and check slots of a partition, from `cursor` on ((0, 0): from its start), about `bytes_max`
         bytes, or fewer if there are few. Hosts are served meanwhile; slots that are freed meanwhile are not

@@ -4,7 +4,8 @@
 //!                   small change log, so that slots are used again and run out.
 //! Invariants        after each operation that changes something, a part of it is read back; after each cut, drop
 //!                   and restart, the live volume and every snapshot are compared whole. A write may fail only with
-//!                   ENOSPC, and then only its own blocks are unknown.
+//!                   ENOSPC, and then only its own blocks are unknown. Between every two of these, what differs is
+//!                   told to have changed.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -324,6 +325,32 @@ impl Twin {
             assert!(!status.zero || self.live[range].iter().all(|byte| *byte == 0));
         }
         assert_eq!(at, size);
+        self.check_changes();
+    }
+
+    /// Between every two instants, whatever differs is told to have changed.
+    fn check_changes(&self) {
+        for (since, before) in &self.snapshots {
+            let later =
+                self.snapshots.range(since + 1..).map(|(epoch, after)| (Some(*epoch), after));
+            for (until, after) in later.chain([(None, &self.live)]) {
+                let size = after.len() as u64;
+                let mut before = before.clone();
+                before.resize(after.len(), 0); // where it has grown since, there was nothing
+                let told = self.engine().changes(VOLUME, *since, until, 0, usize::MAX).unwrap();
+                assert_eq!(told.next, None);
+                let mut at = 0;
+                for (offset, length) in told.extents.into_iter().chain([(size, 0)]) {
+                    assert!(offset >= at && offset + length <= size, "in order, and inside");
+                    let unchanged = at as usize..offset as usize;
+                    assert!(
+                        before[unchanged.clone()] == after[unchanged],
+                        "a change from {since} to {until:?} between {at} and {offset} is not told"
+                    );
+                    at = offset + length;
+                }
+            }
+        }
     }
 }
 

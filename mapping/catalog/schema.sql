@@ -107,6 +107,11 @@ CREATE TABLE snapshot_hold (            -- a snapshot with a hold is not deleted
     PRIMARY KEY (snapshot, tag)
 ) STRICT, WITHOUT ROWID;
 
+CREATE TABLE snapshot_copy (            -- snapshots that were restored from a backup
+    snapshot INTEGER PRIMARY KEY REFERENCES snapshot (id) ON DELETE CASCADE,
+    uuid TEXT NOT NULL                  -- of the snapshot that was backed up
+) STRICT;
+
 CREATE TABLE snapshot_dropped (         -- snapshots that were dropped to make room for writes, the latest ones
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     volume INTEGER NOT NULL REFERENCES volume (id),

@@ -309,6 +309,11 @@ class Catalog:
                     "INSERT INTO snapshot_hold (snapshot, tag) VALUES (?, ?)",
                     [(identity, tag) for tag in snapshot.holds],
                 )
+                if snapshot.copy_of is not None:
+                    connection.execute(
+                        "INSERT INTO snapshot_copy (snapshot, uuid) VALUES (?, ?)",
+                        (identity, str(snapshot.copy_of)),
+                    )
                 connection.executemany(
                     "INSERT INTO snapshot_stall (snapshot, processor, stall_ns) VALUES (?, ?, ?)",
                     [(identity, processor, stall) for processor, stall in snapshot.stalls],
@@ -373,9 +378,15 @@ class Catalog:
         query = f"SELECT * FROM snapshot_hold WHERE snapshot IN (SELECT id FROM snapshot {condition})"
         for row in self._database.rows(f"{query} ORDER BY snapshot, tag", *values):
             holds.setdefault(row["snapshot"], []).append(row["tag"])
+        query = f"SELECT * FROM snapshot_copy WHERE snapshot IN (SELECT id FROM snapshot {condition})"
+        copies = {row["snapshot"]: UUID(row["uuid"]) for row in self._database.rows(query, *values)}
         rows = self._database.rows(f"SELECT * FROM snapshot {condition}", *values)
         return [
-            _snapshot(row, tuple(stalls.get(row["id"], ())), tuple(holds.get(row["id"], ()))) for row in rows
+            replace(
+                _snapshot(row, tuple(stalls.get(row["id"], ())), tuple(holds.get(row["id"], ()))),
+                copy_of=copies.get(row["id"]),
+            )
+            for row in rows
         ]
 
 

@@ -18,6 +18,7 @@ from tests.support.proc import Argument, check
 
 NbdError = nbd.Error
 BASE_ALLOCATION = "base:allocation"
+REQ_ONE = nbd.CMD_FLAG_REQ_ONE
 CHUNK_BYTES = 4 * 1024 * 1024
 
 

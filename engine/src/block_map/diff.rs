@@ -1,5 +1,6 @@
 //! Diff: what one map refers to and others do not, found by walking only the leaves that they do not share.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::leaf::LEAF_BLOCKS;
@@ -33,6 +34,36 @@ pub fn only_in(map: &Map, others: &[&Map], mut f: impl FnMut(BlockIndex, u32, Pl
             }
             block += count;
         }
+    }
+}
+
+/// Calls `f(first, count)`, in order, for every run of blocks of `range` that have another place in one map than in the
+/// other. Blocks that only one of them has, as the partition grew between them, differ. What has the same place has the
+/// same contents: both maps read it from there. What has another place may have equal contents all the same.
+pub fn differing(a: &Map, b: &Map, range: Range<BlockIndex>, mut f: impl FnMut(BlockIndex, u32)) {
+    let common = a.blocks().min(b.blocks());
+    let end = if a.same(b) { range.start } else { range.end.min(common) };
+    let mut block = range.start;
+    while block < end {
+        let leaf = block / LEAF_BLOCKS;
+        let leaf_end = ((leaf + 1) * LEAF_BLOCKS).min(end);
+        if a.shares_leaf(b, leaf) {
+            block = leaf_end;
+            continue;
+        }
+        while block < leaf_end {
+            let mine = a.find(block, leaf_end - block);
+            let theirs = b.find(block, mine.count);
+            // Of two runs, either every block is at the same place in both or none is.
+            if mine.place != theirs.place {
+                f(block, theirs.count);
+            }
+            block += theirs.count;
+        }
+    }
+    let alone = range.start.max(common);
+    if alone < range.end {
+        f(alone, range.end - alone);
     }
 }
 

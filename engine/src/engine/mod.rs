@@ -6,6 +6,7 @@
 //!                   held for a whole cut, as cuts are made one after the other.
 
 pub mod check;
+pub mod compare;
 pub mod events;
 pub mod grow;
 mod read_back;

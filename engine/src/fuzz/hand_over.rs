@@ -9,6 +9,7 @@ use crate::limits::REQUEST_BYTES_MAX;
 use crate::nbd::hand_over::State;
 use crate::nbd::reader::{Refusal, Standing};
 use crate::nbd::request::Agreed;
+use crate::volume::request::Contexts;
 
 /// See the module's head.
 pub const TARGET: Target = Target { name: "hand_over", run, seeds, bytes_max: 4096 };
@@ -40,7 +41,10 @@ fn seeds() -> Vec<Vec<u8>> {
     for (number, standing) in standings.into_iter().enumerate() {
         let even = number % 2 == 0;
         let agreed = Agreed { size: 4096, read_only: even, structured: true, status: even };
-        let state = State { agreed, size: 4096, transmission_flags: 0x10d, moved: 9, standing };
+        let since = if number == 2 { vec![1, 2] } else { Vec::new() };
+        let contexts = even.then_some(Contexts { allocation: true, since });
+        let (size, transmission_flags) = (4096, 0x10d);
+        let state = State { agreed, contexts, size, transmission_flags, moved: 9, standing };
         seeds.push([&[number as u8][..], &state.encode()].concat());
     }
     seeds

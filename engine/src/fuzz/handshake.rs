@@ -67,7 +67,7 @@ fn talk(table: &ExportTable, bytes: &[u8], piece: usize) -> (Vec<u8>, End) {
                 let mut rest = agreement.rest;
                 rest.extend_from_slice(&bytes[fed..]);
                 let name = agreement.attachment.name.clone();
-                End::Agreed(name, agreement.structured, agreement.status, rest)
+                End::Agreed(name, agreement.structured, agreement.selection.is_some(), rest)
             }
         };
         out.extend_from_slice(handshake.output());
@@ -131,13 +131,15 @@ fn queries(name: &str, queries: &[&str]) -> Vec<u8> {
 }
 
 fn seeds() -> Vec<Vec<u8>> {
-    let options: [(u32, Vec<u8>); 13] = [
+    let options: [(u32, Vec<u8>); 15] = [
         (option::LIST, Vec::new()),
         (option::STRUCTURED_REPLY, Vec::new()),
         (option::INFO, go_data("v", &[0, 1, 2, 3, 77])),
         (option::INFO, go_data("nothing", &[])),
         (option::LIST_META_CONTEXT, queries("v", &[])),
         (option::LIST_META_CONTEXT, queries("v", &["base:", "qemu:dirty-bitmap:x"])),
+        (option::LIST_META_CONTEXT, queries("v", &["qemu:"])),
+        (option::SET_META_CONTEXT, queries("v", &["qemu:dirty-bitmap:s", "base:allocation"])),
         (option::SET_META_CONTEXT, queries("v@s", &["base:allocation", "base:allocation"])),
         (option::SET_META_CONTEXT, queries("v", &["base:allocation"])),
         (option::STARTTLS, Vec::new()),

@@ -29,8 +29,9 @@ use crate::nbd::wire::{
     REQUEST_HEADER_BYTES, REQUEST_MAGIC, RequestHeader, command, command_flag, error, parse_request,
 };
 use crate::sync::Mutex;
+use crate::units::{Epoch, VolumeId};
 use crate::volume::export::{Attachment, ExportTable};
-use crate::volume::request::{Request, Target, Verb};
+use crate::volume::request::{ChangedRun, Contexts, Request, Target, Verb};
 
 /// See the module's head.
 pub const TARGET: Fuzzed = Fuzzed { name: "transmission", run, seeds, bytes_max: 8192 };
@@ -66,7 +67,11 @@ impl Memory {
             }
             Verb::Write => bytes[range].copy_from_slice(request.data.as_slice()),
             Verb::Zero { .. } => bytes[range].fill(0),
-            Verb::Trim | Verb::Flush | Verb::Cache | Verb::BlockStatus => {}
+            Verb::BlockStatus => {
+                let (offset, length) = (request.offset, request.length.div_ceil(2));
+                request.add_changes(&[ChangedRun { context: 1, offset, length }]);
+            }
+            Verb::Trim | Verb::Flush | Verb::Cache => {}
         }
     }
 }
@@ -78,6 +83,10 @@ impl Target for Memory {
 
     fn read_only(&self) -> bool {
         self.read_only
+    }
+
+    fn instant(&self) -> Option<(VolumeId, Option<Epoch>)> {
+        Some((1, self.read_only.then_some(1)))
     }
 
     fn submit(&self, batch: &mut Vec<Arc<Request>>) {
@@ -206,15 +215,18 @@ fn run(bytes: &[u8]) {
         flows: false,
         freeze_after: freeze_every.checked_sub(1),
     };
-    let (output, held) = serve(agreed, script);
+    let since = if marks & 16 != 0 { vec![1, 2, 3] } else { vec![] };
+    let contexts = Contexts { allocation: since.is_empty() || marks & 32 != 0, since };
+    let chunks = if agreed.status { contexts.times() } else { 1 };
+    let (output, held) = serve(agreed, agreed.status.then_some(contexts), script);
     assert!(held == expected.held, "the volume does not hold what was written");
-    let mut found = parse(&output, &agreed, &expected.replies);
+    let mut found = parse(&output, &agreed, chunks, &expected.replies);
     found.sort();
     assert_eq!(found, expected.replies, "R1: not the replies that belong to the requests");
 }
 
 /// Runs a connection to its end, from process to process; what it has sent, and what the volume holds then.
-fn serve(agreed: Agreed, mut script: Script) -> (Vec<u8>, Vec<u8>) {
+fn serve(agreed: Agreed, contexts: Option<Contexts>, mut script: Script) -> (Vec<u8>, Vec<u8>) {
     let table = ExportTable::default();
     let memory = Arc::new(Memory::new(SIZE, agreed.read_only));
     table.add(VOLUME, "", Arc::clone(&memory) as Arc<dyn Target>).expect("the only one");
@@ -225,15 +237,17 @@ fn serve(agreed: Agreed, mut script: Script) -> (Vec<u8>, Vec<u8>) {
     for at_once in [false, true].into_iter().cycle() {
         let at_once = at_once && freeze_after.is_some();
         let ended;
-        (script, ended) = serve_once(agreed, script, &attachment, from, at_once);
+        (script, ended) = serve_once(agreed, contexts.clone(), script, &attachment, from, at_once);
         let Ended::Frozen(standing) = ended else {
             assert!(matches!(ended, Ended::Over), "not in time");
             break;
         };
         let size = SIZE as u64;
-        let state = State { agreed, size, transmission_flags: 1, moved: 0, standing };
-        from = State::decode(&state.encode()).expect("just encoded").standing;
-        assert!(from == state.standing, "another standing");
+        let contexts = contexts.clone();
+        let state = State { agreed, contexts, size, transmission_flags: 1, moved: 0, standing };
+        let back = State::decode(&state.encode()).expect("just encoded");
+        assert!(back.encode() == state.encode(), "another state");
+        from = back.standing;
         script.flows = false;
         // More for each process than for the one before, so that there is an end soon.
         freeze_after = freeze_after.map(|pieces| 2 * pieces + 1);
@@ -246,6 +260,7 @@ fn serve(agreed: Agreed, mut script: Script) -> (Vec<u8>, Vec<u8>) {
 /// Runs a connection until it ends or is handed over.
 fn serve_once(
     agreed: Agreed,
+    contexts: Option<Contexts>,
     script: Script,
     attachment: &Attachment,
     from: Standing,
@@ -262,7 +277,9 @@ fn serve_once(
     };
     let peer = Arc::new(peer);
     let handle = Box::new(Handle(Arc::clone(&peer)));
-    let connection = Connection::new(handle, VOLUME.to_owned(), agreed, Arc::clone(&common));
+    let contexts = contexts.map(Arc::new);
+    let connection =
+        Connection::new(handle, VOLUME.to_owned(), agreed, contexts, Arc::clone(&common));
     let connection = Arc::new(connection);
     let _ = peer.connection.set(Arc::downgrade(&connection));
     if at_once {
@@ -367,10 +384,11 @@ fn error_of(header: &RequestHeader, agreed: &Agreed) -> u32 {
 }
 
 /// What a client reads out of the stream; an answer to BLOCK_STATUS is checked for itself.
-fn parse(mut output: &[u8], agreed: &Agreed, expected: &[Answer]) -> Vec<Answer> {
+fn parse(mut output: &[u8], agreed: &Agreed, chunks: u64, expected: &[Answer]) -> Vec<Answer> {
     use crate::nbd::wire::{CHUNK_MAGIC, SIMPLE_REPLY_MAGIC, chunk};
     use crate::nbd::wire::{take_string, take_u16, take_u32, take_u64};
     let mut found = Vec::new();
+    let mut statuses = 0;
     while !output.is_empty() {
         let magic = take_u32(&mut output).expect("a magic");
         if magic == SIMPLE_REPLY_MAGIC {
@@ -392,6 +410,15 @@ fn parse(mut output: &[u8], agreed: &Agreed, expected: &[Answer]) -> Vec<Answer>
         let kind = take_u16(&mut output).expect("a kind");
         let cookie = take_u64(&mut output).expect("a cookie");
         let mut payload = take_string(&mut output).expect("a whole chunk");
+        if kind == chunk::BLOCK_STATUS {
+            statuses += 1;
+            assert_eq!(flags == chunk::DONE, statuses == chunks, "one chunk for each context");
+            assert!(payload.len() > 4 && payload.len() % 8 == 4);
+            if statuses < chunks {
+                continue;
+            }
+            statuses = 0;
+        }
         assert_eq!(flags, chunk::DONE);
         let (mut error, mut data) = (0, Vec::new());
         match kind {
@@ -399,7 +426,7 @@ fn parse(mut output: &[u8], agreed: &Agreed, expected: &[Answer]) -> Vec<Answer>
                 take_u64(&mut payload).expect("an offset");
                 data = payload.to_vec();
             }
-            chunk::BLOCK_STATUS => assert!(payload.len() > 4 && payload.len() % 8 == 4),
+            chunk::BLOCK_STATUS => {}
             chunk::ERROR => {
                 error = take_u32(&mut payload).expect("an error");
                 assert!(error != 0 && payload == [0, 0]);

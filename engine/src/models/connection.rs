@@ -95,7 +95,8 @@ fn scene(requests: usize, room: Option<usize>) -> Scene {
         watch_peers: Box::new(|| {}),
     });
     let agreed = Agreed { size: 1 << 20, read_only: false, structured: false, status: false };
-    let connection = Arc::new(Connection::new(Box::new(peer), "v".to_owned(), agreed, common));
+    let connection =
+        Arc::new(Connection::new(Box::new(peer), "v".to_owned(), agreed, None, common));
     known.set(Arc::downgrade(&connection)).unwrap();
     connection.state.lock().unwrap().submitted = requests;
     Scene { connection, sent }

@@ -21,6 +21,7 @@ use crate::nbd::reply::{Outbox, Reply};
 use crate::nbd::request::Agreed;
 use crate::nbd::spare::Spares;
 use crate::sync::{AtomicBool, Mutex, MutexGuard, Ordering};
+use crate::volume::request::Contexts;
 
 /// The longest that a waiting reader sleeps before it looks again by itself.
 const WAIT_AT_MOST: Duration = Duration::from_millis(30);
@@ -52,6 +53,8 @@ pub struct Connection {
     pub export: String,
     /// What the handshake agreed on.
     pub agreed: Agreed,
+    /// The metadata contexts that were selected, if any was.
+    pub contexts: Option<Arc<Contexts>>,
     /// The server's part.
     pub common: Arc<Common>,
     /// What changes.
@@ -120,12 +123,14 @@ impl Connection {
         peer: Box<dyn Peer>,
         export: String,
         agreed: Agreed,
+        contexts: Option<Arc<Contexts>>,
         common: Arc<Common>,
     ) -> Connection {
         Connection {
             peer,
             export,
             agreed,
+            contexts,
             common,
             state: Mutex::default(),
             outbox: Mutex::default(),

@@ -25,10 +25,11 @@ use rustix::net::{SocketType, sockopt};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::nbd::budget::{CONNECTIONS_MAX, lock};
+use crate::nbd::handshake::Selection;
 use crate::nbd::handshake::options::transmission_flags;
 use crate::nbd::listener::LISTENING;
 use crate::nbd::reader::Standing;
-use crate::nbd::{Ending, Server, Shared};
+use crate::nbd::{Begun, Ending, Server, Shared};
 use crate::volume::export::Attachment;
 pub(crate) use state::State;
 
@@ -113,12 +114,17 @@ impl Server {
         if let Some(why) = state.differs(&attachment) {
             return refused(ErrorKind::Invalid, why);
         }
-        let State { agreed, standing, moved, .. } = state;
+        let State { agreed, contexts, standing, moved, .. } = state;
+        let again = contexts.map(|one| Selection::again(&shared.exports, &attachment, one));
+        let Ok(selection) = again.transpose() else {
+            return refused(ErrorKind::NotFound, "a snapshot that it compares with is gone");
+        };
         let number = shared.next.fetch_add(1, Ordering::Relaxed);
         let begin = |connection: &crate::nbd::connection::Connection| {
             lock(&connection.state).moved = moved;
         };
-        let served = Shared::serve(shared, socket, number, attachment, agreed, standing, begin);
+        let begun = Begun { attachment, agreed, selection, standing };
+        let served = Shared::serve(shared, socket, number, begun, begin);
         served.map_err(|e| Error::io(format!("a connection to {export} cannot be served"), e))
     }
 }
@@ -161,7 +167,8 @@ impl Ending {
         let agreed = connection.agreed;
         let size = attachment.target.size();
         let transmission_flags = transmission_flags(agreed.read_only);
-        let state = State { agreed, size, transmission_flags, moved, standing }.encode();
+        let contexts = connection.contexts.as_deref().cloned();
+        let state = State { agreed, contexts, size, transmission_flags, moved, standing }.encode();
         let handed = Handed { export: connection.export.clone(), socket, state };
         lock(&self.shared.handed_over).connections.push(handed);
     }
@@ -186,7 +193,9 @@ mod tests {
         let agreed = Agreed { size: 4096, read_only: false, structured: true, status: true };
         let standing = Standing::default();
         let transmission_flags = transmission_flags(false);
-        let mut state = State { agreed, size: 4096, transmission_flags, moved: 0, standing };
+        let contexts = None;
+        let mut state =
+            State { agreed, contexts, size: 4096, transmission_flags, moved: 0, standing };
         change(&mut state);
         let table = ExportTable::default();
         table.add("v", "", Arc::new(Memory::new(size, read_only))).unwrap();

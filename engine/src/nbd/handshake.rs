@@ -11,18 +11,21 @@
 //! Errors            What the protocol can say, it is told with an error reply; for anything else the
 //!                   connection is closed: another magic, unknown client flags, too much of anything.
 
+pub(in crate::nbd) mod contexts;
 pub(in crate::nbd) mod options;
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
 
+use self::contexts::Selected;
 use crate::limits::NAME_BYTES_MAX;
 use crate::nbd::wire::{
     EXPORT_NAME_ZEROES, MAGIC, OPTION_HEADER_BYTES, OPTION_MAGIC, OPTION_REPLY_HEADER_BYTES,
     OPTION_REPLY_MAGIC, handshake_flag, option, option_reply, take_u32, take_u64,
 };
 use crate::volume::export::{Attachment, Export, ExportTable};
+use crate::volume::request::Contexts;
 
 /// Longest payload of an option, bytes.
 pub const OPTION_BYTES_MAX: usize = 64 << 10;
@@ -30,7 +33,7 @@ pub const OPTION_BYTES_MAX: usize = 64 << 10;
 pub const SKIPPED_BYTES_MAX: u64 = 1 << 20;
 /// Options in one handshake; a list of exports with two questions about each fits.
 pub const OPTIONS_MAX: u32 = 16 << 10;
-/// Lists of exports in one handshake.
+/// Lists of exports, or of all contexts of one, in one handshake.
 pub const LISTS_MAX: u32 = 16;
 /// Output at which no further option is looked at, bytes.
 pub const OUTPUT_BYTES_HIGH: usize = 16 << 10;
@@ -64,10 +67,18 @@ pub struct Agreement {
     pub attachment: Attachment,
     /// Whether replies may have chunks.
     pub structured: bool,
-    /// Whether `base:allocation` was selected.
-    pub status: bool,
+    /// What was selected of the export's metadata contexts, if anything was.
+    pub selection: Option<Selection>,
     /// Bytes that belong to the transmission already.
     pub rest: Vec<u8>,
+}
+
+/// Metadata contexts that were selected.
+pub struct Selection {
+    /// The contexts.
+    pub contexts: Arc<Contexts>,
+    /// A hold on each snapshot that they compare with.
+    pub held: Vec<Attachment>,
 }
 
 /// What the handshake may ask of the server.
@@ -95,9 +106,8 @@ pub struct Handshake {
     fixed: bool,
     no_zeroes: bool,
     structured: bool,
-    /// The export for which `base:allocation` was selected.
-    status_for: Option<String>,
-    listing: Option<std::vec::IntoIter<Arc<Export>>>,
+    selected: Option<Selected>,
+    listing: Option<Listing>,
     options: u32,
     lists: u32,
     skipped: u64,
@@ -124,7 +134,7 @@ impl Handshake {
             fixed: false,
             no_zeroes: false,
             structured: false,
-            status_for: None,
+            selected: None,
             listing: None,
             options: 0,
             lists: 0,
@@ -147,7 +157,8 @@ impl Handshake {
 
     /// Memory that it holds, bytes.
     pub fn held_bytes(&self) -> usize {
-        let listing = self.listing.as_ref().map_or(0, |list| list.len() * size_of::<usize>());
+        let listing =
+            self.listing.as_ref().map_or(0, |list| list.exports.len() * size_of::<usize>());
         self.input.capacity() + self.output.capacity() + listing
     }
 
@@ -301,15 +312,25 @@ impl Handshake {
 
     fn list_next(&mut self) {
         let Some(list) = &mut self.listing else { return };
-        let Some(export) = list.next() else {
+        let option = list.option;
+        let Some(export) = list.exports.next() else {
             self.listing = None;
-            self.reply(option::LIST, option_reply::ACK, &[]);
+            self.reply(option, option_reply::ACK, &[]);
             return;
         };
+        if option == option::LIST_META_CONTEXT {
+            return self.changed_since(option, 0, &export);
+        }
         let name = cut(&export.name).as_bytes();
         let length = u32::try_from(name.len()).unwrap_or(0).to_be_bytes();
-        self.reply(option::LIST, option_reply::SERVER, &[&length, name]);
+        self.reply(option, option_reply::SERVER, &[&length, name]);
     }
+}
+
+/// A list that is being told: of exports, or of contexts that compare with them.
+struct Listing {
+    option: u32,
+    exports: std::vec::IntoIter<Arc<Export>>,
 }
 
 /// The beginning of a text, no longer than the protocol allows.

@@ -32,6 +32,7 @@ pub(crate) mod reader;
 mod reply;
 pub(crate) mod request;
 pub(crate) mod spare;
+mod status;
 #[allow(missing_docs)] // The protocol's own names, told in docs/nbd.md.
 pub(crate) mod wire;
 
@@ -52,7 +53,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::nbd::budget::{INBOX_BYTES, Pool, SOCKET_BYTES, evict, lock};
 use crate::nbd::connection::{Common, Connection};
 use crate::nbd::hand_over::HandedOver;
-use crate::nbd::handshake::{Agreement, INPUT_BYTES_MAX};
+use crate::nbd::handshake::{Agreement, INPUT_BYTES_MAX, Selection};
 use crate::nbd::listener::{LISTENING, Listener};
 use crate::nbd::peer::Socket;
 use crate::nbd::reader::{Ended, Standing};
@@ -239,6 +240,14 @@ impl Drop for Server {
     }
 }
 
+/// What a connection in transmission begins with.
+struct Begun {
+    attachment: Attachment,
+    agreed: Agreed,
+    selection: Option<Selection>,
+    standing: Standing,
+}
+
 impl Shared {
     /// Makes a connection of a socket whose handshake is done, and starts its reader.
     fn begin_transmission(
@@ -248,16 +257,17 @@ impl Shared {
         agreement: Agreement,
         output: Vec<u8>,
     ) {
-        let Agreement { attachment, structured, status, rest } = agreement;
+        let Agreement { attachment, structured, selection, rest } = agreement;
         let agreed = Agreed {
             size: attachment.target.size(),
             read_only: attachment.target.read_only(),
             structured,
-            status,
+            status: selection.is_some(),
         };
         let standing = Standing { bytes: rest, ..Standing::default() };
+        let begun = Begun { attachment, agreed, selection, standing };
         // A failure just closes the socket.
-        let _ = Shared::serve(shared, socket, number, attachment, agreed, standing, |connection| {
+        let _ = Shared::serve(shared, socket, number, begun, |connection| {
             connection.push(Reply::handshake(output));
             connection.send_queued();
         });
@@ -268,17 +278,18 @@ impl Shared {
         shared: &Arc<Shared>,
         socket: OwnedFd,
         number: u64,
-        attachment: Attachment,
-        agreed: Agreed,
-        standing: Standing,
+        begun: Begun,
         begin: impl FnOnce(&Connection),
     ) -> std::result::Result<(), SystemErrno> {
+        let Begun { attachment, agreed, selection, standing } = begun;
         // Larger buffers save wake-ups; without them it works as well.
         let _ = sockopt::set_socket_send_buffer_size(&socket, SOCKET_BYTES);
         let export = attachment.name.clone();
         let (sender, freeze) = (Arc::clone(&shared.sender), Arc::clone(&shared.freeze));
         let peer = Box::new(Socket::new(socket, number, sender, freeze)?);
-        let connection = Connection::new(peer, export, agreed, Arc::clone(&shared.common));
+        let (contexts, compared) = selection.map(|one| (one.contexts, one.held)).unzip();
+        let common = Arc::clone(&shared.common);
+        let connection = Connection::new(peer, export, agreed, contexts, common);
         let connection = Arc::new(connection);
         lock(&shared.connections).insert(number, Arc::clone(&connection));
         if shared.freezing.load(Ordering::SeqCst) {
@@ -286,7 +297,8 @@ impl Shared {
         }
         begin(&connection);
         let attachment = Some(attachment);
-        let ending = Ending { connection, number, attachment, shared: Arc::clone(shared) };
+        let ending =
+            Ending { connection, number, attachment, compared, shared: Arc::clone(shared) };
         let body = move || {
             if let Some(attachment) = &ending.attachment {
                 match reader::run(&ending.connection, attachment, standing) {
@@ -395,6 +407,8 @@ struct Ending {
     connection: Arc<Connection>,
     number: u64,
     attachment: Option<Attachment>,
+    /// Holds on the snapshots that it compares with.
+    compared: Option<Vec<Attachment>>,
     shared: Arc<Shared>,
 }
 
@@ -402,6 +416,7 @@ impl Drop for Ending {
     fn drop(&mut self) {
         self.connection.break_off();
         self.attachment = None;
+        self.compared = None;
         lock(&self.shared.connections).remove(&self.number);
         self.shared.ended.notify_all();
     }

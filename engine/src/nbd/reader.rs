@@ -305,11 +305,8 @@ impl Reader<'_> {
         if shared && self.bytes().len() < REQUEST_HEADER_BYTES + length {
             return Ok(Next::Receive(REQUEST_HEADER_BYTES + length));
         }
-        let mut looked_at = u64::from(header.length);
-        if command.verb == Verb::BlockStatus {
-            looked_at = looked_at.min(STATUS_BYTES_MAX);
-        }
-        self.take(cost(command.verb, looked_at))?;
+        let (looked_at, cost) = self.looked_at(command.verb, u64::from(header.length));
+        self.take(cost)?;
         let start = self.at + REQUEST_HEADER_BYTES;
         self.at = start;
         let data = match command.verb {
@@ -329,8 +326,19 @@ impl Reader<'_> {
         request.cookie = header.cookie;
         request.flags = header.flags;
         request.fua = command.fua;
+        request.contexts.clone_from(&self.connection.contexts);
         self.batch.push(Arc::new(request));
         Ok(Next::Parse)
+    }
+
+    /// How much of a request's range is looked at, and what the request costs: a BLOCK_STATUS that several contexts
+    /// were selected for looks at less.
+    fn looked_at(&self, verb: Verb, length: u64) -> (u64, u64) {
+        let contexts = self.connection.contexts.as_ref().filter(|_| verb == Verb::BlockStatus);
+        let Some(contexts) = contexts else { return (length, cost(verb, length)) };
+        let times = contexts.times();
+        let looked_at = length.min(STATUS_BYTES_MAX / times);
+        (looked_at, cost(verb, looked_at * times))
     }
 
     /// A great payload in a buffer of its own: what the inbox has of it, and the rest from the socket.

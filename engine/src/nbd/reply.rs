@@ -20,9 +20,9 @@ use crate::error::Errno;
 use crate::nbd::budget::{self, lock};
 use crate::nbd::connection::{Connection, State};
 use crate::nbd::spare::Spares;
+use crate::nbd::status;
 use crate::nbd::wire::{
-    BASE_ALLOCATION_ID, CHUNK_HEADER_BYTES, SIMPLE_REPLY_BYTES, STATE_HOLE, STATE_ZERO, chunk,
-    command_flag, error, only_chunk, simple_reply,
+    CHUNK_HEADER_BYTES, SIMPLE_REPLY_BYTES, chunk, error, only_chunk, simple_reply,
 };
 use crate::volume::request::{Request, Sink, Verb};
 
@@ -30,8 +30,6 @@ use crate::volume::request::{Request, Sink, Verb};
 const REPLIES_PER_SEND: usize = 128;
 /// What one kick sends before it leaves the rest to the sender thread, bytes.
 const BYTES_PER_TURN: usize = 1 << 20;
-/// Extents in one reply to BLOCK_STATUS.
-const EXTENTS_MAX: usize = 4096;
 /// The longest head: a data chunk's header and its offset.
 const HEAD_BYTES_MAX: usize = CHUNK_HEADER_BYTES + 8;
 /// The kernel's limit for parts of one message.
@@ -86,7 +84,11 @@ impl Reply {
 
     /// The answer to a finished request.
     pub fn to(request: Arc<Request>, structured: bool, spares: &Spares) -> Reply {
-        let cost = budget::cost(request.verb, request.length);
+        let times = request.contexts.as_ref().map_or(1, |contexts| match request.verb {
+            Verb::BlockStatus => contexts.times(),
+            _ => 1,
+        });
+        let cost = budget::cost(request.verb, request.length * times);
         let cookie = request.cookie;
         // Commands whose success has no chunk are answered simply, failed or not.
         let chunks = structured && matches!(request.verb, Verb::Read | Verb::BlockStatus);
@@ -103,12 +105,7 @@ impl Reply {
                 Reply::new(&head, Body::Read(request), cost)
             }
             Verb::Read => Reply::new(&simple_reply(0, cookie), Body::Read(request), cost),
-            Verb::BlockStatus => {
-                let payload = status_payload(&request);
-                let length = u32::try_from(payload.len()).unwrap_or(u32::MAX);
-                let header = only_chunk(chunk::BLOCK_STATUS, cookie, length);
-                Reply::new(&header, Body::Bytes(payload), cost)
-            }
+            Verb::BlockStatus => Reply::new(&[], Body::Bytes(status::chunks(&request)), cost),
             _ => {
                 spares.keep(request);
                 Reply::new(&simple_reply(0, cookie), Body::Nothing, cost)
@@ -131,33 +128,6 @@ impl Reply {
     fn len(&self) -> usize {
         self.head_bytes + self.body().len()
     }
-}
-
-/// The extents found, no more than asked for and without a gap, as the payload of a chunk.
-fn status_payload(request: &Request) -> Vec<u8> {
-    let one = request.flags & command_flag::REQ_ONE != 0;
-    let most = if one { 1 } else { EXTENTS_MAX };
-    let end = request.offset.saturating_add(request.length);
-    let mut at = request.offset;
-    let mut payload = BASE_ALLOCATION_ID.to_be_bytes().to_vec();
-    for extent in request.take_status().into_iter().filter(|extent| extent.length > 0).take(most) {
-        if extent.offset != at || at >= end {
-            break;
-        }
-        let length = u32::try_from(extent.length.min(end - at)).unwrap_or(u32::MAX);
-        let hole = if extent.hole { STATE_HOLE } else { 0 };
-        let zero = if extent.zero { STATE_ZERO } else { 0 };
-        payload.extend_from_slice(&length.to_be_bytes());
-        payload.extend_from_slice(&(hole | zero).to_be_bytes());
-        at += u64::from(length);
-    }
-    if at == request.offset {
-        // Nothing was found out: data, for all one knows.
-        let length = u32::try_from(request.length).unwrap_or(u32::MAX);
-        payload.extend_from_slice(&length.to_be_bytes());
-        payload.extend_from_slice(&0_u32.to_be_bytes());
-    }
-    payload
 }
 
 /// An errno as the protocol's error; what it does not know is EIO.

@@ -20,7 +20,7 @@ pub struct Agreed {
     pub read_only: bool,
     /// Whether replies may have chunks.
     pub structured: bool,
-    /// Whether `base:allocation` was selected.
+    /// Whether a metadata context was selected.
     pub status: bool,
 }
 

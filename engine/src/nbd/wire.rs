@@ -117,7 +117,7 @@ pub mod chunk {
     pub const ERROR: u16 = (1 << 15) + 1;
 }
 
-/// The metadata context that this server knows.
+/// The metadata context that tells of allocation.
 pub const BASE_ALLOCATION: &str = "base:allocation";
 /// Its number, the same on each connection.
 pub const BASE_ALLOCATION_ID: u32 = 1;
@@ -125,6 +125,13 @@ pub const BASE_ALLOCATION_ID: u32 = 1;
 pub const STATE_HOLE: u32 = 1 << 0;
 /// Its flag for: reads as zeroes.
 pub const STATE_ZERO: u32 = 1 << 1;
+
+/// What the names of the contexts begin with that tell what changed since a snapshot, whose name follows.
+pub const CHANGED_SINCE: &str = "qemu:dirty-bitmap:";
+/// The number of the first context of this kind that was selected; the next ones follow.
+pub const CHANGED_SINCE_ID: u32 = 2;
+/// Its flag for: changed.
+pub const STATE_DIRTY: u32 = 1 << 0;
 
 /// Errors that the protocol knows; they are Linux errnos.
 pub mod error {
@@ -202,11 +209,20 @@ pub fn simple_reply(error: u32, cookie: u64) -> [u8; SIMPLE_REPLY_BYTES] {
     bytes
 }
 
-/// The header of a reply's only chunk, with `length` bytes of payload behind it.
+/// The header of a reply's only or last chunk, with `length` bytes of payload behind it.
 pub fn only_chunk(kind: u16, cookie: u64, length: u32) -> [u8; CHUNK_HEADER_BYTES] {
+    chunk_header(chunk::DONE, kind, cookie, length)
+}
+
+/// The header of a chunk that others follow.
+pub fn next_chunk(kind: u16, cookie: u64, length: u32) -> [u8; CHUNK_HEADER_BYTES] {
+    chunk_header(0, kind, cookie, length)
+}
+
+fn chunk_header(flags: u16, kind: u16, cookie: u64, length: u32) -> [u8; CHUNK_HEADER_BYTES] {
     let mut bytes = [0; CHUNK_HEADER_BYTES];
     bytes[..4].copy_from_slice(&CHUNK_MAGIC.to_be_bytes());
-    bytes[4..6].copy_from_slice(&chunk::DONE.to_be_bytes());
+    bytes[4..6].copy_from_slice(&flags.to_be_bytes());
     bytes[6..8].copy_from_slice(&kind.to_be_bytes());
     bytes[8..16].copy_from_slice(&cookie.to_be_bytes());
     bytes[16..].copy_from_slice(&length.to_be_bytes());

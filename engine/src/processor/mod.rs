@@ -24,6 +24,7 @@
 
 pub mod change;
 pub mod checkpoint;
+pub mod compare;
 pub mod core;
 pub mod cut;
 mod elsewhere;

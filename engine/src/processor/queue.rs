@@ -14,6 +14,7 @@ use std::sync::mpsc::Sender;
 
 use crate::change_log::journal::Prepared;
 use crate::error::{Errno, Result};
+use crate::processor::compare::Pair;
 use crate::processor::cut::Cut;
 use crate::processor::growing::Growing;
 use crate::processor::io_job::Done;
@@ -89,6 +90,8 @@ pub enum Control {
     CheckpointDone(u32, u64),
     /// Answer with the partitions' states, now (0) or at an epoch.
     States(u32, Epoch, Sender<Vec<PartitionState>>),
+    /// Answer with the maps, at two epochs (the second 0: now), of the partitions in which they differ.
+    Compare(u32, Epoch, Epoch, Sender<Option<Vec<Pair>>>),
     /// Answer with the blocks mapped.
     Use(u32, Sender<u64>),
     /// End the thread.

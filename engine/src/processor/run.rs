@@ -224,9 +224,6 @@ impl Processor {
                 self.with_share(number, |share, _| share.grow(*growing));
                 self.count_partitions();
             }
-            Control::Scrub(number, question) => {
-                self.with_share(number, |share, _| share.answer(question));
-            }
             Control::DeviceBack(number) => {
                 self.with_share(number, |share, _| share.device_back());
             }
@@ -239,15 +236,29 @@ impl Processor {
             Control::CheckpointDone(number, bytes) => {
                 self.with_share(number, |share, _| share.checkpoint_done(bytes));
             }
+            Control::Stop => return true,
+            question => self.answer(question),
+        }
+        false
+    }
+
+    /// Answers what changes nothing.
+    fn answer(&mut self, question: Control) {
+        match question {
+            Control::Scrub(number, question) => {
+                self.with_share(number, |share, _| share.answer(question));
+            }
             Control::States(number, epoch, answer) => {
                 self.with_share(number, |share, _| answer.send(share.states(epoch)));
+            }
+            Control::Compare(number, since, until, answer) => {
+                self.with_share(number, |share, _| answer.send(share.pairs(since, until)));
             }
             Control::Use(number, answer) => {
                 self.with_share(number, |share, _| answer.send(share.usage()));
             }
-            Control::Stop => return true,
+            _ => unreachable!("`control` does the others"),
         }
-        false
     }
 
     fn add(&mut self, number: u32, share: Box<Share>) {

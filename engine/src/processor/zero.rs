@@ -140,6 +140,12 @@ impl Share {
     }
 
     pub(super) fn block_status(&mut self, part: Part, context: &mut Context<'_>) {
+        if let Some(contexts) = part.request.contexts.clone() {
+            self.find_changes(&part, &contexts);
+            if !contexts.allocation {
+                return self.end(part, Ok(()), context);
+            }
+        }
         let mut statuses = Vec::new();
         let request_start = part.request.offset + part.at;
         let part_start = u64::from(part.offset);

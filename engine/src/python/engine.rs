@@ -22,6 +22,9 @@ use crate::units::Epoch;
 use crate::volume::Volume;
 use crate::volume::caller::Caller;
 
+/// Extents, and where the next page begins.
+type ChangesPage = (Vec<(u64, u64)>, Option<u64>);
+
 /// See `engine.pyi`.
 #[pyclass(frozen, module = "polyvol.engine")]
 pub struct Engine {
@@ -238,6 +241,31 @@ impl Engine {
             list.append(dict)?;
         }
         Ok(list)
+    }
+
+    fn changes(
+        &self,
+        py: Python<'_>,
+        volume: u64,
+        since: Epoch,
+        until: Option<Epoch>,
+        start: u64,
+        extents_max: usize,
+    ) -> PyResult<ChangesPage> {
+        let told =
+            self.call(py, |this| this.inner.changes(volume, since, until, start, extents_max))?;
+        Ok((told.extents, told.next))
+    }
+
+    fn change_total(
+        &self,
+        py: Python<'_>,
+        volume: u64,
+        since: Epoch,
+        until: Option<Epoch>,
+    ) -> PyResult<(u64, u64)> {
+        let total = self.call(py, |this| this.inner.change_total(volume, since, until))?;
+        Ok((total.extents, total.bytes))
     }
 
     fn volume_stats<'py>(&self, py: Python<'py>, volume: u64) -> PyResult<Bound<'py, PyDict>> {

@@ -27,6 +27,11 @@ pub struct Export {
 }
 
 impl Export {
+    /// The name of the snapshot that it shows, if it is one's.
+    pub fn snapshot(&self) -> Option<&str> {
+        self.name.split_once('@').map(|(_, snapshot)| snapshot)
+    }
+
     /// How many connections are attached.
     pub fn connections(&self) -> usize {
         self.connections.load(Ordering::Acquire)
@@ -113,9 +118,39 @@ impl ExportTable {
         Some(Attachment(Arc::clone(export)))
     }
 
+    /// The exports of the snapshots of `export`'s volume that are older than what it shows, by name.
+    pub fn older(&self, export: &Export) -> Vec<Arc<Export>> {
+        let prefix = format!("{}@", volume_of(&export.name));
+        let table = self.0.read().expect("no holder panics");
+        let ours = table.range(prefix.clone()..).take_while(|(name, _)| name.starts_with(&prefix));
+        ours.filter(|(_, other)| is_older(other, export))
+            .map(|(_, other)| Arc::clone(other))
+            .collect()
+    }
+
+    /// One of these: that of the snapshot of this name.
+    pub fn older_named(&self, export: &Export, snapshot: &str) -> Option<Arc<Export>> {
+        let other = self.find(&format!("{}@{snapshot}", volume_of(&export.name)))?;
+        is_older(&other, export).then_some(other)
+    }
+
     /// Every export, by name.
     pub fn list(&self) -> Vec<Arc<Export>> {
         self.0.read().expect("no holder panics").values().cloned().collect()
+    }
+}
+
+fn volume_of(export: &str) -> &str {
+    export.split_once('@').map_or(export, |(volume, _)| volume)
+}
+
+/// Whether `other` is a snapshot of the same volume, older than what `export` shows.
+fn is_older(other: &Export, export: &Export) -> bool {
+    match (other.target.instant(), export.target.instant()) {
+        (Some((volume, Some(other))), Some((same, shown))) => {
+            volume == same && shown.is_none_or(|shown| other < shown)
+        }
+        _ => false,
     }
 }
 

@@ -118,6 +118,10 @@ impl Target for View {
         self.epoch.is_some()
     }
 
+    fn instant(&self) -> Option<(VolumeId, Option<Epoch>)> {
+        Some((self.volume.id, self.epoch))
+    }
+
     fn submit(&self, batch: &mut Vec<Arc<Request>>) {
         OUTBOX.with_borrow_mut(|outbox| {
             if outbox.len() < self.volume.shares.len() {

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use crate::buffer::Buffer;
 use crate::error::Errno;
 use crate::sync::{AtomicI32, AtomicU32, Mutex, Ordering};
+use crate::units::{Epoch, VolumeId};
 use crate::volume::Volume;
 
 /// What a request asks for.
@@ -60,6 +61,33 @@ pub struct StatusExtent {
     pub zero: bool,
 }
 
+/// What a BLOCK_STATUS is to find out, beside or instead of the allocation.
+#[derive(Clone, Debug, Default)]
+pub struct Contexts {
+    /// Whether the allocation is asked for.
+    pub allocation: bool,
+    /// The snapshots since which changes are asked for.
+    pub since: Vec<Epoch>,
+}
+
+impl Contexts {
+    /// How many they are, at least 1.
+    pub fn times(&self) -> u64 {
+        (u64::from(self.allocation) + self.since.len() as u64).max(1)
+    }
+}
+
+/// A run of bytes that has changed, as the `context`-th snapshot of [`Contexts::since`] has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChangedRun {
+    /// Which of the snapshots.
+    pub context: u16,
+    /// Volume offset of its first byte.
+    pub offset: u64,
+    /// Length in bytes.
+    pub length: u64,
+}
+
 /// Where a finished request goes. Called on processor threads: it must neither block nor panic.
 pub trait Sink: Send + Sync {
     /// Takes a request that is done; [`Request::result`] says how it ended.
@@ -76,6 +104,10 @@ pub trait Target: Send + Sync {
     fn read_only(&self) -> bool;
     /// What shows this volume instead, now that it has grown; `None` if this shows something else.
     fn grown(&self, _volume: &Arc<Volume>) -> Option<Arc<dyn Target>> {
+        None
+    }
+    /// The volume that it is, and the snapshot's epoch, if changes since older snapshots can be asked for.
+    fn instant(&self) -> Option<(VolumeId, Option<Epoch>)> {
         None
     }
     /// Starts every request of `batch` and leaves it empty. Each request comes back through its sink,
@@ -99,10 +131,13 @@ pub struct Request {
     pub length: u64,
     /// A write's payload, or a read's destination.
     pub data: Buffer,
+    /// What a BLOCK_STATUS is to find out; `None`: the allocation.
+    pub contexts: Option<Arc<Contexts>>,
     sink: Arc<dyn Sink>,
     remaining: AtomicU32,
     errno: AtomicI32,
     status: Mutex<Vec<StatusExtent>>,
+    changes: Mutex<Vec<ChangedRun>>,
 }
 
 impl Request {
@@ -116,10 +151,12 @@ impl Request {
             offset,
             length,
             data,
+            contexts: None,
             sink,
             remaining: AtomicU32::new(0),
             errno: AtomicI32::new(0),
             status: Mutex::new(Vec::new()),
+            changes: Mutex::new(Vec::new()),
         }
     }
 
@@ -150,6 +187,23 @@ impl Request {
     /// Adds statuses that a part has found.
     pub fn add_status(&self, found: &[StatusExtent]) {
         self.status.lock().expect("no holder panics").extend_from_slice(found);
+    }
+
+    /// The runs that have changed since each snapshot asked about, by snapshot and in order of offset.
+    pub fn take_changes(&self) -> Vec<ChangedRun> {
+        let mut found = std::mem::take(&mut *self.changes.lock().expect("no holder panics"));
+        found.sort_unstable_by_key(|run| (run.context, run.offset));
+        found.dedup_by(|next, last| {
+            let joins = last.context == next.context && last.offset + last.length == next.offset;
+            last.length += if joins { next.length } else { 0 };
+            joins
+        });
+        found
+    }
+
+    /// Adds changes that a part has found.
+    pub fn add_changes(&self, found: &[ChangedRun]) {
+        self.changes.lock().expect("no holder panics").extend_from_slice(found);
     }
 
     /// Says how many parts there will be, before the first is handed over.

@@ -1,4 +1,4 @@
--- To version 2: sizes and consistency of snapshots, groups, schedules, hooks.
+-- To version 2: sizes and consistency of snapshots, groups, schedules, hooks, copies.
 
 ALTER TABLE snapshot ADD COLUMN size INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE snapshot ADD COLUMN consistency TEXT NOT NULL DEFAULT 'crash'
@@ -58,4 +58,9 @@ CREATE TABLE hook (                     -- what is run around the cuts of a volu
 CREATE TABLE thaw_owed (                -- a quiesce command was begun, and its thaw command has not ended yet
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     call TEXT NOT NULL                  -- JSON: how the thaw command is run
+) STRICT;
+
+CREATE TABLE snapshot_copy (            -- snapshots that were restored from a backup
+    snapshot INTEGER PRIMARY KEY REFERENCES snapshot (id) ON DELETE CASCADE,
+    uuid TEXT NOT NULL                  -- of the snapshot that was backed up
 ) STRICT;

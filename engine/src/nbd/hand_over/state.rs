@@ -7,22 +7,25 @@
 
 use crate::error::Errno;
 use crate::limits::REQUEST_BYTES_MAX;
+use crate::nbd::handshake::contexts::SELECTED_MAX;
 use crate::nbd::reader::{OVERLONG_DRAINED_BYTES, Refusal, Standing};
 use crate::nbd::request::Agreed;
 use crate::nbd::wire::BASE_ALLOCATION_ID;
+use crate::units::Epoch;
+use crate::volume::request::Contexts;
 
 /// First bytes of a state.
 pub const MAGIC: [u8; 8] = *b"PVCONN\r\n";
 /// The only version so far.
 pub const VERSION: u32 = 1;
-/// Bytes before those that were received.
-pub const HEADER_BYTES: usize = 80;
+/// Bytes before the snapshots' epochs, behind which are the bytes that were received.
+pub const HEADER_BYTES: usize = 88;
 /// Where what the CRC-32C covers begins.
 const COVERED: usize = 16;
 
 /// Offsets of the fields, by name.
 #[cfg(test)]
-const FIELDS: [(&str, usize, usize); 14] = [
+const FIELDS: [(&str, usize, usize); 16] = [
     ("magic", 0, 8),
     ("version", 8, 4),
     ("crc", 12, 4),
@@ -37,13 +40,15 @@ const FIELDS: [(&str, usize, usize); 14] = [
     ("base_allocation", 68, 4),
     ("transmission_flags", 72, 4),
     ("received_bytes", 76, 4),
+    ("compared", 80, 4),
+    ("reserved", 84, 4),
 ];
 
 /// The export is read-only.
 const READ_ONLY: u32 = 1 << 0;
 /// Replies have chunks.
 const STRUCTURED: u32 = 1 << 1;
-/// `base:allocation` was selected.
+/// Metadata contexts were selected.
 const STATUS: u32 = 1 << 2;
 /// The connection ends once `skip` bytes were thrown away.
 const LAST: u32 = 1 << 3;
@@ -51,13 +56,17 @@ const LAST: u32 = 1 << 3;
 const REFUSAL: u32 = 1 << 4;
 /// It is answered with a chunk.
 const REFUSAL_STRUCTURED: u32 = 1 << 5;
-const KNOWN: u32 = (1 << 6) - 1;
+/// `base:allocation` is one of them.
+const ALLOCATION: u32 = 1 << 6;
+const KNOWN: u32 = (1 << 7) - 1;
 
 /// Everything that a connection is, but for its socket and its export's name.
 #[derive(Clone, Debug)]
 pub struct State {
     /// What was agreed on.
     pub agreed: Agreed,
+    /// The metadata contexts that were selected, if any was.
+    pub contexts: Option<Contexts>,
     /// The export's size when it was frozen, bytes.
     pub size: u64,
     /// What its host was told that the export can do.
@@ -74,10 +83,13 @@ impl State {
         let State { agreed, standing, .. } = self;
         let mut flags = 0;
         let refusal = standing.refusal;
+        let base = self.contexts.as_ref().is_some_and(|contexts| contexts.allocation);
+        let since = self.contexts.as_ref().map_or(&[][..], |contexts| &contexts.since);
         for (holds, flag) in [
             (agreed.read_only, READ_ONLY),
             (agreed.structured, STRUCTURED),
             (agreed.status, STATUS),
+            (base, ALLOCATION),
             (standing.last, LAST),
             (refusal.is_some(), REFUSAL),
             (refusal.is_some_and(|refusal| refusal.structured), REFUSAL_STRUCTURED),
@@ -85,8 +97,8 @@ impl State {
             flags |= if holds { flag } else { 0 };
         }
         let errno = refusal.map_or(0, |refusal| refusal.errno.raw().unsigned_abs());
-        let allocation = if agreed.status { BASE_ALLOCATION_ID } else { 0 };
-        let all = HEADER_BYTES + standing.bytes.len();
+        let allocation = if base { BASE_ALLOCATION_ID } else { 0 };
+        let all = HEADER_BYTES + 8 * since.len() + standing.bytes.len();
         let mut bytes = Vec::with_capacity(all);
         bytes.extend_from_slice(&MAGIC);
         bytes.extend_from_slice(&VERSION.to_le_bytes());
@@ -102,9 +114,12 @@ impl State {
             allocation,
             u32::from(self.transmission_flags),
             u32::try_from(standing.bytes.len()).unwrap_or(u32::MAX),
+            since.len() as u32,
+            0,
         ] {
             bytes.extend_from_slice(&number.to_le_bytes());
         }
+        since.iter().for_each(|epoch| bytes.extend_from_slice(&epoch.to_le_bytes()));
         bytes.extend_from_slice(&standing.bytes);
         let crc = crc32c::crc32c(&bytes[COVERED..]);
         bytes[12..COVERED].copy_from_slice(&crc.to_le_bytes());
@@ -132,7 +147,7 @@ impl State {
         let promised = u64::from(u32_at(header, 64)) != REQUEST_BYTES_MAX;
         let flags = u32_at(header, 60);
         let allocation = u32_at(header, 68);
-        let expected = if flags & STATUS != 0 { BASE_ALLOCATION_ID } else { 0 };
+        let expected = if flags & ALLOCATION != 0 { BASE_ALLOCATION_ID } else { 0 };
         if promised || allocation != expected {
             return Err("its host was promised what is no longer so".to_owned());
         }
@@ -141,7 +156,13 @@ impl State {
 }
 
 /// The fields; `None` where they do not fit together.
-fn read(header: &[u8; HEADER_BYTES], received: &[u8], flags: u32) -> Option<State> {
+fn read(header: &[u8; HEADER_BYTES], rest: &[u8], flags: u32) -> Option<State> {
+    let compared = u32_at(header, 80) as usize;
+    let (since, received) = rest.split_at_checked(compared.checked_mul(8)?)?;
+    let epoch = |bytes: &[u8]| Epoch::from_le_bytes(bytes.try_into().expect("8 bytes"));
+    let since: Vec<Epoch> = since.chunks_exact(8).map(epoch).collect();
+    let allocation = flags & ALLOCATION != 0;
+    let selected = allocation || !since.is_empty();
     let errno = u32_at(header, 56);
     let refusal = (flags & REFUSAL != 0).then_some(Refusal {
         structured: flags & REFUSAL_STRUCTURED != 0,
@@ -156,6 +177,9 @@ fn read(header: &[u8; HEADER_BYTES], received: &[u8], flags: u32) -> Option<Stat
     let skip = u64_at(header, 40);
     let sane = fits
         && flags & !KNOWN == 0
+        && u32_at(header, 84) == 0
+        && since.len() <= SELECTED_MAX
+        && selected == (flags & STATUS != 0)
         && received.len() == u32_at(header, 76) as usize
         && skip <= REQUEST_BYTES_MAX.max(OVERLONG_DRAINED_BYTES);
     let transmission_flags = u16::try_from(u32_at(header, 72)).ok()?;
@@ -168,7 +192,8 @@ fn read(header: &[u8; HEADER_BYTES], received: &[u8], flags: u32) -> Option<Stat
     let last = flags & LAST != 0;
     let standing = Standing { bytes: received.to_vec(), skip, last, refusal };
     let (size, moved) = (u64_at(header, 16), u64_at(header, 32));
-    sane.then_some(State { agreed, size, transmission_flags, moved, standing })
+    let contexts = selected.then_some(Contexts { allocation, since });
+    sane.then_some(State { agreed, contexts, size, transmission_flags, moved, standing })
 }
 
 fn u32_at(bytes: &[u8; HEADER_BYTES], offset: usize) -> u32 {
@@ -190,7 +215,11 @@ mod tests {
             Standing { bytes: vec![7; 300_000], ..Standing::default() },
             Standing { bytes: vec![1], skip: 5, last: true, refusal: Some(refusal) },
         ];
+        let contexts = |standing: &Standing| {
+            (standing.skip > 0).then(|| Contexts { allocation: true, since: vec![3, 9] })
+        };
         let state = |standing: Standing| State {
+            contexts: contexts(&standing),
             agreed: Agreed {
                 size: 1 << 33,
                 read_only: standing.last,

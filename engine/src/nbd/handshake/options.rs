@@ -5,14 +5,11 @@
 
 use std::sync::Arc;
 
-use super::{Agreement, Context, Handshake, LISTS_MAX, Step, cut};
+use super::{Agreement, Context, Handshake, LISTS_MAX, Listing, Step, cut};
 use crate::limits::{NAME_BYTES_MAX, REQUEST_BYTES_MAX};
-use crate::nbd::wire::{
-    BASE_ALLOCATION, BASE_ALLOCATION_ID, info, option, option_reply, take_string, take_u16,
-    take_u32, transmission_flag,
-};
+use crate::nbd::wire::{info, option, option_reply, take_string, take_u16, transmission_flag};
 use crate::units::BLOCK_SIZE;
-use crate::volume::export::Export;
+use crate::volume::export::{Attachment, Export};
 
 /// Smallest block size that is offered, bytes.
 const BLOCK_BYTES_MIN: u32 = 1;
@@ -41,14 +38,16 @@ pub fn transmission_flags(read_only: bool) -> u16 {
 }
 
 /// An option that could not be served: the kind of reply and the text.
-struct Refusal(u32, &'static str);
+pub(super) struct Refusal(pub(super) u32, pub(super) &'static str);
 
-const MALFORMED: Refusal = Refusal(option_reply::ERR_INVALID, "the option's data is malformed");
-const NO_EXPORT: Refusal = Refusal(option_reply::ERR_UNKNOWN, "no export has this name");
-const NO_STRUCTURE: Refusal =
+pub(super) const MALFORMED: Refusal =
+    Refusal(option_reply::ERR_INVALID, "the option's data is malformed");
+pub(super) const NO_EXPORT: Refusal = Refusal(option_reply::ERR_UNKNOWN, "no export has this name");
+pub(super) const NO_STRUCTURE: Refusal =
     Refusal(option_reply::ERR_INVALID, "structured replies must be negotiated first");
 const FULL: Refusal = Refusal(option_reply::ERR_POLICY, "the server has too many connections");
-const TOO_MANY_LISTS: Refusal = Refusal(option_reply::ERR_POLICY, "too many lists were asked for");
+pub(super) const TOO_MANY_LISTS: Refusal =
+    Refusal(option_reply::ERR_POLICY, "too many lists were asked for");
 const NO_TLS: Refusal = Refusal(option_reply::ERR_UNSUP, "TLS is not offered here");
 const UNKNOWN: Refusal = Refusal(option_reply::ERR_UNSUP, "the server does not know this option");
 
@@ -86,8 +85,13 @@ impl Handshake {
         };
         let target = &attachment.target;
         let (size, flags) = (target.size(), transmission_flags(target.read_only()));
-        self.export_name_answer(size, flags);
-        Step::Done(self.agreement(attachment))
+        match self.agreement(attachment, context) {
+            Ok(agreement) => {
+                self.export_name_answer(size, flags);
+                Step::Done(agreement)
+            }
+            Err(_) => self.close(),
+        }
     }
 
     fn go(&mut self, data: &[u8], context: Context) -> Result<Agreement, Refusal> {
@@ -96,17 +100,15 @@ impl Handshake {
         }
         let before = self.output.len();
         let name = self.describe(option::GO, data, context)?;
-        // The export may have been removed since it was found; then its description is taken back.
-        let Some(attachment) = context.exports.attach(&name) else {
-            self.output.truncate(before);
-            return Err(NO_EXPORT);
-        };
-        Ok(self.agreement(attachment))
+        // What was found may have been removed since; then its description is taken back.
+        let attachment = context.exports.attach(&name).ok_or(NO_EXPORT);
+        let agreement = attachment.and_then(|attachment| self.agreement(attachment, context));
+        agreement.inspect_err(|_| self.output.truncate(before))
     }
 
-    fn agreement(&self, attachment: crate::volume::export::Attachment) -> Agreement {
-        let status = self.status_for.as_ref().is_some_and(|name| *name == attachment.name);
-        Agreement { attachment, structured: self.structured, status, rest: Vec::new() }
+    fn agreement(&self, attachment: Attachment, context: Context) -> Result<Agreement, Refusal> {
+        let selection = self.selected_for(&attachment, context)?;
+        Ok(Agreement { attachment, structured: self.structured, selection, rest: Vec::new() })
     }
 
     /// Answers INFO and GO with what is asked about the export; gives its name.
@@ -153,7 +155,8 @@ impl Handshake {
             return Err(TOO_MANY_LISTS);
         }
         self.lists += 1;
-        self.listing = Some(context.exports.list().into_iter());
+        let exports = context.exports.list().into_iter();
+        self.listing = Some(Listing { option: option::LIST, exports });
         Ok(())
     }
 
@@ -165,71 +168,9 @@ impl Handshake {
         self.reply(option::STRUCTURED_REPLY, option_reply::ACK, &[]);
         Ok(())
     }
-
-    fn list_meta_context(&mut self, data: &[u8], context: Context) -> Result<(), Refusal> {
-        if !self.structured {
-            return Err(NO_STRUCTURE);
-        }
-        let queries = Queries::parse(data)?;
-        find(queries.export, context)?;
-        if queries.count == 0 || queries.namespace || queries.allocation {
-            self.meta_context(option::LIST_META_CONTEXT, 0);
-        }
-        self.reply(option::LIST_META_CONTEXT, option_reply::ACK, &[]);
-        Ok(())
-    }
-
-    fn set_meta_context(&mut self, data: &[u8], context: Context) -> Result<(), Refusal> {
-        self.status_for = None;
-        if !self.structured {
-            return Err(NO_STRUCTURE);
-        }
-        let queries = Queries::parse(data)?;
-        let export = find(queries.export, context)?;
-        if queries.allocation {
-            self.status_for = Some(export.name.clone());
-            self.meta_context(option::SET_META_CONTEXT, BASE_ALLOCATION_ID);
-        }
-        self.reply(option::SET_META_CONTEXT, option_reply::ACK, &[]);
-        Ok(())
-    }
-
-    fn meta_context(&mut self, number: u32, id: u32) {
-        let parts = [&id.to_be_bytes()[..], BASE_ALLOCATION.as_bytes()];
-        self.reply(number, option_reply::META_CONTEXT, &parts);
-    }
 }
 
-/// The payload of the two options about metadata contexts.
-struct Queries<'a> {
-    export: &'a [u8],
-    count: u32,
-    /// All of `base:` was asked for.
-    namespace: bool,
-    /// `base:allocation` was asked for.
-    allocation: bool,
-}
-
-impl Queries<'_> {
-    fn parse(data: &[u8]) -> Result<Queries<'_>, Refusal> {
-        let mut rest = data;
-        let export = take_string(&mut rest).ok_or(MALFORMED)?;
-        let count = take_u32(&mut rest).ok_or(MALFORMED)?;
-        let mut queries = Queries { export, count, namespace: false, allocation: false };
-        // Each query takes at least 4 bytes, so the loop ends with the data, whatever the count says.
-        for _ in 0..count {
-            let query = take_string(&mut rest).ok_or(MALFORMED)?;
-            if query.len() > NAME_BYTES_MAX {
-                return Err(MALFORMED);
-            }
-            queries.namespace |= query == b"base:";
-            queries.allocation |= query == BASE_ALLOCATION.as_bytes();
-        }
-        if rest.is_empty() { Ok(queries) } else { Err(MALFORMED) }
-    }
-}
-
-fn find(name: &[u8], context: Context) -> Result<Arc<Export>, Refusal> {
+pub(super) fn find(name: &[u8], context: Context) -> Result<Arc<Export>, Refusal> {
     if name.len() > NAME_BYTES_MAX {
         return Err(MALFORMED);
     }

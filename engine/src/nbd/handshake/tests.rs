@@ -1,5 +1,7 @@
 //! Tests of the handshake as a state machine: whatever comes in, bounded output, nothing consumed too much.
 
+mod contexts;
+
 use std::sync::Arc;
 
 use proptest::prelude::{
@@ -150,7 +152,7 @@ fn each_option_is_answered_and_go_leaves_the_rest_alone() {
         ];
         assert_eq!(kinds(&out), wanted.concat());
         let Step::Done(agreement) = step else { panic!("the handshake is not done") };
-        assert!(agreement.structured && agreement.status);
+        assert!(agreement.structured && agreement.selection.is_some());
         assert_eq!(agreement.attachment.name, "v");
         assert!(b"rest".starts_with(&agreement.rest[..]));
     }
@@ -167,7 +169,7 @@ fn a_context_selected_for_another_export_does_not_count() {
     ];
     let (_, step) = drive(&mut handshake, &table, &bytes.concat(), 100);
     let Step::Done(agreement) = step else { panic!("the handshake is not done") };
-    assert!(!agreement.status);
+    assert!(agreement.selection.is_none());
 }
 
 #[test]

@@ -1,0 +1,62 @@
+"""The verbs of what changed: between two snapshots of a volume, or one and now.
+
+How it works      The engine compares the two block maps, which takes as long as there is change, and gives
+                  the extents page by page. A snapshot that is deleted between two pages ends the list with
+                  an error, so that what was told is never mixed with a later snapshot's.
+Errors            UnknownVolume, UnknownSnapshot, VolumeNotServed, BadRequest.
+"""
+
+from polyvol.daemon.change_views import ChangedExtent, ChangesView, ChangeTotalView
+from polyvol.daemon.context import Context
+from polyvol.daemon.errors import BadRequest
+from polyvol.mapping.errors import UnknownSnapshot
+from polyvol.mapping.records import SnapshotRecord, Volume
+
+PAGE_EXTENTS_MAX = 16384
+"""The most that one page holds."""
+
+
+class Changes:
+    """The verbs of what changed."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def extents(self, volume_name: str, since: str, until: str | None, start: int, limit: int) -> ChangesView:
+        """A page of what changed from snapshot `since` to `until` (None: now), from byte `start` on."""
+        if start < 0 or not 1 <= limit <= PAGE_EXTENTS_MAX:
+            raise BadRequest(why=f"start is 0 or more, and limit from 1 to {PAGE_EXTENTS_MAX}")
+        context = self._context
+        volume, older, newer = self._find(volume_name, since, until)
+        with context.engine_errors(f"comparing {volume.name}@{since} with {until or 'now'}"):
+            found, following = context.engine.changes(volume.id, older, newer, start, limit)
+        return ChangesView(
+            volume=volume.name,
+            since=since,
+            until=until,
+            extents=[ChangedExtent(offset=offset, length=length) for offset, length in found],
+            next=following,
+        )
+
+    def total(self, volume_name: str, since: str, until: str | None) -> ChangeTotalView:
+        """How much changed from snapshot `since` to `until` (None: now)."""
+        context = self._context
+        volume, older, newer = self._find(volume_name, since, until)
+        with context.engine_errors(f"comparing {volume.name}@{since} with {until or 'now'}"):
+            extents, size = context.engine.change_total(volume.id, older, newer)
+        return ChangeTotalView(
+            volume=volume.name, since=since, until=until, size=volume.size, extents=extents, bytes=size
+        )
+
+    def _find(self, volume_name: str, since: str, until: str | None) -> tuple[Volume, int, int | None]:
+        volume = self._context.find_served(volume_name)
+        records = {record.name: record for record in self._context.catalog.snapshots(volume.id)}
+        older = _epoch(volume, records, since)
+        return volume, older, None if until is None else _epoch(volume, records, until)
+
+
+def _epoch(volume: Volume, records: dict[str, SnapshotRecord], name: str) -> int:
+    record = records.get(name)
+    if record is None:
+        raise UnknownSnapshot(volume=volume.name, name=name)
+    return record.epoch

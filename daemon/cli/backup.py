@@ -1,0 +1,125 @@
+"""polyvol backup, polyvol copy-changed: contents of snapshots to files, streams and older copies."""
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import click
+
+from polyvol.daemon.cli.client import Client, Json
+from polyvol.daemon.cli.common import split_snapshot, state_dir_option
+from polyvol.daemon.cli.exports import identity, older_snapshot, open_export, snapshot_of
+from polyvol.daemon.sizes import format_size
+from polyvol.daemon.transfer.errors import WrongOption
+
+if TYPE_CHECKING:
+    from polyvol.snapshot.stream import StreamHeader
+
+_PATH = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("name", metavar="VOLUME@SNAPSHOT")
+@click.option("--since", metavar="A", help="Only what changed since this older snapshot.")
+@click.option(
+    "-o", "--output", type=_PATH, required=True, metavar="FILE|-", help="Where to; -: standard output."
+)
+@click.option("--raw", is_flag=True, help="A plain sparse image instead of a stream.")
+@click.option("--resume", is_flag=True, help="Go on with a backup that was interrupted.")
+@state_dir_option
+def backup(name: str, since: str | None, output: Path, raw: bool, resume: bool, state_dir: Path) -> None:
+    """Write a snapshot, or what changed since an older one, to a file or a pipe."""
+    from polyvol.daemon.transfer.backup import backup_to_file, backup_to_pipe, new_header
+    from polyvol.daemon.transfer.copy import copy_raw
+
+    volume, own_name = split_snapshot(name)
+    to_pipe = str(output) == "-"
+    _check_options(since=since, raw=raw, resume=resume, to_pipe=to_pipe)
+    client = Client(state_dir)
+    newer = snapshot_of(client, volume, own_name)
+    older = None if since is None else older_snapshot(client, volume, newer, since)
+    began = time.monotonic()
+    source = open_export(client, name, since=since)
+    try:
+        if raw:
+            read, holes = copy_raw(source, output)
+            click.echo(f"{name}: {format_size(read)} and {format_size(holes)} of holes, {_rate(read, began)}")
+            return
+        header = new_header(_header(client, volume, newer, older))
+        if to_pipe:
+            written = backup_to_pipe(source, header)
+        else:
+            written = backup_to_file(source, header, output, resume=resume)
+    finally:
+        source.close()
+    of = name if since is None else f"{name} since {since}"
+    into = f"{format_size(written.read_bytes)} read, {format_size(written.stream_bytes)} written"
+    gone_on = f", from {format_size(written.resumed_at)} on" if written.resumed_at else ""
+    click.echo(f"{of}: {into}{gone_on}, {_rate(written.read_bytes, began)}", err=to_pipe)
+
+
+@click.command(name="copy-changed")
+@click.argument("name", metavar="VOLUME@SNAPSHOT")
+@click.option(
+    "--since", metavar="A", required=True, help="The older snapshot, which the target is a copy of."
+)
+@click.argument("target")
+@state_dir_option
+def copy_changed(name: str, since: str, target: str, state_dir: Path) -> None:
+    """Bring an older copy up to date: read and write only what changed since.
+
+    TARGET is an NBD URI, a disk or a file, of the volume's size and with the contents of snapshot A."""
+    from polyvol.daemon.transfer import copy
+    from polyvol.daemon.transfer.target import open_target
+
+    volume, own_name = split_snapshot(name)
+    client = Client(state_dir)
+    older_snapshot(client, volume, snapshot_of(client, volume, own_name), since)
+    began = time.monotonic()
+    source = open_export(client, name, since=since)
+    try:
+        opened = open_target(target)
+        try:
+            read, zeros = copy.copy_changed(source, opened)
+        finally:
+            opened.close()
+    finally:
+        source.close()
+    made = f"{format_size(read)} copied, {format_size(zeros)} made zeros"
+    click.echo(f"{name} since {since}: {made}, {_rate(read, began)}")
+
+
+def _check_options(*, since: str | None, raw: bool, resume: bool, to_pipe: bool) -> None:
+    if raw and (since is not None or resume or to_pipe):
+        todo = "leave out --raw, or use `polyvol copy-changed` for what changed since"
+        raise WrongOption(what="--raw makes a whole image in a new file", todo=todo)
+    if to_pipe and resume:
+        raise WrongOption(what="what went to a pipe cannot be gone on with", todo="leave out --resume")
+    if to_pipe and sys.stdout.isatty():
+        raise WrongOption(what="a backup is not for a terminal", todo="redirect it, or give -o FILE")
+
+
+def _header(client: Client, volume: str, newer: Json, older: Json | None) -> "StreamHeader":
+    from polyvol.snapshot.stream import StreamHeader
+
+    shown = client.get("volumes", volume)
+    return StreamHeader(
+        stream=UUID(int=0),
+        size=newer["size"],
+        partition_size=shown["partition_size"],
+        instant_ns=newer["created_ns"],
+        volume_uuid=UUID(shown["uuid"]),
+        volume=volume,
+        snapshot_uuid=identity(newer),
+        snapshot=newer["name"],
+        base_uuid=None if older is None else identity(older),
+        base="" if older is None else older["name"],
+        base_size=0 if older is None else older["size"],
+    )
+
+
+def _rate(done: int, began: float) -> str:
+    took = max(time.monotonic() - began, 0.001)
+    return f"{took:.1f} s, {format_size(int(done / took))}/s"

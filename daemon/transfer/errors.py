@@ -1,0 +1,111 @@
+"""Errors of backups, restores and copies; their form is that of mapping/errors.py."""
+
+from polyvol.mapping.errors import PolyvolError
+
+
+class LibnbdMissing(PolyvolError):
+    """libnbd's Python module is not installed."""
+
+    code = "libnbd-missing"
+    kind = "unavailable"
+    sentence = "libnbd's Python module is not installed"
+    hint = "install python3-libnbd"
+
+
+class TransferFailed(PolyvolError):
+    """An NBD server, a file or a disk failed in the middle."""
+
+    code = "transfer-failed"
+    kind = "io"
+    sentence = "{what} failed: {why}"
+    hint = "see that both ends are well, then try again (a backup or restore with --resume goes on)"
+
+
+class FileExists(PolyvolError):
+    """A backup's file that is there already."""
+
+    code = "file-exists"
+    kind = "exists"
+    sentence = "{path} exists already{more}"
+    hint = "{todo}"
+
+
+class NothingToResume(PolyvolError):
+    """Asked to go on with something that is not this backup."""
+
+    code = "nothing-to-resume"
+    kind = "invalid"
+    sentence = "{path} is not the beginning of this backup: {why}"
+    hint = "remove it and leave out --resume"
+
+
+class TargetSize(PolyvolError):
+    """A target that has another size than what is to be written to it."""
+
+    code = "target-size"
+    kind = "invalid"
+    sentence = "{target} has {found} bytes, and {source} has {size}"
+    hint = "give a target of the same size"
+
+
+class BaseMissing(PolyvolError):
+    """An incremental backup without the snapshot that it follows."""
+
+    code = "base-missing"
+    kind = "not-found"
+    sentence = "{name} follows snapshot {base} ({uuid}), which volume {volume} does not have"
+    hint = "restore the backup of that snapshot first, or give a volume that has it"
+
+
+class ChangedSinceBase(PolyvolError):
+    """A volume that has changed since the base in places that an incremental backup leaves alone."""
+
+    code = "changed-since-base"
+    kind = "busy"
+    sentence = "volume {volume} has changed since its snapshot {base}, which {name} follows"
+    hint = "roll it back to {base} first, or restore to another volume"
+
+
+class ChangedMeanwhile(PolyvolError):
+    """Somebody wrote to the volume during a restore."""
+
+    code = "changed-meanwhile"
+    kind = "busy"
+    sentence = "volume {volume} was written to by somebody else while {name} was restored to it"
+    hint = "disconnect them, roll the volume back to its snapshot {base}, and restore again"
+
+
+class AlreadyRestored(PolyvolError):
+    """A backup whose snapshot the volume has."""
+
+    code = "already-restored"
+    kind = "exists"
+    sentence = "volume {volume} has the snapshot of {name} already, as {snapshot}"
+    hint = "restore the next one, or to another volume"
+
+
+class NotANewVolume(PolyvolError):
+    """A full backup for a volume that exists."""
+
+    code = "not-a-new-volume"
+    kind = "exists"
+    sentence = "{name} is a full backup, and volume {volume} exists already"
+    hint = "name a new volume, or give --resume to go on with a restore that was interrupted"
+
+
+class CannotResume(PolyvolError):
+    """A volume that is no interrupted restore of this backup."""
+
+    code = "cannot-resume"
+    kind = "invalid"
+    sentence = "volume {volume} is no interrupted restore of {name}: {why}"
+    hint = "name a new volume, without --resume"
+
+
+class WrongOption(PolyvolError):
+    """Options that do not go together."""
+
+    code = "wrong-option"
+    kind = "invalid"
+    sentence = "{what}"
+    hint = "{todo}"

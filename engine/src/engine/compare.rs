@@ -1,0 +1,144 @@
+//! Compare: the extents that changed between a snapshot and a later one, or the live volume.
+//!
+//! How it works      Each processor hands out the maps of the partitions that differ (a comparison of pointers for all
+//!                   others); the caller's thread walks them, and in them only the leaves that are not shared. So the
+//!                   time follows the change. Page by page: a page ends after so many extents, and says where the next
+//!                   begins.
+//! Errors            NotFound if one of the snapshots does not exist (any more); what a page told before stays true.
+
+use crate::block_map::diff::differing;
+use crate::engine::Engine;
+use crate::error::{Error, ErrorKind, Result};
+use crate::processor::compare::Pair;
+use crate::processor::queue::{Control, ask};
+use crate::units::{BLOCK_SIZE, Epoch, VolumeId};
+
+/// Changed extents, or a page of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Volume offset and length of each, bytes, in order; none touches the next.
+    pub extents: Vec<(u64, u64)>,
+    /// Where the next page begins; `None`: that was all.
+    pub next: Option<u64>,
+}
+
+/// How much has changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ChangeTotal {
+    /// Extents.
+    pub extents: u64,
+    /// Bytes in them.
+    pub bytes: u64,
+}
+
+impl Engine {
+    /// What changed between `since` and `until` (`None`: now), from byte `from` on, at most `extents_max` extents.
+    pub fn changes(
+        &self,
+        volume: VolumeId,
+        since: Epoch,
+        until: Option<Epoch>,
+        from: u64,
+        extents_max: usize,
+    ) -> Result<Changes> {
+        let mut changes = Changes::default();
+        self.each_change(volume, since, until, from, |offset, length| {
+            if changes.extents.len() >= extents_max {
+                changes.next = Some(offset);
+                return false;
+            }
+            changes.extents.push((offset, length));
+            true
+        })?;
+        Ok(changes)
+    }
+
+    /// How much changed between `since` and `until` (`None`: now).
+    pub fn change_total(
+        &self,
+        volume: VolumeId,
+        since: Epoch,
+        until: Option<Epoch>,
+    ) -> Result<ChangeTotal> {
+        let mut total = ChangeTotal::default();
+        self.each_change(volume, since, until, 0, |_, length| {
+            total.extents += 1;
+            total.bytes += length;
+            true
+        })?;
+        Ok(total)
+    }
+
+    /// Calls `f(offset, length)` for each changed extent from `from` on, in order, as long as it says so.
+    fn each_change(
+        &self,
+        volume: VolumeId,
+        since: Epoch,
+        until: Option<Epoch>,
+        from: u64,
+        mut f: impl FnMut(u64, u64) -> bool,
+    ) -> Result<()> {
+        let served = self.volume(volume)?;
+        let mut pairs: Vec<Pair> = Vec::new();
+        for share in &served.shares {
+            let found = ask(&*self.system, &share.queue, |answer| {
+                Control::Compare(served.share, since, until.unwrap_or(0), answer)
+            })?;
+            let missing = || {
+                let what = format!("volume {} has no snapshot of this epoch", served.name);
+                Error::new(ErrorKind::NotFound, what)
+            };
+            pairs.extend(found.ok_or_else(missing)?);
+        }
+        pairs.sort_unstable_by_key(|pair| pair.partition);
+        let mut joined = Joined { last: None, go_on: true, f: &mut f };
+        for Pair { partition, since, until } in &pairs {
+            let start = u64::from(*partition) << served.geometry.partition_shift;
+            let blocks = until.blocks();
+            let skip = from.saturating_sub(start) / BLOCK_SIZE;
+            if skip >= u64::from(blocks) {
+                continue;
+            }
+            if !joined.go_on {
+                break;
+            }
+            differing(since, until, skip as u32..blocks, |first, count| {
+                let (offset, length) =
+                    (u64::from(first) * BLOCK_SIZE, u64::from(count) * BLOCK_SIZE);
+                joined.push(start + offset, length);
+            });
+        }
+        joined.end();
+        Ok(())
+    }
+}
+
+/// Runs that touch are one extent.
+struct Joined<'a, F: FnMut(u64, u64) -> bool> {
+    last: Option<(u64, u64)>,
+    go_on: bool,
+    f: &'a mut F,
+}
+
+impl<F: FnMut(u64, u64) -> bool> Joined<'_, F> {
+    fn push(&mut self, offset: u64, length: u64) {
+        match &mut self.last {
+            Some((start, joined)) if *start + *joined == offset => *joined += length,
+            last => {
+                let ended = last.replace((offset, length));
+                self.tell(ended);
+            }
+        }
+    }
+
+    fn end(mut self) {
+        let ended = self.last.take();
+        self.tell(ended);
+    }
+
+    fn tell(&mut self, ended: Option<(u64, u64)>) {
+        if let Some((offset, length)) = ended.filter(|_| self.go_on) {
+            self.go_on = (self.f)(offset, length);
+        }
+    }
+}

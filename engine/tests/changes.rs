@@ -1,0 +1,169 @@
+//! What changed: told exactly where a few blocks were written, page by page, and in time that follows the change.
+//!
+//! Strategy          A sparse volume of 64 GiB over a file that never holds more than was written. That nothing is ever
+//!                   missed is the model test's.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use polyvol_engine::engine::Engine;
+use polyvol_engine::engine::compare::{ChangeTotal, Changes};
+use polyvol_engine::engine::volumes::{ExtentSpec, VolumeSpec};
+use polyvol_engine::error::ErrorKind;
+use polyvol_engine::volume::caller::Caller;
+use polyvol_engine::volume::request::Verb;
+
+const MIB: u64 = 1 << 20;
+const PARTITION: u64 = 64 * MIB;
+const SIZE: u64 = 1024 * PARTITION;
+
+struct Served {
+    directory: PathBuf,
+    engine: Engine,
+    caller: Option<Caller>,
+}
+
+impl Served {
+    fn new(name: &str) -> Served {
+        let directory =
+            std::env::temp_dir().join(format!("polyvol-changes-{name}-{}", std::process::id()));
+        std::fs::create_dir(&directory).unwrap();
+        let engine = Engine::new(2).unwrap();
+        for (id, name, size) in [(1, "base", SIZE), (2, "log", 256 * MIB)] {
+            let path = directory.join(name);
+            std::fs::File::create(&path).unwrap().set_len(size).unwrap();
+            engine.open_device(id, &path, false, true).unwrap();
+        }
+        let extent = |device, offset, length| ExtentSpec { device, offset, length };
+        let partitions = (0..SIZE / PARTITION)
+            .map(|n| (n as u32 % 2, vec![extent(1, n * PARTITION, PARTITION)]))
+            .collect();
+        let spec = VolumeSpec {
+            id: 1,
+            uuid: [1; 16],
+            name: "v".to_owned(),
+            size: SIZE,
+            partition_size: PARTITION,
+            partitions,
+            logs: vec![(1, vec![extent(2, 0, 256 * MIB)])],
+            default_logs: vec![1],
+            directory: directory.join("volume"),
+            snapshots: Vec::new(),
+            bounds: Vec::new(),
+            next_epoch: 1,
+        };
+        engine.add_volume(spec).unwrap();
+        engine.export("v", "", 1, None).unwrap();
+        let caller = Some(Caller::new(engine.exports.attach("v").unwrap()));
+        Served { directory, engine, caller }
+    }
+
+    fn write(&self, offset: u64, length: u64) {
+        self.caller.as_ref().unwrap().write(offset, &vec![7; length as usize], false).unwrap();
+    }
+
+    fn cut(&self) -> u64 {
+        let epoch = self.engine.cut(&[(1, None)]).unwrap().epochs[0].1;
+        self.engine.settle(1, epoch).unwrap();
+        self.engine.flush(1).unwrap();
+        epoch
+    }
+
+    fn changes(&self, since: u64, until: Option<u64>) -> Vec<(u64, u64)> {
+        self.engine.changes(1, since, until, 0, usize::MAX).unwrap().extents
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.caller = None;
+        let _ = self.engine.stop();
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}
+
+#[test]
+fn what_was_written_zeroed_and_trimmed_is_told_and_nothing_else() {
+    let served = Served::new("exact");
+    served.write(0, 8 * MIB);
+    let first = served.cut();
+    assert_eq!(served.changes(first, None), []);
+    served.write(PARTITION - 4096, 8192); // over a partition's border
+    served.write(5 * PARTITION + 100, 1); // a part of a block
+    let caller = served.caller.as_ref().unwrap();
+    caller.range(Verb::Zero { no_hole: false, fast: false }, MIB, 8192, false).unwrap();
+    let second = served.cut();
+    let between = [(MIB, 8192), (PARTITION - 4096, 8192), (5 * PARTITION, 4096)];
+    assert_eq!(served.changes(first, Some(second)), between);
+    assert_eq!(served.changes(second, None), []);
+    caller.range(Verb::Trim, 2 * MIB, 4096, false).unwrap();
+    served.write(5 * PARTITION, 4096); // moved before, and moved again
+    assert_eq!(served.changes(second, None), [(2 * MIB, 4096), (5 * PARTITION, 4096)]);
+    assert_eq!(served.changes(first, Some(second)), between);
+    let since_first = [&[between[0], (2 * MIB, 4096)], &between[1..]].concat();
+    assert_eq!(served.changes(first, None), since_first);
+    let total = served.engine.change_total(1, first, None).unwrap();
+    assert_eq!(total, ChangeTotal { extents: 4, bytes: 8192 + 4096 + 8192 + 4096 });
+}
+
+#[test]
+fn pages_follow_each_other_without_a_gap() {
+    let served = Served::new("pages");
+    let since = served.cut();
+    for n in 0..50 {
+        served.write(n * 7 * MIB, 4096);
+    }
+    let whole = served.changes(since, None);
+    assert_eq!(whole.len(), 50);
+    let (mut from, mut told) = (Some(0), Vec::new());
+    while let Some(at) = from {
+        let page = served.engine.changes(1, since, None, at, 8).unwrap();
+        let Changes { extents, next } = page;
+        assert!(extents.len() <= 8);
+        told.extend(extents);
+        from = next;
+    }
+    assert_eq!(told, whole);
+}
+
+#[test]
+fn a_snapshot_that_is_gone_is_not_compared_with_a_later_one_in_its_stead() {
+    let served = Served::new("gone");
+    let first = served.cut();
+    served.write(0, 4096);
+    let second = served.cut();
+    served.engine.drop_snapshot(1, first).unwrap();
+    for (since, until) in [(first, None), (first, Some(second)), (second, Some(first)), (0, None)] {
+        let refused = served.engine.changes(1, since, until, 0, 10).unwrap_err();
+        assert_eq!(refused.kind, ErrorKind::NotFound);
+    }
+}
+
+#[test]
+fn the_time_follows_the_change() {
+    let served = Served::new("time");
+    // A map in every partition, a change in a few.
+    for n in 0..SIZE / PARTITION {
+        served.write(n * PARTITION, 4096);
+    }
+    let first = served.cut();
+    for n in 0..SIZE / PARTITION {
+        served.write(n * PARTITION, 4096);
+    }
+    let second = served.cut();
+    for n in 0..10 {
+        served.write(n * 3 * PARTITION, 4096);
+    }
+    let measure = |since| {
+        let mut best = u128::MAX;
+        for _ in 0..20 {
+            let began = Instant::now();
+            let told = served.changes(since, None).len();
+            best = best.min(began.elapsed().as_nanos());
+            assert_eq!(told as u64, if since == second { 10 } else { SIZE / PARTITION });
+        }
+        best
+    };
+    let (few, many) = (measure(second), measure(first));
+    assert!(few * 3 < many, "10 of 1024 partitions took {few} ns, all took {many} ns");
+}
