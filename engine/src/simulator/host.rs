@@ -288,8 +288,9 @@ impl State {
 
     fn check_read(&mut self, operation: &Operation, bytes: &[u8]) {
         for (sector, bytes) in operation.sectors.clone().zip(bytes.chunks_exact(SECTOR)) {
-            let value = u64::from_le_bytes(bytes[..8].try_into().expect("8 bytes"));
-            if bytes.chunks_exact(8).any(|word| word != &bytes[..8]) {
+            let mut words = bytes.chunks_exact(8).map(word);
+            let value = word(&bytes[..8]);
+            if words.any(|word| word != value) {
                 return self.fail(format!("sector {sector} is torn within itself"));
             }
             let result = match operation.view {
@@ -426,10 +427,11 @@ impl State {
         let length = operation.sectors.len() * SECTOR;
         let data = match operation.verb {
             Verb::Write => {
-                let mut bytes = Vec::with_capacity(length);
-                for sector in operation.sectors.clone() {
+                let mut bytes = vec![0; length];
+                for (sector, bytes) in operation.sectors.clone().zip(bytes.chunks_exact_mut(SECTOR))
+                {
                     let value = tag(operation.id, sector).to_le_bytes();
-                    (0..SECTOR / 8).for_each(|_| bytes.extend_from_slice(&value));
+                    bytes.chunks_exact_mut(8).for_each(|word| word.copy_from_slice(&value));
                 }
                 self.next_id += 1;
                 Buffer::copy_of(&bytes)
@@ -454,6 +456,10 @@ impl State {
         self.under_way.insert(request.cookie, operation);
         View { volume, epoch }.submit(&mut vec![Arc::new(request)]);
     }
+}
+
+fn word(bytes: &[u8]) -> u64 {
+    u64::from_le_bytes(bytes.try_into().expect("8 bytes"))
 }
 
 /// Whether two requests touch the same sectors, one of them to change them.
