@@ -16,8 +16,8 @@ Owner and locks   A lock for each volume and schedule with hooks, held from quie
                   for as long as its holder may take. `_Hook.lock` over who thaws.
 Durability        A thaw is recorded before its quiesce command is begun: should polyvold die in between, the
                   next start runs it (`settle`).
-Errors            None is raised: what fails is a warning in the log and among the events, and the snapshot is
-                  taken all the same.
+Errors            HooksBusy, if too many wait for hooks. Otherwise what fails is a warning in the log and
+                  among the events, and the snapshot is taken all the same.
 """
 
 import contextlib
@@ -40,9 +40,11 @@ from polyvol.mapping.errors import PolyvolError
 from polyvol.mapping.group import Consistency, Group, Hooks, Schedule
 from polyvol.mapping.records import Volume
 from polyvol.snapshot.coordinator import Thaw
-from polyvol.snapshot.group_errors import BadHooks
+from polyvol.snapshot.group_errors import BadHooks, HooksBusy
 
 TIMEOUT_S_MAX = 600
+AT_A_TIME = 4
+"""How many snapshots that were asked for may be at their hooks: the API has more threads than that."""
 _KILLED_WAIT_S = 2.0
 _POLL_S = 0.1
 _OUTPUT_BYTES_MAX = 300
@@ -106,6 +108,7 @@ class HookRunner:
         self._stopping = threading.Event()
         self._lock = threading.Lock()
         self._locks: dict[tuple[str, int], threading.Lock] = {}
+        self._asked = threading.BoundedSemaphore(AT_A_TIME)
         self._settling: list[threading.Thread] = []
 
     def settle(self) -> None:
@@ -140,6 +143,10 @@ class HookRunner:
         environment = self._environment(volumes, name, group, schedule)
         done: list[_Hook] = []
         with contextlib.ExitStack() as locks:
+            if schedule is None:
+                if not self._asked.acquire(blocking=False):
+                    raise HooksBusy(count=AT_A_TIME)
+                locks.callback(self._asked.release)
             try:
                 for key, what, concerned, hooks in wanted:
                     hook = _Hook(what, concerned, _call("thaw", what, hooks.thaw, hooks, environment))
