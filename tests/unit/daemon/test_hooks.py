@@ -132,6 +132,20 @@ def test_a_thaw_that_hangs_holds_up_nobody_else(hooked: Hooked) -> None:
     assert "thaw command of volume v did not end within 2 s" in hooked.warnings()
 
 
+def test_a_thaw_that_fails_is_run_again_and_owed_until_it_succeeds(hooked: Hooked) -> None:
+    works = hooked.directory / "works"
+    thaw = hooked.script("thaw", f"test -e {works} || {{ echo no connection; exit 1; }}")
+    hooked.daemon.ok("volume", "set", "v", "--quiesce", hooked.script("quiesce"), "--thaw", thaw)
+    hooked.daemon.ok("snapshot", "create", "v", "--name", "s")
+    assert hooked.noted() == ["quiesce quiesce", "thaw thaw", "thaw thaw"]
+    assert (hooked.mark(), hooked.owed()) == ("application", 1)
+    assert "thaw command of volume v ended with 1: no connection; it is owed still" in hooked.warnings()
+    works.touch()
+    hooked.daemon.restart()
+    wait_until(lambda: hooked.owed() == 0, "the thaw", 10)
+    assert len(hooked.noted()) == 4
+
+
 def test_a_cut_that_fails_is_thawed(hooked: Hooked) -> None:
     hooked.daemon.ok("volume", "set", "v", "--quiesce", hooked.script("q"), "--thaw", hooked.script("t"))
     hooked.daemon.world.fail["cut"] = 0
