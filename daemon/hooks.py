@@ -7,17 +7,17 @@ How it works      `around` runs the quiesce commands of a schedule and of the vo
                   that was asked for, as polyvold's user, in a session of their own, with little in their
                   environment.
 Invariants        Q1 whose quiesce command was begun, his thaw command is run, once: after the cut, or when
-                  the quiesce command failed, or at the time-out, whatever waits for what then; Q2 a command
-                  that outlives its time-out is killed, with what it started, before it is thawed; one that
-                  cannot be killed as it hangs in the kernel is thawed at once, and again when it has ended;
-                  Q3 `changes` is never held while a command is waited for; Q4 hooks of one volume are not run
-                  by two snapshots at a time.
+                  the quiesce command failed, or at the time-out, whatever waits for what then; twice if it
+                  fails; Q2 a command that outlives its time-out is killed, with what it started, before it is
+                  thawed; one that cannot be killed as it hangs in the kernel is thawed at once, and again
+                  when it has ended; Q3 `changes` is never held while a command is waited for; Q4 hooks of one
+                  volume are not run by two snapshots at a time.
 Owner and locks   A lock for each volume and schedule with hooks, held from quiesce to the end of thaw; waited
                   for as long as its holder may take. `_Hook.lock` over who thaws.
 Durability        A thaw is recorded before its quiesce command is begun: should polyvold die in between, the
                   next start runs it (`settle`).
-Errors            None is raised: what fails is a warning in the log and among the events, and the snapshot is
-                  taken all the same.
+Errors            HooksBusy, if too many wait for hooks. Otherwise what fails is a warning in the log and
+                  among the events, and the snapshot is taken all the same.
 """
 
 import contextlib
@@ -40,11 +40,15 @@ from polyvol.mapping.errors import PolyvolError
 from polyvol.mapping.group import Consistency, Group, Hooks, Schedule
 from polyvol.mapping.records import Volume
 from polyvol.snapshot.coordinator import Thaw
-from polyvol.snapshot.group_errors import BadHooks
+from polyvol.snapshot.group_errors import BadHooks, HooksBusy
 
 TIMEOUT_S_MAX = 600
+AT_A_TIME = 4
+"""How many snapshots that were asked for may be at their hooks: the API has more threads than that."""
 _KILLED_WAIT_S = 2.0
 _POLL_S = 0.1
+_STOPPING_S = 10.0
+"""What a thaw command is left when polyvold stops."""
 _OUTPUT_BYTES_MAX = 300
 _log = logging.getLogger("polyvol.hooks")
 
@@ -106,6 +110,7 @@ class HookRunner:
         self._stopping = threading.Event()
         self._lock = threading.Lock()
         self._locks: dict[tuple[str, int], threading.Lock] = {}
+        self._asked = threading.BoundedSemaphore(AT_A_TIME)
         self._settling: list[threading.Thread] = []
 
     def settle(self) -> None:
@@ -140,6 +145,10 @@ class HookRunner:
         environment = self._environment(volumes, name, group, schedule)
         done: list[_Hook] = []
         with contextlib.ExitStack() as locks:
+            if schedule is None:
+                if not self._asked.acquire(blocking=False):
+                    raise HooksBusy(count=AT_A_TIME)
+                locks.callback(self._asked.release)
             try:
                 for key, what, concerned, hooks in wanted:
                     hook = _Hook(what, concerned, _call("thaw", what, hooks.thaw, hooks, environment))
@@ -237,16 +246,22 @@ class HookRunner:
             return hook.trouble is None
 
     def _run_thaw(self, thaw: _Call, owed: int, left: int | None = None) -> None:
-        trouble, _ = self._execute(thaw, stoppable=False)
-        if trouble is not None:
-            self._context.events.add("warning", f"the thaw command of {thaw.what} {trouble}")
+        trouble: str | None = None
+        for again in (True, False):
+            trouble, _ = self._execute(thaw, stoppable=False)
+            if trouble is None:
+                break
+            rest = "it is run once more" if again else "it is owed still, and run when polyvold starts again"
+            self._context.events.add("warning", f"the thaw command of {thaw.what} {trouble}; {rest}")
+            if self._stopping.is_set():
+                return
         if left is not None:  # Q2
             threading.Thread(
                 target=self._thaw_again, args=(thaw, owed, left), name="polyvol-thaw-again", daemon=True
             ).start()
-            return
-        with contextlib.suppress(PolyvolError):  # else the next start runs it once more
-            self._context.catalog.schedules.forget_thaw(owed)
+        elif trouble is None:
+            with contextlib.suppress(PolyvolError):  # else the next start runs it once more
+                self._context.catalog.schedules.forget_thaw(owed)
 
     def _thaw_again(self, thaw: _Call, owed: int, left: int) -> None:
         os.waitpid(left, 0)
@@ -288,12 +303,16 @@ class HookRunner:
     def _await(self, pid: int, timeout_s: int, stoppable: bool) -> tuple[int | None, int | None]:
         """The exit code of a process, or None if it had to be killed; and its id, if it could not be."""
         end = time.monotonic() + timeout_s
+        told = False
         watched = os.pidfd_open(pid)
         try:
             poll = select.poll()
             poll.register(watched, select.POLLIN)
             while not poll.poll(_POLL_S * 1000):
-                if time.monotonic() < end and not (stoppable and self._stopping.is_set()):
+                if self._stopping.is_set() and not told:
+                    told = True
+                    end = min(end, time.monotonic() + (0.0 if stoppable else _STOPPING_S))
+                if time.monotonic() < end:
                     continue
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(pid, signal.SIGKILL)

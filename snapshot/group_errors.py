@@ -118,3 +118,12 @@ class BadHooks(PolyvolError):
     kind = "invalid"
     sentence = "these cannot be hooks: {why}"
     hint = "docs/snapshots.md tells how hooks are given"
+
+
+class HooksBusy(PolyvolError):
+    """Too many snapshots that are at their hooks."""
+
+    code = "hooks-busy"
+    kind = "busy"
+    sentence = "the hooks of {count} other snapshots have not come to their end yet"
+    hint = "try again when they have, and see that they do not hang"

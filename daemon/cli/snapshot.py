@@ -105,7 +105,7 @@ def show(name: str, partitions: bool, as_json: bool, state_dir: Path) -> None:
             ("made by", shown["schedule"] or shown["origin"]),
             ("part of", shown["whole"]),
             ("held by", listed(shown["holds"]) if shown["holds"] else None),
-            ("shows", f"what is {shown['consistency']}-consistent"),
+            ("consistency", f"{shown['consistency']}-consistent"),
             ("hooks failed", shown["hook_trouble"]),
             ("write stall", f"{format_ns(shown['stall_ns'])} (by processor: {listed(stalls)})"),
             ("durable after", format_ns(shown["durable_ns"])),

@@ -55,7 +55,7 @@ def print_of_group(shown: dict[str, Any], as_json: bool) -> None:
             ("created", shown["created"]),
             ("made by", shown["schedule"] or shown["origin"]),
             ("held by", listed(shown["holds"]) if shown["holds"] else None),
-            ("shows", f"what is {shown['consistency']}-consistent"),
+            ("consistency", f"{shown['consistency']}-consistent"),
             ("write stall", format_ns(shown["stall_ns"])),
             ("durable after", format_ns(shown["durable_ns"])),
         ]

@@ -10,6 +10,7 @@ use polyvol_engine::engine::Engine;
 use polyvol_engine::engine::volumes::{ExtentSpec, VolumeSpec};
 use polyvol_engine::error::ErrorKind;
 use polyvol_engine::volume::caller::Caller;
+use polyvol_engine::volume::request::Verb;
 
 const MIB: u64 = 1 << 20;
 const SMALL: u64 = 3 * MIB + 5 * 4096;
@@ -49,9 +50,18 @@ fn extent(device: u64, offset: u64, length: u64) -> ExtentSpec {
 
 /// The volume at a size, with snapshots of these epochs and sizes.
 fn spec(scratch: &Scratch, size: u64, snapshots: &[(u64, u64)]) -> VolumeSpec {
+    spec_of(scratch, size, snapshots, MIB)
+}
+
+fn spec_of(
+    scratch: &Scratch,
+    size: u64,
+    snapshots: &[(u64, u64)],
+    partition_size: u64,
+) -> VolumeSpec {
     let mut partitions: Vec<(u32, Vec<ExtentSpec>)> = Vec::new();
-    for number in 0..size.div_ceil(MIB) {
-        let (from, to) = (number * MIB, size.min((number + 1) * MIB));
+    for number in 0..size.div_ceil(partition_size) {
+        let (from, to) = (number * partition_size, size.min((number + 1) * partition_size));
         let old = to.min(SMALL).saturating_sub(from);
         let mut extents = Vec::new();
         if old > 0 {
@@ -67,7 +77,7 @@ fn spec(scratch: &Scratch, size: u64, snapshots: &[(u64, u64)]) -> VolumeSpec {
         uuid: [1; 16],
         name: "v".to_owned(),
         size,
-        partition_size: MIB,
+        partition_size,
         partitions,
         logs: vec![(1, vec![extent(2, 0, 16 * MIB)])],
         default_logs: vec![1],
@@ -151,6 +161,52 @@ fn a_kill_after_the_catalog_knows_and_before_the_engine_does_loses_nothing() {
     assert!(read(&attach(&second, "v")) == wanted);
     assert!(read(&attach(&second, "v@1")) == vec![1; SMALL as usize]);
     second.stop().unwrap();
+}
+
+/// A partition of 8 MiB has four nodes, what there is of it at first has two.
+#[test]
+fn a_checkpoint_of_a_shorter_partition_is_read_as_it_was() {
+    let scratch = scratch();
+    let old = spec_of(&scratch, SMALL, &[], 8 * MIB);
+    let short = old.size;
+    let whole = |engine: &Engine| Caller::new(engine.exports.attach("v").unwrap());
+    let first = engine(&scratch);
+    first.add_volume(old.clone()).unwrap();
+    first.export("v", "", 1, None).unwrap();
+    whole(&first).write(0, &vec![1; short as usize], true).unwrap();
+    whole(&first).range(Verb::Trim, 0, short, false).unwrap(); // the map is nothing but zero
+    let epoch = cut(&first);
+    whole(&first).write(5 * 4096, &[2; 4096], true).unwrap();
+    first.stop().unwrap(); // with a checkpoint
+
+    let second = engine(&scratch);
+    let mut before = spec_of(&scratch, short, &[(epoch, short)], 8 * MIB);
+    second.add_volume(before.clone()).unwrap();
+    second.export("v", "", 1, None).unwrap();
+    before = spec_of(&scratch, LARGE, &[(epoch, short)], 8 * MIB);
+    second.grow_volume(before.clone()).unwrap();
+    let new = vec![3; (LARGE - short) as usize];
+    whole(&second).write(short, &new, true).unwrap(); // in place: no record speaks of it
+    let (volume, saved) = (scratch.0.join("volume"), scratch.0.join("saved"));
+    std::fs::create_dir(&saved).unwrap();
+    for entry in std::fs::read_dir(&volume).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, saved.join(path.file_name().unwrap())).unwrap();
+    }
+    second.stop().unwrap();
+    std::fs::remove_dir_all(&volume).unwrap();
+    std::fs::rename(&saved, &volume).unwrap(); // as a kill leaves it
+
+    let third = engine(&scratch);
+    third.add_volume(before).unwrap();
+    third.export("v", "", 1, None).unwrap();
+    third.export("v@1", "", 1, Some(epoch)).unwrap();
+    let mut wanted = vec![0; short as usize];
+    assert!(read(&attach(&third, "v@1")) == wanted);
+    wanted[5 * 4096..6 * 4096].fill(2);
+    wanted.extend(new);
+    assert!(read(&attach(&third, "v")) == wanted);
+    third.stop().unwrap();
 }
 
 #[test]

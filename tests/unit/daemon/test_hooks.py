@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from polyvol.daemon.hooks import AT_A_TIME
 from tests.support.proc import wait_until
 from tests.unit.conftest import Daemon
 
@@ -131,6 +132,20 @@ def test_a_thaw_that_hangs_holds_up_nobody_else(hooked: Hooked) -> None:
     assert "thaw command of volume v did not end within 2 s" in hooked.warnings()
 
 
+def test_a_thaw_that_fails_is_run_again_and_owed_until_it_succeeds(hooked: Hooked) -> None:
+    works = hooked.directory / "works"
+    thaw = hooked.script("thaw", f"test -e {works} || {{ echo no connection; exit 1; }}")
+    hooked.daemon.ok("volume", "set", "v", "--quiesce", hooked.script("quiesce"), "--thaw", thaw)
+    hooked.daemon.ok("snapshot", "create", "v", "--name", "s")
+    assert hooked.noted() == ["quiesce quiesce", "thaw thaw", "thaw thaw"]
+    assert (hooked.mark(), hooked.owed()) == ("application", 1)
+    assert "thaw command of volume v ended with 1: no connection; it is owed still" in hooked.warnings()
+    works.touch()
+    hooked.daemon.restart()
+    wait_until(lambda: hooked.owed() == 0, "the thaw", 10)
+    assert len(hooked.noted()) == 4
+
+
 def test_a_cut_that_fails_is_thawed(hooked: Hooked) -> None:
     hooked.daemon.ok("volume", "set", "v", "--quiesce", hooked.script("q"), "--thaw", hooked.script("t"))
     hooked.daemon.world.fail["cut"] = 0
@@ -183,6 +198,26 @@ def test_a_stop_does_not_wait_for_a_quiesce_that_hangs(hooked: Hooked) -> None:
     hooked.daemon.start()
     assert hooked.noted() == ["quiesce quiesce", "thaw thaw"]
     assert hooked.mark() == "crash"
+
+
+def test_hooks_that_hang_leave_the_api_to_others(hooked: Hooked) -> None:
+    quiesce = hooked.script("quiesce", "sleep 600")
+    hooked.daemon.ok("volume", "set", "v", "--quiesce", quiesce, "--hook-timeout", "3s")
+    takers = [
+        threading.Thread(target=hooked.daemon.run, args=("snapshot", "create", "v"), daemon=True)
+        for _ in range(AT_A_TIME)
+    ]
+    for taker in takers:
+        taker.start()
+    wait_until(
+        lambda: "hooks of 4 other" in hooked.daemon.run("snapshot", "create", "v").stderr, "a refusal", 10
+    )
+    began = time.monotonic()
+    hooked.daemon.ok("snapshot", "create", "w")
+    assert time.monotonic() - began < 2
+    hooked.daemon.service._hooks.stop()  # the rest need not wait for their time-outs
+    for taker in takers:
+        taker.join(20)
 
 
 def test_a_shell_only_where_one_is_asked_for(hooked: Hooked) -> None:

@@ -112,6 +112,31 @@ def test_everything_is_there_after_opening_again(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
 
 
+def test_a_catalog_of_version_1_is_taken_over(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.db"
+    connection = sqlite3.connect(path)
+    connection.executescript((Path(__file__).parent / "catalog_v1.sql").read_text())
+    connection.executescript(
+        "INSERT INTO volume (id, uuid, name, size, partition_size, state, when_full, created_ns)"
+        f" VALUES (1, '{uuid4()}', 'v', 8192, 4096, 'ready', 'keep-writing', 5);"
+        "INSERT INTO snapshot (uuid, cut, volume, name, epoch, instant_ns, stall_ns, durable_ns, origin)"
+        f" VALUES ('{uuid4()}', '{uuid4()}', 1, 's', 1, 7, 8, 9, 'hand');"
+        "PRAGMA user_version = 1"
+    )
+    connection.close()
+    catalog = Catalog(path)
+    [snapshot] = catalog.snapshots(1)
+    assert (snapshot.size, snapshot.consistency, snapshot.hook_trouble) == (8192, "crash", None)
+    assert (catalog.groups.all(), catalog.schedules.all()) == ([], [])
+    catalog.close()
+    # It has all that a new one has.
+    names = "SELECT m.name, p.name, p.type FROM sqlite_master m, pragma_table_info(m.name) p ORDER BY 1, 2"
+    fresh = tmp_path / "fresh.db"
+    Catalog(fresh).close()
+    rows = [sqlite3.connect(each).execute(names).fetchall() for each in (path, fresh)]
+    assert rows[0] == rows[1]
+
+
 def test_a_catalog_of_an_unknown_version_is_left_untouched(tmp_path: Path) -> None:
     path = tmp_path / "c.db"
     Catalog(path).close()

@@ -1,0 +1,126 @@
+-- The catalog, format version 1: the only truth about which devices, volumes and snapshots exist.
+-- Sizes, offsets and lengths are bytes; *_ns are nanoseconds (instants: since 1970, UTC). Ids are never used
+-- again (AUTOINCREMENT). The version is in PRAGMA user_version.
+
+CREATE TABLE catalog (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    uuid TEXT NOT NULL,                 -- named by the label of each device
+    created_ns INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE volume (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    uuid TEXT NOT NULL UNIQUE,
+    name TEXT NOT NULL UNIQUE,
+    size INTEGER NOT NULL CHECK (size > 0 AND size % 4096 = 0),
+    partition_size INTEGER NOT NULL CHECK (partition_size > 0),
+    state TEXT NOT NULL CHECK (state IN ('creating', 'ready', 'deleting')),
+    when_full TEXT NOT NULL CHECK (when_full IN ('keep-writing', 'keep-snapshots')),
+    next_epoch INTEGER NOT NULL DEFAULT 1,  -- greater than every epoch that was ever committed
+    next_log INTEGER NOT NULL DEFAULT 1,    -- greater than every change-log number that was ever given
+    created_ns INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE device (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    uuid TEXT NOT NULL UNIQUE,
+    name TEXT NOT NULL UNIQUE,
+    path TEXT NOT NULL,                 -- relative to the state directory if within it, else absolute
+    kind TEXT NOT NULL CHECK (kind IN ('file', 'block')),
+    adopted INTEGER NOT NULL CHECK (adopted IN (0, 1)),
+    size INTEGER NOT NULL CHECK (size > 0),
+    sparse INTEGER NOT NULL CHECK (sparse IN (0, 1)),
+    made_for INTEGER REFERENCES volume (id),  -- the volume it was made for and goes with, if any
+    state TEXT NOT NULL CHECK (state IN ('adding', 'ready', 'removing')),
+    created_ns INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE partition (
+    volume INTEGER NOT NULL REFERENCES volume (id),
+    number INTEGER NOT NULL CHECK (number >= 0),
+    processor INTEGER NOT NULL CHECK (processor BETWEEN 0 AND 255),
+    PRIMARY KEY (volume, number)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE partition_extent (
+    volume INTEGER NOT NULL,
+    partition INTEGER NOT NULL,
+    ordinal INTEGER NOT NULL,           -- order of the extents' bytes within the partition
+    device INTEGER NOT NULL REFERENCES device (id),
+    offset INTEGER NOT NULL CHECK (offset >= 0 AND offset % 4096 = 0),
+    length INTEGER NOT NULL CHECK (length > 0 AND length % 4096 = 0),
+    PRIMARY KEY (volume, partition, ordinal),
+    FOREIGN KEY (volume, partition) REFERENCES partition (volume, number)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX partition_extent_device ON partition_extent (device, offset, length);
+
+CREATE TABLE change_log (
+    volume INTEGER NOT NULL REFERENCES volume (id),
+    number INTEGER NOT NULL CHECK (number BETWEEN 1 AND 4095),
+    is_default INTEGER NOT NULL CHECK (is_default IN (0, 1)),
+    PRIMARY KEY (volume, number)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE change_log_extent (
+    volume INTEGER NOT NULL,
+    log INTEGER NOT NULL,
+    ordinal INTEGER NOT NULL,
+    device INTEGER NOT NULL REFERENCES device (id),
+    offset INTEGER NOT NULL CHECK (offset >= 0 AND offset % 4096 = 0),
+    length INTEGER NOT NULL CHECK (length > 0 AND length % 4194304 = 0),
+    PRIMARY KEY (volume, log, ordinal),
+    FOREIGN KEY (volume, log) REFERENCES change_log (volume, number)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX change_log_extent_device ON change_log_extent (device, offset, length);
+
+CREATE TABLE snapshot (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    uuid TEXT NOT NULL UNIQUE,
+    cut TEXT NOT NULL,                  -- the same for all snapshots of one cut
+    volume INTEGER NOT NULL REFERENCES volume (id),
+    name TEXT NOT NULL,
+    epoch INTEGER NOT NULL CHECK (epoch > 0),
+    log INTEGER,                        -- the change log named for it, if one was
+    instant_ns INTEGER NOT NULL,
+    stall_ns INTEGER NOT NULL,          -- the longest of the processors' write stalls
+    durable_ns INTEGER NOT NULL,        -- from the start of the cut until it was flushed
+    origin TEXT NOT NULL CHECK (origin IN ('hand', 'schedule')),
+    schedule TEXT,                      -- the name of the schedule that made it, if one of polyvold's did
+    UNIQUE (volume, name),
+    UNIQUE (volume, epoch),
+    FOREIGN KEY (volume, log) REFERENCES change_log (volume, number)
+) STRICT;
+
+CREATE TABLE snapshot_stall (
+    snapshot INTEGER NOT NULL REFERENCES snapshot (id) ON DELETE CASCADE,
+    processor INTEGER NOT NULL,
+    stall_ns INTEGER NOT NULL,
+    PRIMARY KEY (snapshot, processor)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE snapshot_hold (            -- a snapshot with a hold is not dropped for space
+    snapshot INTEGER NOT NULL REFERENCES snapshot (id) ON DELETE CASCADE,
+    tag TEXT NOT NULL,
+    PRIMARY KEY (snapshot, tag)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE snapshot_dropped (         -- snapshots that were dropped to make room for writes, the latest ones
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    volume INTEGER NOT NULL REFERENCES volume (id),
+    name TEXT NOT NULL,
+    instant_ns INTEGER NOT NULL,        -- of the snapshot
+    dropped_ns INTEGER NOT NULL,
+    freed INTEGER                       -- bytes; unknown after a crash
+) STRICT;
+CREATE INDEX snapshot_dropped_volume ON snapshot_dropped (volume, id);
+
+CREATE TABLE setting (
+    name TEXT PRIMARY KEY,              -- 'run': how the last run ended; 'weekly-scrub'
+    value TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE scrub (                    -- the last one of each volume that ended
+    volume INTEGER PRIMARY KEY REFERENCES volume (id) ON DELETE CASCADE,
+    ended_ns INTEGER NOT NULL,
+    result TEXT NOT NULL                -- JSON, as the API tells it
+) STRICT;
