@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 from polyvol.daemon import sockets, state
 from polyvol.daemon.changes import Changes
 from polyvol.daemon.context import Context
+from polyvol.daemon.deletions import Deletions
 from polyvol.daemon.devices import Devices
 from polyvol.daemon.engine_border import EngineLike, EngineModule, load_engine
 from polyvol.daemon.errors import engine_errors
@@ -43,6 +44,7 @@ from polyvol.daemon.scrub import Scrubs
 from polyvol.daemon.snapshots import Snapshots
 from polyvol.daemon.space import Space
 from polyvol.daemon.udev import DiskWatch
+from polyvol.daemon.use_views import DeletionView
 from polyvol.daemon.views import (
     DaemonView,
     DeviceView,
@@ -283,6 +285,20 @@ class Service:
             _log.info("snapshot %s@%s was deleted", volume, name, extra={"VOLUME": volume, "SNAPSHOT": name})
             return view
 
+    @property
+    def deletions(self) -> Deletions:
+        """The verbs of deleting many snapshots."""
+        return self._deletions
+
+    def delete_snapshots(self, volume: str, names: Sequence[str]) -> DeletionView:
+        """Delete many snapshots of a volume."""
+        with self._context.changes:
+            view = self._deletions.begin(volume, names)
+            _log.info(
+                "%d snapshots of volume %s are being deleted", view.left, volume, extra={"VOLUME": volume}
+            )
+            return view
+
     def _start(self, undo: ExitStack) -> None:
         from polyvol.daemon.api.server import ControlServer  # loads the HTTP library: only where it is served
 
@@ -307,12 +323,15 @@ class Service:
         self._volumes = Volumes(self._context, self._devices, self._scrubs)
         self._snapshots = Snapshots(self._context, self._volumes.change_logs)
         self._changes_since = Changes(self._context)
+        self._deletions = Deletions(self._context)
         self._started_ns = time.time_ns()
         self._devices.start(clean=clean)
         self._volumes.start()
         space = Space(self._context, self._snapshots)
         space.start()
         undo.callback(space.stop)
+        undo.callback(self._deletions.stop)
+        self._deletions.start()
         undo.callback(self._scrubs.stop)
         self._scrubs.start()
         disks = DiskWatch(self.disk_gone, self.disk_came)

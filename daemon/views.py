@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Literal
 
+from polyvol.daemon.use_views import SnapshotUseView, VolumeUseView
 from polyvol.mapping.records import Origin, WhenFull
 
 ScrubState = Literal["running", "done", "stopped", "failed"]
@@ -171,7 +172,8 @@ class VolumeView:
     and of its snapshots. `when_full`: what gives way when its change logs are full; `space`: their use, None
     while it is not served; `dropped`: the latest snapshots that were dropped for want of space, newest first.
     `bad_blocks` lists those that are known to be bad (at most 128), `last_scrub` is the last one that came to
-    its end. `partitions` only if asked for."""
+    its end. `use` (of the change logs, by whom) only if the volume is asked for by name,
+    `partitions` only if asked for."""
 
     name: str
     uuid: str
@@ -193,6 +195,7 @@ class VolumeView:
     created: str
     bad_blocks: list[BadBlockView] = field(default_factory=list)
     last_scrub: ScrubView | None = None
+    use: VolumeUseView | None = None
     partitions: list[PartitionView] | None = None
 
 
@@ -253,7 +256,8 @@ class SnapshotView:
     processors' write stalls; `durable_ns` goes from the start of the cut until it was flushed; `log_devices`
     has those of the change log that was named for it, if one was. `origin`: made by hand, or by a schedule
     (whose name is `schedule`, if it is one of polyvold's); `holds`: tags that keep it from being dropped for
-    space; `copy_of`: the UUID of the snapshot that it was restored from a backup of."""
+    space; `copy_of`: the UUID of the snapshot that it was restored from a backup of;
+    `use`: what it holds, None while the volume is not served."""
 
     volume: str
     name: str
@@ -273,6 +277,7 @@ class SnapshotView:
     schedule: str | None
     holds: list[str]
     copy_of: str | None
+    use: SnapshotUseView | None
     connections: int
     partitions: list[PartitionSnapshotView] | None = None
 

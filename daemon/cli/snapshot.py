@@ -4,8 +4,9 @@ from pathlib import Path
 
 import click
 
-from polyvol.daemon.cli.client import Client
+from polyvol.daemon.cli.client import Client, Json
 from polyvol.daemon.cli.common import Group, json_option, split_snapshot, state_dir_option
+from polyvol.daemon.cli.deletions import delete_many, is_pattern
 from polyvol.daemon.cli.output import listed, print_facts, print_json, print_table
 from polyvol.daemon.sizes import format_ns, format_size
 
@@ -52,7 +53,7 @@ def list_snapshots(volume: str | None, as_json: bool, state_dir: Path) -> None:
         print_json(snapshots)
         return
     print_table(
-        ("SNAPSHOT", "CREATED", "EPOCH", "MADE BY", "HELD", "STALL", "CONNECTIONS"),
+        ("SNAPSHOT", "CREATED", "EPOCH", "MADE BY", "HELD", "FREES", "SHARED", "STALL", "CONNECTIONS"),
         [
             (
                 each["export"],
@@ -60,6 +61,8 @@ def list_snapshots(volume: str | None, as_json: bool, state_dir: Path) -> None:
                 each["epoch"],
                 each["schedule"] or each["origin"],
                 listed(each["holds"]),
+                "-" if each["use"] is None else format_size(each["use"]["frees"]),
+                "-" if each["use"] is None else format_size(each["use"]["shared"]),
                 format_ns(each["stall_ns"]),
                 each["connections"],
             )
@@ -94,6 +97,8 @@ def show(name: str, partitions: bool, as_json: bool, state_dir: Path) -> None:
             ("write stall", f"{format_ns(shown['stall_ns'])} (by processor: {listed(stalls)})"),
             ("durable after", format_ns(shown["durable_ns"])),
             ("log devices", listed(shown["log_devices"]) if shown["log"] else None),
+            ("space", use_text(shown["use"])),
+            ("copy of", shown["copy_of"]),
             ("connections", shown["connections"]),
         ]
     )
@@ -116,10 +121,24 @@ def show(name: str, partitions: bool, as_json: bool, state_dir: Path) -> None:
 
 
 @snapshot.command()
-@click.argument("name", metavar="VOLUME@SNAPSHOT")
+@click.argument("names", nargs=-1, required=True, metavar="VOLUME@SNAPSHOT...")
+@click.option("--no-wait", is_flag=True, help="Of many: leave giving their space back to the background.")
 @state_dir_option
-def delete(name: str, state_dir: Path) -> None:
-    """Delete a snapshot that no client is connected to."""
+def delete(names: tuple[str, ...], no_wait: bool, state_dir: Path) -> None:
+    """Delete snapshots that no client is connected to; names of several may have * and ? in them."""
+    client, name = Client(state_dir), names[0]
+    if len(names) > 1 or is_pattern(name):
+        delete_many(client, names, wait=not no_wait)
+        return
     volume, own_name = split_snapshot(name)
-    deleted = Client(state_dir).delete("volumes", volume, "snapshots", own_name)
+    deleted = client.delete("volumes", volume, "snapshots", own_name)
     click.echo(f"snapshot {name} deleted, {format_size(deleted['freed'])} given back")
+
+
+def use_text(use: Json | None) -> str | None:
+    """What a snapshot holds, for people."""
+    if use is None:
+        return None
+    return (
+        f"deleting it frees {format_size(use['frees'])}; it shares {format_size(use['shared'])} with others"
+    )

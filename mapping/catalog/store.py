@@ -313,6 +313,12 @@ class Catalog:
         with self._database.transaction() as connection:
             connection.execute("DELETE FROM snapshot WHERE uuid = ?", (str(snapshot),))
 
+    def forget_snapshots(self, snapshots: Iterable[UUID]) -> None:
+        """Take several snapshots out, all or none."""
+        with self._database.transaction() as connection:
+            gone = [(str(snapshot),) for snapshot in snapshots]
+            connection.executemany("DELETE FROM snapshot WHERE uuid = ?", gone)
+
     def drop_snapshot(self, snapshot: SnapshotRecord) -> int:
         """Take a snapshot out to make room for writes, and remember that; the id of what is remembered."""
         with self._database.transaction() as connection:

@@ -245,12 +245,12 @@ impl Engine {
             shares: share_refs,
             flushes: AtomicU64::new(0),
             epoch: AtomicU64::new(epoch),
+            usage: std::sync::Mutex::default(),
         };
         let flusher = Arc::clone(&volume.flusher);
         self.enter(volume, shares)?;
         if replayed {
-            let (sender, _) = channel(); // whoever needs a slot that is held asks for itself
-            flusher.push(Waiter::Call(sender));
+            flusher.push(Waiter::Call(channel().0)); // whoever needs a slot that is held asks for itself
         }
         Ok(())
     }

@@ -196,8 +196,8 @@ impl Processor {
             }
             Control::CutStop(cut, shares) => self.stop_writes(&cut, shares),
             Control::CutGo(cut) => self.advance(&cut),
-            Control::Drop(number, epoch, answer) => {
-                let dropping = self.with_share(number, |share, _| share.begin_drop(epoch, answer));
+            Control::Drop(number, epochs, answer) => {
+                let dropping = self.with_share(number, |share, _| share.begin_drop(epochs, answer));
                 if let Some(dropping) = dropping {
                     self.drop_more(number, dropping);
                 }
@@ -235,18 +235,29 @@ impl Processor {
             Control::CheckpointDone(number, bytes) => {
                 self.with_share(number, |share, _| share.checkpoint_done(bytes));
             }
+            Control::Stop => return true,
+            question => self.answer(question),
+        }
+        false
+    }
+
+    /// Answers what is only asked.
+    fn answer(&mut self, question: Control) {
+        match question {
             Control::States(number, epoch, answer) => {
                 self.with_share(number, |share, _| answer.send(share.states(epoch)));
             }
             Control::Compare(number, since, until, answer) => {
                 self.with_share(number, |share, _| answer.send(share.pairs(since, until)));
             }
+            Control::Versions(number, range, answer) => {
+                self.with_share(number, |share, _| answer.send(share.hand_out(range)));
+            }
             Control::Use(number, answer) => {
                 self.with_share(number, |share, _| answer.send(share.usage()));
             }
-            Control::Stop => return true,
+            _ => unreachable!("all others are served above"),
         }
-        false
     }
 
     fn add(&mut self, number: u32, share: Box<Share>) {

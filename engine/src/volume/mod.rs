@@ -13,10 +13,11 @@ pub mod geometry;
 pub mod request;
 
 use std::cell::RefCell;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use crate::change_log::space::Space;
+use crate::engine::usage::UsageMemory;
 use crate::processor::core::Core;
 use crate::processor::hunger::Hunger;
 use crate::processor::queue::{Event, Part, Queue};
@@ -68,6 +69,8 @@ pub struct Volume {
     pub flushes: AtomicU64,
     /// The epoch of new writes, as the last cut left it.
     pub epoch: AtomicU64,
+    /// What was found of its snapshots' use.
+    pub usage: Mutex<UsageMemory>,
 }
 
 impl Volume {
