@@ -22,6 +22,7 @@ def filled(daemon: Daemon) -> None:
     draw = random.Random(3)
     with nbd.connect(daemon.uri("v")) as handle:
         for number in range(COUNT):
+            handle.pwrite(draw.randbytes(4096), 0)  # which each snapshot has for itself
             for _ in range(20):
                 handle.pwrite(draw.randbytes(4096), draw.randrange(SIZE // 4096) * 4096)
             daemon.api.post("snapshots", body={"volumes": ["v"], "name": f"auto-{number}"})
