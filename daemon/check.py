@@ -41,7 +41,7 @@ def check_state(state_dir: Path, *, data: bool, module: EngineModule | None = No
         raise NoState(state=state_dir)
     with _held(state_dir), tempfile.TemporaryDirectory(prefix="polyvol-check-") as scratch:
         copy = Path(scratch) / _CATALOG
-        for suffix in ("", "-wal"):
+        for suffix in ("", "-wal", ".renewed"):
             source = state_dir / f"{_CATALOG}{suffix}"
             if source.exists():
                 shutil.copyfile(source, f"{copy}{suffix}")

@@ -32,6 +32,8 @@ pub enum Bug {
     EarlyPunch,
     /// A failed sync is forgotten.
     ForgetFailedSync,
+    /// A failed sync is forgotten when the process is started again.
+    ForgetAtRestart,
     /// What was read back is not made durable before it is served.
     NoRecoverySync,
     /// Checksums are not compared.
@@ -41,7 +43,7 @@ pub enum Bug {
 }
 
 /// Every one of them.
-pub const ALL: [Bug; 16] = [
+pub const ALL: [Bug; 17] = [
     Bug::NoDeviceSync,
     Bug::MarkTooFar,
     Bug::EarlyReuse,
@@ -55,6 +57,7 @@ pub const ALL: [Bug; 16] = [
     Bug::PastTheMark,
     Bug::EarlyPunch,
     Bug::ForgetFailedSync,
+    Bug::ForgetAtRestart,
     Bug::NoRecoverySync,
     Bug::NoChecksum,
     Bug::EarlyRemoval,

@@ -160,6 +160,77 @@ fn a_failed_sync_stays_failed_until_the_device_is_opened_anew() {
 }
 
 #[test]
+fn a_failed_sync_outlives_the_process_and_hosts_are_told_before_it_is_forgotten() {
+    let (scratch, engine) = begin(&[], false);
+    engine.add_volume(spec(&scratch, &[3], &[])).unwrap();
+    let first = caller(&engine);
+    first.write(0, &[1; 4096], false).unwrap();
+    forbid(&scratch, "base-a", "sync");
+    assert!(engine.flush(1).is_err());
+    std::mem::forget((engine, first)); // killed
+    allow_all(&scratch);
+    for reopened in [false, true, true, false] {
+        let engine = start(&scratch, &[], false);
+        engine.add_volume(spec(&scratch, &[3], &[])).unwrap();
+        let caller = caller(&engine);
+        assert_eq!(mark(&engine, 1), Some("syncing"));
+        assert!(engine.flush(1).is_err(), "D2");
+        if reopened {
+            reopen(&engine, &scratch, 1);
+            assert_eq!(mark(&engine, 1), None);
+            engine.flush(1).unwrap();
+        }
+        std::mem::forget((engine, caller)); // no host was told
+    }
+    let engine = start(&scratch, &[], false);
+    engine.add_volume(spec(&scratch, &[3], &[])).unwrap();
+    let second = caller(&engine);
+    reopen(&engine, &scratch, 1);
+    assert_eq!(second.flush(), Err(EIO), "F2");
+    second.flush().unwrap();
+    std::mem::forget((engine, second));
+    let engine = start(&scratch, &[], false);
+    engine.add_volume(spec(&scratch, &[3], &[])).unwrap();
+    let third = caller(&engine);
+    assert_eq!(mark(&engine, 1), None);
+    third.flush().unwrap();
+    end(engine, third);
+}
+
+#[test]
+fn a_journal_whose_sync_failed_before_a_kill_commits_after_a_checkpoint() {
+    let (scratch, engine) = begin(&[], false);
+    engine.add_volume(spec(&scratch, &[3], &[])).unwrap();
+    let first = caller(&engine);
+    let epoch = cut(&engine);
+    first.write(0, &[1; 4096], false).unwrap();
+    forbid(&scratch, ".journal", "sync");
+    forbid(&scratch, ".checkpoint.new", "sync");
+    assert_eq!(first.flush(), Err(EIO));
+    std::mem::forget((engine, first)); // killed
+    let volume = scratch.path.join("volume");
+    let checkpoints = || {
+        let names = std::fs::read_dir(&volume).unwrap().map(|entry| entry.unwrap().path());
+        names.filter(|name| name.extension().is_some_and(|end| end == "checkpoint")).count()
+    };
+    assert!(volume.join("p000.failed-sync").exists());
+    assert_eq!(checkpoints(), 0);
+    allow_all(&scratch);
+    let engine = start(&scratch, &[], false);
+    engine.add_volume(spec(&scratch, &[3], &[epoch])).unwrap();
+    let second = caller(&engine);
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while second.flush().is_err() {
+        assert!(std::time::Instant::now() < deadline, "it heals by itself");
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    assert!(checkpoints() > 0, "J8");
+    assert!(!volume.join("p000.failed-sync").exists());
+    assert_eq!(read(&second, 0, 4096).unwrap(), [1; 4096]);
+    end(engine, second);
+}
+
+#[test]
 fn a_loss_is_told_to_hosts_also_if_the_device_was_opened_anew_before_they_flush() {
     let (scratch, engine) = begin(&[], false);
     engine.add_volume(spec(&scratch, &[3], &[])).unwrap();

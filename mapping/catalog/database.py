@@ -5,7 +5,8 @@ How it works      SQLite in WAL mode with synchronous=FULL, one connection for t
                   older one its migrations, each with its version in one transaction.
 Invariants        B1 a file of an unknown version, or of another program, is left as it is; B2 nobody sees the
                   middle of a transaction.
-Durability        When `transaction` has ended without an error, its changes survive power loss.
+Durability        When `transaction` has ended without an error, its changes survive power loss, also where
+                  a sync of an earlier process has failed (renewal.py).
 Errors            CatalogVersion, CatalogDamaged, CatalogFailed.
 """
 
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from polyvol.mapping.catalog.renewal import renew
 from polyvol.mapping.errors import CatalogDamaged, CatalogFailed, CatalogVersion
 
 LATEST_VERSION = 2
@@ -28,6 +30,7 @@ class Database:
         self._path = path
         self._lock = threading.RLock()
         try:
+            renew(path, latest)
             path.touch(mode=0o600)  # SQLite gives its other files the mode of this one
             self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             try:

@@ -4,8 +4,9 @@ How it works      A scenario, always the same, on a service in this process: it 
                   not stopped (recovery; now and then as after a power loss), writes in place and redirected,
                   flushes, cuts, deletes, zeroes, trims, writes until the journal rolls and a checkpoint is
                   made, and stops. `python -m tests.crash.faults --count N --seed S` draws N faults: the K-th
-                  call of a kind on some of the files fails, once or from then on. A fault has a name,
-                  KIND:PART:K:ERRNO:ONCE-OR-EVER:SEED, and `--fault NAME` tries that one alone.
+                  call of a kind on some of the files fails, once or from then on. Every other time the
+                  service is started again afterwards, on the same machine, and used a little. A fault has
+                  a name, KIND:PART:K:ERRNO:ONCE-OR-EVER:SEED, and `--fault NAME` tries that one alone.
 What must hold    Nothing panics; what fails says so, in one sentence; what was acknowledged is there after a
                   start without the fault; and what a flush was acknowledged for is there after a power loss,
                   in which what a failed sync was for may be lost (disk.py).
@@ -26,7 +27,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from polyvol.daemon.requests import DeviceAdd, SnapshotCreate, VolumeCreate
+from polyvol.daemon.requests import DeviceAdd, DeviceRetry, SnapshotCreate, VolumeCreate
 from polyvol.daemon.service import Service
 from polyvol.mapping.errors import PolyvolError
 from tests.crash.check import Checker, lay_out, read, without_control_api
@@ -199,6 +200,22 @@ def scenario(told: Told) -> None:
     told.delete("new")
 
 
+def mend(service: Service) -> None:
+    """What is left of the fault: a device that has failed a sync stays so until it is retried."""
+    for device in service.devices.list_all():
+        if device.state == "faulty":
+            service.retry_device(device.name, DeviceRetry())
+
+
+def afterwards(told: Told) -> None:
+    """What hosts do when the daemon was started again, on the same machine and without the fault."""
+    told.flush()
+    told.write(7 * BLOCK, 3 * BLOCK)
+    told.cut("newest")
+    told.write(2002, 2, fua=True)
+    told.flush()
+
+
 class Campaign:
     """Faults tried in a directory of this process; `said` is where its stderr goes."""
 
@@ -309,7 +326,13 @@ class Campaign:
         finally:
             self._control.end()
 
-    def _run_scenario(self, history: History) -> None:
+    def _run_scenario(
+        self,
+        history: History,
+        acts: Callable[[Told], None] = scenario,
+        first_tag: int = 1 << 20,
+        clock: Clock | None = None,
+    ) -> None:
         service = self._service()
         started = False
         with clean():
@@ -319,8 +342,8 @@ class Campaign:
             return
         try:
             if VOLUME in {export["name"] for export in service.exports()}:
-                told = Told(service, Clock(self._log), history, 1 << 20)
-                scenario(told)
+                told = Told(service, clock or Clock(self._log), history, first_tag)
+                acts(told)
                 told.close()
         finally:
             with clean():
@@ -335,12 +358,15 @@ class Campaign:
         if lost_power:
             self._new_boot_id()
         with self._recorded():
+            clock = Clock(self._log)
             self._control.fail(fault.kind, fault.at, fault.error, ever=fault.ever, part=fault.part)
             try:
-                self._run_scenario(history)
+                self._run_scenario(history, clock=clock)
             finally:
                 self.result.hit += self._control.counted() >= fault.at
                 self._control.fail("", 0, 0)
+            if fault.seed % 2:
+                self._run_scenario(history, afterwards, 1 << 30, clock)
         text = self._said.read_bytes()[said:].decode(errors="replace")
         if "panicked" in text:
             raise Lost(f"the engine has panicked:\n{text}")
@@ -351,6 +377,7 @@ class Campaign:
         checker = Checker(self._root, self._boot_id, expected)
         end = self._log.stat().st_size
         with checker.serving() as service:
+            mend(service)
             checker.look(service, end, everything=True)
         records = list(read_log(self._log))
         draw = random.Random(fault.seed)

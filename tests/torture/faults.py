@@ -15,7 +15,7 @@ class FaultCampaign:
 
     name = NAME
     unit = "faults"
-    share = 0.1
+    share = 0.04
 
     def missing(self) -> str | None:
         return None if shutil.which("cc") else "there is no C compiler (cc)"

@@ -18,7 +18,7 @@ class FuzzingCampaign:
 
     name = NAME
     unit = "executions"
-    share = 0.15
+    share = 0.06
 
     def missing(self) -> str | None:
         return None if SCRIPT.exists() else f"there is no scripts/{SCRIPT.name}"

@@ -17,7 +17,7 @@ class KillCampaign:
 
     name = NAME
     unit = "kills"
-    share = 0.2
+    share = 0.09
 
     def missing(self) -> str | None:
         return None

@@ -12,7 +12,9 @@ use crate::units::Epoch;
 pub const JOURNAL_MAGIC: [u8; 8] = *b"PVJRNL\r\n";
 /// First bytes of a checkpoint.
 pub const CHECKPOINT_MAGIC: [u8; 8] = *b"PVCKPT\r\n";
-/// The only version of both so far.
+/// First bytes of what remembers a failed sync.
+pub const FAILED_SYNC_MAGIC: [u8; 8] = *b"PVFAIL\r\n";
+/// The only version of all so far.
 pub const FORMAT_VERSION: u32 = 1;
 /// Bytes of a journal segment's and a checkpoint's header.
 pub const HEADER_BYTES: usize = 4096;

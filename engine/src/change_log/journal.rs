@@ -11,7 +11,8 @@
 //!                   J7 a segment's name and space are durable before its first record, and its header and records before a
 //!                      mark in a later segment is written: so where a header is lost, no record from there on was committed;
 //!                   J8 after a failed sync the kernel may have dropped records, so no later commit succeeds before a
-//!                      checkpoint, together with a segment that was begun after the failure, has made them all unnecessary.
+//!                      checkpoint, together with a segment that was begun after the failure, has made them all unnecessary;
+//!                      also if the process is started again in between.
 //! Owner and locks   the records' bytes: the processor. The marks' bytes: whoever holds `committing`. The list of
 //!                   segments: one lock, held for a push or a clone.
 //! Durability        an appended record survives SIGKILL at once, power loss once `committed` has reached it. A
@@ -22,6 +23,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use super::failed_sync::FailedSync;
 use super::format::{HEADER_BYTES, Header, JOURNAL_MAGIC, MARK_BYTES, MARK_OFFSETS, Mark};
 use super::format::{Record, RecordKind, record_bytes};
 use crate::deliberate::{Bug, bug};
@@ -138,6 +140,8 @@ pub struct Shared {
     expecting: AtomicBool,
     segments: Mutex<Vec<Arc<Segment>>>,
     committing: Mutex<Committing>,
+    /// What outlives the process of `committing.failed`.
+    failed_sync: FailedSync,
     /// Segments of the run before this one, until they were synced once.
     recovered: Mutex<Vec<Arc<dyn File>>>,
 }
@@ -172,6 +176,9 @@ impl Shared {
         let result = self.commit_now(&mut committing.turn, seq);
         let remembered = result.err().filter(|_| !bug(Bug::ForgetFailedSync));
         committing.failed = remembered.map(|errno| (errno, self.newest_number())); // J8
+        if committing.failed.is_some() {
+            self.failed_sync.set();
+        }
         result
     }
 
@@ -219,6 +226,7 @@ impl Shared {
         let oldest = segments[0].header.number;
         if committing.failed.is_some_and(|(_, newest)| newest < oldest) {
             committing.failed = None; // J8
+            self.failed_sync.forget_if(|| true);
         }
         self.committed.fetch_max(covered, Ordering::Release);
         oldest
@@ -302,12 +310,16 @@ impl Journal {
         };
         let prepared = Prepared::make(&identity, number).map_err(failed)?;
         let segment = Arc::new(prepared.begin(&identity, next_seq));
+        let failed_sync = FailedSync::of_journal(&identity);
+        // What was read back may be in the page cache alone, and be called clean there (J8).
+        let failed = failed_sync.is_set().then_some((Errno::EIO, number - 1));
         let shared = Shared {
             appended: AtomicU64::new(next_seq - 1),
             committed: AtomicU64::new(committed),
             expecting: AtomicBool::new(false),
             segments: Mutex::new(vec![Arc::clone(&segment)]),
-            committing: Mutex::default(),
+            committing: Mutex::new(Committing { turn: 0, failed }),
+            failed_sync,
             recovered: Mutex::new(recovered),
         };
         Ok(Journal {

@@ -15,6 +15,7 @@
 
 pub mod checkpoint;
 pub mod chunks;
+pub mod failed_sync;
 pub mod format;
 pub mod journal;
 pub mod leaf_bytes;

@@ -19,19 +19,25 @@
 
 use std::sync::Arc;
 
+use crate::change_log::journal::Identity;
 use crate::change_log::space::Space;
 use crate::processor::hunger::Hunger;
 use crate::volume::flusher::Durable;
 use crate::volume::geometry::Geometry;
 
 /// What has to be synced of a volume, but for its journals.
-pub fn all_devices(geometry: &Geometry, space: &Arc<Space>, hunger: &Arc<Hunger>) -> Durable {
-    let durable = Durable::of(space, hunger);
+pub fn all_devices(
+    identity: &Identity,
+    geometry: &Geometry,
+    space: &Arc<Space>,
+    hunger: &Arc<Hunger>,
+) -> Arc<Durable> {
+    let durable = Durable::of(identity, space, hunger);
     for partition in &geometry.partitions {
         partition.extents.iter().for_each(|extent| durable.add_device(&extent.device));
     }
     for log in space.logs() {
         log.devices().for_each(|device| durable.add_device(device));
     }
-    durable
+    Arc::new(durable)
 }

@@ -194,7 +194,8 @@ impl Engine {
         found: Vec<Found>,
     ) -> Result<()> {
         let hunger = Arc::new(Hunger::default());
-        let durable = Arc::new(all_devices(&geometry, &space, &hunger));
+        let identity = &found[0].0.identity; // a volume has a processor
+        let durable = all_devices(identity, &geometry, &space, &hunger);
         let epoch = found.iter().map(|(_, (one, _))| one.epoch).fold(spec.next_epoch, Epoch::max);
         let replayed = found.iter().any(|(_, (one, _))| one.replayed > 0);
         let flusher = Arc::new(Flusher::start(&*self.system, &spec.name, Arc::clone(&durable))?);
@@ -206,7 +207,7 @@ impl Engine {
             durable.add_journal(journal.shared(), &intake.share.queue, number);
             Ok((intake, journal, locals, slots))
         });
-        let begun = begun.collect::<Result<Vec<_>>>()?;
+        let begun: Vec<_> = begun.collect::<Result<_>>()?;
         let bad = Arc::new(BadBlocks::new(Arc::clone(&self.system)));
         space.logs().iter().for_each(|log| space.open(log, log.slots.used()));
         let made = begun.into_iter().enumerate().map(|(ordinal, begun)| {
@@ -247,16 +248,15 @@ impl Engine {
             epoch: AtomicU64::new(epoch),
             usage: std::sync::Mutex::default(),
         };
-        let flusher = Arc::clone(&volume.flusher);
-        self.enter(volume, shares)?;
+        let volume = self.enter(volume, shares)?;
         if replayed {
-            flusher.push(Waiter::Call(channel().0)); // whoever needs a slot that is held asks for itself
+            volume.flusher.push(Waiter::Call(channel().0)); // whoever needs a slot that is held asks for itself
         }
         Ok(())
     }
 
     /// Lets a volume be found, its shares on their processors.
-    fn enter(&self, volume: Volume, shares: Vec<Share>) -> Result<()> {
+    fn enter(&self, volume: Volume, shares: Vec<Share>) -> Result<Arc<Volume>> {
         let mut volumes = self.volumes.lock().expect("no holder panics");
         if volumes.contains_key(&volume.id) {
             let what = format!("volume {} is served already", volume.name);
@@ -266,8 +266,9 @@ impl Engine {
             let control = Control::AddShare(volume.share, Box::new(share));
             share_ref.queue.push(Event::Control(Box::new(control)));
         }
-        volumes.insert(volume.id, Arc::new(volume));
-        Ok(())
+        let volume = Arc::new(volume);
+        volumes.insert(volume.id, Arc::clone(&volume));
+        Ok(volume)
     }
 
     /// Gives a volume one more change log: for cuts to name, or `default`: for all that is redirected from now on.

@@ -112,6 +112,17 @@ impl System for Files {
     fn remove(&self, path: &Path) -> Result<()> {
         self.files().remove(path).map(|_| ()).ok_or(Errno::new(libc::ENOENT))
     }
+    fn remember(&self, path: &Path, bytes: &[u8]) -> Result<()> {
+        self.put(path.to_owned(), bytes.to_vec());
+        Ok(())
+    }
+    fn recall(&self, path: &Path) -> Result<Option<Vec<u8>>> {
+        let file = self.files().get(path).cloned();
+        Ok(file.map(|bytes| bytes.lock().expect("no holder panics").clone()))
+    }
+    fn forget(&self, path: &Path) {
+        self.files().remove(path);
+    }
     fn list(&self, _directory: &Path) -> Result<Vec<PathBuf>> {
         Ok(self.files().keys().cloned().collect())
     }

@@ -164,15 +164,31 @@ impl Device {
         self.faults.mark()
     }
 
+    /// Whether a sync has failed, so that none succeeds (D2). Not of a device that is missing.
+    pub fn has_failed_sync(&self) -> bool {
+        let syncing = self.syncing.lock().expect("no holder panics");
+        self.is_present() && syncing.failed.is_some()
+    }
+
+    /// A sync has failed in an earlier process, since the machine was started (D2).
+    pub fn failed_sync_before(&self) {
+        let mut syncing = self.syncing.lock().expect("no holder panics");
+        if self.is_present() && syncing.failed.is_none() {
+            syncing.failed = Some((Errno::EIO, 0));
+            self.losses.fetch_add(1, Ordering::AcqRel); // D4
+            self.faults.note(Call::Sync, 0, Errno::EIO, self.system.wall_ns());
+        }
+    }
+
     /// How many times acknowledged writes may have been lost (D4).
     pub fn losses(&self) -> u64 {
         self.losses.load(Ordering::Acquire)
     }
 
     /// Of those, how many a volume that has just been taken over is still to tell its hosts of: one, if the device is
-    /// missing and what was written to it is in doubt.
+    /// missing and what was written to it is in doubt, or if a sync of it has failed.
     pub fn losses_to_tell(&self) -> u64 {
-        let in_doubt = !self.is_present() && self.losses() > 0;
+        let in_doubt = (!self.is_present() || self.has_failed_sync()) && self.losses() > 0;
         u64::from(in_doubt)
     }
 

@@ -40,7 +40,7 @@ impl Simulation {
         let host = self.host.lock();
         let whole = host.read_errors == errors;
         match view.and_then(|epoch| host.snapshots.get(&epoch)).filter(|_| whole) {
-            Some(snapshot) if !host.model.wild => snapshot.is_one_instant(),
+            Some(snapshot) => snapshot.is_one_instant(),
             _ => Ok(()),
         }
     }
@@ -48,6 +48,9 @@ impl Simulation {
     /// Nothing fails any more: everything is as it should be, and nothing is left when all was deleted.
     pub(super) fn account(&mut self) -> Result<()> {
         self.disk.lock().failing = false;
+        // Where a sync has failed, none succeeds before the machine was started anew.
+        self.disk.lock().crash(true);
+        self.start_again();
         self.disk.lock().plan = None;
         let Some(running) = self.start(false)? else { return Ok(()) };
         self.disk.lock().failing = false;

@@ -45,6 +45,7 @@ pub struct Disk {
     durable_names: BTreeMap<PathBuf, usize>,
     pending: Vec<NameChange>,
     directories: BTreeSet<PathBuf>,
+    remembered: BTreeMap<PathBuf, Vec<u8>>,
     random: Random,
     /// How often it fails.
     pub rates: Rates,
@@ -75,6 +76,7 @@ impl Disk {
             durable_names: BTreeMap::new(),
             pending: Vec::new(),
             directories: BTreeSet::new(),
+            remembered: BTreeMap::new(),
             random,
             rates,
             failing: false,
@@ -129,6 +131,9 @@ impl Disk {
             apply(&mut self.durable_names, change);
         }
         self.names.clone_from(&self.durable_names);
+        if self.random.coin() {
+            self.remembered.clear();
+        }
         let overall = self.random.below(4);
         for inode in &mut self.inodes {
             let survival = match if overall == 3 { self.random.below(3) } else { overall } {
@@ -392,6 +397,29 @@ impl Disk {
                 Err(Errno::EIO)
             }
         }
+    }
+
+    /// Keeps bytes for as long as the machine runs, and perhaps longer.
+    pub fn remember(&mut self, path: &Path, bytes: &[u8]) -> Result<()> {
+        if self.dead {
+            return Err(Errno::EIO);
+        }
+        self.note("remember", bytes.len() as u64, 0, 0);
+        self.remembered.insert(path.to_owned(), bytes.to_vec());
+        Ok(())
+    }
+
+    /// What is kept.
+    pub fn recall(&self, path: &Path) -> Option<Vec<u8>> {
+        self.remembered.get(path).cloned()
+    }
+
+    /// Keeps it no longer.
+    pub fn forget(&mut self, path: &Path) -> Result<()> {
+        if !self.dead {
+            self.remembered.remove(path);
+        }
+        Ok(())
     }
 
     /// Everything in a directory.

@@ -58,8 +58,6 @@ pub struct Counts {
     pub operations: u64,
     /// Faults injected.
     pub faults: u64,
-    /// It ended early: what was read back was refused, as it had to be.
-    pub refused: u64,
 }
 
 impl Counts {
@@ -71,7 +69,6 @@ impl Counts {
         self.requests += other.requests;
         self.operations += other.operations;
         self.faults += other.faults;
-        self.refused += other.refused;
     }
 }
 
@@ -88,10 +85,6 @@ pub struct Simulation {
     pub(super) shape: Shape,
     pub(super) host: Arc<Host>,
     pub(super) catalog: Catalog,
-    /// Failed syncs of files when the power was last lost.
-    holes_before: u64,
-    /// A sync had failed when the process was started again: see the model's `wild`.
-    hole: bool,
     boots_seen: u64,
     /// What happened.
     pub counts: Counts,
@@ -113,8 +106,7 @@ impl Simulation {
         let host = Arc::new(Host::new(random.fork(), disk.clone(), shape.size, shape.trims()));
         let catalog = Catalog { snapshots: Vec::new(), next_epoch: 1 };
         let (counts, boots_seen) = (Counts::default(), 1);
-        let (holes_before, hole) = (0, false);
-        Simulation { random, disk, shape, host, catalog, holes_before, hole, boots_seen, counts }
+        Simulation { random, disk, shape, host, catalog, boots_seen, counts }
     }
 
     /// Runs it to its end.
@@ -152,7 +144,7 @@ impl Simulation {
         disk.plan = Some(Plan { at: disk.operations + within, power });
     }
 
-    /// Starts engines until one serves the volume; `None` if it is refused for good, and has to be.
+    /// Starts engines until one serves the volume.
     pub(super) fn start(&mut self, crashing: bool) -> Result<Option<Running>> {
         for attempt in 0..STARTS_MAX {
             if crashing && (attempt == 0 || self.random.below(4) == 0) {
@@ -173,11 +165,6 @@ impl Simulation {
             }
             let Err(error) = result else { return self.served(running, crashing).map(Some) };
             let after = self.disk.lock().injected;
-            if self.hole || self.host.lock().model.wild {
-                self.end(&running);
-                self.counts.refused = 1;
-                return Ok(None);
-            }
             if after.errors == before.errors {
                 return Err(format!("the volume is refused: {error}"));
             }
@@ -225,16 +212,17 @@ impl Simulation {
     pub(super) fn crashed(&mut self, running: &Running) {
         self.counts.crashes += 1;
         self.end(running);
+        self.start_again();
+    }
+
+    /// The machine or the process, whichever it was that has crashed, is there again.
+    pub(super) fn start_again(&mut self) {
         let mut disk = self.disk.lock();
         let mut host = self.host.lock();
         if disk.boots > self.boots_seen {
             self.boots_seen = disk.boots;
-            host.model.wild |= self.hole;
-            self.hole = false;
-            self.holes_before = disk.injected.holes;
+            host.holes_before = disk.injected.holes;
             host.model.power_lost();
-        } else if disk.injected.holes > self.holes_before {
-            self.hole = true;
         }
         disk.start();
     }
@@ -272,7 +260,7 @@ impl Simulation {
 
     fn sync_failed(&self) -> bool {
         let (disk, host) = (self.disk.lock(), self.host.lock());
-        disk.injected.syncs > host.began.syncs
+        disk.injected.syncs > host.began.syncs || disk.injected.holes > host.holes_before
     }
 
     // What happens while it runs.
@@ -444,6 +432,7 @@ impl Simulation {
         }
         self.catalog.snapshots.retain(|(other, _)| *other != epoch);
         self.disk.lock().note("delete", epoch, 0, 0);
+        self.host.lock().look();
         self.disk.lock().maybe_crash();
         if !self.disk.lock().dead {
             let dropped = running.engine.drop_snapshot(VOLUME, epoch);

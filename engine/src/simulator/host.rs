@@ -12,56 +12,18 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::contents::SECTOR;
 use super::faults::Injected;
-use super::model::{Model, Sector, Snapshot, belongs, tag};
+use super::inbox::{Ended, Inbox};
+use super::model::{Model, Sector, Snapshot, tag};
 use super::random::Random;
 use super::scheduler;
 use super::system::Shelf;
 use crate::buffer::Buffer;
-use crate::change_log::space::Space;
 use crate::error::Errno;
 use crate::units::{BLOCK_SIZE, Epoch};
 use crate::volume::request::{Request, Sink, Target, Verb};
 use crate::volume::{View, Volume};
 
 const BLOCK_SECTORS: u64 = BLOCK_SIZE / SECTOR as u64;
-
-/// A request that has ended.
-struct Ended {
-    time: u64,
-    injected: Injected,
-    full: bool,
-    request: Arc<Request>,
-}
-
-/// Where requests end.
-pub struct Inbox {
-    disk: Shelf,
-    clock: Arc<AtomicU64>,
-    space: Arc<Space>,
-    ended: Mutex<Vec<Ended>>,
-}
-
-impl Sink for Inbox {
-    fn complete(&self, request: Arc<Request>) {
-        let mut disk = self.disk.lock();
-        disk.maybe_crash();
-        if disk.dead {
-            return; // nobody hears it
-        }
-        let time = self.clock.fetch_add(1, Ordering::Relaxed);
-        let errno = request.result().err().map_or(0, |errno| errno.raw() as u64);
-        disk.note("end", request.cookie, errno, time);
-        let injected = disk.injected;
-        drop(disk);
-        // Of a request in several parts, others may have given room back meanwhile.
-        let blocks = (request.length / BLOCK_SIZE + 2) * 2;
-        let full = self.space.free() < blocks;
-        let ended = Ended { time, injected, full, request };
-        self.ended.lock().expect("nobody panics with it").push(ended);
-    }
-
-    fn kick(&self) {}
-}
 
 /// A request under way.
 #[derive(Clone, Debug)]
@@ -104,6 +66,8 @@ pub struct State {
     volume: Option<(Arc<Volume>, Arc<Inbox>)>,
     /// What had gone wrong when the volume was begun to be served.
     pub began: Injected,
+    /// Failed syncs of files when the machine was started.
+    pub holes_before: u64,
     /// Reads that failed.
     pub read_errors: u64,
 }
@@ -119,6 +83,7 @@ pub struct Host {
 impl scheduler::Host for Host {
     fn turn(&self) -> bool {
         let Ok(mut state) = self.state.try_lock() else { return false };
+        state.look();
         let took = state.take_ended();
         let made = state.make_requests(&self.disk, &self.clock);
         took || made
@@ -147,6 +112,7 @@ impl Host {
             trims,
             volume: None,
             began: Injected::default(),
+            holes_before: 0,
             read_errors: 0,
             random,
         };
@@ -166,8 +132,7 @@ impl Host {
     /// A volume is served.
     pub fn attach(&self, volume: Arc<Volume>) {
         let (disk, clock) = (self.disk.clone(), Arc::clone(&self.clock));
-        let inbox =
-            Inbox { disk, clock, space: Arc::clone(&volume.space), ended: Mutex::default() };
+        let inbox = Inbox::new(disk, clock, Arc::clone(&volume.space));
         let mut state = self.lock();
         state.volume = Some((volume, Arc::new(inbox)));
     }
@@ -247,9 +212,24 @@ impl State {
         format!("{:?}", self.under_way)
     }
 
+    /// Notes how many slots are free: before somebody makes room.
+    pub fn look(&self) {
+        if let Some((_, inbox)) = &self.volume {
+            inbox.look();
+        }
+    }
+
+    /// Whether slots were too few for a request at some time since it began.
+    fn was_full(&self, operation: &Operation, request: &Request) -> bool {
+        let Some((_, inbox)) = &self.volume else { return false };
+        // Of a request in several parts, others may have taken theirs.
+        let blocks = (request.length / BLOCK_SIZE + 2) * 2;
+        inbox.fewest_free_since(operation.began) < blocks
+    }
+
     fn take_ended(&mut self) -> bool {
         let Some((_, inbox)) = &self.volume else { return false };
-        let ended = std::mem::take(&mut *inbox.ended.lock().expect("nobody panics with it"));
+        let ended = inbox.take();
         let some = !ended.is_empty();
         for ended in ended {
             let cookie = ended.request.cookie;
@@ -297,31 +277,31 @@ impl State {
     /// Whether an error follows from what the disk did wrong, or from a full log.
     fn explained(&self, operation: &Operation, ended: &Ended, errno: Errno) -> bool {
         let (before, after) = (operation.injected, ended.injected);
-        let sync_failed = after.syncs > self.began.syncs;
+        let sync_failed = after.syncs > self.began.syncs || after.holes > self.holes_before;
         // A write that waits for slots to be released is refused as the sync is that it waits for.
         let syncs = operation.verb == Verb::Flush || operation.verb.is_write();
-        (errno == Errno::ENOSPC && ended.full)
+        (errno == Errno::ENOSPC && self.was_full(operation, &ended.request))
             || after.errors > before.errors
             || (syncs && sync_failed)
-            || (errno == Errno::EIO && (after.damage > 0 || self.model.wild))
+            || (errno == Errno::EIO && after.damage > 0)
     }
 
     fn check_read(&mut self, operation: &Operation, bytes: &[u8]) {
         for (sector, bytes) in operation.sectors.clone().zip(bytes.chunks_exact(SECTOR)) {
-            let value = u64::from_le_bytes(bytes[..8].try_into().expect("8 bytes"));
-            if bytes.chunks_exact(8).any(|word| word != &bytes[..8]) {
+            let mut words = bytes.chunks_exact(8).map(word);
+            let value = word(&bytes[..8]);
+            if words.any(|word| word != value) {
                 return self.fail(format!("sector {sector} is torn within itself"));
             }
-            let wild = self.model.wild;
             let result = match operation.view {
                 Some(epoch) => match self.snapshots.get_mut(&epoch) {
-                    Some(snapshot) => snapshot.found(sector, value, wild),
+                    Some(snapshot) => snapshot.found(sector, value),
                     None => Ok(()),
                 },
                 None if operation.blurred => {
                     let extra = operation.extra.contains(&(sector, value));
                     let now = self.model.now(sector);
-                    let fine = extra || now.contains(&value) || (wild && belongs(value, sector));
+                    let fine = extra || now.contains(&value);
                     if fine { Ok(()) } else { Err(now.to_vec()) }
                 }
                 None => self.model.found(sector, value),
@@ -447,10 +427,11 @@ impl State {
         let length = operation.sectors.len() * SECTOR;
         let data = match operation.verb {
             Verb::Write => {
-                let mut bytes = Vec::with_capacity(length);
-                for sector in operation.sectors.clone() {
+                let mut bytes = vec![0; length];
+                for (sector, bytes) in operation.sectors.clone().zip(bytes.chunks_exact_mut(SECTOR))
+                {
                     let value = tag(operation.id, sector).to_le_bytes();
-                    (0..SECTOR / 8).for_each(|_| bytes.extend_from_slice(&value));
+                    bytes.chunks_exact_mut(8).for_each(|word| word.copy_from_slice(&value));
                 }
                 self.next_id += 1;
                 Buffer::copy_of(&bytes)
@@ -475,6 +456,10 @@ impl State {
         self.under_way.insert(request.cookie, operation);
         View { volume, epoch }.submit(&mut vec![Arc::new(request)]);
     }
+}
+
+fn word(bytes: &[u8]) -> u64 {
+    u64::from_le_bytes(bytes.try_into().expect("8 bytes"))
 }
 
 /// Whether two requests touch the same sectors, one of them to change them.

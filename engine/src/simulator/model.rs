@@ -6,8 +6,6 @@
 //!                   every write since then. A read that finds one of several has settled which.
 //! What is allowed   acknowledged: the new value; failed, or under way at a crash: old or new; after a power loss: what
 //!                   a flush covered, or anything later.
-//! What it cannot know   after a failed sync and a restart of the process alone the kernel's cache claims to be clean: then
-//!                   a power loss may bring back any age of a sector ([`Model::wild`]), but never another's bytes.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -20,11 +18,6 @@ const SECTOR_BITS: u32 = 24;
 /// The value that write `id` gives a sector; `id` 0 writes zeroes.
 pub fn tag(id: u64, sector: Sector) -> u64 {
     if id == 0 { 0 } else { id << SECTOR_BITS | u64::from(sector) }
-}
-
-/// Whether a value can have been written to this sector.
-pub fn belongs(value: u64, sector: Sector) -> bool {
-    value == 0 || value & ((1 << SECTOR_BITS) - 1) == u64::from(sector)
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -79,15 +72,13 @@ pub struct Model {
     odd: BTreeMap<Sector, Odd>,
     /// The cut that is being made.
     pub cutting: Option<Snapshot>,
-    /// See the module's head.
-    pub wild: bool,
 }
 
 impl Model {
     /// A volume of so many sectors, all zero.
     pub fn new(sectors: Sector) -> Model {
         let plain = vec![0; sectors as usize];
-        Model { plain, odd: BTreeMap::new(), cutting: None, wild: false }
+        Model { plain, odd: BTreeMap::new(), cutting: None }
     }
 
     /// What a read may find.
@@ -191,14 +182,10 @@ impl Model {
     /// A read has found a value that nothing under way explains; `Err` with what was allowed.
     pub fn found(&mut self, sector: Sector, value: u64) -> Result<(), Vec<u64>> {
         let Some(odd) = self.odd.get_mut(&sector) else {
-            let plain = &mut self.plain[sector as usize];
-            if *plain != value && self.wild && belongs(value, sector) {
-                *plain = value;
-            }
-            return if *plain == value { Ok(()) } else { Err(vec![*plain]) };
+            let plain = self.plain[sector as usize];
+            return if plain == value { Ok(()) } else { Err(vec![plain]) };
         };
-        let allowed = odd.now.contains(&value) || (self.wild && belongs(value, sector));
-        if !allowed {
+        if !odd.now.contains(&value) {
             return Err(odd.now.clone());
         }
         odd.now = vec![value];
@@ -235,13 +222,12 @@ impl Snapshot {
     }
 
     /// A read has found a value; it never changes from now on. `Err` with what was allowed.
-    pub fn found(&mut self, sector: Sector, value: u64, wild: bool) -> Result<(), Vec<u64>> {
+    pub fn found(&mut self, sector: Sector, value: u64) -> Result<(), Vec<u64>> {
         let plain = &mut self.plain[sector as usize];
         let allowed = match self.odd.get(&sector) {
             Some(set) => set.contains(&value),
             None => *plain == value,
         };
-        let allowed = allowed || (wild && belongs(value, sector));
         if !allowed {
             return Err(self.odd.get(&sector).cloned().unwrap_or(vec![*plain]));
         }

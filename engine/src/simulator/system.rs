@@ -221,6 +221,19 @@ impl System for Simulated {
         self.operate(|disk| disk.remove(path))
     }
 
+    // At once, and it never fails: a kill between a failed sync and its memory is not simulated.
+    fn remember(&self, path: &Path, bytes: &[u8]) -> Result<()> {
+        self.at_once(|disk| disk.remember(path, bytes))
+    }
+
+    fn recall(&self, path: &Path) -> Result<Option<Vec<u8>>> {
+        self.at_once(|disk| Ok(disk.recall(path)))
+    }
+
+    fn forget(&self, path: &Path) {
+        let _ = self.at_once(|disk| disk.forget(path));
+    }
+
     fn list(&self, directory: &Path) -> Result<Vec<PathBuf>> {
         self.operate(|disk| disk.list(directory))
     }

@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::fs::OpenOptions;
-use std::io::{IoSliceMut, Read};
+use std::io::{ErrorKind, IoSliceMut, Read};
 use std::num::NonZeroU64;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileExt;
@@ -181,6 +181,24 @@ impl System for Linux {
 
     fn remove(&self, path: &Path) -> Result<()> {
         Ok(fs::remove_file(path)?)
+    }
+
+    fn remember(&self, path: &Path, bytes: &[u8]) -> Result<()> {
+        let new = path.with_extension("new");
+        fs::write(&new, bytes)?;
+        Ok(fs::rename(new, path)?)
+    }
+
+    fn recall(&self, path: &Path) -> Result<Option<Vec<u8>>> {
+        match fs::read(path) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn forget(&self, path: &Path) {
+        let _ = fs::remove_file(path); // it is not there, or is found again, which is harmless
     }
 
     fn list(&self, directory: &Path) -> Result<Vec<PathBuf>> {

@@ -75,6 +75,13 @@ pub trait System: Send + Sync + Debug {
     fn rename(&self, from: &Path, to: &Path) -> Result<()>;
     /// Removes a file.
     fn remove(&self, path: &Path) -> Result<()>;
+    /// Keeps these bytes under a name, whole or not at all, for as long as the machine runs: longer than this process, and
+    /// perhaps not as long as the disk.
+    fn remember(&self, path: &Path, bytes: &[u8]) -> Result<()>;
+    /// What is kept under a name; `None` for nothing.
+    fn recall(&self, path: &Path) -> Result<Option<Vec<u8>>>;
+    /// Keeps nothing under a name any more.
+    fn forget(&self, path: &Path);
     /// Everything in a directory, in no order.
     fn list(&self, directory: &Path) -> Result<Vec<PathBuf>>;
     /// Makes a directory, and those above it.

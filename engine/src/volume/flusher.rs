@@ -7,14 +7,15 @@
 //!                   a mark covers only records that were appended before the devices' sync began, and a
 //!                   record is appended after its data was written.
 //!                   F2 whenever a device may have lost acknowledged writes (its D4), a sync that a host asked for
-//!                   fails, also if the device has been opened anew in between.
+//!                   fails, also if the device has been opened anew or the process started again in between.
 //! Errors            a failed sync fails everyone that it was for, with the device's errno.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, RwLock};
 
-use crate::change_log::journal;
+use crate::change_log::failed_sync::FailedSync;
+use crate::change_log::journal::{self, Identity};
 use crate::change_log::space::Space;
 use crate::deliberate::{Bug, bug};
 use crate::error::{Errno, Error, Result};
@@ -46,8 +47,17 @@ pub enum Waiter {
 pub struct Durable {
     devices: RwLock<Vec<Arc<Watched>>>,
     journals: RwLock<Vec<Writer>>,
+    whose: Option<Whose>,
+}
+
+/// The volume that it is of.
+#[derive(Debug)]
+struct Whose {
+    /// Any of its processors'.
+    identity: Identity,
     /// What a sync that succeeds lets go (P3), and who waits for it.
-    space: Option<(Arc<Space>, Arc<Hunger>)>,
+    space: Arc<Space>,
+    hunger: Arc<Hunger>,
 }
 
 /// A device that holds extents or slots.
@@ -56,6 +66,24 @@ struct Watched {
     device: Arc<Device>,
     /// How many of its losses hosts were told of (F2).
     told: AtomicU64,
+    /// What outlives the process of a failed sync.
+    failed_sync: FailedSync,
+}
+
+impl Watched {
+    fn sync(&self) -> std::result::Result<(), Errno> {
+        let result = self.device.sync();
+        if result.is_err() && self.device.has_failed_sync() {
+            self.failed_sync.set();
+        }
+        result
+    }
+
+    /// Hosts were told of all losses until now.
+    fn was_told(&self) {
+        let told = || self.told.load(Ordering::Acquire) == self.device.losses();
+        self.failed_sync.forget_if(|| told() && !self.device.has_failed_sync());
+    }
 }
 
 /// Who writes a journal.
@@ -67,9 +95,11 @@ struct Writer {
 }
 
 impl Durable {
-    /// Nothing yet, of a volume with this space.
-    pub fn of(space: &Arc<Space>, hunger: &Arc<Hunger>) -> Durable {
-        Durable { space: Some((Arc::clone(space), Arc::clone(hunger))), ..Durable::default() }
+    /// Nothing yet, of a volume with this space; `identity` is any of its processors'.
+    pub fn of(identity: &Identity, space: &Arc<Space>, hunger: &Arc<Hunger>) -> Durable {
+        let (space, hunger) = (Arc::clone(space), Arc::clone(hunger));
+        let whose = Some(Whose { identity: identity.clone(), space, hunger });
+        Durable { whose, ..Durable::default() }
     }
 
     /// Makes everything acknowledged so far durable.
@@ -90,7 +120,7 @@ impl Durable {
                 told.push((queue, Control::Release { share: *share, result: Ok(()) }));
             }
         }
-        if let Some((space, hunger)) = &self.space
+        if let Some(Whose { space, hunger, .. }) = &self.whose
             && result.is_ok()
             && space.let_go()
         {
@@ -107,7 +137,7 @@ impl Durable {
         let devices = self.devices.read().expect("no holder panics").clone();
         let mut result = Ok(());
         for watched in devices.iter().filter(|_| !bug(Bug::NoDeviceSync)) {
-            result = result.and(watched.device.sync());
+            result = result.and(watched.sync());
         }
         result
     }
@@ -125,6 +155,12 @@ impl Durable {
         result
     }
 
+    /// Hosts have heard what [`Durable::tell_losses`] has said.
+    fn were_told(&self) {
+        let devices = self.devices.read().expect("no holder panics");
+        devices.iter().for_each(|watched| watched.was_told());
+    }
+
     /// Adds a journal, with its processor's queue and the number of the volume's share there.
     pub fn add_journal(&self, journal: &Arc<journal::Shared>, queue: &Arc<Queue>, share: u32) {
         let (journal, queue) = (Arc::clone(journal), Arc::clone(queue));
@@ -140,10 +176,15 @@ impl Durable {
 
     /// Adds a device, if it is not there.
     pub fn add_device(&self, device: &Arc<Device>) {
+        let identity = &self.whose.as_ref().expect("only a volume has devices").identity;
         let mut devices = self.devices.write().expect("no holder panics");
         if !devices.iter().any(|other| other.device.id == device.id) {
+            let failed_sync = FailedSync::of_device(identity, device.id);
+            if failed_sync.is_set() {
+                device.failed_sync_before();
+            }
             let told = AtomicU64::new(device.losses() - device.losses_to_tell());
-            devices.push(Arc::new(Watched { device: Arc::clone(device), told }));
+            devices.push(Arc::new(Watched { device: Arc::clone(device), told, failed_sync }));
         }
     }
 }
@@ -228,6 +269,9 @@ fn run(shared: &Shared) {
         let hosts = waiting.iter().any(|waiter| matches!(waiter, Waiter::Request(_)));
         let told = if hosts { shared.durable.tell_losses() } else { Ok(()) };
         answer(waiting, result, result.and(told));
+        if hosts {
+            shared.durable.were_told();
+        }
     }
 }
 

@@ -98,6 +98,15 @@ impl System for Faulty {
     fn remove(&self, path: &Path) -> Result<()> {
         Linux.remove(path)
     }
+    fn remember(&self, path: &Path, bytes: &[u8]) -> Result<()> {
+        Linux.remember(path, bytes)
+    }
+    fn recall(&self, path: &Path) -> Result<Option<Vec<u8>>> {
+        Linux.recall(path)
+    }
+    fn forget(&self, path: &Path) {
+        Linux.forget(path);
+    }
     fn list(&self, directory: &Path) -> Result<Vec<PathBuf>> {
         Linux.list(directory)
     }

@@ -66,6 +66,15 @@ impl System for Hollow {
     fn remove(&self, path: &Path) -> Result<()> {
         self.0.remove(path)
     }
+    fn remember(&self, path: &Path, bytes: &[u8]) -> Result<()> {
+        self.0.remember(path, bytes)
+    }
+    fn recall(&self, path: &Path) -> Result<Option<Vec<u8>>> {
+        self.0.recall(path)
+    }
+    fn forget(&self, path: &Path) {
+        self.0.forget(path);
+    }
     fn list(&self, directory: &Path) -> Result<Vec<PathBuf>> {
         self.0.list(directory)
     }

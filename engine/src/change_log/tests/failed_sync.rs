@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{Scratch, back, entry, ten_records};
+use crate::change_log::failed_sync::FailedSync;
+use crate::change_log::format::FAILED_SYNC_MAGIC;
 use crate::change_log::journal::Journal;
 use crate::error::Errno;
 use crate::system::mapping::Mapping;
@@ -86,4 +88,42 @@ fn a_failed_journal_commits_again_when_a_checkpoint_covers_what_it_may_have_lost
     journal.shared().commit(2).unwrap();
     journal.begin_anew().unwrap();
     assert_eq!(journal.take_number(), 3, "no segment was begun without need");
+}
+
+#[test]
+fn a_failed_sync_is_remembered_until_the_machine_is_started_again() {
+    let scratch = Scratch::new();
+    let path = scratch.0.join("d000007.failed-sync");
+    let of = |boot| FailedSync::of_device(&scratch.identity(boot), 7);
+    assert!(!of(1).is_set() && !path.exists());
+    of(1).set();
+    assert!(of(1).is_set());
+    assert!(!FailedSync::of_device(&scratch.identity(1), 8).is_set());
+    let again = of(1);
+    again.forget_if(|| false);
+    assert!(of(1).is_set());
+    again.forget_if(|| true);
+    assert!(!again.is_set() && !of(1).is_set());
+    of(1).set();
+    assert!(!of(2).is_set(), "another boot");
+    assert!(!path.exists());
+}
+
+#[test]
+fn what_is_left_of_a_memory_by_a_power_loss_says_nothing_and_a_later_version_is_believed() {
+    let scratch = Scratch::new();
+    let path = scratch.0.join("d000007.failed-sync");
+    FailedSync::of_device(&scratch.identity(1), 7).set();
+    let whole = std::fs::read(&path).unwrap();
+    assert_eq!(whole[..8], FAILED_SYNC_MAGIC);
+    let set = |bytes: &[u8]| {
+        std::fs::write(&path, bytes).unwrap();
+        FailedSync::of_device(&scratch.identity(1), 7).is_set()
+    };
+    assert!(set(&whole));
+    assert!(!set(&[]) && !set(&whole[..40]) && !set(&[0; 80]));
+    let mut later = whole;
+    later[8] = 2;
+    assert!(set(&later));
+    assert!(path.exists(), "an unknown version is left untouched");
 }

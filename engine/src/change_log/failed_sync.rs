@@ -1,0 +1,91 @@
+//! Failed sync: the memory of one, which outlives the process for as long as the machine runs.
+//!
+//! How it works      After a failed sync the kernel may call clean what never reached the disk, so that the first sync of
+//!                   the next process would succeed, and a flush be answered that has lost something. A small file in
+//!                   the volume's directory, a header that names the boot, says that a device or a journal has failed one:
+//!                   then it begins as failed, as it was. It is not synced: after the machine's next start no page of
+//!                   the old cache is left that could be mistaken.
+//! Invariants        R1 it is set before whoever asked for the sync hears of it, and forgotten after what may have
+//!                   been lost is unnecessary, or hosts were told.
+//! Owner and locks   one lock, held while the file changes.
+//! Errors            where it cannot be written, only this process remembers. One that cannot be read counts as set.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use super::format::{BadHeader, FAILED_SYNC_MAGIC, Header};
+use super::journal::Identity;
+use crate::deliberate::{Bug, bug};
+use crate::system::System;
+use crate::units::DeviceId;
+
+/// See the module's head.
+#[derive(Debug)]
+pub struct FailedSync {
+    system: Arc<dyn System>,
+    path: PathBuf,
+    header: Header,
+    set: Mutex<bool>,
+}
+
+impl FailedSync {
+    /// What is remembered of a journal.
+    pub fn of_journal(identity: &Identity) -> FailedSync {
+        FailedSync::at(identity, format!("p{:03}.failed-sync", identity.processor), 1)
+    }
+
+    /// What is remembered of a device.
+    pub fn of_device(identity: &Identity, device: DeviceId) -> FailedSync {
+        FailedSync::at(identity, format!("d{device:06}.failed-sync"), device)
+    }
+
+    fn at(identity: &Identity, name: String, number: u64) -> FailedSync {
+        let header = Header {
+            volume_uuid: identity.volume_uuid,
+            boot_id: identity.boot_id,
+            processor: identity.processor,
+            number,
+            first_seq: 1,
+            incarnation: 0,
+        };
+        let path = identity.directory.join(name);
+        let system = Arc::clone(&identity.system);
+        let set = match system.recall(&path) {
+            Ok(None) => false,
+            Ok(Some(bytes)) => match Header::decode(&bytes, FAILED_SYNC_MAGIC) {
+                Ok(found) => found.boot_id == identity.boot_id,
+                // A later version's: whether of this boot is not known. Anything else a power loss has left.
+                Err(bad) => matches!(bad, BadHeader::Version(_)),
+            },
+            Err(_) => true,
+        };
+        let failed = FailedSync { system, path, header, set: Mutex::new(set) };
+        if !set {
+            failed.system.forget(&failed.path);
+        }
+        failed
+    }
+
+    /// Whether a sync has failed since the machine was started, and nothing has made that unimportant.
+    pub fn is_set(&self) -> bool {
+        *self.set.lock().expect("no holder panics")
+    }
+
+    /// A sync has failed.
+    pub fn set(&self) {
+        let mut set = self.set.lock().expect("no holder panics");
+        if !*set && !bug(Bug::ForgetAtRestart) {
+            *set = true;
+            let _ = self.system.remember(&self.path, &self.header.encode(FAILED_SYNC_MAGIC));
+        }
+    }
+
+    /// Forgets it, if it was set and `unimportant` says so; that is asked under the lock.
+    pub fn forget_if(&self, unimportant: impl FnOnce() -> bool) {
+        let mut set = self.set.lock().expect("no holder panics");
+        if *set && unimportant() {
+            *set = false;
+            self.system.forget(&self.path);
+        }
+    }
+}

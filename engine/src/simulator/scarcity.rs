@@ -1,0 +1,43 @@
+//! Scarcity: how few slots were free at the least, since some time: what explains ENOSPC.
+//!
+//! How it works      Whoever has a turn looks. Of what was seen, only that is kept which is less than everything since.
+
+use std::collections::VecDeque;
+
+/// See the module's head.
+#[derive(Debug, Default)]
+pub struct Scarcity {
+    /// Times and free slots, both ascending.
+    seen: VecDeque<(u64, u64)>,
+}
+
+impl Scarcity {
+    /// So many slots are free at `time`.
+    pub fn look(&mut self, time: u64, free: u64) {
+        while self.seen.back().is_some_and(|(_, seen)| *seen >= free) {
+            self.seen.pop_back();
+        }
+        self.seen.push_back((time, free));
+    }
+
+    /// The fewest since `time`.
+    pub fn fewest_since(&self, time: u64) -> u64 {
+        let at = self.seen.partition_point(|(seen_at, _)| *seen_at < time);
+        self.seen.get(at).map_or(u64::MAX, |(_, free)| *free)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_fewest_since_a_time() {
+        let mut scarcity = Scarcity::default();
+        for (time, free) in [(1, 5), (2, 3), (3, 9), (4, 7), (5, 8)] {
+            scarcity.look(time, free);
+        }
+        let fewest: Vec<u64> = (0..7).map(|time| scarcity.fewest_since(time)).collect();
+        assert_eq!(fewest, [3, 3, 3, 7, 7, 8, u64::MAX]);
+    }
+}

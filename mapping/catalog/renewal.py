@@ -1,0 +1,70 @@
+"""Writing anew what an earlier process has left of the catalog, before it is used.
+
+How it works      A process that was killed leaves SQLite's log beside the catalog. If one of its syncs had
+                  failed, the kernel may call pages of the two files clean that the disk does not have: SQLite
+                  would trust them, and lose with them what it commits behind them. So both are copied, and
+                  the copy, with the log taken in and synced, is renamed to `.renewed`: from then on it is the
+                  catalog. Whoever finds one removes the old log and puts it in the place of the old file.
+Invariants        N1 the old files stay as they are until `.renewed` is durable; N2 the old log is gone,
+                  durably, before the new file has the catalog's name, so that no other file takes it in.
+Errors            OSError, sqlite3.DatabaseError; then the catalog is what it was.
+"""
+
+import contextlib
+import os
+import sqlite3
+from pathlib import Path
+
+
+def renew(path: Path, latest: int) -> None:
+    """Write the catalog anew if an earlier process has left a log, unless its version is after `latest`."""
+    log = Path(f"{path}-wal")
+    renewed = path.with_name(f"{path.name}.renewed")
+    if not renewed.exists():
+        if not log.exists() or log.stat().st_size == 0:
+            return
+        copy = path.with_name(f"{path.name}.renewing")
+        _copy(path, copy)
+        version = _take_in(copy)
+        if version > latest:
+            _remove(copy)
+            return
+        _sync(copy)
+        copy.rename(renewed)
+        _sync(path.parent)  # N1
+    log.unlink(missing_ok=True)
+    Path(f"{path}-shm").unlink(missing_ok=True)
+    _sync(path.parent)  # N2
+    renewed.rename(path)
+    _sync(path.parent)
+
+
+def _copy(path: Path, copy: Path) -> None:
+    _remove(copy)
+    for suffix in ("", "-wal"):
+        new = Path(f"{copy}{suffix}")
+        new.touch(mode=0o600)
+        new.write_bytes(Path(f"{path}{suffix}").read_bytes())
+
+
+def _take_in(copy: Path) -> int:
+    """Put the log's pages where they belong. The format version."""
+    with contextlib.closing(sqlite3.connect(copy, isolation_level=None)) as connection:
+        version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+        busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        assert not busy, "nobody else knows the copy"
+    Path(f"{copy}-wal").unlink(missing_ok=True)  # it is empty, and SQLite may have failed to remove it
+    return version
+
+
+def _remove(copy: Path) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        Path(f"{copy}{suffix}").unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
