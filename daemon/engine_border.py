@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         SpaceStats,
         VolumeSpec,
         VolumeStats,
+        VolumeUse,
     )
 
 
@@ -112,6 +113,12 @@ class EngineLike(CutEngine, Protocol):
 
     def space(self, volume: int) -> "SpaceStats":
         """Use of a volume's change logs."""
+
+    def drop_snapshots(self, volume: int, epochs: list[int]) -> int:
+        """Forget several epochs; bytes freed."""
+
+    def snapshot_use(self, volume: int) -> "VolumeUse":
+        """What the live volume and each snapshot hold."""
 
     def exports(self) -> "Sequence[ExportInfo]":
         """All exports, by name."""

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 from polyvol.daemon import hand_over, sockets, state
 from polyvol.daemon.changes import Changes
 from polyvol.daemon.context import Context
+from polyvol.daemon.deletions import Deletions
 from polyvol.daemon.devices import Devices
 from polyvol.daemon.engine_border import EngineLike, EngineModule, load_engine
 from polyvol.daemon.errors import engine_errors
@@ -51,6 +52,7 @@ from polyvol.daemon.snapshots import Snapshots
 from polyvol.daemon.space import Space
 from polyvol.daemon.taking import Taking
 from polyvol.daemon.udev import DiskWatch
+from polyvol.daemon.use_views import DeletionView
 from polyvol.daemon.views import (
     DaemonView,
     DeviceView,
@@ -306,6 +308,20 @@ class Service:
             _log.info("snapshot %s@%s was deleted", volume, name, extra={"VOLUME": volume, "SNAPSHOT": name})
             return view
 
+    @property
+    def deletions(self) -> Deletions:
+        """The verbs of deleting many snapshots."""
+        return self._deletions
+
+    def delete_snapshots(self, volume: str, names: Sequence[str]) -> DeletionView:
+        """Delete many snapshots of a volume."""
+        with self._context.changes:
+            view = self._deletions.begin(volume, names)
+            _log.info(
+                "%d snapshots of volume %s are being deleted", view.left, volume, extra={"VOLUME": volume}
+            )
+            return view
+
     def _start(self, undo: ExitStack) -> None:
         state.make_state_dir(self.state_dir)
         undo.callback(state.StateLock(self.state_dir).release)
@@ -333,12 +349,15 @@ class Service:
         self._groups = Groups(self._context, self._snapshots, self._taking)
         self._schedules = Schedules(self._context, self._snapshots, self._groups, self._taking)
         self._changes_since = Changes(self._context)
+        self._deletions = Deletions(self._context)
         self._started_ns = time.time_ns()
         self._devices.start(clean=clean)
         self._volumes.start()
         space = Space(self._context, self._snapshots)
         space.start()
         undo.callback(space.stop)
+        undo.callback(self._deletions.stop)
+        self._deletions.start()
         undo.callback(self._scrubs.stop)
         self._scrubs.start()
         self._hooks.settle()

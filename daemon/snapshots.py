@@ -19,6 +19,8 @@ from polyvol.daemon.change_logs import ChangeLogs, inventory
 from polyvol.daemon.context import Context, devices_of
 from polyvol.daemon.errors import BadRequest, EngineFailed, SnapshotInUse, counted_clients
 from polyvol.daemon.requests import SnapshotCreate
+from polyvol.daemon.snapshot_use import snapshot_uses
+from polyvol.daemon.use_views import SnapshotUseView
 from polyvol.daemon.views import PartitionSnapshotView, SnapshotDeleted, SnapshotView, StallView, iso
 from polyvol.mapping.errors import NameInUse, RepeatedDevice, UnknownSnapshot
 from polyvol.mapping.group import Group, Schedule
@@ -86,8 +88,9 @@ class Snapshots:
                 with contextlib.suppress(EngineFailed):  # the watch over the change logs does it as well
                     context.ask_when_full(volume)  # there is something to drop again
         names, clients = context.device_names(), context.clients()
+        uses = snapshot_uses(context, volumes)
         return [
-            self._view(volume, Snapshot(record), names, clients)
+            self._view(volume, Snapshot(record), names, clients, uses)
             for volume, record in zip(volumes, records, strict=True)
         ]
 
@@ -194,8 +197,9 @@ class Snapshots:
             volume = context.find_volume(volume_name)
             by_id = {volume.id: volume}
             records = context.catalog.snapshots(volume.id)
+        uses = snapshot_uses(context, by_id.values())
         return [
-            self._view(by_id[record.volume], Snapshot(record), names, clients)
+            self._view(by_id[record.volume], Snapshot(record), names, clients, uses)
             for record in records
             if record.volume in by_id
         ]
@@ -210,7 +214,8 @@ class Snapshots:
             context.find_served(volume_name)
             with context.engine_errors(f"asking for the partitions of {export_name(volume.name, name)}"):
                 states = partition_snapshots(context.engine.partition_states(volume.id, record.epoch))
-        return self._view(volume, Snapshot(record, states), context.device_names(), context.clients())
+        uses = snapshot_uses(context, [volume])
+        return self._view(volume, Snapshot(record, states), context.device_names(), context.clients(), uses)
 
     def find(self, volume: Volume, name: str) -> SnapshotRecord:
         """A volume's snapshot of this name, or UnknownSnapshot."""
@@ -231,7 +236,12 @@ class Snapshots:
         return default_name(datetime.fromtimestamp(self._context.clock() / 1e9, UTC), taken, prefix)
 
     def _view(
-        self, volume: Volume, snapshot: Snapshot, names: dict[int, str], clients: dict[str, int]
+        self,
+        volume: Volume,
+        snapshot: Snapshot,
+        names: dict[int, str],
+        clients: dict[str, int],
+        uses: dict[tuple[int, int], SnapshotUseView],
     ) -> SnapshotView:
         context = self._context
         record = snapshot.record
@@ -259,6 +269,7 @@ class Snapshots:
             consistency=record.consistency,
             hook_trouble=record.hook_trouble,
             copy_of=None if record.copy_of is None else str(record.copy_of),
+            use=uses.get((volume.id, record.epoch)),
             connections=clients.get(export, 0),
             partitions=None
             if snapshot.partitions is None

@@ -30,6 +30,7 @@ from polyvol.daemon.health import (
 from polyvol.daemon.hooks import checked_hooks, hook_view
 from polyvol.daemon.requests import VolumeCreate, VolumeSet
 from polyvol.daemon.scrub import Scrubs
+from polyvol.daemon.snapshot_use import volume_use
 from polyvol.daemon.views import (
     BadBlockView,
     DroppedView,
@@ -188,7 +189,8 @@ class Volumes:
     def show(self, name: str, *, partitions: bool) -> VolumeView:
         """One volume, with its partitions if asked for."""
         volume = self._context.find_volume(name)
-        return self._view(volume, partitions=partitions)
+        view = self._view(volume, partitions=partitions)
+        return replace(view, use=volume_use(self._context, volume))
 
     def _plan(self, request: VolumeCreate) -> VolumePlan:
         wanted = VolumeRequest(

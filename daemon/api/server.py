@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 from pydantic import TypeAdapter, ValidationError
 
-from polyvol.daemon.api import changes, device, group, schedule, scrub, snapshot, volume
+from polyvol.daemon.api import changes, deletions, device, group, schedule, scrub, snapshot, volume
 from polyvol.daemon.api.openapi import openapi_document
 from polyvol.daemon.api.route import Call, Route
 from polyvol.daemon.errors import BadRequest, InternalError, NoSuchPage, http_status
@@ -36,6 +36,7 @@ ROUTES: list[Route] = [
     *volume.ROUTES,
     *snapshot.ROUTES,
     *changes.ROUTES,
+    *deletions.ROUTES,
     *scrub.ROUTES,
     *group.ROUTES,
     *schedule.ROUTES,

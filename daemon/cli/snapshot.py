@@ -6,6 +6,7 @@ import click
 
 from polyvol.daemon.cli.client import Client, Json
 from polyvol.daemon.cli.common import Group, json_option, snapshot_parts, state_dir_option
+from polyvol.daemon.cli.deletions import delete_many, is_pattern
 from polyvol.daemon.cli.output import listed, print_facts, print_json, print_table
 from polyvol.daemon.cli.snapshot_group import create_of_group, list_of_group, print_of_group
 from polyvol.daemon.sizes import format_ns, format_size
@@ -61,7 +62,7 @@ def list_snapshots(volume: str | None, as_json: bool, state_dir: Path) -> None:
         print_json(snapshots)
         return
     print_table(
-        ("SNAPSHOT", "CREATED", "EPOCH", "MADE BY", "HELD", "STALL", "CONNECTIONS"),
+        ("SNAPSHOT", "CREATED", "EPOCH", "MADE BY", "HELD", "FREES", "SHARED", "STALL", "CONNECTIONS"),
         [
             (
                 each["export"],
@@ -69,6 +70,8 @@ def list_snapshots(volume: str | None, as_json: bool, state_dir: Path) -> None:
                 each["epoch"],
                 each["schedule"] or each["origin"],
                 listed(each["holds"]),
+                "-" if each["use"] is None else format_size(each["use"]["frees"]),
+                "-" if each["use"] is None else format_size(each["use"]["shared"]),
                 format_ns(each["stall_ns"]),
                 each["connections"],
             )
@@ -110,6 +113,8 @@ def show(name: str, partitions: bool, as_json: bool, state_dir: Path) -> None:
             ("write stall", f"{format_ns(shown['stall_ns'])} (by processor: {listed(stalls)})"),
             ("durable after", format_ns(shown["durable_ns"])),
             ("log devices", listed(shown["log_devices"]) if shown["log"] else None),
+            ("space", use_text(shown["use"])),
+            ("copy of", shown["copy_of"]),
             ("connections", shown["connections"]),
         ]
     )
@@ -153,9 +158,23 @@ def release(name: str, tag: str, state_dir: Path) -> None:
 
 
 @snapshot.command()
-@click.argument("name", metavar="VOLUME@SNAPSHOT|@GROUP@SNAPSHOT")
+@click.argument("names", nargs=-1, required=True, metavar="VOLUME@SNAPSHOT|@GROUP@SNAPSHOT...")
+@click.option("--no-wait", is_flag=True, help="Of many: leave giving their space back to the background.")
 @state_dir_option
-def delete(name: str, state_dir: Path) -> None:
-    """Delete a snapshot that no client is connected to and nobody holds."""
-    deleted = Client(state_dir).delete(*snapshot_parts(name))
+def delete(names: tuple[str, ...], no_wait: bool, state_dir: Path) -> None:
+    """Delete snapshots that no client is connected to and nobody holds; names of several may have * and ? in them."""
+    client, name = Client(state_dir), names[0]
+    if len(names) > 1 or is_pattern(name):
+        delete_many(client, names, wait=not no_wait)
+        return
+    deleted = client.delete(*snapshot_parts(name))
     click.echo(f"snapshot {name} deleted, {format_size(deleted['freed'])} given back")
+
+
+def use_text(use: Json | None) -> str | None:
+    """What a snapshot holds, for people."""
+    if use is None:
+        return None
+    return (
+        f"deleting it frees {format_size(use['frees'])}; it shares {format_size(use['shared'])} with others"
+    )

@@ -162,6 +162,7 @@ def show(name: str, partitions: bool, as_json: bool, state_dir: Path) -> None:
             ("when full", shown["when_full"]),
             ("room", room(shown["space"])),
             ("hooks", hook_text(shown["hooks"])),
+            ("held", _use_text(shown["use"])),
             ("created", shown["created"]),
         ]
     )
@@ -236,6 +237,16 @@ def _print_bad_blocks(bad: list[dict[str, Any]]) -> None:
         ("BAD BLOCK", "PARTITION", "DEVICE", "FIRST FOUND", "LAST FOUND", "TIMES"),
         [(b["block"], b["partition"], b["device"], b["first"], b["last"], b["times"]) for b in bad],
     )
+
+
+def _use_text(use: Json | None) -> str | None:
+    """What a volume's change logs hold, for people."""
+    if use is None:
+        return None
+    parts = (
+        f"{format_size(use['live'])} by the volume, {format_size(use['snapshots_only'])} by snapshots alone"
+    )
+    return f"{format_size(use['used'])}: {parts}"
 
 
 def room(space: dict[str, Any] | None) -> str:

@@ -39,7 +39,7 @@ from polyvol.snapshot.stream import (
 )
 
 LEVEL = 1
-"""Of compression: 1 compresses about twice as fast as 3 and makes a tenth more (docs/performance.md)."""
+"""Of compression: 1 compresses about twice as fast as 3 and makes a tenth more (docs/decisions/0020)."""
 _WORTH_IT = 0.95
 """What does not become shorter than this stays as it is."""
 

@@ -148,6 +148,21 @@ class ScrubReport(TypedDict):
     skipped_bytes: int
     bad: list[ScrubBad]
 
+class SnapshotUse(TypedDict):
+    """What a snapshot holds, bytes: `log_bytes` in change logs; of these `only_log_bytes`, and besides
+    `only_base_bytes` at base places, are seen by nobody else: deleting it would free them."""
+
+    epoch: int
+    log_bytes: int
+    only_log_bytes: int
+    only_base_bytes: int
+
+class VolumeUse(TypedDict):
+    """What the live volume holds in change logs, bytes, and what each snapshot holds, by epoch."""
+
+    live_log_bytes: int
+    snapshots: list[SnapshotUse]
+
 class SpaceStats(TypedDict):
     """Use of all change logs of a volume, bytes: `used_bytes` is what maps of the volume and of its snapshots
     refer to; all the rest can be redirected to, perhaps after a sync. `starving`: writes wait for room."""
@@ -331,6 +346,13 @@ class Engine:
 
     def drop_snapshot(self, volume: int, epoch: int) -> int:
         """Forget a snapshot (deleted, or never committed) and free what only it could see: bytes freed."""
+
+    def drop_snapshots(self, volume: int, epochs: list[int]) -> int:
+        """The same for several, with one sync for all: bytes freed."""
+
+    def snapshot_use(self, volume: int) -> VolumeUse:
+        """What each snapshot of a volume holds, and what deleting it would free. What frozen maps have in
+        common is looked at once and remembered."""
 
     def partition_states(self, volume: int, epoch: int | None) -> list[PartitionState]:
         """The state of each partition, now (None) or as a snapshot holds it, by partition number."""

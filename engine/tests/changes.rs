@@ -1,11 +1,14 @@
 //! What changed: told exactly where a few blocks were written, page by page, and in time that follows the change.
 //!
+//! What snapshots hold is measured likewise.
+//!
 //! Strategy          A sparse volume of 64 GiB over a file that never holds more than was written. That nothing is ever
 //!                   missed is the model test's.
 
 use std::path::PathBuf;
 use std::time::Instant;
 
+use polyvol_engine::block_map::usage::Held;
 use polyvol_engine::engine::Engine;
 use polyvol_engine::engine::compare::{ChangeTotal, Changes};
 use polyvol_engine::engine::volumes::{ExtentSpec, VolumeSpec};
@@ -166,4 +169,40 @@ fn the_time_follows_the_change() {
     };
     let (few, many) = (measure(second), measure(first));
     assert!(few * 3 < many, "10 of 1024 partitions took {few} ns, all took {many} ns");
+}
+
+#[test]
+fn what_a_snapshot_holds_is_what_deleting_it_frees() {
+    let served = Served::new("usage");
+    served.write(0, 40 * 4096);
+    let epochs: Vec<u64> = (0..6)
+        .map(|n| {
+            // Every snapshot has 10 blocks of its own, and some that the others have too.
+            served.write(0, 10 * 4096);
+            served.write((3 + n) * PARTITION, 4096);
+            served.cut()
+        })
+        .collect();
+    served.write(0, 20 * 4096);
+    let before = served.engine.snapshot_use(1).unwrap();
+    assert_eq!(before.snapshots.iter().map(|(epoch, _)| *epoch).collect::<Vec<_>>(), epochs);
+    let again = served.engine.snapshot_use(1).unwrap();
+    assert_eq!((&again.snapshots, again.live_slots), (&before.snapshots, before.live_slots));
+    assert!(before.looked > 0 && again.looked == 0, "frozen maps are looked at once");
+    for epoch in [epochs[2], epochs[0], epochs[5], epochs[1]] {
+        let found = served.engine.snapshot_use(1).unwrap();
+        let Held { only_slots, only_bases, .. } =
+            found.snapshots.iter().find(|(one, _)| *one == epoch).unwrap().1;
+        assert!(only_slots + only_bases >= 10);
+        let used = served.engine.volume(1).unwrap().space.usage().used;
+        let freed = served.engine.drop_snapshot(1, epoch).unwrap();
+        assert_eq!(freed, (only_slots + only_bases) * 4096);
+        assert_eq!(used - served.engine.volume(1).unwrap().space.usage().used, only_slots);
+    }
+    // The rest at once: then the live volume alone holds slots.
+    let live = served.engine.snapshot_use(1).unwrap().live_slots;
+    served.engine.drop_snapshots(1, &epochs).unwrap();
+    let after = served.engine.snapshot_use(1).unwrap();
+    assert_eq!((after.snapshots.len(), after.live_slots), (0, live));
+    assert_eq!(served.engine.volume(1).unwrap().space.usage().used, live);
 }

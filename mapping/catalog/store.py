@@ -328,6 +328,12 @@ class Catalog:
         with self._database.transaction() as connection:
             connection.execute("DELETE FROM snapshot WHERE uuid = ?", (str(snapshot),))
 
+    def forget_snapshots(self, snapshots: Iterable[UUID]) -> None:
+        """Take several snapshots out, all or none."""
+        with self._database.transaction() as connection:
+            gone = [(str(snapshot),) for snapshot in snapshots]
+            connection.executemany("DELETE FROM snapshot WHERE uuid = ?", gone)
+
     def drop_snapshots(self, snapshots: Sequence[SnapshotRecord]) -> list[int]:
         """Take the snapshots of a cut out to make room for writes, and remember that; the ids of what is
         remembered."""

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tests.support.sim_changes import changed_runs, page
+from tests.support.sim_changes import Comparisons
 from tests.support.sim_checks import BLOCK, EngineError, check, check_spec, devices_of
 from tests.support.sim_growth import SimGrowth, size_of
 
@@ -128,7 +128,7 @@ class SimWorld:
             self.fail[name] -= 1
 
 
-class SimEngine(SimGrowth):
+class SimEngine(SimGrowth, Comparisons):
     """As polyvol.engine.Engine."""
 
     def __init__(self, world: SimWorld, processors: int) -> None:
@@ -321,17 +321,6 @@ class SimEngine(SimGrowth):
             }
             for number, partition in enumerate(target.spec["partitions"])
         ]
-
-    def changes(
-        self, volume: int, since: int, until: int | None, start: int, extents_max: int
-    ) -> tuple[list[tuple[int, int]], int | None]:
-        self._begin("changes", volume, since, until)
-        after = self._volume(volume).stored.blocks if until is None else self._snapshot(volume, until)
-        return page(changed_runs(self._snapshot(volume, since), after), start, extents_max)
-
-    def change_total(self, volume: int, since: int, until: int | None) -> tuple[int, int]:
-        runs, _ = self.changes(volume, since, until, 0, 1 << 62)
-        return len(runs), sum(length for _, length in runs)
 
     def scrub(self, volume: int, partition: int, cursor: tuple[int, int], bytes_max: int) -> "ScrubReport":
         self._begin("scrub", volume, partition, cursor)

@@ -2,13 +2,15 @@
 //!
 //! How it works      [`versions::Versions`] holds a partition's live map and the frozen maps that its snapshots
 //!                   need; [`tree::Map`] is one map; [`leaf`] and [`place`] are what it is made of;
-//!                   [`diff`] finds what one map alone refers to.
+//!                   [`diff`] finds what one map alone refers to,
+//!                   [`usage`] how much that is.
 //! Owner and locks   a partition's processor alone touches its versions.
 
 pub mod diff;
 pub mod leaf;
 pub mod place;
 pub mod tree;
+pub mod usage;
 pub mod versions;
 
 #[cfg(test)]

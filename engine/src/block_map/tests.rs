@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::place::Place;
 use super::tree::Map;
+use super::usage::{Held, Looked, Memory, measure};
 use super::versions::{Change, Versions};
 use crate::block_map::leaf::LEAF_BLOCKS;
 use crate::change_log::leaf_bytes::{self, LEAF_BYTES_MAX};
@@ -45,6 +46,8 @@ struct Twin {
     next_slot: u64,
     used: std::collections::BTreeSet<u64>,
     seq: u64,
+    /// What was remembered of earlier measurements.
+    memory: Memory,
 }
 
 impl Twin {
@@ -57,6 +60,7 @@ impl Twin {
             next_slot: 0,
             used: Default::default(),
             seq: 0,
+            memory: Memory::default(),
         }
     }
 
@@ -83,6 +87,20 @@ impl Twin {
             }
         }
         self.release(&freed);
+    }
+
+    fn check_usage(&mut self) {
+        let (epochs, expected) = (self.epochs(), counted(self));
+        let live = self.live.iter().filter(|place| place.is_slot()).count() as u64;
+        for mut memory in [Memory::default(), self.memory.clone()] {
+            let mut looked = Looked::default();
+            let found = measure(&self.versions, &epochs, &mut memory, &mut looked);
+            assert_eq!(found, (expected.clone(), live));
+            let again = Looked(looked.0);
+            assert_eq!(measure(&self.versions, &epochs, &mut memory, &mut looked), found);
+            assert_eq!(looked, again, "what did not change is not looked at twice");
+            self.memory = memory;
+        }
     }
 
     fn slots(&mut self, first: u32, count: u32, log: u16) {
@@ -124,13 +142,18 @@ impl Twin {
                 self.snapshots.remove(&epoch);
                 let mut freed = Vec::new();
                 let epochs = self.epochs();
-                self.versions.prune(&epochs, |_, count, place| freed.push((count, place)));
+                let note = |_, count, place| freed.push((count, place));
+                match epoch % 2 {
+                    0 => self.versions.prune(&epochs, note),
+                    _ => self.versions.forget(epoch, &epochs, note),
+                }
                 self.release(&freed);
             }
         }
     }
 
-    fn check(&self) {
+    fn check(&mut self) {
+        self.check_usage();
         same(&self.versions.live, &self.live);
         let mut visible = std::collections::BTreeSet::new();
         for (epoch, contents) in &self.snapshots {
@@ -141,6 +164,23 @@ impl Twin {
         }
         assert_eq!(visible, self.used, "exactly the visible slots are used");
     }
+}
+
+/// What each snapshot holds, counted block by block.
+fn counted(twin: &Twin) -> Vec<Held> {
+    let all: Vec<&Vec<Place>> = twin.snapshots.values().chain([&twin.live]).collect();
+    let held = |index: usize| {
+        let mut held = Held::default();
+        for (block, place) in all[index].iter().enumerate() {
+            let others = all.iter().enumerate().filter(|(other, _)| *other != index);
+            let only = others.map(|(_, other)| other[block]).all(|other| other != *place);
+            held.slots += u64::from(place.is_slot());
+            held.only_slots += u64::from(place.is_slot() && only);
+            held.only_bases += u64::from(*place == Place::BASE && only);
+        }
+        held
+    };
+    (0..twin.snapshots.len()).map(held).collect()
 }
 
 fn same(map: &Map, contents: &[Place]) {

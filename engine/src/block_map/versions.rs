@@ -174,20 +174,38 @@ impl Versions {
         let mut after: Epoch = 0;
         while index < self.frozen.len() {
             let last = self.frozen[index].last_epoch;
-            let first_not_before = snapshots.partition_point(|snapshot| *snapshot <= after);
-            let needed = snapshots.get(first_not_before).is_some_and(|snapshot| *snapshot <= last);
-            if needed {
+            if seen(snapshots, after, last) {
                 after = last;
                 index += 1;
                 continue;
             }
-            let gone = Arc::make_mut(&mut self.frozen).remove(index);
-            let next = self.frozen.get(index).map_or(&self.live, |frozen| &frozen.map);
-            let previous = index.checked_sub(1).map(|before| &self.frozen[before].map);
-            match previous {
-                Some(previous) => only_in(&gone.map, &[previous, next], &mut freed),
-                None => only_in(&gone.map, &[next], &mut freed),
-            }
+            self.let_go(index, &mut freed);
+        }
+    }
+
+    /// Lets go of the frozen map that the snapshot of `epoch` has seen, which is none of `snapshots` any more (the
+    /// volume's remaining ones, in order), if no other sees it. As [`Versions::prune`] does, without looking at others.
+    pub fn forget(
+        &mut self,
+        epoch: Epoch,
+        snapshots: &[Epoch],
+        mut freed: impl FnMut(BlockIndex, u32, Place),
+    ) {
+        let index = self.frozen.partition_point(|frozen| frozen.last_epoch < epoch);
+        let Some(frozen) = self.frozen.get(index) else { return };
+        let after = index.checked_sub(1).map_or(0, |before| self.frozen[before].last_epoch);
+        if !seen(snapshots, after, frozen.last_epoch) {
+            self.let_go(index, &mut freed);
+        }
+    }
+
+    fn let_go(&mut self, index: usize, freed: &mut impl FnMut(BlockIndex, u32, Place)) {
+        let gone = Arc::make_mut(&mut self.frozen).remove(index);
+        let next = self.frozen.get(index).map_or(&self.live, |frozen| &frozen.map);
+        let previous = index.checked_sub(1).map(|before| &self.frozen[before].map);
+        match previous {
+            Some(previous) => only_in(&gone.map, &[previous, next], freed),
+            None => only_in(&gone.map, &[next], freed),
         }
     }
 
@@ -196,4 +214,10 @@ impl Versions {
         self.live.place(block) == Place::BASE
             || self.frozen.iter().any(|frozen| frozen.map.place(block) == Place::BASE)
     }
+}
+
+/// Whether one of `snapshots` (in order) is of an epoch above `after` and not above `last`.
+fn seen(snapshots: &[Epoch], after: Epoch, last: Epoch) -> bool {
+    let first = snapshots.partition_point(|snapshot| *snapshot <= after);
+    snapshots.get(first).is_some_and(|snapshot| *snapshot <= last)
 }

@@ -13,6 +13,7 @@ mod read_back;
 pub mod scrub;
 #[cfg(test)]
 mod tests;
+pub mod usage;
 pub mod volumes;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -264,10 +265,15 @@ impl Engine {
 
     /// Forgets a snapshot; returns the bytes that only it could see.
     pub fn drop_snapshot(&self, volume: VolumeId, epoch: Epoch) -> Result<u64> {
+        self.drop_snapshots(volume, &[epoch])
+    }
+
+    /// Forgets several snapshots, which costs one sync; returns the bytes that only they could see.
+    pub fn drop_snapshots(&self, volume: VolumeId, epochs: &[Epoch]) -> Result<u64> {
         let volume = self.volume(volume)?;
         let (sender, receiver) = channel();
         for share in &volume.shares {
-            let control = Control::Drop(volume.share, epoch, sender.clone());
+            let control = Control::Drop(volume.share, epochs.to_vec(), sender.clone());
             share.queue.push(Event::Control(Box::new(control)));
         }
         drop(sender);

@@ -248,11 +248,11 @@ impl Engine {
             flushes: Arc::default(),
             epoch: Arc::new(AtomicU64::new(epoch)),
             bounds: spec.bounds,
+            usage: std::sync::Mutex::default(),
         };
         let volume = self.enter(volume, shares)?;
         if replayed {
-            let (sender, _) = channel(); // whoever needs a slot that is held asks for itself
-            volume.flusher.push(Waiter::Call(sender));
+            volume.flusher.push(Waiter::Call(channel().0)); // whoever needs a slot that is held asks for itself
         }
         Ok(())
     }

@@ -6,8 +6,11 @@
 //!                   on its own thread; for BLOCK_STATUS the processor looks at the part that is asked for.
 //! Owner and locks   the share's processor; clones belong to who asked.
 
+use std::ops::Range;
+
 use crate::block_map::diff::differing;
 use crate::block_map::tree::Map;
+use crate::block_map::versions::Versions;
 use crate::processor::queue::Part;
 use crate::processor::share::{Share, blocks_of};
 use crate::units::{BLOCK_SIZE, Epoch, PartitionIndex};
@@ -23,7 +26,22 @@ pub struct Pair {
     pub until: Map,
 }
 
+/// Partitions with clones of their versions, and the volume's snapshots.
+pub struct HandedOut {
+    /// The snapshots, in order.
+    pub snapshots: Vec<Epoch>,
+    /// Partitions within the volume, with their versions; none behind the last one.
+    pub versions: Vec<(PartitionIndex, Versions)>,
+}
+
 impl Share {
+    /// Hands out partitions' versions, by their numbers on the share.
+    pub fn hand_out(&self, numbers: Range<u32>) -> HandedOut {
+        let taken = self.locals.iter().skip(numbers.start as usize).take(numbers.len());
+        let versions = taken.map(|local| (local.partition, local.versions.clone())).collect();
+        HandedOut { snapshots: self.snapshots.clone(), versions }
+    }
+
     fn has_snapshot(&self, epoch: Epoch) -> bool {
         self.snapshots.binary_search(&epoch).is_ok()
     }

@@ -9,12 +9,13 @@
 //!                   Q4 what is pushed after the queue was closed is refused at once, by whoever pushes it.
 //! Owner and locks   one lock over the events, held for a push or a swap.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
 use crate::change_log::journal::Prepared;
 use crate::error::{Errno, Result};
-use crate::processor::compare::Pair;
+use crate::processor::compare::{HandedOut, Pair};
 use crate::processor::cut::Cut;
 use crate::processor::growing::Growing;
 use crate::processor::io_job::Done;
@@ -59,8 +60,8 @@ pub enum Control {
     CutGo(Arc<Cut>),
     /// Say when the writes of this epoch and earlier ones have landed.
     Settle(u32, Epoch, Sender<()>),
-    /// Forget the snapshot of this epoch; answer with the bytes that only it could see.
-    Drop(u32, Epoch, Sender<u64>),
+    /// Forget the snapshots of these epochs; answer with the bytes that only they could see.
+    Drop(u32, Vec<Epoch>, Sender<u64>),
     /// Continue a `Drop`.
     DropMore(u32, Box<Dropping>),
     /// A sync ended that a share had asked for.
@@ -92,6 +93,8 @@ pub enum Control {
     States(u32, Epoch, Sender<Vec<PartitionState>>),
     /// Answer with the maps, at two epochs (the second 0: now), of the partitions in which they differ.
     Compare(u32, Epoch, Epoch, Sender<Option<Vec<Pair>>>),
+    /// Answer with clones of these partitions' versions, by their numbers on the share.
+    Versions(u32, Range<u32>, Sender<HandedOut>),
     /// Answer with the blocks mapped.
     Use(u32, Sender<u64>),
     /// End the thread.

@@ -28,14 +28,16 @@ const PUNCH_SPAN_BLOCKS: u32 = 4096;
 /// How long a snapshot is dropped on before others have their turn, nanoseconds.
 const DROP_NS_MAX: u64 = 1_000_000;
 
-/// A snapshot that is being dropped, partition by partition.
+/// Snapshots that are being dropped, one after the other, partition by partition.
 pub struct Dropping {
+    /// Those that are left, in reverse.
+    epochs: Vec<Epoch>,
     next_local: u32,
     freed_blocks: u64,
     answer: Sender<u64>,
 }
 
-/// A snapshot that was dropped: whoever asked is answered when what it held can be used again.
+/// Snapshots that were dropped: whoever asked is answered when what they held can be used again.
 pub(super) struct Dropped {
     seq: u64,
     bytes: u64,
@@ -232,10 +234,13 @@ impl Share {
         Some((local, first, last, steps))
     }
 
-    /// Begins to drop a snapshot.
-    pub fn begin_drop(&mut self, epoch: Epoch, answer: Sender<u64>) -> Dropping {
-        self.snapshots.retain(|snapshot| *snapshot != epoch);
-        Dropping { next_local: 0, freed_blocks: 0, answer }
+    /// Begins to drop snapshots.
+    pub fn begin_drop(&mut self, mut epochs: Vec<Epoch>, answer: Sender<u64>) -> Dropping {
+        epochs.sort_unstable_by(|one, other| other.cmp(one));
+        epochs.dedup();
+        let gone = |epoch: &Epoch| epochs.binary_search_by(|other| epoch.cmp(other)).is_ok();
+        self.snapshots.retain(|snapshot| !gone(snapshot));
+        Dropping { epochs, next_local: 0, freed_blocks: 0, answer }
     }
 
     /// Drops on for about a millisecond; gives back what is left to do.
@@ -246,7 +251,12 @@ impl Share {
     ) -> Option<Dropping> {
         let began = context.system.monotonic_ns();
         let seq = self.journal.shared().appended();
-        while (dropping.next_local as usize) < self.locals.len() {
+        while let Some(epoch) = dropping.epochs.last().copied() {
+            if dropping.next_local as usize == self.locals.len() {
+                dropping.epochs.pop();
+                dropping.next_local = 0;
+                continue;
+            }
             if context.system.monotonic_ns() - began > DROP_NS_MAX {
                 return Some(dropping);
             }
@@ -255,7 +265,7 @@ impl Share {
             let local = &mut self.locals[number as usize];
             let (slots, bases, bad) = (&mut self.slots, &mut self.freed_bases, &self.bad);
             let freed_blocks = &mut dropping.freed_blocks;
-            local.versions.prune(&self.snapshots, |first, count, place| {
+            local.versions.forget(epoch, &self.snapshots, |first, count, place| {
                 if place != Place::ZERO {
                     *freed_blocks += u64::from(count);
                 }

@@ -196,8 +196,8 @@ impl Processor {
             }
             Control::CutStop(cut, shares) => self.stop_writes(&cut, shares),
             Control::CutGo(cut) => self.advance(&cut),
-            Control::Drop(number, epoch, answer) => {
-                let dropping = self.with_share(number, |share, _| share.begin_drop(epoch, answer));
+            Control::Drop(number, epochs, answer) => {
+                let dropping = self.with_share(number, |share, _| share.begin_drop(epochs, answer));
                 if let Some(dropping) = dropping {
                     self.drop_more(number, dropping);
                 }
@@ -253,6 +253,9 @@ impl Processor {
             }
             Control::Compare(number, since, until, answer) => {
                 self.with_share(number, |share, _| answer.send(share.pairs(since, until)));
+            }
+            Control::Versions(number, range, answer) => {
+                self.with_share(number, |share, _| answer.send(share.hand_out(range)));
             }
             Control::Use(number, answer) => {
                 self.with_share(number, |share, _| answer.send(share.usage()));

@@ -222,6 +222,15 @@ impl Engine {
         self.call(py, |this| this.inner.drop_snapshot(volume, epoch))
     }
 
+    fn drop_snapshots(&self, py: Python<'_>, volume: u64, epochs: Vec<Epoch>) -> PyResult<u64> {
+        self.call(py, |this| this.inner.drop_snapshots(volume, &epochs))
+    }
+
+    fn snapshot_use<'py>(&self, py: Python<'py>, volume: u64) -> PyResult<Bound<'py, PyDict>> {
+        let found = self.call(py, |this| this.inner.snapshot_use(volume))?;
+        super::space::snapshot_use(py, &found)
+    }
+
     fn partition_states<'py>(
         &self,
         py: Python<'py>,

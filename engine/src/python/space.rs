@@ -5,6 +5,7 @@ use pyo3::types::{PyDict, PyList};
 
 use crate::change_log::space::CHUNK_BYTES;
 use crate::engine::events::Event;
+use crate::engine::usage::VolumeUse;
 use crate::units::BLOCK_SIZE;
 use crate::volume::Volume;
 
@@ -15,6 +16,23 @@ pub fn space<'py>(py: Python<'py>, volume: &Volume) -> PyResult<Bound<'py, PyDic
     dict.set_item("size_bytes", found.size * BLOCK_SIZE)?;
     dict.set_item("used_bytes", found.used * BLOCK_SIZE)?;
     dict.set_item("starving", volume.hunger.is_hungry())?;
+    Ok(dict)
+}
+
+/// A `VolumeUse`.
+pub fn snapshot_use<'py>(py: Python<'py>, found: &VolumeUse) -> PyResult<Bound<'py, PyDict>> {
+    let snapshots = PyList::empty(py);
+    for (epoch, held) in &found.snapshots {
+        let entry = PyDict::new(py);
+        entry.set_item("epoch", epoch)?;
+        entry.set_item("log_bytes", held.slots * BLOCK_SIZE)?;
+        entry.set_item("only_log_bytes", held.only_slots * BLOCK_SIZE)?;
+        entry.set_item("only_base_bytes", held.only_bases * BLOCK_SIZE)?;
+        snapshots.append(entry)?;
+    }
+    let dict = PyDict::new(py);
+    dict.set_item("live_log_bytes", found.live_slots * BLOCK_SIZE)?;
+    dict.set_item("snapshots", snapshots)?;
     Ok(dict)
 }
 

@@ -15,10 +15,11 @@ pub mod geometry;
 pub mod request;
 
 use std::cell::RefCell;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use crate::change_log::space::Space;
+use crate::engine::usage::UsageMemory;
 use crate::processor::core::Core;
 use crate::processor::hunger::Hunger;
 use crate::processor::queue::{Event, Part, Queue};
@@ -73,6 +74,8 @@ pub struct Volume {
     pub epoch: Arc<AtomicU64>,
     /// Snapshots of epochs below the first number have at most the second number of bytes.
     pub bounds: Vec<(Epoch, u64)>,
+    /// What was found of its snapshots' use.
+    pub usage: Mutex<UsageMemory>,
 }
 
 impl Volume {

@@ -1,0 +1,178 @@
+"""Deletions of many snapshots: they are gone at once, and their space comes back in the background.
+
+How it works      begin ends the exports of all that may be deleted and takes them out of the catalog in one
+                  transaction. A thread then has the engine drop them, some at a time, with one sync for each
+                  time, and rests as long as it has worked, so that hosts have the disks for the other half.
+Invariants        E1 what somebody is connected to, or holds, and what is part of
+                  a group's snapshot, is kept and named; E2 the thread holds no lock
+                  while the engine works.
+Durability        What the catalog does not know is dropped by the engine when it takes a volume over. So a
+                  kill at any moment loses nothing of a deletion, and nothing of it has to be remembered.
+Errors            UnknownVolume, UnknownSnapshot, VolumeNotServed.
+"""
+
+import fnmatch
+import logging
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from polyvol.daemon.context import Context
+from polyvol.daemon.use_views import DeletionView, KeptView
+from polyvol.mapping.errors import UnknownSnapshot
+from polyvol.mapping.records import SnapshotRecord, Volume
+from polyvol.snapshot.coordinator import export_snapshot
+from polyvol.snapshot.snapshot import export_name
+
+BATCH = 32
+"""Snapshots that the engine drops at a time."""
+REST_S_MIN = 0.02
+_PATTERN = frozenset("*?[")
+_log = logging.getLogger("polyvol.deletions")
+
+
+@dataclass
+class _Job:
+    """The deletions of one volume: epochs that are left, newest first; what has been done."""
+
+    volume: Volume
+    epochs: list[int] = field(default_factory=list)
+    total: int = 0
+    left: int = 0
+    freed: int = 0
+
+
+class Deletions:
+    """Deletes snapshots by the thousand."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._lock = threading.Lock()
+        self._jobs: dict[int, _Job] = {}
+        self._work = threading.Event()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="polyvol-deletions", daemon=True)
+
+    def start(self) -> None:
+        """Begin to work."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after what is being dropped; the next start drops the rest. Idempotent."""
+        self._stopping.set()
+        self._work.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def begin(self, volume_name: str, names: Iterable[str]) -> DeletionView:
+        """Delete a volume's snapshots of these names, or that match them as patterns (with `*`, `?` or
+        `[...]`). The caller holds `changes`."""
+        context = self._context
+        volume = context.find_served(volume_name)
+        chosen = _chosen(volume, context.catalog.snapshots(volume.id), names)
+        gone, kept = self._end_exports(volume, chosen)
+        try:
+            context.catalog.forget_snapshots([record.uuid for record in gone])
+        except BaseException:
+            for record in gone:
+                export_snapshot(context.engine, volume, record)  # they exist on
+            raise
+        with self._lock:
+            job = self._jobs.get(volume.id)
+            if job is None or job.left == 0:
+                job = self._jobs[volume.id] = _Job(volume)
+            job.epochs = sorted([*job.epochs, *(record.epoch for record in gone)], reverse=True)
+            job.total += len(gone)
+            job.left += len(gone)
+            view = _view(job, kept)
+        self._work.set()
+        return view
+
+    def show(self, volume_name: str) -> DeletionView:
+        """How far the deletions of a volume's snapshots are."""
+        volume = self._context.find_volume(volume_name)
+        with self._lock:
+            return _view(self._jobs.get(volume.id) or _Job(volume), [])
+
+    def _end_exports(
+        self, volume: Volume, records: list[SnapshotRecord]
+    ) -> tuple[list[SnapshotRecord], list[KeptView]]:
+        """Those whose exports have ended, and those that are kept (E1)."""
+        context = self._context
+        clients = context.clients()
+        gone, kept = [], []
+        for record in records:
+            export = export_name(volume.name, record.name)
+            reason = None
+            whole = context.catalog.groups.of_cut(record.cut)
+            if whole is not None:
+                reason = f"it is part of a group's snapshot, {whole.name}, which is deleted as a whole"
+            elif record.holds:
+                reason = f"it is held ({', '.join(record.holds)})"
+            elif clients.get(export):
+                reason = "clients are connected to it"
+            else:
+                try:
+                    context.engine.unexport(export)
+                except context.engine_error:
+                    reason = "a client has just connected to it"
+            if reason is None:
+                gone.append(record)
+            else:
+                kept.append(KeptView(name=record.name, reason=reason))
+        return gone, kept
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            began = time.monotonic()
+            try:
+                worked = self._drop_some()
+            except Exception:
+                _log.exception("deleting snapshots")
+                worked = True
+            if worked:
+                self._stopping.wait(max(REST_S_MIN, time.monotonic() - began))
+            else:
+                self._work.wait()
+                self._work.clear()
+
+    def _drop_some(self) -> bool:
+        """Drop some snapshots of the volume that has the most left; whether there were any."""
+        with self._lock:
+            job = max(self._jobs.values(), key=lambda job: len(job.epochs), default=None)
+            if job is None or not job.epochs:
+                return False
+            epochs = job.epochs[-BATCH:]
+            del job.epochs[-BATCH:]
+        freed = 0
+        try:
+            freed = self._context.engine.drop_snapshots(job.volume.id, epochs)  # E2
+        except self._context.engine_error as error:
+            # The volume was let go: the engine drops them when it takes it over again.
+            _log.warning("dropping snapshots of volume %s: %s", job.volume.name, error)
+        with self._lock:
+            job.left -= len(epochs)
+            job.freed += freed
+            done = job.left == 0
+        if done and job.total > 1:
+            text = f"{job.total} snapshots of volume {job.volume.name} are deleted and their space given back"
+            self._context.events.add("info", text, volume=job.volume.name)
+        return True
+
+
+def _chosen(volume: Volume, records: list[SnapshotRecord], names: Iterable[str]) -> list[SnapshotRecord]:
+    by_name = {record.name: record for record in records}
+    chosen: dict[str, SnapshotRecord] = {}
+    for name in names:
+        if _PATTERN & set(name):
+            chosen |= {each: by_name[each] for each in fnmatch.filter(by_name, name)}
+        elif name in by_name:
+            chosen[name] = by_name[name]
+        else:
+            raise UnknownSnapshot(volume=volume.name, name=name)
+    return list(chosen.values())
+
+
+def _view(job: _Job, kept: list[KeptView]) -> DeletionView:
+    return DeletionView(volume=job.volume.name, total=job.total, left=job.left, freed=job.freed, kept=kept)

@@ -1,0 +1,82 @@
+"""Deleting many snapshots at once, and what snapshots hold, against a service on the sim engine."""
+
+import json
+import threading
+
+import pytest
+
+from polyvol.daemon.deletions import BATCH
+from tests.support.proc import wait_until
+from tests.unit.conftest import Daemon
+
+
+@pytest.fixture
+def many(daemon: Daemon) -> Daemon:
+    """Volume `v` with snapshots auto-0 to auto-99, and by hand `a` and `b`."""
+    daemon.ok("volume", "create", "v", "--size", "100M")
+    handle = daemon.service.engine.open("v")
+    handle.pwrite(b"x" * 8192, 0)
+    handle.close()
+    for name in [*(f"auto-{number}" for number in range(100)), "a", "b"]:
+        daemon.ok("snapshot", "create", "v", "--name", name)
+    return daemon
+
+
+def names(daemon: Daemon) -> list[str]:
+    return [each["name"] for each in json.loads(daemon.ok("snapshot", "list", "v", "--json"))]
+
+
+def test_names_and_patterns_are_deleted_together(many: Daemon) -> None:
+    many.world.calls.clear()
+    said = many.ok("snapshot", "delete", "v@auto-*", "v@a")
+    assert said.startswith("volume v: 101 snapshots deleted, ")
+    assert names(many) == ["b"]
+    assert many.world.names().count("drop_snapshots") == -(-101 // BATCH)
+    assert many.ok("snapshot", "delete", "v@auto-*") == "volume v: 0 snapshots deleted\n"
+    assert many.ok("snapshot", "delete", "v@b").startswith("snapshot v@b deleted, ")
+
+
+def test_what_is_connected_to_stays_and_is_named(many: Daemon) -> None:
+    handle = many.service.engine.open("v@auto-7")
+    result = many.run("snapshot", "delete", "v@auto-*")
+    handle.close()
+    assert result.exit_code == 1
+    assert result.stderr == "snapshot v@auto-7 stays: clients are connected to it\n"
+    assert names(many) == ["auto-7", "a", "b"]
+
+
+def test_an_unknown_name_is_refused_before_anything_changes(many: Daemon) -> None:
+    before = names(many)
+    assert "no snapshot 'x'" in many.refused("snapshot", "delete", "v@auto-*", "v@x")
+    assert "no volume 'w'" in many.refused("snapshot", "delete", "w@auto-*")
+    assert names(many) == before
+
+
+def test_a_deletion_goes_on_in_the_background_and_after_a_restart(many: Daemon) -> None:
+    many.world.hold["drop_snapshots"] = slow = threading.Event()
+    assert many.ok("snapshot", "delete", "v@auto-*", "--no-wait") == "volume v: 100 snapshots deleted\n"
+    assert names(many) == ["a", "b"]
+    view = many.service.deletions.show("v")
+    assert (view.total, view.left) == (100, 100)
+    many.ok("snapshot", "create", "v", "--name", "c")  # nobody is held up
+    slow.set()
+    wait_until(lambda: many.service.deletions.show("v").left == 0, "the space is back")
+    many.world.hold.clear()
+    # Where the daemon ends before, the next one's engine drops what the catalog does not know.
+    many.world.fail["drop_snapshots"] = 0
+    many.ok("snapshot", "delete", "v@a", "v@b", "--no-wait")
+    many.world.fail.clear()
+    many.restart()
+    assert names(many) == ["c"]
+    stored = next(iter(many.world.stored.values()))
+    assert len(stored.snapshots) == 1
+
+
+def test_what_snapshots_hold_is_shown(many: Daemon) -> None:
+    listed = many.ok("snapshot", "list", "v").splitlines()
+    assert "FREES" in listed[0]
+    [shown] = [each for each in json.loads(many.ok("snapshot", "list", "v", "--json")) if each["name"] == "a"]
+    assert shown["use"] == {"used": 8192, "shared": 4096, "frees": 4096, "frees_log": 4096}
+    assert "deleting it frees 4 KiB" in many.ok("snapshot", "show", "v@a")
+    assert json.loads(many.ok("volume", "show", "v", "--json"))["use"]["live"] == 8192
+    assert "held:" in many.ok("volume", "show", "v")
