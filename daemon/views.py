@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Literal
 
-from polyvol.mapping.group import Consistency
 from polyvol.daemon.use_views import SnapshotUseView, VolumeUseView
+from polyvol.mapping.group import Consistency
 from polyvol.mapping.records import Origin, WhenFull
 
 ScrubState = Literal["running", "done", "stopped", "failed"]
@@ -184,9 +184,8 @@ class VolumeView:
     and of its snapshots. `when_full`: what gives way when its change logs are full; `space`: their use, None
     while it is not served; `dropped`: the latest snapshots that were dropped for want of space, newest first.
     `bad_blocks` lists those that are known to be bad (at most 128), `last_scrub` is the last one that came to
-    its end, `hooks` are run around its cuts. `partitions` only if asked for."""
-    its end. `use` (of the change logs, by whom) only if the volume is asked for by name,
-    `partitions` only if asked for."""
+    its end, `hooks` are run around its cuts. `use` (of the change logs, by whom) only if the volume is asked
+    for by name, `partitions` only if asked for."""
 
     name: str
     uuid: str
@@ -273,10 +272,7 @@ class SnapshotView:
     `whole`: the group's snapshot that it is part of, '@GROUP@NAME'. `consistency`: whether hooks have made
     ready for it what an application wrote ('application'), or it shows what a power loss would have left
     ('crash'; `hook_trouble` says why, if there were hooks). `copy_of`: the UUID of the snapshot that it was
-    restored from a backup of."""
-    (whose name is `schedule`, if it is one of polyvold's); `holds`: tags that keep it from being dropped for
-    space; `copy_of`: the UUID of the snapshot that it was restored from a backup of;
-    `use`: what it holds, None while the volume is not served."""
+    restored from a backup of. `use`: what it holds, None while the volume is not served."""
 
     volume: str
     name: str

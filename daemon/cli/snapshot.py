@@ -162,7 +162,7 @@ def release(name: str, tag: str, state_dir: Path) -> None:
 @click.option("--no-wait", is_flag=True, help="Of many: leave giving their space back to the background.")
 @state_dir_option
 def delete(names: tuple[str, ...], no_wait: bool, state_dir: Path) -> None:
-    """Delete snapshots that no client is connected to and nobody holds; names of several may have * and ? in them."""
+    """Delete snapshots that nobody is connected to or holds; names of several may have * and ? in them."""
     client, name = Client(state_dir), names[0]
     if len(names) > 1 or is_pattern(name):
         delete_many(client, names, wait=not no_wait)

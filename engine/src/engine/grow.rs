@@ -138,6 +138,7 @@ impl Engine {
             flushes: Arc::clone(&volume.flushes),
             epoch: Arc::clone(&volume.epoch),
             bounds,
+            usage: std::sync::Mutex::default(),
         });
         let mut volumes = self.volumes.lock().expect("no holder panics");
         volumes.insert(grown.id, Arc::clone(&grown));
