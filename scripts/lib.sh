@@ -41,11 +41,15 @@ logged() {
     fi
 }
 
-# ensure_apt run|test|install|host: the Debian packages of that purpose are installed.
+# What `scripts/bench` needs besides: servers to compare with, what draws the charts, what tells where time goes.
+APT_BENCH=(nbd-server python3-matplotlib linux-perf valgrind)
+
+# ensure_apt run|test|bench|install|host: the Debian packages of that purpose are installed.
 ensure_apt() {
     local wanted=("${APT_RUN[@]}") installed package missing=()
     case $1 in
     test) wanted+=("${APT_TEST[@]}") ;;
+    bench) wanted=("${APT_BENCH[@]}") ;;
     install) wanted=("${APT_INSTALL[@]}") ;;
     host) wanted=("${APT_HOST[@]}") ;;
     esac

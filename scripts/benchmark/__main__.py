@@ -3,8 +3,9 @@
 How it works      Case by case, round by round, server by server: whoever is compared is measured within the
                   same minute. A turn during which other programs were too busy is repeated, a bounded number
                   of times in all, and the least disturbed try counts. What was changed is written out after
-                  each turn that writes. At the end the cuts, on a daemon of their own. SIGTERM and SIGINT end
-                  everything that was started.
+                  each turn that writes. At the end what stands by itself (`alone.py`), and the table of the
+                  targets. How long a turn is follows from how many there are, so that a run ends in its time.
+                  SIGTERM and SIGINT end everything that was started.
                   What is read is a file of a disk's file system, in the page cache; what is written is in
                   memory (/dev/shm) unless told otherwise: how fast a disk is, is not what is measured, and it
                   would hide what is. (Reads from memory would not be fair: /dev/shm cannot tell whether a
@@ -25,23 +26,30 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+from scripts.benchmark.alone import ALONE, FULL, QUICK
 from scripts.benchmark.cases import CASES, Case
-from scripts.benchmark.contenders import Contender, settle, started
-from scripts.benchmark.cuts import Cuts, measure_cuts
+from scripts.benchmark.charts import draw
+from scripts.benchmark.contenders import Contenders, settle
 from scripts.benchmark.load import ROOT, Sample, measure
 from scripts.benchmark.machine import facts, filesystem
 from scripts.benchmark.quiet import favoured
-from scripts.benchmark.report import Row, case_table, cut_shortfalls, cut_table, rows_of
+from scripts.benchmark.report import Row, case_table, figure_table, rows_of, target_table
+from scripts.benchmark.targets import Verdict, fails, verdicts
 
 ROUNDS = 3
-SECONDS_QUICK, SECONDS_FULL = 1.0, 5.0
-CUTS_QUICK, CUTS_FULL = 20, 40
-REPEATS_QUICK, REPEATS_FULL = 30, 60
+SECONDS_MIN, SECONDS_QUICK, SECONDS_FULL = 0.3, 1.0, 5.0
+BUDGET_QUICK_S, BUDGET_FULL_S = 170.0, 1450.0
+ALONE_QUICK_S, ALONE_FULL_S = 50.0, 480.0
+"""What making the servers ready and the figures that stand by themselves take of the budget."""
+TURN_EXTRA_S = 0.6
+REPEATS_QUICK, REPEATS_FULL = 10, 60
 DISTURBED_CORES = 0.4
-SPACE_BYTES_MIN = 12 << 30
+SPACE_BYTES_MIN = 16 << 30
 PREFIX = "pvb-"
 DISK = Path("/tmp")
 MEMORY = Path("/dev/shm")
@@ -63,7 +71,14 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--check", action="store_true", help="exit with 1 where a target is missed")
     parser.add_argument("--save", action="store_true", help="keep the figures in docs/benchmarks")
     parser.add_argument(
-        "--only", metavar="TEXT", help="only cases with this in their name; 'cut' for the cuts"
+        "--only", metavar="TEXT", help="only cases, and figures by themselves, with this in their name"
+    )
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"rounds of each case [{ROUNDS}]")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=0.0,
+        help="length of a turn, to try cases out: everything else gets small too, and no turn is repeated",
     )
     parser.add_argument("--dir", type=Path, default=DISK, help=f"where what is read goes [{DISK}]")
     parser.add_argument(
@@ -96,90 +111,132 @@ class Patience:
 
 
 def run_case(
-    case: Case, contenders: dict[str, Contender], directory: Path, seconds: float, patience: Patience
+    case: Case, contenders: Contenders, options: argparse.Namespace, seconds: float, patience: Patience
 ) -> list[Row]:
     """All rounds of one case."""
     rounds: dict[str, list[Sample]] = {name: [] for name in case.servers}
-    for _ in range(ROUNDS):
+    if case.snapshots and contenders.many is not None:
+        contenders.many.have(case.snapshots, case.region)
+        settle(contenders.directory)
+    for _ in range(options.rounds):
         for name, samples in rounds.items():
             tries: list[Sample] = []
             while not tries or patience.again(tries[-1]):
-                with contenders[name].turn() as export:
-                    tries.append(measure(case, export, contenders[name].pid, seconds))
+                with contenders[name].turn() as (export, pid):
+                    tries.append(measure(case, export, pid, seconds))
                 if case.writes:
-                    settle(directory)
+                    settle(contenders.directory)
             samples.append(min(tries, key=lambda sample: sample.other_cores))
     return rows_of(case, rounds)
 
 
-def run_cases(wanted: list[Case], parent: Path, seconds: float, patience: Patience) -> list[Row]:
-    """These cases, which all read or all write; their tables told as they come."""
+def run_cases(
+    wanted: list[Case], options: argparse.Namespace, seconds: float, patience: Patience
+) -> list[Row]:
+    """These cases, whose files are in the same place; their tables told as they come."""
     rows: list[Row] = []
     if not wanted:
         return rows
-    with (
-        work_directory(parent) as directory,
-        started(directory, snapshots=not wanted[0].writes) as contenders,
-    ):
+    parent = options.write_dir if wanted[0].place == "write" else options.dir
+    servers = {name for case in wanted for name in case.servers}
+    with work_directory(parent) as directory, Contenders(directory, servers) as contenders:
         for case in wanted:
-            found = run_case(case, contenders, directory, seconds, patience)
+            found = run_case(case, contenders, options, seconds, patience)
             rows += found
-            print(f"\n{case.name}, by {case.generator}\n{case_table(found)}", flush=True)
+            print(f"\n{case.title}\n{case_table(found)}", flush=True)
     return rows
 
 
-def bench(options: argparse.Namespace) -> int:
-    """Measure, tell, keep; the exit code."""
-    seconds, cut_count = (SECONDS_QUICK, CUTS_QUICK) if options.quick else (SECONDS_FULL, CUTS_FULL)
-    only = options.only
-    wanted = [case for case in CASES if (case.quick or not options.quick) and (not only or only in case.name)]
-    begun, date, before = time.monotonic(), datetime.now(UTC), os.getloadavg()[0]
-    print(
-        f"{ROUNDS} rounds of {seconds:g} s, turn by turn; load average at the start {before:.2f}", flush=True
+def run_alone(options: argparse.Namespace) -> dict[str, float]:
+    """The figures that stand by themselves."""
+    figures: dict[str, float] = {}
+    scale = QUICK if options.quick else FULL
+    if options.seconds:
+        scale = replace(QUICK, cuts=5, seconds=max(0.2, options.seconds), trim_gib=2)
+    for name, place, quick, function in ALONE:
+        if (options.quick and not quick) or (options.only and options.only not in name):
+            continue
+        with work_directory(options.write_dir if place == "write" else options.dir) as directory:
+            found = function(directory, scale)
+        figures |= found
+        print(f"\n{name}\n{figure_table(found)}", flush=True)
+    return figures
+
+
+def turn_seconds(options: argparse.Namespace, wanted: list[Case]) -> float:
+    """How long a turn may take so that the whole run ends in time."""
+    if options.seconds:
+        return float(options.seconds)
+    budget, alone, longest = (
+        (BUDGET_QUICK_S, ALONE_QUICK_S, SECONDS_QUICK)
+        if options.quick
+        else (BUDGET_FULL_S, ALONE_FULL_S, SECONDS_FULL)
     )
-    patience = Patience(REPEATS_QUICK if options.quick else REPEATS_FULL)
-    rows = run_cases([case for case in wanted if not case.writes], options.dir, seconds, patience)
-    rows += run_cases([case for case in wanted if case.writes], options.write_dir, seconds, patience)
-    cuts: Cuts | None = None
-    if not only or "cut" in only:
-        with work_directory(options.write_dir) as directory:
-            cuts = measure_cuts(directory, cut_count)
-        print(f"\n{cut_table(cuts)}")
+    repeats: int = REPEATS_QUICK if options.quick else REPEATS_FULL
+    turns: int = options.rounds * sum(len(case.servers) for case in wanted) + repeats
+    fitting = (budget - alone) / turns - TURN_EXTRA_S
+    return max(SECONDS_MIN, min(longest, fitting))
+
+
+def result_of(
+    options: argparse.Namespace, rows: list[Row], figures: dict[str, float], found: list[Verdict]
+) -> dict[str, Any]:
+    """What is kept of a run."""
     others = [sample.other_cores for row in rows for sample in row.rounds]
-    if others:
-        mean = sum(others) / len(others)
-        print(f"\n{NOTES}\nOther programs kept {mean:.2f} cores busy on average, {max(others):.2f} at most.")
-    print(f"It took {time.monotonic() - begun:.0f} s.")
-    short = [text for row in rows for text in row.shortfalls()] + (cut_shortfalls(cuts) if cuts else [])
-    for text in short:
-        print(f"SHORT: {text}")
-    result = {
-        "date": date.isoformat(timespec="seconds"),
+    return {
+        "date": options.date.isoformat(timespec="seconds"),
         "command": " ".join(["scripts/bench", *sys.argv[1:]]),
         "machine": {
             **facts(),
             "read_on": filesystem(options.dir),
             "write_on": filesystem(options.write_dir),
-            "load_average_before": before,
-        }
-        | {"priority": os.getpriority(os.PRIO_PROCESS, 0)},
-        "rounds": ROUNDS,
-        "seconds": seconds,
+            "load_average_before": options.load_before,
+            "priority": os.getpriority(os.PRIO_PROCESS, 0),
+        },
+        "rounds": options.rounds,
         "other_cores": others and [min(others), sum(others) / len(others), max(others)],
         "rows": [row.as_json() for row in rows],
-        "cuts": None
-        if cuts is None
-        else {"iops": cuts.iops, "otherwise_ms": cuts.otherwise_ms}
-        | {"cuts": [vars(cut) for cut in cuts.cuts]},
-        "shortfalls": short,
+        "figures": figures,
+        "targets": [vars(verdict) for verdict in found],
     }
+
+
+def keep(options: argparse.Namespace, result: dict[str, Any]) -> None:
+    """The figures and charts in docs/benchmarks."""
+    kind = "quick" if options.quick else "full"
+    stem = ROOT / "docs" / "benchmarks" / f"{options.date:%Y-%m-%d-%H%M}-{kind}"
+    stem.parent.mkdir(exist_ok=True)
+    path = stem.with_name(f"{stem.name}.json")
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    for written in (path, *draw(result, stem)):
+        print(f"kept in {written.relative_to(ROOT)}")
+
+
+def bench(options: argparse.Namespace) -> int:
+    """Measure, tell, keep; the exit code."""
+    only = options.only
+    wanted = [case for case in CASES if (case.quick or not options.quick) and (not only or only in case.name)]
+    seconds = turn_seconds(options, wanted)
+    begun = time.monotonic()
+    print(
+        f"{options.rounds} rounds of {seconds:.2g} s, turn by turn;"
+        f" load average at the start {options.load_before:.2f}",
+        flush=True,
+    )
+    patience = Patience(0 if options.seconds else REPEATS_QUICK if options.quick else REPEATS_FULL)
+    rows: list[Row] = []
+    for place in ("read", "write", "durable"):
+        rows += run_cases([case for case in wanted if case.place == place], options, seconds, patience)
+    figures = run_alone(options)
+    found = verdicts([(row.case, row.beside) for row in rows], figures)
+    others = [sample.other_cores for row in rows for sample in row.rounds]
+    if others:
+        mean = sum(others) / len(others)
+        print(f"\n{NOTES}\nOther programs kept {mean:.2f} cores busy on average, {max(others):.2f} at most.")
+    print(f"\n{target_table(found)}\n\nIt took {time.monotonic() - begun:.0f} s.")
     if options.save:
-        kind = "quick" if options.quick else "full"
-        path = ROOT / "docs" / "benchmarks" / f"{date:%Y-%m-%d-%H%M}-{kind}.json"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(result, indent=1) + "\n")
-        print(f"kept in {path.relative_to(ROOT)}")
-    return 1 if options.check and short else 0
+        keep(options, result_of(options, rows, figures, found))
+    return 1 if options.check and fails(found, complete=not (options.quick or only)) else 0
 
 
 def main() -> int:
@@ -193,8 +250,12 @@ def main() -> int:
             return refuse(
                 f"{path} has {free >> 30} GiB free and {needed >> 30} are needed: name another with {option}"
             )
-    if options.only and "cut" not in options.only and not any(options.only in case.name for case in CASES):
+    names = [case.name for case in CASES] + [name for name, *_ in ALONE]
+    if options.only and not any(options.only in name for name in names):
         return refuse(f"no case has {options.only!r} in its name: docs/performance.md names them")
+    if options.rounds < 1 or options.seconds < 0:
+        return refuse("--rounds is at least 1, and --seconds not below 0")
+    options.date, options.load_before = datetime.now(UTC), os.getloadavg()[0]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         with favoured():

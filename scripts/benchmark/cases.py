@@ -1,38 +1,61 @@
 """cases: what is measured. A new row of the table is a new entry here.
 
 How it works      A case is one load, put on each of its servers in turn, several rounds. `contenders.py`
-                  knows the servers. A target is a share of another server's rate that polyvol has to reach.
+                  knows the servers, `targets.py` what polyvol has to reach.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
-Pattern = Literal["randread", "randwrite", "read", "write"]
+Pattern = Literal["randread", "randwrite", "read", "write", "randrw"]
 Generator = Literal["fio", "load"]
+Place = Literal["read", "write", "durable"]
 
 POLYVOL = "polyvol"
-POLYVOL_SNAPSHOTS = "polyvol, 100 snapshots"
+POLYVOL_NBDKIT = "polyvol in nbdkit"
 POLYVOL_OVERWRITE = "polyvol, after a cut"
+POLYVOL_OLDEST = "polyvol, oldest of 1000"
+POLYVOL_WRITTEN = "polyvol, snapshot of a written volume"
 NBDKIT = "nbdkit file"
+NBDKIT_COW = "nbdkit cow"
 QEMU = "qemu-nbd raw"
+QCOW2 = "qcow2"
+QCOW2_SNAPSHOT = "qcow2, after a snapshot"
+QCOW2_BACKING = "qcow2 overlay"
+QCOW2_EXTENDED = "qcow2 overlay, extended_l2"
+NBD_SERVER = "nbd-server"
 LIMIT = "the limit"
 REFERENCES = (NBDKIT, QEMU, LIMIT)
 PLAIN = (POLYVOL, *REFERENCES)
+EVERYBODY = (
+    POLYVOL,
+    POLYVOL_NBDKIT,
+    NBDKIT,
+    NBDKIT_COW,
+    QEMU,
+    QCOW2,
+    QCOW2_BACKING,
+    QCOW2_EXTENDED,
+    NBD_SERVER,
+    LIMIT,
+)
+SNAPSHOT_COUNTS = (1, 10, 100, 1000)
+REGION_BYTES = 256 << 20
 
 
-@dataclass(frozen=True)
-class Target:
-    """`server` has to reach `share` times the figure of `reference`."""
-
-    server: str
-    reference: str
-    share: float
+def with_snapshots(count: int) -> str:
+    """The name of polyvol's volume while it has so many snapshots."""
+    return f"polyvol, {count} snapshot{'s' if count > 1 else ''}"
 
 
 @dataclass(frozen=True)
 class Case:
-    """One load on several servers. `block` is bytes; `quick`: part of `--quick` too. A random write case uses
-    no block twice, so that on `polyvol, after a cut` each write is the first after the cut."""
+    """One load on several servers. `block` is bytes; `fsync`: a FLUSH after so many writes, 0: none.
+
+    `quick`: part of `--quick` too. `snapshots`: so many are on the volume with snapshots. `region`: only the
+    first so many bytes are used, again and again, and were written since the last snapshot; else a random
+    write uses no block twice, so that on servers "after" something each write is the first.
+    """
 
     name: str
     pattern: Pattern
@@ -42,47 +65,127 @@ class Case:
     generator: Generator = "fio"
     connections: int = 1
     quick: bool = True
-    targets: tuple[Target, ...] = ()
+    fsync: int = 0
+    snapshots: int = 0
+    region: int = 0
 
     @property
     def writes(self) -> bool:
         """Whether it changes what the servers serve."""
-        return self.pattern.endswith("write")
+        return self.pattern.endswith(("write", "rw"))
 
     @property
     def random(self) -> bool:
         """Whether blocks come in random order."""
         return self.pattern.startswith("rand")
 
+    @property
+    def place(self) -> Place:
+        """Where its files are: reads and what is synced on a disk's file system, writes in memory."""
+        if not self.writes:
+            return "read"
+        return "durable" if self.fsync else "write"
 
-_READERS = (POLYVOL, POLYVOL_SNAPSHOTS, *REFERENCES)
-_WRITERS = (POLYVOL, POLYVOL_OVERWRITE, *REFERENCES)
-_ON_A_PAR = (Target(POLYVOL, NBDKIT, 1.0), Target(POLYVOL_SNAPSHOTS, NBDKIT, 1.0))
+    @property
+    def title(self) -> str:
+        """Its name and generator: no two cases have the same."""
+        return f"{self.name}, by {self.generator}"
+
+
 _4K = 4 << 10
 _128K = 128 << 10
+_1M = 1 << 20
+_WORDS = {"randread": "random read", "randwrite": "random write", "read": "sequential read"} | {
+    "write": "sequential write",
+    "randrw": "random 70/30 mix",
+}
+_OVERWRITERS = (*PLAIN, POLYVOL_OVERWRITE, QCOW2_SNAPSHOT, QCOW2_BACKING, QCOW2_EXTENDED, NBDKIT_COW)
+_QUICK_OVERWRITERS = (POLYVOL, POLYVOL_OVERWRITE, QCOW2_SNAPSHOT, QCOW2_EXTENDED)
 
-# Reads come before writes: up to then every block of the plain volume is at its base place.
-CASES = (
-    Case("4k random read, depth 16", "randread", _4K, 16, _READERS, targets=_ON_A_PAR),
-    Case("4k random read, depth 16", "randread", _4K, 16, _READERS, generator="load"),
-    Case("4k random read, depth 1", "randread", _4K, 1, _READERS),
-    Case("4k random read, depth 64", "randread", _4K, 64, _READERS, generator="load", quick=False),
-    Case(
-        "4k random read, depth 16, 4 connections",
-        "randread",
-        _4K,
-        16,
-        _READERS,
-        generator="load",
-        connections=4,
-        quick=False,
-    ),
-    Case("128k sequential read, depth 8", "read", _128K, 8),
-    Case("4k random write, depth 16", "randwrite", _4K, 16, _WRITERS),
-    Case("4k random write, depth 16", "randwrite", _4K, 16, _WRITERS, generator="load", quick=False),
-    Case("4k random write, depth 1", "randwrite", _4K, 1, _WRITERS, quick=False),
-    Case("128k sequential write, depth 8", "write", _128K, 8),
-)
 
-CUT_STALL_MS_MAX = 10.0
-"""The target of the cut case: the median of the write stalls that the engine reports."""
+def name_of(pattern: Pattern, block: int, depth: int, connections: int = 1) -> str:
+    """What a case of this load is called."""
+    size = f"{block >> 20}M" if block >= _1M else f"{block >> 10}k"
+    several = f", {connections} connections" if connections > 1 else ""
+    return f"{size} {_WORDS[pattern]}, depth {depth}{several}"
+
+
+def _case(
+    pattern: Pattern, block: int, depth: int, servers: tuple[str, ...] = PLAIN, *, connections: int = 1
+) -> Case:
+    quick = connections == 1 and depth < 64 and block < _1M and not (pattern == "randwrite" and depth == 1)
+    name = name_of(pattern, block, depth, connections)
+    # fio is one thread for each connection, and the project's own generator too, at less CPU.
+    generator: Generator = "load" if connections > 1 or depth > 16 else "fio"
+    return Case(name, pattern, block, depth, servers, generator, connections, quick)
+
+
+def _matrix() -> list[Case]:
+    found = []
+    patterns: tuple[Pattern, Pattern] = ("randread", "randwrite")
+    for pattern in patterns:
+        for depth in (1, 16, 64):
+            found += [_case(pattern, _4K, depth, connections=count) for count in (1, 2, 4)]
+        found.append(_everybody(pattern))
+        found.append(_twin(pattern))
+    return found
+
+
+def _everybody(pattern: Pattern) -> Case:
+    name = f"{name_of(pattern, _4K, 16)}, all servers"
+    return Case(name, pattern, _4K, 16, EVERYBODY, quick=False)
+
+
+def _twin(pattern: Pattern) -> Case:
+    return Case(name_of(pattern, _4K, 16), pattern, _4K, 16, generator="load", quick=pattern == "randread")
+
+
+def _sequential() -> list[Case]:
+    patterns: tuple[Pattern, Pattern] = ("read", "write")
+    return [_case(pattern, block, 8) for block in (_128K, _1M) for pattern in patterns]
+
+
+def _counted(count: int) -> list[Case]:
+    name = with_snapshots(count)
+    loads: list[tuple[Pattern, int, int]] = [("randread", _4K, 16), ("randwrite", _4K, 16)]
+    if count == SNAPSHOT_COUNTS[-1]:
+        loads += [("randread", _4K, 1), ("read", _128K, 8), ("write", _128K, 8)]
+    word = f"{count} snapshot{'s' if count > 1 else ''}"
+    return [
+        Case(
+            f"{name_of(pattern, block, depth)}, {word}",
+            pattern,
+            block,
+            depth,
+            (POLYVOL, name),
+            quick=count == 100 and pattern == "randread",
+            snapshots=count,
+            region=REGION_BYTES,
+        )
+        for pattern, block, depth in loads
+    ]
+
+
+def _all() -> tuple[Case, ...]:
+    found = [*_matrix(), *_sequential()]
+    found.append(Case(name_of("randrw", _4K, 16), "randrw", _4K, 16, quick=False))
+    for fsync, word in ((1, "each"), (32, "each 32")):
+        servers = (POLYVOL, POLYVOL_OVERWRITE, NBDKIT, QEMU, LIMIT)
+        name = f"4k random write, fsync after {word}"
+        found.append(Case(name, "randwrite", _4K, 1, servers, quick=fsync == 1, fsync=fsync))
+    for count in SNAPSHOT_COUNTS:
+        found += _counted(count)
+    first = "4k first overwrite, depth 16"
+    found.append(Case(first, "randwrite", _4K, 16, _OVERWRITERS, quick=False))
+    found.append(Case(f"{first}, the main servers", "randwrite", _4K, 16, _QUICK_OVERWRITERS, quick=True))
+    name = "4k random read of the oldest of 1000 snapshots, depth 16"
+    pair = (with_snapshots(1000), POLYVOL_OLDEST)
+    found.append(Case(name, "randread", _4K, 16, pair, quick=False, snapshots=1000))
+    name = "4k random read of a snapshot while its volume is written, depth 16"
+    pair = (POLYVOL, POLYVOL_WRITTEN)
+    found.append(Case(name, "randread", _4K, 16, pair, quick=False, snapshots=1000))
+    return tuple(found)
+
+
+CASES = _all()
+"""Those with few snapshots come before those with many: a volume only gains them."""

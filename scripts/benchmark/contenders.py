@@ -1,122 +1,296 @@
-"""contenders: the servers that are measured, all on one file that the page cache has.
+"""contenders: the servers that are measured, all on files that the page cache has.
 
-How it works      nbdkit, qemu-nbd, the limit and polyvol's volume `plain` (which adopts it as its base) serve
-                  the same file, so the page cache serves them all alike; nobody writes while another is
-                  measured. polyvol's volume `many` has a file of its own, 100 snapshots and 1,000 random
-                  writes after each but the last of them, which leaves about every third block in a change
-                  log. All servers run from the start to the end, and sleep while others have their turn.
-Owner and locks   `started` ends every process that it started, by id, whatever happens.
+How it works      nbdkit, qemu-nbd raw, nbd-server, the limit and polyvol's volume `plain` (which adopts it as
+                  its base) serve the same file, so the page cache serves them all alike; nobody writes while
+                  another is measured. The others have files of their own with the same bytes. A `Standing`
+                  server runs from the start to the end and sleeps while others have their turn; a `Fresh` one
+                  is made ready and started for each turn: qemu takes no internal snapshot of an image that it
+                  serves, and an overlay that has been written to is no longer one. `Many` is polyvol's volume
+                  that gains snapshots as the cases ask for them, with random writes between.
+Owner and locks   `Contenders` ends every process that it started, by id, whatever happens.
 Errors            AssertionError with the server's own output when it does not start.
 """
 
 import os
-from collections.abc import Iterator
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, Self
 
 from polyvol.daemon.cli.client import Client
-from scripts.benchmark.cases import LIMIT, NBDKIT, POLYVOL, POLYVOL_OVERWRITE, POLYVOL_SNAPSHOTS, QEMU
-from scripts.benchmark.load import Export, examples, write_some
+from scripts.benchmark import cases
+from scripts.benchmark.load import Export, examples, load_command, write_region, write_some
 from scripts.benchmark.quiet import favour
 from tests.support.daemon import Daemon
-from tests.support.proc import Argument, Background
+from tests.support.proc import Argument, Background, check, end_session, wait_until
 
 DATA_BYTES = 1 << 30
 LOG_SIZE = "16G"
-SNAPSHOTS = 100
 WRITES_BETWEEN_SNAPSHOTS = 1000
+WRITES_FROM_100_ON = 100
 _PATTERN_BYTES = 16 << 20
 _FRESH = "fresh"
+_WHILE_S = 600
+
+
+class Contender(Protocol):
+    """A server in the table: `turn` gives what it serves and its process's id, ready to be measured."""
+
+    @contextmanager
+    def turn(self) -> Iterator[tuple[Export, int]]:
+        """One turn."""
+        ...
 
 
 @dataclass
-class Contender:
-    """A server in the table. `cut_first`: take a snapshot before each turn, delete it afterwards."""
+class Standing:
+    """A server that runs all the time. `client`: take a snapshot before each turn, delete it afterwards.
+    `writes`: an export that is written to meanwhile."""
 
-    name: str
     pid: int
     export: Export
     client: Client | None = None
-    cut_first: bool = False
+    writes: Export | None = None
 
     @contextmanager
-    def turn(self) -> Iterator[Export]:
-        """What it serves, ready for a turn."""
-        if self.client is None or not self.cut_first:
-            yield self.export
-            return
-        self.client.post("snapshots", body={"volumes": [self.export.name], "name": _FRESH})
-        try:
-            yield self.export
-        finally:
-            self.client.delete("volumes", self.export.name, "snapshots", _FRESH)
+    def turn(self) -> Iterator[tuple[Export, int]]:
+        """One turn."""
+        with ExitStack() as stack:
+            if self.client is not None:
+                self.client.post("snapshots", body={"volumes": [self.export.name], "name": _FRESH})
+                stack.callback(self.client.delete, "volumes", self.export.name, "snapshots", _FRESH)
+            if self.writes is not None:
+                stack.enter_context(_written(self.writes))
+            yield self.export, self.pid
 
 
-@contextmanager
-def started(directory: Path, *, snapshots: bool) -> Iterator[dict[str, Contender]]:
-    """Every contender by name, serving, in this directory; the one with 100 snapshots only if asked for."""
-    data = directory / "data.img"
-    fill(data)
-    with ExitStack() as stack:
+@dataclass
+class Fresh:
+    """A server that is started for each turn, after `prepare`."""
 
-        def serve(name: str, word: str, *command: Argument) -> Contender:
-            socket = directory / f"{word}.sock"
-            process = stack.enter_context(Background(*command, log=directory / f"{word}.log"))
-            process.wait_until(socket.exists, f"{name}'s socket")
+    prepare: Callable[[], None]
+    command: list[Argument]
+    socket: Path
+
+    @contextmanager
+    def turn(self) -> Iterator[tuple[Export, int]]:
+        """One turn."""
+        self.socket.unlink(missing_ok=True)
+        self.prepare()
+        environment = {"TMPDIR": str(self.socket.parent)}
+        with Background(*self.command, log=self.socket.with_suffix(".log"), env=environment) as process:
+            process.wait_until(self.socket.exists, f"{self.command[0]}'s socket")
             favour(process.pid)
-            return Contender(name, process.pid, Export(socket, ""))
+            yield Export(self.socket, ""), process.pid
 
-        socket = directory / "qemu.sock"
-        qemu = ("qemu-nbd", "-t", "-e", "16", "-f", "raw", "--cache=writeback", "-k", socket, data)
-        found = [
-            serve(NBDKIT, "nbdkit", "nbdkit", "-f", "-U", directory / "nbdkit.sock", "file", data),
-            serve(QEMU, "qemu", *qemu),
-            serve(LIMIT, "limit", examples() / "limit", directory / "limit.sock", data),
-        ]
-        daemon = stack.enter_context(Daemon(directory))
+
+@dataclass
+class Many:
+    """polyvol's volume with snapshots, at first none."""
+
+    daemon: Daemon
+    export: Export
+    taken: int = 0
+
+    def have(self, snapshots: int, region: int) -> None:
+        """Take snapshots until there are so many, and have the region's bytes be newer than all of them."""
+        client = Client(self.daemon.state_dir)
+        for number in range(self.taken, snapshots):
+            if number:
+                writes = WRITES_BETWEEN_SNAPSHOTS if number < 100 else WRITES_FROM_100_ON
+                write_some(self.export, writes, seed=number)
+            client.post("snapshots", body={"volumes": [self.export.name], "name": f"s{number}"})
+        self.taken = max(self.taken, snapshots)
+        if region:
+            write_region(self.export, region)
+
+
+class Contenders:
+    """The contenders that a group of cases needs, in a directory; a context manager that ends them."""
+
+    def __init__(self, directory: Path, wanted: set[str]) -> None:
+        self.directory = directory
+        self.wanted = wanted
+        self.many: Many | None = None
+        self._found: dict[str, Contender] = {}
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        try:
+            self._start()
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def __getitem__(self, name: str) -> Contender:
+        return self._found[name]
+
+    def _start(self) -> None:
+        data = self.directory / "data.img"
+        fill(data)
+        self._others(data)
+        if any(name.startswith("qcow2") for name in self.wanted):
+            # qemu locks what it serves or builds upon.
+            backing = self.directory / "backing.img"
+            fill(backing)
+            self._qcow2(backing)
+        command: list[Argument] = ["nbdkit", "-f", "-U", self.directory / "cow.sock", "--filter=cow", "file"]
+        self._fresh(cases.NBDKIT_COW, lambda: None, "cow.sock", [*command, data])
+        self._polyvols(data)
+        settle(self.directory)
+        assert self.wanted <= self._found.keys(), f"no server is called {self.wanted - self._found.keys()}"
+
+    def _standing(self, name: str, word: str, *command: Argument) -> None:
+        if name not in self.wanted:
+            return
+        socket = self.directory / f"{word}.sock"
+        log = self.directory / f"{word}.log"
+        process = self._stack.enter_context(Background(*command, log=log))
+        process.wait_until(socket.exists, f"{name}'s socket")
+        favour(process.pid)
+        self._found[name] = Standing(process.pid, Export(socket, ""))
+
+    def _qemu(self, socket: str, image: Path, kind: str) -> list[Argument]:
+        path = self.directory / socket
+        return ["qemu-nbd", "-t", "-e", "16", "-f", kind, "--cache=writeback", "-k", path, image]
+
+    def _others(self, data: Path) -> None:
+        at = self.directory
+        self._standing(cases.NBDKIT, "nbdkit", "nbdkit", "-f", "-U", at / "nbdkit.sock", "file", data)
+        self._standing(cases.QEMU, "qemu", *self._qemu("qemu.sock", data, "raw"))
+        self._standing(cases.LIMIT, "limit", examples() / "limit", at / "limit.sock", data)
+        config = at / "nbd-server.conf"
+        lines = ["[generic]", f"unixsock = {at / 'nbd.sock'}", "[bench]", f"exportname = {data}"]
+        config.write_text("\n".join([*lines, ""]))
+        if cases.NBD_SERVER in self.wanted:
+            pid = self._stack.enter_context(_nbd_server(config, at / "nbd-server.pid"))
+            self._found[cases.NBD_SERVER] = Standing(pid, Export(at / "nbd.sock", "bench"))
+
+    def _fresh(self, name: str, prepare: Callable[[], None], socket: str, command: list[Argument]) -> None:
+        if name in self.wanted:
+            self._found[name] = Fresh(prepare, command, self.directory / socket)
+
+    def _qcow2(self, data: Path) -> None:
+        if cases.QCOW2 in self.wanted:
+            image = self.directory / "plain.qcow2"
+            check("qemu-img", "convert", "-f", "raw", "-O", "qcow2", data, image)
+            self._standing(cases.QCOW2, "qcow2", *self._qemu("qcow2.sock", image, "qcow2"))
+        for name, word, more in (
+            (cases.QCOW2_BACKING, "backing", ""),
+            (cases.QCOW2_EXTENDED, "extended", ",extended_l2=on"),
+        ):
+            image = self.directory / f"{word}.qcow2"
+            options = f"backing_file={data},backing_fmt=raw{more}"
+
+            def overlay(image: Path = image, options: str = options) -> None:
+                check("qemu-img", "create", "-q", "-f", "qcow2", "-o", options, image)
+
+            self._fresh(name, overlay, f"{word}.sock", self._qemu(f"{word}.sock", image, "qcow2"))
+        if cases.QCOW2_SNAPSHOT in self.wanted:
+            self._internal(data)
+
+    def _internal(self, data: Path) -> None:
+        image, pristine = self.directory / "snapshot.qcow2", self.directory / "pristine.qcow2"
+        check("qemu-img", "convert", "-f", "raw", "-O", "qcow2", data, pristine)
+
+        def snapshot() -> None:
+            shutil.copyfile(pristine, image)
+            check("qemu-img", "snapshot", "-c", _FRESH, image)
+
+        command = self._qemu("snapshot.sock", image, "qcow2")
+        self._fresh(cases.QCOW2_SNAPSHOT, snapshot, "snapshot.sock", command)
+
+    def _polyvols(self, data: Path) -> None:
+        native = {name for name in self.wanted if name.startswith(cases.POLYVOL)} - {cases.POLYVOL_NBDKIT}
+        if native:
+            daemon = self._daemon("pv")
+            export = adopt(daemon, "plain", data)
+            client = Client(daemon.state_dir)
+            self._found[cases.POLYVOL] = Standing(daemon.pid, export)
+            self._found[cases.POLYVOL_OVERWRITE] = Standing(daemon.pid, export, client)
+            if native - self._found.keys():
+                self._with_snapshots(daemon)
+        if cases.POLYVOL_NBDKIT in self.wanted:
+            base = self.directory / "nbdkit.img"
+            fill(base)
+            daemon = self._daemon("pn", "--frontend", "nbdkit")
+            export = adopt(daemon, "plain", base)
+            pid = int(Client(daemon.state_dir).get("status")["daemon"]["pid"])
+            self._found[cases.POLYVOL_NBDKIT] = Standing(pid, export)
+
+    def _daemon(self, word: str, *arguments: Argument) -> Daemon:
+        directory = self.directory / word
+        directory.mkdir()
+        daemon = self._stack.enter_context(Daemon(directory, *arguments))
         favour(daemon.pid)
-        found += _plain(daemon, data)
-        if snapshots:
-            found.append(_with_snapshots(daemon))
-        settle(directory)
-        yield {contender.name: contender for contender in found}
+        return daemon
+
+    def _with_snapshots(self, daemon: Daemon) -> None:
+        # Written as the other one was: the page cache's pages depend on it, and the speed on them.
+        base = daemon.directory / "many.img"
+        fill(base)
+        export = adopt(daemon, "many", base)
+        self.many = Many(daemon, export)
+        for count in cases.SNAPSHOT_COUNTS:
+            self._found[cases.with_snapshots(count)] = Standing(daemon.pid, export)
+        oldest = Export(export.socket, f"{export.name}@s0")
+        self._found[cases.POLYVOL_OLDEST] = Standing(daemon.pid, oldest)
+        self._found[cases.POLYVOL_WRITTEN] = Standing(daemon.pid, oldest, writes=export)
 
 
-def _plain(daemon: Daemon, data: Path) -> list[Contender]:
-    export = _adopt(daemon, "plain", data)
-    client = Client(daemon.state_dir)
-    return [
-        Contender(POLYVOL, daemon.pid, export),
-        Contender(POLYVOL_OVERWRITE, daemon.pid, export, client, cut_first=True),
-    ]
-
-
-def _with_snapshots(daemon: Daemon) -> Contender:
-    # Written as the other one was: how large the page cache's pages are depends on it, and the speed on that.
-    base = daemon.directory / "many.img"
-    fill(base)
-    export = _adopt(daemon, "many", base)
-    client = Client(daemon.state_dir)
-    for number in range(SNAPSHOTS):
-        client.post("snapshots", body={"volumes": [export.name], "name": f"s{number}"})
-        if number + 1 < SNAPSHOTS:
-            write_some(export, WRITES_BETWEEN_SNAPSHOTS, seed=number)
-    return Contender(POLYVOL_SNAPSHOTS, daemon.pid, export)
-
-
-def _adopt(daemon: Daemon, volume: str, base: Path) -> Export:
+def adopt(daemon: Daemon, volume: str, base: Path) -> Export:
+    """A volume that has this file as its base, and a log of its own."""
     daemon.ok("device", "add", base, "--name", volume, "--adopt")
     daemon.add_devices(f"{volume}-log", size=LOG_SIZE)
     daemon.ok("volume", "create", volume, "--base", volume, "--log-device", f"{volume}-log")
     return Export(daemon.nbd_socket, volume)
 
 
-def fill(path: Path) -> None:
-    """A file of DATA_BYTES without holes and without zeroes; in the page cache afterwards."""
+@contextmanager
+def _nbd_server(config: Path, pid_file: Path) -> Iterator[int]:
+    """nbd-server, which cannot stay in the foreground; its process id.
+
+    It has a session of its own, with the children that serve its connections; their CPU time is added to its
+    own when they have ended.
+    """
+    check("nbd-server", "-C", config, "-p", pid_file)
+    wait_until(lambda: pid_file.exists() and pid_file.read_text().strip() != "", "nbd-server's process id")
+    pid = int(pid_file.read_text())
+    favour(pid)
+    try:
+        yield pid
+    finally:
+        end_session(pid, signal.SIGTERM)
+        wait_until(lambda: not Path(f"/proc/{pid}").exists(), "nbd-server's end")
+
+
+@contextmanager
+def _written(export: Export) -> Iterator[None]:
+    """Random writes to the export's first bytes, until the end."""
+    settings = {"rw": "randwrite", "seconds": _WHILE_S, "blocks": cases.REGION_BYTES // 4096}
+    command = [*map(str, load_command(export, **settings)), "--until-eof"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as load:
+        try:
+            yield
+            load.communicate(timeout=_WHILE_S)
+        finally:
+            load.kill()
+    assert load.returncode == 0, f"the writes beside the case ended with {load.returncode}"
+
+
+def fill(path: Path, size: int = DATA_BYTES) -> None:
+    """A file without holes and without zeroes; in the page cache afterwards."""
     pattern = os.urandom(_PATTERN_BYTES)
     with path.open("wb") as file:
-        for _ in range(DATA_BYTES // _PATTERN_BYTES):
+        for _ in range(size // _PATTERN_BYTES):
             file.write(pattern)
 
 

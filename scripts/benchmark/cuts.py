@@ -12,6 +12,8 @@ import json
 import statistics
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -29,6 +31,7 @@ SLOW_US = 500
 _SECONDS_MAX = 180
 _WARM_UP_S = 0.5
 _PAUSE_S = 0.1
+_KEPT = 50
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,38 @@ class Cuts:
 
 def measure_cuts(directory: Path, count: int) -> Cuts:
     """Take so many cuts under load, on a daemon of its own."""
+    with _loaded(directory) as (client, load):
+        time.sleep(_WARM_UP_S)
+        taken = [_take(client, number) for number in range(count)]
+        out, err = load.communicate(timeout=_SECONDS_MAX)
+    assert load.returncode == 0, err.decode()
+    return _judge(taken, json.loads(out))
+
+
+def measure_rate(directory: Path, seconds: float) -> float:
+    """Cuts in a second under the same load, one after the other without a pause, for so long.
+
+    Each is a whole snapshot, durable and exported; the oldest are deleted between them, outside the time.
+    """
+    count, spent = 0, 0.0
+    with _loaded(directory) as (client, load):
+        time.sleep(_WARM_UP_S)
+        while spent < seconds:
+            began = time.monotonic()
+            client.post("snapshots", body={"volumes": ["wide"], "name": f"cut{count}"})
+            spent += time.monotonic() - began
+            if count >= _KEPT:
+                client.delete("volumes", "wide", "snapshots", f"cut{count - _KEPT}")
+            count += 1
+        _, err = load.communicate(timeout=_SECONDS_MAX)
+    assert load.returncode == 0, err.decode()
+    return count / spent
+
+
+@contextmanager
+def _loaded(directory: Path) -> Iterator[tuple[Client, subprocess.Popen[bytes]]]:
+    """A daemon with a volume under load, until the load's standard input is closed."""
+    directory.mkdir(exist_ok=True)
     with Daemon(directory) as daemon:
         favour(daemon.pid)
         for name, size in (("a", "600G"), ("b", "600G"), ("log", "64G")):
@@ -83,13 +118,9 @@ def measure_cuts(directory: Path, count: int) -> Cuts:
         )
         with load:
             try:
-                time.sleep(_WARM_UP_S)
-                taken = [_take(client, number) for number in range(count)]
-                out, err = load.communicate(timeout=_SECONDS_MAX)
+                yield client, load
             finally:
                 load.kill()
-        assert load.returncode == 0, err.decode()
-        return _judge(taken, json.loads(out))
 
 
 @dataclass(frozen=True)

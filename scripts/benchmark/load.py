@@ -23,6 +23,7 @@ from tests.support.proc import environment, tool
 
 ROOT = Path(__file__).resolve().parents[2]
 GRACE_S = 60.0
+MIX_READS_PERCENT = 70
 _TICKS = os.sysconf("SC_CLK_TCK")
 _RESET_PEAK = "5"
 
@@ -106,17 +107,26 @@ def _fio(case: Case, export: Export, seconds: float) -> _Raw:
         "thread": 1,
         "output-format": "json",
     }
+    if case.pattern == "randrw":
+        settings["rwmixread"] = MIX_READS_PERCENT
+    if case.fsync:
+        settings["fsync"] = case.fsync
+    if case.region:
+        settings["size"] = case.region
     # Without time_based a random write never comes back to a block.
-    if not (case.writes and case.random):
+    if not (case.writes and case.random and not case.region):
         settings |= {"time_based": 1, "norandommap": 1}
     arguments = [f"--{key}={value}" for key, value in settings.items()]
     output = _run([tool("fio"), *arguments], seconds)
     job = json.loads(output[output.index("{") :])["jobs"][0]
     assert job["error"] == 0, output
-    side = job["write" if case.writes else "read"]
+    # Of a mix the latencies are those of its reads.
+    side = job["read" if case.pattern in ("read", "randread", "randrw") else "write"]
     within = side["clat_ns"]["percentile"]
+    requests = job["read"]["total_ios"] + job["write"]["total_ios"]
+    assert requests, f"{case.title}: nothing was answered within {seconds:g} s\n{output}"
     return _Raw(
-        requests=side["total_ios"],
+        requests=requests,
         seconds=side["runtime"] / 1000,
         p50_ns=within["50.000000"],
         p99_ns=within["99.000000"],
@@ -133,7 +143,9 @@ def load_command(export: Export, **settings: object) -> list[str | Path]:
 
 def _load(case: Case, export: Export, seconds: float) -> _Raw:
     bound = {}
-    if case.writes and case.random:
+    if case.region:
+        bound["blocks"] = case.region // case.block
+    elif case.writes and case.random:
         # One connection's order comes back to no block before it had all; several share the blocks.
         bound["requests"] = (1 << 30) // case.block // case.connections
     command = load_command(
@@ -178,11 +190,17 @@ def write_some(export: Export, requests: int, seed: int) -> None:
     _run(command, GRACE_S)
 
 
+def write_region(export: Export, size: int) -> None:
+    """Every block of the first bytes once."""
+    block = 1 << 20
+    _run(load_command(export, rw="write", block=block, requests=size // block, seconds=GRACE_S), GRACE_S)
+
+
 def server_cpu_s(pid: int) -> float:
-    """CPU seconds of a process, all its threads, user and system."""
+    """CPU seconds of a process, all its threads and the children that it has waited for, user and system."""
     # The name, in parentheses, may hold anything; the numbers come behind it.
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS
+    return sum(map(int, fields[11:15])) / _TICKS
 
 
 def peak_mib(pid: int) -> float:

@@ -22,6 +22,7 @@ def facts() -> dict[str, Any]:
         "polyvol": _commit(),
         "nbdkit": _first_line("nbdkit", "--version"),
         "qemu-nbd": _first_line("qemu-nbd", "--version"),
+        "nbd-server": _first_line("nbd-server", "-V"),
         "fio": _first_line("fio", "--version"),
         "libnbd": _first_line("nbdinfo", "--version"),
     }

@@ -1,17 +1,17 @@
-"""report: medians of rounds, ratios to the other servers, verdicts; as a table and as JSON.
+"""report: medians of rounds, ratios to the other servers, targets met and not met; as tables and as JSON.
 
 How it works      A ratio is taken within each round, server against server in the same minute, and its median
                   over the rounds is shown: what disturbs the machine for longer than a turn disturbs both.
 """
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from scripts.benchmark.cases import CUT_STALL_MS_MAX, REFERENCES, Case
-from scripts.benchmark.cuts import AROUND_NS, DEPTH, SIZE, SLOW_US, Cuts
+from scripts.benchmark.cases import REFERENCES, Case
 from scripts.benchmark.load import Sample
+from scripts.benchmark.targets import Verdict, ratio_of
 
 CLIENT_BUSY_CORES = 0.9
 """From here on a client's thread is what bounds the figure, or may be."""
@@ -38,22 +38,7 @@ class Row:
     def ratio(self, reference: str) -> float | None:
         """How many times the reference's rate this one's is."""
         others = self.beside.get(reference)
-        if others is None:
-            return None
-        pairs = zip(self.rounds, others, strict=True)
-        return statistics.median(ours.iops / theirs.iops for ours, theirs in pairs)
-
-    def shortfalls(self) -> list[str]:
-        """A sentence for each target that it misses."""
-        found = []
-        for target in self.case.targets:
-            ratio = self.ratio(target.reference) if target.server == self.server else None
-            if ratio is not None and ratio < target.share:
-                found.append(
-                    f"{self.case.name}: {self.server} has {ratio:.2f} of {target.reference},"
-                    f" wanted {target.share:.2f}"
-                )
-        return found
+        return None if others is None else ratio_of(self.rounds, others)
 
     def as_json(self) -> dict[str, Any]:
         """All of it."""
@@ -63,7 +48,6 @@ class Row:
             "median": {field: self.median(field) for field in Sample.__dataclass_fields__},
             "ratios": {name: self.ratio(name) for name in REFERENCES if name != self.server},
             "rounds": [asdict(sample) for sample in self.rounds],
-            "shortfalls": self.shortfalls(),
         }
 
 
@@ -72,18 +56,10 @@ def rows_of(case: Case, rounds: dict[str, list[Sample]]) -> list[Row]:
     return [Row(case, server, samples, rounds) for server, samples in rounds.items()]
 
 
-def cut_shortfalls(cuts: Cuts) -> list[str]:
-    """A sentence for each target that the cuts miss."""
-    median = cuts.median("stall_ms")
-    if median <= CUT_STALL_MS_MAX:
-        return []
-    return [f"cut of {SIZE}: the median stall is {median:.1f} ms, wanted {CUT_STALL_MS_MAX:.0f}"]
-
-
 def case_table(rows: Sequence[Row]) -> str:
     """The table of the cases."""
     titles = ("server", "rate", "+-%", "p50", "p99", "p99.9", "CPU/req", "memory", "client")
-    lines = [(*titles, *(f"/{name.split()[0]}" for name in REFERENCES), "")]
+    lines = [(*titles, *(f"/{name.split()[0]}" for name in REFERENCES))]
     for row in rows:
         rate = (
             f"{row.median('iops') / 1000:.1f} k/s"
@@ -101,7 +77,6 @@ def case_table(rows: Sequence[Row]) -> str:
                 f"{row.median('peak_mib'):.0f}",
                 f"{client:.2f}{'*' if client >= CLIENT_BUSY_CORES else ' '}",
                 *_ratios(row),
-                "SHORT" if row.shortfalls() else "",
             )
         )
     return _aligned(lines)
@@ -113,23 +88,18 @@ def _ratios(row: Row) -> Iterator[str]:
         yield "-" if ratio is None or name == row.server else f"{ratio:.2f}"
 
 
-def cut_table(cuts: Cuts) -> str:
-    """The table of the cuts."""
-    lines = [("in ms", "median", "longest")]
-    for title, field in (
-        ("stall, as the engine reports it", "stall_ms"),
-        (f"longest write within {AROUND_NS // 1_000_000} ms of the cut", "around_ms"),
-        ("longest write after that, until durable", "settling_ms"),
-        ("the whole call", "call_ms"),
-    ):
-        lines.append((title, _ms(cuts.median(field)), _ms(cuts.longest(field))))
-    lines.append(("longest write outside of any call", "", _ms(cuts.otherwise_ms)))
-    title = f"{len(cuts.cuts)} cuts of a {SIZE} volume under 4k random writes, depth {DEPTH}"
-    return f"{title}, {cuts.iops / 1000:.1f} k/s\n{_aligned(lines)}"
+def target_table(found: Sequence[Verdict]) -> str:
+    """The table of the targets, met or not."""
+    lines = [("target", "wanted", "measured", "", "")]
+    for verdict in found:
+        measured = "-" if verdict.measured is None else f"{verdict.measured:.3g}"
+        lines.append((verdict.title, verdict.wanted, measured, verdict.word, verdict.remark))
+    return _aligned(lines)
 
 
-def _ms(milliseconds: float) -> str:
-    return f"{milliseconds:.2f}" if milliseconds else f"< {SLOW_US / 1000:g}"
+def figure_table(figures: Mapping[str, float]) -> str:
+    """The table of the figures that stand by themselves."""
+    return _aligned([(name, f"{value:.4g}") for name, value in figures.items()])
 
 
 def _aligned(lines: Sequence[tuple[str, ...]]) -> str:

@@ -26,7 +26,8 @@ impl File for HollowFile {
         self.0.read(buffer, offset)
     }
     fn write(&self, bytes: &[u8], _offset: u64) -> Result<()> {
-        assert!(bytes.iter().all(|byte| *byte == 0), "only zeroes can be left out");
+        // Every byte, without an early end: that is many at a time.
+        assert!(bytes.iter().fold(0, |all, byte| all | byte) == 0, "only zeroes can be left out");
         Ok(())
     }
     fn punch(&self, offset: u64, length: u64) -> Result<()> {

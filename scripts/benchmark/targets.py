@@ -1,0 +1,192 @@
+"""targets: what polyvol has to reach, and whether it did, row by row.
+
+How it works      A `Ratio` compares two servers' figures of one round each, in the same round, and takes the
+                  median of the rounds. A `Bound` is for a figure that stands by itself; those have names such
+                  as `cuts.stall_ms.median`. A target whose rows or figure are not there (left out by --quick
+                  or --only) is `not measured`. Where the limit, measured in the same rounds, does not reach
+                  a ratio either, the verdict says so, with how far it came; the target is not met even so.
+Errors            none: what is missing is told, not raised.
+"""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from scripts.benchmark.cases import (
+    LIMIT,
+    NBDKIT,
+    POLYVOL,
+    POLYVOL_OLDEST,
+    POLYVOL_OVERWRITE,
+    QCOW2_EXTENDED,
+    QCOW2_SNAPSHOT,
+    QEMU,
+    Case,
+    name_of,
+    with_snapshots,
+)
+from scripts.benchmark.load import Sample
+
+Rounds = Mapping[str, Sequence[Sample]]
+"""The rounds of one case, by server."""
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """`server` has at least (with `at_most`: at most) `bound` times the `figure` of `reference`.
+
+    `case` is the case's name, or its title where two generators have the same one; `other_case`: where the
+    reference's rounds are.
+    """
+
+    case: str
+    server: str
+    reference: str
+    bound: float
+    figure: str = "iops"
+    at_most: bool = False
+    other_case: str = ""
+
+    @property
+    def title(self) -> str:
+        """The row's words."""
+        figure = {"iops": "", "server_us": " CPU per request"}.get(self.figure, f" {self.figure}")
+        reference = f"{self.reference}{f' ({self.other_case})' if self.other_case else ''}"
+        return f"{self.case}: {self.server} against {reference}{figure}"
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The figure called `key` is at least (with `at_most`: at most) `bound`, in `unit`."""
+
+    title: str
+    key: str
+    bound: float
+    unit: str
+    at_most: bool = True
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One row of the table of targets. `measured` is None where it was not; `met` then, too."""
+
+    title: str
+    wanted: str
+    measured: float | None
+    met: bool | None
+    remark: str = ""
+
+    @property
+    def word(self) -> str:
+        """met, not met, or not measured."""
+        return {True: "met", False: "NOT MET", None: "not measured"}[self.met]
+
+
+_READ16 = name_of("randread", 4 << 10, 16)
+_READ1 = name_of("randread", 4 << 10, 1)
+_WRITE16 = name_of("randwrite", 4 << 10, 16)
+_SEQUENTIAL = tuple(name_of(pattern, 128 << 10, 8) for pattern in ("read", "write"))
+_MAIN = (_READ16, _READ1, _WRITE16, *_SEQUENTIAL)
+_FIRST = "4k first overwrite, depth 16, the main servers"
+_FSYNC = "4k random write, fsync after each"
+
+
+def _ratios() -> list[Ratio]:
+    found = [
+        Ratio(_READ16, POLYVOL, NBDKIT, 1.6),
+        Ratio(_READ16, POLYVOL, NBDKIT, 0.65, "server_us", at_most=True),
+        Ratio(_READ16, POLYVOL, QEMU, 3.5),
+        Ratio(_READ16, POLYVOL, LIMIT, 0.8),
+        Ratio(_READ1, POLYVOL, NBDKIT, 1.0),
+        Ratio(_WRITE16, POLYVOL, NBDKIT, 1.3),
+        Ratio(_WRITE16, POLYVOL, QEMU, 3.5),
+    ]
+    for name in _SEQUENTIAL:
+        found += [Ratio(name, POLYVOL, NBDKIT, 1.1), Ratio(name, POLYVOL, QEMU, 2.5)]
+    many = with_snapshots(1000)
+    found += [Ratio(f"{name}, 1000 snapshots", many, POLYVOL, 0.95) for name in _MAIN]
+    found += [
+        Ratio(_FIRST, POLYVOL_OVERWRITE, POLYVOL, 0.6),
+        Ratio(_FIRST, POLYVOL_OVERWRITE, QCOW2_SNAPSHOT, 10.0),
+        Ratio(_FIRST, POLYVOL_OVERWRITE, QCOW2_EXTENDED, 2.5),
+        Ratio("4k random read of the oldest of 1000 snapshots, depth 16", POLYVOL_OLDEST, many, 0.9),
+        Ratio(_FSYNC, POLYVOL, NBDKIT, 1.0),
+    ]
+    for pattern in ("randread", "randwrite"):
+        for depth in (1, 16, 64):
+            name = name_of(pattern, 4 << 10, depth)
+            four = name_of(pattern, 4 << 10, depth, 4)
+            found.append(Ratio(four, POLYVOL, POLYVOL, 1.0, other_case=name))
+    return found
+
+
+RATIOS = tuple(_ratios())
+BOUNDS = (
+    Bound("with redirection, syncs for each fsync over those in place", "syncs.ratio", 2.0, "x"),
+    Bound("O_DIRECT, 4k random read, depth 32, cold, over fio on the file", "direct.ratio", 0.9, "x", False),
+    Bound("cut under 4k random writes, depth 32, 1 TiB: median stall", "cuts.stall_ms.median", 0.2, "ms"),
+    Bound("the same, 99 of 100 cuts", "cuts.stall_ms.p99", 1.0, "ms"),
+    Bound("cuts a second, sustained", "cuts.per_second", 100.0, "/s", at_most=False),
+    Bound("TRIM of 1 TiB, half of it redirected", "trim.seconds", 2.0, "s"),
+    Bound("reads by others meanwhile: the longest", "trim.longest_read_ms", 1000.0, "ms"),
+    Bound("bytes written for each byte of first overwrites", "amplification.overwrite", 1.05, "x"),
+    Bound("idle: wake-ups of the engine's threads", "idle.engine_wakeups", 0.0, "in all"),
+    Bound("idle: resident memory", "idle.resident_mib", 80.0, "MiB"),
+)
+
+
+def ratio_of(ours: Sequence[Sample], theirs: Sequence[Sample], figure: str = "iops") -> float:
+    """The median over the rounds of one figure over another's of the same round; infinite over nothing."""
+    pairs = zip(ours, theirs, strict=True)
+    quotients = [
+        getattr(our, figure) / getattr(their, figure) if getattr(their, figure) else float("inf")
+        for our, their in pairs
+    ]
+    return float(statistics.median(quotients))
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The least of the values that so great a share of them do not exceed."""
+    ordered = sorted(values)
+    rank = -(-len(ordered) * round(share * 1000) // 1000)
+    return ordered[max(0, rank - 1)]
+
+
+def verdicts(rows: Sequence[tuple[Case, Rounds]], figures: Mapping[str, float]) -> list[Verdict]:
+    """Every target, in order, with what came of it."""
+    return [_of_ratio(target, rows) for target in RATIOS] + [_of_bound(target, figures) for target in BOUNDS]
+
+
+def _rounds(rows: Sequence[tuple[Case, Rounds]], name: str) -> Rounds:
+    return next((rounds for case, rounds in rows if name in (case.name, case.title)), {})
+
+
+def _of_ratio(target: Ratio, rows: Sequence[tuple[Case, Rounds]]) -> Verdict:
+    wanted = f"{'<=' if target.at_most else '>='} {target.bound:g}"
+    rounds = _rounds(rows, target.case)
+    others = _rounds(rows, target.other_case) if target.other_case else rounds
+    ours, theirs = rounds.get(target.server), others.get(target.reference)
+    if not ours or not theirs:
+        return Verdict(target.title, wanted, None, None)
+    measured = ratio_of(ours, theirs, target.figure)
+    met = measured <= target.bound if target.at_most else measured >= target.bound
+    limit, remark = rounds.get(LIMIT), ""
+    if not met and limit and target.reference != LIMIT and not target.other_case:
+        reached = ratio_of(limit, theirs, target.figure)
+        beyond = reached > target.bound if target.at_most else reached < target.bound
+        remark = f"beyond the limit, which has {reached:.2f}" if beyond else ""
+    return Verdict(target.title, wanted, measured, met, remark)
+
+
+def _of_bound(target: Bound, figures: Mapping[str, float]) -> Verdict:
+    wanted = f"{'<=' if target.at_most else '>='} {target.bound:g} {target.unit}"
+    measured = figures.get(target.key)
+    if measured is None:
+        return Verdict(target.title, wanted, None, None)
+    met = measured <= target.bound if target.at_most else measured >= target.bound
+    return Verdict(target.title, wanted, measured, met)
+
+
+def fails(found: Sequence[Verdict], *, complete: bool) -> bool:
+    """Whether --check ends with 1: a target was missed or, in a complete run, not measured."""
+    return any(verdict.met is False or (complete and verdict.met is None) for verdict in found)
