@@ -3,10 +3,10 @@
 How it works      Each function measures one thing on a daemon (or a program) of its own in a directory and
                   returns figures by name: `targets.py` looks for some of the names, all are told and kept.
                   `Scale` says how large: small for --quick, as targets have it else.
-                  Bytes written: what the daemon has given to write calls (wchar of /proc/PID/io: data, logs,
-                  all it says), and the pages of files mapped from its state directory, its journals, that became
-                  dirty (/proc/PID/smaps), whole pages each once. (write_bytes there is of no use for data: the
-                  kernel counts all of a large page of its cache for one block.)
+                  Bytes written: what the daemon has given to write calls (wchar of /proc/PID/io: data,
+                  logs, all it says), and the pages of files mapped from its state directory, its journals,
+                  that became dirty (/proc/PID/smaps), whole pages each once. (write_bytes there is of no use
+                  for data: the kernel counts all of a large page of its cache for one block.)
                   Wake-ups: voluntary context switches of each thread, the engine's known by name.
 Owner and locks   every process is ended by the context that started it.
 Errors            AssertionError with the program's output.
@@ -82,7 +82,7 @@ def volume_with_changes(daemon: Daemon, snapshots: int, writes: int) -> Export:
     daemon.make_volume(size="4G", processors=2)
     # Room for all of it: the volume's own log device is small.
     daemon.add_devices("more", size="32G")
-    daemon.ok("volume", "add-log", "v", "--device", "more")
+    daemon.ok("volume", "add-log", "v", "--device", "more", "--size", "16G")
     export, client = Export(daemon.nbd_socket, "v"), Client(daemon.state_dir)
     for number in range(snapshots):
         client.post("snapshots", body={"volumes": ["v"], "name": f"s{number}"})
