@@ -110,6 +110,7 @@ def cut_stalls(daemon: Daemon, log: Path) -> tuple[list[int], list[int]]:
     return [stall for _, stall in cuts], [waiter.longest_ns(*cut) for cut in cuts]
 
 
+@pytest.mark.alone
 def test_a_cut_of_a_tebibyte_stalls_writes_for_milliseconds_at_most(daemon: Daemon) -> None:
     place: list[str] = []
     for number in range(2):

@@ -47,6 +47,8 @@ from tests.support.raw_nbd import (
     request,
 )
 
+pytestmark = pytest.mark.alone
+
 PROMPTLY_S = 0.1
 RESIDENT_MIB_MAX = 512
 IDLE_SOCKETS = 10_000
