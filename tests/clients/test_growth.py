@@ -5,6 +5,8 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from polyvol.daemon.sizes import parse_size
 from tests.support import nbd
 from tests.support.daemon import Daemon
@@ -49,6 +51,7 @@ def test_connections_that_are_there_keep_their_size_and_new_ones_see_the_new(dae
     assert json.loads(daemon.ok("check", "--data", "--json"))["problems"] == []
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_moment_leaves_the_old_size_or_the_new(make_daemon: Callable[..., Daemon]) -> None:
     daemon = make_daemon()
     daemon.ok("volume", "create", "v", "--size", str(OLD), "--processors", "2")

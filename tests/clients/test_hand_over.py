@@ -87,6 +87,7 @@ def written(offset: int, turn: int) -> bytes:
     return struct.pack("<QQ", offset, turn) * 256
 
 
+@pytest.mark.slow
 def test_many_requests_in_flight_are_each_answered_once(manager: Manager) -> None:
     """Several libnbd connections, each with many requests in flight all the time, through five restarts."""
     stop = threading.Event()
@@ -261,6 +262,7 @@ def test_requests_sent_while_nobody_runs_wait_in_the_socket(manager: Manager) ->
         assert "went on after a pause of" in " ".join(manager.events())
 
 
+@pytest.mark.slow
 def test_handshakes_that_have_begun_end_before_the_hand_over(manager: Manager) -> None:
     """Clients that come and go all the time: none sees an error, whatever a restart interrupts."""
     stop = threading.Event()
@@ -403,6 +405,7 @@ def test_a_client_that_hangs_up_meanwhile_is_forgotten(manager: Manager) -> None
         assert stays.reply().error == 0
 
 
+@pytest.mark.slow
 def test_a_client_that_never_reads_is_closed_and_holds_nobody_up_for_long(manager: Manager) -> None:
     with Peer(manager.nbd_socket) as deaf, Peer(manager.nbd_socket) as good:
         deaf.enter("v")
