@@ -143,6 +143,7 @@ fn spec(wanted: &Wanted, snapshots: Vec<u64>) -> VolumeSpec {
         directory: wanted.directory.join("volume"),
         next_epoch: snapshots.last().map_or(1, |last| last + 1),
         bounds: Vec::new(),
+        rollbacks: Vec::new(),
         snapshots: snapshots.into_iter().map(|epoch| (epoch, None)).collect(),
     }
 }

@@ -53,6 +53,7 @@ impl Served {
             directory: directory.join("volume"),
             snapshots: Vec::new(),
             bounds: Vec::new(),
+            rollbacks: Vec::new(),
             next_epoch: 1,
         };
         engine.add_volume(spec).unwrap();

@@ -80,6 +80,7 @@ fn spec(
         snapshots: Vec::new(),
         next_epoch: 1,
         bounds: Vec::new(),
+        rollbacks: Vec::new(),
     }
 }
 

@@ -74,6 +74,7 @@ fn spec(scratch: &Scratch, logs: &[u64], epochs: &[u64]) -> VolumeSpec {
         snapshots: epochs.iter().map(|epoch| (*epoch, None)).collect(),
         next_epoch: epochs.last().map_or(1, |last| last + 1),
         bounds: Vec::new(),
+        rollbacks: Vec::new(),
     }
 }
 

@@ -85,6 +85,7 @@ fn spec_of(
         snapshots: snapshots.iter().map(|(epoch, _)| (*epoch, None)).collect(),
         next_epoch: snapshots.last().map_or(1, |(epoch, _)| epoch + 1),
         bounds: snapshots.iter().map(|(epoch, size)| (epoch + 1, *size)).collect(),
+        rollbacks: Vec::new(),
     }
 }
 

@@ -161,6 +161,7 @@ impl Twin {
             snapshots: self.snapshots.keys().map(|epoch| (*epoch, None)).collect(),
             next_epoch: self.next_epoch,
             bounds: self.snapshots.iter().map(bound).collect(),
+            rollbacks: Vec::new(),
         }
     }
 

@@ -65,6 +65,7 @@ impl World {
             directory: self.directory.join("volume"),
             next_epoch: snapshots.last().map_or(1, |last| last + 1),
             bounds: Vec::new(),
+            rollbacks: Vec::new(),
             snapshots: snapshots.iter().map(|epoch| (*epoch, None)).collect(),
         };
         engine.add_volume(spec).unwrap();

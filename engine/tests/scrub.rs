@@ -54,6 +54,7 @@ impl World {
             snapshots: Vec::new(),
             next_epoch: 1,
             bounds: Vec::new(),
+            rollbacks: Vec::new(),
         };
         engine.add_volume(spec).unwrap();
         engine.export("v", "", 1, None).unwrap();

@@ -70,6 +70,7 @@ impl Full {
                 snapshots: Vec::new(),
                 next_epoch: 1,
                 bounds: Vec::new(),
+                rollbacks: Vec::new(),
             })
             .unwrap();
         engine.export("v", "", 1, None).unwrap();

@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::io::device::Device;
 use crate::processor::scrub::{SlotRun, for_each_slot_run};
 use crate::system::System;
-use crate::units::{BLOCK_SIZE, DeviceId, Epoch, PartitionIndex};
+use crate::units::{BLOCK_SIZE, DeviceId, PartitionIndex};
 use crate::volume::geometry::Extent;
 
 const BLOCK: usize = BLOCK_SIZE as usize;
@@ -89,11 +89,10 @@ pub fn check_volume(
 }
 
 fn recover_one(spec: &VolumeSpec, identity: &Identity) -> Result<Recovered> {
-    let snapshots: Vec<Epoch> = spec.snapshots.iter().map(|(epoch, _)| *epoch).collect();
-    recover(identity, &snapshots, |partition| {
+    recover(identity, &spec.history(), |partition| {
         let (owner, extents) = spec.partitions.get(partition as usize)?;
         let bytes: u64 = extents.iter().map(|extent| extent.length).sum();
-        (*owner == identity.processor).then_some((bytes / BLOCK_SIZE) as u32)
+        (*owner == identity.processor).then(|| spec.shape(partition, (bytes / BLOCK_SIZE) as u32))
     })
 }
 
@@ -144,7 +143,7 @@ impl Check<'_> {
 
     fn partition(&mut self, partition: PartitionIndex, versions: &Versions) {
         let mut runs = Vec::new();
-        for_each_slot_run(versions, |run| runs.push(run));
+        for_each_slot_run(versions, &self.spec.history(), |run| runs.push(run));
         for run in &runs {
             if self.claim(partition, run) && self.data {
                 self.read(partition, run);

@@ -112,7 +112,7 @@ impl Engine {
                 journal,
                 slots,
                 epoch,
-                snapshots: spec.snapshots.iter().map(|(epoch, _)| *epoch).collect(),
+                history: spec.history(),
                 default_logs: spec.default_logs.clone(),
                 ordinal: shares.len(),
                 named_log: spec.snapshots.last().and_then(|(_, log)| *log),
@@ -139,6 +139,7 @@ impl Engine {
             epoch: Arc::clone(&volume.epoch),
             bounds,
             usage: std::sync::Mutex::default(),
+            dropping: Arc::clone(&volume.dropping),
         });
         let mut volumes = self.volumes.lock().expect("no holder panics");
         volumes.insert(grown.id, Arc::clone(&grown));

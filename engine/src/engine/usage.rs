@@ -50,10 +50,10 @@ impl Engine {
                 first += AT_A_TIME;
                 for (partition, versions) in &handed_out.versions {
                     let memory = memory.0.entry(*partition).or_default();
-                    let snapshots = &handed_out.snapshots;
-                    let (each, live) = measure(versions, snapshots, memory, &mut looked);
+                    let history = &handed_out.history;
+                    let (each, live) = measure(versions, history, memory, &mut looked);
                     found.live_slots += live;
-                    for (epoch, ours) in snapshots.iter().zip(&each) {
+                    for (epoch, ours) in history.snapshots().iter().zip(&each) {
                         held.entry(*epoch).or_default().add(ours);
                     }
                 }

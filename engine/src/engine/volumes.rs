@@ -12,11 +12,11 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::channel;
 
+use crate::block_map::history::{History, Rollback};
 use crate::block_map::place::Place;
-use crate::block_map::versions::Versions;
 use crate::change_log::journal::{Identity, Journal};
 use crate::change_log::marks::Marks;
-use crate::change_log::recover::{Recovered, recover};
+use crate::change_log::recover::{Recovered, Shape, recover};
 use crate::change_log::slots::Slots;
 use crate::change_log::space::{Log, Space};
 use crate::deliberate::{Bug, bug};
@@ -27,7 +27,7 @@ use crate::limits::{PARTITION_BYTES_MAX, PARTITION_BYTES_MIN};
 use crate::processor::hunger::{Ask, Hunger};
 use crate::processor::queue::{Control, Event, ask};
 use crate::processor::share::{Local, Parts, Share};
-use crate::units::{BLOCK_SIZE, DeviceId, Epoch, VolumeId};
+use crate::units::{BLOCK_SIZE, DeviceId, Epoch, PartitionIndex, VolumeId};
 use crate::volume::bad_blocks::BadBlocks;
 use crate::volume::flusher::{Flusher, Waiter};
 use crate::volume::geometry::{Extent, Geometry, Partition};
@@ -71,6 +71,28 @@ pub struct VolumeSpec {
     pub next_epoch: Epoch,
     /// Snapshots of epochs below the first number have at most the second number of bytes: the volume has grown since.
     pub bounds: Vec<(Epoch, u64)>,
+    /// Rollbacks, in order, each with the volume's size when it was made.
+    pub rollbacks: Vec<(Rollback, u64)>,
+}
+
+impl VolumeSpec {
+    /// Its snapshots and rollbacks, which [`check`] has seen.
+    pub(super) fn history(&self) -> History {
+        let snapshots = self.snapshots.iter().map(|(epoch, _)| *epoch).collect();
+        let rollbacks = self.rollbacks.iter().map(|(rollback, _)| *rollback).collect();
+        History::new(snapshots, rollbacks).expect("they were checked")
+    }
+
+    /// A partition of so many blocks, and which of them snapshots do not have.
+    pub(super) fn shape(&self, partition: PartitionIndex, blocks: u32) -> Shape {
+        let start = u64::from(partition) * self.partition_size;
+        let seen =
+            |size: u64| (size.saturating_sub(start) / BLOCK_SIZE).min(u64::from(blocks)) as u32;
+        let hidden = self.bounds.iter().map(|(epoch, size)| (*epoch, seen(*size)));
+        let at_rollbacks = self.rollbacks.iter().map(|(_, size)| seen(*size)).collect();
+        let hidden = hidden.filter(|(_, from)| *from < blocks).collect();
+        Shape { blocks, hidden, at_rollbacks }
+    }
 }
 
 /// What one processor gets of a volume.
@@ -225,7 +247,7 @@ impl Engine {
                 journal,
                 slots,
                 epoch,
-                snapshots: spec.snapshots.iter().map(|(epoch, _)| *epoch).collect(),
+                history: spec.history(),
                 default_logs: spec.default_logs.clone(),
                 ordinal,
                 named_log: spec.snapshots.last().and_then(|(_, log)| *log),
@@ -249,6 +271,7 @@ impl Engine {
             epoch: Arc::new(AtomicU64::new(epoch)),
             bounds: spec.bounds,
             usage: std::sync::Mutex::default(),
+            dropping: Arc::default(),
         };
         let volume = self.enter(volume, shares)?;
         if replayed {
@@ -371,6 +394,13 @@ pub fn check(spec: &VolumeSpec) -> Result<()> {
     if spec.snapshots.last().is_some_and(|(epoch, _)| *epoch >= spec.next_epoch) {
         return wrong("its next epoch is not above its snapshots'".to_owned());
     }
+    let epochs = spec.snapshots.iter().map(|(epoch, _)| *epoch).collect();
+    let rollbacks: Vec<Rollback> = spec.rollbacks.iter().map(|(rollback, _)| *rollback).collect();
+    let ahead = rollbacks.last().is_some_and(|last| last.at >= spec.next_epoch);
+    let history = History::new(epochs, rollbacks);
+    if history.is_none() || ahead {
+        return wrong("its rollbacks are not in order".to_owned());
+    }
     let known = |number: &u16| spec.logs.iter().any(|(other, _)| other == number);
     let named = spec.snapshots.iter().filter_map(|(_, log)| log.as_ref());
     if let Some(number) = named.chain(&spec.default_logs).find(|number| !known(number)) {
@@ -387,14 +417,15 @@ pub(super) fn recover_all(
     space: &Space,
     threads: bool,
 ) -> Result<Vec<(Recovered, Slots)>> {
-    let snapshots: Vec<Epoch> = spec.snapshots.iter().map(|(epoch, _)| *epoch).collect();
+    let history = spec.history();
     let recover_one = &|intake: &Intake| {
-        let recovered = recover(&intake.identity, &snapshots, |partition| {
+        let recovered = recover(&intake.identity, &history, |partition| {
             let owner = geometry.partitions.get(partition as usize)?;
             let blocks = geometry.partition_bytes(partition) / BLOCK_SIZE;
-            (owner.processor == intake.share.processor).then_some(blocks as u32)
+            let ours = owner.processor == intake.share.processor;
+            ours.then(|| spec.shape(partition, blocks as u32))
         })?;
-        let slots = mark_slots(&recovered, space, &spec.name)?;
+        let slots = mark_slots(&recovered, &history, space, &spec.name)?;
         Ok((recovered, slots))
     };
     if !threads {
@@ -408,7 +439,12 @@ pub(super) fn recover_all(
     })
 }
 
-fn mark_slots(recovered: &Recovered, space: &Space, volume: &str) -> Result<Slots> {
+fn mark_slots(
+    recovered: &Recovered,
+    history: &History,
+    space: &Space,
+    volume: &str,
+) -> Result<Slots> {
     let bad = |place: Place, of: String| {
         let what =
             format!("volume {volume}: {place:?}{of} is outside its change log or in use twice");
@@ -417,7 +453,7 @@ fn mark_slots(recovered: &Recovered, space: &Space, volume: &str) -> Result<Slot
     let mut marks = Marks::new(space);
     for (partition, versions) in &recovered.partitions {
         marks
-            .add_partition(versions)
+            .add_partition(versions, history)
             .map_err(|place| bad(place, format!(" of partition {partition}")))?;
     }
     let mut slots = Slots::default();
@@ -441,18 +477,16 @@ pub(super) fn begin(
         recovered.covered,
         recovered.segments,
     )?;
-    let snapshots: Vec<Epoch> = spec.snapshots.iter().map(|(epoch, _)| *epoch).collect();
+    let history = spec.history();
     let local = |partition: &u32| {
-        let blocks = geometry.partition_bytes(*partition) / BLOCK_SIZE;
         let versions = recovered.partitions.remove(partition);
-        let mut versions = versions.unwrap_or_else(|| Versions::new(blocks as u32));
-        let start = u64::from(*partition) << geometry.partition_shift;
-        for (epoch, size) in &spec.bounds {
-            let seen = size.saturating_sub(start) / BLOCK_SIZE;
-            if seen < blocks {
-                versions.hide(epoch - 1, &snapshots, seen as u32);
-            }
-        }
+        let versions = versions.unwrap_or_else(|| {
+            let blocks = geometry.partition_bytes(*partition) / BLOCK_SIZE;
+            let shape = spec.shape(*partition, blocks as u32);
+            let mut versions = shape.fresh(&history, history.rollbacks().len());
+            shape.hide(&mut versions, &history, shape.blocks);
+            versions
+        });
         Local { partition: *partition, versions, moved_back: 0 }
     };
     let locals = intake.partitions.iter().map(local).collect();

@@ -46,10 +46,10 @@ pub(super) struct Dropped {
 
 /// Base places that nobody sees any more, to be punched when that is durable.
 pub(super) struct FreedBase {
-    seq: u64,
-    local: u32,
-    first: u32,
-    count: u32,
+    pub(super) seq: u64,
+    pub(super) local: u32,
+    pub(super) first: u32,
+    pub(super) count: u32,
 }
 
 impl Share {
@@ -234,12 +234,19 @@ impl Share {
         Some((local, first, last, steps))
     }
 
-    /// Begins to drop snapshots.
-    pub fn begin_drop(&mut self, mut epochs: Vec<Epoch>, answer: Sender<u64>) -> Dropping {
+    /// Begins to drop snapshots, and what only the rollback at an epoch has kept, if one is named.
+    pub fn begin_drop(
+        &mut self,
+        mut epochs: Vec<Epoch>,
+        rollback: Option<Epoch>,
+        answer: Sender<u64>,
+    ) -> Dropping {
+        self.history.forget(&epochs);
+        if let Some(at) = rollback {
+            epochs.extend(self.history.forget_rollback(at)); // what only it has kept
+        }
         epochs.sort_unstable_by(|one, other| other.cmp(one));
         epochs.dedup();
-        let gone = |epoch: &Epoch| epochs.binary_search_by(|other| epoch.cmp(other)).is_ok();
-        self.snapshots.retain(|snapshot| !gone(snapshot));
         Dropping { epochs, next_local: 0, freed_blocks: 0, answer }
     }
 
@@ -265,7 +272,7 @@ impl Share {
             let local = &mut self.locals[number as usize];
             let (slots, bases, bad) = (&mut self.slots, &mut self.freed_bases, &self.bad);
             let freed_blocks = &mut dropping.freed_blocks;
-            local.versions.forget(epoch, &self.snapshots, |first, count, place| {
+            local.versions.forget(epoch, &self.history, |first, count, place| {
                 if place != Place::ZERO {
                     *freed_blocks += u64::from(count);
                 }

@@ -29,7 +29,9 @@ pub(super) struct Starved {
 impl Share {
     pub(super) fn write(&mut self, part: Part, context: &mut Context<'_>) {
         if !bug(Bug::NoFreeze) {
-            self.locals[part.local as usize].versions.freeze_before(self.epoch, &self.snapshots);
+            self.locals[part.local as usize]
+                .versions
+                .freeze_before(self.epoch, self.history.marks());
         }
         let aligned = (part.offset | part.length).is_multiple_of(BLOCK_SIZE as u32);
         let inline = aligned && part.length <= INLINE_BYTES_MAX;
@@ -73,7 +75,7 @@ impl Share {
         if live.place != Place::BASE {
             return (live.count, false);
         }
-        match versions.parent() {
+        match versions.parent(&self.history) {
             None => (live.count, true),
             Some(parent) => {
                 let theirs = parent.find(block, live.count);

@@ -28,7 +28,7 @@ impl Share {
             Verb::Zero { no_hole, .. } => Manner { trim: false, keep_allocated: no_hole },
             _ => Manner { trim: true, keep_allocated: false },
         };
-        self.locals[part.local as usize].versions.freeze_before(self.epoch, &self.snapshots);
+        self.locals[part.local as usize].versions.freeze_before(self.epoch, self.history.marks());
         let (from, to) = (u64::from(part.offset), u64::from(part.offset) + u64::from(part.length));
         // The last block of a volume ends with it, so whole blocks are aligned ones.
         let (first, end) = (from.next_multiple_of(BLOCK_SIZE), to - to % BLOCK_SIZE);
@@ -87,7 +87,7 @@ impl Share {
             let mut count = live.count;
             let mut only_live = true;
             if live.place == Place::BASE
-                && let Some(parent) = versions.parent()
+                && let Some(parent) = versions.parent(&self.history)
             {
                 let theirs = parent.find(block, count);
                 count = theirs.count;

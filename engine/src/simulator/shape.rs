@@ -112,6 +112,7 @@ impl Shape {
             default_logs: self.default_logs.clone(),
             directory: PathBuf::from("/state/volume"),
             snapshots,
+            rollbacks: Vec::new(),
             next_epoch,
             bounds: Vec::new(),
         }

@@ -76,6 +76,8 @@ pub struct Volume {
     pub bounds: Vec<(Epoch, u64)>,
     /// What was found of its snapshots' use.
     pub usage: Mutex<UsageMemory>,
+    /// Held while snapshots are dropped.
+    pub dropping: Arc<Mutex<()>>,
 }
 
 impl Volume {
