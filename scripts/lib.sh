@@ -114,7 +114,7 @@ ensure_installed() {
         say "Making the virtual environment .venv"
         logged venv /usr/bin/python3 -m venv --clear --system-site-packages "$VENV"
         logged venv-tools "$VENV/bin/pip" install --disable-pip-version-check \
-            'setuptools>=77' 'setuptools-rust>=1.12' wheel
+            'setuptools>=77' 'packaging>=24.2' 'setuptools-rust>=1.12' wheel
         printf '%s' "$ROOT" >"$VENV/stamp-root"
     fi
     say "Building the engine and installing polyvol into .venv (minutes the first time)"

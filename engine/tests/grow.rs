@@ -219,9 +219,8 @@ fn hosts_write_and_cuts_are_made_while_it_grows() {
     let done = Arc::new(AtomicBool::new(false));
     let writers: Vec<_> = (0..3u64)
         .map(|writer| {
-            let (engine, done) = (Arc::clone(&engine), Arc::clone(&done));
+            let (caller, done) = (attach(&engine, "v"), Arc::clone(&done)); // before it grows
             std::thread::spawn(move || {
-                let caller = attach(&engine, "v");
                 let mut turn = 0u64;
                 while !done.load(Ordering::Relaxed) {
                     turn += 1;
