@@ -184,7 +184,8 @@ class _Check:
             self._problems.append(f"volume {volume.name}: its directory {directory} is not there")
             return view
         self._check_names(volume, directory, partitions)
-        spec = volume_spec(volume, partitions, logs, snapshots, str(directory))
+        rollbacks = catalog.rollbacks.of(volume.id)
+        spec = volume_spec(volume, partitions, logs, snapshots, rollbacks, str(directory))
         try:
             report = self._module.check(spec, present, data=self._data)
         except self._module.EngineError as error:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 from polyvol.daemon.context import Context
 from polyvol.daemon.use_views import DeletionView, KeptView
-from polyvol.mapping.errors import UnknownSnapshot
+from polyvol.mapping.errors import PolyvolError, UnknownSnapshot
 from polyvol.mapping.records import SnapshotRecord, Volume
 from polyvol.snapshot.coordinator import export_snapshot
 from polyvol.snapshot.snapshot import export_name
@@ -28,6 +28,7 @@ from polyvol.snapshot.snapshot import export_name
 BATCH = 32
 """Snapshots that the engine drops at a time."""
 REST_S_MIN = 0.02
+LOOK_S = 60.0
 _PATTERN = frozenset("*?[")
 _log = logging.getLogger("polyvol.deletions")
 
@@ -131,11 +132,34 @@ class Deletions:
             except Exception:
                 _log.exception("deleting snapshots")
                 worked = True
+            if not worked:
+                self._forget_rollbacks()
             if worked:
                 self._stopping.wait(max(REST_S_MIN, time.monotonic() - began))
             else:
-                self._work.wait()
+                # Snapshots are deleted in other ways too; only who has gone back has to look for that.
+                self._work.wait(LOOK_S if self._context.catalog.rollbacks.volumes() else None)
                 self._work.clear()
+
+    def _forget_rollbacks(self) -> None:
+        """Forget rollbacks that make no difference any more, of volumes of which nothing is being dropped."""
+        context = self._context
+        for volume in context.catalog.volumes():
+            try:
+                if context.catalog.rollbacks.of(volume.id) and context.is_served(volume):
+                    self._forget_rollbacks_of(volume)
+            except (context.engine_error, PolyvolError) as error:
+                _log.warning("forgetting rollbacks of volume %s: %s", volume.name, error)
+
+    def _forget_rollbacks_of(self, volume: Volume) -> None:
+        engine = self._context.engine
+        at = engine.unneeded_rollback(volume.id)
+        if at is not None:
+            engine.checkpoint(volume.id)
+        while at is not None:
+            self._context.catalog.rollbacks.forget(volume.id, at)
+            engine.forget_rollback(volume.id, at)
+            at = engine.unneeded_rollback(volume.id)
 
     def _drop_some(self) -> bool:
         """Drop some snapshots of the volume that has the most left; whether there were any."""

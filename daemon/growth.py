@@ -42,6 +42,7 @@ def grow_volume(context: Context, change_logs: ChangeLogs, name: str, request: V
                 catalog.partitions(volume.id),
                 catalog.logs(volume.id),
                 catalog.snapshots(volume.id),
+                catalog.rollbacks.of(volume.id),
                 str(context.volume_directory(volume)),
             )
             with context.engine_errors(f"having volume {name} grow"):

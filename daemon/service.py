@@ -46,6 +46,7 @@ from polyvol.daemon.requests import (
     VolumeCreate,
     VolumeSet,
 )
+from polyvol.daemon.rollback import Rollbacks
 from polyvol.daemon.schedules import Schedules
 from polyvol.daemon.scrub import Scrubs
 from polyvol.daemon.snapshots import Snapshots
@@ -309,6 +310,11 @@ class Service:
             return view
 
     @property
+    def rollbacks(self) -> Rollbacks:
+        """The verbs of going back to a snapshot."""
+        return self._rollbacks
+
+    @property
     def deletions(self) -> Deletions:
         """The verbs of deleting many snapshots."""
         return self._deletions
@@ -350,6 +356,7 @@ class Service:
         self._schedules = Schedules(self._context, self._snapshots, self._groups, self._taking)
         self._changes_since = Changes(self._context)
         self._deletions = Deletions(self._context)
+        self._rollbacks = Rollbacks(self._context, self._volumes, self._snapshots, self._groups)
         self._started_ns = time.time_ns()
         self._devices.start(clean=clean)
         self._volumes.start()

@@ -214,16 +214,22 @@ class Volumes:
             partitions,
             context.catalog.logs(volume.id),
             context.catalog.snapshots(volume.id),
+            context.catalog.rollbacks.of(volume.id),
             str(context.volume_directory(volume)),
         )
         with context.engine_errors(f"taking volume {volume.name} into service"):
             context.engine.add_volume(spec)
         context.ask_when_full(volume)
 
+    def export_live(self, volume: Volume) -> None:
+        """Export a volume itself."""
+        with self._context.engine_errors(f"exporting volume {volume.name}"):
+            self._context.engine.export(volume.name, _description(volume), volume.id, None)
+
     def _export(self, volume: Volume) -> None:
         context = self._context
+        self.export_live(volume)
         with context.engine_errors(f"exporting volume {volume.name}"):
-            context.engine.export(volume.name, _description(volume), volume.id, None)
             for snapshot in context.catalog.snapshots(volume.id):
                 export_snapshot(context.engine, volume, snapshot)
 

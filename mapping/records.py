@@ -31,6 +31,17 @@ class Volume:
 
 
 @dataclass(frozen=True, slots=True)
+class Rollback:
+    """A volume was rolled back to its snapshot of epoch `to`, when it had `size` bytes and the snapshot
+    `to_size`: what is written in epochs above `at` goes on from there."""
+
+    at: int
+    to: int
+    size: int
+    to_size: int
+
+
+@dataclass(frozen=True, slots=True)
 class ChangeLog:
     """A change log of a volume: `number` is never used again; `default`: used where none is named."""
 

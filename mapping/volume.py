@@ -37,7 +37,7 @@ from polyvol.mapping.partition import (
     check_volume_size,
     round_up,
 )
-from polyvol.mapping.records import ChangeLog, SnapshotRecord, Volume, WhenFull
+from polyvol.mapping.records import ChangeLog, Rollback, SnapshotRecord, Volume, WhenFull
 
 if TYPE_CHECKING:
     from polyvol.engine import ExtentSpec, LogSpec, VolumeSpec
@@ -208,6 +208,7 @@ def volume_spec(
     partitions: Iterable[Partition],
     logs: Sequence[ChangeLog],
     snapshots: Iterable[SnapshotRecord],
+    rollbacks: Iterable[Rollback],
     directory: str,
 ) -> "VolumeSpec":
     """The volume as the engine wants to be told of it."""
@@ -226,6 +227,9 @@ def volume_spec(
         "directory": directory,
         "snapshots": [
             {"epoch": snapshot.epoch, "log": snapshot.log, "size": snapshot.size} for snapshot in snapshots
+        ],
+        "rollbacks": [
+            {"at": one.at, "to": one.to, "size": one.size, "to_size": one.to_size} for one in rollbacks
         ],
         "next_epoch": volume.next_epoch,
     }

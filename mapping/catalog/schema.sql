@@ -186,3 +186,12 @@ CREATE TABLE thaw_owed (                -- a quiesce command was begun, and its 
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     call TEXT NOT NULL                  -- JSON: how the thaw command is run
 ) STRICT;
+
+CREATE TABLE rollback (                 -- epochs above `at` go on from what the snapshot of `to_epoch` shows
+    volume INTEGER NOT NULL REFERENCES volume (id) ON DELETE CASCADE,
+    at INTEGER NOT NULL,
+    to_epoch INTEGER NOT NULL,
+    size INTEGER NOT NULL,              -- of the volume then
+    to_size INTEGER NOT NULL,           -- of the snapshot
+    PRIMARY KEY (volume, at)
+) STRICT, WITHOUT ROWID;

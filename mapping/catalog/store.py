@@ -11,7 +11,7 @@ Durability        When a verb returns, its change survives power loss.
 
 import sqlite3
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -20,6 +20,7 @@ from uuid import UUID, uuid4
 from polyvol.mapping.catalog.database import Database
 from polyvol.mapping.catalog.groups import Groups, insert_group_snapshot
 from polyvol.mapping.catalog.growth import Growth
+from polyvol.mapping.catalog.rollbacks import Rollbacks, insert_rollbacks
 from polyvol.mapping.catalog.schedules import Schedules
 from polyvol.mapping.catalog.settings import Settings
 from polyvol.mapping.device import Device, DeviceState
@@ -30,6 +31,7 @@ from polyvol.mapping.partition import Partition
 from polyvol.mapping.records import (
     ChangeLog,
     DroppedSnapshot,
+    Rollback,
     SnapshotRecord,
     Volume,
     VolumeState,
@@ -54,6 +56,7 @@ class Catalog:
             )
         self.settings = Settings(self._database)
         self.groups = Groups(self._database)
+        self.rollbacks = Rollbacks(self._database)
         self.growth = Growth(self._database)
         self.schedules = Schedules(self._database)
         self.uuid = UUID(self._database.rows("SELECT uuid FROM catalog")[0]["uuid"])
@@ -275,11 +278,15 @@ class Catalog:
         return self._snapshots("ORDER BY volume, epoch")
 
     def commit_snapshots(
-        self, snapshots: Iterable[SnapshotRecord], group: GroupSnapshot | None = None
+        self,
+        snapshots: Iterable[SnapshotRecord],
+        group: GroupSnapshot | None = None,
+        rollbacks: Mapping[int, Rollback] | None = None,
     ) -> None:
         """Record the snapshots of one cut, all or none; `group`: they are one of a group. From here on they
-        exist."""
+        exist, and volumes, by id, are rolled back as `rollbacks` says."""
         with self._database.transaction() as connection:
+            insert_rollbacks(connection, rollbacks or {})
             if group is not None:
                 insert_group_snapshot(connection, group)
             for snapshot in snapshots:

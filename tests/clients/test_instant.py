@@ -71,6 +71,7 @@ class EngineVolumes:
                 "default_logs": [1],
                 "directory": str(directory / f"volume{number}"),
                 "snapshots": [],
+                "rollbacks": [],
                 "next_epoch": 1,
             }
         )

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from tests.support.sim_changes import Comparisons
 from tests.support.sim_checks import BLOCK, EngineError, check, check_spec, devices_of
-from tests.support.sim_growth import SimGrowth, size_of
+from tests.support.sim_growth import SimGrowth, apply_rollbacks, size_of
 
 if TYPE_CHECKING:
     from polyvol.daemon.engine_border import CheckLike
@@ -53,6 +53,8 @@ class _Stored:
     blocks: dict[int, bytes] = field(default_factory=dict)
     snapshots: dict[int, dict[int, bytes]] = field(default_factory=dict)
     epoch: int = 1
+    rolled_back: int = 0
+    """The last rollback that it has."""
 
 
 @dataclass
@@ -198,9 +200,11 @@ class SimEngine(SimGrowth, Comparisons):
         os.makedirs(spec["directory"], exist_ok=True)  # noqa: PTH103
         stored = self.world.stored.setdefault(spec["uuid"], _Stored())
         epochs = {snapshot["epoch"] for snapshot in spec["snapshots"]}
+        epochs |= {rollback["to"] for rollback in spec["rollbacks"]}
         check(epochs <= stored.snapshots.keys(), "corrupt", "a snapshot is not in the journal")
         stored.snapshots = {epoch: stored.snapshots[epoch] for epoch in epochs}
         stored.epoch = max(stored.epoch, spec["next_epoch"])
+        apply_rollbacks(stored, spec)
         logs = {log["number"]: sum(part["length"] for part in log["extents"]) for log in spec["logs"]}
         self.volumes[spec["id"]] = _Volume(spec, stored, logs)
 

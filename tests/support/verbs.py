@@ -182,6 +182,40 @@ class Verbs(RuleBasedStateMachine):
                 for one in members:
                     one.tags ^= {tag} if release or tag not in one.tags else set()
 
+    @rule(pick=PICK, safety=st.booleans())
+    def roll_back(self, pick: int, safety: bool) -> None:
+        """A volume becomes what a snapshot shows; it stays as large as it is."""
+        if chosen := self.snapshot(pick):
+            volume, name = chosen
+            live = self.volumes[volume]
+            kept = self.name("s") if safety else None
+            path = ("volumes", volume, "snapshots", name, "rollback")
+            self.asked(None, "post", *path, safety=safety, safety_name=kept)
+            self.go_back(volume, name, kept)
+            same(f"volume {volume}, rolled back", nbd.read_all(self.daemon.uri(volume)), live.data)
+
+    def go_back(self, volume: str, name: str, kept: str | None, whole: tuple[str, str] | None = None) -> None:
+        """What a rollback does to the model."""
+        live = self.volumes[volume]
+        shown = live.snapshots[name].data
+        if kept is not None:
+            live.snapshots[kept] = Held(bytes(live.data), whole=whole)
+        live.data[:] = shown + bytes(len(live.data) - len(shown))
+
+    @precondition(lambda self: self.wholes)
+    @rule(which=PICK, safety=st.booleans())
+    def roll_back_whole(self, which: int, safety: bool) -> None:
+        """All volumes of a group's snapshot become what it shows, whoever is in the group now."""
+        group, name = sorted(self.wholes)[which % len(self.wholes)]
+        kept = self.name("s") if safety else None
+        path = ("groups", group, "snapshots", name, "rollback")
+        self.asked(None, "post", *path, safety=safety, safety_name=kept)
+        members = self.wholes[group, name]
+        for volume in members:
+            self.go_back(volume, name, kept, None if kept is None else (group, kept))
+        if kept is not None:
+            self.wholes[group, kept] = set(members)
+
     # Groups
 
     @precondition(lambda self: self.volumes and len(self.groups) < 2)

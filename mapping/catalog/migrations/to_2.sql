@@ -64,3 +64,12 @@ CREATE TABLE snapshot_copy (            -- snapshots that were restored from a b
     snapshot INTEGER PRIMARY KEY REFERENCES snapshot (id) ON DELETE CASCADE,
     uuid TEXT NOT NULL                  -- of the snapshot that was backed up
 ) STRICT;
+
+CREATE TABLE rollback (                 -- epochs above `at` go on from what the snapshot of `to_epoch` shows
+    volume INTEGER NOT NULL REFERENCES volume (id) ON DELETE CASCADE,
+    at INTEGER NOT NULL,
+    to_epoch INTEGER NOT NULL,
+    size INTEGER NOT NULL,              -- of the volume then
+    to_size INTEGER NOT NULL,           -- of the snapshot
+    PRIMARY KEY (volume, at)
+) STRICT, WITHOUT ROWID;

@@ -46,6 +46,7 @@ class Bench:
             self.catalog.partitions(volume.id),
             self.catalog.logs(volume.id),
             [],
+            [],
             str(folder / f"{name}.engine"),
         )
         self.engine.add_volume(spec)
