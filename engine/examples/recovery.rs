@@ -22,7 +22,7 @@ mod hollow;
 use hollow::{Hollow, shuffled};
 
 use polyvol_engine::engine::Engine;
-use polyvol_engine::engine::volumes::{ExtentSpec, VolumeSpec};
+use polyvol_engine::engine::spec::{ExtentSpec, VolumeSpec};
 use polyvol_engine::system::linux::Linux;
 use polyvol_engine::volume::caller::Caller;
 

@@ -13,7 +13,7 @@ use polyvol_engine::block_map::versions::{Change, Versions};
 use polyvol_engine::change_log::checkpoint::{self, Contents};
 use polyvol_engine::change_log::journal::Identity;
 use polyvol_engine::engine::check::{CheckReport, check_volume};
-use polyvol_engine::engine::volumes::{ExtentSpec, VolumeSpec};
+use polyvol_engine::engine::spec::{ExtentSpec, VolumeSpec};
 use polyvol_engine::system::System;
 use polyvol_engine::system::linux::Linux;
 

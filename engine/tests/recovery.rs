@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use hollow::{Hollow, shuffled};
 use polyvol_engine::engine::Engine;
-use polyvol_engine::engine::volumes::{ExtentSpec, VolumeSpec};
+use polyvol_engine::engine::spec::{ExtentSpec, VolumeSpec};
 use polyvol_engine::limits::{CHECKPOINT_BYTES_MIN, SEGMENT_BYTES};
 use polyvol_engine::system::linux::Linux;
 use polyvol_engine::volume::caller::Caller;

@@ -13,7 +13,7 @@ use crate::block_map::versions::Versions;
 use crate::change_log::journal::Identity;
 use crate::change_log::recover::{Recovered, recover};
 use crate::change_log::space::{CHUNK_SLOTS, Log};
-use crate::engine::volumes::{VolumeSpec, check as check_spec};
+use crate::engine::spec::{VolumeSpec, check as check_spec};
 use crate::error::{Error, Result};
 use crate::io::device::Device;
 use crate::processor::scrub::{SlotRun, for_each_slot_run};
@@ -121,7 +121,7 @@ impl Check<'_> {
 
     fn add_logs(&mut self, devices: &BTreeMap<DeviceId, Arc<Device>>) -> Result<()> {
         for (number, extents) in &self.spec.logs {
-            let resolve = |spec: &crate::engine::volumes::ExtentSpec| Extent {
+            let resolve = |spec: &crate::engine::spec::ExtentSpec| Extent {
                 device: Arc::clone(&devices[&spec.device]),
                 offset: spec.offset,
                 length: spec.length,

@@ -11,6 +11,7 @@ pub mod events;
 pub mod grow;
 mod read_back;
 pub mod scrub;
+pub mod spec;
 #[cfg(test)]
 mod tests;
 pub mod usage;

@@ -4,7 +4,7 @@ use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
 use super::Engine;
-use super::volumes::{ExtentSpec, VolumeSpec};
+use super::spec::{ExtentSpec, VolumeSpec};
 use crate::error::Errno;
 use crate::processor::queue::{Control, ask};
 use crate::system::linux::Linux;

@@ -8,7 +8,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
 use crate::block_map::history::Rollback;
-use crate::engine::volumes::{ExtentSpec, VolumeSpec};
+use crate::engine::spec::{ExtentSpec, VolumeSpec};
 use crate::units::Epoch;
 
 /// A dictionary's entry.
