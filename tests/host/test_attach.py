@@ -181,6 +181,17 @@ def test_a_filesystem_under_load_sees_a_pause_and_no_error(machine: Machine, blo
     assert json.loads(machine.ok("polyvol volume show data --json"))["connections"] == 4
 
 
+def test_a_volume_that_grows_under_load_grows_on_its_host(machine: Machine) -> None:
+    load = machine.start(FIO.format(20), 200)
+    machine.ok("sleep 3; polyvol volume grow data --size 192M")
+    wait_for(machine, f'[ "$(blockdev --getsize64 /dev/polyvol/data)" = {192 * MIB} ]')
+    machine.ok("resize2fs /dev/polyvol/data 2>&1", 120)
+    load.ok()
+    no_errors(machine)
+    assert int(machine.ok("findmnt -bnro SIZE /mnt/data")) > 150 * MIB
+    assert json.loads(machine.ok("polyvol volume show data --json"))["size"] == 192 * MIB
+
+
 def test_after_a_reboot_fstab_has_mounted_it(machine: Machine) -> None:
     machine.ok("polyvol attach data@then")
     machine.ok("echo hello >/mnt/data/hello; umount /mnt/data; mkdir -p /mnt/then")
