@@ -67,6 +67,19 @@ def test_a_client_goes_on_where_it_was(manager: Manager) -> None:
     assert manager.stored == {}
 
 
+def test_a_client_from_before_its_volume_grew_goes_on(manager: Manager) -> None:
+    with nbd.connect(manager.uri("v")) as live:
+        live.set_strict_mode(0)
+        live.pwrite(b"before" * 512, SIZE - 4096)
+        manager.ok("volume", "grow", "v", "--size", "96M")
+        for written, read in ((b"1", b"\0"), (b"2", b"1")):
+            manager.restart()
+            assert went_on(manager) == 1
+            assert live.pread(6, SIZE - 4096) == b"before"
+            assert live.pread(4096, SIZE) == read * 4096
+            live.pwrite(written * 4096, SIZE)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_fio_verifies_through_twenty_restarts(manager: Manager) -> None:
