@@ -59,6 +59,13 @@ class RollbackSpec(TypedDict):
     size: int
     to_size: int
 
+class SourceSpec(TypedDict):
+    """What a clone was made from: the snapshot of this epoch of another volume, which is served as long as the
+    clone is."""
+
+    volume: int
+    epoch: int
+
 class VolumeSpec(TypedDict):
     """A volume as the catalog knows it."""
 
@@ -76,6 +83,8 @@ class VolumeSpec(TypedDict):
     snapshots: list[SnapshotSpec]
     rollbacks: list[RollbackSpec]
     """In order."""
+    source: SourceSpec | None
+    """If it is a clone; then its partitions have no extents."""
     next_epoch: int
     """The catalog's idea of the volume's epoch: no smaller epoch will be used."""
 

@@ -81,6 +81,7 @@ fn spec(
         next_epoch: 1,
         bounds: Vec::new(),
         rollbacks: Vec::new(),
+        source: None,
     }
 }
 

@@ -71,6 +71,7 @@ impl Full {
                 next_epoch: 1,
                 bounds: Vec::new(),
                 rollbacks: Vec::new(),
+                source: None,
             })
             .unwrap();
         engine.export("v", "", 1, None).unwrap();

@@ -90,8 +90,8 @@ pub fn check_volume(
 
 fn recover_one(spec: &VolumeSpec, identity: &Identity) -> Result<Recovered> {
     recover(identity, &spec.history(), |partition| {
-        let (owner, extents) = spec.partitions.get(partition as usize)?;
-        let bytes: u64 = extents.iter().map(|extent| extent.length).sum();
+        let (owner, _) = spec.partitions.get(partition as usize)?;
+        let bytes = spec.partition_bytes(partition);
         (*owner == identity.processor).then(|| spec.shape(partition, (bytes / BLOCK_SIZE) as u32))
     })
 }

@@ -13,22 +13,18 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::change_log::journal::{Identity, Journal};
+use crate::change_log::journal::Identity;
 use crate::change_log::recover::files;
-use crate::change_log::slots::Slots;
 use crate::engine::Engine;
 use crate::engine::spec::{VolumeSpec, check};
-use crate::engine::volumes::{Intake, begin, index_by_processor, recover_all};
+use crate::engine::volumes::{Begun, Intake, begin, index_by_processor, recover_all};
 use crate::error::{Error, ErrorKind, Result};
 use crate::processor::growing::Growing;
 use crate::processor::queue::{Control, Event, ask};
-use crate::processor::share::{Local, Parts, Share};
+use crate::processor::share::{Parts, Share};
 use crate::units::BLOCK_SIZE;
 use crate::volume::geometry::{Extent, Geometry};
 use crate::volume::{ShareRef, Volume};
-
-/// A processor that had no partition of the volume, and what it begins with.
-type Begun = (Intake, Journal, Vec<Local>, Slots);
 
 impl Engine {
     /// Has a volume grow to what `spec` says of it.
@@ -105,6 +101,7 @@ impl Engine {
             let share = Share::new(Parts {
                 number: volume.share,
                 geometry: Arc::clone(geometry),
+                source: volume.source.clone(),
                 space: Arc::clone(&volume.space),
                 hunger: Arc::clone(&volume.hunger),
                 flusher: Arc::clone(&volume.flusher),
@@ -117,7 +114,7 @@ impl Engine {
                 history: spec.history(),
                 default_logs: spec.default_logs.clone(),
                 ordinal: shares.len(),
-                named_log: spec.snapshots.last().and_then(|(_, log)| *log),
+                named_log: spec.named_log(),
             });
             let control = Control::AddShare(volume.share, Box::new(share));
             intake.share.queue.push(Event::Control(Box::new(control)));
@@ -130,6 +127,7 @@ impl Engine {
             name: volume.name.clone(),
             share: volume.share,
             geometry: Arc::clone(geometry),
+            source: volume.source.clone(),
             space: Arc::clone(&volume.space),
             hunger: Arc::clone(&volume.hunger),
             durable: Arc::clone(&volume.durable),

@@ -6,6 +6,7 @@
 //!                   held for a whole cut, as cuts are made one after the other.
 
 pub mod check;
+mod clone;
 pub mod compare;
 pub mod events;
 pub mod grow;
@@ -333,6 +334,7 @@ impl Engine {
     }
 
     fn drop_of(&self, volume: &Volume, epochs: &[Epoch], rollback: Option<Epoch>) -> Result<u64> {
+        self.refuse_sources(volume, |epoch| epochs.contains(&epoch))?;
         // One after the other: what is being let go is known by the history that it was part of.
         let _one_at_a_time = volume.dropping.lock().expect("no holder panics");
         let (sender, receiver) = channel();
@@ -391,7 +393,8 @@ impl Engine {
         let ids: Vec<VolumeId> =
             self.volumes.lock().expect("no holder panics").keys().copied().collect();
         let mut result = Ok(());
-        for id in ids {
+        for id in ids.into_iter().rev() {
+            // Clones before what they were made from.
             result = result.and(self.remove_volume(id));
         }
         for processor in self.processors.lock().expect("no holder panics").iter_mut() {

@@ -48,6 +48,9 @@ pub struct VolumeSpec {
     pub bounds: Vec<(Epoch, u64)>,
     /// Rollbacks, in order, each with the volume's size when it was made.
     pub rollbacks: Vec<(Rollback, u64)>,
+    /// The volume and the epoch of the snapshot that it was made from, if it is a clone: then its partitions have no
+    /// extents.
+    pub source: Option<(VolumeId, Epoch)>,
 }
 
 impl VolumeSpec {
@@ -56,6 +59,17 @@ impl VolumeSpec {
         let snapshots = self.snapshots.iter().map(|(epoch, _)| *epoch).collect();
         let rollbacks = self.rollbacks.iter().map(|(rollback, _)| *rollback).collect();
         History::new(snapshots, rollbacks).expect("they were checked")
+    }
+
+    /// The log that the newest snapshot names.
+    pub(super) fn named_log(&self) -> Option<u16> {
+        self.snapshots.last().and_then(|(_, log)| *log)
+    }
+
+    /// Bytes in a partition; 0 if it has none of this number.
+    pub(super) fn partition_bytes(&self, partition: PartitionIndex) -> u64 {
+        let start = u64::from(partition) * self.partition_size;
+        self.size.saturating_sub(start).min(self.partition_size)
     }
 
     /// A partition of so many blocks, and which of them snapshots do not have.
@@ -86,11 +100,17 @@ pub fn check(spec: &VolumeSpec) -> Result<()> {
         return wrong(format!("{} partitions do not make up its size", spec.partitions.len()));
     }
     for (number, (_, extents)) in spec.partitions.iter().enumerate() {
-        let wanted = (spec.size - number as u64 * size).min(size);
+        let wanted = match spec.source {
+            None => spec.partition_bytes(number as u32),
+            Some(_) => 0,
+        };
         let aligned = extents.iter().all(|e| (e.offset | e.length).is_multiple_of(BLOCK_SIZE));
         if !aligned || extents.iter().map(|extent| extent.length).sum::<u64>() != wanted {
             return wrong(format!("the extents of partition {number} do not make up its size"));
         }
+    }
+    if spec.source.is_some_and(|(volume, epoch)| volume >= spec.id || epoch == 0) {
+        return wrong("it cannot be made from what came after it".to_owned());
     }
     if spec.bounds.iter().any(|(epoch, bytes)| {
         *epoch == 0 || *bytes > spec.size || !bytes.is_multiple_of(BLOCK_SIZE)

@@ -31,6 +31,7 @@ use crate::units::{BLOCK_SIZE, Epoch, VolumeId};
 use crate::volume::bad_blocks::BadBlocks;
 use crate::volume::flusher::{Flusher, Waiter};
 use crate::volume::geometry::{Extent, Geometry, Partition};
+use crate::volume::source::Source;
 use crate::volume::{ShareRef, Volume};
 
 /// What one processor gets of a volume.
@@ -43,6 +44,9 @@ pub(super) struct Intake {
 /// An intake with what was read back for it.
 type Found = (Intake, (Recovered, Slots));
 
+/// A processor's intake, and what it begins with.
+pub(super) type Begun = (Intake, Journal, Vec<Local>, Slots);
+
 impl Engine {
     /// Takes a volume over.
     pub fn add_volume(&self, spec: VolumeSpec) -> Result<()> {
@@ -52,6 +56,7 @@ impl Engine {
             return Err(Error::new(ErrorKind::Exists, what));
         }
         let geometry = Arc::new(self.geometry(&spec)?);
+        let source = self.source(&spec)?;
         let space = Arc::new(Space::default());
         for (number, extents) in &spec.logs {
             space.add(self.log(*number, extents)?)?;
@@ -64,7 +69,7 @@ impl Engine {
         let recovered = recover_all(&intakes, &spec, &geometry, &space, threads)?;
         let number = self.take_share_number();
         let found = intakes.into_iter().zip(recovered).collect();
-        let served = self.serve(spec, number, geometry, space, found);
+        let served = self.serve(spec, number, (geometry, source), space, found);
         if served.is_err() {
             self.give_share_number(number);
         }
@@ -151,7 +156,7 @@ impl Engine {
         &self,
         spec: VolumeSpec,
         number: u32,
-        geometry: Arc<Geometry>,
+        (geometry, source): (Arc<Geometry>, Option<Arc<Source>>),
         space: Arc<Space>,
         found: Vec<Found>,
     ) -> Result<()> {
@@ -160,14 +165,10 @@ impl Engine {
         let epoch = found.iter().map(|(_, (one, _))| one.epoch).fold(spec.next_epoch, Epoch::max);
         let replayed = found.iter().any(|(_, (one, _))| one.replayed > 0);
         let flusher = Arc::new(Flusher::start(&*self.system, &spec.name, Arc::clone(&durable))?);
-        let begun = found.into_iter().map(|(intake, (mut recovered, slots))| {
-            let freed = std::mem::take(&mut recovered.freed);
-            space.hold(if bug(Bug::NoRecoverySync) { Default::default() } else { freed }); // P3
-            let (journal, locals) = begin(&intake, recovered, &geometry, &spec)?;
+        let begun = begin_all(found, &geometry, &space, &spec)?;
+        for (intake, journal, ..) in &begun {
             durable.add_journal(journal.shared(), &intake.share.queue, number);
-            Ok((intake, journal, locals, slots))
-        });
-        let begun: Vec<_> = begun.collect::<Result<_>>()?;
+        }
         let bad = Arc::new(BadBlocks::new(Arc::clone(&self.system)));
         space.logs().iter().for_each(|log| space.open(log, log.slots.used()));
         let made =
@@ -175,6 +176,7 @@ impl Engine {
                 let share = Share::new(Parts {
                     number,
                     geometry: Arc::clone(&geometry),
+                    source: source.clone(),
                     space: Arc::clone(&space),
                     hunger: Arc::clone(&hunger),
                     flusher: Arc::clone(&flusher),
@@ -187,7 +189,7 @@ impl Engine {
                     history: spec.history(),
                     default_logs: spec.default_logs.clone(),
                     ordinal,
-                    named_log: spec.snapshots.last().and_then(|(_, log)| *log),
+                    named_log: spec.named_log(),
                 });
                 (intake.share, share)
             });
@@ -197,6 +199,7 @@ impl Engine {
             name: spec.name,
             share: number,
             geometry,
+            source,
             space,
             hunger,
             durable,
@@ -212,7 +215,8 @@ impl Engine {
         };
         let volume = self.enter(volume, shares)?;
         if replayed {
-            volume.flusher.push(Waiter::Call(channel().0)); // whoever needs a slot that is held asks for itself
+            // Whoever needs a slot that is held asks for itself.
+            volume.flusher.push(Waiter::Call(channel().0));
         }
         Ok(())
     }
@@ -280,6 +284,7 @@ impl Engine {
             let what = format!("export {} still exists", export.name);
             return Err(Error::new(ErrorKind::Busy, what));
         }
+        self.refuse_sources(&volume, |_| true)?;
         self.volumes.lock().expect("no holder panics").remove(&id);
         let mut result = Ok(());
         for share in &volume.shares {
@@ -348,6 +353,22 @@ fn mark_slots(
     let mut slots = Slots::default();
     slots.take_marked(marks).map_err(|place| bad(place, String::new()))?;
     Ok(slots)
+}
+
+/// Begins everywhere; slots that an older map may refer to are held until all of this is durable (P3).
+fn begin_all(
+    found: Vec<Found>,
+    geometry: &Geometry,
+    space: &Space,
+    spec: &VolumeSpec,
+) -> Result<Vec<Begun>> {
+    let begin_one = |(intake, (mut recovered, slots)): Found| {
+        let freed = std::mem::take(&mut recovered.freed);
+        space.hold(if bug(Bug::NoRecoverySync) { Default::default() } else { freed });
+        let (journal, locals) = begin(&intake, recovered, geometry, spec)?;
+        Ok((intake, journal, locals, slots))
+    };
+    found.into_iter().map(begin_one).collect()
 }
 
 pub(super) fn begin(

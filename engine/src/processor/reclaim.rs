@@ -271,15 +271,15 @@ impl Share {
             dropping.next_local += 1;
             let local = &mut self.locals[number as usize];
             let (slots, bases, bad) = (&mut self.slots, &mut self.freed_bases, &self.bad);
-            let freed_blocks = &mut dropping.freed_blocks;
+            let (freed_blocks, has_base) = (&mut dropping.freed_blocks, self.source.is_none());
             local.versions.forget(epoch, &self.history, |first, count, place| {
-                if place != Place::ZERO {
+                if place.is_slot() || (has_base && place == Place::BASE) {
                     *freed_blocks += u64::from(count);
                 }
                 if place.is_slot() {
                     slots.give_later(seq, place, count);
                     bad.forget(place, count);
-                } else if place == Place::BASE {
+                } else if has_base && place == Place::BASE {
                     bases.push_back(FreedBase { seq, local: number, first, count });
                 }
             });

@@ -32,13 +32,14 @@ impl Share {
             checksums: &[],
         });
         let seq = self.journal.shared().appended();
+        let has_base = self.source.is_none();
         for (number, local) in self.locals.iter_mut().enumerate() {
             let (slots, bases, bad) = (&mut self.slots, &mut self.freed_bases, &self.bad);
             local.versions.roll_back(rollback, &self.history, seq, |first, count, place| {
                 if place.is_slot() {
                     slots.give_later(seq, place, count);
                     bad.forget(place, count);
-                } else if place == Place::BASE {
+                } else if has_base && place == Place::BASE {
                     bases.push_back(FreedBase { seq, local: number as u32, first, count });
                 }
             });

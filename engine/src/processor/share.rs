@@ -31,6 +31,7 @@ use crate::volume::bad_blocks::BadBlocks;
 use crate::volume::flusher::{Flusher, Waiter};
 use crate::volume::geometry::Geometry;
 use crate::volume::request::{Request, Sink, Verb};
+use crate::volume::source::Source;
 
 /// Waiting slots at which the share asks for a sync of its own accord: 256 MiB.
 const WAITING_SLOTS_MAX: u64 = 65_536;
@@ -107,6 +108,8 @@ pub struct Parts {
     pub number: u32,
     /// The volume's shape.
     pub geometry: Arc<Geometry>,
+    /// What the volume was made from, if it is a clone.
+    pub source: Option<Arc<Source>>,
     /// The volume's change logs.
     pub space: Arc<Space>,
     /// Who waits for slots.
@@ -139,6 +142,7 @@ pub struct Parts {
 pub struct Share {
     pub(super) number: u32,
     pub(super) geometry: Arc<Geometry>,
+    pub(super) source: Option<Arc<Source>>,
     pub(super) space: Arc<Space>,
     pub(super) hunger: Arc<Hunger>,
     /// Where slots are taken from, in the order to try.
@@ -191,6 +195,7 @@ impl Share {
         let mut share = Share {
             number: parts.number,
             geometry: parts.geometry,
+            source: parts.source,
             log_order: Vec::new(),
             elsewhere: Elsewhere::default(),
             space: parts.space,

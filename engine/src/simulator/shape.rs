@@ -113,6 +113,7 @@ impl Shape {
             directory: PathBuf::from("/state/volume"),
             snapshots,
             rollbacks: Vec::new(),
+            source: None,
             next_epoch,
             bounds: Vec::new(),
         }
