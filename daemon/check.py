@@ -167,7 +167,7 @@ class _Check:
     def _check_volume(self, volume: Volume, present: dict[int, str]) -> CheckVolumeView:
         catalog = self._catalog
         partitions, logs = catalog.partitions(volume.id), catalog.logs(volume.id)
-        snapshots = catalog.snapshots(volume.id)
+        snapshots = catalog.snapshots_and_kept(volume.id)
         view = CheckVolumeView(name=volume.name, partitions=len(partitions), snapshots=len(snapshots))
         if volume.state != "ready":
             self._notes.append(f"volume {volume.name} is {volume.state}: the next start settles that")

@@ -5,7 +5,7 @@ How it works      begin ends the exports of all that may be deleted and takes th
                   time, and rests as long as it has worked, so that hosts have the disks for the other half.
 Invariants        E1 what somebody is connected to, or holds, and what is part of
                   a group's snapshot, is kept and named; E2 the thread holds no lock
-                  while the engine works.
+                  while the engine works; E3 what clones were made from is not dropped: it is kept for them.
 Durability        What the catalog does not know is dropped by the engine when it takes a volume over. So a
                   kill at any moment loses nothing of a deletion, and nothing of it has to be remembered.
 Errors            UnknownVolume, UnknownSnapshot, VolumeNotServed.
@@ -74,11 +74,13 @@ class Deletions:
         chosen = _chosen(volume, context.catalog.snapshots(volume.id), names)
         gone, kept = self._end_exports(volume, chosen)
         try:
-            context.catalog.forget_snapshots([record.uuid for record in gone])
+            context.catalog.removal.forget_snapshots([record.uuid for record in gone])
         except BaseException:
             for record in gone:
                 export_snapshot(context.engine, volume, record)  # they exist on
             raise
+        clones = context.catalog.removal.clones()
+        gone = [record for record in gone if (volume.id, record.epoch) not in clones]  # E3
         with self._lock:
             job = self._jobs.get(volume.id)
             if job is None or job.left == 0:

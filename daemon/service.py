@@ -38,6 +38,7 @@ from polyvol.daemon.growth import grow_volume
 from polyvol.daemon.hooks import HookRunner
 from polyvol.daemon.notify import Store
 from polyvol.daemon.requests import (
+    CloneCreate,
     DeviceAdd,
     DeviceRetry,
     LogAdd,
@@ -271,6 +272,13 @@ class Service:
         with self._context.changes:
             view = self._volumes.create(request)
             _log.info("volume %s was created", view.name, extra={"VOLUME": view.name})
+            return view
+
+    def clone_volume(self, volume: str, snapshot: str, request: CloneCreate) -> VolumeView:
+        """Make a volume from a snapshot."""
+        with self._context.changes:
+            view = self._volumes.clone(volume, snapshot, request)
+            _log.info("volume %s was cloned", view.name, extra={"VOLUME": view.name})
             return view
 
     def delete_volume(self, name: str) -> VolumeDeleted:

@@ -171,7 +171,7 @@ class Coordinator:
         """Undo what a cut has done so far; the names of what could not be."""
         names = [export_name(volume.name, name) for volume in volumes]
         failed = [export for export in names if not _done(self._engine.unexport, export)]
-        if not _done(self._catalog.forget_cut, cut):
+        if not _done(self._catalog.removal.forget_cut, cut):
             return [*failed, "the catalog"]  # S3
         return failed + [
             volume.name

@@ -3,8 +3,8 @@
 from polyvol.daemon.api.route import Route
 from polyvol.daemon.group_requests import Rollback
 from polyvol.daemon.group_views import RollbackView
-from polyvol.daemon.requests import SnapshotCreate
-from polyvol.daemon.views import SnapshotDeleted, SnapshotView
+from polyvol.daemon.requests import CloneCreate, SnapshotCreate
+from polyvol.daemon.views import SnapshotDeleted, SnapshotView, VolumeView
 
 ROUTES = [
     Route(
@@ -43,6 +43,15 @@ ROUTES = [
         ),
         RollbackView,
         body=Rollback,
+    ),
+    Route(
+        "POST",
+        "/v1/volumes/{volume}/snapshots/{snapshot}/clones",
+        "Make a volume from a snapshot",
+        lambda service, call: service.clone_volume(call.path["volume"], call.path["snapshot"], call.body),
+        VolumeView,
+        body=CloneCreate,
+        status=201,
     ),
     Route(
         "DELETE",

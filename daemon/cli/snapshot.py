@@ -110,6 +110,7 @@ def show(name: str, partitions: bool, as_json: bool, state_dir: Path) -> None:
             ("held by", listed(shown["holds"]) if shown["holds"] else None),
             ("consistency", f"{shown['consistency']}-consistent"),
             ("hooks failed", shown["hook_trouble"]),
+            ("clones", listed(shown["clones"]) if shown["clones"] else None),
             ("write stall", f"{format_ns(shown['stall_ns'])} (by processor: {listed(stalls)})"),
             ("durable after", format_ns(shown["durable_ns"])),
             ("log devices", listed(shown["log_devices"]) if shown["log"] else None),

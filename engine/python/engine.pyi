@@ -60,8 +60,8 @@ class RollbackSpec(TypedDict):
     to_size: int
 
 class SourceSpec(TypedDict):
-    """What a clone was made from: the snapshot of this epoch of another volume, which is served as long as the
-    clone is."""
+    """What a clone was made from: the snapshot of this epoch of another volume, which is served as long as
+    the clone is."""
 
     volume: int
     epoch: int

@@ -72,6 +72,7 @@ class EngineVolumes:
                 "directory": str(directory / f"volume{number}"),
                 "snapshots": [],
                 "rollbacks": [],
+                "source": None,
                 "next_epoch": 1,
             }
         )

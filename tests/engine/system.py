@@ -94,6 +94,7 @@ class EngineSystem:
             "directory": str(self.directory / "volume"),
             "snapshots": snapshots,
             "rollbacks": [],
+            "source": None,
             "next_epoch": self._next_epoch,
         }
 
