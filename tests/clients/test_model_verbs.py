@@ -1,4 +1,4 @@
-"""test_model_verbs: groups, holds, growth, deletions and restarts in any order (support/verbs.py)."""
+"""test_model_verbs: groups, holds, growth, clones, deletions and restarts in any order (support/verbs.py)."""
 
 from typing import Any
 

@@ -216,6 +216,17 @@ class Verbs(RuleBasedStateMachine):
         if kept is not None:
             self.wholes[group, kept] = set(members)
 
+    @precondition(lambda self: len(self.volumes) < VOLUMES_MAX)
+    @rule(pick=PICK, processors=st.integers(1, 3))
+    def clone(self, pick: int, processors: int) -> None:
+        """A volume made from a snapshot; what becomes of that is nothing to it."""
+        if chosen := self.snapshot(pick):
+            volume, snapshot = chosen
+            name = self.name("v")
+            path = ("volumes", volume, "snapshots", snapshot, "clones")
+            self.asked(None, "post", *path, name=name, processors=processors)
+            self.volumes[name] = Live(bytearray(self.volumes[volume].snapshots[snapshot].data))
+
     # Groups
 
     @precondition(lambda self: self.volumes and len(self.groups) < 2)
@@ -333,4 +344,5 @@ class Verbs(RuleBasedStateMachine):
                     path = ("volumes", name, "snapshots", own_name, "holds")
                     api.post(*path, body={"tag": tag, "release": True})
             api.delete("volumes", name)
-        assert api.get("volumes") == []
+        assert api.get("volumes", kept=True) == []
+        assert api.get("devices") == []
