@@ -47,7 +47,7 @@ from polyvol.daemon.views import (
     iso,
 )
 from polyvol.mapping.clone import CloneRequest, plan_clone
-from polyvol.mapping.device import Device, make_device, remove_file, zero_extents
+from polyvol.mapping.device import Device, make_device, remove_file, sync_directory, zero_extents
 from polyvol.mapping.errors import DeviceNotReady, PolyvolError, UnknownSnapshot
 from polyvol.mapping.extent import Extent
 from polyvol.mapping.records import SnapshotRecord, Volume
@@ -333,6 +333,7 @@ class Volumes:
         directory = context.volume_directory(volume)
         if directory.exists():
             shutil.rmtree(directory)
+        sync_directory(directory.parent)  # nobody would remove it once it is forgotten
         context.catalog.forget_volume(volume.id)
         context.volume_trouble.pop(volume.id, None)
 
