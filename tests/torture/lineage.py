@@ -20,7 +20,7 @@ class LineageCampaign:
 
     name = NAME
     unit = "images"
-    share = 0.1
+    share = 0.05
 
     def missing(self) -> str | None:
         return None if shutil.which("cc") else "there is no C compiler (cc)"
@@ -28,17 +28,18 @@ class LineageCampaign:
     def round(self, seed: int, seconds: float, count: int | None, directory: Path) -> Outcome:
         until = time.monotonic() + seconds
         images = count or IMAGES
+        turns = min(TURNS, 8 * images)
         with tempfile.TemporaryDirectory(prefix="pv-", dir="/dev/shm") as short:
             recording = Path(short) / "recording"
             try:
-                record(recording, seed, TURNS, kill_every=4)
+                record(recording, seed, turns, kill_every=4)
             except Exception as error:
                 what = f"the load failed: {type(error).__name__}: {error}"
                 return Outcome(failures=[fail(directory, NAME, what, seed=str(seed), images="0")])
             if time.monotonic() > until:
-                return Outcome(Counter({"images": 0, "kills": TURNS // 4}))
+                return Outcome(Counter({"images": 0, "kills": turns // 4}))
             said = check_recording(recording, seed=seed, count=images)
-            outcome = Outcome(Counter({"images": images, "kills": TURNS // 4}))
+            outcome = Outcome(Counter({"images": images, "kills": turns // 4}))
             if said:
                 shutil.copytree(recording, directory, dirs_exist_ok=True)
                 outcome.failures.append(fail(directory, NAME, said, seed=str(seed), images=str(images)))
