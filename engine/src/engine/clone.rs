@@ -43,7 +43,6 @@ impl Engine {
         Ok(Some(Arc::new(Source {
             volume: id,
             epoch,
-            size: volume.size_at(epoch),
             geometry: Arc::clone(&volume.geometry),
             space: Arc::clone(&volume.space),
             bad: Arc::clone(&volume.bad),

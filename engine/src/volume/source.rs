@@ -8,7 +8,7 @@
 //! Invariants        C1 what a source shows never changes: its snapshot is complete, its volume redirects all that the
 //!                      snapshot sees, and the engine refuses to drop the snapshot, or to let its volume go, before the clone;
 //!                   C2 a clone has the partition size of its source, and may be longer: what is behind the source's end
-//!                      reads as zeroes;
+//!                      reads as zeroes (a map says so of blocks that came by growth after its snapshot);
 //!                   C3 a clone never changes what its source shows: it neither writes, punches nor frees a place of it.
 //! Owner and locks   never changes once made; shared by the clone's shares and by jobs on pool threads.
 
@@ -19,7 +19,7 @@ use crate::block_map::leaf::Found;
 use crate::block_map::place::Place;
 use crate::block_map::tree::Map;
 use crate::change_log::space::Space;
-use crate::units::{BLOCK_SIZE, BlockIndex, Epoch, PartitionIndex, VolumeId};
+use crate::units::{BlockIndex, Epoch, PartitionIndex, VolumeId};
 use crate::volume::bad_blocks::BadBlocks;
 use crate::volume::geometry::Geometry;
 
@@ -29,8 +29,6 @@ pub struct Source {
     pub volume: VolumeId,
     /// The snapshot's epoch.
     pub epoch: Epoch,
-    /// Bytes that the snapshot has.
-    pub size: u64,
     /// Where its base places are.
     pub geometry: Arc<Geometry>,
     /// Where its slots are.
@@ -48,10 +46,7 @@ impl Source {
     pub fn find(&self, partition: PartitionIndex, block: BlockIndex, limit: u32) -> Found<'_> {
         let nothing = Found { count: limit, place: Place::ZERO, checksums: &[] };
         let Some(map) = self.maps.get(partition as usize) else { return nothing };
-        let start = u64::from(partition) << self.geometry.partition_shift;
-        let left = self.size.saturating_sub(start) / BLOCK_SIZE;
-        let blocks = left.min(u64::from(map.blocks())) as u32;
-        if block < blocks { map.find(block, limit.min(blocks - block)) } else { nothing }
+        if block < map.blocks() { map.find(block, limit) } else { nothing }
     }
 }
 
