@@ -167,7 +167,7 @@ class _Check:
     def _check_volume(self, volume: Volume, present: dict[int, str]) -> CheckVolumeView:
         catalog = self._catalog
         partitions, logs = catalog.partitions(volume.id), catalog.logs(volume.id)
-        snapshots = catalog.snapshots(volume.id)
+        snapshots = catalog.snapshots_and_kept(volume.id)
         view = CheckVolumeView(name=volume.name, partitions=len(partitions), snapshots=len(snapshots))
         if volume.state != "ready":
             self._notes.append(f"volume {volume.name} is {volume.state}: the next start settles that")
@@ -184,7 +184,8 @@ class _Check:
             self._problems.append(f"volume {volume.name}: its directory {directory} is not there")
             return view
         self._check_names(volume, directory, partitions)
-        spec = volume_spec(volume, partitions, logs, snapshots, str(directory))
+        rollbacks = catalog.rollbacks.of(volume.id)
+        spec = volume_spec(volume, partitions, logs, snapshots, rollbacks, str(directory))
         try:
             report = self._module.check(spec, present, data=self._data)
         except self._module.EngineError as error:

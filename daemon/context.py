@@ -62,7 +62,7 @@ class Context:
     def find_volume(self, name: str) -> Volume:
         """The volume of this name, or UnknownVolume."""
         volume = self.catalog.volume(name)
-        if volume is None:
+        if volume is None or volume.kept:
             raise UnknownVolume(name=name)
         return volume
 

@@ -5,7 +5,7 @@ How it works      begin ends the exports of all that may be deleted and takes th
                   time, and rests as long as it has worked, so that hosts have the disks for the other half.
 Invariants        E1 what somebody is connected to, or holds, and what is part of
                   a group's snapshot, is kept and named; E2 the thread holds no lock
-                  while the engine works.
+                  while the engine works; E3 what clones were made from is not dropped: it is kept for them.
 Durability        What the catalog does not know is dropped by the engine when it takes a volume over. So a
                   kill at any moment loses nothing of a deletion, and nothing of it has to be remembered.
 Errors            UnknownVolume, UnknownSnapshot, VolumeNotServed.
@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 from polyvol.daemon.context import Context
 from polyvol.daemon.use_views import DeletionView, KeptView
-from polyvol.mapping.errors import UnknownSnapshot
+from polyvol.mapping.errors import PolyvolError, UnknownSnapshot
 from polyvol.mapping.records import SnapshotRecord, Volume
 from polyvol.snapshot.coordinator import export_snapshot
 from polyvol.snapshot.snapshot import export_name
@@ -28,6 +28,7 @@ from polyvol.snapshot.snapshot import export_name
 BATCH = 32
 """Snapshots that the engine drops at a time."""
 REST_S_MIN = 0.02
+LOOK_S = 60.0
 _PATTERN = frozenset("*?[")
 _log = logging.getLogger("polyvol.deletions")
 
@@ -73,11 +74,13 @@ class Deletions:
         chosen = _chosen(volume, context.catalog.snapshots(volume.id), names)
         gone, kept = self._end_exports(volume, chosen)
         try:
-            context.catalog.forget_snapshots([record.uuid for record in gone])
+            context.catalog.removal.forget_snapshots([record.uuid for record in gone])
         except BaseException:
             for record in gone:
                 export_snapshot(context.engine, volume, record)  # they exist on
             raise
+        clones = context.catalog.removal.clones()
+        gone = [record for record in gone if (volume.id, record.epoch) not in clones]  # E3
         with self._lock:
             job = self._jobs.get(volume.id)
             if job is None or job.left == 0:
@@ -131,11 +134,34 @@ class Deletions:
             except Exception:
                 _log.exception("deleting snapshots")
                 worked = True
+            if not worked:
+                self._forget_rollbacks()
             if worked:
                 self._stopping.wait(max(REST_S_MIN, time.monotonic() - began))
             else:
-                self._work.wait()
+                # Snapshots are deleted in other ways too; only who has gone back has to look for that.
+                self._work.wait(LOOK_S if self._context.catalog.rollbacks.volumes() else None)
                 self._work.clear()
+
+    def _forget_rollbacks(self) -> None:
+        """Forget rollbacks that make no difference any more, of volumes of which nothing is being dropped."""
+        context = self._context
+        for volume in context.catalog.volumes():
+            try:
+                if context.catalog.rollbacks.of(volume.id) and context.is_served(volume):
+                    self._forget_rollbacks_of(volume)
+            except (context.engine_error, PolyvolError) as error:
+                _log.warning("forgetting rollbacks of volume %s: %s", volume.name, error)
+
+    def _forget_rollbacks_of(self, volume: Volume) -> None:
+        engine = self._context.engine
+        at = engine.unneeded_rollback(volume.id)
+        if at is not None:
+            engine.checkpoint(volume.id)
+        while at is not None:
+            self._context.catalog.rollbacks.forget(volume.id, at)
+            engine.forget_rollback(volume.id, at)
+            at = engine.unneeded_rollback(volume.id)
 
     def _drop_some(self) -> bool:
         """Drop some snapshots of the volume that has the most left; whether there were any."""

@@ -117,6 +117,18 @@ class EngineLike(CutEngine, Protocol):
     def drop_snapshots(self, volume: int, epochs: list[int]) -> int:
         """Forget several epochs; bytes freed."""
 
+    def disconnect(self, export: str) -> None:
+        """Close all connections to an export."""
+
+    def checkpoint(self, volume: int) -> None:
+        """Write checkpoints of a volume."""
+
+    def unneeded_rollback(self, volume: int) -> int | None:
+        """The `at` of a rollback that makes no difference any more."""
+
+    def forget_rollback(self, volume: int, at: int) -> int:
+        """Forget it; bytes freed."""
+
     def snapshot_use(self, volume: int) -> "VolumeUse":
         """What the live volume and each snapshot hold."""
 

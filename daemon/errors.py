@@ -100,6 +100,15 @@ class VolumeInUse(PolyvolError):
     hint = "disconnect {them} first"
 
 
+class VolumeOpen(PolyvolError):
+    """A volume that is to be rolled back while clients have it open."""
+
+    code = "volume-open"
+    kind = "busy"
+    sentence = "volume {name} is in use by {clients}, and would change under {them}"
+    hint = "disconnect {them} first, or have that done with --force"
+
+
 class SnapshotInUse(PolyvolError):
     """A snapshot that clients are connected to."""
 

@@ -47,6 +47,17 @@ class HoldChange:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rollback:
+    """A rollback. `force`: disconnect clients of the volume; `safety`: keep what it was as a snapshot, named
+    `safety_name` or before-SNAPSHOT."""
+
+    __pydantic_config__: ClassVar = _STRICT
+    force: bool = False
+    safety: bool = True
+    safety_name: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class HookSettings:
     """Commands to run around a cut; both None: none. `timeout_s`: from the beginning of `quiesce` on, and
     for `thaw` itself. `shell`: /bin/sh runs them."""

@@ -26,6 +26,16 @@ class GroupDeleted:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RollbackView:
+    """Volumes that were rolled back to their snapshot of this name, and the name of the snapshots of what
+    they were, None if that is gone."""
+
+    volumes: list[str]
+    snapshot: str
+    safety: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class GroupSnapshotView:
     """A snapshot of a group. `members`: the snapshots of its volumes, whoever is in the group by now.
     `schedule` and `holds` are the same for all of them. `consistency` is 'application' if it is for each."""

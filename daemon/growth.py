@@ -41,7 +41,8 @@ def grow_volume(context: Context, change_logs: ChangeLogs, name: str, request: V
                 grown,
                 catalog.partitions(volume.id),
                 catalog.logs(volume.id),
-                catalog.snapshots(volume.id),
+                catalog.snapshots_and_kept(volume.id),
+                catalog.rollbacks.of(volume.id),
                 str(context.volume_directory(volume)),
             )
             with context.engine_errors(f"having volume {name} grow"):

@@ -203,11 +203,16 @@ def _claim(number: int | None) -> bytes:
         raise Unusable("nothing was handed over with them")
     try:
         with open(number, "r+b") as file:  # noqa: PTH123
+            size = os.fstat(number).st_size
+            if size > FILE_BYTES_MAX:
+                raise Unusable(f"{size} bytes were handed over with them, more than any polyvold does")
             file.seek(0)
-            data = file.read(FILE_BYTES_MAX)
+            data = file.read(size)
             file.truncate(0)
     except OSError as error:
         raise Unusable(f"what was handed over with them cannot be read: {error.strerror}") from error
+    except MemoryError as error:
+        raise Unusable("there is no memory for what was handed over with them") from error
     return data
 
 

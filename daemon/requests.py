@@ -67,6 +67,18 @@ class VolumeCreate:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CloneCreate:
+    """A volume `name` made from a snapshot. `log_devices`: where what is written to it goes; none: sparse
+    files are made for it. `processors` None: all that there are."""
+
+    __pydantic_config__: ClassVar = _STRICT
+    name: str
+    log_devices: tuple[str, ...] = ()
+    processors: int | None = None
+    when_full: WhenFull = "keep-writing"
+
+
+@dataclass(frozen=True, kw_only=True)
 class VolumeSet:
     """What is to be changed of a volume; None: it stays."""
 

@@ -38,6 +38,7 @@ from polyvol.daemon.growth import grow_volume
 from polyvol.daemon.hooks import HookRunner
 from polyvol.daemon.notify import Store
 from polyvol.daemon.requests import (
+    CloneCreate,
     DeviceAdd,
     DeviceRetry,
     LogAdd,
@@ -46,6 +47,7 @@ from polyvol.daemon.requests import (
     VolumeCreate,
     VolumeSet,
 )
+from polyvol.daemon.rollback import Rollbacks
 from polyvol.daemon.schedules import Schedules
 from polyvol.daemon.scrub import Scrubs
 from polyvol.daemon.snapshots import Snapshots
@@ -272,6 +274,13 @@ class Service:
             _log.info("volume %s was created", view.name, extra={"VOLUME": view.name})
             return view
 
+    def clone_volume(self, volume: str, snapshot: str, request: CloneCreate) -> VolumeView:
+        """Make a volume from a snapshot."""
+        with self._context.changes:
+            view = self._volumes.clone(volume, snapshot, request)
+            _log.info("volume %s was cloned", view.name, extra={"VOLUME": view.name})
+            return view
+
     def delete_volume(self, name: str) -> VolumeDeleted:
         """Delete a volume with its snapshots."""
         with self._context.changes:
@@ -307,6 +316,11 @@ class Service:
             view = self._snapshots.delete(volume, name)
             _log.info("snapshot %s@%s was deleted", volume, name, extra={"VOLUME": volume, "SNAPSHOT": name})
             return view
+
+    @property
+    def rollbacks(self) -> Rollbacks:
+        """The verbs of going back to a snapshot."""
+        return self._rollbacks
 
     @property
     def deletions(self) -> Deletions:
@@ -350,6 +364,7 @@ class Service:
         self._schedules = Schedules(self._context, self._snapshots, self._groups, self._taking)
         self._changes_since = Changes(self._context)
         self._deletions = Deletions(self._context)
+        self._rollbacks = Rollbacks(self._context, self._volumes, self._snapshots, self._groups)
         self._started_ns = time.time_ns()
         self._devices.start(clean=clean)
         self._volumes.start()

@@ -15,16 +15,19 @@ from polyvol.mapping.records import Volume
 def snapshot_uses(context: Context, volumes: Iterable[Volume]) -> dict[tuple[int, int], SnapshotUseView]:
     """What snapshots of these volumes hold, by volume id and epoch."""
     found: dict[tuple[int, int], SnapshotUseView] = {}
+    kept = context.catalog.removal.clones()
     for volume in volumes:
         if not context.is_served(volume):
             continue
         with contextlib.suppress(context.engine_error):  # it may be let go meanwhile
             for each in context.engine.snapshot_use(volume.id)["snapshots"]:
-                only_log = each["only_log_bytes"]
+                only_log, only_base = each["only_log_bytes"], each["only_base_bytes"]
+                if (volume.id, each["epoch"]) in kept:
+                    only_log = only_base = 0  # its clones see it as well
                 found[volume.id, each["epoch"]] = SnapshotUseView(
                     used=each["log_bytes"],
                     shared=each["log_bytes"] - only_log,
-                    frees=only_log + each["only_base_bytes"],
+                    frees=only_log + only_base,
                     frees_log=only_log,
                 )
     return found

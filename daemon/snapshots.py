@@ -102,7 +102,7 @@ class Snapshots:
         if whole is not None:
             raise SnapshotInGroup(name=export_name(volume.name, name), whole=whole)
         self._refuse_held([(volume, record)])
-        freed = self._delete([(volume, record)], lambda: self._context.catalog.forget_snapshot(record.uuid))
+        freed = self._delete([(volume, record)], lambda: self._forget(record))
         return SnapshotDeleted(volume=volume.name, name=name, freed=freed)
 
     def delete_cut(self, members: Sequence[tuple[Volume, SnapshotRecord]]) -> int:
@@ -113,8 +113,8 @@ class Snapshots:
         self._refuse_held(members)
         catalog, first = self._context.catalog, members[0][1]
         if catalog.groups.of_cut(first.cut) is None:
-            return self._delete(members, lambda: catalog.forget_snapshot(first.uuid))
-        return self._delete(members, lambda: catalog.forget_cut(first.cut))
+            return self._delete(members, lambda: self._forget(first))
+        return self._delete(members, lambda: catalog.removal.forget_cut(first.cut))
 
     def drop(self, volume: Volume, record: SnapshotRecord) -> int:
         """Delete a snapshot so that writes go on, and remember that; bytes freed. What is part
@@ -125,11 +125,14 @@ class Snapshots:
         dropped: list[int] = []
 
         def forget() -> None:
-            dropped.extend(catalog.drop_snapshots([each for _, each in members]))
+            dropped.extend(catalog.removal.drop_snapshots([each for _, each in members]))
 
         freed = self._delete(members, forget)
-        catalog.set_freed(dropped[0], freed)
+        catalog.removal.set_freed(dropped[0], freed)
         return freed
+
+    def _forget(self, record: SnapshotRecord) -> None:
+        self._context.catalog.removal.forget_snapshots([record.uuid])
 
     def members(self, record: SnapshotRecord) -> list[tuple[Volume, SnapshotRecord]]:
         """What is deleted together with a snapshot, itself included: those of a group's cut."""
@@ -155,8 +158,10 @@ class Snapshots:
 
     def _delete(self, members: Sequence[tuple[Volume, SnapshotRecord]], forget: Callable[[], None]) -> int:
         """End the exports of all members, `forget` them, free what only they could see: bytes freed. Those of
-        volumes that are not served have neither: the engine drops them when it takes the volume over."""
+        volumes that are not served have neither: the engine drops them when it takes the volume over. What
+        clones were made from is kept for them."""
         context = self._context
+        kept = context.catalog.removal.clones()
         served = [member for member in members if context.is_served(member[0])]
         ended: list[tuple[Volume, SnapshotRecord]] = []
         try:
@@ -170,6 +175,8 @@ class Snapshots:
             raise
         freed = 0
         for volume, record in served:
+            if (volume.id, record.epoch) in kept:
+                continue
             export = export_name(volume.name, record.name)
             with context.engine_errors(f"giving back the space of snapshot {export}, which is deleted,"):
                 freed += context.engine.drop_snapshot(volume.id, record.epoch)
@@ -244,6 +251,7 @@ class Snapshots:
         uses: dict[tuple[int, int], SnapshotUseView],
     ) -> SnapshotView:
         context = self._context
+        clones = context.catalog.removal.clones()
         record = snapshot.record
         export = export_name(volume.name, record.name)
         logs = {log.number: log for log in context.catalog.logs(volume.id)} if record.log else {}
@@ -269,6 +277,7 @@ class Snapshots:
             consistency=record.consistency,
             hook_trouble=record.hook_trouble,
             copy_of=None if record.copy_of is None else str(record.copy_of),
+            clones=clones.get((volume.id, record.epoch), []),
             use=uses.get((volume.id, record.epoch)),
             connections=clients.get(export, 0),
             partitions=None

@@ -122,11 +122,18 @@ class Space:
         """Drop the oldest snapshot that may be; False if there is none."""
         if volume.when_full != "keep-writing":
             return False
-        for record in droppable(self._context.catalog.snapshots(volume.id)):  # W2
+        for record in self._droppable(volume):  # W2
             with contextlib.suppress(SnapshotInUse, SnapshotHeld):
                 self._drop(volume, record)
                 return True
         return False
+
+    def _droppable(self, volume: Volume) -> list[SnapshotRecord]:
+        """The snapshots that may be dropped, oldest first; of what clones were made from nothing would come
+        back."""
+        kept = self._context.catalog.removal.clones()
+        records = droppable(self._context.catalog.snapshots(volume.id))
+        return [record for record in records if (volume.id, record.epoch) not in kept]
 
     def _drop(self, volume: Volume, record: SnapshotRecord) -> None:
         freed = self._snapshots.drop(volume, record)
@@ -152,7 +159,7 @@ class Space:
         """Whether the engine was told to ask no more, and could ask again."""
         if volume.id not in self._context.refusing:
             return False
-        records = droppable(self._context.catalog.snapshots(volume.id))
+        records = self._droppable(volume)
         clients = self._context.clients()
         wholes = (self._snapshots.members(record) for record in records)
         return any(

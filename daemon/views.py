@@ -178,9 +178,19 @@ class HookView:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SourceView:
+    """The snapshot that a clone was made from; `deleted`: it is not there but for its clones."""
+
+    volume: str
+    snapshot: str
+    deleted: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class VolumeView:
     """A volume. `state`: 'serving'; 'degraded' (served, but for what `reason` says); 'not-served' (`reason`
-    says why); 'creating', 'deleting' (being made or given back). `connections` counts clients of the volume
+    says why); 'creating', 'deleting' (being made or given back); 'kept' (deleted, and kept for its clones).
+    `source`: what it was made from, if it is a clone. `connections` counts clients of the volume
     and of its snapshots. `when_full`: what gives way when its change logs are full; `space`: their use, None
     while it is not served; `dropped`: the latest snapshots that were dropped for want of space, newest first.
     `bad_blocks` lists those that are known to be bad (at most 128), `last_scrub` is the last one that came to
@@ -189,7 +199,7 @@ class VolumeView:
 
     name: str
     uuid: str
-    state: Literal["serving", "degraded", "not-served", "creating", "deleting"]
+    state: Literal["serving", "degraded", "not-served", "creating", "deleting", "kept"]
     reason: str | None
     size: int
     partition_size: int
@@ -197,6 +207,7 @@ class VolumeView:
     processors: list[int]
     devices: list[str]
     base: str | None
+    source: SourceView | None
     when_full: WhenFull
     logs: list[LogView]
     space: SpaceView | None
@@ -272,7 +283,8 @@ class SnapshotView:
     `whole`: the group's snapshot that it is part of, '@GROUP@NAME'. `consistency`: whether hooks have made
     ready for it what an application wrote ('application'), or it shows what a power loss would have left
     ('crash'; `hook_trouble` says why, if there were hooks). `copy_of`: the UUID of the snapshot that it was
-    restored from a backup of. `use`: what it holds, None while the volume is not served."""
+    restored from a backup of. `clones`: volumes that were made from it. `use`: what it holds, None while the
+    volume is not served."""
 
     volume: str
     name: str
@@ -295,6 +307,7 @@ class SnapshotView:
     consistency: Consistency
     hook_trouble: str | None
     copy_of: str | None
+    clones: list[str]
     use: SnapshotUseView | None
     connections: int
     partitions: list[PartitionSnapshotView] | None = None

@@ -1,8 +1,10 @@
-"""The verbs of volumes: create, delete, list, show, and what happens with them at start.
+"""The verbs of volumes: create, clone, delete, list, show, and what happens with them at start.
 
-How it works      create: plan (pure); record as 'creating'; make the devices that the plan asks for; hand the
-                  volume to the engine; record as 'ready'; export it. delete: end its exports; record as
-                  'deleting'; take it from the engine; clear its extents, remove its files; forget it.
+How it works      create: plan (pure); record as 'creating'; make the devices that the plan asks for; hand
+                  the volume to the engine; record as 'ready'; export it. delete: end its exports; record as
+                  'deleting'; take it from the engine; clear its extents, remove its files; forget it. A
+                  volume that clones were made from is kept for them instead (kept.py). A clone comes after
+                  its source in all that goes by id: so sources are served first.
 Durability        A kill in the middle of either is settled at the next start: what is 'creating' or
                   'deleting' is cleared, removed and forgotten. Once create returned, the volume is there
                   after any crash.
@@ -28,7 +30,8 @@ from polyvol.daemon.health import (
     volume_trouble,
 )
 from polyvol.daemon.hooks import checked_hooks, hook_view
-from polyvol.daemon.requests import VolumeCreate, VolumeSet
+from polyvol.daemon.kept import Kept
+from polyvol.daemon.requests import CloneCreate, VolumeCreate, VolumeSet
 from polyvol.daemon.scrub import Scrubs
 from polyvol.daemon.snapshot_use import volume_use
 from polyvol.daemon.views import (
@@ -38,12 +41,14 @@ from polyvol.daemon.views import (
     PartitionView,
     PlannedDevice,
     PlanView,
+    SourceView,
     VolumeDeleted,
     VolumeView,
     iso,
 )
-from polyvol.mapping.device import Device, make_device, remove_file, zero_extents
-from polyvol.mapping.errors import DeviceNotReady, PolyvolError
+from polyvol.mapping.clone import CloneRequest, plan_clone
+from polyvol.mapping.device import Device, make_device, remove_file, sync_directory, zero_extents
+from polyvol.mapping.errors import DeviceNotReady, PolyvolError, UnknownSnapshot
 from polyvol.mapping.extent import Extent
 from polyvol.mapping.records import SnapshotRecord, Volume
 from polyvol.mapping.volume import VolumePlan, VolumeRequest, plan_volume, volume_spec
@@ -61,6 +66,7 @@ class Volumes:
         self._scrubs = scrubs
         self._devices = devices
         self.change_logs = ChangeLogs(context)
+        self._kept = Kept(context, self._remove)
 
     def start(self) -> None:
         """Settle what is half done, then serve every volume, as far as its devices are right."""
@@ -71,6 +77,7 @@ class Volumes:
                 self.serve(volume)
             else:
                 self._settle(volume)
+        self._kept.let_go()
 
     def serve_waiting(self) -> None:
         """Try again to serve the volumes that are not, and to finish deleting. Under `changes`."""
@@ -81,6 +88,7 @@ class Volumes:
                 self.serve(volume)
             else:
                 self._settle(volume)
+        self._kept.let_go()
 
     def serve(self, volume: Volume) -> None:
         """Hand a volume to the engine and export it, or note why it cannot be."""
@@ -122,8 +130,25 @@ class Volumes:
 
     def create(self, request: VolumeCreate) -> VolumeView:
         """Make a volume and export it. The caller holds `changes`."""
+        self._make(self._plan(request))
+        return self.show(request.name, partitions=False)
+
+    def clone(self, volume_name: str, name: str, request: CloneCreate) -> VolumeView:
+        """Make a volume from a snapshot of another one, and export it. The caller holds `changes`."""
         context = self._context
-        plan = self._plan(request)
+        source = context.find_served(volume_name)
+        found = (each for each in context.catalog.snapshots(source.id) if each.name == name)
+        snapshot = next(found, None)
+        if snapshot is None:
+            raise UnknownSnapshot(volume=source.name, name=name)
+        wanted = CloneRequest(request.name, request.log_devices, request.processors, request.when_full)
+        self._make(plan_clone(wanted, source, snapshot, inventory(context)))
+        text = f"volume {request.name} was cloned from {export_name(source.name, name)}"
+        context.events.add("info", text, volume=request.name)
+        return self.show(request.name, partitions=False)
+
+    def _make(self, plan: VolumePlan) -> None:
+        context = self._context
         context.grow_processors(max(plan.processors) + 1)
         volume = context.catalog.create_volume(plan)
         try:
@@ -138,10 +163,10 @@ class Volumes:
         except BaseException:
             self._undo_create(volume)
             raise
-        return self.show(volume.name, partitions=False)
 
     def delete(self, name: str) -> VolumeDeleted:
-        """Delete a volume that no client is connected to, with its snapshots. The caller holds `changes`."""
+        """Delete a volume that no client is connected to, with its snapshots; clones of them stay as they
+        are. The caller holds `changes`."""
         context = self._context
         volume = context.find_volume(name)
         if volume.state != "ready":
@@ -152,21 +177,30 @@ class Volumes:
         if served:
             self._unexport(volume, snapshots)
         try:
+            if self._kept.keep(volume):
+                return VolumeDeleted(name=name, snapshots=len(snapshots))
             context.catalog.set_volume_state(volume.id, "deleting")
         except BaseException:
-            if served:
+            if served and context.catalog.volume(name) == volume:
                 self._export(volume)  # it exists on
             raise
-        if served:
-            with context.engine_errors(f"taking volume {name} out of service"):
+        self._remove(volume)
+        self._kept.let_go()
+        return VolumeDeleted(name=name, snapshots=len(snapshots))
+
+    def _remove(self, volume: Volume) -> None:
+        """Delete a volume that has no exports, for good."""
+        context = self._context
+        context.catalog.set_volume_state(volume.id, "deleting")
+        if volume.id not in context.volume_trouble:
+            with context.engine_errors(f"taking volume {volume.name} out of service"):
                 context.engine.remove_volume(volume.id)
         try:
             self._give_back(volume)
         except (PolyvolError, OSError) as error:
             reason = error.message if isinstance(error, PolyvolError) else str(error)
             context.volume_trouble[volume.id] = reason
-            raise DeleteUnfinished(name=name, reason=reason) from error
-        return VolumeDeleted(name=name, snapshots=len(snapshots))
+            raise DeleteUnfinished(name=volume.name, reason=reason) from error
 
     def change(self, name: str, request: VolumeSet) -> VolumeView:
         """Change what can be changed of a volume. The caller holds `changes`."""
@@ -182,9 +216,10 @@ class Volumes:
             context.catalog.schedules.set_volume_hooks(volume.id, checked_hooks(request.hooks))
         return self.show(name, partitions=False)
 
-    def list_all(self) -> list[VolumeView]:
-        """All volumes."""
-        return [self._view(volume) for volume in self._context.catalog.volumes()]
+    def list_all(self, *, kept: bool = False) -> list[VolumeView]:
+        """All volumes; with those that are deleted and kept for their clones, if `kept`."""
+        volumes = self._context.catalog.volumes()
+        return [self._view(volume) for volume in volumes if kept or not volume.kept]
 
     def show(self, name: str, *, partitions: bool) -> VolumeView:
         """One volume, with its partitions if asked for."""
@@ -213,17 +248,25 @@ class Volumes:
             volume,
             partitions,
             context.catalog.logs(volume.id),
-            context.catalog.snapshots(volume.id),
+            context.catalog.snapshots_and_kept(volume.id),
+            context.catalog.rollbacks.of(volume.id),
             str(context.volume_directory(volume)),
         )
         with context.engine_errors(f"taking volume {volume.name} into service"):
             context.engine.add_volume(spec)
         context.ask_when_full(volume)
 
+    def export_live(self, volume: Volume) -> None:
+        """Export a volume itself."""
+        with self._context.engine_errors(f"exporting volume {volume.name}"):
+            self._context.engine.export(volume.name, _description(volume), volume.id, None)
+
     def _export(self, volume: Volume) -> None:
         context = self._context
+        if volume.kept:
+            return
+        self.export_live(volume)
         with context.engine_errors(f"exporting volume {volume.name}"):
-            context.engine.export(volume.name, _description(volume), volume.id, None)
             for snapshot in context.catalog.snapshots(volume.id):
                 export_snapshot(context.engine, volume, snapshot)
 
@@ -290,6 +333,7 @@ class Volumes:
         directory = context.volume_directory(volume)
         if directory.exists():
             shutil.rmtree(directory)
+        sync_directory(directory.parent)  # nobody would remove it once it is forgotten
         context.catalog.forget_volume(volume.id)
         context.volume_trouble.pop(volume.id, None)
 
@@ -323,6 +367,7 @@ class Volumes:
             processors=context.catalog.volume_processors(volume.id),
             devices=[names[device] for device in devices],
             base=next((names[device] for device in devices if device in adopted), None),
+            source=self._source_view(volume),
             when_full=volume.when_full,
             logs=self.change_logs.views(volume, names, serving=serving),
             space=self.change_logs.space(volume) if serving else None,
@@ -333,7 +378,7 @@ class Volumes:
                     dropped=iso(dropped.dropped_ns),
                     freed=dropped.freed,
                 )
-                for dropped in context.catalog.dropped_snapshots(volume.id)
+                for dropped in context.catalog.removal.dropped_snapshots(volume.id)
             ],
             exports=exports,
             connections=sum(export.connections for export in exports),
@@ -361,23 +406,46 @@ class Volumes:
             )
         return views
 
+    def _source_view(self, volume: Volume) -> SourceView | None:
+        """What a volume was made from, by the names that its source had."""
+        if volume.source is None:
+            return None
+        catalog = self._context.catalog
+        source = next(each for each in catalog.volumes() if each.id == volume.source.volume)
+        records = catalog.snapshots_and_kept(source.id)
+        record = next(each for each in records if each.epoch == volume.source.epoch)
+        return SourceView(
+            volume=source.name.partition("#")[0],
+            snapshot=record.name.partition("#")[0],
+            deleted=record.kept,
+        )
+
     def _degraded(self, volume: Volume, devices: list[int], bad: list[BadBlockView]) -> str | None:
-        """Why a volume that is served is degraded, or None."""
-        troubles = device_troubles(self._context)
+        """Why a volume that is served is degraded, or None. A clone is, where its source is."""
+        context = self._context
+        troubles = device_troubles(context)
         reasons = []
         if not troubles.keys().isdisjoint(devices):
-            partitions = self._context.catalog.partitions(volume.id)
+            partitions = context.catalog.partitions(volume.id)
             reasons.append(volume_trouble(devices, partitions, troubles))
         if bad:
             reasons.append(bad_blocks_clause(bad))
+        if volume.source is not None:
+            source = next(each for each in context.catalog.volumes() if each.id == volume.source.volume)
+            theirs = context.catalog.volume_devices(source.id)
+            bad = bad_block_views(context, source, context.device_names())
+            reason = self._degraded(source, theirs, bad)
+            reasons.append(None if reason is None else f"its source {source.name}: {reason}")
         return "; ".join(reason for reason in reasons if reason) or None
 
 
 def _state(
     volume: Volume, *, serving: bool, degraded: bool
-) -> Literal["serving", "degraded", "not-served", "creating", "deleting"]:
+) -> Literal["serving", "degraded", "not-served", "creating", "deleting", "kept"]:
     if volume.state != "ready":
         return volume.state
+    if volume.kept:
+        return "kept"
     if not serving:
         return "not-served"
     return "degraded" if degraded else "serving"

@@ -164,7 +164,7 @@ def make_device(device: Device, path: Path, catalog: UUID, *, preallocate: bool)
                     os.posix_fallocate(fd, 0, device.size)
             _write_all(fd, text, 0)
             os.fsync(fd)
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
     except OSError as error:
         raise DeviceIo(what="making", path=path, why=_reason(error)) from error
 
@@ -222,7 +222,7 @@ def remove_file(path: Path) -> None:
     """Remove a file that was made for a volume; one that is gone already is fine. Durable."""
     try:
         path.unlink(missing_ok=True)
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
     except FileNotFoundError:
         pass
     except OSError as error:
@@ -311,7 +311,8 @@ def _write_all(fd: int, data: bytes, offset: int) -> None:
         offset += written
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
+    """Have the names in a directory survive power loss: those that have come, and those that are gone."""
     with _Open(path, os.O_RDONLY | os.O_DIRECTORY) as fd:
         os.fsync(fd)
 

@@ -56,6 +56,15 @@ class UnknownVolume(PolyvolError):
     hint = "`polyvol volume list` shows those that exist"
 
 
+class CloneHasNoDevices(PolyvolError):
+    """A clone that is to grow onto a device."""
+
+    code = "clone-has-no-devices"
+    kind = "invalid"
+    sentence = "volume {name} is a clone: what is written to it is in its change logs"
+    hint = "leave --device out; `polyvol volume add-log {name} --device` gives it more room"
+
+
 class UnknownDevice(PolyvolError):
     """No device of this name."""
 

@@ -4,17 +4,18 @@ How it works      The last partition, if it is short, gets more extents behind t
                   new partitions. They go to the volume's processors, those with the fewest of its partitions
                   first; where each of these has just one, to others too, as a larger volume would have been
                   made with more. Extents are on the devices named, or on sparse files to be made, one for
-                  each processor.
+                  each processor. What is new of a clone is in its change logs alone.
 Invariants        G1 what the volume has stays where it is: partitions keep their numbers, processors and
                   extents; G2 as in volume.py: a plan that was returned can be recorded as it is.
-Errors            NotLarger, UnalignedSize, SizeTooLarge, DeviceTooSmall and others of errors.py.
+Errors            NotLarger, CloneHasNoDevices, UnalignedSize, SizeTooLarge, DeviceTooSmall and others of
+                  errors.py.
 """
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from polyvol.mapping.errors import DeviceTooSmall, NotLarger
+from polyvol.mapping.errors import CloneHasNoDevices, DeviceTooSmall, NotLarger
 from polyvol.mapping.partition import Partition, check_volume_size
 from polyvol.mapping.placement import Turns
 from polyvol.mapping.records import Volume
@@ -46,6 +47,12 @@ def plan_growth(
         raise NotLarger(name=volume.name, size=volume.size, wanted=size)
     refuse_repeats("device", devices)
     pieces = _pieces(volume, partitions, size, inventory)
+    if volume.source is not None:
+        if devices:
+            raise CloneHasNoDevices(name=volume.name)
+        return GrowthPlan(
+            size, tuple(Partition(number, processor, ()) for number, processor, _ in pieces), ()
+        )
     needed = sum(length for _, _, length in pieces)
     work = Work(inventory)
     if devices:

@@ -15,8 +15,17 @@ Origin = Literal["hand", "schedule"]
 
 
 @dataclass(frozen=True, slots=True)
+class CloneSource:
+    """What a clone was made from: the snapshot of this epoch of the volume of this id."""
+
+    volume: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
 class Volume:
-    """A volume. `next_epoch` and `next_log` are greater than every one that was ever committed."""
+    """A volume. `next_epoch` and `next_log` are greater than every one that was ever committed. `source`: if
+    it is a clone. `kept`: it is deleted, and kept for its clones."""
 
     id: int
     uuid: UUID
@@ -28,6 +37,19 @@ class Volume:
     next_epoch: int
     next_log: int
     created_ns: int
+    kept: bool = False
+    source: CloneSource | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rollback:
+    """A volume was rolled back to its snapshot of epoch `to`, when it had `size` bytes and the snapshot
+    `to_size`: what is written in epochs above `at` goes on from there."""
+
+    at: int
+    to: int
+    size: int
+    to_size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +68,8 @@ class SnapshotRecord:
     and `durable_ns` from the start of the cut until all of it was flushed. `log`: the change log named.
     `schedule`: the name of the schedule that made it, if polyvold's own did; `holds`: tags that keep it.
     `size`: the volume's at the cut, bytes; `hook_trouble`: why it is crash-consistent although there were
-    hooks; `copy_of`: it was restored from a backup of the snapshot with this UUID."""
+    hooks; `copy_of`: it was restored from a backup of the snapshot with this UUID; `kept`: it is deleted, and
+    kept for its clones."""
 
     uuid: UUID
     cut: UUID
@@ -65,6 +88,7 @@ class SnapshotRecord:
     consistency: Consistency = "crash"
     hook_trouble: str | None = None
     copy_of: UUID | None = None
+    kept: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ from polyvol.mapping.partition import (
     check_volume_size,
     round_up,
 )
-from polyvol.mapping.records import ChangeLog, SnapshotRecord, Volume, WhenFull
+from polyvol.mapping.records import ChangeLog, CloneSource, Rollback, SnapshotRecord, Volume, WhenFull
 
 if TYPE_CHECKING:
     from polyvol.engine import ExtentSpec, LogSpec, VolumeSpec
@@ -80,6 +80,7 @@ class VolumePlan:
     logs: tuple[ChangeLog, ...]
     new_devices: tuple[NewDevice, ...]
     when_full: WhenFull = "keep-writing"
+    source: CloneSource | None = None
 
     @property
     def processors(self) -> list[int]:
@@ -148,19 +149,35 @@ def plan_volume(request: VolumeRequest, inventory: Inventory) -> VolumePlan:
         partitions = placement.place_partitions(
             what, size, request.partition_size, processors, space, work.names
         )
-    log_ids = [work.storage(device) for device in request.log_devices]
-    if not log_ids:
-        rooms = placement.rooms(size, request.partition_size, len(processors))
-        log_ids = work.new_each(name, ".log", [placement.log_size(room) for room in rooms])
-    what = f"a change log of volume {name}"
-    logs = tuple(
-        ChangeLog(
-            number, True, tuple(placement.place_log(what, size, work.names[device], work.space[device]))
-        )
-        for number, device in enumerate(log_ids, start=1)
-    )
+    logs = plan_logs(work, name, size, request.partition_size, len(processors), request.log_devices)
     made = tuple(work.made)
     return VolumePlan(name, size, request.partition_size, tuple(partitions), logs, made, request.when_full)
+
+
+def plan_logs(
+    work: "Work",
+    name: str,
+    size: int,
+    partition_size: int,
+    processors: int,
+    devices: Sequence[str],
+    factor: int = 1,
+) -> tuple[ChangeLog, ...]:
+    """The change logs of a new volume: one on each device, or on sparse files to be made, one for each
+    processor; each as large as the volume, or its processor's part of it, `factor` times."""
+    ids = [work.storage(device) for device in devices]
+    if not ids:
+        rooms = placement.rooms(size, partition_size, processors)
+        ids = work.new_each(name, ".log", [placement.log_size(factor * room) for room in rooms])
+    what = f"a change log of volume {name}"
+    return tuple(
+        ChangeLog(
+            number,
+            True,
+            tuple(placement.place_log(what, factor * size, work.names[device], work.space[device])),
+        )
+        for number, device in enumerate(ids, start=1)
+    )
 
 
 def plan_log(volume: Volume, device: Device, inventory: Inventory) -> list[Extent]:
@@ -208,9 +225,10 @@ def volume_spec(
     partitions: Iterable[Partition],
     logs: Sequence[ChangeLog],
     snapshots: Iterable[SnapshotRecord],
+    rollbacks: Iterable[Rollback],
     directory: str,
 ) -> "VolumeSpec":
-    """The volume as the engine wants to be told of it."""
+    """The volume as the engine wants to be told of it; `snapshots`: those that are kept for clones too."""
     return {
         "id": volume.id,
         "uuid": str(volume.uuid),
@@ -227,6 +245,12 @@ def volume_spec(
         "snapshots": [
             {"epoch": snapshot.epoch, "log": snapshot.log, "size": snapshot.size} for snapshot in snapshots
         ],
+        "rollbacks": [
+            {"at": one.at, "to": one.to, "size": one.size, "to_size": one.to_size} for one in rollbacks
+        ],
+        "source": None
+        if volume.source is None
+        else {"volume": volume.source.volume, "epoch": volume.source.epoch},
         "next_epoch": volume.next_epoch,
     }
 

@@ -17,7 +17,7 @@ LOGS=$BUILD/logs
 APT_RUN=(python3 python3-venv gcc libc6-dev python3-crcmod python3-pyudev python3-libnbd libnbd-bin)
 # What `scripts/test` needs besides: the real clients, file systems and tools that the tests drive.
 APT_TEST=(nbdkit nbdkit-plugin-python qemu-utils fio xfsprogs e2fsprogs fuse3 mount strace
-    openssl shellcheck systemd g++ fdisk lvm2)
+    openssl shellcheck systemd g++ fdisk lvm2 postgresql)
 # What an installation needs besides the wheel and what it brings (scripts/install, scripts/build-deb).
 APT_INSTALL=(python3-crcmod python3-pyudev python3-systemd python3-libnbd)
 # What `scripts/test --host` needs: a machine in software, and what makes its disk.
@@ -118,7 +118,7 @@ ensure_installed() {
         say "Making the virtual environment .venv"
         logged venv /usr/bin/python3 -m venv --clear --system-site-packages "$VENV"
         logged venv-tools "$VENV/bin/pip" install --disable-pip-version-check \
-            'setuptools>=77' 'setuptools-rust>=1.12' wheel
+            'setuptools>=77' 'packaging>=24.2' 'setuptools-rust>=1.12' wheel
         printf '%s' "$ROOT" >"$VENV/stamp-root"
     fi
     say "Building the engine and installing polyvol into .venv (minutes the first time)"

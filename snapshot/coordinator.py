@@ -26,7 +26,7 @@ from uuid import UUID, uuid4
 
 from polyvol.mapping.catalog.store import Catalog
 from polyvol.mapping.group import Consistency, GroupSnapshot
-from polyvol.mapping.records import Origin, SnapshotRecord, Volume
+from polyvol.mapping.records import Origin, Rollback, SnapshotRecord, Volume
 from polyvol.snapshot.errors import CutFailed
 from polyvol.snapshot.snapshot import export_name
 
@@ -54,6 +54,9 @@ class CutEngine(Protocol):
 
     def unexport(self, name: str) -> None:
         """End an export."""
+
+    def roll_back(self, volume: int, at: int, to: int) -> None:
+        """Have a volume show what its snapshot of an epoch shows, as the catalog says."""
 
 
 Thaw = Callable[[], Mapping[int, tuple[Consistency, str | None]]]
@@ -123,11 +126,52 @@ class Coordinator:
             raise CutFailed(volumes=_names(volumes), cause=cause, undo_failed_on=failed) from cause
         return records
 
+    def roll_back(
+        self, targets: Sequence[tuple[Volume, SnapshotRecord]], safety: str | None, group: int | None = None
+    ) -> list[SnapshotRecord]:
+        """Have volumes, which have no exports of their own, show what their snapshots show, all or none. What
+        they were is a snapshot named `safety`, of `group` if so, or gone if there is no name. Returns these
+        snapshots. An error of the engine's after the commit is its own: the catalog says what the volumes
+        are, and the next start of the engine does it."""
+        volumes = [volume for volume, _ in targets]
+        cut, start = uuid4(), time.monotonic_ns()
+        try:
+            report = self._engine.cut([{"volume": volume.id, "log": None} for volume in volumes])
+        except Exception as cause:
+            raise CutFailed(volumes=_names(volumes), cause=cause, undo_failed_on=()) from cause
+        epochs = report["epochs"]
+        try:
+            for volume in volumes:
+                self._engine.settle(volume.id, epochs[volume.id])
+            for volume in volumes:
+                self._engine.flush(volume.id)
+            durable_ns = time.monotonic_ns() - start
+            named = [] if safety is None else volumes
+            records = [_record(volume, safety or "", cut, report, {}, durable_ns) for volume in named]
+            whole = None if group is None or safety is None else GroupSnapshot(cut, group, safety)
+            # The epoch after the cut's, in which nothing is written, is the last of what is left.
+            rollbacks = {
+                volume.id: Rollback(epochs[volume.id] + 1, target.epoch, volume.size, target.size)
+                for volume, target in targets
+            }
+            self._catalog.commit_snapshots(records, whole, rollbacks)
+        except Exception as cause:
+            failed = self._undo(volumes, safety or "", cut, epochs)
+            raise CutFailed(volumes=_names(volumes), cause=cause, undo_failed_on=failed) from cause
+        for volume in volumes:
+            self._engine.roll_back(volume.id, rollbacks[volume.id].at, rollbacks[volume.id].to)
+        for volume, record in zip(named, records, strict=True):
+            export_snapshot(self._engine, volume, record)
+        if safety is None:
+            for volume in volumes:
+                self._engine.drop_snapshot(volume.id, epochs[volume.id])
+        return records
+
     def _undo(self, volumes: Sequence[Volume], name: str, cut: UUID, epochs: Mapping[int, int]) -> list[str]:
         """Undo what a cut has done so far; the names of what could not be."""
         names = [export_name(volume.name, name) for volume in volumes]
         failed = [export for export in names if not _done(self._engine.unexport, export)]
-        if not _done(self._catalog.forget_cut, cut):
+        if not _done(self._catalog.removal.forget_cut, cut):
             return [*failed, "the catalog"]  # S3
         return failed + [
             volume.name

@@ -2,19 +2,30 @@
 
 How it works      `daemon` is a running polyvold for one test, `make_daemon` makes one with other arguments.
                   The style and unit tests need neither. Where scripts/test ran, its stages are told before
-                  the last line, so that a failed stage cannot hide behind a green pytest.
+                  the last line, so that a failed stage cannot hide behind a green pytest. Tests that are
+                  marked `alone` wait until no other runs, and the others wait for them (support/turns.py).
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from tests.support.daemon import Daemon, short_directory
+from tests.support.turns import turn
 
 STAGES = "POLYVOL_TEST_STAGES"
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Wait for this test's turn, before its time begins to count."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return (yield)
+    with turn(item.config.rootpath / "build" / "turns", alone=item.get_closest_marker("alone") is not None):
+        return (yield)
 
 
 @pytest.fixture

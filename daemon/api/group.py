@@ -1,8 +1,14 @@
 """The API of groups, of their snapshots, and of holds."""
 
 from polyvol.daemon.api.route import Route
-from polyvol.daemon.group_requests import GroupChange, GroupCreate, GroupSnapshotCreate, HoldChange
-from polyvol.daemon.group_views import GroupDeleted, GroupSnapshotDeleted, GroupSnapshotView, GroupView
+from polyvol.daemon.group_requests import GroupChange, GroupCreate, GroupSnapshotCreate, HoldChange, Rollback
+from polyvol.daemon.group_views import (
+    GroupDeleted,
+    GroupSnapshotDeleted,
+    GroupSnapshotView,
+    GroupView,
+    RollbackView,
+)
 from polyvol.daemon.views import SnapshotView
 
 ROUTES = [
@@ -53,6 +59,16 @@ ROUTES = [
         GroupSnapshotView,
         body=GroupSnapshotCreate,
         status=201,
+    ),
+    Route(
+        "POST",
+        "/v1/groups/{group}/snapshots/{snapshot}/rollback",
+        "Have all volumes of a group's snapshot be what it shows",
+        lambda service, call: service.rollbacks.roll_back_group(
+            call.path["group"], call.path["snapshot"], call.body
+        ),
+        RollbackView,
+        body=Rollback,
     ),
     Route(
         "GET",

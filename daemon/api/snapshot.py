@@ -1,8 +1,10 @@
 """The API of snapshots."""
 
 from polyvol.daemon.api.route import Route
-from polyvol.daemon.requests import SnapshotCreate
-from polyvol.daemon.views import SnapshotDeleted, SnapshotView
+from polyvol.daemon.group_requests import Rollback
+from polyvol.daemon.group_views import RollbackView
+from polyvol.daemon.requests import CloneCreate, SnapshotCreate
+from polyvol.daemon.views import SnapshotDeleted, SnapshotView, VolumeView
 
 ROUTES = [
     Route(
@@ -31,6 +33,25 @@ ROUTES = [
         ),
         SnapshotView,
         query=(("partitions", "boolean", "With the partition snapshots that it is made of"),),
+    ),
+    Route(
+        "POST",
+        "/v1/volumes/{volume}/snapshots/{snapshot}/rollback",
+        "Have a volume be what its snapshot shows",
+        lambda service, call: service.rollbacks.roll_back(
+            call.path["volume"], call.path["snapshot"], call.body
+        ),
+        RollbackView,
+        body=Rollback,
+    ),
+    Route(
+        "POST",
+        "/v1/volumes/{volume}/snapshots/{snapshot}/clones",
+        "Make a volume from a snapshot",
+        lambda service, call: service.clone_volume(call.path["volume"], call.path["snapshot"], call.body),
+        VolumeView,
+        body=CloneCreate,
+        status=201,
     ),
     Route(
         "DELETE",

@@ -18,7 +18,12 @@ def _create(service: "Service", call: Call) -> VolumeView | PlanView:
 
 ROUTES = [
     Route(
-        "GET", "/v1/volumes", "All volumes", lambda service, _: service.volumes.list_all(), list[VolumeView]
+        "GET",
+        "/v1/volumes",
+        "All volumes",
+        lambda service, call: service.volumes.list_all(kept=call.flag("kept")),
+        list[VolumeView],
+        query=(("kept", "boolean", "With those that are deleted and kept for their clones"),),
     ),
     Route(
         "POST",

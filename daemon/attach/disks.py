@@ -29,7 +29,7 @@ MODPROBE_S = 30.0
 SECTOR_BYTES = 512
 UDEV_CONTROL = Path("/run/udev/control")
 EVENT_WAIT_S = 0.2
-LINK_WAIT_S = 3.0
+LINK_WAIT_S = 15.0
 
 
 def read(device: str, attribute: str) -> str | None:

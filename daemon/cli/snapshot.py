@@ -110,6 +110,7 @@ def show(name: str, partitions: bool, as_json: bool, state_dir: Path) -> None:
             ("held by", listed(shown["holds"]) if shown["holds"] else None),
             ("consistency", f"{shown['consistency']}-consistent"),
             ("hooks failed", shown["hook_trouble"]),
+            ("clones", listed(shown["clones"]) if shown["clones"] else None),
             ("write stall", f"{format_ns(shown['stall_ns'])} (by processor: {listed(stalls)})"),
             ("durable after", format_ns(shown["durable_ns"])),
             ("log devices", listed(shown["log_devices"]) if shown["log"] else None),
@@ -134,6 +135,27 @@ def show(name: str, partitions: bool, as_json: bool, state_dir: Path) -> None:
                 for part in shown["partitions"]
             ],
         )
+
+
+@snapshot.command()
+@click.argument("name", metavar="VOLUME@SNAPSHOT|@GROUP@SNAPSHOT")
+@click.option("--force", is_flag=True, help="Disconnect who has the volume open.")
+@click.option("--no-safety", is_flag=True, help="Do not keep what the volume was as a snapshot.")
+@click.option("--safety-name", help="Name of that snapshot.", metavar="NAME")
+@json_option
+@state_dir_option
+def rollback(
+    name: str, force: bool, no_safety: bool, safety_name: str | None, as_json: bool, state_dir: Path
+) -> None:
+    """Have a volume, or all volumes of a group's snapshot, be what a snapshot shows; newer ones stay."""
+    body = {"force": force, "safety": not no_safety, "safety_name": safety_name}
+    done = Client(state_dir).post(*snapshot_parts(name), "rollback", body=body)
+    if as_json:
+        print_json(done)
+        return
+    what, are = listed(done["volumes"]), "is" if len(done["volumes"]) == 1 else "are"
+    kept = f"; what was there is in snapshot {done['safety']}" if done["safety"] else ""
+    click.echo(f"{what} {are} what snapshot {name} shows{kept}")
 
 
 @snapshot.command()

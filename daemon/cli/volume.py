@@ -1,4 +1,4 @@
-"""polyvol volume: create, set, add-log, grow, list, show, delete."""
+"""polyvol volume: create, clone, set, add-log, grow, list, show, delete."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from polyvol.daemon.cli.client import Client, Json
-from polyvol.daemon.cli.common import SIZE, Command, Group, json_option, state_dir_option
+from polyvol.daemon.cli.common import SIZE, Command, Group, json_option, split_snapshot, state_dir_option
 from polyvol.daemon.cli.hooks import hook_options, hook_text, hooks_from
 from polyvol.daemon.cli.output import counted, listed, print_facts, print_json, print_table
 from polyvol.daemon.errors import NotConfirmed
@@ -62,6 +62,28 @@ def create(state_dir: Path, as_json: bool, **request: Json) -> None:
             f"volume {made['name']}: {format_size(made['size'])}, {parts} of"
             f" {format_size(made['partition_size'])} on {owners}, devices {listed(made['devices'])}"
         )
+
+
+@volume.command()
+@click.argument("source", metavar="VOLUME@SNAPSHOT")
+@click.argument("name", metavar="NEW")
+@click.option(
+    "--log-device", "log_devices", multiple=True, metavar="DEVICE", help="For what is written [a new file]."
+)
+@click.option("--processors", type=int, metavar="N", help="How many processors own it [all that there are].")
+@when_full_option(default="keep-writing")
+@json_option
+@state_dir_option
+def clone(source: str, name: str, as_json: bool, state_dir: Path, **request: Json) -> None:
+    """Make a volume from a snapshot, at once: it shares all blocks until they are written."""
+    volume_name, snapshot = split_snapshot(source)
+    body = {"name": name, **request, "log_devices": list(request["log_devices"])}
+    made = Client(state_dir).post("volumes", volume_name, "snapshots", snapshot, "clones", body=body)
+    if as_json:
+        print_json(made)
+        return
+    owners = counted(len(made["processors"]), "processor")
+    click.echo(f"volume {name}: {format_size(made['size'])} of {source}, on {owners}")
 
 
 @volume.command(name="set")
@@ -123,11 +145,12 @@ def grow(name: str, size: int, devices: tuple[str, ...], as_json: bool, state_di
 
 
 @volume.command(name="list")
+@click.option("--all", "kept", is_flag=True, help="Those too that are deleted and kept for their clones.")
 @json_option
 @state_dir_option
-def list_volumes(as_json: bool, state_dir: Path) -> None:
+def list_volumes(kept: bool, as_json: bool, state_dir: Path) -> None:
     """List all volumes."""
-    volumes = Client(state_dir).get("volumes")
+    volumes = Client(state_dir).get("volumes", kept=kept)
     if as_json:
         print_json(volumes)
         return
@@ -156,6 +179,7 @@ def show(name: str, partitions: bool, as_json: bool, state_dir: Path) -> None:
             ("processors", listed(shown["processors"])),
             ("devices", listed(shown["devices"])),
             ("base", shown["base"]),
+            ("source", _source_text(shown["source"])),
             ("connections", shown["connections"]),
             ("snapshots", listed(shown["snapshots"])),
             ("last scrub", _scrubbed(shown["last_scrub"])),
@@ -237,6 +261,14 @@ def _print_bad_blocks(bad: list[dict[str, Any]]) -> None:
         ("BAD BLOCK", "PARTITION", "DEVICE", "FIRST FOUND", "LAST FOUND", "TIMES"),
         [(b["block"], b["partition"], b["device"], b["first"], b["last"], b["times"]) for b in bad],
     )
+
+
+def _source_text(source: Json | None) -> str | None:
+    """What a clone was made from, for people."""
+    if source is None:
+        return None
+    deleted = " (deleted, and kept for its clones)" if source["deleted"] else ""
+    return f"{source['volume']}@{source['snapshot']}{deleted}"
 
 
 def _use_text(use: Json | None) -> str | None:

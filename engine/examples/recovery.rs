@@ -22,7 +22,7 @@ mod hollow;
 use hollow::{Hollow, shuffled};
 
 use polyvol_engine::engine::Engine;
-use polyvol_engine::engine::volumes::{ExtentSpec, VolumeSpec};
+use polyvol_engine::engine::spec::{ExtentSpec, VolumeSpec};
 use polyvol_engine::system::linux::Linux;
 use polyvol_engine::volume::caller::Caller;
 
@@ -143,6 +143,8 @@ fn spec(wanted: &Wanted, snapshots: Vec<u64>) -> VolumeSpec {
         directory: wanted.directory.join("volume"),
         next_epoch: snapshots.last().map_or(1, |last| last + 1),
         bounds: Vec::new(),
+        rollbacks: Vec::new(),
+        source: None,
         snapshots: snapshots.into_iter().map(|epoch| (epoch, None)).collect(),
     }
 }

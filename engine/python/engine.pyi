@@ -50,6 +50,22 @@ class SnapshotSpec(TypedDict):
     log: int | None
     size: int
 
+class RollbackSpec(TypedDict):
+    """A rollback: epochs above `at` go on from what the snapshot of epoch `to` shows. `size` is the volume's
+    when it was made, `to_size` the snapshot's, bytes."""
+
+    at: int
+    to: int
+    size: int
+    to_size: int
+
+class SourceSpec(TypedDict):
+    """What a clone was made from: the snapshot of this epoch of another volume, which is served as long as
+    the clone is."""
+
+    volume: int
+    epoch: int
+
 class VolumeSpec(TypedDict):
     """A volume as the catalog knows it."""
 
@@ -65,6 +81,10 @@ class VolumeSpec(TypedDict):
     directory: str
     """Where the volume's journals and checkpoints are; made if missing, its parent must exist."""
     snapshots: list[SnapshotSpec]
+    rollbacks: list[RollbackSpec]
+    """In order."""
+    source: SourceSpec | None
+    """If it is a clone; then its partitions have no extents."""
     next_epoch: int
     """The catalog's idea of the volume's epoch: no smaller epoch will be used."""
 
@@ -350,6 +370,19 @@ class Engine:
     def drop_snapshots(self, volume: int, epochs: list[int]) -> int:
         """The same for several, with one sync for all: bytes freed."""
 
+    def roll_back(self, volume: int, at: int, to: int) -> None:
+        """The catalog says that the volume was rolled back to the snapshot of epoch `to`: do it, whatever the
+        size. Writes have gone into epoch `at` until now; the live volume has no export."""
+
+    def checkpoint(self, volume: int) -> None:
+        """Write checkpoints: nothing from before now is needed to read the volume back."""
+
+    def unneeded_rollback(self, volume: int) -> int | None:
+        """The `at` of a rollback that makes no difference any more, if there is one."""
+
+    def forget_rollback(self, volume: int, at: int) -> int:
+        """Forget it; checkpoints have been written since it was made. Bytes that only it has kept."""
+
     def snapshot_use(self, volume: int) -> VolumeUse:
         """What each snapshot of a volume holds, and what deleting it would free. What frozen maps have in
         common is looked at once and remembered."""
@@ -380,6 +413,9 @@ class Engine:
 
     def listen(self, fd: int) -> None:
         """Serve NBD on a listening stream socket; the engine takes the descriptor over."""
+
+    def disconnect(self, export: str) -> None:
+        """Close all connections to an export, and wait until they have ended, at most 4 seconds."""
 
     def hand_over(self) -> HandOverReport:
         """Accept nobody any more, have every request that was read answered, and take all connections out,

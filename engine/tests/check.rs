@@ -7,12 +7,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use polyvol_engine::block_map::history::History;
 use polyvol_engine::block_map::place::Place;
 use polyvol_engine::block_map::versions::{Change, Versions};
 use polyvol_engine::change_log::checkpoint::{self, Contents};
 use polyvol_engine::change_log::journal::Identity;
 use polyvol_engine::engine::check::{CheckReport, check_volume};
-use polyvol_engine::engine::volumes::{ExtentSpec, VolumeSpec};
+use polyvol_engine::engine::spec::{ExtentSpec, VolumeSpec};
 use polyvol_engine::system::System;
 use polyvol_engine::system::linux::Linux;
 
@@ -50,6 +51,8 @@ impl World {
             snapshots: vec![(1, None)],
             next_epoch: 2,
             bounds: Vec::new(),
+            rollbacks: Vec::new(),
+            source: None,
         }
     }
 
@@ -68,7 +71,7 @@ impl World {
                 checksums: &sums,
                 seq: 1,
             };
-            versions.apply(change, |_, _, _| {});
+            versions.apply(change, &History::default(), |_, _, _| {});
         }
         let identity = Identity {
             system: Arc::clone(&self.system),

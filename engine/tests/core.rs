@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use polyvol_engine::engine::Engine;
-use polyvol_engine::engine::volumes::{ExtentSpec, VolumeSpec};
+use polyvol_engine::engine::spec::{ExtentSpec, VolumeSpec};
 use polyvol_engine::volume::caller::Caller;
 use polyvol_engine::volume::request::Verb;
 
@@ -80,6 +80,8 @@ fn spec(
         snapshots: Vec::new(),
         next_epoch: 1,
         bounds: Vec::new(),
+        rollbacks: Vec::new(),
+        source: None,
     }
 }
 

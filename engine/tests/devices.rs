@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use faulty::{Faulty, Rules};
 use polyvol_engine::engine::Engine;
-use polyvol_engine::engine::volumes::{ExtentSpec, VolumeSpec};
+use polyvol_engine::engine::spec::{ExtentSpec, VolumeSpec};
 use polyvol_engine::error::Errno;
 use polyvol_engine::volume::caller::Caller;
 
@@ -74,6 +74,8 @@ fn spec(scratch: &Scratch, logs: &[u64], epochs: &[u64]) -> VolumeSpec {
         snapshots: epochs.iter().map(|epoch| (*epoch, None)).collect(),
         next_epoch: epochs.last().map_or(1, |last| last + 1),
         bounds: Vec::new(),
+        rollbacks: Vec::new(),
+        source: None,
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use polyvol_engine::engine::Engine;
-use polyvol_engine::engine::volumes::{ExtentSpec, VolumeSpec};
+use polyvol_engine::engine::spec::{ExtentSpec, VolumeSpec};
 use polyvol_engine::error::ErrorKind;
 use polyvol_engine::volume::caller::Caller;
 use polyvol_engine::volume::request::Verb;
@@ -85,6 +85,8 @@ fn spec_of(
         snapshots: snapshots.iter().map(|(epoch, _)| (*epoch, None)).collect(),
         next_epoch: snapshots.last().map_or(1, |(epoch, _)| epoch + 1),
         bounds: snapshots.iter().map(|(epoch, size)| (epoch + 1, *size)).collect(),
+        rollbacks: Vec::new(),
+        source: None,
     }
 }
 
@@ -218,9 +220,8 @@ fn hosts_write_and_cuts_are_made_while_it_grows() {
     let done = Arc::new(AtomicBool::new(false));
     let writers: Vec<_> = (0..3u64)
         .map(|writer| {
-            let (engine, done) = (Arc::clone(&engine), Arc::clone(&done));
+            let (caller, done) = (attach(&engine, "v"), Arc::clone(&done)); // before it grows
             std::thread::spawn(move || {
-                let caller = attach(&engine, "v");
                 let mut turn = 0u64;
                 while !done.load(Ordering::Relaxed) {
                     turn += 1;

@@ -7,6 +7,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use polyvol_engine::block_map::history::History;
 use polyvol_engine::block_map::place::Place;
 use polyvol_engine::block_map::versions::{Change, Versions};
 
@@ -47,7 +48,7 @@ fn put(versions: &mut Versions, epoch: u64, first: u32, count: u32, slot: u64, l
     versions.freeze_before(epoch, &[1]);
     let (sums, place) = (vec![first; count as usize], Place::slot(log, slot));
     let change = Change { epoch, first, count, place, checksums: &sums, seq: slot + 1 };
-    versions.apply(change, |_, _, _| {});
+    versions.apply(change, &History::line(&[1, 2]), |_, _, _| {});
 }
 
 /// Every block of `PARTITIONS` partitions, in an order that looks random.

@@ -10,8 +10,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use polyvol_engine::block_map::history::Rollback;
 use polyvol_engine::engine::Engine;
-use polyvol_engine::engine::volumes::{ExtentSpec, VolumeSpec};
+use polyvol_engine::engine::spec::{ExtentSpec, VolumeSpec};
 use polyvol_engine::error::Errno;
 use polyvol_engine::volume::caller::Caller;
 use polyvol_engine::volume::request::Verb;
@@ -36,6 +37,7 @@ enum Op {
     Flush,
     Cut,
     Drop(usize),
+    RollBack { nth: usize, safety: bool, killed: bool },
     Grow,
     Extend,
     Restart { kill: bool },
@@ -59,6 +61,8 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         1 => Just(Op::Flush),
         4 => Just(Op::Cut),
         3 => (0usize..6).prop_map(Op::Drop),
+        2 => (0usize..6, any::<bool>(), prop::bool::weighted(0.3))
+            .prop_map(|(nth, safety, killed)| Op::RollBack { nth, safety, killed }),
         1 => Just(Op::Grow),
         1 => Just(Op::Extend),
         1 => any::<bool>().prop_map(|kill| Op::Restart { kill }),
@@ -74,6 +78,8 @@ struct Twin {
     live: Vec<u8>,
     snapshots: BTreeMap<u64, Vec<u8>>,
     next_epoch: u64,
+    /// Rollbacks, with the sizes of the volume and of the snapshot.
+    rollbacks: Vec<(Rollback, u64, u64)>,
     /// Logs that were added.
     grown: u16,
     /// Which of `SIZES` it has.
@@ -103,6 +109,7 @@ impl Twin {
             live,
             snapshots: BTreeMap::new(),
             next_epoch: 1,
+            rollbacks: Vec::new(),
             grown: 0,
             size: 0,
         };
@@ -148,6 +155,7 @@ impl Twin {
             }
         }
         let bound = |(epoch, contents): (&u64, &Vec<u8>)| (*epoch + 1, contents.len() as u64);
+        let hidden = self.rollbacks.iter().map(|(rollback, _, size)| (rollback.to + 1, *size));
         VolumeSpec {
             id: VOLUME,
             uuid: [7; 16],
@@ -160,7 +168,9 @@ impl Twin {
             directory: directory.join("volume"),
             snapshots: self.snapshots.keys().map(|epoch| (*epoch, None)).collect(),
             next_epoch: self.next_epoch,
-            bounds: self.snapshots.iter().map(bound).collect(),
+            bounds: self.snapshots.iter().map(bound).chain(hidden).collect(),
+            rollbacks: self.rollbacks.iter().map(|(one, size, _)| (*one, *size)).collect(),
+            source: None,
         }
     }
 
@@ -255,6 +265,14 @@ impl Twin {
                 self.engine().exports.remove(&format!("v@{epoch}")).unwrap();
                 self.snapshots.remove(&epoch);
                 self.engine().drop_snapshot(VOLUME, epoch).unwrap();
+                if epoch % 2 == 0 {
+                    self.forget_rollbacks();
+                }
+                self.check();
+            }
+            Op::RollBack { nth, safety, killed } => {
+                let Some(epoch) = self.snapshots.keys().nth(nth).copied() else { return };
+                self.roll_back(epoch, safety, killed);
                 self.check();
             }
             Op::Grow => self.grow(),
@@ -277,6 +295,44 @@ impl Twin {
         self.engine().export(&format!("v@{epoch}"), "", VOLUME, Some(epoch)).unwrap();
         self.snapshots.insert(epoch, self.live.clone());
         self.check();
+    }
+
+    /// As the catalog has it done, perhaps by the next engine.
+    fn roll_back(&mut self, to: u64, safety: bool, killed: bool) {
+        self.caller = None;
+        self.engine().exports.remove("v").unwrap();
+        let epoch = self.engine().cut(&[(VOLUME, None)]).unwrap().epochs[0].1;
+        self.engine().settle(VOLUME, epoch).unwrap();
+        self.engine().flush(VOLUME).unwrap();
+        let rollback = Rollback { at: epoch + 1, to };
+        self.next_epoch = epoch + 2;
+        if safety {
+            self.snapshots.insert(epoch, self.live.clone());
+        }
+        let mut shown = self.snapshots[&to].clone();
+        self.rollbacks.push((rollback, SIZES[self.size], shown.len() as u64));
+        shown.resize(self.live.len(), 0);
+        self.live = shown;
+        if killed {
+            self.stop(true);
+            return self.start();
+        }
+        let engine = self.engine();
+        engine.roll_back(VOLUME, rollback).unwrap();
+        match safety {
+            true => engine.export(&format!("v@{epoch}"), "", VOLUME, Some(epoch)).unwrap(),
+            false => drop(engine.drop_snapshot(VOLUME, epoch).unwrap()),
+        }
+        engine.export("v", "", VOLUME, None).unwrap();
+        self.caller = Some(Caller::new(self.engine().exports.attach("v").unwrap()));
+    }
+
+    fn forget_rollbacks(&mut self) {
+        while let Some(at) = self.engine().unneeded_rollback(VOLUME).unwrap() {
+            self.engine().checkpoint(VOLUME).unwrap();
+            self.rollbacks.retain(|(rollback, _, _)| rollback.at != at);
+            self.engine().forget_rollback(VOLUME, at).unwrap();
+        }
     }
 
     /// Stops; a killed engine gets its files back as they were before it could write checkpoints.
@@ -387,7 +443,7 @@ impl Drop for Twin {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 40, max_shrink_iters: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 60, max_shrink_iters: 200, ..ProptestConfig::default() })]
 
     #[test]
     fn a_volume_and_its_snapshots_hold_what_was_written(sparse in any::<bool>(), ops in ops()) {

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use hollow::{Hollow, shuffled};
 use polyvol_engine::engine::Engine;
-use polyvol_engine::engine::volumes::{ExtentSpec, VolumeSpec};
+use polyvol_engine::engine::spec::{ExtentSpec, VolumeSpec};
 use polyvol_engine::limits::{CHECKPOINT_BYTES_MIN, SEGMENT_BYTES};
 use polyvol_engine::system::linux::Linux;
 use polyvol_engine::volume::caller::Caller;
@@ -65,6 +65,8 @@ impl World {
             directory: self.directory.join("volume"),
             next_epoch: snapshots.last().map_or(1, |last| last + 1),
             bounds: Vec::new(),
+            rollbacks: Vec::new(),
+            source: None,
             snapshots: snapshots.iter().map(|epoch| (*epoch, None)).collect(),
         };
         engine.add_volume(spec).unwrap();

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use polyvol_engine::engine::Engine;
 use polyvol_engine::engine::scrub::ScrubReport;
-use polyvol_engine::engine::volumes::{ExtentSpec, VolumeSpec};
+use polyvol_engine::engine::spec::{ExtentSpec, VolumeSpec};
 use polyvol_engine::error::Errno;
 use polyvol_engine::processor::scrub::{Cursor, SeenBy};
 use polyvol_engine::volume::caller::Caller;
@@ -54,6 +54,8 @@ impl World {
             snapshots: Vec::new(),
             next_epoch: 1,
             bounds: Vec::new(),
+            rollbacks: Vec::new(),
+            source: None,
         };
         engine.add_volume(spec).unwrap();
         engine.export("v", "", 1, None).unwrap();

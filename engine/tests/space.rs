@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use polyvol_engine::engine::Engine;
 use polyvol_engine::engine::events::Event;
-use polyvol_engine::engine::volumes::{ExtentSpec, VolumeSpec};
+use polyvol_engine::engine::spec::{ExtentSpec, VolumeSpec};
 use polyvol_engine::error::Errno;
 use polyvol_engine::volume::caller::Caller;
 use polyvol_engine::volume::request::Verb;
@@ -70,6 +70,8 @@ impl Full {
                 snapshots: Vec::new(),
                 next_epoch: 1,
                 bounds: Vec::new(),
+                rollbacks: Vec::new(),
+                source: None,
             })
             .unwrap();
         engine.export("v", "", 1, None).unwrap();

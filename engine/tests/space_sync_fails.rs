@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use polyvol_engine::engine::Engine;
-use polyvol_engine::engine::volumes::{ExtentSpec, VolumeSpec};
+use polyvol_engine::engine::spec::{ExtentSpec, VolumeSpec};
 use polyvol_engine::error::Errno;
 use polyvol_engine::system::linux::Linux;
 use polyvol_engine::system::mapping::Mapping;
@@ -145,6 +145,8 @@ fn a_write_that_waits_for_a_sync_gets_the_errno_of_the_sync() {
             snapshots: Vec::new(),
             next_epoch: 1,
             bounds: Vec::new(),
+            rollbacks: Vec::new(),
+            source: None,
         })
         .unwrap();
     engine.ask_when_full(1, true).unwrap();

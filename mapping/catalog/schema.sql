@@ -18,7 +18,8 @@ CREATE TABLE volume (
     when_full TEXT NOT NULL CHECK (when_full IN ('keep-writing', 'keep-snapshots')),
     next_epoch INTEGER NOT NULL DEFAULT 1,  -- greater than every epoch that was ever committed
     next_log INTEGER NOT NULL DEFAULT 1,    -- greater than every change-log number that was ever given
-    created_ns INTEGER NOT NULL
+    created_ns INTEGER NOT NULL,
+    kept INTEGER NOT NULL DEFAULT 0 CHECK (kept IN (0, 1))  -- deleted, and kept for its clones
 ) STRICT;
 
 CREATE TABLE device (
@@ -89,10 +90,19 @@ CREATE TABLE snapshot (
     size INTEGER NOT NULL DEFAULT 0,    -- the volume's at the cut
     consistency TEXT NOT NULL DEFAULT 'crash' CHECK (consistency IN ('application', 'crash')),
     hook_trouble TEXT,                  -- why it is crash-consistent although there are hooks
+    kept INTEGER NOT NULL DEFAULT 0 CHECK (kept IN (0, 1)),  -- deleted, and kept for its clones
     UNIQUE (volume, name),
     UNIQUE (volume, epoch),
     FOREIGN KEY (volume, log) REFERENCES change_log (volume, number)
 ) STRICT;
+
+CREATE TABLE clone (                    -- volumes that were made from a snapshot
+    volume INTEGER PRIMARY KEY REFERENCES volume (id) ON DELETE CASCADE,
+    source INTEGER NOT NULL,            -- the snapshot's volume
+    epoch INTEGER NOT NULL,             -- and its epoch
+    FOREIGN KEY (source, epoch) REFERENCES snapshot (volume, epoch)
+) STRICT;
+CREATE INDEX clone_source ON clone (source, epoch);
 
 CREATE TABLE snapshot_stall (
     snapshot INTEGER NOT NULL REFERENCES snapshot (id) ON DELETE CASCADE,
@@ -186,3 +196,12 @@ CREATE TABLE thaw_owed (                -- a quiesce command was begun, and its 
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     call TEXT NOT NULL                  -- JSON: how the thaw command is run
 ) STRICT;
+
+CREATE TABLE rollback (                 -- epochs above `at` go on from what the snapshot of `to_epoch` shows
+    volume INTEGER NOT NULL REFERENCES volume (id) ON DELETE CASCADE,
+    at INTEGER NOT NULL,
+    to_epoch INTEGER NOT NULL,
+    size INTEGER NOT NULL,              -- of the volume then
+    to_size INTEGER NOT NULL,           -- of the snapshot
+    PRIMARY KEY (volume, at)
+) STRICT, WITHOUT ROWID;

@@ -11,7 +11,7 @@ Durability        When a verb returns, its change survives power loss.
 
 import sqlite3
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -20,6 +20,8 @@ from uuid import UUID, uuid4
 from polyvol.mapping.catalog.database import Database
 from polyvol.mapping.catalog.groups import Groups, insert_group_snapshot
 from polyvol.mapping.catalog.growth import Growth
+from polyvol.mapping.catalog.removal import Removal
+from polyvol.mapping.catalog.rollbacks import Rollbacks, insert_rollbacks
 from polyvol.mapping.catalog.schedules import Schedules
 from polyvol.mapping.catalog.settings import Settings
 from polyvol.mapping.device import Device, DeviceState
@@ -29,7 +31,8 @@ from polyvol.mapping.group import GroupSnapshot
 from polyvol.mapping.partition import Partition
 from polyvol.mapping.records import (
     ChangeLog,
-    DroppedSnapshot,
+    CloneSource,
+    Rollback,
     SnapshotRecord,
     Volume,
     VolumeState,
@@ -38,8 +41,9 @@ from polyvol.mapping.records import (
 from polyvol.mapping.volume import VolumePlan
 
 LOG_NUMBER_MAX = 4095
-DROPPED_MAX = 20
-"""How many dropped snapshots of a volume are remembered."""
+_VOLUMES = (
+    "SELECT volume.*, source, epoch AS source_epoch FROM volume LEFT JOIN clone ON clone.volume = volume.id"
+)
 
 
 class Catalog:
@@ -54,6 +58,8 @@ class Catalog:
             )
         self.settings = Settings(self._database)
         self.groups = Groups(self._database)
+        self.rollbacks = Rollbacks(self._database)
+        self.removal = Removal(self._database)
         self.growth = Growth(self._database)
         self.schedules = Schedules(self._database)
         self.uuid = UUID(self._database.rows("SELECT uuid FROM catalog")[0]["uuid"])
@@ -126,24 +132,24 @@ class Catalog:
     # Volumes
 
     def volumes(self) -> list[Volume]:
-        """All volumes, by id."""
-        return [_volume(row) for row in self._database.rows("SELECT * FROM volume ORDER BY id")]
+        """All volumes, by id, those among them that are kept for their clones."""
+        return [_volume(row) for row in self._database.rows(f"{_VOLUMES} ORDER BY id")]
 
     def volume(self, name: str) -> Volume | None:
         """The volume of this name, if there is one."""
-        rows = self._database.rows("SELECT * FROM volume WHERE name = ?", name)
+        rows = self._database.rows(f"{_VOLUMES} WHERE name = ?", name)
         return _volume(rows[0]) if rows else None
 
     def partitions(self, volume: int) -> list[Partition]:
         """A volume's partitions, in order."""
         rows = self._database.rows(
             "SELECT number, processor, device, offset, length FROM partition"
-            " JOIN partition_extent USING (volume) WHERE volume = ? AND partition = number"
-            " ORDER BY number, ordinal",
+            " LEFT JOIN partition_extent ON partition_extent.volume = partition.volume AND partition = number"
+            " WHERE partition.volume = ? ORDER BY number, ordinal",
             volume,
         )
         return [
-            Partition(number, processor, tuple(_extent(row) for row in group))
+            Partition(number, processor, tuple(_extent(row) for row in group if row["device"] is not None))
             for (number, processor), group in groupby(rows, key=lambda row: (row["number"], row["processor"]))
         ]
 
@@ -207,7 +213,12 @@ class Catalog:
             _insert_partitions(connection, volume, plan.partitions, ids)
             for log in plan.logs:
                 _insert_log(connection, volume, log, ids)
-            row = connection.execute("SELECT * FROM volume WHERE id = ?", (volume,)).fetchone()
+            if plan.source is not None:
+                connection.execute(
+                    "INSERT INTO clone (volume, source, epoch) VALUES (?, ?, ?)",
+                    (volume, plan.source.volume, plan.source.epoch),
+                )
+            row = connection.execute(f"{_VOLUMES} WHERE id = ?", (volume,)).fetchone()
         return _volume(row)
 
     def set_volume_state(self, volume: int, state: VolumeState) -> None:
@@ -268,18 +279,27 @@ class Catalog:
 
     def snapshots(self, volume: int) -> list[SnapshotRecord]:
         """A volume's snapshots, by epoch."""
+        return self._snapshots("WHERE volume = ? AND NOT kept ORDER BY epoch", volume)
+
+    def snapshots_and_kept(self, volume: int) -> list[SnapshotRecord]:
+        """A volume's snapshots, by epoch, and those that are deleted and kept for their clones: all that the
+        engine has to know."""
         return self._snapshots("WHERE volume = ? ORDER BY epoch", volume)
 
     def all_snapshots(self) -> list[SnapshotRecord]:
         """All snapshots, by volume and epoch."""
-        return self._snapshots("ORDER BY volume, epoch")
+        return self._snapshots("WHERE NOT kept ORDER BY volume, epoch")
 
     def commit_snapshots(
-        self, snapshots: Iterable[SnapshotRecord], group: GroupSnapshot | None = None
+        self,
+        snapshots: Iterable[SnapshotRecord],
+        group: GroupSnapshot | None = None,
+        rollbacks: Mapping[int, Rollback] | None = None,
     ) -> None:
         """Record the snapshots of one cut, all or none; `group`: they are one of a group. From here on they
-        exist."""
+        exist, and volumes, by id, are rolled back as `rollbacks` says."""
         with self._database.transaction() as connection:
+            insert_rollbacks(connection, rollbacks or {})
             if group is not None:
                 insert_group_snapshot(connection, group)
             for snapshot in snapshots:
@@ -322,58 +342,6 @@ class Catalog:
                     "UPDATE volume SET next_epoch = max(next_epoch, ?) WHERE id = ?",
                     (snapshot.epoch + 1, snapshot.volume),
                 )
-
-    def forget_snapshot(self, snapshot: UUID) -> None:
-        """Take a snapshot out. From here on it does not exist."""
-        with self._database.transaction() as connection:
-            connection.execute("DELETE FROM snapshot WHERE uuid = ?", (str(snapshot),))
-
-    def forget_snapshots(self, snapshots: Iterable[UUID]) -> None:
-        """Take several snapshots out, all or none."""
-        with self._database.transaction() as connection:
-            gone = [(str(snapshot),) for snapshot in snapshots]
-            connection.executemany("DELETE FROM snapshot WHERE uuid = ?", gone)
-
-    def drop_snapshots(self, snapshots: Sequence[SnapshotRecord]) -> list[int]:
-        """Take the snapshots of a cut out to make room for writes, and remember that; the ids of what is
-        remembered."""
-        remembered: list[int] = []
-        with self._database.transaction() as connection:
-            for snapshot in snapshots:
-                connection.execute("DELETE FROM snapshot WHERE uuid = ?", (str(snapshot.uuid),))
-                connection.execute("DELETE FROM group_snapshot WHERE cut = ?", (str(snapshot.cut),))
-                identity = connection.execute(
-                    "INSERT INTO snapshot_dropped (volume, name, instant_ns, dropped_ns) VALUES (?, ?, ?, ?)",
-                    (snapshot.volume, snapshot.name, snapshot.instant_ns, time.time_ns()),
-                ).lastrowid
-                assert identity is not None
-                remembered.append(identity)
-                connection.execute(
-                    "DELETE FROM snapshot_dropped WHERE volume = ?1 AND id NOT IN"
-                    " (SELECT id FROM snapshot_dropped WHERE volume = ?1 ORDER BY id DESC LIMIT ?2)",
-                    (snapshot.volume, DROPPED_MAX),
-                )
-        return remembered
-
-    def set_freed(self, dropped: int, freed: int) -> None:
-        """Say how many bytes dropping a snapshot has freed."""
-        with self._database.transaction() as connection:
-            connection.execute("UPDATE snapshot_dropped SET freed = ? WHERE id = ?", (freed, dropped))
-
-    def dropped_snapshots(self, volume: int) -> list[DroppedSnapshot]:
-        """The latest snapshots that were dropped to make room for writes, newest first."""
-        rows = self._database.rows(
-            "SELECT name, instant_ns, dropped_ns, freed FROM snapshot_dropped WHERE volume = ?"
-            " ORDER BY id DESC",
-            volume,
-        )
-        return [DroppedSnapshot(**dict(row)) for row in rows]
-
-    def forget_cut(self, cut: UUID) -> None:
-        """Take out every snapshot of a cut, and that of a group; none being there is fine."""
-        with self._database.transaction() as connection:
-            connection.execute("DELETE FROM snapshot WHERE cut = ?", (str(cut),))
-            connection.execute("DELETE FROM group_snapshot WHERE cut = ?", (str(cut),))
 
     def _snapshots(self, condition: str, *values: object) -> list[SnapshotRecord]:
         stalls: dict[int, list[tuple[int, int]]] = {}
@@ -468,7 +436,9 @@ def _device(row: sqlite3.Row) -> Device:
 def _volume(row: sqlite3.Row) -> Volume:
     values = dict(row)
     values["uuid"] = UUID(values["uuid"])
-    return Volume(**values)
+    values["kept"] = bool(values["kept"])
+    source, epoch = values.pop("source"), values.pop("source_epoch")
+    return Volume(**values, source=None if source is None else CloneSource(source, epoch))
 
 
 def _extent(row: sqlite3.Row) -> Extent:
@@ -482,4 +452,5 @@ def _snapshot(
     del values["id"]
     values["uuid"] = UUID(values["uuid"])
     values["cut"] = UUID(values["cut"])
+    values["kept"] = bool(values["kept"])
     return SnapshotRecord(**values, stalls=stalls, holds=holds)

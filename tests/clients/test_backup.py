@@ -73,6 +73,7 @@ def everything(daemon: Daemon) -> Any:
     return told["volumes"], told["devices"], daemon.json("snapshot", "list")
 
 
+@pytest.mark.slow
 def test_a_chain_comes_back_bit_for_bit_and_goes_on(
     daemon: Daemon, volume: str, other: Daemon, tmp_path: Path
 ) -> None:
@@ -133,6 +134,7 @@ def broken(file: Path) -> Iterator[tuple[str, bytes]]:
     yield "not a backup", b"something else"
 
 
+@pytest.mark.slow
 def test_what_is_broken_changes_nothing(daemon: Daemon, volume: str, other: Daemon, tmp_path: Path) -> None:
     files = chain(daemon, tmp_path, 2)
     other.ok("restore", files[0], "w")
@@ -174,6 +176,7 @@ def with_header_crc(data: bytes) -> bytes:
     return data[:12] + crc32c(data[16:HEADER_BYTES]).to_bytes(4, "little") + data[16:]
 
 
+@pytest.mark.slow
 def test_an_incremental_restore_never_mixes_with_other_changes(
     daemon: Daemon, volume: str, other: Daemon, tmp_path: Path
 ) -> None:
@@ -208,6 +211,7 @@ def write_alone(daemon: Daemon, offset: int, volume: str = "w") -> None:
     wait_until(lambda: daemon.json("volume", "show", volume)["connections"] == 0, "the client has left")
 
 
+@pytest.mark.slow
 def test_an_interrupted_backup_goes_on_where_it_was(
     daemon: Daemon, volume: str, other: Daemon, tmp_path: Path
 ) -> None:
@@ -248,6 +252,7 @@ def test_a_backup_that_is_killed_goes_on(daemon: Daemon, volume: str, other: Dae
     nbd.qemu_compare(daemon.uri("v@s0"), other.uri("w@s0"))
 
 
+@pytest.mark.slow
 def test_an_interrupted_restore_goes_on(daemon: Daemon, volume: str, other: Daemon, tmp_path: Path) -> None:
     files = chain(daemon, tmp_path, 0)
     other.api.post("volumes", body={"name": "w", "size": SIZE, "partition_size": 4 * MIB})

@@ -69,6 +69,7 @@ def change_catalog(daemon: Daemon, statement: str) -> None:
     connection.close()
 
 
+@pytest.mark.slow
 def test_a_directory_that_is_whole_passes_after_a_stop_and_after_a_kill(used: Daemon) -> None:
     assert "runs on" in used.refused("check")
     used.stop()

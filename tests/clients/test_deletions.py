@@ -7,6 +7,8 @@ How it works      Snapshots with blocks of their own are deleted; the daemon is 
 import random
 from pathlib import Path
 
+import pytest
+
 from tests.support import nbd
 from tests.support.daemon import Daemon
 from tests.support.proc import wait_until
@@ -30,6 +32,7 @@ def filled(daemon: Daemon) -> None:
                 daemon.ok("snapshot", "create", "v", "--name", "kept")
 
 
+@pytest.mark.slow
 def test_what_is_deleted_stays_so_and_comes_back_as_space(daemon: Daemon, tmp_path: Path) -> None:
     filled(daemon)
     contents, live = nbd.read_all(daemon.uri("v@kept")), nbd.read_all(daemon.uri("v"))
@@ -53,6 +56,7 @@ def test_what_is_deleted_stays_so_and_comes_back_as_space(daemon: Daemon, tmp_pa
     assert nbd.read_all(daemon.uri("v")) == live
 
 
+@pytest.mark.slow
 def test_hosts_are_served_while_snapshots_are_deleted(daemon: Daemon) -> None:
     filled(daemon)
     expected = sum(each["use"]["frees"] for each in daemon.json("snapshot", "list", "v"))

@@ -145,6 +145,7 @@ def fails_and_comes_back(daemon: Daemon, disk: FailingDisk) -> None:
     assert shown(daemon, "volume", "v")["state"] == "serving"
 
 
+@pytest.mark.slow
 def test_a_volume_is_served_as_far_as_its_devices_are_there(daemon: Daemon) -> None:
     daemon.add_devices("a", "b", size="64M")
     two_partitions(daemon, "a", "b")
@@ -256,6 +257,7 @@ def test_a_changed_byte_is_never_read_and_a_scrub_finds_it(daemon: Daemon) -> No
     assert shown(daemon, "volume", "v")["state"] == "serving"
 
 
+@pytest.mark.slow
 def test_a_scrub_does_not_hold_up_hosts_nor_report_what_they_write(daemon: Daemon) -> None:
     daemon.make_volume(size="64M", partition_size="4M")
     stop = threading.Event()

@@ -165,6 +165,7 @@ def on_a_small_disk() -> Iterator[tuple[Daemon, Path]]:
         yield daemon, directory
 
 
+@pytest.mark.slow
 def test_a_journal_that_cannot_go_on_refuses_writes_until_there_is_space() -> None:
     with on_a_small_disk() as (daemon, elsewhere):
         volume = make(daemon, elsewhere / "data.img", elsewhere / "log.img")

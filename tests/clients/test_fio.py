@@ -50,6 +50,7 @@ def load_with_snapshots(daemon: Daemon, seconds: float, **settings: Any) -> None
     assert taken > 2, f"only {taken} snapshots"
 
 
+@pytest.mark.slow
 def test_blocks_verify_while_snapshots_come_and_go(daemon: Daemon) -> None:
     load_with_snapshots(daemon, 4)
 
@@ -110,6 +111,8 @@ def cut_stalls(daemon: Daemon, log: Path) -> tuple[list[int], list[int]]:
     return [stall for _, stall in cuts], [waiter.longest_ns(*cut) for cut in cuts]
 
 
+@pytest.mark.slow
+@pytest.mark.alone
 def test_a_cut_of_a_tebibyte_stalls_writes_for_milliseconds_at_most(daemon: Daemon) -> None:
     place: list[str] = []
     for number in range(2):

@@ -100,6 +100,7 @@ def end(handle: Any) -> None:
         handle.shutdown()
 
 
+@pytest.mark.slow
 def test_the_same_requests_get_the_same_answers(both: tuple[Daemon, Daemon]) -> None:
     same_answers(both, "v", 11, 300)
     for daemon in both:

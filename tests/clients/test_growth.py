@@ -5,6 +5,8 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from polyvol.daemon.sizes import parse_size
 from tests.support import nbd
 from tests.support.daemon import Daemon
@@ -17,20 +19,28 @@ def pattern(number: int) -> bytes:
     return bytes([number]) * 65536
 
 
-def test_connections_that_are_there_keep_their_size_and_new_ones_see_the_new(daemon: Daemon) -> None:
+def test_new_connections_see_the_new_size_and_old_ones_serve_it(daemon: Daemon) -> None:
     daemon.make_volume("v", size=str(OLD))
     with nbd.connect(daemon.uri("v")) as old:
         old.pwrite(pattern(1), OLD - 65536)
         daemon.ok("snapshot", "create", "v", "--name", "s")
         grown = daemon.json("volume", "grow", "v", "--size", str(NEW), "--device", "v-0", "--device", "v-1")
         assert (grown["size"], grown["partition_count"]) == (NEW, 4)
-        assert old.get_size() == OLD
+        assert old.get_size() == OLD  # nothing tells it; the kernel's client is told past its connections
         old.pwrite(pattern(2), OLD - 65536)
+        old.set_strict_mode(0)
+        assert old.pread(65536, NEW - 65536) == bytes(65536)
+        old.pwrite(pattern(5), NEW - 131072)
+        with pytest.raises(nbd.NbdError, match="Invalid argument"):
+            old.pread(65536, NEW)
+        with pytest.raises(nbd.NbdError, match="No space left"):
+            old.pwrite(pattern(5), NEW - 4096)
         assert nbd.info(daemon.uri("v"))["export-size"] == NEW
         assert nbd.info(daemon.uri("v@s"))["export-size"] == OLD
         with nbd.connect(daemon.uri("v")) as new:
             assert new.pread(65536, OLD - 65536) == pattern(2)
             assert new.pread(65536, OLD) == bytes(65536)
+            assert new.pread(65536, NEW - 131072) == pattern(5)
             new.pwrite(pattern(3), OLD)
             new.pwrite(pattern(4), NEW - 65536)
     daemon.kill()
@@ -49,6 +59,7 @@ def test_connections_that_are_there_keep_their_size_and_new_ones_see_the_new(dae
     assert json.loads(daemon.ok("check", "--data", "--json"))["problems"] == []
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_moment_leaves_the_old_size_or_the_new(make_daemon: Callable[..., Daemon]) -> None:
     daemon = make_daemon()
     daemon.ok("volume", "create", "v", "--size", str(OLD), "--processors", "2")

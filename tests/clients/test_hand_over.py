@@ -67,6 +67,19 @@ def test_a_client_goes_on_where_it_was(manager: Manager) -> None:
     assert manager.stored == {}
 
 
+def test_a_client_from_before_its_volume_grew_goes_on(manager: Manager) -> None:
+    with nbd.connect(manager.uri("v")) as live:
+        live.set_strict_mode(0)
+        live.pwrite(b"before" * 512, SIZE - 4096)
+        manager.ok("volume", "grow", "v", "--size", "96M")
+        for written, read in ((b"1", b"\0"), (b"2", b"1")):
+            manager.restart()
+            assert went_on(manager) == 1
+            assert live.pread(6, SIZE - 4096) == b"before"
+            assert live.pread(4096, SIZE) == read * 4096
+            live.pwrite(written * 4096, SIZE)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_fio_verifies_through_twenty_restarts(manager: Manager) -> None:
@@ -87,6 +100,7 @@ def written(offset: int, turn: int) -> bytes:
     return struct.pack("<QQ", offset, turn) * 256
 
 
+@pytest.mark.slow
 def test_many_requests_in_flight_are_each_answered_once(manager: Manager) -> None:
     """Several libnbd connections, each with many requests in flight all the time, through five restarts."""
     stop = threading.Event()
@@ -261,6 +275,7 @@ def test_requests_sent_while_nobody_runs_wait_in_the_socket(manager: Manager) ->
         assert "went on after a pause of" in " ".join(manager.events())
 
 
+@pytest.mark.slow
 def test_handshakes_that_have_begun_end_before_the_hand_over(manager: Manager) -> None:
     """Clients that come and go all the time: none sees an error, whatever a restart interrupts."""
     stop = threading.Event()
@@ -403,6 +418,7 @@ def test_a_client_that_hangs_up_meanwhile_is_forgotten(manager: Manager) -> None
         assert stays.reply().error == 0
 
 
+@pytest.mark.slow
 def test_a_client_that_never_reads_is_closed_and_holds_nobody_up_for_long(manager: Manager) -> None:
     with Peer(manager.nbd_socket) as deaf, Peer(manager.nbd_socket) as good:
         deaf.enter("v")

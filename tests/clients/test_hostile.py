@@ -47,6 +47,8 @@ from tests.support.raw_nbd import (
     request,
 )
 
+pytestmark = pytest.mark.alone
+
 PROMPTLY_S = 0.1
 RESIDENT_MIB_MAX = 512
 IDLE_SOCKETS = 10_000
@@ -185,6 +187,7 @@ def test_clients_that_leave_anywhere_leave_nothing_behind(victim: Victim) -> Non
     victim.recovers()
 
 
+@pytest.mark.slow
 def test_idle_sockets_delay_nobody(victim: Victim) -> None:
     """qemu CVE-2024-7409, and an idle socket that stopped nbdkit's Python plugin: 10,000 of them."""
     with descriptors(IDLE_SOCKETS) as count, ExitStack() as stack:

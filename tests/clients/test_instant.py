@@ -71,6 +71,8 @@ class EngineVolumes:
                 "default_logs": [1],
                 "directory": str(directory / f"volume{number}"),
                 "snapshots": [],
+                "rollbacks": [],
+                "source": None,
                 "next_epoch": 1,
             }
         )
@@ -169,6 +171,7 @@ def test_every_snapshot_is_one_instant(short_dir: Path) -> None:
     check_engine(short_dir, Layout(3, 1, PARTITIONS, MIB), 3)
 
 
+@pytest.mark.slow
 def test_a_cut_is_one_instant_of_two_volumes(short_dir: Path) -> None:
     check_engine(short_dir, Layout(3, 2, PARTITIONS, MIB), 3)
 

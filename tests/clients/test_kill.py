@@ -132,6 +132,7 @@ def kills(daemon: Daemon, count: int, seed: int) -> None:
         last = kill_under_load(daemon, turn, last, draw.uniform(0.05, 0.6))
 
 
+@pytest.mark.slow
 def test_a_kill_under_load_loses_nothing(daemon: Daemon) -> None:
     kills(daemon, 3, seed=6)
 
@@ -142,6 +143,7 @@ def test_many_kills_under_load_lose_nothing(make_daemon: Callable[..., Daemon]) 
     kills(make_daemon("--processors", "4"), 15, seed=7)
 
 
+@pytest.mark.slow
 def test_kills_lose_nothing_and_leak_no_slot(short_dir: Path) -> None:
     """Six turns: the last one ends with everything deleted and trimmed."""
     *_, done = kill_again_and_again(short_dir, seed=2, count=6, deadline=1e18)

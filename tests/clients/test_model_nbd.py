@@ -43,6 +43,7 @@ def run(daemon: Daemon, ops: list[Op]) -> None:
         system.remove()
 
 
+@pytest.mark.slow
 @settings(**COMMON, max_examples=6, derandomize=True)
 @given(ops=operations(SIZE, restarts=False))
 @pytest.mark.timeout(600)
@@ -58,6 +59,7 @@ def test_what_was_written_is_read_at_length(daemon: Daemon, ops: list[Op]) -> No
     run(daemon, ops)
 
 
+@pytest.mark.slow
 def test_a_kill_loses_nothing_acknowledged(daemon: Daemon) -> None:
     """Writes of every size, snapshots, kills: without a single flush."""
     system = NbdSystem(daemon, "v")
@@ -74,6 +76,7 @@ def test_a_kill_loses_nothing_acknowledged(daemon: Daemon) -> None:
     model.step(Restart(kill=False))
 
 
+@pytest.mark.slow
 def test_the_front_end_nbdkit_holds_it_too(make_daemon: Callable[..., Daemon]) -> None:
     """The same operations through nbdkit, restarts included."""
     daemon = make_daemon("--frontend", "nbdkit")

@@ -4,6 +4,8 @@ frozen for a cut."""
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.support import fuse, nbd
 from tests.support.daemon import Daemon
 from tests.support.proc import check, wait_until
@@ -11,6 +13,7 @@ from tests.support.proc import check, wait_until
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts" / "hooks"
 
 
+@pytest.mark.slow
 def test_a_group_is_scheduled_kept_and_held_through_a_kill(daemon: Daemon) -> None:
     for volume in ("a", "b"):
         daemon.ok("volume", "create", volume, "--size", "8M")

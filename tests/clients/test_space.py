@@ -148,6 +148,7 @@ def daemon(make_daemon: Any) -> Daemon:
     return made
 
 
+@pytest.mark.slow
 def test_writes_go_on_while_there_are_scheduled_snapshots_to_drop(daemon: Daemon) -> None:
     clients = make(daemon)
     assert clients.write() == 0
@@ -184,6 +185,7 @@ def test_writes_go_on_while_there_are_scheduled_snapshots_to_drop(daemon: Daemon
     clients.check_snapshot("hand", by_hand)
 
 
+@pytest.mark.slow
 def test_snapshots_are_kept_where_that_was_asked_for(daemon: Daemon) -> None:
     clients = make(daemon, "--when-full", "keep-snapshots")
     assert clients.write() == 0
@@ -216,6 +218,7 @@ def test_snapshots_are_kept_where_that_was_asked_for(daemon: Daemon) -> None:
     clients.check()
 
 
+@pytest.mark.slow
 def test_deleting_a_snapshot_makes_room_for_writes_at_once(daemon: Daemon) -> None:
     clients = make(daemon)
     clients.write()
@@ -228,6 +231,7 @@ def test_deleting_a_snapshot_makes_room_for_writes_at_once(daemon: Daemon) -> No
     clients.check()
 
 
+@pytest.mark.slow
 def test_a_log_is_added_under_load_and_stays(daemon: Daemon) -> None:
     clients = make(daemon)
     clients.write()

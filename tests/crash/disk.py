@@ -21,6 +21,8 @@ from tests.crash.recorder import Kind, Record
 
 SECTOR = 512
 ROOT_ID = 1
+PROCESS_SHIFT = 24
+"""Above it, a file's number says which process of those that were killed it is of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,10 +253,13 @@ class Disk:
         self.number = 0
         self._base = base or {}
         self._syncing: dict[int, int] = {}
+        self._listed: set[str] = set()
 
     def apply(self, record: Record) -> None:
         """The next record of the log."""
         self.number += 1
+        if self._listed and record.kind not in (Kind.KNOWN, Kind.WRITE):
+            self._miss()
         kind, file = record.kind, self.files.get(record.file)
         if kind == Kind.WRITE and file:
             file.write(self.number, record.offset, record.payload)
@@ -326,6 +331,9 @@ class Disk:
                 parent.add(Renaming(self.number, (name,), {}))
 
     def _know(self, file: int, path: str, *, is_directory: bool) -> None:
+        goes_on = file >> PROCESS_SHIFT > 0
+        if goes_on:
+            self._listed.add(path)
         known = self._find(path)
         if known is not None:  # the log goes on with another process, which has numbers of its own
             if is_directory:
@@ -336,10 +344,26 @@ class Disk:
         if is_directory:
             self.directories[file] = Directory()
         else:
-            self.files[file] = File(self._base[path])
+            self.files[file] = File() if goes_on else File(self._base[path])
         if path:
             parent, name = self._parent(path)
-            parent.now[name] = parent.durable[name] = file
+            if goes_on:  # it was made by a process that was killed before it could say so
+                parent.add(Renaming(self.number, (), {name: file}))
+            else:
+                parent.now[name] = parent.durable[name] = file
+
+    def _miss(self) -> None:
+        """What the next process did not find was removed by one that was killed before it could say so."""
+        listed, self._listed = self._listed, set()
+
+        def walk(directory: Directory, path: str) -> None:
+            for name, entry in list(directory.now.items()):
+                if path + name not in listed:
+                    directory.add(Renaming(self.number - 1, (name,), {}))  # as the last one listed
+                elif entry in self.directories:
+                    walk(self.directories[entry], f"{path}{name}/")
+
+        walk(self.directories[ROOT_ID], "")
 
     def _find(self, path: str) -> int | None:
         """The number of a path that is there."""

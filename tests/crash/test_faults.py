@@ -16,6 +16,7 @@ from tests.support.daemon import Daemon
 from tests.support.proc import Background
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_failing_calls_break_no_promise() -> None:
     result = try_faults(seed=1, count=25)

@@ -17,6 +17,7 @@ def assert_nothing_lost(result: Result) -> None:
     assert result.failures == []
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_power_cuts_lose_nothing_that_was_flushed(tmp_path: Path) -> None:
     recording = record(tmp_path / "recording", seed=5, seconds=1.5, sync_us=300)
@@ -25,6 +26,7 @@ def test_power_cuts_lose_nothing_that_was_flushed(tmp_path: Path) -> None:
     assert result.images == 60
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_power_cut_after_a_kill_loses_nothing_that_was_flushed(tmp_path: Path) -> None:
     recording = record(tmp_path / "recording", seed=6, seconds=1.5, kills=1)

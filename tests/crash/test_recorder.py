@@ -164,3 +164,17 @@ def test_a_size_that_was_not_synced_is_old_or_new(log: Log) -> None:
     assert log.found("f") >= {OLD, OLD[:100]}
     log.sync(2)
     assert log.found("f") == {OLD[:100]}
+
+
+def test_a_killed_process_may_have_removed_and_made_what_it_did_not_say(log: Log) -> None:
+    next_process = 1 << 24
+    log.add(Kind.KNOWN, next_process + 1, flag=1, paths=("",))
+    log.add(Kind.KNOWN, next_process + 2, paths=("g",))
+    log.write(next_process + 2, NEW)
+    assert {frozenset(tree) for tree in log.images()} == {frozenset("f"), frozenset("fg")}
+    log.add(Kind.SYNC_BEGIN, next_process + 2, token=9)
+    assert {frozenset(tree) for tree in log.images()} >= {frozenset("f"), frozenset("g")}
+    log.add(Kind.SYNC_END, next_process + 2, token=9)
+    log.sync(next_process + 1)
+    assert {frozenset(tree) for tree in log.images()} == {frozenset("g")}
+    assert log.found("g") == {NEW}

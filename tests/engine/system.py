@@ -93,6 +93,8 @@ class EngineSystem:
             "default_logs": [1, *(log["number"] for log in self._grown)],
             "directory": str(self.directory / "volume"),
             "snapshots": snapshots,
+            "rollbacks": [],
+            "source": None,
             "next_epoch": self._next_epoch,
         }
 

@@ -54,6 +54,7 @@ def run(sparse: bool, small: bool, ops: list[Op]) -> None:
         event("found no space" if model.refused else "found space")
 
 
+@pytest.mark.slow
 @settings(**COMMON, max_examples=40, derandomize=True)
 @given(st.booleans(), st.booleans(), operations(SIZE))
 @pytest.mark.timeout(600)
@@ -173,6 +174,7 @@ def test_without_snapshots_all_space_comes_back(system: EngineSystem) -> None:
     model.check()
 
 
+@pytest.mark.slow
 def test_what_a_deleted_snapshot_held_can_be_used_at_once(tmp_path: Path) -> None:
     """Also by another processor than the one that had it."""
     with EngineSystem(tmp_path, log_bytes=8 * MIB) as system:

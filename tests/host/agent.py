@@ -27,10 +27,11 @@ def console(text: str) -> None:
 
 
 def answer(port: BinaryIO, message: dict[str, Any]) -> None:
-    """Send one line."""
+    """Send one line; the port takes as much at a time as it likes."""
+    left = memoryview(json.dumps(message).encode() + b"\n")
     with _lock:
-        port.write(json.dumps(message).encode() + b"\n")
-        port.flush()
+        while left:
+            left = left[os.write(port.fileno(), left) :]
 
 
 def run(port: BinaryIO, request: dict[str, Any]) -> None:

@@ -19,7 +19,8 @@ from tests.support.proc import check
 
 INPUTS = ("daemon", "engine", "mapping", "nbd_plugin", "scripts", "snapshot", "systemd", "pyproject.toml")
 CONSOLE_LINES = 400
-_failed: dict[str, bool] = {}
+_failed: dict[Path, str] = {}
+"""The test that failed first, by file: each file has a machine of its own."""
 
 
 def ensure_package() -> Path:
@@ -63,10 +64,10 @@ def running() -> Iterator[Machine]:
 
 
 @pytest.fixture
-def machine(running: Machine) -> Machine:
+def machine(running: Machine, request: pytest.FixtureRequest) -> Machine:
     """The machine, unless an earlier test has failed on it."""
-    if _failed:
-        pytest.skip(f"{next(iter(_failed))} failed on this machine before")
+    if request.path in _failed:
+        pytest.skip(f"{_failed[request.path]} failed on this machine before")
     return running
 
 
@@ -78,7 +79,7 @@ def pytest_runtest_makereport(
     report = yield
     running = getattr(item, "funcargs", {}).get("machine")
     if report.failed and isinstance(running, Machine):
-        _failed[item.name] = True
+        _failed.setdefault(item.path, item.name)
         lines = running.console().splitlines()[-CONSOLE_LINES:]
         report.sections.append(("console of the virtual machine", "\n".join(lines)))
     return report

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / "build" / "host"
 SUITE = "bookworm"
 PACKAGES = (
-    "systemd,systemd-sysv,dbus,udev,kmod,python3,python3-crcmod,python3-pyudev,python3-systemd,"
+    "systemd,systemd-sysv,dbus,udev,kmod,python3,python3-crcmod,python3-pyudev,python3-systemd,python3-libnbd,"
     "e2fsprogs,xfsprogs,fio,nbd-client,busybox-static,procps,iproute2"
 )
 KERNEL = "linux-image-cloud-amd64"

@@ -35,7 +35,8 @@ def check_spec(spec: "VolumeSpec", processors: int, devices: set[int]) -> None:
             check(extent["offset"] % BLOCK == 0, "invalid", "offset of an extent")
             check(extent["length"] % BLOCK == 0 and extent["length"] > 0, "invalid", "length of an extent")
             length += extent["length"]
-        check(length == min(partition_size, size - number * partition_size), "invalid", "extents' sum")
+        whole = min(partition_size, size - number * partition_size)
+        check(length == (whole if spec["source"] is None else 0), "invalid", "extents' sum")
     numbers = {log["number"] for log in spec["logs"]}
     check(set(spec["default_logs"]) <= numbers and bool(spec["default_logs"]), "invalid", "default logs")
     for log in spec["logs"]:

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from tests.support.sim_changes import Comparisons
 from tests.support.sim_checks import BLOCK, EngineError, check, check_spec, devices_of
-from tests.support.sim_growth import SimGrowth, size_of
+from tests.support.sim_clones import block_of, check_source, refuse_source
+from tests.support.sim_growth import SimGrowth, apply_rollbacks, size_of
 
 if TYPE_CHECKING:
     from polyvol.daemon.engine_border import CheckLike
@@ -53,6 +54,8 @@ class _Stored:
     blocks: dict[int, bytes] = field(default_factory=dict)
     snapshots: dict[int, dict[int, bytes]] = field(default_factory=dict)
     epoch: int = 1
+    rolled_back: int = 0
+    """The last rollback that it has."""
 
 
 @dataclass
@@ -195,12 +198,15 @@ class SimEngine(SimGrowth, Comparisons):
         check(spec["id"] not in self.volumes, "exists", f"volume {spec['id']} is there")
         check(os.path.isdir(os.path.dirname(spec["directory"])), "io", "no parent directory")  # noqa: PTH112, PTH120
         check_spec(spec, self.processors, set(self.devices))
+        check_source(self, spec)
         os.makedirs(spec["directory"], exist_ok=True)  # noqa: PTH103
         stored = self.world.stored.setdefault(spec["uuid"], _Stored())
         epochs = {snapshot["epoch"] for snapshot in spec["snapshots"]}
+        epochs |= {rollback["to"] for rollback in spec["rollbacks"]}
         check(epochs <= stored.snapshots.keys(), "corrupt", "a snapshot is not in the journal")
         stored.snapshots = {epoch: stored.snapshots[epoch] for epoch in epochs}
         stored.epoch = max(stored.epoch, spec["next_epoch"])
+        apply_rollbacks(stored, spec)
         logs = {log["number"]: sum(part["length"] for part in log["extents"]) for log in spec["logs"]}
         self.volumes[spec["id"]] = _Volume(spec, stored, logs)
 
@@ -209,6 +215,7 @@ class SimEngine(SimGrowth, Comparisons):
         self._volume(volume)
         for export in self._exports.values():
             check(export.volume != volume, "busy", f"volume {volume} is exported")
+        refuse_source(self, volume, None)
         del self.volumes[volume]
 
     def add_log(self, volume: int, log: "LogSpec", *, default: bool = False) -> None:
@@ -302,6 +309,7 @@ class SimEngine(SimGrowth, Comparisons):
         blocks = self._snapshot(volume, epoch)
         for export in self._exports.values():
             check((export.volume, export.epoch) != (volume, epoch), "busy", "the snapshot is exported")
+        refuse_source(self, volume, epoch)
         del self._volume(volume).stored.snapshots[epoch]
         return len(blocks) * BLOCK
 
@@ -472,18 +480,7 @@ class SimHandle:
             self._export.connections -= 1
 
     def _block(self, block: int) -> bytes:
-        stored = self._volume.stored
-        blocks = stored.blocks if self._export.epoch is None else stored.snapshots[self._export.epoch]
-        if block in blocks:
-            return blocks[block]
-        offset = block * BLOCK
-        number, within = divmod(offset, self._volume.spec["partition_size"])
-        for extent in self._volume.spec["partitions"][number]["extents"]:
-            if within < extent["length"]:
-                fd = self._engine.devices[extent["device"]]
-                return os.pread(fd, BLOCK, extent["offset"] + within).ljust(BLOCK, b"\0")
-            within -= extent["length"]
-        raise AssertionError("the extents do not cover the volume")
+        return block_of(self._engine, self._export.volume, self._export.epoch, block)
 
     def _check(self, length: int, offset: int, *, write: bool) -> None:
         if self._closed or self._engine._stopped:

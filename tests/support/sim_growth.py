@@ -1,4 +1,4 @@
-"""sim_growth: the sim engine's part in a volume's growth."""
+"""sim_growth: the sim engine's part in a volume's growth, and in going back to a snapshot."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ class SimGrowth:
     processors: int
     devices: dict[int, int]
     volumes: dict[int, Any]
+    _exports: dict[str, Any]
 
     def _begin(self, name: str, *arguments: object) -> None:
         raise NotImplementedError
@@ -28,6 +29,37 @@ class SimGrowth:
             check(was["processor"] == now["processor"], "invalid", "another processor")
             check(now["extents"][: len(was["extents"])] == was["extents"], "invalid", "other extents")
         self.volumes[spec["id"]].spec = spec
+
+    def roll_back(self, volume: int, at: int, to: int) -> None:
+        self._begin("roll_back", volume, at, to)
+        stored = self.volumes[volume].stored
+        check(stored.epoch == at, "invalid", f"epoch {stored.epoch} is not {at}")
+        check(to in stored.snapshots, "invalid", f"no epoch {to}")
+        stored.blocks, stored.epoch, stored.rolled_back = dict(stored.snapshots[to]), at + 1, at
+
+    def checkpoint(self, volume: int) -> None:
+        self._begin("checkpoint", volume)
+
+    def unneeded_rollback(self, volume: int) -> int | None:
+        self._begin("unneeded_rollback", volume)
+        return None
+
+    def forget_rollback(self, volume: int, at: int) -> int:
+        self._begin("forget_rollback", volume, at)
+        return 0
+
+    def disconnect(self, export: str) -> None:
+        self._begin("disconnect", export)
+        if export in self._exports:
+            self._exports[export].connections = 0
+
+
+def apply_rollbacks(stored: Any, spec: "VolumeSpec") -> None:
+    """Have a volume that is taken over be what the catalog says."""
+    for rollback in spec["rollbacks"]:
+        if rollback["at"] > stored.rolled_back:
+            stored.blocks, stored.rolled_back = dict(stored.snapshots[rollback["to"]]), rollback["at"]
+            stored.epoch = max(stored.epoch, rollback["at"] + 1)
 
 
 def size_of(spec: "VolumeSpec", epoch: int | None) -> int:

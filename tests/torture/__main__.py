@@ -21,6 +21,7 @@ from tests.torture.campaign import Campaign, Failure, Outcome, failed
 from tests.torture.faults import FaultCampaign
 from tests.torture.fuzzing import FuzzingCampaign
 from tests.torture.kills import KillCampaign
+from tests.torture.lineage import LineageCampaign
 from tests.torture.power_cuts import PowerCutCampaign
 from tests.torture.simulator import SimulatorCampaign
 
@@ -31,7 +32,8 @@ EVIDENCE = Path(__file__).resolve().parents[2] / "build" / "torture"
 
 def campaigns() -> list[Campaign]:
     """All that there are."""
-    return [KillCampaign(), PowerCutCampaign(), FaultCampaign(), SimulatorCampaign(), FuzzingCampaign()]
+    polyvolds: list[Campaign] = [KillCampaign(), PowerCutCampaign(), LineageCampaign(), FaultCampaign()]
+    return [*polyvolds, SimulatorCampaign(), FuzzingCampaign()]
 
 
 class Torture:

@@ -7,6 +7,7 @@
 //! Owner and locks   a partition's processor alone touches its versions.
 
 pub mod diff;
+pub mod history;
 pub mod leaf;
 pub mod place;
 pub mod tree;

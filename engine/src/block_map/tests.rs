@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
+use super::history::{History, Rollback};
 use super::place::Place;
 use super::tree::Map;
 use super::usage::{Held, Looked, Memory, measure};
@@ -21,6 +22,7 @@ enum Op {
     Zero { first: u32, count: u32 },
     Cut,
     Drop(usize),
+    RollBack { nth: usize, cut: bool },
 }
 
 fn ops() -> impl Strategy<Value = Vec<Op>> {
@@ -32,7 +34,8 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         2 => range.prop_map(|(first, count)| Op::Zero { first, count }),
         1 => Just(Op::Zero { first: 0, count: BLOCKS }),
         2 => Just(Op::Cut),
-        2 => (0usize..8).prop_map(Op::Drop),
+        3 => (0usize..8).prop_map(Op::Drop),
+        2 => (0usize..8, any::<bool>()).prop_map(|(nth, cut)| Op::RollBack { nth, cut }),
     ];
     prop::collection::vec(op, 1..60)
 }
@@ -40,6 +43,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
 /// Versions beside their reference: contents by epoch, and which slots are out.
 struct Twin {
     versions: Versions,
+    history: History,
     live: Vec<Place>,
     snapshots: BTreeMap<Epoch, Vec<Place>>,
     epoch: Epoch,
@@ -54,6 +58,7 @@ impl Twin {
     fn new() -> Twin {
         Twin {
             versions: Versions::new(BLOCKS),
+            history: History::default(),
             live: vec![Place::BASE; BLOCKS as usize],
             snapshots: BTreeMap::new(),
             epoch: 1,
@@ -74,12 +79,11 @@ impl Twin {
             false => Vec::new(),
         };
         self.seq += 1;
-        let epochs = self.epochs();
-        self.versions.freeze_before(self.epoch, &epochs);
+        self.versions.freeze_before(self.epoch, self.history.marks());
         let mut freed = Vec::new();
         let change =
             Change { epoch: self.epoch, first, count, place, checksums: &sums, seq: self.seq };
-        self.versions.apply(change, |_, count, place| freed.push((count, place)));
+        self.versions.apply(change, &self.history, |_, count, place| freed.push((count, place)));
         for i in 0..count {
             self.live[(first + i) as usize] = place.step(i);
             if place.is_slot() {
@@ -90,14 +94,14 @@ impl Twin {
     }
 
     fn check_usage(&mut self) {
-        let (epochs, expected) = (self.epochs(), counted(self));
+        let (history, expected) = (self.history.clone(), counted(self));
         let live = self.live.iter().filter(|place| place.is_slot()).count() as u64;
         for mut memory in [Memory::default(), self.memory.clone()] {
             let mut looked = Looked::default();
-            let found = measure(&self.versions, &epochs, &mut memory, &mut looked);
+            let found = measure(&self.versions, &history, &mut memory, &mut looked);
             assert_eq!(found, (expected.clone(), live));
             let again = Looked(looked.0);
-            assert_eq!(measure(&self.versions, &epochs, &mut memory, &mut looked), found);
+            assert_eq!(measure(&self.versions, &history, &mut memory, &mut looked), found);
             assert_eq!(looked, again, "what did not change is not looked at twice");
             self.memory = memory;
         }
@@ -133,23 +137,62 @@ impl Twin {
                 }
             }
             Op::Zero { first, count } => self.set(first, count, Place::ZERO),
-            Op::Cut => {
-                self.snapshots.insert(self.epoch, self.live.clone());
+            Op::Cut => self.cut(),
+            Op::RollBack { nth, cut } => {
+                let Some(to) = self.epochs().get(nth).copied() else { return };
+                if cut {
+                    self.cut();
+                }
+                let rollback = Rollback { at: self.epoch, to };
+                let mut freed = Vec::new();
+                self.seq += 1;
+                self.versions.roll_back(rollback, &self.history, self.seq, |_, count, place| {
+                    freed.push((count, place));
+                });
+                self.history.roll_back(rollback);
                 self.epoch += 1;
+                self.live.clone_from(&self.snapshots[&to]);
+                self.release(&freed);
             }
             Op::Drop(nth) => {
                 let Some(epoch) = self.epochs().get(nth).copied() else { return };
                 self.snapshots.remove(&epoch);
                 let mut freed = Vec::new();
-                let epochs = self.epochs();
+                self.history.forget(&[epoch]);
                 let note = |_, count, place| freed.push((count, place));
                 match epoch % 2 {
-                    0 => self.versions.prune(&epochs, note),
-                    _ => self.versions.forget(epoch, &epochs, note),
+                    0 => self.versions.prune(&self.history, note),
+                    _ => self.versions.forget(epoch, &self.history, note),
                 }
                 self.release(&freed);
+                if epoch % 3 != 0 {
+                    self.forget_rollbacks();
+                }
             }
         }
+    }
+
+    fn cut(&mut self) {
+        self.snapshots.insert(self.epoch, self.live.clone());
+        self.history.take(self.epoch);
+        self.epoch += 1;
+    }
+
+    fn forget_rollbacks(&mut self) {
+        while let Some(at) = self.history.unneeded() {
+            let mut freed = Vec::new();
+            for epoch in self.history.forget_rollback(at) {
+                let note = |_, count, place| freed.push((count, place));
+                self.versions.forget(epoch, &self.history, note);
+            }
+            self.release(&freed);
+        }
+    }
+
+    /// The maps of what is only kept because of a rollback.
+    fn hidden(&self) -> Vec<&Map> {
+        let hidden = self.history.marks().iter().filter(|mark| !self.history.has(**mark));
+        hidden.map(|mark| self.versions.at(*mark).0).collect()
     }
 
     fn check(&mut self) {
@@ -162,18 +205,29 @@ impl Twin {
         for contents in self.snapshots.values().chain([&self.live]) {
             visible.extend(contents.iter().filter(|p| p.is_slot()).map(|p| p.raw()));
         }
-        assert_eq!(visible, self.used, "exactly the visible slots are used");
+        for map in self.hidden() {
+            map.for_each_run(|_, count, place| {
+                let slots = if place.is_slot() { count } else { 0 };
+                visible.extend((0..slots).map(|i| place.step(i).raw()));
+            });
+        }
+        assert!(visible == self.used, "exactly the visible slots are used");
     }
 }
 
 /// What each snapshot holds, counted block by block.
 fn counted(twin: &Twin) -> Vec<Held> {
     let all: Vec<&Vec<Place>> = twin.snapshots.values().chain([&twin.live]).collect();
+    let ours = |epoch: &Epoch| twin.versions.at(*epoch).0;
+    let others =
+        |epoch| twin.hidden().into_iter().filter(|map| !std::ptr::eq(*map, ours(epoch))).collect();
+    let hidden: Vec<Vec<&Map>> = twin.snapshots.keys().map(others).collect();
     let held = |index: usize| {
         let mut held = Held::default();
         for (block, place) in all[index].iter().enumerate() {
             let others = all.iter().enumerate().filter(|(other, _)| *other != index);
-            let only = others.map(|(_, other)| other[block]).all(|other| other != *place);
+            let only = others.map(|(_, other)| other[block]).all(|other| other != *place)
+                && hidden[index].iter().all(|other| other.place(block as u32) != *place);
             held.slots += u64::from(place.is_slot());
             held.only_slots += u64::from(place.is_slot() && only);
             held.only_bases += u64::from(*place == Place::BASE && only);
@@ -246,7 +300,7 @@ fn a_late_landing_write_reaches_the_snapshot_it_belongs_to_and_the_live_map() {
             seq: slot,
         };
         versions.freeze_before(epoch, &[1]);
-        versions.apply(change, |_, _, _| {});
+        versions.apply(change, &History::line(&[1]), |_, _, _| {});
     };
     put(&mut versions, 2, 10, 5); // freezes for the snapshot of epoch 1
     put(&mut versions, 1, 20, 6); // was started before the cut

@@ -1,6 +1,6 @@
 //! Usage: how many blocks each version of a partition's map holds, and which of them nobody else sees.
 //!
-//! How it works      By V2 a frozen map's place is its own exactly if neither neighbour has it, so what letting go of it
+//! How it works      By V2 a frozen map's place is its own exactly if neither its parent nor a child has it, so what letting go of it
 //!                   would free is found by walking the leaves that it shares with neither. How many slots a map refers
 //!                   to is its older neighbour's number and what the leaves differ by that the two do not share.
 //!                   Frozen maps do not change, so what was found is remembered by what it was found from: a map's
@@ -11,6 +11,7 @@
 use std::collections::HashMap;
 
 use super::diff::only_in;
+use super::history::History;
 use super::place::Place;
 use super::tree::{Map, NodeRef, leaves};
 use super::versions::Versions;
@@ -41,9 +42,9 @@ impl Held {
 type Identity = (Epoch, u64);
 
 /// What is remembered of one frozen map.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Known {
-    from: [Option<Identity>; 3],
+    from: Vec<Identity>,
     held: Held,
 }
 
@@ -60,11 +61,11 @@ pub struct Looked(pub u64);
 /// What each of `snapshots` (in order) holds, and the slots that the live map refers to.
 pub fn measure(
     versions: &Versions,
-    snapshots: &[Epoch],
+    history: &History,
     memory: &mut Memory,
     looked: &mut Looked,
 ) -> (Vec<Held>, u64) {
-    let frozen = versions.frozen();
+    let (frozen, snapshots) = (versions.frozen(), history.snapshots());
     memory
         .frozen
         .retain(|epoch, _| frozen.binary_search_by_key(epoch, |one| one.last_epoch).is_ok());
@@ -85,12 +86,15 @@ pub fn measure(
             slots = slots_of(map(index), before.map(|before| (map(before), slots)));
             held.slots = slots;
         } else {
-            let from = [before.map(identity), Some(identity(index)), Some(identity(index + 1))];
+            let others = versions.neighbours(index, history);
+            let from: Vec<Identity> =
+                [index].iter().chain(&others).map(|one| identity(*one)).collect();
             let known = memory.frozen.get(&last_epoch).filter(|known| known.from == from);
             held = known.map_or_else(
                 || {
                     looked.0 += 1;
-                    look(map(index), before.map(|before| (map(before), slots)), map(index + 1))
+                    let others: Vec<&Map> = others.iter().map(|other| map(*other)).collect();
+                    look(map(index), before.map(|before| (map(before), slots)), &others)
                 },
                 |known| known.held,
             );
@@ -107,12 +111,8 @@ pub fn measure(
     (found, slots)
 }
 
-fn look(map: &Map, before: Option<(&Map, u64)>, after: &Map) -> Held {
+fn look(map: &Map, before: Option<(&Map, u64)>, neighbours: &[&Map]) -> Held {
     let mut held = Held { slots: slots_of(map, before), ..Held::default() };
-    let neighbours: &[&Map] = match before {
-        Some((before, _)) => &[before, after],
-        None => &[after],
-    };
     only_in(map, neighbours, |_, count, place| match place {
         Place::BASE => held.only_bases += u64::from(count),
         place if place.is_slot() => held.only_slots += u64::from(count),

@@ -5,19 +5,24 @@
 //!                   snapshot reads the first frozen map whose `last_epoch` is not below its own epoch, or
 //!                   the live map if there is none. A write that was started in epoch e and lands after a
 //!                   later freezing is put into that frozen map too, and into the live one.
-//! Invariants        V1 frozen maps are in order of `last_epoch`, each seen by at least one snapshot;
-//!                   V2 a place is seen by an unbroken run of versions: if two versions have it, so has each
-//!                      between them. So whether anything but one version sees a place is answered by its
-//!                      two neighbours, and whether the live map shares one, by the last frozen map.
+//!                   A rollback makes the live map a reference to the map that the snapshot sees. So versions
+//!                   are a tree: the parent of one is the version that it was made from ([`History`]).
+//! Invariants        V1 frozen maps are in order of `last_epoch`, each seen by at least one mark of the history;
+//!                   V2 the versions that have a place are connected: if two have it, so has each on the way
+//!                      from one to the other. So whether anything but one version sees a place is answered by
+//!                      its parent and its children, and whether the live map shares one, by its parent.
 //!                   V3 a frozen map changes only by writes of its own epochs, which have landed before its
 //!                      snapshot can be read.
+//!                   V4 a version that goes has at most one child, so that V2 holds without it: what a rollback
+//!                      went back to stays (R2).
 //! Why V2 holds      places enter by changes of the live map, which never takes a place that any version
 //!                   sees: slots are handed out only when free, and a block returns to its base place only
-//!                   when there is no frozen map at all.
+//!                   when there is no frozen map at all. A rollback gives the live map the places of its parent.
 
 use std::sync::Arc;
 
 use super::diff::only_in;
+use super::history::{History, Rollback};
 use super::place::Place;
 use super::tree::Map;
 use crate::units::{BlockIndex, Epoch};
@@ -30,6 +35,9 @@ pub struct Frozen {
     /// The map.
     pub map: Map,
 }
+
+/// Set in, or taken out of, the sequence number of a map that has changed without a record.
+const HOLLOWED: u64 = 1 << 63;
 
 /// See the module's head.
 #[derive(Clone, Debug)]
@@ -80,9 +88,69 @@ impl Versions {
         self.frozen.get(index).map_or((&self.live, false), |frozen| (&frozen.map, true))
     }
 
-    /// The version before the live one: what shares places with it, if anything does (V2).
-    pub fn parent(&self) -> Option<&Map> {
-        self.frozen.last().map(|frozen| &frozen.map)
+    /// The live map's parent: what shares places with it, if anything does (V2).
+    pub fn parent(&self, history: &History) -> Option<&Map> {
+        self.parent_of(self.frozen.len(), history).map(|index| &self.frozen[index].map)
+    }
+
+    /// The parent of a version, the live one being behind the frozen ones.
+    pub fn parent_of(&self, index: usize, history: &History) -> Option<usize> {
+        let before = index.checked_sub(1);
+        if history.rollbacks().is_empty() {
+            return before;
+        }
+        let after = before.map_or(0, |before| self.frozen[before].last_epoch);
+        // The first epoch that it shows; none may be left of one that is about to go.
+        let last = self.frozen.get(index).map_or(Epoch::MAX, |frozen| frozen.last_epoch);
+        let mark = history.marks().partition_point(|mark| *mark <= after);
+        let first = history.marks().get(mark).map_or(last, |mark| last.min(*mark));
+        match history.rollback_before(first) {
+            Some(rollback) if after <= rollback.at => {
+                let parent = self.frozen.partition_point(|frozen| frozen.last_epoch < rollback.to);
+                (rollback.to != 0).then_some(parent)
+            }
+            _ => before,
+        }
+    }
+
+    /// A version's parent and children: who shares places with it, if anybody does (V2).
+    pub fn neighbours(&self, index: usize, history: &History) -> Vec<usize> {
+        let mut found: Vec<usize> = self.parent_of(index, history).into_iter().collect();
+        let first_of = |at: Epoch| self.frozen.partition_point(|frozen| frozen.last_epoch <= at);
+        let lines = history.rollbacks().iter().map(|rollback| first_of(rollback.at));
+        let mut children: Vec<usize> = lines
+            .chain(std::iter::once(index + 1))
+            .filter(|child| *child > index && *child <= self.frozen.len())
+            .filter(|child| self.parent_of(*child, history) == Some(index))
+            .collect();
+        children.sort_unstable();
+        children.dedup();
+        found.extend(children);
+        found
+    }
+
+    /// A version's map, the live one being behind the frozen ones.
+    pub fn map(&self, index: usize) -> &Map {
+        self.frozen.get(index).map_or(&self.live, |frozen| &frozen.map)
+    }
+
+    /// The volume was rolled back, by record `seq`: the live map is what the snapshot sees. `history` is the one before. Calls
+    /// `freed` for each run that only the live map saw.
+    pub fn roll_back(
+        &mut self,
+        rollback: Rollback,
+        history: &History,
+        seq: u64,
+        freed: impl FnMut(BlockIndex, u32, Place),
+    ) {
+        self.freeze_before(rollback.at + 1, history.marks());
+        let index = self.frozen.partition_point(|frozen| frozen.last_epoch < rollback.to);
+        let Some(target) = self.frozen.get(index) else { return }; // nothing has changed since
+        let mut live = target.map.clone();
+        live.write_seq = self.live.write_seq.max(seq);
+        let gone = std::mem::replace(&mut self.live, live);
+        let parent = self.parent(history).into_iter().collect::<Vec<_>>();
+        only_in(&gone, &parent, freed);
     }
 
     /// Freezes the live map if the newest snapshot before `epoch` does not have its map yet. Before any change
@@ -136,9 +204,14 @@ impl Versions {
 
     /// Makes a change in the live map and in the frozen maps of its epoch and later ones (V3). Calls `freed` for
     /// each run that it replaces and that no version sees any more.
-    pub fn apply(&mut self, change: Change<'_>, mut freed: impl FnMut(BlockIndex, u32, Place)) {
+    pub fn apply(
+        &mut self,
+        change: Change<'_>,
+        history: &History,
+        mut freed: impl FnMut(BlockIndex, u32, Place),
+    ) {
         let older = self.frozen.partition_point(|frozen| frozen.last_epoch < change.epoch);
-        let parent = older.checked_sub(1).map(|index| &self.frozen[index].map);
+        let parent = self.parent_of(older, history).map(|index| &self.frozen[index].map);
         let end = change.first + change.count;
         let mut block = change.first;
         while block < end {
@@ -167,46 +240,64 @@ impl Versions {
         }
     }
 
-    /// Lets go of the frozen maps that none of `snapshots` (the volume's remaining ones, in order) sees. Calls
-    /// `freed` for each run that only they saw.
-    pub fn prune(&mut self, snapshots: &[Epoch], mut freed: impl FnMut(BlockIndex, u32, Place)) {
+    /// Lets go of the frozen maps that no mark sees. Calls `freed` for each run that only they saw.
+    pub fn prune(&mut self, history: &History, mut freed: impl FnMut(BlockIndex, u32, Place)) {
         let mut index = 0;
         let mut after: Epoch = 0;
         while index < self.frozen.len() {
             let last = self.frozen[index].last_epoch;
-            if seen(snapshots, after, last) {
+            if seen(history.marks(), after, last) {
                 after = last;
                 index += 1;
                 continue;
             }
-            self.let_go(index, &mut freed);
+            self.let_go(index, history, &mut freed);
         }
     }
 
-    /// Lets go of the frozen map that the snapshot of `epoch` has seen, which is none of `snapshots` any more (the
-    /// volume's remaining ones, in order), if no other sees it. As [`Versions::prune`] does, without looking at others.
+    /// Lets go of what the snapshot of `epoch` has seen, which is none of the history's any more, if no other sees it:
+    /// of the frozen map, or where that is a mark still, of what neither its parent nor its children have.
     pub fn forget(
         &mut self,
         epoch: Epoch,
-        snapshots: &[Epoch],
+        history: &History,
         mut freed: impl FnMut(BlockIndex, u32, Place),
     ) {
         let index = self.frozen.partition_point(|frozen| frozen.last_epoch < epoch);
         let Some(frozen) = self.frozen.get(index) else { return };
         let after = index.checked_sub(1).map_or(0, |before| self.frozen[before].last_epoch);
-        if !seen(snapshots, after, frozen.last_epoch) {
-            self.let_go(index, &mut freed);
+        if seen(history.snapshots(), after, frozen.last_epoch) {
+            return;
+        }
+        if !seen(history.marks(), after, frozen.last_epoch) {
+            return self.let_go(index, history, &mut freed);
+        }
+        let mut alone = Vec::new();
+        let others = self.neighbours(index, history);
+        let others: Vec<&Map> = others.into_iter().map(|other| self.map(other)).collect();
+        only_in(&self.frozen[index].map, &others, |first, count, place| {
+            alone.push((first, count, place));
+        });
+        let hidden = &mut Arc::make_mut(&mut self.frozen)[index].map;
+        hidden.write_seq ^= HOLLOWED;
+        for (first, count, place) in alone {
+            hidden.set(first, count, Place::ZERO, &[]); // nobody reads it
+            freed(first, count, place);
         }
     }
 
-    fn let_go(&mut self, index: usize, freed: &mut impl FnMut(BlockIndex, u32, Place)) {
-        let gone = Arc::make_mut(&mut self.frozen).remove(index);
-        let next = self.frozen.get(index).map_or(&self.live, |frozen| &frozen.map);
-        let previous = index.checked_sub(1).map(|before| &self.frozen[before].map);
-        match previous {
-            Some(previous) => only_in(&gone.map, &[previous, next], freed),
-            None => only_in(&gone.map, &[next], freed),
-        }
+    fn let_go(
+        &mut self,
+        index: usize,
+        history: &History,
+        freed: &mut impl FnMut(BlockIndex, u32, Place),
+    ) {
+        let others = self.neighbours(index, history);
+        let parents = usize::from(self.parent_of(index, history).is_some());
+        debug_assert!(others.len() <= parents + 1, "V4");
+        let others: Vec<&Map> = others.into_iter().map(|other| self.map(other)).collect();
+        only_in(&self.frozen[index].map, &others, &mut *freed);
+        Arc::make_mut(&mut self.frozen).remove(index);
     }
 
     /// Whether any version sees the block at its base place.

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use super::chunks::SlotBits;
 use super::space::{CHUNK_SLOTS, Log, Space};
 use crate::block_map::diff::slots_not_in;
+use crate::block_map::history::History;
 use crate::block_map::place::Place;
 use crate::block_map::versions::Versions;
 
@@ -34,18 +35,16 @@ impl Marks {
     }
 
     /// Marks a partition's slots, each once however many versions see it. `Err`: one that cannot be marked.
-    pub fn add_partition(&mut self, versions: &Versions) -> Result<(), Place> {
+    pub fn add_partition(&mut self, versions: &Versions, history: &History) -> Result<(), Place> {
         let mut bad = None;
-        // What a version sees and the one before it does not: by V2 each slot comes up once.
-        let mut previous = None;
-        let frozen = versions.frozen().iter().map(|frozen| &frozen.map);
-        for map in frozen.chain(std::iter::once(&versions.live)) {
-            slots_not_in(map, previous, |count, place| {
+        // What a version sees and its parent does not: by V2 each slot comes up once.
+        for index in 0..=versions.frozen().len() {
+            let parent = versions.parent_of(index, history).map(|parent| versions.map(parent));
+            slots_not_in(versions.map(index), parent, |count, place| {
                 if bad.is_none() && !self.add(place, count) {
                     bad = Some(place);
                 }
             });
-            previous = Some(map);
         }
         bad.map_or(Ok(()), Err)
     }

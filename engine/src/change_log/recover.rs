@@ -18,11 +18,13 @@ use super::format::{BadHeader, HEADER_BYTES, Header, JOURNAL_MAGIC, MARK_BYTES, 
 use super::format::{Mark, Record, RecordKind, possible, seed};
 use super::journal::Identity;
 use super::marks::SlotSet;
+use crate::block_map::history::History;
+use crate::block_map::place::Place;
 use crate::block_map::versions::{Change, Versions};
 use crate::deliberate::{Bug, bug};
 use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::system::File;
-use crate::units::{Epoch, PartitionIndex};
+use crate::units::{BlockIndex, Epoch, PartitionIndex};
 
 /// What was read back.
 #[derive(Debug)]
@@ -57,13 +59,61 @@ struct OldSegment {
     file: Arc<dyn File>,
 }
 
-/// Reads a processor's maps back. `snapshots` are the catalog's epochs of this volume, in order; `blocks_of`
-/// gives the size of a partition that this processor owns.
+/// A partition that this processor owns, as the catalog knows it.
+#[derive(Clone, Debug, Default)]
+pub struct Shape {
+    /// Its size in blocks.
+    pub blocks: u32,
+    /// Snapshots of epochs below the first number have no blocks from the second number on.
+    pub hidden: Vec<(Epoch, BlockIndex)>,
+    /// Its size in blocks when the volume was rolled back, for each rollback.
+    pub at_rollbacks: Vec<u32>,
+}
+
+impl Shape {
+    /// A partition of so many blocks, all of them in every snapshot.
+    pub fn whole(blocks: u32) -> Shape {
+        Shape { blocks, ..Shape::default() }
+    }
+
+    /// Its versions where no record speaks of it, as they are before the rollback of this number.
+    pub fn fresh(&self, history: &History, rollbacks: usize) -> Versions {
+        let mut versions = Versions::new(self.blocks);
+        for number in 0..rollbacks {
+            self.roll_back(&mut versions, history, number, |_, _, _| {});
+        }
+        versions
+    }
+
+    /// Has snapshots not show what they did not have, when the partition was of so many blocks.
+    pub fn hide(&self, versions: &mut Versions, history: &History, blocks: u32) {
+        for (grown, from) in self.hidden.iter().filter(|(_, from)| *from < blocks) {
+            versions.hide(grown - 1, history.marks(), *from);
+        }
+    }
+
+    fn roll_back(
+        &self,
+        versions: &mut Versions,
+        history: &History,
+        number: usize,
+        freed: impl FnMut(BlockIndex, u32, Place),
+    ) {
+        let rollback = history.rollbacks()[number];
+        let blocks = self.at_rollbacks.get(number).copied().unwrap_or(self.blocks);
+        self.hide(versions, history, blocks);
+        versions.roll_back(rollback, &history.before_rollback(number), 0, freed);
+    }
+}
+
+/// Reads a processor's maps back. `history` is the catalog's of this volume; `shape_of` gives the shape of a partition
+/// that this processor owns.
 pub fn recover(
     identity: &Identity,
-    snapshots: &[Epoch],
-    blocks_of: impl Fn(PartitionIndex) -> Option<u32>,
+    history: &History,
+    shape_of: impl Fn(PartitionIndex) -> Option<Shape>,
 ) -> Result<Recovered> {
+    let blocks_of = |partition| shape_of(partition).map(|shape: Shape| shape.blocks);
     let (checkpoint, mut next_number) = read_checkpoint(identity, &blocks_of)?;
     let mut recovered = Recovered {
         partitions: checkpoint.partitions.into_iter().collect(),
@@ -81,18 +131,53 @@ pub fn recover(
         next_number = next_number.max(last.header.number + 1);
     }
     recovered.next_number = next_number;
-    replay_all(identity, &mut recovered, &segments, snapshots, &blocks_of)?;
-    let Recovered { partitions, freed, replayed, .. } = &mut recovered;
-    for versions in partitions.values_mut() {
-        versions.prune(snapshots, |_, count, place| {
+    let rolled = history.rollbacks().partition_point(|rollback| rollback.at < recovered.epoch);
+    let rolled = replay_all(identity, &mut recovered, &segments, history, rolled, &shape_of)?;
+    for number in rolled..history.rollbacks().len() {
+        roll_back(&mut recovered, history, number, &shape_of);
+    }
+    forget_gone(&mut recovered, history, &shape_of);
+    recovered.segments = segments.into_iter().map(|segment| segment.file).collect();
+    Ok(recovered)
+}
+
+/// The volume was rolled back, and what was read back so far does not have that yet: it was told to do so by the catalog,
+/// and a crash came first, or the records of what was written afterwards follow.
+fn roll_back(
+    recovered: &mut Recovered,
+    history: &History,
+    number: usize,
+    shape_of: &impl Fn(PartitionIndex) -> Option<Shape>,
+) {
+    let Recovered { partitions, freed, epoch, .. } = recovered;
+    for (partition, versions) in partitions {
+        let shape = shape_of(*partition).expect("it was read back as one of this processor's");
+        shape.roll_back(versions, history, number, |_, count, place| freed.add(place, count));
+    }
+    *epoch = (*epoch).max(history.rollbacks()[number].at + 1);
+}
+
+/// Lets go of what only snapshots that are gone have seen.
+fn forget_gone(
+    recovered: &mut Recovered,
+    history: &History,
+    shape_of: &impl Fn(PartitionIndex) -> Option<Shape>,
+) {
+    let Recovered { partitions, freed, replayed, .. } = recovered;
+    for (partition, versions) in partitions {
+        let mut free = |_, count, place| {
             // Where nothing was replayed, the disk holds nothing else than this.
             if *replayed > 0 {
                 freed.add(place, count);
             }
-        });
+        };
+        let shape = shape_of(*partition).expect("it was read back as one of this processor's");
+        shape.hide(versions, history, shape.blocks);
+        versions.prune(history, &mut free);
+        for mark in history.marks().iter().filter(|mark| !history.has(**mark)) {
+            versions.forget(*mark, history, &mut free);
+        }
     }
-    recovered.segments = segments.into_iter().map(|segment| segment.file).collect();
-    Ok(recovered)
 }
 
 fn corrupt(path: &Path, what: impl std::fmt::Display) -> Error {
@@ -207,10 +292,11 @@ fn replay_all(
     identity: &Identity,
     recovered: &mut Recovered,
     segments: &[OldSegment],
-    snapshots: &[Epoch],
-    blocks_of: &impl Fn(PartitionIndex) -> Option<u32>,
-) -> Result<()> {
-    let Some(last) = segments.last() else { return Ok(()) };
+    history: &History,
+    rolled: usize,
+    shape_of: &impl Fn(PartitionIndex) -> Option<Shape>,
+) -> Result<usize> {
+    let Some(last) = segments.last() else { return Ok(rolled) };
     let ends = ends(segments);
     let marks = marks(segments, &ends);
     let newest = marks.last().map_or(0, |mark| *mark).max(recovered.covered);
@@ -220,8 +306,9 @@ fn replay_all(
     // one before it is followed by another, so its sync has.
     let before = marks.iter().rev().nth(1).map_or(0, |mark| *mark).max(covered);
     let (limit, required) = if same_boot { (u64::MAX, newest) } else { (newest, before) };
-    let mut replay =
-        Replay { recovered, snapshots, blocks_of, bytes: Vec::new(), sums: Vec::new() };
+    let before = history.before_rollback(rolled);
+    let (bytes, sums) = (Vec::new(), Vec::new());
+    let mut replay = Replay { recovered, history, before, rolled, shape_of, bytes, sums };
     for (segment, segment_end) in segments.iter().zip(ends) {
         let end = segment_end.min(limit);
         let next_seq = replay.recovered.next_seq;
@@ -240,24 +327,29 @@ fn replay_all(
             break;
         }
     }
+    let rolled = replay.rolled;
     if recovered.next_seq <= required {
         let what = format!("record {} is missing", recovered.next_seq);
         return Err(corrupt(&last.path, what));
     }
-    Ok(())
+    Ok(rolled)
 }
 
 /// What a replay has at hand: one segment's bytes at a time.
 struct Replay<'a, F> {
     recovered: &'a mut Recovered,
-    snapshots: &'a [Epoch],
-    blocks_of: &'a F,
+    history: &'a History,
+    /// As it was before the next rollback.
+    before: History,
+    /// Rollbacks that the maps have.
+    rolled: usize,
+    shape_of: &'a F,
     bytes: Vec<u8>,
     /// The record's checksums.
     sums: Vec<u32>,
 }
 
-impl<F: Fn(PartitionIndex) -> Option<u32>> Replay<'_, F> {
+impl<F: Fn(PartitionIndex) -> Option<Shape>> Replay<'_, F> {
     /// Replays the records of one segment up to `end`; returns the last sequence number that it reached.
     fn segment(&mut self, segment: &OldSegment, end: u64) -> Result<u64> {
         let path = &segment.path;
@@ -290,23 +382,30 @@ impl<F: Fn(PartitionIndex) -> Option<u32>> Replay<'_, F> {
     }
 
     fn apply(&mut self, record: &Record) -> std::result::Result<(), &'static str> {
-        let recovered = &mut *self.recovered;
         if !possible(record.epoch) {
             return Err("its epoch cannot be");
         }
+        let next = |rolled| self.history.rollbacks().get(rolled);
+        while next(self.rolled).is_some_and(|rollback| rollback.at < record.epoch) {
+            roll_back(self.recovered, self.history, self.rolled, self.shape_of);
+            self.rolled += 1;
+            self.before = self.history.before_rollback(self.rolled);
+        }
+        let recovered = &mut *self.recovered;
         if record.kind == RecordKind::Cut {
             recovered.epoch = recovered.epoch.max(record.epoch + 1);
             return Ok(());
         }
         recovered.epoch = recovered.epoch.max(record.epoch);
-        let blocks = (self.blocks_of)(record.partition);
-        let blocks = blocks.ok_or("its partition is not this processor's")?;
+        let shape = (self.shape_of)(record.partition);
+        let shape = shape.ok_or("its partition is not this processor's")?;
+        let blocks = shape.blocks;
         let in_range = record.first < blocks && record.count <= blocks - record.first;
         let place = record.checked_place(&self.sums).filter(|_| in_range);
         let place = place.ok_or("it makes no sense")?;
-        let versions =
-            recovered.partitions.entry(record.partition).or_insert_with(|| Versions::new(blocks));
-        versions.freeze_before(record.epoch, self.snapshots);
+        let entry = recovered.partitions.entry(record.partition);
+        let versions = entry.or_insert_with(|| shape.fresh(self.history, self.rolled));
+        versions.freeze_before(record.epoch, self.history.marks());
         let change = Change {
             epoch: record.epoch,
             first: record.first,
@@ -316,7 +415,7 @@ impl<F: Fn(PartitionIndex) -> Option<u32>> Replay<'_, F> {
             seq: record.seq,
         };
         let freed = &mut recovered.freed;
-        versions.apply(change, |_, count, place| freed.add(place, count));
+        versions.apply(change, &self.before, |_, count, place| freed.add(place, count));
         Ok(())
     }
 }

@@ -12,7 +12,8 @@ use super::format::{
     RECORD_SUMS_MAX, Record, RecordKind, record_bytes,
 };
 use super::journal::{Entry, Identity, Journal};
-use super::recover::{Recovered, recover};
+use super::recover::{Recovered, Shape, recover};
+use crate::block_map::history::History;
 use crate::block_map::place::Place;
 use crate::block_map::versions::{Change, Versions};
 use crate::error::{ErrorKind, Result};
@@ -73,7 +74,9 @@ fn entry(first: u32, slot: u64, epoch: Epoch, sums: &[u32]) -> Entry<'_> {
 }
 
 fn back(scratch: &Scratch, boot: u8, snapshots: &[Epoch]) -> Result<Recovered> {
-    recover(&scratch.identity(boot), snapshots, |partition| (partition == 4).then_some(BLOCKS))
+    recover(&scratch.identity(boot), &History::line(snapshots), |partition| {
+        (partition == 4).then(|| Shape::whole(BLOCKS))
+    })
 }
 
 /// Ten records of a block each, of which five are committed.
@@ -335,7 +338,7 @@ fn versions() -> Versions {
         let sums = [slot as u32, 1, 2];
         let place = Place::slot(1, slot);
         let change = Change { epoch, first, count: 3, place, checksums: &sums, seq: epoch };
-        versions.apply(change, |_, _, _| {});
+        versions.apply(change, &History::line(&[1, 2, 3]), |_, _, _| {});
     }
     // Scattered blocks, in one log and in several.
     for (first, logs) in [(100, 1), (700, 3)] {
@@ -343,13 +346,13 @@ fn versions() -> Versions {
             let place = Place::slot(1 + i % logs, 1000 + u64::from(first) - 2 * u64::from(i));
             let first = first + 3 * u32::from(i);
             let change = Change { epoch: 3, first, count: 1, place, checksums: &[first], seq: 5 };
-            versions.apply(change, |_, _, _| {});
+            versions.apply(change, &History::line(&[1, 2, 3]), |_, _, _| {});
         }
     }
     versions.freeze_before(4, &[1, 2, 3]);
     let zero =
         Change { epoch: 4, first: 512, count: 512, place: Place::ZERO, checksums: &[], seq: 9 };
-    versions.apply(zero, |_, _, _| {});
+    versions.apply(zero, &History::line(&[1, 2, 3]), |_, _, _| {});
     versions
 }
 

@@ -13,12 +13,12 @@ use crate::block_map::versions::Versions;
 use crate::change_log::journal::Identity;
 use crate::change_log::recover::{Recovered, recover};
 use crate::change_log::space::{CHUNK_SLOTS, Log};
-use crate::engine::volumes::{VolumeSpec, check as check_spec};
+use crate::engine::spec::{VolumeSpec, check as check_spec};
 use crate::error::{Error, Result};
 use crate::io::device::Device;
 use crate::processor::scrub::{SlotRun, for_each_slot_run};
 use crate::system::System;
-use crate::units::{BLOCK_SIZE, DeviceId, Epoch, PartitionIndex};
+use crate::units::{BLOCK_SIZE, DeviceId, PartitionIndex};
 use crate::volume::geometry::Extent;
 
 const BLOCK: usize = BLOCK_SIZE as usize;
@@ -89,11 +89,10 @@ pub fn check_volume(
 }
 
 fn recover_one(spec: &VolumeSpec, identity: &Identity) -> Result<Recovered> {
-    let snapshots: Vec<Epoch> = spec.snapshots.iter().map(|(epoch, _)| *epoch).collect();
-    recover(identity, &snapshots, |partition| {
-        let (owner, extents) = spec.partitions.get(partition as usize)?;
-        let bytes: u64 = extents.iter().map(|extent| extent.length).sum();
-        (*owner == identity.processor).then_some((bytes / BLOCK_SIZE) as u32)
+    recover(identity, &spec.history(), |partition| {
+        let (owner, _) = spec.partitions.get(partition as usize)?;
+        let bytes = spec.partition_bytes(partition);
+        (*owner == identity.processor).then(|| spec.shape(partition, (bytes / BLOCK_SIZE) as u32))
     })
 }
 
@@ -122,7 +121,7 @@ impl Check<'_> {
 
     fn add_logs(&mut self, devices: &BTreeMap<DeviceId, Arc<Device>>) -> Result<()> {
         for (number, extents) in &self.spec.logs {
-            let resolve = |spec: &crate::engine::volumes::ExtentSpec| Extent {
+            let resolve = |spec: &crate::engine::spec::ExtentSpec| Extent {
                 device: Arc::clone(&devices[&spec.device]),
                 offset: spec.offset,
                 length: spec.length,
@@ -144,7 +143,7 @@ impl Check<'_> {
 
     fn partition(&mut self, partition: PartitionIndex, versions: &Versions) {
         let mut runs = Vec::new();
-        for_each_slot_run(versions, |run| runs.push(run));
+        for_each_slot_run(versions, &self.spec.history(), |run| runs.push(run));
         for run in &runs {
             if self.claim(partition, run) && self.data {
                 self.read(partition, run);

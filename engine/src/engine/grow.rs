@@ -3,7 +3,8 @@
 //! How it works      Everything that can fail comes first: devices are looked up, processors that had no partition of it get
 //!                   a journal. Then each share is told ([`crate::processor::growing`]), and a new [`Volume`] with the same
 //!                   shares and the new ones takes the place of the old one, for control calls and for those who connect
-//!                   from now on. Connections that are there keep the old one, with the size that they agreed on.
+//!                   from now on. Connections that are there go on with the old one until they are asked for what it does not have: a
+//!                   kernel's client is told the new size while it is connected.
 //! Invariants        G1 partitions keep their processors, numbers and bytes: an older geometry is the beginning of a newer one;
 //!                   G2 no cut is made meanwhile: the snapshots that do not show what is new are those that exist.
 //! Durability        The catalog has recorded the growth before: whatever is written to what is new is read back with it.
@@ -12,21 +13,18 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::change_log::journal::{Identity, Journal};
+use crate::change_log::journal::Identity;
 use crate::change_log::recover::files;
-use crate::change_log::slots::Slots;
 use crate::engine::Engine;
-use crate::engine::volumes::{Intake, VolumeSpec, begin, check, index_by_processor, recover_all};
+use crate::engine::spec::{VolumeSpec, check};
+use crate::engine::volumes::{Begun, Intake, begin, index_by_processor, recover_all};
 use crate::error::{Error, ErrorKind, Result};
 use crate::processor::growing::Growing;
 use crate::processor::queue::{Control, Event, ask};
-use crate::processor::share::{Local, Parts, Share};
+use crate::processor::share::{Parts, Share};
 use crate::units::BLOCK_SIZE;
 use crate::volume::geometry::{Extent, Geometry};
 use crate::volume::{ShareRef, Volume};
-
-/// A processor that had no partition of the volume, and what it begins with.
-type Begun = (Intake, Journal, Vec<Local>, Slots);
 
 impl Engine {
     /// Has a volume grow to what `spec` says of it.
@@ -103,6 +101,7 @@ impl Engine {
             let share = Share::new(Parts {
                 number: volume.share,
                 geometry: Arc::clone(geometry),
+                source: volume.source.clone(),
                 space: Arc::clone(&volume.space),
                 hunger: Arc::clone(&volume.hunger),
                 flusher: Arc::clone(&volume.flusher),
@@ -112,10 +111,10 @@ impl Engine {
                 journal,
                 slots,
                 epoch,
-                snapshots: spec.snapshots.iter().map(|(epoch, _)| *epoch).collect(),
+                history: spec.history(),
                 default_logs: spec.default_logs.clone(),
                 ordinal: shares.len(),
-                named_log: spec.snapshots.last().and_then(|(_, log)| *log),
+                named_log: spec.named_log(),
             });
             let control = Control::AddShare(volume.share, Box::new(share));
             intake.share.queue.push(Event::Control(Box::new(control)));
@@ -128,6 +127,7 @@ impl Engine {
             name: volume.name.clone(),
             share: volume.share,
             geometry: Arc::clone(geometry),
+            source: volume.source.clone(),
             space: Arc::clone(&volume.space),
             hunger: Arc::clone(&volume.hunger),
             durable: Arc::clone(&volume.durable),
@@ -139,6 +139,7 @@ impl Engine {
             epoch: Arc::clone(&volume.epoch),
             bounds,
             usage: std::sync::Mutex::default(),
+            dropping: Arc::clone(&volume.dropping),
         });
         let mut volumes = self.volumes.lock().expect("no holder panics");
         volumes.insert(grown.id, Arc::clone(&grown));

@@ -6,11 +6,13 @@
 //!                   held for a whole cut, as cuts are made one after the other.
 
 pub mod check;
+mod clone;
 pub mod compare;
 pub mod events;
 pub mod grow;
 mod read_back;
 pub mod scrub;
+pub mod spec;
 #[cfg(test)]
 mod tests;
 pub mod usage;
@@ -22,6 +24,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, RwLock};
 
+use crate::block_map::history::Rollback;
 use crate::engine::events::Events;
 use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::io::device::Device;
@@ -270,10 +273,73 @@ impl Engine {
 
     /// Forgets several snapshots, which costs one sync; returns the bytes that only they could see.
     pub fn drop_snapshots(&self, volume: VolumeId, epochs: &[Epoch]) -> Result<u64> {
+        self.drop_of(&*self.volume(volume)?, epochs, None)
+    }
+
+    /// The volume was rolled back to a snapshot, says the catalog: do it. The epoch of writes has been `at` until now;
+    /// there are no exports of the live volume, and nobody else writes it.
+    pub fn roll_back(&self, volume: VolumeId, rollback: Rollback) -> Result<()> {
+        let _no_cut = self.cutting.lock().expect("no holder panics");
         let volume = self.volume(volume)?;
+        let refused = || {
+            let what =
+                format!("volume {} cannot be rolled back to epoch {}", volume.name, rollback.to);
+            Error::new(ErrorKind::Invalid, what)
+        };
+        if volume.epoch.load(Ordering::Acquire) != rollback.at {
+            return Err(refused());
+        }
+        for share in &volume.shares {
+            let done = ask(&*self.system, &share.queue, |answer| {
+                Control::RollBack(volume.share, rollback, answer)
+            })?;
+            if !done {
+                return Err(refused());
+            }
+        }
+        volume.epoch.fetch_add(1, Ordering::AcqRel);
+        Ok(())
+    }
+
+    /// Writes checkpoints of a volume, so that nothing before now is needed to read it back.
+    pub fn checkpoint(&self, volume: VolumeId) -> Result<()> {
+        let volume = self.volume(volume)?;
+        for share in &volume.shares {
+            let done = ask(&*self.system, &share.queue, |answer| {
+                Control::Checkpoint(volume.share, answer)
+            })?;
+            if !done {
+                let what = format!("volume {}: a checkpoint cannot be written", volume.name);
+                return Err(Error::io(what, Errno::EIO));
+            }
+        }
+        Ok(())
+    }
+
+    /// The `at` of a rollback that makes no difference any more, as no snapshot is left of what was written between what
+    /// it went back to and it, or after it, if there is one.
+    pub fn unneeded_rollback(&self, volume: VolumeId) -> Result<Option<Epoch>> {
+        let volume = self.volume(volume)?;
+        let _no_drop = volume.dropping.lock().expect("no holder panics");
+        let share = &volume.shares[0]; // all have the same
+        let history =
+            ask(&*self.system, &share.queue, |answer| Control::History(volume.share, answer))?;
+        Ok(history.unneeded())
+    }
+
+    /// Forgets a rollback that makes no difference any more; [`Engine::checkpoint`] has been called since it was made.
+    /// Returns the bytes that only it has kept.
+    pub fn forget_rollback(&self, volume: VolumeId, at: Epoch) -> Result<u64> {
+        self.drop_of(&*self.volume(volume)?, &[], Some(at))
+    }
+
+    fn drop_of(&self, volume: &Volume, epochs: &[Epoch], rollback: Option<Epoch>) -> Result<u64> {
+        self.refuse_sources(volume, |epoch| epochs.contains(&epoch))?;
+        // One after the other: what is being let go is known by the history that it was part of.
+        let _one_at_a_time = volume.dropping.lock().expect("no holder panics");
         let (sender, receiver) = channel();
         for share in &volume.shares {
-            let control = Control::Drop(volume.share, epochs.to_vec(), sender.clone());
+            let control = Control::Drop(volume.share, epochs.to_vec(), rollback, sender.clone());
             share.queue.push(Event::Control(Box::new(control)));
         }
         drop(sender);
@@ -327,7 +393,8 @@ impl Engine {
         let ids: Vec<VolumeId> =
             self.volumes.lock().expect("no holder panics").keys().copied().collect();
         let mut result = Ok(());
-        for id in ids {
+        for id in ids.into_iter().rev() {
+            // Clones before what they were made from.
             result = result.and(self.remove_volume(id));
         }
         for processor in self.processors.lock().expect("no holder panics").iter_mut() {

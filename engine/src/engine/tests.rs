@@ -4,7 +4,7 @@ use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
 use super::Engine;
-use super::volumes::{ExtentSpec, VolumeSpec};
+use super::spec::{ExtentSpec, VolumeSpec};
 use crate::error::Errno;
 use crate::processor::queue::{Control, ask};
 use crate::system::linux::Linux;
@@ -34,6 +34,8 @@ fn with_engine(name: &str, f: impl FnOnce(Arc<Engine>)) {
         snapshots: Vec::new(),
         next_epoch: 1,
         bounds: Vec::new(),
+        rollbacks: Vec::new(),
+        source: None,
     };
     engine.add_volume(spec).unwrap();
     f(Arc::clone(&engine));
@@ -78,7 +80,10 @@ fn a_question_about_a_volume_that_was_let_go_is_refused_and_harms_nobody() {
         let queue = &volume.shares[0].queue;
         assert!(ask(&Linux, queue, |answer| Control::States(volume.share, 0, answer)).is_err());
         assert!(ask(&Linux, queue, |answer| Control::Settle(volume.share, 1, answer)).is_err());
-        assert!(ask(&Linux, queue, |answer| Control::Drop(volume.share, vec![1], answer)).is_err());
+        assert!(
+            ask(&Linux, queue, |answer| Control::Drop(volume.share, vec![1], None, answer))
+                .is_err()
+        );
     });
 }
 

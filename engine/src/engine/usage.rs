@@ -50,10 +50,13 @@ impl Engine {
                 first += AT_A_TIME;
                 for (partition, versions) in &handed_out.versions {
                     let memory = memory.0.entry(*partition).or_default();
-                    let snapshots = &handed_out.snapshots;
-                    let (each, live) = measure(versions, snapshots, memory, &mut looked);
+                    let history = &handed_out.history;
+                    let (mut each, live) = measure(versions, history, memory, &mut looked);
                     found.live_slots += live;
-                    for (epoch, ours) in snapshots.iter().zip(&each) {
+                    for (epoch, ours) in history.snapshots().iter().zip(&mut each) {
+                        if volume.source.is_some() {
+                            ours.only_bases = 0; // they are its source's
+                        }
                         held.entry(*epoch).or_default().add(ours);
                     }
                 }

@@ -7,13 +7,13 @@
 //! Errors            nothing is served and no file but leftovers is changed unless everything could be read.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::channel;
 
+use crate::block_map::history::History;
 use crate::block_map::place::Place;
-use crate::block_map::versions::Versions;
 use crate::change_log::journal::{Identity, Journal};
 use crate::change_log::marks::Marks;
 use crate::change_log::recover::{Recovered, recover};
@@ -22,56 +22,17 @@ use crate::change_log::space::{Log, Space};
 use crate::deliberate::{Bug, bug};
 use crate::engine::Engine;
 use crate::engine::read_back::all_devices;
+use crate::engine::spec::{ExtentSpec, VolumeSpec, check};
 use crate::error::{Errno, Error, ErrorKind, Result};
-use crate::limits::{PARTITION_BYTES_MAX, PARTITION_BYTES_MIN};
 use crate::processor::hunger::{Ask, Hunger};
 use crate::processor::queue::{Control, Event, ask};
 use crate::processor::share::{Local, Parts, Share};
-use crate::units::{BLOCK_SIZE, DeviceId, Epoch, VolumeId};
+use crate::units::{BLOCK_SIZE, Epoch, VolumeId};
 use crate::volume::bad_blocks::BadBlocks;
 use crate::volume::flusher::{Flusher, Waiter};
 use crate::volume::geometry::{Extent, Geometry, Partition};
+use crate::volume::source::Source;
 use crate::volume::{ShareRef, Volume};
-
-/// A run of bytes on a device, as the catalog knows it.
-#[derive(Clone, Debug)]
-pub struct ExtentSpec {
-    /// The device's number.
-    pub device: DeviceId,
-    /// First byte.
-    pub offset: u64,
-    /// Length in bytes.
-    pub length: u64,
-}
-
-/// A volume, as the catalog knows it.
-#[derive(Clone, Debug)]
-pub struct VolumeSpec {
-    /// The catalog's number.
-    pub id: VolumeId,
-    /// Its UUID.
-    pub uuid: [u8; 16],
-    /// Its name.
-    pub name: String,
-    /// Size in bytes.
-    pub size: u64,
-    /// Bytes in a partition.
-    pub partition_size: u64,
-    /// Processor and extents of each partition.
-    pub partitions: Vec<(u32, Vec<ExtentSpec>)>,
-    /// Change logs: number and extents.
-    pub logs: Vec<(u16, Vec<ExtentSpec>)>,
-    /// Logs to use where none is named.
-    pub default_logs: Vec<u16>,
-    /// Where journals and checkpoints are.
-    pub directory: PathBuf,
-    /// Snapshots: epoch, and the log named for it.
-    pub snapshots: Vec<(Epoch, Option<u16>)>,
-    /// No smaller epoch may be used.
-    pub next_epoch: Epoch,
-    /// Snapshots of epochs below the first number have at most the second number of bytes: the volume has grown since.
-    pub bounds: Vec<(Epoch, u64)>,
-}
 
 /// What one processor gets of a volume.
 pub(super) struct Intake {
@@ -83,6 +44,9 @@ pub(super) struct Intake {
 /// An intake with what was read back for it.
 type Found = (Intake, (Recovered, Slots));
 
+/// A processor's intake, and what it begins with.
+pub(super) type Begun = (Intake, Journal, Vec<Local>, Slots);
+
 impl Engine {
     /// Takes a volume over.
     pub fn add_volume(&self, spec: VolumeSpec) -> Result<()> {
@@ -92,6 +56,7 @@ impl Engine {
             return Err(Error::new(ErrorKind::Exists, what));
         }
         let geometry = Arc::new(self.geometry(&spec)?);
+        let source = self.source(&spec)?;
         let space = Arc::new(Space::default());
         for (number, extents) in &spec.logs {
             space.add(self.log(*number, extents)?)?;
@@ -104,7 +69,7 @@ impl Engine {
         let recovered = recover_all(&intakes, &spec, &geometry, &space, threads)?;
         let number = self.take_share_number();
         let found = intakes.into_iter().zip(recovered).collect();
-        let served = self.serve(spec, number, geometry, space, found);
+        let served = self.serve(spec, number, (geometry, source), space, found);
         if served.is_err() {
             self.give_share_number(number);
         }
@@ -191,7 +156,7 @@ impl Engine {
         &self,
         spec: VolumeSpec,
         number: u32,
-        geometry: Arc<Geometry>,
+        (geometry, source): (Arc<Geometry>, Option<Arc<Source>>),
         space: Arc<Space>,
         found: Vec<Found>,
     ) -> Result<()> {
@@ -200,44 +165,41 @@ impl Engine {
         let epoch = found.iter().map(|(_, (one, _))| one.epoch).fold(spec.next_epoch, Epoch::max);
         let replayed = found.iter().any(|(_, (one, _))| one.replayed > 0);
         let flusher = Arc::new(Flusher::start(&*self.system, &spec.name, Arc::clone(&durable))?);
-        let begun = found.into_iter().map(|(intake, (mut recovered, slots))| {
-            if !bug(Bug::NoRecoverySync) {
-                space.hold(std::mem::take(&mut recovered.freed)); // P3
-            }
-            let (journal, locals) = begin(&intake, recovered, &geometry, &spec)?;
+        let begun = begin_all(found, &geometry, &space, &spec)?;
+        for (intake, journal, ..) in &begun {
             durable.add_journal(journal.shared(), &intake.share.queue, number);
-            Ok((intake, journal, locals, slots))
-        });
-        let begun: Vec<_> = begun.collect::<Result<_>>()?;
+        }
         let bad = Arc::new(BadBlocks::new(Arc::clone(&self.system)));
         space.logs().iter().for_each(|log| space.open(log, log.slots.used()));
-        let made = begun.into_iter().enumerate().map(|(ordinal, begun)| {
-            let (intake, journal, locals, slots) = begun;
-            let share = Share::new(Parts {
-                number,
-                geometry: Arc::clone(&geometry),
-                space: Arc::clone(&space),
-                hunger: Arc::clone(&hunger),
-                flusher: Arc::clone(&flusher),
-                bad: Arc::clone(&bad),
-                stats: Arc::clone(&intake.share.stats),
-                locals,
-                journal,
-                slots,
-                epoch,
-                snapshots: spec.snapshots.iter().map(|(epoch, _)| *epoch).collect(),
-                default_logs: spec.default_logs.clone(),
-                ordinal,
-                named_log: spec.snapshots.last().and_then(|(_, log)| *log),
+        let made =
+            begun.into_iter().enumerate().map(|(ordinal, (intake, journal, locals, slots))| {
+                let share = Share::new(Parts {
+                    number,
+                    geometry: Arc::clone(&geometry),
+                    source: source.clone(),
+                    space: Arc::clone(&space),
+                    hunger: Arc::clone(&hunger),
+                    flusher: Arc::clone(&flusher),
+                    bad: Arc::clone(&bad),
+                    stats: Arc::clone(&intake.share.stats),
+                    locals,
+                    journal,
+                    slots,
+                    epoch,
+                    history: spec.history(),
+                    default_logs: spec.default_logs.clone(),
+                    ordinal,
+                    named_log: spec.named_log(),
+                });
+                (intake.share, share)
             });
-            (intake.share, share)
-        });
         let (share_refs, shares): (Vec<_>, Vec<_>) = made.unzip();
         let volume = Volume {
             id: spec.id,
             name: spec.name,
             share: number,
             geometry,
+            source,
             space,
             hunger,
             durable,
@@ -249,10 +211,12 @@ impl Engine {
             epoch: Arc::new(AtomicU64::new(epoch)),
             bounds: spec.bounds,
             usage: std::sync::Mutex::default(),
+            dropping: Arc::default(),
         };
         let volume = self.enter(volume, shares)?;
         if replayed {
-            volume.flusher.push(Waiter::Call(channel().0)); // whoever needs a slot that is held asks for itself
+            // Whoever needs a slot that is held asks for itself.
+            volume.flusher.push(Waiter::Call(channel().0));
         }
         Ok(())
     }
@@ -320,6 +284,7 @@ impl Engine {
             let what = format!("export {} still exists", export.name);
             return Err(Error::new(ErrorKind::Busy, what));
         }
+        self.refuse_sources(&volume, |_| true)?;
         self.volumes.lock().expect("no holder panics").remove(&id);
         let mut result = Ok(());
         for share in &volume.shares {
@@ -338,47 +303,6 @@ impl Engine {
     }
 }
 
-/// Refuses a specification that makes no sense.
-pub fn check(spec: &VolumeSpec) -> Result<()> {
-    let name = &spec.name;
-    let wrong =
-        |what: String| Err(Error::new(ErrorKind::Invalid, format!("volume {name}: {what}")));
-    if spec.size == 0 || !spec.size.is_multiple_of(BLOCK_SIZE) {
-        return wrong(format!("size {} is not a multiple of 4096 above 0", spec.size));
-    }
-    let size = spec.partition_size;
-    if !size.is_power_of_two() || !(PARTITION_BYTES_MIN..=PARTITION_BYTES_MAX).contains(&size) {
-        return wrong(format!("partition size {size} is not a power of two from 1 MiB to 1 GiB"));
-    }
-    if spec.partitions.len() as u64 != spec.size.div_ceil(size) {
-        return wrong(format!("{} partitions do not make up its size", spec.partitions.len()));
-    }
-    for (number, (_, extents)) in spec.partitions.iter().enumerate() {
-        let wanted = (spec.size - number as u64 * size).min(size);
-        let aligned = extents.iter().all(|e| (e.offset | e.length).is_multiple_of(BLOCK_SIZE));
-        if !aligned || extents.iter().map(|extent| extent.length).sum::<u64>() != wanted {
-            return wrong(format!("the extents of partition {number} do not make up its size"));
-        }
-    }
-    if spec.bounds.iter().any(|(epoch, bytes)| {
-        *epoch == 0 || *bytes > spec.size || !bytes.is_multiple_of(BLOCK_SIZE)
-    }) {
-        return wrong("its snapshots cannot be of these sizes".to_owned());
-    }
-    if spec.snapshots.windows(2).any(|pair| pair[0].0 >= pair[1].0) {
-        return wrong("its snapshots are not in order of epoch".to_owned());
-    }
-    if spec.snapshots.last().is_some_and(|(epoch, _)| *epoch >= spec.next_epoch) {
-        return wrong("its next epoch is not above its snapshots'".to_owned());
-    }
-    let known = |number: &u16| spec.logs.iter().any(|(other, _)| other == number);
-    let named = spec.snapshots.iter().filter_map(|(_, log)| log.as_ref());
-    if let Some(number) = named.chain(&spec.default_logs).find(|number| !known(number)) {
-        return wrong(format!("it has no change log {number}"));
-    }
-    Ok(())
-}
-
 /// Reads every processor's maps back, and marks the slots that they refer to as used.
 pub(super) fn recover_all(
     intakes: &[Intake],
@@ -387,14 +311,15 @@ pub(super) fn recover_all(
     space: &Space,
     threads: bool,
 ) -> Result<Vec<(Recovered, Slots)>> {
-    let snapshots: Vec<Epoch> = spec.snapshots.iter().map(|(epoch, _)| *epoch).collect();
+    let history = spec.history();
     let recover_one = &|intake: &Intake| {
-        let recovered = recover(&intake.identity, &snapshots, |partition| {
+        let recovered = recover(&intake.identity, &history, |partition| {
             let owner = geometry.partitions.get(partition as usize)?;
             let blocks = geometry.partition_bytes(partition) / BLOCK_SIZE;
-            (owner.processor == intake.share.processor).then_some(blocks as u32)
+            let ours = owner.processor == intake.share.processor;
+            ours.then(|| spec.shape(partition, blocks as u32))
         })?;
-        let slots = mark_slots(&recovered, space, &spec.name)?;
+        let slots = mark_slots(&recovered, &history, space, &spec.name)?;
         Ok((recovered, slots))
     };
     if !threads {
@@ -408,7 +333,12 @@ pub(super) fn recover_all(
     })
 }
 
-fn mark_slots(recovered: &Recovered, space: &Space, volume: &str) -> Result<Slots> {
+fn mark_slots(
+    recovered: &Recovered,
+    history: &History,
+    space: &Space,
+    volume: &str,
+) -> Result<Slots> {
     let bad = |place: Place, of: String| {
         let what =
             format!("volume {volume}: {place:?}{of} is outside its change log or in use twice");
@@ -417,12 +347,28 @@ fn mark_slots(recovered: &Recovered, space: &Space, volume: &str) -> Result<Slot
     let mut marks = Marks::new(space);
     for (partition, versions) in &recovered.partitions {
         marks
-            .add_partition(versions)
+            .add_partition(versions, history)
             .map_err(|place| bad(place, format!(" of partition {partition}")))?;
     }
     let mut slots = Slots::default();
     slots.take_marked(marks).map_err(|place| bad(place, String::new()))?;
     Ok(slots)
+}
+
+/// Begins everywhere; slots that an older map may refer to are held until all of this is durable (P3).
+fn begin_all(
+    found: Vec<Found>,
+    geometry: &Geometry,
+    space: &Space,
+    spec: &VolumeSpec,
+) -> Result<Vec<Begun>> {
+    let begin_one = |(intake, (mut recovered, slots)): Found| {
+        let freed = std::mem::take(&mut recovered.freed);
+        space.hold(if bug(Bug::NoRecoverySync) { Default::default() } else { freed });
+        let (journal, locals) = begin(&intake, recovered, geometry, spec)?;
+        Ok((intake, journal, locals, slots))
+    };
+    found.into_iter().map(begin_one).collect()
 }
 
 pub(super) fn begin(
@@ -441,18 +387,16 @@ pub(super) fn begin(
         recovered.covered,
         recovered.segments,
     )?;
-    let snapshots: Vec<Epoch> = spec.snapshots.iter().map(|(epoch, _)| *epoch).collect();
+    let history = spec.history();
     let local = |partition: &u32| {
-        let blocks = geometry.partition_bytes(*partition) / BLOCK_SIZE;
         let versions = recovered.partitions.remove(partition);
-        let mut versions = versions.unwrap_or_else(|| Versions::new(blocks as u32));
-        let start = u64::from(*partition) << geometry.partition_shift;
-        for (epoch, size) in &spec.bounds {
-            let seen = size.saturating_sub(start) / BLOCK_SIZE;
-            if seen < blocks {
-                versions.hide(epoch - 1, &snapshots, seen as u32);
-            }
-        }
+        let versions = versions.unwrap_or_else(|| {
+            let blocks = geometry.partition_bytes(*partition) / BLOCK_SIZE;
+            let shape = spec.shape(*partition, blocks as u32);
+            let mut versions = shape.fresh(&history, history.rollbacks().len());
+            shape.hide(&mut versions, &history, shape.blocks);
+            versions
+        });
         Local { partition: *partition, versions, moved_back: 0 }
     };
     let locals = intake.partitions.iter().map(local).collect();

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use super::Target;
 use super::files::{Files, PROCESSOR, VOLUME_UUID, identity};
 use super::random::Choices;
+use crate::block_map::history::History;
 use crate::block_map::leaf::Found;
 use crate::block_map::place::Place;
 use crate::block_map::tree::Map;
@@ -140,7 +141,11 @@ fn check(header: &Header, contents: &Contents) {
 
 fn change(versions: &mut Versions, epoch: Epoch, first: u32, count: u32, place: Place, seq: u64) {
     let sums: Vec<u32> = (0..if place.is_slot() { count } else { 0 }).map(|i| i ^ first).collect();
-    versions.apply(Change { epoch, first, count, place, checksums: &sums, seq }, |_, _, _| {});
+    versions.apply(
+        Change { epoch, first, count, place, checksums: &sums, seq },
+        &History::line(&[1, 2]),
+        |_, _, _| {},
+    );
 }
 
 /// Contents with everything that a checkpoint can hold.

@@ -11,6 +11,7 @@ use super::checkpoint::{Said, blocks_of, said};
 use super::files::BOOT_ID;
 use super::journal::{map_record, recover_segments, write_segment};
 use super::random::Choices;
+use crate::block_map::history::History;
 use crate::block_map::place::Place;
 use crate::block_map::versions::{Change, Versions};
 use crate::change_log::format::{HEADER_BYTES, Record};
@@ -113,7 +114,7 @@ fn states(records: &[(Record, Vec<u32>)]) -> Vec<Said> {
             checksums: sums,
             seq: record.seq,
         };
-        versions.apply(change, |_, _, _| {});
+        versions.apply(change, &History::line(&[1, 2]), |_, _, _| {});
         states.push(said(&versions.live));
     }
     states

@@ -14,13 +14,14 @@ use super::checkpoint::{
 };
 use super::files::{BOOT_ID, Files, PROCESSOR, VOLUME_UUID, identity};
 use super::random::Choices;
+use crate::block_map::history::History;
 use crate::block_map::place::Place;
 use crate::change_log::checkpoint::{self, Contents};
 use crate::change_log::format::{
     HEADER_BYTES, Header, JOURNAL_MAGIC, MARK_BYTES, MARK_OFFSETS, Mark, RECORD_BYTES, Record,
     RecordKind, record_bytes,
 };
-use crate::change_log::recover::{Recovered, recover};
+use crate::change_log::recover::{Recovered, Shape, recover};
 use crate::error::{ErrorKind, Result};
 use crate::units::Epoch;
 
@@ -84,7 +85,9 @@ fn run(input: &[u8]) {
         let bytes = segment(choices.take(length), marks & FIX != 0);
         files.put(identity.segment_path(number), bytes);
     }
-    match recover(&identity, &snapshots, blocks_of) {
+    match recover(&identity, &History::line(&snapshots), |number| {
+        blocks_of(number).map(Shape::whole)
+    }) {
         Ok(recovered) => check(recovered),
         Err(error) => {
             let expected = [ErrorKind::Corrupt, ErrorKind::Io];
@@ -225,5 +228,5 @@ pub fn recover_segments(segments: &[Vec<u8>], snapshots: &[Epoch]) -> Result<Rec
     for (number, bytes) in (1..).zip(segments) {
         files.put(identity.segment_path(number), bytes.clone());
     }
-    recover(&identity, snapshots, blocks_of)
+    recover(&identity, &History::line(snapshots), |number| blocks_of(number).map(Shape::whole))
 }

@@ -285,7 +285,7 @@ fn serve_once(
     if at_once {
         connection.freeze();
     }
-    let ended = reader::run(&connection, attachment, from);
+    let ended = reader::run(&connection, &ExportTable::default(), attachment, from);
     assert_eq!(Arc::strong_count(&connection), 1, "a request has stayed");
     drop(connection);
     assert_eq!(common.pool.free(), POOL_BYTES, "P2: something was not given back");

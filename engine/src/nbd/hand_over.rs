@@ -133,8 +133,9 @@ impl State {
     /// Why a connection in this state cannot go on with this export (G3), if it cannot.
     fn differs(&self, attachment: &Attachment) -> Option<&'static str> {
         let target = &attachment.target;
-        if target.size() != self.size || self.agreed.size > self.size {
-            return Some("the export has another size");
+        // It may have grown, and what its host was told may be older still.
+        if target.size() < self.size || self.agreed.size > self.size {
+            return Some("the export is smaller than it was");
         }
         if target.read_only() != self.agreed.read_only {
             return Some("the export is read-only now, or no longer");
@@ -206,8 +207,8 @@ mod tests {
     fn a_connection_goes_on_only_with_what_its_host_was_promised() {
         assert_eq!(why(4096, false, |_| {}), None);
         assert_eq!(why(4096, false, |state| state.agreed.size = 512), None);
-        let size = Some("the export has another size");
-        assert_eq!(why(8192, false, |_| {}), size);
+        assert_eq!(why(8192, false, |_| {}), None);
+        let size = Some("the export is smaller than it was");
         assert_eq!(why(512, false, |_| {}), size);
         assert_eq!(why(4096, false, |state| state.agreed.size = 8192), size);
         assert!(why(4096, true, |_| {}).is_some());

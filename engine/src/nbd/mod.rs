@@ -301,7 +301,8 @@ impl Shared {
             Ending { connection, number, attachment, compared, shared: Arc::clone(shared) };
         let body = move || {
             if let Some(attachment) = &ending.attachment {
-                match reader::run(&ending.connection, attachment, standing) {
+                let exports = &ending.shared.exports;
+                match reader::run(&ending.connection, exports, attachment, standing) {
                     Ended::Over => {}
                     Ended::Frozen(standing) => ending.hand_over(attachment, standing),
                     Ended::TooLate => ending.not_in_time(),

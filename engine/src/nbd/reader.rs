@@ -25,10 +25,10 @@ use crate::nbd::budget::{
 };
 use crate::nbd::connection::{Connection, Patience};
 use crate::nbd::reply::Reply;
-use crate::nbd::request::{Command, Parsed, check};
+use crate::nbd::request::{Agreed, Command, Parsed, check};
 use crate::nbd::wire::{REQUEST_HEADER_BYTES, RequestHeader, parse_request};
-use crate::volume::export::Attachment;
-use crate::volume::request::{Request, Sink, Verb};
+use crate::volume::export::{Attachment, ExportTable};
+use crate::volume::request::{Request, Sink, Target, Verb};
 
 /// Free space that makes a receive worth while, bytes.
 const RECEIVE_BYTES_MIN: usize = 16 << 10;
@@ -136,7 +136,10 @@ struct Reader<'a> {
     connection: &'a Arc<Connection>,
     source: Source<'a>,
     sink: Arc<dyn Sink>,
-    attachment: &'a Attachment,
+    /// What the export's name stands for; its target, which is another one when it has grown.
+    exports: &'a ExportTable,
+    target: Arc<dyn Target>,
+    agreed: Agreed,
     inbox: Option<Inbox>,
     at: usize,
     batch: Vec<Arc<Request>>,
@@ -158,12 +161,19 @@ struct Reader<'a> {
 }
 
 /// Serves one connection from where it stands until it ends or freezes.
-pub fn run(connection: &Arc<Connection>, attachment: &Attachment, from: Standing) -> Ended {
+pub fn run(
+    connection: &Arc<Connection>,
+    exports: &ExportTable,
+    attachment: &Attachment,
+    from: Standing,
+) -> Ended {
     let mut reader = Reader {
         connection,
         source: Source { connection, first: from.bytes, used: 0 },
         sink: Arc::clone(connection) as Arc<dyn Sink>,
-        attachment,
+        exports,
+        target: Arc::clone(&attachment.target),
+        agreed: connection.agreed,
         inbox: Some(Inbox::new(INBOX_BYTES)),
         at: 0,
         batch: Vec::new(),
@@ -270,7 +280,11 @@ impl Reader<'_> {
             return Ok(Next::Receive(REQUEST_HEADER_BYTES));
         };
         let header = parse_request(header).ok_or(End::Broken)?;
-        match check(&header, &self.connection.agreed) {
+        let parsed = match check(&header, &self.agreed) {
+            Parsed::Refused { .. } if self.has_grown() => check(&header, &self.agreed),
+            parsed => parsed,
+        };
+        match parsed {
             Parsed::Disconnect => Err(End::Leave),
             Parsed::Refused { payload, errno } => {
                 self.refuse(&header, payload, errno)?;
@@ -278,6 +292,21 @@ impl Reader<'_> {
             }
             Parsed::Command(command) => self.command(&header, command),
         }
+    }
+
+    /// Whether the export is larger than this connection has known, as its volume has grown: from now on it knows. A
+    /// kernel's client is told the new size past its connections.
+    fn has_grown(&mut self) -> bool {
+        let Some(export) = self.exports.find(&self.connection.export) else { return false };
+        let ours = self.target.instant();
+        let grown = export.target.size() > self.agreed.size;
+        if !grown || ours.is_none() || export.target.instant() != ours {
+            return false;
+        }
+        self.agreed.size = export.target.size();
+        self.submit();
+        self.target = Arc::clone(&export.target);
+        true
     }
 
     fn refuse(&mut self, header: &RequestHeader, payload: u32, errno: Errno) -> Result<(), End> {
@@ -415,7 +444,7 @@ impl Reader<'_> {
             state.submitted += self.batch.len();
             state.moved += std::mem::take(&mut self.received);
             drop(state);
-            self.attachment.target.submit(&mut self.batch);
+            self.target.submit(&mut self.batch);
             self.batch.clear();
         }
         if std::mem::take(&mut self.refused) {

@@ -64,7 +64,7 @@ impl Share {
             checksums: &change.sums,
             seq,
         };
-        local.versions.apply(made, |_, count, place| {
+        local.versions.apply(made, &self.history, |_, count, place| {
             if place.is_slot() {
                 slots.give_later(seq, place, count); // J4
                 bad.forget(place, count);

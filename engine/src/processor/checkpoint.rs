@@ -11,6 +11,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::mpsc::Sender;
 
 use crate::change_log::checkpoint::{self, Contents};
 use crate::change_log::journal::{self, Identity, Prepared};
@@ -108,11 +109,25 @@ impl Share {
     }
 
     /// A checkpoint has ended, well or not (0); `bytes` is its size.
-    pub fn checkpoint_done(&mut self, bytes: u64) {
+    pub fn checkpoint_done(&mut self, bytes: u64, context: &Context<'_>) {
         self.checkpointing = false;
         if bytes > 0 {
             self.checkpoint_bytes = bytes;
         }
+        let next = std::mem::take(&mut self.checkpoint_waiters[1]);
+        for waiter in std::mem::replace(&mut self.checkpoint_waiters[0], next) {
+            let _ = waiter.send(bytes > 0); // whoever asked may have gone
+        }
+        if !self.checkpoint_waiters[0].is_empty() {
+            self.begin_checkpoint(context);
+        }
+    }
+
+    /// Writes a checkpoint of now, and then answers whether that was done.
+    pub fn checkpoint_now(&mut self, answer: Sender<bool>, context: &Context<'_>) {
+        let later = usize::from(self.checkpointing); // the one under way began before
+        self.checkpoint_waiters[later].push(answer);
+        self.begin_checkpoint(context);
     }
 
     /// The last checkpoint, as the volume is let go.

@@ -9,6 +9,7 @@
 use std::ops::Range;
 
 use crate::block_map::diff::differing;
+use crate::block_map::history::History;
 use crate::block_map::tree::Map;
 use crate::block_map::versions::Versions;
 use crate::processor::queue::Part;
@@ -28,8 +29,8 @@ pub struct Pair {
 
 /// Partitions with clones of their versions, and the volume's snapshots.
 pub struct HandedOut {
-    /// The snapshots, in order.
-    pub snapshots: Vec<Epoch>,
+    /// The volume's snapshots.
+    pub history: History,
     /// Partitions within the volume, with their versions; none behind the last one.
     pub versions: Vec<(PartitionIndex, Versions)>,
 }
@@ -39,11 +40,16 @@ impl Share {
     pub fn hand_out(&self, numbers: Range<u32>) -> HandedOut {
         let taken = self.locals.iter().skip(numbers.start as usize).take(numbers.len());
         let versions = taken.map(|local| (local.partition, local.versions.clone())).collect();
-        HandedOut { snapshots: self.snapshots.clone(), versions }
+        HandedOut { history: self.history.clone(), versions }
+    }
+
+    /// The volume's snapshots and rollbacks.
+    pub fn history(&self) -> &History {
+        &self.history
     }
 
     fn has_snapshot(&self, epoch: Epoch) -> bool {
-        self.snapshots.binary_search(&epoch).is_ok()
+        self.history.has(epoch)
     }
 
     /// The maps of the partitions that have changed between two snapshots, or one and now (0); `None` if one of them

@@ -53,7 +53,7 @@ impl Share {
             return self.end(part, result, context);
         };
         let room = self.elsewhere.set_aside.len() < SET_ASIDE_RUNS_MAX;
-        let present = self.spot(place).device.is_present();
+        let present = self.spot(None, place).device.is_present();
         if room && present && !is_lack_of_space(errno) {
             self.elsewhere.set_aside.push((place, count)); // E1
             self.space.land(u64::from(count)); // they are claimed no more, and nobody is to wait for them

@@ -28,7 +28,7 @@ impl Share {
     /// Ends the epoch and starts the writes that were held; returns how long they were, nanoseconds.
     pub fn advance(&mut self, log: Option<u16>, instant_ns: u64, context: &mut Context<'_>) -> u64 {
         let ended = self.epoch;
-        self.snapshots.push(ended);
+        self.history.take(ended);
         self.epoch = ended + 1;
         self.named_log = log;
         self.order_logs();

@@ -29,12 +29,12 @@ impl Share {
     pub fn grow(&mut self, growing: Growing) {
         self.geometry = growing.geometry;
         if let Some((local, blocks)) = growing.longer {
-            self.locals[local as usize].versions.grow(blocks, &self.snapshots);
+            self.locals[local as usize].versions.grow(blocks, self.history.marks());
         }
-        let newest = self.snapshots.last().copied().unwrap_or(0);
+        let newest = self.history.marks().last().copied().unwrap_or(0);
         for (partition, blocks) in growing.added {
             let mut versions = Versions::new(blocks);
-            versions.hide(newest, &self.snapshots, 0);
+            versions.hide(newest, self.history.marks(), 0);
             self.locals.push(Local { partition, versions, moved_back: 0 });
         }
         let _ = growing.answer.send(());

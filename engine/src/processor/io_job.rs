@@ -18,6 +18,7 @@ use crate::units::{BLOCK_SIZE, BlockIndex};
 use crate::volume::bad_blocks::BadBlocks;
 use crate::volume::geometry::{Geometry, Partition};
 use crate::volume::request::Request;
+use crate::volume::source::Source;
 
 const BLOCK: usize = BLOCK_SIZE as usize;
 
@@ -35,12 +36,12 @@ pub struct Spot {
 /// Where the old contents of a block are, of which a part is overwritten.
 #[derive(Clone, Debug)]
 pub enum Old {
-    /// At its base place.
-    Base,
+    /// At its base place, or a source's.
+    Base(Option<Arc<Source>>),
     /// Nowhere.
     Zero,
-    /// In a slot with this checksum.
-    Slot(Spot, u32),
+    /// In a slot, or a source's, with this checksum.
+    Slot(Option<Arc<Source>>, Spot, u32),
 }
 
 /// Where whole blocks go.
@@ -52,16 +53,18 @@ pub enum Target {
     Slots(Spot),
 }
 
-/// One step of a job. `at` counts bytes from the request's start; offsets count from the partition's.
+/// One step of a job. `at` counts bytes from the request's start; offsets count from the partition's. `of`: the source
+/// whose place it is, if it is not the volume's own.
 #[allow(missing_docs)]
 #[derive(Clone, Debug)]
 pub enum Step {
     /// Read from the base place.
-    ReadBase { offset: u64, length: u64, at: usize },
+    ReadBase { of: Option<Arc<Source>>, offset: u64, length: u64, at: usize },
     /// Fill with zeroes.
     ReadZero { length: usize, at: usize },
     /// Read consecutive slots: `skip` bytes of the first are not wanted.
     ReadSlots {
+        of: Option<Arc<Source>>,
         spot: Spot,
         block: BlockIndex,
         sums: Vec<u32>,
@@ -155,17 +158,19 @@ impl Job {
 
     fn read_step(&mut self, partition: &Partition, step: &Step) -> Result<(), Errno> {
         match step {
-            Step::ReadBase { offset, length, at } => {
-                partition.pieces(*offset, *length, |device, from, here, done| {
+            Step::ReadBase { of, offset, length, at } => self.base(of.as_ref(), partition).pieces(
+                *offset,
+                *length,
+                |device, from, here, done| {
                     device.read(self.fill(at + done as usize, here as usize), from)
-                })
-            }
+                },
+            ),
             Step::ReadZero { length, at } => {
                 self.fill(*at, *length).fill(0);
                 Ok(())
             }
-            Step::ReadSlots { spot, block, sums, skip, length, at } => {
-                let (bad, partition) = (Arc::clone(&self.bad), self.partition);
+            Step::ReadSlots { of, spot, block, sums, skip, length, at } => {
+                let (bad, partition) = (Arc::clone(self.bad_of(of.as_ref())), self.partition);
                 let note = |index: u32| {
                     bad.note(partition, block + index, spot.place.step(index), spot.device.id);
                 };
@@ -215,6 +220,16 @@ impl Job {
 }
 
 impl Job {
+    /// The partition's base places, or a source's.
+    fn base<'a>(&self, of: Option<&'a Arc<Source>>, own: &'a Partition) -> &'a Partition {
+        of.map_or(own, |source| &source.geometry.partitions[self.partition as usize])
+    }
+
+    /// Where bad blocks are noted of the volume, or of a source.
+    fn bad_of<'a>(&'a self, of: Option<&'a Arc<Source>>) -> &'a Arc<BadBlocks> {
+        of.map_or(&self.bad, |source| &source.bad)
+    }
+
     fn read_old(
         &self,
         partition: &Partition,
@@ -224,17 +239,20 @@ impl Job {
     ) -> Result<(), Errno> {
         let (start, number) = (u64::from(first) * BLOCK_SIZE, self.partition);
         match old {
-            Old::Base => partition.pieces(start, BLOCK_SIZE, |device, from, here, done| {
-                device.read(&mut block[done as usize..(done + here) as usize], from)
-            }),
+            Old::Base(of) => {
+                let base = self.base(of.as_ref(), partition);
+                base.pieces(start, BLOCK_SIZE, |device, from, here, done| {
+                    device.read(&mut block[done as usize..(done + here) as usize], from)
+                })
+            }
             Old::Zero => {
                 block.fill(0);
                 Ok(())
             }
-            Old::Slot(spot, sum) => {
+            Old::Slot(of, spot, sum) => {
                 spot.device.read(block, spot.offset)?;
                 verify(block, std::slice::from_ref(sum), |_| {
-                    self.bad.note(number, first, spot.place, spot.device.id);
+                    self.bad_of(of.as_ref()).note(number, first, spot.place, spot.device.id);
                 })
             }
         }

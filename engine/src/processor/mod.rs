@@ -36,6 +36,7 @@ pub mod queue;
 pub mod read;
 pub mod reclaim;
 pub mod report;
+mod roll_back;
 pub mod run;
 pub mod scrub;
 pub mod share;

@@ -13,6 +13,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
+use crate::block_map::history::{History, Rollback};
 use crate::change_log::journal::Prepared;
 use crate::error::{Errno, Result};
 use crate::processor::compare::{HandedOut, Pair};
@@ -60,8 +61,15 @@ pub enum Control {
     CutGo(Arc<Cut>),
     /// Say when the writes of this epoch and earlier ones have landed.
     Settle(u32, Epoch, Sender<()>),
-    /// Forget the snapshots of these epochs; answer with the bytes that only they could see.
-    Drop(u32, Vec<Epoch>, Sender<u64>),
+    /// Forget the snapshots of these epochs, and the rollback at an epoch, if one is named; answer with the bytes that only
+    /// they could see.
+    Drop(u32, Vec<Epoch>, Option<Epoch>, Sender<u64>),
+    /// Answer with the snapshots and rollbacks.
+    History(u32, Sender<History>),
+    /// Go back to a snapshot, as soon as nothing is under way; answer whether that was done.
+    RollBack(u32, Rollback, Sender<bool>),
+    /// Write a checkpoint of now, and say whether that was done.
+    Checkpoint(u32, Sender<bool>),
     /// Continue a `Drop`.
     DropMore(u32, Box<Dropping>),
     /// A sync ended that a share had asked for.

@@ -14,6 +14,8 @@ use crate::processor::io_job::{Job, Spot, Step, read_slots};
 use crate::processor::queue::Part;
 use crate::processor::share::{Context, Share, blocks_of, count};
 use crate::units::{BLOCK_SIZE, Epoch};
+use crate::volume::geometry::Partition;
+use crate::volume::source::{Source, resolve};
 
 /// Longer parts are read by a pool thread: the processor has others to serve.
 const INLINE_BYTES_MAX: u32 = 256 << 10;
@@ -42,23 +44,27 @@ impl Share {
     /// Reads what needs no waiting; `false` if some of it does.
     fn read_now(&self, part: &Part) -> Result<bool, Errno> {
         let number = self.locals[part.local as usize].partition;
-        let partition = &self.geometry.partitions[number as usize];
         let mut cached = true;
-        self.for_each_run(part, |found, offset, length, at| {
+        self.for_each_run(part, |of, found, offset, length, at| {
             // SAFETY: B3: the part holds its range of the request's buffer alone.
             let out = unsafe { part.request.data.part_mut(at, length) };
             if found.place == Place::BASE {
-                partition.pieces(offset, length as u64, |device, from, here, done| {
-                    let out = &mut out[done as usize..(done + here) as usize];
-                    cached = cached && device.read_cached(out, from)?;
-                    Ok::<(), Errno>(())
-                })?;
+                self.base(of, number).pieces(
+                    offset,
+                    length as u64,
+                    |device, from, here, done| {
+                        let out = &mut out[done as usize..(done + here) as usize];
+                        cached = cached && device.read_cached(out, from)?;
+                        Ok::<(), Errno>(())
+                    },
+                )?;
             } else if found.place.is_slot() {
-                let spot = self.spot(found.place);
+                let spot = self.spot(of, found.place);
                 let skip = (offset % BLOCK_SIZE) as usize;
+                let bad = of.map_or(&self.bad, |source| &source.bad);
                 let note = |index: u32| {
                     let first = (offset / BLOCK_SIZE) as u32;
-                    self.bad.note(number, first + index, spot.place.step(index), spot.device.id);
+                    bad.note(number, first + index, spot.place.step(index), spot.device.id);
                 };
                 cached = cached
                     && read_slots(
@@ -79,14 +85,15 @@ impl Share {
 
     fn plan_read(&self, part: &Part) -> Job {
         let mut steps = Vec::new();
-        let planned = self.for_each_run(part, |found, offset, length, at| {
+        let planned = self.for_each_run(part, |of, found, offset, length, at| {
             steps.push(if found.place == Place::BASE {
-                Step::ReadBase { offset, length: length as u64, at }
+                Step::ReadBase { of: of.cloned(), offset, length: length as u64, at }
             } else if found.place.is_slot() {
-                let spot = self.spot(found.place);
+                let spot = self.spot(of, found.place);
                 let skip = (offset % BLOCK_SIZE) as usize;
                 let block = (offset / BLOCK_SIZE) as u32;
-                Step::ReadSlots { spot, block, sums: found.checksums.to_vec(), skip, length, at }
+                let (of, sums) = (of.cloned(), found.checksums.to_vec());
+                Step::ReadSlots { of, spot, block, sums, skip, length, at }
             } else {
                 Step::ReadZero { length, at }
             });
@@ -96,33 +103,41 @@ impl Share {
         Job { steps, ..self.new_job(part, false) }
     }
 
-    /// Calls `f(run, offset in the partition, length, offset in the request)` for each run that a part touches,
-    /// as long as it says so. A run of slots never leaves its chunk.
+    /// Calls `f(of, run, offset in the partition, length, offset in the request)` for each run that a part touches,
+    /// as long as it says so; `of`: the source that has it, if it is not the volume itself. A run of slots never leaves its chunk.
     pub(super) fn for_each_run(
         &self,
         part: &Part,
-        mut f: impl FnMut(Found<'_>, u64, usize, usize) -> Result<bool, Errno>,
+        mut f: impl FnMut(Option<&Arc<Source>>, Found<'_>, u64, usize, usize) -> Result<bool, Errno>,
     ) -> Result<(), Errno> {
         let map = self.map_of(part.local, part.view);
+        let partition = self.locals[part.local as usize].partition;
         let (first, last) = blocks_of(part);
         let end = u64::from(part.offset) + u64::from(part.length);
         let mut block = first;
         while block <= last {
-            let found = within_chunk(map.find(block, last - block + 1));
+            let own = map.find(block, last - block + 1);
+            let (of, found) = resolve(own, self.source.as_ref(), partition, block);
+            let found = within_chunk(found);
             let from = (u64::from(block) * BLOCK_SIZE).max(u64::from(part.offset));
             let to = (u64::from(block + found.count) * BLOCK_SIZE).min(end);
             let at = part.at as usize + (from - u64::from(part.offset)) as usize;
             block += found.count;
-            if !f(found, from, (to - from) as usize, at)? {
+            if !f(of, found, from, (to - from) as usize, at)? {
                 break;
             }
         }
         Ok(())
     }
 
-    /// Where a slot is.
-    pub(super) fn spot(&self, place: Place) -> Spot {
-        spot_in(&self.space, place)
+    /// Where a slot is, of the volume or of a source.
+    pub(super) fn spot(&self, of: Option<&Arc<Source>>, place: Place) -> Spot {
+        spot_in(of.map_or(&self.space, |source| &source.space), place)
+    }
+
+    /// Where the base places of a partition are, of the volume or of a source.
+    pub(super) fn base<'a>(&'a self, of: Option<&'a Arc<Source>>, number: u32) -> &'a Partition {
+        &of.map_or(&self.geometry, |source| &source.geometry).partitions[number as usize]
     }
 }
 

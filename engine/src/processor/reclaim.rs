@@ -46,10 +46,10 @@ pub(super) struct Dropped {
 
 /// Base places that nobody sees any more, to be punched when that is durable.
 pub(super) struct FreedBase {
-    seq: u64,
-    local: u32,
-    first: u32,
-    count: u32,
+    pub(super) seq: u64,
+    pub(super) local: u32,
+    pub(super) first: u32,
+    pub(super) count: u32,
 }
 
 impl Share {
@@ -234,12 +234,19 @@ impl Share {
         Some((local, first, last, steps))
     }
 
-    /// Begins to drop snapshots.
-    pub fn begin_drop(&mut self, mut epochs: Vec<Epoch>, answer: Sender<u64>) -> Dropping {
+    /// Begins to drop snapshots, and what only the rollback at an epoch has kept, if one is named.
+    pub fn begin_drop(
+        &mut self,
+        mut epochs: Vec<Epoch>,
+        rollback: Option<Epoch>,
+        answer: Sender<u64>,
+    ) -> Dropping {
+        self.history.forget(&epochs);
+        if let Some(at) = rollback {
+            epochs.extend(self.history.forget_rollback(at)); // what only it has kept
+        }
         epochs.sort_unstable_by(|one, other| other.cmp(one));
         epochs.dedup();
-        let gone = |epoch: &Epoch| epochs.binary_search_by(|other| epoch.cmp(other)).is_ok();
-        self.snapshots.retain(|snapshot| !gone(snapshot));
         Dropping { epochs, next_local: 0, freed_blocks: 0, answer }
     }
 
@@ -264,15 +271,15 @@ impl Share {
             dropping.next_local += 1;
             let local = &mut self.locals[number as usize];
             let (slots, bases, bad) = (&mut self.slots, &mut self.freed_bases, &self.bad);
-            let freed_blocks = &mut dropping.freed_blocks;
-            local.versions.forget(epoch, &self.snapshots, |first, count, place| {
-                if place != Place::ZERO {
+            let (freed_blocks, has_base) = (&mut dropping.freed_blocks, self.source.is_none());
+            local.versions.forget(epoch, &self.history, |first, count, place| {
+                if place.is_slot() || (has_base && place == Place::BASE) {
                     *freed_blocks += u64::from(count);
                 }
                 if place.is_slot() {
                     slots.give_later(seq, place, count);
                     bad.forget(place, count);
-                } else if place == Place::BASE {
+                } else if has_base && place == Place::BASE {
                     bases.push_back(FreedBase { seq, local: number, first, count });
                 }
             });

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 
+use crate::block_map::history::Rollback;
 use crate::deliberate::{Bug, bug};
 use crate::error::{Errno, Error, Result};
 use crate::processor::core::{Core, Runs};
@@ -56,6 +57,7 @@ impl Handle {
             sinks: Vec::new(),
             cutting: Vec::new(),
             leaving: Vec::new(),
+            rolling_back: Vec::new(),
             parts: 0,
             slow_ios: 0,
             stopped: false,
@@ -91,6 +93,8 @@ pub struct Processor {
     cutting: Vec<CutShare>,
     /// Shares that are to be given back as soon as nothing of them is under way.
     leaving: Vec<(u32, Sender<Box<Share>>)>,
+    /// Shares that are to go back to a snapshot as soon as nothing of them is under way.
+    rolling_back: Vec<(u32, Rollback, Sender<bool>)>,
     parts: u64,
     slow_ios: u64,
     /// It was told to stop.
@@ -152,11 +156,25 @@ impl Processor {
         for sink in self.sinks.drain(..) {
             sink.kick();
         }
+        self.roll_back();
         self.let_go();
         let stats = &self.stats;
         stats.parts.store(self.parts, Ordering::Relaxed);
         stats.slow_ios.store(self.slow_ios, Ordering::Relaxed);
         stats.batches.store(stats.batches.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    }
+
+    /// Has shares go back to a snapshot that are idle.
+    fn roll_back(&mut self) {
+        for (number, rollback, answer) in std::mem::take(&mut self.rolling_back) {
+            let idle = self.with_share(number, |share, _| share.idle());
+            if idle == Some(false) {
+                self.rolling_back.push((number, rollback, answer));
+                continue;
+            }
+            let done = self.with_share(number, |share, _| share.roll_back(rollback));
+            let _ = answer.send(done.unwrap_or(false)); // whoever asked may have gone
+        }
     }
 
     /// Gives back the shares that leave and are idle.
@@ -196,11 +214,18 @@ impl Processor {
             }
             Control::CutStop(cut, shares) => self.stop_writes(&cut, shares),
             Control::CutGo(cut) => self.advance(&cut),
-            Control::Drop(number, epochs, answer) => {
-                let dropping = self.with_share(number, |share, _| share.begin_drop(epochs, answer));
+            Control::Drop(number, epochs, rollback, answer) => {
+                let dropping =
+                    self.with_share(number, |share, _| share.begin_drop(epochs, rollback, answer));
                 if let Some(dropping) = dropping {
                     self.drop_more(number, dropping);
                 }
+            }
+            Control::RollBack(number, rollback, answer) => {
+                self.rolling_back.push((number, rollback, answer));
+            }
+            Control::Checkpoint(number, answer) => {
+                self.with_share(number, |share, context| share.checkpoint_now(answer, context));
             }
             Control::DropMore(number, dropping) => self.drop_more(number, *dropping),
             // Whoever asks for what is let go is told so: its end of the answer is dropped.
@@ -234,7 +259,7 @@ impl Processor {
                 self.with_share(number, |share, _| share.segment_prepared(prepared));
             }
             Control::CheckpointDone(number, bytes) => {
-                self.with_share(number, |share, _| share.checkpoint_done(bytes));
+                self.with_share(number, |share, context| share.checkpoint_done(bytes, context));
             }
             Control::Stop => return true,
             question => self.answer(question),
@@ -247,6 +272,9 @@ impl Processor {
         match question {
             Control::Scrub(number, question) => {
                 self.with_share(number, |share, _| share.answer(question));
+            }
+            Control::History(number, answer) => {
+                self.with_share(number, |share, _| answer.send(share.history().clone()));
             }
             Control::States(number, epoch, answer) => {
                 self.with_share(number, |share, _| answer.send(share.states(epoch)));

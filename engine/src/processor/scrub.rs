@@ -10,6 +10,7 @@
 
 use std::sync::mpsc::Sender;
 
+use crate::block_map::history::History;
 use crate::block_map::place::Place;
 use crate::block_map::tree::{Map, leaves};
 use crate::block_map::versions::Versions;
@@ -111,8 +112,9 @@ impl Share {
                     return (runs, Some(Cursor { leaf, epoch: behind }));
                 }
                 looks += 1;
-                let map = frozen.get(index).map_or(&versions.live, |version| &version.map);
-                let before = index.checked_sub(1).map(|i| &frozen[i].map);
+                let map = versions.map(index);
+                let before =
+                    versions.parent_of(index, &self.history).map(|index| versions.map(index));
                 only_here(map, before, leaf, |run| {
                     blocks += run.sums.len() as u32;
                     runs.push(run);
@@ -129,21 +131,21 @@ impl Share {
             let found = map.find(block, 1);
             found.place == place && found.checksums.first() == Some(&sum)
         };
-        let epochs = self.snapshots.iter().copied().filter(|epoch| sees(versions.at(*epoch).0));
+        let epochs =
+            self.history.snapshots().iter().copied().filter(|epoch| sees(versions.at(*epoch).0));
         let seen = SeenBy { live: sees(&versions.live), epochs: epochs.collect() };
         (seen.live || !seen.epochs.is_empty()).then_some(seen)
     }
 }
 
 /// Calls `f` with all slots that any version sees, each once.
-pub fn for_each_slot_run(versions: &Versions, mut f: impl FnMut(SlotRun)) {
-    let frozen = versions.frozen().iter().map(|version| &version.map);
-    let maps: Vec<&Map> = frozen.chain(std::iter::once(&versions.live)).collect();
+pub fn for_each_slot_run(versions: &Versions, history: &History, mut f: impl FnMut(SlotRun)) {
+    let parent = |index| versions.parent_of(index, history).map(|parent| versions.map(parent));
+    let maps = (0..=versions.frozen().len()).map(|index| (versions.map(index), parent(index)));
+    let maps: Vec<(&Map, Option<&Map>)> = maps.collect();
     for leaf in 0..leaves(versions.live.blocks()) as u32 {
-        let mut before = None;
-        for map in &maps {
-            only_here(map, before, leaf, &mut f);
-            before = Some(*map);
+        for (map, parent) in &maps {
+            only_here(map, *parent, leaf, &mut f);
         }
     }
 }

@@ -5,7 +5,7 @@
 //!                   part that waits for one, waits too.
 //! Invariants        H1 two parts of the live volume that overlap, one of them a write, are never under way together;
 //!                   H2 a part is under way, waiting, held for a cut, starved of slots, or ended: one of these;
-//!                   H3 `snapshots` are in order, and `epoch` is above all of them.
+//!                   H3 `epoch` is above all of `history`.
 //! Owner and locks   its processor, alone.
 
 use std::collections::VecDeque;
@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 
+use crate::block_map::history::History;
 use crate::block_map::versions::Versions;
 use crate::change_log::journal::Journal;
 use crate::change_log::slots::Slots;
@@ -30,6 +31,7 @@ use crate::volume::bad_blocks::BadBlocks;
 use crate::volume::flusher::{Flusher, Waiter};
 use crate::volume::geometry::Geometry;
 use crate::volume::request::{Request, Sink, Verb};
+use crate::volume::source::Source;
 
 /// Waiting slots at which the share asks for a sync of its own accord: 256 MiB.
 const WAITING_SLOTS_MAX: u64 = 65_536;
@@ -106,6 +108,8 @@ pub struct Parts {
     pub number: u32,
     /// The volume's shape.
     pub geometry: Arc<Geometry>,
+    /// What the volume was made from, if it is a clone.
+    pub source: Option<Arc<Source>>,
     /// The volume's change logs.
     pub space: Arc<Space>,
     /// Who waits for slots.
@@ -124,8 +128,8 @@ pub struct Parts {
     pub slots: Slots,
     /// The epoch of new writes.
     pub epoch: Epoch,
-    /// The catalog's snapshots.
-    pub snapshots: Vec<Epoch>,
+    /// The catalog's snapshots and rollbacks.
+    pub history: History,
     /// Logs for redirected writes where the newest snapshot names none.
     pub default_logs: Vec<u16>,
     /// Which of the volume's shares it is.
@@ -138,6 +142,7 @@ pub struct Parts {
 pub struct Share {
     pub(super) number: u32,
     pub(super) geometry: Arc<Geometry>,
+    pub(super) source: Option<Arc<Source>>,
     pub(super) space: Arc<Space>,
     pub(super) hunger: Arc<Hunger>,
     /// Where slots are taken from, in the order to try.
@@ -150,7 +155,7 @@ pub struct Share {
     pub(super) journal: Journal,
     pub(super) slots: Slots,
     pub(super) epoch: Epoch,
-    pub(super) snapshots: Vec<Epoch>,
+    pub(super) history: History,
     pub(super) default_logs: Vec<u16>,
     pub(super) ordinal: usize,
     pub(super) named_log: Option<u16>,
@@ -176,17 +181,21 @@ pub struct Share {
     /// Empty chunks that a pool thread is giving back to their logs.
     pub(super) returning: u64,
     pub(super) checkpointing: bool,
+    /// Who waits for the checkpoint that is being written, and for the one after it.
+    pub(super) checkpoint_waiters: [Vec<Sender<bool>>; 2],
     pub(super) checkpoint_bytes: u64,
 }
 
 impl Share {
     /// Puts a share together.
     pub fn new(parts: Parts) -> Share {
-        let in_order = parts.snapshots.windows(2).all(|pair| pair[0] < pair[1]);
-        assert!(in_order && parts.snapshots.last().is_none_or(|last| *last < parts.epoch), "H3");
+        let newest = parts.history.marks().last();
+        let left = parts.history.rollbacks().last().map(|rollback| &rollback.at);
+        assert!(newest.max(left).is_none_or(|last| *last < parts.epoch), "H3");
         let mut share = Share {
             number: parts.number,
             geometry: parts.geometry,
+            source: parts.source,
             log_order: Vec::new(),
             elsewhere: Elsewhere::default(),
             space: parts.space,
@@ -198,7 +207,7 @@ impl Share {
             journal: parts.journal,
             slots: parts.slots,
             epoch: parts.epoch,
-            snapshots: parts.snapshots,
+            history: parts.history,
             default_logs: parts.default_logs,
             ordinal: parts.ordinal,
             named_log: parts.named_log,
@@ -219,6 +228,7 @@ impl Share {
             punching: false,
             leaving: false,
             checkpointing: false,
+            checkpoint_waiters: Default::default(),
             checkpoint_bytes: 0,
         };
         share.order_logs();

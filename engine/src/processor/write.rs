@@ -3,7 +3,8 @@
 //! How it works      Block by block: what only the live map sees at its base place is overwritten there. Everything
 //!                   else goes somewhere new: to its base place if no version at all is left that could see it,
 //!                   else to fresh slots; then a record, then the map. Blocks in slots always move, so a slot
-//!                   is written once (J1), and its checksum and its record are of one age.
+//!                   is written once (J1), and its checksum and its record are of one age. A clone has no base places:
+//!                   what it shows there is its [source](crate::volume::source)'s, which it never writes.
 //! Why moving back to the base place is safe   with no frozen map, only the live map can see the base place, and
 //!                   it does not: it has the block elsewhere. Until the record is durable, a power loss gives the
 //!                   elsewhere back, which is not reused before (J4).
@@ -15,8 +16,9 @@ use crate::change_log::format::RECORD_SUMS_MAX;
 use crate::deliberate::{Bug, bug};
 use crate::processor::io_job::{Job, NewPlace, Old, Step, Target, write_base};
 use crate::processor::queue::Part;
-use crate::processor::share::{Context, Share, count};
+use crate::processor::share::{Context, Local, Share, count};
 use crate::units::{BLOCK_SIZE, BlockIndex};
+use crate::volume::source::resolve;
 
 /// Longer parts are written by a pool thread: the processor has others to serve.
 const INLINE_BYTES_MAX: u32 = 64 << 10;
@@ -29,7 +31,9 @@ pub(super) struct Starved {
 impl Share {
     pub(super) fn write(&mut self, part: Part, context: &mut Context<'_>) {
         if !bug(Bug::NoFreeze) {
-            self.locals[part.local as usize].versions.freeze_before(self.epoch, &self.snapshots);
+            self.locals[part.local as usize]
+                .versions
+                .freeze_before(self.epoch, self.history.marks());
         }
         let aligned = (part.offset | part.length).is_multiple_of(BLOCK_SIZE as u32);
         let inline = aligned && part.length <= INLINE_BYTES_MAX;
@@ -70,10 +74,10 @@ impl Share {
     fn overwritable(&self, local: u32, block: BlockIndex, limit: u32) -> (u32, bool) {
         let versions = &self.locals[local as usize].versions;
         let live = versions.live.find(block, limit);
-        if live.place != Place::BASE {
-            return (live.count, false);
+        if live.place != Place::BASE || self.source.is_some() {
+            return (live.count, false); // C3
         }
-        match versions.parent() {
+        match versions.parent(&self.history) {
             None => (live.count, true),
             Some(parent) => {
                 let theirs = parent.find(block, live.count);
@@ -98,7 +102,7 @@ impl Share {
 
     /// How many slots a write of the bytes `from..to` of a partition takes.
     pub(super) fn slots_for(&self, local: u32, from: u64, to: u64) -> u64 {
-        if from == to || self.locals[local as usize].versions.frozen().is_empty() {
+        if from == to || self.goes_to_base(local) {
             return 0;
         }
         let (mut block, last) = ((from / BLOCK_SIZE) as u32, ((to - 1) / BLOCK_SIZE) as u32);
@@ -171,23 +175,30 @@ impl Share {
         count
     }
 
+    /// Whether whatever is written may go to its base place, as no snapshot, nor a source, has anything there.
+    fn goes_to_base(&self, local: u32) -> bool {
+        self.source.is_none() && self.locals[local as usize].versions.frozen().is_empty()
+    }
+
     /// Somewhere new for up to `want` blocks.
     fn take_target(&mut self, local: u32, want: u32) -> (Place, u32, Target) {
-        if self.locals[local as usize].versions.frozen().is_empty() {
+        if self.goes_to_base(local) {
             return (Place::BASE, want, Target::Base);
         }
         let (place, taken) = self.take_slots(want.min(RECORD_SUMS_MAX));
         count(&self.stats.redirected_blocks, u64::from(taken));
-        (place, taken, Target::Slots(self.spot(place)))
+        (place, taken, Target::Slots(self.spot(None, place)))
     }
 
     /// Where a block's contents are now.
     fn old(&self, local: u32, block: BlockIndex) -> Old {
-        let found = self.locals[local as usize].versions.live.find(block, 1);
+        let Local { versions, partition, .. } = &self.locals[local as usize];
+        let own = versions.live.find(block, 1);
+        let (of, found) = resolve(own, self.source.as_ref(), *partition, block);
         match found.place {
-            Place::BASE => Old::Base,
+            Place::BASE => Old::Base(of.cloned()),
             Place::ZERO => Old::Zero,
-            place => Old::Slot(self.spot(place), found.checksums[0]),
+            place => Old::Slot(of.cloned(), self.spot(of, place), found.checksums[0]),
         }
     }
 }

@@ -2,7 +2,9 @@
 //!
 //! How it works      Whole blocks: what only the live map sees at its base place is punched there (or zeroed with
 //!                   its space kept), if the device can; everything else becomes `zero` in the map, which costs a
-//!                   record however long the run is. Partial blocks: TRIM leaves them, WRITE_ZEROES writes them.
+//!                   record however long the run is. A clone has nothing to be punched. Partial blocks: TRIM leaves them, WRITE_ZEROES writes them.
+
+use std::sync::Arc;
 
 use crate::block_map::leaf::Found;
 use crate::block_map::place::Place;
@@ -14,6 +16,7 @@ use crate::processor::share::{Context, Share};
 use crate::processor::write::Starved;
 use crate::units::{BLOCK_SIZE, BlockIndex};
 use crate::volume::request::{StatusExtent, Verb};
+use crate::volume::source::Source;
 
 /// How the whole blocks of a part are cleared.
 #[derive(Clone, Copy)]
@@ -28,7 +31,7 @@ impl Share {
             Verb::Zero { no_hole, .. } => Manner { trim: false, keep_allocated: no_hole },
             _ => Manner { trim: true, keep_allocated: false },
         };
-        self.locals[part.local as usize].versions.freeze_before(self.epoch, &self.snapshots);
+        self.locals[part.local as usize].versions.freeze_before(self.epoch, self.history.marks());
         let (from, to) = (u64::from(part.offset), u64::from(part.offset) + u64::from(part.length));
         // The last block of a volume ends with it, so whole blocks are aligned ones.
         let (first, end) = (from.next_multiple_of(BLOCK_SIZE), to - to % BLOCK_SIZE);
@@ -87,7 +90,7 @@ impl Share {
             let mut count = live.count;
             let mut only_live = true;
             if live.place == Place::BASE
-                && let Some(parent) = versions.parent()
+                && let Some(parent) = versions.parent(&self.history)
             {
                 let theirs = parent.find(block, count);
                 count = theirs.count;
@@ -96,7 +99,8 @@ impl Share {
             match (live.place, clearing) {
                 (Place::ZERO, _) => {}
                 (Place::BASE, Some(keep)) if only_live => push_clear(job, block, count, keep),
-                (Place::BASE, None) if only_live && manner.trim => {}
+                // A device that gives no space back gains nothing; a clone must not show its source's.
+                (Place::BASE, None) if only_live && manner.trim && self.source.is_none() => {}
                 _ => push_zero(job, block, count),
             }
             block += count;
@@ -111,6 +115,9 @@ impl Share {
     /// How base places of a partition can be cleared without writing them: with their space kept or not, or not
     /// at all. TRIM is for giving space back, so a device that cannot gains nothing.
     fn clearing(&self, local: u32, manner: Manner) -> Option<bool> {
+        if self.source.is_some() {
+            return None; // C3
+        }
         let partition = self.locals[local as usize].partition;
         let extents = &self.geometry.partitions[partition as usize].extents;
         let all = |can: fn(&Device) -> bool| extents.iter().all(|extent| can(&extent.device));
@@ -122,16 +129,18 @@ impl Share {
 
     pub(super) fn cache(&mut self, part: Part, context: &mut Context<'_>) {
         let partition = self.locals[part.local as usize].partition;
-        let geometry = std::sync::Arc::clone(&self.geometry);
-        let partition = &geometry.partitions[partition as usize];
-        let asked = self.for_each_run(&part, |found, offset, length, _| {
+        let asked = self.for_each_run(&part, |of, found, offset, length, _| {
             if found.place == Place::BASE {
-                partition.pieces(offset, length as u64, |device, from, here, _| {
-                    device.will_need(from, here);
-                    Ok::<(), Errno>(())
-                })?;
+                self.base(of, partition).pieces(
+                    offset,
+                    length as u64,
+                    |device, from, here, _| {
+                        device.will_need(from, here);
+                        Ok::<(), Errno>(())
+                    },
+                )?;
             } else if found.place.is_slot() {
-                let spot = self.spot(found.place);
+                let spot = self.spot(of, found.place);
                 spot.device.will_need(spot.offset, length as u64);
             }
             Ok(true)
@@ -149,12 +158,12 @@ impl Share {
         let mut statuses = Vec::new();
         let request_start = part.request.offset + part.at;
         let part_start = u64::from(part.offset);
-        let found = self.for_each_run(&part, |found, offset, length, _| {
+        let found = self.for_each_run(&part, |of, found, offset, length, _| {
             let mut push = |from: u64, length: u64, hole: bool| {
                 let offset = request_start + (from - part_start);
                 statuses.push(StatusExtent { offset, length, hole, zero: hole });
             };
-            self.run_status(&part, found, offset, length as u64, &mut push)?;
+            self.run_status(&part, of, found, offset, length as u64, &mut push)?;
             Ok(true)
         });
         part.request.add_status(&statuses);
@@ -165,6 +174,7 @@ impl Share {
     fn run_status(
         &self,
         part: &Part,
+        of: Option<&Arc<Source>>,
         found: Found<'_>,
         offset: u64,
         length: u64,
@@ -175,8 +185,7 @@ impl Share {
             return Ok(());
         }
         let partition = self.locals[part.local as usize].partition;
-        let partition = &self.geometry.partitions[partition as usize];
-        partition.pieces(offset, length, |device, from, here, done| {
+        self.base(of, partition).pieces(offset, length, |device, from, here, done| {
             let mut at = 0;
             while at < here {
                 let (run, hole) = device.allocation(from + at, here - at);

@@ -8,6 +8,7 @@ use std::time::Duration;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
+use crate::block_map::history::Rollback;
 use crate::engine::Engine as Inner;
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits;
@@ -226,6 +227,22 @@ impl Engine {
         self.call(py, |this| this.inner.drop_snapshots(volume, &epochs))
     }
 
+    fn roll_back(&self, py: Python<'_>, volume: u64, at: Epoch, to: Epoch) -> PyResult<()> {
+        self.call(py, |this| this.inner.roll_back(volume, Rollback { at, to }))
+    }
+
+    fn checkpoint(&self, py: Python<'_>, volume: u64) -> PyResult<()> {
+        self.call(py, |this| this.inner.checkpoint(volume))
+    }
+
+    fn unneeded_rollback(&self, py: Python<'_>, volume: u64) -> PyResult<Option<Epoch>> {
+        self.call(py, |this| this.inner.unneeded_rollback(volume))
+    }
+
+    fn forget_rollback(&self, py: Python<'_>, volume: u64, at: Epoch) -> PyResult<u64> {
+        self.call(py, |this| this.inner.forget_rollback(volume, at))
+    }
+
     fn snapshot_use<'py>(&self, py: Python<'py>, volume: u64) -> PyResult<Bound<'py, PyDict>> {
         let found = self.call(py, |this| this.inner.snapshot_use(volume))?;
         super::space::snapshot_use(py, &found)
@@ -347,6 +364,13 @@ impl Engine {
         // SAFETY: the caller hands this descriptor over and uses it no more (engine.pyi says so).
         let socket = unsafe { OwnedFd::from_raw_fd(fd) };
         self.call(py, |this| this.server.listen(socket))
+    }
+
+    fn disconnect(&self, py: Python<'_>, export: &str) -> PyResult<()> {
+        self.call(py, |this| {
+            this.server.disconnect(export);
+            Ok(())
+        })
     }
 
     fn hand_over<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {

@@ -7,7 +7,8 @@ use pyo3::exceptions::{PyKeyError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
-use crate::engine::volumes::{ExtentSpec, VolumeSpec};
+use crate::block_map::history::Rollback;
+use crate::engine::spec::{ExtentSpec, VolumeSpec};
 use crate::units::Epoch;
 
 /// A dictionary's entry.
@@ -60,12 +61,25 @@ pub fn volume(dict: &Bound<'_, PyDict>) -> PyResult<VolumeSpec> {
     snapshots.sort_unstable();
     let size: u64 = entry(dict, "size")?;
     let mut smaller: BTreeMap<u64, Epoch> = BTreeMap::new();
+    let mut sizes: Vec<(Epoch, u64)> = Vec::new();
     for snapshot in dicts(dict, "snapshots")? {
-        let (epoch, bytes): (Epoch, u64) = (entry(&snapshot, "epoch")?, entry(&snapshot, "size")?);
+        sizes.push((entry(&snapshot, "epoch")?, entry(&snapshot, "size")?));
+    }
+    for rollback in dicts(dict, "rollbacks")? {
+        sizes.push((entry(&rollback, "to")?, entry(&rollback, "to_size")?));
+    }
+    for (epoch, bytes) in sizes {
         if bytes < size {
             let bound = smaller.entry(bytes).or_insert(0);
             *bound = epoch.saturating_add(1).max(*bound);
         }
+    }
+    let source: Option<Bound<'_, PyDict>> = entry(dict, "source")?;
+    let source = source.map(|one| PyResult::Ok((entry(&one, "volume")?, entry(&one, "epoch")?)));
+    let mut rollbacks: Vec<(Rollback, u64)> = Vec::new();
+    for rollback in dicts(dict, "rollbacks")? {
+        let (at, to) = (entry(&rollback, "at")?, entry(&rollback, "to")?);
+        rollbacks.push((Rollback { at, to }, entry(&rollback, "size")?));
     }
     Ok(VolumeSpec {
         id: entry(dict, "id")?,
@@ -80,5 +94,7 @@ pub fn volume(dict: &Bound<'_, PyDict>) -> PyResult<VolumeSpec> {
         snapshots,
         next_epoch: entry(dict, "next_epoch")?,
         bounds: smaller.into_iter().map(|(bytes, epoch)| (epoch, bytes)).collect(),
+        rollbacks,
+        source: source.transpose()?,
     })
 }

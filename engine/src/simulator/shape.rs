@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::disk::Disk;
 use super::faults::Role;
 use super::random::Random;
-use crate::engine::volumes::{ExtentSpec, VolumeSpec};
+use crate::engine::spec::{ExtentSpec, VolumeSpec};
 use crate::units::{BLOCK_SIZE, DeviceId, Epoch, VolumeId};
 
 const MIB: u64 = 1 << 20;
@@ -112,6 +112,8 @@ impl Shape {
             default_logs: self.default_logs.clone(),
             directory: PathBuf::from("/state/volume"),
             snapshots,
+            rollbacks: Vec::new(),
+            source: None,
             next_epoch,
             bounds: Vec::new(),
         }

@@ -13,6 +13,7 @@ pub mod export;
 pub mod flusher;
 pub mod geometry;
 pub mod request;
+pub mod source;
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -30,6 +31,7 @@ use bad_blocks::BadBlocks;
 use flusher::{Durable, Flusher, Waiter};
 use geometry::Geometry;
 use request::{Request, Target, Verb};
+use source::Source;
 
 /// A volume's share, as everyone but its processor sees it.
 #[derive(Clone)]
@@ -54,6 +56,8 @@ pub struct Volume {
     pub share: u32,
     /// Its shape.
     pub geometry: Arc<Geometry>,
+    /// What it was made from, if it is a clone.
+    pub source: Option<Arc<Source>>,
     /// Its change logs.
     pub space: Arc<Space>,
     /// Who waits for room in them.
@@ -76,6 +80,8 @@ pub struct Volume {
     pub bounds: Vec<(Epoch, u64)>,
     /// What was found of its snapshots' use.
     pub usage: Mutex<UsageMemory>,
+    /// Held while snapshots are dropped.
+    pub dropping: Arc<Mutex<()>>,
 }
 
 impl Volume {

@@ -1,9 +1,11 @@
--- To version 2: sizes and consistency of snapshots, groups, schedules, hooks, copies.
+-- To version 2: sizes and consistency of snapshots, groups, schedules, hooks, copies, rollbacks, clones.
 
 ALTER TABLE snapshot ADD COLUMN size INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE snapshot ADD COLUMN consistency TEXT NOT NULL DEFAULT 'crash'
     CHECK (consistency IN ('application', 'crash'));
 ALTER TABLE snapshot ADD COLUMN hook_trouble TEXT;
+ALTER TABLE snapshot ADD COLUMN kept INTEGER NOT NULL DEFAULT 0 CHECK (kept IN (0, 1));
+ALTER TABLE volume ADD COLUMN kept INTEGER NOT NULL DEFAULT 0 CHECK (kept IN (0, 1));
 UPDATE snapshot SET size = (SELECT size FROM volume WHERE volume.id = snapshot.volume);
 
 CREATE TABLE volume_group (             -- a named set of volumes
@@ -64,3 +66,20 @@ CREATE TABLE snapshot_copy (            -- snapshots that were restored from a b
     snapshot INTEGER PRIMARY KEY REFERENCES snapshot (id) ON DELETE CASCADE,
     uuid TEXT NOT NULL                  -- of the snapshot that was backed up
 ) STRICT;
+
+CREATE TABLE rollback (                 -- epochs above `at` go on from what the snapshot of `to_epoch` shows
+    volume INTEGER NOT NULL REFERENCES volume (id) ON DELETE CASCADE,
+    at INTEGER NOT NULL,
+    to_epoch INTEGER NOT NULL,
+    size INTEGER NOT NULL,              -- of the volume then
+    to_size INTEGER NOT NULL,           -- of the snapshot
+    PRIMARY KEY (volume, at)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE clone (                    -- volumes that were made from a snapshot
+    volume INTEGER PRIMARY KEY REFERENCES volume (id) ON DELETE CASCADE,
+    source INTEGER NOT NULL,            -- the snapshot's volume
+    epoch INTEGER NOT NULL,             -- and its epoch
+    FOREIGN KEY (source, epoch) REFERENCES snapshot (volume, epoch)
+) STRICT;
+CREATE INDEX clone_source ON clone (source, epoch);

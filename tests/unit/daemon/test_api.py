@@ -72,7 +72,7 @@ def test_what_is_wrong_is_answered_with_its_status_and_code(
 def test_a_defect_is_logged_and_answered_without_its_details(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def broken() -> None:
+    def broken(*, kept: bool) -> None:
         raise ZeroDivisionError("secret")
 
     monkeypatch.setattr(daemon.service.volumes, "list_all", broken)

@@ -61,6 +61,7 @@ def wait_for_pid(client: Client, other_than: int) -> int:
     raise AssertionError("the control socket does not answer")
 
 
+@pytest.mark.slow
 @needs_nbdkit
 def test_nbdkit_serves_on_sockets_that_outlive_it_and_is_started_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -116,6 +116,7 @@ def test_a_cut_that_comes_too_late_is_crash_consistent_and_nothing_stays_quiesce
     assert len(hooked.noted()) == 2
 
 
+@pytest.mark.slow
 def test_a_thaw_that_hangs_holds_up_nobody_else(hooked: Hooked) -> None:
     quiesce, thaw = hooked.script("quiesce"), hooked.script("thaw", "sleep 600")
     hooked.daemon.ok("volume", "set", "v", "--quiesce", quiesce, "--thaw", thaw, "--hook-timeout", "2s")
@@ -200,6 +201,7 @@ def test_a_stop_does_not_wait_for_a_quiesce_that_hangs(hooked: Hooked) -> None:
     assert hooked.mark() == "crash"
 
 
+@pytest.mark.slow
 def test_hooks_that_hang_leave_the_api_to_others(hooked: Hooked) -> None:
     quiesce = hooked.script("quiesce", "sleep 600")
     hooked.daemon.ok("volume", "set", "v", "--quiesce", quiesce, "--hook-timeout", "3s")

@@ -106,6 +106,7 @@ def test_a_kill_before_a_run_is_recorded_takes_no_second_snapshot(daemon: Timed)
     assert len(daemon.names()) == 1
 
 
+@pytest.mark.slow
 def test_a_thousand_snapshots_leave_what_the_dry_run_promised(daemon: Timed) -> None:
     arguments = ["schedule", "add", "v", "--every", "86s", "--keep", GFS]
     plan = daemon.json(*arguments, "--dry-run", "--ahead", "86400s")

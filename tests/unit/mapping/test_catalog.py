@@ -94,7 +94,7 @@ def test_next_epoch_stays_above_every_epoch_that_ever_was(catalog: Catalog) -> N
     record = snapshot(volume.id, "s", 7)
     catalog.commit_snapshots([record])
     assert catalog.snapshots(volume.id) == [record]
-    catalog.forget_snapshot(record.uuid)
+    catalog.removal.forget_snapshots([record.uuid])
     assert catalog.snapshots(volume.id) == []
     assert [each.next_epoch for each in catalog.volumes()] == [8]
 

@@ -46,6 +46,7 @@ class Bench:
             self.catalog.partitions(volume.id),
             self.catalog.logs(volume.id),
             [],
+            [],
             str(folder / f"{name}.engine"),
         )
         self.engine.add_volume(spec)
@@ -135,7 +136,7 @@ def test_an_epoch_is_kept_while_the_catalog_may_know_it(
     def broken(_: object) -> None:
         raise OSError("disk")
 
-    monkeypatch.setattr(bench.catalog, "forget_cut", broken)
+    monkeypatch.setattr(bench.catalog.removal, "forget_cut", broken)
     bench.world.fail["export"] = 0
     with pytest.raises(CutFailed, match="the catalog"):
         bench.coordinator.take(bench.volumes, "s")

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use proptest::prelude::*;
 
 use super::Scratch;
+use crate::block_map::history::History;
 use crate::block_map::place::Place;
 use crate::block_map::versions::{Change, Versions};
 use crate::change_log::marks::Marks;
@@ -167,13 +168,13 @@ fn recovery_marks_each_slot_once_whoever_has_it() {
         let mut versions = Versions::new(2048);
         let (place, sums) = (Place::slot(1, first), vec![0; count as usize]);
         let change = Change { epoch: 1, first: 0, count, place, checksums: &sums, seq: 1 };
-        versions.apply(change, |_, _, _| {});
+        versions.apply(change, &History::default(), |_, _, _| {});
         let mut marks = Marks::new(&space);
-        marks.add_partition(&versions)?;
-        let other_partition = marks.add_partition(&versions);
+        marks.add_partition(&versions, &History::default())?;
+        let other_partition = marks.add_partition(&versions, &History::default());
         assert_eq!(other_partition, Err(place), "used twice by one processor");
         let mut marks = Marks::new(&space);
-        marks.add_partition(&versions)?;
+        marks.add_partition(&versions, &History::default())?;
         Slots::default().take_marked(marks)
     };
     assert_eq!(take(1000, 100), Ok(()));

@@ -1,0 +1,134 @@
+//! History: which snapshots a volume has, and how they descend from one another.
+//!
+//! How it works      Without rollbacks each snapshot descends from the one before it, and the live volume from the newest.
+//!                   A rollback ends a line: what is written in epochs above `at` descends from the snapshot of epoch `to`.
+//!                   So epochs say which line a snapshot is of, and nothing else needs to be kept.
+//! Invariants        R1 rollbacks are in order of `at`, and `to` is not above `at`; R2 what a rollback went back to stays a
+//!                   mark, that is, keeps its map, also when nobody sees that snapshot any more: other lines end there.
+//! Owner and locks   each share has its own; the catalog says what it is.
+
+use crate::units::Epoch;
+
+/// A rollback: epochs above `at` go on from what the snapshot of epoch `to` shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rollback {
+    /// The last epoch of what was left.
+    pub at: Epoch,
+    /// The snapshot's epoch; 0 when what it descends from has no snapshot any more.
+    pub to: Epoch,
+}
+
+/// See the module's head.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct History {
+    snapshots: Vec<Epoch>,
+    rollbacks: Vec<Rollback>,
+    marks: Vec<Epoch>,
+}
+
+impl History {
+    /// Of snapshots and rollbacks; `None` if they are not in order (R1).
+    pub fn new(snapshots: Vec<Epoch>, rollbacks: Vec<Rollback>) -> Option<History> {
+        let in_order = snapshots.windows(2).all(|pair| pair[0] < pair[1])
+            && rollbacks.windows(2).all(|pair| pair[0].at < pair[1].at)
+            && rollbacks.iter().all(|rollback| rollback.to <= rollback.at);
+        let mut history = History { snapshots, rollbacks, marks: Vec::new() };
+        history.find_marks();
+        in_order.then_some(history)
+    }
+
+    /// Of snapshots alone, in order.
+    pub fn line(snapshots: &[Epoch]) -> History {
+        History::new(snapshots.to_vec(), Vec::new()).expect("its caller has them in order")
+    }
+
+    fn find_marks(&mut self) {
+        self.marks.clone_from(&self.snapshots);
+        self.marks.extend(self.rollbacks.iter().map(|rollback| rollback.to).filter(|to| *to != 0));
+        self.marks.sort_unstable();
+        self.marks.dedup();
+    }
+
+    /// The snapshots, in order.
+    pub fn snapshots(&self) -> &[Epoch] {
+        &self.snapshots
+    }
+
+    /// The rollbacks, in order.
+    pub fn rollbacks(&self) -> &[Rollback] {
+        &self.rollbacks
+    }
+
+    /// Epochs whose maps are kept, in order (R2).
+    pub fn marks(&self) -> &[Epoch] {
+        &self.marks
+    }
+
+    /// Whether there is a snapshot of this epoch.
+    pub fn has(&self, epoch: Epoch) -> bool {
+        self.snapshots.binary_search(&epoch).is_ok()
+    }
+
+    /// The rollback that the line of an epoch begins with, if it does with one.
+    pub fn rollback_before(&self, epoch: Epoch) -> Option<Rollback> {
+        let index = self.rollbacks.partition_point(|rollback| rollback.at < epoch);
+        index.checked_sub(1).map(|index| self.rollbacks[index])
+    }
+
+    /// The `at` of a rollback without which it is known all the same who descends from whom: nothing is left of its line,
+    /// or its line goes on where the one before it has ended. They are forgotten one by one: the next may be needed
+    /// until what this one has kept is gone.
+    pub fn unneeded(&self) -> Option<Epoch> {
+        let rollbacks = &self.rollbacks;
+        let none_in = |after: Epoch, last: Epoch| {
+            let next = self.marks.partition_point(|mark| *mark <= after);
+            self.marks.get(next).is_none_or(|mark| *mark > last)
+        };
+        let unneeded = |number: &usize| {
+            let Rollback { at, to } = rollbacks[*number];
+            let before = number.checked_sub(1).map_or(0, |before| rollbacks[before].at);
+            let empty = rollbacks.get(number + 1).is_some_and(|next| none_in(at, next.at));
+            empty || (to > before && none_in(to, at))
+        };
+        (0..rollbacks.len()).find(unneeded).map(|number| rollbacks[number].at)
+    }
+
+    /// As it was before the rollback of this number, with what is a mark now.
+    pub fn before_rollback(&self, number: usize) -> History {
+        let mut history = self.clone();
+        history.rollbacks.truncate(number);
+        history
+    }
+
+    /// There is one more snapshot, the newest.
+    pub fn take(&mut self, epoch: Epoch) {
+        debug_assert!(self.marks.last().is_none_or(|newest| *newest < epoch));
+        self.snapshots.push(epoch);
+        self.marks.push(epoch);
+    }
+
+    /// The volume was rolled back.
+    pub fn roll_back(&mut self, rollback: Rollback) {
+        self.rollbacks.push(rollback);
+        self.find_marks();
+    }
+
+    /// These snapshots are gone; returns the epochs that are no marks any more.
+    pub fn forget(&mut self, gone: &[Epoch]) -> Vec<Epoch> {
+        self.snapshots.retain(|epoch| !gone.contains(epoch));
+        self.ended()
+    }
+
+    /// The rollback at this epoch makes no difference any more; returns the epochs that are no marks any more.
+    pub fn forget_rollback(&mut self, at: Epoch) -> Vec<Epoch> {
+        self.rollbacks.retain(|rollback| rollback.at != at);
+        self.ended()
+    }
+
+    fn ended(&mut self) -> Vec<Epoch> {
+        let mut before = std::mem::take(&mut self.marks);
+        self.find_marks();
+        before.retain(|epoch| self.marks.binary_search(epoch).is_err());
+        before
+    }
+}

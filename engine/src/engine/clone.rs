@@ -1,0 +1,92 @@
+//! Clones: what a volume that is made from a snapshot gets of it, and what is refused as long as there is one.
+//!
+//! How it works      Each processor hands out the maps that the snapshot sees, as references, some at a time. Nothing is
+//!                   copied and nothing is written: how a clone looks things up is told by [`Source`].
+//! Invariants        the C of [`Source`]; and a volume's number is above its source's, so that taking over in order, and
+//!                   letting go in reverse, has every source served as long as its clones are.
+//! Errors            NotFound if the source is not served or has no such snapshot; Busy for what would take it away.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crate::block_map::tree::Map;
+use crate::engine::Engine;
+use crate::engine::spec::VolumeSpec;
+use crate::error::{Error, ErrorKind, Result};
+use crate::processor::queue::{Control, ask};
+use crate::units::Epoch;
+use crate::volume::Volume;
+use crate::volume::source::Source;
+
+/// Partitions whose versions are handed out at a time: the processor has others to serve.
+const AT_A_TIME: u32 = 512;
+
+impl Engine {
+    /// What a volume is made from, if it is a clone.
+    pub(super) fn source(&self, spec: &VolumeSpec) -> Result<Option<Arc<Source>>> {
+        let Some((id, epoch)) = spec.source else { return Ok(None) };
+        let volume = self.volume(id).map_err(|_| {
+            let what = format!("volume {}: its source, volume {id}, is not served", spec.name);
+            Error::new(ErrorKind::NotFound, what)
+        })?;
+        let wrong = |kind, what: &str| {
+            let what = format!("volume {}: its source, volume {}, {what}", spec.name, volume.name);
+            Error::new(kind, what)
+        };
+        if 1 << volume.geometry.partition_shift != spec.partition_size {
+            return Err(wrong(ErrorKind::Invalid, "has partitions of another size"));
+        }
+        // As soon as a snapshot's writes have landed, its maps stay as they are.
+        let cut = epoch < volume.epoch.load(Ordering::Acquire);
+        let maps = if cut { self.maps_at(&volume, epoch)? } else { None };
+        let missing = || wrong(ErrorKind::NotFound, "has no snapshot of this epoch");
+        Ok(Some(Arc::new(Source {
+            volume: id,
+            epoch,
+            geometry: Arc::clone(&volume.geometry),
+            space: Arc::clone(&volume.space),
+            bad: Arc::clone(&volume.bad),
+            maps: maps.ok_or_else(missing)?,
+            source: volume.source.clone(),
+        })))
+    }
+
+    /// The maps that a snapshot sees, by partition; `None` if it does not exist.
+    fn maps_at(&self, volume: &Volume, epoch: Epoch) -> Result<Option<Vec<Map>>> {
+        let mut maps = vec![Map::new(0); volume.geometry.partitions.len()];
+        for share in &volume.shares {
+            let mut first = 0;
+            loop {
+                let handed_out = ask(&*self.system, &share.queue, |answer| {
+                    Control::Versions(volume.share, first..first + AT_A_TIME, answer)
+                })?;
+                if !handed_out.history.has(epoch) {
+                    return Ok(None);
+                }
+                if handed_out.versions.is_empty() {
+                    break;
+                }
+                first += AT_A_TIME;
+                for (partition, versions) in handed_out.versions {
+                    maps[partition as usize] = versions.at(epoch).0.clone();
+                }
+            }
+        }
+        Ok(Some(maps))
+    }
+
+    /// Refuses to take away what clones were made from: the snapshots of a volume of those epochs.
+    pub(super) fn refuse_sources(
+        &self,
+        volume: &Volume,
+        gone: impl Fn(Epoch) -> bool,
+    ) -> Result<()> {
+        let volumes = self.volumes.lock().expect("no holder panics");
+        let of_it = |clone: &&Arc<Volume>| {
+            clone.source.as_ref().is_some_and(|one| one.volume == volume.id && gone(one.epoch))
+        };
+        let Some(clone) = volumes.values().find(of_it) else { return Ok(()) };
+        let what = format!("volume {} is the source of volume {}", volume.name, clone.name);
+        Err(Error::new(ErrorKind::Busy, what))
+    }
+}

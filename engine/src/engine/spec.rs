@@ -1,0 +1,139 @@
+//! Specification: a volume as the catalog knows it, and what of it makes no sense.
+
+use std::path::PathBuf;
+
+use crate::block_map::history::{History, Rollback};
+use crate::change_log::recover::Shape;
+use crate::error::{Error, ErrorKind, Result};
+use crate::limits::{PARTITION_BYTES_MAX, PARTITION_BYTES_MIN};
+use crate::units::{BLOCK_SIZE, DeviceId, Epoch, PartitionIndex, VolumeId};
+
+/// A run of bytes on a device, as the catalog knows it.
+#[derive(Clone, Debug)]
+pub struct ExtentSpec {
+    /// The device's number.
+    pub device: DeviceId,
+    /// First byte.
+    pub offset: u64,
+    /// Length in bytes.
+    pub length: u64,
+}
+
+/// A volume, as the catalog knows it.
+#[derive(Clone, Debug)]
+pub struct VolumeSpec {
+    /// The catalog's number.
+    pub id: VolumeId,
+    /// Its UUID.
+    pub uuid: [u8; 16],
+    /// Its name.
+    pub name: String,
+    /// Size in bytes.
+    pub size: u64,
+    /// Bytes in a partition.
+    pub partition_size: u64,
+    /// Processor and extents of each partition.
+    pub partitions: Vec<(u32, Vec<ExtentSpec>)>,
+    /// Change logs: number and extents.
+    pub logs: Vec<(u16, Vec<ExtentSpec>)>,
+    /// Logs to use where none is named.
+    pub default_logs: Vec<u16>,
+    /// Where journals and checkpoints are.
+    pub directory: PathBuf,
+    /// Snapshots: epoch, and the log named for it.
+    pub snapshots: Vec<(Epoch, Option<u16>)>,
+    /// No smaller epoch may be used.
+    pub next_epoch: Epoch,
+    /// Snapshots of epochs below the first number have at most the second number of bytes: the volume has grown since.
+    pub bounds: Vec<(Epoch, u64)>,
+    /// Rollbacks, in order, each with the volume's size when it was made.
+    pub rollbacks: Vec<(Rollback, u64)>,
+    /// The volume and the epoch of the snapshot that it was made from, if it is a clone: then its partitions have no
+    /// extents.
+    pub source: Option<(VolumeId, Epoch)>,
+}
+
+impl VolumeSpec {
+    /// Its snapshots and rollbacks, which [`check`] has seen.
+    pub(super) fn history(&self) -> History {
+        let snapshots = self.snapshots.iter().map(|(epoch, _)| *epoch).collect();
+        let rollbacks = self.rollbacks.iter().map(|(rollback, _)| *rollback).collect();
+        History::new(snapshots, rollbacks).expect("they were checked")
+    }
+
+    /// The log that the newest snapshot names.
+    pub(super) fn named_log(&self) -> Option<u16> {
+        self.snapshots.last().and_then(|(_, log)| *log)
+    }
+
+    /// Bytes in a partition; 0 if it has none of this number.
+    pub(super) fn partition_bytes(&self, partition: PartitionIndex) -> u64 {
+        let start = u64::from(partition) * self.partition_size;
+        self.size.saturating_sub(start).min(self.partition_size)
+    }
+
+    /// A partition of so many blocks, and which of them snapshots do not have.
+    pub(super) fn shape(&self, partition: PartitionIndex, blocks: u32) -> Shape {
+        let start = u64::from(partition) * self.partition_size;
+        let seen =
+            |size: u64| (size.saturating_sub(start) / BLOCK_SIZE).min(u64::from(blocks)) as u32;
+        let hidden = self.bounds.iter().map(|(epoch, size)| (*epoch, seen(*size)));
+        let at_rollbacks = self.rollbacks.iter().map(|(_, size)| seen(*size)).collect();
+        let hidden = hidden.filter(|(_, from)| *from < blocks).collect();
+        Shape { blocks, hidden, at_rollbacks }
+    }
+}
+
+/// Refuses a specification that makes no sense.
+pub fn check(spec: &VolumeSpec) -> Result<()> {
+    let name = &spec.name;
+    let wrong =
+        |what: String| Err(Error::new(ErrorKind::Invalid, format!("volume {name}: {what}")));
+    if spec.size == 0 || !spec.size.is_multiple_of(BLOCK_SIZE) {
+        return wrong(format!("size {} is not a multiple of 4096 above 0", spec.size));
+    }
+    let size = spec.partition_size;
+    if !size.is_power_of_two() || !(PARTITION_BYTES_MIN..=PARTITION_BYTES_MAX).contains(&size) {
+        return wrong(format!("partition size {size} is not a power of two from 1 MiB to 1 GiB"));
+    }
+    if spec.partitions.len() as u64 != spec.size.div_ceil(size) {
+        return wrong(format!("{} partitions do not make up its size", spec.partitions.len()));
+    }
+    for (number, (_, extents)) in spec.partitions.iter().enumerate() {
+        let wanted = match spec.source {
+            None => spec.partition_bytes(number as u32),
+            Some(_) => 0,
+        };
+        let aligned = extents.iter().all(|e| (e.offset | e.length).is_multiple_of(BLOCK_SIZE));
+        if !aligned || extents.iter().map(|extent| extent.length).sum::<u64>() != wanted {
+            return wrong(format!("the extents of partition {number} do not make up its size"));
+        }
+    }
+    if spec.source.is_some_and(|(volume, epoch)| volume >= spec.id || epoch == 0) {
+        return wrong("it cannot be made from what came after it".to_owned());
+    }
+    if spec.bounds.iter().any(|(epoch, bytes)| {
+        *epoch == 0 || *bytes > spec.size || !bytes.is_multiple_of(BLOCK_SIZE)
+    }) {
+        return wrong("its snapshots cannot be of these sizes".to_owned());
+    }
+    if spec.snapshots.windows(2).any(|pair| pair[0].0 >= pair[1].0) {
+        return wrong("its snapshots are not in order of epoch".to_owned());
+    }
+    if spec.snapshots.last().is_some_and(|(epoch, _)| *epoch >= spec.next_epoch) {
+        return wrong("its next epoch is not above its snapshots'".to_owned());
+    }
+    let epochs = spec.snapshots.iter().map(|(epoch, _)| *epoch).collect();
+    let rollbacks: Vec<Rollback> = spec.rollbacks.iter().map(|(rollback, _)| *rollback).collect();
+    let ahead = rollbacks.last().is_some_and(|last| last.at >= spec.next_epoch);
+    let history = History::new(epochs, rollbacks);
+    if history.is_none() || ahead {
+        return wrong("its rollbacks are not in order".to_owned());
+    }
+    let known = |number: &u16| spec.logs.iter().any(|(other, _)| other == number);
+    let named = spec.snapshots.iter().filter_map(|(_, log)| log.as_ref());
+    if let Some(number) = named.chain(&spec.default_logs).find(|number| !known(number)) {
+        return wrong(format!("it has no change log {number}"));
+    }
+    Ok(())
+}

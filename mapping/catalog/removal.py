@@ -1,0 +1,141 @@
+"""Taking snapshots out of the catalog, and keeping those that clones were made from.
+
+How it works      A snapshot that a clone was made from is kept when it is deleted: marked, under a name that
+                  nobody can give, for nobody but the engine. So is a volume with such snapshots. When the
+                  last clone has gone, what was kept for it goes: the `unneeded` ones are those.
+Invariants        K1 a snapshot that a clone was made from exists (a foreign key sees to it); K2 a volume that
+                  is kept has such a snapshot, or is about to go.
+Owner and locks   As in store.py.
+Durability        When a verb returns, its change survives power loss.
+"""
+
+import sqlite3
+import time
+from collections.abc import Iterable, Sequence
+from uuid import UUID
+
+from polyvol.mapping.catalog.database import Database
+from polyvol.mapping.records import DroppedSnapshot, SnapshotRecord, Volume
+
+DROPPED_MAX = 20
+"""How many dropped snapshots of a volume are remembered."""
+_PINNED = "EXISTS (SELECT 1 FROM clone WHERE clone.source = snapshot.volume AND clone.epoch = snapshot.epoch)"
+
+
+class Removal:
+    """What is taken out of one catalog, and what is kept."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    # Snapshots
+
+    def forget_snapshots(self, snapshots: Iterable[UUID]) -> None:
+        """Take snapshots out, all or none. From here on they do not exist."""
+        with self._database.transaction() as connection:
+            for snapshot in snapshots:
+                _take_out(connection, "uuid = ?", str(snapshot))
+
+    def forget_cut(self, cut: UUID) -> None:
+        """Take out every snapshot of a cut, and that of a group; none being there is fine."""
+        with self._database.transaction() as connection:
+            _take_out(connection, "cut = ?", str(cut))
+            connection.execute("DELETE FROM group_snapshot WHERE cut = ?", (str(cut),))
+
+    def drop_snapshots(self, snapshots: Sequence[SnapshotRecord]) -> list[int]:
+        """Take the snapshots of a cut out to make room for writes, and remember that; the ids of what is
+        remembered."""
+        remembered: list[int] = []
+        with self._database.transaction() as connection:
+            for snapshot in snapshots:
+                _take_out(connection, "uuid = ?", str(snapshot.uuid))
+                connection.execute("DELETE FROM group_snapshot WHERE cut = ?", (str(snapshot.cut),))
+                identity = connection.execute(
+                    "INSERT INTO snapshot_dropped (volume, name, instant_ns, dropped_ns) VALUES (?, ?, ?, ?)",
+                    (snapshot.volume, snapshot.name, snapshot.instant_ns, time.time_ns()),
+                ).lastrowid
+                assert identity is not None
+                remembered.append(identity)
+                connection.execute(
+                    "DELETE FROM snapshot_dropped WHERE volume = ?1 AND id NOT IN"
+                    " (SELECT id FROM snapshot_dropped WHERE volume = ?1 ORDER BY id DESC LIMIT ?2)",
+                    (snapshot.volume, DROPPED_MAX),
+                )
+        return remembered
+
+    def set_freed(self, dropped: int, freed: int) -> None:
+        """Say how many bytes dropping a snapshot has freed."""
+        with self._database.transaction() as connection:
+            connection.execute("UPDATE snapshot_dropped SET freed = ? WHERE id = ?", (freed, dropped))
+
+    def dropped_snapshots(self, volume: int) -> list[DroppedSnapshot]:
+        """The latest snapshots that were dropped to make room for writes, newest first."""
+        rows = self._database.rows(
+            "SELECT name, instant_ns, dropped_ns, freed FROM snapshot_dropped WHERE volume = ?"
+            " ORDER BY id DESC",
+            volume,
+        )
+        return [DroppedSnapshot(**dict(row)) for row in rows]
+
+    # What clones were made from
+
+    def clones(self) -> dict[tuple[int, int], list[str]]:
+        """The names of the clones that were made from each snapshot, by its volume's id and its epoch."""
+        found: dict[tuple[int, int], list[str]] = {}
+        for row in self._database.rows(
+            "SELECT source, epoch, name FROM clone JOIN volume ON volume.id = clone.volume ORDER BY name"
+        ):
+            found.setdefault((row["source"], row["epoch"]), []).append(row["name"])
+        return found
+
+    def keep_volume(self, volume: Volume) -> list[int]:
+        """A volume with snapshots that clones were made from is deleted: from here on it exists for them
+        alone. The epochs of the snapshots that are gone."""
+        with self._database.transaction() as connection:
+            rows = connection.execute(
+                f"SELECT epoch FROM snapshot WHERE volume = ? AND NOT {_PINNED}", (volume.id,)
+            ).fetchall()
+            _take_out(connection, "volume = ?", volume.id)
+            for table in ("schedule", "hook", "volume_group_member", "snapshot_dropped"):
+                connection.execute(f"DELETE FROM {table} WHERE volume = ?", (volume.id,))
+            connection.execute(
+                "UPDATE volume SET kept = 1, name = name || '#' || id WHERE id = ?", (volume.id,)
+            )
+        return [row["epoch"] for row in rows]
+
+    def unneeded_snapshots(self) -> dict[int, list[int]]:
+        """Epochs of snapshots that were kept for clones that are gone, by volume id."""
+        found: dict[int, list[int]] = {}
+        for row in self._database.rows(f"SELECT volume, epoch FROM snapshot WHERE kept AND NOT {_PINNED}"):
+            found.setdefault(row["volume"], []).append(row["epoch"])
+        return found
+
+    def forget_kept(self, volume: int, epochs: Iterable[int]) -> None:
+        """Take out snapshots that were kept for clones that are gone."""
+        with self._database.transaction() as connection:
+            connection.executemany(
+                "DELETE FROM snapshot WHERE kept AND volume = ? AND epoch = ?",
+                [(volume, epoch) for epoch in epochs],
+            )
+
+    def unneeded_volumes(self) -> list[int]:
+        """The ids of volumes that were kept for clones that are gone, and have no snapshot left."""
+        rows = self._database.rows(
+            "SELECT id FROM volume WHERE kept AND state = 'ready'"
+            " AND NOT EXISTS (SELECT 1 FROM snapshot WHERE snapshot.volume = volume.id)"
+        )
+        return [row["id"] for row in rows]
+
+
+def _take_out(connection: sqlite3.Connection, which: str, value: str | int) -> None:
+    """Take out the snapshots of a condition, or keep them for their clones."""
+    connection.execute(
+        "DELETE FROM snapshot_hold WHERE snapshot IN"
+        f" (SELECT id FROM snapshot WHERE {which} AND NOT kept AND {_PINNED})",
+        (value,),
+    )
+    connection.execute(
+        f"UPDATE snapshot SET kept = 1, name = name || '#' || epoch WHERE {which} AND NOT kept AND {_PINNED}",
+        (value,),
+    )
+    connection.execute(f"DELETE FROM snapshot WHERE {which} AND NOT {_PINNED}", (value,))

@@ -1,0 +1,47 @@
+"""Rollbacks in the catalog: what each volume was rolled back to, and when.
+
+How it works      A rollback is recorded in the transaction that records the snapshot of what was left: from
+                  then on the engine, told of it, shows what the volume was rolled back to. Rows that make no
+                  difference any more are taken out, one by one, as the engine says (decision 0014).
+Owner and locks   As in store.py.
+Durability        When a verb returns, its change survives power loss.
+"""
+
+import sqlite3
+from collections.abc import Mapping
+
+from polyvol.mapping.catalog.database import Database
+from polyvol.mapping.records import Rollback
+
+
+class Rollbacks:
+    """The rollbacks of one catalog."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def of(self, volume: int) -> list[Rollback]:
+        """A volume's, in order."""
+        rows = self._database.rows("SELECT * FROM rollback WHERE volume = ? ORDER BY at", volume)
+        return [Rollback(row["at"], row["to_epoch"], row["size"], row["to_size"]) for row in rows]
+
+    def volumes(self) -> list[int]:
+        """The ids of the volumes that have any."""
+        return [row["volume"] for row in self._database.rows("SELECT DISTINCT volume FROM rollback")]
+
+    def forget(self, volume: int, at: int) -> None:
+        """Take one out that makes no difference any more."""
+        with self._database.transaction() as connection:
+            connection.execute("DELETE FROM rollback WHERE volume = ? AND at = ?", (volume, at))
+
+
+def insert_rollbacks(connection: sqlite3.Connection, rollbacks: Mapping[int, Rollback]) -> None:
+    """Record rollbacks by volume id, in a transaction that is under way."""
+    for volume, rollback in rollbacks.items():
+        connection.execute(
+            "INSERT INTO rollback (volume, at, to_epoch, size, to_size) VALUES (?, ?, ?, ?, ?)",
+            (volume, rollback.at, rollback.to, rollback.size, rollback.to_size),
+        )
+        connection.execute(
+            "UPDATE volume SET next_epoch = max(next_epoch, ?) WHERE id = ?", (rollback.at + 1, volume)
+        )

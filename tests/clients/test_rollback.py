@@ -1,0 +1,109 @@
+"""Rollback: a volume becomes what a snapshot shows, at once, whoever must be disconnected for that."""
+
+import time
+
+import pytest
+
+from tests.support import nbd
+from tests.support.daemon import Daemon
+
+BLOCK = 4096
+SIZE = 64 << 20
+
+
+def fill(daemon: Daemon, volume: str, byte: int, length: int = 1 << 20) -> None:
+    """Write so many bytes to the beginning of a volume."""
+    with nbd.connect(daemon.uri(volume)) as handle:
+        handle.pwrite(bytes([byte]) * length, 0)
+        handle.flush()
+
+
+def first(daemon: Daemon, export: str) -> int:
+    """The first byte of an export."""
+    with nbd.connect(daemon.uri(export)) as handle:
+        return int(handle.pread(1, 0)[0])
+
+
+@pytest.fixture
+def written(daemon: Daemon) -> Daemon:
+    """A volume v with snapshots one and two, full of 1 and 2, and written with 3 since."""
+    daemon.ok("volume", "create", "v", "--size", str(SIZE), "--processors", "2")
+    for byte, name in ((1, "one"), (2, "two")):
+        fill(daemon, "v", byte)
+        daemon.ok("snapshot", "create", "v", "--name", name)
+    fill(daemon, "v", 3)
+    return daemon
+
+
+def test_a_volume_is_what_the_snapshot_shows_and_what_it_was_is_kept(written: Daemon) -> None:
+    said = written.ok("snapshot", "rollback", "v@one")
+    assert said == "v is what snapshot v@one shows; what was there is in snapshot before-one\n"
+    names = [each["name"] for each in written.json("snapshot", "list", "v")]
+    assert names == ["one", "two", "before-one"]
+    assert [first(written, name) for name in ("v", "v@one", "v@two", "v@before-one")] == [1, 1, 2, 3]
+    written.kill()
+    written.restart()
+    assert [first(written, name) for name in ("v", "v@one", "v@two", "v@before-one")] == [1, 1, 2, 3]
+    written.ok("snapshot", "rollback", "v@before-one", "--no-safety")
+    assert first(written, "v") == 3
+    fill(written, "v", 4)
+    assert [first(written, name) for name in ("v", "v@one", "v@two", "v@before-one")] == [4, 1, 2, 3]
+
+
+def test_who_has_it_open_is_left_alone_or_disconnected(written: Daemon) -> None:
+    with nbd.connect(written.uri("v")) as handle:
+        said = written.refused("snapshot", "rollback", "v@one")
+        assert said.startswith("volume v is in use by 1 client"), said
+        assert handle.pread(1, 0) == b"\3"
+        assert [each["name"] for each in written.json("snapshot", "list", "v")] == ["one", "two"]
+        written.ok("snapshot", "rollback", "v@one", "--force", "--safety-name", "kept")
+        with pytest.raises(nbd.NbdError):
+            handle.pread(1, 0)
+    assert (first(written, "v"), first(written, "v@kept")) == (1, 3)
+    assert "no snapshot" in written.refused("snapshot", "rollback", "v@none")
+
+
+def test_space_comes_back_when_snapshots_of_what_was_left_are_deleted(written: Daemon) -> None:
+    def used() -> int:
+        return int(written.json("volume", "show", "v")["space"]["used"])
+
+    full = used()
+    written.ok("snapshot", "rollback", "v@one", "--no-safety")
+    for name in ("one", "two"):
+        written.ok("snapshot", "delete", f"v@{name}")
+    deadline = time.monotonic() + 20
+    while used() >= full and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert used() < full
+    assert first(written, "v") == 1
+    fill(written, "v", 5)
+    written.restart()
+    assert first(written, "v") == 5
+
+
+def test_a_rollback_takes_as_long_however_much_has_changed(daemon: Daemon) -> None:
+    daemon.ok("volume", "create", "v", "--size", "1G")
+    daemon.ok("snapshot", "create", "v", "--name", "empty")
+    fill(daemon, "v", 1, 32 << 20)
+    began = time.monotonic()
+    daemon.api.post("volumes", "v", "snapshots", "empty", "rollback", body={})
+    assert time.monotonic() - began < 5
+    assert first(daemon, "v") == 0
+
+
+def test_a_group_goes_back_as_a_whole(daemon: Daemon) -> None:
+    for volume in ("a", "b"):
+        daemon.ok("volume", "create", volume, "--size", str(SIZE))
+        fill(daemon, volume, 1)
+    daemon.ok("group", "create", "g", "a", "b")
+    daemon.ok("snapshot", "create", "@g", "--name", "both")
+    for volume in ("a", "b"):
+        fill(daemon, volume, 2)
+    with nbd.connect(daemon.uri("b")):
+        assert "volume b is in use" in daemon.refused("snapshot", "rollback", "@g@both")
+        assert first(daemon, "a") == 2
+    daemon.ok("snapshot", "rollback", "@g@both")
+    assert [first(daemon, volume) for volume in ("a", "b")] == [1, 1]
+    shown = daemon.json("snapshot", "show", "@g@before-both")
+    assert [member["volume"] for member in shown["members"]] == ["a", "b"]
+    assert [first(daemon, f"{volume}@before-both") for volume in ("a", "b")] == [2, 2]
