@@ -85,7 +85,7 @@ class Rollbacks:
 
     def _safety_name(self, volumes: Sequence[Volume], name: str, request: Rollback) -> str:
         catalog = self._context.catalog
-        taken = {record.name for volume in volumes for record in catalog.snapshots(volume.id)}
+        taken = {name for volume in volumes for name in catalog.snapshot_names(volume.id)}
         if request.safety_name is not None:
             check_name("snapshot", request.safety_name)
             if request.safety_name in taken:

@@ -284,7 +284,7 @@ class SnapshotView:
     ready for it what an application wrote ('application'), or it shows what a power loss would have left
     ('crash'; `hook_trouble` says why, if there were hooks). `copy_of`: the UUID of the snapshot that it was
     restored from a backup of. `clones`: volumes that were made from it. `use`: what it holds, None while the
-    volume is not served."""
+    volume is not served, and in the answer to its creation."""
 
     volume: str
     name: str

@@ -97,6 +97,11 @@ impl Buffer {
         self.length == 0
     }
 
+    /// Whether it is all of its block, not a part of an inbox.
+    pub fn is_whole(&self) -> bool {
+        self.block.as_ref().is_some_and(|block| block.layout.size() == self.length)
+    }
+
     /// The bytes.
     pub fn as_slice(&self) -> &[u8] {
         let Some(block) = &self.block else { return &[] };

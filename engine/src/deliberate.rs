@@ -40,10 +40,12 @@ pub enum Bug {
     NoChecksum,
     /// The journal is removed before the checkpoint has its name.
     EarlyRemoval,
+    /// Slots stay young although a sync has begun.
+    YoungForEver,
 }
 
 /// Every one of them.
-pub const ALL: [Bug; 17] = [
+pub const ALL: [Bug; 18] = [
     Bug::NoDeviceSync,
     Bug::MarkTooFar,
     Bug::EarlyReuse,
@@ -61,6 +63,7 @@ pub const ALL: [Bug; 17] = [
     Bug::NoRecoverySync,
     Bug::NoChecksum,
     Bug::EarlyRemoval,
+    Bug::YoungForEver,
 ];
 
 #[cfg(feature = "simulator")]

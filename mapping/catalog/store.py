@@ -281,6 +281,11 @@ class Catalog:
         """A volume's snapshots, by epoch."""
         return self._snapshots("WHERE volume = ? AND NOT kept ORDER BY epoch", volume)
 
+    def snapshot_names(self, volume: int) -> set[str]:
+        """The names of a volume's snapshots, which is less than to read them all."""
+        rows = self._database.rows("SELECT name FROM snapshot WHERE volume = ? AND NOT kept", volume)
+        return {row["name"] for row in rows}
+
     def snapshots_and_kept(self, volume: int) -> list[SnapshotRecord]:
         """A volume's snapshots, by epoch, and those that are deleted and kept for their clones: all that the
         engine has to know."""

@@ -24,6 +24,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::failed_sync::FailedSync;
+use super::reached::Reached;
 use super::format::{HEADER_BYTES, Header, JOURNAL_MAGIC, MARK_BYTES, MARK_OFFSETS, Mark};
 use super::format::{Record, RecordKind, record_bytes};
 use crate::deliberate::{Bug, bug};
@@ -134,7 +135,8 @@ struct Committing {
 /// What the processor and flushes share.
 #[derive(Debug)]
 pub struct Shared {
-    appended: AtomicU64,
+    /// How far it has got, and syncs may commit it.
+    pub reached: Reached,
     committed: AtomicU64,
     /// The processor has places that wait for a commit.
     expecting: AtomicBool,
@@ -149,7 +151,7 @@ pub struct Shared {
 impl Shared {
     /// The last record appended.
     pub fn appended(&self) -> u64 {
-        self.appended.load(Ordering::Acquire)
+        self.reached.appended()
     }
 
     /// The last record that survives a power loss.
@@ -314,7 +316,7 @@ impl Journal {
         // What was read back may be in the page cache alone, and be called clean there (J8).
         let failed = failed_sync.is_set().then_some((Errno::EIO, number - 1));
         let shared = Shared {
-            appended: AtomicU64::new(next_seq - 1),
+            reached: Reached::new(next_seq - 1),
             committed: AtomicU64::new(committed),
             expecting: AtomicBool::new(false),
             segments: Mutex::new(vec![Arc::clone(&segment)]),
@@ -372,7 +374,7 @@ impl Journal {
         self.at += length;
         self.next_seq += 1;
         self.bytes_since_checkpoint += length as u64;
-        self.shared.appended.store(seq, Ordering::Release);
+        self.shared.reached.append(seq);
         Ok(seq)
     }
 

@@ -9,7 +9,8 @@
 //!                      host hears of it;
 //!                   J3 a commit mark covers only records whose data was synced before;
 //!                   J4 a place that was given back is not used again until the record or the catalog
-//!                      transaction that gave it back is durable.
+//!                      transaction that gave it back is durable; a [`young`] slot, which nothing durable refers to, at
+//!                      once.
 //! Durability        SIGKILL: everything appended. Power loss: what the last commit mark covers; a flush is
 //!                   answered after its mark is durable.
 
@@ -20,9 +21,11 @@ pub mod format;
 pub mod journal;
 pub mod leaf_bytes;
 pub mod marks;
+pub mod reached;
 pub mod recover;
 pub mod slots;
 pub mod space;
+pub mod young;
 
 #[cfg(test)]
 mod tests;

@@ -2,7 +2,7 @@
 //!
 //! How it works      Slots are handed out in runs, in the processor's home chunk of the first log that was asked for and
 //!                   has room; see [`chunks`](super::chunks) for where else. A slot that is given back waits until its
-//!                   giving back is durable (J4), then it can be handed out again.
+//!                   giving back is durable (J4), then it can be handed out again. A [young](super::young) one need not.
 //! Invariants        S1 a slot is free, used or waiting, and never two of them;
 //!                   S2 no more slots are taken than were claimed in [`Space`](super::space::Space).
 //! Owner and locks   the processor alone; the chunks have their own locks.
@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use super::marks::{LogMarks, Marks};
 use super::space::{CHUNK_SLOTS, EmptyChunk, Log};
+use super::young::Young;
 use crate::block_map::place::Place;
 
 #[derive(Debug)]
@@ -54,6 +55,8 @@ pub struct Slots {
     log_shares: BTreeMap<u16, LogShare>,
     waiting: VecDeque<Waiting>,
     waiting_count: u64,
+    /// Those of the processor's that are young.
+    pub young: Young,
 }
 
 impl Slots {
@@ -95,6 +98,34 @@ impl Slots {
             }
         }
         Ok(())
+    }
+
+    /// Gives a run back that a record of sequence number `seq` no longer refers to: those that are young at once. Says
+    /// how many these are; the caller tells the space.
+    pub fn give(&mut self, seq: u64, place: Place, count: u32) -> u64 {
+        let mut given = 0;
+        for (chunk, first, count) in by_chunk(place, count) {
+            let mut at = first;
+            while at < first + count {
+                let (young, run) = self.young.take(place.log(), chunk, at, first + count - at);
+                let run_place = Place::slot(place.log(), chunk * CHUNK_SLOTS + u64::from(at));
+                if young {
+                    self.give_now(run_place, run, &mut Vec::new());
+                    given += u64::from(run);
+                } else {
+                    self.give_later(seq, run_place, run);
+                }
+                at += run;
+            }
+        }
+        given
+    }
+
+    /// A record refers to a run that was taken here: it is young.
+    pub fn recorded(&mut self, place: Place, count: u32) {
+        for (chunk, first, count) in by_chunk(place, count) {
+            self.young.add(place.log(), chunk, first, count);
+        }
     }
 
     /// Gives a run back that a record of sequence number `seq`, or the catalog, no longer refers to.

@@ -43,7 +43,7 @@ use crate::volume::flusher::Waiter;
 use crate::volume::{View, Volume};
 
 /// Pool threads for what blocks.
-const POOL_THREADS: usize = 16;
+const POOL_THREADS: usize = 32;
 /// Checkpoints that are written at the same time.
 const CHECKPOINT_THREADS: usize = 2;
 

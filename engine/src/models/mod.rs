@@ -10,6 +10,7 @@ mod connection;
 mod cut;
 mod flusher;
 mod queue;
+mod reached;
 mod request;
 
 /// Preemptions in one run: most bugs need one or two.

@@ -4,19 +4,25 @@
 //!                   code can be given bytes from memory ([`crate::fuzz`]) and every order of its steps (models).
 //!                   A reader waits for its socket alone, as long as bytes come every now and then: one system call.
 //!                   After [`QUIET`] without any it waits for the news, too, that it is to stop.
+//!                   Where bytes come one after the other it does not even sleep: see [`SOON`]. Of readers that look so there are
+//!                   fewer than cores, as whoever sends needs one.
 //! Errors            the system's, as they come: INTR to try again, AGAIN where sending would have to wait, and where
 //!                   receiving has waited for a while; anything else ends the connection.
 
 use std::io::IoSlice;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, epoll, poll};
 use rustix::io::{Errno as SystemErrno, fcntl_dupfd_cloexec};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, recv, sendmsg, shutdown};
 
+/// Where the last bytes came within this time, a reader looks for the next ones as long, before it sleeps: being woken takes
+/// longer than what comes so soon.
+const SOON: Duration = Duration::from_micros(50);
 /// After so long without bytes a reader looks whether it is to stop.
 const QUIET: Duration = Duration::from_millis(20);
 
@@ -45,7 +51,14 @@ pub struct Socket {
     sender: Arc<OwnedFd>,
     /// Readable once all connections freeze.
     freeze: Arc<OwnedFd>,
+    /// The last bytes came soon; its reader alone uses it.
+    soon: AtomicBool,
 }
+
+/// Readers that look for bytes without sleeping, and how many there may be.
+static LOOKING: AtomicUsize = AtomicUsize::new(0);
+static LOOKING_MAX: LazyLock<usize> =
+    LazyLock::new(|| std::thread::available_parallelism().map_or(0, |cores| cores.get() - 1));
 
 impl Socket {
     /// The peer of connection `number`; `sender` is the epoll set of the thread that sends later, `freeze` becomes
@@ -61,13 +74,35 @@ impl Socket {
     ) -> Result<Socket, SystemErrno> {
         rustix::io::ioctl_fionbio(&socket, false)?;
         set_socket_timeout(&socket, Timeout::Recv, Some(QUIET))?;
-        Ok(Socket { socket, number, sender, freeze })
+        Ok(Socket { socket, number, sender, freeze, soon: AtomicBool::new(false) })
+    }
+}
+
+impl Socket {
+    /// Looks for bytes until [`SOON`] after `begun`; AGAIN if none have come.
+    fn look(&self, space: &mut [u8], begun: Instant) -> Result<usize, SystemErrno> {
+        let place = LOOKING.fetch_add(1, Ordering::Relaxed);
+        let mut found = Err(SystemErrno::AGAIN);
+        while place < *LOOKING_MAX && found == Err(SystemErrno::AGAIN) && begun.elapsed() < SOON {
+            found = recv(&self.socket, &mut *space, RecvFlags::DONTWAIT).map(|(length, _)| length);
+        }
+        LOOKING.fetch_sub(1, Ordering::Relaxed);
+        found
     }
 }
 
 impl Peer for Socket {
     fn receive(&self, space: &mut [u8]) -> Result<usize, SystemErrno> {
-        match recv(&self.socket, space, RecvFlags::empty()) {
+        let begun = Instant::now();
+        if self.soon.load(Ordering::Relaxed) {
+            match self.look(space, begun) {
+                Err(SystemErrno::AGAIN) => {}
+                other => return other,
+            }
+        }
+        let found = recv(&self.socket, space, RecvFlags::empty());
+        self.soon.store(begun.elapsed() < SOON, Ordering::Relaxed);
+        match found {
             Err(SystemErrno::AGAIN) => {}
             other => return other.map(|(received, _)| received),
         }

@@ -148,6 +148,9 @@ struct Reader<'a> {
     credit_requests: u32,
     /// Bytes of a refused payload that are still to be thrown away.
     skip: u64,
+    /// The last request was a write with a payload of its own: of what follows no more is received at once than
+    /// is needed, as the next such payload would have to be copied.
+    great: bool,
     /// Bytes received that are not counted as moved yet.
     received: u64,
     /// The connection ends when `skip` is 0.
@@ -180,6 +183,7 @@ pub fn run(
         credit_bytes: 0,
         credit_requests: 0,
         skip: from.skip,
+        great: false,
         received: 0,
         last: from.last,
         refusal: from.refusal,
@@ -243,8 +247,11 @@ impl Reader<'_> {
         self.submit();
         self.put_credit_back();
         self.make_room(needed)?;
+        let missing = needed - self.bytes().len();
         let inbox = self.inbox.as_mut().ok_or(End::Broken)?;
-        let received = self.source.receive(inbox.space())?;
+        let space = inbox.space();
+        let length = if self.great { missing } else { space.len() };
+        let received = self.source.receive(&mut space[..length])?;
         inbox.advance(received);
         self.received += received as u64;
         Ok(())
@@ -331,6 +338,7 @@ impl Reader<'_> {
         let length = header.length as usize;
         let writes = command.verb == Verb::Write;
         let shared = writes && length <= PAYLOAD_SHARED_MAX;
+        self.great = writes && !shared;
         if shared && self.bytes().len() < REQUEST_HEADER_BYTES + length {
             return Ok(Next::Receive(REQUEST_HEADER_BYTES + length));
         }

@@ -28,6 +28,8 @@ use crate::volume::request::{Request, Sink, Verb};
 
 /// Replies in one `sendmsg`.
 const REPLIES_PER_SEND: usize = 128;
+/// Of so many replies a shorter list of parts is made.
+const FEW_REPLIES: usize = 8;
 /// What one kick sends before it leaves the rest to the sender thread, bytes.
 const BYTES_PER_TURN: usize = 1 << 20;
 /// The longest head: a data chunk's header and its offset.
@@ -169,11 +171,18 @@ impl Finished {
 
 impl Outbox {
     /// Sends as much as one call takes.
-    fn send(&mut self, connection: &Connection) -> Result<usize, SystemErrno> {
-        let mut parts = [IoSlice::new(&[]); 2 * REPLIES_PER_SEND];
+    fn send(&self, connection: &Connection) -> Result<usize, SystemErrno> {
+        match self.replies.len() {
+            0..=FEW_REPLIES => self.send_by::<{ 2 * FEW_REPLIES }>(connection),
+            _ => self.send_by::<{ 2 * REPLIES_PER_SEND }>(connection),
+        }
+    }
+
+    fn send_by<const PARTS: usize>(&self, connection: &Connection) -> Result<usize, SystemErrno> {
+        let mut parts = [IoSlice::new(&[]); PARTS];
         let mut used = 0;
         let mut skip = self.first_sent;
-        for reply in self.replies.iter().take(REPLIES_PER_SEND) {
+        for reply in self.replies.iter().take(PARTS / 2) {
             for part in [reply.head(), reply.body()] {
                 let skipped = skip.min(part.len());
                 skip -= skipped;

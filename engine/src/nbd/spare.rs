@@ -1,9 +1,11 @@
-//! Spare buffers: great buffers that were used and will be again, so that the system need not clear new pages.
+//! Spare buffers: buffers that were used and will be again: great ones, so that the system need not clear new pages, and
+//! those of the usual lengths, as the allocator takes longer than this.
 //!
 //! How it works      A finished request's buffer is kept when nobody else has it, and given to the next
 //!                   request of just that length. What is in it is undefined, as in any new buffer.
-//! Invariants        at most [`SPARE_BYTES_MAX`] are kept; the oldest go first.
-//! Owner and locks   one lock, taken alone, for requests above [`SPARE_BYTES_MIN`] only.
+//! Invariants        of great ones at most [`SPARE_BYTES_MAX`] are kept, the oldest go first; of each usual length at most
+//!                   [`USUAL_BYTES_MAX`].
+//! Owner and locks   a lock for each of the two, taken alone.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -13,12 +15,23 @@ use crate::nbd::budget::{PAYLOAD_SHARED_MAX, SPARE_BYTES_MAX, lock};
 use crate::sync::Mutex;
 use crate::volume::request::Request;
 
-/// Smaller buffers are not kept: the allocator has those at hand, bytes.
-const SPARE_BYTES_MIN: usize = PAYLOAD_SHARED_MAX + 1;
+/// Great buffers have at least so many bytes.
+const GREAT_BYTES_MIN: usize = PAYLOAD_SHARED_MAX + 1;
+/// log2 of the smallest of the usual lengths; each of the others is twice the one before.
+const USUAL_SHIFT: u32 = 12;
+/// How many usual lengths there are.
+const USUAL_LENGTHS: usize = 4;
+/// What is kept of each usual length, bytes.
+const USUAL_BYTES_MAX: usize = 1 << 20;
+
+const _: () = assert!(1 << (USUAL_SHIFT as usize + USUAL_LENGTHS - 1) < GREAT_BYTES_MIN);
 
 /// The spare buffers of one server.
 #[derive(Debug, Default)]
-pub struct Spares(Mutex<Kept>);
+pub struct Spares {
+    great: Mutex<Kept>,
+    usual: Mutex<[Vec<Buffer>; USUAL_LENGTHS]>,
+}
 
 #[derive(Debug, Default)]
 struct Kept {
@@ -26,18 +39,27 @@ struct Kept {
     bytes: usize,
 }
 
-impl Spares {
-    /// Whether buffers of this length are kept at all.
-    fn keeps(length: usize) -> bool {
-        (SPARE_BYTES_MIN..=SPARE_BYTES_MAX / 4).contains(&length)
-    }
+/// Which of the usual lengths this is.
+fn usual(length: usize) -> Option<usize> {
+    let number = length.trailing_zeros().wrapping_sub(USUAL_SHIFT) as usize;
+    (length.is_power_of_two() && number < USUAL_LENGTHS).then_some(number)
+}
 
+/// Whether great buffers of this length are kept.
+fn is_great(length: usize) -> bool {
+    (GREAT_BYTES_MIN..=SPARE_BYTES_MAX / 4).contains(&length)
+}
+
+impl Spares {
     /// A spare buffer of `length` bytes, if there is one.
     pub fn take(&self, length: usize) -> Option<Buffer> {
-        if !Spares::keeps(length) {
+        if let Some(number) = usual(length) {
+            return lock(&self.usual)[number].pop();
+        }
+        if !is_great(length) {
             return None;
         }
-        let mut kept = lock(&self.0);
+        let mut kept = lock(&self.great);
         let at = kept.buffers.iter().rposition(|buffer| buffer.len() == length)?;
         kept.bytes -= length;
         kept.buffers.remove(at)
@@ -45,14 +67,35 @@ impl Spares {
 
     /// Keeps the buffer of a request that is done, if it is worth it and nobody else has the request.
     pub fn keep(&self, request: Arc<Request>) {
-        if !Spares::keeps(request.data.len()) {
+        let length = request.data.len();
+        let number = usual(length);
+        if number.is_none() && !is_great(length) {
             return;
         }
-        let Some(request) = Arc::into_inner(request) else { return };
+        let Some(Request { data, .. }) = Arc::into_inner(request) else { return };
+        match number {
+            Some(number) => self.keep_usual(number, data),
+            None => self.keep_great(data),
+        }
+    }
+
+    fn keep_usual(&self, number: usize, buffer: Buffer) {
+        // A part of an inbox, a small write's, is no buffer of its own.
+        if !buffer.is_whole() {
+            return;
+        }
+        let mut kept = lock(&self.usual);
+        let room = USUAL_BYTES_MAX >> (number + USUAL_SHIFT as usize);
+        if kept[number].len() < room {
+            kept[number].push(buffer);
+        }
+    }
+
+    fn keep_great(&self, buffer: Buffer) {
         let mut gone = Vec::new(); // dropped after the lock
-        let mut kept = lock(&self.0);
-        kept.bytes += request.data.len();
-        kept.buffers.push_back(request.data);
+        let mut kept = lock(&self.great);
+        kept.bytes += buffer.len();
+        kept.buffers.push_back(buffer);
         while kept.bytes > SPARE_BYTES_MAX {
             let Some(oldest) = kept.buffers.pop_front() else { break };
             kept.bytes -= oldest.len();

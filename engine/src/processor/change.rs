@@ -1,10 +1,11 @@
 //! Change: how what a part has written becomes part of the map: recorded first (J2), then mapped; what it replaces waits for
-//! its freeing to be durable (J4). Slots that were taken for nothing are given back.
+//! its freeing to be durable (J4), unless it is [young](crate::change_log::young). Slots that were taken for nothing are given back.
 
 use crate::block_map::place::Place;
 use crate::block_map::versions::Change;
 use crate::change_log::format::{RECORD_SUMS_MAX, RecordKind};
 use crate::change_log::journal::Entry;
+use crate::deliberate::{Bug, bug};
 use crate::error::Errno;
 use crate::processor::io_job::NewPlace;
 use crate::processor::share::Share;
@@ -64,12 +65,19 @@ impl Share {
             checksums: &change.sums,
             seq,
         };
+        let covering = self.journal.shared().reached.covering();
+        slots.young.see(if bug(Bug::YoungForEver) { 0 } else { covering });
+        let mut given = 0;
         local.versions.apply(made, &self.history, |_, count, place| {
             if place.is_slot() {
-                slots.give_later(seq, place, count); // J4
                 bad.forget(place, count);
+                given += slots.give(seq, place, count); // J4
             }
         });
+        if change.place.is_slot() {
+            slots.recorded(change.place, change.count);
+        }
+        self.space.give(given);
         self.count_waiting();
         Ok(())
     }

@@ -137,6 +137,7 @@ impl Share {
     }
 
     fn checkpoint(&mut self) -> Checkpoint {
+        self.slots.young.clear();
         Checkpoint {
             identity: self.journal.identity().clone(),
             number: self.journal.take_number(),

@@ -17,6 +17,9 @@ use crate::system::{Driven, Driving, System};
 use crate::units::ProcessorIndex;
 use crate::volume::request::Sink;
 
+/// After so many events what was answered is sent, so that clients and processors work side by side.
+const KICK_EVERY: usize = 4;
+
 /// Counters of one processor: one writer, many readers.
 #[derive(Debug, Default)]
 #[allow(missing_docs)]
@@ -103,8 +106,11 @@ pub struct Processor {
 
 impl Runs for Processor {
     fn run_batch(&mut self, batch: &mut Vec<Event>) {
-        for event in batch.drain(..) {
+        for (number, event) in batch.drain(..).enumerate() {
             self.stopped |= self.apply(event);
+            if number % KICK_EVERY == KICK_EVERY - 1 {
+                self.sinks.iter().for_each(|sink| sink.kick());
+            }
         }
         self.end_batch();
     }

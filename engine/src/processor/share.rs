@@ -33,7 +33,8 @@ use crate::volume::geometry::Geometry;
 use crate::volume::request::{Request, Sink, Verb};
 use crate::volume::source::Source;
 
-/// Waiting slots at which the share asks for a sync of its own accord: 256 MiB.
+/// Waiting slots at which the share asks for a sync of its own accord, if they are more than an eighth of what is free as
+/// well: 256 MiB.
 const WAITING_SLOTS_MAX: u64 = 65_536;
 
 /// Counters of one share: one writer, many readers.
@@ -380,7 +381,9 @@ impl Share {
 
     /// What is due now and then: slots to be released, a checkpoint.
     pub fn upkeep(&mut self, context: &mut Context<'_>) {
-        if self.slots.waiting() > WAITING_SLOTS_MAX && !self.release_failed {
+        let waiting = self.slots.waiting();
+        let many = waiting > WAITING_SLOTS_MAX && waiting > self.space.free() / 8;
+        if many && !self.release_failed {
             self.ask_release(context);
         }
         self.punch_freed_bases(context);

@@ -21,7 +21,7 @@ use crate::units::{BLOCK_SIZE, BlockIndex};
 use crate::volume::source::resolve;
 
 /// Longer parts are written by a pool thread: the processor has others to serve.
-const INLINE_BYTES_MAX: u32 = 64 << 10;
+const INLINE_BYTES_MAX: u32 = 128 << 10;
 
 /// There are fewer free slots than a part wants.
 pub(super) struct Starved {

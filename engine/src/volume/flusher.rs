@@ -105,7 +105,8 @@ impl Durable {
     /// Makes everything acknowledged so far durable.
     pub fn sync(&self) -> std::result::Result<(), Errno> {
         let journals = self.journals.read().expect("no holder panics").clone();
-        let reached: Vec<u64> = journals.iter().map(|writer| writer.journal.appended()).collect();
+        let begin = |writer: &Writer| writer.journal.reached.begin_commit();
+        let reached: Vec<u64> = journals.iter().map(begin).collect();
         self.sync_devices()?;
         let mut result = Ok(());
         let mut told = Vec::new();
