@@ -3,7 +3,8 @@
 How it works      `daemon` is a running polyvold for one test, `make_daemon` makes one with other arguments.
                   The style and unit tests need neither. Where scripts/test ran, its stages are told before
                   the last line, so that a failed stage cannot hide behind a green pytest. Tests that are
-                  marked `alone` wait until no other runs, and the others wait for them (support/turns.py).
+                  marked `alone` wait until no other runs, those marked `few` until few do, and the others
+                  wait for them (support/turns.py).
 """
 
 import os
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.daemon import Daemon, short_directory
-from tests.support.turns import turn
+from tests.support.turns import Beside, turn
 
 STAGES = "POLYVOL_TEST_STAGES"
 
@@ -22,9 +23,13 @@ STAGES = "POLYVOL_TEST_STAGES"
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """Wait for this test's turn, before its time begins to count."""
-    if "PYTEST_XDIST_WORKER" not in os.environ:
+    worker, count = os.environ.get("PYTEST_XDIST_WORKER"), os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")
+    if worker is None:
         return (yield)
-    with turn(item.config.rootpath / "build" / "turns", alone=item.get_closest_marker("alone") is not None):
+    marks: tuple[Beside, Beside] = ("alone", "few")
+    beside: Beside = next((mark for mark in marks if item.get_closest_marker(mark) is not None), "others")
+    last = worker == f"gw{int(count) - 1}"
+    with turn(item.config.rootpath / "build" / "turns", last=last, beside=beside):
         return (yield)
 
 

@@ -13,7 +13,7 @@ from tests.host.image import ensure_image
 from tests.host.machine import Machine
 from tests.support.daemon import short_directory
 
-pytestmark = [pytest.mark.host, pytest.mark.alone, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.host, pytest.mark.few, pytest.mark.slow, pytest.mark.timeout(300)]
 
 MIB = 1 << 20
 FIO = (

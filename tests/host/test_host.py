@@ -10,7 +10,7 @@ import pytest
 
 from tests.host.machine import Machine
 
-pytestmark = [pytest.mark.host, pytest.mark.alone, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.host, pytest.mark.few, pytest.mark.slow, pytest.mark.timeout(300)]
 
 MIB = 1 << 20
 SERVICES = "polyvold.service polyvold.socket polyvold-control.socket"

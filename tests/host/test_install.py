@@ -7,7 +7,7 @@ import pytest
 from tests.host.image import ROOT
 from tests.support.proc import run
 
-pytestmark = [pytest.mark.host, pytest.mark.alone, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.host, pytest.mark.few, pytest.mark.slow, pytest.mark.timeout(600)]
 
 # In a mount namespace of its own: what is written to these directories goes to a tmpfs that nobody else sees.
 SCRIPT = r"""

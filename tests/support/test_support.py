@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from tests.support import fio, fuse, nbd
 from tests.support.proc import Background, check, run
+from tests.support.turns import Beside, turn
 
 SIZE_BYTES = 64 * 1024 * 1024
 
@@ -102,3 +104,30 @@ def test_a_file_system_on_an_export(memory: str, short_dir: Path) -> None:
         check("e2fsck", "-fn", device)
     assert "fs" in {entry.name for entry in short_dir.iterdir()}
     assert not fuse.mounted(short_dir / "disk")
+
+
+def test_turns_let_others_few_or_none_run_beside(tmp_path: Path) -> None:
+    def asked(directory: Path, *, last: bool) -> threading.Event:
+        began = threading.Event()
+
+        def body() -> None:
+            with turn(directory, last=last, beside="others"):
+                began.set()
+
+        threading.Thread(target=body, daemon=True).start()
+        return began
+
+    rules: list[tuple[Beside, bool, bool, bool]] = [
+        ("others", False, True, True),
+        ("others", True, True, True),
+        ("few", False, False, True),
+        ("few", True, False, True),
+        ("alone", False, False, False),
+        ("alone", True, False, False),
+    ]
+    for number, (beside, last, *others) in enumerate(rules):
+        directory = tmp_path / str(number)
+        with turn(directory, last=last, beside=beside):
+            begun = [asked(directory, last=False), asked(directory, last=True)]
+            assert [each.wait(0.3) for each in begun] == others, (beside, last)
+        assert all(each.wait(10) for each in begun)
