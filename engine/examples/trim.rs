@@ -20,7 +20,7 @@ mod hollow;
 use hollow::{Hollow, shuffled};
 
 use polyvol_engine::engine::Engine;
-use polyvol_engine::engine::volumes::{ExtentSpec, VolumeSpec};
+use polyvol_engine::engine::spec::{ExtentSpec, VolumeSpec};
 use polyvol_engine::system::linux::Linux;
 use polyvol_engine::volume::caller::Caller;
 use polyvol_engine::volume::request::Verb;
@@ -136,6 +136,8 @@ fn serve(directory: &Path, volume: u64) -> Engine {
         directory: directory.join("volume"),
         next_epoch: 1,
         bounds: Vec::new(),
+        rollbacks: Vec::new(),
+        source: None,
         snapshots: Vec::new(),
     };
     engine.add_volume(spec).expect("a volume");

@@ -40,12 +40,14 @@ pub enum Bug {
     NoChecksum,
     /// The journal is removed before the checkpoint has its name.
     EarlyRemoval,
+    /// After a power loss some of the records between two marks count.
+    BetweenMarks,
     /// Slots stay young although a sync has begun.
     YoungForEver,
 }
 
 /// Every one of them.
-pub const ALL: [Bug; 18] = [
+pub const ALL: [Bug; 19] = [
     Bug::NoDeviceSync,
     Bug::MarkTooFar,
     Bug::EarlyReuse,
@@ -63,6 +65,7 @@ pub const ALL: [Bug; 18] = [
     Bug::NoRecoverySync,
     Bug::NoChecksum,
     Bug::EarlyRemoval,
+    Bug::BetweenMarks,
     Bug::YoungForEver,
 ];
 

@@ -156,6 +156,7 @@ fn a_write_that_waits_for_a_sync_gets_the_errno_of_the_sync() {
     engine.settle(1, epoch).unwrap();
     engine.flush(1).unwrap();
     caller.write(0, &vec![1; 4 * MIB as usize], false).unwrap();
+    caller.flush().unwrap(); // else they could be used again at once
     // A hundred slots wait for a sync, which will fail.
     caller.range(Verb::Trim, 0, 100 * 4096, false).unwrap();
     fails.store(true, Ordering::Release);

@@ -24,9 +24,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::failed_sync::FailedSync;
-use super::reached::Reached;
 use super::format::{HEADER_BYTES, Header, JOURNAL_MAGIC, MARK_BYTES, MARK_OFFSETS, Mark};
 use super::format::{Record, RecordKind, record_bytes};
+use super::reached::Reached;
 use crate::deliberate::{Bug, bug};
 use crate::error::{Errno, Error, Result};
 use crate::limits::SEGMENT_BYTES;

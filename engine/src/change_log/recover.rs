@@ -4,8 +4,9 @@
 //!                   [`Versions::apply`] that made them. Snapshots that the catalog does not know leave no trace:
 //!                   no frozen map is made for them. Slots in use follow from the maps.
 //! Which records     Same boot id as the newest segment's: all, the page cache has them. Another: those up to the
-//!                   newest commit mark, of which those behind the mark before it may be missing. What the
-//!                   checkpoint covers need not be there in either case.
+//!                   newest commit mark, if all of them are there; else its sync has not ended, and it is those up to the
+//!                   mark before it: never some of those between two marks, as [young](super::young) slots are used again
+//!                   between them. What the checkpoint covers need not be there in either case.
 //! Errors            what should be there and cannot be read is `Corrupt`, with the file's name; an unknown version
 //!                   is refused untouched. Nothing is guessed, and nothing is changed.
 
@@ -57,6 +58,15 @@ struct OldSegment {
     /// Its first bytes, with the commit marks.
     page: Vec<u8>,
     file: Arc<dyn File>,
+}
+
+impl OldSegment {
+    /// Reads all of it.
+    fn read(&self, bytes: &mut Vec<u8>) -> Result<()> {
+        let io = |e: Errno| Error::io(format!("{} cannot be read", self.path.display()), e);
+        bytes.resize(self.file.length().map_err(io)? as usize, 0);
+        self.file.read(bytes, 0).map_err(io)
+    }
 }
 
 /// A partition that this processor owns, as the catalog knows it.
@@ -305,7 +315,13 @@ fn replay_all(
     // The newest mark may have reached the disk before the records that it covers: its sync may not have ended. The
     // one before it is followed by another, so its sync has.
     let before = marks.iter().rev().nth(1).map_or(0, |mark| *mark).max(covered);
-    let (limit, required) = if same_boot { (u64::MAX, newest) } else { (newest, before) };
+    let (limit, required) = if same_boot {
+        (u64::MAX, newest)
+    } else if bug(Bug::BetweenMarks) || all_there(segments, &ends, recovered.next_seq, newest)? {
+        (newest, before)
+    } else {
+        (before, before)
+    };
     let before = history.before_rollback(rolled);
     let (bytes, sums) = (Vec::new(), Vec::new());
     let mut replay = Replay { recovered, history, before, rolled, shape_of, bytes, sums };
@@ -335,6 +351,28 @@ fn replay_all(
     Ok(rolled)
 }
 
+/// Whether all records from `first` to `last` can be read.
+fn all_there(segments: &[OldSegment], ends: &[u64], first: u64, last: u64) -> Result<bool> {
+    let (mut bytes, mut sums, mut next) = (Vec::new(), Vec::new(), first);
+    for (segment, end) in segments.iter().zip(ends) {
+        if *end < next || segment.header.first_seq > next {
+            continue;
+        }
+        segment.read(&mut bytes)?;
+        let seed = seed(segment.header.incarnation);
+        let (mut at, mut seq) = (HEADER_BYTES, segment.header.first_seq);
+        while seq <= last.min(*end)
+            && let Ok(Some((record, length))) = Record::decode_into(&bytes[at..], seed, &mut sums)
+            && record.seq == seq
+        {
+            at += length;
+            seq += 1;
+        }
+        next = next.max(seq);
+    }
+    Ok(next > last)
+}
+
 /// What a replay has at hand: one segment's bytes at a time.
 struct Replay<'a, F> {
     recovered: &'a mut Recovered,
@@ -353,10 +391,8 @@ impl<F: Fn(PartitionIndex) -> Option<Shape>> Replay<'_, F> {
     /// Replays the records of one segment up to `end`; returns the last sequence number that it reached.
     fn segment(&mut self, segment: &OldSegment, end: u64) -> Result<u64> {
         let path = &segment.path;
-        let io = |e: Errno| Error::io(format!("{} cannot be read", path.display()), e);
         let mut bytes = std::mem::take(&mut self.bytes);
-        bytes.resize(segment.file.length().map_err(io)? as usize, 0);
-        segment.file.read(&mut bytes, 0).map_err(io)?;
+        segment.read(&mut bytes)?;
         let seed = seed(segment.header.incarnation);
         let mut at = HEADER_BYTES;
         let mut reached = segment.header.first_seq - 1;

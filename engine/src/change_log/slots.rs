@@ -121,10 +121,10 @@ impl Slots {
         given
     }
 
-    /// A record refers to a run that was taken here: it is young.
-    pub fn recorded(&mut self, place: Place, count: u32) {
+    /// Record `seq` refers to a run that was taken here: it is young, unless a sync may cover it already.
+    pub fn recorded(&mut self, seq: u64, place: Place, count: u32) {
         for (chunk, first, count) in by_chunk(place, count) {
-            self.young.add(place.log(), chunk, first, count);
+            self.young.add(seq, (place.log(), chunk), first, count);
         }
     }
 

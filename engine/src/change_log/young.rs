@@ -40,9 +40,12 @@ impl Young {
         self.slots.clear();
     }
 
-    /// Slots of a chunk that a record refers to from now on.
-    pub fn add(&mut self, log: u16, chunk: u64, first: u32, count: u32) {
-        let bits = self.slots.entry((log, chunk)).or_default();
+    /// Slots of a log's chunk that record `seq` refers to, the first that does: young, unless a sync covers it.
+    pub fn add(&mut self, seq: u64, chunk: (u16, u64), first: u32, count: u32) {
+        if seq <= self.covering {
+            return; // it was appended, and the sync began, before the processor looked
+        }
+        let bits = self.slots.entry(chunk).or_default();
         for slot in first..first + count {
             bits[slot as usize / 64] |= 1 << (slot % 64);
         }

@@ -50,8 +50,9 @@ fn a_volume_is_let_go_only_when_readers_of_its_snapshots_are_done() {
         engine.export("v@s", "", 1, Some(epoch)).unwrap();
         let caller = Caller::new(engine.exports.attach("v@s").unwrap());
         // Every thread of the pool is busy until we say so.
-        let (busy, go) = (Arc::new(Barrier::new(17)), Arc::new(Barrier::new(17)));
-        for _ in 0..16 {
+        let all = || Arc::new(Barrier::new(super::POOL_THREADS + 1));
+        let (busy, go) = (all(), all());
+        for _ in 0..super::POOL_THREADS {
             let (busy, go) = (Arc::clone(&busy), Arc::clone(&go));
             engine.pool.run(move || {
                 busy.wait();

@@ -20,7 +20,7 @@ fn a_sync_covers_no_slot_that_was_used_again() {
         let (log, chunk, slot) = SLOT;
         reached.append(1); // the slot is taken
         young.see(reached.covering());
-        young.add(log, chunk, slot, 1);
+        young.add(1, (log, chunk), slot, 1);
         reached.append(2); // and given back
         young.see(reached.covering());
         let (used_again, _) = young.take(log, chunk, slot, 1);

@@ -75,7 +75,7 @@ impl Share {
             }
         });
         if change.place.is_slot() {
-            slots.recorded(change.place, change.count);
+            slots.recorded(seq, change.place, change.count);
         }
         self.space.give(given);
         self.count_waiting();

@@ -223,9 +223,9 @@ fn processors_that_fill_the_logs_together_find_every_slot_and_none_twice() {
 }
 
 /// Takes a run that records speak of from then on.
-fn take_recorded(space: &Space, slots: &mut Slots, want: u32) -> Vec<(Place, u32)> {
+fn take_recorded(space: &Space, slots: &mut Slots, seq: u64, want: u32) -> Vec<(Place, u32)> {
     let runs = take(space, slots, want).unwrap();
-    runs.iter().for_each(|(place, count)| slots.recorded(*place, *count));
+    runs.iter().for_each(|(place, count)| slots.recorded(seq, *place, *count));
     runs
 }
 
@@ -235,21 +235,31 @@ fn a_young_slot_is_used_again_at_once_and_an_older_one_is_not() {
     let space = space(&scratch, &[1]);
     let mut slots = Slots::default();
     slots.young.see(10);
-    let first = take_recorded(&space, &mut slots, 600)[0];
+    let first = take_recorded(&space, &mut slots, 11, 600)[0];
     let given = slots.give(11, first.0, 600);
     assert_eq!((given, slots.waiting()), (600, 0));
     space.give(given);
 
-    let old = take_recorded(&space, &mut slots, 600)[0];
+    let old = take_recorded(&space, &mut slots, 12, 600)[0];
     slots.young.see(10);
     slots.young.see(15); // a sync has begun
-    let young = take_recorded(&space, &mut slots, 400)[0];
-    assert_eq!((slots.give(16, old.0, 600), slots.waiting()), (0, 600));
-    assert_eq!((slots.give(16, young.0, 400), slots.waiting()), (400, 600));
+    let young = take_recorded(&space, &mut slots, 16, 400)[0];
+    assert_eq!((slots.give(17, old.0, 600), slots.waiting()), (0, 600));
+    assert_eq!((slots.give(17, young.0, 400), slots.waiting()), (400, 600));
     space.give(400);
     slots.release(15, &mut Vec::new());
     assert_eq!(slots.waiting(), 600);
-    assert_eq!(slots.release(16, &mut Vec::new()), 600);
+    assert_eq!(slots.release(17, &mut Vec::new()), 600);
+}
+
+#[test]
+fn a_slot_whose_record_a_sync_covers_is_not_young_although_that_has_just_been_appended() {
+    let scratch = Scratch::new();
+    let space = space(&scratch, &[1]);
+    let mut slots = Slots::default();
+    slots.young.see(11); // a sync began between the record and this
+    let (place, count) = take_recorded(&space, &mut slots, 11, 5)[0];
+    assert_eq!(slots.give(12, place, count), 0);
 }
 
 #[test]
@@ -260,8 +270,8 @@ fn a_run_that_is_young_in_part_is_given_back_in_parts() {
     slots.young.see(1);
     let (place, count) = take(&space, &mut slots, 100).unwrap()[0];
     assert_eq!(count, 100);
-    slots.recorded(place.step(10), 30);
-    slots.recorded(place.step(70), 30);
+    slots.recorded(2, place.step(10), 30);
+    slots.recorded(2, place.step(70), 30);
     assert_eq!((slots.give(2, place, 100), slots.waiting()), (60, 40));
     space.give(60);
     assert_eq!(slots.release(2, &mut Vec::new()), 40);
@@ -274,15 +284,18 @@ fn nothing_is_young_while_a_sync_begins_or_once_a_checkpoint_holds_it() {
     let scratch = Scratch::new();
     let space = space(&scratch, &[1]);
     let mut slots = Slots::default();
-    for aged in [|slots: &mut Slots| slots.young.see(u64::MAX), |slots: &mut Slots| {
-        slots.young.clear();
-    }] {
-        let (place, count) = take_recorded(&space, &mut slots, 5)[0];
+    for aged in [
+        |slots: &mut Slots| slots.young.see(u64::MAX),
+        |slots: &mut Slots| {
+            slots.young.clear();
+        },
+    ] {
+        let (place, count) = take_recorded(&space, &mut slots, 2, 5)[0];
         aged(&mut slots);
         assert_eq!(slots.give(3, place, count), 0);
     }
     slots.young.see(u64::MAX);
-    let (place, count) = take_recorded(&space, &mut slots, 5)[0];
+    let (place, count) = take_recorded(&space, &mut slots, 2, 5)[0];
     slots.young.see(u64::MAX); // another one begins, or still the same
     assert_eq!(slots.give(3, place, count), 0);
 }
