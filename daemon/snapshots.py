@@ -89,7 +89,9 @@ class Snapshots:
                     context.ask_when_full(volume)  # there is something to drop again
         names, clients = context.device_names(), context.clients()
         return [
-            self._view(volume, Snapshot(record), names, clients, {})  # to measure it takes longer than the cut
+            self._view(
+                volume, Snapshot(record), names, clients, {}
+            )  # to measure it takes longer than the cut
             for volume, record in zip(volumes, records, strict=True)
         ]
 

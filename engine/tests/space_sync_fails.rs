@@ -155,8 +155,9 @@ fn a_write_that_waits_for_a_sync_gets_the_errno_of_the_sync() {
     let epoch = engine.cut(&[(1, None)]).unwrap().epochs[0].1;
     engine.settle(1, epoch).unwrap();
     engine.flush(1).unwrap();
-    caller.write(0, &vec![1; 4 * MIB as usize], false).unwrap();
-    caller.flush().unwrap(); // else they could be used again at once
+    caller.write(0, &vec![1; 3 * MIB as usize], false).unwrap();
+    caller.flush().unwrap(); // else what is freed of these could be used again at once
+    caller.write(3 * MIB, &vec![1; MIB as usize], false).unwrap();
     // A hundred slots wait for a sync, which will fail.
     caller.range(Verb::Trim, 0, 100 * 4096, false).unwrap();
     fails.store(true, Ordering::Release);

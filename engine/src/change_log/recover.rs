@@ -283,7 +283,7 @@ fn ends(segments: &[OldSegment]) -> Vec<u64> {
     ends
 }
 
-/// What the commit marks cover, in order.
+/// What each of the commit marks covers, in order: two may cover the same, as what is behind that no longer counts.
 fn marks(segments: &[OldSegment], ends: &[u64]) -> Vec<u64> {
     let mut marks = Vec::new();
     for (segment, end) in segments.iter().zip(ends) {
@@ -294,7 +294,6 @@ fn marks(segments: &[OldSegment], ends: &[u64]) -> Vec<u64> {
         }
     }
     marks.sort_unstable();
-    marks.dedup();
     marks
 }
 

@@ -23,6 +23,8 @@ use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, recv, sen
 /// Where the last bytes came within this time, a reader looks for the next ones as long, before it sleeps: being woken takes
 /// longer than what comes so soon.
 const SOON: Duration = Duration::from_micros(50);
+/// How often it pauses between two looks: the other thread of its core has work to do.
+const PAUSES: u32 = 50;
 /// After so long without bytes a reader looks whether it is to stop.
 const QUIET: Duration = Duration::from_millis(20);
 
@@ -84,6 +86,7 @@ impl Socket {
         let place = LOOKING.fetch_add(1, Ordering::Relaxed);
         let mut found = Err(SystemErrno::AGAIN);
         while place < *LOOKING_MAX && found == Err(SystemErrno::AGAIN) && begun.elapsed() < SOON {
+            (0..PAUSES).for_each(|_| std::hint::spin_loop());
             found = recv(&self.socket, &mut *space, RecvFlags::DONTWAIT).map(|(length, _)| length);
         }
         LOOKING.fetch_sub(1, Ordering::Relaxed);
