@@ -175,6 +175,14 @@ impl Versions {
         }
     }
 
+    /// Whether [`Versions::freeze_before`] would change nothing.
+    pub fn is_frozen_before(&self, epoch: Epoch, snapshots: &[Epoch]) -> bool {
+        let before = snapshots.partition_point(|snapshot| *snapshot < epoch);
+        let Some(newest) = before.checked_sub(1).map(|index| snapshots[index]) else { return true };
+        let index = self.frozen.partition_point(|frozen| frozen.last_epoch < newest);
+        self.frozen.get(index).is_some_and(|next| next.last_epoch < epoch)
+    }
+
     /// The partition has `blocks` blocks from now on: the new ones are at their base place in the live map, and the
     /// snapshots, which do not show them, have zeroes there. So writing them redirects nothing.
     pub fn grow(&mut self, blocks: u32, snapshots: &[Epoch]) {

@@ -22,6 +22,13 @@ fn stop() -> Event {
     Event::Control(Box::new(Control::Stop))
 }
 
+/// An event that changes nothing.
+fn look() -> Event {
+    event(LOOKS, 0)
+}
+
+const LOOKS: u32 = 0;
+
 /// Notes what it serves.
 struct Recorder {
     seen: Arc<Mutex<Vec<(u32, u64)>>>,
@@ -46,6 +53,13 @@ impl Runs for Recorder {
                 },
                 Event::Done(_) => unreachable!(),
             }
+        }
+    }
+
+    fn run_beside(&self, batch: &mut Vec<Event>) {
+        let looks = |event: &Event| matches!(event, Event::Control(control) if matches!(**control, Control::CheckpointDone(LOOKS, _)));
+        for _ in batch.extract_if(.., |event| looks(event)) {
+            self.seen.lock().unwrap().push((LOOKS, 0));
         }
     }
 
@@ -90,6 +104,37 @@ fn every_event_is_run_once_and_in_order_whoever_runs_the_processor() {
 }
 
 #[test]
+fn those_who_share_a_processor_leave_nothing_lying_and_never_meet_who_runs_it() {
+    check(|| {
+        let (core, seen, processor) = start();
+        let theirs = Arc::clone(&core);
+        let other = thread::spawn(move || theirs.run_or_push(&mut vec![look(), event(1, 1)]));
+        core.run_or_push(&mut vec![event(2, 1), look(), event(2, 2)]);
+        other.join().unwrap();
+        core.queue.push(stop());
+        processor.join().unwrap();
+        assert_eq!(numbers_of(&seen, LOOKS), [0, 0]);
+        assert_eq!(numbers_of(&seen, 1), [1]);
+        assert_eq!(numbers_of(&seen, 2), [1, 2]);
+    });
+}
+
+#[test]
+fn what_is_pushed_while_a_processor_is_shared_is_run() {
+    check(|| {
+        let (core, seen, processor) = start();
+        let theirs = Arc::clone(&core);
+        let other = thread::spawn(move || theirs.run_or_push(&mut vec![look()]));
+        core.queue.push(event(2, 1));
+        other.join().unwrap();
+        core.queue.push(stop());
+        processor.join().unwrap();
+        assert_eq!(numbers_of(&seen, LOOKS), [0]);
+        assert_eq!(numbers_of(&seen, 2), [1]);
+    });
+}
+
+#[test]
 fn a_stop_that_another_runs_still_ends_the_thread() {
     check(|| {
         let (core, seen, processor) = start();
@@ -123,6 +168,7 @@ fn part(sink: &Arc<Counting>) -> Event {
         length: 1,
         at: 0,
         tried: 0,
+        cold: false,
     })
 }
 

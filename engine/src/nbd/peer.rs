@@ -4,8 +4,8 @@
 //!                   code can be given bytes from memory ([`crate::fuzz`]) and every order of its steps (models).
 //!                   A reader waits for its socket alone, as long as bytes come every now and then: one system call.
 //!                   After [`QUIET`] without any it waits for the news, too, that it is to stop.
-//!                   Where bytes come one after the other it does not even sleep: see [`SOON`]. Of readers that look so there are
-//!                   fewer than cores, as whoever sends needs one.
+//!                   Where bytes come one after the other it does not even sleep: see [`SOON`]. It does so while readers that
+//!                   are awake have fewer than half of the cores, as whoever sends needs one, too.
 //! Errors            the system's, as they come: INTR to try again, AGAIN where sending would have to wait, and where
 //!                   receiving has waited for a while; anything else ends the connection.
 
@@ -57,10 +57,10 @@ pub struct Socket {
     soon: AtomicBool,
 }
 
-/// Readers that look for bytes without sleeping, and how many there may be.
-static LOOKING: AtomicUsize = AtomicUsize::new(0);
-static LOOKING_MAX: LazyLock<usize> =
-    LazyLock::new(|| std::thread::available_parallelism().map_or(0, |cores| cores.get() - 1));
+/// Readers that do not sleep, and how many there may be while one looks for bytes.
+static AWAKE: AtomicUsize = AtomicUsize::new(0);
+static AWAKE_MAX: LazyLock<usize> =
+    LazyLock::new(|| std::thread::available_parallelism().map_or(0, |cores| cores.get() / 2));
 
 impl Socket {
     /// The peer of connection `number`; `sender` is the epoll set of the thread that sends later, `freeze` becomes
@@ -76,6 +76,7 @@ impl Socket {
     ) -> Result<Socket, SystemErrno> {
         rustix::io::ioctl_fionbio(&socket, false)?;
         set_socket_timeout(&socket, Timeout::Recv, Some(QUIET))?;
+        AWAKE.fetch_add(1, Ordering::Relaxed);
         Ok(Socket { socket, number, sender, freeze, soon: AtomicBool::new(false) })
     }
 }
@@ -83,14 +84,37 @@ impl Socket {
 impl Socket {
     /// Looks for bytes until [`SOON`] after `begun`; AGAIN if none have come.
     fn look(&self, space: &mut [u8], begun: Instant) -> Result<usize, SystemErrno> {
-        let place = LOOKING.fetch_add(1, Ordering::Relaxed);
         let mut found = Err(SystemErrno::AGAIN);
-        while place < *LOOKING_MAX && found == Err(SystemErrno::AGAIN) && begun.elapsed() < SOON {
+        while found == Err(SystemErrno::AGAIN)
+            && AWAKE.load(Ordering::Relaxed) <= *AWAKE_MAX
+            && begun.elapsed() < SOON
+        {
             (0..PAUSES).for_each(|_| std::hint::spin_loop());
             found = recv(&self.socket, &mut *space, RecvFlags::DONTWAIT).map(|(length, _)| length);
         }
-        LOOKING.fetch_sub(1, Ordering::Relaxed);
         found
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        AWAKE.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Counts a reader as asleep while it is there.
+struct Asleep;
+
+impl Asleep {
+    fn begin() -> Asleep {
+        AWAKE.fetch_sub(1, Ordering::Relaxed);
+        Asleep
+    }
+}
+
+impl Drop for Asleep {
+    fn drop(&mut self) {
+        AWAKE.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -103,6 +127,7 @@ impl Peer for Socket {
                 other => return other,
             }
         }
+        let _asleep = Asleep::begin();
         let found = recv(&self.socket, space, RecvFlags::empty());
         self.soon.store(begun.elapsed() < SOON, Ordering::Relaxed);
         match found {

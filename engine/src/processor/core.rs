@@ -1,14 +1,14 @@
 //! Core: who runs a processor, and when: its own thread, or one that brings it work while it is idle.
 //!
 //! How it works      The thread takes all events and runs them until there are no more. Who brings a small batch is let in
-//!                   by [`Queue::offer`] if nobody runs the processor, runs it a few times, and leaves the rest to the
-//!                   thread.
+//!                   if nobody runs the processor: it shares it for what changes nothing ([`Queue::share`]), runs it with the
+//!                   rest a few times ([`Queue::unshare`]), and leaves what is left then to the thread.
 //! Invariants        Q1 to Q4 of the [queue](super::queue); checked by the models in `models/queue.rs`.
 
 use std::sync::Arc;
 
 use crate::processor::queue::{Control, Event, Queue};
-use crate::sync::Mutex;
+use crate::sync::RwLock;
 use crate::system::Driven;
 
 /// Batches that a thread that was let in runs for others before it leaves the rest to the processor's own.
@@ -18,6 +18,8 @@ const RUNS_MAX: usize = if cfg!(loom) { 1 } else { 4 };
 pub trait Runs {
     /// Serves every event of `batch`, which is left empty.
     fn run_batch(&mut self, batch: &mut Vec<Event>);
+    /// Serves those events of `batch` that change nothing of it, and leaves the others there, in order.
+    fn run_beside(&self, _batch: &mut Vec<Event>) {}
     /// Whether it was told to stop.
     fn stopped(&self) -> bool;
 }
@@ -26,19 +28,25 @@ pub trait Runs {
 pub struct Core<R> {
     /// Its queue.
     pub queue: Arc<Queue>,
-    /// Locked by who runs it, and never by anybody else meanwhile (Q3).
-    processor: Mutex<R>,
+    /// Locked by who runs it, or by those who share it, and never by anybody else meanwhile (Q3).
+    processor: RwLock<R>,
 }
 
 impl<R: Runs> Core<R> {
     /// A processor that takes what it runs from `queue`.
     pub fn new(queue: Arc<Queue>, processor: R) -> Core<R> {
-        Core { queue, processor: Mutex::new(processor) }
+        Core { queue, processor: RwLock::new(processor) }
     }
 
     /// Runs `batch`, which is left empty, here and now if the processor is idle; else has it run.
     pub fn run_or_push(&self, batch: &mut Vec<Event>) {
-        if !self.queue.offer(batch) {
+        let runs = if self.queue.share() {
+            self.processor.try_read().expect("Q3, and no runner panics").run_beside(batch);
+            self.queue.unshare(batch)
+        } else {
+            self.queue.offer(batch)
+        };
+        if !runs {
             return;
         }
         let (mut stopped, mut more) = (false, true);
@@ -71,13 +79,13 @@ impl<R: Runs> Core<R> {
 
     /// Serves `batch`; says whether it was told to stop.
     fn run_once(&self, batch: &mut Vec<Event>) -> bool {
-        let mut processor = self.processor.try_lock().expect("Q3, and no runner panics");
+        let mut processor = self.processor.try_write().expect("Q3, and no runner panics");
         processor.run_batch(batch);
         processor.stopped()
     }
 }
 
-impl<R: Runs + Send> Driven for Core<R> {
+impl<R: Runs + Send + Sync> Driven for Core<R> {
     fn run(&self) {
         let mut batch = Vec::new();
         loop {

@@ -2,14 +2,14 @@
 //!
 //! How it works      A processor ([`core`]) drains its [`queue`] ([`run`]), and for each volume that it owns partitions of, a
 //!                   [`share`] serves the parts of requests: [`read`], [`write`], [`zero`]. What would block goes
-//!                   to the pool's threads, and comes back as an event. [`cut`] is how all processors agree on an
-//!                   instant.
+//!                   to the pool's threads, and comes back as an event. What changes nothing of a processor is done by
+//!                   readers [`beside`] each other. [`cut`] is how all processors agree on an instant.
 //!
 //! Ownership, the one place where it is told:
 //!
 //! | state | owner | who else may look | held how long |
 //! |---|---|---|---|
-//! | versions, slots, epoch, parts that wait | the processor | nobody; a checkpoint reads clones | - |
+//! | versions, slots, epoch, parts that wait | the processor | readers, while nobody runs it; a checkpoint reads clones | a small batch |
 //! | journal, records' bytes | the processor | flusher: how far it got (atomic) | - |
 //! | journal, marks' bytes | flusher, under `committing` | - | one sync |
 //! | a queue's events | its lock | everyone pushes, the processor takes all | a push |
@@ -22,6 +22,7 @@
 //! Lock order: `committing`, then a journal's list of segments, each held by a flusher. None of the others is ever
 //! taken while another is held.
 
+mod beside;
 pub mod change;
 pub mod checkpoint;
 pub mod compare;

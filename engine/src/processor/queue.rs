@@ -1,11 +1,14 @@
 //! Queue: how work is handed to a processor, by batch: push all, wake once.
 //!
-//! How it works      A thread that brings a small batch to an idle processor is let in to run the processor itself,
-//!                   which saves two wake-ups; it is the processor as long as it is in. What others push meanwhile it
-//!                   finds when it is done with its own.
+//! How it works      A thread that brings a small batch to an idle processor is let in, which saves two wake-ups. First it
+//!                   shares the processor with others like it, and does what changes nothing ([`beside`](super::beside)). With
+//!                   what is left it runs the processor alone, if nobody does, and it is the processor as long as it does;
+//!                   else who runs it finds what was pushed when it is done with its own. While something is there to be run
+//!                   nobody is let in to share, so that it does not wait for long.
 //! Invariants        Q1 an event that was pushed is taken exactly once, in the order of pushes;
-//!                   Q2 whenever events are there, somebody runs the processor or its thread is awake or being woken;
-//!                   Q3 at most one thread runs a processor at a time;
+//!                   Q2 whenever events are there, somebody runs the processor, or shares it and will look, or its thread is
+//!                      awake or being woken;
+//!                   Q3 at most one thread runs a processor at a time, and then nobody shares it;
 //!                   Q4 what is pushed after the queue was closed is refused at once, by whoever pushes it.
 //! Owner and locks   one lock over the events, held for a push or a swap.
 
@@ -47,6 +50,8 @@ pub struct Part {
     pub at: u64,
     /// How many slots it was given that could not be written.
     pub tried: u8,
+    /// It reads what the page cache does not have.
+    pub cold: bool,
 }
 
 /// What a processor is told by the engine.
@@ -131,10 +136,27 @@ pub enum Event {
 #[derive(Default)]
 struct State {
     events: Vec<Event>,
-    /// Somebody runs the processor: its thread, or one that was let in by [`Queue::offer`].
+    /// Somebody runs the processor: its thread, or one that was let in.
     running: bool,
+    /// How many share it.
+    sharing: usize,
     sleeping: bool,
     closed: bool,
+}
+
+impl State {
+    /// Nobody runs the processor or shares it.
+    fn idle(&self) -> bool {
+        !self.running && self.sharing == 0
+    }
+
+    fn push(&mut self, batch: &mut Vec<Event>) {
+        if self.events.is_empty() {
+            std::mem::swap(&mut self.events, batch);
+        } else {
+            self.events.append(batch);
+        }
+    }
 }
 
 /// See the module's head.
@@ -157,7 +179,7 @@ impl Queue {
 
     /// Wakes the thread if it sleeps and nobody else will see what was pushed (Q2).
     fn wake_if_needed(&self, mut state: MutexGuard<'_, State>) {
-        let wake = !state.running && std::mem::take(&mut state.sleeping);
+        let wake = state.idle() && std::mem::take(&mut state.sleeping);
         drop(state);
         if wake {
             self.wake.notify_one();
@@ -171,11 +193,7 @@ impl Queue {
             drop(state);
             return refuse(batch.drain(..));
         }
-        if state.events.is_empty() {
-            std::mem::swap(&mut state.events, batch);
-        } else {
-            state.events.append(batch);
-        }
+        state.push(batch);
         self.wake_if_needed(state);
     }
 
@@ -190,22 +208,43 @@ impl Queue {
         self.wake_if_needed(state);
     }
 
-    /// Lets the caller run the processor with `batch` if it is idle; else pushes it. A caller that was let in must
-    /// call [`Queue::next`] until that says that there is no more, or [`Queue::leave`].
-    pub fn offer(&self, batch: &mut Vec<Event>) -> bool {
+    /// Lets the caller share the processor, if nobody runs it or is about to. A caller that was let in must call
+    /// [`Queue::unshare`].
+    pub fn share(&self) -> bool {
         let mut state = self.lock();
+        let shared = !state.closed && !state.running && state.events.is_empty();
+        state.sharing += usize::from(shared); // Q3
+        shared
+    }
+
+    /// The caller shares the processor no longer, and pushes what it has left to do. `true` lets it run the processor, with
+    /// `batch`: it must call [`Queue::next`] until that says that there is no more, or [`Queue::leave`].
+    pub fn unshare(&self, batch: &mut Vec<Event>) -> bool {
+        let mut state = self.lock();
+        state.sharing -= 1;
+        self.enter(state, batch)
+    }
+
+    /// Pushes `batch`, and lets the caller run the processor, with all there is, if nobody runs or shares it: as
+    /// [`Queue::unshare`] does.
+    pub fn offer(&self, batch: &mut Vec<Event>) -> bool {
+        let state = self.lock();
+        self.enter(state, batch)
+    }
+
+    fn enter(&self, mut state: MutexGuard<'_, State>, batch: &mut Vec<Event>) -> bool {
         if state.closed {
             drop(state);
             refuse(batch.drain(..));
             return false;
         }
-        if !state.running && state.events.is_empty() {
-            state.running = true; // Q3
-            return true;
+        state.push(batch);
+        if !state.idle() || state.events.is_empty() {
+            return false; // Q2: who runs or shares it will look
         }
-        state.events.append(batch);
-        self.wake_if_needed(state);
-        false
+        state.running = true; // Q3
+        std::mem::swap(&mut state.events, batch);
+        true
     }
 
     /// For who runs the processor: what was pushed meanwhile, into `batch`, which is empty. `false` if that is
@@ -244,7 +283,7 @@ impl Queue {
     pub fn try_take_all(&self, batch: &mut Vec<Event>) -> bool {
         debug_assert!(batch.is_empty());
         let mut state = self.lock();
-        if state.events.is_empty() || state.running {
+        if state.events.is_empty() || !state.idle() {
             return false;
         }
         state.running = true; // Q3
@@ -257,7 +296,7 @@ impl Queue {
     pub fn take_all(&self, batch: &mut Vec<Event>) {
         debug_assert!(batch.is_empty());
         let mut state = self.lock();
-        while state.events.is_empty() || state.running {
+        while state.events.is_empty() || !state.idle() {
             state.sleeping = true; // Q2
             state = self.wake.wait(state).expect("no holder panics");
         }

@@ -18,13 +18,13 @@ use crate::volume::geometry::Partition;
 use crate::volume::source::{Source, resolve};
 
 /// Longer parts are read by a pool thread: the processor has others to serve.
-const INLINE_BYTES_MAX: u32 = 256 << 10;
+pub(super) const INLINE_BYTES_MAX: u32 = 256 << 10;
 
 impl Share {
     pub(super) fn read(&mut self, part: Part, context: &mut Context<'_>) {
         count(&self.stats.reads, 1);
         count(&self.stats.read_bytes, u64::from(part.length));
-        if part.length <= INLINE_BYTES_MAX {
+        if part.length <= INLINE_BYTES_MAX && !part.cold {
             match self.read_now(&part) {
                 Ok(true) => return self.end(part, Ok(()), context),
                 Ok(false) => {}
@@ -42,7 +42,7 @@ impl Share {
     }
 
     /// Reads what needs no waiting; `false` if some of it does.
-    fn read_now(&self, part: &Part) -> Result<bool, Errno> {
+    pub(super) fn read_now(&self, part: &Part) -> Result<bool, Errno> {
         let number = self.locals[part.local as usize].partition;
         let mut cached = true;
         self.for_each_run(part, |of, found, offset, length, at| {

@@ -7,11 +7,12 @@ use std::sync::mpsc::Sender;
 use crate::block_map::history::Rollback;
 use crate::deliberate::{Bug, bug};
 use crate::error::{Errno, Error, Result};
+use crate::processor::beside::Answered;
 use crate::processor::core::{Core, Runs};
 use crate::processor::cut::{Cut, Stall};
 use crate::processor::queue::{Control, CutShare, Event, Queue};
 use crate::processor::reclaim::Dropping;
-use crate::processor::share::{Context, Share};
+use crate::processor::share::{Context, Share, count};
 use crate::system::pool::Pool;
 use crate::system::{Driven, Driving, System};
 use crate::units::ProcessorIndex;
@@ -20,7 +21,7 @@ use crate::volume::request::Sink;
 /// After so many events what was answered is sent, so that clients and processors work side by side.
 const KICK_EVERY: usize = 4;
 
-/// Counters of one processor: one writer, many readers.
+/// Counters of one processor: who runs it writes them, or those who share it.
 #[derive(Debug, Default)]
 #[allow(missing_docs)]
 pub struct ProcessorStats {
@@ -61,7 +62,6 @@ impl Handle {
             cutting: Vec::new(),
             leaving: Vec::new(),
             rolling_back: Vec::new(),
-            parts: 0,
             slow_ios: 0,
             stopped: false,
         };
@@ -98,7 +98,6 @@ pub struct Processor {
     leaving: Vec<(u32, Sender<Box<Share>>)>,
     /// Shares that are to go back to a snapshot as soon as nothing of them is under way.
     rolling_back: Vec<(u32, Rollback, Sender<bool>)>,
-    parts: u64,
     slow_ios: u64,
     /// It was told to stop.
     stopped: bool,
@@ -106,6 +105,8 @@ pub struct Processor {
 
 impl Runs for Processor {
     fn run_batch(&mut self, batch: &mut Vec<Event>) {
+        let parts = batch.iter().filter(|event| matches!(event, Event::Part(_))).count();
+        count(&self.stats.parts, parts as u64);
         for (number, event) in batch.drain(..).enumerate() {
             self.stopped |= self.apply(event);
             if number % KICK_EVERY == KICK_EVERY - 1 {
@@ -113,6 +114,28 @@ impl Runs for Processor {
             }
         }
         self.end_batch();
+    }
+
+    fn run_beside(&self, batch: &mut Vec<Event>) {
+        let (mut answered, mut done) = (Answered::default(), 0);
+        let mut left = Vec::new();
+        let mut events = batch.drain(..);
+        while let Some(event) = events.next() {
+            if let Some(event) = self.apply_beside(event, &mut answered) {
+                // What comes after it is left as well: a client may hope that its requests are done in order.
+                left.push(event);
+                left.extend(events.by_ref());
+                break;
+            }
+            done += 1;
+            if done % KICK_EVERY == KICK_EVERY - 1 {
+                answered.kick();
+            }
+        }
+        drop(events);
+        answered.kick();
+        batch.append(&mut left);
+        self.stats.parts.fetch_add(done as u64, Ordering::Relaxed);
     }
 
     fn stopped(&self) -> bool {
@@ -127,11 +150,19 @@ impl Processor {
         (shares, Context { queue, system: &**system, pool, checkpoints, sinks, slow_ios })
     }
 
+    /// Serves one event if that changes nothing; else gives it back.
+    fn apply_beside(&self, event: Event, answered: &mut Answered) -> Option<Event> {
+        let Event::Part(mut part) = event else { return Some(event) };
+        let share = self.shares.get(part.share as usize).and_then(Option::as_ref);
+        match share.and_then(|share| share.do_beside(&mut part).map(|result| (share, result))) {
+            Some((share, result)) => share.end_beside(part, result, answered),
+            None => return Some(Event::Part(part)),
+        }
+        None
+    }
+
     /// Serves one event; says whether it was the last one ever.
     fn apply(&mut self, event: Event) -> bool {
-        if let Event::Part(_) = event {
-            self.parts += 1;
-        }
         let (shares, mut context) = self.split();
         match event {
             Event::Part(part) => {
@@ -164,10 +195,8 @@ impl Processor {
         }
         self.roll_back();
         self.let_go();
-        let stats = &self.stats;
-        stats.parts.store(self.parts, Ordering::Relaxed);
-        stats.slow_ios.store(self.slow_ios, Ordering::Relaxed);
-        stats.batches.store(stats.batches.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        self.stats.slow_ios.store(self.slow_ios, Ordering::Relaxed);
+        count(&self.stats.batches, 1);
     }
 
     /// Has shares go back to a snapshot that are idle.

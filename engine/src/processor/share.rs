@@ -3,7 +3,8 @@
 //! How it works      Parts come in; reads and small writes are done at once, the rest goes to a pool thread with
 //!                   its blocks reserved, and comes back as [`Done`]. A part that overlaps a reservation, or a
 //!                   part that waits for one, waits too.
-//! Invariants        H1 two parts of the live volume that overlap, one of them a write, are never under way together;
+//! Invariants        H1 two parts of the live volume that overlap, one of them a write, are never under way together,
+//!                      but for those that change nothing here ([`beside`](super::beside));
 //!                   H2 a part is under way, waiting, held for a cut, starved of slots, or ended: one of these;
 //!                   H3 `epoch` is above all of `history`.
 //! Owner and locks   its processor, alone.
@@ -37,7 +38,7 @@ use crate::volume::source::Source;
 /// well: 256 MiB.
 const WAITING_SLOTS_MAX: u64 = 65_536;
 
-/// Counters of one share: one writer, many readers.
+/// Counters of one share: who runs its processor writes them, or those who share it.
 #[derive(Debug, Default)]
 #[allow(missing_docs)]
 pub struct ShareStats {
@@ -51,7 +52,7 @@ pub struct ShareStats {
     pub errors: AtomicU64,
 }
 
-/// Adds to a counter that only the caller writes.
+/// Adds to a counter that only the caller writes meanwhile.
 pub fn count(counter: &AtomicU64, n: u64) {
     counter.store(counter.load(Ordering::Relaxed) + n, Ordering::Relaxed);
 }
@@ -271,7 +272,7 @@ impl Share {
     }
 
     /// Whether a part must wait for a reservation, or for one of the first `among` parts that wait (H1).
-    fn blocked(&self, part: &Part, among: usize) -> bool {
+    pub(super) fn blocked(&self, part: &Part, among: usize) -> bool {
         if self.reserved.is_empty() || part.view != 0 {
             return false;
         }

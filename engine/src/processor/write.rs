@@ -14,6 +14,7 @@ use std::sync::Arc;
 use crate::block_map::place::Place;
 use crate::change_log::format::RECORD_SUMS_MAX;
 use crate::deliberate::{Bug, bug};
+use crate::error::Errno;
 use crate::processor::io_job::{Job, NewPlace, Old, Step, Target, write_base};
 use crate::processor::queue::Part;
 use crate::processor::share::{Context, Local, Share, count};
@@ -21,7 +22,7 @@ use crate::units::{BLOCK_SIZE, BlockIndex};
 use crate::volume::source::resolve;
 
 /// Longer parts are written by a pool thread: the processor has others to serve.
-const INLINE_BYTES_MAX: u32 = 128 << 10;
+pub(super) const INLINE_BYTES_MAX: u32 = 128 << 10;
 
 /// There are fewer free slots than a part wants.
 pub(super) struct Starved {
@@ -35,10 +36,9 @@ impl Share {
                 .versions
                 .freeze_before(self.epoch, self.history.marks());
         }
-        let aligned = (part.offset | part.length).is_multiple_of(BLOCK_SIZE as u32);
-        let inline = aligned && part.length <= INLINE_BYTES_MAX;
-        if inline && self.write_in_place(&part, context) {
-            return;
+        let inline = is_aligned(&part) && part.length <= INLINE_BYTES_MAX;
+        if inline && let Some(result) = self.overwrite(&part) {
+            return self.end(part, result, context);
         }
         let mut job = match self.plan_write(&part) {
             Ok(job) => job,
@@ -51,22 +51,22 @@ impl Share {
         self.finish(part, job, self.epoch, result, context);
     }
 
-    /// The short way for whole blocks that are all overwritten in place.
-    fn write_in_place(&mut self, part: &Part, context: &mut Context<'_>) -> bool {
+    /// The short way for whole blocks that are all overwritten in place; `None`: they are not, and nothing was done.
+    pub(super) fn overwrite(&self, part: &Part) -> Option<Result<(), Errno>> {
+        if !is_aligned(part) {
+            return None;
+        }
         let blocks = part.length / BLOCK_SIZE as u32;
         let (count, in_place) =
             self.overwritable(part.local, part.offset / BLOCK_SIZE as u32, blocks);
         if !in_place || count < blocks {
-            return false;
+            return None;
         }
         let partition = self.locals[part.local as usize].partition;
         let at = part.at as usize;
         let source = &part.request.data.as_slice()[at..at + part.length as usize];
         let partition = &self.geometry.partitions[partition as usize];
-        let result = write_base(partition, u64::from(part.offset), source);
-        let part = Part { request: Arc::clone(&part.request), ..*part };
-        self.end(part, result, context);
-        true
+        Some(write_base(partition, u64::from(part.offset), source))
     }
 
     /// How many blocks from `block`, at most `limit`, are alike in whether they may be overwritten at their base
@@ -201,4 +201,9 @@ impl Share {
             place => Old::Slot(of.cloned(), self.spot(of, place), found.checksums[0]),
         }
     }
+}
+
+/// Whether a part is made of whole blocks.
+fn is_aligned(part: &Part) -> bool {
+    (part.offset | part.length).is_multiple_of(BLOCK_SIZE as u32)
 }

@@ -107,6 +107,8 @@ pub struct View {
 /// A batch of up to so many bytes is run by the thread that brings it, if the processors are idle: waking them would
 /// take longer.
 const INLINE_BYTES_MAX: usize = 128 << 10;
+/// So is one whose requests have no more than so many on average, as copying them takes less than handing them over.
+const SMALL_BYTES: usize = 16 << 10;
 
 thread_local! {
     /// A list of events for each share of the volume at hand, kept for its memory.
@@ -136,7 +138,7 @@ impl Target for View {
             if outbox.len() < self.volume.shares.len() {
                 outbox.resize_with(self.volume.shares.len(), Vec::new);
             }
-            let mut bytes = 0;
+            let (mut bytes, most) = (0, INLINE_BYTES_MAX.max(batch.len() * SMALL_BYTES));
             for request in batch.drain(..) {
                 bytes += request.data.len();
                 if request.verb == Verb::Flush {
@@ -147,7 +149,7 @@ impl Target for View {
             }
             for (share, events) in self.volume.shares.iter().zip(outbox) {
                 if events.is_empty() {
-                } else if bytes <= INLINE_BYTES_MAX {
+                } else if bytes <= most {
                     share.core.run_or_push(events);
                 } else {
                     share.queue.push_all(events);
@@ -192,6 +194,7 @@ impl View {
                 length: (to - from) as u32,
                 at: from - request.offset,
                 tried: 0,
+                cold: false,
             };
             let share = volume.share_of[partition.processor as usize];
             outbox[share].push(Event::Part(part));
