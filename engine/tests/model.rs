@@ -454,3 +454,21 @@ proptest! {
         twin.check();
     }
 }
+
+#[test]
+fn what_was_written_behind_a_growth_after_a_rollback_survives_a_kill() {
+    let mut twin = Twin::new(false);
+    let write = |offset, length| Op::Write { offset, length, seed: 1, fua: false };
+    for op in [
+        Op::Extend,
+        Op::Cut,
+        write(0, WIDEST),
+        Op::Restart { kill: false },
+        Op::RollBack { nth: 0, safety: false, killed: false },
+        Op::Extend,
+        write(SIZES[1], 4096),
+        Op::Restart { kill: true },
+    ] {
+        twin.step(&op);
+    }
+}

@@ -257,13 +257,18 @@ def direct(directory: Path, scale: Scale) -> dict[str, float]:
         export = adopt(daemon, "plain", base)
         forget(base)
         case = Case("direct", "randread", BLOCK, 32)
-        ours = measure(case, export, daemon.pid, scale.seconds).iops
+        ours = measure(case, export, daemon.pid, scale.seconds)
     forget(base)
     options = ["--rw=randread", "--bs=4k", "--iodepth=32", "--direct=1", "--time_based=1", "--norandommap=1"]
     options += [f"--filename={base}", f"--runtime={scale.seconds}", "--output-format=json", "--readonly"]
     said = check("fio", "--name=bench", "--ioengine=libaio", *options, timeout_s=_LONG_S)
     theirs = float(json.loads(said[said.index("{") :])["jobs"][0]["read"]["iops"])
-    return {"direct.iops": ours, "direct.fio_iops": theirs, "direct.ratio": ours / theirs}
+    return {
+        "direct.iops": ours.iops,
+        "direct.server_us": ours.server_us,
+        "direct.fio_iops": theirs,
+        "direct.ratio": ours.iops / theirs,
+    }
 
 
 def forget(path: Path) -> None:

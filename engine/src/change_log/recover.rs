@@ -113,6 +113,10 @@ impl Shape {
         let blocks = self.at_rollbacks.get(number).copied().unwrap_or(self.blocks);
         self.hide(versions, history, blocks);
         versions.roll_back(rollback, &history.before_rollback(number), 0, freed);
+        if blocks < self.blocks {
+            // What it has grown by since is at its base places, whatever the snapshot, read back, has there.
+            versions.live.set(blocks, self.blocks - blocks, Place::BASE, &[]);
+        }
     }
 }
 

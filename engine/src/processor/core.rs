@@ -40,15 +40,25 @@ impl<R: Runs> Core<R> {
 
     /// Runs `batch`, which is left empty, here and now if the processor is idle; else has it run.
     pub fn run_or_push(&self, batch: &mut Vec<Event>) {
-        let runs = if self.queue.share() {
+        if self.queue.share() {
             self.processor.try_read().expect("Q3, and no runner panics").run_beside(batch);
-            self.queue.unshare(batch)
+            if self.queue.unshare(batch) {
+                self.run_some(batch);
+            }
         } else {
-            self.queue.offer(batch)
-        };
-        if !runs {
-            return;
+            self.bring(batch);
         }
+    }
+
+    /// As [`Core::run_or_push`], for what changes the processor.
+    pub fn bring(&self, batch: &mut Vec<Event>) {
+        if self.queue.offer(batch) {
+            self.run_some(batch);
+        }
+    }
+
+    /// Runs `batch`, and what comes meanwhile, but not for long; the caller was let in.
+    fn run_some(&self, batch: &mut Vec<Event>) {
         let (mut stopped, mut more) = (false, true);
         for _ in 0..RUNS_MAX {
             stopped |= self.run_once(batch);

@@ -14,7 +14,7 @@ use crate::deliberate::{Bug, bug};
 use crate::error::Errno;
 use crate::io::device::Device;
 use crate::processor::queue::Part;
-use crate::units::{BLOCK_SIZE, BlockIndex};
+use crate::units::{BLOCK_SIZE, BlockIndex, DeviceId};
 use crate::volume::bad_blocks::BadBlocks;
 use crate::volume::geometry::{Geometry, Partition};
 use crate::volume::request::Request;
@@ -144,6 +144,28 @@ impl Job {
             }
             _ => self.write_step(partition, step),
         })
+    }
+
+    /// The one device that its steps read, if it is one.
+    pub fn only_device(&self) -> Option<DeviceId> {
+        let partition = &self.geometry.partitions[self.partition as usize];
+        let (mut found, mut others) = (None, false);
+        let mut note = |device: &Device| {
+            others |= found.is_some_and(|other| other != device.id);
+            found = Some(device.id);
+            Ok::<(), Errno>(())
+        };
+        for step in &self.steps {
+            let told = match step {
+                Step::ReadBase { of, offset, length, .. } => self
+                    .base(of.as_ref(), partition)
+                    .pieces(*offset, *length, |device, _, _, _| note(device)),
+                Step::ReadSlots { spot, .. } => note(&spot.device),
+                _ => Ok(()),
+            };
+            assert!(told.is_ok(), "nothing was read");
+        }
+        found.filter(|_| !others)
     }
 
     fn buffer(&self) -> &Request {

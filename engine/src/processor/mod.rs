@@ -2,7 +2,7 @@
 //!
 //! How it works      A processor ([`core`]) drains its [`queue`] ([`run`]), and for each volume that it owns partitions of, a
 //!                   [`share`] serves the parts of requests: [`read`], [`write`], [`zero`]. What would block goes
-//!                   to the pool's threads, and comes back as an event. What changes nothing of a processor is done by
+//!                   to the pool's threads ([`cold`] reads several at a time), and comes back as an event. What changes nothing of a processor is done by
 //!                   readers [`beside`] each other. [`cut`] is how all processors agree on an instant.
 //!
 //! Ownership, the one place where it is told:
@@ -25,6 +25,7 @@
 mod beside;
 pub mod change;
 pub mod checkpoint;
+pub mod cold;
 pub mod compare;
 pub mod core;
 pub mod cut;

@@ -21,13 +21,13 @@ use crate::volume::source::{Source, resolve};
 pub(super) const INLINE_BYTES_MAX: u32 = 256 << 10;
 
 impl Share {
-    pub(super) fn read(&mut self, part: Part, context: &mut Context<'_>) {
+    pub(super) fn read(&mut self, mut part: Part, context: &mut Context<'_>) {
         count(&self.stats.reads, 1);
         count(&self.stats.read_bytes, u64::from(part.length));
         if part.length <= INLINE_BYTES_MAX && !part.cold {
             match self.read_now(&part) {
                 Ok(true) => return self.end(part, Ok(()), context),
-                Ok(false) => {}
+                Ok(false) => part.cold = true,
                 Err(errno) => return self.end(part, Err(errno), context),
             }
         }

@@ -1,13 +1,14 @@
 //! Run: what a processor does with a batch of events: serve each, then what is due, then kick who was given something.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
+use std::sync::{Arc, Weak};
 
 use crate::block_map::history::Rollback;
 use crate::deliberate::{Bug, bug};
 use crate::error::{Errno, Error, Result};
 use crate::processor::beside::Answered;
+use crate::processor::cold::{self, Cold};
 use crate::processor::core::{Core, Runs};
 use crate::processor::cut::{Cut, Stall};
 use crate::processor::queue::{Control, CutShare, Event, Queue};
@@ -50,7 +51,7 @@ impl Handle {
     ) -> Result<Handle> {
         let queue = Arc::new(Queue::default());
         let stats = Arc::new(ProcessorStats::default());
-        let processor = Processor {
+        let new = |core: &Weak<Core<Processor>>| Processor {
             index,
             queue: Arc::clone(&queue),
             stats: Arc::clone(&stats),
@@ -63,9 +64,11 @@ impl Handle {
             leaving: Vec::new(),
             rolling_back: Vec::new(),
             slow_ios: 0,
+            colds: Vec::new(),
+            core: Weak::clone(core),
             stopped: false,
         };
-        let core = Arc::new(Core::new(queue, processor));
+        let core = Arc::new_cyclic(|core| Core::new(Arc::clone(&queue), new(core)));
         let ours = Arc::clone(&core) as Arc<dyn Driven>;
         let driving = system
             .drive(&format!("pv-proc-{index}"), ours)
@@ -99,6 +102,10 @@ pub struct Processor {
     /// Shares that are to go back to a snapshot as soon as nothing of them is under way.
     rolling_back: Vec<(u32, Rollback, Sender<bool>)>,
     slow_ios: u64,
+    /// What the pool is to read when the batch is over.
+    colds: Vec<Cold>,
+    /// This processor, for threads of the pool that run it.
+    core: Weak<Core<Processor>>,
     /// It was told to stop.
     stopped: bool,
 }
@@ -146,8 +153,9 @@ impl Runs for Processor {
 impl Processor {
     /// Its shares, and what they need of it.
     fn split(&mut self) -> (&mut Vec<Option<Box<Share>>>, Context<'_>) {
-        let Processor { shares, sinks, queue, system, pool, checkpoints, slow_ios, .. } = self;
-        (shares, Context { queue, system: &**system, pool, checkpoints, sinks, slow_ios })
+        let Processor { shares, sinks, queue, system, pool, checkpoints, slow_ios, colds, .. } =
+            self;
+        (shares, Context { queue, system: &**system, pool, checkpoints, sinks, slow_ios, colds })
     }
 
     /// Serves one event if that changes nothing; else gives it back.
@@ -192,6 +200,9 @@ impl Processor {
         }
         for sink in self.sinks.drain(..) {
             sink.kick();
+        }
+        if !self.colds.is_empty() {
+            cold::read_all(&mut self.colds, &self.pool, &self.core);
         }
         self.roll_back();
         self.let_go();

@@ -20,6 +20,7 @@ use crate::change_log::journal::Journal;
 use crate::change_log::slots::Slots;
 use crate::change_log::space::{Log, Space};
 use crate::error::Errno;
+use crate::processor::cold::Cold;
 use crate::processor::elsewhere::Elsewhere;
 use crate::processor::hunger::Hunger;
 use crate::processor::io_job::{Done, Job};
@@ -92,6 +93,8 @@ pub struct Context<'a> {
     pub sinks: &'a mut Vec<Arc<dyn Sink>>,
     /// Jobs given to the pool.
     pub slow_ios: &'a mut u64,
+    /// What the pool is to read when the batch is over.
+    pub colds: &'a mut Vec<Cold>,
 }
 
 impl Context<'_> {
@@ -296,7 +299,19 @@ impl Share {
             let write = part.request.verb.is_write();
             self.reserve(part.local, first, last, write);
         }
-        self.run_on_pool(Some(part), job, context);
+        if part.cold {
+            *context.slow_ios += 1;
+            self.jobs_out += 1;
+            let (share, id) = (self.number, self.id_of(Some(&part)));
+            context.colds.push(Cold { share, id, part, job });
+        } else {
+            self.run_on_pool(Some(part), job, context);
+        }
+    }
+
+    /// The reservation of a part that is handed over; 0: it has none.
+    fn id_of(&self, part: Option<&Part>) -> u64 {
+        if part.is_some_and(|part| part.view != 0) { 0 } else { self.next_id }
     }
 
     pub(super) fn reserve(&mut self, local: u32, first: u32, last: u32, write: bool) {
@@ -314,7 +329,7 @@ impl Share {
         *context.slow_ios += 1;
         self.jobs_out += 1;
         let (share, queue) = (self.number, Arc::clone(context.queue));
-        let id = if part.as_ref().is_some_and(|part| part.view != 0) { 0 } else { self.next_id };
+        let id = self.id_of(part.as_ref());
         context.pool.run(move || {
             let result = job.run();
             queue.push(Event::Done(Box::new(Done { share, id, part, job, result })));
