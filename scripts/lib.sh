@@ -16,7 +16,7 @@ LOGS=$BUILD/logs
 # What `scripts/run` needs: an interpreter, a linker for Rust, two Python packages with C in them, NBD's tools.
 APT_RUN=(python3 python3-venv gcc libc6-dev python3-crcmod python3-pyudev python3-libnbd libnbd-bin)
 # What `scripts/test` needs besides: the real clients, file systems and tools that the tests drive.
-APT_TEST=(nbdkit nbdkit-plugin-python qemu-utils fio xfsprogs e2fsprogs fuse3 mount strace
+APT_TEST=(nbd-client nbdkit nbdkit-plugin-python qemu-utils fio xfsprogs e2fsprogs fuse3 mount strace
     openssl shellcheck systemd g++ fdisk lvm2 postgresql)
 # What an installation needs besides the wheel and what it brings (scripts/install, scripts/build-deb).
 APT_INSTALL=(python3-crcmod python3-pyudev python3-systemd python3-libnbd)
