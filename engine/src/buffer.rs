@@ -187,6 +187,12 @@ impl Inbox {
         Buffer { block: Some(self.block), start: 0, length }
     }
 
+    /// All of its block as one buffer, whose contents are undefined; the inbox ends here.
+    pub fn into_whole(self) -> Buffer {
+        let length = self.block.layout.size();
+        Buffer { block: Some(self.block), start: 0, length }
+    }
+
     /// Whether no buffer shares the block any more; then [`Inbox::clear`] may start it over.
     pub fn is_unshared(&mut self) -> bool {
         Arc::get_mut(&mut self.block).is_some()

@@ -8,6 +8,7 @@
 pub mod block_map;
 pub mod buffer;
 pub mod change_log;
+pub mod checksum;
 pub mod deliberate;
 pub mod engine;
 pub mod error;

@@ -12,6 +12,7 @@ use polyvol_engine::block_map::place::Place;
 use polyvol_engine::block_map::versions::{Change, Versions};
 use polyvol_engine::change_log::checkpoint::{self, Contents};
 use polyvol_engine::change_log::journal::Identity;
+use polyvol_engine::checksum;
 use polyvol_engine::engine::check::{CheckReport, check_volume};
 use polyvol_engine::engine::spec::{ExtentSpec, VolumeSpec};
 use polyvol_engine::system::System;
@@ -60,7 +61,7 @@ impl World {
     fn checkpoint(&self, processor: u32, places: &[(u32, Place)]) {
         let mut versions = Versions::new(256);
         versions.freeze_before(2, &[1]);
-        let zeroes = crc32c::crc32c(&[0; 4096]);
+        let zeroes = checksum::crc32c(&[0; 4096]);
         for (block, place) in places {
             let sums = [zeroes];
             let change = Change {

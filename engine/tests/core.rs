@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use polyvol_engine::checksum;
 use polyvol_engine::engine::Engine;
 use polyvol_engine::engine::spec::{ExtentSpec, VolumeSpec};
 use polyvol_engine::volume::caller::Caller;
@@ -435,7 +436,7 @@ fn lose_power(directory: &Path) {
         }
         let mut bytes = std::fs::read(&path).unwrap();
         bytes[32..48].fill(0xee);
-        let crc = crc32c::crc32c(&bytes[16..80]);
+        let crc = checksum::crc32c(&bytes[16..80]);
         bytes[12..16].copy_from_slice(&crc.to_le_bytes());
         std::fs::write(&path, &bytes).unwrap();
     }

@@ -306,6 +306,17 @@ fn an_export_is_attached_to_until_its_target_has_finished() {
 }
 
 #[test]
+fn a_client_that_has_left_no_longer_counts() {
+    let served = serve(Memory::new(MIB, 1 << 20, Way::Inline));
+    for _ in 0..300 {
+        let mut client = served.go(true);
+        client.request(0, DISC, 1, 0, 0);
+        assert!(client.is_closed());
+        assert_eq!(served.exports.find("v").unwrap().connections(), 0);
+    }
+}
+
+#[test]
 fn disconnect_ends_one_exports_connections_only() {
     let served = serve(Memory::new(MIB, 1 << 20, Way::Later));
     served.exports.add("w", "another", Memory::new(MIB, 1 << 20, Way::Inline)).unwrap();

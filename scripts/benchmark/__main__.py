@@ -252,7 +252,7 @@ def main() -> int:
             )
     names = [case.name for case in CASES] + [name for name, *_ in ALONE]
     if options.only and not any(options.only in name for name in names):
-        return refuse(f"no case has {options.only!r} in its name: docs/performance.md names them")
+        return refuse(f"no case has {options.only!r} in its name: scripts/benchmark/cases.py has them")
     if options.rounds < 1 or options.seconds < 0:
         return refuse("--rounds is at least 1, and --seconds not below 0")
     options.date, options.load_before = datetime.now(UTC), os.getloadavg()[0]

@@ -36,6 +36,10 @@ class Export:
     name: str
 
 
+CLIENT_BUSY_CORES = 0.9
+"""From here on a client's thread is what bounds the figure, or may be."""
+
+
 @dataclass(frozen=True)
 class Sample:
     """One turn's figures. CPU: `server_us` is microseconds for each request; `client_cores` and `other_cores`
@@ -115,7 +119,7 @@ def _fio(case: Case, export: Export, seconds: float) -> _Raw:
         settings["size"] = case.region
     # Without time_based a random write never comes back to a block.
     if not (case.writes and case.random and not case.region):
-        settings |= {"time_based": 1, "norandommap": 1}
+        settings["time_based"] = 1
     arguments = [f"--{key}={value}" for key, value in settings.items()]
     output = _run([tool("fio"), *arguments], seconds)
     job = json.loads(output[output.index("{") :])["jobs"][0]

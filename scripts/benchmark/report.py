@@ -10,11 +10,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from scripts.benchmark.cases import REFERENCES, Case
-from scripts.benchmark.load import Sample
+from scripts.benchmark.load import CLIENT_BUSY_CORES, Sample
 from scripts.benchmark.targets import Verdict, ratio_of
-
-CLIENT_BUSY_CORES = 0.9
-"""From here on a client's thread is what bounds the figure, or may be."""
 
 
 @dataclass(frozen=True)

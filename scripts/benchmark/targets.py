@@ -3,8 +3,10 @@
 How it works      A `Ratio` compares two servers' figures of one round each, in the same round, and takes the
                   median of the rounds. A `Bound` is for a figure that stands by itself; those have names such
                   as `cuts.stall_ms.median`. A target whose rows or figure are not there (left out by --quick
-                  or --only) is `not measured`. Where the limit, measured in the same rounds, does not reach
-                  a ratio either, the verdict says so, with how far it came; the target is not met even so.
+                  or --only) is `not measured`. Where fio itself was busy all the time, what it measures is
+                  itself: then the same case counts as the project's own generator has measured it, and the
+                  verdict says so. Where the limit, measured in the same rounds, does not reach a ratio
+                  either, the verdict says so, with how far it came; the target is not met even so.
 Errors            none: what is missing is told, not raised.
 """
 
@@ -25,7 +27,7 @@ from scripts.benchmark.cases import (
     name_of,
     with_snapshots,
 )
-from scripts.benchmark.load import Sample
+from scripts.benchmark.load import CLIENT_BUSY_CORES, Sample
 
 Rounds = Mapping[str, Sequence[Sample]]
 """The rounds of one case, by server."""
@@ -157,25 +159,44 @@ def verdicts(rows: Sequence[tuple[Case, Rounds]], figures: Mapping[str, float]) 
     return [_of_ratio(target, rows) for target in RATIOS] + [_of_bound(target, figures) for target in BOUNDS]
 
 
-def _rounds(rows: Sequence[tuple[Case, Rounds]], name: str) -> Rounds:
-    return next((rounds for case, rounds in rows if name in (case.name, case.title)), {})
+def _rounds(rows: Sequence[tuple[Case, Rounds]], name: str) -> tuple[Case | None, Rounds]:
+    return next(((case, rounds) for case, rounds in rows if name in (case.name, case.title)), (None, {}))
+
+
+def is_busy(samples: Sequence[Sample]) -> bool:
+    """Whether the load generator may be what bounds the rate."""
+    return statistics.median(sample.client_cores for sample in samples) >= CLIENT_BUSY_CORES
+
+
+def _instead(target: Ratio, rows: Sequence[tuple[Case, Rounds]]) -> tuple[Rounds, str]:
+    """The rounds that count, and why, if they are not those of the target's case."""
+    case, rounds = _rounds(rows, target.case)
+    pair = (target.server, target.reference)
+    if case is None or case.generator != "fio" or target.other_case or not all(map(rounds.get, pair)):
+        return rounds, ""
+    twins = (rounds for other, rounds in rows if other.name == case.name and other.generator == "load")
+    twin = next((rounds for rounds in twins if all(map(rounds.get, pair))), None)
+    if twin is None or not any(is_busy(rounds[name]) for name in pair):
+        return rounds, ""
+    by_fio = ratio_of(rounds[target.server], rounds[target.reference], target.figure)
+    return twin, f"by load.rs; fio, itself busy, has {by_fio:.2f}"
 
 
 def _of_ratio(target: Ratio, rows: Sequence[tuple[Case, Rounds]]) -> Verdict:
     wanted = f"{'<=' if target.at_most else '>='} {target.bound:g}"
-    rounds = _rounds(rows, target.case)
-    others = _rounds(rows, target.other_case) if target.other_case else rounds
+    rounds, remark = _instead(target, rows)
+    others = _rounds(rows, target.other_case)[1] if target.other_case else rounds
     ours, theirs = rounds.get(target.server), others.get(target.reference)
     if not ours or not theirs:
         return Verdict(target.title, wanted, None, None)
     measured = ratio_of(ours, theirs, target.figure)
     met = measured <= target.bound if target.at_most else measured >= target.bound
-    limit, remark = rounds.get(LIMIT), ""
+    limit, remarks = rounds.get(LIMIT), [remark] if remark else []
     if not met and limit and target.reference != LIMIT and not target.other_case:
         reached = ratio_of(limit, theirs, target.figure)
         beyond = reached > target.bound if target.at_most else reached < target.bound
-        remark = f"beyond the limit, which has {reached:.2f}" if beyond else ""
-    return Verdict(target.title, wanted, measured, met, remark)
+        remarks += [f"beyond the limit, which has {reached:.2f}"] if beyond else []
+    return Verdict(target.title, wanted, measured, met, "; ".join(remarks))
 
 
 def _of_bound(target: Bound, figures: Mapping[str, float]) -> Verdict:

@@ -279,7 +279,8 @@ def test_a_log_is_added_while_fio_writes_and_verifies(daemon: Daemon) -> None:
 
     thread = threading.Thread(target=grow)
     thread.start()
-    fio.load(daemon.uri("v"), size="96M", bs="16k", depth=32)
+    # Slow enough for the logs to be added long before they are needed: 64 MiB take four seconds.
+    fio.load(daemon.uri("v"), size="96M", bs="16k", depth=32, rate="16M")
     thread.join(30)
     assert done.is_set()
     assert space(daemon)["used"] == 96 * MIB

@@ -31,6 +31,7 @@ def job(
         "verify": "crc32c",
         "verify_fatal": 1,
         "do_verify": 1,
+        "verify_state_save": 0,
         "output-format": "json",
     }
     settings |= {key.replace("__", "-"): value for key, value in more.items()}

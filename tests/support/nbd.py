@@ -47,6 +47,11 @@ def connect(address: str, *, contexts: tuple[str, ...] = (BASE_ALLOCATION,)) -> 
             handle.shutdown(nbd.SHUTDOWN_ABANDON_PENDING)
 
 
+def buffer(length: int) -> Any:
+    """Where an asynchronous read of so many bytes puts them."""
+    return nbd.Buffer(length)
+
+
 def read_all(address: str) -> bytes:
     """The whole content of a small export."""
     with connect(address) as handle:

@@ -26,6 +26,7 @@ use crate::block_map::leaf::Leaf;
 use crate::block_map::place::Place;
 use crate::block_map::tree::{Map, Node, NodeRef, leaves};
 use crate::block_map::versions::{Frozen, Versions};
+use crate::checksum;
 use crate::error::Errno;
 use crate::system::File;
 use crate::units::{Epoch, PartitionIndex};
@@ -115,7 +116,7 @@ struct Summed<W: Write> {
 
 impl<W: Write> Summed<W> {
     fn put(&mut self, bytes: &[u8]) -> Result<(), Errno> {
-        self.crc = crc32c::crc32c_append(self.crc, bytes);
+        self.crc = checksum::crc32c_append(self.crc, bytes);
         Ok(self.inner.write_all(bytes)?)
     }
 }
@@ -271,7 +272,7 @@ impl<R: FnMut(&mut [u8], u64) -> Result<(), Bad>> Input<R> {
         }
         self.buffer.resize(kept + more, 0);
         (self.read)(&mut self.buffer[kept..], self.next)?;
-        self.crc = crc32c::crc32c_append(self.crc, &self.buffer[kept..]);
+        self.crc = checksum::crc32c_append(self.crc, &self.buffer[kept..]);
         self.next += more as u64;
         Ok(())
     }

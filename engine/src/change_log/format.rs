@@ -6,6 +6,7 @@
 //!                   so that it can be refused untouched.
 
 use crate::block_map::place::Place;
+use crate::checksum;
 use crate::units::Epoch;
 
 /// First bytes of a journal segment.
@@ -125,7 +126,7 @@ impl Header {
         bytes[56..64].copy_from_slice(&self.number.to_le_bytes());
         bytes[64..72].copy_from_slice(&self.first_seq.to_le_bytes());
         bytes[72..80].copy_from_slice(&self.incarnation.to_le_bytes());
-        let crc = crc32c::crc32c(&bytes[16..]);
+        let crc = checksum::crc32c(&bytes[16..]);
         bytes[12..16].copy_from_slice(&crc.to_le_bytes());
         bytes
     }
@@ -139,7 +140,7 @@ impl Header {
         if version != FORMAT_VERSION {
             return Err(BadHeader::Version(version));
         }
-        if u32_at(bytes, 12) != crc32c::crc32c(&bytes[16..HEADER_END]) {
+        if u32_at(bytes, 12) != checksum::crc32c(&bytes[16..HEADER_END]) {
             return Err(BadHeader::Checksum);
         }
         let (number, first_seq) = (u64_at(bytes, 56), u64_at(bytes, 64));
@@ -172,14 +173,14 @@ impl Mark {
         let mut bytes = [0; MARK_BYTES];
         bytes[0..8].copy_from_slice(&self.committed_seq.to_le_bytes());
         bytes[8..16].copy_from_slice(&self.turn.to_le_bytes());
-        let crc = crc32c::crc32c_append(seed(incarnation), &bytes[0..16]);
+        let crc = checksum::crc32c_append(seed(incarnation), &bytes[0..16]);
         bytes[16..20].copy_from_slice(&crc.to_le_bytes());
         bytes
     }
 
     /// From its bytes; `None` if it was never whole.
     pub fn decode(bytes: &[u8], incarnation: u64) -> Option<Mark> {
-        let crc = crc32c::crc32c_append(seed(incarnation), bytes.get(0..16)?);
+        let crc = checksum::crc32c_append(seed(incarnation), bytes.get(0..16)?);
         let whole = bytes.len() >= MARK_BYTES && crc == u32_at(bytes, 16);
         whole.then(|| Mark { committed_seq: u64_at(bytes, 0), turn: u64_at(bytes, 8) })
     }
@@ -245,7 +246,7 @@ impl Record {
         }
         let end = RECORD_BYTES + sums.len() * 4;
         out[end..].fill(0);
-        let crc = crc32c::crc32c_append(seed(incarnation), &out[4..]);
+        let crc = checksum::crc32c_append(seed(incarnation), &out[4..]);
         out[0..4].copy_from_slice(&crc.to_le_bytes());
     }
 
@@ -269,7 +270,7 @@ impl Record {
         }
         let length = RECORD_BYTES + usize::from(u16_at(bytes, 6)) * 8;
         let Some(whole) = bytes.get(..length) else { return Ok(None) };
-        if crc32c::crc32c_append(seed, &whole[4..]) != u32_at(bytes, 0) {
+        if checksum::crc32c_append(seed, &whole[4..]) != u32_at(bytes, 0) {
             return Ok(None);
         }
         let count = u32_at(bytes, 32);
@@ -317,7 +318,7 @@ pub fn possible(number: u64) -> bool {
 
 /// What the checksums of an incarnation's records and marks start from.
 pub fn seed(incarnation: u64) -> u32 {
-    crc32c::crc32c(&incarnation.to_le_bytes())
+    checksum::crc32c(&incarnation.to_le_bytes())
 }
 
 /// Two little-endian bytes.

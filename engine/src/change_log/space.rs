@@ -13,13 +13,13 @@
 //!                      and counted in `waiting`, until what was read back is durable (J4).
 //! Owner and locks   counters, and the locks of the chunks; logs are only ever added.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::Arc;
 
 use super::chunks::{Chunks, SlotBits};
 use super::marks::SlotSet;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::device::Device;
+use crate::sync::{AtomicU64, Mutex, Ordering, RwLock};
 use crate::units::{BLOCK_SHIFT, BLOCK_SIZE};
 use crate::volume::geometry::Extent;
 

@@ -13,6 +13,7 @@ use crate::block_map::versions::Versions;
 use crate::change_log::journal::Identity;
 use crate::change_log::recover::{Recovered, recover};
 use crate::change_log::space::{CHUNK_SLOTS, Log};
+use crate::checksum;
 use crate::engine::spec::{VolumeSpec, check as check_spec};
 use crate::error::{Error, Result};
 use crate::io::device::Device;
@@ -195,7 +196,7 @@ impl Check<'_> {
                     let read = device.read(&mut block, offset + (index * BLOCK) as u64);
                     let why = match read {
                         Err(e) => std::io::Error::from_raw_os_error(e.raw()).to_string(),
-                        Ok(()) if crc32c::crc32c(&block) != run.sums[done + index] => {
+                        Ok(()) if checksum::crc32c(&block) != run.sums[done + index] => {
                             "its checksum does not match".to_owned()
                         }
                         Ok(()) => continue,

@@ -25,6 +25,7 @@ use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, RwLock};
 
 use crate::block_map::history::Rollback;
+use crate::checksum;
 use crate::engine::events::Events;
 use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::io::device::Device;
@@ -79,6 +80,7 @@ pub struct CutReport {
 impl Engine {
     /// An engine with so many processors.
     pub fn new(processors: u32) -> Result<Engine> {
+        checksum::check()?;
         Engine::with_system(Arc::new(Linux), processors)
     }
 

@@ -9,6 +9,7 @@
 use std::sync::Arc;
 
 use crate::change_log::space::CHUNK_SLOTS;
+use crate::checksum;
 use crate::engine::Engine;
 use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::io::device::Device;
@@ -113,7 +114,7 @@ impl Scrub<'_> {
         let whole = device.read(&mut buffer, offset).is_ok();
         let mut all_well = true;
         for (index, block) in buffer.chunks_exact(BLOCK).enumerate() {
-            if whole && crc32c::crc32c(block) == run.sums[index] {
+            if whole && checksum::crc32c(block) == run.sums[index] {
                 continue;
             }
             let offset = offset + (index * BLOCK) as u64;
@@ -138,7 +139,7 @@ impl Scrub<'_> {
         }
         let mut block = [0; BLOCK];
         let read = device.read(&mut block, offset);
-        if read.is_ok() && crc32c::crc32c(&block) == run.sums[index as usize] {
+        if read.is_ok() && checksum::crc32c(&block) == run.sums[index as usize] {
             return Ok(true);
         }
         let Some(seen_by) = self.seen_by(run, index)? else { return Ok(true) };

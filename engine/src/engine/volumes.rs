@@ -164,7 +164,7 @@ impl Engine {
         let durable = all_devices(&found[0].0.identity, &geometry, &space, &hunger);
         let epoch = found.iter().map(|(_, (one, _))| one.epoch).fold(spec.next_epoch, Epoch::max);
         let replayed = found.iter().any(|(_, (one, _))| one.replayed > 0);
-        let flusher = Arc::new(Flusher::start(&*self.system, &spec.name, Arc::clone(&durable))?);
+        let flusher = Arc::new(Flusher::start(&self.system, &spec.name, Arc::clone(&durable))?);
         let begun = begin_all(found, &geometry, &space, &spec)?;
         for (intake, journal, ..) in &begun {
             durable.add_journal(journal.shared(), &intake.share.queue, number);

@@ -18,6 +18,7 @@ use crate::block_map::tree::Map;
 use crate::block_map::versions::{Change, Versions};
 use crate::change_log::checkpoint::{self, Bad, Contents};
 use crate::change_log::format::{CHECKPOINT_MAGIC, HEADER_BYTES, Header};
+use crate::checksum;
 use crate::units::{Epoch, PartitionIndex};
 
 /// See the module's head.
@@ -84,7 +85,7 @@ pub fn bytes_of(contents: &Contents, number: u64) -> Vec<u8> {
 /// Puts the checksum of a header right.
 pub fn fix_header(bytes: &mut [u8]) {
     if bytes.len() >= HEADER_USED {
-        let crc = crc32c::crc32c(&bytes[16..HEADER_USED]);
+        let crc = checksum::crc32c(&bytes[16..HEADER_USED]);
         bytes[12..16].copy_from_slice(&crc.to_le_bytes());
     }
 }
@@ -96,7 +97,7 @@ pub fn expand(used: &[u8], body: &[u8], fix: bool) -> Vec<u8> {
     bytes.extend_from_slice(body);
     if fix {
         fix_header(&mut bytes);
-        let crc = u64::from(crc32c::crc32c(&bytes));
+        let crc = u64::from(checksum::crc32c(&bytes));
         bytes.extend(crc.to_le_bytes());
     }
     bytes
@@ -121,7 +122,7 @@ fn run(input: &[u8]) {
 fn short(used: &[u8]) -> Vec<u8> {
     let mut bytes = used.to_vec();
     fix_header(&mut bytes);
-    let crc = u64::from(crc32c::crc32c(&bytes));
+    let crc = u64::from(checksum::crc32c(&bytes));
     bytes.extend(crc.to_le_bytes());
     bytes
 }

@@ -4,6 +4,7 @@
 //! Promises          it is refused with a reason, or it is a state that is written back to the same bytes.
 
 use super::Target;
+use crate::checksum;
 use crate::error::Errno;
 use crate::limits::REQUEST_BYTES_MAX;
 use crate::nbd::hand_over::State;
@@ -18,7 +19,7 @@ fn run(bytes: &[u8]) {
     let Some((honest, bytes)) = bytes.split_first() else { return };
     let mut bytes = bytes.to_vec();
     if honest & 1 == 0 && bytes.len() >= 16 {
-        let crc = crc32c::crc32c(&bytes[16..]);
+        let crc = checksum::crc32c(&bytes[16..]);
         bytes[12..16].copy_from_slice(&crc.to_le_bytes());
     }
     match State::decode(&bytes) {

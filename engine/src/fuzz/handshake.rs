@@ -8,7 +8,8 @@
 use std::sync::Arc;
 
 use super::Target;
-use super::transmission::{Memory, VOLUME};
+use super::memory::Memory;
+use super::transmission::VOLUME;
 use crate::nbd::handshake::{
     Context, FEED_BYTES_MAX, Handshake, INPUT_BYTES_MAX, OUTPUT_BYTES_MAX, Step,
 };

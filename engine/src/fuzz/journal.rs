@@ -22,6 +22,7 @@ use crate::change_log::format::{
     RecordKind, record_bytes,
 };
 use crate::change_log::recover::{Recovered, Shape, recover};
+use crate::checksum;
 use crate::error::{ErrorKind, Result};
 use crate::units::Epoch;
 
@@ -53,16 +54,16 @@ fn segment(input: &[u8], fix: bool) -> Vec<u8> {
 pub fn fix_checksums(bytes: &mut [u8]) {
     fix_header(bytes);
     let incarnation: [u8; 8] = bytes[72..80].try_into().expect("8 bytes");
-    let seed = crc32c::crc32c(&incarnation);
+    let seed = checksum::crc32c(&incarnation);
     for at in MARK_OFFSETS {
-        let crc = crc32c::crc32c_append(seed, &bytes[at..at + 16]);
+        let crc = checksum::crc32c_append(seed, &bytes[at..at + 16]);
         bytes[at + 16..at + 20].copy_from_slice(&crc.to_le_bytes());
     }
     let mut at = HEADER_BYTES;
     while let Some(words) = bytes.get(at + 6..at + 8) {
         let length = RECORD_BYTES + usize::from(u16::from_le_bytes([words[0], words[1]])) * 8;
         let Some(record) = bytes.get_mut(at..at + length) else { break };
-        let crc = crc32c::crc32c_append(seed, &record[4..]);
+        let crc = checksum::crc32c_append(seed, &record[4..]);
         record[..4].copy_from_slice(&crc.to_le_bytes());
         at += length;
     }

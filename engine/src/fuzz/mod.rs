@@ -14,10 +14,11 @@ mod files;
 mod hand_over;
 mod handshake;
 mod journal;
+mod memory;
 mod random;
 mod transmission;
 #[cfg(test)]
-pub use transmission::Memory;
+pub use memory::Memory;
 
 /// One reader of bytes that nobody vouches for.
 #[derive(Clone, Copy)]

@@ -9,7 +9,7 @@
 //!                   volume is given nothing invalid, and holds in the end what the requests say; the budget has
 //!                   everything back; G2: hand-overs change nothing of that.
 
-use std::io::IoSlice;
+use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -17,6 +17,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use rustix::io::Errno as SystemErrno;
 
 use super::Target as Fuzzed;
+use super::memory::{Memory, contents};
 use super::random::Choices;
 use crate::limits::REQUEST_BYTES_MAX;
 use crate::nbd::budget::{POOL_BYTES, Pool, lock};
@@ -29,9 +30,8 @@ use crate::nbd::wire::{
     REQUEST_HEADER_BYTES, REQUEST_MAGIC, RequestHeader, command, command_flag, error, parse_request,
 };
 use crate::sync::Mutex;
-use crate::units::{Epoch, VolumeId};
 use crate::volume::export::{Attachment, ExportTable};
-use crate::volume::request::{ChangedRun, Contexts, Request, Target, Verb};
+use crate::volume::request::{Contexts, Target};
 
 /// See the module's head.
 pub const TARGET: Fuzzed = Fuzzed { name: "transmission", run, seeds, bytes_max: 8192 };
@@ -40,68 +40,6 @@ pub const TARGET: Fuzzed = Fuzzed { name: "transmission", run, seeds, bytes_max:
 pub const VOLUME: &str = "v";
 /// Its size, bytes: an odd number of sectors.
 const SIZE: usize = 33 << 9;
-
-/// A volume in memory that ends each request at once.
-pub struct Memory {
-    bytes: Mutex<Vec<u8>>,
-    read_only: bool,
-}
-
-impl Memory {
-    /// One of `size` bytes, each saying where it is.
-    pub fn new(size: usize, read_only: bool) -> Memory {
-        Memory { bytes: Mutex::new(contents(size)), read_only }
-    }
-
-    fn serve(&self, request: &Request) {
-        let mut bytes = self.bytes.lock().expect("no holder panics");
-        let range = request.offset as usize..(request.offset + request.length) as usize;
-        assert!(range.end <= bytes.len(), "R2: past the end");
-        assert!(!range.is_empty() || request.verb == Verb::Flush, "R2: empty");
-        assert!(!(self.read_only && request.verb.is_write()), "R2: not allowed");
-        match request.verb {
-            Verb::Read => {
-                // SAFETY: B3: the request's only part.
-                let buffer = unsafe { request.data.part_mut(0, range.len()) };
-                buffer.copy_from_slice(&bytes[range]);
-            }
-            Verb::Write => bytes[range].copy_from_slice(request.data.as_slice()),
-            Verb::Zero { .. } => bytes[range].fill(0),
-            Verb::BlockStatus => {
-                let (offset, length) = (request.offset, request.length.div_ceil(2));
-                request.add_changes(&[ChangedRun { context: 1, offset, length }]);
-            }
-            Verb::Trim | Verb::Flush | Verb::Cache => {}
-        }
-    }
-}
-
-impl Target for Memory {
-    fn size(&self) -> u64 {
-        self.bytes.lock().expect("no holder panics").len() as u64
-    }
-
-    fn read_only(&self) -> bool {
-        self.read_only
-    }
-
-    fn instant(&self) -> Option<(VolumeId, Option<Epoch>)> {
-        Some((1, self.read_only.then_some(1)))
-    }
-
-    fn submit(&self, batch: &mut Vec<Arc<Request>>) {
-        for request in batch.drain(..) {
-            self.serve(&request);
-            let sink = Arc::clone(request.sink());
-            request.complete();
-            sink.kick();
-        }
-    }
-}
-
-fn contents(size: usize) -> Vec<u8> {
-    (0..size).map(|at| (at ^ (at >> 8)) as u8).collect()
-}
 
 /// A peer whose bytes are all known beforehand.
 struct Scripted {
@@ -159,6 +97,22 @@ impl Peer for Handle {
             script.flows = true; // nobody would send the rest later
         }
         Ok(length)
+    }
+
+    fn receive_now(&self, spaces: &mut [IoSliceMut<'_>]) -> Result<usize, SystemErrno> {
+        if lock(&self.0.state).received % 7 == 3 {
+            return Err(SystemErrno::AGAIN); // it comes a little later
+        }
+        let length = spaces.iter().map(|space| space.len()).sum();
+        let mut bytes = vec![0; length];
+        let received = self.receive(&mut bytes)?;
+        let mut rest = &bytes[..received];
+        for space in spaces {
+            let here = rest.len().min(space.len());
+            space[..here].copy_from_slice(&rest[..here]);
+            rest = &rest[here..];
+        }
+        Ok(received)
     }
 
     fn send(&self, parts: &[IoSlice<'_>]) -> Result<usize, SystemErrno> {
@@ -286,6 +240,7 @@ fn serve_once(
         connection.freeze();
     }
     let ended = reader::run(&connection, &ExportTable::default(), attachment, from);
+    connection.evict();
     assert_eq!(Arc::strong_count(&connection), 1, "a request has stayed");
     drop(connection);
     assert_eq!(common.pool.free(), POOL_BYTES, "P2: something was not given back");
@@ -477,6 +432,20 @@ fn seeds() -> Vec<Vec<u8>> {
         let good = requests.iter().enumerate().filter(|(number, _)| ![4, 5, 13].contains(number));
         let stream: Vec<u8> = good.flat_map(|(_, request)| request.clone()).collect();
         seeds.push([&[marks, 0, marks * 9, marks & 3, marks][..], &stream].concat());
+    }
+    // Great writes of one length (of fuzzing), of which the next are received ahead, and what comes between them.
+    for (number, between) in
+        requests.iter().enumerate().filter(|(number, _)| ![4, 5].contains(number))
+    {
+        let write = |seed: u8| {
+            let header = request_bytes(0, command::WRITE, 99 * u64::from(seed), 1100);
+            [header, (0..1100).map(|at| (at % 250) as u8 ^ seed).collect()].concat()
+        };
+        let like: Vec<u8> = (0..4).flat_map(write).collect();
+        let [kind, from, freeze] =
+            [number % 4 * 6, number * 19, number % 5].map(|value| value as u8);
+        let start = [2, kind, from, 0, freeze];
+        seeds.push([&start[..], &like, between, &write(9), &write(10)].concat());
     }
     seeds
 }

@@ -149,6 +149,11 @@ impl Device {
         Ok(())
     }
 
+    /// Whether somebody syncs it: a sync would have to wait for that.
+    pub fn is_syncing(&self) -> bool {
+        self.syncing.try_lock().is_err()
+    }
+
     /// Whether its file is there.
     pub fn is_present(&self) -> bool {
         self.opened.load().present
@@ -214,6 +219,12 @@ impl Device {
         let opened = self.opened.load();
         // A device that ends early reads as an error, not as zeroes.
         opened.file.read(buffer, offset).map_err(|e| self.note(&opened, Call::Read, offset, e))
+    }
+
+    /// Its file, if a ring can read it.
+    pub fn ring_file(&self) -> Option<Arc<dyn File>> {
+        let opened = self.opened.load();
+        opened.file.descriptor().is_some().then(|| Arc::clone(&opened.file))
     }
 
     /// Stores `bytes` at `offset`.

@@ -2,7 +2,7 @@
 //! part of it and the rest is sent later; a reader that waits is woken; all memory comes back (P1, P2, N1); its socket is
 //! shut down or handed over, never both, and never handed over with a reply unsent (N3).
 
-use std::io::IoSlice;
+use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
@@ -46,6 +46,10 @@ struct Narrow {
 
 impl Peer for Narrow {
     fn receive(&self, _: &mut [u8]) -> Result<usize, SystemErrno> {
+        Ok(0)
+    }
+
+    fn receive_now(&self, _: &mut [IoSliceMut<'_>]) -> Result<usize, SystemErrno> {
         Ok(0)
     }
 

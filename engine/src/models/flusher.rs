@@ -1,7 +1,9 @@
-//! The flusher: whoever waits is answered, by a sync that began after it came (F1), also while another's job is ending.
+//! The flusher: whoever waits is answered, by a sync that began after it came (F1), also while another's job is ending, or
+//! a sync outside of the pool, which ends before the flusher has stopped.
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::channel;
 
 use loom::thread;
@@ -38,13 +40,37 @@ impl Runner for Threads {
 fn whoever_waits_is_answered() {
     check(|| {
         let pool = Pool::new(Arc::new(Threads::default()));
-        let flusher = Arc::new(Flusher::on(pool, Arc::new(Durable::default())));
+        let flusher = Arc::new(Flusher::on(pool, Arc::new(Durable::default()), Box::new(|| 0)));
         let (sender, receiver) = channel();
         let (theirs, their_sender) = (Arc::clone(&flusher), sender.clone());
         let other = thread::spawn(move || theirs.push(Waiter::Call(their_sender)));
         flusher.push(Waiter::Call(sender));
         flusher.stop();
         other.join().unwrap();
+        let answers: Vec<_> = receiver.try_iter().collect();
+        assert_eq!(answers.len(), 2);
+        assert!(answers.iter().any(|answer| answer.is_ok()), "ours came before the stop");
+    });
+}
+
+#[test]
+fn whoever_syncs_for_itself_leaves_nobody_waiting_and_nothing_under_way() {
+    check(|| {
+        let pool = Pool::new(Arc::new(Threads::default()));
+        let readings = Arc::new(AtomicU64::new(0));
+        let clock = Arc::clone(&readings);
+        let clock = Box::new(move || clock.fetch_add(1, Ordering::Relaxed));
+        let flusher = Arc::new(Flusher::on(pool, Arc::new(Durable::default()), clock));
+        flusher.assume_short();
+        let (sender, receiver) = channel();
+        let (theirs, their_sender) = (Arc::clone(&flusher), sender.clone());
+        let other = thread::spawn(move || theirs.push_and_wait(Waiter::Call(their_sender)));
+        flusher.push(Waiter::Call(sender));
+        flusher.stop();
+        let read = readings.load(Ordering::Relaxed);
+        assert!(read.is_multiple_of(2), "each sync reads it when it begins and when it ends");
+        other.join().unwrap();
+        assert_eq!(readings.load(Ordering::Relaxed), read, "nothing begins after the stop");
         let answers: Vec<_> = receiver.try_iter().collect();
         assert_eq!(answers.len(), 2);
         assert!(answers.iter().any(|answer| answer.is_ok()), "ours came before the stop");

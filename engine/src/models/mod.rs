@@ -9,6 +9,7 @@
 mod connection;
 mod cut;
 mod flusher;
+mod hunger;
 mod queue;
 mod reached;
 mod request;

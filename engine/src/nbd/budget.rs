@@ -32,6 +32,8 @@ pub const RESERVE_BYTES: u64 = 64 << 20;
 pub const PROVEN_BYTES: u64 = 4 << 20;
 /// What either end of a socket may hold, bytes (the kernel doubles it).
 pub const SOCKET_BYTES: usize = 1 << 20;
+/// The same for a unix socket: what is on the way then stays in the processors' caches, between two copies of it.
+pub const UNIX_SOCKET_BYTES: usize = 208 << 10;
 /// What one connection may hold in requests and replies, bytes.
 pub const CONNECTION_BYTES_MAX: u64 = 64 << 20;
 /// Requests of one connection that are not yet answered.
@@ -41,7 +43,7 @@ pub const CONNECTIONS_MAX: usize = 1024;
 /// A connection's inbox, bytes. The first is the connection's own, further ones count as held.
 pub const INBOX_BYTES: usize = 128 << 10;
 /// Payloads up to here share the inbox; greater ones get a buffer of their own, bytes.
-pub const PAYLOAD_SHARED_MAX: usize = 32 << 10;
+pub const PAYLOAD_SHARED_MAX: usize = if cfg!(fuzzing) { 1 << 10 } else { 32 << 10 };
 /// What handshakes may buffer together, bytes.
 pub const HANDSHAKES_BYTES_MAX: u64 = 48 << 20;
 /// What is kept in buffers for the next requests, bytes.

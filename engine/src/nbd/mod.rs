@@ -45,12 +45,12 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use rustix::io::Errno as SystemErrno;
-use rustix::net::{SocketType, sockopt};
+use rustix::net::{AddressFamily, SocketType, sockopt};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::time::Timespec;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::nbd::budget::{INBOX_BYTES, Pool, SOCKET_BYTES, evict, lock};
+use crate::nbd::budget::{INBOX_BYTES, Pool, SOCKET_BYTES, UNIX_SOCKET_BYTES, evict, lock};
 use crate::nbd::connection::{Common, Connection};
 use crate::nbd::hand_over::HandedOver;
 use crate::nbd::handshake::{Agreement, INPUT_BYTES_MAX, Selection};
@@ -282,8 +282,10 @@ impl Shared {
         begin: impl FnOnce(&Connection),
     ) -> std::result::Result<(), SystemErrno> {
         let Begun { attachment, agreed, selection, standing } = begun;
-        // Larger buffers save wake-ups; without them it works as well.
-        let _ = sockopt::set_socket_send_buffer_size(&socket, SOCKET_BYTES);
+        // With other sizes it works as well.
+        let local = sockopt::socket_domain(&socket) == Ok(AddressFamily::UNIX);
+        let bytes = if local { UNIX_SOCKET_BYTES } else { SOCKET_BYTES };
+        let _ = sockopt::set_socket_send_buffer_size(&socket, bytes);
         let export = attachment.name.clone();
         let (sender, freeze) = (Arc::clone(&shared.sender), Arc::clone(&shared.freeze));
         let peer = Box::new(Socket::new(socket, number, sender, freeze)?);
@@ -403,7 +405,8 @@ impl Shared {
     }
 }
 
-/// Ends a connection when its reader ends, however that comes about: the attachment first (S2).
+/// Ends a connection when its reader ends, however that comes about: the attachment first (S2), so that a client whose
+/// socket was closed no longer counts as one.
 struct Ending {
     connection: Arc<Connection>,
     number: u64,
@@ -415,9 +418,9 @@ struct Ending {
 
 impl Drop for Ending {
     fn drop(&mut self) {
-        self.connection.break_off();
         self.attachment = None;
         self.compared = None;
+        self.connection.evict();
         lock(&self.shared.connections).remove(&self.number);
         self.shared.ended.notify_all();
     }

@@ -9,7 +9,7 @@
 //! Errors            the system's, as they come: INTR to try again, AGAIN where sending would have to wait, and where
 //!                   receiving has waited for a while; anything else ends the connection.
 
-use std::io::IoSlice;
+use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
@@ -18,7 +18,10 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, epoll, poll};
 use rustix::io::{Errno as SystemErrno, fcntl_dupfd_cloexec};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, recv, sendmsg, shutdown};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, recv, recvmsg,
+    sendmsg, shutdown,
+};
 
 /// Where the last bytes came within this time, a reader looks for the next ones as long, before it sleeps: being woken takes
 /// longer than what comes so soon.
@@ -33,6 +36,8 @@ pub trait Peer: Send + Sync {
     /// Puts what has come into `space` and says how many bytes; waits for the first, but comes back with AGAIN now and
     /// then, and at once when its connection freezes. 0: it will send nothing more.
     fn receive(&self, space: &mut [u8]) -> Result<usize, SystemErrno>;
+    /// Puts what has come into `spaces`, one after the other, and says how many bytes; AGAIN if nothing has come.
+    fn receive_now(&self, spaces: &mut [IoSliceMut<'_>]) -> Result<usize, SystemErrno>;
     /// Sends the beginning of `parts`, as much as it takes now, and says how many bytes.
     fn send(&self, parts: &[IoSlice<'_>]) -> Result<usize, SystemErrno>;
     /// Has somebody go on sending ([`super::connection::Connection::send_on`]) once, as soon as it takes more.
@@ -137,6 +142,11 @@ impl Peer for Socket {
         let wait_for = [&self.socket, &*self.freeze];
         poll(&mut wait_for.map(|file| PollFd::new(file, PollFlags::IN)), None)?;
         Err(SystemErrno::AGAIN)
+    }
+
+    fn receive_now(&self, spaces: &mut [IoSliceMut<'_>]) -> Result<usize, SystemErrno> {
+        let mut control = RecvAncillaryBuffer::default();
+        recvmsg(&self.socket, spaces, &mut control, RecvFlags::DONTWAIT).map(|found| found.bytes)
     }
 
     fn send(&self, parts: &[IoSlice<'_>]) -> Result<usize, SystemErrno> {

@@ -3,7 +3,7 @@
 //! How it works      It receives whatever the socket has into its inbox, turns every whole request in there
 //!                   into a [`Request`], and submits them as one batch. Payloads up to
 //!                   [`PAYLOAD_SHARED_MAX`] share the inbox; a greater one gets a buffer of its own that the
-//!                   rest of it is received into. What a request costs is taken before it is made, so a
+//!                   rest of it is received into ([`payload`]). What a request costs is taken before it is made, so a
 //!                   connection that holds too much is simply not read from. When the connection freezes, it stops
 //!                   where it would wait, lets all that it has begun end, and gives back its [`Standing`], from which
 //!                   another reader of the same bytes goes on.
@@ -12,6 +12,10 @@
 //!                   request was made of.
 //! Errors            a peer that breaks the protocol's framing ends its own connection.
 
+mod ahead;
+mod payload;
+
+use std::io::IoSliceMut;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +28,7 @@ use crate::nbd::budget::{
     INBOX_BYTES, PAYLOAD_SHARED_MAX, REQUEST_OVERHEAD_BYTES, STATUS_BYTES_MAX, cost, lock,
 };
 use crate::nbd::connection::{Connection, Patience};
+use crate::nbd::reader::ahead::Ahead;
 use crate::nbd::reply::Reply;
 use crate::nbd::request::{Agreed, Command, Parsed, check};
 use crate::nbd::wire::{REQUEST_HEADER_BYTES, RequestHeader, parse_request};
@@ -130,6 +135,33 @@ impl Source<'_> {
             }
         }
     }
+
+    /// Whether only the peer has more.
+    fn is_dry(&self) -> bool {
+        self.used == self.first.len()
+    }
+
+    /// Receives what the peer has sent already, perhaps nothing, into one space after the other.
+    fn receive_now(&mut self, spaces: &mut [IoSliceMut<'_>]) -> Result<usize, End> {
+        assert!(self.is_dry(), "that comes first");
+        if self.connection.is_freezing() {
+            return Err(End::Frozen);
+        }
+        match self.connection.peer.receive_now(spaces) {
+            Ok(0) => Err(End::Leave),
+            Ok(received) => Ok(received),
+            Err(SystemErrno::INTR | SystemErrno::AGAIN) => Ok(0),
+            Err(_) => Err(End::Broken),
+        }
+    }
+
+    /// Has `bytes` received next.
+    fn put_back(&mut self, mut bytes: Vec<u8>) {
+        if !bytes.is_empty() {
+            bytes.extend_from_slice(&self.first[self.used..]);
+            (self.first, self.used) = (bytes, 0);
+        }
+    }
 }
 
 struct Reader<'a> {
@@ -148,9 +180,11 @@ struct Reader<'a> {
     credit_requests: u32,
     /// Bytes of a refused payload that are still to be thrown away.
     skip: u64,
-    /// The last request was a write with a payload of its own: of what follows no more is received at once than
+    /// The last request was a write with a payload of its own: of what follows no more is received into the inbox than
     /// is needed, as the next such payload would have to be copied.
     great: bool,
+    /// What was received ahead.
+    ahead: Ahead,
     /// Bytes received that are not counted as moved yet.
     received: u64,
     /// The connection ends when `skip` is 0.
@@ -163,7 +197,8 @@ struct Reader<'a> {
     before: Vec<u8>,
 }
 
-/// Serves one connection from where it stands until it ends or freezes.
+/// Serves one connection from where it stands until it ends or freezes. A peer that took its leave has all its replies
+/// then, and does not know yet: whoever holds the attachment lets it go first, and evicts the connection then.
 pub fn run(
     connection: &Arc<Connection>,
     exports: &ExportTable,
@@ -184,6 +219,7 @@ pub fn run(
         credit_requests: 0,
         skip: from.skip,
         great: false,
+        ahead: Ahead::default(),
         received: 0,
         last: from.last,
         refusal: from.refusal,
@@ -196,6 +232,7 @@ pub fn run(
     }
     reader.submit();
     reader.put_credit_back();
+    reader.ahead.give_back(connection, 0);
     let freezes = matches!(end, Some(End::Frozen));
     if freezes && connection.become_quiet(PATIENCE) {
         return Ended::Frozen(reader.standing());
@@ -207,8 +244,6 @@ pub fn run(
         connection.break_off();
     }
     connection.drain(LINGER);
-    connection.break_off();
-    connection.drop_unsent();
     if freezes { Ended::TooLate } else { Ended::Over }
 }
 
@@ -227,6 +262,7 @@ impl Reader<'_> {
     /// Where it stands (D4); its last step ended with [`End::Frozen`].
     fn standing(mut self) -> Standing {
         let mut bytes = std::mem::take(&mut self.before);
+        assert!(self.ahead.is_empty(), "A2");
         bytes.extend_from_slice(self.bytes());
         bytes.extend_from_slice(&self.source.first[self.source.used..]);
         Standing { bytes, skip: self.skip, last: self.last, refusal: self.refusal }
@@ -246,6 +282,9 @@ impl Reader<'_> {
         };
         self.submit();
         self.put_credit_back();
+        if self.great && self.bytes().is_empty() && self.receive_ahead(&mut [])? > 0 {
+            return Ok(());
+        }
         self.make_room(needed)?;
         let missing = needed - self.bytes().len();
         let inbox = self.inbox.as_mut().ok_or(End::Broken)?;
@@ -282,6 +321,10 @@ impl Reader<'_> {
         }
         if self.last {
             return Err(End::Leave);
+        }
+        if !self.ahead.is_empty() {
+            assert!(self.bytes().is_empty(), "A1");
+            return self.next_ahead();
         }
         let Some(header) = self.bytes().first_chunk::<REQUEST_HEADER_BYTES>() else {
             return Ok(Next::Receive(REQUEST_HEADER_BYTES));
@@ -339,6 +382,7 @@ impl Reader<'_> {
         let writes = command.verb == Verb::Write;
         let shared = writes && length <= PAYLOAD_SHARED_MAX;
         self.great = writes && !shared;
+        self.ahead.note(if self.great { length } else { 0 });
         if shared && self.bytes().len() < REQUEST_HEADER_BYTES + length {
             return Ok(Next::Receive(REQUEST_HEADER_BYTES + length));
         }
@@ -358,6 +402,12 @@ impl Reader<'_> {
             Verb::Write => self.receive_payload(length)?,
             _ => Buffer::empty(),
         };
+        self.begin(header, command, looked_at, data);
+        Ok(Next::Parse)
+    }
+
+    /// Puts a request into the batch.
+    fn begin(&mut self, header: &RequestHeader, command: Command, looked_at: u64, data: Buffer) {
         let sink = Arc::clone(&self.sink);
         let mut request = Request::new(command.verb, header.offset, looked_at, data, sink);
         request.cookie = header.cookie;
@@ -365,7 +415,6 @@ impl Reader<'_> {
         request.fua = command.fua;
         request.contexts.clone_from(&self.connection.contexts);
         self.batch.push(Arc::new(request));
-        Ok(Next::Parse)
     }
 
     /// How much of a request's range is looked at, and what the request costs: a BLOCK_STATUS that several contexts
@@ -376,43 +425,6 @@ impl Reader<'_> {
         let times = contexts.times();
         let looked_at = length.min(STATUS_BYTES_MAX / times);
         (looked_at, cost(verb, looked_at * times))
-    }
-
-    /// A great payload in a buffer of its own: what the inbox has of it, and the rest from the socket.
-    fn receive_payload(&mut self, length: usize) -> Result<Buffer, End> {
-        let spare = self.connection.common.spares.take(length);
-        let mut payload = spare.and_then(Inbox::over).unwrap_or_else(|| Inbox::new(length));
-        let here = self.bytes().len().min(length);
-        let header_at = self.at - REQUEST_HEADER_BYTES;
-        payload.space()[..here].copy_from_slice(&self.bytes()[..here]);
-        payload.advance(here);
-        self.at += here;
-        if here == length {
-            return Ok(payload.into_buffer());
-        }
-        self.submit(); // D2
-        self.put_credit_back();
-        let mut state = lock(&self.connection.state);
-        state.receiving = true;
-        state.begin_turn();
-        drop(state);
-        while payload.filled() < length {
-            let received = match self.source.receive(payload.space()) {
-                Ok(received) => received,
-                Err(end) => {
-                    self.before = self.bytes_from(header_at).to_vec();
-                    self.before.extend_from_slice(payload.bytes(here));
-                    return Err(end);
-                }
-            };
-            payload.advance(received);
-            lock(&self.connection.state).moved += received as u64;
-        }
-        let mut state = lock(&self.connection.state);
-        state.receiving = false;
-        state.end_turn();
-        drop(state);
-        Ok(payload.into_buffer())
     }
 
     /// Takes what one request costs from the credit, or from the account.

@@ -10,7 +10,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use crate::buffer::Buffer;
+use crate::buffer::{Buffer, Inbox};
 use crate::nbd::budget::{PAYLOAD_SHARED_MAX, SPARE_BYTES_MAX, lock};
 use crate::sync::Mutex;
 use crate::volume::request::Request;
@@ -24,7 +24,8 @@ const USUAL_LENGTHS: usize = 4;
 /// What is kept of each usual length, bytes.
 const USUAL_BYTES_MAX: usize = 1 << 20;
 
-const _: () = assert!(1 << (USUAL_SHIFT as usize + USUAL_LENGTHS - 1) < GREAT_BYTES_MIN);
+const _: () =
+    assert!(cfg!(fuzzing) || 1 << (USUAL_SHIFT as usize + USUAL_LENGTHS - 1) < GREAT_BYTES_MIN);
 
 /// The spare buffers of one server.
 #[derive(Debug, Default)]
@@ -63,6 +64,18 @@ impl Spares {
         let at = kept.buffers.iter().rposition(|buffer| buffer.len() == length)?;
         kept.bytes -= length;
         kept.buffers.remove(at)
+    }
+
+    /// An inbox over a spare buffer of `length` bytes, or over a new one.
+    pub fn inbox(&self, length: usize) -> Inbox {
+        self.take(length).and_then(Inbox::over).unwrap_or_else(|| Inbox::new(length))
+    }
+
+    /// Keeps a great buffer that turned out not to be needed.
+    pub fn put(&self, buffer: Buffer) {
+        if is_great(buffer.len()) {
+            self.keep_great(buffer);
+        }
     }
 
     /// Keeps the buffer of a request that is done, if it is worth it and nobody else has the request.

@@ -1,19 +1,22 @@
-//! Cold: reads that the page cache cannot answer, several at a time on one thread of the pool.
+//! Cold: reads that the page cache cannot answer, many at a time on one thread.
 //!
-//! How it works      To have looked into the page cache was enough for the kernel to begin reading. What is left of one batch of
-//!                   events, up to [`AT_ONCE`] parts of one device, is one job of the pool: its thread waits for one after the
-//!                   other, and brings each to the processor, which it runs itself if that is idle. So a read costs no wake-up
-//!                   but the disk's. What is read of more than one device is a job of its own: a slow disk holds up nobody
-//!                   who does not read it.
+//! How it works      To have looked into the page cache was enough for the kernel to begin reading. What is left of a batch of
+//!                   events goes to the processor's ring, whose thread brings all that have ended to the processor, and runs it
+//!                   itself if that is idle. What a ring cannot read goes to the pool: what lies in pieces, what a ring has
+//!                   failed to read, and everything where there is no ring. There up to [`AT_ONCE`] parts of one device are
+//!                   one job, whose thread waits for one after the other. So a read costs no wake-up but the disk's. What is
+//!                   read of more than one device is a job of its own: a slow disk holds up nobody who does not read it.
 //! Owner and locks   the processor has the list, which is empty between batches.
 
 use std::sync::{Arc, Weak};
 
+use crate::error::Errno;
 use crate::processor::core::Core;
 use crate::processor::io_job::{Done, Job};
 use crate::processor::queue::{Event, Part};
 use crate::processor::run::Processor;
 use crate::system::pool::Pool;
+use crate::system::ring::Ring;
 use crate::units::DeviceId;
 
 /// Reads of one job: as many threads take part where there are more.
@@ -27,8 +30,65 @@ pub struct Cold {
     pub(super) job: Job,
 }
 
+/// Those who read for a processor.
+pub struct Readers {
+    ring: Option<Ring<Cold>>,
+    pool: Pool,
+    core: Weak<Core<Processor>>,
+}
+
+impl Readers {
+    /// With a ring if there is one to be had and it is `wanted`.
+    pub fn new(name: &str, wanted: bool, pool: Pool, core: Weak<Core<Processor>>) -> Readers {
+        let (for_failed, ours) = (pool.clone(), Weak::clone(&core));
+        let ended = move |reads| ended(reads, &for_failed, &ours);
+        let ring = wanted.then(|| Ring::start(name, ended)).flatten();
+        Readers { ring, pool, core }
+    }
+
+    /// Reads all of `colds`, which is left empty.
+    pub fn read_all(&self, colds: &mut Vec<Cold>) {
+        if let Some(ring) = &self.ring {
+            let mut reads = Vec::with_capacity(colds.len());
+            for mut cold in std::mem::take(colds) {
+                match cold.job.only_read() {
+                    Some(read) => reads.push((read, cold)),
+                    None => colds.push(cold),
+                }
+            }
+            // SAFETY: a cold part has its request, whose buffer it fills alone (B3).
+            unsafe { ring.read(reads) };
+        }
+        pool_reads(colds, &self.pool, &self.core);
+    }
+}
+
+/// Brings what a ring has read to its processor; has the pool read what the ring could not.
+fn ended(reads: Vec<(Cold, bool)>, pool: &Pool, core: &Weak<Core<Processor>>) {
+    let (mut read, mut failed) = (Vec::with_capacity(reads.len()), Vec::new());
+    for (mut cold, full) in reads {
+        if full {
+            let result = cold.job.check_read();
+            read.push(cold.done(result));
+        } else {
+            failed.push(cold);
+        }
+    }
+    pool_reads(&mut failed, pool, core);
+    if !read.is_empty() {
+        core.upgrade().expect("a share stays while a job of its is out").bring(&mut read);
+    }
+}
+
+impl Cold {
+    fn done(self, result: Result<(), Errno>) -> Event {
+        let Cold { share, id, part, job } = self;
+        Event::Done(Box::new(Done { share, id, part: Some(part), job, result }))
+    }
+}
+
 /// Has the pool read all of `colds`, which is left empty.
-pub fn read_all(colds: &mut Vec<Cold>, pool: &Pool, core: &Weak<Core<Processor>>) {
+fn pool_reads(colds: &mut Vec<Cold>, pool: &Pool, core: &Weak<Core<Processor>>) {
     let mut groups: Vec<(Option<DeviceId>, Vec<Cold>)> = Vec::new();
     for cold in colds.drain(..) {
         let device = cold.job.only_device();
@@ -43,15 +103,14 @@ pub fn read_all(colds: &mut Vec<Cold>, pool: &Pool, core: &Weak<Core<Processor>>
     for (_, group) in groups {
         let core = Weak::clone(core);
         pool.run(move || {
-            read(group, &core.upgrade().expect("a share stays while a job of its is out"))
+            wait_for(group, &core.upgrade().expect("a share stays while a job of its is out"));
         });
     }
 }
 
-fn read(group: Vec<Cold>, core: &Arc<Core<Processor>>) {
-    for Cold { share, id, part, mut job } in group {
-        let result = job.run();
-        let done = Done { share, id, part: Some(part), job, result };
-        core.bring(&mut vec![Event::Done(Box::new(done))]);
+fn wait_for(group: Vec<Cold>, core: &Arc<Core<Processor>>) {
+    for mut cold in group {
+        let result = cold.job.run();
+        core.bring(&mut vec![cold.done(result)]);
     }
 }

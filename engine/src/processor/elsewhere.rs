@@ -36,11 +36,12 @@ impl Share {
     pub(super) fn finish(
         &mut self,
         mut part: Part,
-        job: Job,
+        mut job: Job,
         epoch: Epoch,
         result: Result<(), Errno>,
         context: &mut Context<'_>,
     ) {
+        job.request = None; // so that its buffer can be used again when the request is done
         if result == Err(Errno::ENOTSUP) {
             // A device has turned out not to clear ranges: it is planned once more, without.
             let _ = self.settle_changes(part.local, epoch, job.changes, result);

@@ -7,15 +7,18 @@
 //! Invariants        G1 a share that was told to wait is told when there is room, when some is on its way, and when a
 //!                      write has landed. It enters before it looks at the space; the others change the space before they look
 //!                      whether anybody is in;
-//!                   G2 nobody waits for itself: a part that starves has nothing reserved, so cuts and deletes go on.
-//! Owner and locks   one lock, held for a look at counters; queues are pushed to after it was let go.
+//!                   G2 nobody waits for itself: a part that starves has nothing reserved, so cuts and deletes go on;
+//!                   G3 whoever is refused has the others try again: what they wait for may have been its own claim, which is
+//!                      counted for the moment in which it fails. As that ends a part each time, it comes to an end.
+//! Owner and locks   one lock, held for a look at counters; queues are pushed to after it was let go. Checked by the models
+//!                   in `models/hunger.rs`.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 
 use crate::change_log::space::{EmptyChunk, Space};
 use crate::engine::events::{self, Events};
 use crate::processor::queue::{Control, Event, Queue};
+use crate::sync::{AtomicUsize, Mutex, MutexGuard, Ordering, fence};
 use crate::units::VolumeId;
 
 /// Whom to ask when a volume's change logs are full.
@@ -76,35 +79,40 @@ impl Hunger {
             state.hungry.push((Arc::clone(queue), share));
         }
         let now = at.unwrap_or(state.hungry.len() - 1);
-        self.count.store(state.hungry.len(), Ordering::SeqCst); // G1
+        self.count.store(state.hungry.len(), Ordering::SeqCst);
+        fence(Ordering::SeqCst); // G1
         // In this order: room is counted where it comes from until it is counted where it goes to (P2).
         let returning = space.waiting() > 0 || space.returning() > 0;
         let room = space.free() >= wanted;
         let coming = returning || space.landing() > 0;
         let verdict = if room || coming || state.ask() { Verdict::Wait } else { Verdict::Refuse };
-        if room || (verdict == Verdict::Refuse && at.is_none()) {
+        let refused = verdict == Verdict::Refuse;
+        if room || (refused && at.is_none()) {
             state.hungry.swap_remove(now);
-            self.count.store(state.hungry.len(), Ordering::SeqCst);
         }
+        let mut again = Vec::new();
+        if refused {
+            again = std::mem::take(&mut state.hungry); // G3
+        } else if room {
+            again.push((Arc::clone(queue), share));
+        }
+        self.count.store(state.hungry.len(), Ordering::SeqCst);
         drop(state);
-        if room {
-            queue.push(Event::Control(Box::new(Control::TryAgain(share))));
-        }
+        try_again(again);
         verdict
     }
 
     /// There may be room, or somebody has to be asked now: whoever waits tries again.
     pub fn feed(&self) {
+        fence(Ordering::SeqCst); // G1
         if self.count.load(Ordering::SeqCst) == 0 {
-            return; // G1
+            return;
         }
         let mut state = self.lock();
         let hungry = std::mem::take(&mut state.hungry);
         self.count.store(0, Ordering::SeqCst);
         drop(state);
-        for (queue, share) in hungry {
-            queue.push(Event::Control(Box::new(Control::TryAgain(share))));
-        }
+        try_again(hungry);
     }
 
     /// Whoever was asked has done what it could: whoever waits tries again, and asks again if that is not enough.
@@ -135,5 +143,11 @@ impl Hunger {
         }
         chunks.retain(|chunk| chunk.can_punch() && space.retire(chunk));
         chunks
+    }
+}
+
+fn try_again(shares: Vec<(Arc<Queue>, u32)>) {
+    for (queue, share) in shares {
+        queue.push(Event::Control(Box::new(Control::TryAgain(share))));
     }
 }

@@ -7,13 +7,16 @@
 //!                   overlaps them in a way that matters starts meanwhile;
 //!                   I2 a slot is read whole and checked, or not used.
 
+use std::ptr::NonNull;
 use std::sync::Arc;
 
 use crate::block_map::place::Place;
+use crate::checksum;
 use crate::deliberate::{Bug, bug};
 use crate::error::Errno;
 use crate::io::device::Device;
 use crate::processor::queue::Part;
+use crate::system::ring::Read;
 use crate::units::{BLOCK_SIZE, BlockIndex, DeviceId};
 use crate::volume::bad_blocks::BadBlocks;
 use crate::volume::geometry::{Geometry, Partition};
@@ -137,7 +140,7 @@ impl Job {
         let steps = std::mem::take(&mut self.steps);
         steps.iter().try_for_each(|step| match step {
             Step::ReadBase { .. } | Step::ReadZero { .. } | Step::ReadSlots { .. } => {
-                self.read_step(partition, step)
+                self.read_step(partition, step, Device::read)
             }
             Step::Clear { offset, length, keep_allocated } => {
                 clear(partition, *offset, *length, *keep_allocated)
@@ -178,13 +181,54 @@ impl Job {
         unsafe { self.buffer().data.part_mut(at, length) }
     }
 
-    fn read_step(&mut self, partition: &Partition, step: &Step) -> Result<(), Errno> {
+    /// All that it reads, if that is one range of one device, of whole blocks where they have checksums.
+    pub fn only_read(&mut self) -> Option<Read> {
+        let partition = &self.geometry.partitions[self.partition as usize];
+        let [step] = &self.steps[..] else { return None };
+        let (device, offset, at, length) = match step {
+            Step::ReadBase { of, offset, length, at } => {
+                let (mut found, mut pieces) = (None, 0);
+                let base = self.base(of.as_ref(), partition);
+                let told = base.pieces(*offset, *length, |device, from, _, _| {
+                    pieces += 1;
+                    found = Some((Arc::clone(device), from));
+                    Ok::<(), Errno>(())
+                });
+                assert!(told.is_ok(), "nothing was read");
+                let (device, from) = found.filter(|_| pieces == 1)?;
+                (device, from, *at, *length as usize)
+            }
+            Step::ReadSlots { spot, skip: 0, length, at, .. } if length % BLOCK == 0 => {
+                (Arc::clone(&spot.device), spot.offset, *at, *length)
+            }
+            _ => return None,
+        };
+        let file = device.ring_file()?;
+        let start = NonNull::from(self.fill(at, length)).cast();
+        Some(Read { file, offset, start, length: length as u32 })
+    }
+
+    /// Checks what was read as [`Job::only_read`] says.
+    pub fn check_read(&mut self) -> Result<(), Errno> {
+        let geometry = Arc::clone(&self.geometry);
+        let partition = &geometry.partitions[self.partition as usize];
+        let steps = std::mem::take(&mut self.steps);
+        steps.iter().try_for_each(|step| self.read_step(partition, step, |_, _, _| Ok(())))
+    }
+
+    /// Reads with `read`, and checks what was read.
+    fn read_step(
+        &mut self,
+        partition: &Partition,
+        step: &Step,
+        read: impl Fn(&Device, &mut [u8], u64) -> Result<(), Errno>,
+    ) -> Result<(), Errno> {
         match step {
             Step::ReadBase { of, offset, length, at } => self.base(of.as_ref(), partition).pieces(
                 *offset,
                 *length,
                 |device, from, here, done| {
-                    device.read(self.fill(at + done as usize, here as usize), from)
+                    read(device, self.fill(at + done as usize, here as usize), from)
                 },
             ),
             Step::ReadZero { length, at } => {
@@ -198,7 +242,7 @@ impl Job {
                 };
                 let out = self.fill(*at, *length);
                 read_slots(spot, sums, *skip, out, note, |device, buffer, offset| {
-                    device.read(buffer, offset).map(|()| true)
+                    read(device, buffer, offset).map(|()| true)
                 })
                 .map(|_| ())
             }
@@ -327,7 +371,7 @@ pub fn put(
         Target::Base => write_base(partition, u64::from(first) * BLOCK_SIZE, source),
         Target::Slots(spot) => {
             sums.clear();
-            sums.extend(source.chunks_exact(BLOCK).map(crc32c::crc32c));
+            sums.extend(source.chunks_exact(BLOCK).map(checksum::crc32c));
             spot.device.write(source, spot.offset)
         }
     }
@@ -337,7 +381,7 @@ pub fn put(
 pub fn verify(blocks: &[u8], sums: &[u32], mut note: impl FnMut(u32)) -> Result<(), Errno> {
     let mut result = Ok(());
     for (index, (block, sum)) in blocks.chunks_exact(BLOCK).zip(sums).enumerate() {
-        if crc32c::crc32c(block) != *sum {
+        if checksum::crc32c(block) != *sum {
             note(index as u32);
             result = Err(Errno::EIO);
         }

@@ -2,8 +2,8 @@
 //!
 //! How it works      A processor ([`core`]) drains its [`queue`] ([`run`]), and for each volume that it owns partitions of, a
 //!                   [`share`] serves the parts of requests: [`read`], [`write`], [`zero`]. What would block goes
-//!                   to the pool's threads ([`cold`] reads several at a time), and comes back as an event. What changes nothing of a processor is done by
-//!                   readers [`beside`] each other. [`cut`] is how all processors agree on an instant.
+//!                   to the pool's threads, or to the ring of [`cold`], and comes back as an event. What changes nothing
+//!                   of a processor is done by readers [`beside`] each other. [`cut`] is how all processors agree on an instant.
 //!
 //! Ownership, the one place where it is told:
 //!

@@ -1,7 +1,7 @@
 //! Read: a part of READ, of the live volume or of a snapshot.
 //!
 //! How it works      What the page cache has is read at once, straight into the request's buffer; if any of the
-//!                   part would block, a pool thread reads the part. Slots are checked against their checksums.
+//!                   part would block, a ring or a pool thread reads the part ([`cold`](super::cold)). Slots are checked against their checksums.
 
 use std::sync::Arc;
 

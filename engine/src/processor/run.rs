@@ -8,7 +8,7 @@ use crate::block_map::history::Rollback;
 use crate::deliberate::{Bug, bug};
 use crate::error::{Errno, Error, Result};
 use crate::processor::beside::Answered;
-use crate::processor::cold::{self, Cold};
+use crate::processor::cold::{Cold, Readers};
 use crate::processor::core::{Core, Runs};
 use crate::processor::cut::{Cut, Stall};
 use crate::processor::queue::{Control, CutShare, Event, Queue};
@@ -56,6 +56,12 @@ impl Handle {
             queue: Arc::clone(&queue),
             stats: Arc::clone(&stats),
             system: Arc::clone(system),
+            readers: Readers::new(
+                &format!("pv-read-{index}"),
+                system.threaded(),
+                pool.clone(),
+                Weak::clone(core),
+            ),
             pool,
             checkpoints,
             shares: Vec::new(),
@@ -65,7 +71,6 @@ impl Handle {
             rolling_back: Vec::new(),
             slow_ios: 0,
             colds: Vec::new(),
-            core: Weak::clone(core),
             stopped: false,
         };
         let core = Arc::new_cyclic(|core| Core::new(Arc::clone(&queue), new(core)));
@@ -102,10 +107,10 @@ pub struct Processor {
     /// Shares that are to go back to a snapshot as soon as nothing of them is under way.
     rolling_back: Vec<(u32, Rollback, Sender<bool>)>,
     slow_ios: u64,
-    /// What the pool is to read when the batch is over.
+    /// What is to be read when the batch is over.
     colds: Vec<Cold>,
-    /// This processor, for threads of the pool that run it.
-    core: Weak<Core<Processor>>,
+    /// Who reads it.
+    readers: Readers,
     /// It was told to stop.
     stopped: bool,
 }
@@ -202,7 +207,7 @@ impl Processor {
             sink.kick();
         }
         if !self.colds.is_empty() {
-            cold::read_all(&mut self.colds, &self.pool, &self.core);
+            self.readers.read_all(&mut self.colds);
         }
         self.roll_back();
         self.let_go();

@@ -6,7 +6,7 @@ use std::fs;
 use std::fs::OpenOptions;
 use std::io::{ErrorKind, IoSliceMut, Read};
 use std::num::NonZeroU64;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
@@ -97,6 +97,10 @@ impl File for LinuxFile {
         }
         let hole = seek(&self.file, SeekFrom::Hole(offset)).unwrap_or(offset + limit);
         ((hole.max(offset + 1) - offset).min(limit), false)
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.file.as_fd())
     }
 
     fn length(&self) -> Result<u64> {

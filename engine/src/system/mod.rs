@@ -9,8 +9,10 @@
 pub mod linux;
 pub mod mapping;
 pub mod pool;
+pub mod ring;
 
 use std::fmt::Debug;
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvError, TryRecvError};
@@ -51,6 +53,10 @@ pub trait File: Send + Sync + Debug {
     fn will_need(&self, offset: u64, length: u64);
     /// How many bytes from `offset`, at most `limit`, are all data or all hole, and whether they are a hole.
     fn allocation(&self, offset: u64, limit: u64) -> (u64, bool);
+    /// Its descriptor, if the kernel has one for it.
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
     /// Its size.
     fn length(&self) -> Result<u64>;
     /// Allocates its first `length` bytes on the disk and maps them.

@@ -3,14 +3,19 @@
 //! How it works      A pool of one thread for each volume: when somebody waits, it takes all who wait, and runs one sync
 //!                   for them, until nobody does. A sync notes how far each journal has got, syncs every device that
 //!                   was written to, also those behind one that fails, then commits each journal up to what was noted.
+//!                   A connection that asks for nothing but a sync, while none is under way, not even a checkpoint's, runs it
+//!                   itself if the last one was short ([`SHORT_NS`]): handing it over would take longer. Where syncs are
+//!                   long, the thread that reads requests must not wait for them.
 //! Invariants        F1 whoever waits is answered by a sync that began after it came; J3 and J6 of the change log:
 //!                   a mark covers only records that were appended before the devices' sync began, and a
 //!                   record is appended after its data was written.
 //!                   F2 whenever a device may have lost acknowledged writes (its D4), a sync that a host asked for
 //!                   fails, also if the device has been opened anew or the process started again in between.
+//!                   F3 one sync for waiters at a time: who has set `running` runs them, until it hands over to a job.
+//! Owner and locks   `here`, which whoever runs a sync outside of the pool holds, then `state`.
 //! Errors            a failed sync fails everyone that it was for, with the device's errno.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, RwLock};
 
@@ -22,7 +27,7 @@ use crate::error::{Errno, Error, Result};
 use crate::io::device::Device;
 use crate::processor::hunger::Hunger;
 use crate::processor::queue::{Control, Event, Queue};
-use crate::sync::Mutex;
+use crate::sync::{Mutex, MutexGuard};
 use crate::system::System;
 use crate::system::pool::Pool;
 use crate::volume::request::{Request, Sink};
@@ -47,6 +52,8 @@ pub enum Waiter {
 pub struct Durable {
     devices: RwLock<Vec<Arc<Watched>>>,
     journals: RwLock<Vec<Writer>>,
+    /// Syncs under way.
+    running: AtomicUsize,
     whose: Option<Whose>,
 }
 
@@ -104,6 +111,20 @@ impl Durable {
 
     /// Makes everything acknowledged so far durable.
     pub fn sync(&self) -> std::result::Result<(), Errno> {
+        self.running.fetch_add(1, Ordering::AcqRel);
+        let result = self.sync_all();
+        self.running.fetch_sub(1, Ordering::AcqRel);
+        result
+    }
+
+    /// Whether a sync would have to wait for another one.
+    fn is_syncing(&self) -> bool {
+        let devices = self.devices.read().expect("no holder panics");
+        let busy = devices.iter().any(|watched| watched.device.is_syncing());
+        busy || self.running.load(Ordering::Acquire) > 0
+    }
+
+    fn sync_all(&self) -> std::result::Result<(), Errno> {
         let journals = self.journals.read().expect("no holder panics").clone();
         let begin = |writer: &Writer| writer.journal.reached.begin_commit();
         let reached: Vec<u64> = journals.iter().map(begin).collect();
@@ -201,26 +222,45 @@ struct State {
 struct Shared {
     state: Mutex<State>,
     durable: Arc<Durable>,
+    clock: Clock,
+    /// What the last sync took, nanoseconds.
+    took_ns: AtomicU64,
 }
+
+/// Nanoseconds since some instant.
+pub type Clock = Box<dyn Fn() -> u64 + Send + Sync>;
+
+/// A sync that takes less than this is run by who asks for it: about what it takes to wake a thread and be woken by it.
+const SHORT_NS: u64 = 300_000;
 
 /// See the module's head.
 pub struct Flusher {
     shared: Arc<Shared>,
     pool: Pool,
+    here: Mutex<()>,
 }
 
 impl Flusher {
     /// Starts the thread.
-    pub fn start(system: &dyn System, name: &str, durable: Arc<Durable>) -> Result<Flusher> {
+    pub fn start(system: &Arc<dyn System>, name: &str, durable: Arc<Durable>) -> Result<Flusher> {
         let pool = system
             .pool(&format!("pv-flush-{name}"), 1)
             .map_err(|e| Error::io("a flush thread cannot be started", e))?;
-        Ok(Flusher::on(pool, durable))
+        let system = Arc::clone(system);
+        Ok(Flusher::on(pool, durable, Box::new(move || system.monotonic_ns())))
     }
 
     /// A flusher whose syncs run on this pool, which is its own.
-    pub fn on(pool: Pool, durable: Arc<Durable>) -> Flusher {
-        Flusher { shared: Arc::new(Shared { state: Mutex::default(), durable }), pool }
+    pub fn on(pool: Pool, durable: Arc<Durable>, clock: Clock) -> Flusher {
+        let took_ns = AtomicU64::new(u64::MAX);
+        let shared = Shared { state: Mutex::default(), durable, clock, took_ns };
+        Flusher { shared: Arc::new(shared), pool, here: Mutex::default() }
+    }
+
+    /// Has it take the last sync for a short one.
+    #[cfg(all(test, loom))]
+    pub fn assume_short(&self) {
+        self.shared.took_ns.store(0, Ordering::Relaxed);
     }
 
     /// What it syncs.
@@ -238,15 +278,45 @@ impl Flusher {
         }
         state.waiting.push(waiter);
         if !std::mem::replace(&mut state.running, true) {
-            let shared = Arc::clone(&self.shared);
-            // Under the lock, so that `stop` finds the job on the pool or comes before the waiter.
-            self.pool.run(move || run(&shared));
+            self.run_on_pool(&state);
         }
+    }
+
+    /// Like `push`, from a thread that has nothing else to do: it may wait for a short sync.
+    pub fn push_and_wait(&self, waiter: Waiter) {
+        let took_ns = self.shared.took_ns.load(Ordering::Relaxed);
+        let short = took_ns < SHORT_NS && !self.shared.durable.is_syncing();
+        let Some(_here) = short.then(|| self.here.try_lock().ok()).flatten() else {
+            return self.push(waiter);
+        };
+        let mut state = self.shared.state.lock().expect("no holder panics");
+        if state.stopping || std::mem::replace(&mut state.running, true) {
+            drop(state);
+            return self.push(waiter);
+        }
+        drop(state);
+        self.shared.sync_for(vec![waiter]); // F3
+        let mut state = self.shared.state.lock().expect("no holder panics");
+        if state.waiting.is_empty() {
+            state.running = false;
+        } else if !state.stopping {
+            self.run_on_pool(&state);
+        } else {
+            drop(state);
+            run(&self.shared);
+        }
+    }
+
+    /// Has a job take who waits. Under the lock, so that `stop` finds the job on the pool or comes before the waiter.
+    fn run_on_pool(&self, _: &MutexGuard<'_, State>) {
+        let shared = Arc::clone(&self.shared);
+        self.pool.run(move || run(&shared));
     }
 
     /// Answers who waits, and ends the thread. Idempotent.
     pub fn stop(&self) {
         self.shared.state.lock().expect("no holder panics").stopping = true;
+        drop(self.here.lock());
         self.pool.stop();
     }
 }
@@ -254,6 +324,20 @@ impl Flusher {
 impl Drop for Flusher {
     fn drop(&mut self) {
         self.stop();
+    }
+}
+
+impl Shared {
+    fn sync_for(&self, waiting: Vec<Waiter>) {
+        let began = (self.clock)();
+        let result = self.durable.sync(); // F1
+        self.took_ns.store((self.clock)().saturating_sub(began), Ordering::Relaxed);
+        let hosts = waiting.iter().any(|waiter| matches!(waiter, Waiter::Request(_)));
+        let told = if hosts { self.durable.tell_losses() } else { Ok(()) };
+        answer(waiting, result, result.and(told));
+        if hosts {
+            self.durable.were_told();
+        }
     }
 }
 
@@ -266,13 +350,7 @@ fn run(shared: &Shared) {
         }
         let waiting = std::mem::take(&mut state.waiting);
         drop(state);
-        let result = shared.durable.sync(); // F1
-        let hosts = waiting.iter().any(|waiter| matches!(waiter, Waiter::Request(_)));
-        let told = if hosts { shared.durable.tell_losses() } else { Ok(()) };
-        answer(waiting, result, result.and(told));
-        if hosts {
-            shared.durable.were_told();
-        }
+        shared.sync_for(waiting);
     }
 }
 

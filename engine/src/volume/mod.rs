@@ -106,7 +106,7 @@ pub struct View {
 
 /// A batch of up to so many bytes is run by the thread that brings it, if the processors are idle: waking them would
 /// take longer.
-const INLINE_BYTES_MAX: usize = 128 << 10;
+const INLINE_BYTES_MAX: usize = 256 << 10;
 /// So is one whose requests have no more than so many on average, as copying them takes less than handing them over.
 const SMALL_BYTES: usize = 16 << 10;
 
@@ -134,6 +134,11 @@ impl Target for View {
     }
 
     fn submit(&self, batch: &mut Vec<Arc<Request>>) {
+        if let [request] = &batch[..]
+            && request.verb == Verb::Flush
+        {
+            return batch.drain(..).for_each(|request| self.flush(request, true));
+        }
         OUTBOX.with_borrow_mut(|outbox| {
             if outbox.len() < self.volume.shares.len() {
                 outbox.resize_with(self.volume.shares.len(), Vec::new);
@@ -142,7 +147,7 @@ impl Target for View {
             for request in batch.drain(..) {
                 bytes += request.data.len();
                 if request.verb == Verb::Flush {
-                    self.flush(request);
+                    self.flush(request, false);
                 } else {
                     self.split(request, outbox);
                 }
@@ -160,11 +165,13 @@ impl Target for View {
 }
 
 impl View {
-    fn flush(&self, request: Arc<Request>) {
+    /// Answers a FLUSH; `alone`: nothing came with it, so that its sync may hold up who brings it.
+    fn flush(&self, request: Arc<Request>, alone: bool) {
         if self.epoch.is_none() {
             self.volume.flushes.fetch_add(1, Ordering::Relaxed);
-            self.volume.flusher.push(Waiter::Request(request));
-            return;
+            let waiter = Waiter::Request(request);
+            let flusher = &self.volume.flusher;
+            return if alone { flusher.push_and_wait(waiter) } else { flusher.push(waiter) };
         }
         // A snapshot is durable, or it would not be exported.
         let sink = Arc::clone(request.sink());

@@ -64,6 +64,23 @@ def test_a_miss_in_either_direction_is_told_and_fails() -> None:
     assert target_table(found).count("NOT MET") == 3
 
 
+def busy(found: list[Sample]) -> list[Sample]:
+    return [replace(sample, client_cores=0.95) for sample in found]
+
+
+@pytest.mark.usefixtures("few")
+def test_where_fio_is_what_bounds_the_rate_the_other_generator_counts() -> None:
+    twin = replace(CASE, generator="load")
+    fio, load = samples(130, server_us=0.7), samples(170, server_us=0.6)
+    rows = [(CASE, {POLYVOL: fio, NBDKIT: busy(samples(100))}), (twin, {POLYVOL: load, NBDKIT: samples(100)})]
+    rate, cpu, _ = verdicts(rows, {})
+    assert (rate.measured, cpu.measured) == (1.7, 0.6)
+    assert rate.remark == "by load.rs; fio, itself busy, has 1.30"
+    idle = [(CASE, {POLYVOL: fio, NBDKIT: samples(100)}), rows[1]]
+    assert verdicts(idle, {})[0].measured == 1.3
+    assert verdicts(rows[:1], {})[0].measured == 1.3, "nothing else was measured"
+
+
 @pytest.mark.usefixtures("few")
 def test_what_was_not_measured_fails_a_complete_run_only() -> None:
     found = verdicts([(CASE, {POLYVOL: samples(1)})], {})

@@ -5,6 +5,7 @@
 //! Invariants        what `decode` takes, `encode` writes back to the same bytes.
 //! Errors            `decode` says what is wrong as a clause; an unknown version is told apart from damage.
 
+use crate::checksum;
 use crate::error::Errno;
 use crate::limits::REQUEST_BYTES_MAX;
 use crate::nbd::handshake::contexts::SELECTED_MAX;
@@ -121,7 +122,7 @@ impl State {
         }
         since.iter().for_each(|epoch| bytes.extend_from_slice(&epoch.to_le_bytes()));
         bytes.extend_from_slice(&standing.bytes);
-        let crc = crc32c::crc32c(&bytes[COVERED..]);
+        let crc = checksum::crc32c(&bytes[COVERED..]);
         bytes[12..COVERED].copy_from_slice(&crc.to_le_bytes());
         bytes
     }
@@ -141,7 +142,7 @@ impl State {
             let what = format!("what was handed over with it is of version {version}");
             return Err(format!("{what}, which this polyvol does not know"));
         }
-        if u32_at(header, 12) != crc32c::crc32c(&bytes[COVERED..]) {
+        if u32_at(header, 12) != checksum::crc32c(&bytes[COVERED..]) {
             return Err(not_whole());
         }
         let promised = u64::from(u32_at(header, 64)) != REQUEST_BYTES_MAX;

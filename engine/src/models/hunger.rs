@@ -1,0 +1,72 @@
+//! Hunger: whoever waits for slots is told to try again as long as there is anything to wait for (G1), also where it was for
+//! a claim of somebody else's that has failed (G3).
+
+use std::sync::Arc;
+
+use loom::thread;
+
+use super::check;
+use crate::change_log::space::Space;
+use crate::processor::hunger::{Hunger, Verdict};
+use crate::processor::queue::Queue;
+
+/// The shares of one volume, each with a write of `wanted` slots; nobody is asked for room.
+struct Shares {
+    space: Space,
+    hunger: Hunger,
+    queues: Vec<Arc<Queue>>,
+    wanted: u64,
+}
+
+impl Shares {
+    fn new(count: usize, free: u64, wanted: u64) -> Arc<Shares> {
+        let space = Space::default();
+        space.give(free);
+        let queues = (0..count).map(|_| Arc::default()).collect();
+        Arc::new(Shares { space, hunger: Hunger::default(), queues, wanted })
+    }
+
+    /// As a share writes; `false`: the write waits. A write that lands gives back as many slots as it `frees`.
+    fn write(&self, share: usize, frees: u64) -> bool {
+        if !self.space.claim(self.wanted) {
+            let queue = &self.queues[share];
+            let verdict = self.hunger.enter(&self.space, self.wanted, queue, share as u32);
+            return verdict == Verdict::Refuse;
+        }
+        self.space.give(frees);
+        self.space.land(self.wanted);
+        self.hunger.feed();
+        true
+    }
+}
+
+/// Has each share write once at the same time, then those go on that were told to; none is left that waits.
+fn all_end(shares: &Arc<Shares>, frees: u64) {
+    let write = |share| {
+        let shares = Arc::clone(shares);
+        thread::spawn(move || shares.write(share, frees))
+    };
+    let others: Vec<_> = (1..shares.queues.len()).map(write).collect();
+    let mut ended = vec![shares.write(0, frees)];
+    ended.extend(others.into_iter().map(|other| other.join().unwrap()));
+    let mut batch = Vec::new();
+    while let Some(waits) = ended.iter().position(|ended| !ended) {
+        let told = (waits..ended.len())
+            .find(|share| !ended[*share] && shares.queues[*share].try_take_all(&mut batch))
+            .expect("somebody who waits was told to try again");
+        batch.clear();
+        shares.queues[told].leave();
+        ended[told] = shares.write(told, frees);
+    }
+}
+
+#[test]
+fn where_there_is_no_room_nobody_waits_for_a_claim_that_failed() {
+    check(|| all_end(&Shares::new(3, 1, 2), 0));
+}
+
+#[test]
+fn whoever_waits_for_a_write_to_land_is_told_when_it_has() {
+    check(|| all_end(&Shares::new(3, 1, 1), 1));
+    check(|| all_end(&Shares::new(3, 1, 1), 0));
+}

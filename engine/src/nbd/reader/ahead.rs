@@ -1,0 +1,133 @@
+//! Ahead: requests that are received before they are looked at, as they are guessed to be like the last ones.
+//!
+//! How it works      Who sends one great write after the other sends another one: after [`ALIKE`] with as much payload, a
+//!                   receive has space for some more headers and payloads of just that length, each payload in a buffer of its
+//!                   own. So one receive empties the socket, and its peer fills it again while the writes are made; nothing
+//!                   is copied. A header that turns out to be another one undoes all guesses: their bytes are received
+//!                   again from memory, in order.
+//! Invariants        A1 what the guesses hold came after all that the inbox and the payload under way hold, and
+//!                   before all that the source still has; A2 there is a guess only between a receive and the next one that
+//!                   may wait, and all that it costs was taken.
+//! Owner             the reader.
+
+use std::collections::VecDeque;
+use std::io::IoSliceMut;
+
+use crate::buffer::Inbox;
+use crate::nbd::budget::cost;
+use crate::nbd::connection::Connection;
+use crate::nbd::wire::REQUEST_HEADER_BYTES;
+use crate::volume::request::Verb;
+
+/// So many great writes of the same length before the next one is guessed.
+const ALIKE: u32 = 2;
+/// What is received ahead, bytes: more than a socket's peer has on the way by default.
+const AHEAD_BYTES: usize = if cfg!(fuzzing) { 8 << 10 } else { 256 << 10 };
+
+/// A request that was guessed.
+struct Guess {
+    header: [u8; REQUEST_HEADER_BYTES],
+    /// Bytes of the header that are there.
+    here: usize,
+    payload: Inbox,
+}
+
+/// See the module's head.
+#[derive(Default)]
+pub struct Ahead {
+    guesses: VecDeque<Guess>,
+    /// The last requests' length, and how many they were.
+    length: usize,
+    alike: u32,
+}
+
+impl Ahead {
+    /// Notes a request: the length of a great write's payload, or 0 for any other.
+    pub fn note(&mut self, length: usize) {
+        assert!(self.guesses.is_empty() || length == self.length, "the guess was right");
+        self.alike = if length > 0 && length == self.length { self.alike + 1 } else { 1 };
+        self.length = length;
+    }
+
+    /// Whether nothing was received ahead.
+    pub fn is_empty(&self) -> bool {
+        self.guesses.is_empty()
+    }
+
+    /// Makes guesses, if there is reason to and the connection may hold as much.
+    pub fn guess(&mut self, connection: &Connection) -> bool {
+        assert!(self.guesses.is_empty(), "A2");
+        if self.length == 0 || self.alike < ALIKE {
+            return false;
+        }
+        let wanted = AHEAD_BYTES.div_ceil(self.length) as u32;
+        let each = self.cost();
+        let bytes = each * u64::from(wanted);
+        let Some((_, requests)) = connection.try_take(bytes, bytes, wanted) else { return false };
+        connection.put_back(each * u64::from(wanted - requests), 0);
+        for _ in 0..requests {
+            let payload = connection.common.spares.inbox(self.length);
+            self.guesses.push_back(Guess { header: [0; REQUEST_HEADER_BYTES], here: 0, payload });
+        }
+        true
+    }
+
+    fn cost(&self) -> u64 {
+        cost(Verb::Write, self.length as u64)
+    }
+
+    /// Where to receive to, in order.
+    pub fn spaces<'a>(&'a mut self, first: &'a mut [u8]) -> Vec<IoSliceMut<'a>> {
+        let mut spaces = Vec::with_capacity(1 + 2 * self.guesses.len());
+        if !first.is_empty() {
+            spaces.push(IoSliceMut::new(first));
+        }
+        for guess in &mut self.guesses {
+            spaces.push(IoSliceMut::new(&mut guess.header));
+            spaces.push(IoSliceMut::new(guess.payload.space()));
+        }
+        spaces
+    }
+
+    /// Counts `received` bytes as received into the guesses, and gives back what has none. The beginning of a header, which
+    /// is no guess, is returned.
+    pub fn settle(&mut self, connection: &Connection, mut received: usize) -> Vec<u8> {
+        for guess in &mut self.guesses {
+            guess.here = received.min(REQUEST_HEADER_BYTES);
+            received -= guess.here;
+            let here = received.min(self.length);
+            guess.payload.advance(here);
+            received -= here;
+        }
+        assert_eq!(received, 0, "there was no space for more");
+        let whole =
+            self.guesses.iter().take_while(|guess| guess.here == REQUEST_HEADER_BYTES).count();
+        self.give_back(connection, whole)
+    }
+
+    /// The next header.
+    pub fn header(&self) -> Option<&[u8; REQUEST_HEADER_BYTES]> {
+        self.guesses.front().map(|guess| &guess.header)
+    }
+
+    /// The next header and its payload, if the guess was right that it has `length` bytes. What it costs is taken.
+    pub fn take(&mut self, length: usize) -> Option<([u8; REQUEST_HEADER_BYTES], Inbox)> {
+        let guess = if length == self.length { self.guesses.pop_front() } else { None };
+        guess.map(|guess| (guess.header, guess.payload))
+    }
+
+    /// Gives back all guesses but the first `kept`; returns their bytes.
+    pub fn give_back(&mut self, connection: &Connection, kept: usize) -> Vec<u8> {
+        let gone = self.guesses.len() - kept;
+        let mut bytes = Vec::new();
+        for guess in self.guesses.drain(kept..) {
+            bytes.extend_from_slice(&guess.header[..guess.here]);
+            bytes.extend_from_slice(guess.payload.bytes(0));
+            connection.common.spares.put(guess.payload.into_whole());
+        }
+        if gone > 0 {
+            connection.put_back(self.cost() * gone as u64, gone as u32);
+        }
+        bytes
+    }
+}

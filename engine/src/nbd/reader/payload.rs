@@ -1,0 +1,100 @@
+//! Payload: the payloads of great writes, each received into a buffer of its own, and what is received
+//! [`ahead`](super::ahead) with them.
+
+use super::{End, Next, Reader};
+use crate::buffer::{Buffer, Inbox};
+use crate::nbd::budget::lock;
+use crate::nbd::request::{Command, Parsed, check};
+use crate::nbd::wire::{REQUEST_HEADER_BYTES, parse_request};
+use crate::volume::request::Verb;
+
+impl Reader<'_> {
+    /// A great payload in a buffer of its own: what the inbox has of it, and the rest from the socket.
+    pub(super) fn receive_payload(&mut self, length: usize) -> Result<Buffer, End> {
+        let mut payload = self.connection.common.spares.inbox(length);
+        let here = self.bytes().len().min(length);
+        let header_at = self.at - REQUEST_HEADER_BYTES;
+        payload.space()[..here].copy_from_slice(&self.bytes()[..here]);
+        payload.advance(here);
+        self.at += here;
+        let header: [u8; REQUEST_HEADER_BYTES] =
+            *self.bytes_from(header_at).first_chunk().expect("it was parsed");
+        self.receive_rest(&header, payload, length)
+    }
+
+    /// The payload of `header`, of which some may be there.
+    fn receive_rest(
+        &mut self,
+        header: &[u8; REQUEST_HEADER_BYTES],
+        mut payload: Inbox,
+        length: usize,
+    ) -> Result<Buffer, End> {
+        if payload.filled() == length {
+            return Ok(payload.into_buffer());
+        }
+        self.submit(); // D2
+        self.put_credit_back();
+        let mut state = lock(&self.connection.state);
+        state.receiving = true;
+        state.begin_turn();
+        drop(state);
+        while payload.filled() < length {
+            let received = match self.receive_on(payload.space()) {
+                Ok(received) => received,
+                Err(end) => {
+                    self.before = header.to_vec();
+                    self.before.extend_from_slice(payload.bytes(0));
+                    return Err(end);
+                }
+            };
+            payload.advance(received);
+            lock(&self.connection.state).moved += received as u64;
+        }
+        let mut state = lock(&self.connection.state);
+        state.receiving = false;
+        state.end_turn();
+        drop(state);
+        Ok(payload.into_buffer())
+    }
+
+    /// Receives into `space`, and what follows ahead, if it is there; returns how much came into `space`, at least a byte.
+    fn receive_on(&mut self, space: &mut [u8]) -> Result<usize, End> {
+        match self.receive_ahead(space)? {
+            0 => self.source.receive(space),
+            received => Ok(received.min(space.len())),
+        }
+    }
+
+    /// Receives what is there into `first` and ahead, without waiting; returns how many bytes that were.
+    pub(super) fn receive_ahead(&mut self, first: &mut [u8]) -> Result<usize, End> {
+        if !self.source.is_dry() || !self.ahead.guess(self.connection) {
+            return Ok(0);
+        }
+        let result = self.source.receive_now(&mut self.ahead.spaces(first));
+        let received = *result.as_ref().unwrap_or(&0);
+        let ahead = received.saturating_sub(first.len());
+        self.received += ahead as u64;
+        let rest = self.ahead.settle(self.connection, ahead);
+        self.source.put_back(rest);
+        result
+    }
+
+    /// Handles the request that was received ahead; if the guess was wrong, it is received again.
+    pub(super) fn next_ahead(&mut self) -> Result<Next, End> {
+        let header = self.ahead.header().expect("there is one");
+        let header = parse_request(header).ok_or(End::Broken)?;
+        let length = header.length as usize;
+        if let Parsed::Command(command @ Command { verb: Verb::Write, .. }) =
+            check(&header, &self.agreed)
+            && let Some((bytes, payload)) = self.ahead.take(length)
+        {
+            self.ahead.note(length);
+            let data = self.receive_rest(&bytes, payload, length)?;
+            self.begin(&header, command, header.length.into(), data);
+        } else {
+            let bytes = self.ahead.give_back(self.connection, 0);
+            self.source.put_back(bytes);
+        }
+        Ok(Next::Parse)
+    }
+}

@@ -1,0 +1,289 @@
+//! Ring: reads that wait for a disk, many at a time on one thread, by io_uring.
+//!
+//! How it works      The thread takes all reads that have come, hands them to the kernel with one call, and waits in it until
+//!                   one of them has ended or another one comes, which an eventfd tells it: who brings reads writes to that
+//!                   only if the thread waits. What has ended meanwhile is given back together. The ring only says whether a
+//!                   buffer is full: who brought the read makes it again, the ordinary way, where it is not, and gets
+//!                   the error there. A kernel that has no io_uring, or a sandbox that refuses it, makes no ring.
+//! Invariants        R1 a read's buffer and file stay until the kernel is done with it: `in_flight` holds what they belong to,
+//!                   and is forgotten, not dropped, if the thread panics;
+//!                   R2 whoever comes while the thread waits, or is about to, finds `asleep` set, unless reads wait
+//!                   already for others to end; and the read of the eventfd is under way.
+//! Owner and locks   the thread has the ring; `state`'s lock is held for a push or a take.
+
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use io_uring::{IoUring, opcode, types};
+use rustix::event::{EventfdFlags, eventfd};
+
+use super::File;
+
+/// Reads that the kernel has at a time; more wait.
+const DEPTH: u32 = 256;
+
+/// What the completion of the eventfd's read is told by: no index of a read.
+const WAKE: u64 = u64::MAX;
+
+/// Where to read from, and where to.
+pub struct Read {
+    /// A file that has a descriptor.
+    pub file: Arc<dyn File>,
+    /// Its first byte.
+    pub offset: u64,
+    /// The buffer.
+    pub start: NonNull<u8>,
+    /// Bytes.
+    pub length: u32,
+}
+
+// SAFETY: a buffer that only the kernel touches until the read has ended, as `Ring::read` is promised.
+unsafe impl Send for Read {}
+
+struct State<T> {
+    reads: Vec<(Read, T)>,
+    asleep: bool,
+    stopping: bool,
+}
+
+struct Shared<T> {
+    state: Mutex<State<T>>,
+    wake: OwnedFd,
+}
+
+impl<T> Shared<T> {
+    fn change(&self, change: impl FnOnce(&mut State<T>)) {
+        let mut state = self.state.lock().expect("no holder panics");
+        change(&mut state);
+        let wake = std::mem::take(&mut state.asleep);
+        drop(state);
+        if wake {
+            #[allow(clippy::disallowed_methods)] // a number of the kernel's
+            let one = 1_u64.to_ne_bytes();
+            let written = rustix::io::write(&self.wake, &one);
+            assert_eq!(written, Ok(one.len()), "nobody adds up to 2^64");
+        }
+    }
+}
+
+/// See the module's head. `T`: what a read is for.
+pub struct Ring<T> {
+    shared: Arc<Shared<T>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl<T: Send + 'static> Ring<T> {
+    /// Starts one whose thread calls `ended` with reads that have ended, each with whether its buffer is full. `None` where
+    /// there is no io_uring to be had.
+    pub fn start(name: &str, ended: impl Fn(Vec<(T, bool)>) + Send + 'static) -> Option<Ring<T>> {
+        let wake = eventfd(0, EventfdFlags::CLOEXEC).ok()?;
+        let state = State { reads: Vec::new(), asleep: false, stopping: false };
+        let shared = Arc::new(Shared { state: Mutex::new(state), wake });
+        let (made, is_made) = channel();
+        let ours = Arc::clone(&shared);
+        let name = name.chars().take(15).collect();
+        let run = move || run(&ours, &made, &ended);
+        let thread = std::thread::Builder::new().name(name).spawn(run).ok()?;
+        let ring = Ring { shared, thread: Some(thread) };
+        is_made.recv().unwrap_or(false).then_some(ring)
+    }
+
+    /// Reads all of these, soon.
+    ///
+    /// # Safety
+    /// What a read is for owns its buffer: until it is given back, the buffer stays and nobody else touches it.
+    pub unsafe fn read(&self, reads: Vec<(Read, T)>) {
+        self.shared.change(|state| state.reads.extend(reads));
+    }
+}
+
+impl<T> Drop for Ring<T> {
+    /// Ends the thread, after all reads.
+    fn drop(&mut self) {
+        self.shared.change(|state| state.stopping = true);
+        let thread = self.thread.take().expect("dropped once");
+        // `ended` may be what lets go of the ring.
+        if thread.thread().id() != std::thread::current().id() {
+            let _ = thread.join(); // it has panicked: that was said where it happened
+        }
+    }
+}
+
+fn run<T>(shared: &Shared<T>, made: &Sender<bool>, ended: &dyn Fn(Vec<(T, bool)>)) {
+    let ring = new_ring();
+    let _ = made.send(ring.is_some()); // who starts it waits for that
+    let Some(ring) = ring else { return };
+    let in_flight = ManuallyDrop::new((0..DEPTH).map(|_| None).collect()); // R1
+    let free = (0..DEPTH).collect();
+    let mut reader = Reader { ring, in_flight, free, woken: ManuallyDrop::new(Box::new(0)) };
+    reader.wait_for_wake(shared);
+    let mut waiting = Vec::new();
+    loop {
+        let mut state = shared.state.lock().expect("no holder panics");
+        waiting.append(&mut state.reads);
+        let idle = waiting.is_empty();
+        if idle && state.stopping && reader.free.len() == DEPTH as usize {
+            return;
+        }
+        state.asleep = waiting.len() <= reader.free.len() && !state.stopping; // R2
+        drop(state);
+        reader.begin(&mut waiting);
+        // What does not fit in waits for something to end.
+        let (all, woken) = reader.wait();
+        if woken {
+            reader.wait_for_wake(shared);
+        }
+        if !all.is_empty() {
+            ended(all);
+        }
+    }
+}
+
+/// A ring for one thread where the kernel can do less for that, else any, else none.
+fn new_ring() -> Option<IoUring> {
+    let mut builder = IoUring::builder();
+    builder.setup_single_issuer().setup_defer_taskrun().setup_cqsize(4 * DEPTH);
+    builder.build(2 * DEPTH).or_else(|_| IoUring::new(2 * DEPTH)).ok()
+}
+
+/// What the thread has.
+struct Reader<T> {
+    ring: IoUring,
+    in_flight: ManuallyDrop<Vec<Option<(Read, T)>>>,
+    free: Vec<u32>,
+    /// Where the eventfd is read to.
+    woken: ManuallyDrop<Box<u64>>,
+}
+
+impl<T> Reader<T> {
+    fn push(&mut self, entry: &io_uring::squeue::Entry) {
+        // SAFETY: buffers and files stay until the entry has ended: R1, `woken`, and the eventfd, which `run` borrows.
+        let pushed = unsafe { self.ring.submission().push(entry) };
+        pushed.expect("there are twice as many entries as reads");
+    }
+
+    fn wait_for_wake(&mut self, shared: &Shared<T>) {
+        let (fd, into) = (types::Fd(shared.wake.as_raw_fd()), &raw mut **self.woken);
+        self.push(&opcode::Read::new(fd, into.cast(), 8).build().user_data(WAKE));
+    }
+
+    /// Has the kernel begin as many of `waiting` as there is room for, at the next wait.
+    fn begin(&mut self, waiting: &mut Vec<(Read, T)>) {
+        let some = waiting.len().min(self.free.len());
+        for (read, what) in waiting.drain(..some) {
+            let index = self.free.pop().expect("there is room for these");
+            let descriptor = read.file.descriptor().expect("a file that has one").as_raw_fd();
+            let entry = opcode::Read::new(types::Fd(descriptor), read.start.as_ptr(), read.length);
+            let entry = entry.offset(read.offset).build().user_data(u64::from(index));
+            self.in_flight[index as usize] = Some((read, what));
+            self.push(&entry);
+        }
+    }
+
+    /// Waits until something has ended; returns all that has, and whether there was a wake-up.
+    fn wait(&mut self) -> (Vec<(T, bool)>, bool) {
+        if let Err(error) = self.ring.submit_and_wait(1)
+            && error.kind() != std::io::ErrorKind::Interrupted
+        {
+            // The kernel has no memory for it now: what it did not take is there at the next call.
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let (mut ended, mut woken) = (Vec::new(), false);
+        for entry in self.ring.completion() {
+            if entry.user_data() == WAKE {
+                woken = true;
+                continue;
+            }
+            let index = entry.user_data() as u32;
+            let (read, what) = self.in_flight[index as usize].take().expect("it ends once");
+            self.free.push(index);
+            ended.push((what, entry.result() == read.length as i32));
+        }
+        (ended, woken)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, channel};
+
+    use super::*;
+    use crate::system::System;
+    use crate::system::linux::Linux;
+
+    const BLOCK: usize = 4096;
+
+    /// A buffer, and where its contents should come from.
+    struct Wanted {
+        bytes: Box<[u8]>,
+        block: u64,
+    }
+
+    type Ended = Receiver<Vec<(Wanted, bool)>>;
+
+    /// A file whose every block is filled with its number's lowest byte, a ring, and what the ring gives back. `None`: this
+    /// machine has no io_uring.
+    fn ring(name: &str) -> Option<(Arc<dyn File>, Ring<Wanted>, Ended)> {
+        let path = std::env::temp_dir().join(format!("polyvol-{name}-{}", std::process::id()));
+        let file = Linux.create(&path).unwrap();
+        std::fs::remove_file(path).unwrap();
+        for block in 0..100 {
+            file.write(&[block; BLOCK], u64::from(block) * BLOCK as u64).unwrap();
+        }
+        let (sender, ended) = channel();
+        let ring = Ring::start(name, move |all| sender.send(all).unwrap())?;
+        Some((file, ring, ended))
+    }
+
+    fn read(ring: &Ring<Wanted>, file: &Arc<dyn File>, blocks: impl Iterator<Item = u64>) {
+        let reads = blocks.map(|block| {
+            let mut bytes = vec![255; BLOCK].into_boxed_slice();
+            let start = NonNull::from(&mut bytes[..]).cast();
+            let (file, offset) = (Arc::clone(file), block * BLOCK as u64);
+            (Read { file, offset, start, length: BLOCK as u32 }, Wanted { bytes, block })
+        });
+        // SAFETY: a `Wanted` owns its buffer, and nobody looks into it before it is given back.
+        unsafe { ring.read(reads.collect()) };
+    }
+
+    fn checked(all: Vec<(Wanted, bool)>) -> usize {
+        for (Wanted { bytes, block }, full) in &all {
+            assert_eq!(*full, *block < 100, "block {block}");
+            assert!(!full || bytes.iter().all(|byte| u64::from(*byte) == *block), "block {block}");
+        }
+        all.len()
+    }
+
+    #[test]
+    fn more_reads_than_fit_in_from_several_threads_all_end_with_their_bytes() {
+        let Some((file, ring, ended)) = ring("ring-many") else { return };
+        let (threads, each) = (4, 3 * u64::from(DEPTH));
+        std::thread::scope(|scope| {
+            for thread in 0..threads {
+                let (ring, file) = (&ring, &file);
+                scope.spawn(move || {
+                    read(ring, file, (0..each).map(|number| (number * 7 + thread) % 110));
+                    (0..each).for_each(|number| read(ring, file, std::iter::once(number % 110)));
+                });
+            }
+        });
+        drop(ring); // it ends what it was given
+        let found: usize = ended.into_iter().map(checked).sum();
+        assert_eq!(found as u64, threads * each * 2);
+    }
+
+    #[test]
+    fn a_ring_that_waits_is_woken_by_each_read() {
+        let Some((file, ring, ended)) = ring("ring-one") else { return };
+        for block in 0..100 {
+            read(&ring, &file, std::iter::once(block));
+            let all = ended.recv_timeout(Duration::from_secs(10)).expect("it was woken");
+            assert_eq!(checked(all), 1);
+        }
+    }
+}
