@@ -270,7 +270,7 @@ def direct(directory: Path, scale: Scale) -> dict[str, float]:
 def _fio_direct(path: Path, seconds: float) -> float:
     """Reads a second that fio makes of a file at depth 32, 4k each, past the page cache."""
     options = ["--rw=randread", "--bs=4k", "--iodepth=32", "--direct=1", "--time_based=1", "--readonly"]
-    options += [f"--filename={path}", f"--runtime={seconds}", "--output-format=json"]
+    options += [f"--filename={path}", f"--runtime={round(seconds * 1000)}ms", "--output-format=json"]
     said = check("fio", "--name=bench", "--ioengine=libaio", *options, timeout_s=_LONG_S)
     return float(json.loads(said[said.index("{") :])["jobs"][0]["read"]["iops"])
 

@@ -106,7 +106,7 @@ def _fio(case: Case, export: Export, seconds: float) -> _Raw:
         "bs": case.block,
         "iodepth": case.depth,
         "numjobs": case.connections,
-        "runtime": seconds,
+        "runtime": f"{round(seconds * 1000)}ms",  # of seconds it takes whole ones only
         "group_reporting": 1,
         "thread": 1,
         "output-format": "json",
