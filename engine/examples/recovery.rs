@@ -23,6 +23,7 @@ use hollow::{Hollow, shuffled};
 
 use polyvol_engine::engine::Engine;
 use polyvol_engine::engine::spec::{ExtentSpec, VolumeSpec};
+use polyvol_engine::io::device::Mode;
 use polyvol_engine::system::linux::Linux;
 use polyvol_engine::volume::caller::Caller;
 
@@ -119,7 +120,7 @@ fn engine(wanted: &Wanted) -> Engine {
     let engine =
         Engine::with_system(Arc::new(Hollow(Linux)), PROCESSORS as u32).expect("an engine");
     for (id, name) in [(1, "base"), (2, "log")] {
-        engine.open_device(id, &wanted.directory.join(name), false, true).expect("a device");
+        engine.open_device(id, &wanted.directory.join(name), Mode::SPARSE).expect("a device");
     }
     engine
 }

@@ -21,6 +21,7 @@ use hollow::{Hollow, shuffled};
 
 use polyvol_engine::engine::Engine;
 use polyvol_engine::engine::spec::{ExtentSpec, VolumeSpec};
+use polyvol_engine::io::device::Mode;
 use polyvol_engine::system::linux::Linux;
 use polyvol_engine::volume::caller::Caller;
 use polyvol_engine::volume::request::Verb;
@@ -117,7 +118,7 @@ fn serve(directory: &Path, volume: u64) -> Engine {
     let engine =
         Engine::with_system(Arc::new(Hollow(Linux)), PROCESSORS as u32).expect("an engine");
     for (id, name) in [(1, "base"), (2, "log")] {
-        engine.open_device(id, &directory.join(name), false, true).expect("a device");
+        engine.open_device(id, &directory.join(name), Mode::SPARSE).expect("a device");
     }
     let part = |number: u64| {
         let length = PARTITION.min(volume - number * PARTITION);

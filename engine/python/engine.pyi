@@ -295,10 +295,15 @@ class Engine:
     def grow_processors(self, processors: int) -> None:
         """Have at least so many processors."""
 
-    def open_device(self, device: int, path: str, *, read_only: bool = False, sparse: bool = True) -> None:
-        """Open a device's file or disk under its id. `sparse`: freed space is punched out of it."""
+    def open_device(
+        self, device: int, path: str, *, read_only: bool = False, sparse: bool = True, direct: bool = False
+    ) -> None:
+        """Open a device's file or disk under its id. `sparse`: freed space is punched out of it. `direct`: whole
+        blocks are read and written past the page cache; 'io' where that cannot be."""
 
-    def absent_device(self, device: int, *, sparse: bool = True, clean: bool = False) -> None:
+    def absent_device(
+        self, device: int, *, sparse: bool = True, clean: bool = False, direct: bool = False
+    ) -> None:
         """Have a device that is not there: what touches it fails with EIO. Unless `clean` says that nothing
         ever written to it is in doubt, flushes of its volumes fail too."""
 

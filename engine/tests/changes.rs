@@ -13,6 +13,7 @@ use polyvol_engine::engine::Engine;
 use polyvol_engine::engine::compare::{ChangeTotal, Changes};
 use polyvol_engine::engine::spec::{ExtentSpec, VolumeSpec};
 use polyvol_engine::error::ErrorKind;
+use polyvol_engine::io::device::Mode;
 use polyvol_engine::volume::caller::Caller;
 use polyvol_engine::volume::request::Verb;
 
@@ -35,7 +36,7 @@ impl Served {
         for (id, name, size) in [(1, "base", SIZE), (2, "log", 256 * MIB)] {
             let path = directory.join(name);
             std::fs::File::create(&path).unwrap().set_len(size).unwrap();
-            engine.open_device(id, &path, false, true).unwrap();
+            engine.open_device(id, &path, Mode::SPARSE).unwrap();
         }
         let extent = |device, offset, length| ExtentSpec { device, offset, length };
         let partitions = (0..SIZE / PARTITION)

@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use cloned::{LOG, MIB, SIZE, Twin, World};
 use polyvol_engine::engine::spec::ExtentSpec;
 use polyvol_engine::error::{Errno, ErrorKind};
+use polyvol_engine::io::device::Mode;
 use polyvol_engine::volume::request::Verb;
 use proptest::prelude::*;
 
@@ -158,7 +159,7 @@ fn a_clone_is_refused_that_would_show_something_else() {
     };
     let log = world.directory.join("log2");
     std::fs::File::create(&log).unwrap().set_len(LOG).unwrap();
-    world.engine().open_device(102, &log, false, true).unwrap();
+    world.engine().open_device(102, &log, Mode::SPARSE).unwrap();
     let kind = |spec| world.engine().add_volume(spec).unwrap_err().kind;
     let spec = |source| twin(source).spec(&world.directory);
     assert_eq!(kind(spec((1, epoch + 1))), ErrorKind::NotFound);

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use polyvol_engine::checksum;
 use polyvol_engine::engine::Engine;
 use polyvol_engine::engine::spec::{ExtentSpec, VolumeSpec};
+use polyvol_engine::io::device::Mode;
 use polyvol_engine::volume::caller::Caller;
 use polyvol_engine::volume::request::Verb;
 
@@ -38,7 +39,7 @@ impl Scratch {
             if !path.exists() {
                 std::fs::File::create(&path).unwrap().set_len(size).unwrap();
             }
-            engine.open_device(id, &path, false, sparse).unwrap();
+            engine.open_device(id, &path, Mode { sparse, ..Mode::default() }).unwrap();
         }
         engine
     }

@@ -11,6 +11,7 @@ use faulty::{Faulty, Rules};
 use polyvol_engine::engine::Engine;
 use polyvol_engine::engine::spec::{ExtentSpec, VolumeSpec};
 use polyvol_engine::error::Errno;
+use polyvol_engine::io::device::Mode;
 use polyvol_engine::volume::caller::Caller;
 
 const MIB: u64 = 1 << 20;
@@ -50,9 +51,9 @@ fn start(scratch: &Scratch, missing: &[u64], clean: bool) -> Engine {
             std::fs::File::create(&path).unwrap().set_len(8 * MIB).unwrap();
         }
         if missing.contains(&id) {
-            engine.absent_device(id, true, clean).unwrap();
+            engine.absent_device(id, Mode::SPARSE, clean).unwrap();
         } else {
-            engine.open_device(id, &path, false, true).unwrap();
+            engine.open_device(id, &path, Mode::SPARSE).unwrap();
         }
     }
     engine

@@ -12,6 +12,7 @@ use std::time::Duration;
 use polyvol_engine::buffer::Buffer;
 use polyvol_engine::engine::Engine;
 use polyvol_engine::engine::spec::{ExtentSpec, VolumeSpec};
+use polyvol_engine::io::device::Mode;
 use polyvol_engine::volume::request::{Request, Sink, Verb};
 
 const MIB: u64 = 1 << 20;
@@ -46,7 +47,7 @@ fn engine(scratch: &Scratch) -> Engine {
     for (id, name, size) in [(1, "base", SIZE), (2, "log", 4 * SIZE)] {
         let path = scratch.0.join(name);
         std::fs::File::create(&path).unwrap().set_len(size).unwrap();
-        engine.open_device(id, &path, false, true).unwrap();
+        engine.open_device(id, &path, Mode::SPARSE).unwrap();
     }
     let extent = |device, offset, length| ExtentSpec { device, offset, length };
     let spec = VolumeSpec {

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use polyvol_engine::engine::Engine;
 use polyvol_engine::engine::spec::{ExtentSpec, VolumeSpec};
 use polyvol_engine::error::ErrorKind;
+use polyvol_engine::io::device::Mode;
 use polyvol_engine::volume::caller::Caller;
 use polyvol_engine::volume::request::Verb;
 
@@ -39,7 +40,7 @@ fn scratch() -> Scratch {
 fn engine(scratch: &Scratch) -> Engine {
     let engine = Engine::new(4).unwrap();
     for (id, name) in [(1, "base"), (2, "log"), (3, "more")] {
-        engine.open_device(id, &scratch.0.join(name), false, true).unwrap();
+        engine.open_device(id, &scratch.0.join(name), Mode::SPARSE).unwrap();
     }
     engine
 }

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use hollow::{Hollow, shuffled};
 use polyvol_engine::engine::Engine;
 use polyvol_engine::engine::spec::{ExtentSpec, VolumeSpec};
+use polyvol_engine::io::device::Mode;
 use polyvol_engine::limits::{CHECKPOINT_BYTES_MIN, SEGMENT_BYTES};
 use polyvol_engine::system::linux::Linux;
 use polyvol_engine::volume::caller::Caller;
@@ -47,7 +48,7 @@ impl World {
     fn serve(&self, snapshots: &[u64]) -> (Engine, Caller) {
         let engine = Engine::with_system(Arc::new(Hollow(Linux)), PROCESSORS as u32).unwrap();
         for (id, name) in [(1, "base"), (2, "log")] {
-            engine.open_device(id, &self.directory.join(name), false, true).unwrap();
+            engine.open_device(id, &self.directory.join(name), Mode::SPARSE).unwrap();
         }
         let part = |number: u64| {
             let extent = ExtentSpec { device: 1, offset: number * PARTITION, length: PARTITION };

@@ -11,6 +11,7 @@ use polyvol_engine::engine::Engine;
 use polyvol_engine::engine::scrub::ScrubReport;
 use polyvol_engine::engine::spec::{ExtentSpec, VolumeSpec};
 use polyvol_engine::error::Errno;
+use polyvol_engine::io::device::Mode;
 use polyvol_engine::processor::scrub::{Cursor, SeenBy};
 use polyvol_engine::volume::caller::Caller;
 
@@ -35,7 +36,7 @@ impl World {
         for (id, name) in [(1, "base"), (2, "log")] {
             let path = path.join(name);
             std::fs::File::create(&path).unwrap().set_len(64 * MIB).unwrap();
-            engine.open_device(id, &path, false, true).unwrap();
+            engine.open_device(id, &path, Mode::SPARSE).unwrap();
         }
         let extent = |device, offset, length| vec![ExtentSpec { device, offset, length }];
         let partitions = (0..size / (4 * MIB))

@@ -13,6 +13,7 @@ use polyvol_engine::engine::Engine;
 use polyvol_engine::engine::events::Event;
 use polyvol_engine::engine::spec::{ExtentSpec, VolumeSpec};
 use polyvol_engine::error::Errno;
+use polyvol_engine::io::device::Mode;
 use polyvol_engine::volume::caller::Caller;
 use polyvol_engine::volume::request::Verb;
 
@@ -53,7 +54,7 @@ impl Full {
         for (id, name, size) in [(1, "base", SIZE), (2, "log", 4 * MIB), (3, "more", 16 * MIB)] {
             let path = scratch.0.join(name);
             std::fs::File::create(&path).unwrap().set_len(size).unwrap();
-            engine.open_device(id, &path, false, true).unwrap();
+            engine.open_device(id, &path, Mode::SPARSE).unwrap();
         }
         let part = |n: u64| (n as u32 % 3, vec![extent(1, n * MIB, MIB)]);
         engine

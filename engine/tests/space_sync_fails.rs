@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use polyvol_engine::engine::Engine;
 use polyvol_engine::engine::spec::{ExtentSpec, VolumeSpec};
 use polyvol_engine::error::Errno;
+use polyvol_engine::io::device::Mode;
 use polyvol_engine::system::linux::Linux;
 use polyvol_engine::system::mapping::Mapping;
 use polyvol_engine::system::pool::Pool;
@@ -128,7 +129,7 @@ fn a_write_that_waits_for_a_sync_gets_the_errno_of_the_sync() {
     for (id, name, size) in [(1, "base", 8 * MIB), (2, "log", 4 * MIB)] {
         let path = directory.join(name);
         std::fs::File::create(&path).unwrap().set_len(size).unwrap();
-        engine.open_device(id, &path, false, true).unwrap();
+        engine.open_device(id, &path, Mode::SPARSE).unwrap();
     }
     let extent = |device, length| ExtentSpec { device, offset: 0, length };
     engine

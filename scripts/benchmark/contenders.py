@@ -214,10 +214,13 @@ class Contenders:
         native = {name for name in self.wanted if name.startswith(cases.POLYVOL)} - {cases.POLYVOL_NBDKIT}
         if native:
             daemon = self._daemon("pv")
-            export = adopt(daemon, "plain", data)
-            client = Client(daemon.state_dir)
-            self._found[cases.POLYVOL] = Standing(daemon.pid, export)
-            self._found[cases.POLYVOL_OVERWRITE] = Standing(daemon.pid, export, client)
+            self._found[cases.POLYVOL] = Standing(daemon.pid, adopt(daemon, "plain", data))
+            if cases.POLYVOL_OVERWRITE in native:
+                # Its own: what was redirected before a snapshot is deleted is no longer overwritten in place.
+                cut = self.directory / "cut.img"
+                fill(cut)
+                client, export = Client(daemon.state_dir), adopt(daemon, "cut", cut)
+                self._found[cases.POLYVOL_OVERWRITE] = Standing(daemon.pid, export, client)
             if native - self._found.keys():
                 self._with_snapshots(daemon)
         if cases.POLYVOL_NBDKIT in self.wanted:

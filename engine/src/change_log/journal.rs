@@ -107,6 +107,11 @@ impl Prepared {
         Ok(Prepared { number, incarnation: identity.system.random()?, file, map, length })
     }
 
+    /// Has its pages in memory: else the processor would meet each one for the first time.
+    pub fn warm(&self) {
+        self.map.warm();
+    }
+
     fn begin(self, identity: &Identity, first_seq: u64) -> Segment {
         let Prepared { number, incarnation, file, map, length } = self;
         let header = Header {

@@ -13,7 +13,7 @@
 //!                      gave it back (H1), and no snapshot sees it.
 //! Owner and locks   the processor alone.
 
-use std::collections::HashMap;
+use rustc_hash::FxHashMap;
 
 use super::chunks::SlotBits;
 
@@ -22,7 +22,7 @@ use super::chunks::SlotBits;
 pub struct Young {
     /// What the latest sync covers that was known as these were taken.
     covering: u64,
-    slots: HashMap<(u16, u64), Box<SlotBits>>,
+    slots: FxHashMap<(u16, u64), Box<SlotBits>>,
 }
 
 impl Young {

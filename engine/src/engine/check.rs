@@ -16,7 +16,7 @@ use crate::change_log::space::{CHUNK_SLOTS, Log};
 use crate::checksum;
 use crate::engine::spec::{VolumeSpec, check as check_spec};
 use crate::error::{Error, Result};
-use crate::io::device::Device;
+use crate::io::device::{Device, Mode};
 use crate::processor::scrub::{SlotRun, for_each_slot_run};
 use crate::system::System;
 use crate::units::{BLOCK_SIZE, DeviceId, PartitionIndex};
@@ -104,9 +104,10 @@ fn open_devices(
     paths: &BTreeMap<DeviceId, PathBuf>,
 ) -> BTreeMap<DeviceId, Arc<Device>> {
     let ids = spec.logs.iter().flat_map(|(_, extents)| extents.iter().map(|one| one.device));
+    let mode = Mode { read_only: true, ..Mode::SPARSE };
     let open = |id: DeviceId| {
-        let found = paths.get(&id).and_then(|path| Device::open(system, id, path, true, true).ok());
-        (id, Arc::new(found.unwrap_or_else(|| Device::absent(system, id, true, true))))
+        let found = paths.get(&id).and_then(|path| Device::open(system, id, path, mode).ok());
+        (id, Arc::new(found.unwrap_or_else(|| Device::absent(system, id, mode, true))))
     };
     ids.map(open).collect()
 }

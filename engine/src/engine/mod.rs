@@ -28,9 +28,10 @@ use crate::block_map::history::Rollback;
 use crate::checksum;
 use crate::engine::events::Events;
 use crate::error::{Errno, Error, ErrorKind, Result};
-use crate::io::device::Device;
+use crate::io::device::{Device, Mode};
 use crate::io::fault::Fault;
 use crate::limits::PROCESSORS_MAX;
+use crate::processor::cold::Directs;
 use crate::processor::cut::{Cut, Stall};
 use crate::processor::queue::{Control, CutShare, Event, Queue, ask};
 use crate::processor::report::PartitionState;
@@ -58,6 +59,7 @@ pub struct Engine {
     pub(crate) share_numbers: Mutex<BTreeSet<u32>>,
     pool: Pool,
     checkpoints: Pool,
+    directs: Directs,
     /// What hosts can ask for.
     pub exports: Arc<ExportTable>,
     /// What Python is told.
@@ -93,6 +95,7 @@ impl Engine {
             system,
             processors: Mutex::default(),
             devices: Mutex::default(),
+            directs: Directs::default(),
             volumes: Mutex::default(),
             share_numbers: Mutex::default(),
             exports: Arc::default(),
@@ -117,36 +120,31 @@ impl Engine {
         while handles.len() < processors as usize {
             let index = handles.len() as u32;
             let pools = (self.pool.clone(), self.checkpoints.clone());
-            handles.push(Handle::start(&self.system, index, pools.0, pools.1)?);
+            let (system, directs) = (&self.system, &self.directs);
+            handles.push(Handle::start(system, index, pools.0, pools.1, directs)?);
         }
         Ok(())
     }
 
     /// Opens a device.
-    pub fn open_device(
-        &self,
-        id: DeviceId,
-        path: &Path,
-        read_only: bool,
-        sparse: bool,
-    ) -> Result<()> {
+    pub fn open_device(&self, id: DeviceId, path: &Path, mode: Mode) -> Result<()> {
         let mut devices = self.devices.lock().expect("no holder panics");
         if devices.contains_key(&id) {
             return Err(Error::new(ErrorKind::Exists, format!("device {id} is open already")));
         }
-        let device = Device::open(&self.system, id, path, read_only, sparse)?;
+        let device = Device::open(&self.system, id, path, mode)?;
         devices.insert(id, Arc::new(device));
         Ok(())
     }
 
     /// Has a device that is not there, so that volumes on it can be served as far as they go: its calls all fail.
     /// `clean`: nothing that was ever written to it is in doubt.
-    pub fn absent_device(&self, id: DeviceId, sparse: bool, clean: bool) -> Result<()> {
+    pub fn absent_device(&self, id: DeviceId, mode: Mode, clean: bool) -> Result<()> {
         let mut devices = self.devices.lock().expect("no holder panics");
         if devices.contains_key(&id) {
             return Err(Error::new(ErrorKind::Exists, format!("device {id} is open already")));
         }
-        devices.insert(id, Arc::new(Device::absent(&self.system, id, sparse, clean)));
+        devices.insert(id, Arc::new(Device::absent(&self.system, id, mode, clean)));
         Ok(())
     }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::Engine;
 use super::spec::{ExtentSpec, VolumeSpec};
 use crate::error::Errno;
+use crate::io::device::Mode;
 use crate::processor::queue::{Control, ask};
 use crate::system::linux::Linux;
 use crate::volume::caller::Caller;
@@ -19,7 +20,7 @@ fn with_engine(name: &str, f: impl FnOnce(Arc<Engine>)) {
     let engine = Arc::new(Engine::new(1).unwrap());
     let path = directory.join("base");
     std::fs::File::create(&path).unwrap().set_len(4 * MIB).unwrap();
-    engine.open_device(1, &path, false, true).unwrap();
+    engine.open_device(1, &path, Mode::SPARSE).unwrap();
     let extent = ExtentSpec { device: 1, offset: 0, length: 4 * MIB };
     let spec = VolumeSpec {
         id: 1,

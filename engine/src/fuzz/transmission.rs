@@ -69,7 +69,7 @@ struct Script {
 struct Handle(Arc<Scripted>);
 
 impl Peer for Handle {
-    fn receive(&self, space: &mut [u8]) -> Result<usize, SystemErrno> {
+    fn receive(&self, space: &mut [u8], _: bool) -> Result<usize, SystemErrno> {
         self.0.full.store(false, Ordering::Relaxed);
         let connection = self.0.connection.get().and_then(Weak::upgrade);
         let mut script = lock(&self.0.state);
@@ -105,7 +105,7 @@ impl Peer for Handle {
         }
         let length = spaces.iter().map(|space| space.len()).sum();
         let mut bytes = vec![0; length];
-        let received = self.receive(&mut bytes)?;
+        let received = self.receive(&mut bytes, true)?;
         let mut rest = &bytes[..received];
         for space in spaces {
             let here = rest.len().min(space.len());

@@ -1,6 +1,6 @@
 //! Device: one file or disk that holds extents or slots.
 //!
-//! How it works      Buffered I/O at offsets. `read_cached` answers from the page cache or says that it would
+//! How it works      I/O at offsets, through the page cache or, as its [`Mode`] says, past it. `read_cached` answers from the page cache or says that it would
 //!                   block. `sync` makes what was written durable; callers that wait at the same time share one.
 //!                   The file can be changed for another while the device is in use ([`Device::reopen`]): calls that
 //!                   are under way end on the old one. A device that is not there has a file whose calls all fail
@@ -53,6 +53,27 @@ impl Opened {
     }
 }
 
+/// How a device is used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Mode {
+    /// Nothing is written to it.
+    pub read_only: bool,
+    /// Freed space is punched out of it.
+    pub sparse: bool,
+    /// Whole blocks go past the page cache: whoever reads or writes waits for the disk.
+    pub direct: bool,
+}
+
+impl Mode {
+    /// A file that grows and shrinks.
+    pub const SPARSE: Mode = Mode { read_only: false, sparse: true, direct: false };
+
+    fn open(self, system: &dyn System, path: &Path) -> IoResult<Arc<dyn File>> {
+        let open = if self.direct { System::open_direct } else { System::open };
+        open(system, path, !self.read_only)
+    }
+}
+
 #[derive(Debug)]
 struct Syncing {
     /// How many writes are durable.
@@ -66,8 +87,8 @@ struct Syncing {
 pub struct Device {
     /// The catalog's number for it.
     pub id: DeviceId,
-    /// Freed space is punched out of it.
-    pub sparse: bool,
+    /// How it is used.
+    pub mode: Mode,
     system: Arc<dyn System>,
     opened: ArcSwap<Opened>,
     writes: AtomicU64,
@@ -78,25 +99,19 @@ pub struct Device {
 
 impl Device {
     /// Opens a device's file or disk.
-    pub fn open(
-        system: &Arc<dyn System>,
-        id: DeviceId,
-        path: &Path,
-        read_only: bool,
-        sparse: bool,
-    ) -> Result<Device> {
-        let file = system.open(path, !read_only).map_err(|e| cannot_open(path, e))?;
+    pub fn open(system: &Arc<dyn System>, id: DeviceId, path: &Path, mode: Mode) -> Result<Device> {
+        let file = mode.open(&**system, path).map_err(|e| cannot_open(path, e))?;
         // Reads of hosts are random unless they say otherwise: no read-ahead of what nobody asked for is
         // decided here, the kernel's own heuristics stay on.
-        let opened = Opened::new(file, true, sparse);
+        let opened = Opened::new(file, true, mode.sparse);
         // What an earlier process wrote may not be durable: one write, not synced.
-        Ok(Device::new(system, id, sparse, opened, 0))
+        Ok(Device::new(system, id, mode, opened, 0))
     }
 
     /// A device that is not there. `clean`: nothing that was written to it is in doubt; else its syncs fail.
-    pub fn absent(system: &Arc<dyn System>, id: DeviceId, sparse: bool, clean: bool) -> Device {
-        let opened = Opened::new(Arc::new(Absent), false, sparse);
-        let device = Device::new(system, id, sparse, opened, u64::from(clean));
+    pub fn absent(system: &Arc<dyn System>, id: DeviceId, mode: Mode, clean: bool) -> Device {
+        let opened = Opened::new(Arc::new(Absent), false, mode.sparse);
+        let device = Device::new(system, id, mode, opened, u64::from(clean));
         if !clean {
             device.losses.store(1, Ordering::Release); // D4
         }
@@ -106,13 +121,13 @@ impl Device {
     fn new(
         system: &Arc<dyn System>,
         id: DeviceId,
-        sparse: bool,
+        mode: Mode,
         opened: Arc<Opened>,
         synced: u64,
     ) -> Device {
         Device {
             id,
-            sparse,
+            mode,
             system: Arc::clone(system),
             opened: ArcSwap::new(opened),
             writes: AtomicU64::new(1),
@@ -126,12 +141,13 @@ impl Device {
     /// then fails at once, a small read or a sync, marks it again: [`Device::fault`] tells. On an error nothing has
     /// changed.
     pub fn reopen(&self, path: &Path) -> Result<()> {
-        let file = self.system.open(path, true).map_err(|e| cannot_open(path, e))?;
+        let mode = Mode { read_only: false, ..self.mode };
+        let file = mode.open(&*self.system, path).map_err(|e| cannot_open(path, e))?;
         let mut block = [0; BLOCK_SIZE as usize];
         file.read(&mut block, 0)
             .map_err(|e| Error::io(format!("device file {} cannot be read", path.display()), e))?;
         let mut syncing = self.syncing.lock().expect("no holder panics");
-        let old = self.opened.swap(Opened::new(file, true, self.sparse));
+        let old = self.opened.swap(Opened::new(file, true, self.mode.sparse));
         // A failed sync was told of what it covered; what was written since, nobody was told of.
         let told = syncing.failed.map_or(syncing.synced, |(_, covered)| covered);
         let untold = old.present && self.writes.load(Ordering::Acquire) > told;
@@ -221,10 +237,12 @@ impl Device {
         opened.file.read(buffer, offset).map_err(|e| self.note(&opened, Call::Read, offset, e))
     }
 
-    /// Its file, if a ring can read it.
-    pub fn ring_file(&self) -> Option<Arc<dyn File>> {
+    /// Its file, if a ring can read these bytes of it.
+    pub fn ring_file(&self, offset: u64, length: u64) -> Option<Arc<dyn File>> {
         let opened = self.opened.load();
-        opened.file.descriptor().is_some().then(|| Arc::clone(&opened.file))
+        let whole = (offset | length).is_multiple_of(BLOCK_SIZE);
+        let fits = (whole || !self.mode.direct) && opened.file.descriptor().is_some();
+        fits.then(|| Arc::clone(&opened.file))
     }
 
     /// Stores `bytes` at `offset`.

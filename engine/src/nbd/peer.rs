@@ -5,7 +5,8 @@
 //!                   A reader waits for its socket alone, as long as bytes come every now and then: one system call.
 //!                   After [`QUIET`] without any it waits for the news, too, that it is to stop.
 //!                   Where bytes come one after the other it does not even sleep: see [`SOON`]. It does so while readers that
-//!                   are awake have fewer than half of the cores, as whoever sends needs one, too.
+//!                   are awake have fewer than half of the cores, as whoever sends needs one, too; and not while others
+//!                   are at work on what it has brought.
 //! Errors            the system's, as they come: INTR to try again, AGAIN where sending would have to wait, and where
 //!                   receiving has waited for a while; anything else ends the connection.
 
@@ -34,8 +35,9 @@ const QUIET: Duration = Duration::from_millis(20);
 /// See the module's head.
 pub trait Peer: Send + Sync {
     /// Puts what has come into `space` and says how many bytes; waits for the first, but comes back with AGAIN now and
-    /// then, and at once when its connection freezes. 0: it will send nothing more.
-    fn receive(&self, space: &mut [u8]) -> Result<usize, SystemErrno>;
+    /// then, and at once when its connection freezes. `idle`: nothing that came before is still being worked on. 0: it
+    /// will send nothing more.
+    fn receive(&self, space: &mut [u8], idle: bool) -> Result<usize, SystemErrno>;
     /// Puts what has come into `spaces`, one after the other, and says how many bytes; AGAIN if nothing has come.
     fn receive_now(&self, spaces: &mut [IoSliceMut<'_>]) -> Result<usize, SystemErrno>;
     /// Sends the beginning of `parts`, as much as it takes now, and says how many bytes.
@@ -124,9 +126,9 @@ impl Drop for Asleep {
 }
 
 impl Peer for Socket {
-    fn receive(&self, space: &mut [u8]) -> Result<usize, SystemErrno> {
+    fn receive(&self, space: &mut [u8], idle: bool) -> Result<usize, SystemErrno> {
         let begun = Instant::now();
-        if self.soon.load(Ordering::Relaxed) {
+        if idle && self.soon.load(Ordering::Relaxed) {
             match self.look(space, begun) {
                 Err(SystemErrno::AGAIN) => {}
                 other => return other,

@@ -127,7 +127,8 @@ impl Source<'_> {
             }
             self.first = Vec::new();
             self.used = 0;
-            match self.connection.peer.receive(space) {
+            let idle = lock(&self.connection.state).submitted == 0;
+            match self.connection.peer.receive(space, idle) {
                 Ok(0) => return Err(End::Leave),
                 Ok(received) => return Ok(received),
                 Err(SystemErrno::INTR | SystemErrno::AGAIN) => {}

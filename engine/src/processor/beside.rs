@@ -76,10 +76,10 @@ impl Share {
         let versions = &self.locals[part.local as usize].versions;
         let frozen =
             bug(Bug::NoFreeze) || versions.is_frozen_before(self.epoch, self.history.marks());
-        if self.stopped_at.is_some() || !frozen {
+        if self.direct || self.stopped_at.is_some() || !frozen {
             return None; // E2
         }
-        self.overwrite(part)
+        (self.fate(part) == write::Fate::Overwritten).then(|| self.overwrite(part))
     }
 
     /// Ends a part that was done so; the last one ends its request.

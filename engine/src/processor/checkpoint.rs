@@ -91,6 +91,7 @@ impl Share {
         let (share, queue) = (self.number, Arc::clone(context.queue));
         context.pool.run(move || {
             let prepared = Prepared::make(&identity, number).ok();
+            prepared.iter().for_each(Prepared::warm);
             queue.push(Event::Control(Box::new(Control::SegmentPrepared(share, prepared))));
         });
     }

@@ -91,6 +91,8 @@ impl Share {
             }
         }
         self.put_last(&mut order);
+        self.direct = self.geometry.devices().any(|device| device.mode.direct)
+            || order.iter().flat_map(|log| log.devices()).any(|device| device.mode.direct);
         self.log_order = order;
     }
 

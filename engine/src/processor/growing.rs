@@ -37,6 +37,7 @@ impl Share {
             versions.hide(newest, self.history.marks(), 0);
             self.locals.push(Local { partition, versions, moved_back: 0 });
         }
+        self.order_logs(); // its devices may be others
         let _ = growing.answer.send(());
     }
 }

@@ -181,8 +181,9 @@ impl Job {
         unsafe { self.buffer().data.part_mut(at, length) }
     }
 
-    /// All that it reads, if that is one range of one device, of whole blocks where they have checksums.
-    pub fn only_read(&mut self) -> Option<Read> {
+    /// All that it reads, if that is one range of one device, of whole blocks where they have checksums; and whether that
+    /// goes past the page cache.
+    pub fn only_read(&mut self) -> Option<(Read, bool)> {
         let partition = &self.geometry.partitions[self.partition as usize];
         let [step] = &self.steps[..] else { return None };
         let (device, offset, at, length) = match step {
@@ -203,9 +204,9 @@ impl Job {
             }
             _ => return None,
         };
-        let file = device.ring_file()?;
+        let file = device.ring_file(offset | at as u64, length as u64)?;
         let start = NonNull::from(self.fill(at, length)).cast();
-        Some(Read { file, offset, start, length: length as u32 })
+        Some((Read { file, offset, start, length: length as u32 }, device.mode.direct))
     }
 
     /// Checks what was read as [`Job::only_read`] says.

@@ -8,7 +8,7 @@ use crate::block_map::history::Rollback;
 use crate::deliberate::{Bug, bug};
 use crate::error::{Errno, Error, Result};
 use crate::processor::beside::Answered;
-use crate::processor::cold::{Cold, Readers};
+use crate::processor::cold::{Cold, Directs, Readers};
 use crate::processor::core::{Core, Runs};
 use crate::processor::cut::{Cut, Stall};
 use crate::processor::queue::{Control, CutShare, Event, Queue};
@@ -48,6 +48,7 @@ impl Handle {
         index: ProcessorIndex,
         pool: Pool,
         checkpoints: Pool,
+        directs: &Directs,
     ) -> Result<Handle> {
         let queue = Arc::new(Queue::default());
         let stats = Arc::new(ProcessorStats::default());
@@ -59,6 +60,7 @@ impl Handle {
             readers: Readers::new(
                 &format!("pv-read-{index}"),
                 system.threaded(),
+                directs,
                 pool.clone(),
                 Weak::clone(core),
             ),

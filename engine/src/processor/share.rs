@@ -189,6 +189,8 @@ pub struct Share {
     /// Who waits for the checkpoint that is being written, and for the one after it.
     pub(super) checkpoint_waiters: [Vec<Sender<bool>>; 2],
     pub(super) checkpoint_bytes: u64,
+    /// Writing to one of its devices waits for the disk: nobody but the pool's threads does.
+    pub(super) direct: bool,
 }
 
 impl Share {
@@ -235,6 +237,7 @@ impl Share {
             checkpointing: false,
             checkpoint_waiters: Default::default(),
             checkpoint_bytes: 0,
+            direct: false,
         };
         share.order_logs();
         share.count_waiting();

@@ -24,6 +24,17 @@ use crate::volume::source::resolve;
 /// Longer parts are written by a pool thread: the processor has others to serve.
 pub(super) const INLINE_BYTES_MAX: u32 = 128 << 10;
 
+/// What becomes of the blocks that a part writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// Whole blocks, all overwritten at their base places.
+    Overwritten,
+    /// Whole blocks, all written somewhere new.
+    Moved,
+    /// Some of each, or blocks in part.
+    Mixed,
+}
+
 /// There are fewer free slots than a part wants.
 pub(super) struct Starved {
     pub(super) wanted: u64,
@@ -36,11 +47,17 @@ impl Share {
                 .versions
                 .freeze_before(self.epoch, self.history.marks());
         }
-        let inline = is_aligned(&part) && part.length <= INLINE_BYTES_MAX;
-        if inline && let Some(result) = self.overwrite(&part) {
+        let fate = self.fate(&part);
+        let inline = !self.direct && is_aligned(&part) && part.length <= INLINE_BYTES_MAX;
+        if inline && fate == Fate::Overwritten {
+            let result = self.overwrite(&part);
             return self.end(part, result, context);
         }
-        let mut job = match self.plan_write(&part) {
+        let planned = match fate {
+            Fate::Moved => self.plan_moves(&part),
+            _ => self.plan_write(&part),
+        };
+        let mut job = match planned {
             Ok(job) => job,
             Err(Starved { wanted }) => return self.starve(part, wanted, context),
         };
@@ -51,22 +68,28 @@ impl Share {
         self.finish(part, job, self.epoch, result, context);
     }
 
-    /// The short way for whole blocks that are all overwritten in place; `None`: they are not, and nothing was done.
-    pub(super) fn overwrite(&self, part: &Part) -> Option<Result<(), Errno>> {
+    /// What becomes of a part's blocks.
+    pub(super) fn fate(&self, part: &Part) -> Fate {
         if !is_aligned(part) {
-            return None;
+            return Fate::Mixed;
         }
-        let blocks = part.length / BLOCK_SIZE as u32;
-        let (count, in_place) =
-            self.overwritable(part.local, part.offset / BLOCK_SIZE as u32, blocks);
-        if !in_place || count < blocks {
-            return None;
+        let (first, blocks) = blocks_of_whole(part);
+        let (count, in_place) = self.overwritable(part.local, first, blocks);
+        match (count == blocks, in_place) {
+            (true, true) => Fate::Overwritten,
+            (true, false) => Fate::Moved,
+            (false, false) if self.moving(part.local, first, blocks) >= blocks => Fate::Moved,
+            _ => Fate::Mixed,
         }
+    }
+
+    /// The short way for whole blocks that are all overwritten in place.
+    pub(super) fn overwrite(&self, part: &Part) -> Result<(), Errno> {
         let partition = self.locals[part.local as usize].partition;
         let at = part.at as usize;
         let source = &part.request.data.as_slice()[at..at + part.length as usize];
         let partition = &self.geometry.partitions[partition as usize];
-        Some(write_base(partition, u64::from(part.offset), source))
+        write_base(partition, u64::from(part.offset), source)
     }
 
     /// How many blocks from `block`, at most `limit`, are alike in whether they may be overwritten at their base
@@ -92,6 +115,25 @@ impl Share {
         let (from, to) = (u64::from(part.offset), u64::from(part.offset) + u64::from(part.length));
         self.claim(self.slots_for(part.local, from, to))?;
         self.plan_range(&mut job, part, from, to);
+        Ok(job)
+    }
+
+    /// Plans a write of whole blocks that all move, if there are enough slots: as `plan_write` would, without asking of
+    /// each block again.
+    fn plan_moves(&mut self, part: &Part) -> Result<Job, Starved> {
+        let mut job = self.new_job(part, false);
+        let (mut block, mut left) = blocks_of_whole(part);
+        self.claim(if self.goes_to_base(part.local) { 0 } else { u64::from(left) })?;
+        let mut at = part.at as usize;
+        while left > 0 {
+            let (place, count, target) = self.take_target(part.local, left);
+            let change = job.changes.len();
+            job.changes.push(NewPlace { first: block, count, place, sums: Vec::new() });
+            job.steps.push(Step::WriteWhole { change, target, at });
+            block += count;
+            left -= count;
+            at += count as usize * BLOCK_SIZE as usize;
+        }
         Ok(job)
     }
 
@@ -201,6 +243,11 @@ impl Share {
             place => Old::Slot(of.cloned(), self.spot(of, place), found.checksums[0]),
         }
     }
+}
+
+/// The first of the whole blocks that a part is made of, and how many they are.
+fn blocks_of_whole(part: &Part) -> (BlockIndex, u32) {
+    (part.offset / BLOCK_SIZE as u32, part.length / BLOCK_SIZE as u32)
 }
 
 /// Whether a part is made of whole blocks.

@@ -11,6 +11,7 @@ use pyo3::types::{PyDict, PyList};
 use crate::block_map::history::Rollback;
 use crate::engine::Engine as Inner;
 use crate::error::{Error, ErrorKind, Result};
+use crate::io::device::Mode;
 use crate::limits;
 use crate::nbd::Server;
 use crate::processor::queue::{Control, ask};
@@ -65,7 +66,7 @@ impl Engine {
         self.call(py, |this| this.inner.grow_processors(processors))
     }
 
-    #[pyo3(signature = (device, path, *, read_only = false, sparse = true))]
+    #[pyo3(signature = (device, path, *, read_only = false, sparse = true, direct = false))]
     fn open_device(
         &self,
         py: Python<'_>,
@@ -73,19 +74,23 @@ impl Engine {
         path: PathBuf,
         read_only: bool,
         sparse: bool,
+        direct: bool,
     ) -> PyResult<()> {
-        self.call(py, |this| this.inner.open_device(device, &path, read_only, sparse))
+        let mode = Mode { read_only, sparse, direct };
+        self.call(py, |this| this.inner.open_device(device, &path, mode))
     }
 
-    #[pyo3(signature = (device, *, sparse = true, clean = false))]
+    #[pyo3(signature = (device, *, sparse = true, clean = false, direct = false))]
     fn absent_device(
         &self,
         py: Python<'_>,
         device: u64,
         sparse: bool,
         clean: bool,
+        direct: bool,
     ) -> PyResult<()> {
-        self.call(py, |this| this.inner.absent_device(device, sparse, clean))
+        let mode = Mode { read_only: false, sparse, direct };
+        self.call(py, |this| this.inner.absent_device(device, mode, clean))
     }
 
     fn reopen_device(&self, py: Python<'_>, device: u64, path: PathBuf) -> PyResult<()> {

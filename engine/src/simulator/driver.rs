@@ -19,6 +19,7 @@ use super::shape::{Shape, VOLUME};
 use super::system::{Shelf, Simulated};
 use crate::engine::Engine;
 use crate::engine::events::Event;
+use crate::io::device::Mode;
 use crate::system::System;
 use crate::units::Epoch;
 
@@ -177,7 +178,11 @@ impl Simulation {
 
     fn serve(&self, engine: &Engine) -> crate::error::Result<()> {
         for device in &self.shape.devices {
-            engine.open_device(device.id, Path::new(&device.path), false, device.sparse)?;
+            engine.open_device(
+                device.id,
+                Path::new(&device.path),
+                Mode { sparse: device.sparse, ..Mode::default() },
+            )?;
         }
         let Catalog { snapshots, next_epoch } = self.catalog.clone();
         engine.add_volume(self.shape.volume(snapshots, next_epoch))

@@ -1,5 +1,9 @@
 //! Linux: the real system.
 //!
+//! How it works      A file that is used past the page cache is open twice. Whole blocks go by the descriptor that has
+//!                   O_DIRECT, from and to memory that is aligned, by a copy where it is not; all else, and what the disk does
+//!                   not take so after all, goes by the other one. The kernel keeps the two of one mind, as both are calls and
+//!                   nothing is mapped.
 //! Errors            a call that was interrupted is made again; a read or write that did less goes on.
 
 use std::fs;
@@ -7,7 +11,7 @@ use std::fs::OpenOptions;
 use std::io::{ErrorKind, IoSliceMut, Read};
 use std::num::NonZeroU64;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -16,11 +20,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{Advice, FallocateFlags, SeekFrom, fadvise, fallocate, fdatasync, seek};
 use rustix::io::{ReadWriteFlags, preadv2};
-use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use rustix::mm::{Advice as MmAdvice, MapFlags, ProtFlags, madvise, mmap, munmap};
 
 use super::mapping::{Mapping, Pages};
 use super::pool::{Pool, Threads};
 use super::{Cached, Driven, Driving, File, Result, System};
+use crate::buffer::{ALIGNMENT, Buffer};
 use crate::error::Errno;
 
 /// See the module's head.
@@ -33,18 +38,64 @@ const IN_MEMORY: [u64; 2] = [0x0102_1994, 0x8584_58f6];
 #[derive(Debug)]
 struct LinuxFile {
     file: fs::File,
+    /// The same, past the page cache.
+    direct: Option<fs::File>,
     in_memory: bool,
 }
 
 impl LinuxFile {
     fn new(file: fs::File) -> LinuxFile {
         let kind = rustix::fs::fstatfs(&file).map_or(0, |found| found.f_type as u64);
-        LinuxFile { file, in_memory: IN_MEMORY.contains(&kind) }
+        LinuxFile { file, direct: None, in_memory: IN_MEMORY.contains(&kind) }
     }
+
+    /// The descriptor past the page cache, if that is how these bytes go.
+    fn direct(&self, offset: u64, length: usize) -> Option<&fs::File> {
+        self.direct.as_ref().filter(|_| is_aligned(offset) && is_aligned(length as u64))
+    }
+
+    /// Reads past the page cache; `false`: it did not, or not all.
+    fn read_direct(&self, buffer: &mut [u8], offset: u64) -> bool {
+        let Some(direct) = self.direct(offset, buffer.len()) else { return false };
+        let full =
+            |bytes: &mut [u8]| direct.read_at(bytes, offset).is_ok_and(|read| read == bytes.len());
+        if is_aligned(buffer.as_ptr().addr() as u64) {
+            return full(buffer);
+        }
+        let copy = Buffer::zeroed(buffer.len());
+        // SAFETY: nobody else has this buffer.
+        let bytes = unsafe { copy.part_mut(0, buffer.len()) };
+        let read = full(bytes);
+        if read {
+            buffer.copy_from_slice(bytes);
+        }
+        read
+    }
+
+    /// Writes past the page cache; says how many bytes, perhaps none.
+    fn write_direct(&self, bytes: &[u8], offset: u64) -> Result<usize> {
+        let Some(direct) = self.direct(offset, bytes.len()) else { return Ok(0) };
+        let written = if is_aligned(bytes.as_ptr().addr() as u64) {
+            direct.write_at(bytes, offset)
+        } else {
+            direct.write_at(Buffer::copy_of(bytes).as_slice(), offset)
+        };
+        match written {
+            Err(e) if matches!(e.kind(), ErrorKind::InvalidInput | ErrorKind::Interrupted) => Ok(0),
+            other => Ok(other?),
+        }
+    }
+}
+
+fn is_aligned(number: u64) -> bool {
+    number.is_multiple_of(ALIGNMENT as u64)
 }
 
 impl File for LinuxFile {
     fn read_cached(&self, buffer: &mut [u8], offset: u64) -> Result<Cached> {
+        if self.direct.is_some() {
+            return Ok(Cached::Unsupported);
+        }
         if self.in_memory {
             return self.read(buffer, offset).map(|()| Cached::Done);
         }
@@ -61,11 +112,15 @@ impl File for LinuxFile {
     }
 
     fn read(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
+        if self.read_direct(buffer, offset) {
+            return Ok(());
+        }
         Ok(self.file.read_exact_at(buffer, offset)?)
     }
 
     fn write(&self, bytes: &[u8], offset: u64) -> Result<()> {
-        Ok(self.file.write_all_at(bytes, offset)?)
+        let written = self.write_direct(bytes, offset)?;
+        Ok(self.file.write_all_at(&bytes[written..], offset + written as u64)?)
     }
 
     fn punch(&self, offset: u64, length: u64) -> Result<()> {
@@ -83,6 +138,9 @@ impl File for LinuxFile {
     }
 
     fn will_need(&self, offset: u64, length: u64) {
+        if self.direct.is_some() {
+            return; // there is nowhere to read it to
+        }
         let _ = fadvise(&self.file, offset, NonZeroU64::new(length), Advice::WillNeed);
     }
 
@@ -100,7 +158,7 @@ impl File for LinuxFile {
     }
 
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.file.as_fd())
+        Some(self.direct.as_ref().unwrap_or(&self.file).as_fd())
     }
 
     fn length(&self) -> Result<u64> {
@@ -149,6 +207,13 @@ impl Pages for Mapped {
     fn length(&self) -> usize {
         self.length
     }
+
+    fn warm(&self) {
+        // SAFETY: a mapping of this length, whose contents stay as they are. A kernel that cannot leaves it to whoever comes.
+        let _ = unsafe {
+            madvise(self.start.as_ptr().cast(), self.length, MmAdvice::LinuxPopulateRead)
+        };
+    }
 }
 
 impl Drop for Mapped {
@@ -171,6 +236,14 @@ impl System for Linux {
     fn open(&self, path: &Path, writable: bool) -> Result<Arc<dyn File>> {
         let file = OpenOptions::new().read(true).write(writable).open(path)?;
         Ok(Arc::new(LinuxFile::new(file)))
+    }
+
+    fn open_direct(&self, path: &Path, writable: bool) -> Result<Arc<dyn File>> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(writable);
+        let file = options.open(path)?;
+        let direct = Some(options.custom_flags(libc::O_DIRECT).open(path)?);
+        Ok(Arc::new(LinuxFile { direct, ..LinuxFile::new(file) }))
     }
 
     fn create(&self, path: &Path) -> Result<Arc<dyn File>> {
@@ -256,5 +329,44 @@ impl System for Linux {
 
     fn run_others(&self) -> bool {
         false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_past_the_page_cache_holds_what_is_written_at_any_offset_from_any_memory() {
+        let path = std::env::temp_dir().join(format!("polyvol-direct-{}", std::process::id()));
+        let size = 64 << 10;
+        fs::write(&path, vec![0; size]).unwrap();
+        // Where the file system has no O_DIRECT there is nothing to test.
+        let Ok(file) = Linux.open_direct(&path, true) else {
+            return fs::remove_file(&path).unwrap();
+        };
+        let mut held = vec![0_u8; size];
+        let source: Vec<u8> = (0..size).map(|at| (at / 3 % 251) as u8 + 1).collect();
+        let (lengths, shifts) = ([4096, 512, 8192, 100, 12_288, 5000], [0, 1, 28, 512, 4096]);
+        for turn in 0..600 {
+            let length = lengths[turn % lengths.len()];
+            let unit = if turn % 2 == 0 { 4096 } else { 1 };
+            let offset = turn * 7919 % (size - length) / unit * unit;
+            let from = shifts[turn % shifts.len()];
+            let bytes = &source[from..from + length];
+            file.write(bytes, offset as u64).unwrap();
+            held[offset..offset + length].copy_from_slice(bytes);
+            let (start, shift) = (offset / 4096 * 4096, shifts[turn % 4]);
+            let mut space = vec![0; 8192 + shift];
+            let end = size.min(start + 8192);
+            let found = &mut space[shift..shift + end - start];
+            file.read(found, start as u64).unwrap();
+            assert!(*found == held[start..end], "turn {turn}");
+        }
+        assert!(file.read(&mut [0; 4096], size as u64).is_err(), "it ends there");
+        assert!(file.read(&mut [0; 8192], size as u64 - 4096).is_err());
+        file.sync().unwrap();
+        assert!(fs::read(&path).unwrap() == held);
+        fs::remove_file(path).unwrap();
     }
 }

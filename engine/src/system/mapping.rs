@@ -14,6 +14,8 @@ pub trait Pages: Send + Sync + Debug {
     fn start(&self) -> NonNull<u8>;
     /// How many bytes they are.
     fn length(&self) -> usize;
+    /// Has them in memory, as far as that can be done, so that who touches them first does not wait.
+    fn warm(&self) {}
 }
 
 /// A shared mapping of a file's first bytes.
@@ -24,6 +26,11 @@ impl Mapping {
     /// A mapping of these pages.
     pub fn new(pages: Box<dyn Pages>) -> Mapping {
         Mapping(pages)
+    }
+
+    /// Has its pages in memory, none of them changed.
+    pub fn warm(&self) {
+        self.0.warm();
     }
 
     /// `length` bytes from `offset`, to write to.

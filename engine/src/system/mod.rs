@@ -6,6 +6,7 @@
 //!                   engine; [`wait`] is how any of them waits for another.
 //! Errors            calls on files give the system's errno; who called says which file.
 
+pub mod direct;
 pub mod linux;
 pub mod mapping;
 pub mod pool;
@@ -75,6 +76,10 @@ pub trait Driven: Send + Sync {
 pub trait System: Send + Sync + Debug {
     /// Opens a file or disk.
     fn open(&self, path: &Path, writable: bool) -> Result<Arc<dyn File>>;
+    /// Opens a file or disk whose whole blocks are read and written past the page cache, where there is one.
+    fn open_direct(&self, path: &Path, writable: bool) -> Result<Arc<dyn File>> {
+        self.open(path, writable)
+    }
     /// Makes a file, or empties the one that is there.
     fn create(&self, path: &Path) -> Result<Arc<dyn File>>;
     /// Gives a file another name; one that has it already is gone.

@@ -69,6 +69,11 @@ pub struct Geometry {
 }
 
 impl Geometry {
+    /// The devices of its partitions, some several times.
+    pub fn devices(&self) -> impl Iterator<Item = &Arc<Device>> {
+        self.partitions.iter().flat_map(|partition| &partition.extents).map(|extent| &extent.device)
+    }
+
     /// Bytes in a partition; the last one may be shorter.
     pub fn partition_bytes(&self, partition: PartitionIndex) -> u64 {
         let start = u64::from(partition) << self.partition_shift;

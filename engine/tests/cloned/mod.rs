@@ -11,6 +11,7 @@ use polyvol_engine::engine::Engine;
 use polyvol_engine::engine::check::check_volume;
 use polyvol_engine::engine::spec::{ExtentSpec, VolumeSpec};
 use polyvol_engine::error::ErrorKind;
+use polyvol_engine::io::device::Mode;
 use polyvol_engine::system::System;
 use polyvol_engine::system::linux::Linux;
 use polyvol_engine::volume::caller::Caller;
@@ -121,7 +122,7 @@ impl World {
 
     pub fn start(&mut self) {
         let engine = Engine::new(4).unwrap();
-        engine.open_device(1, &self.directory.join("base"), false, true).unwrap();
+        engine.open_device(1, &self.directory.join("base"), Mode::SPARSE).unwrap();
         self.engine = Some(engine);
         for id in self.volumes.keys() {
             self.serve(*id);
@@ -131,7 +132,7 @@ impl World {
     pub fn serve(&self, id: u64) {
         let (engine, twin) = (self.engine.as_ref().unwrap(), &self.volumes[&id]);
         engine
-            .open_device(100 + id, &self.directory.join(format!("log{id}")), false, true)
+            .open_device(100 + id, &self.directory.join(format!("log{id}")), Mode::SPARSE)
             .unwrap();
         engine.add_volume(twin.spec(&self.directory)).unwrap();
         for (name, epoch) in twin.names() {

@@ -13,7 +13,7 @@ use crate::block_map::versions::{Change, Versions};
 use crate::change_log::marks::Marks;
 use crate::change_log::slots::Slots;
 use crate::change_log::space::{CHUNK_BYTES, CHUNK_SLOTS, EmptyChunk, Log, Space};
-use crate::io::device::Device;
+use crate::io::device::{Device, Mode};
 use crate::system::linux::Linux;
 use crate::volume::geometry::Extent;
 
@@ -23,7 +23,7 @@ fn space(scratch: &Scratch, chunks: &[u64]) -> Space {
         let path = scratch.0.join(format!("log{index}"));
         std::fs::File::create(&path).unwrap().set_len(chunks * CHUNK_BYTES).unwrap();
         let linux: Arc<dyn crate::system::System> = Arc::new(Linux);
-        let device = Arc::new(Device::open(&linux, 1 + index as u64, &path, false, true).unwrap());
+        let device = Arc::new(Device::open(&linux, 1 + index as u64, &path, Mode::SPARSE).unwrap());
         // In two extents, where there is enough for two.
         let (first, rest) = (CHUNK_BYTES, (chunks - 1) * CHUNK_BYTES);
         let extents = [(0, first), (first, rest)].into_iter().filter(|(_, length)| *length > 0);
