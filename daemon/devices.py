@@ -35,6 +35,7 @@ from polyvol.mapping.device import (
     remove_file,
     trouble_with,
 )
+from polyvol.mapping.direct import check_direct
 from polyvol.mapping.errors import (
     DeviceHasContents,
     DeviceInUse,
@@ -75,7 +76,7 @@ class Devices:
         reason = trouble_with(device, path, context.catalog.uuid)
         if reason is None:
             try:
-                context.engine.open_device(device.id, str(path), sparse=device.sparse)
+                context.engine.open_device(device.id, str(path), sparse=device.sparse, direct=device.direct)
                 self._opened(device, path)
             except context.engine_error as error:
                 reason = str(error)
@@ -83,7 +84,9 @@ class Devices:
             context.device_trouble[device.id] = reason
             _log.warning("device %s: %s", device.name, reason, extra={"DEVICE": device.name})
             with context.engine_errors(f"going on without device {device.name}"):
-                context.engine.absent_device(device.id, sparse=device.sparse, clean=clean)
+                context.engine.absent_device(
+                    device.id, sparse=device.sparse, clean=clean, direct=device.direct
+                )
 
     def retry(self, request: DeviceRetry, name: str) -> DeviceView:
         """Open a device anew, at its path or at another one, while it is in use. The caller holds `changes`.
@@ -195,6 +198,7 @@ class Devices:
                     capacity=device.data_area.length,
                     free=0 if device.adopted else device.data_area.length - used.get(device.id, 0),
                     sparse=device.sparse,
+                    direct=device.direct,
                     made_for=None if device.made_for is None else volumes.get(device.made_for),
                     volumes=[volumes[user] for user in users.get(device.id, ()) if user in volumes],
                     state="ok" if trouble is None else trouble.state,
@@ -233,6 +237,8 @@ class Devices:
             force=request.force,
         )
         name = self._free_name(request.name, path)
+        if request.direct:
+            check_direct(path, found)
         device = Device(
             0,
             uuid4(),
@@ -245,6 +251,7 @@ class Devices:
             None,
             "adding",
             time.time_ns(),
+            request.direct,
         )
         if request.force and kind == "block" and not request.adopt:
             occupied.clear_signatures(path)
@@ -272,7 +279,7 @@ class Devices:
         try:
             make_device(device, path, context.catalog.uuid, preallocate=preallocate)
             with context.engine_errors(f"opening device {device.name}"):
-                context.engine.open_device(device.id, str(path), sparse=device.sparse)
+                context.engine.open_device(device.id, str(path), sparse=device.sparse, direct=device.direct)
             self._opened(device, path)
             context.catalog.set_device_state(device.id, "ready")
         except BaseException:

@@ -75,10 +75,14 @@ class EngineLike(CutEngine, Protocol):
     def grow_processors(self, processors: int) -> None:
         """Have at least so many processors."""
 
-    def open_device(self, device: int, path: str, *, read_only: bool = False, sparse: bool = True) -> None:
+    def open_device(
+        self, device: int, path: str, *, read_only: bool = False, sparse: bool = True, direct: bool = False
+    ) -> None:
         """Open a device under its id."""
 
-    def absent_device(self, device: int, *, sparse: bool = True, clean: bool = False) -> None:
+    def absent_device(
+        self, device: int, *, sparse: bool = True, clean: bool = False, direct: bool = False
+    ) -> None:
         """Have a device that is not there."""
 
     def reopen_device(self, device: int, path: str) -> None:

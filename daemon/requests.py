@@ -14,7 +14,7 @@ _STRICT = {"extra": "forbid", "strict": True}
 @dataclass(frozen=True, kw_only=True)
 class DeviceAdd:
     """`path` is absolute; `size` for a file to be made; `name` None: made from the path; `force`: whatever
-    is on it, unless it is in use."""
+    is on it, unless it is in use; `direct`: its blocks go past the page cache."""
 
     __pydantic_config__: ClassVar = _STRICT
     path: str
@@ -23,6 +23,7 @@ class DeviceAdd:
     preallocate: bool = False
     adopt: bool = False
     force: bool = False
+    direct: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,8 +27,9 @@ class ExtentView:
 class DeviceView:
     """A device. `role`: 'storage' (labelled) or 'adopted'. `state`: 'ok', or with a `reason` 'missing' (what
     is at its path is not it) or 'faulty' (a call on it has failed since it was opened; it is still tried each
-    time). `capacity` is what extents can have of its `size`; `made_for` the volume it was made for and goes
-    with; `errors` counts I/O errors since it was opened, `last_errno` is the last one's (0: none)."""
+    time). `capacity` is what extents can have of its `size`; `direct`: its blocks go past the page cache;
+    `made_for` is the volume it was made for and goes with; `errors` counts I/O errors since it was opened,
+    `last_errno` is the last one's (0: none)."""
 
     name: str
     uuid: str
@@ -39,6 +40,7 @@ class DeviceView:
     capacity: int
     free: int
     sparse: bool
+    direct: bool
     made_for: str | None
     volumes: list[str]
     state: Literal["ok", "missing", "faulty"]

@@ -48,7 +48,8 @@ DEVICE_SIZE_MAX = 1 << 60
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A device as the catalog knows it. `path` is relative to the state directory if it lies within."""
+    """A device as the catalog knows it. `path` is relative to the state directory if it lies within.
+    `direct`: its blocks go past the page cache."""
 
     id: int
     uuid: UUID
@@ -61,6 +62,7 @@ class Device:
     made_for: int | None
     state: DeviceState
     created_ns: int
+    direct: bool = False
 
     @property
     def data_area(self) -> Extent:

@@ -209,6 +209,15 @@ class DeviceInUse(PolyvolError):
     hint = "delete the volume first"
 
 
+class DeviceNotDirect(PolyvolError):
+    """A file or disk that is to be used past the page cache, and cannot be."""
+
+    code = "device-not-direct"
+    kind = "invalid"
+    sentence = "{path} cannot be used past the page cache: {why}"
+    hint = "leave out --direct"
+
+
 class DeviceNotReady(PolyvolError):
     """The device is in the catalog but cannot be used now."""
 

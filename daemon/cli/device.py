@@ -23,6 +23,7 @@ def device() -> None:
 @click.option("--preallocate", is_flag=True, help="Give the file all its space now.")
 @click.option("--adopt", is_flag=True, help="Take a disk or image with its data, as a volume's base.")
 @click.option("--force", is_flag=True, help="Take it whatever is on it, unless it is in use.")
+@click.option("--direct", is_flag=True, help="Read and write it past the page cache (O_DIRECT).")
 @state_dir_option
 def add(
     path: str,
@@ -31,6 +32,7 @@ def add(
     preallocate: bool,
     adopt: bool,
     force: bool,
+    direct: bool,
     state_dir: Path,
 ) -> None:
     """Add a file (made if missing) or a disk; a device that was missing comes back with it."""
@@ -41,6 +43,7 @@ def add(
         "preallocate": preallocate,
         "adopt": adopt,
         "force": force,
+        "direct": direct,
     }
     made = Client(state_dir).post("devices", body=body)
     click.echo(f"device {made['name']}: {made['path']}, {format_size(made['size'])}, {made['role']}")
@@ -95,6 +98,7 @@ def show(name: str, as_json: bool, state_dir: Path) -> None:
             ("capacity", format_size(shown["capacity"])),
             ("free", format_size(shown["free"])),
             ("sparse", "yes" if shown["sparse"] else "no"),
+            ("direct", "yes" if shown["direct"] else "no"),
             ("volumes", listed(shown["volumes"])),
             ("made for", shown["made_for"]),
             ("I/O errors", f"{shown['errors']} (last errno {shown['last_errno']})"),

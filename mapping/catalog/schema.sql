@@ -1,4 +1,4 @@
--- The catalog, format version 2: the only truth about which devices, volumes and snapshots exist.
+-- The catalog, format version 3: the only truth about which devices, volumes and snapshots exist.
 -- Sizes, offsets and lengths are bytes; *_ns are nanoseconds (instants: since 1970, UTC). Ids are never used
 -- again (AUTOINCREMENT). The version is in PRAGMA user_version.
 
@@ -31,6 +31,7 @@ CREATE TABLE device (
     adopted INTEGER NOT NULL CHECK (adopted IN (0, 1)),
     size INTEGER NOT NULL CHECK (size > 0),
     sparse INTEGER NOT NULL CHECK (sparse IN (0, 1)),
+    direct INTEGER NOT NULL DEFAULT 0 CHECK (direct IN (0, 1)),  -- used past the page cache
     made_for INTEGER REFERENCES volume (id),  -- the volume it was made for and goes with, if any
     state TEXT NOT NULL CHECK (state IN ('adding', 'ready', 'removing')),
     created_ns INTEGER NOT NULL

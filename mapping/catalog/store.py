@@ -371,8 +371,8 @@ class Catalog:
 
 def _insert_device(connection: sqlite3.Connection, device: Device) -> int:
     identity = connection.execute(
-        "INSERT INTO device (uuid, name, path, kind, adopted, size, sparse, made_for, state, created_ns)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO device (uuid, name, path, kind, adopted, size, sparse, direct, made_for, state,"
+        " created_ns) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             str(device.uuid),
             device.name,
@@ -381,6 +381,7 @@ def _insert_device(connection: sqlite3.Connection, device: Device) -> int:
             device.adopted,
             device.size,
             device.sparse,
+            device.direct,
             device.made_for,
             device.state,
             device.created_ns,
@@ -435,6 +436,7 @@ def _device(row: sqlite3.Row) -> Device:
     values["uuid"] = UUID(values["uuid"])
     values["adopted"] = bool(values["adopted"])
     values["sparse"] = bool(values["sparse"])
+    values["direct"] = bool(values["direct"])
     return Device(**values)
 
 

@@ -254,9 +254,9 @@ class Contenders:
         self._found[cases.POLYVOL_WRITTEN] = Standing(daemon.pid, oldest, writes=export)
 
 
-def adopt(daemon: Daemon, volume: str, base: Path) -> Export:
-    """A volume that has this file as its base, and a log of its own."""
-    daemon.ok("device", "add", base, "--name", volume, "--adopt")
+def adopt(daemon: Daemon, volume: str, base: Path, *options: str) -> Export:
+    """A volume that has this file as its base, a device with these options, and a log of its own."""
+    daemon.ok("device", "add", base, "--name", volume, "--adopt", *options)
     daemon.add_devices(f"{volume}-log", size=LOG_SIZE)
     daemon.ok("volume", "create", volume, "--base", volume, "--log-device", f"{volume}-log")
     return Export(daemon.nbd_socket, volume)

@@ -52,6 +52,11 @@ def buffer(length: int) -> Any:
     return nbd.Buffer(length)
 
 
+def filled(data: bytes) -> Any:
+    """What an asynchronous write is given."""
+    return nbd.Buffer.from_bytearray(bytearray(data))
+
+
 def read_all(address: str) -> bytes:
     """The whole content of a small export."""
     with connect(address) as handle:

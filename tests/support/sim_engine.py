@@ -20,8 +20,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tests.support.sim_changes import Comparisons
-from tests.support.sim_checks import BLOCK, EngineError, check, check_spec, devices_of
+from tests.support.sim_checks import BLOCK, EngineError, check, check_spec
 from tests.support.sim_clones import block_of, check_source, refuse_source
+from tests.support.sim_devices import ABSENT, SimDevices
 from tests.support.sim_growth import SimGrowth, apply_rollbacks, size_of
 
 if TYPE_CHECKING:
@@ -43,8 +44,6 @@ if TYPE_CHECKING:
         VolumeSpec,
         VolumeStats,
     )
-
-ABSENT = -1
 
 
 @dataclass
@@ -131,7 +130,7 @@ class SimWorld:
             self.fail[name] -= 1
 
 
-class SimEngine(SimGrowth, Comparisons):
+class SimEngine(SimDevices, SimGrowth, Comparisons):
     """As polyvol.engine.Engine."""
 
     def __init__(self, world: SimWorld, processors: int) -> None:
@@ -139,7 +138,7 @@ class SimEngine(SimGrowth, Comparisons):
         self.world = world
         self.processors = processors
         self.devices: dict[int, int] = {}
-        """Open descriptors by device; ABSENT for one that is not there."""
+        self.direct: set[int] = set()
         self.volumes: dict[int, _Volume] = {}
         self._exports: dict[str, _Export] = {}
         self._listeners: list[socket.socket] = []
@@ -155,43 +154,6 @@ class SimEngine(SimGrowth, Comparisons):
         self._begin("grow_processors", processors)
         check(1 <= processors <= 256, "invalid", f"{processors} processors")
         self.processors = max(self.processors, processors)
-
-    def open_device(self, device: int, path: str, *, read_only: bool = False, sparse: bool = True) -> None:
-        self._begin("open_device", device)
-        check(device not in self.devices, "exists", f"device {device} is open")
-        try:
-            self.devices[device] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise EngineError("io", f"{path}: {error.strerror}", error.errno or 0) from error
-
-    def absent_device(self, device: int, *, sparse: bool = True, clean: bool = False) -> None:
-        self._begin("absent_device", device, clean)
-        check(device not in self.devices, "exists", f"device {device} is open")
-        self.devices[device] = ABSENT
-
-    def reopen_device(self, device: int, path: str) -> None:
-        self._begin("reopen_device", device)
-        check(device in self.devices, "not-found", f"device {device} is not open")
-        try:
-            opened = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise EngineError("io", f"{path}: {error.strerror}", error.errno or 0) from error
-        self._close(self.devices[device])
-        self.devices[device] = opened
-        if device not in self.world.stays_faulty:
-            self.world.faults.pop(device, None)
-
-    @staticmethod
-    def _close(fd: int) -> None:
-        if fd != ABSENT:
-            os.close(fd)
-
-    def close_device(self, device: int) -> None:
-        self._begin("close_device", device)
-        check(device in self.devices, "not-found", f"device {device} is not open")
-        for volume in self.volumes.values():
-            check(device not in devices_of(volume.spec), "busy", f"device {device} is in use")
-        self._close(self.devices.pop(device))
 
     def add_volume(self, spec: "VolumeSpec") -> None:
         self._begin("add_volume", spec["id"])

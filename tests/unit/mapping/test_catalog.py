@@ -1,11 +1,13 @@
 """The catalog: versions, ids that are never used again, all or nothing."""
 
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
+from polyvol.mapping.catalog import database as databases
 from polyvol.mapping.catalog.database import LATEST_VERSION, Database
 from polyvol.mapping.catalog.store import LOG_NUMBER_MAX, Catalog
 from polyvol.mapping.device import Device
@@ -16,6 +18,7 @@ from polyvol.mapping.records import ChangeLog, SnapshotRecord
 from polyvol.mapping.volume import NewDevice, VolumePlan
 
 MIB = 1 << 20
+MIGRATIONS = Path(databases.__file__).parent / "migrations"
 PLAN = VolumePlan(
     "v",
     2 * MIB,
@@ -135,6 +138,27 @@ def test_a_catalog_of_version_1_is_taken_over(tmp_path: Path) -> None:
     Catalog(fresh).close()
     rows = [sqlite3.connect(each).execute(names).fetchall() for each in (path, fresh)]
     assert rows[0] == rows[1]
+
+
+def test_the_devices_of_a_catalog_of_version_2_are_used_through_the_page_cache(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.db"
+    connection = sqlite3.connect(path)
+    connection.executescript((Path(__file__).parent / "catalog_v1.sql").read_text())
+    connection.executescript((MIGRATIONS / "to_2.sql").read_text())
+    connection.executescript(
+        "INSERT INTO device (id, uuid, name, path, kind, adopted, size, sparse, state, created_ns)"
+        f" VALUES (7, '{uuid4()}', 'old', '/old', 'block', 1, 8192, 1, 'ready', 5);"
+        "PRAGMA user_version = 2"
+    )
+    connection.close()
+    catalog = Catalog(path)
+    new = catalog.add_device(replace(device("new"), direct=True))
+    assert [(each.name, each.direct) for each in catalog.devices()] == [("old", False), ("new", True)]
+    assert catalog.devices()[1] == new
+    assert catalog._database.rows("PRAGMA user_version")[0][0] == LATEST_VERSION
+    with pytest.raises(sqlite3.IntegrityError), catalog._database.transaction() as connection:
+        connection.execute("UPDATE device SET direct = 2")
+    catalog.close()
 
 
 def test_a_catalog_of_an_unknown_version_is_left_untouched(tmp_path: Path) -> None:

@@ -1,0 +1,51 @@
+"""Whether a file or disk can be used past the page cache (O_DIRECT), in blocks of 4096 bytes.
+
+How it works      A trial: one block of it is read so. Where there is no file yet, or an empty one, a file
+                  without a name in the same directory stands for it, which is gone when it is closed.
+Errors            DeviceNotDirect; DeviceIo if no file can be made there. Nothing has changed, either way.
+"""
+
+import errno
+import mmap
+import os
+import tempfile
+from pathlib import Path
+
+from polyvol.mapping.device import Found
+from polyvol.mapping.errors import DeviceIo, DeviceNotDirect
+from polyvol.mapping.extent import BLOCK_SIZE
+
+
+def check_direct(path: Path, found: Found | None) -> None:
+    """DeviceNotDirect unless what was found at the path, or a file that is made there, takes O_DIRECT."""
+    if found is not None and found.size > 0:
+        why = _read_direct(path)
+    else:
+        try:
+            with tempfile.TemporaryFile(dir=path.resolve().parent, buffering=0) as file:
+                file.write(b"\1" * BLOCK_SIZE)  # of a hole, a file system may not ask the disk
+                why = _read_direct(Path(f"/proc/self/fd/{file.fileno()}"))
+        except OSError as error:
+            raise DeviceIo(what="making", path=path, why=error.strerror or error) from error
+    if why is not None:
+        raise DeviceNotDirect(path=path, why=why)
+
+
+def _read_direct(path: Path) -> str | None:
+    """Read the first block past the page cache. Why that cannot be, as a clause; None if it can."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        return _reason(error, "its file system does not take O_DIRECT")
+    try:
+        with mmap.mmap(-1, BLOCK_SIZE) as block:  # memory that is aligned to pages
+            os.preadv(fd, [block], 0)
+    except OSError as error:
+        return _reason(error, f"it does not take single blocks of {BLOCK_SIZE} bytes with O_DIRECT")
+    finally:
+        os.close(fd)
+    return None
+
+
+def _reason(error: OSError, refused: str) -> str:
+    return refused if error.errno == errno.EINVAL else error.strerror or str(error)
