@@ -298,8 +298,8 @@ class Engine:
     def open_device(
         self, device: int, path: str, *, read_only: bool = False, sparse: bool = True, direct: bool = False
     ) -> None:
-        """Open a device's file or disk under its id. `sparse`: freed space is punched out of it. `direct`: whole
-        blocks are read and written past the page cache; 'io' where that cannot be."""
+        """Open a device's file or disk under its id. `sparse`: freed space is punched out of it. `direct`:
+        whole blocks are read and written past the page cache; 'io' where that cannot be."""
 
     def absent_device(
         self, device: int, *, sparse: bool = True, clean: bool = False, direct: bool = False

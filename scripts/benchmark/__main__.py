@@ -37,7 +37,7 @@ from scripts.benchmark.charts import draw
 from scripts.benchmark.contenders import Contenders, settle
 from scripts.benchmark.load import ROOT, Sample, measure
 from scripts.benchmark.machine import facts, filesystem
-from scripts.benchmark.quiet import favoured
+from scripts.benchmark.quiet import favoured, touch_memory
 from scripts.benchmark.report import Row, case_table, figure_table, rows_of, target_table
 from scripts.benchmark.targets import Verdict, fails, verdicts
 
@@ -123,6 +123,8 @@ def run_case(
             tries: list[Sample] = []
             while not tries or patience.again(tries[-1]):
                 with contenders[name].turn() as (export, pid):
+                    if case.place == "write":
+                        touch_memory()
                     tries.append(measure(case, export, pid, seconds))
                 if case.writes:
                     settle(contenders.directory)

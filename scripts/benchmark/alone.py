@@ -25,7 +25,7 @@ from polyvol.daemon.cli.client import Client
 from scripts.benchmark.cases import Case
 from scripts.benchmark.contenders import adopt, fill, settle
 from scripts.benchmark.cuts import measure_cuts, measure_rate
-from scripts.benchmark.load import Export, examples, measure, write_some
+from scripts.benchmark.load import Export, examples, fio_time, measure, write_some
 from scripts.benchmark.targets import percentile
 from tests.support.daemon import Daemon
 from tests.support.fuse import disk_file
@@ -250,7 +250,7 @@ def direct(directory: Path, scale: Scale) -> dict[str, float]:
     """4k random reads, depth 32, that the disk has to answer: polyvol's over fio's on the file, O_DIRECT.
 
     The median of three turns. `cached`: through the page cache, which has nothing when a turn begins; no
-    block is read twice. `batch_ratio`: what fio itself reaches if it asks anew only when all 32 have come back;
+    block is read twice. `batch_ratio`: what fio itself reaches if it asks anew only when all have come back:
     disks of virtual machines that interrupt only when their queue has run dry make everybody do so.
     """
     base = directory / "base.img"
@@ -280,7 +280,7 @@ def _fio_direct(path: Path, seconds: float, least: int) -> float:
     """Reads a second that fio makes of a file past the page cache, 4k each, waiting for so many at a time."""
     options = ["--rw=randread", "--bs=4k", f"--iodepth={_DIRECT_DEPTH}", "--direct=1", "--time_based=1"]
     options += [f"--iodepth_batch={least}", f"--iodepth_batch_complete_min={least}", "--readonly"]
-    options += [f"--filename={path}", f"--runtime={round(seconds * 1000)}ms", "--output-format=json"]
+    options += [f"--filename={path}", f"--runtime={fio_time(seconds)}", "--output-format=json"]
     said = check("fio", "--name=bench", "--ioengine=libaio", *options, timeout_s=_LONG_S)
     return float(json.loads(said[said.index("{") :])["jobs"][0]["read"]["iops"])
 

@@ -220,6 +220,7 @@ class Contenders:
                 cut = self.directory / "cut.img"
                 fill(cut)
                 client, export = Client(daemon.state_dir), adopt(daemon, "cut", cut)
+                add_log(daemon, "cut")
                 self._found[cases.POLYVOL_OVERWRITE] = Standing(daemon.pid, export, client)
             if native - self._found.keys():
                 self._with_snapshots(daemon)
@@ -243,9 +244,7 @@ class Contenders:
         base = daemon.directory / "many.img"
         fill(base)
         export = adopt(daemon, "many", base)
-        # A volume's first log is at most as large as the volume; a thousand snapshots hold more.
-        daemon.add_devices("many-more", size=LOG_SIZE)
-        daemon.ok("volume", "add-log", "many", "--device", "many-more", "--size", MORE_LOG_SIZE)
+        add_log(daemon, "many")
         self.many = Many(daemon, export)
         for count in cases.SNAPSHOT_COUNTS:
             self._found[cases.with_snapshots(count)] = Standing(daemon.pid, export)
@@ -260,6 +259,12 @@ def adopt(daemon: Daemon, volume: str, base: Path, *options: str) -> Export:
     daemon.add_devices(f"{volume}-log", size=LOG_SIZE)
     daemon.ok("volume", "create", volume, "--base", volume, "--log-device", f"{volume}-log")
     return Export(daemon.nbd_socket, volume)
+
+
+def add_log(daemon: Daemon, volume: str) -> None:
+    """More room in logs: the first is as large as the volume, and what is live and in snapshots is more."""
+    daemon.add_devices(f"{volume}-more", size=LOG_SIZE)
+    daemon.ok("volume", "add-log", volume, "--device", f"{volume}-more", "--size", MORE_LOG_SIZE)
 
 
 @contextmanager

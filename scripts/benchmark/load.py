@@ -97,6 +97,11 @@ def measure(case: Case, export: Export, pid: int, seconds: float) -> Sample:
     )
 
 
+def fio_time(seconds: float) -> str:
+    """A length of time as fio takes it: of seconds it takes whole ones only, and for 0 it goes on."""
+    return f"{round(seconds * 1000)}ms"
+
+
 def _fio(case: Case, export: Export, seconds: float) -> _Raw:
     settings: dict[str, object] = {
         "name": "bench",
@@ -106,7 +111,7 @@ def _fio(case: Case, export: Export, seconds: float) -> _Raw:
         "bs": case.block,
         "iodepth": case.depth,
         "numjobs": case.connections,
-        "runtime": f"{round(seconds * 1000)}ms",  # of seconds it takes whole ones only
+        "runtime": fio_time(seconds),
         "group_reporting": 1,
         "thread": 1,
         "output-format": "json",

@@ -32,8 +32,9 @@ use crate::io::device::{Device, Mode};
 use crate::io::fault::Fault;
 use crate::limits::PROCESSORS_MAX;
 use crate::processor::cold::Directs;
+use crate::processor::core::Takes;
 use crate::processor::cut::{Cut, Stall};
-use crate::processor::queue::{Control, CutShare, Event, Queue, ask};
+use crate::processor::queue::{Control, CutShare, Event, ask};
 use crate::processor::report::PartitionState;
 use crate::processor::run::Handle;
 use crate::system::linux::Linux;
@@ -208,7 +209,7 @@ impl Engine {
     /// Makes one cut over these volumes, each with the log for what comes after it. See [`crate::processor::cut`].
     pub fn cut(&self, volumes: &[(VolumeId, Option<u16>)]) -> Result<CutReport> {
         let _one_at_a_time = self.cutting.lock().expect("no holder panics");
-        let mut taking_part: BTreeMap<u32, (Arc<Queue>, Vec<CutShare>)> = BTreeMap::new();
+        let mut taking_part: BTreeMap<u32, (Arc<dyn Takes>, Vec<CutShare>)> = BTreeMap::new();
         let mut chosen: Vec<Arc<Volume>> = Vec::new();
         for (id, log) in volumes {
             let volume = self.volume(*id)?;
@@ -224,7 +225,8 @@ impl Engine {
             }
             for share in &volume.shares {
                 let entry = taking_part.entry(share.processor);
-                let (_, shares) = entry.or_insert_with(|| (Arc::clone(&share.queue), Vec::new()));
+                let core = Arc::clone(&share.core) as Arc<dyn Takes>;
+                let (_, shares) = entry.or_insert_with(|| (core, Vec::new()));
                 shares.push(CutShare { share: volume.share, log: *log });
             }
             chosen.push(volume);
@@ -233,10 +235,10 @@ impl Engine {
             return Err(Error::new(ErrorKind::Invalid, "a cut needs at least 1 volume"));
         }
         let (sender, receiver) = channel();
-        let queues = taking_part.values().map(|(queue, _)| Arc::clone(queue)).collect();
-        let cut = Arc::new(Cut::new(Arc::clone(&self.system), queues, sender));
-        for (queue, shares) in taking_part.into_values() {
-            queue.push(Event::Control(Box::new(Control::CutStop(Arc::clone(&cut), shares))));
+        let cores = taking_part.values().map(|(core, _)| Arc::clone(core)).collect();
+        let cut = Arc::new(Cut::new(Arc::clone(&self.system), cores, sender));
+        for (core, shares) in taking_part.into_values() {
+            core.take_one(Event::Control(Box::new(Control::CutStop(Arc::clone(&cut), shares))));
             self.system.let_others();
         }
         let stopped = |_| Error::io("the processors have stopped", Errno::ESHUTDOWN);

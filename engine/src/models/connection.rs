@@ -45,7 +45,7 @@ struct Narrow {
 }
 
 impl Peer for Narrow {
-    fn receive(&self, _: &mut [u8]) -> Result<usize, SystemErrno> {
+    fn receive(&self, _: &mut [u8], _: bool) -> Result<usize, SystemErrno> {
         Ok(0)
     }
 

@@ -7,7 +7,7 @@ use std::sync::mpsc::channel;
 use loom::thread;
 
 use super::check;
-use crate::processor::core::{Core, Runs};
+use crate::processor::core::{Core, Runs, Takes};
 use crate::processor::cut::{Cut, Stall};
 use crate::processor::queue::{Control, Event, Queue};
 use crate::sync::{Condvar, Mutex};
@@ -71,6 +71,7 @@ impl Runs for Half {
                     }
                     cut.resumed(Stall { processor: 0, nanoseconds: 0 });
                 }
+                Control::Stop => {} // its thread is to see that it has stopped
                 _ => unreachable!(),
             }
         }
@@ -97,15 +98,15 @@ fn model(without: Without) {
         let acknowledged = Arc::new(Acknowledged::default());
         let cores = [start(without, &acknowledged), start(without, &acknowledged)];
         let threads = cores.clone().map(|core| thread::spawn(move || core.run()));
-        let queues: Vec<_> = cores.iter().map(|core| Arc::clone(&core.queue)).collect();
+        let all: Vec<_> = cores.iter().map(|core| Arc::clone(core) as Arc<dyn Takes>).collect();
         let coordinator = thread::spawn(move || {
-            let cut = |queues| Arc::new(Cut::new(Arc::new(Linux), queues, channel().0));
+            let cut = |cores| Arc::new(Cut::new(Arc::new(Linux), cores, channel().0));
             let cuts = match without {
-                Without::Meeting => queues.iter().map(|one| cut(vec![Arc::clone(one)])).collect(),
-                _ => vec![cut(queues.clone()); 2],
+                Without::Meeting => all.iter().map(|one| cut(vec![Arc::clone(one)])).collect(),
+                _ => vec![cut(all.clone()); 2],
             };
-            for (queue, cut) in queues.iter().zip(cuts) {
-                queue.push(control(Control::CutStop(cut, Vec::new())));
+            for (core, cut) in all.iter().zip(cuts) {
+                core.take_one(control(Control::CutStop(cut, Vec::new())));
             }
         });
         // The host.

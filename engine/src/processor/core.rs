@@ -24,6 +24,18 @@ pub trait Runs {
     fn stopped(&self) -> bool;
 }
 
+/// Whatever takes events.
+pub trait Takes: Send + Sync {
+    /// Runs an event here and now if it can, else has it run soon.
+    fn take_one(&self, event: Event);
+}
+
+impl<R: Runs + Send + Sync> Takes for Core<R> {
+    fn take_one(&self, event: Event) {
+        self.bring(&mut vec![event]);
+    }
+}
+
 /// A processor, to be run by its thread or by one that was let in (Q3).
 pub struct Core<R> {
     /// Its queue.

@@ -1,8 +1,10 @@
 //! Cut: how all processors that own partitions of some volumes agree on one instant.
 //!
-//! How it works      The engine pushes `CutStop` to each processor concerned. Each stops starting writes of the
-//!                   volumes and arrives; reads go on. The last one to arrive pushes `CutGo` to all; on it each
-//!                   advances the epoch of its shares and starts the writes that it held.
+//! How it works      The engine brings `CutStop` to each processor concerned. Each stops starting writes of the
+//!                   volumes and arrives; reads go on. The last one to arrive brings `CutGo` to all; on it each
+//!                   advances the epoch of its shares and starts the writes that it held. Who brings it runs it where nobody
+//!                   runs the processor: with all cores busy, a thread that has to be woken may wait for its turn for
+//!                   milliseconds, and hosts with it.
 //! Invariants        C1 no processor advances before all have arrived;
 //!                   C2 between its arrival and its advance a processor starts no write of the volumes;
 //!                   C3 a write takes its epoch from its share when it starts.
@@ -19,7 +21,8 @@
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
-use crate::processor::queue::{Control, Event, Queue};
+use crate::processor::core::Takes;
+use crate::processor::queue::{Control, Event};
 use crate::sync::{AtomicU64, AtomicUsize, Mutex, Ordering};
 use crate::system::System;
 use crate::units::ProcessorIndex;
@@ -37,7 +40,7 @@ pub struct Stall {
 pub struct Cut {
     system: Arc<dyn System>,
     out: AtomicUsize,
-    queues: Vec<Arc<Queue>>,
+    cores: Vec<Arc<dyn Takes>>,
     /// When the last one arrived, nanoseconds since 1970.
     instant_ns: AtomicU64,
     report: Mutex<Vec<Stall>>,
@@ -45,12 +48,16 @@ pub struct Cut {
 }
 
 impl Cut {
-    /// A cut of the processors with these queues; `done` gets the report when all have started again.
-    pub fn new(system: Arc<dyn System>, queues: Vec<Arc<Queue>>, done: Sender<Vec<Stall>>) -> Cut {
+    /// A cut of these processors; `done` gets the report when all have started again.
+    pub fn new(
+        system: Arc<dyn System>,
+        cores: Vec<Arc<dyn Takes>>,
+        done: Sender<Vec<Stall>>,
+    ) -> Cut {
         Cut {
             system,
-            out: AtomicUsize::new(queues.len()),
-            queues,
+            out: AtomicUsize::new(cores.len()),
+            cores,
             instant_ns: AtomicU64::new(0),
             report: Mutex::new(Vec::new()),
             done,
@@ -61,8 +68,8 @@ impl Cut {
     pub fn arrive(self: &Arc<Self>) {
         if self.out.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.instant_ns.store(self.system.wall_ns(), Ordering::Release);
-            for queue in &self.queues {
-                queue.push(Event::Control(Box::new(Control::CutGo(Arc::clone(self)))));
+            for core in &self.cores {
+                core.take_one(Event::Control(Box::new(Control::CutGo(Arc::clone(self)))));
                 self.system.let_others();
             }
         }
@@ -78,7 +85,7 @@ impl Cut {
         assert_eq!(self.out.load(Ordering::Acquire), 0, "C1");
         let mut report = self.report.lock().expect("no holder panics");
         report.push(stall);
-        if report.len() == self.queues.len() {
+        if report.len() == self.cores.len() {
             // Whoever asked may have gone; the cut was made all the same.
             let _ = self.done.send(std::mem::take(&mut report));
         }

@@ -91,8 +91,6 @@ impl Share {
             }
         }
         self.put_last(&mut order);
-        self.direct = self.geometry.devices().any(|device| device.mode.direct)
-            || order.iter().flat_map(|log| log.devices()).any(|device| device.mode.direct);
         self.log_order = order;
     }
 

@@ -37,7 +37,7 @@ impl Share {
             versions.hide(newest, self.history.marks(), 0);
             self.locals.push(Local { partition, versions, moved_back: 0 });
         }
-        self.order_logs(); // its devices may be others
+        self.look_at_devices();
         let _ = growing.answer.send(());
     }
 }

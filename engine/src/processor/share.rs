@@ -240,6 +240,7 @@ impl Share {
             direct: false,
         };
         share.order_logs();
+        share.look_at_devices();
         share.count_waiting();
         share
     }
@@ -250,6 +251,14 @@ impl Share {
             self.default_logs.push(number);
         }
         self.order_logs();
+        self.look_at_devices();
+    }
+
+    /// Its volume has other devices than before. They may be many: a cut, which orders logs anew, does not wait for this.
+    pub(super) fn look_at_devices(&mut self) {
+        let logs = self.space.logs();
+        self.direct = self.geometry.devices().any(|device| device.mode.direct)
+            || logs.iter().flat_map(|log| log.devices()).any(|device| device.mode.direct);
     }
 
     /// Takes a part that has just come.

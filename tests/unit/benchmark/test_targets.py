@@ -10,7 +10,7 @@ from scripts.benchmark import targets
 from scripts.benchmark.alone import dirty_bytes, handed_bytes, switches, traced_calls
 from scripts.benchmark.cases import CASES, LIMIT, NBDKIT, POLYVOL, SNAPSHOT_COUNTS, Case
 from scripts.benchmark.charts import series
-from scripts.benchmark.load import Sample
+from scripts.benchmark.load import Sample, fio_time
 from scripts.benchmark.report import rows_of, target_table
 from scripts.benchmark.targets import Bound, Ratio, fails, percentile, ratio_of, verdicts
 
@@ -62,6 +62,23 @@ def test_a_miss_in_either_direction_is_told_and_fails() -> None:
     assert [verdict.met for verdict in found] == [False, False, False]
     assert fails(found, complete=False)
     assert target_table(found).count("NOT MET") == 3
+
+
+def test_a_bound_beyond_what_can_be_reached_says_so_and_is_not_met(monkeypatch: pytest.MonkeyPatch) -> None:
+    bound = Bound("the disk", "disk.ours", 0.9, "x", at_most=False, limit="disk.best")
+    monkeypatch.setattr(targets, "RATIOS", ())
+    monkeypatch.setattr(targets, "BOUNDS", (bound,))
+    (verdict,) = verdicts([], {"disk.ours": 0.7, "disk.best": 0.83})
+    assert (verdict.met, "0.83" in verdict.remark) == (False, True)
+    (verdict,) = verdicts([], {"disk.ours": 0.7, "disk.best": 0.95})
+    assert (verdict.met, verdict.remark) == (False, "")
+    (verdict,) = verdicts([], {"disk.ours": 0.9, "disk.best": 0.83})
+    assert (verdict.met, verdict.remark) == (True, "")
+
+
+def test_fio_is_told_less_than_a_second() -> None:
+    # "0.44" it takes for 0, and a turn has no end.
+    assert fio_time(0.44) == "440ms"
 
 
 def busy(found: list[Sample]) -> list[Sample]:
