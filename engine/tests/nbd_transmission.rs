@@ -162,6 +162,35 @@ fn bad_requests_are_refused_and_their_payload_is_consumed() {
 }
 
 #[test]
+fn a_great_write_is_refused_after_others_of_its_length_and_before_more() {
+    let served = serve(Memory::new(MIB, 1 << 20, Way::Inline));
+    for length in [64 << 10, 256 << 10] {
+        let mut client = served.go(true);
+        for (cookie, offset) in [0, 0, 0, MIB, 0, MIB - 512, MIB, 0].into_iter().enumerate() {
+            client.write(0, cookie as u64, offset, &vec![cookie as u8 + 1; length]);
+            let reply = client.reply();
+            let expected = if offset == 0 { 0 } else { ENOSPC };
+            assert_eq!((reply.cookie, reply.error), (cookie as u64, expected), "{length}");
+        }
+        // All at once, so that what follows is there when the refused one is looked at.
+        let all: Vec<u8> = [0, 0, 0, MIB, 0, 0]
+            .into_iter()
+            .enumerate()
+            .flat_map(|(cookie, offset)| {
+                let header = request_bytes(0, WRITE, cookie as u64, offset, length as u32);
+                [header, vec![7; length]].concat()
+            })
+            .collect();
+        client.send(&all);
+        for _ in 0..6 {
+            let reply = client.reply();
+            assert_eq!(reply.error, if reply.cookie == 3 { ENOSPC } else { 0 });
+        }
+    }
+    served.check_alive();
+}
+
+#[test]
 fn a_read_only_export_refuses_every_write() {
     let served = serve(Memory::with(MIB, 1 << 20, Way::Inline, true));
     let mut client = served.go(true);

@@ -33,7 +33,7 @@ use crate::io::fault::Fault;
 use crate::limits::PROCESSORS_MAX;
 use crate::processor::cold::Directs;
 use crate::processor::core::Takes;
-use crate::processor::cut::{Cut, Stall};
+use crate::processor::cut::{Cut, Report, Stall};
 use crate::processor::queue::{Control, CutShare, Event, ask};
 use crate::processor::report::PartitionState;
 use crate::processor::run::Handle;
@@ -237,15 +237,17 @@ impl Engine {
         let (sender, receiver) = channel();
         let cores = taking_part.values().map(|(core, _)| Arc::clone(core)).collect();
         let cut = Arc::new(Cut::new(Arc::clone(&self.system), cores, sender));
-        for (core, shares) in taking_part.into_values() {
-            core.take_one(Event::Control(Box::new(Control::CutStop(Arc::clone(&cut), shares))));
-            self.system.let_others();
-        }
+        let mut shares = taking_part.into_values().map(|(_, shares)| shares);
+        cut.bring(|| {
+            let its = shares.next().expect("as many as there are processors");
+            Control::CutStop(Arc::clone(&cut), its)
+        });
+        drop(cut); // if a processor has stopped for good, nobody has it now, and nobody will answer
         let stopped = |_| Error::io("the processors have stopped", Errno::ESHUTDOWN);
-        let stalls = wait(&*self.system, &receiver).map_err(stopped)?;
+        let Report { instant_ns, stalls } = wait(&*self.system, &receiver).map_err(stopped)?;
         let ended = |volume: &Arc<Volume>| (volume.id, volume.epoch.fetch_add(1, Ordering::AcqRel));
         let epochs = chosen.iter().map(ended).collect();
-        Ok(CutReport { epochs, instant_ns: cut.instant_ns(), stalls })
+        Ok(CutReport { epochs, instant_ns, stalls })
     }
 
     /// Waits until every write of `epoch` has landed.

@@ -434,14 +434,18 @@ fn seeds() -> Vec<Vec<u8>> {
         seeds.push([&[marks, 0, marks * 9, marks & 3, marks][..], &stream].concat());
     }
     // Great writes of one length (of fuzzing), of which the next are received ahead, and what comes between them.
-    for (number, between) in
-        requests.iter().enumerate().filter(|(number, _)| ![4, 5].contains(number))
-    {
+    let refused = |length| {
+        let header = request_bytes(0, command::WRITE, size, length);
+        [header, vec![0xdd; length as usize]].concat()
+    };
+    let others = [refused(1100), refused(2400), refused(1110)];
+    let good = requests.iter().enumerate().filter(|(number, _)| ![4, 5].contains(number));
+    for (number, between) in good.map(|(_, request)| request).chain(&others).enumerate() {
         let write = |seed: u8| {
             let header = request_bytes(0, command::WRITE, 99 * u64::from(seed), 1100);
             [header, (0..1100).map(|at| (at % 250) as u8 ^ seed).collect()].concat()
         };
-        let like: Vec<u8> = (0..4).flat_map(write).collect();
+        let like: Vec<u8> = (0..3).flat_map(write).collect();
         let [kind, from, freeze] =
             [number % 4 * 6, number * 19, number % 5].map(|value| value as u8);
         let start = [2, kind, from, 0, freeze];

@@ -106,8 +106,9 @@ fn model(without: Without) {
                 _ => vec![cut(all.clone()); 2],
             };
             for (core, cut) in all.iter().zip(cuts) {
-                core.take_one(control(Control::CutStop(cut, Vec::new())));
+                core.take(control(Control::CutStop(cut, Vec::new())));
             }
+            all.iter().for_each(|core| core.help());
         });
         // The host.
         for (number, core) in cores.iter().enumerate() {

@@ -31,7 +31,7 @@ use crate::nbd::connection::{Connection, Patience};
 use crate::nbd::reader::ahead::Ahead;
 use crate::nbd::reply::Reply;
 use crate::nbd::request::{Agreed, Command, Parsed, check};
-use crate::nbd::wire::{REQUEST_HEADER_BYTES, RequestHeader, parse_request};
+use crate::nbd::wire::{REQUEST_HEADER_BYTES, RequestHeader, command, parse_request};
 use crate::volume::export::{Attachment, ExportTable};
 use crate::volume::request::{Request, Sink, Target, Verb};
 
@@ -363,11 +363,11 @@ impl Reader<'_> {
     fn refuse(&mut self, header: &RequestHeader, payload: u32, errno: Errno) -> Result<(), End> {
         self.take(REQUEST_OVERHEAD_BYTES)?;
         self.at += REQUEST_HEADER_BYTES;
+        // What follows is thrown away: there is nothing to be received ahead, or without a copy.
+        self.great = false;
+        self.ahead.note(0);
         let structured = self.connection.agreed.structured
-            && matches!(
-                header.command,
-                crate::nbd::wire::command::READ | crate::nbd::wire::command::BLOCK_STATUS
-            );
+            && matches!(header.command, command::READ | command::BLOCK_STATUS);
         // It is sent behind the payload: a client may look for replies only once it has sent its request.
         self.refusal = Some(Refusal { structured, cookie: header.cookie, errno });
         self.skip = u64::from(payload); // D3

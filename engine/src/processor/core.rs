@@ -26,13 +26,19 @@ pub trait Runs {
 
 /// Whatever takes events.
 pub trait Takes: Send + Sync {
-    /// Runs an event here and now if it can, else has it run soon.
-    fn take_one(&self, event: Event);
+    /// Has an event run soon.
+    fn take(&self, event: Event);
+    /// Runs what is there, here and now, if nobody does.
+    fn help(&self);
 }
 
 impl<R: Runs + Send + Sync> Takes for Core<R> {
-    fn take_one(&self, event: Event) {
-        self.bring(&mut vec![event]);
+    fn take(&self, event: Event) {
+        self.queue.push(event);
+    }
+
+    fn help(&self) {
+        self.bring(&mut Vec::new());
     }
 }
 

@@ -2,9 +2,9 @@
 //!
 //! How it works      The engine brings `CutStop` to each processor concerned. Each stops starting writes of the
 //!                   volumes and arrives; reads go on. The last one to arrive brings `CutGo` to all; on it each
-//!                   advances the epoch of its shares and starts the writes that it held. Who brings it runs it where nobody
-//!                   runs the processor: with all cores busy, a thread that has to be woken may wait for its turn for
-//!                   milliseconds, and hosts with it.
+//!                   advances the epoch of its shares and starts the writes that it held. Who has brought it to all then
+//!                   runs those processors that nobody runs yet: with all cores busy, a thread that has to be woken may wait
+//!                   for its turn for milliseconds, and hosts with it.
 //! Invariants        C1 no processor advances before all have arrived;
 //!                   C2 between its arrival and its advance a processor starts no write of the volumes;
 //!                   C3 a write takes its epoch from its share when it starts.
@@ -36,6 +36,14 @@ pub struct Stall {
     pub nanoseconds: u64,
 }
 
+/// What came of a cut.
+pub struct Report {
+    /// The instant, nanoseconds since 1970.
+    pub instant_ns: u64,
+    /// Each processor's.
+    pub stalls: Vec<Stall>,
+}
+
 /// What the processors of one cut share.
 pub struct Cut {
     system: Arc<dyn System>,
@@ -44,16 +52,12 @@ pub struct Cut {
     /// When the last one arrived, nanoseconds since 1970.
     instant_ns: AtomicU64,
     report: Mutex<Vec<Stall>>,
-    done: Sender<Vec<Stall>>,
+    done: Sender<Report>,
 }
 
 impl Cut {
     /// A cut of these processors; `done` gets the report when all have started again.
-    pub fn new(
-        system: Arc<dyn System>,
-        cores: Vec<Arc<dyn Takes>>,
-        done: Sender<Vec<Stall>>,
-    ) -> Cut {
+    pub fn new(system: Arc<dyn System>, cores: Vec<Arc<dyn Takes>>, done: Sender<Report>) -> Cut {
         Cut {
             system,
             out: AtomicUsize::new(cores.len()),
@@ -68,11 +72,17 @@ impl Cut {
     pub fn arrive(self: &Arc<Self>) {
         if self.out.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.instant_ns.store(self.system.wall_ns(), Ordering::Release);
-            for core in &self.cores {
-                core.take_one(Event::Control(Box::new(Control::CutGo(Arc::clone(self)))));
-                self.system.let_others();
-            }
+            self.bring(|| Control::CutGo(Arc::clone(self)));
         }
+    }
+
+    /// Tells all processors, and runs those that nobody runs.
+    pub fn bring(&self, mut told: impl FnMut() -> Control) {
+        for core in &self.cores {
+            core.take(Event::Control(Box::new(told())));
+            self.system.let_others();
+        }
+        self.cores.iter().for_each(|core| core.help());
     }
 
     /// The cut's instant; final once somebody was let go.
@@ -87,7 +97,8 @@ impl Cut {
         report.push(stall);
         if report.len() == self.cores.len() {
             // Whoever asked may have gone; the cut was made all the same.
-            let _ = self.done.send(std::mem::take(&mut report));
+            let stalls = std::mem::take(&mut *report);
+            let _ = self.done.send(Report { instant_ns: self.instant_ns(), stalls });
         }
     }
 }

@@ -15,7 +15,7 @@
 use std::marker::PhantomData;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -102,6 +102,7 @@ impl Context {
 pub struct Direct<T> {
     context: Arc<Context>,
     in_flight: Arc<AtomicUsize>,
+    stopping: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
     what: PhantomData<fn(T)>,
 }
@@ -112,11 +113,15 @@ impl<T: Send + 'static> Direct<T> {
     pub fn start(name: &str, ended: impl Fn(Vec<(T, bool)>) + Send + 'static) -> Option<Direct<T>> {
         let context = Arc::new(Context::new()?);
         let in_flight = Arc::new(AtomicUsize::new(0));
+        let stopping = Arc::new(AtomicBool::new(false));
         let (ours, count) = (Arc::clone(&context), Arc::clone(&in_flight));
+        let is_over = Arc::clone(&stopping);
         let name = name.chars().take(15).collect();
         let run = move || {
             let mut events = [Event::default(); ENDED_AT_ONCE];
-            while let Some(found) = ours.wait(&mut events) {
+            while !is_over.load(Ordering::Acquire)
+                && let Some(found) = ours.wait(&mut events)
+            {
                 let all = events[..found].iter().map(|event| {
                     // SAFETY: X1: `read` made it of a box, the kernel has given it back, once.
                     let (read, what) = *unsafe { Box::from_raw(event.data as *mut (Read, T)) };
@@ -132,7 +137,7 @@ impl<T: Send + 'static> Direct<T> {
             context.end();
             return None;
         };
-        Some(Direct { context, in_flight, thread: Some(thread), what: PhantomData })
+        Some(Direct { context, in_flight, stopping, thread: Some(thread), what: PhantomData })
     }
 
     /// Begins all of these; returns those that could not be.
@@ -176,11 +181,12 @@ fn block<T>(read: Read, what: T) -> libc::iocb {
 impl<T> Drop for Direct<T> {
     /// Ends the thread, after all reads.
     fn drop(&mut self) {
-        while self.in_flight.load(Ordering::Acquire) > 0 {
+        let thread = self.thread.take().expect("dropped once");
+        while self.in_flight.load(Ordering::Acquire) > 0 && !thread.is_finished() {
             std::thread::sleep(Duration::from_millis(1));
         }
+        self.stopping.store(true, Ordering::Release); // the number may be another context's soon
         self.context.end();
-        let thread = self.thread.take().expect("dropped once");
         // `ended` may be what lets go of it.
         if thread.thread().id() != std::thread::current().id() {
             let _ = thread.join(); // it has panicked: that was said where it happened

@@ -343,6 +343,10 @@ impl Client {
         }
     }
 
+    pub fn send(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).unwrap();
+    }
+
     pub fn request(&mut self, flags: u16, command: u16, cookie: u64, offset: u64, length: u32) {
         let bytes = request_bytes(flags, command, cookie, offset, length);
         self.stream.write_all(&bytes).unwrap();
