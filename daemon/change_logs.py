@@ -100,9 +100,7 @@ class ChangeLogs:
         try:
             make_device(device, context.path(device), context.catalog.uuid, preallocate=False)
             with context.engine_errors(f"opening device {device.name}"):
-                context.engine.open_device(
-                    device.id, str(context.path(device)), sparse=True, direct=device.direct
-                )
+                context.open_device(device, context.path(device))
         except BaseException:
             self.unmake_file(device)
             raise

@@ -76,7 +76,7 @@ class Devices:
         reason = trouble_with(device, path, context.catalog.uuid)
         if reason is None:
             try:
-                context.engine.open_device(device.id, str(path), sparse=device.sparse, direct=device.direct)
+                context.open_device(device, path)
                 self._opened(device, path)
             except context.engine_error as error:
                 reason = str(error)
@@ -279,7 +279,7 @@ class Devices:
         try:
             make_device(device, path, context.catalog.uuid, preallocate=preallocate)
             with context.engine_errors(f"opening device {device.name}"):
-                context.engine.open_device(device.id, str(path), sparse=device.sparse, direct=device.direct)
+                context.open_device(device, path)
             self._opened(device, path)
             context.catalog.set_device_state(device.id, "ready")
         except BaseException:

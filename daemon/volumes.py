@@ -156,9 +156,7 @@ class Volumes:
                 path = context.path(device)
                 make_device(device, path, context.catalog.uuid, preallocate=False)
                 with context.engine_errors(f"opening device {device.name}"):
-                    context.engine.open_device(
-                        device.id, str(path), sparse=device.sparse, direct=device.direct
-                    )
+                    context.open_device(device, path)
             self._hand_over(volume)
             context.catalog.set_volume_state(volume.id, "ready")
             self._export(volume)

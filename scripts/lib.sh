@@ -44,6 +44,16 @@ logged() {
 # What `scripts/bench` needs besides: servers to compare with, what draws the charts, what tells where time goes.
 APT_BENCH=(nbd-server python3-matplotlib linux-perf valgrind)
 
+# set_up_bench: what scripts/bench and scripts/flame need, the engine's examples built.
+set_up_bench() {
+    ensure_apt bench
+    set_up test
+    find_cargo || ensure_rust
+    logged bench-build cargo build --release --locked --no-default-features --examples \
+        --manifest-path engine/Cargo.toml
+    export PYTHONPATH=$ROOT
+}
+
 # ensure_apt run|test|bench|install|host: the Debian packages of that purpose are installed.
 ensure_apt() {
     local wanted=("${APT_RUN[@]}") installed package missing=()

@@ -13,7 +13,6 @@ Errors            AssertionError with the program's output.
 """
 
 import json
-import os
 import re
 import signal
 import time
@@ -28,6 +27,7 @@ from scripts.benchmark.cuts import measure_cuts, measure_rate
 from scripts.benchmark.load import Export, examples, fio_time, measure, write_some
 from scripts.benchmark.targets import percentile
 from tests.support.daemon import Daemon
+from tests.support.direct import drop_pages
 from tests.support.fuse import disk_file
 from tests.support.proc import Background, check
 
@@ -264,11 +264,11 @@ def direct(directory: Path, scale: Scale) -> dict[str, float]:
         cached = adopt(daemon, "through", through)
         case = Case("direct", "randread", BLOCK, _DIRECT_DEPTH)
         for _ in range(3):
-            forget(base)
+            drop_pages(base)
             ours = measure(case, past, daemon.pid, scale.seconds)
-            forget(through)
+            drop_pages(through)
             other = measure(case, cached, daemon.pid, scale.seconds)
-            forget(base)
+            drop_pages(base)
             theirs, batches = (_fio_direct(base, scale.seconds, least) for least in (1, _DIRECT_DEPTH))
             both = (ours.iops, ours.server_us, other.iops, other.server_us)
             turns.append((ours.iops / theirs, *both, batches / theirs, theirs))
@@ -283,15 +283,6 @@ def _fio_direct(path: Path, seconds: float, least: int) -> float:
     options += [f"--filename={path}", f"--runtime={fio_time(seconds)}", "--output-format=json"]
     said = check("fio", "--name=bench", "--ioengine=libaio", *options, timeout_s=_LONG_S)
     return float(json.loads(said[said.index("{") :])["jobs"][0]["read"]["iops"])
-
-
-def forget(path: Path) -> None:
-    """Have the page cache drop a file that is not dirty."""
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(file)
 
 
 Measurement = Callable[[Path, Scale], dict[str, float]]

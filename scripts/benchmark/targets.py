@@ -192,6 +192,10 @@ def _instead(target: Ratio, rows: Sequence[tuple[Case, Rounds]]) -> tuple[Rounds
     return twin, f"by load.rs; fio, itself busy, has {by_fio:.2f}"
 
 
+def _beyond(reached: float) -> str:
+    return f"beyond the limit, which has {reached:.2f}"
+
+
 def _of_ratio(target: Ratio, rows: Sequence[tuple[Case, Rounds]]) -> Verdict:
     wanted = f"{'<=' if target.at_most else '>='} {target.bound:g}"
     rounds, remark = _instead(target, rows)
@@ -205,7 +209,7 @@ def _of_ratio(target: Ratio, rows: Sequence[tuple[Case, Rounds]]) -> Verdict:
     if not met and limit and target.reference != LIMIT and not target.other_case:
         reached = ratio_of(limit, theirs, target.figure)
         beyond = reached > target.bound if target.at_most else reached < target.bound
-        remarks += [f"beyond the limit, which has {reached:.2f}"] if beyond else []
+        remarks += [_beyond(reached)] if beyond else []
     return Verdict(target.title, wanted, measured, met, "; ".join(remarks))
 
 
@@ -217,7 +221,7 @@ def _of_bound(target: Bound, figures: Mapping[str, float]) -> Verdict:
     met = measured <= target.bound if target.at_most else measured >= target.bound
     limit = figures.get(target.limit)
     beyond = not met and limit is not None and (limit < target.bound) != target.at_most
-    remark = f"beyond what the disk gives to who asks for all anew at once, {limit:.2f}" if beyond else ""
+    remark = _beyond(limit) if beyond and limit is not None else ""
     return Verdict(target.title, wanted, measured, met, remark)
 
 

@@ -4,7 +4,6 @@ How it works      Devices are files on a disk's file system, whose pages are dro
                   reads; where /tmp is memory, nothing can be dropped and the tests are skipped.
 """
 
-import contextlib
 import errno
 import os
 import random
@@ -13,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import nbd
+from tests.support import direct, nbd
 from tests.support.daemon import Daemon
 
 BLOCK = 4096
@@ -48,16 +47,9 @@ def overwrite(daemon: Daemon, contents: bytes) -> bytearray:
 def drop_pages(daemon: Daemon) -> None:
     """Has the page cache keep nothing of the devices."""
     for name in ("log.img", "base.img"):
-        file = os.open(daemon.directory / name, os.O_RDONLY)
-        try:
-            os.fsync(file)
-            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
-            if name == "base.img":
-                with contextlib.suppress(BlockingIOError):
-                    os.preadv(file, [bytearray(BLOCK)], SIZE // 2, os.RWF_NOWAIT)
-                    pytest.skip("the page cache keeps files of /tmp")
-        finally:
-            os.close(file)
+        direct.drop_pages(daemon.directory / name)
+    if direct.cached_blocks(daemon.directory / "base.img", SIZE // 2, BLOCK):
+        pytest.skip("the page cache keeps files of /tmp")
 
 
 def ranges(seed: int) -> Iterator[tuple[int, int]]:

@@ -1,7 +1,7 @@
 //! Device: one file or disk that holds extents or slots.
 //!
-//! How it works      I/O at offsets, through the page cache or, as its [`Mode`] says, past it. `read_cached` answers from the page cache or says that it would
-//!                   block. `sync` makes what was written durable; callers that wait at the same time share one.
+//! How it works      I/O at offsets, through the page cache or, as its [`Mode`] says, past it. `read_cached` answers from the
+//!                   page cache or says that it would block. `sync` makes what was written durable; callers that wait at the same time share one.
 //!                   The file can be changed for another while the device is in use ([`Device::reopen`]): calls that
 //!                   are under way end on the old one. A device that is not there has a file whose calls all fail
 //!                   ([`super::absent`]).

@@ -79,7 +79,7 @@ impl Share {
         if self.direct || self.stopped_at.is_some() || !frozen {
             return None; // E2
         }
-        (self.fate(part) == write::Fate::Overwritten).then(|| self.overwrite(part))
+        self.is_overwritten(part).then(|| self.overwrite(part))
     }
 
     /// Ends a part that was done so; the last one ends its request.

@@ -26,7 +26,7 @@ pub(super) const INLINE_BYTES_MAX: u32 = 128 << 10;
 
 /// What becomes of the blocks that a part writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fate {
+enum Fate {
     /// Whole blocks, all overwritten at their base places.
     Overwritten,
     /// Whole blocks, all written somewhere new.
@@ -69,7 +69,7 @@ impl Share {
     }
 
     /// What becomes of a part's blocks.
-    pub(super) fn fate(&self, part: &Part) -> Fate {
+    fn fate(&self, part: &Part) -> Fate {
         if !is_aligned(part) {
             return Fate::Mixed;
         }
@@ -81,6 +81,12 @@ impl Share {
             (false, false) if self.moving(part.local, first, blocks) >= blocks => Fate::Moved,
             _ => Fate::Mixed,
         }
+    }
+
+    /// Whether a part is made of whole blocks that are all overwritten in place; `fate` tells the others apart, too.
+    pub(super) fn is_overwritten(&self, part: &Part) -> bool {
+        let (first, blocks) = blocks_of_whole(part);
+        is_aligned(part) && self.overwritable(part.local, first, blocks) == (blocks, true)
     }
 
     /// The short way for whole blocks that are all overwritten in place.
@@ -126,9 +132,7 @@ impl Share {
         self.claim(if self.goes_to_base(part.local) { 0 } else { u64::from(left) })?;
         let mut at = part.at as usize;
         while left > 0 {
-            let (place, count, target) = self.take_target(part.local, left);
-            let change = job.changes.len();
-            job.changes.push(NewPlace { first: block, count, place, sums: Vec::new() });
+            let (change, count, target) = self.plan_change(&mut job, part.local, block, left);
             job.steps.push(Step::WriteWhole { change, target, at });
             block += count;
             left -= count;
@@ -189,9 +193,7 @@ impl Share {
             let whole = (to - pos) / BLOCK_SIZE;
             let partial = skip != 0 || whole == 0;
             let want = if partial { 1 } else { self.moving(part.local, block, whole as u32) };
-            let (place, count, target) = self.take_target(part.local, want);
-            let change = job.changes.len();
-            job.changes.push(NewPlace { first: block, count, place, sums: Vec::new() });
+            let (change, count, target) = self.plan_change(job, part.local, block, want);
             if partial {
                 let (skip, length) = (skip as usize, (BLOCK_SIZE - skip).min(to - pos) as usize);
                 let old = self.old(part.local, block);
@@ -220,6 +222,20 @@ impl Share {
     /// Whether whatever is written may go to its base place, as no snapshot, nor a source, has anything there.
     fn goes_to_base(&self, local: u32) -> bool {
         self.source.is_none() && self.locals[local as usize].versions.frozen().is_empty()
+    }
+
+    /// Has up to `want` blocks from `block` on change their place: which of the job's changes that is, how many blocks
+    /// those are, and where they are written.
+    fn plan_change(
+        &mut self,
+        job: &mut Job,
+        local: u32,
+        block: BlockIndex,
+        want: u32,
+    ) -> (usize, u32, Target) {
+        let (place, count, target) = self.take_target(local, want);
+        job.changes.push(NewPlace { first: block, count, place, sums: Vec::new() });
+        (job.changes.len() - 1, count, target)
     }
 
     /// Somewhere new for up to `want` blocks.
