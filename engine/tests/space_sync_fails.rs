@@ -11,7 +11,7 @@ use polyvol_engine::io::device::Mode;
 use polyvol_engine::system::linux::Linux;
 use polyvol_engine::system::mapping::Mapping;
 use polyvol_engine::system::pool::Pool;
-use polyvol_engine::system::{Cached, Driven, Driving, File, Result, System};
+use polyvol_engine::system::{Cached, Driven, Driving, File, Result, System, Urgency};
 use polyvol_engine::volume::caller::Caller;
 use polyvol_engine::volume::request::Verb;
 
@@ -106,8 +106,8 @@ impl System for Failing {
     fn wall_ns(&self) -> u64 {
         Linux.wall_ns()
     }
-    fn pool(&self, name: &str, threads_max: usize) -> Result<Pool> {
-        Linux.pool(name, threads_max)
+    fn pool(&self, name: &str, threads_max: usize, urgency: Urgency) -> Result<Pool> {
+        Linux.pool(name, threads_max, urgency)
     }
     fn drive(&self, name: &str, driven: Arc<dyn Driven>) -> Result<Box<dyn Driving>> {
         Linux.drive(name, driven)

@@ -39,7 +39,7 @@ use crate::processor::report::PartitionState;
 use crate::processor::run::Handle;
 use crate::system::linux::Linux;
 use crate::system::pool::Pool;
-use crate::system::{System, wait};
+use crate::system::{System, Urgency, wait};
 use crate::units::{DeviceId, Epoch, VolumeId};
 use crate::volume::export::ExportTable;
 use crate::volume::flusher::Waiter;
@@ -91,8 +91,10 @@ impl Engine {
     pub fn with_system(system: Arc<dyn System>, processors: u32) -> Result<Engine> {
         let failed = |e| Error::io("the engine's threads cannot be started", e);
         let engine = Engine {
-            pool: system.pool("pv-io", POOL_THREADS).map_err(failed)?,
-            checkpoints: system.pool("pv-checkpt", CHECKPOINT_THREADS).map_err(failed)?,
+            pool: system.pool("pv-io", POOL_THREADS, Urgency::Prompt).map_err(failed)?,
+            checkpoints: system
+                .pool("pv-checkpt", CHECKPOINT_THREADS, Urgency::Background)
+                .map_err(failed)?,
             system,
             processors: Mutex::default(),
             devices: Mutex::default(),

@@ -8,7 +8,7 @@ use crate::change_log::journal::Identity;
 use crate::error::Errno;
 use crate::system::mapping::Mapping;
 use crate::system::pool::Pool;
-use crate::system::{Cached, Driven, Driving, File, Result, System};
+use crate::system::{Cached, Driven, Driving, File, Result, System, Urgency};
 
 /// The volume that every file belongs to.
 pub const VOLUME_UUID: [u8; 16] = [9; 16];
@@ -144,7 +144,7 @@ impl System for Files {
     fn wall_ns(&self) -> u64 {
         0
     }
-    fn pool(&self, _name: &str, _threads_max: usize) -> Result<Pool> {
+    fn pool(&self, _name: &str, _threads_max: usize, _urgency: Urgency) -> Result<Pool> {
         Err(Errno::ENOTSUP)
     }
     fn drive(&self, _name: &str, _driven: Arc<dyn Driven>) -> Result<Box<dyn Driving>> {

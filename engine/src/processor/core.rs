@@ -26,7 +26,7 @@ pub trait Runs {
 
 /// Whatever takes events.
 pub trait Takes: Send + Sync {
-    /// Has an event run soon.
+    /// Takes an event. The caller has it run by [`Takes::help`], or somebody else does before.
     fn take(&self, event: Event);
     /// Runs what is there, here and now, if nobody does.
     fn help(&self);
@@ -34,7 +34,7 @@ pub trait Takes: Send + Sync {
 
 impl<R: Runs + Send + Sync> Takes for Core<R> {
     fn take(&self, event: Event) {
-        self.queue.push(event);
+        self.queue.put(event);
     }
 
     fn help(&self) {

@@ -2,9 +2,9 @@
 //!
 //! How it works      The engine brings `CutStop` to each processor concerned. Each stops starting writes of the
 //!                   volumes and arrives; reads go on. The last one to arrive brings `CutGo` to all; on it each
-//!                   advances the epoch of its shares and starts the writes that it held. Who has brought it to all then
-//!                   runs those processors that nobody runs yet: with all cores busy, a thread that has to be woken may wait
-//!                   for its turn for milliseconds, and hosts with it.
+//!                   advances the epoch of its shares and starts the writes that it held. Nobody is woken for it: who brings
+//!                   either, or meets a stop, runs those processors that nobody runs. With all cores busy a thread that was
+//!                   woken, or that has woken one, may wait for its turn for milliseconds, and hosts with it.
 //! Invariants        C1 no processor advances before all have arrived;
 //!                   C2 between its arrival and its advance a processor starts no write of the volumes;
 //!                   C3 a write takes its epoch from its share when it starts.
@@ -68,11 +68,14 @@ impl Cut {
         }
     }
 
-    /// The caller has stopped starting writes. The last one to say so lets everybody go.
+    /// The caller has stopped starting writes. The last one to say so lets everybody go; others see to it that all stop soon,
+    /// should who makes the cut have lost its core.
     pub fn arrive(self: &Arc<Self>) {
         if self.out.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.instant_ns.store(self.system.wall_ns(), Ordering::Release);
             self.bring(|| Control::CutGo(Arc::clone(self)));
+        } else {
+            self.help();
         }
     }
 
@@ -82,6 +85,10 @@ impl Cut {
             core.take(Event::Control(Box::new(told())));
             self.system.let_others();
         }
+        self.help();
+    }
+
+    fn help(&self) {
         self.cores.iter().for_each(|core| core.help());
     }
 

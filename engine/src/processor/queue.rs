@@ -7,7 +7,7 @@
 //!                   nobody is let in to share, so that it does not wait for long.
 //! Invariants        Q1 an event that was pushed is taken exactly once, in the order of pushes;
 //!                   Q2 whenever events are there, somebody runs the processor, or shares it and will look, or its thread is
-//!                      awake or being woken;
+//!                      awake or being woken, or who put them there is about to run it;
 //!                   Q3 at most one thread runs a processor at a time, and then nobody shares it;
 //!                   Q4 what is pushed after the queue was closed is refused at once, by whoever pushes it.
 //! Owner and locks   one lock over the events, held for a push or a swap.
@@ -195,6 +195,16 @@ impl Queue {
         }
         state.push(batch);
         self.wake_if_needed(state);
+    }
+
+    /// Pushes one event and wakes nobody: the caller is to [`Queue::offer`] to run it next (Q2).
+    pub fn put(&self, event: Event) {
+        let mut state = self.lock();
+        if state.closed {
+            drop(state);
+            return refuse([event]);
+        }
+        state.events.push(event);
     }
 
     /// Pushes one event.

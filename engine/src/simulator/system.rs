@@ -14,7 +14,7 @@ use super::scheduler::{Scheduler, Turn};
 use crate::error::Errno;
 use crate::system::mapping::Mapping;
 use crate::system::pool::{Job, Pool, Runner};
-use crate::system::{Cached, Driven, Driving, File, Result, System};
+use crate::system::{Cached, Driven, Driving, File, Result, System, Urgency};
 
 /// See the module's head.
 #[derive(Debug)]
@@ -263,7 +263,7 @@ impl System for Simulated {
         1_700_000_000_000_000_000 + self.clock_ns.load(Ordering::Relaxed)
     }
 
-    fn pool(&self, name: &str, threads_max: usize) -> Result<Pool> {
+    fn pool(&self, name: &str, threads_max: usize, _urgency: Urgency) -> Result<Pool> {
         let number = self.scheduler.add_pool(name, threads_max);
         Ok(Pool::new(Arc::new(Jobs { system: self.this.clone(), number })))
     }

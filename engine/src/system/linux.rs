@@ -20,11 +20,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{Advice, FallocateFlags, SeekFrom, fadvise, fallocate, fdatasync, seek};
 use rustix::io::{ReadWriteFlags, preadv2};
-use rustix::mm::{Advice as MmAdvice, MapFlags, ProtFlags, madvise, mmap, munmap};
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 use super::mapping::{Mapping, Pages};
 use super::pool::{Pool, Threads};
-use super::{Cached, Driven, Driving, File, Result, System};
+use super::{Cached, Driven, Driving, File, Result, System, Urgency};
 use crate::buffer::{ALIGNMENT, Buffer};
 use crate::error::Errno;
 
@@ -209,10 +209,11 @@ impl Pages for Mapped {
     }
 
     fn warm(&self) {
-        // SAFETY: a mapping of this length, whose contents stay as they are. A kernel that cannot leaves it to whoever comes.
-        let _ = unsafe {
-            madvise(self.start.as_ptr().cast(), self.length, MmAdvice::LinuxPopulateRead)
-        };
+        // By touching it, not by `madvise`, which would keep all others in the process from getting memory meanwhile.
+        for at in (0..self.length).step_by(4096) {
+            // SAFETY: inside the mapping.
+            unsafe { self.start.as_ptr().add(at).read_volatile() };
+        }
     }
 }
 
@@ -313,8 +314,8 @@ impl System for Linux {
         SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos() as u64)
     }
 
-    fn pool(&self, name: &str, threads_max: usize) -> Result<Pool> {
-        Ok(Pool::new(Threads::start(name, threads_max)?))
+    fn pool(&self, name: &str, threads_max: usize, urgency: Urgency) -> Result<Pool> {
+        Ok(Pool::new(Threads::start(name, threads_max, urgency)?))
     }
 
     fn drive(&self, name: &str, driven: Arc<dyn Driven>) -> Result<Box<dyn Driving>> {

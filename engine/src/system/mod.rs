@@ -110,7 +110,7 @@ pub trait System: Send + Sync + Debug {
     fn wall_ns(&self) -> u64;
 
     /// A pool of at most so many threads, whose names begin with `name`.
-    fn pool(&self, name: &str, threads_max: usize) -> Result<Pool>;
+    fn pool(&self, name: &str, threads_max: usize, urgency: Urgency) -> Result<Pool>;
     /// Has `driven` run until it stops. What is returned is dropped by who has told it to, and waits for that.
     fn drive(&self, name: &str, driven: Arc<dyn Driven>) -> Result<Box<dyn Driving>>;
     /// Whether there are threads. Where there are none, who waits for others' work has to see to it.
@@ -119,6 +119,15 @@ pub trait System: Send + Sync + Debug {
     fn run_others(&self) -> bool;
     /// A place where another thread may come between: where there are none, somebody else may have a turn here.
     fn let_others(&self) {}
+}
+
+/// Whether hosts wait for what a thread does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Urgency {
+    /// They do.
+    Prompt,
+    /// They do not: where cores are scarce it gets little of them.
+    Background,
 }
 
 /// A [`Driven`] that runs.

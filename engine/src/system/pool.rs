@@ -10,7 +10,12 @@ use std::fmt::{self, Debug};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 
-use super::Result;
+use rustix::process::nice;
+
+use super::{Result, Urgency};
+
+/// What the threads of a [`Urgency::Background`] pool are nicer by: about a tenth of a core if others want it.
+const BACKGROUND_NICENESS: i32 = 10;
 
 /// What a pool does.
 pub type Job = Box<dyn FnOnce() + Send>;
@@ -62,6 +67,7 @@ pub struct Threads {
     shared: Arc<Shared>,
     name: String,
     threads_max: usize,
+    urgency: Urgency,
 }
 
 impl Debug for Threads {
@@ -72,10 +78,10 @@ impl Debug for Threads {
 
 impl Threads {
     /// Starts with one thread.
-    pub fn start(name: &str, threads_max: usize) -> Result<Arc<Threads>> {
+    pub fn start(name: &str, threads_max: usize, urgency: Urgency) -> Result<Arc<Threads>> {
         assert!(threads_max > 0, "a pool has a thread");
         let shared = Arc::new(Shared { state: Mutex::default(), work: Condvar::new() });
-        let threads = Threads { shared, name: name.to_owned(), threads_max };
+        let threads = Threads { shared, name: name.to_owned(), threads_max, urgency };
         let first = threads.spawn(0)?;
         threads.shared.state.lock().expect("jobs run outside the lock").threads.push(first);
         Ok(Arc::new(threads))
@@ -85,7 +91,13 @@ impl Threads {
         let number = if self.threads_max > 1 { format!("-{number}") } else { String::new() };
         let name = format!("{}{number}", self.name).chars().take(15).collect();
         let shared = Arc::clone(&self.shared);
-        std::thread::Builder::new().name(name).spawn(move || worker(&shared))
+        let urgency = self.urgency;
+        std::thread::Builder::new().name(name).spawn(move || {
+            if urgency == Urgency::Background {
+                let _ = nice(BACKGROUND_NICENESS); // where that is refused, it is as urgent as the others
+            }
+            worker(&shared);
+        })
     }
 }
 

@@ -28,8 +28,8 @@ use crate::io::device::Device;
 use crate::processor::hunger::Hunger;
 use crate::processor::queue::{Control, Event, Queue};
 use crate::sync::{Mutex, MutexGuard};
-use crate::system::System;
 use crate::system::pool::Pool;
+use crate::system::{System, Urgency};
 use crate::volume::request::{Request, Sink};
 
 /// Who waits for a sync.
@@ -244,7 +244,7 @@ impl Flusher {
     /// Starts the thread.
     pub fn start(system: &Arc<dyn System>, name: &str, durable: Arc<Durable>) -> Result<Flusher> {
         let pool = system
-            .pool(&format!("pv-flush-{name}"), 1)
+            .pool(&format!("pv-flush-{name}"), 1, Urgency::Prompt)
             .map_err(|e| Error::io("a flush thread cannot be started", e))?;
         let system = Arc::clone(system);
         Ok(Flusher::on(pool, durable, Box::new(move || system.monotonic_ns())))

@@ -8,7 +8,7 @@ use polyvol_engine::error::Errno;
 use polyvol_engine::system::linux::Linux;
 use polyvol_engine::system::mapping::Mapping;
 use polyvol_engine::system::pool::Pool;
-use polyvol_engine::system::{Cached, Driven, Driving, File, Result, System};
+use polyvol_engine::system::{Cached, Driven, Driving, File, Result, System, Urgency};
 
 /// What fails: the end of a file's name, and the call.
 pub type Rules = Arc<Mutex<BTreeSet<(&'static str, &'static str)>>>;
@@ -128,8 +128,8 @@ impl System for Faulty {
     fn wall_ns(&self) -> u64 {
         Linux.wall_ns()
     }
-    fn pool(&self, name: &str, threads_max: usize) -> Result<Pool> {
-        Linux.pool(name, threads_max)
+    fn pool(&self, name: &str, threads_max: usize, urgency: Urgency) -> Result<Pool> {
+        Linux.pool(name, threads_max, urgency)
     }
     fn drive(&self, name: &str, driven: Arc<dyn Driven>) -> Result<Box<dyn Driving>> {
         Linux.drive(name, driven)

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use polyvol_engine::system::linux::Linux;
 use polyvol_engine::system::mapping::Mapping;
 use polyvol_engine::system::pool::Pool;
-use polyvol_engine::system::{Cached, Driven, Driving, File, Result, System};
+use polyvol_engine::system::{Cached, Driven, Driving, File, Result, System, Urgency};
 
 /// Linux, but that a file called `log` is never written.
 #[derive(Debug)]
@@ -97,8 +97,8 @@ impl System for Hollow {
     fn wall_ns(&self) -> u64 {
         self.0.wall_ns()
     }
-    fn pool(&self, name: &str, threads_max: usize) -> Result<Pool> {
-        self.0.pool(name, threads_max)
+    fn pool(&self, name: &str, threads_max: usize, urgency: Urgency) -> Result<Pool> {
+        self.0.pool(name, threads_max, urgency)
     }
     fn drive(&self, name: &str, driven: Arc<dyn Driven>) -> Result<Box<dyn Driving>> {
         self.0.drive(name, driven)
