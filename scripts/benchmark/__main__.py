@@ -118,7 +118,7 @@ def run_case(
     if case.snapshots and contenders.many is not None:
         contenders.many.have(case.snapshots, case.region)
         settle(contenders.directory)
-    for _ in range(options.rounds):
+    for _ in range(options.rounds * case.turns):
         for name, samples in rounds.items():
             tries: list[Sample] = []
             while not tries or patience.again(tries[-1]):
@@ -175,7 +175,7 @@ def turn_seconds(options: argparse.Namespace, wanted: list[Case]) -> float:
         else (BUDGET_FULL_S, ALONE_FULL_S, SECONDS_FULL)
     )
     repeats: int = REPEATS_QUICK if options.quick else REPEATS_FULL
-    turns: int = options.rounds * sum(len(case.servers) for case in wanted) + repeats
+    turns: int = options.rounds * sum(len(case.servers) * case.turns for case in wanted) + repeats
     fitting = (budget - alone) / turns - TURN_EXTRA_S
     return max(SECONDS_MIN, min(longest, fitting))
 

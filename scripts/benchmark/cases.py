@@ -41,6 +41,11 @@ EVERYBODY = (
 )
 SNAPSHOT_COUNTS = (1, 10, 100, 1000)
 REGION_BYTES = 256 << 20
+DATA_BYTES = 1 << 30
+"""What each contender serves."""
+FIRST_OVERWRITES = DATA_BYTES // (64 << 10)
+"""How many of them are a turn: with more, most would go to clusters of qcow2 (64 KiB) that were copied for others."""
+SHORT_TURNS = 3
 
 
 def with_snapshots(count: int) -> str:
@@ -54,7 +59,8 @@ class Case:
 
     `quick`: part of `--quick` too. `snapshots`: so many are on the volume with snapshots. `region`: only the
     first so many bytes are used, again and again, and were written since the last snapshot; else a random
-    write uses no block twice, so that on servers "after" something each write is the first.
+    write uses no block twice, so that on servers "after" something each write is the first. `requests`: a turn
+    ends after so many, if not before, and there are SHORT_TURNS of them for each.
     """
 
     name: str
@@ -68,6 +74,12 @@ class Case:
     fsync: int = 0
     snapshots: int = 0
     region: int = 0
+    requests: int = 0
+
+    @property
+    def turns(self) -> int:
+        """How many turns there are in a round."""
+        return SHORT_TURNS if self.requests else 1
 
     @property
     def writes(self) -> bool:
@@ -176,8 +188,11 @@ def _all() -> tuple[Case, ...]:
     for count in SNAPSHOT_COUNTS:
         found += _counted(count)
     first = "4k first overwrite, depth 16"
-    found.append(Case(first, "randwrite", _4K, 16, _OVERWRITERS, quick=False))
-    found.append(Case(f"{first}, the main servers", "randwrite", _4K, 16, _QUICK_OVERWRITERS, quick=True))
+    for name, servers, quick in (
+        (first, _OVERWRITERS, False),
+        (f"{first}, the main servers", _QUICK_OVERWRITERS, True),
+    ):
+        found.append(Case(name, "randwrite", _4K, 16, servers, "load", quick=quick, requests=FIRST_OVERWRITES))
     name = "4k random read of the oldest of 1000 snapshots, depth 16"
     pair = (with_snapshots(1000), POLYVOL_OLDEST)
     found.append(Case(name, "randread", _4K, 16, pair, quick=False, snapshots=1000))

@@ -28,7 +28,6 @@ from scripts.benchmark.quiet import favour
 from tests.support.daemon import Daemon
 from tests.support.proc import Argument, Background, check, end_session, wait_until
 
-DATA_BYTES = 1 << 30
 LOG_SIZE = "16G"
 MORE_LOG_SIZE = "8G"
 WRITES_BETWEEN_SNAPSHOTS = 1000
@@ -299,7 +298,7 @@ def _written(export: Export) -> Iterator[None]:
     assert load.returncode == 0, f"the writes beside the case ended with {load.returncode}"
 
 
-def fill(path: Path, size: int = DATA_BYTES) -> None:
+def fill(path: Path, size: int = cases.DATA_BYTES) -> None:
     """A file without holes and without zeroes; in the page cache afterwards."""
     pattern = os.urandom(_PATTERN_BYTES)
     with path.open("wb") as file:

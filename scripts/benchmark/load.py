@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts.benchmark.cases import Case
+from scripts.benchmark.cases import DATA_BYTES, Case
 from tests.support.nbd import uri
 from tests.support.proc import environment, tool
 
@@ -76,6 +76,7 @@ def examples() -> Path:
 
 def measure(case: Case, export: Export, pid: int, seconds: float) -> Sample:
     """Put the case's load on an export served by a process, for so long."""
+    assert not (case.requests and case.generator == "fio"), "fio is given a time only"
     Path(f"/proc/{pid}/clear_refs").write_text(_RESET_PEAK)
     server, client, machine, begun = server_cpu_s(pid), _children_s(), _machine_s(), time.monotonic()
     raw = _fio(case, export, seconds) if case.generator == "fio" else _load(case, export, seconds)
@@ -154,9 +155,11 @@ def _load(case: Case, export: Export, seconds: float) -> _Raw:
     bound = {}
     if case.region:
         bound["blocks"] = case.region // case.block
+    elif case.requests:
+        bound["requests"] = case.requests // case.connections
     elif case.writes and case.random:
         # One connection's order comes back to no block before it had all; several share the blocks.
-        bound["requests"] = (1 << 30) // case.block // case.connections
+        bound["requests"] = DATA_BYTES // case.block // case.connections
     command = load_command(
         export,
         rw=case.pattern,
