@@ -25,6 +25,7 @@ from scripts.benchmark.cases import Case
 from scripts.benchmark.contenders import adopt, fill, settle
 from scripts.benchmark.cuts import measure_cuts, measure_rate
 from scripts.benchmark.load import Export, examples, fio_time, measure, write_some
+from scripts.benchmark.quiet import favour
 from scripts.benchmark.targets import percentile
 from tests.support.daemon import Daemon
 from tests.support.direct import drop_pages
@@ -249,30 +250,33 @@ def switches(pid: int) -> dict[int, tuple[str, int]]:
 def direct(directory: Path, scale: Scale) -> dict[str, float]:
     """4k random reads, depth 32, that the disk has to answer: polyvol's over fio's on the file, O_DIRECT.
 
-    The median of three turns. `cached`: through the page cache, which has nothing when a turn begins; no
-    block is read twice. `batch_ratio`: what fio itself reaches if it asks anew only when all have come back:
-    disks of virtual machines that interrupt only when their queue has run dry make everybody do so.
+    The median of three turns. `limit_ratio`: what a bare server reaches that reads past the page cache and
+    never sleeps. `batch_ratio`: what fio itself reaches if it asks anew only when all have come back.
+    `cached`: through the page cache, which has nothing when a turn begins; no block is read twice.
     """
-    base = directory / "base.img"
-    fill(base, scale.direct_bytes)
+    base, through, socket = directory / "base.img", directory / "through.img", directory / "limit.sock"
+    for path in (base, through):
+        fill(path, scale.direct_bytes)
     settle(directory)
+    limit = Background(examples() / "limit", socket, base, "direct", log=directory / "limit.log")
     turns = []
-    with Daemon(directory) as daemon:
-        past, through = adopt(daemon, "past", base, "--direct"), directory / "through.img"
-        fill(through, scale.direct_bytes)
-        settle(directory)
-        cached = adopt(daemon, "through", through)
+    with Daemon(directory) as daemon, limit as process:
+        process.wait_until(socket.exists, "the limit's socket")
+        favour(process.pid)
+        past, cached = adopt(daemon, "past", base, "--direct"), adopt(daemon, "through", through)
         case = Case("direct", "randread", BLOCK, _DIRECT_DEPTH)
         for _ in range(3):
             drop_pages(base)
             ours = measure(case, past, daemon.pid, scale.seconds)
+            bare = measure(case, Export(socket, ""), process.pid, scale.seconds)
+            theirs, batches = (_fio_direct(base, scale.seconds, least) for least in (1, _DIRECT_DEPTH))
             drop_pages(through)
             other = measure(case, cached, daemon.pid, scale.seconds)
-            drop_pages(base)
-            theirs, batches = (_fio_direct(base, scale.seconds, least) for least in (1, _DIRECT_DEPTH))
+            ratios = (ours.iops / theirs, bare.iops / theirs, batches / theirs)
             both = (ours.iops, ours.server_us, other.iops, other.server_us)
-            turns.append((ours.iops / theirs, *both, batches / theirs, theirs))
-    names = ("ratio", "iops", "server_us", "cached_iops", "cached_server_us", "batch_ratio", "fio_iops")
+            turns.append((*ratios, theirs, *both))
+    names = ("ratio", "limit_ratio", "batch_ratio", "fio_iops")
+    names += ("iops", "server_us", "cached_iops", "cached_server_us")
     return {f"direct.{name}": value for name, value in zip(names, sorted(turns)[1], strict=True)}
 
 

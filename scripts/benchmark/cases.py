@@ -44,7 +44,7 @@ REGION_BYTES = 256 << 20
 DATA_BYTES = 1 << 30
 """What each contender serves."""
 FIRST_OVERWRITES = DATA_BYTES // (64 << 10)
-"""How many of them are a turn: with more, most would go to clusters of qcow2 (64 KiB) that were copied for others."""
+"""How many are a turn: with more, most would go to clusters of qcow2 (64 KiB) that were copied for others."""
 SHORT_TURNS = 3
 
 
@@ -59,8 +59,8 @@ class Case:
 
     `quick`: part of `--quick` too. `snapshots`: so many are on the volume with snapshots. `region`: only the
     first so many bytes are used, again and again, and were written since the last snapshot; else a random
-    write uses no block twice, so that on servers "after" something each write is the first. `requests`: a turn
-    ends after so many, if not before, and there are SHORT_TURNS of them for each.
+    write uses no block twice, so that on servers "after" something each write is the first. `requests`: a
+    turn ends after so many, if not before, and there are SHORT_TURNS of them for each.
     """
 
     name: str
@@ -178,6 +178,10 @@ def _counted(count: int) -> list[Case]:
     ]
 
 
+def _first_overwrites(name: str, servers: tuple[str, ...], *, quick: bool) -> Case:
+    return Case(name, "randwrite", _4K, 16, servers, "load", quick=quick, requests=FIRST_OVERWRITES)
+
+
 def _all() -> tuple[Case, ...]:
     found = [*_matrix(), *_sequential()]
     found.append(Case(name_of("randrw", _4K, 16), "randrw", _4K, 16, quick=False))
@@ -187,12 +191,10 @@ def _all() -> tuple[Case, ...]:
         found.append(Case(name, "randwrite", _4K, 1, servers, quick=fsync == 1, fsync=fsync))
     for count in SNAPSHOT_COUNTS:
         found += _counted(count)
-    first = "4k first overwrite, depth 16"
-    for name, servers, quick in (
-        (first, _OVERWRITERS, False),
-        (f"{first}, the main servers", _QUICK_OVERWRITERS, True),
-    ):
-        found.append(Case(name, "randwrite", _4K, 16, servers, "load", quick=quick, requests=FIRST_OVERWRITES))
+    found += [
+        _first_overwrites("4k first overwrite, depth 16", _OVERWRITERS, quick=False),
+        _first_overwrites("4k first overwrite, depth 16, the main servers", _QUICK_OVERWRITERS, quick=True),
+    ]
     name = "4k random read of the oldest of 1000 snapshots, depth 16"
     pair = (with_snapshots(1000), POLYVOL_OLDEST)
     found.append(Case(name, "randread", _4K, 16, pair, quick=False, snapshots=1000))

@@ -134,7 +134,7 @@ BOUNDS = (
         0.9,
         "x",
         at_most=False,
-        limit="direct.batch_ratio",
+        limit="direct.limit_ratio",
     ),
     Bound("cut under 4k random writes, depth 32, 1 TiB: median stall", "cuts.stall_ms.median", 0.2, "ms"),
     Bound("the same, 99 of 100 cuts", "cuts.stall_ms.p99", 1.0, "ms"),

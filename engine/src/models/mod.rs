@@ -19,7 +19,12 @@ const PREEMPTIONS: usize = 2;
 
 /// Tries every order of a model.
 fn check(model: impl Fn() + Send + Sync + 'static) {
+    check_within(PREEMPTIONS, model);
+}
+
+/// As [`check`], with other than [`PREEMPTIONS`].
+fn check_within(preemptions: usize, model: impl Fn() + Send + Sync + 'static) {
     let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(PREEMPTIONS);
+    builder.preemption_bound = Some(preemptions);
     builder.check(model);
 }

@@ -2,16 +2,19 @@
 //!
 //! How it works      `limit SOCKET FILE` serves FILE under any export name on a unix socket until it is killed. One
 //!                   thread for each connection: one `recv` takes many requests, each is one `pread` or `pwrite`,
-//!                   one `send` carries all the replies.
+//!                   one `send` carries all the replies. `limit SOCKET FILE direct` serves reads past the page cache
+//!                   ([`direct`]).
 //! What it is not    A server to use. It maps nothing, has no snapshots, hands nothing over to another thread,
 //!                   lets one slow read hold up all that follow, and believes whatever the peer says. What it
 //!                   reaches is the price of the protocol and of the page cache alone: nobody can be faster by much
 //!                   on this machine and with these system calls.
 //! Errors            a failed I/O is answered with its errno; a broken stream ends its connection.
 
+mod direct;
+
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 
@@ -39,24 +42,33 @@ const EIO: u32 = 5;
 
 fn main() -> io::Result<()> {
     let arguments: Vec<String> = std::env::args().collect();
-    let [_, socket, path] = arguments.as_slice() else {
-        eprintln!("usage: limit SOCKET FILE");
-        std::process::exit(2);
+    let (socket, path, past_cache) = match &arguments[..] {
+        [_, socket, path] => (socket, path, false),
+        [_, socket, path, word] if word == "direct" => (socket, path, true),
+        _ => {
+            eprintln!("usage: limit SOCKET FILE [direct]");
+            std::process::exit(2);
+        }
     };
-    let file = Arc::new(File::options().read(true).write(true).open(path)?);
+    let flags = if past_cache { libc::O_DIRECT } else { 0 };
+    let file = File::options().read(true).write(true).custom_flags(flags).open(path)?;
+    let file = Arc::new(file);
     for stream in UnixListener::bind(socket)?.incoming() {
         let (stream, file) = (stream?, Arc::clone(&file));
         std::thread::spawn(move || {
             // However a connection ends, the others go on.
-            let _ = serve(stream, &file);
+            let _ = serve(stream, &file, past_cache);
         });
     }
     Ok(())
 }
 
-fn serve(mut stream: UnixStream, file: &File) -> io::Result<()> {
+fn serve(mut stream: UnixStream, file: &File, past_cache: bool) -> io::Result<()> {
     if !handshake(&mut stream, file.metadata()?.len())? {
         return Ok(());
+    }
+    if past_cache {
+        return direct::serve(stream, file);
     }
     let mut inbox = vec![0; BATCH_BYTES + REQUEST_BYTES + PAYLOAD_BYTES_MAX];
     let mut outbox = Vec::with_capacity(2 * BATCH_BYTES);
