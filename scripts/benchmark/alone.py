@@ -37,6 +37,8 @@ _PYTHON_THREADS = ("polyvold", "python", "asyncio", "ThreadPool", "Thread-")
 _SYNCS = "fsync,fdatasync,msync,sync_file_range,syncfs"
 _LONG_S = 900.0
 _DIRECT_DEPTH = 32
+_IDLE_TURNS = 3
+"""Long enough, at full scale, to see what comes every ten seconds."""
 
 
 @dataclass(frozen=True)
@@ -219,8 +221,8 @@ def idle(directory: Path, scale: Scale) -> dict[str, float]:
         write_some(Export(daemon.nbd_socket, "v"), 1000, seed=1)
         # What the writes left to do is done, and the API's last connection gone.
         time.sleep(max(1.0, scale.seconds))
-        before = switches(daemon.pid)
-        time.sleep(scale.seconds)
+        seconds, before = _IDLE_TURNS * scale.seconds, switches(daemon.pid)
+        time.sleep(seconds)
         after = switches(daemon.pid)
         found = {"engine": 0, "python": 0}
         for thread, (name, count) in after.items():
@@ -230,9 +232,9 @@ def idle(directory: Path, scale: Scale) -> dict[str, float]:
         resident = re.search(r"VmRSS:\s+(\d+) kB", status)
         assert resident, status
         return {
-            "idle.seconds": scale.seconds,
+            "idle.seconds": seconds,
             "idle.engine_wakeups": found["engine"],
-            "idle.python_wakeups_per_s": found["python"] / scale.seconds,
+            "idle.python_wakeups_per_s": found["python"] / seconds,
             "idle.resident_mib": int(resident[1]) / 1024,
         }
 
@@ -275,9 +277,8 @@ def direct(directory: Path, scale: Scale) -> dict[str, float]:
             ratios = (ours.iops / theirs, bare.iops / theirs, batches / theirs)
             both = (ours.iops, ours.server_us, other.iops, other.server_us)
             turns.append((*ratios, theirs, *both))
-    names = ("ratio", "limit_ratio", "batch_ratio", "fio_iops")
-    names += ("iops", "server_us", "cached_iops", "cached_server_us")
-    return {f"direct.{name}": value for name, value in zip(names, sorted(turns)[1], strict=True)}
+    names = "ratio limit_ratio batch_ratio fio_iops iops server_us cached_iops cached_server_us"
+    return {f"direct.{name}": value for name, value in zip(names.split(), sorted(turns)[1], strict=True)}
 
 
 def _fio_direct(path: Path, seconds: float, least: int) -> float:

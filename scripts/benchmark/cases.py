@@ -46,6 +46,7 @@ DATA_BYTES = 1 << 30
 FIRST_OVERWRITES = DATA_BYTES // (64 << 10)
 """How many are a turn: with more, most would go to clusters of qcow2 (64 KiB) that were copied for others."""
 SHORT_TURNS = 3
+"""Turns in a round where servers are compared that ought to be alike, or whose turns are short."""
 
 
 def with_snapshots(count: int) -> str:
@@ -60,7 +61,8 @@ class Case:
     `quick`: part of `--quick` too. `snapshots`: so many are on the volume with snapshots. `region`: only the
     first so many bytes are used, again and again, and were written since the last snapshot; else a random
     write uses no block twice, so that on servers "after" something each write is the first. `requests`: a
-    turn ends after so many, if not before, and there are SHORT_TURNS of them for each.
+    turn ends after so many, if not before. `turns`: each server has so many in a round, by turns with the
+    others; if several, they are shorter.
     """
 
     name: str
@@ -75,11 +77,7 @@ class Case:
     snapshots: int = 0
     region: int = 0
     requests: int = 0
-
-    @property
-    def turns(self) -> int:
-        """How many turns there are in a round."""
-        return SHORT_TURNS if self.requests else 1
+    turns: int = 1
 
     @property
     def writes(self) -> bool:
@@ -173,13 +171,15 @@ def _counted(count: int) -> list[Case]:
             quick=count == 100 and pattern == "randread",
             snapshots=count,
             region=REGION_BYTES,
+            turns=SHORT_TURNS if count == SNAPSHOT_COUNTS[-1] else 1,
         )
         for pattern, block, depth in loads
     ]
 
 
 def _first_overwrites(name: str, servers: tuple[str, ...], *, quick: bool) -> Case:
-    return Case(name, "randwrite", _4K, 16, servers, "load", quick=quick, requests=FIRST_OVERWRITES)
+    bounds = {"requests": FIRST_OVERWRITES, "turns": SHORT_TURNS}
+    return Case(name, "randwrite", _4K, 16, servers, "load", quick=quick, **bounds)
 
 
 def _all() -> tuple[Case, ...]:
@@ -188,7 +188,10 @@ def _all() -> tuple[Case, ...]:
     for fsync, word in ((1, "each"), (32, "each 32")):
         servers = (POLYVOL, POLYVOL_OVERWRITE, NBDKIT, QEMU, LIMIT)
         name = f"4k random write, fsync after {word}"
-        found.append(Case(name, "randwrite", _4K, 1, servers, quick=fsync == 1, fsync=fsync))
+        turns = SHORT_TURNS if fsync == 1 else 1
+        found.append(
+            Case(name, "randwrite", _4K, 1, servers, quick=fsync == 1, fsync=fsync, turns=turns),
+        )
     for count in SNAPSHOT_COUNTS:
         found += _counted(count)
     found += [
@@ -197,7 +200,7 @@ def _all() -> tuple[Case, ...]:
     ]
     name = "4k random read of the oldest of 1000 snapshots, depth 16"
     pair = (with_snapshots(1000), POLYVOL_OLDEST)
-    found.append(Case(name, "randread", _4K, 16, pair, quick=False, snapshots=1000))
+    found.append(Case(name, "randread", _4K, 16, pair, quick=False, snapshots=1000, turns=SHORT_TURNS))
     name = "4k random read of a snapshot while its volume is written, depth 16"
     pair = (POLYVOL, POLYVOL_WRITTEN)
     found.append(Case(name, "randread", _4K, 16, pair, quick=False, snapshots=1000))

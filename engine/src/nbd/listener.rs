@@ -94,7 +94,7 @@ impl Listener {
         let mut events: Vec<epoll::Event> = Vec::with_capacity(EVENTS_PER_TURN);
         while !self.shared.stopping.load(Ordering::Acquire) {
             events.clear();
-            let timeout = Timespec::try_from(self.timeout()).ok();
+            let timeout = self.timeout().and_then(|time| Timespec::try_from(time).ok());
             let space = rustix::buffer::spare_capacity(&mut events);
             match epoll::wait(&self.shared.listening, space, timeout.as_ref()) {
                 Ok(_) | Err(SystemErrno::INTR) => {}
@@ -114,11 +114,11 @@ impl Listener {
         }
     }
 
-    fn timeout(&self) -> Duration {
-        let now = Instant::now();
+    /// How long until something is to be done that nobody asks for, if there is anything.
+    fn timeout(&self) -> Option<Duration> {
         let first = self.deadlines.front().map(|(deadline, _)| *deadline);
-        let next = [first, self.paused_until].into_iter().flatten().min();
-        next.map_or(HANDSHAKE_TIME, |at| at.saturating_duration_since(now))
+        let next = [first, self.paused_until].into_iter().flatten().min()?;
+        Some(next.saturating_duration_since(Instant::now()))
     }
 
     fn expire(&mut self) {
@@ -306,5 +306,28 @@ impl Negotiation {
         }
         let writes = !self.handshake.output().is_empty();
         Outcome::Waits(if writes { epoll::EventFlags::OUT } else { epoll::EventFlags::IN })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::nbd::Server;
+
+    #[test]
+    fn nobody_in_handshake_means_no_wake_up() {
+        let server = Server::new(Arc::default()).unwrap();
+        let mut listener = Listener::new(Arc::clone(&server.shared), 65536);
+        assert_eq!(listener.timeout(), None);
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        listener.begin(ours.into());
+        assert!(listener.timeout().is_some_and(|time| time <= HANDSHAKE_TIME));
+        drop(theirs);
+        let number = listener.deadlines[0].1;
+        listener.exchange(number);
+        listener.expire();
+        assert_eq!(listener.timeout(), None);
     }
 }
