@@ -117,11 +117,12 @@ def run_case(
 ) -> list[Row]:
     """All rounds of one case."""
     rounds: dict[str, list[Sample]] = {name: [] for name in case.servers}
-    seconds = seconds if case.turns == 1 else max(SECONDS_MIN, seconds / 2)
+    turns = turns_of(case, options)
+    seconds = seconds if turns == 1 else max(SECONDS_MIN, seconds / 2)
     if case.snapshots and contenders.many is not None:
         contenders.many.have(case.snapshots, case.region)
         settle(contenders.directory)
-    for _ in range(options.rounds * case.turns):
+    for _ in range(options.rounds * turns):
         for name, samples in rounds.items():
             tries: list[Sample] = []
             while not tries or patience.again(tries[-1]):
@@ -166,6 +167,11 @@ def run_alone(options: argparse.Namespace) -> dict[str, float]:
     return figures
 
 
+def turns_of(case: Case, options: argparse.Namespace) -> int:
+    """How many turns each server has in a round."""
+    return 1 if options.quick or options.seconds else case.turns
+
+
 def turn_seconds(options: argparse.Namespace, wanted: list[Case]) -> float:
     """How long a turn may take so that the whole run ends in time."""
     if options.seconds:
@@ -176,7 +182,9 @@ def turn_seconds(options: argparse.Namespace, wanted: list[Case]) -> float:
         else (BUDGET_FULL_S, ALONE_FULL_S, SECONDS_FULL)
     )
     repeats: int = REPEATS_QUICK if options.quick else REPEATS_FULL
-    turns: int = options.rounds * sum(len(case.servers) * case.turns for case in wanted) + repeats
+    turns: int = (
+        options.rounds * sum(len(case.servers) * turns_of(case, options) for case in wanted) + repeats
+    )
     fitting = (budget - alone) / turns - TURN_EXTRA_S
     return max(SECONDS_MIN, min(longest, fitting))
 
