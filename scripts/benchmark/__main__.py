@@ -44,7 +44,7 @@ from scripts.benchmark.targets import Verdict, fails, verdicts
 ROUNDS = 3
 SECONDS_MIN, SECONDS_QUICK, SECONDS_FULL = 0.3, 1.0, 5.0
 BUDGET_QUICK_S, BUDGET_FULL_S = 170.0, 1450.0
-ALONE_QUICK_S, ALONE_FULL_S = 60.0, 510.0
+ALONE_QUICK_S, ALONE_FULL_S = 60.0, 400.0
 """What making the servers ready and the figures that stand by themselves take of the budget."""
 KEPT_QUICK_BYTES, KEPT_FULL_BYTES = 4 << 30, 14 << 30
 """Memory that is kept from going back to a host: what is written at a time, most of it by the cuts' load."""
@@ -182,11 +182,11 @@ def turn_seconds(options: argparse.Namespace, wanted: list[Case]) -> float:
         else (BUDGET_FULL_S, ALONE_FULL_S, SECONDS_FULL)
     )
     repeats: int = REPEATS_QUICK if options.quick else REPEATS_FULL
-    turns: int = (
-        options.rounds * sum(len(case.servers) * turns_of(case, options) for case in wanted) + repeats
-    )
-    fitting = (budget - alone) / turns - TURN_EXTRA_S
-    return max(SECONDS_MIN, min(longest, fitting))
+    counts = [(len(case.servers) * options.rounds, turns_of(case, options)) for case in wanted]
+    turns = repeats + sum(servers * count for servers, count in counts)
+    lengths = repeats + sum(servers * count / (2 if count > 1 else 1) for servers, count in counts)
+    fitting = (budget - alone - turns * TURN_EXTRA_S) / lengths
+    return float(max(SECONDS_MIN, min(longest, fitting)))
 
 
 def kept_bytes(options: argparse.Namespace) -> int:
