@@ -1,12 +1,13 @@
 """targets: what polyvol has to reach, and whether it did, row by row.
 
-How it works      A `Ratio` compares two servers' figures of one round each, in the same round, and takes the
-                  median of the rounds. A `Bound` is for a figure that stands by itself; those have names such
-                  as `cuts.stall_ms.median`. A target whose rows or figure are not there (left out by --quick
-                  or --only) is `not measured`. Where fio itself was busy all the time, what it measures is
-                  itself: then the same case counts as the project's own generator has measured it, and the
-                  verdict says so. Where the limit, measured in the same rounds, does not reach a ratio
-                  either, the verdict says so, with how far it came; the target is not met even so.
+How it works      A `Ratio` compares two servers' figures of one turn each, in the same round, and takes the
+                  median of all; of turns of two cases it compares the medians. A `Bound` is for a figure that
+                  stands by itself; those have names such as `cuts.stall_ms.median`. A target whose rows or
+                  figure are not there (left out by --quick or --only) is `not measured`. Where fio itself was
+                  busy all the time, what it measures is itself: then the same case counts as the project's own
+                  generator has measured it, and the verdict says so. Where the limit, measured in the same
+                  rounds, does not reach a ratio either, the verdict says so, with how far it came; the target
+                  is not met even so.
 Errors            none: what is missing is told, not raised.
 """
 
@@ -157,6 +158,14 @@ def ratio_of(ours: Sequence[Sample], theirs: Sequence[Sample], figure: str = "io
     return float(statistics.median(quotients))
 
 
+def _ratio_of_medians(ours: Sequence[Sample], theirs: Sequence[Sample], figure: str) -> float:
+    """Of turns of two cases, which may be more in one than in the other."""
+    our, their = (
+        statistics.median(getattr(sample, figure) for sample in samples) for samples in (ours, theirs)
+    )
+    return our / their if their else float("inf")
+
+
 def percentile(values: Sequence[float], share: float) -> float:
     """The least of the values that so great a share of them do not exceed."""
     ordered = sorted(values)
@@ -203,7 +212,7 @@ def _of_ratio(target: Ratio, rows: Sequence[tuple[Case, Rounds]]) -> Verdict:
     ours, theirs = rounds.get(target.server), others.get(target.reference)
     if not ours or not theirs:
         return Verdict(target.title, wanted, None, None)
-    measured = ratio_of(ours, theirs, target.figure)
+    measured = (_ratio_of_medians if target.other_case else ratio_of)(ours, theirs, target.figure)
     met = measured <= target.bound if target.at_most else measured >= target.bound
     limit, remarks = rounds.get(LIMIT), [remark] if remark else []
     if not met and limit and target.reference != LIMIT and not target.other_case:

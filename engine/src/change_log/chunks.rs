@@ -6,8 +6,8 @@
 //! Invariants        N1 a slot is taken by one taker until it is given back;
 //!                   N2 an idle chunk with room is in `open`, but for the moment in which somebody looks at it;
 //!                   N3 nothing is taken from a chunk that is returning.
-//! Owner and locks   one lock for each chunk, held for a search in it; no two are ever held together. `open` and `homes`
-//!                   are hints: who follows one looks at the chunk itself.
+//! Owner and locks   one lock for each chunk, held for a search in it; no two are ever held together. `open`, `empty` and
+//!                   `homes` are hints: who follows one looks at the chunk itself.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -78,6 +78,7 @@ fn place(slot: u32) -> (usize, u64) {
 pub struct Chunks {
     chunks: Vec<Mutex<Chunk>>,
     open: Bits,
+    empty: Bits,
     homes: Bits,
     used: AtomicU64,
     claimed: AtomicU64,
@@ -86,11 +87,15 @@ pub struct Chunks {
 impl Chunks {
     /// So many chunks, all empty.
     pub fn new(count: u64) -> Chunks {
-        let open = Bits::new(count);
-        (0..count).for_each(|chunk| open.set(chunk));
+        let (open, empty) = (Bits::new(count), Bits::new(count));
+        for chunk in 0..count {
+            open.set(chunk);
+            empty.set(chunk);
+        }
         Chunks {
             chunks: (0..count).map(|_| Mutex::default()).collect(),
             open,
+            empty,
             homes: Bits::new(count),
             used: AtomicU64::new(0),
             claimed: AtomicU64::new(0),
@@ -120,6 +125,9 @@ impl Chunks {
         }
         if chunk.role == Role::Idle && chunk.has_room() {
             self.open.set(number); // N2
+            if chunk.used == 0 {
+                self.empty.set(number);
+            }
         }
         drop(chunk);
         if more_used != 0 {
@@ -146,10 +154,20 @@ impl Chunks {
 
     /// Makes an idle chunk with room the caller's home.
     pub fn find_home(&self) -> Option<u64> {
+        self.find_home_in(&self.open, Chunk::has_room)
+    }
+
+    /// Makes an empty chunk the caller's home, if more than half of all are.
+    pub fn find_empty_home(&self) -> Option<u64> {
+        let plenty = self.claimed() * 2 < self.chunks.len() as u64;
+        plenty.then(|| self.find_home_in(&self.empty, |chunk| chunk.used == 0))?
+    }
+
+    fn find_home_in(&self, hints: &Bits, will_do: fn(&Chunk) -> bool) -> Option<u64> {
         loop {
-            let chunk = self.open.take_first()?;
+            let chunk = hints.take_first()?;
             let found = self.change(chunk, |chunk| {
-                let fits = chunk.role == Role::Idle && chunk.has_room();
+                let fits = chunk.role == Role::Idle && will_do(chunk);
                 if fits {
                     chunk.role = Role::Home;
                 }

@@ -1,7 +1,8 @@
 //! Slots: what one processor does with the slots of a volume's change logs: takes them, and gives them back.
 //!
 //! How it works      Slots are handed out in runs, in the processor's home chunk of the first log that was asked for and
-//!                   has room; see [`chunks`](super::chunks) for where else. A slot that is given back waits until its
+//!                   has room; see [`chunks`](super::chunks) for where else. Long runs have a home of their own, which was empty:
+//!                   where single blocks are overwritten, free slots lie scattered. A slot that is given back waits until its
 //!                   giving back is durable (J4), then it can be handed out again. A [young](super::young) one need not.
 //! Invariants        S1 a slot is free, used or waiting, and never two of them;
 //!                   S2 no more slots are taken than were claimed in [`Space`](super::space::Space).
@@ -15,15 +16,25 @@ use super::space::{CHUNK_SLOTS, EmptyChunk, Log};
 use super::young::Young;
 use crate::block_map::place::Place;
 
+/// Slots that are taken at a time from which on they had better follow each other: 32 KiB.
+const LONG_RUN: u32 = 8;
+
 #[derive(Debug)]
 struct LogShare {
     log: Arc<Log>,
     home: Option<u64>,
+    /// For runs of [`LONG_RUN`] and more.
+    long_home: Option<u64>,
 }
 
 impl LogShare {
     /// Takes a run in a chunk where nobody else does.
     fn take(&mut self, want: u32) -> Option<(Place, u32)> {
+        if want >= LONG_RUN
+            && let Some(run) = self.take_long(want)
+        {
+            return Some(run);
+        }
         loop {
             let home = match self.home {
                 Some(home) => home,
@@ -34,6 +45,30 @@ impl LogShare {
             }
             self.log.slots.leave_home(home);
             self.home = None;
+        }
+    }
+
+    /// Takes a run where runs are long, as long as there are enough empty chunks.
+    fn take_long(&mut self, want: u32) -> Option<(Place, u32)> {
+        loop {
+            let home = match self.long_home {
+                Some(home) => home,
+                None => *self.long_home.insert(self.log.slots.find_empty_home()?),
+            };
+            if let Some((first, count)) = self.log.slots.take_in(home, want) {
+                return Some((slot(&self.log, home, first), count));
+            }
+            self.log.slots.leave_home(home);
+            self.long_home = None;
+        }
+    }
+
+    /// A chunk is empty: it is no home any more.
+    fn leave(&mut self, chunk: u64) {
+        for home in [&mut self.home, &mut self.long_home] {
+            if home.take_if(|home| *home == chunk).is_some() {
+                self.log.slots.leave_home(chunk);
+            }
         }
     }
 }
@@ -61,7 +96,7 @@ pub struct Slots {
 
 impl Slots {
     fn log_share(&mut self, log: &Arc<Log>) -> &mut LogShare {
-        let new = || LogShare { log: Arc::clone(log), home: None };
+        let new = || LogShare { log: Arc::clone(log), home: None, long_home: None };
         self.log_shares.entry(log.number).or_insert_with(new)
     }
 
@@ -137,13 +172,10 @@ impl Slots {
     /// Gives a run back that no record ever spoke of. The caller tells the space.
     pub fn give_now(&mut self, place: Place, count: u32, empty: &mut Vec<EmptyChunk>) {
         let log_share = self.log_shares.get_mut(&place.log()).expect("the slot was taken here");
-        let LogShare { log, home } = log_share;
         for (chunk, first, count) in by_chunk(place, count) {
-            if log.slots.give(chunk, first, count) {
-                if home.take_if(|home| *home == chunk).is_some() {
-                    log.slots.leave_home(chunk);
-                }
-                empty.push(EmptyChunk { log: Arc::clone(log), chunk });
+            if log_share.log.slots.give(chunk, first, count) {
+                log_share.leave(chunk);
+                empty.push(EmptyChunk { log: Arc::clone(&log_share.log), chunk });
             }
         }
     }
