@@ -4,8 +4,8 @@ How it works      A `Ratio` compares two servers' figures of one turn each, in t
                   median of all; of turns of two cases it compares the medians. A `Bound` is for a figure that
                   stands by itself; those have names such as `cuts.stall_ms.median`. A target whose rows or
                   figure are not there (left out by --quick or --only) is `not measured`. Where fio itself was
-                  busy all the time, what it measures is itself: then the same case counts as the project's own
-                  generator has measured it, and the verdict says so. Where the limit, measured in the same
+                  busy all the time, what it measures is itself: then the same case counts as the generator of
+                  the project has measured it, and the verdict says so. Where the limit, measured in the same
                   rounds, does not reach a ratio either, the verdict says so, with how far it came; the target
                   is not met even so.
 Errors            none: what is missing is told, not raised.
