@@ -36,6 +36,16 @@ def test_a_ratio_is_the_median_of_the_rounds_own_ratios() -> None:
     assert ratio_of(samples(100, 200, 900), samples(100, 50, 300)) == 3.0
 
 
+def test_turns_of_two_cases_need_not_be_as_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = Ratio("four", POLYVOL, POLYVOL, 1.0, other_case="one")
+    monkeypatch.setattr(targets, "RATIOS", (target,))
+    monkeypatch.setattr(targets, "BOUNDS", ())
+    cases = [(replace(CASE, name="four"), {POLYVOL: samples(100, 300, 200)})]
+    cases += [(replace(CASE, name="one"), {POLYVOL: samples(90, 100, 110, 100, 100)})]
+    (verdict,) = verdicts(cases, {})
+    assert verdict.measured == 2.0
+
+
 def test_a_ratio_to_nothing_is_infinite() -> None:
     assert ratio_of(samples(5), samples(0)) == math.inf
 
