@@ -118,7 +118,7 @@ def run_case(
     """All rounds of one case."""
     rounds: dict[str, list[Sample]] = {name: [] for name in case.servers}
     turns = turns_of(case, options)
-    seconds = seconds if turns == 1 else max(SECONDS_MIN, seconds / 2)
+    seconds = seconds if turns == 1 else max(SECONDS_MIN, seconds * length_of(turns))
     if case.snapshots and contenders.many is not None:
         contenders.many.have(case.snapshots, case.region)
         settle(contenders.directory)
@@ -172,6 +172,11 @@ def turns_of(case: Case, options: argparse.Namespace) -> int:
     return 1 if options.quick or options.seconds else case.turns
 
 
+def length_of(turns: int) -> float:
+    """How long each of so many turns in a round is, over one that is alone there."""
+    return 1.0 if turns == 1 else 0.5
+
+
 def turn_seconds(options: argparse.Namespace, wanted: list[Case]) -> float:
     """How long a turn may take so that the whole run ends in time."""
     if options.seconds:
@@ -184,7 +189,7 @@ def turn_seconds(options: argparse.Namespace, wanted: list[Case]) -> float:
     repeats: int = REPEATS_QUICK if options.quick else REPEATS_FULL
     counts = [(len(case.servers) * options.rounds, turns_of(case, options)) for case in wanted]
     turns = repeats + sum(servers * count for servers, count in counts)
-    lengths = repeats + sum(servers * count / (2 if count > 1 else 1) for servers, count in counts)
+    lengths = repeats + sum(servers * count * length_of(count) for servers, count in counts)
     fitting = (budget - alone - turns * TURN_EXTRA_S) / lengths
     return float(max(SECONDS_MIN, min(longest, fitting)))
 

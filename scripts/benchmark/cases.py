@@ -179,8 +179,17 @@ def _counted(count: int) -> list[Case]:
 
 
 def _first_overwrites(name: str, servers: tuple[str, ...], *, quick: bool) -> Case:
-    bounds = {"requests": FIRST_OVERWRITES, "turns": SHORT_TURNS}
-    return Case(name, "randwrite", _4K, 16, servers, "load", quick=quick, **bounds)
+    return Case(
+        name,
+        "randwrite",
+        _4K,
+        16,
+        servers,
+        "load",
+        quick=quick,
+        requests=FIRST_OVERWRITES,
+        turns=SHORT_TURNS,
+    )
 
 
 def _all() -> tuple[Case, ...]:

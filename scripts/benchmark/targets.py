@@ -229,9 +229,9 @@ def _of_bound(target: Bound, figures: Mapping[str, float]) -> Verdict:
         return Verdict(target.title, wanted, None, None)
     met = measured <= target.bound if target.at_most else measured >= target.bound
     limit = figures.get(target.limit)
-    beyond = not met and limit is not None and (limit < target.bound) != target.at_most
-    remark = _beyond(limit) if beyond and limit is not None else ""
-    return Verdict(target.title, wanted, measured, met, remark)
+    if met or limit is None or (limit < target.bound) == target.at_most:
+        return Verdict(target.title, wanted, measured, met)
+    return Verdict(target.title, wanted, measured, met, _beyond(limit))
 
 
 def fails(found: Sequence[Verdict], *, complete: bool) -> bool:

@@ -11,6 +11,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use super::chunks::Chunks;
 use super::marks::{LogMarks, Marks};
 use super::space::{CHUNK_SLOTS, EmptyChunk, Log};
 use super::young::Young;
@@ -28,39 +29,16 @@ struct LogShare {
 }
 
 impl LogShare {
-    /// Takes a run in a chunk where nobody else does.
+    /// Takes a run in a chunk where nobody else does: a long one where runs are long, as long as there are enough empty
+    /// chunks.
     fn take(&mut self, want: u32) -> Option<(Place, u32)> {
+        let LogShare { log, home, long_home } = self;
         if want >= LONG_RUN
-            && let Some(run) = self.take_long(want)
+            && let Some(run) = take_at(log, long_home, Chunks::find_empty_home, want)
         {
             return Some(run);
         }
-        loop {
-            let home = match self.home {
-                Some(home) => home,
-                None => *self.home.insert(self.log.slots.find_home()?),
-            };
-            if let Some((first, count)) = self.log.slots.take_in(home, want) {
-                return Some((slot(&self.log, home, first), count));
-            }
-            self.log.slots.leave_home(home);
-            self.home = None;
-        }
-    }
-
-    /// Takes a run where runs are long, as long as there are enough empty chunks.
-    fn take_long(&mut self, want: u32) -> Option<(Place, u32)> {
-        loop {
-            let home = match self.long_home {
-                Some(home) => home,
-                None => *self.long_home.insert(self.log.slots.find_empty_home()?),
-            };
-            if let Some((first, count)) = self.log.slots.take_in(home, want) {
-                return Some((slot(&self.log, home, first), count));
-            }
-            self.log.slots.leave_home(home);
-            self.long_home = None;
-        }
+        take_at(log, home, Chunks::find_home, want)
     }
 
     /// A chunk is empty: it is no home any more.
@@ -70,6 +48,26 @@ impl LogShare {
                 self.log.slots.leave_home(chunk);
             }
         }
+    }
+}
+
+/// Takes a run in a home, or in the next one that `find` makes it when there is no room left.
+fn take_at(
+    log: &Log,
+    home: &mut Option<u64>,
+    find: fn(&Chunks) -> Option<u64>,
+    want: u32,
+) -> Option<(Place, u32)> {
+    loop {
+        let chunk = match *home {
+            Some(chunk) => chunk,
+            None => *home.insert(find(&log.slots)?),
+        };
+        if let Some((first, count)) = log.slots.take_in(chunk, want) {
+            return Some((slot(log, chunk, first), count));
+        }
+        log.slots.leave_home(chunk);
+        *home = None;
     }
 }
 

@@ -199,23 +199,26 @@ impl Queue {
 
     /// Pushes one event and wakes nobody: the caller is to [`Queue::offer`] to run it next (Q2).
     pub fn put(&self, event: Event) {
-        let mut state = self.lock();
-        if state.closed {
-            drop(state);
-            return refuse([event]);
-        }
-        state.events.push(event);
+        self.add(event);
     }
 
     /// Pushes one event.
     pub fn push(&self, event: Event) {
+        if let Some(state) = self.add(event) {
+            self.wake_if_needed(state);
+        }
+    }
+
+    /// Adds an event, unless the queue is closed: then it is refused (Q4).
+    fn add(&self, event: Event) -> Option<MutexGuard<'_, State>> {
         let mut state = self.lock();
         if state.closed {
             drop(state);
-            return refuse([event]);
+            refuse([event]);
+            return None;
         }
         state.events.push(event);
-        self.wake_if_needed(state);
+        Some(state)
     }
 
     /// Lets the caller share the processor, if nobody runs it or is about to. A caller that was let in must call
