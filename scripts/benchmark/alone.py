@@ -15,6 +15,7 @@ Errors            AssertionError with the program's output.
 import json
 import re
 import signal
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,6 +38,9 @@ _PYTHON_THREADS = ("polyvold", "python", "asyncio", "ThreadPool", "Thread-")
 _SYNCS = "fsync,fdatasync,msync,sync_file_range,syncfs"
 _LONG_S = 900.0
 _DIRECT_DEPTH = 32
+_DIRECT_TURNS = 5
+_DIRECT_SHARE = 0.6
+"""Of the scale's seconds, for each of the turns."""
 _IDLE_TURNS = 3
 """Long enough, at full scale, to see what comes every ten seconds."""
 
@@ -254,11 +258,12 @@ def switches(pid: int) -> dict[int, tuple[str, int]]:
 def direct(directory: Path, scale: Scale) -> dict[str, float]:
     """4k random reads, depth 32, that the disk has to answer: polyvol's over fio's on the file, O_DIRECT.
 
-    The median of three turns. `limit_ratio`: what a bare server reaches that reads past the page cache and
+    Medians of the turns. `limit_ratio`: what a bare server reaches that reads past the page cache and
     never sleeps. `batch_ratio`: what fio itself reaches if it asks anew only when all have come back.
     `cached`: through the page cache, which has nothing when a turn begins; no block is read twice.
     """
     base, through, socket = directory / "base.img", directory / "through.img", directory / "limit.sock"
+    seconds = scale.seconds * _DIRECT_SHARE
     for path in (base, through):
         fill(path, scale.direct_bytes)
     settle(directory)
@@ -269,18 +274,19 @@ def direct(directory: Path, scale: Scale) -> dict[str, float]:
         favour(process.pid)
         past, cached = adopt(daemon, "past", base, "--direct"), adopt(daemon, "through", through)
         case = Case("direct", "randread", BLOCK, _DIRECT_DEPTH)
-        for _ in range(3):
+        for _ in range(_DIRECT_TURNS):
             drop_pages(base)
-            ours = measure(case, past, daemon.pid, scale.seconds)
-            bare = measure(case, Export(socket, ""), process.pid, scale.seconds)
-            theirs, batches = (_fio_direct(base, scale.seconds, least) for least in (1, _DIRECT_DEPTH))
+            ours = measure(case, past, daemon.pid, seconds)
+            bare = measure(case, Export(socket, ""), process.pid, seconds)
+            theirs, batches = (_fio_direct(base, seconds, least) for least in (1, _DIRECT_DEPTH))
             drop_pages(through)
-            other = measure(case, cached, daemon.pid, scale.seconds)
+            other = measure(case, cached, daemon.pid, seconds)
             ratios = (ours.iops / theirs, bare.iops / theirs, batches / theirs)
             both = (ours.iops, ours.server_us, other.iops, other.server_us)
             turns.append((*ratios, theirs, *both))
     names = "ratio limit_ratio batch_ratio fio_iops iops server_us cached_iops cached_server_us"
-    return {f"direct.{name}": value for name, value in zip(names.split(), sorted(turns)[1], strict=True)}
+    medians = map(statistics.median, zip(*turns, strict=True))
+    return {f"direct.{name}": value for name, value in zip(names.split(), medians, strict=True)}
 
 
 def _fio_direct(path: Path, seconds: float, least: int) -> float:

@@ -127,7 +127,8 @@ def _case(
     name = name_of(pattern, block, depth, connections)
     # fio is one thread for each connection, and the project's own generator too, at less CPU.
     generator: Generator = "load" if connections > 1 or depth > 16 else "fio"
-    turns = SHORT_TURNS if quick else 1  # these are what there are targets for
+    aimed = quick or (block == _4K and connections != 2)  # there are targets for these
+    turns = SHORT_TURNS if aimed else 1
     return Case(name, pattern, block, depth, servers, generator, connections, quick, turns=turns)
 
 

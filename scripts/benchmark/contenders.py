@@ -239,11 +239,11 @@ class Contenders:
         return daemon
 
     def _with_snapshots(self, daemon: Daemon) -> None:
-        # Written as the other one was: the page cache's pages depend on it, and the speed on them.
+        # Written as the other one was, its logs too: the page cache's pages depend on it, the speed on these.
         base = daemon.directory / "many.img"
         fill(base)
-        export = adopt(daemon, "many", base)
-        add_log(daemon, "many")
+        export = adopt(daemon, "many", base, written=cases.DATA_BYTES)
+        add_log(daemon, "many", written=cases.DATA_BYTES)
         self.many = Many(daemon, export)
         for count in cases.SNAPSHOT_COUNTS:
             self._found[cases.with_snapshots(count)] = Standing(daemon.pid, export)
@@ -252,17 +252,20 @@ class Contenders:
         self._found[cases.POLYVOL_WRITTEN] = Standing(daemon.pid, oldest, writes=export)
 
 
-def adopt(daemon: Daemon, volume: str, base: Path, *options: str) -> Export:
-    """A volume that has this file as its base, a device with these options, and a log of its own."""
+def adopt(daemon: Daemon, volume: str, base: Path, *options: str, written: int = 0) -> Export:
+    """A volume that has this file as its base, a device with these options, and a log of its own.
+
+    The first so many bytes of the log's file were `written` before.
+    """
     daemon.ok("device", "add", base, "--name", volume, "--adopt", *options)
-    daemon.add_devices(f"{volume}-log", size=LOG_SIZE)
+    _add_log_device(daemon, f"{volume}-log", written)
     daemon.ok("volume", "create", volume, "--base", volume, "--log-device", f"{volume}-log")
     return Export(daemon.nbd_socket, volume)
 
 
-def add_log(daemon: Daemon, volume: str) -> None:
+def add_log(daemon: Daemon, volume: str, written: int = 0) -> None:
     """More room in logs: the first is as large as the volume, and what is live and in snapshots is more."""
-    daemon.add_devices(f"{volume}-more", size=LOG_SIZE)
+    _add_log_device(daemon, f"{volume}-more", written)
     daemon.ok("volume", "add-log", volume, "--device", f"{volume}-more", "--size", MORE_LOG_SIZE)
 
 
@@ -298,10 +301,15 @@ def _written(export: Export) -> Iterator[None]:
     assert load.returncode == 0, f"the writes beside the case ended with {load.returncode}"
 
 
+def _add_log_device(daemon: Daemon, name: str, written: int) -> None:
+    daemon.add_devices(name, size=LOG_SIZE)
+    fill(daemon.directory / f"{name}.img", written)
+
+
 def fill(path: Path, size: int = cases.DATA_BYTES) -> None:
-    """A file without holes and without zeroes; in the page cache afterwards."""
+    """A file whose first bytes have no holes and no zeroes; they are in the page cache afterwards."""
     pattern = os.urandom(_PATTERN_BYTES)
-    with path.open("wb") as file:
+    with path.open("r+b" if path.exists() else "wb") as file:
         for _ in range(size // _PATTERN_BYTES):
             file.write(pattern)
 

@@ -4,7 +4,9 @@ How it works      Everything that takes part gets the same higher priority: by n
                   inherit, and by the niceness of its session, which is what counts between sessions where the
                   kernel groups processes by session (sched_autogroup). Only root may; for others nothing
                   changes. And a virtual machine's free memory may be with its host, and getting it back would
-                  be what is measured: so it is touched before, and kept from going back.
+                  be what is measured: so it is touched before, and kept from going back, also by telling the
+                  kernel to report no free memory to the host meanwhile. (What sockets buffer is memory of
+                  another kind, which nothing that a program holds keeps there.)
 """
 
 import mmap
@@ -18,6 +20,10 @@ FREE_SHARE_MAX = 0.75
 """How much of the free memory is kept from going back to a host, at most."""
 _PIECE_BYTES = 1 << 20
 _PIECE_KEPT_BYTES = 4096
+_REPORTING = Path("/sys/module/page_reporting/parameters/page_reporting_order")
+"""Free blocks of 2 to the power of this pages, and larger ones, are reported to the host."""
+_ORDERS = ("11", "10")
+"""Larger than any block, where the kernel takes that; else the largest."""
 _POPULATE_WRITE = 23
 """Linux's MADV_POPULATE_WRITE."""
 
@@ -38,7 +44,27 @@ def kept_memory(size: int) -> Iterator[None]:
         for at in range(0, size, _PIECE_BYTES):
             begin, length = at + _PIECE_KEPT_BYTES, _PIECE_BYTES - _PIECE_KEPT_BYTES
             memory.madvise(mmap.MADV_DONTNEED, begin, length)
+        with _unreported():
+            yield
+
+
+@contextmanager
+def _unreported() -> Iterator[None]:
+    """Free memory is not reported to the host, where we may say so; as before afterwards."""
+    try:
+        before = _REPORTING.read_text().strip()
+    except OSError:
+        before = ""
+    for order in _ORDERS if before else ():
+        with suppress(OSError):
+            _REPORTING.write_text(order)
+            break
+    try:
         yield
+    finally:
+        if before:
+            with suppress(OSError):
+                _REPORTING.write_text(before)
 
 
 @contextmanager

@@ -106,7 +106,7 @@ pub struct View {
 
 /// A batch of up to so many bytes is run by the thread that brings it, if the processors are idle: waking them would
 /// take longer.
-const INLINE_BYTES_MAX: usize = 256 << 10;
+const INLINE_BYTES_MAX: usize = 512 << 10;
 /// So is one whose requests have no more than so many on average, as copying them takes less than handing them over.
 const SMALL_BYTES: usize = 16 << 10;
 
