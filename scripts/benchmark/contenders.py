@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Protocol, Self
 
 from polyvol.daemon.cli.client import Client
+from polyvol.mapping.label import DATA_OFFSET
 from scripts.benchmark import cases
 from scripts.benchmark.load import Export, examples, load_command, write_region, write_some
 from scripts.benchmark.quiet import favour
@@ -255,7 +256,7 @@ class Contenders:
 def adopt(daemon: Daemon, volume: str, base: Path, *options: str, written: int = 0) -> Export:
     """A volume that has this file as its base, a device with these options, and a log of its own.
 
-    The first so many bytes of the log's file were `written` before.
+    So many bytes of the log's device, from its first on, were `written` before.
     """
     daemon.ok("device", "add", base, "--name", volume, "--adopt", *options)
     _add_log_device(daemon, f"{volume}-log", written)
@@ -303,13 +304,18 @@ def _written(export: Export) -> Iterator[None]:
 
 def _add_log_device(daemon: Daemon, name: str, written: int) -> None:
     daemon.add_devices(name, size=LOG_SIZE)
-    fill(daemon.directory / f"{name}.img", written)
+    if written:
+        fill(daemon.directory / f"{name}.img", written, behind=DATA_OFFSET)
 
 
-def fill(path: Path, size: int = cases.DATA_BYTES) -> None:
-    """A file whose first bytes have no holes and no zeroes; they are in the page cache afterwards."""
+def fill(path: Path, size: int = cases.DATA_BYTES, behind: int = 0) -> None:
+    """A file without holes and without zeroes; in the page cache afterwards.
+
+    `behind`: so many bytes at the beginning of a file that is there stay as they are.
+    """
     pattern = os.urandom(_PATTERN_BYTES)
-    with path.open("r+b" if path.exists() else "wb") as file:
+    with path.open("r+b" if behind else "wb") as file:
+        file.seek(behind)
         for _ in range(size // _PATTERN_BYTES):
             file.write(pattern)
 

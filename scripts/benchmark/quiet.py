@@ -50,21 +50,35 @@ def kept_memory(size: int) -> Iterator[None]:
 
 @contextmanager
 def _unreported() -> Iterator[None]:
-    """Free memory is not reported to the host, where we may say so; as before afterwards."""
-    try:
-        before = _REPORTING.read_text().strip()
-    except OSError:
-        before = ""
-    for order in _ORDERS if before else ():
-        with suppress(OSError):
-            _REPORTING.write_text(order)
-            break
+    """Free memory is not reported to the host, where we may say so; as before afterwards.
+
+    Where it is not reported already, that is another's to undo.
+    """
+    before = _reporting_order()
+    if before is None or before in _ORDERS:
+        yield
+        return
+    any(_set_reporting_order(order) for order in _ORDERS)
     try:
         yield
     finally:
-        if before:
-            with suppress(OSError):
-                _REPORTING.write_text(before)
+        _set_reporting_order(before)
+
+
+def _reporting_order() -> str | None:
+    try:
+        return _REPORTING.read_text().strip()
+    except OSError:
+        return None
+
+
+def _set_reporting_order(order: str) -> bool:
+    """Whether the kernel, and who we are, allow it."""
+    try:
+        _REPORTING.write_text(order)
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager
