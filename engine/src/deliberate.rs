@@ -44,10 +44,12 @@ pub enum Bug {
     BetweenMarks,
     /// Slots stay young although a sync has begun.
     YoungForEver,
+    /// Slots stay young although a cut has ended their epoch.
+    YoungTooLong,
 }
 
 /// Every one of them.
-pub const ALL: [Bug; 19] = [
+pub const ALL: [Bug; 20] = [
     Bug::NoDeviceSync,
     Bug::MarkTooFar,
     Bug::EarlyReuse,
@@ -67,6 +69,7 @@ pub const ALL: [Bug; 19] = [
     Bug::EarlyRemoval,
     Bug::BetweenMarks,
     Bug::YoungForEver,
+    Bug::YoungTooLong,
 ];
 
 #[cfg(feature = "simulator")]

@@ -55,6 +55,7 @@ fn deliberate_bugs_are_seen() {
         Bug::NoSealedSync,
         Bug::EarlyCheckpoint,
         Bug::PastTheMark,
+        Bug::YoungTooLong,
     ];
     for bug in soon {
         let seen = (0..300).any(|seed| wrong(seed, Some(bug)).is_some());

@@ -25,6 +25,7 @@ QCOW2_BACKING = "qcow2 overlay"
 QCOW2_EXTENDED = "qcow2 overlay, extended_l2"
 NBD_SERVER = "nbd-server"
 LIMIT = "the limit"
+LIMIT_REDIRECTING = "the limit, redirecting"
 REFERENCES = (NBDKIT, QEMU, LIMIT)
 PLAIN = (POLYVOL, *REFERENCES)
 EVERYBODY = (
@@ -109,6 +110,7 @@ _WORDS = {"randread": "random read", "randwrite": "random write", "read": "seque
     "write": "sequential write",
     "randrw": "random 70/30 mix",
 }
+_REDIRECTING = (LIMIT, LIMIT_REDIRECTING)
 _OVERWRITERS = (*PLAIN, POLYVOL_OVERWRITE, QCOW2_SNAPSHOT, QCOW2_BACKING, QCOW2_EXTENDED, NBDKIT_COW)
 _QUICK_OVERWRITERS = (POLYVOL, POLYVOL_OVERWRITE, QCOW2_SNAPSHOT, QCOW2_EXTENDED)
 
@@ -159,8 +161,9 @@ def _sequential() -> list[Case]:
 
 def _counted(count: int) -> list[Case]:
     name = with_snapshots(count)
+    aimed = count == SNAPSHOT_COUNTS[-1]  # there are targets for it
     loads: list[tuple[Pattern, int, int]] = [("randread", _4K, 16), ("randwrite", _4K, 16)]
-    if count == SNAPSHOT_COUNTS[-1]:
+    if aimed:
         loads += [("randread", _4K, 1), ("read", _128K, 8), ("write", _128K, 8)]
     word = f"{count} snapshot{'s' if count > 1 else ''}"
     return [
@@ -169,11 +172,11 @@ def _counted(count: int) -> list[Case]:
             pattern,
             block,
             depth,
-            (POLYVOL, name),
+            (POLYVOL, name, *(_REDIRECTING if aimed and pattern.endswith("write") else ())),
             quick=count == 100 and pattern == "randread",
             snapshots=count,
             region=REGION_BYTES,
-            turns=SHORT_TURNS if count == SNAPSHOT_COUNTS[-1] else 1,
+            turns=SHORT_TURNS if aimed else 1,
         )
         for pattern, block, depth in loads
     ]

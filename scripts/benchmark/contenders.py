@@ -168,7 +168,12 @@ class Contenders:
         at = self.directory
         self._standing(cases.NBDKIT, "nbdkit", "nbdkit", "-f", "-U", at / "nbdkit.sock", "file", data)
         self._standing(cases.QEMU, "qemu", *self._qemu("qemu.sock", data, "raw"))
-        self._standing(cases.LIMIT, "limit", examples() / "limit", at / "limit.sock", data)
+        limit = examples() / "limit"
+        self._standing(cases.LIMIT, "limit", limit, at / "limit.sock", data)
+        command: list[Argument] = [limit, at / "redirect.sock", data, "redirect", at / "redirect.log"]
+        self._standing(cases.LIMIT_REDIRECTING, "redirect", *command)
+        if cases.LIMIT_REDIRECTING in self.wanted:
+            write_region(Export(at / "redirect.sock", ""), cases.REGION_BYTES)
         config = at / "nbd-server.conf"
         lines = ["[generic]", f"unixsock = {at / 'nbd.sock'}", "[bench]", f"exportname = {data}"]
         config.write_text("\n".join([*lines, ""]))

@@ -52,7 +52,7 @@ def test_what_was_written_is_read(daemon: Daemon, ops: list[Op]) -> None:
 
 
 @pytest.mark.slow
-@settings(**COMMON, max_examples=15)
+@settings(**COMMON, max_examples=8)
 @given(ops=operations(SIZE))
 @pytest.mark.timeout(900)
 def test_what_was_written_is_read_at_length(daemon: Daemon, ops: list[Op]) -> None:

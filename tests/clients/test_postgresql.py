@@ -21,7 +21,7 @@ from tests.support.proc import Background, check
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
-SNAPSHOTS = 20
+SNAPSHOTS = 12
 SCALE = 2
 USER = "postgres"
 HOOK = Path(__file__).resolve().parents[2] / "scripts" / "hooks" / "postgresql"

@@ -3,7 +3,8 @@
 //! How it works      `limit SOCKET FILE` serves FILE under any export name on a unix socket until it is killed. One
 //!                   thread for each connection: one `recv` takes many requests, each is one `pread` or `pwrite`,
 //!                   one `send` carries all the replies. `limit SOCKET FILE direct` serves reads past the page cache
-//!                   ([`direct`]).
+//!                   ([`direct`]). `limit SOCKET FILE redirect LOG` never overwrites a block ([`redirect`]), and serves one
+//!                   connection at a time.
 //! What it is not    A server to use. It maps nothing, has no snapshots, hands nothing over to another thread,
 //!                   lets one slow read hold up all that follow, and believes whatever the peer says. What it
 //!                   reaches is the price of the protocol and of the page cache alone: nobody can be faster by much
@@ -11,12 +12,15 @@
 //! Errors            a failed I/O is answered with its errno; a broken stream ends its connection.
 
 mod direct;
+mod redirect;
 
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+
+use redirect::Redirect;
 
 const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054;
 const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
@@ -42,34 +46,75 @@ const EIO: u32 = 5;
 
 fn main() -> io::Result<()> {
     let arguments: Vec<String> = std::env::args().collect();
-    let (socket, path, past_cache) = match &arguments[..] {
-        [_, socket, path] => (socket, path, false),
-        [_, socket, path, word] if word == "direct" => (socket, path, true),
+    let open = |path: &str, flags: i32| {
+        File::options().read(true).write(true).custom_flags(flags).open(path)
+    };
+    match &arguments[..] {
+        [_, socket, path] => {
+            let file = Arc::new(open(path, 0)?);
+            let size = file.metadata()?.len();
+            listen(socket, size, move |stream| serve(stream, &mut &*file))
+        }
+        [_, socket, path, word] if word == "direct" => {
+            let file = Arc::new(open(path, libc::O_DIRECT)?);
+            let size = file.metadata()?.len();
+            listen(socket, size, move |stream| direct::serve(stream, &file))
+        }
+        [_, socket, path, word, log] if word == "redirect" => {
+            let file = open(path, 0)?;
+            let size = file.metadata()?.len();
+            let store = Arc::new(Mutex::new(Redirect::new(file, log)?));
+            listen(socket, size, move |stream| {
+                serve(stream, &mut *store.lock().expect("none panics"))
+            })
+        }
         _ => {
-            eprintln!("usage: limit SOCKET FILE [direct]");
+            eprintln!("usage: limit SOCKET FILE [direct | redirect LOG]");
             std::process::exit(2);
         }
-    };
-    let flags = if past_cache { libc::O_DIRECT } else { 0 };
-    let file = File::options().read(true).write(true).custom_flags(flags).open(path)?;
-    let file = Arc::new(file);
+    }
+}
+
+/// Serves each connection on a thread of its own.
+fn listen(
+    socket: &str,
+    size: u64,
+    served: impl Fn(UnixStream) -> io::Result<()> + Clone + Send + 'static,
+) -> io::Result<()> {
     for stream in UnixListener::bind(socket)?.incoming() {
-        let (stream, file) = (stream?, Arc::clone(&file));
+        let (mut stream, served) = (stream?, served.clone());
         std::thread::spawn(move || {
             // However a connection ends, the others go on.
-            let _ = serve(stream, &file, past_cache);
+            if let Ok(true) = handshake(&mut stream, size) {
+                let _ = served(stream);
+            }
         });
     }
     Ok(())
 }
 
-fn serve(mut stream: UnixStream, file: &File, past_cache: bool) -> io::Result<()> {
-    if !handshake(&mut stream, file.metadata()?.len())? {
-        return Ok(());
+/// Where the bytes are.
+trait Store {
+    fn read(&mut self, out: &mut [u8], offset: u64) -> io::Result<()>;
+    fn write(&mut self, bytes: &[u8], offset: u64) -> io::Result<()>;
+    fn sync(&mut self) -> io::Result<()>;
+}
+
+impl Store for &File {
+    fn read(&mut self, out: &mut [u8], offset: u64) -> io::Result<()> {
+        self.read_exact_at(out, offset)
     }
-    if past_cache {
-        return direct::serve(stream, file);
+
+    fn write(&mut self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.write_all_at(bytes, offset)
     }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.sync_data()
+    }
+}
+
+fn serve(mut stream: UnixStream, store: &mut impl Store) -> io::Result<()> {
     let mut inbox = vec![0; BATCH_BYTES + REQUEST_BYTES + PAYLOAD_BYTES_MAX];
     let mut outbox = Vec::with_capacity(2 * BATCH_BYTES);
     let mut filled = 0;
@@ -80,7 +125,7 @@ fn serve(mut stream: UnixStream, file: &File, past_cache: bool) -> io::Result<()
         }
         filled += received;
         let mut at = 0;
-        while let Some(taken) = answer(&inbox[at..filled], file, &mut outbox)? {
+        while let Some(taken) = answer(&inbox[at..filled], store, &mut outbox)? {
             at += taken;
             if outbox.len() >= BATCH_BYTES {
                 stream.write_all(&outbox)?;
@@ -95,7 +140,7 @@ fn serve(mut stream: UnixStream, file: &File, past_cache: bool) -> io::Result<()
 }
 
 /// Answers the first request of `bytes`; how long it was, `None` if it is not all there. An error ends it all.
-fn answer(bytes: &[u8], file: &File, out: &mut Vec<u8>) -> io::Result<Option<usize>> {
+fn answer(bytes: &[u8], store: &mut impl Store, out: &mut Vec<u8>) -> io::Result<Option<usize>> {
     if bytes.len() < REQUEST_BYTES {
         return Ok(None);
     }
@@ -116,10 +161,10 @@ fn answer(bytes: &[u8], file: &File, out: &mut Vec<u8>) -> io::Result<Option<usi
     let done = match command {
         0 => {
             out.resize(body + length, 0);
-            file.read_exact_at(&mut out[body..], offset)
+            store.read(&mut out[body..], offset)
         }
-        1 => file.write_all_at(&bytes[REQUEST_BYTES..taken], offset),
-        3 => file.sync_data(),
+        1 => store.write(&bytes[REQUEST_BYTES..taken], offset),
+        3 => store.sync(),
         _ => Err(io::Error::from_raw_os_error(EINVAL.cast_signed())),
     };
     if let Err(error) = done {

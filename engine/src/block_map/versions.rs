@@ -216,6 +216,18 @@ impl Versions {
         &mut self,
         change: Change<'_>,
         history: &History,
+        freed: impl FnMut(BlockIndex, u32, Place),
+    ) {
+        self.apply_knowing(change, history, |_, _| false, freed);
+    }
+
+    /// As [`Versions::apply`]; `alone` says of a run of the live map whether it is known that no frozen one shares it, so
+    /// that none has to be asked.
+    pub fn apply_knowing(
+        &mut self,
+        change: Change<'_>,
+        history: &History,
+        alone: impl Fn(Place, u32) -> bool,
         mut freed: impl FnMut(BlockIndex, u32, Place),
     ) {
         let older = self.frozen.partition_point(|frozen| frozen.last_epoch < change.epoch);
@@ -226,7 +238,9 @@ impl Versions {
             let old = self.live.find(block, end - block);
             let mut count = old.count;
             let mut seen = false;
-            if let Some(parent) = parent {
+            if let Some(parent) = parent
+                && !alone(old.place, count)
+            {
                 let theirs = parent.find(block, count);
                 count = count.min(theirs.count);
                 seen = theirs.place == old.place;

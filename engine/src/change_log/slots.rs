@@ -154,6 +154,12 @@ impl Slots {
         given
     }
 
+    /// Whether a run is of slots that are all young.
+    pub fn are_young(&self, place: Place, count: u32) -> bool {
+        let young = |(chunk, first, count)| self.young.all((place.log(), chunk), first, count);
+        place.is_slot() && by_chunk(place, count).all(young)
+    }
+
     /// Record `seq` refers to a run that was taken here: it is young, unless a sync may cover it already.
     pub fn recorded(&mut self, seq: u64, place: Place, count: u32) {
         for (chunk, first, count) in by_chunk(place, count) {

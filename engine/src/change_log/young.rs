@@ -10,27 +10,34 @@
 //!                      record that gives a slot back: so either the sync covers that record too, or the processor knows
 //!                      of the sync, and what came before it is not young.
 //!                   Y2 nobody reads a young slot that is given back: a read of its block would have held up the write that
-//!                      gave it back (H1), and no snapshot sees it.
+//!                      gave it back (H1), and no snapshot sees it;
+//!                   Y3 a young slot that the live map has is shared with no frozen one: it was written in the epoch that goes
+//!                      on, and no frozen map is of that epoch. With the next one, no slot is young.
 //! Owner and locks   the processor alone.
 
 use rustc_hash::FxHashMap;
 
 use super::chunks::SlotBits;
+use crate::units::Epoch;
 
 /// See the module's head.
 #[derive(Debug, Default)]
 pub struct Young {
     /// What the latest sync covers that was known as these were taken.
     covering: u64,
+    /// In which these were written.
+    epoch: Epoch,
     slots: FxHashMap<(u16, u64), Box<SlotBits>>,
 }
 
 impl Young {
-    /// A sync, the latest that has begun, covers the records up to `covering`: where that is news, no slot is young.
-    pub fn see(&mut self, covering: u64) {
+    /// A sync, the latest that has begun, covers the records up to `covering`, and this is the epoch of new writes: where
+    /// either is news, no slot is young.
+    pub fn see(&mut self, covering: u64, epoch: Epoch) {
         // While a sync begins, it is not known how many: all.
-        if covering != self.covering || covering == u64::MAX {
+        if covering != self.covering || covering == u64::MAX || epoch != self.epoch {
             self.covering = covering;
+            self.epoch = epoch;
             self.clear();
         }
     }
@@ -51,10 +58,15 @@ impl Young {
         }
     }
 
+    /// Whether all these slots of a chunk are young.
+    pub fn all(&self, chunk: (u16, u64), first: u32, count: u32) -> bool {
+        let Some(bits) = self.slots.get(&chunk) else { return false };
+        (first..first + count).all(|slot| is_set(bits, slot))
+    }
+
     /// Whether a slot is young, and how many of at most `limit` from it on are like it; those that are, are it no more.
     pub fn take(&mut self, log: u16, chunk: u64, first: u32, limit: u32) -> (bool, u32) {
         let Some(bits) = self.slots.get_mut(&(log, chunk)) else { return (false, limit) };
-        let is_set = |bits: &SlotBits, slot: u32| bits[slot as usize / 64] >> (slot % 64) & 1 != 0;
         let young = is_set(bits, first);
         let alike = (first..first + limit).take_while(|slot| is_set(bits, *slot) == young);
         let count = alike.count() as u32;
@@ -65,4 +77,8 @@ impl Young {
         }
         (young, count)
     }
+}
+
+fn is_set(bits: &SlotBits, slot: u32) -> bool {
+    bits[slot as usize / 64] >> (slot % 64) & 1 != 0
 }

@@ -19,10 +19,10 @@ fn a_sync_covers_no_slot_that_was_used_again() {
         let mut young = Young::default();
         let (log, chunk, slot) = SLOT;
         reached.append(1); // the slot is taken
-        young.see(reached.covering());
+        young.see(reached.covering(), 1);
         young.add(1, (log, chunk), slot, 1);
         reached.append(2); // and given back
-        young.see(reached.covering());
+        young.see(reached.covering(), 1);
         let (used_again, _) = young.take(log, chunk, slot, 1);
         let covered = syncs.join().unwrap();
         assert!(!used_again || !covered.contains(&1), "a sync commits what refers to the slot");

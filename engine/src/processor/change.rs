@@ -1,6 +1,8 @@
 //! Change: how what a part has written becomes part of the map: recorded first (J2), then mapped; what it replaces waits for
 //! its freeing to be durable (J4), unless it is [young](crate::change_log::young). Slots that were taken for nothing are given back.
 
+use std::cell::RefCell;
+
 use crate::block_map::place::Place;
 use crate::block_map::versions::Change;
 use crate::change_log::format::{RECORD_SUMS_MAX, RecordKind};
@@ -17,13 +19,13 @@ impl Share {
         &mut self,
         local: u32,
         epoch: Epoch,
-        changes: Vec<NewPlace>,
+        changes: &[NewPlace],
         mut result: Result<(), Errno>,
     ) -> Result<(), Errno> {
         let mut landed = 0;
         for change in changes {
             if result.is_ok() {
-                result = self.apply(local, epoch, &change);
+                result = self.apply(local, epoch, change);
             }
             if change.place.is_slot() {
                 landed += u64::from(change.count);
@@ -42,7 +44,8 @@ impl Share {
     /// Appends the records of a change, then makes it (J2). On an error nothing of it was recorded.
     fn apply(&mut self, local: u32, epoch: Epoch, change: &NewPlace) -> Result<(), Errno> {
         let partition = self.locals[local as usize].partition;
-        assert!(change.count <= RECORD_SUMS_MAX || !change.place.is_slot(), "planned so");
+        let sums = if change.place.is_slot() { change.count } else { 0 };
+        assert!(change.sums.len() == sums as usize && sums <= RECORD_SUMS_MAX, "planned so");
         let seq = self.journal.append(Entry {
             kind: RecordKind::Map,
             epoch,
@@ -66,16 +69,20 @@ impl Share {
             seq,
         };
         let covering = self.journal.shared().reached.covering();
-        slots.young.see(if bug(Bug::YoungForEver) { 0 } else { covering });
+        let covering = if bug(Bug::YoungForEver) { 0 } else { covering };
+        slots.young.see(covering, if bug(Bug::YoungTooLong) { 0 } else { self.epoch });
         let mut given = 0;
-        local.versions.apply(made, &self.history, |_, count, place| {
+        let slots = RefCell::new(slots);
+        let alone = |place, count| slots.borrow().are_young(place, count); // Y3
+        local.versions.apply_knowing(made, &self.history, alone, |_, count, place| {
             if place.is_slot() {
                 bad.forget(place, count);
-                given += slots.give(seq, place, count); // J4
+                given += slots.borrow_mut().give(seq, place, count); // J4
             }
         });
-        if change.place.is_slot() {
-            slots.recorded(seq, change.place, change.count);
+        // One that was started in an older epoch is in that one's map, too (Y3).
+        if change.place.is_slot() && (epoch == self.epoch || bug(Bug::YoungTooLong)) {
+            slots.into_inner().recorded(seq, change.place, change.count);
         }
         self.space.give(given);
         self.count_waiting();

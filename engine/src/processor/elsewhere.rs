@@ -44,13 +44,13 @@ impl Share {
         job.request = None; // so that its buffer can be used again when the request is done
         if result == Err(Errno::ENOTSUP) {
             // A device has turned out not to clear ranges: it is planned once more, without.
-            let _ = self.settle_changes(part.local, epoch, job.changes, result);
+            let _ = self.settle_changes(part.local, epoch, &job.changes, result);
             return self.take(part, context);
         }
         let failed = job.failed.map(|index| (job.changes[index].place, job.changes[index].count));
         let mut changes = job.changes;
         let (Some((place, count)), Err(errno)) = (failed, result) else {
-            let result = self.settle_changes(part.local, epoch, changes, result);
+            let result = self.settle_changes(part.local, epoch, &changes, result);
             return self.end(part, result, context);
         };
         let room = self.elsewhere.set_aside.len() < SET_ASIDE_RUNS_MAX;
@@ -61,7 +61,7 @@ impl Share {
             changes.retain(|change| change.place != place);
         }
         // An error stays one: this gives the slots back.
-        let result = self.settle_changes(part.local, epoch, changes, result);
+        let result = self.settle_changes(part.local, epoch, &changes, result);
         if !self.elsewhere.last_to_try.contains(&place.log()) {
             self.elsewhere.last_to_try.push(place.log());
             self.order_logs();

@@ -370,12 +370,20 @@ pub fn put(
 ) -> Result<(), Errno> {
     match target {
         Target::Base => write_base(partition, u64::from(first) * BLOCK_SIZE, source),
-        Target::Slots(spot) => {
-            sums.clear();
-            sums.extend(source.chunks_exact(BLOCK).map(checksum::crc32c));
-            spot.device.write(source, spot.offset)
-        }
+        Target::Slots(spot) => put_slots(&spot.device, spot.offset, source, sums),
     }
+}
+
+/// Writes whole blocks to slots, which get their checksums.
+pub fn put_slots(
+    device: &Device,
+    offset: u64,
+    source: &[u8],
+    sums: &mut Vec<u32>,
+) -> Result<(), Errno> {
+    sums.clear();
+    sums.extend(source.chunks_exact(BLOCK).map(checksum::crc32c));
+    device.write(source, offset)
 }
 
 /// Checks whole blocks against their checksums (I2); calls `note` with the index of each that does not match.

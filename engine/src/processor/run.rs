@@ -20,7 +20,7 @@ use crate::units::ProcessorIndex;
 use crate::volume::request::Sink;
 
 /// After so many events what was answered is sent, so that clients and processors work side by side.
-const KICK_EVERY: usize = 4;
+const KICK_EVERY: usize = 8;
 
 /// Counters of one processor: who runs it writes them, or those who share it.
 #[derive(Debug, Default)]

@@ -191,6 +191,8 @@ pub struct Share {
     pub(super) checkpoint_bytes: u64,
     /// Writing to one of its devices waits for the disk: nobody but the pool's threads does.
     pub(super) direct: bool,
+    /// Room for checksums of what is being written.
+    pub(super) sums: Vec<u32>,
 }
 
 impl Share {
@@ -238,6 +240,7 @@ impl Share {
             checkpoint_waiters: Default::default(),
             checkpoint_bytes: 0,
             direct: false,
+            sums: Vec::new(),
         };
         share.order_logs();
         share.look_at_devices();

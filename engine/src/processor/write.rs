@@ -15,7 +15,7 @@ use crate::block_map::place::Place;
 use crate::change_log::format::RECORD_SUMS_MAX;
 use crate::deliberate::{Bug, bug};
 use crate::error::Errno;
-use crate::processor::io_job::{Job, NewPlace, Old, Step, Target, write_base};
+use crate::processor::io_job::{Job, NewPlace, Old, Step, Target, put_slots, write_base};
 use crate::processor::queue::Part;
 use crate::processor::share::{Context, Local, Share, count};
 use crate::units::{BLOCK_SIZE, BlockIndex};
@@ -33,6 +33,16 @@ enum Fate {
     Moved,
     /// Some of each, or blocks in part.
     Mixed,
+}
+
+/// How far a write has got.
+enum Progress {
+    /// It is to be done.
+    Planned(Job),
+    /// It is done, and recorded, or could not be.
+    Done(Result<(), Errno>),
+    /// It could not be written.
+    Failed(Job, Errno),
 }
 
 /// There are fewer free slots than a part wants.
@@ -54,18 +64,22 @@ impl Share {
             return self.end(part, result, context);
         }
         let planned = match fate {
-            Fate::Moved => self.plan_moves(&part),
-            _ => self.plan_write(&part),
+            Fate::Moved if inline => self.move_now(&part),
+            Fate::Moved => self.plan_moves(&part).map(Progress::Planned),
+            _ => self.plan_write(&part).map(Progress::Planned),
         };
-        let mut job = match planned {
-            Ok(job) => job,
-            Err(Starved { wanted }) => return self.starve(part, wanted, context),
-        };
-        if !inline {
-            return self.hand_over(part, job, context);
+        match planned {
+            Err(Starved { wanted }) => self.starve(part, wanted, context),
+            Ok(Progress::Done(result)) => self.end(part, result, context),
+            Ok(Progress::Failed(job, errno)) => {
+                self.finish(part, job, self.epoch, Err(errno), context);
+            }
+            Ok(Progress::Planned(mut job)) if inline => {
+                let result = job.run();
+                self.finish(part, job, self.epoch, result, context);
+            }
+            Ok(Progress::Planned(job)) => self.hand_over(part, job, context),
         }
-        let result = job.run();
-        self.finish(part, job, self.epoch, result, context);
     }
 
     /// What becomes of a part's blocks.
@@ -127,18 +141,72 @@ impl Share {
     /// Plans a write of whole blocks that all move, if there are enough slots: as `plan_write` would, without asking of
     /// each block again.
     fn plan_moves(&mut self, part: &Part) -> Result<Job, Starved> {
+        self.claim(self.slots_for_moves(part))?;
         let mut job = self.new_job(part, false);
-        let (mut block, mut left) = blocks_of_whole(part);
-        self.claim(if self.goes_to_base(part.local) { 0 } else { u64::from(left) })?;
-        let mut at = part.at as usize;
-        while left > 0 {
-            let (change, count, target) = self.plan_change(&mut job, part.local, block, left);
-            job.steps.push(Step::WriteWhole { change, target, at });
-            block += count;
-            left -= count;
-            at += count as usize * BLOCK_SIZE as usize;
-        }
+        self.plan_more_moves(&mut job, part, 0);
         Ok(job)
+    }
+
+    /// Plans a write of whole blocks that all move, but for the first ones; the slots for it were claimed.
+    fn plan_more_moves(&mut self, job: &mut Job, part: &Part, done: u32) {
+        let (first, blocks) = blocks_of_whole(part);
+        let mut done = done;
+        while done < blocks {
+            let at = part.at as usize + done as usize * BLOCK_SIZE as usize;
+            let (change, count, target) =
+                self.plan_change(job, part.local, first + done, blocks - done);
+            job.steps.push(Step::WriteWhole { change, target, at });
+            done += count;
+        }
+    }
+
+    /// Writes whole blocks that all move, here and now, if there are enough slots. Where one run takes them, as it
+    /// almost always does, nothing is made for that but what stays.
+    fn move_now(&mut self, part: &Part) -> Result<Progress, Starved> {
+        self.claim(self.slots_for_moves(part))?;
+        let (first, blocks) = blocks_of_whole(part);
+        let (place, count) = self.take_place(part.local, blocks);
+        let mut sums = std::mem::take(&mut self.sums);
+        sums.clear();
+        let mut change = NewPlace { first, count, place, sums };
+        let written = match count == blocks {
+            true => self.put(part, &mut change),
+            false => Ok(()),
+        };
+        if count == blocks && written.is_ok() {
+            let changes = std::slice::from_ref(&change);
+            let result = self.settle_changes(part.local, self.epoch, changes, Ok(()));
+            self.sums = change.sums;
+            return Ok(Progress::Done(result));
+        }
+        let target = self.target(place);
+        let mut job = self.new_job(part, false);
+        job.changes.push(change);
+        if let Err(errno) = written {
+            job.failed = place.is_slot().then_some(0);
+            return Ok(Progress::Failed(job, errno));
+        }
+        job.steps.push(Step::WriteWhole { change: 0, target, at: part.at as usize });
+        self.plan_more_moves(&mut job, part, count);
+        Ok(Progress::Planned(job))
+    }
+
+    /// Writes all of a part, which is whole blocks, to its new place.
+    fn put(&self, part: &Part, change: &mut NewPlace) -> Result<(), Errno> {
+        let at = part.at as usize;
+        let source = &part.request.data.as_slice()[at..at + part.length as usize];
+        if !change.place.is_slot() {
+            return self.overwrite(part);
+        }
+        let mut order = self.log_order.iter();
+        let log = order.find(|log| log.number == change.place.log());
+        let (device, offset) = log.expect("it was taken there").locate(change.place.slot_number());
+        put_slots(device, offset, source, &mut change.sums)
+    }
+
+    /// How many slots a write of whole blocks takes that all move.
+    fn slots_for_moves(&self, part: &Part) -> u64 {
+        if self.goes_to_base(part.local) { 0 } else { u64::from(blocks_of_whole(part).1) }
     }
 
     /// Claims slots, all of them or none.
@@ -233,19 +301,24 @@ impl Share {
         block: BlockIndex,
         want: u32,
     ) -> (usize, u32, Target) {
-        let (place, count, target) = self.take_target(local, want);
+        let (place, count) = self.take_place(local, want);
         job.changes.push(NewPlace { first: block, count, place, sums: Vec::new() });
-        (job.changes.len() - 1, count, target)
+        (job.changes.len() - 1, count, self.target(place))
     }
 
-    /// Somewhere new for up to `want` blocks.
-    fn take_target(&mut self, local: u32, want: u32) -> (Place, u32, Target) {
+    /// Somewhere new for up to `want` blocks, and for how many.
+    fn take_place(&mut self, local: u32, want: u32) -> (Place, u32) {
         if self.goes_to_base(local) {
-            return (Place::BASE, want, Target::Base);
+            return (Place::BASE, want);
         }
         let (place, taken) = self.take_slots(want.min(RECORD_SUMS_MAX));
         count(&self.stats.redirected_blocks, u64::from(taken));
-        (place, taken, Target::Slots(self.spot(None, place)))
+        (place, taken)
+    }
+
+    /// How a job finds a place.
+    fn target(&self, place: Place) -> Target {
+        if place.is_slot() { Target::Slots(self.spot(None, place)) } else { Target::Base }
     }
 
     /// Where a block's contents are now.

@@ -8,7 +8,7 @@ import pytest
 
 from scripts.benchmark import targets
 from scripts.benchmark.alone import dirty_bytes, handed_bytes, switches, traced_calls
-from scripts.benchmark.cases import CASES, LIMIT, NBDKIT, POLYVOL, SNAPSHOT_COUNTS, Case
+from scripts.benchmark.cases import CASES, LIMIT, LIMIT_REDIRECTING, NBDKIT, POLYVOL, SNAPSHOT_COUNTS, Case
 from scripts.benchmark.charts import series
 from scripts.benchmark.load import Sample, fio_time
 from scripts.benchmark.report import rows_of, target_table
@@ -122,6 +122,19 @@ def test_a_target_that_the_limit_misses_too_says_so_and_is_not_met() -> None:
     rate, cpu, _ = verdicts([(CASE, rounds)], {})
     assert (rate.met, rate.remark) == (False, "beyond the limit, which has 1.20")
     assert (cpu.met, cpu.remark) == (False, "")
+
+
+def test_how_far_one_can_get_may_be_told_by_other_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+    redirecting = Ratio(CASE.name, POLYVOL, NBDKIT, 0.95, limit=(LIMIT_REDIRECTING, LIMIT))
+    monkeypatch.setattr(targets, "RATIOS", (redirecting,))
+    monkeypatch.setattr(targets, "BOUNDS", ())
+    rounds = {POLYVOL: samples(70), NBDKIT: samples(100), LIMIT: samples(200)}
+    (unknown,) = verdicts([(CASE, rounds)], {})
+    (beyond,) = verdicts([(CASE, rounds | {LIMIT_REDIRECTING: samples(150)})], {})
+    (within,) = verdicts([(CASE, rounds | {LIMIT_REDIRECTING: samples(196)})], {})
+    assert (unknown.met, unknown.remark) == (False, "")
+    assert (beyond.met, beyond.remark) == (False, "beyond the limit, which has 0.75")
+    assert (within.met, within.remark) == (False, "")
 
 
 def test_a_target_may_compare_with_another_case(monkeypatch: pytest.MonkeyPatch) -> None:

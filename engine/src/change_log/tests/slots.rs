@@ -254,15 +254,15 @@ fn a_young_slot_is_used_again_at_once_and_an_older_one_is_not() {
     let scratch = Scratch::new();
     let space = space(&scratch, &[1]);
     let mut slots = Slots::default();
-    slots.young.see(10);
+    slots.young.see(10, 1);
     let first = take_recorded(&space, &mut slots, 11, 600)[0];
     let given = slots.give(11, first.0, 600);
     assert_eq!((given, slots.waiting()), (600, 0));
     space.give(given);
 
     let old = take_recorded(&space, &mut slots, 12, 600)[0];
-    slots.young.see(10);
-    slots.young.see(15); // a sync has begun
+    slots.young.see(10, 1);
+    slots.young.see(15, 1); // a sync has begun
     let young = take_recorded(&space, &mut slots, 16, 400)[0];
     assert_eq!((slots.give(17, old.0, 600), slots.waiting()), (0, 600));
     assert_eq!((slots.give(17, young.0, 400), slots.waiting()), (400, 600));
@@ -277,7 +277,7 @@ fn a_slot_whose_record_a_sync_covers_is_not_young_although_that_has_just_been_ap
     let scratch = Scratch::new();
     let space = space(&scratch, &[1]);
     let mut slots = Slots::default();
-    slots.young.see(11); // a sync began between the record and this
+    slots.young.see(11, 1); // a sync began between the record and this
     let (place, count) = take_recorded(&space, &mut slots, 11, 5)[0];
     assert_eq!(slots.give(12, place, count), 0);
 }
@@ -287,7 +287,7 @@ fn a_run_that_is_young_in_part_is_given_back_in_parts() {
     let scratch = Scratch::new();
     let space = space(&scratch, &[2]);
     let mut slots = Slots::default();
-    slots.young.see(1);
+    slots.young.see(1, 1);
     let (place, count) = take(&space, &mut slots, 100).unwrap()[0];
     assert_eq!(count, 100);
     slots.recorded(2, place.step(10), 30);
@@ -305,7 +305,7 @@ fn nothing_is_young_while_a_sync_begins_or_once_a_checkpoint_holds_it() {
     let space = space(&scratch, &[1]);
     let mut slots = Slots::default();
     for aged in [
-        |slots: &mut Slots| slots.young.see(u64::MAX),
+        |slots: &mut Slots| slots.young.see(u64::MAX, 1),
         |slots: &mut Slots| {
             slots.young.clear();
         },
@@ -314,8 +314,23 @@ fn nothing_is_young_while_a_sync_begins_or_once_a_checkpoint_holds_it() {
         aged(&mut slots);
         assert_eq!(slots.give(3, place, count), 0);
     }
-    slots.young.see(u64::MAX);
+    slots.young.see(u64::MAX, 1);
     let (place, count) = take_recorded(&space, &mut slots, 2, 5)[0];
-    slots.young.see(u64::MAX); // another one begins, or still the same
+    slots.young.see(u64::MAX, 1); // another one begins, or still the same
+    assert_eq!(slots.give(3, place, count), 0);
+}
+
+#[test]
+fn no_slot_is_young_in_the_next_epoch() {
+    let scratch = Scratch::new();
+    let space = space(&scratch, &[1]);
+    let mut slots = Slots::default();
+    slots.young.see(1, 1);
+    let (place, count) = take_recorded(&space, &mut slots, 2, 5)[0];
+    assert!(slots.are_young(place, count));
+    assert!(!slots.are_young(place, count + 1));
+    assert!(!slots.are_young(Place::BASE, count) && !slots.are_young(Place::ZERO, count));
+    slots.young.see(1, 2);
+    assert!(!slots.are_young(place, 1));
     assert_eq!(slots.give(3, place, count), 0);
 }
