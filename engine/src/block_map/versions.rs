@@ -65,6 +65,14 @@ pub struct Change<'a> {
     pub seq: u64,
 }
 
+/// The newest of these snapshots, which are in order, that is older than an epoch.
+fn newest_before(epoch: Epoch, snapshots: &[Epoch]) -> Option<Epoch> {
+    match snapshots {
+        [.., last] if *last < epoch => Some(*last),
+        all => all[..all.partition_point(|snapshot| *snapshot < epoch)].last().copied(),
+    }
+}
+
 impl Versions {
     /// A partition of `blocks` blocks, all at their base place, never frozen.
     pub fn new(blocks: u32) -> Versions {
@@ -84,8 +92,19 @@ impl Versions {
 
     /// The map that the snapshot of `epoch` sees, and whether it is frozen.
     pub fn at(&self, epoch: Epoch) -> (&Map, bool) {
-        let index = self.frozen.partition_point(|frozen| frozen.last_epoch < epoch);
+        let index = self.first_from(epoch);
         self.frozen.get(index).map_or((&self.live, false), |frozen| (&frozen.map, true))
+    }
+
+    /// The first frozen map whose `last_epoch` is not below this one, which is one of the newest, or none, for all but
+    /// readers of snapshots: so these are looked at first.
+    fn first_from(&self, epoch: Epoch) -> usize {
+        let below = |frozen: &Frozen| frozen.last_epoch < epoch;
+        match &self.frozen[..] {
+            [.., last] if below(last) => self.frozen.len(),
+            [.., before, _] if below(before) => self.frozen.len() - 1,
+            all => all.partition_point(below),
+        }
     }
 
     /// The live map's parent: what shares places with it, if anything does (V2).
@@ -159,9 +178,8 @@ impl Versions {
     /// When records are replayed, one of a later epoch may have come first (its write landed earlier): then there is a
     /// frozen map, but `epoch`'s snapshot and older ones see the same, and they part here.
     pub fn freeze_before(&mut self, epoch: Epoch, snapshots: &[Epoch]) {
-        let before = snapshots.partition_point(|snapshot| *snapshot < epoch);
-        let Some(newest) = before.checked_sub(1).map(|index| snapshots[index]) else { return };
-        let index = self.frozen.partition_point(|frozen| frozen.last_epoch < newest);
+        let Some(newest) = newest_before(epoch, snapshots) else { return };
+        let index = self.first_from(newest);
         match self.frozen.get(index) {
             None => {
                 let map = self.live.clone();
@@ -177,9 +195,8 @@ impl Versions {
 
     /// Whether [`Versions::freeze_before`] would change nothing.
     pub fn is_frozen_before(&self, epoch: Epoch, snapshots: &[Epoch]) -> bool {
-        let before = snapshots.partition_point(|snapshot| *snapshot < epoch);
-        let Some(newest) = before.checked_sub(1).map(|index| snapshots[index]) else { return true };
-        let index = self.frozen.partition_point(|frozen| frozen.last_epoch < newest);
+        let Some(newest) = newest_before(epoch, snapshots) else { return true };
+        let index = self.first_from(newest);
         self.frozen.get(index).is_some_and(|next| next.last_epoch < epoch)
     }
 
@@ -230,7 +247,7 @@ impl Versions {
         alone: impl Fn(Place, u32) -> bool,
         mut freed: impl FnMut(BlockIndex, u32, Place),
     ) {
-        let older = self.frozen.partition_point(|frozen| frozen.last_epoch < change.epoch);
+        let older = self.first_from(change.epoch);
         let parent = self.parent_of(older, history).map(|index| &self.frozen[index].map);
         let end = change.first + change.count;
         let mut block = change.first;
