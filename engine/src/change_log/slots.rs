@@ -1,9 +1,10 @@
 //! Slots: what one processor does with the slots of a volume's change logs: takes them, and gives them back.
 //!
 //! How it works      Slots are handed out in runs, in the processor's home chunk of the first log that was asked for and
-//!                   has room; see [`chunks`](super::chunks) for where else. Long runs have a home of their own, which was empty:
-//!                   where single blocks are overwritten, free slots lie scattered. A slot that is given back waits until its
-//!                   giving back is durable (J4), then it can be handed out again. A [young](super::young) one need not.
+//!                   has room; see [`chunks`](super::chunks) for where else. Long runs have a home of their own, which was
+//!                   empty, and in another log if that is as good: where single blocks are overwritten, free slots lie
+//!                   scattered. A slot that is given back waits until its giving back is durable (J4), then it can be handed
+//!                   out again. A [young](super::young) one need not.
 //! Invariants        S1 a slot is free, used or waiting, and never two of them;
 //!                   S2 no more slots are taken than were claimed in [`Space`](super::space::Space).
 //! Owner and locks   the processor alone; the chunks have their own locks.
@@ -32,13 +33,17 @@ impl LogShare {
     /// Takes a run in a chunk where nobody else does: a long one where runs are long, as long as there are enough empty
     /// chunks.
     fn take(&mut self, want: u32) -> Option<(Place, u32)> {
-        let LogShare { log, home, long_home } = self;
         if want >= LONG_RUN
-            && let Some(run) = take_at(log, long_home, Chunks::find_empty_home, want)
+            && let Some(run) = self.take_long(want)
         {
             return Some(run);
         }
-        take_at(log, home, Chunks::find_home, want)
+        take_at(&self.log, &mut self.home, Chunks::find_home, want)
+    }
+
+    /// Takes a run where runs are long, if there are enough empty chunks.
+    fn take_long(&mut self, want: u32) -> Option<(Place, u32)> {
+        take_at(&self.log, &mut self.long_home, Chunks::find_empty_home, want)
     }
 
     /// A chunk is empty: it is no home any more.
@@ -98,9 +103,16 @@ impl Slots {
         self.log_shares.entry(log.number).or_insert_with(new)
     }
 
-    /// Hands out up to `want` consecutive slots, in the first of `logs` that has room. So many were claimed (S2), so
-    /// there are some: `logs` are all that are counted.
-    pub fn take(&mut self, logs: &[Arc<Log>], want: u32) -> (Place, u32) {
+    /// Hands out up to `want` consecutive slots, in the first of `logs` that has room; a long run rather in another one of
+    /// the first `alike`, which are as good as each other, than in pieces. So many were claimed (S2), so there are some:
+    /// `logs` are all that are counted.
+    pub fn take(&mut self, logs: &[Arc<Log>], alike: usize, want: u32) -> (Place, u32) {
+        let whole = |log: &Arc<Log>| self.log_share(log).take_long(want);
+        if want >= LONG_RUN
+            && let Some(run) = logs[..alike].iter().find_map(whole)
+        {
+            return run;
+        }
         loop {
             if let Some(run) = logs.iter().find_map(|log| self.log_share(log).take(want)) {
                 return run;

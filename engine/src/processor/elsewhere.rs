@@ -90,15 +90,21 @@ impl Share {
                 order.extend(logs.iter().find(|log| log.number == number).cloned());
             }
         }
-        self.put_last(&mut order);
+        order.sort_by_key(|log| self.is_last(log));
+        let class = |log: &Arc<Log>| {
+            let named = self.named_log == Some(log.number);
+            (self.is_last(log), named, self.default_logs.contains(&log.number))
+        };
+        let first = order.first().map(class);
+        self.logs_alike = order.iter().take_while(|log| Some(class(log)) == first).count();
         self.log_order = order;
     }
 
-    /// Puts last in an order to try: logs that could not be written, and those of which a device is missing. They stay
-    /// in it, as their slots are counted.
-    fn put_last(&self, order: &mut [Arc<Log>]) {
-        let missing = |log: &Log| log.devices().any(|device| !device.is_present());
-        order.sort_by_key(|log| (missing(log), self.elsewhere.last_to_try.contains(&log.number)));
+    /// What comes last in an order to try: logs of which a device is missing, and those that could not be written. They
+    /// stay in it, as their slots are counted.
+    fn is_last(&self, log: &Log) -> (bool, bool) {
+        let missing = log.devices().any(|device| !device.is_present());
+        (missing, self.elsewhere.last_to_try.contains(&log.number))
     }
 
     /// A device was opened anew: everything is tried again.

@@ -152,6 +152,8 @@ pub struct Share {
     pub(super) hunger: Arc<Hunger>,
     /// Where slots are taken from, in the order to try.
     pub(super) log_order: Vec<Arc<Log>>,
+    /// How many of the first of them are as good as each other.
+    pub(super) logs_alike: usize,
     pub(super) elsewhere: Elsewhere,
     pub(super) flusher: Arc<Flusher>,
     pub(super) bad: Arc<BadBlocks>,
@@ -206,6 +208,7 @@ impl Share {
             geometry: parts.geometry,
             source: parts.source,
             log_order: Vec::new(),
+            logs_alike: 0,
             elsewhere: Elsewhere::default(),
             space: parts.space,
             hunger: parts.hunger,

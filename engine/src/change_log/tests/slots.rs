@@ -48,7 +48,7 @@ fn take(space: &Space, slots: &mut Slots, want: u32) -> Option<Vec<(Place, u32)>
     }
     let (logs, mut runs, mut left) = (space.logs(), Vec::new(), want);
     while left > 0 {
-        let (place, count) = slots.take(&logs, left);
+        let (place, count) = slots.take(&logs, logs.len(), left);
         assert!(count >= 1 && count <= left);
         left -= count;
         runs.push((place, count));
@@ -333,4 +333,28 @@ fn no_slot_is_young_in_the_next_epoch() {
     slots.young.see(1, 2);
     assert!(!slots.are_young(place, 1));
     assert_eq!(slots.give(3, place, count), 0);
+}
+
+#[test]
+fn a_long_run_is_rather_in_another_log_than_in_pieces_unless_that_is_worse() {
+    let scratch = Scratch::new();
+    let space = space(&scratch, &[2, 8]);
+    let logs = space.logs();
+    let mut slots = Slots::default();
+    assert!(space.claim(2 * CHUNK_SLOTS));
+    let mut taken = Vec::new();
+    for _ in 0..2 * CHUNK_SLOTS {
+        taken.push(slots.take(&logs, 2, 1).0);
+    }
+    assert!(taken.iter().all(|place| place.log() == 1));
+    let scattered = taken.iter().step_by(7).take(100);
+    scattered.for_each(|place| slots.give_now(*place, 1, &mut Vec::new()));
+    space.give(100);
+
+    assert!(space.claim(33));
+    let (place, count) = slots.take(&logs, 1, 32);
+    assert_eq!((place.log(), count), (1, 1), "only the first log is wanted");
+    let (place, count) = slots.take(&logs, 2, 32);
+    assert_eq!((place.log(), count), (2, 32));
+    assert_eq!(slots.take(&logs, 2, 1).0.log(), 1, "short ones fill the holes");
 }
