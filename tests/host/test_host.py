@@ -71,6 +71,21 @@ else:
     print(last)
 PYTHON
 """
+ATTACH_UNIT = """
+cat >/etc/systemd/system/attach-data.service <<'UNIT'
+[Unit]
+Wants=polyvold.service
+After=polyvold.service
+Before=remote-fs-pre.target
+DefaultDependencies=no
+Conflicts=umount.target
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/usr/sbin/nbd-client -unix /var/lib/polyvol/nbd.sock -N data /dev/nbd0
+ExecStop=/usr/sbin/nbd-client -d /dev/nbd0
+UNIT
+"""
 
 
 def attach(machine: Machine, export: str, device: str, connections: int = 1) -> None:
@@ -225,7 +240,7 @@ def test_a_reload_grows_the_processors(machine: Machine) -> None:
 def test_a_disk_that_is_pulled_fails_its_volume_alone_and_comes_back(machine: Machine) -> None:
     attach(machine, "data", "/dev/nbd6")
     attach(machine, "files", "/dev/nbd7")
-    machine.ok("head -c 64M /dev/nbd6 | sha256sum >/tmp/first.sum", 120)
+    machine.ok("sha256sum </dev/nbd6 >/tmp/whole.sum", 120)
     machine.unplug("backing0")
     wait_for(machine, "! [ -e /dev/disk/by-id/virtio-backing0 ]")
     machine.ok(
@@ -239,10 +254,31 @@ def test_a_disk_that_is_pulled_fails_its_volume_alone_and_comes_back(machine: Ma
     wait_for(machine, "[ -e /dev/disk/by-id/virtio-backing0 ]")
     machine.ok("systemctl restart polyvold", 90)
     attach(machine, "data", "/dev/nbd8")
-    machine.ok("head -c 64M /dev/nbd8 | sha256sum | cmp - /tmp/first.sum && nbd-client -d /dev/nbd8", 120)
+    machine.ok("sha256sum </dev/nbd8 | cmp - /tmp/whole.sum; nbd-client -d /dev/nbd8", 120)
+
+
+def test_after_a_reboot_fstab_has_mounted_it(machine: Machine) -> None:
+    machine.ok(ATTACH_UNIT)
+    machine.ok(
+        "echo '/dev/nbd0 /mnt/data ext4 _netdev,x-systemd.requires=attach-data.service 0 0' >>/etc/fstab"
+    )
+    machine.ok("systemctl daemon-reload; systemctl start attach-data; mkfs.ext4 -q -F /dev/nbd0", 90)
+    machine.ok("mkdir -p /mnt/data; systemctl start mnt-data.mount; echo hello >/mnt/data/hello", 90)
+    machine.reboot()
+    wait_for(machine, "systemctl is-active -q mnt-data.mount", 90)
+    assert machine.ok("cat /mnt/data/hello; findmnt -no SOURCE,FSTYPE /mnt/data").split() == [
+        "hello",
+        "/dev/nbd0",
+        "ext4",
+    ]
+    # Of that device: others were pulled and killed before.
+    said = machine.ok("journalctl -b -1 -k -o cat --no-pager")
+    assert "I/O error, dev nbd0" not in said, "the filesystem was not unmounted before its device went"
 
 
 def test_an_upgrade_restarts_the_service_and_keeps_everything(machine: Machine) -> None:
+    machine.ok("systemctl stop mnt-data.mount attach-data.service")
+    machine.ok("sed -i /nbd0/d /etc/fstab; systemctl daemon-reload")
     before = machine.ok("systemctl show -P MainPID polyvold; cat /etc/polyvol/polyvold.toml").split("\n", 1)
     machine.ok("mount -o ro /dev/vdb /payload && dpkg -i --force-confold /payload/newer.deb", 120)
     after = machine.ok("systemctl show -P MainPID polyvold; cat /etc/polyvol/polyvold.toml").split("\n", 1)
