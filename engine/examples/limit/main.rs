@@ -46,33 +46,27 @@ const EIO: u32 = 5;
 
 fn main() -> io::Result<()> {
     let arguments: Vec<String> = std::env::args().collect();
-    let open = |path: &str, flags: i32| {
-        File::options().read(true).write(true).custom_flags(flags).open(path)
-    };
-    match &arguments[..] {
-        [_, socket, path] => {
-            let file = Arc::new(open(path, 0)?);
-            let size = file.metadata()?.len();
-            listen(socket, size, move |stream| serve(stream, &mut &*file))
-        }
-        [_, socket, path, word] if word == "direct" => {
-            let file = Arc::new(open(path, libc::O_DIRECT)?);
-            let size = file.metadata()?.len();
-            listen(socket, size, move |stream| direct::serve(stream, &file))
-        }
-        [_, socket, path, word, log] if word == "redirect" => {
-            let file = open(path, 0)?;
-            let size = file.metadata()?.len();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let [_, socket, path, how @ ..] = &words[..] else { refuse() };
+    let flags = if how == ["direct"] { libc::O_DIRECT } else { 0 };
+    let file = File::options().read(true).write(true).custom_flags(flags).open(path)?;
+    let (size, file) = (file.metadata()?.len(), Arc::new(file));
+    match how {
+        [] => listen(socket, size, move |stream| serve(stream, &mut &*file)),
+        ["direct"] => listen(socket, size, move |stream| direct::serve(stream, &file)),
+        ["redirect", log] => {
             let store = Arc::new(Mutex::new(Redirect::new(file, log)?));
             listen(socket, size, move |stream| {
                 serve(stream, &mut *store.lock().expect("none panics"))
             })
         }
-        _ => {
-            eprintln!("usage: limit SOCKET FILE [direct | redirect LOG]");
-            std::process::exit(2);
-        }
+        _ => refuse(),
     }
+}
+
+fn refuse() -> ! {
+    eprintln!("usage: limit SOCKET FILE [direct | redirect LOG]");
+    std::process::exit(2);
 }
 
 /// Serves each connection on a thread of its own.

@@ -12,8 +12,9 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::ptr::null_mut;
+use std::sync::Arc;
 
-use crc_fast::{CrcAlgorithm, checksum};
+use polyvol_engine::checksum::crc32c;
 
 use super::{PAYLOAD_BYTES_MAX, Store};
 
@@ -35,7 +36,7 @@ struct Entry {
 
 /// See the module's head.
 pub struct Redirect {
-    file: File,
+    file: Arc<File>,
     log: File,
     map: Vec<Entry>,
     /// Slots from this one on were never used.
@@ -47,13 +48,9 @@ pub struct Redirect {
     seq: u64,
 }
 
-fn crc(bytes: &[u8]) -> u32 {
-    checksum(CrcAlgorithm::Crc32Iscsi, bytes) as u32
-}
-
 impl Redirect {
     /// Serves `file`, and creates `path` and what lies beside it.
-    pub fn new(file: File, path: &str) -> io::Result<Redirect> {
+    pub fn new(file: Arc<File>, path: &str) -> io::Result<Redirect> {
         let blocks = file.metadata()?.len() / BLOCK as u64;
         let create = |path: &str, length: u64| {
             let made =
@@ -113,7 +110,7 @@ impl Redirect {
         for (out, sum) in out[44..].chunks_exact_mut(4).zip(sums) {
             out.copy_from_slice(&sum.to_le_bytes());
         }
-        let sum = crc(&out[8..]);
+        let sum = crc32c(&out[8..]);
         out[..4].copy_from_slice(&sum.to_le_bytes());
         self.at += length;
     }
@@ -150,7 +147,7 @@ impl Store for Redirect {
                 continue;
             }
             self.log.read_exact_at(out, u64::from(slot) * BLOCK as u64)?;
-            if out.len() == BLOCK && crc(out) != sum {
+            if out.len() == BLOCK && crc32c(out) != sum {
                 return Err(io::ErrorKind::InvalidData.into());
             }
         }
@@ -165,7 +162,7 @@ impl Store for Redirect {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let slot = self.take((bytes.len() / BLOCK) as u32)?;
-        let sums: Vec<u32> = bytes.chunks_exact(BLOCK).map(crc).collect();
+        let sums: Vec<u32> = bytes.chunks_exact(BLOCK).map(crc32c).collect();
         self.log.write_all_at(bytes, u64::from(slot) * BLOCK as u64)?;
         self.record(first as u32, slot, &sums);
         self.map(first, slot, &sums);

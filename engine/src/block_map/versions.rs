@@ -125,7 +125,7 @@ impl Versions {
         let first = history.marks().get(mark).map_or(last, |mark| last.min(*mark));
         match history.rollback_before(first) {
             Some(rollback) if after <= rollback.at => {
-                let parent = self.frozen.partition_point(|frozen| frozen.last_epoch < rollback.to);
+                let parent = self.first_from(rollback.to);
                 (rollback.to != 0).then_some(parent)
             }
             _ => before,
@@ -163,7 +163,7 @@ impl Versions {
         freed: impl FnMut(BlockIndex, u32, Place),
     ) {
         self.freeze_before(rollback.at + 1, history.marks());
-        let index = self.frozen.partition_point(|frozen| frozen.last_epoch < rollback.to);
+        let index = self.first_from(rollback.to);
         let Some(target) = self.frozen.get(index) else { return }; // nothing has changed since
         let mut live = target.map.clone();
         live.write_seq = self.live.write_seq.max(seq);
@@ -302,7 +302,7 @@ impl Versions {
         history: &History,
         mut freed: impl FnMut(BlockIndex, u32, Place),
     ) {
-        let index = self.frozen.partition_point(|frozen| frozen.last_epoch < epoch);
+        let index = self.first_from(epoch);
         let Some(frozen) = self.frozen.get(index) else { return };
         let after = index.checked_sub(1).map_or(0, |before| self.frozen[before].last_epoch);
         if seen(history.snapshots(), after, frozen.last_epoch) {

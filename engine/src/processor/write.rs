@@ -106,10 +106,8 @@ impl Share {
     /// The short way for whole blocks that are all overwritten in place.
     pub(super) fn overwrite(&self, part: &Part) -> Result<(), Errno> {
         let partition = self.locals[part.local as usize].partition;
-        let at = part.at as usize;
-        let source = &part.request.data.as_slice()[at..at + part.length as usize];
         let partition = &self.geometry.partitions[partition as usize];
-        write_base(partition, u64::from(part.offset), source)
+        write_base(partition, u64::from(part.offset), payload(part))
     }
 
     /// How many blocks from `block`, at most `limit`, are alike in whether they may be overwritten at their base
@@ -169,39 +167,35 @@ impl Share {
         let mut sums = std::mem::take(&mut self.sums);
         sums.clear();
         let mut change = NewPlace { first, count, place, sums };
-        let written = match count == blocks {
-            true => self.put(part, &mut change),
-            false => Ok(()),
-        };
-        if count == blocks && written.is_ok() {
-            let changes = std::slice::from_ref(&change);
-            let result = self.settle_changes(part.local, self.epoch, changes, Ok(()));
-            self.sums = change.sums;
-            return Ok(Progress::Done(result));
+        if count < blocks {
+            let mut job = self.new_job(part, false);
+            let (target, at) = (self.target(place), part.at as usize);
+            job.changes.push(change);
+            job.steps.push(Step::WriteWhole { change: 0, target, at });
+            self.plan_more_moves(&mut job, part, count);
+            return Ok(Progress::Planned(job));
         }
-        let target = self.target(place);
-        let mut job = self.new_job(part, false);
-        job.changes.push(change);
-        if let Err(errno) = written {
+        if let Err(errno) = self.put(part, &mut change) {
+            let mut job = self.new_job(part, false);
+            job.changes.push(change);
             job.failed = place.is_slot().then_some(0);
             return Ok(Progress::Failed(job, errno));
         }
-        job.steps.push(Step::WriteWhole { change: 0, target, at: part.at as usize });
-        self.plan_more_moves(&mut job, part, count);
-        Ok(Progress::Planned(job))
+        let changes = std::slice::from_ref(&change);
+        let result = self.settle_changes(part.local, self.epoch, changes, Ok(()));
+        self.sums = change.sums;
+        Ok(Progress::Done(result))
     }
 
     /// Writes all of a part, which is whole blocks, to its new place.
     fn put(&self, part: &Part, change: &mut NewPlace) -> Result<(), Errno> {
-        let at = part.at as usize;
-        let source = &part.request.data.as_slice()[at..at + part.length as usize];
         if !change.place.is_slot() {
             return self.overwrite(part);
         }
         let mut order = self.log_order.iter();
         let log = order.find(|log| log.number == change.place.log());
         let (device, offset) = log.expect("it was taken there").locate(change.place.slot_number());
-        put_slots(device, offset, source, &mut change.sums)
+        put_slots(device, offset, payload(part), &mut change.sums)
     }
 
     /// How many slots a write of whole blocks takes that all move.
@@ -337,6 +331,12 @@ impl Share {
 /// The first of the whole blocks that a part is made of, and how many they are.
 fn blocks_of_whole(part: &Part) -> (BlockIndex, u32) {
     (part.offset / BLOCK_SIZE as u32, part.length / BLOCK_SIZE as u32)
+}
+
+/// What a part writes.
+fn payload(part: &Part) -> &[u8] {
+    let at = part.at as usize;
+    &part.request.data.as_slice()[at..at + part.length as usize]
 }
 
 /// Whether a part is made of whole blocks.
