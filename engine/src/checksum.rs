@@ -1,8 +1,9 @@
 //! Checksum: CRC-32C (Castagnoli) of blocks and of whatever else is on a disk.
 //!
-//! How it works      The library picks what the machine's processor does fastest: with the widest instructions a block takes a
-//!                   quarter of the time that it takes with the CRC instruction. As the way that it picks may be one that
-//!                   nobody has tested here, each start of the engine checks it ([`check`]).
+//! How it works      Of two libraries the one that is faster on the machine's processor: crc-fast with the widest
+//!                   instructions, a quarter of the time that the CRC instruction takes; crc32c without them, two thirds
+//!                   of crc-fast's for a block. As it may be a way that nobody has tested here, each start of the engine
+//!                   checks it ([`check`]).
 
 use crc_fast::{CrcAlgorithm, Digest};
 
@@ -10,13 +11,27 @@ use crate::error::{Error, ErrorKind, Result};
 
 const ALGORITHM: CrcAlgorithm = CrcAlgorithm::Crc32Iscsi;
 
+/// Whether the processor has the instructions with which crc-fast is the faster one.
+#[cfg(target_arch = "x86_64")]
+fn is_wide() -> bool {
+    std::arch::is_x86_feature_detected!("avx512vl")
+}
+
 /// CRC-32C of `bytes`.
 pub fn crc32c(bytes: &[u8]) -> u32 {
+    #[cfg(target_arch = "x86_64")]
+    if !is_wide() {
+        return ::crc32c::crc32c(bytes);
+    }
     crc_fast::checksum(ALGORITHM, bytes) as u32
 }
 
 /// CRC-32C of something whose CRC-32C is `before`, followed by `bytes`.
 pub fn crc32c_append(before: u32, bytes: &[u8]) -> u32 {
+    #[cfg(target_arch = "x86_64")]
+    if !is_wide() {
+        return ::crc32c::crc32c_append(before, bytes);
+    }
     let mut digest = Digest::new_with_init_state(ALGORITHM, u64::from(!before));
     digest.update(bytes);
     digest.finalize() as u32

@@ -106,7 +106,7 @@ fn step(world: &mut World, op: &Op) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 60, max_shrink_iters: 300, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 30, max_shrink_iters: 300, ..ProptestConfig::default() })]
 
     #[test]
     fn clones_show_their_snapshot_and_what_was_written_to_them(ops in ops()) {

@@ -17,7 +17,7 @@ def test_the_first_client_starts_polyvold_and_is_served(short_dir: Path, fronten
     command += ["-l", daemon.control_socket, BIN / "polyvold", "--state-dir", daemon.state_dir]
     with Background(*command, "--frontend", frontend, log=daemon.log) as started:
         started.wait_until(daemon.control_socket.exists, "the control socket", 20)
-        told = daemon.json("status")["daemon"]
+        told = daemon.api.get("status")["daemon"]
         assert told["frontend"] == frontend
         assert told["nbd"] == [f"nbd+unix:///?socket={daemon.nbd_socket}"]
         daemon.make_volume("v", size="8M", partition_size="1M")

@@ -84,7 +84,7 @@ def test_a_volume_and_its_snapshot_are_attached_listed_and_detached(host: Host) 
             run(BIN / "polyvol", "detach", name, "--force", env=host.env)
     assert host.listed() == {}
     assert [path for path in host.root.rglob("*") if not path.is_dir()] == []
-    assert daemon.json("volume", "show", "v")["connections"] == 0
+    assert daemon.volume("v")["connections"] == 0
     assert "not attached" in host.refused("detach", "v")
 
 
@@ -138,10 +138,10 @@ def test_the_server_tells_which_volume_it_is(daemon: Daemon) -> None:
     channel, opened = handshake.open_export(address, 10)
     with channel:
         looked = handshake.look(address, 10)
-        wait_until(lambda: daemon.json("volume", "show", "v")["connections"] == 1, "the connection's count")
+        wait_until(lambda: daemon.volume("v")["connections"] == 1, "the connection's count")
     assert opened == looked
     assert (opened.size, opened.read_only, opened.multi_conn) == (64 * MIB, False, True)
-    assert str(opened.uuid) == daemon.json("volume", "show", "v")["uuid"]
+    assert str(opened.uuid) == daemon.volume("v")["uuid"]
     of_snapshot = handshake.look(Address("v@s", socket=daemon.nbd_socket), 10)
     assert of_snapshot.read_only
     assert of_snapshot.uuid not in (None, opened.uuid)

@@ -10,7 +10,6 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -67,12 +66,6 @@ def chain(daemon: Daemon, directory: Path, steps: int) -> list[Path]:
     return files
 
 
-def everything(daemon: Daemon) -> Any:
-    """All that a daemon has."""
-    told = daemon.json("status")
-    return told["volumes"], told["devices"], daemon.json("snapshot", "list")
-
-
 @pytest.mark.slow
 def test_a_chain_comes_back_bit_for_bit_and_goes_on(
     daemon: Daemon, volume: str, other: Daemon, tmp_path: Path
@@ -84,8 +77,8 @@ def test_a_chain_comes_back_bit_for_bit_and_goes_on(
     for number in range(4):
         nbd.qemu_compare(daemon.uri(f"v@s{number}"), other.uri(f"w@s{number}"))
     nbd.qemu_compare(daemon.uri("v@s3"), other.uri("w"))
-    originals = {each["name"]: each["uuid"] for each in daemon.json("snapshot", "list", "v")}
-    assert {each["name"]: each["copy_of"] for each in other.json("snapshot", "list", "w")} == originals
+    originals = {each["name"]: each["uuid"] for each in daemon.snapshots("v")}
+    assert {each["name"]: each["copy_of"] for each in other.snapshots("w")} == originals
     # The copy can be backed up in its turn, and what was restored from it follows the original's chain.
     other.ok("backup", "w@s2", "-o", tmp_path / "again.pv")
     other.ok("restore", tmp_path / "again.pv", "x")
@@ -138,7 +131,7 @@ def broken(file: Path) -> Iterator[tuple[str, bytes]]:
 def test_what_is_broken_changes_nothing(daemon: Daemon, volume: str, other: Daemon, tmp_path: Path) -> None:
     files = chain(daemon, tmp_path, 2)
     other.ok("restore", files[0], "w")
-    before, contents = everything(other), nbd.read_all(other.uri("w"))
+    before, contents = other.everything(), nbd.read_all(other.uri("w"))
     for file, target in ((files[0], "x"), (files[1], "w")):
         for words, data in broken(file):
             bad = tmp_path / "bad.pv"
@@ -157,14 +150,14 @@ def test_what_is_broken_changes_nothing(daemon: Daemon, volume: str, other: Daem
                 )
             assert told.returncode == 1
             assert words in told.stderr.decode()
-            assert everything(other) == before, words
+            assert other.everything() == before, words
     assert nbd.read_all(other.uri("w")) == contents
     # Out of order, and twice.
     uuid = daemon.json("snapshot", "show", "v@s1")["uuid"]
     said = other.refused("restore", files[2], "w")
     assert f"follows snapshot s1 ({uuid}), which volume w does not have" in said
     assert "exists already" in other.refused("restore", files[0], "w")
-    assert everything(other) == before
+    assert other.everything() == before
     other.ok("restore", files[1], "w")
     assert "has the snapshot of" in other.refused("restore", files[1], "w")
 
@@ -190,9 +183,9 @@ def test_an_incremental_restore_never_mixes_with_other_changes(
     # As an interrupted restore leaves it: what is overwritten anyway.
     write_alone(other, inside)
     write_alone(other, outside)
-    before = everything(other)
+    before = other.everything()
     assert "has changed since its snapshot s0" in other.refused("restore", files[1], "w")
-    assert everything(other) == before
+    assert other.everything() == before
     other.ok("restore", files[0], "x")
     write_alone(other, inside, "x")
     other.ok("restore", files[1], "x")
@@ -208,7 +201,7 @@ def write_alone(daemon: Daemon, offset: int, volume: str = "w") -> None:
     """Write a block, and be gone."""
     with nbd.connect(daemon.uri(volume)) as handle:
         handle.pwrite(b"?" * 4096, offset)
-    wait_until(lambda: daemon.json("volume", "show", volume)["connections"] == 0, "the client has left")
+    wait_until(lambda: daemon.volume(volume)["connections"] == 0, "the client has left")
 
 
 @pytest.mark.slow
@@ -276,7 +269,7 @@ def test_an_older_copy_is_brought_up_to_date(
     fill(daemon, 5)
     daemon.ok("snapshot", "create", "v", "--name", "s1")
     for target in (str(raw), other.uri("w")):
-        before = daemon.json("volume", "show", "v")
+        before = daemon.volume("v")
         assert "copied" in daemon.ok("copy-changed", "v@s1", "--since", "s0", target)
         assert before["snapshots"] == ["s0", "s1"]
         nbd.qemu_compare(daemon.uri("v@s1"), target)

@@ -16,17 +16,11 @@ from tests.support.proc import run
 MIB = 1 << 20
 
 
-def everything(daemon: Daemon) -> object:
-    """All that the daemon has, without what changes by itself."""
-    told = daemon.json("status")
-    return told["volumes"], told["devices"], daemon.json("snapshot", "list")
-
-
 def test_what_cannot_be_done_is_refused_and_nothing_changes(daemon: Daemon) -> None:
     volume = daemon.make_volume("v", size="8M", partition_size="1M")
     daemon.add_devices("small", size="4M")
     daemon.ok("snapshot", "create", volume, "--name", "s")
-    before = everything(daemon)
+    before = daemon.everything()
     path = daemon.directory / "new.img"
     for words, command in [
         ("exists", ["volume", "create", "v", "--size", "8M"]),
@@ -55,7 +49,7 @@ def test_what_cannot_be_done_is_refused_and_nothing_changes(daemon: Daemon) -> N
         said = daemon.refused(*command)
         assert words in said, f"{command}: {said}"
         assert len(said.strip().splitlines()) == 1, said
-    assert everything(daemon) == before
+    assert daemon.everything() == before
     assert not path.exists()
 
 

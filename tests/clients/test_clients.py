@@ -185,7 +185,7 @@ def test_nbd_client_lists_the_exports(make_daemon: Callable[..., Daemon]) -> Non
 def with_tcp(make_daemon: Callable[..., Daemon]) -> tuple[Daemon, int]:
     """A daemon that serves on loopback too, and its port."""
     daemon = make_daemon("--nbd-listen", "127.0.0.1:0")
-    for address in daemon.json("status")["daemon"]["nbd"]:
+    for address in daemon.api.get("status")["daemon"]["nbd"]:
         if address.startswith("nbd://"):
             return daemon, int(address.rstrip("/").rpartition(":")[2])
     raise AssertionError("no TCP address in the status")

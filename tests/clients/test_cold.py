@@ -112,7 +112,7 @@ def test_a_cold_read_of_a_damaged_slot_fails_alone(daemon: Daemon, base: bytes) 
             else:
                 assert ended(handle, cookie) == 0
                 assert buffer.to_bytearray() == now[offset : offset + BLOCK], offset
-    shown = daemon.json("volume", "show", "v")
+    shown = daemon.volume("v")
     assert [bad["block"] * BLOCK for bad in shown["bad_blocks"]] == [damaged]
 
 

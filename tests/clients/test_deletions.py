@@ -36,22 +36,22 @@ def filled(daemon: Daemon) -> None:
 def test_what_is_deleted_stays_so_and_comes_back_as_space(daemon: Daemon, tmp_path: Path) -> None:
     filled(daemon)
     contents, live = nbd.read_all(daemon.uri("v@kept")), nbd.read_all(daemon.uri("v"))
-    uses = {each["name"]: each["use"] for each in daemon.json("snapshot", "list", "v")}
+    uses = {each["name"]: each["use"] for each in daemon.snapshots("v")}
     # Nothing was written between the first two, nor after the last: none of these frees anything alone.
     shared = {"kept", f"auto-{COUNT // 2}", f"auto-{COUNT - 1}"}
     assert {name for name, use in uses.items() if use["frees"] == 0} == shared
     daemon.ok("snapshot", "delete", "v@auto-*", "--no-wait")
     daemon.kill()
     daemon.start()
-    assert [each["name"] for each in daemon.json("snapshot", "list", "v")] == ["kept"]
+    assert [each["name"] for each in daemon.snapshots("v")] == ["kept"]
     assert nbd.read_all(daemon.uri("v@kept")) == contents
     assert nbd.read_all(daemon.uri("v")) == live
-    use = daemon.json("volume", "show", "v")["use"]
-    (kept,) = daemon.json("snapshot", "list", "v")
+    use = daemon.volume("v")["use"]
+    (kept,) = daemon.snapshots("v")
     assert use["snapshots_only"] == kept["use"]["frees_log"]
     said = daemon.ok("snapshot", "delete", "v@*")
     assert said.startswith("volume v: 1 snapshot deleted")
-    use = daemon.json("volume", "show", "v")["use"]
+    use = daemon.volume("v")["use"]
     assert (use["snapshots_only"], use["used"]) == (0, use["live"])
     assert nbd.read_all(daemon.uri("v")) == live
 
@@ -59,7 +59,7 @@ def test_what_is_deleted_stays_so_and_comes_back_as_space(daemon: Daemon, tmp_pa
 @pytest.mark.slow
 def test_hosts_are_served_while_snapshots_are_deleted(daemon: Daemon) -> None:
     filled(daemon)
-    expected = sum(each["use"]["frees"] for each in daemon.json("snapshot", "list", "v"))
+    expected = sum(each["use"]["frees"] for each in daemon.snapshots("v"))
     begun = daemon.api.post("volumes", "v", "deletions", body={"names": ["auto-*"]})
     assert begun["total"] == COUNT
     with nbd.connect(daemon.uri("v")) as handle:
@@ -69,4 +69,4 @@ def test_hosts_are_served_while_snapshots_are_deleted(daemon: Daemon) -> None:
     wait_until(lambda: daemon.api.get("volumes", "v", "deletions")["left"] == 0, "all are dropped")
     assert daemon.api.get("volumes", "v", "deletions")["freed"] >= expected - 8192
     daemon.ok("snapshot", "create", "v", "--name", "next")
-    assert [each["name"] for each in daemon.json("snapshot", "list", "v")] == ["kept", "next"]
+    assert [each["name"] for each in daemon.snapshots("v")] == ["kept", "next"]

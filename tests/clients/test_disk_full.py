@@ -117,10 +117,10 @@ def test_a_full_disk_under_a_sparse_change_log_refuses_only_what_needs_it(daemon
         daemon.ok("snapshot", "create", "v", "--name", "u")
         daemon.ok("snapshot", "delete", "v@u")
         volume.check("v@s", kept)
-        used = daemon.json("volume", "show", "v")["space"]["used"]
+        used = daemon.volume("v")["space"]["used"]
         assert not volume.write(999, 4)
-        assert daemon.json("volume", "show", "v")["space"]["used"] == used, "slots were not given back"
-        assert [each["name"] for each in daemon.json("snapshot", "list", "v")] == ["s", "t"]
+        assert daemon.volume("v")["space"]["used"] == used, "slots were not given back"
+        assert [each["name"] for each in daemon.snapshots("v")] == ["s", "t"]
         ballast.unlink()
         assert volume.write_until_refused(range(200, 1000), 5) == 1000
         volume.check()
@@ -177,7 +177,7 @@ def test_a_journal_that_cannot_go_on_refuses_writes_until_there_is_space() -> No
         # Records fill what is left of the journals, then there is no next one.
         refused = [number for number in range(4000) if not volume.write(number, 2)]
         assert 0 < len(refused) < 4000, "64 KiB of journal on each processor hold over a thousand records"
-        used = daemon.json("volume", "show", "v")["space"]["used"]
+        used = daemon.volume("v")["space"]["used"]
         assert used == (4000 - len(refused)) * 4096, "slots without a record were given back"
         # A cut may find room in the catalog or not; if not, it says so and leaves nothing.
         cut = daemon.cli("snapshot", "create", "v", "--name", "u")

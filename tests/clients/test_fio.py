@@ -120,7 +120,7 @@ def test_a_cut_of_a_tebibyte_stalls_writes_for_milliseconds_at_most(daemon: Daem
         place += ["--device", f"big{number}"]
     daemon.add_devices("log", size="16G")
     daemon.ok("volume", "create", "v", "--size", "1T", *place, "--log-device", "log")
-    assert daemon.json("volume", "show", "v")["partition_count"] == 16384
+    assert daemon.volume("v")["partition_count"] == 16384
     reported, seen = cut_stalls(daemon, daemon.directory / "fio.log")
     figures = f"engine {sorted(reported)}, client {sorted(seen)}"
     assert statistics.median(reported) <= STALL_MAX_NS, figures

@@ -171,7 +171,7 @@ def nbdkit(make_daemon: Callable[..., Daemon]) -> Daemon:
 
 def served_by(daemon: Daemon) -> int:
     """The process that serves, which is nbdkit."""
-    pid: int = daemon.json("status")["daemon"]["pid"]
+    pid: int = daemon.api.get("status")["daemon"]["pid"]
     return pid
 
 
@@ -187,7 +187,7 @@ def test_sockets_that_never_finish_the_handshake_stop_nobody_behind_nbdkit(nbdki
 
 
 def test_the_control_socket_works_while_clients_are_connected(nbdkit: Daemon) -> None:
-    told = nbdkit.json("status")["daemon"]
+    told = nbdkit.api.get("status")["daemon"]
     assert told["frontend"] == "nbdkit"
     assert told["nbd"] == [f"nbd+unix:///?socket={nbdkit.nbd_socket}"]
     with nbd.connect(nbdkit.uri("v")) as one, nbd.connect(nbdkit.uri("v")) as other:

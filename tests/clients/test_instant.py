@@ -180,7 +180,7 @@ def test_a_cut_is_one_instant_of_two_volumes(short_dir: Path) -> None:
 @pytest.mark.few
 @pytest.mark.parametrize("volumes", [1, 2])
 def test_every_snapshot_is_one_instant_at_length(short_dir: Path, volumes: int) -> None:
-    check_engine(short_dir, Layout(6, volumes, PARTITIONS, MIB), 20)
+    check_engine(short_dir, Layout(6, volumes, PARTITIONS, MIB), 8)
 
 
 def test_what_the_daemon_snapshots_is_one_instant(daemon: Daemon) -> None:

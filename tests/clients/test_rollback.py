@@ -38,7 +38,7 @@ def written(daemon: Daemon) -> Daemon:
 def test_a_volume_is_what_the_snapshot_shows_and_what_it_was_is_kept(written: Daemon) -> None:
     said = written.ok("snapshot", "rollback", "v@one")
     assert said == "v is what snapshot v@one shows; what was there is in snapshot before-one\n"
-    names = [each["name"] for each in written.json("snapshot", "list", "v")]
+    names = [each["name"] for each in written.snapshots("v")]
     assert names == ["one", "two", "before-one"]
     assert [first(written, name) for name in ("v", "v@one", "v@two", "v@before-one")] == [1, 1, 2, 3]
     written.kill()
@@ -55,7 +55,7 @@ def test_who_has_it_open_is_left_alone_or_disconnected(written: Daemon) -> None:
         said = written.refused("snapshot", "rollback", "v@one")
         assert said.startswith("volume v is in use by 1 client"), said
         assert handle.pread(1, 0) == b"\3"
-        assert [each["name"] for each in written.json("snapshot", "list", "v")] == ["one", "two"]
+        assert [each["name"] for each in written.snapshots("v")] == ["one", "two"]
         written.ok("snapshot", "rollback", "v@one", "--force", "--safety-name", "kept")
         with pytest.raises(nbd.NbdError):
             handle.pread(1, 0)
@@ -65,7 +65,7 @@ def test_who_has_it_open_is_left_alone_or_disconnected(written: Daemon) -> None:
 
 def test_space_comes_back_when_snapshots_of_what_was_left_are_deleted(written: Daemon) -> None:
     def used() -> int:
-        return int(written.json("volume", "show", "v")["space"]["used"])
+        return int(written.volume("v")["space"]["used"])
 
     full = used()
     written.ok("snapshot", "rollback", "v@one", "--no-safety")

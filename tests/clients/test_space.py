@@ -129,16 +129,16 @@ def snapshot(daemon: Daemon, clients: Clients, name: str, *options: str) -> dict
 
 
 def space(daemon: Daemon) -> Any:
-    return daemon.json("volume", "show", "v")["space"]
+    return daemon.volume("v")["space"]
 
 
 def snapshots(daemon: Daemon) -> list[str]:
-    return [each["name"] for each in daemon.json("snapshot", "list", "v")]
+    return [each["name"] for each in daemon.snapshots("v")]
 
 
 def told(daemon: Daemon, words: str) -> list[str]:
     """The events with these words."""
-    texts = [each["text"] for each in daemon.json("status")["events"]]
+    texts = [each["text"] for each in daemon.api.get("status")["events"]]
     return [text for text in texts if words in text]
 
 
@@ -169,7 +169,7 @@ def test_writes_go_on_while_there_are_scheduled_snapshots_to_drop(daemon: Daemon
     assert snapshots(daemon) == ["hand", "auto2"]
     clients.check()
     clients.check_snapshot("hand", by_hand)
-    shown = daemon.json("volume", "show", "v")
+    shown = daemon.volume("v")
     assert {each["snapshot"] for each in shown["dropped"]} == {"auto1", "auto3"}
     assert "auto1" in daemon.ok("volume", "show", "v")
     assert told(daemon, "v@auto1, made by a schedule, was dropped")
@@ -180,7 +180,7 @@ def test_writes_go_on_while_there_are_scheduled_snapshots_to_drop(daemon: Daemon
     wait_until(lambda: clients.write(0.05) == 0, "auto2 to be dropped", 30)
     assert snapshots(daemon) == ["hand"]
     daemon.restart()
-    assert daemon.json("volume", "show", "v")["dropped"][0]["snapshot"] == "auto2"
+    assert daemon.volume("v")["dropped"][0]["snapshot"] == "auto2"
     clients.check()
     clients.check_snapshot("hand", by_hand)
 
@@ -251,7 +251,7 @@ def test_a_log_is_added_under_load_and_stays(daemon: Daemon) -> None:
     daemon.start()
     clients.check()
     clients.check_snapshot("hand", by_hand)
-    logs = daemon.json("volume", "show", "v")["logs"]
+    logs = daemon.volume("v")["logs"]
     assert [log["devices"] for log in logs] == [["log"], ["more"]]
     assert all(log["default"] for log in logs)
     # Without a device, a file is made, and goes with the volume.

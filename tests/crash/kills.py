@@ -99,7 +99,7 @@ def _empty(daemon: Daemon, history: History) -> History:
     with connect(daemon.uri(VOLUME)) as handle:
         handle.trim(SIZE, 0)
         handle.flush()
-    used = daemon.json("volume", "show", VOLUME)["space"]["used"]
+    used = daemon.volume(VOLUME)["space"]["used"]
     if used:
         raise Lost(f"{used} bytes of the change log are in use although nothing refers to them")
     return History(SECTORS)

@@ -176,7 +176,7 @@ class Campaign:
         daemon = Daemon(root, "--processors", "2")
         daemon.environment = preloaded(self._boot_id)
         with daemon:
-            exports = [each["name"] for volume in daemon.json("volume", "list") for each in volume["exports"]]
+            exports = [each["name"] for volume in daemon.api.get("volumes") for each in volume["exports"]]
             found = {name: read_all(daemon.uri(name)) for name in exports}
         if VOLUME in found:
             self._checker.compare(found, at)

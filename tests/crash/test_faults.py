@@ -26,9 +26,8 @@ def test_failing_calls_break_no_promise() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("seed", [21, 22])
-def test_many_failing_calls_break_no_promise(seed: int) -> None:
-    result = try_faults(seed=seed, count=35, timeout_s=280)
+def test_many_failing_calls_break_no_promise() -> None:
+    result = try_faults(seed=21, count=35, timeout_s=280)
     assert result.failures == []
 
 

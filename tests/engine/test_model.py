@@ -63,7 +63,7 @@ def test_what_was_written_is_read(sparse: bool, small: bool, ops: list[Op]) -> N
 
 
 @pytest.mark.slow
-@settings(**COMMON, max_examples=200)
+@settings(**COMMON, max_examples=100)
 @given(st.booleans(), st.booleans(), operations(SIZE))
 @pytest.mark.timeout(900)
 def test_what_was_written_is_read_at_length(sparse: bool, small: bool, ops: list[Op]) -> None:

@@ -19,8 +19,8 @@ from tests.support.proc import check
 
 INPUTS = ("daemon", "engine", "mapping", "nbd_plugin", "scripts", "snapshot", "systemd", "pyproject.toml")
 CONSOLE_LINES = 400
-_failed: dict[Path, str] = {}
-"""The test that failed first, by file: each file has a machine of its own."""
+_failed: list[str] = []
+"""The tests of the machine that failed."""
 
 
 def ensure_package() -> Path:
@@ -64,10 +64,10 @@ def running() -> Iterator[Machine]:
 
 
 @pytest.fixture
-def machine(running: Machine, request: pytest.FixtureRequest) -> Machine:
+def machine(running: Machine) -> Machine:
     """The machine, unless an earlier test has failed on it."""
-    if request.path in _failed:
-        pytest.skip(f"{_failed[request.path]} failed on this machine before")
+    if _failed:
+        pytest.skip(f"{_failed[0]} failed on this machine before")
     return running
 
 
@@ -79,7 +79,7 @@ def pytest_runtest_makereport(
     report = yield
     running = getattr(item, "funcargs", {}).get("machine")
     if report.failed and isinstance(running, Machine):
-        _failed.setdefault(item.path, item.name)
+        _failed.append(item.name)
         lines = running.console().splitlines()[-CONSOLE_LINES:]
         report.sections.append(("console of the virtual machine", "\n".join(lines)))
     return report

@@ -26,6 +26,7 @@ from tests.host.image import Image
 from tests.support.proc import Background, check, wait_until
 
 BOOT_S = 120.0
+REBOOT_S = 60.0
 SCRIPT_S = 60.0
 MEMORY_MIB = 1024
 PROCESSORS = 2
@@ -72,16 +73,10 @@ class Machine:
         self._boots: queue.Queue[str] = queue.Queue()
 
     def __enter__(self) -> Self:
+        self._make_disks()
         self._start_qemu()
         try:
-            self._qmp = self._connect("qmp")
-            self._qmp_lines = self._qmp.makefile("r")
-            self._qmp_lines.readline()
-            self.qmp("qmp_capabilities")
-            self._agent = self._connect("agent")
-            self._agent.settimeout(None)
-            threading.Thread(target=self._read, daemon=True).start()
-            self.wait_for_boot()
+            self._boot()
         except BaseException as error:
             self.__exit__(type(error), error, None)
             raise AssertionError(f"the machine did not come up: {error}\n{self.console()}") from error
@@ -92,9 +87,7 @@ class Machine:
     ) -> None:
         """End QEMU; its disks are of no more use."""
         self._qemu.kill()
-        for channel in ("_agent", "_qmp_lines", "_qmp"):
-            with suppress(AttributeError, OSError):
-                getattr(self, channel).close()
+        self._disconnect()
 
     def console(self) -> str:
         """What the machine's console has shown."""
@@ -126,9 +119,16 @@ class Machine:
         self.ok("systemctl is-system-running --wait || systemctl --failed --no-legend", BOOT_S)
 
     def reboot(self) -> None:
-        """Have systemd reboot it, and wait until it is up again."""
+        """Have systemd reboot it, and wait until it is up again. No disk may be plugged in.
+
+        QEMU ends with the old kernel, and a new one boots the next: in the same one its translated code
+        makes every write of the new kernel to the old one's pages so slow that it takes minutes.
+        """
         self.start("systemctl reboot")
-        self.wait_for_boot()
+        assert self._qemu.wait(REBOOT_S) == 0, f"QEMU ended:\n{self._qemu.said()}"
+        self._disconnect()
+        self._start_qemu()
+        self._boot()
 
     def qmp(self, command: str, **arguments: object) -> Any:
         """One command to QEMU."""
@@ -165,7 +165,7 @@ class Machine:
 
         wait_until(gone, f"disk {name} let go", 30)
 
-    def _start_qemu(self) -> None:
+    def _make_disks(self) -> None:
         overlay, payload = self._directory / "root.qcow2", self._directory / "payload.img"
         check("qemu-img", "create", "-q", "-f", "qcow2", "-b", self._image.disk, "-F", "raw", overlay)
         contents = self._directory / "payload"
@@ -173,13 +173,18 @@ class Machine:
         for name, path in self._files.items():
             shutil.copy(path, contents / name)
         check("mke2fs", "-q", "-F", "-t", "ext4", "-d", contents, payload, "256M")
+
+    def _start_qemu(self) -> None:
+        for name in ("agent", "qmp"):  # of the QEMU before
+            (self._directory / name).unlink(missing_ok=True)
+        overlay, payload = self._directory / "root.qcow2", self._directory / "payload.img"
         self._qemu = Background(
             "qemu-system-x86_64",
             *("-accel", "tcg,thread=multi", "-machine", "pc", "-cpu", "max", "-m", MEMORY_MIB),
-            *("-smp", PROCESSORS, "-nodefaults", "-display", "none", "-nic", "none"),
+            *("-smp", PROCESSORS, "-nodefaults", "-no-reboot", "-display", "none", "-nic", "none"),
             *("-kernel", self._image.kernel, "-initrd", self._image.initramfs),
             *("-append", "console=ttyS0 quiet panic=5 systemd.show_status=0"),
-            *("-serial", f"file:{self.console_log}"),
+            *("-chardev", f"file,id=console,path={self.console_log},append=on", "-serial", "chardev:console"),
             *("-drive", f"if=virtio,file={overlay},format=qcow2,cache=unsafe"),
             *("-drive", f"if=virtio,file={payload},format=raw,readonly=on"),
             *("-device", "virtio-rng-pci", "-device", "virtio-serial-pci"),
@@ -188,6 +193,21 @@ class Machine:
             *("-qmp", f"unix:{self._directory}/qmp,server=on,wait=off"),
             log=self._directory / "qemu.log",
         )
+
+    def _boot(self) -> None:
+        self._qmp = self._connect("qmp")
+        self._qmp_lines = self._qmp.makefile("r")
+        self._qmp_lines.readline()
+        self.qmp("qmp_capabilities")
+        self._agent = self._connect("agent")
+        self._agent.settimeout(None)
+        threading.Thread(target=self._read, daemon=True).start()
+        self.wait_for_boot()
+
+    def _disconnect(self) -> None:
+        for channel in ("_agent", "_qmp_lines", "_qmp"):
+            with suppress(AttributeError, OSError):
+                getattr(self, channel).close()
 
     def _connect(self, name: str) -> socket.socket:
         path = self._directory / name

@@ -147,6 +147,22 @@ class Daemon:
         """The control API without starting `polyvol` for each call."""
         return Client(self.state_dir)
 
+    def volume(self, name: str) -> Any:
+        """What `polyvol volume show --json` says, without starting it."""
+        return self.api.get("volumes", name)
+
+    def snapshots(self, volume: str | None = None) -> Any:
+        """What `polyvol snapshot list --json` says of a volume or all, without starting it."""
+        return self.api.get("snapshots", volume=volume)
+
+    def everything(self) -> Any:
+        """All that the daemon has, but for estimates, which move with the clock."""
+        told = self.api.get("status")
+        for volume in told["volumes"]:
+            if volume["space"] is not None:
+                del volume["space"]["rate"], volume["space"]["full_after_s"]
+        return told["volumes"], told["devices"], self.snapshots()
+
     def uri(self, export: str) -> str:
         """The NBD address of an export."""
         return uri(export, self.nbd_socket)

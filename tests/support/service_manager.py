@@ -78,7 +78,7 @@ class Manager(Daemon):
 
     def events(self) -> list[str]:
         """What the running polyvold says has happened."""
-        return [event["text"] for event in self.json("status")["events"]]
+        return [event["text"] for event in self.api.get("status")["events"]]
 
     def stop_and_keep(self) -> dict[str, int]:
         """Stop it; what it has put into the store."""
