@@ -3,8 +3,8 @@
 How it works      `daemon` is a running polyvold for one test, `make_daemon` makes one with other arguments.
                   The style and unit tests need neither. Where scripts/test ran, its stages are told before
                   the last line, so that a failed stage cannot hide behind a green pytest. Tests that are
-                  marked `alone` wait until no other runs, those marked `few` until few do, and the others
-                  wait for them (support/turns.py).
+                  marked `alone` wait until no other runs, those marked `few` until one other does, and the
+                  others wait for them (support/turns.py).
 """
 
 import os
@@ -23,13 +23,12 @@ STAGES = "POLYVOL_TEST_STAGES"
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """Wait for this test's turn, before its time begins to count."""
-    worker, count = os.environ.get("PYTEST_XDIST_WORKER"), os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")
-    if worker is None:
+    count = os.environ.get("PYTEST_XDIST_WORKER_COUNT")
+    if count is None:
         return (yield)
     marks: tuple[Beside, Beside] = ("alone", "few")
     beside: Beside = next((mark for mark in marks if item.get_closest_marker(mark) is not None), "others")
-    last = worker == f"gw{int(count) - 1}"
-    with turn(item.config.rootpath / "build" / "turns", last=last, beside=beside):
+    with turn(item.config.rootpath / "build" / "turns", places=int(count), beside=beside):
         return (yield)
 
 

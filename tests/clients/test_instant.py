@@ -177,7 +177,7 @@ def test_a_cut_is_one_instant_of_two_volumes(short_dir: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.few
+@pytest.mark.alone
 @pytest.mark.parametrize("volumes", [1, 2])
 def test_every_snapshot_is_one_instant_at_length(short_dir: Path, volumes: int) -> None:
     check_engine(short_dir, Layout(6, volumes, PARTITIONS, MIB), 8)

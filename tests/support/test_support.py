@@ -107,27 +107,23 @@ def test_a_file_system_on_an_export(memory: str, short_dir: Path) -> None:
 
 
 def test_turns_let_others_few_or_none_run_beside(tmp_path: Path) -> None:
-    def asked(directory: Path, *, last: bool) -> threading.Event:
+    def asked(directory: Path, leave: threading.Event) -> threading.Event:
         began = threading.Event()
 
         def body() -> None:
-            with turn(directory, last=last, beside="others"):
+            with turn(directory, places=4, beside="others"):
                 began.set()
+                leave.wait(20)
 
         threading.Thread(target=body, daemon=True).start()
         return began
 
-    rules: list[tuple[Beside, bool, bool, bool]] = [
-        ("others", False, True, True),
-        ("others", True, True, True),
-        ("few", False, False, True),
-        ("few", True, False, True),
-        ("alone", False, False, False),
-        ("alone", True, False, False),
-    ]
-    for number, (beside, last, *others) in enumerate(rules):
-        directory = tmp_path / str(number)
-        with turn(directory, last=last, beside=beside):
-            begun = [asked(directory, last=False), asked(directory, last=True)]
-            assert [each.wait(0.3) for each in begun] == others, (beside, last)
+    rules: list[tuple[Beside, int]] = [("others", 3), ("few", 1), ("alone", 0)]
+    for beside, count in rules:
+        directory, leave = tmp_path / beside, threading.Event()
+        with turn(directory, places=4, beside=beside):
+            begun = [asked(directory, leave) for _ in range(4)]
+            time.sleep(0.5)
+            assert sum(each.is_set() for each in begun) == count, beside
+        leave.set()
         assert all(each.wait(10) for each in begun)
