@@ -58,6 +58,7 @@ def nothing_wrong(daemon: Daemon) -> None:
     daemon.start()
 
 
+@pytest.mark.slow
 def test_a_clone_shares_until_it_is_written_and_outlives_its_source(source: Daemon) -> None:
     said = source.ok("volume", "clone", "v@s", "c", "--processors", "1")
     assert said == "volume c: 130 MiB of v@s, on 1 processor\n"
@@ -112,6 +113,7 @@ def test_a_clone_shares_until_it_is_written_and_outlives_its_source(source: Daem
     nothing_wrong(source)
 
 
+@pytest.mark.slow
 def test_a_clone_does_all_that_a_volume_does(source: Daemon, tmp_path: Path) -> None:
     source.ok("volume", "clone", "v@old", "c")
     source.ok("snapshot", "create", "c", "--name", "a")

@@ -79,6 +79,7 @@ def compare(daemon: Daemon, export: str, contents: bytes | bytearray) -> None:
         read_many(handle, ranges(7), contents)
 
 
+@pytest.mark.slow
 def test_what_was_written_is_read_also_from_a_snapshot_and_after_a_restart(
     daemon: Daemon, reference: nbd.Reference
 ) -> None:

@@ -156,6 +156,7 @@ def nbd_buffer(data: bytes) -> object:
     return libnbd.Buffer.from_bytearray(bytearray(data))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("length", "structured"), [(512, True), (20_000, False), (5 * MIB, True)])
 def test_a_request_that_is_cut_anywhere_goes_on(manager: Manager, length: int, structured: bool) -> None:
     data = os.urandom(length)

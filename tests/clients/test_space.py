@@ -267,6 +267,7 @@ def test_a_log_is_added_under_load_and_stays(daemon: Daemon) -> None:
     daemon.ok("device", "remove", "more")
 
 
+@pytest.mark.slow
 def test_a_log_is_added_while_fio_writes_and_verifies(daemon: Daemon) -> None:
     make(daemon)
     daemon.ok("snapshot", "create", "v", "--name", "hand")

@@ -7,6 +7,7 @@ import pytest
 from tests.crash.lineage import check_recording, record
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("seed", [1, 2])
 def test_kills_and_power_cuts_leave_each_step_done_or_not(tmp_path: Path, seed: int) -> None:
