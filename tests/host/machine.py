@@ -67,6 +67,7 @@ class Machine:
         self._directory = directory
         self._image = image
         self._files = files
+        self._root, self._payload = directory / "root.qcow2", directory / "payload.img"
         self.console_log = directory / "console.log"
         self._numbers = itertools.count(1)
         self._scripts: dict[int, Script] = {}
@@ -106,17 +107,6 @@ class Machine:
     def ok(self, script: str, timeout_s: float = SCRIPT_S) -> str:
         """Run a script that has to succeed; what it said."""
         return self.start(script, timeout_s).ok().strip()
-
-    def wait_for_boot(self) -> None:
-        """Until the machine is up (again)."""
-        deadline = time.monotonic() + BOOT_S
-        while True:
-            with suppress(queue.Empty):
-                self._boots.get(timeout=0.5)
-                break
-            assert self._qemu.rc is None, f"QEMU ended:\n{self._qemu.said()}"
-            assert time.monotonic() < deadline, f"the machine was not up within {BOOT_S} s"
-        self.ok("systemctl is-system-running --wait || systemctl --failed --no-legend", BOOT_S)
 
     def reboot(self) -> None:
         """Have systemd reboot it, and wait until it is up again. No disk may be plugged in.
@@ -166,18 +156,16 @@ class Machine:
         wait_until(gone, f"disk {name} let go", 30)
 
     def _make_disks(self) -> None:
-        overlay, payload = self._directory / "root.qcow2", self._directory / "payload.img"
-        check("qemu-img", "create", "-q", "-f", "qcow2", "-b", self._image.disk, "-F", "raw", overlay)
+        check("qemu-img", "create", "-q", "-f", "qcow2", "-b", self._image.disk, "-F", "raw", self._root)
         contents = self._directory / "payload"
         contents.mkdir()
         for name, path in self._files.items():
             shutil.copy(path, contents / name)
-        check("mke2fs", "-q", "-F", "-t", "ext4", "-d", contents, payload, "256M")
+        check("mke2fs", "-q", "-F", "-t", "ext4", "-d", contents, self._payload, "256M")
 
     def _start_qemu(self) -> None:
         for name in ("agent", "qmp"):  # of the QEMU before
             (self._directory / name).unlink(missing_ok=True)
-        overlay, payload = self._directory / "root.qcow2", self._directory / "payload.img"
         self._qemu = Background(
             "qemu-system-x86_64",
             *("-accel", "tcg,thread=multi", "-machine", "pc", "-cpu", "max", "-m", MEMORY_MIB),
@@ -185,8 +173,8 @@ class Machine:
             *("-kernel", self._image.kernel, "-initrd", self._image.initramfs),
             *("-append", "console=ttyS0 quiet panic=5 systemd.show_status=0"),
             *("-chardev", f"file,id=console,path={self.console_log},append=on", "-serial", "chardev:console"),
-            *("-drive", f"if=virtio,file={overlay},format=qcow2,cache=unsafe"),
-            *("-drive", f"if=virtio,file={payload},format=raw,readonly=on"),
+            *("-drive", f"if=virtio,file={self._root},format=qcow2,cache=unsafe"),
+            *("-drive", f"if=virtio,file={self._payload},format=raw,readonly=on"),
             *("-device", "virtio-rng-pci", "-device", "virtio-serial-pci"),
             *("-chardev", f"socket,id=agent,path={self._directory}/agent,server=on,wait=off"),
             *("-device", "virtserialport,chardev=agent,name=polyvol.agent"),
@@ -202,7 +190,17 @@ class Machine:
         self._agent = self._connect("agent")
         self._agent.settimeout(None)
         threading.Thread(target=self._read, daemon=True).start()
-        self.wait_for_boot()
+        self._wait_for_boot()
+
+    def _wait_for_boot(self) -> None:
+        deadline = time.monotonic() + BOOT_S
+        while True:
+            with suppress(queue.Empty):
+                self._boots.get(timeout=0.5)
+                break
+            assert self._qemu.rc is None, f"QEMU ended:\n{self._qemu.said()}"
+            assert time.monotonic() < deadline, f"the machine was not up within {BOOT_S} s"
+        self.ok("systemctl is-system-running --wait || systemctl --failed --no-legend", BOOT_S)
 
     def _disconnect(self) -> None:
         for channel in ("_agent", "_qmp_lines", "_qmp"):

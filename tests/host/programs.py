@@ -84,8 +84,7 @@ VERIFIED_FILE = (
     "fio --name=verify --directory={0} --size=6M --bs=4k --rw=randwrite --ioengine=libaio --iodepth=8 "
     "--direct=1 --verify=crc32c --do_verify=1 --verify_fatal=1 --end_fsync=1 --minimal >/dev/null"
 )
-# For so many seconds.
 LOAD = (
     "fio --name=load --directory=/mnt/data --size=8M --bs=16k --rw=randwrite --ioengine=libaio --iodepth=8 "
-    "--direct=1 --verify=crc32c --verify_fatal=1 --do_verify=1 --time_based --runtime={0} --minimal"
+    "--direct=1 --verify=crc32c --verify_fatal=1 --do_verify=1 --time_based --runtime=12 --minimal"
 )

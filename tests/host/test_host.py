@@ -14,7 +14,6 @@ from tests.host.programs import ASK, LOAD, SERVER, VERIFIED_FILE
 pytestmark = [pytest.mark.host, pytest.mark.few, pytest.mark.slow, pytest.mark.timeout(300)]
 
 MIB = 1 << 20
-LOAD_S = 12
 SERVICES = "polyvold.service polyvold.socket polyvold-control.socket"
 ONE = "11111111-2222-3333-4444-555555555555"
 OTHER = "99999999-2222-3333-4444-555555555555"
@@ -128,7 +127,7 @@ def test_what_is_mounted_is_not_detached(machine: Machine) -> None:
 )
 def test_a_filesystem_under_load_sees_a_pause_and_no_error(machine: Machine, blow: str) -> None:
     before = mended(machine), handed_over(machine)
-    load = machine.start(LOAD.format(LOAD_S), 200)
+    load = machine.start(LOAD, 200)
     machine.ok("sleep 4; " + blow, 90)
     load.ok()
     after = mended(machine), handed_over(machine)
@@ -142,7 +141,7 @@ def test_a_filesystem_under_load_sees_a_pause_and_no_error(machine: Machine, blo
 
 
 def test_a_volume_that_grows_under_load_grows_on_its_host(machine: Machine) -> None:
-    load = machine.start(LOAD.format(LOAD_S), 200)
+    load = machine.start(LOAD, 200)
     machine.ok("sleep 3; polyvol volume grow data --size 192M")
     wait_for(machine, f'[ "$(blockdev --getsize64 /dev/polyvol/data)" = {192 * MIB} ]')
     machine.ok("resize2fs /dev/polyvol/data 2>&1", 120)
@@ -204,7 +203,9 @@ def test_a_disk_that_is_pulled_is_missing_at_once_and_heals_when_it_is_back(mach
     wait_for(machine, f"[ -e {by_id} ]")
     machine.ok(f"mke2fs -q {by_id}")
     assert "has an ext2 file system on it" in machine.ok(f"! polyvol device add {by_id} 2>&1")
-    machine.ok(f"polyvol device add $(readlink -f {by_id}) --force --name d1")
+    node = machine.ok(f"readlink -f {by_id}")
+    machine.ok(f"polyvol device add {node} --force --name d1")
+    assert f"device d1 is {node}" in machine.ok("journalctl DEVICE=d1 -o cat --no-pager")
     machine.ok("polyvol volume create pulled --size 64M --device d1 --log-device d1; polyvol attach pulled")
     machine.ok("dd if=/dev/urandom of=/dev/polyvol/pulled bs=1M count=32 oflag=direct conv=fsync status=none")
     machine.ok("sha256sum </dev/polyvol/pulled >/tmp/pulled.sum")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.style.test_tidy import PACKAGES, ROOT, repository_files, where
+from tests.support.daemon import BIN
 from tests.support.proc import check
 
 LOOK = "import polyvol.engine as e, polyvol.daemon.main as m; print(e.__file__); print(m.__file__)"
@@ -33,7 +34,7 @@ def test_an_editable_install_has_the_engine_beside_its_stub() -> None:
 def test_a_wheel_has_the_engine_and_all_files(tmp_path: Path) -> None:
     options = ["--no-build-isolation", "--no-deps", "--wheel-dir", str(tmp_path)]
     # By that name, as scripts/setup calls it: PyO3 is built anew for another path of the same interpreter.
-    check(Path(sys.executable).with_name("pip"), "wheel", *options, ROOT, timeout_s=600)
+    check(BIN / "pip", "wheel", *options, ROOT, timeout_s=600)
     (wheel,) = tmp_path.glob("polyvol-*-cp311-abi3-linux_*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
