@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from polyvol.daemon import hand_over, sockets, state
+from polyvol.daemon.api.server import ControlServer
 from polyvol.daemon.changes import Changes
 from polyvol.daemon.context import Context
 from polyvol.daemon.deletions import Deletions
@@ -387,9 +388,6 @@ class Service:
         for listener in listeners:
             with engine_errors("serving NBD", module.EngineError):
                 engine.listen(listener.detach())
-        # Only now, as the HTTP library takes its time: clients of the process before have waited long enough.
-        from polyvol.daemon.api.server import ControlServer
-
         server = ControlServer(self, control)
         undo.callback(server.stop)  # V3: it waits for the requests that it has begun
         undo.callback(self._hooks.stop)  # so that these end soon

@@ -1,51 +1,37 @@
-"""The control API's server: HTTP on the control socket, on a thread of its own.
+"""The control API's server: HTTP on the control socket, by waitress, on threads of its own.
 
-How it works      One thread runs an asyncio loop that reads requests and writes responses; each call of the
-                  service runs on a thread of a small pool, so that one that waits for disks holds up nobody
-                  else. Bodies are read strictly as the route's type. Errors are {"error": {"code", "message",
-                  "hint"}}.
-Owner and locks   Nothing is shared but the service, whose verbs lock for themselves.
-Errors            What is no PolyvolError is a defect: it is logged, and the client gets 'internal-error'.
+How it works      One thread runs waitress's loop, which reads requests and writes responses; each call of
+                  the service runs on one of a few other threads, so that one that waits for disks holds up
+                  nobody else.
+Invariants        H1 The loop's pipe, by which it is woken, is closed last of all, by who has stopped the
+                     loop: waitress writes to the pipe's number, whoever has that by then.
+Owner and locks   Nothing is shared but the service, whose verbs lock for themselves. `answers` and `stop`
+                  belong to one thread.
+Errors            What the HTTP library refuses (a header that cannot be read) is answered as JSON too.
 """
 
-import asyncio
-import json
-import logging
 import socket
 import threading
-from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+import time
 from typing import TYPE_CHECKING, Any
 
-from aiohttp import web
-from pydantic import TypeAdapter, ValidationError
+from waitress import create_server
+from waitress.channel import HTTPChannel
+from waitress.task import ErrorTask
+from waitress.wasyncore import close_all, loop
 
-from polyvol.daemon.api import changes, deletions, device, group, schedule, scrub, snapshot, volume
-from polyvol.daemon.api.openapi import openapi_document
-from polyvol.daemon.api.route import Call, Route
-from polyvol.daemon.errors import BadRequest, InternalError, NoSuchPage, http_status
-from polyvol.daemon.views import StatusView
-from polyvol.mapping.errors import PolyvolError
+from polyvol.daemon.api.application import BODY_BYTES_MAX, Application, error_text
+from polyvol.daemon.errors import BadRequest
 
 if TYPE_CHECKING:
     from polyvol.daemon.service import Service
 
-ROUTES: list[Route] = [
-    Route("GET", "/v1/status", "Everything at a glance", lambda service, _: service.status(), StatusView),
-    *device.ROUTES,
-    *volume.ROUTES,
-    *snapshot.ROUTES,
-    *changes.ROUTES,
-    *deletions.ROUTES,
-    *scrub.ROUTES,
-    *group.ROUTES,
-    *schedule.ROUTES,
-]
-_BODY_BYTES_MAX = 1 << 20
 _THREADS = 8
+_LOOP_INTERVAL_S = 30
+"""How often the loop comes round when nothing happens, to let go of connections that were idle long."""
 _STOP_TIMEOUT_S = 10.0
 """How long a stop waits for answers to be read; calls that have begun are waited for in any case."""
-_log = logging.getLogger("polyvol.api")
+_STOP_POLL_S = 0.01
 
 
 class ControlServer:
@@ -54,114 +40,73 @@ class ControlServer:
     def __init__(self, service: "Service", listener: socket.socket) -> None:
         self._service = service
         self._listener = listener
-        self._loop = asyncio.new_event_loop()
-        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="polyvol-api-call")
+        self._http: Any = None  # of waitress, which has no types
         self._thread = threading.Thread(target=self._run, name="polyvol-api", daemon=True)
-        self._serving = threading.Event()
-        self._failure: BaseException | None = None
-        self._told: asyncio.Event | None = None
+        self._ended = threading.Event()
 
     def start(self) -> None:
-        """Start the thread; returns when requests are answered."""
+        """Start the threads: requests are answered from now on."""
+        self._http = create_server(
+            Application(self._service),
+            sockets=[self._listener],
+            threads=_THREADS,
+            ident="polyvold",
+            # More than a body may have: a client that sends too much gets to read that it was too much.
+            max_request_body_size=64 * BODY_BYTES_MAX,
+            cleanup_interval=_LOOP_INTERVAL_S,
+        )
+        self._http.channel_class = _Channel
         self._thread.start()
-        self._serving.wait()
-        if self._failure is not None:
-            raise self._failure
 
     def answers(self, timeout_s: float) -> bool:
         """Whether the loop comes round within this time."""
-        came_round = threading.Event()
-        try:
-            self._loop.call_soon_threadsafe(came_round.set)
-        except RuntimeError:  # the loop is closed
+        if self._http is None:  # H1
             return False
+        came_round = threading.Event()
+        self._http.trigger.pull_trigger(came_round.set)
         return came_round.wait(timeout_s)
 
     def stop(self) -> None:
         """Stop answering, after the calls that have begun; idempotent."""
-        told = self._told
-        if told is not None and self._thread.is_alive():
-            self._loop.call_soon_threadsafe(told.set)
-            self._thread.join()
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        if not self._thread.is_alive() and not self._loop.is_closed():
-            self._loop.close()
+        http, self._http = self._http, None
+        if http is None:
+            return
+        http.trigger.pull_trigger(lambda: setattr(http, "accepting", False))
+        http.task_dispatcher.shutdown(timeout=float("inf"))
+        until = time.monotonic() + _STOP_TIMEOUT_S
+        while time.monotonic() < until and _unread(http):
+            time.sleep(_STOP_POLL_S)
+        self._ended.set()
+        http.trigger.pull_trigger()
+        self._thread.join()
+        close_all(http._map)
 
     def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        try:
-            self._loop.run_until_complete(self._serve())
-        except BaseException as failure:
-            self._failure = failure
-            self._serving.set()
-
-    async def _serve(self) -> None:
-        self._told = asyncio.Event()
-        runner = web.AppRunner(self._application(), access_log=None, shutdown_timeout=_STOP_TIMEOUT_S)
-        await runner.setup()
-        try:
-            await web.SockSite(runner, self._listener).start()
-            self._serving.set()
-            await self._told.wait()
-        finally:
-            await runner.cleanup()
-
-    def _application(self) -> web.Application:
-        application = web.Application(client_max_size=_BODY_BYTES_MAX, middlewares=[_errors_as_json])
-        for route in ROUTES:
-            application.router.add_route(route.method, route.path, self._handler(route))
-        application.router.add_get("/openapi.json", self._openapi)
-        return application
-
-    def _handler(self, route: Route) -> Callable[[web.Request], Awaitable[web.Response]]:
-        body_type: TypeAdapter[Any] | None = None if route.body is None else TypeAdapter(route.body)
-        result_type: TypeAdapter[Any] = TypeAdapter(route.result)
-
-        def call(request: web.Request, body: object) -> bytes:
-            result = route.call(self._service, Call(request.match_info, request.query, body))
-            return result_type.dump_json(result)
-
-        async def handle(request: web.Request) -> web.Response:
-            unknown = set(request.query) - {name for name, _, _ in route.query}
-            if unknown:
-                raise BadRequest(why=f"there is no query parameter {min(unknown)!r} here")
-            body = None if body_type is None else _read_body(body_type, await request.read())
-            text = await asyncio.get_running_loop().run_in_executor(self._pool, call, request, body)
-            return web.Response(body=text, status=route.status, content_type="application/json")
-
-        return handle
-
-    async def _openapi(self, _: web.Request) -> web.Response:
-        return web.json_response(openapi_document(ROUTES, "1"))
+        sockets = self._http._map
+        while not self._ended.is_set():
+            # By poll: select ends at 1,024 file descriptors.
+            loop(_LOOP_INTERVAL_S, use_poll=True, map=sockets, count=1)
 
 
-def _read_body(body_type: TypeAdapter[Any], text: bytes) -> object:
-    try:
-        return body_type.validate_json(text)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        message = f"{where}: {first['msg']}" if where else first["msg"]
-        raise BadRequest(why=message) from error
+def _unread(http: Any) -> bool:  # noqa: ANN401
+    """Whether some client has not read all of an answer."""
+    return any(channel.total_outbufs_len for channel in list(http.active_channels.values()))
 
 
-@web.middleware
-async def _errors_as_json(
-    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-) -> web.StreamResponse:
-    try:
-        return await handler(request)
-    except PolyvolError as error:
-        return _error_response(error, http_status(error))
-    except (web.HTTPNotFound, web.HTTPMethodNotAllowed) as error:
-        return _error_response(NoSuchPage(method=request.method, path=request.path), error.status)
-    except web.HTTPException as error:
-        return _error_response(BadRequest(why=error.reason), error.status)
-    except Exception as error:
-        _log.exception("%s %s", request.method, request.path)
-        return _error_response(InternalError(what=type(error).__name__), 500)
+class _Refusal(ErrorTask):  # type: ignore[misc]  # waitress has no types
+    """What the HTTP library itself refuses, as every error is told."""
+
+    def execute(self) -> None:
+        error = self.request.error
+        text = error_text(BadRequest(why=f"{error.reason}: {error.body}"))
+        self.status = f"{error.code} {error.reason}"
+        self.response_headers.append(("Content-Type", "application/json; charset=utf-8"))
+        self.set_close_on_finish()
+        self.content_length = len(text)
+        self.write(text)
 
 
-def _error_response(error: PolyvolError, status: int) -> web.Response:
-    body = {"error": {"code": error.code, "message": error.message, "hint": error.advice}}
-    return web.Response(text=json.dumps(body), status=status, content_type="application/json")
+class _Channel(HTTPChannel):  # type: ignore[misc]  # waitress has no types
+    """A connection."""
+
+    error_task_class = _Refusal

@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from polyvol.daemon.api import server
 from polyvol.daemon.check import check_state
 from polyvol.daemon.engine_border import HandleLike
 from polyvol.daemon.requests import SnapshotCreate
@@ -52,24 +51,6 @@ def lay_out(tree: Tree, directory: Path) -> None:
                     os.pwrite(fd, piece, at)
         finally:
             os.close(fd)
-
-
-class _NoControlApi:
-    """Stands where the control API's server is: making it would take most of the time that a start takes."""
-
-    def __init__(self, service: Service, listener: object) -> None:
-        pass
-
-    def start(self) -> None:
-        pass
-
-    def stop(self) -> None:
-        pass
-
-
-def without_control_api() -> None:
-    """Have the services of this process serve no control API, for good."""
-    vars(server)["ControlServer"] = _NoControlApi
 
 
 class Checker:

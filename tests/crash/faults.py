@@ -30,7 +30,7 @@ from pathlib import Path
 from polyvol.daemon.requests import DeviceAdd, DeviceRetry, SnapshotCreate, VolumeCreate
 from polyvol.daemon.service import Service
 from polyvol.mapping.errors import PolyvolError
-from tests.crash.check import Checker, lay_out, read, without_control_api
+from tests.crash.check import Checker, lay_out, read
 from tests.crash.disk import Disk, Tree
 from tests.crash.history import (
     NEVER,
@@ -402,7 +402,6 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=1e9)
     parser.add_argument("--fault", type=Fault.parse)
     options = parser.parse_args()
-    without_control_api()
     with tempfile.TemporaryDirectory(prefix="pv-", dir="/dev/shm") as short:
         said = Path(short) / "said"
         said.touch()

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from tests.crash.check import Checker, lay_out, without_control_api
+from tests.crash.check import Checker, lay_out
 from tests.crash.disk import POLICIES, Disk, Tree
 from tests.crash.history import Expected, Lost
 from tests.crash.recorder import Control, Kind, Record, preloaded, read_log
@@ -193,7 +193,6 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=1e9)
     parser.add_argument("--image", type=Image.parse)
     options = parser.parse_args()
-    without_control_api()
     with tempfile.TemporaryDirectory(prefix="pv-", dir="/dev/shm") as short:
         campaign = Campaign(Recording(options.recording), Path(short))
         images = drawn(campaign.records, campaign.made_at, options.seed, options.count)

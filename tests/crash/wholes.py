@@ -26,7 +26,7 @@ from pathlib import Path
 from polyvol.daemon.check import check_state
 from polyvol.daemon.group_requests import GroupSnapshotCreate, VolumeGrow
 from polyvol.daemon.service import Service
-from tests.crash.check import lay_out, without_control_api
+from tests.crash.check import lay_out
 from tests.crash.disk import POLICIES, Disk
 from tests.crash.history import NEVER, SECTOR, Lost
 from tests.crash.recorder import environment, preloaded, read_log
@@ -240,7 +240,6 @@ def main() -> None:
     parser.add_argument("--count", type=int, required=True)
     parser.add_argument("--root", type=Path, required=True)
     options = parser.parse_args()
-    without_control_api()
     boot_id = Path(os.environ["RECORDER_BOOT_ID"])
     check_images(options.recording, options.seed, options.count, options.root / "root", boot_id)
 

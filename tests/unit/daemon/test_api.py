@@ -2,14 +2,19 @@
 
 import http.client
 import json
+import os
 import re
+import resource
 import socket
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from polyvol.daemon.api.server import ROUTES
+from polyvol.daemon.api.application import ROUTES
+from polyvol.daemon.views import StatusView
 from tests.unit.conftest import Daemon
 
 
@@ -57,6 +62,9 @@ def ask(daemon: Daemon, method: str, path: str, body: str | None = None) -> tupl
         ("POST", "/v1/volumes", "x" * (2 << 20), 413, "bad-request"),
         ("DELETE", "/v1/devices/v.data", None, 409, "device-in-use"),
         ("DELETE", "/v1/volumes/v%2Fw", None, 404, "unknown-volume"),
+        ("GET", "/v1/volumes/", None, 404, "no-such-page"),
+        ("GET", "/v1/%76olumes/nix", None, 404, "unknown-volume"),
+        ("GET", "*", None, 404, "no-such-page"),
     ],
 )
 def test_what_is_wrong_is_answered_with_its_status_and_code(
@@ -80,6 +88,71 @@ def test_a_defect_is_logged_and_answered_without_its_details(
     assert (status, answer["error"]["code"]) == (500, "internal-error")
     assert "secret" not in json.dumps(answer)
     assert "secret" in caplog.text
+
+
+def test_what_is_no_http_is_refused_as_everything_is(daemon: Daemon) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.settimeout(10)
+        client.connect(str(daemon.state_dir / "control.sock"))
+        client.sendall(b"GET / HTTP/1.1\r\nHost localhost\r\n\r\n")
+        with client.makefile("rb") as answer:
+            head, _, text = answer.read().partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.0 400 ")
+    assert json.loads(text)["error"]["code"] == "bad-request"
+
+
+def test_a_connection_serves_many_requests_and_is_closed_by_a_stop(daemon: Daemon) -> None:
+    connection = Connection(daemon.state_dir / "control.sock")
+    for _ in range(3):
+        connection.request("GET", "/v1/status")
+        socket_then = connection.sock
+        assert json.loads(connection.getresponse().read())["volumes"] == []
+        assert connection.sock is socket_then
+    begun = time.monotonic()
+    daemon.service.stop()
+    assert time.monotonic() - begun < 5
+    assert connection.sock.recv(1) == b""
+    connection.close()
+
+
+def test_a_stop_waits_for_the_calls_that_have_begun_and_answers_them(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    came, go = threading.Event(), threading.Event()
+    status = daemon.service.status
+
+    def slow() -> StatusView:
+        came.set()
+        assert go.wait(10)
+        return status()
+
+    monkeypatch.setattr(daemon.service, "status", slow)
+    connection = Connection(daemon.state_dir / "control.sock")
+    connection.request("GET", "/v1/status")
+    assert came.wait(10)
+    stopping = threading.Thread(target=daemon.service.stop)
+    stopping.start()
+    stopping.join(0.2)
+    assert stopping.is_alive()
+    go.set()
+    assert connection.getresponse().status == 200
+    stopping.join(10)
+    assert not stopping.is_alive()
+    connection.close()
+
+
+def test_it_serves_beyond_1024_file_descriptors(daemon: Daemon) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
+    held: list[int] = []
+    try:
+        while not held or held[-1] < 1100:
+            held.append(os.dup(0))
+        assert ask(daemon, "GET", "/v1/status")[0] == 200
+    finally:
+        for fd in held:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_the_document_describes_every_route_and_refers_only_to_what_is_there(daemon: Daemon) -> None:

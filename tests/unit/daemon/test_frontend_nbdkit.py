@@ -70,7 +70,8 @@ def test_nbdkit_serves_on_sockets_that_outlive_it_and_is_started_again(
     plugin.write_text(PLUGIN)
     monkeypatch.setattr(frontend_nbdkit, "find_plugin", lambda: plugin)
     state_dir = tmp_path / "state"
-    told = threading.Event()
+    told, ready = threading.Event(), threading.Event()
+    monkeypatch.setattr(frontend_nbdkit, "announce", lambda _: ready.set())
     keeper = threading.Thread(
         target=frontend_nbdkit.supervise, args=(Config(state_dir, processors=3), told), daemon=True
     )
@@ -82,6 +83,7 @@ def test_nbdkit_serves_on_sockets_that_outlive_it_and_is_started_again(
         assert (daemon["frontend"], daemon["processors"]) == ("nbdkit", 3)
         assert daemon["nbd"] == [f"nbd+unix:///?socket={state_dir}/nbd.sock"]
         assert (state_dir / "nbd.sock").stat().st_mode & 0o777 == 0o600
+        assert ready.wait(20)
         os.kill(first, signal.SIGKILL)
         size = ["nbdinfo", "--size", f"nbd+unix:///x?socket={state_dir}/nbd.sock"]
         done = subprocess.run(size, capture_output=True, text=True, timeout=20, check=True)

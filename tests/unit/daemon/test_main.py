@@ -113,7 +113,7 @@ def test_the_command_line_starts_without_the_daemons_libraries() -> None:
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=20, check=True
     )
     loaded = {name.split(".")[0] for name in done.stdout.split()} | set(done.stdout.split())
-    assert not loaded & {"aiohttp", "pydantic", "rich", "sqlite3", "asyncio", "polyvol.engine"}
+    assert not loaded & {"waitress", "pydantic", "rich", "sqlite3", "asyncio", "polyvol.engine"}
 
 
 def test_the_keepers_helper_hands_the_sockets_over(tmp_path: Path) -> None:

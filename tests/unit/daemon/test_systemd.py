@@ -139,6 +139,21 @@ def test_systemd_hears_how_things_are_and_pings_until_polyvold_hangs(systemd: Sy
     assert "the reload failed, and what was set before goes on" in err
 
 
+def hang_the_loop(daemon: Daemon, seconds: float) -> None:
+    """Have the control API's loop hang where it accepts a connection, once it is asked for one."""
+    hanging = threading.Event()
+
+    def hang() -> None:
+        hanging.set()
+        time.sleep(seconds)
+        daemon.service._server._http.accepting = False
+
+    daemon.service._server._http.handle_accept = hang
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.connect(str(daemon.state_dir / "control.sock"))
+        assert hanging.wait(10)
+
+
 def test_no_ping_is_sent_while_the_loop_does_not_come_round(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,7 +167,7 @@ def test_no_ping_is_sent_while_the_loop_does_not_come_round(
         probes.append("WATCHDOG=1" in said)
         said.clear()
         if len(probes) == 1:
-            daemon.service._server._loop.call_soon_threadsafe(time.sleep, 1.0)
+            hang_the_loop(daemon, 1.0)
         return signal.SIGTERM if len(probes) == 2 else None
 
     monkeypatch.setattr(watch, "_next_signal", next_signal)

@@ -1,0 +1,143 @@
+"""The control API as a WSGI application: a request becomes a call of the service, and its result JSON.
+
+How it works      A path is matched, segment by segment, against the routes, and its segments are decoded
+                  only then, so that a name may hold a slash. Bodies are read strictly as the route's type.
+                  What reads and writes a type is made when first needed: all would take half a start's time.
+Errors            {"error": {"code", "message", "hint"}}. What is no PolyvolError is a defect: it is logged,
+                  and the client gets 'internal-error'.
+"""
+
+import json
+import logging
+from collections.abc import Iterable
+from functools import cache
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from pydantic import TypeAdapter, ValidationError
+
+from polyvol.daemon.api import changes, deletions, device, group, schedule, scrub, snapshot, volume
+from polyvol.daemon.api.openapi import openapi_document
+from polyvol.daemon.api.route import Call, Route
+from polyvol.daemon.errors import BadRequest, InternalError, NoSuchPage, http_status
+from polyvol.daemon.views import StatusView
+from polyvol.mapping.errors import PolyvolError
+
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIEnvironment
+
+    from polyvol.daemon.service import Service
+
+ROUTES: list[Route] = [
+    Route("GET", "/v1/status", "Everything at a glance", lambda service, _: service.status(), StatusView),
+    *device.ROUTES,
+    *volume.ROUTES,
+    *snapshot.ROUTES,
+    *changes.ROUTES,
+    *deletions.ROUTES,
+    *scrub.ROUTES,
+    *group.ROUTES,
+    *schedule.ROUTES,
+]
+BODY_BYTES_MAX = 1 << 20
+_log = logging.getLogger("polyvol.api")
+
+
+class Application:
+    """Answers for one service; may be called by many threads at once."""
+
+    def __init__(self, service: "Service") -> None:
+        self._service = service
+
+    def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        """Answer one request (PEP 3333)."""
+        status, text = self._answer(environ)
+        headers = [("Content-Type", "application/json; charset=utf-8"), ("Content-Length", str(len(text)))]
+        start_response(f"{status} {HTTPStatus(status).phrase}", headers)
+        return [text]
+
+    def _answer(self, environ: "WSGIEnvironment") -> tuple[int, bytes]:
+        method = environ["REQUEST_METHOD"]
+        path = urlsplit(environ["REQUEST_URI"]).path
+        try:
+            if (method, path) == ("GET", "/openapi.json"):
+                return 200, json.dumps(openapi_document(ROUTES, "1")).encode()
+            route, named = _find(method, path)
+            body = environ["wsgi.input"].read(BODY_BYTES_MAX + 1)
+            return route.status, self._call(route, named, environ["QUERY_STRING"], body)
+        except _Refused as refused:
+            return refused.status, error_text(refused.error)
+        except PolyvolError as error:
+            return http_status(error), error_text(error)
+        except Exception as error:
+            _log.exception("%s %s", method, path)
+            return 500, error_text(InternalError(what=type(error).__name__))
+
+    def _call(self, route: Route, named: dict[str, str], query_text: str, body: bytes) -> bytes:
+        query = dict(parse_qsl(query_text, keep_blank_values=True))
+        unknown = set(query) - {name for name, _, _ in route.query}
+        if unknown:
+            raise BadRequest(why=f"there is no query parameter {min(unknown)!r} here")
+        if len(body) > BODY_BYTES_MAX:
+            too_long = BadRequest(why=f"its body is longer than {BODY_BYTES_MAX} bytes")
+            raise _Refused(too_long, HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+        read = None if route.body is None else _read_body(_adapter(route.body), body)
+        result = route.call(self._service, Call(named, query, read))
+        return _adapter(route.result).dump_json(result)
+
+
+class _Refused(Exception):
+    """An error with an HTTP status that its kind does not tell."""
+
+    def __init__(self, error: PolyvolError, status: HTTPStatus) -> None:
+        self.error = error
+        self.status = status
+
+
+def error_text(error: PolyvolError) -> bytes:
+    """An error as the body of a response."""
+    body = {"error": {"code": error.code, "message": error.message, "hint": error.advice}}
+    return json.dumps(body).encode()
+
+
+def _find(method: str, path: str) -> tuple[Route, dict[str, str]]:
+    """The route of a path, still encoded, and what its segments name."""
+    status = HTTPStatus.NOT_FOUND
+    for route in ROUTES:
+        named = _named(route.path, path)
+        if named is None:
+            continue
+        if route.method == method:
+            return route, named
+        status = HTTPStatus.METHOD_NOT_ALLOWED
+    raise _Refused(NoSuchPage(method=method, path=unquote(path)), status)
+
+
+def _named(pattern: str, path: str) -> dict[str, str] | None:
+    """What the path's segments name in such a pattern; None if it is another path."""
+    wanted, given = pattern.split("/"), path.split("/")
+    if len(wanted) != len(given):
+        return None
+    named = {}
+    for want, have in zip(wanted, given, strict=True):
+        if want.startswith("{"):
+            named[want[1:-1]] = unquote(have)
+        elif want != unquote(have):
+            return None
+    return named if all(named.values()) else None
+
+
+@cache
+def _adapter(of: Any) -> TypeAdapter[Any]:  # noqa: ANN401
+    return TypeAdapter(of)
+
+
+def _read_body(body_type: TypeAdapter[Any], text: bytes) -> object:
+    try:
+        return body_type.validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        message = f"{where}: {first['msg']}" if where else first["msg"]
+        raise BadRequest(why=message) from error
