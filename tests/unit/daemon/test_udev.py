@@ -5,14 +5,14 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from polyvol.daemon.udev import DiskWatch
-from tests.support.proc import wait_until
+from tests.support.proc import run, wait_until
 from tests.unit.conftest import Daemon
 from tests.unit.daemon.test_occupied_disks import MIB, system
 
@@ -20,28 +20,44 @@ NOTICED_S = 5.0
 """Noticed in a second is meant; these tests run beside others."""
 
 
-@pytest.fixture
-def images(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """Loop devices over images by name, each time another device, until they are let go."""
-    with ExitStack() as stack:
+class Disks:
+    """Loop devices over images by name. What is plugged is ours until it is unplugged: its number may then be
+    another test's."""
 
-        def plug(name: str) -> Path:
-            image = tmp_path / name
-            if not image.exists():
-                with image.open("wb") as file:
-                    file.truncate(16 * MIB)
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._plugged: list[Path] = []
+
+    def plug(self, name: str, at: Path | None = None) -> Path:
+        """As a device that is free, or as this one as soon as it is free."""
+        image = self._directory / name
+        if not image.exists():
+            with image.open("wb") as file:
+                file.truncate(16 * MIB)
+        if at is None:
             try:
-                path = Path(system("losetup", "--find", "--show", image).strip())
+                at = Path(system("losetup", "--find", "--show", image).strip())
             except (OSError, subprocess.CalledProcessError):
                 pytest.skip("no loop device to be had here")
-            stack.callback(unplug, path)
-            return path
+        else:
+            device = at
+            wait_until(lambda: run("losetup", device, image).rc == 0, f"{at} to be free", 20)
+        self._plugged.append(at)
+        return at
 
-        yield plug
+    def unplug(self, path: Path) -> None:
+        self._plugged.remove(path)
+        system("losetup", "--detach", path)
+
+    def close(self) -> None:
+        for path in list(self._plugged):
+            self.unplug(path)
 
 
-def unplug(path: Path) -> None:
-    subprocess.run(["losetup", "--detach", path], check=False, timeout=20, capture_output=True)
+@pytest.fixture
+def disks(tmp_path: Path) -> Iterator[Disks]:
+    with closing(Disks(tmp_path)) as disks:
+        yield disks
 
 
 def shown(daemon: Daemon, name: str) -> tuple[str, str]:
@@ -49,31 +65,26 @@ def shown(daemon: Daemon, name: str) -> tuple[str, str]:
     return told["state"], told["path"]
 
 
-def test_a_missing_disk_that_appears_elsewhere_comes_back_by_itself(
-    daemon: Daemon, images: Callable[[str], Path]
-) -> None:
-    before = images("disk")
+def test_a_missing_disk_that_appears_elsewhere_comes_back_by_itself(daemon: Daemon, disks: Disks) -> None:
+    before = disks.plug("disk")
     daemon.ok("device", "add", str(before), "--name", "disk")
     daemon.ok("volume", "create", "v", "--size", "8M", "--device", "disk")
     daemon.service.stop()
-    unplug(before)
-    other = images("other")  # takes the number that the disk had
+    disks.unplug(before)
+    disks.plug("other", at=before)
     daemon.start()
-    assert other == before
     assert shown(daemon, "disk")[0] == "missing"
-    now = images("disk")
+    now = disks.plug("disk")
     wait_until(lambda: shown(daemon, "disk") == ("ok", str(now)), "the disk's return", NOTICED_S)
     assert json.loads(daemon.ok("volume", "show", "v", "--json"))["state"] == "serving"
     events = json.loads(daemon.ok("status", "--json"))["events"]
     assert events[-1]["text"] == f"device disk is back: {now}"
 
 
-def test_a_disk_that_goes_is_missing_and_one_that_comes_is_taken(
-    daemon: Daemon, images: Callable[[str], Path]
-) -> None:
-    disk = images("disk")
+def test_a_disk_that_goes_is_missing_and_one_that_comes_is_taken(daemon: Daemon, disks: Disks) -> None:
+    disk = disks.plug("disk")
     daemon.ok("device", "add", str(disk), "--name", "disk")
-    daemon.ok("device", "add", str(images("other")), "--name", "other")
+    daemon.ok("device", "add", str(disks.plug("other")), "--name", "other")
     watch = DiskWatch(daemon.service.disk_gone, daemon.service.disk_came)
     number = disk.stat().st_rdev
     watch.happened("remove", disk, number + 1000)
@@ -94,9 +105,9 @@ def test_a_disk_that_goes_is_missing_and_one_that_comes_is_taken(
 
 
 def test_an_adopted_disk_comes_back_at_its_own_path_only(
-    daemon: Daemon, images: Callable[[str], Path], tmp_path: Path
+    daemon: Daemon, disks: Disks, tmp_path: Path
 ) -> None:
-    disk, other = images("disk"), images("other")
+    disk, other = disks.plug("disk"), disks.plug("other")
     link = tmp_path / "by-id"
     link.symlink_to(disk)
     daemon.ok("device", "add", str(link), "--adopt", "--name", "old")
