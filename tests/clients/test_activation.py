@@ -6,7 +6,7 @@ import pytest
 
 from tests.support import nbd
 from tests.support.daemon import BIN, Daemon
-from tests.support.proc import Argument, Background, wait_until
+from tests.support.proc import Argument, Background, listens, wait_until
 
 
 @pytest.mark.parametrize("frontend", ["native", "nbdkit"])
@@ -16,7 +16,7 @@ def test_the_first_client_starts_polyvold_and_is_served(short_dir: Path, fronten
     command: list[Argument] = ["systemd-socket-activate", "--fdname=nbd:control", "-l", daemon.nbd_socket]
     command += ["-l", daemon.control_socket, BIN / "polyvold", "--state-dir", daemon.state_dir]
     with Background(*command, "--frontend", frontend, log=daemon.log) as started:
-        started.wait_until(daemon.control_socket.exists, "the control socket", 20)
+        started.wait_until(lambda: listens(daemon.control_socket), "the control socket", 20)
         told = daemon.api.get("status")["daemon"]
         assert told["frontend"] == frontend
         assert told["nbd"] == [f"nbd+unix:///?socket={daemon.nbd_socket}"]

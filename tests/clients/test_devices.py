@@ -20,7 +20,7 @@ import pytest
 from tests.support.daemon import Daemon
 from tests.support.fuse import disk_file, loop_device, needed
 from tests.support.nbd import NbdError, connect
-from tests.support.proc import Argument, Background, check
+from tests.support.proc import Argument, Background, check, listens
 
 MIB = 1 << 20
 BLOCK = 4096
@@ -66,7 +66,7 @@ def failing_disk(directory: Path) -> Iterator[FailingDisk]:
         "error=EIO",
     ]
     with Background(*command, *errors, log=directory / "nbdkit.log") as server:
-        server.wait_until(socket.exists, "nbdkit's socket", 20)
+        server.wait_until(lambda: listens(socket), "nbdkit's socket", 20)
         with (
             disk_file(f"nbd+unix:///?socket={socket}", directory, name="failing") as file,
             loop_device(file, direct=True) as path,

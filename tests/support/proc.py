@@ -114,6 +114,13 @@ def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = TIME
         time.sleep(POLL_S)
 
 
+def listens(path: Path) -> bool:
+    """Whether somebody listens on a unix socket, which does not connect to it."""
+    accepts = "00010000"
+    sockets = (line.split() for line in Path("/proc/net/unix").read_text().splitlines())
+    return any(words[-1] == str(path) and words[3] == accepts for words in sockets)
+
+
 class Background:
     """A program that runs until it is stopped; its output goes to a log file."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import fio, fuse, nbd
-from tests.support.proc import Background, check, run
+from tests.support.proc import Background, check, listens, run
 from tests.support.turns import Beside, turn
 
 SIZE_BYTES = 64 * 1024 * 1024
@@ -21,7 +21,7 @@ def memory(short_dir: Path) -> Iterator[str]:
     """The address of an export in memory."""
     socket = short_dir / "nbd.sock"
     with Background("nbdkit", "-f", "-U", socket, "memory", SIZE_BYTES, log=short_dir / "log") as server:
-        server.wait_until(socket.exists, "the socket")
+        server.wait_until(lambda: listens(socket), "the socket")
         yield nbd.uri("", socket)
 
 
