@@ -104,7 +104,7 @@ fn main() {
     }
     let exports = Arc::new(ExportTable::default());
     exports.add("memory", "some memory", memory).expect("the table is empty");
-    let server = Server::new(exports).expect("the server starts");
+    let server = Server::new(exports, Arc::new(())).expect("the server starts");
     let _ = std::fs::remove_file(path);
     let socket = UnixListener::bind(path).expect("the socket's path is free");
     server.listen(socket.into()).expect("it listens");

@@ -39,6 +39,7 @@ use crate::processor::report::PartitionState;
 use crate::processor::run::Handle;
 use crate::system::linux::Linux;
 use crate::system::pool::Pool;
+use crate::system::reaper::Reaping;
 use crate::system::{System, Urgency, wait};
 use crate::units::{DeviceId, Epoch, VolumeId};
 use crate::volume::export::ExportTable;
@@ -111,6 +112,11 @@ impl Engine {
         }
         engine.grow_processors(processors)?;
         Ok(engine)
+    }
+
+    /// Where its reads past the page cache are under way.
+    pub fn reaping(&self) -> Arc<dyn Reaping> {
+        Arc::clone(&self.directs) as Arc<dyn Reaping>
     }
 
     /// Has at least so many processors.

@@ -271,6 +271,7 @@ impl Connection {
         &self,
         mut attempt: impl FnMut(&mut State) -> Result<T, Option<u64>>,
     ) -> Option<T> {
+        let mut left = false;
         let mut state = lock(&self.state);
         loop {
             if state.broken || self.is_freezing() {
@@ -280,6 +281,12 @@ impl Connection {
                 Ok(value) => return Some(value),
                 Err(short_by) => short_by,
             };
+            if !std::mem::replace(&mut left, true) {
+                drop(state);
+                self.peer.leave();
+                state = lock(&self.state);
+                continue;
+            }
             let starving = short_by.filter(|_| state.account.drawn() == 0);
             if short_by.is_some() {
                 self.common.pool.call_back(&self.waiter);
@@ -318,6 +325,7 @@ impl Connection {
     /// Waits until the target has none of its requests (N1), and, as long as the connection is not broken,
     /// at most `linger` longer until all replies are sent.
     pub fn drain(&self, linger: Duration) {
+        self.peer.leave();
         let mut state = lock(&self.state);
         while state.submitted > 0 {
             state = self.sleep(state, WAIT_AT_MOST);
@@ -336,6 +344,7 @@ impl Connection {
     /// in time.
     pub fn become_quiet(&self, patience: Patience) -> bool {
         let until = Instant::now() + patience.all;
+        self.peer.leave();
         let mut state = lock(&self.state);
         while state.submitted > 0 && !state.broken && Instant::now() < until {
             state = self.sleep(state, WAIT_AT_MOST);

@@ -318,7 +318,7 @@ mod tests {
 
     #[test]
     fn nobody_in_handshake_means_no_wake_up() {
-        let server = Server::new(Arc::default()).unwrap();
+        let server = Server::new(Arc::default(), Arc::new(())).unwrap();
         let mut listener = Listener::new(Arc::clone(&server.shared), 65536);
         assert_eq!(listener.timeout(), None);
         let (ours, theirs) = UnixStream::pair().unwrap();

@@ -61,6 +61,7 @@ use crate::nbd::reply::Reply;
 use crate::nbd::request::Agreed;
 use crate::nbd::spare::Spares;
 use crate::sync::{Condvar, Mutex};
+use crate::system::reaper::Reaping;
 use crate::volume::export::{Attachment, ExportTable};
 
 /// The wake-up's number among the events.
@@ -102,6 +103,8 @@ struct Shared {
     /// What has come of that.
     handed_over: Mutex<HandedOver>,
     handshakes: AtomicUsize,
+    /// What readers can do while they wait.
+    reaping: Arc<dyn Reaping>,
     /// The number of the next socket.
     next: AtomicU64,
     readers: Mutex<Vec<JoinHandle<()>>>,
@@ -118,7 +121,7 @@ impl Server {
     ///
     /// # Errors
     /// `Io` if the system has no file descriptor or thread for it.
-    pub fn new(exports: Arc<ExportTable>) -> Result<Server> {
+    pub fn new(exports: Arc<ExportTable>, reaping: Arc<dyn Reaping>) -> Result<Server> {
         let files_max = raise_files_max();
         let failed = |e: SystemErrno| Error::io("the NBD server cannot start", e);
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
@@ -147,6 +150,7 @@ impl Server {
             freeze: Arc::new(eventfd(0, flags).map_err(failed)?),
             handed_over: Mutex::default(),
             handshakes: AtomicUsize::new(0),
+            reaping,
             next: AtomicU64::new(1),
             readers: Mutex::default(),
         });
@@ -288,7 +292,8 @@ impl Shared {
         let _ = sockopt::set_socket_send_buffer_size(&socket, bytes);
         let export = attachment.name.clone();
         let (sender, freeze) = (Arc::clone(&shared.sender), Arc::clone(&shared.freeze));
-        let peer = Box::new(Socket::new(socket, number, sender, freeze)?);
+        let peer =
+            Box::new(Socket::new(socket, number, sender, freeze, Arc::clone(&shared.reaping))?);
         let (contexts, compared) = selection.map(|one| (one.contexts, one.held)).unzip();
         let common = Arc::clone(&shared.common);
         let connection = Connection::new(peer, export, agreed, contexts, common);

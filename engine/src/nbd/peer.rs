@@ -7,6 +7,8 @@
 //!                   Where bytes come one after the other it does not even sleep: see [`SOON`]. It does so while readers that
 //!                   are awake have fewer than half of the cores, as whoever sends needs one, too; and not while others
 //!                   are at work on what it has brought.
+//!                   While reads of the disk are under way that others would have to be woken for, it waits for these as well
+//!                   ([`crate::system::reaper`]), and looks for both for a while: see [`SOON_FOR_EACH`].
 //! Errors            the system's, as they come: INTR to try again, AGAIN where sending would have to wait, and where
 //!                   receiving has waited for a while; anything else ends the connection.
 
@@ -24,9 +26,16 @@ use rustix::net::{
     sendmsg, shutdown,
 };
 
+use crate::system::reaper::{Reaper, Reaping, Turn};
+
 /// Where the last bytes came within this time, a reader looks for the next ones as long, before it sleeps: being woken takes
 /// longer than what comes so soon.
 const SOON: Duration = Duration::from_micros(50);
+/// So long, for each read of the disk that is to end, a reader looks whether one has, where the last ones ended within this
+/// time; so this is what looking may cost a read.
+const SOON_FOR_EACH: Duration = Duration::from_micros(32);
+/// And so long for all of them.
+const SOON_FOR_ALL: Duration = Duration::from_millis(1);
 /// How often it pauses between two looks: the other thread of its core has work to do.
 const PAUSES: u32 = 50;
 /// After so long without bytes a reader looks whether it is to stop.
@@ -38,6 +47,8 @@ pub trait Peer: Send + Sync {
     /// then, and at once when its connection freezes. `idle`: nothing that came before is still being worked on. 0: it
     /// will send nothing more.
     fn receive(&self, space: &mut [u8], idle: bool) -> Result<usize, SystemErrno>;
+    /// Nobody calls `receive` for a while, though others are at work.
+    fn leave(&self) {}
     /// Puts what has come into `spaces`, one after the other, and says how many bytes; AGAIN if nothing has come.
     fn receive_now(&self, spaces: &mut [IoSliceMut<'_>]) -> Result<usize, SystemErrno>;
     /// Sends the beginning of `parts`, as much as it takes now, and says how many bytes.
@@ -62,6 +73,10 @@ pub struct Socket {
     freeze: Arc<OwnedFd>,
     /// The last bytes came soon; its reader alone uses it.
     soon: AtomicBool,
+    /// The last reads of the disk ended soon; its reader alone uses it.
+    ended_soon: AtomicBool,
+    /// Where these are.
+    reaping: Arc<dyn Reaping>,
 }
 
 /// Readers that do not sleep, and how many there may be while one looks for bytes.
@@ -71,7 +86,7 @@ static AWAKE_MAX: LazyLock<usize> =
 
 impl Socket {
     /// The peer of connection `number`; `sender` is the epoll set of the thread that sends later, `freeze` becomes
-    /// readable when all connections are to freeze.
+    /// readable when all connections are to freeze; `reaping`: where reads of the disk may be under way.
     ///
     /// # Errors
     /// The system's, if the socket does not take its settings.
@@ -80,15 +95,29 @@ impl Socket {
         number: u64,
         sender: Arc<OwnedFd>,
         freeze: Arc<OwnedFd>,
+        reaping: Arc<dyn Reaping>,
     ) -> Result<Socket, SystemErrno> {
         rustix::io::ioctl_fionbio(&socket, false)?;
         set_socket_timeout(&socket, Timeout::Recv, Some(QUIET))?;
         AWAKE.fetch_add(1, Ordering::Relaxed);
-        Ok(Socket { socket, number, sender, freeze, soon: AtomicBool::new(false) })
+        Ok(Socket {
+            socket,
+            number,
+            sender,
+            freeze,
+            soon: AtomicBool::new(false),
+            ended_soon: AtomicBool::new(true),
+            reaping,
+        })
     }
 }
 
 impl Socket {
+    /// Puts what has come into `space`; AGAIN if nothing has.
+    fn try_receive(&self, space: &mut [u8]) -> Result<usize, SystemErrno> {
+        recv(&self.socket, space, RecvFlags::DONTWAIT).map(|(received, _)| received)
+    }
+
     /// Looks for bytes until [`SOON`] after `begun`; AGAIN if none have come.
     fn look(&self, space: &mut [u8], begun: Instant) -> Result<usize, SystemErrno> {
         let mut found = Err(SystemErrno::AGAIN);
@@ -97,9 +126,34 @@ impl Socket {
             && begun.elapsed() < SOON
         {
             (0..PAUSES).for_each(|_| std::hint::spin_loop());
-            found = recv(&self.socket, &mut *space, RecvFlags::DONTWAIT).map(|(length, _)| length);
+            found = self.try_receive(space);
         }
         found
+    }
+
+    /// Waits for bytes and for reads of the disk to end, and brings these on; AGAIN once some have ended, or none are left.
+    fn receive_and_reap(&self, space: &mut [u8], turn: &Turn<'_>) -> Result<usize, SystemErrno> {
+        let begun = Instant::now();
+        loop {
+            let reaped = turn.reap();
+            let found = self.try_receive(space);
+            let left = u32::try_from(turn.left()).unwrap_or(u32::MAX);
+            if reaped > 0 || found != Err(SystemErrno::AGAIN) || left == 0 {
+                return found;
+            }
+            let soon = SOON_FOR_EACH.saturating_mul(left).min(SOON_FOR_ALL);
+            let looks = self.ended_soon.load(Ordering::Relaxed)
+                && AWAKE.load(Ordering::Relaxed) <= *AWAKE_MAX
+                && begun.elapsed() < soon;
+            if !looks {
+                let asleep = Asleep::begin();
+                turn.sleep([&self.socket, &self.freeze]);
+                drop(asleep);
+                self.ended_soon.store(begun.elapsed() < soon, Ordering::Relaxed);
+                return self.try_receive(space);
+            }
+            std::thread::yield_now(); // whoever needs the core has it
+        }
     }
 }
 
@@ -127,6 +181,9 @@ impl Drop for Asleep {
 
 impl Peer for Socket {
     fn receive(&self, space: &mut [u8], idle: bool) -> Result<usize, SystemErrno> {
+        if !idle && let Some(turn) = self.reaping.reaper().and_then(Reaper::turn) {
+            return self.receive_and_reap(space, &turn);
+        }
         let begun = Instant::now();
         if idle && self.soon.load(Ordering::Relaxed) {
             match self.look(space, begun) {
@@ -144,6 +201,10 @@ impl Peer for Socket {
         let wait_for = [&self.socket, &*self.freeze];
         poll(&mut wait_for.map(|file| PollFd::new(file, PollFlags::IN)), None)?;
         Err(SystemErrno::AGAIN)
+    }
+
+    fn leave(&self) {
+        self.reaping.reaper().inspect(|reaper| reaper.leave());
     }
 
     fn receive_now(&self, spaces: &mut [IoSliceMut<'_>]) -> Result<usize, SystemErrno> {

@@ -56,7 +56,7 @@ impl Engine {
         let made = py.detach(|| {
             limits::lower_as_told();
             let inner = Inner::new(processors)?;
-            let server = Server::new(std::sync::Arc::clone(&inner.exports))?;
+            let server = Server::new(std::sync::Arc::clone(&inner.exports), inner.reaping())?;
             Ok(Engine { inner, server })
         });
         made.map_err(|error| raised(py, &error))

@@ -1,143 +1,52 @@
 //! Direct: reads past the page cache, many at a time, begun by whoever brings them.
 //!
-//! How it works      The kernel's asynchronous I/O: a read past the page cache is on its way to the disk when `io_submit`
-//!                   returns, whichever thread has called it, and one thread waits in `io_getevents` for those that have
-//!                   ended. With a ring ([`super::ring`]) a read begins when the ring's thread has its turn; what came
-//!                   meanwhile begins, ends and is asked for anew all at once, and between two such times the disk waits.
+//! How it works      The kernel's asynchronous I/O ([`super::aio`]): a read past the page cache is on its way to the disk when
+//!                   `io_submit` returns, whichever thread has called it, and whoever reaps takes those that have ended
+//!                   ([`super::reaper`]). With a ring ([`super::ring`]) a read begins when the ring's thread has its turn; what
+//!                   came meanwhile begins, ends and is asked for anew all at once, and between two such times the disk waits.
 //!                   As with a ring, all that is told is whether a buffer is full: what the kernel has not taken, and what
 //!                   has failed, is read another way by who has brought it.
 //! Invariants        X1 a read's buffer and file stay until the kernel is done with it: the only pointer to what they belong to
 //!                   is the kernel's meanwhile;
 //!                   X2 no call waits for the disk, or for room in its queue: reads that would are given back.
-//! Owner and locks   anybody submits; the thread alone takes what has ended. `in_flight` counts what the kernel has, and the
-//!                   context ends when that is nothing.
+//! Owner and locks   anybody submits, anybody reaps. The context ends when the kernel has none of its reads.
 
 use std::marker::PhantomData;
-use std::os::fd::AsRawFd;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use super::aio::{BEGUN_AT_ONCE, Event, read_of};
+use super::reaper::{Reaper, Reaping};
 use super::ring::Read;
-
-/// Reads that the kernel has at a time.
-const DEPTH: usize = 1024;
-/// Reads that one call begins: the disk has these to do while the next ones are made ready.
-const BEGUN_AT_ONCE: usize = 8;
-/// Reads whose end one call tells.
-const ENDED_AT_ONCE: usize = 64;
-/// The kernel's `IOCB_CMD_PREAD`.
-const COMMAND_READ: u16 = 0;
-
-/// The kernel's `io_event`.
-#[repr(C)]
-#[derive(Clone, Copy, Default)]
-struct Event {
-    data: u64,
-    block: u64,
-    result: i64,
-    result2: i64,
-}
-
-const _: () = assert!(size_of::<Event>() == 32 && size_of::<libc::iocb>() == 64);
-
-/// A context of the kernel's.
-struct Context(libc::c_ulong);
-
-impl Context {
-    fn new() -> Option<Context> {
-        let mut context: libc::c_ulong = 0;
-        // SAFETY: the kernel writes one number, and there is a place for it.
-        let rc = unsafe { libc::syscall(libc::SYS_io_setup, DEPTH, &raw mut context) };
-        (rc == 0).then_some(Context(context))
-    }
-
-    /// Begins reads, in order; returns how many of them.
-    ///
-    /// # Safety
-    /// X1 for those that were begun.
-    unsafe fn submit(&self, blocks: &mut [libc::iocb]) -> usize {
-        let mut all = [std::ptr::null_mut(); BEGUN_AT_ONCE];
-        for (place, block) in all.iter_mut().zip(blocks.iter_mut()) {
-            *place = &raw mut *block;
-        }
-        // SAFETY: so many pointers, each to a block; the kernel keeps neither.
-        let rc =
-            unsafe { libc::syscall(libc::SYS_io_submit, self.0, blocks.len(), all.as_mut_ptr()) };
-        usize::try_from(rc).unwrap_or(0)
-    }
-
-    /// Waits until a read has ended; `None` once the context has ended itself.
-    fn wait(&self, events: &mut [Event; ENDED_AT_ONCE]) -> Option<usize> {
-        let for_ever = std::ptr::null_mut::<libc::timespec>();
-        loop {
-            // SAFETY: there is room for so many events.
-            let rc = unsafe {
-                let (least, most) = (1 as libc::c_long, ENDED_AT_ONCE as libc::c_long);
-                libc::syscall(
-                    libc::SYS_io_getevents,
-                    self.0,
-                    least,
-                    most,
-                    events.as_mut_ptr(),
-                    for_ever,
-                )
-            };
-            match usize::try_from(rc) {
-                Ok(found) => return Some(found),
-                Err(_) if std::io::Error::last_os_error().raw_os_error() == Some(libc::EINTR) => {}
-                Err(_) => return None,
-            }
-        }
-    }
-
-    fn end(&self) {
-        // SAFETY: a number; whoever waits comes back with an error.
-        unsafe { libc::syscall(libc::SYS_io_destroy, self.0) };
-    }
-}
 
 /// See the module's head. `T`: what a read is for.
 pub struct Direct<T> {
-    context: Arc<Context>,
-    in_flight: Arc<AtomicUsize>,
-    stopping: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    reaper: Arc<Reaper>,
+    keeper: Option<JoinHandle<()>>,
     what: PhantomData<fn(T)>,
 }
 
 impl<T: Send + 'static> Direct<T> {
-    /// Starts the thread, which calls `ended` with reads that have ended, each with whether its buffer is full. `None`
-    /// where the kernel has no such thing, or no more of them.
-    pub fn start(name: &str, ended: impl Fn(Vec<(T, bool)>) + Send + 'static) -> Option<Direct<T>> {
-        let context = Arc::new(Context::new()?);
-        let in_flight = Arc::new(AtomicUsize::new(0));
-        let stopping = Arc::new(AtomicBool::new(false));
-        let (ours, count) = (Arc::clone(&context), Arc::clone(&in_flight));
-        let is_over = Arc::clone(&stopping);
+    /// Starts the keeper. Whoever reaps calls `ended` with reads that have ended, each with whether its buffer is full.
+    /// `None` where the kernel has no such thing, or no more of them.
+    pub fn start(
+        name: &str,
+        ended: impl Fn(Vec<(T, bool)>) + Send + Sync + 'static,
+    ) -> Option<Direct<T>> {
+        let bring = move |events: &[Event]| {
+            let all = events.iter().map(|event| {
+                // SAFETY: X1: `read` made it of a box, the kernel has given it back, once.
+                let (read, what) = *unsafe { Box::from_raw(event.data as *mut (Read, T)) };
+                (what, event.result == i64::from(read.length))
+            });
+            ended(all.collect());
+        };
+        let reaper = Arc::new(Reaper::new(bring)?);
+        let ours = Arc::clone(&reaper);
         let name = name.chars().take(15).collect();
-        let run = move || {
-            let mut events = [Event::default(); ENDED_AT_ONCE];
-            while !is_over.load(Ordering::Acquire)
-                && let Some(found) = ours.wait(&mut events)
-            {
-                let all = events[..found].iter().map(|event| {
-                    // SAFETY: X1: `read` made it of a box, the kernel has given it back, once.
-                    let (read, what) = *unsafe { Box::from_raw(event.data as *mut (Read, T)) };
-                    (what, event.result == i64::from(read.length))
-                });
-                let all = all.collect();
-                count.fetch_sub(found, Ordering::AcqRel);
-                ended(all);
-            }
-        };
-        let thread = std::thread::Builder::new().name(name).spawn(run);
-        let Ok(thread) = thread else {
-            context.end();
-            return None;
-        };
-        Some(Direct { context, in_flight, stopping, thread: Some(thread), what: PhantomData })
+        let keeper = std::thread::Builder::new().name(name).spawn(move || ours.keep()).ok()?;
+        Some(Direct { reaper, keeper: Some(keeper), what: PhantomData })
     }
 
     /// Begins all of these; returns those that could not be.
@@ -148,59 +57,64 @@ impl<T: Send + 'static> Direct<T> {
         let (mut reads, mut refused) = (reads.into_iter(), Vec::new());
         loop {
             let some = reads.by_ref().take(BEGUN_AT_ONCE);
-            let mut blocks: Vec<libc::iocb> = some.map(|(read, what)| block(read, what)).collect();
+            let mut blocks: Vec<_> = some.map(|(read, what)| self.block(read, what)).collect();
             if blocks.is_empty() {
                 return refused;
             }
-            self.in_flight.fetch_add(blocks.len(), Ordering::AcqRel);
+            self.reaper.count(blocks.len());
             // SAFETY: X1: as the caller promises, and `block` has let go of all that they belong to.
-            let begun = unsafe { self.context.submit(&mut blocks) };
-            self.in_flight.fetch_sub(blocks.len() - begun, Ordering::AcqRel);
+            let begun = unsafe { self.reaper.context.submit(&mut blocks) };
+            self.reaper.count_back(blocks.len() - begun);
             refused.extend(blocks[begun..].iter().map(|block| {
                 // SAFETY: X1: `block` made it of a box, and the kernel has not taken it.
                 *unsafe { Box::from_raw(block.aio_data as *mut (Read, T)) }
             }));
         }
     }
-}
 
-/// What the kernel is told of a read; who gets it owns the box behind `aio_data`.
-fn block<T>(read: Read, what: T) -> libc::iocb {
-    // SAFETY: numbers alone, for all of which 0 will do.
-    let mut block: libc::iocb = unsafe { std::mem::zeroed() };
-    block.aio_lio_opcode = COMMAND_READ;
-    block.aio_rw_flags = libc::RWF_NOWAIT; // X2
-    block.aio_fildes = read.file.descriptor().expect("a file that has one").as_raw_fd() as u32;
-    block.aio_buf = read.start.as_ptr().addr() as u64;
-    block.aio_nbytes = u64::from(read.length);
-    block.aio_offset = read.offset as i64;
-    block.aio_data = Box::into_raw(Box::new((read, what))).expose_provenance() as u64;
-    block
+    /// What the kernel is told of a read; who gets it owns the box behind `aio_data`. X2 is `read_of`'s.
+    fn block(&self, read: Read, what: T) -> libc::iocb {
+        let (start, length, offset) = (read.start, read.length, read.offset);
+        let boxed = Box::new((read, what));
+        let file = boxed.0.file.descriptor().expect("a file that has one");
+        let mut block = read_of(file, start, length, offset, &self.reaper.ended);
+        block.aio_data = Box::into_raw(boxed).expose_provenance() as u64;
+        block
+    }
 }
 
 impl<T> Drop for Direct<T> {
-    /// Ends the thread, after all reads.
+    /// Ends the keeper, after all reads.
     fn drop(&mut self) {
-        let thread = self.thread.take().expect("dropped once");
-        while self.in_flight.load(Ordering::Acquire) > 0 && !thread.is_finished() {
+        let keeper = self.keeper.take().expect("dropped once");
+        while self.reaper.in_flight() > 0 && !keeper.is_finished() {
             std::thread::sleep(Duration::from_millis(1));
         }
-        self.stopping.store(true, Ordering::Release); // the number may be another context's soon
-        self.context.end();
+        self.reaper.stop();
         // `ended` may be what lets go of it.
-        if thread.thread().id() != std::thread::current().id() {
-            let _ = thread.join(); // it has panicked: that was said where it happened
+        if keeper.thread().id() != std::thread::current().id() {
+            let _ = keeper.join(); // it has panicked: that was said where it happened
         }
+    }
+}
+
+impl<T> Reaping for OnceLock<Option<Direct<T>>> {
+    fn reaper(&self) -> Option<&Reaper> {
+        self.get()?.as_ref().map(|direct| &*direct.reaper)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixStream;
     use std::path::PathBuf;
     use std::ptr::NonNull;
-    use std::sync::mpsc::channel;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::mpsc::{Receiver, channel};
+    use std::thread::ThreadId;
 
     use super::*;
+    use crate::system::aio::DEPTH;
     use crate::system::linux::Linux;
     use crate::system::{File, System};
 
@@ -227,6 +141,111 @@ mod tests {
         Some((path, opened.ok()?))
     }
 
+    /// Reads of these blocks.
+    fn wanted(file: &Arc<dyn File>, blocks: impl Iterator<Item = u64>) -> Vec<(Read, Wanted)> {
+        let read = |block| {
+            let mut page = Box::new(Page([255; BLOCK]));
+            let start = NonNull::from(&mut page.0).cast();
+            let (file, offset) = (Arc::clone(file), block * BLOCK as u64);
+            (Read { file, offset, start, length: BLOCK as u32 }, Wanted { page, block })
+        };
+        blocks.map(read).collect()
+    }
+
+    /// Begins to read some blocks; how many that were.
+    fn begin(direct: &Direct<Wanted>, file: &Arc<dyn File>, count: u64) -> usize {
+        // SAFETY: a `Wanted` owns its buffer, and nobody looks into it before it is given back.
+        let refused = unsafe { direct.read(wanted(file, 0..count)) };
+        count as usize - refused.len()
+    }
+
+    type Telling = (Direct<Wanted>, Arc<dyn File>, Receiver<ThreadId>);
+
+    /// A direct that sends the thread that each read was brought by; `None`: there is none here.
+    fn telling() -> Option<Telling> {
+        let (sender, ended) = channel();
+        let tell = move |all: Vec<(Wanted, bool)>| {
+            all.iter().for_each(|_| sender.send(std::thread::current().id()).unwrap());
+        };
+        let (_, file) = file(&format!("direct-{:?}", std::thread::current().id()))?;
+        Some((Direct::start("direct", tell)?, file, ended))
+    }
+
+    const LONG: Duration = Duration::from_secs(20);
+
+    /// So many reads come back.
+    fn all_come(ended: &Receiver<ThreadId>, count: usize) {
+        assert!((0..count).all(|_| ended.recv_timeout(LONG).is_ok()), "a read was lost");
+    }
+
+    #[test]
+    fn who_has_the_turn_takes_what_ends() {
+        let Some((direct, file, ended)) = telling() else { return };
+        let (socket, freeze) = UnixStream::pair().unwrap();
+        let files = [&socket.into(), &freeze.into()];
+        let (mut begun, mut ours) = (0, 0);
+        for _ in 0..200 {
+            let count = begin(&direct, &file, 3);
+            begun += count;
+            while let Some(turn) = direct.reaper.turn() {
+                turn.sleep(files);
+            }
+            ours += (0..count)
+                .filter(|_| ended.recv_timeout(LONG).unwrap() == std::thread::current().id())
+                .count();
+        }
+        // The keeper takes what ends while it is told, and where this thread gets no core for two ticks.
+        assert!(ours * 2 > begun, "{ours} of {begun}");
+    }
+
+    #[test]
+    fn who_has_the_turn_and_does_something_else_holds_up_nobody() {
+        let Some((direct, file, ended)) = telling() else { return };
+        for _ in 0..20 {
+            let mut begun = begin(&direct, &file, 8);
+            let turn = direct.reaper.turn();
+            begun += begin(&direct, &file, 8);
+            all_come(&ended, begun);
+            drop(turn);
+        }
+        // One that leaves is not waited for at all; here the time does not tell, only that nothing is lost.
+        let begun = begin(&direct, &file, 8);
+        drop(direct.reaper.turn());
+        direct.reaper.leave();
+        all_come(&ended, begun);
+    }
+
+    #[test]
+    fn helpers_that_come_and_go_lose_no_read() {
+        let Some((direct, file, ended)) = telling() else { return };
+        let begun = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for number in 0..4 {
+                let (direct, file, begun) = (&direct, &file, &begun);
+                scope.spawn(move || {
+                    let (socket, freeze) = UnixStream::pair().unwrap();
+                    let files = [&socket.into(), &freeze.into()];
+                    for round in 0..300_u64 {
+                        begun.fetch_add(begin(direct, file, round % 7), Ordering::Relaxed);
+                        if let Some(turn) = direct.reaper.turn() {
+                            match (round + number) % 4 {
+                                0 => {}
+                                1 => _ = turn.reap(),
+                                2 => turn.sleep(files),
+                                _ => std::thread::sleep(Duration::from_micros(round * 20)),
+                            }
+                        }
+                        if (round + number) % 50 == 0 {
+                            std::thread::sleep(Duration::from_millis(7)); // the keeper takes over
+                        }
+                    }
+                });
+            }
+        });
+        all_come(&ended, begun.into_inner());
+        assert_eq!(direct.reaper.in_flight(), 0);
+    }
+
     #[test]
     fn every_read_from_several_threads_comes_back_once_full_or_not() {
         let Some((_, file)) = file("direct-many") else { return };
@@ -240,15 +259,9 @@ mod tests {
             for thread in 0..threads {
                 let (direct, file, refused) = (&direct, &file, sender_of_refused.clone());
                 scope.spawn(move || {
-                    let reads = (0..each).map(|number| {
-                        let block = (number * 7 + thread) % (BLOCKS + 10);
-                        let mut page = Box::new(Page([255; BLOCK]));
-                        let start = NonNull::from(&mut page.0).cast();
-                        let (file, offset) = (Arc::clone(file), block * BLOCK as u64);
-                        (Read { file, offset, start, length: BLOCK as u32 }, Wanted { page, block })
-                    });
+                    let blocks = (0..each).map(|number| (number * 7 + thread) % (BLOCKS + 10));
                     // SAFETY: a `Wanted` owns its buffer, and nobody looks into it before it is given back.
-                    let left = unsafe { direct.read(reads.collect()) };
+                    let left = unsafe { direct.read(wanted(file, blocks)) };
                     refused
                         .send(left.into_iter().map(|(_, what)| (what, false)).collect())
                         .unwrap();

@@ -6,10 +6,12 @@
 //!                   engine; [`wait`] is how any of them waits for another.
 //! Errors            calls on files give the system's errno; who called says which file.
 
+mod aio;
 pub mod direct;
 pub mod linux;
 pub mod mapping;
 pub mod pool;
+pub mod reaper;
 pub mod ring;
 
 use std::fmt::Debug;

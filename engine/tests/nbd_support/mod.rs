@@ -182,7 +182,7 @@ pub fn serve(target: Arc<dyn Target>) -> Served {
     let _ = std::fs::remove_file(&path);
     let exports = Arc::new(ExportTable::default());
     exports.add("v", "a volume", target).unwrap();
-    let server = Server::new(Arc::clone(&exports)).unwrap();
+    let server = Server::new(Arc::clone(&exports), Arc::new(())).unwrap();
     server.listen(UnixListener::bind(&path).unwrap().into()).unwrap();
     Served { server, exports, path }
 }

@@ -1,0 +1,234 @@
+//! Reaper: takes what the kernel's asynchronous I/O has ended, by whichever of several threads is there for it.
+//!
+//! How it works      Each end is signalled by an eventfd. The keeper, a thread of its own, sleeps until one comes. A thread that
+//!                   would sleep until something else happens, as a connection's reader does, can take the turn instead, wait
+//!                   for both, and take what has ended itself: where two threads would wake each other for each read, one has
+//!                   both to do, and often finds the one while it does the other. The keeper is told, once, and only looks
+//!                   every [`TICK`] from then on whether helpers still come round. When none has for a tick, because there is
+//!                   none, or it is busy with something else, the keeper takes what has ended; it does so at once if a helper
+//!                   says that it leaves. If none has the turn then, it sleeps again until something ends. So nobody
+//!                   wakes up while nothing is read.
+//! Invariants        Z1 who clears `ended` reaps afterwards: what was not reaped is signalled, or about to be reaped;
+//!                   Z2 who takes the turn while the keeper sleeps wakes it: each says what it does (`helped`,
+//!                      `keeper_sleeps`) before it looks what the other one does.
+//! Owner and locks   anybody reaps; the turn is one thread's at a time. No lock.
+
+use std::os::fd::OwnedFd;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::thread::Thread;
+use std::time::Duration;
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+
+use super::aio::{Context, ENDED_AT_ONCE, Event};
+
+/// A read that has ended lies there for two of these, at most, while a helper is busy with something else.
+const TICK: Duration = Duration::from_millis(2);
+
+/// What is done with what has ended.
+type Bring = Box<dyn Fn(&[Event]) + Send + Sync>;
+
+/// See the module's head.
+pub struct Reaper {
+    pub(super) context: Context,
+    /// Signalled by the kernel for each end.
+    pub(super) ended: OwnedFd,
+    /// Wakes the keeper.
+    told: OwnedFd,
+    in_flight: AtomicUsize,
+    /// A helper has the turn.
+    helped: AtomicBool,
+    /// It sleeps, and is woken by what ends.
+    helper_sleeps: AtomicBool,
+    /// How often a helper has come round.
+    rounds: AtomicU64,
+    /// A helper has something else to do from now on.
+    left: AtomicBool,
+    keeper: OnceLock<Thread>,
+    /// It sleeps, and is woken by what ends.
+    keeper_sleeps: AtomicBool,
+    stopping: AtomicBool,
+    bring: Bring,
+}
+
+/// The right to wait for what ends.
+pub struct Turn<'a>(&'a Reaper);
+
+impl Reaper {
+    /// One that calls `bring` with what has ended. `None` where the kernel has no such thing, or no more of them.
+    pub fn new(bring: impl Fn(&[Event]) + Send + Sync + 'static) -> Option<Reaper> {
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        Some(Reaper {
+            context: Context::new()?,
+            ended: eventfd(0, flags).ok()?,
+            told: eventfd(0, flags).ok()?,
+            in_flight: AtomicUsize::new(0),
+            helped: AtomicBool::new(false),
+            helper_sleeps: AtomicBool::new(false),
+            rounds: AtomicU64::new(0),
+            left: AtomicBool::new(false),
+            keeper: OnceLock::new(),
+            keeper_sleeps: AtomicBool::new(false),
+            stopping: AtomicBool::new(false),
+            bring: Box::new(bring),
+        })
+    }
+
+    /// Reads that the kernel has, or that have ended and were not taken.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Acquire)
+    }
+
+    /// So many more are about to be begun.
+    pub(super) fn count(&self, more: usize) {
+        self.in_flight.fetch_add(more, Ordering::AcqRel);
+    }
+
+    /// So many were not begun after all.
+    pub(super) fn count_back(&self, fewer: usize) {
+        self.in_flight.fetch_sub(fewer, Ordering::AcqRel);
+    }
+
+    /// The turn, if there is something to wait for and nobody has it.
+    pub fn turn(&self) -> Option<Turn<'_>> {
+        if self.in_flight() == 0 || self.helped.swap(true, Ordering::SeqCst) {
+            return None;
+        }
+        if self.keeper_sleeps.load(Ordering::SeqCst) {
+            signal(&self.told); // Z2
+        }
+        Some(Turn(self))
+    }
+
+    /// Whoever has helped has something else to do, for long: the keeper sees to what has ended.
+    pub fn leave(&self) {
+        if self.in_flight() > 0 && !self.keeper_sleeps.load(Ordering::SeqCst) {
+            self.left.store(true, Ordering::SeqCst);
+            self.keeper.get().inspect(|keeper| keeper.unpark());
+        }
+    }
+
+    /// The keeper's part, until it is told to stop.
+    pub(super) fn keep(&self) {
+        let _ = self.keeper.set(std::thread::current());
+        while !self.stopping.load(Ordering::Acquire) {
+            self.keeper_sleeps.store(true, Ordering::SeqCst);
+            if !self.helped.load(Ordering::SeqCst) && sleep_until([&self.ended, &self.told])[1] {
+                clear(&self.told);
+            }
+            self.keeper_sleeps.store(false, Ordering::SeqCst);
+            if self.helped.load(Ordering::SeqCst) {
+                self.look_after_helpers();
+            } else {
+                self.clear_and_reap();
+            }
+        }
+    }
+
+    /// Until nobody helps any more.
+    fn look_after_helpers(&self) {
+        let mut seen = self.rounds.load(Ordering::Relaxed);
+        while !self.stopping.load(Ordering::Acquire) {
+            std::thread::park_timeout(TICK);
+            let now = self.rounds.load(Ordering::Relaxed);
+            let left = self.left.swap(false, Ordering::SeqCst);
+            if left || (now == seen && !self.helper_sleeps.load(Ordering::Acquire)) {
+                self.clear_and_reap();
+                if !self.helped.load(Ordering::SeqCst) {
+                    return;
+                }
+            }
+            seen = now;
+        }
+    }
+
+    /// Has the keeper stop.
+    pub(super) fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+        signal(&self.told);
+    }
+
+    fn clear_and_reap(&self) -> usize {
+        clear(&self.ended);
+        self.reap() // Z1
+    }
+
+    /// Brings on what has ended, and says how many reads those were.
+    fn reap(&self) -> usize {
+        let mut events = [Event::default(); ENDED_AT_ONCE];
+        let mut all = 0;
+        loop {
+            let found = self.context.ended(&mut events);
+            if found > 0 {
+                self.count_back(found);
+                (self.bring)(&events[..found]);
+                all += found;
+            }
+            if found < ENDED_AT_ONCE {
+                return all;
+            }
+        }
+    }
+}
+
+impl Turn<'_> {
+    /// Brings on what has ended, and says how many reads those were.
+    pub fn reap(&self) -> usize {
+        self.0.rounds.fetch_add(1, Ordering::Relaxed);
+        self.0.reap()
+    }
+
+    /// Sleeps until a read has ended or one of `files` is readable; brings on what has ended by then.
+    pub fn sleep(&self, files: [&OwnedFd; 2]) {
+        if self.0.clear_and_reap() > 0 {
+            return;
+        }
+        self.0.helper_sleeps.store(true, Ordering::Release);
+        sleep_until([&self.0.ended, files[0], files[1]]);
+        self.0.helper_sleeps.store(false, Ordering::Release);
+        self.reap();
+    }
+
+    /// Reads that are still to end.
+    pub fn left(&self) -> usize {
+        self.0.in_flight()
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.helped.store(false, Ordering::SeqCst);
+    }
+}
+
+/// Where reads past the page cache may be under way.
+pub trait Reaping: Send + Sync {
+    /// Who takes them; `None` if there have never been any.
+    fn reaper(&self) -> Option<&Reaper>;
+}
+
+/// Nowhere.
+impl Reaping for () {
+    fn reaper(&self) -> Option<&Reaper> {
+        None
+    }
+}
+
+/// Says which of these are.
+fn sleep_until<const N: usize>(readable: [&OwnedFd; N]) -> [bool; N] {
+    let mut all = readable.map(|file| PollFd::new(file, PollFlags::IN));
+    // It fails only with EINTR: a wait that was too short does no harm.
+    let _ = poll(&mut all, None);
+    all.map(|file| !file.revents().is_empty())
+}
+
+fn signal(file: &OwnedFd) {
+    // It fails only when the counter is full, which takes longer than anybody lives.
+    let _ = rustix::io::write(file, &[1, 0, 0, 0, 0, 0, 0, 0]);
+}
+
+fn clear(file: &OwnedFd) {
+    // It fails only when there is nothing to clear.
+    let _ = rustix::io::read(file, &mut [0; 8]);
+}
