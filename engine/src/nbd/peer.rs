@@ -7,8 +7,8 @@
 //!                   Where bytes come one after the other it does not even sleep: see [`SOON`]. It does so while readers that
 //!                   are awake have fewer than half of the cores, as whoever sends needs one, too; and not while others
 //!                   are at work on what it has brought.
-//!                   While reads of the disk are under way that others would have to be woken for, it waits for these as well
-//!                   ([`crate::system::reaper`]), and looks for both for a while: see [`SOON_FOR_EACH`].
+//!                   While reads of the disk are under way, whosever they are, it waits for these as well, unless another
+//!                   does ([`crate::system::reaper`]), and looks for both for a while: see [`SOON_FOR_EACH`].
 //! Errors            the system's, as they come: INTR to try again, AGAIN where sending would have to wait, and where
 //!                   receiving has waited for a while; anything else ends the connection.
 
@@ -146,10 +146,11 @@ impl Socket {
                 && AWAKE.load(Ordering::Relaxed) <= *AWAKE_MAX
                 && begun.elapsed() < soon;
             if !looks {
-                let asleep = Asleep::begin();
-                turn.sleep([&self.socket, &self.freeze]);
-                drop(asleep);
-                self.ended_soon.store(begun.elapsed() < soon, Ordering::Relaxed);
+                let ended = turn.sleep([&self.socket, &self.freeze], Asleep::begin);
+                let was_soon = begun.elapsed() < soon;
+                if ended > 0 || !was_soon {
+                    self.ended_soon.store(was_soon, Ordering::Relaxed);
+                }
                 return self.try_receive(space);
             }
             std::thread::yield_now(); // whoever needs the core has it
@@ -181,7 +182,7 @@ impl Drop for Asleep {
 
 impl Peer for Socket {
     fn receive(&self, space: &mut [u8], idle: bool) -> Result<usize, SystemErrno> {
-        if !idle && let Some(turn) = self.reaping.reaper().and_then(Reaper::turn) {
+        if let Some(turn) = self.reaping.reaper().and_then(Reaper::turn) {
             return self.receive_and_reap(space, &turn);
         }
         let begun = Instant::now();

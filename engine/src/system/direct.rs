@@ -188,7 +188,7 @@ mod tests {
             let count = begin(&direct, &file, 3);
             begun += count;
             while let Some(turn) = direct.reaper.turn() {
-                turn.sleep(files);
+                turn.sleep(files, || ());
             }
             ours += (0..count)
                 .filter(|_| ended.recv_timeout(LONG).unwrap() == std::thread::current().id())
@@ -231,7 +231,7 @@ mod tests {
                             match (round + number) % 4 {
                                 0 => {}
                                 1 => _ = turn.reap(),
-                                2 => turn.sleep(files),
+                                2 => _ = turn.sleep(files, || ()),
                                 _ => std::thread::sleep(Duration::from_micros(round * 20)),
                             }
                         }

@@ -7,10 +7,13 @@
 //!                   every [`TICK`] from then on whether helpers still come round. When none has for a tick, because there is
 //!                   none, or it is busy with something else, the keeper takes what has ended; it does so at once if a helper
 //!                   says that it leaves. If none has the turn then, it sleeps again until something ends. So nobody
-//!                   wakes up while nothing is read.
+//!                   wakes up while nothing is read. A read that was begun by who never helps, just when the last helper has
+//!                   found nothing to wait for, may lie for two ticks, too.
 //! Invariants        Z1 who clears `ended` reaps afterwards: what was not reaped is signalled, or about to be reaped;
 //!                   Z2 who takes the turn while the keeper sleeps wakes it: each says what it does (`helped`,
-//!                      `keeper_sleeps`) before it looks what the other one does.
+//!                      `keeper_sleeps`) before it looks what the other one does;
+//!                   Z3 no helper sleeps when there is nothing to wait for: it says so (`helper_sleeps`) before it looks whether
+//!                      there is, and who takes the last wakes it.
 //! Owner and locks   anybody reaps; the turn is one thread's at a time. No lock.
 
 use std::os::fd::OwnedFd;
@@ -25,6 +28,9 @@ use super::aio::{Context, ENDED_AT_ONCE, Event};
 
 /// A read that has ended lies there for two of these, at most, while a helper is busy with something else.
 const TICK: Duration = Duration::from_millis(2);
+
+/// So often one looks for as many as one call tells, before others have their turn.
+const PASSES: usize = 2;
 
 /// What is done with what has ended.
 type Bring = Box<dyn Fn(&[Event]) + Send + Sync>;
@@ -77,17 +83,20 @@ impl Reaper {
 
     /// Reads that the kernel has, or that have ended and were not taken.
     pub fn in_flight(&self) -> usize {
-        self.in_flight.load(Ordering::Acquire)
+        self.in_flight.load(Ordering::SeqCst)
     }
 
     /// So many more are about to be begun.
     pub(super) fn count(&self, more: usize) {
-        self.in_flight.fetch_add(more, Ordering::AcqRel);
+        self.in_flight.fetch_add(more, Ordering::SeqCst);
     }
 
-    /// So many were not begun after all.
+    /// So many were not begun after all, or have ended.
     pub(super) fn count_back(&self, fewer: usize) {
-        self.in_flight.fetch_sub(fewer, Ordering::AcqRel);
+        let before = self.in_flight.fetch_sub(fewer, Ordering::SeqCst);
+        if before == fewer && self.helper_sleeps.load(Ordering::SeqCst) {
+            signal(&self.ended); // Z3
+        }
     }
 
     /// The turn, if there is something to wait for and nobody has it.
@@ -101,9 +110,10 @@ impl Reaper {
         Some(Turn(self))
     }
 
-    /// Whoever has helped has something else to do, for long: the keeper sees to what has ended.
+    /// Whoever has helped has something else to do, for long: if nobody else helps, the keeper sees to what has ended.
     pub fn leave(&self) {
-        if self.in_flight() > 0 && !self.keeper_sleeps.load(Ordering::SeqCst) {
+        let kept = [&self.helped, &self.keeper_sleeps].iter().any(|is| is.load(Ordering::SeqCst));
+        if self.in_flight() > 0 && !kept {
             self.left.store(true, Ordering::SeqCst);
             self.keeper.get().inspect(|keeper| keeper.unpark());
         }
@@ -158,7 +168,7 @@ impl Reaper {
     fn reap(&self) -> usize {
         let mut events = [Event::default(); ENDED_AT_ONCE];
         let mut all = 0;
-        loop {
+        for _ in 0..PASSES {
             let found = self.context.ended(&mut events);
             if found > 0 {
                 self.count_back(found);
@@ -169,6 +179,8 @@ impl Reaper {
                 return all;
             }
         }
+        signal(&self.ended); // Z1: there may be more
+        all
     }
 }
 
@@ -179,15 +191,21 @@ impl Turn<'_> {
         self.0.reap()
     }
 
-    /// Sleeps until a read has ended or one of `files` is readable; brings on what has ended by then.
-    pub fn sleep(&self, files: [&OwnedFd; 2]) {
-        if self.0.clear_and_reap() > 0 {
-            return;
+    /// Sleeps until a read has ended, unless none is to end, or one of `files` is readable, and holds what `asleep` gives
+    /// meanwhile; brings on what has ended by then, and says how many reads those were.
+    pub fn sleep<G>(&self, files: [&OwnedFd; 2], asleep: impl FnOnce() -> G) -> usize {
+        let before = self.0.clear_and_reap();
+        if before > 0 {
+            return before;
         }
-        self.0.helper_sleeps.store(true, Ordering::Release);
-        sleep_until([&self.0.ended, files[0], files[1]]);
-        self.0.helper_sleeps.store(false, Ordering::Release);
-        self.reap();
+        self.0.helper_sleeps.store(true, Ordering::SeqCst);
+        if self.left() > 0 {
+            let asleep = asleep(); // Z3
+            sleep_until([&self.0.ended, files[0], files[1]]);
+            drop(asleep);
+        }
+        self.0.helper_sleeps.store(false, Ordering::SeqCst);
+        self.reap()
     }
 
     /// Reads that are still to end.
