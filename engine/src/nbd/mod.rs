@@ -17,7 +17,8 @@
 //!                   sender               epoll, 10 ms while memory is      the wake-up
 //!                                        short, 250 ms while it watches
 //!                   reader, for each     its socket, its budget,          a shut-down of its socket,
-//!                   connection           its target's completions         a freeze
+//!                   connection           its target's completions, and    a freeze
+//!                                        any reads past the page cache
 //!                   Lock order: outbox, state, pool. `connections` and `listeners` are taken alone.
 //! Errors            a host sees the protocol's errors (docs/nbd.md), or a closed connection.
 #![forbid(unsafe_code)]
