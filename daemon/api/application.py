@@ -104,8 +104,9 @@ def error_text(error: PolyvolError) -> bytes:
 def _find(method: str, path: str) -> tuple[Route, dict[str, str]]:
     """The route of a path, still encoded, and what its segments name."""
     status = HTTPStatus.NOT_FOUND
+    segments = [unquote(segment) for segment in path.split("/")]
     for route in ROUTES:
-        named = _named(route.path, path)
+        named = _named(route.path.split("/"), segments)
         if named is None:
             continue
         if route.method == method:
@@ -114,16 +115,15 @@ def _find(method: str, path: str) -> tuple[Route, dict[str, str]]:
     raise _Refused(NoSuchPage(method=method, path=unquote(path)), status)
 
 
-def _named(pattern: str, path: str) -> dict[str, str] | None:
-    """What the path's segments name in such a pattern; None if it is another path."""
-    wanted, given = pattern.split("/"), path.split("/")
-    if len(wanted) != len(given):
+def _named(pattern: list[str], segments: list[str]) -> dict[str, str] | None:
+    """What a path's segments name in such a pattern; None if it is another path."""
+    if len(pattern) != len(segments):
         return None
     named = {}
-    for want, have in zip(wanted, given, strict=True):
+    for want, have in zip(pattern, segments, strict=True):
         if want.startswith("{"):
-            named[want[1:-1]] = unquote(have)
-        elif want != unquote(have):
+            named[want[1:-1]] = have
+        elif want != have:
             return None
     return named if all(named.values()) else None
 

@@ -30,6 +30,7 @@ use crate::nbd::handshake::options::transmission_flags;
 use crate::nbd::listener::LISTENING;
 use crate::nbd::reader::Standing;
 use crate::nbd::{Begun, Ending, Server, Shared};
+use crate::system::signal;
 use crate::volume::export::Attachment;
 pub(crate) use state::State;
 
@@ -72,8 +73,7 @@ impl Server {
         }
         // A connection that begins now sees it, or is seen below.
         shared.freezing.store(true, Ordering::SeqCst);
-        // It fails only when the counter is full, and then it is readable as well.
-        let _ = rustix::io::write(&shared.freeze, &[1, 0, 0, 0, 0, 0, 0, 0]);
+        signal(&shared.freeze);
         shared.matching(|_| true).iter().for_each(|connection| connection.freeze());
         shared.wait_ended(WITHIN, |_| true);
         let late = shared.matching(|_| true);

@@ -63,6 +63,7 @@ use crate::nbd::request::Agreed;
 use crate::nbd::spare::Spares;
 use crate::sync::{Condvar, Mutex};
 use crate::system::reaper::Reaping;
+use crate::system::signal;
 use crate::volume::export::{Attachment, ExportTable};
 
 /// The wake-up's number among the events.
@@ -131,10 +132,7 @@ impl Server {
         let tick = eventfd(0, flags).map_err(failed)?;
         let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;
         epoll::add(&sender, &tick, epoll::EventData::new_u64(WAKE), edge).map_err(failed)?;
-        let watch_peers = Box::new(move || {
-            // It fails only when the counter is full, which takes longer than anybody lives.
-            let _ = rustix::io::write(&tick, &[1, 0, 0, 0, 0, 0, 0, 0]);
-        });
+        let watch_peers = Box::new(move || signal(&tick));
         let common = Common { pool: Pool::new(), spares: Spares::default(), watch_peers };
         let shared = Arc::new(Shared {
             exports,
@@ -219,8 +217,7 @@ impl Server {
         if self.shared.stopping.swap(true, Ordering::AcqRel) {
             return;
         }
-        // It fails only when the counter is full, and then it wakes as well.
-        let _ = rustix::io::write(&self.shared.wake, &[1; 8]);
+        signal(&self.shared.wake);
         let threads = std::mem::take(&mut *lock(&self.threads));
         self.shared.break_off(|_| true);
         for thread in threads {

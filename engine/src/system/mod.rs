@@ -15,7 +15,7 @@ pub mod reaper;
 pub mod ring;
 
 use std::fmt::Debug;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvError, TryRecvError};
@@ -26,6 +26,12 @@ use pool::Pool;
 
 /// What a call on a file gives.
 pub type Result<T> = std::result::Result<T, Errno>;
+
+/// Makes an eventfd readable, and wakes who waits for that.
+pub fn signal(file: &OwnedFd) {
+    // It fails only when the counter is full, and then it is readable as well.
+    let _ = rustix::io::write(file, &[1, 0, 0, 0, 0, 0, 0, 0]);
+}
 
 /// How a read that must not wait has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -25,6 +25,7 @@ use std::time::Duration;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
 use super::aio::{Context, ENDED_AT_ONCE, Event};
+use super::signal;
 
 /// A read that has ended lies there for two of these, at most, while a helper is busy with something else.
 const TICK: Duration = Duration::from_millis(2);
@@ -239,11 +240,6 @@ fn sleep_until<const N: usize>(readable: [&OwnedFd; N]) -> [bool; N] {
     // It fails only with EINTR: a wait that was too short does no harm.
     let _ = poll(&mut all, None);
     all.map(|file| !file.revents().is_empty())
-}
-
-fn signal(file: &OwnedFd) {
-    // It fails only when the counter is full, which takes longer than anybody lives.
-    let _ = rustix::io::write(file, &[1, 0, 0, 0, 0, 0, 0, 0]);
 }
 
 fn clear(file: &OwnedFd) {
