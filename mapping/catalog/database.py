@@ -19,7 +19,7 @@ from pathlib import Path
 from polyvol.mapping.catalog.renewal import renew
 from polyvol.mapping.errors import CatalogDamaged, CatalogFailed, CatalogVersion
 
-LATEST_VERSION = 3
+LATEST_VERSION = 4
 _HERE = Path(__file__).parent
 
 

@@ -1,11 +1,12 @@
--- The catalog, format version 3: the only truth about which devices, volumes and snapshots exist.
+-- The catalog, format version 4: the only truth about which devices, volumes and snapshots exist.
 -- Sizes, offsets and lengths are bytes; *_ns are nanoseconds (instants: since 1970, UTC). Ids are never used
 -- again (AUTOINCREMENT). The version is in PRAGMA user_version.
 
 CREATE TABLE catalog (
     id INTEGER PRIMARY KEY CHECK (id = 1),
     uuid TEXT NOT NULL,                 -- named by the label of each device
-    created_ns INTEGER NOT NULL
+    created_ns INTEGER NOT NULL,
+    generation INTEGER NOT NULL DEFAULT 0  -- one more with each start
 ) STRICT;
 
 CREATE TABLE volume (
