@@ -46,10 +46,12 @@ pub enum Bug {
     YoungForEver,
     /// Slots stay young although a cut has ended their epoch.
     YoungTooLong,
+    /// A rollback is forgotten that no checkpoint covers.
+    EarlyForget,
 }
 
 /// Every one of them.
-pub const ALL: [Bug; 20] = [
+pub const ALL: [Bug; 21] = [
     Bug::NoDeviceSync,
     Bug::MarkTooFar,
     Bug::EarlyReuse,
@@ -70,6 +72,7 @@ pub const ALL: [Bug; 20] = [
     Bug::BetweenMarks,
     Bug::YoungForEver,
     Bug::YoungTooLong,
+    Bug::EarlyForget,
 ];
 
 #[cfg(feature = "simulator")]

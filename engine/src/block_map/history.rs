@@ -75,22 +75,27 @@ impl History {
         index.checked_sub(1).map(|index| self.rollbacks[index])
     }
 
-    /// The `at` of a rollback without which it is known all the same who descends from whom: nothing is left of its line,
+    /// Whether it is known without the rollback at this epoch who descends from whom: nothing is left of its line,
     /// or its line goes on where the one before it has ended. They are forgotten one by one: the next may be needed
     /// until what this one has kept is gone.
-    pub fn unneeded(&self) -> Option<Epoch> {
+    pub fn is_unneeded(&self, at: Epoch) -> bool {
         let rollbacks = &self.rollbacks;
         let none_in = |after: Epoch, last: Epoch| {
             let next = self.marks.partition_point(|mark| *mark <= after);
             self.marks.get(next).is_none_or(|mark| *mark > last)
         };
-        let unneeded = |number: &usize| {
-            let Rollback { at, to } = rollbacks[*number];
+        let unneeded = |number: usize| {
+            let Rollback { at, to } = rollbacks[number];
             let before = number.checked_sub(1).map_or(0, |before| rollbacks[before].at);
             let empty = rollbacks.get(number + 1).is_some_and(|next| none_in(at, next.at));
             empty || (to > before && none_in(to, at))
         };
-        (0..rollbacks.len()).find(unneeded).map(|number| rollbacks[number].at)
+        rollbacks.binary_search_by_key(&at, |rollback| rollback.at).is_ok_and(unneeded)
+    }
+
+    /// The `at` of the first rollback that is unneeded.
+    pub fn unneeded(&self) -> Option<Epoch> {
+        self.rollbacks.iter().map(|rollback| rollback.at).find(|at| self.is_unneeded(*at))
     }
 
     /// As it was before the rollback of this number, with what is a mark now.

@@ -18,7 +18,7 @@ use std::io::{BufWriter, Write};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::format::{CHECKPOINT_MAGIC, Header};
+use super::format::{CHECKPOINT_MAGIC, FORMAT_VERSION, Header};
 use super::format::{HEADER_BYTES, possible, u32_at, u64_at};
 use super::journal::Identity;
 use super::leaf_bytes::{self, LEAF_BYTES_MAX};
@@ -62,6 +62,7 @@ pub fn write(
     let writer = Writer { file: Arc::clone(&file), at: 0 };
     let mut out = Summed { inner: BufWriter::with_capacity(BUFFER_BYTES, writer), crc: 0 };
     let header = Header {
+        version: FORMAT_VERSION,
         volume_uuid: identity.volume_uuid,
         boot_id: [0; 16],
         processor: identity.processor,

@@ -13,7 +13,7 @@
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use super::format::{BadHeader, FAILED_SYNC_MAGIC, Header};
+use super::format::{BadHeader, FAILED_SYNC_MAGIC, FORMAT_VERSION, Header};
 use super::journal::Identity;
 use crate::deliberate::{Bug, bug};
 use crate::system::System;
@@ -41,6 +41,7 @@ impl FailedSync {
 
     fn at(identity: &Identity, name: String, number: u64) -> FailedSync {
         let header = Header {
+            version: FORMAT_VERSION,
             volume_uuid: identity.volume_uuid,
             boot_id: identity.boot_id,
             processor: identity.processor,

@@ -15,8 +15,8 @@ pub const JOURNAL_MAGIC: [u8; 8] = *b"PVJRNL\r\n";
 pub const CHECKPOINT_MAGIC: [u8; 8] = *b"PVCKPT\r\n";
 /// First bytes of what remembers a failed sync.
 pub const FAILED_SYNC_MAGIC: [u8; 8] = *b"PVFAIL\r\n";
-/// The only version of all so far.
-pub const FORMAT_VERSION: u32 = 1;
+/// The version that is written. Older ones are read: in version 1 no record speaks of a rollback.
+pub const FORMAT_VERSION: u32 = 2;
 /// Bytes of a journal segment's and a checkpoint's header.
 pub const HEADER_BYTES: usize = 4096;
 /// Where a segment's two commit marks are: each in a sector of its own.
@@ -87,6 +87,8 @@ const _: () = assert!(RECORD_BYTES.is_multiple_of(8));
 /// first record that it does not cover; `boot_id` is zero).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
+    /// The format version that it was read with.
+    pub version: u32,
     /// The volume's UUID.
     pub volume_uuid: [u8; 16],
     /// The host's boot id when the segment was made.
@@ -119,7 +121,7 @@ impl Header {
     pub fn encode(&self, magic: [u8; 8]) -> [u8; HEADER_END] {
         let mut bytes = [0; HEADER_END];
         bytes[0..8].copy_from_slice(&magic);
-        bytes[8..12].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
+        bytes[8..12].copy_from_slice(&self.version.to_le_bytes());
         bytes[16..32].copy_from_slice(&self.volume_uuid);
         bytes[32..48].copy_from_slice(&self.boot_id);
         bytes[48..52].copy_from_slice(&self.processor.to_le_bytes());
@@ -137,7 +139,7 @@ impl Header {
             return Err(BadHeader::Magic);
         }
         let version = u32_at(bytes, 8);
-        if version != FORMAT_VERSION {
+        if !(1..=FORMAT_VERSION).contains(&version) {
             return Err(BadHeader::Version(version));
         }
         if u32_at(bytes, 12) != checksum::crc32c(&bytes[16..HEADER_END]) {
@@ -148,6 +150,7 @@ impl Header {
             return Err(BadHeader::Numbers);
         }
         Ok(Header {
+            version,
             volume_uuid: bytes[16..32].try_into().expect("16 bytes"),
             boot_id: bytes[32..48].try_into().expect("16 bytes"),
             processor: u32_at(bytes, 48),
@@ -193,6 +196,9 @@ pub enum RecordKind {
     Map,
     /// A cut ended `epoch`; `place` holds its instant, nanoseconds since 1970.
     Cut,
+    /// A rollback ended `epoch`; `place` holds the epoch of the snapshot that it went back to, `partition` and `first`
+    /// the low and the high half of the volume's size in blocks.
+    Rollback,
 }
 
 /// One record, without its checksums.
@@ -216,6 +222,7 @@ pub struct Record {
 
 const KIND_MAP: u8 = 1;
 const KIND_CUT: u8 = 2;
+const KIND_ROLLBACK: u8 = 3;
 const FLAG_SUMS: u8 = 1;
 
 /// Bytes of a record with so many checksums.
@@ -230,6 +237,7 @@ impl Record {
         out[4] = match self.kind {
             RecordKind::Map => KIND_MAP,
             RecordKind::Cut => KIND_CUT,
+            RecordKind::Rollback => KIND_ROLLBACK,
         };
         out[5] = if sums.is_empty() { 0 } else { FLAG_SUMS };
         let words = ((out.len() - RECORD_BYTES) / 8) as u16;
@@ -277,6 +285,7 @@ impl Record {
         let kind = match bytes[4] {
             KIND_MAP => RecordKind::Map,
             KIND_CUT => RecordKind::Cut,
+            KIND_ROLLBACK => RecordKind::Rollback,
             other => return Err(other),
         };
         match bytes[5] {

@@ -24,9 +24,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::failed_sync::FailedSync;
+use super::format::{FORMAT_VERSION, Record, RecordKind, record_bytes};
 use super::format::{HEADER_BYTES, Header, JOURNAL_MAGIC, MARK_BYTES, MARK_OFFSETS, Mark};
-use super::format::{Record, RecordKind, record_bytes};
 use super::reached::Reached;
+use crate::block_map::history::Rollback;
 use crate::deliberate::{Bug, bug};
 use crate::error::{Errno, Error, Result};
 use crate::limits::SEGMENT_BYTES;
@@ -115,6 +116,7 @@ impl Prepared {
     fn begin(self, identity: &Identity, first_seq: u64) -> Segment {
         let Prepared { number, incarnation, file, map, length } = self;
         let header = Header {
+            version: FORMAT_VERSION,
             volume_uuid: identity.volume_uuid,
             boot_id: identity.boot_id,
             processor: identity.processor,
@@ -296,6 +298,27 @@ pub struct Entry<'a> {
     pub place: u64,
     /// Checksums, for slots.
     pub checksums: &'a [u32],
+}
+
+impl Entry<'static> {
+    /// A cut has ended `epoch`, at this instant, nanoseconds since 1970.
+    pub fn cut(epoch: Epoch, instant_ns: u64) -> Entry<'static> {
+        let (kind, place) = (RecordKind::Cut, instant_ns);
+        Entry { kind, epoch, partition: 0, first: 0, count: 0, place, checksums: &[] }
+    }
+
+    /// The volume, of so many blocks, was rolled back.
+    pub fn rollback(rollback: Rollback, blocks: u64) -> Entry<'static> {
+        Entry {
+            kind: RecordKind::Rollback,
+            epoch: rollback.at,
+            partition: blocks as u32,
+            first: (blocks >> 32) as u32,
+            count: 0,
+            place: rollback.to,
+            checksums: &[],
+        }
+    }
 }
 
 impl Journal {

@@ -14,6 +14,7 @@
 //! Durability        SIGKILL: everything appended. Power loss: what the last commit mark covers; a flush is
 //!                   answered after its mark is durable.
 
+pub mod agreement;
 pub mod checkpoint;
 pub mod chunks;
 pub mod failed_sync;

@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::agreement::{Agreement, Told, records_ends};
 use super::checkpoint::{self, Bad, Contents};
 use super::format::{BadHeader, HEADER_BYTES, Header, JOURNAL_MAGIC, MARK_BYTES, MARK_OFFSETS};
 use super::format::{Mark, Record, RecordKind, possible, seed};
@@ -32,6 +33,10 @@ use crate::units::{BlockIndex, Epoch, PartitionIndex};
 pub struct Recovered {
     /// Partitions that are not simply all base and never frozen.
     pub partitions: BTreeMap<PartitionIndex, Versions>,
+    /// The epoch of the checkpoint that it was read from; 0: there was none.
+    pub checkpoint_epoch: Epoch,
+    /// The catalog's last so many rollbacks came after everything that was read back: the journal is to be told of them.
+    pub redone: usize,
     /// The number of the next record.
     pub next_seq: u64,
     /// The last record that the checkpoint covers: no other is known to survive a power loss before the next sync has
@@ -90,7 +95,7 @@ impl Shape {
     pub fn fresh(&self, history: &History, rollbacks: usize) -> Versions {
         let mut versions = Versions::new(self.blocks);
         for number in 0..rollbacks {
-            self.roll_back(&mut versions, history, number, |_, _, _| {});
+            self.roll_back(&mut versions, history, number, 0, |_, _, _| {});
         }
         versions
     }
@@ -107,12 +112,13 @@ impl Shape {
         versions: &mut Versions,
         history: &History,
         number: usize,
+        seq: u64,
         freed: impl FnMut(BlockIndex, u32, Place),
     ) {
         let rollback = history.rollbacks()[number];
         let blocks = self.at_rollbacks.get(number).copied().unwrap_or(self.blocks);
         self.hide(versions, history, blocks);
-        versions.roll_back(rollback, &history.before_rollback(number), 0, freed);
+        versions.roll_back(rollback, &history.before_rollback(number), seq, freed);
         if blocks < self.blocks {
             // What it has grown by since is at its base places, whatever the snapshot, read back, has there.
             versions.live.set(blocks, self.blocks - blocks, Place::BASE, &[]);
@@ -120,17 +126,20 @@ impl Shape {
     }
 }
 
-/// Reads a processor's maps back. `history` is the catalog's of this volume; `shape_of` gives the shape of a partition
-/// that this processor owns.
+/// Reads a processor's maps back. `told` is what the catalog says; `shape_of` gives the shape of a partition that this
+/// processor owns.
 pub fn recover(
     identity: &Identity,
-    history: &History,
+    told: &Told,
     shape_of: impl Fn(PartitionIndex) -> Option<Shape>,
 ) -> Result<Recovered> {
     let blocks_of = |partition| shape_of(partition).map(|shape: Shape| shape.blocks);
+    let history = &told.history;
     let (checkpoint, mut next_number) = read_checkpoint(identity, &blocks_of)?;
     let mut recovered = Recovered {
         partitions: checkpoint.partitions.into_iter().collect(),
+        checkpoint_epoch: if next_number > 1 { checkpoint.epoch } else { 0 },
+        redone: 0,
         next_seq: checkpoint.first_seq,
         covered: checkpoint.first_seq - 1,
         next_number: 0,
@@ -145,28 +154,29 @@ pub fn recover(
         next_number = next_number.max(last.header.number + 1);
     }
     recovered.next_number = next_number;
-    let rolled = history.rollbacks().partition_point(|rollback| rollback.at < recovered.epoch);
-    let rolled = replay_all(identity, &mut recovered, &segments, history, rolled, &shape_of)?;
+    let rolled = replay_all(identity, &mut recovered, &segments, told, &shape_of)?;
+    recovered.redone = history.rollbacks().len() - rolled;
     for number in rolled..history.rollbacks().len() {
-        roll_back(&mut recovered, history, number, &shape_of);
+        roll_back(&mut recovered, history, number, 0, &shape_of);
     }
     forget_gone(&mut recovered, history, &shape_of);
     recovered.segments = segments.into_iter().map(|segment| segment.file).collect();
     Ok(recovered)
 }
 
-/// The volume was rolled back, and what was read back so far does not have that yet: it was told to do so by the catalog,
-/// and a crash came first, or the records of what was written afterwards follow.
+/// The volume was rolled back, and what was read back so far does not have that yet: the record `seq` says so, or (0) the
+/// catalog does, and a crash came before the record.
 fn roll_back(
     recovered: &mut Recovered,
     history: &History,
     number: usize,
+    seq: u64,
     shape_of: &impl Fn(PartitionIndex) -> Option<Shape>,
 ) {
     let Recovered { partitions, freed, epoch, .. } = recovered;
     for (partition, versions) in partitions {
         let shape = shape_of(*partition).expect("it was read back as one of this processor's");
-        shape.roll_back(versions, history, number, |_, count, place| freed.add(place, count));
+        shape.roll_back(versions, history, number, seq, |_, count, place| freed.add(place, count));
     }
     *epoch = (*epoch).max(history.rollbacks()[number].at + 1);
 }
@@ -305,11 +315,12 @@ fn replay_all(
     identity: &Identity,
     recovered: &mut Recovered,
     segments: &[OldSegment],
-    history: &History,
-    rolled: usize,
+    told: &Told,
     shape_of: &impl Fn(PartitionIndex) -> Option<Shape>,
 ) -> Result<usize> {
-    let Some(last) = segments.last() else { return Ok(rolled) };
+    let history = &told.history;
+    let agreement = Agreement::new(told, recovered.epoch);
+    let Some(last) = segments.last() else { return Ok(agreement.rolled()) };
     let ends = ends(segments);
     let marks = marks(segments, &ends);
     let newest = marks.last().map_or(0, |mark| *mark).max(recovered.covered);
@@ -325,9 +336,9 @@ fn replay_all(
     } else {
         (before, before)
     };
-    let before = history.before_rollback(rolled);
+    let before = history.before_rollback(agreement.rolled());
     let (bytes, sums) = (Vec::new(), Vec::new());
-    let mut replay = Replay { recovered, history, before, rolled, shape_of, bytes, sums };
+    let mut replay = Replay { recovered, history, before, agreement, shape_of, bytes, sums };
     for (segment, segment_end) in segments.iter().zip(ends) {
         let end = segment_end.min(limit);
         let next_seq = replay.recovered.next_seq;
@@ -346,12 +357,14 @@ fn replay_all(
             break;
         }
     }
-    let rolled = replay.rolled;
+    let Replay { recovered, agreement, .. } = replay;
     if recovered.next_seq <= required {
         let what = format!("record {} is missing", recovered.next_seq);
         return Err(corrupt(&last.path, what));
     }
-    Ok(rolled)
+    let recorded = segments.iter().all(|segment| records_ends(segment.header.version));
+    agreement.end(recovered.epoch, recorded).map_err(|what| corrupt(&last.path, what))?;
+    Ok(agreement.rolled())
 }
 
 /// Whether all records from `first` to `last` can be read.
@@ -382,8 +395,7 @@ struct Replay<'a, F> {
     history: &'a History,
     /// As it was before the next rollback.
     before: History,
-    /// Rollbacks that the maps have.
-    rolled: usize,
+    agreement: Agreement<'a>,
     shape_of: &'a F,
     bytes: Vec<u8>,
     /// The record's checksums.
@@ -411,7 +423,7 @@ impl<F: Fn(PartitionIndex) -> Option<Shape>> Replay<'_, F> {
             if record.seq < self.recovered.next_seq {
                 continue; // the checkpoint has it
             }
-            self.apply(&record)
+            self.apply(&record, segment.header.version)
                 .map_err(|what| corrupt(path, format!("record {}: {what}", record.seq)))?;
             self.recovered.next_seq = record.seq + 1;
             self.recovered.replayed += 1;
@@ -420,18 +432,17 @@ impl<F: Fn(PartitionIndex) -> Option<Shape>> Replay<'_, F> {
         Ok(reached)
     }
 
-    fn apply(&mut self, record: &Record) -> std::result::Result<(), &'static str> {
+    fn apply(&mut self, record: &Record, version: u32) -> std::result::Result<(), String> {
         if !possible(record.epoch) {
-            return Err("its epoch cannot be");
+            return Err("its epoch cannot be".to_owned());
         }
-        let next = |rolled| self.history.rollbacks().get(rolled);
-        while next(self.rolled).is_some_and(|rollback| rollback.at < record.epoch) {
-            roll_back(self.recovered, self.history, self.rolled, self.shape_of);
-            self.rolled += 1;
-            self.before = self.history.before_rollback(self.rolled);
+        let rolled = self.agreement.rolled();
+        for number in rolled..rolled + self.agreement.meet(record, version)? {
+            roll_back(self.recovered, self.history, number, record.seq, self.shape_of);
+            self.before = self.history.before_rollback(number + 1);
         }
         let recovered = &mut *self.recovered;
-        if record.kind == RecordKind::Cut {
+        if record.kind != RecordKind::Map {
             recovered.epoch = recovered.epoch.max(record.epoch + 1);
             return Ok(());
         }
@@ -443,7 +454,8 @@ impl<F: Fn(PartitionIndex) -> Option<Shape>> Replay<'_, F> {
         let place = record.checked_place(&self.sums).filter(|_| in_range);
         let place = place.ok_or("it makes no sense")?;
         let entry = recovered.partitions.entry(record.partition);
-        let versions = entry.or_insert_with(|| shape.fresh(self.history, self.rolled));
+        let rolled = self.agreement.rolled();
+        let versions = entry.or_insert_with(|| shape.fresh(self.history, rolled));
         versions.freeze_before(record.epoch, self.history.marks());
         let change = Change {
             epoch: record.epoch,

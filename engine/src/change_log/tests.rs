@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 
 use proptest::prelude::*;
 
+use super::agreement::Told;
 use super::checkpoint::{self, Contents};
 use super::format::{
     HEADER_FIELDS, Header, JOURNAL_MAGIC, MARK_FIELDS, MARK_OFFSETS, Mark, RECORD_FIELDS,
@@ -74,7 +75,7 @@ fn entry(first: u32, slot: u64, epoch: Epoch, sums: &[u32]) -> Entry<'_> {
 }
 
 fn back(scratch: &Scratch, boot: u8, snapshots: &[Epoch]) -> Result<Recovered> {
-    recover(&scratch.identity(boot), &History::line(snapshots), |partition| {
+    recover(&scratch.identity(boot), &Told::line(snapshots), |partition| {
         (partition == 4).then(|| Shape::whole(BLOCKS))
     })
 }

@@ -14,14 +14,31 @@ use crate::engine::Engine;
 use crate::engine::spec::VolumeSpec;
 use crate::error::{Error, ErrorKind, Result};
 use crate::processor::queue::{Control, ask};
-use crate::units::Epoch;
+use crate::units::{Epoch, VolumeId};
 use crate::volume::Volume;
 use crate::volume::source::Source;
 
 /// Partitions whose versions are handed out at a time: the processor has others to serve.
 const AT_A_TIME: u32 = 512;
 
+/// A clone is being made: its source stays meanwhile.
+pub(super) struct Claim<'a>(&'a Engine, Option<(VolumeId, Epoch)>);
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        let mut sources = self.0.sources.lock().expect("no holder panics");
+        let ours = sources.iter().position(|source| Some(*source) == self.1);
+        ours.map(|ours| sources.swap_remove(ours));
+    }
+}
+
 impl Engine {
+    /// Has a volume's source stay while the volume is taken over.
+    pub(super) fn claim_source(&self, spec: &VolumeSpec) -> Claim<'_> {
+        self.sources.lock().expect("no holder panics").extend(spec.source);
+        Claim(self, spec.source)
+    }
+
     /// What a volume is made from, if it is a clone.
     pub(super) fn source(&self, spec: &VolumeSpec) -> Result<Option<Arc<Source>>> {
         let Some((id, epoch)) = spec.source else { return Ok(None) };
@@ -75,12 +92,18 @@ impl Engine {
         Ok(Some(maps))
     }
 
-    /// Refuses to take away what clones were made from: the snapshots of a volume of those epochs.
+    /// Refuses to take away what clones were made from, or are being made from: the snapshots of a volume of those epochs.
+    /// Whoever takes them away holds `sources` until it has told all processors.
     pub(super) fn refuse_sources(
         &self,
+        sources: &[(VolumeId, Epoch)],
         volume: &Volume,
         gone: impl Fn(Epoch) -> bool,
     ) -> Result<()> {
+        if sources.iter().any(|(source, epoch)| *source == volume.id && gone(*epoch)) {
+            let what = format!("volume {} is the source of one that is being made", volume.name);
+            return Err(Error::new(ErrorKind::Busy, what));
+        }
         let volumes = self.volumes.lock().expect("no holder panics");
         let of_it = |clone: &&Arc<Volume>| {
             clone.source.as_ref().is_some_and(|one| one.volume == volume.id && gone(one.epoch))

@@ -34,6 +34,7 @@ impl Engine {
         let volume = self.volume(spec.id)?;
         let geometry = Arc::new(self.geometry(&spec)?);
         check_growth(&volume, &geometry)?;
+        self.check_history(&volume, &spec)?;
         let (known, new): (Vec<_>, Vec<_>) = self
             .intakes(&spec, &geometry)?
             .into_iter()
@@ -52,6 +53,22 @@ impl Engine {
         Ok(())
     }
 
+    /// Refuses a catalog that knows of snapshots or rollbacks that the shares do not have, or of other rollbacks: the new
+    /// shares would.
+    fn check_history(&self, volume: &Volume, spec: &VolumeSpec) -> Result<()> {
+        self.refuse_half_rolled_back(volume)?;
+        let (ours, _) = ask(&*self.system, &volume.shares[0].queue, |answer| {
+            Control::History(volume.share, answer)
+        })?;
+        let told = spec.history();
+        let snapshots = told.snapshots().iter().all(|epoch| ours.has(*epoch)); // others may be about to be dropped
+        if !snapshots || told.rollbacks() != ours.rollbacks() {
+            let what = format!("volume {} cannot grow: its history is another one", volume.name);
+            return Err(Error::new(ErrorKind::Invalid, what));
+        }
+        Ok(())
+    }
+
     /// Journals for processors that had no partition of the volume.
     fn begin_all(
         &self,
@@ -61,8 +78,9 @@ impl Engine {
         volume: &Volume,
     ) -> Result<Vec<Begun>> {
         let recovered = recover_all(&new, spec, geometry, &volume.space, self.system.threaded())?;
+        let epoch = volume.epoch.load(Ordering::Acquire);
         let begin_one = |(intake, (recovered, slots))| {
-            let (journal, locals) = begin(&intake, recovered, geometry, spec)?;
+            let (journal, locals) = begin(&intake, recovered, geometry, spec, epoch)?;
             Ok((intake, journal, locals, slots))
         };
         new.into_iter().zip(recovered).map(begin_one).collect()
@@ -111,6 +129,7 @@ impl Engine {
                 journal,
                 slots,
                 epoch,
+                checkpoint_epoch: 0,
                 history: spec.history(),
                 default_logs: spec.default_logs.clone(),
                 ordinal: shares.len(),
@@ -140,6 +159,7 @@ impl Engine {
             bounds,
             usage: std::sync::Mutex::default(),
             dropping: Arc::clone(&volume.dropping),
+            rolling_back: Arc::clone(&volume.rolling_back),
         });
         let mut volumes = self.volumes.lock().expect("no holder panics");
         volumes.insert(grown.id, Arc::clone(&grown));

@@ -3,7 +3,9 @@
 //! How it works      Control calls come from Python, one at a time for what they change; each looks things up
 //!                   under a short lock, then talks to processors by their queues.
 //! Owner and locks   `devices`, `volumes`, `processors`: one lock each, held for a look-up or a change. `cutting`:
-//!                   held for a whole cut, as cuts are made one after the other.
+//!                   held for a whole cut, as cuts are made one after the other, and for what must not meet one.
+//!                   `sources`: held for a look-up or a change; snapshots that clones are being made from, which must
+//!                   not go meanwhile.
 
 pub mod check;
 mod clone;
@@ -11,6 +13,7 @@ pub mod compare;
 pub mod events;
 pub mod grow;
 mod read_back;
+mod rollback;
 pub mod scrub;
 pub mod spec;
 #[cfg(test)]
@@ -21,10 +24,9 @@ pub mod volumes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, RwLock};
 
-use crate::block_map::history::Rollback;
 use crate::checksum;
 use crate::engine::events::Events;
 use crate::error::{Errno, Error, ErrorKind, Result};
@@ -67,6 +69,7 @@ pub struct Engine {
     /// What Python is told.
     pub events: Arc<Events>,
     cutting: Mutex<()>,
+    sources: Mutex<Vec<(VolumeId, Epoch)>>,
     stopped: RwLock<bool>,
 }
 
@@ -105,6 +108,7 @@ impl Engine {
             exports: Arc::default(),
             events: Arc::default(),
             cutting: Mutex::default(),
+            sources: Mutex::default(),
             stopped: RwLock::new(false),
         };
         if processors == 0 {
@@ -211,7 +215,21 @@ impl Engine {
         epoch: Option<Epoch>,
     ) -> Result<()> {
         let volume = self.volume(volume)?;
+        match epoch {
+            None => self.refuse_half_rolled_back(&volume)?,
+            Some(epoch) => self.refuse_unknown(&volume, epoch)?,
+        }
         self.exports.add(name, description, Arc::new(View { volume, epoch }))
+    }
+
+    /// Refuses a snapshot that does not exist.
+    fn refuse_unknown(&self, volume: &Volume, epoch: Epoch) -> Result<()> {
+        let has = |answer| Control::Has(volume.share, epoch, answer);
+        if ask(&*self.system, &volume.shares[0].queue, has)? {
+            return Ok(());
+        }
+        let what = format!("volume {} has no snapshot of epoch {epoch}", volume.name);
+        Err(Error::new(ErrorKind::NotFound, what))
     }
 
     /// Makes one cut over these volumes, each with the log for what comes after it. See [`crate::processor::cut`].
@@ -225,6 +243,7 @@ impl Engine {
                 let what = format!("volume {} is named twice", volume.name);
                 return Err(Error::new(ErrorKind::Invalid, what));
             }
+            self.refuse_half_rolled_back(&volume)?;
             if let Some(number) = log
                 && volume.space.log(*number).is_none()
             {
@@ -258,12 +277,19 @@ impl Engine {
         Ok(CutReport { epochs, instant_ns, stalls })
     }
 
-    /// Waits until every write of `epoch` has landed.
+    /// Waits until every write of `epoch`, which a cut has ended, has landed, and the journals have the cut.
     pub fn settle(&self, volume: VolumeId, epoch: Epoch) -> Result<()> {
         let volume = self.volume(volume)?;
+        if epoch >= volume.epoch.load(Ordering::Acquire) {
+            let what = format!("volume {}: no cut has ended epoch {epoch}", volume.name);
+            return Err(Error::new(ErrorKind::Invalid, what));
+        }
         for share in &volume.shares {
-            ask(&*self.system, &share.queue, |answer| {
+            let settled = ask(&*self.system, &share.queue, |answer| {
                 Control::Settle(volume.share, epoch, answer)
+            })?;
+            settled.map_err(|errno| {
+                Error::io(format!("the journal of volume {} has no room", volume.name), errno)
             })?;
         }
         Ok(())
@@ -285,32 +311,7 @@ impl Engine {
 
     /// Forgets several snapshots, which costs one sync; returns the bytes that only they could see.
     pub fn drop_snapshots(&self, volume: VolumeId, epochs: &[Epoch]) -> Result<u64> {
-        self.drop_of(&*self.volume(volume)?, epochs, None)
-    }
-
-    /// The volume was rolled back to a snapshot, says the catalog: do it. The epoch of writes has been `at` until now;
-    /// there are no exports of the live volume, and nobody else writes it.
-    pub fn roll_back(&self, volume: VolumeId, rollback: Rollback) -> Result<()> {
-        let _no_cut = self.cutting.lock().expect("no holder panics");
-        let volume = self.volume(volume)?;
-        let refused = || {
-            let what =
-                format!("volume {} cannot be rolled back to epoch {}", volume.name, rollback.to);
-            Error::new(ErrorKind::Invalid, what)
-        };
-        if volume.epoch.load(Ordering::Acquire) != rollback.at {
-            return Err(refused());
-        }
-        for share in &volume.shares {
-            let done = ask(&*self.system, &share.queue, |answer| {
-                Control::RollBack(volume.share, rollback, answer)
-            })?;
-            if !done {
-                return Err(refused());
-            }
-        }
-        volume.epoch.fetch_add(1, Ordering::AcqRel);
-        Ok(())
+        self.drop_of(&*self.volume(volume)?, epochs)
     }
 
     /// Writes checkpoints of a volume, so that nothing before now is needed to read it back.
@@ -328,38 +329,44 @@ impl Engine {
         Ok(())
     }
 
-    /// The `at` of a rollback that makes no difference any more, as no snapshot is left of what was written between what
-    /// it went back to and it, or after it, if there is one.
-    pub fn unneeded_rollback(&self, volume: VolumeId) -> Result<Option<Epoch>> {
-        let volume = self.volume(volume)?;
-        let _no_drop = volume.dropping.lock().expect("no holder panics");
-        let share = &volume.shares[0]; // all have the same
-        let history =
-            ask(&*self.system, &share.queue, |answer| Control::History(volume.share, answer))?;
-        Ok(history.unneeded())
-    }
-
-    /// Forgets a rollback that makes no difference any more; [`Engine::checkpoint`] has been called since it was made.
-    /// Returns the bytes that only it has kept.
-    pub fn forget_rollback(&self, volume: VolumeId, at: Epoch) -> Result<u64> {
-        self.drop_of(&*self.volume(volume)?, &[], Some(at))
-    }
-
-    fn drop_of(&self, volume: &Volume, epochs: &[Epoch], rollback: Option<Epoch>) -> Result<u64> {
-        self.refuse_sources(volume, |epoch| epochs.contains(&epoch))?;
+    fn drop_of(&self, volume: &Volume, epochs: &[Epoch]) -> Result<u64> {
         // One after the other: what is being let go is known by the history that it was part of.
         let _one_at_a_time = volume.dropping.lock().expect("no holder panics");
+        let sources = self.sources.lock().expect("no holder panics");
+        self.refuse_sources(&sources, volume, |epoch| epochs.contains(&epoch))?;
+        for epoch in epochs {
+            if let Some(export) = self.exports.shows(volume.id, Some(*epoch)) {
+                let what = format!("export {export} still shows what is to be dropped");
+                return Err(Error::new(ErrorKind::Busy, what));
+            }
+        }
+        let receiver = self.begin_drop(volume, epochs, None);
+        drop(sources);
+        Ok(self.end_drop(&receiver))
+    }
+
+    /// Has all shares forget snapshots, and the rollback at an epoch, if one is named.
+    fn begin_drop(
+        &self,
+        volume: &Volume,
+        epochs: &[Epoch],
+        rollback: Option<Epoch>,
+    ) -> Receiver<u64> {
         let (sender, receiver) = channel();
         for share in &volume.shares {
             let control = Control::Drop(volume.share, epochs.to_vec(), rollback, sender.clone());
             share.queue.push(Event::Control(Box::new(control)));
         }
-        drop(sender);
+        receiver
+    }
+
+    /// Waits until they have; the bytes that were freed.
+    fn end_drop(&self, receiver: &Receiver<u64>) -> u64 {
         let mut freed = 0;
-        while let Ok(bytes) = wait(&*self.system, &receiver) {
+        while let Ok(bytes) = wait(&*self.system, receiver) {
             freed += bytes;
         }
-        Ok(freed)
+        freed
     }
 
     /// The partitions' states, now or at a snapshot, by partition, each with its processor.
@@ -369,6 +376,7 @@ impl Engine {
         epoch: Option<Epoch>,
     ) -> Result<Vec<(u32, PartitionState)>> {
         let volume = self.volume(volume)?;
+        epoch.map_or(Ok(()), |epoch| self.refuse_unknown(&volume, epoch))?;
         let mut states = Vec::new();
         for share in &volume.shares {
             let epoch = epoch.unwrap_or(0);

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::block_map::history::{History, Rollback};
+use crate::change_log::agreement::Told;
 use crate::change_log::recover::Shape;
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::{PARTITION_BYTES_MAX, PARTITION_BYTES_MIN};
@@ -59,6 +60,27 @@ impl VolumeSpec {
         let snapshots = self.snapshots.iter().map(|(epoch, _)| *epoch).collect();
         let rollbacks = self.rollbacks.iter().map(|(rollback, _)| *rollback).collect();
         History::new(snapshots, rollbacks).expect("they were checked")
+    }
+
+    /// What the catalog says of it that the journal of a processor must agree with.
+    pub(super) fn told(&self, processor: u32) -> Told {
+        let first = self.partitions.iter().position(|(owner, _)| *owner == processor);
+        let start = first.map_or(u64::MAX, |first| first as u64 * self.partition_size);
+        // A cut is recorded in the journals of all processors that have partitions then.
+        let snapshots = self.snapshots.iter().map(|(epoch, _)| (*epoch + 1, self.size_at(*epoch)));
+        let rollbacks = self.rollbacks.iter().map(|(rollback, size)| (rollback.at, *size));
+        let reached = snapshots.chain(rollbacks).filter(|(_, size)| start < *size);
+        Told {
+            history: self.history(),
+            sizes: self.rollbacks.iter().map(|(_, size)| size / BLOCK_SIZE).collect(),
+            reached: reached.map(|(epoch, _)| epoch).max().unwrap_or(0),
+        }
+    }
+
+    /// Size of the snapshot of this epoch, bytes.
+    fn size_at(&self, epoch: Epoch) -> u64 {
+        let bounds = self.bounds.iter().filter(|(bound, _)| epoch < *bound);
+        bounds.map(|(_, size)| *size).fold(self.size, u64::min)
     }
 
     /// The log that the newest snapshot names.

@@ -14,7 +14,7 @@ use std::sync::mpsc::channel;
 
 use crate::block_map::history::History;
 use crate::block_map::place::Place;
-use crate::change_log::journal::{Identity, Journal};
+use crate::change_log::journal::{Entry, Identity, Journal};
 use crate::change_log::marks::Marks;
 use crate::change_log::recover::{Recovered, recover};
 use crate::change_log::slots::Slots;
@@ -29,6 +29,7 @@ use crate::processor::queue::{Control, Event, ask};
 use crate::processor::share::{Local, Parts, Share};
 use crate::units::{BLOCK_SIZE, Epoch, VolumeId};
 use crate::volume::bad_blocks::BadBlocks;
+use crate::volume::export::Export;
 use crate::volume::flusher::{Flusher, Waiter};
 use crate::volume::geometry::{Extent, Geometry, Partition};
 use crate::volume::source::Source;
@@ -56,6 +57,7 @@ impl Engine {
             return Err(Error::new(ErrorKind::Exists, what));
         }
         let geometry = Arc::new(self.geometry(&spec)?);
+        let _claim = self.claim_source(&spec);
         let source = self.source(&spec)?;
         let space = Arc::new(Space::default());
         for (number, extents) in &spec.logs {
@@ -165,7 +167,8 @@ impl Engine {
         let epoch = found.iter().map(|(_, (one, _))| one.epoch).fold(spec.next_epoch, Epoch::max);
         let replayed = found.iter().any(|(_, (one, _))| one.replayed > 0);
         let flusher = Arc::new(Flusher::start(&self.system, &spec.name, Arc::clone(&durable))?);
-        let begun = begin_all(found, &geometry, &space, &spec)?;
+        let checkpoints: Vec<_> = found.iter().map(|(_, (one, _))| one.checkpoint_epoch).collect();
+        let begun = begin_all(found, &geometry, &space, &spec, epoch)?;
         for (intake, journal, ..) in &begun {
             durable.add_journal(journal.shared(), &intake.share.queue, number);
         }
@@ -186,6 +189,7 @@ impl Engine {
                     journal,
                     slots,
                     epoch,
+                    checkpoint_epoch: checkpoints[ordinal],
                     history: spec.history(),
                     default_logs: spec.default_logs.clone(),
                     ordinal,
@@ -212,6 +216,7 @@ impl Engine {
             bounds: spec.bounds,
             usage: std::sync::Mutex::default(),
             dropping: Arc::default(),
+            rolling_back: Arc::default(),
         };
         let volume = self.enter(volume, shares)?;
         if replayed {
@@ -277,15 +282,18 @@ impl Engine {
     /// Lets a volume go, durably. It has no exports left.
     pub fn remove_volume(&self, id: VolumeId) -> Result<()> {
         let volume = self.volume(id)?;
-        let exported = self.exports.list().into_iter().find(|export| {
-            export.name == volume.name || export.name.starts_with(&format!("{}@", volume.name))
-        });
+        let shows = |export: &Arc<Export>| {
+            export.target.instant().is_some_and(|(shown, _)| shown == volume.id)
+        };
+        let exported = self.exports.list().into_iter().find(shows);
         if let Some(export) = exported {
             let what = format!("export {} still exists", export.name);
             return Err(Error::new(ErrorKind::Busy, what));
         }
-        self.refuse_sources(&volume, |_| true)?;
+        let sources = self.sources.lock().expect("no holder panics");
+        self.refuse_sources(&sources, &volume, |_| true)?;
         self.volumes.lock().expect("no holder panics").remove(&id);
+        drop(sources);
         let mut result = Ok(());
         for share in &volume.shares {
             let taken = ask(&*self.system, &share.queue, |answer| {
@@ -313,7 +321,8 @@ pub(super) fn recover_all(
 ) -> Result<Vec<(Recovered, Slots)>> {
     let history = spec.history();
     let recover_one = &|intake: &Intake| {
-        let recovered = recover(&intake.identity, &history, |partition| {
+        let told = spec.told(intake.share.processor);
+        let recovered = recover(&intake.identity, &told, |partition| {
             let owner = geometry.partitions.get(partition as usize)?;
             let blocks = geometry.partition_bytes(partition) / BLOCK_SIZE;
             let ours = owner.processor == intake.share.processor;
@@ -361,11 +370,12 @@ fn begin_all(
     geometry: &Geometry,
     space: &Space,
     spec: &VolumeSpec,
+    epoch: Epoch,
 ) -> Result<Vec<Begun>> {
     let begin_one = |(intake, (mut recovered, slots)): Found| {
         let freed = std::mem::take(&mut recovered.freed);
         space.hold(if bug(Bug::NoRecoverySync) { Default::default() } else { freed });
-        let (journal, locals) = begin(&intake, recovered, geometry, spec)?;
+        let (journal, locals) = begin(&intake, recovered, geometry, spec, epoch)?;
         Ok((intake, journal, locals, slots))
     };
     found.into_iter().map(begin_one).collect()
@@ -376,17 +386,22 @@ pub(super) fn begin(
     mut recovered: Recovered,
     geometry: &Geometry,
     spec: &VolumeSpec,
+    epoch: Epoch,
 ) -> Result<(Journal, Vec<Local>)> {
     for path in &recovered.leftovers {
         let _ = intake.identity.system.remove(path); // else it is one again next time
     }
-    let journal = Journal::begin(
+    let mut journal = Journal::begin(
         intake.identity.clone(),
         recovered.next_number,
         recovered.next_seq,
         recovered.covered,
-        recovered.segments,
+        std::mem::take(&mut recovered.segments),
     )?;
+    tell(&mut journal, &recovered, spec, epoch).map_err(|e| {
+        let what = format!("volume {}: its journal cannot be begun", spec.name);
+        Error::io(what, e)
+    })?;
     let history = spec.history();
     let local = |partition: &u32| {
         let versions = recovered.partitions.remove(partition);
@@ -401,6 +416,22 @@ pub(super) fn begin(
     };
     let locals = intake.partitions.iter().map(local).collect();
     Ok((journal, locals))
+}
+
+/// Has a journal say what it did not when it was read back: that the volume was rolled back, and that it is in `epoch`.
+fn tell(
+    journal: &mut Journal,
+    recovered: &Recovered,
+    spec: &VolumeSpec,
+    epoch: Epoch,
+) -> std::result::Result<(), Errno> {
+    for (rollback, size) in &spec.rollbacks[spec.rollbacks.len() - recovered.redone..] {
+        journal.append(Entry::rollback(*rollback, size / BLOCK_SIZE))?;
+    }
+    if recovered.epoch < epoch {
+        journal.append(Entry::cut(epoch - 1, 0))?;
+    }
+    Ok(())
 }
 
 /// For each processor, the index of its share; `usize::MAX` for those that have none.

@@ -17,7 +17,7 @@ use crate::block_map::place::Place;
 use crate::block_map::tree::Map;
 use crate::block_map::versions::{Change, Versions};
 use crate::change_log::checkpoint::{self, Bad, Contents};
-use crate::change_log::format::{CHECKPOINT_MAGIC, HEADER_BYTES, Header};
+use crate::change_log::format::{CHECKPOINT_MAGIC, FORMAT_VERSION, HEADER_BYTES, Header};
 use crate::checksum;
 use crate::units::{Epoch, PartitionIndex};
 
@@ -187,6 +187,7 @@ fn seeds() -> Vec<Vec<u8>> {
     let mut seeds: Vec<Vec<u8>> =
         some.iter().map(|one| [vec![0], compact(&bytes_of(one, 7))].concat()).collect();
     let header = Header {
+        version: FORMAT_VERSION,
         volume_uuid: VOLUME_UUID,
         boot_id: [0; 16],
         processor: PROCESSOR,

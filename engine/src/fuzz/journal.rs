@@ -14,12 +14,12 @@ use super::checkpoint::{
 };
 use super::files::{BOOT_ID, Files, PROCESSOR, VOLUME_UUID, identity};
 use super::random::Choices;
-use crate::block_map::history::History;
 use crate::block_map::place::Place;
+use crate::change_log::agreement::Told;
 use crate::change_log::checkpoint::{self, Contents};
 use crate::change_log::format::{
-    HEADER_BYTES, Header, JOURNAL_MAGIC, MARK_BYTES, MARK_OFFSETS, Mark, RECORD_BYTES, Record,
-    RecordKind, record_bytes,
+    FORMAT_VERSION, HEADER_BYTES, Header, JOURNAL_MAGIC, MARK_BYTES, MARK_OFFSETS, Mark,
+    RECORD_BYTES, Record, RecordKind, record_bytes,
 };
 use crate::change_log::recover::{Recovered, Shape, recover};
 use crate::checksum;
@@ -86,9 +86,8 @@ fn run(input: &[u8]) {
         let bytes = segment(choices.take(length), marks & FIX != 0);
         files.put(identity.segment_path(number), bytes);
     }
-    match recover(&identity, &History::line(&snapshots), |number| {
-        blocks_of(number).map(Shape::whole)
-    }) {
+    match recover(&identity, &Told::line(&snapshots), |number| blocks_of(number).map(Shape::whole))
+    {
         Ok(recovered) => check(recovered),
         Err(error) => {
             let expected = [ErrorKind::Corrupt, ErrorKind::Io];
@@ -124,6 +123,7 @@ pub fn write_segment(
     records: &[(Record, Vec<u32>)],
 ) -> Vec<u8> {
     let header = Header {
+        version: FORMAT_VERSION,
         volume_uuid: VOLUME_UUID,
         boot_id: boot,
         processor: PROCESSOR,
@@ -229,5 +229,5 @@ pub fn recover_segments(segments: &[Vec<u8>], snapshots: &[Epoch]) -> Result<Rec
     for (number, bytes) in (1..).zip(segments) {
         files.put(identity.segment_path(number), bytes.clone());
     }
-    recover(&identity, &History::line(snapshots), |number| blocks_of(number).map(Shape::whole))
+    recover(&identity, &Told::line(snapshots), |number| blocks_of(number).map(Shape::whole))
 }

@@ -61,7 +61,7 @@ impl Runs for Half {
         for event in batch.drain(..) {
             let Event::Control(control) = event else { unreachable!() };
             match *control {
-                Control::CheckpointDone(number, _) => self.write(number as usize),
+                Control::CheckpointDone(number, ..) => self.write(number as usize),
                 Control::CutStop(cut, _) => {
                     self.stopping = true;
                     cut.arrive();
@@ -105,13 +105,13 @@ fn model(without: Without) {
         let told = Arc::clone(&acknowledged);
         let host = thread::spawn(move || {
             let [first, second] = &cores;
-            first.queue.push(control(Control::CheckpointDone(0, 0)));
+            first.queue.push(control(Control::CheckpointDone(0, 0, 0)));
             let mut epochs = told.epochs.lock().unwrap();
             while epochs[0] == 0 {
                 epochs = told.changed.wait(epochs).unwrap();
             }
             drop(epochs);
-            second.queue.push(control(Control::CheckpointDone(1, 0)));
+            second.queue.push(control(Control::CheckpointDone(1, 0, 0)));
         });
         // Who makes the cut: no thread of its own, which would be one more whose turn may come.
         let cut = |cores| Arc::new(Cut::new(Arc::new(Linux), cores, channel().0));

@@ -15,7 +15,7 @@ use crate::volume::request::{Request, Sink, Verb};
 
 /// An event that is known again: who pushed it, and which of its own it is.
 fn event(who: u32, number: u64) -> Event {
-    Event::Control(Box::new(Control::CheckpointDone(who, number)))
+    Event::Control(Box::new(Control::CheckpointDone(who, number, 0)))
 }
 
 fn stop() -> Event {
@@ -45,7 +45,7 @@ impl Runs for Recorder {
                     }
                 }
                 Event::Control(control) => match *control {
-                    Control::CheckpointDone(who, number) => {
+                    Control::CheckpointDone(who, number, _) => {
                         self.seen.lock().unwrap().push((who, number));
                     }
                     Control::Stop => self.stopped = true,
@@ -57,7 +57,7 @@ impl Runs for Recorder {
     }
 
     fn run_beside(&self, batch: &mut Vec<Event>) {
-        let looks = |event: &Event| matches!(event, Event::Control(control) if matches!(**control, Control::CheckpointDone(LOOKS, _)));
+        let looks = |event: &Event| matches!(event, Event::Control(control) if matches!(**control, Control::CheckpointDone(LOOKS, ..)));
         for _ in batch.extract_if(.., |event| looks(event)) {
             self.seen.lock().unwrap().push((LOOKS, 0));
         }

@@ -21,6 +21,7 @@ use crate::error::Errno;
 use crate::limits::CHECKPOINT_BYTES_MIN;
 use crate::processor::queue::{Control, Event};
 use crate::processor::share::{Context, Local, Share};
+use crate::units::Epoch;
 use crate::volume::flusher::Durable;
 
 /// A checkpoint to be written.
@@ -75,11 +76,12 @@ impl Share {
         }
         self.journal.bytes_since_checkpoint = 0;
         let checkpoint = self.checkpoint();
+        let epoch = self.epoch;
         let durable = Arc::clone(self.flusher.durable());
         let (share, queue) = (self.number, Arc::clone(context.queue));
         context.checkpoints.run(move || {
             let bytes = checkpoint.write(&durable).unwrap_or(0);
-            queue.push(Event::Control(Box::new(Control::CheckpointDone(share, bytes))));
+            queue.push(Event::Control(Box::new(Control::CheckpointDone(share, bytes, epoch))));
         });
     }
 
@@ -109,11 +111,12 @@ impl Share {
         }
     }
 
-    /// A checkpoint has ended, well or not (0); `bytes` is its size.
-    pub fn checkpoint_done(&mut self, bytes: u64, context: &Context<'_>) {
+    /// A checkpoint of `epoch` has ended, well or not (0); `bytes` is its size.
+    pub fn checkpoint_done(&mut self, bytes: u64, epoch: Epoch, context: &Context<'_>) {
         self.checkpointing = false;
         if bytes > 0 {
             self.checkpoint_bytes = bytes;
+            self.checkpoint_epoch = self.checkpoint_epoch.max(epoch);
         }
         let next = std::mem::take(&mut self.checkpoint_waiters[1]);
         for waiter in std::mem::replace(&mut self.checkpoint_waiters[0], next) {

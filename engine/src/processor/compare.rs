@@ -43,12 +43,13 @@ impl Share {
         HandedOut { history: self.history.clone(), versions }
     }
 
-    /// The volume's snapshots and rollbacks.
-    pub fn history(&self) -> &History {
-        &self.history
+    /// The volume's snapshots and rollbacks, and the epoch of the newest durable checkpoint.
+    pub fn lineage(&self) -> (History, Epoch) {
+        (self.history.clone(), self.checkpoint_epoch)
     }
 
-    fn has_snapshot(&self, epoch: Epoch) -> bool {
+    /// Whether there is a snapshot of this epoch.
+    pub fn has_snapshot(&self, epoch: Epoch) -> bool {
         self.history.has(epoch)
     }
 

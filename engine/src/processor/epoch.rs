@@ -3,9 +3,9 @@
 
 use std::sync::mpsc::Sender;
 
-use crate::change_log::format::RecordKind;
 use crate::change_log::journal::Entry;
 use crate::deliberate::{Bug, bug};
+use crate::error::Errno;
 use crate::processor::queue::Part;
 use crate::processor::share::{Context, Share};
 use crate::units::Epoch;
@@ -37,33 +37,39 @@ impl Share {
         for part in std::mem::take(&mut self.held) {
             self.take(part, context);
         }
-        // For people who read journals: nothing depends on it, so nothing fails with it.
-        let _ = self.journal.append(Entry {
-            kind: RecordKind::Cut,
-            epoch: ended,
-            partition: 0,
-            first: 0,
-            count: 0,
-            place: instant_ns,
-            checksums: &[],
-        });
+        self.unrecorded_cut = Some(instant_ns);
+        let _ = self.record_cut(); // `settle` tries again
         stall
     }
 
-    /// Answers when no write of `epoch` or before is under way.
-    pub fn settle(&mut self, epoch: Epoch, answer: Sender<()>) {
+    /// Appends the record of the last cut, if that could not be done yet.
+    fn record_cut(&mut self) -> Result<(), Errno> {
+        if let Some(instant_ns) = self.unrecorded_cut {
+            self.journal.append(Entry::cut(self.epoch - 1, instant_ns))?;
+            self.unrecorded_cut = None;
+        }
+        Ok(())
+    }
+
+    /// Answers when no write of `epoch` or before is under way: with an error if the journal cannot be told that the epoch
+    /// has ended.
+    pub fn settle(&mut self, epoch: Epoch, answer: Sender<Result<(), Errno>>) {
         self.settling.push((epoch, answer));
         self.answer_settled();
     }
 
     pub(super) fn answer_settled(&mut self) {
+        if self.settling.is_empty() {
+            return;
+        }
+        let recorded = self.record_cut();
         let reserved = &self.reserved;
         self.settling.retain(|(epoch, answer)| {
             let out = !bug(Bug::NoSettle)
                 && reserved.iter().any(|other| other.write && other.epoch <= *epoch);
             if !out {
                 // Whoever asked may have gone.
-                let _ = answer.send(());
+                let _ = answer.send(recorded);
             }
             out
         });

@@ -64,15 +64,17 @@ pub enum Control {
     CutStop(Arc<Cut>, Vec<CutShare>),
     /// Last step of a cut: advance the epoch and start writes again.
     CutGo(Arc<Cut>),
-    /// Say when the writes of this epoch and earlier ones have landed.
-    Settle(u32, Epoch, Sender<()>),
+    /// Say when the writes of this epoch and earlier ones have landed, and whether the journal has its end.
+    Settle(u32, Epoch, Sender<std::result::Result<(), Errno>>),
     /// Forget the snapshots of these epochs, and the rollback at an epoch, if one is named; answer with the bytes that only
     /// they could see.
     Drop(u32, Vec<Epoch>, Option<Epoch>, Sender<u64>),
-    /// Answer with the snapshots and rollbacks.
-    History(u32, Sender<History>),
+    /// Answer with the snapshots and rollbacks, and the epoch of the newest durable checkpoint (0: there is none).
+    History(u32, Sender<(History, Epoch)>),
+    /// Answer whether there is a snapshot of this epoch.
+    Has(u32, Epoch, Sender<bool>),
     /// Go back to a snapshot, as soon as nothing is under way; answer whether that was done.
-    RollBack(u32, Rollback, Sender<bool>),
+    RollBack(u32, Rollback, Sender<std::result::Result<(), Errno>>),
     /// Write a checkpoint of now, and say whether that was done.
     Checkpoint(u32, Sender<bool>),
     /// Continue a `Drop`.
@@ -100,8 +102,8 @@ pub enum Control {
     RenewJournal(u32),
     /// A share's next journal segment was prepared, or could not be.
     SegmentPrepared(u32, Option<Prepared>),
-    /// A checkpoint was written, of so many bytes, or failed (0).
-    CheckpointDone(u32, u64),
+    /// A checkpoint was written, of so many bytes, or failed (0); the epoch in which it was taken.
+    CheckpointDone(u32, u64, Epoch),
     /// Answer with the partitions' states, now (0) or at an epoch.
     States(u32, Epoch, Sender<Vec<PartitionState>>),
     /// Answer with the maps, at two epochs (the second 0: now), of the partitions in which they differ.

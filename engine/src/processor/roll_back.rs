@@ -3,35 +3,33 @@
 //! How it works      Each partition's live map becomes a reference to the one that the snapshot sees, in a new epoch: that
 //!                   is all, whatever the size. What only the old live map saw is freed; after a cut that is nothing, as
 //!                   that snapshot sees it all.
-//! Durability        The catalog has recorded it before. A share that was killed first does it as it is read back, before
-//!                   the first record of a later epoch ([`crate::change_log::recover`]); a checkpoint of a later epoch
-//!                   has it.
+//! Durability        The catalog has recorded it before, and the journal has a record of it, which is appended here. A share
+//!                   that was killed before that does it as it is read back, and has it recorded before anything else; a
+//!                   checkpoint of a later epoch has it.
+//! Errors            where the record cannot be appended, nothing has changed here: the caller may try again, and the
+//!                   next start does it.
 
 use crate::block_map::history::Rollback;
 use crate::block_map::place::Place;
-use crate::change_log::format::RecordKind;
 use crate::change_log::journal::Entry;
+use crate::error::Errno;
 use crate::processor::reclaim::FreedBase;
 use crate::processor::share::Share;
+use crate::units::BLOCK_SIZE;
 
 impl Share {
-    /// Goes back to a snapshot; `false` if it does not have it or is in another epoch: then nothing has changed.
-    pub fn roll_back(&mut self, rollback: Rollback) -> bool {
+    /// Goes back to a snapshot, unless it has done so already. EINVAL: it does not have the snapshot or is in another
+    /// epoch.
+    pub fn roll_back(&mut self, rollback: Rollback) -> Result<(), Errno> {
+        if self.epoch == rollback.at + 1 && self.history.rollbacks().last() == Some(&rollback) {
+            return Ok(());
+        }
         if self.epoch != rollback.at || !self.history.has(rollback.to) {
-            return false;
+            return Err(Errno::EINVAL);
         }
         assert!(self.idle() && self.reserved.is_empty(), "its caller has waited for that");
-        // Of the new epoch, so that the maps are not taken for older ones; nothing depends on it, so nothing fails with it.
-        let _ = self.journal.append(Entry {
-            kind: RecordKind::Cut,
-            epoch: rollback.at,
-            partition: 0,
-            first: 0,
-            count: 0,
-            place: 0,
-            checksums: &[],
-        });
-        let seq = self.journal.shared().appended();
+        let seq =
+            self.journal.append(Entry::rollback(rollback, self.geometry.size / BLOCK_SIZE))?;
         let has_base = self.source.is_none();
         for (number, local) in self.locals.iter_mut().enumerate() {
             let (slots, bases, bad) = (&mut self.slots, &mut self.freed_bases, &self.bad);
@@ -46,7 +44,8 @@ impl Share {
         }
         self.history.roll_back(rollback);
         self.epoch = rollback.at + 1;
+        self.unrecorded_cut = None; // it has ended before
         self.count_waiting();
-        true
+        Ok(())
     }
 }

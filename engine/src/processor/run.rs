@@ -107,7 +107,7 @@ pub struct Processor {
     /// Shares that are to be given back as soon as nothing of them is under way.
     leaving: Vec<(u32, Sender<Box<Share>>)>,
     /// Shares that are to go back to a snapshot as soon as nothing of them is under way.
-    rolling_back: Vec<(u32, Rollback, Sender<bool>)>,
+    rolling_back: Vec<(u32, Rollback, Sender<std::result::Result<(), Errno>>)>,
     slow_ios: u64,
     /// What is to be read when the batch is over.
     colds: Vec<Cold>,
@@ -226,7 +226,7 @@ impl Processor {
                 continue;
             }
             let done = self.with_share(number, |share, _| share.roll_back(rollback));
-            let _ = answer.send(done.unwrap_or(false)); // whoever asked may have gone
+            let _ = answer.send(done.unwrap_or(Err(Errno::ESHUTDOWN))); // whoever asked may have gone
         }
     }
 
@@ -311,8 +311,10 @@ impl Processor {
             Control::SegmentPrepared(number, prepared) => {
                 self.with_share(number, |share, _| share.segment_prepared(prepared));
             }
-            Control::CheckpointDone(number, bytes) => {
-                self.with_share(number, |share, context| share.checkpoint_done(bytes, context));
+            Control::CheckpointDone(number, bytes, epoch) => {
+                self.with_share(number, |share, context| {
+                    share.checkpoint_done(bytes, epoch, context)
+                });
             }
             Control::Stop => return true,
             question => self.answer(question),
@@ -327,7 +329,10 @@ impl Processor {
                 self.with_share(number, |share, _| share.answer(question));
             }
             Control::History(number, answer) => {
-                self.with_share(number, |share, _| answer.send(share.history().clone()));
+                self.with_share(number, |share, _| answer.send(share.lineage()));
+            }
+            Control::Has(number, epoch, answer) => {
+                self.with_share(number, |share, _| answer.send(share.has_snapshot(epoch)));
             }
             Control::States(number, epoch, answer) => {
                 self.with_share(number, |share, _| answer.send(share.states(epoch)));

@@ -133,6 +133,8 @@ pub struct Parts {
     pub slots: Slots,
     /// The epoch of new writes.
     pub epoch: Epoch,
+    /// The epoch of the checkpoint that it was read back from; 0: there was none.
+    pub checkpoint_epoch: Epoch,
     /// The catalog's snapshots and rollbacks.
     pub history: History,
     /// Logs for redirected writes where the newest snapshot names none.
@@ -175,7 +177,11 @@ pub struct Share {
     pub(super) starved: Vec<Part>,
     /// When it stopped for a cut, as [`System::monotonic_ns`] counts.
     pub(super) stopped_at: Option<u64>,
-    pub(super) settling: Vec<(Epoch, Sender<()>)>,
+    pub(super) settling: Vec<(Epoch, Sender<Result<(), Errno>>)>,
+    /// The instant of the last cut, if its record could not be appended yet.
+    pub(super) unrecorded_cut: Option<u64>,
+    /// The epoch of the newest checkpoint that is named and durable; 0: there is none.
+    pub(super) checkpoint_epoch: Epoch,
     pub(super) freed_bases: VecDeque<FreedBase>,
     pub(super) dropped: Vec<Dropped>,
     /// Waiting slots that the space knows of.
@@ -231,6 +237,8 @@ impl Share {
             starved: Vec::new(),
             stopped_at: None,
             settling: Vec::new(),
+            unrecorded_cut: None,
+            checkpoint_epoch: parts.checkpoint_epoch,
             freed_bases: VecDeque::new(),
             dropped: Vec::new(),
             counted_waiting: 0,

@@ -240,6 +240,10 @@ impl Engine {
         self.call(py, |this| this.inner.checkpoint(volume))
     }
 
+    fn cover_rollbacks(&self, py: Python<'_>, volume: u64) -> PyResult<()> {
+        self.call(py, |this| this.inner.cover_rollbacks(volume))
+    }
+
     fn unneeded_rollback(&self, py: Python<'_>, volume: u64) -> PyResult<Option<Epoch>> {
         self.call(py, |this| this.inner.unneeded_rollback(volume))
     }

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, RwLock};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::units::{Epoch, VolumeId};
 use crate::volume::Volume;
 use crate::volume::request::Target;
 
@@ -132,6 +133,14 @@ impl ExportTable {
     pub fn older_named(&self, export: &Export, snapshot: &str) -> Option<Arc<Export>> {
         let other = self.find(&format!("{}@{snapshot}", volume_of(&export.name)))?;
         is_older(&other, export).then_some(other)
+    }
+
+    /// The name of an export that shows this volume, live or at the snapshot of this epoch, if there is one.
+    pub fn shows(&self, volume: VolumeId, epoch: Option<Epoch>) -> Option<String> {
+        let table = self.0.read().expect("no holder panics");
+        let mut shows =
+            table.values().filter(|export| export.target.instant() == Some((volume, epoch)));
+        shows.next().map(|export| export.name.clone())
     }
 
     /// Every export, by name.

@@ -16,7 +16,7 @@ pub mod request;
 pub mod source;
 
 use std::cell::RefCell;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::change_log::space::Space;
@@ -82,6 +82,8 @@ pub struct Volume {
     pub usage: Mutex<UsageMemory>,
     /// Held while snapshots are dropped.
     pub dropping: Arc<Mutex<()>>,
+    /// Some shares may have gone back to a snapshot, and others not.
+    pub rolling_back: Arc<AtomicBool>,
 }
 
 impl Volume {

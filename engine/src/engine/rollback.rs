@@ -1,0 +1,130 @@
+//! Rollback: having a volume show what a snapshot shows, and forgetting a rollback that makes no difference any more.
+//!
+//! How it works      A rollback is done by each share in turn, after all of them are known to be able to. It is forgotten in
+//!                   three steps: the journals before it are covered by checkpoints; the catalog forgets it; the shares do.
+//! Invariants        L1 a rollback is offered, and forgotten, only if nothing needs it and every share has a durable checkpoint
+//!                      of a later epoch: journals that a share could be read back from do not have it any more;
+//!                   L2 what may be forgotten may be forgotten as long as it is there: later snapshots and rollbacks are of
+//!                      later epochs; only forgetting another one may change it, and is done one by one;
+//!                   L3 where some shares have gone back and others have not, there is no cut and no export of the live
+//!                      volume: that state ends by doing the rollback again, or with the volume.
+//! Owner and locks   `dropping` of the volume, then `cutting`: a forgotten rollback is unknown to all shares or to none, those
+//!                   of a growth included.
+//! Errors            Busy for what may not be done now: nothing has changed. Io where a journal has no room for the record:
+//!                   the rollback is done by some shares, see L3.
+
+use std::sync::atomic::Ordering;
+
+use crate::block_map::history::{History, Rollback};
+use crate::deliberate::{Bug, bug};
+use crate::engine::Engine;
+use crate::error::{Error, ErrorKind, Result};
+use crate::processor::queue::{Control, ask};
+use crate::units::{Epoch, VolumeId};
+use crate::volume::Volume;
+
+impl Engine {
+    /// The volume was rolled back to a snapshot, says the catalog: do it. The epoch of writes has been `at` until now, and
+    /// the live volume has no export. It may be called again after an error.
+    pub fn roll_back(&self, volume: VolumeId, rollback: Rollback) -> Result<()> {
+        let _no_cut = self.cutting.lock().expect("no holder panics");
+        let volume = self.volume(volume)?;
+        let Rollback { at, to } = rollback;
+        let refused = |kind, why: &str| {
+            let what = format!("volume {} cannot be rolled back to epoch {to}: {why}", volume.name);
+            Err(Error::new(kind, what))
+        };
+        if self.exports.shows(volume.id, None).is_some() {
+            return refused(ErrorKind::Busy, "it is exported");
+        }
+        if volume.epoch.load(Ordering::Acquire) != at {
+            return refused(ErrorKind::Invalid, "its epoch is another one");
+        }
+        if !self.lineages(&volume)?.iter().all(|(history, _)| history.has(to)) {
+            return refused(ErrorKind::Invalid, "it has no snapshot of this epoch");
+        }
+        volume.rolling_back.store(true, Ordering::Release);
+        for share in &volume.shares {
+            let done = ask(&*self.system, &share.queue, |answer| {
+                Control::RollBack(volume.share, rollback, answer)
+            })?;
+            done.map_err(|errno| {
+                Error::io(format!("volume {} cannot be rolled back now", volume.name), errno)
+            })?;
+        }
+        volume.epoch.fetch_add(1, Ordering::AcqRel);
+        volume.rolling_back.store(false, Ordering::Release);
+        Ok(())
+    }
+
+    /// Refuses what cannot be while some shares have gone back and others have not (L3).
+    pub(super) fn refuse_half_rolled_back(&self, volume: &Volume) -> Result<()> {
+        if volume.rolling_back.load(Ordering::Acquire) {
+            let what = format!("volume {}: its rollback is not done yet", volume.name);
+            return Err(Error::new(ErrorKind::Busy, what));
+        }
+        Ok(())
+    }
+
+    /// Each share's snapshots and rollbacks, and the epoch of its newest durable checkpoint.
+    fn lineages(&self, volume: &Volume) -> Result<Vec<(History, Epoch)>> {
+        let ask_one = |share: &crate::volume::ShareRef| {
+            ask(&*self.system, &share.queue, |answer| Control::History(volume.share, answer))
+        };
+        volume.shares.iter().map(ask_one).collect()
+    }
+
+    /// The rollbacks that nothing needs, each with whether checkpoints of all shares cover it.
+    fn unneeded(&self, volume: &Volume) -> Result<Vec<(Epoch, bool)>> {
+        self.refuse_half_rolled_back(volume)?;
+        let lineages = self.lineages(volume)?;
+        let covered = lineages.iter().map(|(_, epoch)| *epoch).min().unwrap_or(0);
+        let unneeded = |at: &Epoch| lineages.iter().all(|(history, _)| history.is_unneeded(*at));
+        let rollbacks = lineages[0].0.rollbacks().iter().map(|rollback| rollback.at);
+        let early = bug(Bug::EarlyForget);
+        Ok(rollbacks.filter(unneeded).map(|at| (at, covered > at || early)).collect())
+    }
+
+    /// Writes checkpoints if a rollback that nothing needs is not covered by them. Takes as long as that takes.
+    pub fn cover_rollbacks(&self, volume: VolumeId) -> Result<()> {
+        let covered = |(_, covered): &(Epoch, bool)| *covered;
+        match self.unneeded(&*self.volume(volume)?)?.iter().all(covered) {
+            true => Ok(()),
+            false => self.checkpoint(volume),
+        }
+    }
+
+    /// The `at` of a rollback that may be forgotten (L1): no snapshot is left of what was written between what it went back
+    /// to and it, or after it, and checkpoints cover it.
+    pub fn unneeded_rollback(&self, volume: VolumeId) -> Result<Option<Epoch>> {
+        let volume = self.volume(volume)?;
+        let unneeded = self.unneeded(&volume)?;
+        Ok(unneeded.into_iter().find(|(_, covered)| *covered).map(|(at, _)| at))
+    }
+
+    /// Forgets a rollback that the catalog has forgotten, if it may be (L1). Returns the bytes that only it has kept.
+    pub fn forget_rollback(&self, volume: VolumeId, at: Epoch) -> Result<u64> {
+        let dropping = std::sync::Arc::clone(&self.volume(volume)?.dropping);
+        let one_at_a_time = dropping.lock().expect("no holder panics");
+        let no_cut = self.cutting.lock().expect("no holder panics");
+        let volume = self.volume(volume)?;
+        let unneeded = self.unneeded(&volume)?;
+        let refused = |why: &str| {
+            let what = format!(
+                "the rollback of volume {} at epoch {at} cannot be forgotten: {why}",
+                volume.name
+            );
+            Err(Error::new(ErrorKind::Busy, what))
+        };
+        match unneeded.iter().find(|(other, _)| *other == at) {
+            None => return refused("it is needed, or not known"),
+            Some((_, false)) => return refused("no checkpoint covers it"),
+            Some((_, true)) => {}
+        }
+        let receiver = self.begin_drop(&volume, &[], Some(at));
+        drop(no_cut);
+        let freed = self.end_drop(&receiver);
+        drop(one_at_a_time);
+        Ok(freed)
+    }
+}
