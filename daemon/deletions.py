@@ -3,11 +3,21 @@
 How it works      begin ends the exports of all that may be deleted and takes them out of the catalog in one
                   transaction. A thread then has the engine drop them, some at a time, with one sync for each
                   time, and rests as long as it has worked, so that hosts have the disks for the other half.
+                  The thread also forgets rollbacks that nothing needs any more.
 Invariants        E1 what somebody is connected to, or holds, and what is part of
                   a group's snapshot, is kept and named; E2 the thread holds no lock
-                  while the engine works; E3 what clones were made from is not dropped: it is kept for them.
+                  while the engine drops snapshots or writes checkpoints; E3 what clones were made from is
+                  not dropped: it is kept for them.
+Why E2 is safe    The catalog does not have the snapshots that are being dropped, and every verb looks for
+                  snapshots in the catalog, under `changes`. So no clone, rollback, hold or export of one can
+                  begin, and epochs are never used again. The engine refuses to drop what has an export, or
+                  what a clone is made from.
+Owner and locks   `changes` from the question which rollback may be forgotten until it is: both are short.
+                  `_lock` over the jobs.
 Durability        What the catalog does not know is dropped by the engine when it takes a volume over. So a
                   kill at any moment loses nothing of a deletion, and nothing of it has to be remembered.
+                  The engine offers only rollbacks that its checkpoints cover: a kill after the catalog has
+                  forgotten one leaves nothing that refers to it.
 Errors            UnknownVolume, UnknownSnapshot, VolumeNotServed.
 """
 
@@ -154,14 +164,23 @@ class Deletions:
                 _log.warning("forgetting rollbacks of volume %s: %s", volume.name, error)
 
     def _forget_rollbacks_of(self, volume: Volume) -> None:
-        engine = self._context.engine
-        at = engine.unneeded_rollback(volume.id)
-        if at is not None:
-            engine.checkpoint(volume.id)
-        while at is not None:
-            self._context.catalog.rollbacks.forget(volume.id, at)
-            engine.forget_rollback(volume.id, at)
-            at = engine.unneeded_rollback(volume.id)
+        self._context.engine.cover_rollbacks(volume.id)  # E2
+        while not self._stopping.is_set() and self._forget_rollback(volume):
+            pass
+
+    def _forget_rollback(self, volume: Volume) -> bool:
+        """Forget one rollback of a volume; False if there is none that may be forgotten."""
+        context = self._context
+        with context.changes:
+            now = next((each for each in context.catalog.volumes() if each.id == volume.id), None)
+            if now is None or not context.is_served(now):
+                return False
+            at = context.engine.unneeded_rollback(volume.id)
+            if at is None:
+                return False
+            context.catalog.rollbacks.forget(volume.id, at)
+            context.engine.forget_rollback(volume.id, at)
+            return True
 
     def _drop_some(self) -> bool:
         """Drop some snapshots of the volume that has the most left; whether there were any."""

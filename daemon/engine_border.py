@@ -127,8 +127,11 @@ class EngineLike(CutEngine, Protocol):
     def checkpoint(self, volume: int) -> None:
         """Write checkpoints of a volume."""
 
+    def cover_rollbacks(self, volume: int) -> None:
+        """Write checkpoints if that lets a rollback be forgotten."""
+
     def unneeded_rollback(self, volume: int) -> int | None:
-        """The `at` of a rollback that makes no difference any more."""
+        """The `at` of a rollback that may be forgotten."""
 
     def forget_rollback(self, volume: int, at: int) -> int:
         """Forget it; bytes freed."""

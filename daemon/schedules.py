@@ -244,7 +244,11 @@ class Schedules:
             export = ""
             try:
                 with self._context.changes:
-                    members = self._snapshots.members(record)
+                    # Since the look above it may have been held, or deleted.
+                    now = {each.uuid: each for each in self._records(schedule)}.get(record.uuid)
+                    if now is None or not may_go(now):
+                        continue
+                    members = self._snapshots.members(now)
                     export = ", ".join(export_name(volume.name, each.name) for volume, each in members)
                     self._snapshots.delete_cut(members)
             except (SnapshotInUse, SnapshotHeld):

@@ -78,6 +78,9 @@ class Space:
         for volume in volumes:
             with contextlib.suppress(context.engine_error):  # it may be let go meanwhile
                 self._look(volume)
+                if self._may_drop(volume):
+                    with context.changes:
+                        self._ask_again(volume.id)
 
     def make_room(self, identity: int) -> None:
         """Answer a 'log-full' event (W1)."""
@@ -104,6 +107,7 @@ class Space:
         if volume is None or not context.is_served(volume):
             return False
         self._look(volume)
+        self._ask_again(identity)
         if not context.engine.space(identity)["starving"] or self._drop_one(volume):
             return True  # W3
         text = (
@@ -152,12 +156,18 @@ class Space:
         crossed = gauge.tell(time.monotonic(), used, size)
         if crossed is not None:
             self._warn(volume, crossed, used, size)
-        if volume.when_full == "keep-writing" and self._may_drop(volume):
+
+    def _ask_again(self, identity: int) -> None:
+        """Have the engine ask again if there is something to drop again. Under `changes`: policy, snapshots
+        and the engine must not change in between."""
+        context = self._context
+        volume = next((each for each in context.catalog.volumes() if each.id == identity), None)
+        if volume is not None and context.is_served(volume) and self._may_drop(volume):
             context.ask_when_full(volume)
 
     def _may_drop(self, volume: Volume) -> bool:
         """Whether the engine was told to ask no more, and could ask again."""
-        if volume.id not in self._context.refusing:
+        if volume.id not in self._context.refusing or volume.when_full != "keep-writing":
             return False
         records = self._droppable(volume)
         clients = self._context.clients()

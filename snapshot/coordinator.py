@@ -156,7 +156,11 @@ class Coordinator:
             }
             self._catalog.commit_snapshots(records, whole, rollbacks)
         except Exception as cause:
-            failed = self._undo(volumes, safety or "", cut, epochs)
+            # A commit that has failed may have been made all the same.
+            undone = [
+                _done(self._catalog.rollbacks.forget, volume.id, epochs[volume.id] + 1) for volume in volumes
+            ]
+            failed = self._undo(volumes, safety or "", cut, epochs) if all(undone) else ["the catalog"]  # S3
             raise CutFailed(volumes=_names(volumes), cause=cause, undo_failed_on=failed) from cause
         for volume in volumes:
             self._engine.roll_back(volume.id, rollbacks[volume.id].at, rollbacks[volume.id].to)

@@ -316,12 +316,14 @@ class Engine:
         """Close a device that no volume uses (else EngineError 'busy')."""
 
     def add_volume(self, spec: VolumeSpec) -> None:
-        """Take over a volume: recover its maps from its directory, serve its partitions. Not yet exported."""
+        """Take over a volume: recover its maps from its directory, serve its partitions. Not yet exported.
+        'corrupt' if the directory cannot be read back, or does not agree with the snapshots and rollbacks."""
 
     def grow_volume(self, spec: VolumeSpec) -> None:
         """Have a volume that is served be what this says: larger, by more extents of its last partition and
-        more partitions behind it, all else as it is. Its export shows that to those who connect from now on;
-        who is connected keeps the size that was agreed on, and snapshots keep theirs."""
+        more partitions behind it, all else as it is, its snapshots and rollbacks too ('invalid' else). Its
+        export shows that to those who connect from now on; who is connected keeps the size that was agreed
+        on, and snapshots keep theirs."""
 
     def remove_volume(self, volume: int) -> None:
         """Let go of a volume, durably; it must have no exports left (else 'busy')."""
@@ -352,7 +354,8 @@ class Engine:
         """Use of a volume's change logs; cheap, asks no processor."""
 
     def export(self, name: str, description: str, volume: int, epoch: int | None) -> None:
-        """Export a volume (epoch None) or its snapshot; it can be connected to at once."""
+        """Export a volume (epoch None) or its snapshot; it can be connected to at once. 'not-found' if there
+        is no such snapshot, 'busy' while a rollback of the volume is half done."""
 
     def unexport(self, name: str) -> None:
         """End an export; 'busy' while clients are connected to it. Unknown names are fine."""
@@ -364,29 +367,43 @@ class Engine:
         """Make one cut over these volumes. The epoch it ends is pending: settle, flush, commit or drop."""
 
     def settle(self, volume: int, epoch: int) -> None:
-        """Wait until every write that belongs to this epoch's snapshot has landed."""
+        """Wait until every write that belongs to this epoch's snapshot has landed, and the journals have the
+        cut. 'invalid' if no cut has ended this epoch; 'io' if a journal has no room: the snapshot must not be
+        committed then."""
 
     def flush(self, volume: int) -> None:
         """Make everything acknowledged so far durable: data first, then records with a commit mark."""
 
     def drop_snapshot(self, volume: int, epoch: int) -> int:
-        """Forget a snapshot (deleted, or never committed) and free what only it could see: bytes freed."""
+        """Forget a snapshot (deleted, or never committed) and free what only it could see: bytes freed. What is
+        not there is forgotten already. 'busy' if it has an export, or a clone was made from it or is being
+        made."""
 
     def drop_snapshots(self, volume: int, epochs: list[int]) -> int:
         """The same for several, with one sync for all: bytes freed."""
 
     def roll_back(self, volume: int, at: int, to: int) -> None:
         """The catalog says that the volume was rolled back to the snapshot of epoch `to`: do it, whatever the
-        size. Writes have gone into epoch `at` until now; the live volume has no export."""
+        size. Writes have gone into epoch `at` until now ('invalid' else); the live volume has no export
+        ('busy' else); `to` is a snapshot ('invalid' else).
+
+        'io' if a journal has no room for the record: some processors may have gone back then. It may be
+        called again, and `add_volume` does it; until then cuts, exports of the live volume and growth are
+        refused with 'busy'."""
 
     def checkpoint(self, volume: int) -> None:
         """Write checkpoints: nothing from before now is needed to read the volume back."""
 
+    def cover_rollbacks(self, volume: int) -> None:
+        """Write checkpoints if there is a rollback that nothing needs and that they do not cover."""
+
     def unneeded_rollback(self, volume: int) -> int | None:
-        """The `at` of a rollback that makes no difference any more, if there is one."""
+        """The `at` of a rollback that may be forgotten, if there is one: no snapshot needs it, and durable
+        checkpoints of all processors cover it."""
 
     def forget_rollback(self, volume: int, at: int) -> int:
-        """Forget it; checkpoints have been written since it was made. Bytes that only it has kept."""
+        """Forget a rollback that may be forgotten and that the catalog has forgotten: bytes that only it has
+        kept, which come back with the next flush. 'busy' for any other; nothing has changed then."""
 
     def snapshot_use(self, volume: int) -> VolumeUse:
         """What each snapshot of a volume holds, and what deleting it would free. What frozen maps have in

@@ -35,10 +35,15 @@ class SimGrowth:
         stored = self.volumes[volume].stored
         check(stored.epoch == at, "invalid", f"epoch {stored.epoch} is not {at}")
         check(to in stored.snapshots, "invalid", f"no epoch {to}")
+        live = [name for name, one in self._exports.items() if (one.volume, one.epoch) == (volume, None)]
+        check(not live, "busy", f"export {live} shows the live volume")
         stored.blocks, stored.epoch, stored.rolled_back = dict(stored.snapshots[to]), at + 1, at
 
     def checkpoint(self, volume: int) -> None:
         self._begin("checkpoint", volume)
+
+    def cover_rollbacks(self, volume: int) -> None:
+        self._begin("cover_rollbacks", volume)
 
     def unneeded_rollback(self, volume: int) -> int | None:
         self._begin("unneeded_rollback", volume)

@@ -34,6 +34,8 @@ pub struct Dropping {
     epochs: Vec<Epoch>,
     next_local: u32,
     freed_blocks: u64,
+    /// Whoever asked waits until what is freed can be used again.
+    waits: bool,
     answer: Sender<u64>,
 }
 
@@ -234,7 +236,8 @@ impl Share {
         Some((local, first, last, steps))
     }
 
-    /// Begins to drop snapshots, and what only the rollback at an epoch has kept, if one is named.
+    /// Begins to drop snapshots, and what only the rollback at an epoch has kept, if one is named: then the answer does not
+    /// wait for a sync.
     pub fn begin_drop(
         &mut self,
         mut epochs: Vec<Epoch>,
@@ -247,7 +250,7 @@ impl Share {
         }
         epochs.sort_unstable_by(|one, other| other.cmp(one));
         epochs.dedup();
-        Dropping { epochs, next_local: 0, freed_blocks: 0, answer }
+        Dropping { epochs, next_local: 0, freed_blocks: 0, waits: rollback.is_none(), answer }
     }
 
     /// Drops on for about a millisecond; gives back what is left to do.
@@ -286,7 +289,11 @@ impl Share {
         }
         self.count_waiting();
         let bytes = dropping.freed_blocks * BLOCK_SIZE;
-        self.dropped.push(Dropped { seq, bytes, answer: dropping.answer });
+        if dropping.waits {
+            self.dropped.push(Dropped { seq, bytes, answer: dropping.answer });
+        } else {
+            let _ = dropping.answer.send(bytes); // whoever asked may have gone
+        }
         self.ask_release(context);
         None
     }
