@@ -2,6 +2,9 @@
 //!
 //! Strategy          Writes (aligned and not), trims, zeroes, flushes, cuts, drops and restarts, with two devices and a
 //!                   small change log, so that slots are used again and run out.
+//!                   Rollbacks are forgotten as the daemon does it: checkpoints are written at one time, and what they
+//!                   cover is forgotten at another, with anything in between. With `POLYVOL_BUG=EarlyForget` (and the
+//!                   feature `simulator`) that is done wrong, which must be seen.
 //! Invariants        after each operation that changes something, a part of it is read back; after each cut, drop
 //!                   and restart, the live volume and every snapshot are compared whole. A write may fail only with
 //!                   ENOSPC, and then only its own blocks are unknown. Between every two of these, what differs is
@@ -39,6 +42,8 @@ enum Op {
     Cut,
     Drop(usize),
     RollBack { nth: usize, safety: bool, killed: bool },
+    Cover,
+    Forget { killed: bool },
     Grow,
     Extend,
     Restart { kill: bool },
@@ -64,6 +69,8 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         3 => (0usize..6).prop_map(Op::Drop),
         2 => (0usize..6, any::<bool>(), prop::bool::weighted(0.3))
             .prop_map(|(nth, safety, killed)| Op::RollBack { nth, safety, killed }),
+        1 => Just(Op::Cover),
+        2 => prop::bool::weighted(0.2).prop_map(|killed| Op::Forget { killed }),
         1 => Just(Op::Grow),
         1 => Just(Op::Extend),
         1 => any::<bool>().prop_map(|kill| Op::Restart { kill }),
@@ -89,6 +96,10 @@ struct Twin {
 
 impl Twin {
     fn new(mode: Mode) -> Twin {
+        #[cfg(feature = "simulator")]
+        if std::env::var("POLYVOL_BUG").is_ok_and(|bug| bug == "EarlyForget") {
+            polyvol_engine::deliberate::set(Some(polyvol_engine::deliberate::Bug::EarlyForget));
+        }
         let mut random = [0u8; 8];
         std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom").unwrap(), &mut random)
             .unwrap();
@@ -270,14 +281,16 @@ impl Twin {
                 self.engine().exports.remove(&format!("v@{epoch}")).unwrap();
                 self.snapshots.remove(&epoch);
                 self.engine().drop_snapshot(VOLUME, epoch).unwrap();
-                if epoch % 2 == 0 {
-                    self.forget_rollbacks();
-                }
                 self.check();
             }
             Op::RollBack { nth, safety, killed } => {
                 let Some(epoch) = self.snapshots.keys().nth(nth).copied() else { return };
                 self.roll_back(epoch, safety, killed);
+                self.check();
+            }
+            Op::Cover => self.engine().cover_rollbacks(VOLUME).unwrap(),
+            Op::Forget { killed } => {
+                self.forget_rollbacks(killed);
                 self.check();
             }
             Op::Grow => self.grow(),
@@ -332,10 +345,14 @@ impl Twin {
         self.caller = Some(Caller::new(self.engine().exports.attach("v").unwrap()));
     }
 
-    fn forget_rollbacks(&mut self) {
+    /// Perhaps with a kill between the catalog and the engine.
+    fn forget_rollbacks(&mut self, killed: bool) {
         while let Some(at) = self.engine().unneeded_rollback(VOLUME).unwrap() {
-            self.engine().checkpoint(VOLUME).unwrap();
             self.rollbacks.retain(|(rollback, _, _)| rollback.at != at);
+            if killed {
+                self.stop(true);
+                return self.start();
+            }
             self.engine().forget_rollback(VOLUME, at).unwrap();
         }
     }

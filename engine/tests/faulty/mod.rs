@@ -10,7 +10,7 @@ use polyvol_engine::system::mapping::Mapping;
 use polyvol_engine::system::pool::Pool;
 use polyvol_engine::system::{Cached, Driven, Driving, File, Result, System, Urgency};
 
-/// What fails: the end of a file's name, and the call.
+/// What fails: the end of a file's name, and the call; a `rename` waits instead, as long as its rule is there.
 pub type Rules = Arc<Mutex<BTreeSet<(&'static str, &'static str)>>>;
 
 /// See the module's head.
@@ -21,6 +21,12 @@ pub struct Faulty {
 }
 
 impl Faulty {
+    fn ruled(&self, path: &Path, call: &str) -> bool {
+        let rules = self.rules.lock().unwrap();
+        let path = path.to_string_lossy();
+        rules.iter().any(|(name, forbidden)| *forbidden == call && path.ends_with(name))
+    }
+
     fn wrap(&self, path: &Path, file: Arc<dyn File>) -> Arc<dyn File> {
         Arc::new(FaultyFile { path: path.to_owned(), file, rules: Arc::clone(&self.rules) })
     }
@@ -90,9 +96,15 @@ impl System for Faulty {
         Ok(self.wrap(path, Linux.open(path, writable)?))
     }
     fn create(&self, path: &Path) -> Result<Arc<dyn File>> {
+        if self.ruled(path, "create") {
+            return Err(Errno::ENOSPC);
+        }
         Ok(self.wrap(path, Linux.create(path)?))
     }
     fn rename(&self, from: &Path, to: &Path) -> Result<()> {
+        while self.ruled(to, "rename") {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
         Linux.rename(from, to)
     }
     fn remove(&self, path: &Path) -> Result<()> {
