@@ -67,10 +67,10 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         1 => Just(Op::Flush),
         4 => Just(Op::Cut),
         3 => (0usize..6).prop_map(Op::Drop),
-        2 => (0usize..6, any::<bool>(), prop::bool::weighted(0.3))
+        3 => (0usize..6, any::<bool>(), prop::bool::weighted(0.3))
             .prop_map(|(nth, safety, killed)| Op::RollBack { nth, safety, killed }),
         1 => Just(Op::Cover),
-        2 => prop::bool::weighted(0.2).prop_map(|killed| Op::Forget { killed }),
+        3 => any::<bool>().prop_map(|killed| Op::Forget { killed }),
         1 => Just(Op::Grow),
         1 => Just(Op::Extend),
         1 => any::<bool>().prop_map(|kill| Op::Restart { kill }),

@@ -39,6 +39,13 @@ pub struct Frozen {
 /// Set in, or taken out of, the sequence number of a map that has changed without a record.
 const HOLLOWED: u64 = 1 << 63;
 
+impl Map {
+    /// The number of the latest record that has changed it.
+    pub fn recorded_seq(&self) -> u64 {
+        self.write_seq & !HOLLOWED
+    }
+}
+
 /// See the module's head.
 #[derive(Clone, Debug)]
 pub struct Versions {

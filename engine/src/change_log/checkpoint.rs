@@ -236,6 +236,13 @@ fn read_input(
     if !possible(epoch) {
         return Err("its epoch cannot be".into());
     }
+    let maps = partitions.iter().flat_map(|(_, versions)| maps(versions));
+    for (last_epoch, map) in maps {
+        let later = last_epoch >= epoch && last_epoch != Epoch::MAX;
+        if later || map.recorded_seq() >= header.first_seq {
+            return Err("a map in it is of later than the checkpoint".into());
+        }
+    }
     let contents = Contents { first_seq: header.first_seq, epoch, partitions };
     Ok((header, contents))
 }

@@ -22,6 +22,7 @@ use crate::limits;
 use crate::system::linux::Linux;
 use crate::units::Epoch;
 
+mod agreement;
 mod failed_sync;
 mod segments;
 mod slots;
@@ -282,6 +283,7 @@ fn a_mark_that_came_to_the_disk_before_its_records_is_harmless() {
 fn records_that_a_checkpoint_covers_may_be_missing() {
     let scratch = Scratch::new();
     ten_records(&scratch);
+    lose_record(&scratch, 8);
     let all = back(&scratch, 1, &[]).unwrap();
     let identity = scratch.identity(1);
     let contents =

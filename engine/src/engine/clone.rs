@@ -53,6 +53,9 @@ impl Engine {
         if 1 << volume.geometry.partition_shift != spec.partition_size {
             return Err(wrong(ErrorKind::Invalid, "has partitions of another size"));
         }
+        if volume.size_at(epoch) > spec.size {
+            return Err(wrong(ErrorKind::Invalid, "has a larger snapshot of this epoch"));
+        }
         // As soon as a snapshot's writes have landed, its maps stay as they are.
         let cut = epoch < volume.epoch.load(Ordering::Acquire);
         let maps = if cut { self.maps_at(&volume, epoch)? } else { None };

@@ -1,0 +1,154 @@
+//! What is read of older journals' rollbacks, and what of a journal and a catalog does not fit together.
+
+use super::*;
+use crate::block_map::history::Rollback;
+use crate::change_log::format::{FORMAT_VERSION, HEADER_BYTES};
+
+const S: Epoch = 1;
+const ROLLBACK: Rollback = Rollback { at: 3, to: S };
+
+/// A segment's records: kind, epoch, and the slot of block 0, or what the place says.
+type Records = [(RecordKind, Epoch, u64)];
+
+const MAP: RecordKind = RecordKind::Map;
+const CUT: RecordKind = RecordKind::Cut;
+const BACK: RecordKind = RecordKind::Rollback;
+
+/// A journal of one segment of this format version.
+fn write(version: u32, records: &Records) -> Scratch {
+    let scratch = Scratch::new();
+    let identity = scratch.identity(1);
+    let header = Header {
+        version,
+        volume_uuid: identity.volume_uuid,
+        boot_id: identity.boot_id,
+        processor: identity.processor,
+        number: 1,
+        first_seq: 1,
+        incarnation: 7,
+    };
+    let mut bytes = header.encode(JOURNAL_MAGIC).to_vec();
+    bytes.resize(HEADER_BYTES, 0);
+    for (seq, (kind, epoch, place)) in (1..).zip(records.iter().copied()) {
+        let (place, sums, blocks) = match kind {
+            RecordKind::Map => (Place::slot(1, place).raw(), vec![0], 0),
+            RecordKind::Cut => (place, Vec::new(), 0),
+            RecordKind::Rollback => (place, Vec::new(), BLOCKS),
+        };
+        let partition = if kind == RecordKind::Map { 4 } else { blocks };
+        let count = sums.len() as u32;
+        let record = Record { kind, seq, epoch, partition, first: 0, count, place };
+        let mut out = vec![0; record_bytes(sums.len())];
+        record.encode(&sums, 7, &mut out);
+        bytes.extend(out);
+    }
+    std::fs::write(identity.segment_path(1), bytes).unwrap();
+    scratch
+}
+
+fn told(rollbacks: &[Rollback], reached: Epoch) -> Told {
+    Told {
+        history: History::new(vec![S], rollbacks.to_vec()).unwrap(),
+        sizes: rollbacks.iter().map(|_| u64::from(BLOCKS)).collect(),
+        reached,
+    }
+}
+
+fn read(scratch: &Scratch, told: &Told) -> Result<Recovered> {
+    recover(&scratch.identity(1), told, |partition| (partition == 4).then(|| Shape::whole(BLOCKS)))
+}
+
+fn refused(version: u32, records: &Records, rollbacks: &[Rollback], why: &str) {
+    let error = read(&write(version, records), &told(rollbacks, 0)).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Corrupt);
+    assert!(error.what.contains(why), "{error}");
+}
+
+fn live(recovered: &Recovered) -> Place {
+    recovered.partitions[&4].live.place(0)
+}
+
+#[test]
+fn a_journal_of_version_1_has_a_cut_where_the_volume_was_rolled_back() {
+    let before = [(MAP, 1, 10), (CUT, S, 0), (MAP, 2, 20), (CUT, 2, 0), (CUT, 3, 0)];
+    let recovered = read(&write(1, &before), &told(&[ROLLBACK], 0)).unwrap();
+    assert_eq!((live(&recovered), recovered.redone, recovered.epoch), (Place::slot(1, 10), 1, 4));
+    let after: Vec<_> = before.into_iter().chain([(CUT, 4, 0)]).collect();
+    let recovered = read(&write(1, &after), &told(&[ROLLBACK], 9)).unwrap();
+    assert_eq!((live(&recovered), recovered.redone, recovered.epoch), (Place::slot(1, 10), 0, 5));
+    // The catalog alone knew of it.
+    let recovered = read(&write(1, &after), &told(&[], 0)).unwrap();
+    assert_eq!(live(&recovered), Place::slot(1, 20));
+}
+
+#[test]
+fn a_journal_says_where_the_volume_was_rolled_back_to() {
+    let records =
+        [(MAP, 1, 10), (CUT, S, 0), (MAP, 2, 20), (CUT, 2, 0), (BACK, 3, S), (MAP, 4, 40)];
+    let recovered = read(&write(FORMAT_VERSION, &records[..5]), &told(&[ROLLBACK], 4)).unwrap();
+    assert_eq!((live(&recovered), recovered.redone, recovered.epoch), (Place::slot(1, 10), 0, 4));
+    let recovered = read(&write(FORMAT_VERSION, &records), &told(&[ROLLBACK], 4)).unwrap();
+    assert_eq!((live(&recovered), recovered.redone), (Place::slot(1, 40), 0));
+    assert_eq!(recovered.partitions[&4].at(S).0.place(0), Place::slot(1, 10));
+    // Not told: it is done again.
+    let recovered = read(&write(FORMAT_VERSION, &records[..4]), &told(&[ROLLBACK], 3)).unwrap();
+    assert_eq!((live(&recovered), recovered.redone, recovered.epoch), (Place::slot(1, 10), 1, 4));
+    refused(FORMAT_VERSION, &records, &[], "does not have this rollback");
+    let other = Rollback { to: 2, ..ROLLBACK };
+    refused(FORMAT_VERSION, &records, &[other], "differently");
+    let more = [ROLLBACK, Rollback { at: 4, to: S }];
+    let beyond = [&records[..], &[(MAP, 5, 50)]].concat();
+    refused(FORMAT_VERSION, &beyond, &more, "no record says that the volume was rolled back");
+    refused(
+        FORMAT_VERSION,
+        &beyond,
+        &[Rollback { at: 2, to: S }, ROLLBACK],
+        "a snapshot ended epoch 2",
+    );
+    let mut smaller = told(&[ROLLBACK], 0);
+    smaller.sizes = vec![u64::from(BLOCKS) - 1];
+    assert!(read(&write(FORMAT_VERSION, &records), &smaller).is_err());
+}
+
+#[test]
+fn epochs_do_not_end_twice_nor_come_back_after_a_rollback() {
+    let before = [(MAP, 1, 10), (CUT, S, 0), (CUT, 2, 0), (BACK, 3, S)];
+    let then = |record| [&before[..], &[record]].concat();
+    for epoch in 1..=3 {
+        let records = then((MAP, epoch, 20));
+        refused(FORMAT_VERSION, &records, &[ROLLBACK], "which a rollback has ended");
+        let records = then((CUT, epoch, 0));
+        refused(FORMAT_VERSION, &records, &[ROLLBACK], "which a rollback has ended");
+    }
+    let old = [(MAP, 1, 10), (CUT, S, 0), (CUT, 2, 0), (CUT, 3, 0), (MAP, 4, 40), (MAP, 3, 30)];
+    refused(1, &old, &[ROLLBACK], "which a rollback has ended");
+    refused(FORMAT_VERSION, &[(CUT, 2, 0), (CUT, 2, 0)], &[], "which had ended");
+    refused(FORMAT_VERSION, &[(CUT, 2, 0), (CUT, 1, 0)], &[], "which had ended");
+    refused(FORMAT_VERSION, &[(CUT, 0, 0)], &[], "its epoch cannot be");
+    // A write that had begun before a cut may land after it.
+    let late = [(MAP, 1, 10), (CUT, S, 0), (MAP, 1, 20)];
+    assert_eq!(read(&write(FORMAT_VERSION, &late), &told(&[], 2)).unwrap().replayed, 3);
+}
+
+#[test]
+fn a_journal_that_ends_before_the_catalogs_last_snapshot_is_refused() {
+    let records = [(MAP, 1, 10), (CUT, S, 0)];
+    assert!(read(&write(FORMAT_VERSION, &records), &told(&[], 2)).is_ok());
+    let error = read(&write(FORMAT_VERSION, &records[..1]), &told(&[], 2)).unwrap_err();
+    assert!(error.what.contains("older than the catalog"), "{error}");
+    // Of a cut whose record could not be appended version 1 said nothing.
+    assert!(read(&write(1, &records[..1]), &told(&[], 2)).is_ok());
+}
+
+#[test]
+fn a_checkpoint_has_no_map_of_later_than_itself() {
+    for (first_seq, epoch) in [(42, 2), (9, 4), (3, 4)] {
+        let scratch = Scratch::new();
+        let contents = Contents { first_seq, epoch, partitions: vec![(4, versions())] };
+        let path = scratch.0.join("checkpoint");
+        checkpoint::write(&path, &scratch.identity(1), 3, contents).unwrap();
+        let read = checkpoint::read(&std::fs::read(&path).unwrap(), |_| Some(BLOCKS));
+        let later = "a map in it is of later than the checkpoint".to_owned();
+        assert_eq!(read.unwrap_err(), checkpoint::Bad::Corrupt(later));
+    }
+}
