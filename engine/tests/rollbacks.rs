@@ -331,6 +331,7 @@ fn what_a_call_needs_of_its_caller_is_checked() {
 fn a_catalog_that_does_not_have_a_rollback_of_the_journal_is_refused() {
     let mut world = World::new();
     world.write(1);
+    let older = world.snapshot();
     let s = world.snapshot();
     world.write(2);
     let rollback = world.roll_back(s);
@@ -340,10 +341,10 @@ fn a_catalog_that_does_not_have_a_rollback_of_the_journal_is_refused() {
     assert!(said.contains("does not have this rollback"), "{said}");
     assert!(said.contains("p000-0000000001.journal") || said.contains("p001-0000000001.journal"));
     // Another place, another size.
-    world.rollbacks = vec![Rollback { to: s - 1, ..rollback }];
+    world.rollbacks = vec![Rollback { to: older, ..rollback }];
     assert!(world.refused().contains("has this rollback differently"));
     // One more, where the journal has a cut.
-    world.rollbacks = vec![Rollback { at: s, to: s - 1 }, rollback];
+    world.rollbacks = vec![Rollback { at: s, to: older }, rollback];
     assert!(world.refused().contains("but the catalog says that a rollback did"));
     world.rollbacks = right;
     world.start().unwrap();

@@ -93,6 +93,8 @@ class SimWorld:
         """Volumes with writes that wait for room."""
         self.hold: dict[str, threading.Event] = {}
         """Call name -> an event that the call waits for, as for a slow disk."""
+        self.unneeded: dict[int, list[int]] = {}
+        """The rollbacks that may be forgotten, by volume."""
         self.clock: Callable[[], int] = time.time_ns
         """The instant of a cut."""
 

@@ -14,6 +14,7 @@ class SimGrowth:
     processors: int
     devices: dict[int, int]
     volumes: dict[int, Any]
+    world: Any
     _exports: dict[str, Any]
 
     def _begin(self, name: str, *arguments: object) -> None:
@@ -47,10 +48,12 @@ class SimGrowth:
 
     def unneeded_rollback(self, volume: int) -> int | None:
         self._begin("unneeded_rollback", volume)
-        return None
+        return next(iter(self.world.unneeded.get(volume, [])), None)
 
     def forget_rollback(self, volume: int, at: int) -> int:
         self._begin("forget_rollback", volume, at)
+        check(at in self.world.unneeded.get(volume, []), "busy", f"the rollback at {at} is needed")
+        self.world.unneeded[volume].remove(at)
         return 0
 
     def disconnect(self, export: str) -> None:

@@ -52,6 +52,29 @@ def test_an_unknown_name_is_refused_before_anything_changes(many: Daemon) -> Non
     assert names(many) == before
 
 
+def test_a_rollback_is_forgotten_under_the_lock_and_covered_without_it(many: Daemon) -> None:
+    many.ok("snapshot", "rollback", "v@a", "--no-safety")
+    many.ok("snapshot", "rollback", "v@a", "--no-safety")
+    context = many.service.deletions._context  # noqa: SLF001 - who holds its lock is the question
+    volume = context.find_volume("v").id
+    one, two = (rollback.at for rollback in context.catalog.rollbacks.of(volume))
+    many.world.unneeded[volume] = [one]
+    seen: dict[str, tuple[bool, list[int]]] = {}
+    noted = many.world.called
+
+    def called(name: str, *arguments: object) -> None:
+        rollbacks = [rollback.at for rollback in context.catalog.rollbacks.of(volume)]
+        seen.setdefault(name, (context.changes.locked(), rollbacks))
+        noted(name, *arguments)
+
+    many.world.called = called  # type: ignore[method-assign]
+    many.ok("snapshot", "delete", "v@nothing*", "--no-wait")  # wakes the thread
+    wait_until(lambda: many.world.unneeded[volume] == [], "the rollback is forgotten")
+    assert seen["cover_rollbacks"] == (False, [one, two])
+    assert seen["unneeded_rollback"] == (True, [one, two])
+    assert seen["forget_rollback"] == (True, [two])  # the catalog comes first
+
+
 def test_a_deletion_goes_on_in_the_background_and_after_a_restart(many: Daemon) -> None:
     many.world.hold["drop_snapshots"] = slow = threading.Event()
     assert many.ok("snapshot", "delete", "v@auto-*", "--no-wait") == "volume v: 100 snapshots deleted\n"

@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 
+from polyvol.daemon import schedules
+from polyvol.daemon.group_requests import HoldChange
 from polyvol.daemon.service import Service
-from polyvol.snapshot.retention import Keep, kept
+from polyvol.mapping.records import SnapshotRecord
+from polyvol.snapshot.retention import Keep, kept, may_go
 from polyvol.snapshot.timing import SECOND_NS
 from tests.support.sim_engine import SimWorld
 from tests.unit.conftest import Daemon
@@ -137,6 +140,26 @@ def test_a_plan_changes_nothing_and_counts_what_is_there(daemon: Timed) -> None:
     assert daemon.json("schedule", "list") == []
     text = daemon.ok(*arguments, "--dry-run")
     assert "2026-11-23T02:00:00" in text
+
+
+def test_what_is_held_as_it_is_about_to_go_stays(daemon: Timed, monkeypatch: pytest.MonkeyPatch) -> None:
+    daemon.ok("schedule", "add", "v", "--every", "1h", "--keep", "last=1")
+    daemon.move(60 * MINUTE)
+    oldest = daemon.names()[0]
+    looked: list[str] = []
+
+    def look(record: SnapshotRecord) -> bool:
+        goes = may_go(record)
+        if not looked:  # another thread comes in between
+            looked.append(record.name)
+            daemon.service.groups.hold("v", record.name, HoldChange(tag="mine"))
+        return goes
+
+    monkeypatch.setattr(schedules, "may_go", look)
+    daemon.move(60 * MINUTE)
+    assert looked == [oldest]
+    assert daemon.names()[0] == oldest
+    assert not daemon.warnings()
 
 
 def test_what_is_held_or_made_by_hand_is_never_touched(daemon: Timed) -> None:

@@ -1,6 +1,7 @@
 """The coordinator: the order of a cut, and what a failure at each step leaves behind."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -128,6 +129,25 @@ def test_what_cannot_be_undone_is_named(bench: Bench) -> None:
         bench.coordinator.take(bench.volumes, "s")
     assert failed.value.undo_failed_on == ("b",)
     assert bench.catalog.all_snapshots() == []
+
+
+def test_a_rollback_whose_commit_was_made_and_has_failed_is_taken_back(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = bench.coordinator.take(bench.volumes, "s")
+    commit = bench.catalog.commit_snapshots
+
+    def made_and_failed(*arguments: Any) -> None:
+        commit(*arguments)
+        raise OSError("the answer was lost")
+
+    monkeypatch.setattr(bench.catalog, "commit_snapshots", made_and_failed)
+    with pytest.raises(CutFailed) as failed:
+        bench.coordinator.roll_back(list(zip(bench.volumes, records, strict=True)), "before")
+    assert failed.value.undo_failed_on == ()
+    assert bench.catalog.rollbacks.volumes() == []
+    assert {each.name for each in bench.catalog.all_snapshots()} == {"s"}
+    assert bench.epochs() == [1, 1]
 
 
 def test_an_epoch_is_kept_while_the_catalog_may_know_it(
