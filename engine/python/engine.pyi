@@ -375,8 +375,8 @@ class Engine:
         """Make everything acknowledged so far durable: data first, then records with a commit mark."""
 
     def drop_snapshot(self, volume: int, epoch: int) -> int:
-        """Forget a snapshot (deleted, or never committed) and free what only it could see: bytes freed. What is
-        not there is forgotten already. 'busy' if it has an export, or a clone was made from it or is being
+        """Forget a snapshot (deleted, or never committed) and free what only it could see: bytes freed. What
+        is not there is forgotten already. 'busy' if it has an export, or a clone was made from it or is being
         made."""
 
     def drop_snapshots(self, volume: int, epochs: list[int]) -> int:

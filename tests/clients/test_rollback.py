@@ -1,11 +1,16 @@
 """Rollback: a volume becomes what a snapshot shows, at once, whoever must be disconnected for that."""
 
+import contextlib
+import sqlite3
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.support import nbd
 from tests.support.daemon import Daemon
+from tests.support.proc import Argument, Background, wait_until
 
 BLOCK = 4096
 SIZE = 64 << 20
@@ -107,3 +112,98 @@ def test_a_group_goes_back_as_a_whole(daemon: Daemon) -> None:
     shown = daemon.json("snapshot", "show", "@g@before-both")
     assert [member["volume"] for member in shown["members"]] == ["a", "b"]
     assert [first(daemon, f"{volume}@before-both") for volume in ("a", "b")] == [2, 2]
+
+
+def rollbacks(daemon: Daemon) -> list[tuple[int, int]]:
+    """The rollbacks in the catalog: epoch, target."""
+    connection = sqlite3.connect(f"file:{daemon.state_dir / 'catalog.db'}?mode=ro", uri=True)
+    try:
+        return list(connection.execute("SELECT at, to_epoch FROM rollback ORDER BY at"))
+    finally:
+        connection.close()
+
+
+@contextlib.contextmanager
+def slow_renames(daemon: Daemon, log: Path) -> Iterator[None]:
+    """Each rename of the daemon takes most of a second."""
+    calls = "rename,renameat,renameat2"
+    inject = f"inject={calls}:delay_enter=700000"
+    options: list[Argument] = ["-f", "-qq", "-p", daemon.pid, "-e", f"trace={calls}", "-e", inject]
+    with Background("strace", *options, log=log) as tracer:
+        status = Path(f"/proc/{daemon.pid}/status")
+        tracer.wait_until(lambda: "TracerPid:\t0\n" not in status.read_text(), "strace has the daemon")
+        yield
+
+
+@pytest.mark.slow
+def test_a_rollback_while_a_checkpoint_is_written_is_not_forgotten_with_those_before(
+    daemon: Daemon, tmp_path: Path
+) -> None:
+    def roll_back() -> None:
+        body = {"safety": False}
+        daemon.api.post("volumes", "v", "snapshots", "s", "rollback", body=body)
+
+    def wake() -> None:
+        daemon.api.post("volumes", "v", "deletions", body={"names": ["nothing*"]})
+
+    def shown() -> dict[str, bytes]:
+        return {name: nbd.read_all(daemon.uri(name)) for name in ("v", "v@s", *later)}
+
+    later: list[str] = []
+    daemon.ok("volume", "create", "v", "--size", "2M", "--processors", "1")
+    fill(daemon, "v", 1, 2 << 20)
+    daemon.ok("snapshot", "create", "v", "--name", "first")
+    with nbd.connect(daemon.uri("v")) as handle:
+        handle.pwrite(bytes([2]) * BLOCK, 400 * BLOCK)  # keeps its chunk from being punched
+    daemon.ok("snapshot", "create", "v", "--name", "s")
+    fill(daemon, "v", 3, 8 * BLOCK)
+    roll_back()
+    one = rollbacks(daemon)
+    fill(daemon, "v", 4, 64 * BLOCK)
+    with slow_renames(daemon, tmp_path / "strace.log"):
+        wake()
+        wait_until(lambda: any(daemon.state_dir.glob("volumes/*/*.checkpoint.new")), "a checkpoint")
+        roll_back()
+        two = [each for each in rollbacks(daemon) if each not in one]
+        wait_until(lambda: one[0] not in rollbacks(daemon), "the first rollback is forgotten")
+    daemon.ok("snapshot", "create", "v", "--name", "after")
+    later.append("v@after")
+    expected = shown()
+    assert expected["v"] == expected["v@s"] == expected["v@after"]
+    daemon.kill()
+    daemon.restart()
+    assert shown() == expected
+    assert rollbacks(daemon) == two
+    # What was made since is covered by a checkpoint of its own, and then it is forgotten.
+    wake()
+    wait_until(lambda: rollbacks(daemon) == [], "the second rollback is forgotten")
+    daemon.kill()
+    daemon.restart()
+    assert shown() == expected
+
+
+def test_a_catalog_without_a_rollback_that_the_journal_has_is_not_served(daemon: Daemon) -> None:
+    daemon.ok("volume", "create", "v", "--size", "2M", "--processors", "1")
+    fill(daemon, "v", 1)
+    daemon.ok("snapshot", "create", "v", "--name", "s")
+    fill(daemon, "v", 2)
+    daemon.ok("snapshot", "rollback", "v@s")
+    daemon.kill()
+    kept = rollbacks(daemon)
+    with sqlite3.connect(daemon.state_dir / "catalog.db") as connection:
+        row = connection.execute("SELECT * FROM rollback").fetchone()
+        connection.execute("DELETE FROM rollback")
+    connection.close()
+    checked = daemon.cli("check", "--state-dir", daemon.state_dir)
+    assert "does not have this rollback" in checked.out + checked.err, checked
+    daemon.start()
+    volume = daemon.volume("v")
+    assert volume["state"] == "not-served"
+    assert "does not have this rollback" in volume["reason"], volume["reason"]
+    daemon.stop()
+    with sqlite3.connect(daemon.state_dir / "catalog.db") as connection:
+        connection.execute(f"INSERT INTO rollback VALUES ({', '.join('?' * len(row))})", row)
+    connection.close()
+    daemon.start()
+    assert rollbacks(daemon) == kept
+    assert [first(daemon, name) for name in ("v", "v@s", "v@before-s")] == [1, 1, 2]

@@ -55,7 +55,7 @@ def test_an_unknown_name_is_refused_before_anything_changes(many: Daemon) -> Non
 def test_a_rollback_is_forgotten_under_the_lock_and_covered_without_it(many: Daemon) -> None:
     many.ok("snapshot", "rollback", "v@a", "--no-safety")
     many.ok("snapshot", "rollback", "v@a", "--no-safety")
-    context = many.service.deletions._context  # noqa: SLF001 - who holds its lock is the question
+    context = many.service.deletions._context
     volume = context.find_volume("v").id
     one, two = (rollback.at for rollback in context.catalog.rollbacks.of(volume))
     many.world.unneeded[volume] = [one]
