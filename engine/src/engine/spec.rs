@@ -135,36 +135,8 @@ pub fn check(spec: &VolumeSpec) -> Result<()> {
     if spec.source.is_some_and(|(volume, epoch)| volume >= spec.id || epoch == 0) {
         return wrong("it cannot be made from what came after it".to_owned());
     }
-    let larger = |one: &(Epoch, u64), other: &(Epoch, u64)| one.0 < other.0 && one.1 > other.1;
-    if spec.bounds.iter().any(|one| spec.bounds.iter().any(|other| larger(one, other))) {
-        return wrong("an older snapshot is larger than a later one".to_owned());
-    }
-    if spec.bounds.iter().any(|(epoch, bytes)| {
-        *epoch == 0 || *bytes > spec.size || !bytes.is_multiple_of(BLOCK_SIZE)
-    }) {
-        return wrong("its snapshots cannot be of these sizes".to_owned());
-    }
-    if spec.snapshots.windows(2).any(|pair| pair[0].0 >= pair[1].0) {
-        return wrong("its snapshots are not in order of epoch".to_owned());
-    }
-    if !possible(spec.next_epoch) || spec.snapshots.first().is_some_and(|(epoch, _)| *epoch == 0) {
-        return wrong("its epochs cannot be".to_owned());
-    }
-    if spec.snapshots.last().is_some_and(|(epoch, _)| *epoch >= spec.next_epoch) {
-        return wrong("its next epoch is not above its snapshots'".to_owned());
-    }
-    let epochs = spec.snapshots.iter().map(|(epoch, _)| *epoch).collect();
-    let rollbacks: Vec<Rollback> = spec.rollbacks.iter().map(|(rollback, _)| *rollback).collect();
-    let ahead = rollbacks.last().is_some_and(|last| last.at >= spec.next_epoch);
-    let history = History::new(epochs, rollbacks);
-    let back = spec.rollbacks.iter().all(|(one, _)| (1..one.at).contains(&one.to));
-    if history.is_none() || ahead || !back {
-        return wrong("its rollbacks are not in order".to_owned());
-    }
-    let sizes: Vec<u64> = spec.rollbacks.iter().map(|(_, size)| *size).chain([spec.size]).collect();
-    let whole = sizes.iter().all(|size| *size > 0 && size.is_multiple_of(BLOCK_SIZE));
-    if !whole || !sizes.is_sorted() {
-        return wrong("it cannot have been of these sizes when it was rolled back".to_owned());
+    if let Some(what) = wrong_history(spec) {
+        return wrong(what.to_owned());
     }
     let known = |number: &u16| spec.logs.iter().any(|(other, _)| other == number);
     let named = spec.snapshots.iter().filter_map(|(_, log)| log.as_ref());
@@ -172,4 +144,40 @@ pub fn check(spec: &VolumeSpec) -> Result<()> {
         return wrong(format!("it has no change log {number}"));
     }
     Ok(())
+}
+
+/// What makes no sense of its snapshots and rollbacks.
+fn wrong_history(spec: &VolumeSpec) -> Option<&'static str> {
+    let larger = |one: &(Epoch, u64), other: &(Epoch, u64)| one.0 < other.0 && one.1 > other.1;
+    if spec.bounds.iter().any(|one| spec.bounds.iter().any(|other| larger(one, other))) {
+        return Some("an older snapshot is larger than a later one");
+    }
+    if spec.bounds.iter().any(|(epoch, bytes)| {
+        *epoch == 0 || *bytes > spec.size || !bytes.is_multiple_of(BLOCK_SIZE)
+    }) {
+        return Some("its snapshots cannot be of these sizes");
+    }
+    if spec.snapshots.windows(2).any(|pair| pair[0].0 >= pair[1].0) {
+        return Some("its snapshots are not in order of epoch");
+    }
+    if !possible(spec.next_epoch) || spec.snapshots.first().is_some_and(|(epoch, _)| *epoch == 0) {
+        return Some("its epochs cannot be");
+    }
+    if spec.snapshots.last().is_some_and(|(epoch, _)| *epoch >= spec.next_epoch) {
+        return Some("its next epoch is not above its snapshots'");
+    }
+    let epochs = spec.snapshots.iter().map(|(epoch, _)| *epoch).collect();
+    let rollbacks: Vec<Rollback> = spec.rollbacks.iter().map(|(rollback, _)| *rollback).collect();
+    let ahead = rollbacks.last().is_some_and(|last| last.at >= spec.next_epoch);
+    let history = History::new(epochs, rollbacks);
+    let back = spec.rollbacks.iter().all(|(one, _)| (1..one.at).contains(&one.to));
+    if history.is_none() || ahead || !back {
+        return Some("its rollbacks are not in order");
+    }
+    let sizes: Vec<u64> = spec.rollbacks.iter().map(|(_, size)| *size).chain([spec.size]).collect();
+    let whole = sizes.iter().all(|size| *size > 0 && size.is_multiple_of(BLOCK_SIZE));
+    if !whole || !sizes.is_sorted() {
+        return Some("it cannot have been of these sizes when it was rolled back");
+    }
+    None
 }

@@ -164,14 +164,13 @@ impl Engine {
     ) -> Result<()> {
         let hunger = Arc::new(Hunger::default());
         let durable = all_devices(&found[0].0.identity, &geometry, &space, &hunger);
-        let epoch = found.iter().map(|(_, (one, _))| one.epoch).fold(spec.next_epoch, Epoch::max);
+        let (epoch, checkpoints) = epochs(&found, &spec);
         let replayed = found.iter().any(|(_, (one, _))| one.replayed > 0);
         let flusher = Arc::new(Flusher::start(&self.system, &spec.name, Arc::clone(&durable))?);
-        let checkpoints: Vec<_> = found.iter().map(|(_, (one, _))| one.checkpoint_epoch).collect();
         let begun = begin_all(found, &geometry, &space, &spec, epoch)?;
-        for (intake, journal, ..) in &begun {
+        begun.iter().for_each(|(intake, journal, ..)| {
             durable.add_journal(journal.shared(), &intake.share.queue, number);
-        }
+        });
         let bad = Arc::new(BadBlocks::new(Arc::clone(&self.system)));
         space.logs().iter().for_each(|log| space.open(log, log.slots.used()));
         let made =
@@ -362,6 +361,13 @@ fn mark_slots(
     let mut slots = Slots::default();
     slots.take_marked(marks).map_err(|place| bad(place, String::new()))?;
     Ok(slots)
+}
+
+/// The epoch of new writes, and that of each processor's checkpoint.
+fn epochs(found: &[Found], spec: &VolumeSpec) -> (Epoch, Vec<Epoch>) {
+    let recovered = || found.iter().map(|(_, (one, _))| one);
+    let epoch = recovered().map(|one| one.epoch).fold(spec.next_epoch, Epoch::max);
+    (epoch, recovered().map(|one| one.checkpoint_epoch).collect())
 }
 
 /// Begins everywhere; slots that an older map may refer to are held until all of this is durable (P3).

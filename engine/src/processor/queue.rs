@@ -54,6 +54,9 @@ pub struct Part {
     pub cold: bool,
 }
 
+/// How something has ended that a processor was told to do.
+pub type Ended = std::result::Result<(), Errno>;
+
 /// What a processor is told by the engine.
 pub enum Control {
     /// Serve a volume.
@@ -65,7 +68,7 @@ pub enum Control {
     /// Last step of a cut: advance the epoch and start writes again.
     CutGo(Arc<Cut>),
     /// Say when the writes of this epoch and earlier ones have landed, and whether the journal has its end.
-    Settle(u32, Epoch, Sender<std::result::Result<(), Errno>>),
+    Settle(u32, Epoch, Sender<Ended>),
     /// Forget the snapshots of these epochs, and the rollback at an epoch, if one is named; answer with the bytes that only
     /// they could see.
     Drop(u32, Vec<Epoch>, Option<Epoch>, Sender<u64>),
@@ -74,7 +77,7 @@ pub enum Control {
     /// Answer whether there is a snapshot of this epoch.
     Has(u32, Epoch, Sender<bool>),
     /// Go back to a snapshot, as soon as nothing is under way; answer whether that was done.
-    RollBack(u32, Rollback, Sender<std::result::Result<(), Errno>>),
+    RollBack(u32, Rollback, Sender<Ended>),
     /// Write a checkpoint of now, and say whether that was done.
     Checkpoint(u32, Sender<bool>),
     /// Continue a `Drop`.
@@ -84,7 +87,7 @@ pub enum Control {
         /// The share.
         share: u32,
         /// How it ended.
-        result: std::result::Result<(), Errno>,
+        result: Ended,
     },
     /// So many empty chunks of a share are back in their logs.
     ChunksReturned(u32, u64),

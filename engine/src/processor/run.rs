@@ -11,7 +11,7 @@ use crate::processor::beside::Answered;
 use crate::processor::cold::{Cold, Directs, Readers};
 use crate::processor::core::{Core, Runs};
 use crate::processor::cut::{Cut, Stall};
-use crate::processor::queue::{Control, CutShare, Event, Queue};
+use crate::processor::queue::{Control, CutShare, Ended, Event, Queue};
 use crate::processor::reclaim::Dropping;
 use crate::processor::share::{Context, Share, count};
 use crate::system::pool::Pool;
@@ -107,7 +107,7 @@ pub struct Processor {
     /// Shares that are to be given back as soon as nothing of them is under way.
     leaving: Vec<(u32, Sender<Box<Share>>)>,
     /// Shares that are to go back to a snapshot as soon as nothing of them is under way.
-    rolling_back: Vec<(u32, Rollback, Sender<std::result::Result<(), Errno>>)>,
+    rolling_back: Vec<(u32, Rollback, Sender<Ended>)>,
     slow_ios: u64,
     /// What is to be read when the batch is over.
     colds: Vec<Cold>,
@@ -311,10 +311,8 @@ impl Processor {
             Control::SegmentPrepared(number, prepared) => {
                 self.with_share(number, |share, _| share.segment_prepared(prepared));
             }
-            Control::CheckpointDone(number, bytes, epoch) => {
-                self.with_share(number, |share, context| {
-                    share.checkpoint_done(bytes, epoch, context)
-                });
+            Control::CheckpointDone(number, bytes, of) => {
+                self.with_share(number, |share, context| share.checkpoint_done(bytes, of, context));
             }
             Control::Stop => return true,
             question => self.answer(question),
