@@ -7,12 +7,12 @@ How it works      Each test makes a volume with a snapshot and blocks in its cha
 
 import hashlib
 import json
-import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.support.catalogs import change
 from tests.support.daemon import Daemon
 from tests.support.nbd import connect
 
@@ -63,10 +63,7 @@ def engine_files(daemon: Daemon, ending: str) -> list[Path]:
 
 
 def change_catalog(daemon: Daemon, statement: str) -> None:
-    connection = sqlite3.connect(daemon.state_dir / "catalog.db")
-    connection.execute(statement)
-    connection.commit()
-    connection.close()
+    change(daemon.state_dir / "catalog.db", statement)
 
 
 @pytest.mark.slow
@@ -166,7 +163,7 @@ def damage_catalog(daemon: Daemon) -> None:
         (leave_device, "belongs to no device of the catalog"),
         (leave_journal, "belongs to no processor of volume v"),
         (lose_volume, "is not there"),
-        (damage_catalog, "catalog: "),
+        (damage_catalog, "catalog.db cannot be used"),
     ],
 )
 def test_what_is_wrong_is_told(used: Daemon, damage: Callable[[Daemon], None], words: str) -> None:
