@@ -86,7 +86,7 @@ def _catalog_problems(path: Path, copy: Path) -> Iterator[str]:
     """Why a start would refuse the catalog at this path, of which this is a copy; the copy's log is taken
     in."""
     try:
-        renew(copy, lambda _: None)
+        renew(copy, lambda _: True)
         found = list(_database_problems(path, copy)) if copy.exists() and copy.stat().st_size else []
         yield from found
         if not found:

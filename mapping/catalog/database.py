@@ -21,10 +21,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import UUID, uuid4
 
-from polyvol.mapping.catalog import sums
+from polyvol.mapping.catalog import renewal, sums
 from polyvol.mapping.catalog.examine import Examiner
 from polyvol.mapping.catalog.mark import Mark, Marked
-from polyvol.mapping.catalog.renewal import renew
 from polyvol.mapping.errors import CatalogDamaged, CatalogFailed
 
 LATEST_VERSION = 4
@@ -54,9 +53,11 @@ class Database:
         self._marked = True
         try:
             examiner = Examiner(path, latest, None if accept_older else self._mark)
-            if not renew(path, examiner.examine):
-                examiner.examine(path)
-            path.touch(mode=0o600)  # SQLite gives its other files the mode of this one
+            there = renewal.renew(path, examiner.examine)
+            if there is None:
+                there = examiner.examine(path)
+            if not there:
+                renewal.put_new(path, self._make)
             self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             try:
                 self._prepare(latest, migrations or _HERE / "migrations")
@@ -119,16 +120,17 @@ class Database:
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
         version: int = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version == 0:
-            self._run_script((_HERE / "schema.sql").read_text(), LATEST_VERSION)
-            version = LATEST_VERSION
         for step in range(version + 1, latest + 1):
-            self._run_script((migrations / f"to_{step}.sql").read_text(), step)
+            self._run_script(connection, (migrations / f"to_{step}.sql").read_text(), step)
         sums.keep(connection)
 
-    def _run_script(self, script: str, version: int) -> None:
+    def _make(self, connection: sqlite3.Connection) -> None:
+        connection.execute("PRAGMA journal_mode = WAL")
+        self._run_script(connection, (_HERE / "schema.sql").read_text(), LATEST_VERSION)
+
+    @staticmethod
+    def _run_script(connection: sqlite3.Connection, script: str, version: int) -> None:
         # executescript runs the statements as they are, so the transaction is written into the text.
-        connection = self._connection
         try:
             connection.executescript(f"BEGIN IMMEDIATE;\n{script}\nPRAGMA user_version = {version};")
             connection.execute(

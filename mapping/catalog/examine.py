@@ -39,11 +39,12 @@ class Examiner:
         self._latest = latest
         self._mark = mark
 
-    def examine(self, file: Path) -> None:
-        """Examine this file, which is the catalog or is to become it."""
+    def examine(self, file: Path) -> bool:
+        """Examine this file, which is the catalog or is to become it. Returns whether there is one: False
+        where one is to be made."""
         if not file.exists() or file.stat().st_size == 0:
             self._refuse_if_used("missing" if not file.exists() else "empty")
-            return
+            return False
         with reading(self._path, file) as connection:
             version: int = connection.execute("PRAGMA user_version").fetchone()[0]
             tables: int = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
@@ -57,6 +58,7 @@ class Examiner:
                 self._refuse_if_used("empty")
             elif self._mark is not None:
                 self._compare(self._mark, *_identity(connection, version))
+            return version > 0
 
     def _refuse_if_used(self, how: str) -> None:
         """CatalogMissing if anything beside it was made under a catalog."""

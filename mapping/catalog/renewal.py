@@ -1,4 +1,4 @@
-"""Writing anew what an earlier process has left of the catalog, before it is used.
+"""Writing a new file of the catalog: from what a killed process has left, or of a catalog that is made.
 
 How it works      A process that was killed leaves SQLite's log beside the catalog. If one of its syncs had
                   failed, the kernel may call pages of the two files clean that the disk does not have: SQLite
@@ -19,23 +19,24 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def renew(path: Path, examine: Callable[[Path], None]) -> bool:
+def renew(path: Path, examine: Callable[[Path], bool]) -> bool | None:
     """Write the catalog anew if an earlier process has left a log; `examine` raises if what it is given is
-    not to be used. Returns whether it was renewed, and so examined."""
+    not to be used, and says whether there is a catalog in it. Returns what it said; None: there was nothing to
+    renew."""
     log = Path(f"{path}-wal")
     renewed = path.with_name(f"{path.name}.renewed")
     if renewed.exists():
-        examine(renewed)
+        there = examine(renewed)
     else:
         if not log.exists() or log.stat().st_size == 0:
-            return False
+            return None
         if not path.exists() or path.stat().st_size == 0:
-            return False  # SQLite would remove the log
+            return None  # SQLite would remove the log
         copy = path.with_name(f"{path.name}.renewing")
         _copy(path, copy)
         try:
             _take_in(copy)
-            examine(copy)  # N3
+            there = examine(copy)  # N3
         except BaseException:
             _remove(copy)
             raise
@@ -47,7 +48,20 @@ def renew(path: Path, examine: Callable[[Path], None]) -> bool:
     _sync(path.parent)  # N2
     renewed.rename(path)
     _sync(path.parent)
-    return True
+    return there
+
+
+def put_new(path: Path, make: Callable[[sqlite3.Connection], None]) -> None:
+    """Put a new catalog in its place, which `make` fills: it is there whole, durably, or not at all."""
+    copy = path.with_name(f"{path.name}.renewing")
+    _remove(copy)
+    copy.touch(mode=0o600)  # SQLite gives its other files the mode of this one
+    with contextlib.closing(sqlite3.connect(copy, isolation_level=None)) as connection:
+        make(connection)
+    _take_in(copy)
+    _sync(copy)
+    copy.rename(path)
+    _sync(path.parent)
 
 
 def _copy(path: Path, copy: Path) -> None:

@@ -480,6 +480,7 @@ def test_a_new_state_directory_gets_a_catalog(tmp_path: Path, left: str) -> None
         with closing(sqlite3.connect(path)) as connection:
             connection.execute("PRAGMA journal_mode = WAL")
     Catalog(path).close()
+    assert sorted(each.name for each in tmp_path.glob("catalog*")) == ["catalog.db", "catalog.mark"]
     Catalog(path).close()
 
 

@@ -32,8 +32,8 @@ def killed(directory: Path) -> Path:
     return left / NAME
 
 
-def examine(file: Path) -> None:
-    Examiner(file.with_name(NAME), LATEST_VERSION, Mark(file.with_name(MARK))).examine(file)
+def examine(file: Path) -> bool:
+    return Examiner(file.with_name(NAME), LATEST_VERSION, Mark(file.with_name(MARK))).examine(file)
 
 
 def settings(path: Path) -> int:
