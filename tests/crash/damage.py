@@ -1,0 +1,564 @@
+"""damage: a state directory with one thing in it damaged, missing, older or swapped, and what is made of it.
+
+How it works      `python -m tests.crash.damage --seed S --count N` builds a state: two volumes of a group, one on
+                  disks of its own and one on files that polyvold made, with snapshots, a rollback and a clone.
+                  It is kept as four images: after an earlier run, earlier in the last run, as a kill leaves
+                  the last run, and as a stop leaves it. A trial takes one of the last two, damages it by a
+                  drawn kind, an (action, class of file), looks it through with `polyvol check`, starts a
+                  service on it and reads everything, stops it, and checks again. `--images FILE` keeps the
+                  images when a trial fails, or uses those that are there; `--trial N` makes that trial
+                  alone.
+What must hold    Every export has the data it had, or EIO, or its volume is not served and says why, or the
+                  start is refused with a sentence. No volume and no snapshot of a served volume is missing.
+                  If anything is not served, the check says so before the start and after it; the check
+                  changes nothing. Nothing but PolyvolError is raised, in any thread.
+Errors            Exit code 1 when a trial fails; the last line of the output is a result in JSON.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import pickle
+import random
+import re
+import shutil
+import stat
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from polyvol.daemon.check import check_state
+from polyvol.daemon.group_requests import GroupCreate, GroupSnapshotCreate, Rollback
+from polyvol.daemon.requests import CloneCreate, DeviceAdd, VolumeCreate
+from polyvol.daemon.service import Service
+from polyvol.mapping.errors import PolyvolError
+from tests.crash.history import Lost
+from tests.crash.recorder import SMALL
+from tests.support.proc import Argument, run
+
+BLOCK, MIB = 4096, 1 << 20
+SIZE = MIB + 3 * BLOCK
+LABEL_BYTES = 4096
+CHUNK = 1 << 16
+
+Kind = tuple[str, str]
+"""What is done, and to what class of files."""
+UNTOLD: frozenset[Kind] = frozenset({("older-earlier", "device"), ("older-earlier", "devices")})
+"""Kinds that nothing can tell: a block at its home has no checksum, and a run writes a label twice."""
+NOT_YET: frozenset[Kind] = frozenset(
+    {
+        ("drop", "journal"),
+        ("drop", "volume directory"),
+        ("drop", "volumes"),
+        ("flip", "journal"),
+        ("truncate", "journal"),
+        ("older-earlier", "journal"),
+        ("older-earlier", "state"),
+        ("older-earlier", "volume directory"),
+        ("older-earlier", "volumes"),
+        ("older-first", "device"),
+        ("older-first", "devices"),
+        ("older-first", "journal"),
+        ("older-first", "state"),
+        ("older-first", "volume directory"),
+        ("older-first", "volumes"),
+    }
+)
+"""Kinds that polyvold does not tell yet."""
+
+
+class File(NamedTuple):
+    """A file's size, and its bytes that are not holes, by offset."""
+
+    size: int
+    pieces: tuple[tuple[int, bytes], ...]
+
+
+Image = dict[str, File | None]
+"""Files by path from the root on; None: a directory."""
+
+
+@dataclass
+class Story:
+    """The images by name, of a root directory whose path they have in them, and what every export held when
+    the last two were made."""
+
+    root: Path
+    images: dict[str, Image] = field(default_factory=dict)
+    held: dict[str, bytes] = field(default_factory=dict)
+
+
+@dataclass
+class Result:
+    """How many trials of each kind had each outcome, and what was wrong."""
+
+    outcomes: dict[str, dict[str, int]] = field(default_factory=dict)
+    failures: list[dict[str, str]] = field(default_factory=list)
+
+    @property
+    def trials(self) -> int:
+        """How many there were."""
+        return sum(sum(each.values()) for each in self.outcomes.values())
+
+
+# Images
+
+
+def capture(root: Path) -> Image:
+    """The files below a directory; sockets are left out."""
+    image: Image = {}
+    for path in sorted(root.rglob("*")):
+        mode = path.lstat().st_mode
+        if stat.S_ISDIR(mode):
+            image[str(path.relative_to(root))] = None
+        elif stat.S_ISREG(mode):
+            image[str(path.relative_to(root))] = _file(path)
+    return image
+
+
+def _file(path: Path) -> File:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        size, at, pieces = os.fstat(fd).st_size, 0, []
+        while at < size:
+            try:
+                at = os.lseek(fd, at, os.SEEK_DATA)
+            except OSError:
+                break  # a hole to the end
+            end = os.lseek(fd, at, os.SEEK_HOLE)
+            pieces.append((at, os.pread(fd, end - at, at)))
+            at = end
+        return File(size, tuple(pieces))
+    finally:
+        os.close(fd)
+
+
+def lay_out(image: Image, root: Path) -> None:
+    """Make the files of an image below a directory, and nothing else there."""
+    shutil.rmtree(root, ignore_errors=True)
+    root.mkdir()
+    for name, file in sorted(image.items()):
+        if file is None:
+            (root / name).mkdir()
+            continue
+        fd = os.open(root / name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.truncate(fd, file.size)
+            for at, data in file.pieces:
+                os.pwrite(fd, data, at)
+        finally:
+            os.close(fd)
+
+
+# The state
+
+
+@contextmanager
+def serving(root: Path) -> Iterator[Service]:
+    """A service on the state directory below a root."""
+    service = Service(root / "state", processors=2, serve_nbd=False)
+    service.start()
+    try:
+        yield service
+    finally:
+        service.stop()
+
+
+def build(root: Path) -> Story:
+    """Make the state and its images."""
+    story = Story(root)
+    root.mkdir()
+    (root / "disks").mkdir()
+    with serving(root) as service:
+        for name, size in (("a", 4 * MIB), ("b", 4 * MIB), ("log", 200 * MIB)):
+            service.add_device(DeviceAdd(path=str(root / "disks" / f"{name}.img"), name=name, size=size))
+        on = {"devices": ("a", "b"), "log_devices": ("log",)}
+        service.create_volume(VolumeCreate(name="v", size=SIZE, partition_size=MIB, processors=2, **on))
+        service.create_volume(VolumeCreate(name="w", size=SIZE, partition_size=MIB, processors=2))
+        service.create_volume(VolumeCreate(name="u", size=SIZE, partition_size=MIB, **on))  # overwritten in place
+        service.groups.create(GroupCreate(name="g", volumes=("v", "w")))
+        _write(service, "v", 1)
+        _write(service, "w", 1)
+        _write(service, "u", 1)
+        _cut(service, "s1")
+        _write(service, "v", 2)
+    story.images["first"] = capture(root)
+    with serving(root) as service:
+        _write(service, "w", 3)
+        _write(service, "u", 1, salt=1)
+        _cut(service, "s2")
+        _write(service, "v", 4)
+        story.images["earlier"] = capture(root)
+        service.rollbacks.roll_back("v", "s1", Rollback(safety=True, safety_name="left"))
+        service.clone_volume("v", "s1", CloneCreate(name="c"))
+        for turn, volume in enumerate(("v", "w", "c"), 5):
+            _write(service, volume, turn)
+        _cut(service, "s3")
+        _write(service, "u", 1, salt=2)
+        for turn, volume in enumerate(("v", "w", "c"), 8):
+            _write(service, volume, turn, flush=volume != "w")
+        story.images["killed"] = capture(root)
+        story.held = {export["name"]: _read(service, export["name"]) for export in service.exports()}
+    story.images["stopped"] = capture(root)
+    return story
+
+
+def _cut(service: Service, name: str) -> None:
+    service.groups.take("g", GroupSnapshotCreate(name=name))
+
+
+def _write(service: Service, volume: str, turn: int, *, salt: int = 0, flush: bool = True) -> None:
+    """Write blocks that the turn draws; the salt is in what they hold."""
+    draw = random.Random(turn)
+    handle = service.engine.open(volume)
+    try:
+        for block in draw.sample(range(SIZE // BLOCK), 12):
+            handle.pwrite(bytes([turn, salt]) * 4 + draw.randbytes(BLOCK - 8), block * BLOCK)
+        if flush:
+            handle.flush()
+    finally:
+        handle.close()
+
+
+def _read(service: Service, export: str) -> bytes:
+    handle = service.engine.open(export)
+    try:
+        return handle.pread(SIZE, 0)
+    finally:
+        handle.close()
+
+
+# Damage
+
+CLASSES = (
+    (r"state/catalog\.db", "catalog"),
+    (r"state/catalog\.db-wal", "wal"),
+    (r"state/catalog\.db-shm", "shm"),
+    (r"state/catalog\.mark", "mark"),
+    (r"state/lock", "lock"),
+    (r"disks/.*|state/devices/.*", "device"),
+    (r"state/volumes/[^/]*/.*\.journal", "journal"),
+    (r"state/volumes/[^/]*/.*\.checkpoint", "checkpoint"),
+    (r"state/volumes/[^/]*/.*", "engine file"),
+    (r"state/volumes/[^/]*", "volume directory"),
+    (r"state/volumes", "volumes"),
+    (r"state/devices", "devices"),
+    (r"state", "state"),
+)
+"""Classes of files and directories, by their paths."""
+
+
+def class_of(path: str) -> str | None:
+    """The class of a path; None: it is not touched."""
+    return next((name for pattern, name in CLASSES if re.fullmatch(pattern, path)), None)
+
+
+def below(image: Image, path: str) -> Image:
+    """A file, or a directory with all in it."""
+    return {name: file for name, file in image.items() if name == path or name.startswith(f"{path}/")}
+
+
+class Damage:
+    """Draws damages of images."""
+
+    def __init__(self, images: dict[str, Image], draw: random.Random) -> None:
+        self._images = images
+        self._draw = draw
+        self._base = draw.choice(("killed", "stopped"))
+        self.image = dict(images[self._base])
+        self.kind: Kind = ("", "")
+        self.name = ""
+
+    def make(self, without: frozenset[Kind]) -> None:
+        """Damage the image by a drawn kind."""
+        choices: dict[Kind, list[str]] = {}
+        for path in sorted({*self.image, *self._images["first"], *self._images["earlier"]}):
+            what = class_of(path)
+            if what is None:
+                continue
+            for action in self._actions(path, what):
+                choices.setdefault((action, what), []).append(path)
+        self.kind = self._draw.choice(sorted(set(choices) - UNTOLD - without))
+        path = self._draw.choice(choices[self.kind])
+        detail = getattr(self, f"_{self.kind[0].replace('-', '_')}")(path)
+        self.name = f"{self._base}: {self.kind[0]} {path}{detail}"
+
+    def _actions(self, path: str, what: str) -> Iterator[str]:
+        here, file = path in self.image, self.image.get(path)
+        if here and what != "state":  # nothing is left that could tell
+            yield "drop"
+        if file is not None and file.size and what != "lock":
+            yield "flip"
+            yield "truncate"
+            if what == "device" and "log" in path and any(at >= MIB for at, _ in file.pieces):
+                yield "flip-slot"
+        for image in ("first", "earlier"):
+            if (what, image, self._base) == ("state", "earlier", "killed"):
+                continue  # labels are of the same run
+            other = below(self._images[image], path)
+            if other and other != below(self.image, path) and what != "lock":
+                yield f"older-{image}"
+        if here and len(self._like(path)) > 1:
+            yield "swap"
+
+    def _like(self, path: str) -> list[str]:
+        """Files or directories of the same class."""
+        return [name for name in self.image if class_of(name) == class_of(path)]
+
+    def _drop(self, path: str) -> str:
+        for name in below(self.image, path):
+            del self.image[name]
+        return ""
+
+    def _flip(self, path: str) -> str:
+        """One bit: of the first bytes, of all of it, or of what is not zeros. Of a device: of its label."""
+        data = bytearray(_bytes(self.image[path], LABEL_BYTES if class_of(path) == "device" else None))
+        where: list[Callable[[], int]] = [
+            lambda: self._draw.randrange(min(len(data), 128)),
+            lambda: self._draw.randrange(len(data)),
+            lambda: self._draw.choice([at for at, byte in enumerate(data) if byte] or [0]),
+        ]
+        return self._flip_at(path, self._draw.choice(where)())
+
+    def _flip_slot(self, path: str) -> str:
+        """One bit of what a change log has."""
+        file = self.image[path]
+        assert file is not None
+        at, data = self._draw.choice([each for each in file.pieces if each[0] >= MIB])
+        return self._flip_at(path, at + self._draw.randrange(len(data)))
+
+    def _flip_at(self, path: str, at: int) -> str:
+        file = self.image[path]
+        assert file is not None
+        bit = self._draw.randrange(8)
+        byte = _bytes(file, at + 1)[at] if at < file.size else 0
+        self.image[path] = File(file.size, (*file.pieces, (at, bytes([byte ^ 1 << bit]))))
+        return f" at {at} bit {bit}"
+
+    def _truncate(self, path: str) -> str:
+        file = self.image[path]
+        assert file is not None
+        size = self._draw.choice((0, self._draw.randrange(file.size), max(0, file.size - BLOCK)))
+        cut = tuple((at, data[: size - at]) for at, data in file.pieces if at < size)
+        self.image[path] = File(size, cut)
+        return f" to {size}"
+
+    def _older_first(self, path: str) -> str:
+        return self._older(path, "first")
+
+    def _older_earlier(self, path: str) -> str:
+        return self._older(path, "earlier")
+
+    def _older(self, path: str, image: str) -> str:
+        self._drop(path)
+        self.image.update(below(self._images[image], path))
+        for above in Path(path).parents:
+            if str(above) != ".":
+                self.image.setdefault(str(above), None)
+        return ""
+
+    def _swap(self, path: str) -> str:
+        other = self._draw.choice([name for name in self._like(path) if name != path])
+        one, another = below(self.image, path), below(self.image, other)
+        for name in (*one, *another):
+            del self.image[name]
+        self.image.update({other + name[len(path) :]: file for name, file in one.items()})
+        self.image.update({path + name[len(other) :]: file for name, file in another.items()})
+        return f" with {other}"
+
+
+def _bytes(file: File | None, end: int | None = None) -> bytes:
+    assert file is not None
+    size = file.size if end is None else min(end, file.size)
+    data = bytearray(size)
+    for at, piece in file.pieces:
+        if at < size:
+            data[at : at + len(piece)] = piece[: size - at]
+    return bytes(data)
+
+
+# Trials
+
+
+class Trial:
+    """One damaged image below a root, looked at."""
+
+    def __init__(self, root: Path, held: dict[str, bytes]) -> None:
+        self._root = root
+        self._held = held
+        self._raised: list[str] = []
+
+    def run(self, image: Image) -> str:
+        """What came of it: right, eio, not served or refused. Lost if that is not allowed."""
+        lay_out(image, self._root)
+        threading.excepthook = lambda raised: self._raised.append(repr(raised.exc_value))
+        before = self._problems("before the start")
+        outcome = self._start()
+        after = self._problems("after the start")
+        if self._raised:
+            raise Lost(f"a thread has ended with {self._raised[0]}")
+        for when, problems in (("before", before), ("after", after)):
+            if outcome != "right" and not problems:
+                raise Lost(f"{outcome}, and the check {when} the start says 0 problems")
+        return outcome
+
+    def _problems(self, when: str) -> list[str]:
+        files = self._listing()
+        try:
+            problems = check_state(self._root / "state", data=True).problems
+        except PolyvolError as error:
+            problems = [str(error)]
+        if self._listing() != files:
+            raise Lost(f"the check {when} has changed files")
+        return problems
+
+    def _listing(self) -> list[tuple[str, int, int, int]]:
+        found = []
+        for path in sorted(self._root.rglob("*")):
+            status = path.lstat()
+            found.append((str(path), status.st_ino, status.st_size, status.st_mtime_ns))
+        return found
+
+    def _start(self) -> str:
+        service = Service(self._root / "state", processors=2, serve_nbd=False)
+        try:
+            service.start()
+        except PolyvolError:
+            return "refused"
+        try:
+            return self._look(service)
+        finally:
+            with contextlib.suppress(PolyvolError):  # a volume whose device is missing keeps no checkpoint
+                service.stop()
+
+    def _look(self, service: Service) -> str:
+        views = {view.name: view for view in service.volumes.list_all()}
+        exports = {export["name"] for export in service.exports()}
+        outcome = "right"
+        for volume in sorted({name.partition("@")[0] for name in self._held}):
+            if volume not in views:
+                raise Lost(f"volume {volume} is gone")
+            names = {name for name in self._held if name.partition("@")[0] == volume}
+            listed = {volume, *(f"{volume}@{each.name}" for each in service.snapshots.list_all(volume))}
+            if listed != names:
+                raise Lost(f"volume {volume} has {sorted(listed)} and had {sorted(names)}")
+            if volume not in exports:
+                if views[volume].reason is None:
+                    raise Lost(f"volume {volume} is not served, and nothing says why")
+                outcome = "not served"
+            elif names - exports:
+                raise Lost(f"{sorted(names - exports)} are not served")
+        if exports - set(self._held):
+            raise Lost(f"{sorted(exports - set(self._held))} never were")
+        for export in sorted(exports):
+            if not self._is_right(service, export):
+                outcome = "eio" if outcome == "right" else outcome
+        return outcome
+
+    def _is_right(self, service: Service, export: str) -> bool:
+        """Compare all of an export; False if some of it cannot be read."""
+        handle, held, whole = service.engine.open(export), self._held[export], True
+        try:
+            if handle.size != SIZE:
+                raise Lost(f"{export} has {handle.size} bytes")
+            for at in range(0, SIZE, CHUNK):
+                length = min(CHUNK, SIZE - at)
+                try:
+                    pieces = [(at, handle.pread(length, at))]
+                except OSError:
+                    whole, pieces = False, list(_blocks(handle.pread, at, length))
+                for offset, data in pieces:
+                    if data != held[offset : offset + len(data)]:
+                        raise Lost(f"{export} has other bytes in the {len(data)} at {offset}")
+        finally:
+            handle.close()
+        return whole
+
+
+def _blocks(pread: Callable[[int, int], bytes], at: int, length: int) -> Iterator[tuple[int, bytes]]:
+    """Those blocks that can be read."""
+    for offset in range(at, at + length, BLOCK):
+        with contextlib.suppress(OSError):
+            yield offset, pread(BLOCK, offset)
+
+
+def run_trials(
+    story: Story, seed: int, numbers: Iterable[int], deadline: float, *, every_kind: bool = False
+) -> Result:
+    """Make these trials, until one fails or the time (monotonic) is over. `every_kind`: those of NOT_YET too,
+    and no failure ends it."""
+    outcomes: dict[str, Counter[str]] = {}
+    result = Result()
+    for number in numbers:
+        if time.monotonic() > deadline or (result.failures and not every_kind):
+            break
+        damage = Damage(story.images, random.Random(f"{seed}-{number}"))
+        try:
+            damage.make(frozenset() if every_kind else NOT_YET)
+            outcome = Trial(story.root, story.held).run(damage.image)
+        except BaseException as error:
+            trace = "" if isinstance(error, Lost) else traceback.format_exc()
+            wrong = f"{damage.name}: {type(error).__name__}: {error}"
+            result.failures.append({"trial": str(number), "wrong": wrong, "trace": trace})
+            outcome = "LOST"
+        outcomes.setdefault(" ".join(damage.kind), Counter())[outcome] += 1
+    result.outcomes = {kind: dict(each) for kind, each in sorted(outcomes.items())}
+    return result
+
+
+def main() -> int:
+    """The program."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--count", type=int, default=100)
+    parser.add_argument("--seconds", type=float, default=1e9)
+    parser.add_argument("--images", type=Path)
+    parser.add_argument("--trial", type=int)
+    parser.add_argument("--every-kind", action="store_true")
+    options = parser.parse_args()
+    if options.images is not None and options.images.exists():
+        story: Story = pickle.loads(options.images.read_bytes())
+        story.root.parent.mkdir()
+    else:
+        story = build(Path(tempfile.mkdtemp(prefix="pv-damage-", dir="/dev/shm")) / "root")
+    try:
+        numbers = range(options.count) if options.trial is None else [options.trial]
+        deadline = time.monotonic() + options.seconds
+        result = run_trials(story, options.seed, numbers, deadline, every_kind=options.every_kind)
+    finally:
+        shutil.rmtree(story.root.parent)
+    if result.failures and options.images is not None:
+        options.images.write_bytes(pickle.dumps(story))
+    print(json.dumps(asdict(result)), flush=True)
+    return 1 if result.failures else 0
+
+
+def run_damage(
+    *, seed: int, count: int, seconds: float = 1e9, images: Path | None = None, trial: int | None = None
+) -> Result:
+    """Run the program; its result. `images`: where it keeps them when a trial fails, or has them from."""
+    words: list[Argument] = ["--seed", str(seed), "--count", str(count), "--seconds", str(seconds)]
+    words += [] if images is None else ["--images", images]
+    words += [] if trial is None else ["--trial", str(trial)]
+    ended = run(sys.executable, "-m", __name__, *words, env=SMALL, timeout_s=600)
+    lines = ended.out.splitlines()
+    if ended.rc not in (0, 1) or not lines:
+        wrong = f"the program ended with {ended.rc}:\n{ended.out}{ended.err}"
+        return Result(failures=[{"trial": "0", "wrong": wrong, "trace": ""}])
+    result = Result(**json.loads(lines[-1]))
+    if "panicked" in ended.err and not result.failures:
+        result.failures.append({"trial": "0", "wrong": "the engine has panicked", "trace": ended.err})
+    return result
+
+
+if __name__ == "__main__":
+    sys.exit(main())
