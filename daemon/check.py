@@ -102,7 +102,7 @@ def _database_problems(path: Path, copy: Path) -> Iterator[str]:
         version: int = connection.execute("PRAGMA user_version").fetchone()[0]
         if not 0 < version <= LATEST_VERSION:
             return  # the examination says so
-        for problem in content_problems(connection, version):
+        for problem in content_problems(copy, connection, version):
             yield f"the catalog {path}: {problem}"
         for table, row, parent, _ in connection.execute("PRAGMA foreign_key_check"):
             yield f"the catalog {path}: row {row} of table {table} refers to a {parent} that is not there"

@@ -33,7 +33,9 @@ from polyvol.mapping.errors import PolyvolError
 )
 @click.option("--frontend", type=click.Choice(FRONTENDS), help="Who speaks NBD to clients [native].")
 @click.option(
-    "--accept-older-catalog", is_flag=True, help="Use an older copy of the catalog; what it lacks is given up."
+    "--accept-older-catalog",
+    is_flag=True,
+    help="Use an older copy of the catalog; what it lacks is given up.",
 )
 def cli(
     config: Path | None,

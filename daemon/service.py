@@ -82,8 +82,8 @@ _log = logging.getLogger("polyvol")
 class Service:
     """polyvol on one state directory. `processors` None: one for each core. `frontend` and `nbd_addresses`
     (URIs) are what `polyvol status` says where NBD is served by another than the engine. `clock`: nanoseconds
-    since 1970, for schedules. `accept_older_catalog`: serve what the catalog has, though its mark says that it
-    had more."""
+    since 1970, for schedules. `accept_older_catalog`: serve what the catalog has, although its mark says that
+    it had more."""
 
     def __init__(
         self,

@@ -379,8 +379,8 @@ class CatalogOlder(PolyvolError):
     code = "catalog-older"
     kind = "corrupt"
     sentence = (
-        "the catalog {path} is an older copy, or its -wal file is missing or damaged: it has {commits} commits,"
-        " and {mark} says {marked}"
+        "the catalog {path} is an older copy, or its -wal file is missing or damaged: it has {commits}"
+        " commits, and {mark} says {marked}"
     )
     hint = (
         "put the newest catalog back with its -wal file; `polyvold --accept-older-catalog` uses this one and"

@@ -10,14 +10,15 @@ Invariants        B1 a file of an unknown version, of another program, damaged, 
                   `catalog.commits` by one and leaves the sums of all rows right (sums.py).
 Durability        When `transaction` has ended without an error, its changes survive power loss, also where
                   a sync of an earlier process has failed (renewal.py).
-Errors            CatalogVersion, CatalogDamaged, CatalogMissing, CatalogOlder, CatalogUnmarked, CatalogFailed.
+Errors            CatalogVersion, CatalogDamaged, CatalogMissing, CatalogOlder, CatalogUnmarked,
+                  CatalogFailed.
 """
 
 import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -97,10 +98,8 @@ class Database:
                 raise
             self._commits += 1
             self._marked = False
-            try:
+            with suppress(OSError):  # it is committed; the next transaction begins with the mark
                 self._write_mark()
-            except OSError:
-                pass  # what was committed is; the next transaction begins with the mark
 
     def rows(self, statement: str, *values: object) -> list[sqlite3.Row]:
         """The rows of a query."""
@@ -115,8 +114,7 @@ class Database:
         connection.row_factory = sqlite3.Row
         connection.execute("PRAGMA busy_timeout = 5000")
         connection.execute("PRAGMA temp_store = MEMORY")
-        if connection.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
-            raise CatalogDamaged(path=self._path, why="its header does not allow writing")
+        connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
         version: int = connection.execute("PRAGMA user_version").fetchone()[0]

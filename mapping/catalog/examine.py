@@ -52,7 +52,7 @@ class Examiner:
                 raise CatalogVersion(path=self._path, version=version, latest=self._latest)
             if version == 0 and tables:
                 raise CatalogDamaged(path=self._path, why="it is the database of another program")
-            for problem in content_problems(connection, version):
+            for problem in content_problems(file, connection, version):
                 raise CatalogDamaged(path=self._path, why=problem)
             if version == 0:
                 self._refuse_if_used("empty")
@@ -98,9 +98,12 @@ def reading(path: Path, file: Path) -> Iterator[sqlite3.Connection]:
         raise CatalogDamaged(path=path, why="SQLite cannot read its schema") from error
 
 
-def content_problems(connection: sqlite3.Connection, version: int) -> list[str]:
-    """What SQLite finds wrong, and what does not match its sum; each a clause that follows the catalog's
-    name."""
+def content_problems(file: Path, connection: sqlite3.Connection, version: int) -> list[str]:
+    """What SQLite finds wrong in a file that the connection reads, and what does not match its sum; each a
+    clause that follows the catalog's name."""
+    with file.open("rb") as opened:
+        if opened.read(20)[18:] not in (b"\1\1", b"\2\2"):  # without and with a log; else SQLite only reads
+            return ["its header does not allow writing"]
     found = [row[0] for row in connection.execute("PRAGMA integrity_check")]
     if found != ["ok"]:
         return [f"SQLite finds in it: {each}" for each in found]

@@ -1,7 +1,7 @@
 """The mark: a small file beside the catalog that says how many transactions the catalog has committed.
 
-How it works      `catalog.mark` has two records in two sectors; docs/formats-labels.md gives every byte. After
-                  each commit the one that is not the newest is overwritten with the catalog's new count.
+How it works      `catalog.mark` has two records in two sectors; docs/formats-labels.md gives every byte.
+                  After each commit the older one is overwritten with the catalog's new count.
 Invariants        M1 the mark never says more than the catalog on the disk has: it is written when the commit
                   is durable; M2 so a catalog that has less than its mark says is an older copy, or has lost
                   its log; M3 a catalog that has committed more than its making has a mark.

@@ -21,8 +21,8 @@ from pathlib import Path
 
 def renew(path: Path, examine: Callable[[Path], bool]) -> bool | None:
     """Write the catalog anew if an earlier process has left a log; `examine` raises if what it is given is
-    not to be used, and says whether there is a catalog in it. Returns what it said; None: there was nothing to
-    renew."""
+    not to be used, and says whether there is a catalog in it. Returns what it said; None: there was nothing
+    to renew."""
     log = Path(f"{path}-wal")
     renewed = path.with_name(f"{path.name}.renewed")
     if renewed.exists():

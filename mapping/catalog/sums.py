@@ -43,7 +43,7 @@ class _Sum:
 def add_functions(connection: sqlite3.Connection) -> None:
     """Give a connection the functions that the statements of this module use."""
     connection.create_function("digest", -1, _digest, deterministic=True)
-    connection.create_aggregate("digest_sum", -1, _Sum)  # type: ignore[arg-type]
+    connection.create_aggregate("digest_sum", -1, _Sum)
 
 
 def keep(connection: sqlite3.Connection) -> None:

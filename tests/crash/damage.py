@@ -1,13 +1,12 @@
-"""damage: a state directory with one thing in it damaged, missing, older or swapped, and what is made of it.
+"""damage: one thing in a state directory damaged, missing, older or swapped, and what polyvold makes of it.
 
-How it works      `python -m tests.crash.damage --seed S --count N` builds a state: two volumes of a group, one on
-                  disks of its own and one on files that polyvold made, with snapshots, a rollback and a clone.
-                  It is kept as four images: after an earlier run, earlier in the last run, as a kill leaves
-                  the last run, and as a stop leaves it. A trial takes one of the last two, damages it by a
-                  drawn kind, an (action, class of file), looks it through with `polyvol check`, starts a
-                  service on it and reads everything, stops it, and checks again. `--images FILE` keeps the
-                  images when a trial fails, or uses those that are there; `--trial N` makes that trial
-                  alone.
+How it works      `python -m tests.crash.damage --seed S --count N` builds a state (state_images.py) and has
+                  four images of it: after an earlier run, earlier in the last run, as a kill leaves the last
+                  run, and as a stop leaves it. A trial takes one of the last two, damages it by a drawn
+                  kind, which is an action and a class of files, looks it through with `polyvol check`, starts
+                  a service on it and reads everything, stops it, and checks again. `--images FILE` keeps the
+                  images when a trial fails, or uses those that are there; `--trial N` makes that trial alone,
+                  `--kind ACTION CLASS` draws that kind alone, `--every-kind` those of NOT_YET too.
 What must hold    Every export has the data it had, or EIO, or its volume is not served and says why, or the
                   start is refused with a sentence. No volume and no snapshot of a served volume is missing.
                   If anything is not served, the check says so before the start and after it; the check
@@ -17,13 +16,12 @@ Errors            Exit code 1 when a trial fails; the last line of the output is
 
 import argparse
 import contextlib
+import faulthandler
 import json
-import os
 import pickle
 import random
 import re
 import shutil
-import stat
 import sys
 import tempfile
 import threading
@@ -31,24 +29,21 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 from polyvol.daemon.check import check_state
-from polyvol.daemon.group_requests import GroupCreate, GroupSnapshotCreate, Rollback
-from polyvol.daemon.requests import CloneCreate, DeviceAdd, VolumeCreate
 from polyvol.daemon.service import Service
 from polyvol.mapping.errors import PolyvolError
 from tests.crash.history import Lost
 from tests.crash.recorder import SMALL
+from tests.crash.state_images import BLOCK, MIB, SIZE, File, Image, Story, below, build, bytes_of, lay_out
 from tests.support.proc import Argument, run
 
-BLOCK, MIB = 4096, 1 << 20
-SIZE = MIB + 3 * BLOCK
 LABEL_BYTES = 4096
 CHUNK = 1 << 16
+HANG_S = 60
+"""How long a trial may take; then the program ends with what each thread does."""
 
 Kind = tuple[str, str]
 """What is done, and to what class of files."""
@@ -76,27 +71,6 @@ NOT_YET: frozenset[Kind] = frozenset(
 """Kinds that polyvold does not tell yet."""
 
 
-class File(NamedTuple):
-    """A file's size, and its bytes that are not holes, by offset."""
-
-    size: int
-    pieces: tuple[tuple[int, bytes], ...]
-
-
-Image = dict[str, File | None]
-"""Files by path from the root on; None: a directory."""
-
-
-@dataclass
-class Story:
-    """The images by name, of a root directory whose path they have in them, and what every export held when
-    the last two were made."""
-
-    root: Path
-    images: dict[str, Image] = field(default_factory=dict)
-    held: dict[str, bytes] = field(default_factory=dict)
-
-
 @dataclass
 class Result:
     """How many trials of each kind had each outcome, and what was wrong."""
@@ -108,133 +82,6 @@ class Result:
     def trials(self) -> int:
         """How many there were."""
         return sum(sum(each.values()) for each in self.outcomes.values())
-
-
-# Images
-
-
-def capture(root: Path) -> Image:
-    """The files below a directory; sockets are left out."""
-    image: Image = {}
-    for path in sorted(root.rglob("*")):
-        mode = path.lstat().st_mode
-        if stat.S_ISDIR(mode):
-            image[str(path.relative_to(root))] = None
-        elif stat.S_ISREG(mode):
-            image[str(path.relative_to(root))] = _file(path)
-    return image
-
-
-def _file(path: Path) -> File:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        size, at, pieces = os.fstat(fd).st_size, 0, []
-        while at < size:
-            try:
-                at = os.lseek(fd, at, os.SEEK_DATA)
-            except OSError:
-                break  # a hole to the end
-            end = os.lseek(fd, at, os.SEEK_HOLE)
-            pieces.append((at, os.pread(fd, end - at, at)))
-            at = end
-        return File(size, tuple(pieces))
-    finally:
-        os.close(fd)
-
-
-def lay_out(image: Image, root: Path) -> None:
-    """Make the files of an image below a directory, and nothing else there."""
-    shutil.rmtree(root, ignore_errors=True)
-    root.mkdir()
-    for name, file in sorted(image.items()):
-        if file is None:
-            (root / name).mkdir()
-            continue
-        fd = os.open(root / name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            os.truncate(fd, file.size)
-            for at, data in file.pieces:
-                os.pwrite(fd, data, at)
-        finally:
-            os.close(fd)
-
-
-# The state
-
-
-@contextmanager
-def serving(root: Path) -> Iterator[Service]:
-    """A service on the state directory below a root."""
-    service = Service(root / "state", processors=2, serve_nbd=False)
-    service.start()
-    try:
-        yield service
-    finally:
-        service.stop()
-
-
-def build(root: Path) -> Story:
-    """Make the state and its images."""
-    story = Story(root)
-    root.mkdir()
-    (root / "disks").mkdir()
-    with serving(root) as service:
-        for name, size in (("a", 4 * MIB), ("b", 4 * MIB), ("log", 200 * MIB)):
-            service.add_device(DeviceAdd(path=str(root / "disks" / f"{name}.img"), name=name, size=size))
-        on = {"devices": ("a", "b"), "log_devices": ("log",)}
-        service.create_volume(VolumeCreate(name="v", size=SIZE, partition_size=MIB, processors=2, **on))
-        service.create_volume(VolumeCreate(name="w", size=SIZE, partition_size=MIB, processors=2))
-        service.create_volume(VolumeCreate(name="u", size=SIZE, partition_size=MIB, **on))  # overwritten in place
-        service.groups.create(GroupCreate(name="g", volumes=("v", "w")))
-        _write(service, "v", 1)
-        _write(service, "w", 1)
-        _write(service, "u", 1)
-        _cut(service, "s1")
-        _write(service, "v", 2)
-    story.images["first"] = capture(root)
-    with serving(root) as service:
-        _write(service, "w", 3)
-        _write(service, "u", 1, salt=1)
-        _cut(service, "s2")
-        _write(service, "v", 4)
-        story.images["earlier"] = capture(root)
-        service.rollbacks.roll_back("v", "s1", Rollback(safety=True, safety_name="left"))
-        service.clone_volume("v", "s1", CloneCreate(name="c"))
-        for turn, volume in enumerate(("v", "w", "c"), 5):
-            _write(service, volume, turn)
-        _cut(service, "s3")
-        _write(service, "u", 1, salt=2)
-        for turn, volume in enumerate(("v", "w", "c"), 8):
-            _write(service, volume, turn, flush=volume != "w")
-        story.images["killed"] = capture(root)
-        story.held = {export["name"]: _read(service, export["name"]) for export in service.exports()}
-    story.images["stopped"] = capture(root)
-    return story
-
-
-def _cut(service: Service, name: str) -> None:
-    service.groups.take("g", GroupSnapshotCreate(name=name))
-
-
-def _write(service: Service, volume: str, turn: int, *, salt: int = 0, flush: bool = True) -> None:
-    """Write blocks that the turn draws; the salt is in what they hold."""
-    draw = random.Random(turn)
-    handle = service.engine.open(volume)
-    try:
-        for block in draw.sample(range(SIZE // BLOCK), 12):
-            handle.pwrite(bytes([turn, salt]) * 4 + draw.randbytes(BLOCK - 8), block * BLOCK)
-        if flush:
-            handle.flush()
-    finally:
-        handle.close()
-
-
-def _read(service: Service, export: str) -> bytes:
-    handle = service.engine.open(export)
-    try:
-        return handle.pread(SIZE, 0)
-    finally:
-        handle.close()
 
 
 # Damage
@@ -262,11 +109,6 @@ def class_of(path: str) -> str | None:
     return next((name for pattern, name in CLASSES if re.fullmatch(pattern, path)), None)
 
 
-def below(image: Image, path: str) -> Image:
-    """A file, or a directory with all in it."""
-    return {name: file for name, file in image.items() if name == path or name.startswith(f"{path}/")}
-
-
 class Damage:
     """Draws damages of images."""
 
@@ -278,8 +120,8 @@ class Damage:
         self.kind: Kind = ("", "")
         self.name = ""
 
-    def make(self, without: frozenset[Kind]) -> None:
-        """Damage the image by a drawn kind."""
+    def make(self, without: frozenset[Kind], only: Kind | None = None) -> None:
+        """Damage the image by a drawn kind, or by this one."""
         choices: dict[Kind, list[str]] = {}
         for path in sorted({*self.image, *self._images["first"], *self._images["earlier"]}):
             what = class_of(path)
@@ -287,7 +129,7 @@ class Damage:
                 continue
             for action in self._actions(path, what):
                 choices.setdefault((action, what), []).append(path)
-        self.kind = self._draw.choice(sorted(set(choices) - UNTOLD - without))
+        self.kind = only or self._draw.choice(sorted(set(choices) - UNTOLD - without))
         path = self._draw.choice(choices[self.kind])
         detail = getattr(self, f"_{self.kind[0].replace('-', '_')}")(path)
         self.name = f"{self._base}: {self.kind[0]} {path}{detail}"
@@ -320,14 +162,24 @@ class Damage:
         return ""
 
     def _flip(self, path: str) -> str:
-        """One bit: of the first bytes, of all of it, or of what is not zeros. Of a device: of its label."""
-        data = bytearray(_bytes(self.image[path], LABEL_BYTES if class_of(path) == "device" else None))
+        """One bit: of the first bytes, of all of it, or of a page that is not zeros. Of a device: of its
+        label."""
+        data = bytearray(bytes_of(self.image[path], LABEL_BYTES if class_of(path) == "device" else None))
         where: list[Callable[[], int]] = [
             lambda: self._draw.randrange(min(len(data), 128)),
             lambda: self._draw.randrange(len(data)),
-            lambda: self._draw.choice([at for at, byte in enumerate(data) if byte] or [0]),
+            lambda: self._used_byte(data),
+            lambda: self._used_byte(data),
         ]
         return self._flip_at(path, self._draw.choice(where)())
+
+    def _used_byte(self, data: bytearray) -> int:
+        """Where a byte is that is not zero, each page as likely as the others."""
+        pages = [at for at in range(0, len(data), BLOCK) if any(data[at : at + BLOCK])]
+        page = self._draw.choice(pages or [0])
+        return page + self._draw.choice(
+            [at for at, byte in enumerate(data[page : page + BLOCK]) if byte] or [0]
+        )
 
     def _flip_slot(self, path: str) -> str:
         """One bit of what a change log has."""
@@ -340,7 +192,7 @@ class Damage:
         file = self.image[path]
         assert file is not None
         bit = self._draw.randrange(8)
-        byte = _bytes(file, at + 1)[at] if at < file.size else 0
+        byte = bytes_of(file, at + 1)[at] if at < file.size else 0
         self.image[path] = File(file.size, (*file.pieces, (at, bytes([byte ^ 1 << bit]))))
         return f" at {at} bit {bit}"
 
@@ -374,16 +226,6 @@ class Damage:
         self.image.update({other + name[len(path) :]: file for name, file in one.items()})
         self.image.update({path + name[len(other) :]: file for name, file in another.items()})
         return f" with {other}"
-
-
-def _bytes(file: File | None, end: int | None = None) -> bytes:
-    assert file is not None
-    size = file.size if end is None else min(end, file.size)
-    data = bytearray(size)
-    for at, piece in file.pieces:
-        if at < size:
-            data[at : at + len(piece)] = piece[: size - at]
-    return bytes(data)
 
 
 # Trials
@@ -492,18 +334,25 @@ def _blocks(pread: Callable[[int, int], bytes], at: int, length: int) -> Iterato
 
 
 def run_trials(
-    story: Story, seed: int, numbers: Iterable[int], deadline: float, *, every_kind: bool = False
+    story: Story,
+    seed: int,
+    numbers: Iterable[int],
+    deadline: float,
+    *,
+    kind: Kind | None = None,
+    every_kind: bool = False,
 ) -> Result:
-    """Make these trials, until one fails or the time (monotonic) is over. `every_kind`: those of NOT_YET too,
-    and no failure ends it."""
+    """Make these trials, until one fails or the time (monotonic) is over. `kind`: of this one alone;
+    `every_kind`: those of NOT_YET too, and no failure ends it."""
     outcomes: dict[str, Counter[str]] = {}
     result = Result()
     for number in numbers:
         if time.monotonic() > deadline or (result.failures and not every_kind):
             break
         damage = Damage(story.images, random.Random(f"{seed}-{number}"))
+        faulthandler.dump_traceback_later(HANG_S, exit=True)
         try:
-            damage.make(frozenset() if every_kind else NOT_YET)
+            damage.make(frozenset() if every_kind else NOT_YET, kind)
             outcome = Trial(story.root, story.held).run(damage.image)
         except BaseException as error:
             trace = "" if isinstance(error, Lost) else traceback.format_exc()
@@ -511,6 +360,7 @@ def run_trials(
             result.failures.append({"trial": str(number), "wrong": wrong, "trace": trace})
             outcome = "LOST"
         outcomes.setdefault(" ".join(damage.kind), Counter())[outcome] += 1
+    faulthandler.cancel_dump_traceback_later()
     result.outcomes = {kind: dict(each) for kind, each in sorted(outcomes.items())}
     return result
 
@@ -523,32 +373,41 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=1e9)
     parser.add_argument("--images", type=Path)
     parser.add_argument("--trial", type=int)
+    parser.add_argument("--kind", nargs=2, metavar=("ACTION", "CLASS"))
     parser.add_argument("--every-kind", action="store_true")
     options = parser.parse_args()
     if options.images is not None and options.images.exists():
-        story: Story = pickle.loads(options.images.read_bytes())
+        story: Story = pickle.loads(options.images.readbytes_of())
         story.root.parent.mkdir()
     else:
         story = build(Path(tempfile.mkdtemp(prefix="pv-damage-", dir="/dev/shm")) / "root")
     try:
         numbers = range(options.count) if options.trial is None else [options.trial]
         deadline = time.monotonic() + options.seconds
-        result = run_trials(story, options.seed, numbers, deadline, every_kind=options.every_kind)
+        kind = None if options.kind is None else (options.kind[0], options.kind[1])
+        result = run_trials(story, options.seed, numbers, deadline, kind=kind, every_kind=options.every_kind)
     finally:
         shutil.rmtree(story.root.parent)
     if result.failures and options.images is not None:
-        options.images.write_bytes(pickle.dumps(story))
+        options.images.writebytes_of(pickle.dumps(story))
     print(json.dumps(asdict(result)), flush=True)
     return 1 if result.failures else 0
 
 
 def run_damage(
-    *, seed: int, count: int, seconds: float = 1e9, images: Path | None = None, trial: int | None = None
+    *,
+    seed: int,
+    count: int,
+    seconds: float = 1e9,
+    images: Path | None = None,
+    trial: int | None = None,
+    kind: Kind | None = None,
 ) -> Result:
     """Run the program; its result. `images`: where it keeps them when a trial fails, or has them from."""
     words: list[Argument] = ["--seed", str(seed), "--count", str(count), "--seconds", str(seconds)]
     words += [] if images is None else ["--images", images]
     words += [] if trial is None else ["--trial", str(trial)]
+    words += [] if kind is None else ["--kind", *kind]
     ended = run(sys.executable, "-m", __name__, *words, env=SMALL, timeout_s=600)
     lines = ended.out.splitlines()
     if ended.rc not in (0, 1) or not lines:
