@@ -122,17 +122,24 @@ class Damage:
 
     def make(self, without: frozenset[Kind], only: Kind | None = None) -> None:
         """Damage the image by a drawn kind, or by this one."""
-        choices: dict[Kind, list[str]] = {}
-        for path in sorted({*self.image, *self._images["first"], *self._images["earlier"]}):
-            what = class_of(path)
-            if what is None:
-                continue
-            for action in self._actions(path, what):
-                choices.setdefault((action, what), []).append(path)
+        choices = self._choices()
+        if only is not None and only not in choices:
+            self._base = "killed" if self._base == "stopped" else "stopped"
+            self.image = dict(self._images[self._base])
+            choices = self._choices()
         self.kind = only or self._draw.choice(sorted(set(choices) - UNTOLD - without))
         path = self._draw.choice(choices[self.kind])
         detail = getattr(self, f"_{self.kind[0].replace('-', '_')}")(path)
         self.name = f"{self._base}: {self.kind[0]} {path}{detail}"
+
+    def _choices(self) -> dict[Kind, list[str]]:
+        """The paths that each kind can be tried on."""
+        choices: dict[Kind, list[str]] = {}
+        for path in sorted({*self.image, *self._images["first"], *self._images["earlier"]}):
+            what = class_of(path)
+            for action in self._actions(path, what) if what is not None else ():
+                choices.setdefault((action, what or ""), []).append(path)
+        return choices
 
     def _actions(self, path: str, what: str) -> Iterator[str]:
         here, file = path in self.image, self.image.get(path)
@@ -380,7 +387,7 @@ def main() -> int:
         story: Story = pickle.loads(options.images.readbytes_of())
         story.root.parent.mkdir()
     else:
-        story = build(Path(tempfile.mkdtemp(prefix="pv-damage-", dir="/dev/shm")) / "root")
+        story = build(Path(tempfile.mkdtemp(prefix="polyvol-damage-", dir="/dev/shm")) / "root")
     try:
         numbers = range(options.count) if options.trial is None else [options.trial]
         deadline = time.monotonic() + options.seconds
