@@ -24,7 +24,7 @@ from polyvol.daemon.engine_border import EngineModule, load_engine
 from polyvol.daemon.errors import NoState, StateLocked, StateUnusable
 from polyvol.daemon.views import CheckView, CheckVolumeView
 from polyvol.mapping.catalog.database import LATEST_VERSION, mark_of
-from polyvol.mapping.catalog.examine import Examiner, content_problems, reading
+from polyvol.mapping.catalog.examine import Examiner, content_problems, reading, reference_problems
 from polyvol.mapping.catalog.mark import BadMark, Mark
 from polyvol.mapping.catalog.renewal import renew
 from polyvol.mapping.catalog.store import Catalog
@@ -102,10 +102,9 @@ def _database_problems(path: Path, copy: Path) -> Iterator[str]:
         version: int = connection.execute("PRAGMA user_version").fetchone()[0]
         if not 0 < version <= LATEST_VERSION:
             return  # the examination says so
-        for problem in content_problems(copy, connection, version):
+        found = content_problems(copy, connection, version) or reference_problems(connection)
+        for problem in found:
             yield f"the catalog {path}: {problem}"
-        for table, row, parent, _ in connection.execute("PRAGMA foreign_key_check"):
-            yield f"the catalog {path}: row {row} of table {table} refers to a {parent} that is not there"
 
 
 def _mark_problems(path: Path) -> Iterator[str]:

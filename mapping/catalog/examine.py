@@ -107,9 +107,14 @@ def content_problems(file: Path, connection: sqlite3.Connection, version: int) -
     found = [row[0] for row in connection.execute("PRAGMA integrity_check")]
     if found != ["ok"]:
         return [f"SQLite finds in it: {each}" for each in found]
-    if version >= sums.FIRST_VERSION and (changed := list(sums.problems(connection))):
-        return changed
-    return list(_text_problems(connection))
+    changed = sums.problems(connection) if version >= sums.FIRST_VERSION else reference_problems(connection)
+    return list(changed) or list(_text_problems(connection))
+
+
+def reference_problems(connection: sqlite3.Connection) -> Iterator[str]:
+    """Rows that refer to rows that are not there, which takes a change that a sum would tell."""
+    for table, row, parent, _ in connection.execute("PRAGMA foreign_key_check"):
+        yield f"row {row} of table {table} refers to a {parent} that is not there"
 
 
 def _text_problems(connection: sqlite3.Connection) -> Iterator[str]:

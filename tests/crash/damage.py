@@ -22,6 +22,7 @@ import pickle
 import random
 import re
 import shutil
+import sqlite3
 import sys
 import tempfile
 import threading
@@ -148,6 +149,8 @@ class Damage:
         if file is not None and file.size and what != "lock":
             yield "flip"
             yield "truncate"
+            if what == "catalog":
+                yield "value"
             if what == "device" and "log" in path and any(at >= MIB for at, _ in file.pieces):
                 yield "flip-slot"
         for image in ("first", "earlier"):
@@ -202,6 +205,40 @@ class Damage:
         byte = bytes_of(file, at + 1)[at] if at < file.size else 0
         self.image[path] = File(file.size, (*file.pieces, (at, bytes([byte ^ 1 << bit]))))
         return f" at {at} bit {bit}"
+
+    def _value(self, path: str) -> str:
+        """One bit of a number in a row of the catalog, past its triggers; its log is taken in."""
+        with tempfile.TemporaryDirectory() as scratch:
+            catalog = Path(scratch) / "catalog.db"
+            for suffix in ("", "-wal"):
+                if self.image.get(f"{path}{suffix}") is not None:
+                    Path(f"{catalog}{suffix}").write_bytes(bytes_of(self.image[f"{path}{suffix}"]))
+            done = None
+            while done is None:
+                with contextlib.suppress(sqlite3.IntegrityError):
+                    done = self._change_row(catalog)
+            data = catalog.read_bytes()
+        for suffix in ("-wal", "-shm"):
+            self.image.pop(f"{path}{suffix}", None)
+        self.image[path] = File(len(data), ((0, data),))
+        return done
+
+    def _change_row(self, catalog: Path) -> str | None:
+        with contextlib.closing(sqlite3.connect(catalog, isolation_level=None)) as connection:
+            connection.row_factory = sqlite3.Row
+            connection.execute("PRAGMA ignore_check_constraints = ON")
+            query = "SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name"
+            table = self._draw.choice([row[0] for row in connection.execute(query)])
+            rows = connection.execute(f"SELECT * FROM {table}").fetchall()
+            row = dict(self._draw.choice(rows)) if rows else {}
+            numbers = [name for name, value in row.items() if isinstance(value, int)]
+            if not numbers:
+                return None
+            column, bit = self._draw.choice(numbers), self._draw.randrange(24)
+            same = " AND ".join(f"{name} IS ?" for name in row)
+            new = row[column] ^ 1 << bit
+            connection.execute(f"UPDATE {table} SET {column} = ? WHERE {same}", (new, *row.values()))
+            return f": {table}.{column} from {row[column]} to {new}"
 
     def _truncate(self, path: str) -> str:
         file = self.image[path]

@@ -30,7 +30,9 @@ def test_many_damages_are_told() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [("flip", "catalog"), ("flip", "wal"), ("flip", "device")])
+@pytest.mark.parametrize(
+    "kind", [("flip", "catalog"), ("value", "catalog"), ("flip", "wal"), ("flip", "device")]
+)
 def test_many_flipped_bits_of_a_file_are_told(kind: tuple[str, str]) -> None:
     result = run_damage(seed=3, count=60, kind=kind)
     assert result.failures == []

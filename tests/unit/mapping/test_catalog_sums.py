@@ -201,6 +201,7 @@ def dump(path: Path) -> list[str]:
     ("statement", "words"),
     [
         ("UPDATE scrub SET result = '{'", "column result of its table scrub has a text that is not JSON"),
+        ("UPDATE scrub SET volume = 2", "table scrub refers to a volume that is not there"),
         ("UPDATE device SET uuid = 'x'", "column uuid of its table device has a text that is not a UUID"),
     ],
 )
