@@ -2,7 +2,8 @@
 other.
 
 How it works      The lock is held meanwhile, and not written to. The catalog is copied and the copy is
-                  opened, as SQLite may write to what it opens. Then: the catalog by itself, devices and their
+                  opened, because SQLite may write to what it opens. Then: the catalog by itself, and whether
+                  its mark says that a start may use it; devices and their
                   labels, extents, each volume's maps and slots (by the engine, which reads only), and files
                   that belong to nothing.
 Invariants        K1 nothing in the state directory or on a device is changed.
@@ -22,6 +23,10 @@ from pathlib import Path
 from polyvol.daemon.engine_border import EngineModule, load_engine
 from polyvol.daemon.errors import NoState, StateLocked, StateUnusable
 from polyvol.daemon.views import CheckView, CheckVolumeView
+from polyvol.mapping.catalog.database import LATEST_VERSION, mark_of
+from polyvol.mapping.catalog.examine import Examiner, content_problems, reading, reference_problems
+from polyvol.mapping.catalog.mark import BadMark, Mark
+from polyvol.mapping.catalog.renewal import renew
 from polyvol.mapping.catalog.store import Catalog
 from polyvol.mapping.device import Device, trouble_with
 from polyvol.mapping.errors import PolyvolError
@@ -37,25 +42,23 @@ _CHUNK = 4 << 20
 
 def check_state(state_dir: Path, *, data: bool, module: EngineModule | None = None) -> CheckView:
     """Look through a state directory that no daemon owns; with `data`, read and check every slot too."""
-    if not (state_dir / _CATALOG).is_file():
-        raise NoState(state=state_dir)
+    path = state_dir / _CATALOG
     with _held(state_dir), tempfile.TemporaryDirectory(prefix="polyvol-check-") as scratch:
         copy = Path(scratch) / _CATALOG
         for suffix in ("", "-wal", ".renewed"):
             source = state_dir / f"{_CATALOG}{suffix}"
             if source.exists():
                 shutil.copyfile(source, f"{copy}{suffix}")
-        problems = list(_database_problems(copy))
+        problems = list(_catalog_problems(path, copy))
+        if not problems and not copy.exists():
+            raise NoState(state=state_dir)
         if not problems:
+            catalog = Catalog(copy, accept_older=True)  # the mark is not beside the copy, and was looked at
             try:
-                catalog = Catalog(copy)
-            except PolyvolError as error:
-                problems.append(error.message.replace(str(copy), str(state_dir / _CATALOG)))
-            else:
-                try:
-                    return _Check(state_dir, catalog, module or load_engine(), data).run()
-                finally:
-                    catalog.close()
+                problems = list(_mark_problems(path))
+                return _Check(state_dir, catalog, module or load_engine(), data, problems).run()
+            finally:
+                catalog.close()
         return CheckView(state_dir=str(state_dir), problems=problems, notes=[], volumes=[], devices=0)
 
 
@@ -79,31 +82,50 @@ def _held(state_dir: Path) -> Iterator[None]:
         os.close(fd)
 
 
-def _database_problems(copy: Path) -> Iterator[str]:
+def _catalog_problems(path: Path, copy: Path) -> Iterator[str]:
+    """Why a start would refuse the catalog at this path, of which this is a copy; the copy's log is taken
+    in."""
     try:
-        connection = sqlite3.connect(copy)
-        try:
-            for (row,) in connection.execute("PRAGMA integrity_check"):
-                if row != "ok":
-                    yield f"catalog: {row}"
-            for table, row, parent, _ in connection.execute("PRAGMA foreign_key_check"):
-                yield f"catalog: row {row} of table {table} refers to a {parent} that is not there"
-        finally:
-            connection.close()
-    except sqlite3.DatabaseError as error:
-        yield f"catalog: {error}"
+        renew(copy, lambda _: True)
+        found = list(_database_problems(path, copy)) if copy.exists() and copy.stat().st_size else []
+        yield from found
+        if not found:
+            Examiner(path, LATEST_VERSION, Mark(mark_of(path))).examine(copy)
+    except PolyvolError as error:
+        yield error.message
+    except (sqlite3.DatabaseError, UnicodeError, OSError) as error:
+        yield f"the catalog {path} cannot be read: {error}"
+
+
+def _database_problems(path: Path, copy: Path) -> Iterator[str]:
+    with reading(path, copy) as connection:
+        version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+        if not 0 < version <= LATEST_VERSION:
+            return  # the examination says so
+        found = content_problems(copy, connection, version) or reference_problems(connection)
+        for problem in found:
+            yield f"the catalog {path}: {problem}"
+
+
+def _mark_problems(path: Path) -> Iterator[str]:
+    mark = Mark(mark_of(path))
+    for number, said in enumerate(mark.read() or [], 1):
+        if isinstance(said, BadMark):
+            yield f"{mark.path}: record {number} of 2 {said}"
 
 
 class _Check:
     """One look through one state directory."""
 
-    def __init__(self, state_dir: Path, catalog: Catalog, module: EngineModule, data: bool) -> None:
+    def __init__(
+        self, state_dir: Path, catalog: Catalog, module: EngineModule, data: bool, problems: list[str]
+    ) -> None:
         self._state_dir = state_dir
         self._catalog = catalog
         self._module = module
         self._data = data
         self._devices = {device.id: device for device in catalog.devices()}
-        self._problems: list[str] = []
+        self._problems = problems
         self._notes: list[str] = []
 
     def run(self) -> CheckView:

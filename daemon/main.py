@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 
 from polyvol.daemon.config import FRONTENDS, Config, load_config
-from polyvol.daemon.errors import EXIT_CODE
+from polyvol.daemon.errors import EXIT_CODE, BadConfig
 from polyvol.daemon.notify import log_to_journal, notify
 from polyvol.daemon.sockets import Passed, passed_by_systemd
 from polyvol.mapping.errors import PolyvolError
@@ -32,6 +32,11 @@ from polyvol.mapping.errors import PolyvolError
     "--processors", type=int, metavar="N", help="How many processors, 1 to 256 [one for each core]."
 )
 @click.option("--frontend", type=click.Choice(FRONTENDS), help="Who speaks NBD to clients [native].")
+@click.option(
+    "--accept-older-catalog",
+    is_flag=True,
+    help="Use an older copy of the catalog; what it lacks is given up.",
+)
 def cli(
     config: Path | None,
     state_dir: str | None,
@@ -39,6 +44,7 @@ def cli(
     nbd_listen: str | None,
     processors: int | None,
     frontend: str | None,
+    accept_older_catalog: bool,
 ) -> None:
     """Serve polyvol's volumes and snapshots over NBD until stopped."""
     options = {
@@ -49,14 +55,17 @@ def cli(
         "frontend": frontend,
     }
     try:
-        run(load_config(config, options), lambda: load_config(config, options))
+        run(load_config(config, options), lambda: load_config(config, options), accept_older_catalog)
     except PolyvolError as error:
         click.echo(str(error), err=True)
         sys.exit(EXIT_CODE)
 
 
-def run(config: Config, read_again: Callable[[], Config]) -> None:
-    """Run until SIGTERM or SIGINT; `read_again` gives the settings anew when a SIGHUP asks for it."""
+def run(config: Config, read_again: Callable[[], Config], accept_older_catalog: bool = False) -> None:
+    """Run until SIGTERM or SIGINT; `read_again` gives the settings anew when a SIGHUP asks for it. An older
+    catalog is for one start, so it can be accepted by the native front end alone."""
+    if accept_older_catalog and config.frontend != "native":
+        raise BadConfig(where="polyvold", why="--accept-older-catalog needs the front end native")
     if not log_to_journal():
         logging.basicConfig(
             stream=sys.stderr, level=logging.WARNING, format="%(name)s: %(levelname)s: %(message)s"
@@ -68,7 +77,7 @@ def run(config: Config, read_again: Callable[[], Config]) -> None:
         discard(passed.handed)
         _run_nbdkit(config, passed)
     else:
-        _run_native(config, passed, read_again)
+        _run_native(config, passed, read_again, accept_older_catalog)
 
 
 def _run_nbdkit(config: Config, passed: Passed) -> None:
@@ -80,7 +89,9 @@ def _run_nbdkit(config: Config, passed: Passed) -> None:
     supervise(config, told, passed)
 
 
-def _run_native(config: Config, passed: Passed, read_again: Callable[[], Config]) -> None:
+def _run_native(
+    config: Config, passed: Passed, read_again: Callable[[], Config], accept_older_catalog: bool
+) -> None:
     from polyvol.daemon.service import Service
     from polyvol.daemon.watch import block_signals, watch
 
@@ -91,6 +102,7 @@ def _run_native(config: Config, passed: Passed, read_again: Callable[[], Config]
         nbd_socket=config.nbd_socket,
         nbd_listen=config.nbd_listen,
         passed=passed,
+        accept_older_catalog=accept_older_catalog,
     )
     notify("STATUS=starting: taking the volumes over")
     service.start()

@@ -82,7 +82,8 @@ _log = logging.getLogger("polyvol")
 class Service:
     """polyvol on one state directory. `processors` None: one for each core. `frontend` and `nbd_addresses`
     (URIs) are what `polyvol status` says where NBD is served by another than the engine. `clock`: nanoseconds
-    since 1970, for schedules."""
+    since 1970, for schedules. `accept_older_catalog`: serve what the catalog has, although its mark says that
+    it had more."""
 
     def __init__(
         self,
@@ -97,6 +98,7 @@ class Service:
         passed: sockets.Passed | None = None,
         engine_module: EngineModule | None = None,
         clock: Callable[[], int] = time.time_ns,
+        accept_older_catalog: bool = False,
     ) -> None:
         if processors is not None and not 1 <= processors <= PROCESSORS_MAX:
             raise BadProcessors(count=processors)
@@ -110,6 +112,7 @@ class Service:
         self._passed = passed or sockets.Passed()
         self._module = engine_module
         self._clock = clock
+        self._accept_older_catalog = accept_older_catalog
         self._undo = ExitStack()
         self._started_ns = 0
 
@@ -345,7 +348,7 @@ class Service:
         listeners = self._bind_nbd(undo) if self._serve_nbd else []
         module = self._module or load_engine()
         self._version = module.__version__
-        catalog = Catalog(self.state_dir / "catalog.db")
+        catalog = Catalog(self.state_dir / "catalog.db", accept_older=self._accept_older_catalog)
         undo.callback(catalog.close)
         with engine_errors(f"starting the engine with {self._processors} processors", module.EngineError):
             engine = module.Engine(self._processors)

@@ -356,9 +356,42 @@ class CatalogFailed(PolyvolError):
 
 
 class CatalogDamaged(PolyvolError):
-    """A catalog that SQLite cannot read, or that is none."""
+    """A catalog that SQLite cannot read, whose checksums do not match, or that is none."""
 
     code = "catalog-damaged"
     kind = "corrupt"
-    sentence = "the catalog {path} cannot be read: {why}"
-    hint = "restore it from a copy"
+    sentence = "the catalog {path} cannot be used: {why}"
+    hint = "nothing was changed; restore the state directory from a copy"
+
+
+class CatalogMissing(PolyvolError):
+    """No catalog, or an empty one, where there has been one."""
+
+    code = "catalog-missing"
+    kind = "corrupt"
+    sentence = "the catalog {path} is {how}, but {trace} shows that this state directory was used"
+    hint = "put the catalog back; for a new state directory, move what is left of this one away"
+
+
+class CatalogOlder(PolyvolError):
+    """A catalog that lacks what was committed to it."""
+
+    code = "catalog-older"
+    kind = "corrupt"
+    sentence = (
+        "the catalog {path} is an older copy, or its -wal file is missing or damaged: it has {commits}"
+        " commits, and {mark} says {marked}"
+    )
+    hint = (
+        "put the newest catalog back with its -wal file; `polyvold --accept-older-catalog` uses this one and"
+        " gives up what it lacks"
+    )
+
+
+class CatalogUnmarked(PolyvolError):
+    """The mark cannot say whether the catalog is the newest."""
+
+    code = "catalog-unmarked"
+    kind = "corrupt"
+    sentence = "nothing says whether the catalog {path} is its newest copy: {mark} {why}"
+    hint = "put {mark} back; if no older catalog was put here, start `polyvold --accept-older-catalog` once"

@@ -2,64 +2,104 @@
 
 How it works      SQLite in WAL mode with synchronous=FULL, one connection for the process, used by one thread
                   at a time under a lock. `user_version` is the format version: a new file gets schema.sql, an
-                  older one its migrations, each with its version in one transaction.
-Invariants        B1 a file of an unknown version, or of another program, is left as it is; B2 nobody sees the
-                  middle of a transaction.
+                  older one its migrations, each with its version in one transaction. What a file holds is
+                  examined (examine.py) before it is used; `catalog.mark` says after each commit how many
+                  there were (mark.py).
+Invariants        B1 a file of an unknown version, of another program, damaged, or older than its mark is left
+                  as it is; B2 nobody sees the middle of a transaction; B3 each transaction advances
+                  `catalog.commits` by one and leaves the sums of all rows right (sums.py).
 Durability        When `transaction` has ended without an error, its changes survive power loss, also where
                   a sync of an earlier process has failed (renewal.py).
-Errors            CatalogVersion, CatalogDamaged, CatalogFailed.
+Errors            CatalogVersion, CatalogDamaged, CatalogMissing, CatalogOlder, CatalogUnmarked,
+                  CatalogFailed.
 """
 
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from uuid import UUID, uuid4
 
-from polyvol.mapping.catalog.renewal import renew
-from polyvol.mapping.errors import CatalogDamaged, CatalogFailed, CatalogVersion
+from polyvol.mapping.catalog import renewal, sums
+from polyvol.mapping.catalog.examine import Examiner
+from polyvol.mapping.catalog.mark import Mark, Marked
+from polyvol.mapping.errors import CatalogDamaged, CatalogFailed
 
 LATEST_VERSION = 4
 _HERE = Path(__file__).parent
 
 
-class Database:
-    """An open catalog file."""
+def mark_of(path: Path) -> Path:
+    """Where the mark of a catalog is."""
+    return path.with_suffix(".mark")
 
-    def __init__(self, path: Path, *, latest: int = LATEST_VERSION, migrations: Path | None = None) -> None:
+
+class Database:
+    """An open catalog file. `accept_older`: it is used although its mark says that there was a newer one, or
+    cannot say so."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        latest: int = LATEST_VERSION,
+        migrations: Path | None = None,
+        accept_older: bool = False,
+    ) -> None:
         self._path = path
         self._lock = threading.RLock()
+        self._mark = Mark(mark_of(path))
+        self._marked = True
         try:
-            renew(path, latest)
-            path.touch(mode=0o600)  # SQLite gives its other files the mode of this one
+            examiner = Examiner(path, latest, None if accept_older else self._mark)
+            there = renewal.renew(path, examiner.examine)
+            if there is None:
+                there = examiner.examine(path)
+            if not there:
+                renewal.put_new(path, self._make)
             self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             try:
                 self._prepare(latest, migrations or _HERE / "migrations")
+                self._open_mark()
             except BaseException:
-                self._connection.close()
+                self.close()
                 raise
-        except (sqlite3.DatabaseError, OSError) as error:
+        except (sqlite3.DatabaseError, UnicodeError, OSError) as error:
             raise CatalogDamaged(path=path, why=error) from error
 
     def close(self) -> None:
         """Close it; idempotent."""
         with self._lock:
             self._connection.close()
+            self._mark.close()
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """All or nothing of what is done within."""
         with self._lock:
+            connection = self._connection
             try:
-                self._connection.execute("BEGIN IMMEDIATE")
-                yield self._connection
-                self._connection.execute("COMMIT")
+                if not self._marked:
+                    self._write_mark()
+                connection.execute("BEGIN IMMEDIATE")
+                yield connection
+                connection.execute("UPDATE catalog SET commits = commits + 1")
+                sums.renew_sequence(connection)
+                connection.execute("COMMIT")
             except BaseException as error:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                if isinstance(error, OSError):
+                    raise CatalogFailed(path=self._mark.path, why=error.strerror or error) from error
                 if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.IntegrityError):
                     raise CatalogFailed(path=self._path, why=error) from error
                 raise
+            self._commits += 1
+            self._marked = False
+            with suppress(OSError):  # it is committed; the next transaction begins with the mark
+                self._write_mark()
 
     def rows(self, statement: str, *values: object) -> list[sqlite3.Row]:
         """The rows of a query."""
@@ -73,27 +113,46 @@ class Database:
         connection = self._connection
         connection.row_factory = sqlite3.Row
         connection.execute("PRAGMA busy_timeout = 5000")
-        version: int = connection.execute("PRAGMA user_version").fetchone()[0]
-        tables: int = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if version > latest or version < 0:
-            raise CatalogVersion(path=self._path, version=version, latest=latest)
-        if version == 0 and tables:
-            raise CatalogDamaged(path=self._path, why="it is the database of another program")
+        connection.execute("PRAGMA temp_store = MEMORY")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
-        if version == 0:
-            self._run_script((_HERE / "schema.sql").read_text(), LATEST_VERSION)
-            version = LATEST_VERSION
+        version: int = connection.execute("PRAGMA user_version").fetchone()[0]
         for step in range(version + 1, latest + 1):
-            self._run_script((migrations / f"to_{step}.sql").read_text(), step)
+            self._run_script(connection, (migrations / f"to_{step}.sql").read_text(), step)
+        sums.keep(connection)
 
-    def _run_script(self, script: str, version: int) -> None:
+    def _make(self, connection: sqlite3.Connection) -> None:
+        connection.execute("PRAGMA journal_mode = WAL")
+        self._run_script(connection, (_HERE / "schema.sql").read_text(), LATEST_VERSION)
+
+    @staticmethod
+    def _run_script(connection: sqlite3.Connection, script: str, version: int) -> None:
         # executescript runs the statements as they are, so the transaction is written into the text.
-        text = f"BEGIN IMMEDIATE;\n{script}\nPRAGMA user_version = {version};\nCOMMIT;"
         try:
-            self._connection.executescript(text)
+            connection.executescript(f"BEGIN IMMEDIATE;\n{script}\nPRAGMA user_version = {version};")
+            connection.execute(
+                "INSERT OR IGNORE INTO catalog (id, uuid, created_ns) VALUES (1, ?, ?)",
+                (str(uuid4()), time.time_ns()),
+            )
+            if version >= sums.FIRST_VERSION:
+                connection.execute("UPDATE catalog SET commits = max(commits, 1)")
+                sums.renew_all(connection)
+            connection.execute("COMMIT")
         except BaseException:
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
             raise
+
+    def _open_mark(self) -> None:
+        """Have a mark that says what the catalog says; it was examined before, or does not count."""
+        row = self._connection.execute("SELECT uuid, commits FROM catalog").fetchone()
+        self.uuid, self._commits = UUID(row["uuid"]), int(row["commits"])
+        marked = Marked(self.uuid, self._commits)
+        if self._mark.newest() != marked:
+            self._mark.make(marked)
+        self._mark.open()
+
+    def _write_mark(self) -> None:
+        self._mark.write(Marked(self.uuid, self._commits))
+        self._marked = True

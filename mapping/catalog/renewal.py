@@ -1,4 +1,4 @@
-"""Writing anew what an earlier process has left of the catalog, before it is used.
+"""Writing a new file of the catalog: from what a killed process has left, or of a catalog that is made.
 
 How it works      A process that was killed leaves SQLite's log beside the catalog. If one of its syncs had
                   failed, the kernel may call pages of the two files clean that the disk does not have: SQLite
@@ -6,29 +6,40 @@ How it works      A process that was killed leaves SQLite's log beside the catal
                   the copy, with the log taken in and synced, is renamed to `.renewed`: from then on it is the
                   catalog. Whoever finds one removes the old log and puts it in the place of the old file.
 Invariants        N1 the old files stay as they are until `.renewed` is durable; N2 the old log is gone,
-                  durably, before the new file has the catalog's name, so that no other file takes it in.
-Errors            OSError, sqlite3.DatabaseError; then the catalog is what it was.
+                  durably, before the new file has the catalog's name, so that no other file takes it in;
+                  N3 what becomes the catalog was examined: damage is refused, not copied.
+Errors            OSError, sqlite3.DatabaseError, and what the examination raises; then the catalog is what
+                  it was.
 """
 
 import contextlib
 import os
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 
 
-def renew(path: Path, latest: int) -> None:
-    """Write the catalog anew if an earlier process has left a log, unless its version is after `latest`."""
+def renew(path: Path, examine: Callable[[Path], bool]) -> bool | None:
+    """Write the catalog anew if an earlier process has left a log; `examine` raises if what it is given is
+    not to be used, and says whether there is a catalog in it. Returns what it said; None: there was nothing
+    to renew."""
     log = Path(f"{path}-wal")
     renewed = path.with_name(f"{path.name}.renewed")
-    if not renewed.exists():
+    if renewed.exists():
+        there = examine(renewed)
+    else:
         if not log.exists() or log.stat().st_size == 0:
-            return
+            return None
+        if not path.exists() or path.stat().st_size == 0:
+            return None  # SQLite would remove the log
         copy = path.with_name(f"{path.name}.renewing")
         _copy(path, copy)
-        version = _take_in(copy)
-        if version > latest:
+        try:
+            _take_in(copy)
+            there = examine(copy)  # N3
+        except BaseException:
             _remove(copy)
-            return
+            raise
         _sync(copy)
         copy.rename(renewed)
         _sync(path.parent)  # N1
@@ -36,6 +47,20 @@ def renew(path: Path, latest: int) -> None:
     Path(f"{path}-shm").unlink(missing_ok=True)
     _sync(path.parent)  # N2
     renewed.rename(path)
+    _sync(path.parent)
+    return there
+
+
+def put_new(path: Path, make: Callable[[sqlite3.Connection], None]) -> None:
+    """Put a new catalog in its place, which `make` fills: it is there whole, durably, or not at all."""
+    copy = path.with_name(f"{path.name}.renewing")
+    _remove(copy)
+    copy.touch(mode=0o600)  # SQLite gives its other files the mode of this one
+    with contextlib.closing(sqlite3.connect(copy, isolation_level=None)) as connection:
+        make(connection)
+    _take_in(copy)
+    _sync(copy)
+    copy.rename(path)
     _sync(path.parent)
 
 
@@ -47,14 +72,12 @@ def _copy(path: Path, copy: Path) -> None:
         new.write_bytes(Path(f"{path}{suffix}").read_bytes())
 
 
-def _take_in(copy: Path) -> int:
-    """Put the log's pages where they belong. The format version."""
+def _take_in(copy: Path) -> None:
+    """Put the log's pages where they belong."""
     with contextlib.closing(sqlite3.connect(copy, isolation_level=None)) as connection:
-        version: int = connection.execute("PRAGMA user_version").fetchone()[0]
         busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         assert not busy, "nobody else knows the copy"
     Path(f"{copy}-wal").unlink(missing_ok=True)  # it is empty, and SQLite may have failed to remove it
-    return version
 
 
 def _remove(copy: Path) -> None:

@@ -6,8 +6,15 @@ CREATE TABLE catalog (
     id INTEGER PRIMARY KEY CHECK (id = 1),
     uuid TEXT NOT NULL,                 -- named by the label of each device
     created_ns INTEGER NOT NULL,
-    generation INTEGER NOT NULL DEFAULT 0  -- one more with each start
+    generation INTEGER NOT NULL DEFAULT 0,  -- one more with each start
+    commits INTEGER NOT NULL DEFAULT 0      -- one more with each transaction; catalog.mark has it too
 ) STRICT;
+
+CREATE TABLE table_sum (                -- a checksum of each other table
+    name TEXT PRIMARY KEY,
+    rows INTEGER NOT NULL,              -- how many it has
+    sum INTEGER NOT NULL                -- of their digests, modulo 2^62
+) STRICT, WITHOUT ROWID;
 
 CREATE TABLE volume (
     id INTEGER PRIMARY KEY AUTOINCREMENT,

@@ -28,12 +28,17 @@ class Settings:
     def begin_run(self, boot_id: str) -> bool:
         """A run of the daemon begins, which has not ended cleanly until it says so. Returns whether nothing
         that an earlier one wrote is in doubt: it ended cleanly, or the machine was started anew since, so
-        that what is on its devices now is all that there will be."""
+        that what is on its devices now is all that there will be. A text that cannot be read leaves it in
+        doubt."""
         text = self.get("run")
-        last = {"boot_id": "", "clean": True} if text is None else json.loads(text)
+        try:
+            last = {"boot_id": "", "clean": True} if text is None else json.loads(text)
+            clean = bool(last["clean"]) or last["boot_id"] != boot_id
+        except (ValueError, KeyError, TypeError):
+            clean = False
         self._boot_id = boot_id
         self._set_run(clean=False)
-        return bool(last["clean"]) or last["boot_id"] != boot_id
+        return clean
 
     def end_run(self) -> None:
         """The run ends, and all that it wrote is durable."""

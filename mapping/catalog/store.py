@@ -47,22 +47,17 @@ _VOLUMES = (
 
 
 class Catalog:
-    """The catalog of one state directory."""
+    """The catalog of one state directory; `accept_older` as in database.py."""
 
-    def __init__(self, path: Path) -> None:
-        self._database = Database(path)
-        with self._database.transaction() as connection:
-            connection.execute(
-                "INSERT OR IGNORE INTO catalog (id, uuid, created_ns) VALUES (1, ?, ?)",
-                (str(uuid4()), time.time_ns()),
-            )
+    def __init__(self, path: Path, *, accept_older: bool = False) -> None:
+        self._database = Database(path, accept_older=accept_older)
         self.settings = Settings(self._database)
         self.groups = Groups(self._database)
         self.rollbacks = Rollbacks(self._database)
         self.removal = Removal(self._database)
         self.growth = Growth(self._database)
         self.schedules = Schedules(self._database)
-        self.uuid = UUID(self._database.rows("SELECT uuid FROM catalog")[0]["uuid"])
+        self.uuid = self._database.uuid
 
     def close(self) -> None:
         """Close it; idempotent."""

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.catalogs import change
 from tests.support.daemon import Daemon
 from tests.support.nbd import connect
+from tests.support.proc import run
 
 MIB = 1 << 20
 BLOCK = 4096
@@ -63,10 +65,7 @@ def engine_files(daemon: Daemon, ending: str) -> list[Path]:
 
 
 def change_catalog(daemon: Daemon, statement: str) -> None:
-    connection = sqlite3.connect(daemon.state_dir / "catalog.db")
-    connection.execute(statement)
-    connection.commit()
-    connection.close()
+    change(daemon.state_dir / "catalog.db", statement)
 
 
 @pytest.mark.slow
@@ -152,9 +151,37 @@ def damage_catalog(daemon: Daemon) -> None:
     path.write_bytes(path.read_bytes()[:5000] + bytes(3000))
 
 
+def lose_catalog(daemon: Daemon) -> None:
+    (daemon.state_dir / "catalog.db").unlink()
+
+
+def empty_catalog(daemon: Daemon) -> None:
+    (daemon.state_dir / "catalog.db").write_bytes(b"")
+
+
+def change_row(daemon: Daemon) -> None:
+    connection = sqlite3.connect(daemon.state_dir / "catalog.db")
+    connection.execute("UPDATE partition_extent SET offset = offset + 4096 WHERE partition = 1")
+    connection.commit()
+    connection.close()
+
+
+def lose_mark(daemon: Daemon) -> None:
+    (daemon.state_dir / "catalog.mark").unlink()
+
+
+def damage_record_of_mark(daemon: Daemon) -> None:
+    flip(daemon.state_dir / "catalog.mark", 540)
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
+        (lose_catalog, "catalog.db is missing, but"),
+        (empty_catalog, "catalog.db is empty, but"),
+        (change_row, "the rows of its table partition_extent do not match the checksum"),
+        (lose_mark, "catalog.mark is missing"),
+        (damage_record_of_mark, "catalog.mark: record 2 of 2 is damaged"),
         (damage_label, "device a: the label on"),
         (remove_device, "does not exist"),
         (damage_checkpoint, "its checksum does not match"),
@@ -166,7 +193,7 @@ def damage_catalog(daemon: Daemon) -> None:
         (leave_device, "belongs to no device of the catalog"),
         (leave_journal, "belongs to no processor of volume v"),
         (lose_volume, "is not there"),
-        (damage_catalog, "catalog: "),
+        (damage_catalog, "catalog.db cannot be used"),
     ],
 )
 def test_what_is_wrong_is_told(used: Daemon, damage: Callable[[Daemon], None], words: str) -> None:
@@ -176,6 +203,25 @@ def test_what_is_wrong_is_told(used: Daemon, damage: Callable[[Daemon], None], w
     assert (rc, any(words in problem for problem in problems)) == (1, True), problems
     result = used.cli("check")
     assert (result.rc, words in result.out) == (1, True)
+
+
+def test_a_catalog_that_is_refused_is_left_and_can_be_accepted(used: Daemon) -> None:
+    used.stop()
+    catalog = used.state_dir / "catalog.db"
+    older = catalog.read_bytes()
+    used.start()
+    used.ok("snapshot", "create", "v", "--name", "later")
+    used.stop()
+    catalog.write_bytes(older)
+    assert "is an older copy" in checked(used)[1][0]
+    refused = run(*used.command())
+    assert (refused.rc, refused.out) == (1, "")
+    assert len(refused.err.splitlines()) == 1
+    assert "is an older copy" in refused.err
+    assert catalog.read_bytes() == older
+    used.arguments = (*used.arguments, "--accept-older-catalog")
+    used.start()
+    assert [each["name"] for each in used.json("snapshot", "list", "v")] == ["s"]
 
 
 def test_a_changed_block_is_found_when_data_is_read(used: Daemon) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.torture.campaign import Campaign, Failure, Outcome, failed
+from tests.torture.damage import DamageCampaign
 from tests.torture.faults import FaultCampaign
 from tests.torture.fuzzing import FuzzingCampaign
 from tests.torture.kills import KillCampaign
@@ -33,7 +34,7 @@ EVIDENCE = Path(__file__).resolve().parents[2] / "build" / "torture"
 def campaigns() -> list[Campaign]:
     """All that there are."""
     polyvolds: list[Campaign] = [KillCampaign(), PowerCutCampaign(), LineageCampaign(), FaultCampaign()]
-    return [*polyvolds, SimulatorCampaign(), FuzzingCampaign()]
+    return [*polyvolds, DamageCampaign(), SimulatorCampaign(), FuzzingCampaign()]
 
 
 class Torture:

@@ -21,7 +21,7 @@ class PowerCutCampaign:
 
     name = NAME
     unit = "images"
-    share = 0.19
+    share = 0.17
 
     def missing(self) -> str | None:
         return None if shutil.which("cc") else "there is no C compiler (cc)"

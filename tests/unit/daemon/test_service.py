@@ -299,7 +299,13 @@ def test_a_start_that_fails_leaves_nothing_running(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="simulated failure of listen"):
         Service(tmp_path, engine_module=world).start()
     assert world.names()[-1] == "stop"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["catalog.db", "devices", "lock", "volumes"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "catalog.db",
+        "catalog.mark",
+        "devices",
+        "lock",
+        "volumes",
+    ]
     world.fail.clear()
     service = Service(tmp_path, engine_module=world)
     service.start()

@@ -10,31 +10,13 @@ import pytest
 from polyvol.mapping.catalog import database as databases
 from polyvol.mapping.catalog.database import LATEST_VERSION, Database
 from polyvol.mapping.catalog.store import LOG_NUMBER_MAX, Catalog
-from polyvol.mapping.device import Device
 from polyvol.mapping.errors import CatalogDamaged, CatalogFailed, CatalogVersion, TooManyLogs
 from polyvol.mapping.extent import Extent
 from polyvol.mapping.partition import Partition
-from polyvol.mapping.records import ChangeLog, SnapshotRecord
-from polyvol.mapping.volume import NewDevice, VolumePlan
+from polyvol.mapping.records import ChangeLog
+from tests.support.catalogs import MIB, PLAN, device, snapshot
 
-MIB = 1 << 20
 MIGRATIONS = Path(databases.__file__).parent / "migrations"
-PLAN = VolumePlan(
-    "v",
-    2 * MIB,
-    MIB,
-    (Partition(0, 0, (Extent(-1, MIB, MIB),)), Partition(1, 1, (Extent(-1, 2 * MIB, MIB),))),
-    (ChangeLog(1, True, (Extent(-2, MIB, 64 * MIB),)),),
-    (NewDevice(-1, "v.data", "devices/v.data", 3 * MIB), NewDevice(-2, "v.log", "devices/v.log", 65 * MIB)),
-)
-
-
-def snapshot(volume: int, name: str, epoch: int) -> SnapshotRecord:
-    return SnapshotRecord(uuid4(), uuid4(), volume, name, epoch, None, 1, 2, 3, ((0, 2), (1, 1)))
-
-
-def device(name: str) -> Device:
-    return Device(0, uuid4(), name, "/x", "file", False, 8 * MIB, True, None, "ready", 5)
 
 
 def test_a_volume_is_read_back_as_it_was_planned(catalog: Catalog) -> None:
@@ -172,7 +154,7 @@ def test_a_catalog_of_an_unknown_version_is_left_untouched(tmp_path: Path) -> No
         Catalog(path)
     assert "version 99" in str(refused.value)
     assert path.read_bytes() == before
-    assert [each.name for each in tmp_path.iterdir()] == ["c.db"]
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["c.db", "c.mark"]
 
 
 @pytest.mark.parametrize("content", ["foreign", "garbage"])

@@ -9,8 +9,11 @@ import pytest
 
 from polyvol.mapping.catalog import renewal
 from polyvol.mapping.catalog.database import LATEST_VERSION, Database
+from polyvol.mapping.catalog.examine import Examiner
+from polyvol.mapping.catalog.mark import Mark
+from polyvol.mapping.errors import CatalogVersion
 
-NAME = "c.db"
+NAME, MARK = "c.db", "c.mark"
 
 
 def killed(directory: Path) -> Path:
@@ -23,10 +26,14 @@ def killed(directory: Path) -> Path:
             connection.execute("INSERT INTO setting VALUES (?, ?)", (f"s{number}", "x" * 3000))
     left = directory / "left"
     left.mkdir()
-    for suffix in ("", "-wal"):
-        shutil.copyfile(used / f"{NAME}{suffix}", left / f"{NAME}{suffix}")
+    for name in (NAME, f"{NAME}-wal", MARK):
+        shutil.copyfile(used / name, left / name)
     database.close()
     return left / NAME
+
+
+def examine(file: Path) -> bool:
+    return Examiner(file.with_name(NAME), LATEST_VERSION, Mark(file.with_name(MARK))).examine(file)
 
 
 def settings(path: Path) -> int:
@@ -41,12 +48,12 @@ def test_after_a_kill_nothing_of_the_old_files_is_used(tmp_path: Path) -> None:
     path = killed(tmp_path)
     inode, log = path.stat().st_ino, Path(f"{path}-wal")
     assert log.stat().st_size > 0
-    renewal.renew(path, LATEST_VERSION)
+    renewal.renew(path, examine)
     assert path.stat().st_ino != inode
-    assert [each.name for each in path.parent.iterdir()] == [NAME]
+    assert sorted(each.name for each in path.parent.iterdir()) == [NAME, MARK]
     assert settings(path) == 20
     inode = path.stat().st_ino
-    renewal.renew(path, LATEST_VERSION)
+    renewal.renew(path, examine)
     assert path.stat().st_ino == inode, "what was closed well is left alone"
 
 
@@ -70,7 +77,7 @@ def test_whenever_it_is_cut_off_it_is_done_by_the_next(
             for where, name in ((os, "rename"), (os, "unlink"), (os, "fsync")):
                 _before(patch, where, name, step)
             try:
-                renewal.renew(directory / NAME, LATEST_VERSION)
+                renewal.renew(directory / NAME, examine)
             except KeyboardInterrupt:
                 assert stop
         assert settings(directory / NAME) == 20, stop
@@ -92,7 +99,9 @@ def test_a_later_version_is_left_as_it_is(tmp_path: Path) -> None:
         shutil.copyfile(f"{scratch}{suffix}", f"{path}{suffix}")
     connection.close()
     before = path.read_bytes(), Path(f"{path}-wal").read_bytes()
-    renewal.renew(path, LATEST_VERSION)
+    with pytest.raises(CatalogVersion):
+        renewal.renew(path, examine)
+    assert sorted(each.name for each in path.parent.iterdir()) == [NAME, f"{NAME}-wal", MARK]
     assert (path.read_bytes(), Path(f"{path}-wal").read_bytes()) == before
 
 

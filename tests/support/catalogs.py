@@ -1,0 +1,115 @@
+"""catalogs: a catalog with rows in every table, as a stop or a kill leaves it, and changes of one."""
+
+import re
+import shutil
+import sqlite3
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from polyvol.mapping.catalog import sums
+from polyvol.mapping.catalog.schedules import new_schedule
+from polyvol.mapping.catalog.store import Catalog
+from polyvol.mapping.device import Device
+from polyvol.mapping.errors import PolyvolError
+from polyvol.mapping.extent import Extent
+from polyvol.mapping.group import GroupSnapshot, Hooks
+from polyvol.mapping.partition import Partition
+from polyvol.mapping.records import ChangeLog, CloneSource, Rollback, SnapshotRecord
+from polyvol.mapping.volume import NewDevice, VolumePlan
+
+MIB = 1 << 20
+PLAN = VolumePlan(
+    "v",
+    2 * MIB,
+    MIB,
+    (Partition(0, 0, (Extent(-1, MIB, MIB),)), Partition(1, 1, (Extent(-1, 2 * MIB, MIB),))),
+    (ChangeLog(1, True, (Extent(-2, MIB, 64 * MIB),)),),
+    (NewDevice(-1, "v.data", "devices/v.data", 3 * MIB), NewDevice(-2, "v.log", "devices/v.log", 65 * MIB)),
+)
+
+
+def snapshot(volume: int, name: str, epoch: int) -> SnapshotRecord:
+    """A snapshot to commit."""
+    return SnapshotRecord(uuid4(), uuid4(), volume, name, epoch, None, 1, 2, 3, ((0, 2), (1, 1)))
+
+
+def device(name: str) -> Device:
+    """A device to add."""
+    return Device(0, uuid4(), name, "/x", "file", False, 8 * MIB, True, None, "ready", 5)
+
+
+def use(catalog: Catalog) -> None:
+    """Have rows in every table, by verbs, some of them changed and taken out again."""
+    volume = catalog.create_volume(PLAN)
+    catalog.set_volume_state(volume.id, "ready")
+    catalog.add_device(device("spare"))
+    catalog.forget_device(catalog.add_device(device("gone")).id)
+    held = replace(snapshot(volume.id, "s", 1), holds=("a", "b"), copy_of=uuid4())
+    catalog.groups.create("g", [volume.id])
+    group = catalog.groups.all()[0]
+    catalog.groups.join(group.id, [volume.id])
+    catalog.commit_snapshots([held], GroupSnapshot(held.cut, group.id, "gs"))
+    rollback = {volume.id: Rollback(2, 1, volume.size, volume.size)}
+    catalog.commit_snapshots([snapshot(volume.id, "t", 2)], None, rollback)
+    catalog.groups.hold([held.uuid], "a")
+    catalog.removal.drop_snapshots([catalog.snapshots(volume.id)[1]])
+    clone = replace(PLAN, name="c", new_devices=(), partitions=(), logs=())
+    catalog.create_volume(replace(clone, source=CloneSource(volume.id, 1)))
+    schedule = new_schedule(
+        "x", volume=volume.id, group=None, every_s=9, cron=None, keep={"last": 2}, prefix="p"
+    )
+    catalog.schedules.add(schedule, Hooks("q", "\u00e9\U0001f600", 5, False))
+    catalog.schedules.owe_thaw({"a": 1})
+    for value in ("1", "2"):
+        catalog.settings.set("one", value)
+    for ended in (1, 2):
+        catalog.settings.keep_scrub(volume.id, ended, "{}")
+    with pytest.raises(sqlite3.IntegrityError):
+        catalog.create_volume(replace(PLAN, new_devices=()))
+
+
+def used_catalog(directory: Path) -> Path:
+    """The catalog of a state directory that was used and stopped."""
+    path = directory / "state" / "catalog.db"
+    path.parent.mkdir()
+    catalog = Catalog(path)
+    use(catalog)
+    catalog.close()
+    return path
+
+
+def killed(path: Path) -> Path:
+    """The same state directory as a kill would have left it, with a log."""
+    catalog = Catalog(path)
+    catalog.settings.set("more", "1")
+    left = path.parent.with_name("killed")
+    shutil.copytree(path.parent, left)
+    catalog.close()
+    return left / path.name
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    """The files of a directory; SQLite may write its -shm."""
+    return {path.name: path.read_bytes() for path in directory.iterdir() if not path.name.endswith("-shm")}
+
+
+def refused(path: Path, error: type[PolyvolError], words: str) -> None:
+    """Opening it is refused, and changes nothing."""
+    before = contents(path.parent)
+    with pytest.raises(error, match=re.escape(words)):
+        Catalog(path)
+    assert contents(path.parent) == before
+
+
+def change(path: Path, statement: str) -> None:
+    """Run a statement on a catalog; its sums follow."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        sums.keep(connection)
+        connection.execute("BEGIN")
+        connection.execute(statement)
+        sums.renew_sequence(connection)
+        connection.execute("COMMIT")
