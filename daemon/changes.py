@@ -49,7 +49,7 @@ class Changes:
         )
 
     def _find(self, volume_name: str, since: str, until: str | None) -> tuple[Volume, int, int | None]:
-        volume = self._context.find_served(volume_name)
+        volume = self._context.find_served(volume_name, restoring=True)
         records = {record.name: record for record in self._context.catalog.snapshots(volume.id)}
         older = _epoch(volume, records, since)
         return volume, older, None if until is None else _epoch(volume, records, until)
