@@ -258,6 +258,15 @@ class OtherVolume(PolyvolError):
     hint = "name two snapshots of one volume"
 
 
+class SnapshotReplaced(PolyvolError):
+    """A snapshot that was deleted, and made again by the same name, while it was compared."""
+
+    code = "snapshot-replaced"
+    kind = "busy"
+    sentence = "snapshot {name} was deleted in the meantime, and another one has its name"
+    hint = "compare again"
+
+
 class FrontendFailed(PolyvolError):
     """nbdkit could not be started."""
 

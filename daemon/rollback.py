@@ -63,7 +63,7 @@ class Rollbacks:
         context = self._context
         try:
             with context.engine_errors(f"rolling back to {base.name}"):
-                self._coordinator.roll_back([(volume, base)], None, abandoned=volume.id)
+                self._coordinator.roll_back([(volume, base)], None)
         finally:
             self._export(volume)
 

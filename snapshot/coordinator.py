@@ -118,8 +118,7 @@ class Coordinator:
                     )
                 )
             whole = None if group is None else GroupSnapshot(cut, group, name)
-            ended = None if restored is None else restored.volume
-            self._catalog.commit_snapshots(records, whole, restored=ended)
+            self._catalog.commit_snapshots(records, whole)
             for volume, record in zip(volumes, records, strict=True):
                 export_snapshot(self._engine, volume, record)
         except Exception as cause:
@@ -128,18 +127,12 @@ class Coordinator:
         return records
 
     def roll_back(
-        self,
-        targets: Sequence[tuple[Volume, SnapshotRecord]],
-        safety: str | None,
-        group: int | None = None,
-        *,
-        abandoned: int | None = None,
+        self, targets: Sequence[tuple[Volume, SnapshotRecord]], safety: str | None, group: int | None = None
     ) -> list[SnapshotRecord]:
         """Have volumes, which have no exports of their own, show what their snapshots show, all or none. What
         they were is a snapshot named `safety`, of `group` if so, or gone if there is no name. Returns these
-        snapshots. `abandoned`: the id of a volume of which the restore ends with this. An error of the
-        engine's after the commit is its own: the catalog says what the volumes are, and the next start of the
-        engine does it."""
+        snapshots. An error of the engine's after the commit is its own: the catalog says what the volumes
+        are, and the next start of the engine does it."""
         volumes = [volume for volume, _ in targets]
         cut, start = uuid4(), time.monotonic_ns()
         try:
@@ -161,7 +154,7 @@ class Coordinator:
                 volume.id: Rollback(epochs[volume.id] + 1, target.epoch, volume.size, target.size)
                 for volume, target in targets
             }
-            self._catalog.commit_snapshots(records, whole, rollbacks, abandoned)
+            self._catalog.commit_snapshots(records, whole, rollbacks)
         except Exception as cause:
             # A commit that has failed may have been made all the same.
             undone = [
@@ -189,7 +182,8 @@ class Coordinator:
         """Undo what a cut has done so far; the names of what could not be."""
         names = [export_name(volume.name, name) for volume in volumes]
         failed = [export for export in names if not _done(self._engine.unexport, export)]
-        if not _done(self._catalog.removal.forget_cut, cut, unrestored):
+        forgotten = (cut,) if unrestored is None else (cut, unrestored)
+        if not _done(self._catalog.removal.forget_cut, *forgotten):
             return [*failed, "the catalog"]  # S3
         return failed + [
             volume.name

@@ -305,14 +305,11 @@ class Catalog:
         snapshots: Iterable[SnapshotRecord],
         group: GroupSnapshot | None = None,
         rollbacks: Mapping[int, Rollback] | None = None,
-        restored: int | None = None,
     ) -> None:
         """Record the snapshots of one cut, all or none; `group`: they are one of a group. From here on they
-        exist, volumes, by id, are rolled back as `rollbacks` says, and the restore to volume `restored` has
-        ended."""
+        exist, and volumes, by id, are rolled back as `rollbacks` says. A restore to a volume ends with its
+        rollback, and with a snapshot that is a copy."""
         with self._database.transaction() as connection:
-            if restored is not None:
-                delete_restore(connection, restored)
             insert_rollbacks(connection, rollbacks or {})
             if group is not None:
                 insert_group_snapshot(connection, group)
@@ -348,6 +345,7 @@ class Catalog:
                         "INSERT INTO snapshot_copy (snapshot, uuid) VALUES (?, ?)",
                         (identity, str(snapshot.copy_of)),
                     )
+                    delete_restore(connection, snapshot.volume)
                 connection.executemany(
                     "INSERT INTO snapshot_stall (snapshot, processor, stall_ns) VALUES (?, ?, ?)",
                     [(identity, processor, stall) for processor, stall in snapshot.stalls],
