@@ -259,12 +259,12 @@ class OtherVolume(PolyvolError):
 
 
 class SnapshotReplaced(PolyvolError):
-    """A snapshot that was deleted, and made again by the same name, while it was compared."""
+    """A snapshot that was deleted, and made again by the same name, while a command used it."""
 
     code = "snapshot-replaced"
     kind = "busy"
     sentence = "snapshot {name} was deleted in the meantime, and another one has its name"
-    hint = "compare again"
+    hint = "do it again, if that is the one that is meant"
 
 
 class FrontendFailed(PolyvolError):

@@ -258,7 +258,8 @@ class Restores:
     def _refuse_changed(self, request: RestoreBegin, volume: Volume, base: SnapshotRecord) -> None:
         with self._context.engine_errors(f"comparing volume {volume.name} with its snapshot {base.name}"):
             changed, _ = self._context.engine.changes(volume.id, base.epoch, None, 0, 1)
-        if changed:
+        # What lies behind the base's end is new since the volume has grown, and the stream covers it.
+        if changed and changed[0][0] < base.size:
             raise ChangedSinceBase(volume=volume.name, base=base.name, name=request.source)
 
     def _base_of(self, volume: Volume, mark: RestoreMark) -> SnapshotRecord:

@@ -1,8 +1,9 @@
 """The daemon's exports, for commands that move contents: by NBD, as any other client.
 
-How it works      A name is looked up after the connection to its export is made: polyvold does not delete a
-                  snapshot that a client is connected to, or compares with, so from then on the name cannot
-                  come to mean another one. What is looked up before is only for refusing with a sentence.
+How it works      A name is looked up before the connection to its export is made, and again after: polyvold
+                  does not delete a snapshot that a client is connected to, or compares with, so from then on
+                  the name cannot come to mean another one. If the answers differ, it has done so before.
+Errors            SnapshotReplaced, UnknownSnapshot, TransferFailed.
 """
 
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from uuid import UUID
 
 from polyvol.daemon.attach.address import parse_uri
 from polyvol.daemon.cli.client import Client, Json
+from polyvol.daemon.errors import SnapshotReplaced
 from polyvol.daemon.transfer.client import NbdExport
 from polyvol.daemon.transfer.errors import TransferFailed
 from polyvol.mapping.errors import UnknownSnapshot
@@ -42,11 +44,14 @@ def open_export(client: Client, export: str, name: str, *, since: str | None = N
 def opened_snapshot(client: Client, volume: str, name: str, since: str | None = None) -> Iterator[Opened]:
     """A snapshot's export, compared with snapshot `since`. What was read is of these snapshots if
     `check_first` of the export says so after it."""
-    _look_up(client, volume, name, since)
+    before = _look_up(client, volume, name, since)
     full_name = f"{volume}@{name}"
     export = open_export(client, full_name, full_name, since=since)
     try:
         newer, older = _look_up(client, volume, name, since)
+        for was, now in zip(before, (newer, older), strict=True):
+            if was is not None and now is not None and was["uuid"] != now["uuid"]:
+                raise SnapshotReplaced(name=now["export"])
         if newer["size"] != export.size:
             why = f"its export has {export.size} bytes, not {newer['size']}"
             raise TransferFailed(what=f"reading {full_name}", why=why)

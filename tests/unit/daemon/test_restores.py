@@ -146,9 +146,7 @@ def test_space_is_not_made_of_what_a_restore_follows(bench: Bench) -> None:
 
     bench.client.post("volumes", body={"name": "w", "size": 8 * MIB})
     body = {"volumes": ["w"], "scheduled": True}
-    base, other = (
-        bench.client.post("snapshots", body={**body, "name": name})[0] for name in ("s0", "later")
-    )
+    base, other = (bench.client.post("snapshots", body={**body, "name": name})[0] for name in ("s0", "later"))
     bench.begin(INCREMENTAL, base_uuid=base["uuid"])
     service = bench.daemon.service
     space = Space(service._context, service.snapshots)
