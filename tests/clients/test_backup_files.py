@@ -142,12 +142,13 @@ def test_snapshots_made_again_by_the_same_names_are_not_taken_for_those_asked_fo
     target = tmp_path / "target"
     source.ok("backup", "v@s1", "--raw", "-o", target)
     before = target.read_bytes()
+    file = str(tmp_path / "f")
     for index, arguments in enumerate(
         (
-            ["backup", "v@s2", "--since", "s1", "-o", tmp_path / "f"],
-            ["backup", "v@s2", "-o", tmp_path / "f"],
-            ["backup", "v@s2", "--raw", "-o", tmp_path / "f"],
-            ["copy-changed", "v@s2", "--since", "s1", target],
+            ["backup", "v@s2", "--since", "s1", "-o", file],
+            ["backup", "v@s2", "-o", file],
+            ["backup", "v@s2", "--raw", "-o", file],
+            ["copy-changed", "v@s2", "--since", "s1", str(target)],
         )
     ):
         with Held(source.state_dir, tmp_path / f"held{index}", "connect", *arguments) as command:

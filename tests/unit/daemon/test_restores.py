@@ -246,7 +246,7 @@ def test_a_restore_that_cannot_begin_changes_nothing(bench: Bench) -> None:
     with refused("volume-in-use"):
         bench.begin(INCREMENTAL)
     handle.close()
-    for code, more in [
+    wrong: list[tuple[str, Json]] = [
         ("target-size", {"size": 16 * MIB}),
         ("base-missing", {"base_uuid": str(uuid4())}),
         ("already-restored", {"snapshot_uuid": BASE}),
@@ -255,16 +255,18 @@ def test_a_restore_that_cannot_begin_changes_nothing(bench: Bench) -> None:
         ("bad-request", {"stream": "7"}),
         ("bad-name", {"snapshot": "a@b"}),
         ("unknown-volume", {"volume": "x"}),
-    ]:
+    ]
+    for code, more in wrong:
         for dry_run in (True, False):
             with refused(code):
                 bench.begin(INCREMENTAL, dry_run=dry_run, **more)
-    for code, more in [
+    wrong = [
         ("not-a-new-volume", {"snapshot_uuid": NEXT}),
         ("cannot-resume", {"snapshot_uuid": NEXT, "resume": True}),
         ("already-restored", {"resume": True}),
         ("unaligned-size", {"volume": "x", "size": 5}),
-    ]:
+    ]
+    for code, more in wrong:
         for dry_run in (True, False):
             with refused(code):
                 bench.begin(FULL, dry_run=dry_run, **more)
