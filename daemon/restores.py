@@ -130,7 +130,7 @@ class Restores:
             else:
                 context.find_served(volume_name, restoring=True)
                 self._end_session(volume)
-                self._rollbacks.abandon_restore(volume, base)
+                self._rollbacks.abandon_restore(volume, base, mark)
         text = f"the restore to volume {volume_name} from {mark.source} was abandoned"
         context.events.add("info", text, volume=volume_name)
         return RestoreAbandoned(volume=volume_name, base=None if base is None else base.name)

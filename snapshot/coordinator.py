@@ -127,11 +127,16 @@ class Coordinator:
         return records
 
     def roll_back(
-        self, targets: Sequence[tuple[Volume, SnapshotRecord]], safety: str | None, group: int | None = None
+        self,
+        targets: Sequence[tuple[Volume, SnapshotRecord]],
+        safety: str | None,
+        group: int | None = None,
+        *,
+        abandoned: RestoreMark | None = None,
     ) -> list[SnapshotRecord]:
         """Have volumes, which have no exports of their own, show what their snapshots show, all or none. What
         they were is a snapshot named `safety`, of `group` if so, or gone if there is no name. Returns these
-        snapshots. An error of the engine's after the commit is its own: the catalog says what the volumes
+        snapshots. `abandoned`: the restore to a volume that ends with this. An error of the engine's after the commit is its own: the catalog says what the volumes
         are, and the next start of the engine does it."""
         volumes = [volume for volume, _ in targets]
         cut, start = uuid4(), time.monotonic_ns()
@@ -156,8 +161,10 @@ class Coordinator:
             }
             self._catalog.commit_snapshots(records, whole, rollbacks)
         except Exception as cause:
-            # A commit that has failed may have been made all the same.
-            undone = [
+            # A commit that has failed may have been made all the same. The mark of a restore comes first: a
+            # volume without it is complete.
+            undone = [abandoned is None or _done(self._catalog.restores.put_back, abandoned)]
+            undone += [
                 _done(self._catalog.rollbacks.forget, volume.id, epochs[volume.id] + 1) for volume in volumes
             ]
             failed = self._undo(volumes, safety or "", cut, epochs) if all(undone) else ["the catalog"]  # S3

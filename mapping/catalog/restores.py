@@ -26,6 +26,12 @@ class Restores:
         with self._database.transaction() as connection:
             insert_restore(connection, mark)
 
+    def put_back(self, mark: RestoreMark) -> None:
+        """Record a restore that a transaction was to end; it may have, or not."""
+        with self._database.transaction() as connection:
+            delete_restore(connection, mark.volume)
+            insert_restore(connection, mark)
+
     def of(self, volume: int) -> RestoreMark | None:
         """The restore to this volume, if one was begun and is not complete."""
         rows = self._database.rows("SELECT * FROM restore WHERE volume = ?", volume)

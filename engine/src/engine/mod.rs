@@ -225,6 +225,7 @@ impl Engine {
     /// Exports a volume for those alone who know the name.
     pub fn export_hidden(&self, name: &str, description: &str, volume: VolumeId) -> Result<()> {
         let volume = self.volume(volume)?;
+        self.refuse_half_rolled_back(&volume)?;
         self.exports.add_hidden(name, description, Arc::new(View { volume, epoch: None }))
     }
 

@@ -305,3 +305,31 @@ def test_a_clean_up_never_loses_the_mark(bench: Bench, monkeypatch: pytest.Monke
     del bench.daemon.world.fail["export"]
     bench.daemon.restart()
     assert (bench.volume()["state"], bench.volume()["snapshots"]) == ("serving", ["s0"])
+
+
+@pytest.mark.parametrize("made", [False, True])
+def test_an_abandonment_that_fails_leaves_the_restore_incomplete(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, made: bool
+) -> None:
+    """Whether its transaction was made all the same, or not."""
+    restore_base(bench)
+    bench.write(bench.begin(INCREMENTAL)["export"], b"half")
+    catalog = bench.daemon.service._context.catalog
+    commit = catalog.commit_snapshots
+
+    def failing(*arguments: Any) -> None:
+        if made:
+            commit(*arguments)
+        raise OSError("disk")
+
+    monkeypatch.setattr(catalog, "commit_snapshots", failing)
+    with refused("cut-failed"):
+        bench.abandon()
+    monkeypatch.undo()
+    for restart in (False, True):
+        if restart:
+            bench.daemon.restart()
+        assert bench.volume()["state"] == "restoring"
+        assert bench.exports() == ["w@s0"]
+    bench.abandon()
+    assert bench.read("w") == b"base"
