@@ -36,7 +36,7 @@ class ChangeLogs:
     def add(self, name: str, request: LogAdd) -> None:
         """Give a volume more room, while it is in use. The caller holds `changes`."""
         context = self._context
-        volume = context.find_served(name)
+        volume = context.find_served(name, restoring=True)
         present = sum(total(log.extents) for log in context.catalog.logs(volume.id))
         plan = plan_added_logs(volume, request.devices, request.size, present, inventory(context))
         made = None if plan.new_device is None else self.make_file(volume, plan.new_device)

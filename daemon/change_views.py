@@ -15,11 +15,14 @@ class ChangedExtent:
 class ChangesView:
     """What changed in a volume between the snapshots `since` and `until` (None: now): a page of extents in
     order, none touching the next, and where the next page begins (None: that was all). Whatever changed is
-    in it; contents may be equal all the same."""
+    in it; contents may be equal all the same. Pages belong together if their UUIDs are the same: a snapshot
+    may have been deleted, and made again by the same name."""
 
     volume: str
     since: str
+    since_uuid: str
     until: str | None
+    until_uuid: str | None
     extents: list[ChangedExtent]
     next: int | None
 

@@ -2,7 +2,7 @@
 
 How it works      The engine compares the two block maps, which takes as long as there is change, and gives
                   the extents page by page. A snapshot that is deleted between two pages ends the list with
-                  an error, so that what was told is never mixed with a later snapshot's.
+                  an error; one that was made again by the same name shows by its UUID.
 Errors            UnknownVolume, UnknownSnapshot, VolumeNotServed, BadRequest.
 """
 
@@ -29,11 +29,15 @@ class Changes:
         context = self._context
         volume, older, newer = self._find(volume_name, since, until)
         with context.engine_errors(f"comparing {volume.name}@{since} with {until or 'now'}"):
-            found, following = context.engine.changes(volume.id, older, newer, start, limit)
+            found, following = context.engine.changes(
+                volume.id, older.epoch, None if newer is None else newer.epoch, start, limit
+            )
         return ChangesView(
             volume=volume.name,
             since=since,
+            since_uuid=str(older.uuid),
             until=until,
+            until_uuid=None if newer is None else str(newer.uuid),
             extents=[ChangedExtent(offset=offset, length=length) for offset, length in found],
             next=following,
         )
@@ -43,20 +47,24 @@ class Changes:
         context = self._context
         volume, older, newer = self._find(volume_name, since, until)
         with context.engine_errors(f"comparing {volume.name}@{since} with {until or 'now'}"):
-            extents, size = context.engine.change_total(volume.id, older, newer)
+            extents, size = context.engine.change_total(
+                volume.id, older.epoch, None if newer is None else newer.epoch
+            )
         return ChangeTotalView(
             volume=volume.name, since=since, until=until, size=volume.size, extents=extents, bytes=size
         )
 
-    def _find(self, volume_name: str, since: str, until: str | None) -> tuple[Volume, int, int | None]:
-        volume = self._context.find_served(volume_name)
+    def _find(
+        self, volume_name: str, since: str, until: str | None
+    ) -> tuple[Volume, SnapshotRecord, SnapshotRecord | None]:
+        volume = self._context.find_served(volume_name, restoring=True)
         records = {record.name: record for record in self._context.catalog.snapshots(volume.id)}
-        older = _epoch(volume, records, since)
-        return volume, older, None if until is None else _epoch(volume, records, until)
+        older = _named(volume, records, since)
+        return volume, older, None if until is None else _named(volume, records, until)
 
 
-def _epoch(volume: Volume, records: dict[str, SnapshotRecord], name: str) -> int:
+def _named(volume: Volume, records: dict[str, SnapshotRecord], name: str) -> SnapshotRecord:
     record = records.get(name)
     if record is None:
         raise UnknownSnapshot(volume=volume.name, name=name)
-    return record.epoch
+    return record

@@ -133,6 +133,7 @@ class _Check:
         present = self._check_devices()
         self._check_extents()
         volumes = [self._check_volume(volume, present) for volume in self._catalog.volumes()]
+        self._note_restores()
         self._check_files()
         return CheckView(
             state_dir=str(self._state_dir),
@@ -158,6 +159,14 @@ class _Check:
             else:
                 self._problems.append(f"device {device.name}: {reason}")
         return present
+
+    def _note_restores(self) -> None:
+        """What is incomplete because a backup is being restored to it."""
+        names = {volume.id: volume.name for volume in self._catalog.volumes()}
+        for mark in self._catalog.restores.all():
+            self._notes.append(
+                f"volume {names[mark.volume]} is incomplete: it is being restored from {mark.source}"
+            )
 
     def _check_extents(self) -> None:
         """Every extent inside its device's data area, no two over each other."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from polyvol.daemon.engine_border import EngineLike
-from polyvol.daemon.errors import VolumeNotServed, engine_errors
+from polyvol.daemon.errors import Restoring, VolumeNotServed, engine_errors
 from polyvol.daemon.events import Events
 from polyvol.daemon.room import Gauge
 from polyvol.daemon.views import ExtentView
@@ -23,14 +23,15 @@ from polyvol.mapping.catalog.store import Catalog
 from polyvol.mapping.device import Device
 from polyvol.mapping.errors import UnknownDevice, UnknownVolume
 from polyvol.mapping.extent import Extent
-from polyvol.mapping.records import Volume
+from polyvol.mapping.records import SnapshotRecord, Volume
 
 
 @dataclass
 class Context:
     """The catalog, the engine, what is known to be wrong (by device id and by volume id, as a clause), what
     has happened of late, and how the change logs fill. `refusing`: keep-writing volumes with nothing left to
-    drop. `clock`: nanoseconds since 1970."""
+    drop. `restoring`: the export that a restore is written to, by volume id. `clock`: nanoseconds since
+    1970."""
 
     state_dir: Path
     catalog: Catalog
@@ -45,6 +46,7 @@ class Context:
     events: Events = field(default_factory=Events)
     gauges: dict[int, Gauge] = field(default_factory=dict)
     refusing: set[int] = field(default_factory=set)
+    restoring: dict[int, str] = field(default_factory=dict)
     clock: Callable[[], int] = time.time_ns
 
     def path(self, device: Device) -> Path:
@@ -66,13 +68,27 @@ class Context:
             raise UnknownVolume(name=name)
         return volume
 
-    def find_served(self, name: str) -> Volume:
-        """The volume of this name, or UnknownVolume or VolumeNotServed."""
+    def find_served(self, name: str, *, restoring: bool = False) -> Volume:
+        """The volume of this name, or UnknownVolume, VolumeNotServed or Restoring. `restoring`: it is good
+        enough if a backup is being restored to it, since only its snapshots matter."""
         volume = self.find_volume(name)
+        if volume.restoring and not restoring:
+            raise self.restoring_error(volume)
         if not self.is_served(volume):
             reason = self.volume_trouble.get(volume.id, f"it is {volume.state}")
             raise VolumeNotServed(name=name, reason=reason)
         return volume
+
+    def restoring_error(self, volume: Volume) -> Restoring:
+        """Why something cannot be done with a volume that is being restored."""
+        mark = self.catalog.restores.of(volume.id)
+        return Restoring(name=volume.name, source="a backup" if mark is None else mark.source)
+
+    def refuse_base(self, volume: Volume, snapshot: SnapshotRecord) -> None:
+        """Restoring if an incomplete restore follows this snapshot."""
+        mark = self.catalog.restores.of(volume.id)
+        if mark is not None and mark.base == snapshot.epoch:
+            raise Restoring(name=volume.name, source=mark.source)
 
     def is_served(self, volume: Volume) -> bool:
         """Whether the engine has it, and its devices are right."""

@@ -4,8 +4,8 @@ How it works      begin ends the exports of all that may be deleted and takes th
                   transaction. A thread then has the engine drop them, some at a time, with one sync for each
                   time, and rests as long as it has worked, so that hosts have the disks for the other half.
                   The thread also forgets rollbacks that nothing needs any more.
-Invariants        E1 what somebody is connected to, or holds, and what is part of
-                  a group's snapshot, is kept and named; E2 the thread holds no lock
+Invariants        E1 what somebody is connected to, or holds, what is part of a group's snapshot, and what
+                  an incomplete restore follows, is kept and named; E2 the thread holds no lock
                   while the engine drops snapshots or writes checkpoints; E3 what clones were made from is
                   not dropped: it is kept for them.
 Why E2 is safe    The catalog does not have the snapshots that are being dropped, and every verb looks for
@@ -80,7 +80,7 @@ class Deletions:
         """Delete a volume's snapshots of these names, or that match them as patterns (with `*`, `?` or
         `[...]`). The caller holds `changes`."""
         context = self._context
-        volume = context.find_served(volume_name)
+        volume = context.find_served(volume_name, restoring=True)
         chosen = _chosen(volume, context.catalog.snapshots(volume.id), names)
         gone, kept = self._end_exports(volume, chosen)
         try:
@@ -114,6 +114,8 @@ class Deletions:
         """Those whose exports have ended, and those that are kept (E1)."""
         context = self._context
         clients = context.clients()
+        restore = context.catalog.restores.of(volume.id)
+        base = None if restore is None else restore.base
         gone, kept = [], []
         for record in records:
             export = export_name(volume.name, record.name)
@@ -123,6 +125,8 @@ class Deletions:
                 reason = f"it is part of a group's snapshot, {whole.name}, which is deleted as a whole"
             elif record.holds:
                 reason = f"it is held ({', '.join(record.holds)})"
+            elif base == record.epoch:
+                reason = "an incomplete restore to the volume follows it"
             elif clients.get(export):
                 reason = "clients are connected to it"
             else:

@@ -139,6 +139,9 @@ class EngineLike(CutEngine, Protocol):
     def snapshot_use(self, volume: int) -> "VolumeUse":
         """What the live volume and each snapshot hold."""
 
+    def export_hidden(self, name: str, description: str, volume: int) -> None:
+        """Export a volume for those alone who know this name."""
+
     def exports(self) -> "Sequence[ExportInfo]":
         """All exports, by name."""
 

@@ -127,6 +127,45 @@ class VolumeNotServed(PolyvolError):
     hint = "`polyvol status` tells more"
 
 
+class Restoring(PolyvolError):
+    """A volume that is incomplete, because a backup is being restored to it."""
+
+    code = "restoring"
+    kind = "busy"
+    sentence = "volume {name} is being restored from {source}"
+    hint = (
+        "finish that with `polyvol restore ... --resume`,"
+        " or end it with `polyvol volume abandon-restore {name}`"
+    )
+
+
+class RestoreRunning(PolyvolError):
+    """A restore that somebody else is writing now."""
+
+    code = "restore-running"
+    kind = "busy"
+    sentence = "a restore to volume {name} is running, with {clients} connected"
+    hint = "wait until it has ended, or end that `polyvol restore` first"
+
+
+class RestoreEnded(PolyvolError):
+    """A restore that was ended, or begun again, by somebody else."""
+
+    code = "restore-ended"
+    kind = "busy"
+    sentence = "this restore to volume {name} was ended in the meantime"
+    hint = "`polyvol volume show {name}` tells what it is now"
+
+
+class NoRestore(PolyvolError):
+    """Asked to end a restore where none is incomplete."""
+
+    code = "no-restore"
+    kind = "not-found"
+    sentence = "no restore to volume {name} is incomplete"
+    hint = "`polyvol volume show {name}` tells what it is"
+
+
 class ScrubRunning(PolyvolError):
     """A second scrub of one volume."""
 
@@ -217,6 +256,15 @@ class OtherVolume(PolyvolError):
     kind = "invalid"
     sentence = "{other} is another volume than {volume}, and only snapshots of one can be compared"
     hint = "name two snapshots of one volume"
+
+
+class SnapshotReplaced(PolyvolError):
+    """A snapshot that was deleted, and made again by the same name, while a command used it."""
+
+    code = "snapshot-replaced"
+    kind = "busy"
+    sentence = "snapshot {name} was deleted in the meantime, and another one has its name"
+    hint = "do it again, if that is the one that is meant"
 
 
 class FrontendFailed(PolyvolError):

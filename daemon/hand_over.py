@@ -29,6 +29,7 @@ import crcmod.predefined
 
 from polyvol.daemon.context import Context
 from polyvol.daemon.notify import Store, remove_stored
+from polyvol.daemon.restores import HIDDEN
 from polyvol.daemon.sockets import HANDED_CONNECTION, HANDED_FILE
 from polyvol.mapping.errors import PolyvolError
 from polyvol.snapshot.snapshot import export_name
@@ -122,6 +123,10 @@ def give(context: Context, store: Store) -> None:
             _log.warning("the service manager does not say whether it has the connections")
     except OSError as error:
         _log.error("the service manager does not take the connections: %s", error)
+    for export in [export for export in lost if HIDDEN in export]:
+        said = "closed %s of a restore to volume %s: resume it with `polyvol restore ... --resume`"
+        name = _volume(export)
+        _log.warning(said, _counted(lost.pop(export)), name, extra={"VOLUME": name})
     for export, count in lost.items():
         said = "closed %s to %s: requests or replies did not end in time"
         _log.warning(said, _counted(count), export, extra={"VOLUME": _volume(export), **_fields(export)})

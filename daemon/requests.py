@@ -102,12 +102,43 @@ class LogAdd:
 @dataclass(frozen=True, kw_only=True)
 class SnapshotCreate:
     """One cut over these volumes. `name` None: made from the time. `log_device`: where what is written
-    afterwards goes. `scheduled`: by a schedule, so that it may be dropped for space. `copy_of`: the UUID of
-    the snapshot whose contents were restored to the one volume named."""
+    afterwards goes. `scheduled`: by a schedule, so that it may be dropped for space."""
 
     __pydantic_config__: ClassVar = _STRICT
     volumes: tuple[str, ...]
     name: str | None = None
     log_device: str | None = None
     scheduled: bool = False
-    copy_of: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RestoreBegin:
+    """A restore to `volume` of a backup stream, as its header describes it: `stream` is its own number,
+    `snapshot` and `base` are names, with the UUIDs of what was backed up (base None: a full backup, for which
+    a volume is made, with `devices`, `log_devices` and `processors` as for VolumeCreate). `source`: where the
+    stream is read from, for people. `resume`: go on with a restore of this very stream. `dry_run`: only
+    refuse what cannot be."""
+
+    __pydantic_config__: ClassVar = _STRICT
+    volume: str
+    source: str
+    stream: str
+    size: int
+    partition_size: int = PARTITION_SIZE_DEFAULT
+    snapshot: str
+    snapshot_uuid: str
+    base: str | None = None
+    base_uuid: str | None = None
+    devices: tuple[str, ...] = ()
+    log_devices: tuple[str, ...] = ()
+    processors: int | None = None
+    resume: bool = False
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RestoreCompletion:
+    """All of the stream was written, and flushed, to `export`, which the restore was given."""
+
+    __pydantic_config__: ClassVar = _STRICT
+    export: str

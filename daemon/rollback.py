@@ -22,7 +22,7 @@ from polyvol.daemon.snapshots import Snapshots
 from polyvol.daemon.volumes import Volumes
 from polyvol.mapping.errors import NameInUse
 from polyvol.mapping.names import check_name
-from polyvol.mapping.records import SnapshotRecord, Volume
+from polyvol.mapping.records import RestoreMark, SnapshotRecord, Volume
 from polyvol.snapshot.coordinator import Coordinator
 from polyvol.snapshot.snapshot import export_name
 
@@ -57,6 +57,24 @@ class Rollbacks:
                 self._context.find_served(volume.name)
             return self._roll_back(members, name, request, group.id)
 
+    def abandon_restore(self, volume: Volume, base: SnapshotRecord, mark: RestoreMark) -> None:
+        """Have a volume be what it was before the restore to it began; then that restore has ended. It has no
+        export. The caller holds `changes`."""
+        context = self._context
+        try:
+            with context.engine_errors(f"rolling back to {base.name}"):
+                self._coordinator.roll_back([(volume, base)], None, abandoned=mark)
+        finally:
+            self._export(volume)
+
+    def _export(self, volume: Volume) -> None:
+        """Export a volume that has gone back, or has not, but nothing in between (B2)."""
+        context = self._context
+        if self._is_pending(volume):
+            context.volume_trouble[volume.id] = "its rollback is not done yet; restart polyvold"
+        else:
+            self._volumes.export_live(context.find_volume(volume.name))
+
     def _roll_back(self, members: Members, name: str, request: Rollback, group: int | None) -> RollbackView:
         context = self._context
         volumes = [volume for volume, _ in members]
@@ -67,10 +85,7 @@ class Rollbacks:
                 self._coordinator.roll_back(members, safety, group)
         finally:
             for volume in volumes:
-                if self._is_pending(volume):  # B2
-                    context.volume_trouble[volume.id] = "its rollback is not done yet; restart polyvold"
-                else:
-                    self._volumes.export_live(volume)
+                self._export(volume)
         for volume, record in members:
             kept = "" if safety is None else f"; what it was is {export_name(volume.name, safety)}"
             text = f"volume {volume.name} was rolled back to {export_name(volume.name, record.name)}{kept}"

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from polyvol.daemon.context import Context
-from polyvol.daemon.errors import SnapshotInUse
+from polyvol.daemon.errors import Restoring, SnapshotInUse
 from polyvol.daemon.group_requests import GroupSnapshotCreate, ScheduleAdd, ScheduleSet
 from polyvol.daemon.group_views import KeptView, SchedulePlanView, ScheduleView
 from polyvol.daemon.groups import Groups
@@ -251,7 +251,7 @@ class Schedules:
                     members = self._snapshots.members(now)
                     export = ", ".join(export_name(volume.name, each.name) for volume, each in members)
                     self._snapshots.delete_cut(members)
-            except (SnapshotInUse, SnapshotHeld):
+            except (SnapshotInUse, SnapshotHeld, Restoring):
                 continue  # a later run finds it again
             except (PolyvolError, self._context.engine_error) as error:
                 text = f"schedule {schedule.name} could not delete snapshot {record.name}: {error}"

@@ -48,6 +48,7 @@ from polyvol.daemon.requests import (
     VolumeCreate,
     VolumeSet,
 )
+from polyvol.daemon.restores import Restores
 from polyvol.daemon.rollback import Rollbacks
 from polyvol.daemon.schedules import Schedules
 from polyvol.daemon.scrub import Scrubs
@@ -157,8 +158,8 @@ class Service:
         self._undo.close()
 
     def exports(self) -> "Sequence[ExportInfo]":
-        """All exports, by name."""
-        return self.engine.exports()
+        """All exports that are listed, by name."""
+        return [export for export in self.engine.exports() if not export["hidden"]]
 
     def probe(self, timeout_s: float) -> bool:
         """Whether the control API's loop and the engine answer within this time."""
@@ -169,7 +170,8 @@ class Service:
         """The state of everything in one line, for systemd to show."""
         context = self._context
         exports = self.engine.exports()
-        volumes = sum(not export["read_only"] for export in exports)
+        volumes = sum(not export["read_only"] and not export["hidden"] for export in exports)
+        snapshots = sum(export["read_only"] for export in exports)
         clients = sum(export["connections"] for export in exports)
         trouble = [
             f"{count} {what}"
@@ -179,7 +181,7 @@ class Service:
             )
             if count
         ]
-        words = [f"{volumes} volumes", *trouble, f"{len(exports) - volumes} snapshots", f"{clients} clients"]
+        words = [f"{volumes} volumes", *trouble, f"{snapshots} snapshots", f"{clients} clients"]
         return ", ".join(words)
 
     def reload(self, processors: int | None = None) -> None:
@@ -327,6 +329,11 @@ class Service:
         return self._rollbacks
 
     @property
+    def restores(self) -> Restores:
+        """The verbs of restores."""
+        return self._restores
+
+    @property
     def deletions(self) -> Deletions:
         """The verbs of deleting many snapshots."""
         return self._deletions
@@ -369,6 +376,9 @@ class Service:
         self._changes_since = Changes(self._context)
         self._deletions = Deletions(self._context)
         self._rollbacks = Rollbacks(self._context, self._volumes, self._snapshots, self._groups)
+        self._restores = Restores(
+            self._context, self._volumes, self._snapshots, self._groups, self._rollbacks
+        )
         self._started_ns = time.time_ns()
         self._devices.start(clean=clean)
         self._volumes.start()

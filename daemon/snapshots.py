@@ -7,13 +7,12 @@ How it works      create checks the names, makes a change log on the device name
 Durability        A kill between these last two is settled at the next start: the engine drops what the
                   catalog does not know.
 Errors            UnknownVolume, UnknownSnapshot, NameInUse, SnapshotInUse, SnapshotHeld, SnapshotInGroup,
-                  VolumeNotServed, CutFailed and others.
+                  VolumeNotServed, Restoring, CutFailed and others.
 """
 
 import contextlib
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from uuid import UUID
 
 from polyvol.daemon.change_logs import ChangeLogs, inventory
 from polyvol.daemon.context import Context, devices_of
@@ -60,7 +59,6 @@ class Snapshots:
             check_name("snapshot", request.name)
         if not request.volumes:
             raise BadRequest(why="no volume is named")
-        copy_of = _copied(request)
         volumes: list[Volume] = []
         for wanted in request.volumes:
             volume = context.find_served(wanted)
@@ -81,7 +79,6 @@ class Snapshots:
             schedule=None if schedule is None else schedule.name,
             group=None if group is None else group.id,
             thaw=thaw,
-            copy_of=copy_of,
         )
         if request.scheduled:
             for volume in volumes:
@@ -97,12 +94,12 @@ class Snapshots:
 
     def delete(self, volume_name: str, name: str) -> SnapshotDeleted:
         """Delete a snapshot that no client is connected to. The caller holds `changes`."""
-        volume = self._context.find_served(volume_name)
+        volume = self._context.find_served(volume_name, restoring=True)
         record = self.find(volume, name)
         whole = self.whole_name(record)
         if whole is not None:
             raise SnapshotInGroup(name=export_name(volume.name, name), whole=whole)
-        self._refuse_held([(volume, record)])
+        self._refuse_needed([(volume, record)])
         freed = self._delete([(volume, record)], lambda: self._forget(record))
         return SnapshotDeleted(volume=volume.name, name=name, freed=freed)
 
@@ -110,8 +107,8 @@ class Snapshots:
         """Delete a snapshot, or all of a group's, as `members` has it: bytes freed. The caller holds
         `changes`."""
         for volume, _ in members:
-            self._context.find_served(volume.name)
-        self._refuse_held(members)
+            self._context.find_served(volume.name, restoring=True)
+        self._refuse_needed(members)
         catalog, first = self._context.catalog, members[0][1]
         if catalog.groups.of_cut(first.cut) is None:
             return self._delete(members, lambda: self._forget(first))
@@ -122,7 +119,7 @@ class Snapshots:
         of a group's snapshot goes with all of it. The caller holds `changes`."""
         catalog = self._context.catalog
         members = sorted(self.members(record), key=lambda member: member[0].id != volume.id)
-        self._refuse_held(members)
+        self._refuse_needed(members)
         dropped: list[int] = []
 
         def forget() -> None:
@@ -151,11 +148,12 @@ class Snapshots:
         names = {group.id: group.name for group in self._context.catalog.groups.all()}
         return f"@{names[whole.group]}@{whole.name}"
 
-    def _refuse_held(self, members: Sequence[tuple[Volume, SnapshotRecord]]) -> None:
+    def _refuse_needed(self, members: Sequence[tuple[Volume, SnapshotRecord]]) -> None:
         for volume, record in members:
             if record.holds:
                 name = self.whole_name(record) or export_name(volume.name, record.name)
                 raise SnapshotHeld(name=name, tags=", ".join(record.holds))
+            self._context.refuse_base(volume, record)
 
     def _delete(self, members: Sequence[tuple[Volume, SnapshotRecord]], forget: Callable[[], None]) -> int:
         """End the exports of all members, `forget` them, free what only they could see: bytes freed. Those of
@@ -219,7 +217,7 @@ class Snapshots:
         record = self.find(volume, name)
         states = None
         if partitions:
-            context.find_served(volume_name)
+            context.find_served(volume_name, restoring=True)
             with context.engine_errors(f"asking for the partitions of {export_name(volume.name, name)}"):
                 states = partition_snapshots(context.engine.partition_states(volume.id, record.epoch))
         uses = snapshot_uses(context, [volume])
@@ -285,18 +283,6 @@ class Snapshots:
             if snapshot.partitions is None
             else [_part_view(part) for part in snapshot.partitions],
         )
-
-
-def _copied(request: SnapshotCreate) -> UUID | None:
-    """The snapshot that the one to be taken is a copy of."""
-    if request.copy_of is None:
-        return None
-    if len(request.volumes) != 1:
-        raise BadRequest(why="a copy is of one volume")
-    try:
-        return UUID(request.copy_of)
-    except ValueError as error:
-        raise BadRequest(why=f"copy_of is {request.copy_of!r}, and can be a UUID") from error
 
 
 def _part_view(part: PartitionSnapshot) -> PartitionSnapshotView:

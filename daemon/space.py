@@ -19,7 +19,7 @@ import threading
 import time
 
 from polyvol.daemon.context import Context
-from polyvol.daemon.errors import SnapshotInUse
+from polyvol.daemon.errors import Restoring, SnapshotInUse
 from polyvol.daemon.room import Gauge, Level
 from polyvol.daemon.sizes import format_size
 from polyvol.daemon.snapshots import Snapshots
@@ -127,17 +127,20 @@ class Space:
         if volume.when_full != "keep-writing":
             return False
         for record in self._droppable(volume):  # W2
-            with contextlib.suppress(SnapshotInUse, SnapshotHeld):
+            with contextlib.suppress(SnapshotInUse, SnapshotHeld, Restoring):
                 self._drop(volume, record)
                 return True
         return False
 
     def _droppable(self, volume: Volume) -> list[SnapshotRecord]:
-        """The snapshots that may be dropped, oldest first; of what clones were made from nothing would come
-        back."""
-        kept = self._context.catalog.removal.clones()
-        records = droppable(self._context.catalog.snapshots(volume.id))
-        return [record for record in records if (volume.id, record.epoch) not in kept]
+        """The snapshots that may be dropped, oldest first: not what an incomplete restore follows, nor what
+        clones were made from, of which nothing would come back."""
+        catalog = self._context.catalog
+        kept = {epoch for identity, epoch in catalog.removal.clones() if identity == volume.id}
+        restore = catalog.restores.of(volume.id)
+        if restore is not None and restore.base is not None:
+            kept.add(restore.base)
+        return [record for record in droppable(catalog.snapshots(volume.id)) if record.epoch not in kept]
 
     def _drop(self, volume: Volume, record: SnapshotRecord) -> None:
         freed = self._snapshots.drop(volume, record)

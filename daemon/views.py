@@ -189,9 +189,46 @@ class SourceView:
 
 
 @dataclass(frozen=True, kw_only=True)
+class IncompleteRestoreView:
+    """A restore that is not complete: of a copy of `snapshot_uuid`, to be named `snapshot`, read from
+    `source`; `stream` is the stream's own number, `base` the snapshot that it follows (None: the volume was
+    made for it). `connections`: clients that write it now."""
+
+    source: str
+    stream: str
+    snapshot: str
+    snapshot_uuid: str
+    base: str | None
+    begun: str
+    connections: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RestoreView:
+    """A restore that can be written: `export` is the only export of `volume`, known to nobody else (None with
+    `dry_run`). `resumed`: some of it may have been written before. `base`: the volume's snapshot that it
+    follows."""
+
+    volume: str
+    export: str | None
+    resumed: bool
+    base: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RestoreAbandoned:
+    """A restore that has ended incomplete: the volume is what its snapshot `base` shows, or is deleted
+    (None)."""
+
+    volume: str
+    base: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class VolumeView:
     """A volume. `state`: 'serving'; 'degraded' (served, but for what `reason` says); 'not-served' (`reason`
-    says why); 'creating', 'deleting' (being made or given back); 'kept' (deleted, and kept for its clones).
+    says why); 'restoring' (`restore` says what; not exported until that is complete); 'creating', 'deleting'
+    (being made or given back); 'kept' (deleted, and kept for its clones).
     `source`: what it was made from, if it is a clone. `connections` counts clients of the volume
     and of its snapshots. `when_full`: what gives way when its change logs are full; `space`: their use, None
     while it is not served; `dropped`: the latest snapshots that were dropped for want of space, newest first.
@@ -201,7 +238,7 @@ class VolumeView:
 
     name: str
     uuid: str
-    state: Literal["serving", "degraded", "not-served", "creating", "deleting", "kept"]
+    state: Literal["serving", "degraded", "not-served", "restoring", "creating", "deleting", "kept"]
     reason: str | None
     size: int
     partition_size: int
@@ -221,6 +258,7 @@ class VolumeView:
     bad_blocks: list[BadBlockView] = field(default_factory=list)
     last_scrub: ScrubView | None = None
     hooks: HookView | None = None
+    restore: IncompleteRestoreView | None = None
     use: VolumeUseView | None = None
     partitions: list[PartitionView] | None = None
 

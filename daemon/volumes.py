@@ -32,6 +32,7 @@ from polyvol.daemon.health import (
 from polyvol.daemon.hooks import checked_hooks, hook_view
 from polyvol.daemon.kept import Kept
 from polyvol.daemon.requests import CloneCreate, VolumeCreate, VolumeSet
+from polyvol.daemon.restore_views import restore_reason, restore_view
 from polyvol.daemon.scrub import Scrubs
 from polyvol.daemon.snapshot_use import volume_use
 from polyvol.daemon.views import (
@@ -50,7 +51,7 @@ from polyvol.mapping.clone import CloneRequest, plan_clone
 from polyvol.mapping.device import Device, make_device, remove_file, sync_directory, zero_extents
 from polyvol.mapping.errors import DeviceNotReady, PolyvolError, UnknownSnapshot
 from polyvol.mapping.extent import Extent
-from polyvol.mapping.records import SnapshotRecord, Volume
+from polyvol.mapping.records import RestoreMark, SnapshotRecord, Volume
 from polyvol.mapping.volume import VolumePlan, VolumeRequest, plan_volume, volume_spec
 from polyvol.snapshot.coordinator import export_snapshot
 from polyvol.snapshot.snapshot import export_name
@@ -136,7 +137,7 @@ class Volumes:
     def clone(self, volume_name: str, name: str, request: CloneCreate) -> VolumeView:
         """Make a volume from a snapshot of another one, and export it. The caller holds `changes`."""
         context = self._context
-        source = context.find_served(volume_name)
+        source = context.find_served(volume_name, restoring=True)
         found = (each for each in context.catalog.snapshots(source.id) if each.name == name)
         snapshot = next(found, None)
         if snapshot is None:
@@ -147,7 +148,12 @@ class Volumes:
         context.events.add("info", text, volume=request.name)
         return self.show(request.name, partitions=False)
 
-    def _make(self, plan: VolumePlan) -> None:
+    def make_for_restore(self, request: VolumeCreate, restore: RestoreMark) -> Volume:
+        """Make a volume that is not exported until the restore is complete. The caller holds `changes`."""
+        self._make(self._plan(request), restore)
+        return self._context.find_volume(request.name)
+
+    def _make(self, plan: VolumePlan, restore: RestoreMark | None = None) -> None:
         context = self._context
         context.grow_processors(max(plan.processors) + 1)
         volume = context.catalog.create_volume(plan)
@@ -158,6 +164,9 @@ class Volumes:
                 with context.engine_errors(f"opening device {device.name}"):
                     context.open_device(device, path)
             self._hand_over(volume)
+            if restore is not None:
+                context.catalog.restores.begin(replace(restore, volume=volume.id))
+                volume = replace(volume, restoring=True)
             context.catalog.set_volume_state(volume.id, "ready")
             self._export(volume)
         except BaseException:
@@ -257,7 +266,9 @@ class Volumes:
         context.ask_when_full(volume)
 
     def export_live(self, volume: Volume) -> None:
-        """Export a volume itself."""
+        """Export a volume itself, unless a backup is being restored to it."""
+        if volume.restoring:
+            return
         with self._context.engine_errors(f"exporting volume {volume.name}"):
             self._context.engine.export(volume.name, _description(volume), volume.id, None)
 
@@ -273,7 +284,8 @@ class Volumes:
     def _unexport(self, volume: Volume, snapshots: list[SnapshotRecord]) -> None:
         """End all exports of a volume, or none and VolumeInUse."""
         context = self._context
-        names = [volume.name, *(export_name(volume.name, snapshot.name) for snapshot in snapshots)]
+        live = context.restoring.get(volume.id, volume.name)
+        names = [live, *(export_name(volume.name, snapshot.name) for snapshot in snapshots)]
         clients = context.connections(names)
         if clients:
             raise VolumeInUse(name=volume.name, **counted_clients(clients))
@@ -284,12 +296,13 @@ class Volumes:
             # A client came in between: everything is exported again, so that nothing has changed.
             remaining = {export["name"] for export in context.engine.exports()}
             if volume.name not in remaining:
-                context.engine.export(volume.name, _description(volume), volume.id, None)
+                self.export_live(volume)
             for snapshot in snapshots:
                 if export_name(volume.name, snapshot.name) not in remaining:
                     export_snapshot(context.engine, volume, snapshot)
             clients = max(1, context.connections(names))
             raise VolumeInUse(name=volume.name, **counted_clients(clients)) from error
+        context.restoring.pop(volume.id, None)
 
     def _undo_create(self, volume: Volume) -> None:
         """Best effort: what cannot be undone now is settled at the next start."""
@@ -355,12 +368,14 @@ class Volumes:
         devices = context.catalog.volume_devices(volume.id)
         bad = bad_block_views(context, volume, names) if serving else []
         degraded = self._degraded(volume, devices, bad) if serving else None
+        restore = restore_view(context, volume, snapshots)
+        reasons = (reason, None if restore is None else restore_reason(restore), degraded)
         adopted = {device.id for device in context.catalog.devices() if device.adopted}
         return VolumeView(
             name=volume.name,
             uuid=str(volume.uuid),
             state=_state(volume, serving=serving, degraded=degraded is not None),
-            reason=reason or degraded,
+            reason="; ".join(each for each in reasons if each) or None,
             size=volume.size,
             partition_size=volume.partition_size,
             partition_count=-(-volume.size // volume.partition_size),
@@ -381,12 +396,14 @@ class Volumes:
                 for dropped in context.catalog.removal.dropped_snapshots(volume.id)
             ],
             exports=exports,
-            connections=sum(export.connections for export in exports),
+            connections=sum(export.connections for export in exports)
+            + (0 if restore is None else restore.connections),
             snapshots=[snapshot.name for snapshot in snapshots],
             created=iso(volume.created_ns),
             bad_blocks=bad,
             last_scrub=self._scrubs.last(volume),
             hooks=hook_view(context.catalog.schedules.volume_hooks(volume.id)),
+            restore=restore,
             partitions=self._partition_views(volume, names) if partitions else None,
         )
 
@@ -441,13 +458,15 @@ class Volumes:
 
 def _state(
     volume: Volume, *, serving: bool, degraded: bool
-) -> Literal["serving", "degraded", "not-served", "creating", "deleting", "kept"]:
+) -> Literal["serving", "degraded", "not-served", "restoring", "creating", "deleting", "kept"]:
     if volume.state != "ready":
         return volume.state
     if volume.kept:
         return "kept"
     if not serving:
         return "not-served"
+    if volume.restoring:
+        return "restoring"
     return "degraded" if degraded else "serving"
 
 

@@ -25,7 +25,8 @@ class CloneSource:
 @dataclass(frozen=True, slots=True)
 class Volume:
     """A volume. `next_epoch` and `next_log` are greater than every one that was ever committed. `source`: if
-    it is a clone. `kept`: it is deleted, and kept for its clones."""
+    it is a clone. `kept`: it is deleted, and kept for its clones. `restoring`: a backup is being restored to
+    it, so what it holds is incomplete, and it is not exported."""
 
     id: int
     uuid: UUID
@@ -39,6 +40,7 @@ class Volume:
     created_ns: int
     kept: bool = False
     source: CloneSource | None = None
+    restoring: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,22 @@ class Rollback:
     to: int
     size: int
     to_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreMark:
+    """A restore that was begun and is not complete. `stream`: the backup stream's own number; `source`: where
+    it is read from, for people; `snapshot`: what the volume's snapshot will be named, a copy of
+    `snapshot_uuid`; `base`: the epoch of the volume's snapshot that it follows (None: the volume was made for
+    the restore); `begun_ns` since 1970, UTC."""
+
+    volume: int
+    stream: UUID
+    source: str
+    snapshot: str
+    snapshot_uuid: UUID
+    base: int | None
+    begun_ns: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from uuid import UUID, uuid4
 
 from polyvol.mapping.catalog.store import Catalog
 from polyvol.mapping.group import Consistency, GroupSnapshot
-from polyvol.mapping.records import Origin, Rollback, SnapshotRecord, Volume
+from polyvol.mapping.records import Origin, RestoreMark, Rollback, SnapshotRecord, Volume
 from polyvol.snapshot.errors import CutFailed
 from polyvol.snapshot.snapshot import export_name
 
@@ -81,12 +81,12 @@ class Coordinator:
         schedule: str | None = None,
         group: int | None = None,
         thaw: Thaw | None = None,
-        copy_of: UUID | None = None,
+        restored: RestoreMark | None = None,
     ) -> list[SnapshotRecord]:
         """The snapshots, one for each volume, durable and exported. `name` is free in all of them; `logs` has
         the number of the change log named for what is written afterwards, by volume id. `group`: whose
-        snapshot it is; `schedule`: who asks for it; `copy_of`: the UUID of the snapshot that they are a copy
-        of. `thaw` is not called if there was no cut."""
+        snapshot it is; `schedule`: who asks for it; `restored`: the restore that this snapshot completes, in
+        the transaction that commits it. `thaw` is not called if there was no cut."""
         named = logs or {}
         cut = uuid4()
         start = time.monotonic_ns()
@@ -114,7 +114,7 @@ class Coordinator:
                         schedule=schedule,
                         consistency=consistency,
                         hook_trouble=trouble,
-                        copy_of=copy_of,
+                        copy_of=None if restored is None else restored.snapshot_uuid,
                     )
                 )
             whole = None if group is None else GroupSnapshot(cut, group, name)
@@ -122,16 +122,21 @@ class Coordinator:
             for volume, record in zip(volumes, records, strict=True):
                 export_snapshot(self._engine, volume, record)
         except Exception as cause:
-            failed = self._undo(volumes, name, cut, report["epochs"])
+            failed = self._undo(volumes, name, cut, report["epochs"], restored)
             raise CutFailed(volumes=_names(volumes), cause=cause, undo_failed_on=failed) from cause
         return records
 
     def roll_back(
-        self, targets: Sequence[tuple[Volume, SnapshotRecord]], safety: str | None, group: int | None = None
+        self,
+        targets: Sequence[tuple[Volume, SnapshotRecord]],
+        safety: str | None,
+        group: int | None = None,
+        *,
+        abandoned: RestoreMark | None = None,
     ) -> list[SnapshotRecord]:
         """Have volumes, which have no exports of their own, show what their snapshots show, all or none. What
         they were is a snapshot named `safety`, of `group` if so, or gone if there is no name. Returns these
-        snapshots. An error of the engine's after the commit is its own: the catalog says what the volumes
+        snapshots. `abandoned`: the restore to a volume that ends with this. An error of the engine's after the commit is its own: the catalog says what the volumes
         are, and the next start of the engine does it."""
         volumes = [volume for volume, _ in targets]
         cut, start = uuid4(), time.monotonic_ns()
@@ -156,8 +161,10 @@ class Coordinator:
             }
             self._catalog.commit_snapshots(records, whole, rollbacks)
         except Exception as cause:
-            # A commit that has failed may have been made all the same.
-            undone = [
+            # A commit that has failed may have been made all the same. The mark of a restore comes first: a
+            # volume without it is complete.
+            undone = [abandoned is None or _done(self._catalog.restores.put_back, abandoned)]
+            undone += [
                 _done(self._catalog.rollbacks.forget, volume.id, epochs[volume.id] + 1) for volume in volumes
             ]
             failed = self._undo(volumes, safety or "", cut, epochs) if all(undone) else ["the catalog"]  # S3
@@ -171,11 +178,19 @@ class Coordinator:
                 self._engine.drop_snapshot(volume.id, epochs[volume.id])
         return records
 
-    def _undo(self, volumes: Sequence[Volume], name: str, cut: UUID, epochs: Mapping[int, int]) -> list[str]:
+    def _undo(
+        self,
+        volumes: Sequence[Volume],
+        name: str,
+        cut: UUID,
+        epochs: Mapping[int, int],
+        unrestored: RestoreMark | None = None,
+    ) -> list[str]:
         """Undo what a cut has done so far; the names of what could not be."""
         names = [export_name(volume.name, name) for volume in volumes]
         failed = [export for export in names if not _done(self._engine.unexport, export)]
-        if not _done(self._catalog.removal.forget_cut, cut):
+        forgotten = (cut,) if unrestored is None else (cut, unrestored)
+        if not _done(self._catalog.removal.forget_cut, *forgotten):
             return [*failed, "the catalog"]  # S3
         return failed + [
             volume.name

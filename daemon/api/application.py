@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from pydantic import TypeAdapter, ValidationError
 
-from polyvol.daemon.api import changes, deletions, device, group, schedule, scrub, snapshot, volume
+from polyvol.daemon.api import changes, deletions, device, group, restore, schedule, scrub, snapshot, volume
 from polyvol.daemon.api.openapi import openapi_document
 from polyvol.daemon.api.route import Call, Route
 from polyvol.daemon.errors import BadRequest, InternalError, NoSuchPage, http_status
@@ -36,6 +36,7 @@ ROUTES: list[Route] = [
     *snapshot.ROUTES,
     *changes.ROUTES,
     *deletions.ROUTES,
+    *restore.ROUTES,
     *scrub.ROUTES,
     *group.ROUTES,
     *schedule.ROUTES,

@@ -111,6 +111,8 @@ class Places:
         path = self._path(kind, name)
         try:
             path.unlink(missing_ok=True)
+            if path.parent.is_dir():
+                _sync_directory(path.parent)  # else it may be attached again after a power loss
         except OSError as error:
             raise RecordUnusable(path=path, why=error.strerror or error) from error
 

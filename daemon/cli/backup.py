@@ -8,9 +8,9 @@ from uuid import UUID
 
 import click
 
-from polyvol.daemon.cli.client import Client, Json
+from polyvol.daemon.cli.client import Client
 from polyvol.daemon.cli.common import split_snapshot, state_dir_option
-from polyvol.daemon.cli.exports import identity, older_snapshot, open_export, snapshot_of
+from polyvol.daemon.cli.exports import Opened, identity, opened_snapshot
 from polyvol.daemon.sizes import format_size
 from polyvol.daemon.transfer.errors import WrongOption
 
@@ -33,27 +33,23 @@ def backup(name: str, since: str | None, output: Path, raw: bool, resume: bool, 
     """Write a snapshot, or what changed since an older one, to a file or a pipe."""
     from polyvol.daemon.transfer.backup import backup_to_file, backup_to_pipe, new_header
     from polyvol.daemon.transfer.copy import copy_raw
+    from polyvol.daemon.transfer.file import signals_as_errors
 
     volume, own_name = split_snapshot(name)
     to_pipe = str(output) == "-"
     _check_options(since=since, raw=raw, resume=resume, to_pipe=to_pipe)
-    client = Client(state_dir)
-    newer = snapshot_of(client, volume, own_name)
-    older = None if since is None else older_snapshot(client, volume, newer, since)
     began = time.monotonic()
-    source = open_export(client, name, since=since)
-    try:
+    with opened_snapshot(Client(state_dir), volume, own_name, since) as opened:
         if raw:
-            read, holes = copy_raw(source, output)
+            with signals_as_errors():
+                read, holes = copy_raw(opened.export, output)
             click.echo(f"{name}: {format_size(read)} and {format_size(holes)} of holes, {_rate(read, began)}")
             return
-        header = new_header(_header(client, volume, newer, older))
+        header = new_header(_header(opened))
         if to_pipe:
-            written = backup_to_pipe(source, header)
+            written = backup_to_pipe(opened.export, header)
         else:
-            written = backup_to_file(source, header, output, resume=resume)
-    finally:
-        source.close()
+            written = backup_to_file(opened.export, header, output, resume=resume)
     of = name if since is None else f"{name} since {since}"
     into = f"{format_size(written.read_bytes)} read, {format_size(written.stream_bytes)} written"
     gone_on = f", from {format_size(written.resumed_at)} on" if written.resumed_at else ""
@@ -75,18 +71,13 @@ def copy_changed(name: str, since: str, target: str, state_dir: Path) -> None:
     from polyvol.daemon.transfer.target import open_target
 
     volume, own_name = split_snapshot(name)
-    client = Client(state_dir)
-    older_snapshot(client, volume, snapshot_of(client, volume, own_name), since)
     began = time.monotonic()
-    source = open_export(client, name, since=since)
-    try:
-        opened = open_target(target)
+    with opened_snapshot(Client(state_dir), volume, own_name, since) as opened:
+        to = open_target(target)
         try:
-            read, zeros = copy.copy_changed(source, opened)
+            read, zeros = copy.copy_changed(opened.export, to)
         finally:
-            opened.close()
-    finally:
-        source.close()
+            to.close()
     made = f"{format_size(read)} copied, {format_size(zeros)} made zeros"
     click.echo(f"{name} since {since}: {made}, {_rate(read, began)}")
 
@@ -101,17 +92,17 @@ def _check_options(*, since: str | None, raw: bool, resume: bool, to_pipe: bool)
         raise WrongOption(what="a backup is not for a terminal", todo="redirect it, or give -o FILE")
 
 
-def _header(client: Client, volume: str, newer: Json, older: Json | None) -> "StreamHeader":
+def _header(opened: Opened) -> "StreamHeader":
     from polyvol.snapshot.stream import StreamHeader
 
-    shown = client.get("volumes", volume)
+    shown, newer, older = opened.volume, opened.newer, opened.older
     return StreamHeader(
         stream=UUID(int=0),
         size=newer["size"],
         partition_size=shown["partition_size"],
         instant_ns=newer["created_ns"],
         volume_uuid=UUID(shown["uuid"]),
-        volume=volume,
+        volume=shown["name"],
         snapshot_uuid=identity(newer),
         snapshot=newer["name"],
         base_uuid=None if older is None else identity(older),

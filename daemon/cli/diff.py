@@ -8,7 +8,7 @@ import click
 from polyvol.daemon.cli.client import Client, Json
 from polyvol.daemon.cli.common import json_option, split_snapshot, state_dir_option
 from polyvol.daemon.cli.output import counted, print_json
-from polyvol.daemon.errors import OtherVolume
+from polyvol.daemon.errors import OtherVolume, SnapshotReplaced
 from polyvol.daemon.sizes import format_size
 
 
@@ -55,7 +55,12 @@ def _until(volume: str, text: str | None) -> str | None:
 
 def _pages(client: Client, volume: str, older: str, newer: str | None) -> Iterator[Json]:
     start: int | None = 0
+    first: Json = None
     while start is not None:
         page = client.get("volumes", volume, "snapshots", older, "changes", until=newer, start=str(start))
+        first = page if first is None else first
+        for name, uuid in ((older, "since_uuid"), (newer, "until_uuid")):
+            if page[uuid] != first[uuid]:
+                raise SnapshotReplaced(name=f"{volume}@{name}")
         yield page
         start = page["next"]

@@ -217,6 +217,21 @@ def delete(name: str, yes: bool, state_dir: Path) -> None:
     click.echo(f"volume {name} deleted, with {counted(deleted['snapshots'], 'snapshot')}")
 
 
+@volume.command(name="abandon-restore")
+@click.argument("name")
+@state_dir_option
+def abandon_restore(name: str, state_dir: Path) -> None:
+    """End an incomplete restore to a volume.
+
+    The volume is again what it was before an incremental restore; one that was made for a full restore is
+    deleted."""
+    ended = Client(state_dir).delete("volumes", name, "restore")
+    if ended["base"] is None:
+        click.echo(f"the restore to volume {name} was abandoned, and the volume deleted")
+    else:
+        click.echo(f"the restore to volume {name} was abandoned: it is what {name}@{ended['base']} shows")
+
+
 def print_volumes(volumes: list[dict[str, Any]]) -> None:
     """The table of `volume list` and `status`."""
     print_table(

@@ -2,18 +2,18 @@
 
 How it works      The snapshot's export says what is zero and what changed; pieces of 1 MiB are read, looked
                   at (zeros become holes), compressed and given CRCs by several threads, and written in order
-                  by one. A file is written as FILE.partial, synced, and renamed when it is whole.
+                  by one. A file is written as FILE.partial, synced, read back (every CRC), and renamed.
 Resuming          What is in FILE.partial is read and checked; what is whole stays, and it goes on behind it.
                   As a snapshot never changes, the rest fits.
-Durability        FILE exists only whole and synced; a backup that was interrupted leaves FILE.partial.
-Errors            FileExists, NothingToResume, TransferFailed, and what asking the daemon gives.
+Invariants        B1 a stream gets its end frame only after it is known that all connections were to one
+                  export (client.py).
+Durability        FILE exists only complete and synced (file.py); an interrupted backup leaves FILE.partial.
+Errors            FileExists, FileBusy, NothingToResume, TransferFailed, and what asking the daemon gives.
 """
 
 import os
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -23,7 +23,8 @@ import zstandard
 from crc32c import crc32c
 
 from polyvol.daemon.transfer.client import NbdExport
-from polyvol.daemon.transfer.errors import FileExists, NothingToResume, TransferFailed
+from polyvol.daemon.transfer.errors import NothingToResume, TransferFailed
+from polyvol.daemon.transfer.file import NewFile, file_errors
 from polyvol.daemon.transfer.pipeline import in_order
 from polyvol.daemon.transfer.plan import Run, bytes_in, pieces, plan
 from polyvol.daemon.transfer.progress import progress
@@ -88,33 +89,25 @@ class _Packer:
 
 def backup_to_file(source: NbdExport, header: StreamHeader, path: Path, *, resume: bool) -> Written:
     """Write a stream to a file that does not exist yet."""
-    partial = path.with_name(path.name + ".partial")
-    if path.exists():
-        raise FileExists(path=path, more="", todo="choose another name")
-    if partial.exists() and not resume:
-        more, todo = ", of a backup that was interrupted", "go on with it with --resume, or remove it"
-        raise FileExists(path=partial, more=more, todo=todo)
-    with _file_errors(partial):
-        fresh = not partial.exists()
-        fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "r+b") as file:
-            number, start, total = 0, 0, 0
-            if fresh:
-                file.write(header.to_bytes())
-            else:
-                header, number, start, total = _kept(file, partial, header)
-            written = _write(source, header, file, (number, start, total))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(path)
-        _sync_directory(path.parent)
+    new = NewFile(path, resume=resume)
+    with file_errors(new.partial), os.fdopen(new.fd, "r+b") as file:
+        number, start, total = 0, 0, 0
+        if new.begun:
+            header, number, start, total = _kept(file, new.partial, header)
+        else:
+            file.write(header.to_bytes())
+        written = _write(source, header, file, (number, start, total))
+        file.flush()
+        os.fsync(file.fileno())
+        _read_back(file, new.partial, header)
+        new.commit()
     return written
 
 
 def backup_to_pipe(source: NbdExport, header: StreamHeader) -> Written:
     """Write a stream to the standard output."""
     file = sys.stdout.buffer
-    with _file_errors(Path("the standard output")):
+    with file_errors(Path("the standard output")):
         file.write(header.to_bytes())
         written = _write(source, header, file, (0, 0, 0))
         file.flush()
@@ -138,6 +131,7 @@ def _write(source: NbdExport, header: StreamHeader, file: BinaryIO, begun: tuple
             number, total = number + 1, total + frame.length
             stream_bytes += FRAME_BYTES + len(payload)
             advance(frame.length if frame.kind is not FrameKind.ZEROS else 0)
+    source.check_first()  # B1
     file.write(Frame(FrameKind.END, number, header.size, total).to_bytes(seed))
     return Written(stream_bytes + FRAME_BYTES + HEADER_BYTES, bytes_in(runs), start)
 
@@ -164,17 +158,15 @@ def _kept(file: BinaryIO, path: Path, wanted: StreamHeader) -> tuple[StreamHeade
     return header, frames.number, frames.offset, frames.total
 
 
-@contextmanager
-def _file_errors(path: Path) -> Iterator[None]:
+def _read_back(file: BinaryIO, path: Path, header: StreamHeader) -> None:
+    """TransferFailed unless the file is a complete stream with this header."""
+    file.seek(0)
     try:
-        yield
-    except OSError as error:
-        raise TransferFailed(what=f"writing {path}", why=error.strerror or error) from error
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        if read_header(file, str(path)) != header:
+            raise StreamBroken(name=path, why="its header is not the one that was written")
+        frames = FrameReader(file, header, str(path))
+        while frames.next() is not None:
+            pass
+    except StreamBroken as error:
+        why = f"it is not what was written: {error.facts['why']}"
+        raise TransferFailed(what=f"reading {path} back", why=why) from error

@@ -2,6 +2,9 @@
 
 How it works      Each thread has a connection of its own, made when it first needs one. libnbd waits without
                   the GIL, so that threads really read, write and compress side by side.
+Invariants        P1 while the first connection lasts, the name means one export: polyvold does not delete
+                  what clients are connected to. So `check_first`, called at the end, tells that all
+                  connections were to the export that the first one was to.
 Errors            TransferFailed, which names the export; LibnbdMissing.
 """
 
@@ -68,6 +71,11 @@ class NbdExport:
                 here = min(length, 1 << 30)
                 handle.zero(here, offset)
                 offset, length = offset + here, length - here
+
+    def check_first(self) -> None:
+        """TransferFailed unless the first connection has lasted until now (P1)."""
+        with self._errors("reading"):
+            self._first.pread(1, 0)
 
     def flush(self) -> None:
         """Make everything durable that was written, on whichever connection."""

@@ -1,16 +1,23 @@
-"""Copies: an older copy of a volume is brought up to date, and nothing but what changed is read.
+"""Copies: whole ones to a new file, and older ones that are brought up to date.
 
-How it works      The export of the newer snapshot says what changed since the older one; that is read and
-                  written by several threads, and made durable at the end. The target's size is compared
-                  before anything is written.
-Durability        A copy that was interrupted is of neither snapshot; running it again makes it the newer one.
-Errors            TargetSize, TransferFailed.
+How it works      To bring a copy up to date, the export of the newer snapshot says what changed since the
+                  older one; that is read and written by several threads, and made durable at the end. The
+                  target's size is compared before anything is written. A whole copy is a sparse file, made as
+                  FILE.partial (file.py), and read back before it gets its name.
+Durability        An older copy whose update was interrupted is of neither snapshot; running it again makes it
+                  the newer one. A whole copy that was interrupted is removed; a kill leaves FILE.partial.
+Errors            TargetSize, FileExists, FileBusy, TransferFailed.
 """
 
+import os
+from array import array
 from pathlib import Path
+
+from crc32c import crc32c
 
 from polyvol.daemon.transfer.client import NbdExport
 from polyvol.daemon.transfer.errors import TargetSize, TransferFailed
+from polyvol.daemon.transfer.file import NewFile
 from polyvol.daemon.transfer.pipeline import in_order
 from polyvol.daemon.transfer.plan import Run, bytes_in, pieces, plan
 from polyvol.daemon.transfer.progress import progress
@@ -28,16 +35,50 @@ def copy_changed(source: NbdExport, target: Target) -> tuple[int, int]:
 
 def copy_raw(source: NbdExport, path: Path) -> tuple[int, int]:
     """Write the whole of `source` to a new sparse file: bytes read, bytes of holes."""
-    target = FileTarget(path, size=source.size)
+    new = NewFile(path, resume=False)
+    target = FileTarget(new.partial, fd=new.fd)
     try:
+        target.grow(source.size)
         runs = [run for run in plan(source) if not run.zeros]
-        read, _ = _move(source, target, runs, f"copying {source.name}")
+        crcs = _copy_new(source, target, runs)
+        source.check_first()
+        target.flush()
+        _read_back(target, runs, crcs, source.size)
+        new.commit()
     except BaseException:
-        path.unlink(missing_ok=True)
+        new.remove()
         raise
     finally:
         target.close()
+    read = bytes_in(runs)
     return read, source.size - read
+
+
+def _copy_new(source: NbdExport, target: FileTarget, runs: list[Run]) -> "array[int]":
+    """Write runs to a file that is one hole: the CRC of each piece."""
+
+    def work(piece: Run) -> tuple[int, int]:
+        data = source.pread(piece.length, piece.offset)
+        if data != bytes(piece.length):
+            target.pwrite(data, piece.offset)
+        return piece.length, crc32c(data)
+
+    crcs = array("I")
+    with progress(f"copying {source.name}", bytes_in(runs)) as advance:
+        for length, crc in in_order(work, pieces(runs)):
+            crcs.append(crc)
+            advance(length)
+    return crcs
+
+
+def _read_back(target: FileTarget, runs: list[Run], crcs: "array[int]", size: int) -> None:
+    """TransferFailed unless the file is of this size and has what was written."""
+    why = "it is not what was written"
+    if os.fstat(target.fd).st_size != size:
+        raise TransferFailed(what=f"reading {target.name} back", why=why)
+    for piece, crc in zip(pieces(runs), crcs, strict=True):
+        if crc32c(target.pread(piece.length, piece.offset)) != crc:
+            raise TransferFailed(what=f"reading {target.name} back", why=why)
 
 
 def _move(source: NbdExport, target: Target, runs: list[Run], what: str) -> tuple[int, int]:
@@ -57,6 +98,7 @@ def _move(source: NbdExport, target: Target, runs: list[Run], what: str) -> tupl
     with progress(what, bytes_in(runs)) as advance:
         for piece in in_order(work, pieces(runs)):
             advance(0 if piece.zeros else piece.length)
+    source.check_first()
     target.flush()
     read = bytes_in(runs)
     return read, sum(run.length for run in runs) - read

@@ -30,6 +30,15 @@ class FileExists(PolyvolError):
     hint = "{todo}"
 
 
+class FileBusy(PolyvolError):
+    """A backup's file that another backup is writing."""
+
+    code = "file-busy"
+    kind = "busy"
+    sentence = "{path} is being written by another backup"
+    hint = "wait until that has ended, or choose another name"
+
+
 class NothingToResume(PolyvolError):
     """Asked to go on with something that is not this backup."""
 
@@ -58,7 +67,7 @@ class BaseMissing(PolyvolError):
 
 
 class ChangedSinceBase(PolyvolError):
-    """A volume that has changed since the base in places that an incremental backup leaves alone."""
+    """A volume that has changed since the base of an incremental backup."""
 
     code = "changed-since-base"
     kind = "busy"
@@ -67,12 +76,12 @@ class ChangedSinceBase(PolyvolError):
 
 
 class ChangedMeanwhile(PolyvolError):
-    """Somebody wrote to the volume during a restore."""
+    """What was restored is not what was backed up."""
 
     code = "changed-meanwhile"
     kind = "busy"
-    sentence = "volume {volume} was written to by somebody else while {name} was restored to it"
-    hint = "disconnect them, roll the volume back to its snapshot {base}, and restore again"
+    sentence = "volume {volume} has changed where {name}, which is being restored to it, has nothing"
+    hint = "end the restore with `polyvol volume abandon-restore {volume}`, and restore again"
 
 
 class AlreadyRestored(PolyvolError):
@@ -90,16 +99,16 @@ class NotANewVolume(PolyvolError):
     code = "not-a-new-volume"
     kind = "exists"
     sentence = "{name} is a full backup, and volume {volume} exists already"
-    hint = "name a new volume, or give --resume to go on with a restore that was interrupted"
+    hint = "name a new volume"
 
 
 class CannotResume(PolyvolError):
-    """A volume that is no interrupted restore of this backup."""
+    """A volume to which no restore of this backup was begun."""
 
     code = "cannot-resume"
     kind = "invalid"
-    sentence = "volume {volume} is no interrupted restore of {name}: {why}"
-    hint = "name a new volume, without --resume"
+    sentence = "a restore of {name} to volume {volume} cannot be resumed: {why}"
+    hint = "leave --resume out; a full backup is restored to a new volume"
 
 
 class WrongOption(PolyvolError):

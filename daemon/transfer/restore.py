@@ -4,11 +4,11 @@ How it works      A stream from a file is read through first, every CRC checked 
                   then is anything touched. An incremental one from a pipe is kept in a temporary file for
                   that. A full one from a pipe is checked as it comes: what it goes to is a new volume, which
                   is deleted again if the stream turns out to be broken. Several threads unpack and write.
-Invariants        T1 an incremental stream is applied only where the volume has its base, and has changed
-                  since only in places that the stream overwrites (an interrupted restore of it, say);
-                  T2 the snapshot that is taken at the end differs from the base only in what the stream has
-                  written, or it is deleted again. So it is bit for bit what was backed up.
-Errors            StreamBroken, BaseMissing, ChangedSinceBase and others, before anything changes.
+Invariants        The volume is written by its restore alone (daemon/restores.py). A snapshot of it is taken
+                  only after the stream's end frame was read, all was flushed, and, of an incremental one, the
+                  volume was seen to differ from its base only in what the stream covers. So the snapshot is
+                  bit for bit what was backed up.
+Errors            StreamBroken, TransferFailed.
 """
 
 import threading

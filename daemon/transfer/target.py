@@ -1,8 +1,11 @@
 """Targets of copies: a file, a disk, or an NBD export.
 
+Owner and locks   A file or disk is locked (flock) while it is written; a disk is opened with O_EXCL, so that
+                  one that is mounted, or part of something, is refused.
 Errors            TransferFailed.
 """
 
+import fcntl
 import os
 import stat
 from collections.abc import Iterator
@@ -35,40 +38,67 @@ class Target(Protocol):
 
 
 class FileTarget:
-    """A file or a disk. `size`: make a new file of it, which must not exist; None: it exists."""
+    """A file or a disk. `fd`: it is open already, and locked; it is closed with this."""
 
-    def __init__(self, path: Path, *, size: int | None = None) -> None:
+    def __init__(self, path: Path, *, fd: int | None = None) -> None:
         self.name = str(path)
-        with self._errors("opening"):
-            new = os.O_CREAT | os.O_EXCL if size is not None else 0
-            self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | new, 0o600)
+        self.fd = self._open(path) if fd is None else fd
         with self._errors("asking for the size of"):
-            self._sparse = stat.S_ISREG(os.fstat(self._fd).st_mode)
-            if size is not None:
-                os.ftruncate(self._fd, size)
-            self.size = os.lseek(self._fd, 0, os.SEEK_END)
+            self._sparse = stat.S_ISREG(os.fstat(self.fd).st_mode)
+            self.size = os.lseek(self.fd, 0, os.SEEK_END)
+
+    def grow(self, size: int) -> None:
+        """Make a file this long; what is new is a hole."""
+        with self._errors("writing"):
+            os.ftruncate(self.fd, size)
+            self.size = size
+
+    def pread(self, length: int, offset: int) -> bytes:
+        """Read; TransferFailed if less is there."""
+        parts: list[bytes] = []
+        with self._errors("reading"):
+            while length:
+                part = os.pread(self.fd, length, offset)
+                if not part:
+                    raise TransferFailed(what=f"reading {self.name}", why="it has become shorter")
+                parts.append(part)
+                offset, length = offset + len(part), length - len(part)
+        return b"".join(parts)
 
     def pwrite(self, data: bytes | bytearray, offset: int) -> None:
         """Write."""
         view = memoryview(data)
         with self._errors("writing"):
             while view:
-                written = os.pwrite(self._fd, view, offset)
+                written = os.pwrite(self.fd, view, offset)
                 view, offset = view[written:], offset + written
 
     def zero(self, length: int, offset: int) -> None:
         """Make zeros; a file's space is given back."""
         with self._errors("writing"):
-            fallocate.zero(self._fd, offset, length, punch=self._sparse)
+            fallocate.zero(self.fd, offset, length, punch=self._sparse)
 
     def flush(self) -> None:
         """Make everything durable."""
         with self._errors("flushing"):
-            os.fsync(self._fd)
+            os.fsync(self.fd)
 
     def close(self) -> None:
         """Close it."""
-        os.close(self._fd)
+        os.close(self.fd)
+
+    def _open(self, path: Path) -> int:
+        with self._errors("opening"):
+            flags = os.O_EXCL if stat.S_ISBLK(path.stat().st_mode) else 0
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | flags)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                os.close(fd)
+                raise TransferFailed(what=f"writing {path}", why="another process has locked it") from error
+            except OSError:
+                pass  # a file system without locks
+        return fd
 
     @contextmanager
     def _errors(self, doing: str) -> Iterator[None]:

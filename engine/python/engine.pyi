@@ -255,11 +255,12 @@ class EngineStats(TypedDict):
     handshakes: int
 
 class ExportInfo(TypedDict):
-    """One export."""
+    """One export. `hidden`: it is found by its name alone."""
 
     name: str
     size: int
     read_only: bool
+    hidden: bool
     connections: int
 
 class BlockStatus(TypedDict):
@@ -357,11 +358,15 @@ class Engine:
         """Export a volume (epoch None) or its snapshot; it can be connected to at once. 'not-found' if there
         is no such snapshot, 'busy' while a rollback of the volume is half done."""
 
+    def export_hidden(self, name: str, description: str, volume: int) -> None:
+        """Export a volume for those alone who know this name: it is not listed, and the empty name never
+        means it."""
+
     def unexport(self, name: str) -> None:
         """End an export; 'busy' while clients are connected to it. Unknown names are fine."""
 
     def exports(self) -> list[ExportInfo]:
-        """All exports, by name."""
+        """All exports, by name, with the hidden ones."""
 
     def cut(self, volumes: list[CutVolume]) -> CutReport:
         """Make one cut over these volumes. The epoch it ends is pending: settle, flush, commit or drop."""

@@ -15,7 +15,8 @@ from collections.abc import Iterable, Sequence
 from uuid import UUID
 
 from polyvol.mapping.catalog.database import Database
-from polyvol.mapping.records import DroppedSnapshot, SnapshotRecord, Volume
+from polyvol.mapping.catalog.restores import delete_restore, insert_restore
+from polyvol.mapping.records import DroppedSnapshot, RestoreMark, SnapshotRecord, Volume
 
 DROPPED_MAX = 20
 """How many dropped snapshots of a volume are remembered."""
@@ -36,10 +37,14 @@ class Removal:
             for snapshot in snapshots:
                 _take_out(connection, "uuid = ?", str(snapshot))
 
-    def forget_cut(self, cut: UUID) -> None:
-        """Take out every snapshot of a cut, and that of a group; none being there is fine."""
+    def forget_cut(self, cut: UUID, unrestored: RestoreMark | None = None) -> None:
+        """Take out every snapshot of a cut, and that of a group; none being there is fine. `unrestored`: the
+        restore that the cut was to complete is incomplete again."""
         with self._database.transaction() as connection:
             _take_out(connection, "cut = ?", str(cut))
+            if unrestored is not None:
+                delete_restore(connection, unrestored.volume)
+                insert_restore(connection, unrestored)
             connection.execute("DELETE FROM group_snapshot WHERE cut = ?", (str(cut),))
 
     def drop_snapshots(self, snapshots: Sequence[SnapshotRecord]) -> list[int]:
@@ -95,6 +100,7 @@ class Removal:
             rows = connection.execute(
                 f"SELECT epoch FROM snapshot WHERE volume = ? AND NOT {_PINNED}", (volume.id,)
             ).fetchall()
+            delete_restore(connection, volume.id)
             _take_out(connection, "volume = ?", volume.id)
             for table in ("schedule", "hook", "volume_group_member", "snapshot_dropped"):
                 connection.execute(f"DELETE FROM {table} WHERE volume = ?", (volume.id,))

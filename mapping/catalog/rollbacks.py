@@ -11,6 +11,7 @@ import sqlite3
 from collections.abc import Mapping
 
 from polyvol.mapping.catalog.database import Database
+from polyvol.mapping.catalog.restores import delete_restore
 from polyvol.mapping.records import Rollback
 
 
@@ -45,3 +46,4 @@ def insert_rollbacks(connection: sqlite3.Connection, rollbacks: Mapping[int, Rol
         connection.execute(
             "UPDATE volume SET next_epoch = max(next_epoch, ?) WHERE id = ?", (rollback.at + 1, volume)
         )
+        delete_restore(connection, volume)  # the volume is what its snapshot shows

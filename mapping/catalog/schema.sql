@@ -131,6 +131,17 @@ CREATE TABLE snapshot_copy (            -- snapshots that were restored from a b
     uuid TEXT NOT NULL                  -- of the snapshot that was backed up
 ) STRICT;
 
+CREATE TABLE restore (                  -- volumes that a backup is being restored to; they are not exported
+    volume INTEGER PRIMARY KEY REFERENCES volume (id) ON DELETE CASCADE,
+    stream TEXT NOT NULL,               -- the backup stream's own number (a UUID)
+    source TEXT NOT NULL,               -- where the stream is read from, for people
+    snapshot TEXT NOT NULL,             -- the name of the snapshot that it makes
+    snapshot_uuid TEXT NOT NULL,        -- of the snapshot that was backed up
+    base INTEGER,                       -- the epoch of the snapshot that it follows; NULL: the volume was made for it
+    begun_ns INTEGER NOT NULL,
+    FOREIGN KEY (volume, base) REFERENCES snapshot (volume, epoch)
+) STRICT;
+
 CREATE TABLE snapshot_dropped (         -- snapshots that were dropped to make room for writes, the latest ones
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     volume INTEGER NOT NULL REFERENCES volume (id),

@@ -21,6 +21,7 @@ from polyvol.mapping.catalog.database import Database
 from polyvol.mapping.catalog.groups import Groups, insert_group_snapshot
 from polyvol.mapping.catalog.growth import Growth
 from polyvol.mapping.catalog.removal import Removal
+from polyvol.mapping.catalog.restores import Restores, delete_restore
 from polyvol.mapping.catalog.rollbacks import Rollbacks, insert_rollbacks
 from polyvol.mapping.catalog.schedules import Schedules
 from polyvol.mapping.catalog.settings import Settings
@@ -42,7 +43,9 @@ from polyvol.mapping.volume import VolumePlan
 
 LOG_NUMBER_MAX = 4095
 _VOLUMES = (
-    "SELECT volume.*, source, epoch AS source_epoch FROM volume LEFT JOIN clone ON clone.volume = volume.id"
+    "SELECT volume.*, source, epoch AS source_epoch,"
+    " EXISTS (SELECT 1 FROM restore WHERE restore.volume = volume.id) AS restoring"
+    " FROM volume LEFT JOIN clone ON clone.volume = volume.id"
 )
 
 
@@ -55,6 +58,7 @@ class Catalog:
         self.groups = Groups(self._database)
         self.rollbacks = Rollbacks(self._database)
         self.removal = Removal(self._database)
+        self.restores = Restores(self._database)
         self.growth = Growth(self._database)
         self.schedules = Schedules(self._database)
         self.uuid = self._database.uuid
@@ -227,6 +231,7 @@ class Catalog:
         """Take a volume out, with its snapshots and the devices made for it."""
         with self._database.transaction() as connection:
             for statement in (
+                "DELETE FROM restore WHERE volume = ?",
                 "DELETE FROM snapshot WHERE volume = ?",
                 "DELETE FROM snapshot_dropped WHERE volume = ?",
                 "DELETE FROM change_log_extent WHERE volume = ?",
@@ -297,7 +302,8 @@ class Catalog:
         rollbacks: Mapping[int, Rollback] | None = None,
     ) -> None:
         """Record the snapshots of one cut, all or none; `group`: they are one of a group. From here on they
-        exist, and volumes, by id, are rolled back as `rollbacks` says."""
+        exist, and volumes, by id, are rolled back as `rollbacks` says. A restore to a volume ends with its
+        rollback, and with a snapshot that is a copy."""
         with self._database.transaction() as connection:
             insert_rollbacks(connection, rollbacks or {})
             if group is not None:
@@ -334,6 +340,7 @@ class Catalog:
                         "INSERT INTO snapshot_copy (snapshot, uuid) VALUES (?, ?)",
                         (identity, str(snapshot.copy_of)),
                     )
+                    delete_restore(connection, snapshot.volume)
                 connection.executemany(
                     "INSERT INTO snapshot_stall (snapshot, processor, stall_ns) VALUES (?, ?, ?)",
                     [(identity, processor, stall) for processor, stall in snapshot.stalls],
@@ -439,6 +446,7 @@ def _volume(row: sqlite3.Row) -> Volume:
     values = dict(row)
     values["uuid"] = UUID(values["uuid"])
     values["kept"] = bool(values["kept"])
+    values["restoring"] = bool(values["restoring"])
     source, epoch = values.pop("source"), values.pop("source_epoch")
     return Volume(**values, source=None if source is None else CloneSource(source, epoch))
 

@@ -69,6 +69,7 @@ class _Export:
     volume: int
     epoch: int | None
     connections: int = 0
+    hidden: bool = False
 
 
 class SimWorld:
@@ -221,6 +222,13 @@ class SimEngine(SimDevices, SimGrowth, Comparisons):
         with self._lock:
             self._exports[name] = _Export(volume, epoch)
 
+    def export_hidden(self, name: str, description: str, volume: int) -> None:
+        self._begin("export_hidden", name)
+        self._volume(volume)
+        check(name not in self._exports, "exists", f"export {name} exists already")
+        with self._lock:
+            self._exports[name] = _Export(volume, None, hidden=True)
+
     def unexport(self, name: str) -> None:
         self._begin("unexport", name)
         with self._lock:
@@ -235,6 +243,7 @@ class SimEngine(SimDevices, SimGrowth, Comparisons):
                     "name": name,
                     "size": size_of(self.volumes[export.volume].spec, export.epoch),
                     "read_only": export.epoch is not None,
+                    "hidden": export.hidden,
                     "connections": export.connections,
                 }
                 for name, export in sorted(self._exports.items())

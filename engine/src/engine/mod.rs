@@ -222,6 +222,13 @@ impl Engine {
         self.exports.add(name, description, Arc::new(View { volume, epoch }))
     }
 
+    /// Exports a volume for those alone who know the name.
+    pub fn export_hidden(&self, name: &str, description: &str, volume: VolumeId) -> Result<()> {
+        let volume = self.volume(volume)?;
+        self.refuse_half_rolled_back(&volume)?;
+        self.exports.add_hidden(name, description, Arc::new(View { volume, epoch: None }))
+    }
+
     /// Refuses a snapshot that does not exist.
     fn refuse_unknown(&self, volume: &Volume, epoch: Epoch) -> Result<()> {
         let has = |answer| Control::Has(volume.share, epoch, answer);

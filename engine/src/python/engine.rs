@@ -169,6 +169,16 @@ impl Engine {
         self.call(py, |this| this.inner.export(name, description, volume, epoch))
     }
 
+    fn export_hidden(
+        &self,
+        py: Python<'_>,
+        name: &str,
+        description: &str,
+        volume: u64,
+    ) -> PyResult<()> {
+        self.call(py, |this| this.inner.export_hidden(name, description, volume))
+    }
+
     fn unexport(&self, py: Python<'_>, name: &str) -> PyResult<()> {
         self.call(py, |this| this.inner.exports.remove(name))
     }
@@ -180,6 +190,7 @@ impl Engine {
             dict.set_item("name", &export.name)?;
             dict.set_item("size", export.target.size())?;
             dict.set_item("read_only", export.target.read_only())?;
+            dict.set_item("hidden", export.hidden)?;
             dict.set_item("connections", export.connections())?;
             list.append(dict)?;
         }

@@ -3,7 +3,8 @@
 //! How it works      A table from name to [`Export`]. A connection that enters transmission attaches to its
 //!                   export and holds the [`Attachment`] until it ends.
 //! Invariants        E1 an export that a connection is attached to stays in the table;
-//!                   E2 the empty name is the only export, when the table holds exactly one writable one.
+//!                   E2 the empty name is the only export, when the table holds exactly one writable one;
+//!                   E3 a hidden export is found by its name alone: it is neither listed, nor what the empty name means.
 //! Owner and locks   one lock over the table, held for a look-up or a change, never across I/O.
 
 use std::collections::BTreeMap;
@@ -23,6 +24,8 @@ pub struct Export {
     pub description: String,
     /// What serves it.
     pub target: Arc<dyn Target>,
+    /// For those who know its name (E3).
+    pub hidden: bool,
     /// Shared with what it was before its volume grew.
     connections: Arc<AtomicUsize>,
 }
@@ -60,8 +63,23 @@ impl Drop for Attachment {
 pub struct ExportTable(RwLock<BTreeMap<String, Arc<Export>>>);
 
 impl ExportTable {
-    /// Adds an export; it can be attached to at once.
+    /// Adds an export that is listed; it can be attached to at once.
     pub fn add(&self, name: &str, description: &str, target: Arc<dyn Target>) -> Result<()> {
+        self.insert(name, description, target, false)
+    }
+
+    /// Adds a hidden export (E3); it can be attached to at once.
+    pub fn add_hidden(&self, name: &str, description: &str, target: Arc<dyn Target>) -> Result<()> {
+        self.insert(name, description, target, true)
+    }
+
+    fn insert(
+        &self,
+        name: &str,
+        description: &str,
+        target: Arc<dyn Target>,
+        hidden: bool,
+    ) -> Result<()> {
         let mut table = self.0.write().expect("no holder panics");
         if table.contains_key(name) {
             return Err(Error::new(ErrorKind::Exists, format!("export {name} exists already")));
@@ -70,6 +88,7 @@ impl ExportTable {
             name: name.to_owned(),
             description: description.to_owned(),
             target,
+            hidden,
             connections: Arc::default(),
         };
         table.insert(name.to_owned(), Arc::new(export));
@@ -95,7 +114,8 @@ impl ExportTable {
             if let Some(target) = export.target.grown(volume) {
                 let (name, description) = (export.name.clone(), export.description.clone());
                 let connections = Arc::clone(&export.connections);
-                *export = Arc::new(Export { name, description, target, connections });
+                let hidden = export.hidden;
+                *export = Arc::new(Export { name, description, target, hidden, connections });
             }
         }
     }
@@ -143,7 +163,12 @@ impl ExportTable {
         shows.next().map(|export| export.name.clone())
     }
 
-    /// Every export, by name.
+    /// What anybody may know of: every export that is not hidden, by name.
+    pub fn listed(&self) -> Vec<Arc<Export>> {
+        self.list().into_iter().filter(|export| !export.hidden).collect()
+    }
+
+    /// Every export, by name; the hidden ones too.
     pub fn list(&self) -> Vec<Arc<Export>> {
         self.0.read().expect("no holder panics").values().cloned().collect()
     }
@@ -167,7 +192,7 @@ fn find_in<'a>(table: &'a BTreeMap<String, Arc<Export>>, name: &str) -> Option<&
     if !name.is_empty() {
         return table.get(name);
     }
-    let mut writable = table.values().filter(|export| !export.target.read_only());
+    let mut writable = table.values().filter(|export| !export.hidden && !export.target.read_only());
     match (writable.next(), writable.next()) {
         (Some(only), None) => Some(only),
         _ => None,

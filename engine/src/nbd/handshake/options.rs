@@ -155,7 +155,7 @@ impl Handshake {
             return Err(TOO_MANY_LISTS);
         }
         self.lists += 1;
-        let exports = context.exports.list().into_iter();
+        let exports = context.exports.listed().into_iter();
         self.listing = Some(Listing { option: option::LIST, exports });
         Ok(())
     }

@@ -256,6 +256,30 @@ fn a_long_list_is_made_piece_by_piece_and_lists_and_options_are_counted() {
 }
 
 #[test]
+fn a_hidden_export_is_found_by_its_name_alone() {
+    let table = ExportTable::default();
+    table.add_hidden("v@restore:7", "a volume", Arc::new(Nothing(4096))).expect("it is the first");
+    let kinds_of = |number: u32, data: &[u8]| {
+        let mut handshake = begun(&table);
+        let (out, _) = drive(&mut handshake, &table, &option_with(number, data), FEED_BYTES_MAX);
+        kinds(&out)
+    };
+    assert_eq!(kinds_of(option::LIST, &[]), [option_reply::ACK]);
+    for name in [&b""[..], b"v", b"v@restore:"] {
+        assert_eq!(kinds_of(option::GO, &go_data(name)), [option_reply::ERR_UNKNOWN]);
+    }
+    assert_eq!(kinds_of(option::GO, &go_data(b"v@restore:7")).last(), Some(&option_reply::ACK));
+    // It does not keep the only export that is listed from being what the empty name means.
+    table.add("w", "a volume", Arc::new(Nothing(4096))).expect("names differ");
+    let mut handshake = begun(&table);
+    let (out, _) = drive(&mut handshake, &table, &option_with(option::LIST, &[]), FEED_BYTES_MAX);
+    assert_eq!(kinds(&out), [option_reply::SERVER, option_reply::ACK]);
+    assert_eq!(table.find("").expect("there is one").name, "w");
+    table.remove("v@restore:7").expect("nobody is attached");
+    assert!(table.find("v@restore:7").is_none());
+}
+
+#[test]
 fn a_full_server_says_so() {
     let table = exports(1);
     let context = Context { exports: &table, full: true };
