@@ -85,7 +85,11 @@ class Devices:
             _log.warning("device %s: %s", device.name, reason, extra={"DEVICE": device.name})
             with context.engine_errors(f"going on without device {device.name}"):
                 context.engine.absent_device(
-                    device.id, sparse=device.sparse, clean=clean, direct=device.direct
+                    device.id,
+                    sparse=device.sparse,
+                    clean=clean,
+                    direct=device.direct,
+                    size=device.size,
                 )
 
     def retry(self, request: DeviceRetry, name: str) -> DeviceView:
