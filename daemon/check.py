@@ -23,7 +23,7 @@ from polyvol.daemon.engine_border import EngineModule, load_engine
 from polyvol.daemon.errors import NoState, StateLocked, StateUnusable
 from polyvol.daemon.views import CheckView, CheckVolumeView
 from polyvol.mapping.catalog.store import Catalog
-from polyvol.mapping.device import Device, trouble_with
+from polyvol.mapping.device import Device, short_clause, trouble_with
 from polyvol.mapping.errors import PolyvolError
 from polyvol.mapping.extent import Extent
 from polyvol.mapping.partition import Partition
@@ -133,7 +133,9 @@ class _Check:
             reason = trouble_with(device, self._path(device), self._catalog.uuid)
             if reason is None:
                 present[device.id] = str(self._path(device))
-            else:
+                short = self._catalog.settings.short(device.id)
+                reason = None if short is None else short_clause(short, device.size)
+            if reason is not None:
                 self._problems.append(f"device {device.name}: {reason}")
         return present
 

@@ -237,6 +237,9 @@ impl Device {
             return Ok(());
         }
         let length = opened.file.length()?;
+        if length == 0 && !opened.grows {
+            return Err(Errno::EIO); // a disk that is gone, and may come back with all that it has
+        }
         let short = length < self.mode.size;
         if short && opened.short.fetch_min(length, Ordering::AcqRel) > length {
             self.losses.fetch_add(1, Ordering::AcqRel); // D4

@@ -19,7 +19,15 @@ SECOND = 1_000_000_000
 def fault(call: str = "reading", times: int = 1) -> "DeviceFaultStats":
     first = 1_800_000_000 * SECOND
     last = first + (times - 1) * SECOND
-    return {"call": call, "errno": 5, "offset": 4096, "first_ns": first, "last_ns": last, "times": times}
+    return {
+        "call": call,
+        "errno": 5,
+        "offset": 4096,
+        "first_ns": first,
+        "last_ns": last,
+        "times": times,
+        "short": None,
+    }
 
 
 @pytest.fixture
