@@ -13,6 +13,7 @@ Errors            DeviceMissing, DeviceUnusable, DeviceNotEmpty, ForeignLabel, L
                   start is no error.
 """
 
+import errno
 import os
 import stat
 from collections.abc import Iterable
@@ -296,8 +297,10 @@ def _has_data(fd: int, size: int) -> bool:
     """Whether a file has anything but holes."""
     try:
         return size > 0 and os.lseek(fd, 0, os.SEEK_DATA) < size
-    except OSError:
-        return False  # ENXIO: nothing but a hole to the end
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return False  # nothing but a hole to the end
+        raise
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:

@@ -81,6 +81,7 @@ impl File for FaultyFile {
         self.file.will_need(offset, length);
     }
     fn allocation(&self, offset: u64, limit: u64) -> Result<(u64, bool)> {
+        self.may("status")?;
         self.file.allocation(offset, limit)
     }
     fn length(&self) -> Result<u64> {
