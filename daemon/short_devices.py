@@ -1,9 +1,9 @@
 """Devices that became shorter: which ones were, whatever length they have later.
 
-How it works      The engine finds a device shorter than it must be, and refuses what lies beyond, for as long as
-                  it runs. The catalog remembers it for later runs: a file that was made long again has
-                  zeros where data was, and nothing else tells. Such a device is missing at the next start, and
-                  nothing but `polyvol device retry` has it used again.
+How it works      The engine finds a device shorter than it must be, and refuses what lies beyond, for as long
+                  as it runs. The catalog remembers it for later runs: a file that was made long again has
+                  zeros where data was, and nothing else tells. Such a device is missing at the next start,
+                  and nothing but `polyvol device retry` has it used again.
 Owner and locks   `note` takes the context's `changes` if nobody has it; the caller of the others holds it.
 Durability        What was found is in the catalog at most a few seconds later, and at a stop. A kill before
                   that leaves a file that is still short, unless somebody made it long again by then.

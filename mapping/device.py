@@ -227,8 +227,8 @@ def length_if_short(device: Device, path: Path, catalog: UUID) -> int | None:
 def short_clause(found: int, needed: int) -> str:
     """What is to be said of a device that was found short."""
     return (
-        f"it was found {found} bytes long and must have {needed}: what lay beyond is lost, and it is not written"
-        " to until `polyvol device retry`"
+        f"it was found {found} bytes long and must have {needed}: what lay beyond is lost, and it is not"
+        " written to until `polyvol device retry`"
     )
 
 

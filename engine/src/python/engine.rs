@@ -66,19 +66,17 @@ impl Engine {
         self.call(py, |this| this.inner.grow_processors(processors))
     }
 
-    #[expect(clippy::too_many_arguments, reason = "Python's keyword arguments")]
-    #[pyo3(signature = (device, path, *, read_only = false, sparse = true, direct = false, size = 0))]
+    #[pyo3(signature = (device, path, *, sparse = true, direct = false, size = 0))]
     fn open_device(
         &self,
         py: Python<'_>,
         device: u64,
         path: PathBuf,
-        read_only: bool,
         sparse: bool,
         direct: bool,
         size: u64,
     ) -> PyResult<()> {
-        let mode = Mode { read_only, sparse, direct, size };
+        let mode = Mode { read_only: false, sparse, direct, size };
         self.call(py, |this| this.inner.open_device(device, &path, mode))
     }
 

@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use super::contents::{Contents, Memory, PAGE, SECTOR, Survival};
 use super::faults::{Injected, Rates, Role};
+use super::names::{NameChange, apply};
 use super::random::Random;
 use crate::error::Errno;
 use crate::system::{Cached, Result};
@@ -29,13 +30,6 @@ pub struct Plan {
 struct Inode {
     role: Role,
     contents: Contents,
-}
-
-#[derive(Clone, Debug)]
-enum NameChange {
-    Set(PathBuf, usize),
-    Rename(PathBuf, PathBuf),
-    Remove(PathBuf),
 }
 
 /// See the module's head.
@@ -499,21 +493,5 @@ impl Disk {
     /// Whether somebody else has a turn during an operation.
     pub fn pauses(&mut self) -> bool {
         !self.dead && self.random.chance(self.rates.pause)
-    }
-}
-
-fn apply(names: &mut BTreeMap<PathBuf, usize>, change: NameChange) {
-    match change {
-        NameChange::Set(path, inode) => {
-            names.insert(path, inode);
-        }
-        NameChange::Rename(from, to) => {
-            if let Some(inode) = names.remove(&from) {
-                names.insert(to, inode);
-            }
-        }
-        NameChange::Remove(path) => {
-            names.remove(&path);
-        }
     }
 }

@@ -52,6 +52,29 @@ def test_a_fault_is_told_in_words() -> None:
     )
 
 
+def test_a_device_that_was_short_waits_for_a_retry(degraded: Daemon, tmp_path: Path) -> None:
+    degraded.world.faults[2] = {**fault(), "short": (4096, 8 << 20)}
+    said = "it was found 4096 bytes long and must have 8388608: what lay beyond is lost"
+    assert json.loads(degraded.ok("device", "show", "b", "--json"))["reason"].startswith(said)
+    assert said in degraded.refused("volume", "create", "w", "--size", "1M", "--device", "b")
+    assert degraded.service.device_found(tmp_path / "b") is None
+    degraded.service.devices.short.note()
+    degraded.service.devices.short.note()
+    told = [event["text"] for event in json.loads(degraded.ok("status", "--json"))["events"]]
+    assert sum(said in text for text in told) == 1
+    degraded.world.faults.clear()
+    degraded.restart()  # its file is as long as it ever was
+    assert json.loads(degraded.ok("device", "show", "b", "--json"))["state"] == "missing"
+    degraded.service.reload()
+    assert degraded.service.device_found(tmp_path / "b") is None
+    assert degraded.service.disk_came(tmp_path / "b") is None
+    assert said in json.loads(degraded.ok("device", "show", "b", "--json"))["reason"]
+    degraded.ok("device", "retry", "b")
+    degraded.restart()
+    assert json.loads(degraded.ok("device", "show", "b", "--json"))["state"] == "ok"
+    assert degraded.service.devices.short.clause(degraded.service._context.find_device("b")) is None
+
+
 def test_a_faulty_device_is_shown_with_what_it_is_needed_for(degraded: Daemon) -> None:
     shown = json.loads(degraded.ok("device", "show", "b", "--json"))
     assert (shown["state"], shown["reason"][:35]) == ("faulty", "reading at 4096 failed: Input/outpu")
