@@ -16,7 +16,7 @@ import pytest
 from tests.support import nbd
 from tests.support.daemon import Daemon
 from tests.support.fuse import loop_device, needed
-from tests.support.proc import check, run, wait_until
+from tests.support.proc import Argument, check, run, wait_until
 
 MIB = 1 << 20
 BLOCK = 4096
@@ -51,14 +51,15 @@ def state_of(daemon: Daemon) -> Any:
     return daemon.json("device", "show", "base")
 
 
-def errno_of(call: Callable[[], object]) -> int:
+def errno_of(call: Callable[..., object], *arguments: object) -> int:
     try:
-        call()
+        call(*arguments)
     except nbd.NbdError as error:
         return int(error.errnum or -1)
     return 0
 
 
+@pytest.mark.slow
 def test_no_copy_of_a_device_that_became_shorter_succeeds(
     daemon: Daemon, image: Path, short_dir: Path
 ) -> None:
@@ -68,12 +69,13 @@ def test_no_copy_of_a_device_that_became_shorter_succeeds(
     os.truncate(image, CUT)
     for export in ("v", "v@s", "c", "c@s"):
         address, out = daemon.uri(export), short_dir / "out"
-        for copy in (
+        copies: tuple[list[Argument], ...] = (
             ["nbdcopy", address, out],
             ["nbdcopy", "--allocated", "--connections=1", address, out],
             ["qemu-img", "convert", "-f", "raw", "-O", "raw", address, out],
             ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", "-W", address, out],
-        ):
+        )
+        for copy in copies:
             assert run(*copy).rc != 0, copy
             out.unlink(missing_ok=True)
         for look in (["nbdinfo", "--map", address], ["qemu-img", "map", "-f", "raw", address]):
@@ -111,9 +113,9 @@ def test_a_host_is_told_eio_and_the_file_stays_short(daemon: Daemon, image: Path
             assert image.stat().st_size == CUT, number
         assert errno_of(host.flush) == errno.EIO
         assert host.pread(CUT, 0) == contents()[:CUT]
-        assert errno_of(lambda: host.pread(BLOCK, LOST)) == errno.EIO
+        assert errno_of(host.pread, BLOCK, LOST) == errno.EIO
         assert errno_of(lambda: host.pread(2 * BLOCK, CUT - BLOCK)) == errno.EIO
-        assert errno_of(lambda: nbd.allocation(host, MIB, LOST)) == errno.EIO
+        assert errno_of(nbd.allocation, host, MIB, LOST) == errno.EIO
         assert nbd.allocation(host, SIZE - MIB, MIB) == [(CUT - MIB, 0)]
     view = state_of(daemon)
     assert view["state"] == "faulty"
@@ -147,7 +149,7 @@ def test_what_was_short_once_stays_so_until_it_is_retried(daemon: Daemon, image:
     for end in (daemon.end, daemon.kill):
         for export in ("v", "v@s"):
             with nbd.connect(daemon.uri(export)) as host:
-                assert errno_of(lambda host=host: host.pread(BLOCK, LOST)) == errno.EIO, export
+                assert errno_of(host.pread, BLOCK, LOST) == errno.EIO, export
                 copy = run("nbdcopy", daemon.uri(export), "null:")
                 assert copy.rc != 0, export
         end()
@@ -185,7 +187,7 @@ def test_a_device_found_short_at_a_start_is_remembered(daemon: Daemon, image: Pa
     view = state_of(daemon)
     assert (view["state"], "it was found" in view["reason"]) == ("missing", True)
     with nbd.connect(daemon.uri("v@s")) as host:
-        assert errno_of(lambda: host.pread(BLOCK, LOST)) == errno.EIO
+        assert errno_of(host.pread, BLOCK, LOST) == errno.EIO
     daemon.ok("device", "retry", "base")
     daemon.ok("snapshot", "delete", "v@s")
     daemon.ok("volume", "delete", "v", "--yes")
@@ -224,15 +226,15 @@ def test_a_disk_that_became_shorter_gives_eio_and_not_enospc(daemon: Daemon, sho
                 for number, call in enumerate(changes(host)):
                     if number != 4:  # a disk does not become longer by a write: this one may succeed
                         assert errno_of(call) == errno.EIO, number
-                assert errno_of(lambda: host.pread(BLOCK, LOST)) == errno.EIO
-                assert errno_of(lambda: nbd.allocation(host, MIB, LOST)) == errno.EIO
+                assert errno_of(host.pread, BLOCK, LOST) == errno.EIO
+                assert errno_of(nbd.allocation, host, MIB, LOST) == errno.EIO
                 assert errno_of(host.flush) == errno.EIO
             assert run("nbdcopy", daemon.uri("v"), "null:").rc != 0
             assert state_of(daemon)["state"] == "faulty"
             os.truncate(file, SIZE)
             check("losetup", "--set-capacity", disk)  # the kernel tells everybody
             with nbd.connect(daemon.uri("v")) as host:
-                assert errno_of(lambda: host.pread(BLOCK, LOST)) == errno.EIO
+                assert errno_of(host.pread, BLOCK, LOST) == errno.EIO
             daemon.ok("device", "retry", "base")
             assert state_of(daemon)["state"] == "ok"
         finally:
@@ -248,7 +250,7 @@ def test_nbdkit_tells_the_same(make_daemon: Callable[..., Daemon]) -> None:
     os.truncate(path, CUT)
     for export in ("v", "v@s"):
         with nbd.connect(daemon.uri(export)) as host:
-            assert errno_of(lambda host=host: host.pread(BLOCK, LOST)) == errno.EIO
-            assert errno_of(lambda host=host: nbd.allocation(host, MIB, LOST)) == errno.EIO
+            assert errno_of(host.pread, BLOCK, LOST) == errno.EIO
+            assert errno_of(nbd.allocation, host, MIB, LOST) == errno.EIO
         assert run("nbdcopy", daemon.uri(export), "null:").rc != 0
     assert "Input/output error" in daemon.refused("backup", "v@s", "-o", daemon.directory / "b.pv")
