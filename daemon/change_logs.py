@@ -11,6 +11,7 @@ import time
 from uuid import uuid4
 
 from polyvol.daemon.context import Context, devices_of
+from polyvol.daemon.health import unusable_devices
 from polyvol.daemon.requests import LogAdd
 from polyvol.daemon.room import Gauge
 from polyvol.daemon.views import LogView, SpaceView
@@ -122,7 +123,7 @@ def inventory(context: Context) -> Inventory:
     users = context.catalog.users()
     return Inventory(
         devices={device.name: device for device in context.catalog.devices()},
-        unusable=dict(context.device_trouble),
+        unusable=unusable_devices(context),
         used=context.catalog.used_extents,
         volumes_on=lambda device: [names[user] for user in users.get(device, ())],
         volume_names=set(names.values()),

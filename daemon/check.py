@@ -28,7 +28,7 @@ from polyvol.mapping.catalog.examine import Examiner, content_problems, reading,
 from polyvol.mapping.catalog.mark import BadMark, Mark
 from polyvol.mapping.catalog.renewal import renew
 from polyvol.mapping.catalog.store import Catalog
-from polyvol.mapping.device import Device, trouble_with
+from polyvol.mapping.device import Device, short_clause, trouble_with
 from polyvol.mapping.errors import PolyvolError
 from polyvol.mapping.extent import Extent
 from polyvol.mapping.partition import Partition
@@ -156,7 +156,9 @@ class _Check:
             reason = trouble_with(device, self._path(device), self._catalog.uuid)
             if reason is None:
                 present[device.id] = str(self._path(device))
-            else:
+                short = self._catalog.settings.short(device.id)
+                reason = None if short is None else short_clause(short, device.size)
+            if reason is not None:
                 self._problems.append(f"device {device.name}: {reason}")
         return present
 

@@ -109,7 +109,9 @@ class Context:
 
     def open_device(self, device: Device, path: Path) -> None:
         """Have the engine open a device at this path, in the device's own way; its error if it cannot."""
-        self.engine.open_device(device.id, str(path), sparse=device.sparse, direct=device.direct)
+        self.engine.open_device(
+            device.id, str(path), sparse=device.sparse, direct=device.direct, size=device.size
+        )
 
     def grow_processors(self, count: int) -> None:
         """Have at least so many processors."""

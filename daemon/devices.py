@@ -22,6 +22,7 @@ from polyvol.daemon.context import Context
 from polyvol.daemon.errors import BadRequest
 from polyvol.daemon.health import device_troubles
 from polyvol.daemon.requests import DeviceAdd, DeviceRetry
+from polyvol.daemon.short_devices import ShortDevices
 from polyvol.daemon.views import DeviceView, iso
 from polyvol.mapping import occupied
 from polyvol.mapping.device import (
@@ -58,6 +59,7 @@ class Devices:
 
     def __init__(self, context: Context) -> None:
         self._context = context
+        self.short = ShortDevices(context)
 
     def start(self, *, clean: bool) -> None:
         """Settle what is half done, check every device against the catalog, open those that are right.
@@ -73,7 +75,8 @@ class Devices:
         """Check a device and open it in the engine; if it is not right, note why and have it absent there."""
         context = self._context
         path = context.path(device)
-        reason = trouble_with(device, path, context.catalog.uuid)
+        self.short.look(device, path)
+        reason = trouble_with(device, path, context.catalog.uuid) or self.short.clause(device)
         if reason is None:
             try:
                 context.open_device(device, path)
@@ -85,7 +88,11 @@ class Devices:
             _log.warning("device %s: %s", device.name, reason, extra={"DEVICE": device.name})
             with context.engine_errors(f"going on without device {device.name}"):
                 context.engine.absent_device(
-                    device.id, sparse=device.sparse, clean=clean, direct=device.direct
+                    device.id,
+                    sparse=device.sparse,
+                    clean=clean,
+                    direct=device.direct,
+                    size=device.size,
                 )
 
     def retry(self, request: DeviceRetry, name: str) -> DeviceView:
@@ -128,6 +135,8 @@ class Devices:
             known = context.path(device)
             if device.id not in context.device_trouble or identity != identity_of(known):
                 continue
+            if self.short.clause(device) is not None:
+                continue  # a person has to say that it is whole
             if trouble_with(device, known, context.catalog.uuid) is None:
                 return self.retry(DeviceRetry(), device.name)
         return self.found(path, missing_only=True)
@@ -141,8 +150,11 @@ class Devices:
         if not isinstance(label, Label) or label.catalog != context.catalog.uuid:
             return None
         troubles = context.device_trouble if missing_only else device_troubles(context)
+        self.short.note_found()
         for device in context.catalog.devices():
-            if device.uuid == label.device and device.id in troubles:
+            if device.uuid != label.device or self.short.clause(device) is not None:
+                continue
+            if device.id in troubles:
                 return self.retry(DeviceRetry(path=str(path)), device.name)
         return None
 
@@ -162,6 +174,7 @@ class Devices:
         context = self._context
         with context.engine_errors(f"opening device {device.name} anew"):
             context.engine.reopen_device(device.id, str(path))
+        self.short.forget(device)
         context.device_trouble.pop(device.id, None)
         self._opened(device, path)
         if path != context.path(device):
@@ -170,7 +183,8 @@ class Devices:
     def open_missing(self) -> None:
         """Try every device again that was not right. The caller holds `changes`."""
         for device in self._context.catalog.devices():
-            if device.state == "ready" and device.id in self._context.device_trouble:
+            missing = device.state == "ready" and device.id in self._context.device_trouble
+            if missing and self.short.clause(device) is None:
                 with contextlib.suppress(PolyvolError):
                     self.retry(DeviceRetry(), device.name)
 
@@ -294,6 +308,7 @@ class Devices:
         with contextlib.suppress(PolyvolError):
             clear_label(device, context.path(device), context.catalog.uuid)
         context.catalog.forget_device(device.id)
+        self.short.forget(device)
         context.device_trouble.pop(device.id, None)
         context.disk_numbers.pop(device.id, None)
 

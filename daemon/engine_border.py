@@ -76,12 +76,12 @@ class EngineLike(CutEngine, Protocol):
         """Have at least so many processors."""
 
     def open_device(
-        self, device: int, path: str, *, read_only: bool = False, sparse: bool = True, direct: bool = False
+        self, device: int, path: str, *, sparse: bool = True, direct: bool = False, size: int = 0
     ) -> None:
-        """Open a device under its id."""
+        """Open a device under its id; an error unless it has at least `size` bytes."""
 
     def absent_device(
-        self, device: int, *, sparse: bool = True, clean: bool = False, direct: bool = False
+        self, device: int, *, sparse: bool = True, clean: bool = False, direct: bool = False, size: int = 0
     ) -> None:
         """Have a device that is not there."""
 

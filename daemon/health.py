@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from polyvol.daemon.context import Context
 from polyvol.daemon.views import BadBlockView, iso
+from polyvol.mapping.device import short_clause
 from polyvol.mapping.partition import Partition
 from polyvol.mapping.records import Volume
 
@@ -47,8 +48,22 @@ def device_troubles(context: Context) -> dict[int, Trouble]:
     return found
 
 
+def unusable_devices(context: Context) -> dict[int, str]:
+    """The devices that nothing may be placed on, nor cleared, with the reason as a clause: those that are
+    missing, and those that have become shorter."""
+    faults = {entry["device"]: entry["fault"] for entry in context.engine.stats()["devices"]}
+    short = {
+        device: short_clause(*fault["short"])
+        for device, fault in faults.items()
+        if fault is not None and fault["short"] is not None
+    }
+    return short | context.device_trouble
+
+
 def fault_clause(fault: "DeviceFaultStats") -> str:
     """Why a device is faulty, as a clause."""
+    if fault["short"] is not None:
+        return short_clause(*fault["short"])
     where = "" if fault["call"] == "syncing" else f" at {fault['offset']}"
     often = "once" if fault["times"] == 1 else f"{fault['times']} times"
     how = os.strerror(fault["errno"])

@@ -17,6 +17,7 @@ import contextlib
 import logging
 import threading
 import time
+from collections.abc import Callable
 
 from polyvol.daemon.context import Context
 from polyvol.daemon.errors import Restoring, SnapshotInUse
@@ -35,10 +36,13 @@ _log = logging.getLogger("polyvol.space")
 
 
 class Space:
-    """The watch over the change logs."""
+    """The watch over the change logs. `also`: what else is looked at as often."""
 
-    def __init__(self, context: Context, snapshots: Snapshots) -> None:
+    def __init__(
+        self, context: Context, snapshots: Snapshots, *, also: Callable[[], None] = lambda: None
+    ) -> None:
         self._context = context
+        self._also = also
         self._snapshots = snapshots
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="polyvol-space", daemon=True)
@@ -64,6 +68,7 @@ class Space:
                 if time.monotonic() >= next_sample_s:
                     next_sample_s = time.monotonic() + SAMPLE_S
                     self.sample()
+                    self._also()
             except Exception:
                 _log.exception("watching the change logs")
                 self._stopping.wait(SAMPLE_S)  # or a defect would fill the log

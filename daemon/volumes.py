@@ -27,6 +27,7 @@ from polyvol.daemon.health import (
     bad_blocks_clause,
     device_troubles,
     partition_trouble,
+    unusable_devices,
     volume_trouble,
 )
 from polyvol.daemon.hooks import checked_hooks, hook_view
@@ -327,6 +328,7 @@ class Volumes:
         made = self._made_for(volume)
         made_ids = {device.id for device in made}
         by_id = {device.id: device for device in context.catalog.devices()}
+        unusable = unusable_devices(context)
         extents: dict[int, list[Extent]] = {}
         for holder in (context.catalog.partitions(volume.id), context.catalog.logs(volume.id)):
             for extent in (extent for item in holder for extent in item.extents):
@@ -335,8 +337,8 @@ class Volumes:
             device = by_id[identity]
             if identity in made_ids or device.adopted:
                 continue
-            if identity in context.device_trouble:
-                raise DeviceNotReady(name=device.name, reason=context.device_trouble[identity])
+            if identity in unusable:
+                raise DeviceNotReady(name=device.name, reason=unusable[identity])
             zero_extents(device, context.path(device), runs)
         for device in made:
             with contextlib.suppress(context.engine_error):  # it may not be open

@@ -13,6 +13,7 @@ Errors            DeviceMissing, DeviceUnusable, DeviceNotEmpty, ForeignLabel, L
                   start is no error.
 """
 
+import errno
 import os
 import stat
 from collections.abc import Iterable
@@ -209,6 +210,28 @@ def trouble_with(device: Device, path: Path, catalog: UUID) -> str | None:
     return None
 
 
+def length_if_short(device: Device, path: Path, catalog: UUID) -> int | None:
+    """How long the file or disk at this path is, if it is this device as far as can be told, and shorter than
+    it must be; else None. A disk of no length is one that is gone."""
+    try:
+        found = inspect(path)
+    except DeviceUnusable:
+        return None
+    if found is None or found.kind != device.kind or (found.kind == "block" and not found.size):
+        return None
+    if not device.adopted and not _is_own(found.label, device, catalog):
+        return None
+    return found.size if found.size < device.size else None
+
+
+def short_clause(found: int, needed: int) -> str:
+    """What is to be said of a device that was found short."""
+    return (
+        f"it was found {found} bytes long and must have {needed}: what lay beyond is lost, and it is not"
+        " written to until `polyvol device retry`"
+    )
+
+
 def zero_extents(device: Device, path: Path, extents: Iterable[Extent]) -> None:
     """Make these extents read as zeros, giving their space back if the device is sparse; synced (D3)."""
     try:
@@ -274,8 +297,10 @@ def _has_data(fd: int, size: int) -> bool:
     """Whether a file has anything but holes."""
     try:
         return size > 0 and os.lseek(fd, 0, os.SEEK_DATA) < size
-    except OSError:
-        return False  # ENXIO: nothing but a hole to the end
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return False  # nothing but a hole to the end
+        raise
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:

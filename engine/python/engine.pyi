@@ -226,8 +226,8 @@ class ProcessorStats(TypedDict):
     partitions: int
 
 class DeviceFaultStats(TypedDict):
-    """Why a device is faulty: the call that failed last ('reading', 'writing', 'clearing', 'syncing'), where
-    (bytes), and since when and how often calls have failed (ns since 1970)."""
+    """Why a device is faulty: the call that failed last, where (bytes), and since when and how often calls
+    have failed (ns since 1970). `short`: how long it was found and how long it must be (bytes), if so."""
 
     call: str
     errno: int
@@ -235,6 +235,7 @@ class DeviceFaultStats(TypedDict):
     first_ns: int
     last_ns: int
     times: int
+    short: tuple[int, int] | None
 
 class DeviceStats(TypedDict):
     """I/O errors of one device since it was opened first, with the last one's errno (0: none); `present`:
@@ -297,13 +298,13 @@ class Engine:
         """Have at least so many processors."""
 
     def open_device(
-        self, device: int, path: str, *, read_only: bool = False, sparse: bool = True, direct: bool = False
+        self, device: int, path: str, *, sparse: bool = True, direct: bool = False, size: int = 0
     ) -> None:
-        """Open a device's file or disk under its id. `sparse`: freed space is punched out of it. `direct`:
-        whole blocks are read and written past the page cache; 'io' where that cannot be."""
+        """Open a device's file or disk of at least `size` bytes under its id ('invalid' if it is shorter).
+        `sparse`: freed space is punched out. `direct`: past the page cache; 'io' where that cannot be."""
 
     def absent_device(
-        self, device: int, *, sparse: bool = True, clean: bool = False, direct: bool = False
+        self, device: int, *, sparse: bool = True, clean: bool = False, direct: bool = False, size: int = 0
     ) -> None:
         """Have a device that is not there: what touches it fails with EIO. Unless `clean` says that nothing
         ever written to it is in doubt, flushes of its volumes fail too."""
@@ -311,7 +312,7 @@ class Engine:
     def reopen_device(self, device: int, path: str) -> None:
         """Change a device to the file at this path, while volumes are in use, and take its marks off; a small
         read and a sync are tried, which may mark it again. Raises 'io' if the file cannot be opened or read
-        at all."""
+        at all, 'invalid' if it is too short."""
 
     def close_device(self, device: int) -> None:
         """Close a device that no volume uses (else EngineError 'busy')."""
@@ -381,8 +382,7 @@ class Engine:
 
     def drop_snapshot(self, volume: int, epoch: int) -> int:
         """Forget a snapshot (deleted, or never committed) and free what only it could see: bytes freed. What
-        is not there is forgotten already. 'busy' if it has an export, or a clone was made from it or is being
-        made."""
+        is not there is forgotten already. 'busy' if it has an export, or a clone, or one is being made."""
 
     def drop_snapshots(self, volume: int, epochs: list[int]) -> int:
         """The same for several, with one sync for all: bytes freed."""

@@ -48,10 +48,16 @@ pub enum Bug {
     YoungTooLong,
     /// A rollback is forgotten that no checkpoint covers.
     EarlyForget,
+    /// The size of a device is not looked at.
+    NoLook,
+    /// A device that was found short is used again once its file is long enough.
+    ForgetShort,
+    /// What lies beyond the end of a device is told as a hole.
+    EndIsHole,
 }
 
 /// Every one of them.
-pub const ALL: [Bug; 21] = [
+pub const ALL: [Bug; 24] = [
     Bug::NoDeviceSync,
     Bug::MarkTooFar,
     Bug::EarlyReuse,
@@ -73,6 +79,9 @@ pub const ALL: [Bug; 21] = [
     Bug::YoungForEver,
     Bug::YoungTooLong,
     Bug::EarlyForget,
+    Bug::NoLook,
+    Bug::ForgetShort,
+    Bug::EndIsHole,
 ];
 
 #[cfg(feature = "simulator")]

@@ -130,9 +130,13 @@ fn contents_are_checked_when_asked_for_and_a_missing_device_is_left_out() {
     let report = world.check(true);
     let expected = "partition 0 block 5, slot 2 of change log 1: its checksum does not match";
     assert_eq!(report.problems, [expected]);
+    // Whoever leaves out its path has told why; what cannot be opened after all is told here.
+    let report = check_volume(&world.system, &world.spec(), &BTreeMap::new(), true).unwrap();
+    assert_eq!((report.problems.len(), report.checked_bytes), (0, 0));
     std::fs::remove_file(world.path.join("log")).unwrap();
     let report = world.check(true);
-    assert_eq!((report.problems.len(), report.checked_bytes), (0, 0));
+    assert_eq!((report.problems.len(), report.checked_bytes), (1, 0));
+    assert!(report.problems[0].contains("cannot be opened: No such file"), "{report:?}");
 }
 
 #[test]

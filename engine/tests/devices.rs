@@ -261,6 +261,23 @@ fn a_loss_is_told_to_hosts_also_if_the_device_was_opened_anew_before_they_flush(
 }
 
 #[test]
+fn what_cannot_be_asked_about_holes_is_an_error_and_no_hole() {
+    let (scratch, engine) = begin(&[2], true);
+    engine.add_volume(spec(&scratch, &[3], &[])).unwrap();
+    let caller = caller(&engine);
+    let told = caller.block_status(0, 2 * MIB).unwrap();
+    let found: Vec<_> = told.iter().map(|one| (one.offset, one.length, one.zero)).collect();
+    // Of what is missing nothing is known: that is data, which can only be read to be known.
+    assert_eq!(found, [(0, MIB, true), (MIB, MIB, false)]);
+    forbid(&scratch, "base-a", "status");
+    assert_eq!(caller.block_status(0, 4096), Err(EIO));
+    assert_eq!(caller.block_status(0, 2 * MIB), Err(EIO));
+    assert_eq!(mark(&engine, 1), Some("reading"));
+    assert_eq!(caller.block_status(MIB, 4096).unwrap().len(), 1);
+    end(engine, caller);
+}
+
+#[test]
 fn a_retry_says_what_is_still_wrong() {
     let (scratch, engine) = begin(&[], false);
     engine.add_volume(spec(&scratch, &[3], &[])).unwrap();

@@ -473,7 +473,7 @@ proptest! {
         direct in any::<bool>(),
         ops in ops(),
     ) {
-        let mut twin = Twin::new(Mode { sparse, direct, read_only: false });
+        let mut twin = Twin::new(Mode { sparse, direct, ..Mode::default() });
         for op in &ops {
             twin.step(op);
         }

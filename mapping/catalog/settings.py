@@ -1,4 +1,5 @@
-"""Settings: single facts in the catalog: how the last run ended, what the last scrubs have found.
+"""Settings: single facts in the catalog: how the last run ended, what the last scrubs have found, which
+devices were found short.
 
 Owner and locks   Any thread may call.
 Durability        When a verb returns, its change survives power loss.
@@ -43,6 +44,19 @@ class Settings:
     def end_run(self) -> None:
         """The run ends, and all that it wrote is durable."""
         self._set_run(clean=True)
+
+    def short(self, device: int) -> int | None:
+        """How long a device was found to be, if that is shorter than it must be (bytes)."""
+        text = self.get(f"short {device}")
+        return None if text is None else int(text)
+
+    def set_short(self, device: int, length: int | None) -> None:
+        """Record that a device was found short; None: it is used again."""
+        if length is not None:
+            self.set(f"short {device}", str(length))
+            return
+        with self._database.transaction() as connection:
+            connection.execute("DELETE FROM setting WHERE name = ?", (f"short {device}",))
 
     def last_scrub(self, volume: int) -> tuple[int, str] | None:
         """When the last scrub of a volume ended (ns since 1970), and its result as JSON; None if there was

@@ -209,6 +209,7 @@ def test_a_device_that_became_shorter_reads_as_an_error(daemon: Daemon) -> None:
         assert host.pread(BLOCK, 0) == b"a" * BLOCK
         words = daemon.refused("device", "retry", "b")
         assert "device b cannot be used" in words
+    assert daemon.end() == 1, "what was written to it cannot be made durable"
 
 
 def change(path: Path, old: bytes) -> None:

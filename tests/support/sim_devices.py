@@ -25,7 +25,7 @@ class SimDevices:
         raise NotImplementedError
 
     def open_device(
-        self, device: int, path: str, *, read_only: bool = False, sparse: bool = True, direct: bool = False
+        self, device: int, path: str, *, sparse: bool = True, direct: bool = False, size: int = 0
     ) -> None:
         self._begin("open_device", device)
         check(device not in self.devices, "exists", f"device {device} is open")
@@ -33,7 +33,7 @@ class SimDevices:
         self._note(device, direct=direct)
 
     def absent_device(
-        self, device: int, *, sparse: bool = True, clean: bool = False, direct: bool = False
+        self, device: int, *, sparse: bool = True, clean: bool = False, direct: bool = False, size: int = 0
     ) -> None:
         self._begin("absent_device", device, clean)
         check(device not in self.devices, "exists", f"device {device} is open")

@@ -5,7 +5,7 @@
 //!                   With `data`, every slot is read from its device and checked. No engine is needed.
 //! Errors            what is wrong is a problem in the report, not an error.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -62,8 +62,8 @@ pub fn check_volume(
     devices: &BTreeMap<DeviceId, PathBuf>,
     data: bool,
 ) -> Result<CheckReport> {
-    let opened = open_devices(system, spec, devices);
     let mut check = Check { spec, data, logs: BTreeMap::new(), report: CheckReport::default() };
+    let opened = check.open_devices(system, devices);
     if let Err(error) = check_spec(spec).and_then(|()| check.add_logs(&opened)) {
         check.problem(error.what);
         return Ok(check.report);
@@ -97,22 +97,33 @@ fn recover_one(spec: &VolumeSpec, identity: &Identity) -> Result<Recovered> {
     })
 }
 
-/// The devices of change logs, read-only; those that cannot be opened are missing.
-fn open_devices(
-    system: &Arc<dyn System>,
-    spec: &VolumeSpec,
-    paths: &BTreeMap<DeviceId, PathBuf>,
-) -> BTreeMap<DeviceId, Arc<Device>> {
-    let ids = spec.logs.iter().flat_map(|(_, extents)| extents.iter().map(|one| one.device));
-    let mode = Mode { read_only: true, ..Mode::SPARSE };
-    let open = |id: DeviceId| {
-        let found = paths.get(&id).and_then(|path| Device::open(system, id, path, mode).ok());
-        (id, Arc::new(found.unwrap_or_else(|| Device::absent(system, id, mode, true))))
-    };
-    ids.map(open).collect()
-}
-
 impl Check<'_> {
+    /// The devices of change logs, read-only. One that has no path is missing, which who has made the paths has told; one
+    /// that cannot be opened is a problem: nothing of it is checked.
+    fn open_devices(
+        &mut self,
+        system: &Arc<dyn System>,
+        paths: &BTreeMap<DeviceId, PathBuf>,
+    ) -> BTreeMap<DeviceId, Arc<Device>> {
+        let extents = self.spec.logs.iter().flat_map(|(_, extents)| extents);
+        let ids: BTreeSet<DeviceId> = extents.map(|extent| extent.device).collect();
+        let mode = Mode { read_only: true, ..Mode::SPARSE };
+        let mut opened = BTreeMap::new();
+        for id in ids {
+            let found = paths.get(&id).map(|path| Device::open(system, id, path, mode));
+            let device = match found {
+                Some(Ok(device)) => device,
+                Some(Err(error)) => {
+                    self.problem(error.what);
+                    Device::absent(system, id, mode, true)
+                }
+                None => Device::absent(system, id, mode, true),
+            };
+            opened.insert(id, Arc::new(device));
+        }
+        opened
+    }
+
     fn problem(&mut self, what: String) {
         if self.report.problems.len() < TOLD_MAX {
             self.report.problems.push(what);

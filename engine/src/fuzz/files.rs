@@ -83,8 +83,8 @@ impl File for MemoryFile {
         Ok(())
     }
     fn will_need(&self, _offset: u64, _length: u64) {}
-    fn allocation(&self, _offset: u64, limit: u64) -> (u64, bool) {
-        (limit, false)
+    fn allocation(&self, _offset: u64, limit: u64) -> Result<(u64, bool)> {
+        Ok((limit, false))
     }
     fn length(&self) -> Result<u64> {
         Ok(self.0.lock().expect("no holder panics").len() as u64)

@@ -35,8 +35,9 @@ impl File for Absent {
 
     fn will_need(&self, _: u64, _: u64) {}
 
-    fn allocation(&self, _: u64, limit: u64) -> (u64, bool) {
-        (limit, false)
+    /// All is data, which says nothing of what it holds: whoever wants to know that reads.
+    fn allocation(&self, _: u64, limit: u64) -> Result<(u64, bool)> {
+        Ok((limit, false))
     }
 
     fn length(&self) -> Result<u64> {

@@ -5,6 +5,11 @@
 //!                   The file can be changed for another while the device is in use ([`Device::reopen`]): calls that
 //!                   are under way end on the old one. A device that is not there has a file whose calls all fail
 //!                   ([`super::absent`]).
+//! Its size          A device whose file ends before [`Mode::size`] has lost what was beyond, and a write would make the file long
+//!                   again, with zeroes in between. So its size is looked at before each call that changes it (before a write
+//!                   only where writing makes a file longer: a disk refuses it), at the end of each sync, for each answer about
+//!                   holes, after each call that fails, and when somebody asks how it is. Once it was found short it stays
+//!                   so until it is reopened, however long it is then: decision 28 says what that cannot see.
 //! Invariants        D1 a write is counted after it was made and before it is acknowledged, so a sync that
 //!                   starts after an acknowledgement covers it;
 //!                   D2 after a failed sync the kernel may have dropped what it could not write, so no later sync
@@ -12,7 +17,9 @@
 //!                   D3 a write that finds its file changed under it syncs that file itself, and fails if it cannot: so
 //!                   what was acknowledged is in a file that some sync covers;
 //!                   D4 whenever acknowledged writes may have been lost, `losses` grows: each volume's flusher
-//!                   tells its hosts once, however soon the device was opened anew.
+//!                   tells its hosts once, however soon the device was opened anew;
+//!                   D5 once its file was found short, nothing is written to it, no sync succeeds, and what lies beyond the
+//!                   shortest length that was seen is EIO, until the device is reopened with a file that is long enough.
 //! Owner and locks   `syncing` is held for a sync and for a change of files, so that no sync falls between the two.
 //! Errors            every failed call is counted and marks the device as faulty ([`super::fault`]).
 
@@ -23,7 +30,7 @@ use std::sync::{Arc, Mutex};
 use arc_swap::ArcSwap;
 
 use crate::deliberate::{Bug, bug};
-use crate::error::{Errno, Error, Result};
+use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::io::absent::Absent;
 use crate::io::fault::{Call, Fault, Faults};
 use crate::system::{Cached, File, System};
@@ -36,16 +43,34 @@ type IoResult<T> = std::result::Result<T, Errno>;
 struct Opened {
     file: Arc<dyn File>,
     present: bool,
+    /// Writing beyond its end makes it longer.
+    grows: bool,
+    /// The shortest length that it was found to have, if that is too short (D5), else [`WHOLE`].
+    short: AtomicU64,
     no_punch: AtomicBool,
     no_zero: AtomicBool,
     no_nowait: AtomicBool,
 }
 
+/// A file that was never found short.
+const WHOLE: u64 = u64::MAX;
+
 impl Opened {
+    /// How many of its first bytes are known to be what was written.
+    fn known(&self) -> u64 {
+        if bug(Bug::ForgetShort) { WHOLE } else { self.short.load(Ordering::Acquire) }
+    }
+
+    fn is_short(&self) -> bool {
+        self.known() != WHOLE
+    }
+
     fn new(file: Arc<dyn File>, present: bool, sparse: bool) -> Arc<Opened> {
         Arc::new(Opened {
+            grows: file.grows(),
             file,
             present,
+            short: AtomicU64::new(WHOLE),
             no_punch: AtomicBool::new(!sparse || !present),
             no_zero: AtomicBool::new(!present),
             no_nowait: AtomicBool::new(false),
@@ -62,15 +87,25 @@ pub struct Mode {
     pub sparse: bool,
     /// Whole blocks go past the page cache: whoever reads or writes waits for the disk.
     pub direct: bool,
+    /// How long its file must be at least, bytes.
+    pub size: u64,
 }
 
 impl Mode {
     /// A file that grows and shrinks.
-    pub const SPARSE: Mode = Mode { read_only: false, sparse: true, direct: false };
+    pub const SPARSE: Mode = Mode { read_only: false, sparse: true, direct: false, size: 0 };
 
-    fn open(self, system: &dyn System, path: &Path) -> IoResult<Arc<dyn File>> {
+    fn open(self, system: &dyn System, path: &Path) -> Result<Arc<dyn File>> {
         let open = if self.direct { System::open_direct } else { System::open };
-        open(system, path, !self.read_only)
+        let file = open(system, path, !self.read_only).map_err(|e| cannot_open(path, e))?;
+        let length = if self.size == 0 { Ok(0) } else { file.length() };
+        let length = length.map_err(|e| cannot_open(path, e))?;
+        if length < self.size {
+            let (path, size) = (path.display(), self.size);
+            let what = format!("device file {path} is {length} bytes and must be {size}");
+            return Err(Error::new(ErrorKind::Invalid, what));
+        }
+        Ok(file)
     }
 }
 
@@ -100,7 +135,7 @@ pub struct Device {
 impl Device {
     /// Opens a device's file or disk.
     pub fn open(system: &Arc<dyn System>, id: DeviceId, path: &Path, mode: Mode) -> Result<Device> {
-        let file = mode.open(&**system, path).map_err(|e| cannot_open(path, e))?;
+        let file = mode.open(&**system, path)?;
         // Reads of hosts are random unless they say otherwise: no read-ahead of what nobody asked for is
         // decided here, the kernel's own heuristics stay on.
         let opened = Opened::new(file, true, mode.sparse);
@@ -142,7 +177,7 @@ impl Device {
     /// changed.
     pub fn reopen(&self, path: &Path) -> Result<()> {
         let mode = Mode { read_only: false, ..self.mode };
-        let file = mode.open(&*self.system, path).map_err(|e| cannot_open(path, e))?;
+        let file = mode.open(&*self.system, path)?;
         let mut block = [0; BLOCK_SIZE as usize];
         file.read(&mut block, 0)
             .map_err(|e| Error::io(format!("device file {} cannot be read", path.display()), e))?;
@@ -182,13 +217,48 @@ impl Device {
 
     /// Why it is faulty, if it is.
     pub fn fault(&self) -> Option<Fault> {
+        let opened = self.opened.load();
+        if opened.present {
+            let _ = self.look(&opened); // what it finds is in the mark
+        }
         self.faults.mark()
     }
 
-    /// Whether a sync has failed, so that none succeeds (D2). Not of a device that is missing.
+    /// Whether no sync succeeds, as one has failed (D2) or it was found short (D5). Not of a device that is missing.
     pub fn has_failed_sync(&self) -> bool {
         let syncing = self.syncing.lock().expect("no holder panics");
-        self.is_present() && syncing.failed.is_some()
+        let opened = self.opened.load();
+        opened.present && (syncing.failed.is_some() || opened.is_short())
+    }
+
+    /// EIO if the file was ever found shorter than it must be, or is so now (D5).
+    fn look(&self, opened: &Opened) -> IoResult<()> {
+        if self.mode.size == 0 || bug(Bug::NoLook) {
+            return Ok(());
+        }
+        let length = opened.file.length()?;
+        if length == 0 && !opened.grows {
+            return Err(Errno::EIO); // a disk that is gone, and may come back with all that it has
+        }
+        let short = length < self.mode.size;
+        if short && opened.short.fetch_min(length, Ordering::AcqRel) > length {
+            self.losses.fetch_add(1, Ordering::AcqRel); // D4
+            self.faults.note_short(length, self.mode.size, self.system.wall_ns());
+        }
+        if short || opened.is_short() { Err(Errno::EIO) } else { Ok(()) }
+    }
+
+    /// EIO if these bytes are not all within what a file that was found short is known to have (D5).
+    fn within(opened: &Opened, offset: u64, length: u64) -> IoResult<()> {
+        let inside = offset.checked_add(length).is_some_and(|end| end <= opened.known());
+        if inside { Ok(()) } else { Err(Errno::EIO) }
+    }
+
+    /// Notes a call that failed, and whether that is because the file has become shorter: then it is EIO, whatever a disk
+    /// calls it.
+    fn failed(&self, opened: &Opened, call: Call, offset: u64, errno: Errno) -> Errno {
+        let short = opened.present && self.look(opened).is_err();
+        self.note(opened, call, offset, if short { Errno::EIO } else { errno })
     }
 
     /// A sync has failed in an earlier process, since the machine was started (D2).
@@ -219,14 +289,15 @@ impl Device {
         if opened.no_nowait.load(Ordering::Relaxed) {
             return Ok(false);
         }
-        match opened.file.read_cached(buffer, offset) {
+        let inside = Device::within(&opened, offset, buffer.len() as u64);
+        match inside.and_then(|()| opened.file.read_cached(buffer, offset)) {
             Ok(Cached::Done) => Ok(true),
             Ok(Cached::WouldWait) => Ok(false),
             Ok(Cached::Unsupported) => {
                 opened.no_nowait.store(true, Ordering::Relaxed);
                 Ok(false)
             }
-            Err(e) => Err(self.note(&opened, Call::Read, offset, e)),
+            Err(e) => Err(self.failed(&opened, Call::Read, offset, e)),
         }
     }
 
@@ -234,34 +305,42 @@ impl Device {
     pub fn read(&self, buffer: &mut [u8], offset: u64) -> IoResult<()> {
         let opened = self.opened.load();
         // A device that ends early reads as an error, not as zeroes.
-        opened.file.read(buffer, offset).map_err(|e| self.note(&opened, Call::Read, offset, e))
+        Device::within(&opened, offset, buffer.len() as u64)
+            .and_then(|()| opened.file.read(buffer, offset))
+            .map_err(|e| self.failed(&opened, Call::Read, offset, e))
     }
 
     /// Its file, if a ring can read these bytes of it.
     pub fn ring_file(&self, offset: u64, length: u64) -> Option<Arc<dyn File>> {
         let opened = self.opened.load();
         let whole = (offset | length).is_multiple_of(BLOCK_SIZE);
-        let fits = (whole || !self.mode.direct) && opened.file.descriptor().is_some();
+        let fits = (whole || !self.mode.direct)
+            && opened.file.descriptor().is_some()
+            && Device::within(&opened, offset, length).is_ok();
         fits.then(|| Arc::clone(&opened.file))
     }
 
     /// Stores `bytes` at `offset`.
     pub fn write(&self, bytes: &[u8], offset: u64) -> IoResult<()> {
         let opened = self.opened.load();
-        let result = opened.file.write(bytes, offset);
+        let looked = if opened.grows { self.look(&opened) } else { Ok(()) };
+        let result = looked.and_then(|()| opened.file.write(bytes, offset));
         self.written(&opened, Call::Write, offset, result)
     }
 
     /// Makes the range read as zeroes and gives its space back. `Ok(false)` if this device cannot.
     pub fn punch(&self, offset: u64, length: u64) -> IoResult<bool> {
         let opened = self.opened.load();
-        self.cleared(&opened, offset, opened.file.punch(offset, length), &opened.no_punch)
+        // Beyond the end the system does nothing, and says that it did.
+        let result = self.look(&opened).and_then(|()| opened.file.punch(offset, length));
+        self.cleared(&opened, offset, result, &opened.no_punch)
     }
 
     /// Makes the range read as zeroes and keeps its space. `Ok(false)` if this device cannot.
     pub fn zero_range(&self, offset: u64, length: u64) -> IoResult<bool> {
         let opened = self.opened.load();
-        self.cleared(&opened, offset, opened.file.zero_range(offset, length), &opened.no_zero)
+        let result = self.look(&opened).and_then(|()| opened.file.zero_range(offset, length));
+        self.cleared(&opened, offset, result, &opened.no_zero)
     }
 
     /// Whether [`Device::punch`] is worth a try.
@@ -302,7 +381,7 @@ impl Device {
                 result = opened.file.sync(); // D3
             }
         }
-        result.map_err(|e| self.note(opened, call, offset, e))
+        result.map_err(|e| self.failed(opened, call, offset, e))
     }
 
     /// Makes every write counted so far durable.
@@ -312,12 +391,15 @@ impl Device {
         if let Some((errno, _)) = syncing.failed {
             return Err(errno); // D2
         }
+        let opened = self.opened.load();
+        if opened.is_short() {
+            return Err(Errno::EIO); // D5
+        }
         if syncing.synced >= wanted {
             return Ok(());
         }
         let covered = self.writes.load(Ordering::Acquire);
-        let opened = self.opened.load();
-        match opened.file.sync() {
+        match opened.file.sync().and_then(|()| self.look(&opened)) {
             Ok(()) => {
                 syncing.synced = covered;
                 Ok(())
@@ -340,8 +422,22 @@ impl Device {
     }
 
     /// How many bytes from `offset`, at most `limit`, are all data or all hole, and whether they are a hole.
-    pub fn allocation(&self, offset: u64, limit: u64) -> (u64, bool) {
-        self.opened.load().file.allocation(offset, limit)
+    /// EIO if `offset` lies beyond the end.
+    pub fn allocation(&self, offset: u64, limit: u64) -> IoResult<(u64, bool)> {
+        let opened = self.opened.load();
+        let found = Device::within(&opened, offset, 1)
+            .and_then(|()| opened.file.allocation(offset, limit))
+            .map_err(|e| self.failed(&opened, Call::Read, offset, e));
+        if found.is_err() && bug(Bug::EndIsHole) {
+            return Ok((limit, true));
+        }
+        let (length, hole) = found?;
+        if hole {
+            let _ = self.look(&opened); // a write of ours may just have made it long again
+        }
+        Device::within(&opened, offset, 1)
+            .map_err(|e| self.note(&opened, Call::Read, offset, e))?;
+        Ok((length.min(opened.known() - offset), hole))
     }
 
     fn note(&self, opened: &Opened, call: Call, offset: u64, errno: Errno) -> Errno {

@@ -3,6 +3,7 @@
 //! How it works      Every failed call is noted. The first one marks the device as faulty, and the mark stays until
 //!                   the device is opened anew; meanwhile every call is still made, as one bad sector must not take
 //!                   a whole disk down. A lack of space marks nothing: it passes by itself, unless a sync met it.
+//!                   That a device has become shorter stays in the mark, whatever fails later.
 //! Owner and locks   one lock over the mark, taken only when a call has failed or somebody asks.
 
 use std::sync::Mutex;
@@ -18,6 +19,7 @@ pub enum Call {
     Write,
     Clear,
     Sync,
+    Size,
 }
 
 impl Call {
@@ -28,6 +30,7 @@ impl Call {
             Call::Write => "writing",
             Call::Clear => "clearing",
             Call::Sync => "syncing",
+            Call::Size => "asking for its size",
         }
     }
 }
@@ -47,6 +50,8 @@ pub struct Fault {
     pub last_ns: u64,
     /// How many have failed.
     pub times: u64,
+    /// If the device has become shorter than it must be: how long it was found to be, and how long it must be, bytes.
+    pub short: Option<(u64, u64)>,
 }
 
 /// See the module's head.
@@ -67,7 +72,17 @@ impl Faults {
         let mut mark = self.mark.lock().expect("no holder panics");
         let first_ns = mark.map_or(now_ns, |fault| fault.first_ns);
         let times = mark.map_or(0, |fault| fault.times) + 1;
-        *mark = Some(Fault { call, errno, offset, first_ns, last_ns: now_ns, times });
+        let short = mark.and_then(|fault| fault.short);
+        *mark = Some(Fault { call, errno, offset, first_ns, last_ns: now_ns, times, short });
+    }
+
+    /// Notes that the device was found to be `found` bytes long at `now_ns`, and must have `needed`.
+    pub fn note_short(&self, found: u64, needed: u64, now_ns: u64) {
+        self.note(Call::Size, found, Errno::EIO, now_ns);
+        let mut mark = self.mark.lock().expect("no holder panics");
+        if let Some(fault) = mark.as_mut() {
+            fault.short = Some((found, needed));
+        }
     }
 
     /// Counts a failed call that says nothing new.

@@ -167,7 +167,9 @@ impl Share {
             Ok(true)
         });
         part.request.add_status(&statuses);
-        self.end(part, found, context);
+        // The answer is about what lies before the first gap: it only has to begin where the request does.
+        let begins = part.at > 0 || !statuses.is_empty();
+        self.end(part, if begins { Ok(()) } else { found }, context);
     }
 
     /// Calls `push(offset in the partition, length, hole)` for a run.
@@ -188,7 +190,7 @@ impl Share {
         self.base(of, partition).pieces(offset, length, |device, from, here, done| {
             let mut at = 0;
             while at < here {
-                let (run, hole) = device.allocation(from + at, here - at);
+                let (run, hole) = device.allocation(from + at, here - at)?;
                 push(offset + done + at, run, hole);
                 at += run;
             }

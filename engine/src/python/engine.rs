@@ -66,21 +66,21 @@ impl Engine {
         self.call(py, |this| this.inner.grow_processors(processors))
     }
 
-    #[pyo3(signature = (device, path, *, read_only = false, sparse = true, direct = false))]
+    #[pyo3(signature = (device, path, *, sparse = true, direct = false, size = 0))]
     fn open_device(
         &self,
         py: Python<'_>,
         device: u64,
         path: PathBuf,
-        read_only: bool,
         sparse: bool,
         direct: bool,
+        size: u64,
     ) -> PyResult<()> {
-        let mode = Mode { read_only, sparse, direct };
+        let mode = Mode { read_only: false, sparse, direct, size };
         self.call(py, |this| this.inner.open_device(device, &path, mode))
     }
 
-    #[pyo3(signature = (device, *, sparse = true, clean = false, direct = false))]
+    #[pyo3(signature = (device, *, sparse = true, clean = false, direct = false, size = 0))]
     fn absent_device(
         &self,
         py: Python<'_>,
@@ -88,8 +88,9 @@ impl Engine {
         sparse: bool,
         clean: bool,
         direct: bool,
+        size: u64,
     ) -> PyResult<()> {
-        let mode = Mode { read_only: false, sparse, direct };
+        let mode = Mode { read_only: false, sparse, direct, size };
         self.call(py, |this| this.inner.absent_device(device, mode, clean))
     }
 

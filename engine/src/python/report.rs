@@ -27,6 +27,7 @@ pub fn device<'py>(py: Python<'py>, device: &Device) -> PyResult<Bound<'py, PyDi
         dict.set_item("first_ns", fault.first_ns)?;
         dict.set_item("last_ns", fault.last_ns)?;
         dict.set_item("times", fault.times)?;
+        dict.set_item("short", fault.short)?;
         Ok::<_, PyErr>(dict)
     });
     dict.set_item("fault", fault.transpose()?)?;

@@ -55,6 +55,10 @@ impl Simulation {
         let Some(running) = self.start(false)? else { return Ok(()) };
         self.disk.lock().failing = false;
         self.verify_all(&running)?;
+        if self.disk.lock().injected.short > 0 {
+            self.end(&running);
+            return Ok(()); // what is lost cannot be deleted, nor made durable
+        }
         while !self.catalog.snapshots.is_empty() {
             self.delete_snapshot(&running)?;
         }

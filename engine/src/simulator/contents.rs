@@ -114,6 +114,22 @@ impl Contents {
         }
     }
 
+    /// Makes it `length` bytes long, durably: what is beyond is gone, what is new is a hole.
+    pub fn set_length(&mut self, length: u64) {
+        self.absorb();
+        (self.length, self.durable_length) = (length, length);
+        let pages = (length as usize).div_ceil(PAGE);
+        self.pages.resize_with(pages, Page::default);
+        self.unsettled.retain(|index| *index < pages);
+        let inner = length as usize % PAGE;
+        if inner > 0
+            && let Some(page) = self.pages.last_mut()
+        {
+            let durable = page.durable.as_mut().and_then(Option::as_mut);
+            page.cache.iter_mut().chain(durable).for_each(|bytes| bytes[inner..].fill(0));
+        }
+    }
+
     /// Maps the first `length` bytes.
     pub fn map(&mut self, length: usize) -> Arc<Memory> {
         self.extend(length as u64);

@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use super::contents::{Contents, Memory, PAGE, SECTOR, Survival};
 use super::faults::{Injected, Rates, Role};
+use super::names::{NameChange, apply};
 use super::random::Random;
 use crate::error::Errno;
 use crate::system::{Cached, Result};
@@ -29,13 +30,6 @@ pub struct Plan {
 struct Inode {
     role: Role,
     contents: Contents,
-}
-
-#[derive(Clone, Debug)]
-enum NameChange {
-    Set(PathBuf, usize),
-    Rename(PathBuf, PathBuf),
-    Remove(PathBuf),
 }
 
 /// See the module's head.
@@ -254,7 +248,9 @@ impl Disk {
             return Err(Errno::EIO);
         }
         let length = self.inodes[inode].contents.length;
-        if self.inodes[inode].role != Role::State && offset + bytes.len() as u64 > length {
+        let outside = offset + bytes.len() as u64 > length;
+        // A device is a file, which a write makes longer; but where none becomes shorter, nobody may write there.
+        if outside && self.inodes[inode].role != Role::State && self.injected.short == 0 {
             return Err(Errno::EIO);
         }
         if self.fails(inode, self.rates.write) {
@@ -291,6 +287,8 @@ impl Disk {
         if plan.is_some() || fails {
             length = self.random.below(length / PAGE as u64 + 1) * PAGE as u64;
         }
+        // The size stays.
+        length = length.min(self.inodes[inode].contents.length.saturating_sub(offset));
         if hole {
             self.inodes[inode].contents.punch(offset, length);
         } else {
@@ -319,21 +317,44 @@ impl Disk {
         Ok(())
     }
 
-    /// How many bytes from `offset`, at most `limit`, are alike, and whether they are a hole.
-    pub fn allocation(&mut self, inode: usize, offset: u64, limit: u64) -> (u64, bool) {
+    /// How many bytes from `offset`, at most `limit`, are alike, and whether they are a hole; EIO beyond the end.
+    pub fn allocation(&mut self, inode: usize, offset: u64, limit: u64) -> Result<(u64, bool)> {
         let contents = &self.inodes[inode].contents;
+        let left = contents.length.saturating_sub(offset);
+        if left == 0 {
+            return Err(Errno::EIO);
+        }
+        let limit = limit.min(left);
         let first = offset as usize / PAGE;
         let hole = contents.is_hole(first);
         let mut index = first + 1;
         while ((index * PAGE) as u64) < offset + limit && contents.is_hole(index) == hole {
             index += 1;
         }
-        (((index * PAGE) as u64 - offset).min(limit), hole)
+        Ok((((index * PAGE) as u64 - offset).min(limit), hole))
+    }
+
+    /// Has a device become shorter, or long again: then what was beyond reads as zeroes.
+    pub fn set_device_length(&mut self, path: &str, length: u64) {
+        self.note("size", length, 0, 0);
+        let inode = self.names[Path::new(path)];
+        let contents = &mut self.inodes[inode].contents;
+        if length < contents.length {
+            self.injected.short += 1;
+        }
+        contents.set_length(length);
+    }
+
+    /// Whether a change of a device's size is due.
+    pub fn changes_size(&mut self) -> bool {
+        self.failing && self.rates.size > 0 && self.random.chance(self.rates.size)
     }
 
     /// A file's length.
     pub fn length(&mut self, inode: usize) -> Result<u64> {
-        self.look("length", inode, 0, 0)?;
+        if self.inodes[inode].role == Role::State {
+            self.look("length", inode, 0, 0)?;
+        }
         Ok(self.inodes[inode].contents.length)
     }
 
@@ -472,21 +493,5 @@ impl Disk {
     /// Whether somebody else has a turn during an operation.
     pub fn pauses(&mut self) -> bool {
         !self.dead && self.random.chance(self.rates.pause)
-    }
-}
-
-fn apply(names: &mut BTreeMap<PathBuf, usize>, change: NameChange) {
-    match change {
-        NameChange::Set(path, inode) => {
-            names.insert(path, inode);
-        }
-        NameChange::Rename(from, to) => {
-            if let Some(inode) = names.remove(&from) {
-                names.insert(to, inode);
-            }
-        }
-        NameChange::Remove(path) => {
-            names.remove(&path);
-        }
     }
 }

@@ -6,11 +6,13 @@
 //!                   once and durably.
 //! Errors            the first thing that is wrong ends the simulation, as a sentence.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::Options;
+use super::contents::SECTOR;
 use super::disk::{Disk, Plan};
 use super::faults::Rates;
 use super::host::Host;
@@ -21,7 +23,7 @@ use crate::engine::Engine;
 use crate::engine::events::Event;
 use crate::io::device::Mode;
 use crate::system::System;
-use crate::units::Epoch;
+use crate::units::{DeviceId, Epoch};
 
 /// What is wrong.
 type Failure = String;
@@ -87,6 +89,8 @@ pub struct Simulation {
     pub(super) host: Arc<Host>,
     pub(super) catalog: Catalog,
     boots_seen: u64,
+    /// Devices that have ever become shorter: they are missing from the next start on.
+    lost: BTreeSet<DeviceId>,
     /// What happened.
     pub counts: Counts,
 }
@@ -106,8 +110,8 @@ impl Simulation {
         let disk = Shelf::new(disk);
         let host = Arc::new(Host::new(random.fork(), disk.clone(), shape.size, shape.trims()));
         let catalog = Catalog { snapshots: Vec::new(), next_epoch: 1 };
-        let (counts, boots_seen) = (Counts::default(), 1);
-        Simulation { random, disk, shape, host, catalog, boots_seen, counts }
+        let (counts, boots_seen, lost) = (Counts::default(), 1, BTreeSet::new());
+        Simulation { random, disk, shape, host, catalog, boots_seen, lost, counts }
     }
 
     /// Runs it to its end.
@@ -178,11 +182,12 @@ impl Simulation {
 
     fn serve(&self, engine: &Engine) -> crate::error::Result<()> {
         for device in &self.shape.devices {
-            engine.open_device(
-                device.id,
-                Path::new(&device.path),
-                Mode { sparse: device.sparse, ..Mode::default() },
-            )?;
+            let mode = Mode { sparse: device.sparse, size: device.length, ..Mode::default() };
+            if self.lost.contains(&device.id) {
+                engine.absent_device(device.id, mode, false)?;
+            } else {
+                engine.open_device(device.id, Path::new(&device.path), mode)?;
+            }
         }
         let Catalog { snapshots, next_epoch } = self.catalog.clone();
         engine.add_volume(self.shape.volume(snapshots, next_epoch))
@@ -265,7 +270,23 @@ impl Simulation {
 
     fn sync_failed(&self) -> bool {
         let (disk, host) = (self.disk.lock(), self.host.lock());
-        disk.injected.syncs > host.began.syncs || disk.injected.holes > host.holes_before
+        disk.injected.syncs > host.began.syncs
+            || disk.injected.holes > host.holes_before
+            || disk.injected.short > 0
+    }
+
+    /// Somebody makes a device shorter; or looks how one is that has become so, and makes it long again.
+    fn change_size(&mut self, running: &Running) -> Result<()> {
+        let chosen = self.random.below(self.shape.devices.len() as u64) as usize;
+        let device = self.shape.devices[chosen].clone();
+        if !self.lost.insert(device.id) {
+            running.engine.device_fault(device.id).map_err(|e| e.to_string())?;
+            self.disk.lock().set_device_length(&device.path, device.length);
+            return Ok(());
+        }
+        let length = self.random.below(device.length / SECTOR as u64) * SECTOR as u64;
+        self.disk.lock().set_device_length(&device.path, length);
+        Ok(())
     }
 
     // What happens while it runs.
@@ -329,6 +350,9 @@ impl Simulation {
     }
 
     fn control(&mut self, running: &Running) -> Result<()> {
+        if self.disk.lock().changes_size() {
+            return self.change_size(running);
+        }
         match self.random.below(12) {
             0..=3 => self.take_snapshot(running),
             4..=5 => self.delete_snapshot(running),

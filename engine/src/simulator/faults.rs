@@ -3,7 +3,7 @@
 use super::random::Random;
 
 /// Kinds of seeds, by their faults: 0, 1 reads; 2, 3 writes; 4 no space; 5, 6 syncs; 7 names; 8 lost, 9 misdirected
-/// writes; 10 rot; 11 several; others none.
+/// writes; 10 rot; 11 several; 12, 13 a device that becomes shorter; others none.
 pub const KINDS: u64 = 20;
 
 /// What a file is for.
@@ -36,6 +36,8 @@ pub struct Rates {
     pub misdirected: u64,
     /// Operations at which a bit of a slot rots.
     pub rot: u64,
+    /// Control calls at which a device becomes shorter, or long again.
+    pub size: u64,
     /// Reads that would have to wait.
     pub would_wait: u64,
     /// Operations at which the kernel writes something back of its own accord.
@@ -74,6 +76,7 @@ impl Rates {
                 (rates.read, rates.write, rates.no_space) = (often, often, often);
                 (rates.sync, rates.name) = (often, often);
             }
+            12 | 13 => rates.size = 200_000,
             _ => {}
         }
         rates
@@ -96,4 +99,6 @@ pub struct Injected {
     pub holes: u64,
     /// Slots that were damaged.
     pub damage: u64,
+    /// Devices that have become shorter.
+    pub short: u64,
 }

@@ -20,7 +20,7 @@ use super::system::Shelf;
 use crate::buffer::Buffer;
 use crate::error::Errno;
 use crate::units::{BLOCK_SIZE, Epoch};
-use crate::volume::request::{Request, Sink, Target, Verb};
+use crate::volume::request::{Request, Sink, StatusExtent, Target, Verb};
 use crate::volume::{View, Volume};
 
 const BLOCK_SECTORS: u64 = BLOCK_SIZE / SECTOR as u64;
@@ -253,10 +253,15 @@ impl State {
             Verb::Read if result.is_ok() => {
                 self.check_read(&operation, ended.request.data.as_slice())
             }
+            Verb::BlockStatus if result.is_ok() => {
+                self.check_status(&operation, &ended.request.take_status());
+            }
             Verb::Flush if result.is_ok() => self.model.flushed(operation.began, None),
             verb if verb.is_write() => {
                 let Operation { id, sectors, blurred, fua, .. } = operation;
-                let sure = result.is_ok() && !blurred && (verb != Verb::Trim || self.trims);
+                // A device that is missing gives no space back.
+                let trims = self.trims && ended.injected.short == 0;
+                let sure = result.is_ok() && !blurred && (verb != Verb::Trim || trims);
                 if verb == Verb::Trim {
                     // Whole blocks alone; what is left of others stays.
                     let whole = BLOCK_SECTORS as Sector;
@@ -283,7 +288,18 @@ impl State {
         (errno == Errno::ENOSPC && self.was_full(operation, &ended.request))
             || after.errors > before.errors
             || (syncs && sync_failed)
-            || (errno == Errno::EIO && after.damage > 0)
+            || (errno == Errno::EIO && after.damage + after.short > 0)
+    }
+
+    /// Nothing is told to be zeroes that is not.
+    fn check_status(&mut self, operation: &Operation, extents: &[StatusExtent]) {
+        for extent in extents.iter().filter(|extent| extent.zero && !operation.blurred) {
+            let sector = |at: u64| (at / SECTOR as u64) as Sector;
+            let mut sectors = sector(extent.offset)..sector(extent.offset + extent.length);
+            if let Some(sector) = sectors.find(|sector| !self.model.now(*sector).contains(&0)) {
+                return self.fail(format!("sector {sector} is told to be zeroes, and is not"));
+            }
+        }
     }
 
     fn check_read(&mut self, operation: &Operation, bytes: &[u8]) {

@@ -15,6 +15,7 @@ pub mod faults;
 pub mod host;
 pub mod inbox;
 pub mod model;
+pub mod names;
 pub mod random;
 pub mod scarcity;
 pub mod scheduler;

@@ -21,7 +21,8 @@ pub struct DeviceShape {
     pub path: String,
     /// Freed space is punched out of it.
     pub sparse: bool,
-    length: u64,
+    /// How long it must be, bytes.
+    pub length: u64,
     role: Role,
 }
 

@@ -149,7 +149,7 @@ impl File for SimulatedFile {
 
     fn will_need(&self, _: u64, _: u64) {}
 
-    fn allocation(&self, offset: u64, limit: u64) -> (u64, bool) {
+    fn allocation(&self, offset: u64, limit: u64) -> Result<(u64, bool)> {
         self.system.disk.lock().allocation(self.inode, offset, limit)
     }
 

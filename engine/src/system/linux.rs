@@ -11,7 +11,7 @@ use std::fs::OpenOptions;
 use std::io::{ErrorKind, IoSliceMut, Read};
 use std::num::NonZeroU64;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -41,12 +41,14 @@ struct LinuxFile {
     /// The same, past the page cache.
     direct: Option<fs::File>,
     in_memory: bool,
+    grows: bool,
 }
 
 impl LinuxFile {
     fn new(file: fs::File) -> LinuxFile {
         let kind = rustix::fs::fstatfs(&file).map_or(0, |found| found.f_type as u64);
-        LinuxFile { file, direct: None, in_memory: IN_MEMORY.contains(&kind) }
+        let grows = file.metadata().map_or(true, |found| !found.file_type().is_block_device());
+        LinuxFile { file, direct: None, in_memory: IN_MEMORY.contains(&kind), grows }
     }
 
     /// The descriptor past the page cache, if that is how these bytes go.
@@ -144,17 +146,19 @@ impl File for LinuxFile {
         let _ = fadvise(&self.file, offset, NonZeroU64::new(length), Advice::WillNeed);
     }
 
-    fn allocation(&self, offset: u64, limit: u64) -> (u64, bool) {
-        let data = match seek(&self.file, SeekFrom::Data(offset)) {
-            Ok(data) => data,
-            Err(rustix::io::Errno::NXIO) => return (limit, true),
-            Err(_) => return (limit, false), // no holes to be told from data
+    fn allocation(&self, offset: u64, limit: u64) -> Result<(u64, bool)> {
+        let (end, hole) = match seek(&self.file, SeekFrom::Data(offset)) {
+            Ok(data) if data > offset => (data, true),
+            Ok(_) => (seek(&self.file, SeekFrom::Hole(offset))?, false),
+            // A hole up to the end, or the end itself.
+            Err(rustix::io::Errno::NXIO) => (self.length()?, true),
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::OPNOTSUPP) => (self.length()?, false),
+            Err(e) => return Err(e.into()),
         };
-        if data > offset {
-            return ((data - offset).min(limit), true);
+        if end <= offset {
+            return Err(Errno::EIO);
         }
-        let hole = seek(&self.file, SeekFrom::Hole(offset)).unwrap_or(offset + limit);
-        ((hole.max(offset + 1) - offset).min(limit), false)
+        Ok(((end - offset).min(limit), hole))
     }
 
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
@@ -162,7 +166,12 @@ impl File for LinuxFile {
     }
 
     fn length(&self) -> Result<u64> {
-        Ok(self.file.metadata()?.len())
+        // A disk's, too, and in a third of the time that fstat takes. Nothing uses the position.
+        Ok(seek(&self.file, SeekFrom::End(0))?)
+    }
+
+    fn grows(&self) -> bool {
+        self.grows
     }
 
     fn map(&self, length: usize) -> Result<Mapping> {

@@ -60,14 +60,19 @@ pub trait File: Send + Sync + Debug {
     fn sync(&self) -> Result<()>;
     /// Asks for the range to be read ahead.
     fn will_need(&self, offset: u64, length: u64);
-    /// How many bytes from `offset`, at most `limit`, are all data or all hole, and whether they are a hole.
-    fn allocation(&self, offset: u64, limit: u64) -> (u64, bool);
+    /// How many bytes from `offset`, at most `limit`, are all data or all hole, and whether they are a hole. None of them lies
+    /// beyond the end: EIO if `offset` does. Where holes cannot be told from data, all is data.
+    fn allocation(&self, offset: u64, limit: u64) -> Result<(u64, bool)>;
     /// Its descriptor, if the kernel has one for it.
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         None
     }
-    /// Its size.
+    /// Its size, of a disk as well.
     fn length(&self) -> Result<u64>;
+    /// Whether a write beyond its end makes it longer.
+    fn grows(&self) -> bool {
+        true
+    }
     /// Allocates its first `length` bytes on the disk and maps them.
     fn map(&self, length: usize) -> Result<Mapping>;
 }

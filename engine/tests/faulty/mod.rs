@@ -80,7 +80,8 @@ impl File for FaultyFile {
     fn will_need(&self, offset: u64, length: u64) {
         self.file.will_need(offset, length);
     }
-    fn allocation(&self, offset: u64, limit: u64) -> (u64, bool) {
+    fn allocation(&self, offset: u64, limit: u64) -> Result<(u64, bool)> {
+        self.may("status")?;
         self.file.allocation(offset, limit)
     }
     fn length(&self) -> Result<u64> {

@@ -42,7 +42,7 @@ impl File for HollowFile {
     fn will_need(&self, offset: u64, length: u64) {
         self.0.will_need(offset, length);
     }
-    fn allocation(&self, offset: u64, limit: u64) -> (u64, bool) {
+    fn allocation(&self, offset: u64, limit: u64) -> Result<(u64, bool)> {
         self.0.allocation(offset, limit)
     }
     fn length(&self) -> Result<u64> {

@@ -19,7 +19,15 @@ SECOND = 1_000_000_000
 def fault(call: str = "reading", times: int = 1) -> "DeviceFaultStats":
     first = 1_800_000_000 * SECOND
     last = first + (times - 1) * SECOND
-    return {"call": call, "errno": 5, "offset": 4096, "first_ns": first, "last_ns": last, "times": times}
+    return {
+        "call": call,
+        "errno": 5,
+        "offset": 4096,
+        "first_ns": first,
+        "last_ns": last,
+        "times": times,
+        "short": None,
+    }
 
 
 @pytest.fixture
@@ -42,6 +50,29 @@ def test_a_fault_is_told_in_words() -> None:
         "syncing failed: Input/output error (2 times since 2027-01-15T08:00:00Z, last"
         " 2027-01-15T08:00:01Z); what was written to it and not flushed may be lost"
     )
+
+
+def test_a_device_that_was_short_waits_for_a_retry(degraded: Daemon, tmp_path: Path) -> None:
+    degraded.world.faults[2] = {**fault(), "short": (4096, 8 << 20)}
+    said = "it was found 4096 bytes long and must have 8388608: what lay beyond is lost"
+    assert json.loads(degraded.ok("device", "show", "b", "--json"))["reason"].startswith(said)
+    assert said in degraded.refused("volume", "create", "w", "--size", "1M", "--device", "b")
+    assert degraded.service.device_found(tmp_path / "b") is None
+    degraded.service.devices.short.note()
+    degraded.service.devices.short.note()
+    told = [event["text"] for event in json.loads(degraded.ok("status", "--json"))["events"]]
+    assert sum(said in text for text in told) == 1
+    degraded.world.faults.clear()
+    degraded.restart()  # its file is as long as it ever was
+    assert json.loads(degraded.ok("device", "show", "b", "--json"))["state"] == "missing"
+    degraded.service.reload()
+    assert degraded.service.device_found(tmp_path / "b") is None
+    assert degraded.service.disk_came(tmp_path / "b") is None
+    assert said in json.loads(degraded.ok("device", "show", "b", "--json"))["reason"]
+    degraded.ok("device", "retry", "b")
+    degraded.restart()
+    assert json.loads(degraded.ok("device", "show", "b", "--json"))["state"] == "ok"
+    assert degraded.service.devices.short.clause(degraded.service._context.find_device("b")) is None
 
 
 def test_a_faulty_device_is_shown_with_what_it_is_needed_for(degraded: Daemon) -> None:

@@ -1,5 +1,7 @@
 """Devices: what is taken, what is refused, and that nothing is written to what is refused."""
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -50,6 +52,23 @@ def test_a_file_that_is_missing_is_made_with_the_size_given(tmp_path: Path) -> N
     assert trouble_with(device, path, CATALOG) is None
     assert path.stat().st_size == 4 * MIB
     assert path.stat().st_blocks * 512 < MIB
+
+
+def test_a_file_that_cannot_be_asked_for_its_data_is_not_taken_for_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "d"
+    path.write_bytes(b"data" * MIB)
+    real = os.lseek
+
+    def fails(fd: int, offset: int, whence: int) -> int:
+        if whence == os.SEEK_DATA:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(fd, offset, whence)
+
+    monkeypatch.setattr(os, "lseek", fails)
+    with pytest.raises(DeviceUnusable, match="Input/output error"):
+        inspect(path)
 
 
 def test_preallocated_means_that_the_space_is_there(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ impl File for Synced {
         if self.fails.load(Ordering::Relaxed) { Err(Errno::EIO) } else { Ok(()) }
     }
     fn will_need(&self, _: u64, _: u64) {}
-    fn allocation(&self, _: u64, _: u64) -> (u64, bool) {
+    fn allocation(&self, _: u64, _: u64) -> system::Result<(u64, bool)> {
         unimplemented!()
     }
     fn length(&self) -> system::Result<u64> {

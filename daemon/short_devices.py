@@ -1,0 +1,66 @@
+"""Devices that became shorter: which ones were, whatever length they have later.
+
+How it works      The engine finds a device shorter than it must be, and refuses what lies beyond, for as long
+                  as it runs. The catalog remembers it for later runs: a file that was made long again has
+                  zeros where data was, and nothing else tells. Such a device is missing at the next start,
+                  and nothing but `polyvol device retry` has it used again.
+Owner and locks   `note` takes the context's `changes` if nobody has it; the caller of the others holds it.
+Durability        What was found is in the catalog at most a few seconds later, and at a stop. A kill before
+                  that leaves a file that is still short, unless somebody made it long again by then.
+Errors            What asking the engine and the catalog gives.
+"""
+
+from pathlib import Path
+
+from polyvol.daemon.context import Context
+from polyvol.mapping.device import Device, length_if_short, short_clause
+
+
+class ShortDevices:
+    """The devices that were found short and not retried since."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def note(self) -> None:
+        """Have the catalog remember what the engine has found."""
+        changes = self._context.changes
+        if changes.acquire(blocking=False):  # else a verb is under way; the next call sees it
+            try:
+                self.note_found()
+            finally:
+                changes.release()
+
+    def note_found(self) -> None:
+        """The same, by who holds `changes`."""
+        names = self._context.device_names()
+        for entry in self._context.engine.stats()["devices"]:
+            short = None if entry["fault"] is None else entry["fault"]["short"]
+            if short is not None and entry["device"] in names:
+                self._remember(entry["device"], names[entry["device"]], *short)
+
+    def look(self, device: Device, path: Path) -> None:
+        """Remember a device that is short at a start, before it is opened."""
+        found = length_if_short(device, path, self._context.catalog.uuid)
+        if found is not None:
+            self._remember(device.id, device.name, found, device.size)
+
+    def clause(self, device: Device) -> str | None:
+        """What is wrong with a device that was found short, if it was."""
+        found = self._context.catalog.settings.short(device.id)
+        return None if found is None else short_clause(found, device.size)
+
+    def forget(self, device: Device) -> None:
+        """The device is used again as it is now, or is no device any more."""
+        found = self._context.catalog.settings.short(device.id)
+        if found is not None:
+            self._context.catalog.settings.set_short(device.id, None)
+
+    def _remember(self, identity: int, name: str, found: int, needed: int) -> None:
+        settings = self._context.catalog.settings
+        known = settings.short(identity)
+        if known is not None and known <= found:
+            return
+        settings.set_short(identity, found)
+        if known is None:
+            self._context.events.add("warning", f"device {name}: {short_clause(found, needed)}", DEVICE=name)

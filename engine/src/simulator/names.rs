@@ -1,0 +1,32 @@
+//! Names: changes of the simulated directories' names, which reach the disk in order.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// A change of one name, or two.
+#[derive(Clone, Debug)]
+pub enum NameChange {
+    /// A file gets a name.
+    Set(PathBuf, usize),
+    /// A file gets another name.
+    Rename(PathBuf, PathBuf),
+    /// A name is gone.
+    Remove(PathBuf),
+}
+
+/// Makes a change.
+pub fn apply(names: &mut BTreeMap<PathBuf, usize>, change: NameChange) {
+    match change {
+        NameChange::Set(path, inode) => {
+            names.insert(path, inode);
+        }
+        NameChange::Rename(from, to) => {
+            if let Some(inode) = names.remove(&from) {
+                names.insert(to, inode);
+            }
+        }
+        NameChange::Remove(path) => {
+            names.remove(&path);
+        }
+    }
+}
