@@ -12,6 +12,7 @@ from polyvol.mapping.group import Consistency
 from polyvol.mapping.records import Origin, WhenFull
 
 ScrubState = Literal["running", "done", "stopped", "failed"]
+WHY_FUTURE = "so the clock was ahead then, or is behind now"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,7 +280,7 @@ class PartitionSnapshotView:
 @dataclass(frozen=True, kw_only=True)
 class SnapshotView:
     """A snapshot. `cut` is the same for all snapshots of one cut; `stall_ns` is the longest of the
-    processors' write stalls; `durable_ns` goes from the start of the cut until it was flushed; `log_devices`
+    processors' write stalls; `future`: it was made in the future of the clock; `durable_ns` goes from the start of the cut until it was flushed; `log_devices`
     has those of the change log that was named for it, if one was. `origin`: made by hand, or by a schedule
     (whose name is `schedule`, if it is one of polyvold's); `holds`: tags that keep it from being deleted.
     `whole`: the group's snapshot that it is part of, '@GROUP@NAME'. `consistency`: whether hooks have made
@@ -299,6 +300,7 @@ class SnapshotView:
     log_devices: list[str]
     created: str
     created_ns: int
+    future: bool
     stall_ns: int
     stalls: list[StallView]
     durable_ns: int
@@ -341,11 +343,12 @@ class DaemonView:
 
 @dataclass(frozen=True, kw_only=True)
 class StatusView:
-    """Everything at a glance, with the latest events, oldest first."""
+    """Everything at a glance, with the latest events, oldest first. `notes`: what is odd, a sentence each."""
 
     daemon: DaemonView
     volumes: list[VolumeView]
     devices: list[DeviceView]
+    notes: list[str]
     events: list[EventView]
 
 

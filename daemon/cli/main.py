@@ -58,6 +58,8 @@ def status(as_json: bool, state_dir: Path) -> None:
             for each in shown["devices"]
         ],
     )
+    for note in shown["notes"]:
+        click.echo(f"\nnote: {note}")
     if shown["events"]:
         click.echo()
         latest = shown["events"][-_EVENTS_SHOWN:]

@@ -10,7 +10,6 @@ Durability        When a verb returns, its change survives power loss.
 """
 
 import sqlite3
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -24,6 +23,7 @@ from polyvol.mapping.catalog.removal import Removal
 from polyvol.mapping.catalog.rollbacks import Rollbacks, insert_rollbacks
 from polyvol.mapping.catalog.schedules import Schedules
 from polyvol.mapping.catalog.settings import Settings
+from polyvol.mapping.clock import wall_ns
 from polyvol.mapping.device import Device, DeviceState
 from polyvol.mapping.errors import TooManyLogs
 from polyvol.mapping.extent import Extent
@@ -54,7 +54,7 @@ class Catalog:
         with self._database.transaction() as connection:
             connection.execute(
                 "INSERT OR IGNORE INTO catalog (id, uuid, created_ns) VALUES (1, ?, ?)",
-                (str(uuid4()), time.time_ns()),
+                (str(uuid4()), wall_ns()),
             )
         self.settings = Settings(self._database)
         self.groups = Groups(self._database)
@@ -187,7 +187,7 @@ class Catalog:
 
     def create_volume(self, plan: VolumePlan) -> Volume:
         """Record a plan: the volume is 'creating', its new devices are 'adding'."""
-        now = time.time_ns()
+        now = wall_ns()
         with self._database.transaction() as connection:
             volume = connection.execute(
                 "INSERT INTO volume"
