@@ -3,9 +3,9 @@
 How it works      A scrub is a thread that has the engine read a volume's slots, partition by partition, about
                   a sixteenth of a second's worth at a time, and sleeps so that the rate is kept. Its view is
                   replaced after each step; the last one that came to its end is kept in the catalog. With
-                  weekly scrubs switched on, a thread looks every minute for a volume whose last scrub (or
-                  whose making) is a week ago, so one that was missed is made up for after a start, one at a
-                  time. How long ago that is, the wall clock tells once, when a volume is first looked at; a
+                  weekly scrubs switched on, a thread looks every minute, and when one ends, for the volume
+                  whose last scrub (or whose making) is a week ago or longest ago, so one that was missed is
+                  made up for after a start, one at a time. How long ago that is, the wall clock tells once, when a volume is first looked at; a
                   week from there is by the steady clock, so that setting the clock changes nothing. A
                   time in the future is not believed: the volume is due at once, and that is said.
 Owner and locks   `_lock` over the scrubs that run, the views and the due times, held for a look or a change.
@@ -60,6 +60,7 @@ class Scrubs:
         self._ended: dict[int, ScrubView] = {}
         self._due_at: dict[int, int] = {}  # by volume id and the steady clock
         self._told = threading.Event()
+        self._look = threading.Event()
         self._weekly_thread = threading.Thread(target=self._run_weekly, name="polyvol-weekly", daemon=True)
 
     def start(self) -> None:
@@ -69,6 +70,7 @@ class Scrubs:
     def stop(self) -> None:
         """End all scrubs; what is under way of them is not kept."""
         self._told.set()
+        self._look.set()
         with self._lock:
             running = list(self._running.values())
         for scrub in running:
@@ -144,21 +146,23 @@ class Scrubs:
     def set_weekly(self, on: bool) -> None:
         """Switch weekly scrubs on or off."""
         self._context.catalog.settings.set(_WEEKLY, "on" if on else "off")
+        self._look.set()
 
     def due(self) -> Volume | None:
-        """A volume whose weekly scrub is due, if none is under way."""
+        """The volume whose weekly scrub has been due for longest, if one is due and none is under way."""
         if not self.weekly:
             return None
         with self._lock:
             if self._running:
                 return None
         context = self._context
-        for volume in context.catalog.volumes():
-            if volume.state != "ready" or volume.kept or volume.id in context.volume_trouble:
-                continue
-            if self._due(volume) <= context.steady():
-                return volume
-        return None
+        dues = {
+            volume: self._due(volume)
+            for volume in context.catalog.volumes()
+            if volume.state == "ready" and not volume.kept and volume.id not in context.volume_trouble
+        }
+        first = min(dues, key=dues.__getitem__, default=None)
+        return first if first is not None and dues[first] <= context.steady() else None
 
     def _due(self, volume: Volume) -> int:
         """When a volume's weekly scrub is due, by the steady clock."""
@@ -187,7 +191,8 @@ class Scrubs:
                     self._due_at[volume.id] = self._context.steady() + RETRY_NS
                 with contextlib.suppress(PolyvolError):  # the next look finds out more
                     self.begin(volume.name, RATE_DEFAULT)
-            self._told.wait(_LOOK_S)
+            self._look.wait(_LOOK_S)
+            self._look.clear()
 
     def _run(self, volume: Volume, scrub: _Running) -> None:
         state: ScrubState = "failed"
@@ -208,6 +213,7 @@ class Scrubs:
                 self._due_at[volume.id] = self._context.steady() + WEEK_NS
             self._ended[volume.id] = view
             self._running.pop(volume.id, None)
+        self._look.set()
 
     def _read_all(self, volume: Volume, scrub: _Running) -> bool:
         """Read everything; False if it was told to stop."""
