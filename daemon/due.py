@@ -62,10 +62,10 @@ class DueTimes:
             return schedule in self._plans
 
     def plan(self, schedule: int, timing: Timing, done_until: int) -> None:
-        """Plan a schedule of which all that was due until `done_until` (by the wall clock) is done."""
+        """Plan a schedule of which all that was due until `done_until` (by the wall clock, and not in its
+        future) is done."""
         with self._lock:
-            due = timing.after(min(done_until, self._wall()))
-            self._plans[schedule] = _Plan(timing, due, here=False)
+            self._plans[schedule] = _Plan(timing, timing.after(done_until), here=False)
 
     def done(self, schedule: int, timing: Timing) -> int | None:
         """A schedule has just run, or begins now: when it is due next."""

@@ -5,9 +5,10 @@ How it works      A scrub is a thread that has the engine read a volume's slots,
                   replaced after each step; the last one that came to its end is kept in the catalog. With
                   weekly scrubs switched on, a thread looks every minute, and when one ends, for the volume
                   whose last scrub (or whose making) is a week ago or longest ago, so one that was missed is
-                  made up for after a start, one at a time. How long ago that is, the wall clock tells once, when a volume is first looked at; a
-                  week from there is by the steady clock, so that setting the clock changes nothing. A
-                  time in the future is not believed: the volume is due at once, and that is said.
+                  made up for after a start, one at a time. How long ago that is, the wall clock tells once,
+                  when a volume is first looked at; a week from there is by the steady clock, so that setting
+                  the clock changes nothing. A time in the future is not believed: the volume is due at once,
+                  and that is said.
 Owner and locks   `_lock` over the scrubs that run, the views and the due times, held for a look or a change.
 Errors            ScrubRunning, NoScrub. What cannot be read is in the view; a scrub that cannot go on ends
                   as 'failed', with the reason.

@@ -279,9 +279,9 @@ class PartitionSnapshotView:
 
 @dataclass(frozen=True, kw_only=True)
 class SnapshotView:
-    """A snapshot. `cut` is the same for all snapshots of one cut; `stall_ns` is the longest of the
-    processors' write stalls; `future`: it was made in the future of the clock; `durable_ns` goes from the start of the cut until it was flushed; `log_devices`
-    has those of the change log that was named for it, if one was. `origin`: made by hand, or by a schedule
+    """A snapshot. `cut` is the same for all snapshots of one cut; `future`: its time lies in the future of
+    the clock; `stall_ns` is the longest of the processors' write stalls; `durable_ns` goes from the start of
+    the cut until it was flushed; `log_devices` has those of the change log that was named for it, if one was. `origin`: made by hand, or by a schedule
     (whose name is `schedule`, if it is one of polyvold's); `holds`: tags that keep it from being deleted.
     `whole`: the group's snapshot that it is part of, '@GROUP@NAME'. `consistency`: whether hooks have made
     ready for it what an application wrote ('application'), or it shows what a power loss would have left

@@ -4,8 +4,8 @@ How it works      Stored times are of the wall clock, for people to read. Waitin
                   clock. A `JumpWatch` compares both: the wall clock was set if it has moved by more than the
                   steady one. The steady clock is CLOCK_BOOTTIME, which goes on while the machine sleeps, so
                   that waking up is no jump.
-Invariants        T1 a wall time fits the catalog's columns whatever the clock says: 0 (1970) to INSTANT_NS_MAX
-                  (2262).
+Invariants        T1 a wall time fits the catalog's columns whatever the clock says: 0 (1970) to
+                  INSTANT_NS_MAX (2262).
 Owner and locks   A JumpWatch belongs to one thread at a time.
 """
 
