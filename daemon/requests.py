@@ -102,8 +102,8 @@ class LogAdd:
 @dataclass(frozen=True, kw_only=True)
 class SnapshotCreate:
     """One cut over these volumes. `name` None: made from the time, after `prefix`. `log_device`: where what
-    is written afterwards goes. `scheduled`: by a schedule, so that it may be dropped for space. `copy_of`: the UUID of
-    the snapshot whose contents were restored to the one volume named."""
+    is written afterwards goes. `scheduled`: by a schedule, so that it may be dropped for space.
+    `copy_of`: the UUID of the snapshot whose contents were restored to the one volume named."""
 
     __pydantic_config__: ClassVar = _STRICT
     volumes: tuple[str, ...]

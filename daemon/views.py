@@ -280,14 +280,15 @@ class PartitionSnapshotView:
 @dataclass(frozen=True, kw_only=True)
 class SnapshotView:
     """A snapshot. `cut` is the same for all snapshots of one cut; `future`: its time lies in the future of
-    the clock; `stall_ns` is the longest of the processors' write stalls; `durable_ns` goes from the start of
-    the cut until it was flushed; `log_devices` has those of the change log that was named for it, if one was. `origin`: made by hand, or by a schedule
-    (whose name is `schedule`, if it is one of polyvold's); `holds`: tags that keep it from being deleted.
-    `whole`: the group's snapshot that it is part of, '@GROUP@NAME'. `consistency`: whether hooks have made
-    ready for it what an application wrote ('application'), or it shows what a power loss would have left
-    ('crash'; `hook_trouble` says why, if there were hooks). `copy_of`: the UUID of the snapshot that it was
-    restored from a backup of. `clones`: volumes that were made from it. `use`: what it holds, None while the
-    volume is not served, and in the answer to its creation."""
+    the clock; `stall_ns` is the longest of the processors' write stalls; `durable_ns` goes from the start
+    of the cut until it was flushed; `log_devices` has those of the change log that was named for it, if
+    one was. `origin`: made by hand, or by a schedule (whose name is `schedule`, if it is one of
+    polyvold's); `holds`: tags that keep it from being deleted. `whole`: the group's snapshot that it is
+    part of, '@GROUP@NAME'. `consistency`: whether hooks have made ready for it what an application wrote
+    ('application'), or it shows what a power loss would have left ('crash'; `hook_trouble` says why, if
+    there were hooks). `copy_of`: the UUID of the snapshot that it was restored from a backup of.
+    `clones`: volumes that were made from it. `use`: what it holds, None while the volume is not served,
+    and in the answer to its creation."""
 
     volume: str
     name: str
