@@ -57,6 +57,10 @@ mount $device /mnt
 echo "-- mounted"; refused dpkg --remove polyvol
 [ "$(installed)" = installed ] && polyvol status >/dev/null
 refused dpkg --purge polyvol
+prerm=/var/lib/dpkg/info/polyvol.prerm
+refused $prerm deconfigure in-favour other 1
+$prerm upgrade 2
+install_it
 echo "-- mounted, and polyvold is asked for nothing"
 POLYVOL_ATTACH_ROOT=/ refused $bin/polyvol in-use --state-dir $work/nothing
 umount /mnt

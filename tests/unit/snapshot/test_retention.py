@@ -1,12 +1,14 @@
 """Retention and timing: which rule keeps what, that no order of looking matters, and what is due when."""
 
 from datetime import UTC, datetime
+from uuid import UUID, uuid4
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polyvol.snapshot.retention import Keep, doubtful, kept, parse_keep
+from polyvol.mapping.records import SnapshotRecord
+from polyvol.snapshot.retention import Keep, doubtful, droppable, kept, parse_keep
 from polyvol.snapshot.timing import SECOND_NS, Timing, check_cron, format_duration, parse_duration
 
 HOUR = 3600 * SECOND_NS
@@ -128,6 +130,15 @@ def test_the_fewest_times_are_in_doubt() -> None:
     assert doubtful([20, 10], 1000) == {0}, "the newer one is believed"
     assert doubtful([10, 10, 10], 10) == set()
     assert doubtful([], 10) == set()
+
+
+def test_the_oldest_by_epoch_is_dropped_first_whatever_its_time() -> None:
+    cut = UUID(int=1)
+    made = [
+        SnapshotRecord(uuid4(), cut, 1, f"s{epoch}", epoch, None, 100 - epoch, 0, 0, (), origin="schedule")
+        for epoch in (3, 1, 2)
+    ]
+    assert [each.epoch for each in droppable(made)] == [1, 2, 3]
 
 
 def test_two_snapshots_of_one_nanosecond_are_two() -> None:
