@@ -1,7 +1,7 @@
-"""test_removal: dpkg's removal and purge of the package, and scripts/uninstall, with volumes in use and with data.
+"""test_removal: dpkg's removal and purge of the package, and scripts/uninstall, with volumes in use.
 
-The package's own scripts, in a package without polyvol's files, are installed by the real dpkg and debconf into this
-machine's own root seen through overlays; its programs are those of this checkout.
+The package's own scripts, in a package without polyvol's files, are installed by the real dpkg and debconf into
+this machine's own root seen through overlays; its programs are those of this checkout.
 """
 
 import os
@@ -33,13 +33,17 @@ printf '#!/bin/sh\nexec %s/polyvol "$@"\n' "$bin" >$stage/opt/polyvol/bin/polyvo
 chmod 755 $stage/opt/polyvol/bin/polyvol
 cp "$root/systemd/polyvol.sysusers" $stage/usr/lib/sysusers.d/polyvol.conf
 cp "$root/systemd/polyvol.tmpfiles" $stage/usr/lib/tmpfiles.d/polyvol.conf
-printf 'Package: polyvol\nVersion: 1\nArchitecture: all\nMaintainer: x <x@x>\nDescription: x\n' >$stage/DEBIAN/control
+printf 'Package: polyvol\nVersion: 1\nArchitecture: all\nMaintainer: x <x@x>\nDescription: x\n' \
+    >$stage/DEBIAN/control
 bash -euc 'source "$1/scripts/lib.sh"; source "$1/scripts/maintainer.sh"; maintainer_scripts "$2"' \
     - "$root" $stage/DEBIAN
 dpkg-deb --root-owner-group --build $stage $work/polyvol.deb
 install_it() { dpkg -i --force-depends $work/polyvol.deb >/dev/null; }
 installed() { dpkg-query -W -f '${db:Status-Status}\n' polyvol; }
-refused() { if "$@" >$work/said 2>&1; then cat $work/said; echo "NOT REFUSED: $*"; exit 1; fi; cat $work/said; }
+refused() {
+    if "$@" >$work/said 2>&1; then cat $work/said; echo "NOT REFUSED: $*"; exit 1; fi
+    cat $work/said
+}
 install_it
 """
 
@@ -47,7 +51,14 @@ IN_USE = r"""
 state=/var/lib/polyvol
 polyvol() { "$bin/polyvol" "$@" --state-dir $state; }
 "$bin/polyvold" --state-dir $state >$work/log 2>&1 & daemon=$!
-trap 'set +e; umount /mnt 2>/dev/null; "$bin/polyvol" detach v --force >/dev/null 2>&1; kill $daemon; wait $daemon' EXIT
+end() {
+    set +e
+    umount /mnt 2>/dev/null
+    "$bin/polyvol" detach v --force >/dev/null 2>&1
+    kill $daemon
+    wait $daemon
+}
+trap end EXIT
 tries=0
 until polyvol status >/dev/null 2>&1; do tries=$((tries + 1)); [ $tries -lt 300 ]; sleep 0.1; done
 polyvol volume create v --size 16M

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from polyvol.daemon.attach import users, watch
+from polyvol.daemon.attach import units, users, watch
 from polyvol.daemon.attach.errors import AttachedInUse, NotWritten
 from polyvol.daemon.attach.records import Now
 
@@ -95,7 +95,7 @@ def ending(monkeypatch: pytest.MonkeyPatch, uses: list[list[str]], *, shutting_d
     done: list[str] = []
     monkeypatch.setattr(watch, "users_of", lambda device: uses.pop(0) if len(uses) > 1 else uses[0])
     monkeypatch.setattr(watch, "SHUTDOWN_LOOK_S", 0.01)
-    monkeypatch.setattr(watch.units, "shutting_down", lambda: shutting_down)
+    monkeypatch.setattr(units, "shutting_down", lambda: shutting_down)
     error = watch._end(NOW, lambda: done.append("detached"))
     return [*done, *([] if error is None else [type(error).__name__])]
 
