@@ -1,7 +1,7 @@
 """test_removal: dpkg's removal and purge of the package, and scripts/uninstall, with volumes in use.
 
-The package's own scripts, in a package without polyvol's files, are installed by the real dpkg and debconf into
-this machine's own root seen through overlays; its programs are those of this checkout.
+The package's own scripts, in a package without polyvol's files, are installed by the real dpkg and debconf
+into this machine's own root seen through overlays; its programs are those of this checkout.
 """
 
 import os
