@@ -10,6 +10,7 @@ Errors            Nothing raises where a process or a device has gone in the mea
 import contextlib
 import os
 import stat
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ SYSFS = Path("/sys/class/block")
 OPEN_S = 2.0
 POLL_S = 0.1
 OPENERS_MAX = 3
+RELEASE_S = 30.0
 
 
 def users_of(device: str, *, patience_s: float = OPEN_S) -> list[str]:
@@ -36,6 +38,24 @@ def users_of(device: str, *, patience_s: float = OPEN_S) -> list[str]:
     return found
 
 
+def release(device: str) -> None:
+    """Unmount a device wherever it is mounted in this mount namespace, and end its use as swap; what fails,
+    because it is in use itself, is left."""
+    parts = _parts(device)
+    numbers = _numbers(parts)
+    with contextlib.suppress(OSError):
+        for mount in reversed(occupied.mounts(PROC / "self/mountinfo")):
+            if mount.numbers in numbers:
+                _run("umount", mount.point)
+    for path in _swaps(parts):
+        _run("swapoff", path)
+
+
+def _run(*command: str | Path) -> None:
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=RELEASE_S, check=False)
+
+
 def _parts(device: str) -> dict[int, Path]:
     """The device and its partitions: device number and place in sysfs."""
     parts = {}
@@ -47,7 +67,7 @@ def _parts(device: str) -> dict[int, Path]:
 
 
 def _mounted(parts: dict[int, Path]) -> Iterator[str]:
-    numbers = {f"{os.major(number)}:{os.minor(number)}" for number in parts}
+    numbers = _numbers(parts)
     spaces: set[str] = set()
     points: set[str] = set()
     for process in [PROC / "self", *_processes()]:
@@ -67,12 +87,20 @@ def _mounted(parts: dict[int, Path]) -> Iterator[str]:
 
 
 def _swap(parts: dict[int, Path]) -> Iterator[str]:
+    return ("used as swap" for _ in _swaps(parts))
+
+
+def _swaps(parts: dict[int, Path]) -> Iterator[Path]:
     names = {path.name for path in parts.values()}
     with contextlib.suppress(OSError):
         for line in (PROC / "swaps").read_text().splitlines()[1:]:
             path = Path(line.split()[0])
             if path.name in names or _number(path) in parts:
-                yield "used as swap"
+                yield path
+
+
+def _numbers(parts: dict[int, Path]) -> set[str]:
+    return {f"{os.major(number)}:{os.minor(number)}" for number in parts}
 
 
 def _held(parts: dict[int, Path]) -> Iterator[str]:

@@ -6,7 +6,8 @@ How it works      Attaches, or takes over what an earlier process has attached, 
                   is time to look whether the export has grown. With nbdfuse there is nothing to be mended: it
                   waits for nbdfuse's end.
 Invariants        A1 a device that somebody uses is never ended here: it stays, as the kernel has it, for the
-                  next process to take over.
+                  next process to take over. When the host shuts down, it is unmounted first, and its use as
+                  swap is ended.
 Errors            Those of the first attach, once START_S have passed for a server that does not answer. Later
                   ones are logged, once each, and tried again.
 """
@@ -26,7 +27,7 @@ from polyvol.daemon.attach.disks import path_of
 from polyvol.daemon.attach.errors import AttachedInUse, ProgramFailed, ServerUnreachable
 from polyvol.daemon.attach.netlink import Kernel, Notices
 from polyvol.daemon.attach.records import Now, Places, Wanted
-from polyvol.daemon.attach.users import users_of
+from polyvol.daemon.attach.users import release, users_of
 from polyvol.daemon.notify import notify
 from polyvol.mapping.errors import PolyvolError
 
@@ -187,7 +188,9 @@ class _Watch:
         """Detach it, unless somebody uses it (A1). Without its daemon nothing can be written any more: to
         try would wait for it. What nobody uses has nothing that is not written: the kernel writes it when the
         last one closes the device."""
-        error = _end(now, lambda: kernel.detach(self._kernel, self._places, now, force=not daemon_answers))
+        force = not daemon_answers
+        detach = functools.partial(kernel.detach, self._kernel, self._places, now, force=force)
+        error = _end(now, detach, daemon_answers=daemon_answers)
         if error is not None:
             said = (now.name, now.device, error)
             _log.warning("%s stays attached as /dev/%s: %s", *said, extra=self._fields())
@@ -216,14 +219,17 @@ def fields(name: str) -> dict[str, str]:
     return {"VOLUME": volume, "SNAPSHOT": snapshot} if snapshot else {"VOLUME": volume}
 
 
-def _end(now: Now, detach: Callable[[], None]) -> PolyvolError | None:
+def _end(now: Now, detach: Callable[[], None], *, daemon_answers: bool = True) -> PolyvolError | None:
     """Detach a device that nobody uses (A1); else, or if it cannot be, why not."""
     uses = users_of(now.device)
-    # While the host shuts down, who uses it is being ended beside us: the daemon goes on until we end.
+    # While the host shuts down, systemd unmounts what was mounted by hand only when all services have ended,
+    # and so the daemon: here is the last moment at which it can be written.
     deadline = time.monotonic() + SHUTDOWN_S
-    while uses and time.monotonic() < deadline and units.shutting_down():
-        time.sleep(SHUTDOWN_LOOK_S)
+    while uses and daemon_answers and time.monotonic() < deadline and units.shutting_down():
+        release(now.device)
         uses = users_of(now.device)
+        if uses:
+            time.sleep(SHUTDOWN_LOOK_S)  # its own users are being ended beside us
     try:
         if uses:
             raise AttachedInUse(name=now.name, device=f"/dev/{now.device}", use=" and ".join(uses))

@@ -93,6 +93,7 @@ def test_programs_that_have_it_open_count(host: Host, monkeypatch: pytest.Monkey
 def ending(monkeypatch: pytest.MonkeyPatch, uses: list[list[str]], *, shutting_down: bool) -> list[str]:
     """What `watch` does at its end with a device whose users are these, one look after the other."""
     done: list[str] = []
+    monkeypatch.setattr(watch, "release", lambda device: done.append("released"))
     monkeypatch.setattr(watch, "users_of", lambda device: uses.pop(0) if len(uses) > 1 else uses[0])
     monkeypatch.setattr(watch, "SHUTDOWN_LOOK_S", 0.01)
     monkeypatch.setattr(units, "shutting_down", lambda: shutting_down)
@@ -100,15 +101,32 @@ def ending(monkeypatch: pytest.MonkeyPatch, uses: list[list[str]], *, shutting_d
     return [*done, *([] if error is None else [type(error).__name__])]
 
 
-def test_a_used_device_is_not_ended_but_a_shutdown_waits_for_its_users(
+def test_a_used_device_is_not_ended_but_a_shutdown_releases_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     mounted = ["mounted at /x"]
     assert ending(monkeypatch, [[]], shutting_down=False) == ["detached"]
     assert ending(monkeypatch, [mounted, []], shutting_down=False) == [AttachedInUse.__name__]
-    assert ending(monkeypatch, [mounted, mounted, []], shutting_down=True) == ["detached"]
+    found = ending(monkeypatch, [mounted, mounted, []], shutting_down=True)
+    assert found == ["released", "released", "detached"]
     monkeypatch.setattr(watch, "SHUTDOWN_S", 0.05)
-    assert ending(monkeypatch, [mounted], shutting_down=True) == [AttachedInUse.__name__]
+    found = ending(monkeypatch, [mounted], shutting_down=True)
+    assert set(found[:-1]) == {"released"}
+    assert found[-1] == AttachedInUse.__name__
+
+
+def test_a_release_unmounts_the_last_mount_first_and_ends_swap(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[tuple[str, ...]] = []
+    monkeypatch.setattr(users, "_run", lambda *command: said.append(tuple(map(str, command))))
+    mounts = "30 1 43:0 / /a rw - ext4 /dev/nbd0 rw\n31 1 43:1 / /a/b rw - ext4 /dev/nbd0p1 rw\n"
+    (host.proc / "self/mountinfo").write_text(ROOT_MOUNT + mounts)
+    (host.proc / "swaps").write_text(
+        "Filename\tType\n/dev/nbd0 partition 1 0 -2\n/dev/sdb partition 1 0 -2\n"
+    )
+    users.release("nbd0")
+    assert said == [("umount", "/a/b"), ("umount", "/a"), ("swapoff", "/dev/nbd0")]
 
 
 def test_what_cannot_be_written_keeps_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
