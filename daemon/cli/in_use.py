@@ -4,10 +4,12 @@ How it works      Devices that are attached here and used (daemon/attach/users.p
                   here, on whatever host, but for devices attached here that nobody uses: their units end them
                   in order. It works when the daemon is down: then there are no clients. The package's
                   `prerm` and scripts/uninstall call it (scripts/activate.sh).
-Errors            EXIT_CODE if something is in use, or if a daemon that runs does not tell.
+Errors            EXIT_CODE if something is in use, or if a daemon that runs does not tell. NeedsRoot: what
+                  others have open can be seen by root only.
 """
 
 import dataclasses
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from pathlib import Path
 import click
 
 from polyvol.daemon.attach.address import parse_uri
+from polyvol.daemon.attach.errors import NeedsRoot
 from polyvol.daemon.attach.records import Places
 from polyvol.daemon.cli.client import Client
 from polyvol.daemon.cli.common import json_option, state_dir_option
@@ -55,12 +58,15 @@ def _devices(places: Places) -> list[InUse]:
     """The attached devices that somebody uses."""
     from polyvol.daemon.attach import verbs  # loads netlink and udev: only where they are used
 
+    views = verbs.list_all(places)
+    if any(view.device is not None for view in views) and os.geteuid() != 0:
+        raise NeedsRoot(what="telling who uses attached devices")
     return [
         InUse(
             what=f"{view.name} ({view.device}) is {view.use}",
             cure=f"end that, then `polyvol detach {view.name}`",
         )
-        for view in verbs.list_all(places)
+        for view in views
         if view.use is not None
     ]
 
