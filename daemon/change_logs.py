@@ -7,7 +7,6 @@ Errors            mapping/errors.py, VolumeNotServed, EngineFailed; what was beg
 """
 
 import contextlib
-import time
 from uuid import uuid4
 
 from polyvol.daemon.context import Context, devices_of
@@ -94,7 +93,7 @@ class ChangeLogs:
     def make_file(self, volume: Volume, new: NewDevice) -> Device:
         """Make a sparse file; it is 'adding' until what is on it is recorded."""
         context = self._context
-        now = time.time_ns()
+        now = context.clock()
         device = context.catalog.add_device(
             Device(0, uuid4(), new.name, new.path, "file", False, new.size, True, volume.id, "adding", now)
         )

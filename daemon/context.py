@@ -8,8 +8,7 @@ Owner and locks   `changes` is held by every verb that changes something, from i
 """
 
 import threading
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from polyvol.daemon.events import Events
 from polyvol.daemon.room import Gauge
 from polyvol.daemon.views import ExtentView
 from polyvol.mapping.catalog.store import Catalog
+from polyvol.mapping.clock import Clock, steady_ns, wall_ns
 from polyvol.mapping.device import Device
 from polyvol.mapping.errors import UnknownDevice, UnknownVolume
 from polyvol.mapping.extent import Extent
@@ -31,7 +31,7 @@ class Context:
     """The catalog, the engine, what is known to be wrong (by device id and by volume id, as a clause), what
     has happened of late, and how the change logs fill. `refusing`: keep-writing volumes with nothing left to
     drop. `restoring`: the export that a restore is written to, by volume id. `clock`: nanoseconds since
-    1970."""
+    1970, as stored; `steady`: nanoseconds that no jump of it fools, for what waits."""
 
     state_dir: Path
     catalog: Catalog
@@ -47,7 +47,8 @@ class Context:
     gauges: dict[int, Gauge] = field(default_factory=dict)
     refusing: set[int] = field(default_factory=set)
     restoring: dict[int, str] = field(default_factory=dict)
-    clock: Callable[[], int] = time.time_ns
+    clock: Clock = wall_ns
+    steady: Clock = steady_ns
 
     def path(self, device: Device) -> Path:
         """Where a device is."""

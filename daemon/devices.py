@@ -14,7 +14,6 @@ Errors            mapping/errors.py, EngineFailed. At start nothing raises: `dev
 
 import contextlib
 import logging
-import time
 from pathlib import Path
 from uuid import uuid4
 
@@ -264,7 +263,7 @@ class Devices:
             kind == "block" or not request.preallocate,
             None,
             "adding",
-            time.time_ns(),
+            self._context.clock(),
             request.direct,
         )
         if request.force and kind == "block" and not request.adopt:

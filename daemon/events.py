@@ -7,11 +7,11 @@ Owner and locks   Any thread may add and read: one lock over the list.
 
 import logging
 import threading
-import time
 from collections import deque
 from typing import Literal
 
 from polyvol.daemon.views import EventView, iso
+from polyvol.mapping.clock import wall_ns
 
 EVENTS_MAX = 100
 _log = logging.getLogger("polyvol")
@@ -29,7 +29,7 @@ class Events:
     ) -> None:
         """Something has happened: one sentence that names the thing. `more` are fields for the journal."""
         with self._lock:
-            self._events.append(EventView(time=iso(time.time_ns()), level=level, volume=volume, text=text))
+            self._events.append(EventView(time=iso(wall_ns()), level=level, volume=volume, text=text))
         fields = more if volume is None else {"VOLUME": volume, **more}
         _log.log(logging.WARNING if level == "warning" else logging.INFO, "%s", text, extra=fields)
 

@@ -33,6 +33,7 @@ class GroupSnapshotCreate:
 
     __pydantic_config__: ClassVar = _STRICT
     name: str | None = None
+    prefix: str | None = None
     log_device: str | None = None
     scheduled: bool = False
 

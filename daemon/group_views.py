@@ -37,14 +37,16 @@ class RollbackView:
 
 @dataclass(frozen=True, kw_only=True)
 class GroupSnapshotView:
-    """A snapshot of a group. `members`: the snapshots of its volumes, whoever is in the group by now.
-    `schedule` and `holds` are the same for all of them. `consistency` is 'application' if it is for each."""
+    """A snapshot of a group. `future`: its time lies in the future of the clock. `members`: the snapshots of
+    its volumes, whoever is in the group by now. `schedule` and `holds` are the same for all of them.
+    `consistency` is 'application' if it is for each."""
 
     group: str
     name: str
     export: str
     cut: str
     created: str
+    future: bool
     stall_ns: int
     durable_ns: int
     origin: str
@@ -67,20 +69,23 @@ class GroupSnapshotDeleted:
 @dataclass(frozen=True, kw_only=True)
 class KeptView:
     """A snapshot of a schedule: those that are to come have no `snapshot`. `kept_by`: the rules that keep
-    it; none: it goes after the next run, unless it is held."""
+    it; none: it goes after the next run, unless it is held. `future`: its time lies in the future of the
+    clock."""
 
     snapshot: str | None
     instant: str
     instant_ns: int
     kept_by: list[str]
     holds: list[str]
+    future: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleView:
     """A schedule: `target` is VOLUME or @GROUP, `timing` says when in words. `last`: until when all that was
     due is done; `next`: when it is due next (None: paused). `error`: why the last run failed, if it did; it
-    is tried again. `snapshots` only if asked for: what is there of it, oldest first."""
+    is tried again. `note`: what is odd about its times, as a clause. `snapshots` only if asked for: what is
+    there of it, by epoch."""
 
     name: str
     target: str
@@ -93,6 +98,7 @@ class ScheduleView:
     last: str
     next: str | None
     error: str | None
+    note: str | None
     hooks: HookView | None
     count: int
     created: str
@@ -102,7 +108,7 @@ class ScheduleView:
 @dataclass(frozen=True, kw_only=True)
 class SchedulePlanView:
     """A schedule as it would be: its first runs, how many there would be until `until`, and what would be
-    kept then, oldest first."""
+    kept then, by epoch."""
 
     name: str
     target: str

@@ -115,6 +115,7 @@ class Groups:
         wanted = SnapshotCreate(
             volumes=tuple(names[volume] for volume in group.volumes),
             name=request.name,
+            prefix=request.prefix,
             log_device=request.log_device,
             scheduled=request.scheduled or schedule is not None,
         )
@@ -250,6 +251,7 @@ def _snapshot_view(group: Group, members: list[SnapshotView]) -> GroupSnapshotVi
         export=f"@{group.name}@{first.name}",
         cut=first.cut,
         created=first.created,
+        future=first.future,
         stall_ns=first.stall_ns,
         durable_ns=first.durable_ns,
         origin=first.origin,

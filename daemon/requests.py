@@ -101,12 +101,13 @@ class LogAdd:
 
 @dataclass(frozen=True, kw_only=True)
 class SnapshotCreate:
-    """One cut over these volumes. `name` None: made from the time. `log_device`: where what is written
-    afterwards goes. `scheduled`: by a schedule, so that it may be dropped for space."""
+    """One cut over these volumes. `name` None: made from the time, after `prefix`. `log_device`: where what
+    is written afterwards goes. `scheduled`: by a schedule, so that it may be dropped for space."""
 
     __pydantic_config__: ClassVar = _STRICT
     volumes: tuple[str, ...]
     name: str | None = None
+    prefix: str | None = None
     log_device: str | None = None
     scheduled: bool = False
 

@@ -4,11 +4,12 @@ How it works      One thread looks for schedules that are due, and runs them one
                   hooks gets a thread of its own, so that a command that hangs keeps no other schedule
                   waiting. A run takes the snapshot, records that what was due is done, then deletes what no
                   rule keeps any more (snapshot/retention.py). What was missed while polyvold was down, or
-                  while a run failed, is due still, and is made up once.
+                  while a run failed, is due still, and is made up once. daemon/due.py knows when each is due,
+                  also when the clock is set.
 Invariants        D1 a failure of one schedule stops no other; D2 what was made by hand, or is held, is never
                   touched; D3 after a kill between a snapshot and its record no second one is taken: the
                   newest snapshot of a schedule says as well until when it is done; D4 a schedule runs in one
-                  thread at a time.
+                  thread at a time; D5 what a run has just taken is not deleted by that run.
 Owner and locks   `_looking` over a look at all schedules, `_lock` over what runs and what failed.
 Errors            What fails is a warning in the log and among the events, once for each due time and reason,
                   stands in the schedule, and is tried again after RETRY_NS.
@@ -21,19 +22,21 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from polyvol.daemon.context import Context
+from polyvol.daemon.due import DueTimes
 from polyvol.daemon.errors import Restoring, SnapshotInUse
 from polyvol.daemon.group_requests import GroupSnapshotCreate, ScheduleAdd, ScheduleSet
 from polyvol.daemon.group_views import KeptView, SchedulePlanView, ScheduleView
 from polyvol.daemon.groups import Groups
 from polyvol.daemon.hooks import checked_hooks, hook_view
 from polyvol.daemon.requests import SnapshotCreate
+from polyvol.daemon.sizes import format_seconds
 from polyvol.daemon.snapshots import Snapshots
 from polyvol.daemon.taking import Taking
-from polyvol.daemon.views import iso
+from polyvol.daemon.views import WHY_FUTURE, iso
 from polyvol.mapping.catalog.schedules import new_schedule
 from polyvol.mapping.errors import NameInUse, PolyvolError, UnknownVolume
 from polyvol.mapping.group import Schedule
-from polyvol.mapping.names import check_name, name_from, unique_name
+from polyvol.mapping.names import PREFIX_LENGTH_MAX, check_name, name_from, unique_name
 from polyvol.mapping.records import SnapshotRecord, Volume
 from polyvol.snapshot.group_errors import BadSchedule, SnapshotHeld, UnknownGroup, UnknownSchedule
 from polyvol.snapshot.retention import Keep, kept, may_go
@@ -42,8 +45,7 @@ from polyvol.snapshot.timing import EVERY_S_MAX, SECOND_NS, Timing, check_cron
 
 RETRY_NS = 60 * SECOND_NS
 LOOK_S = 20.0
-"""How often to look at the clock, which may be set anew."""
-PREFIX_LENGTH_MAX = 40
+"""How often to look at the clock, which may have been set."""
 SIMULATED_MAX = 200_000
 """The most runs that a plan looks ahead."""
 _SPAN_S = {"last": 0, "hourly": 3600, "daily": 86_400, "weekly": 7 * 86_400, "monthly": 31 * 86_400}
@@ -62,7 +64,8 @@ class Schedules:
         self._lock = threading.Lock()
         self._looking = threading.Lock()
         self._running: dict[int, threading.Thread] = {}
-        self._retry_at: dict[int, int] = {}
+        self._dues = DueTimes(context.clock, context.steady)
+        self._retry_at: dict[int, int] = {}  # by the steady clock
         self._told: dict[int, tuple[int, str]] = {}
         self._look = threading.Event()
         self._stopping = threading.Event()
@@ -97,6 +100,7 @@ class Schedules:
         with self._context.changes:
             schedule = self._checked(request)
             self._context.catalog.schedules.add(schedule, hooks)
+            self._dues.done(self._find(schedule.name).id, self._timing(schedule))
         _log.info("schedule %s was added", schedule.name, extra={"SCHEDULE": schedule.name})
         self._look.set()
         return self.show(schedule.name)
@@ -116,6 +120,10 @@ class Schedules:
             if schedule.paused != request.paused:
                 now = self._context.clock()
                 self._context.catalog.schedules.set_paused(schedule.id, request.paused, now)
+                if request.paused:
+                    self._dues.forget(schedule.id)
+                else:
+                    self._dues.done(schedule.id, self._timing(schedule))
                 verb = "paused" if request.paused else "resumed"
                 _log.info("schedule %s was %s", name, verb, extra={"SCHEDULE": name})
         self._look.set()
@@ -125,7 +133,9 @@ class Schedules:
         """Remove a schedule; its snapshots stay."""
         view = self.show(name)
         with self._context.changes:
-            self._context.catalog.schedules.forget(self._find(name).id)
+            schedule = self._find(name)
+            self._context.catalog.schedules.forget(schedule.id)
+            self._dues.forget(schedule.id)
         _log.info("schedule %s was removed", name, extra={"SCHEDULE": name})
         return view
 
@@ -135,6 +145,7 @@ class Schedules:
         """Run everything that is due; when something is due next (ns since 1970), None if nothing is."""
         following: list[int] = []
         with self._looking:
+            self._look_at_clock()
             for schedule in self._context.catalog.schedules.all():
                 if self._stopping.is_set():
                     break
@@ -163,16 +174,14 @@ class Schedules:
         """Run a schedule if it is due; when it is due next."""
         if schedule.paused:
             return None
+        due = self._planned(schedule)
         now = self._context.clock()
-        if schedule.last_ns > now:  # the clock was set back: go on from here
-            self._context.catalog.schedules.set_ran(schedule.id, now)
-        due = self._timing(schedule).after(self._done_until(schedule))
         if due is None or due > now:
             return due
         with self._lock:
-            retry_at = self._retry_at.get(schedule.id, 0)
-            if schedule.id in self._running or now < retry_at <= now + RETRY_NS:
-                return retry_at or now + RETRY_NS
+            wait_ns = self._retry_at.get(schedule.id, 0) - self._context.steady()
+            if schedule.id in self._running or wait_ns > 0:
+                return now + (wait_ns if wait_ns > 0 else RETRY_NS)
         if self._has_hooks(schedule):
             thread = threading.Thread(
                 target=self._run_apart, args=(schedule, due), name="polyvol-schedule-run", daemon=True
@@ -182,6 +191,27 @@ class Schedules:
             thread.start()
             return self._timing(schedule).after(now)
         return self._run_one(schedule, due)
+
+    def _look_at_clock(self) -> None:
+        """Say it if the clock was set."""
+        jump = self._dues.look()
+        if jump:
+            way = "forward" if jump > 0 else "back"
+            text = (
+                f"the clock was set {way} by {format_seconds(abs(jump) // SECOND_NS)}, to"
+                f" {iso(self._context.clock())}: schedules go on from there"
+            )
+            self._context.events.add("warning", text)
+
+    def _planned(self, schedule: Schedule) -> int | None:
+        """When a schedule is due; planned if it is not yet."""
+        if not self._dues.planned(schedule.id):
+            self._dues.plan(schedule.id, self._timing(schedule), self._done_until(schedule))
+            note = self._note(schedule)
+            if note is not None:
+                text = f"schedule {schedule.name}: {note}; it goes on"
+                self._context.events.add("warning", text, SCHEDULE=schedule.name)
+        return self._dues.due(schedule.id)
 
     def _run_apart(self, schedule: Schedule, due: int) -> None:
         try:
@@ -201,13 +231,13 @@ class Schedules:
         except (PolyvolError, self._context.engine_error) as error:
             reason = error.message if isinstance(error, PolyvolError) else str(error)
             return self._failed(schedule, due, reason)
-        now = self._context.clock()
-        self._context.catalog.schedules.set_ran(schedule.id, now)
+        self._context.catalog.schedules.set_ran(schedule.id, self._context.clock())
+        following = self._dues.done(schedule.id, self._timing(schedule))
         with self._lock:
             self._retry_at.pop(schedule.id, None)
             self._told.pop(schedule.id, None)
         self._retain(schedule)
-        return self._timing(schedule).after(now)
+        return following
 
     def _take(self, schedule: Schedule) -> None:
         name = self._target(schedule)
@@ -222,7 +252,7 @@ class Schedules:
         now = self._context.clock()
         again = min(now + RETRY_NS, self._timing(schedule).after(now) or now + RETRY_NS)
         with self._lock:
-            self._retry_at[schedule.id] = again
+            self._retry_at[schedule.id] = self._context.steady() + again - now
             known = self._told.get(schedule.id) == (due, reason)
             self._told[schedule.id] = (due, reason)
         if not known:
@@ -237,9 +267,10 @@ class Schedules:
     def _retain(self, schedule: Schedule) -> None:
         """Delete what no rule keeps any more."""
         records = self._records(schedule)
-        wanted = kept([record.instant_ns for record in records], Keep(**schedule.keep))
-        for record in records:
-            if record.instant_ns in wanted or not may_go(record):  # D2
+        instants = [record.instant_ns for record in records]
+        wanted = kept(instants, Keep(**schedule.keep), self._context.clock())  # D5: the newest is in it
+        for number, record in enumerate(records):
+            if number in wanted or not may_go(record):  # D2
                 continue
             export = ""
             try:
@@ -291,22 +322,29 @@ class Schedules:
         return any(hooks is not None for hooks in [*found, catalog.schedules.schedule_hooks(schedule.id)])
 
     def _records(self, schedule: Schedule) -> list[SnapshotRecord]:
-        """What is there of a schedule, oldest first; of a group's snapshots one member each."""
+        """What is there of a schedule, in the order of epochs; of a group's snapshots one member each."""
         catalog = self._context.catalog
         if schedule.volume is not None:
             found = catalog.snapshots(schedule.volume)
             return [record for record in found if record.schedule == schedule.name]
-        cuts = {whole.cut for whole in catalog.groups.snapshots(schedule.group)}
+        cuts = [whole.cut for whole in catalog.groups.snapshots(schedule.group)]
         one_each: dict[UUID, SnapshotRecord] = {}
         for record in catalog.all_snapshots():
-            if record.cut in cuts and record.schedule == schedule.name:
+            if record.schedule == schedule.name:
                 one_each.setdefault(record.cut, record)
-        return sorted(one_each.values(), key=lambda record: record.instant_ns)
+        return [one_each[cut] for cut in cuts if cut in one_each]
 
     def _done_until(self, schedule: Schedule) -> int:
+        """By the catalog: what was due until then is done. Never in the future."""
         now = self._context.clock()
-        past = (record.instant_ns for record in self._records(schedule) if record.instant_ns <= now)
-        return max(min(schedule.last_ns, now), *past, 0)  # D3
+        newest = [record.instant_ns for record in self._records(schedule)[-1:] if record.instant_ns <= now]
+        return max(min(schedule.last_ns, now), *newest, 0)  # D3
+
+    def _note(self, schedule: Schedule) -> str | None:
+        """What is odd about its times, as a clause."""
+        if schedule.last_ns <= self._context.clock():
+            return None
+        return f"what it says to have done until {iso(schedule.last_ns)} lies in the future, {WHY_FUTURE}"
 
     def _checked(self, request: ScheduleAdd) -> Schedule:
         """The schedule that is asked for, or why it cannot be."""
@@ -373,9 +411,10 @@ class Schedules:
             if len(dues) == SIMULATED_MAX:
                 raise BadSchedule(why=f"more than {SIMULATED_MAX} runs cannot be looked ahead: ask for less")
             dues.append(due)
-        there = {record.instant_ns: record for record in self._records(schedule)}
-        reasons = kept([*there, *dues], keep)
-        stays = [each for each in there if each in reasons or not may_go(there[each])]
+        there = self._records(schedule)
+        instants = [*(record.instant_ns for record in there), *dues]
+        reasons = kept(instants, keep, until)
+        held = {number for number, record in enumerate(there) if not may_go(record)}
         return SchedulePlanView(
             name=schedule.name,
             target=self._target(schedule),
@@ -385,16 +424,20 @@ class Schedules:
             until=iso(until),
             runs=len(dues),
             kept=[
-                _kept_view(each, reasons.get(each, []), there.get(each))
-                for each in sorted({*stays, *reasons})
+                self._kept_view(instants[number], reasons.get(number, []), record)
+                for number in sorted({*held, *reasons})
+                for record in [there[number] if number < len(there) else None]
             ],
         )
 
     def _view(self, schedule: Schedule, *, snapshots: bool = False) -> ScheduleView:
         records = self._records(schedule)
-        reasons = kept([record.instant_ns for record in records], Keep(**schedule.keep))
+        instants = [record.instant_ns for record in records]
+        reasons = kept(instants, Keep(**schedule.keep), self._context.clock())
         timing = self._timing(schedule)
-        due = None if schedule.paused else timing.after(self._done_until(schedule))
+        due = None if schedule.paused else self._dues.due(schedule.id)
+        if not schedule.paused and not self._dues.planned(schedule.id):
+            due = timing.after(self._done_until(schedule))
         hooks = self._context.catalog.schedules.schedule_hooks(schedule.id)
         return ScheduleView(
             name=schedule.name,
@@ -408,23 +451,24 @@ class Schedules:
             last=iso(schedule.last_ns),
             next=None if due is None else iso(due),
             error=schedule.error,
+            note=self._note(schedule),
             hooks=hook_view(hooks),
             count=len(records),
             created=iso(schedule.created_ns),
             snapshots=[
-                _kept_view(record.instant_ns, reasons.get(record.instant_ns, []), record)
-                for record in records
+                self._kept_view(record.instant_ns, reasons.get(number, []), record)
+                for number, record in enumerate(records)
             ]
             if snapshots
             else None,
         )
 
-
-def _kept_view(instant: int, reasons: list[str], record: SnapshotRecord | None) -> KeptView:
-    return KeptView(
-        snapshot=None if record is None else record.name,
-        instant=iso(instant),
-        instant_ns=instant,
-        kept_by=reasons,
-        holds=[] if record is None else list(record.holds),
-    )
+    def _kept_view(self, instant: int, reasons: list[str], record: SnapshotRecord | None) -> KeptView:
+        return KeptView(
+            snapshot=None if record is None else record.name,
+            instant=iso(instant),
+            instant_ns=instant,
+            kept_by=reasons,
+            holds=[] if record is None else list(record.holds),
+            future=record is not None and instant > self._context.clock(),
+        )

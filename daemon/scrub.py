@@ -3,10 +3,13 @@
 How it works      A scrub is a thread that has the engine read a volume's slots, partition by partition, about
                   a sixteenth of a second's worth at a time, and sleeps so that the rate is kept. Its view is
                   replaced after each step; the last one that came to its end is kept in the catalog. With
-                  weekly scrubs switched on, a thread looks every minute for a volume whose last scrub (or
-                  whose making) is a week ago, so one that was missed is made up for after a start, one at a
-                  time.
-Owner and locks   `_lock` over the scrubs that run and the views, held for a look or a change.
+                  weekly scrubs switched on, a thread looks every minute, and when one ends, for the volume
+                  whose last scrub (or whose making) is a week ago or longest ago, so one that was missed is
+                  made up for after a start, one at a time. How long ago that is, the wall clock tells once,
+                  when a volume is first looked at; a week from there is by the steady clock, so that setting
+                  the clock changes nothing. A time in the future is not believed: the volume is due at once,
+                  and that is said.
+Owner and locks   `_lock` over the scrubs that run, the views and the due times, held for a look or a change.
 Errors            ScrubRunning, NoScrub. What cannot be read is in the view; a scrub that cannot go on ends
                   as 'failed', with the reason.
 """
@@ -21,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from polyvol.daemon.context import Context
 from polyvol.daemon.errors import BadRequest, NoScrub, ScrubRunning, VolumeNotServed
-from polyvol.daemon.views import ScrubBadView, ScrubState, ScrubView, iso
+from polyvol.daemon.views import WHY_FUTURE, ScrubBadView, ScrubState, ScrubView, iso
 from polyvol.mapping.errors import PolyvolError
 from polyvol.mapping.records import Volume
 from polyvol.snapshot.snapshot import export_name
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from polyvol.engine import ScrubBad
 
 WEEK_NS = 7 * 24 * 3600 * 1_000_000_000
+RETRY_NS = 3600 * 1_000_000_000
 RATE_DEFAULT = 64 << 20
 RATE_MIN = 64 << 10
 _LOOK_S = 60.0
@@ -55,7 +59,9 @@ class Scrubs:
         self._lock = threading.Lock()
         self._running: dict[int, _Running] = {}
         self._ended: dict[int, ScrubView] = {}
+        self._due_at: dict[int, int] = {}  # by volume id and the steady clock
         self._told = threading.Event()
+        self._look = threading.Event()
         self._weekly_thread = threading.Thread(target=self._run_weekly, name="polyvol-weekly", daemon=True)
 
     def start(self) -> None:
@@ -65,6 +71,7 @@ class Scrubs:
     def stop(self) -> None:
         """End all scrubs; what is under way of them is not kept."""
         self._told.set()
+        self._look.set()
         with self._lock:
             running = list(self._running.values())
         for scrub in running:
@@ -87,7 +94,7 @@ class Scrubs:
         with context.engine_errors(f"asking for the use of volume {name}"):
             logs = context.engine.volume_stats(volume.id)["logs"]
         total = sum(log["used_bytes"] for log in logs)
-        view = ScrubView(volume=name, state="running", started=iso(time.time_ns()), rate=rate, total=total)
+        view = ScrubView(volume=name, state="running", started=iso(context.clock()), rate=rate, total=total)
         scrub = _Running(view)
         with self._lock:
             if volume.id in self._running:
@@ -140,34 +147,53 @@ class Scrubs:
     def set_weekly(self, on: bool) -> None:
         """Switch weekly scrubs on or off."""
         self._context.catalog.settings.set(_WEEKLY, "on" if on else "off")
+        self._look.set()
 
-    def due(self, now_ns: int) -> Volume | None:
-        """A volume whose weekly scrub is due, if none is under way."""
+    def due(self) -> Volume | None:
+        """The volume whose weekly scrub has been due for longest, if one is due and none is under way."""
         if not self.weekly:
             return None
         with self._lock:
             if self._running:
                 return None
         context = self._context
-        for volume in context.catalog.volumes():
-            if volume.state != "ready" or volume.id in context.volume_trouble:
-                continue
-            last = context.catalog.settings.last_scrub(volume.id)
-            if now_ns - (volume.created_ns if last is None else last[0]) >= WEEK_NS:
-                return volume
-        return None
+        dues = {
+            volume: self._due(volume)
+            for volume in context.catalog.volumes()
+            if volume.state == "ready" and not volume.kept and volume.id not in context.volume_trouble
+        }
+        first = min(dues, key=dues.__getitem__, default=None)
+        return first if first is not None and dues[first] <= context.steady() else None
+
+    def _due(self, volume: Volume) -> int:
+        """When a volume's weekly scrub is due, by the steady clock."""
+        with self._lock:
+            due = self._due_at.get(volume.id)
+        if due is None:
+            last = self._context.catalog.settings.last_scrub(volume.id)
+            since, what = (volume.created_ns, "making") if last is None else (last[0], "last scrub")
+            ago = self._context.clock() - since
+            if ago < 0:
+                text = (
+                    f"the {what} of volume {volume.name} at {iso(since)} lies in the future, {WHY_FUTURE}:"
+                    " its weekly scrub is due now"
+                )
+                self._context.events.add("warning", text, volume=volume.name)
+            due = self._context.steady() + (WEEK_NS - ago if ago >= 0 else 0)
+            with self._lock:
+                due = self._due_at.setdefault(volume.id, due)
+        return due
 
     def _run_weekly(self) -> None:
-        failed: dict[int, int] = {}
         while not self._told.is_set():
-            now = time.time_ns()
-            volume = self.due(now)
-            # One that fails is tried again an hour later, and does not keep the others waiting.
-            if volume is not None and now - failed.get(volume.id, 0) >= WEEK_NS // (7 * 24):
-                failed[volume.id] = now
+            volume = self.due()
+            if volume is not None:
+                with self._lock:  # one that fails is tried again later, and keeps no others waiting
+                    self._due_at[volume.id] = self._context.steady() + RETRY_NS
                 with contextlib.suppress(PolyvolError):  # the next look finds out more
                     self.begin(volume.name, RATE_DEFAULT)
-            self._told.wait(_LOOK_S)
+            self._look.wait(_LOOK_S)
+            self._look.clear()
 
     def _run(self, volume: Volume, scrub: _Running) -> None:
         state: ScrubState = "failed"
@@ -176,7 +202,7 @@ class Scrubs:
             state = "done" if self._read_all(volume, scrub) else "stopped"
         except (self._context.engine_error, PolyvolError) as error:
             reason = str(error)
-        now = time.time_ns()
+        now = self._context.clock()
         view = replace(scrub.view, state=state, reason=reason, ended=iso(now))
         if state == "done":
             try:
@@ -184,8 +210,11 @@ class Scrubs:
             except PolyvolError as error:
                 view = replace(view, reason=error.message)
         with self._lock:
+            if state == "done":
+                self._due_at[volume.id] = self._context.steady() + WEEK_NS
             self._ended[volume.id] = view
             self._running.pop(volume.id, None)
+        self._look.set()
 
     def _read_all(self, volume: Volume, scrub: _Running) -> bool:
         """Read everything; False if it was told to stop."""

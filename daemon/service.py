@@ -19,8 +19,7 @@ import contextlib
 import logging
 import os
 import socket
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,6 +57,7 @@ from polyvol.daemon.taking import Taking
 from polyvol.daemon.udev import DiskWatch
 from polyvol.daemon.use_views import DeletionView
 from polyvol.daemon.views import (
+    WHY_FUTURE,
     DaemonView,
     DeviceView,
     ScrubSettingsView,
@@ -71,6 +71,7 @@ from polyvol.daemon.views import (
 from polyvol.daemon.volumes import Volumes
 from polyvol.mapping.catalog.settings import Settings
 from polyvol.mapping.catalog.store import Catalog
+from polyvol.mapping.clock import Clock, steady_ns, wall_ns
 from polyvol.mapping.errors import BadProcessors
 from polyvol.mapping.volume import PROCESSORS_MAX
 
@@ -83,8 +84,8 @@ _log = logging.getLogger("polyvol")
 class Service:
     """polyvol on one state directory. `processors` None: one for each core. `frontend` and `nbd_addresses`
     (URIs) are what `polyvol status` says where NBD is served by another than the engine. `clock`: nanoseconds
-    since 1970, for schedules. `accept_older_catalog`: serve what the catalog has, although its mark says that
-    it had more."""
+    since 1970, for schedules and scrubs; `steady`: nanoseconds of a clock that nobody sets.
+    `accept_older_catalog`: serve what the catalog has, although its mark says that it had more."""
 
     def __init__(
         self,
@@ -98,7 +99,8 @@ class Service:
         nbd_addresses: Sequence[str] = (),
         passed: sockets.Passed | None = None,
         engine_module: EngineModule | None = None,
-        clock: Callable[[], int] = time.time_ns,
+        clock: Clock = wall_ns,
+        steady: Clock = steady_ns,
         accept_older_catalog: bool = False,
     ) -> None:
         if processors is not None and not 1 <= processors <= PROCESSORS_MAX:
@@ -113,9 +115,11 @@ class Service:
         self._passed = passed or sockets.Passed()
         self._module = engine_module
         self._clock = clock
+        self._steady = steady
         self._accept_older_catalog = accept_older_catalog
         self._undo = ExitStack()
         self._started_ns = 0
+        self._began_ns = 0
 
     @property
     def engine(self) -> EngineLike:
@@ -203,13 +207,22 @@ class Service:
                 nbd=self.nbd_addresses,
                 processors=self._context.processors,
                 started=iso(self._started_ns),
-                uptime_s=round((time.time_ns() - self._started_ns) / 1e9, 3),
+                uptime_s=round((self._steady() - self._began_ns) / 1e9, 3),
                 connections=sum(export["connections"] for export in self.engine.exports()),
             ),
             volumes=self._volumes.list_all(),
             devices=self._devices.list_all(),
+            notes=self._notes(),
             events=self._context.events.latest(),
         )
+
+    def _notes(self) -> list[str]:
+        now = self._context.clock()
+        found = self._context.catalog.settings.in_future(now)
+        if not found:
+            return []
+        what = ", ".join(f"{number} {noun}{'' if number == 1 else 's'}" for noun, number in found.items())
+        return [f"the clock says {iso(now)}, and there are later times of {what}, {WHY_FUTURE}"]
 
     def add_device(self, request: DeviceAdd) -> DeviceView:
         """Add a device; volumes that waited for one that was brought back are served again."""
@@ -364,7 +377,7 @@ class Service:
         self._context = Context(
             self.state_dir, catalog, engine, module.EngineError, self._processors, self._processors
         )
-        self._context.clock = self._clock
+        self._context.clock, self._context.steady = self._clock, self._steady
         self._devices = Devices(self._context)
         self._scrubs = Scrubs(self._context)
         self._volumes = Volumes(self._context, self._devices, self._scrubs)
@@ -379,7 +392,7 @@ class Service:
         self._restores = Restores(
             self._context, self._volumes, self._snapshots, self._groups, self._rollbacks
         )
-        self._started_ns = time.time_ns()
+        self._started_ns, self._began_ns = self._clock(), self._steady()
         self._devices.start(clean=clean)
         self._volumes.start()
         undo.callback(self._devices.short.note)

@@ -23,7 +23,7 @@ from polyvol.daemon.use_views import SnapshotUseView
 from polyvol.daemon.views import PartitionSnapshotView, SnapshotDeleted, SnapshotView, StallView, iso
 from polyvol.mapping.errors import NameInUse, RepeatedDevice, UnknownSnapshot
 from polyvol.mapping.group import Group, Schedule
-from polyvol.mapping.names import check_name
+from polyvol.mapping.names import check_name, check_prefix
 from polyvol.mapping.records import Origin, SnapshotRecord, Volume
 from polyvol.snapshot.coordinator import Coordinator, Thaw, export_snapshot
 from polyvol.snapshot.group_errors import SnapshotHeld, SnapshotInGroup
@@ -34,6 +34,7 @@ from polyvol.snapshot.snapshot import (
     export_name,
     partition_snapshots,
 )
+from polyvol.snapshot.timing import SECOND_NS
 
 
 class Snapshots:
@@ -57,6 +58,8 @@ class Snapshots:
         context = self._context
         if request.name is not None:
             check_name("snapshot", request.name)
+        if request.prefix is not None:
+            check_prefix(request.prefix)
         if not request.volumes:
             raise BadRequest(why="no volume is named")
         volumes: list[Volume] = []
@@ -65,7 +68,8 @@ class Snapshots:
             if volume in volumes:
                 raise RepeatedDevice(noun="volume", name=wanted)
             volumes.append(volume)
-        name = self._free_name(request.name, volumes, "" if schedule is None else f"{schedule.prefix}-")
+        prefix = request.prefix if schedule is None else schedule.prefix
+        name = self._free_name(request.name, volumes, "" if prefix is None else f"{prefix}-")
         logs: dict[int, int] = {}
         if request.log_device is not None:
             device = inventory(context).storage(request.log_device)
@@ -239,7 +243,7 @@ class Snapshots:
             taken |= names
         if wanted is not None:
             return wanted
-        return default_name(datetime.fromtimestamp(self._context.clock() / 1e9, UTC), taken, prefix)
+        return default_name(datetime.fromtimestamp(self._context.clock() // SECOND_NS, UTC), taken, prefix)
 
     def _view(
         self,
@@ -266,6 +270,7 @@ class Snapshots:
             log_devices=[] if record.log is None else devices_of(logs[record.log].extents, names),
             created=iso(record.instant_ns),
             created_ns=record.instant_ns,
+            future=record.instant_ns > context.clock(),
             stall_ns=record.stall_ns,
             stalls=[StallView(processor=processor, stall_ns=stall) for processor, stall in record.stalls],
             durable_ns=record.durable_ns,

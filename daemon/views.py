@@ -12,6 +12,7 @@ from polyvol.mapping.group import Consistency
 from polyvol.mapping.records import Origin, WhenFull
 
 ScrubState = Literal["running", "done", "stopped", "failed"]
+WHY_FUTURE = "so the clock was ahead then, or is behind now"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -316,15 +317,16 @@ class PartitionSnapshotView:
 
 @dataclass(frozen=True, kw_only=True)
 class SnapshotView:
-    """A snapshot. `cut` is the same for all snapshots of one cut; `stall_ns` is the longest of the
-    processors' write stalls; `durable_ns` goes from the start of the cut until it was flushed; `log_devices`
-    has those of the change log that was named for it, if one was. `origin`: made by hand, or by a schedule
-    (whose name is `schedule`, if it is one of polyvold's); `holds`: tags that keep it from being deleted.
-    `whole`: the group's snapshot that it is part of, '@GROUP@NAME'. `consistency`: whether hooks have made
-    ready for it what an application wrote ('application'), or it shows what a power loss would have left
-    ('crash'; `hook_trouble` says why, if there were hooks). `copy_of`: the UUID of the snapshot that it was
-    restored from a backup of. `clones`: volumes that were made from it. `use`: what it holds, None while the
-    volume is not served, and in the answer to its creation."""
+    """A snapshot. `cut` is the same for all snapshots of one cut; `future`: its time lies in the future of
+    the clock; `stall_ns` is the longest of the processors' write stalls; `durable_ns` goes from the start
+    of the cut until it was flushed; `log_devices` has those of the change log that was named for it, if
+    one was. `origin`: made by hand, or by a schedule (whose name is `schedule`, if it is one of
+    polyvold's); `holds`: tags that keep it from being deleted. `whole`: the group's snapshot that it is
+    part of, '@GROUP@NAME'. `consistency`: whether hooks have made ready for it what an application wrote
+    ('application'), or it shows what a power loss would have left ('crash'; `hook_trouble` says why, if
+    there were hooks). `copy_of`: the UUID of the snapshot that it was restored from a backup of.
+    `clones`: volumes that were made from it. `use`: what it holds, None while the volume is not served,
+    and in the answer to its creation."""
 
     volume: str
     name: str
@@ -337,6 +339,7 @@ class SnapshotView:
     log_devices: list[str]
     created: str
     created_ns: int
+    future: bool
     stall_ns: int
     stalls: list[StallView]
     durable_ns: int
@@ -379,11 +382,12 @@ class DaemonView:
 
 @dataclass(frozen=True, kw_only=True)
 class StatusView:
-    """Everything at a glance, with the latest events, oldest first."""
+    """Everything at a glance, with the latest events, oldest first. `notes`: what is odd, a sentence each."""
 
     daemon: DaemonView
     volumes: list[VolumeView]
     devices: list[DeviceView]
+    notes: list[str]
     events: list[EventView]
 
 

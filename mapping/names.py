@@ -13,6 +13,8 @@ from polyvol.mapping.errors import BadName
 Noun = Literal["volume", "snapshot", "device", "group", "schedule", "hold"]
 
 NAME_LENGTH_MAX = 64
+PREFIX_LENGTH_MAX = 40
+"""So that the time, and a number, have room behind it."""
 _ALLOWED = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 _OTHERS = re.compile(r"[^A-Za-z0-9._-]+")
 
@@ -22,6 +24,13 @@ def check_name(noun: Noun, name: str) -> str:
     if _ALLOWED.fullmatch(name) is None:
         raise BadName(noun=noun, name=name)
     return name
+
+
+def check_prefix(prefix: str) -> str:
+    """What names of snapshots that are made from the time begin with, if it is allowed; else BadName."""
+    if len(prefix) > PREFIX_LENGTH_MAX:
+        raise BadName(noun="snapshot", name=prefix)
+    return check_name("snapshot", prefix)
 
 
 def name_from(text: str, fallback: str) -> str:

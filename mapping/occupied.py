@@ -41,10 +41,10 @@ class Mount:
     point: str
 
 
-def mounts() -> list[Mount]:
-    """All mounts that this process sees."""
+def mounts(of: Path | None = None) -> list[Mount]:
+    """All mounts that this process sees, or that another one does (`of`: its mountinfo)."""
     found = []
-    for line in MOUNTS.read_text(errors="replace").splitlines():
+    for line in (of or MOUNTS).read_text(errors="replace").splitlines():
         fields = line.split(" ")
         found.append(Mount(fields[2], _OCTAL.sub(lambda octal: chr(int(octal[1], 8)), fields[4])))
     return found
@@ -67,7 +67,7 @@ def use_of(name: str) -> str | None:
     for path in parts.values():
         with contextlib.suppress(OSError):
             for holder in sorted((path / "holders").iterdir()):
-                return f"part of {_holder(holder)}"
+                return f"part of {holder_name(holder)}"
     return None
 
 
@@ -119,7 +119,8 @@ def clear_signatures(path: Path) -> None:
     _wipefs(path, "--all", "--quiet")
 
 
-def _holder(holder: Path) -> str:
+def holder_name(holder: Path) -> str:
+    """The name of what is built on a disk, for people; `holder` is in sysfs."""
     with contextlib.suppress(OSError):
         return (holder / "dm/name").read_text().strip()
     return holder.name

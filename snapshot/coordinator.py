@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Protocol
 from uuid import UUID, uuid4
 
 from polyvol.mapping.catalog.store import Catalog
+from polyvol.mapping.clock import in_range
 from polyvol.mapping.group import Consistency, GroupSnapshot
 from polyvol.mapping.records import Origin, RestoreMark, Rollback, SnapshotRecord, Volume
 from polyvol.snapshot.errors import CutFailed
@@ -216,7 +217,7 @@ def _record(
         name=name,
         epoch=report["epochs"][volume.id],
         log=logs.get(volume.id),
-        instant_ns=report["instant_ns"],
+        instant_ns=in_range(report["instant_ns"]),
         stall_ns=report["stall_ns"],
         durable_ns=durable_ns,
         stalls=tuple((stall["processor"], stall["stall_ns"]) for stall in report["processors"]),

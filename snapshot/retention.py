@@ -1,17 +1,28 @@
 """Retention: which snapshots may go, and in which order; and which ones a schedule's rules keep. Pure.
 
-How it works      Only what a schedule made and nobody holds may ever go. Of a schedule's snapshots, `last`
-                  keeps the newest ones; `hourly`, `daily`, `weekly` and `monthly` keep the newest snapshot of
-                  each of the latest hours, days, weeks (from Monday) and months that have one. All in UTC. A
-                  snapshot that any rule keeps is kept.
-Invariants        N1 the order of looking does not matter: rules applied after each snapshot leave what they
-                  leave when applied once at the end. What a rule keeps is the newest of its hour (day, ...)
-                  and the hour is among the latest ones; both held at each earlier moment too, so it was never
-                  let go. That is why a simulation can tell today what will be there.
+How it works      Only what a schedule made and nobody holds may ever go. Which of two snapshots is newer is
+                  told by their epochs, never by their times. Of a schedule's snapshots, `last` keeps the
+                  newest ones; `hourly`, `daily`, `weekly` and `monthly` keep the newest snapshot of each of
+                  the latest hours, days, weeks (from Monday) and months that have one. All in UTC. A snapshot
+                  that any rule keeps is kept.
+                  A snapshot's time is in doubt if it lies in the future, or if it does not fit the order of
+                  the epochs: the fewest possible are doubted so that the times of the others go up with the
+                  epochs. A rule counts snapshots of doubtful times apart: it keeps the newest of each of
+                  their latest hours, as many as it counts at most, and none that is older (by epoch) than
+                  every snapshot that it keeps when it has its full number of the others. So they take
+                  nobody's place, and go when they would have gone with a right clock.
+Invariants        N1 while the clock goes up, the order of looking does not matter: rules applied after each
+                  snapshot leave what they leave when applied once at the end. What a rule keeps is the newest
+                  of its hour (day, ...) and the hour is among the latest ones; both held at each earlier
+                  moment too, so it was never let go. That is why a simulation can tell today what will be
+                  there.
                   N2 snapshots that are held count, so that releasing one makes no other go.
+                  N3 whatever the clock says, `last` keeps the newest by epoch, every rule keeps the newest of
+                  all, and no rule keeps more than twice its number.
 Errors            `parse_keep` raises ValueError with a sentence.
 """
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
@@ -77,22 +88,57 @@ def droppable(snapshots: Iterable[SnapshotRecord]) -> list[SnapshotRecord]:
     return sorted(filter(may_go, snapshots), key=lambda each: each.epoch)
 
 
-def kept(instants: Sequence[int], keep: Keep) -> dict[int, list[str]]:
-    """Which of a schedule's instants (ns since 1970) are kept, each with the rules that keep it; the others
-    are not in it."""
+def kept(instants: Sequence[int], keep: Keep, now: int) -> dict[int, list[str]]:
+    """Which of a schedule's snapshots are kept, by their numbers in `instants` (ns since 1970, in the order
+    of their epochs, oldest first), each with the rules that keep it; the others are not in it."""
     reasons: dict[int, list[str]] = {}
-    newest_first = sorted(set(instants), reverse=True)
+    doubted = doubtful(instants, now)
     for rule, count in keep.rules().items():
-        seen: set[object] = set()
-        for instant in newest_first:
-            bucket = instant if rule == "last" else _BUCKETS[rule](_utc(instant))
-            if bucket in seen:
-                continue
-            if len(seen) == count:
-                break
-            seen.add(bucket)
-            reasons.setdefault(instant, []).append(rule)
+        if rule == "last":
+            found = set(range(max(0, len(instants) - count), len(instants)))
+        else:
+            found = _kept_by(_BUCKETS[rule], count, instants, doubted)
+        for number in found:
+            reasons.setdefault(number, []).append(rule)
     return reasons
+
+
+def doubtful(instants: Sequence[int], now: int) -> set[int]:
+    """The numbers of the snapshots whose times are in doubt, of `instants` in the order of their epochs: what
+    is left of a longest run of times that go up and do not lie in the future of `now`."""
+    ends: list[int] = []  # of the runs of each length, the least time at which one can end
+    numbers: list[int] = []  # and whose time it is
+    before: dict[int, int | None] = {}
+    for number, instant in enumerate(instants):
+        if instant > now:
+            continue
+        length = bisect_right(ends, instant)
+        before[number] = numbers[length - 1] if length else None
+        ends[length : length + 1] = [instant]
+        numbers[length : length + 1] = [number]
+    doubted = set(range(len(instants)))
+    at = numbers[-1] if numbers else None
+    while at is not None:
+        doubted.discard(at)
+        at = before[at]
+    return doubted
+
+
+def _kept_by(
+    bucket_of: Callable[[datetime], object], count: int, instants: Sequence[int], doubted: set[int]
+) -> set[int]:
+    """What one rule keeps."""
+    found: set[int] = set()
+    seen: dict[bool, set[object]] = {False: set(), True: set()}
+    for number in reversed(range(len(instants))):
+        if len(seen[False]) == count:
+            break
+        doubt = number in doubted
+        bucket = bucket_of(_utc(instants[number]))
+        if bucket not in seen[doubt] and len(seen[doubt]) < count:
+            seen[doubt].add(bucket)
+            found.add(number)
+    return found
 
 
 def _utc(instant: int) -> datetime:

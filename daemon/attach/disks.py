@@ -5,19 +5,22 @@ How it works      sysfs is read each time. The kernel's NBD devices say in
                   60-polyvol.rules makes the link /dev/polyvol/NAME. A loop device over nbdfuse is known by
                   its file.
 Errors            Nothing raises where a device has gone in the meantime: it is then as if it had never been.
+                  Only `written_out` does, which says that data are safe.
 """
 
 import contextlib
+import errno
 import os
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import pyudev
 
+from polyvol.daemon.attach.errors import AttachedInUse, NotWritten
 from polyvol.daemon.attach.records import Now, Places
 from polyvol.mapping.occupied import mounts
 
@@ -80,12 +83,9 @@ def attached_nbd() -> dict[str, str]:
     return found
 
 
-def loop_of(file: Path) -> str | None:
-    """The loop device over this file, such as 'loop0'."""
-    for path in sorted(SYSFS.glob("loop*")):
-        if read(path.name, "loop/backing_file") == str(file):
-            return path.name
-    return None
+def is_loop_of(device: str, file: Path) -> bool:
+    """Whether a device such as 'loop0' is a loop device over this file."""
+    return read(device, "loop/backing_file") == str(file)
 
 
 def mounted_at(path: Path) -> bool:
@@ -93,20 +93,25 @@ def mounted_at(path: Path) -> bool:
     return any(mount.point == str(path) for mount in mounts())
 
 
-def sync(device: str, *, exclusively: bool) -> bool:
-    """Have everything written to a block device; False if it is in use and `exclusively` was wanted."""
-    flags = os.O_RDONLY | os.O_CLOEXEC | (os.O_EXCL if exclusively else 0)
+@contextlib.contextmanager
+def written_out(name: str, device: str) -> Iterator[None]:
+    """Everything that was written to a block device is on its volume, and until the end of this nobody can
+    mount it or take it for itself. AttachedInUse if somebody has; NotWritten if it could not be written."""
     try:
-        descriptor = os.open(DEV / device, flags)
-    except OSError:
-        return False
+        descriptor = os.open(DEV / device, os.O_RDONLY | os.O_CLOEXEC | os.O_EXCL)
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            use = "in use by somebody who has it alone"
+            raise AttachedInUse(name=name, device=f"/dev/{device}", use=use) from error
+        raise NotWritten(name=name, device=f"/dev/{device}", why=error.strerror or error) from error
     try:
-        os.fsync(descriptor)
-    except OSError:
-        pass  # a device without a connection: there is nothing to be had from it
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            raise NotWritten(name=name, device=f"/dev/{device}", why=error.strerror or error) from error
+        yield
     finally:
         os.close(descriptor)
-    return True
 
 
 class Arrival:

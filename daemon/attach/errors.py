@@ -120,6 +120,15 @@ class AttachedInUse(PolyvolError):
     hint = "end that first, or give --force and lose what was not written yet"
 
 
+class NotWritten(PolyvolError):
+    """A block device with data that cannot be written to its volume."""
+
+    code = "not-written"
+    kind = "io"
+    sentence = "what hosts have written to {name} ({device}) cannot all be written to its volume: {why}"
+    hint = "the device stays; see `polyvol status` where the volume is, or give --force and lose it"
+
+
 class AttachFailed(PolyvolError):
     """A block device that did not come, by the unit's words."""
 

@@ -31,7 +31,7 @@ def find(places: Places, name: str) -> Now | None:
     now = places.now(name)
     if now is None or now.kind != "fuse":
         return None
-    return now if disks.loop_of(places.fuse_file(name)) == now.device else None
+    return now if disks.is_loop_of(now.device, places.fuse_file(name)) else None
 
 
 def alive(now: Now) -> bool:
@@ -69,13 +69,19 @@ def attach(places: Places, wanted: Wanted) -> tuple[Now, Path]:
     return now, path
 
 
-def detach(places: Places, now: Now) -> None:
-    """Write what is not written yet, and end the device. The caller has looked who uses it."""
+def detach(places: Places, now: Now, *, force: bool) -> None:
+    """Write what is not written yet, and end the device; AttachedInUse or NotWritten if that cannot be.
+    With `force`, what is not written is lost; a device that is in use stays until its users let go of it, and
+    all its I/O fails. The caller has looked who uses it."""
     file = places.fuse_file(now.name)
-    if disks.loop_of(file) == now.device:
-        disks.sync(now.device, exclusively=False)
-        _run("losetup", "--detach", f"/dev/{now.device}")
-        _wait(lambda: disks.loop_of(file) is None, f"the end of /dev/{now.device}")
+    if disks.is_loop_of(now.device, file):
+        # Held by us, or by others, it ends when the last one has closed it.
+        with contextlib.nullcontext() if force else disks.written_out(now.name, now.device):
+            _run("losetup", "--detach", f"/dev/{now.device}")
+        if not force:
+            _wait(lambda: not disks.is_loop_of(now.device, file), f"the end of /dev/{now.device}")
+    if force and now.pid is not None and _is_nbdfuse(now.pid):
+        os.kill(now.pid, signal.SIGKILL)  # or what still uses the loop device would go on
     _end_nbdfuse(file, now.pid)
     disks.remove_link(places.link(now.name), now.device)
     places.log(now.name).unlink(missing_ok=True)

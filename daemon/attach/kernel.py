@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # the library is loaded only by who talks to the kernel
 HANDSHAKE_S = 10.0
 ARRIVAL_S = 20.0
 END_S = 20.0
+FORCED_S = 3.0
 _DEVICE = re.compile(r"(?:/dev/)?nbd(\d+)")
 
 
@@ -141,15 +142,17 @@ def same_export(address: Address, now: Now, export: Export) -> Now:
     )
 
 
-def detach(kernel: "Kernel", places: Places, now: Now, *, sync: bool) -> None:
-    """Write what is not written yet if `sync`, and end the device. The caller has looked who uses it."""
+def detach(kernel: "Kernel", places: Places, now: Now, *, force: bool) -> None:
+    """Write what is not written yet, and end the device; AttachedInUse or NotWritten if that cannot be.
+    With `force`, what is not written is lost; a device that is in use stays until its users let go of it, and
+    all its I/O fails. The caller has looked who uses it."""
     number = device_number(now.device)
     if number is not None and disks.connected(now.device):
-        if sync:
-            disks.sync(now.device, exclusively=False)
         with disks.Arrival() as arrival:
-            kernel.disconnect(number)
-            if not arrival.wait(lambda: not disks.connected(now.device), END_S):
+            with contextlib.nullcontext() if force else disks.written_out(now.name, now.device):
+                kernel.disconnect(number)
+            gone = arrival.wait(lambda: not disks.connected(now.device), FORCED_S if force else END_S)
+            if not gone and not force:
                 raise KernelRefused(what=f"to end /dev/{now.device}", why="it took too long")
     disks.remove_link(places.link(now.name), now.device)
     places.forget(Now, now.name)

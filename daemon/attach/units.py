@@ -34,6 +34,13 @@ def active(name: str) -> bool:
     return state.strip() in ("active", "activating", "reloading")
 
 
+def shutting_down() -> bool:
+    """Whether systemd is ending everything."""
+    return Path("/run/systemd/system").is_dir() and (
+        _systemctl("is-system-running", timeout_s=QUERY_S).stdout.strip() == "stopping"
+    )
+
+
 def start(name: str) -> None:
     """Have it attached now and at every boot; AttachFailed, in the unit's words, if it does not come up."""
     _systemctl("reset-failed", unit(name), timeout_s=QUERY_S)

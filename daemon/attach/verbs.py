@@ -6,6 +6,7 @@ How it works      Where systemd runs and has the unit, attaching means to rememb
 Errors            errors.py; nothing that an attach that fails had begun is left.
 """
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,8 @@ from polyvol.daemon.attach.errors import (
     NotAttached,
 )
 from polyvol.daemon.attach.records import Now, Places, Wanted
+from polyvol.daemon.attach.users import users_of
 from polyvol.mapping.errors import PolyvolError
-from polyvol.mapping.occupied import use_of
 
 LOOK_S = 5.0
 
@@ -73,27 +74,50 @@ def attach(places: Places, wanted: Wanted) -> tuple[Path, bool]:
     return path_of(places, now), True
 
 
-def detach(places: Places, text: str, *, force: bool) -> str:
-    """Detach what a name, a link or a device stands for, and do not attach it at the next boot; its name."""
+def detach(places: Places, text: str, *, force: bool) -> tuple[str, list[str]]:
+    """Detach what a name, a link or a device stands for, and do not attach it at the next boot; its name, and
+    who still used it (with `force`), a clause each. Without `force`, a device that cannot be ended without
+    losing anything stays as it was: AttachedInUse, NotWritten."""
     _root("detaching")
     name = name_of(places, text)
     now = find(places, name)
+    uses = [] if now is None else users_of(now.device)
     if now is not None and not force:
-        _refuse_used(places, now)
-    if units.available():
-        units.stop(name)
-        now = find(places, name)
-    if now is not None:
-        if now.kind == "fuse":
-            fuse.detach(places, now)
-        else:
-            from polyvol.daemon.attach.netlink import Kernel  # its library takes its time to load
-
-            with Kernel() as channel:
-                kernel.detach(channel, places, now, sync=not force)
+        _refuse_used(places, now, uses)
+        with disks.written_out(name, now.device):
+            pass  # an error is told once, so it has to be us who is told
+    try:
+        _end(places, name, force=force)
+    except PolyvolError:
+        if units.available():  # it is looked after again
+            with contextlib.suppress(PolyvolError):
+                units.start(name)
+        raise
     places.forget(Wanted, name)
     places.forget(Now, name)
-    return name
+    return name, uses
+
+
+def _end(places: Places, name: str, *, force: bool) -> None:
+    """End a device, by its unit if it has one."""
+    looked_after = units.available() and units.active(name)
+    if units.available():
+        units.stop(name)
+    now = find(places, name)
+    if now is None:
+        return
+    if not force:
+        _refuse_used(places, now, users_of(now.device))  # by now it may be used
+        if looked_after:
+            use = f"not ended by its unit, and `journalctl -u {units.unit(name)}` says why"
+            raise AttachedInUse(name=name, device=f"/dev/{now.device}", use=use)
+    if now.kind == "fuse":
+        fuse.detach(places, now, force=force)
+        return
+    from polyvol.daemon.attach.netlink import Kernel  # its library takes its time to load
+
+    with Kernel() as channel:
+        kernel.detach(channel, places, now, force=force)
 
 
 def list_all(places: Places) -> list[AttachedView]:
@@ -114,19 +138,16 @@ def name_of(places: Places, text: str) -> str:
     raise NotAttached(name=text)
 
 
-def _refuse_used(places: Places, now: Now) -> None:
-    """AttachedInUse if a device cannot be ended without losing anything; else all of it is written."""
-    use = use_of(now.device)
+def _refuse_used(places: Places, now: Now, uses: list[str]) -> None:
+    """AttachedInUse if a device cannot be ended without losing anything."""
     wanted = places.wanted(now.name)
-    if use is None and wanted is not None and now.kind == "nbd":
+    if not uses and wanted is not None and now.kind == "nbd":
         try:
             handshake.look(parse_uri(wanted.uri, wanted.name), LOOK_S)
         except PolyvolError:
-            use = "without its daemon, and so cannot write what is not written yet"
-    if use is None and not disks.sync(now.device, exclusively=True):
-        use = "in use"
-    if use is not None:
-        raise AttachedInUse(name=now.name, device=f"/dev/{now.device}", use=use)
+            uses = ["without its daemon, and so cannot write what is not written yet"]
+    if uses:
+        raise AttachedInUse(name=now.name, device=f"/dev/{now.device}", use=" and ".join(uses))
 
 
 def _attach_once(places: Places, wanted: Wanted) -> Path:
@@ -152,7 +173,7 @@ def _view(places: Places, name: str) -> AttachedView:
         connections=None if wanted is None else wanted.connections,
         uri=None if wanted is None else wanted.uri,
         boot=wanted is not None,
-        use=None if now is None else use_of(now.device),
+        use=None if now is None else " and ".join(users_of(now.device, patience_s=0)) or None,
     )
 
 

@@ -6,32 +6,37 @@ How it works      Attaches, or takes over what an earlier process has attached, 
                   is time to look whether the export has grown. With nbdfuse there is nothing to be mended: it
                   waits for nbdfuse's end.
 Invariants        A1 a device that somebody uses is never ended here: it stays, as the kernel has it, for the
-                  next process to take over.
+                  next process to take over. When the host shuts down, it is unmounted first, and its use as
+                  swap is ended.
 Errors            Those of the first attach, once START_S have passed for a server that does not answer. Later
                   ones are logged, once each, and tried again.
 """
 
 import contextlib
+import functools
 import logging
 import selectors
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from polyvol.daemon.attach import disks, fuse, kernel
+from polyvol.daemon.attach import disks, fuse, kernel, units
 from polyvol.daemon.attach.disks import path_of
-from polyvol.daemon.attach.errors import ProgramFailed, ServerUnreachable
+from polyvol.daemon.attach.errors import AttachedInUse, ProgramFailed, ServerUnreachable
 from polyvol.daemon.attach.netlink import Kernel, Notices
 from polyvol.daemon.attach.records import Now, Places, Wanted
+from polyvol.daemon.attach.users import release, users_of
 from polyvol.daemon.notify import notify
 from polyvol.mapping.errors import PolyvolError
-from polyvol.mapping.occupied import use_of
 
 START_S = 60.0
 """How long the first attach waits for a server that does not answer, as at boot."""
 LOOK_S = 10.0
+SHUTDOWN_S = 40.0
+"""How long the users of a device have while the host shuts down; less than the unit's TimeoutStopSec."""
+SHUTDOWN_LOOK_S = 0.5
 RETRY_FIRST_S = 0.05
 RETRY_MAX_S = 2.0
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -181,13 +186,15 @@ class _Watch:
 
     def _end(self, now: Now, *, daemon_answers: bool) -> None:
         """Detach it, unless somebody uses it (A1). Without its daemon nothing can be written any more: to
-        try would wait for it."""
-        use = use_of(now.device)
-        if use is not None or (daemon_answers and not disks.sync(now.device, exclusively=True)):
-            said = (now.name, now.device, use or "in use")
-            _log.warning("%s stays attached as /dev/%s, which is %s", *said, extra=self._fields())
+        try would wait for it. What nobody uses has nothing that is not written: the kernel writes it when the
+        last one closes the device."""
+        force = not daemon_answers
+        detach = functools.partial(kernel.detach, self._kernel, self._places, now, force=force)
+        error = _end(now, detach, daemon_answers=daemon_answers)
+        if error is not None:
+            said = (now.name, now.device, error)
+            _log.warning("%s stays attached as /dev/%s: %s", *said, extra=self._fields())
             return
-        kernel.detach(self._kernel, self._places, now, sync=daemon_answers)
         _log.info("%s (/dev/%s) was detached", now.name, now.device, extra=self._fields())
 
     def _complain(self, error: PolyvolError) -> None:
@@ -212,11 +219,31 @@ def fields(name: str) -> dict[str, str]:
     return {"VOLUME": volume, "SNAPSHOT": snapshot} if snapshot else {"VOLUME": volume}
 
 
+def _end(now: Now, detach: Callable[[], None], *, daemon_answers: bool = True) -> PolyvolError | None:
+    """Detach a device that nobody uses (A1); else, or if it cannot be, why not."""
+    uses = users_of(now.device)
+    # While the host shuts down, systemd unmounts what was mounted by hand only when all services have ended,
+    # and so the daemon: here is the last moment at which it can be written.
+    deadline = time.monotonic() + SHUTDOWN_S
+    while uses and daemon_answers and time.monotonic() < deadline and units.shutting_down():
+        release(now.device)
+        uses = users_of(now.device)
+        if uses:
+            time.sleep(SHUTDOWN_LOOK_S)  # its own users are being ended beside us
+    try:
+        if uses:
+            raise AttachedInUse(name=now.name, device=f"/dev/{now.device}", use=" and ".join(uses))
+        detach()
+    except PolyvolError as error:
+        return error
+    return None
+
+
 def _watch_fuse(places: Places, wanted: Wanted, waker: _Waker) -> None:
     """One loop device over nbdfuse."""
     now = fuse.find(places, wanted.name)
     if now is not None and not fuse.alive(now):
-        fuse.detach(places, now)
+        fuse.detach(places, now, force=True)
         now = None
     if now is None:
         now = fuse.attach(places, wanted)[0]
@@ -224,15 +251,13 @@ def _watch_fuse(places: Places, wanted: Wanted, waker: _Waker) -> None:
     notify("READY=1", f"STATUS=attached as /dev/{now.device}")
     while fuse.alive(now):
         if _ending(waker.wait(1.0)):
-            use = use_of(now.device)
-            if use is None:
-                fuse.detach(places, now)
-            else:
-                said = (now.name, now.device, use)
-                _log.warning("%s stays attached as /dev/%s, which is %s", *said, extra=fields(now.name))
+            error = _end(now, functools.partial(fuse.detach, places, now, force=False))
+            if error is not None:
+                said = (now.name, now.device, error)
+                _log.warning("%s stays attached as /dev/%s: %s", *said, extra=fields(now.name))
             return
     if fuse.find(places, wanted.name) is not None:
-        fuse.detach(places, now)
+        fuse.detach(places, now, force=True)
         raise ProgramFailed(program="nbdfuse", why="it has ended, and the device with it")
 
 

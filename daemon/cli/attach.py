@@ -126,7 +126,9 @@ def detach(name: str, force: bool) -> None:
     """End a block device that `polyvol attach` has made; it does not come back at the next boot."""
     from polyvol.daemon.attach import verbs
 
-    click.echo(f"{verbs.detach(Places.default(), name, force=force)} detached")
+    ended, uses = verbs.detach(Places.default(), name, force=force)
+    was = f" by force; it was {' and '.join(uses)}: what was not written is lost, and its I/O fails"
+    click.echo(f"{ended} detached{was if uses else ''}")
 
 
 def _list(as_json: bool) -> None:

@@ -12,6 +12,7 @@ from polyvol.daemon.cli.common import Group, json_option, state_dir_option
 from polyvol.daemon.cli.device import device
 from polyvol.daemon.cli.diff import diff
 from polyvol.daemon.cli.group import group
+from polyvol.daemon.cli.in_use import in_use
 from polyvol.daemon.cli.output import listed, print_facts, print_json, print_table
 from polyvol.daemon.cli.restore import restore
 from polyvol.daemon.cli.schedule import schedule
@@ -58,6 +59,8 @@ def status(as_json: bool, state_dir: Path) -> None:
             for each in shown["devices"]
         ],
     )
+    for note in shown["notes"]:
+        click.echo(f"\nnote: {note}")
     if shown["events"]:
         click.echo()
         latest = shown["events"][-_EVENTS_SHOWN:]
@@ -74,6 +77,7 @@ cli.add_command(group)
 cli.add_command(schedule)
 cli.add_command(attach)
 cli.add_command(detach)
+cli.add_command(in_use)
 cli.add_command(scrub)
 cli.add_command(check)
 cli.add_command(backup)

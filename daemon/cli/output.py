@@ -42,6 +42,11 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
+def in_future(moment: str, future: bool) -> str:
+    """A moment; marked if it lies in the future of the clock."""
+    return f"{moment} (in the future)" if future else moment
+
+
 def listed(names: Sequence[object]) -> str:
     """Names with commas between them; '-' for none."""
     return ", ".join(str(name) for name in names) or "-"

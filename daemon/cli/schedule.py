@@ -8,7 +8,7 @@ import click
 from polyvol.daemon.cli.client import Client, Json
 from polyvol.daemon.cli.common import Group, json_option, state_dir_option
 from polyvol.daemon.cli.hooks import DURATION, hook_options, hook_text, hooks_from
-from polyvol.daemon.cli.output import counted, listed, print_facts, print_json, print_table
+from polyvol.daemon.cli.output import counted, in_future, listed, print_facts, print_json, print_table
 from polyvol.snapshot.retention import Keep, parse_keep
 
 
@@ -93,7 +93,7 @@ def list_schedules(as_json: bool, state_dir: Path) -> None:
         print_json(schedules)
         return
     print_table(
-        ("NAME", "OF", "WHEN", "KEEP", "NEXT", "SNAPSHOTS", "ERROR"),
+        ("NAME", "OF", "WHEN", "KEEP", "NEXT", "SNAPSHOTS", "ERROR", "NOTE"),
         [
             (
                 each["name"],
@@ -103,6 +103,7 @@ def list_schedules(as_json: bool, state_dir: Path) -> None:
                 each["next"] or "paused",
                 each["count"],
                 each["error"] or "-",
+                each["note"] or "-",
             )
             for each in schedules
         ],
@@ -129,6 +130,7 @@ def show(name: str, as_json: bool, state_dir: Path) -> None:
             ("next", shown["next"] or "paused"),
             ("done until", shown["last"]),
             ("error", shown["error"]),
+            ("note", shown["note"]),
             ("hooks", hook_text(shown["hooks"])),
             ("created", shown["created"]),
         ]
@@ -183,7 +185,12 @@ def _print_kept(snapshots: list[dict[str, Any]]) -> None:
     print_table(
         ("INSTANT", "SNAPSHOT", "KEPT BY", "HELD"),
         [
-            (each["instant"], each["snapshot"] or "-", listed(each["kept_by"]), listed(each["holds"]))
+            (
+                in_future(each["instant"], each["future"]),
+                each["snapshot"] or "-",
+                listed(each["kept_by"]),
+                listed(each["holds"]),
+            )
             for each in snapshots
         ],
     )

@@ -7,7 +7,7 @@ import click
 from polyvol.daemon.cli.client import Client, Json
 from polyvol.daemon.cli.common import Group, json_option, snapshot_parts, state_dir_option
 from polyvol.daemon.cli.deletions import delete_many, is_pattern
-from polyvol.daemon.cli.output import listed, print_facts, print_json, print_table
+from polyvol.daemon.cli.output import in_future, listed, print_facts, print_json, print_table
 from polyvol.daemon.cli.snapshot_group import create_of_group, list_of_group, print_of_group
 from polyvol.daemon.sizes import format_ns, format_size
 
@@ -20,6 +20,7 @@ def snapshot() -> None:
 @snapshot.command()
 @click.argument("volumes", nargs=-1, required=True, metavar="VOLUME...|@GROUP")
 @click.option("--name", metavar="NAME", help="The same in each volume [the time, UTC].")
+@click.option("--prefix", metavar="PREFIX", help="What the name begins with, if the time makes it.")
 @click.option("--log-device", metavar="DEVICE", help="Where what is written from now on goes.")
 @click.option("--scheduled", is_flag=True, help="Made by a schedule: may be dropped when space runs out.")
 @json_option
@@ -27,13 +28,16 @@ def snapshot() -> None:
 def create(
     volumes: tuple[str, ...],
     name: str | None,
+    prefix: str | None,
     log_device: str | None,
     scheduled: bool,
     as_json: bool,
     state_dir: Path,
 ) -> None:
     """Take one snapshot of each volume, or of each of a group, all at one instant, and export it."""
-    body: Json = {"name": name, "log_device": log_device, "scheduled": scheduled}
+    if name is not None and prefix is not None:
+        raise click.UsageError("give --name, or --prefix")
+    body: Json = {"name": name, "prefix": prefix, "log_device": log_device, "scheduled": scheduled}
     if any(volume.startswith("@") for volume in volumes):
         if len(volumes) > 1:
             raise click.UsageError("name volumes, or one group")
@@ -66,7 +70,7 @@ def list_snapshots(volume: str | None, as_json: bool, state_dir: Path) -> None:
         [
             (
                 each["export"],
-                each["created"],
+                in_future(each["created"], each["future"]),
                 each["epoch"],
                 each["schedule"] or each["origin"],
                 listed(each["holds"]),
@@ -102,7 +106,7 @@ def show(name: str, partitions: bool, as_json: bool, state_dir: Path) -> None:
             ("snapshot", shown["export"]),
             ("uuid", shown["uuid"]),
             ("cut", shown["cut"]),
-            ("created", shown["created"]),
+            ("created", in_future(shown["created"], shown["future"])),
             ("epoch", shown["epoch"]),
             ("size", format_size(shown["size"])),
             ("made by", shown["schedule"] or shown["origin"]),

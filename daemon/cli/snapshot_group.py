@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from polyvol.daemon.cli.client import Client, Json
-from polyvol.daemon.cli.output import listed, print_facts, print_json, print_table
+from polyvol.daemon.cli.output import in_future, listed, print_facts, print_json, print_table
 from polyvol.daemon.sizes import format_ns, format_size
 
 
@@ -32,7 +32,7 @@ def list_of_group(client: Client, group: str, as_json: bool) -> None:
         [
             (
                 each["export"],
-                each["created"],
+                in_future(each["created"], each["future"]),
                 each["schedule"] or each["origin"],
                 listed(each["holds"]),
                 format_ns(each["stall_ns"]),
@@ -52,7 +52,7 @@ def print_of_group(shown: dict[str, Any], as_json: bool) -> None:
         [
             ("snapshot", shown["export"]),
             ("cut", shown["cut"]),
-            ("created", shown["created"]),
+            ("created", in_future(shown["created"], shown["future"])),
             ("made by", shown["schedule"] or shown["origin"]),
             ("held by", listed(shown["holds"]) if shown["holds"] else None),
             ("consistency", f"{shown['consistency']}-consistent"),

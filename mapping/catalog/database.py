@@ -16,7 +16,7 @@ Errors            CatalogVersion, CatalogDamaged, CatalogMissing, CatalogOlder, 
 
 import sqlite3
 import threading
-import time
+
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -133,7 +133,7 @@ class Database:
             connection.executescript(f"BEGIN IMMEDIATE;\n{script}\nPRAGMA user_version = {version};")
             connection.execute(
                 "INSERT OR IGNORE INTO catalog (id, uuid, created_ns) VALUES (1, ?, ?)",
-                (str(uuid4()), time.time_ns()),
+                (str(uuid4()), wall_ns()),
             )
             if version >= sums.FIRST_VERSION:
                 connection.execute("UPDATE catalog SET commits = max(commits, 1)")

@@ -7,11 +7,11 @@ Durability        When a verb returns, its change survives power loss.
 """
 
 import sqlite3
-import time
 from collections.abc import Iterable
 from uuid import UUID, uuid4
 
 from polyvol.mapping.catalog.database import Database
+from polyvol.mapping.clock import wall_ns
 from polyvol.mapping.group import Group, GroupSnapshot
 
 
@@ -47,7 +47,7 @@ class Groups:
         with self._database.transaction() as connection:
             identity = connection.execute(
                 "INSERT INTO volume_group (uuid, name, created_ns) VALUES (?, ?, ?)",
-                (str(uuid4()), name, time.time_ns()),
+                (str(uuid4()), name, wall_ns()),
             ).lastrowid
             connection.executemany(
                 "INSERT INTO volume_group_member (volume_group, volume) VALUES (?, ?)",

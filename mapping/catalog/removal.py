@@ -10,12 +10,12 @@ Durability        When a verb returns, its change survives power loss.
 """
 
 import sqlite3
-import time
 from collections.abc import Iterable, Sequence
 from uuid import UUID
 
 from polyvol.mapping.catalog.database import Database
 from polyvol.mapping.catalog.restores import delete_restore, insert_restore
+from polyvol.mapping.clock import wall_ns
 from polyvol.mapping.records import DroppedSnapshot, RestoreMark, SnapshotRecord, Volume
 
 DROPPED_MAX = 20
@@ -57,7 +57,7 @@ class Removal:
                 connection.execute("DELETE FROM group_snapshot WHERE cut = ?", (str(snapshot.cut),))
                 identity = connection.execute(
                     "INSERT INTO snapshot_dropped (volume, name, instant_ns, dropped_ns) VALUES (?, ?, ?, ?)",
-                    (snapshot.volume, snapshot.name, snapshot.instant_ns, time.time_ns()),
+                    (snapshot.volume, snapshot.name, snapshot.instant_ns, wall_ns()),
                 ).lastrowid
                 assert identity is not None
                 remembered.append(identity)

@@ -9,9 +9,9 @@ Durability        When a verb returns, its change survives power loss.
 
 import json
 import sqlite3
-import time
 
 from polyvol.mapping.catalog.database import Database
+from polyvol.mapping.clock import wall_ns
 from polyvol.mapping.group import Hooks, Schedule
 
 
@@ -62,7 +62,7 @@ class Schedules:
         """Pause a schedule, or resume it as of `last_ns`: what was due meanwhile is not made up."""
         with self._database.transaction() as connection:
             connection.execute(
-                "UPDATE schedule SET paused = ?, last_ns = max(last_ns, ?) WHERE id = ?",
+                "UPDATE schedule SET paused = ?, last_ns = ? WHERE id = ?",
                 (paused, last_ns, schedule),
             )
 
@@ -124,7 +124,7 @@ def new_schedule(
     now_ns: int | None = None,
 ) -> Schedule:
     """A schedule that begins now, for the catalog to record."""
-    now = time.time_ns() if now_ns is None else now_ns
+    now = wall_ns() if now_ns is None else now_ns
     return Schedule(0, name, volume, group, every_s, cron, keep, prefix, False, now, None, now)
 
 

@@ -58,6 +58,18 @@ class Settings:
         with self._database.transaction() as connection:
             connection.execute("DELETE FROM setting WHERE name = ?", (f"short {device}",))
 
+    def in_future(self, now_ns: int) -> dict[str, int]:
+        """How much there is whose time is later than now (ns since 1970), by what it is; those that are none
+        are not in it."""
+        rows = self._database.rows(
+            "SELECT 'snapshot' AS what, count(*) AS number FROM snapshot WHERE NOT kept AND instant_ns > ?1"
+            " UNION ALL SELECT 'volume', count(*) FROM volume WHERE NOT kept AND created_ns > ?1"
+            " UNION ALL SELECT 'scrub', count(*) FROM scrub WHERE ended_ns > ?1"
+            " UNION ALL SELECT 'schedule', count(*) FROM schedule WHERE last_ns > ?1",
+            now_ns,
+        )
+        return {row["what"]: row["number"] for row in rows if row["number"]}
+
     def last_scrub(self, volume: int) -> tuple[int, str] | None:
         """When the last scrub of a volume ended (ns since 1970), and its result as JSON; None if there was
         none."""

@@ -10,7 +10,6 @@ Durability        When a verb returns, its change survives power loss.
 """
 
 import sqlite3
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -25,6 +24,7 @@ from polyvol.mapping.catalog.restores import Restores, delete_restore
 from polyvol.mapping.catalog.rollbacks import Rollbacks, insert_rollbacks
 from polyvol.mapping.catalog.schedules import Schedules
 from polyvol.mapping.catalog.settings import Settings
+from polyvol.mapping.clock import wall_ns
 from polyvol.mapping.device import Device, DeviceState
 from polyvol.mapping.errors import TooManyLogs
 from polyvol.mapping.extent import Extent
@@ -186,7 +186,7 @@ class Catalog:
 
     def create_volume(self, plan: VolumePlan) -> Volume:
         """Record a plan: the volume is 'creating', its new devices are 'adding'."""
-        now = time.time_ns()
+        now = wall_ns()
         with self._database.transaction() as connection:
             volume = connection.execute(
                 "INSERT INTO volume"

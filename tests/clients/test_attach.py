@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -86,6 +87,69 @@ def test_a_volume_and_its_snapshot_are_attached_listed_and_detached(host: Host) 
     assert [path for path in host.root.rglob("*") if not path.is_dir()] == []
     assert daemon.volume("v")["connections"] == 0
     assert "not attached" in host.refused("detach", "v")
+
+
+def test_a_device_that_somebody_uses_in_any_way_is_not_detached(host: Host) -> None:
+    path = Path(host.ok("attach", "v", "--fuse").strip())
+    log = host.daemon.directory / "user.log"
+    try:
+        check("mkfs.ext4", "-q", path)
+        with Background("sh", "-c", "exec sleep 60 <$0", path, log=log):
+            wait_until(lambda: host.listed()["v"]["use"] is not None, "the program's opening it")
+            assert "is open by process" in host.refused("detach", "v")
+            used = run(BIN / "polyvol", "in-use", env=host.env)
+            assert used.rc == 1
+            assert re.search(r"v \(/dev/loop\d+\) is open by process \d+ \(sleep\)", used.out)
+        other = check("losetup", "--find", "--show", path.resolve()).strip()
+        assert f"is under {other}" in host.refused("detach", "v")
+        check("losetup", "--detach", other)
+        elsewhere = host.daemon.directory / "elsewhere"
+        elsewhere.mkdir()
+        script = 'mount "$0" "$1" && exec sleep 60'
+        with Background("unshare", "--mount", "sh", "-c", script, path.resolve(), elsewhere, log=log):
+            wait_until(lambda: "mounted at" in str(host.listed()["v"]["use"]), "the mount")
+            assert not fuse.mounted(elsewhere)
+            said = host.refused("detach", "v")
+            assert f"is mounted at {elsewhere} in the mount namespace of process" in said
+        wait_until(lambda: host.listed()["v"]["use"] is None, "the end of that")
+        assert host.ok("detach", "v") == "v detached\n"
+    finally:
+        run(BIN / "polyvol", "detach", "v", "--force", env=host.env)
+
+
+def test_what_can_not_be_written_any_more_is_said_and_not_dropped(host: Host) -> None:
+    path = Path(host.ok("attach", "v", "--fuse").strip())
+    try:
+        host.daemon.kill()
+        # Into the page cache; the kernel writes it when the last one closes the device, and cannot.
+        run("dd", "if=/dev/zero", f"of={path}", "bs=4k", "count=1", "conv=notrunc")
+        said = host.refused("detach", "v")
+        assert "what hosts have written to v" in said
+        assert "Input/output error" in said
+        assert host.listed()["v"]["state"] == "attached"
+    finally:
+        forced = run(BIN / "polyvol", "detach", "v", "--force", env=host.env)
+    assert (forced.rc, forced.out) == (0, "v detached\n")
+    assert host.listed() == {}
+    host.daemon.start()
+
+
+def test_after_a_detach_by_force_writes_fail(host: Host) -> None:
+    path = Path(host.ok("attach", "v", "--fuse").strip()).resolve()
+    try:
+        check("mkfs.ext4", "-q", path)
+        with fuse.mount(path, host.daemon.directory) as mounted:
+            (mounted / "file").write_text("kept")
+            check("sync", "-f", mounted)
+            said = host.ok("detach", "v", "--force")
+            assert f"v detached by force; it was mounted at {mounted}" in said
+            assert "what was not written is lost" in said
+            wait_until(lambda: host.daemon.volume("v")["connections"] == 0, "the end of its connections")
+            late = run("dd", "if=/dev/zero", f"of={mounted}/late", "bs=64k", "count=1", "conv=fsync")
+            assert late.rc != 0
+        assert host.listed() == {}
+    finally:
+        run(BIN / "polyvol", "detach", "v", "--force", env=host.env)
 
 
 def test_the_watch_takes_over_detaches_when_told_and_ends_with_nbdfuse(host: Host) -> None:

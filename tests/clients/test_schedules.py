@@ -2,6 +2,7 @@
 frozen for a cut."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from tests.support import fuse, nbd
 from tests.support.daemon import Daemon
 from tests.support.proc import check, wait_until
 
+HOUR_NS = 3600 * 1_000_000_000
+FAKETIME = "/usr/$LIB/faketime/libfaketimeMT.so.1"  # $LIB is for the loader
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts" / "hooks"
 
 
@@ -58,3 +61,42 @@ def test_a_frozen_file_system_needs_no_recovery(daemon: Daemon, tmp_path: Path) 
         assert ("needs_recovery" not in check("dumpe2fs", "-h", image)) == clean
         if clean:
             check("e2fsck", "-fn", image)
+
+
+@pytest.mark.slow
+def test_a_clock_that_was_ahead_displaces_no_later_snapshot(make_daemon: Callable[..., Daemon]) -> None:
+    """By libfaketime, for the daemon and its engine; the steady clock stays as it is."""
+    daemon = make_daemon()
+    daemon.stop()
+    ahead = daemon.directory / "ahead"
+
+    def set_clock(offset: str) -> None:
+        new = ahead.with_suffix(".new")
+        new.write_text(f"{offset}\n")
+        new.rename(ahead)
+
+    def there() -> list[bool]:
+        """Of each snapshot, whether it was taken while the clock was ahead."""
+        now = time.time_ns()
+        return [each["created_ns"] > now + HOUR_NS for each in daemon.json("snapshot", "list", "v")]
+
+    set_clock("+0")
+    daemon.environment = {
+        "LD_PRELOAD": FAKETIME,
+        "FAKETIME_TIMESTAMP_FILE": str(ahead),
+        "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
+    daemon.start()
+    daemon.ok("volume", "create", "v", "--size", "8M")
+    daemon.ok("schedule", "add", "v", "--every", "1s", "--keep", "last=2")
+    wait_until(lambda: there() == [False, False], "two snapshots", 30)
+    set_clock("+1d")
+    wait_until(lambda: there() == [True, True], "two of tomorrow", 30)
+    daemon.ok("schedule", "pause", "v-auto")
+    set_clock("+0")
+    assert [each["future"] for each in daemon.json("snapshot", "list", "v")] == [True, True]
+    daemon.ok("schedule", "resume", "v-auto")
+    wait_until(lambda: there() == [False, False], "two of today", 30)
+    said = [each["text"] for each in daemon.json("status")["events"] if "the clock was set" in each["text"]]
+    assert ["forward" in said[0], "back" in said[1]] == [True, True]

@@ -113,6 +113,14 @@ def test_what_is_mounted_is_not_detached(machine: Machine) -> None:
     assert "attached already" in machine.ok("! polyvol attach data 2>&1")
     assert "no such export" in machine.ok("! polyvol attach nothing 2>&1")
     assert machine.ok("ls /etc/polyvol/attached") == "data.json"
+    machine.ok("polyvol attach data@then")
+    opened = machine.ok("sleep 60 </dev/polyvol/data@then & ! polyvol detach data@then 2>&1; kill $!")
+    assert re.search(r"is open by process \d+ \(sleep\)", opened)
+    machine.ok("systemctl is-active -q polyvol-attach@data@then; polyvol detach data@then")
+    machine.ok("polyvol volume create swap --size 32M; polyvol attach swap; mkswap /dev/polyvol/swap")
+    machine.ok("swapon /dev/polyvol/swap")
+    assert "is used as swap" in machine.ok("! polyvol detach swap 2>&1")
+    assert "is mounted at /mnt/data" in machine.ok("! polyvol in-use 2>&1")
     machine.ok("systemctl stop polyvol-attach@data; [ -e /sys/block/nbd0/pid ]; ls /mnt/data")
     machine.ok("systemctl start polyvol-attach@data")
 
@@ -160,6 +168,11 @@ def test_after_a_reboot_fstab_has_mounted_it(machine: Machine) -> None:
         "echo '/dev/polyvol/data@then /mnt/then ext4 _netdev,ro,noload 0 0' >>/etc/fstab"
     )
     machine.ok("systemctl daemon-reload; systemctl start mnt-data.mount; echo more >>/mnt/data/hello")
+    # By hand, without _netdev: nothing orders its end, so the attached device's has to wait for it.
+    machine.ok("polyvol volume create byhand --size 64M; polyvol attach byhand; mkdir /mnt/byhand")
+    machine.ok("mkfs.ext4 -q /dev/polyvol/byhand; mount /dev/polyvol/byhand /mnt/byhand; swapon --show=NAME")
+    machine.ok("dd if=/dev/urandom of=/mnt/byhand/file bs=1M count=20 status=none")
+    written = machine.ok("sha256sum </mnt/byhand/file")
     machine.reboot()
     wait_for(machine, "systemctl is-active -q mnt-data.mount mnt-then.mount", 90)
     assert machine.ok("cat /mnt/data/hello; ls -d /mnt/then/etc").split() == [
@@ -171,6 +184,12 @@ def test_after_a_reboot_fstab_has_mounted_it(machine: Machine) -> None:
     assert "I/O error" not in said, "the filesystem was not unmounted before its device went"
     assert "ordering cycle" not in machine.ok("journalctl -b -o cat --no-pager")
     machine.ok("sed -i /polyvol/d /etc/fstab; systemctl daemon-reload; umount /mnt/data /mnt/then")
+    wait_for(machine, "[ -e /dev/polyvol/byhand -a -e /dev/polyvol/swap ]")
+    assert "needs_recovery" not in machine.ok("dumpe2fs -h /dev/polyvol/byhand 2>&1")
+    machine.ok("mount /dev/polyvol/byhand /mnt/byhand")
+    assert machine.ok("sha256sum </mnt/byhand/file") == written
+    machine.ok("umount /mnt/byhand; polyvol detach byhand; polyvol detach swap")
+    machine.ok("polyvol volume delete byhand --yes; polyvol volume delete swap --yes")
     machine.ok("polyvol detach data; polyvol detach /dev/polyvol/data@then")
     assert json.loads(machine.ok("polyvol attach --list --json")) == []
     machine.ok("! ls /dev/polyvol /etc/polyvol/attached /run/polyvol/attached 2>/dev/null | grep data")
@@ -314,11 +333,37 @@ def test_an_upgrade_restarts_the_service_and_keeps_everything(machine: Machine) 
     assert {volume["state"] for volume in states} == {"serving"}
 
 
-def test_removing_keeps_the_volumes_and_purging_leaves_nothing(machine: Machine) -> None:
+def test_a_package_in_use_is_not_removed(machine: Machine) -> None:
+    machine.ok("polyvol attach data; mount /dev/polyvol/data /mnt/data")
+    for verb in ("dpkg --remove", "apt-get -y remove", "apt-get -y purge"):
+        said = machine.ok(f"! {verb} polyvol 2>&1", 90)
+        assert "data (/dev/nbd0) is mounted at /mnt/data; end that, then `polyvol detach data`" in said
+    machine.ok("systemctl is-active -q polyvold polyvol-attach@data; echo on >>/mnt/data/hello; sync")
+    machine.ok("umount /mnt/data")
+    attach_by_hand(machine, "small", "/dev/nbd5", connections=2)
+    assert "2 NBD connections are open to small" in machine.ok("! dpkg --remove polyvol 2>&1", 90)
+    machine.ok("nbd-client -d /dev/nbd5")
+    wait_for(machine, "! [ -e /sys/block/nbd5/pid ]")
+
+
+def test_force_ends_a_device_and_later_writes_fail(machine: Machine) -> None:
+    machine.ok("mount /dev/polyvol/data /mnt/data; echo lost >/mnt/data/lost")
+    assert "it was mounted at /mnt/data" in machine.ok("polyvol detach data --force")
+    machine.ok("! dd if=/dev/zero of=/mnt/data/more bs=1M count=1 conv=fsync 2>&1")
+    machine.ok("umount /mnt/data || true; umount -l /mnt/data || true")
+    wait_for(machine, "! [ -e /sys/block/nbd0/pid ]")
+
+
+def test_removing_keeps_the_volumes_and_purging_asks(machine: Machine) -> None:
     machine.ok("dpkg --remove polyvol", 90)
     machine.ok("[ -e /var/lib/polyvol/catalog.db -a ! -e /opt/polyvol -a ! -e /usr/bin/polyvol ]")
     assert machine.ok("pgrep -x polyvold || true") == ""
-    machine.ok("dpkg --purge polyvol", 90)
+    kept = machine.ok("DEBIAN_FRONTEND=noninteractive dpkg --purge polyvol 2>&1", 90)
+    assert "the volumes in /var/lib/polyvol are kept" in kept
+    machine.ok("[ -e /var/lib/polyvol/catalog.db ]; mount -o ro /dev/vdb /payload || true")
+    machine.ok("dpkg -i /payload/polyvol.deb; systemctl start polyvold; polyvol volume show data", 120)
+    machine.ok("echo 'polyvol polyvol/delete-volumes boolean true' | debconf-set-selections")
+    machine.ok("DEBIAN_FRONTEND=noninteractive dpkg --purge polyvol", 90)
     left = machine.ok(
         "find / -xdev -name '*polyvol*' -not -path '/proc/*' -not -path '/var/log/*' -not -path '/tmp/*'"
         " -not -name 'polyvol-agent*' -not -name 'polyvol.agent'; getent passwd polyvol || true"

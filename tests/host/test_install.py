@@ -41,7 +41,9 @@ grep -qx 'processors = 2' /etc/polyvol/polyvold.toml
 scripts/uninstall
 [ ! -e /opt/polyvol ] && [ ! -e /usr/local/bin/polyvol ] && [ -e /var/lib/polyvol/kept ]
 scripts/uninstall --purge
-[ ! -e /var/lib/polyvol ] && [ ! -e /etc/polyvol ]
+[ ! -e /etc/polyvol ] && [ -e /var/lib/polyvol/kept ]
+scripts/uninstall --purge --delete-volumes
+[ ! -e /var/lib/polyvol ]
 ! getent passwd polyvol
 find /etc /opt /usr/local -name '*polyvol*'
 echo all done

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from polyvol.daemon.scrub import WEEK_NS, Scrubs
+from polyvol.mapping.clock import steady_ns
 from tests.unit.conftest import Daemon
 
 if TYPE_CHECKING:
@@ -113,19 +114,21 @@ def test_a_stop_of_the_daemon_ends_a_scrub(volume: Daemon) -> None:
 
 
 def test_weekly_scrubs_are_due_a_week_after_the_last(volume: Daemon) -> None:
-    now = time.time_ns()
-    assert scrubs(volume).due(now + 2 * WEEK_NS) is None, "off"
+    def due(later_ns: int) -> str | None:
+        volume.service._context.steady = lambda: steady_ns() + later_ns
+        found = scrubs(volume).due()
+        return None if found is None else found.name
+
+    assert due(2 * WEEK_NS) is None, "off"
     assert volume.ok("scrub", "--weekly", "on") == "weekly scrubs are on\n"
     volume.restart()
-    assert scrubs(volume).due(now) is None
-    due = scrubs(volume).due(now + WEEK_NS)
-    assert due is not None
-    assert due.name == "v"
+    assert due(0) is None
+    assert due(WEEK_NS) == "v"
     volume.ok("scrub", "v")
-    assert scrubs(volume).due(now + WEEK_NS) is None
-    assert scrubs(volume).due(time.time_ns() + WEEK_NS) is not None
+    assert due(WEEK_NS - 60_000_000_000) is None
+    assert due(2 * WEEK_NS) == "v"
     assert json.loads(volume.ok("scrub", "--weekly", "off", "--json")) == {"weekly": False}
-    assert scrubs(volume).due(now + 9 * WEEK_NS) is None
+    assert due(9 * WEEK_NS) is None
 
 
 def test_a_missed_scrub_is_made_up_for_after_a_start(volume: Daemon) -> None:
