@@ -48,10 +48,14 @@ pub enum Bug {
     YoungTooLong,
     /// A rollback is forgotten that no checkpoint covers.
     EarlyForget,
+    /// A manifest is not changed after it was made.
+    NoManifest,
+    /// What is missing or damaged in a journal ends it.
+    QuietEnd,
 }
 
 /// Every one of them.
-pub const ALL: [Bug; 21] = [
+pub const ALL: [Bug; 23] = [
     Bug::NoDeviceSync,
     Bug::MarkTooFar,
     Bug::EarlyReuse,
@@ -73,6 +77,8 @@ pub const ALL: [Bug; 21] = [
     Bug::YoungForEver,
     Bug::YoungTooLong,
     Bug::EarlyForget,
+    Bug::NoManifest,
+    Bug::QuietEnd,
 ];
 
 #[cfg(feature = "simulator")]

@@ -52,6 +52,14 @@ impl Memory {
         Memory((0..length).map(|_| UnsafeCell::new(0)).collect())
     }
 
+    /// What is written to the file is seen in the mapping, as far as that goes.
+    fn store(&self, offset: usize, bytes: &[u8]) {
+        for (cell, byte) in self.0.iter().skip(offset).zip(bytes) {
+            // SAFETY: one thread, and no slice of a mapping is alive while the disk does something.
+            unsafe { *cell.get() = *byte };
+        }
+    }
+
     fn page(&self, index: usize) -> &[u8] {
         let from = index * PAGE;
         let to = (from + PAGE).min(self.0.len());
@@ -118,6 +126,9 @@ impl Contents {
     pub fn map(&mut self, length: usize) -> Arc<Memory> {
         self.extend(length as u64);
         let memory = Arc::new(Memory::new(length));
+        for (index, page) in self.pages.iter().enumerate().take(length.div_ceil(PAGE)) {
+            memory.store(index * PAGE, bytes(&page.cache));
+        }
         self.memory = Some(Arc::clone(&memory));
         memory
     }
@@ -128,7 +139,7 @@ impl Contents {
         for index in 0..memory.0.len().div_ceil(PAGE) {
             let now = memory.page(index);
             if bytes(&self.pages[index].cache)[..now.len()] != *now {
-                self.write((index * PAGE) as u64, now);
+                self.store((index * PAGE) as u64, now);
             }
         }
         self.memory = Some(memory);
@@ -136,6 +147,11 @@ impl Contents {
 
     /// Stores bytes in the cache.
     pub fn write(&mut self, offset: u64, source: &[u8]) {
+        self.absorb();
+        self.store(offset, source);
+    }
+
+    fn store(&mut self, offset: u64, source: &[u8]) {
         self.extend(offset + source.len() as u64);
         let mut done = 0;
         while done < source.len() {
@@ -145,6 +161,9 @@ impl Contents {
             let page = self.change(index);
             let cache = page.cache.get_or_insert_with(|| Box::new([0; PAGE]));
             cache[inner..inner + here].copy_from_slice(&source[done..done + here]);
+            if let Some(memory) = &self.memory {
+                memory.store(at, &source[done..done + here]);
+            }
             done += here;
         }
     }

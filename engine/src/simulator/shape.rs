@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::disk::Disk;
 use super::faults::Role;
 use super::random::Random;
-use crate::engine::spec::{ExtentSpec, VolumeSpec};
+use crate::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use crate::units::{BLOCK_SIZE, DeviceId, Epoch, VolumeId};
 
 const MIB: u64 = 1 << 20;
@@ -111,6 +111,7 @@ impl Shape {
             logs: self.logs.clone(),
             default_logs: self.default_logs.clone(),
             directory: PathBuf::from("/state/volume"),
+            manifests: Manifests::new(PathBuf::from("/state/manifests")),
             snapshots,
             rollbacks: Vec::new(),
             source: None,
