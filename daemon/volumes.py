@@ -251,9 +251,12 @@ class Volumes:
             context.catalog.snapshots_and_kept(volume.id),
             context.catalog.rollbacks.of(volume.id),
             str(context.volume_directory(volume)),
+            str(context.manifest_directory(volume)),
         )
         with context.engine_errors(f"taking volume {volume.name} into service"):
             context.engine.add_volume(spec)
+        if volume.manifests != len(partitions):
+            context.catalog.set_manifests(volume.id, len(partitions))
         context.ask_when_full(volume)
 
     def export_live(self, volume: Volume) -> None:
@@ -330,10 +333,10 @@ class Volumes:
                 context.engine.close_device(device.id)
             remove_file(context.path(device))
             context.device_trouble.pop(device.id, None)
-        directory = context.volume_directory(volume)
-        if directory.exists():
-            shutil.rmtree(directory)
-        sync_directory(directory.parent)  # nobody would remove it once it is forgotten
+        for directory in (context.volume_directory(volume), context.manifest_directory(volume)):
+            if directory.exists():
+                shutil.rmtree(directory)
+            sync_directory(directory.parent)  # nobody would remove it once it is forgotten
         context.catalog.forget_volume(volume.id)
         context.volume_trouble.pop(volume.id, None)
 

@@ -25,7 +25,8 @@ class CloneSource:
 @dataclass(frozen=True, slots=True)
 class Volume:
     """A volume. `next_epoch` and `next_log` are greater than every one that was ever committed. `source`: if
-    it is a clone. `kept`: it is deleted, and kept for its clones."""
+    it is a clone. `kept`: it is deleted, and kept for its clones. `manifests`: the processors of so many first
+    partitions have manifests; none, if no version that makes them has served it yet."""
 
     id: int
     uuid: UUID
@@ -39,6 +40,7 @@ class Volume:
     created_ns: int
     kept: bool = False
     source: CloneSource | None = None
+    manifests: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -168,6 +168,8 @@ struct Committing {
     /// The last mark's in the segment of this number; the first one of a segment takes both places.
     turn: u64,
     number: u64,
+    /// The manifest says that this segment has marks.
+    named: bool,
     /// The first sync that failed, and the newest segment's number then (J8).
     failed: Option<(Errno, u64)>,
 }
@@ -222,18 +224,40 @@ impl Shared {
         if committing.failed.is_some() {
             self.failed_sync.set();
         }
-        result
+        let committed = result?;
+        self.name_marks(&mut committing, committed)?;
+        self.committed.fetch_max(committed, Ordering::Release);
+        Ok(())
     }
 
+    /// Has the manifest say that the newest segment has commit marks, if it does not yet (J7). Where it cannot, nothing is
+    /// lost, and the next commit tries again.
+    fn name_marks(
+        &self,
+        committing: &mut Committing,
+        committed: u64,
+    ) -> std::result::Result<(), Errno> {
+        let segments = self.segments.lock().expect("no holder panics");
+        let marked = segments.iter().find(|segment| segment.header.number == committing.number);
+        let marked = marked.map(|segment| (committing.number, segment.header.incarnation));
+        drop(segments);
+        if let Some(segment) = marked.filter(|_| !committing.named) {
+            self.manifest.committed_in(segment, committed)?;
+            committing.named = true;
+        }
+        Ok(())
+    }
+
+    /// Makes records durable, and says up to which one.
     fn commit_now(
         &self,
         committing: &mut Committing,
         seq: u64,
-    ) -> std::result::Result<(), Errno> {
+    ) -> std::result::Result<u64, Errno> {
         let mut recovered = self.recovered.lock().expect("no holder panics");
         // A mark that was read back may not be durable, and neither may what it covers: not before they were synced.
         if self.committed() >= seq && recovered.is_empty() {
-            return Ok(());
+            return Ok(self.committed());
         }
         for file in recovered.iter() {
             file.sync()?;
@@ -253,18 +277,14 @@ impl Shared {
         let first = std::mem::replace(&mut committing.number, number) != number;
         let turns = if first { 1..=2 } else { committing.turn + 1..=committing.turn + 1 };
         committing.turn = *turns.end();
+        committing.named &= !first;
         let committed_seq = seq.max(self.committed());
         for turn in turns {
             // SAFETY: `committing` is held.
             unsafe { newest.store_mark(Mark { committed_seq, turn }) };
         }
         newest.file.sync()?;
-        if first {
-            let segment = (number, newest.header.incarnation);
-            self.manifest.committed_in(segment, committed_seq)?; // J7
-        }
-        self.committed.fetch_max(seq, Ordering::Release);
-        Ok(())
+        Ok(committed_seq)
     }
 
     /// A checkpoint of this number and CRC-32C has its name, and covers the records up to `covered`: the manifest says so, durably.

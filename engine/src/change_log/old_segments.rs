@@ -10,13 +10,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::format::{BadHeader, Begin, FIRST_VERSION, HEADER_BYTES, Header, JOURNAL_MAGIC};
-use super::format::{MARK_BYTES, MARK_OFFSETS, Mark, MarkPlace};
+use super::format::{MARK_BYTES, MARK_OFFSETS, Mark, MarkPlace, RECORD_BYTES, RECORD_SUMS_MAX};
+use super::format::{record_bytes, u16_at, u32_at};
 use super::journal::Identity;
 use super::manifest::State;
 use super::recover::corrupt;
 use crate::deliberate::{Bug, bug};
 use crate::error::{Errno, Error, Result};
 use crate::system::File;
+
+/// Bytes that come to the disk together.
+const SECTOR: usize = 512;
 
 /// A segment that was begun.
 pub struct OldSegment {
@@ -101,7 +105,6 @@ fn read_segment(identity: &Identity, number: u64, path: &Path) -> Result<Option<
 
 /// Whether nothing was ever stored in a segment but its header, which cannot be read: a crash came while it was made.
 fn is_unused(path: &Path, file: &dyn File) -> Result<bool> {
-    const SECTOR: usize = 512;
     let mut bytes = Vec::new();
     read_all(path, file, &mut bytes)?;
     // In version 1, a header that a power loss has taken may be followed by what it has left.
@@ -133,6 +136,29 @@ fn check_named(identity: &Identity, state: &State, segments: &[OldSegment]) -> R
         return Err(corrupt(&path, "a commit mark is missing"));
     }
     Ok(())
+}
+
+/// Whether the record here may not be whole because a power loss has kept some of its sectors from the disk: each sector is as
+/// it was at some time, and a record is stored from its beginning to its end, but for its CRC, which comes last. So where a CRC
+/// is, a later sector has no end of the record. Else it was whole once, and is damaged.
+pub fn may_be_lost(bytes: &[u8], at: usize) -> bool {
+    let Some(head) = bytes.get(at..at + RECORD_BYTES).filter(|head| u32_at(head, 0) != 0) else {
+        return true;
+    };
+    let zero = |from: usize, to: usize| bytes[from..to].iter().all(|byte| *byte == 0);
+    let next = (at + 1).next_multiple_of(SECTOR);
+    let head_end = at + RECORD_BYTES;
+    if next < head_end && zero(next, head_end) {
+        return true;
+    }
+    let sums = if head[5] == 0 { 0 } else { u32_at(head, 32) as usize };
+    let length = record_bytes(sums.min(RECORD_SUMS_MAX as usize));
+    if length != RECORD_BYTES + usize::from(u16_at(head, 6)) * 8 || at + length > bytes.len() {
+        return false; // its two lengths are not the same
+    }
+    let end = head_end + sums * 4;
+    let later = (next..end).step_by(SECTOR).map(|start| (start + SECTOR).min(end));
+    later.filter(|part_end| *part_end > head_end).any(|part_end| zero(part_end - 4, part_end))
 }
 
 /// How far the records of segments count.

@@ -23,7 +23,7 @@ use super::format::{FIRST_VERSION, HEADER_BYTES};
 use super::journal::{Identity, Start};
 use super::manifest::{self, Found};
 use super::marks::SlotSet;
-use super::old_segments::{Marks, OldSegment, read_segments};
+use super::old_segments::{Marks, OldSegment, may_be_lost, read_segments};
 use crate::block_map::history::History;
 use crate::block_map::place::Place;
 use crate::block_map::versions::{Change, Versions};
@@ -427,7 +427,8 @@ fn replay_all(
     Ok(agreement.rolled())
 }
 
-/// Whether all records from `first` to `last` can be read.
+/// Whether all records from `first` to `last` can be read. One that a power loss has not left whole is told from one that is
+/// damaged, which is an error.
 fn all_there(segments: &[OldSegment], ends: &[u64], first: u64, last: u64) -> Result<bool> {
     let (mut bytes, mut sums, mut next) = (Vec::new(), Vec::new(), first);
     for (segment, end) in segments.iter().zip(ends) {
@@ -443,6 +444,10 @@ fn all_there(segments: &[OldSegment], ends: &[u64], first: u64, last: u64) -> Re
         {
             at += length;
             seq += 1;
+        }
+        let wanted = seq <= last.min(*end);
+        if wanted && !may_be_lost(&bytes, at) && !bug(Bug::QuietEnd) {
+            return Err(corrupt(&segment.path, format!("record {seq} is damaged")));
         }
         next = next.max(seq);
     }

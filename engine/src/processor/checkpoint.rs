@@ -51,7 +51,7 @@ impl Checkpoint {
                 }
                 file.sync()?;
                 checkpoint::publish(&identity, &new, &path)?;
-                journal.named((number, crc), covered)?; // K2
+                durable.syncing(|| journal.named((number, crc), covered))?; // K2
                 Ok(bytes)
             });
         match written {

@@ -94,7 +94,7 @@ pub enum Survival {
 }
 
 /// See the module's head.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Contents {
     pages: Vec<Page>,
     /// Pages of which the disk may have something else.
@@ -256,6 +256,27 @@ impl Contents {
             page.dirty = false;
             self.unsettled.remove(&index);
         }
+    }
+
+    /// Flips a bit of what is there, in the cache and on the disk; `false` in a hole.
+    pub fn flip(&mut self, at: u64, bit: u32) -> bool {
+        let (index, inner) = (at as usize / PAGE, at as usize % PAGE);
+        let page = &mut self.pages[index];
+        let cache = page.cache.as_mut();
+        let found = [cache, page.durable.as_mut().and_then(Option::as_mut)];
+        let mut flipped = false;
+        for block in found.into_iter().flatten() {
+            block[inner] ^= 1 << bit;
+            flipped = true;
+        }
+        flipped
+    }
+
+    /// All that is in the cache.
+    pub fn all(&mut self) -> Vec<u8> {
+        let mut bytes = vec![0; self.length as usize];
+        self.read(0, &mut bytes);
+        bytes
     }
 
     /// The process that had it open is gone: the cache stays.

@@ -1,0 +1,4 @@
+-- To version 4: what is missing, older or damaged can be told.
+
+ALTER TABLE catalog ADD COLUMN generation INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE volume ADD COLUMN manifests INTEGER NOT NULL DEFAULT 0;
