@@ -74,6 +74,7 @@ impl World {
             logs: vec![(1, vec![extent(2, 0, 16 * MIB)])],
             default_logs: vec![1],
             directory: self.volume(),
+            manifests: Manifests::new(self.volume()),
             snapshots: self.snapshots.iter().map(|epoch| (*epoch, None)).collect(),
             next_epoch: self.next_epoch,
             bounds: Vec::new(),

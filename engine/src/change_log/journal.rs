@@ -249,11 +249,7 @@ impl Shared {
     }
 
     /// Makes records durable, and says up to which one.
-    fn commit_now(
-        &self,
-        committing: &mut Committing,
-        seq: u64,
-    ) -> std::result::Result<u64, Errno> {
+    fn commit_now(&self, committing: &mut Committing, seq: u64) -> std::result::Result<u64, Errno> {
         let mut recovered = self.recovered.lock().expect("no holder panics");
         // A mark that was read back may not be durable, and neither may what it covers: not before they were synced.
         if self.committed() >= seq && recovered.is_empty() {
@@ -567,7 +563,9 @@ impl Journal {
     /// A segment that was asked for has been prepared, or could not be.
     pub fn prepared(&mut self, prepared: Option<Prepared>) {
         self.next = match prepared {
-            Some(prepared) if prepared.header.number > self.current.header.number => Next::Ready(prepared),
+            Some(prepared) if prepared.header.number > self.current.header.number => {
+                Next::Ready(prepared)
+            }
             Some(late) => {
                 self.remove(&late);
                 Next::Wanted

@@ -18,8 +18,8 @@ use std::sync::Arc;
 
 use super::agreement::{Agreement, Told, records_ends};
 use super::checkpoint::{self, Bad, Contents};
-use super::format::{Record, RecordKind, possible, seed, u32_at};
 use super::format::{FIRST_VERSION, HEADER_BYTES};
+use super::format::{Record, RecordKind, possible, seed, u32_at};
 use super::journal::{Identity, Start};
 use super::manifest::{self, Found};
 use super::marks::SlotSet;
@@ -249,7 +249,9 @@ fn expect_records(identity: &Identity, found: &Found, reached: u64) -> Result<()
         Some(appended) if reached < appended => missing(appended),
         // One may have been stored, and not counted.
         Some(appended) if reached > appended + 1 => {
-            let what = format!("it is older than the journal, which has {reached} records, not {appended}");
+            let what = format!(
+                "it is older than the journal, which has {reached} records, not {appended}"
+            );
             Err(corrupt(path, what))
         }
         Some(_) => Ok(()),

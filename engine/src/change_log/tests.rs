@@ -9,8 +9,8 @@ use proptest::prelude::*;
 use super::agreement::Told;
 use super::checkpoint::{self, Contents};
 use super::format::{
-    BEGIN_FIELDS, HEADER_FIELDS, Header, JOURNAL_MAGIC, MARK_FIELDS, MARK_OFFSETS, Mark, RECORD_FIELDS,
-    RECORD_SUMS_MAX, Record, RecordKind, record_bytes,
+    BEGIN_FIELDS, BEGIN_OFFSET, HEADER_FIELDS, Header, JOURNAL_MAGIC, MARK_FIELDS, MARK_OFFSETS,
+    Mark, RECORD_FIELDS, RECORD_SUMS_MAX, Record, RecordKind, record_bytes, u64_at,
 };
 use super::journal::{Entry, Identity, Journal, Start};
 use super::manifest::{APPENDED_FIELDS, COPY_FIELDS};
@@ -24,6 +24,7 @@ use crate::system::linux::Linux;
 use crate::units::Epoch;
 
 mod agreement;
+mod damage;
 mod failed_sync;
 mod segments;
 mod slots;
@@ -103,7 +104,8 @@ fn the_formats_page_has_every_field_at_its_offset() {
         .filter(|line| line.starts_with('|'))
         .map(|line| line.split('|').map(str::trim).collect::<Vec<_>>().join("|"))
         .collect();
-    let fields = HEADER_FIELDS.iter().chain(&RECORD_FIELDS).chain(&MARK_FIELDS).chain(&BEGIN_FIELDS);
+    let fields =
+        HEADER_FIELDS.iter().chain(&RECORD_FIELDS).chain(&MARK_FIELDS).chain(&BEGIN_FIELDS);
     for (name, offset, bytes) in fields.chain(&COPY_FIELDS).chain(&APPENDED_FIELDS) {
         let row = format!("|{name}|{offset}|{bytes}|");
         assert!(rows.iter().any(|found| found.starts_with(&row)), "no row {row}");
@@ -330,6 +332,19 @@ fn a_segment_that_could_not_be_followed_takes_no_more_records() {
     let killed = back(&scratch, 1, &[]).unwrap();
     assert_eq!(killed.replayed as usize, fit + 1);
     assert_eq!(killed.partitions[&4].live.place(9), Place::slot(1, 901));
+}
+
+/// Makes a segment that was begun one of format version 1.
+fn make_version_1(bytes: &mut [u8]) {
+    let header = Header::decode(bytes, JOURNAL_MAGIC).unwrap();
+    let first_seq = u64_at(bytes, BEGIN_OFFSET);
+    let header = Header { first_seq, version: 1, ..header }.encode(JOURNAL_MAGIC);
+    bytes[..80].copy_from_slice(&header[..80]);
+    bytes[80..88].fill(0);
+    bytes[BEGIN_OFFSET..BEGIN_OFFSET + 16].fill(0);
+    for at in MARK_OFFSETS {
+        bytes[at + 20..at + 24].fill(0);
+    }
 }
 
 fn versions() -> Versions {

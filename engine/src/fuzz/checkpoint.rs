@@ -17,7 +17,9 @@ use crate::block_map::place::Place;
 use crate::block_map::tree::Map;
 use crate::block_map::versions::{Change, Versions};
 use crate::change_log::checkpoint::{self, Bad, Contents};
-use crate::change_log::format::{CHECKPOINT_MAGIC, FIRST_VERSION, FORMAT_VERSION, HEADER_BYTES, HEADER_END, Header, u32_at};
+use crate::change_log::format::{
+    CHECKPOINT_MAGIC, FIRST_VERSION, FORMAT_VERSION, HEADER_BYTES, HEADER_END, Header, u32_at,
+};
 use crate::checksum;
 use crate::units::{Epoch, PartitionIndex};
 

@@ -9,9 +9,7 @@
 use super::Target;
 use super::checkpoint::{Said, blocks_of, said};
 use super::files::BOOT_ID;
-use super::journal::{
-    incarnation, map_record, recover_segments, write_manifest, write_segment,
-};
+use super::journal::{incarnation, map_record, recover_segments, write_manifest, write_segment};
 use super::random::Choices;
 use crate::block_map::history::History;
 use crate::block_map::place::Place;
@@ -51,8 +49,7 @@ fn run(input: &[u8]) {
     }
     let marked = if committed > split as u64 { 2 } else { 1 };
     let segment = if committed > 0 { (marked, incarnation(marked)) } else { (0, 0) };
-    let state =
-        State { boot_id: boot, run: 1, run_seq: 1, segment, committed, ..State::default() };
+    let state = State { boot_id: boot, run: 1, run_seq: 1, segment, committed, ..State::default() };
     segments.push(write_manifest(&state, count));
     let harmed = harm(&mut segments, kind, where_, how);
     let manifest = segments.pop();

@@ -234,7 +234,9 @@ fn input(
         part(&mut bytes, checkpoint);
     }
     if let Some(manifest) = manifest {
-        COPY_OFFSETS.map(|at| bytes.extend(&manifest[at as usize..at as usize + COPY_BYTES]));
+        for at in COPY_OFFSETS {
+            bytes.extend(&manifest[at as usize..at as usize + COPY_BYTES]);
+        }
         bytes.extend(&manifest[APPENDED_OFFSET..APPENDED_OFFSET + 16]);
     }
     bytes.push(segments.len() as u8);
@@ -276,7 +278,8 @@ fn seeds() -> Vec<Vec<u8>> {
     }
     for boot_id in [BOOT_ID, other_boot] {
         let segment = (2, incarnation(2));
-        let state = State { boot_id, run: 1, run_seq: 1, segment, committed: 6, ..State::default() };
+        let state =
+            State { boot_id, run: 1, run_seq: 1, segment, committed: 6, ..State::default() };
         let manifest = write_manifest(&state, 9);
         seeds.push(input(FIX | MANIFEST, None, Some(&manifest), &segments(boot_id)));
     }

@@ -93,7 +93,8 @@ impl Simulation {
         };
         let bytes = contents.all();
         // A byte that is used, mostly.
-        let used: Vec<u64> = (0..bytes.len()).filter(|at| bytes[*at] != 0).map(|at| at as u64).collect();
+        let used: Vec<u64> =
+            (0..bytes.len()).filter(|at| bytes[*at] != 0).map(|at| at as u64).collect();
         let first = used.iter().take_while(|at| **at < 2048).count() as u64;
         let at = match self.random.below(4) {
             0 => self.random.below(bytes.len() as u64),

@@ -65,7 +65,9 @@ fn after_a_failed_sync_no_commit_succeeds() {
     let scratch = Scratch::new();
     let segment = Arc::new(Synced { fails: AtomicBool::new(true) });
     let recovered: Vec<Arc<dyn File>> = vec![Arc::clone(&segment) as Arc<dyn File>];
-    let mut journal = Journal::begin(scratch.identity(1), Start { segments: recovered, ..Start::fresh() }).unwrap();
+    let mut journal =
+        Journal::begin(scratch.identity(1), Start { segments: recovered, ..Start::fresh() })
+            .unwrap();
     journal.append(entry(1, 1, 1, &[1])).unwrap();
     assert!(journal.shared().commit(1).is_err());
     segment.fails.store(false, Ordering::Relaxed);
@@ -77,7 +79,8 @@ fn after_a_failed_sync_no_commit_succeeds() {
 fn a_failed_journal_commits_again_when_a_checkpoint_covers_what_it_may_have_lost() {
     let scratch = Scratch::new();
     let bad: Vec<Arc<dyn File>> = vec![Arc::new(Synced { fails: AtomicBool::new(true) })];
-    let mut journal = Journal::begin(scratch.identity(1), Start { segments: bad, ..Start::fresh() }).unwrap();
+    let mut journal =
+        Journal::begin(scratch.identity(1), Start { segments: bad, ..Start::fresh() }).unwrap();
     journal.append(entry(1, 1, 1, &[1])).unwrap();
     assert!(journal.shared().commit(1).is_err());
     assert_eq!(journal.shared().covered(1), 1);
