@@ -7,8 +7,8 @@
 //!                   rollback that no checkpoint covers has its row in the catalog.
 //! Errors            a clause that says what does not fit. The volume is not served then.
 
+use super::expected::Expect;
 use super::format::{Record, RecordKind};
-use super::recover::Expect;
 use crate::block_map::history::History;
 use crate::units::Epoch;
 

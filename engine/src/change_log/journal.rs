@@ -23,20 +23,18 @@
 //!                   mark that reaches the disk before records it covers is harmless: what is read back is the
 //!                   unbroken sequence of whole records, and their data was synced.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::failed_sync::FailedSync;
-use super::format::{BEGIN_OFFSET, Begin, FORMAT_VERSION, HEADER_BYTES, Header, JOURNAL_MAGIC};
-use super::format::{MARK_OFFSETS, Mark, Record, RecordKind, record_bytes};
+use super::format::{HEADER_BYTES, Mark, Record, RecordKind, record_bytes};
 use super::manifest::{self, Manifest};
 use super::reached::Reached;
+use super::segment::{Prepared, Segment};
 use crate::block_map::history::Rollback;
 use crate::deliberate::{Bug, bug};
 use crate::error::{Errno, Error, Result};
-use crate::limits::SEGMENT_BYTES;
-use crate::system::mapping::Mapping;
 use crate::system::{File, System};
 use crate::units::Epoch;
 
@@ -66,99 +64,6 @@ impl Identity {
     /// The path of a checkpoint.
     pub fn checkpoint_path(&self, number: u64) -> PathBuf {
         self.directory.join(format!("p{:03}-{number:010}.checkpoint", self.processor))
-    }
-}
-
-/// A segment that is mapped.
-#[derive(Debug)]
-pub struct Segment {
-    header: Header,
-    first_seq: u64,
-    file: Arc<dyn File>,
-    map: Mapping,
-    length: usize,
-    synced: AtomicBool,
-}
-
-/// A segment that has a header, and was not begun yet.
-#[derive(Debug)]
-pub struct Prepared {
-    header: Header,
-    file: Arc<dyn File>,
-    map: Mapping,
-    length: usize,
-}
-
-impl Prepared {
-    /// Makes it, durably; `previous` is the incarnation of the segment before it. What is left of one that could not be made
-    /// is removed.
-    pub fn make(
-        identity: &Identity,
-        number: u64,
-        previous: u64,
-    ) -> std::result::Result<Prepared, Errno> {
-        let path = identity.segment_path(number);
-        let made = Prepared::make_at(identity, number, previous, &path);
-        if made.is_err() {
-            let _ = identity.system.remove(&path);
-        }
-        made
-    }
-
-    fn make_at(
-        identity: &Identity,
-        number: u64,
-        previous: u64,
-        path: &Path,
-    ) -> std::result::Result<Prepared, Errno> {
-        let header = Header {
-            volume_uuid: identity.volume_uuid,
-            boot_id: identity.boot_id,
-            processor: identity.processor,
-            number,
-            first_seq: 0,
-            incarnation: identity.system.random()?,
-            previous,
-            version: FORMAT_VERSION,
-        };
-        let file = identity.system.create(path)?;
-        let length = SEGMENT_BYTES.load(Ordering::Relaxed);
-        let map = file.map(length)?;
-        file.write(&header.encode(JOURNAL_MAGIC), 0)?;
-        file.sync()?;
-        if !bug(Bug::NoDirectorySync) {
-            identity.system.sync_directory(&identity.directory)?; // J7
-        }
-        Ok(Prepared { header, file, map, length })
-    }
-
-    /// Has its pages in memory: else the processor would meet each one for the first time.
-    pub fn warm(&self) {
-        self.map.warm();
-    }
-
-    fn begin(self, first_seq: u64) -> Segment {
-        let Prepared { header, file, map, length } = self;
-        for (index, word) in Begin::words(first_seq).into_iter().enumerate() {
-            // SAFETY: nobody else has the mapping yet.
-            unsafe { map.store_word(BEGIN_OFFSET + index * 8, word) };
-        }
-        Segment { header, first_seq, file, map, length, synced: AtomicBool::new(false) }
-    }
-}
-
-impl Segment {
-    /// Stores a commit mark (J9).
-    ///
-    /// # Safety
-    /// The caller holds `committing`, as the marks' bytes belong to its holder.
-    unsafe fn store_mark(&self, mark: Mark) {
-        let at = MARK_OFFSETS[(mark.turn % 2) as usize];
-        let [seq, turn, check] = mark.words(self.header.incarnation);
-        for (offset, word) in [(16, 0), (0, seq), (8, turn), (16, check)] {
-            // SAFETY: as the caller promises.
-            unsafe { self.map.store_word(at + offset, word) };
-        }
     }
 }
 

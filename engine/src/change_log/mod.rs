@@ -18,6 +18,7 @@
 pub mod agreement;
 pub mod checkpoint;
 pub mod chunks;
+pub mod expected;
 pub mod failed_sync;
 pub mod format;
 pub mod journal;
@@ -27,6 +28,7 @@ pub mod marks;
 mod old_segments;
 pub mod reached;
 pub mod recover;
+pub mod segment;
 pub mod slots;
 pub mod space;
 pub mod young;

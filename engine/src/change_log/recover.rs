@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::agreement::{Agreement, Told, records_ends};
-use super::checkpoint::{self, Bad, Contents};
+use super::expected::{expect_files, expect_records, list, read_checkpoint};
 use super::format::{FIRST_VERSION, HEADER_BYTES};
 use super::format::{Record, RecordKind, possible, seed, u32_at};
 use super::journal::{Identity, Start};
@@ -80,17 +80,6 @@ impl Recovered {
             manifest: self.manifest.take(),
         }
     }
-}
-
-/// What must be there of a processor's journal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Expect {
-    /// Nothing: it may never have been begun.
-    Nothing,
-    /// A segment or a checkpoint: it was begun by a version that had no manifests, perhaps.
-    Files,
-    /// Its manifest.
-    Manifest,
 }
 
 /// A partition that this processor owns, as the catalog knows it.
@@ -198,66 +187,6 @@ pub fn recover(
     Ok(recovered)
 }
 
-/// The processor's segments and checkpoints in the volume's directory, which need not exist if nothing is expected.
-fn list(identity: &Identity, expect: Expect) -> Result<Vec<(u64, PathBuf)>> {
-    let directory = &identity.directory;
-    if expect != Expect::Nothing
-        && let Err(errno) = identity.system.list(directory)
-        && errno.raw() == libc::ENOENT
-    {
-        let what = format!("directory {} is missing", directory.display());
-        return Err(Error::new(ErrorKind::Corrupt, what));
-    }
-    let mut names = files(identity, ".journal")?;
-    names.extend(files(identity, ".checkpoint")?);
-    Ok(names)
-}
-
-/// Refuses a processor without a manifest that must have one, or files.
-fn expect_files(identity: &Identity, expect: Expect, names: &[(u64, PathBuf)]) -> Result<()> {
-    let missing = match expect {
-        Expect::Manifest => format!("its manifest {} is missing", identity.manifest.display()),
-        Expect::Files if names.is_empty() => {
-            let (directory, processor) = (identity.directory.display(), identity.processor);
-            format!("journal and checkpoint of processor {processor} are missing in {directory}")
-        }
-        _ => return Ok(()),
-    };
-    Err(Error::new(ErrorKind::Corrupt, missing))
-}
-
-/// Refuses what does not reach as far as the manifest says.
-fn expect_records(identity: &Identity, found: &Found, reached: u64) -> Result<()> {
-    let path = &identity.manifest;
-    let missing = |least: u64| {
-        let (directory, processor) = (identity.directory.display(), identity.processor);
-        let what = format!(
-            "records {} to {least} of processor {processor} are missing in {directory}, which {} says were there",
-            reached + 1,
-            path.display()
-        );
-        Err(Error::new(ErrorKind::Corrupt, what))
-    };
-    if reached < found.state.committed {
-        return missing(found.state.committed);
-    }
-    if found.state.boot_id != identity.boot_id {
-        return Ok(());
-    }
-    match found.appended {
-        None => Err(corrupt(path, "the number of its last record is damaged")),
-        Some(appended) if reached < appended => missing(appended),
-        // One may have been stored, and not counted.
-        Some(appended) if reached > appended + 1 => {
-            let what = format!(
-                "it is older than the journal, which has {reached} records, not {appended}"
-            );
-            Err(corrupt(path, what))
-        }
-        Some(_) => Ok(()),
-    }
-}
-
 /// The volume was rolled back, and what was read back so far does not have that yet: the record `seq` says so, or (0) the
 /// catalog does, and a crash came before the record.
 fn roll_back(
@@ -324,49 +253,6 @@ pub fn files(identity: &Identity, ending: &str) -> Result<Vec<(u64, PathBuf)>> {
     }
     found.sort();
     Ok(found)
-}
-
-/// Reads the checkpoint that is named, or else the newest: its number and CRC-32C, 0 if there is none, and its contents.
-fn read_checkpoint(
-    identity: &Identity,
-    named: Option<(u64, u32)>,
-    names: &[(u64, PathBuf)],
-    leftovers: &mut Vec<PathBuf>,
-    blocks_of: &impl Fn(PartitionIndex) -> Option<u32>,
-) -> Result<((u64, u32), Contents)> {
-    let is_checkpoint = |path: &Path| path.extension().is_some_and(|ending| ending == "checkpoint");
-    let mut found = names.iter().filter(|(_, path)| is_checkpoint(path));
-    let none = Contents { first_seq: 1, epoch: 1, partitions: Vec::new() };
-    let number = match named {
-        None => found.next_back().map_or(0, |(number, _)| *number),
-        Some((number, _)) => {
-            // A newer one came to its name, and the manifest was not written any more.
-            let newer = found.filter(|(other, _)| *other > number);
-            leftovers.extend(newer.map(|(_, path)| path.clone()));
-            number
-        }
-    };
-    if number == 0 {
-        return Ok(((0, 0), none));
-    }
-    let path = identity.checkpoint_path(number);
-    let io = |e: Errno| Error::io(format!("{} cannot be read", path.display()), e);
-    let file = match identity.system.open(&path, false) {
-        Err(errno) if errno.raw() == libc::ENOENT => return Err(corrupt(&path, "it is missing")),
-        opened => opened.map_err(io)?,
-    };
-    let (header, contents, crc) =
-        checkpoint::read_file(&*file, blocks_of).map_err(|bad| match bad {
-            Bad::Io(errno) => io(errno),
-            Bad::Corrupt(what) => corrupt(&path, what),
-        })?;
-    if header.volume_uuid != identity.volume_uuid || header.processor != identity.processor {
-        return Err(corrupt(&path, "it belongs to another volume or processor"));
-    }
-    if header.number != number || named.is_some_and(|(_, wanted)| wanted != crc) {
-        return Err(corrupt(&path, "it is not the one that was written last, but of another time"));
-    }
-    Ok(((number, crc), contents))
 }
 
 fn replay_all(

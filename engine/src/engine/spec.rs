@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use crate::block_map::history::{History, Rollback};
 use crate::change_log::agreement::Told;
-use crate::change_log::agreement::Told;
+use crate::change_log::expected::Expect;
 use crate::change_log::format::possible;
 use crate::change_log::journal::Identity;
-use crate::change_log::recover::{Expect, Shape};
+use crate::change_log::recover::Shape;
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::{PARTITION_BYTES_MAX, PARTITION_BYTES_MIN};
 use crate::system::System;

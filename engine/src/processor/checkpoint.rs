@@ -15,8 +15,9 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::Sender;
 
 use crate::change_log::checkpoint::{self, Contents};
-use crate::change_log::journal::{self, Identity, Prepared};
+use crate::change_log::journal::{self, Identity};
 use crate::change_log::recover::files;
+use crate::change_log::segment::Prepared;
 use crate::deliberate::{Bug, bug};
 use crate::error::Errno;
 use crate::limits::CHECKPOINT_BYTES_MIN;

@@ -12,7 +12,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::contents::Contents;
+use super::disk::{Disk, Inode};
 use super::driver::{Result, Simulation};
+use super::faults::Role;
 use super::shape::DIRECTORY;
 
 type Files = BTreeMap<PathBuf, Contents>;
@@ -31,6 +33,49 @@ pub struct Older {
 pub struct Tampered {
     before: Files,
     after: BTreeMap<PathBuf, Vec<u8>>,
+}
+
+impl Disk {
+    /// Every file of the state directory, in order of their names.
+    pub fn state_files(&mut self) -> Vec<(PathBuf, &mut Contents)> {
+        let Disk { names, inodes, .. } = self;
+        let numbers: BTreeMap<usize, &PathBuf> =
+            names.iter().map(|(path, number)| (*number, path)).collect();
+        let mut found: Vec<_> = inodes
+            .iter_mut()
+            .enumerate()
+            .filter(|(_, inode)| inode.role == Role::State)
+            .filter_map(|(number, inode)| {
+                numbers.get(&number).map(|path| ((*path).clone(), &mut inode.contents))
+            })
+            .collect();
+        found.sort_by(|one, other| one.0.cmp(&other.0));
+        found
+    }
+
+    /// Somebody puts these files in the place of those in a directory, durably.
+    pub fn put_back(&mut self, directory: &Path, files: &BTreeMap<PathBuf, Contents>) {
+        let outside = |path: &PathBuf, _: &mut usize| path.parent() != Some(directory);
+        self.names.retain(outside);
+        self.durable_names.retain(outside);
+        for (path, contents) in files.iter().filter(|(path, _)| path.parent() == Some(directory)) {
+            self.put_file(path, contents.clone());
+        }
+    }
+
+    /// Somebody puts a file in the place of what has its name, durably.
+    pub fn put_file(&mut self, path: &Path, contents: Contents) {
+        let number = self.inodes.len();
+        self.inodes.push(Inode { role: Role::State, contents });
+        self.names.insert(path.to_owned(), number);
+        self.durable_names.insert(path.to_owned(), number);
+    }
+
+    /// Somebody removes a file, durably.
+    pub fn take_file(&mut self, path: &Path) {
+        self.names.remove(path);
+        self.durable_names.remove(path);
+    }
 }
 
 impl Simulation {

@@ -12,10 +12,11 @@ use super::{BLOCKS, Scratch, begin_again, entry};
 use crate::block_map::place::Place;
 use crate::change_log::agreement::Told;
 use crate::change_log::checkpoint::{self, Contents};
+use crate::change_log::expected::Expect;
 use crate::change_log::format::{BEGIN_OFFSET, HEADER_END, MARK_BYTES, MARK_OFFSETS};
 use crate::change_log::journal::{Identity, Journal, Start};
 use crate::change_log::manifest::{APPENDED_OFFSET, COPY_BYTES};
-use crate::change_log::recover::{Expect, Shape, recover};
+use crate::change_log::recover::{Shape, recover};
 use crate::error::{ErrorKind, Result};
 use crate::fuzz::files::{Files, identity};
 

@@ -2,7 +2,8 @@
 
 use super::{Scratch, back, begin_again, entry, segment_bytes, ten_records};
 use crate::change_log::format::record_bytes;
-use crate::change_log::journal::{Journal, Prepared, Start};
+use crate::change_log::journal::{Journal, Start};
+use crate::change_log::segment::Prepared;
 use crate::error::ErrorKind;
 
 /// Two segments behind the ten records, with a record each, of which nothing is committed.
