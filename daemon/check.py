@@ -31,7 +31,8 @@ from polyvol.mapping.records import Volume
 from polyvol.mapping.volume import volume_spec
 
 _CATALOG = "catalog.db"
-_ENGINE_FILE = re.compile(r"p(\d{3})(?:-\d{10})?\.(journal|checkpoint|checkpoint\.new|failed-sync)|d\d{6}\.failed-sync")
+_ENGINE_FILE = re.compile(r"p(\d{3})-\d{10}\.(journal|checkpoint|checkpoint\.new)")
+_FAILED_SYNC = re.compile(r"(p\d{3}|d\d{6})\.failed-sync(\.new)?")
 _MANIFEST = re.compile(r"p(\d{3})\.manifest(\.new)?")
 _CHUNK = 4 << 20
 
@@ -213,13 +214,15 @@ class _Check:
         processors = {partition.processor for partition in partitions}
         for path in sorted(directory.iterdir()):
             match = _ENGINE_FILE.fullmatch(path.name)
-            if match is None or int(match[1] or min(processors)) not in processors:
+            if _FAILED_SYNC.fullmatch(path.name):
+                continue
+            if match is None or int(match[1]) not in processors:
                 self._problems.append(f"{path} belongs to no processor of volume {volume.name}")
             elif match[2] == "checkpoint.new":
                 self._notes.append(f"{path} is left of a crash: nothing needs it")
 
     def _check_manifests(self, volume: Volume, directory: Path, partitions: Iterable[Partition]) -> None:
-        """Every manifest is that of a processor of its volume; whether one is missing is for the engine to say."""
+        """Every manifest is that of a processor of its volume; one that is missing is found by the engine."""
         processors = {partition.processor for partition in partitions}
         for path in sorted(directory.iterdir()) if directory.is_dir() else []:
             match = _MANIFEST.fullmatch(path.name)

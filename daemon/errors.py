@@ -134,8 +134,8 @@ class JournalsUnusable(PolyvolError):
     kind = "corrupt"
     sentence = "the journals of volume {name} cannot be used: {why}"
     hint = (
-        "nothing was changed; put back volumes/ and manifests/ of the state directory from copies of one time, or"
-        " delete the volume"
+        "nothing was changed; put back volumes/ and manifests/ of the state directory from copies of one"
+        " time, or delete the volume"
     )
 
 

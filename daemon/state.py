@@ -1,7 +1,8 @@
 """The state directory: where it is, and who owns it.
 
 How it works      `catalog.db`, `lock`, `control.sock`, `nbd.sock`, `devices/` (files made for volumes),
-                  `volumes/` and `manifests/` (one directory a volume, the engine's). The owner holds an flock on `lock`, which
+                  `volumes/` and `manifests/` (one directory a volume, the engine's). The owner holds an
+                  flock on `lock`, which
                   ends with the process however it ends, and has written its pid there for others to read.
 Errors            StateLocked, StateUnusable.
 """

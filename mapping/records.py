@@ -25,8 +25,8 @@ class CloneSource:
 @dataclass(frozen=True, slots=True)
 class Volume:
     """A volume. `next_epoch` and `next_log` are greater than every one that was ever committed. `source`: if
-    it is a clone. `kept`: it is deleted, and kept for its clones. `manifests`: the processors of so many first
-    partitions have manifests; none, if no version that makes them has served it yet."""
+    it is a clone. `kept`: it is deleted, and kept for its clones. `manifests`: the processors of its first so
+    many partitions have manifests; 0 if no version that makes them has served it."""
 
     id: int
     uuid: UUID
