@@ -96,9 +96,12 @@ DAMAGE: dict[str, tuple[Callable[[Daemon], None], str]] = {
     "copy": (lambda daemon: flip(only(daemon, "manifests/*/p000.manifest"), 520), "p000.manifest"),
     "count": (lambda daemon: flip(only(daemon, "manifests/*/p000.manifest"), 4097), "p000.manifest"),
 }
+QUICK = ("header", "directory")
 
 
-@pytest.mark.parametrize("what", DAMAGE)
+@pytest.mark.parametrize(
+    "what", [pytest.param(what, marks=[] if what in QUICK else pytest.mark.slow) for what in DAMAGE]
+)
 def test_a_killed_volume_with_damaged_or_missing_files_is_not_served(
     used: Daemon, tmp_path: Path, what: str
 ) -> None:
@@ -116,6 +119,7 @@ def test_a_killed_volume_with_damaged_or_missing_files_is_not_served(
 PATTERNS = {"checkpoint": "volumes/*/*.checkpoint", "directory": "volumes/*", "manifest": "manifests/*/*"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", PATTERNS)
 def test_a_stopped_volume_with_missing_files_is_not_served(used: Daemon, what: str) -> None:
     used.stop()
@@ -127,6 +131,7 @@ def test_a_stopped_volume_with_missing_files_is_not_served(used: Daemon, what: s
     right(used)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["stop", "kill"])
 def test_an_older_directory_of_a_volume_is_not_served(used: Daemon, tmp_path: Path, end: str) -> None:
     used.stop()

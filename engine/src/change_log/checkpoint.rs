@@ -220,7 +220,7 @@ fn read_input(
     let body = body.ok_or("it is too short")?;
     let mut input = Input { read, body, next: 0, crc: 0, buffer: Vec::new(), at: 0 };
     let header = Header::decode(input.take(HEADER_BYTES)?, CHECKPOINT_MAGIC)
-        .map_err(|bad| Bad::Corrupt(format!("its header: {bad:?}")))?;
+        .map_err(|bad| Bad::Corrupt(format!("its header is damaged ({bad:?})")))?;
     let epoch = input.u64()?;
     let count = input.u64()?;
     let mut partitions: Vec<(PartitionIndex, Versions)> = Vec::new();

@@ -31,7 +31,7 @@ use super::failed_sync::FailedSync;
 use super::format::{HEADER_BYTES, Mark, Record, RecordKind, record_bytes};
 use super::manifest::{self, Manifest};
 use super::reached::Reached;
-use super::segment::{Prepared, Segment};
+use super::segment::{Prepared, Segment, needless};
 use crate::block_map::history::Rollback;
 use crate::deliberate::{Bug, bug};
 use crate::error::{Errno, Error, Result};
@@ -219,6 +219,11 @@ impl Shared {
         segments.last().expect("a journal has a segment").header.number
     }
 
+    /// Whether a sync has failed, and no commit succeeds before a checkpoint (J8).
+    pub fn has_failed(&self) -> bool {
+        self.committing.lock().expect("no holder panics").failed.is_some()
+    }
+
     /// Whether the newest segment was there when a sync failed.
     fn newest_has_failed(&self) -> bool {
         let failed = self.committing.lock().expect("no holder panics").failed;
@@ -234,12 +239,6 @@ impl Shared {
     fn push(&self, segment: Arc<Segment>) {
         self.segments.lock().expect("no holder panics").push(segment);
     }
-}
-
-/// How many of the oldest segments hold nothing but records up to `covered`: records of a segment end where the next one begins.
-fn needless(segments: &[Arc<Segment>], covered: u64) -> usize {
-    let later = segments.iter().skip(1);
-    later.take_while(|segment| segment.first_seq <= covered + 1).count()
 }
 
 /// The processor's end of a journal.

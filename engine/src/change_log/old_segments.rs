@@ -86,7 +86,7 @@ fn read_segment(identity: &Identity, number: u64, path: &Path) -> Result<Option<
             return Err(corrupt(path, format!("it has format version {version}")));
         }
         Err(_) if is_unused(path, &*file)? || bug(Bug::QuietEnd) => return Ok(None),
-        Err(bad) => return Err(corrupt(path, format!("its header: {bad:?}"))),
+        Err(bad) => return Err(corrupt(path, format!("its header is damaged ({bad:?})"))),
     };
     let ours = header.volume_uuid == identity.volume_uuid
         && header.processor == identity.processor

@@ -120,3 +120,9 @@ impl Segment {
         }
     }
 }
+
+/// How many of the oldest segments hold nothing but records up to `covered`: records of a segment end where the next one begins.
+pub fn needless(segments: &[Arc<Segment>], covered: u64) -> usize {
+    let later = segments.iter().skip(1);
+    later.take_while(|segment| segment.first_seq <= covered + 1).count()
+}

@@ -139,7 +139,9 @@ impl Durable {
         for (Writer { journal, queue, share }, seq) in journals.iter().zip(reached) {
             let seq = if bug(Bug::MarkTooFar) { journal.appended() } else { seq };
             if let Err(errno) = journal.commit(seq) {
-                told.push((queue, Control::RenewJournal(*share)));
+                if journal.has_failed() {
+                    told.push((queue, Control::RenewJournal(*share)));
+                }
                 result = Err(errno);
                 break;
             }
