@@ -84,35 +84,28 @@ pub fn expect_records(identity: &Identity, found: &Found, reached: u64) -> Resul
     }
 }
 
-/// Reads the checkpoint that is named, or else the newest: its number and CRC-32C, 0 if there is none, and its contents.
+/// Reads the newest checkpoint: its number and CRC-32C, 0 if there is none, and its contents. The one that is named must be
+/// there. A newer one came to its name, and the manifest was not written any more, or is older: it is as good.
 pub fn read_checkpoint(
     identity: &Identity,
     named: Option<(u64, u32)>,
     names: &[(u64, PathBuf)],
-    leftovers: &mut Vec<PathBuf>,
     blocks_of: &impl Fn(PartitionIndex) -> Option<u32>,
 ) -> Result<((u64, u32), Contents)> {
     let is_checkpoint = |path: &Path| path.extension().is_some_and(|ending| ending == "checkpoint");
-    let mut found = names.iter().filter(|(_, path)| is_checkpoint(path));
+    let found = names.iter().filter(|(_, path)| is_checkpoint(path)).map(|(number, _)| *number);
     let none = Contents { first_seq: 1, epoch: 1, partitions: Vec::new() };
-    let number = match named {
-        None => found.next_back().map_or(0, |(number, _)| *number),
-        Some((number, _)) => {
-            // A newer one came to its name, and the manifest was not written any more.
-            let newer = found.filter(|(other, _)| *other > number);
-            leftovers.extend(newer.map(|(_, path)| path.clone()));
-            number
-        }
-    };
+    let (named, named_crc) = named.unwrap_or((0, 0));
+    let number = found.clone().max().unwrap_or(0);
+    if named > 0 && !found.clone().any(|number| number == named) {
+        return Err(corrupt(&identity.checkpoint_path(named), "it is missing"));
+    }
     if number == 0 {
         return Ok(((0, 0), none));
     }
     let path = identity.checkpoint_path(number);
     let io = |e: Errno| Error::io(format!("{} cannot be read", path.display()), e);
-    let file = match identity.system.open(&path, false) {
-        Err(errno) if errno.raw() == libc::ENOENT => return Err(corrupt(&path, "it is missing")),
-        opened => opened.map_err(io)?,
-    };
+    let file = identity.system.open(&path, false).map_err(io)?;
     let (header, contents, crc) =
         checkpoint::read_file(&*file, blocks_of).map_err(|bad| match bad {
             Bad::Io(errno) => io(errno),
@@ -121,7 +114,7 @@ pub fn read_checkpoint(
     if header.volume_uuid != identity.volume_uuid || header.processor != identity.processor {
         return Err(corrupt(&path, "it belongs to another volume or processor"));
     }
-    if header.number != number || named.is_some_and(|(_, wanted)| wanted != crc) {
+    if header.number != number || (number == named && crc != named_crc) {
         return Err(corrupt(&path, "it is not the one that was written last, but of another time"));
     }
     Ok(((number, crc), contents))

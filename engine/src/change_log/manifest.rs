@@ -13,7 +13,8 @@
 //!                   M3 a turn that could not be made durable is written again to the same place, so the turns of the two
 //!                      copies always follow each other.
 //! What a crash leaves  at each step of those above, the older copy, or the newer one; both are right:
-//!                   - a checkpoint that has its name and is not named here: the older one and the journal are there;
+//!                   - a checkpoint that has its name and is not named here: it counts; the older one and the journal are
+//!                     there, too;
 //!                   - a segment that was prepared, or begun, and has no commit mark: nothing of it was committed;
 //!                   - a run that was begun and is not named here: its segment was not begun, nothing was appended.
 //! Owner and locks   the copies: one lock, held while they are written. The page: the processor.

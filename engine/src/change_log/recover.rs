@@ -55,7 +55,7 @@ pub struct Recovered {
     /// Slots that records behind the checkpoint have freed, and snapshots that were dropped since: what the disk holds may
     /// still refer to them.
     pub freed: SlotSet,
-    /// Segments that were not begun, and checkpoints that the manifest does not name, to be removed.
+    /// Segments that were not begun, to be removed.
     pub leftovers: Vec<PathBuf>,
     /// Records that were replayed.
     pub replayed: u64,
@@ -151,8 +151,7 @@ pub fn recover(
     let mut leftovers = Vec::new();
     let state = manifest.as_ref().map(|found| &found.state);
     let named = state.map(|state| state.checkpoint);
-    let (checkpoint, contents) =
-        read_checkpoint(identity, named, &names, &mut leftovers, &blocks_of)?;
+    let (checkpoint, contents) = read_checkpoint(identity, named, &names, &blocks_of)?;
     let segments = read_segments(identity, state, &names, &mut leftovers)?;
     let last = names.iter().map(|(number, _)| *number).max().unwrap_or(0);
     let newest = state.map_or(0, |state| state.run.max(state.segment.0));
