@@ -37,6 +37,8 @@ from polyvol.mapping.volume import volume_spec
 
 _CATALOG = "catalog.db"
 _ENGINE_FILE = re.compile(r"p(\d{3})-\d{10}\.(journal|checkpoint|checkpoint\.new)")
+_FAILED_SYNC = re.compile(r"(p\d{3}|d\d{6})\.failed-sync(\.new)?")
+_MANIFEST = re.compile(r"p(\d{3})\.manifest(\.new)?")
 _CHUNK = 4 << 20
 
 
@@ -218,7 +220,9 @@ class _Check:
             return view
         self._check_names(volume, directory, partitions)
         rollbacks = catalog.rollbacks.of(volume.id)
-        spec = volume_spec(volume, partitions, logs, snapshots, rollbacks, str(directory))
+        manifests = self._state_dir / "manifests" / str(volume.uuid)
+        self._check_manifests(volume, manifests, partitions)
+        spec = volume_spec(volume, partitions, logs, snapshots, rollbacks, str(directory), str(manifests))
         try:
             report = self._module.check(spec, present, data=self._data)
         except self._module.EngineError as error:
@@ -243,17 +247,30 @@ class _Check:
         processors = {partition.processor for partition in partitions}
         for path in sorted(directory.iterdir()):
             match = _ENGINE_FILE.fullmatch(path.name)
+            if _FAILED_SYNC.fullmatch(path.name):
+                continue
             if match is None or int(match[1]) not in processors:
                 self._problems.append(f"{path} belongs to no processor of volume {volume.name}")
             elif match[2] == "checkpoint.new":
                 self._notes.append(f"{path} is left of a crash: nothing needs it")
 
+    def _check_manifests(self, volume: Volume, directory: Path, partitions: Iterable[Partition]) -> None:
+        """Every manifest is that of a processor of its volume; one that is missing is found by the engine."""
+        processors = {partition.processor for partition in partitions}
+        for path in sorted(directory.iterdir()) if directory.is_dir() else []:
+            match = _MANIFEST.fullmatch(path.name)
+            if match is None or int(match[1]) not in processors:
+                self._problems.append(f"{path} belongs to no processor of volume {volume.name}")
+            elif match[2]:
+                self._notes.append(f"{path} is left of a crash: nothing needs it")
+
     def _check_files(self) -> None:
-        """Every file below volumes/ and devices/ belongs to somebody."""
+        """Every file below volumes/, manifests/ and devices/ belongs to somebody."""
         known = {str(volume.uuid) for volume in self._catalog.volumes()}
         paths = {self._path(device) for device in self._devices.values()}
-        for folder in ("volumes", "devices"):
+        for folder in ("volumes", "manifests", "devices"):
             directory = self._state_dir / folder
             for path in sorted(directory.iterdir()) if directory.is_dir() else []:
-                if path.name not in known if folder == "volumes" else path not in paths:
-                    self._problems.append(f"{path} belongs to no {folder[:-1]} of the catalog")
+                if path not in paths if folder == "devices" else path.name not in known:
+                    what = "device" if folder == "devices" else "volume"
+                    self._problems.append(f"{path} belongs to no {what} of the catalog")

@@ -58,6 +58,10 @@ class Context:
         """Where the engine keeps a volume's journals and checkpoints."""
         return self.state_dir / "volumes" / str(volume.uuid)
 
+    def manifest_directory(self, volume: Volume) -> Path:
+        """Where the engine keeps the manifests of a volume's journals."""
+        return self.state_dir / "manifests" / str(volume.uuid)
+
     def engine_errors(self, what: str) -> AbstractContextManager[None]:
         """Turn the engine's errors into a user's; `what` is being done."""
         return engine_errors(what, self.engine_error)

@@ -166,6 +166,18 @@ class NoRestore(PolyvolError):
     hint = "`polyvol volume show {name}` tells what it is"
 
 
+class JournalsUnusable(PolyvolError):
+    """What must be there of a volume's journals is missing, damaged, or of another time."""
+
+    code = "journals-unusable"
+    kind = "corrupt"
+    sentence = "the journals of volume {name} cannot be used: {why}"
+    hint = (
+        "nothing was changed; put back volumes/ and manifests/ of the state directory from copies of one"
+        " time, or delete the volume"
+    )
+
+
 class ScrubRunning(PolyvolError):
     """A second scrub of one volume."""
 

@@ -44,12 +44,14 @@ def grow_volume(context: Context, change_logs: ChangeLogs, name: str, request: V
                 catalog.snapshots_and_kept(volume.id),
                 catalog.rollbacks.of(volume.id),
                 str(context.volume_directory(volume)),
+                str(context.manifest_directory(volume)),
             )
             with context.engine_errors(f"having volume {name} grow"):
                 context.engine.grow_volume(spec)
         except BaseException:
             catalog.growth.undo(volume, before, ids)
             raise
+        catalog.set_manifests(volume.id, len(spec["partitions"]))
     except BaseException:
         for device in made.values():
             with contextlib.suppress(PolyvolError, OSError):  # else the next start removes it

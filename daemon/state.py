@@ -1,7 +1,8 @@
 """The state directory: where it is, and who owns it.
 
-How it works      `catalog.db`, `lock`, `control.sock`, `nbd.sock`, `devices/` (files made for volumes) and
-                  `volumes/` (one directory a volume, the engine's). The owner holds an flock on `lock`, which
+How it works      `catalog.db`, `lock`, `control.sock`, `nbd.sock`, `devices/` (files made for volumes),
+                  `volumes/` and `manifests/` (one directory a volume, the engine's). The owner holds an
+                  flock on `lock`, which
                   ends with the process however it ends, and has written its pid there for others to read.
 Errors            StateLocked, StateUnusable.
 """
@@ -38,7 +39,7 @@ def make_state_dir(state_dir: Path) -> None:
         while not above.exists():
             above = above.parent
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for name in ("devices", "volumes"):
+        for name in ("devices", "volumes", "manifests"):
             (state_dir / name).mkdir(mode=0o700, exist_ok=True)
         _sync(state_dir)
         for directory in state_dir.parents:

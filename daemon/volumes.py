@@ -21,7 +21,13 @@ from typing import Literal
 from polyvol.daemon.change_logs import ChangeLogs, inventory, log_view
 from polyvol.daemon.context import Context, extent_views
 from polyvol.daemon.devices import Devices
-from polyvol.daemon.errors import DeleteUnfinished, VolumeInUse, counted_clients
+from polyvol.daemon.errors import (
+    DeleteUnfinished,
+    EngineFailed,
+    JournalsUnusable,
+    VolumeInUse,
+    counted_clients,
+)
 from polyvol.daemon.health import (
     bad_block_views,
     bad_blocks_clause,
@@ -100,9 +106,10 @@ class Volumes:
             self._hand_over(volume)
             self._export(volume)
         except PolyvolError as error:
-            context.volume_trouble[volume.id] = error.message
+            reason = str(error) if isinstance(error, JournalsUnusable) else error.message
+            context.volume_trouble[volume.id] = reason
             fields = {"VOLUME": volume.name}
-            _log.warning("volume %s is not served: %s", volume.name, error.message, extra=fields)
+            _log.warning("volume %s is not served: %s", volume.name, reason, extra=fields)
 
     def plan(self, request: VolumeCreate) -> PlanView:
         """The volume as it would be; changes nothing."""
@@ -261,9 +268,17 @@ class Volumes:
             context.catalog.snapshots_and_kept(volume.id),
             context.catalog.rollbacks.of(volume.id),
             str(context.volume_directory(volume)),
+            str(context.manifest_directory(volume)),
         )
-        with context.engine_errors(f"taking volume {volume.name} into service"):
-            context.engine.add_volume(spec)
+        try:
+            with context.engine_errors(f"taking volume {volume.name} into service"):
+                context.engine.add_volume(spec)
+        except EngineFailed as error:
+            if error.kind == "corrupt":
+                raise JournalsUnusable(name=volume.name, why=error.facts["why"]) from error
+            raise
+        if volume.manifests != len(partitions):
+            context.catalog.set_manifests(volume.id, len(partitions))
         context.ask_when_full(volume)
 
     def export_live(self, volume: Volume) -> None:
@@ -345,10 +360,10 @@ class Volumes:
                 context.engine.close_device(device.id)
             remove_file(context.path(device))
             context.device_trouble.pop(device.id, None)
-        directory = context.volume_directory(volume)
-        if directory.exists():
-            shutil.rmtree(directory)
-        sync_directory(directory.parent)  # nobody would remove it once it is forgotten
+        for directory in (context.volume_directory(volume), context.manifest_directory(volume)):
+            if directory.exists():
+                shutil.rmtree(directory)
+            sync_directory(directory.parent)  # nobody would remove it once it is forgotten
         context.catalog.forget_volume(volume.id)
         context.volume_trouble.pop(volume.id, None)
 

@@ -227,8 +227,10 @@ def volume_spec(
     snapshots: Iterable[SnapshotRecord],
     rollbacks: Iterable[Rollback],
     directory: str,
+    manifests: str,
 ) -> "VolumeSpec":
-    """The volume as the engine wants to be told of it; `snapshots`: those that are kept for clones too."""
+    """The volume as the engine wants to be told of it; `snapshots`: those that are kept for clones too;
+    `manifests`: the directory of its journals' manifests."""
     return {
         "id": volume.id,
         "uuid": str(volume.uuid),
@@ -242,6 +244,11 @@ def volume_spec(
         "logs": [log_spec(log) for log in logs],
         "default_logs": [log.number for log in logs if log.default],
         "directory": directory,
+        "manifests": {
+            "directory": manifests,
+            "partitions": volume.manifests,
+            "older": volume.state == "ready" and not volume.manifests,
+        },
         "snapshots": [
             {"epoch": snapshot.epoch, "log": snapshot.log, "size": snapshot.size} for snapshot in snapshots
         ],

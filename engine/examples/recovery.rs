@@ -22,7 +22,7 @@ mod hollow;
 use hollow::{Hollow, shuffled};
 
 use polyvol_engine::engine::Engine;
-use polyvol_engine::engine::spec::{ExtentSpec, VolumeSpec};
+use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::io::device::Mode;
 use polyvol_engine::system::linux::Linux;
 use polyvol_engine::volume::caller::Caller;
@@ -142,6 +142,7 @@ fn spec(wanted: &Wanted, snapshots: Vec<u64>) -> VolumeSpec {
         logs: vec![(1, vec![ExtentSpec { device: 2, offset: 0, length: log }])],
         default_logs: vec![1],
         directory: wanted.directory.join("volume"),
+        manifests: Manifests::new(wanted.directory.join("manifests")),
         next_epoch: snapshots.last().map_or(1, |last| last + 1),
         bounds: Vec::new(),
         rollbacks: Vec::new(),

@@ -20,7 +20,7 @@ mod hollow;
 use hollow::{Hollow, shuffled};
 
 use polyvol_engine::engine::Engine;
-use polyvol_engine::engine::spec::{ExtentSpec, VolumeSpec};
+use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::io::device::Mode;
 use polyvol_engine::system::linux::Linux;
 use polyvol_engine::volume::caller::Caller;
@@ -135,6 +135,7 @@ fn serve(directory: &Path, volume: u64) -> Engine {
         logs: vec![(1, vec![ExtentSpec { device: 2, offset: 0, length: log }])],
         default_logs: vec![1],
         directory: directory.join("volume"),
+        manifests: Manifests::new(directory.join("manifests")),
         next_epoch: 1,
         bounds: Vec::new(),
         rollbacks: Vec::new(),

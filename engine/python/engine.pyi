@@ -66,6 +66,17 @@ class SourceSpec(TypedDict):
     volume: int
     epoch: int
 
+class ManifestsSpec(TypedDict):
+    """The manifests of a volume's journals, which say what else of them must be there.
+
+    `directory` is made if missing. The processors of the first `partitions` partitions have a manifest; others
+    may have one. `older`: the volume was served by a version without manifests, so each processor has a journal
+    or a checkpoint at least. What must be there and is not is an error of kind "corrupt"."""
+
+    directory: str
+    partitions: int
+    older: bool
+
 class VolumeSpec(TypedDict):
     """A volume as the catalog knows it."""
 
@@ -79,7 +90,9 @@ class VolumeSpec(TypedDict):
     default_logs: list[int]
     """Numbers of the logs that redirected writes use where no log was named for the newest snapshot."""
     directory: str
-    """Where the volume's journals and checkpoints are; made if missing, its parent must exist."""
+    """Where the volume's journals and checkpoints are; its parent must exist. It is made if missing and if nothing
+    has to be in it."""
+    manifests: ManifestsSpec
     snapshots: list[SnapshotSpec]
     rollbacks: list[RollbackSpec]
     """In order."""

@@ -54,10 +54,14 @@ pub enum Bug {
     ForgetShort,
     /// What lies beyond the end of a device is told as a hole.
     EndIsHole,
+    /// A manifest is not changed after it was made.
+    NoManifest,
+    /// What is missing or damaged in a journal ends it.
+    QuietEnd,
 }
 
 /// Every one of them.
-pub const ALL: [Bug; 24] = [
+pub const ALL: [Bug; 26] = [
     Bug::NoDeviceSync,
     Bug::MarkTooFar,
     Bug::EarlyReuse,
@@ -82,6 +86,8 @@ pub const ALL: [Bug; 24] = [
     Bug::NoLook,
     Bug::ForgetShort,
     Bug::EndIsHole,
+    Bug::NoManifest,
+    Bug::QuietEnd,
 ];
 
 #[cfg(feature = "simulator")]

@@ -11,7 +11,7 @@ use std::time::Instant;
 use polyvol_engine::block_map::usage::Held;
 use polyvol_engine::engine::Engine;
 use polyvol_engine::engine::compare::{ChangeTotal, Changes};
-use polyvol_engine::engine::spec::{ExtentSpec, VolumeSpec};
+use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::error::ErrorKind;
 use polyvol_engine::io::device::Mode;
 use polyvol_engine::volume::caller::Caller;
@@ -52,6 +52,7 @@ impl Served {
             logs: vec![(1, vec![extent(2, 0, 256 * MIB)])],
             default_logs: vec![1],
             directory: directory.join("volume"),
+            manifests: Manifests::new(directory.join("volume")),
             snapshots: Vec::new(),
             bounds: Vec::new(),
             rollbacks: Vec::new(),

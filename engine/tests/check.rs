@@ -14,7 +14,7 @@ use polyvol_engine::change_log::checkpoint::{self, Contents};
 use polyvol_engine::change_log::journal::Identity;
 use polyvol_engine::checksum;
 use polyvol_engine::engine::check::{CheckReport, check_volume};
-use polyvol_engine::engine::spec::{ExtentSpec, VolumeSpec};
+use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::system::System;
 use polyvol_engine::system::linux::Linux;
 
@@ -49,6 +49,7 @@ impl World {
             logs: vec![(1, vec![ExtentSpec { device: 2, offset: 0, length: 4 * MIB }])],
             default_logs: vec![1],
             directory: self.path.join("volume"),
+            manifests: Manifests::new(self.path.join("volume")),
             snapshots: vec![(1, None)],
             next_epoch: 2,
             bounds: Vec::new(),
@@ -77,6 +78,7 @@ impl World {
         let identity = Identity {
             system: Arc::clone(&self.system),
             directory: self.path.join("volume"),
+            manifest: self.path.join("volume").join(format!("p{processor:03}.manifest")),
             volume_uuid: [1; 16],
             processor,
             boot_id: [0; 16],

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use polyvol_engine::checksum;
 use polyvol_engine::engine::Engine;
-use polyvol_engine::engine::spec::{ExtentSpec, VolumeSpec};
+use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::io::device::Mode;
 use polyvol_engine::volume::caller::Caller;
 use polyvol_engine::volume::request::Verb;
@@ -79,6 +79,7 @@ fn spec(
         logs: Vec::new(),
         default_logs: Vec::new(),
         directory: scratch.0.join(format!("volume{id}")),
+        manifests: Manifests::new(scratch.0.join(format!("volume{id}"))),
         snapshots: Vec::new(),
         next_epoch: 1,
         bounds: Vec::new(),
@@ -432,13 +433,18 @@ fn cuts_of_two_volumes_under_load_are_one_instant_and_stay_as_they_are_through_k
 fn lose_power(directory: &Path) {
     for entry in std::fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
-        if path.extension().is_none_or(|ending| ending != "journal") {
-            continue;
-        }
+        let used = match path.extension().and_then(|ending| ending.to_str()) {
+            Some("journal") => vec![0..88],
+            Some("manifest") => vec![0..128, 512..640],
+            _ => continue,
+        };
         let mut bytes = std::fs::read(&path).unwrap();
-        bytes[32..48].fill(0xee);
-        let crc = checksum::crc32c(&bytes[16..80]);
-        bytes[12..16].copy_from_slice(&crc.to_le_bytes());
+        for range in used {
+            let structure = &mut bytes[range];
+            structure[32..48].fill(0xee);
+            let crc = checksum::crc32c(&structure[16..]);
+            structure[12..16].copy_from_slice(&crc.to_le_bytes());
+        }
         std::fs::write(&path, &bytes).unwrap();
     }
 }

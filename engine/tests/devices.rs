@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use faulty::{Faulty, Rules};
 use polyvol_engine::engine::Engine;
-use polyvol_engine::engine::spec::{ExtentSpec, VolumeSpec};
+use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::error::Errno;
 use polyvol_engine::io::device::Mode;
 use polyvol_engine::volume::caller::Caller;
@@ -72,6 +72,7 @@ fn spec(scratch: &Scratch, logs: &[u64], epochs: &[u64]) -> VolumeSpec {
         logs: logs.iter().map(|log| (*log as u16, extent(*log, 8 * MIB))).collect(),
         default_logs: logs.iter().map(|log| *log as u16).collect(),
         directory: scratch.path.join("volume"),
+        manifests: Manifests::new(scratch.path.join("volume")),
         snapshots: epochs.iter().map(|epoch| (*epoch, None)).collect(),
         next_epoch: epochs.last().map_or(1, |last| last + 1),
         bounds: Vec::new(),

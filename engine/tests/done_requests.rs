@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use polyvol_engine::buffer::Buffer;
 use polyvol_engine::engine::Engine;
-use polyvol_engine::engine::spec::{ExtentSpec, VolumeSpec};
+use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::io::device::Mode;
 use polyvol_engine::volume::request::{Request, Sink, Verb};
 
@@ -60,6 +60,7 @@ fn engine(scratch: &Scratch) -> Engine {
         logs: vec![(1, vec![extent(2, 0, 4 * SIZE)])],
         default_logs: vec![1],
         directory: scratch.0.join("volume"),
+        manifests: Manifests::new(scratch.0.join("volume")),
         snapshots: Vec::new(),
         bounds: Vec::new(),
         rollbacks: Vec::new(),

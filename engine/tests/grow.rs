@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use polyvol_engine::engine::Engine;
-use polyvol_engine::engine::spec::{ExtentSpec, VolumeSpec};
+use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::error::ErrorKind;
 use polyvol_engine::io::device::Mode;
 use polyvol_engine::volume::caller::Caller;
@@ -83,6 +83,7 @@ fn spec_of(
         logs: vec![(1, vec![extent(2, 0, 16 * MIB)])],
         default_logs: vec![1],
         directory: scratch.0.join("volume"),
+        manifests: Manifests::new(scratch.0.join("volume")),
         snapshots: snapshots.iter().map(|(epoch, _)| (*epoch, None)).collect(),
         next_epoch: snapshots.last().map_or(1, |(epoch, _)| epoch + 1),
         bounds: snapshots.iter().map(|(epoch, size)| (epoch + 1, *size)).collect(),

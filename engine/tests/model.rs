@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use polyvol_engine::block_map::history::Rollback;
 use polyvol_engine::engine::Engine;
-use polyvol_engine::engine::spec::{ExtentSpec, VolumeSpec};
+use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::error::Errno;
 use polyvol_engine::io::device::Mode;
 use polyvol_engine::volume::caller::Caller;
@@ -182,6 +182,7 @@ impl Twin {
             logs: (0..=self.grown).map(|n| (n + 1, vec![log_extent(n)])).collect(),
             default_logs: (1..=self.grown + 1).collect(),
             directory: directory.join("volume"),
+            manifests: Manifests::new(directory.join("volume")),
             snapshots: self.snapshots.keys().map(|epoch| (*epoch, None)).collect(),
             next_epoch: self.next_epoch,
             bounds: self.snapshots.iter().map(bound).chain(hidden).collect(),

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use hollow::{Hollow, shuffled};
 use polyvol_engine::engine::Engine;
-use polyvol_engine::engine::spec::{ExtentSpec, VolumeSpec};
+use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::io::device::Mode;
 use polyvol_engine::limits::{CHECKPOINT_BYTES_MIN, SEGMENT_BYTES};
 use polyvol_engine::system::linux::Linux;
@@ -64,6 +64,7 @@ impl World {
             logs: vec![(1, vec![ExtentSpec { device: 2, offset: 0, length: self.log }])],
             default_logs: vec![1],
             directory: self.directory.join("volume"),
+            manifests: Manifests::new(self.directory.join("volume")),
             next_epoch: snapshots.last().map_or(1, |last| last + 1),
             bounds: Vec::new(),
             rollbacks: Vec::new(),

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use faulty::{Faulty, Rules};
 use polyvol_engine::block_map::history::Rollback;
 use polyvol_engine::engine::Engine;
-use polyvol_engine::engine::spec::{ExtentSpec, VolumeSpec};
+use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::error::{Error, ErrorKind};
 use polyvol_engine::io::device::Mode;
 use polyvol_engine::limits::SEGMENT_BYTES;
@@ -74,6 +74,7 @@ impl World {
             logs: vec![(1, vec![extent(2, 0, 16 * MIB)])],
             default_logs: vec![1],
             directory: self.volume(),
+            manifests: Manifests::new(self.volume()),
             snapshots: self.snapshots.iter().map(|epoch| (*epoch, None)).collect(),
             next_epoch: self.next_epoch,
             bounds: Vec::new(),

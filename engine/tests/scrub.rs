@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use polyvol_engine::engine::Engine;
 use polyvol_engine::engine::scrub::ScrubReport;
-use polyvol_engine::engine::spec::{ExtentSpec, VolumeSpec};
+use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::error::Errno;
 use polyvol_engine::io::device::Mode;
 use polyvol_engine::processor::scrub::{Cursor, SeenBy};
@@ -52,6 +52,7 @@ impl World {
             logs: vec![(1, extent(2, 0, 64 * MIB))],
             default_logs: vec![1],
             directory: path.join("volume"),
+            manifests: Manifests::new(path.join("volume")),
             snapshots: Vec::new(),
             next_epoch: 1,
             bounds: Vec::new(),

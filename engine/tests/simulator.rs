@@ -5,13 +5,14 @@ use polyvol_engine::deliberate::Bug;
 use polyvol_engine::simulator::{Options, run};
 
 /// Seeds that found something once, with what it was.
-const REGRESSIONS: [(u64, &str); 3] = [
+const REGRESSIONS: [(u64, &str); 4] = [
     (100_216, "a segment's mark came to the disk without its header, and the volume was refused"),
     (
         304,
         "slots set aside after a failed write counted as under way: who wanted slots waited forever",
     ),
     (461, "as 304"),
+    (11, "an older manifest after a clean stop and a power loss: the last checkpoint was left out"),
 ];
 
 fn wrong(seed: u64, bug: Option<Bug>) -> Option<String> {
@@ -56,6 +57,8 @@ fn deliberate_bugs_are_seen() {
         Bug::EarlyCheckpoint,
         Bug::PastTheMark,
         Bug::YoungTooLong,
+        Bug::NoManifest,
+        Bug::QuietEnd,
     ];
     for bug in soon {
         let seen = (0..300).any(|seed| wrong(seed, Some(bug)).is_some());

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use polyvol_engine::engine::Engine;
 use polyvol_engine::engine::events::Event;
-use polyvol_engine::engine::spec::{ExtentSpec, VolumeSpec};
+use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::error::Errno;
 use polyvol_engine::io::device::Mode;
 use polyvol_engine::volume::caller::Caller;
@@ -68,6 +68,7 @@ impl Full {
                 logs: vec![(1, vec![extent(2, 0, 4 * MIB)])],
                 default_logs: vec![1],
                 directory: scratch.0.join("volume"),
+                manifests: Manifests::new(scratch.0.join("volume")),
                 snapshots: Vec::new(),
                 next_epoch: 1,
                 bounds: Vec::new(),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use polyvol_engine::engine::Engine;
-use polyvol_engine::engine::spec::{ExtentSpec, VolumeSpec};
+use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::error::Errno;
 use polyvol_engine::io::device::Mode;
 use polyvol_engine::system::linux::Linux;
@@ -143,6 +143,7 @@ fn a_write_that_waits_for_a_sync_gets_the_errno_of_the_sync() {
             logs: vec![(1, vec![extent(2, 4 * MIB)])],
             default_logs: vec![1],
             directory: directory.join("volume"),
+            manifests: Manifests::new(directory.join("volume")),
             snapshots: Vec::new(),
             next_epoch: 1,
             bounds: Vec::new(),

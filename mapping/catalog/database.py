@@ -25,6 +25,7 @@ from uuid import UUID, uuid4
 from polyvol.mapping.catalog import renewal, sums
 from polyvol.mapping.catalog.examine import Examiner
 from polyvol.mapping.catalog.mark import Mark, Marked
+from polyvol.mapping.clock import wall_ns
 from polyvol.mapping.errors import CatalogDamaged, CatalogFailed
 
 LATEST_VERSION = 4

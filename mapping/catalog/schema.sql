@@ -27,7 +27,8 @@ CREATE TABLE volume (
     next_epoch INTEGER NOT NULL DEFAULT 1,  -- greater than every epoch that was ever committed
     next_log INTEGER NOT NULL DEFAULT 1,    -- greater than every change-log number that was ever given
     created_ns INTEGER NOT NULL,
-    kept INTEGER NOT NULL DEFAULT 0 CHECK (kept IN (0, 1))  -- deleted, and kept for its clones
+    kept INTEGER NOT NULL DEFAULT 0 CHECK (kept IN (0, 1)),  -- deleted, and kept for its clones
+    manifests INTEGER NOT NULL DEFAULT 0  -- the processors of so many first partitions have manifests of their journals
 ) STRICT;
 
 CREATE TABLE device (

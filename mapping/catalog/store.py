@@ -227,6 +227,11 @@ class Catalog:
             if state == "ready":
                 connection.execute("UPDATE device SET state = 'ready' WHERE made_for = ?", (volume,))
 
+    def set_manifests(self, volume: int, partitions: int) -> None:
+        """Say that the processors of so many first partitions of a volume have manifests."""
+        with self._database.transaction() as connection:
+            connection.execute("UPDATE volume SET manifests = ? WHERE id = ?", (partitions, volume))
+
     def forget_volume(self, volume: int) -> None:
         """Take a volume out, with its snapshots and the devices made for it."""
         with self._database.transaction() as connection:

@@ -70,6 +70,11 @@ class EngineVolumes:
                 "logs": [{"number": 1, "extents": [{"device": log, "offset": 0, "length": 256 * MIB}]}],
                 "default_logs": [1],
                 "directory": str(directory / f"volume{number}"),
+                "manifests": {
+                    "directory": str(directory / f"volume{number}"),
+                    "partitions": 0,
+                    "older": False,
+                },
                 "snapshots": [],
                 "rollbacks": [],
                 "source": None,

@@ -92,6 +92,7 @@ class EngineSystem:
             "logs": [*logs, *self._grown],
             "default_logs": [1, *(log["number"] for log in self._grown)],
             "directory": str(self.directory / "volume"),
+            "manifests": {"directory": str(self.directory / "volume"), "partitions": 0, "older": False},
             "snapshots": snapshots,
             "rollbacks": [],
             "source": None,

@@ -7,6 +7,7 @@
 //!                   rollback that no checkpoint covers has its row in the catalog.
 //! Errors            a clause that says what does not fit. The volume is not served then.
 
+use super::expected::Expect;
 use super::format::{Record, RecordKind};
 use crate::block_map::history::History;
 use crate::units::Epoch;
@@ -21,6 +22,8 @@ pub struct Told {
     pub history: History,
     /// The volume's size in blocks at each rollback.
     pub sizes: Vec<u64>,
+    /// What must be there of its journal.
+    pub expect: Expect,
     /// The epoch that the journal must have reached: snapshots and rollbacks up to it include partitions of this processor.
     pub reached: Epoch,
 }
@@ -28,7 +31,12 @@ pub struct Told {
 impl Told {
     /// Snapshots without rollbacks, in order; the journal may have reached any epoch.
     pub fn line(snapshots: &[Epoch]) -> Told {
-        Told { history: History::line(snapshots), sizes: Vec::new(), reached: 0 }
+        Told {
+            history: History::line(snapshots),
+            sizes: Vec::new(),
+            expect: Expect::Nothing,
+            reached: 0,
+        }
     }
 }
 

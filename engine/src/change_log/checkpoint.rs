@@ -8,7 +8,7 @@
 //!                   partition, as they are written to the page cache and before anything is synced: what is copied is
 //!                   what changes in that time, and never more than the maps. Reading takes one buffer.
 //! Invariants        K1 a checkpoint under its final name is whole, durable, and speaks only of data that is
-//!                   durable; K2 the journal before it is removed after it has its name.
+//!                   durable; K2 the manifest names it before the journal and the checkpoint before it are removed.
 //! Errors            a failed checkpoint leaves the older one and the journal: nothing is lost, recovery is longer.
 //!                   Whatever bytes are read: what is no checkpoint is refused, and no more is allocated than they
 //!                   are long, times a small number.
@@ -18,8 +18,8 @@ use std::io::{BufWriter, Write};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::format::{CHECKPOINT_MAGIC, FORMAT_VERSION, Header};
-use super::format::{HEADER_BYTES, possible, u32_at, u64_at};
+use super::format::{CHECKPOINT_MAGIC, FORMAT_VERSION, HEADER_BYTES, Header};
+use super::format::{possible, u32_at, u64_at};
 use super::journal::Identity;
 use super::leaf_bytes::{self, LEAF_BYTES_MAX};
 use crate::block_map::leaf::Leaf;
@@ -50,14 +50,14 @@ const BLOCKS_TOLD: u32 = 1 << 31;
 /// Bytes that are read at once.
 const BUFFER_BYTES: usize = 1 << 20;
 
-/// Writes a checkpoint under `path`; returns the file, which is not synced, and its size in bytes. It is not named yet:
-/// see [`publish`].
+/// Writes a checkpoint under `path`; returns the file, which is not synced, its size in bytes, and its CRC-32C. It is not
+/// named yet: see [`publish`].
 pub fn write(
     path: &Path,
     identity: &Identity,
     number: u64,
     contents: Contents,
-) -> Result<(Arc<dyn File>, u64), Errno> {
+) -> Result<(Arc<dyn File>, u64, u32), Errno> {
     let file = identity.system.create(path)?;
     let writer = Writer { file: Arc::clone(&file), at: 0 };
     let mut out = Summed { inner: BufWriter::with_capacity(BUFFER_BYTES, writer), crc: 0 };
@@ -69,6 +69,7 @@ pub fn write(
         number,
         first_seq: contents.first_seq,
         incarnation: 0,
+        previous: 0,
     };
     let mut page = [0; HEADER_BYTES];
     let bytes = header.encode(CHECKPOINT_MAGIC);
@@ -82,7 +83,7 @@ pub fn write(
     let crc = out.crc;
     out.put(&u64::from(crc).to_le_bytes())?;
     out.inner.flush()?;
-    Ok((file, out.inner.get_ref().at))
+    Ok((file, out.inner.get_ref().at, crc))
 }
 
 /// Gives a checkpoint its name (K1: the caller has seen to the rest), durably.
@@ -197,14 +198,15 @@ pub fn read(
         into.copy_from_slice(&bytes[at as usize..at as usize + into.len()]);
         Ok(())
     };
-    read_input(input, bytes.len() as u64, blocks_of)
+    read_input(input, bytes.len() as u64, blocks_of).map(|(header, contents, _)| (header, contents))
 }
 
-/// Reads a checkpoint. `blocks_of` gives a partition's size in blocks, `None` for one that this processor does not own.
+/// Reads a checkpoint, with its CRC-32C. `blocks_of` gives a partition's size in blocks, `None` for one that this processor
+/// does not own.
 pub fn read_file(
     file: &dyn File,
     blocks_of: impl Fn(PartitionIndex) -> Option<u32>,
-) -> Result<(Header, Contents), Bad> {
+) -> Result<(Header, Contents, u32), Bad> {
     let length = file.length().map_err(Bad::Io)?;
     read_input(|into, at| file.read(into, at).map_err(Bad::Io), length, blocks_of)
 }
@@ -213,12 +215,12 @@ fn read_input(
     read: impl FnMut(&mut [u8], u64) -> Result<(), Bad>,
     length: u64,
     blocks_of: impl Fn(PartitionIndex) -> Option<u32>,
-) -> Result<(Header, Contents), Bad> {
+) -> Result<(Header, Contents, u32), Bad> {
     let body = length.checked_sub(8).filter(|body| *body >= HEADER_BYTES as u64);
     let body = body.ok_or("it is too short")?;
     let mut input = Input { read, body, next: 0, crc: 0, buffer: Vec::new(), at: 0 };
     let header = Header::decode(input.take(HEADER_BYTES)?, CHECKPOINT_MAGIC)
-        .map_err(|bad| Bad::Corrupt(format!("its header: {bad:?}")))?;
+        .map_err(|bad| Bad::Corrupt(format!("its header is damaged ({bad:?})")))?;
     let epoch = input.u64()?;
     let count = input.u64()?;
     let mut partitions: Vec<(PartitionIndex, Versions)> = Vec::new();
@@ -232,7 +234,7 @@ fn read_input(
         })?;
         partitions.push((partition, read_partition(&mut input, blocks)?));
     }
-    input.end()?;
+    let crc = input.end()?;
     if !possible(epoch) {
         return Err("its epoch cannot be".into());
     }
@@ -244,7 +246,7 @@ fn read_input(
         }
     }
     let contents = Contents { first_seq: header.first_seq, epoch, partitions };
-    Ok((header, contents))
+    Ok((header, contents, crc))
 }
 
 /// A body that is read from its beginning to its end, its checksum computed on the way.
@@ -293,14 +295,14 @@ impl<R: FnMut(&mut [u8], u64) -> Result<(), Bad>> Input<R> {
         Ok(u64_at(self.take(8)?, 0))
     }
 
-    fn end(mut self) -> Result<(), Bad> {
+    fn end(mut self) -> Result<u32, Bad> {
         if self.at != self.buffer.len() || self.next != self.body {
             return Err("it is longer than it says".into());
         }
         let mut crc = [0; 8];
         (self.read)(&mut crc, self.body)?;
         let same = u64::from_le_bytes(crc) == u64::from(self.crc);
-        if same { Ok(()) } else { Err("its checksum does not match".into()) }
+        if same { Ok(self.crc) } else { Err("its checksum does not match".into()) }
     }
 }
 

@@ -8,12 +8,12 @@
 //! Invariants        R1 it is set before whoever asked for the sync hears of it, and forgotten after what may have
 //!                   been lost is unnecessary, or hosts were told.
 //! Owner and locks   one lock, held while the file changes.
-//! Errors            where it cannot be written, only this process remembers. One that cannot be read counts as set.
+//! Errors            where it cannot be written, only this process remembers. One that cannot be read, or is damaged, counts as set.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use super::format::{BadHeader, FAILED_SYNC_MAGIC, FORMAT_VERSION, Header};
+use super::format::{FAILED_SYNC_MAGIC, FORMAT_VERSION, Header};
 use super::journal::Identity;
 use crate::deliberate::{Bug, bug};
 use crate::system::System;
@@ -48,6 +48,7 @@ impl FailedSync {
             number,
             first_seq: 1,
             incarnation: 0,
+            previous: 0,
         };
         let path = identity.directory.join(name);
         let system = Arc::clone(&identity.system);
@@ -55,8 +56,9 @@ impl FailedSync {
             Ok(None) => false,
             Ok(Some(bytes)) => match Header::decode(&bytes, FAILED_SYNC_MAGIC) {
                 Ok(found) => found.boot_id == identity.boot_id,
-                // A later version's: whether of this boot is not known. Anything else a power loss has left.
-                Err(bad) => matches!(bad, BadHeader::Version(_)),
+                // Empty or zeroes: a power loss has left that. Anything else is damaged, or a later version's: whether it is
+                // of this boot is not known.
+                Err(_) => bytes.iter().any(|byte| *byte != 0),
             },
             Err(_) => true,
         };

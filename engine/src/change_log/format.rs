@@ -15,12 +15,19 @@ pub const JOURNAL_MAGIC: [u8; 8] = *b"PVJRNL\r\n";
 pub const CHECKPOINT_MAGIC: [u8; 8] = *b"PVCKPT\r\n";
 /// First bytes of what remembers a failed sync.
 pub const FAILED_SYNC_MAGIC: [u8; 8] = *b"PVFAIL\r\n";
-/// The version that is written. Older ones are read: in version 1 no record speaks of a rollback.
+/// The version that is written.
 pub const FORMAT_VERSION: u32 = 2;
+/// Before it, segments had their first record's number in the header, no manifest named them, and no record spoke of a
+/// rollback.
+pub const FIRST_VERSION: u32 = 1;
 /// Bytes of a journal segment's and a checkpoint's header.
 pub const HEADER_BYTES: usize = 4096;
 /// Where a segment's two commit marks are: each in a sector of its own.
 pub const MARK_OFFSETS: [usize; 2] = [512, 1024];
+/// Where a segment says that it was begun: a sector of its own.
+pub const BEGIN_OFFSET: usize = 1536;
+/// Bytes of that.
+pub const BEGIN_BYTES: usize = 16;
 /// Bytes of a commit mark.
 pub const MARK_BYTES: usize = 24;
 /// Bytes of a record before its checksums.
@@ -29,7 +36,7 @@ pub const RECORD_BYTES: usize = 48;
 pub const RECORD_SUMS_MAX: u32 = 8192;
 
 /// Offsets of the fields that [`Header`] has, by name.
-pub const HEADER_FIELDS: [(&str, usize, usize); 10] = [
+pub const HEADER_FIELDS: [(&str, usize, usize); 11] = [
     ("magic", 0, 8),
     ("version", 8, 4),
     ("header_crc", 12, 4),
@@ -40,8 +47,12 @@ pub const HEADER_FIELDS: [(&str, usize, usize); 10] = [
     ("number", 56, 8),
     ("first_seq", 64, 8),
     ("incarnation", 72, 8),
+    ("previous", 80, 8),
 ];
-const HEADER_END: usize = 80;
+/// Bytes of a header that are used.
+pub const HEADER_END: usize = 88;
+/// The same in version 1.
+const HEADER_END_1: usize = 80;
 
 /// Offsets of a record's fields, by name.
 pub const RECORD_FIELDS: [(&str, usize, usize); 11] = [
@@ -60,9 +71,13 @@ pub const RECORD_FIELDS: [(&str, usize, usize); 11] = [
 
 /// Offsets of a commit mark's fields, by name.
 pub const MARK_FIELDS: [(&str, usize, usize); 4] =
-    [("committed_seq", 0, 8), ("turn", 8, 8), ("mark_crc", 16, 4), ("zero", 20, 4)];
+    [("committed_seq", 0, 8), ("turn", 8, 8), ("mark_crc", 16, 4), ("mark_check", 20, 4)];
 
-const fn ends_at(fields: &[(&str, usize, usize)], end: usize) -> bool {
+/// Offsets of the fields with which a segment is begun, by name.
+pub const BEGIN_FIELDS: [(&str, usize, usize); 2] = [("begin_seq", 0, 8), ("begin_check", 8, 8)];
+
+/// Whether fields follow each other without gaps, up to `end`.
+pub const fn ends_at(fields: &[(&str, usize, usize)], end: usize) -> bool {
     let mut at = 0;
     let mut i = 0;
     while i < fields.len() {
@@ -79,15 +94,17 @@ const _: () = assert!(ends_at(&HEADER_FIELDS, HEADER_END));
 const _: () = assert!(ends_at(&RECORD_FIELDS, RECORD_BYTES));
 const _: () = assert!(ends_at(&MARK_FIELDS, MARK_BYTES));
 const _: () = assert!(HEADER_END <= MARK_OFFSETS[0]);
-const _: () = assert!(MARK_OFFSETS[1] + MARK_BYTES <= HEADER_BYTES);
+const _: () = assert!(ends_at(&BEGIN_FIELDS, BEGIN_BYTES));
+const _: () = assert!(MARK_OFFSETS[1] + MARK_BYTES <= BEGIN_OFFSET);
+const _: () = assert!(BEGIN_OFFSET + BEGIN_BYTES <= HEADER_BYTES);
 const _: () = assert!(RECORD_SUMS_MAX as usize * 4 / 8 <= u16::MAX as usize);
 const _: () = assert!(RECORD_BYTES.is_multiple_of(8));
 
-/// The header of a journal segment (`first_seq`: of its first record) or of a checkpoint (`first_seq`: of the
-/// first record that it does not cover; `boot_id` is zero).
+/// The header of a journal segment (`first_seq`: 0, see [`Begin`]; in version 1 its first record's) or of a checkpoint
+/// (`first_seq`: of the first record that it does not cover; `boot_id` is zero).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// The format version that it was read with.
+    /// The format version that it was read with, or is to be written with.
     pub version: u32,
     /// The volume's UUID.
     pub volume_uuid: [u8; 16],
@@ -101,6 +118,8 @@ pub struct Header {
     pub first_seq: u64,
     /// Random; records' checksums start from it, so that an older file's bytes are never taken for records.
     pub incarnation: u64,
+    /// Segment: the incarnation of the one before it; 0 for none.
+    pub previous: u64,
 }
 
 /// Why a header cannot be used.
@@ -128,25 +147,31 @@ impl Header {
         bytes[56..64].copy_from_slice(&self.number.to_le_bytes());
         bytes[64..72].copy_from_slice(&self.first_seq.to_le_bytes());
         bytes[72..80].copy_from_slice(&self.incarnation.to_le_bytes());
-        let crc = checksum::crc32c(&bytes[16..]);
+        bytes[80..88].copy_from_slice(&self.previous.to_le_bytes());
+        let end = if self.version == FIRST_VERSION { HEADER_END_1 } else { HEADER_END };
+        let crc = checksum::crc32c(&bytes[16..end]);
         bytes[12..16].copy_from_slice(&crc.to_le_bytes());
         bytes
     }
 
     /// From a file's first bytes.
     pub fn decode(bytes: &[u8], magic: [u8; 8]) -> Result<Header, BadHeader> {
-        if bytes.len() < HEADER_END || bytes[0..8] != magic {
+        if bytes.len() < HEADER_END_1 || bytes[0..8] != magic {
             return Err(BadHeader::Magic);
         }
         let version = u32_at(bytes, 8);
-        if !(1..=FORMAT_VERSION).contains(&version) {
-            return Err(BadHeader::Version(version));
-        }
-        if u32_at(bytes, 12) != checksum::crc32c(&bytes[16..HEADER_END]) {
+        let end = match version {
+            FIRST_VERSION => HEADER_END_1,
+            FORMAT_VERSION => HEADER_END,
+            other => return Err(BadHeader::Version(other)),
+        };
+        if bytes.len() < end || u32_at(bytes, 12) != checksum::crc32c(&bytes[16..end]) {
             return Err(BadHeader::Checksum);
         }
         let (number, first_seq) = (u64_at(bytes, 56), u64_at(bytes, 64));
-        if !possible(number) || !possible(first_seq) {
+        let begun_elsewhere = version != FIRST_VERSION && magic == JOURNAL_MAGIC;
+        let right = if begun_elsewhere { first_seq == 0 } else { possible(first_seq) };
+        if !possible(number) || !right {
             return Err(BadHeader::Numbers);
         }
         Ok(Header {
@@ -157,7 +182,35 @@ impl Header {
             number,
             first_seq,
             incarnation: u64_at(bytes, 72),
+            previous: if version == FIRST_VERSION { 0 } else { u64_at(bytes, 80) },
         })
+    }
+}
+
+/// Whether a segment was begun, and with which record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Begin {
+    /// It was not: it is all zero, or a kill came between the two words.
+    Not,
+    /// Its first record has this number.
+    With(u64),
+    /// Neither: it is damaged.
+    Bad,
+}
+
+impl Begin {
+    /// The two words, in the order in which they are stored.
+    pub fn words(first_seq: u64) -> [u64; 2] {
+        [first_seq, !first_seq]
+    }
+
+    /// From a segment's first bytes.
+    pub fn decode(page: &[u8]) -> Begin {
+        match (u64_at(page, BEGIN_OFFSET), u64_at(page, BEGIN_OFFSET + 8)) {
+            (_, 0) => Begin::Not,
+            (seq, check) if check == !seq && possible(seq) => Begin::With(seq),
+            _ => Begin::Bad,
+        }
     }
 }
 
@@ -170,22 +223,52 @@ pub struct Mark {
     pub turn: u64,
 }
 
+/// What a place for a commit mark holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MarkPlace {
+    /// Nothing was ever stored there.
+    Empty,
+    /// One was being stored when the process was killed: its sync had not begun.
+    Unfinished,
+    /// A mark.
+    Whole(Mark),
+    /// None of these: it is damaged.
+    Bad,
+}
+
 impl Mark {
+    /// Its three words. The last one is 0 while it is being stored.
+    pub fn words(&self, incarnation: u64) -> [u64; 3] {
+        let (seq, turn) = (self.committed_seq.to_le_bytes(), self.turn.to_le_bytes());
+        let crc = checksum::crc32c_append(checksum::crc32c_append(seed(incarnation), &seq), &turn);
+        [self.committed_seq, self.turn, u64::from(crc) | u64::from(!crc) << 32]
+    }
+
     /// Its bytes.
     pub fn encode(&self, incarnation: u64) -> [u8; MARK_BYTES] {
         let mut bytes = [0; MARK_BYTES];
-        bytes[0..8].copy_from_slice(&self.committed_seq.to_le_bytes());
-        bytes[8..16].copy_from_slice(&self.turn.to_le_bytes());
-        let crc = checksum::crc32c_append(seed(incarnation), &bytes[0..16]);
-        bytes[16..20].copy_from_slice(&crc.to_le_bytes());
+        for (out, word) in bytes.chunks_exact_mut(8).zip(self.words(incarnation)) {
+            out.copy_from_slice(&word.to_le_bytes());
+        }
         bytes
     }
 
-    /// From its bytes; `None` if it was never whole.
-    pub fn decode(bytes: &[u8], incarnation: u64) -> Option<Mark> {
-        let crc = checksum::crc32c_append(seed(incarnation), bytes.get(0..16)?);
-        let whole = bytes.len() >= MARK_BYTES && crc == u32_at(bytes, 16);
-        whole.then(|| Mark { committed_seq: u64_at(bytes, 0), turn: u64_at(bytes, 8) })
+    /// What the place of so many bytes holds, in the segment of this header.
+    pub fn decode(bytes: &[u8], header: &Header) -> MarkPlace {
+        let mark = Mark { committed_seq: u64_at(bytes, 0), turn: u64_at(bytes, 8) };
+        let [.., check] = mark.words(header.incarnation);
+        let found = u64_at(bytes, 16);
+        if header.version == FIRST_VERSION {
+            // The upper half was 0, and one that a kill has torn looks like a damaged one.
+            let whole = found == check & u64::from(u32::MAX);
+            return if whole { MarkPlace::Whole(mark) } else { MarkPlace::Unfinished };
+        }
+        match found {
+            0 if bytes.iter().all(|byte| *byte == 0) => MarkPlace::Empty,
+            0 => MarkPlace::Unfinished,
+            found if found == check => MarkPlace::Whole(mark),
+            _ => MarkPlace::Bad,
+        }
     }
 }
 

@@ -9,29 +9,32 @@
 //! Invariants        J2, J3 (see the parent); J5 records of a segment are consecutive in sequence and bytes;
 //!                   J6 a mark of sequence number s is written after the data of all records up to s was synced;
 //!                   J7 a segment's name and space are durable before its first record, and its header and records before a
-//!                      mark in a later segment is written: so where a header is lost, no record from there on was committed;
+//!                      mark in a later segment is written: so where it was not begun, no record from there on was
+//!                      committed; once the first mark in a segment is durable, the manifest says so, before anybody is
+//!                      answered;
 //!                   J8 after a failed sync the kernel may have dropped records, so no later commit succeeds before a
 //!                      checkpoint, together with a segment that was begun after the failure, has made them all unnecessary;
 //!                      also if the process is started again in between.
+//!                   J9 what a kill may come in the middle of is stored word by word, in an order that shows it: the begin
+//!                      of a segment, a commit mark, the number of the last record.
 //! Owner and locks   the records' bytes: the processor. The marks' bytes: whoever holds `committing`. The list of
 //!                   segments: one lock, held for a push or a clone.
 //! Durability        an appended record survives SIGKILL at once, power loss once `committed` has reached it. A
 //!                   mark that reaches the disk before records it covers is harmless: what is read back is the
 //!                   unbroken sequence of whole records, and their data was synced.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::failed_sync::FailedSync;
-use super::format::{FORMAT_VERSION, Record, RecordKind, record_bytes};
-use super::format::{HEADER_BYTES, Header, JOURNAL_MAGIC, MARK_BYTES, MARK_OFFSETS, Mark};
+use super::format::{HEADER_BYTES, Mark, Record, RecordKind, record_bytes};
+use super::manifest::{self, Manifest};
 use super::reached::Reached;
+use super::segment::{Prepared, Segment, needless};
 use crate::block_map::history::Rollback;
 use crate::deliberate::{Bug, bug};
 use crate::error::{Errno, Error, Result};
-use crate::limits::SEGMENT_BYTES;
-use crate::system::mapping::Mapping;
 use crate::system::{File, System};
 use crate::units::Epoch;
 
@@ -42,6 +45,8 @@ pub struct Identity {
     pub system: Arc<dyn System>,
     /// The volume's directory.
     pub directory: PathBuf,
+    /// The processor's manifest, which is elsewhere.
+    pub manifest: PathBuf,
     /// The volume's UUID.
     pub volume_uuid: [u8; 16],
     /// The processor.
@@ -62,79 +67,14 @@ impl Identity {
     }
 }
 
-/// A segment that is mapped.
-#[derive(Debug)]
-pub struct Segment {
-    header: Header,
-    file: Arc<dyn File>,
-    map: Mapping,
-    length: usize,
-    synced: AtomicBool,
-}
-
-/// A segment that has no records and no header yet.
-#[derive(Debug)]
-pub struct Prepared {
-    number: u64,
-    incarnation: u64,
-    file: Arc<dyn File>,
-    map: Mapping,
-    length: usize,
-}
-
-impl Prepared {
-    /// Makes it, durably. What is left of one that could not be made is removed.
-    pub fn make(identity: &Identity, number: u64) -> std::result::Result<Prepared, Errno> {
-        let path = identity.segment_path(number);
-        let made = Prepared::make_at(identity, number, &path);
-        if made.is_err() {
-            let _ = identity.system.remove(&path);
-        }
-        made
-    }
-
-    fn make_at(
-        identity: &Identity,
-        number: u64,
-        path: &Path,
-    ) -> std::result::Result<Prepared, Errno> {
-        let file = identity.system.create(path)?;
-        let length = SEGMENT_BYTES.load(Ordering::Relaxed);
-        let map = file.map(length)?;
-        file.sync()?;
-        if !bug(Bug::NoDirectorySync) {
-            identity.system.sync_directory(&identity.directory)?; // J7
-        }
-        Ok(Prepared { number, incarnation: identity.system.random()?, file, map, length })
-    }
-
-    /// Has its pages in memory: else the processor would meet each one for the first time.
-    pub fn warm(&self) {
-        self.map.warm();
-    }
-
-    fn begin(self, identity: &Identity, first_seq: u64) -> Segment {
-        let Prepared { number, incarnation, file, map, length } = self;
-        let header = Header {
-            version: FORMAT_VERSION,
-            volume_uuid: identity.volume_uuid,
-            boot_id: identity.boot_id,
-            processor: identity.processor,
-            number,
-            first_seq,
-            incarnation,
-        };
-        let bytes = header.encode(JOURNAL_MAGIC);
-        // SAFETY: nobody else has the mapping yet.
-        unsafe { map.slice_mut(0, bytes.len()) }.copy_from_slice(&bytes);
-        Segment { header, file, map, length, synced: AtomicBool::new(false) }
-    }
-}
-
 /// What commits leave for the next one.
 #[derive(Debug, Default)]
 struct Committing {
+    /// The last mark's in the segment of this number; the first one of a segment takes both places.
     turn: u64,
+    number: u64,
+    /// The manifest says that this segment has marks.
+    named: bool,
     /// The first sync that failed, and the newest segment's number then (J8).
     failed: Option<(Errno, u64)>,
 }
@@ -151,6 +91,7 @@ pub struct Shared {
     committing: Mutex<Committing>,
     /// What outlives the process of `committing.failed`.
     failed_sync: FailedSync,
+    manifest: Manifest,
     /// Segments of the run before this one, until they were synced once.
     recovered: Mutex<Vec<Arc<dyn File>>>,
 }
@@ -182,20 +123,42 @@ impl Shared {
         if let Some((errno, _)) = committing.failed {
             return Err(errno);
         }
-        let result = self.commit_now(&mut committing.turn, seq);
+        let result = self.commit_now(&mut committing, seq);
         let remembered = result.err().filter(|_| !bug(Bug::ForgetFailedSync));
         committing.failed = remembered.map(|errno| (errno, self.newest_number())); // J8
         if committing.failed.is_some() {
             self.failed_sync.set();
         }
-        result
+        let committed = result?;
+        self.name_marks(&mut committing, committed)?;
+        self.committed.fetch_max(committed, Ordering::Release);
+        Ok(())
     }
 
-    fn commit_now(&self, turn: &mut u64, seq: u64) -> std::result::Result<(), Errno> {
+    /// Has the manifest say that the newest segment has commit marks, if it does not yet (J7). Where it cannot, nothing is
+    /// lost, and the next commit tries again.
+    fn name_marks(
+        &self,
+        committing: &mut Committing,
+        committed: u64,
+    ) -> std::result::Result<(), Errno> {
+        let segments = self.segments.lock().expect("no holder panics");
+        let marked = segments.iter().find(|segment| segment.header.number == committing.number);
+        let marked = marked.map(|segment| (committing.number, segment.header.incarnation));
+        drop(segments);
+        if let Some(segment) = marked.filter(|_| !committing.named) {
+            self.manifest.committed_in(segment, committed)?;
+            committing.named = true;
+        }
+        Ok(())
+    }
+
+    /// Makes records durable, and says up to which one.
+    fn commit_now(&self, committing: &mut Committing, seq: u64) -> std::result::Result<u64, Errno> {
         let mut recovered = self.recovered.lock().expect("no holder panics");
         // A mark that was read back may not be durable, and neither may what it covers: not before they were synced.
         if self.committed() >= seq && recovered.is_empty() {
-            return Ok(());
+            return Ok(self.committed());
         }
         for file in recovered.iter() {
             file.sync()?;
@@ -211,27 +174,37 @@ impl Shared {
             segment.file.sync()?;
             segment.synced.store(true, Ordering::Relaxed);
         }
-        *turn += 1;
-        let mark = Mark { committed_seq: seq.max(self.committed()), turn: *turn };
-        let at = MARK_OFFSETS[(*turn % 2) as usize];
-        // SAFETY: the marks' bytes belong to the holder of `committing`.
-        unsafe { newest.map.slice_mut(at, MARK_BYTES) }
-            .copy_from_slice(&mark.encode(newest.header.incarnation));
+        let number = newest.header.number;
+        let first = std::mem::replace(&mut committing.number, number) != number;
+        let turns = if first { 1..=2 } else { committing.turn + 1..=committing.turn + 1 };
+        committing.turn = *turns.end();
+        committing.named &= !first;
+        let committed_seq = seq.max(self.committed());
+        for turn in turns {
+            // SAFETY: `committing` is held.
+            unsafe { newest.store_mark(Mark { committed_seq, turn }) };
+        }
         newest.file.sync()?;
-        self.committed.fetch_max(seq, Ordering::Release);
-        Ok(())
+        Ok(committed_seq)
     }
 
-    /// A checkpoint covers the records up to `covered`: they are durable, and the segments that hold no others are
+    /// A checkpoint of this number and CRC-32C has its name, and covers the records up to `covered`: the manifest says so, durably.
+    pub fn named(&self, checkpoint: (u64, u32), covered: u64) -> std::result::Result<(), Errno> {
+        let segments = self.segments.lock().expect("no holder panics");
+        let oldest = segments[needless(&segments, covered)].header.number;
+        drop(segments);
+        self.manifest.checkpointed(checkpoint, covered, oldest)
+    }
+
+    /// The manifest names a checkpoint that covers the records up to `covered`: they are durable, and the segments that hold no others are
     /// forgotten. Says which number the oldest remaining one has.
     pub fn covered(&self, covered: u64) -> u64 {
         let mut committing = self.committing.lock().expect("no holder panics");
         self.recovered.lock().expect("no holder panics").clear();
         let mut segments = self.segments.lock().expect("no holder panics");
         // Records of a segment end where the next one begins.
-        while segments.len() > 1 && segments[1].header.first_seq <= covered + 1 {
-            segments.remove(0);
-        }
+        let needless = needless(&segments, covered);
+        segments.drain(..needless);
         let oldest = segments[0].header.number;
         if committing.failed.is_some_and(|(_, newest)| newest < oldest) {
             committing.failed = None; // J8
@@ -246,10 +219,21 @@ impl Shared {
         segments.last().expect("a journal has a segment").header.number
     }
 
+    /// Whether a sync has failed, and no commit succeeds before a checkpoint (J8).
+    pub fn has_failed(&self) -> bool {
+        self.committing.lock().expect("no holder panics").failed.is_some()
+    }
+
     /// Whether the newest segment was there when a sync failed.
     fn newest_has_failed(&self) -> bool {
         let failed = self.committing.lock().expect("no holder panics").failed;
         failed.is_some_and(|(_, number)| self.newest_number() <= number)
+    }
+
+    /// Record `seq` was appended.
+    fn append(&self, seq: u64) {
+        self.manifest.appended(seq);
+        self.reached.append(seq);
     }
 
     fn push(&self, segment: Arc<Segment>) {
@@ -269,6 +253,40 @@ pub struct Journal {
     next: Next,
     /// Bytes appended since the last checkpoint began.
     pub bytes_since_checkpoint: u64,
+}
+
+/// What a journal goes on from.
+#[derive(Debug)]
+pub struct Start {
+    /// The first segment's number.
+    pub number: u64,
+    /// The first record's number.
+    pub next_seq: u64,
+    /// Records up to this one are known to be durable; those between, if any, are once a commit has succeeded.
+    pub covered: u64,
+    /// The segments that were read back: they are synced before the first commit mark.
+    pub segments: Vec<Arc<dyn File>>,
+    /// The incarnation of the last one that was begun; 0: none.
+    pub previous: u64,
+    /// Number and CRC-32C of the checkpoint that was read back; 0: none.
+    pub checkpoint: (u64, u32),
+    /// What was read of the manifest, if there is one.
+    pub manifest: Option<manifest::Found>,
+}
+
+impl Start {
+    /// From nothing.
+    pub fn fresh() -> Start {
+        Start {
+            number: 1,
+            next_seq: 1,
+            covered: 0,
+            segments: Vec::new(),
+            previous: 0,
+            checkpoint: (0, 0),
+            manifest: None,
+        }
+    }
 }
 
 /// The segment that follows the newest one.
@@ -322,35 +340,39 @@ impl Entry<'static> {
 }
 
 impl Journal {
-    /// Begins a new segment whose first record will be `next_seq`. Records up to `committed` are known to be durable;
-    /// those between, if any, are once a commit has succeeded.
-    ///
-    /// `recovered` are the segments that were read back: they are synced before the first commit mark.
-    pub fn begin(
-        identity: Identity,
-        number: u64,
-        next_seq: u64,
-        committed: u64,
-        recovered: Vec<Arc<dyn File>>,
-    ) -> Result<Journal> {
+    /// Begins a run, with a new segment.
+    pub fn begin(identity: Identity, start: Start) -> Result<Journal> {
         let failed = |e: Errno| {
-            let what =
-                format!("journal {} cannot be begun", identity.segment_path(number).display());
-            Error::io(what, e)
+            let path = identity.segment_path(start.number);
+            Error::io(format!("journal {} cannot be begun", path.display()), e)
         };
-        let prepared = Prepared::make(&identity, number).map_err(failed)?;
-        let segment = Arc::new(prepared.begin(&identity, next_seq));
+        let Start { number, next_seq, covered, .. } = start;
+        let prepared = Prepared::make(&identity, number, start.previous).map_err(failed)?;
+        let found = start.manifest.as_ref();
+        let before = found.map(|found| found.state.clone()).unwrap_or_default();
+        let state = manifest::State {
+            boot_id: identity.boot_id,
+            run: number,
+            run_seq: next_seq,
+            committed: before.committed.max(covered),
+            checkpoint: start.checkpoint,
+            ..before
+        };
+        let manifest = Manifest::begin(&identity, found, state, next_seq - 1).map_err(failed)?;
+        // Only now: its boot and its first record are known elsewhere.
+        let segment = Arc::new(prepared.begin(next_seq));
         let failed_sync = FailedSync::of_journal(&identity);
         // What was read back may be in the page cache alone, and be called clean there (J8).
         let failed = failed_sync.is_set().then_some((Errno::EIO, number - 1));
         let shared = Shared {
             reached: Reached::new(next_seq - 1),
-            committed: AtomicU64::new(committed),
+            committed: AtomicU64::new(covered),
             expecting: AtomicBool::new(false),
             segments: Mutex::new(vec![Arc::clone(&segment)]),
-            committing: Mutex::new(Committing { turn: 0, failed }),
+            committing: Mutex::new(Committing { failed, ..Committing::default() }),
             failed_sync,
-            recovered: Mutex::new(recovered),
+            manifest,
+            recovered: Mutex::new(start.segments),
         };
         Ok(Journal {
             identity,
@@ -402,7 +424,7 @@ impl Journal {
         self.at += length;
         self.next_seq += 1;
         self.bytes_since_checkpoint += length as u64;
-        self.shared.reached.append(seq);
+        self.shared.append(seq);
         Ok(seq)
     }
 
@@ -420,30 +442,34 @@ impl Journal {
                     self.next = next; // what comes now is too late
                 }
                 let number = self.take_number();
-                Prepared::make(&self.identity, number)?
+                Prepared::make(&self.identity, number, self.current.header.incarnation)?
             }
         };
-        let segment = Arc::new(prepared.begin(&self.identity, self.next_seq));
+        debug_assert_eq!(prepared.header.previous, self.current.header.incarnation);
+        let segment = Arc::new(prepared.begin(self.next_seq));
         self.current = Arc::clone(&segment);
         self.at = HEADER_BYTES;
         self.shared.push(segment);
         Ok(())
     }
 
-    /// The number of the segment that is to be prepared, if it is time for that. [`Journal::prepared`] ends it.
-    pub fn ask_next(&mut self) -> Option<u64> {
+    /// The number of the segment that is to be prepared, and the incarnation of the one before it, if it is time for that.
+    /// [`Journal::prepared`] ends it.
+    pub fn ask_next(&mut self) -> Option<(u64, u64)> {
         let half_full = self.at > self.current.length / 2;
         if !half_full || !matches!(self.next, Next::Wanted) {
             return None;
         }
         self.next = Next::Asked;
-        Some(self.take_number())
+        Some((self.take_number(), self.current.header.incarnation))
     }
 
     /// A segment that was asked for has been prepared, or could not be.
     pub fn prepared(&mut self, prepared: Option<Prepared>) {
         self.next = match prepared {
-            Some(prepared) if prepared.number > self.current.header.number => Next::Ready(prepared),
+            Some(prepared) if prepared.header.number > self.current.header.number => {
+                Next::Ready(prepared)
+            }
             Some(late) => {
                 self.remove(&late);
                 Next::Wanted
@@ -465,7 +491,7 @@ impl Journal {
     }
 
     fn remove(&self, prepared: &Prepared) {
-        // Where it stays, it is removed when it is found without a header.
-        let _ = self.identity.system.remove(&self.identity.segment_path(prepared.number));
+        // Where it stays, it is removed when it is found, as it was not begun.
+        let _ = self.identity.system.remove(&self.identity.segment_path(prepared.header.number));
     }
 }

@@ -3,7 +3,8 @@
 //! How it works      Two halves. The slots are on the change-log devices: [`space`] is what a volume has of
 //!                   them, in chunks of 1024 slots; [`slots`] is one processor's share. The records are in the
 //!                   state directory: each processor appends them to its [`journal`], and a [`checkpoint`] now
-//!                   and then makes the older part of the journal unnecessary; [`recover`] reads both.
+//!                   and then makes the older part of the journal unnecessary; [`recover`] reads both. A [`manifest`]
+//!                   elsewhere says which of these files must be there.
 //! Invariants        J1 a slot is written once between being handed out and being given back;
 //!                   J2 a record is appended after the data that it speaks of was written, and before the
 //!                      host hears of it;
@@ -17,13 +18,17 @@
 pub mod agreement;
 pub mod checkpoint;
 pub mod chunks;
+pub mod expected;
 pub mod failed_sync;
 pub mod format;
 pub mod journal;
 pub mod leaf_bytes;
+pub mod manifest;
 pub mod marks;
+mod old_segments;
 pub mod reached;
 pub mod recover;
+pub mod segment;
 pub mod slots;
 pub mod space;
 pub mod young;

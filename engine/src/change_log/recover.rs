@@ -7,6 +7,8 @@
 //!                   newest commit mark, if all of them are there; else its sync has not ended, and it is those up to the
 //!                   mark before it: never some of those between two marks, as [young](super::young) slots are used again
 //!                   between them. What the checkpoint covers need not be there in either case.
+//!                   The [manifest](super::manifest) says which boot and which files these are, and the number that has to be
+//!                   reached at least; volumes of an earlier version have none until they are served for the first time.
 //! Errors            what should be there and cannot be read is `Corrupt`, with the file's name; an unknown version
 //!                   is refused untouched. Nothing is guessed, and nothing is changed.
 
@@ -15,11 +17,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::agreement::{Agreement, Told, records_ends};
-use super::checkpoint::{self, Bad, Contents};
-use super::format::{BadHeader, HEADER_BYTES, Header, JOURNAL_MAGIC, MARK_BYTES, MARK_OFFSETS};
-use super::format::{Mark, Record, RecordKind, possible, seed};
-use super::journal::Identity;
+use super::expected::{expect_files, expect_records, list, read_checkpoint};
+use super::format::{FIRST_VERSION, HEADER_BYTES};
+use super::format::{Record, RecordKind, possible, seed, u32_at};
+use super::journal::{Identity, Start};
+use super::manifest::{self, Found};
 use super::marks::SlotSet;
+use super::old_segments::{Marks, OldSegment, may_be_lost, read_segments};
 use crate::block_map::history::History;
 use crate::block_map::place::Place;
 use crate::block_map::versions::{Change, Versions};
@@ -51,26 +55,30 @@ pub struct Recovered {
     /// Slots that records behind the checkpoint have freed, and snapshots that were dropped since: what the disk holds may
     /// still refer to them.
     pub freed: SlotSet,
-    /// Segments without a header, to be removed.
+    /// Segments that were not begun, to be removed.
     pub leftovers: Vec<PathBuf>,
     /// Records that were replayed.
     pub replayed: u64,
+    /// The incarnation of the last segment that was begun; 0: none.
+    pub previous: u64,
+    /// Number and CRC-32C of the checkpoint; 0: none.
+    pub checkpoint: (u64, u32),
+    /// The manifest, if there is one.
+    pub manifest: Option<Found>,
 }
 
-struct OldSegment {
-    path: PathBuf,
-    header: Header,
-    /// Its first bytes, with the commit marks.
-    page: Vec<u8>,
-    file: Arc<dyn File>,
-}
-
-impl OldSegment {
-    /// Reads all of it.
-    fn read(&self, bytes: &mut Vec<u8>) -> Result<()> {
-        let io = |e: Errno| Error::io(format!("{} cannot be read", self.path.display()), e);
-        bytes.resize(self.file.length().map_err(io)? as usize, 0);
-        self.file.read(bytes, 0).map_err(io)
+impl Recovered {
+    /// What the next run's journal goes on from; the segments are taken.
+    pub fn start(&mut self) -> Start {
+        Start {
+            number: self.next_number,
+            next_seq: self.next_seq,
+            covered: self.covered,
+            segments: std::mem::take(&mut self.segments),
+            previous: self.previous,
+            checkpoint: self.checkpoint,
+            manifest: self.manifest.take(),
+        }
     }
 }
 
@@ -135,27 +143,41 @@ pub fn recover(
 ) -> Result<Recovered> {
     let blocks_of = |partition| shape_of(partition).map(|shape: Shape| shape.blocks);
     let history = &told.history;
-    let (checkpoint, mut next_number) = read_checkpoint(identity, &blocks_of)?;
+    let manifest = manifest::read(identity)?;
+    let names = list(identity, told.expect)?;
+    if manifest.is_none() {
+        expect_files(identity, told.expect, &names)?;
+    }
+    let mut leftovers = Vec::new();
+    let state = manifest.as_ref().map(|found| &found.state);
+    let named = state.map(|state| state.checkpoint);
+    let (checkpoint, contents) = read_checkpoint(identity, named, &names, &blocks_of)?;
+    let segments = read_segments(identity, state, &names, &mut leftovers)?;
+    let last = names.iter().map(|(number, _)| *number).max().unwrap_or(0);
+    let newest = state.map_or(0, |state| state.run.max(state.segment.0));
     let mut recovered = Recovered {
-        partitions: checkpoint.partitions.into_iter().collect(),
-        checkpoint_epoch: if next_number > 1 { checkpoint.epoch } else { 0 },
+        partitions: contents.partitions.into_iter().collect(),
+        checkpoint_epoch: if checkpoint.0 > 0 { contents.epoch } else { 0 },
         redone: 0,
-        next_seq: checkpoint.first_seq,
-        covered: checkpoint.first_seq - 1,
-        next_number: 0,
-        epoch: checkpoint.epoch,
+        next_seq: contents.first_seq,
+        covered: contents.first_seq - 1,
+        next_number: last.max(newest).max(checkpoint.0) + 1,
+        epoch: contents.epoch,
         segments: Vec::new(),
         freed: SlotSet::default(),
-        leftovers: Vec::new(),
+        leftovers,
         replayed: 0,
+        previous: segments.last().map_or(0, |segment| segment.header.incarnation),
+        checkpoint,
+        manifest,
     };
-    let segments = read_segments(identity, &mut recovered.leftovers)?;
-    if let Some(last) = segments.last() {
-        next_number = next_number.max(last.header.number + 1);
-    }
-    recovered.next_number = next_number;
     let rolled = replay_all(identity, &mut recovered, &segments, told, &shape_of)?;
     recovered.redone = history.rollbacks().len() - rolled;
+    if let Some(found) = &recovered.manifest
+        && !bug(Bug::QuietEnd)
+    {
+        expect_records(identity, found, recovered.next_seq - 1)?;
+    }
     for number in rolled..history.rollbacks().len() {
         roll_back(&mut recovered, history, number, 0, &shape_of);
     }
@@ -204,18 +226,22 @@ fn forget_gone(
     }
 }
 
-fn corrupt(path: &Path, what: impl std::fmt::Display) -> Error {
+pub(super) fn corrupt(path: &Path, what: impl std::fmt::Display) -> Error {
     Error::new(ErrorKind::Corrupt, format!("{} cannot be read back: {what}", path.display()))
 }
 
-/// Numbers and paths of this processor's files with this ending, in order.
+/// Numbers and paths of this processor's files with this ending, in order; none where there is no directory.
 pub fn files(identity: &Identity, ending: &str) -> Result<Vec<(u64, PathBuf)>> {
     let directory = &identity.directory;
     let failed =
         |e: Errno| Error::io(format!("directory {} cannot be read", directory.display()), e);
     let prefix = format!("p{:03}-", identity.processor);
     let mut found = Vec::new();
-    for path in identity.system.list(directory).map_err(failed)? {
+    let names = match identity.system.list(directory) {
+        Err(errno) if errno.raw() == libc::ENOENT => return Ok(found),
+        names => names.map_err(failed)?,
+    };
+    for path in names {
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
         let number = name
             .as_deref()
@@ -228,89 +254,6 @@ pub fn files(identity: &Identity, ending: &str) -> Result<Vec<(u64, PathBuf)>> {
     Ok(found)
 }
 
-fn read_checkpoint(
-    identity: &Identity,
-    blocks_of: &impl Fn(PartitionIndex) -> Option<u32>,
-) -> Result<(Contents, u64)> {
-    let Some((number, path)) = files(identity, ".checkpoint")?.pop() else {
-        return Ok((Contents { first_seq: 1, epoch: 1, partitions: Vec::new() }, 1));
-    };
-    let io = |e: Errno| Error::io(format!("{} cannot be read", path.display()), e);
-    let file = identity.system.open(&path, false).map_err(io)?;
-    let (header, contents) = checkpoint::read_file(&*file, blocks_of).map_err(|bad| match bad {
-        Bad::Io(errno) => io(errno),
-        Bad::Corrupt(what) => corrupt(&path, what),
-    })?;
-    if header.volume_uuid != identity.volume_uuid || header.processor != identity.processor {
-        return Err(corrupt(&path, "it belongs to another volume or processor"));
-    }
-    Ok((contents, number + 1))
-}
-
-fn read_segments(identity: &Identity, leftovers: &mut Vec<PathBuf>) -> Result<Vec<OldSegment>> {
-    let mut found = files(identity, ".journal")?;
-    let mut segments = Vec::new();
-    let newest = found.last().map(|(number, _)| *number);
-    for (number, path) in found.drain(..) {
-        let io = |e: Errno| Error::io(format!("{} cannot be read", path.display()), e);
-        let file = identity.system.open(&path, false).map_err(io)?;
-        let mut page = vec![0; file.length().map_err(io)?.min(HEADER_BYTES as u64) as usize];
-        file.read(&mut page, 0).map_err(io)?;
-        match Header::decode(&page, JOURNAL_MAGIC) {
-            Ok(header) => {
-                let ours = header.volume_uuid == identity.volume_uuid
-                    && header.processor == identity.processor
-                    && header.number == number;
-                if !ours || page.len() < HEADER_BYTES {
-                    return Err(corrupt(&path, "it belongs to another volume or processor"));
-                }
-                segments.push(OldSegment { path, header, page, file });
-            }
-            // It was never begun, or its header was lost, then none of its records was committed (J7); or a crash came
-            // while it was being made. Its marks are in other sectors, which may have come to the disk without it.
-            // Should a record be missing that counts, that is found below.
-            Err(BadHeader::Magic | BadHeader::Checksum)
-                if Some(number) == newest
-                    || page.iter().take(MARK_OFFSETS[0]).all(|byte| *byte == 0) =>
-            {
-                leftovers.push(path);
-            }
-            Err(BadHeader::Version(version)) => {
-                return Err(corrupt(&path, format!("it has format version {version}")));
-            }
-            Err(bad) => return Err(corrupt(&path, format!("its header: {bad:?}"))),
-        }
-    }
-    Ok(segments)
-}
-
-/// The last record that counts in each segment: what a later segment begins with was not read back when that was
-/// begun, or was lost before. So a segment may end before it begins: then nothing of it counts.
-fn ends(segments: &[OldSegment]) -> Vec<u64> {
-    let mut end = u64::MAX;
-    let mut ends = Vec::with_capacity(segments.len());
-    for segment in segments.iter().rev() {
-        ends.push(end);
-        end = end.min(segment.header.first_seq - 1);
-    }
-    ends.reverse();
-    ends
-}
-
-/// What each of the commit marks covers, in order: two may cover the same, as what is behind that no longer counts.
-fn marks(segments: &[OldSegment], ends: &[u64]) -> Vec<u64> {
-    let mut marks = Vec::new();
-    for (segment, end) in segments.iter().zip(ends) {
-        for at in MARK_OFFSETS {
-            let bytes = &segment.page[at..at + MARK_BYTES];
-            let mark = Mark::decode(bytes, segment.header.incarnation);
-            marks.extend(mark.map(|mark| mark.committed_seq.min(*end)));
-        }
-    }
-    marks.sort_unstable();
-    marks
-}
-
 fn replay_all(
     identity: &Identity,
     recovered: &mut Recovered,
@@ -321,11 +264,12 @@ fn replay_all(
     let history = &told.history;
     let agreement = Agreement::new(told, recovered.epoch);
     let Some(last) = segments.last() else { return Ok(agreement.rolled()) };
-    let ends = ends(segments);
-    let marks = marks(segments, &ends);
+    let state = recovered.manifest.as_ref().map(|found| &found.state);
+    let Marks { ends, marks } = Marks::of(segments, state)?;
     let newest = marks.last().map_or(0, |mark| *mark).max(recovered.covered);
     let covered = recovered.covered; // by the checkpoint: the journal may have lost these
-    let same_boot = last.header.boot_id == identity.boot_id || bug(Bug::PastTheMark);
+    let boot = state.map_or(last.header.boot_id, |state| state.boot_id);
+    let same_boot = boot == identity.boot_id || bug(Bug::PastTheMark);
     // The newest mark may have reached the disk before the records that it covers: its sync may not have ended. The
     // one before it is followed by another, so its sync has.
     let before = marks.iter().rev().nth(1).map_or(0, |mark| *mark).max(covered);
@@ -339,16 +283,19 @@ fn replay_all(
     let before = history.before_rollback(agreement.rolled());
     let (bytes, sums) = (Vec::new(), Vec::new());
     let mut replay = Replay { recovered, history, before, agreement, shape_of, bytes, sums };
-    for (segment, segment_end) in segments.iter().zip(ends) {
+    for (index, (segment, segment_end)) in segments.iter().zip(ends).enumerate() {
         let end = segment_end.min(limit);
         let next_seq = replay.recovered.next_seq;
-        if segment_end < next_seq || segment.header.first_seq > end {
+        if segment_end < next_seq || segment.first_seq > end {
             continue; // the checkpoint has it all, or none of it counts
         }
-        if segment.header.first_seq > next_seq {
+        // Before the first record that is replayed some may have been removed, and some not.
+        let chained = next_seq > covered + 1 && segment.header.version != FIRST_VERSION;
+        let follows = !chained || segments[index - 1].header.incarnation == segment.header.previous;
+        if segment.first_seq > next_seq || !follows {
             return Err(corrupt(&segment.path, "the records before it are missing"));
         }
-        let reached = replay.segment(segment, end)?;
+        let reached = replay.segment(segment, end, same_boot)?;
         if reached < end {
             let wanted = if same_boot && segment_end != u64::MAX { end } else { required };
             if reached.max(covered) < wanted {
@@ -367,22 +314,27 @@ fn replay_all(
     Ok(agreement.rolled())
 }
 
-/// Whether all records from `first` to `last` can be read.
+/// Whether all records from `first` to `last` can be read. One that a power loss has not left whole is told from one that is
+/// damaged, which is an error.
 fn all_there(segments: &[OldSegment], ends: &[u64], first: u64, last: u64) -> Result<bool> {
     let (mut bytes, mut sums, mut next) = (Vec::new(), Vec::new(), first);
     for (segment, end) in segments.iter().zip(ends) {
-        if *end < next || segment.header.first_seq > next {
+        if *end < next || segment.first_seq > next {
             continue;
         }
         segment.read(&mut bytes)?;
         let seed = seed(segment.header.incarnation);
-        let (mut at, mut seq) = (HEADER_BYTES, segment.header.first_seq);
+        let (mut at, mut seq) = (HEADER_BYTES, segment.first_seq);
         while seq <= last.min(*end)
             && let Ok(Some((record, length))) = Record::decode_into(&bytes[at..], seed, &mut sums)
             && record.seq == seq
         {
             at += length;
             seq += 1;
+        }
+        let wanted = seq <= last.min(*end);
+        if wanted && !may_be_lost(&bytes, at) && !bug(Bug::QuietEnd) {
+            return Err(corrupt(&segment.path, format!("record {seq} is damaged")));
         }
         next = next.max(seq);
     }
@@ -403,21 +355,26 @@ struct Replay<'a, F> {
 }
 
 impl<F: Fn(PartitionIndex) -> Option<Shape>> Replay<'_, F> {
-    /// Replays the records of one segment up to `end`; returns the last sequence number that it reached.
-    fn segment(&mut self, segment: &OldSegment, end: u64) -> Result<u64> {
+    /// Replays the records of one segment up to `end`; returns the last sequence number that it reached. In the boot in which
+    /// they were appended, they end with zeroes, or with one that a kill came in the middle of: its CRC is stored last.
+    fn segment(&mut self, segment: &OldSegment, end: u64, same_boot: bool) -> Result<u64> {
         let path = &segment.path;
         let mut bytes = std::mem::take(&mut self.bytes);
         segment.read(&mut bytes)?;
         let seed = seed(segment.header.incarnation);
         let mut at = HEADER_BYTES;
-        let mut reached = segment.header.first_seq - 1;
+        let mut reached = segment.first_seq - 1;
         while reached < end {
             let decoded = Record::decode_into(&bytes[at..], seed, &mut self.sums)
                 .map_err(|kind| corrupt(path, format!("a record of unknown kind {kind}")))?;
-            let Some((record, length)) = decoded else { break };
-            if record.seq != reached + 1 {
+            let decoded = decoded.filter(|(record, _)| record.seq == reached + 1);
+            let Some((record, length)) = decoded else {
+                let crc = bytes.get(at..at + 4).map_or(0, |crc| u32_at(crc, 0));
+                if same_boot && crc != 0 && reached + 1 > self.recovered.covered {
+                    return Err(corrupt(path, format!("record {} is damaged", reached + 1)));
+                }
                 break;
-            }
+            };
             at += length;
             reached += 1;
             if record.seq < self.recovered.next_seq {

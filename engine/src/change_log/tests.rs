@@ -9,10 +9,11 @@ use proptest::prelude::*;
 use super::agreement::Told;
 use super::checkpoint::{self, Contents};
 use super::format::{
-    HEADER_FIELDS, Header, JOURNAL_MAGIC, MARK_FIELDS, MARK_OFFSETS, Mark, RECORD_FIELDS,
-    RECORD_SUMS_MAX, Record, RecordKind, record_bytes,
+    BEGIN_FIELDS, BEGIN_OFFSET, HEADER_FIELDS, Header, JOURNAL_MAGIC, MARK_FIELDS, MARK_OFFSETS,
+    Mark, RECORD_FIELDS, RECORD_SUMS_MAX, Record, RecordKind, record_bytes, u64_at,
 };
-use super::journal::{Entry, Identity, Journal};
+use super::journal::{Entry, Identity, Journal, Start};
+use super::manifest::{APPENDED_FIELDS, COPY_FIELDS};
 use super::recover::{Recovered, Shape, recover};
 use crate::block_map::history::History;
 use crate::block_map::place::Place;
@@ -23,6 +24,7 @@ use crate::system::linux::Linux;
 use crate::units::Epoch;
 
 mod agreement;
+mod damage;
 mod failed_sync;
 mod segments;
 mod slots;
@@ -38,14 +40,15 @@ impl Scratch {
         let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let name = format!("polyvol-change-log-{}-{number}", std::process::id());
         let path = std::env::temp_dir().join(name);
-        std::fs::create_dir(&path).unwrap();
+        std::fs::create_dir_all(path.join("volume")).unwrap();
         Scratch(path)
     }
 
     fn identity(&self, boot: u8) -> Identity {
         Identity {
             system: Arc::new(Linux),
-            directory: self.0.clone(),
+            directory: self.0.join("volume"),
+            manifest: self.0.join("manifests/p002.manifest"),
             volume_uuid: [9; 16],
             processor: 2,
             boot_id: [boot; 16],
@@ -82,14 +85,15 @@ fn back(scratch: &Scratch, boot: u8, snapshots: &[Epoch]) -> Result<Recovered> {
 }
 
 /// Ten records of a block each, of which five are committed.
-fn ten_records(scratch: &Scratch) {
-    let mut journal = Journal::begin(scratch.identity(1), 1, 1, 0, Vec::new()).unwrap();
+fn ten_records(scratch: &Scratch) -> Journal {
+    let mut journal = Journal::begin(scratch.identity(1), Start::fresh()).unwrap();
     for i in 0..10 {
         journal.append(entry(i, u64::from(i) + 100, 1, &[i])).unwrap();
         if i == 4 {
             journal.shared().commit(5).unwrap();
         }
     }
+    journal
 }
 
 #[test]
@@ -100,7 +104,9 @@ fn the_formats_page_has_every_field_at_its_offset() {
         .filter(|line| line.starts_with('|'))
         .map(|line| line.split('|').map(str::trim).collect::<Vec<_>>().join("|"))
         .collect();
-    for (name, offset, bytes) in HEADER_FIELDS.iter().chain(&RECORD_FIELDS).chain(&MARK_FIELDS) {
+    let fields =
+        HEADER_FIELDS.iter().chain(&RECORD_FIELDS).chain(&MARK_FIELDS).chain(&BEGIN_FIELDS);
+    for (name, offset, bytes) in fields.chain(&COPY_FIELDS).chain(&APPENDED_FIELDS) {
         let row = format!("|{name}|{offset}|{bytes}|");
         assert!(rows.iter().any(|found| found.starts_with(&row)), "no row {row}");
     }
@@ -124,15 +130,7 @@ fn after_a_kill_every_record_counts_and_after_a_power_loss_the_committed_ones() 
 fn records_that_a_power_loss_has_dropped_stay_dropped_when_the_next_run_is_killed() {
     let scratch = Scratch::new();
     ten_records(&scratch);
-    let lost = back(&scratch, 2, &[]).unwrap();
-    let mut journal = Journal::begin(
-        scratch.identity(2),
-        lost.next_number,
-        lost.next_seq,
-        lost.covered,
-        lost.segments,
-    )
-    .unwrap();
+    let mut journal = begin_again(&scratch, 2);
     journal.append(entry(20, 500, 1, &[1])).unwrap();
     drop(journal);
     let killed = back(&scratch, 2, &[]).unwrap();
@@ -144,7 +142,7 @@ fn records_that_a_power_loss_has_dropped_stay_dropped_when_the_next_run_is_kille
 #[test]
 fn records_go_on_in_new_segments_and_a_missing_one_is_found() {
     let scratch = Scratch::new();
-    let mut journal = Journal::begin(scratch.identity(1), 1, 1, 0, Vec::new()).unwrap();
+    let mut journal = Journal::begin(scratch.identity(1), Start::fresh()).unwrap();
     let sums = vec![3; BLOCKS as usize];
     let records = 2 * segment_bytes() / record_bytes(sums.len());
     for _ in 0..records {
@@ -189,7 +187,7 @@ fn a_segment_that_a_crash_left_without_a_header_is_as_if_it_were_not() {
 #[test]
 fn replay_keeps_what_snapshots_of_the_catalog_saw_and_nothing_for_others() {
     let scratch = Scratch::new();
-    let mut journal = Journal::begin(scratch.identity(1), 1, 1, 0, Vec::new()).unwrap();
+    let mut journal = Journal::begin(scratch.identity(1), Start::fresh()).unwrap();
     for epoch in 1..=3 {
         journal.append(entry(7, 100 + epoch, epoch, &[1])).unwrap();
     }
@@ -205,7 +203,7 @@ fn replay_keeps_what_snapshots_of_the_catalog_saw_and_nothing_for_others() {
 #[test]
 fn a_record_of_an_older_epoch_that_was_appended_later_stays_out_of_older_snapshots() {
     let scratch = Scratch::new();
-    let mut journal = Journal::begin(scratch.identity(1), 1, 1, 0, Vec::new()).unwrap();
+    let mut journal = Journal::begin(scratch.identity(1), Start::fresh()).unwrap();
     journal.append(entry(7, 101, 1, &[1])).unwrap();
     journal.append(entry(8, 102, 3, &[1])).unwrap();
     journal.append(entry(7, 103, 2, &[1])).unwrap(); // started before the second cut, landed behind it
@@ -221,9 +219,8 @@ fn a_record_of_an_older_epoch_that_was_appended_later_stays_out_of_older_snapsho
 
 /// The journal that a run begins after recovery.
 fn begin_again(scratch: &Scratch, boot: u8) -> Journal {
-    let found = back(scratch, boot, &[]).unwrap();
-    let Recovered { next_number, next_seq, covered, segments, .. } = found;
-    Journal::begin(scratch.identity(boot), next_number, next_seq, covered, segments).unwrap()
+    let start = back(scratch, boot, &[]).unwrap().start();
+    Journal::begin(scratch.identity(boot), start).unwrap()
 }
 
 #[test]
@@ -282,15 +279,17 @@ fn a_mark_that_came_to_the_disk_before_its_records_is_harmless() {
 #[test]
 fn records_that_a_checkpoint_covers_may_be_missing() {
     let scratch = Scratch::new();
-    ten_records(&scratch);
-    lose_record(&scratch, 8);
-    let all = back(&scratch, 1, &[]).unwrap();
+    let journal = ten_records(&scratch);
+    journal.shared().commit(8).unwrap();
+    let all = back(&scratch, 2, &[]).unwrap();
     let identity = scratch.identity(1);
     let contents =
         Contents { first_seq: 9, epoch: 1, partitions: all.partitions.into_iter().collect() };
     let new = scratch.0.join("new");
-    checkpoint::write(&new, &identity, 2, contents).unwrap();
+    let (_, _, crc) = checkpoint::write(&new, &identity, 2, contents).unwrap();
     checkpoint::publish(&identity, &new, &identity.checkpoint_path(2)).unwrap();
+    journal.shared().named((2, crc), 8).unwrap();
+    drop(journal);
     lose_record(&scratch, 6);
     let lost = back(&scratch, 2, &[]).unwrap();
     assert_eq!((lost.next_seq, lost.replayed), (9, 0));
@@ -307,31 +306,45 @@ fn mark_again(scratch: &Scratch, committed_seq: u64) {
     let path = scratch.identity(1).segment_path(1);
     let mut bytes = std::fs::read(&path).unwrap();
     let header = Header::decode(&bytes, JOURNAL_MAGIC).unwrap();
-    let mark = Mark { committed_seq, turn: 2 }.encode(header.incarnation);
-    bytes[MARK_OFFSETS[0]..MARK_OFFSETS[0] + mark.len()].copy_from_slice(&mark);
+    let mark = Mark { committed_seq, turn: 3 }.encode(header.incarnation);
+    bytes[MARK_OFFSETS[1]..MARK_OFFSETS[1] + mark.len()].copy_from_slice(&mark);
     std::fs::write(&path, &bytes).unwrap();
 }
 
 #[test]
 fn a_segment_that_could_not_be_followed_takes_no_more_records() {
     let scratch = Scratch::new();
-    let mut journal = Journal::begin(scratch.identity(1), 1, 1, 0, Vec::new()).unwrap();
+    let mut journal = Journal::begin(scratch.identity(1), Start::fresh()).unwrap();
     let sums = vec![3; BLOCKS as usize];
     let fit = (segment_bytes() - 4096) / record_bytes(sums.len());
     for _ in 0..fit {
         journal.append(entry(0, 0, 1, &sums)).unwrap();
     }
-    let away = scratch.0.with_extension("away");
-    std::fs::rename(&scratch.0, &away).unwrap();
+    let directory = scratch.identity(1).directory;
+    let away = scratch.0.join("away");
+    std::fs::rename(&directory, &away).unwrap();
     assert!(journal.append(entry(0, 0, 1, &sums)).is_err());
     // It would fit, but the next segment may be there already, and says that this one has ended.
     assert!(journal.append(entry(9, 900, 1, &[1])).is_err());
-    std::fs::rename(&away, &scratch.0).unwrap();
+    std::fs::rename(&away, &directory).unwrap();
     journal.append(entry(9, 901, 1, &[1])).unwrap();
     drop(journal);
     let killed = back(&scratch, 1, &[]).unwrap();
     assert_eq!(killed.replayed as usize, fit + 1);
     assert_eq!(killed.partitions[&4].live.place(9), Place::slot(1, 901));
+}
+
+/// Makes a segment that was begun one of format version 1.
+fn make_version_1(bytes: &mut [u8]) {
+    let header = Header::decode(bytes, JOURNAL_MAGIC).unwrap();
+    let first_seq = u64_at(bytes, BEGIN_OFFSET);
+    let header = Header { first_seq, version: 1, ..header }.encode(JOURNAL_MAGIC);
+    bytes[..80].copy_from_slice(&header[..80]);
+    bytes[80..88].fill(0);
+    bytes[BEGIN_OFFSET..BEGIN_OFFSET + 16].fill(0);
+    for at in MARK_OFFSETS {
+        bytes[at + 20..at + 24].fill(0);
+    }
 }
 
 fn versions() -> Versions {

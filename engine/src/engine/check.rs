@@ -74,13 +74,7 @@ pub fn check_volume(
     processors.sort_unstable();
     processors.dedup();
     for processor in processors {
-        let identity = Identity {
-            system: Arc::clone(system),
-            directory: spec.directory.clone(),
-            volume_uuid: spec.uuid,
-            processor,
-            boot_id,
-        };
+        let identity = spec.identity(system, processor, boot_id);
         match recover_one(spec, &identity) {
             Ok(recovered) => check.maps(recovered),
             Err(error) => check.problem(error.what),

@@ -176,6 +176,7 @@ fn remove_files(identity: &Identity) {
     for (_, path) in files(identity, ".journal").into_iter().flatten() {
         let _ = identity.system.remove(&path); // else it is an empty one for the next growth
     }
+    let _ = identity.system.remove(&identity.manifest);
 }
 
 /// Refuses what is not larger, or does not begin as it was (G1).

@@ -1,13 +1,17 @@
 //! Specification: a volume as the catalog knows it, and what of it makes no sense.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::block_map::history::{History, Rollback};
 use crate::change_log::agreement::Told;
+use crate::change_log::expected::Expect;
 use crate::change_log::format::possible;
+use crate::change_log::journal::Identity;
 use crate::change_log::recover::Shape;
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::{PARTITION_BYTES_MAX, PARTITION_BYTES_MIN};
+use crate::system::System;
 use crate::units::{BLOCK_SIZE, DeviceId, Epoch, PartitionIndex, VolumeId};
 
 /// A run of bytes on a device, as the catalog knows it.
@@ -19,6 +23,24 @@ pub struct ExtentSpec {
     pub offset: u64,
     /// Length in bytes.
     pub length: u64,
+}
+
+/// The manifests of a volume's journals: where they are, and which of them must be there.
+#[derive(Clone, Debug)]
+pub struct Manifests {
+    /// The volume's directory of manifests.
+    pub directory: PathBuf,
+    /// The processors of the first so many partitions have one.
+    pub partitions: usize,
+    /// The volume was served by a version without manifests: each processor has a journal or a checkpoint at least.
+    pub older: bool,
+}
+
+impl Manifests {
+    /// Manifests in this directory; none has to be there yet.
+    pub fn new(directory: PathBuf) -> Manifests {
+        Manifests { directory, partitions: 0, older: false }
+    }
 }
 
 /// A volume, as the catalog knows it.
@@ -42,6 +64,8 @@ pub struct VolumeSpec {
     pub default_logs: Vec<u16>,
     /// Where journals and checkpoints are.
     pub directory: PathBuf,
+    /// Where their manifests are.
+    pub manifests: Manifests,
     /// Snapshots: epoch, and the log named for it.
     pub snapshots: Vec<(Epoch, Option<u16>)>,
     /// No smaller epoch may be used.
@@ -74,6 +98,7 @@ impl VolumeSpec {
         Told {
             history: self.history(),
             sizes: self.rollbacks.iter().map(|(_, size)| size / BLOCK_SIZE).collect(),
+            expect: self.expect(processor),
             reached: reached.map(|(epoch, _)| epoch).max().unwrap_or(0),
         }
     }
@@ -93,6 +118,35 @@ impl VolumeSpec {
     pub(super) fn partition_bytes(&self, partition: PartitionIndex) -> u64 {
         let start = u64::from(partition) * self.partition_size;
         self.size.saturating_sub(start).min(self.partition_size)
+    }
+
+    /// What must be there of a processor's journal.
+    fn expect(&self, processor: u32) -> Expect {
+        let mut known = self.partitions.iter().take(self.manifests.partitions);
+        if known.any(|(owner, _)| *owner == processor) {
+            Expect::Manifest
+        } else if self.manifests.older {
+            Expect::Files
+        } else {
+            Expect::Nothing
+        }
+    }
+
+    /// Who writes a processor's journal.
+    pub(super) fn identity(
+        &self,
+        system: &Arc<dyn System>,
+        processor: u32,
+        boot_id: [u8; 16],
+    ) -> Identity {
+        Identity {
+            system: Arc::clone(system),
+            directory: self.directory.clone(),
+            manifest: self.manifests.directory.join(format!("p{processor:03}.manifest")),
+            volume_uuid: self.uuid,
+            processor,
+            boot_id,
+        }
     }
 
     /// A partition of so many blocks, and which of them snapshots do not have.

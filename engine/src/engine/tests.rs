@@ -4,7 +4,7 @@ use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
 use super::Engine;
-use super::spec::{ExtentSpec, VolumeSpec};
+use super::spec::{ExtentSpec, Manifests, VolumeSpec};
 use crate::error::Errno;
 use crate::io::device::Mode;
 use crate::processor::queue::{Control, ask};
@@ -32,6 +32,7 @@ fn with_engine(name: &str, f: impl FnOnce(Arc<Engine>)) {
         logs: Vec::new(),
         default_logs: Vec::new(),
         directory: directory.join("volume"),
+        manifests: Manifests::new(directory.join("manifests")),
         snapshots: Vec::new(),
         next_epoch: 1,
         bounds: Vec::new(),

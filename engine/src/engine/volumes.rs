@@ -63,12 +63,12 @@ impl Engine {
         for (number, extents) in &spec.logs {
             space.add(self.log(*number, extents)?)?;
         }
-        self.make_volume_directory(&spec.directory).map_err(|e| {
-            Error::io(format!("directory {} cannot be made", spec.directory.display()), e)
-        })?;
         let intakes = self.intakes(&spec, &geometry)?;
         let threads = self.system.threaded();
         let recovered = recover_all(&intakes, &spec, &geometry, &space, threads)?;
+        self.make_volume_directory(&spec.directory).map_err(|e| {
+            Error::io(format!("directory {} cannot be made", spec.directory.display()), e)
+        })?;
         let number = self.take_share_number();
         let found = intakes.into_iter().zip(recovered).collect();
         let served = self.serve(spec, number, (geometry, source), space, found);
@@ -139,13 +139,7 @@ impl Engine {
                 let what = format!("volume {} wants processor {processor}", spec.name);
                 return Err(Error::new(ErrorKind::Invalid, what));
             };
-            let identity = Identity {
-                system: Arc::clone(&self.system),
-                directory: spec.directory.clone(),
-                volume_uuid: spec.uuid,
-                processor,
-                boot_id,
-            };
+            let identity = spec.identity(&self.system, processor, boot_id);
             let core = Arc::clone(&handle.core);
             let queue = Arc::clone(&core.queue);
             let share = ShareRef { processor, core, queue, stats: Arc::default() };
@@ -397,13 +391,7 @@ pub(super) fn begin(
     for path in &recovered.leftovers {
         let _ = intake.identity.system.remove(path); // else it is one again next time
     }
-    let mut journal = Journal::begin(
-        intake.identity.clone(),
-        recovered.next_number,
-        recovered.next_seq,
-        recovered.covered,
-        std::mem::take(&mut recovered.segments),
-    )?;
+    let mut journal = Journal::begin(intake.identity.clone(), recovered.start())?;
     tell(&mut journal, &recovered, spec, epoch).map_err(|e| {
         let what = format!("volume {}: its journal cannot be begun", spec.name);
         Error::io(what, e)

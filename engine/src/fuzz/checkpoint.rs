@@ -17,7 +17,9 @@ use crate::block_map::place::Place;
 use crate::block_map::tree::Map;
 use crate::block_map::versions::{Change, Versions};
 use crate::change_log::checkpoint::{self, Bad, Contents};
-use crate::change_log::format::{CHECKPOINT_MAGIC, FORMAT_VERSION, HEADER_BYTES, Header};
+use crate::change_log::format::{
+    CHECKPOINT_MAGIC, FIRST_VERSION, FORMAT_VERSION, HEADER_BYTES, HEADER_END, Header, u32_at,
+};
 use crate::checksum;
 use crate::units::{Epoch, PartitionIndex};
 
@@ -25,7 +27,7 @@ use crate::units::{Epoch, PartitionIndex};
 pub const TARGET: Target = Target { name: "checkpoint", run, seeds, bytes_max: 8192 };
 
 /// Used bytes of a header.
-pub const HEADER_USED: usize = 80;
+pub const HEADER_USED: usize = HEADER_END;
 
 /// Partitions that the processor owns: three sizes, one not a whole number of leaves.
 pub fn blocks_of(partition: PartitionIndex) -> Option<u32> {
@@ -85,7 +87,8 @@ pub fn bytes_of(contents: &Contents, number: u64) -> Vec<u8> {
 /// Puts the checksum of a header right.
 pub fn fix_header(bytes: &mut [u8]) {
     if bytes.len() >= HEADER_USED {
-        let crc = checksum::crc32c(&bytes[16..HEADER_USED]);
+        let end = if u32_at(bytes, 8) == FIRST_VERSION { 80 } else { HEADER_USED };
+        let crc = checksum::crc32c(&bytes[16..end]);
         bytes[12..16].copy_from_slice(&crc.to_le_bytes());
     }
 }
@@ -194,6 +197,7 @@ fn seeds() -> Vec<Vec<u8>> {
         number: 1,
         first_seq: 1,
         incarnation: 0,
+        previous: 0,
     };
     for marks in [1, 2] {
         seeds.push([&[marks][..], &header.encode(CHECKPOINT_MAGIC)].concat());

@@ -2,19 +2,20 @@
 //!
 //! How it works      The input says which changes were recorded, in which segments, how far they were committed, and what
 //!                   has happened: up to four bytes in a row have changed, which a CRC-32C always shows, or a sector
-//!                   reads as zeroes, or the file is shorter.
-//! Promises          promise 5: what is recovered is what was recorded up to some record, no earlier one than what was
-//!                   committed; or recovery is refused. Never anything else.
+//!                   reads as zeroes, or the file is shorter. The last of the files is the manifest.
+//! Promises          promise 5: what is recovered is what was recorded, all of it after a kill, up to what was committed
+//!                   after a power loss; or recovery is refused. Never anything else.
 
 use super::Target;
 use super::checkpoint::{Said, blocks_of, said};
 use super::files::BOOT_ID;
-use super::journal::{map_record, recover_segments, write_segment};
+use super::journal::{incarnation, map_record, recover_segments, write_manifest, write_segment};
 use super::random::Choices;
 use crate::block_map::history::History;
 use crate::block_map::place::Place;
 use crate::block_map::versions::{Change, Versions};
 use crate::change_log::format::{HEADER_BYTES, Record};
+use crate::change_log::manifest::State;
 
 /// See the module's head.
 pub const TARGET: Target = Target { name: "damage", run, seeds, bytes_max: 512 };
@@ -46,19 +47,22 @@ fn run(input: &[u8]) {
         let marks = if committed > split as u64 { [committed; 2] } else { [0; 2] };
         segments.push(write_segment(2, boot, split as u64 + 1, marks, second));
     }
+    let marked = if committed > split as u64 { 2 } else { 1 };
+    let segment = if committed > 0 { (marked, incarnation(marked)) } else { (0, 0) };
+    let state = State { boot_id: boot, run: 1, run_seq: 1, segment, committed, ..State::default() };
+    segments.push(write_manifest(&state, count));
     let harmed = harm(&mut segments, kind, where_, how);
+    let manifest = segments.pop();
     let states = states(&records);
-    match recover_segments(&segments, &[]) {
+    match recover_segments(&segments, manifest, &[]) {
         Err(error) => assert!(harmed, "refused without cause: {error}"),
         Ok(recovered) => {
             let reached = recovered.next_seq - 1;
             let found = recovered.partitions.get(&PARTITION).map(|one| said(&one.live));
             let wanted = &states[usize::try_from(reached).expect("few")];
             assert_eq!(&found.unwrap_or_default(), wanted, "up to record {reached}");
-            if !harmed {
-                let least = if killed { count } else { committed };
-                assert_eq!(reached, least, "records are missing");
-            }
+            let least = if killed { count } else { committed };
+            assert_eq!(reached, least, "records are missing");
         }
     }
 }

@@ -48,6 +48,7 @@ pub fn identity(files: &Arc<Files>) -> Identity {
     Identity {
         system: Arc::clone(files) as Arc<dyn System>,
         directory: PathBuf::from("/volume"),
+        manifest: PathBuf::from("/manifests/p002.manifest"),
         volume_uuid: VOLUME_UUID,
         processor: PROCESSOR,
         boot_id: BOOT_ID,
@@ -123,8 +124,10 @@ impl System for Files {
     fn forget(&self, path: &Path) {
         self.files().remove(path);
     }
-    fn list(&self, _directory: &Path) -> Result<Vec<PathBuf>> {
-        Ok(self.files().keys().cloned().collect())
+    fn list(&self, directory: &Path) -> Result<Vec<PathBuf>> {
+        let files = self.files();
+        let inside = files.keys().filter(|path| path.parent() == Some(directory));
+        Ok(inside.cloned().collect())
     }
     fn make_directory(&self, _path: &Path) -> Result<()> {
         Ok(())

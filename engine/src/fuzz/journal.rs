@@ -1,8 +1,8 @@
 //! Journal: whatever a journal's segments may hold, with a checkpoint before them or none.
 //!
-//! How it works      The input says which snapshots there are, whether a checkpoint comes first, and how long each
-//!                   segment is; each segment is the used bytes of its header, two commit marks, and records, which
-//!                   are moved apart to where they belong. All of it is recovered.
+//! How it works      The input says which snapshots there are, whether a checkpoint comes first, whether there is a manifest,
+//!                   and how long each segment is; each segment is the used bytes of its header, two commit marks, how it
+//!                   was begun, and records, which are moved apart to where they belong. All of it is recovered.
 //! Promises          what cannot be read back is refused with a reason; what is recovered makes sense and could be
 //!                   checkpointed.
 
@@ -18,8 +18,12 @@ use crate::block_map::place::Place;
 use crate::change_log::agreement::Told;
 use crate::change_log::checkpoint::{self, Contents};
 use crate::change_log::format::{
-    FORMAT_VERSION, HEADER_BYTES, Header, JOURNAL_MAGIC, MARK_BYTES, MARK_OFFSETS, Mark,
-    RECORD_BYTES, Record, RecordKind, record_bytes,
+    BEGIN_BYTES, BEGIN_OFFSET, Begin, FIRST_VERSION, FORMAT_VERSION, HEADER_BYTES, Header,
+    JOURNAL_MAGIC, MARK_BYTES, MARK_OFFSETS, Mark, RECORD_BYTES, Record, RecordKind, record_bytes,
+    u32_at, u64_at,
+};
+use crate::change_log::manifest::{
+    self, APPENDED_OFFSET, COPY_BYTES, COPY_OFFSETS, MANIFEST_BYTES, State,
 };
 use crate::change_log::recover::{Recovered, Shape, recover};
 use crate::checksum;
@@ -30,9 +34,10 @@ use crate::units::Epoch;
 pub const TARGET: Target = Target { name: "journal", run, seeds, bytes_max: 8192 };
 
 /// Bytes of a segment before its records, as an input says it.
-const SEGMENT_HEAD: usize = HEADER_USED + 2 * MARK_BYTES;
+const SEGMENT_HEAD: usize = HEADER_USED + 2 * MARK_BYTES + BEGIN_BYTES;
 const FIX: u8 = 1;
 const CHECKPOINT: u8 = 2;
+const MANIFEST: u8 = 32;
 
 /// A segment's bytes from an input.
 fn segment(input: &[u8], fix: bool) -> Vec<u8> {
@@ -43,6 +48,8 @@ fn segment(input: &[u8], fix: bool) -> Vec<u8> {
         let mark = choices.take(MARK_BYTES);
         bytes[at..at + mark.len()].copy_from_slice(mark);
     }
+    let begin = choices.take(BEGIN_BYTES);
+    bytes[BEGIN_OFFSET..BEGIN_OFFSET + begin.len()].copy_from_slice(begin);
     bytes.extend_from_slice(choices.0);
     if fix {
         fix_checksums(&mut bytes);
@@ -58,7 +65,12 @@ pub fn fix_checksums(bytes: &mut [u8]) {
     for at in MARK_OFFSETS {
         let crc = checksum::crc32c_append(seed, &bytes[at..at + 16]);
         bytes[at + 16..at + 20].copy_from_slice(&crc.to_le_bytes());
+        let first_version = u32_at(bytes, 8) == FIRST_VERSION;
+        let check = if first_version { 0 } else { !crc };
+        bytes[at + 20..at + 24].copy_from_slice(&check.to_le_bytes());
     }
+    let check = !u64_at(bytes, BEGIN_OFFSET);
+    bytes[BEGIN_OFFSET + 8..BEGIN_OFFSET + 16].copy_from_slice(&check.to_le_bytes());
     let mut at = HEADER_BYTES;
     while let Some(words) = bytes.get(at + 6..at + 8) {
         let length = RECORD_BYTES + usize::from(u16::from_le_bytes([words[0], words[1]])) * 8;
@@ -80,6 +92,11 @@ fn run(input: &[u8]) {
         let mut part = Choices(choices.take(length));
         let used = part.take(HEADER_USED);
         files.put(identity.checkpoint_path(1), expand(used, part.0, marks & FIX != 0));
+    }
+    if marks & MANIFEST != 0 {
+        let copies = [COPY_BYTES; 2].map(|length| choices.take(length).to_vec());
+        let appended = choices.take(16);
+        files.put(identity.manifest.clone(), manifest_file(copies, appended, marks & FIX != 0));
     }
     for number in 1..=u64::from(choices.byte() % 4) {
         let length = usize::from(choices.pair());
@@ -114,6 +131,33 @@ fn check(recovered: Recovered) {
     }
 }
 
+/// The incarnation of a segment that is written here.
+pub fn incarnation(number: u64) -> u64 {
+    0x1234 + number
+}
+
+/// A manifest's file of two copies and what was appended.
+fn manifest_file(copies: [Vec<u8>; 2], appended: &[u8], fix: bool) -> Vec<u8> {
+    let mut bytes = vec![0; MANIFEST_BYTES];
+    for (at, mut copy) in COPY_OFFSETS.into_iter().zip(copies) {
+        if fix && copy.len() == COPY_BYTES {
+            let crc = checksum::crc32c(&copy[16..]);
+            copy[12..16].copy_from_slice(&crc.to_le_bytes());
+        }
+        bytes[at as usize..at as usize + copy.len()].copy_from_slice(&copy);
+    }
+    bytes[APPENDED_OFFSET..APPENDED_OFFSET + appended.len()].copy_from_slice(appended);
+    bytes
+}
+
+/// The manifest that says this, in whole.
+pub fn write_manifest(state: &State, appended: u64) -> Vec<u8> {
+    let identity = identity(&Arc::default());
+    let turn = |turn| manifest::encode(&State { turn, ..state.clone() }, &identity).to_vec();
+    let words = [appended, !appended].map(u64::to_le_bytes).concat();
+    manifest_file([turn(2), turn(1)], &words, false)
+}
+
 /// A segment with these records, whole; the next record's number.
 pub fn write_segment(
     number: u64,
@@ -128,16 +172,21 @@ pub fn write_segment(
         boot_id: boot,
         processor: PROCESSOR,
         number,
-        first_seq,
-        incarnation: 0x1234 + number,
+        first_seq: 0,
+        incarnation: incarnation(number),
+        previous: if number > 1 { incarnation(number - 1) } else { 0 },
     };
     let mut bytes = header.encode(JOURNAL_MAGIC).to_vec();
     bytes.resize(HEADER_BYTES, 0);
-    for (turn, (at, committed_seq)) in MARK_OFFSETS.into_iter().zip(marks).enumerate() {
-        if committed_seq > 0 {
-            let mark = Mark { committed_seq, turn: turn as u64 }.encode(header.incarnation);
-            bytes[at..at + MARK_BYTES].copy_from_slice(&mark);
-        }
+    // The first mark of a segment is in both places; if there are two others, they are the next ones.
+    let turn = if marks[0] == marks[1] { 1 } else { 3 };
+    for (committed_seq, turn) in marks.into_iter().zip(turn..).filter(|(seq, _)| *seq > 0) {
+        let at = MARK_OFFSETS[(turn % 2) as usize];
+        let mark = Mark { committed_seq, turn }.encode(header.incarnation);
+        bytes[at..at + MARK_BYTES].copy_from_slice(&mark);
+    }
+    for (word, at) in Begin::words(first_seq).into_iter().zip([BEGIN_OFFSET, BEGIN_OFFSET + 8]) {
+        bytes[at..at + 8].copy_from_slice(&word.to_le_bytes());
     }
     for (record, sums) in records {
         let at = bytes.len();
@@ -170,7 +219,12 @@ fn cut_record(seq: u64, epoch: Epoch) -> (Record, Vec<u32>) {
 }
 
 /// An input of these parts.
-fn input(marks: u8, checkpoint: Option<&[u8]>, segments: &[Vec<u8>]) -> Vec<u8> {
+fn input(
+    marks: u8,
+    checkpoint: Option<&[u8]>,
+    manifest: Option<&[u8]>,
+    segments: &[Vec<u8>],
+) -> Vec<u8> {
     let mut bytes = vec![marks];
     let part = |bytes: &mut Vec<u8>, part: &[u8]| {
         bytes.extend((part.len() as u16).to_be_bytes());
@@ -179,10 +233,17 @@ fn input(marks: u8, checkpoint: Option<&[u8]>, segments: &[Vec<u8>]) -> Vec<u8> 
     if let Some(checkpoint) = checkpoint {
         part(&mut bytes, checkpoint);
     }
+    if let Some(manifest) = manifest {
+        for at in COPY_OFFSETS {
+            bytes.extend(&manifest[at as usize..at as usize + COPY_BYTES]);
+        }
+        bytes.extend(&manifest[APPENDED_OFFSET..APPENDED_OFFSET + 16]);
+    }
     bytes.push(segments.len() as u8);
     for segment in segments {
         let mut compact = segment[..HEADER_USED].to_vec();
         MARK_OFFSETS.iter().for_each(|at| compact.extend(&segment[*at..*at + MARK_BYTES]));
+        compact.extend(&segment[BEGIN_OFFSET..BEGIN_OFFSET + BEGIN_BYTES]);
         compact.extend(&segment[HEADER_BYTES..]);
         debug_assert!(compact.len() >= SEGMENT_HEAD);
         part(&mut bytes, &compact);
@@ -212,22 +273,35 @@ fn seeds() -> Vec<Vec<u8>> {
     let rich = bytes_of(&rich(), 1);
     let mut seeds = Vec::new();
     for marks in [FIX, FIX | 4, FIX | 12, FIX | 28, 0] {
-        seeds.push(input(marks, None, &segments(BOOT_ID)));
-        seeds.push(input(marks, None, &segments(other_boot)));
+        seeds.push(input(marks, None, None, &segments(BOOT_ID)));
+        seeds.push(input(marks, None, None, &segments(other_boot)));
+    }
+    for boot_id in [BOOT_ID, other_boot] {
+        let segment = (2, incarnation(2));
+        let state =
+            State { boot_id, run: 1, run_seq: 1, segment, committed: 6, ..State::default() };
+        let manifest = write_manifest(&state, 9);
+        seeds.push(input(FIX | MANIFEST, None, Some(&manifest), &segments(boot_id)));
     }
     let after = write_segment(1, BOOT_ID, 145, [0, 0], &behind);
-    seeds.push(input(FIX | CHECKPOINT | 12, Some(&compact(&rich)), std::slice::from_ref(&after)));
-    seeds.push(input(FIX, None, &[]));
-    seeds.push(input(FIX, None, &[write_segment(1, other_boot, 1, [0, 0], &first[..1])]));
+    let after = std::slice::from_ref(&after);
+    seeds.push(input(FIX | CHECKPOINT | 12, Some(&compact(&rich)), None, after));
+    seeds.push(input(FIX, None, None, &[]));
+    seeds.push(input(FIX, None, None, &[write_segment(1, other_boot, 1, [0, 0], &first[..1])]));
     seeds
 }
 
-/// Recovers these segments, in a boot of its own or in theirs; for [`super::damage`].
-pub fn recover_segments(segments: &[Vec<u8>], snapshots: &[Epoch]) -> Result<Recovered> {
+/// Recovers these segments, in a boot of its own or in theirs, with this manifest, if any; for [`super::damage`].
+pub fn recover_segments(
+    segments: &[Vec<u8>],
+    manifest: Option<Vec<u8>>,
+    snapshots: &[Epoch],
+) -> Result<Recovered> {
     let files = Arc::new(Files::default());
     let identity = identity(&files);
     for (number, bytes) in (1..).zip(segments) {
         files.put(identity.segment_path(number), bytes.clone());
     }
+    manifest.into_iter().for_each(|bytes| files.put(identity.manifest.clone(), bytes));
     recover(&identity, &Told::line(snapshots), |number| blocks_of(number).map(Shape::whole))
 }

@@ -10,7 +10,7 @@
 
 mod checkpoint;
 mod damage;
-mod files;
+pub(crate) mod files;
 mod hand_over;
 mod handshake;
 mod journal;

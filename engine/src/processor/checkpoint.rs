@@ -4,6 +4,7 @@
 //! How it works      When enough was appended to the journal since the last one, the processor clones its versions, which
 //!                   costs references, and a pool thread does the rest: it writes the file, syncs the devices and it, gives it
 //!                   its name, tells the journal what is covered, and removes what nothing needs any more.
+//!                   The manifest names it before anything is taken for covered or removed.
 //! A failed journal  a sync that has failed may have lost records (J8). Then the journal begins a new segment, and a
 //!                   checkpoint of everything before it is made: once that is named, nothing needs what was lost, and
 //!                   commits succeed again. Each flush that finds the journal failed asks for that.
@@ -14,8 +15,9 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::Sender;
 
 use crate::change_log::checkpoint::{self, Contents};
-use crate::change_log::journal::{self, Identity, Prepared};
+use crate::change_log::journal::{self, Identity};
 use crate::change_log::recover::files;
+use crate::change_log::segment::Prepared;
 use crate::deliberate::{Bug, bug};
 use crate::error::Errno;
 use crate::limits::CHECKPOINT_BYTES_MIN;
@@ -44,12 +46,13 @@ impl Checkpoint {
         }
         // The contents are let go before anything is waited for: what changes meanwhile is copied.
         let written =
-            checkpoint::write(&new, &identity, number, contents).and_then(|(file, bytes)| {
+            checkpoint::write(&new, &identity, number, contents).and_then(|(file, bytes, crc)| {
                 if !bug(Bug::EarlyCheckpoint) {
                     durable.sync_devices()?; // K1: what they speak of was written before they were taken
                 }
                 file.sync()?;
                 checkpoint::publish(&identity, &new, &path)?;
+                durable.syncing(|| journal.named((number, crc), covered))?; // K2
                 Ok(bytes)
             });
         match written {
@@ -88,11 +91,11 @@ impl Share {
     /// Has a pool thread prepare the next segment, when it is time for that.
     pub(super) fn prepare_segment(&mut self, context: &Context<'_>) {
         let asked = if self.leaving { None } else { self.journal.ask_next() };
-        let Some(number) = asked else { return };
+        let Some((number, previous)) = asked else { return };
         let identity = self.journal.identity().clone();
         let (share, queue) = (self.number, Arc::clone(context.queue));
         context.pool.run(move || {
-            let prepared = Prepared::make(&identity, number).ok();
+            let prepared = Prepared::make(&identity, number, previous).ok();
             prepared.iter().for_each(Prepared::warm);
             queue.push(Event::Control(Box::new(Control::SegmentPrepared(share, prepared))));
         });

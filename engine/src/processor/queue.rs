@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
 use crate::block_map::history::{History, Rollback};
-use crate::change_log::journal::Prepared;
+use crate::change_log::segment::Prepared;
 use crate::error::{Errno, Result};
 use crate::processor::compare::{HandedOut, Pair};
 use crate::processor::cut::Cut;

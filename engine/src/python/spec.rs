@@ -8,7 +8,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
 use crate::block_map::history::Rollback;
-use crate::engine::spec::{ExtentSpec, VolumeSpec};
+use crate::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use crate::units::Epoch;
 
 /// A dictionary's entry.
@@ -81,6 +81,12 @@ pub fn volume(dict: &Bound<'_, PyDict>) -> PyResult<VolumeSpec> {
         let (at, to) = (entry(&rollback, "at")?, entry(&rollback, "to")?);
         rollbacks.push((Rollback { at, to }, entry(&rollback, "size")?));
     }
+    let manifests: Bound<'_, PyDict> = entry(dict, "manifests")?;
+    let manifests = Manifests {
+        directory: entry(&manifests, "directory")?,
+        partitions: entry(&manifests, "partitions")?,
+        older: entry(&manifests, "older")?,
+    };
     Ok(VolumeSpec {
         id: entry(dict, "id")?,
         uuid: uuid(&entry::<String>(dict, "uuid")?)?,
@@ -91,6 +97,7 @@ pub fn volume(dict: &Bound<'_, PyDict>) -> PyResult<VolumeSpec> {
         logs,
         default_logs: entry(dict, "default_logs")?,
         directory: entry::<PathBuf>(dict, "directory")?,
+        manifests,
         snapshots,
         next_epoch: entry(dict, "next_epoch")?,
         bounds: smaller.into_iter().map(|(bytes, epoch)| (epoch, bytes)).collect(),

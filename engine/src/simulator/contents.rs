@@ -52,6 +52,14 @@ impl Memory {
         Memory((0..length).map(|_| UnsafeCell::new(0)).collect())
     }
 
+    /// What is written to the file is seen in the mapping, as far as that goes.
+    fn store(&self, offset: usize, bytes: &[u8]) {
+        for (cell, byte) in self.0.iter().skip(offset).zip(bytes) {
+            // SAFETY: one thread, and no slice of a mapping is alive while the disk does something.
+            unsafe { *cell.get() = *byte };
+        }
+    }
+
     fn page(&self, index: usize) -> &[u8] {
         let from = index * PAGE;
         let to = (from + PAGE).min(self.0.len());
@@ -86,7 +94,7 @@ pub enum Survival {
 }
 
 /// See the module's head.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Contents {
     pages: Vec<Page>,
     /// Pages of which the disk may have something else.
@@ -134,6 +142,9 @@ impl Contents {
     pub fn map(&mut self, length: usize) -> Arc<Memory> {
         self.extend(length as u64);
         let memory = Arc::new(Memory::new(length));
+        for (index, page) in self.pages.iter().enumerate().take(length.div_ceil(PAGE)) {
+            memory.store(index * PAGE, bytes(&page.cache));
+        }
         self.memory = Some(Arc::clone(&memory));
         memory
     }
@@ -144,7 +155,7 @@ impl Contents {
         for index in 0..memory.0.len().div_ceil(PAGE) {
             let now = memory.page(index);
             if bytes(&self.pages[index].cache)[..now.len()] != *now {
-                self.write((index * PAGE) as u64, now);
+                self.store((index * PAGE) as u64, now);
             }
         }
         self.memory = Some(memory);
@@ -152,6 +163,11 @@ impl Contents {
 
     /// Stores bytes in the cache.
     pub fn write(&mut self, offset: u64, source: &[u8]) {
+        self.absorb();
+        self.store(offset, source);
+    }
+
+    fn store(&mut self, offset: u64, source: &[u8]) {
         self.extend(offset + source.len() as u64);
         let mut done = 0;
         while done < source.len() {
@@ -161,6 +177,9 @@ impl Contents {
             let page = self.change(index);
             let cache = page.cache.get_or_insert_with(|| Box::new([0; PAGE]));
             cache[inner..inner + here].copy_from_slice(&source[done..done + here]);
+            if let Some(memory) = &self.memory {
+                memory.store(at, &source[done..done + here]);
+            }
             done += here;
         }
     }
@@ -253,6 +272,27 @@ impl Contents {
             page.dirty = false;
             self.unsettled.remove(&index);
         }
+    }
+
+    /// Flips a bit of what is there, in the cache and on the disk; `false` in a hole.
+    pub fn flip(&mut self, at: u64, bit: u32) -> bool {
+        let (index, inner) = (at as usize / PAGE, at as usize % PAGE);
+        let page = &mut self.pages[index];
+        let cache = page.cache.as_mut();
+        let found = [cache, page.durable.as_mut().and_then(Option::as_mut)];
+        let mut flipped = false;
+        for block in found.into_iter().flatten() {
+            block[inner] ^= 1 << bit;
+            flipped = true;
+        }
+        flipped
+    }
+
+    /// All that is in the cache.
+    pub fn all(&mut self) -> Vec<u8> {
+        let mut bytes = vec![0; self.length as usize];
+        self.read(0, &mut bytes);
+        bytes
     }
 
     /// The process that had it open is gone: the cache stays.

@@ -27,16 +27,16 @@ pub struct Plan {
     pub power: bool,
 }
 
-struct Inode {
-    role: Role,
-    contents: Contents,
+pub(super) struct Inode {
+    pub(super) role: Role,
+    pub(super) contents: Contents,
 }
 
 /// See the module's head.
 pub struct Disk {
-    inodes: Vec<Inode>,
-    names: BTreeMap<PathBuf, usize>,
-    durable_names: BTreeMap<PathBuf, usize>,
+    pub(super) inodes: Vec<Inode>,
+    pub(super) names: BTreeMap<PathBuf, usize>,
+    pub(super) durable_names: BTreeMap<PathBuf, usize>,
     pending: Vec<NameChange>,
     directories: BTreeSet<PathBuf>,
     remembered: BTreeMap<PathBuf, Vec<u8>>,

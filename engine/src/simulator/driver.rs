@@ -19,8 +19,10 @@ use super::host::Host;
 use super::random::Random;
 use super::shape::{Shape, VOLUME};
 use super::system::{Shelf, Simulated};
+use super::tamper::Older;
 use crate::engine::Engine;
 use crate::engine::events::Event;
+use crate::error::ErrorKind;
 use crate::io::device::Mode;
 use crate::system::System;
 use crate::units::{DeviceId, Epoch};
@@ -37,6 +39,8 @@ const STARTS_MAX: u32 = 30;
 pub(super) struct Catalog {
     pub(super) snapshots: Vec<(Epoch, Option<u16>)>,
     next_epoch: Epoch,
+    /// The volume was served.
+    served: bool,
 }
 
 /// How a run of an engine has ended.
@@ -91,6 +95,7 @@ pub struct Simulation {
     boots_seen: u64,
     /// Devices that have ever become shorter: they are missing from the next start on.
     lost: BTreeSet<DeviceId>,
+    pub(super) older: Older,
     /// What happened.
     pub counts: Counts,
 }
@@ -109,9 +114,10 @@ impl Simulation {
         }
         let disk = Shelf::new(disk);
         let host = Arc::new(Host::new(random.fork(), disk.clone(), shape.size, shape.trims()));
-        let catalog = Catalog { snapshots: Vec::new(), next_epoch: 1 };
+        let catalog = Catalog { snapshots: Vec::new(), next_epoch: 1, served: false };
         let (counts, boots_seen, lost) = (Counts::default(), 1, BTreeSet::new());
-        Simulation { random, disk, shape, host, catalog, boots_seen, lost, counts }
+        let older = Older::default();
+        Simulation { random, disk, shape, host, catalog, boots_seen, lost, older, counts }
     }
 
     /// Runs it to its end.
@@ -151,8 +157,9 @@ impl Simulation {
 
     /// Starts engines until one serves the volume.
     pub(super) fn start(&mut self, crashing: bool) -> Result<Option<Running>> {
+        let mut tampered = if crashing { self.tamper() } else { None };
         for attempt in 0..STARTS_MAX {
-            if crashing && (attempt == 0 || self.random.below(4) == 0) {
+            if crashing && tampered.is_none() && (attempt == 0 || self.random.below(4) == 0) {
                 self.plan_crash();
             }
             let before = self.disk.lock().injected;
@@ -169,6 +176,12 @@ impl Simulation {
                 continue;
             }
             let Err(error) = result else { return self.served(running, crashing).map(Some) };
+            if let Some(before) = tampered.take_if(|_| error.kind == ErrorKind::Corrupt) {
+                self.refused(before)?;
+                self.disk.lock().crash(false);
+                self.crashed(&running);
+                continue;
+            }
             let after = self.disk.lock().injected;
             if after.errors == before.errors {
                 return Err(format!("the volume is refused: {error}"));
@@ -189,13 +202,16 @@ impl Simulation {
                 engine.open_device(device.id, Path::new(&device.path), mode)?;
             }
         }
-        let Catalog { snapshots, next_epoch } = self.catalog.clone();
-        engine.add_volume(self.shape.volume(snapshots, next_epoch))
+        let Catalog { snapshots, next_epoch, served } = self.catalog.clone();
+        engine.add_volume(self.shape.volume(snapshots, next_epoch, served))
     }
 
     /// Whoever wants no crashes wants no faults either: what was read back is synced only now.
     fn served(&mut self, running: Running, failing: bool) -> Result<Running> {
         self.disk.lock().failing = failing;
+        self.catalog.served = true;
+        self.older.run_boots = self.disk.lock().boots;
+        self.older.clean = false;
         let volume = running.engine.volume(VOLUME).map_err(|e| e.to_string())?;
         let asks = running.engine.ask_when_full(VOLUME, self.random.coin());
         asks.map_err(|e| e.to_string())?;
@@ -261,7 +277,10 @@ impl Simulation {
         }
         let after = self.disk.lock().injected;
         match result {
-            Ok(()) => self.host.lock().model.flushed(time, None),
+            Ok(()) => {
+                self.older.clean = true;
+                self.host.lock().model.flushed(time, None);
+            }
             Err(_) if after.errors > before.errors || self.sync_failed() => {}
             Err(e) => return Err(format!("the volume cannot be let go: {e}")),
         }

@@ -3,7 +3,8 @@
 use super::random::Random;
 
 /// Kinds of seeds, by their faults: 0, 1 reads; 2, 3 writes; 4 no space; 5, 6 syncs; 7 names; 8 lost, 9 misdirected
-/// writes; 10 rot; 11 several; 12, 13 a device that becomes shorter; others none.
+/// writes; 10 rot; 11 several; 12, 13 a device that becomes shorter; 14 to 16 files of the state directory that are damaged, missing or
+/// older at a start; others none.
 pub const KINDS: u64 = 20;
 
 /// What a file is for.
@@ -34,6 +35,8 @@ pub struct Rates {
     pub lost: u64,
     /// Writes to slots that are made somewhere else.
     pub misdirected: u64,
+    /// Starts before which a file of the state directory was damaged, removed, or replaced by an older one.
+    pub tamper: u64,
     /// Operations at which a bit of a slot rots.
     pub rot: u64,
     /// Control calls at which a device becomes shorter, or long again.
@@ -77,6 +80,7 @@ impl Rates {
                 (rates.sync, rates.name) = (often, often);
             }
             12 | 13 => rates.size = 200_000,
+            14..=16 => rates.tamper = 600_000,
             _ => {}
         }
         rates

@@ -21,6 +21,7 @@ pub mod scarcity;
 pub mod scheduler;
 pub mod shape;
 pub mod system;
+pub mod tamper;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;

@@ -5,10 +5,14 @@ use std::path::PathBuf;
 use super::disk::Disk;
 use super::faults::Role;
 use super::random::Random;
-use crate::engine::spec::{ExtentSpec, VolumeSpec};
+use crate::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use crate::units::{BLOCK_SIZE, DeviceId, Epoch, VolumeId};
 
 const MIB: u64 = 1 << 20;
+/// Where its journals are.
+pub const DIRECTORY: &str = "/state/volume";
+/// Where their manifests are.
+pub const MANIFESTS: &str = "/state/manifests";
 /// The volume's number.
 pub const VOLUME: VolumeId = 7;
 
@@ -101,7 +105,16 @@ impl Shape {
     }
 
     /// The volume, as a catalog with these snapshots says it.
-    pub fn volume(&self, snapshots: Vec<(Epoch, Option<u16>)>, next_epoch: Epoch) -> VolumeSpec {
+    pub fn volume(
+        &self,
+        snapshots: Vec<(Epoch, Option<u16>)>,
+        next_epoch: Epoch,
+        served: bool,
+    ) -> VolumeSpec {
+        let manifests = Manifests {
+            partitions: if served { self.partitions.len() } else { 0 },
+            ..Manifests::new(PathBuf::from(MANIFESTS))
+        };
         VolumeSpec {
             id: VOLUME,
             uuid: [7; 16],
@@ -111,7 +124,8 @@ impl Shape {
             partitions: self.partitions.clone(),
             logs: self.logs.clone(),
             default_logs: self.default_logs.clone(),
-            directory: PathBuf::from("/state/volume"),
+            directory: PathBuf::from(DIRECTORY),
+            manifests,
             snapshots,
             rollbacks: Vec::new(),
             source: None,

@@ -132,7 +132,8 @@ impl File for SimulatedFile {
     }
 
     fn write(&self, bytes: &[u8], offset: u64) -> Result<()> {
-        self.system.operate(|disk| disk.write(self.inode, bytes, offset))
+        // With its lock held, a manifest is written before it is synced (N2).
+        self.system.operate_as(Turn::Syncing, |disk| disk.write(self.inode, bytes, offset))
     }
 
     fn punch(&self, offset: u64, length: u64) -> Result<()> {

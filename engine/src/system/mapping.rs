@@ -7,6 +7,7 @@
 
 use std::fmt::Debug;
 use std::ptr::NonNull;
+use std::sync::atomic::{Ordering, compiler_fence};
 
 /// The pages behind a mapping: they stay where they are until they are dropped.
 pub trait Pages: Send + Sync + Debug {
@@ -43,5 +44,17 @@ impl Mapping {
         assert!(offset <= all && length <= all - offset, "inside the mapping");
         // SAFETY: in range, just asserted; exclusive by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.0.start().as_ptr().add(offset), length) }
+    }
+
+    /// Stores a little-endian word. Stores of words are made in the order of the calls: a process that is killed in between
+    /// has made the first of them.
+    ///
+    /// # Safety
+    /// As for [`Mapping::slice_mut`].
+    pub unsafe fn store_word(&self, offset: usize, word: u64) {
+        compiler_fence(Ordering::SeqCst);
+        // SAFETY: as the caller promises.
+        unsafe { self.slice_mut(offset, 8) }.copy_from_slice(&word.to_le_bytes());
+        compiler_fence(Ordering::SeqCst);
     }
 }

@@ -111,8 +111,13 @@ impl Durable {
 
     /// Makes everything acknowledged so far durable.
     pub fn sync(&self) -> std::result::Result<(), Errno> {
+        self.syncing(|| self.sync_all())
+    }
+
+    /// Does something that a sync would have to wait for.
+    pub fn syncing<T>(&self, f: impl FnOnce() -> T) -> T {
         self.running.fetch_add(1, Ordering::AcqRel);
-        let result = self.sync_all();
+        let result = f();
         self.running.fetch_sub(1, Ordering::AcqRel);
         result
     }
@@ -134,7 +139,9 @@ impl Durable {
         for (Writer { journal, queue, share }, seq) in journals.iter().zip(reached) {
             let seq = if bug(Bug::MarkTooFar) { journal.appended() } else { seq };
             if let Err(errno) = journal.commit(seq) {
-                told.push((queue, Control::RenewJournal(*share)));
+                if journal.has_failed() {
+                    told.push((queue, Control::RenewJournal(*share)));
+                }
                 result = Err(errno);
                 break;
             }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use polyvol_engine::block_map::history::Rollback;
 use polyvol_engine::engine::Engine;
 use polyvol_engine::engine::check::check_volume;
-use polyvol_engine::engine::spec::{ExtentSpec, VolumeSpec};
+use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::error::ErrorKind;
 use polyvol_engine::io::device::Mode;
 use polyvol_engine::system::System;
@@ -65,6 +65,7 @@ impl Twin {
             logs: vec![(1, vec![extent(100 + self.id, 0, LOG)])],
             default_logs: vec![1],
             directory: directory.join("volumes").join(self.id.to_string()),
+            manifests: Manifests::new(directory.join("volumes").join(self.id.to_string())),
             snapshots: self.snapshots.keys().map(|epoch| (*epoch, None)).collect(),
             next_epoch: self.next_epoch,
             bounds: self.snapshots.iter().map(bound).chain(hidden).collect(),

@@ -1,7 +1,8 @@
--- To version 4: what tells a damaged or an older catalog; restores that are not complete.
+-- To version 4: what is missing, older or damaged can be told; restores that are not complete.
 
 ALTER TABLE catalog ADD COLUMN generation INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE catalog ADD COLUMN commits INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE volume ADD COLUMN manifests INTEGER NOT NULL DEFAULT 0;
 
 CREATE TABLE table_sum (                -- a checksum of each other table
     name TEXT PRIMARY KEY,

@@ -49,6 +49,7 @@ class Bench:
             [],
             [],
             str(folder / f"{name}.engine"),
+            str(folder / f"{name}.manifests"),
         )
         self.engine.add_volume(spec)
         return volume

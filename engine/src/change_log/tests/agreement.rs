@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::block_map::history::Rollback;
-use crate::change_log::format::{FORMAT_VERSION, HEADER_BYTES};
+use crate::change_log::expected::Expect;
+use crate::change_log::format::{Begin, FORMAT_VERSION, HEADER_BYTES};
 
 const S: Epoch = 1;
 const ROLLBACK: Rollback = Rollback { at: 3, to: S };
@@ -24,11 +25,15 @@ fn write(version: u32, records: &Records) -> Scratch {
         boot_id: identity.boot_id,
         processor: identity.processor,
         number: 1,
-        first_seq: 1,
+        first_seq: if version == 1 { 1 } else { 0 },
         incarnation: 7,
+        previous: 0,
     };
     let mut bytes = header.encode(JOURNAL_MAGIC).to_vec();
     bytes.resize(HEADER_BYTES, 0);
+    for (word, at) in Begin::words(1).into_iter().zip([BEGIN_OFFSET, BEGIN_OFFSET + 8]) {
+        bytes[at..at + 8].copy_from_slice(&word.to_le_bytes());
+    }
     for (seq, (kind, epoch, place)) in (1..).zip(records.iter().copied()) {
         let (place, sums, blocks) = match kind {
             RecordKind::Map => (Place::slot(1, place).raw(), vec![0], 0),
@@ -50,6 +55,7 @@ fn told(rollbacks: &[Rollback], reached: Epoch) -> Told {
     Told {
         history: History::new(vec![S], rollbacks.to_vec()).unwrap(),
         sizes: rollbacks.iter().map(|_| u64::from(BLOCKS)).collect(),
+        expect: Expect::Nothing,
         reached,
     }
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::{Scratch, back, entry, ten_records};
 use crate::change_log::failed_sync::FailedSync;
 use crate::change_log::format::FAILED_SYNC_MAGIC;
-use crate::change_log::journal::Journal;
+use crate::change_log::journal::{Journal, Start};
 use crate::error::Errno;
 use crate::system::mapping::Mapping;
 use crate::system::{self, Cached, File};
@@ -52,10 +52,11 @@ impl File for Synced {
 fn what_was_read_back_is_synced_before_a_commit_says_that_it_is_durable() {
     let scratch = Scratch::new();
     ten_records(&scratch);
-    let found = back(&scratch, 1, &[]).unwrap();
+    let mut found = back(&scratch, 1, &[]).unwrap();
     let bad: Vec<Arc<dyn File>> = vec![Arc::new(Synced { fails: AtomicBool::new(true) })];
-    let identity = scratch.identity(1);
-    let journal = Journal::begin(identity, 2, found.next_seq, found.next_seq - 1, bad).unwrap();
+    let covered = found.next_seq - 1;
+    let start = Start { covered, segments: bad, ..found.start() };
+    let journal = Journal::begin(scratch.identity(1), start).unwrap();
     assert!(journal.shared().commit(10).is_err());
 }
 
@@ -64,7 +65,9 @@ fn after_a_failed_sync_no_commit_succeeds() {
     let scratch = Scratch::new();
     let segment = Arc::new(Synced { fails: AtomicBool::new(true) });
     let recovered: Vec<Arc<dyn File>> = vec![Arc::clone(&segment) as Arc<dyn File>];
-    let mut journal = Journal::begin(scratch.identity(1), 1, 1, 0, recovered).unwrap();
+    let mut journal =
+        Journal::begin(scratch.identity(1), Start { segments: recovered, ..Start::fresh() })
+            .unwrap();
     journal.append(entry(1, 1, 1, &[1])).unwrap();
     assert!(journal.shared().commit(1).is_err());
     segment.fails.store(false, Ordering::Relaxed);
@@ -76,7 +79,8 @@ fn after_a_failed_sync_no_commit_succeeds() {
 fn a_failed_journal_commits_again_when_a_checkpoint_covers_what_it_may_have_lost() {
     let scratch = Scratch::new();
     let bad: Vec<Arc<dyn File>> = vec![Arc::new(Synced { fails: AtomicBool::new(true) })];
-    let mut journal = Journal::begin(scratch.identity(1), 1, 1, 0, bad).unwrap();
+    let mut journal =
+        Journal::begin(scratch.identity(1), Start { segments: bad, ..Start::fresh() }).unwrap();
     journal.append(entry(1, 1, 1, &[1])).unwrap();
     assert!(journal.shared().commit(1).is_err());
     assert_eq!(journal.shared().covered(1), 1);
@@ -93,7 +97,7 @@ fn a_failed_journal_commits_again_when_a_checkpoint_covers_what_it_may_have_lost
 #[test]
 fn a_failed_sync_is_remembered_until_the_machine_is_started_again() {
     let scratch = Scratch::new();
-    let path = scratch.0.join("d000007.failed-sync");
+    let path = scratch.identity(1).directory.join("d000007.failed-sync");
     let of = |boot| FailedSync::of_device(&scratch.identity(boot), 7);
     assert!(!of(1).is_set() && !path.exists());
     of(1).set();
@@ -110,9 +114,9 @@ fn a_failed_sync_is_remembered_until_the_machine_is_started_again() {
 }
 
 #[test]
-fn what_is_left_of_a_memory_by_a_power_loss_says_nothing_and_a_later_version_is_believed() {
+fn what_a_power_loss_leaves_of_a_memory_says_nothing_and_one_that_is_damaged_is_believed() {
     let scratch = Scratch::new();
-    let path = scratch.0.join("d000007.failed-sync");
+    let path = scratch.identity(1).directory.join("d000007.failed-sync");
     FailedSync::of_device(&scratch.identity(1), 7).set();
     let whole = std::fs::read(&path).unwrap();
     assert_eq!(whole[..8], FAILED_SYNC_MAGIC);
@@ -121,9 +125,12 @@ fn what_is_left_of_a_memory_by_a_power_loss_says_nothing_and_a_later_version_is_
         FailedSync::of_device(&scratch.identity(1), 7).is_set()
     };
     assert!(set(&whole));
-    assert!(!set(&[]) && !set(&whole[..40]) && !set(&[0; 80]));
-    let mut later = whole;
-    later[8] = 2;
-    assert!(set(&later));
-    assert!(path.exists(), "an unknown version is left untouched");
+    assert!(!set(&[]) && !set(&[0; 88]));
+    assert!(set(&whole[..40]));
+    for bit in 0..whole.len() * 8 {
+        let mut damaged = whole.clone();
+        damaged[bit / 8] ^= 1 << (bit % 8);
+        assert!(set(&damaged), "bit {bit}");
+        assert!(path.exists(), "it is left untouched");
+    }
 }

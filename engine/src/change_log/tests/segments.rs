@@ -2,7 +2,8 @@
 
 use super::{Scratch, back, begin_again, entry, segment_bytes, ten_records};
 use crate::change_log::format::record_bytes;
-use crate::change_log::journal::{Journal, Prepared};
+use crate::change_log::journal::{Journal, Start};
+use crate::change_log::segment::Prepared;
 use crate::error::ErrorKind;
 
 /// Two segments behind the ten records, with a record each, of which nothing is committed.
@@ -50,28 +51,31 @@ fn a_mark_that_came_to_the_disk_without_the_header_before_it_counts_for_nothing(
 #[test]
 fn a_prepared_segment_is_used_next_or_leaves_nothing() {
     let scratch = Scratch::new();
-    let mut journal = Journal::begin(scratch.identity(1), 1, 1, 0, Vec::new()).unwrap();
+    let mut journal = Journal::begin(scratch.identity(1), Start::fresh()).unwrap();
     assert_eq!(journal.ask_next(), None);
     let sums = vec![3; 8];
-    while journal.ask_next().is_none() {
+    let asked = loop {
+        if let Some(asked) = journal.ask_next() {
+            break asked;
+        }
         journal.append(entry(0, 0, 1, &sums)).unwrap();
-    }
+    };
     assert_eq!(journal.ask_next(), None, "one at a time");
     // It comes too late: the segment is full before.
-    let late = Prepared::make(&scratch.identity(1), 2).unwrap();
+    let late = Prepared::make(&scratch.identity(1), 2, asked.1).unwrap();
     for _ in 0..segment_bytes() / record_bytes(sums.len()) {
         journal.append(entry(0, 0, 1, &sums)).unwrap();
     }
     assert!(scratch.identity(1).segment_path(3).exists());
     journal.prepared(Some(late));
     assert!(!scratch.identity(1).segment_path(2).exists());
-    let number = loop {
+    let (number, previous) = loop {
         journal.append(entry(0, 0, 1, &sums)).unwrap();
-        if let Some(number) = journal.ask_next() {
-            break number;
+        if let Some(asked) = journal.ask_next() {
+            break asked;
         }
     };
-    journal.prepared(Some(Prepared::make(&scratch.identity(1), number).unwrap()));
+    journal.prepared(Some(Prepared::make(&scratch.identity(1), number, previous).unwrap()));
     // A kill now leaves one without a header, which is as if it were not.
     let killed = back(&scratch, 1, &[]).unwrap();
     assert_eq!(killed.replayed, journal.shared().appended());

@@ -1,0 +1,128 @@
+//! Segment: a file of a [journal](super::journal), from being made to being full.
+//!
+//! How it works      It is made with a header, durably, before it is needed: [`Prepared`]. It is begun by storing its first record's
+//!                   number in its mapping, without waiting for the disk. Records and commit marks are stored in the mapping
+//!                   likewise.
+//! Invariants        J7, J9 (see the journal).
+//! Owner and locks   the journal's.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::format::{
+    BEGIN_OFFSET, Begin, FORMAT_VERSION, Header, JOURNAL_MAGIC, MARK_OFFSETS, Mark,
+};
+use super::journal::Identity;
+use crate::deliberate::{Bug, bug};
+use crate::error::Errno;
+use crate::limits::SEGMENT_BYTES;
+use crate::system::File;
+use crate::system::mapping::Mapping;
+
+/// A segment that is mapped.
+#[derive(Debug)]
+pub struct Segment {
+    /// Its header.
+    pub header: Header,
+    /// Its first record's number.
+    pub first_seq: u64,
+    /// The file.
+    pub file: Arc<dyn File>,
+    /// The file, mapped.
+    pub map: Mapping,
+    /// Bytes.
+    pub length: usize,
+    /// All of it is durable, and nothing is appended any more.
+    pub synced: AtomicBool,
+}
+
+/// A segment that has a header, and was not begun yet.
+#[derive(Debug)]
+pub struct Prepared {
+    /// Its header.
+    pub header: Header,
+    file: Arc<dyn File>,
+    map: Mapping,
+    length: usize,
+}
+
+impl Prepared {
+    /// Makes it, durably; `previous` is the incarnation of the segment before it. What is left of one that could not be made
+    /// is removed.
+    pub fn make(
+        identity: &Identity,
+        number: u64,
+        previous: u64,
+    ) -> std::result::Result<Prepared, Errno> {
+        let path = identity.segment_path(number);
+        let made = Prepared::make_at(identity, number, previous, &path);
+        if made.is_err() {
+            let _ = identity.system.remove(&path);
+        }
+        made
+    }
+
+    fn make_at(
+        identity: &Identity,
+        number: u64,
+        previous: u64,
+        path: &Path,
+    ) -> std::result::Result<Prepared, Errno> {
+        let header = Header {
+            volume_uuid: identity.volume_uuid,
+            boot_id: identity.boot_id,
+            processor: identity.processor,
+            number,
+            first_seq: 0,
+            incarnation: identity.system.random()?,
+            previous,
+            version: FORMAT_VERSION,
+        };
+        let file = identity.system.create(path)?;
+        let length = SEGMENT_BYTES.load(Ordering::Relaxed);
+        let map = file.map(length)?;
+        file.write(&header.encode(JOURNAL_MAGIC), 0)?;
+        file.sync()?;
+        if !bug(Bug::NoDirectorySync) {
+            identity.system.sync_directory(&identity.directory)?; // J7
+        }
+        Ok(Prepared { header, file, map, length })
+    }
+
+    /// Has its pages in memory: else the processor would meet each one for the first time.
+    pub fn warm(&self) {
+        self.map.warm();
+    }
+
+    /// Begins it (J9).
+    pub fn begin(self, first_seq: u64) -> Segment {
+        let Prepared { header, file, map, length } = self;
+        for (index, word) in Begin::words(first_seq).into_iter().enumerate() {
+            // SAFETY: nobody else has the mapping yet.
+            unsafe { map.store_word(BEGIN_OFFSET + index * 8, word) };
+        }
+        Segment { header, first_seq, file, map, length, synced: AtomicBool::new(false) }
+    }
+}
+
+impl Segment {
+    /// Stores a commit mark (J9).
+    ///
+    /// # Safety
+    /// The caller holds `committing`, as the marks' bytes belong to its holder.
+    pub unsafe fn store_mark(&self, mark: Mark) {
+        let at = MARK_OFFSETS[(mark.turn % 2) as usize];
+        let [seq, turn, check] = mark.words(self.header.incarnation);
+        for (offset, word) in [(16, 0), (0, seq), (8, turn), (16, check)] {
+            // SAFETY: as the caller promises.
+            unsafe { self.map.store_word(at + offset, word) };
+        }
+    }
+}
+
+/// How many of the oldest segments hold nothing but records up to `covered`: records of a segment end where the next one begins.
+pub fn needless(segments: &[Arc<Segment>], covered: u64) -> usize {
+    let later = segments.iter().skip(1);
+    later.take_while(|segment| segment.first_seq <= covered + 1).count()
+}
