@@ -104,16 +104,16 @@ class Asking:
 
     # Volumes
 
-    def create(self, size: int, **body: object) -> bool:
+    def create(self, size: int, *, name: str | None = None, **body: object) -> bool:
         """A volume of zeros."""
-        name = self.name("v")
+        name = name or self.name("v")
         made = Live(name, [Image(bytearray(size))])
         body = {"name": name, "size": size, "partition_size": PARTITION, **body}
         return self._do(self._making(name, made), "post", "volumes", **body)
 
-    def clone(self, volume: str, snapshot: str, processors: int) -> bool:
+    def clone(self, volume: str, snapshot: str, processors: int, *, name: str | None = None) -> bool:
         """A volume made from a snapshot."""
-        name = self.name("v")
+        name = name or self.name("v")
         with self.ledger.lock:
             if (found := self._find(volume, snapshot)) is None:
                 return False
@@ -174,25 +174,31 @@ class Asking:
 
     # Snapshots
 
-    def take(self, volume: str, *, scheduled: bool = False) -> bool:
+    def take(self, volume: str, *, name: str | None = None, scheduled: bool = False) -> bool:
         """A snapshot of one volume. `scheduled`: it may be dropped for room."""
-        return self._take([volume], None, "post", "snapshots", volumes=[volume], scheduled=scheduled)
+        body: dict[str, object] = {"volumes": [volume], "scheduled": scheduled}
+        return self._take(name, [volume], None, ("snapshots",), body)
 
-    def take_whole(self, group: str) -> bool:
+    def take_whole(self, group: str, *, name: str | None = None) -> bool:
         """A snapshot of a group."""
-        members = self.ledger.groups.get(group)
-        return members is not None and self._take(members, group, "post", "groups", group, "snapshots")
+        members = self.ledger.groups.get(group, ())
+        return bool(members) and self._take(name, members, group, ("groups", group, "snapshots"), {})
 
     def _take(
-        self, members: Iterable[str], group: str | None, /, method: str, *path: str, **body: object
+        self,
+        name: str | None,
+        volumes: Iterable[str],
+        group: str | None,
+        path: tuple[str, ...],
+        body: dict[str, object],
     ) -> bool:
-        name = self.name("s")
+        name = name or self.name("s")
         whole = None if group is None else f"@{group}@{name}"
         with self.ledger.lock:
-            lives = [self.ledger.volumes[one] for one in members if one in self.ledger.volumes]
+            lives = [self.ledger.volumes[one] for one in volumes if one in self.ledger.volumes]
             for live in lives:
                 self.ledger.begin_taking(live, name, dropped=body.get("scheduled") is True, whole=whole)
-        return self._do(self._taken(lives, name), method, *path, name=name, **body)
+        return self._do(self._taken(lives, name), "post", *path, **{**body, "name": name})
 
     def _taken(self, lives: Sequence[Live], name: str | None) -> Callable[[bool], object]:
         def end(done: bool) -> None:
@@ -273,10 +279,11 @@ class Asking:
 
     # Rollbacks
 
-    def roll_back(self, volume: str, snapshot: str, *, safety: bool) -> bool:
-        """A volume becomes what its snapshot shows."""
+    def roll_back(self, volume: str, snapshot: str, *, safety: bool, name: str | None = None) -> bool:
+        """A volume becomes what its snapshot shows. `name`: of the safety snapshot."""
         path = ("volumes", volume, "snapshots", snapshot, "rollback")
-        return self._roll_back([volume], snapshot, None, path, safety=safety)
+        kept = (name or self.name("s")) if safety else None
+        return self._roll_back([volume], snapshot, None, path, kept)
 
     def roll_back_whole(self, group: str, snapshot: str, *, safety: bool) -> bool:
         """All volumes of a group's snapshot become what it shows."""
@@ -288,12 +295,16 @@ class Asking:
                 if snapshot in live.snapshots and live.snapshots[snapshot].whole == whole
             ]
         path = ("groups", group, "snapshots", snapshot, "rollback")
-        return self._roll_back(volumes, snapshot, group, path, safety=safety)
+        return self._roll_back(volumes, snapshot, group, path, self.name("s") if safety else None)
 
     def _roll_back(
-        self, volumes: Iterable[str], snapshot: str, group: str | None, path: tuple[str, ...], *, safety: bool
+        self,
+        volumes: Iterable[str],
+        snapshot: str,
+        group: str | None,
+        path: tuple[str, ...],
+        kept: str | None,
     ) -> bool:
-        kept = self.name("s") if safety else None
         whole = None if group is None or kept is None else f"@{group}@{kept}"
         with self.ledger.lock:
             found = [both for volume in volumes if (both := self._find(volume, snapshot))]
@@ -306,14 +317,14 @@ class Asking:
                     before = [image.copy() for image in live.images if image.side == (verb, False)]
                     live.taking[kept] = Held(before, whole=whole)
             ends = (self._change(lives), self._taken(lives, kept))
-        body: dict[str, object] = {"force": True, "safety": safety, "safety_name": kept}
+        body: dict[str, object] = {"force": True, "safety": kept is not None, "safety_name": kept}
         return self._do(lambda done: [end(done) for end in ends], "post", *path, **body)
 
     # Groups, schedules and what else there is
 
-    def group(self, volumes: Iterable[str]) -> bool:
+    def group(self, volumes: Iterable[str], *, name: str | None = None) -> bool:
         """A group of these volumes."""
-        name, members = self.name("g"), sorted(volumes)
+        name, members = name or self.name("g"), sorted(volumes)
 
         def end(done: bool) -> None:
             if done:

@@ -51,13 +51,15 @@ class Drawing:
     def __init__(self, asking: Asking, draw: random.Random) -> None:
         self._asking = asking
         self._draw = draw
+        # Each thread of each turn has its own favourites, so that few verbs meet each other often.
+        self._weights = [weight * draw.choice((0, 1, 1, 5)) for weight in WEIGHTS.values()]
 
     def next(self) -> None:
         """Ask for one thing."""
         with self._asking.ledger.lock:
             volumes = sorted(self._asking.ledger.volumes.items())
             snapshots = sorted((name, own) for name, live in volumes for own in live.snapshots)
-        kind = self._draw.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
+        kind = self._draw.choices(list(WEIGHTS), self._weights)[0]
         if len(volumes) > VOLUMES_MAX or (kind in ("clone", "create") and len(volumes) == VOLUMES_MAX):
             kind = "delete_volume"
         if len(snapshots) > SNAPSHOTS_MAX * len(volumes) and kind.startswith("take"):
