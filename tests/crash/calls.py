@@ -71,9 +71,9 @@ class Script:
         self._directory = directory
         self.compared = Compared()
 
-    def count(self, way: str) -> list[int]:
+    def count(self) -> list[int]:
         """How many calls each step makes, with those of the daemon's own threads meanwhile."""
-        with self._fresh(way) as (asking, calls):
+        with self._fresh("plain") as (asking, calls):
             counts = [calls.count]
             for _, step in steps(asking):
                 step()
@@ -231,12 +231,13 @@ def _write(asking: Asking, volume: str, blocks: range, *, flush: bool) -> None:
         raise Gone from error
 
 
-def moments(counts: dict[str, list[int]]) -> list[Moment]:
-    """All moments of the script, in an order that visits all steps and ways early."""
+def moments(counts: list[int]) -> list[Moment]:
+    """All moments of a script whose steps make so many calls, in an order that visits all steps and ways
+    early."""
     every = [
         Moment(way, step, call)
-        for way, of_steps in counts.items()
-        for step, calls in enumerate(of_steps)
+        for way in WAYS
+        for step, calls in enumerate(counts)
         for call in range(1, calls + 1)
     ]
     random.Random(0).shuffle(every)

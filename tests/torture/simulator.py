@@ -21,7 +21,7 @@ class SimulatorCampaign:
 
     name = NAME
     unit = "seeds"
-    share = 0.57
+    share = 0.37
     _built = False
 
     def missing(self) -> str | None:
