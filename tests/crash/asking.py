@@ -32,7 +32,7 @@ NOTES_MAX = 200_000
 REFUSALS = frozenset(
     "unknown-volume unknown-snapshot unknown-group unknown-group-snapshot unknown-schedule unknown-device"
     " snapshot-held snapshot-in-group snapshot-in-use volume-in-use volume-open volume-in-group volume-held"
-    " group-has-snapshots not-held not-larger scrub-running no-scrub too-many-logs device-in-use".split()
+    " group-has-snapshots name-in-use not-held not-larger scrub-running no-scrub too-many-logs device-in-use".split()
 )
 """What another thread's verb, or the daemon's own threads, can be the reason for."""
 

@@ -1,15 +1,14 @@
-"""calls: a script of verbs on a real polyvold, which is killed before one of its calls, each in turn.
+"""calls: a script of verbs on a real polyvold, which is killed before the K-th call of each of its steps.
 
 How it works      The script's steps are asked for one after the other, while the daemon's own threads do what
-                  they do; recorder.c counts the calls that change files, all threads together, and kills the
-                  daemon before the call of the number that is tried, counted from the beginning of a step.
-                  Then the state is checked as it is, the daemon is started (or killed again before a call of
-                  that start), and everything is compared whole with the ledger. Each number is tried in one of several ways:
-                  as it is, or with a kind of call that begins later, so that the next step comes in between.
-                  `Script.count` runs the script once without a kill, so that each step's calls are known;
-                  `Script.attempt` tries one of them. A moment has a name, WAY:STEP:CALL.
-What must hold    What settling.py compares; then the rest of the script can be done, and a clean stop and
-                  start changes nothing.
+                  they do. recorder.c counts the calls that change files, all threads together, and kills the
+                  daemon before the K-th one from the beginning of a step, where there are so many. Then
+                  the state is checked as it is, the daemon is started (now and then killed in the midst of
+                  that too), everything is compared whole with the ledger, and the step is asked for once
+                  more, so that the script goes on. That is one pass, WAY:K. In some ways a kind of call begins later than it
+                  would, so that the next step comes in between. All passes together kill the daemon before
+                  every call; of steps that only write, before each CALLS_WRITING-th.
+What must hold    What settling.py compares, after each kill and at the end, after a clean stop and a start.
 Errors            Lost, with the first difference. The directory then has the state and the logs.
 """
 
@@ -18,8 +17,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from polyvol.daemon.check import check_state
@@ -35,6 +33,10 @@ from tests.support.proc import wait_until
 BLOCK_SECTORS = 8
 NOTES = "verbs.log"
 
+CALLS_MAX = 64
+"""A step that does not only write makes no more calls than this, or twice as many."""
+CALLS_WRITING = 8
+
 Steps = list[tuple[str, Callable[[], object]]]
 """What is done, and how."""
 WAYS: dict[str, tuple[str, int, str]] = {
@@ -47,21 +49,30 @@ WAYS: dict[str, tuple[str, int, str]] = {
 
 
 @dataclass(frozen=True)
-class Moment:
-    """The call before which the daemon is killed: the `call`-th from the beginning of a step."""
+class Pass:
+    """A pass through the script in which each step is killed before this call."""
 
     way: str
-    step: int
     call: int
 
     def __str__(self) -> str:
-        return f"{self.way}:{self.step}:{self.call}"
+        return f"{self.way}:{self.call}"
 
     @classmethod
-    def parse(cls, text: str) -> "Moment":
+    def parse(cls, text: str) -> "Pass":
         """From its name."""
-        way, step, call = text.split(":")
-        return cls(way, int(step), int(call))
+        way, call = text.split(":")
+        return cls(way, int(call))
+
+
+@dataclass
+class Tried:
+    """What was tried: passes, kills in steps and in starts; what was compared after them."""
+
+    passes: int = 0
+    kills: int = 0
+    starting: int = 0
+    compared: Compared = field(default_factory=Compared)
 
 
 class Script:
@@ -69,41 +80,30 @@ class Script:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self.compared = Compared()
+        self.tried = Tried()
 
-    def count(self) -> list[int]:
-        """How many calls each step makes, with those of the daemon's own threads meanwhile."""
-        with self._fresh("plain") as (asking, calls):
-            counts = [calls.count]
-            for _, step in steps(asking):
-                step()
-                counts.append(calls.count)
-        return [after - before for before, after in pairwise(counts)]
-
-    def attempt(self, moment: Moment, draw: random.Random) -> bool:
-        """Kill it at this moment, start it again, compare; whether it was killed there."""
-        with self._fresh(moment.way) as (asking, calls):
-            daemon, script = asking.daemon, steps(asking)
+    def run(self, one: Pass, *, first: int = 0, last: int = 1 << 30) -> None:
+        """One pass. Only the steps from `first` to `last` are killed, and the script ends after the last."""
+        draw = random.Random(str(one))
+        with self._fresh(one.way) as (asking, calls):
             try:
-                done = self._until_killed(asking, script, calls, moment)
-                hit = not daemon.running
-                asking.note("killed" if hit else "not killed: there were fewer calls")
-                daemon.kill()
-                self._check(daemon)
-                if draw.random() < 0.3:
-                    self._kill_start(asking, calls, draw.randint(1, 60))
-                calls.begin()
-                daemon.start()
-                self.compared += settle(asking)
-                if draw.random() < 0.25:
-                    self._go_on(asking, script[done:])
-                daemon.kill()
+                for number, (what, step) in enumerate(steps(asking)[: last + 1]):
+                    asking.note(f"step {number}: {what}")
+                    if number >= first:
+                        call = one.call * (CALLS_WRITING if what.startswith("write") else 1)
+                        calls.kill_at(calls.count + call)
+                    if not self._done(asking, step):
+                        self._start_again(asking, calls, draw)
+                        asking.note(f"step {number} again")
+                        step()
+                    calls.kill_at(0)
+                self._stop_and_start(asking)
             finally:
                 asking.keep_notes(self._directory / NOTES)
-            said = daemon.said()
+            said = asking.daemon.said()
             if "panicked" in said or "Traceback" in said:
                 raise Lost(f"polyvold has panicked:\n{said[-5000:]}")
-        return hit
+        self.tried.passes += 1
 
     @contextmanager
     def _fresh(self, way: str) -> Iterator[tuple[Asking, Calls]]:
@@ -121,20 +121,27 @@ class Script:
             daemon.kill()
 
     @staticmethod
-    def _until_killed(asking: Asking, script: Steps, calls: Calls, moment: Moment) -> int:
-        """Do the script until the daemon is killed; how many steps were begun."""
-        for number, (what, step) in enumerate(script):
-            if number == moment.step:
-                calls.kill_at(calls.count + moment.call)
-            asking.note(f"step {number}: {what}")
-            try:
-                step()
-            except Gone:
-                wait_until(lambda: not asking.daemon.running, "the end of a daemon that does not answer")
-                return number + 1
-        return len(script)
+    def _done(asking: Asking, step: Callable[[], object]) -> bool:
+        """Ask for a step; whether the daemon has outlived it."""
+        try:
+            step()
+        except Gone:
+            wait_until(lambda: not asking.daemon.running, "the end of a daemon that does not answer")
+        return asking.daemon.running
 
-    def _check(self, daemon: Daemon) -> None:
+    def _start_again(self, asking: Asking, calls: Calls, draw: random.Random) -> None:
+        """Check what a kill has left, start it, compare."""
+        asking.note("killed")
+        self.tried.kills += 1
+        self._check(asking.daemon)
+        if draw.random() < 0.15:
+            self._kill_start(asking, calls, draw.randint(1, 60))
+        calls.begin()
+        asking.daemon.start()
+        self.tried.compared += settle(asking)
+
+    @staticmethod
+    def _check(daemon: Daemon) -> None:
         if problems := check_state(daemon.state_dir, data=True).problems:
             more = f", and {len(problems) - 1} more problems" if problems[1:] else ""
             raise Lost(f"`polyvol check` finds: {problems[0]}{more}")
@@ -148,18 +155,15 @@ class Script:
         with suppress(AssertionError):  # it has ended
             daemon.start()
         daemon.kill()
+        self.tried.starting += 1
         self._check(daemon)
 
-    def _go_on(self, asking: Asking, script: Steps) -> None:
-        """The rest of the script, then a stop and a start, which change nothing."""
-        for what, step in script:
-            asking.note(f"going on: {what}")
-            step()
-        self.compared += settle(asking)
+    def _stop_and_start(self, asking: Asking) -> None:
+        self.tried.compared += settle(asking)
         asking.daemon.stop()
         self._check(asking.daemon)
         asking.daemon.start()
-        self.compared += settle(asking)
+        self.tried.compared += settle(asking)
 
 
 def steps(asking: Asking) -> Steps:
@@ -231,14 +235,6 @@ def _write(asking: Asking, volume: str, blocks: range, *, flush: bool) -> None:
         raise Gone from error
 
 
-def moments(counts: list[int]) -> list[Moment]:
-    """All moments of a script whose steps make so many calls, in an order that visits all steps and ways
-    early."""
-    every = [
-        Moment(way, step, call)
-        for way in WAYS
-        for step, calls in enumerate(counts)
-        for call in range(1, calls + 1)
-    ]
-    random.Random(0).shuffle(every)
-    return every
+def passes() -> list[Pass]:
+    """All passes, those with the calls that most steps make first."""
+    return [Pass(way, call) for call in range(1, CALLS_MAX + 1) for way in WAYS]

@@ -4,7 +4,6 @@ How it works      soak.py runs the load and compares; calls.py kills a script of
                   calls. `scripts/torture --only soak --only calls` tries more.
 """
 
-import random
 import tempfile
 import time
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.calls import Moment, Script, moments
+from tests.crash.calls import Pass, Script
 from tests.crash.history import SECTOR, Lost, content, contents
 from tests.crash.ledger import Held, Image, Ledger, Live
 from tests.crash.soak import Done, soak
@@ -47,20 +46,20 @@ def test_kills_beside_all_verbs_lose_nothing(memory_dir: Path) -> None:
     assert done.compared.snapshots > 100
 
 
-def test_a_kill_at_three_calls_of_the_script_loses_nothing(memory_dir: Path) -> None:
+def test_kills_at_calls_of_a_rollback_and_a_deletion_lose_nothing(memory_dir: Path) -> None:
     script = Script(memory_dir / "tried")
-    for name in ("plain:6:5", "checkpoints:10:8"):
-        assert script.attempt(Moment.parse(name), random.Random(name)), name
+    script.run(Pass.parse("plain:5"), first=6, last=8)
+    assert script.tried.kills == 2
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_kills_at_calls_of_the_script_lose_nothing(memory_dir: Path) -> None:
+@pytest.mark.parametrize("name", ["checkpoints:4", "catalog:7"])
+def test_kills_at_calls_of_all_verbs_lose_nothing(memory_dir: Path, name: str) -> None:
     script = Script(memory_dir / "tried")
-    every = moments(script.count())
-    hit = sum(script.attempt(moment, random.Random(str(moment))) for moment in every[:18])
-    assert hit > 12
-    assert script.compared.volumes > 12
+    script.run(Pass.parse(name))
+    assert script.tried.kills > 15
+    assert script.tried.compared.snapshots > 20
 
 
 def run(directory: Path, *, seed: int, count: int) -> Done:
