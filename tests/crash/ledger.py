@@ -47,7 +47,9 @@ class Image:
             self.loose.setdefault(sector, set()).add(tag)
 
     def is_now(self, first: int, data: bytes) -> None:
-        """Some sectors hold this."""
+        """Some sectors hold this; nothing changes where there are not so many (then this image is not the one)."""
+        if first * SECTOR + len(data) > len(self.data):
+            return
         self.data[first * SECTOR : first * SECTOR + len(data)] = data
         for sector in range(first, first + len(data) // SECTOR):
             self.loose.pop(sector, None)

@@ -41,9 +41,9 @@ def test_a_few_kills_lose_nothing(memory_dir: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_kills_beside_all_verbs_lose_nothing(memory_dir: Path) -> None:
-    done = run(memory_dir, seed=5, count=20)
-    assert done.kills > 10
-    assert done.compared.snapshots > 100
+    done = run(memory_dir, seed=5, count=10)
+    assert done.kills > 5
+    assert done.compared.snapshots > 50
 
 
 def test_kills_at_calls_of_a_rollback_and_a_deletion_lose_nothing(memory_dir: Path) -> None:
@@ -54,10 +54,9 @@ def test_kills_at_calls_of_a_rollback_and_a_deletion_lose_nothing(memory_dir: Pa
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("name", ["checkpoints:4", "catalog:7"])
-def test_kills_at_calls_of_all_verbs_lose_nothing(memory_dir: Path, name: str) -> None:
+def test_kills_at_calls_of_all_verbs_lose_nothing(memory_dir: Path) -> None:
     script = Script(memory_dir / "tried")
-    script.run(Pass.parse(name))
+    script.run(Pass.parse("checkpoints:4"))
     assert script.tried.kills > 15
     assert script.tried.compared.snapshots > 20
 
