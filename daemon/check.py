@@ -151,7 +151,10 @@ class _Check:
     def _check_devices(self) -> dict[int, str]:
         """The paths of the devices that are there and right."""
         present = {}
+        unfinished = {volume.id for volume in self._catalog.volumes() if volume.state != "ready"}
         for device in self._devices.values():
+            if device.made_for in unfinished:
+                continue  # the next start removes it, with its volume
             if device.state != "ready":
                 self._notes.append(f"device {device.name} is {device.state}: the next start settles that")
                 continue

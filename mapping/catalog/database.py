@@ -16,7 +16,6 @@ Errors            CatalogVersion, CatalogDamaged, CatalogMissing, CatalogOlder, 
 
 import sqlite3
 import threading
-
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path

@@ -9,7 +9,12 @@
  * Switches          RECORDER_ROOT and RECORDER_LOG start it with the process; a process that has it loaded can call
  *                   recorder_begin and recorder_end itself. RECORDER_FAULT="KIND K ERRNO EVER PART" (recorder_fault)
  *                   fails the K-th call of a kind on paths that contain PART, or all from there on. RECORDER_SYNC_US
- *                   makes syncs that much longer. RECORDER_GOES_ON=N: the log goes on, for the N-th time. RECORDER_BOOT_ID names a file to be read as the host's boot id.
+ *                   makes syncs that much longer. RECORDER_DELAY="KIND US EVERY PART" makes each EVERY-th call of a kind
+ *                   ("any": of all but reads) on paths that contain PART begin that much later, without the lock.
+ *                   RECORDER_KILL names a file of two 64-bit numbers, which is mapped: the first counts calls (all but reads), and
+ *                   before the call whose number is the second one the process kills itself; whoever started it may set
+ *                   the second one meanwhile. RECORDER_GOES_ON=N: the log goes on, for the N-th time.
+ *                   RECORDER_BOOT_ID names a file to be read as the host's boot id.
  * What it misses    Calls that do not go through libc's public names (a raw system call, io_uring); calls not listed
  *                   here (link, copy_file_range, sendfile, splice). A test replays a whole log and compares, which finds these.
  * Log               Records as `struct record` below, then `payload` bytes: data, or paths from the root on.
@@ -21,6 +26,7 @@
 #include <ftw.h>
 #include <limits.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -60,6 +66,8 @@ static struct known *known_by_inode[1024];
 static struct mapping *mappings;
 
 static struct { char kind[16], part[128]; long at, count; int error, ever; } fault;
+static struct { char kind[16], part[128]; long us, every, count; } delay;
+static long *calls; /* how many there were, and before which one the process is killed; NULL: nobody asks */
 
 /* What is known of files. All under the lock. */
 
@@ -160,9 +168,8 @@ static void enter(void) {
 
 static void leave(void) { int kept = errno; pthread_mutex_unlock(&lock); errno = kept; }
 
-/* Whether the call that is about to be made is to fail; then errno is set. Under the lock. */
-static int fails(const char *kind, int fd, const char *path) {
-    if (!fault.at || strcmp(kind, fault.kind) != 0) return 0;
+/* Whether the path of a call contains `part`. `path` NULL: it is that of `fd`. */
+static int contains(int fd, const char *path, const char *part) {
     char link[64], buffer[PATH_MAX];
     if (!path) {
         snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
@@ -170,7 +177,23 @@ static int fails(const char *kind, int fd, const char *path) {
         buffer[length > 0 ? length : 0] = 0;
         path = buffer;
     }
-    if (!strstr(path, fault.part)) return 0;
+    return strstr(path, part) != NULL;
+}
+
+/* A call is about to be made, and nothing is locked yet: kills the process if it is its turn, or waits. */
+static void before(const char *kind, int fd, const char *path) {
+    int kept = errno;
+    if (calls && __atomic_add_fetch(&calls[0], 1, __ATOMIC_SEQ_CST) == __atomic_load_n(&calls[1], __ATOMIC_SEQ_CST))
+        for (;;) kill(getpid(), SIGKILL);
+    if (delay.us && (!strcmp(delay.kind, "any") || !strcmp(delay.kind, kind)) && contains(fd, path, delay.part) &&
+        __atomic_add_fetch(&delay.count, 1, __ATOMIC_RELAXED) % delay.every == 0)
+        usleep(delay.us);
+    errno = kept;
+}
+
+/* Whether the call that is about to be made is to fail; then errno is set. Under the lock. */
+static int fails(const char *kind, int fd, const char *path) {
+    if (!fault.at || strcmp(kind, fault.kind) != 0 || !contains(fd, path, fault.part)) return 0;
     fault.count++;
     if (fault.count != fault.at && !(fault.ever && fault.count > fault.at)) return 0;
     errno = fault.error;
@@ -252,6 +275,14 @@ __attribute__((constructor)) static void start(void) {
     int error, ever;
     if (told && sscanf(told, "%15s %ld %d %d %127s", kind, &at, &error, &ever, part) >= 4)
         recorder_fault(kind, at, error, ever, part);
+    const char *delays = getenv("RECORDER_DELAY"), *kills = getenv("RECORDER_KILL");
+    if (delays && sscanf(delays, "%15s %ld %ld %127s", delay.kind, &delay.us, &delay.every, delay.part) < 3) abort();
+    if (kills) {
+        int fd = syscall(SYS_openat, AT_FDCWD, kills, O_RDWR | O_CLOEXEC);
+        calls = (long *)syscall(SYS_mmap, NULL, 2 * sizeof(long), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+        if (fd < 0 || calls == MAP_FAILED) abort();
+        syscall(SYS_close, fd);
+    }
     if (directory) recorder_begin(directory, getenv("RECORDER_LOG"));
     unsetenv("LD_PRELOAD"); /* programs that this one starts are not recorded */
     unsetenv("RECORDER_ROOT");
@@ -264,6 +295,7 @@ static int open_at(int dir, const char *path, int flags, mode_t mode) {
     const char *boot = path && !strcmp(path, "/proc/sys/kernel/random/boot_id") ? getenv("RECORDER_BOOT_ID") : NULL;
     const char *name = boot ? NULL : below(dir, path, buffer);
     if (!name) return syscall(SYS_openat, dir, boot ? boot : path, flags, mode);
+    before("open", -1, name);
     enter();
     int fd = -1;
     if (!fails("open", -1, name)) {
@@ -305,6 +337,7 @@ int mkdirat(int dir, const char *path, mode_t mode) {
     char buffer[PATH_MAX];
     const char *name = below(dir, path, buffer);
     if (!name) return syscall(SYS_mkdirat, dir, path, mode);
+    before("mkdir", -1, name);
     enter();
     struct stat status;
     int result = fails("mkdir", -1, name) ? -1 : syscall(SYS_mkdirat, dir, path, mode);
@@ -329,6 +362,7 @@ int unlinkat(int dir, const char *path, int flags) {
     char buffer[PATH_MAX];
     const char *name = below(dir, path, buffer);
     if (!name) return syscall(SYS_unlinkat, dir, path, flags);
+    before("unlink", -1, name);
     enter();
     int result = -1;
     if (!fails("unlink", -1, name)) {
@@ -354,6 +388,7 @@ int renameat2(int from_dir, const char *from, int to_dir, const char *to, unsign
     char buffer[PATH_MAX], other[PATH_MAX];
     const char *old = below(from_dir, from, buffer), *new = below(to_dir, to, other);
     if (!old || !new) return syscall(SYS_renameat2, from_dir, from, to_dir, to, flags);
+    before("rename", -1, old);
     enter();
     int result = -1;
     if (!fails("rename", -1, old)) {
@@ -377,6 +412,7 @@ static ssize_t write_parts(int fd, const struct iovec *parts, int count, off_t o
     if (!active || !(file = file_of(fd, &status)))
         return offset < 0 ? syscall(SYS_writev, fd, parts, count)
                           : syscall(SYS_pwritev2, fd, parts, count, offset, 0, flags);
+    before("write", fd, NULL);
     enter();
     ssize_t wrote = -1;
     file = file_of(fd, &status); /* its size, now that nobody changes it */
@@ -422,6 +458,7 @@ int ftruncate(int fd, off_t length) {
     struct stat status;
     uint32_t file;
     if (!active || !(file = file_of(fd, &status))) return syscall(SYS_ftruncate, fd, length);
+    before("truncate", fd, NULL);
     enter();
     int result = fails("truncate", fd, NULL) ? -1 : syscall(SYS_ftruncate, fd, length);
     if (result == 0) append((struct record){.kind = TRUNCATE, .file = file, .length = length}, NULL, 0);
@@ -434,6 +471,7 @@ int fallocate(int fd, int mode, off_t offset, off_t length) {
     struct stat status;
     uint32_t file;
     if (!active || !(file = file_of(fd, &status))) return syscall(SYS_fallocate, fd, mode, offset, length);
+    before("allocate", fd, NULL);
     enter();
     int result = fails("allocate", fd, NULL) ? -1 : syscall(SYS_fallocate, fd, mode, offset, length);
     int zeroes = mode & (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE);
@@ -453,6 +491,7 @@ static int sync_by(long number, int fd) {
     struct stat status;
     uint32_t file;
     if (!active || !(file = file_of(fd, &status))) return syscall(number, fd);
+    before("sync", fd, NULL);
     enter();
     uint32_t token = ++tokens;
     int failed = fails("sync", fd, NULL), kept = errno;
@@ -478,6 +517,7 @@ void *mmap(void *address, size_t length, int protection, int flags, int fd, off_
     int shared = (flags & MAP_SHARED) && (protection & PROT_WRITE) && !(flags & MAP_ANONYMOUS);
     if (!active || !shared || !(file = file_of(fd, &status)))
         return (void *)syscall(SYS_mmap, address, length, protection, flags, fd, offset);
+    before("map", fd, NULL);
     enter();
     void *start = MAP_FAILED;
     if (!fails("map", fd, NULL))

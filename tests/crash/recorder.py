@@ -9,6 +9,7 @@ Errors            AssertionError where the log ends in the middle of a record th
 
 import ctypes
 import fcntl
+import mmap
 import os
 import struct
 from collections.abc import Iterator
@@ -91,6 +92,44 @@ def environment(root: Path, log: Path, *, sync_us: int = 0, goes_on: int = 0) ->
 def preloaded(boot_id: Path) -> dict[str, str]:
     """For a program that uses `Control`; it reads the host's boot id from this file."""
     return {"LD_PRELOAD": str(library()), "RECORDER_BOOT_ID": str(boot_id), **SMALL}
+
+
+def delayed(root: Path, kind: str, us: int, part: str = "", every: int = 1) -> dict[str, str]:
+    """For a program in which each `every`-th call of a kind ("any": of all but reads), on paths below `root`
+    that contain `part`, begins so many microseconds later."""
+    return {
+        "LD_PRELOAD": str(library()),
+        "RECORDER_ROOT": str(root),
+        "RECORDER_DELAY": f"{kind} {us} {every} {part}",
+    }
+
+
+class Calls:
+    """Counts the calls that a program makes below `root`, all but reads, and kills it before one of them."""
+
+    def __init__(self, root: Path, path: Path) -> None:
+        path.write_bytes(bytes(16))
+        with path.open("r+b") as file:
+            self._map = mmap.mmap(file.fileno(), 16)
+        self._words = memoryview(self._map).cast("q")
+        self.environment = {
+            "LD_PRELOAD": str(library()),
+            "RECORDER_ROOT": str(root),
+            "RECORDER_KILL": str(path),
+        }
+
+    @property
+    def count(self) -> int:
+        """How many calls there were."""
+        return int(self._words[0])
+
+    def kill_at(self, number: int) -> None:
+        """Have the program killed before this one; 0: never."""
+        self._words[1] = number
+
+    def begin(self) -> None:
+        """Count from 0 again, and kill nobody."""
+        self._words[1] = self._words[0] = 0
 
 
 class Control:

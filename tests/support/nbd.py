@@ -19,6 +19,7 @@ from tests.support.proc import Argument, check
 NbdError = nbd.Error
 BASE_ALLOCATION = "base:allocation"
 REQ_ONE = nbd.CMD_FLAG_REQ_ONE
+FUA = nbd.CMD_FLAG_FUA
 CHUNK_BYTES = 4 * 1024 * 1024
 
 

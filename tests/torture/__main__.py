@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.torture.calls import CallCampaign
 from tests.torture.campaign import Campaign, Failure, Outcome, failed
 from tests.torture.damage import DamageCampaign
 from tests.torture.faults import FaultCampaign
@@ -25,6 +26,7 @@ from tests.torture.kills import KillCampaign
 from tests.torture.lineage import LineageCampaign
 from tests.torture.power_cuts import PowerCutCampaign
 from tests.torture.simulator import SimulatorCampaign
+from tests.torture.soak import SoakCampaign
 
 JOBS = 2
 ROUND_S = 90.0
@@ -34,7 +36,8 @@ EVIDENCE = Path(__file__).resolve().parents[2] / "build" / "torture"
 def campaigns() -> list[Campaign]:
     """All that there are."""
     polyvolds: list[Campaign] = [KillCampaign(), PowerCutCampaign(), LineageCampaign(), FaultCampaign()]
-    return [*polyvolds, DamageCampaign(), SimulatorCampaign(), FuzzingCampaign()]
+    beside: list[Campaign] = [SoakCampaign(), CallCampaign(), DamageCampaign()]
+    return [*polyvolds, *beside, SimulatorCampaign(), FuzzingCampaign()]
 
 
 class Torture:

@@ -21,7 +21,7 @@ class SimulatorCampaign:
 
     name = NAME
     unit = "seeds"
-    share = 0.54
+    share = 0.34
     _built = False
 
     def missing(self) -> str | None:

@@ -58,7 +58,7 @@ def test_a_count_is_one_round_and_tells_its_evidence(tmp_path: Path) -> None:
     assert json.loads((failure.evidence / AGAIN).read_text())["coin"] == "7"
 
 
-@pytest.mark.parametrize("name", ["kills", "power-cuts", "lineage", "faults", "damage"])
+@pytest.mark.parametrize("name", ["kills", "power-cuts", "lineage", "faults", "soak", "calls", "damage"])
 def test_a_short_torture_loses_nothing(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--only", name, "--seed", "3", "--count", "2", "--evidence", str(tmp_path)]
     assert main(words) == 0, capsys.readouterr().out
@@ -68,7 +68,7 @@ def test_a_short_torture_loses_nothing(tmp_path: Path, name: str, capsys: pytest
 
 def test_every_campaign_has_a_share_and_another_name() -> None:
     every = campaigns()
-    assert len({one.name for one in every}) == len(every) == 7
+    assert len({one.name for one in every}) == len(every) == 9
     assert sum(one.share for one in every) == pytest.approx(1.0)
 
 
