@@ -138,8 +138,7 @@ class Coordinator:
         """Have volumes, which have no exports of their own, show what their snapshots show, all or none. What
         they were is a snapshot named `safety`, of `group` if so, or gone if there is no name. Returns these
         snapshots. `abandoned`: the restore to a volume that ends with this. An error of the engine's after
-        the commit is its own: the catalog says what the volumes are, and the next start of the engine does
-        it."""
+        the commit is its own: the catalog says what the volumes are, and the next start does it."""
         volumes = [volume for volume, _ in targets]
         cut, start = uuid4(), time.monotonic_ns()
         try:

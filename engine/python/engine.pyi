@@ -324,8 +324,8 @@ class Engine:
 
     def reopen_device(self, device: int, path: str) -> None:
         """Change a device to the file at this path, while volumes are in use, and take its marks off; a small
-        read and a sync are tried, which may mark it again. Raises 'io' if the file cannot be opened or read
-        at all, 'invalid' if it is too short."""
+        read and a sync are tried, which may mark it again. 'io' if the file cannot be opened or read,
+        'invalid' if it is too short."""
 
     def close_device(self, device: int) -> None:
         """Close a device that no volume uses (else EngineError 'busy')."""
@@ -356,8 +356,7 @@ class Engine:
         A volume that was just taken over does not ask. With False, the writes that wait fail."""
 
     def try_again(self, volume: int) -> None:
-        """The answer to a 'log-full' event: room was made. Writes that wait try again, and ask again if need
-        be."""
+        """The answer to a 'log-full' event: room was made. Writes that wait try again; they may ask again."""
 
     def next_event(self, timeout_s: float) -> EngineEvent | None:
         """Wait for an event, at most so long. None: there was none, or the engine stops."""
@@ -373,8 +372,7 @@ class Engine:
         is no such snapshot, 'busy' while a rollback of the volume is half done."""
 
     def export_hidden(self, name: str, description: str, volume: int) -> None:
-        """Export a volume for those alone who know this name: it is not listed, and the empty name never
-        means it."""
+        """Export a volume for those alone who know this name: not listed, nor what the empty name means."""
 
     def unexport(self, name: str) -> None:
         """End an export; 'busy' while clients are connected to it. Unknown names are fine."""
@@ -424,8 +422,7 @@ class Engine:
         kept, which come back with the next flush. 'busy' for any other; nothing has changed then."""
 
     def snapshot_use(self, volume: int) -> VolumeUse:
-        """What each snapshot of a volume holds, and what deleting it would free. What frozen maps have in
-        common is looked at once and remembered."""
+        """What each snapshot of a volume holds, and what deleting it would free."""
 
     def partition_states(self, volume: int, epoch: int | None) -> list[PartitionState]:
         """The state of each partition, now (None) or as a snapshot holds it, by partition number."""
@@ -466,8 +463,7 @@ class Engine:
         """Go on with a connection that another engine has handed over; the descriptor is taken over in any
         case. The caller knows that the export is the one that it was connected to.
 
-        Raises 'invalid' (the state is not whole, of another version, or says what no longer holds),
-        'not-found' (no such export) or 'busy' (too many connections); then it is closed."""
+        Raises 'invalid' (the state cannot be used), 'not-found' or 'busy'; then it is closed."""
 
     def open(self, export: str) -> Handle:
         """A way to do I/O on an export from this process; counts as a connection."""
