@@ -23,7 +23,7 @@ from polyvol.daemon.engine_border import EngineModule, load_engine
 from polyvol.daemon.errors import NoState, StateLocked, StateUnusable
 from polyvol.daemon.views import CheckView, CheckVolumeView
 from polyvol.mapping.catalog.store import Catalog
-from polyvol.mapping.device import Device, trouble_with
+from polyvol.mapping.device import Device, trouble_at
 from polyvol.mapping.errors import PolyvolError
 from polyvol.mapping.extent import Extent
 from polyvol.mapping.partition import Partition
@@ -130,7 +130,7 @@ class _Check:
             if device.state != "ready":
                 self._notes.append(f"device {device.name} is {device.state}: the next start settles that")
                 continue
-            reason = trouble_with(device, self._path(device), self._catalog.uuid)
+            reason = trouble_at(device, self._path(device), self._catalog.uuid)
             if reason is None:
                 present[device.id] = str(self._path(device))
             else:

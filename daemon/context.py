@@ -2,17 +2,18 @@
 
 Owner and locks   `changes` is held by every verb that changes something, from its plan to its end; reading
                   verbs do not take it. `device_trouble` and `volume_trouble` are changed only under it, by
-                  replacing single entries, and read by anybody; likewise `disk_numbers`, by which the
-                  kernel knows the disks that are open. So are `gauges` and `refusing`, by the watch
-                  over the change logs (daemon/space.py).
+                  replacing single entries, and read by anybody; likewise `files`
+                  (daemon/device_files.py). So are `gauges` and `refusing`, by the watch over the change
+                  logs (daemon/space.py).
 """
 
 import threading
 import time
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from uuid import UUID
 
 from polyvol.daemon.engine_border import EngineLike
 from polyvol.daemon.errors import VolumeNotServed, engine_errors
@@ -23,14 +24,17 @@ from polyvol.mapping.catalog.store import Catalog
 from polyvol.mapping.device import Device
 from polyvol.mapping.errors import UnknownDevice, UnknownVolume
 from polyvol.mapping.extent import Extent
+from polyvol.mapping.label import NO_RUN
+from polyvol.mapping.opening import OpenFile
 from polyvol.mapping.records import Volume
 
 
 @dataclass
 class Context:
-    """The catalog, the engine, what is known to be wrong (by device id and by volume id, as a clause), what
-    has happened of late, and how the change logs fill. `refusing`: keep-writing volumes with nothing left to
-    drop. `clock`: nanoseconds since 1970."""
+    """The catalog, the engine, what is known to be wrong (by device id and by volume id, as a clause), the
+    open files of devices, what has happened of late, and how the change logs fill. `refusing`: keep-writing
+    volumes with nothing left to drop. `clock`: nanoseconds since 1970. `generation` and `run` are in the
+    labels of the devices in use (mapping/catalog/generations.py)."""
 
     state_dir: Path
     catalog: Catalog
@@ -40,12 +44,14 @@ class Context:
     processors: int
     changes: threading.Lock = field(default_factory=threading.Lock)
     device_trouble: dict[int, str] = field(default_factory=dict)
-    disk_numbers: dict[int, int] = field(default_factory=dict)
+    files: dict[int, OpenFile] = field(default_factory=dict)
     volume_trouble: dict[int, str] = field(default_factory=dict)
     events: Events = field(default_factory=Events)
     gauges: dict[int, Gauge] = field(default_factory=dict)
     refusing: set[int] = field(default_factory=set)
     clock: Callable[[], int] = time.time_ns
+    generation: int = 0
+    run: UUID = NO_RUN
 
     def path(self, device: Device) -> Path:
         """Where a device is."""
@@ -91,9 +97,24 @@ class Context:
             raise UnknownDevice(name=name)
         return device
 
-    def open_device(self, device: Device, path: Path) -> None:
-        """Have the engine open a device at this path, in the device's own way; its error if it cannot."""
-        self.engine.open_device(device.id, str(path), sparse=device.sparse, direct=device.direct)
+    def open_device(self, device: Device, file: OpenFile) -> None:
+        """Have the engine open a device, in the device's own way; its error if it cannot."""
+        with self._by_its_path(file):
+            self.engine.open_device(device.id, file.proc_path, sparse=device.sparse, direct=device.direct)
+
+    def reopen_device(self, device: Device, file: OpenFile) -> None:
+        """Have the engine open a device again, in this file, while it is in use; its error if it cannot."""
+        with self._by_its_path(file):
+            self.engine.reopen_device(device.id, file.proc_path)
+
+    @contextmanager
+    def _by_its_path(self, file: OpenFile) -> Iterator[None]:
+        """Have the engine's errors name a file by the path that users know."""
+        try:
+            yield
+        except self.engine_error as error:
+            error.args = (str(error).replace(file.proc_path, str(file.path)), *error.args[1:])
+            raise
 
     def grow_processors(self, count: int) -> None:
         """Have at least so many processors."""

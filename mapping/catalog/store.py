@@ -18,6 +18,7 @@ from pathlib import Path
 from uuid import UUID, uuid4
 
 from polyvol.mapping.catalog.database import Database
+from polyvol.mapping.catalog.generations import Generations, pack_runs, unpack_runs
 from polyvol.mapping.catalog.groups import Groups, insert_group_snapshot
 from polyvol.mapping.catalog.growth import Growth
 from polyvol.mapping.catalog.removal import Removal
@@ -61,6 +62,7 @@ class Catalog:
         self.rollbacks = Rollbacks(self._database)
         self.removal = Removal(self._database)
         self.growth = Growth(self._database)
+        self.generations = Generations(self._database)
         self.schedules = Schedules(self._database)
         self.uuid = UUID(self._database.rows("SELECT uuid FROM catalog")[0]["uuid"])
 
@@ -372,7 +374,7 @@ class Catalog:
 def _insert_device(connection: sqlite3.Connection, device: Device) -> int:
     identity = connection.execute(
         "INSERT INTO device (uuid, name, path, kind, adopted, size, sparse, direct, made_for, state,"
-        " created_ns) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " created_ns, generation, runs, identity) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             str(device.uuid),
             device.name,
@@ -385,6 +387,9 @@ def _insert_device(connection: sqlite3.Connection, device: Device) -> int:
             device.made_for,
             device.state,
             device.created_ns,
+            device.generation,
+            pack_runs(*device.runs),
+            device.identity,
         ),
     ).lastrowid
     assert identity is not None
@@ -437,6 +442,7 @@ def _device(row: sqlite3.Row) -> Device:
     values["adopted"] = bool(values["adopted"])
     values["sparse"] = bool(values["sparse"])
     values["direct"] = bool(values["direct"])
+    values["runs"] = unpack_runs(values["runs"])
     return Device(**values)
 
 
