@@ -9,12 +9,13 @@ Errors            mapping/errors.py, VolumeNotServed, EngineFailed; what was beg
 import contextlib
 from uuid import uuid4
 
+from polyvol.daemon import device_files
 from polyvol.daemon.context import Context, devices_of
 from polyvol.daemon.health import unusable_devices
 from polyvol.daemon.requests import LogAdd
 from polyvol.daemon.room import Gauge
 from polyvol.daemon.views import LogView, SpaceView
-from polyvol.mapping.device import Device, make_device, remove_file
+from polyvol.mapping.device import Device
 from polyvol.mapping.extent import Extent, total
 from polyvol.mapping.records import ChangeLog, Volume
 from polyvol.mapping.volume import Inventory, NewDevice, log_spec, plan_added_logs, plan_log
@@ -30,8 +31,7 @@ class ChangeLogs:
         """At start: remove a file that was being made for a log of this volume, which is served otherwise."""
         for device in self._context.catalog.devices():
             if device.made_for == volume.id and device.state == "adding":
-                remove_file(self._context.path(device))
-                self._context.catalog.forget_device(device.id)
+                self.unmake_file(device)
 
     def add(self, name: str, request: LogAdd) -> None:
         """Give a volume more room, while it is in use. The caller holds `changes`."""
@@ -98,9 +98,7 @@ class ChangeLogs:
             Device(0, uuid4(), new.name, new.path, "file", False, new.size, True, volume.id, "adding", now)
         )
         try:
-            make_device(device, context.path(device), context.catalog.uuid, preallocate=False)
-            with context.engine_errors(f"opening device {device.name}"):
-                context.open_device(device, context.path(device))
+            device_files.make(context, device, context.path(device))
         except BaseException:
             self.unmake_file(device)
             raise
@@ -108,11 +106,8 @@ class ChangeLogs:
 
     def unmake_file(self, device: Device) -> None:
         """Remove a file that was made for nothing."""
-        context = self._context
-        with contextlib.suppress(context.engine_error):  # it may not be open
-            context.engine.close_device(device.id)
-        remove_file(context.path(device))
-        context.catalog.forget_device(device.id)
+        device_files.unmake(self._context, device)
+        self._context.catalog.forget_device(device.id)
 
 
 def inventory(context: Context) -> Inventory:

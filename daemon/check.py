@@ -28,7 +28,7 @@ from polyvol.mapping.catalog.examine import Examiner, content_problems, reading,
 from polyvol.mapping.catalog.mark import BadMark, Mark
 from polyvol.mapping.catalog.renewal import renew
 from polyvol.mapping.catalog.store import Catalog
-from polyvol.mapping.device import Device, short_clause, trouble_with
+from polyvol.mapping.device import Device, short_clause, trouble_at
 from polyvol.mapping.errors import PolyvolError
 from polyvol.mapping.extent import Extent
 from polyvol.mapping.partition import Partition
@@ -158,7 +158,7 @@ class _Check:
             if device.state != "ready":
                 self._notes.append(f"device {device.name} is {device.state}: the next start settles that")
                 continue
-            reason = trouble_with(device, self._path(device), self._catalog.uuid)
+            reason = trouble_at(device, self._path(device), self._catalog.uuid)
             if reason is None:
                 present[device.id] = str(self._path(device))
                 short = self._catalog.settings.short(device.id)

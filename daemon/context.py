@@ -2,16 +2,17 @@
 
 Owner and locks   `changes` is held by every verb that changes something, from its plan to its end; reading
                   verbs do not take it. `device_trouble` and `volume_trouble` are changed only under it, by
-                  replacing single entries, and read by anybody; likewise `disk_numbers`, by which the
-                  kernel knows the disks that are open. So are `gauges` and `refusing`, by the watch
-                  over the change logs (daemon/space.py).
+                  replacing single entries, and read by anybody; likewise `files`
+                  (daemon/device_files.py). So are `gauges` and `refusing`, by the watch over the change
+                  logs (daemon/space.py).
 """
 
 import threading
-from collections.abc import Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from uuid import UUID
 
 from polyvol.daemon.engine_border import EngineLike
 from polyvol.daemon.errors import Restoring, VolumeNotServed, engine_errors
@@ -23,15 +24,18 @@ from polyvol.mapping.clock import Clock, steady_ns, wall_ns
 from polyvol.mapping.device import Device
 from polyvol.mapping.errors import UnknownDevice, UnknownVolume
 from polyvol.mapping.extent import Extent
+from polyvol.mapping.label import NO_RUN
+from polyvol.mapping.opening import OpenFile
 from polyvol.mapping.records import SnapshotRecord, Volume
 
 
 @dataclass
 class Context:
-    """The catalog, the engine, what is known to be wrong (by device id and by volume id, as a clause), what
-    has happened of late, and how the change logs fill. `refusing`: keep-writing volumes with nothing left to
-    drop. `restoring`: the export that a restore is written to, by volume id. `clock`: nanoseconds since
-    1970, as stored; `steady`: nanoseconds that no jump of it fools, for what waits."""
+    """The catalog, the engine, what is known to be wrong (by device id and by volume id, as a clause), the
+    open files of devices, what has happened of late, and how the change logs fill. `refusing`: keep-writing
+    volumes with nothing left to drop. `restoring`: the export that a restore is written to, by volume id.
+    `clock`: nanoseconds since 1970, as stored; `steady`: nanoseconds that no jump of it fools, for what
+    waits. `generation` and `run` are in the labels of the devices in use (mapping/catalog/generations.py)."""
 
     state_dir: Path
     catalog: Catalog
@@ -41,7 +45,7 @@ class Context:
     processors: int
     changes: threading.Lock = field(default_factory=threading.Lock)
     device_trouble: dict[int, str] = field(default_factory=dict)
-    disk_numbers: dict[int, int] = field(default_factory=dict)
+    files: dict[int, OpenFile] = field(default_factory=dict)
     volume_trouble: dict[int, str] = field(default_factory=dict)
     events: Events = field(default_factory=Events)
     gauges: dict[int, Gauge] = field(default_factory=dict)
@@ -49,6 +53,8 @@ class Context:
     restoring: dict[int, str] = field(default_factory=dict)
     clock: Clock = wall_ns
     steady: Clock = steady_ns
+    generation: int = 0
+    run: UUID = NO_RUN
 
     def path(self, device: Device) -> Path:
         """Where a device is."""
@@ -112,11 +118,26 @@ class Context:
             raise UnknownDevice(name=name)
         return device
 
-    def open_device(self, device: Device, path: Path) -> None:
-        """Have the engine open a device at this path, in the device's own way; its error if it cannot."""
-        self.engine.open_device(
-            device.id, str(path), sparse=device.sparse, direct=device.direct, size=device.size
-        )
+    def open_device(self, device: Device, file: OpenFile) -> None:
+        """Have the engine open a device, in the device's own way; its error if it cannot."""
+        with self._by_its_path(file):
+            self.engine.open_device(
+                device.id, file.proc_path, sparse=device.sparse, direct=device.direct, size=device.size
+            )
+
+    def reopen_device(self, device: Device, file: OpenFile) -> None:
+        """Have the engine open a device again, in this file, while it is in use; its error if it cannot."""
+        with self._by_its_path(file):
+            self.engine.reopen_device(device.id, file.proc_path)
+
+    @contextmanager
+    def _by_its_path(self, file: OpenFile) -> Iterator[None]:
+        """Have the engine's errors name a file by the path that users know."""
+        try:
+            yield
+        except self.engine_error as error:
+            error.args = (str(error).replace(file.proc_path, str(file.path)), *error.args[1:])
+            raise
 
     def grow_processors(self, count: int) -> None:
         """Have at least so many processors."""

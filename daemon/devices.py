@@ -1,12 +1,15 @@
 """The verbs of devices: add, remove, list, show, and what happens with them at start.
 
-How it works      add: look, plan, record as 'adding', make the file and the label, open it in the engine,
-                  record as 'ready'. remove: record as 'removing', close, take the label off, forget. A device
-                  that is missing at start is had in the engine all the same, as one whose calls all fail, so
-                  that its volumes are served as far as they go. A disk that goes or comes is noticed
-                  (daemon/udev.py). retry: look at its path, or another one,
-                  check that it is the device, have the engine open it anew while it is in use. Adding the
-                  path of a device that is known and was missing is a retry, at its new path.
+How it works      add: look, open and hold (daemon/device_files.py), look again, plan, record as 'adding',
+                  make the file and the label, open it in the engine, record as 'ready'. remove: record as
+                  'removing', close, take the label off, forget. At start each device is opened, held and
+                  checked; then a generation begins, and is written into the labels of those that are right.
+                  A device that is missing, or that somebody else has, is had in the engine all the same, as
+                  one whose calls all fail, so that its volumes are served as far as they go. A disk that goes
+                  or comes is noticed (daemon/udev.py). retry: look at its path, or another one, check that it
+                  is the device, have the engine open it again while it is in use. Adding the path of a device
+                  that is known and was missing is a retry, at its new path.
+Invariants        V1 two devices never have bytes in common, whatever paths they have.
 Durability        A kill in the middle of add or remove is settled at the next start: the device is forgotten
                   and its label taken off. A kill after they returned changes nothing.
 Errors            mapping/errors.py, EngineFailed. At start nothing raises: `device_trouble` has the findings.
@@ -14,10 +17,24 @@ Errors            mapping/errors.py, EngineFailed. At start nothing raises: `dev
 
 import contextlib
 import logging
+import os
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from uuid import uuid4
 
 from polyvol.daemon.context import Context
+from polyvol.daemon.device_files import (
+    Right,
+    begin_run,
+    check_again,
+    keep,
+    let_go,
+    make,
+    open_right,
+    renew_label,
+    shows_other,
+)
 from polyvol.daemon.errors import BadRequest
 from polyvol.daemon.health import device_troubles
 from polyvol.daemon.requests import DeviceAdd, DeviceRetry
@@ -28,11 +45,10 @@ from polyvol.mapping.device import (
     Device,
     Found,
     clear_label,
-    identity_of,
     inspect,
-    make_device,
+    inspect_open,
+    is_own,
     plan_device,
-    remove_file,
     trouble_with,
 )
 from polyvol.mapping.direct import check_direct
@@ -42,14 +58,17 @@ from polyvol.mapping.errors import (
     DeviceNotReady,
     DevicePathInUse,
     DeviceStillFaulty,
+    DeviceUnusable,
     DiskInUse,
     ForeignLabel,
     NameInUse,
     PolyvolError,
 )
-from polyvol.mapping.label import Label
 from polyvol.mapping.names import check_name, name_from, unique_name
+from polyvol.mapping.opening import Identity, OpenFile, identity_of
 
+START_PATIENCE_S = 3.0
+"""How long a start waits for devices whose holder may be a process that is ending."""
 _log = logging.getLogger("polyvol")
 
 
@@ -60,30 +79,49 @@ class Devices:
         self._context = context
         self.short = ShortDevices(context)
 
-    def start(self, *, clean: bool) -> None:
+    def start(self, *, clean: bool, passed: Mapping[str, int] | None = None) -> None:
         """Settle what is half done, check every device against the catalog, open those that are right.
-        `clean`: what earlier runs wrote is not in doubt."""
+        `clean`: what earlier runs wrote is not in doubt. `passed`: descriptors that the process before has
+        held, by device UUID; they are taken over or closed."""
         context = self._context
-        for device in context.catalog.devices():
-            if device.state != "ready" and device.made_for is None:
+        fds = dict(passed or {})
+        until, users = time.monotonic() + START_PATIENCE_S, occupied.file_users()
+        devices = context.catalog.devices()
+        rights, reasons = [], {}
+        for device in (each for each in devices if each.state == "ready"):
+            path = context.path(device)
+            self.short.look(device, path)
+            short = self.short.clause(device)
+            if short is not None:
+                reasons[device.id] = short
+                continue
+            try:
+                fd = fds.pop(str(device.uuid), None)
+                right = open_right(context, device, path, until=until, users=users, passed=fd)
+                keep(context, device, right.file)
+                rights.append(right)
+            except DeviceNotReady as error:
+                reasons[device.id] = error.facts["reason"]
+        for fd in fds.values():
+            os.close(fd)
+        begin_run(context, rights)
+        for device in devices:
+            if device.state == "ready":
+                self._start(device, reasons.get(device.id), clean=clean)
+            elif device.made_for is None:
                 self._forget(device)
-            elif device.state == "ready":
-                self._open(device, clean=clean)
 
-    def _open(self, device: Device, *, clean: bool) -> None:
-        """Check a device and open it in the engine; if it is not right, note why and have it absent there."""
+    def _start(self, device: Device, reason: object, *, clean: bool) -> None:
+        """Open a device in the engine; if it is not right, note why and have it absent there."""
         context = self._context
-        path = context.path(device)
-        self.short.look(device, path)
-        reason = trouble_with(device, path, context.catalog.uuid) or self.short.clause(device)
         if reason is None:
             try:
-                context.open_device(device, path)
-                self._opened(device, path)
+                context.open_device(device, context.files[device.id])
             except context.engine_error as error:
-                reason = str(error)
+                reason = error
         if reason is not None:
-            context.device_trouble[device.id] = reason
+            let_go(context, device.id)
+            context.device_trouble[device.id] = str(reason)
             _log.warning("device %s: %s", device.name, reason, extra={"DEVICE": device.name})
             with context.engine_errors(f"going on without device {device.name}"):
                 context.engine.absent_device(
@@ -95,7 +133,7 @@ class Devices:
                 )
 
     def retry(self, request: DeviceRetry, name: str) -> DeviceView:
-        """Open a device anew, at its path or at another one, while it is in use. The caller holds `changes`.
+        """Open a device again, at its path or at another one, while it is in use. The caller holds `changes`.
 
         DeviceNotReady if what is there is not the device: then nothing has changed. DeviceStillFaulty if it
         is, and fails again at once."""
@@ -104,8 +142,7 @@ class Devices:
         path = context.path(device) if request.path is None else Path(request.path)
         if not path.is_absolute() or "\0" in str(path):
             raise BadRequest(why=f"path {request.path!r} is not absolute")
-        self._refuse_other(device, path)
-        self._reopen(device, path)
+        self._reopen(self._right(device, path, accept=request.accept), path)
         shown = self.show(name)
         if shown.state != "ok":
             raise DeviceStillFaulty(name=name, reason=shown.reason)
@@ -115,69 +152,84 @@ class Devices:
         """The disk of this number is no more: the devices that it was are missing. Under `changes`."""
         context = self._context
         for device in context.catalog.devices():
-            if context.disk_numbers.get(device.id) != number:
+            file = context.files.get(device.id)
+            if file is None or file.identity != (0, number):
                 continue
-            del context.disk_numbers[device.id]
+            let_go(context, device.id)
             if device.id not in context.device_trouble:
                 context.device_trouble[device.id] = f"{context.path(device)} is gone"
                 context.events.add("warning", f"device {device.name} is gone: its disk was taken out")
 
     def came(self, path: Path) -> DeviceView | None:
-        """A disk has come, or become another, at this path: if it is a device that is missing, at the path
-        that it had or by its label, it is opened anew. None if it is nothing of that kind. Under
-        `changes`."""
-        context = self._context
-        if not context.device_trouble:
-            return None
-        identity = identity_of(path)
-        for device in context.catalog.devices():
-            known = context.path(device)
-            if device.id not in context.device_trouble or identity != identity_of(known):
-                continue
-            if self.short.clause(device) is not None:
-                continue  # a person has to say that it is whole
-            if trouble_with(device, known, context.catalog.uuid) is None:
-                return self.retry(DeviceRetry(), device.name)
-        return self.found(path, missing_only=True)
+        """A disk has come, or become another, at this path: as `found`, but only for devices that are
+        missing. Under `changes`."""
+        return self.found(path, missing_only=True) if self._context.device_trouble else None
 
     def found(self, path: Path, *, missing_only: bool = False) -> DeviceView | None:
-        """A file or disk has appeared at this path: if it is a device that is missing or faulty, by its
-        label, it is opened anew there. None if it is nothing of that kind. The caller holds `changes`."""
+        """A file or disk has appeared at this path: if it is a device that is missing or faulty, by its label
+        or by what it is known by, it is opened again. None if it is nothing of that kind. The caller holds
+        `changes`."""
         context = self._context
         found = inspect(path)
-        label = None if found is None else found.label
-        if not isinstance(label, Label) or label.catalog != context.catalog.uuid:
+        if found is None:
             return None
         troubles = context.device_trouble if missing_only else device_troubles(context)
         self.short.note_found()
         for device in context.catalog.devices():
-            if device.uuid != label.device or self.short.clause(device) is not None:
-                continue
-            if device.id in troubles:
-                return self.retry(DeviceRetry(path=str(path)), device.name)
+            here = device.id in troubles and self._is(device, found)
+            if not here or self.short.clause(device) is not None:
+                continue  # what was short is used again only if a person says so
+            if trouble_with(device, found, context.catalog.uuid) is None:
+                same = identity_of(context.path(device)) == found.identity
+                return self.retry(DeviceRetry(path=None if same else str(path)), device.name)
         return None
 
-    def _refuse_other(self, device: Device, path: Path) -> None:
-        """An error unless this path is that device."""
+    def _right(self, device: Device, path: Path, *, accept: bool) -> Right:
+        """The device at this path, open and checked; an error unless it is there."""
         context = self._context
-        for other in context.catalog.devices():
-            # An adopted one has no label, so that only its path tells it from others.
-            here = identity_of(context.path(other))
-            if other.id != device.id and here is not None and here == identity_of(path):
-                raise DevicePathInUse(path=path, name=other.name)
-        reason = trouble_with(device, path, context.catalog.uuid)
-        if reason is not None:
-            raise DeviceNotReady(name=device.name, reason=reason)
+        identity = identity_of(path)
+        if identity is not None:
+            self._refuse_shared(path, identity, but=device.id)
+        file = context.files.get(device.id)
+        if file is not None and _is_alive(file):
+            if file.identity == identity:
+                return check_again(context, device, file, accept=accept)
+            right = open_right(context, device, path, accept=accept)
+            if not accept:
+                right.file.close()
+                raise DeviceNotReady(name=device.name, reason=_copy(device, file, path))
+            return right
+        return open_right(context, device, path, accept=accept)
 
-    def _reopen(self, device: Device, path: Path) -> None:
-        context = self._context
-        with context.engine_errors(f"opening device {device.name} anew"):
-            context.engine.reopen_device(device.id, str(path))
-        self.short.forget(device)
+    def _reopen(self, right: Right, path: Path) -> None:
+        """Have the engine open a device again, in this file, and keep it."""
+        context, device, file = self._context, right.device, right.file
+        try:
+            renew_label(context, right)
+            with context.engine_errors(f"opening device {device.name} again"):
+                context.reopen_device(device, file)
+            self.short.forget(device)
+        except BaseException:
+            if context.files.get(device.id) is not file:
+                file.close()
+            raise
+        keep(context, device, file)
         context.device_trouble.pop(device.id, None)
-        self._opened(device, path)
         if path != context.path(device):
             context.catalog.set_device_path(device.id, self._stored_path(path))
+
+    def _refuse_shared(self, path: Path, identity: Identity, *, but: int | None = None) -> None:
+        """An error if a file or disk has bytes in common with a device (V1), other than `but`."""
+        context = self._context
+        shared = occupied.same_storage(identity)
+        for other in context.catalog.devices():
+            file = context.files.get(other.id)
+            here = identity_of(context.path(other)) if file is None else file.identity
+            if other.id == but or here is None or here not in shared:
+                continue
+            if here == identity:
+                raise DevicePathInUse(path=path, name=other.name)
+            raise DiskInUse(path=path, use=f"the same storage as device {other.name}, or a part of it")
 
     def open_missing(self) -> None:
         """Try every device again that was not right. The caller holds `changes`."""
@@ -215,7 +267,7 @@ class Devices:
                     made_for=None if device.made_for is None else volumes.get(device.made_for),
                     volumes=[volumes[user] for user in users.get(device.id, ()) if user in volumes],
                     state="ok" if trouble is None else trouble.state,
-                    reason=None if trouble is None else trouble.reason,
+                    reason=shows_other(context, device) if trouble is None else trouble.reason,
                     errors=counts["errors"] if counts else 0,
                     last_errno=counts["last_errno"] if counts else 0,
                     created=iso(device.created_ns),
@@ -236,11 +288,31 @@ class Devices:
         if request.name is not None:
             check_name("device", request.name)
         found = inspect(path)
-        known = self._known(path, found)
+        known = None if found is None else self._known(found)
         if known is not None:
-            return self._bring_back(known, path), True
-        if found is not None and found.kind == "block":
-            self._refuse_occupied(path, overwrite=request.force, adopt=request.adopt)
+            self._reopen(self._right(known, path, accept=False), path)
+            return self.show(known.name), True
+        file = None if found is None else occupied.open_free(path)
+        try:
+            if found is not None and file is not None and file.identity != found.identity:
+                raise DeviceUnusable(path=path, why="it was replaced while it was being opened")
+            name = self._add(request, path, file)
+        except BaseException:
+            if file is not None and file not in self._context.files.values():
+                file.close()
+            raise
+        return self.show(name), False
+
+    def _add(self, request: DeviceAdd, path: Path, file: OpenFile | None) -> str:
+        """Add what is open, or a file that is to be made at the path; the device's name."""
+        context = self._context
+        found = None if file is None else inspect_open(file)
+        if found is not None:
+            self._known(found)  # again, now that nobody can replace it
+        if file is not None and file.kind == "block" and not (request.force or request.adopt):
+            contents = occupied.contents_of(file)
+            if contents is not None:
+                raise DeviceHasContents(path=path, contents=contents)
         kind, size = plan_device(
             path,
             found,
@@ -251,7 +323,7 @@ class Devices:
         )
         name = self._free_name(request.name, path)
         if request.direct:
-            check_direct(path, found)
+            check_direct(path, file, 0 if found is None else found.size)
         device = Device(
             0,
             uuid4(),
@@ -265,11 +337,20 @@ class Devices:
             "adding",
             self._context.clock(),
             request.direct,
+            context.generation,
+            (context.run,),
+            found.lasting if found is not None and request.adopt else None,
         )
-        if request.force and kind == "block" and not request.adopt:
-            occupied.clear_signatures(path)
-        self._make(device, path, preallocate=request.preallocate, was_there=found is not None)
-        return self.show(name), False
+        if file is not None and request.force and kind == "block" and not request.adopt:
+            occupied.clear_signatures(file)
+        device = context.catalog.add_device(device)
+        try:
+            make(context, device, path, file, preallocate=request.preallocate)
+            context.catalog.set_device_state(device.id, "ready")
+        except BaseException:
+            self._forget(device)
+            raise
+        return device.name
 
     def remove(self, name: str) -> None:
         """Remove a device that no volume uses; its file or disk stays, without its label. Under `changes`."""
@@ -286,73 +367,44 @@ class Devices:
         context.catalog.set_device_state(device.id, "removing")
         self._forget(device)
 
-    def _make(self, device: Device, path: Path, *, preallocate: bool, was_there: bool) -> None:
-        context = self._context
-        device = context.catalog.add_device(device)
-        try:
-            make_device(device, path, context.catalog.uuid, preallocate=preallocate)
-            with context.engine_errors(f"opening device {device.name}"):
-                context.open_device(device, path)
-            self._opened(device, path)
-            context.catalog.set_device_state(device.id, "ready")
-        except BaseException:
-            if not was_there:
-                remove_file(path)
-            self._forget(device)
-            raise
-
     def _forget(self, device: Device) -> None:
+        """Take the label off, if it is there and can be, and forget the device."""
         context = self._context
-        # A device that cannot be written to keeps its label, which nothing will take for another's.
+        # A device that cannot be written to, or is another, keeps its label, which nothing will take for
+        # another's.
         with contextlib.suppress(PolyvolError):
-            clear_label(device, context.path(device), context.catalog.uuid)
+            if device.id not in context.files:
+                keep(context, device, open_right(context, device, context.path(device)).file)
+            clear_label(device, context.files[device.id], context.catalog.uuid)
+        let_go(context, device.id)
         context.catalog.forget_device(device.id)
         self.short.forget(device)
         context.device_trouble.pop(device.id, None)
-        context.disk_numbers.pop(device.id, None)
 
-    def _opened(self, device: Device, path: Path) -> None:
-        """Note by which number the kernel knows the disk that has just been opened."""
-        identity = identity_of(path)
-        if device.kind == "block" and identity is not None:
-            self._context.disk_numbers[device.id] = identity[1]
-
-    def _refuse_occupied(self, path: Path, *, overwrite: bool, adopt: bool) -> None:
-        """An error if somebody uses the disk, or, unless that is wanted, if there is something on it."""
-        use = occupied.disk_use(path)
-        if use is not None:
-            raise DiskInUse(path=path, use=use)
-        contents = None if overwrite or adopt else occupied.contents_of(path)
-        if contents is not None:
-            raise DeviceHasContents(path=path, contents=contents)
-
-    def _known(self, path: Path, found: Found | None) -> Device | None:
-        """The device that this path is, if it was missing; an error if it is one that is not missing."""
+    def _known(self, found: Found) -> Device | None:
+        """The device that this is, if it was missing; an error if it is one that is not missing."""
         context = self._context
-        if found is None:
-            return None
         for device in context.catalog.devices():
-            same = identity_of(context.path(device)) == found.identity
-            label = found.label
-            labelled = (
-                isinstance(label, Label)
-                and label.catalog == context.catalog.uuid
-                and label.device == device.uuid
-            )
-            if not same and not labelled:
-                continue
-            if device.id in context.device_trouble:
-                if trouble_with(device, path, context.catalog.uuid) is None:
-                    return device
-            elif same:
-                raise DevicePathInUse(path=path, name=device.name)
-            else:
-                raise ForeignLabel(path=path, owner=f"device {device.name}, which is {context.path(device)}")
+            missing = device.id in context.device_trouble and self._is(device, found)
+            if missing and trouble_with(device, found, context.catalog.uuid) is None:
+                return device
+        self._refuse_shared(found.path, found.identity)
+        for device in context.catalog.devices():
+            # The same disk may have two numbers, one for each way to it.
+            if found.kind == "block" and device.identity is not None and device.identity == found.lasting:
+                raise DevicePathInUse(path=found.path, name=device.name)
+            if is_own(found.label, device, context.catalog.uuid):
+                owner = f"device {device.name}, which is {context.path(device)}"
+                raise ForeignLabel(path=found.path, owner=owner)
         return None
 
-    def _bring_back(self, device: Device, path: Path) -> DeviceView:
-        self._reopen(device, path)
-        return self.show(device.name)
+    def _is(self, device: Device, found: Found) -> bool:
+        """Whether what was found may be a device that is missing: by its label, by what it is known by, or by
+        its path."""
+        if device.adopted and device.identity is not None:
+            return device.identity == found.lasting
+        here = identity_of(self._context.path(device))
+        return here == found.identity or is_own(found.label, device, self._context.catalog.uuid)
 
     def _free_name(self, wanted: str | None, path: Path) -> str:
         taken = set(self._context.device_names().values())
@@ -365,3 +417,19 @@ class Devices:
     def _stored_path(self, path: Path) -> str:
         state_dir = self._context.state_dir
         return str(path.relative_to(state_dir) if path.is_relative_to(state_dir) else path)
+
+
+def _is_alive(file: OpenFile) -> bool:
+    """Whether a file is still there, or a disk: one that was taken out has no bytes left."""
+    try:
+        return file.kind == "file" or os.lseek(file.fd, 0, os.SEEK_END) > 0
+    except OSError:
+        return False
+
+
+def _copy(device: Device, file: OpenFile, path: Path) -> str:
+    """What is said of a copy of a device that is open."""
+    return (
+        f"{path} is a copy of it, and the one that was opened at {file.path} is still there; to go on with"
+        f" the copy: `polyvol device retry {device.name} --path {path} --accept`"
+    )

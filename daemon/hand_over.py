@@ -1,10 +1,11 @@
-"""hand-over: NBD connections outlive the daemon: a restart hands them to the next process.
+"""hand-over: NBD connections outlive the daemon: a restart hands them to the next process, and its devices.
 
 How it works      At its stop a daemon whose service manager keeps file descriptors has the engine freeze
                   every connection, gives the manager each one's socket, and a file in memory that says what
                   they are (docs/formats-hand-over.md). The next daemon is passed all of it, serves its
                   volumes, and goes on with the connections; what cannot go on is closed, and its client
-                  connects again.
+                  connects again. The descriptors of devices are given to the manager too, so that nobody
+                  else can take a device between the two processes.
 Invariants        O1 a socket is read by one process: whoever takes connections over makes the file empty
                   first, so that nobody does it again, whatever the manager still keeps; O2 a connection goes
                   on with the volume or snapshot of the same UUID, or not at all; O3 nothing stays with the
@@ -30,7 +31,7 @@ import crcmod.predefined
 from polyvol.daemon.context import Context
 from polyvol.daemon.notify import Store, remove_stored
 from polyvol.daemon.restores import HIDDEN
-from polyvol.daemon.sockets import HANDED_CONNECTION, HANDED_FILE
+from polyvol.daemon.sockets import HANDED_CONNECTION, HANDED_DEVICE, HANDED_FILE, Passed
 from polyvol.mapping.errors import PolyvolError
 from polyvol.snapshot.snapshot import export_name
 
@@ -119,6 +120,7 @@ def give(context: Context, store: Store) -> None:
     try:
         if entries:
             _give_file(store, pack(entries, frozen_ns))
+        _give_devices(context, store)
         if not store.settle(SETTLE_S):
             _log.warning("the service manager does not say whether it has the connections")
     except OSError as error:
@@ -132,6 +134,18 @@ def give(context: Context, store: Store) -> None:
         _log.warning(said, _counted(count), export, extra={"VOLUME": _volume(export), **_fields(export)})
     if entries:
         _log.info("handed %s over to the next polyvold", _counted(len(entries)))
+
+
+def take_devices(passed: Passed) -> dict[str, int]:
+    """The descriptors of devices that were passed to this process, by device UUID; it owns them."""
+    devices = dict(passed.devices)
+    passed.devices.clear()
+    return devices
+
+
+def forget_devices(devices: Iterable[str]) -> None:
+    """Have the service manager no longer keep these devices, by UUID: this process holds them (O3)."""
+    remove_stored([f"{HANDED_DEVICE}{uuid}" for uuid in devices])
 
 
 def take(context: Context, handed: dict[str, int]) -> None:
@@ -159,8 +173,12 @@ def take(context: Context, handed: dict[str, int]) -> None:
         context.events.add("info", text, volume=_volume(export), PAUSE_MS=pause_ms, **_fields(export))
 
 
-def discard(handed: dict[str, int]) -> None:
-    """Close connections that were passed to a process that cannot go on with them."""
+def discard(passed: Passed) -> None:
+    """Close what was passed to a process that cannot go on with it."""
+    forget_devices(passed.devices)
+    while passed.devices:
+        os.close(passed.devices.popitem()[1])
+    handed = passed.handed
     if handed:
         others = sum(name != HANDED_FILE for name in handed)
         _log.warning("closed %s: nbdkit cannot take over what polyvold had", _counted(others))
@@ -192,6 +210,15 @@ def _exports(context: Context) -> dict[UUID, str]:
         if record.volume in volumes:
             exports[record.uuid] = export_name(volumes[record.volume].name, record.name)
     return exports
+
+
+def _give_devices(context: Context, store: Store) -> None:
+    """Give the devices to the service manager; one that it does not take can be taken by others meanwhile."""
+    for device in context.catalog.devices():
+        file = context.files.get(device.id)
+        if file is not None:
+            with contextlib.suppress(OSError):
+                store.put(f"{HANDED_DEVICE}{device.uuid}", file.fd)
 
 
 def _give_file(store: Store, data: bytes) -> None:

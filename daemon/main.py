@@ -74,7 +74,7 @@ def run(config: Config, read_again: Callable[[], Config], accept_older_catalog: 
     if config.frontend == "nbdkit":
         from polyvol.daemon.hand_over import discard
 
-        discard(passed.handed)
+        discard(passed)
         _run_nbdkit(config, passed)
     else:
         _run_native(config, passed, read_again, accept_older_catalog)

@@ -28,10 +28,12 @@ class DeviceAdd:
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceRetry:
-    """`path`: where the device is now, absolute; None: where it was."""
+    """`path`: where the device is now, absolute; None: where it was. `accept`: take it although it, or the
+    state directory, is an older copy, or although it was adopted and is a copy."""
 
     __pydantic_config__: ClassVar = _STRICT
     path: str | None = None
+    accept: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

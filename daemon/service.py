@@ -24,7 +24,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from polyvol.daemon import hand_over, sockets, state
+from polyvol.daemon import device_files, hand_over, sockets, state
 from polyvol.daemon.api.server import ControlServer
 from polyvol.daemon.changes import Changes
 from polyvol.daemon.context import Context
@@ -372,11 +372,12 @@ class Service:
         undo.callback(catalog.close)
         with engine_errors(f"starting the engine with {self._processors} processors", module.EngineError):
             engine = module.Engine(self._processors)
-        undo.callback(self._stop_engine, engine, module, catalog.settings)
-        clean = catalog.settings.begin_run(state.boot_id())
         self._context = Context(
             self.state_dir, catalog, engine, module.EngineError, self._processors, self._processors
         )
+        undo.callback(device_files.let_go_of_all, self._context)
+        undo.callback(self._stop_engine, engine, module, catalog.settings)
+        clean = catalog.settings.begin_run(state.boot_id())
         self._context.clock, self._context.steady = self._clock, self._steady
         self._devices = Devices(self._context)
         self._scrubs = Scrubs(self._context)
@@ -393,7 +394,9 @@ class Service:
             self._context, self._volumes, self._snapshots, self._groups, self._rollbacks
         )
         self._started_ns, self._began_ns = self._clock(), self._steady()
-        self._devices.start(clean=clean)
+        held = hand_over.take_devices(self._passed)
+        self._devices.start(clean=clean, passed=held)
+        hand_over.forget_devices(held)
         self._volumes.start()
         undo.callback(self._devices.short.note)
         space = Space(self._context, self._snapshots, also=self._devices.short.note)
@@ -431,6 +434,7 @@ class Service:
         """Stop the engine; the run ended cleanly if everything is durable and the catalog can say so."""
         with engine_errors("making everything durable", module.EngineError):
             engine.stop()
+        device_files.end_run(self._context)
         settings.end_run()
 
     def _bind_unix(self, undo: ExitStack, path: Path) -> socket.socket:

@@ -21,7 +21,8 @@ PATH_BYTES_MAX = 107
 """The kernel's limit for a unix socket's path."""
 HANDED_FILE = "hand-over"
 HANDED_CONNECTION = "connection-"
-"""Names of what one process hands to the next."""
+HANDED_DEVICE = "device-"
+"""Names of what one process hands to the next: a device's has its UUID."""
 _BACKLOG = 4096
 _FIRST_PASSED = 3
 """The first file descriptor that systemd passes."""
@@ -35,11 +36,14 @@ class Passed:
     nbd: list[socket.socket] = field(default_factory=list)
     handed: dict[str, int] = field(default_factory=dict)
     """What the process before has handed over: descriptors, by name."""
+    devices: dict[str, int] = field(default_factory=dict)
+    """The devices that it has held: descriptors, by the device's UUID."""
 
     def close(self) -> None:
         """Close what nobody took."""
-        while self.handed:
-            os.close(self.handed.popitem()[1])
+        for descriptors in (self.handed, self.devices):
+            while descriptors:
+                os.close(descriptors.popitem()[1])
         for listener in (self.control, *self.nbd):
             if listener is not None:
                 listener.close()
@@ -56,10 +60,14 @@ def passed_by_systemd() -> Passed:
     names = told["LISTEN_FDNAMES"].split(":") if told["LISTEN_FDNAMES"] else []
     by_name: dict[str, list[socket.socket]] = {"control": [], "nbd": []}
     handed: dict[str, int] = {}
+    devices: dict[str, int] = {}
     for number, name in zip(range(_FIRST_PASSED, _FIRST_PASSED + count), names, strict=False):
         os.set_inheritable(number, False)
         if name == HANDED_FILE or name.startswith(HANDED_CONNECTION):
             handed[name] = number
+            continue
+        if name.startswith(HANDED_DEVICE):
+            devices[name.removeprefix(HANDED_DEVICE)] = number
             continue
         if name not in by_name:
             why = "systemd passes it, and its FileDescriptorName is neither nbd nor control"
@@ -68,7 +76,7 @@ def passed_by_systemd() -> Passed:
     if len(names) != count or len(by_name["control"]) > 1:
         why = f"systemd passes {count} sockets, named {' '.join(names) or 'not at all'}"
         raise SocketUnusable(address="control", why=why)
-    return Passed(next(iter(by_name["control"]), None), by_name["nbd"], handed)
+    return Passed(next(iter(by_name["control"]), None), by_name["nbd"], handed, devices)
 
 
 def _listening(number: int, name: str) -> socket.socket:

@@ -18,6 +18,7 @@ import shutil
 from dataclasses import replace
 from typing import Literal
 
+from polyvol.daemon import device_files
 from polyvol.daemon.change_logs import ChangeLogs, inventory, log_view
 from polyvol.daemon.context import Context, extent_views
 from polyvol.daemon.devices import Devices
@@ -55,9 +56,10 @@ from polyvol.daemon.views import (
     iso,
 )
 from polyvol.mapping.clone import CloneRequest, plan_clone
-from polyvol.mapping.device import Device, make_device, remove_file, sync_directory, zero_extents
+from polyvol.mapping.device import Device, zero_extents
 from polyvol.mapping.errors import DeviceNotReady, PolyvolError, UnknownSnapshot
 from polyvol.mapping.extent import Extent
+from polyvol.mapping.opening import sync_directory
 from polyvol.mapping.records import RestoreMark, SnapshotRecord, Volume
 from polyvol.mapping.volume import VolumePlan, VolumeRequest, plan_volume, volume_spec
 from polyvol.snapshot.coordinator import export_snapshot
@@ -167,10 +169,7 @@ class Volumes:
         volume = context.catalog.create_volume(plan)
         try:
             for device in self._made_for(volume):
-                path = context.path(device)
-                make_device(device, path, context.catalog.uuid, preallocate=False)
-                with context.engine_errors(f"opening device {device.name}"):
-                    context.open_device(device, path)
+                device_files.make(context, device, context.path(device))
             self._hand_over(volume)
             if restore is not None:
                 context.catalog.restores.begin(replace(restore, volume=volume.id))
@@ -354,11 +353,9 @@ class Volumes:
                 continue
             if identity in unusable:
                 raise DeviceNotReady(name=device.name, reason=unusable[identity])
-            zero_extents(device, context.path(device), runs)
+            zero_extents(device, device_files.file_of(context, device), runs)
         for device in made:
-            with contextlib.suppress(context.engine_error):  # it may not be open
-                context.engine.close_device(device.id)
-            remove_file(context.path(device))
+            device_files.unmake(context, device)
             context.device_trouble.pop(device.id, None)
         for directory in (context.volume_directory(volume), context.manifest_directory(volume)):
             if directory.exists():

@@ -1,13 +1,16 @@
 """Devices: the files and disks that hold bytes, and what identifies each.
 
 How it works      A labelled device has its label at offset 0 and its data area from 1 MiB to the last whole
-                  block. An adopted one carries no label: its data area is all of it, and its size must not
-                  change. `inspect` looks at a path without changing it; the plan for a new device is made
-                  from what it found (`plan_device`), then recorded in the catalog, then carried out
-                  (`make_device`).
+                  block. An adopted one has its data area from offset 0, its size must not change, and the
+                  catalog has what it is known by (identity.py). A file that is adopted has its label in an
+                  extended attribute, where the file system has these; a disk has none. `inspect` looks at a
+                  path without changing it, `inspect_open` at what is open; the plan for a new device is made
+                  from what was found (`plan_device`), then recorded in the catalog, then carried out
+                  (`make_device`). All that is done to a device is done through one descriptor (opening.py).
 Invariants        D1 nothing with data on it, or with another's label, is written to unless it was adopted; D2
                   after `make_device` the file and its label are durable; D3 `zero_extents` leaves zeros, so
-                  that no volume ever reads what a deleted one held.
+                  that no volume ever reads what a deleted one held; D4 a device is used only if its label
+                  carries a run that the catalog expects: else the device or the catalog is of an older time.
 Errors            DeviceMissing, DeviceUnusable, DeviceNotEmpty, ForeignLabel, LabelDamaged, DeviceIo and
                   others of errors.py. `trouble_with` returns its finding, a clause, since a bad device at
                   start is no error.
@@ -15,14 +18,13 @@ Errors            DeviceMissing, DeviceUnusable, DeviceNotEmpty, ForeignLabel, L
 
 import errno
 import os
-import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 from uuid import UUID
 
-from polyvol.mapping import fallocate, label
+from polyvol.mapping import fallocate, label, occupied
 from polyvol.mapping.errors import (
     DeviceIo,
     DeviceMissing,
@@ -33,16 +35,21 @@ from polyvol.mapping.errors import (
     DeviceUnusable,
     ForeignLabel,
     LabelDamaged,
+    PolyvolError,
     UnalignedSize,
     ZeroSize,
 )
 from polyvol.mapping.extent import BLOCK_SIZE, Extent
-from polyvol.mapping.label import DATA_OFFSET, LABEL_SIZE, BadLabel, Label, NoLabel
+from polyvol.mapping.identity import lasting_identity
+from polyvol.mapping.label import DATA_OFFSET, LABEL_SIZE_1, NO_RUN, BadLabel, Label, NoLabel
+from polyvol.mapping.opening import Identity, Kind, OpenFile, open_file
 from polyvol.mapping.partition import round_up
 
-Kind = Literal["file", "block"]
 DeviceState = Literal["adding", "ready", "removing"]
 
+ASIDE = "user.polyvol.label"
+"""The extended attribute with the label of an adopted file."""
+_NO_ATTRIBUTES = (errno.ENOTSUP, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.E2BIG)
 DEVICE_SIZE_MAX = 1 << 60
 """Bytes: beyond every disk, and well within the catalog's and the kernel's integers."""
 
@@ -50,7 +57,8 @@ DEVICE_SIZE_MAX = 1 << 60
 @dataclass(frozen=True, slots=True)
 class Device:
     """A device as the catalog knows it. `path` is relative to the state directory if it lies within.
-    `direct`: its blocks go past the page cache."""
+    `direct`: its blocks go past the page cache. `generation`: of the last label that is known to be on it;
+    `runs`: the runs that its label may carry. `identity`: what it is known by, if it is adopted."""
 
     id: int
     uuid: UUID
@@ -64,6 +72,9 @@ class Device:
     state: DeviceState
     created_ns: int
     direct: bool = False
+    generation: int = 0
+    runs: tuple[UUID, ...] = (NO_RUN,)
+    identity: str | None = None
 
     @property
     def data_area(self) -> Extent:
@@ -73,14 +84,22 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What is at a path: its kind and size, what the system knows it by, its label or what is wrong with it,
-    and whether there is data on it (for a block device: in its first MiB)."""
+    """What is at a path: its kind and size, what the running system knows it by, and what it is known by for
+    good; its label or what is wrong with it, and whether there is data on it (for a block device: in its
+    first MiB). `aside`: the label that it has as an adopted file."""
 
+    path: Path
     kind: Kind
     size: int
-    identity: tuple[int, int]
+    identity: Identity
+    lasting: str | None
     label: Label | BadLabel | None
     has_data: bool
+    aside: Label | BadLabel | None = None
+
+    def label_of(self, device: Device) -> Label | BadLabel | None:
+        """The label, where this device has it."""
+        return self.aside if device.adopted else self.label
 
 
 def data_area(device: int, size: int, *, adopted: bool) -> Extent:
@@ -92,21 +111,28 @@ def data_area(device: int, size: int, *, adopted: bool) -> Extent:
 def inspect(path: Path) -> Found | None:
     """What is at the path, or None if nothing is. Changes nothing."""
     try:
-        with _Open(path, os.O_RDONLY) as fd:
-            return _inspect_open(path, fd)
+        with open_file(path, write=False, hold=False) as file:
+            return inspect_open(file)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise DeviceUnusable(path=path, why=_reason(error)) from error
 
 
-def identity_of(path: Path) -> tuple[int, int] | None:
-    """What the system knows the file or disk at this path by, or None if there is none."""
+def inspect_open(file: OpenFile) -> Found:
+    """What an open file or disk is. Changes nothing."""
     try:
-        status = path.stat()
-    except OSError:
-        return None
-    return _identity(status)
+        if file.kind == "file":
+            size = os.fstat(file.fd).st_size
+            has_data = _has_data(file.fd, size)
+        else:
+            size = os.lseek(file.fd, 0, os.SEEK_END)
+            has_data = any(_read_up_to(file.fd, DATA_OFFSET))
+        found = _unpacked(_read_up_to(file.fd, LABEL_SIZE_1))
+        aside = _unpacked(_read_aside(file.fd)) if file.kind == "file" else None
+    except OSError as error:
+        raise DeviceUnusable(path=file.path, why=_reason(error)) from error
+    return Found(file.path, file.kind, size, file.identity, lasting_identity(file), found, has_data, aside)
 
 
 def plan_device(
@@ -152,62 +178,71 @@ def check_device_size(path: Path, size: int, *, aligned: bool = True) -> int:
     return size
 
 
-def make_device(device: Device, path: Path, catalog: UUID, *, preallocate: bool) -> None:
-    """Carry out what was planned: make or extend the file, write the label, sync. Repeatable."""
+def make_device(device: Device, file: OpenFile, catalog: UUID, run: UUID, *, preallocate: bool) -> None:
+    """Carry out what was planned: extend the file, write the label of this run, sync. Repeatable."""
     if device.adopted:
+        write_label(device, file, catalog, device.generation, run)
         return
-    text = label.pack(Label(device.uuid, catalog, device.size, device.created_ns))
-    flags = os.O_RDWR | (os.O_CREAT if device.kind == "file" else 0)
     try:
-        with _Open(path, flags) as fd:
-            if device.kind == "file":
-                if os.fstat(fd).st_size < device.size:
-                    os.ftruncate(fd, device.size)
-                if preallocate:
-                    os.posix_fallocate(fd, 0, device.size)
-            _write_all(fd, text, 0)
-            os.fsync(fd)
-        sync_directory(path.parent)
+        if device.kind == "file":
+            if os.fstat(file.fd).st_size < device.size:
+                os.ftruncate(file.fd, device.size)
+            if preallocate:
+                os.posix_fallocate(file.fd, 0, device.size)
+        # The rest of a longer label of version 1 goes; what replaces a label later is one sector (label.py).
+        os.pwrite(file.fd, bytes(LABEL_SIZE_1), 0)
     except OSError as error:
-        raise DeviceIo(what="making", path=path, why=_reason(error)) from error
+        raise DeviceIo(what="making", path=file.path, why=_reason(error)) from error
+    write_label(device, file, catalog, device.generation, run)
 
 
-def clear_label(device: Device, path: Path, catalog: UUID) -> None:
-    """Take the label off, if it is this device's own; what else is there, or missing, is left alone."""
+def write_label(device: Device, file: OpenFile, catalog: UUID, generation: int, run: UUID) -> bool:
+    """Write a device's label, and sync it; False if it is adopted and can have none."""
+    text = label.pack(
+        Label(device.uuid, catalog, device.size, device.created_ns, generation=generation, run=run)
+    )
+    try:
+        if device.adopted and not (device.kind == "file" and _write_aside(file.fd, text)):
+            return False
+        if not device.adopted:
+            _write_all(file.fd, text, 0)
+        os.fsync(file.fd)
+    except OSError as error:
+        raise DeviceIo(what="writing the label of", path=file.path, why=_reason(error)) from error
+    return True
+
+
+def clear_label(device: Device, file: OpenFile, catalog: UUID) -> None:
+    """Take the label off, if it is this device's own; another's is left alone."""
+    if not is_own(inspect_open(file).label_of(device), device, catalog):
+        return
     if device.adopted:
+        os.removexattr(file.fd, ASIDE)
         return
-    try:
-        found = inspect(path)
-    except DeviceUnusable:
-        return
-    if found is None or not _is_own(found.label, device, catalog):
-        return
-    zero_extents(device, path, [Extent(device.id, 0, LABEL_SIZE)])
+    zero_extents(device, file, [Extent(device.id, 0, LABEL_SIZE_1)])
 
 
-def trouble_with(device: Device, path: Path, catalog: UUID) -> str | None:
-    """Why the device at this path cannot be used for what the catalog says, as a clause; None if it can."""
-    try:
-        found = inspect(path)
-    except DeviceUnusable as error:
-        return error.message
-    if found is None:
-        return f"{path} does not exist"
+def trouble_with(device: Device, found: Found, catalog: UUID, *, accept: bool = False) -> str | None:
+    """Why what was found cannot be used for what the catalog says, as a clause; None if it can. `accept`: it
+    may be an older copy, or the catalog may be; if it is adopted, it may be a copy."""
+    path = found.path
     if found.kind != device.kind:
         return f"{path} is a {found.kind} and was a {device.kind}"
     if device.adopted:
         if found.size != device.size:
             return f"{path} is {found.size} bytes and was {device.size} when it was adopted"
-        return None
+        return None if accept else _not_adopted(device, found, catalog)
     if found.label is None:
         return f"{path} carries no label"
     if isinstance(found.label, BadLabel):
         return f"the label on {path} is damaged: {found.label}"
-    if not _is_own(found.label, device, catalog):
+    if not is_own(found.label, device, catalog):
         return f"{path} carries the label of another device ({found.label.device})"
     if found.size < device.size:
         return f"{path} is {found.size} bytes and was {device.size}"
-    return None
+    if found.label.run in device.runs or accept:
+        return None
+    return _other_time(device, path, found.label)
 
 
 def length_if_short(device: Device, path: Path, catalog: UUID) -> int | None:
@@ -219,7 +254,7 @@ def length_if_short(device: Device, path: Path, catalog: UUID) -> int | None:
         return None
     if found is None or found.kind != device.kind or (found.kind == "block" and not found.size):
         return None
-    if not device.adopted and not _is_own(found.label, device, catalog):
+    if not device.adopted and not is_own(found.label, device, catalog):
         return None
     return found.size if found.size < device.size else None
 
@@ -232,65 +267,66 @@ def short_clause(found: int, needed: int) -> str:
     )
 
 
-def zero_extents(device: Device, path: Path, extents: Iterable[Extent]) -> None:
+def _not_adopted(device: Device, found: Found, catalog: UUID) -> str | None:
+    """Why what was found is not the device that was adopted, or not as it was left, as a clause, or None."""
+    path, aside = found.path, found.aside
+    anyway = f"to use it all the same: `polyvol device retry {device.name} --accept`"
+    if len({device.identity, found.lasting} - {None}) == 2:
+        return f"{path} is not the {device.kind} that was adopted, but a copy of it or another one; {anyway}"
+    if isinstance(aside, BadLabel):
+        return f"the label in an attribute of {path} is damaged: {aside}; {anyway}"
+    if aside is None or aside.run in device.runs:
+        return None
+    if is_own(aside, device, catalog):
+        return _other_time(device, path, aside)
+    return f"{path} was adopted by another polyvol meanwhile (device {aside.device}); {anyway}"
+
+
+def trouble_at(device: Device, path: Path, catalog: UUID) -> str | None:
+    """Why the device at this path cannot be used for what the catalog says, as a clause; None if it can.
+    Nobody in this process has it open."""
+    try:
+        with open_file(path, write=False, hold=False) as file:
+            use = occupied.use_of_open(file)
+            if use is not None:
+                return f"{path} is {use}"
+            return trouble_with(device, inspect_open(file), catalog)
+    except FileNotFoundError:
+        return f"{path} does not exist"
+    except OSError as error:
+        return f"{path} cannot be opened: {_reason(error)}"
+    except PolyvolError as error:
+        return error.message
+
+
+def _other_time(device: Device, path: Path, found: Label) -> str:
+    """What is said of a label of a run that the catalog does not expect (D4)."""
+    if found.generation < device.generation:
+        return (
+            f"{path} is an older copy of the device: its label is of generation {found.generation}, and"
+            f" generation {device.generation} was written to it; bring the newer one back, or, to use what is"
+            f" on this one: `polyvol device retry {device.name} --accept`"
+        )
+    return (
+        f"{path} was last used with another copy of this state directory (generation {found.generation}; this"
+        f" one has written {device.generation}), so this one is older: start polyvold on the newer one, or,"
+        f" if it is lost: `polyvol device retry {device.name} --accept`"
+    )
+
+
+def zero_extents(device: Device, file: OpenFile, extents: Iterable[Extent]) -> None:
     """Make these extents read as zeros, giving their space back if the device is sparse; synced (D3)."""
     try:
-        with _Open(path, os.O_RDWR) as fd:
-            for extent in extents:
-                fallocate.zero(fd, extent.offset, extent.length, punch=device.sparse)
-            os.fsync(fd)
+        for extent in extents:
+            fallocate.zero(file.fd, extent.offset, extent.length, punch=device.sparse)
+        os.fsync(file.fd)
     except OSError as error:
-        raise DeviceIo(what="clearing", path=path, why=_reason(error)) from error
+        raise DeviceIo(what="clearing", path=file.path, why=_reason(error)) from error
 
 
-def remove_file(path: Path) -> None:
-    """Remove a file that was made for a volume; one that is gone already is fine. Durable."""
-    try:
-        path.unlink(missing_ok=True)
-        sync_directory(path.parent)
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        raise DeviceIo(what="removing", path=path, why=_reason(error)) from error
-
-
-class _Open:
-    """A file descriptor for the length of a `with`."""
-
-    def __init__(self, path: Path, flags: int) -> None:
-        self._arguments = (path, flags)
-
-    def __enter__(self) -> int:
-        path, flags = self._arguments
-        # O_NONBLOCK: a FIFO in the place of a file must not hold us up; it is refused after fstat.
-        self._fd = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
-        return self._fd
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._fd)
-
-
-def _inspect_open(path: Path, fd: int) -> Found:
-    status = os.fstat(fd)
-    if stat.S_ISREG(status.st_mode):
-        kind: Kind = "file"
-        size = status.st_size
-        has_data = _has_data(fd, size)
-    elif stat.S_ISBLK(status.st_mode):
-        kind = "block"
-        size = os.lseek(fd, 0, os.SEEK_END)
-        has_data = any(_read_up_to(fd, DATA_OFFSET))
-    else:
-        raise DeviceUnusable(path=path, why="it is neither a regular file nor a block device")
-    text = _read_up_to(fd, LABEL_SIZE)
-    found: Label | BadLabel | None
-    try:
-        found = label.unpack(text)
-    except NoLabel:
-        found = None
-    except BadLabel as bad:
-        found = bad
-    return Found(kind, size, _identity(status), found, has_data)
+def is_own(found: Label | BadLabel | None, device: Device, catalog: UUID) -> bool:
+    """Whether this is the device's label."""
+    return isinstance(found, Label) and found.device == device.uuid and found.catalog == catalog
 
 
 def _has_data(fd: int, size: int) -> bool:
@@ -303,12 +339,6 @@ def _has_data(fd: int, size: int) -> bool:
         raise
 
 
-def _identity(status: os.stat_result) -> tuple[int, int]:
-    if stat.S_ISBLK(status.st_mode):
-        return (0, status.st_rdev)
-    return (status.st_dev, status.st_ino)
-
-
 def _refuse_label(path: Path, found: Found) -> None:
     if isinstance(found.label, BadLabel):
         raise LabelDamaged(path=path, why=found.label)
@@ -317,8 +347,34 @@ def _refuse_label(path: Path, found: Found) -> None:
         raise ForeignLabel(path=path, owner=owner)
 
 
-def _is_own(found: Label | BadLabel | None, device: Device, catalog: UUID) -> bool:
-    return isinstance(found, Label) and found.device == device.uuid and found.catalog == catalog
+def _unpacked(text: bytes) -> Label | BadLabel | None:
+    try:
+        return label.unpack(text)
+    except NoLabel:
+        return None
+    except BadLabel as bad:
+        return bad
+
+
+def _read_aside(fd: int) -> bytes:
+    """The label of an adopted file; b"" if it has none, or its file system has no such attributes."""
+    try:
+        return os.getxattr(fd, ASIDE)
+    except OSError as error:
+        if error.errno in (errno.ENODATA, *_NO_ATTRIBUTES):
+            return b""
+        raise
+
+
+def _write_aside(fd: int, text: bytes) -> bool:
+    """Write the label of an adopted file; whether its file system has room for it."""
+    try:
+        os.setxattr(fd, ASIDE, text)
+    except OSError as error:
+        if error.errno in _NO_ATTRIBUTES:
+            return False
+        raise
+    return True
 
 
 def _read_up_to(fd: int, length: int) -> bytes:
@@ -336,12 +392,6 @@ def _write_all(fd: int, data: bytes, offset: int) -> None:
         written = os.pwrite(fd, data, offset)
         data = data[written:]
         offset += written
-
-
-def sync_directory(path: Path) -> None:
-    """Have the names in a directory survive power loss: those that have come, and those that are gone."""
-    with _Open(path, os.O_RDONLY | os.O_DIRECTORY) as fd:
-        os.fsync(fd)
 
 
 def _reason(error: OSError) -> str:

@@ -1,7 +1,8 @@
 """Whether a file or disk can be used past the page cache (O_DIRECT), in blocks of 4096 bytes.
 
-How it works      A trial: one block of it is read so. Where there is no file yet, or an empty one, a file
-                  without a name in the same directory stands for it, which is gone when it is closed.
+How it works      A trial: one block of it is read so, through another opening of what is open already.
+                  Where there is no file yet, or an empty one, a file without a name in the same directory
+                  stands for it, which is gone when it is closed.
 Errors            DeviceNotDirect; DeviceIo if no file can be made there. Nothing has changed, either way.
 """
 
@@ -11,20 +12,21 @@ import os
 import tempfile
 from pathlib import Path
 
-from polyvol.mapping.device import Found
 from polyvol.mapping.errors import DeviceIo, DeviceNotDirect
 from polyvol.mapping.extent import BLOCK_SIZE
+from polyvol.mapping.opening import OpenFile
 
 
-def check_direct(path: Path, found: Found | None) -> None:
-    """DeviceNotDirect unless what was found at the path, or a file that is made there, takes O_DIRECT."""
-    if found is not None and found.size > 0:
-        why = _read_direct(path)
+def check_direct(path: Path, file: OpenFile | None, size: int) -> None:
+    """DeviceNotDirect unless the open file, of `size` bytes, or a file that is made at the path, takes
+    O_DIRECT."""
+    if file is not None and size > 0:
+        why = _read_direct(Path(file.proc_path))
     else:
         try:
-            with tempfile.TemporaryFile(dir=path.resolve().parent, buffering=0) as file:
-                file.write(b"\1" * BLOCK_SIZE)  # of a hole, a file system may not ask the disk
-                why = _read_direct(Path(f"/proc/self/fd/{file.fileno()}"))
+            with tempfile.TemporaryFile(dir=path.resolve().parent, buffering=0) as trial:
+                trial.write(b"\1" * BLOCK_SIZE)  # of a hole, a file system may not ask the disk
+                why = _read_direct(Path(f"/proc/self/fd/{trial.fileno()}"))
         except OSError as error:
             raise DeviceIo(what="making", path=path, why=error.strerror or error) from error
     if why is not None:

@@ -224,7 +224,7 @@ class DeviceNotReady(PolyvolError):
     code = "device-not-ready"
     kind = "unavailable"
     sentence = "device {name} cannot be used: {reason}"
-    hint = "bring it back, then `polyvol device retry {name}`"
+    hint = "put that right, then `polyvol device retry {name}`"
 
 
 class DeviceStillFaulty(PolyvolError):
@@ -261,6 +261,15 @@ class DeviceUnusable(PolyvolError):
     kind = "invalid"
     sentence = "{path} cannot be used as a device: {why}"
     hint = "give the path of a regular file or a block device that polyvold may read and write"
+
+
+class UnsafeLink(PolyvolError):
+    """A path through a symbolic link that others than root and polyvold's user could have put there."""
+
+    code = "unsafe-link"
+    kind = "invalid"
+    sentence = "{path} goes through the symbolic link {link}, which others can replace"
+    hint = "give the path that the link leads to"
 
 
 class DeviceSizeGiven(PolyvolError):

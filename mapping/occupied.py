@@ -1,29 +1,37 @@
-"""What is on a disk, and who uses it: asked before a disk is taken, so that nothing is taken from anybody.
+"""Who uses a disk or file, and what is on it: asked before it is taken, so that it is taken from nobody.
 
-How it works      Mounts from /proc/self/mountinfo, swap from /proc/swaps, what is built on a disk (LVM, RAID,
-                  device mapper, bcache) from its `holders` in sysfs, and last an exclusive open, which fails
-                  for all of these and for what else asks for a disk alone. Signatures (file systems,
-                  partition tables, members of LVM and RAID) by `wipefs`, which has libblkid's list and knows
-                  those at the end of a disk too.
-Errors            DeviceUnusable where wipefs cannot be had or fails. What goes away meanwhile is not there.
+How it works      `open_free` opens and holds a file or disk (opening.py), and says who has it if that fails.
+                  Of a disk: mounts from /proc/self/mountinfo, swap from /proc/swaps, what is built on it
+                  (LVM, RAID, device mapper, bcache) from its `holders` in sysfs. Of a file: loop devices
+                  over it, from sysfs, and swap. Signatures (file systems, partition tables, members of LVM
+                  and RAID) by `wipefs`, which has libblkid's list and knows those at the end of a disk too;
+                  it is given our descriptor, not the path.
+Errors            DiskInUse; DeviceUnusable where wipefs cannot be had or fails. What goes away meanwhile is
+                  not there.
 """
 
 import contextlib
-import errno
+import fcntl
 import json
 import os
 import re
 import stat
 import subprocess
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from polyvol.mapping.errors import DeviceUnusable
+from polyvol.mapping.errors import DeviceUnusable, DiskInUse
+from polyvol.mapping.opening import HeldByOther, Identity, OpenFile, identity_of, is_held, open_file
 
 SYSFS = Path("/sys/class/block")
 MOUNTS = Path("/proc/self/mountinfo")
 SWAPS = Path("/proc/swaps")
+HELD = "in use by another program, which has it for itself"
 WIPEFS_S = 60.0
+POLL_S = 0.02
+_BLKRRPART = 0x125F
 USAGES = {
     "filesystem": "an {type} file system",
     "raid": "a member of RAID or LVM ({type})",
@@ -46,7 +54,7 @@ def mounts(of: Path | None = None) -> list[Mount]:
     found = []
     for line in (of or MOUNTS).read_text(errors="replace").splitlines():
         fields = line.split(" ")
-        found.append(Mount(fields[2], _OCTAL.sub(lambda octal: chr(int(octal[1], 8)), fields[4])))
+        found.append(Mount(fields[2], _unescaped(fields[4])))
     return found
 
 
@@ -71,19 +79,86 @@ def use_of(name: str) -> str | None:
     return None
 
 
-def disk_use(path: Path) -> str | None:
-    """Who uses the disk at this path, as a clause; None if nobody does, or it is no disk."""
-    name = disk_name(path)
-    if name is None:
-        return None
-    use = use_of(name)
-    if use is None:
+def open_free(path: Path, *, until: float = 0.0, users: Mapping[Identity, str] | None = None) -> OpenFile:
+    """Open and hold a file or disk that nobody uses; DiskInUse if somebody does. `until`: by the monotonic
+    clock, how long to wait for a holder that cannot be named: it may be a process that is ending. `users`: of
+    files, if they are known. FileNotFoundError if there is nothing."""
+    while True:
         try:
-            os.close(os.open(path, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
+            file = open_file(path)
+        except HeldByOther as error:
+            name = disk_name(path)
+            use = None if name is None else use_of(name)
+            if use is not None or time.monotonic() >= until:
+                raise DiskInUse(path=path, use=use or HELD) from error
+            time.sleep(POLL_S)
+        except FileNotFoundError:
+            raise
         except OSError as error:
-            if error.errno == errno.EBUSY:
-                return "in use by a program that has it for itself"
-    return use
+            raise DeviceUnusable(path=path, why=error.strerror or error) from error
+        else:
+            use = (file_users() if users is None else users).get(file.identity)
+            if use is None:
+                return file
+            file.close()
+            raise DiskInUse(path=path, use=use)
+
+
+def use_of_open(file: OpenFile) -> str | None:
+    """Who else uses an open file or disk, as a clause; None if nobody is known to."""
+    disk = file.kind == "block"
+    use = use_of(_name_of(file.identity[1])) if disk else file_users().get(file.identity)
+    return HELD if use is None and is_held(file.fd) else use
+
+
+def file_users() -> dict[Identity, str]:
+    """The files that the kernel uses, each with who uses it, as a clause. Locks are not looked at."""
+    users = {backing: f"the file of {loop}" for loop, backing in _loops().items()}
+    with contextlib.suppress(OSError):
+        for line in SWAPS.read_text().splitlines()[1:]:
+            fields = line.split()
+            identity = identity_of(Path(_unescaped(fields[0]))) if fields[1:2] == ["file"] else None
+            if identity is not None:
+                users[identity] = "used as swap"
+    return users
+
+
+def _loops() -> dict[str, Identity]:
+    """The file or disk that each loop device is over, by the loop device's name."""
+    found = {}
+    for path in SYSFS.glob("loop*"):
+        with contextlib.suppress(OSError):
+            backing = identity_of(Path((path / "loop/backing_file").read_text().removesuffix("\n")))
+            if backing is not None:
+                found[path.name] = backing
+    return found
+
+
+def same_storage(identity: Identity) -> set[Identity]:
+    """All that has bytes in common with a file or disk: a disk and its partitions, a loop device and its
+    file."""
+    found = {identity}
+    if identity[0] == 0:
+        name = _name_of(identity[1])
+        found |= {backing for loop, backing in _loops().items() if loop == name}
+        disk = Path(os.path.realpath(SYSFS / name))
+        if (disk / "partition").exists():
+            disk = disk.parent
+            found |= _numbers(disk)
+        else:
+            for part in disk.glob(f"{disk.name}*"):
+                found |= _numbers(part)
+    found |= {
+        number for loop, backing in _loops().items() if backing in found for number in _numbers(SYSFS / loop)
+    }
+    return found
+
+
+def _numbers(disk: Path) -> set[Identity]:
+    with contextlib.suppress(OSError, ValueError):
+        major, minor = (disk / "dev").read_text().strip().split(":")
+        return {(0, os.makedev(int(major), int(minor)))}
+    return set()
 
 
 def disk_name(path: Path) -> str | None:
@@ -92,21 +167,24 @@ def disk_name(path: Path) -> str | None:
         status = path.stat()
     except OSError:
         return None
-    if not stat.S_ISBLK(status.st_mode):
-        return None
-    numbers = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
-    return Path(os.path.realpath(f"/sys/dev/block/{numbers}")).name
+    return _name_of(status.st_rdev) if stat.S_ISBLK(status.st_mode) else None
 
 
-def contents_of(path: Path) -> str | None:
-    """What the disk at this path has on it, by its signatures, as a noun phrase; None if nothing known."""
+def _name_of(number: int) -> str:
+    return Path(os.path.realpath(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")).name
+
+
+def contents_of(file: OpenFile) -> str | None:
+    """What a disk has on it, by its signatures, as a noun phrase; None if nothing known."""
     options = ("--no-act", "--json", "--output", "TYPE,USAGE")
-    said = _wipefs(path, *options)
+    said = _wipefs(file, *options)
     try:
         signatures = json.loads(said or "{}").get("signatures", [])
         phrases = [USAGES.get(each["usage"], "{type} data").format(type=each["type"]) for each in signatures]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DeviceUnusable(path=path, why=f"wipefs gave an answer that cannot be read: {error}") from error
+        raise DeviceUnusable(
+            path=file.path, why=f"wipefs gave an answer that cannot be read: {error}"
+        ) from error
     if not phrases:
         return None
     # A file system's more exact than the table that its first sector looks like to some.
@@ -114,9 +192,11 @@ def contents_of(path: Path) -> str | None:
     return " and ".join(dict.fromkeys(phrases))
 
 
-def clear_signatures(path: Path) -> None:
+def clear_signatures(file: OpenFile) -> None:
     """Take all signatures off a disk, so that nobody takes it for what it was; nothing else is changed."""
-    _wipefs(path, "--all", "--quiet")
+    _wipefs(file, "--all", "--quiet", "--force")  # by force, as we have the disk for ourselves
+    with contextlib.suppress(OSError):  # not every disk has partitions
+        fcntl.ioctl(file.fd, _BLKRRPART)
 
 
 def holder_name(holder: Path) -> str:
@@ -126,8 +206,13 @@ def holder_name(holder: Path) -> str:
     return holder.name
 
 
-def _wipefs(path: Path, *options: str) -> str:
-    command = ["wipefs", *options, "--", os.fspath(path)]
+def _unescaped(text: str) -> str:
+    return _OCTAL.sub(lambda octal: chr(int(octal[1], 8)), text)
+
+
+def _wipefs(file: OpenFile, *options: str) -> str:
+    path = file.path
+    command = ["wipefs", *options, "--", file.proc_path]
     # Debian's users, and so polyvold's, need not have sbin in their PATH.
     env = {"PATH": f"/usr/sbin:/sbin:{os.environ.get('PATH', '')}", "LC_ALL": "C"}
     try:
@@ -139,6 +224,7 @@ def _wipefs(path: Path, *options: str) -> str:
             errors="replace",
             env=env,
             timeout=WIPEFS_S,
+            pass_fds=(file.fd,),
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:

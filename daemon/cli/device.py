@@ -110,11 +110,12 @@ def show(name: str, as_json: bool, state_dir: Path) -> None:
 @device.command()
 @click.argument("name")
 @click.option("--path", metavar="PATH", help="Where it is now [where it was].")
+@click.option("--accept", is_flag=True, help="Also if it, or the state directory, is an older copy.")
 @state_dir_option
-def retry(name: str, path: str | None, state_dir: Path) -> None:
-    """Open a device anew that was missing or has failed, without a restart."""
+def retry(name: str, path: str | None, accept: bool, state_dir: Path) -> None:
+    """Open a device again that was missing or has failed, without a restart."""
     # Symbolic links such as /dev/disk/by-id stay as they are.
-    body = {"path": None if path is None else os.path.abspath(path)}  # noqa: PTH100
+    body = {"path": None if path is None else os.path.abspath(path), "accept": accept}  # noqa: PTH100
     shown = Client(state_dir).post("devices", name, "retry", body=body)
     click.echo(f"device {name} is back: {shown['path']}")
 

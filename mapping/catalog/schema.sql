@@ -6,7 +6,7 @@ CREATE TABLE catalog (
     id INTEGER PRIMARY KEY CHECK (id = 1),
     uuid TEXT NOT NULL,                 -- named by the label of each device
     created_ns INTEGER NOT NULL,
-    generation INTEGER NOT NULL DEFAULT 0,  -- one more with each start
+    generation INTEGER NOT NULL DEFAULT 0,  -- one more with each start and each clean stop
     commits INTEGER NOT NULL DEFAULT 0      -- one more with each transaction; catalog.mark has it too
 ) STRICT;
 
@@ -43,7 +43,10 @@ CREATE TABLE device (
     direct INTEGER NOT NULL DEFAULT 0 CHECK (direct IN (0, 1)),  -- used past the page cache
     made_for INTEGER REFERENCES volume (id),  -- the volume it was made for and goes with, if any
     state TEXT NOT NULL CHECK (state IN ('adding', 'ready', 'removing')),
-    created_ns INTEGER NOT NULL
+    created_ns INTEGER NOT NULL,
+    generation INTEGER NOT NULL DEFAULT 0,  -- of the last label that is known to be on it
+    runs TEXT NOT NULL DEFAULT '',      -- the run ids that its label may carry; '': it has none yet
+    identity TEXT                       -- what it is known by, if it was adopted (mapping/identity.py)
 ) STRICT;
 
 CREATE TABLE partition (

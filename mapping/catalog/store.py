@@ -17,6 +17,7 @@ from pathlib import Path
 from uuid import UUID, uuid4
 
 from polyvol.mapping.catalog.database import Database
+from polyvol.mapping.catalog.generations import Generations, pack_runs, unpack_runs
 from polyvol.mapping.catalog.groups import Groups, insert_group_snapshot
 from polyvol.mapping.catalog.growth import Growth
 from polyvol.mapping.catalog.removal import Removal
@@ -60,6 +61,7 @@ class Catalog:
         self.removal = Removal(self._database)
         self.restores = Restores(self._database)
         self.growth = Growth(self._database)
+        self.generations = Generations(self._database)
         self.schedules = Schedules(self._database)
         self.uuid = self._database.uuid
 
@@ -379,7 +381,7 @@ class Catalog:
 def _insert_device(connection: sqlite3.Connection, device: Device) -> int:
     identity = connection.execute(
         "INSERT INTO device (uuid, name, path, kind, adopted, size, sparse, direct, made_for, state,"
-        " created_ns) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " created_ns, generation, runs, identity) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             str(device.uuid),
             device.name,
@@ -392,6 +394,9 @@ def _insert_device(connection: sqlite3.Connection, device: Device) -> int:
             device.made_for,
             device.state,
             device.created_ns,
+            device.generation,
+            pack_runs(*device.runs),
+            device.identity,
         ),
     ).lastrowid
     assert identity is not None
@@ -444,6 +449,7 @@ def _device(row: sqlite3.Row) -> Device:
     values["adopted"] = bool(values["adopted"])
     values["sparse"] = bool(values["sparse"])
     values["direct"] = bool(values["direct"])
+    values["runs"] = unpack_runs(values["runs"])
     return Device(**values)
 
 

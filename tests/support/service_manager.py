@@ -81,10 +81,14 @@ class Manager(Daemon):
         return [event["text"] for event in self.api.get("status")["events"]]
 
     def stop_and_keep(self) -> dict[str, int]:
-        """Stop it; what it has put into the store."""
+        """Stop it; what it has put into the store, but for devices."""
         code = self.end()
         assert code == 0, f"polyvold ended with {code}:\n{self.said()}"
-        return self.stored
+        return {name: number for name, number in self.stored.items() if not name.startswith("device-")}
+
+    def forget_devices(self) -> None:
+        """Keep no device any more, as when the service is stopped for good."""
+        self._forget([name for name in self.stored if name.startswith("device-")])
 
     def end(self) -> int:
         """Stop it as systemd does; its exit code."""

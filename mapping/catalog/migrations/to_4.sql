@@ -2,6 +2,9 @@
 
 ALTER TABLE catalog ADD COLUMN generation INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE catalog ADD COLUMN commits INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE device ADD COLUMN generation INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE device ADD COLUMN runs TEXT NOT NULL DEFAULT '';
+ALTER TABLE device ADD COLUMN identity TEXT;
 ALTER TABLE volume ADD COLUMN manifests INTEGER NOT NULL DEFAULT 0;
 
 CREATE TABLE table_sum (                -- a checksum of each other table

@@ -122,7 +122,7 @@ def test_one_whose_file_system_has_lost_it_is_missing_with_the_reason(
             "missing",
             f"{tmp_path / 'd'}: {os.strerror(errno.EINVAL)}",
         )
-        assert "opening device d anew failed" in daemon.refused("device", "retry", "d")
+        assert "opening device d again failed" in daemon.refused("device", "retry", "d")
     daemon.ok("device", "retry", "d")
     assert in_engine(daemon) == {1}
 

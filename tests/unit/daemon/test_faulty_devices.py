@@ -101,7 +101,7 @@ def test_a_retry_that_fails_says_what_is_still_wrong(degraded: Daemon) -> None:
     degraded.world.stays_faulty.add(2)
     assert "opened anew and is still faulty: reading at 4096" in degraded.refused("device", "retry", "b")
     degraded.world.fail["reopen_device"] = 0
-    assert "opening device b anew failed" in degraded.refused("device", "retry", "b")
+    assert "opening device b again failed" in degraded.refused("device", "retry", "b")
     assert "no device" in degraded.refused("device", "retry", "nix")
 
 

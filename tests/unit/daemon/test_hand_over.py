@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from polyvol.daemon import hand_over, notify
 from polyvol.daemon.hand_over import Entry, Unusable, pack, unpack
-from polyvol.daemon.sockets import passed_by_systemd
+from polyvol.daemon.sockets import Passed, passed_by_systemd
 
 ENTRIES = st.lists(
     st.builds(Entry, st.integers(0, 2**32 - 1), st.uuids(), st.binary(max_size=200)), max_size=5
@@ -133,11 +133,14 @@ def test_what_was_handed_over_is_told_from_listening_sockets(monkeypatch: pytest
 def test_what_cannot_be_taken_over_is_shut_down_and_no_longer_kept(manager: socket.socket) -> None:
     ours, theirs = socket.socketpair()
     handed = {"connection-1": ours.detach(), "hand-over": os.memfd_create("x")}
+    devices = {"some-uuid": os.memfd_create("y")}
     with theirs:
         kept = os.dup(handed["connection-1"])  # as the manager has one
-        hand_over.discard(handed)
+        hand_over.discard(Passed(handed=handed, devices=devices))
         assert theirs.recv(1) == b""
         os.close(kept)
     assert handed == {}
-    told = {manager.recv(100) for _ in range(2)}
-    assert told == {f"FDSTOREREMOVE=1\nFDNAME={name}".encode() for name in ("connection-1", "hand-over")}
+    assert devices == {}
+    told = {manager.recv(100) for _ in range(3)}
+    names = ("connection-1", "hand-over", "device-some-uuid")
+    assert told == {f"FDSTOREREMOVE=1\nFDNAME={name}".encode() for name in names}

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from polyvol.mapping import occupied
+from polyvol.mapping.opening import open_file
 from tests.unit.conftest import Daemon
 
 MIB = 1 << 20
@@ -83,7 +84,8 @@ def test_what_is_on_a_disk_is_said_and_it_is_refused(
     assert disk.read_bytes() == before
     daemon.ok("device", "remove", "old")
     daemon.ok("device", "add", str(disk), "--force", "--name", "new")
-    assert occupied.contents_of(disk) is None
+    with open_file(disk, write=False, hold=False) as file:
+        assert occupied.contents_of(file) is None
     assert disk.read_bytes()[:7] == b"POLYVOL"
 
 

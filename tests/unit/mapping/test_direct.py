@@ -2,19 +2,29 @@
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from polyvol.mapping.device import inspect
 from polyvol.mapping.direct import check_direct
 from polyvol.mapping.errors import DeviceIo, DeviceNotDirect
+from polyvol.mapping.opening import OpenFile, open_file
 from tests.support import direct
 
 MIB = 1 << 20
 MakeFile = Callable[[str, int], Path]
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[OpenFile | None]:
+    if not path.exists():
+        yield None
+        return
+    with open_file(path) as file:
+        yield file
 
 
 def refuse(patch: pytest.MonkeyPatch, call: str, number: int) -> None:
@@ -34,7 +44,8 @@ def test_files_that_take_it_are_left_as_they_are(tmp_path: Path, sparse_file: Ma
     written = tmp_path / "written"
     written.write_bytes(b"x" * MIB)
     for path in (written, sparse_file("holes", MIB), sparse_file("empty", 0), tmp_path / "new"):
-        check_direct(path, inspect(path))
+        with opened(path) as file:
+            check_direct(path, file, 0 if file is None else path.stat().st_size)
     assert written.read_bytes() == b"x" * MIB
     assert (tmp_path / "empty").stat().st_size == 0
     assert {path.name for path in tmp_path.iterdir()} == {"written", "holes", "empty"}
@@ -62,12 +73,11 @@ def test_what_does_not_take_it_is_refused_and_left_as_it_is(
     if call == "preadv":
         direct.needed(tmp_path)
     path = tmp_path / "new" if size is None else sparse_file("file", size)
-    found = inspect(path)
     before = list(tmp_path.iterdir())
-    with monkeypatch.context() as patch:
+    with opened(path) as file, monkeypatch.context() as patch:
         refuse(patch, call, number)
         with pytest.raises(DeviceNotDirect) as refused:
-            check_direct(path, found)
+            check_direct(path, file, size or 0)
     assert str(refused.value) == f"{path} cannot be used past the page cache: {words}; leave out --direct"
     assert list(tmp_path.iterdir()) == before
     assert size is None or path.stat().st_size == size
@@ -75,4 +85,4 @@ def test_what_does_not_take_it_is_refused_and_left_as_it_is(
 
 def test_where_no_file_can_be_made_the_sentence_is_that_of_making_it(tmp_path: Path) -> None:
     with pytest.raises(DeviceIo, match="nowhere/d failed: No such file or directory"):
-        check_direct(tmp_path / "nowhere" / "d", None)
+        check_direct(tmp_path / "nowhere" / "d", None, 0)

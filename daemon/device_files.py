@@ -1,0 +1,270 @@
+"""The open files of devices: one descriptor for each, from when it is taken into use until it is given up.
+
+How it works      `open_right` opens what is at a path, holds it, and checks that it is the device.
+                  `context.files` has the result, by device id. All that Python does to a device goes through
+                  that descriptor; the engine opens the same file or disk by it, for itself, so that a device
+                  can be opened again after an error while it stays held. What stands at the device's path
+                  meanwhile makes no difference (`shows_other` tells of it). `begin_run` and `end_run` write
+                  the labels of a generation (mapping/catalog/generations.py), several at a time.
+Owner and locks   `context.files` is changed under `changes`, by replacing single entries.
+Durability        After `begin_run` and `make` the labels are durable.
+Errors            DeviceNotReady with what is wrong with a device; mapping/errors.py.
+"""
+
+import contextlib
+import logging
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from uuid import UUID, uuid4
+
+from polyvol.daemon.context import Context
+from polyvol.mapping import occupied
+from polyvol.mapping.device import (
+    Device,
+    Found,
+    inspect_open,
+    make_device,
+    trouble_with,
+    write_label,
+)
+from polyvol.mapping.errors import DeviceIo, DeviceNotReady, DeviceUnusable, PolyvolError
+from polyvol.mapping.label import NO_RUN, Label
+from polyvol.mapping.opening import (
+    HeldByOther,
+    Identity,
+    OpenFile,
+    create_file,
+    identity_of,
+    remove_name,
+    take_over,
+)
+
+WRITERS = 16
+"""How many labels are written at a time."""
+_log = logging.getLogger("polyvol")
+
+
+@dataclass(frozen=True, slots=True)
+class Right:
+    """A device that was opened and checked: it is the one that the catalog says."""
+
+    device: Device
+    file: OpenFile
+    found: Found
+
+
+def open_right(
+    context: Context,
+    device: Device,
+    path: Path,
+    *,
+    accept: bool = False,
+    until: float = 0.0,
+    users: Mapping[Identity, str] | None = None,
+    passed: int | None = None,
+) -> Right:
+    """Open and hold what is at a path, if it is the device; else DeviceNotReady. `accept` as in
+    `trouble_with`; `until` and `users` as in `open_free`; `passed`: a descriptor that the process before has
+    held."""
+    if passed is not None:
+        with contextlib.suppress(PolyvolError, OSError, HeldByOther):
+            return _checked(context, device, take_over(passed, path), accept=accept)
+    try:
+        file = occupied.open_free(path, until=until, users=users)
+    except FileNotFoundError as error:
+        raise DeviceNotReady(name=device.name, reason=f"{path} does not exist") from error
+    except PolyvolError as error:
+        raise DeviceNotReady(name=device.name, reason=error.message) from error
+    return _checked(context, device, file, accept=accept)
+
+
+def check_again(context: Context, device: Device, file: OpenFile, *, accept: bool = False) -> Right:
+    """Check the open file of a device; DeviceNotReady if it is no longer right."""
+    try:
+        found = inspect_open(file)
+    except PolyvolError as error:
+        raise DeviceNotReady(name=device.name, reason=error.message) from error
+    reason = trouble_with(device, found, context.catalog.uuid, accept=accept)
+    if reason is not None:
+        raise DeviceNotReady(name=device.name, reason=reason)
+    return Right(device, file, found)
+
+
+def _checked(context: Context, device: Device, file: OpenFile, *, accept: bool) -> Right:
+    try:
+        return check_again(context, device, file, accept=accept)
+    except BaseException:
+        file.close()
+        raise
+
+
+def file_of(context: Context, device: Device) -> OpenFile:
+    """The open file of a device that is in use; else DeviceNotReady."""
+    file = context.files.get(device.id)
+    if file is None:
+        reason = context.device_trouble.get(device.id, "it is not open")
+        raise DeviceNotReady(name=device.name, reason=reason)
+    return file
+
+
+def keep(context: Context, device: Device, file: OpenFile) -> None:
+    """Have this file for a device from now on; one that it had is closed."""
+    if not file.held:
+        text = f"device {device.name}: nothing keeps others from {file.path}, as its file system has no locks"
+        context.events.add("warning", text, DEVICE=device.name)
+    before = context.files.get(device.id)
+    context.files[device.id] = file
+    if before is not None and before is not file:
+        before.close()
+
+
+def let_go(context: Context, device: int) -> None:
+    """Close a device's file, if it has one: others may have it from now on."""
+    file = context.files.pop(device, None)
+    if file is not None:
+        file.close()
+
+
+def let_go_of_all(context: Context) -> None:
+    """Close the files of all devices."""
+    for device in list(context.files):
+        let_go(context, device)
+
+
+def shows_other(context: Context, device: Device) -> str | None:
+    """What is to be said of a device whose path is no longer that of its file, as a clause; else None."""
+    file = context.files.get(device.id)
+    if file is None:
+        return None
+    path = context.path(device)
+    identity = identity_of(path)
+    if identity == file.identity:
+        return None
+    what = "nothing is at its path any more" if identity is None else "its path shows another file now"
+    return f"{what}; the one that was opened at {path} is used until polyvold stops"
+
+
+def make(
+    context: Context, device: Device, path: Path, file: OpenFile | None = None, *, preallocate: bool = False
+) -> None:
+    """Make what was planned, in this file, or in a new one, and open it in the engine. On an error nothing
+    is left of a new file."""
+    made = file is None
+    try:
+        file = file or create_file(path)
+    except FileExistsError as error:
+        raise DeviceUnusable(path=path, why="something was put there meanwhile") from error
+    except OSError as error:
+        raise DeviceIo(what="making", path=path, why=error.strerror or error) from error
+    try:
+        if device.runs != (context.run,):
+            context.catalog.generations.written([device.id], context.generation, context.run)
+        device = replace(device, generation=context.generation, runs=(context.run,))
+        make_device(device, file, context.catalog.uuid, context.run, preallocate=preallocate)
+        with context.engine_errors(f"opening device {device.name}"):
+            context.open_device(device, file)
+    except BaseException:
+        if made:
+            with contextlib.suppress(OSError, PolyvolError):
+                remove_name(path, file.identity)
+        file.close()
+        raise
+    keep(context, device, file)
+
+
+def unmake(context: Context, device: Device) -> None:
+    """Close a file that was made for a volume, and remove it; what else is at its path stays. Repeatable.
+    DeviceNotReady if that cannot be done now."""
+    with contextlib.suppress(context.engine_error):  # it may not be open
+        context.engine.close_device(device.id)
+    path = context.path(device)
+    try:
+        file = context.files.get(device.id) or occupied.open_free(path)
+    except FileNotFoundError:
+        return
+    try:
+        if device.id not in context.files and not _is_leftover(context, device, file):
+            _log.warning("%s is not the file of device %s: it stays", path, device.name)
+        elif not remove_name(path, file.identity):
+            _log.warning("%s is not the file of device %s any more: it stays", path, device.name)
+    except OSError as error:
+        raise DeviceIo(what="removing", path=path, why=error.strerror or error) from error
+    finally:
+        if device.id not in context.files:
+            file.close()
+    let_go(context, device.id)
+
+
+def _is_leftover(context: Context, device: Device, file: OpenFile) -> bool:
+    """Whether a file is one that was made for this device, perhaps not to the end."""
+    found = inspect_open(file)
+    if trouble_with(device, found, context.catalog.uuid) is None:
+        return True
+    return found.label is None and not found.has_data
+
+
+def begin_run(context: Context, devices: Iterable[Right]) -> None:
+    """Begin a generation, and write it into the labels of these devices, the only ones in use. A device whose
+    label cannot be written is used all the same, as it may be that it can still be read."""
+    rights = list(devices)
+    run = uuid4()
+    identities = {
+        right.device.id: right.found.lasting
+        for right in rights
+        if right.device.adopted and right.device.identity is None and right.found.lasting is not None
+    }
+    carried = {right.device.id: _run_of(right) for right in rights}
+    context.generation = context.catalog.generations.begin(
+        run, carried, identities
+    )  # before any label has it
+    context.run = run
+    if rights:
+        with ThreadPoolExecutor(min(WRITERS, len(rights))) as pool:
+            done = list(pool.map(lambda right: _write_label(context, right), rights))
+        written = [right.device.id for right, well in zip(rights, done, strict=True) if well]
+        context.catalog.generations.written(written, context.generation, run)
+
+
+def _run_of(right: Right) -> UUID:
+    """The run in a device's label; that of a label without one, if it has no label."""
+    label = right.found.label_of(right.device)
+    return label.run if isinstance(label, Label) else NO_RUN
+
+
+def _write_label(context: Context, right: Right) -> bool:
+    """Write the present generation into a label; whether it is there now. What fails is said."""
+    device = right.device
+    try:
+        return write_label(device, right.file, context.catalog.uuid, context.generation, context.run)
+    except PolyvolError as error:
+        rest = "an older copy of it, or of the state directory, would not be told from this one"
+        text = f"device {device.name}: {error.message}; {rest}"
+        context.events.add("warning", text, DEVICE=device.name)
+        return False
+
+
+def end_run(context: Context) -> None:
+    """Begin one more generation at a clean stop: a copy of the state directory from before it is older."""
+    rights = []
+    for device in context.catalog.devices():
+        file = context.files.get(device.id)
+        if file is not None and device.state == "ready":
+            with contextlib.suppress(PolyvolError):
+                rights.append(check_again(context, device, file))
+    begin_run(context, rights)
+
+
+def renew_label(context: Context, right: Right) -> None:
+    """Write the present generation into the label of a device that comes into use while polyvold runs."""
+    device, label, before = right.device, right.found.label_of(right.device), _run_of(right)
+    generations = context.catalog.generations
+    if before == context.run and device.runs == (context.run,):
+        return
+    generation = label.generation if isinstance(label, Label) else 0
+    identity = (right.found.lasting or device.identity) if device.adopted else None
+    context.generation = generations.accept(device.id, generation, identity)
+    generations.expect(device.id, before, context.run)
+    if _write_label(context, right):
+        generations.written([device.id], context.generation, context.run)
