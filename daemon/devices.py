@@ -87,7 +87,8 @@ class Devices:
         fds = dict(passed or {})
         until, users = time.monotonic() + START_PATIENCE_S, occupied.file_users()
         devices = context.catalog.devices()
-        rights, reasons = [], {}
+        rights: list[Right] = []
+        reasons: dict[int, object] = {}
         for device in (each for each in devices if each.state == "ready"):
             path = context.path(device)
             self.short.look(device, path)

@@ -67,11 +67,9 @@ class SourceSpec(TypedDict):
     epoch: int
 
 class ManifestsSpec(TypedDict):
-    """The manifests of a volume's journals, which say what else of them must be there.
-
-    `directory` is made if missing. The processors of the first `partitions` partitions have a manifest; others
-    may have one. `older`: the volume was served by a version without manifests, so each processor has a journal
-    or a checkpoint at least. What must be there and is not is an error of kind "corrupt"."""
+    """The manifests of a volume's journals. `directory` is made if missing. The processors of the first
+    `partitions` partitions have one; others may. `older`: the volume was served by a version without
+    manifests, so each processor has a journal or a checkpoint. What is missing is an error 'corrupt'."""
 
     directory: str
     partitions: int
@@ -90,8 +88,7 @@ class VolumeSpec(TypedDict):
     default_logs: list[int]
     """Numbers of the logs that redirected writes use where no log was named for the newest snapshot."""
     directory: str
-    """Where the volume's journals and checkpoints are; its parent must exist. It is made if missing and if nothing
-    has to be in it."""
+    """Of journals and checkpoints; its parent must exist. Made if missing and nothing has to be in it."""
     manifests: ManifestsSpec
     snapshots: list[SnapshotSpec]
     rollbacks: list[RollbackSpec]
@@ -286,8 +283,7 @@ class BlockStatus(TypedDict):
     zero: bool
 
 class ConnectionState(TypedDict):
-    """A connection that goes on elsewhere: its export, its socket's descriptor, which is the caller's to
-    close, and what `adopt` is to be given with it."""
+    """A connection that goes on elsewhere: its export, its socket (the caller closes it), what `adopt` gets."""
 
     export: str
     fd: int
@@ -384,9 +380,8 @@ class Engine:
         """Make one cut over these volumes. The epoch it ends is pending: settle, flush, commit or drop."""
 
     def settle(self, volume: int, epoch: int) -> None:
-        """Wait until every write that belongs to this epoch's snapshot has landed, and the journals have the
-        cut. 'invalid' if no cut has ended this epoch; 'io' if a journal has no room: the snapshot must not be
-        committed then."""
+        """Wait until every write of this epoch's snapshot has landed, and the journals have the cut.
+        'invalid' if no cut has ended it; 'io' if a journal has no room: then no snapshot may be committed."""
 
     def flush(self, volume: int) -> None:
         """Make everything acknowledged so far durable: data first, then records with a commit mark."""
@@ -402,10 +397,8 @@ class Engine:
         """The catalog says that the volume was rolled back to the snapshot of epoch `to`: do it, whatever the
         size. Writes have gone into epoch `at` until now ('invalid' else); the live volume has no export
         ('busy' else); `to` is a snapshot ('invalid' else).
-
         'io' if a journal has no room for the record: some processors may have gone back then. It may be
-        called again, and `add_volume` does it; until then cuts, exports of the live volume and growth are
-        refused with 'busy'."""
+        called again, and `add_volume` does it; until then cuts, exports and growth are 'busy'."""
 
     def checkpoint(self, volume: int) -> None:
         """Write checkpoints: nothing from before now is needed to read the volume back."""
@@ -431,16 +424,15 @@ class Engine:
         self, volume: int, since: int, until: int | None, start: int, extents_max: int
     ) -> tuple[list[tuple[int, int]], int | None]:
         """The extents (offset, length) that changed between the snapshot of epoch `since` and that of `until`
-        (None: now), from byte `start` on, in order, at most so many; and where to go on (None: that was
-        all). A change is never missed; contents may be equal all the same. 'not-found': no such snapshot."""
+        (None: now), from byte `start` on, in order, at most so many; and where to go on (None: that was all).
+        A change is never missed; contents may be equal. 'not-found': no such snapshot."""
 
     def change_total(self, volume: int, since: int, until: int | None) -> tuple[int, int]:
         """How many extents `changes` has in all, and how many bytes are in them."""
 
     def scrub(self, volume: int, partition: int, cursor: tuple[int, int], bytes_max: int) -> ScrubReport:
         """Read and check slots of a partition, from `cursor` on ((0, 0): from its start), about `bytes_max`
-        bytes, or fewer if there are few. Hosts are served meanwhile; slots that are freed meanwhile are not
-        reported."""
+        bytes at most. Hosts are served meanwhile; slots that are freed meanwhile are not reported."""
 
     def volume_stats(self, volume: int) -> VolumeStats:
         """Counters and use of one volume."""
@@ -456,28 +448,23 @@ class Engine:
 
     def hand_over(self) -> HandOverReport:
         """Accept nobody any more, have every request that was read answered, and take all connections out,
-        for another process to go on with. Takes as long as the slowest, at most 13 s. NBD is not served
-        afterwards; everything else is."""
+        for another process. Takes as long as the slowest, at most 13 s. Everything but NBD is served on."""
 
     def adopt(self, fd: int, export: str, state: bytes) -> None:
         """Go on with a connection that another engine has handed over; the descriptor is taken over in any
         case. The caller knows that the export is the one that it was connected to.
-
-        Raises 'invalid' (the state cannot be used), 'not-found' or 'busy'; then it is closed."""
+        'invalid' (the state cannot be used), 'not-found' or 'busy': then it is closed."""
 
     def open(self, export: str) -> Handle:
         """A way to do I/O on an export from this process; counts as a connection."""
-
     def stop(self) -> None:
-        """Close connections, make everything durable, write checkpoints, end the threads.
-
-        Idempotent. Afterwards every other call raises 'invalid'."""
+        """Close connections, make everything durable, write checkpoints, end the threads. Idempotent.
+        Afterwards every other call raises 'invalid'."""
 
 @final
 class Handle:
-    """I/O on one export from Python: for tests and the nbdkit plugin. Thread-safe; each call blocks.
-
-    Errors are OSError with the errno that a host would see."""
+    """I/O on one export from Python: for tests and the nbdkit plugin. Thread-safe; each call blocks. Errors
+    are OSError with the errno that a host would see."""
 
     @property
     def size(self) -> int: ...
@@ -496,9 +483,8 @@ class Handle:
     def close(self) -> None: ...
 
 class CheckReport(TypedDict):
-    """What `check` has found: `problems`, a sentence each, and how many more there are; `leftovers` are files
-    that a crash has left and the next start removes; how many slots maps refer to, how many records there are
-    behind the checkpoints, how many bytes of slots were read and checked."""
+    """What `check` has found: `problems`, a sentence each, and how many more; `leftovers`: files that the
+    next start removes; slots that maps refer to, records behind the checkpoints, bytes of slots checked."""
 
     problems: list[str]
     more_problems: int
