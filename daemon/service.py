@@ -379,20 +379,7 @@ class Service:
         undo.callback(self._stop_engine, engine, module, catalog.settings)
         clean = catalog.settings.begin_run(state.boot_id())
         self._context.clock, self._context.steady = self._clock, self._steady
-        self._devices = Devices(self._context)
-        self._scrubs = Scrubs(self._context)
-        self._volumes = Volumes(self._context, self._devices, self._scrubs)
-        self._snapshots = Snapshots(self._context, self._volumes.change_logs)
-        self._hooks = HookRunner(self._context)
-        self._taking = Taking(self._context, self._snapshots, self._hooks)
-        self._groups = Groups(self._context, self._snapshots, self._taking)
-        self._schedules = Schedules(self._context, self._snapshots, self._groups, self._taking)
-        self._changes_since = Changes(self._context)
-        self._deletions = Deletions(self._context)
-        self._rollbacks = Rollbacks(self._context, self._volumes, self._snapshots, self._groups)
-        self._restores = Restores(
-            self._context, self._volumes, self._snapshots, self._groups, self._rollbacks
-        )
+        self._make_verbs()
         self._started_ns, self._began_ns = self._clock(), self._steady()
         held = hand_over.take_devices(self._passed)
         self._devices.start(clean=clean, passed=held)
@@ -423,6 +410,23 @@ class Service:
         undo.callback(self._hooks.stop)  # so that these end soon
         server.start()
         self._server = server
+
+    def _make_verbs(self) -> None:
+        """The verbs of each noun, on this context."""
+        self._devices = Devices(self._context)
+        self._scrubs = Scrubs(self._context)
+        self._volumes = Volumes(self._context, self._devices, self._scrubs)
+        self._snapshots = Snapshots(self._context, self._volumes.change_logs)
+        self._hooks = HookRunner(self._context)
+        self._taking = Taking(self._context, self._snapshots, self._hooks)
+        self._groups = Groups(self._context, self._snapshots, self._taking)
+        self._schedules = Schedules(self._context, self._snapshots, self._groups, self._taking)
+        self._changes_since = Changes(self._context)
+        self._deletions = Deletions(self._context)
+        self._rollbacks = Rollbacks(self._context, self._volumes, self._snapshots, self._groups)
+        self._restores = Restores(
+            self._context, self._volumes, self._snapshots, self._groups, self._rollbacks
+        )
 
     def _hand_over(self) -> None:
         store = Store.offered()

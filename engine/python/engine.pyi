@@ -283,7 +283,7 @@ class BlockStatus(TypedDict):
     zero: bool
 
 class ConnectionState(TypedDict):
-    """A connection that goes on elsewhere: its export, its socket (the caller closes it), what `adopt` gets."""
+    """A connection that goes on elsewhere: its export, its socket (the caller's to close), for `adopt`."""
 
     export: str
     fd: int

@@ -26,9 +26,9 @@ impl Scratch {
         static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("polyvol-core-{}-{number}", std::process::id());
-        let path = std::env::temp_dir().join(name);
-        std::fs::create_dir(&path).unwrap();
-        Scratch(path)
+        let scratch = Scratch(std::env::temp_dir().join(name));
+        std::fs::create_dir(&scratch.0).unwrap();
+        scratch
     }
 
     /// An engine of 3 processors with device 1, `base`, and device 2, `log`.
@@ -66,9 +66,8 @@ fn spec(
 ) -> VolumeSpec {
     let count = size.div_ceil(partition);
     let length = |n: u64| (size - n * partition).min(partition);
-    let partitions = (0..count)
-        .map(|n| (n as u32 % processors, vec![extent(1, at + n * partition, length(n))]))
-        .collect();
+    let one = |n| (n as u32 % processors, vec![extent(1, at + n * partition, length(n))]);
+    let partitions = (0..count).map(one).collect();
     VolumeSpec {
         id,
         uuid: [id as u8; 16],

@@ -101,10 +101,10 @@ impl Twin {
             polyvol_engine::deliberate::set(Some(polyvol_engine::deliberate::Bug::EarlyForget));
         }
         let mut random = [0u8; 8];
-        std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom").unwrap(), &mut random)
-            .unwrap();
-        let name = format!("polyvol-model-{:016x}", u64::from_le_bytes(random));
-        let directory = std::env::temp_dir().join(name);
+        let mut source = std::fs::File::open("/dev/urandom").unwrap();
+        std::io::Read::read_exact(&mut source, &mut random).unwrap();
+        let directory = format!("polyvol-model-{:016x}", u64::from_le_bytes(random));
+        let directory = std::env::temp_dir().join(directory);
         std::fs::create_dir(&directory).unwrap();
         let more = u64::from(GROWN_MAX) * GROWN;
         for (name, size) in
@@ -112,13 +112,12 @@ impl Twin {
         {
             std::fs::File::create(directory.join(name)).unwrap().set_len(size).unwrap();
         }
-        let live = vec![0; SIZE as usize];
         let mut twin = Twin {
             directory,
             engine: None,
             caller: None,
             mode,
-            live,
+            live: vec![0; SIZE as usize],
             snapshots: BTreeMap::new(),
             next_epoch: 1,
             rollbacks: Vec::new(),

@@ -4,11 +4,13 @@ import contextlib
 import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from tests.support import nbd
+from tests.support.catalogs import change
 from tests.support.daemon import Daemon
 from tests.support.proc import Argument, Background, wait_until
 
@@ -188,10 +190,10 @@ def test_a_catalog_without_a_rollback_that_the_journal_has_is_not_served(daemon:
     daemon.ok("snapshot", "rollback", "v@s")
     daemon.kill()
     kept = rollbacks(daemon)
-    with sqlite3.connect(daemon.state_dir / "catalog.db") as connection:
+    catalog = daemon.state_dir / "catalog.db"
+    with closing(sqlite3.connect(catalog)) as connection:
         row = connection.execute("SELECT * FROM rollback").fetchone()
-        connection.execute("DELETE FROM rollback")
-    connection.close()
+    change(catalog, "DELETE FROM rollback")
     checked = daemon.cli("check", "--state-dir", daemon.state_dir)
     assert "does not have this rollback" in checked.out + checked.err, checked
     daemon.start()
@@ -199,9 +201,7 @@ def test_a_catalog_without_a_rollback_that_the_journal_has_is_not_served(daemon:
     assert volume["state"] == "not-served"
     assert "does not have this rollback" in volume["reason"], volume["reason"]
     daemon.stop()
-    with sqlite3.connect(daemon.state_dir / "catalog.db") as connection:
-        connection.execute(f"INSERT INTO rollback VALUES ({', '.join('?' * len(row))})", row)
-    connection.close()
+    change(catalog, f"INSERT INTO rollback VALUES {row}")
     daemon.start()
     assert rollbacks(daemon) == kept
     assert [first(daemon, name) for name in ("v", "v@s", "v@before-s")] == [1, 1, 2]

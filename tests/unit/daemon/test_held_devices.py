@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from polyvol.daemon.service import Service
 from polyvol.mapping import device
 from polyvol.mapping.label import unpack
 from polyvol.mapping.opening import open_file
+from tests.support.catalogs import change
 from tests.support.sim_engine import SimWorld
 from tests.unit.conftest import Daemon
 from tests.unit.daemon.test_occupied_disks import disk, system
@@ -297,10 +297,8 @@ def test_a_label_of_version_1_is_replaced_by_a_start(daemon: Daemon, tmp_path: P
     daemon.start()
     assert "older copy" in trouble(daemon), "it had a label of version 2 already"
     daemon.service.stop()
-    connection = sqlite3.connect(daemon.state_dir / "catalog.db")
-    connection.execute("UPDATE device SET runs = '', generation = 0")  # as after the migration
-    connection.commit()
-    connection.close()
+    migrated = "UPDATE device SET runs = '', generation = 0"
+    change(daemon.state_dir / "catalog.db", migrated)
     daemon.start()
     assert shown(daemon)["state"] == "ok"
     label = unpack(path.read_bytes()[:4096])

@@ -304,6 +304,7 @@ def test_a_start_that_fails_leaves_nothing_running(tmp_path: Path) -> None:
         "catalog.mark",
         "devices",
         "lock",
+        "manifests",
         "volumes",
     ]
     world.fail.clear()
