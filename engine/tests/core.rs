@@ -375,8 +375,7 @@ fn cuts_of_two_volumes_under_load_are_one_instant_and_stay_as_they_are_through_k
     let mut kept: BTreeMap<u64, (Vec<u8>, Vec<u8>)> = BTreeMap::new();
     let mut rounds = [0; WRITERS as usize];
     for run in 0..4 {
-        let epochs: Vec<u64> = kept.keys().copied().collect();
-        let (engine, first, second) = two_volumes(&scratch, &epochs);
+        let (engine, first, second) = two_volumes(&scratch, &Vec::from_iter(kept.keys().copied()));
         for (epoch, contents) in &kept {
             let found = check_order(&snapshot(&engine, 1, *epoch), &snapshot(&engine, 2, *epoch));
             assert!(found == *contents, "snapshot {epoch} has changed in run {run}");
@@ -420,8 +419,7 @@ fn cuts_of_two_volumes_under_load_are_one_instant_and_stay_as_they_are_through_k
         };
         assert!(checkpoints(1) > 0, "no checkpoint was written in run {run}");
         kill(engine, &[scratch.0.join("volume1"), scratch.0.join("volume2")]);
-        let epochs: Vec<u64> = kept.keys().copied().collect();
-        let (engine, first, second) = two_volumes(&scratch, &epochs);
+        let (engine, first, second) = two_volumes(&scratch, &Vec::from_iter(kept.keys().copied()));
         assert!(check_order(&first, &second) == live, "the live volumes have changed");
         drop((first, second));
         kill(engine, &[scratch.0.join("volume1"), scratch.0.join("volume2")]);
@@ -433,13 +431,13 @@ fn lose_power(directory: &Path) {
     for entry in std::fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
         let used = match path.extension().and_then(|ending| ending.to_str()) {
-            Some("journal") => vec![0..88],
-            Some("manifest") => vec![0..128, 512..640],
+            Some("journal") => vec![(0, 88)],
+            Some("manifest") => vec![(0, 128), (512, 640)],
             _ => continue,
         };
         let mut bytes = std::fs::read(&path).unwrap();
-        for range in used {
-            let structure = &mut bytes[range];
+        for (start, end) in used {
+            let structure = &mut bytes[start..end];
             structure[32..48].fill(0xee);
             let crc = checksum::crc32c(&structure[16..]);
             structure[12..16].copy_from_slice(&crc.to_le_bytes());
@@ -453,8 +451,7 @@ fn after_a_power_loss_snapshots_are_whole_and_flushed_writes_are_there() {
     let scratch = Scratch::new();
     let (mut kept, mut number): (BTreeMap<u64, _>, u64) = (BTreeMap::new(), 0);
     for run in 0..6u64 {
-        let epochs: Vec<u64> = kept.keys().copied().collect();
-        let (engine, first, second) = two_volumes(&scratch, &epochs);
+        let (engine, first, second) = two_volumes(&scratch, &Vec::from_iter(kept.keys().copied()));
         let mut flushed = 0;
         for turn in 0..8 {
             for block in 0..1000u64 {
@@ -487,8 +484,7 @@ fn after_a_power_loss_snapshots_are_whole_and_flushed_writes_are_there() {
         let directories = [scratch.0.join("volume1"), scratch.0.join("volume2")];
         kill(engine, &directories);
         directories.iter().for_each(|directory| lose_power(directory));
-        let epochs: Vec<u64> = kept.keys().copied().collect();
-        let (engine, first, second) = two_volumes(&scratch, &epochs);
+        let (engine, first, second) = two_volumes(&scratch, &Vec::from_iter(kept.keys().copied()));
         for (epoch, contents) in &kept {
             let found = read(&snapshot(&engine, 1, *epoch), 0, 4 * MIB);
             assert!(found == *contents, "snapshot {epoch} has changed in run {run}");
