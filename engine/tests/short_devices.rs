@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use polyvol_engine::engine::Engine;
-use polyvol_engine::engine::spec::{ExtentSpec, VolumeSpec};
+use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::error::Errno;
 use polyvol_engine::io::device::Mode;
 use polyvol_engine::processor::scrub::Cursor;
@@ -91,6 +91,7 @@ impl World {
             default_logs: logs.iter().map(|(number, _)| *number).collect(),
             logs,
             directory: self.directory.join(format!("volume{id}")),
+            manifests: Manifests::new(self.directory.join(format!("volume{id}"))),
             snapshots: Vec::new(),
             next_epoch: 1,
             bounds: Vec::new(),

@@ -127,6 +127,7 @@ def test_a_cold_read_behind_a_files_end_fails_alone(daemon: Daemon, base: bytes)
             there = offset < SIZE - 8 * BLOCK
             assert ended(handle, cookie) == (0 if there else errno.EIO), offset
             assert not there or buffer.to_bytearray() == base[offset : offset + BLOCK], offset
+    assert daemon.end() == 1, "what was written to it cannot be made durable"
 
 
 def ended(handle: Any, cookie: int) -> int:
