@@ -27,13 +27,13 @@ from tests.support.daemon import Daemon
 from tests.support.proc import wait_until
 
 PARTITION = 1 << 20
-DECADE = 10
 NOTES_MAX = 200_000
-REFUSALS = frozenset(
-    "unknown-volume unknown-snapshot unknown-group unknown-group-snapshot unknown-schedule unknown-device"
-    " snapshot-held snapshot-in-group snapshot-in-use volume-in-use volume-open volume-in-group volume-held"
-    " group-has-snapshots name-in-use not-held not-larger scrub-running no-scrub too-many-logs device-in-use".split()
-)
+REFUSALS = {
+    *("unknown-volume", "unknown-snapshot", "unknown-group", "unknown-group-snapshot", "unknown-schedule"),
+    *("unknown-device", "snapshot-held", "snapshot-in-group", "snapshot-in-use", "volume-in-use"),
+    *("volume-open", "volume-in-group", "volume-held", "group-has-snapshots", "name-in-use", "not-held"),
+    *("not-larger", "scrub-running", "no-scrub", "too-many-logs", "device-in-use"),
+}
 """What another thread's verb, or the daemon's own threads, can be the reason for."""
 
 BETWEEN = re.compile("is not served: it is (creating|deleting)")
@@ -161,7 +161,9 @@ class Asking:
             if live is None or live.changing:
                 return False
             size = live.size + blocks * 4096
-            self.ledger.begin_change(live, [image.copy(size=size) for image in live.images], next(self._verbs))
+            self.ledger.begin_change(
+                live, [image.copy(size=size) for image in live.images], next(self._verbs)
+            )
         return self._do(self._change([live]), "post", "volumes", volume, "growth", size=size)
 
     def _change(self, lives: Sequence[Live]) -> Callable[[bool], object]:
@@ -241,9 +243,7 @@ class Asking:
         with self.ledger.lock:
             if (live := self.ledger.volumes.get(volume)) is None:
                 return False
-            chosen = {
-                name: live.snapshots[name] for name in live.snapshots if fnmatch.fnmatch(name, pattern)
-            }
+            chosen = {name: live.snapshots[name] for name in live.snapshots if fnmatch.fnmatch(name, pattern)}
             for held in chosen.values():
                 held.leaving += 1
             for name, held in live.taking.items():

@@ -47,7 +47,7 @@ class Image:
             self.loose.setdefault(sector, set()).add(tag)
 
     def is_now(self, first: int, data: bytes) -> None:
-        """Some sectors hold this; nothing changes where there are not so many (then this image is not the one)."""
+        """Some sectors hold this. An image that does not have them is not what the volume is, and stays."""
         if first * SECTOR + len(data) > len(self.data):
             return
         self.data[first * SECTOR : first * SECTOR + len(data)] = data
@@ -65,7 +65,9 @@ class Image:
                 was = bytes(self.data[sector * SECTOR : (sector + 1) * SECTOR])
                 wanted = " or ".join([_named(was, sector), *(_named(content(tag, sector)) for tag in tags)])
                 block, part = divmod(sector, BLOCK_SECTORS)
-                return f"block {block} (sector {part} of it): found {_named(is_there, sector)}, wanted {wanted}"
+                return (
+                    f"block {block} (sector {part} of it): found {_named(is_there, sector)}, wanted {wanted}"
+                )
         return None
 
 
@@ -106,9 +108,9 @@ class Held:
 
 @dataclass
 class Live:
-    """A volume. `taking`: the snapshots that are being taken; `since`: what one that polyvold takes of its own
-    accord would hold. `changing`: a verb that makes it another is in flight; `changes`: how often such a verb
-    began or ended. `quiet`: no client is to connect; `clients`: how many have."""
+    """A volume. `taking`: the snapshots that are being taken; `since`: what one that polyvold takes of its
+    own accord would hold. `changing`: a verb that makes it another is in flight; `changes`: how often such a
+    verb began or ended. `quiet`: no client is to connect; `clients`: how many have."""
 
     name: str
     images: list[Image]
@@ -219,11 +221,11 @@ class Ledger:
         """Compare all bytes of an export; the sides that they may be of. They are certain from now on."""
         with self.lock:
             differences = [image.difference(found) for image in held.images]
-            fitting = [
-                image for image, wrong in zip(held.images, differences, strict=True) if wrong is None
-            ]
+            fitting = [image for image, wrong in zip(held.images, differences, strict=True) if wrong is None]
             if not fitting:
-                several = f" (and it is none of {len(differences) - 1} other images)" if differences[1:] else ""
+                several = (
+                    f" (and it is none of {len(differences) - 1} other images)" if differences[1:] else ""
+                )
                 raise Lost(f"{export}, {differences[0]}{several}")
             sides = {image.side for image in fitting if image.side is not None}
             held.images = [Image(bytearray(found))]
