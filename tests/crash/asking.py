@@ -27,33 +27,13 @@ from tests.support.daemon import Daemon
 from tests.support.proc import wait_until
 
 PARTITION = 1 << 20
-DECADE = 10
 NOTES_MAX = 200_000
-REFUSALS = frozenset(
-    [
-        "unknown-volume",
-        "unknown-snapshot",
-        "unknown-group",
-        "unknown-group-snapshot",
-        "unknown-schedule",
-        "unknown-device",
-        "snapshot-held",
-        "snapshot-in-group",
-        "snapshot-in-use",
-        "volume-in-use",
-        "volume-open",
-        "volume-in-group",
-        "volume-held",
-        "group-has-snapshots",
-        "name-in-use",
-        "not-held",
-        "not-larger",
-        "scrub-running",
-        "no-scrub",
-        "too-many-logs",
-        "device-in-use",
-    ]
-)
+REFUSALS = {
+    *("unknown-volume", "unknown-snapshot", "unknown-group", "unknown-group-snapshot", "unknown-schedule"),
+    *("unknown-device", "snapshot-held", "snapshot-in-group", "snapshot-in-use", "volume-in-use"),
+    *("volume-open", "volume-in-group", "volume-held", "group-has-snapshots", "name-in-use", "not-held"),
+    *("not-larger", "scrub-running", "no-scrub", "too-many-logs", "device-in-use"),
+}
 """What another thread's verb, or the daemon's own threads, can be the reason for."""
 
 BETWEEN = re.compile("is not served: it is (creating|deleting)")

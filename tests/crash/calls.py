@@ -5,9 +5,9 @@ How it works      The script's steps are asked for one after the other, while th
                   daemon before the K-th one from the beginning of a step, where there are so many. Then
                   the state is checked as it is, the daemon is started (now and then killed in the midst of
                   that too), everything is compared whole with the ledger, and the step is asked for once
-                  more, so that the script goes on. That is one pass, WAY:K. In some ways a kind of call begins later than it
-                  would, so that the next step comes in between. All passes together kill the daemon before
-                  every call; of steps that only write, before each CALLS_WRITING-th.
+                  more, so that the script goes on. That is one pass, WAY:K. In some ways a kind of call
+                  begins later than it would, so that the next step comes in between. All passes together
+                  kill the daemon before every call; of steps that only write, before each CALLS_WRITING-th.
 What must hold    What settling.py compares, after each kill and at the end, after a clean stop and a start.
 Errors            Lost, with the first difference. The directory then has the state and the logs.
 """
@@ -169,52 +169,52 @@ class Script:
 def steps(asking: Asking) -> Steps:
     """The script. Each step can be asked for whatever became of those before it."""
 
-    def write(volume: str, blocks: range, *, flush: bool = True) -> Callable[[], object]:
-        return lambda: _write(asking, volume, blocks, flush=flush)
+    def written(volume: str, blocks: range, *, flush: bool = True) -> Callable[[], object]:
+        return lambda: write(asking, volume, blocks, flush=flush)
 
     def roll_back(snapshot: str, *, safety: str | None = None) -> Callable[[], object]:
         return lambda: asking.roll_back("v", snapshot, safety=safety is not None, name=safety)
 
     return [
         ("make a volume", lambda: asking.create(2 * PARTITION, name="v")),
-        ("write all of it", write("v", range(0, 512, 5))),
+        ("write all of it", written("v", range(0, 512, 5))),
         ("snapshot s1", lambda: asking.take("v", name="s1")),
-        ("write", write("v", range(0, 90, 2))),
+        ("write", written("v", range(0, 90, 2))),
         ("snapshot s2", lambda: asking.take("v", name="s2")),
-        ("write", write("v", range(60))),
+        ("write", written("v", range(60))),
         ("roll back to s2, and nothing needs that", roll_back("s2")),
-        ("write", write("v", range(20, 120))),
+        ("write", written("v", range(20, 120))),
         ("begin to forget it", lambda: asking.delete_some("v", "none")),
         ("wait a moment", lambda: time.sleep(0.05)),
         ("roll back to s2 again", roll_back("s2")),
         ("wait for what is forgotten", lambda: time.sleep(0.35)),
-        ("write", write("v", range(300, 340))),
+        ("write", written("v", range(300, 340))),
         ("snapshot s3", lambda: asking.take("v", name="s3")),
         ("clone s2", lambda: asking.clone("v", "s2", 1, name="c")),
-        ("write to the clone", write("c", range(40))),
+        ("write to the clone", written("c", range(40))),
         ("delete s2", lambda: asking.delete("v", "s2")),
         ("make a group", lambda: asking.group(["v", "c"], name="g")),
         ("snapshot of the group", lambda: asking.take_whole("g", name="w1")),
-        ("write", write("v", range(0, 512, 7), flush=False)),
+        ("write", written("v", range(0, 512, 7), flush=False)),
         ("roll back with a safety snapshot", roll_back("s3", safety="s4")),
         ("grow", lambda: asking.grow("v", 100)),
-        ("write to what is new", write("v", range(500, 600))),
+        ("write to what is new", written("v", range(500, 600))),
         ("roll the group back", lambda: asking.roll_back_whole("g", "w1", safety=False)),
         ("add a log", lambda: asking.plain("post", "volumes", "v", "logs", size=4 << 20)),
-        ("write", write("v", range(100, 160))),
+        ("write", written("v", range(100, 160))),
         ("delete the group's snapshot", lambda: asking.delete_whole("g", "w1")),
         ("delete s1, s3 and s4", lambda: asking.delete_some("v", "s")),
         ("delete the group", lambda: asking.delete_group("g")),
         ("snapshot of the clone", lambda: asking.take("c", name="s5")),
         ("wait for the deletions", lambda: time.sleep(0.1)),
         ("delete the source", lambda: asking.delete_volume("v")),
-        ("write to the clone", write("c", range(100, 300))),
+        ("write to the clone", written("c", range(100, 300))),
         ("snapshot of the clone", lambda: asking.take("c", name="s6")),
         ("delete the clone", lambda: asking.delete_volume("c")),
     ]
 
 
-def _write(asking: Asking, volume: str, blocks: range, *, flush: bool) -> None:
+def write(asking: Asking, volume: str, blocks: range, *, flush: bool = True) -> None:
     """Write some blocks, each by a write of its own; and flush."""
     ledger = asking.ledger
     if (live := ledger.volumes.get(volume)) is None:

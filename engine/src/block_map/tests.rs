@@ -308,3 +308,38 @@ fn a_late_landing_write_reaches_the_snapshot_it_belongs_to_and_the_live_map() {
     assert_eq!(versions.live.place(20), Place::slot(1, 6));
     assert_eq!(versions.at(1).0.place(10), Place::BASE);
 }
+
+#[test]
+fn growing_after_a_rollback_leaves_no_map_that_no_snapshot_sees() {
+    let (mut versions, mut history) = (Versions::new(BLOCKS), History::default());
+    let put = |versions: &mut Versions, history: &History, epoch: Epoch, first, slot| {
+        let place = Place::slot(1, slot);
+        let change = Change { epoch, first, count: 1, place, checksums: &[7], seq: slot };
+        versions.freeze_before(epoch, history.marks());
+        versions.apply(change, history, |_, _, _| {});
+    };
+    put(&mut versions, &history, 1, 5, 1);
+    history.take(1);
+    put(&mut versions, &history, 2, 5, 2);
+    history.take(2);
+    history.take(3);
+    put(&mut versions, &history, 4, 9, 3); // freezes one map for the snapshots of epochs 2 and 3
+    history.forget(&[3]);
+    versions.forget(3, &history, |_, _, _| {});
+    let rollback = Rollback { at: 4, to: 1 };
+    versions.roll_back(rollback, &history, 4, |_, _, _| {});
+    history.roll_back(rollback);
+    versions.grow(BLOCKS + 512, history.marks());
+    let mut freed = Vec::new();
+    history.forget(&[1, 2]);
+    for epoch in [1, 2] {
+        versions.forget(epoch, &history, |_, _, place| freed.push(place));
+    }
+    for epoch in history.forget_rollback(4) {
+        versions.forget(epoch, &history, |_, _, place| freed.push(place));
+    }
+    freed.retain(|place| place.is_slot());
+    assert_eq!(versions.live.place(5), Place::slot(1, 1));
+    assert_eq!(freed, [Place::slot(1, 2)]);
+    assert!(versions.frozen().is_empty());
+}

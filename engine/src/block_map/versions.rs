@@ -210,9 +210,9 @@ impl Versions {
     /// The partition has `blocks` blocks from now on: the new ones are at their base place in the live map, and the
     /// snapshots, which do not show them, have zeroes there. So writing them redirects nothing.
     pub fn grow(&mut self, blocks: u32, snapshots: &[Epoch]) {
-        if let Some(newest) = snapshots.last() {
-            self.freeze_before(newest + 1, snapshots);
-        }
+        // Of the epoch that goes on. A frozen map that the newest snapshot sees may be of a later one, which is gone: to part
+        // them would leave a map that no mark sees (V1), and hide from what a rollback left who descends from whom.
+        self.freeze_before(Epoch::MAX, snapshots);
         if !self.frozen.is_empty() {
             let frozen = Arc::make_mut(&mut self.frozen).iter_mut();
             frozen.for_each(|frozen| frozen.map.grow(blocks, Place::ZERO));
