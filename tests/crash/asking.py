@@ -347,9 +347,11 @@ class Asking:
         return self._do(lambda done: None, method, *path, **body)
 
     def look(self) -> None:
-        """Find the snapshots that polyvold took of its own accord."""
-        for view in self.ask("get", "snapshots"):
-            self.adopt(view)
+        """Find the snapshots that polyvold took of its own accord, those of a group all at once."""
+        views = self.ask("get", "snapshots")
+        with self.ledger.lock:
+            for view in views:
+                self.adopt(view)
 
     def adopt(self, view: Any) -> None:
         """A snapshot as the API lists it; what a schedule made may be a new one."""
