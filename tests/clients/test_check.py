@@ -248,3 +248,17 @@ def test_what_a_crash_leaves_is_a_note_and_stays(used: Daemon) -> None:
     used.stop()
     assert not (directory / "p000-0000009999.journal").exists()
     assert checked(used)[:2] == (0, [])
+
+
+def test_a_volume_that_is_half_deleted_is_no_problem(daemon: Daemon) -> None:
+    """A kill in the midst of it leaves the volume's devices in the catalog without their files."""
+    daemon.ok("volume", "create", "half", "--size", "2M")
+    daemon.kill()
+    change(daemon.state_dir / "catalog.db", "UPDATE volume SET state = 'deleting'")
+    for path in (daemon.state_dir / "devices").iterdir():
+        path.unlink()
+    code, problems, notes = checked(daemon)
+    assert (code, problems) == (0, [])
+    assert any("volume half is deleting" in note for note in notes)
+    daemon.start()
+    assert daemon.api.get("volumes") == []
