@@ -58,9 +58,18 @@ def test_a_count_is_one_round_and_tells_its_evidence(tmp_path: Path) -> None:
     assert json.loads((failure.evidence / AGAIN).read_text())["coin"] == "7"
 
 
-@pytest.mark.parametrize("name", ["kills", "power-cuts", "lineage", "faults", "soak", "calls", "damage"])
+@pytest.mark.parametrize("name", ["kills", "power-cuts", "lineage", "faults", "soak", "damage"])
 def test_a_short_torture_loses_nothing(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--only", name, "--seed", "3", "--count", "2", "--evidence", str(tmp_path)]
+    lose_nothing(tmp_path, name, 2, capsys)
+
+
+@pytest.mark.slow
+def test_a_pass_through_the_script_loses_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lose_nothing(tmp_path, "calls", 1, capsys)
+
+
+def lose_nothing(tmp_path: Path, name: str, count: int, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--only", name, "--seed", "3", "--count", str(count), "--evidence", str(tmp_path)]
     assert main(words) == 0, capsys.readouterr().out
     table = capsys.readouterr().out.splitlines()
     assert any(line.split()[0] == name and line.split()[3] == "0" for line in table if line.strip())
