@@ -367,7 +367,7 @@ class Asking:
         return self._do(lambda done: None, method, *path, **body)
 
     def look(self) -> None:
-        """Find the snapshots that polyvold took of its own accord."""
+        """Find the snapshots that polyvold's schedules took."""
         for view in self.ask("get", "snapshots"):
             self.adopt(view)
 

@@ -47,7 +47,7 @@ class Image:
             self.loose.setdefault(sector, set()).add(tag)
 
     def is_now(self, first: int, data: bytes) -> None:
-        """Some sectors hold this; nothing changes where there are not so many (then this image is not the one)."""
+        """Some sectors hold this; nothing changes where there are fewer (then this image is not the one)."""
         if first * SECTOR + len(data) > len(self.data):
             return
         self.data[first * SECTOR : first * SECTOR + len(data)] = data
@@ -108,9 +108,9 @@ class Held:
 
 @dataclass
 class Live:
-    """A volume. `taking`: the snapshots that are being taken; `since`: what one that polyvold takes of its own
-    accord would hold. `changing`: a verb that makes it another is in flight; `changes`: how often such a verb
-    began or ended. `quiet`: no client is to connect; `clients`: how many have."""
+    """A volume. `taking`: the snapshots that are being taken; `since`: what one that a
+    schedule of polyvold takes would hold. `changing`: a verb that makes it another is in flight; `changes`:
+    how often such a verb began or ended. `quiet`: no client is to connect; `clients`: how many have."""
 
     name: str
     images: list[Image]
@@ -134,7 +134,7 @@ class Live:
         return [image.copy() for image in self.images]
 
     def watch(self) -> None:
-        """From now on polyvold may take snapshots of its own accord."""
+        """From now on a schedule of polyvold may take snapshots."""
         self.since = Held(self.copies(), dropped=True)
 
     def reached(self) -> Iterator[Image]:

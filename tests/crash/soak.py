@@ -8,9 +8,9 @@ How it works      In each turn, WRITERS clients write, zero, trim and flush sect
                   calls, take longer than they would, so that verbs come in between. After each kill the state
                   is checked as it is, and after the start everything is compared whole (settling.py).
                   What was found is the base of the next turn.
-What must hold    Acknowledged writes are there, those in flight are old or new; every snapshot that was reported
-                  is there and has the same bytes; a verb in flight has happened or not; all volumes are
-                  served; `check` finds nothing.
+What must hold    Acknowledged writes are there, those in flight are old or new; every snapshot that was
+                  reported is there and has the same bytes; a verb in flight has happened or not; all volumes
+                  are served; `check` finds nothing.
 Errors            Lost, with the first difference. The directory then has the state, polyvold's log, and the
                   log of verbs.
 """

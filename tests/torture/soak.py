@@ -1,4 +1,4 @@
-"""soak: everything that users and polyvold's own threads do at one time, under kills; see tests/crash/soak.py."""
+"""soak: what users and polyvold's own threads do at one time, under kills; see tests/crash/soak.py."""
 
 import shutil
 import tempfile
