@@ -5,8 +5,8 @@ How it works      The script's steps are asked for one after the other, while th
                   daemon before the K-th one from the beginning of a step, where there are so many. Then
                   the state is checked as it is, the daemon is started (now and then killed in the midst of
                   that too), everything is compared whole with the ledger, and the step is asked for once
-                  more, so that the script goes on. That is one pass, WAY:K. In some ways a kind of call begins
-                  later than it would, so that the next step comes in between. All passes together kill
+                  more, so that the script goes on. That is one pass, WAY:K. In some ways a kind of call
+                  begins later than it would, so that the next step comes in between. All passes together kill
                   the daemon before every call; of steps that only write, before each CALLS_WRITING-th.
 What must hold    What settling.py compares, after each kill and at the end, after a clean stop and a start.
 Errors            Lost, with the first difference. The directory then has the state and the logs.

@@ -41,7 +41,7 @@ from tests.crash.recorder import SMALL
 from tests.crash.state_images import BLOCK, MIB, SIZE, File, Image, Story, below, build, bytes_of, lay_out
 from tests.support.proc import Argument, run
 
-LABEL_BYTES = 4096
+LABEL_BYTES = 512
 CHUNK = 1 << 16
 HANG_S = 60
 """How long a trial may take; then the program ends with what each thread does."""
@@ -99,6 +99,9 @@ CLASSES = (
     (r"state/volumes/[^/]*/.*", "engine file"),
     (r"state/volumes/[^/]*", "volume directory"),
     (r"state/volumes", "volumes"),
+    (r"state/manifests/[^/]*/.*\.manifest", "manifest"),
+    (r"state/manifests/[^/]*", "manifest directory"),
+    (r"state/manifests", "manifests"),
     (r"state/devices", "devices"),
     (r"state", "state"),
 )
@@ -421,7 +424,7 @@ def main() -> int:
     parser.add_argument("--every-kind", action="store_true")
     options = parser.parse_args()
     if options.images is not None and options.images.exists():
-        story: Story = pickle.loads(options.images.readbytes_of())
+        story: Story = pickle.loads(options.images.read_bytes())
         story.root.parent.mkdir()
     else:
         story = build(Path(tempfile.mkdtemp(prefix="polyvol-damage-", dir="/dev/shm")) / "root")
@@ -433,7 +436,7 @@ def main() -> int:
     finally:
         shutil.rmtree(story.root.parent)
     if result.failures and options.images is not None:
-        options.images.writebytes_of(pickle.dumps(story))
+        options.images.write_bytes(pickle.dumps(story))
     print(json.dumps(asdict(result)), flush=True)
     return 1 if result.failures else 0
 
