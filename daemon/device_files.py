@@ -112,7 +112,8 @@ def file_of(context: Context, device: Device) -> OpenFile:
 def keep(context: Context, device: Device, file: OpenFile) -> None:
     """Have this file for a device from now on; one that it had is closed."""
     if not file.held:
-        text = f"device {device.name}: nothing keeps others from {file.path}, because its file system has no locks"
+        why = "because its file system has no locks"
+        text = f"device {device.name}: nothing keeps others from {file.path}, {why}"
         context.events.add("warning", text, DEVICE=device.name)
     before = context.files.get(device.id)
     context.files[device.id] = file
