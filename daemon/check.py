@@ -3,9 +3,8 @@ other.
 
 How it works      The lock is held meanwhile, and not written to. The catalog is copied and the copy is
                   opened, because SQLite may write to what it opens. Then: the catalog by itself, and whether
-                  its mark says that a start may use it; devices and their
-                  labels, extents, each volume's maps and slots (by the engine, which reads only), and files
-                  that belong to nothing.
+                  its mark says that a start may use it; devices and their labels, extents, each volume's
+                  maps and slots (by the engine, which reads only), and files that belong to nothing.
 Invariants        K1 nothing in the state directory or on a device is changed.
 Errors            StateLocked, StateUnusable, NoState. What is wrong is in the view, not raised.
 """
@@ -170,9 +169,9 @@ class _Check:
     def _note_restores(self) -> None:
         """What is incomplete because a backup is being restored to it."""
         names = {volume.id: volume.name for volume in self._catalog.volumes()}
-        for mark in self._catalog.restores.all():
+        for restore in self._catalog.restores.all():
             self._notes.append(
-                f"volume {names[mark.volume]} is incomplete: it is being restored from {mark.source}"
+                f"volume {names[restore.volume]} is incomplete: it is being restored from {restore.source}"
             )
 
     def _check_extents(self) -> None:

@@ -92,14 +92,14 @@ class Context:
 
     def restoring_error(self, volume: Volume) -> Restoring:
         """Why something cannot be done with a volume that is being restored."""
-        mark = self.catalog.restores.of(volume.id)
-        return Restoring(name=volume.name, source="a backup" if mark is None else mark.source)
+        restore = self.catalog.restores.of(volume.id)
+        return Restoring(name=volume.name, source="a backup" if restore is None else restore.source)
 
     def refuse_base(self, volume: Volume, snapshot: SnapshotRecord) -> None:
         """Restoring if an incomplete restore follows this snapshot."""
-        mark = self.catalog.restores.of(volume.id)
-        if mark is not None and mark.base == snapshot.epoch:
-            raise Restoring(name=volume.name, source=mark.source)
+        restore = self.catalog.restores.of(volume.id)
+        if restore is not None and restore.base == snapshot.epoch:
+            raise Restoring(name=volume.name, source=restore.source)
 
     def is_served(self, volume: Volume) -> bool:
         """Whether the engine has it, and its devices are right."""

@@ -12,7 +12,7 @@ Why E2 is safe    The catalog does not have the snapshots that are being dropped
                   snapshots in the catalog, under `changes`. So no clone, rollback, hold or export of one can
                   begin, and epochs are never used again. The engine refuses to drop what has an export, or
                   what a clone is made from.
-Owner and locks   `changes` from the question which rollback may be forgotten until it is: both are short.
+Owner and locks   `changes` from asking which rollback may be forgotten until it is: both are short.
                   `_lock` over the jobs.
 Durability        What the catalog does not know is dropped by the engine when it takes a volume over. So a
                   kill at any moment loses nothing of a deletion, and nothing of it has to be remembered.

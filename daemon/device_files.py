@@ -1,6 +1,6 @@
 """The open files of devices: one descriptor for each, from when it is taken into use until it is given up.
 
-How it works      `open_right` opens what is at a path, holds it, and checks that it is the device.
+How it works      `open_checked` opens what is at a path, holds it, and checks that it is the device.
                   `context.files` has the result, by device id. All that Python does to a device goes through
                   that descriptor; the engine opens the same file or disk by it, for itself, so that a device
                   can be opened again after an error while it stays held. What stands at the device's path
@@ -47,7 +47,7 @@ _log = logging.getLogger("polyvol")
 
 
 @dataclass(frozen=True, slots=True)
-class Right:
+class Checked:
     """A device that was opened and checked: it is the one that the catalog says."""
 
     device: Device
@@ -55,7 +55,7 @@ class Right:
     found: Found
 
 
-def open_right(
+def open_checked(
     context: Context,
     device: Device,
     path: Path,
@@ -64,24 +64,24 @@ def open_right(
     until: float = 0.0,
     users: Mapping[Identity, str] | None = None,
     passed: int | None = None,
-) -> Right:
+) -> Checked:
     """Open and hold what is at a path, if it is the device; else DeviceNotReady. `accept` as in
     `trouble_with`; `until` and `users` as in `open_free`; `passed`: a descriptor that the process before has
     held."""
     if passed is not None:
         with contextlib.suppress(PolyvolError, OSError, HeldByOther):
-            return _checked(context, device, take_over(passed, path), accept=accept)
+            return _check_opened(context, device, take_over(passed, path), accept=accept)
     try:
         file = occupied.open_free(path, until=until, users=users)
     except FileNotFoundError as error:
         raise DeviceNotReady(name=device.name, reason=f"{path} does not exist") from error
     except PolyvolError as error:
         raise DeviceNotReady(name=device.name, reason=error.message) from error
-    return _checked(context, device, file, accept=accept)
+    return _check_opened(context, device, file, accept=accept)
 
 
-def check_again(context: Context, device: Device, file: OpenFile, *, accept: bool = False) -> Right:
-    """Check the open file of a device; DeviceNotReady if it is no longer right."""
+def check_again(context: Context, device: Device, file: OpenFile, *, accept: bool = False) -> Checked:
+    """Check the open file of a device; DeviceNotReady if it is no longer the device."""
     try:
         found = inspect_open(file)
     except PolyvolError as error:
@@ -89,10 +89,10 @@ def check_again(context: Context, device: Device, file: OpenFile, *, accept: boo
     reason = trouble_with(device, found, context.catalog.uuid, accept=accept)
     if reason is not None:
         raise DeviceNotReady(name=device.name, reason=reason)
-    return Right(device, file, found)
+    return Checked(device, file, found)
 
 
-def _checked(context: Context, device: Device, file: OpenFile, *, accept: bool) -> Right:
+def _check_opened(context: Context, device: Device, file: OpenFile, *, accept: bool) -> Checked:
     try:
         return check_again(context, device, file, accept=accept)
     except BaseException:
@@ -112,7 +112,8 @@ def file_of(context: Context, device: Device) -> OpenFile:
 def keep(context: Context, device: Device, file: OpenFile) -> None:
     """Have this file for a device from now on; one that it had is closed."""
     if not file.held:
-        text = f"device {device.name}: nothing keeps others from {file.path}, as its file system has no locks"
+        why = "because its file system has no locks"
+        text = f"device {device.name}: nothing keeps others from {file.path}, {why}"
         context.events.add("warning", text, DEVICE=device.name)
     before = context.files.get(device.id)
     context.files[device.id] = file
@@ -205,39 +206,38 @@ def _is_leftover(context: Context, device: Device, file: OpenFile) -> bool:
     return found.label is None and not found.has_data
 
 
-def begin_run(context: Context, devices: Iterable[Right]) -> None:
+def begin_run(context: Context, devices: Iterable[Checked]) -> None:
     """Begin a generation, and write it into the labels of these devices, the only ones in use. A device whose
-    label cannot be written is used all the same, as it may be that it can still be read."""
-    rights = list(devices)
+    label cannot be written is used all the same, because it may still be readable."""
+    checked_devices = list(devices)
     run = uuid4()
     identities = {
-        right.device.id: right.found.lasting
-        for right in rights
-        if right.device.adopted and right.device.identity is None and right.found.lasting is not None
+        checked.device.id: checked.found.lasting
+        for checked in checked_devices
+        if checked.device.adopted and checked.device.identity is None and checked.found.lasting is not None
     }
-    carried = {right.device.id: _run_of(right) for right in rights}
-    context.generation = context.catalog.generations.begin(
-        run, carried, identities
-    )  # before any label has it
+    carried = {checked.device.id: _run_of(checked) for checked in checked_devices}
+    # Before any label has it.
+    context.generation = context.catalog.generations.begin(run, carried, identities)
     context.run = run
-    if rights:
-        with ThreadPoolExecutor(min(WRITERS, len(rights))) as pool:
-            done = list(pool.map(lambda right: _write_label(context, right), rights))
-        written = [right.device.id for right, well in zip(rights, done, strict=True) if well]
+    if checked_devices:
+        with ThreadPoolExecutor(min(WRITERS, len(checked_devices))) as pool:
+            done = list(pool.map(lambda checked: _write_label(context, checked), checked_devices))
+        written = [checked.device.id for checked, well in zip(checked_devices, done, strict=True) if well]
         context.catalog.generations.written(written, context.generation, run)
 
 
-def _run_of(right: Right) -> UUID:
-    """The run in a device's label; that of a label without one, if it has no label."""
-    label = right.found.label_of(right.device)
+def _run_of(checked: Checked) -> UUID:
+    """The run in a device's label; NO_RUN if it has no label."""
+    label = checked.found.label_of(checked.device)
     return label.run if isinstance(label, Label) else NO_RUN
 
 
-def _write_label(context: Context, right: Right) -> bool:
+def _write_label(context: Context, checked: Checked) -> bool:
     """Write the present generation into a label; whether it is there now. What fails is said."""
-    device = right.device
+    device = checked.device
     try:
-        return write_label(device, right.file, context.catalog.uuid, context.generation, context.run)
+        return write_label(device, checked.file, context.catalog.uuid, context.generation, context.run)
     except PolyvolError as error:
         rest = "an older copy of it, or of the state directory, would not be told from this one"
         text = f"device {device.name}: {error.message}; {rest}"
@@ -247,24 +247,24 @@ def _write_label(context: Context, right: Right) -> bool:
 
 def end_run(context: Context) -> None:
     """Begin one more generation at a clean stop: a copy of the state directory from before it is older."""
-    rights = []
+    checked_devices = []
     for device in context.catalog.devices():
         file = context.files.get(device.id)
         if file is not None and device.state == "ready":
             with contextlib.suppress(PolyvolError):
-                rights.append(check_again(context, device, file))
-    begin_run(context, rights)
+                checked_devices.append(check_again(context, device, file))
+    begin_run(context, checked_devices)
 
 
-def renew_label(context: Context, right: Right) -> None:
+def renew_label(context: Context, checked: Checked) -> None:
     """Write the present generation into the label of a device that comes into use while polyvold runs."""
-    device, label, before = right.device, right.found.label_of(right.device), _run_of(right)
+    device, label, before = checked.device, checked.found.label_of(checked.device), _run_of(checked)
     generations = context.catalog.generations
     if before == context.run and device.runs == (context.run,):
         return
     generation = label.generation if isinstance(label, Label) else 0
-    identity = (right.found.lasting or device.identity) if device.adopted else None
+    identity = (checked.found.lasting or device.identity) if device.adopted else None
     context.generation = generations.accept(device.id, generation, identity)
     generations.expect(device.id, before, context.run)
-    if _write_label(context, right):
+    if _write_label(context, checked):
         generations.written([device.id], context.generation, context.run)

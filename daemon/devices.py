@@ -3,7 +3,7 @@
 How it works      add: look, open and hold (daemon/device_files.py), look again, plan, record as 'adding',
                   make the file and the label, open it in the engine, record as 'ready'. remove: record as
                   'removing', close, take the label off, forget. At start each device is opened, held and
-                  checked; then a generation begins, and is written into the labels of those that are right.
+                  checked; then a generation begins, and is written into the labels of those that pass.
                   A device that is missing, or that somebody else has, is had in the engine all the same, as
                   one whose calls all fail, so that its volumes are served as far as they go. A disk that goes
                   or comes is noticed (daemon/udev.py). retry: look at its path, or another one, check that it
@@ -25,13 +25,13 @@ from uuid import uuid4
 
 from polyvol.daemon.context import Context
 from polyvol.daemon.device_files import (
-    Right,
+    Checked,
     begin_run,
     check_again,
     keep,
     let_go,
     make,
-    open_right,
+    open_checked,
     renew_label,
     shows_other,
 )
@@ -80,14 +80,14 @@ class Devices:
         self.short = ShortDevices(context)
 
     def start(self, *, clean: bool, passed: Mapping[str, int] | None = None) -> None:
-        """Settle what is half done, check every device against the catalog, open those that are right.
+        """Settle what is half done, check every device against the catalog, open those that are as it says.
         `clean`: what earlier runs wrote is not in doubt. `passed`: descriptors that the process before has
         held, by device UUID; they are taken over or closed."""
         context = self._context
         fds = dict(passed or {})
         until, users = time.monotonic() + START_PATIENCE_S, occupied.file_users()
         devices = context.catalog.devices()
-        rights: list[Right] = []
+        checked_devices: list[Checked] = []
         reasons: dict[int, object] = {}
         for device in (each for each in devices if each.state == "ready"):
             path = context.path(device)
@@ -98,14 +98,14 @@ class Devices:
                 continue
             try:
                 fd = fds.pop(str(device.uuid), None)
-                right = open_right(context, device, path, until=until, users=users, passed=fd)
-                keep(context, device, right.file)
-                rights.append(right)
+                checked = open_checked(context, device, path, until=until, users=users, passed=fd)
+                keep(context, device, checked.file)
+                checked_devices.append(checked)
             except DeviceNotReady as error:
                 reasons[device.id] = error.facts["reason"]
         for fd in fds.values():
             os.close(fd)
-        begin_run(context, rights)
+        begin_run(context, checked_devices)
         for device in devices:
             if device.state == "ready":
                 self._start(device, reasons.get(device.id), clean=clean)
@@ -113,7 +113,7 @@ class Devices:
                 self._forget(device)
 
     def _start(self, device: Device, reason: object, *, clean: bool) -> None:
-        """Open a device in the engine; if it is not right, note why and have it absent there."""
+        """Open a device in the engine; if `reason` says what is wrong, note it and have it absent there."""
         context = self._context
         if reason is None:
             try:
@@ -143,7 +143,7 @@ class Devices:
         path = context.path(device) if request.path is None else Path(request.path)
         if not path.is_absolute() or "\0" in str(path):
             raise BadRequest(why=f"path {request.path!r} is not absolute")
-        self._reopen(self._right(device, path, accept=request.accept), path)
+        self._reopen(self._open_checked(device, path, accept=request.accept), path)
         shown = self.show(name)
         if shown.state != "ok":
             raise DeviceStillFaulty(name=name, reason=shown.reason)
@@ -185,7 +185,7 @@ class Devices:
                 return self.retry(DeviceRetry(path=None if same else str(path)), device.name)
         return None
 
-    def _right(self, device: Device, path: Path, *, accept: bool) -> Right:
+    def _open_checked(self, device: Device, path: Path, *, accept: bool) -> Checked:
         """The device at this path, open and checked; an error unless it is there."""
         context = self._context
         identity = identity_of(path)
@@ -195,18 +195,18 @@ class Devices:
         if file is not None and _is_alive(file):
             if file.identity == identity:
                 return check_again(context, device, file, accept=accept)
-            right = open_right(context, device, path, accept=accept)
+            checked = open_checked(context, device, path, accept=accept)
             if not accept:
-                right.file.close()
+                checked.file.close()
                 raise DeviceNotReady(name=device.name, reason=_copy(device, file, path))
-            return right
-        return open_right(context, device, path, accept=accept)
+            return checked
+        return open_checked(context, device, path, accept=accept)
 
-    def _reopen(self, right: Right, path: Path) -> None:
+    def _reopen(self, checked: Checked, path: Path) -> None:
         """Have the engine open a device again, in this file, and keep it."""
-        context, device, file = self._context, right.device, right.file
+        context, device, file = self._context, checked.device, checked.file
         try:
-            renew_label(context, right)
+            renew_label(context, checked)
             with context.engine_errors(f"opening device {device.name} again"):
                 context.reopen_device(device, file)
             self.short.forget(device)
@@ -233,7 +233,7 @@ class Devices:
             raise DiskInUse(path=path, use=f"the same storage as device {other.name}, or a part of it")
 
     def open_missing(self) -> None:
-        """Try every device again that was not right. The caller holds `changes`."""
+        """Try every device again that is missing. The caller holds `changes`."""
         for device in self._context.catalog.devices():
             missing = device.state == "ready" and device.id in self._context.device_trouble
             if missing and self.short.clause(device) is None:
@@ -291,7 +291,7 @@ class Devices:
         found = inspect(path)
         known = None if found is None else self._known(found)
         if known is not None:
-            self._reopen(self._right(known, path, accept=False), path)
+            self._reopen(self._open_checked(known, path, accept=False), path)
             return self.show(known.name), True
         file = None if found is None else occupied.open_free(path)
         try:
@@ -375,7 +375,7 @@ class Devices:
         # another's.
         with contextlib.suppress(PolyvolError):
             if device.id not in context.files:
-                keep(context, device, open_right(context, device, context.path(device)).file)
+                keep(context, device, open_checked(context, device, context.path(device)).file)
             clear_label(device, context.files[device.id], context.catalog.uuid)
         let_go(context, device.id)
         context.catalog.forget_device(device.id)

@@ -86,7 +86,7 @@ class EngineLike(CutEngine, Protocol):
         """Have a device that is not there."""
 
     def reopen_device(self, device: int, path: str) -> None:
-        """Open a device anew, while it is in use."""
+        """Reopen a device, while it is in use."""
 
     def close_device(self, device: int) -> None:
         """Close a device that no volume uses."""

@@ -62,7 +62,7 @@ def cli(
 
 
 def run(config: Config, read_again: Callable[[], Config], accept_older_catalog: bool = False) -> None:
-    """Run until SIGTERM or SIGINT; `read_again` gives the settings anew when a SIGHUP asks for it. An older
+    """Run until SIGTERM or SIGINT; `read_again` reads the settings again when a SIGHUP asks for it. An older
     catalog is for one start, so it can be accepted by the native front end alone."""
     if accept_older_catalog and config.frontend != "native":
         raise BadConfig(where="polyvold", why="--accept-older-catalog needs the front end native")

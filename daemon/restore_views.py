@@ -11,17 +11,17 @@ def restore_view(
     context: Context, volume: Volume, snapshots: Iterable[SnapshotRecord]
 ) -> IncompleteRestoreView | None:
     """The restore to a volume that has these snapshots; None if none is incomplete."""
-    mark = context.catalog.restores.of(volume.id)
-    if mark is None:
+    restore = context.catalog.restores.of(volume.id)
+    if restore is None:
         return None
     export = context.restoring.get(volume.id)
     return IncompleteRestoreView(
-        source=mark.source,
-        stream=str(mark.stream),
-        snapshot=mark.snapshot,
-        snapshot_uuid=str(mark.snapshot_uuid),
-        base=next((each.name for each in snapshots if each.epoch == mark.base), None),
-        begun=iso(mark.begun_ns),
+        source=restore.source,
+        stream=str(restore.stream),
+        snapshot=restore.snapshot,
+        snapshot_uuid=str(restore.snapshot_uuid),
+        base=next((each.name for each in snapshots if each.epoch == restore.base), None),
+        begun=iso(restore.begun_ns),
         connections=0 if export is None else context.connections([export]),
     )
 

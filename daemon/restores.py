@@ -1,18 +1,19 @@
 """Restores: a volume that a backup is written to belongs to that restore alone until it is complete.
 
 How it works      begin: a volume is made for a full backup, or the export of one that has an incremental
-                  backup's base ends; the catalog gets the restore's mark; then the volume is exported under
-                  a name that only the answer tells, hidden from lists. Who restores writes it by NBD.
+                  backup's base ends; the catalog records the restore; then the volume is exported under a
+                  name that only the answer has, hidden from lists. The client of the restore writes to it
+                  by NBD.
                   complete: that export ends, and the coordinator takes the snapshot; the transaction that
-                  commits it deletes the mark; then the volume is exported by its own name.
-                  abandon: the volume goes back to its base, in one transaction with the mark's end, or is
-                  deleted if it was made for the restore.
-Invariants        T1 a volume with a mark is exported to its restore alone, also after a restart; T2 an
-                  incremental restore begins only on a volume that is what its base shows; T3 a restore
-                  goes on only with the stream that it began with; T4 one client of a restore at a time:
-                  the export's name changes each time that it is begun or resumed.
+                  commits it deletes the restore's record; then the volume is exported by its own name.
+                  abandon: the volume goes back to its base, in the transaction that deletes the
+                  record, or is deleted if it was made for the restore.
+Invariants        T1 a volume with an incomplete restore is exported to that restore alone, also after a
+                  restart; T2 an incremental restore begins only on a volume that is what its base shows;
+                  T3 a restore is resumed only with the stream that it began with; T4 one client of a
+                  restore at a time: the export's name changes each time that it is begun or resumed.
 Owner and locks   The verbs take `changes`. `Context.restoring` has the exports, and is changed only under it.
-Durability        The mark is durable before the first write can come. After a kill the next start finds it
+Durability        The record is durable before the first write can come. After a kill the next start finds it
                   and exports only the volume's snapshots.
 Errors            Restoring, RestoreRunning, RestoreEnded, NoRestore, CannotResume, NotANewVolume,
                   BaseMissing, ChangedSinceBase, AlreadyRestored, TargetSize, VolumeInUse, before anything
@@ -49,7 +50,7 @@ from polyvol.daemon.views import RestoreAbandoned, RestoreView, SnapshotView
 from polyvol.daemon.volumes import Volumes
 from polyvol.mapping.errors import NameInUse
 from polyvol.mapping.names import check_name
-from polyvol.mapping.records import RestoreMark, SnapshotRecord, Volume
+from polyvol.mapping.records import RestoreRecord, SnapshotRecord, Volume
 from polyvol.snapshot.coordinator import Coordinator
 from polyvol.snapshot.snapshot import export_name
 
@@ -81,7 +82,7 @@ class Restores:
         self._coordinator = Coordinator(context.engine, context.catalog)
 
     def begin(self, request: RestoreBegin) -> RestoreView:
-        """Begin a restore, or go on with it."""
+        """Begin a restore, or resume it."""
         check_name("volume", request.volume)
         check_name("snapshot", request.snapshot)
         stream = _stream(request)
@@ -94,34 +95,34 @@ class Restores:
             return self._begin_incremental(request, stream)
 
     def complete(self, volume_name: str, request: RestoreCompletion) -> SnapshotView:
-        """Take the snapshot of a volume that was restored whole, and export it."""
+        """Take the snapshot of a volume whose restore is complete, and export the volume."""
         context = self._context
         with context.changes:
             volume = context.find_served(volume_name, restoring=True)
-            mark = context.catalog.restores.of(volume.id)
-            if mark is None:
+            restore = context.catalog.restores.of(volume.id)
+            if restore is None:
                 raise NoRestore(name=volume_name)
             if context.restoring.get(volume.id) != request.export:
                 raise RestoreEnded(name=volume_name)
             with context.engine_errors(f"ending the restore to volume {volume_name}"):
                 context.engine.disconnect(request.export)  # what it had to write is flushed
             self._end_session(volume)
-            self._coordinator.take([volume], mark.snapshot, restored=mark)
+            self._coordinator.take([volume], restore.snapshot, restored=restore)
             self._volumes.export_live(context.find_volume(volume_name))
-        export = export_name(volume_name, mark.snapshot)
-        text = f"snapshot {export} was restored from {mark.source}"
-        context.events.add("info", text, volume=volume_name, SNAPSHOT=mark.snapshot)
-        return self._snapshots.show(volume_name, mark.snapshot, partitions=False)
+        export = export_name(volume_name, restore.snapshot)
+        text = f"snapshot {export} was restored from {restore.source}"
+        context.events.add("info", text, volume=volume_name, SNAPSHOT=restore.snapshot)
+        return self._snapshots.show(volume_name, restore.snapshot, partitions=False)
 
     def abandon(self, volume_name: str) -> RestoreAbandoned:
         """End a restore that is not complete, and that nobody writes now."""
         context = self._context
         with context.changes:
             volume = context.find_volume(volume_name)
-            mark = context.catalog.restores.of(volume.id)
-            if mark is None:
+            restore = context.catalog.restores.of(volume.id)
+            if restore is None:
                 raise NoRestore(name=volume_name)
-            base = None if mark.base is None else self._base_of(volume, mark)
+            base = None if restore.base is None else self._base_of(volume, restore)
             if base is None:
                 self._groups.refuse_delete(volume)
                 self._end_session(volume)
@@ -129,8 +130,8 @@ class Restores:
             else:
                 context.find_served(volume_name, restoring=True)
                 self._end_session(volume)
-                self._rollbacks.abandon_restore(volume, base, mark)
-        text = f"the restore to volume {volume_name} from {mark.source} was abandoned"
+                self._rollbacks.abandon_restore(volume, base, restore)
+        text = f"the restore to volume {volume_name} from {restore.source} was abandoned"
         context.events.add("info", text, volume=volume_name)
         return RestoreAbandoned(volume=volume_name, base=None if base is None else base.name)
 
@@ -153,8 +154,9 @@ class Restores:
         if request.dry_run:
             self._volumes.plan(wanted)
             return RestoreView(volume=request.volume, export=None, resumed=False, base=None)
-        mark = _mark(request, stream, 0, None, self._context.clock())
-        volume = self._volumes.make_for_restore(wanted, mark)
+        volume = self._volumes.make_for_restore(
+            wanted, _restore_record(request, stream, self._context.clock())
+        )
         _log.info(
             "volume %s was made, to restore %s to it",
             volume.name,
@@ -182,8 +184,8 @@ class Restores:
             raise VolumeInUse(name=volume.name, **counted_clients(clients)) from error
         try:
             self._refuse_changed(request, volume, base)  # T2: nobody can write any more
-            mark = _mark(request, stream, volume.id, base.epoch, context.clock())
-            context.catalog.restores.begin(mark)
+            record = _restore_record(request, stream, context.clock(), volume=volume.id, base=base.epoch)
+            context.catalog.restores.begin(record)
         except BaseException:
             self._volumes.export_live(volume)
             raise
@@ -194,18 +196,18 @@ class Restores:
 
     def _resume(self, request: RestoreBegin, stream: _Stream, volume: Volume) -> RestoreView:
         context = self._context
-        mark = context.catalog.restores.of(volume.id)
-        if mark is None or not request.resume or mark.stream != stream.number:  # T3
+        restore = context.catalog.restores.of(volume.id)
+        if restore is None or not request.resume or restore.stream != stream.number:  # T3
             raise context.restoring_error(volume)
         context.find_served(volume.name, restoring=True)
-        base = None if mark.base is None else self._base_of(volume, mark).name
+        base = None if restore.base is None else self._base_of(volume, restore).name
         if request.dry_run:
             self._refuse_running(volume)
             return RestoreView(volume=volume.name, export=None, resumed=True, base=base)
         return self._begin_session(volume, base, resumed=True)
 
     def _begin_session(self, volume: Volume, base: str | None, *, resumed: bool) -> RestoreView:
-        """Export a volume to who restores it, and to nobody else (T1, T4)."""
+        """Export a volume to the client of its restore, and to nobody else (T1, T4)."""
         context = self._context
         self._end_session(volume)
         export = f"{volume.name}{HIDDEN}{secrets.token_hex(16)}"
@@ -263,9 +265,9 @@ class Restores:
         if changed and changed[0][0] < base.size:
             raise ChangedSinceBase(volume=volume.name, base=base.name, name=request.source)
 
-    def _base_of(self, volume: Volume, mark: RestoreMark) -> SnapshotRecord:
+    def _base_of(self, volume: Volume, restore: RestoreRecord) -> SnapshotRecord:
         records = self._context.catalog.snapshots(volume.id)
-        return next(record for record in records if record.epoch == mark.base)
+        return next(record for record in records if record.epoch == restore.base)
 
 
 def _contents(record: SnapshotRecord) -> UUID:
@@ -281,15 +283,15 @@ def _stream(request: RestoreBegin) -> _Stream:
         raise BadRequest(why="stream, snapshot_uuid and base_uuid can be UUIDs") from error
 
 
-def _mark(
-    request: RestoreBegin, stream: _Stream, volume: int, base: int | None, now_ns: int
-) -> RestoreMark:
-    return RestoreMark(
+def _restore_record(
+    request: RestoreBegin, stream: _Stream, begun_ns: int, *, volume: int = 0, base: int | None = None
+) -> RestoreRecord:
+    return RestoreRecord(
         volume=volume,
         stream=stream.number,
         source=request.source,
         snapshot=request.snapshot,
         snapshot_uuid=stream.snapshot,
         base=base,
-        begun_ns=now_ns,
+        begun_ns=begun_ns,
     )

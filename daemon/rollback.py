@@ -22,7 +22,7 @@ from polyvol.daemon.snapshots import Snapshots
 from polyvol.daemon.volumes import Volumes
 from polyvol.mapping.errors import NameInUse
 from polyvol.mapping.names import check_name
-from polyvol.mapping.records import RestoreMark, SnapshotRecord, Volume
+from polyvol.mapping.records import RestoreRecord, SnapshotRecord, Volume
 from polyvol.snapshot.coordinator import Coordinator
 from polyvol.snapshot.snapshot import export_name
 
@@ -57,13 +57,13 @@ class Rollbacks:
                 self._context.find_served(volume.name)
             return self._roll_back(members, name, request, group.id)
 
-    def abandon_restore(self, volume: Volume, base: SnapshotRecord, mark: RestoreMark) -> None:
+    def abandon_restore(self, volume: Volume, base: SnapshotRecord, restore: RestoreRecord) -> None:
         """Have a volume be what it was before the restore to it began; then that restore has ended. It has no
         export. The caller holds `changes`."""
         context = self._context
         try:
             with context.engine_errors(f"rolling back to {base.name}"):
-                self._coordinator.roll_back([(volume, base)], None, abandoned=mark)
+                self._coordinator.roll_back([(volume, base)], None, abandoned=restore)
         finally:
             self._export(volume)
 

@@ -234,7 +234,7 @@ class Service:
             return view
 
     def retry_device(self, name: str, request: DeviceRetry) -> DeviceView:
-        """Open a device anew; what waited for it is tried again."""
+        """Reopen a device; what waited for it is tried again."""
         with self._context.changes:
             view = self._devices.retry(request, name)
             self._volumes.serve_waiting()

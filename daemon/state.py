@@ -2,8 +2,8 @@
 
 How it works      `catalog.db`, `lock`, `control.sock`, `nbd.sock`, `devices/` (files made for volumes),
                   `volumes/` and `manifests/` (one directory a volume, the engine's). The owner holds an
-                  flock on `lock`, which
-                  ends with the process however it ends, and has written its pid there for others to read.
+                  flock on `lock`, which ends with the process however it ends, and has written its pid there
+                  for others to read.
 Errors            StateLocked, StateUnusable.
 """
 
@@ -13,6 +13,7 @@ import os
 from pathlib import Path
 
 from polyvol.daemon.errors import StateLocked, StateUnusable
+from polyvol.mapping.opening import sync_directory
 
 DEFAULT_STATE_DIR = "/var/lib/polyvol"
 
@@ -41,10 +42,10 @@ def make_state_dir(state_dir: Path) -> None:
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         for name in ("devices", "volumes", "manifests"):
             (state_dir / name).mkdir(mode=0o700, exist_ok=True)
-        _sync(state_dir)
+        sync_directory(state_dir)
         for directory in state_dir.parents:
             with contextlib.suppress(PermissionError):  # then it was there before us
-                _sync(directory)
+                sync_directory(directory)
             if directory == above:
                 break
     except OSError as error:
@@ -54,14 +55,6 @@ def make_state_dir(state_dir: Path) -> None:
 def boot_id() -> str:
     """Another one after each start of the machine."""
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-
-
-def _sync(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 class StateLock:

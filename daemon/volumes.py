@@ -60,7 +60,7 @@ from polyvol.mapping.device import Device, zero_extents
 from polyvol.mapping.errors import DeviceNotReady, PolyvolError, UnknownSnapshot
 from polyvol.mapping.extent import Extent
 from polyvol.mapping.opening import sync_directory
-from polyvol.mapping.records import RestoreMark, SnapshotRecord, Volume
+from polyvol.mapping.records import RestoreRecord, SnapshotRecord, Volume
 from polyvol.mapping.volume import VolumePlan, VolumeRequest, plan_volume, volume_spec
 from polyvol.snapshot.coordinator import export_snapshot
 from polyvol.snapshot.snapshot import export_name
@@ -158,12 +158,12 @@ class Volumes:
         context.events.add("info", text, volume=request.name)
         return self.show(request.name, partitions=False)
 
-    def make_for_restore(self, request: VolumeCreate, restore: RestoreMark) -> Volume:
+    def make_for_restore(self, request: VolumeCreate, restore: RestoreRecord) -> Volume:
         """Make a volume that is not exported until the restore is complete. The caller holds `changes`."""
         self._make(self._plan(request), restore)
         return self._context.find_volume(request.name)
 
-    def _make(self, plan: VolumePlan, restore: RestoreMark | None = None) -> None:
+    def _make(self, plan: VolumePlan, restore: RestoreRecord | None = None) -> None:
         context = self._context
         context.grow_processors(max(plan.processors) + 1)
         volume = context.catalog.create_volume(plan)

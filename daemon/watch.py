@@ -32,7 +32,7 @@ def block_signals() -> None:
 
 
 def watch(service: Service, processors: Callable[[], int | None]) -> None:
-    """Until SIGTERM or SIGINT. `processors` reads anew how many there should be, or raises PolyvolError."""
+    """Until SIGTERM or SIGINT. `processors` reads again how many there should be, or raises PolyvolError."""
     watchdog_s = watchdog_interval_s()
     interval_s = min(STATUS_INTERVAL_S, watchdog_s or STATUS_INTERVAL_S)
     told = ""

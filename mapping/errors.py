@@ -228,11 +228,11 @@ class DeviceNotReady(PolyvolError):
 
 
 class DeviceStillFaulty(PolyvolError):
-    """The device was opened anew, and failed again at once."""
+    """The device was reopened, and failed again at once."""
 
     code = "device-still-faulty"
     kind = "io"
-    sentence = "device {name} was opened anew and is still faulty: {reason}"
+    sentence = "device {name} was reopened and is still faulty: {reason}"
     hint = "see the system's log for the device's errors, then try again"
 
 

@@ -1,9 +1,9 @@
-"""Identity: what an adopted device is known by, as it carries no label.
+"""The lasting identity of an adopted device: what it is known by, because it has no label among its data.
 
-How it works      A file: its inode number and the time of its birth (statx). A copy of it has others; another
-                  name of it has the same. A disk: the identity that its maker gave it, as sysfs has it; a
+How it works      A file: its inode number and birth time (statx). A copy of it has others; another
+                  name of it has the same. A disk: the identity that its maker gave it, from sysfs; a
                   partition: its disk's, and where it begins. It stays the same over restarts of the host.
-Errors            None: where there is no such identity, or it cannot be relied on, it is None.
+Errors            Nothing raises: where there is no such identity, or it cannot be relied on, it is None.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ def _of_file(fd: int) -> str | None:
         return None
     mask = struct.unpack_from("=I", buffer, 0)[0]
     if failed or mask & _WANTED != _WANTED:
-        return None  # a file system without births may number its files anew when it is mounted
+        return None  # a file system without birth times may renumber its files when it is mounted
     inode = struct.unpack_from("=Q", buffer, 32)[0]
     seconds, nanoseconds = struct.unpack_from("=qI", buffer, 80)
     return f"file {inode} of {seconds}.{nanoseconds:09}"

@@ -6,8 +6,8 @@ How it works      `open_free` opens and holds a file or disk (opening.py), and s
                   over it, from sysfs, and swap. Signatures (file systems, partition tables, members of LVM
                   and RAID) by `wipefs`, which has libblkid's list and knows those at the end of a disk too;
                   it is given our descriptor, not the path.
-Errors            DiskInUse; DeviceUnusable where wipefs cannot be had or fails. What goes away meanwhile is
-                  not there.
+Errors            DiskInUse; DeviceUnusable where wipefs is not installed or fails. What goes away meanwhile
+                  is not there.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from polyvol.mapping.opening import HeldByOther, Identity, OpenFile, identity_of
 SYSFS = Path("/sys/class/block")
 MOUNTS = Path("/proc/self/mountinfo")
 SWAPS = Path("/proc/swaps")
-HELD = "in use by another program, which has it for itself"
+HELD = "in use by another program, which holds it exclusively"
 WIPEFS_S = 60.0
 POLL_S = 0.02
 _BLKRRPART = 0x125F
@@ -194,7 +194,7 @@ def contents_of(file: OpenFile) -> str | None:
 
 def clear_signatures(file: OpenFile) -> None:
     """Take all signatures off a disk, so that nobody takes it for what it was; nothing else is changed."""
-    _wipefs(file, "--all", "--quiet", "--force")  # by force, as we have the disk for ourselves
+    _wipefs(file, "--all", "--quiet", "--force")  # by force, because this process holds the disk
     with contextlib.suppress(OSError):  # not every disk has partitions
         fcntl.ioctl(file.fd, _BLKRRPART)
 

@@ -57,7 +57,7 @@ class Rollback:
 
 
 @dataclass(frozen=True, slots=True)
-class RestoreMark:
+class RestoreRecord:
     """A restore that was begun and is not complete. `stream`: the backup stream's own number; `source`: where
     it is read from, for people; `snapshot`: what the volume's snapshot will be named, a copy of
     `snapshot_uuid`; `base`: the epoch of the volume's snapshot that it follows (None: the volume was made for

@@ -27,7 +27,7 @@ from uuid import UUID, uuid4
 from polyvol.mapping.catalog.store import Catalog
 from polyvol.mapping.clock import in_range
 from polyvol.mapping.group import Consistency, GroupSnapshot
-from polyvol.mapping.records import Origin, RestoreMark, Rollback, SnapshotRecord, Volume
+from polyvol.mapping.records import Origin, RestoreRecord, Rollback, SnapshotRecord, Volume
 from polyvol.snapshot.errors import CutFailed
 from polyvol.snapshot.snapshot import export_name
 
@@ -82,7 +82,7 @@ class Coordinator:
         schedule: str | None = None,
         group: int | None = None,
         thaw: Thaw | None = None,
-        restored: RestoreMark | None = None,
+        restored: RestoreRecord | None = None,
     ) -> list[SnapshotRecord]:
         """The snapshots, one for each volume, durable and exported. `name` is free in all of them; `logs` has
         the number of the change log named for what is written afterwards, by volume id. `group`: whose
@@ -133,7 +133,7 @@ class Coordinator:
         safety: str | None,
         group: int | None = None,
         *,
-        abandoned: RestoreMark | None = None,
+        abandoned: RestoreRecord | None = None,
     ) -> list[SnapshotRecord]:
         """Have volumes, which have no exports of their own, show what their snapshots show, all or none. What
         they were is a snapshot named `safety`, of `group` if so, or gone if there is no name. Returns these
@@ -162,8 +162,8 @@ class Coordinator:
             }
             self._catalog.commit_snapshots(records, whole, rollbacks)
         except Exception as cause:
-            # A commit that has failed may have been made all the same. The mark of a restore comes first: a
-            # volume without it is complete.
+            # A commit that has failed may have been made all the same. The restore's record comes first:
+            # a volume without one is complete.
             undone = [abandoned is None or _done(self._catalog.restores.put_back, abandoned)]
             undone += [
                 _done(self._catalog.rollbacks.forget, volume.id, epochs[volume.id] + 1) for volume in volumes
@@ -185,7 +185,7 @@ class Coordinator:
         name: str,
         cut: UUID,
         epochs: Mapping[int, int],
-        unrestored: RestoreMark | None = None,
+        unrestored: RestoreRecord | None = None,
     ) -> list[str]:
         """Undo what a cut has done so far; the names of what could not be."""
         names = [export_name(volume.name, name) for volume in volumes]

@@ -27,7 +27,7 @@ ROUTES = [
     Route(
         "POST",
         "/v1/devices/{device}/retry",
-        "Open a device anew that was missing or faulty, while it is in use",
+        "Reopen a device that was missing or faulty, while it is in use",
         lambda service, call: service.retry_device(call.path["device"], call.body),
         DeviceView,
         body=DeviceRetry,

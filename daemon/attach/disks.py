@@ -5,7 +5,7 @@ How it works      sysfs is read each time. The kernel's NBD devices say in
                   60-polyvol.rules makes the link /dev/polyvol/NAME. A loop device over nbdfuse is known by
                   its file.
 Errors            Nothing raises where a device has gone in the meantime: it is then as if it had never been.
-                  Only `written_out` does, which says that data are safe.
+                  Only `written_out` does, which says that data is safe.
 """
 
 import contextlib
@@ -101,7 +101,7 @@ def written_out(name: str, device: str) -> Iterator[None]:
         descriptor = os.open(DEV / device, os.O_RDONLY | os.O_CLOEXEC | os.O_EXCL)
     except OSError as error:
         if error.errno == errno.EBUSY:
-            use = "in use by somebody who has it alone"
+            use = "in use by a program that holds it exclusively"
             raise AttachedInUse(name=name, device=f"/dev/{device}", use=use) from error
         raise NotWritten(name=name, device=f"/dev/{device}", why=error.strerror or error) from error
     try:
@@ -124,7 +124,7 @@ class Arrival:
         self._monitor.start()
 
     def wait(self, condition: Callable[[], bool], timeout_s: float) -> bool:
-        """Until a condition holds, looked at anew with each of udev's events; False if it did not in time."""
+        """Until a condition holds, checked again at each of udev's events; False if it did not in time."""
         deadline = time.monotonic() + timeout_s
         while not condition():
             if time.monotonic() >= deadline:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from polyvol.daemon.attach.errors import RecordUnusable
+from polyvol.mapping.opening import sync_directory
 
 ROOT_VARIABLE = "POLYVOL_ATTACH_ROOT"
 """Another root than / for /etc/polyvol, /run/polyvol and /dev/polyvol: for tests."""
@@ -102,7 +103,7 @@ class Places:
                 file.flush()
                 os.fsync(file.fileno())
             new.rename(path)
-            _sync_directory(path.parent)
+            sync_directory(path.parent)
         except OSError as error:
             raise RecordUnusable(path=path, why=error.strerror or error) from error
 
@@ -112,7 +113,7 @@ class Places:
         try:
             path.unlink(missing_ok=True)
             if path.parent.is_dir():
-                _sync_directory(path.parent)  # else it may be attached again after a power loss
+                sync_directory(path.parent)  # else it may be attached again after a power loss
         except OSError as error:
             raise RecordUnusable(path=path, why=error.strerror or error) from error
 
@@ -131,11 +132,3 @@ def _read(path: Path, kind: type[Record]) -> Record | None:
         raise RecordUnusable(path=path, why=error.strerror or error) from error
     except (ValueError, TypeError) as error:
         raise RecordUnusable(path=path, why=f"it is not what polyvol writes: {error}") from error
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -85,7 +85,7 @@ def detach(places: Places, text: str, *, force: bool) -> tuple[str, list[str]]:
     if now is not None and not force:
         _refuse_used(places, now, uses)
         with disks.written_out(name, now.device):
-            pass  # an error is told once, so it has to be us who is told
+            pass  # the kernel reports a lost write once: this command has to see it
     try:
         _end(places, name, force=force)
     except PolyvolError:
@@ -107,7 +107,7 @@ def _end(places: Places, name: str, *, force: bool) -> None:
     if now is None:
         return
     if not force:
-        _refuse_used(places, now, users_of(now.device))  # by now it may be used
+        _refuse_used(places, now, users_of(now.device))  # it may be in use by now
         if looked_after:
             use = f"not ended by its unit, and `journalctl -u {units.unit(name)}` says why"
             raise AttachedInUse(name=name, device=f"/dev/{now.device}", use=use)

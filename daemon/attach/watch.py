@@ -229,7 +229,7 @@ def _end(now: Now, detach: Callable[[], None], *, daemon_answers: bool = True) -
         release(now.device)
         uses = users_of(now.device)
         if uses:
-            time.sleep(SHUTDOWN_LOOK_S)  # its own users are being ended beside us
+            time.sleep(SHUTDOWN_LOOK_S)  # systemd is stopping its users at the same time
     try:
         if uses:
             raise AttachedInUse(name=now.name, device=f"/dev/{now.device}", use=" and ".join(uses))

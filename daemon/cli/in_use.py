@@ -1,10 +1,10 @@
-"""polyvol in-use: who would lose something if polyvol was taken off this host.
+"""polyvol in-use: who would lose data if polyvol was removed from this host.
 
 How it works      Devices that are attached here and used (daemon/attach/users.py), restores that run, and
-                  clients of the daemon here, on whatever host, but for devices attached here that nobody
-                  uses: their units end them in order. It works when the daemon is down: then there are no
+                  clients of the daemon here, on any host, except devices attached here that nobody uses:
+                  their units end them in order. It works when the daemon is down: then there are no
                   clients. The package's `prerm` and scripts/uninstall call it (scripts/activate.sh).
-Errors            EXIT_CODE if something is in use, or if a daemon that runs does not tell. NeedsRoot: what
+Errors            EXIT_CODE if something is in use, or if a running daemon does not answer. NeedsRoot: what
                   others have open can be seen by root only.
 """
 
@@ -72,7 +72,7 @@ def _devices(places: Places) -> list[InUse]:
 
 
 def _clients(places: Places, state_dir: Path) -> list[InUse]:
-    """The daemon's clients, but for unused devices of this host."""
+    """The daemon's clients, except unused devices of this host."""
     if not _may_run(state_dir):
         return []
     try:
@@ -97,7 +97,7 @@ def _clients(places: Places, state_dir: Path) -> list[InUse]:
             found.append(
                 InUse(
                     what=f"{clients} NBD {are} open to {export['name']}",
-                    cure="disconnect these clients, on whatever host they are",
+                    cure="disconnect these clients, on any host",
                 )
             )
     return found

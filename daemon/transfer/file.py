@@ -21,6 +21,7 @@ from pathlib import Path
 from types import FrameType
 
 from polyvol.daemon.transfer.errors import FileBusy, FileExists, TransferFailed
+from polyvol.mapping.opening import sync_directory
 
 _NOREPLACE = 1
 _AT_FDCWD = -100
@@ -29,7 +30,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class NewFile:
-    """FILE.partial, open for reading and writing as `fd`, which belongs to who made this. `resume`: it may be
+    """FILE.partial, open for reading and writing as `fd`, which the caller has to close. `resume`: it may be
     there already."""
 
     def __init__(self, path: Path, *, resume: bool) -> None:
@@ -55,7 +56,7 @@ class NewFile:
                 _rename(self.partial, self.path)
             except FileExistsError as error:
                 raise self._exists() from error
-            _sync_directory(self.path.parent)
+            sync_directory(self.path.parent)
 
     def remove(self) -> None:
         """Remove FILE.partial, which is of no use."""
@@ -120,7 +121,7 @@ def file_errors(path: Path) -> Iterator[None]:
         raise TransferFailed(what=f"writing {path}", why=error.strerror or error) from error
 
 
-class _Told(BaseException):
+class _Signalled(BaseException):
     """A signal that ends the process, once what was begun is cleaned up."""
 
     def __init__(self, number: int) -> None:
@@ -132,9 +133,9 @@ def signals_as_errors() -> Iterator[None]:
     """SIGTERM and SIGHUP end the block like an error, so that it is cleaned up, and then the process as they
     would have; a second one ends the process at once. For the main thread."""
 
-    def told(number: int, _frame: FrameType | None) -> None:
+    def interrupt(number: int, _frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_DFL)
-        raise _Told(number)
+        raise _Signalled(number)
 
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -142,9 +143,9 @@ def signals_as_errors() -> Iterator[None]:
     numbers = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is signal.SIG_DFL]
     try:
         for number in numbers:
-            signal.signal(number, told)
+            signal.signal(number, interrupt)
         yield
-    except _Told as error:
+    except _Signalled as error:
         os.kill(os.getpid(), error.number)  # its action is the default one by now
         raise
     finally:
@@ -164,11 +165,3 @@ def _rename(source: Path, target: Path) -> None:
     if os.path.lexists(target):  # a file system that cannot look and rename in one step
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
     source.rename(target)
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -1,4 +1,4 @@
-"""Examining a catalog's file before it is used: whether it is whole, right and the newest.
+"""Examining a catalog's file before it is used: whether it is complete, correct and the newest.
 
 How it works      The file is opened as one that nobody changes (SQLite's `immutable`), so that nothing is
                   written, not even SQLite's own files beside it. Its version, its structure (integrity_check)

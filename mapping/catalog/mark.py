@@ -13,12 +13,13 @@ Errors            OSError. `read` tells a damaged record by leaving it out.
 import contextlib
 import os
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
 import crcmod.predefined
+
+from polyvol.mapping.opening import sync_directory
 
 MAGIC = b"PVMARK\0\x01"
 FORMAT_VERSION = 1
@@ -69,12 +70,14 @@ class Mark:
         data = bytearray(_FILE_BYTES)
         for at in COPY_AT:
             data[at : at + _RECORD_BYTES] = _pack(marked)
-        with _opened(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as fd:
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
             os.write(fd, data)
             os.fsync(fd)
+        finally:
+            os.close(fd)
         new.rename(self.path)
-        with _opened(self.path.parent, os.O_RDONLY | os.O_DIRECTORY) as fd:
-            os.fsync(fd)
+        sync_directory(self.path.parent)
 
     def open(self) -> None:
         """Be ready to write."""
@@ -91,15 +94,6 @@ class Mark:
                 os.fsync(self._fd)
             os.close(self._fd)
             self._fd = -1
-
-
-@contextlib.contextmanager
-def _opened(path: Path, flags: int) -> Iterator[int]:
-    fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
 
 
 def _pack(marked: Marked) -> bytes:

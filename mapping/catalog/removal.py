@@ -16,7 +16,7 @@ from uuid import UUID
 from polyvol.mapping.catalog.database import Database
 from polyvol.mapping.catalog.restores import delete_restore, insert_restore
 from polyvol.mapping.clock import wall_ns
-from polyvol.mapping.records import DroppedSnapshot, RestoreMark, SnapshotRecord, Volume
+from polyvol.mapping.records import DroppedSnapshot, RestoreRecord, SnapshotRecord, Volume
 
 DROPPED_MAX = 20
 """How many dropped snapshots of a volume are remembered."""
@@ -37,7 +37,7 @@ class Removal:
             for snapshot in snapshots:
                 _take_out(connection, "uuid = ?", str(snapshot))
 
-    def forget_cut(self, cut: UUID, unrestored: RestoreMark | None = None) -> None:
+    def forget_cut(self, cut: UUID, unrestored: RestoreRecord | None = None) -> None:
         """Take out every snapshot of a cut, and that of a group; none being there is fine. `unrestored`: the
         restore that the cut was to complete is incomplete again."""
         with self._database.transaction() as connection:

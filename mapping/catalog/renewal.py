@@ -20,9 +20,9 @@ from pathlib import Path
 
 
 def renew(path: Path, examine: Callable[[Path], bool]) -> bool | None:
-    """Write the catalog anew if an earlier process has left a log; `examine` raises if what it is given is
-    not to be used, and says whether there is a catalog in it. Returns what it said; None: there was nothing
-    to renew."""
+    """Write a new file of the catalog if an earlier process has left a log; `examine` raises if what it
+    is given is not to be used, and says whether there is a catalog in it. Returns what it said; None: there
+    was nothing to renew."""
     log = Path(f"{path}-wal")
     renewed = path.with_name(f"{path.name}.renewed")
     if renewed.exists():
@@ -52,7 +52,7 @@ def renew(path: Path, examine: Callable[[Path], bool]) -> bool | None:
 
 
 def put_new(path: Path, make: Callable[[sqlite3.Connection], None]) -> None:
-    """Put a new catalog in its place, which `make` fills: it is there whole, durably, or not at all."""
+    """Put a new catalog in its place, which `make` fills: it is there complete and durable, or not at all."""
     copy = path.with_name(f"{path.name}.renewing")
     _remove(copy)
     copy.touch(mode=0o600)  # SQLite gives its other files the mode of this one

@@ -3,7 +3,7 @@
 How it works      A restore has a row from before its first write until its snapshot is committed, or until it
                   is abandoned. The transaction that commits the snapshot, rolls the volume back or forgets it
                   deletes the row.
-Invariants        M1 a volume with a row is incomplete; M2 the base that a row names exists (a foreign key).
+Invariants        R1 a volume with a row is incomplete; R2 the base that a row names exists (a foreign key).
 Owner and locks   As in store.py.
 Durability        When a verb returns, its change survives power loss.
 """
@@ -12,7 +12,7 @@ import sqlite3
 from uuid import UUID
 
 from polyvol.mapping.catalog.database import Database
-from polyvol.mapping.records import RestoreMark
+from polyvol.mapping.records import RestoreRecord
 
 
 class Restores:
@@ -21,40 +21,40 @@ class Restores:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def begin(self, mark: RestoreMark) -> None:
+    def begin(self, record: RestoreRecord) -> None:
         """Record a restore; its volume has none."""
         with self._database.transaction() as connection:
-            insert_restore(connection, mark)
+            insert_restore(connection, record)
 
-    def put_back(self, mark: RestoreMark) -> None:
+    def put_back(self, record: RestoreRecord) -> None:
         """Record a restore that a transaction was to end; it may have, or not."""
         with self._database.transaction() as connection:
-            delete_restore(connection, mark.volume)
-            insert_restore(connection, mark)
+            delete_restore(connection, record.volume)
+            insert_restore(connection, record)
 
-    def of(self, volume: int) -> RestoreMark | None:
+    def of(self, volume: int) -> RestoreRecord | None:
         """The restore to this volume, if one was begun and is not complete."""
         rows = self._database.rows("SELECT * FROM restore WHERE volume = ?", volume)
-        return _mark(rows[0]) if rows else None
+        return _record(rows[0]) if rows else None
 
-    def all(self) -> list[RestoreMark]:
+    def all(self) -> list[RestoreRecord]:
         """All of them, by volume."""
-        return [_mark(row) for row in self._database.rows("SELECT * FROM restore ORDER BY volume")]
+        return [_record(row) for row in self._database.rows("SELECT * FROM restore ORDER BY volume")]
 
 
-def insert_restore(connection: sqlite3.Connection, mark: RestoreMark) -> None:
+def insert_restore(connection: sqlite3.Connection, record: RestoreRecord) -> None:
     """Record a restore, in a transaction that is under way."""
     connection.execute(
         "INSERT INTO restore (volume, stream, source, snapshot, snapshot_uuid, base, begun_ns)"
         " VALUES (?, ?, ?, ?, ?, ?, ?)",
         (
-            mark.volume,
-            str(mark.stream),
-            mark.source,
-            mark.snapshot,
-            str(mark.snapshot_uuid),
-            mark.base,
-            mark.begun_ns,
+            record.volume,
+            str(record.stream),
+            record.source,
+            record.snapshot,
+            str(record.snapshot_uuid),
+            record.base,
+            record.begun_ns,
         ),
     )
 
@@ -64,8 +64,8 @@ def delete_restore(connection: sqlite3.Connection, volume: int) -> None:
     connection.execute("DELETE FROM restore WHERE volume = ?", (volume,))
 
 
-def _mark(row: sqlite3.Row) -> RestoreMark:
+def _record(row: sqlite3.Row) -> RestoreRecord:
     values = dict(row)
     values["stream"] = UUID(values["stream"])
     values["snapshot_uuid"] = UUID(values["snapshot_uuid"])
-    return RestoreMark(**values)
+    return RestoreRecord(**values)

@@ -28,7 +28,7 @@ class Settings:
 
     def begin_run(self, boot_id: str) -> bool:
         """A run of the daemon begins, which has not ended cleanly until it says so. Returns whether nothing
-        that an earlier one wrote is in doubt: it ended cleanly, or the machine was started anew since, so
+        that an earlier one wrote is in doubt: it ended cleanly, or the machine was restarted since, so
         that what is on its devices now is all that there will be. A text that cannot be read leaves it in
         doubt."""
         text = self.get("run")

@@ -74,7 +74,7 @@ def test_of_two_daemons_one_has_the_device_and_the_older_is_refused(either: Daem
     either.start()
     with Daemon(copied) as other:
         assert device(other)["state"] == "missing"
-        assert device(other)["reason"].endswith("is in use by another program, which has it for itself")
+        assert device(other)["reason"].endswith("is in use by another program, which holds it exclusively")
         assert "in use by another program" in other.refused("device", "retry", "d")
         either.stop()
         assert "so this one is older" in other.refused("device", "retry", "d")

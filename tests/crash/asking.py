@@ -347,7 +347,7 @@ class Asking:
         return self._do(lambda done: None, method, *path, **body)
 
     def look(self) -> None:
-        """Find the snapshots that polyvold took of its own accord, those of a group all at once."""
+        """Find the snapshots that polyvold's schedules took, those of a group all at once."""
         views = self.ask("get", "snapshots")
         with self.ledger.lock:
             for view in views:

@@ -134,7 +134,7 @@ class Live:
         return [image.copy() for image in self.images]
 
     def watch(self) -> None:
-        """From now on polyvold may take snapshots of its own accord."""
+        """From now on a schedule of polyvold may take snapshots."""
         self.since = Held(self.copies(), dropped=True)
 
     def reached(self) -> Iterator[Image]:

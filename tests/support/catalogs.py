@@ -18,7 +18,7 @@ from polyvol.mapping.errors import PolyvolError
 from polyvol.mapping.extent import Extent
 from polyvol.mapping.group import GroupSnapshot, Hooks
 from polyvol.mapping.partition import Partition
-from polyvol.mapping.records import ChangeLog, CloneSource, RestoreMark, Rollback, SnapshotRecord
+from polyvol.mapping.records import ChangeLog, CloneSource, RestoreRecord, Rollback, SnapshotRecord
 from polyvol.mapping.volume import NewDevice, VolumePlan
 
 MIB = 1 << 20
@@ -59,7 +59,7 @@ def use(catalog: Catalog) -> None:
     catalog.removal.drop_snapshots([catalog.snapshots(volume.id)[1]])
     clone = replace(PLAN, name="c", new_devices=(), partitions=(), logs=())
     made = catalog.create_volume(replace(clone, source=CloneSource(volume.id, 1)))
-    catalog.restores.begin(RestoreMark(made.id, uuid4(), "-", "s", uuid4(), None, 7))
+    catalog.restores.begin(RestoreRecord(made.id, uuid4(), "-", "s", uuid4(), None, 7))
     schedule = new_schedule(
         "x", volume=volume.id, group=None, every_s=9, cron=None, keep={"last": 2}, prefix="p"
     )

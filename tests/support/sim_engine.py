@@ -87,7 +87,7 @@ class SimWorld:
         self.scrubs: dict[tuple[int, int], ScrubReport] = {}
         """What scrubs report, by volume and partition; nothing where nothing is said."""
         self.stays_faulty: set[int] = set()
-        """Devices that are faulty again as soon as they were opened anew."""
+        """Devices that are faulty again as soon as they are reopened."""
         self.used: dict[int, int] = {}
         """Volume -> what its change logs hold, bytes, as `space` says."""
         self.starving: set[int] = set()

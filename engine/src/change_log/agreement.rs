@@ -17,7 +17,7 @@ const ROLLBACKS_RECORDED: u32 = 2;
 
 /// What the catalog says of a volume, as far as one processor's journal must agree.
 #[derive(Clone, Debug)]
-pub struct Told {
+pub struct CatalogState {
     /// Its snapshots and rollbacks.
     pub history: History,
     /// The volume's size in blocks at each rollback.
@@ -28,10 +28,10 @@ pub struct Told {
     pub reached: Epoch,
 }
 
-impl Told {
+impl CatalogState {
     /// Snapshots without rollbacks, in order; the journal may have reached any epoch.
-    pub fn line(snapshots: &[Epoch]) -> Told {
-        Told {
+    pub fn line(snapshots: &[Epoch]) -> CatalogState {
+        CatalogState {
             history: History::line(snapshots),
             sizes: Vec::new(),
             expect: Expect::Nothing,
@@ -42,7 +42,7 @@ impl Told {
 
 /// How far a replay has got in the history.
 pub struct Agreement<'a> {
-    told: &'a Told,
+    catalog: &'a CatalogState,
     /// Rollbacks that the maps have.
     rolled: usize,
     /// The newest epoch of which a record says that it ended.
@@ -51,10 +51,10 @@ pub struct Agreement<'a> {
 
 impl<'a> Agreement<'a> {
     /// At a checkpoint that was taken in `epoch`.
-    pub fn new(told: &'a Told, epoch: Epoch) -> Agreement<'a> {
-        let rolled = told.history.rollbacks().partition_point(|rollback| rollback.at < epoch);
+    pub fn new(catalog: &'a CatalogState, epoch: Epoch) -> Agreement<'a> {
+        let rolled = catalog.history.rollbacks().partition_point(|rollback| rollback.at < epoch);
         // The record that the epoch before ended may follow the checkpoint.
-        Agreement { told, rolled, ended: epoch.saturating_sub(2) }
+        Agreement { catalog, rolled, ended: epoch.saturating_sub(2) }
     }
 
     /// The number of rollbacks that the maps have.
@@ -65,7 +65,7 @@ impl<'a> Agreement<'a> {
     /// The next record, of a segment of this format version. Returns how many rollbacks the maps have to go through first.
     pub fn meet(&mut self, record: &Record, version: u32) -> Result<usize, String> {
         let epoch = record.epoch;
-        let rollbacks = self.told.history.rollbacks();
+        let rollbacks = self.catalog.history.rollbacks();
         let before = self.rolled.checked_sub(1).map(|last| rollbacks[last].at);
         if before.is_some_and(|at| epoch <= at) {
             return Err(format!("it is of epoch {epoch}, which a rollback has ended"));
@@ -90,7 +90,7 @@ impl<'a> Agreement<'a> {
             (RecordKind::Rollback, Some(next)) => {
                 let size = u64::from(record.first) << 32 | u64::from(record.partition);
                 let same = next.to == record.place
-                    && self.told.sizes.get(self.rolled + due) == Some(&size);
+                    && self.catalog.sizes.get(self.rolled + due) == Some(&size);
                 if !same {
                     return Err(format!(
                         "the volume, of {size} blocks, was rolled back at epoch {epoch} to epoch {}, but the catalog \
@@ -120,11 +120,11 @@ impl<'a> Agreement<'a> {
     /// All records were met, and the last epoch is `epoch`. `recorded`: every segment is of a version that has a record for
     /// each end of an epoch.
     pub fn end(&self, epoch: Epoch, recorded: bool) -> Result<(), String> {
-        if recorded && epoch < self.told.reached {
+        if recorded && epoch < self.catalog.reached {
             return Err(format!(
                 "it ends in epoch {epoch}, but the catalog has snapshots or rollbacks up to epoch {}: the journal is \
                  older than the catalog",
-                self.told.reached
+                self.catalog.reached
             ));
         }
         Ok(())

@@ -166,7 +166,7 @@ pub struct Marks {
     /// The last record that counts in each: what a later segment begins with was not read back when that was begun, or was
     /// lost before. So a segment may end before it begins: then nothing of it counts.
     pub ends: Vec<u64>,
-    /// What each of the commit marks covers, in order: two may cover the same, as what is behind that no longer counts.
+    /// What each of the commit marks covers, in order: two may cover the same, because what is behind that no longer counts.
     pub marks: Vec<u64>,
 }
 

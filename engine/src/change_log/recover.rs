@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::agreement::{Agreement, Told, records_ends};
+use super::agreement::{Agreement, CatalogState, records_ends};
 use super::expected::{expect_files, expect_records, list, read_checkpoint};
 use super::format::{FIRST_VERSION, HEADER_BYTES};
 use super::format::{Record, RecordKind, possible, seed, u32_at};
@@ -134,19 +134,19 @@ impl Shape {
     }
 }
 
-/// Reads a processor's maps back. `told` is what the catalog says; `shape_of` gives the shape of a partition that this
+/// Reads a processor's maps back. `catalog` is what the catalog says; `shape_of` gives the shape of a partition that this
 /// processor owns.
 pub fn recover(
     identity: &Identity,
-    told: &Told,
+    catalog: &CatalogState,
     shape_of: impl Fn(PartitionIndex) -> Option<Shape>,
 ) -> Result<Recovered> {
     let blocks_of = |partition| shape_of(partition).map(|shape: Shape| shape.blocks);
-    let history = &told.history;
+    let history = &catalog.history;
     let manifest = manifest::read(identity)?;
-    let names = list(identity, told.expect)?;
+    let names = list(identity, catalog.expect)?;
     if manifest.is_none() {
-        expect_files(identity, told.expect, &names)?;
+        expect_files(identity, catalog.expect, &names)?;
     }
     let mut leftovers = Vec::new();
     let state = manifest.as_ref().map(|found| &found.state);
@@ -171,7 +171,7 @@ pub fn recover(
         checkpoint,
         manifest,
     };
-    let rolled = replay_all(identity, &mut recovered, &segments, told, &shape_of)?;
+    let rolled = replay_all(identity, &mut recovered, &segments, catalog, &shape_of)?;
     recovered.redone = history.rollbacks().len() - rolled;
     if let Some(found) = &recovered.manifest
         && !bug(Bug::QuietEnd)
@@ -258,11 +258,11 @@ fn replay_all(
     identity: &Identity,
     recovered: &mut Recovered,
     segments: &[OldSegment],
-    told: &Told,
+    catalog: &CatalogState,
     shape_of: &impl Fn(PartitionIndex) -> Option<Shape>,
 ) -> Result<usize> {
-    let history = &told.history;
-    let agreement = Agreement::new(told, recovered.epoch);
+    let history = &catalog.history;
+    let agreement = Agreement::new(catalog, recovered.epoch);
     let Some(last) = segments.last() else { return Ok(agreement.rolled()) };
     let state = recovered.manifest.as_ref().map(|found| &found.state);
     let Marks { ends, marks } = Marks::of(segments, state)?;

@@ -110,7 +110,7 @@ impl Segment {
     /// Stores a commit mark (J9).
     ///
     /// # Safety
-    /// The caller holds `committing`, as the marks' bytes belong to its holder.
+    /// The caller holds `committing`: the marks' bytes belong to its holder.
     pub unsafe fn store_mark(&self, mark: Mark) {
         let at = MARK_OFFSETS[(mark.turn % 2) as usize];
         let [seq, turn, check] = mark.words(self.header.incarnation);

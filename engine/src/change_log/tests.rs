@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use proptest::prelude::*;
 
-use super::agreement::Told;
+use super::agreement::CatalogState;
 use super::checkpoint::{self, Contents};
 use super::format::{
     BEGIN_FIELDS, BEGIN_OFFSET, HEADER_FIELDS, Header, JOURNAL_MAGIC, MARK_FIELDS, MARK_OFFSETS,
@@ -79,7 +79,7 @@ fn entry(first: u32, slot: u64, epoch: Epoch, sums: &[u32]) -> Entry<'_> {
 }
 
 fn back(scratch: &Scratch, boot: u8, snapshots: &[Epoch]) -> Result<Recovered> {
-    recover(&scratch.identity(boot), &Told::line(snapshots), |partition| {
+    recover(&scratch.identity(boot), &CatalogState::line(snapshots), |partition| {
         (partition == 4).then(|| Shape::whole(BLOCKS))
     })
 }

@@ -84,7 +84,7 @@ pub fn check_volume(
 }
 
 fn recover_one(spec: &VolumeSpec, identity: &Identity) -> Result<Recovered> {
-    recover(identity, &spec.told(identity.processor), |partition| {
+    recover(identity, &spec.catalog_state(identity.processor), |partition| {
         let (owner, _) = spec.partitions.get(partition as usize)?;
         let bytes = spec.partition_bytes(partition);
         (*owner == identity.processor).then(|| spec.shape(partition, (bytes / BLOCK_SIZE) as u32))

@@ -96,7 +96,7 @@ impl Engine {
     }
 
     /// Refuses to take away what clones were made from, or are being made from: the snapshots of a volume of those epochs.
-    /// Whoever takes them away holds `sources` until it has told all processors.
+    /// The caller holds `sources` until all processors have been told.
     pub(super) fn refuse_sources(
         &self,
         sources: &[(VolumeId, Epoch)],

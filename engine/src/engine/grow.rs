@@ -60,9 +60,9 @@ impl Engine {
         let (ours, _) = ask(&*self.system, &volume.shares[0].queue, |answer| {
             Control::History(volume.share, answer)
         })?;
-        let told = spec.history();
-        let snapshots = told.snapshots().iter().all(|epoch| ours.has(*epoch)); // others may be about to be dropped
-        if !snapshots || told.rollbacks() != ours.rollbacks() {
+        let catalog = spec.history();
+        let snapshots = catalog.snapshots().iter().all(|epoch| ours.has(*epoch)); // others may be about to be dropped
+        if !snapshots || catalog.rollbacks() != ours.rollbacks() {
             let what = format!("volume {} cannot grow: its history is another one", volume.name);
             return Err(Error::new(ErrorKind::Invalid, what));
         }

@@ -161,7 +161,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Opens a device anew, at this path, while volumes are in use.
+    /// Reopens a device, at this path, while volumes are in use.
     pub fn reopen_device(&self, id: DeviceId, path: &Path) -> Result<()> {
         self.device(id)?.reopen(path)?;
         let volumes: Vec<_> =
@@ -231,7 +231,7 @@ impl Engine {
 
     /// Refuses a snapshot that does not exist.
     fn refuse_unknown(&self, volume: &Volume, epoch: Epoch) -> Result<()> {
-        let has = |answer| Control::Has(volume.share, epoch, answer);
+        let has = |answer| Control::HasSnapshot(volume.share, epoch, answer);
         if ask(&*self.system, &volume.shares[0].queue, has)? {
             return Ok(());
         }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::block_map::history::{History, Rollback};
-use crate::change_log::agreement::Told;
+use crate::change_log::agreement::CatalogState;
 use crate::change_log::expected::Expect;
 use crate::change_log::format::possible;
 use crate::change_log::journal::Identity;
@@ -88,14 +88,14 @@ impl VolumeSpec {
     }
 
     /// What the catalog says of it that the journal of a processor must agree with.
-    pub(super) fn told(&self, processor: u32) -> Told {
+    pub(super) fn catalog_state(&self, processor: u32) -> CatalogState {
         let first = self.partitions.iter().position(|(owner, _)| *owner == processor);
         let start = first.map_or(u64::MAX, |first| first as u64 * self.partition_size);
         // A cut is recorded in the journals of all processors that have partitions then.
         let snapshots = self.snapshots.iter().map(|(epoch, _)| (*epoch + 1, self.size_at(*epoch)));
         let rollbacks = self.rollbacks.iter().map(|(rollback, size)| (rollback.at, *size));
         let reached = snapshots.chain(rollbacks).filter(|(_, size)| start < *size);
-        Told {
+        CatalogState {
             history: self.history(),
             sizes: self.rollbacks.iter().map(|(_, size)| size / BLOCK_SIZE).collect(),
             expect: self.expect(processor),

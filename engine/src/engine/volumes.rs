@@ -314,8 +314,8 @@ pub(super) fn recover_all(
 ) -> Result<Vec<(Recovered, Slots)>> {
     let history = spec.history();
     let recover_one = &|intake: &Intake| {
-        let told = spec.told(intake.share.processor);
-        let recovered = recover(&intake.identity, &told, |partition| {
+        let catalog = spec.catalog_state(intake.share.processor);
+        let recovered = recover(&intake.identity, &catalog, |partition| {
             let owner = geometry.partitions.get(partition as usize)?;
             let blocks = geometry.partition_bytes(partition) / BLOCK_SIZE;
             let ours = owner.processor == intake.share.processor;

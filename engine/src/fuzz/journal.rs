@@ -15,7 +15,7 @@ use super::checkpoint::{
 use super::files::{BOOT_ID, Files, PROCESSOR, VOLUME_UUID, identity};
 use super::random::Choices;
 use crate::block_map::place::Place;
-use crate::change_log::agreement::Told;
+use crate::change_log::agreement::CatalogState;
 use crate::change_log::checkpoint::{self, Contents};
 use crate::change_log::format::{
     BEGIN_BYTES, BEGIN_OFFSET, Begin, FIRST_VERSION, FORMAT_VERSION, HEADER_BYTES, Header,
@@ -103,8 +103,9 @@ fn run(input: &[u8]) {
         let bytes = segment(choices.take(length), marks & FIX != 0);
         files.put(identity.segment_path(number), bytes);
     }
-    match recover(&identity, &Told::line(&snapshots), |number| blocks_of(number).map(Shape::whole))
-    {
+    match recover(&identity, &CatalogState::line(&snapshots), |number| {
+        blocks_of(number).map(Shape::whole)
+    }) {
         Ok(recovered) => check(recovered),
         Err(error) => {
             let expected = [ErrorKind::Corrupt, ErrorKind::Io];
@@ -303,5 +304,5 @@ pub fn recover_segments(
         files.put(identity.segment_path(number), bytes.clone());
     }
     manifest.into_iter().for_each(|bytes| files.put(identity.manifest.clone(), bytes));
-    recover(&identity, &Told::line(snapshots), |number| blocks_of(number).map(Shape::whole))
+    recover(&identity, &CatalogState::line(snapshots), |number| blocks_of(number).map(Shape::whole))
 }

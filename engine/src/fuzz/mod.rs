@@ -80,7 +80,7 @@ mod tests {
         }
     }
 
-    /// Writes the corpus anew: `cargo test --no-default-features write_the_seeds -- --ignored`.
+    /// Writes the corpus again: `cargo test --no-default-features write_the_seeds -- --ignored`.
     #[test]
     #[ignore = "writes into the source tree"]
     fn write_the_seeds() {

@@ -35,7 +35,7 @@ impl File for Absent {
 
     fn will_need(&self, _: u64, _: u64) {}
 
-    /// All is data, which says nothing of what it holds: whoever wants to know that reads.
+    /// All is data, which says nothing about the contents: only a read can tell, and it fails.
     fn allocation(&self, _: u64, limit: u64) -> Result<(u64, bool)> {
         Ok((limit, false))
     }

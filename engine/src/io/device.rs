@@ -13,11 +13,11 @@
 //! Invariants        D1 a write is counted after it was made and before it is acknowledged, so a sync that
 //!                   starts after an acknowledgement covers it;
 //!                   D2 after a failed sync the kernel may have dropped what it could not write, so no later sync
-//!                   of this device succeeds until it is opened anew;
+//!                   of this device succeeds until it is reopened;
 //!                   D3 a write that finds its file changed under it syncs that file itself, and fails if it cannot: so
 //!                   what was acknowledged is in a file that some sync covers;
 //!                   D4 whenever acknowledged writes may have been lost, `losses` grows: each volume's flusher
-//!                   tells its hosts once, however soon the device was opened anew;
+//!                   tells its hosts once, however soon the device was reopened;
 //!                   D5 once its file was found short, nothing is written to it, no sync succeeds, and what lies beyond the
 //!                   shortest length that was seen is EIO, until the device is reopened with a file that is long enough.
 //! Owner and locks   `syncing` is held for a sync and for a change of files, so that no sync falls between the two.

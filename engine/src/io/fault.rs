@@ -1,7 +1,7 @@
 //! Fault: what is known to be wrong with a device, for people to see.
 //!
 //! How it works      Every failed call is noted. The first one marks the device as faulty, and the mark stays until
-//!                   the device is opened anew; meanwhile every call is still made, as one bad sector must not take
+//!                   the device is reopened; meanwhile every call is still made, because one bad sector must not take
 //!                   a whole disk down. A lack of space marks nothing: it passes by itself, unless a sync met it.
 //!                   That a device has become shorter stays in the mark, whatever fails later.
 //! Owner and locks   one lock over the mark, taken only when a call has failed or somebody asks.

@@ -1,9 +1,9 @@
 //! Elsewhere: what becomes of a write whose slots could not be written.
 //!
 //! How it works      The slots are set aside, so that nothing is handed the same bad sector again, their log goes to the
-//!                   end of those to try, and the part starts anew: it finds other slots, of another log if there
+//!                   end of those to try, and the part starts again: it finds other slots, of another log if there
 //!                   is one with room. A few attempts later the host is given the error; at once, if the log's device
-//!                   is missing, as that is tried when nothing else has room. When a device was opened anew, logs are tried in their own order again, and slots that were set aside can be used.
+//!                   is missing, as that is tried when nothing else has room. When a device was reopened, logs are tried in their own order again, and slots that were set aside can be used.
 //! Invariants        E1 a slot that was set aside is counted as used, and no record speaks of it: after a restart it is
 //!                   free again.
 //! Owner and locks   the share's processor.
@@ -32,7 +32,7 @@ pub(super) struct Elsewhere {
 }
 
 impl Share {
-    /// Ends a part whose job has ended, or starts it anew if its slots could not be written.
+    /// Ends a part whose job has ended, or starts it again if its slots could not be written.
     pub(super) fn finish(
         &mut self,
         mut part: Part,
@@ -107,7 +107,7 @@ impl Share {
         (missing, self.elsewhere.last_to_try.contains(&log.number))
     }
 
-    /// A device was opened anew: everything is tried again.
+    /// A device was reopened: everything is tried again.
     pub fn device_back(&mut self) {
         let Elsewhere { set_aside, .. } = std::mem::take(&mut self.elsewhere);
         for (place, count) in set_aside {

@@ -75,7 +75,7 @@ pub enum Control {
     /// Answer with the snapshots and rollbacks, and the epoch of the newest durable checkpoint (0: there is none).
     History(u32, Sender<(History, Epoch)>),
     /// Answer whether there is a snapshot of this epoch.
-    Has(u32, Epoch, Sender<bool>),
+    HasSnapshot(u32, Epoch, Sender<bool>),
     /// Go back to a snapshot, as soon as nothing is under way; answer whether that was done.
     RollBack(u32, Rollback, Sender<Ended>),
     /// Write a checkpoint of now, and say whether that was done.
@@ -93,7 +93,7 @@ pub enum Control {
     ChunksReturned(u32, u64),
     /// Answer a share's question of a scrub.
     Scrub(u32, Question),
-    /// A device was opened anew.
+    /// A device was reopened.
     DeviceBack(u32),
     /// There may be room for the parts that wait for slots.
     TryAgain(u32),

@@ -34,7 +34,7 @@ pub struct Dropping {
     epochs: Vec<Epoch>,
     next_local: u32,
     freed_blocks: u64,
-    /// Whoever asked waits until what is freed can be used again.
+    /// The caller waits until what is freed can be used again.
     waits: bool,
     answer: Sender<u64>,
 }

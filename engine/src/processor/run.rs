@@ -329,7 +329,7 @@ impl Processor {
             Control::History(number, answer) => {
                 self.with_share(number, |share, _| answer.send(share.lineage()));
             }
-            Control::Has(number, epoch, answer) => {
+            Control::HasSnapshot(number, epoch, answer) => {
                 self.with_share(number, |share, _| answer.send(share.has_snapshot(epoch)));
             }
             Control::States(number, epoch, answer) => {

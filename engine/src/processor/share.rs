@@ -268,7 +268,7 @@ impl Share {
         self.look_at_devices();
     }
 
-    /// Its volume has other devices than before. They may be many: a cut, which orders logs anew, does not wait for this.
+    /// Its volume has other devices than before. They may be many: a cut, which sorts the logs again, does not wait for this.
     pub(super) fn look_at_devices(&mut self) {
         let logs = self.space.logs();
         self.direct = self.geometry.devices().any(|device| device.mode.direct)

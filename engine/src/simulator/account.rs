@@ -48,7 +48,7 @@ impl Simulation {
     /// Nothing fails any more: everything is as it should be, and nothing is left when all was deleted.
     pub(super) fn account(&mut self) -> Result<()> {
         self.disk.lock().failing = false;
-        // Where a sync has failed, none succeeds before the machine was started anew.
+        // Where a sync has failed, none succeeds before the machine was restarted.
         self.disk.lock().crash(true);
         self.start_again();
         self.disk.lock().plan = None;

@@ -3,7 +3,7 @@
 //! How it works      The kernel's asynchronous I/O ([`super::aio`]): a read past the page cache is on its way to the disk when
 //!                   `io_submit` returns, whichever thread has called it, and whoever reaps takes those that have ended
 //!                   ([`super::reaper`]). With a ring ([`super::ring`]) a read begins when the ring's thread has its turn; what
-//!                   came meanwhile begins, ends and is asked for anew all at once, and between two such times the disk waits.
+//!                   came meanwhile begins, ends and is asked for again all at once, and between two such times the disk waits.
 //!                   As with a ring, all that is told is whether a buffer is full: what the kernel has not taken, and what
 //!                   has failed, is read another way by who has brought it.
 //! Invariants        X1 a read's buffer and file stay until the kernel is done with it: the only pointer to what they belong to

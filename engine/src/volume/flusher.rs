@@ -10,7 +10,7 @@
 //!                   a mark covers only records that were appended before the devices' sync began, and a
 //!                   record is appended after its data was written.
 //!                   F2 whenever a device may have lost acknowledged writes (its D4), a sync that a host asked for
-//!                   fails, also if the device has been opened anew or the process started again in between.
+//!                   fails, also if the device has been reopened or the process started again in between.
 //!                   F3 one sync for waiters at a time: who has set `running` runs them, until it hands over to a job.
 //! Owner and locks   `here`, which whoever runs a sync outside of the pool holds, then `state`.
 //! Errors            a failed sync fails everyone that it was for, with the device's errno.

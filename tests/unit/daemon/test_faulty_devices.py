@@ -99,7 +99,7 @@ def test_a_retry_brings_a_device_back_without_a_restart(degraded: Daemon, tmp_pa
 
 def test_a_retry_that_fails_says_what_is_still_wrong(degraded: Daemon) -> None:
     degraded.world.stays_faulty.add(2)
-    assert "opened anew and is still faulty: reading at 4096" in degraded.refused("device", "retry", "b")
+    assert "reopened and is still faulty: reading at 4096" in degraded.refused("device", "retry", "b")
     degraded.world.fail["reopen_device"] = 0
     assert "opening device b again failed" in degraded.refused("device", "retry", "b")
     assert "no device" in degraded.refused("device", "retry", "nix")

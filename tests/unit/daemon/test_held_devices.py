@@ -360,7 +360,7 @@ def test_what_somebody_else_has_at_start_is_missing_until_it_is_free(daemon: Dae
     daemon.service.stop()
     with open_file(path):
         daemon.start()
-        assert "in use by another program, which has it for itself" in trouble(daemon)
+        assert "in use by another program, which holds it exclusively" in trouble(daemon)
         assert json.loads(daemon.ok("volume", "show", "v", "--json"))["state"] == "degraded"
         assert "in use by another program" in daemon.refused("device", "retry", "d")
         assert "in use by another program" in daemon.refused("volume", "delete", "v", "--yes")

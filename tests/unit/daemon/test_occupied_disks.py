@@ -104,7 +104,7 @@ def test_a_mounted_disk_is_refused_whatever_is_asked(daemon: Daemon, disk: Path,
 def test_a_disk_that_somebody_has_alone_is_refused(daemon: Daemon, disk: Path) -> None:
     descriptor = os.open(disk, os.O_RDONLY | os.O_EXCL)
     try:
-        assert "has it for itself" in daemon.refused("device", "add", str(disk), "--force")
+        assert "holds it exclusively" in daemon.refused("device", "add", str(disk), "--force")
     finally:
         os.close(descriptor)
     daemon.ok("device", "add", str(disk))

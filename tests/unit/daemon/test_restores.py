@@ -300,8 +300,8 @@ def test_a_restore_that_fails_to_begin_can_be_begun_again(bench: Bench, step: st
     bench.complete(bench.begin(FULL, resume=True))
 
 
-def test_a_clean_up_never_loses_the_mark(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever fails after the commit, the snapshot and the mark are never gone both."""
+def test_a_clean_up_never_loses_the_record(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever fails after the commit, the snapshot and the restore's record are never both gone."""
     begun = bench.begin(FULL)
     removal = bench.daemon.service._context.catalog.removal
 

@@ -51,8 +51,8 @@ fn write(version: u32, records: &Records) -> Scratch {
     scratch
 }
 
-fn told(rollbacks: &[Rollback], reached: Epoch) -> Told {
-    Told {
+fn catalog(rollbacks: &[Rollback], reached: Epoch) -> CatalogState {
+    CatalogState {
         history: History::new(vec![S], rollbacks.to_vec()).unwrap(),
         sizes: rollbacks.iter().map(|_| u64::from(BLOCKS)).collect(),
         expect: Expect::Nothing,
@@ -60,12 +60,14 @@ fn told(rollbacks: &[Rollback], reached: Epoch) -> Told {
     }
 }
 
-fn read(scratch: &Scratch, told: &Told) -> Result<Recovered> {
-    recover(&scratch.identity(1), told, |partition| (partition == 4).then(|| Shape::whole(BLOCKS)))
+fn read(scratch: &Scratch, catalog: &CatalogState) -> Result<Recovered> {
+    recover(&scratch.identity(1), catalog, |partition| {
+        (partition == 4).then(|| Shape::whole(BLOCKS))
+    })
 }
 
 fn refused(version: u32, records: &Records, rollbacks: &[Rollback], why: &str) {
-    let error = read(&write(version, records), &told(rollbacks, 0)).unwrap_err();
+    let error = read(&write(version, records), &catalog(rollbacks, 0)).unwrap_err();
     assert_eq!(error.kind, ErrorKind::Corrupt);
     assert!(error.what.contains(why), "{error}");
 }
@@ -77,13 +79,13 @@ fn live(recovered: &Recovered) -> Place {
 #[test]
 fn a_journal_of_version_1_has_a_cut_where_the_volume_was_rolled_back() {
     let before = [(MAP, 1, 10), (CUT, S, 0), (MAP, 2, 20), (CUT, 2, 0), (CUT, 3, 0)];
-    let recovered = read(&write(1, &before), &told(&[ROLLBACK], 0)).unwrap();
+    let recovered = read(&write(1, &before), &catalog(&[ROLLBACK], 0)).unwrap();
     assert_eq!((live(&recovered), recovered.redone, recovered.epoch), (Place::slot(1, 10), 1, 4));
     let after: Vec<_> = before.into_iter().chain([(CUT, 4, 0)]).collect();
-    let recovered = read(&write(1, &after), &told(&[ROLLBACK], 9)).unwrap();
+    let recovered = read(&write(1, &after), &catalog(&[ROLLBACK], 9)).unwrap();
     assert_eq!((live(&recovered), recovered.redone, recovered.epoch), (Place::slot(1, 10), 0, 5));
     // The catalog alone knew of it.
-    let recovered = read(&write(1, &after), &told(&[], 0)).unwrap();
+    let recovered = read(&write(1, &after), &catalog(&[], 0)).unwrap();
     assert_eq!(live(&recovered), Place::slot(1, 20));
 }
 
@@ -91,13 +93,13 @@ fn a_journal_of_version_1_has_a_cut_where_the_volume_was_rolled_back() {
 fn a_journal_says_where_the_volume_was_rolled_back_to() {
     let records =
         [(MAP, 1, 10), (CUT, S, 0), (MAP, 2, 20), (CUT, 2, 0), (BACK, 3, S), (MAP, 4, 40)];
-    let recovered = read(&write(FORMAT_VERSION, &records[..5]), &told(&[ROLLBACK], 4)).unwrap();
+    let recovered = read(&write(FORMAT_VERSION, &records[..5]), &catalog(&[ROLLBACK], 4)).unwrap();
     assert_eq!((live(&recovered), recovered.redone, recovered.epoch), (Place::slot(1, 10), 0, 4));
-    let recovered = read(&write(FORMAT_VERSION, &records), &told(&[ROLLBACK], 4)).unwrap();
+    let recovered = read(&write(FORMAT_VERSION, &records), &catalog(&[ROLLBACK], 4)).unwrap();
     assert_eq!((live(&recovered), recovered.redone), (Place::slot(1, 40), 0));
     assert_eq!(recovered.partitions[&4].at(S).0.place(0), Place::slot(1, 10));
     // Not told: it is done again.
-    let recovered = read(&write(FORMAT_VERSION, &records[..4]), &told(&[ROLLBACK], 3)).unwrap();
+    let recovered = read(&write(FORMAT_VERSION, &records[..4]), &catalog(&[ROLLBACK], 3)).unwrap();
     assert_eq!((live(&recovered), recovered.redone, recovered.epoch), (Place::slot(1, 10), 1, 4));
     refused(FORMAT_VERSION, &records, &[], "does not have this rollback");
     let other = Rollback { to: 2, ..ROLLBACK };
@@ -111,7 +113,7 @@ fn a_journal_says_where_the_volume_was_rolled_back_to() {
         &[Rollback { at: 2, to: S }, ROLLBACK],
         "a snapshot ended epoch 2",
     );
-    let mut smaller = told(&[ROLLBACK], 0);
+    let mut smaller = catalog(&[ROLLBACK], 0);
     smaller.sizes = vec![u64::from(BLOCKS) - 1];
     assert!(read(&write(FORMAT_VERSION, &records), &smaller).is_err());
 }
@@ -133,17 +135,17 @@ fn epochs_do_not_end_twice_nor_come_back_after_a_rollback() {
     refused(FORMAT_VERSION, &[(CUT, 0, 0)], &[], "its epoch cannot be");
     // A write that had begun before a cut may land after it.
     let late = [(MAP, 1, 10), (CUT, S, 0), (MAP, 1, 20)];
-    assert_eq!(read(&write(FORMAT_VERSION, &late), &told(&[], 2)).unwrap().replayed, 3);
+    assert_eq!(read(&write(FORMAT_VERSION, &late), &catalog(&[], 2)).unwrap().replayed, 3);
 }
 
 #[test]
 fn a_journal_that_ends_before_the_catalogs_last_snapshot_is_refused() {
     let records = [(MAP, 1, 10), (CUT, S, 0)];
-    assert!(read(&write(FORMAT_VERSION, &records), &told(&[], 2)).is_ok());
-    let error = read(&write(FORMAT_VERSION, &records[..1]), &told(&[], 2)).unwrap_err();
+    assert!(read(&write(FORMAT_VERSION, &records), &catalog(&[], 2)).is_ok());
+    let error = read(&write(FORMAT_VERSION, &records[..1]), &catalog(&[], 2)).unwrap_err();
     assert!(error.what.contains("older than the catalog"), "{error}");
     // Of a cut whose record could not be appended version 1 said nothing.
-    assert!(read(&write(1, &records[..1]), &told(&[], 2)).is_ok());
+    assert!(read(&write(1, &records[..1]), &catalog(&[], 2)).is_ok());
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::{BLOCKS, Scratch, begin_again, entry};
 use crate::block_map::place::Place;
-use crate::change_log::agreement::Told;
+use crate::change_log::agreement::CatalogState;
 use crate::change_log::checkpoint::{self, Contents};
 use crate::change_log::expected::Expect;
 use crate::change_log::format::{BEGIN_OFFSET, HEADER_END, MARK_BYTES, MARK_OFFSETS};
@@ -50,9 +50,9 @@ fn read_back(state: &State, boot: u8) -> Result<Found> {
     let files = Arc::new(Files::default());
     state.iter().for_each(|(path, bytes)| files.put(path.clone(), bytes.clone()));
     let identity = Identity { boot_id: [boot; 16], ..identity(&files) };
-    let told = Told { expect: Expect::Manifest, ..Told::line(&[]) };
+    let catalog = CatalogState { expect: Expect::Manifest, ..CatalogState::line(&[]) };
     let found =
-        recover(&identity, &told, |partition| (partition == 4).then(|| Shape::whole(BLOCKS)))?;
+        recover(&identity, &catalog, |partition| (partition == 4).then(|| Shape::whole(BLOCKS)))?;
     let place = |block| found.partitions.get(&4).map_or(Place::BASE, |one| one.live.place(block));
     Ok((found.next_seq, (0..64).map(place).collect()))
 }
@@ -262,8 +262,8 @@ fn journals_of_version_1_are_read_and_must_be_there() {
     let read = |state: &State, expect| {
         let files = Arc::new(Files::default());
         state.iter().for_each(|(path, bytes)| files.put(path.clone(), bytes.clone()));
-        let told = Told { expect, ..Told::line(&[]) };
-        recover(&identity(&files), &told, |partition| {
+        let catalog = CatalogState { expect, ..CatalogState::line(&[]) };
+        recover(&identity(&files), &catalog, |partition| {
             (partition == 4).then(|| Shape::whole(BLOCKS))
         })
     };
