@@ -6,11 +6,11 @@ How it works      `python -m tests.crash.damage --seed S --count N` builds a sta
                   kind, which is an action and a class of files, looks it through with `polyvol check`, starts
                   a service on it and reads everything, stops it, and checks again. `--images FILE` keeps the
                   images when a trial fails, or uses those that are there; `--trial N` makes that trial alone,
-                  `--kind ACTION CLASS` draws that kind alone, `--every-kind` those of NOT_YET too.
+                  `--kind ACTION CLASS` draws that kind alone, `--go-on` does not end at a failure.
 What must hold    Every export has the data it had, or EIO, or its volume is not served and says why, or the
-                  start is refused with a sentence. No volume and no snapshot of a served volume is missing.
-                  If anything is not served, the check says so before the start and after it; the check
-                  changes nothing. Nothing but PolyvolError is raised, in any thread.
+                  start is refused with a sentence. No volume and no snapshot of a served volume is missing,
+                  unless the whole state directory is older than they are. If anything is not served or
+                  missing, the check says so before the start and after it; the check changes nothing. Nothing but PolyvolError is raised, in any thread.
 Errors            Exit code 1 when a trial fails; the last line of the output is a result in JSON.
 """
 
@@ -49,27 +49,8 @@ HANG_S = 60
 Kind = tuple[str, str]
 """What is done, and to what class of files."""
 UNTOLD: frozenset[Kind] = frozenset({("older-earlier", "device"), ("older-earlier", "devices")})
-"""Kinds that nothing can tell: a block at its home has no checksum, and a run writes a label twice."""
-NOT_YET: frozenset[Kind] = frozenset(
-    {
-        ("drop", "journal"),
-        ("drop", "volume directory"),
-        ("drop", "volumes"),
-        ("flip", "journal"),
-        ("truncate", "journal"),
-        ("older-earlier", "journal"),
-        ("older-earlier", "state"),
-        ("older-earlier", "volume directory"),
-        ("older-earlier", "volumes"),
-        ("older-first", "device"),
-        ("older-first", "devices"),
-        ("older-first", "journal"),
-        ("older-first", "state"),
-        ("older-first", "volume directory"),
-        ("older-first", "volumes"),
-    }
-)
-"""Kinds that polyvold does not tell yet."""
+"""Kinds that nothing can tell: a block at its home has no checksum, and a run writes a label twice. An
+older state directory is drawn without its devices, for the same reason."""
 
 
 @dataclass
@@ -99,6 +80,9 @@ CLASSES = (
     (r"state/volumes/[^/]*/.*", "engine file"),
     (r"state/volumes/[^/]*", "volume directory"),
     (r"state/volumes", "volumes"),
+    (r"state/manifests/[^/]*/.*", "manifest"),
+    (r"state/manifests/[^/]*", "manifest directory"),
+    (r"state/manifests", "manifests"),
     (r"state/devices", "devices"),
     (r"state", "state"),
 )
@@ -121,14 +105,14 @@ class Damage:
         self.kind: Kind = ("", "")
         self.name = ""
 
-    def make(self, without: frozenset[Kind], only: Kind | None = None) -> None:
+    def make(self, only: Kind | None = None) -> None:
         """Damage the image by a drawn kind, or by this one."""
         choices = self._choices()
         if only is not None and only not in choices:
             self._base = "killed" if self._base == "stopped" else "stopped"
             self.image = dict(self._images[self._base])
             choices = self._choices()
-        self.kind = only or self._draw.choice(sorted(set(choices) - UNTOLD - without))
+        self.kind = only or self._draw.choice(sorted(set(choices) - UNTOLD))
         path = self._draw.choice(choices[self.kind])
         detail = getattr(self, f"_{self.kind[0].replace('-', '_')}")(path)
         self.name = f"{self._base}: {self.kind[0]} {path}{detail}"
@@ -255,8 +239,10 @@ class Damage:
         return self._older(path, "earlier")
 
     def _older(self, path: str, image: str) -> str:
+        """Of the state directory: without the devices in it, which could not be told from newer ones."""
+        kept = below(self.image, f"{path}/devices") if path == "state" else {}
         self._drop(path)
-        self.image.update(below(self._images[image], path))
+        self.image.update({**below(self._images[image], path), **kept})
         for above in Path(path).parents:
             if str(above) != ".":
                 self.image.setdefault(str(above), None)
@@ -278,9 +264,10 @@ class Damage:
 class Trial:
     """One damaged image below a root, looked at."""
 
-    def __init__(self, root: Path, held: dict[str, bytes]) -> None:
+    def __init__(self, root: Path, held: dict[str, bytes], kind: Kind) -> None:
         self._root = root
         self._held = held
+        self._older = kind[1] == "state"  # what is newer than the catalog cannot be known
         self._raised: list[str] = []
 
     def run(self, image: Image) -> str:
@@ -331,18 +318,21 @@ class Trial:
         exports = {export["name"] for export in service.exports()}
         outcome = "right"
         for volume in sorted({name.partition("@")[0] for name in self._held}):
+            if volume not in views and self._older:
+                outcome = "not served"
+                continue
             if volume not in views:
                 raise Lost(f"volume {volume} is gone")
             names = {name for name in self._held if name.partition("@")[0] == volume}
             listed = {volume, *(f"{volume}@{each.name}" for each in service.snapshots.list_all(volume))}
-            if listed != names:
+            if listed != names and not (self._older and listed < names):
                 raise Lost(f"volume {volume} has {sorted(listed)} and had {sorted(names)}")
             if volume not in exports:
                 if views[volume].reason is None:
                     raise Lost(f"volume {volume} is not served, and nothing says why")
                 outcome = "not served"
-            elif names - exports:
-                raise Lost(f"{sorted(names - exports)} are not served")
+            elif listed - exports:
+                raise Lost(f"{sorted(listed - exports)} are not served")
         if exports - set(self._held):
             raise Lost(f"{sorted(exports - set(self._held))} never were")
         for export in sorted(exports):
@@ -384,20 +374,20 @@ def run_trials(
     deadline: float,
     *,
     kind: Kind | None = None,
-    every_kind: bool = False,
+    go_on: bool = False,
 ) -> Result:
     """Make these trials, until one fails or the time (monotonic) is over. `kind`: of this one alone;
-    `every_kind`: those of NOT_YET too, and no failure ends it."""
+    `go_on`: no failure ends it."""
     outcomes: dict[str, Counter[str]] = {}
     result = Result()
     for number in numbers:
-        if time.monotonic() > deadline or (result.failures and not every_kind):
+        if time.monotonic() > deadline or (result.failures and not go_on):
             break
         damage = Damage(story.images, random.Random(f"{seed}-{number}"))
         faulthandler.dump_traceback_later(HANG_S, exit=True)
         try:
-            damage.make(frozenset() if every_kind else NOT_YET, kind)
-            outcome = Trial(story.root, story.held).run(damage.image)
+            damage.make(kind)
+            outcome = Trial(story.root, story.held, damage.kind).run(damage.image)
         except BaseException as error:
             trace = "" if isinstance(error, Lost) else traceback.format_exc()
             wrong = f"{damage.name}: {type(error).__name__}: {error}"
@@ -418,10 +408,10 @@ def main() -> int:
     parser.add_argument("--images", type=Path)
     parser.add_argument("--trial", type=int)
     parser.add_argument("--kind", nargs=2, metavar=("ACTION", "CLASS"))
-    parser.add_argument("--every-kind", action="store_true")
+    parser.add_argument("--go-on", action="store_true")
     options = parser.parse_args()
     if options.images is not None and options.images.exists():
-        story: Story = pickle.loads(options.images.readbytes_of())
+        story: Story = pickle.loads(options.images.read_bytes())
         story.root.parent.mkdir()
     else:
         story = build(Path(tempfile.mkdtemp(prefix="polyvol-damage-", dir="/dev/shm")) / "root")
@@ -429,11 +419,11 @@ def main() -> int:
         numbers = range(options.count) if options.trial is None else [options.trial]
         deadline = time.monotonic() + options.seconds
         kind = None if options.kind is None else (options.kind[0], options.kind[1])
-        result = run_trials(story, options.seed, numbers, deadline, kind=kind, every_kind=options.every_kind)
+        result = run_trials(story, options.seed, numbers, deadline, kind=kind, go_on=options.go_on)
     finally:
         shutil.rmtree(story.root.parent)
     if result.failures and options.images is not None:
-        options.images.writebytes_of(pickle.dumps(story))
+        options.images.write_bytes(pickle.dumps(story))
     print(json.dumps(asdict(result)), flush=True)
     return 1 if result.failures else 0
 
