@@ -56,8 +56,9 @@ UNTOLD: frozenset[Kind] = frozenset(
         ("older-first", "state"),
     }
 )
-"""Kinds that nothing can tell: a block at its base place has no checksum, and a run writes a label twice. All parts
-of a whole older state directory are of one time: disks tell that it is older, but not which volumes it lacks."""
+"""Kinds that nothing can tell: a block at its base place has no checksum, and a run writes a label twice. All
+parts of a whole older state directory are of one time: disks tell that it is older, but not which volumes it
+lacks."""
 
 
 @dataclass
