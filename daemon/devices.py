@@ -4,8 +4,8 @@ How it works      add: look, open and hold (daemon/device_files.py), look again,
                   make the file and the label, open it in the engine, record as 'ready'. remove: record as
                   'removing', close, take the label off, forget. At start each device is opened, held and
                   checked; then a generation begins, and is written into the labels of those that pass.
-                  A device that is missing, or that somebody else has, is had in the engine all the same, as
-                  one whose calls all fail, so that its volumes are served as far as they go. A disk that goes
+                  A device that is missing, or that somebody else has, is in the engine too, as one whose
+                  calls all fail, so that its volumes are served as far as they go. A disk that goes
                   or comes is noticed (daemon/udev.py). retry: look at its path, or another one, check that it
                   is the device, have the engine open it again while it is in use. Adding the path of a device
                   that is known and was missing is a retry, at its new path.

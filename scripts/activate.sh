@@ -24,7 +24,7 @@ newer_files_came() {
     systemctl try-restart polyvold.service
 }
 
-# refuse_if_used: polyvol is not taken off a host while somebody would lose something: exits, and says who and what to do.
+# refuse_if_used: exits if somebody would lose data when polyvol is removed, and says who and what to do.
 refuse_if_used() {
     [ -x /opt/polyvol/bin/polyvol ] || return 0
     if [ "${POLYVOL_FORCE_REMOVE:-}" = 1 ]; then

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.catalogs import change
-from tests.support.daemon import Daemon
+from tests.support.daemon import Daemon, flip
 from tests.support.nbd import connect
 from tests.support.proc import run
 
@@ -89,14 +89,6 @@ def test_a_directory_that_is_whole_passes_after_a_stop_and_after_a_kill(used: Da
 def test_a_directory_that_is_none_is_refused(daemon: Daemon, tmp_path: Path) -> None:
     assert "is no state directory" in daemon.refused("check", "--state-dir", tmp_path)
     assert list(tmp_path.iterdir()) == []
-
-
-def flip(path: Path, at: int) -> None:
-    with path.open("r+b") as file:
-        file.seek(at)
-        byte = file.read(1)[0]
-        file.seek(at)
-        file.write(bytes([byte ^ 1]))
 
 
 def damage_label(daemon: Daemon) -> None:

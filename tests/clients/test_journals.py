@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.daemon import Daemon
+from tests.support.daemon import Daemon, flip
 from tests.support.nbd import connect
 
 MIB = 1 << 20
@@ -46,14 +46,6 @@ def files(daemon: Daemon) -> dict[str, str]:
 def only(daemon: Daemon, pattern: str) -> Path:
     """The newest file or directory of this pattern."""
     return sorted(daemon.state_dir.glob(pattern))[-1]
-
-
-def flip(path: Path, at: int) -> None:
-    with path.open("r+b") as file:
-        file.seek(at)
-        byte = file.read(1)[0]
-        file.seek(at)
-        file.write(bytes([byte ^ 1]))
 
 
 def refused(daemon: Daemon, names: str) -> None:

@@ -31,6 +31,15 @@ START_S = 60.0
 STOP_S = 60.0
 
 
+def flip(path: Path, at: int) -> None:
+    """Flip the lowest bit of the byte at this offset of a file."""
+    with path.open("r+b") as file:
+        file.seek(at)
+        byte = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([byte ^ 1]))
+
+
 @contextmanager
 def short_directory() -> Iterator[Path]:
     """A directory with a path short enough for sockets, removed afterwards."""

@@ -114,7 +114,7 @@ impl Share {
         }
     }
 
-    /// A checkpoint of `epoch` has ended, well or not (0); `bytes` is its size.
+    /// A checkpoint of `epoch` has ended; `bytes` is its size, 0 if it failed.
     pub fn checkpoint_done(&mut self, bytes: u64, epoch: Epoch, context: &Context<'_>) {
         self.checkpointing = false;
         if bytes > 0 {

@@ -292,7 +292,7 @@ impl Share {
         if dropping.waits {
             self.dropped.push(Dropped { seq, bytes, answer: dropping.answer });
         } else {
-            let _ = dropping.answer.send(bytes); // whoever asked may have gone
+            let _ = dropping.answer.send(bytes); // the caller may have gone
         }
         self.ask_release(context);
         None

@@ -226,7 +226,7 @@ impl Processor {
                 continue;
             }
             let done = self.with_share(number, |share, _| share.roll_back(rollback));
-            let _ = answer.send(done.unwrap_or(Err(Errno::ESHUTDOWN))); // whoever asked may have gone
+            let _ = answer.send(done.unwrap_or(Err(Errno::ESHUTDOWN))); // the caller may have gone
         }
     }
 

@@ -35,7 +35,7 @@ use crate::volume::geometry::Geometry;
 use crate::volume::request::{Request, Sink, Verb};
 use crate::volume::source::Source;
 
-/// Waiting slots at which the share asks for a sync of its own accord, if they are more than an eighth of what is free as
+/// Waiting slots at which the share asks for a sync without being told, if they are more than an eighth of what is free as
 /// well: 256 MiB.
 const WAITING_SLOTS_MAX: u64 = 65_536;
 

@@ -25,7 +25,7 @@ pub struct Older {
     files: Vec<Files>,
     /// The machine's starts when it was begun.
     pub run_boots: u64,
-    /// It was stopped well.
+    /// It was stopped cleanly.
     pub clean: bool,
 }
 

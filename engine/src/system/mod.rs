@@ -67,7 +67,7 @@ pub trait File: Send + Sync + Debug {
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         None
     }
-    /// Its size, of a disk as well.
+    /// Its size; also that of a disk.
     fn length(&self) -> Result<u64>;
     /// Whether a write beyond its end makes it longer.
     fn grows(&self) -> bool {
