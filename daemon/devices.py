@@ -10,6 +10,7 @@ How it works      add: look, open and hold (daemon/device_files.py), look again,
                   is the device, have the engine open it again while it is in use. Adding the path of a device
                   that is known and was missing is a retry, at its new path.
 Invariants        V1 two devices never have bytes in common, whatever paths they have.
+                  V2 no file that polyvold keeps its own state in is a device.
 Durability        A kill in the middle of add or remove is settled at the next start: the device is forgotten
                   and its label taken off. A kill after they returned changes nothing.
 Errors            mapping/errors.py, EngineFailed. At start nothing raises: `device_trouble` has the findings.
@@ -39,6 +40,7 @@ from polyvol.daemon.errors import BadRequest
 from polyvol.daemon.health import device_troubles
 from polyvol.daemon.requests import DeviceAdd, DeviceRetry
 from polyvol.daemon.short_devices import ShortDevices
+from polyvol.daemon.state import refuse_own
 from polyvol.daemon.views import DeviceView, iso
 from polyvol.mapping import occupied
 from polyvol.mapping.device import (
@@ -143,6 +145,8 @@ class Devices:
         path = context.path(device) if request.path is None else Path(request.path)
         if not path.is_absolute() or "\0" in str(path):
             raise BadRequest(why=f"path {request.path!r} is not absolute")
+        if request.path is not None:
+            refuse_own(context.state_dir, path)
         self._reopen(self._open_checked(device, path, accept=request.accept), path)
         shown = self.show(name)
         if shown.state != "ok":
@@ -288,6 +292,7 @@ class Devices:
             raise BadRequest(why=f"path {request.path!r} is not absolute")
         if request.name is not None:
             check_name("device", request.name)
+        refuse_own(self._context.state_dir, path)
         found = inspect(path)
         known = None if found is None else self._known(found)
         if known is not None:

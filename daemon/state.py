@@ -4,17 +4,23 @@ How it works      `catalog.db`, `lock`, `control.sock`, `nbd.sock`, `devices/` (
                   `volumes/` and `manifests/` (one directory a volume, the engine's). The owner holds an
                   flock on `lock`, which ends with the process however it ends, and has written its pid there
                   for others to read.
-Errors            StateLocked, StateUnusable.
+Errors            StateLocked, StateUnusable, DeviceUnusable.
 """
 
 import contextlib
 import fcntl
+import fnmatch
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from polyvol.daemon.errors import StateLocked, StateUnusable
-from polyvol.mapping.opening import sync_directory
+from polyvol.mapping import occupied
+from polyvol.mapping.errors import DeviceUnusable
+from polyvol.mapping.opening import identity_of, sync_directory
 
+OWN = ("catalog.db*", "catalog.mark*", "lock", "volumes", "manifests")
+"""What polyvold keeps for itself there, as patterns of names."""
 DEFAULT_STATE_DIR = "/var/lib/polyvol"
 
 
@@ -50,6 +56,32 @@ def make_state_dir(state_dir: Path) -> None:
                 break
     except OSError as error:
         raise StateUnusable(state=state_dir, why=error.strerror or error) from error
+
+
+def refuse_own(state_dir: Path, path: Path) -> None:
+    """DeviceUnusable if a path is one of polyvold's own files, by whatever name or loop device, or would be
+    made among them. Nothing is opened: closing the catalog would end SQLite's locks on it."""
+    real = Path(os.path.realpath(path))
+    own = set(_own_inodes(state_dir)) - {None}
+    identity = identity_of(real)
+    inside = any(_inode(parent) in own for parent in real.parents)
+    named = _inode(real.parent) == _inode(state_dir) and any(fnmatch.fnmatch(real.name, each) for each in OWN)
+    if inside or named or (identity is not None and not own.isdisjoint(occupied.same_storage(identity))):
+        raise DeviceUnusable(path=path, why=f"it is part of polyvold's own state in {state_dir}")
+
+
+def _own_inodes(state_dir: Path) -> Iterator[tuple[int, int] | None]:
+    for pattern in OWN:
+        for path in state_dir.glob(pattern):
+            yield _inode(path)
+            yield from map(_inode, path.rglob("*"))
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    with contextlib.suppress(OSError):
+        status = path.stat()
+        return status.st_dev, status.st_ino
+    return None
 
 
 def boot_id() -> str:

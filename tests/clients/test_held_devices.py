@@ -267,3 +267,24 @@ def test_a_device_that_was_handed_over_is_the_one_that_was_open(short_dir: Path)
         manager.restart()
         assert read(manager) == b"b" * MIB
         assert "its path shows another file now" in device(manager)["reason"]
+
+
+def test_its_own_state_is_no_device(daemon: Daemon, short_dir: Path) -> None:
+    """By no name: also with --force, as a hard link, through a link, or as a new file among the others."""
+    make(daemon, short_dir / "disk.img")
+    state = daemon.state_dir
+    journal = next(state.glob("volumes/*/*.journal"))
+    linked, led = short_dir / "linked", short_dir / "led"
+    linked.hardlink_to(journal)
+    led.symlink_to(state / "catalog.db")
+    manifest = next(state.glob("manifests/*/*"))
+    for path in (state / "catalog.db", state / "catalog.mark", journal, manifest, linked, led):
+        for words in (("--adopt",), ("--adopt", "--force"), ("--force",)):
+            said = daemon.refused("device", "add", path, *words)
+            assert f"{path} cannot be used as a device: it is part of polyvold's own state" in said
+    new = journal.parent / "new"
+    daemon.refused("device", "add", new, "--size", "80M")
+    assert not new.exists()
+    daemon.ok("device", "add", state / "devices" / "inside", "--size", "80M")
+    assert read(daemon) == b"a" * MIB
+    assert "user.polyvol.label" not in os.listxattr(journal)

@@ -10,7 +10,8 @@ How it works      `python -m tests.crash.damage --seed S --count N` builds a sta
 What must hold    Every export has the data it had, or EIO, or its volume is not served and says why, or the
                   start is refused with a sentence. No volume and no snapshot of a served volume is missing,
                   unless the whole state directory is older than they are. If anything is not served or
-                  missing, the check says so before the start and after it; the check changes nothing. Nothing but PolyvolError is raised, in any thread.
+                  missing, the check says so before the start and after it; the check changes nothing.
+                  Nothing but PolyvolError is raised, in any thread.
 Errors            Exit code 1 when a trial fails; the last line of the output is a result in JSON.
 """
 
