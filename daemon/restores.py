@@ -21,7 +21,6 @@ Errors            Restoring, RestoreRunning, RestoreEnded, NoRestore, CannotResu
 
 import logging
 import secrets
-import time
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -154,7 +153,8 @@ class Restores:
         if request.dry_run:
             self._volumes.plan(wanted)
             return RestoreView(volume=request.volume, export=None, resumed=False, base=None)
-        volume = self._volumes.make_for_restore(wanted, _mark(request, stream, 0, None))
+        mark = _mark(request, stream, 0, None, self._context.clock())
+        volume = self._volumes.make_for_restore(wanted, mark)
         _log.info(
             "volume %s was made, to restore %s to it",
             volume.name,
@@ -182,7 +182,8 @@ class Restores:
             raise VolumeInUse(name=volume.name, **counted_clients(clients)) from error
         try:
             self._refuse_changed(request, volume, base)  # T2: nobody can write any more
-            context.catalog.restores.begin(_mark(request, stream, volume.id, base.epoch))
+            mark = _mark(request, stream, volume.id, base.epoch, context.clock())
+            context.catalog.restores.begin(mark)
         except BaseException:
             self._volumes.export_live(volume)
             raise
@@ -280,7 +281,9 @@ def _stream(request: RestoreBegin) -> _Stream:
         raise BadRequest(why="stream, snapshot_uuid and base_uuid can be UUIDs") from error
 
 
-def _mark(request: RestoreBegin, stream: _Stream, volume: int, base: int | None) -> RestoreMark:
+def _mark(
+    request: RestoreBegin, stream: _Stream, volume: int, base: int | None, now_ns: int
+) -> RestoreMark:
     return RestoreMark(
         volume=volume,
         stream=stream.number,
@@ -288,5 +291,5 @@ def _mark(request: RestoreBegin, stream: _Stream, volume: int, base: int | None)
         snapshot=request.snapshot,
         snapshot_uuid=stream.snapshot,
         base=base,
-        begun_ns=time.time_ns(),
+        begun_ns=now_ns,
     )

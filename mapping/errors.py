@@ -116,7 +116,7 @@ class SizeTooLarge(PolyvolError):
     code = "size-too-large"
     kind = "invalid"
     sentence = "{what} is {size} bytes, more than the {largest} that are possible here"
-    hint = "give a smaller size, or a larger --partition-size"
+    hint = "give a smaller size; a larger --partition-size lets a volume be larger"
 
 
 class BadPartitionSize(PolyvolError):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from polyvol.mapping import placement
-from polyvol.mapping.device import Device, data_area
+from polyvol.mapping.device import DEVICE_SIZE_MAX, Device, data_area
 from polyvol.mapping.errors import (
     BadProcessors,
     BaseFixesSize,
@@ -24,6 +24,7 @@ from polyvol.mapping.errors import (
     NameInUse,
     RepeatedDevice,
     SizeMissing,
+    SizeTooLarge,
     UnknownDevice,
     ZeroSize,
 )
@@ -205,6 +206,8 @@ def plan_added_logs(
     what = f"a change log of volume {volume.name}"
     if size is not None and size <= 0:
         raise ZeroSize(what=what, size=size, smallest=placement.CHUNK_SIZE)
+    if size is not None and size > DEVICE_SIZE_MAX:
+        raise SizeTooLarge(what=what, size=size, largest=DEVICE_SIZE_MAX)
     work = Work(inventory)
     wanted = None if size is None else round_up(size, placement.CHUNK_SIZE)
     ids = [work.storage(device) for device in devices]

@@ -1,9 +1,9 @@
 """polyvol in-use: who would lose something if polyvol was taken off this host.
 
-How it works      Devices that are attached here and used (daemon/attach/users.py), and clients of the daemon
-                  here, on whatever host, but for devices attached here that nobody uses: their units end them
-                  in order. It works when the daemon is down: then there are no clients. The package's
-                  `prerm` and scripts/uninstall call it (scripts/activate.sh).
+How it works      Devices that are attached here and used (daemon/attach/users.py), restores that run, and
+                  clients of the daemon here, on whatever host, but for devices attached here that nobody
+                  uses: their units end them in order. It works when the daemon is down: then there are no
+                  clients. The package's `prerm` and scripts/uninstall call it (scripts/activate.sh).
 Errors            EXIT_CODE if something is in use, or if a daemon that runs does not tell. NeedsRoot: what
                   others have open can be seen by root only.
 """
@@ -82,7 +82,14 @@ def _clients(places: Places, state_dir: Path) -> list[InUse]:
     except DaemonUnreachable as error:
         return [InUse(what=f"whether clients are connected cannot be told: {error}", cure="stop polyvold")]
     ours = _attached_here(places, state_dir)
-    found = []
+    found = [
+        InUse(
+            what=f"volume {volume['name']} is being restored by a `polyvol restore` that runs",
+            cure="wait until it has ended, or end it",
+        )
+        for volume in volumes
+        if (volume.get("restore") or {}).get("connections")
+    ]
     for export in (export for volume in volumes for export in volume["exports"]):
         clients = export["connections"] - ours.get(export["name"], 0)
         if clients > 0:

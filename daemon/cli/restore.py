@@ -176,9 +176,14 @@ def _opened(source: str) -> Iterator[_Source]:
         with path.open("rb") as file:
             told = path.stat()
             length = told.st_size if stat.S_ISREG(told.st_mode) else None
-            yield _Source(file, os.path.abspath(source), read_header(file, source), length)  # noqa: PTH100 - links stay
+            yield _Source(file, _readable(os.path.abspath(source)), read_header(file, source), length)  # noqa: PTH100 - links stay
     except OSError as error:
         raise TransferFailed(what=f"reading {source}", why=error.strerror or error) from error
+
+
+def _readable(path: str) -> str:
+    """A path for people; what is not UTF-8 in it is replaced."""
+    return os.fsencode(path).decode(errors="replace")
 
 
 @contextmanager

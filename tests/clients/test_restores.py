@@ -5,6 +5,7 @@ How it works      Volume `v` of one daemon is backed up; another restores it as 
                   others try to write. Contents are compared by qemu-img over NBD.
 """
 
+import os
 import random
 import signal
 import subprocess
@@ -125,6 +126,8 @@ def test_an_abandoned_restore_leaves_what_was_before(
         for arguments in (["volume", "abandon-restore", "w"], ["restore", file, "w", "--resume"]):
             assert "a restore to volume w is running" in other.refused(*arguments)
         assert "in use by" in other.refused("volume", "delete", "w", "--yes")
+        used = other.cli("in-use")
+        assert (used.rc, "volume w is being restored" in used.out) == (1, True), used
         other.kill()
         other.start()
         other.ok("volume", "abandon-restore", "w")
@@ -232,6 +235,12 @@ def test_only_a_restore_is_resumed(daemon: Daemon, other: Daemon, files: list[Pa
     assert "follows snapshot s1" in other.refused("restore", files[1], "w", "--resume")
     assert nbd.read_all(other.uri("w")) == before
     assert other.volume("w")["state"] == "serving"
+
+
+def test_a_backup_file_may_have_any_name(other: Daemon, files: list[Path]) -> None:
+    file = files[0].rename(files[0].with_name(os.fsdecode(b"\xff.pv")))
+    other.ok("restore", file, "w")
+    assert "\ufffd.pv is a full backup, and volume w exists already" in other.refused("restore", file, "w")
 
 
 def test_a_full_backup_from_a_pipe_that_ends_early_is_not_called_done(

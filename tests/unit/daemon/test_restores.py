@@ -193,6 +193,16 @@ def test_two_clients_do_not_write_one_restore(bench: Bench, body: Json) -> None:
     bench.complete(second)
 
 
+def test_a_restore_can_begin_by_any_clock(bench: Bench, body: Json, monkeypatch: pytest.MonkeyPatch) -> None:
+    for now_s in (-1, 1 << 40):
+        monkeypatch.setattr("time.time_ns", lambda now_s=now_s: now_s * 1_000_000_000)
+        bench.begin(body)
+        assert bench.volume()["restore"]["begun"][:4] in ("1970", "2262")
+        bench.daemon.ok("volume", "show", "w")
+        bench.abandon()
+    assert bench.daemon.service._context.catalog.restores.all() == []
+
+
 def test_an_abandoned_restore_leaves_what_was_before(bench: Bench, body: Json) -> None:
     begun = bench.begin(body)
     bench.write(begun["export"], b"half")
