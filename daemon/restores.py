@@ -281,9 +281,7 @@ def _stream(request: RestoreBegin) -> _Stream:
         raise BadRequest(why="stream, snapshot_uuid and base_uuid can be UUIDs") from error
 
 
-def _mark(
-    request: RestoreBegin, stream: _Stream, volume: int, base: int | None, now_ns: int
-) -> RestoreMark:
+def _mark(request: RestoreBegin, stream: _Stream, volume: int, base: int | None, now_ns: int) -> RestoreMark:
     return RestoreMark(
         volume=volume,
         stream=stream.number,
