@@ -105,6 +105,14 @@ class Context:
         """Whether the engine has it, and its devices are right."""
         return volume.state == "ready" and volume.id not in self.volume_trouble
 
+    def engine_has(self, volume: Volume) -> bool:
+        """Whether the engine knows a volume."""
+        try:
+            self.engine.volume_stats(volume.id)
+        except self.engine_error:
+            return False
+        return True
+
     def ask_when_full(self, volume: Volume) -> None:
         """Have the engine do as the volume's policy says when its change logs are full; it has the volume."""
         with self.engine_errors(f"setting what volume {volume.name} does when its change logs are full"):

@@ -201,7 +201,8 @@ def unmake(context: Context, device: Device) -> None:
 def _is_leftover(context: Context, device: Device, file: OpenFile) -> bool:
     """Whether a file is one that was made for this device, perhaps not to the end."""
     found = inspect_open(file)
-    if trouble_with(device, found, context.catalog.uuid) is None:
+    shorter = replace(device, size=min(device.size, found.size))  # it may have become short
+    if trouble_with(shorter, found, context.catalog.uuid) is None:
         return True
     return found.label is None and not found.has_data
 

@@ -97,7 +97,7 @@ def volume_trouble(
         count += 1
         hit += any(extent.device in troubles for extent in partition.extents)
     what = "; ".join(f"device {trouble.device} is {trouble.state}: {trouble.reason}" for trouble in found)
-    return f"{what} ({hit} of {count} partitions faulty)"
+    return f"{what} ({hit} of {count} partitions faulty)" if hit else what
 
 
 def bad_block_views(context: Context, volume: Volume, names: Mapping[int, str]) -> list[BadBlockView]:

@@ -210,7 +210,11 @@ class Volumes:
         context.catalog.set_volume_state(volume.id, "deleting")
         if volume.id not in context.volume_trouble:
             with context.engine_errors(f"taking volume {volume.name} out of service"):
-                context.engine.remove_volume(volume.id)
+                try:
+                    context.engine.remove_volume(volume.id)
+                except context.engine_error:
+                    if context.engine_has(volume):
+                        raise  # else it could not make all of it durable, which nobody needs any more
         try:
             self._give_back(volume)
         except (PolyvolError, OSError) as error:
@@ -456,9 +460,11 @@ class Volumes:
         context = self._context
         troubles = device_troubles(context)
         reasons = []
-        if not troubles.keys().isdisjoint(devices):
+        logs = {extent.device for log in context.catalog.logs(volume.id) for extent in log.extents}
+        used = [*devices, *sorted(logs.difference(devices))]
+        if not troubles.keys().isdisjoint(used):
             partitions = context.catalog.partitions(volume.id)
-            reasons.append(volume_trouble(devices, partitions, troubles))
+            reasons.append(volume_trouble(used, partitions, troubles))
         if bad:
             reasons.append(bad_blocks_clause(bad))
         if volume.source is not None:

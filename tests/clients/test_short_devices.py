@@ -8,6 +8,7 @@ Errors            The tests with a disk are skipped where loop devices are missi
 import errno
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -254,3 +255,37 @@ def test_nbdkit_tells_the_same(make_daemon: Callable[..., Daemon]) -> None:
             assert errno_of(nbd.allocation, host, MIB, LOST) == errno.EIO
         assert run("nbdcopy", daemon.uri(export), "null:").rc != 0
     assert "Input/output error" in daemon.refused("backup", "v@s", "-o", daemon.directory / "b.pv")
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_a_volume_on_a_file_that_became_short_is_degraded_and_can_be_deleted(
+    daemon: Daemon, log: bool
+) -> None:
+    """Also with a restart in between; and nothing is left that keeps the next one of its name from being
+    made."""
+    export, name = ("w", "w.log") if log else ("w@s", "w.data")
+    for restart in (False, True):
+        daemon.ok("volume", "create", "w", "--size", "8M", "--partition-size", "1M", "--processors", "1")
+        write_all(daemon, "w")
+        daemon.ok("snapshot", "create", "w", "--name", "s")
+        write_all(daemon, "w")
+        os.truncate(daemon.state_dir / "devices" / name, 2 * MIB)
+        with nbd.connect(daemon.uri(export)) as handle:
+            assert errno_of(handle.pread, SIZE, 0) == errno.EIO
+        with suppress(nbd.NbdError):
+            write_all(daemon, "w")
+        wait_until(lambda: daemon.volume("w")["connections"] == 0, "the clients have left")
+        shown = daemon.volume("w")
+        assert (shown["state"], f"device {name} is faulty" in str(shown["reason"])) == ("degraded", True)
+        if restart:
+            daemon.end()
+            daemon.start()
+        daemon.ok("volume", "delete", "w", "--yes")
+        assert list((daemon.state_dir / "devices").iterdir()) == []
+
+
+def write_all(daemon: Daemon, export: str) -> None:
+    """Write all of an export, durably."""
+    with nbd.connect(daemon.uri(export)) as handle:
+        handle.pwrite(contents(), 0)
+        handle.flush()
