@@ -134,7 +134,7 @@ class Restoring(PolyvolError):
     kind = "busy"
     sentence = "volume {name} is being restored from {source}"
     hint = (
-        "finish that with `polyvol restore ... --resume`,"
+        "finish that with `polyvol restore FILE {name} --resume`,"
         " or end it with `polyvol volume abandon-restore {name}`"
     )
 
