@@ -93,6 +93,8 @@ def test_a_device_that_somebody_uses_in_any_way_is_not_detached(host: Host) -> N
     path = Path(host.ok("attach", "v", "--fuse").strip())
     log = host.daemon.directory / "user.log"
     try:
+        unused = run(BIN / "polyvol", "in-use", env=host.env)
+        assert "is attached, and has no unit that would detach it; `polyvol detach v`" in unused.out
         check("mkfs.ext4", "-q", path)
         with Background("sh", "-c", "exec sleep 60 <$0", path, log=log):
             wait_until(lambda: host.listed()["v"]["use"] is not None, "the program's opening it")
