@@ -86,7 +86,8 @@ def check_again(context: Context, device: Device, file: OpenFile, *, accept: boo
         found = inspect_open(file)
     except PolyvolError as error:
         raise DeviceNotReady(name=device.name, reason=error.message) from error
-    reason = trouble_with(device, found, context.catalog.uuid, accept=accept)
+    elsewhere = found.path != context.path(device)
+    reason = trouble_with(device, found, context.catalog.uuid, accept=accept, elsewhere=elsewhere)
     if reason is not None:
         raise DeviceNotReady(name=device.name, reason=reason)
     return Checked(device, file, found)

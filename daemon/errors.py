@@ -134,7 +134,7 @@ class Restoring(PolyvolError):
     kind = "busy"
     sentence = "volume {name} is being restored from {source}"
     hint = (
-        "finish that with `polyvol restore ... --resume`,"
+        "finish that with `polyvol restore FILE {name} --resume`,"
         " or end it with `polyvol volume abandon-restore {name}`"
     )
 
@@ -173,8 +173,8 @@ class JournalsUnusable(PolyvolError):
     kind = "corrupt"
     sentence = "the journals of volume {name} cannot be used: {why}"
     hint = (
-        "nothing was changed; put back volumes/ and manifests/ of the state directory from copies of one"
-        " time, or delete the volume"
+        "nothing was changed; put back its newest files in volumes/ and manifests/ of the state directory,"
+        " or the whole state directory from a copy, or delete the volume"
     )
 
 

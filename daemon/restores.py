@@ -141,7 +141,7 @@ class Restores:
         if there is not None:
             if request.resume:
                 self._refuse_restored(request, stream, there)
-                raise CannotResume(volume=there.name, name=request.source, why="none was begun")
+                raise _not_begun(request)
             raise NotANewVolume(name=request.source, volume=there.name)
         wanted = VolumeCreate(
             name=request.volume,
@@ -170,7 +170,7 @@ class Restores:
         volume = context.find_served(request.volume)
         base = self._find_base(request, stream, volume)
         if request.resume:
-            raise CannotResume(volume=volume.name, name=request.source, why="none was begun")
+            raise _not_begun(request)
         self._refuse_changed(request, volume, base)
         clients = context.connections([volume.name])
         if clients:
@@ -197,8 +197,15 @@ class Restores:
     def _resume(self, request: RestoreBegin, stream: _Stream, volume: Volume) -> RestoreView:
         context = self._context
         restore = context.catalog.restores.of(volume.id)
-        if restore is None or not request.resume or restore.stream != stream.number:  # T3
+        if restore is None or not request.resume:
             raise context.restoring_error(volume)
+        if restore.stream != stream.number:  # T3
+            raise CannotResume(
+                volume=volume.name,
+                name=request.source,
+                why=f"it is being restored from {restore.source}, which was another backup then",
+                todo=f"give that one, or end its restore with `polyvol volume abandon-restore {volume.name}`",
+            )
         context.find_served(volume.name, restoring=True)
         base = None if restore.base is None else self._base_of(volume, restore).name
         if request.dry_run:
@@ -273,6 +280,15 @@ class Restores:
 def _contents(record: SnapshotRecord) -> UUID:
     """The UUID of a snapshot's contents: its own, or that of the one that it is a copy of."""
     return record.copy_of or record.uuid
+
+
+def _not_begun(request: RestoreBegin) -> CannotResume:
+    return CannotResume(
+        volume=request.volume,
+        name=request.source,
+        why="none was begun",
+        todo="leave --resume out; a full backup is restored to a new volume",
+    )
 
 
 def _stream(request: RestoreBegin) -> _Stream:

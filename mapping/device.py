@@ -222,16 +222,21 @@ def clear_label(device: Device, file: OpenFile, catalog: UUID) -> None:
     zero_extents(device, file, [Extent(device.id, 0, LABEL_SIZE_1)])
 
 
-def trouble_with(device: Device, found: Found, catalog: UUID, *, accept: bool = False) -> str | None:
+def trouble_with(
+    device: Device, found: Found, catalog: UUID, *, accept: bool = False, elsewhere: bool = False
+) -> str | None:
     """Why what was found cannot be used for what the catalog says, as a clause; None if it can. `accept`: it
-    may be an older copy, or the catalog may be; if it is adopted, it may be a copy."""
+    may be an older copy, or the catalog may be; if it is adopted, it may be a copy. `elsewhere`: it is not at
+    the path that the catalog has, so the advice names its path."""
     path = found.path
+    at = f" --path {path}" if elsewhere else ""
+    command = f"`polyvol device retry {device.name}{at} --accept`"
     if found.kind != device.kind:
         return f"{path} is a {found.kind} and was a {device.kind}"
     if device.adopted:
         if found.size != device.size:
             return f"{path} is {found.size} bytes and was {device.size} when it was adopted"
-        return None if accept else _not_adopted(device, found, catalog)
+        return None if accept else _not_adopted(device, found, catalog, command)
     if found.label is None:
         return f"{path} carries no label"
     if isinstance(found.label, BadLabel):
@@ -242,7 +247,7 @@ def trouble_with(device: Device, found: Found, catalog: UUID, *, accept: bool = 
         return f"{path} is {found.size} bytes and was {device.size}"
     if found.label.run in device.runs or accept:
         return None
-    return _other_time(device, path, found.label)
+    return _other_time(device, path, found.label, command)
 
 
 def length_if_short(device: Device, path: Path, catalog: UUID) -> int | None:
@@ -267,10 +272,10 @@ def short_clause(found: int, needed: int) -> str:
     )
 
 
-def _not_adopted(device: Device, found: Found, catalog: UUID) -> str | None:
+def _not_adopted(device: Device, found: Found, catalog: UUID, command: str) -> str | None:
     """Why what was found is not the device that was adopted, or not as it was left, as a clause, or None."""
     path, aside = found.path, found.aside
-    anyway = f"to use it all the same: `polyvol device retry {device.name} --accept`"
+    anyway = f"to use it all the same: {command}"
     if len({device.identity, found.lasting} - {None}) == 2:
         return f"{path} is not the {device.kind} that was adopted, but a copy of it or another one; {anyway}"
     if isinstance(aside, BadLabel):
@@ -278,7 +283,7 @@ def _not_adopted(device: Device, found: Found, catalog: UUID) -> str | None:
     if aside is None or aside.run in device.runs:
         return None
     if is_own(aside, device, catalog):
-        return _other_time(device, path, aside)
+        return _other_time(device, path, aside, command)
     return f"{path} was adopted by another polyvol meanwhile (device {aside.device}); {anyway}"
 
 
@@ -299,18 +304,18 @@ def trouble_at(device: Device, path: Path, catalog: UUID) -> str | None:
         return error.message
 
 
-def _other_time(device: Device, path: Path, found: Label) -> str:
-    """What is said of a label of a run that the catalog does not expect (D4)."""
+def _other_time(device: Device, path: Path, found: Label, command: str) -> str:
+    """What is said of a label of a run that the catalog does not expect (D4); `command` uses it anyway."""
     if found.generation < device.generation:
         return (
             f"{path} is an older copy of the device: its label is of generation {found.generation}, and"
             f" generation {device.generation} was written to it; bring the newer one back, or, to use what is"
-            f" on this one: `polyvol device retry {device.name} --accept`"
+            f" on this one: {command}"
         )
     return (
         f"{path} was last used with another copy of this state directory (generation {found.generation}; this"
         f" one has written {device.generation}), so this one is older: start polyvold on the newer one, or,"
-        f" if it is lost: `polyvol device retry {device.name} --accept`"
+        f" if it is lost: {command}"
     )
 
 

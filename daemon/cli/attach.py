@@ -127,8 +127,10 @@ def detach(name: str, force: bool) -> None:
     from polyvol.daemon.attach import verbs
 
     ended, uses = verbs.detach(Places.default(), name, force=force)
-    was = f" by force; it was {' and '.join(uses)}: what was not written is lost, and its I/O fails"
-    click.echo(f"{ended} detached{was if uses else ''}")
+    how = " by force: what was not written is lost" if force else ""
+    if uses:
+        how = f" by force; it was {' and '.join(uses)}: what was not written is lost, and its I/O fails"
+    click.echo(f"{ended} detached{how}")
 
 
 def _list(as_json: bool) -> None:

@@ -3,7 +3,7 @@
 How it works      A name is looked up before the connection to its export is made, and again after: polyvold
                   does not delete a snapshot that a client is connected to, or compares with, so from then on
                   the name cannot come to mean another one. If the answers differ, it has done so before.
-Errors            SnapshotReplaced, UnknownSnapshot, TransferFailed.
+Errors            SnapshotReplaced, TransferFailed, WrongOption.
 """
 
 from collections.abc import Iterator
@@ -15,8 +15,7 @@ from polyvol.daemon.attach.address import parse_uri
 from polyvol.daemon.cli.client import Client, Json
 from polyvol.daemon.errors import SnapshotReplaced
 from polyvol.daemon.transfer.client import NbdExport
-from polyvol.daemon.transfer.errors import TransferFailed
-from polyvol.mapping.errors import UnknownSnapshot
+from polyvol.daemon.transfer.errors import TransferFailed, WrongOption
 
 
 @dataclass(frozen=True)
@@ -71,5 +70,8 @@ def _look_up(client: Client, volume: str, name: str, since: str | None) -> tuple
         return newer, None
     older = client.get("volumes", volume, "snapshots", since)
     if older["epoch"] >= newer["epoch"]:
-        raise UnknownSnapshot(volume=f"{volume} older than {newer['name']}", name=since)
+        raise WrongOption(
+            what=f"--since takes an older snapshot, and {volume}@{since} is not older than {newer['export']}",
+            todo=f"name an older one; `polyvol snapshot list {volume}` shows them in order",
+        )
     return newer, older

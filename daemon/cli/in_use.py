@@ -55,20 +55,21 @@ def in_use(as_json: bool, state_dir: Path) -> None:
 
 
 def _devices(places: Places) -> list[InUse]:
-    """The attached devices that somebody uses."""
+    """The attached devices that somebody uses, or that no unit ends."""
     from polyvol.daemon.attach import verbs  # loads netlink and udev: only where they are used
 
     views = verbs.list_all(places)
     if any(view.device is not None for view in views) and os.geteuid() != 0:
         raise NeedsRoot(what="telling who uses attached devices")
-    return [
-        InUse(
-            what=f"{view.name} ({view.device}) is {view.use}",
-            cure=f"end that, then `polyvol detach {view.name}`",
-        )
-        for view in views
-        if view.use is not None
-    ]
+    found = []
+    for view in views:
+        if view.use is not None:
+            cure = f"end that, then `polyvol detach {view.name}`"
+            found.append(InUse(what=f"{view.name} ({view.device}) is {view.use}", cure=cure))
+        elif view.device is not None and places.wanted(view.name) is None:
+            what = f"{view.name} ({view.device}) is attached, and has no unit that would detach it"
+            found.append(InUse(what=what, cure=f"`polyvol detach {view.name}`"))
+    return found
 
 
 def _clients(places: Places, state_dir: Path) -> list[InUse]:

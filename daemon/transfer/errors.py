@@ -108,7 +108,7 @@ class CannotResume(PolyvolError):
     code = "cannot-resume"
     kind = "invalid"
     sentence = "a restore of {name} to volume {volume} cannot be resumed: {why}"
-    hint = "leave --resume out; a full backup is restored to a new volume"
+    hint = "{todo}"
 
 
 class WrongOption(PolyvolError):

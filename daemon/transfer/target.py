@@ -2,9 +2,10 @@
 
 Owner and locks   A file or disk is locked (flock) while it is written; a disk is opened with O_EXCL, so that
                   one that is mounted, or part of something, is refused.
-Errors            TransferFailed.
+Errors            TransferFailed, DiskInUse.
 """
 
+import errno
 import fcntl
 import os
 import stat
@@ -15,7 +16,8 @@ from typing import Protocol
 
 from polyvol.daemon.transfer.client import NbdExport
 from polyvol.daemon.transfer.errors import TransferFailed
-from polyvol.mapping import fallocate
+from polyvol.mapping import fallocate, occupied
+from polyvol.mapping.errors import DiskInUse
 
 
 class Target(Protocol):
@@ -90,7 +92,13 @@ class FileTarget:
     def _open(self, path: Path) -> int:
         with self._errors("opening"):
             flags = os.O_EXCL if stat.S_ISBLK(path.stat().st_mode) else 0
-            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | flags)
+            try:
+                fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | flags)
+            except OSError as error:
+                disk = occupied.disk_name(path)
+                if error.errno != errno.EBUSY or disk is None:
+                    raise
+                raise DiskInUse(path=path, use=occupied.use_of(disk) or occupied.HELD) from error
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:

@@ -93,6 +93,8 @@ def test_a_device_that_somebody_uses_in_any_way_is_not_detached(host: Host) -> N
     path = Path(host.ok("attach", "v", "--fuse").strip())
     log = host.daemon.directory / "user.log"
     try:
+        unused = run(BIN / "polyvol", "in-use", env=host.env)
+        assert "is attached, and has no unit that would detach it; `polyvol detach v`" in unused.out
         check("mkfs.ext4", "-q", path)
         with Background("sh", "-c", "exec sleep 60 <$0", path, log=log):
             wait_until(lambda: host.listed()["v"]["use"] is not None, "the program's opening it")
@@ -129,7 +131,7 @@ def test_what_can_not_be_written_any_more_is_said_and_not_dropped(host: Host) ->
         assert host.listed()["v"]["state"] == "attached"
     finally:
         forced = run(BIN / "polyvol", "detach", "v", "--force", env=host.env)
-    assert (forced.rc, forced.out) == (0, "v detached\n")
+    assert (forced.rc, forced.out) == (0, "v detached by force: what was not written is lost\n")
     assert host.listed() == {}
     host.daemon.start()
 

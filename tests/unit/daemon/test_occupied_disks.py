@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from polyvol.mapping import occupied
+from polyvol.mapping.errors import DiskInUse
 from polyvol.mapping.opening import open_file
 from tests.unit.conftest import Daemon
 
@@ -137,3 +138,15 @@ def test_holders_and_swap_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert occupied.use_of("sdx") == "part of vg-root"
     (tmp_path / "swaps").write_text("Filename Type Size Used Priority\n/dev/sdx1 partition 1 0 -2\n")
     assert occupied.use_of("sdx") == "used as swap"
+
+
+def test_a_disk_that_is_in_use_is_no_target_of_a_copy(disk: Path) -> None:
+    from polyvol.daemon.transfer.target import open_target
+
+    holder = os.open(disk, os.O_RDWR | os.O_EXCL)
+    try:
+        with pytest.raises(DiskInUse, match=f"{disk} is in use by another program"):
+            open_target(str(disk))
+    finally:
+        os.close(holder)
+    open_target(str(disk)).close()

@@ -213,6 +213,8 @@ def test_a_label_of_another_run_says_which_of_the_two_is_older(tmp_path: Path) -
         found = inspect(path)
         assert found is not None
         assert trouble_with(other, found, CATALOG, accept=True) is None
+        words = trouble_with(other, found, CATALOG, elsewhere=True) or ""
+        assert f"`polyvol device retry d --path {path} --accept`" in words
 
 
 def test_a_label_of_version_1_is_expected_only_until_it_was_replaced(tmp_path: Path) -> None:
