@@ -173,8 +173,8 @@ class JournalsUnusable(PolyvolError):
     kind = "corrupt"
     sentence = "the journals of volume {name} cannot be used: {why}"
     hint = (
-        "nothing was changed; put back volumes/ and manifests/ of the state directory from copies of one"
-        " time, or delete the volume"
+        "nothing was changed; put back volumes/ and manifests/ of the state directory as they were last:"
+        " older ones lack what was written since; or delete the volume"
     )
 
 
