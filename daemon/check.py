@@ -21,6 +21,7 @@ from pathlib import Path
 
 from polyvol.daemon.engine_border import EngineModule, load_engine
 from polyvol.daemon.errors import NoState, StateLocked, StateUnusable
+from polyvol.daemon.stopped import other_time
 from polyvol.daemon.views import CheckView, CheckVolumeView
 from polyvol.mapping.catalog.database import LATEST_VERSION, mark_of
 from polyvol.mapping.catalog.examine import Examiner, content_problems, reading, reference_problems
@@ -224,6 +225,10 @@ class _Check:
         rollbacks = catalog.rollbacks.of(volume.id)
         manifests = self._state_dir / "manifests" / str(volume.uuid)
         self._check_manifests(volume, manifests, partitions)
+        other = other_time(volume, manifests)
+        if other is not None:
+            self._problems.append(f"volume {volume.name}: {other}")
+            return view
         spec = volume_spec(volume, partitions, logs, snapshots, rollbacks, str(directory), str(manifests))
         try:
             report = self._module.check(spec, present, data=self._data)

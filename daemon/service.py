@@ -24,7 +24,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from polyvol.daemon import device_files, hand_over, sockets, state
+from polyvol.daemon import device_files, hand_over, sockets, state, stopped
 from polyvol.daemon.api.server import ControlServer
 from polyvol.daemon.changes import Changes
 from polyvol.daemon.context import Context
@@ -384,6 +384,8 @@ class Service:
         held = hand_over.take_devices(self._passed)
         self._devices.start(clean=clean, passed=held)
         hand_over.forget_devices(held)
+        if self._accept_older_catalog:
+            stopped.forget(self._context)
         self._volumes.start()
         undo.callback(self._devices.short.note)
         space = Space(self._context, self._snapshots, also=self._devices.short.note)
@@ -438,6 +440,7 @@ class Service:
         """Stop the engine; the run ended cleanly if everything is durable and the catalog can say so."""
         with engine_errors("making everything durable", module.EngineError):
             engine.stop()
+        stopped.end(self._context)
         device_files.end_run(self._context)
         settings.end_run()
 

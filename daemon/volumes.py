@@ -18,7 +18,7 @@ import shutil
 from dataclasses import replace
 from typing import Literal
 
-from polyvol.daemon import device_files
+from polyvol.daemon import device_files, stopped
 from polyvol.daemon.change_logs import ChangeLogs, inventory, log_view
 from polyvol.daemon.context import Context, extent_views
 from polyvol.daemon.devices import Devices
@@ -81,6 +81,7 @@ class Volumes:
     def start(self) -> None:
         """Settle what is half done, then serve every volume, as far as its devices are right."""
         context = self._context
+        stopped.begin(context)
         for volume in context.catalog.volumes():
             if volume.state == "ready":
                 self.change_logs.settle(volume)
@@ -262,6 +263,7 @@ class Volumes:
 
     def _hand_over(self, volume: Volume) -> None:
         context = self._context
+        stopped.check(context, volume)
         partitions = context.catalog.partitions(volume.id)
         context.grow_processors(max(partition.processor for partition in partitions) + 1)
         spec = volume_spec(

@@ -27,7 +27,8 @@ class Volume:
     """A volume. `next_epoch` and `next_log` are greater than every one that was ever committed. `source`: if
     it is a clone. `kept`: it is deleted, and kept for its clones. `restoring`: a backup is being restored to
     it, so what it holds is incomplete, and it is not exported. `manifests`: the processors of its first so
-    many partitions have manifests; 0 if no version that makes them has served it."""
+    many partitions have manifests; 0 if no version that makes them has served it. `stopped`: see
+    daemon/stopped.py."""
 
     id: int
     uuid: UUID
@@ -43,6 +44,7 @@ class Volume:
     source: CloneSource | None = None
     restoring: bool = False
     manifests: int = 0
+    stopped: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

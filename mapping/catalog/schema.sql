@@ -28,7 +28,8 @@ CREATE TABLE volume (
     next_log INTEGER NOT NULL DEFAULT 1,    -- greater than every change-log number that was ever given
     created_ns INTEGER NOT NULL,
     kept INTEGER NOT NULL DEFAULT 0 CHECK (kept IN (0, 1)),  -- deleted, and kept for its clones
-    manifests INTEGER NOT NULL DEFAULT 0  -- the processors of so many first partitions have manifests of their journals
+    manifests INTEGER NOT NULL DEFAULT 0,  -- the processors of so many first partitions have manifests of their journals
+    stopped TEXT                        -- digests of its manifests, if it was not served since a clean stop
 ) STRICT;
 
 CREATE TABLE device (

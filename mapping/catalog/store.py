@@ -234,6 +234,13 @@ class Catalog:
         with self._database.transaction() as connection:
             connection.execute("UPDATE volume SET manifests = ? WHERE id = ?", (partitions, volume))
 
+    def set_stopped(self, digests: Mapping[int, str | None]) -> None:
+        """Keep or forget the digests of volumes' manifests, by id."""
+        with self._database.transaction() as connection:
+            connection.executemany(
+                "UPDATE volume SET stopped = ? WHERE id = ?", [(what, id_) for id_, what in digests.items()]
+            )
+
     def forget_volume(self, volume: int) -> None:
         """Take a volume out, with its snapshots and the devices made for it."""
         with self._database.transaction() as connection:

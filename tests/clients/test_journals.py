@@ -151,3 +151,32 @@ def test_a_volume_that_is_refused_can_be_deleted(used: Daemon) -> None:
     used.stop()
     assert files(used) == {}
     assert used.cli("check").rc == 0
+
+
+def test_journals_and_manifests_of_an_earlier_stop_are_told(used: Daemon) -> None:
+    """Put back together they agree with each other, and with the catalog, as no snapshot was taken since."""
+    used.stop()
+    state = used.state_dir
+    copies = {folder: used.directory / f"copy-{folder}" for folder in ("volumes", "manifests")}
+    newest = {folder: used.directory / f"newest-{folder}" for folder in copies}
+    for folder, copy in copies.items():
+        shutil.copytree(state / folder, copy)
+    used.start()
+    with connect(used.uri("v")) as host:
+        host.pwrite(b"LATE" * 1024, 0)
+        host.flush()
+    used.stop()
+    for folder, copy in copies.items():
+        (state / folder).rename(newest[folder])
+        shutil.copytree(copy, state / folder)
+    refused(used, "is not the one that the last clean stop left")
+    used.stop()
+    used.start()  # a second start does not take them either
+    assert used.volume("v")["state"] == "not-served"
+    used.stop()
+    for folder in copies:
+        shutil.rmtree(state / folder)
+        newest[folder].rename(state / folder)
+    used.restart()
+    with connect(used.uri("v")) as host:
+        assert host.pread(4096, 0) == b"LATE" * 1024

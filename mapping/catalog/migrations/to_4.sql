@@ -6,6 +6,7 @@ ALTER TABLE device ADD COLUMN generation INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE device ADD COLUMN runs TEXT NOT NULL DEFAULT '';
 ALTER TABLE device ADD COLUMN identity TEXT;
 ALTER TABLE volume ADD COLUMN manifests INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE volume ADD COLUMN stopped TEXT;
 
 CREATE TABLE table_sum (                -- a checksum of each other table
     name TEXT PRIMARY KEY,

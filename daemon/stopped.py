@@ -1,0 +1,84 @@
+"""Stopped: what a clean stop left of each volume's manifests, so that older ones are told.
+
+How it works      Journals and manifests that were put back together, of an earlier time, agree with each
+                  other. So a clean stop keeps digests of each served volume's manifests in the catalog. The
+                  next start compares, and forgets the digests before the engine may change the manifests.
+Invariants        P1 where the catalog has digests, nothing was written to the volume since that stop.
+Owner and locks   The start and the stop, and `changes`.
+Durability        After a kill there are no digests, so what was put back then is not told.
+Errors            JournalsUnusable.
+"""
+
+import hashlib
+from pathlib import Path
+
+from polyvol.daemon.context import Context
+from polyvol.daemon.errors import JournalsUnusable
+from polyvol.mapping.records import Volume
+
+_COPIES = 1024
+"""The bytes of a manifest that have its two copies."""
+
+
+def begin(context: Context) -> None:
+    """Forget the digests that are right."""
+    catalog = context.catalog
+    right = [
+        volume.id
+        for volume in catalog.volumes()
+        if volume.stopped is not None and other_time(volume, context.manifest_directory(volume)) is None
+    ]
+    if right:
+        catalog.set_stopped(dict.fromkeys(right))
+
+
+def forget(context: Context) -> None:
+    """Forget all digests: an older catalog was accepted, with what there is of journals."""
+    context.catalog.set_stopped(dict.fromkeys(volume.id for volume in context.catalog.volumes()))
+
+
+def check(context: Context, volume: Volume) -> None:
+    """JournalsUnusable if a volume's manifests are not those of the last clean stop; forget the digests."""
+    if volume.stopped is not None:
+        why = other_time(volume, context.manifest_directory(volume))
+        if why is not None:
+            raise JournalsUnusable(name=volume.name, why=why)
+        context.catalog.set_stopped({volume.id: None})
+
+
+def end(context: Context) -> None:
+    """The engine has stopped, and all is durable: keep the digests of the volumes that it served."""
+    catalog = context.catalog
+    catalog.set_stopped(
+        {
+            volume.id: _digests(context.manifest_directory(volume))
+            for volume in catalog.volumes()
+            if volume.state == "ready" and volume.stopped is None and volume.id not in context.volume_trouble
+        }
+    )
+
+
+def other_time(volume: Volume, directory: Path) -> str | None:
+    """What is wrong with the manifests in this directory; None if they are as the catalog expects them."""
+    if volume.stopped is None:
+        return None
+    left, here = set(volume.stopped.split()), set(_digests(directory).split())
+    names = sorted(each.partition(":")[0] for each in left ^ here)
+    if not names:
+        return None
+    path = directory / names[0]
+    why = "is not the one that the last clean stop left" if path.exists() else "is missing"
+    return f"its manifest {path} {why}"
+
+
+def _digests(directory: Path) -> str:
+    """Name and digest of each manifest in a directory."""
+    found = []
+    for path in sorted(directory.glob("*.manifest")):
+        try:
+            with path.open("rb") as file:
+                copies = file.read(_COPIES)
+        except OSError as error:
+            copies = str(error).encode()
+        found.append(f"{path.name}:{hashlib.blake2b(copies, digest_size=8).hexdigest()}")
+    return " ".join(found)
