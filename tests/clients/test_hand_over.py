@@ -85,7 +85,7 @@ def test_a_client_from_before_its_volume_grew_goes_on(manager: Manager) -> None:
 def test_fio_verifies_through_ten_restarts(manager: Manager) -> None:
     manager.ok("snapshot", "create", "v", "--name", "s")
     log = manager.directory / "fio.log"
-    settings = {"time_based": 1, "runtime": 45, "verify_backlog": 512}
+    settings = {"time_based": 1, "runtime": 20, "verify_backlog": 512}
     with fio.loading(manager.uri("v"), log, size="48M", timeout_s=300, **settings) as load:
         wait_until(lambda: (manager.directory / "v-log.img").stat().st_blocks > 8192, "fio's writes")
         for _ in range(10):
