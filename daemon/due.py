@@ -12,6 +12,8 @@ How it works      A schedule's due time is planned once and kept in memory, by t
 Invariants        U1 the clock being set, however often, makes a schedule run at most once more for each time,
                   and never later than its next regular time by the clock as it then stands, or, for an
                   interval, one interval later than planned.
+                  U2 every verb moves the plans along with the wall clock before it uses it, so that no plan
+                  made after the clock was set is moved because of that.
 Owner and locks   One lock, held for a look or a change; no call is made with it but to the clocks.
 """
 
@@ -36,25 +38,36 @@ class DueTimes:
     """When schedules are due, by their ids."""
 
     def __init__(self, wall: Clock, steady: Clock) -> None:
-        self._wall = wall
         self._jumps = JumpWatch(wall, steady)
         self._lock = threading.Lock()
         self._plans: dict[int, _Plan] = {}
+        self._untold = 0
 
     def look(self) -> int:
         """By how much the wall clock was set since the last look (ns); the plans follow."""
         with self._lock:
-            jump = self._jumps.jumped()
-            if jump:
-                now = self._wall()
-                self._plans = {key: _moved(plan, jump, now) for key, plan in self._plans.items() if plan.here}
+            self._follow()
+            jump, self._untold = self._untold, 0
             return jump
+
+    def _follow(self) -> int:
+        """Move the plans if the wall clock was set (U2); what it says."""
+        jump, now = self._jumps.look()
+        if jump:
+            self._untold += jump
+            self._plans = {key: _moved(plan, jump, now) for key, plan in self._plans.items() if plan.here}
+        return now
 
     def due(self, schedule: int) -> int | None:
         """When a schedule that is planned is due; None if never, or if it is not planned."""
+        return self.due_and_now(schedule)[0]
+
+    def due_and_now(self, schedule: int) -> tuple[int | None, int]:
+        """The same, and what the wall clock said then."""
         with self._lock:
+            now = self._follow()
             plan = self._plans.get(schedule)
-            return None if plan is None else plan.due
+            return (None if plan is None else plan.due), now
 
     def planned(self, schedule: int) -> bool:
         """Whether a schedule has its due time."""
@@ -65,12 +78,13 @@ class DueTimes:
         """Plan a schedule of which all that was due until `done_until` (by the wall clock, and not in its
         future) is done."""
         with self._lock:
+            self._follow()
             self._plans[schedule] = _Plan(timing, timing.after(done_until), here=False)
 
     def done(self, schedule: int, timing: Timing) -> int | None:
         """A schedule has just run, or begins now: when it is due next."""
         with self._lock:
-            due = timing.after(self._wall())
+            due = timing.after(self._follow())
             self._plans[schedule] = _Plan(timing, due, here=True)
             return due
 

@@ -174,8 +174,7 @@ class Schedules:
         """Run a schedule if it is due; when it is due next."""
         if schedule.paused:
             return None
-        due = self._planned(schedule)
-        now = self._context.clock()
+        due, now = self._planned(schedule)
         if due is None or due > now:
             return due
         with self._lock:
@@ -203,15 +202,15 @@ class Schedules:
             )
             self._context.events.add("warning", text)
 
-    def _planned(self, schedule: Schedule) -> int | None:
-        """When a schedule is due; planned if it is not yet."""
+    def _planned(self, schedule: Schedule) -> tuple[int | None, int]:
+        """When a schedule is due, planned if it is not yet, and what the wall clock says."""
         if not self._dues.planned(schedule.id):
             self._dues.plan(schedule.id, self._timing(schedule), self._done_until(schedule))
             note = self._note(schedule)
             if note is not None:
                 text = f"schedule {schedule.name}: {note}; it goes on"
                 self._context.events.add("warning", text, SCHEDULE=schedule.name)
-        return self._dues.due(schedule.id)
+        return self._dues.due_and_now(schedule.id)
 
     def _run_apart(self, schedule: Schedule, due: int) -> None:
         try:

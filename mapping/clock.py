@@ -40,10 +40,23 @@ class JumpWatch:
     def __init__(self, wall: Clock, steady: Clock) -> None:
         self._wall = wall
         self._steady = steady
-        self._offset = wall() - steady()
+        wall_now, steady_now = self._both()
+        self._offset = wall_now - steady_now
 
     def jumped(self) -> int:
         """By how much the wall clock was set since the last look (ns, negative: back); 0: it was not."""
-        offset = self._wall() - self._steady()
+        return self.look()[0]
+
+    def look(self) -> tuple[int, int]:
+        """The same, and what the wall clock says now."""
+        wall_now, steady_now = self._both()
+        offset = wall_now - steady_now
         jump, self._offset = offset - self._offset, offset
-        return jump if abs(jump) >= JUMP_NS else 0
+        return (jump if abs(jump) >= JUMP_NS else 0), wall_now
+
+    def _both(self) -> tuple[int, int]:
+        """Both clocks, read as if at one time."""
+        while True:
+            before, wall_now, after = self._steady(), self._wall(), self._steady()
+            if after - before < JUMP_NS // 4:
+                return wall_now, after

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from polyvol.daemon.due import DueTimes
 from polyvol.daemon.scrub import WEEK_NS
 from polyvol.mapping.clock import INSTANT_NS_MAX, JumpWatch, in_range, steady_ns, wall_ns
-from polyvol.snapshot.timing import SECOND_NS
+from polyvol.snapshot.timing import SECOND_NS, Timing
 from tests.support.proc import wait_until
 from tests.unit.daemon.test_schedules import MINUTE, START, Clock, Timed, timed
 
@@ -168,8 +169,7 @@ def test_a_clock_before_1970_or_after_2262_is_lived_with(daemon: Timed) -> None:
     assert [in_range(each) for each in (-1, 5, 1 << 70)] == [0, 5, INSTANT_NS_MAX]
     daemon.ok("schedule", "add", "v", "--every", "15m", "--keep", "last=10,daily=2")
     for absurd in (0, INSTANT_NS_MAX, START):
-        daemon.clock.was_set += absurd - daemon.clock.now
-        daemon.clock.now = absurd
+        daemon.clock.set(absurd - daemon.clock.now)
         daemon.ok("snapshot", "create", "v", "--scheduled")
         daemon.service.schedules.run_due()
         daemon.ok("snapshot", "list", "v")
@@ -177,15 +177,27 @@ def test_a_clock_before_1970_or_after_2262_is_lived_with(daemon: Timed) -> None:
         daemon.ok("status")
 
 
+@pytest.mark.parametrize("jump", [DAY, -DAY])
+def test_a_run_between_the_setting_of_the_clock_and_the_look_at_it_is_followed_by_the_next(jump: int) -> None:
+    clock = Clock()
+    dues = DueTimes(clock, clock.steady)
+    every = Timing(every_s=10)
+    dues.done(1, every)
+    clock.set(jump)
+    following = dues.done(1, every)  # what the schedule's thread does if it has read the clock before
+    assert following == START + jump + 10 * SECOND_NS
+    assert [dues.look(), dues.look()] == [jump, 0]
+    assert dues.due(1) == following
+
+
 def test_a_jump_is_seen_once_and_drift_never() -> None:
     clock = Clock()
     watch = JumpWatch(clock, clock.steady)
     for _ in range(20):
-        clock.now += 10 * SECOND_NS
-        clock.was_set += SECOND_NS // 10  # NTP
+        clock.now += 10 * SECOND_NS - SECOND_NS // 10
+        clock.set(SECOND_NS // 10)  # NTP
         assert watch.jumped() == 0
-    clock.now -= MINUTE
-    clock.was_set -= MINUTE
+    clock.set(-MINUTE)
     assert [watch.jumped(), watch.jumped()] == [-MINUTE, 0]
     assert wall_ns() > START
     assert steady_ns() <= steady_ns()

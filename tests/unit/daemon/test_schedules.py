@@ -25,17 +25,30 @@ GFS = "last=4,hourly=24,daily=7,weekly=4,monthly=12"
 
 
 class Clock:
-    """A wall clock that stands still until it is moved, or set; what was only set is in `was_set`."""
+    """A wall clock that stands still until it is moved, or set. Threads see both clocks change at one time."""
 
     def __init__(self) -> None:
-        self.now = START
-        self.was_set = 0
+        self._both = (START, 0)
+
+    @property
+    def now(self) -> int:
+        return self._both[0]
+
+    @now.setter
+    def now(self, now: int) -> None:
+        self._both = (now, self._both[1])
+
+    def set(self, nanoseconds: int) -> None:
+        """Have it say so much more, or less, though no time goes by."""
+        now, was_set = self._both
+        self._both = (now + nanoseconds, was_set + nanoseconds)
 
     def __call__(self) -> int:
         return self.now
 
     def steady(self) -> int:
-        return self.now - self.was_set
+        now, was_set = self._both
+        return now - was_set
 
 
 class Timed(Daemon):
@@ -62,8 +75,8 @@ class Timed(Daemon):
 
     def set_clock(self, nanoseconds: int) -> int | None:
         """The clock is set forward, or back; no time goes by."""
-        self.clock.was_set += nanoseconds
-        return self.move(nanoseconds)
+        self.clock.set(nanoseconds)
+        return self.move(0)
 
     def names(self, volume: str = "v") -> list[str]:
         return [each["name"] for each in self.json("snapshot", "list", volume)]
