@@ -25,7 +25,7 @@ GFS = "last=4,hourly=24,daily=7,weekly=4,monthly=12"
 
 
 class Clock:
-    """A wall clock that stands still until it is moved, or set. Threads see both clocks change at one time."""
+    """A wall clock that stands still until it is moved, or set. Threads see both clocks change at once."""
 
     def __init__(self) -> None:
         self._both = (START, 0)
