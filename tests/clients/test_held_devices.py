@@ -6,6 +6,7 @@ How it works      Two daemons on copies of one state directory; QEMU's programs 
 Errors            Skipped where loop devices or QEMU are missing.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ import pytest
 from tests.support import fuse
 from tests.support.daemon import BIN, Daemon
 from tests.support.nbd import connect
-from tests.support.proc import Argument, Background, check, listens, run
+from tests.support.proc import Argument, Background, check, listens, run, wait_until
 from tests.support.service_manager import Manager
 
 MIB = 1 << 20
@@ -168,10 +169,22 @@ def test_a_start_does_not_serve_a_disk_that_is_mounted(disk: Path, either: Daemo
         assert device(either)["reason"] == f"{disk} is mounted at {where}"
         assert either.volume("v")["state"] == "degraded"
         assert f"is mounted at {where}" in either.refused("device", "retry", "d")
+    # A mount namespace that was made while it was mounted may have it mounted for a moment longer.
+    wait_until(lambda: is_free(disk), f"that nobody has {disk}")
     with disk.open("r+b") as file:
         file.write(label)
     either.ok("device", "retry", "d")
     assert either.volume("v")["state"] == "serving"
+
+
+def is_free(disk: Path) -> bool:
+    """Whether nobody has a disk exclusively."""
+    try:
+        os.close(os.open(disk, os.O_RDONLY | os.O_EXCL))
+    except OSError as error:
+        assert error.errno == errno.EBUSY
+        return False
+    return True
 
 
 def test_a_disk_and_its_partition_are_not_two_devices(disk: Path, daemon: Daemon) -> None:
