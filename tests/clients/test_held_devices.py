@@ -182,7 +182,8 @@ def is_free(disk: Path) -> bool:
     try:
         os.close(os.open(disk, os.O_RDONLY | os.O_EXCL))
     except OSError as error:
-        assert error.errno == errno.EBUSY
+        if error.errno != errno.EBUSY:
+            raise
         return False
     return True
 
