@@ -43,12 +43,9 @@ class JumpWatch:
         wall_now, steady_now = self._both()
         self._offset = wall_now - steady_now
 
-    def jumped(self) -> int:
-        """By how much the wall clock was set since the last look (ns, negative: back); 0: it was not."""
-        return self.look()[0]
-
     def look(self) -> tuple[int, int]:
-        """The same, and what the wall clock says now."""
+        """By how much the wall clock was set since the last look (ns, negative: back; 0: it was not), and
+        what it says now."""
         wall_now, steady_now = self._both()
         offset = wall_now - steady_now
         jump, self._offset = offset - self._offset, offset

@@ -37,7 +37,8 @@ QEMU_LOCKS = ((100, 4), (200, 4))
 byte 200 + N while it lets nobody else use it."""
 OWN_LOCK = 300
 """The byte on which a polyvold has an exclusive lock."""
-_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+"""What a file system without locks answers."""
 _FLOCK = struct.Struct("hhqqi0q")
 _LINK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -159,7 +160,7 @@ def is_held(fd: int) -> bool:
     try:
         return any(_conflict(fd, first, count) for first, count in (*QEMU_LOCKS, (OWN_LOCK, 1)))
     except OSError as error:
-        if error.errno in _NO_LOCKS:
+        if error.errno in NO_LOCKS:
             return False
         raise
 
@@ -253,7 +254,7 @@ def _lock(fd: int) -> bool:
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EACCES):
             raise HeldByOther from error
-        if error.errno in _NO_LOCKS:
+        if error.errno in NO_LOCKS:
             return False
         raise
     return True

@@ -21,11 +21,10 @@ from pathlib import Path
 from types import FrameType
 
 from polyvol.daemon.transfer.errors import FileBusy, FileExists, TransferFailed
-from polyvol.mapping.opening import sync_directory
+from polyvol.mapping.opening import NO_LOCKS, sync_directory
 
 _NOREPLACE = 1
 _AT_FDCWD = -100
-_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -81,7 +80,7 @@ class NewFile:
         except BlockingIOError as error:
             raise FileBusy(path=self.path) from error
         except OSError as error:
-            if not exclusive or error.errno not in _NO_LOCKS:
+            if not exclusive or error.errno not in NO_LOCKS:
                 raise
         if not self._is_ours():
             raise FileBusy(path=self.path)
