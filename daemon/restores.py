@@ -22,6 +22,7 @@ Errors            Restoring, RestoreRunning, RestoreEnded, NoRestore, CannotResu
 
 import logging
 import secrets
+import time
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -56,6 +57,8 @@ from polyvol.snapshot.snapshot import export_name
 
 HIDDEN = "@restore:"
 """Between a volume's name and the secret, in the name of the export that a restore is written to."""
+_END_TIMEOUT_S = 4.0
+_END_POLL_S = 0.01
 _log = logging.getLogger("polyvol")
 
 
@@ -97,6 +100,7 @@ class Restores:
     def complete(self, volume_name: str, request: RestoreCompletion) -> SnapshotView:
         """Take the snapshot of a volume whose restore is complete, and export the volume."""
         context = self._context
+        self._wait_for_end(request.export)
         with context.changes:
             volume = context.find_served(volume_name, restoring=True)
             restore = context.catalog.restores.of(volume.id)
@@ -223,6 +227,14 @@ class Restores:
             context.engine.export_hidden(export, text, volume.id)
         context.restoring[volume.id] = export
         return RestoreView(volume=volume.name, export=export, resumed=resumed, base=base)
+
+    def _wait_for_end(self, export: str) -> None:
+        """Wait, for a bounded time, until the client that has closed its connection is gone: nbdkit ends a
+        connection after its client has gone on.
+        """
+        until = time.monotonic() + _END_TIMEOUT_S
+        while self._context.connections([export]) and time.monotonic() < until:
+            time.sleep(_END_POLL_S)
 
     def _end_session(self, volume: Volume) -> None:
         """End the export that a restore was given; RestoreRunning if it is being written."""

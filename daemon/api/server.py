@@ -10,6 +10,7 @@ Owner and locks   Nothing is shared but the service, whose verbs lock for themse
 Errors            What the HTTP library refuses (a header that cannot be read) is answered as JSON too.
 """
 
+import logging
 import socket
 import threading
 import time
@@ -32,6 +33,7 @@ _LOOP_INTERVAL_S = 30
 _STOP_TIMEOUT_S = 10.0
 """How long a stop waits for answers to be read; calls that have begun are waited for in any case."""
 _STOP_POLL_S = 0.01
+logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # that a call waits for a thread is no news
 
 
 class ControlServer:

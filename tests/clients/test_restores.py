@@ -307,6 +307,28 @@ def test_a_restore_by_other_ways(
             assert handle.get_size() == SIZE
 
 
+def test_a_completion_waits_until_nbdkit_has_ended_the_connection(
+    make_daemon: Callable[..., Daemon], files: list[Path]
+) -> None:
+    """nbdkit may take a moment after the client has closed it; what is still being written is refused."""
+    other = make_daemon("--frontend", "nbdkit")
+    begun = begin(other, files[0])
+
+    def finish() -> None:
+        other.api.post("volumes", "w", "restore", "completion", body={"export": begun["export"]})
+
+    with nbd.connect(target(other, begun)) as handle:
+        handle.pwrite(b"x", 0)
+        with pytest.raises(ApiError, match="with 1 client connected"):
+            finish()
+        finishing = threading.Thread(target=finish)
+        finishing.start()
+        finishing.join(0.5)
+        assert finishing.is_alive()
+    finishing.join(10)
+    assert other.volume("w")["state"] != "restoring"
+
+
 def test_a_volume_that_grew_takes_what_its_source_was_backed_up_as_later(
     daemon: Daemon, other: Daemon, files: list[Path], tmp_path: Path
 ) -> None:
