@@ -55,6 +55,15 @@ class StateUnusable(PolyvolError):
     hint = "give --state-dir a directory that polyvold may write to"
 
 
+class StateOpen(PolyvolError):
+    """Others may write to the state directory."""
+
+    code = "state-open"
+    kind = "io"
+    sentence = "the state directory {state} is not used, because {path} {why}"
+    hint = "make sure that nobody has changed what is there, then {command}"
+
+
 class SocketUnusable(PolyvolError):
     """A socket cannot be bound."""
 

@@ -5,7 +5,9 @@ grow while it runs, and look again for devices that are missing. A start that fa
 (exit 1).
 """
 
+import contextlib
 import logging
+import os
 import signal
 import sys
 import threading
@@ -18,6 +20,7 @@ from polyvol.daemon.config import FRONTENDS, Config, load_config
 from polyvol.daemon.errors import EXIT_CODE, BadConfig
 from polyvol.daemon.notify import log_to_journal, notify
 from polyvol.daemon.sockets import Passed, passed_by_systemd
+from polyvol.daemon.state import control_socket
 from polyvol.mapping.errors import PolyvolError
 
 
@@ -70,7 +73,7 @@ def run(config: Config, read_again: Callable[[], Config], accept_older_catalog: 
         logging.basicConfig(
             stream=sys.stderr, level=logging.WARNING, format="%(name)s: %(levelname)s: %(message)s"
         )
-    passed = passed_by_systemd()
+    passed = passed_by_systemd(control_socket(Path(os.path.abspath(config.state_dir))))  # noqa: PTH100
     if config.frontend == "nbdkit":
         from polyvol.daemon.hand_over import discard
 
@@ -116,8 +119,9 @@ def _run_native(
 
 def announce(addresses: list[str]) -> None:
     """Tell whoever waits that volumes are served, on these NBD addresses."""
-    click.echo(f"ready: NBD on {' and '.join(addresses)}")
-    sys.stdout.flush()
+    with contextlib.suppress(OSError):  # nobody may read it
+        click.echo(f"ready: NBD on {' and '.join(addresses)}")
+        sys.stdout.flush()
     notify("READY=1")
 
 

@@ -4,16 +4,22 @@ How it works      A unix socket gets its mode 0600 before it is bound (Linux tak
                   that it never has another; a stale one in its place is removed, one that somebody answers on
                   is not. Under systemd the sockets may be there already: socket units hold them, each with a
                   name (FileDescriptorName) that says what it is for, and clients wait in their backlog while
-                  no polyvold runs. What the process before has handed over (hand_over.py) comes the same way.
+                  no polyvold runs. A socket without such a name is told by its address. What the process
+                  before has handed over (hand_over.py) comes the same way.
 Owner and locks   Who bound a socket removes its path at the end; what was passed stays systemd's.
 Errors            SocketUnusable, BadConfig.
 """
 
+import errno
+import logging
 import os
 import socket
 import stat
 from dataclasses import dataclass, field
+from ipaddress import ip_address
+from itertools import chain, repeat
 from pathlib import Path
+from typing import Any
 
 from polyvol.daemon.errors import BadConfig, SocketUnusable
 
@@ -26,6 +32,10 @@ HANDED_DEVICE = "device-"
 _BACKLOG = 4096
 _FIRST_PASSED = 3
 """The first file descriptor that systemd passes."""
+_NO_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+_IP_FREEBIND = 15
+_DIGITS = 10
+_log = logging.getLogger("polyvol")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,46 +59,84 @@ class Passed:
                 listener.close()
 
 
-def passed_by_systemd() -> Passed:
+def passed_by_systemd(control_path: Path | None = None) -> Passed:
     """Take what socket activation passes ($LISTEN_PID, $LISTEN_FDS, $LISTEN_FDNAMES); not to be called twice.
 
-    SocketUnusable when a socket has a name that means nothing here, or does not listen for streams."""
+    A socket that has no name, or one that means nothing here, is told by its address: `control_path`, or
+    NBD. What is no listening stream socket then is closed. SocketUnusable when a socket named nbd or
+    control is not what its name says, or there are two for control."""
     told = {name: os.environ.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")}
-    if told["LISTEN_PID"] != str(os.getpid()) or not told["LISTEN_FDS"].isdigit():
+    if told["LISTEN_PID"] != str(os.getpid()) or not _is_number(told["LISTEN_FDS"]):
         return Passed()
-    count = int(told["LISTEN_FDS"])
-    names = told["LISTEN_FDNAMES"].split(":") if told["LISTEN_FDNAMES"] else []
+    numbers = range(_FIRST_PASSED, _FIRST_PASSED + int(told["LISTEN_FDS"]))
+    names = chain(told["LISTEN_FDNAMES"].split(":"), repeat(""))
     by_name: dict[str, list[socket.socket]] = {"control": [], "nbd": []}
     handed: dict[str, int] = {}
     devices: dict[str, int] = {}
-    for number, name in zip(range(_FIRST_PASSED, _FIRST_PASSED + count), names, strict=False):
-        os.set_inheritable(number, False)
+    for number, name in zip(numbers, names, strict=False):
+        try:
+            os.set_inheritable(number, False)
+        except OSError as error:
+            why = f"systemd passes {len(numbers)} descriptors, and number {number} is not open"
+            raise SocketUnusable(address=name, why=why) from error
         if name == HANDED_FILE or name.startswith(HANDED_CONNECTION):
             handed[name] = number
-            continue
-        if name.startswith(HANDED_DEVICE):
+        elif name.startswith(HANDED_DEVICE):
             devices[name.removeprefix(HANDED_DEVICE)] = number
-            continue
-        if name not in by_name:
-            why = "systemd passes it, and its FileDescriptorName is neither nbd nor control"
-            raise SocketUnusable(address=name, why=why)
-        by_name[name].append(_listening(number, name))
-    if len(names) != count or len(by_name["control"]) > 1:
-        why = f"systemd passes {count} sockets, named {' '.join(names) or 'not at all'}"
-        raise SocketUnusable(address="control", why=why)
+        elif name in by_name:
+            by_name[name].append(_named(number, name))
+        else:
+            _take_unnamed(number, name, by_name, control_path)
+    if len(by_name["control"]) > 1:
+        raise SocketUnusable(address="control", why="systemd passes more than one socket of this name")
     return Passed(next(iter(by_name["control"]), None), by_name["nbd"], handed, devices)
 
 
-def _listening(number: int, name: str) -> socket.socket:
+def _is_number(text: str) -> bool:
+    """Whether a text of the environment is a number of descriptors."""
+    return text.isascii() and text.isdigit() and len(text) < _DIGITS
+
+
+def _named(number: int, name: str) -> socket.socket:
+    listener = _listening(number)
+    if listener is None:
+        raise SocketUnusable(address=name, why="systemd passes what does not listen for streams")
+    if name == "control" and listener.family != socket.AF_UNIX:
+        listener.close()
+        raise SocketUnusable(address=name, why="systemd passes a socket of the network, open to everybody")
+    return listener
+
+
+def _take_unnamed(
+    number: int, name: str, by_name: dict[str, list[socket.socket]], control_path: Path | None
+) -> None:
+    """Find out by its address what a socket is for, or close it."""
+    listener = _listening(number)
+    if listener is None:
+        os.close(number)
+        _log.warning("what systemd passes as %r is not used: it does not listen for streams", name)
+        return
+    at = listener.getsockname()
+    is_control = listener.family == socket.AF_UNIX and at == str(control_path)
+    if is_control and by_name["control"]:
+        listener.close()
+        return
+    what = "control" if is_control else "nbd"
+    by_name[what].append(listener)
+    _log.info("systemd passes %s without the name (FileDescriptorName) %s", at, what)
+
+
+def _listening(number: int) -> socket.socket | None:
+    """A descriptor as a listening stream socket; None, and the descriptor stays open, if it is none."""
     try:
         listener = socket.socket(fileno=number)
-        listens = listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-    except OSError as error:
-        raise SocketUnusable(address=name, why=error.strerror or error) from error
-    if not listens or listener.type != socket.SOCK_STREAM:
-        listener.close()
-        raise SocketUnusable(address=name, why="systemd passes a socket that does not listen for streams")
-    return listener
+    except OSError:
+        return None
+    listens = listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    if listens and listener.type == socket.SOCK_STREAM:
+        return listener
+    listener.detach()
+    return None
 
 
 def bind_unix(path: Path) -> socket.socket:
@@ -111,26 +159,61 @@ def bind_unix(path: Path) -> socket.socket:
 
 
 def bind_tcp(address: str) -> list[socket.socket]:
-    """Listening sockets for HOST:PORT, one for each address that HOST has; empty: every interface."""
+    """Listening sockets for HOST:PORT, one for each address that HOST has; empty: every interface.
+
+    Addresses of HOST that this machine does not have (localhost is ::1 too, where IPv6 is off) are left out,
+    unless it has none of them. An IP address that it does not have yet is listened on all the same: it
+    works as soon as an interface has it."""
     host, port = split_address(address)
     listeners: list[socket.socket] = []
     try:
         found = socket.getaddrinfo(
             host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_NUMERICSERV
         )
+        missing: OSError | None = None
         for family, kind, protocol, _, target in dict.fromkeys(found):
-            listener = socket.socket(family, kind, protocol)
-            listeners.append(listener)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            listener.bind(target)
-            listener.listen(_BACKLOG)
+            try:
+                listeners.append(_listen_tcp(family, kind, protocol, target))
+            except OSError as error:
+                if error.errno not in _NO_ADDRESS:
+                    raise
+                missing = error
+        if not listeners and missing is not None:
+            if not _is_ip(host) or missing.errno != errno.EADDRNOTAVAIL:
+                raise missing
+            family, kind, protocol, _, target = found[0]
+            listeners.append(_listen_tcp(family, kind, protocol, target, free=True))
+            _log.warning("no interface has %s: it is listened on, and can be reached when one has it", host)
     except OSError as error:
         for listener in listeners:
             listener.close()
         raise SocketUnusable(address=address, why=error.strerror or error) from error
     return listeners
+
+
+def _listen_tcp(family: int, kind: int, protocol: int, target: Any, *, free: bool = False) -> socket.socket:  # noqa: ANN401
+    """A listening socket. `free`: also at an address that this machine does not have."""
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if free:
+            listener.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
+        listener.bind(target)
+        listener.listen(_BACKLOG)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _is_ip(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -152,6 +235,7 @@ def nbd_uri(listener: socket.socket) -> str:
 
 
 def _remove_stale(path: Path) -> None:
+    """Remove a socket that nobody listens on. SocketUnusable if somebody does, or it is no socket."""
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):
             raise SocketUnusable(address=path, why="there is something that is not a socket")
@@ -159,6 +243,7 @@ def _remove_stale(path: Path) -> None:
         return
     probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     with probe:
+        probe.setblocking(False)  # else it waits for as long as the backlog is full
         try:
             probe.connect(os.fspath(path))
         except ConnectionRefusedError:
@@ -166,4 +251,9 @@ def _remove_stale(path: Path) -> None:
             return
         except FileNotFoundError:
             return
+        except BlockingIOError as error:
+            why = (
+                "another process listens there, and does not accept connections; end it, or remove the socket"
+            )
+            raise SocketUnusable(address=path, why=why) from error
     raise SocketUnusable(address=path, why="somebody else listens there already")

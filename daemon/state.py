@@ -4,7 +4,7 @@ How it works      `catalog.db`, `lock`, `control.sock`, `nbd.sock`, `devices/` (
                   `volumes/` and `manifests/` (one directory a volume, the engine's). The owner holds an
                   flock on `lock`, which ends with the process however it ends, and has written its pid there
                   for others to read.
-Errors            StateLocked, StateUnusable, DeviceUnusable.
+Errors            StateLocked, StateOpen, StateUnusable, DeviceUnusable.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from polyvol.daemon.errors import StateLocked, StateUnusable
+from polyvol.daemon.state_rights import refuse_open_to_others
 from polyvol.mapping import occupied
 from polyvol.mapping.errors import DeviceUnusable
 from polyvol.mapping.opening import identity_of, sync_directory
@@ -40,7 +41,9 @@ def nbd_socket(state_dir: Path) -> Path:
 
 
 def make_state_dir(state_dir: Path) -> None:
-    """Make the directory and what belongs in it, where missing, durably."""
+    """Make the directory and what belongs in it, where missing, durably. StateOpen if others can write to
+    it."""
+    refuse_open_to_others(state_dir, (*OWN, "devices"))
     try:
         above = state_dir.parent
         while not above.exists():
