@@ -4,7 +4,7 @@ How it works      `open_checked` opens what is at a path, holds it, and checks t
                   `context.files` has the result, by device id. All that Python does to a device goes through
                   that descriptor; the engine opens the same file or disk by it, for itself, so that a device
                   can be opened again after an error while it stays held. What stands at the device's path
-                  meanwhile makes no difference (`shows_other` tells of it). `begin_run` and `end_run` write
+                  meanwhile makes no difference (`remark_on` tells of it). `begin_run` and `end_run` write
                   the labels of a generation (mapping/catalog/generations.py), several at a time.
 Owner and locks   `context.files` is changed under `changes`, by replacing single entries.
 Durability        After `begin_run` and `make` the labels are durable.
@@ -135,17 +135,20 @@ def let_go_of_all(context: Context) -> None:
         let_go(context, device)
 
 
-def shows_other(context: Context, device: Device) -> str | None:
-    """What is to be said of a device whose path is no longer that of its file, as a clause; else None."""
+def remark_on(context: Context, device: Device) -> str | None:
+    """What is to be said of a device that is in use, as a clause, or None: it has grown, or its path is no
+    longer that of its file."""
     file = context.files.get(device.id)
     if file is None:
         return None
     path = context.path(device)
     identity = identity_of(path)
-    if identity == file.identity:
-        return None
-    what = "nothing is at its path any more" if identity is None else "its path shows another file now"
-    return f"{what}; the one that was opened at {path} is used until polyvold stops"
+    if identity != file.identity:
+        what = "nothing is at its path any more" if identity is None else "its path shows another file now"
+        return f"{what}; the one that was opened at {path} is used until polyvold stops"
+    if file.size > device.size:
+        return f"it has grown to {file.size} bytes, of which the first {device.size} are used"
+    return None
 
 
 def make(

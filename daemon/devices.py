@@ -33,8 +33,8 @@ from polyvol.daemon.device_files import (
     let_go,
     make,
     open_checked,
+    remark_on,
     renew_label,
-    shows_other,
 )
 from polyvol.daemon.errors import BadRequest
 from polyvol.daemon.health import device_troubles
@@ -244,6 +244,25 @@ class Devices:
                 with contextlib.suppress(PolyvolError):
                     self.retry(DeviceRetry(), device.name)
 
+    def missing(self) -> dict[int, Path]:
+        """The paths of the devices that are missing, by id."""
+        context = self._context
+        if not context.device_trouble:
+            return {}
+        return {
+            device.id: context.path(device)
+            for device in context.catalog.devices()
+            if device.id in context.device_trouble and device.kind == "file"
+        }
+
+    def appeared(self, number: int) -> DeviceView | None:
+        """Open a device again that was missing; None if it is not missing, or was short. Under `changes`."""
+        context = self._context
+        device = next((each for each in context.catalog.devices() if each.id == number), None)
+        if device is None or number not in context.device_trouble or self.short.clause(device) is not None:
+            return None
+        return self.retry(DeviceRetry(), device.name)
+
     def list_all(self) -> list[DeviceView]:
         """All devices."""
         context = self._context
@@ -272,7 +291,7 @@ class Devices:
                     made_for=None if device.made_for is None else volumes.get(device.made_for),
                     volumes=[volumes[user] for user in users.get(device.id, ()) if user in volumes],
                     state="ok" if trouble is None else trouble.state,
-                    reason=shows_other(context, device) if trouble is None else trouble.reason,
+                    reason=remark_on(context, device) if trouble is None else trouble.reason,
                     errors=counts["errors"] if counts else 0,
                     last_errno=counts["last_errno"] if counts else 0,
                     created=iso(device.created_ns),

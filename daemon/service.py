@@ -36,6 +36,7 @@ from polyvol.daemon.group_requests import VolumeGrow
 from polyvol.daemon.groups import Groups
 from polyvol.daemon.growth import grow_volume
 from polyvol.daemon.hooks import HookRunner
+from polyvol.daemon.mounts import MountWatch
 from polyvol.daemon.notify import Store
 from polyvol.daemon.requests import (
     CloneCreate,
@@ -264,6 +265,14 @@ class Service:
                 self._context.events.add("info", f"device {view.name} is back: {view.path}")
             return view
 
+    def file_appeared(self, device: int) -> None:
+        """A file has appeared at the path of a device that was missing: use it, if it is the device."""
+        with self._context.changes:
+            view = self._devices.appeared(device)
+            if view is not None:
+                self._volumes.serve_waiting()
+                self._context.events.add("info", f"device {view.name} is back: {view.path}")
+
     def remove_device(self, name: str) -> None:
         """Remove a device."""
         with self._context.changes:
@@ -398,9 +407,12 @@ class Service:
         self._hooks.settle()
         undo.callback(self._schedules.stop)
         self._schedules.start()
-        disks = DiskWatch(self.disk_gone, self.disk_came)
-        undo.callback(disks.stop)
-        disks.start()
+        for watch in (
+            DiskWatch(self.disk_gone, self.disk_came),
+            MountWatch(self._devices.missing, self.file_appeared),
+        ):
+            undo.callback(watch.stop)
+            watch.start()
         if self._serve_nbd:
             hand_over.take(self._context, self._passed.handed)
             undo.callback(self._hand_over)

@@ -252,8 +252,6 @@ def _remove_stale(path: Path) -> None:
         except FileNotFoundError:
             return
         except BlockingIOError as error:
-            why = (
-                "another process listens there, and does not accept connections; end it, or remove the socket"
-            )
+            why = "another process listens there, and accepts no connections; end it, or remove the socket"
             raise SocketUnusable(address=path, why=why) from error
     raise SocketUnusable(address=path, why="somebody else listens there already")

@@ -4,7 +4,7 @@ How it works      Who can write to the catalog decides what polyvold does: which
                   and which commands it runs as hooks. So the state directory, and what polyvold keeps in it,
                   must belong to polyvold's user or to root, and nobody else can write there. Who can write to
                   a directory above it can replace it, unless that directory has the sticky bit, as /tmp has.
-Errors            StateOpen. A directory above it that another user owns, or that a group can write to, is only
+Errors            StateOpen. A directory above it that another user owns, or a group can write to, is only
                   warned of: whether that user and group are trusted is not known here.
 """
 

@@ -120,7 +120,7 @@ def inspect(path: Path) -> Found | None:
 
 
 def inspect_open(file: OpenFile) -> Found:
-    """What an open file or disk is. Changes nothing."""
+    """What an open file or disk is. Nothing is changed on it."""
     try:
         if file.kind == "file":
             size = os.fstat(file.fd).st_size
@@ -132,6 +132,7 @@ def inspect_open(file: OpenFile) -> Found:
         aside = _unpacked(_read_aside(file.fd)) if file.kind == "file" else None
     except OSError as error:
         raise DeviceUnusable(path=file.path, why=_reason(error)) from error
+    file.size = size
     return Found(file.path, file.kind, size, file.identity, lasting_identity(file), found, has_data, aside)
 
 
@@ -234,8 +235,11 @@ def trouble_with(
     if found.kind != device.kind:
         return f"{path} is a {found.kind} and was a {device.kind}"
     if device.adopted:
-        if found.size != device.size:
-            return f"{path} is {found.size} bytes and was {device.size} when it was adopted"
+        sizes = f"{path} is {found.size} bytes and was {device.size} when it was adopted"
+        if found.size < device.size:
+            return sizes
+        if found.size > device.size and not accept and not _is_adopted_one(device, found):
+            return f"{sizes}, and nothing tells whether it has grown or is another one; to use it: {command}"
         return None if accept else _not_adopted(device, found, catalog, command)
     if found.label is None:
         return f"{path} carries no label"
@@ -270,6 +274,12 @@ def short_clause(found: int, needed: int) -> str:
         f"it was found {found} bytes long and must have {needed}: what lay beyond is lost, and it is not"
         " written to until `polyvol device retry`"
     )
+
+
+def _is_adopted_one(device: Device, found: Found) -> bool:
+    """Whether something tells that what was found is the device that was adopted, whatever its length is."""
+    known = isinstance(found.aside, Label) and found.aside.run in device.runs
+    return known or (device.identity is not None and device.identity == found.lasting)
 
 
 def _not_adopted(device: Device, found: Found, catalog: UUID, command: str) -> str | None:

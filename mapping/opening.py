@@ -50,13 +50,14 @@ class HeldByOther(Exception):
 @dataclass(slots=True)
 class OpenFile:
     """An open file or disk: the descriptor, the path that it was opened by, and what it is. `held`: nobody
-    else can hold it."""
+    else can hold it. `size`: its length in bytes when it was last inspected."""
 
     fd: int
     path: Path
     kind: Kind
     identity: Identity
     held: bool = False
+    size: int = 0
 
     @property
     def proc_path(self) -> str:

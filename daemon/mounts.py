@@ -1,0 +1,93 @@
+"""Files that appear after the start: a missing device whose file system is mounted later is found.
+
+How it works      One thread sleeps on /proc/self/mountinfo, which the kernel marks at each mount; while a
+                  device is missing it also looks every few seconds: a file can appear without a mount. A look
+                  is one stat of the device's path, in a thread of its own: the file system may hang, and then
+                  holds up this device only. A file that is there, and is not the one that was refused the
+                  last time, is tried as `polyvol device retry` would. Disks are udev.py's.
+Invariants        M1 while no device is missing, nothing is looked at.
+Owner and locks   The looking threads hold nothing; `found` takes what it needs.
+Errors            None is raised. A file that is not the device stays the reason why it is missing.
+"""
+
+import logging
+import os
+import select
+import stat
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from polyvol.mapping.errors import PolyvolError
+
+MOUNTS = "/proc/self/mountinfo"
+INTERVAL_S = 5.0
+_State = tuple[int, int, int, int]
+_log = logging.getLogger("polyvol")
+
+
+class MountWatch:
+    """Calls `found` with the id of a missing device when a file is at its path. `missing`: the paths of all
+    that are missing, by id; it must not wait for anything."""
+
+    def __init__(self, missing: Callable[[], Mapping[int, Path]], found: Callable[[int], object]) -> None:
+        self._missing = missing
+        self._found = found
+        self._looks: dict[int, threading.Thread] = {}
+        self._refused: dict[int, _State] = {}
+        self._wake, self._woken = os.pipe()
+        self._thread = threading.Thread(target=self._run, name="polyvol-mounts", daemon=True)
+
+    def start(self) -> None:
+        """Begin to watch."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End it. A look at a file system that hangs is left to itself."""
+        os.close(self._woken)
+        self._thread.join()
+        os.close(self._wake)
+
+    def _run(self) -> None:
+        with open(MOUNTS, encoding="utf-8") as mounts:  # noqa: PTH123 - it is only waited for
+            poll = select.poll()
+            poll.register(mounts, select.POLLPRI)
+            poll.register(self._wake, select.POLLIN)
+            while not any(fd == self._wake for fd, _ in poll.poll(INTERVAL_S * 1000)):
+                self.look()
+
+    def look(self) -> None:
+        """Look at every missing device that is not being looked at."""
+        missing = self._missing()
+        for device in [known for known in self._refused if known not in missing]:
+            del self._refused[device]
+        for device, path in missing.items():
+            before = self._looks.get(device)
+            if before is None or not before.is_alive():
+                look = threading.Thread(
+                    target=self._look_at, args=(device, path), name="polyvol-look", daemon=True
+                )
+                self._looks[device] = look
+                look.start()
+
+    def _look_at(self, device: int, path: Path) -> None:
+        state = _state_of(path)
+        if state is None or state == self._refused.get(device):
+            return
+        self._refused[device] = state
+        try:
+            self._found(device)
+        except PolyvolError as error:
+            _log.info("%s: %s", path, error)
+        except Exception:
+            _log.exception("%s is there, and could not be tried", path)
+
+
+def _state_of(path: Path) -> _State | None:
+    """Which file is at a path, as far as a stat tells; None if there is none."""
+    with suppress(OSError, ValueError):
+        status = path.stat()
+        if stat.S_ISREG(status.st_mode):
+            return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+    return None

@@ -1,0 +1,85 @@
+"""A state directory that others can write to, or whose path they can change, is refused."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from polyvol.daemon import state
+from polyvol.daemon.errors import StateOpen
+
+NOBODY = 65534
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Path:
+    """A state directory that polyvold has made."""
+    path = tmp_path / "above" / "state"
+    state.make_state_dir(path)
+    (path / "catalog.db").touch(0o600)
+    (path / "lock").touch(0o600)
+    return path
+
+
+def test_what_polyvold_makes_is_taken(made: Path) -> None:
+    state.make_state_dir(made)
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o1777, 0o770, 0o702])
+@pytest.mark.parametrize("name", [".", "catalog.db", "lock", "volumes", "manifests", "devices"])
+def test_what_others_can_write_to_is_refused(made: Path, mode: int, name: str) -> None:
+    (made / name).chmod(mode)
+    before = sorted(made.rglob("*"))
+    with pytest.raises(StateOpen, match=r"can be written to by other users; .*`chmod go-w"):
+        state.make_state_dir(made)
+    assert sorted(made.rglob("*")) == before
+    (made / name).chmod(0o700)
+    state.make_state_dir(made)
+
+
+def test_an_empty_directory_that_everybody_can_write_to_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s").chmod(0o777)
+    with pytest.raises(StateOpen):
+        state.make_state_dir(tmp_path / "s")
+    assert list((tmp_path / "s").iterdir()) == []
+
+
+@needs_root
+@pytest.mark.parametrize("name", [".", "catalog.db", "volumes"])
+def test_what_belongs_to_another_user_is_refused(made: Path, name: str) -> None:
+    os.chown(made / name, NOBODY, -1)
+    with pytest.raises(StateOpen, match="belongs to user nobody"):
+        state.make_state_dir(made)
+
+
+def test_a_directory_above_that_everybody_can_write_to_is_refused(made: Path, tmp_path: Path) -> None:
+    made.parent.chmod(0o777)
+    with pytest.raises(StateOpen, match="all users"):
+        state.make_state_dir(made)
+    made.parent.chmod(0o1777)  # as /tmp is
+    state.make_state_dir(made)
+    open_to_all = tmp_path / "open"
+    open_to_all.mkdir()
+    open_to_all.chmod(0o777)
+    (open_to_all / "link").symlink_to(made)
+    with pytest.raises(StateOpen, match=f"{open_to_all} can be written to by all users"):
+        state.make_state_dir(open_to_all / "link")
+    (tmp_path / "link").symlink_to(open_to_all)
+    (open_to_all / "inside").mkdir(0o700)
+    with pytest.raises(StateOpen, match="link can be written to by all users"):
+        state.make_state_dir(tmp_path / "link" / "inside")
+
+
+@needs_root
+def test_a_directory_above_of_another_user_or_group_is_told(
+    made: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    os.chown(made.parent, NOBODY, -1)
+    state.make_state_dir(made)
+    assert f"user nobody can write to {made.parent}" in caplog.text
+    os.chown(made.parent, 0, NOBODY)
+    made.parent.chmod(0o770)
+    state.make_state_dir(made)
+    assert f"can write to {made.parent}, and so replace" in caplog.messages[-1]
