@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from polyvol.engine import (
         BlockStatus,
         CheckReport,
+        ClientInfo,
         EngineEvent,
         EngineStats,
         ExportInfo,
@@ -38,6 +39,9 @@ class HandleLike(Protocol):
     @property
     def read_only(self) -> bool:
         """Whether it is a snapshot's."""
+
+    def traffic(self) -> tuple[int, int, int]:
+        """Calls under way, bytes written, bytes read."""
 
     def pread(self, length: int, offset: int) -> bytes:
         """Read."""
@@ -120,6 +124,12 @@ class EngineLike(CutEngine, Protocol):
 
     def drop_snapshots(self, volume: int, epochs: list[int]) -> int:
         """Forget several epochs; bytes freed."""
+
+    def clients(self) -> "Sequence[ClientInfo]":
+        """All connections of NBD clients, by number."""
+
+    def disconnect_client(self, number: int) -> bool:
+        """Close one; False if there is none."""
 
     def disconnect(self, export: str) -> None:
         """Close all connections to an export."""

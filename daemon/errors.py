@@ -106,7 +106,7 @@ class VolumeInUse(PolyvolError):
     code = "volume-in-use"
     kind = "busy"
     sentence = "volume {name} is in use by {clients}"
-    hint = "disconnect {them} first"
+    hint = "disconnect {them} first; `polyvol client list` shows who is connected"
 
 
 class VolumeOpen(PolyvolError):
@@ -115,7 +115,10 @@ class VolumeOpen(PolyvolError):
     code = "volume-open"
     kind = "busy"
     sentence = "volume {name} is in use by {clients}, and would change under {them}"
-    hint = "disconnect {them} first, or have that done with --force"
+    hint = (
+        "disconnect {them} first, or have that done with --force;"
+        " `polyvol client list` shows who is connected"
+    )
 
 
 class SnapshotInUse(PolyvolError):
@@ -124,7 +127,25 @@ class SnapshotInUse(PolyvolError):
     code = "snapshot-in-use"
     kind = "busy"
     sentence = "snapshot {name} is in use by {clients}"
-    hint = "disconnect {them} first"
+    hint = "disconnect {them} first; `polyvol client list` shows who is connected"
+
+
+class UnknownClient(PolyvolError):
+    """No connection of this id."""
+
+    code = "unknown-client"
+    kind = "not-found"
+    sentence = "there is no client {id}"
+    hint = "`polyvol client list` shows those that are connected"
+
+
+class UnknownExport(PolyvolError):
+    """No export of this name."""
+
+    code = "unknown-export"
+    kind = "not-found"
+    sentence = "there is no export {name!r}"
+    hint = "`polyvol volume list` and `polyvol snapshot list` show what is exported"
 
 
 class VolumeNotServed(PolyvolError):

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 from polyvol.daemon import device_files, hand_over, sockets, state, stopped
 from polyvol.daemon.api.server import ControlServer
 from polyvol.daemon.changes import Changes
+from polyvol.daemon.clients import Clients
 from polyvol.daemon.context import Context
 from polyvol.daemon.deletions import Deletions
 from polyvol.daemon.devices import Devices
@@ -136,6 +137,11 @@ class Service:
     def volumes(self) -> Volumes:
         """The verbs of volumes."""
         return self._volumes
+
+    @property
+    def clients(self) -> Clients:
+        """The verbs of clients."""
+        return self._clients
 
     @property
     def snapshots(self) -> Snapshots:
@@ -427,6 +433,7 @@ class Service:
 
     def _make_verbs(self) -> None:
         """The verbs of each noun, on this context."""
+        self._clients = Clients(self._context)
         self._devices = Devices(self._context)
         self._scrubs = Scrubs(self._context)
         self._volumes = Volumes(self._context, self._devices, self._scrubs)

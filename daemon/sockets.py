@@ -34,6 +34,15 @@ _FIRST_PASSED = 3
 """The first file descriptor that systemd passes."""
 _NO_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 _IP_FREEBIND = 15
+_KEEP_ALIVE = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 20),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4),
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 60_000),
+)
+"""A client whose machine has gone without a word is disconnected after 60 s; accepted sockets have these
+options from their listener. The user time-out (milliseconds) is for data that is not acknowledged."""
 _DIGITS = 10
 _log = logging.getLogger("polyvol")
 
@@ -134,6 +143,7 @@ def _listening(number: int) -> socket.socket | None:
         return None
     listens = listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
     if listens and listener.type == socket.SOCK_STREAM:
+        _keep_alive(listener)
         return listener
     listener.detach()
     return None
@@ -201,11 +211,18 @@ def _listen_tcp(family: int, kind: int, protocol: int, target: Any, *, free: boo
         if free:
             listener.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
         listener.bind(target)
+        _keep_alive(listener)
         listener.listen(_BACKLOG)
     except BaseException:
         listener.close()
         raise
     return listener
+
+
+def _keep_alive(listener: socket.socket) -> None:
+    if listener.family != socket.AF_UNIX:
+        for level, option, value in _KEEP_ALIVE:
+            listener.setsockopt(level, option, value)
 
 
 def _is_ip(host: str) -> bool:

@@ -17,6 +17,7 @@ from polyvol.daemon.engine_border import HandleLike
 from polyvol.daemon.service import Service
 from polyvol.daemon.sockets import Passed
 from polyvol.engine import EngineError
+from polyvol.nbd_plugin.peer import peer, shutter
 
 if TYPE_CHECKING:
     from polyvol.engine import ExportInfo
@@ -42,6 +43,7 @@ class Host:
         addresses: Sequence[str],
         control_fd: int | None = None,
     ) -> None:
+        self._clients: dict[HandleLike, int] = {}
         self._service = Service(
             state_dir,
             processors=processors,
@@ -69,8 +71,17 @@ class Host:
         return volumes[0] if len(volumes) == 1 else ""
 
     def open(self, name: str) -> HandleLike:
-        """Open an export for I/O; OSError (ENOENT, EBUSY, EINVAL, EIO) when it cannot be."""
+        """Open an export for I/O, for the client of this thread's connection; OSError (ENOENT, EBUSY, EINVAL,
+        EIO) when it cannot be."""
         try:
-            return self._service.engine.open(name)
+            handle = self._service.engine.open(name)
         except EngineError as error:
             raise OSError(error.errno or ERRNO_OF_KIND[error.kind], str(error)) from error
+        whose = peer()
+        self._clients[handle] = self._service.clients.came(name, handle, whose, shutter(whose))
+        return handle
+
+    def close(self, handle: HandleLike) -> None:
+        """The client has left."""
+        handle.close()
+        self._service.clients.left(self._clients.pop(handle, 0))

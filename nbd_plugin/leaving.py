@@ -33,14 +33,14 @@ def _wait(pipe: int, addresses: set[str]) -> None:
     while os.read(pipe, 1):
         pass
     for how in (socket.SHUT_RD, socket.SHUT_RDWR):
-        for client in _sockets():
+        for client in sockets():
             with client, suppress(OSError):
                 if _address(client) in addresses and not _listens(client):
                     client.shutdown(how)
         time.sleep(GRACE_S)
 
 
-def _sockets() -> Iterator[socket.socket]:
+def sockets() -> Iterator[socket.socket]:
     """Every socket of this process, each with a descriptor of its own."""
     for entry in Path("/proc/self/fd").iterdir():
         with suppress(OSError):  # closed meanwhile, or no socket

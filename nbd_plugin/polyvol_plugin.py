@@ -187,7 +187,10 @@ def open(readonly: bool) -> HandleLike:
 
 def close(h: HandleLike) -> None:
     """The client is gone."""
-    h.close()
+    if _host is None:  # it has stopped, and its engine with it
+        h.close()
+    else:
+        _host.close(h)
 
 
 def export_description(h: HandleLike) -> str:

@@ -17,7 +17,18 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from pydantic import TypeAdapter, ValidationError
 
-from polyvol.daemon.api import changes, deletions, device, group, restore, schedule, scrub, snapshot, volume
+from polyvol.daemon.api import (
+    changes,
+    clients,
+    deletions,
+    device,
+    group,
+    restore,
+    schedule,
+    scrub,
+    snapshot,
+    volume,
+)
 from polyvol.daemon.api.openapi import openapi_document
 from polyvol.daemon.api.route import Call, Route
 from polyvol.daemon.errors import BadRequest, InternalError, NoSuchPage, http_status
@@ -32,6 +43,7 @@ if TYPE_CHECKING:
 ROUTES: list[Route] = [
     Route("GET", "/v1/status", "Everything at a glance", lambda service, _: service.status(), StatusView),
     *device.ROUTES,
+    *clients.ROUTES,
     *volume.ROUTES,
     *snapshot.ROUTES,
     *changes.ROUTES,

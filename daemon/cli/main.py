@@ -8,6 +8,7 @@ from polyvol.daemon.cli.attach import attach, detach
 from polyvol.daemon.cli.backup import backup, copy_changed
 from polyvol.daemon.cli.check import check
 from polyvol.daemon.cli.client import Client
+from polyvol.daemon.cli.clients import client
 from polyvol.daemon.cli.common import Group, json_option, state_dir_option
 from polyvol.daemon.cli.device import device
 from polyvol.daemon.cli.diff import diff
@@ -70,6 +71,7 @@ def status(as_json: bool, state_dir: Path) -> None:
 
 
 cli.add_command(device)
+cli.add_command(client)
 cli.add_command(volume)
 cli.add_command(snapshot)
 snapshot.add_command(diff)

@@ -6,8 +6,77 @@ used again. Errors are `EngineError` with one sentence; nothing has changed when
 text says so.
 """
 
-from os import PathLike
 from typing import Literal, TypedDict, final
+
+from polyvol.engine_reports import (
+    BadBlock as BadBlock,
+)
+from polyvol.engine_reports import (
+    BadBlocksStats as BadBlocksStats,
+)
+from polyvol.engine_reports import (
+    BlockStatus as BlockStatus,
+)
+from polyvol.engine_reports import (
+    CheckReport as CheckReport,
+)
+from polyvol.engine_reports import (
+    ClientInfo as ClientInfo,
+)
+from polyvol.engine_reports import (
+    ConnectionState as ConnectionState,
+)
+from polyvol.engine_reports import (
+    CutReport as CutReport,
+)
+from polyvol.engine_reports import (
+    DeviceFaultStats as DeviceFaultStats,
+)
+from polyvol.engine_reports import (
+    DeviceStats as DeviceStats,
+)
+from polyvol.engine_reports import (
+    EngineEvent as EngineEvent,
+)
+from polyvol.engine_reports import (
+    EngineStats as EngineStats,
+)
+from polyvol.engine_reports import (
+    ExportInfo as ExportInfo,
+)
+from polyvol.engine_reports import (
+    HandOverReport as HandOverReport,
+)
+from polyvol.engine_reports import (
+    LogStats as LogStats,
+)
+from polyvol.engine_reports import (
+    PartitionState as PartitionState,
+)
+from polyvol.engine_reports import (
+    ProcessorStall as ProcessorStall,
+)
+from polyvol.engine_reports import (
+    ProcessorStats as ProcessorStats,
+)
+from polyvol.engine_reports import (
+    ScrubBad as ScrubBad,
+)
+from polyvol.engine_reports import (
+    ScrubReport as ScrubReport,
+)
+from polyvol.engine_reports import (
+    SnapshotUse as SnapshotUse,
+)
+from polyvol.engine_reports import (
+    SpaceStats as SpaceStats,
+)
+from polyvol.engine_reports import (
+    VolumeStats as VolumeStats,
+)
+from polyvol.engine_reports import (
+    VolumeUse as VolumeUse,
+)
 
 ErrorKind = Literal["not-found", "exists", "busy", "invalid", "corrupt", "io"]
 
@@ -103,198 +172,6 @@ class CutVolume(TypedDict):
 
     volume: int
     log: int | None
-
-class ProcessorStall(TypedDict):
-    """How long one processor kept writes waiting for a cut, in nanoseconds."""
-
-    processor: int
-    stall_ns: int
-
-class CutReport(TypedDict):
-    """A cut that was made: each volume's epoch, the instant (ns since 1970, UTC), and the write stall."""
-
-    epochs: dict[int, int]
-    instant_ns: int
-    stall_ns: int
-    """The longest of the processors'."""
-    processors: list[ProcessorStall]
-
-class PartitionState(TypedDict):
-    """One partition at a cut, or now.
-
-    `write_seq` is the number, in its processor's journal, of its latest mapping change (0: none yet);
-    `blocks_mapped` counts blocks that are not at their base place; `frozen` says whether the snapshot holds a
-    map of its own (False: it still shares the live one)."""
-
-    partition: int
-    processor: int
-    epoch: int
-    write_seq: int
-    blocks_mapped: int
-    frozen: bool
-
-class LogStats(TypedDict):
-    """Use of one change log, bytes: `used_bytes` is what maps refer to, `claimed_bytes` what chunks hold."""
-
-    number: int
-    size_bytes: int
-    used_bytes: int
-    claimed_bytes: int
-
-class BadBlock(TypedDict):
-    """A block whose slot does not have its checksum: when it was found first and last (ns since 1970), and
-    how often."""
-
-    partition: int
-    block: int
-    device: int
-    first_ns: int
-    last_ns: int
-    times: int
-
-class BadBlocksStats(TypedDict):
-    """`found` counts, by device, how many times a block was found to be bad; `blocks` lists those that are
-    bad still, at most 128."""
-
-    found: dict[int, int]
-    blocks: list[BadBlock]
-
-class ScrubBad(TypedDict):
-    """A block that a scrub could not read back right: `errno` of the read (0: it does not match its
-    checksum), and who sees it: the live volume, the snapshots of these epochs."""
-
-    block: int
-    device: int
-    errno: int
-    live: bool
-    epochs: list[int]
-
-class ScrubReport(TypedDict):
-    """What one call of `scrub` has done: `next` is where to go on (None: that was all); `bytes` were read and
-    checked, `skipped_bytes` are on devices that are missing."""
-
-    next: tuple[int, int] | None
-    bytes: int
-    skipped_bytes: int
-    bad: list[ScrubBad]
-
-class SnapshotUse(TypedDict):
-    """What a snapshot holds, bytes: `log_bytes` in change logs; of these `only_log_bytes`, and besides
-    `only_base_bytes` at base places, are seen by nobody else: deleting it would free them."""
-
-    epoch: int
-    log_bytes: int
-    only_log_bytes: int
-    only_base_bytes: int
-
-class VolumeUse(TypedDict):
-    """What the live volume holds in change logs, bytes, and what each snapshot holds, by epoch."""
-
-    live_log_bytes: int
-    snapshots: list[SnapshotUse]
-
-class SpaceStats(TypedDict):
-    """Use of all change logs of a volume, bytes: `used_bytes` is what maps of the volume and of its snapshots
-    refer to; all the rest can be redirected to, perhaps after a sync. `starving`: writes wait for room."""
-
-    size_bytes: int
-    used_bytes: int
-    starving: bool
-
-class EngineEvent(TypedDict):
-    """What the engine tells of its own accord. 'log-full': writes of this volume wait for room in its change
-    logs, and there will be none unless somebody makes it; told once until `try_again` or `ask_when_full`."""
-
-    kind: Literal["log-full"]
-    volume: int
-
-class VolumeStats(TypedDict):
-    """Counters of one volume since the engine took it over, and its state."""
-
-    epoch: int
-    reads: int
-    writes: int
-    read_bytes: int
-    write_bytes: int
-    zeroes: int
-    trims: int
-    flushes: int
-    redirected_blocks: int
-    errors: int
-    blocks_mapped: int
-    bad_blocks: BadBlocksStats
-    connections: int
-    logs: list[LogStats]
-
-class ProcessorStats(TypedDict):
-    """Counters of one processor since start."""
-
-    processor: int
-    parts: int
-    batches: int
-    slow_ios: int
-    partitions: int
-
-class DeviceFaultStats(TypedDict):
-    """Why a device is faulty: the call that failed last, where (bytes), and since when and how often calls
-    have failed (ns since 1970). `short`: how long it was found and how long it must be (bytes), if so."""
-
-    call: str
-    errno: int
-    offset: int
-    first_ns: int
-    last_ns: int
-    times: int
-    short: tuple[int, int] | None
-
-class DeviceStats(TypedDict):
-    """I/O errors of one device since it was opened first, with the last one's errno (0: none); `present`:
-    whether its file is there; `fault`: what is wrong with it since it was opened last."""
-
-    device: int
-    present: bool
-    fault: DeviceFaultStats | None
-    errors: int
-    last_errno: int
-
-class EngineStats(TypedDict):
-    """Everything that the engine counts."""
-
-    processors: list[ProcessorStats]
-    devices: list[DeviceStats]
-    connections: int
-    handshakes: int
-
-class ExportInfo(TypedDict):
-    """One export. `hidden`: it is found by its name alone."""
-
-    name: str
-    size: int
-    read_only: bool
-    hidden: bool
-    connections: int
-
-class BlockStatus(TypedDict):
-    """A run of bytes with one status."""
-
-    offset: int
-    length: int
-    hole: bool
-    zero: bool
-
-class ConnectionState(TypedDict):
-    """A connection that goes on elsewhere: its export, its socket (the caller's to close), for `adopt`."""
-
-    export: str
-    fd: int
-    state: bytes
-
-class HandOverReport(TypedDict):
-    """What came of all connections: `closed` has an export for each whose requests were not answered, or
-    whose replies were not taken, in time."""
-
-    connections: list[ConnectionState]
-    closed: list[str]
 
 @final
 class Engine:
@@ -443,6 +320,13 @@ class Engine:
     def listen(self, fd: int) -> None:
         """Serve NBD on a listening stream socket; the engine takes the descriptor over."""
 
+    def clients(self) -> list[ClientInfo]:
+        """All connections of NBD clients, by number. Handles (`open`) are not among them."""
+
+    def disconnect_client(self, number: int) -> bool:
+        """Close the connection of this number, and wait until it has ended, at most 4 seconds. False if there
+        is none."""
+
     def disconnect(self, export: str) -> None:
         """Close all connections to an export, and wait until they have ended, at most 4 seconds."""
 
@@ -470,6 +354,10 @@ class Handle:
     def size(self) -> int: ...
     @property
     def read_only(self) -> bool: ...
+    def traffic(self) -> tuple[int, int, int]:
+        """Calls under way, bytes written to the export, bytes read from it. All calls but this one and
+        `close` fail with ESHUTDOWN once the handle is closed."""
+
     def pread(self, length: int, offset: int) -> bytes: ...
     def pread_into(self, buffer: bytearray | memoryview, offset: int) -> None: ...
     def pwrite(self, data: bytes | bytearray | memoryview, offset: int, *, fua: bool = False) -> None: ...
@@ -481,17 +369,6 @@ class Handle:
     def cache(self, length: int, offset: int) -> None: ...
     def block_status(self, length: int, offset: int) -> list[BlockStatus]: ...
     def close(self) -> None: ...
-
-class CheckReport(TypedDict):
-    """What `check` has found: `problems`, a sentence each, and how many more; `leftovers`: files that the
-    next start removes; slots that maps refer to, records behind the checkpoints, bytes of slots checked."""
-
-    problems: list[str]
-    more_problems: int
-    leftovers: list[PathLike[str]]
-    slots: int
-    records: int
-    checked_bytes: int
 
 def check(spec: VolumeSpec, devices: dict[int, str], *, data: bool = False) -> CheckReport:
     """Check a volume that nobody serves: its journals, checkpoints and change logs; with `data` the contents

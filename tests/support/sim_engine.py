@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from polyvol.engine import (
         BadBlock,
         BlockStatus,
+        ClientInfo,
         CutReport,
         CutVolume,
         DeviceFaultStats,
@@ -351,6 +352,12 @@ class SimEngine(SimDevices, SimGrowth, Comparisons):
             "handshakes": 0,
         }
 
+    def clients(self) -> "list[ClientInfo]":
+        return []  # it serves no NBD
+
+    def disconnect_client(self, number: int) -> bool:
+        return False
+
     def listen(self, fd: int) -> None:
         self._begin("listen")
         self._listeners.append(socket.socket(fileno=fd))
@@ -409,6 +416,9 @@ class SimHandle:
     @property
     def read_only(self) -> bool:
         return self._export.epoch is not None
+
+    def traffic(self) -> tuple[int, int, int]:
+        return 0, 0, 0
 
     def pread(self, length: int, offset: int) -> bytes:
         self._check(length, offset, write=False)

@@ -10,7 +10,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::buffer::Inbox;
 use crate::nbd::budget::{
@@ -51,6 +51,8 @@ pub struct Connection {
     pub peer: Box<dyn Peer>,
     /// The name of its export.
     pub export: String,
+    /// Since when this process serves it.
+    pub since: SystemTime,
     /// What the handshake agreed on.
     pub agreed: Agreed,
     /// The metadata contexts that were selected, if any was.
@@ -84,8 +86,12 @@ pub struct State {
     pub reader_waits: bool,
     /// The reader is in the middle of a payload with a buffer of its own.
     pub receiving: bool,
-    /// Bytes sent and received since the start.
+    /// Bytes sent and received since the start, also by the processes before this one.
     pub moved: u64,
+    /// Bytes of these that those before have moved.
+    moved_before: u64,
+    /// Bytes received by this process.
+    pub received: u64,
     account: Account,
     /// Full inboxes whose payloads are still in use; each counts as held.
     retired: Vec<Inbox>,
@@ -106,6 +112,23 @@ impl State {
         if !self.sending && !self.receiving {
             self.turn = None;
         }
+    }
+
+    /// Goes on after what the processes before have moved, bytes.
+    pub fn go_on_after(&mut self, moved: u64) {
+        self.moved = moved;
+        self.moved_before = moved;
+    }
+
+    /// Counts bytes that were received.
+    pub fn count_received(&mut self, bytes: u64) {
+        self.moved += bytes;
+        self.received += bytes;
+    }
+
+    /// Bytes sent by this process.
+    pub fn sent(&self) -> u64 {
+        self.moved - self.moved_before - self.received
     }
 
     fn is_quiet(&self) -> bool {
@@ -129,6 +152,7 @@ impl Connection {
         Connection {
             peer,
             export,
+            since: SystemTime::now(),
             agreed,
             contexts,
             common,

@@ -121,7 +121,7 @@ impl Server {
         };
         let number = shared.next.fetch_add(1, Ordering::Relaxed);
         let begin = |connection: &crate::nbd::connection::Connection| {
-            lock(&connection.state).moved = moved;
+            lock(&connection.state).go_on_after(moved);
         };
         let begun = Begun { attachment, agreed, selection, standing };
         let served = Shared::serve(shared, socket, number, begun, begin);

@@ -6,6 +6,7 @@
 //!                   (`request.rs`) and submits them by the batch to the export's target. Whoever finishes
 //!                   requests hands them to the connection (`reply.rs`) and kicks it; a kick sends what it
 //!                   can and never blocks. What a socket does not take at once, the sender thread sends.
+//!                   `clients.rs` lists them.
 //!                   `hand_over.rs` stops connections between two requests, for the next process to go on with.
 //! Bounds            `budget.rs`: bytes and requests in flight, for each connection and for all together.
 //! Invariants        S1 one connection can only end itself: no peer's bytes lead to a panic or to an
@@ -24,6 +25,7 @@
 #![forbid(unsafe_code)]
 
 pub(crate) mod budget;
+pub mod clients;
 pub(crate) mod connection;
 pub mod hand_over;
 pub(crate) mod handshake;

@@ -13,19 +13,22 @@
 //!                   receiving has waited for a while; anything else ends the connection.
 
 use std::io::{IoSlice, IoSliceMut};
-use std::os::fd::OwnedFd;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, epoll, poll};
 use rustix::io::{Errno as SystemErrno, fcntl_dupfd_cloexec};
-use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::sockopt::{self, Timeout, set_socket_timeout};
 use rustix::net::{
-    RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, recv, recvmsg,
-    sendmsg, shutdown,
+    AddressFamily, RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown,
+    getpeername, recv, recvmsg, sendmsg, shutdown,
 };
 
+use crate::nbd::clients::Who;
+use crate::system::credentials;
 use crate::system::reaper::{Reaper, Reaping, Turn};
 
 /// Where the last bytes came within this time, a reader looks for the next ones as long, before it sleeps: being woken takes
@@ -55,6 +58,10 @@ pub trait Peer: Send + Sync {
     fn send(&self, parts: &[IoSlice<'_>]) -> Result<usize, SystemErrno>;
     /// Has somebody go on sending ([`super::connection::Connection::send_on`]) once, as soon as it takes more.
     fn send_later(&self) -> Result<(), SystemErrno>;
+    /// Who it is.
+    fn who(&self) -> Who {
+        Who::Unknown
+    }
     /// Ends both directions; who waits in `receive` comes back.
     fn shut_down(&self);
     /// The socket, for another process to go on with; `None` where there is more to it than that. Nobody uses this
@@ -225,6 +232,16 @@ impl Peer for Socket {
             Err(SystemErrno::NOENT) => epoll::add(&*self.sender, &self.socket, data, flags),
             other => other,
         }
+    }
+
+    fn who(&self) -> Who {
+        if sockopt::socket_domain(&self.socket) == Ok(AddressFamily::UNIX) {
+            let found = credentials::of_peer(self.socket.as_fd());
+            return found.map_or(Who::Unknown, |(pid, uid)| Who::Local { pid, uid });
+        }
+        let address = getpeername(&self.socket).ok().flatten();
+        let address = address.and_then(|any| SocketAddr::try_from(any).ok());
+        address.map_or(Who::Unknown, Who::Remote)
     }
 
     fn shut_down(&self) {

@@ -463,7 +463,7 @@ impl Reader<'_> {
         if !self.batch.is_empty() {
             let mut state = lock(&self.connection.state);
             state.submitted += self.batch.len();
-            state.moved += std::mem::take(&mut self.received);
+            state.count_received(std::mem::take(&mut self.received));
             drop(state);
             self.target.submit(&mut self.batch);
             self.batch.clear();

@@ -394,6 +394,18 @@ impl Engine {
         })
     }
 
+    fn clients<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        let list = PyList::empty(py);
+        for client in self.call(py, |this| Ok(this.server.clients()))? {
+            list.append(report::client(py, &client)?)?;
+        }
+        Ok(list)
+    }
+
+    fn disconnect_client(&self, py: Python<'_>, number: u64) -> PyResult<bool> {
+        self.call(py, |this| Ok(this.server.disconnect_client(number)))
+    }
+
     fn hand_over<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let handed = self.call(py, |this| Ok(this.server.hand_over()))?;
         report::hand_over(py, handed)

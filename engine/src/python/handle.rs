@@ -1,9 +1,9 @@
 //! Handle: I/O on one export from Python.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 
 use pyo3::buffer::PyBuffer;
-use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList};
 
@@ -14,17 +14,43 @@ use crate::volume::request::Verb;
 
 /// See `engine.pyi`.
 #[pyclass(frozen, module = "polyvol.engine")]
-pub struct Handle(RwLock<Option<Arc<Caller>>>);
+pub struct Handle {
+    caller: RwLock<Option<Arc<Caller>>>,
+    /// Calls under way.
+    in_flight: AtomicU64,
+    /// Bytes that were written, as far as the calls have succeeded.
+    written: AtomicU64,
+    /// Bytes that were read.
+    read: AtomicU64,
+}
 
 impl Handle {
     /// A handle on this caller.
     pub fn new(caller: Caller) -> Handle {
-        Handle(RwLock::new(Some(Arc::new(caller))))
+        Handle {
+            caller: RwLock::new(Some(Arc::new(caller))),
+            in_flight: AtomicU64::new(0),
+            written: AtomicU64::new(0),
+            read: AtomicU64::new(0),
+        }
     }
 
     fn caller(&self) -> PyResult<Arc<Caller>> {
-        let caller = self.0.read().expect("no holder panics").clone();
-        caller.ok_or_else(|| PyValueError::new_err("the handle is closed"))
+        let caller = self.caller.read().expect("no holder panics").clone();
+        caller.ok_or_else(|| os_error(Errno::ESHUTDOWN))
+    }
+
+    /// Has the caller do something, without the GIL, as a call under way.
+    fn call<T: Send>(
+        &self,
+        py: Python<'_>,
+        ask: impl FnOnce(&Caller) -> Result<T, Errno> + Send,
+    ) -> PyResult<T> {
+        let caller = self.caller()?;
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        let done = py.detach(|| ask(&caller));
+        self.in_flight.fetch_sub(1, Ordering::Relaxed);
+        done.map_err(os_error)
     }
 
     fn range(
@@ -35,13 +61,12 @@ impl Handle {
         offset: u64,
         fua: bool,
     ) -> PyResult<()> {
-        let caller = self.caller()?;
-        py.detach(|| caller.range(verb, offset, length, fua)).map_err(os_error)
+        self.call(py, |caller| caller.range(verb, offset, length, fua))
     }
 
     fn read(&self, py: Python<'_>, length: u64, offset: u64) -> PyResult<crate::buffer::Buffer> {
-        let caller = self.caller()?;
-        let request = py.detach(|| caller.read(offset, length)).map_err(os_error)?;
+        let request = self.call(py, |caller| caller.read(offset, length))?;
+        self.read.fetch_add(length, Ordering::Relaxed);
         // The sink has given the request back, so nobody else holds it for long; but a processor may not have
         // let go of its reference yet.
         Ok(match Arc::try_unwrap(request) {
@@ -63,6 +88,11 @@ impl Handle {
         Ok(self.caller()?.read_only())
     }
 
+    fn traffic(&self) -> (u64, u64, u64) {
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        (count(&self.in_flight), count(&self.written), count(&self.read))
+    }
+
     fn pread<'py>(
         &self,
         py: Python<'py>,
@@ -79,9 +109,10 @@ impl Handle {
 
     #[pyo3(signature = (data, offset, *, fua = false))]
     fn pwrite(&self, py: Python<'_>, data: PyBuffer<u8>, offset: u64, fua: bool) -> PyResult<()> {
-        let caller = self.caller()?;
         let bytes = data.to_vec(py)?;
-        py.detach(|| caller.write(offset, &bytes, fua)).map_err(os_error)
+        self.call(py, |caller| caller.write(offset, &bytes, fua))?;
+        self.written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        Ok(())
     }
 
     #[pyo3(signature = (length, offset, *, no_hole = false, fast = false, fua = false))]
@@ -103,8 +134,7 @@ impl Handle {
     }
 
     fn flush(&self, py: Python<'_>) -> PyResult<()> {
-        let caller = self.caller()?;
-        py.detach(|| caller.flush()).map_err(os_error)
+        self.call(py, Caller::flush)
     }
 
     fn cache(&self, py: Python<'_>, length: u64, offset: u64) -> PyResult<()> {
@@ -117,8 +147,7 @@ impl Handle {
         length: u64,
         offset: u64,
     ) -> PyResult<Bound<'py, PyList>> {
-        let caller = self.caller()?;
-        let found = py.detach(|| caller.block_status(offset, length)).map_err(os_error)?;
+        let found = self.call(py, |caller| caller.block_status(offset, length))?;
         let list = PyList::empty(py);
         for extent in found {
             let dict = PyDict::new(py);
@@ -132,7 +161,7 @@ impl Handle {
     }
 
     fn close(&self) -> Result<(), PyErr> {
-        self.0.write().map_err(|_| os_error(Errno::EIO))?.take();
+        self.caller.write().map_err(|_| os_error(Errno::EIO))?.take();
         Ok(())
     }
 }

@@ -1,6 +1,7 @@
 //! Reports: what the engine tells, as Python's dictionaries.
 
 use std::os::fd::IntoRawFd;
+use std::time::UNIX_EPOCH;
 
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList};
@@ -8,6 +9,7 @@ use pyo3::types::{PyBytes, PyDict, PyList};
 use crate::engine::scrub::ScrubReport;
 use crate::error::Errno;
 use crate::io::device::Device;
+use crate::nbd::clients::{Client, Who};
 use crate::nbd::hand_over::HandedOver;
 use crate::volume::bad_blocks::BadBlocks;
 
@@ -74,6 +76,28 @@ pub fn scrub<'py>(py: Python<'py>, report: &ScrubReport) -> PyResult<Bound<'py, 
     dict.set_item("bytes", report.bytes)?;
     dict.set_item("skipped_bytes", report.skipped_bytes)?;
     dict.set_item("bad", list)?;
+    Ok(dict)
+}
+
+/// A `ClientInfo`.
+pub fn client<'py>(py: Python<'py>, client: &Client) -> PyResult<Bound<'py, PyDict>> {
+    let (address, pid, uid) = match client.who {
+        Who::Local { pid, uid } => (None, pid, Some(uid)),
+        Who::Remote(address) => (Some(address.to_string()), None, None),
+        Who::Unknown => (None, None, None),
+    };
+    let since = client.since.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let dict = PyDict::new(py);
+    dict.set_item("number", client.number)?;
+    dict.set_item("export", &client.export)?;
+    dict.set_item("read_only", client.read_only)?;
+    dict.set_item("address", address)?;
+    dict.set_item("pid", pid)?;
+    dict.set_item("uid", uid)?;
+    dict.set_item("since_ns", u64::try_from(since.as_nanos()).unwrap_or(0))?;
+    dict.set_item("in_flight", client.in_flight)?;
+    dict.set_item("received", client.received)?;
+    dict.set_item("sent", client.sent)?;
     Ok(dict)
 }
 

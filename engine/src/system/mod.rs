@@ -7,6 +7,7 @@
 //! Errors            calls on files give the system's errno; who called says which file.
 
 mod aio;
+pub mod credentials;
 pub mod direct;
 pub mod linux;
 pub mod mapping;

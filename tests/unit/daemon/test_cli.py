@@ -114,11 +114,10 @@ def test_what_clients_are_connected_to_is_not_deleted(daemon: Daemon) -> None:
     first, second = daemon.service.engine.open("v"), daemon.service.engine.open("v@s")
     assert json.loads(daemon.ok("volume", "show", "v", "--json"))["connections"] == 2
     words = daemon.refused("volume", "delete", "v", "--yes")
-    assert words == "volume v is in use by 2 clients; disconnect them first"
-    assert (
-        daemon.refused("snapshot", "delete", "v@s")
-        == "snapshot v@s is in use by 1 client; disconnect it first"
-    )
+    hint = "first; `polyvol client list` shows who is connected"
+    assert words == f"volume v is in use by 2 clients; disconnect them {hint}"
+    words = daemon.refused("snapshot", "delete", "v@s")
+    assert words == f"snapshot v@s is in use by 1 client; disconnect it {hint}"
     assert exports(daemon) == ["v", "v@s"]
     first.close()
     assert "in use by 1 client" in daemon.refused("volume", "delete", "v", "--yes")

@@ -137,3 +137,12 @@ def test_a_socket_whose_backlog_is_full_is_refused_at_once(tmp_path: Path) -> No
         with pytest.raises(SocketUnusable, match="accepts no connections"):
             sockets.bind_unix(path)
     assert path.exists()
+
+
+def test_accepted_connections_are_kept_alive_for_a_minute() -> None:
+    (listener,) = sockets.bind_tcp(f"{HERE}:0")
+    with listener, socket.create_connection(listener.getsockname()), listener.accept()[0] as accepted:
+        assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 20
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL) == 10
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 60_000

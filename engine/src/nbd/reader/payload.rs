@@ -48,7 +48,7 @@ impl Reader<'_> {
                 }
             };
             payload.advance(received);
-            lock(&self.connection.state).moved += received as u64;
+            lock(&self.connection.state).count_received(received as u64);
         }
         let mut state = lock(&self.connection.state);
         state.receiving = false;

@@ -1,0 +1,79 @@
+"""polyvol client: list, disconnect."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from polyvol.daemon.cli.client import ApiError, Client
+from polyvol.daemon.cli.common import Group, json_option, state_dir_option
+from polyvol.daemon.cli.output import counted, print_json, print_table
+from polyvol.daemon.sizes import format_size
+
+
+@click.group(cls=Group)
+def client() -> None:
+    """Who is connected to volumes and snapshots."""
+
+
+@client.command(name="list")
+@click.argument("export", required=False)
+@json_option
+@state_dir_option
+def list_clients(export: str | None, as_json: bool, state_dir: Path) -> None:
+    """List the clients of all exports, or of one: VOLUME or VOLUME@SNAPSHOT."""
+    clients = _clients(Client(state_dir), export)
+    if as_json:
+        print_json(clients)
+        return
+    print_table(
+        ("ID", "EXPORT", "PEER", "SINCE", "IN FLIGHT", "RECEIVED", "SENT"),
+        [
+            (
+                each["id"],
+                each["export"] + (" (restore)" if each["restore"] else ""),
+                each["peer"],
+                each["since"],
+                each["in_flight"],
+                format_size(each["received"]),
+                format_size(each["sent"]),
+            )
+            for each in clients
+        ],
+    )
+
+
+@client.command()
+@click.argument("ids", nargs=-1, type=click.IntRange(min=1), metavar="[ID]...")
+@click.option("--export", metavar="NAME", help="All clients of VOLUME or VOLUME@SNAPSHOT.")
+@json_option
+@state_dir_option
+def disconnect(ids: tuple[int, ...], export: str | None, as_json: bool, state_dir: Path) -> None:
+    """Disconnect clients by their ids, or all clients of an export.
+
+    What they have not got an answer for may or may not have been done. A client that connects again by itself
+    can do so at once: end it on its host.
+    """
+    if bool(ids) == (export is not None):
+        raise click.UsageError("give the ids of clients, or --export NAME")
+    daemon = Client(state_dir)
+    wanted = list(ids) if export is None else [each["id"] for each in _clients(daemon, export)]
+    ended = []
+    for number in wanted:
+        try:
+            ended.append(daemon.delete("clients", str(number)))
+        except ApiError as error:
+            if export is None or error.code != "unknown-client":
+                raise  # else it has left by itself
+    if as_json:
+        print_json(ended)
+        return
+    for each in ended:
+        click.echo(f"client {each['id']} of {each['export']} disconnected ({each['peer']})")
+    if not ended:
+        click.echo(f"{counted(0, 'client')} of {export}")
+
+
+def _clients(daemon: Client, export: str | None) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = daemon.get("clients", **({} if export is None else {"export": export}))
+    return found

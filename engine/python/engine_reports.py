@@ -1,0 +1,250 @@
+"""What the engine's calls answer with (engine.pyi): dictionaries, whose types are for the reader and mypy.
+
+Sizes and offsets are bytes; *_ns are nanoseconds.
+"""
+
+from os import PathLike
+from typing import Literal, TypedDict
+
+
+class ProcessorStall(TypedDict):
+    """How long one processor kept writes waiting for a cut, in nanoseconds."""
+
+    processor: int
+    stall_ns: int
+
+
+class CutReport(TypedDict):
+    """A cut that was made: each volume's epoch, the instant (ns since 1970, UTC), and the write stall."""
+
+    epochs: dict[int, int]
+    instant_ns: int
+    stall_ns: int
+    """The longest of the processors'."""
+    processors: list[ProcessorStall]
+
+
+class PartitionState(TypedDict):
+    """One partition at a cut, or now.
+
+    `write_seq` is the number, in its processor's journal, of its latest mapping change (0: none yet);
+    `blocks_mapped` counts blocks that are not at their base place; `frozen` says whether the snapshot holds a
+    map of its own (False: it still shares the live one)."""
+
+    partition: int
+    processor: int
+    epoch: int
+    write_seq: int
+    blocks_mapped: int
+    frozen: bool
+
+
+class LogStats(TypedDict):
+    """Use of one change log, bytes: `used_bytes` is what maps refer to, `claimed_bytes` what chunks hold."""
+
+    number: int
+    size_bytes: int
+    used_bytes: int
+    claimed_bytes: int
+
+
+class BadBlock(TypedDict):
+    """A block whose slot does not have its checksum: when it was found first and last (ns since 1970), and
+    how often."""
+
+    partition: int
+    block: int
+    device: int
+    first_ns: int
+    last_ns: int
+    times: int
+
+
+class BadBlocksStats(TypedDict):
+    """`found` counts, by device, how many times a block was found to be bad; `blocks` lists those that are
+    bad still, at most 128."""
+
+    found: dict[int, int]
+    blocks: list[BadBlock]
+
+
+class ScrubBad(TypedDict):
+    """A block that a scrub could not read back right: `errno` of the read (0: it does not match its
+    checksum), and who sees it: the live volume, the snapshots of these epochs."""
+
+    block: int
+    device: int
+    errno: int
+    live: bool
+    epochs: list[int]
+
+
+class ScrubReport(TypedDict):
+    """What one call of `scrub` has done: `next` is where to go on (None: that was all); `bytes` were read and
+    checked, `skipped_bytes` are on devices that are missing."""
+
+    next: tuple[int, int] | None
+    bytes: int
+    skipped_bytes: int
+    bad: list[ScrubBad]
+
+
+class SnapshotUse(TypedDict):
+    """What a snapshot holds, bytes: `log_bytes` in change logs; of these `only_log_bytes`, and besides
+    `only_base_bytes` at base places, are seen by nobody else: deleting it would free them."""
+
+    epoch: int
+    log_bytes: int
+    only_log_bytes: int
+    only_base_bytes: int
+
+
+class VolumeUse(TypedDict):
+    """What the live volume holds in change logs, bytes, and what each snapshot holds, by epoch."""
+
+    live_log_bytes: int
+    snapshots: list[SnapshotUse]
+
+
+class SpaceStats(TypedDict):
+    """Use of all change logs of a volume, bytes: `used_bytes` is what maps of the volume and of its snapshots
+    refer to; all the rest can be redirected to, perhaps after a sync. `starving`: writes wait for room."""
+
+    size_bytes: int
+    used_bytes: int
+    starving: bool
+
+
+class EngineEvent(TypedDict):
+    """What the engine tells of its own accord. 'log-full': writes of this volume wait for room in its change
+    logs, and there will be none unless somebody makes it; told once until `try_again` or `ask_when_full`."""
+
+    kind: Literal["log-full"]
+    volume: int
+
+
+class VolumeStats(TypedDict):
+    """Counters of one volume since the engine took it over, and its state."""
+
+    epoch: int
+    reads: int
+    writes: int
+    read_bytes: int
+    write_bytes: int
+    zeroes: int
+    trims: int
+    flushes: int
+    redirected_blocks: int
+    errors: int
+    blocks_mapped: int
+    bad_blocks: BadBlocksStats
+    connections: int
+    logs: list[LogStats]
+
+
+class ProcessorStats(TypedDict):
+    """Counters of one processor since start."""
+
+    processor: int
+    parts: int
+    batches: int
+    slow_ios: int
+    partitions: int
+
+
+class DeviceFaultStats(TypedDict):
+    """Why a device is faulty: the call that failed last, where (bytes), and since when and how often calls
+    have failed (ns since 1970). `short`: how long it was found and how long it must be (bytes), if so."""
+
+    call: str
+    errno: int
+    offset: int
+    first_ns: int
+    last_ns: int
+    times: int
+    short: tuple[int, int] | None
+
+
+class DeviceStats(TypedDict):
+    """I/O errors of one device since it was opened first, with the last one's errno (0: none); `present`:
+    whether its file is there; `fault`: what is wrong with it since it was opened last."""
+
+    device: int
+    present: bool
+    fault: DeviceFaultStats | None
+    errors: int
+    last_errno: int
+
+
+class EngineStats(TypedDict):
+    """Everything that the engine counts."""
+
+    processors: list[ProcessorStats]
+    devices: list[DeviceStats]
+    connections: int
+    handshakes: int
+
+
+class ExportInfo(TypedDict):
+    """One export. `hidden`: it is found by its name alone."""
+
+    name: str
+    size: int
+    read_only: bool
+    hidden: bool
+    connections: int
+
+
+class BlockStatus(TypedDict):
+    """A run of bytes with one status."""
+
+    offset: int
+    length: int
+    hole: bool
+    zero: bool
+
+
+class ConnectionState(TypedDict):
+    """A connection that goes on elsewhere: its export, its socket (the caller's to close), for `adopt`."""
+
+    export: str
+    fd: int
+    state: bytes
+
+
+class HandOverReport(TypedDict):
+    """What came of all connections: `closed` has an export for each whose requests were not answered, or
+    whose replies were not taken, in time."""
+
+    connections: list[ConnectionState]
+    closed: list[str]
+
+
+class CheckReport(TypedDict):
+    """What `check` has found: `problems`, a sentence each, and how many more; `leftovers`: files that the
+    next start removes; slots that maps refer to, records behind the checkpoints, bytes of slots checked."""
+
+    problems: list[str]
+    more_problems: int
+    leftovers: list[PathLike[str]]
+    slots: int
+    records: int
+    checked_bytes: int
+
+
+class ClientInfo(TypedDict):
+    """One NBD connection. `number` is never used again by this engine; `address` is that of a client on the
+    network; `pid` and `uid` are those of a local one: the process that connected, None if it cannot be seen
+    from here. `since_ns`: since when this process has the connection, nanoseconds since 1970; bytes
+    `received` from it and `sent` to it count from there. `in_flight`: requests that are not answered."""
+
+    number: int
+    export: str
+    read_only: bool
+    address: str | None
+    pid: int | None
+    uid: int | None
+    since_ns: int
+    in_flight: int
+    received: int
+    sent: int

@@ -1,0 +1,89 @@
+//! Clients: the connections of a server as an administrator sees them, and the end of one.
+//!
+//! How it works      What does not change is in the connection; what does is read under its lock, one connection after the
+//!                   other, so that nobody waits for the list. Who the peer is, its socket says when it is asked.
+//! Errors            None: a connection that ends meanwhile is left out.
+
+use std::net::SocketAddr;
+use std::time::SystemTime;
+
+use crate::nbd::budget::lock;
+use crate::nbd::connection::Connection;
+use crate::nbd::{STOP_WITHIN, Server};
+
+/// The other end of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Who {
+    /// A process of this host; `pid` is that of the process that connected, as far as this one can see it.
+    Local {
+        /// The process.
+        pid: Option<u32>,
+        /// Its user's number.
+        uid: u32,
+    },
+    /// Somebody on the network.
+    Remote(SocketAddr),
+    /// The socket does not say, because it is not connected any more.
+    Unknown,
+}
+
+/// A connection in transmission.
+#[derive(Clone, Debug)]
+pub struct Client {
+    /// Its number in this server, never used again.
+    pub number: u64,
+    /// The name of its export.
+    pub export: String,
+    /// Whether it cannot write.
+    pub read_only: bool,
+    /// The other end.
+    pub who: Who,
+    /// Since when it is served by this process.
+    pub since: SystemTime,
+    /// Requests that are not answered yet.
+    pub in_flight: usize,
+    /// Bytes received since then.
+    pub received: u64,
+    /// Bytes sent since then.
+    pub sent: u64,
+}
+
+impl Server {
+    /// All connections in transmission, by number.
+    pub fn clients(&self) -> Vec<Client> {
+        let connections: Vec<_> = lock(&self.shared.connections)
+            .iter()
+            .map(|(number, one)| (*number, one.clone()))
+            .collect();
+        let mut clients: Vec<Client> =
+            connections.iter().map(|(number, one)| client(*number, one)).collect();
+        clients.sort_by_key(|client| client.number);
+        clients
+    }
+
+    /// Closes the connection of this number, and waits until it has ended, at most 4 s. Whether there is one.
+    pub fn disconnect_client(&self, number: u64) -> bool {
+        let Some(connection) = lock(&self.shared.connections).get(&number).cloned() else {
+            return false;
+        };
+        connection.break_off();
+        self.shared.wait_ended(STOP_WITHIN, |one| std::ptr::eq(one, &raw const *connection));
+        true
+    }
+}
+
+fn client(number: u64, connection: &Connection) -> Client {
+    let state = lock(&connection.state);
+    let (in_flight, received, sent) = (state.submitted, state.received, state.sent());
+    drop(state);
+    Client {
+        number,
+        export: connection.export.clone(),
+        read_only: connection.agreed.read_only,
+        who: connection.peer.who(),
+        since: connection.since,
+        in_flight,
+        received,
+        sent,
+    }
+}

@@ -1,0 +1,113 @@
+"""test_client_list: who is connected is shown, and can be disconnected.
+
+How it works      libnbd's clients by unix socket and TCP, at both front ends. That a client that has vanished
+                  is noticed is the kernel's work: what is looked at is that it was told to.
+"""
+
+import getpass
+import json
+import os
+import re
+from collections.abc import Callable
+from typing import Any
+
+import nbd as libnbd
+import pytest
+
+from polyvol.daemon.attach.address import parse_uri
+from polyvol.daemon.cli.client import ApiError
+from tests.support import nbd
+from tests.support.daemon import Daemon
+from tests.support.proc import run, wait_until
+
+
+@pytest.fixture(params=["native", "nbdkit"])
+def daemon(request: pytest.FixtureRequest, make_daemon: Callable[..., Daemon]) -> Daemon:
+    """Serves volume v and snapshot v@s on a unix socket and on TCP."""
+    daemon = make_daemon("--frontend", request.param, "--nbd-listen", "127.0.0.1:0")
+    daemon.make_volume("v", size="8M", partition_size="4M")
+    daemon.api.post("snapshots", body={"volumes": ["v"], "name": "s"})
+    return daemon
+
+
+def tcp(daemon: Daemon, export: str) -> str:
+    address = next(uri for uri in daemon.api.get("status")["daemon"]["nbd"] if uri.startswith("nbd:"))
+    return parse_uri(address, export).uri
+
+
+def clients(daemon: Daemon) -> list[dict[str, Any]]:
+    """The clients, when as many are there as are connected."""
+    found: list[dict[str, Any]] = json.loads(daemon.ok("client", "list", "--json"))
+    return found
+
+
+def test_who_is_connected_is_shown(daemon: Daemon) -> None:
+    assert clients(daemon) == []
+    with nbd.connect(daemon.uri("v")) as local, nbd.connect(tcp(daemon, "v@s")) as remote:
+        local.pwrite(b"x" * 65536, 0)
+        remote.pread(1 << 20, 0)
+        shown = {each["export"]: each for each in clients(daemon)}
+        assert set(shown) == {"v", "v@s"}
+        assert (shown["v"]["pid"], shown["v"]["user"]) == (os.getpid(), getpass.getuser())
+        assert (shown["v"]["address"], shown["v"]["read_only"]) == (None, False)
+        assert 65536 <= shown["v"]["received"] < 70000
+        assert shown["v@s"]["read_only"]
+        assert shown["v@s"]["address"].startswith("127.0.0.1:")
+        assert 1 << 20 <= shown["v@s"]["sent"] < (1 << 20) + 4096
+        assert all(each["in_flight"] == 0 for each in shown.values())
+        assert daemon.ok("client", "list", "v").count("\n") == 2
+        table = daemon.ok("client", "list")
+        assert f"{getpass.getuser()}, pid {os.getpid()}" in table
+        assert shown["v@s"]["address"] in table
+    wait_until(lambda: clients(daemon) == [], "the clients to be gone")
+
+
+@pytest.mark.parametrize("way", ["unix", "tcp"])
+def test_a_client_is_disconnected(daemon: Daemon, way: str) -> None:
+    uri = daemon.uri if way == "unix" else lambda export: tcp(daemon, export)
+    another_way = daemon.uri("v") if way == "tcp" else tcp(daemon, "v")
+    with nbd.connect(another_way) as other, nbd.connect(uri("v@s")) as handle:
+        assert handle.pread(4, 0) == bytes(4)
+        words = daemon.refused("snapshot", "delete", "v@s")
+        assert "`polyvol client list` shows who is connected" in words
+        (number,) = (str(each["id"]) for each in clients(daemon) if each["export"] == "v@s")
+        assert f"client {number} of v@s disconnected" in daemon.ok("client", "disconnect", number)
+        daemon.ok("snapshot", "delete", "v@s")
+        with pytest.raises(libnbd.Error):
+            handle.pread(4, 0)
+        assert other.pread(4, 0) == bytes(4)
+        assert f"there is no client {number}" in daemon.refused("client", "disconnect", number)
+    assert "was disconnected" in str(daemon.api.get("status")["events"])
+
+
+def test_all_clients_of_an_export_are_disconnected(daemon: Daemon) -> None:
+    with (
+        nbd.connect(daemon.uri("v")) as first,
+        nbd.connect(tcp(daemon, "v")) as second,
+        nbd.connect(tcp(daemon, "v@s")) as stays,
+    ):
+        ended = json.loads(daemon.ok("client", "disconnect", "--export", "v", "--json"))
+        assert [each["export"] for each in ended] == ["v", "v"]
+        for handle in (first, second):
+            with pytest.raises(libnbd.Error):
+                handle.pread(4, 0)
+        assert stays.pread(4, 0) == bytes(4)
+    assert "there is no export 'w'" in daemon.refused("client", "disconnect", "--export", "w")
+    assert daemon.ok("client", "disconnect", "--export", "v") == "0 clients of v\n"
+    assert daemon.api.get("clients") == []
+
+
+@pytest.mark.parametrize("text", ["0", "99", "x", "-1", "1.0", "9" * 40, "%00"])
+def test_ids_that_nobody_has(daemon: Daemon, text: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        daemon.api.delete("clients", text)
+    assert caught.value.code == "unknown-client"
+
+
+def test_clients_that_vanish_are_asked_for(daemon: Daemon) -> None:
+    with nbd.connect(tcp(daemon, "v")) as handle:
+        handle.pread(4, 0)
+        port = re.search(r":(\d+)/", tcp(daemon, "v"))
+        assert port is not None
+        ask = ("ss", "-tnoH", "state", "established", f"( sport = :{port[1]} )")
+        wait_until(lambda: "timer:(keepalive," in run(*ask).out, "the kernel to wait for its next question")
