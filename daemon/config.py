@@ -52,15 +52,25 @@ def load_config(file: Path | None, options: Mapping[str, object]) -> Config:
     listen = cast(str | None, values.get("nbd-listen"))
     if listen is not None:
         split_address(listen)
+    state_dir = _path(where, "state-dir", values.get("state-dir", str(default_state_dir())))
     nbd_socket = values.get("nbd-socket")
-    state_dir = values.get("state-dir")
     return Config(
-        state_dir=Path(str(state_dir)).absolute() if state_dir else default_state_dir().absolute(),
-        nbd_socket=Path(str(nbd_socket)).absolute() if nbd_socket else None,
+        state_dir=state_dir,
+        nbd_socket=None if nbd_socket is None else _path(where, "nbd-socket", nbd_socket),
         nbd_listen=listen,
         processors=processors,
         frontend=frontend,
     )
+
+
+def _path(where: str, key: str, value: object) -> Path:
+    if not value or "\0" in str(value):
+        raise BadConfig(where=where, why=f"{key} is {value!r}, which is no path")
+    try:
+        return Path(str(value)).absolute()
+    except FileNotFoundError as error:  # the working directory was removed
+        why = f"{key} is relative, and there is no working directory any more"
+        raise BadConfig(where=where, why=why) from error
 
 
 def _read(file: Path) -> dict[str, object]:

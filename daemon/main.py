@@ -21,6 +21,7 @@ from polyvol.daemon.errors import EXIT_CODE, BadConfig
 from polyvol.daemon.notify import log_to_journal, notify
 from polyvol.daemon.sockets import Passed, passed_by_systemd
 from polyvol.daemon.state import control_socket
+from polyvol.daemon.streams import open_standard_streams
 from polyvol.mapping.errors import PolyvolError
 
 
@@ -120,13 +121,13 @@ def _run_native(
 def announce(addresses: list[str]) -> None:
     """Tell whoever waits that volumes are served, on these NBD addresses."""
     with contextlib.suppress(OSError):  # nobody may read it
-        click.echo(f"ready: NBD on {' and '.join(addresses)}")
-        sys.stdout.flush()
+        print(f"ready: NBD on {' and '.join(addresses)}", flush=True)
     notify("READY=1")
 
 
 def main() -> None:
     """The console script."""
+    open_standard_streams()
     cli(prog_name="polyvold")
 
 

@@ -24,6 +24,8 @@ _log = logging.getLogger("polyvol")
 def refuse_open_to_others(state_dir: Path, own: Iterable[str]) -> None:
     """StateOpen if others than polyvold's user and root can write to the state directory, or to what is in it
     under the patterns `own`. There need not be one."""
+    if os.path.lexists(state_dir) and not state_dir.is_dir():
+        raise StateUnusable(state=state_dir, why="it is not a directory")
     try:
         for path in _own(state_dir, own):
             _refuse(state_dir, path)

@@ -20,6 +20,7 @@ from polyvol.daemon.cli.schedule import schedule
 from polyvol.daemon.cli.scrub import scrub
 from polyvol.daemon.cli.snapshot import snapshot
 from polyvol.daemon.cli.volume import print_volumes, volume
+from polyvol.daemon.streams import open_standard_streams
 
 _EVENTS_SHOWN = 5
 
@@ -89,6 +90,7 @@ cli.add_command(copy_changed)
 
 def main() -> None:
     """The console script."""
+    open_standard_streams()
     cli(prog_name="polyvol")
 
 

@@ -15,6 +15,7 @@ from polyvol.daemon.config import load_config
 from polyvol.daemon.errors import BadConfig
 from polyvol.daemon.main import cli
 from polyvol.daemon.notify import notify
+from tests.support.proc import wait_until
 
 ROOT = Path(__file__).resolve().parents[3]
 RUN = """
@@ -52,6 +53,9 @@ def test_options_win_over_the_file_and_the_file_over_the_environment(
         ('frontend = "qemu"', "native or nbdkit"),
         ('nbd-listen = "x"', "is not HOST:PORT"),
         ("= 5", "is not TOML"),
+        ('state-dir = ""', "state-dir is '', which is no path"),
+        ('nbd-socket = ""', "nbd-socket is '', which is no path"),
+        ('state-dir = "a\\u0000b"', "which is no path"),
     ],
 )
 def test_a_configuration_that_is_not_right_is_refused(tmp_path: Path, text: str, words: str) -> None:
@@ -139,3 +143,30 @@ def test_the_keepers_helper_hands_the_sockets_over(tmp_path: Path) -> None:
     assert done.stdout.split() == [str(tmp_path / "s1"), str(tmp_path / "s0")]
     for listener in listeners:
         listener.close()
+
+
+def test_relative_paths_need_a_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(BadConfig, match="no working directory"):
+        load_config(None, {"state-dir": "x"})
+    assert load_config(None, {"state-dir": "/x"}).state_dir == Path("/x")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("closed", ["1", "0 1 2"])
+def test_a_start_with_closed_streams(short_dir: Path, closed: str) -> None:
+    """What polyvold opens never gets their numbers."""
+    code = (
+        f"import os\nfor number in {closed.split()!r}: os.close(int(number))\nimport sys\nsys.stdout = None"
+    )
+    command = [sys.executable, "-c", code + RUN, "--state-dir", str(short_dir / "s")]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    wait_until((short_dir / "s" / "control.sock").exists, "polyvold to serve")
+    targets = {Path(f"/proc/{process.pid}/fd/{number}").readlink() for number in closed.split()}
+    assert targets == {Path("/dev/null")}
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (0, "")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from polyvol.daemon import state
-from polyvol.daemon.errors import StateOpen
+from polyvol.daemon.errors import StateOpen, StateUnusable
 
 NOBODY = 65534
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
@@ -83,3 +83,11 @@ def test_a_directory_above_of_another_user_or_group_is_told(
     made.parent.chmod(0o770)
     state.make_state_dir(made)
     assert f"can write to {made.parent}, and so replace" in caplog.messages[-1]
+
+
+@pytest.mark.parametrize("name", ["file", "/dev/null", "dangling"])
+def test_what_is_no_directory_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to("nowhere")
+    with pytest.raises(StateUnusable, match="it is not a directory"):
+        state.make_state_dir(tmp_path / name)
