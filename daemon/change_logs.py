@@ -2,6 +2,8 @@
 
 How it works      add: plan (pure); make the sparse file if no device was named, recorded as 'adding'; record
                   the logs in the catalog; hand them to the engine, which uses them at once.
+Owner and locks   The caller holds the volume's lock. From the plan to the record of a log its extents are
+                  reserved (`Context.reserved`).
 Durability        Once a log is recorded, the next start serves it. A file whose log was not is removed then.
 Errors            mapping/errors.py, VolumeNotServed, EngineFailed; what was begun is undone.
 """
@@ -34,19 +36,25 @@ class ChangeLogs:
                 self.unmake_file(device)
 
     def add(self, name: str, request: LogAdd) -> None:
-        """Give a volume more room, while it is in use. The caller holds `changes`."""
+        """Give a volume more room, while it is in use. The caller holds its lock."""
         context = self._context
         volume = context.find_served(name, restoring=True)
         present = sum(total(log.extents) for log in context.catalog.logs(volume.id))
-        plan = plan_added_logs(volume, request.devices, request.size, present, inventory(context))
-        made = None if plan.new_device is None else self.make_file(volume, plan.new_device)
+        with context.changes:
+            plan = plan_added_logs(volume, request.devices, request.size, present, inventory(context))
+            made = None if plan.new_device is None else self.record_file(volume, plan.new_device)
+            context.reserved[volume.id] = [extent for extents in plan.extents for extent in extents]
         try:
+            if made is not None:
+                self.make_file(made)
             for extents in plan.extents:
                 self._add(volume, extents, default=True, made=made)
         except BaseException:
             if made is not None:
                 self.unmake_file(made)
             raise
+        finally:
+            context.reserved.pop(volume.id, None)
         context.events.add("info", f"volume {name} has more room for what is redirected", volume=name)
 
     def on_device(self, volume: Volume, device: Device) -> int:
@@ -54,8 +62,13 @@ class ChangeLogs:
         for log in self._context.catalog.logs(volume.id):
             if {extent.device for extent in log.extents} == {device.id}:
                 return log.number
-        extents = plan_log(volume, device, inventory(self._context))
-        return self._add(volume, tuple(extents), default=False, made=None).number
+        with self._context.changes:
+            extents = tuple(plan_log(volume, device, inventory(self._context)))
+            self._context.reserved[volume.id] = list(extents)
+        try:
+            return self._add(volume, extents, default=False, made=None).number
+        finally:
+            self._context.reserved.pop(volume.id, None)
 
     def views(self, volume: Volume, names: dict[int, str], *, serving: bool) -> list[LogView]:
         """Each log of a volume; its use, while it is served."""
@@ -81,33 +94,38 @@ class ChangeLogs:
         identity = None if made is None else made.id
         if made is not None:
             extents = tuple(Extent(made.id, extent.offset, extent.length) for extent in extents)
-        log = context.catalog.add_log(volume, extents, default=default, made=identity)
+        with context.changes:
+            log = context.catalog.add_log(volume, extents, default=default, made=identity)
         try:
             with context.engine_errors(f"adding a change log to volume {volume.name}"):
                 context.engine.add_log(volume.id, log_spec(log), default=default)
         except BaseException:
-            context.catalog.forget_log(volume.id, log.number)
+            with context.changes:
+                context.catalog.forget_log(volume.id, log.number)
             raise
         return log
 
-    def make_file(self, volume: Volume, new: NewDevice) -> Device:
-        """Make a sparse file; it is 'adding' until what is on it is recorded."""
-        context = self._context
-        now = context.clock()
-        device = context.catalog.add_device(
+    def record_file(self, volume: Volume, new: NewDevice) -> Device:
+        """Record a sparse file that is to be made; it is 'adding' until what is on it is recorded. Under
+        `changes`, with its plan."""
+        now = self._context.clock()
+        return self._context.catalog.add_device(
             Device(0, uuid4(), new.name, new.path, "file", False, new.size, True, volume.id, "adding", now)
         )
+
+    def make_file(self, device: Device) -> None:
+        """Make a file that is recorded."""
         try:
-            device_files.make(context, device, context.path(device))
+            device_files.make(self._context, device, self._context.path(device))
         except BaseException:
             self.unmake_file(device)
             raise
-        return device
 
     def unmake_file(self, device: Device) -> None:
         """Remove a file that was made for nothing."""
         device_files.unmake(self._context, device)
-        self._context.catalog.forget_device(device.id)
+        with self._context.changes:
+            self._context.catalog.forget_device(device.id)
 
 
 def inventory(context: Context) -> Inventory:
@@ -115,10 +133,22 @@ def inventory(context: Context) -> Inventory:
     volumes = context.catalog.volumes()
     names = {volume.id: volume.name for volume in volumes}
     users = context.catalog.users()
+
+    def used(device: int) -> list[Extent]:
+        reserved = [extent for each in list(context.reserved.values()) for extent in each]
+        planned = [extent for extent in reserved if extent.device == device]
+        return sorted({*context.catalog.used_extents(device), *planned}, key=lambda extent: extent.offset)
+
+    devices = context.catalog.devices()
+    halfway = {
+        device.id: f"it is {device.state}"
+        for device in devices
+        if device.state != "ready" and device.made_for is None
+    }
     return Inventory(
-        devices={device.name: device for device in context.catalog.devices()},
-        unusable=unusable_devices(context),
-        used=context.catalog.used_extents,
+        devices={device.name: device for device in devices},
+        unusable=unusable_devices(context) | halfway,
+        used=used,
         volumes_on=lambda device: [names[user] for user in users.get(device, ())],
         volume_names=set(names.values()),
         load=context.catalog.processor_load(),

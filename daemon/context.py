@@ -1,10 +1,9 @@
 """The context: what the verbs of all nouns share while the daemon runs.
 
-Owner and locks   `changes` is held by every verb that changes something, from its plan to its end; reading
-                  verbs do not take it. `device_trouble` and `volume_trouble` are changed only under it, by
-                  replacing single entries, and read by anybody; likewise `files`
-                  (daemon/device_files.py). So are `gauges` and `refusing`, by the watch over the change
-                  logs (daemon/space.py).
+Owner and locks   `locks` (daemon/locks.py) has all locks and their order. `volume_trouble`, `gauges`,
+                  `refusing` and `restoring` are changed by who has the volume's lock, `device_trouble` and
+                  `files` by who has the device's, by replacing single entries; anybody may read them. Engine
+                  calls that may wait for a device refuse to run under `changes`.
 """
 
 import threading
@@ -14,11 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import UUID
 
-from polyvol.daemon.engine_border import EngineLike
-from polyvol.daemon.errors import Restoring, VolumeNotServed, engine_errors
+from polyvol.daemon.engine_border import EngineLike, guarded
+from polyvol.daemon.errors import Restoring, VolumeBusy, VolumeNotServed, engine_errors
 from polyvol.daemon.events import Events
+from polyvol.daemon.locks import WAIT_S, Changes, Locks, Operation
 from polyvol.daemon.room import Gauge
+from polyvol.daemon.sizes import format_seconds
 from polyvol.daemon.views import ExtentView
+from polyvol.daemon.workers import Looks
 from polyvol.mapping.catalog.store import Catalog
 from polyvol.mapping.clock import Clock, steady_ns, wall_ns
 from polyvol.mapping.device import Device
@@ -43,7 +45,7 @@ class Context:
     engine_error: type[Exception]
     default_processors: int
     processors: int
-    changes: threading.Lock = field(default_factory=threading.Lock)
+    locks: Locks = field(default_factory=Locks)
     device_trouble: dict[int, str] = field(default_factory=dict)
     files: dict[int, OpenFile] = field(default_factory=dict)
     volume_trouble: dict[int, str] = field(default_factory=dict)
@@ -55,6 +57,53 @@ class Context:
     steady: Clock = steady_ns
     generation: int = 0
     run: UUID = NO_RUN
+    reserved: dict[int, list[Extent]] = field(default_factory=dict)
+    """Extents that are planned and not recorded yet, by the volume's id; under `changes`."""
+    looks: Looks = field(default_factory=Looks)
+    """For readers: what is asked of the kernel that a hung file system does not answer."""
+    _growing: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self.engine = guarded(self.engine, self.locks.may_wait)
+
+    @property
+    def changes(self) -> Changes:
+        """The inner lock; see daemon/locks.py."""
+        return self.locks.changes
+
+    @contextmanager
+    def holding(self, name: str, what: str, *, wait_s: float = WAIT_S) -> Iterator[Volume]:
+        """Hold the lock of the volume of this name to do `what`; the volume as it is then. UnknownVolume,
+        VolumeBusy."""
+        while True:
+            volume = self.find_volume(name)
+            with self.locks.volumes({volume.id: name}, what, wait_s=wait_s):
+                now = self.find_volume(name)
+                if now.id != volume.id:
+                    continue  # it was deleted, and another one has its name
+                self.refuse_unborn(now)
+                yield now
+                return
+
+    @contextmanager
+    def holding_all(
+        self, volumes: Iterable[Volume], what: str, *, wait_s: float = WAIT_S
+    ) -> Iterator[Operation]:
+        """Hold the locks of these volumes to do `what`; UnknownVolume if one has gone meanwhile."""
+        wanted = {volume.id: volume.name for volume in volumes}
+        with self.locks.volumes(wanted, what, wait_s=wait_s) as operation:
+            there = {volume.id: volume for volume in self.catalog.volumes()}
+            for identity, name in wanted.items():
+                if identity not in there:
+                    raise UnknownVolume(name=name)
+                self.refuse_unborn(there[identity])
+            yield operation
+
+    def refuse_unborn(self, volume: Volume) -> None:
+        """VolumeBusy if the verb that makes a volume is about to take its lock."""
+        if volume.state == "creating" and volume.id not in self.volume_trouble:
+            since = max(0, (self.clock() - volume.created_ns) // 1_000_000_000)
+            raise VolumeBusy(name=volume.name, what="volume create", since=format_seconds(since))
 
     def path(self, device: Device) -> Path:
         """Where a device is."""
@@ -149,10 +198,11 @@ class Context:
 
     def grow_processors(self, count: int) -> None:
         """Have at least so many processors."""
-        if count > self.processors:
-            with self.engine_errors(f"starting {count} processors"):
-                self.engine.grow_processors(count)
-            self.processors = count
+        with self._growing:
+            if count > self.processors:
+                with self.engine_errors(f"starting {count} processors"):
+                    self.engine.grow_processors(count)
+                self.processors = count
 
     def clients(self) -> dict[str, int]:
         """How many clients are connected to each export, by its name."""

@@ -1,19 +1,20 @@
 """Deletions of many snapshots: they are gone at once, and their space comes back in the background.
 
 How it works      begin ends the exports of all that may be deleted and takes them out of the catalog in one
-                  transaction. A thread then has the engine drop them, some at a time, with one sync for each
-                  time, and rests as long as it has worked, so that hosts have the disks for the other half.
-                  The thread also forgets rollbacks that nothing needs any more.
+                  transaction. Workers (workers.py), one for each volume, then have the engine drop them, some
+                  at a time, with one sync for each time, and rest as long as they have worked, so that hosts
+                  have the disks for the other half. They also forget rollbacks that nothing needs any more,
+                  for which a thread looks.
 Invariants        E1 what somebody is connected to, or holds, what is part of a group's snapshot, and what
-                  an incomplete restore follows, is kept and named; E2 the thread holds no lock
+                  an incomplete restore follows, is kept and named; E2 they hold no lock
                   while the engine drops snapshots or writes checkpoints; E3 what clones were made from is
                   not dropped: it is kept for them.
 Why E2 is safe    The catalog does not have the snapshots that are being dropped, and every verb looks for
-                  snapshots in the catalog, under `changes`. So no clone, rollback, hold or export of one can
-                  begin, and epochs are never used again. The engine refuses to drop what has an export, or
-                  what a clone is made from.
-Owner and locks   `changes` from asking which rollback may be forgotten until it is: both are short.
-                  `_lock` over the jobs.
+                  snapshots in the catalog, under the volume's lock. So no clone, rollback, hold or export of
+                  one can begin, and epochs are never used again. The engine refuses to drop what has an
+                  export, or what a clone is made from.
+Owner and locks   The volume's lock from asking which rollback may be forgotten until it is; a volume that is
+                  busy is left for later. `_lock` over the jobs.
 Durability        What the catalog does not know is dropped by the engine when it takes a volume over. So a
                   kill at any moment loses nothing of a deletion, and nothing of it has to be remembered.
                   The engine offers only rollbacks that its checkpoints cover: a kill after the catalog has
@@ -27,9 +28,11 @@ import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 
 from polyvol.daemon.context import Context
 from polyvol.daemon.use_views import DeletionView, KeptView
+from polyvol.daemon.workers import Workers
 from polyvol.mapping.errors import PolyvolError, UnknownSnapshot
 from polyvol.mapping.records import SnapshotRecord, Volume
 from polyvol.snapshot.coordinator import export_snapshot
@@ -39,6 +42,8 @@ BATCH = 32
 """Snapshots that the engine drops at a time."""
 REST_S_MIN = 0.02
 LOOK_S = 60.0
+STOP_S = 20.0
+"""How long a stop waits for what is being dropped."""
 _PATTERN = frozenset("*?[")
 _log = logging.getLogger("polyvol.deletions")
 
@@ -63,22 +68,26 @@ class Deletions:
         self._jobs: dict[int, _Job] = {}
         self._work = threading.Event()
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="polyvol-deletions", daemon=True)
+        self._workers = Workers("polyvol-deletions")
+        self._thread = threading.Thread(target=self._run, name="polyvol-rollbacks", daemon=True)
 
     def start(self) -> None:
         """Begin to work."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End after what is being dropped; the next start drops the rest. Idempotent."""
+        """End after what is being dropped, but do not wait for ever; the next start drops the rest.
+        Idempotent."""
         self._stopping.set()
         self._work.set()
         if self._thread.is_alive():
             self._thread.join()
+        if not self._workers.stop(STOP_S):
+            _log.warning("deletions of snapshots are left to the next start: they do not end")
 
     def begin(self, volume_name: str, names: Iterable[str]) -> DeletionView:
         """Delete a volume's snapshots of these names, or that match them as patterns (with `*`, `?` or
-        `[...]`). The caller holds `changes`."""
+        `[...]`). The caller holds the volume's lock."""
         context = self._context
         volume = context.find_served(volume_name, restoring=True)
         chosen = _chosen(volume, context.catalog.snapshots(volume.id), names)
@@ -99,6 +108,7 @@ class Deletions:
             job.total += len(gone)
             job.left += len(gone)
             view = _view(job, kept)
+        self._workers.run(volume.id, partial(self._work_on, volume.id))
         self._work.set()
         return view
 
@@ -141,43 +151,49 @@ class Deletions:
         return gone, kept
 
     def _run(self) -> None:
+        """Look for rollbacks to forget, of volumes of which nothing is being dropped."""
+        while not self._stopping.is_set():
+            looking = False
+            try:
+                looking = self._look_for_rollbacks()
+            except Exception:
+                _log.exception("looking for rollbacks")
+            # Snapshots are deleted in other ways too; only who has gone back has to look for that.
+            self._work.wait(LOOK_S if looking else None)
+            self._work.clear()
+
+    def _look_for_rollbacks(self) -> bool:
+        """Have rollbacks forgotten; whether any volume was rolled back."""
+        context = self._context
+        rolled_back = set(context.catalog.rollbacks.volumes())
+        for volume in context.catalog.volumes():
+            if volume.id in rolled_back and context.is_served(volume):
+                self._workers.run(volume.id, partial(self._work_on, volume.id))
+        return bool(rolled_back)
+
+    def _work_on(self, identity: int) -> None:
+        """Drop what is to be dropped of a volume, then forget its rollbacks."""
         while not self._stopping.is_set():
             began = time.monotonic()
-            try:
-                worked = self._drop_some()
-            except Exception:
-                _log.exception("deleting snapshots")
-                worked = True
-            if not worked:
-                self._forget_rollbacks()
-            if worked:
-                self._stopping.wait(max(REST_S_MIN, time.monotonic() - began))
-            else:
-                # Snapshots are deleted in other ways too; only who has gone back has to look for that.
-                self._work.wait(LOOK_S if self._context.catalog.rollbacks.volumes() else None)
-                self._work.clear()
-
-    def _forget_rollbacks(self) -> None:
-        """Forget rollbacks that make no difference any more, of volumes of which nothing is being dropped."""
-        context = self._context
-        for volume in context.catalog.volumes():
-            try:
-                if context.catalog.rollbacks.of(volume.id) and context.is_served(volume):
-                    self._forget_rollbacks_of(volume)
-            except (context.engine_error, PolyvolError) as error:
-                _log.warning("forgetting rollbacks of volume %s: %s", volume.name, error)
-
-    def _forget_rollbacks_of(self, volume: Volume) -> None:
-        self._context.engine.cover_rollbacks(volume.id)  # E2
-        while not self._stopping.is_set() and self._forget_rollback(volume):
-            pass
+            if not self._drop_some(identity):
+                break
+            self._stopping.wait(max(REST_S_MIN, time.monotonic() - began))
+        volume = next((each for each in self._context.catalog.volumes() if each.id == identity), None)
+        if volume is None or not self._context.catalog.rollbacks.of(identity):
+            return
+        try:
+            if self._context.is_served(volume) and not self._stopping.is_set():
+                self._context.engine.cover_rollbacks(identity)  # E2
+                while not self._stopping.is_set() and self._forget_rollback(volume):
+                    pass
+        except (self._context.engine_error, PolyvolError) as error:
+            _log.warning("forgetting rollbacks of volume %s: %s", volume.name, error)
 
     def _forget_rollback(self, volume: Volume) -> bool:
         """Forget one rollback of a volume; False if there is none that may be forgotten."""
         context = self._context
-        with context.changes:
-            now = next((each for each in context.catalog.volumes() if each.id == volume.id), None)
-            if now is None or not context.is_served(now):
+        with context.holding_all([volume], "forgetting a rollback"):
+            if not context.is_served(volume):
                 return False
             at = context.engine.unneeded_rollback(volume.id)
             if at is None:
@@ -186,10 +202,10 @@ class Deletions:
             context.engine.forget_rollback(volume.id, at)
             return True
 
-    def _drop_some(self) -> bool:
-        """Drop some snapshots of the volume that has the most left; whether there were any."""
+    def _drop_some(self, identity: int) -> bool:
+        """Drop some snapshots of a volume; whether there were any."""
         with self._lock:
-            job = max(self._jobs.values(), key=lambda job: len(job.epochs), default=None)
+            job = self._jobs.get(identity)
             if job is None or not job.epochs:
                 return False
             epochs = job.epochs[-BATCH:]

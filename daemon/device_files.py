@@ -6,7 +6,8 @@ How it works      `open_checked` opens what is at a path, holds it, and checks t
                   can be opened again after an error while it stays held. What stands at the device's path
                   meanwhile makes no difference (`remark_on` tells of it). `begin_run` and `end_run` write
                   the labels of a generation (mapping/catalog/generations.py), several at a time.
-Owner and locks   `context.files` is changed under `changes`, by replacing single entries.
+Owner and locks   `context.files` is changed by who has the device's lock, by replacing single entries.
+                  Everything here but `remark_on` may wait for a device for ever.
 Durability        After `begin_run` and `make` the labels are durable.
 Errors            DeviceNotReady with what is wrong with a device; mapping/errors.py.
 """
@@ -16,6 +17,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -135,14 +137,23 @@ def let_go_of_all(context: Context) -> None:
         let_go(context, device)
 
 
-def remark_on(context: Context, device: Device) -> str | None:
+def identities(context: Context, devices: Iterable[Device]) -> dict[int, Identity | None]:
+    """What is at the paths of devices now, by their ids; those that do not answer are left out."""
+    paths = {device.id: context.path(device) for device in devices}
+    questions = {("path", identity, path): partial(identity_of, path) for identity, path in paths.items()}
+    return {key[1]: found for key, found in context.looks.ask(questions).items()}
+
+
+def remark_on(context: Context, device: Device, here: Mapping[int, Identity | None]) -> str | None:
     """What is to be said of a device that is in use, as a clause, or None: it has grown, or its path is no
-    longer that of its file."""
+    longer that of its file. `here`: from `identities`."""
     file = context.files.get(device.id)
     if file is None:
         return None
     path = context.path(device)
-    identity = identity_of(path)
+    if device.id not in here:
+        return f"its path {path} does not answer; the file or disk that was opened there is used"
+    identity = here[device.id]
     if identity != file.identity:
         what = "nothing is at its path any more" if identity is None else "its path shows another file now"
         return f"{what}; the one that was opened at {path} is used until polyvold stops"
@@ -269,7 +280,8 @@ def renew_label(context: Context, checked: Checked) -> None:
         return
     generation = label.generation if isinstance(label, Label) else 0
     identity = (checked.found.lasting or device.identity) if device.adopted else None
-    context.generation = generations.accept(device.id, generation, identity)
+    with context.changes:
+        context.generation = generations.accept(device.id, generation, identity)
     generations.expect(device.id, before, context.run)
     if _write_label(context, checked):
         generations.written([device.id], context.generation, context.run)

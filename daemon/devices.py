@@ -11,6 +11,9 @@ How it works      add: look, open and hold (daemon/device_files.py), look again,
                   that is known and was missing is a retry, at its new path.
 Invariants        V1 two devices never have bytes in common, whatever paths they have.
                   V2 no file that polyvold keeps its own state in is a device.
+Owner and locks   The device's lock for all that is done to it (daemon/locks.py); its name and its users are
+                  asked and changed under `changes`. What is being added has a name and a lock only when it is
+                  recorded: until then daemon/claims.py has it.
 Durability        A kill in the middle of add or remove is settled at the next start: the device is forgotten
                   and its label taken off. A kill after they returned changes nothing.
 Errors            mapping/errors.py, EngineFailed. At start nothing raises: `device_trouble` has the findings.
@@ -20,15 +23,18 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
+from polyvol.daemon.claims import Claims
 from polyvol.daemon.context import Context
 from polyvol.daemon.device_files import (
     Checked,
     begin_run,
     check_again,
+    identities,
     keep,
     let_go,
     make,
@@ -36,20 +42,19 @@ from polyvol.daemon.device_files import (
     remark_on,
     renew_label,
 )
-from polyvol.daemon.errors import BadRequest
+from polyvol.daemon.errors import BadRequest, DeviceBusy
 from polyvol.daemon.health import device_troubles
 from polyvol.daemon.requests import DeviceAdd, DeviceRetry
 from polyvol.daemon.short_devices import ShortDevices
 from polyvol.daemon.state import refuse_own
 from polyvol.daemon.views import DeviceView, iso
+from polyvol.daemon.workers import Workers
 from polyvol.mapping import occupied
 from polyvol.mapping.device import (
     Device,
-    Found,
     clear_label,
     inspect,
     inspect_open,
-    is_own,
     plan_device,
     trouble_with,
 )
@@ -58,17 +63,18 @@ from polyvol.mapping.errors import (
     DeviceHasContents,
     DeviceInUse,
     DeviceNotReady,
-    DevicePathInUse,
     DeviceStillFaulty,
     DeviceUnusable,
-    DiskInUse,
-    ForeignLabel,
     NameInUse,
     PolyvolError,
+    UnknownDevice,
 )
+from polyvol.mapping.extent import Extent
 from polyvol.mapping.names import check_name, name_from, unique_name
-from polyvol.mapping.opening import Identity, OpenFile, identity_of
+from polyvol.mapping.opening import OpenFile, identity_of
 
+OPENED_S = 10.0
+"""How long a reload waits for missing devices; one that hangs goes on by itself."""
 START_PATIENCE_S = 3.0
 """How long a start waits for devices whose holder may be a process that is ending."""
 _log = logging.getLogger("polyvol")
@@ -80,6 +86,8 @@ class Devices:
     def __init__(self, context: Context) -> None:
         self._context = context
         self.short = ShortDevices(context)
+        self._claims = Claims(context)
+        self._opening = Workers("polyvol-open")
 
     def start(self, *, clean: bool, passed: Mapping[str, int] | None = None) -> None:
         """Settle what is half done, check every device against the catalog, open those that are as it says.
@@ -136,7 +144,7 @@ class Devices:
                 )
 
     def retry(self, request: DeviceRetry, name: str) -> DeviceView:
-        """Open a device again, at its path or at another one, while it is in use. The caller holds `changes`.
+        """Open a device again, at its path or at another one, while it is in use.
 
         DeviceNotReady if what is there is not the device: then nothing has changed. DeviceStillFaulty if it
         is, and fails again at once."""
@@ -147,45 +155,50 @@ class Devices:
             raise BadRequest(why=f"path {request.path!r} is not absolute")
         if request.path is not None:
             refuse_own(context.state_dir, path)
-        self._reopen(self._open_checked(device, path, accept=request.accept), path)
+        with self._locked(device, "device retry"), self._claims.at(path):
+            self._reopen(self._open_checked(device, path, accept=request.accept), path)
         shown = self.show(name)
         if shown.state != "ok":
             raise DeviceStillFaulty(name=name, reason=shown.reason)
         return shown
 
     def gone(self, number: int) -> None:
-        """The disk of this number is no more: the devices that it was are missing. Under `changes`."""
+        """The disk of this number is no more: the devices that it was are missing."""
         context = self._context
         for device in context.catalog.devices():
             file = context.files.get(device.id)
             if file is None or file.identity != (0, number):
                 continue
-            let_go(context, device.id)
-            if device.id not in context.device_trouble:
-                context.device_trouble[device.id] = f"{context.path(device)} is gone"
-                context.events.add("warning", f"device {device.name} is gone: its disk was taken out")
+            with self._locked(device, "being taken out"):
+                if context.files.get(device.id) is not file:
+                    continue
+                if device.id not in context.device_trouble:
+                    context.device_trouble[device.id] = f"{context.path(device)} is gone"
+                    context.events.add("warning", f"device {device.name} is gone: its disk was taken out")
+                let_go(context, device.id)
 
     def came(self, path: Path) -> DeviceView | None:
         """A disk has come, or become another, at this path: as `found`, but only for devices that are
-        missing. Under `changes`."""
+        missing."""
         return self.found(path, missing_only=True) if self._context.device_trouble else None
 
     def found(self, path: Path, *, missing_only: bool = False) -> DeviceView | None:
         """A file or disk has appeared at this path: if it is a device that is missing or faulty, by its label
-        or by what it is known by, it is opened again. None if it is nothing of that kind. The caller holds
-        `changes`."""
+        or by what it is known by, it is opened again. None if it is nothing of that kind."""
         context = self._context
         found = inspect(path)
         if found is None:
             return None
         troubles = context.device_trouble if missing_only else device_troubles(context)
-        self.short.note_found()
-        for device in context.catalog.devices():
-            here = device.id in troubles and self._is(device, found)
+        self.short.note()
+        devices = [device for device in context.catalog.devices() if device.id in troubles]
+        paths = identities(context, devices)
+        for device in devices:
+            here = self._claims.may_be(device, found, paths)
             if not here or self.short.clause(device) is not None:
                 continue  # what was short is used again only if a person says so
             if trouble_with(device, found, context.catalog.uuid) is None:
-                same = identity_of(context.path(device)) == found.identity
+                same = paths.get(device.id) == found.identity
                 return self.retry(DeviceRetry(path=None if same else str(path)), device.name)
         return None
 
@@ -194,7 +207,7 @@ class Devices:
         context = self._context
         identity = identity_of(path)
         if identity is not None:
-            self._refuse_shared(path, identity, but=device.id)
+            self._claims.refuse_shared(path, identity, but=device.id)
         file = context.files.get(device.id)
         if file is not None and _is_alive(file):
             if file.identity == identity:
@@ -223,26 +236,29 @@ class Devices:
         if path != context.path(device):
             context.catalog.set_device_path(device.id, self._stored_path(path))
 
-    def _refuse_shared(self, path: Path, identity: Identity, *, but: int | None = None) -> None:
-        """An error if a file or disk has bytes in common with a device (V1), other than `but`."""
-        context = self._context
-        shared = occupied.same_storage(identity)
-        for other in context.catalog.devices():
-            file = context.files.get(other.id)
-            here = identity_of(context.path(other)) if file is None else file.identity
-            if other.id == but or here is None or here not in shared:
-                continue
-            if here == identity:
-                raise DevicePathInUse(path=path, name=other.name)
-            raise DiskInUse(path=path, use=f"the same storage as device {other.name}, or a part of it")
-
     def open_missing(self) -> None:
-        """Try every device again that is missing. The caller holds `changes`."""
+        """Try every device again that is missing; one that hangs goes on by itself."""
         for device in self._context.catalog.devices():
             missing = device.state == "ready" and device.id in self._context.device_trouble
             if missing and self.short.clause(device) is None:
-                with contextlib.suppress(PolyvolError):
-                    self.retry(DeviceRetry(), device.name)
+                self._opening.run(device.id, partial(self._try_again, device.name))
+        self._opening.wait(OPENED_S)
+
+    def _try_again(self, name: str) -> None:
+        with contextlib.suppress(PolyvolError):
+            self.retry(DeviceRetry(), name)
+
+    @contextlib.contextmanager
+    def _locked(self, device: Device, what: str) -> Iterator[None]:
+        """Hold a device's lock to do `what`; UnknownDevice if it has gone meanwhile."""
+        context = self._context
+        with context.locks.device(device.id, device.name, what):
+            now = next((each for each in context.catalog.devices() if each.id == device.id), None)
+            if now is None:
+                raise UnknownDevice(name=device.name)
+            if now.state == "adding":  # the verb that adds it is about to take its lock
+                raise DeviceBusy(name=device.name, what="device add", since="0 s")
+            yield
 
     def missing(self) -> dict[int, Path]:
         """The paths of the devices that are missing, by id."""
@@ -256,7 +272,7 @@ class Devices:
         }
 
     def appeared(self, number: int) -> DeviceView | None:
-        """Open a device again that was missing; None if it is not missing, or was short. Under `changes`."""
+        """Open a device again that was missing; None if it is not missing, or was short."""
         context = self._context
         device = next((each for each in context.catalog.devices() if each.id == number), None)
         if device is None or number not in context.device_trouble or self.short.clause(device) is not None:
@@ -272,6 +288,7 @@ class Devices:
         volumes = {volume.id: volume.name for volume in context.catalog.volumes()}
         stats = {entry["device"]: entry for entry in context.engine.stats()["devices"]}
         troubles = device_troubles(context)
+        here = identities(context, [device for device in devices if device.id in context.files])
         views = []
         for device in devices:
             trouble = troubles.get(device.id)
@@ -291,7 +308,7 @@ class Devices:
                     made_for=None if device.made_for is None else volumes.get(device.made_for),
                     volumes=[volumes[user] for user in users.get(device.id, ()) if user in volumes],
                     state="ok" if trouble is None else trouble.state,
-                    reason=remark_on(context, device) if trouble is None else trouble.reason,
+                    reason=remark_on(context, device, here) if trouble is None else trouble.reason,
                     errors=counts["errors"] if counts else 0,
                     last_errno=counts["last_errno"] if counts else 0,
                     created=iso(device.created_ns),
@@ -305,17 +322,22 @@ class Devices:
         return next(view for view in self.list_all() if view.name == name)
 
     def add(self, request: DeviceAdd) -> tuple[DeviceView, bool]:
-        """Add a device, or bring back one that was missing (then True). The caller holds `changes`."""
+        """Add a device, or bring back one that was missing (then True)."""
         path = Path(request.path)
         if not path.is_absolute() or "\0" in request.path:
             raise BadRequest(why=f"path {request.path!r} is not absolute")
         if request.name is not None:
             check_name("device", request.name)
         refuse_own(self._context.state_dir, path)
+        with self._claims.at(path):
+            return self._add_there(request, path)
+
+    def _add_there(self, request: DeviceAdd, path: Path) -> tuple[DeviceView, bool]:
         found = inspect(path)
-        known = None if found is None else self._known(found)
+        known = None if found is None else self._claims.known(found)
         if known is not None:
-            self._reopen(self._open_checked(known, path, accept=False), path)
+            with self._locked(known, "device add"):
+                self._reopen(self._open_checked(known, path, accept=False), path)
             return self.show(known.name), True
         file = None if found is None else occupied.open_free(path)
         try:
@@ -333,7 +355,7 @@ class Devices:
         context = self._context
         found = None if file is None else inspect_open(file)
         if found is not None:
-            self._known(found)  # again, now that nobody can replace it
+            self._claims.known(found)  # again, now that nobody can replace it
         if file is not None and file.kind == "block" and not (request.force or request.adopt):
             contents = occupied.contents_of(file)
             if contents is not None:
@@ -346,51 +368,67 @@ class Devices:
             adopt=request.adopt,
             force=request.force,
         )
-        name = self._free_name(request.name, path)
+        self._free_name(request.name, path)  # what is refused is refused before anything changes
         if request.direct:
             check_direct(path, file, 0 if found is None else found.size)
-        device = Device(
-            0,
-            uuid4(),
-            name,
-            self._stored_path(path),
-            kind,
-            request.adopt,
-            size,
-            kind == "block" or not request.preallocate,
-            None,
-            "adding",
-            self._context.clock(),
-            request.direct,
-            context.generation,
-            (context.run,),
-            found.lasting if found is not None and request.adopt else None,
-        )
         if file is not None and request.force and kind == "block" and not request.adopt:
             occupied.clear_signatures(file)
-        device = context.catalog.add_device(device)
-        try:
-            make(context, device, path, file, preallocate=request.preallocate)
-            context.catalog.set_device_state(device.id, "ready")
-        except BaseException:
-            self._forget(device)
-            raise
+        with context.changes:
+            device = Device(
+                0,
+                uuid4(),
+                self._free_name(request.name, path),
+                self._stored_path(path),
+                kind,
+                request.adopt,
+                size,
+                kind == "block" or not request.preallocate,
+                None,
+                "adding",
+                self._context.clock(),
+                request.direct,
+                context.generation,
+                (context.run,),
+                found.lasting if found is not None and request.adopt else None,
+            )
+            device = context.catalog.add_device(device)
+        with context.locks.device(device.id, device.name, "device add"):
+            try:
+                make(context, device, path, file, preallocate=request.preallocate)
+                context.catalog.set_device_state(device.id, "ready")
+            except BaseException:
+                self._forget(device)
+                raise
         return device.name
 
     def remove(self, name: str) -> None:
-        """Remove a device that no volume uses; its file or disk stays, without its label. Under `changes`."""
+        """Remove a device that no volume uses; its file or disk stays, without its label."""
         context = self._context
         device = context.find_device(name)
-        users = context.catalog.users().get(device.id, [])
+        with self._locked(device, "device remove"):
+            with context.changes:  # from here on nothing is placed on it
+                self._refuse_used(device)
+                context.catalog.set_device_state(device.id, "removing")
+            try:
+                with context.engine_errors(f"closing device {name}"):
+                    context.engine.close_device(device.id)
+            except PolyvolError:
+                with context.changes:
+                    context.catalog.set_device_state(device.id, "ready")
+                raise
+            self._forget(device)
+
+    def _refuse_used(self, device: Device) -> None:
+        """DeviceInUse if volumes have extents on a device, or are about to. Under `changes`."""
+        context = self._context
+        users = set(context.catalog.users().get(device.id, []))
+        users |= {user for user, extents in context.reserved.items() if devices_in(extents, device.id)}
         if device.made_for is not None:
-            users = sorted({*users, device.made_for})
+            users.add(device.made_for)
         if users:
             volumes = {volume.id: volume.name for volume in context.catalog.volumes()}
-            raise DeviceInUse(name=name, volumes=", ".join(volumes[user] for user in users))
-        with context.engine_errors(f"closing device {name}"):
-            context.engine.close_device(device.id)
-        context.catalog.set_device_state(device.id, "removing")
-        self._forget(device)
+            named = ", ".join(volumes[user] for user in sorted(users) if user in volumes)
+            raise DeviceInUse(name=device.name, volumes=named)
 
     def _forget(self, device: Device) -> None:
         """Take the label off, if it is there and can be, and forget the device."""
@@ -402,34 +440,10 @@ class Devices:
                 keep(context, device, open_checked(context, device, context.path(device)).file)
             clear_label(device, context.files[device.id], context.catalog.uuid)
         let_go(context, device.id)
-        context.catalog.forget_device(device.id)
+        with context.changes:
+            context.catalog.forget_device(device.id)
         self.short.forget(device)
         context.device_trouble.pop(device.id, None)
-
-    def _known(self, found: Found) -> Device | None:
-        """The device that this is, if it was missing; an error if it is one that is not missing."""
-        context = self._context
-        for device in context.catalog.devices():
-            missing = device.id in context.device_trouble and self._is(device, found)
-            if missing and trouble_with(device, found, context.catalog.uuid) is None:
-                return device
-        self._refuse_shared(found.path, found.identity)
-        for device in context.catalog.devices():
-            # The same disk may have two numbers, one for each way to it.
-            if found.kind == "block" and device.identity is not None and device.identity == found.lasting:
-                raise DevicePathInUse(path=found.path, name=device.name)
-            if is_own(found.label, device, context.catalog.uuid):
-                owner = f"device {device.name}, which is {context.path(device)}"
-                raise ForeignLabel(path=found.path, owner=owner)
-        return None
-
-    def _is(self, device: Device, found: Found) -> bool:
-        """Whether what was found may be a device that is missing: by its label, by what it is known by, or by
-        its path."""
-        if device.adopted and device.identity is not None:
-            return device.identity == found.lasting
-        here = identity_of(self._context.path(device))
-        return here == found.identity or is_own(found.label, device, self._context.catalog.uuid)
 
     def _free_name(self, wanted: str | None, path: Path) -> str:
         taken = set(self._context.device_names().values())
@@ -442,6 +456,11 @@ class Devices:
     def _stored_path(self, path: Path) -> str:
         state_dir = self._context.state_dir
         return str(path.relative_to(state_dir) if path.is_relative_to(state_dir) else path)
+
+
+def devices_in(extents: Iterable[Extent], device: int) -> bool:
+    """Whether one of these extents is on a device."""
+    return any(extent.device == device for extent in extents)
 
 
 def _is_alive(file: OpenFile) -> bool:

@@ -5,8 +5,8 @@ How it works      `polyvol.engine` satisfies `EngineModule`, and so does tests/s
                   it, so that the command line and the API never do.
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from polyvol.snapshot.coordinator import CutEngine
 
@@ -189,6 +189,41 @@ class EngineLike(CutEngine, Protocol):
 
     def stop(self) -> None:
         """End; idempotent."""
+
+
+NEVER_WAIT = frozenset(
+    {
+        "grow_processors",
+        "absent_device",
+        "ask_when_full",
+        "try_again",
+        "next_event",
+        "end_events",
+        "space",
+        "exports",
+        "volume_stats",
+        "stats",
+    }
+)
+"""The calls that never wait for a device. All others may, for ever if it hangs."""
+
+
+class _Guarded:
+    """An engine whose calls that may wait for a device say so first."""
+
+    def __init__(self, engine: EngineLike, may_wait: Callable[[str], None]) -> None:
+        self._engine = engine
+        self._may_wait = may_wait
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - what the engine has
+        if name not in NEVER_WAIT:
+            self._may_wait(f"the engine's {name}")
+        return getattr(self._engine, name)
+
+
+def guarded(engine: EngineLike, may_wait: Callable[[str], None]) -> EngineLike:
+    """The engine, with `may_wait` called with the name of each call that may wait for a device."""
+    return cast(EngineLike, _Guarded(engine, may_wait))
 
 
 class EngineFactory(Protocol):

@@ -121,6 +121,24 @@ class VolumeOpen(PolyvolError):
     )
 
 
+class VolumeBusy(PolyvolError):
+    """A volume that another verb has had for long, or that too many wait for."""
+
+    code = "volume-busy"
+    kind = "busy"
+    sentence = "volume {name} has been busy with {what} for {since}"
+    hint = "try again when that has ended; `polyvol status` shows what is under way, and devices with trouble"
+
+
+class DeviceBusy(PolyvolError):
+    """A device that another verb has had for long, or that too many wait for."""
+
+    code = "device-busy"
+    kind = "busy"
+    sentence = "device {name} has been busy with {what} for {since}"
+    hint = "try again when that has ended; `polyvol status` shows what is under way, and devices with trouble"
+
+
 class SnapshotInUse(PolyvolError):
     """A snapshot that clients are connected to."""
 

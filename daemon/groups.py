@@ -4,13 +4,15 @@ How it works      A group's snapshot is one cut over its volumes; its members ar
                   It is made, held, released and deleted as a whole: in the catalog each of these is one
                   transaction. What acts on a whole snapshot of a group (`find_snapshot`) gets its members,
                   with their volumes, as they were at the cut.
-Owner and locks   The verbs take `changes`; reading ones do not.
+Owner and locks   Who is in a group is changed under `changes`; what acts on a snapshot takes the locks of its
+                  volumes. Reading verbs take none.
 Errors            UnknownGroup, UnknownGroupSnapshot, GroupEmpty, GroupHasSnapshots, NotInGroup, NotHeld,
                   SnapshotInGroup, and those of snapshots.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from polyvol.daemon.context import Context
 from polyvol.daemon.group_requests import GroupChange, GroupCreate, GroupSnapshotCreate, HoldChange
@@ -19,7 +21,7 @@ from polyvol.daemon.requests import SnapshotCreate
 from polyvol.daemon.snapshots import Snapshots
 from polyvol.daemon.taking import Taking
 from polyvol.daemon.views import SnapshotView, iso
-from polyvol.mapping.errors import NameInUse, RepeatedDevice
+from polyvol.mapping.errors import NameInUse, RepeatedDevice, UnknownVolume
 from polyvol.mapping.group import Group, GroupSnapshot, Schedule
 from polyvol.mapping.names import check_name
 from polyvol.mapping.records import SnapshotRecord, Volume
@@ -140,14 +142,23 @@ class Groups:
 
     def delete_snapshot(self, name: str, snapshot: str) -> GroupSnapshotDeleted:
         """Delete a snapshot of a group as a whole."""
-        with self._context.changes:
-            whole, members = self.find_snapshot(name, snapshot)
+        with self.holding_snapshot(name, snapshot, "snapshot delete") as members:
             freed = self._snapshots.delete_cut(members)
         for volume, _ in members:
             fields = {"GROUP": name, "VOLUME": volume.name, "SNAPSHOT": snapshot}
             _log.info("snapshot %s@%s was deleted", volume.name, snapshot, extra=fields)
         volumes = [volume.name for volume, _ in members]
-        return GroupSnapshotDeleted(group=name, name=whole.name, volumes=volumes, freed=freed)
+        return GroupSnapshotDeleted(group=name, name=snapshot, volumes=volumes, freed=freed)
+
+    @contextmanager
+    def holding_snapshot(self, name: str, snapshot: str, what: str) -> Iterator[Members]:
+        """Hold the locks of all volumes of a group's snapshot; its members as they are then."""
+        whole, members = self.find_snapshot(name, snapshot)
+        with self._context.holding_all([volume for volume, _ in members], what):
+            now, members = self.find_snapshot(name, snapshot)
+            if now.cut != whole.cut:  # it was deleted, and another one has its name
+                raise UnknownGroupSnapshot(group=name, name=snapshot)
+            yield members
 
     def find_snapshot(self, name: str, snapshot: str) -> tuple[GroupSnapshot, Members]:
         """A snapshot of a group and its members, whoever is in the group by now; or UnknownGroupSnapshot."""
@@ -164,14 +175,13 @@ class Groups:
 
     def hold_snapshot(self, name: str, snapshot: str, request: HoldChange) -> GroupSnapshotView:
         """Hold a snapshot of a group as a whole, or release it."""
-        with self._context.changes:
-            self._change_hold(f"@{name}@{snapshot}", self.find_snapshot(name, snapshot)[1], request)
+        with self.holding_snapshot(name, snapshot, "snapshot hold") as members:
+            self._change_hold(f"@{name}@{snapshot}", members, request)
         return self.show_snapshot(name, snapshot)
 
     def hold(self, volume_name: str, name: str, request: HoldChange) -> SnapshotView:
         """Hold a snapshot of a volume, or release it."""
-        with self._context.changes:
-            volume = self._context.find_volume(volume_name)
+        with self._context.holding(volume_name, "snapshot hold") as volume:
             record = self._snapshots.find(volume, name)
             export = export_name(volume_name, name)
             whole = self._snapshots.whole_name(record)
@@ -220,6 +230,8 @@ class Groups:
         found: list[int] = []
         for name in names:
             volume = self._context.find_volume(name)
+            if volume.state != "ready":  # it is being made or deleted
+                raise UnknownVolume(name=name)
             if volume.id in found:
                 raise RepeatedDevice(noun="volume", name=name)
             found.append(volume.id)

@@ -4,6 +4,7 @@ How it works      1. plan     (pure) where the new partitions go;
                   2. make     the sparse files that the plan asks for, recorded as 'adding';
                   3. record   size, partitions and extents in one transaction of the catalog;
                   4. engine   serves what is new, and shows the new size to those who connect from now on.
+Owner and locks   The caller holds the volume's lock. From the plan to the record its extents are reserved.
 Durability        Catalog first: were the engine first, a host could write to a place that after a crash
                   belongs to nobody. A kill before step 3 leaves the volume as it was, and the next start
                   removes the files; after it the next start serves the larger volume.
@@ -23,18 +24,25 @@ from polyvol.mapping.volume import volume_spec
 
 
 def grow_volume(context: Context, change_logs: ChangeLogs, name: str, request: VolumeGrow) -> None:
-    """Make a volume larger. The caller holds `changes`."""
+    """Make a volume larger. The caller holds its lock."""
     catalog = context.catalog
     volume = context.find_served(name)
     before = catalog.partitions(volume.id)
-    plan = plan_growth(volume, before, request.size, request.devices, inventory(context))
-    context.grow_processors(max(plan.processors) + 1)
     made: dict[int, Device] = {}
     try:
-        for new in plan.new_devices:
-            made[new.id] = change_logs.make_file(volume, new)
+        with context.changes:
+            plan = plan_growth(volume, before, request.size, request.devices, inventory(context))
+            context.grow_processors(max(plan.processors) + 1)
+            made = {new.id: change_logs.record_file(volume, new) for new in plan.new_devices}
+            context.reserved[volume.id] = [
+                extent for partition in plan.partitions for extent in partition.extents
+            ]
+        for device in made.values():
+            change_logs.make_file(device)
         ids = {number: device.id for number, device in made.items()}
-        catalog.growth.record(volume, plan.size, plan.partitions, ids)
+        with context.changes:
+            catalog.growth.record(volume, plan.size, plan.partitions, ids)
+            del context.reserved[volume.id]
         try:
             grown = context.find_volume(name)
             spec = volume_spec(
@@ -49,10 +57,12 @@ def grow_volume(context: Context, change_logs: ChangeLogs, name: str, request: V
             with context.engine_errors(f"having volume {name} grow"):
                 context.engine.grow_volume(spec)
         except BaseException:
-            catalog.growth.undo(volume, before, ids)
+            with context.changes:
+                catalog.growth.undo(volume, before, ids)
             raise
         catalog.set_manifests(volume.id, len(spec["partitions"]))
     except BaseException:
+        context.reserved.pop(volume.id, None)
         for device in made.values():
             with contextlib.suppress(PolyvolError, OSError):  # else the next start removes it
                 change_logs.unmake_file(device)

@@ -6,6 +6,8 @@ How it works      keep: a volume of whose snapshots clones were made is marked i
                   without exports. let_go: what is kept for no clone any more is dropped; a volume with
                   nothing left is deleted; that may have been a clone itself, so this goes on until nothing
                   is found.
+Owner and locks   `record` under the volume's lock and `changes`, `keep` under the volume's lock. `let_go`
+                  takes the lock of each volume that it drops something of, and leaves alone what is busy.
 Durability        The catalog comes first in each: a kill in between is settled by the next start, which drops
                   what the catalog does not know, and calls let_go.
 Errors            EngineFailed.
@@ -30,41 +32,56 @@ class Kept:
         self._delete = delete
         self._coordinator = Coordinator(context.engine, context.catalog)
 
-    def keep(self, volume: Volume) -> bool:
-        """Keep a volume that is being deleted, and has no exports left, for its clones; False: it has
-        none."""
+    def record(self, volume: Volume) -> list[int] | None:
+        """Have the catalog keep a volume that is being deleted, and has no exports left, for its clones: the
+        epochs of its snapshots that are gone; None: it has no clones."""
+        removal = self._context.catalog.removal
+        if not any(source == volume.id for source, _ in removal.clones()):
+            return None
+        return removal.keep_volume(volume)
+
+    def keep(self, volume: Volume, gone: list[int]) -> None:
+        """Have the engine give back what no clone of a volume needs that was recorded as kept."""
         context = self._context
-        if not any(source == volume.id for source, _ in context.catalog.removal.clones()):
-            return False
-        served = context.is_served(volume)
-        gone = context.catalog.removal.keep_volume(volume)
-        if served:
+        if context.is_served(volume):
             with context.engine_errors(f"giving back what no clone of volume {volume.name} needs"):
                 context.engine.drop_snapshots(volume.id, gone)
                 newest = context.catalog.snapshots_and_kept(volume.id)[-1]
                 self._coordinator.roll_back([(volume, newest)], None)
-        return True
 
     def let_go(self) -> None:
-        """Let go of all that is kept for nobody. Repeatable; what fails is logged, and tried again next
-        time."""
-        context = self._context
+        """Let go of all that is kept for nobody. Repeatable; what fails or is busy is logged, and tried again
+        next time."""
+        removal = self._context.catalog.removal
+        tried: set[int] = set()
         while True:
-            for identity, epochs in context.catalog.removal.unneeded_snapshots().items():
-                context.catalog.removal.forget_kept(identity, epochs)
-                if identity in context.volume_trouble:
-                    continue  # the engine drops them when it takes the volume over
-                try:
-                    context.engine.drop_snapshots(identity, epochs)
-                except context.engine_error as error:
-                    _log.warning("dropping what was kept for clones: %s", error)
-            unneeded = set(context.catalog.removal.unneeded_volumes())
-            gone = [volume for volume in context.catalog.volumes() if volume.id in unneeded]
-            if not gone:
+            unneeded = {*removal.unneeded_snapshots(), *removal.unneeded_volumes()} - tried
+            volumes = [volume for volume in self._context.catalog.volumes() if volume.id in unneeded]
+            if not volumes:
                 return
-            for volume in gone:
+            for volume in volumes:
                 try:
-                    self._delete(volume)
+                    with self._context.locks.volumes(
+                        {volume.id: volume.name}, "giving back what was kept for clones"
+                    ):
+                        if not self._let_go_of(volume):
+                            tried.add(volume.id)
                 except PolyvolError as error:
-                    _log.warning("deleting volume %s, which was kept for clones: %s", volume.name, error)
-                    return
+                    tried.add(volume.id)
+                    _log.warning("giving back what volume %s kept for clones: %s", volume.name, error)
+
+    def _let_go_of(self, volume: Volume) -> bool:
+        """Drop what a volume keeps for nobody, and the volume if nothing of it is left; whether that was
+        done."""
+        context, removal = self._context, self._context.catalog.removal
+        epochs = removal.unneeded_snapshots().get(volume.id, [])
+        if epochs:
+            removal.forget_kept(volume.id, epochs)
+            if (
+                volume.id not in context.volume_trouble
+            ):  # else the engine does it when it takes the volume over
+                with context.engine_errors(f"dropping snapshots of volume {volume.name}"):
+                    context.engine.drop_snapshots(volume.id, epochs)
+        if volume.id in removal.unneeded_volumes():
+            self._delete(volume)
+        return volume.id not in {*removal.unneeded_snapshots(), *removal.unneeded_volumes()}

@@ -12,7 +12,8 @@ Invariants        T1 a volume with an incomplete restore is exported to that res
                   restart; T2 an incremental restore begins only on a volume that is what its base shows;
                   T3 a restore is resumed only with the stream that it began with; T4 one client of a
                   restore at a time: the export's name changes each time that it is begun or resumed.
-Owner and locks   The verbs take `changes`. `Context.restoring` has the exports, and is changed only under it.
+Owner and locks   The verbs take the volume's lock. `Context.restoring` has the exports, and is changed only
+                  under it.
 Durability        The record is durable before the first write can come. After a kill the next start finds it
                   and exports only the volume's snapshots.
 Errors            Restoring, RestoreRunning, RestoreEnded, NoRestore, CannotResume, NotANewVolume,
@@ -57,6 +58,7 @@ from polyvol.snapshot.snapshot import export_name
 
 HIDDEN = "@restore:"
 """Between a volume's name and the secret, in the name of the export that a restore is written to."""
+_WHAT = "restore"
 _END_TIMEOUT_S = 4.0
 _END_POLL_S = 0.01
 _log = logging.getLogger("polyvol")
@@ -89,19 +91,23 @@ class Restores:
         check_name("volume", request.volume)
         check_name("snapshot", request.snapshot)
         stream = _stream(request)
-        with self._context.changes:
-            there = self._context.catalog.volume(request.volume)
-            if there is not None and there.restoring:
+        if stream.base is None and self._context.catalog.volume(request.volume) is None:
+            return self._begin_full(request, stream)
+        with self._context.holding(request.volume, _WHAT) as there:
+            if there.restoring:
                 return self._resume(request, stream, there)
             if stream.base is None:
-                return self._begin_full(request, stream, there)
+                if request.resume:
+                    self._refuse_restored(request, stream, there)
+                    raise _not_begun(request)
+                raise NotANewVolume(name=request.source, volume=there.name)
             return self._begin_incremental(request, stream)
 
     def complete(self, volume_name: str, request: RestoreCompletion) -> SnapshotView:
         """Take the snapshot of a volume whose restore is complete, and export the volume."""
         context = self._context
         self._wait_for_end(request.export)
-        with context.changes:
+        with context.holding(volume_name, _WHAT):
             volume = context.find_served(volume_name, restoring=True)
             restore = context.catalog.restores.of(volume.id)
             if restore is None:
@@ -121,8 +127,7 @@ class Restores:
     def abandon(self, volume_name: str) -> RestoreAbandoned:
         """End a restore that is not complete, and that nobody writes now."""
         context = self._context
-        with context.changes:
-            volume = context.find_volume(volume_name)
+        with context.holding(volume_name, _WHAT) as volume:
             restore = context.catalog.restores.of(volume.id)
             if restore is None:
                 raise NoRestore(name=volume_name)
@@ -130,23 +135,19 @@ class Restores:
             if base is None:
                 self._groups.refuse_delete(volume)
                 self._end_session(volume)
-                self._volumes.delete(volume_name)
+                self._volumes.delete(volume_name, self._groups.refuse_delete)
             else:
                 context.find_served(volume_name, restoring=True)
                 self._end_session(volume)
                 self._rollbacks.abandon_restore(volume, base, restore)
+        self._volumes.let_go()
         text = f"the restore to volume {volume_name} from {restore.source} was abandoned"
         context.events.add("info", text, volume=volume_name)
         return RestoreAbandoned(volume=volume_name, base=None if base is None else base.name)
 
     # How a restore begins
 
-    def _begin_full(self, request: RestoreBegin, stream: _Stream, there: Volume | None) -> RestoreView:
-        if there is not None:
-            if request.resume:
-                self._refuse_restored(request, stream, there)
-                raise _not_begun(request)
-            raise NotANewVolume(name=request.source, volume=there.name)
+    def _begin_full(self, request: RestoreBegin, stream: _Stream) -> RestoreView:
         wanted = VolumeCreate(
             name=request.volume,
             size=request.size,
@@ -167,7 +168,10 @@ class Restores:
             request.source,
             extra={"VOLUME": volume.name},
         )
-        return self._begin_session(volume, None, resumed=False)
+        with self._context.holding(volume.name, _WHAT) as now:
+            if now.id != volume.id or not now.restoring:
+                raise RestoreEnded(name=volume.name)
+            return self._begin_session(volume, None, resumed=False)
 
     def _begin_incremental(self, request: RestoreBegin, stream: _Stream) -> RestoreView:
         context = self._context

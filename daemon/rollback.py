@@ -5,6 +5,7 @@ How it works      Exports of the volumes end; the coordinator makes a cut, so th
                   does it, which takes as long as it has partitions, not blocks; the volumes are exported.
 Invariants        B1 nobody is connected to a volume that goes back; B2 a volume that the engine could not
                   take back although the catalog says so is not exported: hosts would read what it was.
+Owner and locks   The locks of all volumes that go back, from the questions to their exports.
 Durability        All or nothing, over all volumes: see the coordinator. Newer snapshots stay.
 Errors            UnknownVolume, UnknownSnapshot, UnknownGroup, VolumeNotServed, VolumeOpen, NameInUse,
                   CutFailed, SnapshotInGroup.
@@ -43,23 +44,22 @@ class Rollbacks:
 
     def roll_back(self, volume_name: str, name: str, request: Rollback) -> RollbackView:
         """Have a volume be what its snapshot shows."""
-        with self._context.changes:
+        with self._context.holding(volume_name, "snapshot rollback"):
             volume = self._context.find_served(volume_name)
             record = self._snapshots.find(volume, name)
             return self._roll_back([(volume, record)], name, request, None)
 
     def roll_back_group(self, group_name: str, name: str, request: Rollback) -> RollbackView:
         """Have all volumes of a group's snapshot be what it shows."""
-        with self._context.changes:
+        with self._groups.holding_snapshot(group_name, name, "snapshot rollback") as members:
             group = self._groups.find(group_name)
-            _, members = self._groups.find_snapshot(group_name, name)
             for volume, _ in members:
                 self._context.find_served(volume.name)
             return self._roll_back(members, name, request, group.id)
 
     def abandon_restore(self, volume: Volume, base: SnapshotRecord, restore: RestoreRecord) -> None:
         """Have a volume be what it was before the restore to it began; then that restore has ended. It has no
-        export. The caller holds `changes`."""
+        export. The caller holds its lock."""
         context = self._context
         try:
             with context.engine_errors(f"rolling back to {base.name}"):

@@ -1,16 +1,16 @@
 """Schedules: snapshots that polyvold takes by itself, and which of them it keeps.
 
-How it works      One thread looks for schedules that are due, and runs them one after the other; one that has
-                  hooks gets a thread of its own, so that a command that hangs keeps no other schedule
-                  waiting. A run takes the snapshot, records that what was due is done, then deletes what no
-                  rule keeps any more (snapshot/retention.py). What was missed while polyvold was down, or
-                  while a run failed, is due still, and is made up once. daemon/due.py knows when each is due,
-                  also when the clock is set.
+How it works      One thread looks for schedules that are due, and has workers run them (workers.py): a disk
+                  or a command that hangs keeps no other schedule waiting. A run takes the snapshot, records
+                  that what was due is done, then deletes what no rule keeps any more (snapshot/retention.py).
+                  What was missed while polyvold was down, or while a run failed, is due still, and is made up
+                  once. daemon/due.py knows when each is due, also when the clock is set.
 Invariants        D1 a failure of one schedule stops no other; D2 what was made by hand, or is held, is never
                   touched; D3 after a kill between a snapshot and its record no second one is taken: the
                   newest snapshot of a schedule says as well until when it is done; D4 a schedule runs in one
                   thread at a time; D5 what a run has just taken is not deleted by that run.
-Owner and locks   `_looking` over a look at all schedules, `_lock` over what runs and what failed.
+Owner and locks   `_looking` over a look at all schedules, `_lock` over what failed. A run takes the locks of
+                  the volumes that it acts on.
 Errors            What fails is a warning in the log and among the events, once for each due time and reason,
                   stands in the schedule, and is tried again after RETRY_NS.
 """
@@ -18,12 +18,12 @@ Errors            What fails is a warning in the log and among the events, once 
 import contextlib
 import logging
 import threading
-from collections.abc import Sequence
+from functools import partial
 from uuid import UUID
 
 from polyvol.daemon.context import Context
 from polyvol.daemon.due import DueTimes
-from polyvol.daemon.errors import Restoring, SnapshotInUse
+from polyvol.daemon.errors import Restoring, SnapshotInUse, VolumeBusy
 from polyvol.daemon.group_requests import GroupSnapshotCreate, ScheduleAdd, ScheduleSet
 from polyvol.daemon.group_views import KeptView, SchedulePlanView, ScheduleView
 from polyvol.daemon.groups import Groups
@@ -33,6 +33,7 @@ from polyvol.daemon.sizes import format_seconds
 from polyvol.daemon.snapshots import Snapshots
 from polyvol.daemon.taking import Taking
 from polyvol.daemon.views import WHY_FUTURE, iso
+from polyvol.daemon.workers import Workers
 from polyvol.mapping.catalog.schedules import new_schedule
 from polyvol.mapping.errors import NameInUse, PolyvolError, UnknownVolume
 from polyvol.mapping.group import Schedule
@@ -44,6 +45,12 @@ from polyvol.snapshot.snapshot import export_name
 from polyvol.snapshot.timing import EVERY_S_MAX, SECOND_NS, Timing, check_cron
 
 RETRY_NS = 60 * SECOND_NS
+LATE_NS = 60 * SECOND_NS
+"""How late a schedule may be before it is said."""
+RETAIN_WAIT_S = 5.0
+"""How long a run waits for a volume that it deletes a snapshot of."""
+STOP_S = 20.0
+"""How long a stop waits for the runs under way."""
 LOOK_S = 20.0
 """How often to look at the clock, which may have been set."""
 SIMULATED_MAX = 200_000
@@ -63,7 +70,7 @@ class Schedules:
         self._taking = taking
         self._lock = threading.Lock()
         self._looking = threading.Lock()
-        self._running: dict[int, threading.Thread] = {}
+        self._workers = Workers("polyvol-schedule-run")
         self._dues = DueTimes(context.clock, context.steady)
         self._retry_at: dict[int, int] = {}  # by the steady clock
         self._told: dict[int, tuple[int, str]] = {}
@@ -76,19 +83,17 @@ class Schedules:
         self._thread.start()
 
     def stop(self) -> None:
-        """Begin no more runs, and wait for those under way; idempotent."""
+        """Begin no more runs, and wait for those under way, but not for ever; idempotent."""
         self._stopping.set()
         self._look.set()
         if self._thread.is_alive():
             self._thread.join()
-        self.wait()
+        if not self._workers.stop(STOP_S):
+            _log.warning("runs of schedules are left behind: they do not end")
 
     def wait(self) -> None:
-        """Wait for the runs under way on threads of their own."""
-        with self._lock:
-            running = list(self._running.values())
-        for thread in running:
-            thread.join()
+        """Wait for the runs under way."""
+        self._workers.wait()
 
     # The verbs
 
@@ -142,7 +147,15 @@ class Schedules:
     # Running
 
     def run_due(self) -> int | None:
-        """Run everything that is due; when something is due next (ns since 1970), None if nothing is."""
+        """Run everything that is due, and wait for it; when something is due next (ns since 1970), None if
+        nothing is."""
+        self.begin_due()
+        self.wait()
+        return self.begin_due()
+
+    def begin_due(self) -> int | None:
+        """Begin to run everything that is due; when something is due next (ns since 1970), None if nothing
+        is."""
         following: list[int] = []
         with self._looking:
             self._look_at_clock()
@@ -162,7 +175,7 @@ class Schedules:
         while not self._stopping.is_set():
             wait_s = LOOK_S
             try:
-                following = self.run_due()
+                following = self.begin_due()
                 if following is not None:
                     wait_s = min(LOOK_S, max(0.05, (following - self._context.clock()) / SECOND_NS))
             except Exception:
@@ -179,17 +192,14 @@ class Schedules:
             return due
         with self._lock:
             wait_ns = self._retry_at.get(schedule.id, 0) - self._context.steady()
-            if schedule.id in self._running or wait_ns > 0:
-                return now + (wait_ns if wait_ns > 0 else RETRY_NS)
-        if self._has_hooks(schedule):
-            thread = threading.Thread(
-                target=self._run_apart, args=(schedule, due), name="polyvol-schedule-run", daemon=True
-            )
-            with self._lock:
-                self._running[schedule.id] = thread  # D4
-            thread.start()
-            return self._timing(schedule).after(now)
-        return self._run_one(schedule, due)
+        if wait_ns > 0:
+            return now + wait_ns
+        if self._workers.busy(schedule.id):  # D4
+            if now - due > LATE_NS:
+                self._tell(schedule, due, "the run before, or this one, has not ended yet")
+            return now + RETRY_NS
+        self._workers.run(schedule.id, partial(self._run_apart, schedule, due))
+        return self._timing(schedule).after(now)
 
     def _look_at_clock(self) -> None:
         """Say it if the clock was set."""
@@ -214,29 +224,33 @@ class Schedules:
 
     def _run_apart(self, schedule: Schedule, due: int) -> None:
         try:
-            self._run_one(schedule, due)
+            now = next(
+                (each for each in self._context.catalog.schedules.all() if each.id == schedule.id), None
+            )
+            if now is not None and not now.paused:
+                still, clock = self._planned(now)
+                if still is not None and still <= clock:  # else it has just run
+                    self._run_one(now, still)
         except Exception as error:
             _log.exception("schedule %s", schedule.name, extra={"SCHEDULE": schedule.name})
             self._failed(schedule, due, str(error))
         finally:
-            with self._lock:
-                self._running.pop(schedule.id, None)
             self._look.set()
 
-    def _run_one(self, schedule: Schedule, due: int) -> int | None:
-        """One run; when the schedule is due next."""
+    def _run_one(self, schedule: Schedule, due: int) -> None:
+        """One run."""
         try:
             self._take(schedule)
         except (PolyvolError, self._context.engine_error) as error:
             reason = error.message if isinstance(error, PolyvolError) else str(error)
-            return self._failed(schedule, due, reason)
+            self._failed(schedule, due, reason)
+            return
         self._context.catalog.schedules.set_ran(schedule.id, self._context.clock())
-        following = self._dues.done(schedule.id, self._timing(schedule))
+        self._dues.done(schedule.id, self._timing(schedule))
         with self._lock:
             self._retry_at.pop(schedule.id, None)
             self._told.pop(schedule.id, None)
         self._retain(schedule)
-        return following
 
     def _take(self, schedule: Schedule) -> None:
         name = self._target(schedule)
@@ -252,16 +266,21 @@ class Schedules:
         again = min(now + RETRY_NS, self._timing(schedule).after(now) or now + RETRY_NS)
         with self._lock:
             self._retry_at[schedule.id] = self._context.steady() + again - now
+        self._tell(schedule, due, f"{reason}; it tries again", reason)
+        return again
+
+    def _tell(self, schedule: Schedule, due: int, why: str, reason: str | None = None) -> None:
+        """Say why there is no snapshot of a due time, once for each; `reason`: as the schedule has it."""
+        reason = reason or why
+        with self._lock:
             known = self._told.get(schedule.id) == (due, reason)
             self._told[schedule.id] = (due, reason)
         if not known:
-            what = f"schedule {schedule.name} could not take its snapshot of {iso(due)}"
-            text = f"{what}: {reason}; it tries again"
+            text = f"schedule {schedule.name} could not take its snapshot of {iso(due)}: {why}"
             volume = None if schedule.volume is None else self._target(schedule)
             self._context.events.add("warning", text, volume=volume, SCHEDULE=schedule.name)
             with contextlib.suppress(PolyvolError):
                 self._context.catalog.schedules.set_failed(schedule.id, reason)
-        return again
 
     def _retain(self, schedule: Schedule) -> None:
         """Delete what no rule keeps any more."""
@@ -273,7 +292,9 @@ class Schedules:
                 continue
             export = ""
             try:
-                with self._context.changes:
+                members = self._snapshots.members(record)
+                concerned = [volume for volume, _ in members]
+                with self._context.holding_all(concerned, "snapshot delete", wait_s=RETAIN_WAIT_S):
                     # Since the look above it may have been held, or deleted.
                     now = {each.uuid: each for each in self._records(schedule)}.get(record.uuid)
                     if now is None or not may_go(now):
@@ -281,7 +302,7 @@ class Schedules:
                     members = self._snapshots.members(now)
                     export = ", ".join(export_name(volume.name, each.name) for volume, each in members)
                     self._snapshots.delete_cut(members)
-            except (SnapshotInUse, SnapshotHeld, Restoring):
+            except (SnapshotInUse, SnapshotHeld, Restoring, VolumeBusy):
                 continue  # a later run finds it again
             except (PolyvolError, self._context.engine_error) as error:
                 text = f"schedule {schedule.name} could not delete snapshot {record.name}: {error}"
@@ -309,16 +330,6 @@ class Schedules:
     @staticmethod
     def _timing(schedule: Schedule) -> Timing:
         return Timing(schedule.every_s, schedule.cron)
-
-    def _has_hooks(self, schedule: Schedule) -> bool:
-        catalog = self._context.catalog
-        volumes: Sequence[int] = ()
-        if schedule.volume is not None:
-            volumes = (schedule.volume,)
-        else:
-            volumes = next((each.volumes for each in catalog.groups.all() if each.id == schedule.group), ())
-        found = [catalog.schedules.volume_hooks(volume) for volume in volumes]
-        return any(hooks is not None for hooks in [*found, catalog.schedules.schedule_hooks(schedule.id)])
 
     def _records(self, schedule: Schedule) -> list[SnapshotRecord]:
         """What is there of a schedule, in the order of epochs; of a group's snapshots one member each."""

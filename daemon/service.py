@@ -8,9 +8,10 @@ How it works      start: lock; sockets; catalog; engine; devices; volumes and sn
                   then, and I/O goes through `engine.open`).
 Invariants        V1 one service for each state directory (the lock); V2 clients find every healthy volume and
                   snapshot exported as soon as they can connect; V3 `stop` waits for a change that is under
-                  way.
+                  way, unless it does not end (CALLS_S in api/server.py and others).
 Owner and locks   `start` and `stop` are called from one thread, which need not be the main one. The verbs may
-                  be called from any; those that change something take the context's `changes`.
+                  be called from any; those that change something take the locks of what they change
+                  (locks.py).
 Errors            StateLocked, SocketUnusable, CatalogVersion, EngineFailed and others; nothing is left
                   running.
 """
@@ -39,6 +40,7 @@ from polyvol.daemon.growth import grow_volume
 from polyvol.daemon.hooks import HookRunner
 from polyvol.daemon.mounts import MountWatch
 from polyvol.daemon.notify import Store
+from polyvol.daemon.operations import operation_views
 from polyvol.daemon.requests import (
     CloneCreate,
     DeviceAdd,
@@ -53,6 +55,7 @@ from polyvol.daemon.restores import Restores
 from polyvol.daemon.rollback import Rollbacks
 from polyvol.daemon.schedules import Schedules
 from polyvol.daemon.scrub import Scrubs
+from polyvol.daemon.serving import Serving
 from polyvol.daemon.snapshots import Snapshots
 from polyvol.daemon.space import Space
 from polyvol.daemon.taking import Taking
@@ -126,7 +129,7 @@ class Service:
     @property
     def engine(self) -> EngineLike:
         """The engine, between start and stop: for I/O from this process."""
-        return self._context.engine
+        return self._engine
 
     @property
     def devices(self) -> Devices:
@@ -197,11 +200,10 @@ class Service:
 
     def reload(self, processors: int | None = None) -> None:
         """Have at least so many processors, and look again for devices that are missing."""
-        with self._context.changes:
-            if processors is not None:
-                self._context.grow_processors(processors)
-            self._devices.open_missing()
-            self._volumes.serve_waiting()
+        if processors is not None:
+            self._context.grow_processors(processors)
+        self._devices.open_missing()
+        self._serving.serve_waiting()
 
     def status(self) -> StatusView:
         """Everything at a glance."""
@@ -220,6 +222,7 @@ class Service:
             volumes=self._volumes.list_all(),
             devices=self._devices.list_all(),
             notes=self._notes(),
+            operations=operation_views(self._context),
             events=self._context.events.latest(),
         )
 
@@ -233,57 +236,50 @@ class Service:
 
     def add_device(self, request: DeviceAdd) -> DeviceView:
         """Add a device; volumes that waited for one that was brought back are served again."""
-        with self._context.changes:
-            view, brought_back = self._devices.add(request)
-            if brought_back:
-                self._volumes.serve_waiting()
-            _log.info("device %s is %s", view.name, view.path, extra={"DEVICE": view.name})
-            return view
+        view, brought_back = self._devices.add(request)
+        if brought_back:
+            self._serving.serve_waiting()
+        _log.info("device %s is %s", view.name, view.path, extra={"DEVICE": view.name})
+        return view
 
     def retry_device(self, name: str, request: DeviceRetry) -> DeviceView:
         """Reopen a device; what waited for it is tried again."""
-        with self._context.changes:
-            view = self._devices.retry(request, name)
-            self._volumes.serve_waiting()
-            return view
+        view = self._devices.retry(request, name)
+        self._serving.serve_waiting()
+        return view
 
     def device_found(self, path: Path) -> DeviceView | None:
         """A file or disk has appeared: bring back the device that it is, if it is one that is missing or
         faulty."""
-        with self._context.changes:
-            view = self._devices.found(path)
-            if view is not None:
-                self._volumes.serve_waiting()
-            return view
+        view = self._devices.found(path)
+        if view is not None:
+            self._serving.serve_waiting()
+        return view
 
     def disk_gone(self, number: int) -> None:
         """A disk of this number is no more."""
-        with self._context.changes:
-            self._devices.gone(number)
+        self._devices.gone(number)
 
     def disk_came(self, path: Path) -> DeviceView | None:
         """A disk has come, or become another, at this path: bring back the device that it is, if it is one
         that is missing."""
-        with self._context.changes:
-            view = self._devices.came(path)
-            if view is not None:
-                self._volumes.serve_waiting()
-                self._context.events.add("info", f"device {view.name} is back: {view.path}")
-            return view
+        view = self._devices.came(path)
+        if view is not None:
+            self._serving.serve_waiting()
+            self._context.events.add("info", f"device {view.name} is back: {view.path}")
+        return view
 
     def file_appeared(self, device: int) -> None:
         """A file has appeared at the path of a device that was missing: use it, if it is the device."""
-        with self._context.changes:
-            view = self._devices.appeared(device)
-            if view is not None:
-                self._volumes.serve_waiting()
-                self._context.events.add("info", f"device {view.name} is back: {view.path}")
+        view = self._devices.appeared(device)
+        if view is not None:
+            self._serving.serve_waiting()
+            self._context.events.add("info", f"device {view.name} is back: {view.path}")
 
     def remove_device(self, name: str) -> None:
         """Remove a device."""
-        with self._context.changes:
-            self._devices.remove(name)
-            _log.info("device %s was removed", name, extra={"DEVICE": name})
+        self._devices.remove(name)
+        _log.info("device %s was removed", name, extra={"DEVICE": name})
 
     @property
     def scrubs(self) -> Scrubs:
@@ -303,42 +299,40 @@ class Service:
 
     def create_volume(self, request: VolumeCreate) -> VolumeView:
         """Make a volume."""
-        with self._context.changes:
-            view = self._volumes.create(request)
-            _log.info("volume %s was created", view.name, extra={"VOLUME": view.name})
-            return view
+        view = self._volumes.create(request)
+        _log.info("volume %s was created", view.name, extra={"VOLUME": view.name})
+        return view
 
     def clone_volume(self, volume: str, snapshot: str, request: CloneCreate) -> VolumeView:
         """Make a volume from a snapshot."""
-        with self._context.changes:
-            view = self._volumes.clone(volume, snapshot, request)
-            _log.info("volume %s was cloned", view.name, extra={"VOLUME": view.name})
-            return view
+        view = self._volumes.clone(volume, snapshot, request)
+        _log.info("volume %s was cloned", view.name, extra={"VOLUME": view.name})
+        return view
 
     def delete_volume(self, name: str) -> VolumeDeleted:
         """Delete a volume with its snapshots."""
-        with self._context.changes:
-            self._groups.refuse_delete(self._context.find_volume(name))
-            view = self._volumes.delete(name)
-            _log.info("volume %s was deleted", name, extra={"VOLUME": name})
-            return view
+        with self._context.holding(name, "volume delete"):
+            view = self._volumes.delete(name, self._groups.refuse_delete)
+        self._volumes.let_go()
+        _log.info("volume %s was deleted", name, extra={"VOLUME": name})
+        return view
 
     def set_volume(self, name: str, request: VolumeSet) -> VolumeView:
         """Change what can be changed of a volume."""
-        with self._context.changes:
+        with self._context.holding(name, "volume set"):
             return self._volumes.change(name, request)
 
     def grow_volume(self, name: str, request: VolumeGrow) -> VolumeView:
         """Make a volume larger."""
-        with self._context.changes:
+        with self._context.holding(name, "volume grow"):
             grow_volume(self._context, self._volumes.change_logs, name, request)
-            return self._volumes.show(name, partitions=False)
+        return self._volumes.show(name, partitions=False)
 
     def add_log(self, name: str, request: LogAdd) -> VolumeView:
         """Give a volume one more change log, or several."""
-        with self._context.changes:
+        with self._context.holding(name, "volume add-log"):
             self._volumes.change_logs.add(name, request)
-            return self._volumes.show(name, partitions=False)
+        return self._volumes.show(name, partitions=False)
 
     def create_snapshots(self, request: SnapshotCreate) -> list[SnapshotView]:
         """Take one cut."""
@@ -346,10 +340,10 @@ class Service:
 
     def delete_snapshot(self, volume: str, name: str) -> SnapshotDeleted:
         """Delete a snapshot."""
-        with self._context.changes:
+        with self._context.holding(volume, "snapshot delete"):
             view = self._snapshots.delete(volume, name)
-            _log.info("snapshot %s@%s was deleted", volume, name, extra={"VOLUME": volume, "SNAPSHOT": name})
-            return view
+        _log.info("snapshot %s@%s was deleted", volume, name, extra={"VOLUME": volume, "SNAPSHOT": name})
+        return view
 
     @property
     def rollbacks(self) -> Rollbacks:
@@ -368,12 +362,10 @@ class Service:
 
     def delete_snapshots(self, volume: str, names: Sequence[str]) -> DeletionView:
         """Delete many snapshots of a volume."""
-        with self._context.changes:
+        with self._context.holding(volume, "snapshot delete"):
             view = self._deletions.begin(volume, names)
-            _log.info(
-                "%d snapshots of volume %s are being deleted", view.left, volume, extra={"VOLUME": volume}
-            )
-            return view
+        _log.info("%d snapshots of volume %s are being deleted", view.left, volume, extra={"VOLUME": volume})
+        return view
 
     def _start(self, undo: ExitStack) -> None:
         state.make_state_dir(self.state_dir)
@@ -386,7 +378,7 @@ class Service:
         catalog = Catalog(self.state_dir / "catalog.db", accept_older=self._accept_older_catalog)
         undo.callback(catalog.close)
         with engine_errors(f"starting the engine with {self._processors} processors", module.EngineError):
-            engine = module.Engine(self._processors)
+            engine = self._engine = module.Engine(self._processors)
         self._context = Context(
             self.state_dir, catalog, engine, module.EngineError, self._processors, self._processors
         )
@@ -427,7 +419,8 @@ class Service:
                 engine.listen(listener.detach())
         server = ControlServer(self, control)
         undo.callback(server.stop)  # V3: it waits for the requests that it has begun
-        undo.callback(self._hooks.stop)  # so that these end soon
+        undo.callback(self._context.locks.close)  # so that these end soon
+        undo.callback(self._hooks.stop)  # likewise
         server.start()
         self._server = server
 
@@ -437,6 +430,7 @@ class Service:
         self._devices = Devices(self._context)
         self._scrubs = Scrubs(self._context)
         self._volumes = Volumes(self._context, self._devices, self._scrubs)
+        self._serving = Serving(self._context, self._volumes)
         self._snapshots = Snapshots(self._context, self._volumes.change_logs)
         self._hooks = HookRunner(self._context)
         self._taking = Taking(self._context, self._snapshots, self._hooks)

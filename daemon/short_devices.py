@@ -4,7 +4,7 @@ How it works      The engine finds a device shorter than it must be, and refuses
                   as it runs. The catalog remembers it for later runs: a file that was made long again has
                   zeros where data was, and nothing else tells. Such a device is missing at the next start,
                   and nothing but `polyvol device retry` has it used again.
-Owner and locks   `note` takes the context's `changes` if nobody has it; the caller of the others holds it.
+Owner and locks   `note` takes `changes`; the callers of the others hold the device's lock, or start polyvold.
 Durability        What was found is in the catalog at most a few seconds later, and at a stop. A kill before
                   that leaves a file that is still short, unless somebody made it long again by then.
 Errors            What asking the engine and the catalog gives.
@@ -24,20 +24,13 @@ class ShortDevices:
 
     def note(self) -> None:
         """Have the catalog remember what the engine has found."""
-        changes = self._context.changes
-        if changes.acquire(blocking=False):  # else a verb is under way; the next call sees it
-            try:
-                self.note_found()
-            finally:
-                changes.release()
-
-    def note_found(self) -> None:
-        """The same, by who holds `changes`."""
-        names = self._context.device_names()
-        for entry in self._context.engine.stats()["devices"]:
-            short = None if entry["fault"] is None else entry["fault"]["short"]
-            if short is not None and entry["device"] in names:
-                self._remember(entry["device"], names[entry["device"]], *short)
+        found = self._context.engine.stats()["devices"]
+        with self._context.changes:
+            names = self._context.device_names()
+            for entry in found:
+                short = None if entry["fault"] is None else entry["fault"]["short"]
+                if short is not None and entry["device"] in names:
+                    self._remember(entry["device"], names[entry["device"]], *short)
 
     def look(self, device: Device, path: Path) -> None:
         """Remember a device that is short at a start, before it is opened."""

@@ -6,12 +6,14 @@ How it works      create checks the names, makes a change log on the device name
                   could see. The snapshots of a group's cut are deleted as a whole.
 Durability        A kill between these last two is settled at the next start: the engine drops what the
                   catalog does not know.
+Owner and locks   The callers of what changes something hold the locks of all volumes concerned.
 Errors            UnknownVolume, UnknownSnapshot, NameInUse, SnapshotInUse, SnapshotHeld, SnapshotInGroup,
                   VolumeNotServed, Restoring, CutFailed and others.
 """
 
 import contextlib
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 
 from polyvol.daemon.change_logs import ChangeLogs, inventory
@@ -52,9 +54,10 @@ class Snapshots:
         group: Group | None = None,
         schedule: Schedule | None = None,
         thaw: Thaw | None = None,
+        lent: AbstractContextManager[None] | None = None,
     ) -> list[SnapshotView]:
-        """Take one cut over the volumes asked for, of a group if so, for a schedule if so. `thaw`: see the
-        coordinator. The caller holds `changes`."""
+        """Take one cut over the volumes asked for, of a group if so, for a schedule if so. `thaw`, `lent`:
+        see the coordinator."""
         context = self._context
         if request.name is not None:
             check_name("snapshot", request.name)
@@ -83,6 +86,7 @@ class Snapshots:
             schedule=None if schedule is None else schedule.name,
             group=None if group is None else group.id,
             thaw=thaw,
+            lent=lent,
         )
         if request.scheduled:
             for volume in volumes:
@@ -97,7 +101,7 @@ class Snapshots:
         ]
 
     def delete(self, volume_name: str, name: str) -> SnapshotDeleted:
-        """Delete a snapshot that no client is connected to. The caller holds `changes`."""
+        """Delete a snapshot that no client is connected to."""
         volume = self._context.find_served(volume_name, restoring=True)
         record = self.find(volume, name)
         whole = self.whole_name(record)
@@ -108,8 +112,7 @@ class Snapshots:
         return SnapshotDeleted(volume=volume.name, name=name, freed=freed)
 
     def delete_cut(self, members: Sequence[tuple[Volume, SnapshotRecord]]) -> int:
-        """Delete a snapshot, or all of a group's, as `members` has it: bytes freed. The caller holds
-        `changes`."""
+        """Delete a snapshot, or all of a group's, as `members` has it: bytes freed."""
         for volume, _ in members:
             self._context.find_served(volume.name, restoring=True)
         self._refuse_needed(members)
@@ -118,11 +121,11 @@ class Snapshots:
             return self._delete(members, lambda: self._forget(first))
         return self._delete(members, lambda: catalog.removal.forget_cut(first.cut))
 
-    def drop(self, volume: Volume, record: SnapshotRecord) -> int:
-        """Delete a snapshot so that writes go on, and remember that; bytes freed. What is part
-        of a group's snapshot goes with all of it. The caller holds `changes`."""
+    def drop(self, volume: Volume, members: Sequence[tuple[Volume, SnapshotRecord]]) -> int:
+        """Delete a snapshot so that writes to a volume go on, and remember that; bytes freed. `members`: what
+        is deleted together with it."""
         catalog = self._context.catalog
-        members = sorted(self.members(record), key=lambda member: member[0].id != volume.id)
+        members = sorted(members, key=lambda member: member[0].id != volume.id)
         self._refuse_needed(members)
         dropped: list[int] = []
 

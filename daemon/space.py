@@ -1,6 +1,7 @@
 """Space: watches the change logs of all volumes, warns, and makes room where a volume's policy says so.
 
 How it works      One thread waits for the engine's events, and looks at every volume's use each SAMPLE_S.
+                  Workers (workers.py) make room, one for each volume.
                   When the engine says that a volume's logs are full, its writes wait: with 'keep-writing' the
                   oldest snapshot that a schedule made and nobody holds is dropped, and the writes try again,
                   until they fit or nothing is left to drop; then the engine is told to fail them with ENOSPC,
@@ -8,8 +9,10 @@ How it works      One thread waits for the engine's events, and looks at every v
 Invariants        W1 an event is always answered: the writes try again, or fail; W2 what was made by hand, is
                   held, or has clients is never dropped; W3 nothing is dropped for writes that do not wait any
                   more.
-Owner and locks   Its thread, `polyvol-space`. It takes `changes` to drop snapshots: writes that wait hold up
-                  neither cuts nor deletes, so whoever has it will end.
+Owner and locks   Its thread, `polyvol-space`, takes no volume's lock and calls nothing that may wait for a
+                  device. Workers hold the volume's lock, or its `room` while a cut of it is waited for:
+                  writes that wait hold up neither cuts nor deletes, so whoever has it will end, unless a
+                  device of this volume hangs. Then its writes go on to wait.
 Errors            A failure to drop is logged, and the writes fail with ENOSPC.
 """
 
@@ -18,12 +21,15 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 from polyvol.daemon.context import Context
-from polyvol.daemon.errors import Restoring, SnapshotInUse
+from polyvol.daemon.errors import Restoring, SnapshotInUse, VolumeBusy
+from polyvol.daemon.locks import WAIT_S
 from polyvol.daemon.room import Gauge, Level
 from polyvol.daemon.sizes import format_size
 from polyvol.daemon.snapshots import Snapshots
+from polyvol.daemon.workers import Workers
 from polyvol.mapping.errors import PolyvolError
 from polyvol.mapping.records import SnapshotRecord, Volume
 from polyvol.snapshot.group_errors import SnapshotHeld
@@ -31,6 +37,12 @@ from polyvol.snapshot.retention import droppable
 from polyvol.snapshot.snapshot import export_name
 
 SAMPLE_S = 2.0
+STOP_S = 10.0
+"""How long a stop waits for room that is being made."""
+MEMBERS_WAIT_S = 2.0
+"""How long other members of a group's snapshot are waited for."""
+AGAIN_S = 0.2
+_WHAT = "making room for writes"
 _ADVICE = "delete snapshots, or add room with `polyvol volume add-log {name}`"
 _log = logging.getLogger("polyvol.space")
 
@@ -45,6 +57,7 @@ class Space:
         self._also = also
         self._snapshots = snapshots
         self._stopping = threading.Event()
+        self._workers = Workers("polyvol-room")
         self._thread = threading.Thread(target=self._run, name="polyvol-space", daemon=True)
 
     def start(self) -> None:
@@ -52,11 +65,13 @@ class Space:
         self._thread.start()
 
     def stop(self) -> None:
-        """End, after what is being done; idempotent."""
+        """End, after what is being done, but do not wait for ever; idempotent."""
         if not self._stopping.is_set():
             self._stopping.set()
             self._context.engine.end_events()
         self._thread.join()
+        if not self._workers.stop(STOP_S):
+            _log.warning("making room for writes is left behind: it does not end")
 
     def _run(self) -> None:
         next_sample_s = time.monotonic()
@@ -64,7 +79,8 @@ class Space:
             try:
                 event = self._context.engine.next_event(max(0.0, next_sample_s - time.monotonic()))
                 if event is not None:
-                    self.make_room(event["volume"])
+                    identity = event["volume"]
+                    self._workers.run(identity, partial(self.make_room, identity))
                 if time.monotonic() >= next_sample_s:
                     next_sample_s = time.monotonic() + SAMPLE_S
                     self.sample()
@@ -84,15 +100,32 @@ class Space:
             with contextlib.suppress(context.engine_error):  # it may be let go meanwhile
                 self._look(volume)
                 if self._may_drop(volume):
-                    with context.changes:
+                    # Policy, snapshots and the engine must not change in between.
+                    with (
+                        contextlib.suppress(VolumeBusy),
+                        context.locks.room({volume.id: volume.name}, _WHAT, wait_s=0),
+                    ):
                         self._ask_again(volume.id)
 
     def make_room(self, identity: int) -> None:
         """Answer a 'log-full' event (W1)."""
         context = self._context
-        with context.changes:
+        told = False
+        while True:
+            volume = next((each for each in context.catalog.volumes() if each.id == identity), None)
             try:
-                made = self._make_room(identity)
+                served = volume is not None and context.is_served(volume)
+                made = volume is not None and served and self._make_room(volume)
+            except VolumeBusy as busy:
+                if self._stopping.is_set():
+                    made = False
+                else:
+                    if not told:
+                        text = f"writes of volume {busy.facts['name']} wait for room: {busy.message}"
+                        context.events.add("warning", text, volume=str(busy.facts["name"]))
+                    told = True
+                    self._stopping.wait(AGAIN_S)
+                    continue
             except (PolyvolError, context.engine_error) as error:
                 context.events.add("warning", f"making room for writes that wait failed: {error}")
                 made = False
@@ -104,17 +137,18 @@ class Space:
                     context.engine.try_again(identity)
             else:
                 self._refuse(identity)
+            return
 
-    def _make_room(self, identity: int) -> bool:
+    def _make_room(self, volume: Volume) -> bool:
         """Drop a snapshot if writes wait and one may be dropped; whether they are to try again."""
         context = self._context
-        volume = next((each for each in context.catalog.volumes() if each.id == identity), None)
-        if volume is None or not context.is_served(volume):
-            return False
-        self._look(volume)
-        self._ask_again(identity)
-        if not context.engine.space(identity)["starving"] or self._drop_one(volume):
-            return True  # W3
+        with context.locks.room({volume.id: volume.name}, _WHAT):
+            self._look(volume)
+            self._ask_again(volume.id)
+            if not context.engine.space(volume.id)["starving"]:
+                return True  # W3
+        if self._drop_one(volume):
+            return True
         text = (
             f"the change logs of volume {volume.name} are full and no snapshot may be dropped: writes that"
             f" need room fail with ENOSPC; {_ADVICE.format(name=volume.name)}"
@@ -128,14 +162,34 @@ class Space:
             self._context.refusing.add(identity)
 
     def _drop_one(self, volume: Volume) -> bool:
-        """Drop the oldest snapshot that may be; False if there is none."""
-        if volume.when_full != "keep-writing":
+        """Drop the oldest snapshot that may be; False if there is none. VolumeBusy."""
+        if self._policy(volume) != "keep-writing":
             return False
+        busy: VolumeBusy | None = None
         for record in self._droppable(volume):  # W2
-            with contextlib.suppress(SnapshotInUse, SnapshotHeld, Restoring):
-                self._drop(volume, record)
-                return True
+            members = self._snapshots.members(record)
+            concerned = {each.id: each.name for each, _ in members}
+            # Another member of a group may be busy for ever: then the next snapshot goes.
+            wait_s = WAIT_S if len(members) == 1 else MEMBERS_WAIT_S
+            try:
+                with self._context.locks.room(concerned, _WHAT, wait_s=wait_s):
+                    if self._policy(volume) != "keep-writing":
+                        return False
+                    if all(each.uuid != record.uuid for each in self._droppable(volume)):
+                        continue  # it was held or deleted meanwhile
+                    with contextlib.suppress(SnapshotInUse, SnapshotHeld, Restoring):
+                        self._drop(volume, record)
+                        return True
+            except VolumeBusy as error:
+                busy = error
+        if busy is not None:
+            raise busy
         return False
+
+    def _policy(self, volume: Volume) -> str | None:
+        """What gives way when a volume's logs are full; None if it is no more."""
+        now = (each for each in self._context.catalog.volumes() if each.id == volume.id)
+        return next((each.when_full for each in now), None)
 
     def _droppable(self, volume: Volume) -> list[SnapshotRecord]:
         """The snapshots that may be dropped, oldest first: not what an incomplete restore follows, nor what
@@ -148,7 +202,7 @@ class Space:
         return [record for record in droppable(catalog.snapshots(volume.id)) if record.epoch not in kept]
 
     def _drop(self, volume: Volume, record: SnapshotRecord) -> None:
-        freed = self._snapshots.drop(volume, record)
+        freed = self._snapshots.drop(volume, self._snapshots.members(record))
         text = (
             f"the change logs of volume {volume.name} are full: snapshot"
             f" {export_name(volume.name, record.name)}, made by a schedule, was dropped so that writes go on;"
@@ -166,8 +220,7 @@ class Space:
             self._warn(volume, crossed, used, size)
 
     def _ask_again(self, identity: int) -> None:
-        """Have the engine ask again if there is something to drop again. Under `changes`: policy, snapshots
-        and the engine must not change in between."""
+        """Have the engine ask again if there is something to drop again. Under the volume's `room`."""
         context = self._context
         volume = next((each for each in context.catalog.volumes() if each.id == identity), None)
         if volume is not None and context.is_served(volume) and self._may_drop(volume):

@@ -1,19 +1,24 @@
 """Taking snapshots: the way of every request for one, by whom ever: hooks, then the cut, then the log.
 
-How it works      Hooks are run before `changes` is taken and end as soon as the cut is made: a command that
-                  hangs holds up nobody but who asked for this snapshot. Then snapshots.py takes the cut.
-Owner and locks   Called without `changes`, which is held from the cut's plan until it is recorded.
+How it works      A volume that another verb has is waited for first, so that no application is made ready in
+                  vain. Hooks are run without a lock and end as soon as the cut is made: a command that hangs
+                  holds up nobody but who asked for this snapshot. Then snapshots.py takes the cut.
+Owner and locks   The volumes' locks from the cut's plan until it is recorded.
 """
 
 import logging
 
 from polyvol.daemon.context import Context
 from polyvol.daemon.hooks import HookRunner
+from polyvol.daemon.locks import WAIT_S
 from polyvol.daemon.requests import SnapshotCreate
 from polyvol.daemon.snapshots import Snapshots
 from polyvol.daemon.views import SnapshotView
 from polyvol.mapping.group import Group, Schedule
 
+WHAT = "snapshot create"
+QUIESCED_WAIT_S = 5.0
+"""How long a volume is waited for while its application waits."""
 _log = logging.getLogger("polyvol")
 
 
@@ -29,12 +34,16 @@ class Taking:
         self, request: SnapshotCreate, *, group: Group | None = None, schedule: Schedule | None = None
     ) -> list[SnapshotView]:
         """Take one cut, for a group if so, for a schedule if so."""
-        volumes = [self._context.find_served(name) for name in request.volumes]
-        with (
-            self._hooks.around(volumes, request.name, group, schedule) as thaw,
-            self._context.changes,
-        ):
-            views = self._snapshots.create(request, group=group, schedule=schedule, thaw=thaw)
+        context = self._context
+        volumes = [context.find_served(name) for name in request.volumes]
+        with context.holding_all(volumes, WHAT):
+            pass
+        with self._hooks.around(volumes, request.name, group, schedule) as thaw:
+            wait_s = WAIT_S if thaw is None else QUIESCED_WAIT_S
+            with context.holding_all(volumes, WHAT, wait_s=wait_s) as operation:
+                views = self._snapshots.create(
+                    request, group=group, schedule=schedule, thaw=thaw, lent=context.locks.lent(operation)
+                )
         for view in views:
             fields = {"VOLUME": view.volume, "SNAPSHOT": view.name}
             if group is not None:

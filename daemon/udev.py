@@ -6,23 +6,29 @@ How it works      One thread sleeps on udev's netlink socket, or the kernel's wh
                   device that is missing: at its old path, or by its label at another; it is then opened
                   anew, and its partitions serve again.
 Invariants        U1 nothing is looked for while nothing happens.
-Owner and locks   The verbs take the context's `changes`; news wait meanwhile in the socket's buffer.
+Owner and locks   Workers (workers.py) call the verbs, for each disk one after the other: a disk that hangs
+                  keeps no news of others waiting.
 Errors            All are logged. Without the socket the daemon runs on, and devices come back by
                   `polyvol device retry`.
 """
 
 import contextlib
 import logging
+from collections import deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyudev
 
+from polyvol.daemon.workers import Workers
 from polyvol.mapping.errors import PolyvolError
 
 UDEV_CONTROL = Path("/run/udev/control")
 BUFFER_BYTES = 8 << 20
+STOP_S = 5.0
+"""How long a stop waits for verbs under way."""
 _log = logging.getLogger("polyvol")
 
 
@@ -33,6 +39,8 @@ class DiskWatch:
         self._gone = gone
         self._came = came
         self._observer: Any = None
+        self._workers = Workers("polyvol-disk")
+        self._news: dict[str, deque[tuple[str, Path, int]]] = {}
 
     def start(self) -> None:
         """Begin to watch."""
@@ -49,15 +57,24 @@ class DiskWatch:
             _log.warning("no news of disks can be had (%s): `polyvol device retry` brings them back", error)
 
     def stop(self) -> None:
-        """End it; no verb is called afterwards."""
+        """End it; no verb is called afterwards, and those under way are waited for, but not for ever."""
         if self._observer is not None:
             self._observer.stop()
             self._observer = None
+        if not self._workers.stop(STOP_S):
+            _log.warning("looking at disks is left behind: it does not end")
 
     def _observed(self, device: pyudev.Device) -> None:
         node = device.device_node
         if node is not None:
-            self.happened(str(device.action), Path(node), int(device.device_number))
+            news = (str(device.action), Path(node), int(device.device_number))
+            self._news.setdefault(node, deque()).append(news)
+            self._workers.run(node, partial(self._tell, node))
+
+    def _tell(self, node: str) -> None:
+        """Deal with all news of a disk, in order."""
+        while self._news[node]:
+            self.happened(*self._news[node].popleft())
 
     def happened(self, action: str, node: Path, number: int) -> None:
         """Something has happened to the disk at this path and of this number."""

@@ -381,13 +381,28 @@ class DaemonView:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OperationView:
+    """A verb under way: what it does to which volumes, or to which devices, since when, and how many others
+    wait for these."""
+
+    what: str
+    volumes: list[str]
+    devices: list[str]
+    since: str
+    seconds: float
+    waiting: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class StatusView:
-    """Everything at a glance, with the latest events, oldest first. `notes`: what is odd, a sentence each."""
+    """Everything at a glance, with the latest events, oldest first. `notes`: what is odd, a sentence each.
+    `operations`: the verbs under way, the oldest first."""
 
     daemon: DaemonView
     volumes: list[VolumeView]
     devices: list[DeviceView]
     notes: list[str]
+    operations: list[OperationView]
     events: list[EventView]
 
 

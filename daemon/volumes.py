@@ -8,6 +8,9 @@ How it works      create: plan (pure); record as 'creating'; make the devices th
 Durability        A kill in the middle of either is settled at the next start: what is 'creating' or
                   'deleting' is cleared, removed and forgotten. Once create returned, the volume is there
                   after any crash.
+Owner and locks   What changes a volume is done by who holds its lock (daemon/locks.py): the caller, or
+                  create, clone and let_go themselves. A name and the extents are taken under
+                  `changes`, by recording the volume as 'creating'.
 Errors            mapping/errors.py, VolumeInUse, VolumeNotServed, DeleteUnfinished, EngineFailed. At start
                   nothing raises: `volume_trouble` has the findings, and the other volumes are served.
 """
@@ -15,11 +18,12 @@ Errors            mapping/errors.py, VolumeInUse, VolumeNotServed, DeleteUnfinis
 import contextlib
 import logging
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
 from polyvol.daemon import device_files, stopped
-from polyvol.daemon.change_logs import ChangeLogs, inventory, log_view
+from polyvol.daemon.change_logs import ChangeLogs, inventory
 from polyvol.daemon.context import Context, extent_views
 from polyvol.daemon.devices import Devices
 from polyvol.daemon.errors import (
@@ -39,6 +43,7 @@ from polyvol.daemon.health import (
 )
 from polyvol.daemon.hooks import checked_hooks, hook_view
 from polyvol.daemon.kept import Kept
+from polyvol.daemon.plan_views import plan_view
 from polyvol.daemon.requests import CloneCreate, VolumeCreate, VolumeSet
 from polyvol.daemon.restore_views import restore_reason, restore_view
 from polyvol.daemon.scrub import Scrubs
@@ -48,7 +53,6 @@ from polyvol.daemon.views import (
     DroppedView,
     ExportView,
     PartitionView,
-    PlannedDevice,
     PlanView,
     SourceView,
     VolumeDeleted,
@@ -87,18 +91,11 @@ class Volumes:
                 self.change_logs.settle(volume)
                 self.serve(volume)
             else:
-                self._settle(volume)
+                self.settle(volume)
         self._kept.let_go()
 
-    def serve_waiting(self) -> None:
-        """Try again to serve the volumes that are not, and to finish deleting. Under `changes`."""
-        for volume in self._context.catalog.volumes():
-            if volume.id not in self._context.volume_trouble:
-                continue
-            if volume.state == "ready":
-                self.serve(volume)
-            else:
-                self._settle(volume)
+    def let_go(self) -> None:
+        """Let go of what is kept for clones that are gone. The caller holds no lock."""
         self._kept.let_go()
 
     def serve(self, volume: Volume) -> None:
@@ -116,58 +113,44 @@ class Volumes:
 
     def plan(self, request: VolumeCreate) -> PlanView:
         """The volume as it would be; changes nothing."""
-        plan = self._plan(request)
-        context = self._context
-        names = context.device_names() | {device.id: device.name for device in plan.new_devices}
-        return PlanView(
-            name=plan.name,
-            size=plan.size,
-            partition_size=plan.partition_size,
-            partition_count=len(plan.partitions),
-            processors=plan.processors,
-            new_devices=[
-                PlannedDevice(name=new.name, path=str(context.state_dir / new.path), size=new.size)
-                for new in plan.new_devices
-            ],
-            logs=[log_view(log, names, {}) for log in plan.logs],
-            partitions=[
-                PartitionView(
-                    number=partition.number,
-                    processor=partition.processor,
-                    extents=extent_views(partition.extents, names),
-                )
-                for partition in plan.partitions
-            ],
-        )
+        return plan_view(self._context, self._plan(request))
 
     def create(self, request: VolumeCreate) -> VolumeView:
-        """Make a volume and export it. The caller holds `changes`."""
-        self._make(self._plan(request))
+        """Make a volume and export it."""
+        self._make(lambda: self._plan(request))
         return self.show(request.name, partitions=False)
 
     def clone(self, volume_name: str, name: str, request: CloneCreate) -> VolumeView:
-        """Make a volume from a snapshot of another one, and export it. The caller holds `changes`."""
+        """Make a volume from a snapshot of another one, and export it."""
         context = self._context
-        source = context.find_served(volume_name, restoring=True)
-        found = (each for each in context.catalog.snapshots(source.id) if each.name == name)
-        snapshot = next(found, None)
-        if snapshot is None:
-            raise UnknownSnapshot(volume=source.name, name=name)
         wanted = CloneRequest(request.name, request.log_devices, request.processors, request.when_full)
-        self._make(plan_clone(wanted, source, snapshot, inventory(context)))
+        with context.holding(volume_name, "volume clone"):
+            source = context.find_served(volume_name, restoring=True)
+            found = (each for each in context.catalog.snapshots(source.id) if each.name == name)
+            snapshot = next(found, None)
+            if snapshot is None:
+                raise UnknownSnapshot(volume=source.name, name=name)
+            self._make(lambda: plan_clone(wanted, source, snapshot, inventory(context)))
         text = f"volume {request.name} was cloned from {export_name(source.name, name)}"
         context.events.add("info", text, volume=request.name)
         return self.show(request.name, partitions=False)
 
     def make_for_restore(self, request: VolumeCreate, restore: RestoreRecord) -> Volume:
-        """Make a volume that is not exported until the restore is complete. The caller holds `changes`."""
-        self._make(self._plan(request), restore)
+        """Make a volume that is not exported until the restore is complete."""
+        self._make(lambda: self._plan(request), restore)
         return self._context.find_volume(request.name)
 
-    def _make(self, plan: VolumePlan, restore: RestoreRecord | None = None) -> None:
+    def _make(self, plan: Callable[[], VolumePlan], restore: RestoreRecord | None = None) -> None:
         context = self._context
-        context.grow_processors(max(plan.processors) + 1)
-        volume = context.catalog.create_volume(plan)
+        with context.changes:  # the plan holds until it is recorded
+            planned = plan()
+            context.grow_processors(max(planned.processors) + 1)
+            volume = context.catalog.create_volume(planned)
+        with context.locks.volumes({volume.id: volume.name}, "volume create"):
+            self._make_planned(volume, restore)
+
+    def _make_planned(self, volume: Volume, restore: RestoreRecord | None) -> None:
+        context = self._context
         try:
             for device in self._made_for(volume):
                 device_files.make(context, device, context.path(device))
@@ -181,28 +164,34 @@ class Volumes:
             self._undo_create(volume)
             raise
 
-    def delete(self, name: str) -> VolumeDeleted:
+    def delete(self, name: str, refuse: Callable[[Volume], None]) -> VolumeDeleted:
         """Delete a volume that no client is connected to, with its snapshots; clones of them stay as they
-        are. The caller holds `changes`."""
+        are. `refuse` raises if something else needs it. The caller holds its lock, and calls `let_go` when it
+        has released it."""
         context = self._context
         volume = context.find_volume(name)
         if volume.state != "ready":
             reason = context.volume_trouble.get(volume.id, "the engine holds it still")
             raise DeleteUnfinished(name=name, reason=reason)
+        refuse(volume)
         snapshots = context.catalog.snapshots(volume.id)
         served = volume.id not in context.volume_trouble
         if served:
             self._unexport(volume, snapshots)
         try:
-            if self._kept.keep(volume):
+            with context.changes:
+                refuse(volume)
+                gone = self._kept.record(volume)
+                if gone is None:
+                    context.catalog.set_volume_state(volume.id, "deleting")
+            if gone is not None:
+                self._kept.keep(volume, gone)
                 return VolumeDeleted(name=name, snapshots=len(snapshots))
-            context.catalog.set_volume_state(volume.id, "deleting")
         except BaseException:
             if served and context.catalog.volume(name) == volume:
                 self._export(volume)  # it exists on
             raise
         self._remove(volume)
-        self._kept.let_go()
         return VolumeDeleted(name=name, snapshots=len(snapshots))
 
     def _remove(self, volume: Volume) -> None:
@@ -224,7 +213,7 @@ class Volumes:
             raise DeleteUnfinished(name=volume.name, reason=reason) from error
 
     def change(self, name: str, request: VolumeSet) -> VolumeView:
-        """Change what can be changed of a volume. The caller holds `changes`."""
+        """Change what can be changed of a volume. The caller holds its lock."""
         context = self._context
         volume = context.find_volume(name)
         if request.hooks is not None:
@@ -333,9 +322,10 @@ class Volumes:
             context.engine.unexport(volume.name)
         with contextlib.suppress(context.engine_error):
             context.engine.remove_volume(volume.id)
-        self._settle(volume)
+        self.settle(volume)
 
-    def _settle(self, volume: Volume) -> None:
+    def settle(self, volume: Volume) -> None:
+        """Finish what is half made or half deleted, or note why it cannot be. The caller holds its lock."""
         try:
             self._give_back(volume)
         except (PolyvolError, OSError) as error:
@@ -359,15 +349,18 @@ class Volumes:
                 continue
             if identity in unusable:
                 raise DeviceNotReady(name=device.name, reason=unusable[identity])
-            zero_extents(device, device_files.file_of(context, device), runs)
+            with context.locks.device(device.id, device.name, f"clearing the space of volume {volume.name}"):
+                zero_extents(device, device_files.file_of(context, device), runs)
         for device in made:
-            device_files.unmake(context, device)
-            context.device_trouble.pop(device.id, None)
+            with context.locks.device(device.id, device.name, "being removed"):
+                device_files.unmake(context, device)
+                context.device_trouble.pop(device.id, None)
         for directory in (context.volume_directory(volume), context.manifest_directory(volume)):
             if directory.exists():
                 shutil.rmtree(directory)
             sync_directory(directory.parent)  # nobody would remove it once it is forgotten
-        context.catalog.forget_volume(volume.id)
+        with context.changes:
+            context.catalog.forget_volume(volume.id)
         context.volume_trouble.pop(volume.id, None)
 
     def _made_for(self, volume: Volume) -> list[Device]:

@@ -1,12 +1,14 @@
 """watch: what polyvold's main thread does while it serves: obey signals, tell systemd how things are.
 
-How it works      SIGTERM and SIGINT end the watch, SIGHUP reloads. They are blocked in every thread and
-                  waited for, so that no handler ever interrupts anything. Between signals systemd gets one
-                  line on what is served, and, if it wants a watchdog's ping, one each time that the control
-                  API's loop and the engine have answered. If they do not, polyvold stays silent, and systemd
-                  starts it again.
+How it works      SIGTERM and SIGINT end the watch, SIGHUP reloads, on a thread of its own: a device that
+                  hangs keeps the watch from nothing. They are blocked in every thread and waited for, so that
+                  no handler ever interrupts anything. Between signals systemd gets one line on what is
+                  served, and, if it wants a watchdog's ping, one each time that the control API's loop and
+                  the engine have answered. If they do not, polyvold stays silent, and systemd starts it
+                  again.
 Invariants        W1 `block_signals` is called before any other thread is started.
-Owner and locks   The main thread alone.
+Owner and locks   The main thread, which takes no lock and waits for no device, and one thread for each
+                  reload; a SIGHUP while one is under way has another one follow it.
 Errors            A reload that fails is logged; what was set before goes on.
 """
 
@@ -14,9 +16,11 @@ import logging
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 
 from polyvol.daemon.notify import notify, watchdog_interval_s
 from polyvol.daemon.service import Service
+from polyvol.daemon.workers import Workers
 from polyvol.mapping.errors import PolyvolError
 
 STATUS_INTERVAL_S = 10.0
@@ -36,6 +40,7 @@ def watch(service: Service, processors: Callable[[], int | None]) -> None:
     watchdog_s = watchdog_interval_s()
     interval_s = min(STATUS_INTERVAL_S, watchdog_s or STATUS_INTERVAL_S)
     told = ""
+    reloads = Workers("polyvol-reload", at_a_time=1)
     while True:
         if service.probe(PROBE_TIMEOUT_S):
             status = f"STATUS={service.summary()}"
@@ -51,7 +56,7 @@ def watch(service: Service, processors: Callable[[], int | None]) -> None:
         if number in ENDING:
             return
         if number == RELOADING:
-            _reload(service, processors)
+            reloads.run("reload", partial(_reload, service, processors))
             told = ""
 
 

@@ -11,7 +11,8 @@ How it works      1. cut      the engine stops writes to the volumes, ends their
 Invariants        S1 a snapshot exists if and only if the catalog has it; S2 either all volumes of a cut have
                   their snapshot or none has; S3 the engine drops an epoch only when the catalog is known not
                   to have it.
-Owner and locks   The caller holds the daemon's lock for changes.
+Owner and locks   The caller holds the locks of the volumes (daemon/locks.py). `lent` of `take`: it may share
+                  them while disks are waited for, with who deletes other snapshots.
 Durability        A kill before step 5 leaves no snapshot: the engine drops, at the next start, the epochs
                   that the catalog does not know. A kill after it loses nothing; the export is made at the
                   next start.
@@ -20,6 +21,7 @@ Errors            CutFailed.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 from uuid import UUID, uuid4
@@ -83,11 +85,13 @@ class Coordinator:
         group: int | None = None,
         thaw: Thaw | None = None,
         restored: RestoreRecord | None = None,
+        lent: AbstractContextManager[None] | None = None,
     ) -> list[SnapshotRecord]:
         """The snapshots, one for each volume, durable and exported. `name` is free in all of them; `logs` has
         the number of the change log named for what is written afterwards, by volume id. `group`: whose
         snapshot it is; `schedule`: who asks for it; `restored`: the restore that this snapshot completes, in
-        the transaction that commits it. `thaw` is not called if there was no cut."""
+        the transaction that commits it. `thaw` is not called if there was no cut. Disks are waited for
+        within `lent`."""
         named = logs or {}
         cut = uuid4()
         start = time.monotonic_ns()
@@ -99,10 +103,8 @@ class Coordinator:
             raise CutFailed(volumes=_names(volumes), cause=cause, undo_failed_on=()) from cause
         try:
             marks = {} if thaw is None else thaw()
-            for volume in volumes:
-                self._engine.settle(volume.id, report["epochs"][volume.id])
-            for volume in volumes:
-                self._engine.flush(volume.id)
+            with lent or nullcontext():
+                self._settle(volumes, report["epochs"])
             durable_ns = time.monotonic_ns() - start
             records = []
             for volume in volumes:
@@ -147,10 +149,7 @@ class Coordinator:
             raise CutFailed(volumes=_names(volumes), cause=cause, undo_failed_on=()) from cause
         epochs = report["epochs"]
         try:
-            for volume in volumes:
-                self._engine.settle(volume.id, epochs[volume.id])
-            for volume in volumes:
-                self._engine.flush(volume.id)
+            self._settle(volumes, epochs)
             durable_ns = time.monotonic_ns() - start
             named = [] if safety is None else volumes
             records = [_record(volume, safety or "", cut, report, {}, durable_ns) for volume in named]
@@ -178,6 +177,13 @@ class Coordinator:
             for volume in volumes:
                 self._engine.drop_snapshot(volume.id, epochs[volume.id])
         return records
+
+    def _settle(self, volumes: Sequence[Volume], epochs: Mapping[int, int]) -> None:
+        """Wait until what a cut covers has landed and is durable."""
+        for volume in volumes:
+            self._engine.settle(volume.id, epochs[volume.id])
+        for volume in volumes:
+            self._engine.flush(volume.id)
 
     def _undo(
         self,

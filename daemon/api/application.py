@@ -70,6 +70,15 @@ class Application:
         start_response(f"{status} {HTTPStatus(status).phrase}", headers)
         return [text]
 
+    def only_looks(self, method: str, path: str) -> bool:
+        """Whether a call waits for no lock and no device."""
+        if method != "GET":
+            return False
+        try:
+            return not _find(method, urlsplit(path).path)[0].slow
+        except _Refused:
+            return True
+
     def _answer(self, environ: "WSGIEnvironment") -> tuple[int, bytes]:
         method = environ["REQUEST_METHOD"]
         path = urlsplit(environ["REQUEST_URI"]).path

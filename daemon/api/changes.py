@@ -22,6 +22,7 @@ ROUTES = [
             ("start", "string", "Where the page begins, in bytes: 0, or `next` of the page before"),
             ("limit", "string", f"The most extents that it holds, up to {PAGE_EXTENTS_MAX}"),
         ),
+        slow=True,
     ),
     Route(
         "GET",
@@ -30,6 +31,7 @@ ROUTES = [
         lambda service, call: service.changes.total(*_named(call)),
         ChangeTotalView,
         query=(_UNTIL,),
+        slow=True,
     ),
 ]
 

@@ -38,7 +38,8 @@ class Call:
 @dataclass(frozen=True, slots=True)
 class Route:
     """One method on one path. `body` and `result` are types from requests.py and views.py; `query` names the
-    parameters with their type and a sentence each."""
+    parameters with their type and a sentence each. `slow`: it may take long,
+    although it changes nothing."""
 
     method: Literal["GET", "POST", "PATCH", "DELETE"]
     path: str
@@ -48,3 +49,4 @@ class Route:
     body: Any = None
     status: int = 200
     query: tuple[tuple[str, Literal["boolean", "string"], str], ...] = ()
+    slow: bool = False

@@ -1,8 +1,9 @@
 """The control API's server: HTTP on the control socket, by waitress, on threads of its own.
 
-How it works      One thread runs waitress's loop, which reads requests and writes responses; each call of
-                  the service runs on one of a few other threads, so that one that waits for disks holds up
-                  nobody else.
+How it works      One thread runs waitress's loop, which reads requests and writes responses. Calls that only
+                  look run on a few threads of their own, and wait for nothing. All others run on workers
+                  (workers.py), where one that waits for disks holds up nobody else; those that wait for one
+                  volume or device are limited by its lock (locks.py).
 Invariants        H1 The loop's pipe, by which it is woken, is closed last of all, by who has stopped the
                      loop: waitress writes to the pipe's number, whoever has that by then.
 Owner and locks   Nothing is shared but the service, whose verbs lock for themselves. `answers` and `stop`
@@ -10,29 +11,37 @@ Owner and locks   Nothing is shared but the service, whose verbs lock for themse
 Errors            What the HTTP library refuses (a header that cannot be read) is answered as JSON too.
 """
 
+import itertools
 import logging
 import socket
 import threading
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from waitress import create_server
 from waitress.channel import HTTPChannel
-from waitress.task import ErrorTask
+from waitress.task import ErrorTask, ThreadedTaskDispatcher
 from waitress.wasyncore import close_all, loop
 
 from polyvol.daemon.api.application import BODY_BYTES_MAX, Application, error_text
 from polyvol.daemon.errors import BadRequest
+from polyvol.daemon.workers import Workers
 
 if TYPE_CHECKING:
     from polyvol.daemon.service import Service
 
-_THREADS = 8
+_READERS = 4
+_CHANGERS = 8
+"""Calls that run at a time, not counting those that have run for long."""
 _LOOP_INTERVAL_S = 30
 """How often the loop comes round when nothing happens, to let go of connections that were idle long."""
 _STOP_TIMEOUT_S = 10.0
-"""How long a stop waits for answers to be read; calls that have begun are waited for in any case."""
+"""How long a stop waits for answers to be read."""
+CALLS_S = 20.0
+"""How long a stop waits for calls that have begun."""
 _STOP_POLL_S = 0.01
+_log = logging.getLogger("polyvol.api")
 logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # that a call waits for a thread is no news
 
 
@@ -48,10 +57,12 @@ class ControlServer:
 
     def start(self) -> None:
         """Start the threads: requests are answered from now on."""
+        application = Application(self._service)
+        self._tasks = _Tasks(application.only_looks)
         self._http = create_server(
-            Application(self._service),
+            application,
             sockets=[self._listener],
-            threads=_THREADS,
+            _dispatcher=self._tasks,
             ident="polyvold",
             # More than a body may have: a client that sends too much gets to read that it was too much.
             max_request_body_size=64 * BODY_BYTES_MAX,
@@ -69,12 +80,12 @@ class ControlServer:
         return came_round.wait(timeout_s)
 
     def stop(self) -> None:
-        """Stop answering, after the calls that have begun; idempotent."""
+        """Stop answering, after the calls that have begun, but do not wait for ever; idempotent."""
         http, self._http = self._http, None
         if http is None:
             return
         http.trigger.pull_trigger(lambda: setattr(http, "accepting", False))
-        http.task_dispatcher.shutdown(timeout=float("inf"))
+        self._tasks.stop(CALLS_S)
         until = time.monotonic() + _STOP_TIMEOUT_S
         while time.monotonic() < until and _unread(http):
             time.sleep(_STOP_POLL_S)
@@ -88,6 +99,31 @@ class ControlServer:
         while not self._ended.is_set():
             # By poll: select ends at 1,024 file descriptors.
             loop(_LOOP_INTERVAL_S, use_poll=True, map=sockets, count=1)
+
+
+class _Tasks(ThreadedTaskDispatcher):  # type: ignore[misc]  # waitress has no types
+    """Who runs the calls: its own threads those that only look, workers all others."""
+
+    def __init__(self, only_looks: Callable[[str, str], bool]) -> None:
+        super().__init__()
+        self._only_looks = only_looks
+        self._workers = Workers("polyvol-call", at_a_time=_CHANGERS)
+        self._numbers = itertools.count()
+        self.set_thread_count(_READERS)
+
+    def add_task(self, task: Any) -> None:  # noqa: ANN401
+        """Have a connection's next call run."""
+        request = task.requests[0]
+        if request.error or self._only_looks(request.command, request.request_uri):
+            super().add_task(task)
+        else:
+            self._workers.run(next(self._numbers), task.service)
+
+    def stop(self, timeout_s: float) -> None:
+        """Wait for the calls that have begun, at most so long."""
+        if not self._workers.stop(timeout_s):
+            _log.warning("calls of the control API are left behind: they do not end")
+        super().shutdown(timeout=timeout_s)
 
 
 def _unread(http: Any) -> bool:  # noqa: ANN401

@@ -7,7 +7,7 @@ import click
 from polyvol.daemon.cli.attach import attach, detach
 from polyvol.daemon.cli.backup import backup, copy_changed
 from polyvol.daemon.cli.check import check
-from polyvol.daemon.cli.client import Client
+from polyvol.daemon.cli.client import Client, Json
 from polyvol.daemon.cli.clients import client
 from polyvol.daemon.cli.common import Group, json_option, state_dir_option
 from polyvol.daemon.cli.device import device
@@ -20,9 +20,12 @@ from polyvol.daemon.cli.schedule import schedule
 from polyvol.daemon.cli.scrub import scrub
 from polyvol.daemon.cli.snapshot import snapshot
 from polyvol.daemon.cli.volume import print_volumes, volume
+from polyvol.daemon.sizes import format_seconds
 from polyvol.daemon.streams import open_standard_streams
 
 _EVENTS_SHOWN = 5
+_LONG_S = 3
+"""From how many seconds on what is under way is shown to people."""
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -61,6 +64,9 @@ def status(as_json: bool, state_dir: Path) -> None:
             for each in shown["devices"]
         ],
     )
+    for operation in shown["operations"]:
+        if operation["seconds"] >= _LONG_S:
+            click.echo(_busy(operation))
     for note in shown["notes"]:
         click.echo(f"\nnote: {note}")
     if shown["events"]:
@@ -86,6 +92,16 @@ cli.add_command(check)
 cli.add_command(backup)
 cli.add_command(restore)
 cli.add_command(copy_changed)
+
+
+def _busy(operation: Json) -> str:
+    """An operation under way, for people."""
+    noun = "volume" if operation["volumes"] else "device"
+    names = operation["volumes"] or operation["devices"]
+    many = "" if len(names) == 1 else "s"
+    waiting = f", {operation['waiting']} waiting" if operation["waiting"] else ""
+    since = format_seconds(int(operation["seconds"]))
+    return f"\nbusy: {operation['what']} of {noun}{many} {listed(names)} for {since}{waiting}"
 
 
 def main() -> None:

@@ -39,7 +39,7 @@ def disk_of(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
 
 def in_engine(daemon: Daemon) -> set[int]:
     """The devices that the engine has past the page cache, by id."""
-    engine = daemon.service._context.engine
+    engine = daemon.service.engine
     assert isinstance(engine, SimEngine)
     return engine.direct
 

@@ -123,12 +123,16 @@ def test_making_room_drops_a_whole(daemon: Daemon) -> None:
     daemon.ok("snapshot", "hold", "@g@s", "--tag", "x")
     context = daemon.service._context
     volume = context.find_volume("a")
-    record = daemon.service.snapshots.find(volume, "s")
-    with context.changes, pytest.raises(Exception, match=r"snapshot @g@s is held \(x\)"):
-        daemon.service.snapshots.drop(volume, record)
+
+    def drop() -> None:
+        members = daemon.service.snapshots.members(daemon.service.snapshots.find(volume, "s"))
+        with context.locks.room({each.id: each.name for each, _ in members}, "this test"):
+            daemon.service.snapshots.drop(volume, members)
+
+    with pytest.raises(Exception, match=r"snapshot @g@s is held \(x\)"):
+        drop()
     daemon.ok("snapshot", "release", "@g@s", "--tag", "x")
-    with context.changes:
-        daemon.service.snapshots.drop(volume, daemon.service.snapshots.find(volume, "s"))
+    drop()
     assert snapshots(daemon) == ["a@t"]
     assert [each["snapshot"] for each in said(daemon, "volume", "show", "b")["dropped"]] == ["s"]
     assert said(daemon, "snapshot", "list", "@g") == []

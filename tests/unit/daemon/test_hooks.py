@@ -102,17 +102,22 @@ def test_a_quiesce_that_hangs_is_killed_with_all_it_started(hooked: Hooked) -> N
 
 
 def test_a_cut_that_comes_too_late_is_crash_consistent_and_nothing_stays_quiesced(hooked: Hooked) -> None:
-    quiesce, thaw = hooked.script("quiesce"), hooked.script("thaw")
-    hooked.daemon.ok("volume", "set", "v", "--quiesce", quiesce, "--thaw", thaw, "--hook-timeout", "1s")
-    with hooked.daemon.service._context.changes:  # somebody else changes something for long
-        taking = threading.Thread(
-            target=hooked.daemon.run, args=("snapshot", "create", "v", "--name", "s"), daemon=True
-        )
-        taking.start()
+    go = hooked.directory / "go"
+    quiesce = hooked.script("quiesce", f"while [ ! -e {go} ]; do sleep 0.02; done")
+    thaw = hooked.script("thaw")
+    hooked.daemon.ok("volume", "set", "v", "--quiesce", quiesce, "--thaw", thaw, "--hook-timeout", "2s")
+    context = hooked.daemon.service._context
+    taking = threading.Thread(
+        target=hooked.daemon.run, args=("snapshot", "create", "v", "--name", "s"), daemon=True
+    )
+    taking.start()
+    wait_until(lambda: hooked.noted() == ["quiesce quiesce"], "the quiesce", 10)
+    with context.holding("v", "this test"):  # somebody else changes it for long
+        go.touch()
         wait_until(lambda: hooked.noted() == ["quiesce quiesce", "thaw thaw"], "the thaw", 10)
     taking.join(10)
     assert hooked.mark() == "crash"
-    assert "was quiesced for 1 s" in hooked.said("snapshot", "show", "v@s")["hook_trouble"]
+    assert "was quiesced for 2 s" in hooked.said("snapshot", "show", "v@s")["hook_trouble"]
     assert len(hooked.noted()) == 2
 
 

@@ -21,12 +21,11 @@ MIB = 1 << 20
 
 def kill(daemon: Daemon) -> None:
     """End the service without any of its own cleaning up, as SIGKILL does: only what the kernel does."""
-    context = daemon.service._context
     for step in ("flush", "remove_volume", "drop_snapshot", "unexport"):
         daemon.world.fail[step] = 0  # nothing may be made durable on the way out
     daemon.service.stop()
     daemon.world.fail.clear()
-    assert isinstance(context.engine, SimEngine)
+    assert isinstance(daemon.service.engine, SimEngine)
 
 
 def state_of(daemon: Daemon, volume: str) -> str:

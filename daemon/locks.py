@@ -1,0 +1,243 @@
+"""Locks: who may do what to which volume or device, so that what hangs for one holds up no other.
+
+How it works      There are three kinds of locks, taken in this order:
+                  1. volumes   One for each volume. A verb holds those of all volumes that it acts on, from
+                               its first question to its end, whatever that waits for. They are taken
+                               together: a verb that waits for one of them holds none of the others.
+                  2. devices   One for each device. Held where polyvold itself does I/O on a device:
+                               opening, labels, preallocation, zeroing, closing.
+                  3. changes   One for the process. Held for a transaction of the catalog with the
+                               questions that it depends on (names, free extents, users of a device,
+                               groups), and for changes of the tables in memory that belong to it. Never
+                               while the engine or the kernel may wait for a device: `may_wait` is called
+                               before what may.
+                  Readers (status, list, show) take none of them.
+                  Who cannot have a volume's or a device's lock within WAIT_S, or finds WAITING_MAX
+                  waiting for it, is refused: VolumeBusy, DeviceBusy, which say what holds it and for how
+                  long. `lent`: while a cut is waited for, `room` may delete other snapshots of the volume,
+                  so that writes go on (daemon/space.py).
+Invariants        L1 who holds `changes` takes no other lock; L2 who holds a device's lock takes no volume's;
+                  L3 who holds a volume's lock takes another one only of a volume with a greater id (a
+                  clone's, after its source's); L4 nobody takes a lock that it has.
+Owner and locks   `_condition` over who holds what, held for a look or a change.
+Errors            VolumeBusy, DeviceBusy. A breach of L1 to L4 is a defect: AssertionError.
+"""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Literal
+
+from polyvol.daemon.errors import DeviceBusy, VolumeBusy
+from polyvol.daemon.sizes import format_seconds
+
+WAIT_S = 20.0
+"""How long a verb waits for a volume or a device that another one has."""
+WAITING_MAX = 8
+"""How many may wait for one volume or device at a time."""
+Noun = Literal["volume", "device"]
+Key = tuple[Noun, int]
+_ERRORS: dict[Noun, type[VolumeBusy | DeviceBusy]] = {"volume": VolumeBusy, "device": DeviceBusy}
+
+
+class Changes:
+    """The lock `changes`: as threading.Lock, and knows which thread has it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._holder = 0
+
+    @property
+    def mine(self) -> bool:
+        """Whether the calling thread has it."""
+        return self._holder == threading.get_ident()
+
+    def locked(self) -> bool:
+        """Whether anybody has it."""
+        return self._lock.locked()
+
+    def __enter__(self) -> None:
+        assert not self.mine, "L4: `changes` is held by this thread already"
+        self._lock.acquire()
+        self._holder = threading.get_ident()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._holder = 0
+        self._lock.release()
+
+
+@dataclass(eq=False)
+class Operation:
+    """A verb under way: what it does (as 'snapshot create'), to which volumes or devices, since when (by the
+    monotonic clock, seconds)."""
+
+    what: str
+    noun: Noun
+    names: list[str]
+    keys: frozenset[Key]
+    since_s: float
+    lent: bool = False
+
+
+@dataclass
+class _Mine(threading.local):
+    """What the calling thread holds, oldest first."""
+
+    held: list[Operation] = field(default_factory=list)
+
+
+class Locks:
+    """The locks of one state directory."""
+
+    def __init__(self, steady_s: Callable[[], float] = time.monotonic) -> None:
+        self.changes = Changes()
+        self._now = steady_s
+        self._condition = threading.Condition()
+        self._held: dict[Key, Operation] = {}
+        self._room: dict[int, Operation] = {}  # volumes whose snapshots `room` is deleting
+        self._waiting: Counter[Key] = Counter()
+        self._closed = False
+        self._mine = _Mine()
+
+    @contextmanager
+    def volumes(self, named: Mapping[int, str], what: str, *, wait_s: float = WAIT_S) -> Iterator[Operation]:
+        """Hold the locks of volumes, given as names by id, to do `what`; VolumeBusy."""
+        top = max(
+            (key[1] for each in self._mine.held if each.noun == "volume" for key in each.keys), default=-1
+        )
+        assert all(each.noun == "volume" for each in self._mine.held), "L2"
+        assert all(identity > top for identity in named), f"L3, L4: {named} after {top}"
+        with self._hold("volume", named, what, wait_s) as operation:
+            yield operation
+
+    @contextmanager
+    def device(self, identity: int, name: str, what: str, *, wait_s: float = WAIT_S) -> Iterator[None]:
+        """Hold the lock of a device to do `what`; DeviceBusy."""
+        assert all(("device", identity) not in each.keys for each in self._mine.held), "L4"
+        with self._hold("device", {identity: name}, what, wait_s):
+            yield
+
+    @contextmanager
+    def lent(self, operation: Operation) -> Iterator[None]:
+        """While a volume's cut is waited for: `room` may be made in the volumes of this operation."""
+        with self._condition:
+            operation.lent = True
+            self._condition.notify_all()
+        try:
+            yield
+        finally:
+            with self._condition:
+                operation.lent = False
+                # Bounded by what `room` does to these very volumes.
+                self._condition.wait_for(lambda: not any(key[1] in self._room for key in operation.keys))
+
+    @contextmanager
+    def room(self, named: Mapping[int, str], what: str, *, wait_s: float = WAIT_S) -> Iterator[None]:
+        """Hold volumes to delete snapshots that are in the catalog, so that writes go on: as `volumes`, but
+        also while a cut of them is waited for."""
+        assert not self._mine.held, "L2, L3"
+        assert not self.changes.mine, "L1"
+        keys = frozenset[Key](("volume", identity) for identity in named)
+        operation = Operation(what, "volume", list(named.values()), keys, self._now())
+        with self._condition:
+            self._wait(keys, named, wait_s, lending=True)
+            operation.since_s = self._now()
+            owned = [key for key in keys if key not in self._held]
+            self._held.update(dict.fromkeys(owned, operation))
+            self._room.update((key[1], operation) for key in keys)
+        self._mine.held.append(operation)
+        try:
+            yield
+        finally:
+            self._mine.held.remove(operation)
+            with self._condition:
+                for key in keys:
+                    del self._room[key[1]]
+                for key in owned:
+                    del self._held[key]
+                self._condition.notify_all()
+
+    def may_wait(self, what: str) -> None:
+        """Called before what may wait for a device: nobody else may have to wait for that (L1)."""
+        assert not self.changes.mine, f"L1: {what} may wait for a device, and `changes` is held"
+
+    def operations(self) -> list[Operation]:
+        """What is under way, longest first."""
+        with self._condition:
+            found = {id(each): each for each in (*self._held.values(), *self._room.values())}
+        return sorted(found.values(), key=lambda each: each.since_s)
+
+    def waiting(self, operation: Operation) -> int:
+        """How many wait for what this operation has."""
+        with self._condition:
+            return max((self._waiting[key] for key in operation.keys), default=0)
+
+    def seconds(self, operation: Operation) -> float:
+        """How long an operation has been under way."""
+        return max(0.0, self._now() - operation.since_s)
+
+    def close(self) -> None:
+        """polyvold stops: who waits is refused now."""
+        with self._condition:
+            self._closed = True
+            self._condition.notify_all()
+
+    @contextmanager
+    def _hold(self, noun: Noun, named: Mapping[int, str], what: str, wait_s: float) -> Iterator[Operation]:
+        assert not self.changes.mine, f"L1: {what}"
+        keys = frozenset[Key]((noun, identity) for identity in named)
+        operation = Operation(what, noun, list(named.values()), keys, self._now())
+        with self._condition:
+            self._wait(keys, named, wait_s)
+            operation.since_s = self._now()
+            self._held.update(dict.fromkeys(keys, operation))
+        self._mine.held.append(operation)
+        try:
+            yield operation
+        finally:
+            self._mine.held.remove(operation)
+            with self._condition:
+                for key in keys:
+                    del self._held[key]
+                self._condition.notify_all()
+
+    def _wait(
+        self, keys: frozenset[Key], named: Mapping[int, str], wait_s: float, *, lending: bool = False
+    ) -> None:
+        """Wait until all of these are free at once. Under `_condition`."""
+
+        def holder() -> tuple[Key, Operation] | None:
+            for key in keys:
+                found = self._room.get(key[1]) if key[0] == "volume" else None
+                found = found or self._held.get(key)
+                if found is not None and not (lending and found.lent):
+                    return key, found
+            return None
+
+        found = holder()
+        if found is None:
+            return
+        full = max(self._waiting[key] for key in keys) >= WAITING_MAX
+        self._waiting.update(keys)
+        try:
+            until = self._now() + (0.0 if full else wait_s)
+            while found is not None:
+                left = until - self._now()
+                if left <= 0 or self._closed:
+                    (noun, identity), operation = found
+                    raise _ERRORS[noun](
+                        name=named[identity],
+                        what=operation.what,
+                        since=format_seconds(int(self.seconds(operation))),
+                    )
+                self._condition.wait(left)
+                found = holder()
+        finally:
+            self._waiting.subtract(keys)
+            self._waiting = +self._waiting

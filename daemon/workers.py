@@ -1,0 +1,183 @@
+"""Workers: threads for jobs that may wait for a device, so that one that hangs holds up no other.
+
+How it works      `Workers` runs jobs on threads, `at_a_time` of them; a job that has run for STUCK_S counts
+                  no more, and the next one begins beside it. There is one job for each key at a time: another
+                  one for a key that has one waiting is not needed, and one for a key whose job runs is run
+                  after it. So what hangs costs a thread, never a turn. `Looks` asks questions that are
+                  answered at once unless something hangs: it gives the answers that come in time. What has
+                  not answered is not asked again until it has.
+Owner and locks   One lock each, over what runs and waits. Jobs are run without it.
+Errors            What a job raises is logged.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Generic, TypeVar
+
+STUCK_S = 5.0
+AT_A_TIME = 8
+LOOK_S = 0.25
+"""How long a question may take."""
+LOOKS_S = 0.75
+"""How long all questions that are asked together may take."""
+Job = Callable[[], object]
+Question = TypeVar("Question", bound=Hashable)
+Answer = TypeVar("Answer")
+_log = logging.getLogger("polyvol")
+
+
+class Workers:
+    """Runs jobs, named `name`."""
+
+    def __init__(self, name: str, *, at_a_time: int = AT_A_TIME, stuck_s: float = STUCK_S) -> None:
+        self._name = name
+        self._at_a_time = at_a_time
+        self._stuck_s = stuck_s
+        self._condition = threading.Condition()
+        self._queue: deque[Hashable] = deque()
+        self._jobs: dict[Hashable, Job] = {}
+        self._running: dict[Hashable, float] = {}
+        self._timer: threading.Timer | None = None
+        self._stopped = False
+
+    def run(self, key: Hashable, job: Job) -> bool:
+        """Have a job run soon; False if one for this key waits already, or after `stop`."""
+        with self._condition:
+            if key in self._jobs or self._stopped:
+                return False
+            self._jobs[key] = job
+            self._queue.append(key)
+            self._begin()
+            return True
+
+    def busy(self, key: Hashable) -> bool:
+        """Whether a job for this key runs or waits."""
+        with self._condition:
+            return key in self._running or key in self._jobs
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait until there is no job, at most so long; whether there is none."""
+        with self._condition:
+            return self._condition.wait_for(lambda: not self._running and not self._queue, timeout_s)
+
+    def stop(self, timeout_s: float) -> bool:
+        """Begin no more jobs, and wait for those that run, at most so long; whether all have ended."""
+        with self._condition:
+            self._stopped = True
+            self._queue.clear()
+            self._jobs.clear()
+            if self._timer is not None:
+                self._timer.cancel()
+        return self.wait(timeout_s)
+
+    def _begin(self) -> None:
+        """Begin what may begin now. Under `_condition`."""
+        now = time.monotonic()
+        counted = [began for began in self._running.values() if now - began < self._stuck_s]
+        free = self._at_a_time - len(counted)
+        for key in [key for key in self._queue if key not in self._running][: max(0, free)]:
+            self._queue.remove(key)
+            self._running[key] = now
+            thread = threading.Thread(
+                target=self._work, args=(key, self._jobs.pop(key)), name=self._name, daemon=True
+            )
+            thread.start()
+        if self._queue and counted and self._timer is None:
+            # One of those that count may hang: then it counts no more.
+            self._timer = threading.Timer(self._stuck_s, self._look_again)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def _look_again(self) -> None:
+        with self._condition:
+            self._timer = None
+            if not self._stopped:
+                self._begin()
+
+    def _work(self, key: Hashable, job: Job) -> None:
+        try:
+            job()
+        except Exception:
+            _log.exception("%s", self._name)
+        finally:
+            with self._condition:
+                del self._running[key]
+                self._begin()
+                self._condition.notify_all()
+
+
+@dataclass(eq=False)
+class _Round(Generic[Question, Answer]):
+    """Questions that one thread asks, one after the other."""
+
+    questions: "deque[tuple[Question, Callable[[], Answer]]]"
+    answers: dict[Question, Answer]
+    at: Question | None = None
+    asked: int = 0
+    given_up: bool = False
+    ended: bool = False
+
+    def moved(self, asked: int) -> bool:
+        """Whether it has ended, or asked more than so many questions."""
+        return self.ended or self.asked > asked
+
+
+class Looks:
+    """Asks what is answered at once unless something hangs."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._stuck: set[Hashable] = set()
+
+    def ask(self, questions: Mapping[Question, Callable[[], Answer]]) -> dict[Question, Answer]:
+        """The answers that came in time, by the questions' keys."""
+        answers: dict[Question, Answer] = {}
+        until = time.monotonic() + LOOKS_S
+        with self._condition:
+            todo = deque((key, ask) for key, ask in questions.items() if key not in self._stuck)
+            while todo:
+                round_: _Round[Question, Answer] = _Round(todo, answers)
+                threading.Thread(target=self._ask, args=(round_,), name="polyvol-look", daemon=True).start()
+                self._follow(round_, until)
+                if round_.ended or time.monotonic() >= until:
+                    break
+            return dict(answers)
+
+    def _follow(self, round_: "_Round[Question, Answer]", until: float) -> None:
+        """Until a round has ended, or a question of it is not answered in time. Under `_condition`."""
+        asked = -1
+        while round_.moved(asked) and not round_.ended:
+            asked = round_.asked
+            left = max(0.0, min(LOOK_S, until - time.monotonic()))
+            self._condition.wait_for(partial(round_.moved, asked), left)
+        if not round_.ended:
+            round_.given_up = True
+            if round_.at is not None:
+                self._stuck.add(round_.at)
+
+    def _ask(self, round_: "_Round[Question, Answer]") -> None:
+        while True:
+            with self._condition:
+                if round_.given_up or not round_.questions:
+                    round_.ended = not round_.given_up
+                    self._condition.notify_all()
+                    return
+                round_.at, ask = round_.questions.popleft()
+                round_.asked += 1
+                self._condition.notify_all()
+            answer: Answer | None = None
+            answered = False
+            try:
+                answer = ask()
+                answered = True
+            except Exception:
+                _log.exception("looking at %s", round_.at)
+            with self._condition:
+                self._stuck.discard(round_.at)
+                if answered and not round_.given_up:
+                    round_.answers[round_.at] = answer  # type: ignore[assignment]
