@@ -42,7 +42,7 @@ BATCH = 32
 """Snapshots that the engine drops at a time."""
 REST_S_MIN = 0.02
 LOOK_S = 60.0
-STOP_S = 20.0
+STOP_S = 5.0
 """How long a stop waits for what is being dropped."""
 _PATTERN = frozenset("*?[")
 _log = logging.getLogger("polyvol.deletions")

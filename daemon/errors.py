@@ -121,6 +121,15 @@ class VolumeOpen(PolyvolError):
     )
 
 
+class StopUnfinished(PolyvolError):
+    """polyvold ends although not everything could be made durable, because a device hangs."""
+
+    code = "stop-unfinished"
+    kind = "io"
+    sentence = "polyvold on {state} ends, and a device does not answer: not everything is durable"
+    hint = "the next start recovers what was acknowledged; see the system's log for the device's errors"
+
+
 class VolumeBusy(PolyvolError):
     """A volume that another verb has had for long, or that too many wait for."""
 

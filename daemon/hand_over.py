@@ -24,6 +24,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from uuid import UUID
 
 import crcmod.predefined
@@ -32,12 +33,15 @@ from polyvol.daemon.context import Context
 from polyvol.daemon.notify import Store, remove_stored
 from polyvol.daemon.restores import HIDDEN
 from polyvol.daemon.sockets import HANDED_CONNECTION, HANDED_DEVICE, HANDED_FILE, Passed
+from polyvol.daemon.workers import Workers
 from polyvol.mapping.errors import PolyvolError
 from polyvol.snapshot.snapshot import export_name
 
 MAGIC = b"PVHAND\r\n"
 VERSION = 1
 SETTLE_S = 10.0
+FLUSH_S = 5.0
+"""How long volumes are flushed before connections are frozen."""
 FILE_BYTES_MAX = 1 << 30
 _HEADER = struct.Struct("<8s I I Q I I")
 _COVERED = 16
@@ -96,9 +100,7 @@ def unpack(data: bytes) -> tuple[int, list[Entry]]:
 
 def give(context: Context, store: Store) -> None:
     """Freeze all connections and give them to the service manager; those that cannot be are closed."""
-    for volume in context.catalog.volumes():
-        with contextlib.suppress(context.engine_error):
-            context.engine.flush(volume.id)  # so that the stop, while hosts wait, has little left to do
+    _flush_all(context)
     frozen_ns = time.monotonic_ns()
     try:
         handed = context.engine.hand_over()
@@ -134,6 +136,21 @@ def give(context: Context, store: Store) -> None:
         _log.warning(said, _counted(count), export, extra={"VOLUME": _volume(export), **_fields(export)})
     if entries:
         _log.info("handed %s over to the next polyvold", _counted(len(entries)))
+
+
+def _flush_all(context: Context) -> None:
+    """Flush all volumes, so that the stop, while hosts wait, has little left to do; those that do not end in
+    time are left to it."""
+
+    def flush(volume: int) -> None:
+        with contextlib.suppress(context.engine_error):
+            context.engine.flush(volume)
+
+    workers = Workers("polyvol-flush", stuck_s=FLUSH_S)
+    for volume in context.catalog.volumes():
+        workers.run(volume.id, partial(flush, volume.id))
+    workers.wait(FLUSH_S)
+    workers.stop(0)
 
 
 def take_devices(passed: Passed) -> dict[str, int]:

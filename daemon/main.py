@@ -17,7 +17,7 @@ from pathlib import Path
 import click
 
 from polyvol.daemon.config import FRONTENDS, Config, load_config
-from polyvol.daemon.errors import EXIT_CODE, BadConfig
+from polyvol.daemon.errors import EXIT_CODE, BadConfig, StopUnfinished
 from polyvol.daemon.notify import log_to_journal, notify
 from polyvol.daemon.sockets import Passed, passed_by_systemd
 from polyvol.daemon.state import control_socket
@@ -115,7 +115,14 @@ def _run_native(
         watch(service, lambda: read_again().processors)
     finally:
         notify("STOPPING=1", "STATUS=stopping: making everything durable")
-        service.stop()
+        try:
+            service.stop()
+        except StopUnfinished as error:
+            # At once: whatever waits for the threads that hang would wait for ever.
+            logging.getLogger("polyvol").error("%s", error)
+            with contextlib.suppress(OSError):
+                print(error, file=sys.stderr, flush=True)
+            os._exit(EXIT_CODE)
 
 
 def announce(addresses: list[str]) -> None:

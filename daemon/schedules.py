@@ -49,7 +49,7 @@ LATE_NS = 60 * SECOND_NS
 """How late a schedule may be before it is said."""
 RETAIN_WAIT_S = 5.0
 """How long a run waits for a volume that it deletes a snapshot of."""
-STOP_S = 20.0
+STOP_S = 5.0
 """How long a stop waits for the runs under way."""
 LOOK_S = 20.0
 """How often to look at the clock, which may have been set."""

@@ -5,7 +5,8 @@ How it works      A scrub is a thread that has the engine read a volume's slots,
                   replaced after each step; the last one that came to its end is kept in the catalog. With
                   weekly scrubs switched on, a thread looks every minute, and when one ends, for the volume
                   whose last scrub (or whose making) is a week ago or longest ago, so one that was missed is
-                  made up for after a start, one at a time. How long ago that is, the wall clock tells once,
+                  made up for after a start, one at a time
+                  (one that hangs does not count). How long ago that is, the wall clock tells once,
                   when a volume is first looked at; a week from there is by the steady clock, so that setting
                   the clock changes nothing. A time in the future is not believed: the volume is due at once,
                   and that is said.
@@ -36,6 +37,10 @@ WEEK_NS = 7 * 24 * 3600 * 1_000_000_000
 RETRY_NS = 3600 * 1_000_000_000
 RATE_DEFAULT = 64 << 20
 RATE_MIN = 64 << 10
+END_S = 5.0
+"""How long a scrub that is told to end is waited for."""
+HUNG_S = 60.0
+"""A scrub that has read nothing for so long keeps the weekly scrubs of others waiting no more."""
 _LOOK_S = 60.0
 _STEPS_A_SECOND = 16
 _LISTED_MAX = 1000
@@ -49,6 +54,8 @@ class _Running:
     view: ScrubView
     thread: threading.Thread | None = None
     told: threading.Event = field(default_factory=threading.Event)
+    moved_s: float = field(default_factory=time.monotonic)
+    """When it last began to read, or read something."""
 
 
 class Scrubs:
@@ -69,16 +76,17 @@ class Scrubs:
         self._weekly_thread.start()
 
     def stop(self) -> None:
-        """End all scrubs; what is under way of them is not kept."""
+        """End all scrubs, but do not wait for ever; what is under way of them is not kept."""
         self._told.set()
         self._look.set()
         with self._lock:
             running = list(self._running.values())
         for scrub in running:
             scrub.told.set()
+        until = time.monotonic() + END_S
         for scrub in running:
             if scrub.thread is not None:
-                scrub.thread.join()
+                scrub.thread.join(max(0.0, until - time.monotonic()))
         if self._weekly_thread.is_alive():
             self._weekly_thread.join()
 
@@ -130,13 +138,13 @@ class Scrubs:
         return ScrubView(**values)
 
     def end(self, name: str) -> ScrubView:
-        """Stop a volume's scrub, if one is under way."""
+        """Stop a volume's scrub, if one is under way; it is 'running' still if a device hangs."""
         volume = self._context.find_volume(name)
         with self._lock:
             scrub = self._running.get(volume.id)
         if scrub is not None and scrub.thread is not None:
             scrub.told.set()
-            scrub.thread.join()
+            scrub.thread.join(END_S)
         return self.show(name)
 
     @property
@@ -154,13 +162,15 @@ class Scrubs:
         if not self.weekly:
             return None
         with self._lock:
-            if self._running:
+            if any(time.monotonic() - scrub.moved_s < HUNG_S for scrub in self._running.values()):
                 return None
+            running = set(self._running)
         context = self._context
         dues = {
             volume: self._due(volume)
             for volume in context.catalog.volumes()
             if volume.state == "ready" and not volume.kept and volume.id not in context.volume_trouble
+            if volume.id not in running
         }
         first = min(dues, key=dues.__getitem__, default=None)
         return first if first is not None and dues[first] <= context.steady() else None
@@ -228,6 +238,7 @@ class Scrubs:
                 step = max(4096, rate // _STEPS_A_SECOND)
                 report = context.engine.scrub(volume.id, number, cursor, step)
                 cursor = report["next"]
+                scrub.moved_s = time.monotonic()
                 view = scrub.view
                 bad = [self._bad_view(volume, number, found, names) for found in report["bad"]]
                 scrub.view = replace(

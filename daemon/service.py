@@ -8,7 +8,8 @@ How it works      start: lock; sockets; catalog; engine; devices; volumes and sn
                   then, and I/O goes through `engine.open`).
 Invariants        V1 one service for each state directory (the lock); V2 clients find every healthy volume and
                   snapshot exported as soon as they can connect; V3 `stop` waits for a change that is under
-                  way, unless it does not end (CALLS_S in api/server.py and others).
+                  way, unless it does not end (CALLS_S in api/server.py and others); V4 what hangs at a stop
+                  keeps the devices and the state directory held until the process has ended.
 Owner and locks   `start` and `stop` are called from one thread, which need not be the main one. The verbs may
                   be called from any; those that change something take the locks of what they change
                   (locks.py).
@@ -20,8 +21,9 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +35,7 @@ from polyvol.daemon.context import Context
 from polyvol.daemon.deletions import Deletions
 from polyvol.daemon.devices import Devices
 from polyvol.daemon.engine_border import EngineLike, EngineModule, load_engine
-from polyvol.daemon.errors import engine_errors
+from polyvol.daemon.errors import StopUnfinished, engine_errors
 from polyvol.daemon.group_requests import VolumeGrow
 from polyvol.daemon.groups import Groups
 from polyvol.daemon.growth import grow_volume
@@ -74,6 +76,7 @@ from polyvol.daemon.views import (
     iso,
 )
 from polyvol.daemon.volumes import Volumes
+from polyvol.daemon.workers import ended
 from polyvol.mapping.catalog.settings import Settings
 from polyvol.mapping.catalog.store import Catalog
 from polyvol.mapping.clock import Clock, steady_ns, wall_ns
@@ -83,6 +86,9 @@ from polyvol.mapping.volume import PROCESSORS_MAX
 if TYPE_CHECKING:
     from polyvol.engine import ExportInfo
 
+ENGINE_S = 100.0
+"""How long a stop waits for the engine, which writes large checkpoints. The rest takes less than 50 s;
+TimeoutStopSec in systemd/polyvold.service is more than both."""
 _log = logging.getLogger("polyvol")
 
 
@@ -123,6 +129,7 @@ class Service:
         self._steady = steady
         self._accept_older_catalog = accept_older_catalog
         self._undo = ExitStack()
+        self._left = False
         self._started_ns = 0
         self._began_ns = 0
 
@@ -168,7 +175,8 @@ class Service:
             self._undo = undo.pop_all()
 
     def stop(self) -> None:
-        """Stop everything: connections are closed, everything durable, the sockets gone. Idempotent."""
+        """Stop everything: connections are closed, everything durable, the sockets gone. Idempotent.
+        StopUnfinished after about STOP_S in all if a device hangs: the process is to end at once then."""
         self._undo.close()
 
     def exports(self) -> "Sequence[ExportInfo]":
@@ -177,8 +185,8 @@ class Service:
 
     def probe(self, timeout_s: float) -> bool:
         """Whether the control API's loop and the engine answer within this time."""
-        self.engine.stats()
-        return self._server.answers(timeout_s)
+        asked = self._context.looks.ask({"probe": self.engine.stats})
+        return bool(asked) and self._server.answers(timeout_s)
 
     def summary(self) -> str:
         """The state of everything in one line, for systemd to show."""
@@ -369,20 +377,20 @@ class Service:
 
     def _start(self, undo: ExitStack) -> None:
         state.make_state_dir(self.state_dir)
-        undo.callback(state.StateLock(self.state_dir).release)
+        undo.callback(self._unless_left, state.StateLock(self.state_dir).release)
         undo.callback(self._passed.close)
         control = self._passed.control or self._bind_unix(undo, state.control_socket(self.state_dir))
         listeners = self._bind_nbd(undo) if self._serve_nbd else []
         module = self._module or load_engine()
         self._version = module.__version__
         catalog = Catalog(self.state_dir / "catalog.db", accept_older=self._accept_older_catalog)
-        undo.callback(catalog.close)
+        undo.callback(self._unless_left, catalog.close)
         with engine_errors(f"starting the engine with {self._processors} processors", module.EngineError):
             engine = self._engine = module.Engine(self._processors)
         self._context = Context(
             self.state_dir, catalog, engine, module.EngineError, self._processors, self._processors
         )
-        undo.callback(device_files.let_go_of_all, self._context)
+        undo.callback(self._unless_left, partial(device_files.let_go_of_all, self._context))
         undo.callback(self._stop_engine, engine, module, catalog.settings)
         clean = catalog.settings.begin_run(state.boot_id())
         self._context.clock, self._context.steady = self._clock, self._steady
@@ -451,11 +459,22 @@ class Service:
 
     def _stop_engine(self, engine: EngineLike, module: EngineModule, settings: Settings) -> None:
         """Stop the engine; the run ended cleanly if everything is durable and the catalog can say so."""
-        with engine_errors("making everything durable", module.EngineError):
-            engine.stop()
-        stopped.end(self._context)
-        device_files.end_run(self._context)
-        settings.end_run()
+
+        def stop() -> None:
+            with engine_errors("making everything durable", module.EngineError):
+                engine.stop()
+            stopped.end(self._context)
+            device_files.end_run(self._context)
+            settings.end_run()
+
+        if not ended(stop, ENGINE_S, "polyvol-stop"):
+            self._left = True
+            raise StopUnfinished(state=self.state_dir)
+
+    def _unless_left(self, release: Callable[[], object]) -> None:
+        """Let go of something, unless what hangs has it still (V4)."""
+        if not self._left:
+            release()
 
     def _bind_unix(self, undo: ExitStack, path: Path) -> socket.socket:
         listener = sockets.bind_unix(path)

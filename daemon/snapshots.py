@@ -15,6 +15,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
+from functools import partial
 
 from polyvol.daemon.change_logs import ChangeLogs, inventory
 from polyvol.daemon.context import Context, devices_of
@@ -23,6 +24,7 @@ from polyvol.daemon.requests import SnapshotCreate
 from polyvol.daemon.snapshot_use import snapshot_uses
 from polyvol.daemon.use_views import SnapshotUseView
 from polyvol.daemon.views import PartitionSnapshotView, SnapshotDeleted, SnapshotView, StallView, iso
+from polyvol.daemon.workers import Workers
 from polyvol.mapping.errors import NameInUse, RepeatedDevice, UnknownSnapshot
 from polyvol.mapping.group import Group, Schedule
 from polyvol.mapping.names import check_name, check_prefix
@@ -46,6 +48,7 @@ class Snapshots:
         self._context = context
         self._change_logs = change_logs
         self._coordinator = Coordinator(context.engine, context.catalog)
+        self._later = Workers("polyvol-drop")
 
     def create(
         self,
@@ -122,8 +125,9 @@ class Snapshots:
         return self._delete(members, lambda: catalog.removal.forget_cut(first.cut))
 
     def drop(self, volume: Volume, members: Sequence[tuple[Volume, SnapshotRecord]]) -> int:
-        """Delete a snapshot so that writes to a volume go on, and remember that; bytes freed. `members`: what
-        is deleted together with it."""
+        """Delete a snapshot so that writes to a volume go on, and remember that; bytes freed in the volume.
+        `members`: what is deleted together with it; space of other volumes comes back in the background,
+        because their devices may hang."""
         catalog = self._context.catalog
         members = sorted(members, key=lambda member: member[0].id != volume.id)
         self._refuse_needed(members)
@@ -132,7 +136,7 @@ class Snapshots:
         def forget() -> None:
             dropped.extend(catalog.removal.drop_snapshots([each for _, each in members]))
 
-        freed = self._delete(members, forget)
+        freed = self._delete(members, forget, first=volume)
         catalog.removal.set_freed(dropped[0], freed)
         return freed
 
@@ -162,10 +166,16 @@ class Snapshots:
                 raise SnapshotHeld(name=name, tags=", ".join(record.holds))
             self._context.refuse_base(volume, record)
 
-    def _delete(self, members: Sequence[tuple[Volume, SnapshotRecord]], forget: Callable[[], None]) -> int:
+    def _delete(
+        self,
+        members: Sequence[tuple[Volume, SnapshotRecord]],
+        forget: Callable[[], None],
+        *,
+        first: Volume | None = None,
+    ) -> int:
         """End the exports of all members, `forget` them, free what only they could see: bytes freed. Those of
         volumes that are not served have neither: the engine drops them when it takes the volume over. What
-        clones were made from is kept for them."""
+        clones were made from is kept for them. `first`: nothing is waited for but this volume."""
         context = self._context
         kept = context.catalog.removal.clones()
         served = [member for member in members if context.is_served(member[0])]
@@ -183,10 +193,17 @@ class Snapshots:
         for volume, record in served:
             if (volume.id, record.epoch) in kept:
                 continue
-            export = export_name(volume.name, record.name)
-            with context.engine_errors(f"giving back the space of snapshot {export}, which is deleted,"):
-                freed += context.engine.drop_snapshot(volume.id, record.epoch)
+            if first is None or volume.id == first.id:
+                freed += self._give_back(volume, record)
+            else:
+                self._later.run((volume.id, record.epoch), partial(self._give_back, volume, record))
         return freed
+
+    def _give_back(self, volume: Volume, record: SnapshotRecord) -> int:
+        """Free what only a snapshot could see that the catalog has forgotten: bytes freed."""
+        export = export_name(volume.name, record.name)
+        with self._context.engine_errors(f"giving back the space of snapshot {export}, which is deleted,"):
+            return self._context.engine.drop_snapshot(volume.id, record.epoch)
 
     def _unexport(self, export: str) -> None:
         context = self._context

@@ -37,7 +37,7 @@ from polyvol.snapshot.retention import droppable
 from polyvol.snapshot.snapshot import export_name
 
 SAMPLE_S = 2.0
-STOP_S = 10.0
+STOP_S = 5.0
 """How long a stop waits for room that is being made."""
 MEMBERS_WAIT_S = 2.0
 """How long other members of a group's snapshot are waited for."""

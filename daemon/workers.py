@@ -31,6 +31,24 @@ Answer = TypeVar("Answer")
 _log = logging.getLogger("polyvol")
 
 
+def ended(job: Job, timeout_s: float, name: str) -> bool:
+    """Run a job on a thread, and wait for it at most so long; whether it has ended. Raises what it raises."""
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            job()
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=run, name=name, daemon=True)
+    thread.start()
+    thread.join(timeout_s)
+    if failure:
+        raise failure[0]
+    return not thread.is_alive()
+
+
 class Workers:
     """Runs jobs, named `name`."""
 

@@ -36,9 +36,9 @@ _CHANGERS = 8
 """Calls that run at a time, not counting those that have run for long."""
 _LOOP_INTERVAL_S = 30
 """How often the loop comes round when nothing happens, to let go of connections that were idle long."""
-_STOP_TIMEOUT_S = 10.0
+_STOP_TIMEOUT_S = 5.0
 """How long a stop waits for answers to be read."""
-CALLS_S = 20.0
+CALLS_S = 10.0
 """How long a stop waits for calls that have begun."""
 _STOP_POLL_S = 0.01
 _log = logging.getLogger("polyvol.api")

@@ -47,6 +47,10 @@ if TYPE_CHECKING:
     )
 
 
+HUNG_S = 60.0
+"""How long a call hangs that no test lets go on."""
+
+
 @dataclass
 class _Stored:
     """What a volume leaves behind: its blocks, its snapshots' blocks by epoch, its epoch."""
@@ -95,6 +99,8 @@ class SimWorld:
         """Volumes with writes that wait for room."""
         self.hold: dict[str, threading.Event] = {}
         """Call name -> an event that the call waits for, as for a slow disk."""
+        self.hang: dict[tuple[str, object], threading.Event] = {}
+        """Call name and first argument -> an event that such a call waits for, as for a device that hangs."""
         self.unneeded: dict[int, list[int]] = {}
         """The rollbacks that may be forgotten, by volume."""
         self.clock: Callable[[], int] = time.time_ns
@@ -128,6 +134,9 @@ class SimWorld:
         self.calls.append((name, *arguments))
         if name in self.hold:
             self.hold[name].wait(10)
+        hung = self.hang.get((name, arguments[0])) if arguments else None
+        if hung is not None:
+            hung.wait(HUNG_S)
         if name in self.fail:
             if self.fail[name] == 0:
                 raise EngineError("io", f"simulated failure of {name}", errno.EIO)
