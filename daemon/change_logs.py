@@ -2,13 +2,14 @@
 
 How it works      add: plan (pure); make the sparse file if no device was named, recorded as 'adding'; record
                   the logs in the catalog; hand them to the engine, which uses them at once.
-Owner and locks   The caller holds the volume's lock. From the plan to the record of a log its extents are
-                  reserved (`Context.reserved`).
+Owner and locks   The caller holds the volume's lock. A log is planned and recorded under one hold of
+                  `changes`, unless a file is made for it alone.
 Durability        Once a log is recorded, the next start serves it. A file whose log was not is removed then.
 Errors            mapping/errors.py, VolumeNotServed, EngineFailed; what was begun is undone.
 """
 
 import contextlib
+from collections.abc import Iterable, Sequence
 from uuid import uuid4
 
 from polyvol.daemon import device_files
@@ -18,6 +19,7 @@ from polyvol.daemon.requests import LogAdd
 from polyvol.daemon.room import Gauge
 from polyvol.daemon.views import LogView, SpaceView
 from polyvol.mapping.device import Device
+from polyvol.mapping.errors import PolyvolError
 from polyvol.mapping.extent import Extent, total
 from polyvol.mapping.records import ChangeLog, Volume
 from polyvol.mapping.volume import Inventory, NewDevice, log_spec, plan_added_logs, plan_log
@@ -42,19 +44,20 @@ class ChangeLogs:
         present = sum(total(log.extents) for log in context.catalog.logs(volume.id))
         with context.changes:
             plan = plan_added_logs(volume, request.devices, request.size, present, inventory(context))
-            made = None if plan.new_device is None else self.record_file(volume, plan.new_device)
-            context.reserved[volume.id] = [extent for extents in plan.extents for extent in extents]
+            if plan.new_device is None:
+                made, logs = None, self._record(volume, plan.extents, default=True)
+            else:
+                made, logs = self.record_file(volume, plan.new_device), []
         try:
             if made is not None:
                 self.make_file(made)
-            for extents in plan.extents:
-                self._add(volume, extents, default=True, made=made)
+                with context.changes:
+                    logs = self._record(volume, plan.extents, default=True, made=made)
+            self._use(volume, logs, default=True)
         except BaseException:
             if made is not None:
                 self.unmake_file(made)
             raise
-        finally:
-            context.reserved.pop(volume.id, None)
         context.events.add("info", f"volume {name} has more room for what is redirected", volume=name)
 
     def on_device(self, volume: Volume, device: Device) -> int:
@@ -64,11 +67,9 @@ class ChangeLogs:
                 return log.number
         with self._context.changes:
             extents = tuple(plan_log(volume, device, inventory(self._context)))
-            self._context.reserved[volume.id] = list(extents)
-        try:
-            return self._add(volume, extents, default=False, made=None).number
-        finally:
-            self._context.reserved.pop(volume.id, None)
+            logs = self._record(volume, [extents], default=False)
+        self._use(volume, logs, default=False)
+        return logs[0].number
 
     def views(self, volume: Volume, names: dict[int, str], *, serving: bool) -> list[LogView]:
         """Each log of a volume; its use, while it is served."""
@@ -87,23 +88,40 @@ class ChangeLogs:
             return gauge.view(found["used_bytes"], found["size_bytes"])
         return None
 
-    def _add(
-        self, volume: Volume, extents: tuple[Extent, ...], *, default: bool, made: Device | None
-    ) -> ChangeLog:
-        context = self._context
+    def _record(
+        self,
+        volume: Volume,
+        planned: Iterable[tuple[Extent, ...]],
+        *,
+        default: bool,
+        made: Device | None = None,
+    ) -> list[ChangeLog]:
+        """Record logs of these extents, in the file that was made for them if one was. Under `changes`."""
         identity = None if made is None else made.id
-        if made is not None:
-            extents = tuple(Extent(made.id, extent.offset, extent.length) for extent in extents)
-        with context.changes:
-            log = context.catalog.add_log(volume, extents, default=default, made=identity)
+        logs: list[ChangeLog] = []
         try:
-            with context.engine_errors(f"adding a change log to volume {volume.name}"):
-                context.engine.add_log(volume.id, log_spec(log), default=default)
-        except BaseException:
-            with context.changes:
-                context.catalog.forget_log(volume.id, log.number)
+            for extents in planned:
+                if made is not None:
+                    extents = tuple(Extent(made.id, extent.offset, extent.length) for extent in extents)
+                logs.append(self._context.catalog.add_log(volume, extents, default=default, made=identity))
+        except PolyvolError:
+            for log in logs:
+                self._context.catalog.forget_log(volume.id, log.number)
             raise
-        return log
+        return logs
+
+    def _use(self, volume: Volume, logs: Sequence[ChangeLog], *, default: bool) -> None:
+        """Have the engine use logs that are recorded; those that it refuses are forgotten."""
+        context = self._context
+        for done, log in enumerate(logs):
+            try:
+                with context.engine_errors(f"adding a change log to volume {volume.name}"):
+                    context.engine.add_log(volume.id, log_spec(log), default=default)
+            except BaseException:
+                with context.changes:
+                    for unused in logs[done:]:
+                        context.catalog.forget_log(volume.id, unused.number)
+                raise
 
     def record_file(self, volume: Volume, new: NewDevice) -> Device:
         """Record a sparse file that is to be made; it is 'adding' until what is on it is recorded. Under
@@ -133,12 +151,6 @@ def inventory(context: Context) -> Inventory:
     volumes = context.catalog.volumes()
     names = {volume.id: volume.name for volume in volumes}
     users = context.catalog.users()
-
-    def used(device: int) -> list[Extent]:
-        reserved = [extent for each in list(context.reserved.values()) for extent in each]
-        planned = [extent for extent in reserved if extent.device == device]
-        return sorted({*context.catalog.used_extents(device), *planned}, key=lambda extent: extent.offset)
-
     devices = context.catalog.devices()
     halfway = {
         device.id: f"it is {device.state}"
@@ -148,7 +160,7 @@ def inventory(context: Context) -> Inventory:
     return Inventory(
         devices={device.name: device for device in devices},
         unusable=unusable_devices(context) | halfway,
-        used=used,
+        used=context.catalog.used_extents,
         volumes_on=lambda device: [names[user] for user in users.get(device, ())],
         volume_names=set(names.values()),
         load=context.catalog.processor_load(),

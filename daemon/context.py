@@ -16,7 +16,7 @@ from uuid import UUID
 from polyvol.daemon.engine_border import EngineLike, guarded
 from polyvol.daemon.errors import Restoring, VolumeBusy, VolumeNotServed, engine_errors
 from polyvol.daemon.events import Events
-from polyvol.daemon.locks import WAIT_S, Changes, Locks, Operation
+from polyvol.daemon.locks import Changes, Locks, Operation
 from polyvol.daemon.room import Gauge
 from polyvol.daemon.sizes import format_seconds
 from polyvol.daemon.views import ExtentView
@@ -57,8 +57,6 @@ class Context:
     steady: Clock = steady_ns
     generation: int = 0
     run: UUID = NO_RUN
-    reserved: dict[int, list[Extent]] = field(default_factory=dict)
-    """Extents that are planned and not recorded yet, by the volume's id; under `changes`."""
     looks: Looks = field(default_factory=Looks)
     """For readers: what is asked of the kernel that a hung file system does not answer."""
     _growing: threading.Lock = field(default_factory=threading.Lock)
@@ -72,7 +70,7 @@ class Context:
         return self.locks.changes
 
     @contextmanager
-    def holding(self, name: str, what: str, *, wait_s: float = WAIT_S) -> Iterator[Volume]:
+    def holding(self, name: str, what: str, *, wait_s: float | None = None) -> Iterator[Volume]:
         """Hold the lock of the volume of this name to do `what`; the volume as it is then. UnknownVolume,
         VolumeBusy."""
         while True:
@@ -87,7 +85,7 @@ class Context:
 
     @contextmanager
     def holding_all(
-        self, volumes: Iterable[Volume], what: str, *, wait_s: float = WAIT_S
+        self, volumes: Iterable[Volume], what: str, *, wait_s: float | None = None
     ) -> Iterator[Operation]:
         """Hold the locks of these volumes to do `what`; UnknownVolume if one has gone meanwhile."""
         wanted = {volume.id: volume.name for volume in volumes}

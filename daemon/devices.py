@@ -23,7 +23,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from uuid import uuid4
@@ -69,7 +69,6 @@ from polyvol.mapping.errors import (
     PolyvolError,
     UnknownDevice,
 )
-from polyvol.mapping.extent import Extent
 from polyvol.mapping.names import check_name, name_from, unique_name
 from polyvol.mapping.opening import OpenFile, identity_of
 
@@ -419,10 +418,9 @@ class Devices:
             self._forget(device)
 
     def _refuse_used(self, device: Device) -> None:
-        """DeviceInUse if volumes have extents on a device, or are about to. Under `changes`."""
+        """DeviceInUse if volumes have extents on a device. Under `changes`."""
         context = self._context
         users = set(context.catalog.users().get(device.id, []))
-        users |= {user for user, extents in context.reserved.items() if devices_in(extents, device.id)}
         if device.made_for is not None:
             users.add(device.made_for)
         if users:
@@ -456,11 +454,6 @@ class Devices:
     def _stored_path(self, path: Path) -> str:
         state_dir = self._context.state_dir
         return str(path.relative_to(state_dir) if path.is_relative_to(state_dir) else path)
-
-
-def devices_in(extents: Iterable[Extent], device: int) -> bool:
-    """Whether one of these extents is on a device."""
-    return any(extent.device == device for extent in extents)
 
 
 def _is_alive(file: OpenFile) -> bool:

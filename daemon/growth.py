@@ -4,7 +4,8 @@ How it works      1. plan     (pure) where the new partitions go;
                   2. make     the sparse files that the plan asks for, recorded as 'adding';
                   3. record   size, partitions and extents in one transaction of the catalog;
                   4. engine   serves what is new, and shows the new size to those who connect from now on.
-Owner and locks   The caller holds the volume's lock. From the plan to the record its extents are reserved.
+Owner and locks   The caller holds the volume's lock. What is placed on devices that are there is planned and
+                  recorded under one hold of `changes`.
 Durability        Catalog first: were the engine first, a host could write to a place that after a crash
                   belongs to nobody. A kill before step 3 leaves the volume as it was, and the next start
                   removes the files; after it the next start serves the larger volume.
@@ -34,15 +35,14 @@ def grow_volume(context: Context, change_logs: ChangeLogs, name: str, request: V
             plan = plan_growth(volume, before, request.size, request.devices, inventory(context))
             context.grow_processors(max(plan.processors) + 1)
             made = {new.id: change_logs.record_file(volume, new) for new in plan.new_devices}
-            context.reserved[volume.id] = [
-                extent for partition in plan.partitions for extent in partition.extents
-            ]
+            if not made:
+                catalog.growth.record(volume, plan.size, plan.partitions, {})
         for device in made.values():
             change_logs.make_file(device)
         ids = {number: device.id for number, device in made.items()}
-        with context.changes:
-            catalog.growth.record(volume, plan.size, plan.partitions, ids)
-            del context.reserved[volume.id]
+        if made:
+            with context.changes:
+                catalog.growth.record(volume, plan.size, plan.partitions, ids)
         try:
             grown = context.find_volume(name)
             spec = volume_spec(
@@ -62,7 +62,6 @@ def grow_volume(context: Context, change_logs: ChangeLogs, name: str, request: V
             raise
         catalog.set_manifests(volume.id, len(spec["partitions"]))
     except BaseException:
-        context.reserved.pop(volume.id, None)
         for device in made.values():
             with contextlib.suppress(PolyvolError, OSError):  # else the next start removes it
                 change_logs.unmake_file(device)

@@ -97,6 +97,7 @@ class Locks:
 
     def __init__(self, steady_s: Callable[[], float] = time.monotonic) -> None:
         self.changes = Changes()
+        self.wait_s = WAIT_S
         self._now = steady_s
         self._condition = threading.Condition()
         self._held: dict[Key, Operation] = {}
@@ -106,7 +107,9 @@ class Locks:
         self._mine = _Mine()
 
     @contextmanager
-    def volumes(self, named: Mapping[int, str], what: str, *, wait_s: float = WAIT_S) -> Iterator[Operation]:
+    def volumes(
+        self, named: Mapping[int, str], what: str, *, wait_s: float | None = None
+    ) -> Iterator[Operation]:
         """Hold the locks of volumes, given as names by id, to do `what`; VolumeBusy."""
         top = max(
             (key[1] for each in self._mine.held if each.noun == "volume" for key in each.keys), default=-1
@@ -117,7 +120,7 @@ class Locks:
             yield operation
 
     @contextmanager
-    def device(self, identity: int, name: str, what: str, *, wait_s: float = WAIT_S) -> Iterator[None]:
+    def device(self, identity: int, name: str, what: str, *, wait_s: float | None = None) -> Iterator[None]:
         """Hold the lock of a device to do `what`; DeviceBusy."""
         assert all(("device", identity) not in each.keys for each in self._mine.held), "L4"
         with self._hold("device", {identity: name}, what, wait_s):
@@ -138,7 +141,7 @@ class Locks:
                 self._condition.wait_for(lambda: not any(key[1] in self._room for key in operation.keys))
 
     @contextmanager
-    def room(self, named: Mapping[int, str], what: str, *, wait_s: float = WAIT_S) -> Iterator[None]:
+    def room(self, named: Mapping[int, str], what: str, *, wait_s: float | None = None) -> Iterator[None]:
         """Hold volumes to delete snapshots that are in the catalog, so that writes go on: as `volumes`, but
         also while a cut of them is waited for."""
         assert not self._mine.held, "L2, L3"
@@ -189,7 +192,9 @@ class Locks:
             self._condition.notify_all()
 
     @contextmanager
-    def _hold(self, noun: Noun, named: Mapping[int, str], what: str, wait_s: float) -> Iterator[Operation]:
+    def _hold(
+        self, noun: Noun, named: Mapping[int, str], what: str, wait_s: float | None
+    ) -> Iterator[Operation]:
         assert not self.changes.mine, f"L1: {what}"
         keys = frozenset[Key]((noun, identity) for identity in named)
         operation = Operation(what, noun, list(named.values()), keys, self._now())
@@ -208,7 +213,7 @@ class Locks:
                 self._condition.notify_all()
 
     def _wait(
-        self, keys: frozenset[Key], named: Mapping[int, str], wait_s: float, *, lending: bool = False
+        self, keys: frozenset[Key], named: Mapping[int, str], wait_s: float | None, *, lending: bool = False
     ) -> None:
         """Wait until all of these are free at once. Under `_condition`."""
 
@@ -226,7 +231,7 @@ class Locks:
         full = max(self._waiting[key] for key in keys) >= WAITING_MAX
         self._waiting.update(keys)
         try:
-            until = self._now() + (0.0 if full else wait_s)
+            until = self._now() + (0.0 if full else self.wait_s if wait_s is None else wait_s)
             while found is not None:
                 left = until - self._now()
                 if left <= 0 or self._closed:

@@ -25,7 +25,6 @@ from functools import partial
 
 from polyvol.daemon.context import Context
 from polyvol.daemon.errors import Restoring, SnapshotInUse, VolumeBusy
-from polyvol.daemon.locks import WAIT_S
 from polyvol.daemon.room import Gauge, Level
 from polyvol.daemon.sizes import format_size
 from polyvol.daemon.snapshots import Snapshots
@@ -170,7 +169,7 @@ class Space:
             members = self._snapshots.members(record)
             concerned = {each.id: each.name for each, _ in members}
             # Another member of a group may be busy for ever: then the next snapshot goes.
-            wait_s = WAIT_S if len(members) == 1 else MEMBERS_WAIT_S
+            wait_s = None if len(members) == 1 else MEMBERS_WAIT_S
             try:
                 with self._context.locks.room(concerned, _WHAT, wait_s=wait_s):
                     if self._policy(volume) != "keep-writing":

@@ -10,7 +10,6 @@ import logging
 
 from polyvol.daemon.context import Context
 from polyvol.daemon.hooks import HookRunner
-from polyvol.daemon.locks import WAIT_S
 from polyvol.daemon.requests import SnapshotCreate
 from polyvol.daemon.snapshots import Snapshots
 from polyvol.daemon.views import SnapshotView
@@ -39,7 +38,7 @@ class Taking:
         with context.holding_all(volumes, WHAT):
             pass
         with self._hooks.around(volumes, request.name, group, schedule) as thaw:
-            wait_s = WAIT_S if thaw is None else QUIESCED_WAIT_S
+            wait_s = None if thaw is None else QUIESCED_WAIT_S
             with context.holding_all(volumes, WHAT, wait_s=wait_s) as operation:
                 views = self._snapshots.create(
                     request, group=group, schedule=schedule, thaw=thaw, lent=context.locks.lent(operation)

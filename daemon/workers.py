@@ -105,8 +105,8 @@ class Workers:
                 target=self._work, args=(key, self._jobs.pop(key)), name=self._name, daemon=True
             )
             thread.start()
-        if self._queue and counted and self._timer is None:
-            # One of those that count may hang: then it counts no more.
+        if self._timer is None and any(key not in self._running for key in self._queue):
+            # Those that count may hang: then they count no more.
             self._timer = threading.Timer(self._stuck_s, self._look_again)
             self._timer.daemon = True
             self._timer.start()

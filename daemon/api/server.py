@@ -32,8 +32,9 @@ if TYPE_CHECKING:
     from polyvol.daemon.service import Service
 
 _READERS = 4
-_CHANGERS = 8
-"""Calls that run at a time, not counting those that have run for long."""
+_CHANGERS = 32
+"""Other calls that run at a time, not counting those that have run for LONG_S."""
+LONG_S = 1.0
 _LOOP_INTERVAL_S = 30
 """How often the loop comes round when nothing happens, to let go of connections that were idle long."""
 _STOP_TIMEOUT_S = 5.0
@@ -107,7 +108,7 @@ class _Tasks(ThreadedTaskDispatcher):  # type: ignore[misc]  # waitress has no t
     def __init__(self, only_looks: Callable[[str, str], bool]) -> None:
         super().__init__()
         self._only_looks = only_looks
-        self._workers = Workers("polyvol-call", at_a_time=_CHANGERS)
+        self._workers = Workers("polyvol-call", at_a_time=_CHANGERS, stuck_s=LONG_S)
         self._numbers = itertools.count()
         self.set_thread_count(_READERS)
 
