@@ -148,24 +148,24 @@ class ChangeLogs:
 
 def inventory(context: Context) -> Inventory:
     """What there is to plan with."""
-    volumes = context.catalog.volumes()
-    names = {volume.id: volume.name for volume in volumes}
-    users = context.catalog.users()
-    devices = context.catalog.devices()
-    halfway = {
-        device.id: f"it is {device.state}"
-        for device in devices
-        if device.state != "ready" and device.made_for is None
-    }
-    return Inventory(
-        devices={device.name: device for device in devices},
-        unusable=unusable_devices(context) | halfway,
-        used=context.catalog.used_extents,
-        volumes_on=lambda device: [names[user] for user in users.get(device, ())],
-        volume_names=set(names.values()),
-        load=context.catalog.processor_load(),
-        processors=context.default_processors,
-    )
+    with context.reading():
+        names = {volume.id: volume.name for volume in context.catalog.volumes()}
+        users = context.catalog.users()
+        devices = context.catalog.devices()
+        halfway = {
+            device.id: f"it is {device.state}"
+            for device in devices
+            if device.state != "ready" and device.made_for is None
+        }
+        return Inventory(
+            devices={device.name: device for device in devices},
+            unusable=unusable_devices(context) | halfway,
+            used=context.catalog.used_extents,
+            volumes_on=lambda device: [names[user] for user in users.get(device, ())],
+            volume_names=set(names.values()),
+            load=context.catalog.processor_load(),
+            processors=context.default_processors,
+        )
 
 
 def log_view(log: ChangeLog, names: dict[int, str], use: dict[int, tuple[int, int]]) -> LogView:

@@ -9,6 +9,7 @@ Errors            UnknownVolume, UnknownSnapshot, VolumeNotServed, BadRequest.
 from polyvol.daemon.change_views import ChangedExtent, ChangesView, ChangeTotalView
 from polyvol.daemon.context import Context
 from polyvol.daemon.errors import BadRequest
+from polyvol.daemon.reading import reads
 from polyvol.mapping.errors import UnknownSnapshot
 from polyvol.mapping.records import SnapshotRecord, Volume
 
@@ -28,7 +29,10 @@ class Changes:
             raise BadRequest(why=f"start is 0 or more, and limit from 1 to {PAGE_EXTENTS_MAX}")
         context = self._context
         volume, older, newer = self._find(volume_name, since, until)
-        with context.engine_errors(f"comparing {volume.name}@{since} with {until or 'now'}"):
+        compared = [older] if newer is None else [older, newer]
+        with context.engine_asked(
+            f"comparing {volume.name}@{since} with {until or 'now'}", volume, *compared
+        ):
             found, following = context.engine.changes(
                 volume.id, older.epoch, None if newer is None else newer.epoch, start, limit
             )
@@ -46,7 +50,10 @@ class Changes:
         """How much changed from snapshot `since` to `until` (None: now)."""
         context = self._context
         volume, older, newer = self._find(volume_name, since, until)
-        with context.engine_errors(f"comparing {volume.name}@{since} with {until or 'now'}"):
+        compared = [older] if newer is None else [older, newer]
+        with context.engine_asked(
+            f"comparing {volume.name}@{since} with {until or 'now'}", volume, *compared
+        ):
             extents, size = context.engine.change_total(
                 volume.id, older.epoch, None if newer is None else newer.epoch
             )
@@ -54,6 +61,7 @@ class Changes:
             volume=volume.name, since=since, until=until, size=volume.size, extents=extents, bytes=size
         )
 
+    @reads
     def _find(
         self, volume_name: str, since: str, until: str | None
     ) -> tuple[Volume, SnapshotRecord, SnapshotRecord | None]:

@@ -1,22 +1,26 @@
 """The context: what the verbs of all nouns share while the daemon runs.
 
-Owner and locks   `locks` (daemon/locks.py) has all locks and their order. `volume_trouble`, `gauges`,
-                  `refusing` and `restoring` are changed by who has the volume's lock, `device_trouble` and
+Owner and locks   `locks` (daemon/locks.py) has all locks and their order. Verbs that only read take none:
+                  they read within `reading` (daemon/reading.py). `volume_trouble`, `gauges`, `refusing`,
+                  `restoring` and `rewritten` are changed by who has the volume's lock, `device_trouble` and
                   `files` by who has the device's, by replacing single entries; anybody may read them. Engine
                   calls that may wait for a device refuse to run under `changes`.
 """
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 from polyvol.daemon.engine_border import EngineLike, guarded
-from polyvol.daemon.errors import Restoring, VolumeBusy, VolumeNotServed, engine_errors
+from polyvol.daemon.errors import EngineFailed, Restoring, VolumeBusy, VolumeNotServed, engine_errors
 from polyvol.daemon.events import Events
 from polyvol.daemon.locks import Changes, Locks, Operation
+from polyvol.daemon.reading import Reading
 from polyvol.daemon.room import Gauge
 from polyvol.daemon.sizes import format_seconds
 from polyvol.daemon.views import ExtentView
@@ -24,11 +28,14 @@ from polyvol.daemon.workers import Looks
 from polyvol.mapping.catalog.store import Catalog
 from polyvol.mapping.clock import Clock, steady_ns, wall_ns
 from polyvol.mapping.device import Device
-from polyvol.mapping.errors import UnknownDevice, UnknownVolume
+from polyvol.mapping.errors import UnknownDevice, UnknownSnapshot, UnknownVolume
 from polyvol.mapping.extent import Extent
 from polyvol.mapping.label import NO_RUN
 from polyvol.mapping.opening import OpenFile
 from polyvol.mapping.records import SnapshotRecord, Volume
+
+if TYPE_CHECKING:
+    from polyvol.engine import EngineStats, ExportInfo
 
 
 @dataclass
@@ -36,6 +43,7 @@ class Context:
     """The catalog, the engine, what is known to be wrong (by device id and by volume id, as a clause), the
     open files of devices, what has happened of late, and how the change logs fill. `refusing`: keep-writing
     volumes with nothing left to drop. `restoring`: the export that a restore is written to, by volume id.
+    `rewritten`: how often all of a volume was replaced in this run, by a rollback or a restore, by its id.
     `clock`: nanoseconds since 1970, as stored; `steady`: nanoseconds that no jump of it fools, for what
     waits. `generation` and `run` are in the labels of the devices in use (mapping/catalog/generations.py)."""
 
@@ -53,6 +61,7 @@ class Context:
     gauges: dict[int, Gauge] = field(default_factory=dict)
     refusing: set[int] = field(default_factory=set)
     restoring: dict[int, str] = field(default_factory=dict)
+    rewritten: Counter[int] = field(default_factory=Counter)
     clock: Clock = wall_ns
     steady: Clock = steady_ns
     generation: int = 0
@@ -63,6 +72,7 @@ class Context:
 
     def __post_init__(self) -> None:
         self.engine = guarded(self.engine, self.locks.may_wait)
+        self._reading = Reading(self.catalog, self.engine)
 
     @property
     def changes(self) -> Changes:
@@ -103,6 +113,18 @@ class Context:
             since = max(0, (self.clock() - volume.created_ns) // 1_000_000_000)
             raise VolumeBusy(name=volume.name, what="volume create", since=format_seconds(since))
 
+    def reading(self) -> AbstractContextManager[None]:
+        """One state for all that this thread reads within; nothing is changed within it."""
+        return self._reading.one_state()
+
+    def exports(self) -> "Sequence[ExportInfo]":
+        """All exports, by name; within `reading` asked for once."""
+        return self._reading.exports()
+
+    def stats(self) -> "EngineStats":
+        """The engine's counters; within `reading` asked for once."""
+        return self._reading.stats()
+
     def path(self, device: Device) -> Path:
         """Where a device is."""
         return self.state_dir / device.path
@@ -119,6 +141,25 @@ class Context:
         """Turn the engine's errors into a user's; `what` is being done."""
         return engine_errors(what, self.engine_error)
 
+    @contextmanager
+    def engine_asked(self, what: str, volume: Volume, *snapshots: SnapshotRecord) -> Iterator[None]:
+        """As `engine_errors`, for who asks about a volume and its snapshots without a lock: what has gone
+        meanwhile is said to be gone. Not within `reading`."""
+        try:
+            with self.engine_errors(what):
+                yield
+        except EngineFailed:
+            with self.reading():
+                now = next((each for each in self.catalog.volumes() if each.id == volume.id), None)
+                if now is None or now.kept:
+                    raise UnknownVolume(name=volume.name) from None
+                self.refuse_not_served(now, restoring=True)
+                there = {each.uuid for each in self.catalog.snapshots(volume.id)}
+            for snapshot in snapshots:
+                if snapshot.uuid not in there:
+                    raise UnknownSnapshot(volume=volume.name, name=snapshot.name) from None
+            raise
+
     def find_volume(self, name: str) -> Volume:
         """The volume of this name, or UnknownVolume."""
         volume = self.catalog.volume(name)
@@ -130,12 +171,16 @@ class Context:
         """The volume of this name, or UnknownVolume, VolumeNotServed or Restoring. `restoring`: it is good
         enough if a backup is being restored to it, since only its snapshots matter."""
         volume = self.find_volume(name)
+        self.refuse_not_served(volume, restoring=restoring)
+        return volume
+
+    def refuse_not_served(self, volume: Volume, *, restoring: bool = False) -> None:
+        """VolumeNotServed or Restoring, as for `find_served`."""
         if volume.restoring and not restoring:
             raise self.restoring_error(volume)
         if not self.is_served(volume):
             reason = self.volume_trouble.get(volume.id, f"it is {volume.state}")
-            raise VolumeNotServed(name=name, reason=reason)
-        return volume
+            raise VolumeNotServed(name=volume.name, reason=reason)
 
     def restoring_error(self, volume: Volume) -> Restoring:
         """Why something cannot be done with a volume that is being restored."""
@@ -204,7 +249,7 @@ class Context:
 
     def clients(self) -> dict[str, int]:
         """How many clients are connected to each export, by its name."""
-        return {export["name"]: export["connections"] for export in self.engine.exports()}
+        return {export["name"]: export["connections"] for export in self.exports()}
 
     def connections(self, names: Iterable[str]) -> int:
         """How many clients are connected to these exports."""

@@ -26,18 +26,22 @@ import fnmatch
 import logging
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 from polyvol.daemon.context import Context
+from polyvol.daemon.errors import BadRequest
 from polyvol.daemon.use_views import DeletionView, KeptView
 from polyvol.daemon.workers import Workers
 from polyvol.mapping.errors import PolyvolError, UnknownSnapshot
 from polyvol.mapping.records import SnapshotRecord, Volume
+from polyvol.mapping.volume import refuse_repeats
 from polyvol.snapshot.coordinator import export_snapshot
 from polyvol.snapshot.snapshot import export_name
 
+PATTERNS_MAX = 100
+"""The most patterns in one request: each is compared with each snapshot, while others wait."""
 BATCH = 32
 """Snapshots that the engine drops at a time."""
 REST_S_MIN = 0.02
@@ -85,10 +89,11 @@ class Deletions:
         if not self._workers.stop(STOP_S):
             _log.warning("deletions of snapshots are left to the next start: they do not end")
 
-    def begin(self, volume_name: str, names: Iterable[str]) -> DeletionView:
+    def begin(self, volume_name: str, names: Sequence[str]) -> DeletionView:
         """Delete a volume's snapshots of these names, or that match them as patterns (with `*`, `?` or
         `[...]`). The caller holds the volume's lock."""
         context = self._context
+        _check_names(names)
         volume = context.find_served(volume_name, restoring=True)
         chosen = _chosen(volume, context.catalog.snapshots(volume.id), names)
         gone, kept = self._end_exports(volume, chosen)
@@ -224,6 +229,13 @@ class Deletions:
             text = f"{job.total} snapshots of volume {job.volume.name} are deleted and their space given back"
             self._context.events.add("info", text, volume=job.volume.name)
         return True
+
+
+def _check_names(names: Sequence[str]) -> None:
+    refuse_repeats("snapshot", names)
+    patterns = sum(bool(_PATTERN & set(name)) for name in names)
+    if patterns > PATTERNS_MAX:
+        raise BadRequest(why=f"{patterns} patterns are given, and at most {PATTERNS_MAX} can be")
 
 
 def _chosen(volume: Volume, records: list[SnapshotRecord], names: Iterable[str]) -> list[SnapshotRecord]:

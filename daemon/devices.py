@@ -44,6 +44,7 @@ from polyvol.daemon.device_files import (
 )
 from polyvol.daemon.errors import BadRequest, DeviceBusy
 from polyvol.daemon.health import device_troubles
+from polyvol.daemon.reading import reads
 from polyvol.daemon.requests import DeviceAdd, DeviceRetry
 from polyvol.daemon.short_devices import ShortDevices
 from polyvol.daemon.state import refuse_own
@@ -278,6 +279,7 @@ class Devices:
             return None
         return self.retry(DeviceRetry(), device.name)
 
+    @reads
     def list_all(self) -> list[DeviceView]:
         """All devices."""
         context = self._context
@@ -285,7 +287,7 @@ class Devices:
         used = context.catalog.used_bytes()
         users = context.catalog.users()
         volumes = {volume.id: volume.name for volume in context.catalog.volumes()}
-        stats = {entry["device"]: entry for entry in context.engine.stats()["devices"]}
+        stats = {entry["device"]: entry for entry in context.stats()["devices"]}
         troubles = device_troubles(context)
         here = identities(context, [device for device in devices if device.id in context.files])
         views = []
@@ -315,6 +317,7 @@ class Devices:
             )
         return views
 
+    @reads
     def show(self, name: str) -> DeviceView:
         """One device."""
         self._context.find_device(name)

@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from polyvol.daemon.ranges import Names, Number
+from polyvol.mapping.group import HOOK_TIMEOUT_S
 from polyvol.snapshot.retention import Keep
 
 _STRICT = {"extra": "forbid", "strict": True}
-HOOK_TIMEOUT_S = 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +16,7 @@ class GroupCreate:
 
     __pydantic_config__: ClassVar = _STRICT
     name: str
-    volumes: tuple[str, ...] = ()
+    volumes: Names = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +24,8 @@ class GroupChange:
     """Volumes that join a group, and those that leave it."""
 
     __pydantic_config__: ClassVar = _STRICT
-    join: tuple[str, ...] = ()
-    leave: tuple[str, ...] = ()
+    join: Names = ()
+    leave: Names = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,7 @@ class HookSettings:
     __pydantic_config__: ClassVar = _STRICT
     quiesce: str | None = None
     thaw: str | None = None
-    timeout_s: int = HOOK_TIMEOUT_S
+    timeout_s: Number = HOOK_TIMEOUT_S
     shell: bool = False
 
 
@@ -79,13 +80,13 @@ class ScheduleAdd:
     __pydantic_config__: ClassVar = _STRICT
     target: str
     keep: Keep
-    every_s: int | None = None
+    every_s: Number | None = None
     cron: str | None = None
     prefix: str = "auto"
     name: str | None = None
     hooks: HookSettings | None = None
     dry_run: bool = False
-    ahead_s: int | None = None
+    ahead_s: Number | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,5 +103,5 @@ class VolumeGrow:
     it."""
 
     __pydantic_config__: ClassVar = _STRICT
-    size: int
-    devices: tuple[str, ...] = ()
+    size: Number
+    devices: Names = ()

@@ -17,16 +17,16 @@ from contextlib import contextmanager
 from polyvol.daemon.context import Context
 from polyvol.daemon.group_requests import GroupChange, GroupCreate, GroupSnapshotCreate, HoldChange
 from polyvol.daemon.group_views import GroupDeleted, GroupSnapshotDeleted, GroupSnapshotView, GroupView
-from polyvol.daemon.requests import SnapshotCreate
+from polyvol.daemon.reading import reads
 from polyvol.daemon.snapshots import Snapshots
 from polyvol.daemon.taking import Taking
 from polyvol.daemon.views import SnapshotView, iso
-from polyvol.mapping.errors import NameInUse, RepeatedDevice, UnknownVolume
-from polyvol.mapping.group import Group, GroupSnapshot, Schedule
+from polyvol.mapping.errors import NameInUse, UnknownVolume
+from polyvol.mapping.group import Group, GroupSnapshot
 from polyvol.mapping.names import check_name
 from polyvol.mapping.records import SnapshotRecord, Volume
+from polyvol.mapping.volume import refuse_repeats
 from polyvol.snapshot.group_errors import (
-    GroupEmpty,
     GroupHasSnapshots,
     NotHeld,
     NotInGroup,
@@ -54,15 +54,18 @@ class Groups:
         """Make a group."""
         context = self._context
         check_name("group", request.name)
+        refuse_repeats("volume", request.volumes)
         with context.changes:
             if context.catalog.groups.find(request.name) is not None:
                 raise NameInUse(noun="group", name=request.name)
             context.catalog.groups.create(request.name, self._volumes(request.volumes))
+            view = self.show(request.name)
         _log.info("group %s was created", request.name, extra={"GROUP": request.name})
-        return self.show(request.name)
+        return view
 
     def change(self, name: str, request: GroupChange) -> GroupView:
         """Have volumes join a group, and others leave it. Its snapshots stay as they are."""
+        refuse_repeats("volume", [*request.join, *request.leave])
         with self._context.changes:
             group = self.find(name)
             leaving = self._volumes(request.leave)
@@ -71,11 +74,12 @@ class Groups:
                     raise NotInGroup(volume=wanted, name=name)
             self._context.catalog.groups.join(group.id, self._volumes(request.join))
             self._context.catalog.groups.leave(group.id, leaving)
+            view = self.show(name)
         for verb, named in (("joined", request.join), ("left", request.leave)):
             for each in named:
                 fields = {"GROUP": name, "VOLUME": each}
                 _log.info("volume %s %s group %s", each, verb, name, extra=fields)
-        return self.show(name)
+        return view
 
     def delete(self, name: str) -> GroupDeleted:
         """Delete a group that has no snapshots, with its schedules. Its volumes stay."""
@@ -89,10 +93,12 @@ class Groups:
         _log.info("group %s was deleted", name, extra={"GROUP": name})
         return GroupDeleted(name=name, schedules=schedules)
 
+    @reads
     def list_all(self) -> list[GroupView]:
         """All groups."""
         return [self._view(group) for group in self._context.catalog.groups.all()]
 
+    @reads
     def show(self, name: str) -> GroupView:
         """One group."""
         return self._view(self.find(name))
@@ -106,24 +112,12 @@ class Groups:
 
     # Their snapshots
 
-    def take(
-        self, name: str, request: GroupSnapshotCreate, schedule: Schedule | None = None
-    ) -> GroupSnapshotView:
+    def take(self, name: str, request: GroupSnapshotCreate) -> GroupSnapshotView:
         """Take one cut of all volumes that are in a group now."""
         group = self.find(name)
-        if not group.volumes:
-            raise GroupEmpty(name=name)
-        names = {volume.id: volume.name for volume in self._context.catalog.volumes()}
-        wanted = SnapshotCreate(
-            volumes=tuple(names[volume] for volume in group.volumes),
-            name=request.name,
-            prefix=request.prefix,
-            log_device=request.log_device,
-            scheduled=request.scheduled or schedule is not None,
-        )
-        views = self._taking.take(wanted, group=group, schedule=schedule)
-        return _snapshot_view(group, views)
+        return _snapshot_view(group, self._taking.take_of_group(group, request))
 
+    @reads
     def snapshots(self, name: str) -> list[GroupSnapshotView]:
         """The snapshots of a group, oldest first."""
         group = self.find(name)
@@ -160,6 +154,7 @@ class Groups:
                 raise UnknownGroupSnapshot(group=name, name=snapshot)
             yield members
 
+    @reads
     def find_snapshot(self, name: str, snapshot: str) -> tuple[GroupSnapshot, Members]:
         """A snapshot of a group and its members, whoever is in the group by now; or UnknownGroupSnapshot."""
         catalog = self._context.catalog
@@ -177,7 +172,7 @@ class Groups:
         """Hold a snapshot of a group as a whole, or release it."""
         with self.holding_snapshot(name, snapshot, "snapshot hold") as members:
             self._change_hold(f"@{name}@{snapshot}", members, request)
-        return self.show_snapshot(name, snapshot)
+            return self.show_snapshot(name, snapshot)
 
     def hold(self, volume_name: str, name: str, request: HoldChange) -> SnapshotView:
         """Hold a snapshot of a volume, or release it."""
@@ -188,7 +183,7 @@ class Groups:
             if whole is not None:
                 raise SnapshotInGroup(name=export, whole=whole)
             self._change_hold(export, [(volume, record)], request)
-        return self._snapshots.show(volume_name, name, partitions=False)
+            return self._snapshots.show(volume_name, name, partitions=False)
 
     def _change_hold(self, name: str, members: Members, request: HoldChange) -> None:
         groups = self._context.catalog.groups
@@ -206,6 +201,7 @@ class Groups:
             export = export_name(volume.name, record.name)
             _log.info("snapshot %s is %s %s", export, verb, request.tag, extra=fields)
 
+    @reads
     def refuse_delete(self, volume: Volume) -> None:
         """Refuse to delete a volume that a group, a snapshot of one, or a hold needs."""
         catalog = self._context.catalog
@@ -232,8 +228,6 @@ class Groups:
             volume = self._context.find_volume(name)
             if volume.state != "ready":  # it is being made or deleted
                 raise UnknownVolume(name=name)
-            if volume.id in found:
-                raise RepeatedDevice(noun="volume", name=name)
             found.append(volume.id)
         return found
 

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from polyvol.daemon.context import Context
-from polyvol.daemon.views import BadBlockView, iso
+from polyvol.daemon.context import Context, extent_views
+from polyvol.daemon.views import BadBlockView, PartitionView, iso
 from polyvol.mapping.device import short_clause
 from polyvol.mapping.partition import Partition
 from polyvol.mapping.records import Volume
@@ -37,21 +37,22 @@ class Trouble:
 def device_troubles(context: Context) -> dict[int, Trouble]:
     """The devices that are not ok, by id."""
     names = context.device_names()
-    faults = {entry["device"]: entry["fault"] for entry in context.engine.stats()["devices"]}
+    faults = {entry["device"]: entry["fault"] for entry in context.stats()["devices"]}
     found = {
-        device: Trouble(names.get(device, "?"), "faulty", fault_clause(fault))
+        device: Trouble(names[device], "faulty", fault_clause(fault))
         for device, fault in faults.items()
-        if fault is not None
+        if fault is not None and device in names
     }
-    for device, reason in context.device_trouble.items():
-        found[device] = Trouble(names.get(device, "?"), "missing", reason)
+    for device, reason in dict(context.device_trouble).items():
+        if device in names:
+            found[device] = Trouble(names[device], "missing", reason)
     return found
 
 
 def unusable_devices(context: Context) -> dict[int, str]:
     """The devices that nothing may be placed on, nor cleared, with the reason as a clause: those that are
     missing, and those that have become shorter."""
-    faults = {entry["device"]: entry["fault"] for entry in context.engine.stats()["devices"]}
+    faults = {entry["device"]: entry["fault"] for entry in context.stats()["devices"]}
     short = {
         device: short_clause(*fault["short"])
         for device, fault in faults.items()
@@ -76,13 +77,31 @@ def fault_clause(fault: "DeviceFaultStats") -> str:
     return clause
 
 
-def partition_trouble(partition: Partition, troubles: Mapping[int, Trouble]) -> str | None:
+def _partition_trouble(partition: Partition, troubles: Mapping[int, Trouble]) -> str | None:
     """Why a partition is faulty, as a clause, or None."""
     for extent in partition.extents:
         trouble = troubles.get(extent.device)
         if trouble is not None:
             return f"device {trouble.device} is {trouble.state}: {trouble.reason}"
     return None
+
+
+def partition_views(context: Context, volume: Volume, names: dict[int, str]) -> list[PartitionView]:
+    """Each partition of a volume; `names`: of devices."""
+    troubles = device_troubles(context)
+    views = []
+    for partition in context.catalog.partitions(volume.id):
+        reason = _partition_trouble(partition, troubles)
+        views.append(
+            PartitionView(
+                number=partition.number,
+                processor=partition.processor,
+                extents=extent_views(partition.extents, names),
+                state="ok" if reason is None else "faulty",
+                reason=reason,
+            )
+        )
+    return views
 
 
 def volume_trouble(

@@ -4,18 +4,22 @@ How it works      `around` runs the quiesce commands of a schedule and of the vo
                   that the coordinator calls as soon as the cut is made. It begins the thaw commands, and says
                   what the snapshots show: 'application', if each command had succeeded and none had been
                   thawed before the cut, else 'crash', and why. Commands are run directly, or by /bin/sh where
-                  that was asked for, as polyvold's user, in a session of their own, with little in their
-                  environment.
+                  that was asked for, as polyvold's user, each with a supervisor of its own (hook_command.py),
+                  with little in their environment.
 Invariants        Q1 whose quiesce command was begun, his thaw command is run, once: after the cut, or when
                   the quiesce command failed, or at the time-out, whatever waits for what then; twice if it
-                  fails; Q2 a command that outlives its time-out is killed, with what it started, before it is
-                  thawed; one that cannot be killed as it hangs in the kernel is thawed at once, and again
-                  when it has ended; Q3 `changes` is never held while a command is waited for; Q4 hooks of one
-                  volume are not run by two snapshots at a time.
+                  fails; Q2 a command that fails or outlives its time-out is killed, with all that it has
+                  started, before it is thawed; one that cannot be killed because it hangs in the kernel is
+                  thawed at once, and again when it has ended; Q3 `changes` is never held while a command is
+                  waited for; Q4 hooks of one volume are not run by two snapshots at a time; Q5 what a quiesce
+                  command has left in the background is ended when its thaw command has ended; what a thaw
+                  command has left when it succeeded stays: it may be the application.
 Owner and locks   A lock for each volume and schedule with hooks, held from quiesce to the end of thaw; waited
-                  for as long as its holder may take. `_Hook.lock` over who thaws.
-Durability        A thaw is recorded before its quiesce command is begun: should polyvold die in between, the
-                  next start runs it (`settle`).
+                  for as long as its holder may take, or until polyvold is stopped. `_Hook.lock` over who
+                  thaws.
+Durability        A thaw is recorded before its quiesce command is begun: should polyvold die in between, all
+                  that its hooks have started is ended at once (hook_supervisor.py), and the next start runs
+                  the thaw command (`settle`).
 Errors            HooksBusy, if too many wait for hooks. Otherwise what fails is a warning in the log and
                   among the events, and the snapshot is taken all the same.
 """
@@ -23,10 +27,7 @@ Errors            HooksBusy, if too many wait for hooks. Otherwise what fails is
 import contextlib
 import logging
 import os
-import select
 import shlex
-import signal
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -35,6 +36,7 @@ from dataclasses import asdict, dataclass, field
 
 from polyvol.daemon.context import Context
 from polyvol.daemon.group_requests import HookSettings
+from polyvol.daemon.hook_command import Call, Command
 from polyvol.daemon.views import HookView
 from polyvol.mapping.errors import PolyvolError
 from polyvol.mapping.group import Consistency, Group, Hooks, Schedule
@@ -46,21 +48,12 @@ TIMEOUT_S_MAX = 600
 AT_A_TIME = 4
 """How many snapshots that were asked for may be at their hooks: the API has more threads than that."""
 _KILLED_WAIT_S = 2.0
-_POLL_S = 0.1
+_LOCK_POLL_S = 0.1
 _STOPPING_S = 10.0
 """What a thaw command is left when polyvold stops."""
-_OUTPUT_BYTES_MAX = 300
+_COMMAND_MAX = 32_768
+"""The longest command, in characters: Linux takes four times that in one argument, of four bytes each."""
 _log = logging.getLogger("polyvol.hooks")
-
-
-@dataclass(frozen=True)
-class _Call:
-    """A command to run."""
-
-    what: str
-    arguments: list[str]
-    environment: dict[str, str]
-    timeout_s: int
 
 
 @dataclass
@@ -69,13 +62,13 @@ class _Hook:
 
     what: str
     volumes: list[int]
-    thaw: _Call | None
+    thaw: Call | None
     owed: int | None = None
     trouble: str | None = None
     thawed: bool = False
     """Its thaw command was begun, or need not be."""
-    left: int | None = None
-    """The process of its quiesce command, if that could not be killed."""
+    left: Command | None = None
+    """Its quiesce command, if something of that is left: in the background, or not to be killed."""
     thread: threading.Thread | None = None
     timer: threading.Timer | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -90,7 +83,13 @@ def checked_hooks(settings: HookSettings) -> Hooks | None:
     if not 1 <= settings.timeout_s <= TIMEOUT_S_MAX:
         raise BadHooks(why=f"a time-out of {settings.timeout_s} s is not from 1 s to {TIMEOUT_S_MAX} s")
     for command in (settings.quiesce, settings.thaw):
-        if command is not None and not settings.shell:
+        if command is None:
+            continue
+        if "\0" in command:
+            raise BadHooks(why=f"{command[:100]!r} has a null character in it")
+        if len(command) > _COMMAND_MAX:
+            raise BadHooks(why=f"a command of {len(command)} characters is longer than {_COMMAND_MAX}")
+        if not settings.shell:
             _check_command(command)
     return Hooks(settings.quiesce, settings.thaw, settings.timeout_s, settings.shell)
 
@@ -117,11 +116,11 @@ class HookRunner:
         """At start: run the thaw commands that the last run still owed, without waiting for them."""
         for owed, call in self._context.catalog.schedules.thaws_owed().items():
             assert isinstance(call, dict)
-            thaw = _Call(**call)
+            thaw = Call(**call)
             text = f"polyvold ended while {thaw.what} was quiesced: its thaw command is run now"
             self._context.events.add("warning", text)
             thread = threading.Thread(
-                target=self._run_thaw, args=(thaw, owed), name="polyvol-thaw", daemon=True
+                target=self._settle_one, args=(thaw, owed), name="polyvol-thaw", daemon=True
             )
             self._settling.append(thread)
             thread.start()
@@ -153,8 +152,9 @@ class HookRunner:
                 for key, what, concerned, hooks in wanted:
                     hook = _Hook(what, concerned, _call("thaw", what, hooks.thaw, hooks, environment))
                     done.append(hook)
-                    if not self._acquire(locks, key, hooks):
-                        hook.trouble, hook.thawed = f"other hooks of {what} do not come to their end", True
+                    hook.trouble = self._acquire(locks, key, what, hooks)
+                    if hook.trouble is not None:
+                        hook.thawed = True
                         self._warn(hook)
                         continue
                     self._quiesce(hook, _call("quiesce", what, hooks.quiesce, hooks, environment))
@@ -179,15 +179,22 @@ class HookRunner:
                 found.append((("volume", volume.id), f"volume {volume.name}", [volume.id], hooks))
         return found
 
-    def _acquire(self, locks: contextlib.ExitStack, key: tuple[str, int], hooks: Hooks) -> bool:
+    def _acquire(
+        self, locks: contextlib.ExitStack, key: tuple[str, int], what: str, hooks: Hooks
+    ) -> str | None:
+        """Take the lock of some hooks (Q4); or why they cannot be run."""
         with self._lock:
             lock = self._locks.setdefault(key, threading.Lock())
-        if not lock.acquire(timeout=2 * hooks.timeout_s + 2 * _KILLED_WAIT_S):
-            return False
-        locks.callback(lock.release)  # Q4
-        return True
+        until = time.monotonic() + 2 * hooks.timeout_s + 2 * _KILLED_WAIT_S
+        while not lock.acquire(timeout=_LOCK_POLL_S):
+            if time.monotonic() > until:
+                return f"other hooks of {what} have not come to their end"
+            if self._stopping.is_set():
+                return "polyvold is being stopped"
+        locks.callback(lock.release)
+        return "polyvold is being stopped" if self._stopping.is_set() else None
 
-    def _quiesce(self, hook: _Hook, quiesce: _Call | None) -> None:
+    def _quiesce(self, hook: _Hook, quiesce: Call | None) -> None:
         assert quiesce is not None, "nobody has hooks without it"
         if hook.thaw is not None:
             try:
@@ -197,7 +204,7 @@ class HookRunner:
                 self._warn(hook)
                 return
         began = time.monotonic()
-        trouble, hook.left = self._execute(quiesce)
+        trouble, hook.left = self._execute(quiesce, 0.0)
         if trouble is not None:
             hook.trouble = f"its quiesce command {trouble}"
             self._thaw(hook)
@@ -235,37 +242,52 @@ class HookRunner:
             hook.thawed = True
             if hook.timer is not None:
                 hook.timer.cancel()
-            if hook.thaw is not None and hook.owed is not None:
+            owed = hook.thaw is not None and hook.owed is not None
+            if owed or hook.left is not None:
                 hook.thread = threading.Thread(
-                    target=self._run_thaw,
-                    args=(hook.thaw, hook.owed, hook.left),
-                    name="polyvol-thaw",
-                    daemon=True,
+                    target=self._let_go_on, args=(hook,), name="polyvol-thaw", daemon=True
                 )
                 hook.thread.start()
             return hook.trouble is None
 
-    def _run_thaw(self, thaw: _Call, owed: int, left: int | None = None) -> None:
-        trouble: str | None = None
-        for again in (True, False):
-            trouble, _ = self._execute(thaw, stoppable=False)
-            if trouble is None:
-                break
-            rest = "it is run once more" if again else "it is owed still, and run when polyvold starts again"
-            self._context.events.add("warning", f"the thaw command of {thaw.what} {trouble}; {rest}")
-            if self._stopping.is_set():
-                return
-        if left is not None:  # Q2
+    def _let_go_on(self, hook: _Hook) -> None:
+        """Run the thaw command, then end what the quiesce command has left."""
+        done = hook.thaw is None or hook.owed is None or self._run_thaw(hook.thaw)
+        if hook.left is not None and not hook.left.end(_KILLED_WAIT_S):  # Q2
             threading.Thread(
-                target=self._thaw_again, args=(thaw, owed, left), name="polyvol-thaw-again", daemon=True
+                target=self._thaw_again, args=(hook,), name="polyvol-thaw-again", daemon=True
             ).start()
-        elif trouble is None:
+        elif done:
+            self._forget(hook.owed)
+
+    def _thaw_again(self, hook: _Hook) -> None:
+        assert hook.left is not None, "something could not be ended"
+        hook.left.end(None)
+        if hook.thaw is not None and self._run_thaw(hook.thaw):
+            self._forget(hook.owed)
+
+    def _settle_one(self, thaw: Call, owed: int) -> None:
+        if self._run_thaw(thaw):
+            self._forget(owed)
+
+    def _forget(self, owed: int | None) -> None:
+        if owed is not None:
             with contextlib.suppress(PolyvolError):  # else the next start runs it once more
                 self._context.catalog.schedules.forget_thaw(owed)
 
-    def _thaw_again(self, thaw: _Call, owed: int, left: int) -> None:
-        os.waitpid(left, 0)
-        self._run_thaw(thaw, owed)
+    def _run_thaw(self, thaw: Call) -> bool:
+        """Run a thaw command, twice if it fails; whether it succeeded."""
+        for again in (True, False):
+            trouble, left = self._execute(thaw, _STOPPING_S)
+            if trouble is None:
+                if left is not None:
+                    left.leave()  # Q5
+                return True
+            rest = "it is run once more" if again else "it is owed still, and run when polyvold starts again"
+            self._context.events.add("warning", f"the thaw command of {thaw.what} {trouble}; {rest}")
+            if self._stopping.is_set():
+                break
+        return False
 
     def _warn(self, hook: _Hook) -> None:
         text = f"the hooks of {hook.what} failed, so its snapshot is only crash-consistent: {hook.trouble}"
@@ -282,47 +304,16 @@ class HookRunner:
         values["POLYVOL_SCHEDULE"] = "" if schedule is None else schedule.name
         return values
 
-    def _execute(self, call: _Call, *, stoppable: bool = True) -> tuple[str | None, int | None]:
-        """Run a command to its end or its time-out (Q2): what went wrong, or None; and its process, if that
-        could not be killed."""
-        with tempfile.TemporaryFile() as output:
-            try:
-                pid = _spawn(call, output.fileno())
-            except (OSError, ValueError) as error:
-                return f"could not be started: {error}", None
-            code, left = self._await(pid, call.timeout_s, stoppable)
-            output.seek(0)
-            said = output.read(_OUTPUT_BYTES_MAX).decode("utf-8", "replace").split("\n")[0].strip()
-        if code == 0:
-            return None, None
-        tail = f": {said}" if said else ""
-        if code is None:
-            return f"did not end within {call.timeout_s} s and was killed{tail}", left
-        return f"ended with {code}{tail}", None
-
-    def _await(self, pid: int, timeout_s: int, stoppable: bool) -> tuple[int | None, int | None]:
-        """The exit code of a process, or None if it had to be killed; and its id, if it could not be."""
-        end = time.monotonic() + timeout_s
-        told = False
-        watched = os.pidfd_open(pid)
-        try:
-            poll = select.poll()
-            poll.register(watched, select.POLLIN)
-            while not poll.poll(_POLL_S * 1000):
-                if self._stopping.is_set() and not told:
-                    told = True
-                    end = min(end, time.monotonic() + (0.0 if stoppable else _STOPPING_S))
-                if time.monotonic() < end:
-                    continue
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(pid, signal.SIGKILL)
-                if not poll.poll(_KILLED_WAIT_S * 1000):
-                    return None, pid
-                os.waitpid(pid, 0)
-                return None, None
-        finally:
-            os.close(watched)
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), None
+    def _execute(self, call: Call, stopping_s: float) -> tuple[str | None, Command | None]:
+        """Run a command to its end or its time-out: what went wrong, or None; and the command if something of
+        it is left, which is all of it that could not be killed (Q2), or what it left in the background."""
+        command = Command(call)
+        ended = command.wait(self._stopping, stopping_s)
+        if ended.trouble is None:
+            return None, None if ended.alone else command
+        gone = ended.alone or command.end(_KILLED_WAIT_S)
+        trouble = ended.trouble + (f": {command.said}" if command.said else "")
+        return trouble, None if gone else command
 
 
 def _check_command(command: str) -> None:
@@ -338,25 +329,8 @@ def _check_command(command: str) -> None:
 
 def _call(
     stage: str, what: str, command: str | None, hooks: Hooks, environment: dict[str, str]
-) -> _Call | None:
+) -> Call | None:
     if command is None:
         return None
     arguments = ["/bin/sh", "-c", command] if hooks.shell else shlex.split(command)
-    return _Call(what, arguments, {**environment, "POLYVOL_STAGE": stage}, hooks.timeout_s)
-
-
-def _spawn(call: _Call, output: int) -> int:
-    """Start a command: in a session of its own, no signal blocked, output to a file."""
-    return os.posix_spawn(
-        call.arguments[0],
-        call.arguments,
-        call.environment,
-        file_actions=[
-            (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_DUP2, output, 1),
-            (os.POSIX_SPAWN_DUP2, output, 2),
-        ],
-        setsid=True,
-        setsigmask=[],
-        setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],
-    )
+    return Call(what, arguments, {**environment, "POLYVOL_STAGE": stage}, hooks.timeout_s)

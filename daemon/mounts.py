@@ -55,7 +55,10 @@ class MountWatch:
             poll.register(mounts, select.POLLPRI)
             poll.register(self._wake, select.POLLIN)
             while not any(fd == self._wake for fd, _ in poll.poll(INTERVAL_S * 1000)):
-                self.look()
+                try:
+                    self.look()
+                except Exception:  # the thread must not end
+                    _log.exception("looking for devices that are missing")
 
     def look(self) -> None:
         """Look at every missing device that is not being looked at."""

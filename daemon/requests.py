@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from polyvol.daemon.group_requests import HookSettings
+from polyvol.daemon.group_requests import GroupSnapshotCreate, HookSettings
+from polyvol.daemon.ranges import Names, Number
 from polyvol.mapping.partition import PARTITION_SIZE_DEFAULT
 from polyvol.mapping.records import WhenFull
 
@@ -19,7 +20,7 @@ class DeviceAdd:
     __pydantic_config__: ClassVar = _STRICT
     path: str
     name: str | None = None
-    size: int | None = None
+    size: Number | None = None
     preallocate: bool = False
     adopt: bool = False
     force: bool = False
@@ -41,7 +42,7 @@ class ScrubStart:
     """`rate`: bytes a second at most."""
 
     __pydantic_config__: ClassVar = _STRICT
-    rate: int = 64 << 20
+    rate: Number = 64 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +60,11 @@ class VolumeCreate:
 
     __pydantic_config__: ClassVar = _STRICT
     name: str
-    size: int | None = None
-    partition_size: int = PARTITION_SIZE_DEFAULT
-    devices: tuple[str, ...] = ()
-    log_devices: tuple[str, ...] = ()
-    processors: int | None = None
+    size: Number | None = None
+    partition_size: Number = PARTITION_SIZE_DEFAULT
+    devices: Names = ()
+    log_devices: Names = ()
+    processors: Number | None = None
     base: str | None = None
     when_full: WhenFull = "keep-writing"
     dry_run: bool = False
@@ -76,8 +77,8 @@ class CloneCreate:
 
     __pydantic_config__: ClassVar = _STRICT
     name: str
-    log_devices: tuple[str, ...] = ()
-    processors: int | None = None
+    log_devices: Names = ()
+    processors: Number | None = None
     when_full: WhenFull = "keep-writing"
 
 
@@ -97,8 +98,8 @@ class LogAdd:
     unless one is given."""
 
     __pydantic_config__: ClassVar = _STRICT
-    devices: tuple[str, ...] = ()
-    size: int | None = None
+    devices: Names = ()
+    size: Number | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,11 +108,15 @@ class SnapshotCreate:
     is written afterwards goes. `scheduled`: by a schedule, so that it may be dropped for space."""
 
     __pydantic_config__: ClassVar = _STRICT
-    volumes: tuple[str, ...]
+    volumes: Names
     name: str | None = None
     prefix: str | None = None
     log_device: str | None = None
     scheduled: bool = False
+
+
+SnapshotWanted = SnapshotCreate | GroupSnapshotCreate
+"""What is asked of a snapshot, apart from the volumes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,15 +131,15 @@ class RestoreBegin:
     volume: str
     source: str
     stream: str
-    size: int
-    partition_size: int = PARTITION_SIZE_DEFAULT
+    size: Number
+    partition_size: Number = PARTITION_SIZE_DEFAULT
     snapshot: str
     snapshot_uuid: str
     base: str | None = None
     base_uuid: str | None = None
-    devices: tuple[str, ...] = ()
-    log_devices: tuple[str, ...] = ()
-    processors: int | None = None
+    devices: Names = ()
+    log_devices: Names = ()
+    processors: Number | None = None
     resume: bool = False
     dry_run: bool = False
 

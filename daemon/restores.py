@@ -119,10 +119,11 @@ class Restores:
             self._end_session(volume)
             self._coordinator.take([volume], restore.snapshot, restored=restore)
             self._volumes.export_live(context.find_volume(volume_name))
+            view = self._snapshots.show(volume_name, restore.snapshot, partitions=False)
         export = export_name(volume_name, restore.snapshot)
         text = f"snapshot {export} was restored from {restore.source}"
         context.events.add("info", text, volume=volume_name, SNAPSHOT=restore.snapshot)
-        return self._snapshots.show(volume_name, restore.snapshot, partitions=False)
+        return view
 
     def abandon(self, volume_name: str) -> RestoreAbandoned:
         """End a restore that is not complete, and that nobody writes now."""
@@ -230,6 +231,7 @@ class Restores:
         with context.engine_errors(f"exporting volume {volume.name} to its restore"):
             context.engine.export_hidden(export, text, volume.id)
         context.restoring[volume.id] = export
+        context.rewritten[volume.id] += 1
         return RestoreView(volume=volume.name, export=export, resumed=resumed, base=base)
 
     def _wait_for_end(self, export: str) -> None:

@@ -22,6 +22,7 @@ from polyvol.daemon.groups import Groups
 from polyvol.daemon.snapshots import Snapshots
 from polyvol.daemon.volumes import Volumes
 from polyvol.mapping.errors import NameInUse
+from polyvol.mapping.group import Group
 from polyvol.mapping.names import check_name
 from polyvol.mapping.records import RestoreRecord, SnapshotRecord, Volume
 from polyvol.snapshot.coordinator import Coordinator
@@ -55,7 +56,7 @@ class Rollbacks:
             group = self._groups.find(group_name)
             for volume, _ in members:
                 self._context.find_served(volume.name)
-            return self._roll_back(members, name, request, group.id)
+            return self._roll_back(members, name, request, group)
 
     def abandon_restore(self, volume: Volume, base: SnapshotRecord, restore: RestoreRecord) -> None:
         """Have a volume be what it was before the restore to it began; then that restore has ended. It has no
@@ -64,6 +65,7 @@ class Rollbacks:
         try:
             with context.engine_errors(f"rolling back to {base.name}"):
                 self._coordinator.roll_back([(volume, base)], None, abandoned=restore)
+            context.rewritten[volume.id] += 1
         finally:
             self._export(volume)
 
@@ -75,14 +77,15 @@ class Rollbacks:
         else:
             self._volumes.export_live(context.find_volume(volume.name))
 
-    def _roll_back(self, members: Members, name: str, request: Rollback, group: int | None) -> RollbackView:
+    def _roll_back(self, members: Members, name: str, request: Rollback, group: Group | None) -> RollbackView:
         context = self._context
         volumes = [volume for volume, _ in members]
-        safety = self._safety_name(volumes, name, request) if request.safety else None
+        safety = self._safety_name(volumes, name, request, group) if request.safety else None
         self._end_exports(volumes, force=request.force)
         try:
             with context.engine_errors(f"rolling back to {name}"):
-                self._coordinator.roll_back(members, safety, group)
+                self._coordinator.roll_back(members, safety, None if group is None else group.id)
+            context.rewritten.update(volume.id for volume in volumes)
         finally:
             for volume in volumes:
                 self._export(volume)
@@ -98,9 +101,12 @@ class Rollbacks:
             epoch = self._context.engine.volume_stats(volume.id)["epoch"]
         return any(one.at >= epoch for one in self._context.catalog.rollbacks.of(volume.id))
 
-    def _safety_name(self, volumes: Sequence[Volume], name: str, request: Rollback) -> str:
+    def _safety_name(
+        self, volumes: Sequence[Volume], name: str, request: Rollback, group: Group | None
+    ) -> str:
         catalog = self._context.catalog
-        taken = {name for volume in volumes for name in catalog.snapshot_names(volume.id)}
+        taken = self._snapshots.names_of_group(group)
+        taken |= {name for volume in volumes for name in catalog.snapshot_names(volume.id)}
         if request.safety_name is not None:
             check_name("snapshot", request.safety_name)
             if request.safety_name in taken:

@@ -24,11 +24,10 @@ from uuid import UUID
 from polyvol.daemon.context import Context
 from polyvol.daemon.due import DueTimes
 from polyvol.daemon.errors import Restoring, SnapshotInUse, VolumeBusy
-from polyvol.daemon.group_requests import GroupSnapshotCreate, ScheduleAdd, ScheduleSet
+from polyvol.daemon.group_requests import ScheduleAdd, ScheduleSet
 from polyvol.daemon.group_views import KeptView, SchedulePlanView, ScheduleView
-from polyvol.daemon.groups import Groups
 from polyvol.daemon.hooks import checked_hooks, hook_view
-from polyvol.daemon.requests import SnapshotCreate
+from polyvol.daemon.reading import reads
 from polyvol.daemon.sizes import format_seconds
 from polyvol.daemon.snapshots import Snapshots
 from polyvol.daemon.taking import Taking
@@ -55,6 +54,8 @@ LOOK_S = 20.0
 """How often to look at the clock, which may have been set."""
 SIMULATED_MAX = 200_000
 """The most runs that a plan looks ahead."""
+AHEAD_S_MAX = 36_600 * 86_400
+"""How far a plan looks ahead at most: a hundred years."""
 _SPAN_S = {"last": 0, "hourly": 3600, "daily": 86_400, "weekly": 7 * 86_400, "monthly": 31 * 86_400}
 _FIRST = 5
 _log = logging.getLogger("polyvol")
@@ -63,10 +64,9 @@ _log = logging.getLogger("polyvol")
 class Schedules:
     """The verbs of schedules, and who runs them."""
 
-    def __init__(self, context: Context, snapshots: Snapshots, groups: Groups, taking: Taking) -> None:
+    def __init__(self, context: Context, snapshots: Snapshots, taking: Taking) -> None:
         self._context = context
         self._snapshots = snapshots
-        self._groups = groups
         self._taking = taking
         self._lock = threading.Lock()
         self._looking = threading.Lock()
@@ -101,19 +101,22 @@ class Schedules:
         """Make a schedule, or with `dry_run` only tell what it would keep."""
         hooks = None if request.hooks is None else checked_hooks(request.hooks)
         if request.dry_run:
-            return self._plan(self._checked(request), request.ahead_s)
+            return self._plan_of(request)
         with self._context.changes:
             schedule = self._checked(request)
             self._context.catalog.schedules.add(schedule, hooks)
             self._dues.done(self._find(schedule.name).id, self._timing(schedule))
+            view = self.show(schedule.name)
         _log.info("schedule %s was added", schedule.name, extra={"SCHEDULE": schedule.name})
         self._look.set()
-        return self.show(schedule.name)
+        return view
 
+    @reads
     def list_all(self) -> list[ScheduleView]:
         """All schedules."""
         return [self._view(schedule) for schedule in self._context.catalog.schedules.all()]
 
+    @reads
     def show(self, name: str) -> ScheduleView:
         """One schedule, with its snapshots."""
         return self._view(self._find(name), snapshots=True)
@@ -131,13 +134,14 @@ class Schedules:
                     self._dues.done(schedule.id, self._timing(schedule))
                 verb = "paused" if request.paused else "resumed"
                 _log.info("schedule %s was %s", name, verb, extra={"SCHEDULE": name})
+            view = self.show(name)
         self._look.set()
-        return self.show(name)
+        return view
 
     def remove(self, name: str) -> ScheduleView:
         """Remove a schedule; its snapshots stay."""
-        view = self.show(name)
         with self._context.changes:
+            view = self.show(name)
             schedule = self._find(name)
             self._context.catalog.schedules.forget(schedule.id)
             self._dues.forget(schedule.id)
@@ -166,7 +170,7 @@ class Schedules:
                     due = self._look_at(schedule)
                 except Exception as error:  # D1
                     _log.exception("schedule %s", schedule.name, extra={"SCHEDULE": schedule.name})
-                    due = self._failed(schedule, schedule.last_ns, str(error))
+                    due = self._failed(schedule, schedule.last_ns, _defect(error))
                 if due is not None:
                     following.append(due)
         return min(following, default=None)
@@ -233,14 +237,16 @@ class Schedules:
                     self._run_one(now, still)
         except Exception as error:
             _log.exception("schedule %s", schedule.name, extra={"SCHEDULE": schedule.name})
-            self._failed(schedule, due, str(error))
+            self._failed(schedule, due, _defect(error))
         finally:
             self._look.set()
 
     def _run_one(self, schedule: Schedule, due: int) -> None:
         """One run."""
         try:
-            self._take(schedule)
+            self._taking.take_of_schedule(schedule)
+        except UnknownSchedule:
+            return None  # it was removed meanwhile
         except (PolyvolError, self._context.engine_error) as error:
             reason = error.message if isinstance(error, PolyvolError) else str(error)
             self._failed(schedule, due, reason)
@@ -251,14 +257,6 @@ class Schedules:
             self._retry_at.pop(schedule.id, None)
             self._told.pop(schedule.id, None)
         self._retain(schedule)
-
-    def _take(self, schedule: Schedule) -> None:
-        name = self._target(schedule)
-        if schedule.group is None:
-            request = SnapshotCreate(volumes=(name,), scheduled=True)
-            self._taking.take(request, schedule=schedule)
-        else:
-            self._groups.take(name.removeprefix("@"), GroupSnapshotCreate(scheduled=True), schedule)
 
     def _failed(self, schedule: Schedule, due: int, reason: str) -> int:
         """Say that a run has failed, once for each due time and reason; when to try again."""
@@ -331,6 +329,7 @@ class Schedules:
     def _timing(schedule: Schedule) -> Timing:
         return Timing(schedule.every_s, schedule.cron)
 
+    @reads
     def _records(self, schedule: Schedule) -> list[SnapshotRecord]:
         """What is there of a schedule, in the order of epochs; of a group's snapshots one member each."""
         catalog = self._context.catalog
@@ -404,6 +403,14 @@ class Schedules:
         if volume.state == "deleting":
             raise UnknownVolume(name=target)
         return volume, None
+
+    @reads
+    def _plan_of(self, request: ScheduleAdd) -> SchedulePlanView:
+        schedule = self._checked(request)
+        if request.ahead_s is not None and not 0 <= request.ahead_s <= AHEAD_S_MAX:
+            why = f"{request.ahead_s} s cannot be looked ahead: give up to {AHEAD_S_MAX // 86_400} days"
+            raise BadSchedule(why=why)
+        return self._plan(schedule, request.ahead_s)
 
     def _plan(self, schedule: Schedule, ahead_s: int | None) -> SchedulePlanView:
         """What would be kept of a schedule that begins now, and of its namesake's snapshots."""
@@ -482,3 +489,10 @@ class Schedules:
             holds=[] if record is None else list(record.holds),
             future=record is not None and instant > self._context.clock(),
         )
+
+
+def _defect(error: Exception) -> str:
+    """What is said of an error that no run should have; the log has all of it."""
+    if isinstance(error, PolyvolError):
+        return error.message
+    return f"an internal error ({type(error).__name__}; the log has more)"

@@ -17,6 +17,7 @@ Errors            ScrubRunning, NoScrub. What cannot be read is in the view; a s
 
 import contextlib
 import json
+import logging
 import os
 import threading
 import time
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING
 
 from polyvol.daemon.context import Context
 from polyvol.daemon.errors import BadRequest, NoScrub, ScrubRunning, VolumeNotServed
+from polyvol.daemon.reading import reads
 from polyvol.daemon.views import WHY_FUTURE, ScrubBadView, ScrubState, ScrubView, iso
 from polyvol.mapping.errors import PolyvolError
 from polyvol.mapping.records import Volume
@@ -45,6 +47,7 @@ _LOOK_S = 60.0
 _STEPS_A_SECOND = 16
 _LISTED_MAX = 1000
 _WEEKLY = "weekly-scrub"
+_log = logging.getLogger("polyvol.scrub")
 
 
 @dataclass
@@ -99,7 +102,7 @@ class Scrubs:
         if volume.state != "ready" or volume.id in context.volume_trouble:
             reason = context.volume_trouble.get(volume.id, f"it is {volume.state}")
             raise VolumeNotServed(name=name, reason=reason)
-        with context.engine_errors(f"asking for the use of volume {name}"):
+        with context.engine_asked(f"asking for the use of volume {name}", volume):
             logs = context.engine.volume_stats(volume.id)["logs"]
         total = sum(log["used_bytes"] for log in logs)
         view = ScrubView(volume=name, state="running", started=iso(context.clock()), rate=rate, total=total)
@@ -115,6 +118,7 @@ class Scrubs:
         scrub.thread.start()
         return view
 
+    @reads
     def show(self, name: str) -> ScrubView:
         """The scrub of a volume that is under way, else the last one."""
         volume = self._context.find_volume(name)
@@ -194,14 +198,21 @@ class Scrubs:
                 due = self._due_at.setdefault(volume.id, due)
         return due
 
+    def _begin_weekly(self) -> None:
+        volume = self.due()
+        if volume is None:
+            return
+        with self._lock:  # one that fails is tried again later, and keeps no others waiting
+            self._due_at[volume.id] = self._context.steady() + RETRY_NS
+        with contextlib.suppress(PolyvolError):  # the next look finds out more
+            self.begin(volume.name, RATE_DEFAULT)
+
     def _run_weekly(self) -> None:
         while not self._told.is_set():
-            volume = self.due()
-            if volume is not None:
-                with self._lock:  # one that fails is tried again later, and keeps no others waiting
-                    self._due_at[volume.id] = self._context.steady() + RETRY_NS
-                with contextlib.suppress(PolyvolError):  # the next look finds out more
-                    self.begin(volume.name, RATE_DEFAULT)
+            try:
+                self._begin_weekly()
+            except Exception:  # the thread must not end
+                _log.exception("looking for volumes whose weekly scrub is due")
             self._look.wait(_LOOK_S)
             self._look.clear()
 

@@ -43,6 +43,7 @@ from polyvol.daemon.hooks import HookRunner
 from polyvol.daemon.mounts import MountWatch
 from polyvol.daemon.notify import Store
 from polyvol.daemon.operations import operation_views
+from polyvol.daemon.reading import reads
 from polyvol.daemon.requests import (
     CloneCreate,
     DeviceAdd,
@@ -213,6 +214,7 @@ class Service:
         self._devices.open_missing()
         self._serving.serve_waiting()
 
+    @reads
     def status(self) -> StatusView:
         """Everything at a glance."""
         return StatusView(
@@ -225,7 +227,7 @@ class Service:
                 processors=self._context.processors,
                 started=iso(self._started_ns),
                 uptime_s=round((self._steady() - self._began_ns) / 1e9, 3),
-                connections=sum(export["connections"] for export in self.engine.exports()),
+                connections=sum(export["connections"] for export in self._context.exports()),
             ),
             volumes=self._volumes.list_all(),
             devices=self._devices.list_all(),
@@ -443,7 +445,7 @@ class Service:
         self._hooks = HookRunner(self._context)
         self._taking = Taking(self._context, self._snapshots, self._hooks)
         self._groups = Groups(self._context, self._snapshots, self._taking)
-        self._schedules = Schedules(self._context, self._snapshots, self._groups, self._taking)
+        self._schedules = Schedules(self._context, self._snapshots, self._taking)
         self._changes_since = Changes(self._context)
         self._deletions = Deletions(self._context)
         self._rollbacks = Rollbacks(self._context, self._volumes, self._snapshots, self._groups)

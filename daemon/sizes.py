@@ -2,7 +2,9 @@
 
 import re
 
-_FORM = re.compile(r"(\d+)\s*([KMGTP]?)(?:i?B)?", re.IGNORECASE)
+SIZE_MAX = (1 << 63) - 1
+"""The largest size that can be said, bytes."""
+_FORM = re.compile(r"(\d{1,19})\s*([KMGTP]?)(?:i?B)?", re.IGNORECASE)
 _UNITS = "KMGTP"
 
 
@@ -11,10 +13,13 @@ def parse_size(text: str) -> int:
     match = _FORM.fullmatch(text.strip())
     if match is None or not text.isascii():
         raise ValueError(
-            f"{text!r} is not a size: give bytes, or a whole number with K, M, G or T, such as 64M"
+            f"{text[:40]!r} is not a size: give bytes, or a whole number with K, M, G or T, such as 64M"
         )
     number, unit = match.groups()
-    return int(number) << (10 * (_UNITS.index(unit.upper()) + 1) if unit else 0)
+    size = int(number) << (10 * (_UNITS.index(unit.upper()) + 1) if unit else 0)
+    if size > SIZE_MAX:
+        raise ValueError(f"{text.strip()!r} is too large: a size is less than {format_size(SIZE_MAX + 1)}")
+    return size
 
 
 def format_size(size: int) -> str:

@@ -14,18 +14,20 @@ Errors            UnknownVolume, UnknownSnapshot, NameInUse, SnapshotInUse, Snap
 import contextlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 
 from polyvol.daemon.change_logs import ChangeLogs, inventory
 from polyvol.daemon.context import Context, devices_of
-from polyvol.daemon.errors import BadRequest, EngineFailed, SnapshotInUse, counted_clients
-from polyvol.daemon.requests import SnapshotCreate
+from polyvol.daemon.errors import EngineFailed, SnapshotInUse, counted_clients
+from polyvol.daemon.reading import reads
+from polyvol.daemon.requests import SnapshotWanted
 from polyvol.daemon.snapshot_use import snapshot_uses
 from polyvol.daemon.use_views import SnapshotUseView
 from polyvol.daemon.views import PartitionSnapshotView, SnapshotDeleted, SnapshotView, StallView, iso
 from polyvol.daemon.workers import Workers
-from polyvol.mapping.errors import NameInUse, RepeatedDevice, UnknownSnapshot
+from polyvol.mapping.errors import NameInUse, UnknownSnapshot
 from polyvol.mapping.group import Group, Schedule
 from polyvol.mapping.names import check_name, check_prefix
 from polyvol.mapping.records import Origin, SnapshotRecord, Volume
@@ -33,7 +35,6 @@ from polyvol.snapshot.coordinator import Coordinator, Thaw, export_snapshot
 from polyvol.snapshot.group_errors import SnapshotHeld, SnapshotInGroup
 from polyvol.snapshot.snapshot import (
     PartitionSnapshot,
-    Snapshot,
     default_name,
     export_name,
     partition_snapshots,
@@ -50,32 +51,35 @@ class Snapshots:
         self._coordinator = Coordinator(context.engine, context.catalog)
         self._later = Workers("polyvol-drop")
 
+    @reads
+    def check(self, volumes: Sequence[Volume], request: SnapshotWanted, group: Group | None = None) -> None:
+        """Refuse what can be refused before the hooks of these volumes are run."""
+        if request.name is not None:
+            check_name("snapshot", request.name)
+        if request.prefix is not None:
+            check_prefix(request.prefix)
+        for volume in volumes:
+            self._context.refuse_not_served(volume)
+        self._free_name(request.name, volumes, "", group)
+        if request.log_device is not None:
+            inventory(self._context).storage(request.log_device)
+
     def create(
         self,
-        request: SnapshotCreate,
+        volumes: Sequence[Volume],
+        request: SnapshotWanted,
         *,
         group: Group | None = None,
         schedule: Schedule | None = None,
         thaw: Thaw | None = None,
         lent: AbstractContextManager[None] | None = None,
     ) -> list[SnapshotView]:
-        """Take one cut over the volumes asked for, of a group if so, for a schedule if so. `thaw`, `lent`:
-        see the coordinator."""
+        """Take one cut over these volumes, of a group if so, for a schedule if so. `thaw`, `lent`: see the
+        coordinator."""
         context = self._context
-        if request.name is not None:
-            check_name("snapshot", request.name)
-        if request.prefix is not None:
-            check_prefix(request.prefix)
-        if not request.volumes:
-            raise BadRequest(why="no volume is named")
-        volumes: list[Volume] = []
-        for wanted in request.volumes:
-            volume = context.find_served(wanted)
-            if volume in volumes:
-                raise RepeatedDevice(noun="volume", name=wanted)
-            volumes.append(volume)
+        self.check(volumes, request, group)
         prefix = request.prefix if schedule is None else schedule.prefix
-        name = self._free_name(request.name, volumes, "" if prefix is None else f"{prefix}-")
+        name = self._free_name(request.name, volumes, "" if prefix is None else f"{prefix}-", group)
         logs: dict[int, int] = {}
         if request.log_device is not None:
             device = inventory(context).storage(request.log_device)
@@ -97,9 +101,7 @@ class Snapshots:
                     context.ask_when_full(volume)  # there is something to drop again
         names, clients = context.device_names(), context.clients()
         return [
-            self._view(
-                volume, Snapshot(record), names, clients, {}
-            )  # to measure it takes longer than the cut
+            self._view(volume, record, names, clients, {})  # to measure it takes longer than the cut
             for volume, record in zip(volumes, records, strict=True)
         ]
 
@@ -143,6 +145,7 @@ class Snapshots:
     def _forget(self, record: SnapshotRecord) -> None:
         self._context.catalog.removal.forget_snapshots([record.uuid])
 
+    @reads
     def members(self, record: SnapshotRecord) -> list[tuple[Volume, SnapshotRecord]]:
         """What is deleted together with a snapshot, itself included: those of a group's cut."""
         catalog = self._context.catalog
@@ -151,6 +154,7 @@ class Snapshots:
             return [(by_id[record.volume], record)]
         return [(by_id[each.volume], each) for each in catalog.all_snapshots() if each.cut == record.cut]
 
+    @reads
     def whole_name(self, record: SnapshotRecord) -> str | None:
         """The name of the group's snapshot that this one is part of, if it is."""
         whole = self._context.catalog.groups.of_cut(record.cut)
@@ -159,6 +163,7 @@ class Snapshots:
         names = {group.id: group.name for group in self._context.catalog.groups.all()}
         return f"@{names[whole.group]}@{whole.name}"
 
+    @reads
     def _refuse_needed(self, members: Sequence[tuple[Volume, SnapshotRecord]]) -> None:
         for volume, record in members:
             if record.holds:
@@ -216,6 +221,7 @@ class Snapshots:
         if clients:
             raise SnapshotInUse(name=export, **counted_clients(clients))
 
+    @reads
     def list_all(self, volume_name: str | None = None) -> list[SnapshotView]:
         """The snapshots of one volume, or all."""
         context = self._context
@@ -229,7 +235,7 @@ class Snapshots:
             records = context.catalog.snapshots(volume.id)
         uses = snapshot_uses(context, by_id.values())
         return [
-            self._view(by_id[record.volume], Snapshot(record), names, clients, uses)
+            self._view(by_id[record.volume], record, names, clients, uses)
             for record in records
             if record.volume in by_id
         ]
@@ -237,15 +243,25 @@ class Snapshots:
     def show(self, volume_name: str, name: str, *, partitions: bool) -> SnapshotView:
         """One snapshot, with its partition snapshots if asked for."""
         context = self._context
+        if not partitions:
+            return self._show(volume_name, name)
+        volume = context.find_served(volume_name, restoring=True)
+        record = self.find(volume, name)
+        what = f"asking for the partitions of {export_name(volume.name, name)}"
+        with context.engine_asked(what, volume, record):
+            states = partition_snapshots(context.engine.partition_states(volume.id, record.epoch))
+        view = self._show(volume_name, name)
+        if view.uuid != str(record.uuid):  # it was deleted, and another one has its name
+            raise UnknownSnapshot(volume=volume_name, name=name)
+        return replace(view, partitions=[_part_view(part) for part in states])
+
+    @reads
+    def _show(self, volume_name: str, name: str) -> SnapshotView:
+        context = self._context
         volume = context.find_volume(volume_name)
         record = self.find(volume, name)
-        states = None
-        if partitions:
-            context.find_served(volume_name, restoring=True)
-            with context.engine_errors(f"asking for the partitions of {export_name(volume.name, name)}"):
-                states = partition_snapshots(context.engine.partition_states(volume.id, record.epoch))
         uses = snapshot_uses(context, [volume])
-        return self._view(volume, Snapshot(record, states), context.device_names(), context.clients(), uses)
+        return self._view(volume, record, context.device_names(), context.clients(), uses)
 
     def find(self, volume: Volume, name: str) -> SnapshotRecord:
         """A volume's snapshot of this name, or UnknownSnapshot."""
@@ -254,8 +270,18 @@ class Snapshots:
                 return record
         raise UnknownSnapshot(volume=volume.name, name=name)
 
-    def _free_name(self, wanted: str | None, volumes: list[Volume], prefix: str) -> str:
-        taken: set[str] = set()
+    def names_of_group(self, group: Group | None) -> set[str]:
+        """The names of a group's snapshots: the volumes of one need not be in the group any more."""
+        if group is None:
+            return set()
+        return {whole.name for whole in self._context.catalog.groups.snapshots(group.id)}
+
+    def _free_name(
+        self, wanted: str | None, volumes: Sequence[Volume], prefix: str, group: Group | None
+    ) -> str:
+        taken = self.names_of_group(group)
+        if group is not None and wanted in taken:
+            raise NameInUse(noun="snapshot", name=f"@{group.name}@{wanted}")
         for volume in volumes:
             names = self._context.catalog.snapshot_names(volume.id)
             if wanted in names:
@@ -265,17 +291,17 @@ class Snapshots:
             return wanted
         return default_name(datetime.fromtimestamp(self._context.clock() // SECOND_NS, UTC), taken, prefix)
 
+    @reads
     def _view(
         self,
         volume: Volume,
-        snapshot: Snapshot,
+        record: SnapshotRecord,
         names: dict[int, str],
         clients: dict[str, int],
         uses: dict[tuple[int, int], SnapshotUseView],
     ) -> SnapshotView:
         context = self._context
         clones = context.catalog.removal.clones()
-        record = snapshot.record
         export = export_name(volume.name, record.name)
         logs = {log.number: log for log in context.catalog.logs(volume.id)} if record.log else {}
         return SnapshotView(
@@ -304,9 +330,7 @@ class Snapshots:
             clones=clones.get((volume.id, record.epoch), []),
             use=uses.get((volume.id, record.epoch)),
             connections=clients.get(export, 0),
-            partitions=None
-            if snapshot.partitions is None
-            else [_part_view(part) for part in snapshot.partitions],
+            partitions=None,
         )
 
 

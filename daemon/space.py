@@ -25,6 +25,7 @@ from functools import partial
 
 from polyvol.daemon.context import Context
 from polyvol.daemon.errors import Restoring, SnapshotInUse, VolumeBusy
+from polyvol.daemon.reading import reads
 from polyvol.daemon.room import Gauge, Level
 from polyvol.daemon.sizes import format_size
 from polyvol.daemon.snapshots import Snapshots
@@ -190,6 +191,7 @@ class Space:
         now = (each for each in self._context.catalog.volumes() if each.id == volume.id)
         return next((each.when_full for each in now), None)
 
+    @reads
     def _droppable(self, volume: Volume) -> list[SnapshotRecord]:
         """The snapshots that may be dropped, oldest first: not what an incomplete restore follows, nor what
         clones were made from, of which nothing would come back."""
@@ -225,6 +227,7 @@ class Space:
         if volume is not None and context.is_served(volume) and self._may_drop(volume):
             context.ask_when_full(volume)
 
+    @reads
     def _may_drop(self, volume: Volume) -> bool:
         """Whether the engine was told to ask no more, and could ask again."""
         if volume.id not in self._context.refusing or volume.when_full != "keep-writing":

@@ -1,7 +1,12 @@
 """What the daemon answers about the space that snapshots hold, and about deleting many. Sizes are bytes."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+DELETED_NAMES_MAX = 10_000
+"""The most names and patterns of snapshots that one request can have deleted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,4 +56,4 @@ class SnapshotsDelete:
     """The snapshots of these names, or that match them as patterns (`*`, `?`, `[...]`), are to be deleted."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
-    names: tuple[str, ...]
+    names: Annotated[tuple[str, ...], Field(max_length=DELETED_NAMES_MAX)]

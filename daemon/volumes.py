@@ -24,7 +24,7 @@ from typing import Literal
 
 from polyvol.daemon import device_files, stopped
 from polyvol.daemon.change_logs import ChangeLogs, inventory
-from polyvol.daemon.context import Context, extent_views
+from polyvol.daemon.context import Context
 from polyvol.daemon.devices import Devices
 from polyvol.daemon.errors import (
     DeleteUnfinished,
@@ -37,13 +37,14 @@ from polyvol.daemon.health import (
     bad_block_views,
     bad_blocks_clause,
     device_troubles,
-    partition_trouble,
+    partition_views,
     unusable_devices,
     volume_trouble,
 )
 from polyvol.daemon.hooks import checked_hooks, hook_view
 from polyvol.daemon.kept import Kept
 from polyvol.daemon.plan_views import plan_view
+from polyvol.daemon.reading import reads
 from polyvol.daemon.requests import CloneCreate, VolumeCreate, VolumeSet
 from polyvol.daemon.restore_views import restore_reason, restore_view
 from polyvol.daemon.scrub import Scrubs
@@ -52,7 +53,6 @@ from polyvol.daemon.views import (
     BadBlockView,
     DroppedView,
     ExportView,
-    PartitionView,
     PlanView,
     SourceView,
     VolumeDeleted,
@@ -64,7 +64,7 @@ from polyvol.mapping.device import Device, zero_extents
 from polyvol.mapping.errors import DeviceNotReady, PolyvolError, UnknownSnapshot
 from polyvol.mapping.extent import Extent
 from polyvol.mapping.opening import sync_directory
-from polyvol.mapping.records import RestoreRecord, SnapshotRecord, Volume
+from polyvol.mapping.records import CloneSource, RestoreRecord, SnapshotRecord, Volume
 from polyvol.mapping.volume import VolumePlan, VolumeRequest, plan_volume, volume_spec
 from polyvol.snapshot.coordinator import export_snapshot
 from polyvol.snapshot.snapshot import export_name
@@ -111,6 +111,7 @@ class Volumes:
             fields = {"VOLUME": volume.name}
             _log.warning("volume %s is not served: %s", volume.name, reason, extra=fields)
 
+    @reads
     def plan(self, request: VolumeCreate) -> PlanView:
         """The volume as it would be; changes nothing."""
         return plan_view(self._context, self._plan(request))
@@ -226,11 +227,13 @@ class Volumes:
             context.catalog.schedules.set_volume_hooks(volume.id, checked_hooks(request.hooks))
         return self.show(name, partitions=False)
 
+    @reads
     def list_all(self, *, kept: bool = False) -> list[VolumeView]:
         """All volumes; with those that are deleted and kept for their clones, if `kept`."""
         volumes = self._context.catalog.volumes()
         return [self._view(volume) for volume in volumes if kept or not volume.kept]
 
+    @reads
     def show(self, name: str, *, partitions: bool) -> VolumeView:
         """One volume, with its partitions if asked for."""
         volume = self._context.find_volume(name)
@@ -373,7 +376,7 @@ class Volumes:
         wanted = {volume.name, *(export_name(volume.name, snapshot.name) for snapshot in snapshots)}
         exports = [
             ExportView(name=export["name"], read_only=export["read_only"], connections=export["connections"])
-            for export in context.engine.exports()
+            for export in context.exports()
             if export["name"] in wanted
         ]
         reason = context.volume_trouble.get(volume.id)
@@ -417,38 +420,24 @@ class Volumes:
             last_scrub=self._scrubs.last(volume),
             hooks=hook_view(context.catalog.schedules.volume_hooks(volume.id)),
             restore=restore,
-            partitions=self._partition_views(volume, names) if partitions else None,
+            partitions=partition_views(context, volume, names) if partitions else None,
         )
-
-    def _partition_views(self, volume: Volume, names: dict[int, str]) -> list[PartitionView]:
-        troubles = device_troubles(self._context)
-        views = []
-        for partition in self._context.catalog.partitions(volume.id):
-            reason = partition_trouble(partition, troubles)
-            views.append(
-                PartitionView(
-                    number=partition.number,
-                    processor=partition.processor,
-                    extents=extent_views(partition.extents, names),
-                    state="ok" if reason is None else "faulty",
-                    reason=reason,
-                )
-            )
-        return views
 
     def _source_view(self, volume: Volume) -> SourceView | None:
         """What a volume was made from, by the names that its source had."""
         if volume.source is None:
             return None
-        catalog = self._context.catalog
-        source = next(each for each in catalog.volumes() if each.id == volume.source.volume)
-        records = catalog.snapshots_and_kept(source.id)
+        source = self._source(volume.source)
+        records = self._context.catalog.snapshots_and_kept(source.id)
         record = next(each for each in records if each.epoch == volume.source.epoch)
         return SourceView(
             volume=source.name.partition("#")[0],
             snapshot=record.name.partition("#")[0],
             deleted=record.kept,
         )
+
+    def _source(self, source: CloneSource) -> Volume:
+        return next(each for each in self._context.catalog.volumes() if each.id == source.volume)
 
     def _degraded(self, volume: Volume, devices: list[int], bad: list[BadBlockView]) -> str | None:
         """Why a volume that is served is degraded, or None. A clone is, where its source is."""
@@ -463,10 +452,9 @@ class Volumes:
         if bad:
             reasons.append(bad_blocks_clause(bad))
         if volume.source is not None:
-            source = next(each for each in context.catalog.volumes() if each.id == volume.source.volume)
-            theirs = context.catalog.volume_devices(source.id)
+            source = self._source(volume.source)
             bad = bad_block_views(context, source, context.device_names())
-            reason = self._degraded(source, theirs, bad)
+            reason = self._degraded(source, context.catalog.volume_devices(source.id), bad)
             reasons.append(None if reason is None else f"its source {source.name}: {reason}")
         return "; ".join(reason for reason in reasons if reason) or None
 

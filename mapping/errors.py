@@ -364,6 +364,15 @@ class CatalogFailed(PolyvolError):
     hint = "see that its file system has room and is well, then try again"
 
 
+class CatalogConflict(PolyvolError):
+    """A change that refers to what is gone, or to a name that is taken, since its verb looked."""
+
+    code = "catalog-conflict"
+    kind = "busy"
+    sentence = "what this is about was changed by somebody else meanwhile, so nothing was done"
+    hint = "see how things are now, then try again"
+
+
 class CatalogDamaged(PolyvolError):
     """A catalog that SQLite cannot read, whose checksums do not match, or that is none."""
 

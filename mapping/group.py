@@ -49,6 +49,10 @@ class Schedule:
     created_ns: int
 
 
+HOOK_TIMEOUT_S = 30
+"""The time-out of hooks for which none is given, seconds."""
+
+
 @dataclass(frozen=True, slots=True)
 class Hooks:
     """Commands that are run around a cut: `quiesce` before it, `thaw` after it, in at most `timeout_s` from

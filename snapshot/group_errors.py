@@ -30,6 +30,24 @@ class GroupEmpty(PolyvolError):
     hint = "`polyvol group join {name} VOLUME` puts one into it"
 
 
+class GroupChanged(PolyvolError):
+    """A group whose volumes are others than before the hooks of its snapshot ran."""
+
+    code = "group-changed"
+    kind = "busy"
+    sentence = "group {name} has changed while its snapshot was prepared: {why}"
+    hint = "no snapshot was taken; take it again if you want one of the group as it is now"
+
+
+class VolumeChanged(PolyvolError):
+    """A volume that is not the same any more as before the hooks of its snapshot ran."""
+
+    code = "volume-changed"
+    kind = "busy"
+    sentence = "volume {name} has changed while its snapshot was prepared: {why}"
+    hint = "no snapshot was taken; take it again if you want one of what is there now"
+
+
 class GroupHasSnapshots(PolyvolError):
     """A group that cannot be deleted, as it has snapshots."""
 

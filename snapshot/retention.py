@@ -26,6 +26,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
+from typing import ClassVar
 
 from polyvol.mapping.records import SnapshotRecord
 
@@ -37,6 +38,7 @@ KEEP_MAX = 10_000
 class Keep:
     """How many snapshots each rule keeps; 0: the rule is not there."""
 
+    __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
     last: int = 0
     hourly: int = 0
     daily: int = 0
@@ -66,8 +68,10 @@ def parse_keep(text: str) -> Keep:
     counts: dict[str, int] = {}
     for term in text.split(","):
         name, _, count = (part.strip() for part in term.partition("="))
-        if name not in RULES or not count.isdecimal() or not count.isascii():
-            raise ValueError(f"{term.strip()!r} is no rule: give RULE=NUMBER, RULE one of {', '.join(RULES)}")
+        if name not in RULES or not count.isdecimal() or not count.isascii() or len(count) > 9:
+            raise ValueError(
+                f"{term.strip()[:40]!r} is no rule: give RULE=NUMBER, RULE one of {', '.join(RULES)}"
+            )
         if name in counts:
             raise ValueError(f"{name} is given twice")
         counts[name] = int(count)

@@ -1,11 +1,10 @@
-"""A snapshot as its user sees it: the overall snapshot, made of references to its partition snapshots."""
+"""Snapshots as their users see them: names, and the partition snapshots that one is made of."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from polyvol.mapping.names import unique_name
-from polyvol.mapping.records import SnapshotRecord
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -25,15 +24,6 @@ class PartitionSnapshot:
     write_seq: int
     blocks_mapped: int
     frozen: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """The overall snapshot: what the catalog has of it, and its partition snapshots by number, where they
-    were asked for."""
-
-    record: SnapshotRecord
-    partitions: tuple[PartitionSnapshot, ...] | None = None
 
 
 def export_name(volume: str, snapshot: str | None = None) -> str:

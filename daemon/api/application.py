@@ -9,7 +9,7 @@ Errors            {"error": {"code", "message", "hint"}}. What is no PolyvolErro
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,7 @@ from polyvol.daemon.api import (
 from polyvol.daemon.api.openapi import openapi_document
 from polyvol.daemon.api.route import Call, Route
 from polyvol.daemon.errors import BadRequest, InternalError, NoSuchPage, http_status
+from polyvol.daemon.ranges import NUMBER_MAX
 from polyvol.daemon.views import StatusView
 from polyvol.mapping.errors import PolyvolError
 
@@ -159,7 +160,21 @@ def _read_body(body_type: TypeAdapter[Any], text: bytes) -> object:
     try:
         return body_type.validate_json(text)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        message = f"{where}: {first['msg']}" if where else first["msg"]
+        said = _wrong(first["type"], first.get("ctx", {})) or first["msg"]
+        message = f"{where}: {said}" if where else said
         raise BadRequest(why=message) from error
+
+
+def _wrong(kind: str, limits: Mapping[str, Any]) -> str | None:
+    """What is wrong with a value that is beyond its range; None if it is something else."""
+    if kind == "less_than_equal":
+        return f"the number is larger than {limits['le']}"
+    if kind == "greater_than_equal":
+        return f"the number is less than {limits['ge']}"
+    if kind == "int_parsing_size":
+        return f"the number is larger than {NUMBER_MAX}"
+    if kind == "too_long":
+        return f"{limits['actual_length'] or 'too many'} are named, and at most {limits['max_length']} can be"
+    return None

@@ -5,9 +5,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from polyvol.daemon.errors import BadRequest
+from polyvol.daemon.ranges import NUMBER_MAX
 
 if TYPE_CHECKING:
     from polyvol.daemon.service import Service
+
+_DIGITS_MAX = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +33,12 @@ class Call:
         value = self.query.get(name)
         if value is None:
             return default
-        if not value.isascii() or not value.isdecimal():
-            raise BadRequest(why=f"{name} is {value!r}, and can be a whole number")
-        return int(value)
+        if not value.isascii() or not value.isdecimal() or len(value) > _DIGITS_MAX:
+            raise BadRequest(why=f"{name} is {value[:100]!r}, and can be a whole number up to {NUMBER_MAX}")
+        number = int(value)
+        if number > NUMBER_MAX:
+            raise BadRequest(why=f"{name} is {number}, which is more than {NUMBER_MAX}")
+        return number
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 import fnmatch
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 
 import click
@@ -13,6 +14,7 @@ from polyvol.daemon.cli.output import counted
 from polyvol.daemon.errors import EXIT_CODE
 from polyvol.daemon.sizes import format_size
 from polyvol.daemon.transfer.progress import progress
+from polyvol.mapping.errors import RepeatedDevice
 
 _POLL_S = 0.1
 
@@ -25,6 +27,9 @@ def is_pattern(name: str) -> bool:
 def delete_many(client: Client, names: Sequence[str], *, wait: bool) -> None:
     """Delete all snapshots named, volume by volume; those that stay are told, and end the program with 1."""
     wanted: dict[str, list[str]] = {}
+    for name, often in Counter(names).items():
+        if often > 1:
+            raise RepeatedDevice(noun="snapshot", name=name)
     for name in names:
         if name.startswith("@"):
             _delete_of_group(client, name)

@@ -7,7 +7,7 @@ import click
 
 from polyvol.daemon.cli.client import Json
 from polyvol.daemon.cli.common import Command
-from polyvol.daemon.group_requests import HOOK_TIMEOUT_S
+from polyvol.mapping.group import HOOK_TIMEOUT_S
 from polyvol.snapshot.timing import parse_duration
 
 

@@ -1,17 +1,20 @@
 """The catalog's file: opening it, its format version, and transactions.
 
-How it works      SQLite in WAL mode with synchronous=FULL, one connection for the process, used by one thread
-                  at a time under a lock. `user_version` is the format version: a new file gets schema.sql, an
-                  older one its migrations, each with its version in one transaction. What a file holds is
-                  examined (examine.py) before it is used; `catalog.mark` says after each commit how many
-                  there were (mark.py).
+How it works      SQLite in WAL mode with synchronous=FULL. One connection writes, used by one thread at a
+                  time under a lock; each thread that reads borrows a connection of its own (readers.py), so
+                  that it never waits for a transaction. `user_version` is the format version: a new file gets
+                  schema.sql, an older one its migrations, each with its version in one transaction. What a
+                  file holds is examined (examine.py) before it is used; `catalog.mark` says after each commit
+                  how many there were (mark.py).
 Invariants        B1 a file of an unknown version, of another program, damaged, or older than its mark is left
                   as it is; B2 nobody sees the middle of a transaction; B3 each transaction advances
-                  `catalog.commits` by one and leaves the sums of all rows right (sums.py).
+                  `catalog.commits` by one and leaves the sums of all rows right (sums.py); B4 all queries
+                  within one `reading` see one state, that of its begin, and nothing is changed within it.
 Durability        When `transaction` has ended without an error, its changes survive power loss, also where
                   a sync of an earlier process has failed (renewal.py).
 Errors            CatalogVersion, CatalogDamaged, CatalogMissing, CatalogOlder, CatalogUnmarked,
-                  CatalogFailed.
+                  CatalogFailed. CatalogConflict: a row that a change refers to is gone, or its name is
+                  taken; the verbs check this first, under their locks.
 """
 
 import sqlite3
@@ -24,8 +27,9 @@ from uuid import UUID, uuid4
 from polyvol.mapping.catalog import renewal, sums
 from polyvol.mapping.catalog.examine import Examiner
 from polyvol.mapping.catalog.mark import Mark, Marked
+from polyvol.mapping.catalog.readers import Readers, connect
 from polyvol.mapping.clock import wall_ns
-from polyvol.mapping.errors import CatalogDamaged, CatalogFailed
+from polyvol.mapping.errors import CatalogConflict, CatalogDamaged, CatalogFailed
 
 LATEST_VERSION = 4
 _HERE = Path(__file__).parent
@@ -38,7 +42,7 @@ def mark_of(path: Path) -> Path:
 
 class Database:
     """An open catalog file. `accept_older`: it is used although its mark says that there was a newer one, or
-    cannot say so."""
+    cannot say so. `alone`: as in readers.py."""
 
     def __init__(
         self,
@@ -47,9 +51,11 @@ class Database:
         latest: int = LATEST_VERSION,
         migrations: Path | None = None,
         accept_older: bool = False,
+        alone: bool = False,
     ) -> None:
         self._path = path
         self._lock = threading.RLock()
+        self._readers = Readers(path, alone=alone)
         self._mark = Mark(mark_of(path))
         self._marked = True
         try:
@@ -59,7 +65,7 @@ class Database:
                 there = examiner.examine(path)
             if not there:
                 renewal.put_new(path, self._make)
-            self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            self._connection = connect(path, alone=alone)
             try:
                 self._prepare(latest, migrations or _HERE / "migrations")
                 self._open_mark()
@@ -71,6 +77,7 @@ class Database:
 
     def close(self) -> None:
         """Close it; idempotent."""
+        self._readers.close()
         with self._lock:
             self._connection.close()
             self._mark.close()
@@ -78,7 +85,7 @@ class Database:
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """All or nothing of what is done within."""
-        with self._lock:
+        with self._lock, self._readers.instead(self._connection):
             connection = self._connection
             try:
                 if not self._marked:
@@ -93,7 +100,9 @@ class Database:
                     connection.execute("ROLLBACK")
                 if isinstance(error, OSError):
                     raise CatalogFailed(path=self._mark.path, why=error.strerror or error) from error
-                if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.IntegrityError):
+                if isinstance(error, sqlite3.IntegrityError):
+                    raise CatalogConflict() from error
+                if isinstance(error, sqlite3.DatabaseError):
                     raise CatalogFailed(path=self._path, why=error) from error
                 raise
             self._commits += 1
@@ -101,13 +110,22 @@ class Database:
             with suppress(OSError):  # it is committed; the next transaction begins with the mark
                 self._write_mark()
 
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """One state of the catalog for all that this thread reads within (B4); may be nested."""
+        try:
+            with self._readers.one_state():
+                yield
+        except sqlite3.DatabaseError as error:
+            raise CatalogFailed(path=self._path, why=error) from error
+
     def rows(self, statement: str, *values: object) -> list[sqlite3.Row]:
-        """The rows of a query."""
-        with self._lock:
-            try:
-                return self._connection.execute(statement, values).fetchall()
-            except sqlite3.DatabaseError as error:
-                raise CatalogFailed(path=self._path, why=error) from error
+        """The rows of a query: within `reading` or a transaction as that has them, else as of now."""
+        try:
+            with self._readers.connection() as connection:
+                return connection.execute(statement, values).fetchall()
+        except sqlite3.DatabaseError as error:
+            raise CatalogFailed(path=self._path, why=error) from error
 
     def _prepare(self, latest: int, migrations: Path) -> None:
         connection = self._connection

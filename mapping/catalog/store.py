@@ -11,6 +11,7 @@ Durability        When a verb returns, its change survives power loss.
 
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -68,6 +69,10 @@ class Catalog:
     def close(self) -> None:
         """Close it; idempotent."""
         self._database.close()
+
+    def reading(self) -> AbstractContextManager[None]:
+        """One state of the catalog for all that this thread reads within; nothing is changed within it."""
+        return self._database.reading()
 
     # Devices
 

@@ -14,7 +14,7 @@ from polyvol.mapping.catalog import sums
 from polyvol.mapping.catalog.schedules import new_schedule
 from polyvol.mapping.catalog.store import Catalog
 from polyvol.mapping.device import Device
-from polyvol.mapping.errors import PolyvolError
+from polyvol.mapping.errors import CatalogConflict, PolyvolError
 from polyvol.mapping.extent import Extent
 from polyvol.mapping.group import GroupSnapshot, Hooks
 from polyvol.mapping.partition import Partition
@@ -69,7 +69,7 @@ def use(catalog: Catalog) -> None:
         catalog.settings.set("one", value)
     for ended in (1, 2):
         catalog.settings.keep_scrub(volume.id, ended, "{}")
-    with pytest.raises(sqlite3.IntegrityError):
+    with pytest.raises(CatalogConflict):
         catalog.create_volume(replace(PLAN, new_devices=()))
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -226,6 +227,42 @@ def test_hooks_that_hang_leave_the_api_to_others(hooked: Hooked) -> None:
         taker.join(20)
 
 
+def test_what_a_quiesce_command_leaves_is_ended_after_the_thaw(hooked: Hooked) -> None:
+    pid = hooked.directory / "pid"
+    quiesce = hooked.script("quiesce", f"setsid sleep 600 & echo $! > {pid}")
+    thaw = hooked.script("thaw", f"kill -0 $(cat {pid}) && echo there >> {hooked.notes}")
+    hooked.daemon.ok("volume", "set", "v", "--quiesce", quiesce, "--thaw", thaw)
+    hooked.daemon.ok("snapshot", "create", "v", "--name", "s")
+    assert hooked.noted() == ["quiesce quiesce", "thaw thaw", "there"]
+    assert hooked.mark() == "application"
+    assert _gone(int(pid.read_text()))
+    hooked.daemon.ok("volume", "set", "v", "--quiesce", quiesce)
+    hooked.daemon.ok("snapshot", "create", "v", "--name", "t")
+    assert _gone(int(pid.read_text()))
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_what_a_thaw_command_leaves_stays_if_it_succeeded(hooked: Hooked, status: int) -> None:
+    pid = hooked.directory / "pid"
+    thaw = hooked.script("thaw", f"setsid sleep 600 & echo $! >> {pid}; exit {status}")
+    hooked.daemon.ok("volume", "set", "v", "--quiesce", hooked.script("quiesce"), "--thaw", thaw)
+    hooked.daemon.ok("snapshot", "create", "v", "--name", "s")
+    left = [int(word) for word in pid.read_text().split()]
+    assert len(left) == 1 + status
+    if status:
+        assert all(map(_gone, left))
+    else:
+        assert not _gone(left[0])
+        os.kill(left[0], signal.SIGKILL)
+
+
+def test_a_command_that_never_stops_talking_is_told_in_one_sentence(hooked: Hooked) -> None:
+    hooked.daemon.ok("volume", "set", "v", "--quiesce", "/usr/bin/yes", "--hook-timeout", "1s")
+    hooked.daemon.ok("snapshot", "create", "v", "--name", "s")
+    trouble = hooked.said("snapshot", "show", "v@s")["hook_trouble"]
+    assert trouble == "volume v: its quiesce command did not end within 1 s and was killed: y ... y"
+
+
 def test_a_shell_only_where_one_is_asked_for(hooked: Hooked) -> None:
     daemon = hooked.daemon
     command = f"{hooked.script('q')} && echo more >> {hooked.notes}"
@@ -250,6 +287,7 @@ def test_a_shell_only_where_one_is_asked_for(hooked: Hooked) -> None:
         (["--quiesce", ""], "absolute path"),
         (["--quiesce", "/bin/true 'x"], "cannot be taken apart"),
         (["--quiesce", "/nix/nix"], "not a program"),
+        (["--quiesce", "/bin/true " + "x" * 40_000], "longer than 32768"),
         (["--quiesce", "/bin/true", "--hook-timeout", "0s"], "not from 1 s to 600 s"),
         (["--quiesce", "/bin/true", "--hook-timeout", "1h"], "not from 1 s to 600 s"),
     ],

@@ -141,11 +141,11 @@ def test_what_the_catalog_would_not_forget_is_exported_on(daemon: Daemon) -> Non
     daemon.ok("volume", "create", "v", "--size", "1M")
     daemon.ok("snapshot", "create", "v", "--name", "s")
     catalog = daemon.service._context.catalog
-    catalog._database.rows("PRAGMA query_only = ON")
+    catalog._database._connection.execute("PRAGMA query_only = ON")
     assert "catalog" in daemon.refused("snapshot", "delete", "v@s")
     assert "catalog" in daemon.refused("volume", "delete", "v", "--yes")
     assert "catalog" in daemon.refused("snapshot", "create", "v", "--name", "t")
-    catalog._database.rows("PRAGMA query_only = OFF")
+    catalog._database._connection.execute("PRAGMA query_only = OFF")
     assert exports(daemon) == ["v", "v@s"]
     daemon.ok("volume", "delete", "v", "--yes")
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polyvol.daemon.sizes import format_ns, format_size, parse_size
+from polyvol.daemon.sizes import SIZE_MAX, format_ns, format_size, parse_size
 
 
 @pytest.mark.parametrize(
@@ -25,10 +25,19 @@ def test_sizes_are_read_in_powers_of_1024(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "x", "1.5G", "-1", "1X", "G", "1 2", "1e3", "1KK", "\u0661"])
+@pytest.mark.parametrize(
+    "text", ["", "x", "1.5G", "-1", "1X", "G", "1 2", "1e3", "1KK", "\u0661", "9" * 5000, "1e400"]
+)
 def test_what_is_no_size_is_refused_with_a_sentence(text: str) -> None:
     with pytest.raises(ValueError, match="is not a size"):
         parse_size(text)
+
+
+@pytest.mark.parametrize("text", ["8192P", "9223372036854775808", "9999999999999999999T"])
+def test_a_size_that_nothing_can_have_is_refused_with_a_sentence(text: str) -> None:
+    with pytest.raises(ValueError, match="is too large: a size is less than 8192 PiB"):
+        parse_size(text)
+    assert parse_size("9223372036854775807") == SIZE_MAX
 
 
 @given(st.integers(0, 1 << 60))

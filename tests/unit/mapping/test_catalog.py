@@ -10,7 +10,7 @@ import pytest
 from polyvol.mapping.catalog import database as databases
 from polyvol.mapping.catalog.database import LATEST_VERSION, Database
 from polyvol.mapping.catalog.store import LOG_NUMBER_MAX, Catalog
-from polyvol.mapping.errors import CatalogDamaged, CatalogFailed, CatalogVersion, TooManyLogs
+from polyvol.mapping.errors import CatalogConflict, CatalogDamaged, CatalogFailed, CatalogVersion, TooManyLogs
 from polyvol.mapping.extent import Extent
 from polyvol.mapping.partition import Partition
 from polyvol.mapping.records import ChangeLog
@@ -37,7 +37,7 @@ def test_a_volume_is_read_back_as_it_was_planned(catalog: Catalog) -> None:
 
 def test_a_volume_that_cannot_be_recorded_leaves_nothing(catalog: Catalog) -> None:
     catalog.add_device(device("v.log"))
-    with pytest.raises(sqlite3.IntegrityError):
+    with pytest.raises(CatalogConflict):
         catalog.create_volume(PLAN)
     assert catalog.volumes() == []
     assert [each.name for each in catalog.devices()] == ["v.log"]
@@ -69,7 +69,7 @@ def test_log_numbers_are_never_used_again_and_end(catalog: Catalog) -> None:
 def test_the_snapshots_of_a_cut_are_recorded_all_or_none(catalog: Catalog) -> None:
     volume = catalog.create_volume(PLAN)
     catalog.commit_snapshots([snapshot(volume.id, "s1", 4)])
-    with pytest.raises(sqlite3.IntegrityError):
+    with pytest.raises(CatalogConflict):
         catalog.commit_snapshots([snapshot(volume.id, "s2", 5), snapshot(volume.id, "s1", 6)])
     assert [each.name for each in catalog.snapshots(volume.id)] == ["s1"]
 
@@ -138,7 +138,7 @@ def test_the_devices_of_a_catalog_of_version_2_are_used_through_the_page_cache(t
     assert [(each.name, each.direct) for each in catalog.devices()] == [("old", False), ("new", True)]
     assert catalog.devices()[1] == new
     assert catalog._database.rows("PRAGMA user_version")[0][0] == LATEST_VERSION
-    with pytest.raises(sqlite3.IntegrityError), catalog._database.transaction() as connection:
+    with pytest.raises(CatalogConflict), catalog._database.transaction() as connection:
         connection.execute("UPDATE device SET direct = 2")
     catalog.close()
 
@@ -198,10 +198,10 @@ def test_a_migration_that_fails_changes_nothing(tmp_path: Path) -> None:
 
 def test_a_catalog_that_cannot_be_written_says_so_and_stays_as_it_was(catalog: Catalog) -> None:
     volume = catalog.create_volume(PLAN)
-    catalog._database.rows("PRAGMA query_only = ON")
+    catalog._database._connection.execute("PRAGMA query_only = ON")
     with pytest.raises(CatalogFailed, match="cannot be written"):
         catalog.set_volume_state(volume.id, "ready")
-    catalog._database.rows("PRAGMA query_only = OFF")
+    catalog._database._connection.execute("PRAGMA query_only = OFF")
     assert [each.state for each in catalog.volumes()] == ["creating"]
 
 

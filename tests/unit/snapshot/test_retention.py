@@ -160,6 +160,7 @@ def test_rules_are_read_and_written() -> None:
         ("yearly=1", "is no rule"),
         ("last=-1", "is no rule"),
         ("last=²", "is no rule"),
+        ("last=" + "9" * 5000, "is no rule"),
         ("last=1,last=2", "twice"),
         ("last=0", "nothing would be kept"),
         ("last=10001", "cannot be kept"),

@@ -1,0 +1,73 @@
+"""Odd requests: whatever a client of the control API says, it gets an answer, and never 'internal-error'."""
+
+import io
+import json
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from polyvol.daemon.api.application import ROUTES, Application
+from tests.support.odd_values import Request, random_requests, requests
+from tests.unit.conftest import Daemon
+
+NEVER_SAID = ("Traceback", "constraint", "Error:", "SQL", "PyO3")
+NAMES = {"volume": "v", "snapshot": "s", "group": "g", "device": "v.data", "schedule": "daily"}
+
+
+def answer(application: Application, request: Request) -> tuple[int, Any]:
+    status: list[str] = []
+    body = request.body.encode("utf-8", "surrogatepass")
+    environ: Any = {
+        "REQUEST_METHOD": request.method,
+        "REQUEST_URI": request.path,
+        "QUERY_STRING": urlsplit(request.path).query,
+        "wsgi.input": io.BytesIO(body),
+    }
+    text = b"".join(application(environ, lambda line, _: status.append(line)))  # type: ignore[arg-type]
+    return int(status[0].split()[0]), json.loads(text)
+
+
+@pytest.fixture
+def used(daemon: Daemon) -> Daemon:
+    daemon.ok("volume", "create", "v", "--size", "1M")
+    daemon.ok("snapshot", "create", "v", "--name", "s")
+    daemon.ok("group", "create", "g", "v")
+    daemon.ok("schedule", "add", "v", "--every", "1d", "--keep", "last=2", "--name", "daily")
+    return daemon
+
+
+def asked(daemon: Daemon, all_of: Iterable[Request]) -> Counter[int]:
+    """Ask for all of these; how often each status was answered."""
+    application = Application(daemon.service)
+    seen: Counter[int] = Counter()
+    wrong: Counter[str] = Counter()
+    for request in all_of:
+        if request.method == "DELETE" and request.path in ("/v1/volumes/v", "/v1/schedules/daily"):
+            continue
+        status, said = answer(application, request)
+        seen[status] += 1
+        if status < 400:
+            continue
+        message = said["error"]["message"]
+        if said["error"]["code"] == "internal-error" or any(word in message for word in NEVER_SAID):
+            wrong[f"{request.method} {request.path[:80]} {request.body[:100]}: {message}"] += 1
+    assert not wrong, "\n".join(wrong)[:5000]
+    return seen
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.slow
+def test_no_request_is_an_internal_error(used: Daemon) -> None:
+    seen = asked(used, requests(ROUTES, NAMES))
+    assert seen[400] > 1000
+    assert seen[200] > 10
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_no_request_with_several_odd_values_is_an_internal_error(used: Daemon, seed: int) -> None:
+    assert asked(used, random_requests(ROUTES, NAMES, seed, 1500))[400] > 300

@@ -1,0 +1,135 @@
+"""Reading: one state for each answer, whatever others change meanwhile, and without waiting for them."""
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from polyvol.daemon.cli.client import Client
+from polyvol.mapping.catalog.database import Database
+from polyvol.mapping.catalog.readers import IDLE_MAX
+from polyvol.mapping.catalog.settings import Settings
+from polyvol.mapping.catalog.store import Catalog
+from polyvol.mapping.errors import CatalogConflict, CatalogFailed
+from tests.support.catalogs import PLAN, snapshot
+from tests.unit.conftest import Daemon
+
+
+def elsewhere(action: object) -> None:
+    """Do something in another thread, and wait for it."""
+    assert callable(action)
+    thread = threading.Thread(target=action)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_all_queries_of_a_reading_see_its_begin(catalog: Catalog) -> None:
+    volume = catalog.create_volume(PLAN)
+    with catalog.reading():
+        assert [each.name for each in catalog.volumes()] == ["v"]
+        elsewhere(lambda: catalog.commit_snapshots([snapshot(volume.id, "s", 1)]))
+        with catalog.reading():
+            assert catalog.snapshots(volume.id) == []
+        elsewhere(lambda: catalog.forget_volume(volume.id))
+        assert [each.name for each in catalog.devices()] == ["v.data", "v.log"]
+    assert (catalog.volumes(), catalog.devices()) == ([], [])
+
+
+def test_what_a_thread_has_committed_it_reads(catalog: Catalog) -> None:
+    for number in range(20):
+        catalog.settings.set("n", str(number))
+        assert catalog.settings.get("n") == str(number)
+    with catalog._database.transaction() as connection:
+        connection.execute("UPDATE setting SET value = 'within' WHERE name = 'n'")
+        assert catalog.settings.get("n") == "within"
+        elsewhere(
+            lambda: [catalog.settings.get("n")] == ["19"] or pytest.fail("it reads what is not committed")
+        )
+
+
+def test_nothing_is_changed_within_a_reading(catalog: Catalog) -> None:
+    with catalog.reading(), pytest.raises(RuntimeError, match="a change within a reading"):
+        catalog.settings.set("n", "1")
+    catalog.settings.set("n", "2")
+
+
+def test_a_rule_that_is_violated_is_no_text_of_sqlite(catalog: Catalog) -> None:
+    catalog.create_volume(PLAN)
+    with pytest.raises(CatalogConflict) as conflict:
+        catalog.create_volume(PLAN)
+    with pytest.raises(CatalogConflict):
+        catalog.groups.create("g", [99])
+    assert "constraint" not in str(conflict.value)
+
+
+def test_connections_are_used_again_and_closed(tmp_path: Path) -> None:
+    catalog = Catalog(tmp_path / "a b?c#d%41.db")
+    inside, over = threading.Barrier(2 * IDLE_MAX + 1), threading.Event()
+
+    def read() -> None:
+        with catalog.reading():
+            inside.wait(10)
+            over.wait(10)
+
+    threads = [threading.Thread(target=read) for _ in range(2 * IDLE_MAX)]
+    for thread in threads:
+        thread.start()
+    inside.wait(10)
+    over.set()
+    for thread in threads:
+        thread.join()
+    assert len(catalog._database._readers._idle) == IDLE_MAX
+    catalog.close()
+    with pytest.raises(CatalogFailed):
+        catalog.volumes()
+    assert not list(tmp_path.glob("*-wal"))
+
+
+def test_readers_of_a_catalog_that_maps_no_file(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.db"
+    database = Database(path, alone=True)
+    settings = Settings(database)
+    settings.set("n", "1")
+    with database.reading():
+        assert settings.get("n") == "1"
+        elsewhere(lambda: settings.set("n", "2"))
+        assert settings.get("n") == "1"
+    assert settings.get("n") == "2"
+    assert not Path(f"{path}-shm").exists()
+    assert str(path) not in Path("/proc/self/maps").read_text()
+    database.close()
+    assert Settings(Database(path)).get("n") == "2"
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ("status",),
+        ("volumes",),
+        ("volumes", "v"),
+        ("snapshots",),
+        ("volumes", "v", "snapshots", "s"),
+        ("volumes", "v", "snapshots", "s", "change-total"),
+        ("volumes", "v", "deletions"),
+        ("devices",),
+        ("groups",),
+        ("groups", "g", "snapshots"),
+        ("schedules",),
+        ("schedules", "daily"),
+    ],
+)
+def test_readers_wait_neither_for_a_change_nor_for_a_transaction(
+    daemon: Daemon, parts: tuple[str, ...]
+) -> None:
+    daemon.ok("volume", "create", "v", "--size", "1M")
+    daemon.ok("group", "create", "g", "v")
+    daemon.ok("snapshot", "create", "v", "--name", "s")
+    daemon.ok("schedule", "add", "v", "--every", "1d", "--keep", "last=2", "--name", "daily")
+    context = daemon.service._context
+    with context.changes, context.catalog._database.transaction() as connection:
+        connection.execute("DELETE FROM schedule")
+        began = time.monotonic()
+        Client(daemon.state_dir).get(*parts)
+        assert time.monotonic() - began < 5
