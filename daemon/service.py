@@ -43,7 +43,6 @@ from polyvol.daemon.hooks import HookRunner
 from polyvol.daemon.mounts import MountWatch
 from polyvol.daemon.notify import Store
 from polyvol.daemon.operations import operation_views
-from polyvol.daemon.reading import reads
 from polyvol.daemon.requests import (
     CloneCreate,
     DeviceAdd,
@@ -214,27 +213,27 @@ class Service:
         self._devices.open_missing()
         self._serving.serve_waiting()
 
-    @reads
     def status(self) -> StatusView:
         """Everything at a glance."""
-        return StatusView(
-            daemon=DaemonView(
-                pid=os.getpid(),
-                version=self._version,
-                state_dir=str(self.state_dir),
-                frontend=self._frontend,
-                nbd=self.nbd_addresses,
-                processors=self._context.processors,
-                started=iso(self._started_ns),
-                uptime_s=round((self._steady() - self._began_ns) / 1e9, 3),
-                connections=sum(export["connections"] for export in self._context.exports()),
-            ),
-            volumes=self._volumes.list_all(),
-            devices=self._devices.list_all(),
-            notes=self._notes(),
-            operations=operation_views(self._context),
-            events=self._context.events.latest(),
-        )
+        with self._context.reading():
+            return StatusView(
+                daemon=DaemonView(
+                    pid=os.getpid(),
+                    version=self._version,
+                    state_dir=str(self.state_dir),
+                    frontend=self._frontend,
+                    nbd=self.nbd_addresses,
+                    processors=self._context.processors,
+                    started=iso(self._started_ns),
+                    uptime_s=round((self._steady() - self._began_ns) / 1e9, 3),
+                    connections=sum(export["connections"] for export in self._context.exports()),
+                ),
+                volumes=self._volumes.list_all(),
+                devices=self._devices.list_all(),
+                notes=self._notes(),
+                operations=operation_views(self._context),
+                events=self._context.events.latest(),
+            )
 
     def _notes(self) -> list[str]:
         now = self._context.clock()
