@@ -58,7 +58,7 @@ def ask(daemon: Daemon, method: str, path: str, body: str | None = None) -> tupl
         ("POST", "/v1/devices", '{"path": "relative"}', 400, "bad-request"),
         ("POST", "/v1/devices", '{"path": "/x\\u0000y"}', 400, "bad-request"),
         ("POST", "/v1/devices", '{"path": "/nowhere/at/all", "size": 8388608}', 500, "device-io"),
-        ("POST", "/v1/devices", '{"path": "/tmp/x", "size": 1%s}' % ("0" * 40), 400, "device-unusable"),
+        ("POST", "/v1/devices", '{"path": "/tmp/x", "size": 1%s}' % ("0" * 40), 400, "bad-request"),
         ("POST", "/v1/volumes", "x" * (2 << 20), 413, "bad-request"),
         ("DELETE", "/v1/devices/v.data", None, 409, "device-in-use"),
         ("DELETE", "/v1/volumes/v%2Fw", None, 404, "unknown-volume"),
