@@ -77,7 +77,8 @@ def _own_inodes(state_dir: Path) -> Iterator[tuple[int, int] | None]:
     for pattern in OWN:
         for path in state_dir.glob(pattern):
             yield _inode(path)
-            yield from map(_inode, path.rglob("*"))
+            for directory, names, files in os.walk(path):  # which passes over what goes meanwhile
+                yield from (_inode(Path(directory, name)) for name in (*names, *files))
 
 
 def _inode(path: Path) -> tuple[int, int] | None:

@@ -1,5 +1,6 @@
 """Reading: one state for each answer, whatever others change meanwhile, and without waiting for them."""
 
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from polyvol.daemon.cli.client import Client
+from polyvol.daemon.state import refuse_own
 from polyvol.mapping.catalog.database import Database
 from polyvol.mapping.catalog.readers import IDLE_MAX
 from polyvol.mapping.catalog.settings import Settings
@@ -133,3 +135,22 @@ def test_readers_wait_neither_for_a_change_nor_for_a_transaction(
         began = time.monotonic()
         Client(daemon.state_dir).get(*parts)
         assert time.monotonic() - began < 5
+
+
+def test_files_of_volumes_that_go_meanwhile_do_not_disturb_a_device_that_is_added(tmp_path: Path) -> None:
+    volumes, over = tmp_path / "volumes", threading.Event()
+
+    def churn() -> None:
+        while not over.is_set():
+            for number in range(20):
+                (volumes / str(number) / "0").mkdir(parents=True)
+            shutil.rmtree(volumes)
+
+    thread = threading.Thread(target=churn)
+    thread.start()
+    try:
+        for _ in range(300):
+            refuse_own(tmp_path, tmp_path / "disk.img")
+    finally:
+        over.set()
+        thread.join()
