@@ -61,7 +61,7 @@ def mounts(of: Path | None = None) -> list[Mount]:
 def use_of(name: str) -> str | None:
     """Who uses a disk such as 'sda', or a partition of it, as a clause; None if nobody does."""
     parts = {}
-    for path in (SYSFS / name, *(SYSFS / name).glob(f"{name}*")):
+    for path in (SYSFS / name, *_partitions(SYSFS / name)):
         with contextlib.suppress(OSError):
             parts[(path / "dev").read_text().strip()] = path
     for mount in mounts():
@@ -134,6 +134,13 @@ def _loops() -> dict[str, Identity]:
     return found
 
 
+def _partitions(disk: Path) -> list[Path]:
+    """Its partitions in sysfs; none if it has gone meanwhile."""
+    with contextlib.suppress(OSError):
+        return list(disk.glob(f"{disk.name}*"))
+    return []
+
+
 def same_storage(identity: Identity) -> set[Identity]:
     """All that has bytes in common with a file or disk: a disk and its partitions, a loop device and its
     file."""
@@ -146,7 +153,7 @@ def same_storage(identity: Identity) -> set[Identity]:
             disk = disk.parent
             found |= _numbers(disk)
         else:
-            for part in disk.glob(f"{disk.name}*"):
+            for part in _partitions(disk):
                 found |= _numbers(part)
     found |= {
         number for loop, backing in _loops().items() if backing in found for number in _numbers(SYSFS / loop)

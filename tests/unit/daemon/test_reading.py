@@ -149,7 +149,7 @@ def test_files_of_volumes_that_go_meanwhile_do_not_disturb_a_device_that_is_adde
     thread = threading.Thread(target=churn)
     thread.start()
     try:
-        for _ in range(300):
+        for _ in range(100):
             refuse_own(tmp_path, tmp_path / "disk.img")
     finally:
         over.set()
