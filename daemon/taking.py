@@ -3,10 +3,12 @@
 How it works      A volume that another verb has is waited for first, so that no application is made ready in
                   vain. Hooks are run without a lock and end as soon as the cut is made: a command that hangs
                   holds up nobody but who asked for this snapshot. Then snapshots.py takes the cut.
-Owner and locks   The volumes' locks from the cut's plan until it is recorded.
+Owner and locks   The volumes' locks, and the group's if it is of one, from the cut's plan to its record.
 """
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 from polyvol.daemon.context import Context
 from polyvol.daemon.hooks import HookRunner
@@ -14,6 +16,7 @@ from polyvol.daemon.requests import SnapshotCreate
 from polyvol.daemon.snapshots import Snapshots
 from polyvol.daemon.views import SnapshotView
 from polyvol.mapping.group import Group, Schedule
+from polyvol.snapshot.group_errors import UnknownGroup
 
 WHAT = "snapshot create"
 QUIESCED_WAIT_S = 5.0
@@ -39,7 +42,10 @@ class Taking:
             pass
         with self._hooks.around(volumes, request.name, group, schedule) as thaw:
             wait_s = None if thaw is None else QUIESCED_WAIT_S
-            with context.holding_all(volumes, WHAT, wait_s=wait_s) as operation:
+            with (
+                nullcontext() if group is None else self._holding(group),
+                context.holding_all(volumes, WHAT, wait_s=wait_s) as operation,
+            ):
                 views = self._snapshots.create(
                     request, group=group, schedule=schedule, thaw=thaw, lent=context.locks.lent(operation)
                 )
@@ -51,3 +57,11 @@ class Taking:
                 fields["SCHEDULE"] = schedule.name
             _log.info("snapshot %s was taken", view.export, extra=fields)
         return views
+
+    @contextmanager
+    def _holding(self, group: Group) -> Iterator[None]:
+        """Hold the lock of a group that is still there."""
+        with self._context.locks.group(group.id, group.name, WHAT):
+            if all(each.id != group.id for each in self._context.catalog.groups.all()):
+                raise UnknownGroup(name=group.name)
+            yield

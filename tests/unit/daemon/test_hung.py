@@ -216,6 +216,15 @@ def test_room_is_made_while_the_cut_of_a_group_waits_for_another_member(pair: Da
     assert "well@c" in pair.ok("snapshot", "list", "well")
 
 
+def test_a_group_is_not_deleted_while_a_snapshot_of_it_is_made(pair: Daemon) -> None:
+    pair.ok("group", "create", "g", "hung", "well")
+    pair.service._context.locks.wait_s = 0.05
+    with hangs(pair, "snapshot", "create", "@g", "--name", "c", at=("flush", HUNG)):
+        said = pair.refused("group", "delete", "g")
+        assert "group g has been busy with snapshot create for" in said
+    assert "@g@c" in pair.ok("snapshot", "list", "@g")
+
+
 def test_room_is_made_by_a_snapshot_of_a_group_whose_other_member_hangs(pair: Daemon) -> None:
     pair.ok("group", "create", "g", "hung", "well")
     pair.ok("snapshot", "create", "@g", "--name", "c", "--scheduled")

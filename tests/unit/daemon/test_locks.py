@@ -128,6 +128,8 @@ def test_a_breach_of_the_order_is_a_defect() -> None:
             pass
     with locks.device(1, "d", "x"), pytest.raises(AssertionError):
         locks.volumes({1: "a"}, "x").__enter__()
+    with locks.group(1, "g", "x"), locks.volumes({1: "a"}, "x"), pytest.raises(AssertionError):
+        locks.group(2, "h", "x").__enter__()
 
 
 def test_room_is_made_while_a_cut_is_waited_for_and_not_otherwise() -> None:
