@@ -33,7 +33,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Literal
+from typing import Literal, NoReturn
 
 from polyvol.daemon.errors import DeviceBusy, GroupBusy, VolumeBusy
 from polyvol.daemon.sizes import format_seconds
@@ -44,11 +44,6 @@ WAITING_MAX = 8
 """How many may wait for one volume or device at a time."""
 Noun = Literal["group", "volume", "device"]
 Key = tuple[Noun, int]
-_ERRORS: dict[Noun, type[GroupBusy | VolumeBusy | DeviceBusy]] = {
-    "group": GroupBusy,
-    "volume": VolumeBusy,
-    "device": DeviceBusy,
-}
 
 
 class Changes:
@@ -251,13 +246,18 @@ class Locks:
                 left = until - self._now()
                 if left <= 0 or self._closed:
                     (noun, identity), operation = found
-                    raise _ERRORS[noun](
-                        name=named[identity],
-                        what=operation.what,
-                        since=format_seconds(int(self.seconds(operation))),
-                    )
+                    self._refuse(noun, named[identity], operation)
                 self._condition.wait(left)
                 found = holder()
         finally:
             self._waiting.subtract(keys)
             self._waiting = +self._waiting
+
+    def _refuse(self, noun: Noun, name: str, operation: Operation) -> NoReturn:
+        """Say what holds something that was waited for."""
+        what, since = operation.what, format_seconds(int(self.seconds(operation)))
+        if noun == "group":
+            raise GroupBusy(name=name, what=what, since=since)
+        if noun == "device":
+            raise DeviceBusy(name=name, what=what, since=since)
+        raise VolumeBusy(name=name, what=what, since=since)

@@ -69,8 +69,10 @@ def test_a_disk_that_hangs_holds_up_nobody_else(daemon: Daemon) -> None:
         with nbd.connect(daemon.uri("hung")) as handle:
             handle.pwrite(bytes(4096), 0)
         taking = threading.Thread(target=_take, args=(daemon, "hung"), daemon=True)
+        safety = threading.Timer(3 * SOON_S, hung.go_on)  # the test must end, also if the daemon hangs too
         hung.hang()
         try:
+            safety.start()
             taking.start()
             wait_until(lambda: _busy(daemon) == ["hung"], "the snapshot that hangs", SOON_S)
             with nbd.connect(daemon.uri("well")) as handle:
@@ -86,7 +88,9 @@ def test_a_disk_that_hangs_holds_up_nobody_else(daemon: Daemon) -> None:
             assert time.monotonic() - began < SOON_S
             daemon.api.delete("volumes", "well")
             assert _busy(daemon) == ["hung"]
+            assert safety.is_alive()
         finally:
+            safety.cancel()
             hung.go_on()
         taking.join(SOON_S)
         assert not taking.is_alive()
