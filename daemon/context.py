@@ -24,13 +24,13 @@ from polyvol.daemon.reading import Reading
 from polyvol.daemon.room import Gauge
 from polyvol.daemon.sizes import format_seconds
 from polyvol.daemon.views import ExtentView
-from polyvol.daemon.workers import Looks
 from polyvol.mapping.catalog.store import Catalog
 from polyvol.mapping.clock import Clock, steady_ns, wall_ns
 from polyvol.mapping.device import Device
 from polyvol.mapping.errors import UnknownDevice, UnknownSnapshot, UnknownVolume
 from polyvol.mapping.extent import Extent
 from polyvol.mapping.label import NO_RUN
+from polyvol.mapping.looks import Looks
 from polyvol.mapping.opening import OpenFile
 from polyvol.mapping.records import SnapshotRecord, Volume
 

@@ -139,6 +139,15 @@ class VolumeBusy(PolyvolError):
     hint = "try again when that has ended; `polyvol status` shows what is under way, and devices with trouble"
 
 
+class GroupBusy(PolyvolError):
+    """A group that is to be deleted while a snapshot of it is made."""
+
+    code = "group-busy"
+    kind = "busy"
+    sentence = "group {name} has been busy with {what} for {since}"
+    hint = "try again when that has ended; `polyvol status` shows what is under way, and devices with trouble"
+
+
 class DeviceBusy(PolyvolError):
     """A device that another verb has had for long, or that too many wait for."""
 

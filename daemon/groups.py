@@ -83,8 +83,11 @@ class Groups:
 
     def delete(self, name: str) -> GroupDeleted:
         """Delete a group that has no snapshots, with its schedules. Its volumes stay."""
-        with self._context.changes:
+        found = self.find(name)
+        with self._context.locks.group(found.id, name, "group delete"), self._context.changes:
             group = self.find(name)
+            if group.id != found.id:  # it was deleted, and another one has its name
+                raise UnknownGroup(name=name)
             snapshots = self._context.catalog.groups.snapshots(group.id)
             if snapshots:
                 raise GroupHasSnapshots(name=name, count=len(snapshots))

@@ -1,26 +1,29 @@
 """Locks: who may do what to which volume or device, so that what hangs for one holds up no other.
 
-How it works      There are three kinds of locks, taken in this order:
-                  1. volumes   One for each volume. A verb holds those of all volumes that it acts on, from
+How it works      There are four kinds of locks, taken in this order:
+                  1. groups    One for each group. Held while a snapshot of it is made, so that the group is
+                               there when that is recorded, and while it is deleted.
+                  2. volumes   One for each volume. A verb holds those of all volumes that it acts on, from
                                its first question to its end, whatever that waits for. They are taken
                                together: a verb that waits for one of them holds none of the others.
-                  2. devices   One for each device. Held where polyvold itself does I/O on a device:
+                  3. devices   One for each device. Held where polyvold itself does I/O on a device:
                                opening, labels, preallocation, zeroing, closing.
-                  3. changes   One for the process. Held for a transaction of the catalog with the
+                  4. changes   One for the process. Held for a transaction of the catalog with the
                                questions that it depends on (names, free extents, users of a device,
                                groups), and for changes of the tables in memory that belong to it. Never
                                while the engine or the kernel may wait for a device: `may_wait` is called
                                before what may.
                   Readers (status, list, show) take none of them.
                   Who cannot have a volume's or a device's lock within WAIT_S, or finds WAITING_MAX
-                  waiting for it, is refused: VolumeBusy, DeviceBusy, which say what holds it and for how
+                  waiting for it, is refused: VolumeBusy and others, which say what holds it and for how
                   long. `lent`: while a cut is waited for, `room` may delete other snapshots of the volume,
                   so that writes go on (daemon/space.py).
 Invariants        L1 who holds `changes` takes no other lock; L2 who holds a device's lock takes no volume's;
                   L3 who holds a volume's lock takes another one only of a volume with a greater id (a
-                  clone's, after its source's); L4 nobody takes a lock that it has.
+                  clone's, after its source's); L4 nobody takes a lock that it has; L5 who takes a group's
+                  lock holds nothing.
 Owner and locks   `_condition` over who holds what, held for a look or a change.
-Errors            VolumeBusy, DeviceBusy. A breach of L1 to L4 is a defect: AssertionError.
+Errors            GroupBusy, VolumeBusy, DeviceBusy. A breach of L1 to L5 is a defect: AssertionError.
 """
 
 import threading
@@ -30,18 +33,17 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Literal
+from typing import Literal, NoReturn
 
-from polyvol.daemon.errors import DeviceBusy, VolumeBusy
+from polyvol.daemon.errors import DeviceBusy, GroupBusy, VolumeBusy
 from polyvol.daemon.sizes import format_seconds
 
 WAIT_S = 20.0
 """How long a verb waits for a volume or a device that another one has."""
 WAITING_MAX = 8
 """How many may wait for one volume or device at a time."""
-Noun = Literal["volume", "device"]
+Noun = Literal["group", "volume", "device"]
 Key = tuple[Noun, int]
-_ERRORS: dict[Noun, type[VolumeBusy | DeviceBusy]] = {"volume": VolumeBusy, "device": DeviceBusy}
 
 
 class Changes:
@@ -114,10 +116,17 @@ class Locks:
         top = max(
             (key[1] for each in self._mine.held if each.noun == "volume" for key in each.keys), default=-1
         )
-        assert all(each.noun == "volume" for each in self._mine.held), "L2"
+        assert all(each.noun != "device" for each in self._mine.held), "L2"
         assert all(identity > top for identity in named), f"L3, L4: {named} after {top}"
         with self._hold("volume", named, what, wait_s) as operation:
             yield operation
+
+    @contextmanager
+    def group(self, identity: int, name: str, what: str) -> Iterator[None]:
+        """Hold the lock of a group to do `what`; GroupBusy."""
+        assert not self._mine.held, "L5"
+        with self._hold("group", {identity: name}, what, None):
+            yield
 
     @contextmanager
     def device(self, identity: int, name: str, what: str, *, wait_s: float | None = None) -> Iterator[None]:
@@ -171,9 +180,10 @@ class Locks:
         assert not self.changes.mine, f"L1: {what} may wait for a device, and `changes` is held"
 
     def operations(self) -> list[Operation]:
-        """What is under way, longest first."""
+        """What is under way with volumes and devices, longest first."""
         with self._condition:
-            found = {id(each): each for each in (*self._held.values(), *self._room.values())}
+            held = (*self._held.values(), *self._room.values())
+            found = {id(each): each for each in held if each.noun != "group"}
         return sorted(found.values(), key=lambda each: each.since_s)
 
     def waiting(self, operation: Operation) -> int:
@@ -236,13 +246,18 @@ class Locks:
                 left = until - self._now()
                 if left <= 0 or self._closed:
                     (noun, identity), operation = found
-                    raise _ERRORS[noun](
-                        name=named[identity],
-                        what=operation.what,
-                        since=format_seconds(int(self.seconds(operation))),
-                    )
+                    self._refuse(noun, named[identity], operation)
                 self._condition.wait(left)
                 found = holder()
         finally:
             self._waiting.subtract(keys)
             self._waiting = +self._waiting
+
+    def _refuse(self, noun: Noun, name: str, operation: Operation) -> NoReturn:
+        """Say what holds something that was waited for."""
+        what, since = operation.what, format_seconds(int(self.seconds(operation)))
+        if noun == "group":
+            raise GroupBusy(name=name, what=what, since=since)
+        if noun == "device":
+            raise DeviceBusy(name=name, what=what, since=since)
+        raise VolumeBusy(name=name, what=what, since=since)

@@ -9,13 +9,14 @@ How it works      What a snapshot is taken of is settled before the first hook: 
 Invariants        K1 what can be refused is refused before the first hook; K2 no cut is made of anything but
                   what was settled: what has changed while hooks ran is refused with a sentence, and thawed.
                   (A group that is deleted after that comparison makes the commit fail; the cut is undone.)
-Owner and locks   The volumes' locks from the cut's plan until it is recorded.
+Owner and locks   The volumes' locks, and the group's if it is of one, from the cut's plan to its record.
 Errors            Those of snapshots.py, RepeatedDevice; UnknownVolume, UnknownGroup, UnknownSchedule,
                   GroupChanged, VolumeChanged where things have changed while hooks ran.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 
 from polyvol.daemon.context import Context
 from polyvol.daemon.errors import BadRequest
@@ -98,7 +99,10 @@ class Taking:
         self._snapshots.check(volumes, request, group)  # K1
         with self._hooks.around(volumes, request.name, group, schedule) as thaw:
             wait_s = None if thaw is None else QUIESCED_WAIT_S
-            with context.locks.volumes(names, WHAT, wait_s=wait_s) as operation:
+            with (
+                nullcontext() if group is None else self._holding(group),
+                context.locks.volumes(names, WHAT, wait_s=wait_s) as operation,
+            ):
                 now = self._as_now(volumes, rewritten, group, schedule)
                 try:
                     views = self._snapshots.create(
@@ -161,3 +165,11 @@ class Taking:
         """All volumes that there are for users, by id."""
         volumes = self._context.catalog.volumes()
         return {volume.id: volume for volume in volumes if not volume.kept and volume.state != "deleting"}
+
+    @contextmanager
+    def _holding(self, group: Group) -> Iterator[None]:
+        """Hold the lock of a group that is still there."""
+        with self._context.locks.group(group.id, group.name, WHAT):
+            if all(each.id != group.id for each in self._context.catalog.groups.all()):
+                raise UnknownGroup(name=group.name)
+            yield

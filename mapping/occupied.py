@@ -20,9 +20,11 @@ import subprocess
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from polyvol.mapping.errors import DeviceUnusable, DiskInUse
+from polyvol.mapping.looks import Looks
 from polyvol.mapping.opening import HeldByOther, Identity, OpenFile, identity_of, is_held, open_file
 
 SYSFS = Path("/sys/class/block")
@@ -38,6 +40,7 @@ USAGES = {
     "crypto": "encrypted data ({type})",
     "partition-table": "a partition table ({type})",
 }
+_looks = Looks()
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
 
@@ -125,13 +128,13 @@ def file_users() -> dict[Identity, str]:
 
 def _loops() -> dict[str, Identity]:
     """The file or disk that each loop device is over, by the loop device's name."""
-    found = {}
+    questions = {}
     for path in SYSFS.glob("loop*"):
         with contextlib.suppress(OSError):
-            backing = identity_of(Path((path / "loop/backing_file").read_text().removesuffix("\n")))
-            if backing is not None:
-                found[path.name] = backing
-    return found
+            backing = Path((path / "loop/backing_file").read_text().removesuffix("\n"))
+            questions[path.name, backing] = partial(identity_of, backing)
+    # One over a file system that hangs is left out: nobody can open that file now.
+    return {loop: found for (loop, _), found in _looks.ask(questions).items() if found is not None}
 
 
 def _partitions(disk: Path) -> list[Path]:

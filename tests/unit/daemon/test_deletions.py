@@ -64,7 +64,7 @@ def test_a_rollback_is_forgotten_under_the_lock_and_covered_without_it(many: Dae
 
     def called(name: str, *arguments: object) -> None:
         rollbacks = [rollback.at for rollback in context.catalog.rollbacks.of(volume)]
-        seen.setdefault(name, (bool(context.locks.operations()), rollbacks))
+        seen.setdefault(name, (bool(context.locks._mine.held), rollbacks))
         noted(name, *arguments)
 
     many.world.called = called  # type: ignore[method-assign]

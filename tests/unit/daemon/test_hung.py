@@ -17,8 +17,10 @@ from polyvol.daemon import device_files, devices, scrub, service, udev, watch
 from polyvol.daemon.cli.client import ApiError, Client
 from polyvol.daemon.errors import StopUnfinished
 from polyvol.daemon.locks import WAITING_MAX
+from polyvol.daemon.requests import ScrubSettings
 from polyvol.daemon.udev import DiskWatch
 from polyvol.daemon.workers import ended
+from polyvol.mapping.opening import identity_of as identity_of_path
 from tests.support.proc import wait_until
 from tests.support.sim_engine import SimEngine
 from tests.unit.conftest import Daemon
@@ -216,6 +218,15 @@ def test_room_is_made_while_the_cut_of_a_group_waits_for_another_member(pair: Da
     assert "well@c" in pair.ok("snapshot", "list", "well")
 
 
+def test_a_group_is_not_deleted_while_a_snapshot_of_it_is_made(pair: Daemon) -> None:
+    pair.ok("group", "create", "g", "hung", "well")
+    pair.service._context.locks.wait_s = 0.05
+    with hangs(pair, "snapshot", "create", "@g", "--name", "c", at=("flush", HUNG)):
+        said = pair.refused("group", "delete", "g")
+        assert "group g has been busy with snapshot create for" in said
+    assert "@g@c" in pair.ok("snapshot", "list", "@g")
+
+
 def test_room_is_made_by_a_snapshot_of_a_group_whose_other_member_hangs(pair: Daemon) -> None:
     pair.ok("group", "create", "g", "hung", "well")
     pair.ok("snapshot", "create", "@g", "--name", "c", "--scheduled")
@@ -317,7 +328,7 @@ def test_a_scrub_that_hangs_can_be_told_to_stop_and_keeps_no_other_waiting(
 ) -> None:
     monkeypatch.setattr(scrub, "END_S", 0.05)
     event = pair.world.hang["scrub", HUNG] = threading.Event()
-    pair.service.set_scrubs(service.ScrubSettings(weekly=True))
+    pair.service.set_scrubs(ScrubSettings(weekly=True))
     assert pair.service.scrubs.due() is None, "the first scrubs are due in a week"
     pair.service.scrubs.begin("hung", 1 << 20)
     wait_until(lambda: "scrub" in pair.world.names(), "the scrub that hangs", 10)
@@ -335,7 +346,7 @@ def test_paths_that_do_not_answer_are_told_in_the_list_of_devices(
     pair: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go_on = threading.Event()
-    look = device_files.identity_of
+    look = identity_of_path
 
     def identity_of(path: Path) -> object:
         if path.name == "hung.img":

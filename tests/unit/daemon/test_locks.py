@@ -1,16 +1,14 @@
-"""Locks, workers and looks: what hangs holds up only who asked for it, and the order of locks is asserted."""
+"""Locks and workers: what hangs holds up only who asked for it, and the order of locks is asserted."""
 
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 
-from polyvol.daemon import workers
 from polyvol.daemon.errors import DeviceBusy, VolumeBusy
 from polyvol.daemon.locks import WAITING_MAX, Locks
-from polyvol.daemon.workers import Looks, Workers, ended
+from polyvol.daemon.workers import Workers, ended
 from tests.support.proc import wait_until
 
 
@@ -128,6 +126,8 @@ def test_a_breach_of_the_order_is_a_defect() -> None:
             pass
     with locks.device(1, "d", "x"), pytest.raises(AssertionError):
         locks.volumes({1: "a"}, "x").__enter__()
+    with locks.group(1, "g", "x"), locks.volumes({1: "a"}, "x"), pytest.raises(AssertionError):
+        locks.group(2, "h", "x").__enter__()
 
 
 def test_room_is_made_while_a_cut_is_waited_for_and_not_otherwise() -> None:
@@ -196,33 +196,3 @@ def test_a_stop_of_workers_waits_for_no_job_that_hangs() -> None:
     assert not pool.run("b", go_on.set)
     go_on.set()
     assert pool.wait(10)
-
-
-def test_a_question_that_is_not_answered_keeps_no_other_waiting_and_is_not_asked_again(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(workers, "LOOK_S", 0.1)
-    looks = Looks()
-    go_on = threading.Event()
-    asked: list[int] = []
-
-    def hangs() -> int:
-        asked.append(1)
-        go_on.wait(30)
-        return 0
-
-    questions = {"a": lambda: 1, "hangs": hangs, "b": lambda: 2}
-    assert looks.ask(questions) == {"a": 1, "b": 2}
-    assert looks.ask(questions) == {"a": 1, "b": 2}
-    assert asked == [1]
-    go_on.set()
-    wait_until(lambda: looks.ask(questions) == {"a": 1, "hangs": 0, "b": 2}, "all answers", 10)
-
-
-def test_many_questions_that_hang_are_given_up_together() -> None:
-    looks = Looks()
-    go_on = threading.Event()
-    began = time.monotonic()
-    assert looks.ask({number: lambda: go_on.wait(30) for number in range(100)}) == {}
-    assert time.monotonic() - began < 10
-    go_on.set()

@@ -1,0 +1,97 @@
+"""Looks: questions that are answered at once unless something hangs.
+
+How it works      A `stat` of a path on a file system that hangs never returns. Questions are asked on a
+                  thread, one after the other; the answers that come in time are given. What has not answered
+                  costs a thread, and is not asked again until it has.
+Owner and locks   One lock over who asks what. Questions are asked without it.
+Errors            What a question raises is logged; it has no answer then.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Generic, TypeVar
+
+LOOK_S = 0.25
+"""How long a question may take."""
+LOOKS_S = 0.75
+"""How long all questions that are asked together may take."""
+Question = TypeVar("Question", bound=Hashable)
+Answer = TypeVar("Answer")
+_log = logging.getLogger("polyvol")
+
+
+@dataclass(eq=False)
+class _Round(Generic[Question, Answer]):
+    """Questions that one thread asks, one after the other."""
+
+    questions: "deque[tuple[Question, Callable[[], Answer]]]"
+    answers: dict[Question, Answer]
+    at: Question | None = None
+    asked: int = 0
+    given_up: bool = False
+    ended: bool = False
+
+    def moved(self, asked: int) -> bool:
+        """Whether it has ended, or asked more than so many questions."""
+        return self.ended or self.asked > asked
+
+
+class Looks:
+    """Asks what is answered at once unless something hangs."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._stuck: set[Hashable] = set()
+
+    def ask(self, questions: Mapping[Question, Callable[[], Answer]]) -> dict[Question, Answer]:
+        """The answers that came in time, by the questions' keys."""
+        answers: dict[Question, Answer] = {}
+        until = time.monotonic() + LOOKS_S
+        with self._condition:
+            todo = deque((key, ask) for key, ask in questions.items() if key not in self._stuck)
+            while todo:
+                round_: _Round[Question, Answer] = _Round(todo, answers)
+                threading.Thread(target=self._ask, args=(round_,), name="polyvol-look", daemon=True).start()
+                self._follow(round_, until)
+                if round_.ended or time.monotonic() >= until:
+                    break
+            return dict(answers)
+
+    def _follow(self, round_: "_Round[Question, Answer]", until: float) -> None:
+        """Until a round has ended, or a question of it is not answered in time. Under `_condition`."""
+        asked = -1
+        while round_.moved(asked) and not round_.ended:
+            asked = round_.asked
+            left = max(0.0, min(LOOK_S, until - time.monotonic()))
+            self._condition.wait_for(partial(round_.moved, asked), left)
+        if not round_.ended:
+            round_.given_up = True
+            if round_.at is not None:
+                self._stuck.add(round_.at)
+
+    def _ask(self, round_: "_Round[Question, Answer]") -> None:
+        while True:
+            with self._condition:
+                if round_.given_up or not round_.questions:
+                    round_.ended = not round_.given_up
+                    self._condition.notify_all()
+                    return
+                round_.at, ask = round_.questions.popleft()
+                round_.asked += 1
+                self._condition.notify_all()
+            answer: Answer | None = None
+            answered = False
+            try:
+                answer = ask()
+                answered = True
+            except Exception:
+                _log.exception("looking at %s", round_.at)
+            with self._condition:
+                self._stuck.discard(round_.at)
+                if answered and not round_.given_up:
+                    round_.answers[round_.at] = answer  # type: ignore[assignment]
