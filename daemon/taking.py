@@ -8,7 +8,6 @@ How it works      What a snapshot is taken of is settled before the first hook: 
                   was settled is compared with what is there now; then snapshots.py takes the cut.
 Invariants        K1 what can be refused is refused before the first hook; K2 no cut is made of anything but
                   what was settled: what has changed while hooks ran is refused with a sentence, and thawed.
-                  (A group that is deleted after that comparison makes the commit fail; the cut is undone.)
 Owner and locks   The volumes' locks, and the group's if it is of one, from the cut's plan to its record.
 Errors            Those of snapshots.py, RepeatedDevice; UnknownVolume, UnknownGroup, UnknownSchedule,
                   GroupChanged, VolumeChanged where things have changed while hooks ran.

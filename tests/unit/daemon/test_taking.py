@@ -246,27 +246,3 @@ def test_a_stop_does_not_wait_for_those_who_wait_for_hooks(prepared: Prepared) -
     assert shown
     assert set(refused.values()) <= {"volume-busy"}
     assert all(shown.values())
-
-
-def test_the_group_is_deleted_after_the_cut(prepared: Prepared) -> None:
-    """Too late to be seen before the cut: the commit fails, the cut is undone, and it is said why."""
-    api, world = prepared.api, prepared.daemon.world
-    api.post("groups", body={"name": "g", "volumes": ["w"]})
-    world.hold["settle"] = threading.Event()
-    errors: list[str] = []
-
-    def take() -> None:
-        try:
-            api.post("groups", "g", "snapshots", body={"name": "s"})
-        except ApiError as error:
-            errors.append(error.code)
-
-    thread = threading.Thread(target=take)
-    thread.start()
-    wait_until(lambda: prepared.cuts() == 1, "the cut", 10)
-    api.delete("groups", "g")
-    world.hold.pop("settle").set()
-    thread.join(20)
-    assert errors == ["unknown-group"]
-    assert api.get("snapshots") == []
-    assert any(call[0] == "drop_snapshot" for call in world.calls)
