@@ -462,6 +462,8 @@ class Volumes:
             reasons.append(volume_trouble(used, partitions, troubles))
         if bad:
             reasons.append(bad_blocks_clause(bad))
+        if context.state_trouble is not None:
+            reasons.append(context.state_trouble)
         if volume.source is not None:
             source = next(each for each in context.catalog.volumes() if each.id == volume.source.volume)
             theirs = context.catalog.volume_devices(source.id)

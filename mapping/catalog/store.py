@@ -10,7 +10,8 @@ Durability        When a verb returns, its change survives power loss.
 """
 
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -68,6 +69,10 @@ class Catalog:
     def close(self) -> None:
         """Close it; idempotent."""
         self._database.close()
+
+    def keep_room(self, room: Callable[[], AbstractContextManager[None]]) -> None:
+        """Have transactions that give room back run with this around them."""
+        self._database.room = room
 
     # Devices
 
