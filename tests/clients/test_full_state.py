@@ -202,6 +202,7 @@ def test_a_start_on_a_full_file_system_serves_or_says_so_in_one_sentence(end: st
         client.check()
 
 
+@pytest.mark.slow
 def test_a_start_with_the_reserve_serves_although_the_file_system_is_full() -> None:
     with on("tmpfs", "40M") as (daemon, disk, _):
         client = Client(daemon)
