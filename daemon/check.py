@@ -29,8 +29,9 @@ from polyvol.mapping.catalog.mark import BadMark, Mark
 from polyvol.mapping.catalog.renewal import renew
 from polyvol.mapping.catalog.store import Catalog
 from polyvol.mapping.device import Device, short_clause, trouble_at
-from polyvol.mapping.errors import PolyvolError
+from polyvol.mapping.errors import PolyvolError, StateFull
 from polyvol.mapping.extent import Extent
+from polyvol.mapping.no_space import NEEDED, is_no_space
 from polyvol.mapping.partition import Partition
 from polyvol.mapping.records import Volume
 from polyvol.mapping.volume import volume_spec
@@ -45,7 +46,7 @@ _CHUNK = 4 << 20
 def check_state(state_dir: Path, *, data: bool, module: EngineModule | None = None) -> CheckView:
     """Look through a state directory that no daemon owns; with `data`, read and check every slot too."""
     path = state_dir / _CATALOG
-    with _held(state_dir), tempfile.TemporaryDirectory(prefix="polyvol-check-") as scratch:
+    with _held(state_dir), _scratch() as scratch:
         copy = Path(scratch) / _CATALOG
         for suffix in ("", "-wal", ".renewed"):
             source = state_dir / f"{_CATALOG}{suffix}"
@@ -62,6 +63,26 @@ def check_state(state_dir: Path, *, data: bool, module: EngineModule | None = No
             finally:
                 catalog.close()
         return CheckView(state_dir=str(state_dir), problems=problems, notes=[], volumes=[], devices=0)
+
+
+@contextmanager
+def _scratch() -> Iterator[str]:
+    """A directory for copies of the catalog; StateFull if they have no room."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="polyvol-check-") as scratch:
+            try:
+                yield scratch
+            except OSError as error:
+                raise _no_scratch(scratch, error) from error
+    except OSError as error:
+        raise _no_scratch(os.environ.get("TMPDIR", "/tmp"), error) from error
+
+
+def _no_scratch(path: str, error: OSError) -> PolyvolError:
+    if is_no_space(error) or isinstance(error, FileNotFoundError):
+        what = "a copy of the catalog cannot be made; $TMPDIR can name another directory for it"
+        return StateFull(path=path, what=what, need=NEEDED)
+    return StateUnusable(state=error.filename or path, why=error.strerror or error)
 
 
 @contextmanager

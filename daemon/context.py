@@ -21,6 +21,7 @@ from polyvol.daemon.errors import EngineFailed, Restoring, VolumeBusy, VolumeNot
 from polyvol.daemon.events import Events
 from polyvol.daemon.locks import Changes, Locks, Operation
 from polyvol.daemon.reading import Reading
+from polyvol.daemon.reserve import Reserve
 from polyvol.daemon.room import Gauge
 from polyvol.daemon.sizes import format_seconds
 from polyvol.daemon.views import ExtentView
@@ -41,7 +42,8 @@ if TYPE_CHECKING:
 @dataclass
 class Context:
     """The catalog, the engine, what is known to be wrong (by device id and by volume id, as a clause), the
-    open files of devices, what has happened of late, and how the change logs fill. `refusing`: keep-writing
+    open files of devices, what has happened of late, and how the change logs fill. `state_trouble`: why
+    nothing new can be written to the state directory, as a sentence. `refusing`: keep-writing
     volumes with nothing left to drop. `restoring`: the export that a restore is written to, by volume id.
     `rewritten`: how often all of a volume was replaced in this run, by a rollback or a restore, by its id.
     `clock`: nanoseconds since 1970, as stored; `steady`: nanoseconds that no jump of it fools, for what
@@ -57,6 +59,8 @@ class Context:
     device_trouble: dict[int, str] = field(default_factory=dict)
     files: dict[int, OpenFile] = field(default_factory=dict)
     volume_trouble: dict[int, str] = field(default_factory=dict)
+    state_trouble: str | None = None
+    reserve: Reserve = field(init=False)
     events: Events = field(default_factory=Events)
     gauges: dict[int, Gauge] = field(default_factory=dict)
     refusing: set[int] = field(default_factory=set)
@@ -71,6 +75,7 @@ class Context:
     _growing: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
+        self.reserve = Reserve(self.state_dir)
         self.engine = guarded(self.engine, self.locks.may_wait)
         self._reading = Reading(self.catalog, self.engine)
 

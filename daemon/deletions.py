@@ -31,7 +31,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from polyvol.daemon.context import Context
-from polyvol.daemon.errors import BadRequest
+from polyvol.daemon.errors import BadRequest, log_failure
 from polyvol.daemon.use_views import DeletionView, KeptView
 from polyvol.daemon.workers import Workers
 from polyvol.mapping.errors import PolyvolError, UnknownSnapshot
@@ -161,8 +161,8 @@ class Deletions:
             looking = False
             try:
                 looking = self._look_for_rollbacks()
-            except Exception:
-                _log.exception("looking for rollbacks")
+            except Exception as error:
+                log_failure(_log, "looking for rollbacks", error)
             # Snapshots are deleted in other ways too; only who has gone back has to look for that.
             self._work.wait(LOOK_S if looking else None)
             self._work.clear()

@@ -6,6 +6,7 @@ How it works      The classes say code, kind, sentence and hint (mapping/errors.
                   docs/errors.md.
 """
 
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ import polyvol.daemon.transfer.errors
 import polyvol.snapshot.errors
 import polyvol.snapshot.group_errors  # noqa: F401 - so that all classes are in the table
 from polyvol.mapping.errors import Kind, PolyvolError
+from polyvol.mapping.no_space import NO_SPACE
 
 EXIT_CODE = 1
 HTTP_STATUS: dict[Kind, int] = {
@@ -25,6 +27,7 @@ HTTP_STATUS: dict[Kind, int] = {
     "corrupt": 500,
     "io": 500,
     "unavailable": 503,
+    "no-space": 507,
 }
 
 
@@ -354,6 +357,15 @@ class FrontendFailed(PolyvolError):
     hint = "install nbdkit and nbdkit-plugin-python, or use --frontend native"
 
 
+def log_failure(log: logging.Logger, what: str, error: Exception) -> None:
+    """Log what a thread of the daemon's own has met while it did `what`: a sentence, or for a defect its
+    traceback."""
+    if isinstance(error, PolyvolError):
+        log.warning("%s: %s", what, error)
+    else:
+        log.error("%s", what, exc_info=error)
+
+
 def http_status(error: PolyvolError) -> int:
     """The HTTP status of an error."""
     return HTTP_STATUS[error.kind]
@@ -378,6 +390,8 @@ def engine_errors(what: str, engine_error: type[Exception]) -> Iterator[None]:
     except engine_error as error:
         failed = EngineFailed(what=what, why=error)
         failed.kind = getattr(error, "kind", "io")  # type: ignore[misc]
+        if getattr(error, "errno", 0) in NO_SPACE:
+            failed.kind = "no-space"  # type: ignore[misc]
         raise failed from error
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from polyvol.daemon.context import Context, extent_views
-from polyvol.daemon.views import BadBlockView, PartitionView, iso
+from polyvol.daemon.views import WHY_FUTURE, BadBlockView, PartitionView, iso
 from polyvol.mapping.device import short_clause
 from polyvol.mapping.partition import Partition
 from polyvol.mapping.records import Volume
@@ -143,3 +143,33 @@ def bad_blocks_clause(bad: Sequence[BadBlockView]) -> str:
     if len(bad) == 1:
         return f"1 block does not match its checksum ({where})"
     return f"{len(bad)} blocks do not match their checksums (the first: {where})"
+
+
+def notes(context: Context) -> list[str]:
+    """What is odd, a sentence each."""
+    now = context.clock()
+    found = context.catalog.settings.in_future(now)
+    said = [] if context.state_trouble is None else [context.state_trouble]
+    if not found:
+        return said
+    what = ", ".join(f"{number} {noun}{'' if number == 1 else 's'}" for noun, number in found.items())
+    return [*said, f"the clock says {iso(now)}, and there are later times of {what}, {WHY_FUTURE}"]
+
+
+def summary(context: Context) -> str:
+    """The state of everything in one line, for systemd to show."""
+    exports = context.engine.exports()
+    volumes = sum(not export["read_only"] and not export["hidden"] for export in exports)
+    snapshots = sum(export["read_only"] for export in exports)
+    clients = sum(export["connections"] for export in exports)
+    trouble = [
+        f"{count} {what}"
+        for count, what in (
+            (len(context.volume_trouble), "not served"),
+            (len(context.device_trouble), "devices missing"),
+            (int(context.state_trouble is not None), "state directory that cannot be written"),
+        )
+        if count
+    ]
+    words = [f"{volumes} volumes", *trouble, f"{snapshots} snapshots", f"{clients} clients"]
+    return ", ".join(words)

@@ -23,7 +23,7 @@ from uuid import UUID
 
 from polyvol.daemon.context import Context
 from polyvol.daemon.due import DueTimes
-from polyvol.daemon.errors import Restoring, SnapshotInUse, VolumeBusy
+from polyvol.daemon.errors import Restoring, SnapshotInUse, VolumeBusy, log_failure
 from polyvol.daemon.group_requests import ScheduleAdd, ScheduleSet
 from polyvol.daemon.group_views import KeptView, SchedulePlanView, ScheduleView
 from polyvol.daemon.hooks import checked_hooks, hook_view
@@ -182,8 +182,8 @@ class Schedules:
                 following = self.begin_due()
                 if following is not None:
                     wait_s = min(LOOK_S, max(0.05, (following - self._context.clock()) / SECOND_NS))
-            except Exception:
-                _log.exception("looking for schedules that are due")
+            except Exception as error:
+                log_failure(_log, "looking for schedules that are due", error)
             self._look.wait(wait_s)
             self._look.clear()
 

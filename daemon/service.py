@@ -39,6 +39,7 @@ from polyvol.daemon.errors import StopUnfinished, engine_errors
 from polyvol.daemon.group_requests import VolumeGrow
 from polyvol.daemon.groups import Groups
 from polyvol.daemon.growth import grow_volume
+from polyvol.daemon.health import notes, summary
 from polyvol.daemon.hooks import HookRunner
 from polyvol.daemon.mounts import MountWatch
 from polyvol.daemon.notify import Store
@@ -53,6 +54,7 @@ from polyvol.daemon.requests import (
     VolumeCreate,
     VolumeSet,
 )
+from polyvol.daemon.reserve import Reserve
 from polyvol.daemon.restores import Restores
 from polyvol.daemon.rollback import Rollbacks
 from polyvol.daemon.schedules import Schedules
@@ -60,11 +62,11 @@ from polyvol.daemon.scrub import Scrubs
 from polyvol.daemon.serving import Serving
 from polyvol.daemon.snapshots import Snapshots
 from polyvol.daemon.space import Space
+from polyvol.daemon.state_room import StateRoom
 from polyvol.daemon.taking import Taking
 from polyvol.daemon.udev import DiskWatch
 from polyvol.daemon.use_views import DeletionView
 from polyvol.daemon.views import (
-    WHY_FUTURE,
     DaemonView,
     DeviceView,
     ScrubSettingsView,
@@ -190,21 +192,7 @@ class Service:
 
     def summary(self) -> str:
         """The state of everything in one line, for systemd to show."""
-        context = self._context
-        exports = self.engine.exports()
-        volumes = sum(not export["read_only"] and not export["hidden"] for export in exports)
-        snapshots = sum(export["read_only"] for export in exports)
-        clients = sum(export["connections"] for export in exports)
-        trouble = [
-            f"{count} {what}"
-            for count, what in (
-                (len(context.volume_trouble), "not served"),
-                (len(context.device_trouble), "devices missing"),
-            )
-            if count
-        ]
-        words = [f"{volumes} volumes", *trouble, f"{snapshots} snapshots", f"{clients} clients"]
-        return ", ".join(words)
+        return summary(self._context)
 
     def reload(self, processors: int | None = None) -> None:
         """Have at least so many processors, and look again for devices that are missing."""
@@ -215,6 +203,7 @@ class Service:
 
     def status(self) -> StatusView:
         """Everything at a glance."""
+        self._room.refresh()
         with self._context.reading():
             return StatusView(
                 daemon=DaemonView(
@@ -230,18 +219,10 @@ class Service:
                 ),
                 volumes=self._volumes.list_all(),
                 devices=self._devices.list_all(),
-                notes=self._notes(),
+                notes=notes(self._context),
                 operations=operation_views(self._context),
                 events=self._context.events.latest(),
             )
-
-    def _notes(self) -> list[str]:
-        now = self._context.clock()
-        found = self._context.catalog.settings.in_future(now)
-        if not found:
-            return []
-        what = ", ".join(f"{number} {noun}{'' if number == 1 else 's'}" for noun, number in found.items())
-        return [f"the clock says {iso(now)}, and there are later times of {what}, {WHY_FUTURE}"]
 
     def add_device(self, request: DeviceAdd) -> DeviceView:
         """Add a device; volumes that waited for one that was brought back are served again."""
@@ -379,6 +360,15 @@ class Service:
     def _start(self, undo: ExitStack) -> None:
         state.make_state_dir(self.state_dir)
         undo.callback(self._unless_left, state.StateLock(self.state_dir).release)
+        self.reserve = Reserve(self.state_dir)
+        self.reserve.begin()
+        undo.callback(self.reserve.end)
+        self._start_on(undo)
+        self.reserve.end()
+        undo.callback(self.reserve.begin)  # a stop needs its room as well
+
+    def _start_on(self, undo: ExitStack) -> None:
+        """Start everything, with all the room that there is."""
         undo.callback(self._passed.close)
         control = self._passed.control or self._bind_unix(undo, state.control_socket(self.state_dir))
         listeners = self._bind_nbd(undo) if self._serve_nbd else []
@@ -386,11 +376,13 @@ class Service:
         self._version = module.__version__
         catalog = Catalog(self.state_dir / "catalog.db", accept_older=self._accept_older_catalog)
         undo.callback(self._unless_left, catalog.close)
+        catalog.keep_room(self.reserve.given_up)
         with engine_errors(f"starting the engine with {self._processors} processors", module.EngineError):
             engine = self._engine = module.Engine(self._processors)
         self._context = Context(
             self.state_dir, catalog, engine, module.EngineError, self._processors, self._processors
         )
+        self._context.reserve = self.reserve
         undo.callback(self._unless_left, partial(device_files.let_go_of_all, self._context))
         undo.callback(self._stop_engine, engine, module, catalog.settings)
         clean = catalog.settings.begin_run(state.boot_id())
@@ -404,7 +396,8 @@ class Service:
             stopped.forget(self._context)
         self._volumes.start()
         undo.callback(self._devices.short.note)
-        space = Space(self._context, self._snapshots, also=self._devices.short.note)
+        self._room = StateRoom(self._context, self.reserve, self.reload)
+        space = Space(self._context, self._snapshots, also=self._look)
         space.start()
         undo.callback(space.stop)
         undo.callback(self._deletions.stop)
@@ -432,6 +425,11 @@ class Service:
         undo.callback(self._hooks.stop)  # likewise
         server.start()
         self._server = server
+
+    def _look(self) -> None:
+        """What is looked at every few seconds."""
+        self._room.look()
+        self._devices.short.note()
 
     def _make_verbs(self) -> None:
         """The verbs of each noun, on this context."""

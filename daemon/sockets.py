@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from polyvol.daemon.errors import BadConfig, SocketUnusable
+from polyvol.mapping.errors import StateFull
+from polyvol.mapping.no_space import NEEDED, is_no_space
 
 PATH_BYTES_MAX = 107
 """The kernel's limit for a unix socket's path."""
@@ -161,6 +163,9 @@ def bind_unix(path: Path) -> socket.socket:
         listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
+        if is_no_space(error):
+            what = f"the socket {path.name} cannot be made"
+            raise StateFull(path=path.parent, what=what, need=NEEDED) from error
         raise SocketUnusable(address=path, why=error.strerror or error) from error
     except BaseException:
         listener.close()

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from functools import partial
 
 from polyvol.daemon.context import Context
-from polyvol.daemon.errors import Restoring, SnapshotInUse, VolumeBusy
+from polyvol.daemon.errors import Restoring, SnapshotInUse, VolumeBusy, log_failure
 from polyvol.daemon.reading import reads
 from polyvol.daemon.room import Gauge, Level
 from polyvol.daemon.sizes import format_size
@@ -85,9 +85,9 @@ class Space:
                     next_sample_s = time.monotonic() + SAMPLE_S
                     self.sample()
                     self._also()
-            except Exception:
-                _log.exception("watching the change logs")
-                self._stopping.wait(SAMPLE_S)  # or a defect would fill the log
+            except Exception as error:
+                log_failure(_log, "watching the change logs", error)
+                self._stopping.wait(SAMPLE_S)  # or it would fill the log
 
     def sample(self) -> None:
         """Look at the use of every volume that is served."""

@@ -1,10 +1,11 @@
 """The state directory: where it is, and who owns it.
 
 How it works      `catalog.db`, `lock`, `control.sock`, `nbd.sock`, `devices/` (files made for volumes),
-                  `volumes/` and `manifests/` (one directory a volume, the engine's). The owner holds an
+                  `volumes/` and `manifests/` (one directory a volume, the engine's), `reserve`
+                  (reserve.py). The owner holds an
                   flock on `lock`, which ends with the process however it ends, and has written its pid there
                   for others to read.
-Errors            StateLocked, StateOpen, StateUnusable, DeviceUnusable.
+Errors            StateLocked, StateOpen, StateUnusable, StateFull, DeviceUnusable.
 """
 
 import contextlib
@@ -17,10 +18,11 @@ from pathlib import Path
 from polyvol.daemon.errors import StateLocked, StateUnusable
 from polyvol.daemon.state_rights import refuse_open_to_others
 from polyvol.mapping import occupied
-from polyvol.mapping.errors import DeviceUnusable
+from polyvol.mapping.errors import DeviceUnusable, PolyvolError, StateFull
+from polyvol.mapping.no_space import NEEDED, is_no_space
 from polyvol.mapping.opening import identity_of, sync_directory
 
-OWN = ("catalog.db*", "catalog.mark*", "lock", "volumes", "manifests")
+OWN = ("catalog.db*", "catalog.mark*", "lock", "reserve", "volumes", "manifests")
 """What polyvold keeps for itself there, as patterns of names."""
 DEFAULT_STATE_DIR = "/var/lib/polyvol"
 
@@ -58,7 +60,14 @@ def make_state_dir(state_dir: Path) -> None:
             if directory == above:
                 break
     except OSError as error:
-        raise StateUnusable(state=state_dir, why=error.strerror or error) from error
+        raise unusable(state_dir, error) from error
+
+
+def unusable(state_dir: Path, error: OSError) -> PolyvolError:
+    """The error to raise for one that a call on the state directory has met."""
+    if is_no_space(error):
+        return StateFull(path=state_dir, what="the files of a start cannot be made", need=NEEDED)
+    return StateUnusable(state=state_dir, why=error.strerror or error)
 
 
 def refuse_own(state_dir: Path, path: Path) -> None:
@@ -101,15 +110,16 @@ class StateLock:
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise StateUnusable(state=state_dir, why=error.strerror or error) from error
+            raise unusable(state_dir, error) from error
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             pid = os.pread(self._fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
             os.close(self._fd)
             raise StateLocked(pid=pid, state=state_dir) from error
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+        with contextlib.suppress(OSError):  # the pid is for people; there may be no room for it
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
 
     def release(self) -> None:
         """Let go; idempotent."""

@@ -451,6 +451,8 @@ class Volumes:
             reasons.append(volume_trouble(used, partitions, troubles))
         if bad:
             reasons.append(bad_blocks_clause(bad))
+        if context.state_trouble is not None:
+            reasons.append(context.state_trouble)
         if volume.source is not None:
             source = self._source(volume.source)
             bad = bad_block_views(context, source, context.device_names())

@@ -11,7 +11,7 @@ Errors            The classes of snapshot/ and daemon/ are in their own `errors.
 
 from typing import ClassVar, Literal
 
-Kind = Literal["not-found", "exists", "busy", "invalid", "corrupt", "io", "unavailable"]
+Kind = Literal["not-found", "exists", "busy", "invalid", "corrupt", "io", "unavailable", "no-space"]
 
 
 class PolyvolError(Exception):
@@ -371,6 +371,24 @@ class CatalogConflict(PolyvolError):
     kind = "busy"
     sentence = "what this is about was changed by somebody else meanwhile, so nothing was done"
     hint = "see how things are now, then try again"
+
+
+class CatalogUnreadable(PolyvolError):
+    """A catalog that cannot be read now; what it holds may be right."""
+
+    code = "catalog-unreadable"
+    kind = "io"
+    sentence = "the catalog {path} cannot be read: {why}"
+    hint = "nothing was changed; see that its file system and disk are well, then start again"
+
+
+class StateFull(PolyvolError):
+    """No room in the state directory for what has to be recorded; nothing of the change was recorded."""
+
+    code = "state-full"
+    kind = "no-space"
+    sentence = "no space is left on the file system of {path}: {what}"
+    hint = "free at least {need} there"
 
 
 class CatalogDamaged(PolyvolError):

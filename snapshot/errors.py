@@ -1,15 +1,17 @@
 """Errors of taking snapshots; their form is that of mapping/errors.py."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
-from polyvol.mapping.errors import PolyvolError
+from polyvol.mapping.errors import Kind, PolyvolError
+from polyvol.mapping.no_space import NO_SPACE
 
 
 class CutFailed(PolyvolError):
     """A cut that was undone, as far as `undo_failed_on` is empty."""
 
     code = "cut-failed"
-    kind = "io"
+    kind: ClassVar[Kind] = "io"
     sentence = "the snapshot of {volumes} could not be made: {cause}{rest}"
     hint = "see `polyvol status` for devices with errors, then try again"
 
@@ -20,6 +22,8 @@ class CutFailed(PolyvolError):
             rest = f" (and what was begun could not be undone on {left}; a restart of polyvold does that)"
         super().__init__(volumes=volumes, cause=cause, rest=rest)
         self.cause = cause
+        if getattr(cause, "kind", "io") == "no-space" or getattr(cause, "errno", 0) in NO_SPACE:
+            self.kind = "no-space"  # type: ignore[misc]
         self.undo_failed_on = tuple(undo_failed_on)
 
 

@@ -10,8 +10,10 @@ Errors            {"error": {"code", "message", "hint"}}. What is no PolyvolErro
 import json
 import logging
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from functools import cache
 from http import HTTPStatus
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -34,7 +36,8 @@ from polyvol.daemon.api.route import Call, Route
 from polyvol.daemon.errors import BadRequest, InternalError, NoSuchPage, http_status
 from polyvol.daemon.ranges import NUMBER_MAX
 from polyvol.daemon.views import StatusView
-from polyvol.mapping.errors import PolyvolError
+from polyvol.mapping.errors import PolyvolError, StateFull
+from polyvol.mapping.no_space import NEEDED, is_no_space
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIEnvironment
@@ -94,6 +97,10 @@ class Application:
         except PolyvolError as error:
             return http_status(error), error_text(error)
         except Exception as error:
+            if isinstance(error, OSError) and is_no_space(error):
+                where = Path(error.filename).parent if error.filename else self._service.state_dir
+                full = StateFull(path=where, what="what was asked for cannot be recorded", need=NEEDED)
+                return http_status(full), error_text(full)
             _log.exception("%s %s", method, path)
             return 500, error_text(InternalError(what=type(error).__name__))
 
@@ -106,7 +113,9 @@ class Application:
             too_long = BadRequest(why=f"its body is longer than {BODY_BYTES_MAX} bytes")
             raise _Refused(too_long, HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
         read = None if route.body is None else _read_body(_adapter(route.body), body)
-        result = route.call(self._service, Call(named, query, read))
+        frees = route.frees or route.method in ("DELETE", "PATCH")
+        with self._service.reserve.given_up() if frees else nullcontext():
+            result = route.call(self._service, Call(named, query, read))
         return _adapter(route.result).dump_json(result)
 
 

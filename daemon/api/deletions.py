@@ -12,6 +12,7 @@ ROUTES = [
         DeletionView,
         body=SnapshotsDelete,
         status=202,
+        frees=True,
     ),
     Route(
         "GET",

@@ -93,6 +93,7 @@ ROUTES = [
         ),
         GroupSnapshotView,
         body=HoldChange,
+        frees=True,
     ),
     Route(
         "POST",
@@ -101,5 +102,6 @@ ROUTES = [
         lambda service, call: service.groups.hold(call.path["volume"], call.path["snapshot"], call.body),
         SnapshotView,
         body=HoldChange,
+        frees=True,
     ),
 ]

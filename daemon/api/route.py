@@ -45,7 +45,8 @@ class Call:
 class Route:
     """One method on one path. `body` and `result` are types from requests.py and views.py; `query` names the
     parameters with their type and a sentence each. `slow`: it may take long,
-    although it changes nothing."""
+    although it changes nothing. `frees`: it gives room back, as each DELETE and PATCH may, so it has the
+    reserve of the state directory."""
 
     method: Literal["GET", "POST", "PATCH", "DELETE"]
     path: str
@@ -56,3 +57,4 @@ class Route:
     status: int = 200
     query: tuple[tuple[str, Literal["boolean", "string"], str], ...] = ()
     slow: bool = False
+    frees: bool = False

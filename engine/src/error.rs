@@ -32,6 +32,11 @@ impl Errno {
         if raw > 0 { Errno(raw) } else { Errno::EIO }
     }
 
+    /// Whether it says that a file system or a quota has no room.
+    pub fn is_no_space(self) -> bool {
+        matches!(self.0, libc::ENOSPC | libc::EDQUOT)
+    }
+
     /// The raw number, always positive.
     pub fn raw(self) -> i32 {
         self.0

@@ -9,29 +9,37 @@ How it works      SQLite in WAL mode with synchronous=FULL. One connection write
 Invariants        B1 a file of an unknown version, of another program, damaged, or older than its mark is left
                   as it is; B2 nobody sees the middle of a transaction; B3 each transaction advances
                   `catalog.commits` by one and leaves the sums of all rows right (sums.py); B4 all queries
-                  within one `reading` see one state, that of its begin, and nothing is changed within it.
+                  within one `reading` see one state, that of its begin, and nothing is changed within it;
+                  B5 nothing of it is mapped where a store to a mapped page can lack room: SQLite keeps its
+                  index of the log in memory then, and nobody else can open the file. So a full file system
+                  is an error, and no SIGBUS.
 Durability        When `transaction` has ended without an error, its changes survive power loss, also where
                   a sync of an earlier process has failed (renewal.py).
 Errors            CatalogVersion, CatalogDamaged, CatalogMissing, CatalogOlder, CatalogUnmarked,
-                  CatalogFailed. CatalogConflict: a row that a change refers to is gone, or its name is
-                  taken; the verbs check this first, under their locks.
+                  CatalogUnreadable, CatalogFailed, StateFull. CatalogConflict: a row that a change refers to
+                  is gone, or its name is taken; the verbs check this first, under their locks.
 """
 
 import sqlite3
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from uuid import UUID, uuid4
 
 from polyvol.mapping.catalog import renewal, sums
 from polyvol.mapping.catalog.examine import Examiner
+from polyvol.mapping.catalog.failures import failure
 from polyvol.mapping.catalog.mark import Mark, Marked
 from polyvol.mapping.catalog.readers import Readers, connect
 from polyvol.mapping.clock import wall_ns
-from polyvol.mapping.errors import CatalogConflict, CatalogDamaged, CatalogFailed
+from polyvol.mapping.errors import CatalogConflict
+from polyvol.mapping.no_space import writes_in_place
 
 LATEST_VERSION = 4
+LOG_PAGES = 256
+"""SQLite's log is taken in when it has so many pages of 4096 bytes: it takes no more room than that, and what
+the largest transaction needs."""
 _HERE = Path(__file__).parent
 
 
@@ -42,7 +50,8 @@ def mark_of(path: Path) -> Path:
 
 class Database:
     """An open catalog file. `accept_older`: it is used although its mark says that there was a newer one, or
-    cannot say so. `alone`: as in readers.py."""
+    cannot say so. `alone`: as in readers.py, also where the file system may want it. `room` is around
+    transactions that give room back."""
 
     def __init__(
         self,
@@ -55,9 +64,11 @@ class Database:
     ) -> None:
         self._path = path
         self._lock = threading.RLock()
+        alone = alone or not writes_in_place(path.parent)  # B5
         self._readers = Readers(path, alone=alone)
         self._mark = Mark(mark_of(path))
         self._marked = True
+        self.room: Callable[[], AbstractContextManager[None]] = nullcontext
         try:
             examiner = Examiner(path, latest, None if accept_older else self._mark)
             there = renewal.renew(path, examiner.examine)
@@ -72,8 +83,8 @@ class Database:
             except BaseException:
                 self.close()
                 raise
-        except (sqlite3.DatabaseError, UnicodeError, OSError) as error:
-            raise CatalogDamaged(path=path, why=error) from error
+        except (sqlite3.Error, UnicodeError, OSError) as error:
+            raise failure(path, error, reading=True) from error
 
     def close(self) -> None:
         """Close it; idempotent."""
@@ -83,9 +94,14 @@ class Database:
             self._mark.close()
 
     @contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
-        """All or nothing of what is done within."""
-        with self._lock, self._readers.instead(self._connection):
+    def transaction(self, *, frees: bool = False) -> Iterator[sqlite3.Connection]:
+        """All or nothing of what is done within. `frees`: it gives room back, so it has what is kept for
+        that."""
+        with (
+            self.room() if frees else nullcontext(),
+            self._lock,
+            self._readers.instead(self._connection),
+        ):
             connection = self._connection
             try:
                 if not self._marked:
@@ -99,11 +115,11 @@ class Database:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 if isinstance(error, OSError):
-                    raise CatalogFailed(path=self._mark.path, why=error.strerror or error) from error
+                    raise failure(self._mark.path, error) from error
                 if isinstance(error, sqlite3.IntegrityError):
                     raise CatalogConflict() from error
                 if isinstance(error, sqlite3.DatabaseError):
-                    raise CatalogFailed(path=self._path, why=error) from error
+                    raise failure(self._path, error) from error
                 raise
             self._commits += 1
             self._marked = False
@@ -117,7 +133,7 @@ class Database:
             with self._readers.one_state():
                 yield
         except sqlite3.DatabaseError as error:
-            raise CatalogFailed(path=self._path, why=error) from error
+            raise failure(self._path, error) from error
 
     def rows(self, statement: str, *values: object) -> list[sqlite3.Row]:
         """The rows of a query: within `reading` or a transaction as that has them, else as of now."""
@@ -125,15 +141,17 @@ class Database:
             with self._readers.connection() as connection:
                 return connection.execute(statement, values).fetchall()
         except sqlite3.DatabaseError as error:
-            raise CatalogFailed(path=self._path, why=error) from error
+            raise failure(self._path, error) from error
 
     def _prepare(self, latest: int, migrations: Path) -> None:
         connection = self._connection
         connection.row_factory = sqlite3.Row
         connection.execute("PRAGMA busy_timeout = 5000")
+        connection.execute("PRAGMA mmap_size = 0")
         connection.execute("PRAGMA temp_store = MEMORY")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(f"PRAGMA wal_autocheckpoint = {LOG_PAGES}")
         connection.execute("PRAGMA foreign_keys = ON")
         version: int = connection.execute("PRAGMA user_version").fetchone()[0]
         for step in range(version + 1, latest + 1):

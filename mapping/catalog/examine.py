@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from polyvol.mapping.catalog import sums
+from polyvol.mapping.catalog.failures import failure
 from polyvol.mapping.catalog.mark import Mark
 from polyvol.mapping.errors import (
     CatalogDamaged,
@@ -93,7 +94,7 @@ def reading(path: Path, file: Path) -> Iterator[sqlite3.Connection]:
         with contextlib.closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection:
             yield connection
     except sqlite3.Error as error:
-        raise CatalogDamaged(path=path, why=error) from error
+        raise failure(path, error, reading=True) from error
     except (UnicodeError, MemoryError) as error:  # Python's module raises them for messages and lengths
         raise CatalogDamaged(path=path, why="SQLite cannot read its schema") from error
 

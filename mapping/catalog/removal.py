@@ -33,14 +33,14 @@ class Removal:
 
     def forget_snapshots(self, snapshots: Iterable[UUID]) -> None:
         """Take snapshots out, all or none. From here on they do not exist."""
-        with self._database.transaction() as connection:
+        with self._database.transaction(frees=True) as connection:
             for snapshot in snapshots:
                 _take_out(connection, "uuid = ?", str(snapshot))
 
     def forget_cut(self, cut: UUID, unrestored: RestoreRecord | None = None) -> None:
         """Take out every snapshot of a cut, and that of a group; none being there is fine. `unrestored`: the
         restore that the cut was to complete is incomplete again."""
-        with self._database.transaction() as connection:
+        with self._database.transaction(frees=True) as connection:
             _take_out(connection, "cut = ?", str(cut))
             if unrestored is not None:
                 delete_restore(connection, unrestored.volume)
@@ -51,7 +51,7 @@ class Removal:
         """Take the snapshots of a cut out to make room for writes, and remember that; the ids of what is
         remembered."""
         remembered: list[int] = []
-        with self._database.transaction() as connection:
+        with self._database.transaction(frees=True) as connection:
             for snapshot in snapshots:
                 _take_out(connection, "uuid = ?", str(snapshot.uuid))
                 connection.execute("DELETE FROM group_snapshot WHERE cut = ?", (str(snapshot.cut),))
@@ -70,7 +70,7 @@ class Removal:
 
     def set_freed(self, dropped: int, freed: int) -> None:
         """Say how many bytes dropping a snapshot has freed."""
-        with self._database.transaction() as connection:
+        with self._database.transaction(frees=True) as connection:
             connection.execute("UPDATE snapshot_dropped SET freed = ? WHERE id = ?", (freed, dropped))
 
     def dropped_snapshots(self, volume: int) -> list[DroppedSnapshot]:
@@ -96,7 +96,7 @@ class Removal:
     def keep_volume(self, volume: Volume) -> list[int]:
         """A volume with snapshots that clones were made from is deleted: from here on it exists for them
         alone. The epochs of the snapshots that are gone."""
-        with self._database.transaction() as connection:
+        with self._database.transaction(frees=True) as connection:
             rows = connection.execute(
                 f"SELECT epoch FROM snapshot WHERE volume = ? AND NOT {_PINNED}", (volume.id,)
             ).fetchall()
@@ -118,7 +118,7 @@ class Removal:
 
     def forget_kept(self, volume: int, epochs: Iterable[int]) -> None:
         """Take out snapshots that were kept for clones that are gone."""
-        with self._database.transaction() as connection:
+        with self._database.transaction(frees=True) as connection:
             connection.executemany(
                 "DELETE FROM snapshot WHERE kept AND volume = ? AND epoch = ?",
                 [(volume, epoch) for epoch in epochs],

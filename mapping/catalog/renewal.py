@@ -15,7 +15,7 @@ Errors            OSError, sqlite3.DatabaseError, and what the examination raise
 import contextlib
 import os
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 
@@ -56,7 +56,7 @@ def put_new(path: Path, make: Callable[[sqlite3.Connection], None]) -> None:
     copy = path.with_name(f"{path.name}.renewing")
     _remove(copy)
     copy.touch(mode=0o600)  # SQLite gives its other files the mode of this one
-    with contextlib.closing(sqlite3.connect(copy, isolation_level=None)) as connection:
+    with _alone(copy) as connection:
         make(connection)
     _take_in(copy)
     _sync(copy)
@@ -74,10 +74,19 @@ def _copy(path: Path, copy: Path) -> None:
 
 def _take_in(copy: Path) -> None:
     """Put the log's pages where they belong."""
-    with contextlib.closing(sqlite3.connect(copy, isolation_level=None)) as connection:
+    with _alone(copy) as connection:
         busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         assert not busy, "nobody else knows the copy"
     Path(f"{copy}-wal").unlink(missing_ok=True)  # it is empty, and SQLite may have failed to remove it
+
+
+@contextlib.contextmanager
+def _alone(copy: Path) -> Iterator[sqlite3.Connection]:
+    """A connection that maps no file (B4 of database.py)."""
+    with contextlib.closing(sqlite3.connect(copy, isolation_level=None)) as connection:
+        connection.execute("PRAGMA mmap_size = 0")
+        connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+        yield connection
 
 
 def _remove(copy: Path) -> None:

@@ -10,7 +10,7 @@ Durability        When a verb returns, its change survives power loss.
 """
 
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import groupby
@@ -73,6 +73,10 @@ class Catalog:
     def reading(self) -> AbstractContextManager[None]:
         """One state of the catalog for all that this thread reads within; nothing is changed within it."""
         return self._database.reading()
+
+    def keep_room(self, room: Callable[[], AbstractContextManager[None]]) -> None:
+        """Have transactions that give room back run with this around them."""
+        self._database.room = room
 
     # Devices
 

@@ -181,7 +181,7 @@ def test_a_journal_that_cannot_go_on_refuses_writes_until_there_is_space() -> No
         assert used == (4000 - len(refused)) * 4096, "slots without a record were given back"
         # A cut may find room in the catalog or not; if not, it says so and leaves nothing.
         cut = daemon.cli("snapshot", "create", "v", "--name", "u")
-        assert cut.rc == 0 or "catalog" in cut.err, cut.err
+        assert cut.rc == 0 or "no space left" in cut.err.lower().replace("is ", ""), cut.err
         volume.check()
         volume.check("v@s", kept)
         volume.handle.flush()

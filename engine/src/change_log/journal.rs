@@ -15,6 +15,9 @@
 //!                   J8 after a failed sync the kernel may have dropped records, so no later commit succeeds before a
 //!                      checkpoint, together with a segment that was begun after the failure, has made them all unnecessary;
 //!                      also if the process is started again in between.
+//!                   J10 a store that fails for want of room loses nothing: it is made again at the next record or commit, in
+//!                      the same place. After one that fails otherwise, what was stored before may be lost as well, and the
+//!                      journal goes on as after a failed sync (J8).
 //!                   J9 what a kill may come in the middle of is stored word by word, in an order that shows it: the begin
 //!                      of a segment, a commit mark, the number of the last record.
 //! Owner and locks   the records' bytes: the processor. The marks' bytes: whoever holds `committing`. The list of
@@ -23,49 +26,19 @@
 //!                   mark that reaches the disk before records it covers is harmless: what is read back is the
 //!                   unbroken sequence of whole records, and their data was synced.
 
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
+pub use super::entry::{Entry, Identity, Start};
 use super::failed_sync::FailedSync;
-use super::format::{HEADER_BYTES, Mark, Record, RecordKind, record_bytes};
+use super::format::{HEADER_BYTES, Mark, Record, record_bytes};
 use super::manifest::{self, Manifest};
 use super::reached::Reached;
 use super::segment::{Prepared, Segment, needless};
-use crate::block_map::history::Rollback;
 use crate::deliberate::{Bug, bug};
 use crate::error::{Errno, Error, Result};
-use crate::system::{File, System};
-use crate::units::Epoch;
-
-/// Who writes a journal, and where.
-#[derive(Clone, Debug)]
-pub struct Identity {
-    /// What has its files.
-    pub system: Arc<dyn System>,
-    /// The volume's directory.
-    pub directory: PathBuf,
-    /// The processor's manifest, which is elsewhere.
-    pub manifest: PathBuf,
-    /// The volume's UUID.
-    pub volume_uuid: [u8; 16],
-    /// The processor.
-    pub processor: u32,
-    /// The host's boot id.
-    pub boot_id: [u8; 16],
-}
-
-impl Identity {
-    /// The path of a segment.
-    pub fn segment_path(&self, number: u64) -> PathBuf {
-        self.directory.join(format!("p{:03}-{number:010}.journal", self.processor))
-    }
-
-    /// The path of a checkpoint.
-    pub fn checkpoint_path(&self, number: u64) -> PathBuf {
-        self.directory.join(format!("p{:03}-{number:010}.checkpoint", self.processor))
-    }
-}
+use crate::limits::{NO_ROOM_NS, NO_ROOM_NS_MAX};
+use crate::system::File;
 
 /// What commits leave for the next one.
 #[derive(Debug, Default)]
@@ -79,6 +52,20 @@ struct Committing {
     failed: Option<(Errno, u64)>,
 }
 
+/// Why a commit was not made.
+enum Refused {
+    /// Its mark could not be stored, for want of room: nothing is lost (J10).
+    Unmarked(Errno),
+    /// What was to be durable may be lost (J8).
+    Unsynced(Errno),
+}
+
+impl From<Errno> for Refused {
+    fn from(errno: Errno) -> Refused {
+        Refused::Unsynced(errno)
+    }
+}
+
 /// What the processor and flushes share.
 #[derive(Debug)]
 pub struct Shared {
@@ -89,6 +76,8 @@ pub struct Shared {
     expecting: AtomicBool,
     segments: Mutex<Vec<Arc<Segment>>>,
     committing: Mutex<Committing>,
+    /// A store has failed so that records may be lost, and `committing.failed` does not say so yet (J10).
+    lost: AtomicBool,
     /// What outlives the process of `committing.failed`.
     failed_sync: FailedSync,
     manifest: Manifest,
@@ -119,20 +108,38 @@ impl Shared {
 
     /// Makes the records up to `seq` durable. The caller has synced the data that they speak of (J6).
     pub fn commit(&self, seq: u64) -> std::result::Result<(), Errno> {
-        let mut committing = self.committing.lock().expect("no holder panics");
+        let mut committing = self.committing();
         if let Some((errno, _)) = committing.failed {
             return Err(errno);
         }
-        let result = self.commit_now(&mut committing, seq);
-        let remembered = result.err().filter(|_| !bug(Bug::ForgetFailedSync));
-        committing.failed = remembered.map(|errno| (errno, self.newest_number())); // J8
-        if committing.failed.is_some() {
-            self.failed_sync.set();
-        }
-        let committed = result?;
+        let committed = match self.commit_now(&mut committing, seq) {
+            Ok(committed) => committed,
+            Err(Refused::Unmarked(errno)) => return Err(errno),
+            Err(Refused::Unsynced(errno)) => {
+                if !bug(Bug::ForgetFailedSync) {
+                    self.fail(&mut committing, errno);
+                }
+                return Err(errno);
+            }
+        };
         self.name_marks(&mut committing, committed)?;
         self.committed.fetch_max(committed, Ordering::Release);
         Ok(())
+    }
+
+    /// What commits leave for the next one, with what the processor has lost.
+    fn committing(&self) -> MutexGuard<'_, Committing> {
+        let mut committing = self.committing.lock().expect("no holder panics");
+        if self.lost.swap(false, Ordering::AcqRel) && committing.failed.is_none() {
+            self.fail(&mut committing, Errno::EIO);
+        }
+        committing
+    }
+
+    /// Remembers that records may be lost (J8).
+    fn fail(&self, committing: &mut Committing, errno: Errno) {
+        committing.failed = Some((errno, self.newest_number()));
+        self.failed_sync.set();
     }
 
     /// Has the manifest say that the newest segment has commit marks, if it does not yet (J7). Where it cannot, nothing is
@@ -154,7 +161,11 @@ impl Shared {
     }
 
     /// Makes records durable, and says up to which one.
-    fn commit_now(&self, committing: &mut Committing, seq: u64) -> std::result::Result<u64, Errno> {
+    fn commit_now(
+        &self,
+        committing: &mut Committing,
+        seq: u64,
+    ) -> std::result::Result<u64, Refused> {
         let mut recovered = self.recovered.lock().expect("no holder panics");
         // A mark that was read back may not be durable, and neither may what it covers: not before they were synced.
         if self.committed() >= seq && recovered.is_empty() {
@@ -175,15 +186,18 @@ impl Shared {
             segment.synced.store(true, Ordering::Relaxed);
         }
         let number = newest.header.number;
-        let first = std::mem::replace(&mut committing.number, number) != number;
+        let first = committing.number != number;
         let turns = if first { 1..=2 } else { committing.turn + 1..=committing.turn + 1 };
-        committing.turn = *turns.end();
-        committing.named &= !first;
         let committed_seq = seq.max(self.committed());
-        for turn in turns {
+        for turn in turns.clone() {
             // SAFETY: `committing` is held.
-            unsafe { newest.store_mark(Mark { committed_seq, turn }) };
+            let stored = unsafe { newest.store_mark(Mark { committed_seq, turn }) };
+            stored.map_err(|errno| {
+                if errno.is_no_space() { Refused::Unmarked(errno) } else { errno.into() }
+            })?;
         }
+        (committing.number, committing.turn) = (number, *turns.end());
+        committing.named &= !first;
         newest.file.sync()?;
         Ok(committed_seq)
     }
@@ -199,7 +213,7 @@ impl Shared {
     /// The manifest names a checkpoint that covers the records up to `covered`: they are durable, and the segments that hold no others are
     /// forgotten. Says which number the oldest remaining one has.
     pub fn covered(&self, covered: u64) -> u64 {
-        let mut committing = self.committing.lock().expect("no holder panics");
+        let mut committing = self.committing();
         self.recovered.lock().expect("no holder panics").clear();
         let mut segments = self.segments.lock().expect("no holder panics");
         // Records of a segment end where the next one begins.
@@ -221,19 +235,20 @@ impl Shared {
 
     /// Whether a sync has failed, and no commit succeeds before a checkpoint (J8).
     pub fn has_failed(&self) -> bool {
-        self.committing.lock().expect("no holder panics").failed.is_some()
+        self.committing().failed.is_some()
     }
 
     /// Whether the newest segment was there when a sync failed.
     fn newest_has_failed(&self) -> bool {
-        let failed = self.committing.lock().expect("no holder panics").failed;
+        let failed = self.committing().failed;
         failed.is_some_and(|(_, number)| self.newest_number() <= number)
     }
 
-    /// Record `seq` was appended.
-    fn append(&self, seq: u64) {
-        self.manifest.appended(seq);
+    /// Record `seq` was appended. An error: the manifest does not say so yet.
+    fn append(&self, seq: u64) -> std::result::Result<(), Errno> {
+        let named = self.manifest.appended(seq);
         self.reached.append(seq);
+        named
     }
 
     fn push(&self, segment: Arc<Segment>) {
@@ -251,42 +266,13 @@ pub struct Journal {
     next_number: u64,
     shared: Arc<Shared>,
     next: Next,
+    record: Vec<u8>,
+    /// The manifest does not say that the last record was appended: it has to before the next one is (its M2).
+    unnamed: bool,
+    /// There was no room; nobody tries until this, nanoseconds.
+    no_room: Option<(Errno, u64)>,
     /// Bytes appended since the last checkpoint began.
     pub bytes_since_checkpoint: u64,
-}
-
-/// What a journal goes on from.
-#[derive(Debug)]
-pub struct Start {
-    /// The first segment's number.
-    pub number: u64,
-    /// The first record's number.
-    pub next_seq: u64,
-    /// Records up to this one are known to be durable; those between, if any, are once a commit has succeeded.
-    pub covered: u64,
-    /// The segments that were read back: they are synced before the first commit mark.
-    pub segments: Vec<Arc<dyn File>>,
-    /// The incarnation of the last one that was begun; 0: none.
-    pub previous: u64,
-    /// Number and CRC-32C of the checkpoint that was read back; 0: none.
-    pub checkpoint: (u64, u32),
-    /// What was read of the manifest, if there is one.
-    pub manifest: Option<manifest::Found>,
-}
-
-impl Start {
-    /// From nothing.
-    pub fn fresh() -> Start {
-        Start {
-            number: 1,
-            next_seq: 1,
-            covered: 0,
-            segments: Vec::new(),
-            previous: 0,
-            checkpoint: (0, 0),
-            manifest: None,
-        }
-    }
 }
 
 /// The segment that follows the newest one.
@@ -299,46 +285,6 @@ enum Next {
     Ready(Prepared),
 }
 
-/// What a record says, before it has its sequence number.
-#[derive(Clone, Copy, Debug)]
-pub struct Entry<'a> {
-    /// See [`Record`].
-    pub kind: RecordKind,
-    /// The epoch in which the write was started.
-    pub epoch: Epoch,
-    /// Partition within the volume.
-    pub partition: u32,
-    /// First block.
-    pub first: u32,
-    /// Blocks.
-    pub count: u32,
-    /// Raw place.
-    pub place: u64,
-    /// Checksums, for slots.
-    pub checksums: &'a [u32],
-}
-
-impl Entry<'static> {
-    /// A cut has ended `epoch`, at this instant, nanoseconds since 1970.
-    pub fn cut(epoch: Epoch, instant_ns: u64) -> Entry<'static> {
-        let (kind, place) = (RecordKind::Cut, instant_ns);
-        Entry { kind, epoch, partition: 0, first: 0, count: 0, place, checksums: &[] }
-    }
-
-    /// The volume, of so many blocks, was rolled back.
-    pub fn rollback(rollback: Rollback, blocks: u64) -> Entry<'static> {
-        Entry {
-            kind: RecordKind::Rollback,
-            epoch: rollback.at,
-            partition: blocks as u32,
-            first: (blocks >> 32) as u32,
-            count: 0,
-            place: rollback.to,
-            checksums: &[],
-        }
-    }
-}
-
 impl Journal {
     /// Begins a run, with a new segment.
     pub fn begin(identity: Identity, start: Start) -> Result<Journal> {
@@ -347,7 +293,7 @@ impl Journal {
             Error::io(format!("journal {} cannot be begun", path.display()), e)
         };
         let Start { number, next_seq, covered, .. } = start;
-        let prepared = Prepared::make(&identity, number, start.previous).map_err(failed)?;
+        let prepared = Prepared::make_first(&identity, number, start.previous).map_err(failed)?;
         let found = start.manifest.as_ref();
         let before = found.map(|found| found.state.clone()).unwrap_or_default();
         let state = manifest::State {
@@ -360,7 +306,8 @@ impl Journal {
         };
         let manifest = Manifest::begin(&identity, found, state, next_seq - 1).map_err(failed)?;
         // Only now: its boot and its first record are known elsewhere.
-        let segment = Arc::new(prepared.begin(next_seq));
+        let segment = prepared.begin(next_seq).map_err(|(_, errno)| failed(errno))?;
+        let segment = Arc::new(segment);
         let failed_sync = FailedSync::of_journal(&identity);
         // What was read back may be in the page cache alone, and be called clean there (J8).
         let failed = failed_sync.is_set().then_some((Errno::EIO, number - 1));
@@ -370,6 +317,7 @@ impl Journal {
             expecting: AtomicBool::new(false),
             segments: Mutex::new(vec![Arc::clone(&segment)]),
             committing: Mutex::new(Committing { failed, ..Committing::default() }),
+            lost: AtomicBool::new(false),
             failed_sync,
             manifest,
             recovered: Mutex::new(start.segments),
@@ -382,6 +330,9 @@ impl Journal {
             next_number: number + 1,
             shared: Arc::new(shared),
             next: Next::Wanted,
+            record: Vec::new(),
+            unnamed: false,
+            no_room: None,
             bytes_since_checkpoint: 0,
         })
     }
@@ -402,8 +353,37 @@ impl Journal {
         self.next_number - 1
     }
 
-    /// Appends a record and returns its sequence number. From here on it survives SIGKILL.
+    /// Appends a record and returns its sequence number. From here on it survives SIGKILL. An error: it was not appended.
     pub fn append(&mut self, entry: Entry<'_>) -> std::result::Result<u64, Errno> {
+        let Some((errno, until)) = self.no_room else {
+            return self.append_now(entry).inspect_err(|errno| self.had_no_room(*errno, 0));
+        };
+        let began = self.identity.system.monotonic_ns();
+        if began < until {
+            return Err(errno);
+        }
+        self.no_room = None;
+        self.append_now(entry).inspect_err(|errno| {
+            let took = self.identity.system.monotonic_ns().saturating_sub(began);
+            self.had_no_room(*errno, took);
+        })
+    }
+
+    /// Does not try for a while, where there was no room, which took so long to find out.
+    fn had_no_room(&mut self, errno: Errno, took_ns: u64) {
+        let least = NO_ROOM_NS.load(Ordering::Relaxed);
+        if errno.is_no_space() && least > 0 {
+            let pause = (10 * took_ns).clamp(least, NO_ROOM_NS_MAX);
+            self.no_room = Some((errno, self.identity.system.monotonic_ns() + pause));
+        }
+    }
+
+    fn append_now(&mut self, entry: Entry<'_>) -> std::result::Result<u64, Errno> {
+        if self.unnamed {
+            let named = self.shared.manifest.appended(self.next_seq - 1);
+            named.map_err(|errno| self.refuse(errno))?;
+            self.unnamed = false;
+        }
         let length = record_bytes(entry.checksums.len());
         if length > self.current.length - self.at {
             self.roll()?;
@@ -418,14 +398,26 @@ impl Journal {
             count: entry.count,
             place: entry.place,
         };
+        self.record.resize(length, 0);
+        record.encode(entry.checksums, self.current.header.incarnation, &mut self.record);
         // SAFETY: the records' bytes belong to the processor, which `&mut self` is.
-        let out = unsafe { self.current.map.slice_mut(self.at, length) };
-        record.encode(entry.checksums, self.current.header.incarnation, out);
+        let stored = unsafe { self.current.map.store(self.at, &self.record) };
+        stored.map_err(|errno| self.refuse(errno))?;
         self.at += length;
         self.next_seq += 1;
         self.bytes_since_checkpoint += length as u64;
-        self.shared.append(seq);
+        self.unnamed = self.shared.append(seq).is_err();
         Ok(seq)
+    }
+
+    /// A store has failed: where that was not for want of room, a new segment and a checkpoint are due (J10).
+    fn refuse(&mut self, errno: Errno) -> Errno {
+        if !errno.is_no_space() {
+            self.at = self.current.length;
+            self.bytes_since_checkpoint = u64::MAX / 2;
+            self.shared.lost.store(true, Ordering::Release);
+        }
+        errno
     }
 
     /// Begins a new segment if the newest one is of those that could not be synced.
@@ -446,7 +438,16 @@ impl Journal {
             }
         };
         debug_assert_eq!(prepared.header.previous, self.current.header.incarnation);
-        let segment = Arc::new(prepared.begin(self.next_seq));
+        let segment = match prepared.begin(self.next_seq) {
+            Ok(segment) => Arc::new(segment),
+            Err((prepared, errno)) => {
+                match self.next {
+                    Next::Asked => self.remove(&prepared),
+                    _ => self.next = Next::Ready(prepared),
+                }
+                return Err(errno);
+            }
+        };
         self.current = Arc::clone(&segment);
         self.at = HEADER_BYTES;
         self.shared.push(segment);
@@ -483,7 +484,7 @@ impl Journal {
         matches!(self.next, Next::Asked)
     }
 
-    /// Removes what was prepared and is not needed: the volume is being let go.
+    /// Removes what was prepared and is not needed.
     pub fn close(&mut self) {
         if let Next::Ready(prepared) = std::mem::replace(&mut self.next, Next::Wanted) {
             self.remove(&prepared);

@@ -218,7 +218,7 @@ impl Manifest {
         let now = Mutex::new(Now { state: found.state.clone(), oldest: 0 });
         let manifest = Manifest { identity: identity.clone(), file, map, now };
         // First: once the copy names this boot, it is believed.
-        manifest.appended(appended);
+        manifest.appended(appended)?;
         manifest.change(|now| now.state = State { turn: now.state.turn, ..state })?;
         Ok(manifest)
     }
@@ -244,19 +244,20 @@ impl Manifest {
         }
         let now = Mutex::new(Now { state, oldest: 0 });
         let manifest = Manifest { identity: identity.clone(), file, map, now };
-        manifest.appended(appended);
+        manifest.appended(appended)?;
         manifest.file.sync()?;
         identity.system.rename(&new, &identity.manifest)?;
         identity.system.sync_directory(folder)?;
         Ok(manifest)
     }
 
-    /// Record `seq` was appended (M2). Called by the processor.
-    pub fn appended(&self, seq: u64) {
+    /// Record `seq` was appended (M2). Called by the processor. Where that cannot be stored, no further record may be
+    /// appended before it is.
+    pub fn appended(&self, seq: u64) -> std::result::Result<(), Errno> {
         // SAFETY: the page belongs to the processor.
         unsafe {
-            self.map.store_word(APPENDED_OFFSET, seq);
-            self.map.store_word(APPENDED_OFFSET + 8, !seq);
+            self.map.store_word(APPENDED_OFFSET, seq)?;
+            self.map.store_word(APPENDED_OFFSET + 8, !seq)
         }
     }
 

@@ -18,6 +18,7 @@
 pub mod agreement;
 pub mod checkpoint;
 pub mod chunks;
+mod entry;
 pub mod expected;
 pub mod failed_sync;
 pub mod format;

@@ -16,7 +16,7 @@ use super::format::{
 use super::journal::Identity;
 use crate::deliberate::{Bug, bug};
 use crate::error::Errno;
-use crate::limits::SEGMENT_BYTES;
+use crate::limits::{SEGMENT_BYTES, SEGMENT_BYTES_MIN};
 use crate::system::File;
 use crate::system::mapping::Mapping;
 
@@ -55,8 +55,32 @@ impl Prepared {
         number: u64,
         previous: u64,
     ) -> std::result::Result<Prepared, Errno> {
+        let length = SEGMENT_BYTES.load(Ordering::Relaxed);
+        Prepared::make_sized(identity, number, previous, length)
+    }
+
+    /// Makes the first one of a run: a small one where there is no room for more, so that the volume can be read.
+    pub fn make_first(
+        identity: &Identity,
+        number: u64,
+        previous: u64,
+    ) -> std::result::Result<Prepared, Errno> {
+        match Prepared::make(identity, number, previous) {
+            Err(errno) if errno.is_no_space() => {
+                Prepared::make_sized(identity, number, previous, SEGMENT_BYTES_MIN)
+            }
+            made => made,
+        }
+    }
+
+    fn make_sized(
+        identity: &Identity,
+        number: u64,
+        previous: u64,
+        length: usize,
+    ) -> std::result::Result<Prepared, Errno> {
         let path = identity.segment_path(number);
-        let made = Prepared::make_at(identity, number, previous, &path);
+        let made = Prepared::make_at(identity, number, previous, length, &path);
         if made.is_err() {
             let _ = identity.system.remove(&path);
         }
@@ -67,6 +91,7 @@ impl Prepared {
         identity: &Identity,
         number: u64,
         previous: u64,
+        length: usize,
         path: &Path,
     ) -> std::result::Result<Prepared, Errno> {
         let header = Header {
@@ -80,7 +105,6 @@ impl Prepared {
             version: FORMAT_VERSION,
         };
         let file = identity.system.create(path)?;
-        let length = SEGMENT_BYTES.load(Ordering::Relaxed);
         let map = file.map(length)?;
         file.write(&header.encode(JOURNAL_MAGIC), 0)?;
         file.sync()?;
@@ -95,29 +119,32 @@ impl Prepared {
         self.map.warm();
     }
 
-    /// Begins it (J9).
-    pub fn begin(self, first_seq: u64) -> Segment {
-        let Prepared { header, file, map, length } = self;
+    /// Begins it (J9). Where that cannot be stored, it is given back: it was not begun, and may be later.
+    pub fn begin(self, first_seq: u64) -> std::result::Result<Segment, (Prepared, Errno)> {
         for (index, word) in Begin::words(first_seq).into_iter().enumerate() {
             // SAFETY: nobody else has the mapping yet.
-            unsafe { map.store_word(BEGIN_OFFSET + index * 8, word) };
+            if let Err(errno) = unsafe { self.map.store_word(BEGIN_OFFSET + index * 8, word) } {
+                return Err((self, errno));
+            }
         }
-        Segment { header, first_seq, file, map, length, synced: AtomicBool::new(false) }
+        let Prepared { header, file, map, length } = self;
+        Ok(Segment { header, first_seq, file, map, length, synced: AtomicBool::new(false) })
     }
 }
 
 impl Segment {
-    /// Stores a commit mark (J9).
+    /// Stores a commit mark (J9). Where that fails, the mark's place has none, or the one that it had.
     ///
     /// # Safety
     /// The caller holds `committing`: the marks' bytes belong to its holder.
-    pub unsafe fn store_mark(&self, mark: Mark) {
+    pub unsafe fn store_mark(&self, mark: Mark) -> std::result::Result<(), Errno> {
         let at = MARK_OFFSETS[(mark.turn % 2) as usize];
         let [seq, turn, check] = mark.words(self.header.incarnation);
         for (offset, word) in [(16, 0), (0, seq), (8, turn), (16, check)] {
             // SAFETY: as the caller promises.
-            unsafe { self.map.store_word(at + offset, word) };
+            unsafe { self.map.store_word(at + offset, word)? };
         }
+        Ok(())
     }
 }
 

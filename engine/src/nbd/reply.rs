@@ -138,7 +138,7 @@ fn protocol_error(errno: Errno) -> u32 {
         Errno::EPERM => error::EPERM,
         Errno::ENOMEM => error::ENOMEM,
         Errno::EINVAL => error::EINVAL,
-        Errno::ENOSPC => error::ENOSPC,
+        full if full.is_no_space() => error::ENOSPC,
         Errno::EOVERFLOW => error::EOVERFLOW,
         Errno::ENOTSUP => error::ENOTSUP,
         Errno::ESHUTDOWN => error::ESHUTDOWN,

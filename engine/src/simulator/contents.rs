@@ -9,11 +9,9 @@
 
 use std::cell::UnsafeCell;
 use std::collections::BTreeSet;
-use std::ptr::NonNull;
 use std::sync::Arc;
 
 use super::random::Random;
-use crate::system::mapping::Pages;
 
 /// Bytes in a page.
 pub const PAGE: usize = 4096;
@@ -52,8 +50,13 @@ impl Memory {
         Memory((0..length).map(|_| UnsafeCell::new(0)).collect())
     }
 
+    /// How many bytes it is.
+    pub fn length(&self) -> usize {
+        self.0.len()
+    }
+
     /// What is written to the file is seen in the mapping, as far as that goes.
-    fn store(&self, offset: usize, bytes: &[u8]) {
+    pub fn store(&self, offset: usize, bytes: &[u8]) {
         for (cell, byte) in self.0.iter().skip(offset).zip(bytes) {
             // SAFETY: one thread, and no slice of a mapping is alive while the disk does something.
             unsafe { *cell.get() = *byte };
@@ -65,20 +68,6 @@ impl Memory {
         let to = (from + PAGE).min(self.0.len());
         // SAFETY: one thread, and no slice of a mapping is alive while the disk does something.
         unsafe { std::slice::from_raw_parts(self.0[from].get(), to - from) }
-    }
-}
-
-/// A mapping's end of a memory.
-#[derive(Debug)]
-pub struct Shared(pub Arc<Memory>);
-
-impl Pages for Shared {
-    fn start(&self) -> NonNull<u8> {
-        NonNull::from(&self.0.0[0]).cast()
-    }
-
-    fn length(&self) -> usize {
-        self.0.0.len()
     }
 }
 

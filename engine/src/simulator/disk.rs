@@ -197,8 +197,7 @@ impl Disk {
     }
 
     fn fails(&mut self, inode: usize, rate: u64) -> bool {
-        let role = self.inodes[inode].role;
-        self.role_fails(role, rate)
+        self.role_fails(self.inodes[inode].role, rate)
     }
 
     fn role_fails(&mut self, role: Role, rate: u64) -> bool {
@@ -339,9 +338,7 @@ impl Disk {
         self.note("size", length, 0, 0);
         let inode = self.names[Path::new(path)];
         let contents = &mut self.inodes[inode].contents;
-        if length < contents.length {
-            self.injected.short += 1;
-        }
+        self.injected.short += u64::from(length < contents.length);
         contents.set_length(length);
     }
 
@@ -365,6 +362,11 @@ impl Disk {
             return Err(Errno::ENOSPC);
         }
         Ok(self.inodes[inode].contents.map(length))
+    }
+
+    /// Whether there is room for a page that is stored to in a mapping.
+    pub fn has_page(&mut self, inode: usize) -> bool {
+        self.dead || !self.fails(inode, self.rates.no_space)
     }
 
     /// Finds a file.

@@ -27,7 +27,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 
 use crate::deliberate::{self, Bug};
-use crate::limits::{CHECKPOINT_BYTES_MIN, SEGMENT_BYTES};
+use crate::limits::{CHECKPOINT_BYTES_MIN, NO_ROOM_NS, SEGMENT_BYTES};
 use driver::{Counts, Simulation};
 
 /// Bytes of a journal's segment here: some ninety records. No request here needs a record of more than 2,000 blocks.
@@ -62,6 +62,7 @@ pub struct Outcome {
 /// Lowers the limits that the simulations need to be low, for all of this process.
 pub fn lower_limits() {
     SEGMENT_BYTES.store(SEGMENT, Ordering::Relaxed);
+    NO_ROOM_NS.store(0, Ordering::Relaxed);
     CHECKPOINT_BYTES_MIN.store(CHECKPOINT, Ordering::Relaxed);
 }
 

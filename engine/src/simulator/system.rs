@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
-use super::contents::Shared;
+use super::contents::{Memory, PAGE};
 use super::disk::Disk;
 use super::random::Random;
 use super::scheduler::{Scheduler, Turn};
 use crate::error::Errno;
-use crate::system::mapping::Mapping;
+use crate::system::mapping::{Mapping, Pages};
 use crate::system::pool::{Job, Pool, Runner};
 use crate::system::{Cached, Driven, Driving, File, Result, System, Urgency};
 
@@ -160,7 +160,35 @@ impl File for SimulatedFile {
 
     fn map(&self, length: usize) -> Result<Mapping> {
         let memory = self.system.operate(|disk| disk.map(self.inode, length))?;
-        Ok(Mapping::new(Box::new(Shared(memory))))
+        let (system, inode) = (self.system.clone(), self.inode);
+        Ok(Mapping::new(Box::new(Shared { system, inode, memory })))
+    }
+}
+
+/// A mapping's end of a memory.
+#[derive(Debug)]
+struct Shared {
+    system: Arc<Simulated>,
+    inode: usize,
+    memory: Arc<Memory>,
+}
+
+impl Pages for Shared {
+    fn length(&self) -> usize {
+        self.memory.length()
+    }
+
+    unsafe fn store(&self, offset: usize, bytes: &[u8]) -> Result<()> {
+        let mut done = 0;
+        while done < bytes.len() {
+            if !self.system.at_once(|disk| Ok(disk.has_page(self.inode)))? {
+                return Err(Errno::ENOSPC);
+            }
+            let in_page = (PAGE - (offset + done) % PAGE).min(bytes.len() - done);
+            self.memory.store(offset + done, &bytes[done..done + in_page]);
+            done += in_page;
+        }
+        Ok(())
     }
 }
 

@@ -13,16 +13,15 @@ use std::num::NonZeroU64;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::ptr::NonNull;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{Advice, FallocateFlags, SeekFrom, fadvise, fallocate, fdatasync, seek};
 use rustix::io::{ReadWriteFlags, preadv2};
-use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
-use super::mapping::{Mapping, Pages};
+use super::mapped::Mapped;
+use super::mapping::Mapping;
 use super::pool::{Pool, Threads};
 use super::{Cached, Driven, Driving, File, Result, System, Urgency};
 use crate::buffer::{ALIGNMENT, Buffer};
@@ -37,7 +36,7 @@ const IN_MEMORY: [u64; 2] = [0x0102_1994, 0x8584_58f6];
 
 #[derive(Debug)]
 struct LinuxFile {
-    file: fs::File,
+    file: Arc<fs::File>,
     /// The same, past the page cache.
     direct: Option<fs::File>,
     in_memory: bool,
@@ -48,7 +47,12 @@ impl LinuxFile {
     fn new(file: fs::File) -> LinuxFile {
         let kind = rustix::fs::fstatfs(&file).map_or(0, |found| found.f_type as u64);
         let grows = file.metadata().map_or(true, |found| !found.file_type().is_block_device());
-        LinuxFile { file, direct: None, in_memory: IN_MEMORY.contains(&kind), grows }
+        LinuxFile {
+            file: Arc::new(file),
+            direct: None,
+            in_memory: IN_MEMORY.contains(&kind),
+            grows,
+        }
     }
 
     /// The descriptor past the page cache, if that is how these bytes go.
@@ -181,55 +185,7 @@ impl File for LinuxFile {
         if rc != 0 {
             return Err(Errno::new(rc));
         }
-        // SAFETY: a new mapping at an address of the kernel's choice; the file is at least that long.
-        let start = unsafe {
-            mmap(
-                std::ptr::null_mut(),
-                length,
-                ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::SHARED,
-                self.file.as_fd(),
-                0,
-            )?
-        };
-        let start = NonNull::new(start.cast()).ok_or(Errno::ENOMEM)?;
-        Ok(Mapping::new(Box::new(Mapped { start, length })))
-    }
-}
-
-#[derive(Debug)]
-struct Mapped {
-    start: NonNull<u8>,
-    length: usize,
-}
-
-// SAFETY: plain memory, valid until drop; exclusive access is promised at `Mapping::slice_mut`.
-unsafe impl Send for Mapped {}
-// SAFETY: as above.
-unsafe impl Sync for Mapped {}
-
-impl Pages for Mapped {
-    fn start(&self) -> NonNull<u8> {
-        self.start
-    }
-
-    fn length(&self) -> usize {
-        self.length
-    }
-
-    fn warm(&self) {
-        // By touching it, not by `madvise`, which would keep all others in the process from getting memory meanwhile.
-        for at in (0..self.length).step_by(4096) {
-            // SAFETY: inside the mapping.
-            unsafe { self.start.as_ptr().add(at).read_volatile() };
-        }
-    }
-}
-
-impl Drop for Mapped {
-    fn drop(&mut self) {
-        // SAFETY: mapped with this length by `map`, and no slice outlives the mapping that owns it.
-        let _ = unsafe { munmap(self.start.as_ptr().cast(), self.length) };
+        Ok(Mapping::new(Box::new(Mapped::new(&self.file, length)?)))
     }
 }
 

@@ -1,20 +1,27 @@
 //! Mapping: a file mapped shared, whose bytes outlive the process without a system call.
 //!
-//! How it works      The file is fully allocated before it is mapped, so that touching the mapping never raises
-//!                   SIGBUS for want of space. What was stored is in the page cache: a killed process loses none of
-//!                   it; a power loss loses what was not synced.
-//! Owner and locks   [`Mapping::slice_mut`] hands out disjoint ranges; its callers say who owns which.
+//! How it works      The file is allocated before it is mapped. What was stored is in the page cache: a killed process loses
+//!                   none of it; a power loss loses what was not synced. A store is an assignment, and can fail as a write can:
+//!                   where the kernel cannot provide the page, it is made by a write, whose error is the answer
+//!                   ([why](../../../docs/decisions/0031-stores-that-fail.md)).
+//! Invariants        G1 a store that has failed left some of its first bytes, and changed nothing else.
+//! Owner and locks   [`Mapping::store`] is given disjoint ranges; its callers say who owns which.
+//! Errors            those of a write. EIO: the file is shorter than its mapping, because somebody has made it so.
 
 use std::fmt::Debug;
-use std::ptr::NonNull;
 use std::sync::atomic::{Ordering, compiler_fence};
 
-/// The pages behind a mapping: they stay where they are until they are dropped.
+use super::Result;
+
+/// The pages behind a mapping.
 pub trait Pages: Send + Sync + Debug {
-    /// Their first byte.
-    fn start(&self) -> NonNull<u8>;
     /// How many bytes they are.
     fn length(&self) -> usize;
+    /// Stores bytes from `offset`, all of them inside.
+    ///
+    /// # Safety
+    /// As for [`Mapping::store`].
+    unsafe fn store(&self, offset: usize, bytes: &[u8]) -> Result<()>;
     /// Has them in memory, as far as that can be done, so that who touches them first does not wait.
     fn warm(&self) {}
 }
@@ -34,27 +41,27 @@ impl Mapping {
         self.0.warm();
     }
 
-    /// `length` bytes from `offset`, to write to.
+    /// Stores bytes from `offset`.
     ///
     /// # Safety
-    /// The caller holds this range alone for as long as the slice lives.
-    #[allow(clippy::mut_from_ref)]
-    pub unsafe fn slice_mut(&self, offset: usize, length: usize) -> &mut [u8] {
+    /// Nobody else touches this range meanwhile, nor stores to the page of 4096 bytes that it is in.
+    pub unsafe fn store(&self, offset: usize, bytes: &[u8]) -> Result<()> {
         let all = self.0.length();
-        assert!(offset <= all && length <= all - offset, "inside the mapping");
-        // SAFETY: in range, just asserted; exclusive by the caller's promise.
-        unsafe { std::slice::from_raw_parts_mut(self.0.start().as_ptr().add(offset), length) }
+        assert!(offset <= all && bytes.len() <= all - offset, "inside the mapping");
+        // SAFETY: as the caller promises.
+        unsafe { self.0.store(offset, bytes) }
     }
 
     /// Stores a little-endian word. Stores of words are made in the order of the calls: a process that is killed in between
     /// has made the first of them.
     ///
     /// # Safety
-    /// As for [`Mapping::slice_mut`].
-    pub unsafe fn store_word(&self, offset: usize, word: u64) {
+    /// As for [`Mapping::store`].
+    pub unsafe fn store_word(&self, offset: usize, word: u64) -> Result<()> {
         compiler_fence(Ordering::SeqCst);
         // SAFETY: as the caller promises.
-        unsafe { self.slice_mut(offset, 8) }.copy_from_slice(&word.to_le_bytes());
+        let stored = unsafe { self.store(offset, &word.to_le_bytes()) };
         compiler_fence(Ordering::SeqCst);
+        stored
     }
 }

@@ -7,9 +7,11 @@
 //! Errors            calls on files give the system's errno; who called says which file.
 
 mod aio;
+mod bus_error;
 pub mod credentials;
 pub mod direct;
 pub mod linux;
+mod mapped;
 pub mod mapping;
 pub mod pool;
 pub mod reaper;

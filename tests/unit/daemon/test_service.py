@@ -304,6 +304,7 @@ def test_a_start_that_fails_leaves_nothing_running(tmp_path: Path) -> None:
         "devices",
         "lock",
         "manifests",
+        "reserve",
         "volumes",
     ]
     world.fail.clear()

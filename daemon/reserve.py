@@ -1,0 +1,114 @@
+"""The reserve: room in the state directory that is kept for what gives room back.
+
+How it works      `reserve` is a file that only takes room. What deletes something, a start and a stop give it
+                  up first where the file system has little room, and make it again when they have ended. Its
+                  size is what deleting the largest volume and renewing the catalog after a kill were measured
+                  to take: twice the catalog with its log, and 2 MiB (docs/decisions/0032). A journal segment
+                  is larger, so that hosts that write do not take it meanwhile.
+Invariants        R1 it is given up only by who holds the state directory's lock; R2 nothing depends on it:
+                  where it cannot be made, or others take its room, what needed it fails as it would without.
+Owner and locks   Any thread; one lock. The file is made again by the last of those that have given it up.
+Errors            None: what cannot be made is tried again later (state_room.py).
+"""
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from polyvol.mapping.opening import sync_directory
+
+NAME = "reserve"
+LEAST = 4 << 20
+"""Bytes that it has at least, and at most before the catalog is large."""
+_MORE = 2 << 20
+_SMALLEST = 256 << 10
+_STEP = 64 << 10
+
+
+class Reserve:
+    """The reserve of a state directory."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._state_dir = state_dir
+        self._path = state_dir / NAME
+        self._lock = threading.Lock()
+        self._users = 0
+
+    @contextlib.contextmanager
+    def given_up(self) -> Iterator[None]:
+        """Have its room free meanwhile, where there is not so much anyway."""
+        self.begin()
+        try:
+            yield
+        finally:
+            self.end()
+
+    def begin(self) -> None:
+        """Have its room free until `end`."""
+        with self._lock:
+            self._users += 1
+            if free_bytes(self._state_dir) < self.size():
+                self._give_up()
+
+    def end(self) -> None:
+        """Have it again, when all others have ended that have begun."""
+        with self._lock:
+            self._users -= 1
+        self.make()
+
+    def make(self) -> None:
+        """Have it, or as much of it as there is room for, unless somebody needs that now."""
+        with self._lock:
+            held = _allocated(self._path)
+            size = min(self.size(), held + free_bytes(self._state_dir, everybody=False))
+            while not self._users and size >= max(_SMALLEST, held + _STEP):
+                if try_allocate(self._path, size) is None:
+                    break
+                size -= max(_STEP, size // 8)
+
+    def size(self) -> int:
+        """Bytes that it is to have."""
+        catalog = sum(_allocated(self._state_dir / f"catalog.db{suffix}") for suffix in ("", "-wal"))
+        return max(LEAST, _MORE + 2 * catalog)
+
+    def _give_up(self) -> None:
+        with contextlib.suppress(OSError):
+            self._path.unlink(missing_ok=True)
+            sync_directory(self._state_dir)  # some file systems give the room back only then
+
+
+def free_bytes(directory: Path, *, everybody: bool = True) -> int:
+    """What a file system has for everybody, or for the superuser at most, bytes; 0 if it does not say."""
+    try:
+        found = os.statvfs(directory)
+    except OSError:
+        return 0
+    return (found.f_bavail if everybody else found.f_bfree) * found.f_frsize
+
+
+def try_allocate(path: Path, size: int) -> OSError | None:
+    """Have `size` bytes allocated in this file; why they could not be. Then it is as it was, or empty."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            before = os.fstat(fd).st_size
+            try:
+                os.posix_fallocate(fd, 0, size)
+            except OSError:
+                os.ftruncate(fd, before)
+                raise
+        finally:
+            os.close(fd)
+    except OSError as error:
+        return error
+    return None
+
+
+def _allocated(path: Path) -> int:
+    try:
+        status = path.lstat()
+    except OSError:
+        return 0
+    return min(status.st_size, status.st_blocks * 512)

@@ -1,0 +1,113 @@
+//! Entry: what a [journal](super::journal) is made of and given: who writes it, what it goes on from, what is appended.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::format::RecordKind;
+use super::manifest;
+use crate::block_map::history::Rollback;
+use crate::system::{File, System};
+use crate::units::Epoch;
+
+/// Who writes a journal, and where.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// What has its files.
+    pub system: Arc<dyn System>,
+    /// The volume's directory.
+    pub directory: PathBuf,
+    /// The processor's manifest, which is elsewhere.
+    pub manifest: PathBuf,
+    /// The volume's UUID.
+    pub volume_uuid: [u8; 16],
+    /// The processor.
+    pub processor: u32,
+    /// The host's boot id.
+    pub boot_id: [u8; 16],
+}
+
+impl Identity {
+    /// The path of a segment.
+    pub fn segment_path(&self, number: u64) -> PathBuf {
+        self.directory.join(format!("p{:03}-{number:010}.journal", self.processor))
+    }
+
+    /// The path of a checkpoint.
+    pub fn checkpoint_path(&self, number: u64) -> PathBuf {
+        self.directory.join(format!("p{:03}-{number:010}.checkpoint", self.processor))
+    }
+}
+
+/// What a journal goes on from.
+#[derive(Debug)]
+pub struct Start {
+    /// The first segment's number.
+    pub number: u64,
+    /// The first record's number.
+    pub next_seq: u64,
+    /// Records up to this one are known to be durable; those between, if any, are once a commit has succeeded.
+    pub covered: u64,
+    /// The segments that were read back: they are synced before the first commit mark.
+    pub segments: Vec<Arc<dyn File>>,
+    /// The incarnation of the last one that was begun; 0: none.
+    pub previous: u64,
+    /// Number and CRC-32C of the checkpoint that was read back; 0: none.
+    pub checkpoint: (u64, u32),
+    /// What was read of the manifest, if there is one.
+    pub manifest: Option<manifest::Found>,
+}
+
+impl Start {
+    /// From nothing.
+    pub fn fresh() -> Start {
+        Start {
+            number: 1,
+            next_seq: 1,
+            covered: 0,
+            segments: Vec::new(),
+            previous: 0,
+            checkpoint: (0, 0),
+            manifest: None,
+        }
+    }
+}
+
+/// What a record says, before it has its sequence number.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry<'a> {
+    /// See [`Record`].
+    pub kind: RecordKind,
+    /// The epoch in which the write was started.
+    pub epoch: Epoch,
+    /// Partition within the volume.
+    pub partition: u32,
+    /// First block.
+    pub first: u32,
+    /// Blocks.
+    pub count: u32,
+    /// Raw place.
+    pub place: u64,
+    /// Checksums, for slots.
+    pub checksums: &'a [u32],
+}
+
+impl Entry<'static> {
+    /// A cut has ended `epoch`, at this instant, nanoseconds since 1970.
+    pub fn cut(epoch: Epoch, instant_ns: u64) -> Entry<'static> {
+        let (kind, place) = (RecordKind::Cut, instant_ns);
+        Entry { kind, epoch, partition: 0, first: 0, count: 0, place, checksums: &[] }
+    }
+
+    /// The volume, of so many blocks, was rolled back.
+    pub fn rollback(rollback: Rollback, blocks: u64) -> Entry<'static> {
+        Entry {
+            kind: RecordKind::Rollback,
+            epoch: rollback.at,
+            partition: blocks as u32,
+            first: (blocks >> 32) as u32,
+            count: 0,
+            place: rollback.to,
+            checksums: &[],
+        }
+    }
+}

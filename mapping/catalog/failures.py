@@ -1,0 +1,61 @@
+"""Failures: which of a user's errors one of SQLite's, or of a call on the catalog's files, is.
+
+How it works      SQLite hides the number of some of the system's errors; then a small file is made in the
+                  same directory, whose error is the answer. What SQLite says about a file's content is
+                  damage. What it, or the system, says about the file system is not: no room, read-only, a
+                  disk that does not answer.
+Errors            None is raised: they are returned.
+"""
+
+import errno
+import os
+import sqlite3
+from pathlib import Path
+
+from polyvol.mapping.errors import CatalogDamaged, CatalogFailed, CatalogUnreadable, PolyvolError, StateFull
+from polyvol.mapping.no_space import NEEDED, NO_SPACE
+
+_PROBE_BYTES = 8192
+_UNREADABLE = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_FULL)
+"""Primary result codes of SQLite that say nothing about what the file holds."""
+
+
+def failure(path: Path, error: Exception, *, reading: bool = False) -> PolyvolError:
+    """The error to raise for one that was met with this file of the catalog. `reading`: while it was opened,
+    so that what is not about the file system is about its content."""
+    number = error.errno or 0 if isinstance(error, OSError) else None
+    if isinstance(error, sqlite3.Error):
+        number = _errno(error, path.parent)
+    if number in NO_SPACE:
+        return StateFull(path=path.parent, what=f"the catalog {path.name} cannot be written", need=NEEDED)
+    why = os.strerror(number) if number else error
+    if not reading:
+        return CatalogFailed(path=path, why=why)
+    if number is None:
+        return CatalogDamaged(path=path, why=why)
+    return CatalogUnreadable(path=path, why=why)
+
+
+def _errno(error: sqlite3.Error, directory: Path) -> int | None:
+    """The number of the system's error behind one of SQLite's; 0 if it is not known, None if there is none:
+    it is about the file's content or the statement."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+    if code == sqlite3.SQLITE_FULL:
+        return errno.ENOSPC
+    return _probe(directory) if code in _UNREADABLE else None
+
+
+def _probe(directory: Path) -> int:
+    """The number of the error that a small new file in a directory meets; 0 for none."""
+    path = directory / f".probe-{os.getpid()}"
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(fd, bytes(_PROBE_BYTES))
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+            path.unlink()
+    except OSError as error:
+        return error.errno or errno.EIO
+    return 0

@@ -1,0 +1,280 @@
+"""test_full_state: the file system of the state directory fills up, is full at a start, or breaks.
+
+How it works      The state directory is on a small file system, devices are elsewhere. What must hold: what
+                  was acknowledged stays; what cannot be recorded fails with one sentence or ENOSPC; the
+                  daemon lives; deleting works and gives room back; with room, all goes on without a restart.
+"""
+
+import errno
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support import nbd
+from tests.support.daemon import Daemon, short_directory
+from tests.support.file_systems import fill, small
+from tests.support.proc import Background, check, run, wait_until
+
+BLOCK = 4096
+
+
+def block(number: int, version: int) -> bytes:
+    return (number * 65537 + version).to_bytes(4, "little") * 1024
+
+
+@contextmanager
+def on(kind: str, size: str = "300M", **env: str) -> Iterator[tuple[Daemon, Path, Path]]:
+    """A daemon with its state directory on a small file system, volume `v` with its devices elsewhere, the
+    file system, and a folder elsewhere."""
+    with short_directory() as elsewhere, small(elsewhere, kind, size) as disk:
+        daemon = Daemon(disk, env=env)
+        daemon.log = elsewhere / "polyvold.log"
+        with daemon:
+            for name in ("data", "log"):
+                daemon.ok("device", "add", elsewhere / f"{name}.img", "--name", name, "--size", "129M")
+            daemon.ok(
+                *("volume", "create", "v", "--size", "64M", "--processors", "1"),
+                *("--device", "data", "--log-device", "log"),
+            )
+            yield daemon, disk, elsewhere
+
+
+def launched(daemon: Daemon) -> tuple[Background, str]:
+    """A start, and what it has said until it served or ended."""
+    daemon.log.unlink(missing_ok=True)
+    started = daemon.launch()
+    started.wait_until(lambda: "ready" in started.said() or started.rc is not None, "an answer")
+    return started, started.said()
+
+
+class Client:
+    """A client of volume `v`, and what it was told is written."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self.daemon = daemon
+        self.acknowledged: dict[int, int] = {}
+        self.tried: dict[int, set[int]] = {}
+        self.connect()
+
+    def connect(self) -> None:
+        self.handle = nbd.nbd_handle()
+        self.handle.connect_uri(self.daemon.uri("v"))
+
+    def write(self, number: int, version: int) -> int:
+        """Write a block; 0, or the error."""
+        try:
+            self.handle.pwrite(block(number, version), number * BLOCK)
+        except nbd.NbdError as error:
+            self.tried.setdefault(number, set()).add(version)
+            return int(error.errnum)
+        self.acknowledged[number] = version
+        self.tried.pop(number, None)
+        return 0
+
+    def flush(self) -> int:
+        try:
+            self.handle.flush()
+        except nbd.NbdError as error:
+            return int(error.errnum)
+        return 0
+
+    def check(self) -> None:
+        """Everything that was acknowledged is there, or a later write that has failed."""
+        with nbd.connect(self.daemon.uri("v")) as handle:
+            for number, version in self.acknowledged.items():
+                wanted = {block(number, each) for each in (version, *self.tried.get(number, ()))}
+                assert bytes(handle.pread(BLOCK, number * BLOCK)) in wanted, number
+
+
+def share_files(kind: str, disk: Path) -> None:
+    """Have another name for all bytes of the state directory, so that the next store copies them."""
+    if kind == "btrfs-snapshot":
+        check("btrfs", "subvolume", "snapshot", disk, disk / "snapshot")
+    elif kind == "xfs":
+        check("cp", "-a", "--reflink=always", disk / "state" / "volumes", disk / "copy")
+        check("cp", "-a", "--reflink=always", disk / "state" / "manifests", disk / "copy")
+    os.sync()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["btrfs", "btrfs-snapshot", "xfs"])
+def test_a_full_file_system_that_copies_on_write_is_an_error_and_no_signal(kind: str) -> None:
+    with on(kind.partition("-")[0]) as (daemon, disk, _):
+        client = Client(daemon)
+        for number in range(3000):
+            assert client.write(number, 1) == 0
+        daemon.ok("snapshot", "create", "v", "--name", "s")
+        for number in range(500):
+            assert client.write(number, 2) == 0
+        assert client.flush() == 0
+        share_files(kind, disk)
+        ballast = fill(disk)
+        os.sync()
+        errors = set()
+        for version in (3, 4, 5):
+            for number in range(0, 3000, 10):
+                errors |= {client.write(number, version)}
+                if errors != {0}:
+                    break
+            errors |= {client.write(number, version) for number in range(1, 3000, 300)}
+            errors |= {client.flush()}
+            assert daemon.running, "SIGBUS"
+        assert errors <= {0, errno.ENOSPC}, errors
+        assert errno.ENOSPC in errors, "the test does not fill it"
+        client.check()
+        ballast.unlink()
+        os.sync()
+        wait_until(lambda: client.write(7, 6) == 0 and client.flush() == 0, "room", 20)
+        assert {client.write(number, 7) for number in range(0, 3000, 7)} == {0}
+        daemon.ok("snapshot", "create", "v", "--name", "t")
+        client.check()
+        daemon.kill()
+        daemon.start()
+        client.check()
+
+
+def test_a_journal_that_somebody_makes_shorter_costs_an_error_and_no_daemon(daemon: Daemon) -> None:
+    daemon.add_devices("d")
+    daemon.make_volume(size="64M", processors=1)
+    client = Client(daemon)
+    for number in range(100):
+        assert client.write(number, 1) == 0
+    daemon.ok("snapshot", "create", "v", "--name", "s")
+    for number in range(50):
+        assert client.write(number, 2) == 0
+    (journal,) = daemon.state_dir.glob("volumes/*/*.journal")
+    os.truncate(journal, BLOCK)
+    errors = [client.write(number, 3) for number in range(200)]
+    assert errors[0] == errno.EIO, "it is not stored, and that is said"
+    assert set(errors[1:]) == {0}, "a new segment was begun"
+    wait_until(lambda: client.flush() == 0, "the checkpoint that makes the lost records unnecessary", 10)
+    client.check()
+    daemon.kill()
+    daemon.start()
+    client.check()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ["stop", "kill"])
+def test_a_start_on_a_full_file_system_serves_or_says_so_in_one_sentence(end: str) -> None:
+    with on("tmpfs", "40M") as (daemon, disk, elsewhere):
+        client = Client(daemon)
+        for number in range(100):
+            assert client.write(number, 1) == 0
+        daemon.ok("snapshot", "create", "v", "--name", "s")
+        assert client.write(0, 2) == 0
+        getattr(daemon, end)()
+        images = [elsewhere / "data.img", elsewhere / "log.img"]
+        (elsewhere / "kept").mkdir()
+        check("cp", "-a", disk / "state", *images, elsewhere / "kept")
+        served = 0
+        for leave in (0, 1, 2, 3, 4, 6, 8, 16, 24, 32, 48, 64, 96, 128, 256, 2048):
+            check("rm", "-rf", *disk.iterdir())
+            check("cp", "-a", elsewhere / "kept" / "state", disk)
+            check("cp", "-a", *(elsewhere / "kept" / image.name for image in images), elsewhere)
+            (disk / "state" / "reserve").unlink(missing_ok=True)
+            fill(disk, leave=leave * BLOCK)
+            started, said = launched(daemon)
+            for word in ("Traceback", "copy", "damaged"):
+                assert word not in said, said
+            if started.rc is None:
+                view = daemon.volume("v")
+                if view["state"] == "not-served":
+                    assert "No space left" in view["reason"]
+                else:
+                    served += 1
+                    client.check()
+                assert started.stop() in (0, 1), started.said()
+                assert "Traceback" not in started.said(), started.said()
+            else:
+                assert "no space is left on the file system of" in said, (leave, said)
+                assert said.count("\n") == 1, said
+            checked = daemon.cli("check")
+            assert checked.rc == 0, (leave, checked.out, checked.err)
+        assert served >= 2, "it never started"
+        (disk / "ballast").unlink()
+        daemon.start()
+        client.check()
+
+
+@pytest.mark.slow
+def test_a_start_with_the_reserve_serves_although_the_file_system_is_full() -> None:
+    with on("tmpfs", "40M") as (daemon, disk, _):
+        client = Client(daemon)
+        assert client.write(0, 1) == 0
+        fill(disk)
+        daemon.kill()
+        fill(disk)
+        daemon.start()
+        client.check()
+        assert daemon.volume("v")["state"] == "degraded"
+        assert "no space is left" in daemon.volume("v")["reason"]
+        (disk / "ballast").unlink()
+        wait_until(lambda: daemon.volume("v")["state"] == "serving", "room", 20)
+        client.connect()
+        assert {client.write(number, 2) for number in range(2000)} == {0}
+
+
+@pytest.mark.parametrize("what", ["start", "check"])
+def test_a_read_only_file_system_is_said_in_one_sentence(what: str) -> None:
+    with on("tmpfs", "40M") as (daemon, disk, _):
+        daemon.stop()
+        check("mount", "-o", "remount,ro", disk)
+        if what == "check":
+            daemon.ok("check")
+            return
+        daemon.log.unlink()
+        started = daemon.launch()
+        assert started.wait() == 1
+        assert "Read-only file system" in started.said()
+        assert started.said().count("\n") == 1, started.said()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["tmpfs", "ext4", "xfs", "btrfs"])
+def test_deleting_works_on_a_full_file_system_and_gives_room_back(kind: str) -> None:
+    with on(kind, "64M" if kind in ("tmpfs", "ext4") else "300M") as (daemon, disk, elsewhere):
+        client = Client(daemon)
+        daemon.ok("device", "add", elsewhere / "more.img", "--name", "more", "--size", "16M")
+        daemon.ok("volume", "create", "w", "--size", "16M", "--processors", "1", "--device", "data")
+        daemon.ok("schedule", "add", "v", "--name", "n", "--every", "1h", "--keep", "last=3")
+        for name in ("a", "b", "c"):
+            daemon.ok("snapshot", "create", "v", "--name", name)
+            assert {client.write(number, ord(name)) for number in range(300)} == {0}
+        daemon.ok("snapshot", "hold", "v@c", "--tag", "t")
+        fill(disk)
+        wait_until(lambda: "no space is left" in " ".join(daemon.json("status")["notes"]), "status", 20)
+        status = daemon.json("status")
+        assert any("no space is left" in event["text"] for event in status["events"])
+        assert daemon.volume("v")["state"] == "degraded"
+        # What takes room is refused in one sentence, until the catalog's log has no room.
+        for turn in range(200):
+            made = daemon.cli("snapshot", "create", "v", "--name", f"x{turn}")
+            if made.rc != 0:
+                assert re.search("no space (is )?left", made.err, re.IGNORECASE), made.err
+                assert made.err.count("\n") == 1, made.err
+                break
+        for verb in (
+            ("snapshot", "delete", "v@a"),
+            ("snapshot", "release", "v@c", "--tag", "t"),
+            ("snapshot", "delete", "v@b", "v@c"),
+            ("schedule", "remove", "n"),
+            ("volume", "set", "v", "--when-full", "keep-snapshots"),
+            ("device", "remove", "more"),
+            ("volume", "delete", "w", "--yes"),
+        ):
+            daemon.ok(*verb)
+            fill(disk)
+        client.check()
+        (disk / "ballast").unlink()
+        wait_until(lambda: daemon.volume("v")["state"] == "serving", "room", 20)
+        assert {client.write(number, 9) for number in range(3000)} == {0}
+        daemon.ok("snapshot", "create", "v", "--name", "after")
+        client.check()
+        assert json.loads(daemon.ok("status", "--json"))["notes"] == []
+        assert run("test", "-s", daemon.state_dir / "reserve").rc == 0
