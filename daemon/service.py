@@ -378,7 +378,7 @@ class Service:
 
     def _start(self, undo: ExitStack) -> None:
         state.make_state_dir(self.state_dir)
-        undo.callback(self._unless_left, state.StateLock(self.state_dir).release)
+        undo.callback(self._unless_left, state.StateLock(self.state_dir, self._passed.lock).release)
         undo.callback(self._passed.close)
         control = self._passed.control or self._bind_unix(undo, state.control_socket(self.state_dir))
         listeners = self._bind_nbd(undo) if self._serve_nbd else []
