@@ -39,8 +39,8 @@ _log = logging.getLogger("polyvol")
 def end_with_keeper(channel: int) -> None:
     """Have the kernel kill nbdkit when polyvold ends; end it now if polyvold has ended.
 
-    polyvold has asked for that before it executed nbdkit, and nbdkit 1.32 has made a SIGTERM of it, which would
-    leave an nbdkit that is starting or has a slow disk behind, with the state directory's lock."""
+    polyvold has asked for that before it executed nbdkit, and nbdkit 1.32 has made a SIGTERM of it. An nbdkit
+    that is starting, or has a slow disk, would go on after that, and hold the state directory's lock."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     with socket.socket(fileno=os.dup(channel)) as other_end:
         try:

@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ import pytest
 from polyvol.daemon.frontend_nbdkit import find_plugin
 from tests.support import nbd
 from tests.support.daemon import Daemon
-from tests.support.proc import Background, check, run, wait_until
+from tests.support.proc import Argument, Background, check, run, wait_until
 from tests.support.raw_nbd import OPT_EXPORT_NAME, OPT_LIST, REP_ACK, Peer, go, option
 
 KILLED_UP_TO_MS = 100
@@ -157,14 +158,17 @@ def test_a_polyvold_that_is_killed_is_started_again_at_once(nbdkit: Daemon, numb
             assert nbd.read_all(nbdkit.uri("v"))[:4] == b"kept"
 
 
+def has_child(pid: int) -> bool:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text() != ""
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_no_nbdkit_outlives_a_polyvold_that_is_killed_just_after_it_has_started_it(nbdkit: Daemon) -> None:
     nbdkit.stop()
     for delay_ms in range(KILLED_UP_TO_MS + 1):
         process = nbdkit.launch()
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-        process.wait_until(lambda path=children: path.read_text() != "", "the start of nbdkit")
+        process.wait_until(partial(has_child, process.pid), "the start of nbdkit")
         time.sleep(delay_ms / 1000)
         process.signal(signal.SIGKILL)  # not its session: what it has started is to end by itself
         process.wait()
@@ -247,14 +251,14 @@ def test_another_python_of_the_environment_does_not_matter(short_dir: Path) -> N
         "PYTHONPATH": str(packages),
         "VIRTUAL_ENV": str(short_dir / "other"),
     }
-    command = ["nbdkit", "-U", "-", "python", find_plugin(), f"state-dir={short_dir}/state"]
+    command: list[Argument] = ["nbdkit", "-U", "-", "python", find_plugin(), f"state-dir={short_dir}/state"]
     done = run(*command, "--run", 'nbdinfo --list "$uri"', env=environment)
     assert done.rc == 0, done
 
 
 def test_by_hand_it_reloads_and_ends_with_its_clients(short_dir: Path) -> None:
     socket, state = short_dir / "s", short_dir / "state"
-    command = ["nbdkit", "-f", "-U", socket, "python", find_plugin(), f"state-dir={state}"]
+    command: list[Argument] = ["nbdkit", "-f", "-U", socket, "python", find_plugin(), f"state-dir={state}"]
     with Background(*command, log=short_dir / "log") as process:
         process.wait_until(lambda: socket.exists() and (state / "control.sock").exists(), "nbdkit")
         with Peer(socket) as peer:
