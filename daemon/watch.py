@@ -1,10 +1,10 @@
 """watch: what polyvold's main thread does while it serves: obey signals, tell systemd how things are.
 
 How it works      SIGTERM and SIGINT end the watch, SIGHUP reloads (signals.py), on a thread of its own: a
-                  device that hangs keeps the watch from nothing. Between signals systemd gets one line on what
-                  is served, and, if it wants a watchdog's ping, one each time that the control API's loop and
-                  the engine have answered. If they do not, polyvold stays silent, and systemd starts it
-                  again.
+                  device that hangs keeps the watch from nothing. Between signals systemd gets one line on
+                  what is served, and, if it wants a watchdog's ping, one each time that the control API's
+                  loop and the engine have answered. If they do not, polyvold stays silent, and systemd starts
+                  it again.
 Owner and locks   The main thread, which takes no lock and waits for no device, and one thread for each
                   reload; a SIGHUP while one is under way has another one follow it.
 Errors            A reload that fails is logged; what was set before goes on.

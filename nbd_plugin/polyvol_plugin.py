@@ -191,7 +191,10 @@ def cleanup() -> None:
     global _host
     host, _host = _host, None
     if host is not None:
-        host.stop()
+        try:
+            host.stop()
+        except PolyvolError as error:
+            _refuse(str(error))  # at once: to wait for threads that hang would take for ever
 
 
 # What there is to connect to.
@@ -228,7 +231,7 @@ def open(readonly: bool) -> "HandleLike | Refused":
 
 def close(h: "HandleLike | Refused") -> None:
     """The client is gone."""
-    if _host is None:  # it has stopped, and its engine with it
+    if _host is None or isinstance(h, Refused):  # None: it has stopped, and its engine with it
         h.close()
     else:
         _host.close(h)
