@@ -62,7 +62,7 @@ needs_nbdkit = pytest.mark.skipif(
 def supervise(state_dir: Path) -> None:
     """Run the keeper without signals."""
     config = Config(state_dir)
-    frontend_nbdkit.supervise(config, lambda _: None, lambda: config)
+    frontend_nbdkit.supervise(config, lambda timeout_s: time.sleep(timeout_s), lambda: config)
 
 
 def wait_for_pid(client: Client, other_than: int) -> int:
