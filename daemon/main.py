@@ -8,17 +8,16 @@ grow while it runs, and look again for devices that are missing. A start that fa
 import contextlib
 import logging
 import os
-import signal
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import click
 
+from polyvol.daemon import signals
 from polyvol.daemon.config import FRONTENDS, Config, load_config
 from polyvol.daemon.errors import EXIT_CODE, BadConfig, StopUnfinished
-from polyvol.daemon.notify import log_to_journal, notify
+from polyvol.daemon.notify import log_somewhere, notify
 from polyvol.daemon.sockets import Passed, passed_by_systemd
 from polyvol.daemon.state import control_socket
 from polyvol.daemon.streams import open_standard_streams
@@ -70,36 +69,29 @@ def run(config: Config, read_again: Callable[[], Config], accept_older_catalog: 
     catalog is for one start, so it can be accepted by the native front end alone."""
     if accept_older_catalog and config.frontend != "native":
         raise BadConfig(where="polyvold", why="--accept-older-catalog needs the front end native")
-    if not log_to_journal():
-        logging.basicConfig(
-            stream=sys.stderr, level=logging.WARNING, format="%(name)s: %(levelname)s: %(message)s"
-        )
+    log_somewhere()
     passed = passed_by_systemd(control_socket(Path(os.path.abspath(config.state_dir))))  # noqa: PTH100
     if config.frontend == "nbdkit":
         from polyvol.daemon.hand_over import discard
 
         discard(passed)
-        _run_nbdkit(config, passed)
+        _run_nbdkit(config, passed, read_again)
     else:
         _run_native(config, passed, read_again, accept_older_catalog)
 
 
-def _run_nbdkit(config: Config, passed: Passed) -> None:
+def _run_nbdkit(config: Config, passed: Passed, read_again: Callable[[], Config]) -> None:
     from polyvol.daemon.frontend_nbdkit import supervise
 
-    told = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: told.set())
-    supervise(config, told, passed)
+    supervise(config, signals.next_signal, read_again, passed)
 
 
 def _run_native(
     config: Config, passed: Passed, read_again: Callable[[], Config], accept_older_catalog: bool
 ) -> None:
     from polyvol.daemon.service import Service
-    from polyvol.daemon.watch import block_signals, watch
+    from polyvol.daemon.watch import watch
 
-    block_signals()
     service = Service(
         config.state_dir,
         processors=config.processors,
@@ -135,6 +127,7 @@ def announce(addresses: list[str]) -> None:
 def main() -> None:
     """The console script."""
     open_standard_streams()
+    signals.block()  # first: a SIGHUP during the start waits, and does not end it
     cli(prog_name="polyvold")
 
 

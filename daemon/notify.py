@@ -115,3 +115,11 @@ def log_to_journal(identifier: str = "polyvold") -> bool:
                 logging.basicConfig(level=logging.INFO, handlers=[handler])
                 return True
     return False
+
+
+def log_somewhere() -> None:
+    """Send log records to the journal if it is where stderr goes; else write warnings and errors there."""
+    if not log_to_journal():
+        logging.basicConfig(
+            stream=sys.stderr, level=logging.WARNING, format="%(name)s: %(levelname)s: %(message)s"
+        )

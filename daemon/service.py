@@ -27,7 +27,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from polyvol.daemon import device_files, hand_over, sockets, state, stopped
+from polyvol.daemon import device_files, hand_over, memory, sockets, state, stopped
 from polyvol.daemon.api.server import ControlServer
 from polyvol.daemon.changes import Changes
 from polyvol.daemon.clients import Clients
@@ -358,8 +358,9 @@ class Service:
         return view
 
     def _start(self, undo: ExitStack) -> None:
+        memory.give_back()
         state.make_state_dir(self.state_dir)
-        undo.callback(self._unless_left, state.StateLock(self.state_dir).release)
+        undo.callback(self._unless_left, state.StateLock(self.state_dir, self._passed.lock).release)
         self.reserve = Reserve(self.state_dir)
         self.reserve.begin()
         undo.callback(self.reserve.end)

@@ -59,6 +59,8 @@ class Passed:
     """What the process before has handed over: descriptors, by name."""
     devices: dict[str, int] = field(default_factory=dict)
     """The devices that it has held: descriptors, by the device's UUID."""
+    lock: int | None = None
+    """The lock of the state directory, which polyvold has taken for the nbdkit that it has started."""
 
     def close(self) -> None:
         """Close what nobody took."""

@@ -12,6 +12,8 @@ import contextlib
 import fcntl
 import fnmatch
 import os
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +26,10 @@ from polyvol.mapping.opening import identity_of, sync_directory
 
 OWN = ("catalog.db*", "catalog.mark*", "lock", "reserve", "volumes", "manifests")
 """What polyvold keeps for itself there, as patterns of names."""
+ENDING_S = 10.0
+"""How long a holder of the lock that is ending is waited for."""
+_POLL_S = 0.02
+_PF_EXITING = 4
 DEFAULT_STATE_DIR = "/var/lib/polyvol"
 
 
@@ -103,23 +109,42 @@ def boot_id() -> str:
 
 
 class StateLock:
-    """The hold on a state directory; StateLocked if another process has it."""
+    """The hold on a state directory; StateLocked if another process has it.
 
-    def __init__(self, state_dir: Path) -> None:
+    `held`: a descriptor of the lock that another process has taken and passed on; the lock ends when both
+    have let go of it. A holder that is ending, as after SIGKILL, is waited for."""
+
+    def __init__(self, state_dir: Path, held: int | None = None) -> None:
         path = state_dir / "lock"
         try:
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600) if held is None else held
         except OSError as error:
             raise unusable(state_dir, error) from error
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            pid = os.pread(self._fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
-            os.close(self._fd)
-            raise StateLocked(pid=pid, state=state_dir) from error
+        deadline = time.monotonic() + ENDING_S
+        while not self._taken():
+            pid = os.pread(self._fd, 32, 0).decode("ascii", "replace").strip()
+            if time.monotonic() >= deadline or not _is_ending(pid):
+                os.close(self._fd)
+                raise StateLocked(pid=pid or "unknown", state=state_dir)
+            time.sleep(_POLL_S)
+        self.sign()
+
+    def sign(self) -> None:
+        """Write the pid of this process into the lock, for others to read."""
         with contextlib.suppress(OSError):  # the pid is for people; there may be no room for it
             os.ftruncate(self._fd, 0)
             os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+
+    def _taken(self) -> bool:
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def fileno(self) -> int:
+        """The lock's descriptor, to be passed on."""
+        return self._fd
 
     def release(self) -> None:
         """Let go; idempotent."""
@@ -130,3 +155,17 @@ class StateLock:
                 os.ftruncate(self._fd, 0)
             os.close(self._fd)
             self._fd = -1
+
+
+def _is_ending(pid: str) -> bool:
+    """Whether the process that holds the lock is gone, is ending, or has been sent SIGKILL."""
+    if not pid.isdigit():
+        return True  # it is just taking the lock, or has just let go of it
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
+        status = Path(f"/proc/{pid}/status").read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return True
+    pending = [int(line.split()[1], 16) for line in status if line.startswith(("SigPnd:", "ShdPnd:"))]
+    killed = any(mask >> (signal.SIGKILL - 1) & 1 for mask in pending)
+    return killed or stat[0] in "ZX" or bool(int(stat[6]) & _PF_EXITING)

@@ -1,38 +1,29 @@
 """watch: what polyvold's main thread does while it serves: obey signals, tell systemd how things are.
 
-How it works      SIGTERM and SIGINT end the watch, SIGHUP reloads, on a thread of its own: a device that
-                  hangs keeps the watch from nothing. They are blocked in every thread and waited for, so that
-                  no handler ever interrupts anything. Between signals systemd gets one line on what is
-                  served, and, if it wants a watchdog's ping, one each time that the control API's loop and
-                  the engine have answered. If they do not, polyvold stays silent, and systemd starts it
-                  again.
-Invariants        W1 `block_signals` is called before any other thread is started.
+How it works      SIGTERM and SIGINT end the watch, SIGHUP reloads (signals.py), on a thread of its own: a
+                  device that hangs keeps the watch from nothing. Between signals systemd gets one line on
+                  what is served, and, if it wants a watchdog's ping, one each time that the control API's
+                  loop and the engine have answered. If they do not, polyvold stays silent, and systemd starts
+                  it again.
 Owner and locks   The main thread, which takes no lock and waits for no device, and one thread for each
                   reload; a SIGHUP while one is under way has another one follow it.
 Errors            A reload that fails is logged; what was set before goes on.
 """
 
 import logging
-import signal
 import time
 from collections.abc import Callable
 from functools import partial
 
 from polyvol.daemon.notify import notify, watchdog_interval_s
 from polyvol.daemon.service import Service
+from polyvol.daemon.signals import ENDING, RELOADING, next_signal
 from polyvol.daemon.workers import Workers
 from polyvol.mapping.errors import PolyvolError
 
 STATUS_INTERVAL_S = 10.0
 PROBE_TIMEOUT_S = 5.0
-ENDING = {signal.SIGTERM, signal.SIGINT}
-RELOADING = signal.SIGHUP
 _log = logging.getLogger("polyvol")
-
-
-def block_signals() -> None:
-    """Have the signals wait until they are asked for (W1)."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {*ENDING, RELOADING})
 
 
 def watch(service: Service, processors: Callable[[], int | None]) -> None:
@@ -52,17 +43,12 @@ def watch(service: Service, processors: Callable[[], int | None]) -> None:
                 notify(*states)
         else:
             _log.error("the control API's loop did not answer within %.0f s", PROBE_TIMEOUT_S)
-        number = _next_signal(interval_s)
+        number = next_signal(interval_s)
         if number in ENDING:
             return
         if number == RELOADING:
             reloads.run("reload", partial(_reload, service, processors))
             told = ""
-
-
-def _next_signal(timeout_s: float) -> int | None:
-    info = signal.sigtimedwait({*ENDING, RELOADING}, timeout_s)
-    return None if info is None else info.si_signo
 
 
 def _reload(service: Service, processors: Callable[[], int | None]) -> None:

@@ -34,7 +34,7 @@ ERRNO_OF_KIND = {
 
 class Host:
     """The service of one state directory. `addresses` are nbdkit's, for `polyvol status` to tell;
-    `control_fd` is a control socket that listens already."""
+    `control_fd` is a control socket that listens already, `lock_fd` the state directory's lock."""
 
     def __init__(
         self,
@@ -42,6 +42,7 @@ class Host:
         processors: int | None,
         addresses: Sequence[str],
         control_fd: int | None = None,
+        lock_fd: int | None = None,
     ) -> None:
         self._clients: dict[HandleLike, int] = {}
         self._service = Service(
@@ -50,12 +51,16 @@ class Host:
             serve_nbd=False,
             frontend="nbdkit",
             nbd_addresses=addresses,
-            passed=Passed(None if control_fd is None else socket.socket(fileno=control_fd)),
+            passed=Passed(None if control_fd is None else socket.socket(fileno=control_fd), lock=lock_fd),
         )
 
     def start(self) -> None:
         """Take the state directory over, recover its volumes and open the control socket."""
         self._service.start()
+
+    def reload(self, processors: int | None) -> None:
+        """Have at least so many processors, and look again for devices that are missing; PolyvolError."""
+        self._service.reload(processors)
 
     def stop(self) -> None:
         """Stop the control socket and the engine; everything is durable on return."""

@@ -1,43 +1,41 @@
-"""leaving: has nbdkit's clients leave when polyvold wants nbdkit to stop.
+"""leaving: has nbdkit's clients leave.
 
-How it works      nbdkit told to stop waits for its clients, and a client that stays connected stays.
-                  polyvold keeps the writing end of a pipe; when it is closed, a thread here ends the
-                  reading side of every socket that was accepted from one of nbdkit's listening sockets: to
-                  nbdkit that is a client that leaves, so what it was asked before is answered. A client
-                  that does not read its answers is cut off a little later.
-Owner and locks   the thread only shuts sockets down, by descriptors of its own; nbdkit owns and closes its.
+How it works      nbdkit told to stop waits for its clients, and a client that stays connected stays. So the
+                  reading side of every socket that was accepted from one of nbdkit's listening sockets is
+                  shut down: to nbdkit that is a client that leaves, and what it was asked before is answered.
+                  A client that does not read its answers is cut off a little later.
+Owner and locks   Sockets are only shut down, by descriptors of our own; nbdkit owns and closes its.
 Errors            none: a socket that is gone already is what is wanted.
 """
 
 import os
 import socket
-import threading
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-GRACE_S = 0.5
+Addresses = frozenset[str]
 
 
-def watch(pipe: int, listeners: Iterable[int]) -> None:
-    """Have the clients of these listening sockets leave when the other end of `pipe` is closed."""
-    addresses = set()
-    for number in listeners:
-        with socket.socket(fileno=os.dup(number)) as listener:
-            addresses.add(_address(listener))
-    threading.Thread(target=_wait, args=(pipe, addresses), name="leaving", daemon=True).start()
+def listening(without: int | None) -> Addresses:
+    """The addresses on which this process listens, except that of one descriptor."""
+    found: dict[str, bool] = {}
+    for listener in sockets():
+        with listener, suppress(OSError):
+            if _listens(listener):
+                found[_address(listener)] = True
+    if without is not None:
+        with socket.socket(fileno=os.dup(without)) as listener:
+            found.pop(_address(listener), None)
+    return frozenset(found)
 
 
-def _wait(pipe: int, addresses: set[str]) -> None:
-    while os.read(pipe, 1):
-        pass
-    for how in (socket.SHUT_RD, socket.SHUT_RDWR):
-        for client in sockets():
-            with client, suppress(OSError):
-                if _address(client) in addresses and not _listens(client):
-                    client.shutdown(how)
-        time.sleep(GRACE_S)
+def shut_down(addresses: Addresses, how: int) -> None:
+    """Shut down every socket that was accepted at one of these addresses: SHUT_RD or SHUT_RDWR."""
+    for client in sockets():
+        with client, suppress(OSError):
+            if _address(client) in addresses and not _listens(client):
+                client.shutdown(how)
 
 
 def sockets() -> Iterator[socket.socket]:

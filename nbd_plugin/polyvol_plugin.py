@@ -3,9 +3,10 @@
 By hand           nbdkit python nbd_plugin/polyvol_plugin.py state-dir=DIR
                   (with -f to stay in the foreground; `polyvold --frontend nbdkit` runs it for you).
                   Further parameters: processors=N, and nbd-address=URI, any number of times, for what
-                  `polyvol status` should tell of the sockets that nbdkit was given. (polyvold passes two
-                  more: control-fd, the control socket that systemd made, and leave-fd, a pipe whose end says
-                  that clients must leave.)
+                  `polyvol status` should tell of the sockets that nbdkit was given. SIGHUP looks again for
+                  missing devices; SIGTERM, SIGINT and SIGQUIT end nbdkit, and have its clients leave.
+                  (polyvold passes descriptors too: control-fd, the control socket that systemd made;
+                  lock-fd, the lock of the state directory; keeper-fd, the channel of keeper.py.)
 
 How it works      nbdkit speaks NBD and calls one function here for each request; the function hands it to the
                   engine, which runs in this process together with the rest of polyvold, and waits without the
@@ -17,11 +18,14 @@ Thread model      SERIALIZE_REQUESTS: one request at a time for each connection,
 Errors            A callback that fails says the errno by `nbdkit.set_error` and raises; nbdkit logs it. What
                   keeps polyvol from starting is one sentence on stderr, and exit code 1. Writes to a
                   read-only export do not come here: nbdkit refuses them, being told by `can_write`.
+                  nbdkit 1.32 never frees what was raised. So an export that cannot be opened is opened as a
+                  `Refused`, and nbdkit refuses it because its size is -1.
 """
 
 import errno
 import os
 import site
+import socket
 import sys
 from collections.abc import Callable, Iterable
 from functools import wraps
@@ -32,11 +36,13 @@ import nbdkit
 
 
 def _make_importable() -> None:
-    """Put the packages polyvol was installed with on sys.path, before those of the system.
+    """Put the packages polyvol was installed with on sys.path, and leave out those of another Python.
 
     They are where PYTHONPATH says, else near this file: in the checkout's virtual environment, or (installed
     from a wheel) in the directory that has polyvol. Their .pth files count, which PYTHONPATH alone ignores:
-    an editable install is one.
+    an editable install is one. The standard library, and the system's packages where the virtual environment
+    uses them, are those of the Python that it was made from. nbdkit's own search begins with PATH, and finds
+    the files of whatever Python is first on it.
     """
     here = Path(__file__).resolve()
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
@@ -44,29 +50,42 @@ def _make_importable() -> None:
     directories += [here.parents[1] / ".venv" / "lib" / version / "site-packages", here.parents[2]]
     for directory in directories:
         if (directory / "polyvol").is_dir() or list(directory.glob("__editable__.polyvol-*.pth")):
-            known = [entry for entry in sys.path if Path(entry) != directory]
-            sys.path[:] = known
-            site.addsitedir(str(directory))
-            ours = [entry for entry in sys.path if entry not in known]
-            packages = (at for at, entry in enumerate(known) if entry.endswith("-packages"))
-            at = next(packages, len(known))
-            sys.path[:] = [*known[:at], *ours, *known[at:]]
-            return
+            break
+    else:
+        return
+    settings = directory.parents[2] / "pyvenv.cfg"
+    home, shared = Path("/usr"), True
+    if settings.exists():
+        lines = (line.partition("=") for line in settings.read_text("utf-8").splitlines())
+        values = {name.strip(): value.strip() for name, _, value in lines}
+        home = Path(values["home"]).resolve().parent
+        shared = values.get("include-system-site-packages") == "true"
+    library = home / "lib" / version
+    if not (library / "os.py").exists():
+        raise ImportError(f"{directory} is not for nbdkit's Python {sys.version.split()[0]}")
+    sys.path[:] = [str(library), str(library / "lib-dynload")]
+    site.addsitedir(str(directory))
+    system = [home / "local" / "lib" / version, home / "lib" / "python3", library]
+    for packages in (each / name for each in system for name in ("dist-packages", "site-packages")):
+        if shared and packages.is_dir():
+            site.addsitedir(str(packages))
 
 
 _make_importable()
 
 from polyvol.daemon.engine_border import HandleLike  # noqa: E402 - only now can they be found
+from polyvol.daemon.notify import log_somewhere  # noqa: E402
 from polyvol.engine import EngineError  # noqa: E402
 from polyvol.mapping.errors import PolyvolError  # noqa: E402
 from polyvol.nbd_plugin import leaving  # noqa: E402
 from polyvol.nbd_plugin.host import Host  # noqa: E402
+from polyvol.nbd_plugin.keeper import Keeper, end_with_keeper  # noqa: E402
 
 API_VERSION = 2
 BLOCK_SIZE_MIN = 1
 BLOCK_SIZE_PREFERRED = 4096
 REQUEST_BYTES_MAX = 32 * 1024 * 1024
-LISTEN_FDS_FIRST = 3
+DESCRIPTORS = ("control-fd", "keeper-fd", "lock-fd")
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -74,8 +93,7 @@ R = TypeVar("R")
 _state_dir: Path | None = None
 _processors: int | None = None
 _addresses: list[str] = []
-_control_fd: int | None = None
-_leave_fd: int | None = None
+_descriptors: dict[str, int] = {}
 _host: Host | None = None
 
 
@@ -112,16 +130,17 @@ def _running() -> Host:
 
 def config(key: str, value: str) -> None:
     """Take a `key=value` of the command line."""
-    global _state_dir, _processors, _control_fd, _leave_fd
+    global _state_dir, _processors
     match key:
         case "state-dir":
             _state_dir = Path(value).absolute()
         case "processors" if value.isascii() and value.isdigit():
             _processors = int(value)
-        case "control-fd" if value.isascii() and value.isdigit():
-            _control_fd = int(value)
-        case "leave-fd" if value.isascii() and value.isdigit():
-            _leave_fd = int(value)
+        case _ if key in DESCRIPTORS and value.isascii() and value.isdigit():
+            _descriptors[key] = int(value)
+            os.set_inheritable(int(value), False)  # not to hooks: they may outlive us
+            if key == "keeper-fd":
+                end_with_keeper(int(value))
         case "processors":
             _refuse(f"processors={value} is not a number")
         case "nbd-address":
@@ -146,16 +165,25 @@ def after_fork() -> None:
     """Start polyvol, or end nbdkit."""
     global _host
     assert _state_dir is not None  # config_complete
+    log_somewhere()
+    control, lock, keeper = (_descriptors.get(name) for name in ("control-fd", "lock-fd", "keeper-fd"))
+    channel = None if keeper is None else socket.socket(fileno=keeper)
+    Keeper(channel, leaving.listening(without=control), _reload).start()
     try:
-        host = Host(_state_dir, _processors, _addresses, _control_fd)
+        host = Host(_state_dir, _processors, _addresses, control, lock)
         host.start()
     except OSError as error:
         _refuse(f"{_state_dir}: {error.strerror or error}")
     except (PolyvolError, EngineError) as error:
         _refuse(str(error))
     _host = host
-    if _leave_fd is not None:  # then polyvold has started nbdkit, with an address for each socket
-        leaving.watch(_leave_fd, range(LISTEN_FDS_FIRST, LISTEN_FDS_FIRST + len(_addresses)))
+
+
+def _reload(processors: int | None) -> None:
+    """Do what polyvold's reload does; a host that is starting or stopping has nothing to reload."""
+    host = _host
+    if host is not None:
+        host.reload(processors)
 
 
 def cleanup() -> None:
@@ -163,7 +191,10 @@ def cleanup() -> None:
     global _host
     host, _host = _host, None
     if host is not None:
-        host.stop()
+        try:
+            host.stop()
+        except PolyvolError as error:
+            _refuse(str(error))  # at once: to wait for threads that hang would take for ever
 
 
 # What there is to connect to.
@@ -179,15 +210,28 @@ def default_export(readonly: bool, is_tls: bool) -> str:
     return _running().default_export()
 
 
-@_with_errno
-def open(readonly: bool) -> HandleLike:
+class Refused:
+    """An export that could not be opened. nbdkit asks for its size first, and refuses it."""
+
+    size = -1
+    read_only = True
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def open(readonly: bool) -> "HandleLike | Refused":
     """Open the export that the client named."""
-    return _running().open(nbdkit.export_name())
+    try:
+        return _running().open(nbdkit.export_name())
+    except OSError as error:
+        nbdkit.debug(str(error))
+        return Refused()
 
 
-def close(h: HandleLike) -> None:
+def close(h: "HandleLike | Refused") -> None:
     """The client is gone."""
-    if _host is None:  # it has stopped, and its engine with it
+    if _host is None or isinstance(h, Refused):  # None: it has stopped, and its engine with it
         h.close()
     else:
         _host.close(h)
@@ -205,7 +249,7 @@ def _description(read_only: bool) -> str:
 # What an export can do.
 
 
-def get_size(h: HandleLike) -> int:
+def get_size(h: "HandleLike | Refused") -> int:
     """Size in bytes."""
     return h.size
 

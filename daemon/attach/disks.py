@@ -83,11 +83,6 @@ def attached_nbd() -> dict[str, str]:
     return found
 
 
-def is_loop_of(device: str, file: Path) -> bool:
-    """Whether a device such as 'loop0' is a loop device over this file."""
-    return read(device, "loop/backing_file") == str(file)
-
-
 def mounted_at(path: Path) -> bool:
     """Whether something is mounted at exactly this path."""
     return any(mount.point == str(path) for mount in mounts())

@@ -102,6 +102,24 @@ class AlreadyAttached(PolyvolError):
     hint = "detach it first: `polyvol detach {name}`"
 
 
+class AttachBusy(PolyvolError):
+    """Another command that attaches or detaches the same volume or snapshot, and does not end."""
+
+    code = "attach-busy"
+    kind = "busy"
+    sentence = "another `polyvol attach` or `polyvol detach` of {name} is still running"
+    hint = "wait for it, or end it, and try again"
+
+
+class DeviceDead(PolyvolError):
+    """A block device that does no I/O any more, and that somebody still uses."""
+
+    code = "device-dead"
+    kind = "busy"
+    sentence = "{name} ({device}) is dead, because {why}, and is still {use}"
+    hint = "end that, or detach it with --force; then attach it again"
+
+
 class NotAttached(PolyvolError):
     """A name or device that is not attached by polyvol."""
 

@@ -1,42 +1,78 @@
 """Attaching without the kernel's NBD client: nbdfuse shows the export as a file; that gets a loop device.
 
-How it works      The programs nbdfuse and losetup do it. nbdfuse does not connect again: when the daemon
-                  ends, so does the device, with I/O errors; it is for hosts whose kernel has no NBD.
+How it works      The programs nbdfuse and losetup do it. What is attached is what there is: the loop devices
+                  over the name's file, and the nbdfuse processes that were told to show it. The record only
+                  adds to that, so what a killed command has left is found and ended by the next one.
+                  nbdfuse does not connect again: when the daemon ends, the device is dead, with I/O errors.
+                  Its size is that of the export when nbdfuse was started. It is for hosts whose kernel has no
+                  NBD.
+Owner and locks   The caller holds the device's lock (records.py).
 Errors            errors.py. What was begun by an attach that fails is undone.
 """
 
 import contextlib
+import ctypes
+import dataclasses
 import os
+import select
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 from polyvol.daemon.attach import disks, handshake
 from polyvol.daemon.attach.address import parse_uri
 from polyvol.daemon.attach.errors import KernelRefused, NeedsRoot, ProgramFailed
-from polyvol.daemon.attach.records import Now, Places, Wanted
+from polyvol.daemon.attach.records import Now, Places, Wanted, held
 
 HANDSHAKE_S = 10.0
 MOUNT_S = 20.0
 END_S = 20.0
 PROGRAM_S = 30.0
 POLL_S = 0.02
+SYS_PIDFD_GETFD = 438
+"""The same on all machines of Linux 5.6 and newer."""
 
 
 def find(places: Places, name: str) -> Now | None:
-    """What is attached by this name with nbdfuse, or None."""
-    now = places.now(name)
-    if now is None or now.kind != "fuse":
+    """What is attached by this name with nbdfuse, dead or alive, or None."""
+    devices = _loops(places, name)
+    if not devices:
         return None
-    return now if disks.is_loop_of(now.device, places.fuse_file(name)) else None
+    pid = next(iter(_nbdfuses(places, name)), None)
+    record = places.now(name)
+    if record is not None and record.device in devices:
+        return dataclasses.replace(record, pid=pid)
+    flags = handshake.FLAG_READ_ONLY if disks.read_only(devices[0]) else 0
+    size = disks.size_of(devices[0])
+    return Now(name=name, device=devices[0], kind="fuse", size=size, flags=flags, pid=pid)
 
 
-def alive(now: Now) -> bool:
-    """Whether its nbdfuse runs, so that there is somebody to do its I/O."""
-    return now.pid is not None and _is_nbdfuse(now.pid)
+def trouble(places: Places, now: Now) -> str | None:
+    """Why a device does no I/O any more, as a clause; None if it should."""
+    if not _nbdfuses(places, now.name):
+        return "its nbdfuse has ended"
+    if not all(_connected(pid) for pid in _nbdfuses(places, now.name)):
+        return "its server has ended or cannot be reached"
+    return None
+
+
+def uri_of(places: Places, name: str) -> str | None:
+    """Where its export is: the last thing that its nbdfuse was told."""
+    for pid in _nbdfuses(places, name):
+        with contextlib.suppress(OSError):
+            return Path(f"/proc/{pid}/cmdline").read_text(errors="replace").rstrip("\0").split("\0")[-1]
+    return None
+
+
+def left(places: Places, name: str) -> bool:
+    """Whether there is anything of a device that is not there: a killed command has left it."""
+    record = places.now(name)
+    file = places.fuse_file(name)
+    recorded = record is not None and record.kind == "fuse"
+    return recorded or file.exists() or disks.mounted_at(file) or bool(_nbdfuses(places, name))
 
 
 def attach(places: Places, wanted: Wanted) -> tuple[Now, Path]:
@@ -47,11 +83,11 @@ def attach(places: Places, wanted: Wanted) -> tuple[Now, Path]:
     export = handshake.look(address, HANDSHAKE_S)
     file = places.fuse_file(wanted.name)
     with ExitStack() as undo:
+        clean(places, wanted.name)
+        undo.callback(clean, places, wanted.name)
         pid = _start_nbdfuse(places, wanted, address.uri, export)
-        undo.callback(_end_nbdfuse, file, pid)
         with disks.Arrival() as arrival:
             device = _losetup(file, wanted, read_only=export.read_only)
-            undo.callback(_run, "losetup", "--detach", f"/dev/{device}")
             now = Now(
                 name=wanted.name,
                 device=device,
@@ -73,19 +109,29 @@ def detach(places: Places, now: Now, *, force: bool) -> None:
     """Write what is not written yet, and end the device; AttachedInUse or NotWritten if that cannot be.
     With `force`, what is not written is lost; a device that is in use stays until its users let go of it, and
     all its I/O fails. The caller has looked who uses it."""
-    file = places.fuse_file(now.name)
-    if disks.is_loop_of(now.device, file):
-        # Held by us, or by others, it ends when the last one has closed it.
-        with contextlib.nullcontext() if force else disks.written_out(now.name, now.device):
-            _run("losetup", "--detach", f"/dev/{now.device}")
-        if not force:
-            _wait(lambda: not disks.is_loop_of(now.device, file), f"the end of /dev/{now.device}")
-    if force and now.pid is not None and _is_nbdfuse(now.pid):
-        os.kill(now.pid, signal.SIGKILL)  # or what still uses the loop device would go on
-    _end_nbdfuse(file, now.pid)
-    disks.remove_link(places.link(now.name), now.device)
-    places.log(now.name).unlink(missing_ok=True)
-    places.forget(Now, now.name)
+    if not force:
+        for device in _loops(places, now.name):
+            # Held by us, or by others, it ends when the last one has closed it.
+            with disks.written_out(now.name, device):
+                _run("losetup", "--detach", f"/dev/{device}")
+        _wait(lambda: not _loops(places, now.name), f"the end of /dev/{now.device}")
+    clean(places, now.name)
+
+
+def clean(places: Places, name: str) -> None:
+    """End whatever there is of this name, without writing anything. A loop device that is in use ends when
+    its last user has closed it; its I/O fails until then."""
+    devices = _loops(places, name)
+    for device in devices:
+        _run("losetup", "--detach", f"/dev/{device}")
+    if devices:  # or what still uses them would go on
+        for pid in _nbdfuses(places, name):
+            _kill(pid)
+    _end_nbdfuses(places, name)
+    if not disks.UDEV_CONTROL.exists():  # else udev removes it
+        places.link(name).unlink(missing_ok=True)
+    places.log(name).unlink(missing_ok=True)
+    places.forget(Now, name)
 
 
 def _start_nbdfuse(places: Places, wanted: Wanted, uri: str, export: handshake.Export) -> int:
@@ -97,8 +143,6 @@ def _start_nbdfuse(places: Places, wanted: Wanted, uri: str, export: handshake.E
     try:
         for path in (file, log):
             path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        if disks.mounted_at(file):  # of one that has died
-            _run("umount", "--lazy", str(file))
         file.touch()
         actions = (
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
@@ -108,35 +152,90 @@ def _start_nbdfuse(places: Places, wanted: Wanted, uri: str, export: handshake.E
         pid = os.posix_spawnp(command[0], command, os.environ, file_actions=actions, setsid=True)
     except OSError as error:
         raise ProgramFailed(program="nbdfuse", why=error.strerror or error) from error
-    try:
-        _wait(lambda: disks.mounted_at(file) or not _runs(pid), "nbdfuse")
-        if not disks.mounted_at(file):
-            said = log.read_text(errors="replace").strip().splitlines()
-            raise ProgramFailed(program="nbdfuse", why=said[-1] if said else "it has ended without a word")
-    except BaseException:
-        _end_nbdfuse(file, pid)
-        raise
+    _wait(lambda: disks.mounted_at(file) or not _runs(pid), "nbdfuse")
+    if not disks.mounted_at(file):
+        said = log.read_text(errors="replace").strip().splitlines()
+        raise ProgramFailed(program="nbdfuse", why=said[-1] if said else "it has ended without a word")
     return pid
 
 
-def _end_nbdfuse(file: Path, pid: int | None) -> None:
+def _end_nbdfuses(places: Places, name: str) -> None:
     """Unmount, upon which nbdfuse ends; if it does not, it is made to."""
-    if disks.mounted_at(file):
-        with contextlib.suppress(ProgramFailed):
-            _run("umount", "--lazy", str(file))
-    if pid is not None:
-        with contextlib.suppress(ProgramFailed):
-            _wait(lambda: not _is_nbdfuse(pid), "the end of nbdfuse")
-        if _is_nbdfuse(pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+    file = places.fuse_file(name)
+    while disks.mounted_at(file):  # there may be several, one on the other
+        _run("umount", "--lazy", str(file))
+    with contextlib.suppress(ProgramFailed):
+        _wait(lambda: not _nbdfuses(places, name), "the end of nbdfuse")
+    for pid in _nbdfuses(places, name):
+        _kill(pid)
+    _wait(lambda: not _nbdfuses(places, name), "the end of nbdfuse")
     with contextlib.suppress(OSError):
         file.unlink()
 
 
-def _is_nbdfuse(pid: int) -> bool:
-    """Whether the process of this id is nbdfuse: it may long have ended, and another have its id."""
-    return _runs(pid) and _status(pid).startswith("Name:\tnbdfuse\n")
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _loops(places: Places, name: str) -> list[str]:
+    """The loop devices over a name's file, but for those that end when their last user closes them."""
+    file, record = str(places.fuse_file(name)), places.now(name)
+    found = []
+    for device in (path.name for path in sorted(disks.SYSFS.glob("loop*"))):
+        backing = (disks.read(device, "loop/backing_file") or "").removesuffix(" (deleted)")
+        # A file that somebody has unmounted is "/" to the kernel.
+        ours = backing == file or (backing == "/" and record is not None and record.device == device)
+        if ours and disks.read(device, "loop/autoclear") != "1":
+            found.append(device)
+    return found
+
+
+def _nbdfuses(places: Places, name: str) -> list[int]:
+    """The processes of nbdfuse that were told to show a name's file."""
+    file = os.fsencode(places.fuse_file(name))
+    found = []
+    for process in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if process.name.isdecimal() and (process / "comm").read_text() == "nbdfuse\n":
+                command = (process / "cmdline").read_bytes().split(b"\0")
+                if file in command and _runs(int(process.name)):
+                    found.append(int(process.name))
+    return found
+
+
+def _connected(pid: int) -> bool:
+    """Whether a process has sockets, and the other end of each is there. libnbd closes one whose end it has
+    noticed, which it does at the next I/O. True where the kernel does not let us look."""
+    found = False
+    with contextlib.suppress(OSError), _closing(os.pidfd_open(pid)) as process:
+        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                if str(descriptor.readlink()).startswith("socket:"):
+                    found = True
+                    if _hung_up(process, int(descriptor.name)):
+                        return False
+        return found
+    return True
+
+
+def _hung_up(process: int, number: int) -> bool:
+    """Whether the other end of a socket of another process is gone; OSError if that cannot be known."""
+    ours = ctypes.CDLL(None, use_errno=True).syscall(SYS_PIDFD_GETFD, process, number, 0)
+    if ours < 0:
+        raise OSError(ctypes.get_errno(), "pidfd_getfd")
+    with _closing(ours):
+        watch = select.poll()
+        watch.register(ours, select.POLLRDHUP)
+        return bool(watch.poll(0))
+
+
+@contextlib.contextmanager
+def _closing(descriptor: int) -> Iterator[int]:
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _runs(pid: int) -> bool:
@@ -175,6 +274,7 @@ def _run(*command: str) -> str:
             errors="replace",
             timeout=PROGRAM_S,
             check=False,
+            pass_fds=held(),
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         why = error.strerror if isinstance(error, OSError) else "it took too long"

@@ -4,23 +4,42 @@ How it works      One JSON file for each, by name: /etc/polyvol/attached/NAME.js
                   attached, at every boot, until it is detached; /run/polyvol/attached/NAME.json is which
                   device it is now. Both are root's: the daemon, which may be another machine's, has no
                   part in them.
+Owner and locks   A command that attaches or detaches a name holds /run/polyvol/attached/NAME.command.lock
+                  from its look at what there is until the end of what it does about it. The unit's process
+                  acts while the command waits for it: so who makes or ends the device holds
+                  NAME.device.lock. Programs that are run meanwhile inherit the locks, which so outlive a
+                  command that is killed.
 Durability        A record is written beside its place and renamed, synced.
 Errors            RecordUnusable.
 """
 
+import contextlib
 import dataclasses
+import fcntl
 import json
 import os
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from polyvol.daemon.attach.errors import RecordUnusable
+from polyvol.daemon.attach.errors import AttachBusy, RecordUnusable
 from polyvol.mapping.opening import sync_directory
 
 ROOT_VARIABLE = "POLYVOL_ATTACH_ROOT"
 """Another root than / for /etc/polyvol, /run/polyvol and /dev/polyvol: for tests."""
 Kind = Literal["nbd", "fuse"]
+LOCK_S = 240.0
+"""How long a lock is waited for: longer than what its holder may wait for."""
+_POLL_S = 0.05
+_held: set[int] = set()
+"""The descriptors of the locks that this process holds."""
+
+
+def held() -> tuple[int, ...]:
+    """The locks' descriptors, for programs to inherit."""
+    return tuple(_held)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +108,32 @@ class Places:
     def names(self) -> list[str]:
         """All names that there is a record of."""
         found = {path.stem for kind in (Wanted, Now) for path in self._path(kind, "x").parent.glob("*.json")}
-        return sorted(found)
+        return sorted({*found, *(path.name for path in self.fuse_file("x").parent.glob("*"))})
+
+    @contextlib.contextmanager
+    def lock(self, name: str, what: Literal["command", "device"]) -> Iterator[None]:
+        """Hold a lock of a name; AttachBusy if somebody else has it for LOCK_S seconds."""
+        path = self.root / "run/polyvol/attached" / f"{name}.{what}.lock"
+        deadline = time.monotonic() + LOCK_S
+        while (descriptor := _locked(path)) is None:
+            if time.monotonic() >= deadline:
+                raise AttachBusy(name=name)
+            time.sleep(_POLL_S)
+        _held.add(descriptor)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)  # while it is held: who waits for it looks again
+            _held.remove(descriptor)
+            os.close(descriptor)
+
+    def sweep(self) -> None:
+        """Remove the locks that commands which were killed have left, and that nobody has."""
+        for path in self._path(Now, "x").parent.glob("*.lock"):
+            descriptor = _locked(path)
+            if descriptor is not None:
+                path.unlink(missing_ok=True)
+                os.close(descriptor)
 
     def write(self, record: Wanted | Now) -> None:
         """Remember."""
@@ -111,6 +155,7 @@ class Places:
         """Forget; what is not there is forgotten already."""
         path = self._path(kind, name)
         try:
+            path.with_suffix(".new").unlink(missing_ok=True)  # of a `write` that was killed
             path.unlink(missing_ok=True)
             if path.parent.is_dir():
                 sync_directory(path.parent)  # else it may be attached again after a power loss
@@ -120,6 +165,21 @@ class Places:
     def _path(self, kind: type[Wanted] | type[Now], name: str) -> Path:
         directory = "etc/polyvol/attached" if kind is Wanted else "run/polyvol/attached"
         return self.root / directory / f"{name}.json"
+
+
+def _locked(path: Path) -> int | None:
+    """The descriptor of a lock that was free, and is the one at this path; else None."""
+    try:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise RecordUnusable(path=path, why=error.strerror or error) from error
+    with contextlib.suppress(BlockingIOError, FileNotFoundError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(descriptor).st_ino == path.stat().st_ino:
+            return descriptor
+    os.close(descriptor)
+    return None
 
 
 def _read(path: Path, kind: type[Record]) -> Record | None:

@@ -17,6 +17,7 @@ from polyvol.daemon.attach.disks import path_of
 from polyvol.daemon.attach.errors import (
     AlreadyAttached,
     AttachedInUse,
+    DeviceDead,
     KernelRefused,
     NeedsRoot,
     NoNbdModule,
@@ -27,17 +28,20 @@ from polyvol.daemon.attach.users import users_of
 from polyvol.mapping.errors import PolyvolError
 
 LOOK_S = 5.0
+LIST_LOOK_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttachedView:
     """What is or should be attached. `device`: None when it is not; `size` in bytes; `boot`: whether it is
-    attached again at the next boot; `users`: who uses it, as a clause."""
+    attached again at the next boot; `use`: who uses it, as a clause. `state`: attached, not attached, or
+    dead; `trouble`: what is wrong and what to do about it, as a sentence."""
 
     name: str
     device: str | None
     link: str | None
     state: str
+    trouble: str | None
     kind: str
     size: int | None
     read_only: bool | None
@@ -55,13 +59,26 @@ def find(places: Places, name: str) -> Now | None:
 def attach(places: Places, wanted: Wanted) -> tuple[Path, bool]:
     """Attach it; the device's path, and whether it is looked after."""
     _root("attaching")
+    with places.lock(wanted.name, "command"):
+        return _attach(places, wanted)
+
+
+def _attach(places: Places, wanted: Wanted) -> tuple[Path, bool]:
     there = find(places, wanted.name)
     if there is not None:
-        raise AlreadyAttached(name=wanted.name, device=f"/dev/{there.device}")
+        why = fuse.trouble(places, there) if there.kind == "fuse" else None
+        if why is None:
+            raise AlreadyAttached(name=wanted.name, device=f"/dev/{there.device}")
+        uses = users_of(there.device)
+        if uses:
+            device = f"/dev/{there.device}"
+            raise DeviceDead(name=wanted.name, device=device, why=why, use=" and ".join(uses))
+        _end(places, wanted.name, force=True)
     if wanted.kind == "nbd" and not disks.load_nbd():
         raise NoNbdModule()
     if not units.available():
-        return _attach_once(places, wanted), False
+        with places.lock(wanted.name, "device"):
+            return _attach_once(places, wanted), False
     places.write(wanted)
     try:
         units.start(wanted.name)
@@ -74,12 +91,19 @@ def attach(places: Places, wanted: Wanted) -> tuple[Path, bool]:
     return path_of(places, now), True
 
 
-def detach(places: Places, text: str, *, force: bool) -> tuple[str, list[str]]:
-    """Detach what a name, a link or a device stands for, and do not attach it at the next boot; its name, and
-    who still used it (with `force`), a clause each. Without `force`, a device that cannot be ended without
-    losing anything stays as it was: AttachedInUse, NotWritten."""
+def detach(places: Places, text: str, *, force: bool) -> tuple[str, str | None, list[str]]:
+    """Detach what a name, a link or a device stands for, and do not attach it at the next boot; its name,
+    the device such as 'loop0', and who still used it (with `force`), a clause each. Without `force`, a device
+    that cannot be ended without losing anything stays as it was: AttachedInUse, NotWritten."""
     _root("detaching")
     name = name_of(places, text)
+    with places.lock(name, "command"):
+        return name, *_detach(places, name, force=force)
+
+
+def _detach(places: Places, name: str, *, force: bool) -> tuple[str | None, list[str]]:
+    if name not in _names(places):
+        raise NotAttached(name=name)  # another command has just detached it
     now = find(places, name)
     uses = [] if now is None else users_of(now.device)
     if now is not None and not force:
@@ -95,7 +119,7 @@ def detach(places: Places, text: str, *, force: bool) -> tuple[str, list[str]]:
         raise
     places.forget(Wanted, name)
     places.forget(Now, name)
-    return name, uses
+    return None if now is None else now.device, uses
 
 
 def _end(places: Places, name: str, *, force: bool) -> None:
@@ -103,8 +127,15 @@ def _end(places: Places, name: str, *, force: bool) -> None:
     looked_after = units.available() and units.active(name)
     if units.available():
         units.stop(name)
+    with places.lock(name, "device"):
+        _end_device(places, name, force=force, looked_after=looked_after)
+
+
+def _end_device(places: Places, name: str, *, force: bool, looked_after: bool) -> None:
     now = find(places, name)
     if now is None:
+        if fuse.left(places, name):
+            fuse.clean(places, name)
         return
     if not force:
         _refuse_used(places, now, users_of(now.device))  # it may be in use by now
@@ -122,12 +153,17 @@ def _end(places: Places, name: str, *, force: bool) -> None:
 
 def list_all(places: Places) -> list[AttachedView]:
     """Everything that is attached, or should be."""
-    return [_view(places, name) for name in sorted({*places.names(), *disks.attached_nbd()})]
+    return [_view(places, name) for name in sorted(_names(places))]
+
+
+def _names(places: Places) -> set[str]:
+    """The names of everything that is attached, should be, or was left by a command that was killed."""
+    return {*places.names(), *disks.attached_nbd()}
 
 
 def name_of(places: Places, text: str) -> str:
     """The name that a name, '/dev/nbdN' or '/dev/polyvol/NAME' stands for; NotAttached if none."""
-    names = {*places.names(), *disks.attached_nbd()}
+    names = _names(places)
     if text in names:
         return text
     device = Path(os.path.realpath(text)).name if text.startswith("/") else text
@@ -135,6 +171,7 @@ def name_of(places: Places, text: str) -> str:
         now = find(places, name)
         if now is not None and (now.device == device or text == str(places.link(name))):
             return name
+    places.sweep()
     raise NotAttached(name=text)
 
 
@@ -161,12 +198,14 @@ def _attach_once(places: Places, wanted: Wanted) -> Path:
 
 def _view(places: Places, name: str) -> AttachedView:
     wanted, now = places.wanted(name), find(places, name)
+    state, trouble = _state(places, name, now)
     path = None if now is None else path_of(places, now)
     return AttachedView(
         name=name,
         device=None if now is None else f"/dev/{now.device}",
         link=str(path) if path is not None and path.parent != disks.DEV else None,
-        state="not attached" if now is None else "attached",
+        state=state,
+        trouble=trouble,
         kind=now.kind if now is not None else wanted.kind if wanted is not None else "nbd",
         size=None if now is None else disks.size_of(now.device),
         read_only=None if now is None else disks.read_only(now.device),
@@ -175,6 +214,33 @@ def _view(places: Places, name: str) -> AttachedView:
         boot=wanted is not None,
         use=None if now is None else " and ".join(users_of(now.device, patience_s=0)) or None,
     )
+
+
+def _state(places: Places, name: str, now: Now | None) -> tuple[str, str | None]:
+    """The state of a name, and what is wrong with it."""
+    if now is None:
+        if not fuse.left(places, name):
+            return "not attached", None
+        return "dead", f"a command that was killed has left it; `polyvol detach {name}` cleans up"
+    if now.kind != "fuse":
+        return "attached", None
+    why = fuse.trouble(places, now)
+    if why is not None:
+        return "dead", f"{why}, so its I/O fails; end what uses it, then attach it again"
+    return "attached", _smaller(places, now)
+
+
+def _smaller(places: Places, now: Now) -> str | None:
+    """That an export has grown, which a device over nbdfuse cannot follow."""
+    uri = fuse.uri_of(places, now.name)
+    with contextlib.suppress(PolyvolError):  # a server that does not answer now tells nothing
+        export = None if uri is None else handshake.look(parse_uri(uri, now.name), LIST_LOOK_S)
+        if export is not None and export.size > now.size:
+            name = now.name
+            return (
+                f"its export has grown to {export.size} bytes; to see that, detach {name} and attach it again"
+            )
+    return None
 
 
 def _root(what: str) -> None:

@@ -132,7 +132,8 @@ class _Watch:
         deadline = time.monotonic() + START_S
         for pause_s in _pauses():
             try:
-                return kernel.attach(self._kernel, self._places, self._wanted)[0]
+                with self._places.lock(self._wanted.name, "device"):
+                    return kernel.attach(self._kernel, self._places, self._wanted)[0]
             except ServerUnreachable as error:
                 if time.monotonic() >= deadline:
                     raise
@@ -190,7 +191,8 @@ class _Watch:
         last one closes the device."""
         force = not daemon_answers
         detach = functools.partial(kernel.detach, self._kernel, self._places, now, force=force)
-        error = _end(now, detach, daemon_answers=daemon_answers)
+        with self._places.lock(now.name, "device"):
+            error = _end(now, detach, daemon_answers=daemon_answers)
         if error is not None:
             said = (now.name, now.device, error)
             _log.warning("%s stays attached as /dev/%s: %s", *said, extra=self._fields())
@@ -241,24 +243,24 @@ def _end(now: Now, detach: Callable[[], None], *, daemon_answers: bool = True) -
 
 def _watch_fuse(places: Places, wanted: Wanted, waker: _Waker) -> None:
     """One loop device over nbdfuse."""
-    now = fuse.find(places, wanted.name)
-    if now is not None and not fuse.alive(now):
-        fuse.detach(places, now, force=True)
-        now = None
-    if now is None:
-        now = fuse.attach(places, wanted)[0]
+    with places.lock(wanted.name, "device"):
+        now = fuse.find(places, wanted.name)
+        if now is None or fuse.trouble(places, now) is not None:
+            now = fuse.attach(places, wanted)[0]
     _log.info("%s is attached as /dev/%s", wanted.name, now.device, extra=fields(wanted.name))
     notify("READY=1", f"STATUS=attached as /dev/{now.device}")
-    while fuse.alive(now):
+    while (why := fuse.trouble(places, now)) is None:
         if _ending(waker.wait(1.0)):
-            error = _end(now, functools.partial(fuse.detach, places, now, force=False))
+            with places.lock(now.name, "device"):
+                error = _end(now, functools.partial(fuse.detach, places, now, force=False))
             if error is not None:
                 said = (now.name, now.device, error)
                 _log.warning("%s stays attached as /dev/%s: %s", *said, extra=fields(now.name))
             return
-    if fuse.find(places, wanted.name) is not None:
-        fuse.detach(places, now, force=True)
-        raise ProgramFailed(program="nbdfuse", why="it has ended, and the device with it")
+    with places.lock(now.name, "device"):
+        if fuse.find(places, wanted.name) is not None:
+            fuse.clean(places, now.name)
+            raise ProgramFailed(program="nbdfuse", why=f"{why}, and the device has ended with it")
 
 
 def _pauses() -> Iterator[float]:

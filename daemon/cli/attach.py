@@ -126,10 +126,11 @@ def detach(name: str, force: bool) -> None:
     """End a block device that `polyvol attach` has made; it does not come back at the next boot."""
     from polyvol.daemon.attach import verbs
 
-    ended, uses = verbs.detach(Places.default(), name, force=force)
+    ended, device, uses = verbs.detach(Places.default(), name, force=force)
     how = " by force: what was not written is lost" if force else ""
     if uses:
         how = f" by force; it was {' and '.join(uses)}: what was not written is lost, and its I/O fails"
+        how += f"; /dev/{device} ends when that does"
     click.echo(f"{ended} detached{how}")
 
 
@@ -157,6 +158,9 @@ def _list(as_json: bool) -> None:
             for view in views
         ],
     )
+    for view in views:
+        if view.trouble is not None:
+            click.echo(f"{view.name}: {view.trouble}", err=True)
 
 
 def _watch(name: str) -> None:

@@ -6,12 +6,15 @@ from typing import Any
 
 import click
 
+from polyvol.daemon.attach.address import parse_uri
+from polyvol.daemon.attach.records import Places
 from polyvol.daemon.cli.client import Client, Json
 from polyvol.daemon.cli.common import SIZE, Command, Group, json_option, split_snapshot, state_dir_option
 from polyvol.daemon.cli.hooks import hook_options, hook_text, hooks_from
 from polyvol.daemon.cli.output import counted, listed, print_facts, print_json, print_table
 from polyvol.daemon.errors import NotConfirmed
 from polyvol.daemon.sizes import format_seconds, format_size
+from polyvol.daemon.state import nbd_socket
 
 
 def when_full_option(*, default: str | None = None) -> Callable[[Command], Command]:
@@ -142,6 +145,20 @@ def grow(name: str, size: int, devices: tuple[str, ...], as_json: bool, state_di
         return
     parts = counted(grown["partition_count"], "partition")
     click.echo(f"volume {name}: {format_size(grown['size'])}, {parts}, devices {listed(grown['devices'])}")
+    _tell_attached(name, state_dir)
+
+
+def _tell_attached(name: str, state_dir: Path) -> None:
+    """Say so if the volume is attached here as a device that cannot grow with it."""
+    from polyvol.daemon.attach import fuse  # loads udev: only where it is used
+
+    places = Places.default()
+    here = f"nbd+unix:///{name}?socket={nbd_socket(state_dir.absolute())}"
+    for attached in places.names():
+        now = fuse.find(places, attached)
+        if now is not None and fuse.uri_of(places, attached) == parse_uri(here, name).uri:
+            why = "nbdfuse cannot show a new size: to see it, detach it and attach it again"
+            click.echo(f"{attached} (/dev/{now.device}) keeps its size, because {why}", err=True)
 
 
 @volume.command(name="list")

@@ -1,10 +1,8 @@
 """polyvol attach where the kernel has no NBD: by nbdfuse and a loop device, and refusals."""
 
-import json
 import os
 import re
 import signal
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ from polyvol.daemon.attach import handshake
 from polyvol.daemon.attach.address import Address, parse_uri
 from polyvol.daemon.attach.errors import ExportRefused
 from polyvol.daemon.attach.records import Places, Wanted
+from tests.clients.attached import Host
 from tests.support import fuse, nbd
 from tests.support.daemon import BIN, Daemon
 from tests.support.proc import Background, check, run, wait_until
@@ -20,38 +19,6 @@ from tests.support.proc import Background, check, run, wait_until
 MIB = 1 << 20
 HAS_NBD = Path("/sys/module/nbd").exists()
 WITHOUT_SYSTEMD = not Path("/run/systemd/system").is_dir()
-
-
-class Host:
-    """A host with its own places for records and links, that attaches what a daemon serves."""
-
-    def __init__(self, daemon: Daemon) -> None:
-        fuse.needed()
-        if not WITHOUT_SYSTEMD:
-            pytest.skip("systemd runs here, and would be told to look after what is attached")
-        self.daemon = daemon
-        self.root = daemon.directory / "root"
-        self.env = {"POLYVOL_STATE": str(daemon.state_dir), "POLYVOL_ATTACH_ROOT": str(self.root)}
-
-    def ok(self, *arguments: str | Path) -> str:
-        return check(BIN / "polyvol", *arguments, env=self.env)
-
-    def refused(self, *arguments: str | Path) -> str:
-        result = run(BIN / "polyvol", *arguments, env=self.env)
-        assert result.rc == 1, result
-        assert result.out == ""
-        assert result.err.count("\n") == 1
-        return result.err
-
-    def listed(self) -> dict[str, dict[str, object]]:
-        return {each["name"]: each for each in json.loads(self.ok("attach", "--list", "--json"))}
-
-
-@pytest.fixture
-def host(make_daemon: Callable[..., Daemon]) -> Host:
-    daemon = make_daemon()
-    daemon.make_volume("v", size="64M")
-    return Host(daemon)
 
 
 def test_a_volume_and_its_snapshot_are_attached_listed_and_detached(host: Host) -> None:
@@ -128,7 +95,8 @@ def test_what_can_not_be_written_any_more_is_said_and_not_dropped(host: Host) ->
         said = host.refused("detach", "v")
         assert "what hosts have written to v" in said
         assert "Input/output error" in said
-        assert host.listed()["v"]["state"] == "attached"
+        assert host.listed()["v"]["state"] == "dead"
+        assert "its I/O fails" in str(host.listed()["v"]["trouble"])
     finally:
         forced = run(BIN / "polyvol", "detach", "v", "--force", env=host.env)
     assert (forced.rc, forced.out) == (0, "v detached by force: what was not written is lost\n")

@@ -28,11 +28,22 @@ def config(key, value):
     settings[key] = value
 def after_fork():
     global service
+    import os, site
+    for path in os.environ["PYTHONPATH"].split(":"):
+        site.addsitedir(path)
     from polyvol.daemon.service import Service
     from tests.support.sim_engine import SimWorld
+    from polyvol.daemon.sockets import Passed
     service = Service(Path(settings["state-dir"]), serve_nbd=False, frontend="nbdkit",
-        nbd_addresses=addresses, processors=int(settings["processors"]), engine_module=SimWorld())
+        passed=Passed(lock=int(settings["lock-fd"])), nbd_addresses=addresses,
+        processors=int(settings["processors"]), engine_module=SimWorld())
     service.start()
+    import nbdkit, socket, threading
+    def listen():
+        with socket.socket(fileno=int(settings["keeper-fd"])) as keeper:
+            keeper.recv(1)
+        nbdkit.shutdown()
+    threading.Thread(target=listen, daemon=True).start()
 def cleanup():
     service.stop()
 def open(readonly):
@@ -46,6 +57,12 @@ needs_nbdkit = pytest.mark.skipif(
     shutil.which("nbdkit") is None or shutil.which("nbdinfo") is None,
     reason="nbdkit, its Python plugin or nbdinfo is not installed",
 )
+
+
+def supervise(state_dir: Path) -> None:
+    """Run the keeper without signals."""
+    config = Config(state_dir)
+    frontend_nbdkit.supervise(config, lambda timeout_s: time.sleep(timeout_s), lambda: config)
 
 
 def wait_for_pid(client: Client, other_than: int) -> int:
@@ -71,9 +88,14 @@ def test_nbdkit_serves_on_sockets_that_outlive_it_and_is_started_again(
     monkeypatch.setattr(frontend_nbdkit, "find_plugin", lambda: plugin)
     state_dir = tmp_path / "state"
     told, ready = threading.Event(), threading.Event()
+    config = Config(state_dir, processors=3)
+
+    def next_signal(timeout_s: float) -> int | None:
+        return signal.SIGTERM if told.wait(timeout_s) else None
+
     monkeypatch.setattr(frontend_nbdkit, "announce", lambda _: ready.set())
     keeper = threading.Thread(
-        target=frontend_nbdkit.supervise, args=(Config(state_dir, processors=3), told), daemon=True
+        target=frontend_nbdkit.supervise, args=(config, next_signal, lambda: config), daemon=True
     )
     keeper.start()
     try:
@@ -105,7 +127,7 @@ def test_an_nbdkit_that_never_gets_ready_is_not_started_again(
     plugin.write_text("raise SystemExit(1)")
     monkeypatch.setattr(frontend_nbdkit, "find_plugin", lambda: plugin)
     with pytest.raises(FrontendFailed, match="before it was ready"):
-        frontend_nbdkit.supervise(Config(tmp_path / "state"), threading.Event())
+        supervise(tmp_path / "state")
 
 
 def test_a_state_directory_that_is_owned_is_left_alone(
@@ -115,6 +137,6 @@ def test_a_state_directory_that_is_owned_is_left_alone(
     service = Service(tmp_path, engine_module=SimWorld())
     service.start()
     with pytest.raises(StateLocked):
-        frontend_nbdkit.supervise(Config(tmp_path), threading.Event())
+        supervise(tmp_path)
     assert (tmp_path / "nbd.sock").exists()
     service.stop()

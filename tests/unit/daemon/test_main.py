@@ -133,6 +133,7 @@ def test_the_keepers_helper_hands_the_sockets_over(tmp_path: Path) -> None:
         sys.executable,
         "-c",
         frontend_nbdkit._ACTIVATE,
+        str(os.getpid()),
         "2",
         *map(str, fds),
         sys.executable,

@@ -172,7 +172,7 @@ def test_no_ping_is_sent_while_the_loop_does_not_come_round(
             hang_the_loop(daemon, 1.0)
         return signal.SIGTERM if len(probes) == 2 else None
 
-    monkeypatch.setattr(watch, "_next_signal", next_signal)
+    monkeypatch.setattr(watch, "next_signal", next_signal)
     watch.watch(daemon.service, lambda: None)
     assert probes == [True, False]
 

@@ -1,0 +1,19 @@
+"""Fixtures that several files here share."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.clients.attached import Host
+from tests.support.daemon import Daemon
+
+
+@pytest.fixture
+def host(make_daemon: Callable[..., Daemon]) -> Iterator[Host]:
+    """A daemon with a volume `v` of 64 MiB, and a host that nothing is left on at the end."""
+    daemon = make_daemon()
+    daemon.make_volume("v", size="64M")
+    host = Host(daemon)
+    yield host
+    host.clean()
+    assert host.left() == []
