@@ -56,11 +56,12 @@ impl Runs for Recorder {
         }
     }
 
-    fn run_beside(&self, batch: &mut Vec<Event>) {
+    fn run_beside(&self, batch: &mut Vec<Event>) -> bool {
         let looks = |event: &Event| matches!(event, Event::Control(control) if matches!(**control, Control::CheckpointDone(LOOKS, ..)));
         for _ in batch.extract_if(.., |event| looks(event)) {
             self.seen.lock().unwrap().push((LOOKS, 0));
         }
+        false
     }
 
     fn stopped(&self) -> bool {
@@ -166,6 +167,7 @@ fn part(sink: &Arc<Counting>) -> Event {
         local: 0,
         offset: 0,
         length: 1,
+        rest: 0,
         at: 0,
         tried: 0,
         cold: false,
