@@ -25,7 +25,7 @@ use crate::buffer::{Buffer, Inbox};
 use crate::error::Errno;
 use crate::limits::REQUEST_BYTES_MAX;
 use crate::nbd::budget::{
-    INBOX_BYTES, PAYLOAD_SHARED_MAX, REQUEST_OVERHEAD_BYTES, STATUS_BYTES_MAX, cost, lock,
+    INBOX_BYTES, PAYLOAD_SHARED_MAX, REQUEST_OVERHEAD_BYTES, cost, lock, looked_at_most,
 };
 use crate::nbd::connection::{Connection, Patience};
 use crate::nbd::reader::ahead::Ahead;
@@ -425,9 +425,8 @@ impl Reader<'_> {
     /// were selected for looks at less.
     fn looked_at(&self, verb: Verb, length: u64) -> (u64, u64) {
         let contexts = self.connection.contexts.as_ref().filter(|_| verb == Verb::BlockStatus);
-        let Some(contexts) = contexts else { return (length, cost(verb, length)) };
-        let times = contexts.times();
-        let looked_at = length.min(STATUS_BYTES_MAX / times);
+        let times = contexts.map_or(1, |contexts| contexts.times());
+        let looked_at = length.min(looked_at_most(verb) / times);
         (looked_at, cost(verb, looked_at * times))
     }
 

@@ -19,6 +19,8 @@ use crate::volume::request::{Request, StatusExtent};
 /// Runs of one partition that are looked up in one go, if the volume is no clone.
 const RUNS_MAX: u32 = 1024;
 
+/// What is read ahead in one go, bytes, of one run.
+const AHEAD_BYTES: usize = 2 << 20;
 /// Calls on a device between two looks at the clock.
 const CALLS: u32 = 16;
 
@@ -33,17 +35,15 @@ impl Share {
         let mut job = self.new_job(&part, false);
         let (mut left, mut reached) = (self.runs_max(), part.offset);
         let planned = self.for_each_run(&part, |of, found, offset, length, _| {
-            let length64 = length as u64;
+            let length = length.min(AHEAD_BYTES);
+            let bytes = length as u64;
             if found.place == Place::BASE {
-                job.steps.push(Step::AheadBase { of: of.cloned(), offset, length: length64 });
+                job.steps.push(Step::AheadBase { of: of.cloned(), offset, length: bytes });
             } else if found.place.is_slot() {
-                job.steps.push(Step::AheadSlots {
-                    spot: self.spot(of, found.place),
-                    offset,
-                    length: length64,
-                });
+                let spot = self.spot(of, found.place);
+                job.steps.push(Step::AheadSlots { spot, offset, length: bytes });
             }
-            left -= 1;
+            left = if length == AHEAD_BYTES { 0 } else { left - 1 };
             reached = offset as u32 + length as u32;
             Ok(left > 0)
         });
