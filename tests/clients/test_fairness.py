@@ -79,8 +79,8 @@ def cache(_: int) -> bytes:
 
 
 def large_read(number: int) -> bytes:
-    """A read of as much as there may be in one."""
-    return request(READ, number % 31 * 32 * MIB, 32 * MIB)
+    """A read of much."""
+    return request(READ, number % 120 * 8 * MIB, 8 * MIB)
 
 
 def small_write(number: int) -> bytes:
@@ -170,7 +170,9 @@ def take(peer: Peer, each: int) -> None:
             continue
         length = int.from_bytes(peer.take(4), "big")
         while length:
-            length -= len(peer.socket.recv(min(length, 1 << 16)))
+            data = peer.socket.recv(min(length, 1 << 20))
+            assert data, "the server closed"
+            length -= len(data)
         ended += head[5] & 1
 
 
@@ -196,7 +198,7 @@ def attacked() -> Iterator[Attacked]:
         (zero, 16, 50, "v"),
         (allocated_zero, 16, 50, "v"),
         (unaligned_zero, 8, 50, "v"),
-        (large_read, 8, 10, "v"),
+        (large_read, 4, 40, "v"),
         (small_write, 32, 500, "v"),
         (whole_write, 32, 500, "v"),
         (flush, 16, 500, "v"),

@@ -30,8 +30,8 @@ use crate::nbd::budget::{
 use crate::nbd::connection::{Connection, Patience};
 use crate::nbd::reader::ahead::Ahead;
 use crate::nbd::reply::Reply;
-use crate::nbd::request::{Agreed, Command, Parsed, check};
-use crate::nbd::wire::{REQUEST_HEADER_BYTES, RequestHeader, command, command_flag, parse_request};
+use crate::nbd::request::{Agreed, Command, Parsed, check, extents_max};
+use crate::nbd::wire::{REQUEST_HEADER_BYTES, RequestHeader, command, parse_request};
 use crate::volume::export::{Attachment, ExportTable};
 use crate::volume::request::{Request, Sink, Target, Verb};
 
@@ -414,9 +414,7 @@ impl Reader<'_> {
         request.cookie = header.cookie;
         request.flags = header.flags;
         request.fua = command.fua;
-        if header.flags & command_flag::REQ_ONE != 0 {
-            request.extents_max = 1;
-        }
+        request.extents_max = extents_max(header.flags);
         request.contexts.clone_from(&self.connection.contexts);
         self.batch.push(Arc::new(request));
     }

@@ -119,6 +119,23 @@ impl Share {
         !self.direct && write::is_aligned(part) && part.length <= write::INLINE_BYTES_MAX
     }
 
+    /// Starts parts that waited for others, as far as those have ended.
+    pub(super) fn resume_waiting(&mut self, context: &mut Context<'_>) {
+        let mut index = 0;
+        while index < self.waiting.len() {
+            if self.blocked(&self.waiting[index], index) {
+                index += 1;
+                continue;
+            }
+            let Some(part) = self.waiting.remove(index) else { break };
+            if self.stopped_at.is_some() && part.view == 0 && part.request.verb.is_write() {
+                self.hold(part, context);
+            } else {
+                self.start(part, context);
+            }
+        }
+    }
+
     /// Lets in some of those that are behind, as far as there is room.
     pub(super) fn let_in(&mut self, context: &mut Context<'_>) {
         if self.behind.is_empty() {

@@ -2,7 +2,8 @@
 //!
 //! How it works      The thread takes all events and runs them until there are no more. Who brings a small batch is let in
 //!                   if nobody runs the processor: it shares it for what changes nothing ([`Queue::share`]), runs it with the
-//!                   rest a few times ([`Queue::unshare`]), and leaves what is left then to the thread.
+//!                   rest a few times ([`Queue::unshare`]), and leaves what is left then to the thread. A run is short: who ran it may
+//!                   have left something in the processor itself ([`Runs::unfinished`]), which the next run goes on with.
 //! Invariants        Q1 to Q4 of the [queue](super::queue); checked by the models in `models/queue.rs`.
 
 use std::sync::Arc;

@@ -447,22 +447,6 @@ impl Share {
         }
     }
 
-    fn resume_waiting(&mut self, context: &mut Context<'_>) {
-        let mut index = 0;
-        while index < self.waiting.len() {
-            if self.blocked(&self.waiting[index], index) {
-                index += 1;
-                continue;
-            }
-            let Some(part) = self.waiting.remove(index) else { break };
-            if self.stopped_at.is_some() && part.view == 0 && part.request.verb.is_write() {
-                self.hold(part, context);
-            } else {
-                self.start(part, context);
-            }
-        }
-    }
-
     /// What is due now and then: slots to be released, a checkpoint.
     pub fn upkeep(&mut self, context: &mut Context<'_>) {
         self.let_in(context);
