@@ -1,15 +1,15 @@
-"""fairness: whatever some clients ask for, and however much of it, another one's small requests are answered soon.
+"""fairness: whatever some clients ask for, and however much, another one's small requests are answered soon.
 
-How it works      Clients send one kind of flood over several connections: small requests for large work, as many as the
-                  server takes. Meanwhile a `WaitingClient` in a process of its own reads, writes and connects, on another
-                  volume or the same one. The first blocks of the volume under attack are in many pieces: every
-                  other one is a hole in its file, so that looking at them and clearing them is much work.
-Invariants        Q1 its worst wait is below 100 ms. The machine has other work too, so that a flood may be tried a few
-                  times: one that makes others wait does so each time.
+How it works      Clients send one kind of flood over several connections: small requests for large work, as
+                  many as the server takes. Meanwhile a `WaitingClient`, a process of its own, reads, writes and
+                  connects, on another volume or the same one. The first blocks of the volume under attack are
+                  in many pieces: every other one is a hole in its file, so that looking at them and clearing
+                  them is much work.
+Invariants        Q1 its worst wait is below 100 ms. The machine has other work too, so that a flood may be tried
+                  a few times: one that makes others wait does so each time.
 """
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
@@ -43,7 +43,6 @@ SIZE_MIB = 1024
 PIECES_MIB = 128
 PROMPTLY_MS = 100.0
 TRIES = 4
-DEBUG = 1
 
 Flood = Callable[[int], bytes]
 
@@ -112,21 +111,25 @@ class Attacked:
         self.path = daemon.nbd_socket
         daemon.add_devices("base", "log", size="4G")
         for name, size in (("v", SIZE_MIB), ("w", 64)):
-            body = {"name": name, "size": size * MIB, "processors": 2, "devices": ["base"], "log_devices": ["log"]}
+            body = {
+                "name": name,
+                "size": size * MIB,
+                "processors": 2,
+                "devices": ["base"],
+                "log_devices": ["log"],
+            }
             daemon.api.post("volumes", body=body)
         self.break_up()
         daemon.ok("snapshot", "create", "v", "--name", "old")
 
     def break_up(self) -> None:
         """Have every other block of the beginning written."""
-        t = time.monotonic()
         with Peer(self.path) as peer:
             peer.enter("v")
             for start in range(0, PIECES_MIB * MIB, 64 * 2 * BLOCK):
                 offsets = [start + number * 2 * BLOCK for number in range(64)]
                 peer.socket.sendall(b"".join(request(WRITE, at, BLOCK) + b"p" * BLOCK for at in offsets))
                 assert not any(peer.reply().error for _ in offsets)
-        if DEBUG: print("broken up in", time.monotonic()-t)
 
     def under(self, flood: Flood, victim: WaitingClient, connections: int, each: int, export: str) -> Waits:
         """The victim's waits while connections make so many requests each."""
@@ -181,8 +184,6 @@ def attacked() -> Iterator[Attacked]:
     """One daemon for all attacks."""
     with short_directory() as directory, Daemon(directory) as daemon:
         yield Attacked(daemon)
-
-
 
 
 @pytest.mark.timeout(300)

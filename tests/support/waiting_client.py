@@ -1,8 +1,10 @@
-"""waiting_client: a client that reads and writes 4 KiB every few milliseconds, and tells how long it waited at worst.
+"""waiting_client: a client that reads and writes 4 KiB every few milliseconds; it tells its worst waits.
 
-How it works      It runs as a program of its own, so that what a test does beside it takes no time from it: `WaitingClient`
-                  starts it. A line on its input has it print, as one line of JSON, the worst waits since the last line.
-Errors            Where the server answers with an error or not at all, it ends with a traceback; the test sees no line.
+How it works      It runs as a program of its own, so that what a test does beside it takes no time from it:
+                  `WaitingClient` starts it. A line on its input has it print, as one line of JSON, the worst
+                  waits since the last line.
+Errors            Where the server answers with an error or not at all, it ends with a traceback; the test sees
+                  no line.
 """
 
 import json
@@ -39,7 +41,10 @@ class Waits(NamedTuple):
 
 
 class WaitingClient:
-    """The client's program, on an export of the server at `path`. `verbs`: some of "r", "w", "f", "c" (a new connection)."""
+    """The client's program, on an export of the server at `path`.
+
+    `verbs`: some of "r" (read), "w" (write), "f" (flush) and "c" (a new connection).
+    """
 
     def __init__(self, path: Path, export: str, verbs: str = "rwc") -> None:
         command = [sys.executable, __file__, str(path), export, verbs]

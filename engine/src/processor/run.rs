@@ -319,13 +319,7 @@ impl Processor {
         match control {
             Control::AddShare(number, share) => self.add(number, share),
             Control::RemoveShare(number, answer) => {
-                if self.with_share(number, |share, context| share.refuse_parts(context)).is_some() {
-                    self.leaving.push((number, answer));
-                }
-                // Another one may have its number soon.
-                for part in self.later.take_if(|part| part.share == number) {
-                    self.apply(Event::Part(part)); // it is refused
-                }
+                self.remove(number, answer);
             }
             Control::CutStop(cut, shares) => self.stop_writes(&cut, shares),
             Control::CutGo(cut) => self.advance(&cut),
@@ -418,6 +412,16 @@ impl Processor {
         assert!(self.shares[number].is_none(), "a share's number is its own");
         self.shares[number] = Some(share);
         self.count_partitions();
+    }
+
+    /// Has a share leave, and refuses its parts: another one may have its number soon (U2).
+    fn remove(&mut self, number: u32, answer: Sender<Box<Share>>) {
+        if self.with_share(number, |share, context| share.refuse_parts(context)).is_some() {
+            self.leaving.push((number, answer));
+        }
+        for part in self.later.take_if(|part| part.share == number) {
+            self.apply(Event::Part(part));
+        }
     }
 
     fn count_partitions(&self) {
