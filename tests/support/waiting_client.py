@@ -3,8 +3,8 @@
 How it works      It runs as a program of its own, so that what a test does beside it takes no time from it:
                   `WaitingClient` starts it. A line on its input has it print, as one line of JSON, the worst
                   waits since the last line.
-Errors            Where the server answers with an error or not at all, it ends with a traceback; the test sees
-                  no line.
+Errors            Where the server answers with an error or not at all, it ends with a traceback; the test
+                  sees no line.
 """
 
 import json
