@@ -2,9 +2,9 @@
 
 How it works      Clients send one kind of flood over several connections: small requests for large work, as
                   many as the server takes. Meanwhile a `WaitingClient`, a process of its own, reads, writes
-                  and connects, on another volume or the same one. The first blocks of the volume under attack are
-                  in many pieces: every other one is a hole in its file, so that looking at them and clearing
-                  them is much work.
+                  and connects, on another volume or the same one. The first blocks of the volume under attack
+                  are in many pieces: every other one is a hole in its file, so that looking at them and
+                  clearing them is much work.
 Invariants        Q1 its worst wait is below 100 ms. The machine has other work too, so that a flood may be
                   tried a few times: one that makes others wait does so each time.
 """
