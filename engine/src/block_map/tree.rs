@@ -63,6 +63,19 @@ impl Map {
         self.blocks
     }
 
+    /// Whether one of these blocks has this place; of slots, whether a run of them begins there.
+    pub fn sees(&self, place: Place, first: BlockIndex, count: u32) -> bool {
+        let (mut block, end) = (first, first + count);
+        while block < end {
+            let found = self.find(block, end - block);
+            if found.place == place {
+                return true;
+            }
+            block += found.count;
+        }
+        false
+    }
+
     /// The run that `block` is in, from `block` on, at most `limit` blocks. Runs end at leaf borders, save
     /// where the whole map is uniform.
     pub fn find(&self, block: BlockIndex, limit: u32) -> Found<'_> {

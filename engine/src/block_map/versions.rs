@@ -346,10 +346,10 @@ impl Versions {
         Arc::make_mut(&mut self.frozen).remove(index);
     }
 
-    /// Whether any version sees the block at its base place.
-    pub fn sees_base(&self, block: BlockIndex) -> bool {
-        self.live.place(block) == Place::BASE
-            || self.frozen.iter().any(|frozen| frozen.map.place(block) == Place::BASE)
+    /// Whether any version sees one of these blocks at its base place.
+    pub fn sees_base(&self, first: BlockIndex, count: u32) -> bool {
+        let maps = self.frozen.iter().map(|frozen| &frozen.map).chain([&self.live]);
+        maps.into_iter().any(|map| map.sees(Place::BASE, first, count))
     }
 }
 

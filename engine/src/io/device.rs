@@ -52,6 +52,11 @@ struct Opened {
     no_nowait: AtomicBool,
 }
 
+/// What one call clears of a file that has data there, bytes.
+const CLEARED_OF_FILE: u64 = 1 << 20;
+/// What one call clears of a disk, bytes.
+const CLEARED_OF_DISK: u64 = 16 << 20;
+
 /// A file that was never found short.
 const WHOLE: u64 = u64::MAX;
 
@@ -341,6 +346,24 @@ impl Device {
         let opened = self.opened.load();
         let result = self.look(&opened).and_then(|()| opened.file.zero_range(offset, length));
         self.cleared(&opened, offset, result, &opened.no_zero)
+    }
+
+    /// How much of a range, from its beginning on, is cleared by one call: all of what is not allocated, and little of what
+    /// is, as the call may lock the file for long.
+    pub fn clearable_at_once(&self, offset: u64, limit: u64) -> u64 {
+        let opened = self.opened.load();
+        if !opened.grows {
+            return limit.min(CLEARED_OF_DISK);
+        }
+        match opened.file.allocation(offset, limit) {
+            Ok((run, true)) => run,
+            _ => limit.min(CLEARED_OF_FILE),
+        }
+    }
+
+    /// The system's clock: nanoseconds since some instant.
+    pub fn now_ns(&self) -> u64 {
+        self.system.monotonic_ns()
     }
 
     /// Whether [`Device::punch`] is worth a try.

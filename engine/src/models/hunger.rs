@@ -55,7 +55,7 @@ fn all_end(shares: &Arc<Shares>, frees: u64) {
             .find(|share| !ended[*share] && shares.queues[*share].try_take_all(&mut batch))
             .expect("somebody who waits was told to try again");
         batch.clear();
-        shares.queues[told].leave();
+        shares.queues[told].leave(false);
         ended[told] = shares.write(told, frees);
     }
 }

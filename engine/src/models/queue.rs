@@ -28,15 +28,22 @@ fn look() -> Event {
 }
 
 const LOOKS: u32 = 0;
+/// Events that are left for the next run.
+const LEFT: u32 = 99;
 
 /// Notes what it serves.
 struct Recorder {
     seen: Arc<Mutex<Vec<(u32, u64)>>>,
+    /// What it has left for its next run.
+    left: Vec<u64>,
     stopped: bool,
 }
 
 impl Runs for Recorder {
     fn run_batch(&mut self, batch: &mut Vec<Event>) {
+        for number in self.left.drain(..) {
+            self.seen.lock().unwrap().push((LEFT, number));
+        }
         for event in batch.drain(..) {
             match event {
                 Event::Part(part) => {
@@ -45,6 +52,7 @@ impl Runs for Recorder {
                     }
                 }
                 Event::Control(control) => match *control {
+                    Control::CheckpointDone(LEFT, number, _) => self.left.push(number),
                     Control::CheckpointDone(who, number, _) => {
                         self.seen.lock().unwrap().push((who, number));
                     }
@@ -56,11 +64,16 @@ impl Runs for Recorder {
         }
     }
 
-    fn run_beside(&self, batch: &mut Vec<Event>) {
+    fn run_beside(&self, batch: &mut Vec<Event>) -> bool {
         let looks = |event: &Event| matches!(event, Event::Control(control) if matches!(**control, Control::CheckpointDone(LOOKS, ..)));
         for _ in batch.extract_if(.., |event| looks(event)) {
             self.seen.lock().unwrap().push((LOOKS, 0));
         }
+        false
+    }
+
+    fn unfinished(&self) -> bool {
+        !self.left.is_empty()
     }
 
     fn stopped(&self) -> bool {
@@ -73,7 +86,7 @@ type Seen = Arc<Mutex<Vec<(u32, u64)>>>;
 /// A processor with its thread.
 fn start() -> (Arc<Core<Recorder>>, Seen, thread::JoinHandle<()>) {
     let seen = Seen::default();
-    let recorder = Recorder { seen: Arc::clone(&seen), stopped: false };
+    let recorder = Recorder { seen: Arc::clone(&seen), left: Vec::new(), stopped: false };
     let core = Arc::new(Core::new(Arc::new(Queue::default()), recorder));
     let ours = Arc::clone(&core);
     (core, seen, thread::spawn(move || ours.run()))
@@ -135,6 +148,22 @@ fn what_is_pushed_while_a_processor_is_shared_is_run() {
 }
 
 #[test]
+fn what_a_run_leaves_in_the_processor_is_run_whoever_ran_it() {
+    check(|| {
+        let (core, seen, processor) = start();
+        let theirs = Arc::clone(&core);
+        let other = thread::spawn(move || theirs.run_or_push(&mut vec![event(LEFT, 1)]));
+        core.run_or_push(&mut vec![look(), event(LEFT, 2)]);
+        other.join().unwrap();
+        core.queue.push(stop());
+        processor.join().unwrap();
+        let mut left = numbers_of(&seen, LEFT);
+        left.sort_unstable();
+        assert_eq!(left, [1, 2], "Q2");
+    });
+}
+
+#[test]
 fn a_stop_that_another_runs_still_ends_the_thread() {
     check(|| {
         let (core, seen, processor) = start();
@@ -166,6 +195,7 @@ fn part(sink: &Arc<Counting>) -> Event {
         local: 0,
         offset: 0,
         length: 1,
+        rest: 0,
         at: 0,
         tried: 0,
         cold: false,

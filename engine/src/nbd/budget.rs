@@ -89,6 +89,15 @@ pub const fn cost(verb: Verb, length: u64) -> u64 {
         }
 }
 
+/// How much of a request's range is looked at, bytes: a CACHE, which is a hint, reads no more ahead than a READ may read.
+pub const fn looked_at_most(verb: Verb) -> u64 {
+    match verb {
+        Verb::BlockStatus => STATUS_BYTES_MAX,
+        Verb::Cache => REQUEST_BYTES_MAX,
+        _ => u64::MAX,
+    }
+}
+
 /// Who waits for bytes: a connection's reader, woken when some were given back.
 #[derive(Debug, Default)]
 pub struct Waiter {

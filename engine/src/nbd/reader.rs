@@ -25,12 +25,12 @@ use crate::buffer::{Buffer, Inbox};
 use crate::error::Errno;
 use crate::limits::REQUEST_BYTES_MAX;
 use crate::nbd::budget::{
-    INBOX_BYTES, PAYLOAD_SHARED_MAX, REQUEST_OVERHEAD_BYTES, STATUS_BYTES_MAX, cost, lock,
+    INBOX_BYTES, PAYLOAD_SHARED_MAX, REQUEST_OVERHEAD_BYTES, cost, lock, looked_at_most,
 };
 use crate::nbd::connection::{Connection, Patience};
 use crate::nbd::reader::ahead::Ahead;
 use crate::nbd::reply::Reply;
-use crate::nbd::request::{Agreed, Command, Parsed, check};
+use crate::nbd::request::{Agreed, Command, Parsed, check, extents_max};
 use crate::nbd::wire::{REQUEST_HEADER_BYTES, RequestHeader, command, parse_request};
 use crate::volume::export::{Attachment, ExportTable};
 use crate::volume::request::{Request, Sink, Target, Verb};
@@ -414,6 +414,7 @@ impl Reader<'_> {
         request.cookie = header.cookie;
         request.flags = header.flags;
         request.fua = command.fua;
+        request.extents_max = extents_max(header.flags);
         request.contexts.clone_from(&self.connection.contexts);
         self.batch.push(Arc::new(request));
     }
@@ -422,9 +423,8 @@ impl Reader<'_> {
     /// were selected for looks at less.
     fn looked_at(&self, verb: Verb, length: u64) -> (u64, u64) {
         let contexts = self.connection.contexts.as_ref().filter(|_| verb == Verb::BlockStatus);
-        let Some(contexts) = contexts else { return (length, cost(verb, length)) };
-        let times = contexts.times();
-        let looked_at = length.min(STATUS_BYTES_MAX / times);
+        let times = contexts.map_or(1, |contexts| contexts.times());
+        let looked_at = length.min(looked_at_most(verb) / times);
         (looked_at, cost(verb, looked_at * times))
     }
 

@@ -9,7 +9,7 @@
 use crate::error::Errno;
 use crate::limits::REQUEST_BYTES_MAX;
 use crate::nbd::wire::{RequestHeader, command, command_flag};
-use crate::volume::request::Verb;
+use crate::volume::request::{EXTENTS_MAX, Verb};
 
 /// What was agreed on in the handshake, as far as requests depend on it.
 #[derive(Clone, Copy, Debug)]
@@ -94,6 +94,11 @@ fn verb_of(header: &RequestHeader) -> Result<Verb, Errno> {
         command::BLOCK_STATUS => Verb::BlockStatus,
         _ => return Err(Errno::EINVAL),
     })
+}
+
+/// The most extents that the answer to a BLOCK_STATUS with these flags has, for each context.
+pub fn extents_max(flags: u16) -> usize {
+    if flags & command_flag::REQ_ONE != 0 { 1 } else { EXTENTS_MAX }
 }
 
 /// The flags that a command may carry beside FUA, which every command may.

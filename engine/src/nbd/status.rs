@@ -3,13 +3,10 @@
 //! Invariants        each chunk's extents begin where the request does, leave no gap and end no later than it.
 
 use crate::nbd::wire::{
-    BASE_ALLOCATION_ID, CHANGED_SINCE_ID, STATE_DIRTY, STATE_HOLE, STATE_ZERO, chunk, command_flag,
-    next_chunk, only_chunk,
+    BASE_ALLOCATION_ID, CHANGED_SINCE_ID, STATE_DIRTY, STATE_HOLE, STATE_ZERO, chunk, next_chunk,
+    only_chunk,
 };
 use crate::volume::request::{ChangedRun, Request};
-
-/// Extents in one chunk.
-const EXTENTS_MAX: usize = 4096;
 
 /// All chunks, the last one marked as such.
 pub fn chunks(request: &Request) -> Vec<u8> {
@@ -57,7 +54,7 @@ fn changed(request: &Request, id: u32, runs: &[ChangedRun]) -> Vec<u8> {
         payload.push(run.offset, 0);
         payload.push(run.offset + run.length, STATE_DIRTY);
     }
-    payload.push(u64::MAX, 0);
+    payload.push(request.answered_to(), 0);
     payload.end()
 }
 
@@ -72,12 +69,11 @@ struct Payload {
 
 impl Payload {
     fn new(request: &Request, id: u32) -> Payload {
-        let one = request.flags & command_flag::REQ_ONE != 0;
         Payload {
             bytes: id.to_be_bytes().to_vec(),
             at: request.offset,
-            end: request.offset.saturating_add(request.length),
-            extents_left: if one { 1 } else { EXTENTS_MAX },
+            end: request.answered_to(),
+            extents_left: request.extents_max,
         }
     }
 

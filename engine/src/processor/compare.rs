@@ -3,7 +3,8 @@
 //! How it works      A block has changed if the two maps have another place for it ([`differing`]). That never misses a
 //!                   change, whatever happened between the two, as both would read the same place now; it may name a
 //!                   block whose contents are equal. Maps are handed out as clones, so that whoever asks walks them
-//!                   on its own thread; for BLOCK_STATUS the processor looks at the part that is asked for.
+//!                   on its own thread; for BLOCK_STATUS the processor looks at the part that is asked for, for a while: then it is answered for
+//!                   what lies before.
 //! Owner and locks   the share's processor; clones belong to who asked.
 
 use std::ops::Range;
@@ -13,9 +14,15 @@ use crate::block_map::history::History;
 use crate::block_map::tree::Map;
 use crate::block_map::versions::Versions;
 use crate::processor::queue::Part;
-use crate::processor::share::{Share, blocks_of};
-use crate::units::{BLOCK_SIZE, Epoch, PartitionIndex};
+use crate::processor::share::Share;
+use crate::system::System;
+use crate::units::{BLOCK_SHIFT, BLOCK_SIZE, Epoch, PartitionIndex};
 use crate::volume::request::{ChangedRun, Contexts};
+
+/// Blocks that are compared before the clock is looked at, for all snapshots together.
+const LOOKED_AT: u32 = 2048;
+/// How long a BLOCK_STATUS compares, nanoseconds.
+const COMPARE_NS: u64 = 200_000;
 
 /// A partition's maps at two instants.
 pub struct Pair {
@@ -69,28 +76,52 @@ impl Share {
         Some(numbers.enumerate().filter_map(pair).collect())
     }
 
-    /// Tells a part's request what has changed, for each snapshot that it asks about.
-    pub(super) fn find_changes(&self, part: &Part, contexts: &Contexts) {
-        let mut found = Vec::new();
-        let (first, last) = blocks_of(part);
-        let part_start = u64::from(part.offset);
-        let (start, end) = (part.request.offset + part.at, part_start + u64::from(part.length));
-        for (context, since) in contexts.since.iter().enumerate() {
-            let mut push = |from: u64, to: u64| {
-                let (from, to) = (from.max(part_start), to.min(end));
-                let offset = start + (from - part_start);
-                found.push(ChangedRun { context: context as u16, offset, length: to - from });
-            };
-            if !self.has_snapshot(*since) {
-                push(part_start, end); // nothing to compare with: all of it, for all one knows
-                continue;
+    /// Tells a part's request what has changed, for each snapshot that it asks about, as far as that does not take long.
+    pub(super) fn find_changes(&self, part: &Part, contexts: &Contexts, system: &dyn System) {
+        let request = &*part.request;
+        let (start, end) = (part.offset, part.offset + part.length);
+        let in_volume = |offset: u64| part.start() + (offset - u64::from(start));
+        let window = (LOOKED_AT / contexts.times() as u32).max(1) * BLOCK_SIZE as u32;
+        let until = system.monotonic_ns() + COMPARE_NS;
+        let mut counts = vec![0; contexts.since.len()];
+        let mut from = start;
+        while from < end {
+            let to = (from - from % window).saturating_add(window).min(end);
+            let mut found = Vec::new();
+            for (context, since) in contexts.since.iter().enumerate() {
+                self.find_changed(part, *since, from..to, |from, to| {
+                    counts[context] += 1;
+                    let (context, offset) = (context as u16, in_volume(from));
+                    found.push(ChangedRun { context, offset, length: to - from });
+                });
             }
-            let map = self.map_of(part.local, part.view);
-            differing(self.map_of(part.local, *since), map, first..last + 1, |block, count| {
-                let from = u64::from(block) * BLOCK_SIZE;
-                push(from, from + u64::from(count) * BLOCK_SIZE);
-            });
+            request.add_changes(&found);
+            from = to;
+            let enough = counts.iter().any(|count| *count > request.extents_max);
+            if from < end && (enough || system.monotonic_ns() > until) {
+                return request.answer_up_to(in_volume(from.into()));
+            }
         }
-        part.request.add_changes(&found);
+    }
+
+    /// Calls `push(from, to)` with what has changed of a range of a part, bytes in the partition.
+    fn find_changed(
+        &self,
+        part: &Part,
+        since: Epoch,
+        range: Range<u32>,
+        mut push: impl FnMut(u64, u64),
+    ) {
+        let (start, end) = (u64::from(range.start), u64::from(range.end));
+        if !self.has_snapshot(since) {
+            return push(start, end); // nothing to compare with: all of it, for all one knows
+        }
+        let (first, last) = (range.start >> BLOCK_SHIFT, (range.end - 1) >> BLOCK_SHIFT);
+        let (old, new) = (self.map_of(part.local, since), self.map_of(part.local, part.view));
+        differing(old, new, first..last + 1, |block, count| {
+            let from = u64::from(block) * BLOCK_SIZE;
+            let to = from + u64::from(count) * BLOCK_SIZE;
+            push(from.max(start), to.min(end));
+        });
     }
 }

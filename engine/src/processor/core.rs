@@ -2,7 +2,8 @@
 //!
 //! How it works      The thread takes all events and runs them until there are no more. Who brings a small batch is let in
 //!                   if nobody runs the processor: it shares it for what changes nothing ([`Queue::share`]), runs it with the
-//!                   rest a few times ([`Queue::unshare`]), and leaves what is left then to the thread.
+//!                   rest a few times ([`Queue::unshare`]), and leaves what is left then to the thread. A run is short: who ran it may
+//!                   have left something in the processor itself ([`Runs::unfinished`]), which the next run goes on with.
 //! Invariants        Q1 to Q4 of the [queue](super::queue); checked by the models in `models/queue.rs`.
 
 use std::sync::Arc;
@@ -16,10 +17,17 @@ const RUNS_MAX: usize = if cfg!(loom) { 1 } else { 4 };
 
 /// What a core runs: a processor, or a model's.
 pub trait Runs {
-    /// Serves every event of `batch`, which is left empty.
+    /// Takes every event of `batch`, which is left empty, and serves them and those it has left before, but not for long.
     fn run_batch(&mut self, batch: &mut Vec<Event>);
-    /// Serves those events of `batch` that change nothing of it, and leaves the others there, in order.
-    fn run_beside(&self, _batch: &mut Vec<Event>) {}
+    /// Whether it has left something to be served by the next [`Runs::run_batch`].
+    fn unfinished(&self) -> bool {
+        false
+    }
+    /// Serves those events of `batch` that change nothing of it, but not for long, and leaves the others there, in order.
+    /// `true`: there may be more of the kind.
+    fn run_beside(&self, _batch: &mut Vec<Event>) -> bool {
+        false
+    }
     /// Whether it was told to stop.
     fn stopped(&self) -> bool;
 }
@@ -58,14 +66,22 @@ impl<R: Runs> Core<R> {
 
     /// Runs `batch`, which is left empty, here and now if the processor is idle; else has it run.
     pub fn run_or_push(&self, batch: &mut Vec<Event>) {
-        if self.queue.share() {
-            self.processor.try_read().expect("Q3, and no runner panics").run_beside(batch);
-            if self.queue.unshare(batch) {
-                self.run_some(batch);
+        let mut others = Vec::new();
+        while self.queue.share() {
+            let more =
+                self.processor.try_read().expect("Q3, and no runner panics").run_beside(batch);
+            if !more {
+                if self.queue.unshare(batch) {
+                    self.run_some(batch);
+                }
+                return;
             }
-        } else {
-            self.bring(batch);
+            // Who wants to run it alone comes first.
+            if self.queue.unshare(&mut others) {
+                self.run_some(&mut others);
+            }
         }
+        self.bring(batch);
     }
 
     /// As [`Core::run_or_push`], for what changes the processor.
@@ -79,15 +95,15 @@ impl<R: Runs> Core<R> {
     fn run_some(&self, batch: &mut Vec<Event>) {
         let (mut stopped, mut more) = (false, true);
         for _ in 0..RUNS_MAX {
-            stopped |= self.run_once(batch);
-            more = self.queue.next(batch);
+            let unfinished = self.run_once(batch, &mut stopped);
+            more = self.queue.next(batch, unfinished);
             if !more {
                 break;
             }
         }
         if more {
-            stopped |= self.run_once(batch);
-            self.queue.leave();
+            let unfinished = self.run_once(batch, &mut stopped);
+            self.queue.leave(unfinished);
         }
         if stopped {
             // It is for the thread to end.
@@ -97,19 +113,22 @@ impl<R: Runs> Core<R> {
 
     /// Serves `batch` and all that comes meanwhile; says whether it was told to stop.
     fn serve(&self, batch: &mut Vec<Event>) -> bool {
+        let mut stopped = false;
         loop {
-            let stopped = self.run_once(batch);
-            if !self.queue.next(batch) {
+            let unfinished = self.run_once(batch, &mut stopped);
+            if !self.queue.next(batch, unfinished) {
                 return stopped;
             }
         }
     }
 
-    /// Serves `batch`; says whether it was told to stop.
-    fn run_once(&self, batch: &mut Vec<Event>) -> bool {
+    /// Serves `batch`, but not for long; says whether something is left in the processor, and notes whether it was told to
+    /// stop.
+    fn run_once(&self, batch: &mut Vec<Event>, stopped: &mut bool) -> bool {
         let mut processor = self.processor.try_write().expect("Q3, and no runner panics");
         processor.run_batch(batch);
-        processor.stopped()
+        *stopped |= processor.stopped();
+        processor.unfinished()
     }
 }
 

@@ -41,6 +41,9 @@ impl Share {
         result: Result<(), Errno>,
         context: &mut Context<'_>,
     ) {
+        if result.is_ok() {
+            job.stop_there(&mut part);
+        }
         job.request = None; // so that its buffer can be used again when the request is done
         if result == Err(Errno::ENOTSUP) {
             // A device has turned out not to clear ranges: it is planned once more, without.

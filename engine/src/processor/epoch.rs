@@ -35,7 +35,7 @@ impl Share {
         let stopped_at = self.stopped_at.take().expect("C1: it stopped before it advances");
         let stall = context.system.monotonic_ns() - stopped_at;
         for part in std::mem::take(&mut self.held) {
-            self.take(part, context);
+            self.take_later(part, context);
         }
         self.unrecorded_cut = Some(instant_ns);
         let _ = self.record_cut(); // `settle` tries again

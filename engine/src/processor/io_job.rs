@@ -83,6 +83,12 @@ pub enum Step {
     WritePartial { change: usize, target: Target, old: Old, skip: usize, length: usize, at: usize },
     /// Punch or zero a run of base places.
     Clear { offset: u64, length: u64, keep_allocated: bool },
+    /// Ask what is allocated of a run of base places; `at` is in the volume.
+    Look { of: Option<Arc<Source>>, offset: u64, length: u64, at: u64 },
+    /// Read a run of base places ahead.
+    AheadBase { of: Option<Arc<Source>>, offset: u64, length: u64 },
+    /// Read consecutive slots ahead.
+    AheadSlots { spot: Spot, offset: u64, length: u64 },
 }
 
 /// A change of the map that a job prepares.
@@ -112,6 +118,8 @@ pub struct Job {
     pub changes: Vec<NewPlace>,
     /// Write zeroes instead of the request's buffer.
     pub zeroes: bool,
+    /// Where in the partition it stopped, if it was long and did not come to its end.
+    pub stopped_at: Option<u64>,
     /// The change whose slots could not be written, if that is why it failed.
     pub failed: Option<usize>,
     /// Where blocks are noted that cannot be read back right.
@@ -138,12 +146,17 @@ impl Job {
         let geometry = Arc::clone(&self.geometry);
         let partition = &geometry.partitions[self.partition as usize];
         let steps = std::mem::take(&mut self.steps);
+        match steps.first() {
+            Some(Step::Clear { .. }) => return self.clear_all(partition, &steps),
+            Some(Step::Look { .. }) => return self.look_at(partition, &steps),
+            Some(Step::AheadBase { .. } | Step::AheadSlots { .. }) => {
+                return self.read_ahead(partition, &steps);
+            }
+            _ => {}
+        }
         steps.iter().try_for_each(|step| match step {
             Step::ReadBase { .. } | Step::ReadZero { .. } | Step::ReadSlots { .. } => {
                 self.read_step(partition, step, Device::read)
-            }
-            Step::Clear { offset, length, keep_allocated } => {
-                clear(partition, *offset, *length, *keep_allocated)
             }
             _ => self.write_step(partition, step),
         })
@@ -288,7 +301,11 @@ impl Job {
 
 impl Job {
     /// The partition's base places, or a source's.
-    fn base<'a>(&self, of: Option<&'a Arc<Source>>, own: &'a Partition) -> &'a Partition {
+    pub(super) fn base<'a>(
+        &self,
+        of: Option<&'a Arc<Source>>,
+        own: &'a Partition,
+    ) -> &'a Partition {
         of.map_or(own, |source| &source.geometry.partitions[self.partition as usize])
     }
 
@@ -436,14 +453,4 @@ pub fn read_slots(
         from += here;
     }
     Ok(true)
-}
-
-/// Makes a run of base places read as zeroes. Planning has asked only for what the devices can do; one that turns out
-/// not to is ENOTSUP, and planned around from then on.
-fn clear(partition: &Partition, offset: u64, length: u64, keep: bool) -> Result<(), Errno> {
-    partition.pieces(offset, length, |device, from, here, _| {
-        let cleared =
-            if keep { device.zero_range(from, here)? } else { device.punch(from, here)? };
-        if cleared { Ok(()) } else { Err(Errno::ENOTSUP) }
-    })
 }

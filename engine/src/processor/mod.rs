@@ -22,9 +22,11 @@
 //! Lock order: `committing`, then a journal's list of segments, each held by a flusher. None of the others is ever
 //! taken while another is held.
 
+mod behind;
 mod beside;
 pub mod change;
 pub mod checkpoint;
+mod clearing;
 pub mod cold;
 pub mod compare;
 pub mod core;
@@ -34,6 +36,8 @@ pub mod epoch;
 pub mod growing;
 pub mod hunger;
 pub mod io_job;
+pub mod lanes;
+mod look;
 pub mod queue;
 pub mod read;
 pub mod reclaim;
@@ -42,5 +46,7 @@ mod roll_back;
 pub mod run;
 pub mod scrub;
 pub mod share;
+mod turn;
+mod walk;
 pub mod write;
 pub mod zero;

@@ -4,10 +4,12 @@
 //!                   shares the processor with others like it, and does what changes nothing ([`beside`](super::beside)). With
 //!                   what is left it runs the processor alone, if nobody does, and it is the processor as long as it does;
 //!                   else who runs it finds what was pushed when it is done with its own. While something is there to be run
-//!                   nobody is let in to share, so that it does not wait for long.
+//!                   nobody is let in to share, so that it does not wait for long. A run of the processor is short, and may leave
+//!                   something to be done in the processor itself.
 //! Invariants        Q1 an event that was pushed is taken exactly once, in the order of pushes;
 //!                   Q2 whenever events are there, somebody runs the processor, or shares it and will look, or its thread is
-//!                      awake or being woken, or who put them there is about to run it;
+//!                      awake or being woken, or who put them there is about to run it; the same holds for what who ran the
+//!                      processor has left in it (`unfinished`);
 //!                   Q3 at most one thread runs a processor at a time, and then nobody shares it;
 //!                   Q4 what is pushed after the queue was closed is refused at once, by whoever pushes it.
 //! Owner and locks   one lock over the events, held for a push or a swap.
@@ -46,6 +48,8 @@ pub struct Part {
     pub offset: u32,
     /// Length in bytes, at least 1.
     pub length: u32,
+    /// How many bytes of the partition come behind it that are done when it is done (see [`walk`](super::walk)).
+    pub rest: u32,
     /// Where the part begins in the request, bytes.
     pub at: u64,
     /// How many slots it was given that could not be written.
@@ -141,6 +145,8 @@ pub enum Event {
 #[derive(Default)]
 struct State {
     events: Vec<Event>,
+    /// Who ran it last has left something in it to be done, and nobody runs it.
+    unfinished: bool,
     /// Somebody runs the processor: its thread, or one that was let in.
     running: bool,
     /// How many share it.
@@ -150,6 +156,18 @@ struct State {
 }
 
 impl State {
+    /// There is something to be done.
+    fn has_work(&self) -> bool {
+        self.unfinished || !self.events.is_empty()
+    }
+
+    /// The caller runs the processor (Q3), with all that there is.
+    fn run(&mut self, batch: &mut Vec<Event>) {
+        self.running = true;
+        self.unfinished = false;
+        std::mem::swap(&mut self.events, batch);
+    }
+
     /// Nobody runs the processor or shares it.
     fn idle(&self) -> bool {
         !self.running && self.sharing == 0
@@ -230,7 +248,7 @@ impl Queue {
     /// [`Queue::unshare`].
     pub fn share(&self) -> bool {
         let mut state = self.lock();
-        let shared = !state.closed && !state.running && state.events.is_empty();
+        let shared = !state.closed && !state.running && !state.has_work();
         state.sharing += usize::from(shared); // Q3
         shared
     }
@@ -257,20 +275,19 @@ impl Queue {
             return false;
         }
         state.push(batch);
-        if !state.idle() || state.events.is_empty() {
+        if !state.idle() || !state.has_work() {
             return false; // Q2: who runs or shares it will look
         }
-        state.running = true; // Q3
-        std::mem::swap(&mut state.events, batch);
+        state.run(batch);
         true
     }
 
-    /// For who runs the processor: what was pushed meanwhile, into `batch`, which is empty. `false` if that is
-    /// nothing: then the caller no longer runs it.
-    pub fn next(&self, batch: &mut Vec<Event>) -> bool {
+    /// For who runs the processor: what was pushed meanwhile, into `batch`, which is empty. `unfinished`: something is
+    /// left in the processor to be done. `false` if there is nothing to do: then the caller no longer runs it.
+    pub fn next(&self, batch: &mut Vec<Event>, unfinished: bool) -> bool {
         debug_assert!(batch.is_empty());
         let mut state = self.lock();
-        if state.events.is_empty() {
+        if state.events.is_empty() && !unfinished {
             state.running = false;
             return false;
         }
@@ -278,11 +295,12 @@ impl Queue {
         true
     }
 
-    /// For who runs the processor and has other things to do: leaves the rest to its thread.
-    pub fn leave(&self) {
+    /// For who runs the processor and has other things to do: leaves the rest to its thread; see [`Queue::next`].
+    pub fn leave(&self, unfinished: bool) {
         let mut state = self.lock();
         state.running = false;
-        if !state.events.is_empty() {
+        state.unfinished = unfinished;
+        if state.has_work() {
             self.wake_if_needed(state);
         }
     }
@@ -301,11 +319,10 @@ impl Queue {
     pub fn try_take_all(&self, batch: &mut Vec<Event>) -> bool {
         debug_assert!(batch.is_empty());
         let mut state = self.lock();
-        if state.events.is_empty() || !state.idle() {
+        if !state.has_work() || !state.idle() {
             return false;
         }
-        state.running = true; // Q3
-        std::mem::swap(&mut state.events, batch);
+        state.run(batch);
         true
     }
 
@@ -314,13 +331,12 @@ impl Queue {
     pub fn take_all(&self, batch: &mut Vec<Event>) {
         debug_assert!(batch.is_empty());
         let mut state = self.lock();
-        while state.events.is_empty() || !state.idle() {
+        while !state.has_work() || !state.idle() {
             state.sleeping = true; // Q2
             state = self.wake.wait(state).expect("no holder panics");
         }
         state.sleeping = false;
-        state.running = true; // Q3
-        std::mem::swap(&mut state.events, batch);
+        state.run(batch);
     }
 }
 

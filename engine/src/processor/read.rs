@@ -10,6 +10,7 @@ use crate::block_map::place::Place;
 use crate::block_map::tree::Map;
 use crate::change_log::space::{CHUNK_SLOTS, Log, Space};
 use crate::error::Errno;
+use crate::processor::behind::Kind;
 use crate::processor::io_job::{Job, Spot, Step, read_slots};
 use crate::processor::queue::Part;
 use crate::processor::share::{Context, Share, blocks_of, count};
@@ -22,14 +23,22 @@ pub(super) const INLINE_BYTES_MAX: u32 = 256 << 10;
 
 impl Share {
     pub(super) fn read(&mut self, mut part: Part, context: &mut Context<'_>) {
+        let mut done = None;
+        if part.length <= INLINE_BYTES_MAX && !part.cold {
+            done = match self.read_now(&part) {
+                Ok(true) => Some(Ok(())),
+                Ok(false) => None,
+                Err(errno) => Some(Err(errno)),
+            };
+            part.cold = done.is_none();
+            if part.cold && self.behind.is_full(Kind::Cold) {
+                return self.behind.push(Kind::Cold, part);
+            }
+        }
         count(&self.stats.reads, 1);
         count(&self.stats.read_bytes, u64::from(part.length));
-        if part.length <= INLINE_BYTES_MAX && !part.cold {
-            match self.read_now(&part) {
-                Ok(true) => return self.end(part, Ok(()), context),
-                Ok(false) => part.cold = true,
-                Err(errno) => return self.end(part, Err(errno), context),
-            }
+        if let Some(result) = done {
+            return self.end(part, result, context);
         }
         let job = self.plan_read(&part);
         self.hand_over(part, job, context);

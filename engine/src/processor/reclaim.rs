@@ -21,9 +21,9 @@ use crate::units::{BLOCK_SIZE, Epoch};
 use crate::volume::flusher::Waiter;
 
 /// Runs of freed base places that are punched by one job.
-const PUNCH_RUNS_MAX: usize = 64;
+const PUNCH_RUNS_MAX: usize = 16;
 /// Blocks that one such job reserves, at most, counted to its last run's start.
-const PUNCH_SPAN_BLOCKS: u32 = 4096;
+const PUNCH_SPAN_BLOCKS: u32 = 1024;
 
 /// How long a snapshot is dropped on before others have their turn, nanoseconds.
 const DROP_NS_MAX: u64 = 1_000_000;
@@ -161,7 +161,7 @@ impl Share {
     /// Parts that found too few slots try again.
     pub fn retry_starved(&mut self, context: &mut Context<'_>) {
         for part in std::mem::take(&mut self.starved) {
-            self.take(part, context);
+            self.take_later(part, context);
         }
     }
 
@@ -179,6 +179,7 @@ impl Share {
                 steps,
                 changes: Vec::new(),
                 zeroes: true,
+                stopped_at: None,
                 failed: None,
                 bad: Arc::clone(&self.bad),
             };
@@ -224,8 +225,7 @@ impl Share {
                 continue;
             }
             // Written again meanwhile: the space is in use.
-            let mut blocks = freed.first..freed.first + freed.count;
-            if can_punch && !blocks.any(|block| versions.sees_base(block)) {
+            if can_punch && !versions.sees_base(freed.first, freed.count) {
                 steps.push(Step::Clear {
                     offset: u64::from(freed.first) * BLOCK_SIZE,
                     length: u64::from(freed.count) * BLOCK_SIZE,

@@ -1,4 +1,12 @@
 //! Run: what a processor does with a batch of events: serve each, then what is due, then kick who was given something.
+//!
+//! How it works      Controls and the ends of jobs are served at once: how many there are is bounded. Parts are served as they
+//!                   come as long as the [`turn`](super::turn) goes on. What is left then waits in [lanes](super::lanes), one for each
+//!                   connection, and so does what comes as long as there is any. The next turns serve a little of one
+//!                   lane after the other, and look at what came in between.
+//! Invariants        U1 a part waits for one turn of each other connection and for what its own asked before, not for all
+//!                      that others asked for; decision 36 tells what bounds each piece of work;
+//!                   U2 no part of a share that is not there, or leaves, stays in a lane: its number may become another's.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
@@ -11,9 +19,11 @@ use crate::processor::beside::Answered;
 use crate::processor::cold::{Cold, Directs, Readers};
 use crate::processor::core::{Core, Runs};
 use crate::processor::cut::{Cut, Stall};
-use crate::processor::queue::{Control, CutShare, Ended, Event, Queue};
+use crate::processor::lanes::{Lanes, QUANTUM, lane_of};
+use crate::processor::queue::{Control, CutShare, Ended, Event, Part, Queue};
 use crate::processor::reclaim::Dropping;
 use crate::processor::share::{Context, Share, count};
+use crate::processor::turn::{Turn, cost};
 use crate::system::pool::Pool;
 use crate::system::{Driven, Driving, System};
 use crate::units::ProcessorIndex;
@@ -73,6 +83,8 @@ impl Handle {
             rolling_back: Vec::new(),
             slow_ios: 0,
             colds: Vec::new(),
+            later: Lanes::default(),
+            again: false,
             stopped: false,
         };
         let core = Arc::new_cyclic(|core| Core::new(Arc::clone(&queue), new(core)));
@@ -113,6 +125,10 @@ pub struct Processor {
     colds: Vec<Cold>,
     /// Who reads it.
     readers: Readers,
+    /// Parts that wait for their turn.
+    later: Lanes<Part>,
+    /// Some share has more to do.
+    again: bool,
     /// It was told to stop.
     stopped: bool,
 }
@@ -121,24 +137,44 @@ impl Runs for Processor {
     fn run_batch(&mut self, batch: &mut Vec<Event>) {
         let parts = batch.iter().filter(|event| matches!(event, Event::Part(_))).count();
         count(&self.stats.parts, parts as u64);
+        self.again = false;
+        let mut turn = Turn::default();
         for (number, event) in batch.drain(..).enumerate() {
+            match event {
+                Event::Part(part) if turn.is_over() || !self.later.is_empty() => {
+                    self.later.push(lane_of(&part), part);
+                    continue;
+                }
+                Event::Part(ref part) => turn.count(cost(part), &*self.system),
+                _ => {}
+            }
             self.stopped |= self.apply(event);
             if number % KICK_EVERY == KICK_EVERY - 1 {
                 self.sinks.iter().for_each(|sink| sink.kick());
             }
         }
+        self.serve_later(&mut turn);
         self.end_batch();
     }
 
-    fn run_beside(&self, batch: &mut Vec<Event>) {
+    fn unfinished(&self) -> bool {
+        self.again || !self.later.is_empty()
+    }
+
+    fn run_beside(&self, batch: &mut Vec<Event>) -> bool {
         let (mut answered, mut done) = (Answered::default(), 0);
+        let mut turn = Turn::default();
         let mut left = Vec::new();
         let mut events = batch.drain(..);
-        while let Some(event) = events.next() {
+        while !turn.is_over()
+            && let Some(event) = events.next()
+        {
+            if let Event::Part(part) = &event {
+                turn.count(cost(part), &*self.system);
+            }
             if let Some(event) = self.apply_beside(event, &mut answered) {
                 // What comes after it is left as well: a client may hope that its requests are done in order.
                 left.push(event);
-                left.extend(events.by_ref());
                 break;
             }
             done += 1;
@@ -146,10 +182,13 @@ impl Runs for Processor {
                 answered.kick();
             }
         }
+        let more = left.is_empty() && events.len() > 0;
+        left.extend(events.by_ref());
         drop(events);
         answered.kick();
         batch.append(&mut left);
         self.stats.parts.fetch_add(done as u64, Ordering::Relaxed);
+        more
     }
 
     fn stopped(&self) -> bool {
@@ -160,9 +199,28 @@ impl Runs for Processor {
 impl Processor {
     /// Its shares, and what they need of it.
     fn split(&mut self) -> (&mut Vec<Option<Box<Share>>>, Context<'_>) {
-        let Processor { shares, sinks, queue, system, pool, checkpoints, slow_ios, colds, .. } =
-            self;
-        (shares, Context { queue, system: &**system, pool, checkpoints, sinks, slow_ios, colds })
+        let Processor { queue, system, pool, checkpoints, sinks, slow_ios, .. } = self;
+        let (colds, later, again) = (&mut self.colds, &mut self.later, &mut self.again);
+        let system = &**system;
+        let context =
+            Context { queue, system, pool, checkpoints, sinks, slow_ios, colds, later, again };
+        (&mut self.shares, context)
+    }
+
+    /// Serves parts that wait for their turn, those of one lane at least.
+    fn serve_later(&mut self, turn: &mut Turn) {
+        let mut some = Vec::new();
+        while !self.later.is_empty() {
+            self.later.next(QUANTUM, cost, |part| some.push(part));
+            for part in some.drain(..) {
+                turn.count(cost(&part), &*self.system);
+                self.apply(Event::Part(part));
+            }
+            self.sinks.iter().for_each(|sink| sink.kick());
+            if turn.is_over() {
+                break;
+            }
+        }
     }
 
     /// Serves one event if that changes nothing; else gives it back.
@@ -261,9 +319,7 @@ impl Processor {
         match control {
             Control::AddShare(number, share) => self.add(number, share),
             Control::RemoveShare(number, answer) => {
-                if self.with_share(number, |share, context| share.refuse_parts(context)).is_some() {
-                    self.leaving.push((number, answer));
-                }
+                self.remove(number, answer);
             }
             Control::CutStop(cut, shares) => self.stop_writes(&cut, shares),
             Control::CutGo(cut) => self.advance(&cut),
@@ -356,6 +412,16 @@ impl Processor {
         assert!(self.shares[number].is_none(), "a share's number is its own");
         self.shares[number] = Some(share);
         self.count_partitions();
+    }
+
+    /// Has a share leave, and refuses its parts: another one may have its number soon (U2).
+    fn remove(&mut self, number: u32, answer: Sender<Box<Share>>) {
+        if self.with_share(number, |share, context| share.refuse_parts(context)).is_some() {
+            self.leaving.push((number, answer));
+        }
+        for part in self.later.take_if(|part| part.share == number) {
+            self.apply(Event::Part(part));
+        }
     }
 
     fn count_partitions(&self) {

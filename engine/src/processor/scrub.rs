@@ -19,7 +19,7 @@ use crate::units::{BlockIndex, Epoch};
 
 const LEAF_BLOCKS: u32 = crate::block_map::leaf::LEAF_BLOCKS;
 /// Leaves of versions that are looked at in one go.
-const LOOKS_MAX: u32 = 4096;
+const LOOKS_MAX: u32 = 128;
 
 /// How far a walk through a partition's slots has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -2,10 +2,12 @@
 //!
 //! How it works      Parts come in; reads and small writes are done at once, the rest goes to a pool thread with
 //!                   its blocks reserved, and comes back as [`Done`]. A part that overlaps a reservation, or a
-//!                   part that waits for one, waits too.
+//!                   part that waits for one, waits too. How many are handed over, or wait, is [bounded](super::behind), and long
+//!                   requests are done in [pieces](super::walk).
 //! Invariants        H1 two parts of the live volume that overlap, one of them a write, are never under way together,
 //!                      but for those that change nothing here ([`beside`](super::beside));
-//!                   H2 a part is under way, waiting, held for a cut, starved of slots, or ended: one of these;
+//!                   H2 a part is under way, waiting, behind, held for a cut, starved of slots, among those that the processor
+//!                      serves later, or ended: one of these. None of a share that is leaving is put there;
 //!                   H3 `epoch` is above all of `history`.
 //! Owner and locks   its processor, alone.
 
@@ -20,10 +22,12 @@ use crate::change_log::journal::Journal;
 use crate::change_log::slots::Slots;
 use crate::change_log::space::{Log, Space};
 use crate::error::Errno;
+use crate::processor::behind::{Behind, Kind, WAITING_MAX};
 use crate::processor::cold::Cold;
 use crate::processor::elsewhere::Elsewhere;
 use crate::processor::hunger::Hunger;
 use crate::processor::io_job::{Done, Job};
+use crate::processor::lanes::{Lanes, lane_of};
 use crate::processor::queue::{Event, Part, Queue};
 use crate::processor::reclaim::{Dropped, FreedBase};
 use crate::system::System;
@@ -95,6 +99,10 @@ pub struct Context<'a> {
     pub slow_ios: &'a mut u64,
     /// What the pool is to read when the batch is over.
     pub colds: &'a mut Vec<Cold>,
+    /// Parts that are to be taken when it is their turn.
+    pub later: &'a mut Lanes<Part>,
+    /// Some share has more to do as soon as others have had their turn.
+    pub again: &'a mut bool,
 }
 
 impl Context<'_> {
@@ -173,6 +181,7 @@ pub struct Share {
     /// Jobs that pool threads have, readers of snapshots included.
     pub(super) jobs_out: u64,
     pub(super) waiting: VecDeque<Part>,
+    pub(super) behind: Behind,
     pub(super) held: Vec<Part>,
     pub(super) starved: Vec<Part>,
     /// When it stopped for a cut, as [`System::monotonic_ns`] counts.
@@ -233,6 +242,7 @@ impl Share {
             next_id: 0,
             jobs_out: 0,
             waiting: VecDeque::new(),
+            behind: Behind::default(),
             held: Vec::new(),
             starved: Vec::new(),
             stopped_at: None,
@@ -275,16 +285,31 @@ impl Share {
             || logs.iter().flat_map(|log| log.devices()).any(|device| device.mode.direct);
     }
 
-    /// Takes a part that has just come.
+    /// Takes a part that has just come, or whose turn it is.
     pub fn take(&mut self, part: Part, context: &mut Context<'_>) {
         if self.leaving {
-            self.end(part, Err(Errno::ESHUTDOWN), context);
+            self.end_now(part, Err(Errno::ESHUTDOWN), context);
         } else if self.stopped_at.is_some() && part.view == 0 && part.request.verb.is_write() {
             self.hold(part, context);
-        } else if self.blocked(&part, self.waiting.len()) {
+        } else if let Some(kind) = self.handed_over_as(&part)
+            && self.behind.is_full(kind)
+        {
+            self.behind.push(kind, part);
+        } else if !self.blocked(&part, self.waiting.len()) {
+            self.start(part, context);
+        } else if self.waiting.len() < WAITING_MAX {
             self.waiting.push_back(part);
         } else {
-            self.start(part, context);
+            self.behind.push(Kind::Waiting, part);
+        }
+    }
+
+    /// Has a part taken when it is its turn.
+    pub(super) fn take_later(&mut self, part: Part, context: &mut Context<'_>) {
+        if self.leaving {
+            self.end_now(part, Err(Errno::ESHUTDOWN), context);
+        } else {
+            context.later.push(lane_of(&part), part);
         }
     }
 
@@ -325,6 +350,7 @@ impl Share {
             let write = part.request.verb.is_write();
             self.reserve(part.local, first, last, write);
         }
+        self.behind.begin(Kind::of(&part));
         if part.cold {
             *context.slow_ios += 1;
             self.jobs_out += 1;
@@ -366,13 +392,16 @@ impl Share {
     pub fn done(&mut self, done: Done, context: &mut Context<'_>) {
         let Done { id, part, job, result, .. } = done;
         self.jobs_out -= 1;
+        if let Some(part) = &part {
+            self.behind.end(Kind::of(part));
+        }
         let reserved = self.reserved.iter().position(|reserved| reserved.id == id);
         let reserved = reserved.map(|index| self.reserved.swap_remove(index));
         match (part, reserved) {
             (Some(part), Some(reserved)) => {
                 self.finish(part, job, reserved.epoch, result, context);
             }
-            (Some(part), None) => self.end(part, result, context),
+            (Some(part), None) => self.finish(part, job, self.epoch, result, context),
             (None, _) => self.punching = false,
         }
         self.answer_settled();
@@ -380,8 +409,21 @@ impl Share {
         self.upkeep(context);
     }
 
-    /// Ends a part; the last one ends its request.
+    /// Ends a part, or goes on with its [next piece](super::walk).
     pub(super) fn end(&mut self, part: Part, result: Result<(), Errno>, context: &mut Context<'_>) {
+        match self.next_piece(&part).filter(|_| result.is_ok()) {
+            Some(next) => self.take_later(next, context),
+            None => self.end_now(part, result, context),
+        }
+    }
+
+    /// Ends a part, whatever is left of it; the last one ends its request.
+    pub(super) fn end_now(
+        &mut self,
+        part: Part,
+        result: Result<(), Errno>,
+        context: &mut Context<'_>,
+    ) {
         let request = part.request;
         match request.verb {
             Verb::Write => {
@@ -405,24 +447,9 @@ impl Share {
         }
     }
 
-    fn resume_waiting(&mut self, context: &mut Context<'_>) {
-        let mut index = 0;
-        while index < self.waiting.len() {
-            if self.blocked(&self.waiting[index], index) {
-                index += 1;
-                continue;
-            }
-            let Some(part) = self.waiting.remove(index) else { break };
-            if self.stopped_at.is_some() && part.view == 0 && part.request.verb.is_write() {
-                self.hold(part, context);
-            } else {
-                self.start(part, context);
-            }
-        }
-    }
-
     /// What is due now and then: slots to be released, a checkpoint.
     pub fn upkeep(&mut self, context: &mut Context<'_>) {
+        self.let_in(context);
         let waiting = self.slots.waiting();
         let many = waiting > WAITING_SLOTS_MAX && waiting > self.space.free() / 8;
         if many && !self.release_failed {
@@ -438,9 +465,10 @@ impl Share {
         self.locals.len()
     }
 
-    /// Takes no more parts: the volume is being let go. Those that wait for slots wait no longer.
+    /// Takes no more parts: the volume is being let go. Those that wait for slots, or are behind, wait no longer.
     pub fn refuse_parts(&mut self, context: &mut Context<'_>) {
         self.leaving = true;
+        self.refuse_behind(context);
         self.retry_starved(context);
     }
 
@@ -452,6 +480,7 @@ impl Share {
             && self.returning == 0
             && self.stopped_at.is_none()
             && self.waiting.is_empty()
+            && self.behind.is_empty()
             && self.held.is_empty()
             && self.starved.is_empty()
     }

@@ -58,7 +58,7 @@ impl Share {
                 .freeze_before(self.epoch, self.history.marks());
         }
         let fate = self.fate(&part);
-        let inline = !self.direct && is_aligned(&part) && part.length <= INLINE_BYTES_MAX;
+        let inline = self.is_inline(&part);
         if inline && fate == Fate::Overwritten {
             let result = self.overwrite(&part);
             return self.end(part, result, context);
@@ -232,6 +232,7 @@ impl Share {
             steps: Vec::new(),
             changes: Vec::new(),
             zeroes,
+            stopped_at: None,
             failed: None,
             bad: Arc::clone(&self.bad),
         }
@@ -340,6 +341,6 @@ fn payload(part: &Part) -> &[u8] {
 }
 
 /// Whether a part is made of whole blocks.
-fn is_aligned(part: &Part) -> bool {
+pub(super) fn is_aligned(part: &Part) -> bool {
     (part.offset | part.length).is_multiple_of(BLOCK_SIZE as u32)
 }

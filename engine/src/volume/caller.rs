@@ -104,9 +104,33 @@ impl Caller {
         self.call(Verb::Flush, 0, 0, Buffer::empty(), false).map(|_| ())
     }
 
-    /// BLOCK_STATUS.
+    /// BLOCK_STATUS, asked again from where each answer ends. Where it fails behind the beginning, the result ends there.
     pub fn block_status(&self, offset: u64, length: u64) -> Result<Vec<StatusExtent>, Errno> {
-        let request = self.call(Verb::BlockStatus, offset, length, Buffer::empty(), false)?;
-        Ok(request.take_status())
+        let mut found: Vec<StatusExtent> = Vec::new();
+        let (mut at, end) = (offset, offset.saturating_add(length));
+        loop {
+            let asked = self.call(Verb::BlockStatus, at, end - at, Buffer::empty(), false);
+            let request = match asked {
+                Err(errno) if found.is_empty() => return Err(errno),
+                Err(_) => return Ok(found),
+                Ok(request) => request,
+            };
+            let told = request.take_status();
+            if told.is_empty() {
+                return Ok(found);
+            }
+            for extent in told {
+                at = extent.offset + extent.length;
+                match found.last_mut() {
+                    Some(last) if last.hole == extent.hole && last.zero == extent.zero => {
+                        last.length += extent.length;
+                    }
+                    _ => found.push(extent),
+                }
+            }
+            if at >= end {
+                return Ok(found);
+            }
+        }
     }
 }

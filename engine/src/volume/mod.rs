@@ -112,6 +112,10 @@ const INLINE_BYTES_MAX: usize = 512 << 10;
 /// So is one whose requests have no more than so many on average, as copying them takes less than handing them over.
 const SMALL_BYTES: usize = 16 << 10;
 
+/// Reads and writes are done in pieces of at most so many bytes, as a power of two: the longest that a thread, or a lock of
+/// a file system, is held by one while others wait.
+const PIECE_SHIFT: u32 = 21;
+
 thread_local! {
     /// A list of events for each share of the volume at hand, kept for its memory.
     static OUTBOX: RefCell<Vec<Vec<Event>>> = const { RefCell::new(Vec::new()) };
@@ -181,32 +185,56 @@ impl View {
         sink.kick();
     }
 
-    /// Splits a request at partition borders.
+    /// Splits a request: one with data at partition borders and into pieces of [`PIECE_SHIFT`]; of others, which are done
+    /// [piece by piece](crate::processor), every share gets what comes first.
     fn split(&self, request: Arc<Request>, outbox: &mut [Vec<Event>]) {
         let volume = &*self.volume;
         let end = request.offset + request.length;
         assert!(request.length > 0 && end <= volume.geometry.size, "R2");
         assert!(self.epoch.is_none() || !request.verb.is_write(), "R2");
-        let (first, last) = (volume.partition_of(request.offset), volume.partition_of(end - 1));
-        request.expect_parts(last - first + 1);
-        for number in first..=last {
+        let view = self.epoch.unwrap_or(0);
+        let mut parts = 0;
+        let mut push = |number: PartitionIndex, from: u64, to: u64| {
             let partition = &volume.geometry.partitions[number as usize];
             let start = u64::from(number) << volume.geometry.partition_shift;
-            let from = request.offset.max(start);
-            let to = end.min(start + (1 << volume.geometry.partition_shift));
             let part = Part {
                 request: Arc::clone(&request),
-                view: self.epoch.unwrap_or(0),
+                view,
                 share: volume.share,
                 local: partition.local,
                 offset: (from - start) as u32,
                 length: (to - from) as u32,
+                rest: 0,
                 at: from - request.offset,
                 tried: 0,
                 cold: false,
             };
-            let share = volume.share_of[partition.processor as usize];
-            outbox[share].push(Event::Part(part));
+            outbox[volume.share_of[partition.processor as usize]].push(Event::Part(part));
+            parts += 1;
+        };
+        let shift = volume.geometry.partition_shift;
+        if matches!(request.verb, Verb::Read | Verb::Write) {
+            let shift = shift.min(PIECE_SHIFT);
+            for number in request.offset >> shift..=(end - 1) >> shift {
+                let from = request.offset.max(number << shift);
+                let to = end.min((number + 1) << shift);
+                push(volume.partition_of(from), from, to);
+            }
+        } else {
+            let mut first_of = vec![true; volume.shares.len()];
+            let mut left = first_of.len();
+            for number in volume.partition_of(request.offset)..=volume.partition_of(end - 1) {
+                let processor = volume.geometry.partitions[number as usize].processor;
+                if std::mem::take(&mut first_of[volume.share_of[processor as usize]]) {
+                    let start = u64::from(number) << shift;
+                    push(number, request.offset.max(start), end.min(start + (1 << shift)));
+                    left -= 1;
+                }
+                if left == 0 {
+                    break;
+                }
+            }
         }
+        request.expect_parts(parts);
     }
 }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use crate::buffer::Buffer;
 use crate::error::Errno;
-use crate::sync::{AtomicI32, AtomicU32, Mutex, Ordering};
+use crate::sync::{AtomicI32, AtomicU32, AtomicU64, Mutex, Ordering};
 use crate::units::{Epoch, VolumeId};
 use crate::volume::Volume;
 
@@ -136,9 +136,16 @@ pub struct Request {
     sink: Arc<dyn Sink>,
     remaining: AtomicU32,
     errno: AtomicI32,
+    /// The most extents that a BLOCK_STATUS is answered with, for each context: no more need be looked for.
+    pub extents_max: usize,
     status: Mutex<Vec<StatusExtent>>,
     changes: Mutex<Vec<ChangedRun>>,
+    /// Where the answer to a BLOCK_STATUS ends, volume offset.
+    answered_to: AtomicU64,
 }
+
+/// The most extents in the answer to a BLOCK_STATUS.
+pub const EXTENTS_MAX: usize = 4096;
 
 impl Request {
     /// A request without marks.
@@ -155,8 +162,10 @@ impl Request {
             sink,
             remaining: AtomicU32::new(0),
             errno: AtomicI32::new(0),
+            extents_max: EXTENTS_MAX,
             status: Mutex::new(Vec::new()),
             changes: Mutex::new(Vec::new()),
+            answered_to: AtomicU64::new(offset + length),
         }
     }
 
@@ -173,7 +182,13 @@ impl Request {
         let mut found = std::mem::take(&mut *self.status.lock().expect("no holder panics"));
         found.sort_unstable_by_key(|extent| extent.offset);
         let mut merged: Vec<StatusExtent> = Vec::with_capacity(found.len());
-        for extent in found {
+        let (mut at, end) = (self.offset, self.answered_to());
+        for mut extent in found {
+            extent.length = extent.length.min(end.saturating_sub(extent.offset));
+            if extent.offset != at || extent.length == 0 {
+                break; // what lies between was not looked at
+            }
+            at += extent.length;
             match merged.last_mut() {
                 Some(last) if last.hole == extent.hole && last.zero == extent.zero => {
                     last.length += extent.length;
@@ -187,6 +202,25 @@ impl Request {
     /// Adds statuses that a part has found.
     pub fn add_status(&self, found: &[StatusExtent]) {
         self.status.lock().expect("no holder panics").extend_from_slice(found);
+    }
+
+    /// Has the answer end at `offset`, if it does not end before: what lies behind was not looked at.
+    pub fn answer_up_to(&self, offset: u64) {
+        self.answered_to.fetch_min(offset, Ordering::AcqRel);
+    }
+
+    /// Where the answer ends, volume offset.
+    pub fn answered_to(&self) -> u64 {
+        self.answered_to.load(Ordering::Acquire)
+    }
+
+    /// Whether the answer goes on at `offset`, where something new is to be looked at; if enough was found, it ends there.
+    pub fn goes_on_at(&self, offset: u64) -> bool {
+        let found = self.status.lock().expect("no holder panics").len();
+        if found > 2 * self.extents_max {
+            self.answer_up_to(offset);
+        }
+        offset < self.answered_to()
     }
 
     /// The runs that have changed since each snapshot asked about, by snapshot and in order of offset.

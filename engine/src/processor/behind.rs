@@ -1,0 +1,167 @@
+//! Behind: parts that a share has not begun, because as many of their kind are under way as may be.
+//!
+//! How it works      What goes to the pool's threads or to a ring is bounded for each share, by [`Kind`]; the rest waits here,
+//!                   in a lane for each connection. When one has ended, the share lets the next in, from the lane whose turn
+//!                   it is. So what waits for a thread or a disk is short, whoever has asked for how much; and a few that are
+//!                   refused because they overlap with others are in [`Share::waiting`], the rest is here.
+//! Invariants        H4 while something of a kind is behind, as many of that kind are under way as may be, or the share lets
+//!                      more in before its processor sleeps (`again`);
+//!                   H5 a part that is behind holds nothing: no reservation, no slots.
+//! Owner and locks   the share's processor.
+
+use crate::error::Errno;
+use crate::processor::lanes::{Lanes, lane_of};
+use crate::processor::queue::Part;
+use crate::processor::read;
+use crate::processor::share::{Context, Share};
+use crate::processor::write;
+use crate::volume::request::Verb;
+
+/// Parts that may wait for others that they overlap with (H1).
+pub(super) const WAITING_MAX: usize = 64;
+/// Parts that are let in at a time, before others have their turn.
+const LET_IN: usize = 8;
+
+/// What is bounded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Parts that wait for others that they overlap with.
+    Waiting,
+    /// Reads that the page cache does not have.
+    Cold,
+    /// What a pool thread reads or writes.
+    Job,
+    /// Clearing: one at a time, as the file systems lock a file for it and writes wait for them.
+    Clear,
+    /// Looking at what is allocated, and reading ahead.
+    Look,
+}
+
+const KINDS: [Kind; 5] = [Kind::Waiting, Kind::Cold, Kind::Job, Kind::Clear, Kind::Look];
+
+impl Kind {
+    /// How many may be under way.
+    const fn most(self) -> usize {
+        match self {
+            Kind::Waiting => WAITING_MAX,
+            Kind::Cold => 256,
+            Kind::Job => 16,
+            Kind::Clear | Kind::Look => 1,
+        }
+    }
+
+    /// What a part counts as once it is handed over.
+    pub(super) fn of(part: &Part) -> Kind {
+        match part.request.verb {
+            Verb::Read if part.cold => Kind::Cold,
+            Verb::Zero { .. } | Verb::Trim => Kind::Clear,
+            Verb::Cache | Verb::BlockStatus => Kind::Look,
+            Verb::Read | Verb::Write | Verb::Flush => Kind::Job,
+        }
+    }
+}
+
+/// See the module's head.
+#[derive(Default)]
+pub(super) struct Behind {
+    lanes: [Lanes<Part>; KINDS.len()],
+    out: [usize; KINDS.len()],
+    length: usize,
+}
+
+impl Behind {
+    /// Whether nothing is behind.
+    pub(super) fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// Whether as many are under way as may be. Not of [`Kind::Waiting`].
+    pub(super) fn is_full(&self, kind: Kind) -> bool {
+        self.out[kind as usize] >= kind.most()
+    }
+
+    /// One more is under way.
+    pub(super) fn begin(&mut self, kind: Kind) {
+        self.out[kind as usize] += 1;
+    }
+
+    /// One has ended.
+    pub(super) fn end(&mut self, kind: Kind) {
+        self.out[kind as usize] -= 1;
+    }
+
+    /// Keeps a part.
+    pub(super) fn push(&mut self, kind: Kind, part: Part) {
+        self.length += 1;
+        self.lanes[kind as usize].push(lane_of(&part), part);
+    }
+
+    fn pop(&mut self, kind: Kind) -> Option<Part> {
+        let part = self.lanes[kind as usize].pop();
+        self.length -= usize::from(part.is_some());
+        part
+    }
+}
+
+impl Share {
+    /// What a part is handed over as, if that is known before it is looked at.
+    pub(super) fn handed_over_as(&self, part: &Part) -> Option<Kind> {
+        let handed_over = match part.request.verb {
+            Verb::Read => part.cold || part.length > read::INLINE_BYTES_MAX,
+            Verb::Write => !self.is_inline(part),
+            _ => true,
+        };
+        handed_over.then(|| Kind::of(part))
+    }
+
+    /// Whether a write is made by the processor itself, if it is made of whole blocks.
+    pub(super) fn is_inline(&self, part: &Part) -> bool {
+        !self.direct && write::is_aligned(part) && part.length <= write::INLINE_BYTES_MAX
+    }
+
+    /// Starts parts that waited for others, as far as those have ended.
+    pub(super) fn resume_waiting(&mut self, context: &mut Context<'_>) {
+        let mut index = 0;
+        while index < self.waiting.len() {
+            if self.blocked(&self.waiting[index], index) {
+                index += 1;
+                continue;
+            }
+            let Some(part) = self.waiting.remove(index) else { break };
+            if self.stopped_at.is_some() && part.view == 0 && part.request.verb.is_write() {
+                self.hold(part, context);
+            } else {
+                self.start(part, context);
+            }
+        }
+    }
+
+    /// Lets in some of those that are behind, as far as there is room.
+    pub(super) fn let_in(&mut self, context: &mut Context<'_>) {
+        if self.behind.is_empty() {
+            return;
+        }
+        for kind in KINDS {
+            let room = match kind {
+                Kind::Waiting => WAITING_MAX.saturating_sub(self.waiting.len()),
+                _ => kind.most().saturating_sub(self.behind.out[kind as usize]),
+            };
+            for _ in 0..room.min(LET_IN) {
+                let Some(part) = self.behind.pop(kind) else { break };
+                self.take(part, context);
+            }
+            let full = kind != Kind::Waiting && self.behind.is_full(kind);
+            let left = !self.behind.lanes[kind as usize].is_empty();
+            *context.again |= left && !full && room > 0; // H4
+        }
+    }
+
+    /// Refuses all that is behind: the volume is being let go.
+    pub(super) fn refuse_behind(&mut self, context: &mut Context<'_>) {
+        for kind in KINDS {
+            while let Some(part) = self.behind.pop(kind) {
+                self.end_now(part, Err(Errno::ESHUTDOWN), context);
+            }
+        }
+    }
+}

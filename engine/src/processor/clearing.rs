@@ -1,0 +1,94 @@
+//! Clearing: making runs of base places read as zeroes, on a pool thread.
+//!
+//! How it works      A file system holds a file's lock while it clears a range of it, for as long as the range lies in pieces: on
+//!                   ext4 up to a millisecond for each. So a range that has data is cleared a little at a time, and after a
+//!                   while a request's job stops; the rest of its part is another [piece](super::walk). Where nothing is
+//!                   allocated one call does it all.
+
+use crate::error::Errno;
+use crate::processor::io_job::{Job, Step};
+use crate::processor::queue::Part;
+use crate::units::BLOCK_SIZE;
+use crate::volume::geometry::Partition;
+
+/// How long a job that may stop goes on, nanoseconds.
+const JOB_NS: u64 = 1_000_000;
+
+/// When a job has taken long enough.
+pub(super) struct Deadline<'a> {
+    partition: &'a Partition,
+    until: u64,
+}
+
+impl Deadline<'_> {
+    /// For a job that begins now, on this partition.
+    pub(super) fn of(partition: &Partition) -> Deadline<'_> {
+        Deadline { partition, until: now(partition) + JOB_NS }
+    }
+
+    pub(super) fn has_come(&self) -> bool {
+        now(self.partition) > self.until
+    }
+}
+
+fn now(partition: &Partition) -> u64 {
+    partition.extents.first().map_or(0, |extent| extent.device.now_ns())
+}
+
+impl Job {
+    /// Clears runs, as far as that does not take long if it is a request's; notes how far it came. Planning has asked
+    /// only for what the devices can do; one that turns out not to is ENOTSUP, and planned around from then on.
+    pub(super) fn clear_all(&mut self, partition: &Partition, steps: &[Step]) -> Result<(), Errno> {
+        let deadline = self.request.as_ref().map(|_| Deadline::of(partition));
+        let mut first = true;
+        for step in steps {
+            let Step::Clear { offset, length, keep_allocated } = step else {
+                unreachable!("all are alike")
+            };
+            let mut stopped_at = None;
+            let cleared = partition.pieces(*offset, *length, |device, from, here, done| {
+                let mut cleared = 0;
+                while cleared < here {
+                    let late = deadline.as_ref().is_some_and(Deadline::has_come);
+                    if late && !std::mem::take(&mut first) {
+                        // Whole blocks: where an extent ends within one, it is cleared again.
+                        let at = offset + done + cleared;
+                        stopped_at = Some(at - at % BLOCK_SIZE);
+                        return Err(None);
+                    }
+                    first = false;
+                    let piece = device.clearable_at_once(from + cleared, here - cleared);
+                    let result = match keep_allocated {
+                        true => device.zero_range(from + cleared, piece),
+                        false => device.punch(from + cleared, piece),
+                    };
+                    if !result.map_err(Some)? {
+                        return Err(Some(Errno::ENOTSUP));
+                    }
+                    cleared += piece;
+                }
+                Ok(())
+            });
+            match cleared {
+                Err(Some(errno)) => return Err(errno),
+                Err(None) => {
+                    self.stopped_at = stopped_at;
+                    break;
+                }
+                Ok(()) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Has the part and the job end where the job stopped.
+    pub(super) fn stop_there(&mut self, part: &mut Part) {
+        let Some(at) = self.stopped_at.take() else { return };
+        part.cut(at as u32);
+        let end = (at / BLOCK_SIZE) as u32;
+        self.changes.retain(|change| change.first < end);
+        for change in &mut self.changes {
+            change.count = change.count.min(end - change.first);
+        }
+    }
+}
