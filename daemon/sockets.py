@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from polyvol.daemon.errors import BadConfig, SocketUnusable
+from polyvol.mapping.os_errors import reason
 
 PATH_BYTES_MAX = 107
 """The kernel's limit for a unix socket's path."""
@@ -161,7 +162,7 @@ def bind_unix(path: Path) -> socket.socket:
         listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
-        raise SocketUnusable(address=path, why=error.strerror or error) from error
+        raise SocketUnusable(address=path, why=reason(error, path)) from error
     except BaseException:
         listener.close()
         raise
@@ -197,7 +198,7 @@ def bind_tcp(address: str) -> list[socket.socket]:
     except OSError as error:
         for listener in listeners:
             listener.close()
-        raise SocketUnusable(address=address, why=error.strerror or error) from error
+        raise SocketUnusable(address=address, why=reason(error)) from error
     return listeners
 
 

@@ -19,6 +19,7 @@ from polyvol.daemon.state_rights import refuse_open_to_others
 from polyvol.mapping import occupied
 from polyvol.mapping.errors import DeviceUnusable
 from polyvol.mapping.opening import identity_of, sync_directory
+from polyvol.mapping.os_errors import reason
 
 OWN = ("catalog.db*", "catalog.mark*", "lock", "volumes", "manifests")
 """What polyvold keeps for itself there, as patterns of names."""
@@ -57,8 +58,10 @@ def make_state_dir(state_dir: Path) -> None:
                 sync_directory(directory)
             if directory == above:
                 break
+    except FileExistsError as error:
+        raise StateUnusable(state=state_dir, why="it is not a directory") from error
     except OSError as error:
-        raise StateUnusable(state=state_dir, why=error.strerror or error) from error
+        raise StateUnusable(state=state_dir, why=reason(error, state_dir)) from error
 
 
 def refuse_own(state_dir: Path, path: Path) -> None:
@@ -101,7 +104,7 @@ class StateLock:
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise StateUnusable(state=state_dir, why=error.strerror or error) from error
+            raise StateUnusable(state=state_dir, why=reason(error, path)) from error
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
