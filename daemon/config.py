@@ -94,6 +94,4 @@ def _read(file: Path) -> dict[str, object]:
         if type(value) is not _TYPES[key]:
             kind = "a number" if _TYPES[key] is int else "a string"
             raise BadConfig(where=file, why=f"{key} has to be {kind}")
-        if value == "":
-            raise BadConfig(where=file, why=f"{key} is empty: give a value, or leave the line out")
     return values

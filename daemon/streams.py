@@ -1,6 +1,6 @@
 """Standard streams: descriptors 0, 1 and 2 are open, whoever has started the program.
 
-How it works      A descriptor that was closed would become one of our files, and what is printed would go into
+How it works      A descriptor that was closed would become one of our files, and what is printed would go to
                   it. It is opened on /dev/null so that its use fails: reading the standard input, and
                   writing the standard output. The standard error takes all and says nothing. What the
                   encoding of this locale does not have is written as an escape.

@@ -254,7 +254,7 @@ def _connected(pid: int) -> bool:
     ("text", "words"),
     [
         (b"processors = 'x'", "processors has to be a number"),
-        (b"state-dir = ''", "state-dir is empty"),
+        (b"state-dir = ''", "state-dir is '', which is no path"),
         (b"a = '\xff'", "it is not UTF-8 at byte 5"),
         (b"[", "it is not TOML"),
         (b"#" * (2 << 20), "it is longer than"),
