@@ -132,7 +132,7 @@ class StopUnfinished(PolyvolError):
     code = "stop-unfinished"
     kind = "io"
     sentence = "polyvold on {state} ends, and a device does not answer: not everything is durable"
-    hint = "the next start recovers what was acknowledged; see the kernel's log (`dmesg`) for the device's errors"
+    hint = "the next start recovers what was acknowledged; see the kernel's log (`dmesg`) for its errors"
 
 
 class VolumeBusy(PolyvolError):
