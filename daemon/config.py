@@ -14,9 +14,11 @@ from typing import Literal, cast
 from polyvol.daemon.errors import BadConfig
 from polyvol.daemon.sockets import split_address
 from polyvol.daemon.state import default_state_dir
+from polyvol.mapping.os_errors import reason
 from polyvol.mapping.volume import PROCESSORS_MAX
 
 Frontend = Literal["native", "nbdkit"]
+FILE_BYTES_MAX = 1 << 20
 FRONTENDS: tuple[Frontend, ...] = ("native", "nbdkit")
 _TYPES: dict[str, type] = {
     "state-dir": str,
@@ -75,10 +77,16 @@ def _path(where: str, key: str, value: object) -> Path:
 
 def _read(file: Path) -> dict[str, object]:
     try:
-        values = tomllib.loads(file.read_text("utf-8"))
+        with file.open("rb") as opened:
+            data = opened.read(FILE_BYTES_MAX + 1)
+        if len(data) > FILE_BYTES_MAX:
+            raise BadConfig(where=file, why=f"it is longer than {FILE_BYTES_MAX} bytes")
+        values = tomllib.loads(data.decode())
     except OSError as error:
-        raise BadConfig(where=file, why=error.strerror or error) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadConfig(where=file, why=f"it cannot be read ({reason(error, file)})") from error
+    except UnicodeDecodeError as error:
+        raise BadConfig(where=file, why=f"it is not UTF-8 at byte {error.start}") from error
+    except tomllib.TOMLDecodeError as error:
         raise BadConfig(where=file, why=f"it is not TOML: {error}") from error
     for key, value in values.items():
         if key not in _TYPES:

@@ -19,7 +19,7 @@ Durability        What the catalog does not know is dropped by the engine when i
                   kill at any moment loses nothing of a deletion, and nothing of it has to be remembered.
                   The engine offers only rollbacks that its checkpoints cover: a kill after the catalog has
                   forgotten one leaves nothing that refers to it.
-Errors            UnknownVolume, UnknownSnapshot, VolumeNotServed.
+Errors            UnknownVolume, UnknownSnapshot, NoMatch, VolumeNotServed.
 """
 
 import fnmatch
@@ -31,7 +31,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from polyvol.daemon.context import Context
-from polyvol.daemon.errors import BadRequest, log_failure
+from polyvol.daemon.errors import BadRequest, NoMatch, log_failure
 from polyvol.daemon.use_views import DeletionView, KeptView
 from polyvol.daemon.workers import Workers
 from polyvol.mapping.errors import PolyvolError, UnknownSnapshot
@@ -243,7 +243,10 @@ def _chosen(volume: Volume, records: list[SnapshotRecord], names: Iterable[str])
     chosen: dict[str, SnapshotRecord] = {}
     for name in names:
         if _PATTERN & set(name):
-            chosen |= {each: by_name[each] for each in fnmatch.filter(by_name, name)}
+            found = fnmatch.filter(by_name, name)
+            if not found:
+                raise NoMatch(text=export_name(volume.name, name), target=volume.name)
+            chosen |= {each: by_name[each] for each in found}
         elif name in by_name:
             chosen[name] = by_name[name]
         else:

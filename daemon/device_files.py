@@ -173,7 +173,7 @@ def make(
     except FileExistsError as error:
         raise DeviceUnusable(path=path, why="something was put there meanwhile") from error
     except OSError as error:
-        raise DeviceIo(what="making", path=path, why=error.strerror or error) from error
+        raise DeviceIo(what="making", path=path, why=error) from error
     try:
         if device.runs != (context.run,):
             context.catalog.generations.written([device.id], context.generation, context.run)
@@ -206,7 +206,7 @@ def unmake(context: Context, device: Device) -> None:
         elif not remove_name(path, file.identity):
             _log.warning("%s is not the file of device %s any more: it stays", path, device.name)
     except OSError as error:
-        raise DeviceIo(what="removing", path=path, why=error.strerror or error) from error
+        raise DeviceIo(what="removing", path=path, why=error) from error
     finally:
         if device.id not in context.files:
             file.close()

@@ -19,6 +19,11 @@ from polyvol.mapping.errors import Kind, PolyvolError
 from polyvol.mapping.no_space import NO_SPACE
 
 EXIT_CODE = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+"""By SIGINT, as shells have it."""
+EXIT_PIPE = 141
+"""The reader of the output has ended: as shells have it for SIGPIPE."""
 HTTP_STATUS: dict[Kind, int] = {
     "not-found": 404,
     "exists": 409,
@@ -73,7 +78,7 @@ class SocketUnusable(PolyvolError):
     code = "socket-unusable"
     kind = "io"
     sentence = "cannot listen on {address}: {why}"
-    hint = "give another --nbd-socket or --nbd-listen"
+    hint = "give another --nbd-socket, --nbd-listen or --state-dir"
 
 
 class BadConfig(PolyvolError):
@@ -130,7 +135,7 @@ class StopUnfinished(PolyvolError):
     code = "stop-unfinished"
     kind = "io"
     sentence = "polyvold on {state} ends, and a device does not answer: not everything is durable"
-    hint = "the next start recovers what was acknowledged; see the system's log for the device's errors"
+    hint = "the next start recovers what was acknowledged; see the kernel's log (`dmesg`) for its errors"
 
 
 class VolumeBusy(PolyvolError):
@@ -290,7 +295,7 @@ class InternalError(PolyvolError):
 
     code = "internal-error"
     kind = "io"
-    sentence = "polyvold met an error of its own ({what})"
+    sentence = "internal error in polyvold while it answered {what}"
     hint = "its log has the details"
 
 
@@ -299,8 +304,8 @@ class DaemonNotRunning(PolyvolError):
 
     code = "daemon-not-running"
     kind = "unavailable"
-    sentence = "polyvold is not running on {state} (no control socket)"
-    hint = "start it with `polyvold --state-dir {state}`"
+    sentence = "polyvold is not running on {state}: {why}"
+    hint = "{todo}"
 
 
 class DaemonUnreachable(PolyvolError):
@@ -309,7 +314,61 @@ class DaemonUnreachable(PolyvolError):
     code = "daemon-unreachable"
     kind = "unavailable"
     sentence = "polyvold on {state} cannot be asked: {why}"
-    hint = "run as the user that polyvold runs as, and see that it is well"
+    hint = "{todo}"
+
+
+class DaemonVersion(PolyvolError):
+    """A daemon of another version, which does not understand the command line or is not understood by it."""
+
+    code = "daemon-version"
+    kind = "unavailable"
+    sentence = "polyvold on {state} (version {theirs}) and this polyvol (version {ours}) differ: {why}"
+    hint = "restart polyvold, so that both are the same version"
+
+
+class NotText(PolyvolError):
+    """An argument that is not UTF-8, as names and paths in the control API have to be."""
+
+    code = "not-text"
+    kind = "invalid"
+    sentence = "'{text}' is not valid UTF-8"
+    hint = "give a name or path that is, for instance a link to it"
+
+
+class OutputFailed(PolyvolError):
+    """What the command line prints could not be written."""
+
+    code = "output-failed"
+    kind = "io"
+    sentence = "the standard output cannot be written: {why}"
+    hint = "{todo}; a change that was asked for has been made"
+
+
+class UsageWrong(PolyvolError):
+    """A command that is not written as its --help says."""
+
+    code = "usage"
+    kind = "invalid"
+    sentence = "{what}"
+    hint = "`{command} --help` shows how it is written"
+
+
+class SystemRefused(PolyvolError):
+    """The operating system refused something that the command line needs."""
+
+    code = "system-refused"
+    kind = "io"
+    sentence = "{what} failed: {why}"
+    hint = "{todo}"
+
+
+class CommandDefect(PolyvolError):
+    """A defect of the command line itself."""
+
+    code = "command-defect"
+    kind = "io"
+    sentence = "internal error in {program} ({where})"
+    hint = "report it with what it prints when POLYVOL_TRACEBACK=1 is set in its environment"
 
 
 class NotConfirmed(PolyvolError):
@@ -322,12 +381,21 @@ class NotConfirmed(PolyvolError):
 
 
 class BadSnapshotName(PolyvolError):
-    """Something other than VOLUME@SNAPSHOT where a snapshot is to be named."""
+    """Something other than the name of a snapshot where one is to be named."""
 
     code = "bad-snapshot-name"
     kind = "invalid"
-    sentence = "{text!r} does not name a snapshot"
-    hint = "give VOLUME@SNAPSHOT or @GROUP@SNAPSHOT"
+    sentence = "{text!r} does not name a snapshot: {why}"
+    hint = "give {form}"
+
+
+class NoMatch(PolyvolError):
+    """A pattern that no snapshot matches."""
+
+    code = "no-match"
+    kind = "not-found"
+    sentence = "no snapshot matches {text!r}"
+    hint = "`polyvol snapshot list {target}` shows those that exist"
 
 
 class OtherVolume(PolyvolError):

@@ -37,6 +37,7 @@ class GroupSnapshotCreate:
     prefix: str | None = None
     log_device: str | None = None
     scheduled: bool = False
+    require_hooks: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

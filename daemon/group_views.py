@@ -108,7 +108,7 @@ class ScheduleView:
 @dataclass(frozen=True, kw_only=True)
 class SchedulePlanView:
     """A schedule as it would be: its first runs, how many there would be until `until`, and what would be
-    kept then, by epoch."""
+    kept then, by epoch. `note`: what to know about it, None for nothing."""
 
     name: str
     target: str
@@ -117,4 +117,5 @@ class SchedulePlanView:
     first: list[str]
     until: str
     runs: int
+    note: str | None
     kept: list[KeptView]

@@ -15,21 +15,25 @@ from pathlib import Path
 import click
 
 from polyvol.daemon import signals
+from polyvol.daemon.cli.common import PATH
+from polyvol.daemon.cli.ending import Command, discard
 from polyvol.daemon.config import FRONTENDS, Config, load_config
 from polyvol.daemon.errors import EXIT_CODE, BadConfig, StopUnfinished
 from polyvol.daemon.notify import log_somewhere, notify
 from polyvol.daemon.sockets import Passed, passed_by_systemd
 from polyvol.daemon.state import control_socket
 from polyvol.daemon.streams import open_standard_streams
-from polyvol.mapping.errors import PolyvolError
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
-@click.option("--config", type=click.Path(path_type=Path), help="TOML file with these options as keys.")
+@click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.option("--config", type=PATH, help="TOML file with these options as keys.")
 @click.option(
-    "--state-dir", metavar="DIR", help="Where all state is [$POLYVOL_STATE, else /var/lib/polyvol]."
+    "--state-dir",
+    type=PATH,
+    metavar="DIR",
+    help="Where all state is [$POLYVOL_STATE, else /var/lib/polyvol].",
 )
-@click.option("--nbd-socket", metavar="PATH", help="Unix socket for NBD [STATE/nbd.sock].")
+@click.option("--nbd-socket", type=PATH, metavar="PATH", help="Unix socket for NBD [STATE/nbd.sock].")
 @click.option("--nbd-listen", metavar="HOST:PORT", help="Also serve NBD on TCP.")
 @click.option(
     "--processors", type=int, metavar="N", help="How many processors, 1 to 256 [one for each core]."
@@ -42,8 +46,8 @@ from polyvol.mapping.errors import PolyvolError
 )
 def cli(
     config: Path | None,
-    state_dir: str | None,
-    nbd_socket: str | None,
+    state_dir: Path | None,
+    nbd_socket: Path | None,
     nbd_listen: str | None,
     processors: int | None,
     frontend: str | None,
@@ -57,11 +61,7 @@ def cli(
         "processors": processors,
         "frontend": frontend,
     }
-    try:
-        run(load_config(config, options), lambda: load_config(config, options), accept_older_catalog)
-    except PolyvolError as error:
-        click.echo(str(error), err=True)
-        sys.exit(EXIT_CODE)
+    run(load_config(config, options), lambda: load_config(config, options), accept_older_catalog)
 
 
 def run(config: Config, read_again: Callable[[], Config], accept_older_catalog: bool = False) -> None:
@@ -72,9 +72,9 @@ def run(config: Config, read_again: Callable[[], Config], accept_older_catalog: 
     log_somewhere()
     passed = passed_by_systemd(control_socket(Path(os.path.abspath(config.state_dir))))  # noqa: PTH100
     if config.frontend == "nbdkit":
-        from polyvol.daemon.hand_over import discard
+        from polyvol.daemon import hand_over
 
-        discard(passed)
+        hand_over.discard(passed)
         _run_nbdkit(config, passed, read_again)
     else:
         _run_native(config, passed, read_again, accept_older_catalog)
@@ -119,8 +119,10 @@ def _run_native(
 
 def announce(addresses: list[str]) -> None:
     """Tell whoever waits that volumes are served, on these NBD addresses."""
-    with contextlib.suppress(OSError):  # nobody may read it
-        print(f"ready: NBD on {' and '.join(addresses)}", flush=True)
+    try:
+        click.echo(f"ready: NBD on {' and '.join(addresses)}")
+    except OSError:  # volumes are served, whether somebody reads that or not
+        discard(sys.stdout)
     notify("READY=1")
 
 

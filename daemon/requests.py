@@ -105,7 +105,8 @@ class LogAdd:
 @dataclass(frozen=True, kw_only=True)
 class SnapshotCreate:
     """One cut over these volumes. `name` None: made from the time, after `prefix`. `log_device`: where what
-    is written afterwards goes. `scheduled`: by a schedule, so that it may be dropped for space."""
+    is written afterwards goes. `scheduled`: by a schedule, so that it may be dropped for space.
+    `require_hooks`: no snapshot unless all hooks succeed."""
 
     __pydantic_config__: ClassVar = _STRICT
     volumes: Names
@@ -113,6 +114,7 @@ class SnapshotCreate:
     prefix: str | None = None
     log_device: str | None = None
     scheduled: bool = False
+    require_hooks: bool = False
 
 
 SnapshotWanted = SnapshotCreate | GroupSnapshotCreate

@@ -28,6 +28,7 @@ from polyvol.daemon.group_requests import ScheduleAdd, ScheduleSet
 from polyvol.daemon.group_views import KeptView, SchedulePlanView, ScheduleView
 from polyvol.daemon.hooks import checked_hooks, hook_view
 from polyvol.daemon.reading import reads
+from polyvol.daemon.schedule_plan import AHEAD_S_MAX, plan
 from polyvol.daemon.sizes import format_seconds
 from polyvol.daemon.snapshots import Snapshots
 from polyvol.daemon.taking import Taking
@@ -52,11 +53,7 @@ STOP_S = 5.0
 """How long a stop waits for the runs under way."""
 LOOK_S = 20.0
 """How often to look at the clock, which may have been set."""
-SIMULATED_MAX = 200_000
 """The most runs that a plan looks ahead."""
-AHEAD_S_MAX = 36_600 * 86_400
-"""How far a plan looks ahead at most: a hundred years."""
-_SPAN_S = {"last": 0, "hourly": 3600, "daily": 86_400, "weekly": 7 * 86_400, "monthly": 31 * 86_400}
 _FIRST = 5
 _log = logging.getLogger("polyvol")
 
@@ -416,33 +413,22 @@ class Schedules:
         """What would be kept of a schedule that begins now, and of its namesake's snapshots."""
         now = self._context.clock()
         timing = self._timing(schedule)
-        keep = Keep(**schedule.keep)
-        if ahead_s is None:
-            ahead_s = max(_SPAN_S[rule] * (count + 1) for rule, count in keep.rules().items())
-            steps = timing.between(now, now + EVERY_S_MAX * 5 * SECOND_NS)
-            last = next((due for index, due in enumerate(steps) if index == max(keep.last, 1)), now)
-            ahead_s = max(ahead_s, (last - now) // SECOND_NS + 1)
-        dues: list[int] = []
-        until = now + ahead_s * SECOND_NS
-        for due in timing.between(now, until):
-            if len(dues) == SIMULATED_MAX:
-                raise BadSchedule(why=f"more than {SIMULATED_MAX} runs cannot be looked ahead: ask for less")
-            dues.append(due)
         there = self._records(schedule)
-        instants = [*(record.instant_ns for record in there), *dues]
-        reasons = kept(instants, keep, until)
+        found = plan(timing, Keep(**schedule.keep), [each.instant_ns for each in there], now, ahead_s)
+        instants = [*(record.instant_ns for record in there), *found.dues]
         held = {number for number, record in enumerate(there) if not may_go(record)}
         return SchedulePlanView(
             name=schedule.name,
             target=self._target(schedule),
             timing=str(timing),
             keep=dict(schedule.keep),
-            first=[iso(due) for due in dues[:_FIRST]],
-            until=iso(until),
-            runs=len(dues),
+            first=[iso(due) for due in found.dues[:_FIRST]],
+            until=iso(found.until),
+            runs=len(found.dues),
+            note=found.note,
             kept=[
-                self._kept_view(instants[number], reasons.get(number, []), record)
-                for number in sorted({*held, *reasons})
+                self._kept_view(instants[number], found.kept.get(number, []), record)
+                for number in sorted({*held, *found.kept})
                 for record in [there[number] if number < len(there) else None]
             ],
         )

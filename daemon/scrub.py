@@ -39,6 +39,7 @@ WEEK_NS = 7 * 24 * 3600 * 1_000_000_000
 RETRY_NS = 3600 * 1_000_000_000
 RATE_DEFAULT = 64 << 20
 RATE_MIN = 64 << 10
+RATE_MAX = 1 << 40
 END_S = 5.0
 """How long a scrub that is told to end is waited for."""
 HUNG_S = 60.0
@@ -95,8 +96,9 @@ class Scrubs:
 
     def begin(self, name: str, rate: int) -> ScrubView:
         """Start a scrub of a volume, at `rate` bytes a second."""
-        if rate < RATE_MIN:
-            raise BadRequest(why=f"a rate of {rate} bytes a second is less than {RATE_MIN}")
+        if not RATE_MIN <= rate <= RATE_MAX:
+            why = f"a rate of {rate} bytes a second is not from {RATE_MIN} to {RATE_MAX}"
+            raise BadRequest(why=why)
         context = self._context
         volume = context.find_volume(name)
         if volume.state != "ready" or volume.id in context.volume_trouble:
@@ -223,6 +225,9 @@ class Scrubs:
             state = "done" if self._read_all(volume, scrub) else "stopped"
         except (self._context.engine_error, PolyvolError) as error:
             reason = str(error)
+        except Exception:
+            _log.exception("scrubbing volume %s", volume.name, extra={"VOLUME": volume.name})
+            reason = "internal error in polyvold; its log has the details"
         now = self._context.clock()
         view = replace(scrub.view, state=state, reason=reason, ended=iso(now))
         if state == "done":

@@ -266,10 +266,12 @@ class Service:
             self._serving.serve_waiting()
             self._context.events.add("info", f"device {view.name} is back: {view.path}")
 
-    def remove_device(self, name: str) -> None:
-        """Remove a device."""
+    def remove_device(self, name: str) -> DeviceView:
+        """Remove a device; what it was."""
+        view = self._devices.show(name)
         self._devices.remove(name)
         _log.info("device %s was removed", name, extra={"DEVICE": name})
+        return view
 
     @property
     def scrubs(self) -> Scrubs:

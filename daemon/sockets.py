@@ -24,6 +24,7 @@ from typing import Any
 from polyvol.daemon.errors import BadConfig, SocketUnusable
 from polyvol.mapping.errors import StateFull
 from polyvol.mapping.no_space import NEEDED, is_no_space
+from polyvol.mapping.os_errors import reason
 
 PATH_BYTES_MAX = 107
 """The kernel's limit for a unix socket's path."""
@@ -168,7 +169,7 @@ def bind_unix(path: Path) -> socket.socket:
         if is_no_space(error):
             what = f"the socket {path.name} cannot be made"
             raise StateFull(path=path.parent, what=what, need=NEEDED) from error
-        raise SocketUnusable(address=path, why=error.strerror or error) from error
+        raise SocketUnusable(address=path, why=reason(error, path)) from error
     except BaseException:
         listener.close()
         raise
@@ -204,7 +205,7 @@ def bind_tcp(address: str) -> list[socket.socket]:
     except OSError as error:
         for listener in listeners:
             listener.close()
-        raise SocketUnusable(address=address, why=error.strerror or error) from error
+        raise SocketUnusable(address=address, why=reason(error)) from error
     return listeners
 
 

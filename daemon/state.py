@@ -23,6 +23,7 @@ from polyvol.mapping import occupied
 from polyvol.mapping.errors import DeviceUnusable, PolyvolError, StateFull
 from polyvol.mapping.no_space import NEEDED, is_no_space
 from polyvol.mapping.opening import identity_of, sync_directory
+from polyvol.mapping.os_errors import reason
 
 OWN = ("catalog.db*", "catalog.mark*", "lock", "reserve", "volumes", "manifests")
 """What polyvold keeps for itself there, as patterns of names."""
@@ -65,6 +66,8 @@ def make_state_dir(state_dir: Path) -> None:
                 sync_directory(directory)
             if directory == above:
                 break
+    except FileExistsError as error:
+        raise StateUnusable(state=state_dir, why="it is not a directory") from error
     except OSError as error:
         raise unusable(state_dir, error) from error
 
@@ -73,7 +76,7 @@ def unusable(state_dir: Path, error: OSError) -> PolyvolError:
     """The error to raise for one that a call on the state directory has met."""
     if is_no_space(error):
         return StateFull(path=state_dir, what="the files of a start cannot be made", need=NEEDED)
-    return StateUnusable(state=state_dir, why=error.strerror or error)
+    return StateUnusable(state=state_dir, why=reason(error, state_dir))
 
 
 def refuse_own(state_dir: Path, path: Path) -> None:

@@ -1,13 +1,26 @@
-"""Standard streams: descriptors 0, 1 and 2 are open, whoever has started the program."""
+"""Standard streams: descriptors 0, 1 and 2 are open, whoever has started the program.
 
+How it works      A descriptor that was closed would become one of our files, and what is printed would go to
+                  it. It is opened on /dev/null so that its use fails: reading the standard input, and
+                  writing the standard output. The standard error takes all and says nothing. What the
+                  encoding of this locale does not have is written as an escape.
+"""
+
+import io
 import os
+import sys
 
 
 def open_standard_streams() -> None:
-    """Open on /dev/null those that are closed; else a file of ours gets one of these numbers, and what is
-    printed goes into it."""
-    for number in range(3):
+    """Open those that are closed."""
+    for number, flags in enumerate((os.O_WRONLY, os.O_RDONLY, os.O_WRONLY)):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # it gets the lowest number that is free: this one
+            os.open(os.devnull, flags)  # it gets the lowest number that is free: this one
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")

@@ -10,7 +10,8 @@ Invariants        K1 what can be refused is refused before the first hook; K2 no
                   what was settled: what has changed while hooks ran is refused with a sentence, and thawed.
 Owner and locks   The volumes' locks, and the group's if it is of one, from the cut's plan to its record.
 Errors            Those of snapshots.py, RepeatedDevice; UnknownVolume, UnknownGroup, UnknownSchedule,
-                  GroupChanged, VolumeChanged where things have changed while hooks ran.
+                  GroupChanged, VolumeChanged where things have changed while hooks ran; HooksFailed where
+                  hooks are required: the cut is undone then, so that there is no snapshot.
 """
 
 import logging
@@ -24,17 +25,36 @@ from polyvol.daemon.requests import SnapshotCreate, SnapshotWanted
 from polyvol.daemon.snapshots import Snapshots
 from polyvol.daemon.views import SnapshotView
 from polyvol.mapping.errors import CatalogConflict, UnknownVolume
-from polyvol.mapping.group import Group, Schedule
+from polyvol.mapping.group import Consistency, Group, Schedule
 from polyvol.mapping.records import Volume
 from polyvol.mapping.volume import refuse_repeats
+from polyvol.snapshot.coordinator import Thaw
 from polyvol.snapshot.errors import CutFailed
 from polyvol.snapshot.group_errors import (
     GroupChanged,
     GroupEmpty,
+    HooksFailed,
     UnknownGroup,
     UnknownSchedule,
     VolumeChanged,
 )
+
+
+def required(thaw: Thaw | None, volumes: Sequence[Volume]) -> Thaw:
+    """The same, with HooksFailed where hooks have failed; if there are none, at once."""
+    names = ", ".join(volume.name for volume in volumes)
+    if thaw is None:
+        raise HooksFailed(volumes=names, why="no hooks are set, and --require-hooks needs some")
+
+    def checked() -> Mapping[int, tuple[Consistency, str | None]]:
+        marks = thaw()
+        for _, trouble in marks.values():
+            if trouble is not None:
+                raise HooksFailed(volumes=names, why=trouble)
+        return marks
+
+    return checked
+
 
 WHAT = "snapshot create"
 QUIESCED_WAIT_S = 5.0
@@ -98,6 +118,8 @@ class Taking:
         self._snapshots.check(volumes, request, group)  # K1
         with self._hooks.around(volumes, request.name, group, schedule) as thaw:
             wait_s = None if thaw is None else QUIESCED_WAIT_S
+            if request.require_hooks:
+                thaw = required(thaw, volumes)
             with (
                 nullcontext() if group is None else self._holding(group),
                 context.locks.volumes(names, WHAT, wait_s=wait_s) as operation,

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Literal
 from uuid import UUID
 
-from polyvol.mapping import fallocate, label, occupied
+from polyvol.mapping import fallocate, label, occupied, os_errors
 from polyvol.mapping.errors import (
     DeviceIo,
     DeviceMissing,
@@ -193,7 +193,7 @@ def make_device(device: Device, file: OpenFile, catalog: UUID, run: UUID, *, pre
         # The rest of a longer label of version 1 goes; what replaces a label later is one sector (label.py).
         os.pwrite(file.fd, bytes(LABEL_SIZE_1), 0)
     except OSError as error:
-        raise DeviceIo(what="making", path=file.path, why=_reason(error)) from error
+        raise DeviceIo(what="making", path=file.path, why=error) from error
     write_label(device, file, catalog, device.generation, run)
 
 
@@ -209,7 +209,7 @@ def write_label(device: Device, file: OpenFile, catalog: UUID, generation: int, 
             _write_all(file.fd, text, 0)
         os.fsync(file.fd)
     except OSError as error:
-        raise DeviceIo(what="writing the label of", path=file.path, why=_reason(error)) from error
+        raise DeviceIo(what="writing the label of", path=file.path, why=error) from error
     return True
 
 
@@ -336,7 +336,7 @@ def zero_extents(device: Device, file: OpenFile, extents: Iterable[Extent]) -> N
             fallocate.zero(file.fd, extent.offset, extent.length, punch=device.sparse)
         os.fsync(file.fd)
     except OSError as error:
-        raise DeviceIo(what="clearing", path=file.path, why=_reason(error)) from error
+        raise DeviceIo(what="clearing", path=file.path, why=error) from error
 
 
 def is_own(found: Label | BadLabel | None, device: Device, catalog: UUID) -> bool:
@@ -410,4 +410,4 @@ def _write_all(fd: int, data: bytes, offset: int) -> None:
 
 
 def _reason(error: OSError) -> str:
-    return error.strerror or str(error)
+    return os_errors.reason(error)

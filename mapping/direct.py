@@ -28,7 +28,7 @@ def check_direct(path: Path, file: OpenFile | None, size: int) -> None:
                 trial.write(b"\1" * BLOCK_SIZE)  # of a hole, a file system may not ask the disk
                 why = _read_direct(Path(f"/proc/self/fd/{trial.fileno()}"))
         except OSError as error:
-            raise DeviceIo(what="making", path=path, why=error.strerror or error) from error
+            raise DeviceIo(what="making", path=path, why=error) from error
     if why is not None:
         raise DeviceNotDirect(path=path, why=why)
 

@@ -9,8 +9,12 @@ Invariants        R1 codes are unique; R2 the facts given are exactly the fields
 Errors            The classes of snapshot/ and daemon/ are in their own `errors.py`; docs/errors.md lists all.
 """
 
+from pathlib import Path
 from typing import ClassVar, Literal
 
+from polyvol.mapping.os_errors import advice, reason
+
+FACT_LENGTH_MAX = 400
 Kind = Literal["not-found", "exists", "busy", "invalid", "corrupt", "io", "unavailable", "no-space"]
 
 
@@ -24,9 +28,18 @@ class PolyvolError(Exception):
 
     def __init__(self, **facts: object) -> None:
         self.facts = facts
-        self.message = self.sentence.format(**facts)
-        self.advice = self.hint.format(**facts)
+        shown = {name: _shortened(fact) for name, fact in facts.items()}
+        self.message = self.sentence.format(**shown)
+        self.advice = self.hint.format(**shown)
         super().__init__(f"{self.message}; {self.advice}" if self.advice else self.message)
+
+
+def _shortened(fact: object) -> object:
+    """A fact as sentences show it: no name or path makes a sentence endless."""
+    if isinstance(fact, str | Path) and len(str(fact)) > FACT_LENGTH_MAX:
+        text, kept = str(fact), FACT_LENGTH_MAX // 2
+        return f"{text[:kept]}...({len(text)} characters)...{text[-kept:]}"
+    return fact
 
 
 class BadName(PolyvolError):
@@ -133,7 +146,7 @@ class BadProcessors(PolyvolError):
 
     code = "bad-processors"
     kind = "invalid"
-    sentence = "{count} processors cannot be had"
+    sentence = "{count} is not a possible number of processors"
     hint = "give a number from 1 to 256"
 
 
@@ -233,7 +246,7 @@ class DeviceStillFaulty(PolyvolError):
     code = "device-still-faulty"
     kind = "io"
     sentence = "device {name} was reopened and is still faulty: {reason}"
-    hint = "see the system's log for the device's errors, then try again"
+    hint = "see the kernel's log (`dmesg`) for the device's errors, then try again"
 
 
 class DevicePathInUse(PolyvolError):
@@ -332,7 +345,12 @@ class DeviceIo(PolyvolError):
     code = "device-io"
     kind = "io"
     sentence = "{what} {path} failed: {why}"
-    hint = "see the system's log for the device's errors"
+    hint = "{todo}"
+
+    def __init__(self, *, what: str, path: Path, why: object) -> None:
+        error = why if isinstance(why, OSError) else OSError(str(why))
+        todo = advice(error, "see the kernel's log (`dmesg`) for errors of the device")
+        super().__init__(what=what, path=path, why=reason(error, path), todo=todo)
 
 
 class LabelDamaged(PolyvolError):
@@ -361,7 +379,7 @@ class CatalogFailed(PolyvolError):
     code = "catalog-failed"
     kind = "io"
     sentence = "the catalog {path} cannot be written: {why}"
-    hint = "see that its file system has room and is well, then try again"
+    hint = "check that its file system has free space and no errors, then try again"
 
 
 class CatalogConflict(PolyvolError):

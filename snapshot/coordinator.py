@@ -16,7 +16,7 @@ Owner and locks   The caller holds the locks of the volumes (daemon/locks.py). `
 Durability        A kill before step 5 leaves no snapshot: the engine drops, at the next start, the epochs
                   that the catalog does not know. A kill after it loses nothing; the export is made at the
                   next start.
-Errors            CutFailed.
+Errors            CutFailed; HooksFailed of `thaw`, if all was undone.
 """
 
 import time
@@ -31,6 +31,7 @@ from polyvol.mapping.clock import in_range
 from polyvol.mapping.group import Consistency, GroupSnapshot
 from polyvol.mapping.records import Origin, RestoreRecord, Rollback, SnapshotRecord, Volume
 from polyvol.snapshot.errors import CutFailed
+from polyvol.snapshot.group_errors import HooksFailed
 from polyvol.snapshot.snapshot import export_name
 
 if TYPE_CHECKING:
@@ -126,6 +127,8 @@ class Coordinator:
                 export_snapshot(self._engine, volume, record)
         except Exception as cause:
             failed = self._undo(volumes, name, cut, report["epochs"], restored)
+            if isinstance(cause, HooksFailed) and not failed:
+                raise
             raise CutFailed(volumes=_names(volumes), cause=cause, undo_failed_on=failed) from cause
         return records
 

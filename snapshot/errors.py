@@ -32,5 +32,5 @@ class StreamBroken(PolyvolError):
 
     code = "stream-broken"
     kind = "corrupt"
-    sentence = "the backup {name} is broken: {why}"
-    hint = "get it again from where it was kept; nothing that was there before has been changed"
+    sentence = "{name} cannot be restored: {why}"
+    hint = "copy it again from where it was kept; nothing that was there before has been changed"

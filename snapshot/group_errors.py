@@ -138,10 +138,19 @@ class BadHooks(PolyvolError):
     hint = "docs/snapshots.md tells how hooks are given"
 
 
+class HooksFailed(PolyvolError):
+    """Hooks that had to succeed for a snapshot, and did not."""
+
+    code = "hooks-failed"
+    kind = "busy"
+    sentence = "no snapshot of {volumes} was taken: {why}"
+    hint = "correct the hooks, or leave out --require-hooks and accept a crash-consistent snapshot"
+
+
 class HooksBusy(PolyvolError):
     """Too many snapshots that are at their hooks."""
 
     code = "hooks-busy"
     kind = "busy"
-    sentence = "the hooks of {count} other snapshots have not come to their end yet"
-    hint = "try again when they have, and see that they do not hang"
+    sentence = "the hooks of {count} other snapshots are still running"
+    hint = "try again when they have ended, and check that they do not hang"

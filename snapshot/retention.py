@@ -128,6 +128,22 @@ def doubtful(instants: Sequence[int], now: int) -> set[int]:
     return doubted
 
 
+class Filling:
+    """How full a schedule's rules become as runs are added, each later than the ones before."""
+
+    def __init__(self, keep: Keep) -> None:
+        self._counts = keep.rules()
+        self._seen: dict[str, set[object]] = {rule: set() for rule in self._counts}
+
+    def add(self, instant: int) -> bool:
+        """Add a run; whether every rule now has one more than it keeps."""
+        time = _utc(instant)
+        for rule, seen in self._seen.items():
+            if len(seen) <= self._counts[rule]:
+                seen.add(instant if rule == "last" else _BUCKETS[rule](time))
+        return all(len(seen) > self._counts[rule] for rule, seen in self._seen.items())
+
+
 def _kept_by(
     bucket_of: Callable[[datetime], object], count: int, instants: Sequence[int], doubted: set[int]
 ) -> set[int]:

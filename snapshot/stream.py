@@ -221,7 +221,7 @@ class FrameReader:
             raise self._broken(f"frame {frame.number} has too much payload")
 
     def _broken(self, why: str) -> StreamBroken:
-        at = f" (behind frame {self.number - 1})" if self.number else " (at its beginning)"
+        at = f" (after frame {self.number - 1})" if self.number else " (at its beginning)"
         return StreamBroken(name=self._name, why=why + at)
 
 

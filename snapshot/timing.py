@@ -56,12 +56,22 @@ class Timing:
 
 def check_cron(expression: str) -> None:
     """Nothing, if a cron expression is right and is due some day."""
+    fields = len(expression.split())
+    if fields != 5:
+        has = f"has {fields} field{'' if fields == 1 else 's'}"
+        five = "minute, hour, day of the month, month and day of the week"
+        raise ValueError(f"the cron expression {expression!r} {has}: give five, which are {five}")
     try:
         found = next(CronSim(expression, datetime.now(UTC)), None)
     except CronSimError as error:
-        raise ValueError(f"the cron expression {expression!r} is not right: {error}") from error
+        raise ValueError(f"the cron expression {expression!r} is not right: {_lowered(error)}") from error
     if found is None:
         raise ValueError(f"the cron expression {expression!r} is never due")
+
+
+def _lowered(error: CronSimError) -> str:
+    text = str(error)
+    return text[:1].lower() + text[1:]
 
 
 def parse_duration(text: str) -> int:

@@ -35,6 +35,7 @@ from polyvol.daemon.api.openapi import openapi_document
 from polyvol.daemon.api.route import Call, Route
 from polyvol.daemon.errors import BadRequest, InternalError, NoSuchPage, http_status
 from polyvol.daemon.ranges import NUMBER_MAX
+from polyvol.daemon.version import version
 from polyvol.daemon.views import StatusView
 from polyvol.mapping.errors import PolyvolError, StateFull
 from polyvol.mapping.no_space import NEEDED, is_no_space
@@ -70,7 +71,11 @@ class Application:
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         """Answer one request (PEP 3333)."""
         status, text = self._answer(environ)
-        headers = [("Content-Type", "application/json; charset=utf-8"), ("Content-Length", str(len(text)))]
+        headers = [
+            ("Content-Type", "application/json; charset=utf-8"),
+            ("Content-Length", str(len(text))),
+            ("Polyvol-Version", version()),
+        ]
         start_response(f"{status} {HTTPStatus(status).phrase}", headers)
         return [text]
 
@@ -102,7 +107,7 @@ class Application:
                 full = StateFull(path=where, what="what was asked for cannot be recorded", need=NEEDED)
                 return http_status(full), error_text(full)
             _log.exception("%s %s", method, path)
-            return 500, error_text(InternalError(what=type(error).__name__))
+            return 500, error_text(InternalError(what=f"{method} {unquote(path)}"))
 
     def _call(self, route: Route, named: dict[str, str], query_text: str, body: bytes) -> bytes:
         query = dict(parse_qsl(query_text, keep_blank_values=True))

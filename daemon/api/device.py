@@ -35,8 +35,8 @@ ROUTES = [
     Route(
         "DELETE",
         "/v1/devices/{device}",
-        "Remove a device that no volume uses",
+        "Remove a device that no volume uses: what it was",
         lambda service, call: service.remove_device(call.path["device"]),
-        None,
+        DeviceView,
     ),
 ]

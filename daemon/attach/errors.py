@@ -71,7 +71,7 @@ class NoNbdModule(PolyvolError):
 
     code = "no-nbd-module"
     kind = "unavailable"
-    sentence = "this kernel has no NBD client (its module nbd cannot be had)"
+    sentence = "this kernel has no NBD client (module nbd is not available)"
     hint = "install a kernel that has it, or attach with --fuse, which needs nbdfuse and loop devices only"
 
 

@@ -11,7 +11,7 @@ from polyvol.daemon.attach.address import check_export, parse_uri
 from polyvol.daemon.attach.errors import NotAttached
 from polyvol.daemon.attach.records import Places, Wanted
 from polyvol.daemon.cli.common import json_option, state_dir_option
-from polyvol.daemon.cli.output import print_json, print_table
+from polyvol.daemon.cli.output import print_json, print_table, say, warn
 from polyvol.daemon.notify import log_to_journal
 from polyvol.daemon.sizes import format_size
 from polyvol.daemon.state import nbd_socket
@@ -68,7 +68,7 @@ class DeviceType(click.ParamType[str]):
     help="How long a request may go unanswered before it is sent on another connection.",
 )
 @click.option("--fuse", is_flag=True, help="Use nbdfuse and a loop device, where the kernel has no NBD.")
-@click.option("--watch", is_flag=True, help="Stay, and look after it: what polyvol-attach@.service runs.")
+@click.option("--watch", is_flag=True, help="Supervise it in the foreground, for polyvol-attach@.service.")
 @click.option("--list", "listed", is_flag=True, help="List what is or should be attached.")
 @json_option
 @state_dir_option
@@ -114,24 +114,31 @@ def attach(
     from polyvol.daemon.attach import verbs  # loads netlink and udev: only where they are used
 
     path, looked_after = verbs.attach(Places.default(), wanted)
+    if as_json:
+        print_json({"name": name, "device": str(path), "at_boot": looked_after})
+        return
     if not looked_after:
-        click.echo("no systemd with polyvol-attach@.service here: attached once, until a reboot", err=True)
-    click.echo(str(path))
+        warn("no systemd with polyvol-attach@.service here: attached once, until a reboot")
+    say(str(path))
 
 
 @click.command()
 @click.argument("name", metavar="VOLUME[@SNAPSHOT]|DEVICE")
 @click.option("--force", is_flag=True, help="Also if it is in use: what was not written yet is lost.")
-def detach(name: str, force: bool) -> None:
+@json_option
+def detach(name: str, force: bool, as_json: bool) -> None:
     """End a block device that `polyvol attach` has made; it does not come back at the next boot."""
     from polyvol.daemon.attach import verbs
 
     ended, device, uses = verbs.detach(Places.default(), name, force=force)
+    if as_json:
+        print_json({"name": ended, "forced": force, "was": uses})
+        return
     how = " by force: what was not written is lost" if force else ""
     if uses:
         how = f" by force; it was {' and '.join(uses)}: what was not written is lost, and its I/O fails"
         how += f"; /dev/{device} ends when that does"
-    click.echo(f"{ended} detached{how}")
+    say(f"{ended} detached{how}")
 
 
 def _list(as_json: bool) -> None:
@@ -147,13 +154,13 @@ def _list(as_json: bool) -> None:
             (
                 view.name,
                 view.state,
-                view.device or "-",
+                view.device,
                 view.kind,
                 "-" if view.size is None else format_size(view.size),
                 "-" if view.read_only is None else "read-only" if view.read_only else "read-write",
                 "yes" if view.boot else "no",
-                view.use or "-",
-                view.uri or "-",
+                view.use,
+                view.uri,
             )
             for view in views
         ],

@@ -3,33 +3,35 @@
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import click
 
 from polyvol.daemon.cli.client import Client
-from polyvol.daemon.cli.common import split_snapshot, state_dir_option
+from polyvol.daemon.cli.common import PATH, TEXT, json_option, split_snapshot, state_dir_option
 from polyvol.daemon.cli.exports import Opened, identity, opened_snapshot
+from polyvol.daemon.cli.output import print_json, say
 from polyvol.daemon.sizes import format_size
 from polyvol.daemon.transfer.errors import WrongOption
 
 if TYPE_CHECKING:
     from polyvol.snapshot.stream import StreamHeader
 
-_PATH = click.Path(path_type=Path)
-
 
 @click.command()
 @click.argument("name", metavar="VOLUME@SNAPSHOT")
 @click.option("--since", metavar="A", help="Only what changed since this older snapshot.")
 @click.option(
-    "-o", "--output", type=_PATH, required=True, metavar="FILE|-", help="Where to; -: standard output."
+    "-o", "--output", type=PATH, required=True, metavar="FILE|-", help="Where to; -: standard output."
 )
 @click.option("--raw", is_flag=True, help="A plain sparse image instead of a stream.")
-@click.option("--resume", is_flag=True, help="Go on with a backup that was interrupted.")
+@click.option("--resume", is_flag=True, help="Resume an interrupted backup.")
+@json_option
 @state_dir_option
-def backup(name: str, since: str | None, output: Path, raw: bool, resume: bool, state_dir: Path) -> None:
+def backup(
+    name: str, since: str | None, output: Path, raw: bool, resume: bool, as_json: bool, state_dir: Path
+) -> None:
     """Write a snapshot, or what changed since an older one, to a file or a pipe."""
     from polyvol.daemon.transfer.backup import backup_to_file, backup_to_pipe, new_header
     from polyvol.daemon.transfer.copy import copy_raw
@@ -43,17 +45,25 @@ def backup(name: str, since: str | None, output: Path, raw: bool, resume: bool, 
         if raw:
             with signals_as_errors():
                 read, holes = copy_raw(opened.export, output)
-            click.echo(f"{name}: {format_size(read)} and {format_size(holes)} of holes, {_rate(read, began)}")
+            if as_json:
+                print_json({**_facts(name, since, read, began), "hole_bytes": holes})
+            else:
+                say(f"{name}: {format_size(read)} and {format_size(holes)} of holes, {_rate(read, began)}")
             return
         header = new_header(_header(opened))
         if to_pipe:
             written = backup_to_pipe(opened.export, header)
         else:
             written = backup_to_file(opened.export, header, output, resume=resume)
+    if as_json:
+        facts = _facts(name, since, written.read_bytes, began)
+        facts |= {"stream_bytes": written.stream_bytes, "resumed_at": written.resumed_at}
+        print_json(facts, err=to_pipe)
+        return
     of = name if since is None else f"{name} since {since}"
     into = f"{format_size(written.read_bytes)} read, {format_size(written.stream_bytes)} written"
-    gone_on = f", from {format_size(written.resumed_at)} on" if written.resumed_at else ""
-    click.echo(f"{of}: {into}{gone_on}, {_rate(written.read_bytes, began)}", err=to_pipe)
+    gone_on = f", resumed at {format_size(written.resumed_at)}" if written.resumed_at else ""
+    say(f"{of}: {into}{gone_on}, {_rate(written.read_bytes, began)}", err=to_pipe)
 
 
 @click.command(name="copy-changed")
@@ -61,9 +71,10 @@ def backup(name: str, since: str | None, output: Path, raw: bool, resume: bool, 
 @click.option(
     "--since", metavar="A", required=True, help="The older snapshot, which the target is a copy of."
 )
-@click.argument("target")
+@click.argument("target", type=TEXT)
+@json_option
 @state_dir_option
-def copy_changed(name: str, since: str, target: str, state_dir: Path) -> None:
+def copy_changed(name: str, since: str, target: str, as_json: bool, state_dir: Path) -> None:
     """Bring an older copy up to date: read and write only what changed since.
 
     TARGET is an NBD URI, a disk or a file, of the volume's size and with the contents of snapshot A."""
@@ -78,8 +89,17 @@ def copy_changed(name: str, since: str, target: str, state_dir: Path) -> None:
             read, zeros = copy.copy_changed(opened.export, to)
         finally:
             to.close()
+    if as_json:
+        print_json({**_facts(name, since, read, began), "target": target, "zero_bytes": zeros})
+        return
     made = f"{format_size(read)} copied, {format_size(zeros)} made zeros"
-    click.echo(f"{name} since {since}: {made}, {_rate(read, began)}")
+    say(f"{name} since {since}: {made}, {_rate(read, began)}")
+
+
+def _facts(name: str, since: str | None, read: int, began: float) -> dict[str, Any]:
+    """What --json says of every transfer; times in seconds."""
+    took = round(time.monotonic() - began, 3)
+    return {"snapshot": name, "since": since, "read_bytes": read, "seconds": took}
 
 
 def _check_options(*, since: str | None, raw: bool, resume: bool, to_pipe: bool) -> None:
@@ -87,7 +107,7 @@ def _check_options(*, since: str | None, raw: bool, resume: bool, to_pipe: bool)
         todo = "leave out --raw, or use `polyvol copy-changed` for what changed since"
         raise WrongOption(what="--raw makes a whole image in a new file", todo=todo)
     if to_pipe and resume:
-        raise WrongOption(what="what went to a pipe cannot be gone on with", todo="leave out --resume")
+        raise WrongOption(what="a backup to a pipe cannot be resumed", todo="leave out --resume")
     if to_pipe and sys.stdout.isatty():
         raise WrongOption(what="a backup is not for a terminal", todo="redirect it, or give -o FILE")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from polyvol.daemon.cli.common import json_option, state_dir_option
-from polyvol.daemon.cli.output import counted, print_json
+from polyvol.daemon.cli.output import counted, print_json, say
 from polyvol.daemon.errors import EXIT_CODE
 from polyvol.daemon.sizes import format_size
 
@@ -28,15 +28,15 @@ def check(data: bool, as_json: bool, state_dir: Path) -> None:
         print_json(asdict(view))
     else:
         for problem in view.problems:
-            click.echo(f"wrong: {problem}")
+            say(f"wrong: {problem}")
         for note in view.notes:
-            click.echo(f"note: {note}")
+            say(f"note: {note}")
         for volume in view.volumes:
             read = f", {format_size(volume.checked)} read and checked" if data else ""
-            click.echo(
+            say(
                 f"volume {volume.name}: {counted(volume.partitions, 'partition')},"
                 f" {counted(volume.snapshots, 'snapshot')}, {counted(volume.slots, 'slot')} in use{read}"
             )
-        click.echo(f"{view.state_dir}: {counted(len(view.problems), 'problem')}")
+        say(f"{view.state_dir}: {counted(len(view.problems), 'problem')}")
     if view.problems:
         sys.exit(EXIT_CODE)

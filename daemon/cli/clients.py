@@ -6,18 +6,20 @@ from typing import Any
 import click
 
 from polyvol.daemon.cli.client import ApiError, Client
-from polyvol.daemon.cli.common import Group, json_option, state_dir_option
-from polyvol.daemon.cli.output import counted, print_json, print_table
+from polyvol.daemon.cli.common import json_option, state_dir_option
+from polyvol.daemon.cli.output import counted, print_json, print_table, say
+from polyvol.daemon.cli.times import local_option, moments, zoned
 from polyvol.daemon.sizes import format_size
 
 
-@click.group(cls=Group)
+@click.group()
 def client() -> None:
     """Who is connected to volumes and snapshots."""
 
 
 @client.command(name="list")
 @click.argument("export", required=False)
+@local_option
 @json_option
 @state_dir_option
 def list_clients(export: str | None, as_json: bool, state_dir: Path) -> None:
@@ -26,19 +28,20 @@ def list_clients(export: str | None, as_json: bool, state_dir: Path) -> None:
     if as_json:
         print_json(clients)
         return
+    since = moments([each["since"] for each in clients])
     print_table(
-        ("ID", "EXPORT", "PEER", "SINCE", "IN FLIGHT", "RECEIVED", "SENT"),
+        ("ID", "EXPORT", "PEER", zoned("SINCE"), "IN FLIGHT", "RECEIVED", "SENT"),
         [
             (
                 each["id"],
                 each["export"] + (" (restore)" if each["restore"] else ""),
                 each["peer"],
-                each["since"],
+                connected,
                 each["in_flight"],
                 format_size(each["received"]),
                 format_size(each["sent"]),
             )
-            for each in clients
+            for each, connected in zip(clients, since, strict=True)
         ],
     )
 
@@ -69,9 +72,9 @@ def disconnect(ids: tuple[int, ...], export: str | None, as_json: bool, state_di
         print_json(ended)
         return
     for each in ended:
-        click.echo(f"client {each['id']} of {each['export']} disconnected ({each['peer']})")
+        say(f"client {each['id']} of {each['export']} disconnected ({each['peer']})")
     if not ended:
-        click.echo(f"{counted(0, 'client')} of {export}")
+        say(f"{counted(0, 'client')} of {export}")
 
 
 def _clients(daemon: Client, export: str | None) -> list[dict[str, Any]]:

@@ -1,17 +1,15 @@
-"""What all subcommands share: --state-dir, --json, sizes, and how errors end the program."""
+"""What all subcommands share: --state-dir, --json, sizes, paths, the names of snapshots."""
 
-import sys
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from polyvol.daemon.cli.client import ApiError
-from polyvol.daemon.errors import EXIT_CODE, BadSnapshotName
+from polyvol.daemon.errors import BadSnapshotName
 from polyvol.daemon.sizes import parse_size
 from polyvol.daemon.state import default_state_dir
-from polyvol.mapping.errors import PolyvolError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -34,11 +32,42 @@ class SizeType(click.ParamType[int]):
 SIZE = SizeType()
 
 
+class PathType(click.ParamType[Path]):
+    """A path of this machine. It is not looked at: who uses it tells what is wrong with it."""
+
+    name = "path"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """The path; a usage error if it is empty."""
+        text = os.fspath(value) if isinstance(value, str | os.PathLike) else ""
+        if not text:
+            self.fail("it is empty, and a path is needed", param, ctx)
+        return Path(text)
+
+
+PATH = PathType()
+
+
+class TextType(click.ParamType[str]):
+    """A path or URI as it was given."""
+
+    name = "text"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The text; a usage error if it is empty."""
+        if not value:
+            self.fail("it is empty, and a path is needed", param, ctx)
+        return str(value)
+
+
+TEXT = TextType()
+
+
 def state_dir_option(command: Command) -> Command:
     """--state-dir, given to the command as `state_dir`."""
     return click.option(
         "--state-dir",
-        type=click.Path(path_type=Path),
+        type=PATH,
         default=default_state_dir,
         show_default="$POLYVOL_STATE, else /var/lib/polyvol",
         metavar="DIR",
@@ -52,31 +81,33 @@ def json_option(command: Command) -> Command:
 
 
 def split_snapshot(text: str) -> tuple[str, str]:
-    """VOLUME and SNAPSHOT of 'VOLUME@SNAPSHOT'."""
-    volume, at, snapshot = text.partition("@")
-    if not at or not volume or not snapshot:
-        raise BadSnapshotName(text=text)
-    return volume, snapshot
+    """VOLUME and SNAPSHOT of 'VOLUME@SNAPSHOT', where a group's snapshot will not do."""
+    if text.startswith("@"):
+        why = "this is for the snapshot of one volume, and that is a group's"
+        raise BadSnapshotName(text=text, why=why, form="VOLUME@SNAPSHOT")
+    return _split(text, "VOLUME@SNAPSHOT")
 
 
 def snapshot_parts(text: str) -> tuple[str, str, str, str]:
     """The API's path of the snapshot that 'VOLUME@SNAPSHOT' or '@GROUP@SNAPSHOT' names."""
-    if not text.startswith("@"):
-        volume, snapshot = split_snapshot(text)
-        return "volumes", volume, "snapshots", snapshot
-    group, at, snapshot = text[1:].partition("@")
-    if not at or not group or not snapshot:
-        raise BadSnapshotName(text=text)
-    return "groups", group, "snapshots", snapshot
+    if text.startswith("@"):
+        group, snapshot = _split(text[1:], "@GROUP@SNAPSHOT", text)
+        return "groups", group, "snapshots", snapshot
+    volume, snapshot = _split(text, "VOLUME@SNAPSHOT or @GROUP@SNAPSHOT")
+    return "volumes", volume, "snapshots", snapshot
 
 
-class Group(click.Group):
-    """A group whose commands end with one sentence on stderr and exit 1 where something is refused."""
-
-    def invoke(self, ctx: click.Context) -> object:
-        """Run the command."""
-        try:
-            return super().invoke(ctx)
-        except (PolyvolError, ApiError) as error:
-            click.echo(str(error), err=True)
-            sys.exit(EXIT_CODE)
+def _split(text: str, form: str, whole: str | None = None) -> tuple[str, str]:
+    target, at, snapshot = text.partition("@")
+    noun = "group" if whole is not None else "volume"
+    if not at:
+        why = f"it names a {noun} alone" if target else f"the name of the {noun} is missing"
+    elif not target:
+        why = f"the name of the {noun} is missing"
+    elif not snapshot:
+        why = "nothing follows the @"
+    elif "@" in snapshot:
+        why = "it has one @ too many"
+    else:
+        return target, snapshot
+    raise BadSnapshotName(text=whole or text, why=why, form=form)

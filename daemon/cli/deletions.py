@@ -1,4 +1,8 @@
-"""Deleting many snapshots from the command line, by names and patterns; a bar until the space is back."""
+"""Deleting many snapshots from the command line, by names and patterns; a bar until the space is back.
+
+How it works      Of one volume all are deleted, or none if a name is unknown or a pattern matches nothing. An
+                  error of one volume or group is told, and the others are deleted all the same, as rm does.
+"""
 
 import fnmatch
 import sys
@@ -6,12 +10,11 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 
-import click
-
-from polyvol.daemon.cli.client import Client, Json
-from polyvol.daemon.cli.common import snapshot_parts, split_snapshot
-from polyvol.daemon.cli.output import counted
-from polyvol.daemon.errors import EXIT_CODE
+from polyvol.daemon.cli.client import ApiError, Client, Json
+from polyvol.daemon.cli.common import snapshot_parts
+from polyvol.daemon.cli.ending import tell
+from polyvol.daemon.cli.output import counted, print_json, say
+from polyvol.daemon.errors import EXIT_CODE, NoMatch
 from polyvol.daemon.sizes import format_size
 from polyvol.daemon.transfer.progress import progress
 from polyvol.mapping.errors import RepeatedDevice
@@ -24,42 +27,65 @@ def is_pattern(name: str) -> bool:
     return any(sign in name for sign in "*?[")
 
 
-def delete_many(client: Client, names: Sequence[str], *, wait: bool) -> None:
-    """Delete all snapshots named, volume by volume; those that stay are told, and end the program with 1."""
-    wanted: dict[str, list[str]] = {}
+def delete_many(client: Client, names: Sequence[str], *, wait: bool, as_json: bool) -> None:
+    """Delete all snapshots named; those that stay are told, and end the program with 1."""
+    wanted: dict[tuple[str, str], list[str]] = {}
     for name, often in Counter(names).items():
         if often > 1:
             raise RepeatedDevice(noun="snapshot", name=name)
     for name in names:
-        if name.startswith("@"):
-            _delete_of_group(client, name)
-        else:
-            volume, own_name = split_snapshot(name)
-            wanted.setdefault(volume, []).append(own_name)
-    stays = False
-    for volume, own_names in wanted.items():
-        begun = client.post("volumes", volume, "deletions", body={"names": own_names})
-        for kept in begun["kept"]:
-            click.echo(f"snapshot {volume}@{kept['name']} stays: {kept['reason']}", err=True)
-            stays = True
-        text = f"volume {volume}: {counted(begun['total'], 'snapshot')} deleted"
-        if wait and begun["left"]:
-            begun = _wait(client, volume, begun)
-            click.echo(f"{text}, {format_size(begun['freed'])} given back")
-        else:
-            click.echo(text)
-    if stays:
+        kind, target, _, own_name = snapshot_parts(name)
+        wanted.setdefault((kind, target), []).append(own_name)
+    answers, failed = [], False
+    for (kind, target), own_names in wanted.items():
+        try:
+            if kind == "groups":
+                answers += _delete_of_group(client, target, own_names)
+            else:
+                answers.append(_delete_of_volume(client, target, own_names, wait=wait))
+        except (ApiError, NoMatch) as error:
+            tell(error, as_json=as_json)
+            failed = True
+    if as_json and answers:
+        print_json(answers)
+    elif not as_json:
+        _print(answers)
+    if failed or any(answer.get("kept") for answer in answers):
         sys.exit(EXIT_CODE)
 
 
-def _delete_of_group(client: Client, name: str) -> None:
-    """Delete a group's snapshots, each as a whole, that a name or pattern stands for."""
-    _, group, _, pattern = snapshot_parts(name)
+def _delete_of_volume(client: Client, volume: str, names: list[str], *, wait: bool) -> Json:
+    begun = client.post("volumes", volume, "deletions", body={"names": names})
+    if not wait or not begun["left"]:
+        return begun
+    return {**_wait(client, volume, begun), "kept": begun["kept"]}
+
+
+def _delete_of_group(client: Client, group: str, names: list[str]) -> list[Json]:
+    """Delete a group's snapshots, each as a whole, that names or patterns stand for."""
     taken = [each["name"] for each in client.get("groups", group, "snapshots")]
-    chosen = fnmatch.filter(taken, pattern) if is_pattern(pattern) else [pattern]
-    for own_name in chosen:
-        client.delete("groups", group, "snapshots", own_name)
-    click.echo(f"group {group}: {counted(len(chosen), 'snapshot')} deleted")
+    chosen: dict[str, None] = {}
+    for name in names:
+        found = fnmatch.filter(taken, name) if is_pattern(name) else [name]
+        if not found:
+            raise NoMatch(text=f"@{group}@{name}", target=f"@{group}")
+        chosen |= dict.fromkeys(found)
+    return [client.delete("groups", group, "snapshots", name) for name in chosen]
+
+
+def _print(answers: Sequence[Json]) -> None:
+    groups: dict[str, int] = {}
+    for answer in answers:
+        if "group" in answer:
+            groups[answer["group"]] = groups.get(answer["group"], 0) + 1
+            continue
+        for kept in answer["kept"]:
+            say(f"snapshot {answer['volume']}@{kept['name']} stays: {kept['reason']}", err=True)
+        text = f"volume {answer['volume']}: {counted(answer['total'], 'snapshot')} deleted"
+        done = answer["total"] and not answer["left"]
+        say(f"{text}, {format_size(answer['freed'])} given back" if done else text)
+    for group, count in groups.items():
+        say(f"group {group}: {counted(count, 'snapshot')} deleted")
 
 
 def _wait(client: Client, volume: str, begun: Json) -> Json:

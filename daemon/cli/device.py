@@ -6,24 +6,26 @@ from pathlib import Path
 import click
 
 from polyvol.daemon.cli.client import Client
-from polyvol.daemon.cli.common import SIZE, Group, json_option, state_dir_option
-from polyvol.daemon.cli.output import listed, print_facts, print_json, print_table
+from polyvol.daemon.cli.common import SIZE, TEXT, json_option, state_dir_option
+from polyvol.daemon.cli.output import listed, print_facts, print_json, print_table, say
+from polyvol.daemon.cli.times import local_option, moment
 from polyvol.daemon.sizes import format_size
 
 
-@click.group(cls=Group)
+@click.group()
 def device() -> None:
     """Files and disks that hold the bytes."""
 
 
 @device.command()
-@click.argument("path")
+@click.argument("path", type=TEXT)
 @click.option("--name", metavar="NAME", help="Its name [made from the path].")
 @click.option("--size", type=SIZE, help="For a file to be made: its size.")
-@click.option("--preallocate", is_flag=True, help="Give the file all its space now.")
+@click.option("--preallocate", is_flag=True, help="Allocate all blocks of the file now.")
 @click.option("--adopt", is_flag=True, help="Take a disk or image with its data, as a volume's base.")
-@click.option("--force", is_flag=True, help="Take it whatever is on it, unless it is in use.")
+@click.option("--force", is_flag=True, help="Use it even if it holds data (still refused while in use).")
 @click.option("--direct", is_flag=True, help="Read and write it past the page cache (O_DIRECT).")
+@json_option
 @state_dir_option
 def add(
     path: str,
@@ -33,6 +35,7 @@ def add(
     adopt: bool,
     force: bool,
     direct: bool,
+    as_json: bool,
     state_dir: Path,
 ) -> None:
     """Add a file (made if missing) or a disk; a device that was missing comes back with it."""
@@ -46,7 +49,10 @@ def add(
         "direct": direct,
     }
     made = Client(state_dir).post("devices", body=body)
-    click.echo(f"device {made['name']}: {made['path']}, {format_size(made['size'])}, {made['role']}")
+    if as_json:
+        print_json(made)
+        return
+    say(f"device {made['name']}: {made['path']}, {format_size(made['size'])}, {made['role']}")
 
 
 @device.command(name="list")
@@ -77,6 +83,7 @@ def list_devices(as_json: bool, state_dir: Path) -> None:
 
 @device.command()
 @click.argument("name")
+@local_option
 @json_option
 @state_dir_option
 def show(name: str, as_json: bool, state_dir: Path) -> None:
@@ -102,28 +109,36 @@ def show(name: str, as_json: bool, state_dir: Path) -> None:
             ("volumes", listed(shown["volumes"])),
             ("made for", shown["made_for"]),
             ("I/O errors", f"{shown['errors']} (last errno {shown['last_errno']})"),
-            ("created", shown["created"]),
+            ("created", moment(shown["created"])),
         ]
     )
 
 
 @device.command()
 @click.argument("name")
-@click.option("--path", metavar="PATH", help="Where it is now [where it was].")
+@click.option("--path", type=TEXT, metavar="PATH", help="Where it is now [where it was].")
 @click.option("--accept", is_flag=True, help="Also if it, or the state directory, is an older copy.")
+@json_option
 @state_dir_option
-def retry(name: str, path: str | None, accept: bool, state_dir: Path) -> None:
-    """Open a device again that was missing or has failed, without a restart."""
+def retry(name: str, path: str | None, accept: bool, as_json: bool, state_dir: Path) -> None:
+    """Reopen a device that was missing or has failed, without a restart."""
     # Symbolic links such as /dev/disk/by-id stay as they are.
     body = {"path": None if path is None else os.path.abspath(path), "accept": accept}  # noqa: PTH100
     shown = Client(state_dir).post("devices", name, "retry", body=body)
-    click.echo(f"device {name} is back: {shown['path']}")
+    if as_json:
+        print_json(shown)
+    else:
+        say(f"device {name} is back: {shown['path']}")
 
 
 @device.command()
 @click.argument("name")
+@json_option
 @state_dir_option
-def remove(name: str, state_dir: Path) -> None:
+def remove(name: str, as_json: bool, state_dir: Path) -> None:
     """Remove a device that no volume uses; the file or disk itself stays."""
-    Client(state_dir).delete("devices", name)
-    click.echo(f"device {name} removed")
+    removed = Client(state_dir).delete("devices", name)
+    if as_json:
+        print_json(removed)
+    else:
+        say(f"device {name} removed")

@@ -7,7 +7,7 @@ import click
 
 from polyvol.daemon.cli.client import Client, Json
 from polyvol.daemon.cli.common import json_option, split_snapshot, state_dir_option
-from polyvol.daemon.cli.output import counted, print_json
+from polyvol.daemon.cli.output import counted, print_json, say, say_lines
 from polyvol.daemon.errors import OtherVolume, SnapshotReplaced
 from polyvol.daemon.sizes import format_size
 
@@ -15,7 +15,7 @@ from polyvol.daemon.sizes import format_size
 @click.command()
 @click.argument("since", metavar="VOLUME@A")
 @click.argument("until", required=False, metavar="[VOLUME@B|VOLUME]")
-@click.option("--summary", is_flag=True, help="Only how much it is.")
+@click.option("--summary", is_flag=True, help="Print totals only.")
 @json_option
 @state_dir_option
 def diff(since: str, until: str | None, summary: bool, as_json: bool, state_dir: Path) -> None:
@@ -31,16 +31,14 @@ def diff(since: str, until: str | None, summary: bool, as_json: bool, state_dir:
             print_json(total)
             return
         of = f"of {format_size(total['size'])}"
-        click.echo(f"{counted(total['extents'], 'extent')}, {format_size(total['bytes'])} {of}")
+        say(f"{counted(total['extents'], 'extent')}, {format_size(total['bytes'])} {of}")
         return
     if as_json:
         extents = [extent for page in _pages(client, volume, older, newer) for extent in page["extents"]]
         print_json({"volume": volume, "since": older, "until": newer, "extents": extents})
         return
     for page in _pages(client, volume, older, newer):
-        lines = [f"{extent['offset']} {extent['length']}" for extent in page["extents"]]
-        if lines:
-            click.echo("\n".join(lines))
+        say_lines([f"{extent['offset']} {extent['length']}" for extent in page["extents"]])
 
 
 def _until(volume: str, text: str | None) -> str | None:

@@ -5,11 +5,12 @@ from pathlib import Path
 import click
 
 from polyvol.daemon.cli.client import Client, Json
-from polyvol.daemon.cli.common import Group, json_option, state_dir_option
-from polyvol.daemon.cli.output import listed, print_facts, print_json, print_table
+from polyvol.daemon.cli.common import json_option, state_dir_option
+from polyvol.daemon.cli.output import listed, print_facts, print_json, print_table, say
+from polyvol.daemon.cli.times import local_option, moment
 
 
-@click.group(cls=Group)
+@click.group()
 def group() -> None:
     """Groups: named sets of volumes, with snapshots of all of them at one instant."""
 
@@ -18,7 +19,7 @@ def _print(shown: Json, as_json: bool) -> None:
     if as_json:
         print_json(shown)
     else:
-        click.echo(f"group {shown['name']}: volumes {listed(shown['volumes'])}")
+        say(f"group {shown['name']}: volumes {listed(shown['volumes'])}")
 
 
 @group.command()
@@ -71,6 +72,7 @@ def list_groups(as_json: bool, state_dir: Path) -> None:
 
 @group.command()
 @click.argument("name")
+@local_option
 @json_option
 @state_dir_option
 def show(name: str, as_json: bool, state_dir: Path) -> None:
@@ -86,16 +88,20 @@ def show(name: str, as_json: bool, state_dir: Path) -> None:
             ("volumes", listed(shown["volumes"])),
             ("snapshots", listed(shown["snapshots"])),
             ("schedules", listed(shown["schedules"])),
-            ("created", shown["created"]),
+            ("created", moment(shown["created"])),
         ]
     )
 
 
 @group.command()
 @click.argument("name")
+@json_option
 @state_dir_option
-def delete(name: str, state_dir: Path) -> None:
+def delete(name: str, as_json: bool, state_dir: Path) -> None:
     """Delete a group that has no snapshots, with its schedules; its volumes stay."""
     deleted = Client(state_dir).delete("groups", name)
+    if as_json:
+        print_json(deleted)
+        return
     gone = f", with schedule {listed(deleted['schedules'])}" if deleted["schedules"] else ""
-    click.echo(f"group {name} deleted{gone}")
+    say(f"group {name} deleted{gone}")

@@ -22,7 +22,7 @@ from polyvol.daemon.attach.errors import NeedsRoot
 from polyvol.daemon.attach.records import Places
 from polyvol.daemon.cli.client import Client
 from polyvol.daemon.cli.common import json_option, state_dir_option
-from polyvol.daemon.cli.output import print_json
+from polyvol.daemon.cli.output import print_json, say
 from polyvol.daemon.errors import EXIT_CODE, DaemonNotRunning, DaemonUnreachable
 from polyvol.daemon.state import nbd_socket
 
@@ -49,7 +49,7 @@ def in_use(as_json: bool, state_dir: Path) -> None:
         print_json([dataclasses.asdict(each) for each in found])
     else:
         for each in found:
-            click.echo(f"{each.what}; {each.cure}")
+            say(f"{each.what}; {each.cure}")
     if found:
         sys.exit(EXIT_CODE)
 

@@ -1,113 +1,18 @@
-"""polyvol: the command line's entry. Only what the subcommand needs is imported: it starts in a moment."""
+"""polyvol: the command line's entry. An interrupt during the imports ends it as one later does."""
 
-from pathlib import Path
-
-import click
-
-from polyvol.daemon.cli.attach import attach, detach
-from polyvol.daemon.cli.backup import backup, copy_changed
-from polyvol.daemon.cli.check import check
-from polyvol.daemon.cli.client import Client, Json
-from polyvol.daemon.cli.clients import client
-from polyvol.daemon.cli.common import Group, json_option, state_dir_option
-from polyvol.daemon.cli.device import device
-from polyvol.daemon.cli.diff import diff
-from polyvol.daemon.cli.group import group
-from polyvol.daemon.cli.in_use import in_use
-from polyvol.daemon.cli.output import listed, print_facts, print_json, print_table
-from polyvol.daemon.cli.restore import restore
-from polyvol.daemon.cli.schedule import schedule
-from polyvol.daemon.cli.scrub import scrub
-from polyvol.daemon.cli.snapshot import snapshot
-from polyvol.daemon.cli.volume import print_volumes, volume
-from polyvol.daemon.sizes import format_seconds
-from polyvol.daemon.streams import open_standard_streams
-
-_EVENTS_SHOWN = 5
-_LONG_S = 3
-"""From how many seconds on what is under way is shown to people."""
-
-
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="polyvol")
-def cli() -> None:
-    """Virtual volumes on several processors, served over NBD, with snapshots of one instant."""
-
-
-@cli.command()
-@json_option
-@state_dir_option
-def status(as_json: bool, state_dir: Path) -> None:
-    """Show the daemon, its volumes and its devices."""
-    shown = Client(state_dir).get("status")
-    if as_json:
-        print_json(shown)
-        return
-    daemon = shown["daemon"]
-    print_facts(
-        [
-            ("polyvold", f"pid {daemon['pid']}, version {daemon['version']}, up {daemon['uptime_s']:.0f} s"),
-            ("state", daemon["state_dir"]),
-            ("front-end", daemon["frontend"]),
-            ("NBD", listed(daemon["nbd"])),
-            ("processors", daemon["processors"]),
-            ("connections", daemon["connections"]),
-        ]
-    )
-    click.echo()
-    print_volumes(shown["volumes"])
-    click.echo()
-    print_table(
-        ("DEVICE", "STATE", "I/O ERRORS", "PATH", "REASON"),
-        [
-            (each["name"], each["state"], each["errors"], each["path"], each["reason"] or "-")
-            for each in shown["devices"]
-        ],
-    )
-    for operation in shown["operations"]:
-        if operation["seconds"] >= _LONG_S:
-            click.echo(_busy(operation))
-    for note in shown["notes"]:
-        click.echo(f"\nnote: {note}")
-    if shown["events"]:
-        click.echo()
-        latest = shown["events"][-_EVENTS_SHOWN:]
-        print_table(
-            ("EVENT", "LEVEL", "WHAT"), [(each["time"], each["level"], each["text"]) for each in latest]
-        )
-
-
-cli.add_command(device)
-cli.add_command(client)
-cli.add_command(volume)
-cli.add_command(snapshot)
-snapshot.add_command(diff)
-cli.add_command(group)
-cli.add_command(schedule)
-cli.add_command(attach)
-cli.add_command(detach)
-cli.add_command(in_use)
-cli.add_command(scrub)
-cli.add_command(check)
-cli.add_command(backup)
-cli.add_command(restore)
-cli.add_command(copy_changed)
-
-
-def _busy(operation: Json) -> str:
-    """An operation under way, for people."""
-    noun = "volume" if operation["volumes"] else "device"
-    names = operation["volumes"] or operation["devices"]
-    many = "" if len(names) == 1 else "s"
-    waiting = f", {operation['waiting']} waiting" if operation["waiting"] else ""
-    since = format_seconds(int(operation["seconds"]))
-    return f"\nbusy: {operation['what']} of {noun}{many} {listed(names)} for {since}{waiting}"
+import sys
 
 
 def main() -> None:
     """The console script."""
-    open_standard_streams()
-    cli(prog_name="polyvol")
+    try:
+        from polyvol.daemon.cli.commands import cli
+        from polyvol.daemon.streams import open_standard_streams
+
+        open_standard_streams()
+        cli(prog_name="polyvol")
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

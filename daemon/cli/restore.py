@@ -7,7 +7,6 @@ How it works      daemon/transfer/restore.py says when what is checked. The daem
 """
 
 import os
-import shutil
 import stat
 import sys
 import tempfile
@@ -16,16 +15,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 import click
 
 from polyvol.daemon.cli.client import ApiError, Client, Json
-from polyvol.daemon.cli.common import state_dir_option
+from polyvol.daemon.cli.common import TEXT, json_option, state_dir_option
 from polyvol.daemon.cli.exports import open_export
+from polyvol.daemon.cli.output import print_json, say
 from polyvol.daemon.sizes import format_size
 from polyvol.daemon.transfer.errors import ChangedMeanwhile, TransferFailed
 from polyvol.mapping.names import check_name
+from polyvol.mapping.os_errors import advice, reason
 from polyvol.snapshot.errors import StreamBroken
 
 if TYPE_CHECKING:
@@ -51,16 +52,17 @@ class _Source:
 
 
 @click.command()
-@click.argument("source", metavar="FILE|-")
+@click.argument("source", type=TEXT, metavar="FILE|-")
 @click.argument("volume", metavar="NEW|VOLUME")
 @click.option(
     "--device", "devices", multiple=True, metavar="DEVICE", help="For a new volume, as at `create`."
 )
 @click.option("--log-device", "log_devices", multiple=True, metavar="DEVICE", help="For a new volume too.")
 @click.option("--processors", type=int, metavar="N", help="For a new volume: how many own it [all].")
-@click.option("--resume", is_flag=True, help="Go on with a restore of the same backup that was interrupted.")
+@click.option("--resume", is_flag=True, help="Resume an interrupted restore of the same backup.")
+@json_option
 @state_dir_option
-def restore(source: str, volume: str, resume: bool, state_dir: Path, **options: Json) -> None:
+def restore(source: str, volume: str, resume: bool, as_json: bool, state_dir: Path, **options: Json) -> None:
     """Restore a full backup to a new volume, or an incremental one to a volume that has its base.
 
     The volume then has a snapshot named as the one that was backed up, which the next one can follow. It
@@ -79,7 +81,11 @@ def restore(source: str, volume: str, resume: bool, state_dir: Path, **options: 
                 written = _restore(client, kept, request)
         snapshot = stream.header.snapshot
     took = time.monotonic() - began
-    click.echo(f"{volume}@{snapshot}: {format_size(written)} written, {took:.1f} s")
+    if as_json:
+        name = f"{volume}@{snapshot}"
+        print_json({"snapshot": name, "written_bytes": written, "seconds": round(took, 3)})
+    else:
+        say(f"{volume}@{snapshot}: {format_size(written)} written, {took:.1f} s")
 
 
 def _request(stream: _Source, volume: str, options: Json, *, resume: bool) -> Json:
@@ -167,18 +173,19 @@ def _abandon(client: Client, volume: str) -> None:
 def _opened(source: str) -> Iterator[_Source]:
     from polyvol.snapshot.stream import read_header
 
-    if source == "-":
-        name = "the standard input"
-        yield _Source(sys.stdin.buffer, name, read_header(sys.stdin.buffer, name), None)
-        return
-    path = Path(source)
+    path = None if source == "-" else Path(source)
     try:
+        if path is None:
+            name = "the standard input"
+            yield _Source(sys.stdin.buffer, name, read_header(sys.stdin.buffer, name), None)
+            return
         with path.open("rb") as file:
             told = path.stat()
             length = told.st_size if stat.S_ISREG(told.st_mode) else None
-            yield _Source(file, _readable(os.path.abspath(source)), read_header(file, source), length)  # noqa: PTH100 - links stay
-    except OSError as error:
-        raise TransferFailed(what=f"reading {source}", why=error.strerror or error) from error
+            name = _readable(os.path.abspath(source))  # noqa: PTH100 - links stay
+            yield _Source(file, name, read_header(file, source), length)
+    except OSError as error:  # only reading the source gives one that has no sentence yet
+        raise TransferFailed.of(f"reading {source if path else 'the standard input'}", error, path) from error
 
 
 def _readable(path: str) -> str:
@@ -192,10 +199,36 @@ def _as_file(stream: _Source) -> Iterator[_Source]:
     if stream.length is not None:
         yield stream
         return
-    with tempfile.TemporaryFile(prefix="polyvol-restore-") as file:
-        file.write(stream.header.to_bytes())
-        shutil.copyfileobj(stream.file, file, 1 << 20)
-        length = file.tell()
-        kept = _Source(file, stream.name, stream.header, length)
+    with _temporary_file() as file:
+        with _temporary_errors():
+            file.write(stream.header.to_bytes())
+        while piece := stream.file.read(1 << 20):
+            with _temporary_errors():
+                file.write(piece)
+        with _temporary_errors():
+            file.flush()
+        kept = _Source(file, stream.name, stream.header, file.tell())
         kept.rewind()
         yield kept
+
+
+def _temporary_file() -> BinaryIO:
+    with _temporary_errors():
+        return cast(BinaryIO, tempfile.TemporaryFile(prefix="polyvol-restore-"))
+
+
+@contextmanager
+def _temporary_errors() -> Iterator[None]:
+    """OSError as TransferFailed, with the directory of temporary files, which its user can choose."""
+    try:
+        yield
+    except OSError as error:
+        try:
+            directory = tempfile.gettempdir()
+        except OSError:
+            todo = "give one that can be written in $TMPDIR"
+            why = "there is no directory for temporary files"
+            raise TransferFailed(what="keeping the backup in a file", why=why, todo=todo) from error
+        what = f"keeping the backup in a temporary file in {directory}"
+        todo = f"{advice(error)}, or set $TMPDIR to another directory"
+        raise TransferFailed(what=what, why=reason(error), todo=todo) from error

@@ -6,9 +6,10 @@ from typing import Any
 import click
 
 from polyvol.daemon.cli.client import Client, Json
-from polyvol.daemon.cli.common import Group, json_option, state_dir_option
+from polyvol.daemon.cli.common import json_option, state_dir_option
 from polyvol.daemon.cli.hooks import DURATION, hook_options, hook_text, hooks_from
-from polyvol.daemon.cli.output import counted, in_future, listed, print_facts, print_json, print_table
+from polyvol.daemon.cli.output import counted, listed, print_facts, print_json, print_table, say
+from polyvol.daemon.cli.times import local_option, moment, moments, zoned
 from polyvol.snapshot.retention import Keep, parse_keep
 
 
@@ -27,7 +28,7 @@ class KeepType(click.ParamType[Keep]):
             self.fail(str(error), param, ctx)
 
 
-@click.group(cls=Group)
+@click.group()
 def schedule() -> None:
     """Schedules: snapshots that polyvold takes by itself, and which of them it keeps."""
 
@@ -49,6 +50,7 @@ def schedule() -> None:
 @click.option(
     "--ahead", type=DURATION, help="How far --dry-run looks ahead [until every rule is at its full]."
 )
+@local_option
 @json_option
 @state_dir_option
 def add(
@@ -62,7 +64,7 @@ def add(
     state_dir: Path,
     **more: Json,
 ) -> None:
-    """Take snapshots of a volume or of a group by themselves."""
+    """Take snapshots of a volume or of a group automatically."""
     body = {
         "target": target,
         "every_s": every,
@@ -80,10 +82,11 @@ def add(
     elif dry_run:
         _print_plan(made)
     else:
-        click.echo(f"schedule {made['name']}: {made['target']} {made['timing']}, first {made['next']}")
+        say(f"schedule {made['name']}: {made['target']} {made['timing']}, first {moment(made['next'])}")
 
 
 @schedule.command(name="list")
+@local_option
 @json_option
 @state_dir_option
 def list_schedules(as_json: bool, state_dir: Path) -> None:
@@ -92,26 +95,28 @@ def list_schedules(as_json: bool, state_dir: Path) -> None:
     if as_json:
         print_json(schedules)
         return
+    following = moments([each["next"] for each in schedules])
     print_table(
-        ("NAME", "OF", "WHEN", "KEEP", "NEXT", "SNAPSHOTS", "ERROR", "NOTE"),
+        ("NAME", "OF", "WHEN", "KEEP", zoned("NEXT"), "SNAPSHOTS", "ERROR", "NOTE"),
         [
             (
                 each["name"],
                 each["target"],
                 each["timing"],
                 str(Keep(**each["keep"])),
-                each["next"] or "paused",
+                "paused" if each["paused"] else due,
                 each["count"],
-                each["error"] or "-",
-                each["note"] or "-",
+                each["error"],
+                each["note"],
             )
-            for each in schedules
+            for each, due in zip(schedules, following, strict=True)
         ],
     )
 
 
 @schedule.command()
 @click.argument("name")
+@local_option
 @json_option
 @state_dir_option
 def show(name: str, as_json: bool, state_dir: Path) -> None:
@@ -127,43 +132,56 @@ def show(name: str, as_json: bool, state_dir: Path) -> None:
             ("when", shown["timing"]),
             ("keep", str(Keep(**shown["keep"]))),
             ("prefix", shown["prefix"]),
-            ("next", shown["next"] or "paused"),
-            ("done until", shown["last"]),
+            ("next", "paused" if shown["paused"] else moment(shown["next"])),
+            ("done until", moment(shown["last"])),
             ("error", shown["error"]),
             ("note", shown["note"]),
             ("hooks", hook_text(shown["hooks"])),
-            ("created", shown["created"]),
+            ("created", moment(shown["created"])),
         ]
     )
-    click.echo()
+    say("")
     _print_kept(shown["snapshots"])
 
 
 @schedule.command()
 @click.argument("name")
+@json_option
 @state_dir_option
-def pause(name: str, state_dir: Path) -> None:
+def pause(name: str, as_json: bool, state_dir: Path) -> None:
     """Take no snapshots until the schedule is resumed."""
-    Client(state_dir).patch("schedules", name, body={"paused": True})
-    click.echo(f"schedule {name} is paused")
+    shown = Client(state_dir).patch("schedules", name, body={"paused": True})
+    if as_json:
+        print_json(shown)
+    else:
+        say(f"schedule {name} is paused")
 
 
 @schedule.command()
 @click.argument("name")
+@local_option
+@json_option
 @state_dir_option
-def resume(name: str, state_dir: Path) -> None:
-    """Go on with a schedule that was paused; what was due meanwhile is not made up."""
+def resume(name: str, as_json: bool, state_dir: Path) -> None:
+    """Resume a paused schedule; missed runs are skipped."""
     shown = Client(state_dir).patch("schedules", name, body={"paused": False})
-    click.echo(f"schedule {name} goes on, next {shown['next']}")
+    if as_json:
+        print_json(shown)
+    else:
+        say(f"schedule {name} is resumed, next {moment(shown['next'])}")
 
 
 @schedule.command()
 @click.argument("name")
+@json_option
 @state_dir_option
-def remove(name: str, state_dir: Path) -> None:
+def remove(name: str, as_json: bool, state_dir: Path) -> None:
     """Remove a schedule; its snapshots stay until somebody deletes them."""
     removed = Client(state_dir).delete("schedules", name)
-    click.echo(f"schedule {name} removed; {counted(removed['count'], 'snapshot')} of it left")
+    if as_json:
+        print_json(removed)
+    else:
+        say(f"schedule {name} removed; {counted(removed['count'], 'snapshot')} of it left")
 
 
 def _print_plan(plan: dict[str, Any]) -> None:
@@ -173,24 +191,26 @@ def _print_plan(plan: dict[str, Any]) -> None:
             ("of", plan["target"]),
             ("when", plan["timing"]),
             ("keep", str(Keep(**plan["keep"]))),
-            ("first runs", listed(plan["first"])),
-            ("until", f"{plan['until']}, after {counted(plan['runs'], 'run')}"),
+            ("first runs", listed([moment(each) for each in plan["first"]])),
+            ("until", f"{moment(plan['until'])}, after {counted(plan['runs'], 'run')}"),
+            ("note", plan["note"]),
         ]
     )
-    click.echo()
+    say("")
     _print_kept(plan["kept"])
 
 
 def _print_kept(snapshots: list[dict[str, Any]]) -> None:
+    instants = moments([each["instant"] for each in snapshots], [each["future"] for each in snapshots])
     print_table(
-        ("INSTANT", "SNAPSHOT", "KEPT BY", "HELD"),
+        (zoned("INSTANT"), "SNAPSHOT", "KEPT BY", "HELD"),
         [
             (
-                in_future(each["instant"], each["future"]),
-                each["snapshot"] or "-",
+                instant,
+                each["snapshot"],
                 listed(each["kept_by"]),
                 listed(each["holds"]),
             )
-            for each in snapshots
+            for each, instant in zip(snapshots, instants, strict=True)
         ],
     )

@@ -5,14 +5,15 @@ from pathlib import Path
 import click
 
 from polyvol.daemon.cli.client import Client, Json
-from polyvol.daemon.cli.common import Group, json_option, snapshot_parts, state_dir_option
+from polyvol.daemon.cli.common import json_option, snapshot_parts, state_dir_option
 from polyvol.daemon.cli.deletions import delete_many, is_pattern
-from polyvol.daemon.cli.output import in_future, listed, print_facts, print_json, print_table
-from polyvol.daemon.cli.snapshot_group import create_of_group, list_of_group, print_of_group
+from polyvol.daemon.cli.output import listed, print_facts, print_json, print_table, say
+from polyvol.daemon.cli.snapshot_group import create_of_group, list_of_group, print_of_group, warn_of_hooks
+from polyvol.daemon.cli.times import in_future, local_option, moment, moments, zoned
 from polyvol.daemon.sizes import format_ns, format_size
 
 
-@click.group(cls=Group)
+@click.group()
 def snapshot() -> None:
     """Snapshots: volumes as they were at one instant."""
 
@@ -23,6 +24,7 @@ def snapshot() -> None:
 @click.option("--prefix", metavar="PREFIX", help="What the name begins with, if the time makes it.")
 @click.option("--log-device", metavar="DEVICE", help="Where what is written from now on goes.")
 @click.option("--scheduled", is_flag=True, help="Made by a schedule: may be dropped when space runs out.")
+@click.option("--require-hooks", is_flag=True, help="Take no snapshot unless all hooks succeed.")
 @json_option
 @state_dir_option
 def create(
@@ -31,6 +33,7 @@ def create(
     prefix: str | None,
     log_device: str | None,
     scheduled: bool,
+    require_hooks: bool,
     as_json: bool,
     state_dir: Path,
 ) -> None:
@@ -38,6 +41,7 @@ def create(
     if name is not None and prefix is not None:
         raise click.UsageError("give --name, or --prefix")
     body: Json = {"name": name, "prefix": prefix, "log_device": log_device, "scheduled": scheduled}
+    body["require_hooks"] = require_hooks
     if any(volume.startswith("@") for volume in volumes):
         if len(volumes) > 1:
             raise click.UsageError("name volumes, or one group")
@@ -47,13 +51,15 @@ def create(
     if as_json:
         print_json(made)
         return
+    warn_of_hooks(made)
     for each in made:
         stall, durable = format_ns(each["stall_ns"]), format_ns(each["durable_ns"])
-        click.echo(f"snapshot {each['export']}: write stall {stall}, durable after {durable}")
+        say(f"snapshot {each['export']}: write stall {stall}, durable after {durable}")
 
 
 @snapshot.command(name="list")
 @click.argument("volume", required=False, metavar="[VOLUME|@GROUP]")
+@local_option
 @json_option
 @state_dir_option
 def list_snapshots(volume: str | None, as_json: bool, state_dir: Path) -> None:
@@ -65,12 +71,13 @@ def list_snapshots(volume: str | None, as_json: bool, state_dir: Path) -> None:
     if as_json:
         print_json(snapshots)
         return
+    created = moments([each["created"] for each in snapshots], [each["future"] for each in snapshots])
     print_table(
-        ("SNAPSHOT", "CREATED", "EPOCH", "MADE BY", "HELD", "FREES", "SHARED", "STALL", "CONNECTIONS"),
+        ("SNAPSHOT", zoned("CREATED"), "EPOCH", "MADE BY", "HELD", "FREES", "SHARED", "STALL", "CONNECTIONS"),
         [
             (
                 each["export"],
-                in_future(each["created"], each["future"]),
+                instant,
                 each["epoch"],
                 each["schedule"] or each["origin"],
                 listed(each["holds"]),
@@ -79,7 +86,7 @@ def list_snapshots(volume: str | None, as_json: bool, state_dir: Path) -> None:
                 format_ns(each["stall_ns"]),
                 each["connections"],
             )
-            for each in snapshots
+            for each, instant in zip(snapshots, created, strict=True)
         ],
     )
 
@@ -87,6 +94,7 @@ def list_snapshots(volume: str | None, as_json: bool, state_dir: Path) -> None:
 @snapshot.command()
 @click.argument("name", metavar="VOLUME@SNAPSHOT|@GROUP@SNAPSHOT")
 @click.option("--partitions", is_flag=True, help="The partition snapshots that it is made of.")
+@local_option
 @json_option
 @state_dir_option
 def show(name: str, partitions: bool, as_json: bool, state_dir: Path) -> None:
@@ -106,7 +114,7 @@ def show(name: str, partitions: bool, as_json: bool, state_dir: Path) -> None:
             ("snapshot", shown["export"]),
             ("uuid", shown["uuid"]),
             ("cut", shown["cut"]),
-            ("created", in_future(shown["created"], shown["future"])),
+            ("created", in_future(moment(shown["created"]) or "-", shown["future"])),
             ("epoch", shown["epoch"]),
             ("size", format_size(shown["size"])),
             ("made by", shown["schedule"] or shown["origin"]),
@@ -124,7 +132,7 @@ def show(name: str, partitions: bool, as_json: bool, state_dir: Path) -> None:
         ]
     )
     if partitions:
-        click.echo()
+        say("")
         print_table(
             ("PARTITION", "PROCESSOR", "EPOCH", "WRITE SEQ", "BLOCKS MAPPED", "BLOCK MAP"),
             [
@@ -143,7 +151,7 @@ def show(name: str, partitions: bool, as_json: bool, state_dir: Path) -> None:
 
 @snapshot.command()
 @click.argument("name", metavar="VOLUME@SNAPSHOT|@GROUP@SNAPSHOT")
-@click.option("--force", is_flag=True, help="Disconnect who has the volume open.")
+@click.option("--force", is_flag=True, help="Disconnect clients that have the volume open.")
 @click.option("--no-safety", is_flag=True, help="Do not keep what the volume was as a snapshot.")
 @click.option("--safety-name", help="Name of that snapshot.", metavar="NAME")
 @json_option
@@ -151,7 +159,7 @@ def show(name: str, partitions: bool, as_json: bool, state_dir: Path) -> None:
 def rollback(
     name: str, force: bool, no_safety: bool, safety_name: str | None, as_json: bool, state_dir: Path
 ) -> None:
-    """Have a volume, or all volumes of a group's snapshot, be what a snapshot shows; newer ones stay."""
+    """Roll a volume, or all volumes of a group's snapshot, back to a snapshot; newer ones stay."""
     body = {"force": force, "safety": not no_safety, "safety_name": safety_name}
     done = Client(state_dir).post(*snapshot_parts(name), "rollback", body=body)
     if as_json:
@@ -159,42 +167,54 @@ def rollback(
         return
     what, are = listed(done["volumes"]), "is" if len(done["volumes"]) == 1 else "are"
     kept = f"; what was there is in snapshot {done['safety']}" if done["safety"] else ""
-    click.echo(f"{what} {are} what snapshot {name} shows{kept}")
+    say(f"{what} {are} what snapshot {name} shows{kept}")
 
 
 @snapshot.command()
 @click.argument("name", metavar="VOLUME@SNAPSHOT|@GROUP@SNAPSHOT")
 @click.option("--tag", required=True, help="Who holds it, or why.")
+@json_option
 @state_dir_option
-def hold(name: str, tag: str, state_dir: Path) -> None:
+def hold(name: str, tag: str, as_json: bool, state_dir: Path) -> None:
     """Keep a snapshot from being deleted, by anybody, until all its tags are released."""
     held = Client(state_dir).post(*snapshot_parts(name), "holds", body={"tag": tag})
-    click.echo(f"snapshot {name} is held ({listed(held['holds'])})")
+    if as_json:
+        print_json(held)
+        return
+    say(f"snapshot {name} is held ({listed(held['holds'])})")
 
 
 @snapshot.command()
 @click.argument("name", metavar="VOLUME@SNAPSHOT|@GROUP@SNAPSHOT")
 @click.option("--tag", required=True, help="The tag that it was held by.")
+@json_option
 @state_dir_option
-def release(name: str, tag: str, state_dir: Path) -> None:
+def release(name: str, tag: str, as_json: bool, state_dir: Path) -> None:
     """End a hold of a snapshot."""
     held = Client(state_dir).post(*snapshot_parts(name), "holds", body={"tag": tag, "release": True})
+    if as_json:
+        print_json(held)
+        return
     rest = f"still held ({listed(held['holds'])})" if held["holds"] else "not held any more"
-    click.echo(f"snapshot {name} is {rest}")
+    say(f"snapshot {name} is {rest}")
 
 
 @snapshot.command()
 @click.argument("names", nargs=-1, required=True, metavar="VOLUME@SNAPSHOT|@GROUP@SNAPSHOT...")
-@click.option("--no-wait", is_flag=True, help="Of many: leave giving their space back to the background.")
+@click.option("--no-wait", is_flag=True, help="Of many: return before their space is given back.")
+@json_option
 @state_dir_option
-def delete(names: tuple[str, ...], no_wait: bool, state_dir: Path) -> None:
+def delete(names: tuple[str, ...], no_wait: bool, as_json: bool, state_dir: Path) -> None:
     """Delete snapshots that nobody is connected to or holds; names of several may have * and ? in them."""
     client, name = Client(state_dir), names[0]
     if len(names) > 1 or is_pattern(name):
-        delete_many(client, names, wait=not no_wait)
+        delete_many(client, names, wait=not no_wait, as_json=as_json)
         return
     deleted = client.delete(*snapshot_parts(name))
-    click.echo(f"snapshot {name} deleted, {format_size(deleted['freed'])} given back")
+    if as_json:
+        print_json(deleted)
+        return
+    say(f"snapshot {name} deleted, {format_size(deleted['freed'])} given back")
 
 
 def use_text(use: Json | None) -> str | None:

@@ -1,11 +1,11 @@
 """polyvol snapshot, where a group is named: `@GROUP`, `@GROUP@SNAPSHOT`."""
 
+from collections.abc import Sequence
 from typing import Any
 
-import click
-
 from polyvol.daemon.cli.client import Client, Json
-from polyvol.daemon.cli.output import in_future, listed, print_facts, print_json, print_table
+from polyvol.daemon.cli.output import listed, print_facts, print_json, print_table, say, warn
+from polyvol.daemon.cli.times import in_future, moment, moments, zoned
 from polyvol.daemon.sizes import format_ns, format_size
 
 
@@ -15,10 +15,18 @@ def create_of_group(client: Client, group: str, body: Json, as_json: bool) -> No
     if as_json:
         print_json(made)
         return
+    warn_of_hooks(made["members"])
     stall, durable = format_ns(made["stall_ns"]), format_ns(made["durable_ns"])
-    click.echo(f"snapshot {made['export']}: write stall {stall}, durable after {durable}")
+    say(f"snapshot {made['export']}: write stall {stall}, durable after {durable}")
     for member in made["members"]:
-        click.echo(f"  {member['export']}")
+        say(f"  {member['export']}")
+
+
+def warn_of_hooks(made: Sequence[Json]) -> None:
+    """Warn of each snapshot whose hooks failed."""
+    for each in made:
+        if each["hook_trouble"]:
+            warn(f"snapshot {each['export']} is only crash-consistent, because {each['hook_trouble']}")
 
 
 def list_of_group(client: Client, group: str, as_json: bool) -> None:
@@ -27,18 +35,19 @@ def list_of_group(client: Client, group: str, as_json: bool) -> None:
     if as_json:
         print_json(snapshots)
         return
+    created = moments([each["created"] for each in snapshots], [each["future"] for each in snapshots])
     print_table(
-        ("SNAPSHOT", "CREATED", "MADE BY", "HELD", "STALL", "VOLUMES"),
+        ("SNAPSHOT", zoned("CREATED"), "MADE BY", "HELD", "STALL", "VOLUMES"),
         [
             (
                 each["export"],
-                in_future(each["created"], each["future"]),
+                instant,
                 each["schedule"] or each["origin"],
                 listed(each["holds"]),
                 format_ns(each["stall_ns"]),
                 listed([member["volume"] for member in each["members"]]),
             )
-            for each in snapshots
+            for each, instant in zip(snapshots, created, strict=True)
         ],
     )
 
@@ -52,7 +61,7 @@ def print_of_group(shown: dict[str, Any], as_json: bool) -> None:
         [
             ("snapshot", shown["export"]),
             ("cut", shown["cut"]),
-            ("created", in_future(shown["created"], shown["future"])),
+            ("created", in_future(moment(shown["created"]) or "-", shown["future"])),
             ("made by", shown["schedule"] or shown["origin"]),
             ("held by", listed(shown["holds"]) if shown["holds"] else None),
             ("consistency", f"{shown['consistency']}-consistent"),
@@ -60,7 +69,7 @@ def print_of_group(shown: dict[str, Any], as_json: bool) -> None:
             ("durable after", format_ns(shown["durable_ns"])),
         ]
     )
-    click.echo()
+    say("")
     print_table(
         ("MEMBER", "SIZE", "EPOCH", "CONNECTIONS", "HOOKS FAILED"),
         [
@@ -69,7 +78,7 @@ def print_of_group(shown: dict[str, Any], as_json: bool) -> None:
                 format_size(member["size"]),
                 member["epoch"],
                 member["connections"],
-                member["hook_trouble"] or "-",
+                member["hook_trouble"],
             )
             for member in shown["members"]
         ],

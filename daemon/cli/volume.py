@@ -9,9 +9,10 @@ import click
 from polyvol.daemon.attach.address import parse_uri
 from polyvol.daemon.attach.records import Places
 from polyvol.daemon.cli.client import Client, Json
-from polyvol.daemon.cli.common import SIZE, Command, Group, json_option, split_snapshot, state_dir_option
+from polyvol.daemon.cli.common import SIZE, Command, json_option, split_snapshot, state_dir_option
 from polyvol.daemon.cli.hooks import hook_options, hook_text, hooks_from
-from polyvol.daemon.cli.output import counted, listed, print_facts, print_json, print_table
+from polyvol.daemon.cli.output import counted, listed, print_facts, print_json, print_table, say
+from polyvol.daemon.cli.times import local_option, moment, moments, zoned
 from polyvol.daemon.errors import NotConfirmed
 from polyvol.daemon.sizes import format_seconds, format_size
 from polyvol.daemon.state import nbd_socket
@@ -28,7 +29,7 @@ def when_full_option(*, default: str | None = None) -> Callable[[Command], Comma
     )
 
 
-@click.group(cls=Group)
+@click.group()
 def volume() -> None:
     """Virtual volumes."""
 
@@ -61,7 +62,7 @@ def create(state_dir: Path, as_json: bool, **request: Json) -> None:
     else:
         parts = counted(made["partition_count"], "partition")
         owners = counted(len(made["processors"]), "processor")
-        click.echo(
+        say(
             f"volume {made['name']}: {format_size(made['size'])}, {parts} of"
             f" {format_size(made['partition_size'])} on {owners}, devices {listed(made['devices'])}"
         )
@@ -86,16 +87,19 @@ def clone(source: str, name: str, as_json: bool, state_dir: Path, **request: Jso
         print_json(made)
         return
     owners = counted(len(made["processors"]), "processor")
-    click.echo(f"volume {name}: {format_size(made['size'])} of {source}, on {owners}")
+    say(f"volume {name}: {format_size(made['size'])} of {source}, on {owners}")
 
 
 @volume.command(name="set")
 @click.argument("name")
 @when_full_option()
 @hook_options
-@click.option("--no-hooks", is_flag=True, help="Run nothing around its cuts.")
+@click.option("--no-hooks", is_flag=True, help="Remove the volume's hooks.")
+@json_option
 @state_dir_option
-def set_volume(name: str, when_full: str | None, no_hooks: bool, state_dir: Path, **hooks: Json) -> None:
+def set_volume(
+    name: str, when_full: str | None, no_hooks: bool, as_json: bool, state_dir: Path, **hooks: Json
+) -> None:
     """Change what a volume does when its change logs are full, or what is run around its cuts."""
     given = hooks_from(**hooks)
     if no_hooks:
@@ -105,9 +109,10 @@ def set_volume(name: str, when_full: str | None, no_hooks: bool, state_dir: Path
     if when_full is None and given is None:
         raise click.UsageError("give --when-full, --quiesce, or --no-hooks")
     changed = Client(state_dir).patch("volumes", name, body={"when_full": when_full, "hooks": given})
-    click.echo(
-        f"volume {name}: when full, {changed['when_full']}; hooks: {hook_text(changed['hooks']) or '-'}"
-    )
+    if as_json:
+        print_json(changed)
+        return
+    say(f"volume {name}: when full, {changed['when_full']}; hooks: {hook_text(changed['hooks']) or '-'}")
 
 
 @volume.command()
@@ -126,7 +131,7 @@ def add_log(name: str, devices: tuple[str, ...], size: int | None, as_json: bool
         print_json(changed)
         return
     space = changed["space"]
-    click.echo(f"volume {name}: {counted(len(changed['logs']), 'change log')}, {room(space)}")
+    say(f"volume {name}: {counted(len(changed['logs']), 'change log')}, {room(space)}")
 
 
 @volume.command()
@@ -144,7 +149,7 @@ def grow(name: str, size: int, devices: tuple[str, ...], as_json: bool, state_di
         print_json(grown)
         return
     parts = counted(grown["partition_count"], "partition")
-    click.echo(f"volume {name}: {format_size(grown['size'])}, {parts}, devices {listed(grown['devices'])}")
+    say(f"volume {name}: {format_size(grown['size'])}, {parts}, devices {listed(grown['devices'])}")
     _tell_attached(name, state_dir)
 
 
@@ -158,11 +163,11 @@ def _tell_attached(name: str, state_dir: Path) -> None:
         now = fuse.find(places, attached)
         if now is not None and fuse.uri_of(places, attached) == parse_uri(here, name).uri:
             why = "nbdfuse cannot show a new size: to see it, detach it and attach it again"
-            click.echo(f"{attached} (/dev/{now.device}) keeps its size, because {why}", err=True)
+            say(f"{attached} (/dev/{now.device}) keeps its size, because {why}", err=True)
 
 
 @volume.command(name="list")
-@click.option("--all", "kept", is_flag=True, help="Those too that are deleted and kept for their clones.")
+@click.option("--all", "kept", is_flag=True, help="Include deleted volumes that clones still depend on.")
 @json_option
 @state_dir_option
 def list_volumes(kept: bool, as_json: bool, state_dir: Path) -> None:
@@ -177,6 +182,7 @@ def list_volumes(kept: bool, as_json: bool, state_dir: Path) -> None:
 @volume.command()
 @click.argument("name")
 @click.option("--partitions", is_flag=True, help="Each partition's extents and processor.")
+@local_option
 @json_option
 @state_dir_option
 def show(name: str, partitions: bool, as_json: bool, state_dir: Path) -> None:
@@ -204,13 +210,13 @@ def show(name: str, partitions: bool, as_json: bool, state_dir: Path) -> None:
             ("room", room(shown["space"])),
             ("hooks", hook_text(shown["hooks"])),
             ("held", _use_text(shown["use"])),
-            ("created", shown["created"]),
+            ("created", moment(shown["created"])),
         ]
     )
     _print_logs(shown["logs"])
     _print_bad_blocks(shown["bad_blocks"])
     _print_dropped(shown["dropped"])
-    click.echo()
+    say("")
     print_table(
         ("EXPORT", "ACCESS", "CONNECTIONS"),
         [
@@ -225,28 +231,35 @@ def show(name: str, partitions: bool, as_json: bool, state_dir: Path) -> None:
 @volume.command()
 @click.argument("name")
 @click.option("--yes", is_flag=True, help="Really delete it, with its data and its snapshots.")
+@json_option
 @state_dir_option
-def delete(name: str, yes: bool, state_dir: Path) -> None:
+def delete(name: str, yes: bool, as_json: bool, state_dir: Path) -> None:
     """Delete a volume that no client is connected to, with its snapshots."""
     if not yes:
         raise NotConfirmed(name=name)
     deleted = Client(state_dir).delete("volumes", name)
-    click.echo(f"volume {name} deleted, with {counted(deleted['snapshots'], 'snapshot')}")
+    if as_json:
+        print_json(deleted)
+        return
+    say(f"volume {name} deleted, with {counted(deleted['snapshots'], 'snapshot')}")
 
 
 @volume.command(name="abandon-restore")
 @click.argument("name")
+@json_option
 @state_dir_option
-def abandon_restore(name: str, state_dir: Path) -> None:
+def abandon_restore(name: str, as_json: bool, state_dir: Path) -> None:
     """End an incomplete restore to a volume.
 
     The volume is again what it was before an incremental restore; one that was made for a full restore is
     deleted."""
     ended = Client(state_dir).delete("volumes", name, "restore")
-    if ended["base"] is None:
-        click.echo(f"the restore to volume {name} was abandoned, and the volume deleted")
+    if as_json:
+        print_json(ended)
+    elif ended["base"] is None:
+        say(f"the restore to volume {name} was abandoned, and the volume deleted")
     else:
-        click.echo(f"the restore to volume {name} was abandoned: it is what {name}@{ended['base']} shows")
+        say(f"the restore to volume {name} was abandoned: it is what {name}@{ended['base']} shows")
 
 
 def print_volumes(volumes: list[dict[str, Any]]) -> None:
@@ -263,7 +276,7 @@ def print_volumes(volumes: list[dict[str, Any]]) -> None:
                 len(each["snapshots"]),
                 log_use(each["logs"]),
                 room(each["space"]),
-                each["reason"] or "-",
+                each["reason"],
             )
             for each in volumes
         ],
@@ -282,16 +295,21 @@ def _scrubbed(view: dict[str, Any] | None) -> str | None:
     """One line on a scrub."""
     if view is None:
         return None
-    return f"{view['ended']}, {format_size(view['done'])} read, {counted(view['bad_blocks'], 'bad block')}"
+    bad = counted(view["bad_blocks"], "bad block")
+    return f"{moment(view['ended'])}, {format_size(view['done'])} read, {bad}"
 
 
 def _print_bad_blocks(bad: list[dict[str, Any]]) -> None:
     if not bad:
         return
-    click.echo()
+    say("")
+    first, last = moments([each["first"] for each in bad]), moments([each["last"] for each in bad])
     print_table(
-        ("BAD BLOCK", "PARTITION", "DEVICE", "FIRST FOUND", "LAST FOUND", "TIMES"),
-        [(b["block"], b["partition"], b["device"], b["first"], b["last"], b["times"]) for b in bad],
+        ("BAD BLOCK", "PARTITION", "DEVICE", zoned("FIRST FOUND"), zoned("LAST FOUND"), "TIMES"),
+        [
+            (each["block"], each["partition"], each["device"], begin, end, each["times"])
+            for each, begin, end in zip(bad, first, last, strict=True)
+        ],
     )
 
 
@@ -326,17 +344,19 @@ def room(space: dict[str, Any] | None) -> str:
 def _print_dropped(dropped: list[dict[str, Any]]) -> None:
     if not dropped:
         return
-    click.echo()
+    say("")
+    gone = moments([each["dropped"] for each in dropped])
+    made = moments([each["created"] for each in dropped])
     print_table(
-        ("DROPPED FOR SPACE", "DROPPED", "CREATED", "GIVEN BACK"),
+        ("DROPPED FOR SPACE", zoned("DROPPED"), zoned("CREATED"), "GIVEN BACK"),
         [
             (
                 each["snapshot"],
-                each["dropped"],
-                each["created"],
+                when,
+                created,
                 "-" if each["freed"] is None else format_size(each["freed"]),
             )
-            for each in dropped
+            for each, when, created in zip(dropped, gone, made, strict=True)
         ],
     )
 
@@ -351,13 +371,13 @@ def _print_plan(plan: dict[str, Any]) -> None:
         ]
     )
     for each in plan["new_devices"]:
-        click.echo(f"to be made: device {each['name']}, {each['path']}, {format_size(each['size'])}")
+        say(f"to be made: device {each['name']}, {each['path']}, {format_size(each['size'])}")
     _print_logs(plan["logs"])
     _print_partitions(plan["partitions"])
 
 
 def _print_logs(logs: list[dict[str, Any]]) -> None:
-    click.echo()
+    say("")
     print_table(
         ("CHANGE LOG", "DEVICES", "USED", "FOR"),
         [
@@ -373,7 +393,7 @@ def _print_logs(logs: list[dict[str, Any]]) -> None:
 
 
 def _print_partitions(partitions: list[dict[str, Any]]) -> None:
-    click.echo()
+    say("")
     print_table(
         ("PARTITION", "PROCESSOR", "STATE", "DEVICE", "OFFSET", "LENGTH"),
         [

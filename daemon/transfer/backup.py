@@ -3,8 +3,9 @@
 How it works      The snapshot's export says what is zero and what changed; pieces of 1 MiB are read, looked
                   at (zeros become holes), compressed and given CRCs by several threads, and written in order
                   by one. A file is written as FILE.partial, synced, read back (every CRC), and renamed.
-Resuming          What is in FILE.partial is read and checked; what is whole stays, and it goes on behind it.
-                  As a snapshot never changes, the rest fits.
+Resuming          What is in FILE.partial is read and checked; complete frames stay, and the rest is written
+                  after them. A snapshot never changes, so the rest fits. A file that ends within its header
+                  has no contents yet: it is written again from its beginning.
 Invariants        B1 a stream gets its end frame only after it is known that all connections were to one
                   export (client.py).
 Durability        FILE exists only complete and synced (file.py); an interrupted backup leaves FILE.partial.
@@ -32,6 +33,7 @@ from polyvol.snapshot.errors import StreamBroken
 from polyvol.snapshot.stream import (
     FRAME_BYTES,
     HEADER_BYTES,
+    MAGIC,
     Frame,
     FrameKind,
     FrameReader,
@@ -92,7 +94,7 @@ def backup_to_file(source: NbdExport, header: StreamHeader, path: Path, *, resum
     new = NewFile(path, resume=resume)
     with file_errors(new.partial), os.fdopen(new.fd, "r+b") as file:
         number, start, total = 0, 0, 0
-        if new.begun:
+        if new.begun and not _cut_short(file):
             header, number, start, total = _kept(file, new.partial, header)
         else:
             file.write(header.to_bytes())
@@ -134,6 +136,16 @@ def _write(source: NbdExport, header: StreamHeader, file: BinaryIO, begun: tuple
     source.check_first()  # B1
     file.write(Frame(FrameKind.END, number, header.size, total).to_bytes(seed))
     return Written(stream_bytes + FRAME_BYTES + HEADER_BYTES, bytes_in(runs), start)
+
+
+def _cut_short(file: BinaryIO) -> bool:
+    """Whether a backup was interrupted within its header: the file then is empty."""
+    begun = file.read(HEADER_BYTES)
+    file.seek(0)
+    if len(begun) == HEADER_BYTES or begun[: len(MAGIC)] != MAGIC[: len(begun)]:
+        return False
+    file.truncate()
+    return True
 
 
 def _kept(file: BinaryIO, path: Path, wanted: StreamHeader) -> tuple[StreamHeader, int, int, int]:

@@ -8,12 +8,15 @@ Invariants        P1 while the first connection lasts, the name means one export
 Errors            TransferFailed, which names the export; LibnbdMissing.
 """
 
+import errno
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TypeAlias
 
 from polyvol.daemon.transfer.errors import LibnbdMissing, TransferFailed
+from polyvol.mapping.os_errors import reason
 
 ALLOCATION = "base:allocation"
 CHANGED_SINCE = "qemu:dirty-bitmap:"
@@ -142,7 +145,16 @@ class NbdExport:
         try:
             yield
         except self._nbd.Error as error:
-            raise TransferFailed(what=f"{doing} {self.name}", why=error.string) from error
+            raise TransferFailed(what=f"{doing} {self.name}", why=_words(error)) from error
+
+
+def _words(error: Any) -> str:  # noqa: ANN401 - of libnbd, which has no types
+    """What libnbd says, without its functions' names."""
+    if error.errnum == errno.ENOENT and "server replied" in str(error.string):
+        return "the server has no such export"
+    if error.errnum:
+        return reason(OSError(error.errnum, os.strerror(error.errnum)))
+    return str(error.string).removeprefix("nbd_").split(": ", 1)[-1]
 
 
 def _merged(one: list[int], other: list[int]) -> Iterator[tuple[int, int, int]]:

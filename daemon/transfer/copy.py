@@ -27,7 +27,9 @@ from polyvol.daemon.transfer.target import FileTarget, Target
 def copy_changed(source: NbdExport, target: Target) -> tuple[int, int]:
     """Write what changed in `source` to `target`: bytes read, bytes made zeros."""
     if isinstance(target, NbdExport) and target.read_only:
-        raise TransferFailed(what=f"writing {target.name}", why="it is read-only")
+        raise TransferFailed(
+            what=f"writing {target.name}", why="it is read-only", todo="give a target that can be written"
+        )
     if target.size != source.size:
         raise TargetSize(target=target.name, found=target.size, source=source.name, size=source.size)
     return _move(source, target, plan(source), f"copying {source.name}")

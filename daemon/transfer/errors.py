@@ -1,6 +1,9 @@
 """Errors of backups, restores and copies; their form is that of mapping/errors.py."""
 
+from pathlib import Path
+
 from polyvol.mapping.errors import PolyvolError
+from polyvol.mapping.os_errors import DEFAULT_ADVICE, advice, reason
 
 
 class LibnbdMissing(PolyvolError):
@@ -18,7 +21,15 @@ class TransferFailed(PolyvolError):
     code = "transfer-failed"
     kind = "io"
     sentence = "{what} failed: {why}"
-    hint = "see that both ends are well, then try again (a backup or restore with --resume goes on)"
+    hint = "{todo}"
+
+    def __init__(self, *, what: str, why: object, todo: str = DEFAULT_ADVICE) -> None:
+        super().__init__(what=what, why=why, todo=todo)
+
+    @classmethod
+    def of(cls, what: str, error: OSError, path: Path | str | None = None) -> "TransferFailed":
+        """The error for a call that failed, on a path if so."""
+        return cls(what=what, why=reason(error, path), todo=advice(error))
 
 
 class FileExists(PolyvolError):
@@ -40,7 +51,7 @@ class FileBusy(PolyvolError):
 
 
 class NothingToResume(PolyvolError):
-    """Asked to go on with something that is not this backup."""
+    """Asked to resume something that is not this backup."""
 
     code = "nothing-to-resume"
     kind = "invalid"
@@ -89,7 +100,7 @@ class AlreadyRestored(PolyvolError):
 
     code = "already-restored"
     kind = "exists"
-    sentence = "volume {volume} has the snapshot of {name} already, as {snapshot}"
+    sentence = "volume {volume} already has what {name} contains, as snapshot {snapshot}"
     hint = "restore the next one, or to another volume"
 
 

@@ -33,6 +33,9 @@ class NewFile:
     there already."""
 
     def __init__(self, path: Path, *, resume: bool) -> None:
+        with file_errors(path):
+            if not path.name or path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         self.path = path
         self.partial = path.with_name(path.name + ".partial")
         self._refuse_existing()
@@ -117,7 +120,7 @@ def file_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise TransferFailed(what=f"writing {path}", why=error.strerror or error) from error
+        raise TransferFailed.of(f"writing {path}", error, path) from error
 
 
 class _Signalled(BaseException):

@@ -103,7 +103,9 @@ class FileTarget:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 os.close(fd)
-                raise TransferFailed(what=f"writing {path}", why="another process has locked it") from error
+                todo = "end that process, then try again"
+                why = "another process has locked it"
+                raise TransferFailed(what=f"writing {path}", why=why, todo=todo) from error
             except OSError:
                 pass  # a file system without locks
         return fd
@@ -113,7 +115,7 @@ class FileTarget:
         try:
             yield
         except OSError as error:
-            raise TransferFailed(what=f"{doing} {self.name}", why=error.strerror or error) from error
+            raise TransferFailed.of(f"{doing} {self.name}", error, self.name) from error
 
 
 def open_target(text: str) -> Target:

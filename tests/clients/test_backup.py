@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from polyvol.snapshot.stream import FRAME_BYTES, HEADER_BYTES, FrameReader, read_header
+from polyvol.snapshot.stream import FRAME_BYTES, HEADER_BYTES, MAGIC, FrameReader, read_header
 from tests.support import nbd
 from tests.support.daemon import BIN, Daemon, short_directory
 from tests.support.proc import wait_until
@@ -159,7 +159,7 @@ def test_what_is_broken_changes_nothing(daemon: Daemon, volume: str, other: Daem
     assert "exists already" in other.refused("restore", files[0], "w")
     assert other.everything() == before
     other.ok("restore", files[1], "w")
-    assert "has the snapshot of" in other.refused("restore", files[1], "w")
+    assert "already has what" in other.refused("restore", files[1], "w")
 
 
 def with_header_crc(data: bytes) -> bytes:
@@ -222,7 +222,7 @@ def test_an_interrupted_backup_goes_on_where_it_was(
             partial.write_bytes(data[:length])
             assert "was interrupted" in daemon.refused("backup", *arguments, "-o", file)
             said = daemon.ok("backup", *arguments, "-o", file, "--resume")
-            assert ("on, " in said) == (length > HEADER_BYTES)
+            assert ("resumed at" in said) == (length > HEADER_BYTES)
             assert file.read_bytes() == data
             assert not partial.exists()
             file.unlink()
@@ -231,6 +231,43 @@ def test_an_interrupted_backup_goes_on_where_it_was(
     daemon.ok("snapshot", "create", "v", "--name", "s9")
     assert "is of snapshot s1 since s0" in daemon.refused("backup", "v@s9", "-o", file, "--resume")
     assert partial.read_bytes() == data
+
+
+def test_a_backup_that_was_interrupted_within_its_header_is_resumed(
+    daemon: Daemon, volume: str, tmp_path: Path
+) -> None:
+    whole, file, partial = (tmp_path / name for name in ("whole.pv", "file.pv", "file.pv.partial"))
+    daemon.ok("backup", "v@s0", "-o", whole)
+    data = whole.read_bytes()
+    for length in (0, 1, len(MAGIC), HEADER_BYTES - 1):
+        partial.write_bytes(data[:length])
+        daemon.ok("backup", "v@s0", "-o", file, "--resume")
+        assert file.read_bytes()[HEADER_BYTES:] != b""
+        assert not partial.exists()
+        daemon.ok("restore", file, f"r{length}")
+        file.unlink()
+    for other in (b"x", b"PVx" * 100):
+        partial.write_bytes(other)
+        assert "is not the beginning of this backup" in daemon.refused(
+            "backup", "v@s0", "-o", file, "--resume"
+        )
+        assert partial.read_bytes() == other
+
+
+def test_where_no_temporary_file_can_be_made_tmpdir_is_named(
+    daemon: Daemon, volume: str, other: Daemon, tmp_path: Path
+) -> None:
+    full, stream = chain(daemon, tmp_path, 1)
+    other.ok("restore", full, "w")
+    command = f"ulimit -f 1; {BIN}/polyvol restore - w --state-dir {other.state_dir} < {stream}"
+    done = subprocess.run(
+        ["bash", "-c", command], env={**os.environ, "TMPDIR": str(tmp_path)}, capture_output=True, text=True,
+        timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert f"in a temporary file in {tmp_path} failed: it would become larger" in done.stderr
+    assert "set $TMPDIR to another directory" in done.stderr
 
 
 def test_a_backup_that_is_killed_goes_on(daemon: Daemon, volume: str, other: Daemon, tmp_path: Path) -> None:
@@ -274,7 +311,7 @@ def test_a_copy_is_refused_before_anything_is_written(daemon: Daemon, volume: st
     short.write_bytes(b"!" * 4096)
     for words, command in [
         (f"has 4096 bytes, and v@s1 has {SIZE}", ["copy-changed", "v@s1", "--since", "s0", str(short)]),
-        ("No such file", ["copy-changed", "v@s1", "--since", "s0", str(tmp_path / "none")]),
+        ("it does not exist", ["copy-changed", "v@s1", "--since", "s0", str(tmp_path / "none")]),
         ("read-only", ["copy-changed", "v@s1", "--since", "s0", daemon.uri("v@s0")]),
         ("no snapshot 's9'", ["copy-changed", "v@s1", "--since", "s9", str(short)]),
         ("v@s1 is not older than v@s0", ["copy-changed", "v@s0", "--since", "s1", str(short)]),
@@ -282,7 +319,7 @@ def test_a_copy_is_refused_before_anything_is_written(daemon: Daemon, volume: st
         ("no snapshot", ["backup", "v@s9", "-o", str(tmp_path / "b")]),
         ("--raw", ["backup", "v@s1", "--since", "s0", "--raw", "-o", str(tmp_path / "b")]),
         ("--resume", ["backup", "v@s1", "--resume", "-o", "-"]),
-        ("No such file", ["restore", str(tmp_path / "none"), "x"]),
+        ("it does not exist", ["restore", str(tmp_path / "none"), "x"]),
     ]:
         assert words in daemon.refused(*command), command
     assert short.read_bytes() == b"!" * 4096

@@ -56,7 +56,7 @@ def test_a_raw_copy_that_is_ended_leaves_no_file(
     with held(source, tmp_path, point, "backup", "v@s2", "--raw", "-o", file, passes=passes) as command:
         assert names(tmp_path) == ["f.partial"]
         code = command.kill(number)
-        assert code == (1 if number == signal.SIGINT else -number)
+        assert code == (130 if number == signal.SIGINT else -number)
     assert names(tmp_path) == (["f.partial"] if number == signal.SIGKILL else [])
     if number == signal.SIGKILL:
         assert "f.partial exists already" in source.refused("backup", "v@s2", "--raw", "-o", file)

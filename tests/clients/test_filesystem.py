@@ -185,3 +185,35 @@ def test_mkfs_on_a_tebibyte_takes_seconds(daemon: Daemon) -> None:
                 daemon.ok("snapshot", "create", "v", "--name", "s")
     held = sum((daemon.directory / f"big{number}.img").stat().st_blocks * 512 for number in range(2))
     assert held < 8 << 30, f"{held} bytes are allocated"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ext4", "xfs"])
+def test_a_snapshot_that_was_not_frozen_is_mounted_by_a_clone_and_a_frozen_one_as_it_is(
+    daemon: Daemon, kind: str
+) -> None:
+    """What docs/installing.md proposes."""
+    fuse.needed()
+    directory = daemon.directory
+    volume = daemon.make_volume("v", size="512M", partition_size="1M")
+    with made(kind, daemon.uri(volume), directory) as device, fuse.mount(device, directory) as live:
+        (live / "file").write_bytes(b"synced")
+        with (live / "file").open("rb") as file:
+            os.fsync(file.fileno())
+        daemon.ok("snapshot", "create", volume, "--name", "plain")
+        check("fsfreeze", "--freeze", live)
+        daemon.ok("snapshot", "create", volume, "--name", "frozen")
+        check("fsfreeze", "--unfreeze", live)
+        address = daemon.uri(f"{volume}@frozen")
+        with (
+            fuse.block_device(address, directory, name="frozen", read_only=True) as disk,
+            fuse.mount(disk, directory, *BESIDE[kind], name="fs-frozen") as beside,
+        ):
+            assert (beside / "file").read_bytes() == b"synced"
+        daemon.ok("volume", "clone", f"{volume}@plain", "look")
+        options = ["nouuid"] if kind == "xfs" else []
+        with (
+            fuse.block_device(daemon.uri("look"), directory, name="look") as disk,
+            fuse.mount(disk, directory, *options, name="fs-look") as clone,
+        ):
+            assert (clone / "file").read_bytes() == b"synced"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from polyvol.daemon.cli.main import cli
+from polyvol.daemon.cli.commands import cli
 from tests.unit.conftest import Daemon
 
 MIB = 1 << 20
@@ -47,7 +47,7 @@ def test_a_volume_is_made_shown_and_deleted_with_its_files(daemon: Daemon) -> No
         (["--size", "1G", "--partition-size", "3M"], "not a power of two"),
         (["--size", "1G", "--partition-size", "512K"], "not a power of two"),
         (["--size", "2T", "--partition-size", "1M"], "more than the 1099511627776"),
-        (["--size", "1G", "--processors", "0"], "0 processors"),
+        (["--size", "1G", "--processors", "0"], "0 is not a possible number of processors"),
         (["--size", "1G", "--processors", "257"], "1 to 256"),
         (["--size", "1G", "--device", "nix"], "no device 'nix'"),
         (["--size", "1G", "--log-device", "nix"], "no device 'nix'"),
@@ -229,7 +229,8 @@ def test_tables_name_everything_in_full(daemon: Daemon) -> None:
 def test_without_a_daemon_the_sentence_says_how_to_start_it(tmp_path: Path) -> None:
     result = CliRunner().invoke(cli, ["status", "--state-dir", str(tmp_path)])
     assert result.exit_code == 1
-    assert result.stderr.startswith(f"polyvold is not running on {tmp_path} (no control socket); start it")
+    why = "it has no control socket"
+    assert result.stderr.startswith(f"polyvold is not running on {tmp_path}: {why}; start it")
 
 
 @pytest.mark.parametrize(

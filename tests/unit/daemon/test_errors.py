@@ -13,7 +13,7 @@ from polyvol.mapping.errors import PolyvolError
 
 ROOT = Path(__file__).resolve().parents[3]
 TABLE = {error.__name__: error for error in error_table()}
-OWN_FORM = {"CutFailed", "EngineFailed"}
+OWN_FORM = {"CutFailed", "DeviceIo", "EngineFailed", "TransferFailed"}
 """These make some of their facts themselves."""
 
 

@@ -306,3 +306,29 @@ def _gone(pid: int) -> bool:
     except ProcessLookupError:
         return True
     return Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z"
+
+
+def test_failed_hooks_are_told_at_create_and_can_be_required(hooked: Hooked) -> None:
+    run = hooked.daemon.run
+    assert "no hooks are set" in hooked.daemon.refused("snapshot", "create", "v", "--require-hooks")
+    hooked.daemon.ok(
+        "volume", "set", "v", "--quiesce", hooked.script("q", "exit 3"), "--thaw", hooked.script("t")
+    )
+    result = run("snapshot", "create", "v", "--name", "s")
+    assert result.exit_code == 0
+    assert result.stderr == (
+        "warning: snapshot v@s is only crash-consistent, because volume v: its quiesce command ended with 3\n"
+    )
+    [view] = hooked.said("snapshot", "create", "v", "--name", "j")
+    assert (view["consistency"], "ended with 3" in view["hook_trouble"]) == ("crash", True)
+    for arguments in (["v", "w"], ["v"]):
+        said = hooked.daemon.refused("snapshot", "create", *arguments, "--name", "r", "--require-hooks")
+        assert said.startswith(f"no snapshot of {', '.join(arguments)} was taken: volume v: its quiesce")
+    assert [each["export"] for each in hooked.said("snapshot", "list")] == ["v@s", "v@j"]
+    assert hooked.noted() == ["quiesce q", "thaw t"] * 4
+    assert hooked.owed() == 0
+    hooked.daemon.ok("group", "create", "g", "v", "w")
+    assert "no snapshot of" in hooked.daemon.refused("snapshot", "create", "@g", "--require-hooks")
+    hooked.daemon.ok("volume", "set", "v", "--quiesce", hooked.script("q"))
+    result = run("snapshot", "create", "@g", "--name", "good", "--require-hooks")
+    assert (result.exit_code, result.stderr) == (0, "")

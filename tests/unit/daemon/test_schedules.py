@@ -108,7 +108,7 @@ def daemon(tmp_path: Path) -> Iterator[Timed]:
 
 def test_snapshots_are_taken_when_they_are_due(daemon: Timed) -> None:
     said = daemon.ok("schedule", "add", "v", "--every", "15m", "--keep", "last=10")
-    assert said == "schedule v-auto: v every 15m, first 2026-11-23T00:15:00Z\n"
+    assert said == "schedule v-auto: v every 15m, first 2026-11-23 00:15:00 UTC\n"
     assert daemon.move(10 * MINUTE) == START + 14 * MINUTE + 30 * SECOND_NS
     assert daemon.names() == []
     daemon.move(5 * MINUTE)
@@ -172,7 +172,33 @@ def test_a_plan_changes_nothing_and_counts_what_is_there(daemon: Timed) -> None:
     assert len(daemon.world.calls) == calls
     assert daemon.json("schedule", "list") == []
     text = daemon.ok(*arguments, "--dry-run")
-    assert "2026-11-23T02:00:00" in text
+    assert "2026-11-23 02:00:00 UTC" in text
+
+
+@pytest.mark.parametrize(
+    ("cron", "keep", "kept"),
+    [
+        ("0 0 1 1 *", "last=3", 3),
+        ("0 0 1 1 *", "last=10", 10),
+        ("0 0 29 2 *", "last=2", 2),
+        ("0 0 1 */6 *", "last=12", 12),
+        ("0 0 1 1 *", "monthly=12", 12),
+        ("0 0 1 1 *", "last=2,hourly=4", 4),
+    ],
+)
+def test_a_plan_of_rare_runs_looks_as_far_ahead_as_it_needs(
+    daemon: Timed, cron: str, keep: str, kept: int
+) -> None:
+    plan = daemon.json("schedule", "add", "v", "--cron", cron, "--keep", keep, "--dry-run")
+    assert (plan["runs"], len(plan["kept"]), plan["note"]) == (kept + 1, kept, None)
+
+
+def test_a_plan_that_is_never_full_says_so(daemon: Timed) -> None:
+    arguments = ["schedule", "add", "v", "--cron", "0 0 29 2 *", "--keep", "last=30", "--dry-run"]
+    plan = daemon.json(*arguments)
+    assert plan["runs"] == len(plan["kept"]) == 24
+    assert "looked ahead 100 years" in plan["note"]
+    assert "note:       looked ahead 100 years" in daemon.ok(*arguments)
 
 
 def test_what_is_held_as_it_is_about_to_go_stays(daemon: Timed, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,11 +330,14 @@ def test_a_schedule_shows_what_keeps_each_snapshot(daemon: Timed) -> None:
         (["v", "--every", "0s"], "an interval of 0 s"),
         (["v", "--every", "400d"], "an interval of"),
         (["v", "--cron", "0 0 30 2 *"], "is not right"),
-        (["v", "--cron", "x"], "is not right"),
+        (["v", "--cron", "61 0 * * *"], "is not right: bad minute"),
+        (["v", "--cron", "x"], "has 1 field: give five"),
+        (["v", "--cron", "0 0 0 1 1 *"], "has 6 fields: give five"),
         (["v", "--every", "15m", "--prefix", "a/b"], "is not allowed"),
         (["v", "--every", "15m", "--prefix", "a" * 41], "longer than 40"),
         (["v", "--every", "15m", "--name", "-x"], "is not allowed"),
         (["v", "--every", "1s", "--dry-run", "--ahead", "100d"], "ask for less"),
+        (["v", "--every", "1h", "--dry-run", "--ahead", "99999w"], "give up to 36600 days"),
     ],
 )
 def test_what_is_no_schedule_is_refused(daemon: Timed, arguments: list[str], words: str) -> None:

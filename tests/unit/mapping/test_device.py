@@ -82,7 +82,7 @@ def test_a_file_that_cannot_be_asked_for_its_data_is_not_taken_for_empty(
         return real(fd, offset, whence)
 
     monkeypatch.setattr(os, "lseek", fails)
-    with pytest.raises(DeviceUnusable, match="Input/output error"):
+    with pytest.raises(DeviceUnusable, match="input/output error"):
         inspect(path)
 
 
