@@ -167,7 +167,7 @@ def _list(as_json: bool) -> None:
     )
     for view in views:
         if view.trouble is not None:
-            click.echo(f"{view.name}: {view.trouble}", err=True)
+            say(f"{view.name}: {view.trouble}", err=True)
 
 
 def _watch(name: str) -> None:

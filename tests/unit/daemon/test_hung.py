@@ -292,7 +292,7 @@ def test_a_reload_that_hangs_leaves_the_watch_to_its_pings(
         time.sleep(0.01)
         return signal.SIGTERM if len(pings) > 1 and pings[-1] > pings[0] + 3 else None
 
-    monkeypatch.setattr(watch, "_next_signal", next_signal)
+    monkeypatch.setattr(watch, "next_signal", next_signal)
     assert ended(lambda: watch.watch(pair.service, lambda: None), SOON_S, "watch"), "it waits for the reload"
     assert "READY=1" not in said
     event.set()
