@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from uuid import uuid4
 
 from polyvol.daemon import device_files
+from polyvol.daemon.apart import apart
 from polyvol.daemon.context import Context, devices_of
 from polyvol.daemon.health import unusable_devices
 from polyvol.daemon.requests import LogAdd
@@ -30,17 +31,45 @@ class ChangeLogs:
 
     def __init__(self, context: Context) -> None:
         self._context = context
+        self._underway: set[int] = set()
+        """Devices that are being made now. Changed under `changes`."""
 
     def settle(self, volume: Volume) -> None:
-        """At start: remove a file that was being made for a log of this volume, which is served otherwise."""
+        """Remove files that were being made for this volume, for a log or for growth, and are not used. The
+        caller holds its lock."""
+        self._settle({volume.id: volume})
+
+    def settle_all(self) -> None:
+        """At start: the same for all volumes that are there to stay."""
+        volumes = self._context.catalog.volumes()
+        self._settle({volume.id: volume for volume in volumes if volume.state == "ready"})
+
+    def half_made(self) -> set[int]:
+        """The ids of the volumes that have such files."""
+        context = self._context
+        with context.changes:
+            return {
+                device.made_for
+                for device in context.catalog.devices()
+                if device.made_for is not None and device.state == "adding"
+                if device.id not in self._underway
+            }
+
+    def _settle(self, volumes: dict[int, Volume]) -> None:
+        with self._context.changes:
+            underway = set(self._underway)
         for device in self._context.catalog.devices():
-            if device.made_for == volume.id and device.state == "adding":
-                self.unmake_file(device)
+            volume = None if device.made_for is None else volumes.get(device.made_for)
+            if volume is not None and device.state == "adding" and device.id not in underway:
+                what = f"removing file {device.path}, which was half made for volume {volume.name},"
+                with apart(self._context, what, volume=volume.name):
+                    self.unmake_file(device)
 
     def add(self, name: str, request: LogAdd) -> None:
         """Give a volume more room, while it is in use. The caller holds its lock."""
         context = self._context
         volume = context.find_served(name, restoring=True)
+        self.settle(volume)
         present = sum(total(log.extents) for log in context.catalog.logs(volume.id))
         with context.changes:
             plan = plan_added_logs(volume, request.devices, request.size, present, inventory(context))
@@ -55,9 +84,12 @@ class ChangeLogs:
                     logs = self._record(volume, plan.extents, default=True, made=made)
             self._use(volume, logs, default=True)
         except BaseException:
+            self.done_with([] if made is None else [made])
             if made is not None:
-                self.unmake_file(made)
+                with apart(context, f"removing file {made.path} again", volume=name):
+                    self.unmake_file(made)
             raise
+        self.done_with([] if made is None else [made])
         context.events.add("info", f"volume {name} has more room for what is redirected", volume=name)
 
     def on_device(self, volume: Volume, device: Device) -> int:
@@ -127,17 +159,20 @@ class ChangeLogs:
         """Record a sparse file that is to be made; it is 'adding' until what is on it is recorded. Under
         `changes`, with its plan."""
         now = self._context.clock()
-        return self._context.catalog.add_device(
+        device = self._context.catalog.add_device(
             Device(0, uuid4(), new.name, new.path, "file", False, new.size, True, volume.id, "adding", now)
         )
+        self._underway.add(device.id)
+        return device
 
     def make_file(self, device: Device) -> None:
         """Make a file that is recorded."""
-        try:
-            device_files.make(self._context, device, self._context.path(device))
-        except BaseException:
-            self.unmake_file(device)
-            raise
+        device_files.make(self._context, device, self._context.path(device))
+
+    def done_with(self, devices: Iterable[Device]) -> None:
+        """These are made no more: what is not recorded of them can be settled."""
+        with self._context.changes:
+            self._underway -= {device.id for device in devices}
 
     def unmake_file(self, device: Device) -> None:
         """Remove a file that was made for nothing."""
@@ -151,15 +186,9 @@ def inventory(context: Context) -> Inventory:
     with context.reading():
         names = {volume.id: volume.name for volume in context.catalog.volumes()}
         users = context.catalog.users()
-        devices = context.catalog.devices()
-        halfway = {
-            device.id: f"it is {device.state}"
-            for device in devices
-            if device.state != "ready" and device.made_for is None
-        }
         return Inventory(
-            devices={device.name: device for device in devices},
-            unusable=unusable_devices(context) | halfway,
+            devices={device.name: device for device in context.catalog.devices()},
+            unusable=unusable_devices(context),
             used=context.catalog.used_extents,
             volumes_on=lambda device: [names[user] for user in users.get(device, ())],
             volume_names=set(names.values()),

@@ -172,12 +172,15 @@ class _Check:
 
     def _check_devices(self) -> dict[int, str]:
         """The paths of the devices that are there and right."""
-        present = {}
+        present, users = {}, self._catalog.users()
         unfinished = {volume.id for volume in self._catalog.volumes() if volume.state != "ready"}
         for device in self._devices.values():
             if device.made_for in unfinished:
                 continue  # the next start removes it, with its volume
-            if device.state != "ready":
+            if device.unfinished is not None and device.id in users:
+                what = f"device {device.name} is {device.state}, and volumes have extents on it"
+                self._problems.append(f"{what}: the next start takes it into use")
+            elif device.state != "ready":
                 self._notes.append(f"device {device.name} is {device.state}: the next start settles that")
                 continue
             reason = trouble_at(device, self._path(device), self._catalog.uuid)

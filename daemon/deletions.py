@@ -30,14 +30,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+from polyvol.daemon.apart import apart
 from polyvol.daemon.context import Context
-from polyvol.daemon.errors import BadRequest, NoMatch, log_failure
+from polyvol.daemon.errors import BadRequest, NoMatch
+from polyvol.daemon.exporting import export_snapshots
 from polyvol.daemon.use_views import DeletionView, KeptView
 from polyvol.daemon.workers import Workers
-from polyvol.mapping.errors import PolyvolError, UnknownSnapshot
+from polyvol.mapping.errors import UnknownSnapshot
 from polyvol.mapping.records import SnapshotRecord, Volume
 from polyvol.mapping.volume import refuse_repeats
-from polyvol.snapshot.coordinator import export_snapshot
 from polyvol.snapshot.snapshot import export_name
 
 PATTERNS_MAX = 100
@@ -100,8 +101,7 @@ class Deletions:
         try:
             context.catalog.removal.forget_snapshots([record.uuid for record in gone])
         except BaseException:
-            for record in gone:
-                export_snapshot(context.engine, volume, record)  # they exist on
+            export_snapshots(context, volume, gone)  # they exist on
             raise
         clones = context.catalog.removal.clones()
         gone = [record for record in gone if (volume.id, record.epoch) not in clones]  # E3
@@ -158,11 +158,9 @@ class Deletions:
     def _run(self) -> None:
         """Look for rollbacks to forget, of volumes of which nothing is being dropped."""
         while not self._stopping.is_set():
-            looking = False
-            try:
+            looking = True
+            with apart(self._context, "looking for rollbacks"):
                 looking = self._look_for_rollbacks()
-            except Exception as error:
-                log_failure(_log, "looking for rollbacks", error)
             # Snapshots are deleted in other ways too; only who has gone back has to look for that.
             self._work.wait(LOOK_S if looking else None)
             self._work.clear()
@@ -183,16 +181,15 @@ class Deletions:
             if not self._drop_some(identity):
                 break
             self._stopping.wait(max(REST_S_MIN, time.monotonic() - began))
-        volume = next((each for each in self._context.catalog.volumes() if each.id == identity), None)
-        if volume is None or not self._context.catalog.rollbacks.of(identity):
-            return
-        try:
+        what = "forgetting rollbacks"
+        with apart(self._context, what, lambda reason: _log.warning("%s: %s", what, reason)):
+            volume = next((each for each in self._context.catalog.volumes() if each.id == identity), None)
+            if volume is None or not self._context.catalog.rollbacks.of(identity):
+                return
             if self._context.is_served(volume) and not self._stopping.is_set():
                 self._context.engine.cover_rollbacks(identity)  # E2
                 while not self._stopping.is_set() and self._forget_rollback(volume):
                     pass
-        except (self._context.engine_error, PolyvolError) as error:
-            _log.warning("forgetting rollbacks of volume %s: %s", volume.name, error)
 
     def _forget_rollback(self, volume: Volume) -> bool:
         """Forget one rollback of a volume; False if there is none that may be forgotten."""
@@ -216,11 +213,10 @@ class Deletions:
             epochs = job.epochs[-BATCH:]
             del job.epochs[-BATCH:]
         freed = 0
-        try:
+        # If the volume was let go, the engine drops them when it takes it over again.
+        what = f"dropping snapshots of volume {job.volume.shown_name}"
+        with apart(self._context, what, lambda reason: _log.warning("%s: %s", what, reason)):
             freed = self._context.engine.drop_snapshots(job.volume.id, epochs)  # E2
-        except self._context.engine_error as error:
-            # The volume was let go: the engine drops them when it takes it over again.
-            _log.warning("dropping snapshots of volume %s: %s", job.volume.name, error)
         with self._lock:
             job.left -= len(epochs)
             job.freed += freed

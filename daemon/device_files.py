@@ -21,12 +21,14 @@ from functools import partial
 from pathlib import Path
 from uuid import UUID, uuid4
 
+from polyvol.daemon.apart import apart
 from polyvol.daemon.context import Context
 from polyvol.mapping import occupied
 from polyvol.mapping.device import (
     Device,
     Found,
     inspect_open,
+    is_blank,
     make_device,
     trouble_with,
     write_label,
@@ -128,7 +130,8 @@ def let_go(context: Context, device: int) -> None:
     """Close a device's file, if it has one: others may have it from now on."""
     file = context.files.pop(device, None)
     if file is not None:
-        file.close()
+        with contextlib.suppress(OSError):  # of what was written before, which a sync has told already
+            file.close()
 
 
 def let_go_of_all(context: Context) -> None:
@@ -219,7 +222,9 @@ def _is_leftover(context: Context, device: Device, file: OpenFile) -> bool:
     shorter = replace(device, size=min(device.size, found.size))  # it may have become short
     if trouble_with(shorter, found, context.catalog.uuid) is None:
         return True
-    return found.label is None and not found.has_data
+    # Where a file system does not tell preallocated bytes from written ones, they are zeros.
+    allocated = found.size == device.size and is_blank(file)
+    return found.label is None and (not found.has_data or allocated)
 
 
 def begin_run(context: Context, devices: Iterable[Checked]) -> None:
@@ -252,13 +257,14 @@ def _run_of(checked: Checked) -> UUID:
 def _write_label(context: Context, checked: Checked) -> bool:
     """Write the present generation into a label; whether it is there now. What fails is said."""
     device = checked.device
-    try:
-        return write_label(device, checked.file, context.catalog.uuid, context.generation, context.run)
-    except PolyvolError as error:
+
+    def failed(reason: str) -> None:
         rest = "an older copy of it, or of the state directory, would not be told from this one"
-        text = f"device {device.name}: {error.message}; {rest}"
-        context.events.add("warning", text, DEVICE=device.name)
-        return False
+        context.events.add("warning", f"device {device.name}: {reason}; {rest}", DEVICE=device.name)
+
+    with apart(context, f"writing the label of device {device.name}", failed):
+        return write_label(device, checked.file, context.catalog.uuid, context.generation, context.run)
+    return False
 
 
 def end_run(context: Context) -> None:
@@ -267,7 +273,7 @@ def end_run(context: Context) -> None:
     for device in context.catalog.devices():
         file = context.files.get(device.id)
         if file is not None and device.state == "ready":
-            with contextlib.suppress(PolyvolError):
+            with apart(context, f"looking at device {device.name} once more", lambda _: None):
                 checked_devices.append(check_again(context, device, file))
     begin_run(context, checked_devices)
 

@@ -11,11 +11,14 @@ How it works      add: look, open and hold (daemon/device_files.py), look again,
                   that is known and was missing is a retry, at its new path.
 Invariants        V1 two devices never have bytes in common, whatever paths they have.
                   V2 no file that polyvold keeps its own state in is a device.
+                  V3 nothing is placed on a device that is not 'ready' (health.unusable_devices).
 Owner and locks   The device's lock for all that is done to it (daemon/locks.py); its name and its users are
                   asked and changed under `changes`. What is being added has a name and a lock only when it is
                   recorded: until then daemon/claims.py has it.
-Durability        A kill in the middle of add or remove is settled at the next start: the device is forgotten
-                  and its label taken off. A kill after they returned changes nothing.
+Durability        A kill in the middle of add or remove is settled at the next start: the device is forgotten,
+                  its label taken off, and the file that add has made is removed. So is what an error of
+                  add or remove leaves where that could not be undone; then also at the next add, remove or
+                  reload (half_devices.py). A kill after they returned changes nothing.
 Errors            mapping/errors.py, EngineFailed. At start nothing raises: `device_trouble` has the findings.
 """
 
@@ -26,8 +29,10 @@ import time
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Literal
 from uuid import uuid4
 
+from polyvol.daemon.apart import apart
 from polyvol.daemon.claims import Claims
 from polyvol.daemon.context import Context
 from polyvol.daemon.device_files import (
@@ -43,7 +48,8 @@ from polyvol.daemon.device_files import (
     renew_label,
 )
 from polyvol.daemon.errors import BadRequest, DeviceBusy
-from polyvol.daemon.health import device_troubles
+from polyvol.daemon.half_devices import HalfDevices
+from polyvol.daemon.health import Trouble, device_troubles
 from polyvol.daemon.reading import reads
 from polyvol.daemon.requests import DeviceAdd, DeviceRetry
 from polyvol.daemon.short_devices import ShortDevices
@@ -52,8 +58,8 @@ from polyvol.daemon.views import DeviceView, iso
 from polyvol.daemon.workers import Workers
 from polyvol.mapping import occupied
 from polyvol.mapping.device import (
+    UNFINISHED,
     Device,
-    clear_label,
     inspect,
     inspect_open,
     plan_device,
@@ -67,7 +73,6 @@ from polyvol.mapping.errors import (
     DeviceStillFaulty,
     DeviceUnusable,
     NameInUse,
-    PolyvolError,
     UnknownDevice,
 )
 from polyvol.mapping.names import check_name, name_from, unique_name
@@ -86,6 +91,7 @@ class Devices:
     def __init__(self, context: Context) -> None:
         self._context = context
         self.short = ShortDevices(context)
+        self._half = HalfDevices(context, self.short)
         self._claims = Claims(context)
         self._opening = Workers("polyvol-open")
 
@@ -96,45 +102,45 @@ class Devices:
         context = self._context
         fds = dict(passed or {})
         until, users = time.monotonic() + START_PATIENCE_S, occupied.file_users()
-        devices = context.catalog.devices()
+        self._half.finish_used()
+        devices = [device for device in context.catalog.devices() if device.state == "ready"]
         checked_devices: list[Checked] = []
-        reasons: dict[int, object] = {}
-        for device in (each for each in devices if each.state == "ready"):
-            path = context.path(device)
-            self.short.look(device, path)
-            short = self.short.clause(device)
-            if short is not None:
-                reasons[device.id] = short
-                continue
-            try:
-                fd = fds.pop(str(device.uuid), None)
-                checked = open_checked(context, device, path, until=until, users=users, passed=fd)
-                keep(context, device, checked.file)
-                checked_devices.append(checked)
-            except DeviceNotReady as error:
-                reasons[device.id] = error.facts["reason"]
+        reasons: dict[int, str] = {}
+        for device in devices:
+            with apart(context, f"opening device {device.name}", partial(reasons.__setitem__, device.id)):
+                path = context.path(device)
+                self.short.look(device, path)
+                short = self.short.clause(device)
+                if short is not None:
+                    reasons[device.id] = short
+                    continue
+                try:
+                    fd = fds.pop(str(device.uuid), None)
+                    checked = open_checked(context, device, path, until=until, users=users, passed=fd)
+                    keep(context, device, checked.file)
+                    checked_devices.append(checked)
+                except DeviceNotReady as error:
+                    reasons[device.id] = str(error.facts["reason"])
         for fd in fds.values():
             os.close(fd)
         begin_run(context, checked_devices)
         for device in devices:
-            if device.state == "ready":
-                self._start(device, reasons.get(device.id), clean=clean)
-            elif device.made_for is None:
-                self._forget(device)
+            self._start(device, reasons.get(device.id), clean=clean)
+        self._half.settle()
 
-    def _start(self, device: Device, reason: object, *, clean: bool) -> None:
+    def _start(self, device: Device, reason: str | None, *, clean: bool) -> None:
         """Open a device in the engine; if `reason` says what is wrong, note it and have it absent there."""
         context = self._context
-        if reason is None:
-            try:
+        reasons = [] if reason is None else [reason]
+        if not reasons:
+            with apart(context, f"opening device {device.name}", reasons.append):
                 context.open_device(device, context.files[device.id])
-            except context.engine_error as error:
-                reason = error
-        if reason is not None:
+        if reasons:
             let_go(context, device.id)
-            context.device_trouble[device.id] = str(reason)
-            _log.warning("device %s: %s", device.name, reason, extra={"DEVICE": device.name})
-            with context.engine_errors(f"going on without device {device.name}"):
+            context.device_trouble[device.id] = reasons[0]
+            text = f"device {device.name} is missing: {reasons[0]}"
+            context.events.add("warning", text, DEVICE=device.name)
+            with apart(context, f"going on without device {device.name}", DEVICE=device.name):
                 context.engine.absent_device(
                     device.id,
                     sparse=device.sparse,
@@ -150,6 +156,8 @@ class Devices:
         is, and fails again at once."""
         context = self._context
         device = context.find_device(name)
+        if device.unfinished is not None:
+            raise DeviceNotReady(name=name, reason=device.unfinished)
         path = context.path(device) if request.path is None else Path(request.path)
         if not path.is_absolute() or "\0" in str(path):
             raise BadRequest(why=f"path {request.path!r} is not absolute")
@@ -194,10 +202,14 @@ class Devices:
         devices = [device for device in context.catalog.devices() if device.id in troubles]
         paths = identities(context, devices)
         for device in devices:
-            here = self._claims.may_be(device, found, paths)
-            if not here or self.short.clause(device) is not None:
-                continue  # what was short is used again only if a person says so
-            if trouble_with(device, found, context.catalog.uuid) is None:
+            here = False
+            with apart(context, f"looking whether {path} is device {device.name}", DEVICE=device.name):
+                here = (
+                    self._claims.may_be(device, found, paths)
+                    and self.short.clause(device) is None  # it is used again only if a person says so
+                    and trouble_with(device, found, context.catalog.uuid) is None
+                )
+            if here:
                 same = paths.get(device.id) == found.identity
                 return self.retry(DeviceRetry(path=None if same else str(path)), device.name)
         return None
@@ -237,16 +249,19 @@ class Devices:
             context.catalog.set_device_path(device.id, self._stored_path(path))
 
     def open_missing(self) -> None:
-        """Try every device again that is missing; one that hangs goes on by itself."""
+        """Try every device again that is missing, and settle what is half done; one that hangs goes on by
+        itself."""
+        self._opening.run("half done", self._half.settle)
         for device in self._context.catalog.devices():
-            missing = device.state == "ready" and device.id in self._context.device_trouble
-            if missing and self.short.clause(device) is None:
-                self._opening.run(device.id, partial(self._try_again, device.name))
+            if device.state == "ready" and device.id in self._context.device_trouble:
+                self._opening.run(device.id, partial(self._try_again, device))
         self._opening.wait(OPENED_S)
 
-    def _try_again(self, name: str) -> None:
-        with contextlib.suppress(PolyvolError):
-            self.retry(DeviceRetry(), name)
+    def _try_again(self, device: Device) -> None:
+        # That it is missing was said when it was found to be.
+        with apart(self._context, f"opening device {device.name} again", lambda _: None):
+            if self.short.clause(device) is None:
+                self.retry(DeviceRetry(), device.name)
 
     @contextlib.contextmanager
     def _locked(self, device: Device, what: str) -> Iterator[None]:
@@ -256,7 +271,7 @@ class Devices:
             now = next((each for each in context.catalog.devices() if each.id == device.id), None)
             if now is None:
                 raise UnknownDevice(name=device.name)
-            if now.state == "adding":  # the verb that adds it is about to take its lock
+            if now.id in self._half.underway:  # the verb that adds it is about to take its lock
                 raise DeviceBusy(name=device.name, what="device add", since="0 s")
             yield
 
@@ -293,6 +308,7 @@ class Devices:
         views = []
         for device in devices:
             trouble = troubles.get(device.id)
+            reason = remark_on(context, device, here) if trouble is None else trouble.reason
             counts = stats.get(device.id)
             views.append(
                 DeviceView(
@@ -308,8 +324,8 @@ class Devices:
                     direct=device.direct,
                     made_for=None if device.made_for is None else volumes.get(device.made_for),
                     volumes=[volumes[user] for user in users.get(device.id, ()) if user in volumes],
-                    state="ok" if trouble is None else trouble.state,
-                    reason=remark_on(context, device, here) if trouble is None else trouble.reason,
+                    state=_state(device, trouble),
+                    reason=UNFINISHED.get(device.state, reason),
                     errors=counts["errors"] if counts else 0,
                     last_errno=counts["last_errno"] if counts else 0,
                     created=iso(device.created_ns),
@@ -331,6 +347,7 @@ class Devices:
         if request.name is not None:
             check_name("device", request.name)
         refuse_own(self._context.state_dir, path)
+        self._half.settle()
         with self._claims.at(path):
             return self._add_there(request, path)
 
@@ -392,16 +409,28 @@ class Devices:
                 context.generation,
                 (context.run,),
                 found.lasting if found is not None and request.adopt else None,
+                file is None,
             )
             device = context.catalog.add_device(device)
-        with context.locks.device(device.id, device.name, "device add"):
-            try:
-                make(context, device, path, file, preallocate=request.preallocate)
-                context.catalog.set_device_state(device.id, "ready")
-            except BaseException:
-                self._forget(device)
-                raise
+            self._half.underway.add(device.id)
+        try:
+            with context.locks.device(device.id, device.name, "device add"):
+                self._make(device, path, file, preallocate=request.preallocate)
+        finally:
+            with context.changes:
+                self._half.underway.discard(device.id)
         return device.name
+
+    def _make(self, device: Device, path: Path, file: OpenFile | None, *, preallocate: bool) -> None:
+        """Make what was recorded, or undo that."""
+        context = self._context
+        try:
+            make(context, device, path, file, preallocate=preallocate)
+            context.catalog.set_device_state(device.id, "ready")
+        except BaseException:
+            with apart(context, f"undoing what was added of device {device.name}", DEVICE=device.name):
+                self._half.forget(device)
+            raise
 
     def remove(self, name: str) -> None:
         """Remove a device that no volume uses; its file or disk stays, without its label."""
@@ -410,15 +439,17 @@ class Devices:
         with self._locked(device, "device remove"):
             with context.changes:  # from here on nothing is placed on it
                 self._refuse_used(device)
-                context.catalog.set_device_state(device.id, "removing")
+                if device.unfinished is None:
+                    context.catalog.set_device_state(device.id, "removing")
             try:
-                with context.engine_errors(f"closing device {name}"):
-                    context.engine.close_device(device.id)
-            except PolyvolError:
+                if device.unfinished is None:
+                    with context.engine_errors(f"closing device {name}"):
+                        context.engine.close_device(device.id)
+            except BaseException:
                 with context.changes:
                     context.catalog.set_device_state(device.id, "ready")
                 raise
-            self._forget(device)
+            self._half.forget(device)
 
     def _refuse_used(self, device: Device) -> None:
         """DeviceInUse if volumes have extents on a device. Under `changes`."""
@@ -431,21 +462,6 @@ class Devices:
             named = ", ".join(volumes[user] for user in sorted(users) if user in volumes)
             raise DeviceInUse(name=device.name, volumes=named)
 
-    def _forget(self, device: Device) -> None:
-        """Take the label off, if it is there and can be, and forget the device."""
-        context = self._context
-        # A device that cannot be written to, or is another, keeps its label, which nothing will take for
-        # another's.
-        with contextlib.suppress(PolyvolError):
-            if device.id not in context.files:
-                keep(context, device, open_checked(context, device, context.path(device)).file)
-            clear_label(device, context.files[device.id], context.catalog.uuid)
-        let_go(context, device.id)
-        with context.changes:
-            context.catalog.forget_device(device.id)
-        self.short.forget(device)
-        context.device_trouble.pop(device.id, None)
-
     def _free_name(self, wanted: str | None, path: Path) -> str:
         taken = set(self._context.device_names().values())
         if wanted is None:
@@ -457,6 +473,14 @@ class Devices:
     def _stored_path(self, path: Path) -> str:
         state_dir = self._context.state_dir
         return str(path.relative_to(state_dir) if path.is_relative_to(state_dir) else path)
+
+
+def _state(
+    device: Device, trouble: Trouble | None
+) -> Literal["ok", "missing", "faulty", "adding", "removing"]:
+    if device.state != "ready":
+        return device.state
+    return "ok" if trouble is None else trouble.state
 
 
 def _is_alive(file: OpenFile) -> bool:

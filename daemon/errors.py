@@ -276,7 +276,7 @@ class DeleteUnfinished(PolyvolError):
     code = "delete-unfinished"
     kind = "unavailable"
     sentence = "volume {name} is deleted, but its space could not be given back yet: {reason}"
-    hint = "polyvold tries again at its next start"
+    hint = "delete it again when that is mended; polyvold also tries again at its next reload or start"
 
 
 class EngineFailed(PolyvolError):

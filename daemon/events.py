@@ -33,6 +33,13 @@ class Events:
         fields = more if volume is None else {"VOLUME": volume, **more}
         _log.log(logging.WARNING if level == "warning" else logging.INFO, "%s", text, extra=fields)
 
+    def add_once(
+        self, level: Literal["info", "warning"], text: str, *, volume: str | None = None, **more: object
+    ) -> None:
+        """As `add`, unless the latest events have it already: for what is tried again and again."""
+        if all(event.text != text for event in self.latest()):
+            self.add(level, text, volume=volume, **more)
+
     def latest(self) -> list[EventView]:
         """All that are kept, oldest first."""
         with self._lock:

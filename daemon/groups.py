@@ -72,8 +72,7 @@ class Groups:
             for wanted, volume in zip(request.leave, leaving, strict=True):
                 if volume not in group.volumes:
                     raise NotInGroup(volume=wanted, name=name)
-            self._context.catalog.groups.join(group.id, self._volumes(request.join))
-            self._context.catalog.groups.leave(group.id, leaving)
+            self._context.catalog.groups.change(group.id, self._volumes(request.join), leaving)
             view = self.show(name)
         for verb, named in (("joined", request.join), ("left", request.leave)):
             for each in named:

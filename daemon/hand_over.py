@@ -29,12 +29,12 @@ from uuid import UUID
 
 import crcmod.predefined
 
+from polyvol.daemon.apart import apart
 from polyvol.daemon.context import Context
 from polyvol.daemon.notify import Store, remove_stored
 from polyvol.daemon.restores import HIDDEN
 from polyvol.daemon.sockets import HANDED_CONNECTION, HANDED_DEVICE, HANDED_FILE, Passed
 from polyvol.daemon.workers import Workers
-from polyvol.mapping.errors import PolyvolError
 from polyvol.snapshot.snapshot import export_name
 
 MAGIC = b"PVHAND\r\n"
@@ -167,8 +167,12 @@ def forget_devices(devices: Iterable[str]) -> None:
 
 def take(context: Context, handed: dict[str, int]) -> None:
     """Go on with the connections that were passed to this process, by name; `handed` is empty afterwards."""
-    if not handed:
-        return
+    if handed:
+        with apart(context, "taking over the connections of the polyvold before"):
+            _take(context, handed)
+
+
+def _take(context: Context, handed: dict[str, int]) -> None:
     names = list(handed)
     begun = Counter[str]()
     frozen_ns = 0
@@ -209,14 +213,15 @@ def _adopt(context: Context, entry: Entry, fd: int, export: str | None, begun: C
         _end(fd)
         context.events.add("warning", "closed 1 connection: its volume or snapshot is no longer there")
         return
-    try:
+
+    def failed(reason: str) -> None:
+        text = f"closed 1 connection to {export}: {reason}"
+        context.events.add("warning", text, volume=_volume(export), **_fields(export))
+
+    with apart(context, f"taking over a connection to {export}", failed):
         with context.engine_errors(f"taking over a connection to {export}"):
             context.engine.adopt(fd, export, entry.state)
-    except PolyvolError as error:
-        text = f"closed 1 connection to {export}: {error}"
-        context.events.add("warning", text, volume=_volume(export), **_fields(export))
-        return
-    begun[export] += 1
+        begun[export] += 1
 
 
 def _exports(context: Context) -> dict[UUID, str]:

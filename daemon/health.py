@@ -51,14 +51,15 @@ def device_troubles(context: Context) -> dict[int, Trouble]:
 
 def unusable_devices(context: Context) -> dict[int, str]:
     """The devices that nothing may be placed on, nor cleared, with the reason as a clause: those that are
-    missing, and those that have become shorter."""
+    missing, have become shorter, or are half added or half removed."""
     faults = {entry["device"]: entry["fault"] for entry in context.stats()["devices"]}
     short = {
         device: short_clause(*fault["short"])
         for device, fault in faults.items()
         if fault is not None and fault["short"] is not None
     }
-    return short | context.device_trouble
+    unfinished = {device.id: why for device in context.catalog.devices() if (why := device.unfinished)}
+    return short | context.device_trouble | unfinished
 
 
 def fault_clause(fault: "DeviceFaultStats") -> str:

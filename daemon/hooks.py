@@ -34,6 +34,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
+from polyvol.daemon.apart import apart
 from polyvol.daemon.context import Context
 from polyvol.daemon.group_requests import HookSettings
 from polyvol.daemon.hook_command import Call, Command
@@ -115,15 +116,16 @@ class HookRunner:
     def settle(self) -> None:
         """At start: run the thaw commands that the last run still owed, without waiting for them."""
         for owed, call in self._context.catalog.schedules.thaws_owed().items():
-            assert isinstance(call, dict)
-            thaw = Call(**call)
-            text = f"polyvold ended while {thaw.what} was quiesced: its thaw command is run now"
-            self._context.events.add("warning", text)
-            thread = threading.Thread(
-                target=self._settle_one, args=(thaw, owed), name="polyvol-thaw", daemon=True
-            )
-            self._settling.append(thread)
-            thread.start()
+            with apart(self._context, "running a thaw command that is owed"):
+                assert isinstance(call, dict)
+                thaw = Call(**call)
+                text = f"polyvold ended while {thaw.what} was quiesced: its thaw command is run now"
+                self._context.events.add("warning", text)
+                thread = threading.Thread(
+                    target=self._settle_one, args=(thaw, owed), name="polyvol-thaw", daemon=True
+                )
+                thread.start()
+                self._settling.append(thread)
 
     def stop(self) -> None:
         """Have quiesce commands end now; idempotent."""

@@ -10,18 +10,16 @@ Owner and locks   `record` under the volume's lock and `changes`, `keep` under t
                   takes the lock of each volume that it drops something of, and leaves alone what is busy.
 Durability        The catalog comes first in each: a kill in between is settled by the next start, which drops
                   what the catalog does not know, and calls let_go.
-Errors            EngineFailed.
+Errors            Those of the catalog, of `record`. Others are events, and tried again with the next
+                  deletion, reload or start.
 """
 
-import logging
 from collections.abc import Callable
 
+from polyvol.daemon.apart import apart
 from polyvol.daemon.context import Context
-from polyvol.mapping.errors import PolyvolError
 from polyvol.mapping.records import Volume
 from polyvol.snapshot.coordinator import Coordinator
-
-_log = logging.getLogger("polyvol")
 
 
 class Kept:
@@ -44,14 +42,15 @@ class Kept:
         """Have the engine give back what no clone of a volume needs that was recorded as kept."""
         context = self._context
         if context.is_served(volume):
-            with context.engine_errors(f"giving back what no clone of volume {volume.name} needs"):
+            # The volume is deleted, whatever comes of this; the next start does the first of it.
+            with apart(context, f"giving back what no clone of volume {volume.name} needs"):
                 context.engine.drop_snapshots(volume.id, gone)
                 newest = context.catalog.snapshots_and_kept(volume.id)[-1]
                 self._coordinator.roll_back([(volume, newest)], None)
 
     def let_go(self) -> None:
-        """Let go of all that is kept for nobody. Repeatable; what fails or is busy is logged, and tried again
-        next time."""
+        """Let go of all that is kept for nobody. Repeatable; what fails or is busy is an event, and tried
+        again next time."""
         removal = self._context.catalog.removal
         tried: set[int] = set()
         while True:
@@ -60,15 +59,14 @@ class Kept:
             if not volumes:
                 return
             for volume in volumes:
-                try:
-                    with self._context.locks.volumes(
-                        {volume.id: volume.name}, "giving back what was kept for clones"
-                    ):
-                        if not self._let_go_of(volume):
-                            tried.add(volume.id)
-                except PolyvolError as error:
-                    tried.add(volume.id)
-                    _log.warning("giving back what volume %s kept for clones: %s", volume.name, error)
+                what = f"giving back what volume {volume.shown_name} kept for clones"
+                tried.add(volume.id)
+                with (
+                    apart(self._context, what),
+                    self._context.locks.volumes({volume.id: volume.name}, what),
+                ):
+                    if self._let_go_of(volume):
+                        tried.discard(volume.id)
 
     def _let_go_of(self, volume: Volume) -> bool:
         """Drop what a volume keeps for nobody, and the volume if nothing of it is left; whether that was

@@ -118,7 +118,7 @@ class Restores:
                 context.engine.disconnect(request.export)  # what it had to write is flushed
             self._end_session(volume)
             self._coordinator.take([volume], restore.snapshot, restored=restore)
-            self._volumes.export_live(context.find_volume(volume_name))
+            self._volumes.export_again(context.find_volume(volume_name))
             view = self._snapshots.show(volume_name, restore.snapshot, partitions=False)
         export = export_name(volume_name, restore.snapshot)
         text = f"snapshot {export} was restored from {restore.source}"
@@ -196,7 +196,7 @@ class Restores:
             record = _restore_record(request, stream, context.clock(), volume=volume.id, base=base.epoch)
             context.catalog.restores.begin(record)
         except BaseException:
-            self._volumes.export_live(volume)
+            self._volumes.export_again(volume)
             raise
         _log.info(
             "%s is being restored to volume %s", request.source, volume.name, extra={"VOLUME": volume.name}

@@ -13,9 +13,11 @@ Errors            UnknownVolume, UnknownSnapshot, UnknownGroup, VolumeNotServed,
 
 import itertools
 from collections.abc import Sequence
+from functools import partial
 
+from polyvol.daemon.apart import apart
 from polyvol.daemon.context import Context
-from polyvol.daemon.errors import VolumeOpen, counted_clients
+from polyvol.daemon.errors import EngineFailed, VolumeOpen, counted_clients
 from polyvol.daemon.group_requests import Rollback
 from polyvol.daemon.group_views import RollbackView
 from polyvol.daemon.groups import Groups
@@ -66,29 +68,42 @@ class Rollbacks:
             with context.engine_errors(f"rolling back to {base.name}"):
                 self._coordinator.roll_back([(volume, base)], None, abandoned=restore)
             context.rewritten[volume.id] += 1
+        except EngineFailed as error:
+            context.rewritten[volume.id] += 1
+            context.events.add("warning", error.message)  # it is done when the volume is taken over again
         finally:
             self._export(volume)
 
     def _export(self, volume: Volume) -> None:
-        """Export a volume that has gone back, or has not, but nothing in between (B2)."""
+        """Export a volume that has gone back, or has not, but nothing in between (B2): one that is in
+        between is taken over by the engine again, which does the rest."""
         context = self._context
-        if self._is_pending(volume):
-            context.volume_trouble[volume.id] = "its rollback is not done yet; restart polyvold"
-        else:
-            self._volumes.export_live(context.find_volume(volume.name))
+        with apart(context, f"exporting volume {volume.name}", partial(self._volumes.serve_again, volume)):
+            if self._is_pending(volume):
+                self._volumes.serve_again(volume, "its rollback is not done yet")
+            else:
+                self._volumes.export_live(context.find_volume(volume.name))
 
     def _roll_back(self, members: Members, name: str, request: Rollback, group: Group | None) -> RollbackView:
         context = self._context
         volumes = [volume for volume, _ in members]
         safety = self._safety_name(volumes, name, request, group) if request.safety else None
         self._end_exports(volumes, force=request.force)
+        failed: EngineFailed | None = None
         try:
             with context.engine_errors(f"rolling back to {name}"):
                 self._coordinator.roll_back(members, safety, None if group is None else group.id)
             context.rewritten.update(volume.id for volume in volumes)
+        except EngineFailed as error:
+            failed = error  # the catalog has it, so it is done when the volumes are taken over again
+            context.rewritten.update(volume.id for volume in volumes)
         finally:
             for volume in volumes:
                 self._export(volume)
+        if failed is not None:
+            if not all(context.is_served(context.find_volume(volume.name)) for volume in volumes):
+                raise failed
+            context.events.add("warning", f"{failed.message}; then it was done")
         for volume, record in members:
             kept = "" if safety is None else f"; what it was is {export_name(volume.name, safety)}"
             text = f"volume {volume.name} was rolled back to {export_name(volume.name, record.name)}{kept}"
@@ -125,7 +140,7 @@ class Rollbacks:
                 ended.append(volume)
         except BaseException:
             for volume in ended:
-                self._volumes.export_live(volume)
+                self._volumes.export_again(volume)
             raise
 
     def _end_export(self, volume: Volume, *, force: bool) -> None:

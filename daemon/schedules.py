@@ -21,11 +21,13 @@ import threading
 from functools import partial
 from uuid import UUID
 
+from polyvol.daemon.apart import apart, reason_of
 from polyvol.daemon.context import Context
 from polyvol.daemon.due import DueTimes
-from polyvol.daemon.errors import Restoring, SnapshotInUse, VolumeBusy, log_failure
+from polyvol.daemon.errors import Restoring, SnapshotInUse, VolumeBusy
 from polyvol.daemon.group_requests import ScheduleAdd, ScheduleSet
 from polyvol.daemon.group_views import KeptView, SchedulePlanView, ScheduleView
+from polyvol.daemon.groups import Members
 from polyvol.daemon.hooks import checked_hooks, hook_view
 from polyvol.daemon.reading import reads
 from polyvol.daemon.schedule_plan import AHEAD_S_MAX, plan
@@ -163,24 +165,25 @@ class Schedules:
             for schedule in self._context.catalog.schedules.all():
                 if self._stopping.is_set():
                     break
-                try:
-                    due = self._look_at(schedule)
-                except Exception as error:  # D1
-                    _log.exception("schedule %s", schedule.name, extra={"SCHEDULE": schedule.name})
-                    due = self._failed(schedule, schedule.last_ns, _defect(error))
-                if due is not None:
-                    following.append(due)
+                what, name = f"schedule {schedule.name}", schedule.name
+                with apart(self._context, f"looking at {what}", SCHEDULE=name):  # D1
+                    reasons: list[str] = []
+                    due = None
+                    with apart(self._context, what, reasons.append):
+                        due = self._look_at(schedule)
+                    for reason in reasons:
+                        due = self._failed(schedule, schedule.last_ns, reason)
+                    if due is not None:
+                        following.append(due)
         return min(following, default=None)
 
     def _run(self) -> None:
         while not self._stopping.is_set():
             wait_s = LOOK_S
-            try:
+            with apart(self._context, "looking for schedules that are due"):
                 following = self.begin_due()
                 if following is not None:
                     wait_s = min(LOOK_S, max(0.05, (following - self._context.clock()) / SECOND_NS))
-            except Exception as error:
-                log_failure(_log, "looking for schedules that are due", error)
             self._look.wait(wait_s)
             self._look.clear()
 
@@ -224,19 +227,20 @@ class Schedules:
         return self._dues.due_and_now(schedule.id)
 
     def _run_apart(self, schedule: Schedule, due: int) -> None:
-        try:
-            now = next(
-                (each for each in self._context.catalog.schedules.all() if each.id == schedule.id), None
-            )
+        def failed(reason: str) -> None:
+            self._failed(schedule, due, reason)
+
+        with (
+            apart(self._context, f"running schedule {schedule.name}", SCHEDULE=schedule.name),
+            apart(self._context, f"schedule {schedule.name}", failed),
+        ):
+            schedules = self._context.catalog.schedules.all()
+            now = next((each for each in schedules if each.id == schedule.id), None)
             if now is not None and not now.paused:
                 still, clock = self._planned(now)
                 if still is not None and still <= clock:  # else it has just run
                     self._run_one(now, still)
-        except Exception as error:
-            _log.exception("schedule %s", schedule.name, extra={"SCHEDULE": schedule.name})
-            self._failed(schedule, due, _defect(error))
-        finally:
-            self._look.set()
+        self._look.set()
 
     def _run_one(self, schedule: Schedule, due: int) -> None:
         """One run."""
@@ -286,6 +290,7 @@ class Schedules:
             if number in wanted or not may_go(record):  # D2
                 continue
             export = ""
+            members: Members = []
             try:
                 members = self._snapshots.members(record)
                 concerned = [volume for volume, _ in members]
@@ -299,8 +304,11 @@ class Schedules:
                     self._snapshots.delete_cut(members)
             except (SnapshotInUse, SnapshotHeld, Restoring, VolumeBusy):
                 continue  # a later run finds it again
-            except (PolyvolError, self._context.engine_error) as error:
-                text = f"schedule {schedule.name} could not delete snapshot {record.name}: {error}"
+            except Exception as error:
+                if not isinstance(error, PolyvolError | OSError):
+                    _log.exception("schedule %s", schedule.name, extra={"SCHEDULE": schedule.name})
+                reason = reason_of(self._context, error)
+                text = f"schedule {schedule.name} could not delete snapshot {record.name}: {reason}"
                 self._context.events.add("warning", text, SCHEDULE=schedule.name)
                 continue
             for volume, each in members:

@@ -24,6 +24,7 @@ import time
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from polyvol.daemon.apart import apart
 from polyvol.daemon.context import Context
 from polyvol.daemon.errors import BadRequest, NoScrub, ScrubRunning, VolumeNotServed
 from polyvol.daemon.reading import reads
@@ -172,12 +173,12 @@ class Scrubs:
                 return None
             running = set(self._running)
         context = self._context
-        dues = {
-            volume: self._due(volume)
-            for volume in context.catalog.volumes()
-            if volume.state == "ready" and not volume.kept and volume.id not in context.volume_trouble
-            if volume.id not in running
-        }
+        dues: dict[Volume, int] = {}
+        for volume in context.catalog.volumes():
+            if context.is_served(volume) and not volume.kept and volume.id not in running:
+                what = f"looking when the weekly scrub of volume {volume.name} is due"
+                with apart(context, what, volume=volume.name):
+                    dues[volume] = self._due(volume)
         first = min(dues, key=dues.__getitem__, default=None)
         return first if first is not None and dues[first] <= context.steady() else None
 
@@ -211,30 +212,23 @@ class Scrubs:
 
     def _run_weekly(self) -> None:
         while not self._told.is_set():
-            try:
+            with apart(self._context, "looking for weekly scrubs that are due"):
                 self._begin_weekly()
-            except Exception:  # the thread must not end
-                _log.exception("looking for volumes whose weekly scrub is due")
             self._look.wait(_LOOK_S)
             self._look.clear()
 
     def _run(self, volume: Volume, scrub: _Running) -> None:
+        context = self._context
         state: ScrubState = "failed"
-        reason = None
-        try:
+        reasons: list[str] = []
+        with apart(context, f"scrubbing volume {volume.name}", reasons.append):
             state = "done" if self._read_all(volume, scrub) else "stopped"
-        except (self._context.engine_error, PolyvolError) as error:
-            reason = str(error)
-        except Exception:
-            _log.exception("scrubbing volume %s", volume.name, extra={"VOLUME": volume.name})
-            reason = "internal error in polyvold; its log has the details"
-        now = self._context.clock()
-        view = replace(scrub.view, state=state, reason=reason, ended=iso(now))
+        now = context.clock()
+        view = replace(scrub.view, state=state, reason=next(iter(reasons), None), ended=iso(now))
         if state == "done":
-            try:
-                self._context.catalog.settings.keep_scrub(volume.id, now, json.dumps(asdict(view)))
-            except PolyvolError as error:
-                view = replace(view, reason=error.message)
+            with apart(context, f"keeping the scrub of volume {volume.name}", reasons.append):
+                context.catalog.settings.keep_scrub(volume.id, now, json.dumps(asdict(view)))
+            view = replace(view, reason=next(iter(reasons), None))
         with self._lock:
             if state == "done":
                 self._due_at[volume.id] = self._context.steady() + WEEK_NS

@@ -200,6 +200,7 @@ class Service:
             self._context.grow_processors(processors)
         self._devices.open_missing()
         self._serving.serve_waiting()
+        self._serving.finish()
 
     def status(self) -> StatusView:
         """Everything at a glance."""

@@ -6,14 +6,14 @@ Owner and locks   The caller holds no lock.
 Errors            None: `volume_trouble` has the findings.
 """
 
-import contextlib
 from functools import partial
 
+from polyvol.daemon.apart import apart
 from polyvol.daemon.context import Context
 from polyvol.daemon.volumes import Volumes
 from polyvol.daemon.workers import Workers
-from polyvol.mapping.errors import PolyvolError
 from polyvol.mapping.records import Volume
+from polyvol.snapshot.snapshot import export_name
 
 WAIT_S = 15.0
 """How long who asks for it waits for the volumes; what hangs goes on by itself."""
@@ -42,10 +42,36 @@ class Serving:
             self._workers.wait(WAIT_S)
         self._volumes.let_go()
 
+    def finish(self) -> None:
+        """Do what earlier errors have left undone of volumes that are served (Volumes.finish)."""
+        context = self._context
+        there = {export["name"]: export["size"] for export in context.engine.exports()}
+        half = self._volumes.change_logs.half_made()
+        for volume in context.catalog.volumes():
+            if volume.kept or not context.is_served(volume):
+                continue
+            names = {export_name(volume.name, name) for name in context.catalog.snapshot_names(volume.id)}
+            right = volume.restoring or there.get(volume.name, -1) >= volume.size
+            if volume.id in half or not right or not names <= there.keys():
+                self._workers.run(volume.id, partial(self._finish, volume))
+        self._workers.wait(WAIT_S)
+
+    def _finish(self, volume: Volume) -> None:
+        with (
+            apart(self._context, f"finishing volume {volume.shown_name}", lambda _: None),
+            self._context.holding_all([volume], "being finished"),
+        ):
+            now = self._context.find_volume(volume.name)
+            if now.id == volume.id and self._context.is_served(now):
+                self._volumes.finish(now)
+
     def _serve_family(self, family: list[Volume]) -> None:
         """Try volumes again, in this order."""
         for volume in family:
-            with contextlib.suppress(PolyvolError), self._context.holding_all([volume], "being served again"):
+            with (
+                apart(self._context, f"serving volume {volume.shown_name} again", lambda _: None),
+                self._context.holding_all([volume], "being served again"),
+            ):
                 now = self._context.catalog.volume(volume.name)
                 if now is None or now.id != volume.id or now.id not in self._context.volume_trouble:
                     continue

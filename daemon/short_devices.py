@@ -12,6 +12,7 @@ Errors            What asking the engine and the catalog gives.
 
 from pathlib import Path
 
+from polyvol.daemon.apart import apart
 from polyvol.daemon.context import Context
 from polyvol.mapping.device import Device, length_if_short, short_clause
 
@@ -30,7 +31,9 @@ class ShortDevices:
             for entry in found:
                 short = None if entry["fault"] is None else entry["fault"]["short"]
                 if short is not None and entry["device"] in names:
-                    self._remember(entry["device"], names[entry["device"]], *short)
+                    name = names[entry["device"]]
+                    with apart(self._context, f"remembering that device {name} is short", DEVICE=name):
+                        self._remember(entry["device"], name, *short)
 
     def look(self, device: Device, path: Path) -> None:
         """Remember a device that is short at a start, before it is opened."""

@@ -21,6 +21,7 @@ from functools import partial
 from polyvol.daemon.change_logs import ChangeLogs, inventory
 from polyvol.daemon.context import Context, devices_of
 from polyvol.daemon.errors import EngineFailed, SnapshotInUse, counted_clients
+from polyvol.daemon.exporting import export_snapshots
 from polyvol.daemon.reading import reads
 from polyvol.daemon.requests import SnapshotWanted
 from polyvol.daemon.snapshot_use import snapshot_uses
@@ -31,7 +32,7 @@ from polyvol.mapping.errors import NameInUse, UnknownSnapshot
 from polyvol.mapping.group import Group, Schedule
 from polyvol.mapping.names import check_name, check_prefix
 from polyvol.mapping.records import Origin, SnapshotRecord, Volume
-from polyvol.snapshot.coordinator import Coordinator, Thaw, export_snapshot
+from polyvol.snapshot.coordinator import Coordinator, Thaw
 from polyvol.snapshot.group_errors import SnapshotHeld, SnapshotInGroup
 from polyvol.snapshot.snapshot import (
     PartitionSnapshot,
@@ -192,16 +193,21 @@ class Snapshots:
             forget()
         except BaseException:
             for volume, record in ended:
-                export_snapshot(context.engine, volume, record)  # they exist on
+                export_snapshots(context, volume, [record])  # they exist on
             raise
-        freed = 0
+        freed, failed = 0, list[EngineFailed]()
         for volume, record in served:
             if (volume.id, record.epoch) in kept:
                 continue
-            if first is None or volume.id == first.id:
-                freed += self._give_back(volume, record)
-            else:
+            if first is not None and volume.id != first.id:
                 self._later.run((volume.id, record.epoch), partial(self._give_back, volume, record))
+                continue
+            try:
+                freed += self._give_back(volume, record)
+            except EngineFailed as error:
+                failed.append(error)
+        if failed:
+            raise failed[0]  # when all the others have been dropped
         return freed
 
     def _give_back(self, volume: Volume, record: SnapshotRecord) -> int:

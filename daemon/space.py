@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
+from polyvol.daemon.apart import apart
 from polyvol.daemon.context import Context
 from polyvol.daemon.errors import Restoring, SnapshotInUse, VolumeBusy, log_failure
 from polyvol.daemon.reading import reads
@@ -83,8 +84,10 @@ class Space:
                     self._workers.run(identity, partial(self.make_room, identity))
                 if time.monotonic() >= next_sample_s:
                     next_sample_s = time.monotonic() + SAMPLE_S
-                    self.sample()
-                    self._also()
+                    with apart(self._context, "looking at the change logs"):
+                        self.sample()
+                    with apart(self._context, "looking for devices that became shorter"):
+                        self._also()
             except Exception as error:
                 log_failure(_log, "watching the change logs", error)
                 self._stopping.wait(SAMPLE_S)  # or it would fill the log
@@ -97,7 +100,9 @@ class Space:
             context.gauges.pop(gone, None)
             context.refusing.discard(gone)
         for volume in volumes:
-            with contextlib.suppress(context.engine_error):  # it may be let go meanwhile
+            what = f"looking at the change logs of volume {volume.shown_name}"
+            # It may be let go meanwhile.
+            with apart(context, what, volume=volume.shown_name), contextlib.suppress(context.engine_error):
                 self._look(volume)
                 if self._may_drop(volume):
                     # Policy, snapshots and the engine must not change in between.

@@ -12,6 +12,7 @@ Errors            JournalsUnusable.
 import hashlib
 from pathlib import Path
 
+from polyvol.daemon.apart import apart
 from polyvol.daemon.context import Context
 from polyvol.daemon.errors import JournalsUnusable
 from polyvol.mapping.records import Volume
@@ -23,11 +24,11 @@ _COPIES = 1024
 def begin(context: Context) -> None:
     """Forget the digests that are right."""
     catalog = context.catalog
-    right = [
-        volume.id
-        for volume in catalog.volumes()
-        if volume.stopped is not None and other_time(volume, context.manifest_directory(volume)) is None
-    ]
+    right = []
+    for volume in catalog.volumes():
+        with apart(context, f"looking at the manifests of volume {volume.name}", volume=volume.name):
+            if volume.stopped is not None and not other_time(volume, context.manifest_directory(volume)):
+                right.append(volume.id)
     if right:
         catalog.set_stopped(dict.fromkeys(right))
 
@@ -48,14 +49,12 @@ def check(context: Context, volume: Volume) -> None:
 
 def end(context: Context) -> None:
     """The engine has stopped, and all is durable: keep the digests of the volumes that it served."""
-    catalog = context.catalog
-    catalog.set_stopped(
-        {
-            volume.id: _digests(context.manifest_directory(volume))
-            for volume in catalog.volumes()
-            if volume.state == "ready" and volume.stopped is None and volume.id not in context.volume_trouble
-        }
-    )
+    catalog, digests = context.catalog, {}
+    for volume in catalog.volumes():
+        with apart(context, f"looking at the manifests of volume {volume.name}", volume=volume.name):
+            if context.is_served(volume) and volume.stopped is None:
+                digests[volume.id] = _digests(context.manifest_directory(volume))
+    catalog.set_stopped(digests)
 
 
 def other_time(volume: Volume, directory: Path) -> str | None:

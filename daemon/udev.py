@@ -65,6 +65,12 @@ class DiskWatch:
             _log.warning("looking at disks is left behind: it does not end")
 
     def _observed(self, device: pyudev.Device) -> None:
+        try:
+            self._take_up(device)
+        except Exception:  # it would end the watch over all disks
+            _log.exception("news of a disk")
+
+    def _take_up(self, device: pyudev.Device) -> None:
         node = device.device_node
         if node is not None:
             news = (str(device.action), Path(node), int(device.device_number))

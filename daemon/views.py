@@ -27,8 +27,9 @@ class ExtentView:
 @dataclass(frozen=True, kw_only=True)
 class DeviceView:
     """A device. `role`: 'storage' (labelled) or 'adopted'. `state`: 'ok', or with a `reason` 'missing' (what
-    is at its path is not it) or 'faulty' (a call on it has failed since it was opened; it is still tried each
-    time). `capacity` is what extents can have of its `size`; `direct`: its blocks go past the page cache;
+    is at its path is not it), 'faulty' (a call on it has failed since it was opened; it is still tried each
+    time), 'adding' or 'removing' (that is under way, or is still to be undone or finished; nothing uses it).
+    `capacity` is what extents can have of its `size`; `direct`: its blocks go past the page cache;
     `made_for` is the volume it was made for and goes with; `errors` counts I/O errors since it was opened,
     `last_errno` is the last one's (0: none)."""
 
@@ -44,7 +45,7 @@ class DeviceView:
     direct: bool
     made_for: str | None
     volumes: list[str]
-    state: Literal["ok", "missing", "faulty"]
+    state: Literal["ok", "missing", "faulty", "adding", "removing"]
     reason: str | None
     errors: int
     last_errno: int

@@ -2,9 +2,9 @@
 
 How it works      create: plan (pure); record as 'creating'; make the devices that the plan asks for; hand
                   the volume to the engine; record as 'ready'; export it. delete: end its exports; record as
-                  'deleting'; take it from the engine; clear its extents, remove its files; forget it. A
-                  volume that clones were made from is kept for them instead (kept.py). A clone comes after
-                  its source in all that goes by id: so sources are served first.
+                  'deleting'; the rest is in volume_removal.py. A volume that clones were made from is kept
+                  for them instead (kept.py). A clone comes after its source in all that goes by id: so
+                  sources are served first.
 Durability        A kill in the middle of either is settled at the next start: what is 'creating' or
                   'deleting' is cleared, removed and forgotten. Once create returned, the volume is there
                   after any crash.
@@ -15,30 +15,29 @@ Errors            mapping/errors.py, VolumeInUse, VolumeNotServed, DeleteUnfinis
                   nothing raises: `volume_trouble` has the findings, and the other volumes are served.
 """
 
-import contextlib
-import logging
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 from polyvol.daemon import device_files, stopped
+from polyvol.daemon.apart import apart
 from polyvol.daemon.change_logs import ChangeLogs, inventory
 from polyvol.daemon.context import Context
 from polyvol.daemon.devices import Devices
 from polyvol.daemon.errors import (
-    DeleteUnfinished,
     EngineFailed,
     JournalsUnusable,
     VolumeInUse,
     counted_clients,
 )
+from polyvol.daemon.exporting import end_exports, export_live, export_snapshots
+from polyvol.daemon.growth import grow_in_engine
 from polyvol.daemon.health import (
     bad_block_views,
     bad_blocks_clause,
     device_troubles,
     partition_views,
-    unusable_devices,
     volume_trouble,
 )
 from polyvol.daemon.hooks import checked_hooks, hook_view
@@ -59,17 +58,12 @@ from polyvol.daemon.views import (
     VolumeView,
     iso,
 )
+from polyvol.daemon.volume_removal import VolumeRemoval
 from polyvol.mapping.clone import CloneRequest, plan_clone
-from polyvol.mapping.device import Device, zero_extents
-from polyvol.mapping.errors import DeviceNotReady, PolyvolError, UnknownSnapshot
-from polyvol.mapping.extent import Extent
-from polyvol.mapping.opening import sync_directory
+from polyvol.mapping.errors import UnknownSnapshot
 from polyvol.mapping.records import CloneSource, RestoreRecord, SnapshotRecord, Volume
 from polyvol.mapping.volume import VolumePlan, VolumeRequest, plan_volume, volume_spec
-from polyvol.snapshot.coordinator import export_snapshot
 from polyvol.snapshot.snapshot import export_name
-
-_log = logging.getLogger("polyvol")
 
 
 class Volumes:
@@ -80,36 +74,98 @@ class Volumes:
         self._scrubs = scrubs
         self._devices = devices
         self.change_logs = ChangeLogs(context)
-        self._kept = Kept(context, self._remove)
+        self._removal = VolumeRemoval(context)
+        self._kept = Kept(context, self._removal.remove)
 
     def start(self) -> None:
         """Settle what is half done, then serve every volume, as far as its devices are right."""
         context = self._context
         stopped.begin(context)
+        self.change_logs.settle_all()
         for volume in context.catalog.volumes():
             if volume.state == "ready":
-                self.change_logs.settle(volume)
                 self.serve(volume)
             else:
-                self.settle(volume)
+                self._removal.settle(volume)
         self._kept.let_go()
 
     def let_go(self) -> None:
-        """Let go of what is kept for clones that are gone. The caller holds no lock."""
+        """Let go of what is half deleted, and of what is kept for clones that are gone. The caller holds no
+        lock."""
+        self._removal.settle_all()
         self._kept.let_go()
 
     def serve(self, volume: Volume) -> None:
         """Hand a volume to the engine and export it, or note why it cannot be."""
-        context = self._context
-        context.volume_trouble.pop(volume.id, None)
-        try:
-            self._hand_over(volume)
+        self._context.volume_trouble.pop(volume.id, None)
+        with apart(self._context, f"serving volume {volume.name}", partial(self.not_served, volume)):
+            if self._let_go_of(volume):  # an error before may have left it there
+                self._hand_over(volume)
+            else:
+                self._catch_up(volume)
             self._export(volume)
-        except PolyvolError as error:
-            reason = str(error) if isinstance(error, JournalsUnusable) else error.message
-            context.volume_trouble[volume.id] = reason
-            fields = {"VOLUME": volume.name}
-            _log.warning("volume %s is not served: %s", volume.name, reason, extra=fields)
+
+    def settle(self, volume: Volume) -> None:
+        """Try again to remove what is half made or half deleted. The caller holds its lock."""
+        with apart(self._context, f"removing volume {volume.shown_name}", volume=volume.shown_name):
+            self._removal.remove(volume)
+
+    def serve_again(self, volume: Volume, reason: str) -> None:
+        """Take a volume out of the engine and in again, after an error that has left it half done there: what
+        the catalog says of it is done then. It has no clients; the caller holds its lock."""
+        self.not_served(volume, reason)
+        self.serve(self._context.find_volume(volume.name))
+
+    def export_again(self, volume: Volume) -> None:
+        """Export a volume that exists whatever comes of this."""
+        failed = partial(self.serve_again, volume)
+        with apart(self._context, f"exporting volume {volume.name} again", failed):
+            export_live(self._context, volume)
+
+    def finish(self, volume: Volume) -> None:
+        """Do what an earlier error has left undone of a volume that is served: its exports, its growth in the
+        engine, files that were half made. The caller holds its lock."""
+        context = self._context
+        self.change_logs.settle(volume)
+        there = {export["name"]: export["size"] for export in context.engine.exports()}
+        with apart(context, f"exporting volume {volume.name}", volume=volume.name):
+            if volume.name not in there:
+                export_live(context, volume)
+            elif there[volume.name] < volume.size:
+                grow_in_engine(context, volume)
+            found = context.catalog.snapshots(volume.id)
+            missing = [each for each in found if export_name(volume.name, each.name) not in there]
+            export_snapshots(context, volume, missing)
+
+    def not_served(self, volume: Volume, reason: str) -> None:
+        """Have nothing of a volume be served, and say why. The caller holds its lock."""
+        context = self._context
+        context.volume_trouble[volume.id] = reason
+        text = f"volume {volume.shown_name} is not served: {reason}"
+        context.events.add_once("warning", text, volume=volume.shown_name)
+        with apart(context, f"taking volume {volume.shown_name} out of service", volume=volume.shown_name):
+            self._let_go_of(volume)
+
+    def _let_go_of(self, volume: Volume) -> bool:
+        """Have the engine let go of a volume, if it has it; False: it has it still, as clones need it."""
+        context = self._context
+        if not context.engine_has(volume):
+            return True
+        end_exports(context, volume)
+        try:
+            context.engine.remove_volume(volume.id)
+        except context.engine_error:
+            return not context.engine_has(volume)
+        return True
+
+    def _catch_up(self, volume: Volume) -> None:
+        """Have the engine do the rollbacks of a volume that it has not done, where it cannot let go of it."""
+        context = self._context
+        with context.engine_errors(f"rolling back volume {volume.name}"):
+            epoch = context.engine.volume_stats(volume.id)["epoch"]
+            for rollback in context.catalog.rollbacks.of(volume.id):
+                if rollback.at >= epoch:
+                    context.engine.roll_back(volume.id, rollback.at, rollback.to)
 
     @reads
     def plan(self, request: VolumeCreate) -> PlanView:
@@ -118,6 +174,7 @@ class Volumes:
 
     def create(self, request: VolumeCreate) -> VolumeView:
         """Make a volume and export it."""
+        self._removal.settle_all()  # so that their names and room are free
         self._make(lambda: self._plan(request))
         return self.show(request.name, partitions=False)
 
@@ -153,7 +210,7 @@ class Volumes:
     def _make_planned(self, volume: Volume, restore: RestoreRecord | None) -> None:
         context = self._context
         try:
-            for device in self._made_for(volume):
+            for device in self._removal.made_for(volume):
                 device_files.make(context, device, context.path(device))
             self._hand_over(volume)
             if restore is not None:
@@ -162,7 +219,7 @@ class Volumes:
             context.catalog.set_volume_state(volume.id, "ready")
             self._export(volume)
         except BaseException:
-            self._undo_create(volume)
+            self._removal.undo_create(volume)
             raise
 
     def delete(self, name: str, refuse: Callable[[Volume], None]) -> VolumeDeleted:
@@ -171,11 +228,11 @@ class Volumes:
         has released it."""
         context = self._context
         volume = context.find_volume(name)
-        if volume.state != "ready":
-            reason = context.volume_trouble.get(volume.id, "the engine holds it still")
-            raise DeleteUnfinished(name=name, reason=reason)
-        refuse(volume)
         snapshots = context.catalog.snapshots(volume.id)
+        if volume.state != "ready":
+            self._removal.remove(volume)  # it could not be finished before
+            return VolumeDeleted(name=name, snapshots=len(snapshots))
+        refuse(volume)
         served = volume.id not in context.volume_trouble
         if served:
             self._unexport(volume, snapshots)
@@ -192,26 +249,8 @@ class Volumes:
             if served and context.catalog.volume(name) == volume:
                 self._export(volume)  # it exists on
             raise
-        self._remove(volume)
+        self._removal.remove(replace(volume, state="deleting"))
         return VolumeDeleted(name=name, snapshots=len(snapshots))
-
-    def _remove(self, volume: Volume) -> None:
-        """Delete a volume that has no exports, for good."""
-        context = self._context
-        context.catalog.set_volume_state(volume.id, "deleting")
-        if volume.id not in context.volume_trouble:
-            with context.engine_errors(f"taking volume {volume.name} out of service"):
-                try:
-                    context.engine.remove_volume(volume.id)
-                except context.engine_error:
-                    if context.engine_has(volume):
-                        raise  # else it could not make all of it durable, which nobody needs any more
-        try:
-            self._give_back(volume)
-        except (PolyvolError, OSError) as error:
-            reason = error.message if isinstance(error, PolyvolError) else str(error)
-            context.volume_trouble[volume.id] = reason
-            raise DeleteUnfinished(name=volume.name, reason=reason) from error
 
     def change(self, name: str, request: VolumeSet) -> VolumeView:
         """Change what can be changed of a volume. The caller holds its lock."""
@@ -219,13 +258,23 @@ class Volumes:
         volume = context.find_volume(name)
         if request.hooks is not None:
             checked_hooks(request.hooks)  # what is refused is refused before anything changes
-        if request.when_full is not None:
-            context.catalog.set_when_full(volume.id, request.when_full)
-            if context.is_served(volume):
-                context.ask_when_full(replace(volume, when_full=request.when_full))
-        if request.hooks is not None:
-            context.catalog.schedules.set_volume_hooks(volume.id, checked_hooks(request.hooks))
+        try:
+            if request.when_full is not None:
+                self._set_when_full(replace(volume, when_full=request.when_full))
+            if request.hooks is not None:
+                context.catalog.schedules.set_volume_hooks(volume.id, checked_hooks(request.hooks))
+        except BaseException:
+            if request.when_full is not None:
+                with apart(context, f"setting back the policy of volume {name}", volume=name):
+                    self._set_when_full(volume)
+            raise
         return self.show(name, partitions=False)
+
+    def _set_when_full(self, volume: Volume) -> None:
+        """Record a volume's policy, and have the engine do so."""
+        self._context.catalog.set_when_full(volume.id, volume.when_full)
+        if self._context.is_served(volume):
+            self._context.ask_when_full(volume)
 
     @reads
     def list_all(self, *, kept: bool = False) -> list[VolumeView]:
@@ -280,19 +329,14 @@ class Volumes:
 
     def export_live(self, volume: Volume) -> None:
         """Export a volume itself, unless a backup is being restored to it."""
-        if volume.restoring:
-            return
-        with self._context.engine_errors(f"exporting volume {volume.name}"):
-            self._context.engine.export(volume.name, _description(volume), volume.id, None)
+        export_live(self._context, volume)
 
     def _export(self, volume: Volume) -> None:
         context = self._context
         if volume.kept:
             return
-        self.export_live(volume)
-        with context.engine_errors(f"exporting volume {volume.name}"):
-            for snapshot in context.catalog.snapshots(volume.id):
-                export_snapshot(context.engine, volume, snapshot)
+        export_live(context, volume)
+        export_snapshots(context, volume, context.catalog.snapshots(volume.id))
 
     def _unexport(self, volume: Volume, snapshots: list[SnapshotRecord]) -> None:
         """End all exports of a volume, or none and VolumeInUse."""
@@ -309,65 +353,12 @@ class Volumes:
             # A client came in between: everything is exported again, so that nothing has changed.
             remaining = {export["name"] for export in context.engine.exports()}
             if volume.name not in remaining:
-                self.export_live(volume)
-            for snapshot in snapshots:
-                if export_name(volume.name, snapshot.name) not in remaining:
-                    export_snapshot(context.engine, volume, snapshot)
+                export_live(context, volume)
+            ended = [each for each in snapshots if export_name(volume.name, each.name) not in remaining]
+            export_snapshots(context, volume, ended)
             clients = max(1, context.connections(names))
             raise VolumeInUse(name=volume.name, **counted_clients(clients)) from error
         context.restoring.pop(volume.id, None)
-
-    def _undo_create(self, volume: Volume) -> None:
-        """Best effort: what cannot be undone now is settled at the next start."""
-        context = self._context
-        context.catalog.set_volume_state(volume.id, "deleting")
-        with contextlib.suppress(context.engine_error):
-            context.engine.unexport(volume.name)
-        with contextlib.suppress(context.engine_error):
-            context.engine.remove_volume(volume.id)
-        self.settle(volume)
-
-    def settle(self, volume: Volume) -> None:
-        """Finish what is half made or half deleted, or note why it cannot be. The caller holds its lock."""
-        try:
-            self._give_back(volume)
-        except (PolyvolError, OSError) as error:
-            reason = error.message if isinstance(error, PolyvolError) else str(error)
-            self._context.volume_trouble[volume.id] = reason
-
-    def _give_back(self, volume: Volume) -> None:
-        """Clear a volume's extents, remove its files, forget it. Repeatable."""
-        context = self._context
-        made = self._made_for(volume)
-        made_ids = {device.id for device in made}
-        by_id = {device.id: device for device in context.catalog.devices()}
-        unusable = unusable_devices(context)
-        extents: dict[int, list[Extent]] = {}
-        for holder in (context.catalog.partitions(volume.id), context.catalog.logs(volume.id)):
-            for extent in (extent for item in holder for extent in item.extents):
-                extents.setdefault(extent.device, []).append(extent)
-        for identity, runs in extents.items():
-            device = by_id[identity]
-            if identity in made_ids or device.adopted:
-                continue
-            if identity in unusable:
-                raise DeviceNotReady(name=device.name, reason=unusable[identity])
-            with context.locks.device(device.id, device.name, f"clearing the space of volume {volume.name}"):
-                zero_extents(device, device_files.file_of(context, device), runs)
-        for device in made:
-            with context.locks.device(device.id, device.name, "being removed"):
-                device_files.unmake(context, device)
-                context.device_trouble.pop(device.id, None)
-        for directory in (context.volume_directory(volume), context.manifest_directory(volume)):
-            if directory.exists():
-                shutil.rmtree(directory)
-            sync_directory(directory.parent)  # nobody would remove it once it is forgotten
-        with context.changes:
-            context.catalog.forget_volume(volume.id)
-        context.volume_trouble.pop(volume.id, None)
-
-    def _made_for(self, volume: Volume) -> list[Device]:
-        return [device for device in self._context.catalog.devices() if device.made_for == volume.id]
 
     def _view(self, volume: Volume, *, partitions: bool = False) -> VolumeView:
         context = self._context
@@ -473,8 +464,3 @@ def _state(
     if volume.restoring:
         return "restoring"
     return "degraded" if degraded else "serving"
-
-
-def _description(volume: Volume) -> str:
-    """What its export is described as; attached hosts tell by the UUID whether it is the one they knew."""
-    return f"volume {volume.name} ({volume.uuid})"

@@ -33,22 +33,31 @@ def watch(service: Service, processors: Callable[[], int | None]) -> None:
     told = ""
     reloads = Workers("polyvol-reload", at_a_time=1)
     while True:
-        if service.probe(PROBE_TIMEOUT_S):
-            status = f"STATUS={service.summary()}"
+        status = _status(service)
+        if status is not None:
             states = [status] if status != told else []
             told = status
             if watchdog_s is not None:
                 states.append("WATCHDOG=1")
             if states:
                 notify(*states)
-        else:
-            _log.error("the control API's loop did not answer within %.0f s", PROBE_TIMEOUT_S)
         number = next_signal(interval_s)
         if number in ENDING:
             return
         if number == RELOADING:
             reloads.run("reload", partial(_reload, service, processors))
             told = ""
+
+
+def _status(service: Service) -> str | None:
+    """What systemd shows of a service that answers; None if it does not."""
+    try:
+        if service.probe(PROBE_TIMEOUT_S):
+            return f"STATUS={service.summary()}"
+        _log.error("the control API's loop did not answer within %.0f s", PROBE_TIMEOUT_S)
+    except Exception:
+        _log.exception("asking whether the control API and the engine answer")
+    return None
 
 
 def _reload(service: Service, processors: Callable[[], int | None]) -> None:
@@ -58,4 +67,6 @@ def _reload(service: Service, processors: Callable[[], int | None]) -> None:
         _log.info("reloaded")
     except PolyvolError as error:
         _log.error("the reload failed, and what was set before goes on: %s", error)
+    except Exception:
+        _log.exception("the reload failed, and what was set before goes on")
     notify("READY=1")

@@ -46,6 +46,10 @@ from polyvol.mapping.opening import Identity, Kind, OpenFile, open_file
 from polyvol.mapping.partition import round_up
 
 DeviceState = Literal["adding", "ready", "removing"]
+UNFINISHED: dict[DeviceState, str] = {
+    "adding": "it is being added, or that failed and is undone at the next reload or start",
+    "removing": "it is being removed, or that failed and is finished at the next reload or start",
+}
 
 ASIDE = "user.polyvol.label"
 """The extended attribute with the label of an adopted file."""
@@ -58,7 +62,8 @@ DEVICE_SIZE_MAX = 1 << 60
 class Device:
     """A device as the catalog knows it. `path` is relative to the state directory if it lies within.
     `direct`: its blocks go past the page cache. `generation`: of the last label that is known to be on it;
-    `runs`: the runs that its label may carry. `identity`: what it is known by, if it is adopted."""
+    `runs`: the runs that its label may carry. `identity`: what it is known by, if it is adopted. `made`: its
+    file was made when it was added."""
 
     id: int
     uuid: UUID
@@ -75,6 +80,15 @@ class Device:
     generation: int = 0
     runs: tuple[UUID, ...] = (NO_RUN,)
     identity: str | None = None
+    made: bool = False
+
+    @property
+    def unfinished(self) -> str | None:
+        """Why nothing uses it, as a clause, if it is half added or half removed; else None. What is half
+        made for a volume goes with that volume."""
+        if self.state == "ready" or self.made_for is not None:
+            return None
+        return UNFINISHED[self.state]
 
     @property
     def data_area(self) -> Extent:
@@ -191,7 +205,9 @@ def make_device(device: Device, file: OpenFile, catalog: UUID, run: UUID, *, pre
             if preallocate:
                 os.posix_fallocate(file.fd, 0, device.size)
         # The rest of a longer label of version 1 goes; what replaces a label later is one sector (label.py).
-        os.pwrite(file.fd, bytes(LABEL_SIZE_1), 0)
+        # A file that has none stays one without data, until it has its label.
+        if any(_read_up_to(file.fd, LABEL_SIZE_1)):
+            os.pwrite(file.fd, bytes(LABEL_SIZE_1), 0)
     except OSError as error:
         raise DeviceIo(what="making", path=file.path, why=error) from error
     write_label(device, file, catalog, device.generation, run)
@@ -342,6 +358,11 @@ def zero_extents(device: Device, file: OpenFile, extents: Iterable[Extent]) -> N
 def is_own(found: Label | BadLabel | None, device: Device, catalog: UUID) -> bool:
     """Whether this is the device's label."""
     return isinstance(found, Label) and found.device == device.uuid and found.catalog == catalog
+
+
+def is_blank(file: OpenFile) -> bool:
+    """Whether the label area of an open file is zeros."""
+    return not any(_read_up_to(file.fd, DATA_OFFSET))
 
 
 def _has_data(fd: int, size: int) -> bool:

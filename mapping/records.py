@@ -46,6 +46,12 @@ class Volume:
     manifests: int = 0
     stopped: str | None = None
 
+    @property
+    def shown_name(self) -> str:
+        """The name that people know it by. One that is kept has it followed by '#' and its id, so that
+        another volume may have the name."""
+        return self.name.partition("#")[0]
+
 
 @dataclass(frozen=True, slots=True)
 class Rollback:

@@ -20,8 +20,8 @@ Errors            CutFailed; HooksFailed of `thaw`, if all was undone.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 from uuid import UUID, uuid4
@@ -143,7 +143,8 @@ class Coordinator:
         """Have volumes, which have no exports of their own, show what their snapshots show, all or none. What
         they were is a snapshot named `safety`, of `group` if so, or gone if there is no name. Returns these
         snapshots. `abandoned`: the restore to a volume that ends with this. An error of the engine's after
-        the commit is its own: the catalog says what the volumes are, and the next start does it."""
+        the commit is its own, and keeps no other volume from going back: the catalog says what the volumes
+        are, and the engine does it when it takes them over again."""
         volumes = [volume for volume, _ in targets]
         cut, start = uuid4(), time.monotonic_ns()
         try:
@@ -172,13 +173,18 @@ class Coordinator:
             ]
             failed = self._undo(volumes, safety or "", cut, epochs) if all(undone) else ["the catalog"]  # S3
             raise CutFailed(volumes=_names(volumes), cause=cause, undo_failed_on=failed) from cause
+        errors: list[Exception] = []
         for volume in volumes:
-            self._engine.roll_back(volume.id, rollbacks[volume.id].at, rollbacks[volume.id].to)
+            with _collected(errors):
+                self._engine.roll_back(volume.id, rollbacks[volume.id].at, rollbacks[volume.id].to)
         for volume, record in zip(named, records, strict=True):
-            export_snapshot(self._engine, volume, record)
-        if safety is None:
-            for volume in volumes:
+            with _collected(errors):
+                export_snapshot(self._engine, volume, record)
+        for volume in volumes if safety is None else ():
+            with _collected(errors):
                 self._engine.drop_snapshot(volume.id, epochs[volume.id])
+        if errors:
+            raise errors[0]
         return records
 
     def _settle(self, volumes: Sequence[Volume], epochs: Mapping[int, int]) -> None:
@@ -240,6 +246,15 @@ def _done(action: Callable[..., object], *arguments: object) -> bool:
     except Exception:
         return False
     return True
+
+
+@contextmanager
+def _collected(errors: list[Exception]) -> Iterator[None]:
+    """Keep the error of one volume from ending what is done with the others."""
+    try:
+        yield
+    except Exception as error:
+        errors.append(error)
 
 
 def _names(volumes: Sequence[Volume]) -> str:

@@ -59,20 +59,16 @@ class Groups:
         with self._database.transaction() as connection:
             connection.execute("DELETE FROM volume_group WHERE id = ?", (group,))
 
-    def join(self, group: int, volumes: Iterable[int]) -> None:
-        """Have these volumes in the group; those that are stay."""
+    def change(self, group: int, join: Iterable[int], leave: Iterable[int]) -> None:
+        """Have some volumes in the group, where they may be already, then others no more; all or nothing."""
         with self._database.transaction() as connection:
             connection.executemany(
                 "INSERT OR IGNORE INTO volume_group_member (volume_group, volume) VALUES (?, ?)",
-                [(group, volume) for volume in volumes],
+                [(group, volume) for volume in join],
             )
-
-    def leave(self, group: int, volumes: Iterable[int]) -> None:
-        """Have these volumes in the group no more."""
-        with self._database.transaction() as connection:
             connection.executemany(
                 "DELETE FROM volume_group_member WHERE volume_group = ? AND volume = ?",
-                [(group, volume) for volume in volumes],
+                [(group, volume) for volume in leave],
             )
 
     def snapshots(self, group: int | None = None) -> list[GroupSnapshot]:

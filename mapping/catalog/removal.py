@@ -127,7 +127,7 @@ class Removal:
     def unneeded_volumes(self) -> list[int]:
         """The ids of volumes that were kept for clones that are gone, and have no snapshot left."""
         rows = self._database.rows(
-            "SELECT id FROM volume WHERE kept AND state = 'ready'"
+            "SELECT id FROM volume WHERE kept"
             " AND NOT EXISTS (SELECT 1 FROM snapshot WHERE snapshot.volume = volume.id)"
         )
         return [row["id"] for row in rows]

@@ -47,7 +47,8 @@ CREATE TABLE device (
     created_ns INTEGER NOT NULL,
     generation INTEGER NOT NULL DEFAULT 0,  -- of the last label that is known to be on it
     runs TEXT NOT NULL DEFAULT '',      -- the run ids that its label may carry; '': it has none yet
-    identity TEXT                       -- what it is known by, if it was adopted (mapping/identity.py)
+    identity TEXT,                      -- what it is known by, if it was adopted (mapping/identity.py)
+    made INTEGER NOT NULL DEFAULT 0 CHECK (made IN (0, 1))  -- its file was made when it was added
 ) STRICT;
 
 CREATE TABLE partition (

@@ -397,7 +397,7 @@ class Catalog:
 def _insert_device(connection: sqlite3.Connection, device: Device) -> int:
     identity = connection.execute(
         "INSERT INTO device (uuid, name, path, kind, adopted, size, sparse, direct, made_for, state,"
-        " created_ns, generation, runs, identity) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " created_ns, generation, runs, identity, made) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             str(device.uuid),
             device.name,
@@ -413,6 +413,7 @@ def _insert_device(connection: sqlite3.Connection, device: Device) -> int:
             device.generation,
             pack_runs(*device.runs),
             device.identity,
+            device.made,
         ),
     ).lastrowid
     assert identity is not None
@@ -465,6 +466,7 @@ def _device(row: sqlite3.Row) -> Device:
     values["adopted"] = bool(values["adopted"])
     values["sparse"] = bool(values["sparse"])
     values["direct"] = bool(values["direct"])
+    values["made"] = bool(values["made"])
     values["runs"] = unpack_runs(values["runs"])
     return Device(**values)
 

@@ -175,6 +175,8 @@ def steps(asking: Asking) -> Steps:
     def roll_back(snapshot: str, *, safety: str | None = None) -> Callable[[], object]:
         return lambda: asking.roll_back("v", snapshot, safety=safety is not None, name=safety)
 
+    disk = str(asking.daemon.state_dir.parent / "d.img")
+    schedule = {"name": "hourly", "target": "c", "keep": {"last": 2}, "every_s": 3600}
     return [
         ("make a volume", lambda: asking.create(2 * PARTITION, name="v")),
         ("write all of it", written("v", range(0, 512, 5))),
@@ -210,6 +212,13 @@ def steps(asking: Asking) -> Steps:
         ("delete the source", lambda: asking.delete_volume("v")),
         ("write to the clone", written("c", range(100, 300))),
         ("snapshot of the clone", lambda: asking.take("c", name="s6")),
+        ("add a device", lambda: asking.plain("post", "devices", path=disk, name="d", size=4 << 20)),
+        ("hold a snapshot", lambda: asking.hold("c", "s6")),
+        ("release it", lambda: asking.release("c", "s6")),
+        ("add a schedule", lambda: asking.plain("post", "schedules", **schedule)),
+        ("pause it", lambda: asking.plain("patch", "schedules", "hourly", paused=True)),
+        ("remove it", lambda: asking.plain("delete", "schedules", "hourly")),
+        ("remove the device", lambda: asking.plain("delete", "devices", "d")),
         ("delete the clone", lambda: asking.delete_volume("c")),
     ]
 

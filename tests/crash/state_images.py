@@ -19,6 +19,7 @@ from typing import NamedTuple
 from polyvol.daemon.group_requests import GroupCreate, GroupSnapshotCreate, Rollback
 from polyvol.daemon.requests import CloneCreate, DeviceAdd, VolumeCreate
 from polyvol.daemon.service import Service
+from polyvol.mapping.device import ASIDE
 
 BLOCK, MIB = 4096, 1 << 20
 SIZE = MIB + 3 * BLOCK
@@ -89,6 +90,41 @@ def lay_out(image: Image, root: Path) -> None:
                 os.pwrite(fd, data, at)
         finally:
             os.close(fd)
+
+
+def lay_out_again(image: Image, labels: dict[str, bytes], root: Path) -> None:
+    """The same, where files that are there already keep their inodes, so that adopted ones are not copies of
+    what was adopted; with the labels that adopted files had aside (`asides`)."""
+    for path in sorted(root.rglob("*"), reverse=True):
+        name = str(path.relative_to(root))
+        if name not in image and path.is_dir() and not path.is_symlink():
+            path.rmdir()
+        elif name not in image:
+            path.unlink()
+    for name, file in sorted(image.items()):
+        if file is None:
+            (root / name).mkdir(exist_ok=True)
+            continue
+        fd = os.open(root / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.truncate(fd, 0)
+            os.truncate(fd, file.size)
+            for at, data in file.pieces:
+                os.pwrite(fd, data, at)
+            if name in labels:
+                os.setxattr(fd, ASIDE, labels[name])
+            elif ASIDE in os.listxattr(fd):
+                os.removexattr(fd, ASIDE)
+        finally:
+            os.close(fd)
+
+
+def asides(root: Path) -> dict[str, bytes]:
+    """The labels in extended attributes of files below a directory."""
+    files = [path for path in root.rglob("*") if path.is_file()]
+    return {
+        str(path.relative_to(root)): os.getxattr(path, ASIDE) for path in files if ASIDE in os.listxattr(path)
+    }
 
 
 # The state

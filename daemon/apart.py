@@ -1,0 +1,80 @@
+"""Apart: an error of one object ends what is done with that object, and nothing else.
+
+How it works      The body of each loop over objects (devices, volumes, snapshots, schedules, connections) is
+                  `with apart(...)`. It ends every error of the body, expected or not, and hands it on as a
+                  clause: to `failed`, or as an event. An error that nobody expected is logged with its
+                  traceback.
+Invariants        A1 no class of errors leaves the body; only the end of the process does.
+Owner and locks   None of its own.
+"""
+
+import logging
+from collections.abc import Callable
+from types import TracebackType
+
+from polyvol.daemon.context import Context
+from polyvol.daemon.errors import JournalsUnusable
+from polyvol.mapping import os_errors
+from polyvol.mapping.errors import PolyvolError
+
+DEFECT = "internal error in polyvold; its log has the details"
+"""What people are told of an error that nobody expects."""
+
+_log = logging.getLogger("polyvol")
+
+
+class Apart:
+    """What `apart` gives."""
+
+    def __init__(self, context: Context, what: str, failed: Callable[[str], object]) -> None:
+        self._context = context
+        self._what = what
+        self._failed = failed
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if not isinstance(error, Exception):
+            return error is None
+        expected = (PolyvolError, OSError, self._context.engine_error)
+        if not isinstance(error, expected):
+            _log.error("%s", self._what, exc_info=error)
+        self._failed(reason_of(self._context, error))
+        return True
+
+
+def apart(
+    context: Context,
+    what: str,
+    failed: Callable[[str], object] | None = None,
+    *,
+    volume: str | None = None,
+    **fields: object,
+) -> Apart:
+    """End all errors of the body. `what` is being done with which object, for people. `failed` is given the
+    reason, a clause; without it, `what` and the reason are an event, which is not repeated while it is
+    among the latest. `volume` and `fields` are for the journal."""
+
+    def told(reason: str) -> None:
+        context.events.add_once("warning", f"{what} failed: {reason}", volume=volume, **fields)
+
+    return Apart(context, what, failed or told)
+
+
+def reason_of(context: Context, error: Exception) -> str:
+    """An error as a clause for people."""
+    if isinstance(error, JournalsUnusable):
+        return str(error)  # with what to do, which depends on the journals
+    if isinstance(error, PolyvolError):
+        return error.message
+    if isinstance(error, context.engine_error):
+        return str(error)
+    if isinstance(error, OSError) and error.errno is not None:
+        return (
+            os_errors.reason(error)
+            if error.filename is None
+            else f"{error.filename}: {os_errors.reason(error)}"
+        )
+    return DEFECT
