@@ -15,7 +15,6 @@ Errors            DeviceNotReady with what is wrong with a device; mapping/error
 import contextlib
 import logging
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +22,7 @@ from uuid import UUID, uuid4
 
 from polyvol.daemon.apart import apart
 from polyvol.daemon.context import Context
+from polyvol.daemon.workers import answers
 from polyvol.mapping import occupied
 from polyvol.mapping.device import (
     Device,
@@ -45,8 +45,8 @@ from polyvol.mapping.opening import (
     take_over,
 )
 
-WRITERS = 16
-"""How many labels are written at a time."""
+LABEL_PATIENCE_S = 5.0
+"""How long labels are waited for when none was written; one that is written later is right as well."""
 _log = logging.getLogger("polyvol")
 
 
@@ -242,9 +242,9 @@ def begin_run(context: Context, devices: Iterable[Checked]) -> None:
     context.generation = context.catalog.generations.begin(run, carried, identities)
     context.run = run
     if checked_devices:
-        with ThreadPoolExecutor(min(WRITERS, len(checked_devices))) as pool:
-            done = list(pool.map(lambda checked: _write_label(context, checked), checked_devices))
-        written = [checked.device.id for checked, well in zip(checked_devices, done, strict=True) if well]
+        labels = {one.device.id: partial(_write_label, context, one) for one in checked_devices}
+        done = answers(labels, LABEL_PATIENCE_S, "polyvol-label")
+        written = [number for number, well in done.items() if well]
         context.catalog.generations.written(written, context.generation, run)
 
 

@@ -47,6 +47,7 @@ from polyvol.daemon.device_files import (
     remark_on,
     renew_label,
 )
+from polyvol.daemon.device_start import open_all
 from polyvol.daemon.errors import BadRequest, DeviceBusy
 from polyvol.daemon.half_devices import HalfDevices
 from polyvol.daemon.health import Trouble, device_troubles
@@ -104,23 +105,9 @@ class Devices:
         until, users = time.monotonic() + START_PATIENCE_S, occupied.file_users()
         self._half.finish_used()
         devices = [device for device in context.catalog.devices() if device.state == "ready"]
-        checked_devices: list[Checked] = []
-        reasons: dict[int, str] = {}
-        for device in devices:
-            with apart(context, f"opening device {device.name}", partial(reasons.__setitem__, device.id)):
-                path = context.path(device)
-                self.short.look(device, path)
-                short = self.short.clause(device)
-                if short is not None:
-                    reasons[device.id] = short
-                    continue
-                try:
-                    fd = fds.pop(str(device.uuid), None)
-                    checked = open_checked(context, device, path, until=until, users=users, passed=fd)
-                    keep(context, device, checked.file)
-                    checked_devices.append(checked)
-                except DeviceNotReady as error:
-                    reasons[device.id] = str(error.facts["reason"])
+        checked_devices, reasons = open_all(
+            context, self.short, devices, until=until, users=users, passed=fds
+        )
         for fd in fds.values():
             os.close(fd)
         begin_run(context, checked_devices)
@@ -283,7 +270,7 @@ class Devices:
         return {
             device.id: context.path(device)
             for device in context.catalog.devices()
-            if device.id in context.device_trouble and device.kind == "file"
+            if device.id in context.device_trouble
         }
 
     def appeared(self, number: int) -> DeviceView | None:

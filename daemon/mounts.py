@@ -4,7 +4,8 @@ How it works      One thread sleeps on /proc/self/mountinfo, which the kernel ma
                   device is missing it also looks every few seconds: a file can appear without a mount. A look
                   is one stat of the device's path, in a thread of its own: the file system may hang, and then
                   holds up this device only. A file that is there, and is not the one that was refused the
-                  last time, is tried as `polyvol device retry` would. Disks are udev.py's.
+                  last time, is tried as `polyvol device retry` would. So are disks that did not answer at
+                  the start; udev.py tells of those that come.
 Invariants        M1 while no device is missing, nothing is looked at.
 Owner and locks   The looking threads hold nothing; `found` takes what it needs.
 Errors            None is raised. A file that is not the device stays the reason why it is missing.
@@ -93,4 +94,6 @@ def _state_of(path: Path) -> _State | None:
         status = path.stat()
         if stat.S_ISREG(status.st_mode):
             return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+        if stat.S_ISBLK(status.st_mode):
+            return status.st_rdev, status.st_ino, 0, 0
     return None

@@ -3,7 +3,8 @@
 How it works      `Workers` runs jobs on threads, `at_a_time` of them; a job that has run for STUCK_S counts
                   no more, and the next one begins beside it. There is one job for each key at a time: another
                   one for a key that has one waiting is not needed, and one for a key whose job runs is run
-                  after it. So what hangs costs a thread, never a turn.
+                  after it. So what hangs costs a thread, never a turn. `answers` asks many questions at once,
+                  and waits for as long as answers come.
 Owner and locks   One lock over what runs and waits. Jobs are run without it.
 Errors            What a job raises is logged.
 """
@@ -12,11 +13,16 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
+from functools import partial
+from typing import TypeVar
 
 STUCK_S = 5.0
 AT_A_TIME = 8
+ASKED_AT_A_TIME = 32
 Job = Callable[[], object]
+Question = TypeVar("Question", bound=Hashable)
+Answer = TypeVar("Answer")
 _log = logging.getLogger("polyvol")
 
 
@@ -36,6 +42,55 @@ def ended(job: Job, timeout_s: float, name: str) -> bool:
     if failure:
         raise failure[0]
     return not thread.is_alive()
+
+
+def answers(
+    questions: Mapping[Question, Callable[[], Answer]],
+    patience_s: float,
+    name: str,
+    late: Callable[[Answer], object] = lambda _: None,
+) -> dict[Question, Answer]:
+    """Ask all questions, ASKED_AT_A_TIME at a time: the answers that have come when all were asked and none
+    has come for so long. Where none has come for STUCK_S, more are asked beside those that hang. `late` is
+    given each answer that comes afterwards."""
+    condition = threading.Condition()
+    todo = deque(questions)
+    found: dict[Question, Answer] = {}
+    given_up = False
+
+    def ask() -> None:
+        while True:
+            with condition:
+                if not todo:
+                    return
+                key = todo.popleft()
+            answer = questions[key]()
+            with condition:
+                if not given_up:
+                    found[key] = answer
+                    condition.notify_all()
+                    continue
+            late(answer)
+
+    def begin() -> None:
+        for _ in range(min(len(todo), ASKED_AT_A_TIME)):
+            threading.Thread(target=ask, name=name, daemon=True).start()
+
+    with condition:
+        begin()
+        while len(found) < len(questions):
+            more = partial(_more_than, found, len(found))
+            if condition.wait_for(more, STUCK_S if todo else patience_s):
+                continue
+            if not todo:
+                break
+            begin()
+        given_up = True
+        return dict(found)
+
+
+def _more_than(found: Mapping[Question, Answer], number: int) -> bool:
+    return len(found) > number
 
 
 class Workers:

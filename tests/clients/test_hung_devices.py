@@ -98,6 +98,36 @@ def test_a_disk_that_hangs_holds_up_nobody_else(daemon: Daemon) -> None:
         daemon.stop()
 
 
+@pytest.mark.slow
+def test_a_start_waits_for_a_disk_that_hangs_only_for_a_while(daemon: Daemon) -> None:
+    with disk(daemon.directory) as hung:
+        daemon.api.post("devices", body={"path": str(hung.path), "name": "h", "force": True})
+        on = {"devices": ["h"], "log_devices": ["h"]}
+        daemon.api.post("volumes", body={"name": "hung", "size": 64 * MIB, **on})
+        daemon.api.post("volumes", body={"name": "well", "size": 64 * MIB})
+        for name in ("hung", "well"):
+            with nbd.connect(daemon.uri(name)) as handle:
+                handle.pwrite(b"x" * 4096, 0)
+        daemon.stop()
+        safety = threading.Timer(3 * SOON_S, hung.go_on)
+        hung.hang()
+        try:
+            safety.start()
+            daemon.start()
+            assert safety.is_alive()
+            with nbd.connect(daemon.uri("well")) as handle:
+                assert handle.pread(4096, 0) == b"x" * 4096
+            assert daemon.api.get("devices", "h")["reason"].endswith("hung.disk does not answer")
+            assert daemon.volume("hung")["state"] == "degraded"
+        finally:
+            safety.cancel()
+            hung.go_on()
+        wait_until(lambda: daemon.volume("hung")["state"] == "serving", "the disk to be back", SOON_S)
+        with nbd.connect(daemon.uri("hung")) as handle:
+            assert handle.pread(4096, 0) == b"x" * 4096
+        daemon.stop()
+
+
 def _take(daemon: Daemon, volume: str, **options: object) -> None:
     with suppress(ApiError):  # it may have been given up
         daemon.api.post("snapshots", body={"volumes": [volume], **options})
