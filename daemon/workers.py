@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sized
 from functools import partial
 from typing import TypeVar
 
@@ -52,10 +52,11 @@ def answers(
 ) -> dict[Question, Answer]:
     """Ask all questions, ASKED_AT_A_TIME at a time: the answers that have come when all were asked and none
     has come for so long. Where none has come for STUCK_S, more are asked beside those that hang. `late` is
-    given each answer that comes afterwards."""
+    given each answer that comes afterwards. Raises what a question raises."""
     condition = threading.Condition()
     todo = deque(questions)
     found: dict[Question, Answer] = {}
+    failures: list[BaseException] = []
     given_up = False
 
     def ask() -> None:
@@ -64,7 +65,13 @@ def answers(
                 if not todo:
                     return
                 key = todo.popleft()
-            answer = questions[key]()
+            try:
+                answer = questions[key]()
+            except BaseException as error:
+                with condition:
+                    failures.append(error)
+                    condition.notify_all()
+                return
             with condition:
                 if not given_up:
                     found[key] = answer
@@ -78,19 +85,21 @@ def answers(
 
     with condition:
         begin()
-        while len(found) < len(questions):
-            more = partial(_more_than, found, len(found))
-            if condition.wait_for(more, STUCK_S if todo else patience_s):
+        while len(found) < len(questions) and not failures:
+            news = partial(_more_than, found, failures, len(found))
+            if condition.wait_for(news, STUCK_S if todo else patience_s):
                 continue
             if not todo:
                 break
             begin()
         given_up = True
-        return dict(found)
+    if failures:
+        raise failures[0]
+    return dict(found)
 
 
-def _more_than(found: Mapping[Question, Answer], number: int) -> bool:
-    return len(found) > number
+def _more_than(found: Sized, failures: Sized, number: int) -> bool:
+    return len(found) > number or len(failures) > 0
 
 
 class Workers:
