@@ -72,9 +72,6 @@ def reason_of(context: Context, error: Exception) -> str:
     if isinstance(error, context.engine_error):
         return str(error)
     if isinstance(error, OSError) and error.errno is not None:
-        return (
-            os_errors.reason(error)
-            if error.filename is None
-            else f"{error.filename}: {os_errors.reason(error)}"
-        )
+        where = "" if error.filename is None else f"{error.filename}: "
+        return where + os_errors.reason(error)
     return DEFECT

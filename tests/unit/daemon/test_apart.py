@@ -13,6 +13,7 @@ from polyvol.daemon import device_files, devices, scrub, stopped, watch
 from polyvol.daemon.apart import DEFECT, apart
 from polyvol.daemon.requests import ScrubSettings
 from polyvol.daemon.service import Service
+from polyvol.daemon.signals import ENDING, RELOADING
 from polyvol.daemon.space import Space
 from polyvol.daemon.udev import DiskWatch
 from polyvol.mapping.device import Device, trouble_with
@@ -288,12 +289,12 @@ def test_a_half_made_device_with_volumes_on_it_stops_no_start(two: Daemon, state
 
 
 def test_a_reload_that_fails_unexpectedly_ends_nothing(two: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
-    signals = iter([int(watch.RELOADING), int(watch.RELOADING), *map(int, watch.ENDING)])
-    monkeypatch.setattr(watch, "_next_signal", lambda _: next(signals))
+    signals = iter([int(RELOADING), int(RELOADING), *map(int, ENDING)])
+    monkeypatch.setattr(watch, "next_signal", lambda _: next(signals))
     monkeypatch.setattr(Service, "reload", failing(Service.reload, lambda *_: True))
     watch.watch(two.service, lambda: None)
     monkeypatch.setattr(Service, "summary", failing(Service.summary, lambda *_: True))
-    signals = iter([0, *map(int, watch.ENDING)])
+    signals = iter([0, *map(int, ENDING)])
     watch.watch(two.service, lambda: None)
 
 
