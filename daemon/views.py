@@ -44,7 +44,7 @@ class DeviceView:
     direct: bool
     made_for: str | None
     volumes: list[str]
-    state: Literal["ok", "missing", "faulty"]
+    state: Literal["ok", "missing", "faulty", "hung"]
     reason: str | None
     errors: int
     last_errno: int
