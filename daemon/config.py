@@ -26,7 +26,10 @@ _TYPES: dict[str, type] = {
     "nbd-listen": str,
     "processors": int,
     "frontend": str,
+    "io-timeout": int,
 }
+IO_TIMEOUT_S = 60
+IO_TIMEOUT_MAX_S = 86_400
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,7 @@ class Config:
     nbd_listen: str | None = None
     processors: int | None = None
     frontend: Frontend = "native"
+    io_timeout_s: int = IO_TIMEOUT_S
 
 
 def load_config(file: Path | None, options: Mapping[str, object]) -> Config:
@@ -51,6 +55,10 @@ def load_config(file: Path | None, options: Mapping[str, object]) -> Config:
     processors = cast(int | None, values.get("processors"))
     if processors is not None and not 1 <= processors <= PROCESSORS_MAX:
         raise BadConfig(where=where, why=f"processors is {processors}, and can be 1 to {PROCESSORS_MAX}")
+    timeout = cast(int, values.get("io-timeout", IO_TIMEOUT_S))
+    if not 0 <= timeout <= IO_TIMEOUT_MAX_S:
+        why = f"io-timeout is {timeout}, and can be 1 to {IO_TIMEOUT_MAX_S} (seconds), or 0 for no limit"
+        raise BadConfig(where=where, why=why)
     listen = cast(str | None, values.get("nbd-listen"))
     if listen is not None:
         split_address(listen)
@@ -62,6 +70,7 @@ def load_config(file: Path | None, options: Mapping[str, object]) -> Config:
         nbd_listen=listen,
         processors=processors,
         frontend=frontend,
+        io_timeout_s=timeout,
     )
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+from polyvol.daemon.config import IO_TIMEOUT_S
 from polyvol.daemon.engine_border import EngineLike, guarded
 from polyvol.daemon.errors import EngineFailed, Restoring, VolumeBusy, VolumeNotServed, engine_errors
 from polyvol.daemon.events import Events
@@ -70,6 +71,7 @@ class Context:
     steady: Clock = steady_ns
     generation: int = 0
     run: UUID = NO_RUN
+    io_timeout_s: int = IO_TIMEOUT_S
     looks: Looks = field(default_factory=Looks)
     """For readers: what is asked of the kernel that a hung file system does not answer."""
     _growing: threading.Lock = field(default_factory=threading.Lock)
@@ -243,6 +245,12 @@ class Context:
         except self.engine_error as error:
             error.args = (str(error).replace(file.proc_path, str(file.path)), *error.args[1:])
             raise
+
+    def set_io_timeout(self, seconds: int) -> None:
+        """How long a request may wait for a device from now on; 0: for ever."""
+        with self.engine_errors("setting how long requests wait for a device"):
+            self.engine.set_io_timeout(seconds)
+        self.io_timeout_s = seconds
 
     def grow_processors(self, count: int) -> None:
         """Have at least so many processors."""

@@ -464,7 +464,7 @@ class Devices:
 
 def _state(
     device: Device, trouble: Trouble | None
-) -> Literal["ok", "missing", "faulty", "adding", "removing"]:
+) -> Literal["ok", "missing", "faulty", "hung", "adding", "removing"]:
     if device.state != "ready":
         return device.state
     return "ok" if trouble is None else trouble.state

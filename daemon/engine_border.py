@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         BlockStatus,
         CheckReport,
         ClientInfo,
+        DeviceEvent,
         EngineEvent,
         EngineStats,
         ExportInfo,
@@ -95,6 +96,9 @@ class EngineLike(CutEngine, Protocol):
     def close_device(self, device: int) -> None:
         """Close a device that no volume uses."""
 
+    def set_io_timeout(self, timeout_s: float) -> None:
+        """How long a request may wait for a device, seconds; 0: for ever."""
+
     def add_volume(self, spec: "VolumeSpec") -> None:
         """Take over a volume."""
 
@@ -113,7 +117,7 @@ class EngineLike(CutEngine, Protocol):
     def try_again(self, volume: int) -> None:
         """Answer a 'log-full' event: room was made."""
 
-    def next_event(self, timeout_s: float) -> "EngineEvent | None":
+    def next_event(self, timeout_s: float) -> "EngineEvent | DeviceEvent | None":
         """Wait for an event."""
 
     def end_events(self) -> None:

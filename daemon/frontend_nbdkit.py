@@ -154,6 +154,7 @@ class _Keeper:
         command += [f"state-dir={self._config.state_dir}"]
         if self._processors is not None:
             command += [f"processors={self._processors}"]
+        command.append(f"io-timeout={self._config.io_timeout_s}")
         command += [f"nbd-address={address}" for address in self._addresses]
         ours, its = socket.socketpair()
         passed = {"keeper-fd": its.fileno(), "lock-fd": self._lock.fileno()}

@@ -1,7 +1,8 @@
 """Health: what is wrong with devices, and what that means for volumes and partitions.
 
-How it works      A device is 'missing' (what was found at start, or at its last retry), 'faulty' (a call on
-                  it has failed since it was opened, in the engine's words) or 'ok'. A partition with an
+How it works      A device is 'missing' (what was found at start, or at its last retry), 'hung' (it does not
+                  answer), 'faulty' (a call on it has failed since it was opened, in the engine's words) or
+                  'ok'. A partition with an
                   extent on a device that is not ok is faulty. A volume that uses one is degraded; so is one
                   with blocks that do not have their checksum.
 Invariants        H1 nothing here is kept: it is asked for again each time.
@@ -22,7 +23,7 @@ from polyvol.mapping.records import Volume
 if TYPE_CHECKING:
     from polyvol.engine import DeviceFaultStats
 
-DeviceHealth = Literal["ok", "missing", "faulty"]
+DeviceHealth = Literal["ok", "missing", "faulty", "hung"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +38,15 @@ class Trouble:
 def device_troubles(context: Context) -> dict[int, Trouble]:
     """The devices that are not ok, by id."""
     names = context.device_names()
-    faults = {entry["device"]: entry["fault"] for entry in context.stats()["devices"]}
-    found = {
-        device: Trouble(names[device], "faulty", fault_clause(fault))
-        for device, fault in faults.items()
-        if fault is not None and device in names
-    }
+    found = {}
+    for entry in context.stats()["devices"]:
+        device, fault, silent_s = entry["device"], entry["fault"], entry["silent_s"]
+        if device not in names:
+            continue
+        if silent_s is not None:
+            found[device] = Trouble(names[device], "hung", silence_clause(silent_s, context.io_timeout_s))
+        elif fault is not None:
+            found[device] = Trouble(names[device], "faulty", fault_clause(fault))
     for device, reason in dict(context.device_trouble).items():
         if device in names:
             found[device] = Trouble(names[device], "missing", reason)
@@ -51,15 +55,27 @@ def device_troubles(context: Context) -> dict[int, Trouble]:
 
 def unusable_devices(context: Context) -> dict[int, str]:
     """The devices that nothing may be placed on, nor cleared, with the reason as a clause: those that are
-    missing, have become shorter, or are half added or half removed."""
-    faults = {entry["device"]: entry["fault"] for entry in context.stats()["devices"]}
+    missing, do not answer, have become shorter, or are half added or half removed."""
+    entries = context.stats()["devices"]
+    faults = {entry["device"]: entry["fault"] for entry in entries}
+    hung = {
+        entry["device"]: silence_clause(entry["silent_s"], context.io_timeout_s)
+        for entry in entries
+        if entry["silent_s"] is not None
+    }
     short = {
         device: short_clause(*fault["short"])
         for device, fault in faults.items()
         if fault is not None and fault["short"] is not None
     }
     unfinished = {device.id: why for device in context.catalog.devices() if (why := device.unfinished)}
-    return short | context.device_trouble | unfinished
+    return short | hung | context.device_trouble | unfinished
+
+
+def silence_clause(silent_s: float, timeout_s: int) -> str:
+    """What is to be said of a device that has not answered for so long, as a clause."""
+    ends = f"requests end with EIO after {timeout_s} s" if timeout_s else "requests wait for it"
+    return f"it has not answered for {silent_s:.0f} s; {ends}"
 
 
 def fault_clause(fault: "DeviceFaultStats") -> str:

@@ -1,8 +1,8 @@
 """polyvold: reads its settings, runs the service until it is told to stop, and says when it serves.
 
 SIGTERM and SIGINT stop it cleanly (exit 0). SIGHUP has it read its settings again, of which `processors` can
-grow while it runs, and look again for devices that are missing. A start that fails says why in one sentence
-(exit 1).
+grow and `io-timeout` can change while it runs, and look again for devices that are missing. A start that
+fails says why in one sentence (exit 1).
 """
 
 import contextlib
@@ -38,6 +38,12 @@ from polyvol.daemon.streams import open_standard_streams
 @click.option(
     "--processors", type=int, metavar="N", help="How many processors, 1 to 256 [one for each core]."
 )
+@click.option(
+    "--io-timeout",
+    type=int,
+    metavar="S",
+    help="Seconds until a request to a device that does not answer fails; 0: never [60].",
+)
 @click.option("--frontend", type=click.Choice(FRONTENDS), help="Who speaks NBD to clients [native].")
 @click.option(
     "--accept-older-catalog",
@@ -50,6 +56,7 @@ def cli(
     nbd_socket: Path | None,
     nbd_listen: str | None,
     processors: int | None,
+    io_timeout: int | None,
     frontend: str | None,
     accept_older_catalog: bool,
 ) -> None:
@@ -60,6 +67,7 @@ def cli(
         "nbd-listen": nbd_listen,
         "processors": processors,
         "frontend": frontend,
+        "io-timeout": io_timeout,
     }
     run(load_config(config, options), lambda: load_config(config, options), accept_older_catalog)
 
@@ -99,12 +107,13 @@ def _run_native(
         nbd_listen=config.nbd_listen,
         passed=passed,
         accept_older_catalog=accept_older_catalog,
+        io_timeout_s=config.io_timeout_s,
     )
     notify("STATUS=starting: taking the volumes over")
     service.start()
     try:
         announce(service.nbd_addresses)
-        watch(service, lambda: read_again().processors)
+        watch(service, read_again)
     finally:
         notify("STOPPING=1", "STATUS=stopping: making everything durable")
         try:

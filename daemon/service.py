@@ -31,6 +31,7 @@ from polyvol.daemon import device_files, hand_over, memory, sockets, state, stop
 from polyvol.daemon.api.server import ControlServer
 from polyvol.daemon.changes import Changes
 from polyvol.daemon.clients import Clients
+from polyvol.daemon.config import IO_TIMEOUT_S
 from polyvol.daemon.context import Context
 from polyvol.daemon.deletions import Deletions
 from polyvol.daemon.devices import Devices
@@ -115,25 +116,23 @@ class Service:
         clock: Clock = wall_ns,
         steady: Clock = steady_ns,
         accept_older_catalog: bool = False,
+        io_timeout_s: int = IO_TIMEOUT_S,
     ) -> None:
         if processors is not None and not 1 <= processors <= PROCESSORS_MAX:
             raise BadProcessors(count=processors)
         self.state_dir = Path(os.path.abspath(state_dir))  # noqa: PTH100 - symbolic links stay as they are
         self._processors = processors or min(len(os.sched_getaffinity(0)), PROCESSORS_MAX)
         self._nbd_socket = nbd_socket or state.nbd_socket(self.state_dir)
-        self._nbd_listen = nbd_listen
-        self._serve_nbd = serve_nbd
+        self._nbd_listen, self._serve_nbd = nbd_listen, serve_nbd
         self._frontend = frontend
         self.nbd_addresses = list(nbd_addresses)
         self._passed = passed or sockets.Passed()
         self._module = engine_module
-        self._clock = clock
-        self._steady = steady
-        self._accept_older_catalog = accept_older_catalog
+        self._clock, self._steady = clock, steady
+        self._accept_older_catalog, self._io_timeout_s = accept_older_catalog, io_timeout_s
         self._undo = ExitStack()
         self._left = False
-        self._started_ns = 0
-        self._began_ns = 0
+        self._started_ns = self._began_ns = 0
 
     @property
     def engine(self) -> EngineLike:
@@ -194,8 +193,9 @@ class Service:
         """The state of everything in one line, for systemd to show."""
         return summary(self._context)
 
-    def reload(self, processors: int | None = None) -> None:
-        """Have at least so many processors, and look again for devices that are missing."""
+    def reload(self, processors: int | None = None, *, io_timeout_s: int | None = None) -> None:
+        """Have at least so many processors and this time-out, and look again for devices that are missing."""
+        self._context.set_io_timeout(self._context.io_timeout_s if io_timeout_s is None else io_timeout_s)
         if processors is not None:
             self._context.grow_processors(processors)
         self._devices.open_missing()
@@ -254,18 +254,17 @@ class Service:
     def disk_came(self, path: Path) -> DeviceView | None:
         """A disk has come, or become another, at this path: bring back the device that it is, if it is one
         that is missing."""
-        view = self._devices.came(path)
+        return self._is_back(self._devices.came(path))
+
+    def file_appeared(self, device: int) -> DeviceView | None:
+        """A file has appeared at the path of a device that was missing: use it, if it is the device."""
+        return self._is_back(self._devices.appeared(device))
+
+    def _is_back(self, view: DeviceView | None) -> DeviceView | None:
         if view is not None:
             self._serving.serve_waiting()
             self._context.events.add("info", f"device {view.name} is back: {view.path}")
         return view
-
-    def file_appeared(self, device: int) -> None:
-        """A file has appeared at the path of a device that was missing: use it, if it is the device."""
-        view = self._devices.appeared(device)
-        if view is not None:
-            self._serving.serve_waiting()
-            self._context.events.add("info", f"device {view.name} is back: {view.path}")
 
     def remove_device(self, name: str) -> DeviceView:
         """Remove a device; what it was."""
@@ -387,6 +386,7 @@ class Service:
             self.state_dir, catalog, engine, module.EngineError, self._processors, self._processors
         )
         self._context.reserve = self.reserve
+        self._context.set_io_timeout(self._io_timeout_s)
         undo.callback(self._unless_left, partial(device_files.let_go_of_all, self._context))
         undo.callback(self._stop_engine, engine, module, catalog.settings)
         clean = catalog.settings.begin_run(state.boot_id())

@@ -1,4 +1,5 @@
-"""Space: watches the change logs of all volumes, warns, and makes room where a volume's policy says so.
+"""Space: watches the change logs of all volumes, warns, and makes room where a volume's policy says so; and
+takes what else the engine tells: of devices that do not answer.
 
 How it works      One thread waits for the engine's events, and looks at every volume's use each SAMPLE_S.
                   Workers (workers.py) make room, one for each volume.
@@ -22,10 +23,12 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 from polyvol.daemon.apart import apart
 from polyvol.daemon.context import Context
 from polyvol.daemon.errors import Restoring, SnapshotInUse, VolumeBusy, log_failure
+from polyvol.daemon.health import device_troubles
 from polyvol.daemon.reading import reads
 from polyvol.daemon.room import Gauge, Level
 from polyvol.daemon.sizes import format_size
@@ -36,6 +39,9 @@ from polyvol.mapping.records import SnapshotRecord, Volume
 from polyvol.snapshot.group_errors import SnapshotHeld
 from polyvol.snapshot.retention import droppable
 from polyvol.snapshot.snapshot import export_name
+
+if TYPE_CHECKING:
+    from polyvol.engine import DeviceEvent, EngineEvent
 
 SAMPLE_S = 2.0
 STOP_S = 5.0
@@ -80,8 +86,7 @@ class Space:
             try:
                 event = self._context.engine.next_event(max(0.0, next_sample_s - time.monotonic()))
                 if event is not None:
-                    identity = event["volume"]
-                    self._workers.run(identity, partial(self.make_room, identity))
+                    self._take(event)
                 if time.monotonic() >= next_sample_s:
                     next_sample_s = time.monotonic() + SAMPLE_S
                     with apart(self._context, "looking at the change logs"):
@@ -91,6 +96,20 @@ class Space:
             except Exception as error:
                 log_failure(_log, "watching the change logs", error)
                 self._stopping.wait(SAMPLE_S)  # or it would fill the log
+
+    def _take(self, event: "EngineEvent | DeviceEvent") -> None:
+        if event["kind"] == "log-full":
+            identity = event["volume"]
+            self._workers.run(identity, partial(self.make_room, identity))
+            return
+        context = self._context
+        name = context.device_names().get(event["device"], "?")
+        if event["kind"] == "device-answers":
+            context.events.add("info", f"device {name} answers again", DEVICE=name)
+            return
+        trouble = device_troubles(context).get(event["device"])
+        reason = "it does not answer" if trouble is None else trouble.reason
+        context.events.add("warning", f"device {name}: {reason}", DEVICE=name)
 
     def sample(self) -> None:
         """Look at the use of every volume that is served."""

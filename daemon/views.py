@@ -45,7 +45,7 @@ class DeviceView:
     direct: bool
     made_for: str | None
     volumes: list[str]
-    state: Literal["ok", "missing", "faulty", "adding", "removing"]
+    state: Literal["ok", "missing", "faulty", "hung", "adding", "removing"]
     reason: str | None
     errors: int
     last_errno: int

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
+from polyvol.daemon.config import Config
 from polyvol.daemon.notify import notify, watchdog_interval_s
 from polyvol.daemon.service import Service
 from polyvol.daemon.signals import ENDING, RELOADING, next_signal
@@ -26,8 +27,8 @@ PROBE_TIMEOUT_S = 5.0
 _log = logging.getLogger("polyvol")
 
 
-def watch(service: Service, processors: Callable[[], int | None]) -> None:
-    """Until SIGTERM or SIGINT. `processors` reads again how many there should be, or raises PolyvolError."""
+def watch(service: Service, read_again: Callable[[], Config]) -> None:
+    """Until SIGTERM or SIGINT. `read_again` reads the settings again, or raises PolyvolError."""
     watchdog_s = watchdog_interval_s()
     interval_s = min(STATUS_INTERVAL_S, watchdog_s or STATUS_INTERVAL_S)
     told = ""
@@ -45,7 +46,7 @@ def watch(service: Service, processors: Callable[[], int | None]) -> None:
         if number in ENDING:
             return
         if number == RELOADING:
-            reloads.run("reload", partial(_reload, service, processors))
+            reloads.run("reload", partial(_reload, service, read_again))
             told = ""
 
 
@@ -60,10 +61,11 @@ def _status(service: Service) -> str | None:
     return None
 
 
-def _reload(service: Service, processors: Callable[[], int | None]) -> None:
+def _reload(service: Service, read_again: Callable[[], Config]) -> None:
     notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
     try:
-        service.reload(processors())
+        config = read_again()
+        service.reload(config.processors, io_timeout_s=config.io_timeout_s)
         _log.info("reloaded")
     except PolyvolError as error:
         _log.error("the reload failed, and what was set before goes on: %s", error)

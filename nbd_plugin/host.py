@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from polyvol.daemon.config import IO_TIMEOUT_S
 from polyvol.daemon.engine_border import HandleLike
 from polyvol.daemon.service import Service
 from polyvol.daemon.sockets import Passed
@@ -43,6 +44,7 @@ class Host:
         addresses: Sequence[str],
         control_fd: int | None = None,
         lock_fd: int | None = None,
+        io_timeout_s: int = IO_TIMEOUT_S,
     ) -> None:
         self._clients: dict[HandleLike, int] = {}
         self._service = Service(
@@ -51,6 +53,7 @@ class Host:
             serve_nbd=False,
             frontend="nbdkit",
             nbd_addresses=addresses,
+            io_timeout_s=io_timeout_s,
             passed=Passed(None if control_fd is None else socket.socket(fileno=control_fd), lock=lock_fd),
         )
 

@@ -2,10 +2,10 @@
 
 By hand           nbdkit python nbd_plugin/polyvol_plugin.py state-dir=DIR
                   (with -f to stay in the foreground; `polyvold --frontend nbdkit` runs it for you).
-                  Further parameters: processors=N, and nbd-address=URI, any number of times, for what
-                  `polyvol status` should tell of the sockets that nbdkit was given. SIGHUP looks again for
-                  missing devices; SIGTERM, SIGINT and SIGQUIT end nbdkit, and have its clients leave.
-                  (polyvold passes descriptors too: control-fd, the control socket that systemd made;
+                  Further parameters: processors=N, io-timeout=S, and nbd-address=URI, any number of times,
+                  for what `polyvol status` should tell of the sockets that nbdkit was given. SIGHUP looks
+                  again for missing devices; SIGTERM, SIGINT and SIGQUIT end nbdkit, and have its clients
+                  leave. (polyvold passes descriptors too: control-fd, the control socket that systemd made;
                   lock-fd, the lock of the state directory; keeper-fd, the channel of keeper.py.)
 
 How it works      nbdkit speaks NBD and calls one function here for each request; the function hands it to the
@@ -73,6 +73,7 @@ def _make_importable() -> None:
 
 _make_importable()
 
+from polyvol.daemon.config import IO_TIMEOUT_S  # noqa: E402
 from polyvol.daemon.engine_border import HandleLike  # noqa: E402 - only now can they be found
 from polyvol.daemon.notify import log_somewhere  # noqa: E402
 from polyvol.engine import EngineError  # noqa: E402
@@ -92,6 +93,7 @@ R = TypeVar("R")
 
 _state_dir: Path | None = None
 _processors: int | None = None
+_io_timeout_s = IO_TIMEOUT_S
 _addresses: list[str] = []
 _descriptors: dict[str, int] = {}
 _host: Host | None = None
@@ -130,23 +132,26 @@ def _running() -> Host:
 
 def config(key: str, value: str) -> None:
     """Take a `key=value` of the command line."""
-    global _state_dir, _processors
+    global _state_dir, _processors, _io_timeout_s
     match key:
         case "state-dir":
             _state_dir = Path(value).absolute()
         case "processors" if value.isascii() and value.isdigit():
             _processors = int(value)
+        case "io-timeout" if value.isascii() and value.isdigit():
+            _io_timeout_s = int(value)
         case _ if key in DESCRIPTORS and value.isascii() and value.isdigit():
             _descriptors[key] = int(value)
             os.set_inheritable(int(value), False)  # not to hooks: they may outlive us
             if key == "keeper-fd":
                 end_with_keeper(int(value))
-        case "processors":
-            _refuse(f"processors={value} is not a number")
+        case "processors" | "io-timeout":
+            _refuse(f"{key}={value} is not a number")
         case "nbd-address":
             _addresses.append(value)
         case _:
-            _refuse(f"there is no parameter '{key}': polyvol takes state-dir, processors and nbd-address")
+            known = "state-dir, processors, io-timeout and nbd-address"
+            _refuse(f"there is no parameter '{key}': polyvol takes {known}")
 
 
 def config_complete() -> None:
@@ -170,7 +175,7 @@ def after_fork() -> None:
     channel = None if keeper is None else socket.socket(fileno=keeper)
     Keeper(channel, leaving.listening(without=control), _reload).start()
     try:
-        host = Host(_state_dir, _processors, _addresses, control, lock)
+        host = Host(_state_dir, _processors, _addresses, control, lock, _io_timeout_s)
         host.start()
     except OSError as error:
         _refuse(f"{_state_dir}: {error.strerror or error}")

@@ -1,5 +1,4 @@
 """The engine: polyvol's data plane, as Python sees it.
-
 Python decides and calls; the engine moves bytes on its own threads. Every call releases the GIL while it
 waits. Sizes and offsets are bytes. Ids of volumes and devices are the catalog's row numbers, which are never
 used again. Errors are `EngineError` with one sentence; nothing has changed when a call raises, unless its
@@ -28,6 +27,9 @@ from polyvol.engine_reports import (
 )
 from polyvol.engine_reports import (
     CutReport as CutReport,
+)
+from polyvol.engine_reports import (
+    DeviceEvent as DeviceEvent,
 )
 from polyvol.engine_reports import (
     DeviceFaultStats as DeviceFaultStats,
@@ -95,7 +97,6 @@ class ExtentSpec(TypedDict):
 
 class PartitionSpec(TypedDict):
     """One partition: its processor, and the extents that hold its bytes, in order, each a multiple of 4096.
-
     The extents' lengths add up to the partition size (for the last partition: to what is left of the volume).
     """
 
@@ -104,7 +105,6 @@ class PartitionSpec(TypedDict):
 
 class LogSpec(TypedDict):
     """One change-log area of a volume: `number` is its lasting name (1..4095) within the volume's maps.
-
     `extents` are multiples of 4 MiB in length; slots are handed out from them in order.
     """
 
@@ -129,8 +129,7 @@ class RollbackSpec(TypedDict):
     to_size: int
 
 class SourceSpec(TypedDict):
-    """What a clone was made from: the snapshot of this epoch of another volume, which is served as long as
-    the clone is."""
+    """What a clone was made from: the snapshot of this epoch of another volume, served as long."""
 
     volume: int
     epoch: int
@@ -197,11 +196,13 @@ class Engine:
 
     def reopen_device(self, device: int, path: str) -> None:
         """Change a device to the file at this path, while volumes are in use, and take its marks off; a small
-        read and a sync are tried, which may mark it again. 'io' if the file cannot be opened or read,
-        'invalid' if it is too short."""
+        read and a sync are tried, which may mark it again. 'io' if it cannot be, 'invalid' if too short."""
 
     def close_device(self, device: int) -> None:
         """Close a device that no volume uses (else EngineError 'busy')."""
+
+    def set_io_timeout(self, timeout_s: float) -> None:
+        """Seconds that a request may wait for a device before it fails; 0: any time. 60 unless set."""
 
     def add_volume(self, spec: VolumeSpec) -> None:
         """Take over a volume: recover its maps from its directory, serve its partitions. Not yet exported.
@@ -218,20 +219,17 @@ class Engine:
 
     def add_log(self, volume: int, log: LogSpec, *, default: bool = False) -> None:
         """Give a volume one more change log, at once, while it is in use.
-
-        `default`: redirected writes use it where no log is named. Before a write fails for want of space, all
-        logs of the volume are used."""
+        `default`: redirected writes use it where no log is named. Before a write fails, all logs are used."""
 
     def ask_when_full(self, volume: int, asks: bool) -> None:
         """Whether writes that find no room in the change logs wait, and raise a 'log-full' event, or fail
         with ENOSPC.
-
         A volume that was just taken over does not ask. With False, the writes that wait fail."""
 
     def try_again(self, volume: int) -> None:
         """The answer to a 'log-full' event: room was made. Writes that wait try again; they may ask again."""
 
-    def next_event(self, timeout_s: float) -> EngineEvent | None:
+    def next_event(self, timeout_s: float) -> EngineEvent | DeviceEvent | None:
         """Wait for an event, at most so long. None: there was none, or the engine stops."""
 
     def end_events(self) -> None:

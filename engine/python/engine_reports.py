@@ -115,6 +115,13 @@ class SpaceStats(TypedDict):
     starving: bool
 
 
+class DeviceEvent(TypedDict):
+    """A device does not answer, or does again."""
+
+    kind: Literal["device-silent", "device-answers"]
+    device: int
+
+
 class EngineEvent(TypedDict):
     """What the engine tells of its own accord. 'log-full': writes of this volume wait for room in its change
     logs, and there will be none unless somebody makes it; told once until `try_again` or `ask_when_full`."""
@@ -172,6 +179,8 @@ class DeviceStats(TypedDict):
     device: int
     present: bool
     fault: DeviceFaultStats | None
+    silent_s: float | None
+    """For how long it has not answered, if it does not."""
     errors: int
     last_errno: int
 

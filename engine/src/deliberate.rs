@@ -58,10 +58,12 @@ pub enum Bug {
     NoManifest,
     /// What is missing or damaged in a journal ends it.
     QuietEnd,
+    /// A write that was given up is forgotten: what comes later may pass it.
+    ForgetGivenUp,
 }
 
 /// Every one of them.
-pub const ALL: [Bug; 26] = [
+pub const ALL: [Bug; 27] = [
     Bug::NoDeviceSync,
     Bug::MarkTooFar,
     Bug::EarlyReuse,
@@ -88,6 +90,7 @@ pub const ALL: [Bug; 26] = [
     Bug::EndIsHole,
     Bug::NoManifest,
     Bug::QuietEnd,
+    Bug::ForgetGivenUp,
 ];
 
 #[cfg(feature = "simulator")]

@@ -2,6 +2,7 @@
 //!
 //! Strategy          Volumes over three devices, two of them change logs, on a system whose files fail on demand.
 
+mod copied;
 mod faulty;
 
 use std::path::{Path, PathBuf};
@@ -445,7 +446,7 @@ fn slots_that_an_uncommitted_record_freed_are_not_used_while_nothing_can_be_comm
     host.write(0, &[2; 4096], false).unwrap();
     let volume = scratch.path.join("volume");
     let saved = scratch.path.join("saved");
-    copy_directory(&volume, &saved);
+    copied::copy_directory(&volume, &saved);
     end(engine, host);
     std::fs::remove_dir_all(&volume).unwrap();
     std::fs::rename(&saved, &volume).unwrap();
@@ -462,12 +463,4 @@ fn slots_that_an_uncommitted_record_freed_are_not_used_while_nothing_can_be_comm
     let _ = host.flush();
     host.flush().unwrap();
     end(engine, host);
-}
-
-fn copy_directory(from: &Path, to: &Path) {
-    std::fs::create_dir(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let path = entry.unwrap().path();
-        std::fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
-    }
 }

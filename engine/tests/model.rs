@@ -10,6 +10,8 @@
 //!                   ENOSPC, and then only its own blocks are unknown. Between every two of these, what differs is
 //!                   told to have changed.
 
+mod copied;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -364,7 +366,7 @@ impl Twin {
         let saved = self.directory.join("saved");
         let volume = self.directory.join("volume");
         if kill {
-            copy_directory(&volume, &saved);
+            copied::copy_directory(&volume, &saved);
         }
         engine.stop().unwrap();
         if kill {
@@ -443,14 +445,6 @@ fn log_extent(n: u16) -> ExtentSpec {
 fn same(what: &str, found: &[u8], expected: &[u8]) {
     if let Some(at) = found.iter().zip(expected).position(|(a, b)| a != b) {
         panic!("{what}: byte {at} (block {}) is {} not {}", at / 4096, found[at], expected[at]);
-    }
-}
-
-fn copy_directory(from: &Path, to: &Path) {
-    std::fs::create_dir(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let path = entry.unwrap().path();
-        std::fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
     }
 }
 

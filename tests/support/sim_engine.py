@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         ClientInfo,
         CutReport,
         CutVolume,
+        DeviceEvent,
         DeviceFaultStats,
         EngineEvent,
         EngineStats,
@@ -86,6 +87,7 @@ class SimWorld:
         self.fail: dict[str, int] = {}
         """Call name -> how many calls of it still succeed before one fails (and all later ones)."""
         self.faults: dict[int, DeviceFaultStats] = {}
+        self.silent: dict[int, float] = {}
         """Devices that are faulty, by id."""
         self.bad_blocks: dict[int, list[BadBlock]] = {}
         """Blocks that do not match their checksums, by volume."""
@@ -155,13 +157,16 @@ class SimEngine(SimDevices, SimGrowth, Comparisons):
         self.volumes: dict[int, _Volume] = {}
         self._exports: dict[str, _Export] = {}
         self._listeners: list[socket.socket] = []
-        self.events: queue.Queue[EngineEvent | None] = queue.Queue()
+        self.events: queue.Queue[EngineEvent | DeviceEvent | None] = queue.Queue()
         self._lock = threading.RLock()
         self._stopped = False
 
     def _begin(self, name: str, *arguments: object) -> None:
         check(not self._stopped, "invalid", "the engine has stopped")
         self.world.called(name, *arguments)
+
+    def set_io_timeout(self, timeout_s: float) -> None:
+        self._begin("set_io_timeout", timeout_s)
 
     def grow_processors(self, processors: int) -> None:
         self._begin("grow_processors", processors)
@@ -210,7 +215,7 @@ class SimEngine(SimDevices, SimGrowth, Comparisons):
         self._begin("try_again", volume)
         self._volume(volume)
 
-    def next_event(self, timeout_s: float) -> "EngineEvent | None":
+    def next_event(self, timeout_s: float) -> "EngineEvent | DeviceEvent | None":
         try:
             return self.events.get(timeout=timeout_s)
         except queue.Empty:
@@ -354,6 +359,7 @@ class SimEngine(SimDevices, SimGrowth, Comparisons):
                     "errors": 0,
                     "last_errno": 0,
                     "fault": self.world.faults.get(device),
+                    "silent_s": self.world.silent.get(device),
                 }
                 for device, fd in self.devices.items()
             ],

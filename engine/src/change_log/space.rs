@@ -251,9 +251,14 @@ pub struct EmptyChunk {
 }
 
 impl EmptyChunk {
+    /// Its device.
+    pub fn device(&self) -> &Arc<Device> {
+        self.log.locate(self.chunk * CHUNK_SLOTS).0
+    }
+
     /// Whether its device can give its space back.
     pub fn can_punch(&self) -> bool {
-        self.log.locate(self.chunk * CHUNK_SLOTS).0.can_punch()
+        self.device().can_punch()
     }
 
     /// Punches it out of its device.

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::units::VolumeId;
+use crate::units::{DeviceId, VolumeId};
 
 /// More than so many are not kept.
 const EVENTS_MAX: usize = 4096;
@@ -18,6 +18,10 @@ const EVENTS_MAX: usize = 4096;
 pub enum Event {
     /// Writes of this volume wait for room in its change logs: there will be none unless somebody makes it.
     LogFull(VolumeId),
+    /// This device does not answer; requests to it end with EIO after a while.
+    DeviceSilent(DeviceId),
+    /// This device answers again.
+    DeviceAnswers(DeviceId),
 }
 
 #[derive(Debug, Default)]

@@ -34,6 +34,9 @@ impl Engine {
         let volume = self.volume(spec.id)?;
         let geometry = Arc::new(self.geometry(&spec)?);
         check_growth(&volume, &geometry)?;
+        let new = geometry.partitions.iter().skip(volume.geometry.partitions.len());
+        let new = new.flat_map(|partition| &partition.extents);
+        self.refuse_stuck(&new.map(|extent| Arc::clone(&extent.device)).collect::<Vec<_>>())?;
         self.check_history(&volume, &spec)?;
         let (known, new): (Vec<_>, Vec<_>) = self
             .intakes(&spec, &geometry)?

@@ -20,6 +20,7 @@ pub mod spec;
 mod tests;
 pub mod usage;
 pub mod volumes;
+pub mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -29,9 +30,9 @@ use std::sync::{Arc, Mutex, RwLock};
 
 use crate::checksum;
 use crate::engine::events::Events;
+use crate::engine::watch::{Watch, Watched};
 use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::io::device::{Device, Mode};
-use crate::io::fault::Fault;
 use crate::limits::PROCESSORS_MAX;
 use crate::processor::cold::Directs;
 use crate::processor::core::Takes;
@@ -40,8 +41,9 @@ use crate::processor::queue::{Control, CutShare, Event, ask};
 use crate::processor::report::PartitionState;
 use crate::processor::run::Handle;
 use crate::system::linux::Linux;
-use crate::system::pool::Pool;
+use crate::system::pool::{Lane, Pool};
 use crate::system::reaper::Reaping;
+use crate::system::ticks::Ticks;
 use crate::system::{System, Urgency, wait};
 use crate::units::{DeviceId, Epoch, VolumeId};
 use crate::volume::export::ExportTable;
@@ -56,9 +58,9 @@ const CHECKPOINT_THREADS: usize = 2;
 /// See the module's head.
 pub struct Engine {
     pub(crate) system: Arc<dyn System>,
-    pub(crate) processors: Mutex<Vec<Handle>>,
-    pub(crate) devices: Mutex<BTreeMap<DeviceId, Arc<Device>>>,
-    pub(crate) volumes: Mutex<BTreeMap<VolumeId, Arc<Volume>>>,
+    pub(crate) processors: Processors,
+    pub(crate) devices: Devices,
+    pub(crate) volumes: Volumes,
     /// Shares' numbers in use: of volumes that are served, or are being taken over or let go.
     pub(crate) share_numbers: Mutex<BTreeSet<u32>>,
     pool: Pool,
@@ -71,7 +73,14 @@ pub struct Engine {
     cutting: Mutex<()>,
     sources: Mutex<Vec<(VolumeId, Epoch)>>,
     stopped: RwLock<bool>,
+    /// The clock of time-outs.
+    pub(crate) ticks: Arc<Ticks>,
+    watch: Mutex<Option<Watch>>,
 }
+
+type Processors = Arc<Mutex<Vec<Handle>>>;
+type Devices = Arc<Mutex<BTreeMap<DeviceId, Arc<Device>>>>;
+type Volumes = Arc<Mutex<BTreeMap<VolumeId, Arc<Volume>>>>;
 
 /// A cut that was made.
 #[derive(Debug)]
@@ -100,22 +109,38 @@ impl Engine {
                 .pool("pv-checkpt", CHECKPOINT_THREADS, Urgency::Background)
                 .map_err(failed)?,
             system,
-            processors: Mutex::default(),
-            devices: Mutex::default(),
+            processors: Arc::default(),
+            devices: Arc::default(),
             directs: Directs::default(),
-            volumes: Mutex::default(),
+            volumes: Arc::default(),
             share_numbers: Mutex::default(),
             exports: Arc::default(),
             events: Arc::default(),
             cutting: Mutex::default(),
             sources: Mutex::default(),
             stopped: RwLock::new(false),
+            ticks: Arc::default(),
+            watch: Mutex::default(),
         };
         if processors == 0 {
             return Err(Error::new(ErrorKind::Invalid, "an engine needs at least 1 processor"));
         }
         engine.grow_processors(processors)?;
+        if engine.system.threaded() {
+            let watch = Watch::start(engine.watched()).map_err(|e| failed(e.into()))?;
+            *engine.watch.lock().expect("no holder panics") = Some(watch);
+        }
         Ok(engine)
+    }
+
+    fn watched(&self) -> Watched {
+        Watched {
+            ticks: Arc::clone(&self.ticks),
+            processors: Arc::clone(&self.processors),
+            volumes: Arc::clone(&self.volumes),
+            devices: Arc::clone(&self.devices),
+            events: Arc::clone(&self.events),
+        }
     }
 
     /// Where its reads past the page cache are under way.
@@ -134,36 +159,42 @@ impl Engine {
             let index = handles.len() as u32;
             let pools = (self.pool.clone(), self.checkpoints.clone());
             let (system, directs) = (&self.system, &self.directs);
-            handles.push(Handle::start(system, index, pools.0, pools.1, directs)?);
+            handles.push(Handle::start(system, index, pools.0, pools.1, directs, &self.ticks)?);
         }
         Ok(())
     }
 
     /// Opens a device.
     pub fn open_device(&self, id: DeviceId, path: &Path, mode: Mode) -> Result<()> {
-        let mut devices = self.devices.lock().expect("no holder panics");
-        if devices.contains_key(&id) {
-            return Err(Error::new(ErrorKind::Exists, format!("device {id} is open already")));
-        }
-        let device = Device::open(&self.system, id, path, mode)?;
-        devices.insert(id, Arc::new(device));
-        Ok(())
+        // It may take long, or for ever: not with the lock.
+        let device = Device::open(&self.system, id, path, mode);
+        self.enter_device(id, || device)
     }
 
     /// Has a device that is not there, so that volumes on it can be served as far as they go: its calls all fail.
     /// `clean`: nothing that was ever written to it is in doubt.
     pub fn absent_device(&self, id: DeviceId, mode: Mode, clean: bool) -> Result<()> {
+        self.enter_device(id, || Ok(Device::absent(&self.system, id, mode, clean)))
+    }
+
+    fn enter_device(&self, id: DeviceId, device: impl FnOnce() -> Result<Device>) -> Result<()> {
         let mut devices = self.devices.lock().expect("no holder panics");
         if devices.contains_key(&id) {
             return Err(Error::new(ErrorKind::Exists, format!("device {id} is open already")));
         }
-        devices.insert(id, Arc::new(Device::absent(&self.system, id, mode, clean)));
+        devices.insert(id, Arc::new(device()?));
         Ok(())
     }
 
     /// Reopens a device, at this path, while volumes are in use.
     pub fn reopen_device(&self, id: DeviceId, path: &Path) -> Result<()> {
-        self.device(id)?.reopen(path)?;
+        let device = self.device(id)?;
+        let (ours, path) = (Arc::clone(&device), path.to_owned());
+        let reopened = self.bounded(&self.pool, Lane::Look(id), Some(&device), move |is_wanted| {
+            ours.reopen(&path, is_wanted)
+        });
+        let what = || Error::io(format!("device {id} does not answer"), Errno::EIO);
+        reopened.unwrap_or_else(|| Err(what()))?;
         let volumes: Vec<_> =
             self.volumes.lock().expect("no holder panics").values().cloned().collect();
         for volume in volumes {
@@ -173,11 +204,6 @@ impl Engine {
             }
         }
         Ok(())
-    }
-
-    /// Why a device is faulty, if it is.
-    pub fn device_fault(&self, id: DeviceId) -> Result<Option<Fault>> {
-        Ok(self.device(id)?.fault())
     }
 
     /// Closes a device that no volume uses.
@@ -251,6 +277,7 @@ impl Engine {
                 return Err(Error::new(ErrorKind::Invalid, what));
             }
             self.refuse_half_rolled_back(&volume)?;
+            self.refuse_hung(&volume, "cannot be cut now")?;
             if let Some(number) = log
                 && volume.space.log(*number).is_none()
             {
@@ -295,8 +322,9 @@ impl Engine {
             let settled = ask(&*self.system, &share.queue, |answer| {
                 Control::Settle(volume.share, epoch, answer)
             })?;
-            settled.map_err(|errno| {
-                Error::io(format!("the journal of volume {} has no room", volume.name), errno)
+            settled.map_err(|errno| match errno {
+                Errno::EIO => watch::hangs(&volume.name, "has writes that do not end"),
+                _ => Error::io(format!("the journal of volume {} has no room", volume.name), errno),
             })?;
         }
         Ok(())
@@ -420,15 +448,32 @@ impl Engine {
         let ids: Vec<VolumeId> =
             self.volumes.lock().expect("no holder panics").keys().copied().collect();
         let mut result = Ok(());
+        self.hurry();
+        self.wait_for_answers();
+        let mut hung = Vec::new();
         for id in ids.into_iter().rev() {
+            let Ok(volume) = self.volume(id) else { continue };
             // Clones before what they were made from.
-            result = result.and(self.remove_volume(id));
+            let removed = self.remove_volume(id);
+            if removed.is_err() && volume.hangs() {
+                volume.flusher.stop();
+                hung.push(volume.share);
+            }
+            result = result.and(removed);
         }
         for processor in self.processors.lock().expect("no holder panics").iter_mut() {
             processor.stop();
         }
-        self.checkpoints.stop();
-        self.pool.stop();
+        // What hangs is left to the kernel: the process lives until it has ended, and so do its locks.
+        let hangs = |lane| match lane {
+            Lane::Device(id) | Lane::Look(id) => self
+                .device(id)
+                .is_ok_and(|device| device.silence.is_silent() || device.silence.stuck() > 0),
+            Lane::Share(share) | Lane::Files(share) => hung.contains(&share),
+        };
+        self.checkpoints.stop_but(&hangs);
+        self.pool.stop_but(&hangs);
+        drop(self.watch.lock().expect("no holder panics").take());
         self.events.close();
         result
     }

@@ -15,6 +15,7 @@ use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::io::device::Device;
 use crate::processor::queue::{Control, Queue, ask};
 use crate::processor::scrub::{Cursor, Question, SeenBy, SlotRun};
+use crate::system::pool::Lane;
 use crate::units::{BLOCK_SIZE, BlockIndex, DeviceId, PartitionIndex, VolumeId};
 use crate::volume::Volume;
 
@@ -110,8 +111,8 @@ impl Scrub<'_> {
             return Ok(());
         }
         self.report.bytes += bytes as u64;
-        let mut buffer = vec![0; bytes];
-        let whole = device.read(&mut buffer, offset).is_ok();
+        let (read, buffer) = self.read(device, bytes, offset);
+        let whole = read.is_ok();
         let mut all_well = true;
         for (index, block) in buffer.chunks_exact(BLOCK).enumerate() {
             if whole && checksum::crc32c(block) == run.sums[index] {
@@ -137,8 +138,7 @@ impl Scrub<'_> {
         if self.seen_by(run, index)?.is_none() {
             return Ok(true);
         }
-        let mut block = [0; BLOCK];
-        let read = device.read(&mut block, offset);
+        let (read, block) = self.read(device, BLOCK, offset);
         if read.is_ok() && checksum::crc32c(&block) == run.sums[index as usize] {
             return Ok(true);
         }
@@ -150,6 +150,21 @@ impl Scrub<'_> {
         }
         self.report.bad.push(ScrubBad { block, device: device.id, errno: read.err(), seen_by });
         Ok(false)
+    }
+
+    /// Reads on a thread of the pool: it may never end.
+    fn read(
+        &self,
+        device: &Arc<Device>,
+        length: usize,
+        offset: u64,
+    ) -> (std::result::Result<(), Errno>, Vec<u8>) {
+        let (ours, pool, lane) = (Arc::clone(device), &self.engine.pool, Lane::Device(device.id));
+        let read = self.engine.bounded(pool, lane, Some(device), move |_| {
+            let mut buffer = vec![0; length];
+            (ours.read(&mut buffer, offset), buffer)
+        });
+        read.unwrap_or_else(|| (Err(Errno::EIO), vec![0; length]))
     }
 
     fn seen_by(&self, run: &SlotRun, index: u32) -> Result<Option<SeenBy>> {

@@ -9,6 +9,7 @@ use crate::error::Errno;
 use crate::io::device::Mode;
 use crate::processor::queue::{Control, ask};
 use crate::system::linux::Linux;
+use crate::system::pool::{LANE_THREADS, Lane};
 use crate::volume::caller::Caller;
 
 const MIB: u64 = 1 << 20;
@@ -51,12 +52,12 @@ fn a_volume_is_let_go_only_when_readers_of_its_snapshots_are_done() {
         let epoch = engine.cut(&[(1, None)]).unwrap().epochs[0].1;
         engine.export("v@s", "", 1, Some(epoch)).unwrap();
         let caller = Caller::new(engine.exports.attach("v@s").unwrap());
-        // Every thread of the pool is busy until we say so.
-        let all = || Arc::new(Barrier::new(super::POOL_THREADS + 1));
+        // Every thread that the device may have is busy until we say so.
+        let all = || Arc::new(Barrier::new(LANE_THREADS + 1));
         let (busy, go) = (all(), all());
-        for _ in 0..super::POOL_THREADS {
+        for _ in 0..LANE_THREADS {
             let (busy, go) = (Arc::clone(&busy), Arc::clone(&go));
-            engine.pool.run(move || {
+            engine.pool.run(Lane::Device(1), move || {
                 busy.wait();
                 go.wait();
             });

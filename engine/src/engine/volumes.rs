@@ -27,6 +27,7 @@ use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::processor::hunger::{Ask, Hunger};
 use crate::processor::queue::{Control, Event, ask};
 use crate::processor::share::{Local, Parts, Share};
+use crate::system::pool::Lane;
 use crate::units::{BLOCK_SIZE, Epoch, VolumeId};
 use crate::volume::bad_blocks::BadBlocks;
 use crate::volume::export::Export;
@@ -63,6 +64,9 @@ impl Engine {
         for (number, extents) in &spec.logs {
             space.add(self.log(*number, extents)?)?;
         }
+        let logs = space.logs();
+        let devices = geometry.devices().chain(logs.iter().flat_map(|log| log.devices()));
+        self.refuse_stuck(&devices.cloned().collect::<Vec<_>>())?;
         let intakes = self.intakes(&spec, &geometry)?;
         let threads = self.system.threaded();
         let recovered = recover_all(&intakes, &spec, &geometry, &space, threads)?;
@@ -160,7 +164,7 @@ impl Engine {
         let durable = all_devices(&found[0].0.identity, &geometry, &space, &hunger);
         let (epoch, checkpoints) = epochs(&found, &spec);
         let replayed = found.iter().any(|(_, (one, _))| one.replayed > 0);
-        let flusher = Arc::new(Flusher::start(&self.system, &spec.name, Arc::clone(&durable))?);
+        let flusher = Flusher::start(&self.system, &spec.name, Arc::clone(&durable), &self.ticks)?;
         let begun = begin_all(found, &geometry, &space, &spec, epoch)?;
         begun.iter().for_each(|(intake, journal, ..)| {
             durable.add_journal(journal.shared(), &intake.share.queue, number);
@@ -245,6 +249,7 @@ impl Engine {
     ) -> Result<()> {
         let volume = self.volume(volume)?;
         let log = self.log(number, extents)?;
+        self.refuse_stuck(&log.devices().cloned().collect::<Vec<_>>())?;
         log.devices().for_each(|device| volume.durable.add_device(device));
         let log = volume.space.add(log)?;
         for share in &volume.shares {
@@ -283,6 +288,7 @@ impl Engine {
             let what = format!("export {} still exists", export.name);
             return Err(Error::new(ErrorKind::Busy, what));
         }
+        self.refuse_hung(&volume, "cannot be let go now")?;
         let sources = self.sources.lock().expect("no holder panics");
         self.refuse_sources(&sources, &volume, |_| true)?;
         self.volumes.lock().expect("no holder panics").remove(&id);
@@ -291,15 +297,26 @@ impl Engine {
         for share in &volume.shares {
             let taken = ask(&*self.system, &share.queue, |answer| {
                 Control::RemoveShare(volume.share, answer)
-            })?;
+            });
+            let Ok(taken) = taken else {
+                // It goes by itself, with its number, if what it waits for ever ends.
+                result = Err(super::watch::hangs(&volume.name, "cannot be let go"));
+                continue;
+            };
             // It makes everything durable that the share was given.
-            if let Err(e) = taken.close().write(&volume.durable) {
+            let (checkpoint, durable) = (taken.close(), Arc::clone(&volume.durable));
+            let lane = Lane::Files(volume.share);
+            let written =
+                self.bounded(&self.checkpoints, lane, None, move |_| checkpoint.write(&durable));
+            if let Err(e) = written.unwrap_or(Err(Errno::EIO)) {
                 let what = format!("volume {}: its checkpoint was not written", volume.name);
                 result = result.and(Err(Error::io(what, e)));
             }
         }
         volume.flusher.stop();
-        self.give_share_number(volume.share);
+        if result.is_ok() || !volume.hangs() {
+            self.give_share_number(volume.share);
+        }
         result
     }
 }

@@ -20,101 +20,37 @@
 //!                   tells its hosts once, however soon the device was reopened;
 //!                   D5 once its file was found short, nothing is written to it, no sync succeeds, and what lies beyond the
 //!                   shortest length that was seen is EIO, until the device is reopened with a file that is long enough.
-//! Owner and locks   `syncing` is held for a sync and for a change of files, so that no sync falls between the two.
+//!                   D6 whether a device answers is known without asking it ([`super::silence`]); while the kernel has a write
+//!                   that was given up, no sync succeeds.
+//! Owner and locks   `turn` is held for a sync and for a change of files, so that no sync falls between the two; who only looks
+//!                   does not take it, as its holder may hang. `syncing` is held for a look or a change.
 //! Errors            every failed call is counted and marks the device as faulty ([`super::fault`]).
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use arc_swap::ArcSwap;
 
 use crate::deliberate::{Bug, bug};
-use crate::error::{Errno, Error, ErrorKind, Result};
+use crate::error::{Errno, Error, Result};
 use crate::io::absent::Absent;
 use crate::io::fault::{Call, Fault, Faults};
+pub use crate::io::opened::Mode;
+use crate::io::opened::{Opened, cannot_open};
+use crate::io::silence::{Silence, Turned};
+use crate::system::ticks::Ticks;
 use crate::system::{Cached, File, System};
 use crate::units::{BLOCK_SIZE, DeviceId};
 
 type IoResult<T> = std::result::Result<T, Errno>;
-
-/// The file that a device has at the moment, and what it turned out not to be able to do.
-#[derive(Debug)]
-struct Opened {
-    file: Arc<dyn File>,
-    present: bool,
-    /// Writing beyond its end makes it longer.
-    grows: bool,
-    /// The shortest length that it was found to have, if that is too short (D5), else [`WHOLE`].
-    short: AtomicU64,
-    no_punch: AtomicBool,
-    no_zero: AtomicBool,
-    no_nowait: AtomicBool,
-}
 
 /// What one call clears of a file that has data there, bytes.
 const CLEARED_OF_FILE: u64 = 1 << 20;
 /// What one call clears of a disk, bytes.
 const CLEARED_OF_DISK: u64 = 16 << 20;
 
-/// A file that was never found short.
-const WHOLE: u64 = u64::MAX;
-
-impl Opened {
-    /// How many of its first bytes are known to be what was written.
-    fn known(&self) -> u64 {
-        if bug(Bug::ForgetShort) { WHOLE } else { self.short.load(Ordering::Acquire) }
-    }
-
-    fn is_short(&self) -> bool {
-        self.known() != WHOLE
-    }
-
-    fn new(file: Arc<dyn File>, present: bool, sparse: bool) -> Arc<Opened> {
-        Arc::new(Opened {
-            grows: file.grows(),
-            file,
-            present,
-            short: AtomicU64::new(WHOLE),
-            no_punch: AtomicBool::new(!sparse || !present),
-            no_zero: AtomicBool::new(!present),
-            no_nowait: AtomicBool::new(false),
-        })
-    }
-}
-
-/// How a device is used.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Mode {
-    /// Nothing is written to it.
-    pub read_only: bool,
-    /// Freed space is punched out of it.
-    pub sparse: bool,
-    /// Whole blocks go past the page cache: whoever reads or writes waits for the disk.
-    pub direct: bool,
-    /// How long its file must be at least, bytes.
-    pub size: u64,
-}
-
-impl Mode {
-    /// A file that grows and shrinks.
-    pub const SPARSE: Mode = Mode { read_only: false, sparse: true, direct: false, size: 0 };
-
-    fn open(self, system: &dyn System, path: &Path) -> Result<Arc<dyn File>> {
-        let open = if self.direct { System::open_direct } else { System::open };
-        let file = open(system, path, !self.read_only).map_err(|e| cannot_open(path, e))?;
-        let length = if self.size == 0 { Ok(0) } else { file.length() };
-        let length = length.map_err(|e| cannot_open(path, e))?;
-        if length < self.size {
-            let (path, size) = (path.display(), self.size);
-            let what = format!("device file {path} is {length} bytes and must be {size}");
-            return Err(Error::new(ErrorKind::Invalid, what));
-        }
-        Ok(file)
-    }
-}
-
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Syncing {
     /// How many writes are durable.
     synced: u64,
@@ -132,9 +68,14 @@ pub struct Device {
     system: Arc<dyn System>,
     opened: ArcSwap<Opened>,
     writes: AtomicU64,
+    turn: Mutex<()>,
     syncing: Mutex<Syncing>,
+    /// Syncs that were begun.
+    syncs: AtomicU64,
     losses: AtomicU64,
     faults: Faults,
+    /// Whether it answers.
+    pub silence: Silence,
 }
 
 impl Device {
@@ -171,32 +112,40 @@ impl Device {
             system: Arc::clone(system),
             opened: ArcSwap::new(opened),
             writes: AtomicU64::new(1),
+            turn: Mutex::default(),
             syncing: Mutex::new(Syncing { synced, failed: None }),
+            syncs: AtomicU64::new(0),
             losses: AtomicU64::new(0),
             faults: Faults::default(),
+            silence: Silence::default(),
         }
     }
 
     /// Changes to the file at `path`, perhaps the same one, while the device is in use, and takes the marks off. What
     /// then fails at once, a small read or a sync, marks it again: [`Device::fault`] tells. On an error nothing has
-    /// changed.
-    pub fn reopen(&self, path: &Path) -> Result<()> {
+    /// changed, nor if `is_wanted` says at the last moment that nobody waits for it any more.
+    pub fn reopen(&self, path: &Path, is_wanted: &dyn Fn() -> bool) -> Result<()> {
         let mode = Mode { read_only: false, ..self.mode };
         let file = mode.open(&*self.system, path)?;
         let mut block = [0; BLOCK_SIZE as usize];
         file.read(&mut block, 0)
             .map_err(|e| Error::io(format!("device file {} cannot be read", path.display()), e))?;
-        let mut syncing = self.syncing.lock().expect("no holder panics");
+        let turn = self.turn.lock().expect("no holder panics");
+        if !is_wanted() {
+            return Err(cannot_open(path, Errno::EIO));
+        }
         let old = self.opened.swap(Opened::new(file, true, self.mode.sparse));
         // A failed sync was told of what it covered; what was written since, nobody was told of.
+        let syncing = self.lock_syncing();
         let told = syncing.failed.map_or(syncing.synced, |(_, covered)| covered);
+        drop(syncing);
         let untold = old.present && self.writes.load(Ordering::Acquire) > told;
         if untold && old.file.sync().is_err() {
             self.losses.fetch_add(1, Ordering::AcqRel); // D4
         }
-        syncing.failed = None;
+        self.lock_syncing().failed = None;
         self.writes.fetch_add(1, Ordering::AcqRel); // so that the next sync is made
-        drop(syncing);
+        drop(turn);
         let was = self.faults.clear();
         if let Some(Fault { call: Call::Read, offset, .. }) = was {
             let _ = self.read(&mut block, offset - offset % BLOCK_SIZE);
@@ -205,9 +154,30 @@ impl Device {
         Ok(())
     }
 
+    fn lock_syncing(&self) -> MutexGuard<'_, Syncing> {
+        self.syncing.lock().expect("no holder panics")
+    }
+
     /// Whether somebody syncs it: a sync would have to wait for that.
     pub fn is_syncing(&self) -> bool {
-        self.syncing.try_lock().is_err()
+        self.turn.try_lock().is_err()
+    }
+
+    /// Looks whether it answers, once each tick.
+    pub fn look_at_silence(&self, ticks: &Ticks) -> Option<Turned> {
+        let sync = self.is_syncing().then(|| self.syncs.load(Ordering::Relaxed));
+        self.silence.look(ticks, sync)
+    }
+
+    /// Whether [`Device::write_now`] is worth a try.
+    pub fn tells_of_writes(&self) -> bool {
+        !self.opened.load().no_write_nowait.load(Ordering::Relaxed)
+    }
+
+    /// Whether no call on its file ever waits for a disk.
+    pub fn never_waits(&self) -> bool {
+        let opened = self.opened.load();
+        !opened.present || opened.file.never_waits()
     }
 
     /// Whether its file is there.
@@ -220,10 +190,15 @@ impl Device {
         self.faults.counted()
     }
 
-    /// Why it is faulty, if it is.
+    /// Why it is faulty, as far as is known without asking it.
+    pub fn known_fault(&self) -> Option<Fault> {
+        self.faults.mark()
+    }
+
+    /// Why it is faulty, if it is. It is asked for its size, which may have to be waited for.
     pub fn fault(&self) -> Option<Fault> {
         let opened = self.opened.load();
-        if opened.present {
+        if opened.present && !self.silence.is_silent() {
             let _ = self.look(&opened); // what it finds is in the mark
         }
         self.faults.mark()
@@ -231,7 +206,7 @@ impl Device {
 
     /// Whether no sync succeeds, as one has failed (D2) or it was found short (D5). Not of a device that is missing.
     pub fn has_failed_sync(&self) -> bool {
-        let syncing = self.syncing.lock().expect("no holder panics");
+        let syncing = self.lock_syncing();
         let opened = self.opened.load();
         opened.present && (syncing.failed.is_some() || opened.is_short())
     }
@@ -268,7 +243,7 @@ impl Device {
 
     /// A sync has failed in an earlier process, since the machine was started (D2).
     pub fn failed_sync_before(&self) {
-        let mut syncing = self.syncing.lock().expect("no holder panics");
+        let mut syncing = self.lock_syncing();
         if self.is_present() && syncing.failed.is_none() {
             syncing.failed = Some((Errno::EIO, 0));
             self.losses.fetch_add(1, Ordering::AcqRel); // D4
@@ -291,7 +266,7 @@ impl Device {
     /// Fills `buffer` from `offset` if that needs no waiting; `false` if it would block.
     pub fn read_cached(&self, buffer: &mut [u8], offset: u64) -> IoResult<bool> {
         let opened = self.opened.load();
-        if opened.no_nowait.load(Ordering::Relaxed) {
+        if opened.no_nowait.load(Ordering::Relaxed) || self.silence.is_silent() {
             return Ok(false);
         }
         let inside = Device::within(&opened, offset, buffer.len() as u64);
@@ -319,10 +294,33 @@ impl Device {
     pub fn ring_file(&self, offset: u64, length: u64) -> Option<Arc<dyn File>> {
         let opened = self.opened.load();
         let whole = (offset | length).is_multiple_of(BLOCK_SIZE);
+        // What cannot tell whether it would wait is read by the kernel's threads, which the ring's reads share.
+        let tells = self.mode.direct || !opened.no_nowait.load(Ordering::Relaxed);
         let fits = (whole || !self.mode.direct)
+            && tells
             && opened.file.descriptor().is_some()
             && Device::within(&opened, offset, length).is_ok();
         fits.then(|| Arc::clone(&opened.file))
+    }
+
+    /// Stores `bytes` at `offset` if that needs no waiting; `false`: it would, and perhaps some of them are stored.
+    pub fn write_now(&self, bytes: &[u8], offset: u64) -> IoResult<bool> {
+        let opened = self.opened.load();
+        if opened.no_write_nowait.load(Ordering::Relaxed) || self.silence.is_silent() {
+            return Ok(false);
+        }
+        let looked = if opened.grows { self.look(&opened) } else { Ok(()) };
+        match looked.and_then(|()| opened.file.write_cached(bytes, offset)) {
+            Ok(done @ (Cached::Done | Cached::WouldWait)) => {
+                self.writes.fetch_add(1, Ordering::Release); // D1
+                Ok(done == Cached::Done && Arc::ptr_eq(&opened, &self.opened.load())) // D3
+            }
+            Ok(Cached::Unsupported) => {
+                opened.no_write_nowait.store(true, Ordering::Relaxed);
+                Ok(false)
+            }
+            Err(e) => self.written(&opened, Call::Write, offset, Err(e)).map(|()| true),
+        }
     }
 
     /// Stores `bytes` at `offset`.
@@ -410,26 +408,28 @@ impl Device {
     /// Makes every write counted so far durable.
     pub fn sync(&self) -> IoResult<()> {
         let wanted = self.writes.load(Ordering::Acquire);
-        let mut syncing = self.syncing.lock().expect("no holder panics");
-        if let Some((errno, _)) = syncing.failed {
+        let _turn = self.turn.lock().expect("no holder panics");
+        self.syncs.fetch_add(1, Ordering::Relaxed);
+        let Syncing { synced, failed } = *self.lock_syncing();
+        if let Some((errno, _)) = failed {
             return Err(errno); // D2
         }
         let opened = self.opened.load();
-        if opened.is_short() {
-            return Err(Errno::EIO); // D5
+        if opened.is_short() || self.silence.stuck() > 0 {
+            return Err(Errno::EIO); // D5, D6
         }
-        if syncing.synced >= wanted {
+        if synced >= wanted {
             return Ok(());
         }
         let covered = self.writes.load(Ordering::Acquire);
         match opened.file.sync().and_then(|()| self.look(&opened)) {
             Ok(()) => {
-                syncing.synced = covered;
+                self.lock_syncing().synced = covered;
                 Ok(())
             }
             Err(e) => {
                 if !bug(Bug::ForgetFailedSync) {
-                    syncing.failed = Some((e, covered));
+                    self.lock_syncing().failed = Some((e, covered));
                     if opened.present {
                         self.losses.fetch_add(1, Ordering::AcqRel); // D4
                     }
@@ -473,8 +473,4 @@ impl Device {
         }
         errno
     }
-}
-
-fn cannot_open(path: &Path, errno: Errno) -> Error {
-    Error::io(format!("device file {} cannot be opened", path.display()), errno)
 }

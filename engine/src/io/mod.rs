@@ -3,3 +3,5 @@
 pub mod absent;
 pub mod device;
 pub mod fault;
+mod opened;
+pub mod silence;

@@ -10,7 +10,7 @@ use loom::thread;
 
 use super::check;
 use crate::sync::Mutex;
-use crate::system::pool::{Job, Pool, Runner};
+use crate::system::pool::{Job, Lane, Pool, Runner};
 use crate::volume::flusher::{Durable, Flusher, Waiter};
 
 /// A pool that runs each job on a thread of its own.
@@ -24,11 +24,11 @@ impl fmt::Debug for Threads {
 }
 
 impl Runner for Threads {
-    fn run(&self, job: Job) {
+    fn run(&self, _: Lane, job: Job) {
         self.0.lock().unwrap().push(thread::spawn(job));
     }
 
-    fn stop(&self) {
+    fn stop(&self, _: &dyn Fn(Lane) -> bool) {
         let threads = std::mem::take(&mut *self.0.lock().unwrap());
         for thread in threads {
             thread.join().unwrap();
@@ -40,7 +40,12 @@ impl Runner for Threads {
 fn whoever_waits_is_answered() {
     check(|| {
         let pool = Pool::new(Arc::new(Threads::default()));
-        let flusher = Arc::new(Flusher::on(pool, Arc::new(Durable::default()), Box::new(|| 0)));
+        let flusher = Arc::new(Flusher::on(
+            pool,
+            Arc::new(Durable::default()),
+            Box::new(|| 0),
+            &Arc::default(),
+        ));
         let (sender, receiver) = channel();
         let (theirs, their_sender) = (Arc::clone(&flusher), sender.clone());
         let other = thread::spawn(move || theirs.push(Waiter::Call(their_sender)));
@@ -60,7 +65,8 @@ fn whoever_syncs_for_itself_leaves_nobody_waiting_and_nothing_under_way() {
         let readings = Arc::new(AtomicU64::new(0));
         let clock = Arc::clone(&readings);
         let clock = Box::new(move || clock.fetch_add(1, Ordering::Relaxed));
-        let flusher = Arc::new(Flusher::on(pool, Arc::new(Durable::default()), clock));
+        let flusher =
+            Arc::new(Flusher::on(pool, Arc::new(Durable::default()), clock, &Arc::default()));
         flusher.assume_short();
         let (sender, receiver) = channel();
         let (theirs, their_sender) = (Arc::clone(&flusher), sender.clone());

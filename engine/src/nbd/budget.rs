@@ -1,19 +1,19 @@
 //! Budget: how much memory and how many requests connections may hold, so that none starves another.
 //!
 //! How it works      Each connection has a share of its own ([`SHARE_BYTES`]). What it holds beyond that it
-//!                   draws from one pool, as long as its draw is at most what stays free: a few greedy
-//!                   connections leave a good one as much as they hold themselves. A connection that waits
+//!                   draws from one pool, as long as the draw of all connections to its volume is at most what stays free:
+//!                   the clients of one volume, whose disk may hang, leave those of others as much as they hold themselves. A connection that waits
 //!                   for no answer may take what its next request costs, if it is there at all, so that the
 //!                   greatest request is possible. A part of the pool is kept for proven peers, which have
 //!                   shown that they send and read: strangers that never read cannot take it. Whoever gets
 //!                   nothing waits; while somebody waits who has drawn nothing, the pool is short: then peers that
 //!                   will hold what they have drawn for longest are closed, as many as it takes ([`evict`]).
 //! Invariants        B1 free + all draws = [`POOL_BYTES`];
-//!                   B2 a connection's draw is what it holds beyond its share.
+//!                   B2 a connection's draw is what it holds beyond its share, and its group's is what all of the group hold.
 //! Owner and locks   the pool's lock comes after a connection's own, and is held for a few instructions.
 
-use std::collections::VecDeque;
-use std::sync::{Arc, PoisonError};
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
 use crate::limits::REQUEST_BYTES_MAX;
@@ -113,7 +113,12 @@ pub struct Pool {
     waiters: Mutex<VecDeque<Arc<Waiter>>>,
     /// What those need who wait and have drawn nothing, bytes.
     starving: AtomicU64,
+    groups: Mutex<HashMap<String, Weak<Group>>>,
 }
+
+/// What connections to one volume have drawn together, bytes: changed with the pool's lock.
+#[derive(Debug, Default)]
+pub struct Group(AtomicU64);
 
 impl Pool {
     /// A pool that nobody has drawn from.
@@ -122,7 +127,21 @@ impl Pool {
             free: Mutex::new(POOL_BYTES),
             waiters: Mutex::new(VecDeque::new()),
             starving: AtomicU64::new(0),
+            groups: Mutex::new(HashMap::new()),
         }
+    }
+
+    /// The group of connections to an export: that of its volume.
+    pub fn group(&self, export: &str) -> Arc<Group> {
+        let volume = export.split_once('@').map_or(export, |(volume, _)| volume);
+        let mut groups = lock(&self.groups);
+        if let Some(group) = groups.get(volume).and_then(Weak::upgrade) {
+            return group;
+        }
+        groups.retain(|_, group| group.strong_count() > 0);
+        let group = Arc::new(Group::default());
+        groups.insert(volume.to_owned(), Arc::downgrade(&group));
+        group
     }
 
     /// What those need who wait and have drawn nothing, bytes; 0 if nobody does.
@@ -146,8 +165,8 @@ impl Pool {
         }
     }
 
-    /// Draws `more` bytes for a connection that has drawn `drawn` already.
-    fn draw(&self, drawn: u64, more: u64, who: Who) -> bool {
+    /// Draws `more` bytes for a connection of this group.
+    fn draw(&self, group: &Group, more: u64, who: Who) -> bool {
         if more == 0 {
             return true;
         }
@@ -155,18 +174,21 @@ impl Pool {
         let Some(left) = free.checked_sub(more) else { return false };
         let floor = if who.proven { 0 } else { RESERVE_BYTES };
         let Some(above) = left.checked_sub(floor) else { return false };
+        let drawn = group.0.load(Ordering::Relaxed);
         let granted = who.alone || drawn + more <= above;
         if granted {
             *free = left;
+            group.0.fetch_add(more, Ordering::Relaxed);
         }
         granted
     }
 
-    fn give_back(&self, bytes: u64) {
+    fn give_back(&self, group: &Group, bytes: u64) {
         if bytes == 0 {
             return;
         }
         let mut free = lock(&self.free);
+        group.0.fetch_sub(bytes, Ordering::Relaxed);
         *free += bytes;
         debug_assert!(*free <= POOL_BYTES, "B1: more given back than was drawn");
         drop(free);
@@ -222,6 +244,7 @@ pub fn evict(mut held: Vec<(Duration, u64, usize)>, needed: u64) -> Vec<usize> {
 pub struct Account {
     bytes: u64,
     requests: u32,
+    group: Arc<Group>,
 }
 
 /// Who draws from the pool.
@@ -245,6 +268,11 @@ pub enum Taken {
 }
 
 impl Account {
+    /// Of a connection of this group, which holds nothing yet.
+    pub fn of(group: Arc<Group>) -> Account {
+        Account { group, ..Account::default() }
+    }
+
     /// What it has drawn from the pool (B2).
     pub fn drawn(&self) -> u64 {
         self.bytes.saturating_sub(SHARE_BYTES)
@@ -264,7 +292,7 @@ impl Account {
             }
             let more = after.saturating_sub(SHARE_BYTES) - self.drawn();
             let who = Who { proven, alone: self.requests == 0 && bytes == needed };
-            if pool.draw(self.drawn(), more, who) {
+            if pool.draw(&self.group, more, who) {
                 self.bytes = after;
                 return Taken::Bytes(bytes);
             }
@@ -276,7 +304,7 @@ impl Account {
     pub fn give_back(&mut self, pool: &Pool, bytes: u64) {
         let before = self.drawn();
         self.bytes = self.bytes.saturating_sub(bytes);
-        pool.give_back(before - self.drawn());
+        pool.give_back(&self.group, before - self.drawn());
     }
 
     /// Counts `requests` as started.
@@ -335,6 +363,23 @@ mod tests {
         assert_eq!(evict(all.clone(), 1), [2]);
         assert_eq!(evict(all.clone(), 31), [2, 3]);
         assert_eq!(evict(all, 1 << 40), [2, 3, 1, 0]);
+    }
+
+    #[test]
+    fn clients_of_one_volume_leave_those_of_another_as_much_as_they_hold() {
+        let pool = Pool::new();
+        let great = cost(Verb::Read, REQUEST_BYTES_MAX);
+        let of = |export: &str| Account::of(pool.group(export));
+        let mut hung: Vec<Account> =
+            (0..4).map(|n| of(if n % 2 == 0 { "hung" } else { "hung@s" })).collect();
+        for account in &mut hung {
+            take_all(account, &pool, 1 << 20, true);
+        }
+        let left = pool.free();
+        assert!(left >= POOL_BYTES / 2 - (4 << 20), "{left}");
+        let mut good = of("good");
+        assert_eq!(good.take(&pool, great, great, true), Taken::Bytes(great));
+        drop(hung);
     }
 
     #[test]

@@ -149,6 +149,7 @@ impl Connection {
         contexts: Option<Arc<Contexts>>,
         common: Arc<Common>,
     ) -> Connection {
+        let account = Account::of(common.pool.group(&export));
         Connection {
             peer,
             export,
@@ -156,7 +157,7 @@ impl Connection {
             agreed,
             contexts,
             common,
-            state: Mutex::default(),
+            state: Mutex::new(State { account, ..State::default() }),
             outbox: Mutex::default(),
             waiter: Arc::default(),
             freezing: AtomicBool::new(false),

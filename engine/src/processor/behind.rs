@@ -4,6 +4,7 @@
 //!                   in a lane for each connection. When one has ended, the share lets the next in, from the lane whose turn
 //!                   it is. So what waits for a thread or a disk is short, whoever has asked for how much; and a few that are
 //!                   refused because they overlap with others are in [`Share::waiting`], the rest is here.
+//!                   What waits for a device that is silent does not count: it holds up nobody but who uses that device.
 //! Invariants        H4 while something of a kind is behind, as many of that kind are under way as may be, or the share lets
 //!                      more in before its processor sleeps (`again`);
 //!                   H5 a part that is behind holds nothing: no reservation, no slots.
@@ -15,6 +16,7 @@ use crate::processor::queue::Part;
 use crate::processor::read;
 use crate::processor::share::{Context, Share};
 use crate::processor::write;
+use crate::system::ticks::Ticks;
 use crate::volume::request::Verb;
 
 /// Parts that may wait for others that they overlap with (H1).
@@ -31,13 +33,16 @@ pub(super) enum Kind {
     Cold,
     /// What a pool thread reads or writes.
     Job,
+    /// Small writes of whole blocks that a pool thread makes, as they may have to wait.
+    Small,
     /// Clearing: one at a time, as the file systems lock a file for it and writes wait for them.
     Clear,
     /// Looking at what is allocated, and reading ahead.
     Look,
 }
 
-const KINDS: [Kind; 5] = [Kind::Waiting, Kind::Cold, Kind::Job, Kind::Clear, Kind::Look];
+const KINDS: [Kind; 6] =
+    [Kind::Waiting, Kind::Cold, Kind::Job, Kind::Small, Kind::Clear, Kind::Look];
 
 impl Kind {
     /// How many may be under way.
@@ -46,6 +51,7 @@ impl Kind {
             Kind::Waiting => WAITING_MAX,
             Kind::Cold => 256,
             Kind::Job => 16,
+            Kind::Small => 64,
             Kind::Clear | Kind::Look => 1,
         }
     }
@@ -56,9 +62,14 @@ impl Kind {
             Verb::Read if part.cold => Kind::Cold,
             Verb::Zero { .. } | Verb::Trim => Kind::Clear,
             Verb::Cache | Verb::BlockStatus => Kind::Look,
+            Verb::Write if is_small(part) => Kind::Small,
             Verb::Read | Verb::Write | Verb::Flush => Kind::Job,
         }
     }
+}
+
+fn is_small(part: &Part) -> bool {
+    write::is_aligned(part) && part.length <= write::INLINE_BYTES_MAX
 }
 
 /// See the module's head.
@@ -96,6 +107,15 @@ impl Behind {
         self.lanes[kind as usize].push(lane_of(&part), part);
     }
 
+    /// Takes out those that have waited for too long.
+    pub(super) fn take_late(&mut self, ticks: &Ticks) -> Vec<Part> {
+        let late = |part: &Part| ticks.is_over(part.since);
+        let found: Vec<Part> =
+            self.lanes.iter_mut().flat_map(|lanes| lanes.take_if(late)).collect();
+        self.length -= found.len();
+        found
+    }
+
     fn pop(&mut self, kind: Kind) -> Option<Part> {
         let part = self.lanes[kind as usize].pop();
         self.length -= usize::from(part.is_some());
@@ -108,15 +128,15 @@ impl Share {
     pub(super) fn handed_over_as(&self, part: &Part) -> Option<Kind> {
         let handed_over = match part.request.verb {
             Verb::Read => part.cold || part.length > read::INLINE_BYTES_MAX,
-            Verb::Write => !self.is_inline(part),
+            Verb::Write => !self.writes_now || !self.is_small(part),
             _ => true,
         };
         handed_over.then(|| Kind::of(part))
     }
 
-    /// Whether a write is made by the processor itself, if it is made of whole blocks.
-    pub(super) fn is_inline(&self, part: &Part) -> bool {
-        !self.direct && write::is_aligned(part) && part.length <= write::INLINE_BYTES_MAX
+    /// Whether a write may be made by the processor itself, where nothing has to be waited for.
+    pub(super) fn is_small(&self, part: &Part) -> bool {
+        !self.direct && is_small(part)
     }
 
     /// Starts parts that waited for others, as far as those have ended.

@@ -79,7 +79,14 @@ impl Share {
         if self.direct || self.stopped_at.is_some() || !frozen {
             return None; // E2
         }
-        self.is_overwritten(part).then(|| self.overwrite(part))
+        if !self.is_overwritten(part) {
+            return None;
+        }
+        // What is written in part is written again by who runs the processor.
+        match self.overwrite_now(part) {
+            Ok(false) => None,
+            result => Some(result.map(|_| ())),
+        }
     }
 
     /// Ends a part that was done so; the last one ends its request.

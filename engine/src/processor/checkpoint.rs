@@ -23,6 +23,8 @@ use crate::error::Errno;
 use crate::limits::CHECKPOINT_BYTES_MIN;
 use crate::processor::queue::{Control, Event};
 use crate::processor::share::{Context, Local, Share};
+use crate::system::pool::Lane;
+use crate::system::ticks::Ticks;
 use crate::units::Epoch;
 use crate::volume::flusher::Durable;
 
@@ -82,7 +84,7 @@ impl Share {
         let epoch = self.epoch;
         let durable = Arc::clone(self.flusher.durable());
         let (share, queue) = (self.number, Arc::clone(context.queue));
-        context.checkpoints.run(move || {
+        context.checkpoints.run(Lane::Files(share), move || {
             let bytes = checkpoint.write(&durable).unwrap_or(0);
             queue.push(Event::Control(Box::new(Control::CheckpointDone(share, bytes, epoch))));
         });
@@ -94,7 +96,7 @@ impl Share {
         let Some((number, previous)) = asked else { return };
         let identity = self.journal.identity().clone();
         let (share, queue) = (self.number, Arc::clone(context.queue));
-        context.pool.run(move || {
+        context.pool.run(Lane::Files(share), move || {
             let prepared = Prepared::make(&identity, number, previous).ok();
             prepared.iter().for_each(Prepared::warm);
             queue.push(Event::Control(Box::new(Control::SegmentPrepared(share, prepared))));
@@ -122,7 +124,7 @@ impl Share {
             self.checkpoint_epoch = self.checkpoint_epoch.max(epoch);
         }
         let next = std::mem::take(&mut self.checkpoint_waiters[1]);
-        for waiter in std::mem::replace(&mut self.checkpoint_waiters[0], next) {
+        for (_, waiter) in std::mem::replace(&mut self.checkpoint_waiters[0], next) {
             let _ = waiter.send(bytes > 0); // whoever asked may have gone
         }
         if !self.checkpoint_waiters[0].is_empty() {
@@ -133,8 +135,21 @@ impl Share {
     /// Writes a checkpoint of now, and then answers whether that was done.
     pub fn checkpoint_now(&mut self, answer: Sender<bool>, context: &Context<'_>) {
         let later = usize::from(self.checkpointing); // the one under way began before
-        self.checkpoint_waiters[later].push(answer);
+        self.checkpoint_waiters[later].push((context.ticks.now(), answer));
         self.begin_checkpoint(context);
+    }
+
+    /// Answers those who have waited for a checkpoint for too long.
+    pub(super) fn end_checkpoint_waits(&mut self, ticks: &Ticks) {
+        for waiters in &mut self.checkpoint_waiters {
+            waiters.retain(|(since, answer)| {
+                let over = ticks.is_over(*since);
+                if over {
+                    let _ = answer.send(false); // whoever asked may have gone
+                }
+                !over
+            });
+        }
     }
 
     /// The last checkpoint, as the volume is let go.

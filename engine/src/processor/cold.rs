@@ -1,47 +1,79 @@
-//! Cold: reads that the page cache cannot answer, many at a time on one thread.
+//! Cold: who does what a processor has handed over: reads that the page cache cannot answer, many at a time on one thread, and
+//! all else that may have to be waited for, on the pool's threads.
 //!
 //! How it works      To have looked into the page cache was enough for the kernel to begin reading. What is left of a batch of
 //!                   events goes to the processor's ring, whose thread brings all that have ended to the processor, and runs it
 //!                   itself if that is idle. Reads past the page cache begin at once, and one thread for all processors brings
 //!                   them back ([`Direct`]). What neither can read goes to the pool: what lies in pieces, what they have
-//!                   failed to read, and everything where there is no ring. There up to [`AT_ONCE`] parts of one device are
-//!                   one job, whose thread waits for one after the other. So a read costs no wake-up but the disk's. What is
-//!                   read of more than one device is a job of its own: a slow disk holds up nobody who does not read it.
+//!                   failed to read, and everything where there is no ring; and so does all that is no read. There up to
+//!                   [`AT_ONCE`] small parts of one lane are one job, whose thread does one after the other. So a read costs
+//!                   no wake-up but the disk's, and a batch of writes one.
+//! A device that hangs   holds up nobody who does not use it: a ring has at most [`RING_READS`] reads of one device, and none of
+//!                   one that is silent; the pool has a lane for each device. What waits there can be taken back; what a ring
+//!                   has, the kernel has.
 //! Owner and locks   the processor has the list, which is empty between batches.
 
 use std::sync::{Arc, OnceLock, Weak};
 
 use crate::error::Errno;
+use crate::io::device::Device;
 use crate::processor::core::Core;
 use crate::processor::io_job::{Done, Job};
+use crate::processor::out::Errand;
 use crate::processor::queue::{Event, Part};
+use crate::processor::read::INLINE_BYTES_MAX;
 use crate::processor::run::Processor;
+use crate::system::System;
 use crate::system::direct::Direct;
-use crate::system::pool::Pool;
+use crate::system::pool::{Lane, Pool};
 use crate::system::ring::{Read, Ring};
-use crate::units::DeviceId;
+use crate::system::ticks::Ticks;
 
-/// Reads of one job: as many threads take part where there are more.
+/// Parts of one job: as many threads take part where there are more.
 const AT_ONCE: usize = 8;
+/// Longer parts are jobs of their own, bytes.
+const SMALL_BYTES: u32 = 64 << 10;
+/// Reads of one device that a ring has: fewer than a disk's queue holds, so that there is room in it for who only looks.
+const RING_READS: u32 = 64;
+/// Who is done with parts for so long has the processor run, before it does the next, nanoseconds.
+const BRING_NS: u64 = 200_000;
 
-/// A part that has to be read, its blocks reserved (I1).
+/// A part, or work of a share's own, that was handed over, its blocks reserved (I1).
 pub struct Cold {
     pub(super) share: u32,
     pub(super) id: u64,
-    pub(super) part: Part,
-    pub(super) job: Job,
+    pub(super) lane: Lane,
+    /// The part's length.
+    pub(super) bytes: u32,
+    pub(super) errand: Arc<Errand>,
+}
+
+/// What was taken from its errand, to be read.
+pub struct Taken {
+    cold: Cold,
+    part: Option<Part>,
+    job: Job,
+    device: Arc<Device>,
 }
 
 /// Who reads past the page cache, for all processors; made when it is first needed. `None` inside: there is none to be had.
 pub type Directs = Arc<OnceLock<Option<Direct<Owned>>>>;
 
 /// A part that is read for this processor.
-pub type Owned = (Weak<Core<Processor>>, Cold);
+pub type Owned = (Weak<Core<Processor>>, Taken);
 
-/// Those who read for a processor.
+/// Those who do what a processor has handed over.
 pub struct Readers {
-    ring: Option<Ring<Cold>>,
+    ring: Option<Ring<Taken>>,
     directs: Option<Directs>,
+    pool: Lanes,
+}
+
+/// The pool, and whom its threads bring back what they have done.
+#[derive(Clone)]
+struct Lanes {
+    system: Arc<dyn System>,
+    ticks: Arc<Ticks>,
     pool: Pool,
     core: Weak<Core<Processor>>,
 }
@@ -50,116 +82,167 @@ impl Readers {
     /// With a ring if there is one to be had and it is `wanted`, and then with `directs`.
     pub fn new(
         name: &str,
-        wanted: bool,
+        system: &Arc<dyn System>,
+        ticks: &Arc<Ticks>,
         directs: &Directs,
         pool: Pool,
         core: Weak<Core<Processor>>,
     ) -> Readers {
-        let (for_failed, ours) = (pool.clone(), Weak::clone(&core));
-        let ended = move |reads| ended(reads, &for_failed, &ours);
-        let ring = wanted.then(|| Ring::start(name, ended)).flatten();
+        let (system, ticks) = (Arc::clone(system), Arc::clone(ticks));
+        let wanted = system.threaded();
+        let pool = Lanes { system, ticks, pool, core };
+        let ours = pool.clone();
+        let ring = wanted.then(|| Ring::start(name, move |reads| ours.ended(reads))).flatten();
         let directs = wanted.then(|| Arc::clone(directs));
-        Readers { ring, directs, pool, core }
+        Readers { ring, directs, pool }
     }
 
-    /// Reads all of `colds`, which is left empty.
-    pub fn read_all(&self, colds: &mut Vec<Cold>) {
+    /// Does all of `colds`, which is left empty.
+    pub fn do_all(&self, colds: &mut Vec<Cold>) {
         if self.ring.is_some() || self.directs.is_some() {
             let (mut direct, mut reads) = (Vec::new(), Vec::with_capacity(colds.len()));
-            for mut cold in std::mem::take(colds) {
-                match cold.job.only_read() {
-                    Some((read, true)) => direct.push((read, cold)),
-                    Some((read, false)) => reads.push((read, cold)),
-                    None => colds.push(cold),
+            for cold in std::mem::take(colds) {
+                match cold.take_read(&self.pool.ticks) {
+                    Ok((read, taken)) if taken.device.mode.direct => direct.push((read, taken)),
+                    Ok(read) => reads.push(read),
+                    Err(cold) => colds.push(cold),
                 }
             }
             reads.extend(self.read_direct(direct));
-            match &self.ring {
-                // SAFETY: a cold part has its request, whose buffer it fills alone (B3).
+            let refused = match &self.ring {
+                // SAFETY: a part that is read has its request, whose buffer it fills alone (B3).
                 Some(ring) if !reads.is_empty() => unsafe { ring.read(reads) },
-                _ => colds.extend(reads.into_iter().map(|(_, cold)| cold)),
-            }
+                _ => reads,
+            };
+            colds.extend(refused.into_iter().map(|(_, taken)| taken.put_back()));
         }
-        pool_reads(colds, &self.pool, &self.core);
+        self.pool.do_all(colds);
     }
 
     /// Begins reads past the page cache; returns those that could not be.
-    fn read_direct(&self, reads: Vec<(Read, Cold)>) -> Vec<(Read, Cold)> {
+    fn read_direct(&self, reads: Vec<(Read, Taken)>) -> Vec<(Read, Taken)> {
         let Some(directs) = self.directs.as_ref().filter(|_| !reads.is_empty()) else {
             return reads;
         };
-        let start = || {
-            let pool = self.pool.clone();
-            Direct::start("pv-direct", move |reads| ended_direct(reads, &pool))
-        };
+        let start = || Direct::start("pv-direct", ended_direct(&self.pool));
         let Some(direct) = directs.get_or_init(start) else { return reads };
+        let core = &self.pool.core;
         let owned =
-            reads.into_iter().map(|(read, cold)| (read, (Weak::clone(&self.core), cold))).collect();
-        // SAFETY: a cold part has its request, whose buffer it fills alone (B3).
+            reads.into_iter().map(|(read, taken)| (read, (Weak::clone(core), taken))).collect();
+        // SAFETY: a part that is read has its request, whose buffer it fills alone (B3).
         let refused = unsafe { direct.read(owned) };
-        refused.into_iter().map(|(read, (_, cold))| (read, cold)).collect()
+        refused.into_iter().map(|(read, (_, taken))| (read, taken)).collect()
     }
 }
 
 /// Brings what was read past the page cache to its processors.
-fn ended_direct(mut reads: Vec<(Owned, bool)>, pool: &Pool) {
-    while let Some(((core, _), _)) = reads.first() {
-        let core = Weak::clone(core);
-        let is_its = |((owner, _), _): &(Owned, bool)| owner.ptr_eq(&core);
-        let (its, others): (Vec<_>, Vec<_>) = reads.into_iter().partition(is_its);
-        ended(its.into_iter().map(|((_, cold), full)| (cold, full)).collect(), pool, &core);
-        reads = others;
-    }
-}
-
-/// Brings what was read to its processor; has the pool read what could not be.
-fn ended(reads: Vec<(Cold, bool)>, pool: &Pool, core: &Weak<Core<Processor>>) {
-    let (mut read, mut failed) = (Vec::with_capacity(reads.len()), Vec::new());
-    for (mut cold, full) in reads {
-        if full {
-            let result = cold.job.check_read();
-            read.push(cold.done(result));
-        } else {
-            failed.push(cold);
+fn ended_direct(pool: &Lanes) -> impl Fn(Vec<(Owned, bool)>) + Send + Sync + 'static {
+    let pool = pool.clone();
+    move |mut reads| {
+        while let Some(((core, _), _)) = reads.first() {
+            let pool = Lanes { core: Weak::clone(core), ..pool.clone() };
+            let is_its = |((owner, _), _): &(Owned, bool)| owner.ptr_eq(&pool.core);
+            let (its, others): (Vec<_>, Vec<_>) = reads.into_iter().partition(is_its);
+            pool.ended(its.into_iter().map(|((_, taken), full)| (taken, full)).collect());
+            reads = others;
         }
-    }
-    pool_reads(&mut failed, pool, core);
-    if !read.is_empty() {
-        core.upgrade().expect("a share stays while a job of its is out").bring(&mut read);
     }
 }
 
 impl Cold {
-    fn done(self, result: Result<(), Errno>) -> Event {
-        let Cold { share, id, part, job } = self;
-        Event::Done(Box::new(Done { share, id, part: Some(part), job, result }))
+    /// Takes it, if all of it is one read that a ring may have.
+    fn take_read(self, ticks: &Ticks) -> Result<(Read, Taken), Cold> {
+        let Lane::Device(_) = self.lane else { return Err(self) };
+        if !self.errand.is_read() || self.bytes > INLINE_BYTES_MAX {
+            return Err(self);
+        }
+        // Nobody takes back what has just been handed over.
+        let Some((part, mut job)) = self.errand.take(ticks) else { return Err(self) };
+        let Some((read, device)) = job.only_read() else {
+            self.errand.put_back((part, job));
+            return Err(self);
+        };
+        if !device.silence.enter_ring(RING_READS) {
+            self.errand.put_back((part, job));
+            return Err(self);
+        }
+        Ok((read, Taken { cold: self, part, job, device }))
+    }
+
+    fn done(&self, part: Option<Part>, job: Job, result: Result<(), Errno>) -> Event {
+        let Cold { share, id, .. } = *self;
+        Event::Done(Box::new(Done { share, id, part, job, result }))
     }
 }
 
-/// Has the pool read all of `colds`, which is left empty.
-fn pool_reads(colds: &mut Vec<Cold>, pool: &Pool, core: &Weak<Core<Processor>>) {
-    let mut groups: Vec<(Option<DeviceId>, Vec<Cold>)> = Vec::new();
-    for cold in colds.drain(..) {
-        let device = cold.job.only_device();
-        let fits = |group: &&mut (Option<DeviceId>, Vec<Cold>)| {
-            device.is_some() && group.0 == device && group.1.len() < AT_ONCE
-        };
-        match groups.iter_mut().find(fits) {
-            Some(group) => group.1.push(cold),
-            None => groups.push((device, vec![cold])),
+impl Taken {
+    /// It was not read: it is to be done another way.
+    fn put_back(self) -> Cold {
+        let Taken { cold, part, job, device } = self;
+        device.silence.leave_ring();
+        cold.errand.put_back((part, job));
+        cold
+    }
+}
+
+impl Lanes {
+    /// Brings what was read to its processor; has the pool read what could not be.
+    fn ended(&self, reads: Vec<(Taken, bool)>) {
+        let (mut read, mut failed) = (Vec::with_capacity(reads.len()), Vec::new());
+        for (mut taken, full) in reads {
+            if full {
+                let result = taken.job.check_read();
+                taken.device.silence.leave_ring();
+                read.push(taken.cold.done(taken.part, taken.job, result));
+            } else {
+                failed.push(taken.put_back());
+            }
+        }
+        self.do_all(&mut failed);
+        // An engine that was stopped has left behind what hangs.
+        if let Some(core) = self.core.upgrade().filter(|_| !read.is_empty()) {
+            core.bring(&mut read);
         }
     }
-    for (_, group) in groups {
-        let core = Weak::clone(core);
-        pool.run(move || {
-            wait_for(group, &core.upgrade().expect("a share stays while a job of its is out"));
-        });
-    }
-}
 
-fn wait_for(group: Vec<Cold>, core: &Arc<Core<Processor>>) {
-    for mut cold in group {
-        let result = cold.job.run();
-        core.bring(&mut vec![cold.done(result)]);
+    /// Has the pool do all of `colds`, which is left empty.
+    fn do_all(&self, colds: &mut Vec<Cold>) {
+        let mut groups: Vec<(Lane, Vec<Cold>)> = Vec::new();
+        for cold in colds.drain(..) {
+            let (lane, small) = (cold.lane, cold.bytes <= SMALL_BYTES);
+            let fits = |group: &&mut (Lane, Vec<Cold>)| {
+                group.0 == lane && group.1.len() < AT_ONCE && group.1[0].bytes <= SMALL_BYTES
+            };
+            match groups.iter_mut().find(fits).filter(|_| small) {
+                Some(group) => group.1.push(cold),
+                None => groups.push((lane, vec![cold])),
+            }
+        }
+        for (lane, group) in groups {
+            let ours = self.clone();
+            self.pool.run(lane, move || ours.do_one_by_one(group));
+        }
+    }
+
+    /// Does a group. Whoever has waited for a disk is brought back at once; the others together.
+    fn do_one_by_one(&self, group: Vec<Cold>) {
+        let mut began = self.system.monotonic_ns();
+        let last = group.len() - 1;
+        for (index, cold) in group.into_iter().enumerate() {
+            let Some((part, mut job)) = cold.errand.take(&self.ticks) else { continue };
+            let result = job.run();
+            let Some(core) = self.core.upgrade() else { return };
+            let mut done = vec![cold.done(part, job, result)];
+            let now = self.system.monotonic_ns();
+            if index == last || now.saturating_sub(began) > BRING_NS {
+                began = now;
+                core.bring(&mut done);
+            } else {
+                core.queue.put_all(&mut done);
+            }
+        }
+        if let Some(core) = self.core.upgrade() {
+            core.bring(&mut Vec::new()); // the last one may have been taken back
+        }
     }
 }

@@ -8,6 +8,7 @@ use crate::deliberate::{Bug, bug};
 use crate::error::Errno;
 use crate::processor::queue::Part;
 use crate::processor::share::{Context, Share};
+use crate::system::ticks::Ticks;
 use crate::units::Epoch;
 
 impl Share {
@@ -52,26 +53,32 @@ impl Share {
     }
 
     /// Answers when no write of `epoch` or before is under way: with an error if the journal cannot be told that the epoch
-    /// has ended.
-    pub fn settle(&mut self, epoch: Epoch, answer: Sender<Result<(), Errno>>) {
-        self.settling.push((epoch, answer));
-        self.answer_settled();
+    /// has ended, or if such a write was given up (U3), or if it takes too long.
+    pub fn settle(
+        &mut self,
+        epoch: Epoch,
+        answer: Sender<Result<(), Errno>>,
+        context: &Context<'_>,
+    ) {
+        self.settling.push((epoch, context.ticks.now(), answer));
+        self.answer_settled(context.ticks);
     }
 
-    pub(super) fn answer_settled(&mut self) {
+    pub(super) fn answer_settled(&mut self, ticks: &Ticks) {
         if self.settling.is_empty() {
             return;
         }
         let recorded = self.record_cut();
-        let reserved = &self.reserved;
-        self.settling.retain(|(epoch, answer)| {
-            let out = !bug(Bug::NoSettle)
-                && reserved.iter().any(|other| other.write && other.epoch <= *epoch);
-            if !out {
+        let all = &self.out;
+        self.settling.retain(|(epoch, since, answer)| {
+            let (out, given_up) = all.writes_until(*epoch);
+            let waits = out && !bug(Bug::NoSettle) && !(given_up && bug(Bug::ForgetGivenUp));
+            let never = waits && (given_up || ticks.is_over(*since));
+            if !waits || never {
                 // Whoever asked may have gone.
-                let _ = answer.send(recorded);
+                let _ = answer.send(if never { Err(Errno::EIO) } else { recorded });
             }
-            out
+            waits && !never
         });
     }
 }

@@ -17,7 +17,7 @@ use crate::error::Errno;
 use crate::io::device::Device;
 use crate::processor::queue::Part;
 use crate::system::ring::Read;
-use crate::units::{BLOCK_SIZE, BlockIndex, DeviceId};
+use crate::units::{BLOCK_SIZE, BlockIndex};
 use crate::volume::bad_blocks::BadBlocks;
 use crate::volume::geometry::{Geometry, Partition};
 use crate::volume::request::Request;
@@ -162,28 +162,6 @@ impl Job {
         })
     }
 
-    /// The one device that its steps read, if it is one.
-    pub fn only_device(&self) -> Option<DeviceId> {
-        let partition = &self.geometry.partitions[self.partition as usize];
-        let (mut found, mut others) = (None, false);
-        let mut note = |device: &Device| {
-            others |= found.is_some_and(|other| other != device.id);
-            found = Some(device.id);
-            Ok::<(), Errno>(())
-        };
-        for step in &self.steps {
-            let told = match step {
-                Step::ReadBase { of, offset, length, .. } => self
-                    .base(of.as_ref(), partition)
-                    .pieces(*offset, *length, |device, _, _, _| note(device)),
-                Step::ReadSlots { spot, .. } => note(&spot.device),
-                _ => Ok(()),
-            };
-            assert!(told.is_ok(), "nothing was read");
-        }
-        found.filter(|_| !others)
-    }
-
     fn buffer(&self) -> &Request {
         self.request.as_ref().expect("only a request's job reads or writes its buffer")
     }
@@ -194,9 +172,8 @@ impl Job {
         unsafe { self.buffer().data.part_mut(at, length) }
     }
 
-    /// All that it reads, if that is one range of one device, of whole blocks where they have checksums; and whether that
-    /// goes past the page cache.
-    pub fn only_read(&mut self) -> Option<(Read, bool)> {
+    /// All that it reads, if that is one range of one device, of whole blocks where they have checksums; and the device.
+    pub fn only_read(&mut self) -> Option<(Read, Arc<Device>)> {
         let partition = &self.geometry.partitions[self.partition as usize];
         let [step] = &self.steps[..] else { return None };
         let (device, offset, at, length) = match step {
@@ -219,7 +196,7 @@ impl Job {
         };
         let file = device.ring_file(offset | at as u64, length as u64)?;
         let start = NonNull::from(self.fill(at, length)).cast();
-        Some((Read { file, offset, start, length: length as u32 }, device.mode.direct))
+        Some((Read { file, offset, start, length: length as u32 }, device))
     }
 
     /// Checks what was read as [`Job::only_read`] says.

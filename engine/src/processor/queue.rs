@@ -30,6 +30,7 @@ use crate::processor::report::PartitionState;
 use crate::processor::scrub::Question;
 use crate::processor::share::Share;
 use crate::sync::{Condvar, Mutex, MutexGuard};
+use crate::system::ticks::Tick;
 use crate::system::{System, wait};
 use crate::units::Epoch;
 use crate::volume::request::Request;
@@ -56,6 +57,8 @@ pub struct Part {
     pub tried: u8,
     /// It reads what the page cache does not have.
     pub cold: bool,
+    /// In which tick its processor took it first; 0: not yet.
+    pub since: Tick,
 }
 
 /// How something has ended that a processor was told to do.
@@ -99,6 +102,8 @@ pub enum Control {
     Scrub(u32, Question),
     /// A device was reopened.
     DeviceBack(u32),
+    /// A tick has gone by: what has lasted for too long ends.
+    Tick,
     /// There may be room for the parts that wait for slots.
     TryAgain(u32),
     /// Redirected writes use one more log, where none is named if it is a default one. Answer when that is so.
@@ -218,6 +223,17 @@ impl Queue {
         }
         state.push(batch);
         self.wake_if_needed(state);
+    }
+
+    /// Pushes all of `batch`, which is left empty, and wakes nobody: the caller is to [`Queue::offer`] to run it soon (Q2), or
+    /// a tick brings somebody to it.
+    pub fn put_all(&self, batch: &mut Vec<Event>) {
+        let mut state = self.lock();
+        if state.closed {
+            drop(state);
+            return refuse(batch.drain(..));
+        }
+        state.push(batch);
     }
 
     /// Pushes one event and wakes nobody: the caller is to [`Queue::offer`] to run it next (Q2).

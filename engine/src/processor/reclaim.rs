@@ -6,6 +6,7 @@
 //! Invariants        T1 a base place is punched only while it is reserved as a write would reserve it, and only if
 //!                   no version sees it then, nor did since the last durable record.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
@@ -15,9 +16,11 @@ use crate::deliberate::{Bug, bug};
 use crate::error::Errno;
 use crate::processor::hunger::Verdict;
 use crate::processor::io_job::{Job, Step};
+use crate::processor::out::Span;
 use crate::processor::queue::{Control, Event, Part};
 use crate::processor::share::{Context, Local, Share};
-use crate::units::{BLOCK_SIZE, Epoch};
+use crate::system::pool::Lane;
+use crate::units::{BLOCK_SIZE, DeviceId, Epoch};
 use crate::volume::flusher::Waiter;
 
 /// Runs of freed base places that are punched by one job.
@@ -138,19 +141,25 @@ impl Share {
         if retired.is_empty() {
             return;
         }
-        let chunks = retired.len() as u64;
-        self.returning += chunks;
-        let (share, queue) = (self.number, Arc::clone(context.queue));
-        let (space, hunger) = (Arc::clone(&self.space), Arc::clone(&self.hunger));
-        context.pool.run(move || {
-            for chunk in &retired {
-                chunk.punch();
-                space.revive(chunk);
-            }
-            hunger.feed();
-            drop(retired);
-            queue.push(Event::Control(Box::new(Control::ChunksReturned(share, chunks))));
-        });
+        let mut by_device: BTreeMap<DeviceId, Vec<EmptyChunk>> = BTreeMap::new();
+        for chunk in retired {
+            by_device.entry(chunk.device().id).or_default().push(chunk);
+        }
+        for (device, retired) in by_device {
+            let chunks = retired.len() as u64;
+            self.returning += chunks;
+            let (share, queue) = (self.number, Arc::clone(context.queue));
+            let (space, hunger) = (Arc::clone(&self.space), Arc::clone(&self.hunger));
+            context.pool.run(Lane::Device(device), move || {
+                for chunk in &retired {
+                    chunk.punch();
+                    space.revive(chunk);
+                }
+                hunger.feed();
+                drop(retired);
+                queue.push(Event::Control(Box::new(Control::ChunksReturned(share, chunks))));
+            });
+        }
     }
 
     /// A pool thread is done with so many chunks.
@@ -184,8 +193,7 @@ impl Share {
                 bad: Arc::clone(&self.bad),
             };
             self.punching = true;
-            self.reserve(local, first, last, true);
-            self.run_on_pool(None, job, context);
+            self.send(None, Span { local, first, last, write: true }, job, context);
         }
     }
 
@@ -206,10 +214,9 @@ impl Share {
         let batch = self.freed_bases.iter().take(PUNCH_RUNS_MAX).take_while(fits).count();
         let ends = self.freed_bases.iter().take(batch).map(|freed| freed.first + freed.count - 1);
         let last = ends.max().expect("the front fits");
-        let busy = self
-            .reserved
-            .iter()
-            .any(|other| other.local == local && other.first <= last && first <= other.last);
+        let overlaps =
+            |other: &Span| other.local == local && other.first <= last && first <= other.last;
+        let busy = self.out.reserved.iter().any(|out| overlaps(&out.span));
         if busy {
             return None; // when that is done, this is tried again
         }

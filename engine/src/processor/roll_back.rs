@@ -27,7 +27,7 @@ impl Share {
         if self.epoch != rollback.at || !self.history.has(rollback.to) {
             return Err(Errno::EINVAL);
         }
-        assert!(self.idle() && self.reserved.is_empty(), "its caller has waited for that");
+        assert!(self.idle(), "its caller has waited for that");
         let seq =
             self.journal.append(Entry::rollback(rollback, self.geometry.size / BLOCK_SIZE))?;
         let has_base = self.source.is_none();

@@ -8,7 +8,7 @@
 //!                      that others asked for; decision 36 tells what bounds each piece of work;
 //!                   U2 no part of a share that is not there, or leaves, stays in a lane: its number may become another's.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Weak};
 
@@ -25,6 +25,7 @@ use crate::processor::reclaim::Dropping;
 use crate::processor::share::{Context, Share, count};
 use crate::processor::turn::{Turn, cost};
 use crate::system::pool::Pool;
+use crate::system::ticks::{Tick, Ticks};
 use crate::system::{Driven, Driving, System};
 use crate::units::ProcessorIndex;
 use crate::volume::request::Sink;
@@ -40,6 +41,8 @@ pub struct ProcessorStats {
     pub batches: AtomicU64,
     pub slow_ios: AtomicU64,
     pub partitions: AtomicU64,
+    /// A tick has something to look at.
+    pub watches: AtomicBool,
 }
 
 /// The engine's end of a processor.
@@ -59,6 +62,7 @@ impl Handle {
         pool: Pool,
         checkpoints: Pool,
         directs: &Directs,
+        ticks: &Arc<Ticks>,
     ) -> Result<Handle> {
         let queue = Arc::new(Queue::default());
         let stats = Arc::new(ProcessorStats::default());
@@ -69,13 +73,15 @@ impl Handle {
             system: Arc::clone(system),
             readers: Readers::new(
                 &format!("pv-read-{index}"),
-                system.threaded(),
+                system,
+                ticks,
                 directs,
                 pool.clone(),
                 Weak::clone(core),
             ),
             pool,
             checkpoints,
+            ticks: Arc::clone(ticks),
             shares: Vec::new(),
             sinks: Vec::new(),
             cutting: Vec::new(),
@@ -104,6 +110,9 @@ impl Handle {
     }
 }
 
+/// Who asked for a share.
+pub(super) type Asked = Sender<Box<Share>>;
+
 /// See the module's head.
 pub struct Processor {
     index: ProcessorIndex,
@@ -112,21 +121,22 @@ pub struct Processor {
     system: Arc<dyn System>,
     pool: Pool,
     checkpoints: Pool,
-    shares: Vec<Option<Box<Share>>>,
+    pub(super) ticks: Arc<Ticks>,
+    pub(super) shares: Vec<Option<Box<Share>>>,
     sinks: Vec<Arc<dyn Sink>>,
     /// What takes part in the cut that is being made.
     cutting: Vec<CutShare>,
     /// Shares that are to be given back as soon as nothing of them is under way.
-    leaving: Vec<(u32, Sender<Box<Share>>)>,
+    pub(super) leaving: Vec<(u32, Tick, Option<Asked>)>,
     /// Shares that are to go back to a snapshot as soon as nothing of them is under way.
-    rolling_back: Vec<(u32, Rollback, Sender<Ended>)>,
+    pub(super) rolling_back: Vec<(u32, Rollback, Tick, Sender<Ended>)>,
     slow_ios: u64,
     /// What is to be read when the batch is over.
     colds: Vec<Cold>,
     /// Who reads it.
     readers: Readers,
     /// Parts that wait for their turn.
-    later: Lanes<Part>,
+    pub(super) later: Lanes<Part>,
     /// Some share has more to do.
     again: bool,
     /// It was told to stop.
@@ -198,12 +208,22 @@ impl Runs for Processor {
 
 impl Processor {
     /// Its shares, and what they need of it.
-    fn split(&mut self) -> (&mut Vec<Option<Box<Share>>>, Context<'_>) {
+    pub(super) fn split(&mut self) -> (&mut Vec<Option<Box<Share>>>, Context<'_>) {
         let Processor { queue, system, pool, checkpoints, sinks, slow_ios, .. } = self;
         let (colds, later, again) = (&mut self.colds, &mut self.later, &mut self.again);
-        let system = &**system;
-        let context =
-            Context { queue, system, pool, checkpoints, sinks, slow_ios, colds, later, again };
+        let (system, ticks) = (&**system, &*self.ticks);
+        let context = Context {
+            queue,
+            system,
+            pool,
+            checkpoints,
+            ticks,
+            sinks,
+            slow_ios,
+            colds,
+            later,
+            again,
+        };
         (&mut self.shares, context)
     }
 
@@ -235,7 +255,7 @@ impl Processor {
     }
 
     /// Serves one event; says whether it was the last one ever.
-    fn apply(&mut self, event: Event) -> bool {
+    pub(super) fn apply(&mut self, event: Event) -> bool {
         let (shares, mut context) = self.split();
         match event {
             Event::Part(part) => {
@@ -260,14 +280,20 @@ impl Processor {
 
     fn end_batch(&mut self) {
         let (shares, mut context) = self.split();
+        let mut watches = false;
         for share in shares.iter_mut().flatten() {
             share.upkeep(&mut context);
+            watches |= share.watches();
+        }
+        watches |= !self.leaving.is_empty() || !self.rolling_back.is_empty();
+        if self.stats.watches.load(Ordering::Relaxed) != watches {
+            self.stats.watches.store(watches, Ordering::Relaxed);
         }
         for sink in self.sinks.drain(..) {
             sink.kick();
         }
         if !self.colds.is_empty() {
-            self.readers.read_all(&mut self.colds);
+            self.readers.do_all(&mut self.colds);
         }
         self.roll_back();
         self.let_go();
@@ -275,37 +301,8 @@ impl Processor {
         count(&self.stats.batches, 1);
     }
 
-    /// Has shares go back to a snapshot that are idle.
-    fn roll_back(&mut self) {
-        for (number, rollback, answer) in std::mem::take(&mut self.rolling_back) {
-            let idle = self.with_share(number, |share, _| share.idle());
-            if idle == Some(false) {
-                self.rolling_back.push((number, rollback, answer));
-                continue;
-            }
-            let done = self.with_share(number, |share, _| share.roll_back(rollback));
-            let _ = answer.send(done.unwrap_or(Err(Errno::ESHUTDOWN))); // the caller may have gone
-        }
-    }
-
-    /// Gives back the shares that leave and are idle.
-    fn let_go(&mut self) {
-        let Processor { shares, leaving, .. } = self;
-        let before = leaving.len();
-        leaving.retain(|(number, answer)| {
-            let idle = shares[*number as usize].take_if(|share| share.idle());
-            // Whoever asked may have gone: then the share ends here.
-            let Some(share) = idle else { return true };
-            let _ = answer.send(share);
-            false
-        });
-        if leaving.len() != before {
-            self.count_partitions();
-        }
-    }
-
     /// Does something with a share, unless it was let go meanwhile.
-    fn with_share<T>(
+    pub(super) fn with_share<T>(
         &mut self,
         number: u32,
         f: impl FnOnce(&mut Share, &mut Context<'_>) -> T,
@@ -331,7 +328,7 @@ impl Processor {
                 }
             }
             Control::RollBack(number, rollback, answer) => {
-                self.rolling_back.push((number, rollback, answer));
+                self.rolling_back.push((number, rollback, self.ticks.now(), answer));
             }
             Control::Checkpoint(number, answer) => {
                 self.with_share(number, |share, context| share.checkpoint_now(answer, context));
@@ -339,7 +336,7 @@ impl Processor {
             Control::DropMore(number, dropping) => self.drop_more(number, *dropping),
             // Whoever asks for what is let go is told so: its end of the answer is dropped.
             Control::Settle(number, epoch, answer) => {
-                self.with_share(number, |share, _| share.settle(epoch, answer));
+                self.with_share(number, |share, context| share.settle(epoch, answer, context));
             }
             Control::Release { share: number, result } => {
                 self.with_share(number, |share, context| share.release(result, context));
@@ -370,6 +367,7 @@ impl Processor {
             Control::CheckpointDone(number, bytes, of) => {
                 self.with_share(number, |share, context| share.checkpoint_done(bytes, of, context));
             }
+            Control::Tick => self.tick(),
             Control::Stop => return true,
             question => self.answer(question),
         }
@@ -414,17 +412,7 @@ impl Processor {
         self.count_partitions();
     }
 
-    /// Has a share leave, and refuses its parts: another one may have its number soon (U2).
-    fn remove(&mut self, number: u32, answer: Sender<Box<Share>>) {
-        if self.with_share(number, |share, context| share.refuse_parts(context)).is_some() {
-            self.leaving.push((number, answer));
-        }
-        for part in self.later.take_if(|part| part.share == number) {
-            self.apply(Event::Part(part));
-        }
-    }
-
-    fn count_partitions(&self) {
+    pub(super) fn count_partitions(&self) {
         let count = self.shares.iter().flatten().map(|share| share.partitions() as u64).sum();
         self.stats.partitions.store(count, Ordering::Relaxed);
     }

@@ -1,7 +1,7 @@
 //! Share: what one processor has of one volume: its partitions' versions, its journal, its share of slots.
 //!
-//! How it works      Parts come in; reads and small writes are done at once, the rest goes to a pool thread with
-//!                   its blocks reserved, and comes back as [`Done`]. A part that overlaps a reservation, or a
+//! How it works      Parts come in; what surely needs no waiting is done at once, the rest is handed over with
+//!                   its blocks reserved, and comes back ([`out`](super::out)). A part that overlaps a reservation, or a
 //!                   part that waits for one, waits too. How many are handed over, or wait, is [bounded](super::behind), and long
 //!                   requests are done in [pieces](super::walk).
 //! Invariants        H1 two parts of the live volume that overlap, one of them a write, are never under way together,
@@ -26,12 +26,13 @@ use crate::processor::behind::{Behind, Kind, WAITING_MAX};
 use crate::processor::cold::Cold;
 use crate::processor::elsewhere::Elsewhere;
 use crate::processor::hunger::Hunger;
-use crate::processor::io_job::{Done, Job};
 use crate::processor::lanes::{Lanes, lane_of};
-use crate::processor::queue::{Event, Part, Queue};
+use crate::processor::out::AllOut;
+use crate::processor::queue::{Ended, Part, Queue};
 use crate::processor::reclaim::{Dropped, FreedBase};
 use crate::system::System;
 use crate::system::pool::Pool;
+use crate::system::ticks::{Tick, Ticks};
 use crate::units::{BLOCK_SHIFT, Epoch};
 use crate::volume::bad_blocks::BadBlocks;
 use crate::volume::flusher::{Flusher, Waiter};
@@ -72,17 +73,6 @@ pub struct Local {
     pub moved_back: u64,
 }
 
-/// Blocks that a pool thread works on.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Reserved {
-    pub(super) id: u64,
-    pub(super) local: u32,
-    pub(super) first: u32,
-    pub(super) last: u32,
-    pub(super) write: bool,
-    pub(super) epoch: Epoch,
-}
-
 /// What shares need of their processor.
 pub struct Context<'a> {
     /// The processor's queue.
@@ -93,11 +83,13 @@ pub struct Context<'a> {
     pub pool: &'a Pool,
     /// Threads that write checkpoints: they may take seconds, and hosts wait for the others.
     pub checkpoints: &'a Pool,
+    /// The clock of time-outs.
+    pub ticks: &'a Ticks,
     /// Sinks that were given something since the last kick.
     pub sinks: &'a mut Vec<Arc<dyn Sink>>,
-    /// Jobs given to the pool.
+    /// Jobs handed over.
     pub slow_ios: &'a mut u64,
-    /// What the pool is to read when the batch is over.
+    /// What is handed over when the batch is over.
     pub colds: &'a mut Vec<Cold>,
     /// Parts that are to be taken when it is their turn.
     pub later: &'a mut Lanes<Part>,
@@ -176,17 +168,16 @@ pub struct Share {
     pub(super) default_logs: Vec<u16>,
     pub(super) ordinal: usize,
     pub(super) named_log: Option<u16>,
-    pub(super) reserved: Vec<Reserved>,
-    pub(super) next_id: u64,
-    /// Jobs that pool threads have, readers of snapshots included.
-    pub(super) jobs_out: u64,
+    /// What was handed over.
+    pub(super) out: AllOut,
     pub(super) waiting: VecDeque<Part>,
     pub(super) behind: Behind,
     pub(super) held: Vec<Part>,
     pub(super) starved: Vec<Part>,
     /// When it stopped for a cut, as [`System::monotonic_ns`] counts.
     pub(super) stopped_at: Option<u64>,
-    pub(super) settling: Vec<(Epoch, Sender<Result<(), Errno>>)>,
+    /// Who waits for the writes of an epoch, and since when.
+    pub(super) settling: Vec<(Epoch, Tick, Sender<Ended>)>,
     /// The instant of the last cut, if its record could not be appended yet.
     pub(super) unrecorded_cut: Option<u64>,
     /// The epoch of the newest checkpoint that is named and durable; 0: there is none.
@@ -204,10 +195,14 @@ pub struct Share {
     pub(super) returning: u64,
     pub(super) checkpointing: bool,
     /// Who waits for the checkpoint that is being written, and for the one after it.
-    pub(super) checkpoint_waiters: [Vec<Sender<bool>>; 2],
+    pub(super) checkpoint_waiters: [Vec<(Tick, Sender<bool>)>; 2],
     pub(super) checkpoint_bytes: u64,
-    /// Writing to one of its devices waits for the disk: nobody but the pool's threads does.
+    /// Writing past the page cache to one of its devices waits for the disk: nobody but the pool's threads does.
     pub(super) direct: bool,
+    /// No call on any of its devices ever waits: they are in memory.
+    pub(super) inline: bool,
+    /// All of its devices can tell whether a write in place would wait.
+    pub(super) writes_now: bool,
     /// Room for checksums of what is being written.
     pub(super) sums: Vec<u32>,
 }
@@ -238,9 +233,7 @@ impl Share {
             default_logs: parts.default_logs,
             ordinal: parts.ordinal,
             named_log: parts.named_log,
-            reserved: Vec::new(),
-            next_id: 0,
-            jobs_out: 0,
+            out: AllOut::default(),
             waiting: VecDeque::new(),
             behind: Behind::default(),
             held: Vec::new(),
@@ -261,6 +254,8 @@ impl Share {
             checkpoint_waiters: Default::default(),
             checkpoint_bytes: 0,
             direct: false,
+            inline: false,
+            writes_now: false,
             sums: Vec::new(),
         };
         share.order_logs();
@@ -281,12 +276,17 @@ impl Share {
     /// Its volume has other devices than before. They may be many: a cut, which sorts the logs again, does not wait for this.
     pub(super) fn look_at_devices(&mut self) {
         let logs = self.space.logs();
-        self.direct = self.geometry.devices().any(|device| device.mode.direct)
-            || logs.iter().flat_map(|log| log.devices()).any(|device| device.mode.direct);
+        let all = || self.geometry.devices().chain(logs.iter().flat_map(|log| log.devices()));
+        self.direct = all().any(|device| device.mode.direct);
+        self.inline = all().all(|device| device.never_waits());
+        self.writes_now = self.inline || all().all(|device| device.tells_of_writes());
     }
 
     /// Takes a part that has just come, or whose turn it is.
-    pub fn take(&mut self, part: Part, context: &mut Context<'_>) {
+    pub fn take(&mut self, mut part: Part, context: &mut Context<'_>) {
+        if part.since == 0 {
+            part.since = context.ticks.now();
+        }
         if self.leaving {
             self.end_now(part, Err(Errno::ESHUTDOWN), context);
         } else if self.stopped_at.is_some() && part.view == 0 && part.request.verb.is_write() {
@@ -323,90 +323,6 @@ impl Share {
             Verb::BlockStatus => self.block_status(part, context),
             Verb::Flush => unreachable!("a flush has no parts"),
         }
-    }
-
-    /// Whether a part must wait for a reservation, or for one of the first `among` parts that wait (H1).
-    pub(super) fn blocked(&self, part: &Part, among: usize) -> bool {
-        if self.reserved.is_empty() || part.view != 0 {
-            return false;
-        }
-        let (first, last) = blocks_of(part);
-        let write = part.request.verb.is_write();
-        let hit = |local: u32, from: u32, to: u32, other_writes: bool| {
-            local == part.local && from <= last && first <= to && (write || other_writes)
-        };
-        self.reserved.iter().any(|other| hit(other.local, other.first, other.last, other.write))
-            || self.waiting.iter().take(among).any(|other| {
-                let (from, to) = blocks_of(other);
-                hit(other.local, from, to, other.request.verb.is_write())
-            })
-    }
-
-    /// Hands a job to a pool thread, its blocks reserved (I1).
-    pub(super) fn hand_over(&mut self, part: Part, job: Job, context: &mut Context<'_>) {
-        let (first, last) = blocks_of(&part);
-        // What a snapshot shows never changes, so nothing has to wait for its readers.
-        if part.view == 0 {
-            let write = part.request.verb.is_write();
-            self.reserve(part.local, first, last, write);
-        }
-        self.behind.begin(Kind::of(&part));
-        if part.cold {
-            *context.slow_ios += 1;
-            self.jobs_out += 1;
-            let (share, id) = (self.number, self.id_of(Some(&part)));
-            context.colds.push(Cold { share, id, part, job });
-        } else {
-            self.run_on_pool(Some(part), job, context);
-        }
-    }
-
-    /// The reservation of a part that is handed over; 0: it has none.
-    fn id_of(&self, part: Option<&Part>) -> u64 {
-        if part.is_some_and(|part| part.view != 0) { 0 } else { self.next_id }
-    }
-
-    pub(super) fn reserve(&mut self, local: u32, first: u32, last: u32, write: bool) {
-        self.next_id += 1;
-        let (id, epoch) = (self.next_id, self.epoch);
-        self.reserved.push(Reserved { id, local, first, last, write, epoch });
-    }
-
-    pub(super) fn run_on_pool(
-        &mut self,
-        part: Option<Part>,
-        mut job: Job,
-        context: &mut Context<'_>,
-    ) {
-        *context.slow_ios += 1;
-        self.jobs_out += 1;
-        let (share, queue) = (self.number, Arc::clone(context.queue));
-        let id = self.id_of(part.as_ref());
-        context.pool.run(move || {
-            let result = job.run();
-            queue.push(Event::Done(Box::new(Done { share, id, part, job, result })));
-        });
-    }
-
-    /// Takes back what a pool thread is done with.
-    pub fn done(&mut self, done: Done, context: &mut Context<'_>) {
-        let Done { id, part, job, result, .. } = done;
-        self.jobs_out -= 1;
-        if let Some(part) = &part {
-            self.behind.end(Kind::of(part));
-        }
-        let reserved = self.reserved.iter().position(|reserved| reserved.id == id);
-        let reserved = reserved.map(|index| self.reserved.swap_remove(index));
-        match (part, reserved) {
-            (Some(part), Some(reserved)) => {
-                self.finish(part, job, reserved.epoch, result, context);
-            }
-            (Some(part), None) => self.finish(part, job, self.epoch, result, context),
-            (None, _) => self.punching = false,
-        }
-        self.answer_settled();
-        self.resume_waiting(context);
-        self.upkeep(context);
     }
 
     /// Ends a part, or goes on with its [next piece](super::walk).
@@ -474,7 +390,7 @@ impl Share {
 
     /// Whether nothing is under way or waiting.
     pub fn idle(&self) -> bool {
-        self.jobs_out == 0
+        self.out.len() == 0
             && !self.checkpointing
             && !self.journal.is_preparing()
             && self.returning == 0

@@ -56,6 +56,7 @@ impl Share {
             at,
             tried: 0,
             cold: false,
+            since: 0,
         };
         if part.rest > 0 {
             let (offset, at) = (part.offset + part.length, part.at + u64::from(part.length));

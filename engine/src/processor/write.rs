@@ -58,11 +58,14 @@ impl Share {
                 .freeze_before(self.epoch, self.history.marks());
         }
         let fate = self.fate(&part);
-        let inline = self.is_inline(&part);
-        if inline && fate == Fate::Overwritten {
-            let result = self.overwrite(&part);
-            return self.end(part, result, context);
+        let small = self.is_small(&part);
+        if small && fate == Fate::Overwritten {
+            match self.overwrite_now(&part) {
+                Ok(false) => {} // it would have to be waited for
+                result => return self.end(part, result.map(|_| ()), context),
+            }
         }
+        let inline = small && self.inline;
         let planned = match fate {
             Fate::Moved if inline => self.move_now(&part),
             Fate::Moved => self.plan_moves(&part).map(Progress::Planned),
@@ -108,6 +111,23 @@ impl Share {
         let partition = self.locals[part.local as usize].partition;
         let partition = &self.geometry.partitions[partition as usize];
         write_base(partition, u64::from(part.offset), payload(part))
+    }
+
+    /// The same, if that needs no waiting; `false`: it would, and perhaps some of it is written.
+    pub(super) fn overwrite_now(&self, part: &Part) -> Result<bool, Errno> {
+        let partition = self.locals[part.local as usize].partition;
+        let partition = &self.geometry.partitions[partition as usize];
+        let (bytes, mut now) = (payload(part), true);
+        partition.pieces(
+            u64::from(part.offset),
+            bytes.len() as u64,
+            |device, from, here, done| {
+                now =
+                    now && device.write_now(&bytes[done as usize..(done + here) as usize], from)?;
+                Ok::<(), Errno>(())
+            },
+        )?;
+        Ok(now)
     }
 
     /// How many blocks from `block`, at most `limit`, are alike in whether they may be overwritten at their base

@@ -102,6 +102,14 @@ impl Engine {
         self.call(py, |this| this.inner.close_device(device))
     }
 
+    fn set_io_timeout(&self, py: Python<'_>, timeout_s: f64) -> PyResult<()> {
+        let timeout = Duration::try_from_secs_f64(timeout_s).unwrap_or(Duration::ZERO);
+        self.call(py, |this| {
+            this.inner.set_io_timeout(timeout);
+            Ok(())
+        })
+    }
+
     fn add_volume(&self, py: Python<'_>, spec: &Bound<'_, PyDict>) -> PyResult<()> {
         let spec = spec::volume(spec)?;
         self.call(py, |this| this.inner.add_volume(spec))
@@ -370,7 +378,7 @@ impl Engine {
             processors.append(dict)?;
         }
         let devices = PyList::empty(py);
-        for device in self.inner.devices.lock().expect("no holder panics").values() {
+        for device in &py.detach(|| self.inner.device_states()) {
             devices.append(report::device(py, device)?)?;
         }
         let dict = PyDict::new(py);
@@ -407,7 +415,10 @@ impl Engine {
     }
 
     fn hand_over<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let handed = self.call(py, |this| Ok(this.server.hand_over()))?;
+        let handed = self.call(py, |this| {
+            this.inner.hurry();
+            Ok(this.server.hand_over())
+        })?;
         report::hand_over(py, handed)
     }
 
@@ -429,6 +440,7 @@ impl Engine {
     fn stop(&self, py: Python<'_>) -> PyResult<()> {
         let result = py.detach(|| {
             self.inner.refuse_starved();
+            self.inner.hurry();
             self.server.stop();
             self.inner.stop()
         });

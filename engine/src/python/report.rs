@@ -7,21 +7,22 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList};
 
 use crate::engine::scrub::ScrubReport;
+use crate::engine::watch::DeviceState;
 use crate::error::Errno;
-use crate::io::device::Device;
 use crate::nbd::clients::{Client, Who};
 use crate::nbd::hand_over::HandedOver;
 use crate::volume::bad_blocks::BadBlocks;
 
 /// A `DeviceStats`.
-pub fn device<'py>(py: Python<'py>, device: &Device) -> PyResult<Bound<'py, PyDict>> {
+pub fn device<'py>(py: Python<'py>, state: &DeviceState) -> PyResult<Bound<'py, PyDict>> {
+    let device = &state.device;
     let (errors, last_errno) = device.errors();
     let dict = PyDict::new(py);
     dict.set_item("device", device.id)?;
     dict.set_item("present", device.is_present())?;
     dict.set_item("errors", errors)?;
     dict.set_item("last_errno", last_errno)?;
-    let fault = device.fault().map(|fault| {
+    let fault = state.fault.map(|fault| {
         let dict = PyDict::new(py);
         dict.set_item("call", fault.call.name())?;
         dict.set_item("errno", fault.errno.raw())?;
@@ -33,6 +34,7 @@ pub fn device<'py>(py: Python<'py>, device: &Device) -> PyResult<Bound<'py, PyDi
         Ok::<_, PyErr>(dict)
     });
     dict.set_item("fault", fault.transpose()?)?;
+    dict.set_item("silent_s", state.silent.map(|silent| silent.as_secs_f64()))?;
     Ok(dict)
 }
 

@@ -58,6 +58,14 @@ pub fn event(py: Python<'_>, event: Event) -> PyResult<Bound<'_, PyDict>> {
             dict.set_item("kind", "log-full")?;
             dict.set_item("volume", volume)?;
         }
+        Event::DeviceSilent(device) => {
+            dict.set_item("kind", "device-silent")?;
+            dict.set_item("device", device)?;
+        }
+        Event::DeviceAnswers(device) => {
+            dict.set_item("kind", "device-answers")?;
+            dict.set_item("device", device)?;
+        }
     }
     Ok(dict)
 }

@@ -4,8 +4,7 @@
 //!                   back. A crash turns everything into what the next start will find, at once: from then on
 //!                   the disk is dead, and whatever who ran on it still does is refused, until [`Disk::start`].
 //! A kill            leaves the page cache. A write in the middle of which it comes is done in part.
-//! A power loss      leaves what was synced; of what was not, any sectors; and of the operations on names since the last sync
-//!                   of the directory, the first few.
+//! A power loss      leaves what was synced, any other sectors, and the first few of the operations on names.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -40,7 +39,7 @@ pub struct Disk {
     pending: Vec<NameChange>,
     directories: BTreeSet<PathBuf>,
     remembered: BTreeMap<PathBuf, Vec<u8>>,
-    random: Random,
+    pub(super) random: Random,
     /// How often it fails.
     pub rates: Rates,
     /// Whether it fails at all.
@@ -55,9 +54,9 @@ pub struct Disk {
     pub trace: u64,
     /// Print operations.
     pub verbose: bool,
+    pub(super) hung: Option<(usize, u64)>,
     /// It has crashed, and was not started again.
     pub dead: bool,
-    /// The machine's starts so far.
     pub boots: u64,
 }
 
@@ -72,13 +71,14 @@ impl Disk {
             directories: BTreeSet::new(),
             remembered: BTreeMap::new(),
             random,
+            injected: Injected::beginning(&rates),
             rates,
             failing: false,
             plan: None,
-            injected: Injected::default(),
             operations: 0,
             trace: 0xcbf2_9ce4_8422_2325,
             verbose: false,
+            hung: None,
             dead: false,
             boots: 1,
         }
@@ -113,6 +113,7 @@ impl Disk {
     /// Crashes now.
     pub fn crash(&mut self, power: bool) {
         self.note("crash", u64::from(power), 0, 0);
+        self.hung = None;
         self.dead = true;
         self.plan = None;
         if !power {

@@ -2,8 +2,7 @@
 //!
 //! How it works      An engine runs until it crashes, or is stopped; then another one starts on the same disk. What the
 //!                   daemon does around an engine is done here in its order: a cut is made, settled, flushed, then
-//!                   committed to the catalog; a deletion is committed first. The catalog is a value that changes at
-//!                   once and durably.
+//!                   committed to the catalog; a deletion is committed first. The catalog changes at once, durably.
 //! Errors            the first thing that is wrong ends the simulation, as a sentence.
 
 use std::collections::BTreeSet;
@@ -27,7 +26,6 @@ use crate::io::device::Mode;
 use crate::system::System;
 use crate::units::{DeviceId, Epoch};
 
-/// What is wrong.
 type Failure = String;
 pub(super) type Result<T> = std::result::Result<T, Failure>;
 
@@ -169,6 +167,8 @@ impl Simulation {
             let shared = Arc::clone(&system) as Arc<dyn System>;
             let engine = Engine::with_system(shared, self.shape.processors);
             let engine = engine.map_err(|e| format!("an engine does not start: {e}"))?;
+            engine.set_io_timeout(std::time::Duration::from_secs(2));
+            system.set_tick(engine.ticker());
             let result = self.serve(&engine);
             let running = Running { engine, system };
             if self.disk.lock().dead {
@@ -281,6 +281,7 @@ impl Simulation {
                 self.older.clean = true;
                 self.host.lock().model.flushed(time, None);
             }
+            Err(_) if after.hangs > 0 => return Ok(()),
             Err(_) if after.errors > before.errors || self.sync_failed() => {}
             Err(e) => return Err(format!("the volume cannot be let go: {e}")),
         }
@@ -314,6 +315,7 @@ impl Simulation {
         self.host.lock().budget = self.random.within(10, 400);
         while self.goes_on()? == End::Running {
             let acts = self.random.below(40) == 0;
+            running.system.tick_if_due();
             if acts {
                 self.control(running)?;
             } else if !running.system.turn() && !self.make_room(running)? {
@@ -340,7 +342,6 @@ impl Simulation {
         self.goes_on().map(|_| ())
     }
 
-    /// Gives everybody turns until nobody has anything to do.
     pub(super) fn drain(&mut self, running: &Running) -> Result<()> {
         while running.system.turn() || self.make_room(running)? {}
         self.expect_nothing_under_way()
@@ -349,9 +350,10 @@ impl Simulation {
     /// Does what the daemon does when the change logs are full: deletes the oldest snapshot, adds a log, or has writes
     /// be refused. `false` if nobody asks for it.
     pub(super) fn make_room(&mut self, running: &Running) -> Result<bool> {
-        let Some(Event::LogFull(_)) = running.engine.events.next(Duration::ZERO) else {
+        let mut events = std::iter::from_fn(|| running.engine.events.next(Duration::ZERO));
+        if !events.any(|event| matches!(event, Event::LogFull(_))) {
             return Ok(false);
-        };
+        }
         if self.disk.lock().dead {
             return Ok(false);
         }
@@ -408,14 +410,15 @@ impl Simulation {
         self.host.settle();
         if result.is_ok() {
             self.host.lock().model.flushed(time, None);
-        } else if !self.sync_failed() && self.disk.lock().injected.errors == before.errors {
+        } else if !self.sync_failed() && !self.disk.lock().went_wrong(before) {
             return Err("a flush failed".to_owned());
         }
         Ok(result.is_ok())
     }
 
     fn take_snapshot(&mut self, running: &Running) -> Result<()> {
-        if self.catalog.snapshots.len() >= 6 {
+        let hangs = running.engine.volume(VOLUME).is_ok_and(|volume| volume.hangs());
+        if self.catalog.snapshots.len() >= 6 || hangs {
             return self.delete_snapshot(running);
         }
         let engine = &running.engine;
@@ -437,8 +440,12 @@ impl Simulation {
         if self.disk.lock().dead {
             return Ok(());
         }
-        settled.map_err(|e| format!("a cut does not settle: {e}"))?;
-        if !self.flush(running)? {
+        if let Err(e) = &settled
+            && !self.disk.lock().may_hang()
+        {
+            return Err(format!("a cut does not settle: {e}"));
+        }
+        if settled.is_err() || !self.flush(running)? {
             if !self.disk.lock().dead {
                 let _ = engine.drop_snapshot(VOLUME, epoch);
             }

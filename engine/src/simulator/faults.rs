@@ -4,7 +4,7 @@ use super::random::Random;
 
 /// Kinds of seeds, by their faults: 0, 1 reads; 2, 3 writes; 4 no space; 5, 6 syncs; 7 names; 8 lost, 9 misdirected
 /// writes; 10 rot; 11 several; 12, 13 a device that becomes shorter; 14 to 16 files of the state directory that are damaged, missing or
-/// older at a start; others none.
+/// older at a start; 17, 18 a device that hangs; others none.
 pub const KINDS: u64 = 20;
 
 /// What a file is for.
@@ -47,6 +47,10 @@ pub struct Rates {
     pub write_back: u64,
     /// Operations during which somebody else has a turn.
     pub pause: u64,
+    /// Operations on devices at which one begins to hang, for longer than requests may last.
+    pub hang: u64,
+    /// Whether devices ever have to be waited for.
+    pub waits: bool,
     /// Whose operations fail: base, log, state.
     pub roles: [bool; 3],
 }
@@ -81,14 +85,23 @@ impl Rates {
             }
             12 | 13 => rates.size = 200_000,
             14..=16 => rates.tamper = 600_000,
+            17 | 18 => rates.hang = often * 2,
             _ => {}
         }
+        rates.waits = rates.hang > 0 || random.coin();
         rates
     }
 
     /// Whether slots may hold something else than what was written to them.
     pub fn damages(&self) -> bool {
         self.lost + self.misdirected + self.rot > 0
+    }
+}
+
+impl Injected {
+    /// Nothing, but that requests may last too long where devices may hang, whoever holds them up.
+    pub fn beginning(rates: &Rates) -> Injected {
+        Injected { hangs: u64::from(rates.hang > 0), ..Injected::default() }
     }
 }
 
@@ -105,4 +118,6 @@ pub struct Injected {
     pub damage: u64,
     /// Devices that have become shorter.
     pub short: u64,
+    /// Times a device hung.
+    pub hangs: u64,
 }

@@ -288,7 +288,7 @@ impl State {
         (errno == Errno::ENOSPC && self.was_full(operation, &ended.request))
             || after.errors > before.errors
             || (syncs && sync_failed)
-            || (errno == Errno::EIO && after.damage + after.short > 0)
+            || (errno == Errno::EIO && after.damage + after.short + after.hangs > 0)
     }
 
     /// Nothing is told to be zeroes that is not.

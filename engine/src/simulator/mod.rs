@@ -12,6 +12,7 @@ pub mod contents;
 pub mod disk;
 pub mod driver;
 pub mod faults;
+mod hang;
 pub mod host;
 pub mod inbox;
 pub mod model;

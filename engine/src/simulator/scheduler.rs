@@ -19,6 +19,9 @@ use crate::system::pool::Job;
 /// Turns within turns, at most.
 const DEPTH_MAX: u32 = 4;
 
+/// Operations that hang while jobs of pools still begin.
+const HANGING_MAX: u32 = 5;
+
 /// Why a turn is given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Turn {
@@ -28,6 +31,8 @@ pub enum Turn {
     Between,
     /// Within a sync.
     Syncing,
+    /// Somebody's operation hangs; `true`: it is a sync.
+    Hanging(bool),
 }
 
 /// Who makes requests.
@@ -52,6 +57,8 @@ struct State {
     depth: u32,
     /// Turns within syncs that are being given.
     syncing: u32,
+    /// Operations that hang.
+    hanging: u32,
 }
 
 /// See the module's head.
@@ -73,7 +80,15 @@ impl Scheduler {
     /// A scheduler with nothing to do.
     pub fn new(random: Random) -> Scheduler {
         let (pools, driven) = (Vec::new(), Vec::new());
-        Scheduler(Mutex::new(State { random, pools, driven, host: None, depth: 0, syncing: 0 }))
+        Scheduler(Mutex::new(State {
+            random,
+            pools,
+            driven,
+            host: None,
+            depth: 0,
+            syncing: 0,
+            hanging: 0,
+        }))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
@@ -133,7 +148,7 @@ impl Scheduler {
         candidates.extend(state.host.clone().map(Candidate::Host));
         candidates.extend(state.driven.iter().flatten().cloned().map(Candidate::Driven));
         for (number, pool) in state.pools.iter().enumerate() {
-            let may = state.syncing == 0 || !pool.syncs; // N2
+            let may = (state.syncing == 0 || !pool.syncs) && state.hanging < HANGING_MAX; // N2
             if may && !pool.jobs.is_empty() && pool.running < pool.threads {
                 candidates.push(Candidate::Pool(number));
             }
@@ -144,12 +159,14 @@ impl Scheduler {
     /// Gives somebody a turn; `false` if nobody has anything to do.
     pub fn give(&self, turn: Turn) -> bool {
         let mut state = self.lock();
-        if turn != Turn::Waiting && state.depth >= DEPTH_MAX {
+        let hangs = matches!(turn, Turn::Hanging(_));
+        if turn != Turn::Waiting && !hangs && state.depth >= DEPTH_MAX {
             return false;
         }
-        let syncing = u32::from(turn == Turn::Syncing);
+        let syncing = u32::from(matches!(turn, Turn::Syncing | Turn::Hanging(true)));
         state.depth += 1;
         state.syncing += syncing;
+        state.hanging += u32::from(hangs);
         let mut candidates = Self::candidates(&state);
         let mut done = false;
         while !done && !candidates.is_empty() {
@@ -165,6 +182,7 @@ impl Scheduler {
         }
         state.depth -= 1;
         state.syncing -= syncing;
+        state.hanging -= u32::from(hangs);
         done
     }
 

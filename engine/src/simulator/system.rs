@@ -13,7 +13,7 @@ use super::random::Random;
 use super::scheduler::{Scheduler, Turn};
 use crate::error::Errno;
 use crate::system::mapping::{Mapping, Pages};
-use crate::system::pool::{Job, Pool, Runner};
+use crate::system::pool::{Job, Lane, Pool, Runner};
 use crate::system::{Cached, Driven, Driving, File, Result, System, Urgency};
 
 /// See the module's head.
@@ -25,7 +25,19 @@ pub struct Simulated {
     clock_ns: AtomicU64,
     /// Its engine was thrown away.
     gone: AtomicBool,
+    /// Lets a tick go by.
+    tick: Mutex<Option<Tick>>,
     this: Weak<Simulated>,
+}
+
+/// What lets a tick go by.
+#[derive(Clone)]
+struct Tick(Arc<dyn Fn() + Send + Sync>);
+
+impl std::fmt::Debug for Tick {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Tick")
+    }
 }
 
 /// A disk that engines share, one after the other.
@@ -58,6 +70,7 @@ impl Simulated {
             scheduler: Scheduler::new(random),
             clock_ns: AtomicU64::new(1_000_000_000),
             gone: AtomicBool::new(false),
+            tick: Mutex::default(),
             this: this.clone(),
         })
     }
@@ -71,6 +84,47 @@ impl Simulated {
     pub fn end(&self) {
         self.gone.store(true, Ordering::Relaxed);
         self.scheduler.clear();
+        let tick = self.lock_tick().take();
+        drop(tick);
+    }
+
+    fn lock_tick(&self) -> MutexGuard<'_, Option<Tick>> {
+        self.tick.lock().expect("nobody panics with it")
+    }
+
+    /// Who lets ticks go by.
+    pub fn set_tick(&self, tick: Arc<dyn Fn() + Send + Sync>) {
+        *self.lock_tick() = Some(Tick(tick));
+    }
+
+    /// Lets a tick go by.
+    pub fn tick(&self) {
+        let tick = self.lock_tick().clone();
+        if let Some(Tick(tick)) = tick {
+            tick();
+        }
+    }
+
+    /// Lets a tick go by, if devices may hang: else nothing is too late.
+    pub fn tick_if_due(&self) {
+        let due = self.disk.lock().may_hang();
+        if due && self.disk.lock().number().is_multiple_of(8) {
+            self.tick();
+        }
+    }
+
+    /// An operation on a file: while that hangs, others have their turns, and time goes by.
+    fn hang(&self, inode: usize, sync: bool) {
+        while !self.is_dead() && self.disk.lock().hangs(inode) {
+            let ticks = self.disk.lock().number() % 4;
+            let others = self.disk.lock().number() % 8;
+            if ticks == 0 {
+                self.tick();
+            }
+            if others > 0 && !self.scheduler.give(Turn::Hanging(sync)) && ticks > 0 {
+                self.disk.lock().comes_back();
+            }
+        }
     }
 
     /// Gives somebody a turn; `false` if nobody has anything to do.
@@ -127,24 +181,41 @@ impl File for SimulatedFile {
         self.system.operate(|disk| disk.read_cached(self.inode, buffer, offset))
     }
 
+    fn never_waits(&self) -> bool {
+        !self.system.disk.lock().rates.waits
+    }
+
+    fn tells_of_writes(&self) -> bool {
+        self.never_waits()
+    }
+
+    fn write_cached(&self, bytes: &[u8], offset: u64) -> Result<Cached> {
+        self.write(bytes, offset).map(|()| Cached::Done)
+    }
+
     fn read(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
+        self.system.hang(self.inode, false);
         self.system.operate(|disk| disk.read(self.inode, buffer, offset))
     }
 
     fn write(&self, bytes: &[u8], offset: u64) -> Result<()> {
+        self.system.hang(self.inode, false);
         // With its lock held, a manifest is written before it is synced (N2).
         self.system.operate_as(Turn::Syncing, |disk| disk.write(self.inode, bytes, offset))
     }
 
     fn punch(&self, offset: u64, length: u64) -> Result<()> {
+        self.system.hang(self.inode, false);
         self.system.operate(|disk| disk.clear(self.inode, offset, length, true))
     }
 
     fn zero_range(&self, offset: u64, length: u64) -> Result<()> {
+        self.system.hang(self.inode, false);
         self.system.operate(|disk| disk.clear(self.inode, offset, length, false))
     }
 
     fn sync(&self) -> Result<()> {
+        self.system.hang(self.inode, true);
         self.system.operate_as(Turn::Syncing, |disk| disk.sync(self.inode))
     }
 
@@ -200,14 +271,14 @@ struct Jobs {
 }
 
 impl Runner for Jobs {
-    fn run(&self, job: Job) {
+    fn run(&self, _: Lane, job: Job) {
         match self.system.upgrade().filter(|system| !system.gone.load(Ordering::Relaxed)) {
             Some(system) => system.scheduler.add_job(self.number, job),
             None => drop(job),
         }
     }
 
-    fn stop(&self) {
+    fn stop(&self, _: &dyn Fn(Lane) -> bool) {
         let Some(system) = self.system.upgrade() else { return };
         while !system.is_dead() && !system.scheduler.is_idle(self.number) {
             if !system.scheduler.run_job(self.number) && !system.turn() {

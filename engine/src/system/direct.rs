@@ -14,11 +14,11 @@
 use std::marker::PhantomData;
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::aio::{BEGUN_AT_ONCE, Event, read_of};
 use super::reaper::{Reaper, Reaping};
-use super::ring::Read;
+use super::ring::{LEFT_BEHIND_AFTER, Read};
 
 /// See the module's head. `T`: what a read is for.
 pub struct Direct<T> {
@@ -84,10 +84,14 @@ impl<T: Send + 'static> Direct<T> {
 }
 
 impl<T> Drop for Direct<T> {
-    /// Ends the keeper, after all reads.
+    /// Ends the keeper, after all reads; where these do not end it is left behind, with them.
     fn drop(&mut self) {
         let keeper = self.keeper.take().expect("dropped once");
+        let until = Instant::now() + LEFT_BEHIND_AFTER;
         while self.reaper.in_flight() > 0 && !keeper.is_finished() {
+            if Instant::now() > until {
+                return;
+            }
             std::thread::sleep(Duration::from_millis(1));
         }
         self.reaper.stop();

@@ -8,7 +8,7 @@
 
 use std::fs;
 use std::fs::OpenOptions;
-use std::io::{ErrorKind, IoSliceMut, Read};
+use std::io::{ErrorKind, IoSlice, IoSliceMut, Read};
 use std::num::NonZeroU64;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
@@ -18,7 +18,7 @@ use std::thread::JoinHandle;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{Advice, FallocateFlags, SeekFrom, fadvise, fallocate, fdatasync, seek};
-use rustix::io::{ReadWriteFlags, preadv2};
+use rustix::io::{ReadWriteFlags, preadv2, pwritev2};
 
 use super::mapped::Mapped;
 use super::mapping::Mapping;
@@ -34,12 +34,16 @@ pub struct Linux;
 /// tmpfs and ramfs, filesystems without a disk: nothing there has to be waited for, though they cannot say so.
 const IN_MEMORY: [u64; 2] = [0x0102_1994, 0x8584_58f6];
 
+/// XFS and btrfs: a buffered write there can be told not to wait. Others refuse that, or have to ask somebody first.
+const TELL_OF_WRITES: [u64; 2] = [0x5846_5342, 0x9123_683e];
+
 #[derive(Debug)]
 struct LinuxFile {
     file: Arc<fs::File>,
     /// The same, past the page cache.
     direct: Option<fs::File>,
     in_memory: bool,
+    tells_of_writes: bool,
     grows: bool,
 }
 
@@ -47,12 +51,9 @@ impl LinuxFile {
     fn new(file: fs::File) -> LinuxFile {
         let kind = rustix::fs::fstatfs(&file).map_or(0, |found| found.f_type as u64);
         let grows = file.metadata().map_or(true, |found| !found.file_type().is_block_device());
-        LinuxFile {
-            file: Arc::new(file),
-            direct: None,
-            in_memory: IN_MEMORY.contains(&kind),
-            grows,
-        }
+        let in_memory = IN_MEMORY.contains(&kind);
+        let tells_of_writes = in_memory || (grows && TELL_OF_WRITES.contains(&kind));
+        LinuxFile { file: Arc::new(file), direct: None, in_memory, tells_of_writes, grows }
     }
 
     /// The descriptor past the page cache, if that is how these bytes go.
@@ -122,6 +123,28 @@ impl File for LinuxFile {
             return Ok(());
         }
         Ok(self.file.read_exact_at(buffer, offset)?)
+    }
+
+    fn tells_of_writes(&self) -> bool {
+        self.tells_of_writes && self.direct.is_none()
+    }
+
+    fn write_cached(&self, bytes: &[u8], offset: u64) -> Result<Cached> {
+        if self.in_memory {
+            return self.write(bytes, offset).map(|()| Cached::Done);
+        }
+        match pwritev2(&self.file, &[IoSlice::new(bytes)], offset, ReadWriteFlags::NOWAIT) {
+            Ok(n) if n == bytes.len() => Ok(Cached::Done),
+            Ok(_) | Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {
+                Ok(Cached::WouldWait)
+            }
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::INVAL) => Ok(Cached::Unsupported),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    fn never_waits(&self) -> bool {
+        self.in_memory && self.direct.is_none()
     }
 
     fn write(&self, bytes: &[u8], offset: u64) -> Result<()> {

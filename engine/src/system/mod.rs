@@ -16,6 +16,7 @@ pub mod mapping;
 pub mod pool;
 pub mod reaper;
 pub mod ring;
+pub mod ticks;
 
 use std::fmt::Debug;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -53,6 +54,18 @@ pub trait File: Send + Sync + Debug {
     fn read_cached(&self, buffer: &mut [u8], offset: u64) -> Result<Cached>;
     /// Fills `buffer` from `offset`; EIO where the file ends before.
     fn read(&self, buffer: &mut [u8], offset: u64) -> Result<()>;
+    /// Whether [`File::write_cached`] is worth a try, and asking for the length waits for nobody.
+    fn tells_of_writes(&self) -> bool {
+        false
+    }
+    /// Stores `bytes` at `offset` if that needs no waiting; if it would, some of them may be stored.
+    fn write_cached(&self, _bytes: &[u8], _offset: u64) -> Result<Cached> {
+        Ok(Cached::Unsupported)
+    }
+    /// Whether no call on it ever waits for a disk, or for anybody.
+    fn never_waits(&self) -> bool {
+        false
+    }
     /// Stores `bytes` at `offset`.
     fn write(&self, bytes: &[u8], offset: u64) -> Result<()>;
     /// Makes the range read as zeroes and gives its space back; EOPNOTSUPP where that cannot be done.

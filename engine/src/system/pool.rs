@@ -1,31 +1,53 @@
-//! Pool: threads that do what would block a processor.
+//! Pool: threads that do what would block a processor, with a lane for each thing that can hang.
 //!
-//! How it works      One queue; a job is a closure that reports for itself (a processor gets an event). One thread starts
-//!                   with the pool, so that a job always has one; more start when a job finds none idle, up to a
-//!                   limit, and stay.
-//! Owner and locks   one lock over the queue, never held while a job runs.
+//! How it works      A job is a closure that reports for itself (a processor gets an event). It comes with its [`Lane`]: the
+//!                   device, say, that it waits for. Each lane has its own queue, and at most [`LANE_THREADS`] threads run its
+//!                   jobs at a time. Idle threads take the next job of whichever lane may run one. New threads start when a
+//!                   job finds none idle, up to a limit for the whole pool; beyond the limit each lane still gets
+//!                   one thread. So a device that hangs holds its own lane, and no other.
+//! Invariants        L1 a lane that has jobs and fewer threads than it may have is in `ready`, once;
+//!                   L2 if a lane is in `ready`, a thread is awake that will look there, or being started, or all threads that
+//!                      may be run jobs; and a lane without a thread always gets one.
+//! Owner and locks   one lock over the lanes, never held while a job runs.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::fmt::{self, Debug};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 
 use rustix::process::nice;
 
 use super::{Result, Urgency};
+use crate::units::DeviceId;
 
 /// What the threads of a [`Urgency::Background`] pool are nicer by: about a tenth of a core if others want it.
 const BACKGROUND_NICENESS: i32 = 10;
+/// Threads that run jobs of one lane at a time, at most.
+pub const LANE_THREADS: usize = 8;
 
 /// What a pool does.
 pub type Job = Box<dyn FnOnce() + Send>;
 
+/// What a job waits for. Jobs of one lane may hold each other up; jobs of two never do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Lane {
+    /// One device.
+    Device(DeviceId),
+    /// Several devices of one volume, by the number of its shares.
+    Share(u32),
+    /// Calls that look at a device, or change its file: they must not take the threads of its hosts' requests.
+    Look(DeviceId),
+    /// The files of a volume in the state directory, and what syncs its devices with them.
+    Files(u32),
+}
+
 /// Who runs the jobs of a pool.
 pub trait Runner: Send + Sync + Debug {
-    /// Runs the job, soon. Jobs that were given before [`Runner::stop`] all run.
-    fn run(&self, job: Job);
-    /// Runs what it was given, and ends. Idempotent.
-    fn stop(&self);
+    /// Runs the job, soon. Jobs that were given before [`Runner::stop`] all run, but see there.
+    fn run(&self, lane: Lane, job: Job);
+    /// Runs what it was given, and ends, but for the lanes of which `hangs` says so: what is queued there is dropped, and
+    /// threads that are at it are left alone. Idempotent.
+    fn stop(&self, hangs: &dyn Fn(Lane) -> bool);
 }
 
 /// See the module's head.
@@ -39,40 +61,102 @@ impl Pool {
     }
 
     /// Has a thread run the job, soon. Jobs that were given before [`Pool::stop`] all run.
-    pub fn run(&self, job: impl FnOnce() + Send + 'static) {
-        self.0.run(Box::new(job));
+    pub fn run(&self, lane: Lane, job: impl FnOnce() + Send + 'static) {
+        self.0.run(lane, Box::new(job));
     }
 
     /// Runs what is queued, and ends the threads. Idempotent.
     pub fn stop(&self) {
-        self.0.stop();
+        self.0.stop(&|_| false);
+    }
+
+    /// As [`Pool::stop`], but for lanes that hang: see [`Runner::stop`].
+    pub fn stop_but(&self, hangs: &dyn Fn(Lane) -> bool) {
+        self.0.stop(hangs);
     }
 }
 
 #[derive(Default)]
-struct State {
+struct Queued {
     jobs: VecDeque<Job>,
+    /// Threads that run jobs of it.
+    running: usize,
+    /// It is in `ready`.
+    ready: bool,
+}
+
+#[derive(Default)]
+struct State {
+    lanes: HashMap<Lane, Queued>,
+    /// Lanes that a thread may take a job of (L1).
+    ready: VecDeque<Lane>,
     idle: usize,
-    threads: Vec<JoinHandle<()>>,
+    /// Threads, idle ones included, and the next one's number.
+    threads: usize,
+    next: usize,
+    handles: Vec<(JoinHandle<()>, usize)>,
+    /// What each thread is at.
+    at: HashMap<usize, Lane>,
     stopping: bool,
+}
+
+impl State {
+    /// Puts a lane into `ready`, if it belongs there (L1).
+    fn make_ready(&mut self, lane: Lane) {
+        let Some(queued) = self.lanes.get_mut(&lane) else { return };
+        if !queued.ready && !queued.jobs.is_empty() && queued.running < LANE_THREADS {
+            queued.ready = true;
+            self.ready.push_back(lane);
+        }
+    }
+
+    /// The next job of a lane that may run one.
+    fn take(&mut self, thread: usize) -> Option<(Lane, Job)> {
+        let lane = self.ready.pop_front()?;
+        let queued = self.lanes.get_mut(&lane).expect("L1");
+        queued.ready = false;
+        queued.running += 1;
+        let job = queued.jobs.pop_front().expect("L1");
+        self.at.insert(thread, lane);
+        self.make_ready(lane);
+        Some((lane, job))
+    }
+
+    /// A thread is done with a job of this lane.
+    fn done(&mut self, thread: usize, lane: Lane) {
+        self.at.remove(&thread);
+        // `stop` forgets lanes.
+        if let Some(queued) = self.lanes.get_mut(&lane) {
+            queued.running -= 1;
+            if queued.running == 0 && queued.jobs.is_empty() {
+                self.lanes.remove(&lane);
+            }
+        }
+        self.make_ready(lane);
+    }
+
+    /// Whether one more thread is to be started: nobody idle will take what is ready, and there may be more, or a lane has
+    /// none (L2).
+    fn needs_thread(&self, threads_max: usize) -> bool {
+        let lacks = |lane: &Lane| self.lanes.get(lane).is_some_and(|queued| queued.running == 0);
+        self.idle < self.ready.len() && (self.threads < threads_max || self.ready.iter().any(lacks))
+    }
 }
 
 struct Shared {
     state: Mutex<State>,
     work: Condvar,
-}
-
-/// The runner of the real system.
-pub struct Threads {
-    shared: Arc<Shared>,
     name: String,
     threads_max: usize,
     urgency: Urgency,
 }
 
+/// The runner of the real system.
+pub struct Threads(Arc<Shared>);
+
 impl Debug for Threads {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Threads({}, at most {})", self.name, self.threads_max)
+        write!(f, "Threads({}, at most {})", self.0.name, self.0.threads_max)
     }
 }
 
@@ -80,65 +164,150 @@ impl Threads {
     /// Starts with one thread.
     pub fn start(name: &str, threads_max: usize, urgency: Urgency) -> Result<Arc<Threads>> {
         assert!(threads_max > 0, "a pool has a thread");
-        let shared = Arc::new(Shared { state: Mutex::default(), work: Condvar::new() });
-        let threads = Threads { shared, name: name.to_owned(), threads_max, urgency };
-        let first = threads.spawn(0)?;
-        threads.shared.state.lock().expect("jobs run outside the lock").threads.push(first);
-        Ok(Arc::new(threads))
+        let (state, work) = (Mutex::default(), Condvar::new());
+        let name = name.to_owned();
+        let shared = Arc::new(Shared { state, work, name, threads_max, urgency });
+        spawn(&shared, &mut shared.lock())?;
+        Ok(Arc::new(Threads(shared)))
     }
+}
 
-    fn spawn(&self, number: usize) -> std::io::Result<JoinHandle<()>> {
-        let number = if self.threads_max > 1 { format!("-{number}") } else { String::new() };
-        let name = format!("{}{number}", self.name).chars().take(15).collect();
-        let shared = Arc::clone(&self.shared);
-        let urgency = self.urgency;
-        std::thread::Builder::new().name(name).spawn(move || {
-            if urgency == Urgency::Background {
-                let _ = nice(BACKGROUND_NICENESS); // where that is refused, it is as urgent as the others
-            }
-            worker(&shared);
-        })
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("jobs run outside the lock")
     }
+}
+
+/// Starts one more thread.
+fn spawn(shared: &Arc<Shared>, state: &mut State) -> std::io::Result<()> {
+    let number = state.next;
+    let suffix = if shared.threads_max > 1 { format!("-{number}") } else { String::new() };
+    let name = format!("{}{suffix}", shared.name).chars().take(15).collect();
+    let ours = Arc::clone(shared);
+    let handle = std::thread::Builder::new().name(name).spawn(move || {
+        if ours.urgency == Urgency::Background {
+            let _ = nice(BACKGROUND_NICENESS); // where that is refused, it is as urgent as the others
+        }
+        worker(&ours, number);
+    })?;
+    state.handles.retain(|(handle, _)| !handle.is_finished());
+    state.handles.push((handle, number));
+    state.threads += 1;
+    state.next += 1;
+    Ok(())
 }
 
 impl Runner for Threads {
-    fn run(&self, job: Job) {
-        let mut state = self.shared.state.lock().expect("jobs run outside the lock");
-        state.jobs.push_back(job);
-        if state.idle < state.jobs.len() && state.threads.len() < self.threads_max {
+    fn run(&self, lane: Lane, job: Job) {
+        let mut state = self.0.lock();
+        state.lanes.entry(lane).or_default().jobs.push_back(job);
+        state.make_ready(lane);
+        if state.needs_thread(self.0.threads_max) {
             // Where no more can be started, those that there are will take the job.
-            let started = self.spawn(state.threads.len());
-            state.threads.extend(started);
+            let _ = spawn(&self.0, &mut state);
         }
         drop(state);
-        self.shared.work.notify_one();
+        self.0.work.notify_one();
     }
 
-    fn stop(&self) {
-        let mut state = self.shared.state.lock().expect("jobs run outside the lock");
+    fn stop(&self, hangs: &dyn Fn(Lane) -> bool) {
+        let mut state = self.0.lock();
         state.stopping = true;
-        let threads = std::mem::take(&mut state.threads);
+        let hanging: Vec<Lane> = state.lanes.keys().copied().filter(|lane| hangs(*lane)).collect();
+        let mut dropped = Vec::new();
+        for lane in &hanging {
+            dropped.extend(state.lanes.remove(lane).map(|queued| queued.jobs));
+            state.ready.retain(|other| other != lane);
+        }
+        let left = |number: &usize| state.at.get(number).is_some_and(|lane| hanging.contains(lane));
+        let stuck: Vec<usize> =
+            state.handles.iter().map(|(_, number)| *number).filter(left).collect();
+        let handles = std::mem::take(&mut state.handles);
         drop(state);
-        self.shared.work.notify_all();
-        for thread in threads {
-            let _ = thread.join();
+        drop(dropped);
+        self.0.work.notify_all();
+        for (handle, number) in handles {
+            if !stuck.contains(&number) {
+                let _ = handle.join();
+            }
         }
     }
 }
 
-fn worker(shared: &Shared) {
-    let mut state = shared.state.lock().expect("jobs run outside the lock");
+fn worker(shared: &Arc<Shared>, number: usize) {
+    let mut state = shared.lock();
     loop {
-        if let Some(job) = state.jobs.pop_front() {
+        if let Some((lane, job)) = state.take(number) {
+            if state.needs_thread(shared.threads_max) {
+                let _ = spawn(shared, &mut state);
+            }
             drop(state);
             job();
-            state = shared.state.lock().expect("jobs run outside the lock");
-        } else if state.stopping {
+            state = shared.lock();
+            state.done(number, lane);
+        } else if state.stopping || (state.threads > shared.threads_max && state.idle > 0) {
+            state.threads -= 1;
             return;
         } else {
             state.idle += 1;
             state = shared.work.wait(state).expect("jobs run outside the lock");
             state.idle -= 1;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+    use std::time::Duration;
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(20);
+
+    #[test]
+    fn lanes_that_hang_hold_no_other_lane_however_many_they_are() {
+        let threads = Threads::start("lanes", 4, Urgency::Prompt).unwrap();
+        let pool = Pool::new(threads);
+        let (hold, held) = (Arc::new(Mutex::new(())), Arc::new(Mutex::new(0)));
+        let holding = hold.lock().unwrap();
+        for number in 0..600 {
+            let (hold, held) = (Arc::clone(&hold), Arc::clone(&held));
+            pool.run(Lane::Device(number % 6), move || {
+                drop(hold.lock().unwrap());
+                *held.lock().unwrap() += 1;
+            });
+        }
+        let (sender, done) = channel();
+        for number in 0..100 {
+            let sender = sender.clone();
+            pool.run(Lane::Device(100 + number % 3), move || sender.send(number).unwrap());
+        }
+        assert!((0..100).all(|_| done.recv_timeout(LONG).is_ok()), "another lane was held");
+        assert_eq!(*held.lock().unwrap(), 0);
+        drop(holding);
+        pool.stop();
+        assert_eq!(*held.lock().unwrap(), 600, "a job was lost");
+    }
+
+    #[test]
+    fn a_stop_leaves_behind_what_hangs_and_nothing_else() {
+        let pool = Pool::new(Threads::start("stop", 2, Urgency::Prompt).unwrap());
+        let (hold, began) = (Arc::new(Mutex::new(())), channel());
+        let holding = hold.lock().unwrap();
+        let ours = Arc::clone(&hold);
+        pool.run(Lane::Device(1), move || {
+            began.0.send(()).unwrap();
+            drop(ours.lock().unwrap());
+        });
+        began.1.recv_timeout(LONG).unwrap();
+        let (sender, done) = channel();
+        (0..50).for_each(|number| {
+            let sender = sender.clone();
+            pool.run(Lane::Device(2), move || sender.send(number).unwrap());
+        });
+        pool.stop_but(&|lane| lane == Lane::Device(1));
+        assert_eq!(done.try_iter().count(), 50);
+        drop(holding);
     }
 }

@@ -17,15 +17,18 @@ use std::ptr::NonNull;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use io_uring::{IoUring, opcode, types};
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::File;
 
-/// Reads that the kernel has at a time; more wait.
-const DEPTH: u32 = 256;
+/// Reads that a ring has at a time; more are refused, as they would wait for those of another disk.
+const DEPTH: u32 = 512;
+
+/// Reads that have not ended so long after the end of whoever wants them are left to the kernel.
+pub const LEFT_BEHIND_AFTER: Duration = Duration::from_secs(2);
 
 /// What the completion of the eventfd's read is told by: no index of a read.
 const WAKE: u64 = u64::MAX;
@@ -47,6 +50,8 @@ unsafe impl Send for Read {}
 
 struct State<T> {
     reads: Vec<(Read, T)>,
+    /// Reads that were brought and have not been given back.
+    held: usize,
     asleep: bool,
     stopping: bool,
 }
@@ -82,7 +87,7 @@ impl<T: Send + 'static> Ring<T> {
     /// there is no io_uring to be had.
     pub fn start(name: &str, ended: impl Fn(Vec<(T, bool)>) + Send + 'static) -> Option<Ring<T>> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC).ok()?;
-        let state = State { reads: Vec::new(), asleep: false, stopping: false };
+        let state = State { reads: Vec::new(), held: 0, asleep: false, stopping: false };
         let shared = Arc::new(Shared { state: Mutex::new(state), wake });
         let (made, is_made) = channel();
         let ours = Arc::clone(&shared);
@@ -93,20 +98,34 @@ impl<T: Send + 'static> Ring<T> {
         is_made.recv().unwrap_or(false).then_some(ring)
     }
 
-    /// Reads all of these, soon.
+    /// Reads these, soon; returns those that it has no room for.
     ///
     /// # Safety
     /// What a read is for owns its buffer: until it is given back, the buffer stays and nobody else touches it.
-    pub unsafe fn read(&self, reads: Vec<(Read, T)>) {
-        self.shared.change(|state| state.reads.extend(reads));
+    pub unsafe fn read(&self, mut reads: Vec<(Read, T)>) -> Vec<(Read, T)> {
+        let mut refused = Vec::new();
+        self.shared.change(|state| {
+            let room = (DEPTH as usize).saturating_sub(state.held).min(reads.len());
+            refused = reads.split_off(room);
+            state.held += reads.len();
+            state.reads.extend(reads);
+        });
+        refused
     }
 }
 
 impl<T> Drop for Ring<T> {
-    /// Ends the thread, after all reads.
+    /// Ends the thread, after all reads; a thread whose reads do not end is left behind, with them.
     fn drop(&mut self) {
         self.shared.change(|state| state.stopping = true);
         let thread = self.thread.take().expect("dropped once");
+        let until = Instant::now() + LEFT_BEHIND_AFTER;
+        while self.shared.state.lock().is_ok_and(|state| state.held > 0) && !thread.is_finished() {
+            if Instant::now() > until {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
         // `ended` may be what lets go of the ring.
         if thread.thread().id() != std::thread::current().id() {
             let _ = thread.join(); // it has panicked: that was said where it happened
@@ -139,6 +158,7 @@ fn run<T>(shared: &Shared<T>, made: &Sender<bool>, ended: &dyn Fn(Vec<(T, bool)>
             reader.wait_for_wake(shared);
         }
         if !all.is_empty() {
+            shared.state.lock().expect("no holder panics").held -= all.len();
             ended(all);
         }
     }
@@ -148,7 +168,11 @@ fn run<T>(shared: &Shared<T>, made: &Sender<bool>, ended: &dyn Fn(Vec<(T, bool)>
 fn new_ring() -> Option<IoUring> {
     let mut builder = IoUring::builder();
     builder.setup_single_issuer().setup_defer_taskrun().setup_cqsize(4 * DEPTH);
-    builder.build(2 * DEPTH).or_else(|_| IoUring::new(2 * DEPTH)).ok()
+    let ring = builder.build(2 * DEPTH).or_else(|_| IoUring::new(2 * DEPTH)).ok()?;
+    // What cannot begin without waiting, a thread of the kernel's waits for: one device must not have all of these. An older
+    // kernel does not know that call.
+    let _ = ring.submitter().register_iowq_max_workers(&mut [DEPTH, 0]);
+    Some(ring)
 }
 
 /// What the thread has.
@@ -248,7 +272,12 @@ mod tests {
             (Read { file, offset, start, length: BLOCK as u32 }, Wanted { bytes, block })
         });
         // SAFETY: a `Wanted` owns its buffer, and nobody looks into it before it is given back.
-        unsafe { ring.read(reads.collect()) };
+        let mut refused = unsafe { ring.read(reads.collect()) };
+        while !refused.is_empty() {
+            std::thread::yield_now();
+            // SAFETY: as above.
+            refused = unsafe { ring.read(refused) };
+        }
     }
 
     fn checked(all: Vec<(Wanted, bool)>) -> usize {

@@ -4,14 +4,17 @@
 //!                   for them, until nobody does. A sync notes how far each journal has got, syncs every device that
 //!                   was written to, also those behind one that fails, then commits each journal up to what was noted.
 //!                   A connection that asks for nothing but a sync, while none is under way, not even a checkpoint's, runs it
-//!                   itself if the last one was short ([`SHORT_NS`]): handing it over would take longer. Where syncs are
-//!                   long, the thread that reads requests must not wait for them.
+//!                   itself if the last one was short ([`SHORT_NS`]) and no device ever waits: handing it over would take
+//!                   longer. The thread that reads requests must not wait for a disk.
 //! Invariants        F1 whoever waits is answered by a sync that began after it came; J3 and J6 of the change log:
 //!                   a mark covers only records that were appended before the devices' sync began, and a
 //!                   record is appended after its data was written.
 //!                   F2 whenever a device may have lost acknowledged writes (its D4), a sync that a host asked for
 //!                   fails, also if the device has been reopened or the process started again in between.
 //!                   F3 one sync for waiters at a time: who has set `running` runs them, until it hands over to a job.
+//! A sync that hangs   Who waits for longer than a request may last is answered with EIO at the next tick ([`Flusher::tick`]),
+//!                   and so is, at once, who comes while the sync under way is overdue. When it ends, everything is as before: what
+//!                   it has made durable is durable, and what it has lost is told then.
 //! Owner and locks   `here`, which whoever runs a sync outside of the pool holds, then `state`.
 //! Errors            a failed sync fails everyone that it was for, with the device's errno.
 
@@ -28,7 +31,8 @@ use crate::io::device::Device;
 use crate::processor::hunger::Hunger;
 use crate::processor::queue::{Control, Event, Queue};
 use crate::sync::{Mutex, MutexGuard};
-use crate::system::pool::Pool;
+use crate::system::pool::{Lane, Pool};
+use crate::system::ticks::{Tick, Ticks};
 use crate::system::{System, Urgency};
 use crate::volume::request::{Request, Sink};
 
@@ -120,6 +124,12 @@ impl Durable {
         let result = f();
         self.running.fetch_sub(1, Ordering::AcqRel);
         result
+    }
+
+    /// Whether no device ever has to be waited for.
+    fn never_waits(&self) -> bool {
+        let devices = self.devices.read().expect("no holder panics");
+        devices.iter().all(|watched| watched.device.never_waits())
     }
 
     /// Whether a sync would have to wait for another one.
@@ -218,9 +228,18 @@ impl Durable {
     }
 }
 
+/// Who waits, and since when.
+type Waiting = (Waiter, Tick);
+
 #[derive(Default)]
 struct State {
-    waiting: Vec<Waiter>,
+    waiting: Vec<Waiting>,
+    /// Those that the sync under way is for.
+    served: Vec<Waiting>,
+    /// When that began; 0: there is none.
+    began: Tick,
+    /// It has lasted for longer than a request may.
+    overdue: bool,
     /// A job is there that will take who waits.
     running: bool,
     stopping: bool,
@@ -230,6 +249,7 @@ struct Shared {
     state: Mutex<State>,
     durable: Arc<Durable>,
     clock: Clock,
+    ticks: Arc<Ticks>,
     /// What the last sync took, nanoseconds.
     took_ns: AtomicU64,
 }
@@ -249,18 +269,24 @@ pub struct Flusher {
 
 impl Flusher {
     /// Starts the thread.
-    pub fn start(system: &Arc<dyn System>, name: &str, durable: Arc<Durable>) -> Result<Flusher> {
+    pub fn start(
+        system: &Arc<dyn System>,
+        name: &str,
+        durable: Arc<Durable>,
+        ticks: &Arc<Ticks>,
+    ) -> Result<Arc<Flusher>> {
         let pool = system
             .pool(&format!("pv-flush-{name}"), 1, Urgency::Prompt)
             .map_err(|e| Error::io("a flush thread cannot be started", e))?;
         let system = Arc::clone(system);
-        Ok(Flusher::on(pool, durable, Box::new(move || system.monotonic_ns())))
+        let clock = Box::new(move || system.monotonic_ns());
+        Ok(Arc::new(Flusher::on(pool, durable, clock, ticks)))
     }
 
     /// A flusher whose syncs run on this pool, which is its own.
-    pub fn on(pool: Pool, durable: Arc<Durable>, clock: Clock) -> Flusher {
-        let took_ns = AtomicU64::new(u64::MAX);
-        let shared = Shared { state: Mutex::default(), durable, clock, took_ns };
+    pub fn on(pool: Pool, durable: Arc<Durable>, clock: Clock, ticks: &Arc<Ticks>) -> Flusher {
+        let (took_ns, ticks) = (AtomicU64::new(u64::MAX), Arc::clone(ticks));
+        let shared = Shared { state: Mutex::default(), durable, clock, ticks, took_ns };
         Flusher { shared: Arc::new(shared), pool, here: Mutex::default() }
     }
 
@@ -278,12 +304,16 @@ impl Flusher {
     /// Adds somebody who waits.
     pub fn push(&self, waiter: Waiter) {
         let mut state = self.shared.state.lock().expect("no holder panics");
-        if state.stopping {
+        let refused = match (state.stopping, state.overdue) {
+            (true, _) => Some(Errno::ESHUTDOWN),
+            (_, true) => Some(Errno::EIO),
+            _ => None,
+        };
+        if let Some(errno) = refused {
             drop(state);
-            answer(vec![waiter], Err(Errno::ESHUTDOWN), Err(Errno::ESHUTDOWN));
-            return;
+            return answer(vec![waiter], Err(errno), Err(errno));
         }
-        state.waiting.push(waiter);
+        state.waiting.push((waiter, self.shared.ticks.now()));
         if !std::mem::replace(&mut state.running, true) {
             self.run_on_pool(&state);
         }
@@ -292,7 +322,8 @@ impl Flusher {
     /// Like `push`, from a thread that has nothing else to do: it may wait for a short sync.
     pub fn push_and_wait(&self, waiter: Waiter) {
         let took_ns = self.shared.took_ns.load(Ordering::Relaxed);
-        let short = took_ns < SHORT_NS && !self.shared.durable.is_syncing();
+        let durable = &self.shared.durable;
+        let short = took_ns < SHORT_NS && !durable.is_syncing() && durable.never_waits();
         let Some(_here) = short.then(|| self.here.try_lock().ok()).flatten() else {
             return self.push(waiter);
         };
@@ -302,7 +333,7 @@ impl Flusher {
             return self.push(waiter);
         }
         drop(state);
-        self.shared.sync_for(vec![waiter]); // F3
+        self.shared.sync_for(vec![(waiter, self.shared.ticks.now())]); // F3
         let mut state = self.shared.state.lock().expect("no holder panics");
         if state.waiting.is_empty() {
             state.running = false;
@@ -317,12 +348,40 @@ impl Flusher {
     /// Has a job take who waits. Under the lock, so that `stop` finds the job on the pool or comes before the waiter.
     fn run_on_pool(&self, _: &MutexGuard<'_, State>) {
         let shared = Arc::clone(&self.shared);
-        self.pool.run(move || run(&shared));
+        self.pool.run(Lane::Share(0), move || run(&shared)); // the pool's only lane
     }
 
-    /// Answers who waits, and ends the thread. Idempotent.
+    /// Answers those who have waited for too long.
+    pub fn tick(&self) {
+        let ticks = &self.shared.ticks;
+        let mut state = self.shared.state.lock().expect("no holder panics");
+        state.overdue = state.running && state.began != 0 && ticks.is_over(state.began);
+        let State { waiting, served, overdue, .. } = &mut *state;
+        let mut late = Vec::new();
+        for list in [waiting, served] {
+            let is_late = |(_, since): &mut Waiting| *overdue || ticks.is_over(*since);
+            late.extend(list.extract_if(.., is_late).map(|(waiter, _)| waiter));
+        }
+        drop(state);
+        answer(late, Err(Errno::EIO), Err(Errno::EIO));
+    }
+
+    /// Whether the sync under way has lasted for longer than a request may.
+    pub fn is_overdue(&self) -> bool {
+        self.shared.state.lock().expect("no holder panics").overdue
+    }
+
+    /// Answers who waits, and ends the thread; one whose sync is overdue is left behind. Idempotent.
     pub fn stop(&self) {
-        self.shared.state.lock().expect("no holder panics").stopping = true;
+        let mut state = self.shared.state.lock().expect("no holder panics");
+        state.stopping = true;
+        if state.overdue {
+            let waiting = std::mem::take(&mut state.waiting);
+            drop(state);
+            let waiting = waiting.into_iter().map(|(waiter, _)| waiter).collect();
+            return answer(waiting, Err(Errno::ESHUTDOWN), Err(Errno::ESHUTDOWN));
+        }
+        drop(state);
         drop(self.here.lock());
         self.pool.stop();
     }
@@ -335,10 +394,19 @@ impl Drop for Flusher {
 }
 
 impl Shared {
-    fn sync_for(&self, waiting: Vec<Waiter>) {
+    fn sync_for(&self, waiting: Vec<Waiting>) {
+        let mut state = self.state.lock().expect("no holder panics");
+        state.served = waiting;
+        state.began = self.ticks.now();
+        drop(state);
         let began = (self.clock)();
         let result = self.durable.sync(); // F1
         self.took_ns.store((self.clock)().saturating_sub(began), Ordering::Relaxed);
+        let mut state = self.state.lock().expect("no holder panics");
+        let waiting = std::mem::take(&mut state.served);
+        (state.began, state.overdue) = (0, false);
+        drop(state);
+        let waiting: Vec<Waiter> = waiting.into_iter().map(|(waiter, _)| waiter).collect();
         let hosts = waiting.iter().any(|waiter| matches!(waiter, Waiter::Request(_)));
         let told = if hosts { self.durable.tell_losses() } else { Ok(()) };
         answer(waiting, result, result.and(told));

@@ -208,6 +208,7 @@ impl View {
                 at: from - request.offset,
                 tried: 0,
                 cold: false,
+                since: 0,
             };
             outbox[volume.share_of[partition.processor as usize]].push(Event::Part(part));
             parts += 1;

@@ -10,7 +10,8 @@ use polyvol_engine::system::mapping::Mapping;
 use polyvol_engine::system::pool::Pool;
 use polyvol_engine::system::{Cached, Driven, Driving, File, Result, System, Urgency};
 
-/// What fails: the end of a file's name, and the call; a `rename` waits instead, as long as its rule is there.
+/// What fails: the end of a file's name, and the call; a `rename` waits instead, as long as its rule is there, and so does
+/// every call on a file that is to `hang`.
 pub type Rules = Arc<Mutex<BTreeSet<(&'static str, &'static str)>>>;
 
 /// See the module's head.
@@ -42,6 +43,15 @@ struct FaultyFile {
 impl FaultyFile {
     fn may(&self, call: &str) -> Result<()> {
         let rules = self.rules.lock().unwrap();
+        let hangs = |(name, call): &(&str, &str)| {
+            *call == "hang" && self.path.to_string_lossy().ends_with(name)
+        };
+        let mut rules = rules;
+        while rules.iter().any(hangs) {
+            drop(rules);
+            std::thread::sleep(std::time::Duration::from_millis(1));
+            rules = self.rules.lock().unwrap();
+        }
         let hit = |(name, forbidden): &(&str, &str)| {
             *forbidden == call && self.path.to_string_lossy().ends_with(name)
         };
@@ -51,6 +61,12 @@ impl FaultyFile {
 
 impl File for FaultyFile {
     fn read_cached(&self, buffer: &mut [u8], offset: u64) -> Result<Cached> {
+        let hangs = |(name, call): &(&str, &str)| {
+            *call == "hang" && self.path.to_string_lossy().ends_with(name)
+        };
+        if self.rules.lock().unwrap().iter().any(hangs) {
+            return Ok(Cached::WouldWait);
+        }
         self.may("read")?;
         self.file.read_cached(buffer, offset)
     }
@@ -78,6 +94,7 @@ impl File for FaultyFile {
         self.file.sync()
     }
     fn will_need(&self, offset: u64, length: u64) {
+        let _ = self.may("cache");
         self.file.will_need(offset, length);
     }
     fn allocation(&self, offset: u64, limit: u64) -> Result<(u64, bool)> {
@@ -85,6 +102,7 @@ impl File for FaultyFile {
         self.file.allocation(offset, limit)
     }
     fn length(&self) -> Result<u64> {
+        self.may("length")?;
         self.file.length()
     }
     fn map(&self, length: usize) -> Result<Mapping> {

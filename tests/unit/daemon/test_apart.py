@@ -11,6 +11,7 @@ import pytest
 
 from polyvol.daemon import device_files, devices, scrub, stopped, watch
 from polyvol.daemon.apart import DEFECT, apart
+from polyvol.daemon.config import Config
 from polyvol.daemon.requests import ScrubSettings
 from polyvol.daemon.service import Service
 from polyvol.daemon.signals import ENDING, RELOADING
@@ -292,10 +293,10 @@ def test_a_reload_that_fails_unexpectedly_ends_nothing(two: Daemon, monkeypatch:
     signals = iter([int(RELOADING), int(RELOADING), *map(int, ENDING)])
     monkeypatch.setattr(watch, "next_signal", lambda _: next(signals))
     monkeypatch.setattr(Service, "reload", failing(Service.reload, lambda *_: True))
-    watch.watch(two.service, lambda: None)
+    watch.watch(two.service, lambda: Config(two.state_dir))
     monkeypatch.setattr(Service, "summary", failing(Service.summary, lambda *_: True))
     signals = iter([0, *map(int, ENDING)])
-    watch.watch(two.service, lambda: None)
+    watch.watch(two.service, lambda: Config(two.state_dir))
 
 
 def test_a_device_that_a_reload_cannot_look_at_keeps_no_other_away(

@@ -52,6 +52,20 @@ def test_a_fault_is_told_in_words() -> None:
     )
 
 
+def test_a_device_that_does_not_answer_is_hung_and_nothing_is_placed_on_it(degraded: Daemon) -> None:
+    degraded.world.faults.clear()
+    degraded.world.silent[2] = 7.3
+    shown = json.loads(degraded.ok("device", "show", "b", "--json"))
+    assert (shown["state"], shown["reason"]) == (
+        "hung",
+        "it has not answered for 7 s; requests end with EIO after 60 s",
+    )
+    assert "device b is hung" in degraded.ok("volume", "show", "v")
+    assert "has not answered" in degraded.refused("volume", "create", "w", "--size", "1M", "--device", "b")
+    degraded.world.silent.clear()
+    assert json.loads(degraded.ok("device", "show", "b", "--json"))["state"] == "ok"
+
+
 def test_a_device_that_was_short_waits_for_a_retry(degraded: Daemon, tmp_path: Path) -> None:
     degraded.world.faults[2] = {**fault(), "short": (4096, 8 << 20)}
     said = "it was found 4096 bytes long and must have 8388608: what lay beyond is lost"

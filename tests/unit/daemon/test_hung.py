@@ -15,6 +15,7 @@ import pytest
 
 from polyvol.daemon import device_files, devices, scrub, service, udev, watch
 from polyvol.daemon.cli.client import ApiError, Client
+from polyvol.daemon.config import Config
 from polyvol.daemon.errors import StopUnfinished
 from polyvol.daemon.locks import WAITING_MAX
 from polyvol.daemon.requests import ScrubSettings
@@ -293,7 +294,9 @@ def test_a_reload_that_hangs_leaves_the_watch_to_its_pings(
         return signal.SIGTERM if len(pings) > 1 and pings[-1] > pings[0] + 3 else None
 
     monkeypatch.setattr(watch, "next_signal", next_signal)
-    assert ended(lambda: watch.watch(pair.service, lambda: None), SOON_S, "watch"), "it waits for the reload"
+    assert ended(lambda: watch.watch(pair.service, lambda: Config(pair.state_dir)), SOON_S, "watch"), (
+        "it waits for the reload"
+    )
     assert "READY=1" not in said
     event.set()
     wait_until(lambda: "READY=1" in said, "the end of the reload", 10)

@@ -38,6 +38,7 @@ def test_options_win_over_the_file_and_the_file_over_the_environment(
     config = load_config(file, {"processors": 5, "frontend": None})
     assert (config.state_dir, config.processors, config.nbd_listen) == (Path("/file"), 5, "[::1]:10809")
     assert load_config(file, {"state-dir": "/option"}).state_dir == Path("/option")
+    assert (config.io_timeout_s, load_config(file, {"io-timeout": 5}).io_timeout_s) == (60, 5)
     monkeypatch.delenv("POLYVOL_STATE")
     assert load_config(None, {}).state_dir == Path("/var/lib/polyvol")
 
@@ -52,6 +53,8 @@ def test_options_win_over_the_file_and_the_file_over_the_environment(
         ("processors = 0", "can be 1 to 256"),
         ('frontend = "qemu"', "native or nbdkit"),
         ('nbd-listen = "x"', "is not HOST:PORT"),
+        ("io-timeout = -1", "or 0 for no limit"),
+        ("io-timeout = 86401", "can be 1 to 86400"),
         ("= 5", "is not TOML"),
         ('state-dir = ""', "state-dir is '', which is no path"),
         ('nbd-socket = ""', "nbd-socket is '', which is no path"),

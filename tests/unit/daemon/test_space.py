@@ -233,6 +233,15 @@ def test_a_file_that_was_being_made_for_a_log_is_removed_at_the_next_start(volum
     assert json.loads(volume.ok("volume", "show", "v", "--json"))["state"] == "serving"
 
 
+def test_devices_that_do_not_answer_and_do_again_are_told(volume: Daemon) -> None:
+    volume.world.silent[1] = 5.0
+    engine(volume).events.put({"kind": "device-silent", "device": 1})
+    wait_until(lambda: any("has not answered for 5 s" in text for text in events(volume)), "an event", 10)
+    volume.world.silent.clear()
+    engine(volume).events.put({"kind": "device-answers", "device": 1})
+    wait_until(lambda: any("answers again" in text for text in events(volume)), "an event", 10)
+
+
 def test_a_stop_ends_the_watch_at_once(volume: Daemon) -> None:
     volume.service.stop()
     assert volume.world.names()[-1] == "stop"

@@ -17,6 +17,7 @@ import pytest
 
 from polyvol.daemon import sockets, watch
 from polyvol.daemon.cli.client import Client
+from polyvol.daemon.config import Config
 from polyvol.daemon.errors import SocketUnusable
 from polyvol.daemon.notify import log_to_journal, watchdog_interval_s
 from tests.support.proc import check, run
@@ -173,7 +174,7 @@ def test_no_ping_is_sent_while_the_loop_does_not_come_round(
         return signal.SIGTERM if len(probes) == 2 else None
 
     monkeypatch.setattr(watch, "next_signal", next_signal)
-    watch.watch(daemon.service, lambda: None)
+    watch.watch(daemon.service, lambda: Config(daemon.state_dir))
     assert probes == [True, False]
 
 

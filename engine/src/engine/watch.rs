@@ -1,0 +1,259 @@
+//! Watch: the thread that lets time-outs go by, so that nobody has to look at a clock for each request; and how control calls
+//! wait for a device: not for ever.
+//!
+//! How it works      At each tick it has those processors look that have something to look at
+//!                   ([`Share::tick`](crate::processor::share::Share::tick)), then every flusher
+//!                   ([`Flusher::tick`](crate::volume::flusher::Flusher::tick)), then every device
+//!                   ([`crate::io::silence`]); Python hears of a device that does not answer, and when it does again.
+//!                   It waits for nobody. A control call that touches a device has a thread of the pool do so, and waits for
+//!                   that no longer than a request would.
+//! Owner and locks   the engine's, each for a look-up.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crate::engine::Engine;
+use crate::engine::events::{Event as Told, Events};
+use crate::error::{Errno, Error, ErrorKind, Result};
+use crate::io::device::Device;
+use crate::io::fault::Fault;
+use crate::io::silence::Turned;
+use crate::processor::queue::{Control, Event};
+use crate::system::pool::{Lane, Pool};
+use crate::system::ticks::{TICK, Ticks};
+use crate::system::wait;
+use crate::units::DeviceId;
+use crate::volume::Volume;
+
+/// Who asks how a device is waits so long for its answer.
+const LOOK: Duration = Duration::from_secs(1);
+/// An engine that is being stopped waits for a device no longer than this.
+const STOPPING: Duration = Duration::from_secs(5);
+
+/// The thread; it ends when this is dropped.
+pub(super) struct Watch {
+    end: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What it looks at.
+#[derive(Clone)]
+pub(super) struct Watched {
+    pub(super) ticks: Arc<Ticks>,
+    pub(super) processors: super::Processors,
+    pub(super) volumes: super::Volumes,
+    pub(super) devices: super::Devices,
+    pub(super) events: Arc<Events>,
+}
+
+impl Watch {
+    pub(super) fn start(watched: Watched) -> std::io::Result<Watch> {
+        let (end, ended) = channel();
+        let run = move || {
+            while ended.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
+                watched.tick();
+            }
+        };
+        let thread = std::thread::Builder::new().name("pv-watch".to_owned()).spawn(run)?;
+        Ok(Watch { end: Some(end), thread: Some(thread) })
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.end = None;
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+impl Watched {
+    /// One tick goes by.
+    pub(super) fn tick(&self) {
+        self.ticks.advance();
+        for handle in self.processors.lock().expect("no holder panics").iter() {
+            if handle.stats.watches.load(Ordering::Relaxed) {
+                handle.core.queue.push(Event::Control(Box::new(Control::Tick)));
+            }
+        }
+        let volumes: Vec<Arc<Volume>> =
+            self.volumes.lock().expect("no holder panics").values().cloned().collect();
+        volumes.iter().for_each(|volume| volume.flusher.tick());
+        for (id, device) in self.devices.lock().expect("no holder panics").iter() {
+            let told = match device.look_at_silence(&self.ticks) {
+                Some(Turned::Silent) => Told::DeviceSilent(*id),
+                Some(Turned::Answering) => Told::DeviceAnswers(*id),
+                None => continue,
+            };
+            self.events.push(told);
+        }
+    }
+}
+
+/// How a device is.
+pub struct DeviceState {
+    /// The device.
+    pub device: Arc<Device>,
+    /// Why it is faulty, as far as is known, if it is.
+    pub fault: Option<Fault>,
+    /// For how long it has not answered, if it does not.
+    pub silent: Option<Duration>,
+}
+
+impl Volume {
+    /// The devices that it is on.
+    pub fn devices(&self) -> Vec<Arc<Device>> {
+        let logs = self.space.logs();
+        let all = self.geometry.devices().chain(logs.iter().flat_map(|log| log.devices()));
+        let mut found: Vec<Arc<Device>> = Vec::new();
+        for device in all {
+            if !found.iter().any(|other| other.id == device.id) {
+                found.push(Arc::clone(device));
+            }
+        }
+        found
+    }
+
+    /// Whether what it waits for may never end: a device of it does not answer, or has a write that was given up, or its sync is
+    /// overdue.
+    pub fn hangs(&self) -> bool {
+        let hangs = |device: &Arc<Device>| device.silence.is_silent() || device.silence.stuck() > 0;
+        self.flusher.is_overdue() || self.devices().iter().any(hangs)
+    }
+}
+
+impl Engine {
+    /// What lets one tick go by, where no thread does.
+    #[cfg(feature = "simulator")]
+    pub fn ticker(&self) -> Arc<dyn Fn() + Send + Sync> {
+        let watched = self.watched();
+        Arc::new(move || watched.tick())
+    }
+
+    /// How long a request may wait for a device; zero: for ever.
+    pub fn set_io_timeout(&self, timeout: Duration) {
+        self.ticks.set_timeout(timeout);
+    }
+
+    /// Nobody waits for a device for long any more: the engine is about to be stopped.
+    pub fn hurry(&self) {
+        let timeout = self.ticks.timeout().map_or(STOPPING, |timeout| timeout.min(STOPPING));
+        self.ticks.set_timeout(timeout);
+    }
+
+    /// Why a device is faulty, if it is: what is known, if it does not say so soon.
+    pub fn device_fault(&self, id: DeviceId) -> Result<Option<Fault>> {
+        let device = self.device(id)?;
+        Ok(self.look_at(&[device]).remove(0).fault)
+    }
+
+    /// How all devices are.
+    pub fn device_states(&self) -> Vec<DeviceState> {
+        let devices: Vec<_> =
+            self.devices.lock().expect("no holder panics").values().cloned().collect();
+        self.look_at(&devices)
+    }
+
+    /// Asks devices how they are, all at once, and waits for a moment. Whoever is asked already is not asked again.
+    fn look_at(&self, devices: &[Arc<Device>]) -> Vec<DeviceState> {
+        let (sender, receiver) = channel();
+        for device in devices {
+            if device.never_waits() || !self.system.threaded() {
+                device.fault();
+            } else if device.silence.begin_look(self.ticks.now()) {
+                let (asked, sender) = (Arc::clone(device), sender.clone());
+                self.pool.run(Lane::Look(device.id), move || {
+                    asked.fault();
+                    asked.silence.end_look();
+                    drop(sender);
+                });
+            }
+        }
+        drop(sender);
+        let _: std::result::Result<(), _> = receiver.recv_timeout(LOOK);
+        let state = |device: &Arc<Device>| DeviceState {
+            device: Arc::clone(device),
+            fault: device.known_fault(),
+            silent: device.silence.since().map(|since| self.ticks.lasted(since)),
+        };
+        devices.iter().map(state).collect()
+    }
+
+    /// Waits for volumes that hang, as it is about to be stopped, though not for long.
+    pub(super) fn wait_for_answers(&self) {
+        let hangs = || {
+            let volumes = self.volumes.lock().expect("no holder panics");
+            volumes.values().any(|volume| volume.hangs())
+        };
+        let mut left = if self.system.threaded() { STOPPING } else { Duration::ZERO };
+        while !left.is_zero() && hangs() {
+            std::thread::sleep(TICK);
+            left = left.saturating_sub(TICK);
+        }
+    }
+
+    /// Has a thread of `pool` do something with a device, or several, and waits for that as long as a request would; `f` is told
+    /// whether somebody still waits. `None`: it has not ended.
+    pub(super) fn bounded<T: Send + 'static>(
+        &self,
+        pool: &Pool,
+        lane: Lane,
+        device: Option<&Device>,
+        f: impl FnOnce(&dyn Fn() -> bool) -> T + Send + 'static,
+    ) -> Option<T> {
+        let (sender, receiver) = channel();
+        let (wanted, began) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicU32::new(0)));
+        let (theirs, ticks, begins) =
+            (Arc::clone(&wanted), Arc::clone(&self.ticks), Arc::clone(&began));
+        pool.run(lane, move || {
+            begins.store(ticks.now(), Ordering::Relaxed);
+            let is_wanted = || theirs.load(Ordering::Acquire);
+            if is_wanted() {
+                let _ = sender.send(f(&is_wanted)); // whoever asked may have gone
+            }
+        });
+        if !self.system.threaded() {
+            return wait(&*self.system, &receiver).ok();
+        }
+        let since = self.ticks.now();
+        loop {
+            match receiver.recv_timeout(TICK) {
+                Ok(found) => return Some(found),
+                Err(RecvTimeoutError::Disconnected) => return None,
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            let began = began.load(Ordering::Relaxed);
+            if let Some(device) = device.filter(|_| began != 0 && self.ticks.is_silent(began)) {
+                device.silence.report(began, self.ticks.now());
+            }
+            if self.ticks.is_over(since) {
+                wanted.store(false, Ordering::Release);
+                return None;
+            }
+        }
+    }
+
+    /// Refuses what would wait for a volume's devices, or place something new on one, while it hangs.
+    pub(super) fn refuse_hung(&self, volume: &Volume, what: &str) -> Result<()> {
+        if volume.hangs() {
+            return Err(hangs(&volume.name, what));
+        }
+        Ok(())
+    }
+
+    /// Refuses to place something on a device that has a write that was given up: it may be another volume's, and land later.
+    pub(super) fn refuse_stuck(&self, devices: &[Arc<Device>]) -> Result<()> {
+        let Some(device) = devices.iter().find(|device| device.silence.stuck() > 0) else {
+            return Ok(());
+        };
+        let what = format!("device {} has not ended writes that were given up", device.id);
+        Err(Error::new(ErrorKind::Busy, what))
+    }
+}
+
+/// What is said of a volume that hangs.
+pub(super) fn hangs(volume: &str, what: &str) -> Error {
+    Error::io(format!("volume {volume} {what}: a device of it does not answer"), Errno::EIO)
+}

@@ -1,0 +1,69 @@
+//! Leaving: shares that are to be let go, or to go back to a snapshot, as soon as nothing of them is under way; not for ever, as
+//! what is under way may never end.
+
+use std::sync::mpsc::Sender;
+
+use crate::error::Errno;
+use crate::processor::queue::Event;
+use crate::processor::run::Processor;
+use crate::processor::share::Share;
+
+impl Processor {
+    /// Has shares go back to a snapshot that are idle.
+    pub(super) fn roll_back(&mut self) {
+        for (number, rollback, since, answer) in std::mem::take(&mut self.rolling_back) {
+            let idle = self.with_share(number, |share, _| share.idle());
+            if idle == Some(false) && self.ticks.is_over(since) {
+                let _ = answer.send(Err(Errno::EIO)); // the caller may have gone
+                continue;
+            }
+            if idle == Some(false) {
+                self.rolling_back.push((number, rollback, since, answer));
+                continue;
+            }
+            let done = self.with_share(number, |share, _| share.roll_back(rollback));
+            let _ = answer.send(done.unwrap_or(Err(Errno::ESHUTDOWN))); // the caller may have gone
+        }
+    }
+
+    /// Gives back the shares that leave and are idle.
+    pub(super) fn let_go(&mut self) {
+        let Processor { shares, leaving, .. } = self;
+        let before = leaving.len();
+        leaving.retain(|(number, _, answer)| {
+            let idle = shares[*number as usize].take_if(|share| share.idle());
+            // Whoever asked may have gone: then the share ends here.
+            let Some(share) = idle else { return true };
+            let _ = answer.as_ref().map(|answer| answer.send(share));
+            false
+        });
+        if leaving.len() != before {
+            self.count_partitions();
+        }
+    }
+
+    /// Ends what has lasted for too long.
+    pub(super) fn tick(&mut self) {
+        let (shares, mut context) = self.split();
+        for share in shares.iter_mut().flatten() {
+            share.tick(&mut context);
+        }
+        let ticks = &self.ticks;
+        // Whoever waits is told that it is not let go, by the loss of its answer; it goes when it can.
+        for (_, since, answer) in &mut self.leaving {
+            if answer.is_some() && ticks.is_over(*since) {
+                *answer = None;
+            }
+        }
+    }
+
+    /// Has a share leave, and refuses its parts: another one may have its number soon (U2).
+    pub(super) fn remove(&mut self, number: u32, answer: Sender<Box<Share>>) {
+        if self.with_share(number, |share, context| share.refuse_parts(context)).is_some() {
+            self.leaving.push((number, self.ticks.now(), Some(answer)));
+        }
+        for part in self.later.take_if(|part| part.share == number) {
+            self.apply(Event::Part(part));
+        }
+    }
+}

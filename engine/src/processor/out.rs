@@ -1,0 +1,449 @@
+//! Out: what a share has handed over to threads that may wait: what that keeps from starting, and for how long requests wait.
+//!
+//! How it works      A job goes out in an [`Errand`]. Whoever takes it from there does it, and brings it back as [`Done`].
+//!                   At each tick the share looks at what is out. What has been there for longer than a request may last,
+//!                   and was not taken yet, the share takes back itself: it will never be done, and its request
+//!                   ends with EIO. What was taken, the kernel may have: its request ends with EIO too, it was *given up*, but
+//!                   its blocks and slots stay reserved until it comes back.
+//! Invariants        U1 an errand is taken once: what the share took back is never begun;
+//!                   U2 a given-up write keeps its blocks and slots until it has ended, well or not: nothing of it lands over
+//!                      what is written later, or in a place that is another's. What it has written to slots is dropped;
+//!                   U3 while one is out, no snapshot of its epoch is complete ([`Share::settle`] fails), no sync of its
+//!                      devices succeeds (S1), and its volume is not let go;
+//!                   U4 a part's request hears of it once: by who gives it up, or by who finishes it.
+//! Owner and locks   the share's processor; an errand has a lock, for the moment of taking.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+
+use crate::deliberate::{Bug, bug};
+use crate::error::Errno;
+use crate::io::device::Device;
+use crate::processor::behind::Kind;
+use crate::processor::cold::Cold;
+use crate::processor::io_job::{Done, Job, NewPlace, Old, Step, Target};
+use crate::processor::queue::Part;
+use crate::processor::share::{Context, Share, blocks_of, count};
+use crate::system::pool::Lane;
+use crate::system::ticks::{Tick, Ticks};
+use crate::units::{BLOCK_SIZE, Epoch};
+use crate::volume::geometry::Partition;
+use crate::volume::request::{Request, Verb};
+
+/// A job, and the part that it is of, unless it is work of the share's own.
+pub(super) type Content = (Option<Part>, Job);
+
+/// A job that waits to be taken.
+pub(super) struct Errand {
+    content: Mutex<Option<Box<Content>>>,
+    /// When it was taken; 0: it was not.
+    taken: AtomicU32,
+    reads: bool,
+}
+
+impl Errand {
+    /// Of this job.
+    pub(super) fn new(content: Content) -> Arc<Errand> {
+        let reads = content.0.as_ref().is_some_and(|part| part.request.verb == Verb::Read);
+        let content = Mutex::new(Some(Box::new(content)));
+        Arc::new(Errand { content, taken: AtomicU32::new(0), reads })
+    }
+
+    /// Whether it only reads.
+    pub(super) fn is_read(&self) -> bool {
+        self.reads
+    }
+
+    /// Takes it, to do it; `None`: it was taken back (U1).
+    pub(super) fn take(&self, ticks: &Ticks) -> Option<Content> {
+        let content = self.content.lock().expect("no holder panics").take()?;
+        self.taken.store(ticks.now(), Ordering::Relaxed);
+        Some(*content)
+    }
+
+    /// Puts it back, to be done another way.
+    pub(super) fn put_back(&self, content: Content) {
+        *self.content.lock().expect("no holder panics") = Some(Box::new(content));
+        self.taken.store(0, Ordering::Relaxed);
+    }
+
+    fn take_back(&self) -> Option<Content> {
+        self.content.lock().expect("no holder panics").take().map(|content| *content)
+    }
+}
+
+/// The devices that a job waits for.
+#[derive(Default)]
+pub(super) enum Devices {
+    #[default]
+    None,
+    One(Arc<Device>),
+    Several(Vec<Arc<Device>>),
+}
+
+impl Devices {
+    pub(super) fn add(&mut self, device: &Arc<Device>) {
+        match self {
+            Devices::None => *self = Devices::One(Arc::clone(device)),
+            Devices::One(one) if one.id == device.id => {}
+            Devices::One(one) => {
+                *self = Devices::Several(vec![Arc::clone(one), Arc::clone(device)]);
+            }
+            Devices::Several(all) if all.iter().any(|other| other.id == device.id) => {}
+            Devices::Several(all) => all.push(Arc::clone(device)),
+        }
+    }
+
+    pub(super) fn add_all(&mut self, others: Devices) {
+        match self {
+            Devices::None => *self = others,
+            _ => others.as_slice().iter().for_each(|device| self.add(device)),
+        }
+    }
+
+    fn as_slice(&self) -> &[Arc<Device>] {
+        match self {
+            Devices::None => &[],
+            Devices::One(one) => std::slice::from_ref(one),
+            Devices::Several(all) => all,
+        }
+    }
+
+    /// Where a job of theirs waits.
+    fn lane(&self, share: u32) -> Lane {
+        match self.as_slice() {
+            [one] => Lane::Device(one.id),
+            _ => Lane::Share(share),
+        }
+    }
+}
+
+/// The blocks of a job.
+#[derive(Clone, Copy)]
+pub(super) struct Span {
+    pub(super) local: u32,
+    pub(super) first: u32,
+    pub(super) last: u32,
+    pub(super) write: bool,
+}
+
+/// A job that is out.
+pub(super) struct Out {
+    pub(super) id: u64,
+    pub(super) span: Span,
+    pub(super) epoch: Epoch,
+    /// When its part came.
+    since: Tick,
+    errand: Arc<Errand>,
+    /// Whom to answer; `None`: nobody, or it was given up.
+    request: Option<Arc<Request>>,
+    devices: Devices,
+    /// The kernel has had it for longer than a request may last.
+    pub(super) given_up: bool,
+    /// What it counts as of what is [behind](super::behind); `None`: no longer, as its device is silent.
+    counts: Option<Kind>,
+}
+
+impl Out {
+    /// It is given up: what it may change is in doubt until it ends (S1).
+    fn give_up(&mut self) -> Option<Arc<Request>> {
+        self.given_up = true;
+        if self.span.write {
+            self.devices.as_slice().iter().for_each(|device| device.silence.begin_stuck());
+        }
+        self.request.take()
+    }
+
+    fn ended(&self) {
+        if self.given_up && self.span.write {
+            self.devices.as_slice().iter().for_each(|device| device.silence.end_stuck());
+        }
+    }
+
+    fn is_silent(&self) -> bool {
+        self.devices.as_slice().iter().any(|device| device.silence.is_silent())
+    }
+
+    /// Has its devices know, if they have been at it for long.
+    fn report(&self, ticks: &Ticks) {
+        let taken = self.errand.taken.load(Ordering::Relaxed);
+        if taken != 0 && ticks.is_silent(taken) {
+            let report = |device: &Arc<Device>| device.silence.report(taken, ticks.now());
+            self.devices.as_slice().iter().for_each(report);
+        }
+    }
+}
+
+/// All that is out: of the live volume, whose blocks are reserved (I1), and of readers of snapshots.
+#[derive(Default)]
+pub(super) struct AllOut {
+    pub(super) reserved: Vec<Out>,
+    readers: HashMap<u64, Out>,
+    next_id: u64,
+}
+
+impl AllOut {
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.reserved.len() + self.readers.len()
+    }
+
+    /// Whether a write of this epoch or an older one is out; and whether one was given up.
+    pub(super) fn writes_until(&self, epoch: Epoch) -> (bool, bool) {
+        let mut found = (false, false);
+        for out in self.reserved.iter().filter(|out| out.span.write && out.epoch <= epoch) {
+            found = (true, found.1 || out.given_up);
+        }
+        found
+    }
+
+    fn remove(&mut self, id: u64) -> Out {
+        let at = self.reserved.iter().position(|out| out.id == id);
+        let found = at.map(|at| self.reserved.swap_remove(at));
+        found.or_else(|| self.readers.remove(&id)).expect("what comes back was out")
+    }
+
+    fn all(&mut self) -> impl Iterator<Item = &mut Out> {
+        self.reserved.iter_mut().chain(self.readers.values_mut())
+    }
+}
+
+impl Job {
+    /// The devices that its steps wait for.
+    pub(super) fn devices(&self) -> Devices {
+        let own = &self.geometry.partitions[self.partition as usize];
+        let mut found = Devices::default();
+        let mut base = |partition: &Partition, offset: u64, length: u64| {
+            let told = partition.pieces(offset, length, |device, _, _, _| {
+                found.add(device);
+                Ok::<(), Errno>(())
+            });
+            assert!(told.is_ok(), "nothing was read");
+        };
+        let mut slots = Devices::default();
+        for step in &self.steps {
+            match step {
+                Step::ReadBase { of, offset, length, .. }
+                | Step::Look { of, offset, length, .. }
+                | Step::AheadBase { of, offset, length } => {
+                    base(self.base(of.as_ref(), own), *offset, *length);
+                }
+                Step::ReadZero { .. } => {}
+                Step::ReadSlots { spot, .. } | Step::AheadSlots { spot, .. } => {
+                    slots.add(&spot.device);
+                }
+                Step::WriteInPlace { offset, length, .. } | Step::Clear { offset, length, .. } => {
+                    base(own, *offset, *length);
+                }
+                Step::WriteWhole { change, target, .. }
+                | Step::WritePartial { change, target, .. } => {
+                    let NewPlace { first, count, .. } = self.changes[*change];
+                    let start = u64::from(first) * BLOCK_SIZE;
+                    match target {
+                        Target::Base => base(own, start, u64::from(count) * BLOCK_SIZE),
+                        Target::Slots(spot) => slots.add(&spot.device),
+                    }
+                    match step {
+                        Step::WritePartial { old: Old::Base(of), .. } => {
+                            base(self.base(of.as_ref(), own), start, BLOCK_SIZE);
+                        }
+                        Step::WritePartial { old: Old::Slot(_, spot, _), .. } => {
+                            slots.add(&spot.device);
+                        }
+                        _ => {}
+                    }
+                }
+            }
+        }
+        found.add_all(slots);
+        found
+    }
+}
+
+impl Share {
+    /// Whether a part must wait for a reservation, or for one of the first `among` parts that wait (H1).
+    pub(super) fn blocked(&self, part: &Part, among: usize) -> bool {
+        if self.out.reserved.is_empty() || part.view != 0 {
+            return false;
+        }
+        let (first, last) = blocks_of(part);
+        let write = part.request.verb.is_write();
+        let hit = |local: u32, from: u32, to: u32, other_writes: bool| {
+            local == part.local && from <= last && first <= to && (write || other_writes)
+        };
+        let reserved = |out: &Out| {
+            let Span { local, first, last, write } = out.span;
+            // Nobody hears what a read has found that was given up.
+            let counts = !out.given_up || (out.span.write && !bug(Bug::ForgetGivenUp));
+            counts && hit(local, first, last, write)
+        };
+        self.out.reserved.iter().any(reserved)
+            || self.waiting.iter().take(among).any(|other| {
+                let (from, to) = blocks_of(other);
+                hit(other.local, from, to, other.request.verb.is_write())
+            })
+    }
+
+    /// Hands a part's job over to threads that may wait.
+    pub(super) fn hand_over(&mut self, part: Part, job: Job, context: &mut Context<'_>) {
+        let (first, last) = blocks_of(&part);
+        let write = part.request.verb.is_write();
+        let span = Span { local: part.local, first, last, write };
+        self.send(Some(part), span, job, context);
+    }
+
+    /// Hands a job over, its blocks reserved (I1); one without a part is the share's own work.
+    pub(super) fn send(
+        &mut self,
+        part: Option<Part>,
+        span: Span,
+        job: Job,
+        context: &mut Context<'_>,
+    ) {
+        *context.slow_ios += 1;
+        self.out.next_id += 1;
+        let (id, epoch, now) = (self.out.next_id, self.epoch, context.ticks.now());
+        let devices = job.devices();
+        let lane = devices.lane(self.number);
+        // What a snapshot shows never changes, so nothing has to wait for its readers.
+        let live = part.as_ref().is_none_or(|part| part.view == 0);
+        let since = part.as_ref().map_or(now, |part| part.since);
+        let bytes = part.as_ref().map_or(u32::MAX, |part| part.length);
+        let request = part.as_ref().map(|part| Arc::clone(&part.request));
+        let kind = part.as_ref().map(Kind::of);
+        let errand = Errand::new((part, job));
+        let (ours, given_up, counts) = (Arc::clone(&errand), false, None);
+        let mut out =
+            Out { id, span, epoch, since, errand: ours, request, devices, given_up, counts };
+        out.counts = kind.filter(|_| !out.is_silent());
+        out.counts.into_iter().for_each(|kind| self.behind.begin(kind));
+        if live {
+            self.out.reserved.push(out);
+        } else {
+            self.out.readers.insert(id, out);
+        }
+        context.colds.push(Cold { share: self.number, id, lane, bytes, errand });
+    }
+
+    /// Takes back what somebody is done with.
+    pub fn done(&mut self, done: Done, context: &mut Context<'_>) {
+        let Done { id, part, job, result, .. } = done;
+        let out = self.out.remove(id);
+        self.came_back(&out);
+        let (epoch, given_up) = (out.epoch, out.given_up);
+        drop(out);
+        match part {
+            None => self.punching = false,
+            Some(part) if given_up => self.end_unheard(&part, job, epoch), // U4
+            Some(part) => self.finish(part, job, epoch, result, context),
+        }
+        self.answer_settled(context.ticks);
+        self.resume_waiting(context);
+        self.upkeep(context);
+    }
+
+    fn came_back(&mut self, out: &Out) {
+        out.ended();
+        out.counts.into_iter().for_each(|kind| self.behind.end(kind));
+    }
+
+    /// Drops what became of a part whose request has heard already: its slots are free, and its map is as it was (U2).
+    fn end_unheard(&mut self, part: &Part, mut job: Job, epoch: Epoch) {
+        job.request = None;
+        let _ = self.settle_changes(part.local, epoch, &job.changes, Err(Errno::EIO));
+    }
+
+    /// Ends what has lasted for too long, and says which devices do not answer.
+    pub fn tick(&mut self, context: &mut Context<'_>) {
+        let ticks = context.ticks;
+        let mut over = Vec::new();
+        for out in self.out.all() {
+            out.report(ticks);
+            if out.is_silent() {
+                out.counts.take().into_iter().for_each(|kind| self.behind.end(kind));
+            }
+            if ticks.is_over(out.since) {
+                over.push(out.id);
+            }
+        }
+        for id in over {
+            self.end_overdue(id, context);
+        }
+        self.end_waiting(context);
+        self.end_checkpoint_waits(ticks);
+        self.answer_settled(ticks);
+        self.resume_waiting(context);
+    }
+
+    /// Takes one back, or gives it up.
+    fn end_overdue(&mut self, id: u64, context: &mut Context<'_>) {
+        let mut all = self.out.all();
+        let out = all.find(|out| out.id == id).expect("it was there");
+        let own_work = out.request.is_none() && !out.given_up;
+        let back = if own_work { None } else { out.errand.take_back() };
+        if let Some((part, job)) = back {
+            drop(all);
+            let out = self.out.remove(id);
+            self.came_back(&out);
+            let (epoch, given_up) = (out.epoch, out.given_up);
+            drop(out);
+            let part = part.expect("the share's own work is not taken back");
+            self.end_unheard(&part, job, epoch);
+            if !given_up {
+                self.end_now(part, Err(Errno::EIO), context);
+            }
+        } else if !out.given_up && out.errand.taken.load(Ordering::Relaxed) != 0 {
+            let request = out.give_up();
+            drop(all);
+            let Some(request) = request else { return };
+            count(&self.stats.errors, 1);
+            request.fail(Errno::EIO);
+            if request.end_part() {
+                context.complete(request);
+            }
+        }
+    }
+
+    /// Ends parts that have waited too long, for others or for slots.
+    fn end_waiting(&mut self, context: &mut Context<'_>) {
+        let ticks = context.ticks;
+        let mut over = self.behind.take_late(ticks);
+        let mut index = 0;
+        while index < self.waiting.len() {
+            if ticks.is_over(self.waiting[index].since) {
+                over.extend(self.waiting.remove(index));
+            } else {
+                index += 1;
+            }
+        }
+        // One that waits for slots alone may: somebody may be making room. Not if a device keeps them.
+        if !self.starved.is_empty() && self.is_silent() {
+            let parts = std::mem::take(&mut self.starved);
+            let (late, rest): (Vec<_>, _) =
+                parts.into_iter().partition(|part| ticks.is_over(part.since));
+            self.starved = rest;
+            over.extend(late);
+        }
+        for part in over {
+            self.end_now(part, Err(Errno::EIO), context);
+        }
+    }
+
+    /// Whether a device of its volume does not answer.
+    fn is_silent(&self) -> bool {
+        let logs = self.space.logs();
+        let mut devices = self.geometry.devices().chain(logs.iter().flat_map(|log| log.devices()));
+        devices.any(|device| device.silence.is_silent())
+    }
+
+    /// Whether a tick has something to look at.
+    pub fn watches(&self) -> bool {
+        self.out.len() > 0
+            || !self.waiting.is_empty()
+            || !self.behind.is_empty()
+            || !self.starved.is_empty()
+            || !self.settling.is_empty()
+            || self.checkpoint_waiters.iter().any(|waiters| !waiters.is_empty())
+    }
+}

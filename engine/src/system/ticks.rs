@@ -1,0 +1,103 @@
+//! Ticks: a coarse clock for time-outs. To note when something began costs a load, not a call.
+//!
+//! How it works      The engine's [watch](crate::engine::watch) advances it every [`TICK`]. Who is not run for a while, as the
+//!                   machine was suspended or the process stopped, loses no time: ticks that were missed are not made up for.
+//!                   A thing that began in one tick and is looked at in another has lasted for at least the ticks between
+//!                   the two, so it is over time when more than the time-out's ticks lie between them.
+//! Owner and locks   none.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+/// How long a tick is.
+pub const TICK: Duration = Duration::from_millis(250);
+/// A device that has not ended something for so long does not answer, if the time-out is not shorter than twice this.
+const SILENT: Duration = Duration::from_secs(5);
+/// The time-out unless another one is set.
+pub const TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
+
+/// A tick's number.
+pub type Tick = u32;
+
+/// See the module's head.
+#[derive(Debug)]
+pub struct Ticks {
+    now: AtomicU32,
+    /// After how many ticks a request is given up; 0: never.
+    timeout: AtomicU32,
+}
+
+impl Default for Ticks {
+    fn default() -> Ticks {
+        let ticks = Ticks { now: AtomicU32::new(1), timeout: AtomicU32::new(0) };
+        ticks.set_timeout(TIMEOUT_DEFAULT);
+        ticks
+    }
+}
+
+fn ticks_in(time: Duration) -> u32 {
+    u32::try_from(time.as_millis().div_ceil(TICK.as_millis())).unwrap_or(u32::MAX / 2)
+}
+
+impl Ticks {
+    /// The current one.
+    pub fn now(&self) -> Tick {
+        self.now.load(Ordering::Relaxed)
+    }
+
+    /// One more has gone by.
+    pub fn advance(&self) {
+        self.now.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How long a request may last from now on; zero: for ever.
+    pub fn set_timeout(&self, timeout: Duration) {
+        self.timeout.store(ticks_in(timeout), Ordering::Relaxed);
+    }
+
+    /// How long a request may last; `None`: for ever.
+    pub fn timeout(&self) -> Option<Duration> {
+        let timeout = self.timeout.load(Ordering::Relaxed);
+        (timeout > 0).then(|| TICK * timeout)
+    }
+
+    /// For how long something has lasted, at least, that began in this tick.
+    pub fn lasted(&self, since: Tick) -> Duration {
+        TICK * self.now().wrapping_sub(since).saturating_sub(1)
+    }
+
+    /// Whether something has lasted longer than a request may that began in this tick.
+    pub fn is_over(&self, since: Tick) -> bool {
+        let timeout = self.timeout.load(Ordering::Relaxed);
+        timeout > 0 && self.now().wrapping_sub(since) > timeout
+    }
+
+    /// Whether a device does not answer that has been at something since this tick.
+    pub fn is_silent(&self, since: Tick) -> bool {
+        let timeout = self.timeout.load(Ordering::Relaxed);
+        let silent = ticks_in(SILENT);
+        let silent = if timeout == 0 { silent } else { silent.min((timeout / 2).max(1)) };
+        self.now().wrapping_sub(since) > silent
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_lasts_as_long_as_the_time_out_is_not_over_and_what_lasts_longer_is() {
+        let ticks = Ticks::default();
+        ticks.set_timeout(Duration::from_secs(2));
+        let since = ticks.now();
+        (0..8).for_each(|_| ticks.advance());
+        assert!(!ticks.is_over(since) && ticks.is_silent(since));
+        ticks.advance();
+        assert!(ticks.is_over(since));
+        assert_eq!(ticks.lasted(since), Duration::from_secs(2));
+        ticks.set_timeout(Duration::ZERO);
+        assert!(!ticks.is_over(since) && !ticks.is_silent(since));
+        (0..20).for_each(|_| ticks.advance());
+        assert!(!ticks.is_over(since) && ticks.is_silent(since));
+    }
+}

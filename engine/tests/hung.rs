@@ -1,0 +1,275 @@
+//! Devices that hang: who is held, for how long, and what becomes of writes that were given up.
+//!
+//! Strategy          Two volumes on the same two processors, each on a device and a change log of its own, on a system whose files
+//!                   hang on demand. Nothing is timed but by generous bounds.
+
+mod faulty;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use faulty::{Faulty, Rules};
+use polyvol_engine::engine::Engine;
+use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
+use polyvol_engine::error::Errno;
+use polyvol_engine::io::device::Mode;
+use polyvol_engine::volume::caller::Caller;
+use polyvol_engine::volume::request::Verb;
+
+const MIB: u64 = 1 << 20;
+const EIO: Errno = Errno::EIO;
+const BLOCK: usize = 4096;
+/// What is asked of a volume that does not hang takes less, on any machine.
+const SOON: Duration = Duration::from_secs(20);
+const ROUNDS: usize = 40;
+
+struct Scratch {
+    path: PathBuf,
+    rules: Rules,
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.path);
+    }
+}
+
+fn spec(path: &Path, id: u64) -> VolumeSpec {
+    let extent = |device, offset, length| vec![ExtentSpec { device, offset, length }];
+    VolumeSpec {
+        id,
+        uuid: [id as u8; 16],
+        name: format!("v{id}"),
+        size: 4 * MIB,
+        partition_size: MIB,
+        partitions: (0..4).map(|n| (n % 2, extent(id, u64::from(n) * MIB, MIB))).collect(),
+        logs: vec![(1, extent(id + 10, 0, 8 * MIB))],
+        default_logs: vec![1],
+        directory: path.join(format!("volume{id}")),
+        manifests: Manifests::new(path.join(format!("volume{id}"))),
+        snapshots: Vec::new(),
+        next_epoch: 1,
+        bounds: Vec::new(),
+        rollbacks: Vec::new(),
+        source: None,
+    }
+}
+
+/// An engine with volumes 1 and 2; requests end after a second. Files `base1`, `base2`, `log11`, `log12`.
+fn begin() -> (Scratch, Arc<Engine>) {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let path = std::env::temp_dir().join(format!("polyvol-hung-{}-{number}", std::process::id()));
+    std::fs::create_dir(&path).unwrap();
+    let scratch = Scratch { path, rules: Rules::default() };
+    let system = Arc::new(Faulty { rules: scratch.rules.clone() });
+    let engine = Arc::new(Engine::with_system(system, 2).unwrap());
+    engine.set_io_timeout(Duration::from_secs(1));
+    for (id, name) in [(1, "base1"), (2, "base2"), (11, "log11"), (12, "log12")] {
+        let path = scratch.path.join(name);
+        std::fs::File::create(&path).unwrap().set_len(8 * MIB).unwrap();
+        let mode = Mode { size: 8 * MIB, ..Mode::SPARSE };
+        engine.open_device(id, &path, mode).unwrap();
+    }
+    for id in [1, 2] {
+        engine.add_volume(spec(&scratch.path, id)).unwrap();
+        engine.export(&format!("v{id}"), "", id, None).unwrap();
+    }
+    (scratch, engine)
+}
+
+fn caller(engine: &Engine, volume: u64) -> Caller {
+    Caller::new(engine.exports.attach(&format!("v{volume}")).unwrap())
+}
+
+fn hang(scratch: &Scratch, name: &'static str) {
+    scratch.rules.lock().unwrap().insert((name, "hang"));
+}
+
+fn comes_back(scratch: &Scratch) {
+    scratch.rules.lock().unwrap().clear();
+}
+
+fn within<T>(what: &str, f: impl FnOnce() -> T) -> T {
+    let began = Instant::now();
+    let found = f();
+    assert!(began.elapsed() < SOON, "{what} took {:?}", began.elapsed());
+    found
+}
+
+/// Waits until it is so.
+fn until(what: &str, is_so: impl Fn() -> bool) {
+    let began = Instant::now();
+    while !is_so() {
+        assert!(began.elapsed() < SOON, "{what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn read(caller: &Caller, offset: u64, length: u64) -> Result<Vec<u8>, Errno> {
+    caller.read(offset, length).map(|request| request.data.as_slice().to_vec())
+}
+
+type Ends = Arc<Mutex<Vec<Result<(), Errno>>>>;
+
+/// Many requests of each kind, to volume 1, at the same time; how they end.
+fn flood(engine: &Arc<Engine>) -> (Vec<JoinHandle<()>>, Ends) {
+    let ends = Ends::default();
+    let threads = (0..ROUNDS as u64).map(|number| {
+        let (engine, ends) = (Arc::clone(engine), Arc::clone(&ends));
+        std::thread::spawn(move || {
+            let caller = caller(&engine, 1);
+            let offset = number % 4 * MIB + number / 4 * 8 * BLOCK as u64;
+            let result = match number % 8 {
+                0 => caller.write(offset, &[1; BLOCK], false),
+                1 => caller.write(offset, &[1; 300 << 10], true),
+                2 => caller.read(offset, 8192).map(|_| ()),
+                3 => caller.range(Verb::Trim, offset, 1 << 16, false),
+                4 => caller.range(Verb::Zero { no_hole: true, fast: false }, offset, 8192, false),
+                5 => caller.range(Verb::Cache, offset, 8192, false),
+                6 => caller.block_status(offset, 1 << 16).map(|_| ()),
+                _ => caller.write(offset, &[1; 100], false),
+            };
+            ends.lock().unwrap().push(result);
+        })
+    });
+    (threads.collect(), ends)
+}
+
+#[test]
+fn whatever_is_asked_of_a_device_that_hangs_ends_with_eio_and_holds_no_other_volume() {
+    let (scratch, engine) = begin();
+    caller(&engine, 1).write(0, &[9; 4 * MIB as usize], true).unwrap();
+    hang(&scratch, "base1");
+    let (threads, ends) = flood(&engine);
+    let other = caller(&engine, 2);
+    for number in 0..50 {
+        let offset = number % 4 * MIB + number * BLOCK as u64;
+        within("a write", || other.write(offset, &[7; BLOCK], number % 9 == 0).unwrap());
+        assert_eq!(within("a read", || read(&other, offset, 4096)), Ok(vec![7; BLOCK]));
+    }
+    within("a flush", || other.flush().unwrap());
+    let epoch = within("a cut", || engine.cut(&[(2, None)]).unwrap().epochs[0].1);
+    within("settling", || engine.settle(2, epoch).unwrap());
+    within("statuses", || other.block_status(0, MIB).unwrap());
+    within("states", || engine.device_states());
+    for thread in threads {
+        within("a request to what hangs", || thread.join().unwrap());
+    }
+    let ends = ends.lock().unwrap();
+    assert_eq!(ends.len(), ROUNDS);
+    assert!(ends.iter().all(|end| *end == Err(EIO)), "{ends:?}");
+    until("it is told that it hangs", || {
+        engine.device_states().iter().any(|state| state.device.id == 1 && state.silent.is_some())
+    });
+    comes_back(&scratch);
+    until("it is told that it answers", || {
+        engine.device_states().iter().all(|state| state.silent.is_none())
+    });
+    let one = caller(&engine, 1);
+    until("it works", || one.write(0, &[3; BLOCK], true).is_ok());
+    assert_eq!(read(&one, 0, 4096), Ok(vec![3; BLOCK]));
+    drop((one, other));
+    engine.stop().unwrap();
+}
+
+#[test]
+fn a_write_that_was_given_up_never_lands_over_a_later_one() {
+    let (scratch, engine) = begin();
+    let one = caller(&engine, 1);
+    one.write(0, &[1; MIB as usize], true).unwrap();
+    hang(&scratch, "base1");
+    assert_eq!(one.write(0, &[2; BLOCK], false), Err(EIO));
+    let stuck = || engine.device_states()[0].device.silence.stuck();
+    assert_eq!(stuck(), 1);
+    // What overlaps it is refused as long as the kernel has it, and so is all that would rely on it.
+    let later = one.write(0, &[3; 2 * BLOCK], false);
+    assert_eq!(later, Err(EIO));
+    assert_eq!(one.flush(), Err(EIO));
+    assert!(within("a cut", || engine.cut(&[(1, None)])).is_err());
+    assert!(within("a cut of a group", || engine.cut(&[(2, None), (1, None)])).is_err());
+    let two = caller(&engine, 2);
+    within("the other of the group", || two.write(0, &[5; BLOCK], true).unwrap());
+    comes_back(&scratch);
+    until("it ends", || stuck() == 0);
+    until("later ones are made", || one.write(0, &[4; BLOCK], false).is_ok());
+    within("a flush", || one.flush().unwrap());
+    assert_eq!(read(&one, 0, 8192), Ok([[4; BLOCK], [1; BLOCK]].concat()), "only what was asked");
+    drop((one, two));
+    engine.stop().unwrap();
+}
+
+#[test]
+fn a_slot_is_not_used_again_before_the_write_to_it_has_ended() {
+    let (scratch, engine) = begin();
+    let one = caller(&engine, 1);
+    one.write(0, &[1; MIB as usize], true).unwrap();
+    let epoch = engine.cut(&[(1, None)]).unwrap().epochs[0].1;
+    engine.settle(1, epoch).unwrap();
+    let used = || engine.volume(1).unwrap().space.usage().used;
+    hang(&scratch, "log11");
+    assert_eq!(one.write(0, &[2; BLOCK], false), Err(EIO));
+    let held = used();
+    assert!(held > 0, "its slot is free");
+    assert_eq!(read(&one, 8192, 4096), Ok(vec![1; BLOCK]), "reads of other devices go on");
+    comes_back(&scratch);
+    until("its slot is free", || used() < held);
+    assert_eq!(read(&one, 0, 4096), Ok(vec![1; BLOCK]), "what was given up is dropped");
+    until("writes go on", || one.write(0, &[3; BLOCK], true).is_ok());
+    assert_eq!(read(&one, 0, 4096), Ok(vec![3; BLOCK]));
+    drop(one);
+    engine.stop().unwrap();
+}
+
+#[test]
+fn a_volume_whose_device_has_a_write_that_was_given_up_is_not_let_go_and_its_space_not_used() {
+    let (scratch, engine) = begin();
+    let one = caller(&engine, 1);
+    hang(&scratch, "base1");
+    assert_eq!(one.write(0, &[2; BLOCK], false), Err(EIO));
+    drop(one);
+    engine.exports.remove("v1").unwrap();
+    assert!(within("letting it go", || engine.remove_volume(1)).is_err());
+    let mut third = spec(&scratch.path, 3);
+    third.partitions = vec![(0, vec![ExtentSpec { device: 1, offset: 4 * MIB, length: MIB }])];
+    (third.size, third.logs, third.default_logs) = (MIB, Vec::new(), Vec::new());
+    assert!(within("another volume there", || engine.add_volume(third)).is_err());
+    comes_back(&scratch);
+    until("it is let go", || engine.remove_volume(1).is_ok());
+    engine.stop().unwrap();
+}
+
+#[test]
+fn a_stop_ends_while_a_device_hangs() {
+    let (scratch, engine) = begin();
+    let one = caller(&engine, 1);
+    hang(&scratch, "base1");
+    assert_eq!(one.write(0, &[2; BLOCK], false), Err(EIO));
+    drop(one);
+    caller(&engine, 2).write(0, &[8; BLOCK], false).unwrap();
+    assert!(within("the stop", || engine.stop()).is_err());
+    comes_back(&scratch);
+}
+
+#[test]
+fn a_scrub_and_reads_of_a_snapshot_end() {
+    let (scratch, engine) = begin();
+    let one = caller(&engine, 1);
+    one.write(0, &[1; MIB as usize], true).unwrap();
+    let epoch = engine.cut(&[(1, None)]).unwrap().epochs[0].1;
+    engine.settle(1, epoch).unwrap();
+    one.write(0, &[2; BLOCK], true).unwrap();
+    engine.export("v1@s", "", 1, Some(epoch)).unwrap();
+    let snapshot = Caller::new(engine.exports.attach("v1@s").unwrap());
+    hang(&scratch, "1");
+    assert_eq!(snapshot.read(0, 4096).err(), Some(EIO));
+    let report = within("a scrub", || engine.scrub(1, 0, Default::default(), MIB)).unwrap();
+    assert_eq!(report.bad[0].errno, Some(EIO));
+    comes_back(&scratch);
+    until("it is read", || read(&snapshot, 0, 4096) == Ok(vec![1; BLOCK]));
+    drop((one, snapshot));
+    engine.stop().unwrap();
+}
