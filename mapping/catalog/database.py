@@ -12,7 +12,9 @@ Invariants        B1 a file of an unknown version, of another program, damaged, 
                   within one `reading` see one state, that of its begin, and nothing is changed within it;
                   B5 nothing of it is mapped where a store to a mapped page can lack room: SQLite keeps its
                   index of the log in memory then, and nobody else can open the file. So a full file system
-                  is an error, and no SIGBUS.
+                  is an error, and no SIGBUS; B6 readings that overlap do not keep the log from being taken
+                  in: a transaction that finds it twice as long as it should be waits for those that are in
+                  the way, up to a bound.
 Durability        When `transaction` has ended without an error, its changes survive power loss, also where
                   a sync of an earlier process has failed (renewal.py).
 Errors            CatalogVersion, CatalogDamaged, CatalogMissing, CatalogOlder, CatalogUnmarked,
@@ -38,8 +40,12 @@ from polyvol.mapping.no_space import writes_in_place
 
 LATEST_VERSION = 4
 LOG_PAGES = 256
-"""SQLite's log is taken in when it has so many pages of 4096 bytes: it takes no more room than that, and what
-the largest transaction needs."""
+"""SQLite's log is taken in when it has so many pages of 4096 bytes, if no reading is in the way."""
+_LOG_BYTES = LOG_PAGES * 4096
+_WAIT_MS = 500
+_WAIT_MAX_MS = 5000
+"""How long a transaction waits for readings that are in the way: so long for each `_LOG_BYTES` that the log
+has, and at most so long."""
 _HERE = Path(__file__).parent
 
 
@@ -68,6 +74,8 @@ class Database:
         self._readers = Readers(path, alone=alone)
         self._mark = Mark(mark_of(path))
         self._marked = True
+        self._log = path.with_name(f"{path.name}-wal")
+        self._log_due = 2 * _LOG_BYTES
         self.room: Callable[[], AbstractContextManager[None]] = nullcontext
         try:
             examiner = Examiner(path, latest, None if accept_older else self._mark)
@@ -125,6 +133,8 @@ class Database:
             self._marked = False
             with suppress(OSError):  # it is committed; the next transaction begins with the mark
                 self._write_mark()
+            with suppress(OSError, sqlite3.DatabaseError):  # it is tried again when the log is longer
+                self._bound_log()
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -143,6 +153,20 @@ class Database:
         except sqlite3.DatabaseError as error:
             raise failure(self._path, error) from error
 
+    def _bound_log(self) -> None:
+        """Have the log begin again if it is much longer than it should be (B6). New readings do not wait
+        meanwhile: they use the file alone as soon as it has everything."""
+        length = self._log.stat().st_size
+        if length < self._log_due:
+            return
+        wait_ms = min(_WAIT_MAX_MS, _WAIT_MS * (length // _LOG_BYTES))
+        self._connection.execute(f"PRAGMA busy_timeout = {wait_ms}")
+        try:
+            busy = self._connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()[0]
+        finally:
+            self._connection.execute("PRAGMA busy_timeout = 5000")
+        self._log_due = (length if busy else _LOG_BYTES) + _LOG_BYTES
+
     def _prepare(self, latest: int, migrations: Path) -> None:
         connection = self._connection
         connection.row_factory = sqlite3.Row
@@ -152,6 +176,7 @@ class Database:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute(f"PRAGMA wal_autocheckpoint = {LOG_PAGES}")
+        connection.execute(f"PRAGMA journal_size_limit = {_LOG_BYTES}")  # when it begins again
         connection.execute("PRAGMA foreign_keys = ON")
         version: int = connection.execute("PRAGMA user_version").fetchone()[0]
         for step in range(version + 1, latest + 1):

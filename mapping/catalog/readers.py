@@ -82,7 +82,8 @@ class Readers:
                 yield
             finally:
                 self._mine.connection, self._mine.fixed = None, False
-                connection.execute("ROLLBACK")
+                if connection.in_transaction:  # SQLite ends it itself after some errors
+                    connection.execute("ROLLBACK")
 
     @contextmanager
     def instead(self, connection: sqlite3.Connection) -> Iterator[None]:

@@ -1,0 +1,97 @@
+"""test_catalog_log: SQLite's log of the catalog stays short, whoever reads."""
+
+import itertools
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from polyvol.mapping.catalog.database import Database
+
+READERS = 3
+LIMIT = 6 << 20
+
+
+@contextmanager
+def readings_that_overlap(database: Database) -> Iterator[None]:
+    """There is a reading at every moment: each ends only when the next one has begun."""
+    stop = threading.Event()
+    begun = [threading.Event() for _ in range(READERS)]
+
+    def read(number: int) -> None:
+        for turn in itertools.count():
+            with database.reading():
+                database.rows("SELECT * FROM catalog")
+                begun[number].set()
+                following = begun[(number + 1) % READERS]
+                while not following.wait(0.01) and not stop.is_set():
+                    pass
+                if turn:
+                    following.clear()
+                time.sleep(0.02)
+            if stop.is_set():
+                return
+
+    threads = [threading.Thread(target=read, args=(number,)) for number in range(READERS)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("alone", [False, True])
+def test_readings_that_overlap_do_not_make_the_log_long(tmp_path: Path, *, alone: bool) -> None:
+    database = Database(tmp_path / "catalog.db", alone=alone)
+    log = tmp_path / "catalog.db-wal"
+    longest = 0
+    with database.transaction() as connection:
+        connection.execute("CREATE TABLE some (bytes BLOB)")
+    with readings_that_overlap(database):
+        for _ in range(400):
+            with database.transaction() as connection:
+                connection.execute("INSERT INTO some VALUES (zeroblob(40000))")
+                connection.execute("DELETE FROM some")
+            longest = max(longest, log.stat().st_size)
+    assert longest < LIMIT, "it grew with each transaction"
+    database.close()
+
+
+def test_the_log_is_short_again_after_a_long_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("polyvol.mapping.catalog.database._WAIT_MS", 20)
+    database = Database(tmp_path / "catalog.db")
+    log = tmp_path / "catalog.db-wal"
+    with database.transaction() as connection:
+        connection.execute("CREATE TABLE some (bytes BLOB)")
+    begun, end = threading.Event(), threading.Event()
+
+    def read() -> None:
+        with database.reading():
+            begun.set()
+            end.wait()
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    begun.wait()
+    for _ in range(100):
+        with database.transaction() as connection:
+            connection.execute("INSERT INTO some VALUES (zeroblob(40000))")
+            connection.execute("DELETE FROM some")
+    assert log.stat().st_size > 3 << 20, "the reading sees what was"
+    end.set()
+    thread.join()
+    for _ in range(60):
+        with database.transaction() as connection:
+            connection.execute("INSERT INTO some VALUES (zeroblob(40000))")
+            connection.execute("DELETE FROM some")
+    assert log.stat().st_size <= 3 << 20, "it was taken in, and the file made shorter"
+    database.close()
