@@ -14,7 +14,7 @@ Invariants        B1 a file of an unknown version, of another program, damaged, 
                   index of the log in memory then, and nobody else can open the file. So a full file system
                   is an error, and no SIGBUS; B6 readings that overlap do not keep the log from being taken
                   in: a transaction that finds it twice as long as it should be waits for those that are in
-                  the way, up to a bound.
+                  the way, up to a bound; B7 nothing is committed to a file that is not at its path.
 Durability        When `transaction` has ended without an error, its changes survive power loss, also where
                   a sync of an earlier process has failed (renewal.py).
 Errors            CatalogVersion, CatalogDamaged, CatalogMissing, CatalogOlder, CatalogUnmarked,
@@ -35,7 +35,7 @@ from polyvol.mapping.catalog.failures import failure
 from polyvol.mapping.catalog.mark import Mark, Marked
 from polyvol.mapping.catalog.readers import Readers, connect
 from polyvol.mapping.clock import wall_ns
-from polyvol.mapping.errors import CatalogConflict
+from polyvol.mapping.errors import CatalogConflict, CatalogFailed
 from polyvol.mapping.no_space import writes_in_place
 
 LATEST_VERSION = 4
@@ -47,6 +47,11 @@ _WAIT_MAX_MS = 5000
 """How long a transaction waits for readings that are in the way: so long for each `_LOG_BYTES` that the log
 has, and at most so long."""
 _HERE = Path(__file__).parent
+
+
+def _inode(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
 
 
 def mark_of(path: Path) -> Path:
@@ -75,6 +80,7 @@ class Database:
         self._mark = Mark(mark_of(path))
         self._marked = True
         self._log = path.with_name(f"{path.name}-wal")
+        self._log_inode = 0
         self._log_due = 2 * _LOG_BYTES
         self.room: Callable[[], AbstractContextManager[None]] = nullcontext
         try:
@@ -86,6 +92,7 @@ class Database:
                 renewal.put_new(path, self._make)
             self._connection = connect(path, alone=alone)
             try:
+                self._inode = _inode(path)
                 self._prepare(latest, migrations or _HERE / "migrations")
                 self._open_mark()
             except BaseException:
@@ -112,6 +119,7 @@ class Database:
         ):
             connection = self._connection
             try:
+                self._refuse_replaced()
                 if not self._marked:
                     self._write_mark()
                 connection.execute("BEGIN IMMEDIATE")
@@ -134,7 +142,7 @@ class Database:
             with suppress(OSError):  # it is committed; the next transaction begins with the mark
                 self._write_mark()
             with suppress(OSError, sqlite3.DatabaseError):  # it is tried again when the log is longer
-                self._bound_log()
+                self._take_in_log()
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -153,10 +161,25 @@ class Database:
         except sqlite3.DatabaseError as error:
             raise failure(self._path, error) from error
 
-    def _bound_log(self) -> None:
-        """Have the log begin again if it is much longer than it should be (B6). New readings do not wait
+    def _refuse_replaced(self) -> None:
+        """CatalogFailed if the file is not at its path any more: what is committed to it would be lost."""
+        try:
+            replaced = _inode(self._path) != self._inode
+        except FileNotFoundError:
+            replaced = True
+        if replaced:
+            raise CatalogFailed(path=self._path, why="it was removed or replaced while polyvold had it open")
+
+    def _take_in_log(self) -> None:
+        """Have the log begin again if it is much longer than it should be (B6), and after each transaction
+        if somebody has removed or replaced it: the next start will not find it. New readings do not wait
         meanwhile: they use the file alone as soon as it has everything."""
-        length = self._log.stat().st_size
+        try:
+            status = self._log.stat()
+            self._log_inode = self._log_inode or status.st_ino
+            length = status.st_size if status.st_ino == self._log_inode else self._log_due
+        except FileNotFoundError:
+            length = self._log_due
         if length < self._log_due:
             return
         wait_ms = min(_WAIT_MAX_MS, _WAIT_MS * (length // _LOG_BYTES))

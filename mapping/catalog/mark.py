@@ -84,7 +84,12 @@ class Mark:
         self._fd = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC)
 
     def write(self, marked: Marked) -> None:
-        """Say that this commit is durable (M1)."""
+        """Say that this commit is durable (M1); in a new file if somebody has removed or replaced it."""
+        if os.fstat(self._fd).st_nlink == 0:
+            self.make(marked)
+            os.close(self._fd)
+            self._fd = -1
+            self.open()
         os.pwrite(self._fd, _pack(marked), COPY_AT[marked.commits % 2])
 
     def close(self) -> None:

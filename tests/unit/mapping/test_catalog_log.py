@@ -1,6 +1,7 @@
-"""test_catalog_log: SQLite's log of the catalog stays short, whoever reads."""
+"""test_catalog_log: the catalog's log stays short, whoever reads; files that somebody removes while it is open."""
 
 import itertools
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from polyvol.mapping.catalog.database import Database
+from polyvol.mapping.catalog.store import Catalog
+from polyvol.mapping.errors import CatalogFailed
 
 READERS = 3
 LIMIT = 6 << 20
@@ -95,3 +98,33 @@ def test_the_log_is_short_again_after_a_long_reading(
             connection.execute("DELETE FROM some")
     assert log.stat().st_size <= 3 << 20, "it was taken in, and the file made shorter"
     database.close()
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_nothing_is_committed_to_a_catalog_that_was_removed(tmp_path: Path, *, replaced: bool) -> None:
+    path = tmp_path / "catalog.db"
+    catalog = Catalog(path)
+    path.rename(tmp_path / "away")
+    if replaced:
+        shutil.copy(tmp_path / "away", path)
+    with pytest.raises(CatalogFailed, match="was removed or replaced"):
+        catalog.settings.set("some", "thing")
+    (tmp_path / "away").rename(path)
+    assert catalog.settings.get("some") is None
+    catalog.settings.set("some", "thing")
+    catalog.close()
+
+
+@pytest.mark.parametrize("name", ["catalog.db-wal", "catalog.mark"])
+def test_what_is_committed_after_a_file_was_removed_is_there_after_a_kill(tmp_path: Path, name: str) -> None:
+    (tmp_path / "state").mkdir()
+    catalog = Catalog(tmp_path / "state" / "catalog.db")
+    catalog.settings.set("some", "thing")
+    (tmp_path / "state" / name).unlink()
+    for turn in range(3):
+        catalog.settings.set("some", f"thing {turn}")
+        shutil.copytree(tmp_path / "state", tmp_path / f"killed-{turn}")
+        killed = Catalog(tmp_path / f"killed-{turn}" / "catalog.db")
+        assert killed.settings.get("some") == f"thing {turn}"
+        killed.close()
+    catalog.close()
