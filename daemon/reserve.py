@@ -4,7 +4,9 @@ How it works      `reserve` is a file that only takes room. What deletes somethi
                   up first where the file system has little room, and make it again when they have ended. Its
                   size is what deleting the largest volume and renewing the catalog after a kill were measured
                   to take: twice the catalog with its log, and 2 MiB (docs/decisions/0032). A journal segment
-                  is larger, so that hosts that write do not take it meanwhile.
+                  is larger, so that hosts that write do not take it meanwhile. A file system can also have no
+                  room for more files: `reserve.0` and so on are empty files that keep some, for the copies,
+                  journals and sockets of a start.
 Invariants        R1 it is given up only by who holds the state directory's lock; R2 nothing depends on it:
                   where it cannot be made, or others take its room, what needed it fails as it would without.
 Owner and locks   Any thread; one lock. The file is made again by the last of those that have given it up.
@@ -22,6 +24,7 @@ from polyvol.mapping.opening import sync_directory
 NAME = "reserve"
 LEAST = 4 << 20
 """Bytes that it has at least, and at most before the catalog is large."""
+FILES = 32
 _MORE = 2 << 20
 _SMALLEST = 256 << 10
 _STEP = 64 << 10
@@ -49,7 +52,7 @@ class Reserve:
         """Have its room free until `end`."""
         with self._lock:
             self._users += 1
-            if free_bytes(self._state_dir) < self.size():
+            if free_bytes(self._state_dir) < self.size() or few_files_left(self._state_dir):
                 self._give_up()
 
     def end(self) -> None:
@@ -67,6 +70,17 @@ class Reserve:
                 if try_allocate(self._path, size) is None:
                     break
                 size -= max(_STEP, size // 8)
+            if not self._users:
+                self._make_files()
+
+    def _make_files(self) -> None:
+        with contextlib.suppress(OSError):
+            for path in self._files():
+                if not os.path.lexists(path):
+                    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+
+    def _files(self) -> list[Path]:
+        return [self._state_dir / f"{NAME}.{number}" for number in range(FILES)]
 
     def size(self) -> int:
         """Bytes that it is to have."""
@@ -75,7 +89,8 @@ class Reserve:
 
     def _give_up(self) -> None:
         with contextlib.suppress(OSError):
-            self._path.unlink(missing_ok=True)
+            for path in (self._path, *self._files()):
+                path.unlink(missing_ok=True)
             sync_directory(self._state_dir)  # some file systems give the room back only then
 
 
@@ -86,6 +101,15 @@ def free_bytes(directory: Path, *, everybody: bool = True) -> int:
     except OSError:
         return 0
     return (found.f_bavail if everybody else found.f_bfree) * found.f_frsize
+
+
+def few_files_left(directory: Path) -> bool:
+    """Whether a file system has no room for so many files as are kept; some have no limit of their own."""
+    try:
+        found = os.statvfs(directory)
+    except OSError:
+        return False
+    return found.f_files > 0 and found.f_favail < FILES
 
 
 def try_allocate(path: Path, size: int) -> OSError | None:

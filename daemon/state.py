@@ -1,9 +1,8 @@
 """The state directory: where it is, and who owns it.
 
 How it works      `catalog.db`, `lock`, `control.sock`, `nbd.sock`, `devices/` (files made for volumes),
-                  `volumes/` and `manifests/` (one directory a volume, the engine's), `reserve`
-                  (reserve.py). The owner holds an
-                  flock on `lock`, which ends with the process however it ends, and has written its pid there
+                  `volumes/` and `manifests/` (one directory a volume, the engine's), `reserve` and
+                  `reserve.N` (reserve.py). The owner holds an flock on `lock`, which ends with the process however it ends, and has written its pid there
                   for others to read.
 Errors            StateLocked, StateOpen, StateUnusable, StateFull, DeviceUnusable.
 """
@@ -25,7 +24,7 @@ from polyvol.mapping.no_space import NEEDED, is_no_space
 from polyvol.mapping.opening import identity_of, sync_directory
 from polyvol.mapping.os_errors import reason
 
-OWN = ("catalog.db*", "catalog.mark*", "lock", "reserve", "volumes", "manifests")
+OWN = ("catalog.db*", "catalog.mark*", "lock", "reserve*", "volumes", "manifests")
 """What polyvold keeps for itself there, as patterns of names."""
 ENDING_S = 10.0
 """How long a holder of the lock that is ending is waited for."""

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from polyvol.daemon.context import Context
 from polyvol.daemon.errors import log_failure
-from polyvol.daemon.reserve import Reserve, free_bytes, try_allocate
+from polyvol.daemon.reserve import Reserve, few_files_left, free_bytes, try_allocate
 from polyvol.daemon.sizes import format_size
 from polyvol.mapping.no_space import NEEDED, is_no_space
 from polyvol.mapping.records import Volume
@@ -54,7 +54,7 @@ class StateRoom:
         context, before = self._context, self._was
         free = free_bytes(self._directory)
         low = free < self._low_bytes() * (2 if self._low else 1)  # or one would be told again and again
-        now = self.refresh(always=low)
+        now = self.refresh(always=low or few_files_left(self._directory))
         if now is not None:
             if now != before:
                 context.events.add("warning", now)
@@ -119,6 +119,11 @@ class StateRoom:
         error = _try(self._directory / f".probe-{os.getpid()}")
         if error is None:
             return None
+        if is_no_space(error) and few_files_left(self._directory):
+            return (
+                f"the file system of {self._directory} has no room for more files (`df -i`): writes fail when"
+                " the present journals are full, and so do changes; remove files there"
+            )
         if is_no_space(error):
             return (
                 f"no space is left on the file system of {self._directory}: writes fail when the present"

@@ -406,7 +406,7 @@ class StateFull(PolyvolError):
     code = "state-full"
     kind = "no-space"
     sentence = "no space is left on the file system of {path}: {what}"
-    hint = "free at least {need} there"
+    hint = "free at least {need} there, or remove files if `df -i` shows that it has room for no more"
 
 
 class CatalogDamaged(PolyvolError):

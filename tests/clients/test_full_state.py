@@ -17,7 +17,7 @@ import pytest
 
 from tests.support import nbd
 from tests.support.daemon import Daemon, short_directory
-from tests.support.file_systems import fill, small
+from tests.support.file_systems import fill, fill_with_files, small
 from tests.support.proc import Background, check, run, wait_until
 
 BLOCK = 4096
@@ -231,7 +231,7 @@ def test_a_read_only_file_system_is_said_in_one_sentence(what: str) -> None:
         daemon.log.unlink()
         started = daemon.launch()
         assert started.wait() == 1
-        assert "Read-only file system" in started.said()
+        assert "its file system is read-only" in started.said()
         assert started.said().count("\n") == 1, started.said()
 
 
@@ -278,3 +278,24 @@ def test_deleting_works_on_a_full_file_system_and_gives_room_back(kind: str) -> 
         client.check()
         assert json.loads(daemon.ok("status", "--json"))["notes"] == []
         assert run("test", "-s", daemon.state_dir / "reserve").rc == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ["stop", "kill"])
+def test_a_file_system_without_room_for_more_files_serves_and_starts(end: str) -> None:
+    with on("ext4-few-files", "64M") as (daemon, disk, _):
+        client = Client(daemon)
+        assert {client.write(number, 1) for number in range(100)} == {0}
+        daemon.ok("snapshot", "create", "v", "--name", "a")
+        assert {client.write(number, 2) for number in range(50)} == {0}
+        files = fill_with_files(disk)
+        wait_until(lambda: "room for more files" in " ".join(daemon.json("status")["notes"]), "a note", 20)
+        getattr(daemon, end)()
+        fill_with_files(disk)
+        daemon.start()
+        client.check()
+        daemon.ok("snapshot", "delete", "v@a")
+        run("rm", "-rf", files)
+        wait_until(lambda: not daemon.json("status")["notes"], "room", 20)
+        daemon.ok("snapshot", "create", "v", "--name", "b")
+        client.check()

@@ -6,6 +6,7 @@ How it works      An image in the given folder, mounted by a loop device, or a t
 
 import contextlib
 import errno
+import itertools
 import os
 import shutil
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ MAKE = {
     "btrfs": ("mkfs.btrfs", "-q", "--mixed"),  # else a small one runs out of metadata, room or not
     "xfs": ("mkfs.xfs", "-q", "-m", "reflink=1"),
     "ext4": ("mkfs.ext4", "-q"),
+    "ext4-few-files": ("mkfs.ext4", "-q", "-N", "128"),
 }
 
 
@@ -60,6 +62,17 @@ def fill(disk: Path, *, leave: int = 0) -> Path:
             file.truncate(max(0, file.tell() - leave))
             os.fsync(file.fileno())
     return ballast
+
+
+def fill_with_files(disk: Path) -> Path:
+    """A folder with so many files that a file system has room for no more."""
+    folder = disk / "files"
+    folder.mkdir(exist_ok=True)
+    first = len(list(folder.iterdir()))
+    with contextlib.suppress(OSError):
+        for number in itertools.count(first):
+            (folder / str(number)).touch()
+    return folder
 
 
 def _append(fd: int, size: int) -> None:

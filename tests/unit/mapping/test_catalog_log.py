@@ -67,9 +67,7 @@ def test_readings_that_overlap_do_not_make_the_log_long(tmp_path: Path, *, alone
     database.close()
 
 
-def test_the_log_is_short_again_after_a_long_reading(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_log_is_short_again_after_a_long_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("polyvol.mapping.catalog.database._WAIT_MS", 20)
     database = Database(tmp_path / "catalog.db")
     log = tmp_path / "catalog.db-wal"
