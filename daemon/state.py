@@ -2,8 +2,8 @@
 
 How it works      `catalog.db`, `lock`, `control.sock`, `nbd.sock`, `devices/` (files made for volumes),
                   `volumes/` and `manifests/` (one directory a volume, the engine's), `reserve` and
-                  `reserve.N` (reserve.py). The owner holds an flock on `lock`, which ends with the process however it ends, and has written its pid there
-                  for others to read.
+                  `reserve.N` (reserve.py). The owner holds an flock on `lock`, which ends with the process
+                  however it ends, and has written its pid there for others to read.
 Errors            StateLocked, StateOpen, StateUnusable, StateFull, DeviceUnusable.
 """
 

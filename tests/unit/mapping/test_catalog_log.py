@@ -1,4 +1,4 @@
-"""test_catalog_log: the catalog's log stays short, whoever reads; files that somebody removes while it is open."""
+"""test_catalog_log: the log of the catalog stays short, whoever reads; files removed while it is open."""
 
 import itertools
 import shutil
