@@ -6,9 +6,8 @@ from typing import ClassVar
 from polyvol.mapping.errors import Kind, PolyvolError
 from polyvol.mapping.no_space import NO_SPACE
 
-
 _FAULTY = "see `polyvol status` for devices with errors, then try again"
-_NO_ROOM = "`polyvol status` says where there is no room; free some there, or delete snapshots, then try again"
+_NO_ROOM = "`polyvol status` says where no room is left; free some there, or delete snapshots, then try again"
 
 
 class CutFailed(PolyvolError):

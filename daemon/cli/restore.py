@@ -215,7 +215,7 @@ def _as_file(stream: _Source) -> Iterator[_Source]:
 @contextmanager
 def _temporary_file() -> Iterator[BinaryIO]:
     with _temporary_errors():
-        file = cast(BinaryIO, tempfile.TemporaryFile(prefix="polyvol-restore-"))
+        file = cast(BinaryIO, tempfile.TemporaryFile(prefix="polyvol-restore-"))  # noqa: SIM115
     try:
         yield file
     finally:

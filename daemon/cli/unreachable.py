@@ -93,7 +93,7 @@ def _denied(state_dir: Path, path: Path, error: OSError) -> PolyvolError:
 
 def _holder(state_dir: Path) -> int | None:
     """The process that has the lock of a state directory open, as its file says; None where there is none, or
-    that may not be looked at. The lock itself is not tried: that would stop a polyvold that is just starting."""
+    that may not be looked at. The lock itself is not tried: it would stop a polyvold that is starting."""
     lock = state_dir / "lock"
     with suppress(OSError, ValueError):
         pid = int(lock.read_text(encoding="ascii"))

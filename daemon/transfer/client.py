@@ -146,7 +146,9 @@ class NbdExport:
         try:
             yield
         except self._nbd.Error as error:
-            raise TransferFailed(what=f"{doing} {self.name}", why=_words(error), todo=_advice(error)) from error
+            raise TransferFailed(
+                what=f"{doing} {self.name}", why=_words(error), todo=_advice(error)
+            ) from error
 
 
 def _words(error: Any) -> str:  # noqa: ANN401 - of libnbd, which has no types

@@ -254,7 +254,7 @@ def test_a_backup_that_was_interrupted_within_its_header_is_resumed(
         assert partial.read_bytes() == other
 
 
-@pytest.mark.parametrize("kib", [1, 1024])  # the second: what is left in the buffer cannot be written at close
+@pytest.mark.parametrize("kib", [1, 1024])  # the second leaves something for close() to write
 def test_where_no_temporary_file_can_be_made_tmpdir_is_named(
     daemon: Daemon, volume: str, other: Daemon, tmp_path: Path, kib: int
 ) -> None:
