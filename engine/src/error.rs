@@ -105,7 +105,11 @@ impl Error {
     /// An error of the system while doing `what`.
     pub fn io(what: impl fmt::Display, e: impl Into<Errno>) -> Error {
         let errno = e.into();
-        Error { kind: ErrorKind::Io, what: format!("{what}: {}", errno.words()), errno: Some(errno) }
+        Error {
+            kind: ErrorKind::Io,
+            what: format!("{what}: {}", errno.words()),
+            errno: Some(errno),
+        }
     }
 }
 
