@@ -90,8 +90,10 @@ class Command:
                 told = True
                 end = min(end, time.monotonic() + stopping_s)
             if time.monotonic() >= end:
-                why = "because polyvold is being stopped" if told else f"within {self._call.timeout_s} s"
-                return Ended(f"did not end {why} and was killed", alone=False)
+                why = f"did not end within {self._call.timeout_s} s and was killed"
+                if told:
+                    why = "was killed because polyvold is being stopped"
+                return Ended(why, alone=False)
 
     def end(self, timeout_s: float | None) -> bool:
         """End all that is left of it; False if that did not succeed in time (None: wait for it)."""

@@ -6,6 +6,9 @@ from typing import ClassVar
 from polyvol.mapping.errors import Kind, PolyvolError
 from polyvol.mapping.no_space import NO_SPACE
 
+_FAULTY = "see `polyvol status` for devices with errors, then try again"
+_NO_ROOM = "`polyvol status` says where no room is left; free some there, or delete snapshots, then try again"
+
 
 class CutFailed(PolyvolError):
     """A cut that was undone, as far as `undo_failed_on` is empty."""
@@ -13,16 +16,17 @@ class CutFailed(PolyvolError):
     code = "cut-failed"
     kind: ClassVar[Kind] = "io"
     sentence = "the snapshot of {volumes} could not be made: {cause}{rest}"
-    hint = "see `polyvol status` for devices with errors, then try again"
+    hint = "{todo}"
 
     def __init__(self, *, volumes: str, cause: BaseException, undo_failed_on: Sequence[str]) -> None:
         rest = ""
         if undo_failed_on:
             left = ", ".join(undo_failed_on)
             rest = f" (and what was begun could not be undone on {left}; a restart of polyvold does that)"
-        super().__init__(volumes=volumes, cause=cause, rest=rest)
+        full = getattr(cause, "kind", "io") == "no-space" or getattr(cause, "errno", 0) in NO_SPACE
+        super().__init__(volumes=volumes, cause=cause, rest=rest, todo=_NO_ROOM if full else _FAULTY)
         self.cause = cause
-        if getattr(cause, "kind", "io") == "no-space" or getattr(cause, "errno", 0) in NO_SPACE:
+        if full:
             self.kind = "no-space"  # type: ignore[misc]
         self.undo_failed_on = tuple(undo_failed_on)
 

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
@@ -212,9 +212,15 @@ def _as_file(stream: _Source) -> Iterator[_Source]:
         yield kept
 
 
-def _temporary_file() -> BinaryIO:
+@contextmanager
+def _temporary_file() -> Iterator[BinaryIO]:
     with _temporary_errors():
-        return cast(BinaryIO, tempfile.TemporaryFile(prefix="polyvol-restore-"))
+        file = cast(BinaryIO, tempfile.TemporaryFile(prefix="polyvol-restore-"))  # noqa: SIM115
+    try:
+        yield file
+    finally:
+        with suppress(OSError):  # closing writes again what could not be written, which has been told
+            file.close()
 
 
 @contextmanager

@@ -32,6 +32,13 @@ def not_reached(state_dir: Path, error: OSError) -> PolyvolError:
         return DaemonUnreachable(state=state_dir, why=why, todo="give a shorter --state-dir, such as a link")
     if isinstance(error, PermissionError):
         return _denied(state_dir, path, error)
+    pid = _holder(state_dir)
+    if pid is not None and isinstance(error, FileNotFoundError | ConnectionRefusedError):
+        why, todo = (
+            f"it is starting or ending (pid {pid})",
+            f"wait a little, then try again; see {_log(state_dir)}",
+        )
+        return DaemonUnreachable(state=state_dir, why=why, todo=todo)
     if isinstance(error, FileNotFoundError):
         there = os.path.lexists(state_dir)
         why = "it has no control socket" if there else "there is no such directory"
@@ -82,6 +89,20 @@ def _denied(state_dir: Path, path: Path, error: OSError) -> PolyvolError:
     else:
         todo = f"run it as user {owner}, or with sudo"
     return DaemonUnreachable(state=state_dir, why=f"permission denied on {what}", todo=todo)
+
+
+def _holder(state_dir: Path) -> int | None:
+    """The process that has the lock of a state directory open, as its file says; None where there is none, or
+    that may not be looked at. The lock itself is not tried: it would stop a polyvold that is starting."""
+    lock = state_dir / "lock"
+    with suppress(OSError, ValueError):
+        pid = int(lock.read_text(encoding="ascii"))
+        wanted = lock.stat()
+        for file in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(OSError):  # one that was closed meanwhile
+                if os.path.samestat(file.stat(), wanted):
+                    return pid
+    return None
 
 
 def _owner(*paths: Path) -> str:

@@ -16,7 +16,8 @@ from contextlib import contextmanager, suppress
 from typing import Any, TypeAlias
 
 from polyvol.daemon.transfer.errors import LibnbdMissing, TransferFailed
-from polyvol.mapping.os_errors import reason
+from polyvol.mapping.no_space import NO_SPACE
+from polyvol.mapping.os_errors import DEFAULT_ADVICE, reason
 
 ALLOCATION = "base:allocation"
 CHANGED_SINCE = "qemu:dirty-bitmap:"
@@ -43,7 +44,7 @@ class NbdExport:
         self._all: list[_Handle] = []
         self._lock = threading.Lock()
         self._first = self._connect([ALLOCATION, *([self._changed] if self._changed else [])])
-        with self._errors("asking for its size"):
+        with self._errors("asking for the size of"):
             self.size = int(self._first.get_size())
             self.read_only = bool(self._first.is_read_only())
             if self._changed is not None and not self._first.can_meta_context(self._changed):
@@ -118,7 +119,7 @@ class NbdExport:
                 told[context] = entries
             return 0
 
-        with self._errors("asking for block status"):
+        with self._errors("asking for the block status of"):
             if not (self._first.can_meta_context(ALLOCATION) or self._changed):
                 return told
             self._first.block_status(length, offset, extents)
@@ -145,16 +146,27 @@ class NbdExport:
         try:
             yield
         except self._nbd.Error as error:
-            raise TransferFailed(what=f"{doing} {self.name}", why=_words(error)) from error
+            raise TransferFailed(
+                what=f"{doing} {self.name}", why=_words(error), todo=_advice(error)
+            ) from error
 
 
 def _words(error: Any) -> str:  # noqa: ANN401 - of libnbd, which has no types
     """What libnbd says, without its functions' names."""
     if error.errnum == errno.ENOENT and "server replied" in str(error.string):
         return "the server has no such export"
+    if error.errnum in NO_SPACE:
+        return "no space is left for it"
     if error.errnum:
         return reason(OSError(error.errnum, os.strerror(error.errnum)))
     return str(error.string).removeprefix("nbd_").split(": ", 1)[-1]
+
+
+def _advice(error: Any) -> str:  # noqa: ANN401 - of libnbd, which has no types
+    """What to do about an error that a server has answered, or about a server that does not answer."""
+    if error.errnum in (errno.EIO, *NO_SPACE):
+        return "see `polyvol status` of the polyvold that serves it, then try again"
+    return DEFAULT_ADVICE
 
 
 def _merged(one: list[int], other: list[int]) -> Iterator[tuple[int, int, int]]:

@@ -37,6 +37,12 @@ impl Errno {
         matches!(self.0, libc::ENOSPC | libc::EDQUOT)
     }
 
+    /// The C library's words for it, without its number.
+    pub fn words(self) -> String {
+        let text = std::io::Error::from_raw_os_error(self.0).to_string();
+        text.split(" (os error").next().unwrap_or(&text).to_owned()
+    }
+
     /// The raw number, always positive.
     pub fn raw(self) -> i32 {
         self.0
@@ -99,8 +105,11 @@ impl Error {
     /// An error of the system while doing `what`.
     pub fn io(what: impl fmt::Display, e: impl Into<Errno>) -> Error {
         let errno = e.into();
-        let text = std::io::Error::from_raw_os_error(errno.raw());
-        Error { kind: ErrorKind::Io, what: format!("{what}: {text}"), errno: Some(errno) }
+        Error {
+            kind: ErrorKind::Io,
+            what: format!("{what}: {}", errno.words()),
+            errno: Some(errno),
+        }
     }
 }
 

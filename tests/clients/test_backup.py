@@ -254,12 +254,14 @@ def test_a_backup_that_was_interrupted_within_its_header_is_resumed(
         assert partial.read_bytes() == other
 
 
+@pytest.mark.parametrize("kib", [1, 1024])  # the second leaves something for close() to write
 def test_where_no_temporary_file_can_be_made_tmpdir_is_named(
-    daemon: Daemon, volume: str, other: Daemon, tmp_path: Path
+    daemon: Daemon, volume: str, other: Daemon, tmp_path: Path, kib: int
 ) -> None:
     full, stream = chain(daemon, tmp_path, 1)
     other.ok("restore", full, "w")
-    command = f"ulimit -f 1; {BIN}/polyvol restore - w --state-dir {other.state_dir} < {stream}"
+    assert stream.stat().st_size > 1 << 20
+    command = f"ulimit -f {kib}; {BIN}/polyvol restore - w --state-dir {other.state_dir} < {stream}"
     done = subprocess.run(
         ["bash", "-c", command], env={**os.environ, "TMPDIR": str(tmp_path)}, capture_output=True, text=True,
         timeout=60, check=False,

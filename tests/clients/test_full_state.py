@@ -258,6 +258,8 @@ def test_deleting_works_on_a_full_file_system_and_gives_room_back(kind: str) -> 
             if made.rc != 0:
                 assert re.search("no space (is )?left", made.err, re.IGNORECASE), made.err
                 assert made.err.count("\n") == 1, made.err
+                assert "os error" not in made.err, made.err
+                assert "free" in made.err, made.err
                 break
         for verb in (
             ("snapshot", "delete", "v@a"),

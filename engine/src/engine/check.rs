@@ -201,7 +201,7 @@ impl Check<'_> {
                     let mut block = [0; BLOCK];
                     let read = device.read(&mut block, offset + (index * BLOCK) as u64);
                     let why = match read {
-                        Err(e) => std::io::Error::from_raw_os_error(e.raw()).to_string(),
+                        Err(e) => e.words(),
                         Ok(()) if checksum::crc32c(&block) != run.sums[done + index] => {
                             "its checksum does not match".to_owned()
                         }

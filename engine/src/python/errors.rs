@@ -29,6 +29,5 @@ pub fn raised(py: Python<'_>, error: &Error) -> PyErr {
 
 /// An `OSError` with the errno that a host would see.
 pub fn os_error(errno: Errno) -> PyErr {
-    let text = std::io::Error::from_raw_os_error(errno.raw()).to_string();
-    PyOSError::new_err((errno.raw(), text))
+    PyOSError::new_err((errno.raw(), errno.words()))
 }

@@ -169,6 +169,18 @@ def test_what_is_in_the_sockets_place_is_named(state: Path, monkeypatch: pytest.
     assert "polyvold --state-dir" not in refused()
 
 
+def test_a_polyvold_that_starts_or_ends_is_not_called_stopped(state: Path) -> None:
+    lock = state / "lock"
+    lock.write_text(f"{os.getpid()}\n")
+    with pytest.raises(DaemonNotRunning):  # the pid is of a process that has ended, and is another one's now
+        Client(state).get("status")
+    with lock.open(), pytest.raises(DaemonUnreachable, match=f"starting or ending .pid {os.getpid()}.; wait"):
+        Client(state).get("status")
+    lock.write_text("")
+    with lock.open(), pytest.raises(DaemonNotRunning):
+        Client(state).get("status")
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
 def test_a_user_outside_the_group_is_told_which_group(state: Path) -> None:
     sock = state / "control.sock"

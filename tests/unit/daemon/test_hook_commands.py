@@ -74,6 +74,14 @@ def test_a_command_that_never_stops_talking_costs_a_bounded_room(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_command_that_a_stop_ends_is_said_to_be_killed_by_it() -> None:
+    stopping = threading.Event()
+    stopping.set()
+    command = Command(call("sleep 60", 60))
+    assert command.wait(stopping, 0.1).trouble == "was killed because polyvold is being stopped"
+    assert command.end(5)
+
+
 def test_the_beginning_and_the_end_of_what_a_command_says_are_kept() -> None:
     command = Command(call("echo first; seq 100000; echo last; exit 3"))
     ended = command.wait(NEVER, 0)
