@@ -15,7 +15,8 @@ How it works      There are four kinds of locks, taken in this order:
                                before what may.
                   Readers (status, list, show) take none of them.
                   Who cannot have a volume's or a device's lock within WAIT_S, or finds WAITING_MAX
-                  waiting for it, is refused: VolumeBusy and others, which say what holds it and for how
+                  waiting for it, is refused (the latter not if it says itself how long it waits, because
+                  something depends on it: an application that is quiesced, a record that is made): VolumeBusy and others, which say what holds it and for how
                   long. `lent`: while a cut is waited for, `room` may delete other snapshots of the volume,
                   so that writes go on (daemon/space.py).
 Invariants        L1 who holds `changes` takes no other lock; L2 who holds a device's lock takes no volume's;
@@ -238,7 +239,7 @@ class Locks:
         found = holder()
         if found is None:
             return
-        full = max(self._waiting[key] for key in keys) >= WAITING_MAX
+        full = wait_s is None and max(self._waiting[key] for key in keys) >= WAITING_MAX
         self._waiting.update(keys)
         try:
             until = self._now() + (0.0 if full else self.wait_s if wait_s is None else wait_s)

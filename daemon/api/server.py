@@ -29,6 +29,7 @@ from waitress.task import ErrorTask, ThreadedTaskDispatcher
 from waitress.wasyncore import close_all, loop
 
 from polyvol.daemon.api.application import BODY_BYTES_MAX, Application, error_text
+from polyvol.daemon.asker import asked_over
 from polyvol.daemon.errors import BadRequest
 from polyvol.daemon.sockets import BACKLOG
 from polyvol.daemon.workers import Workers
@@ -172,6 +173,11 @@ class _Channel(HTTPChannel):  # type: ignore[misc]  # waitress has no types
         if idle:
             oldest = min(idle, key=lambda each: (each.total_outbufs_len > 0, each.last_activity))
             oldest.handle_close()
+
+    def service(self) -> None:
+        """Answer one request."""
+        with asked_over(self.socket):
+            super().service()
 
     def _flush_outbufs_below_high_watermark(self) -> None:
         """End the connection if too much is unread. waitress would wait, in a thread that is for all."""
