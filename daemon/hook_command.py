@@ -24,7 +24,7 @@ from polyvol.daemon import hook_supervisor
 from polyvol.daemon.asker import parent_of
 
 _supervisors: set[int] = set()
-"""The process ids of all supervisors that run: children that are not waited for, so no other process has one."""
+"""Process ids of all supervisors: children that are not waited for, so no other process has the number."""
 _SCRIPT = hook_supervisor.__file__
 _POLL_S = 0.1
 _LINE_BYTES_MAX = 1 << 20

@@ -20,8 +20,8 @@ Owner and locks   A lock for each volume and schedule with hooks, held from quie
 Durability        A thaw is recorded before its quiesce command is begun: should polyvold die in between, all
                   that its hooks have started is ended at once (hook_supervisor.py), and the next start runs
                   the thaw command (`settle`).
-Errors            HooksBusy, if too many wait for hooks; SnapshotFromHook. Otherwise what fails is a warning in the log and
-                  among the events, and the snapshot is taken all the same.
+Errors            HooksBusy, if too many wait for hooks; SnapshotFromHook. Otherwise what
+                  fails is a warning in the log and among the events, and the snapshot is taken all the same.
 """
 
 import contextlib

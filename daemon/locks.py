@@ -15,9 +15,10 @@ How it works      There are four kinds of locks, taken in this order:
                                before what may.
                   Readers (status, list, show) take none of them.
                   Who cannot have a volume's or a device's lock within WAIT_S, or finds WAITING_MAX
-                  waiting for it, is refused (the latter not if it says itself how long it waits, because
-                  something depends on it: an application that is quiesced, a record that is made): VolumeBusy and others, which say what holds it and for how
-                  long. `lent`: while a cut is waited for, `room` may delete other snapshots of the volume,
+                  waiting for it, is refused: VolumeBusy and others, which say what holds it and for how
+                  long. Who says itself how long it waits is not refused for the number that wait: something
+                  depends on it (an application is quiesced, a record is made).
+                  `lent`: while a cut is waited for, `room` may delete other snapshots of the volume,
                   so that writes go on (daemon/space.py).
 Invariants        L1 who holds `changes` takes no other lock; L2 who holds a device's lock takes no volume's;
                   L3 who holds a volume's lock takes another one only of a volume with a greater id (a
