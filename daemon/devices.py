@@ -401,7 +401,7 @@ class Devices:
             device = context.catalog.add_device(device)
             self._half.underway.add(device.id)
         try:
-            with context.locks.device(device.id, device.name, "device add"):
+            with context.locks.device(device.id, device.name, "device add", wait_s=context.locks.wait_s):
                 self._make(device, path, file, preallocate=request.preallocate)
         finally:
             with context.changes:

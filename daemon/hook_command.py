@@ -21,7 +21,10 @@ import time
 from dataclasses import dataclass
 
 from polyvol.daemon import hook_supervisor
+from polyvol.daemon.asker import parent_of
 
+_supervisors: set[int] = set()
+"""Process ids of all supervisors: children that are not waited for, so no other process has the number."""
 _SCRIPT = hook_supervisor.__file__
 _POLL_S = 0.1
 _LINE_BYTES_MAX = 1 << 20
@@ -72,6 +75,7 @@ class Command:
                 self._control.close()
                 self._failure = f"could not be started: {python}: {error.strerror}"
         if self._pid is not None:
+            _supervisors.add(self._pid)
             what = {"arguments": call.arguments, "environment": call.environment}
             self._send(json.dumps(what).encode() + b"\n")
 
@@ -163,9 +167,17 @@ class Command:
         """The supervisor ends, or has ended."""
         assert self._pid is not None, "it was started"
         self._control.close()
+        _supervisors.discard(self._pid)
         os.waitpid(self._pid, 0)
         self._pid = None
         self._failure = "has ended"
+
+
+def is_of_command(pid: int | None) -> bool:
+    """Whether a process is part of a command that runs, or of what one has left in the background."""
+    while pid is not None and pid not in _supervisors:
+        pid = parent_of(pid)
+    return pid is not None
 
 
 def shown(head: str, tail: str) -> str:

@@ -20,8 +20,8 @@ Owner and locks   A lock for each volume and schedule with hooks, held from quie
 Durability        A thaw is recorded before its quiesce command is begun: should polyvold die in between, all
                   that its hooks have started is ended at once (hook_supervisor.py), and the next start runs
                   the thaw command (`settle`).
-Errors            HooksBusy, if too many wait for hooks. Otherwise what fails is a warning in the log and
-                  among the events, and the snapshot is taken all the same.
+Errors            HooksBusy, if too many wait for hooks; SnapshotFromHook. Otherwise what
+                  fails is a warning in the log and among the events, and the snapshot is taken all the same.
 """
 
 import contextlib
@@ -35,15 +35,16 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
 from polyvol.daemon.apart import apart
+from polyvol.daemon.asker import asker
 from polyvol.daemon.context import Context
 from polyvol.daemon.group_requests import HookSettings
-from polyvol.daemon.hook_command import Call, Command
+from polyvol.daemon.hook_command import Call, Command, is_of_command
 from polyvol.daemon.views import HookView
 from polyvol.mapping.errors import PolyvolError
 from polyvol.mapping.group import Consistency, Group, Hooks, Schedule
 from polyvol.mapping.records import Volume
 from polyvol.snapshot.coordinator import Thaw
-from polyvol.snapshot.group_errors import BadHooks, HooksBusy
+from polyvol.snapshot.group_errors import BadHooks, HooksBusy, SnapshotFromHook
 
 TIMEOUT_S_MAX = 600
 AT_A_TIME = 4
@@ -132,6 +133,15 @@ class HookRunner:
         self._stopping.set()
         for thread in self._settling:
             thread.join()
+
+    def refuse_from_hook(self, volumes: Sequence[Volume]) -> None:
+        """SnapshotFromHook if a hook command asks for a snapshot that runs hooks: those would wait for the
+        command, and it for them; killed at its time-out, it would leave a request that begins it again."""
+        if not is_of_command(asker()):
+            return
+        for volume in volumes:
+            if self._context.catalog.schedules.volume_hooks(volume.id) is not None:
+                raise SnapshotFromHook(name=volume.name)
 
     @contextmanager
     def around(

@@ -16,7 +16,9 @@ How it works      There are four kinds of locks, taken in this order:
                   Readers (status, list, show) take none of them.
                   Who cannot have a volume's or a device's lock within WAIT_S, or finds WAITING_MAX
                   waiting for it, is refused: VolumeBusy and others, which say what holds it and for how
-                  long. `lent`: while a cut is waited for, `room` may delete other snapshots of the volume,
+                  long. Who says itself how long it waits is not refused for the number that wait: something
+                  depends on it (an application is quiesced, a record is made).
+                  `lent`: while a cut is waited for, `room` may delete other snapshots of the volume,
                   so that writes go on (daemon/space.py).
 Invariants        L1 who holds `changes` takes no other lock; L2 who holds a device's lock takes no volume's;
                   L3 who holds a volume's lock takes another one only of a volume with a greater id (a
@@ -238,7 +240,7 @@ class Locks:
         found = holder()
         if found is None:
             return
-        full = max(self._waiting[key] for key in keys) >= WAITING_MAX
+        full = wait_s is None and max(self._waiting[key] for key in keys) >= WAITING_MAX
         self._waiting.update(keys)
         try:
             until = self._now() + (0.0 if full else self.wait_s if wait_s is None else wait_s)

@@ -32,7 +32,7 @@ HANDED_FILE = "hand-over"
 HANDED_CONNECTION = "connection-"
 HANDED_DEVICE = "device-"
 """Names of what one process hands to the next: a device's has its UUID."""
-_BACKLOG = 4096
+BACKLOG = 4096
 _FIRST_PASSED = 3
 """The first file descriptor that systemd passes."""
 _NO_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
@@ -163,7 +163,7 @@ def bind_unix(path: Path) -> socket.socket:
         os.fchmod(listener.fileno(), 0o600)
         _remove_stale(path)
         listener.bind(os.fspath(path))
-        listener.listen(_BACKLOG)
+        listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
         if is_no_space(error):
@@ -220,7 +220,7 @@ def _listen_tcp(family: int, kind: int, protocol: int, target: Any, *, free: boo
             listener.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
         listener.bind(target)
         _keep_alive(listener)
-        listener.listen(_BACKLOG)
+        listener.listen(BACKLOG)
     except BaseException:
         listener.close()
         raise

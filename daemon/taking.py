@@ -111,6 +111,7 @@ class Taking:
         schedule: Schedule | None = None,
     ) -> list[SnapshotView]:
         context = self._context
+        self._hooks.refuse_from_hook(volumes)
         rewritten = {volume.id: context.rewritten[volume.id] for volume in volumes}
         names = {volume.id: volume.name for volume in volumes}
         with context.locks.volumes(names, WHAT):

@@ -204,7 +204,9 @@ class Volumes:
             planned = plan()
             context.grow_processors(max(planned.processors) + 1)
             volume = context.catalog.create_volume(planned)
-        with context.locks.volumes({volume.id: volume.name}, "volume create"):
+        # Those who find it before have its lock for a look; they must not be why it stays 'creating'.
+        named = {volume.id: volume.name}
+        with context.locks.volumes(named, "volume create", wait_s=context.locks.wait_s):
             self._make_planned(volume, restore)
 
     def _make_planned(self, volume: Volume, restore: RestoreRecord | None) -> None:

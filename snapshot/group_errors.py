@@ -147,6 +147,15 @@ class HooksFailed(PolyvolError):
     hint = "correct the hooks, or leave out --require-hooks and accept a crash-consistent snapshot"
 
 
+class SnapshotFromHook(PolyvolError):
+    """A hook command asks for a snapshot of a volume that has hooks."""
+
+    code = "snapshot-from-hook"
+    kind = "invalid"
+    sentence = "volume {name} has hooks, and a hook command cannot take a snapshot that runs hooks"
+    hint = "leave it out of the command: the snapshot is taken when the quiesce commands have ended"
+
+
 class HooksBusy(PolyvolError):
     """Too many snapshots that are at their hooks."""
 

@@ -4,6 +4,9 @@ How it works      One thread runs waitress's loop, which reads requests and writ
                   look run on a few threads of their own, and wait for nothing. All others run on workers
                   (workers.py), where one that waits for disks holds up nobody else; those that wait for one
                   volume or device are limited by its lock (locks.py).
+                  No client can hold up others by what it leaves undone: of more than CONNECTIONS_MAX
+                  connections the one that was idle longest is closed, and so is one that sends requests and
+                  does not read the answers.
 Invariants        H1 The loop's pipe, by which it is woken, is closed last of all, by who has stopped the
                      loop: waitress writes to the pipe's number, whoever has that by then.
 Owner and locks   Nothing is shared but the service, whose verbs lock for themselves. `answers` and `stop`
@@ -11,6 +14,7 @@ Owner and locks   Nothing is shared but the service, whose verbs lock for themse
 Errors            What the HTTP library refuses (a header that cannot be read) is answered as JSON too.
 """
 
+import contextlib
 import itertools
 import logging
 import socket
@@ -25,7 +29,9 @@ from waitress.task import ErrorTask, ThreadedTaskDispatcher
 from waitress.wasyncore import close_all, loop
 
 from polyvol.daemon.api.application import BODY_BYTES_MAX, Application, error_text
+from polyvol.daemon.asker import asked_over
 from polyvol.daemon.errors import BadRequest
+from polyvol.daemon.sockets import BACKLOG
 from polyvol.daemon.workers import Workers
 
 if TYPE_CHECKING:
@@ -35,6 +41,10 @@ _READERS = 4
 _CHANGERS = 32
 """Other calls that run at a time, not counting those that have run for LONG_S."""
 LONG_S = 1.0
+CONNECTIONS_MAX = 200
+"""Beyond that, a new connection ends the one that was idle longest. Those with a call under way stay."""
+UNREAD_BYTES_MAX = 1 << 20
+"""How much of earlier answers may be unread when the next request of the same connection is answered."""
 _LOOP_INTERVAL_S = 30
 """How often the loop comes round when nothing happens, to let go of connections that were idle long."""
 _STOP_TIMEOUT_S = 5.0
@@ -66,8 +76,11 @@ class ControlServer:
             _dispatcher=self._tasks,
             ident="polyvold",
             # More than a body may have: a client that sends too much gets to read that it was too much.
-            max_request_body_size=64 * BODY_BYTES_MAX,
+            max_request_body_size=4 * BODY_BYTES_MAX,
             cleanup_interval=_LOOP_INTERVAL_S,
+            connection_limit=10 * CONNECTIONS_MAX,  # who is accepted is decided by _Channel
+            outbuf_high_watermark=UNREAD_BYTES_MAX,
+            backlog=BACKLOG,
         )
         self._http.channel_class = _Channel
         self._thread.start()
@@ -149,3 +162,26 @@ class _Channel(HTTPChannel):  # type: ignore[misc]  # waitress has no types
     """A connection."""
 
     error_task_class = _Refusal
+
+    def __init__(self, server: Any, *arguments: Any, **named: Any) -> None:  # noqa: ANN401
+        super().__init__(server, *arguments, **named)
+        channels = list(server.active_channels.values())
+        if len(channels) <= CONNECTIONS_MAX:
+            return
+        # Requests are read by this thread, so one that has none gets none meanwhile.
+        idle = [each for each in channels if each is not self and not each.requests and not each.will_close]
+        if idle:
+            oldest = min(idle, key=lambda each: (each.total_outbufs_len > 0, each.last_activity))
+            oldest.handle_close()
+
+    def service(self) -> None:
+        """Answer one request."""
+        with asked_over(self.socket):
+            super().service()
+
+    def _flush_outbufs_below_high_watermark(self) -> None:
+        """End the connection if too much is unread. waitress would wait, in a thread that is for all."""
+        if self.total_outbufs_len > UNREAD_BYTES_MAX:
+            self.connected = False  # the caller, and what follows, sees that
+            with contextlib.suppress(OSError):  # closed by the loop
+                self.socket.shutdown(socket.SHUT_RDWR)  # the loop sees that, and closes it

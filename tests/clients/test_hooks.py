@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.daemon import Daemon
+from tests.support.daemon import BIN, Daemon
 from tests.support.proc import wait_until
 
 
@@ -53,3 +53,17 @@ def test_a_stop_ends_the_hooks_and_thaws(daemon: Daemon, notes: Path) -> None:
     daemon.stop()
     assert _ended(notes)
     assert notes.read_text().split()[2:] == ["thaw"]
+
+
+@pytest.mark.parametrize("command", ["polyvol", "setsid polyvol", "env -i {path} polyvol"])
+def test_a_hook_that_asks_for_a_snapshot_with_hooks_is_refused(daemon: Daemon, command: str) -> None:
+    daemon.make_volume("v")
+    daemon.make_volume("w")
+    command = command.format(path='PATH="$PATH" POLYVOL_STATE="$POLYVOL_STATE"')
+    asks = f"PATH={BIN}:$PATH; {command} snapshot create"
+    body = {"quiesce": f"{asks} w && {asks} v", "thaw": None, "timeout_s": 60, "shell": True}
+    daemon.api.patch("volumes", "v", body={"hooks": body})
+    (taken,) = daemon.api.post("snapshots", body={"volumes": ["v"], "name": "one"})
+    assert "volume v has hooks" in taken["hook_trouble"]
+    assert [each["name"] for each in daemon.snapshots("v")] == ["one"]
+    assert len(daemon.snapshots("w")) == 1, "w has no hooks: nothing waits for itself"

@@ -1,10 +1,12 @@
 """The control API over its socket: statuses, strict bodies, the OpenAPI document."""
 
+import contextlib
 import http.client
 import json
 import os
 import re
 import resource
+import select
 import socket
 import threading
 import time
@@ -14,7 +16,10 @@ from typing import Any
 import pytest
 
 from polyvol.daemon.api.application import ROUTES
+from polyvol.daemon.api.server import CONNECTIONS_MAX
+from polyvol.daemon.service import Service
 from polyvol.daemon.views import StatusView
+from polyvol.mapping.errors import UnknownVolume
 from tests.unit.conftest import Daemon
 
 
@@ -168,3 +173,59 @@ def test_the_document_describes_every_route_and_refers_only_to_what_is_there(dae
         ("volume", "path"),
         ("partitions", "query"),
     ]
+
+
+def opened(daemon: Daemon, said: bytes = b"") -> socket.socket:
+    """A connection to the control socket that has said this."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.settimeout(10)
+    connection.connect(str(daemon.state_dir / "control.sock"))
+    connection.sendall(said)
+    return connection
+
+
+@pytest.mark.parametrize(
+    "said", [b"", b"GET /v1/st", b"POST /v1/snapshots HTTP/1.1\r\nContent-Length: 9\r\n\r\n{"]
+)
+def test_connections_that_say_no_more_keep_nobody_out(daemon: Daemon, said: bytes) -> None:
+    with contextlib.ExitStack() as connections:
+        for _ in range(CONNECTIONS_MAX + 50):
+            connections.enter_context(opened(daemon, said))
+        assert ask(daemon, "GET", "/v1/status")[0] == 200
+
+
+def test_a_connection_with_a_call_under_way_is_not_closed_for_others(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def status(_: Service) -> StatusView:
+        begun.set()
+        assert go_on.wait(30)
+        raise UnknownVolume(name="v")
+
+    monkeypatch.setattr(Service, "status", status)
+    with contextlib.ExitStack() as connections:
+        first = connections.enter_context(opened(daemon, b"GET /v1/status HTTP/1.1\r\n\r\n"))
+        assert begun.wait(10)
+        for _ in range(CONNECTIONS_MAX + 50):
+            connections.enter_context(opened(daemon))
+        assert ask(daemon, "GET", "/v1/volumes")[0] == 200
+        go_on.set()
+        assert b"404 Not Found" in first.recv(1000)
+
+
+def test_clients_that_read_no_answers_take_no_threads_from_others(daemon: Daemon) -> None:
+    with contextlib.ExitStack() as connections:
+        deaf = [
+            connections.enter_context(opened(daemon, b"GET /openapi.json HTTP/1.1\r\n\r\n" * 250))
+            for _ in range(8)
+        ]
+        poll = select.poll()
+        for connection in deaf:
+            poll.register(connection, select.POLLHUP)
+        until = time.monotonic() + 30
+        while len(poll.poll(1000)) < len(deaf):  # each is closed, once too much is unread
+            assert ask(daemon, "GET", "/v1/status")[0] == 200
+            assert time.monotonic() < until
+        assert ask(daemon, "GET", "/v1/status")[0] == 200

@@ -67,18 +67,23 @@ def test_several_are_taken_together_and_none_is_held_while_another_is_waited_for
 def test_no_more_than_a_few_wait_for_one_volume() -> None:
     locks = Locks()
 
-    def wait() -> None:
-        with locks.volumes({1: "a"}, "volume set"):
+    def take(wait_s: float | None = None) -> None:
+        with locks.volumes({1: "a"}, "volume set", wait_s=wait_s):
             pass
 
     with elsewhere(locks, {1: "a"}):
-        threads = [threading.Thread(target=wait, daemon=True) for _ in range(WAITING_MAX)]
+        threads = [threading.Thread(target=take, daemon=True) for _ in range(WAITING_MAX)]
         for thread in threads:
             thread.start()
         [operation] = locks.operations()
         wait_until(lambda: locks.waiting(operation) == WAITING_MAX, "all to wait", 10)
         with pytest.raises(VolumeBusy):
             locks.volumes({1: "a"}, "volume set").__enter__()
+        # Whose record is made already, or whose application is quiesced, is not refused for that.
+        made = threading.Thread(target=take, args=(30.0,), daemon=True)
+        made.start()
+        wait_until(lambda: locks.waiting(operation) == WAITING_MAX + 1, "one more to wait", 10)
+        threads.append(made)
     for thread in threads:
         thread.join(10)
         assert not thread.is_alive()

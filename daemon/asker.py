@@ -1,0 +1,50 @@
+"""The asker: the process that the call of the control API comes from which this thread answers.
+
+How it works      The kernel tells who is at the other end of the connection (SO_PEERCRED). The control server
+                  notes it around each call; what a thread does of its own accord has no asker.
+Owner and locks   Each thread has its own.
+Errors            None: an asker that cannot be told is None.
+"""
+
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_CREDENTIALS = struct.Struct("3i")
+
+
+class _Current(threading.local):
+    pid: int | None = None
+
+
+_current = _Current()
+
+
+def asker() -> int | None:
+    """The process id of the asker."""
+    return _current.pid
+
+
+@contextmanager
+def asked_over(connection: socket.socket) -> Iterator[None]:
+    """What this thread does within is asked for by the peer of a connection."""
+    try:
+        data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        _current.pid = _CREDENTIALS.unpack(data)[0] or None
+    except OSError:  # closed meanwhile
+        _current.pid = None
+    try:
+        yield
+    finally:
+        _current.pid = None
+
+
+def parent_of(pid: int) -> int | None:
+    """The parent of a process; None if there is none that can be seen."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) or None
+    except (OSError, IndexError, ValueError):
+        return None
