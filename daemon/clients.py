@@ -1,9 +1,10 @@
 """Clients: who is connected to which export, and the end of a connection.
 
 How it works      The engine knows the connections of its own NBD server. Where nbdkit speaks NBD, the plugin
-                  tells of each connection here, with the handle that it uses and how its socket is shut down.
-                  To disconnect a client is to shut its socket down; a handle is closed as well, so that the
-                  export is free although nbdkit may still have the connection.
+                  tells of each connection here, with the handle that it uses and how the sockets of its peer
+                  are shut down. To disconnect a client is to shut its socket down; a handle is closed as
+                  well, so that the export is free although nbdkit may still have the connection. Which socket
+                  of a process is which connection's is not known: they are shut down when all are to end.
                   What a restore writes to is shown by its volume's name: the export's name is a secret.
 Owner and locks   `_lock` covers `_inside`; nothing is called while it is held.
 Errors            UnknownClient, UnknownExport.
@@ -14,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 
 from polyvol.daemon.client_views import ClientView
@@ -24,6 +25,8 @@ from polyvol.daemon.errors import UnknownClient, UnknownExport
 from polyvol.daemon.restores import HIDDEN
 from polyvol.daemon.views import iso
 
+ShutDown = Callable[[int], bool]
+"""Shuts the sockets of a connection's peer down if they are so many; whether it did."""
 END_TIMEOUT_S = 4.0
 _END_POLL_S = 0.01
 
@@ -45,7 +48,8 @@ class _Inside:
     handle: HandleLike
     peer: Peer
     since_ns: int
-    shut_down: Callable[[], object]
+    shut_down: ShutDown
+    ended: threading.Event = field(default_factory=threading.Event)
 
 
 class Clients:
@@ -85,7 +89,7 @@ class Clients:
         self._context.events.add("info", what, EXPORT=view.export)
         return view
 
-    def came(self, export: str, handle: HandleLike, peer: Peer, shut_down: Callable[[], object]) -> int:
+    def came(self, export: str, handle: HandleLike, peer: Peer, shut_down: ShutDown) -> int:
         """A connection of another NBD server in this process has begun; its id."""
         with self._lock:
             number = next(self._numbers)
@@ -103,10 +107,15 @@ class Clients:
     def _end_inside(self, number: int) -> bool:
         with self._lock:
             one = self._inside.get(number)
-        if one is None:
-            return False
+            if one is None:
+                return False
+            one.ended.set()
+            its = [
+                other for other in self._inside.values() if other.peer == one.peer and other.ended.is_set()
+            ]
         one.handle.close()
-        one.shut_down()
+        if not one.shut_down(len(its)):
+            return True  # its requests are refused from now on
         until = time.monotonic() + END_TIMEOUT_S
         while number in self._inside and time.monotonic() < until:
             time.sleep(_END_POLL_S)

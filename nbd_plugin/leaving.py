@@ -39,15 +39,23 @@ def shut_down(addresses: Addresses, how: int) -> None:
 
 
 def sockets() -> Iterator[socket.socket]:
-    """Every socket of this process, each with a descriptor of its own."""
+    """Every socket of this process once, each with a descriptor of its own.
+
+    A number in the list may by now be that of a descriptor that was given before."""
+    given = set()
     for entry in Path("/proc/self/fd").iterdir():
         with suppress(OSError):  # closed meanwhile, or no socket
             number = os.dup(int(entry.name))
+            inode = os.fstat(number).st_ino
             try:
                 found = socket.socket(fileno=number)
             except OSError:
                 os.close(number)
                 raise
+            if inode in given:
+                found.close()
+                continue
+            given.add(inode)
             yield found
 
 

@@ -3,8 +3,8 @@
 How it works      nbdkit has functions for the peer of the connection that the calling thread serves. Its
                   Python plugin does not pass them on, but the program that we run in exports them. The socket
                   itself is not to be had from nbdkit: it is found among the descriptors of this process, by
-                  the address of its peer, or by the process at its other end. If more than one can be meant,
-                  none is shut down: the client's next request is refused.
+                  the address of its peer, or by the process at its other end. A process may have several:
+                  they are shut down only if all of them are to end.
 Owner and locks   Sockets are nbdkit's; they are shut down by descriptors of our own.
 Errors            None: what is not known is left out.
 """
@@ -14,7 +14,7 @@ import os
 import socket
 import struct
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 from polyvol.daemon.clients import Peer
 from polyvol.nbd_plugin.leaving import sockets
@@ -37,22 +37,25 @@ def peer() -> Peer:
     return Peer(address=address)
 
 
-def shutter(whose: Peer) -> Callable[[], object]:
-    """What shuts the socket of this peer down, if there is one such socket only."""
-    return lambda: _shut_down(whose)
+def shutter(whose: Peer) -> Callable[[int], bool]:
+    """What shuts the sockets of this peer down if they are as many as it is told; it says whether it did."""
+    return lambda count: _shut_down(whose, count)
 
 
-def _shut_down(whose: Peer) -> None:
-    found = []
-    for one in sockets():
-        if _of(one) == whose:
-            found.append(one)
-        else:
-            one.close()
-    for one in found:
-        with one, suppress(OSError):
-            if len(found) == 1:
+def _shut_down(whose: Peer, count: int) -> bool:
+    with ExitStack() as stack:
+        found = []
+        for one in sockets():
+            if _of(one) == whose:
+                found.append(stack.enter_context(one))
+            else:
+                one.close()
+        if len(found) != count:
+            return False
+        for one in found:
+            with suppress(OSError):  # it is gone already
                 one.shutdown(socket.SHUT_RDWR)
+    return True
 
 
 def _of(one: socket.socket) -> Peer | None:

@@ -9,6 +9,7 @@ import json
 import os
 import re
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import nbd as libnbd
@@ -95,6 +96,34 @@ def test_all_clients_of_an_export_are_disconnected(daemon: Daemon) -> None:
     assert "there is no export 'w'" in daemon.refused("client", "disconnect", "--export", "w")
     assert daemon.ok("client", "disconnect", "--export", "v") == "0 clients of v\n"
     assert daemon.api.get("clients") == []
+
+
+def test_several_connections_of_one_process(daemon: Daemon) -> None:
+    with ExitStack() as stack:
+        handles = [stack.enter_context(nbd.connect(daemon.uri("v"))) for _ in range(4)]
+        other = stack.enter_context(nbd.connect(daemon.uri("v@s")))
+        one = clients(daemon)[1]["id"]
+        daemon.ok("client", "disconnect", str(one))
+        answers = [_answers(handle) for handle in handles]
+        assert (answers.count(True), _answers(other)) == (3, True)
+        daemon.ok("client", "disconnect", "--export", "v")
+        assert not any(_answers(handle) for handle in handles)
+        assert _answers(other)
+        daemon.ok("client", "disconnect", "--export", "v@s")
+        wait_until(lambda: all(ended(handle) for handle in [*handles, other]), "the end of the connections")
+
+
+def _answers(handle: libnbd.NBD) -> bool:
+    try:
+        return bool(handle.pread(4, 0) == bytes(4))
+    except libnbd.Error:
+        return False
+
+
+def ended(handle: libnbd.NBD) -> bool:
+    """Whether a client knows that its connection has ended."""
+    _answers(handle)
+    return bool(handle.aio_is_dead() or handle.aio_is_closed())
 
 
 @pytest.mark.parametrize("text", ["0", "99", "x", "-1", "1.0", "9" * 40, "%00"])
