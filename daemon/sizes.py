@@ -1,4 +1,4 @@
-"""Sizes as people write and read them: bytes, with K, M, G or T for powers of 1024."""
+"""Sizes as people write and read them: bytes, with K, M, G, T or P for powers of 1024."""
 
 import re
 
@@ -13,7 +13,7 @@ def parse_size(text: str) -> int:
     match = _FORM.fullmatch(text.strip())
     if match is None or not text.isascii():
         raise ValueError(
-            f"{text[:40]!r} is not a size: give bytes, or a whole number with K, M, G or T, such as 64M"
+            f"{text[:40]!r} is not a size: give bytes, or a whole number with K, M, G, T or P, such as 64M"
         )
     number, unit = match.groups()
     size = int(number) << (10 * (_UNITS.index(unit.upper()) + 1) if unit else 0)

@@ -48,7 +48,7 @@ def status(as_json: bool, state_dir: Path) -> None:
     daemon = shown["daemon"]
     print_facts(
         [
-            ("polyvold", f"pid {daemon['pid']}, version {daemon['version']}, up {daemon['uptime_s']:.0f} s"),
+            ("polyvold", f"pid {daemon['pid']}, version {daemon['version']}, up {format_seconds(int(daemon['uptime_s']))}"),
             ("state", daemon["state_dir"]),
             ("front-end", daemon["frontend"]),
             ("NBD", listed(daemon["nbd"])),

@@ -15,7 +15,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class SizeType(click.ParamType[int]):
-    """A size: bytes, or with K, M, G or T."""
+    """A size: bytes, or with K, M, G, T or P."""
 
     name = "size"
 
@@ -30,6 +30,23 @@ class SizeType(click.ParamType[int]):
 
 
 SIZE = SizeType()
+
+
+class NumberType(click.ParamType[int]):
+    """A whole number from `least` to `most`."""
+
+    name = "number"
+
+    def __init__(self, least: int, most: int) -> None:
+        self.least = least
+        self.most = most
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number; a usage error if it is none, or out of range."""
+        text = str(value)
+        if text.isascii() and text.isdecimal() and len(text) < 20 and self.least <= int(text) <= self.most:
+            return int(text)
+        self.fail(f"{text[:40]!r} is not a whole number from {self.least} to {self.most}", param, ctx)
 
 
 class PathType(click.ParamType[Path]):

@@ -98,7 +98,7 @@ def _clients(places: Places, state_dir: Path) -> list[InUse]:
             found.append(
                 InUse(
                     what=f"{clients} NBD {are} open to {export['name']}",
-                    cure="disconnect these clients, on any host",
+                    cure="`polyvol client list` shows these clients; disconnect them on their hosts",
                 )
             )
     return found

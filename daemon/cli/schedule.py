@@ -65,6 +65,8 @@ def add(
     **more: Json,
 ) -> None:
     """Take snapshots of a volume or of a group automatically."""
+    if (every is None) == (cron is None):
+        raise click.UsageError("give either --every or --cron")
     body = {
         "target": target,
         "every_s": every,

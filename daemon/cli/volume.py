@@ -284,10 +284,10 @@ def print_volumes(volumes: list[dict[str, Any]]) -> None:
 
 
 def log_use(logs: list[dict[str, Any]]) -> str:
-    """How much of the change logs is used; '-' where nobody knows."""
+    """How much of the change logs is used, as far as somebody knows."""
     size = format_size(sum(log["size"] for log in logs))
     if any(log["used"] is None for log in logs):
-        return f"- of {size}"
+        return f"unknown, of {size}"
     return f"{format_size(sum(log['used'] for log in logs))} of {size}"
 
 
@@ -372,7 +372,7 @@ def _print_plan(plan: dict[str, Any]) -> None:
     )
     for each in plan["new_devices"]:
         say(f"to be made: device {each['name']}, {each['path']}, {format_size(each['size'])}")
-    _print_logs(plan["logs"])
+    _print_logs([{**log, "used": 0} for log in plan["logs"]])
     _print_partitions(plan["partitions"])
 
 

@@ -52,6 +52,7 @@ def test_options_win_over_the_file_and_the_file_over_the_environment(
         ("processors = 0", "can be 1 to 256"),
         ('frontend = "qemu"', "native or nbdkit"),
         ('nbd-listen = "x"', "is not HOST:PORT"),
+        ('nbd-listen = "127.0.0.1:65536"', "a port is at most 65535"),
         ("= 5", "is not TOML"),
         ('state-dir = ""', "state-dir is '', which is no path"),
         ('nbd-socket = ""', "nbd-socket is '', which is no path"),
