@@ -4,6 +4,9 @@ import re
 
 SIZE_MAX = (1 << 63) - 1
 """The largest size that can be said, bytes."""
+SCRUB_RATE_MIN = 64 << 10
+SCRUB_RATE_MAX = 1 << 40
+"""How many bytes a second a scrub reads."""
 _FORM = re.compile(r"(\d{1,19})\s*([KMGTP]?)(?:i?B)?", re.IGNORECASE)
 _UNITS = "KMGTP"
 

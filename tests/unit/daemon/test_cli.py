@@ -247,6 +247,8 @@ def test_usage_errors_exit_2(arguments: list[str]) -> None:
         (["scrub", "--weekly"], "option '--weekly' requires an argument; `polyvol scrub --help`"),
         (["volume", "create", "v", "--nix"], "no such option '--nix'; `polyvol volume create --help`"),
         (["volume", "--nix"], "no such option '--nix'; `polyvol volume --help`"),
+        (["scrub", "v", "--rate", "0"], "'0' is not from 64 KiB to 1 TiB; `polyvol scrub --help`"),
+        (["scrub", "v", "--rate", "2T"], "'2T' is not from 64 KiB to 1 TiB"),
         (["client", "disconnect", "abc"], "'abc' is not a whole number from 1 to"),
         (["client", "disconnect", "1", "--export", "v"], "and not both; `polyvol client disconnect --help`"),
         (["attach", "v", "--connections", "17"], "'17' is not a whole number from 1 to 16;"),
