@@ -89,7 +89,8 @@ def attach(
     as_json: bool,
     state_dir: Path,
 ) -> None:
-    """Make a block device of a volume or snapshot; it is there again after a reboot, until it is detached."""
+    """Make a block device of a volume or snapshot. It is there again after a reboot, until it is
+    detached."""
     if listed:
         _list(as_json)
         return
@@ -128,7 +129,7 @@ def attach(
 @click.option("--force", is_flag=True, help="Also if it is in use: what was not written yet is lost.")
 @json_option
 def detach(name: str, force: bool, as_json: bool) -> None:
-    """End a block device that `polyvol attach` has made; it does not come back at the next boot."""
+    """End a block device that `polyvol attach` has made. It does not come back at the next boot."""
     from polyvol.daemon.attach import verbs
 
     ended, device, uses = verbs.detach(Places.default(), name, force=force)

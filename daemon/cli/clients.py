@@ -23,7 +23,7 @@ def client() -> None:
 @json_option
 @state_dir_option
 def list_clients(export: str | None, as_json: bool, state_dir: Path) -> None:
-    """List the clients of all exports, or of one: VOLUME or VOLUME@SNAPSHOT."""
+    """List the clients of all exports, or of one. EXPORT is VOLUME or VOLUME@SNAPSHOT."""
     clients = _clients(Client(state_dir), export)
     if as_json:
         print_json(clients)

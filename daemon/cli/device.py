@@ -40,7 +40,7 @@ def add(
     as_json: bool,
     state_dir: Path,
 ) -> None:
-    """Add a file (made if missing) or a disk; a device that was missing comes back with it."""
+    """Add a file (made if missing) or a disk. A device that was missing comes back with it."""
     body = {
         "path": os.path.abspath(path),  # noqa: PTH100 - symbolic links such as /dev/disk/by-id stay as they are
         "name": name,
@@ -138,7 +138,7 @@ def retry(name: str, path: str | None, accept: bool, as_json: bool, state_dir: P
 @json_option
 @state_dir_option
 def remove(name: str, as_json: bool, state_dir: Path) -> None:
-    """Remove a device that no volume uses; the file or disk itself stays."""
+    """Remove a device that no volume uses. The file or disk itself stays."""
     removed = Client(state_dir).delete("devices", name)
     if as_json:
         print_json(removed)

@@ -30,7 +30,7 @@ class KeepType(click.ParamType[Keep]):
 
 @click.group()
 def schedule() -> None:
-    """Schedules: snapshots that polyvold takes by itself, and which of them it keeps."""
+    """Snapshots that polyvold takes by itself. Also which it keeps."""
 
 
 @schedule.command()

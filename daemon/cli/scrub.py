@@ -28,7 +28,7 @@ _RATE = SizeType(SCRUB_RATE_MIN, SCRUB_RATE_MAX)
 def scrub(
     volume: str | None, rate: int, stop: bool, weekly: str | None, as_json: bool, state_dir: Path
 ) -> None:
-    """Read everything of a volume that has a checksum, and check it. Exit status 1 if something is bad.
+    """Read and check everything that has a checksum. Exit status 1 if something is bad.
 
     It goes on in the daemon if this program is ended.
     """
