@@ -32,7 +32,7 @@ from polyvol.mapping.device import Device, short_clause, trouble_at
 from polyvol.mapping.errors import PolyvolError, StateFull
 from polyvol.mapping.extent import Extent
 from polyvol.mapping.no_space import NEEDED, is_no_space
-from polyvol.mapping.os_errors import reason
+from polyvol.mapping.os_errors import advice, reason
 from polyvol.mapping.partition import Partition
 from polyvol.mapping.records import Volume
 from polyvol.mapping.volume import volume_spec
@@ -83,7 +83,7 @@ def _no_scratch(path: str, error: OSError) -> PolyvolError:
     if is_no_space(error) or isinstance(error, FileNotFoundError):
         what = "a copy of the catalog cannot be made; $TMPDIR can name another directory for it"
         return StateFull(path=path, what=what, need=NEEDED)
-    return StateUnusable(state=error.filename or path, why=error.strerror or error)
+    return StateUnusable(state=error.filename or path, why=reason(error), todo=advice(error))
 
 
 @contextmanager
@@ -95,7 +95,7 @@ def _held(state_dir: Path) -> Iterator[None]:
         yield  # no daemon was ever here
         return
     except OSError as error:
-        raise StateUnusable(state=state_dir, why=reason(error, state_dir)) from error
+        raise StateUnusable(state=state_dir, why=reason(error, state_dir), todo=advice(error)) from error
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield

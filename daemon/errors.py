@@ -60,7 +60,7 @@ class StateUnusable(PolyvolError):
     code = "state-unusable"
     kind = "io"
     sentence = "the state directory {state} cannot be used: {why}"
-    hint = "give --state-dir a directory that polyvold may write to"
+    hint = "{todo}"
 
 
 class StateOpen(PolyvolError):

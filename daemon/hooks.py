@@ -161,15 +161,17 @@ class HookRunner:
                     raise HooksBusy(count=AT_A_TIME)
                 locks.callback(self._asked.release)
             try:
-                for key, what, concerned, hooks in wanted:
-                    hook = _Hook(what, concerned, _call("thaw", what, hooks.thaw, hooks, environment))
-                    done.append(hook)
-                    hook.trouble = self._acquire(locks, key, what, hooks)
-                    if hook.trouble is not None:
-                        hook.thawed = True
-                        self._warn(hook)
-                        continue
-                    self._quiesce(hook, _call("quiesce", what, hooks.quiesce, hooks, environment))
+                names = [volume.name for volume in volumes]
+                with self._context.locks.shown(names, "snapshot create (quiesce commands)"):
+                    for key, what, concerned, hooks in wanted:
+                        hook = _Hook(what, concerned, _call("thaw", what, hooks.thaw, hooks, environment))
+                        done.append(hook)
+                        hook.trouble = self._acquire(locks, key, what, hooks)
+                        if hook.trouble is not None:
+                            hook.thawed = True
+                            self._warn(hook)
+                            continue
+                        self._quiesce(hook, _call("quiesce", what, hooks.quiesce, hooks, environment))
                 yield lambda: self._thaw_all(done)
             finally:
                 self._thaw_all(done)

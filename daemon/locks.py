@@ -106,6 +106,7 @@ class Locks:
         self._condition = threading.Condition()
         self._held: dict[Key, Operation] = {}
         self._room: dict[int, Operation] = {}  # volumes whose snapshots `room` is deleting
+        self._apart: list[Operation] = []  # what is shown, and holds nothing
         self._waiting: Counter[Key] = Counter()
         self._closed = False
         self._mine = _Mine()
@@ -177,6 +178,18 @@ class Locks:
                     del self._held[key]
                 self._condition.notify_all()
 
+    @contextmanager
+    def shown(self, names: list[str], what: str) -> Iterator[None]:
+        """Show among the operations what is done for volumes, without holding them."""
+        operation = Operation(what, "volume", names, frozenset(), self._now())
+        with self._condition:
+            self._apart.append(operation)
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._apart = [each for each in self._apart if each is not operation]
+
     def may_wait(self, what: str) -> None:
         """Called before what may wait for a device: nobody else may have to wait for that (L1)."""
         assert not self.changes.mine, f"L1: {what} may wait for a device, and `changes` is held"
@@ -184,7 +197,7 @@ class Locks:
     def operations(self) -> list[Operation]:
         """What is under way with volumes and devices, longest first."""
         with self._condition:
-            held = (*self._held.values(), *self._room.values())
+            held = (*self._held.values(), *self._room.values(), *self._apart)
             found = {id(each): each for each in held if each.noun != "group"}
         return sorted(found.values(), key=lambda each: each.since_s)
 

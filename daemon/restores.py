@@ -93,6 +93,8 @@ class Restores:
         stream = _stream(request)
         if stream.base is None and self._context.catalog.volume(request.volume) is None:
             return self._begin_full(request, stream)
+        if self._context.catalog.volume(request.volume) is None:
+            raise _base_missing(request, stream)
         with self._context.holding(request.volume, _WHAT) as there:
             if there.restoring:
                 return self._resume(request, stream, there)
@@ -275,7 +277,7 @@ class Restores:
             if _contents(record) == stream.base:
                 base = record
         if base is None:
-            raise BaseMissing(name=request.source, base=request.base, uuid=stream.base, volume=volume.name)
+            raise _base_missing(request, stream)
         return base
 
     def _refuse_restored(self, request: RestoreBegin, stream: _Stream, volume: Volume) -> None:
@@ -307,6 +309,10 @@ def _not_begun(request: RestoreBegin) -> CannotResume:
         why="none was begun",
         todo="leave --resume out; a full backup is restored to a new volume",
     )
+
+
+def _base_missing(request: RestoreBegin, stream: _Stream) -> BaseMissing:
+    return BaseMissing(name=request.source, base=request.base, uuid=stream.base, volume=request.volume)
 
 
 def _stream(request: RestoreBegin) -> _Stream:

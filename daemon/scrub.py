@@ -28,6 +28,7 @@ from polyvol.daemon.apart import apart
 from polyvol.daemon.context import Context
 from polyvol.daemon.errors import BadRequest, NoScrub, ScrubRunning, VolumeNotServed
 from polyvol.daemon.reading import reads
+from polyvol.daemon.sizes import SCRUB_RATE_MAX, SCRUB_RATE_MIN
 from polyvol.daemon.views import WHY_FUTURE, ScrubBadView, ScrubState, ScrubView, iso
 from polyvol.mapping.errors import PolyvolError
 from polyvol.mapping.records import Volume
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
 WEEK_NS = 7 * 24 * 3600 * 1_000_000_000
 RETRY_NS = 3600 * 1_000_000_000
 RATE_DEFAULT = 64 << 20
-RATE_MIN = 64 << 10
-RATE_MAX = 1 << 40
 END_S = 5.0
 """How long a scrub that is told to end is waited for."""
 HUNG_S = 60.0
@@ -97,8 +96,8 @@ class Scrubs:
 
     def begin(self, name: str, rate: int) -> ScrubView:
         """Start a scrub of a volume, at `rate` bytes a second."""
-        if not RATE_MIN <= rate <= RATE_MAX:
-            why = f"a rate of {rate} bytes a second is not from {RATE_MIN} to {RATE_MAX}"
+        if not SCRUB_RATE_MIN <= rate <= SCRUB_RATE_MAX:
+            why = f"a rate of {rate} bytes a second is not from {SCRUB_RATE_MIN} to {SCRUB_RATE_MAX}"
             raise BadRequest(why=why)
         context = self._context
         volume = context.find_volume(name)

@@ -1,9 +1,12 @@
-"""Sizes as people write and read them: bytes, with K, M, G or T for powers of 1024."""
+"""Sizes as people write and read them: bytes, with K, M, G, T or P for powers of 1024."""
 
 import re
 
 SIZE_MAX = (1 << 63) - 1
 """The largest size that can be said, bytes."""
+SCRUB_RATE_MIN = 64 << 10
+SCRUB_RATE_MAX = 1 << 40
+"""How many bytes a second a scrub reads."""
 _FORM = re.compile(r"(\d{1,19})\s*([KMGTP]?)(?:i?B)?", re.IGNORECASE)
 _UNITS = "KMGTP"
 
@@ -13,7 +16,7 @@ def parse_size(text: str) -> int:
     match = _FORM.fullmatch(text.strip())
     if match is None or not text.isascii():
         raise ValueError(
-            f"{text[:40]!r} is not a size: give bytes, or a whole number with K, M, G or T, such as 64M"
+            f"{text[:40]!r} is not a size: give bytes, or a whole number with K, M, G, T or P, such as 64M"
         )
     number, unit = match.groups()
     size = int(number) << (10 * (_UNITS.index(unit.upper()) + 1) if unit else 0)

@@ -246,8 +246,10 @@ def split_address(address: str) -> tuple[str, int]:
     host, colon, port = address.rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")
     well_formed = colon and (bracketed or ":" not in host)
-    if not well_formed or not port.isascii() or not port.isdigit() or int(port) > 65535:
+    if not well_formed or not port.isascii() or not port.isdigit():
         raise BadConfig(where="nbd-listen", why=f"{address!r} is not HOST:PORT (for IPv6: [ADDRESS]:PORT)")
+    if len(port) > 5 or int(port) > 65535:
+        raise BadConfig(where="nbd-listen", why=f"a port is at most 65535, and that of {address!r} is more")
     return host[1:-1] if bracketed else host, int(port)
 
 

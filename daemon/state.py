@@ -17,12 +17,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from polyvol.daemon.errors import StateLocked, StateUnusable
-from polyvol.daemon.state_rights import refuse_open_to_others
+from polyvol.daemon.state_rights import OTHER_STATE, refuse_open_to_others
 from polyvol.mapping import occupied
 from polyvol.mapping.errors import DeviceUnusable, PolyvolError, StateFull
 from polyvol.mapping.no_space import NEEDED, is_no_space
 from polyvol.mapping.opening import identity_of, sync_directory
-from polyvol.mapping.os_errors import reason
+from polyvol.mapping.os_errors import advice, reason
 
 OWN = ("catalog.db*", "catalog.mark*", "lock", "reserve*", "volumes", "manifests")
 """What polyvold keeps for itself there, as patterns of names."""
@@ -66,7 +66,7 @@ def make_state_dir(state_dir: Path) -> None:
             if directory == above:
                 break
     except FileExistsError as error:
-        raise StateUnusable(state=state_dir, why="it is not a directory") from error
+        raise StateUnusable(state=state_dir, why="it is not a directory", todo=OTHER_STATE) from error
     except OSError as error:
         raise unusable(state_dir, error) from error
 
@@ -75,7 +75,8 @@ def unusable(state_dir: Path, error: OSError) -> PolyvolError:
     """The error to raise for one that a call on the state directory has met."""
     if is_no_space(error):
         return StateFull(path=state_dir, what="the files of a start cannot be made", need=NEEDED)
-    return StateUnusable(state=state_dir, why=reason(error, state_dir))
+    todo = advice(error, OTHER_STATE) if isinstance(error, PermissionError) else OTHER_STATE
+    return StateUnusable(state=state_dir, why=reason(error, state_dir), todo=todo)
 
 
 def refuse_own(state_dir: Path, path: Path) -> None:

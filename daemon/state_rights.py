@@ -17,7 +17,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from polyvol.daemon.errors import StateOpen, StateUnusable
+from polyvol.mapping.os_errors import advice, reason
 
+OTHER_STATE = "give --state-dir a directory that polyvold may write to"
 _log = logging.getLogger("polyvol")
 
 
@@ -25,14 +27,16 @@ def refuse_open_to_others(state_dir: Path, own: Iterable[str]) -> None:
     """StateOpen if others than polyvold's user and root can write to the state directory, or to what is in it
     under the patterns `own`. There need not be one."""
     if os.path.lexists(state_dir) and not state_dir.is_dir():
-        raise StateUnusable(state=state_dir, why="it is not a directory")
+        raise StateUnusable(state=state_dir, why="it is not a directory", todo=OTHER_STATE)
     try:
         for path in _own(state_dir, own):
             _refuse(state_dir, path)
         for path in _above(state_dir):
             _look_above(state_dir, path)
     except OSError as error:
-        raise StateUnusable(state=state_dir, why=f"{error.filename}: {error.strerror or error}") from error
+        why = reason(error, error.filename)
+        why = why if str(error.filename) in why else f"{why} ({error.filename})"
+        raise StateUnusable(state=state_dir, why=why, todo=advice(error, OTHER_STATE)) from error
 
 
 def _own(state_dir: Path, own: Iterable[str]) -> Iterator[Path]:

@@ -64,14 +64,15 @@ def check_cron(expression: str) -> None:
     try:
         found = next(CronSim(expression, datetime.now(UTC)), None)
     except CronSimError as error:
-        raise ValueError(f"the cron expression {expression!r} is not right: {_lowered(error)}") from error
+        raise ValueError(f"the cron expression {expression!r} is not right: {_what(error)}") from error
     if found is None:
         raise ValueError(f"the cron expression {expression!r} is never due")
 
 
-def _lowered(error: CronSimError) -> str:
-    text = str(error)
-    return text[:1].lower() + text[1:]
+def _what(error: CronSimError) -> str:
+    """Which field cannot be, such as of 'Bad day-of-month'."""
+    field = str(error).removeprefix("Bad ")
+    return f"its field {field.replace('-of-', ' of the ')} has no value that can be"
 
 
 def parse_duration(text: str) -> int:

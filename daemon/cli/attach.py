@@ -10,7 +10,7 @@ import click
 from polyvol.daemon.attach.address import check_export, parse_uri
 from polyvol.daemon.attach.errors import NotAttached
 from polyvol.daemon.attach.records import Places, Wanted
-from polyvol.daemon.cli.common import json_option, state_dir_option
+from polyvol.daemon.cli.common import NumberType, json_option, state_dir_option
 from polyvol.daemon.cli.output import print_json, print_table, say, warn
 from polyvol.daemon.notify import log_to_journal
 from polyvol.daemon.sizes import format_size
@@ -38,10 +38,11 @@ class DeviceType(click.ParamType[str]):
 @click.option("--uri", metavar="URI", help="Where it is, if not here: nbd://HOST[:PORT][/EXPORT].")
 @click.option(
     "--connections",
-    type=click.IntRange(1, CONNECTIONS_MAX),
+    type=NumberType(1, CONNECTIONS_MAX),
     default=4,
     show_default=True,
-    help="How many connections to the server.",
+    metavar="N",
+    help=f"How many connections to the server, 1 to {CONNECTIONS_MAX}.",
 )
 @click.option("--device", type=DeviceType(), metavar="/dev/nbdN", help="As which device [any free one].")
 @click.option(
@@ -53,7 +54,7 @@ class DeviceType(click.ParamType[str]):
 )
 @click.option(
     "--dead-timeout",
-    type=click.IntRange(1, 86400),
+    type=NumberType(1, 86400),
     default=300,
     show_default=True,
     metavar="SECONDS",
@@ -61,7 +62,7 @@ class DeviceType(click.ParamType[str]):
 )
 @click.option(
     "--timeout",
-    type=click.IntRange(1, 86400),
+    type=NumberType(1, 86400),
     default=10,
     show_default=True,
     metavar="SECONDS",
@@ -88,7 +89,8 @@ def attach(
     as_json: bool,
     state_dir: Path,
 ) -> None:
-    """Make a block device of a volume or snapshot; it is there again after a reboot, until it is detached."""
+    """Make a block device of a volume or snapshot. It is there again after a reboot, until it is
+    detached."""
     if listed:
         _list(as_json)
         return
@@ -127,7 +129,7 @@ def attach(
 @click.option("--force", is_flag=True, help="Also if it is in use: what was not written yet is lost.")
 @json_option
 def detach(name: str, force: bool, as_json: bool) -> None:
-    """End a block device that `polyvol attach` has made; it does not come back at the next boot."""
+    """End a block device that `polyvol attach` has made. It does not come back at the next boot."""
     from polyvol.daemon.attach import verbs
 
     ended, device, uses = verbs.detach(Places.default(), name, force=force)

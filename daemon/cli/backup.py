@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 def backup(
     name: str, since: str | None, output: Path, raw: bool, resume: bool, as_json: bool, state_dir: Path
 ) -> None:
-    """Write a snapshot, or what changed since an older one, to a file or a pipe."""
+    """Write a snapshot to a file or a pipe. With --since, what changed since an older one."""
     from polyvol.daemon.transfer.backup import backup_to_file, backup_to_pipe, new_header
     from polyvol.daemon.transfer.copy import copy_raw
     from polyvol.daemon.transfer.file import signals_as_errors
@@ -75,7 +75,7 @@ def backup(
 @json_option
 @state_dir_option
 def copy_changed(name: str, since: str, target: str, as_json: bool, state_dir: Path) -> None:
-    """Bring an older copy up to date: read and write only what changed since.
+    """Bring an older copy up to date. Only what changed since is read and written.
 
     TARGET is an NBD URI, a disk or a file, of the volume's size and with the contents of snapshot A."""
     from polyvol.daemon.transfer import copy

@@ -17,7 +17,7 @@ from polyvol.daemon.sizes import format_size
 @json_option
 @state_dir_option
 def check(data: bool, as_json: bool, state_dir: Path) -> None:
-    """Check a stopped state directory: catalog, journals, change logs, devices. Changes nothing.
+    """Check a stopped state directory. Changes nothing.
 
     Exit status 1 if something is wrong.
     """

@@ -6,10 +6,10 @@ from typing import Any
 import click
 
 from polyvol.daemon.cli.client import ApiError, Client
-from polyvol.daemon.cli.common import json_option, state_dir_option
+from polyvol.daemon.cli.common import NumberType, json_option, state_dir_option
 from polyvol.daemon.cli.output import counted, print_json, print_table, say
 from polyvol.daemon.cli.times import local_option, moments, zoned
-from polyvol.daemon.sizes import format_size
+from polyvol.daemon.sizes import SIZE_MAX, format_size
 
 
 @click.group()
@@ -23,7 +23,7 @@ def client() -> None:
 @json_option
 @state_dir_option
 def list_clients(export: str | None, as_json: bool, state_dir: Path) -> None:
-    """List the clients of all exports, or of one: VOLUME or VOLUME@SNAPSHOT."""
+    """List the clients of all exports, or of one. EXPORT is VOLUME or VOLUME@SNAPSHOT."""
     clients = _clients(Client(state_dir), export)
     if as_json:
         print_json(clients)
@@ -47,7 +47,7 @@ def list_clients(export: str | None, as_json: bool, state_dir: Path) -> None:
 
 
 @client.command()
-@click.argument("ids", nargs=-1, type=click.IntRange(min=1), metavar="[ID]...")
+@click.argument("ids", nargs=-1, type=NumberType(1, SIZE_MAX), metavar="[ID]...")
 @click.option("--export", metavar="NAME", help="All clients of VOLUME or VOLUME@SNAPSHOT.")
 @json_option
 @state_dir_option
@@ -57,16 +57,20 @@ def disconnect(ids: tuple[int, ...], export: str | None, as_json: bool, state_di
     What they have not got an answer for may or may not have been done. A client that connects again by itself
     can do so at once: end it on its host.
     """
-    if bool(ids) == (export is not None):
+    if ids and export is not None:
+        raise click.UsageError("give the ids of clients, or --export NAME, and not both")
+    if not ids and export is None:
         raise click.UsageError("give the ids of clients, or --export NAME")
     daemon = Client(state_dir)
-    wanted = list(ids) if export is None else [each["id"] for each in _clients(daemon, export)]
+    there = [each["id"] for each in _clients(daemon, export)]
+    for unknown in [each for each in ids if each not in there]:
+        daemon.delete("clients", str(unknown))  # is refused, before any other is disconnected
     ended = []
-    for number in wanted:
+    for number in dict.fromkeys(ids or there):
         try:
             ended.append(daemon.delete("clients", str(number)))
         except ApiError as error:
-            if export is None or error.code != "unknown-client":
+            if error.code != "unknown-client":
                 raise  # else it has left by itself
     if as_json:
         print_json(ended)
@@ -74,7 +78,7 @@ def disconnect(ids: tuple[int, ...], export: str | None, as_json: bool, state_di
     for each in ended:
         say(f"client {each['id']} of {each['export']} disconnected ({each['peer']})")
     if not ended:
-        say(f"{counted(0, 'client')} of {export}")
+        say(f"{counted(0, 'client')} of {export}" if export else "they have left by themselves")
 
 
 def _clients(daemon: Client, export: str | None) -> list[dict[str, Any]]:

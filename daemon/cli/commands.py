@@ -46,9 +46,10 @@ def status(as_json: bool, state_dir: Path) -> None:
         print_json(shown)
         return
     daemon = shown["daemon"]
+    up = format_seconds(int(daemon["uptime_s"]))
     print_facts(
         [
-            ("polyvold", f"pid {daemon['pid']}, version {daemon['version']}, up {daemon['uptime_s']:.0f} s"),
+            ("polyvold", f"pid {daemon['pid']}, version {daemon['version']}, up {up}"),
             ("state", daemon["state_dir"]),
             ("front-end", daemon["frontend"]),
             ("NBD", listed(daemon["nbd"])),

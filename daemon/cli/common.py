@@ -8,28 +8,53 @@ from typing import Any, TypeVar
 import click
 
 from polyvol.daemon.errors import BadSnapshotName
-from polyvol.daemon.sizes import parse_size
+from polyvol.daemon.sizes import SIZE_MAX, format_size, parse_size
 from polyvol.daemon.state import default_state_dir
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class SizeType(click.ParamType[int]):
-    """A size: bytes, or with K, M, G or T."""
+    """A size: bytes, or with K, M, G, T or P; from `least` to `most`."""
 
     name = "size"
+
+    def __init__(self, least: int = 0, most: int = SIZE_MAX) -> None:
+        self.least = least
+        self.most = most
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """The size in bytes; a usage error if it is none."""
         if isinstance(value, int):
             return value
         try:
-            return parse_size(str(value))
+            size = parse_size(str(value))
         except ValueError as error:
             self.fail(str(error), param, ctx)
+        if not self.least <= size <= self.most:
+            between = f"{format_size(self.least)} to {format_size(self.most)}"
+            self.fail(f"{str(value)!r} is not from {between}", param, ctx)
+        return size
 
 
 SIZE = SizeType()
+
+
+class NumberType(click.ParamType[int]):
+    """A whole number from `least` to `most`."""
+
+    name = "number"
+
+    def __init__(self, least: int, most: int) -> None:
+        self.least = least
+        self.most = most
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number; a usage error if it is none, or out of range."""
+        text = str(value)
+        if text.isascii() and text.isdecimal() and len(text) < 20 and self.least <= int(text) <= self.most:
+            return int(text)
+        self.fail(f"{text[:40]!r} is not a whole number from {self.least} to {self.most}", param, ctx)
 
 
 class PathType(click.ParamType[Path]):

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -10,6 +11,7 @@ from polyvol.daemon.cli.common import SIZE, TEXT, json_option, state_dir_option
 from polyvol.daemon.cli.output import listed, print_facts, print_json, print_table, say
 from polyvol.daemon.cli.times import local_option, moment
 from polyvol.daemon.sizes import format_size
+from polyvol.mapping.os_errors import reason
 
 
 @click.group()
@@ -38,7 +40,7 @@ def add(
     as_json: bool,
     state_dir: Path,
 ) -> None:
-    """Add a file (made if missing) or a disk; a device that was missing comes back with it."""
+    """Add a file (made if missing) or a disk. A device that was missing comes back with it."""
     body = {
         "path": os.path.abspath(path),  # noqa: PTH100 - symbolic links such as /dev/disk/by-id stay as they are
         "name": name,
@@ -108,7 +110,7 @@ def show(name: str, as_json: bool, state_dir: Path) -> None:
             ("direct", "yes" if shown["direct"] else "no"),
             ("volumes", listed(shown["volumes"])),
             ("made for", shown["made_for"]),
-            ("I/O errors", f"{shown['errors']} (last errno {shown['last_errno']})"),
+            ("I/O errors", _errors(shown)),
             ("created", moment(shown["created"])),
         ]
     )
@@ -136,9 +138,16 @@ def retry(name: str, path: str | None, accept: bool, as_json: bool, state_dir: P
 @json_option
 @state_dir_option
 def remove(name: str, as_json: bool, state_dir: Path) -> None:
-    """Remove a device that no volume uses; the file or disk itself stays."""
+    """Remove a device that no volume uses. The file or disk itself stays."""
     removed = Client(state_dir).delete("devices", name)
     if as_json:
         print_json(removed)
     else:
         say(f"device {name} removed")
+
+
+def _errors(shown: dict[str, Any]) -> str:
+    """How many calls on a device have failed, and the latest reason."""
+    if not shown["errors"]:
+        return "0"
+    return f"{shown['errors']}, the last one: {reason(OSError(shown['last_errno'], ''))}"

@@ -19,7 +19,7 @@ from polyvol.daemon.sizes import format_size
 @json_option
 @state_dir_option
 def diff(since: str, until: str | None, summary: bool, as_json: bool, state_dir: Path) -> None:
-    """Show what changed between two snapshots of a volume, or one and now [now].
+    """Show what changed between two snapshots. Without the second one, what changed until now.
 
     One line for each extent: its offset and its length, in bytes. Whatever changed is among them."""
     volume, older = split_snapshot(since)

@@ -76,11 +76,16 @@ class _Ending(click.Command):
 
     def _run(self, program: str, arguments: list[str]) -> int:
         """As click's own `main`, which ends the program by itself where an output is closed."""
+        given = list(arguments)
         try:
             with self.make_context(program, arguments) as context:
                 self.invoke(context)
         except click.exceptions.Exit as leave:
             return leave.exit_code
+        except click.UsageError as error:
+            if error.ctx is None:  # click's parser does not say which command it was at
+                error.ctx = _context_of(self, program, given)
+            raise
         return 0
 
 
@@ -90,6 +95,17 @@ class Command(_Ending):
 
 class Group(_Ending, click.Group):
     """A program with many commands."""
+
+
+def _context_of(command: click.Command, program: str, arguments: Sequence[str]) -> click.Context:
+    """The context of the command that the first words of the arguments name."""
+    context = click.Context(command, info_name=program)
+    for word in arguments:
+        if not isinstance(command, click.Group) or word not in command.commands:
+            break
+        command = command.commands[word]
+        context = click.Context(command, parent=context, info_name=word)
+    return context
 
 
 def error_body(error: PolyvolError | ApiError) -> dict[str, dict[str, str]]:

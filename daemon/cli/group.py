@@ -12,7 +12,7 @@ from polyvol.daemon.cli.times import local_option, moment
 
 @click.group()
 def group() -> None:
-    """Groups: named sets of volumes, with snapshots of all of them at one instant."""
+    """Named sets of volumes. A snapshot of one is of all of them at one instant."""
 
 
 def _print(shown: Json, as_json: bool) -> None:
@@ -98,7 +98,7 @@ def show(name: str, as_json: bool, state_dir: Path) -> None:
 @json_option
 @state_dir_option
 def delete(name: str, as_json: bool, state_dir: Path) -> None:
-    """Delete a group that has no snapshots, with its schedules; its volumes stay."""
+    """Delete a group that has no snapshots. Its schedules go too, its volumes stay."""
     deleted = Client(state_dir).delete("groups", name)
     if as_json:
         print_json(deleted)

@@ -43,7 +43,7 @@ class InUse:
 @json_option
 @state_dir_option
 def in_use(as_json: bool, state_dir: Path) -> None:
-    """Show what uses volumes, on this host and on others; exit status 1 if anything does."""
+    """Show what uses volumes, on this host and on others. Exit status 1 if anything does."""
     found = [*_devices(Places.default()), *_clients(Places.default(), state_dir)]
     if as_json:
         print_json([dataclasses.asdict(each) for each in found])
@@ -98,7 +98,7 @@ def _clients(places: Places, state_dir: Path) -> list[InUse]:
             found.append(
                 InUse(
                     what=f"{clients} NBD {are} open to {export['name']}",
-                    cure="disconnect these clients, on any host",
+                    cure="`polyvol client list` shows these clients; disconnect them on their hosts",
                 )
             )
     return found

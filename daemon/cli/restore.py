@@ -55,15 +55,22 @@ class _Source:
 @click.argument("source", type=TEXT, metavar="FILE|-")
 @click.argument("volume", metavar="NEW|VOLUME")
 @click.option(
-    "--device", "devices", multiple=True, metavar="DEVICE", help="For a new volume, as at `create`."
+    "--device",
+    "devices",
+    multiple=True,
+    metavar="DEVICE",
+    help="For a new volume, as at `volume create`; repeatable.",
 )
-@click.option("--log-device", "log_devices", multiple=True, metavar="DEVICE", help="For a new volume too.")
+@click.option(
+    "--log-device", "log_devices", multiple=True, metavar="DEVICE", help="For a new volume too; repeatable."
+)
 @click.option("--processors", type=int, metavar="N", help="For a new volume: how many own it [all].")
 @click.option("--resume", is_flag=True, help="Resume an interrupted restore of the same backup.")
 @json_option
 @state_dir_option
 def restore(source: str, volume: str, resume: bool, as_json: bool, state_dir: Path, **options: Json) -> None:
-    """Restore a full backup to a new volume, or an incremental one to a volume that has its base.
+    """Restore a backup to a volume. A full one goes to a new volume, an incremental one to a volume
+    that has its base.
 
     The volume then has a snapshot named as the one that was backed up, which the next one can follow. It
     is not exported until the restore is complete."""

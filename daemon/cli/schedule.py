@@ -30,7 +30,7 @@ class KeepType(click.ParamType[Keep]):
 
 @click.group()
 def schedule() -> None:
-    """Schedules: snapshots that polyvold takes by itself, and which of them it keeps."""
+    """Snapshots that polyvold takes by itself. Also which it keeps."""
 
 
 @schedule.command()
@@ -65,6 +65,8 @@ def add(
     **more: Json,
 ) -> None:
     """Take snapshots of a volume or of a group automatically."""
+    if (every is None) == (cron is None):
+        raise click.UsageError("give either --every or --cron")
     body = {
         "target": target,
         "every_s": every,

@@ -8,18 +8,19 @@ from typing import Any
 import click
 
 from polyvol.daemon.cli.client import Client
-from polyvol.daemon.cli.common import SIZE, json_option, state_dir_option
+from polyvol.daemon.cli.common import SizeType, json_option, state_dir_option
 from polyvol.daemon.cli.output import counted, listed, print_json, print_table, say
 from polyvol.daemon.errors import EXIT_CODE
-from polyvol.daemon.sizes import format_size
+from polyvol.daemon.sizes import SCRUB_RATE_MAX, SCRUB_RATE_MIN, format_size
 from polyvol.daemon.transfer.progress import progress
 
 _POLL_S = 0.2
+_RATE = SizeType(SCRUB_RATE_MIN, SCRUB_RATE_MAX)
 
 
 @click.command()
 @click.argument("volume", required=False)
-@click.option("--rate", type=SIZE, default="64M", show_default=True, help="Bytes a second, at most.")
+@click.option("--rate", type=_RATE, default="64M", show_default=True, help="Bytes a second, at most.")
 @click.option("--stop", is_flag=True, help="Stop the scrub that is under way.")
 @click.option("--weekly", type=click.Choice(["on", "off"]), help="Weekly scrubs of all volumes, on or off.")
 @json_option
@@ -27,7 +28,7 @@ _POLL_S = 0.2
 def scrub(
     volume: str | None, rate: int, stop: bool, weekly: str | None, as_json: bool, state_dir: Path
 ) -> None:
-    """Read everything of a volume that has a checksum, and check it. Exit status 1 if something is bad.
+    """Read and check everything that has a checksum. Exit status 1 if something is bad.
 
     It goes on in the daemon if this program is ended.
     """

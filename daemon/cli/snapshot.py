@@ -37,7 +37,8 @@ def create(
     as_json: bool,
     state_dir: Path,
 ) -> None:
-    """Take one snapshot of each volume, or of each of a group, all at one instant, and export it."""
+    """Take one snapshot of each volume, all at one instant. The volumes are named, or a group's; each
+    snapshot is exported."""
     if name is not None and prefix is not None:
         raise click.UsageError("give --name, or --prefix")
     body: Json = {"name": name, "prefix": prefix, "log_device": log_device, "scheduled": scheduled}
@@ -63,7 +64,7 @@ def create(
 @json_option
 @state_dir_option
 def list_snapshots(volume: str | None, as_json: bool, state_dir: Path) -> None:
-    """List the snapshots of one volume, those of one group, or all of all volumes."""
+    """List the snapshots of one volume or group. Without a name, all of all volumes."""
     if volume is not None and volume.startswith("@"):
         list_of_group(Client(state_dir), volume[1:], as_json)
         return
@@ -159,7 +160,7 @@ def show(name: str, partitions: bool, as_json: bool, state_dir: Path) -> None:
 def rollback(
     name: str, force: bool, no_safety: bool, safety_name: str | None, as_json: bool, state_dir: Path
 ) -> None:
-    """Roll a volume, or all volumes of a group's snapshot, back to a snapshot; newer ones stay."""
+    """Roll a volume, or all of a group, back to a snapshot. Newer snapshots stay."""
     body = {"force": force, "safety": not no_safety, "safety_name": safety_name}
     done = Client(state_dir).post(*snapshot_parts(name), "rollback", body=body)
     if as_json:
@@ -176,7 +177,7 @@ def rollback(
 @json_option
 @state_dir_option
 def hold(name: str, tag: str, as_json: bool, state_dir: Path) -> None:
-    """Keep a snapshot from being deleted, by anybody, until all its tags are released."""
+    """Keep a snapshot from being deleted. It is kept until all its tags are released."""
     held = Client(state_dir).post(*snapshot_parts(name), "holds", body={"tag": tag})
     if as_json:
         print_json(held)
@@ -205,7 +206,7 @@ def release(name: str, tag: str, as_json: bool, state_dir: Path) -> None:
 @json_option
 @state_dir_option
 def delete(names: tuple[str, ...], no_wait: bool, as_json: bool, state_dir: Path) -> None:
-    """Delete snapshots that nobody is connected to or holds; names of several may have * and ? in them."""
+    """Delete snapshots that nobody is connected to or holds. Names may have * and ? in them."""
     client, name = Client(state_dir), names[0]
     if len(names) > 1 or is_pattern(name):
         delete_many(client, names, wait=not no_wait, as_json=as_json)

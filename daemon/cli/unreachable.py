@@ -132,7 +132,8 @@ def _start(state_dir: Path, *, there: bool = True) -> str:
         sudo = "" if os.geteuid() == 0 else "sudo "
         return f"start it with `{sudo}systemctl start polyvold`, and see `systemctl status polyvold`"
     if not there:
-        return "give --state-dir the directory of a polyvold, or start one there with `polyvold --state-dir`"
+        start = f"start one there with `polyvold --state-dir {state_dir}`"
+        return f"give --state-dir the directory of a polyvold, or {start}"
     return f"start it with `polyvold --state-dir {state_dir}`"
 
 

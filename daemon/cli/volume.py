@@ -38,9 +38,15 @@ def volume() -> None:
 @click.argument("name")
 @click.option("--size", type=SIZE, help="Its size, a multiple of 4096.")
 @click.option("--base", metavar="DEVICE", help="An adopted device, with its data and its size.")
-@click.option("--device", "devices", multiple=True, metavar="DEVICE", help="Where its bytes go [a new file].")
 @click.option(
-    "--log-device", "log_devices", multiple=True, metavar="DEVICE", help="For change logs [a new file]."
+    "--device", "devices", multiple=True, metavar="DEVICE", help="Where its bytes go [new files]; repeatable."
+)
+@click.option(
+    "--log-device",
+    "log_devices",
+    multiple=True,
+    metavar="DEVICE",
+    help="For change logs [new files]; repeatable.",
 )
 @click.option("--processors", type=int, metavar="N", help="How many processors own it [all that there are].")
 @click.option(
@@ -72,14 +78,18 @@ def create(state_dir: Path, as_json: bool, **request: Json) -> None:
 @click.argument("source", metavar="VOLUME@SNAPSHOT")
 @click.argument("name", metavar="NEW")
 @click.option(
-    "--log-device", "log_devices", multiple=True, metavar="DEVICE", help="For what is written [a new file]."
+    "--log-device",
+    "log_devices",
+    multiple=True,
+    metavar="DEVICE",
+    help="For what is written [new files]; repeatable.",
 )
 @click.option("--processors", type=int, metavar="N", help="How many processors own it [all that there are].")
 @when_full_option(default="keep-writing")
 @json_option
 @state_dir_option
 def clone(source: str, name: str, as_json: bool, state_dir: Path, **request: Json) -> None:
-    """Make a volume from a snapshot, at once: it shares all blocks until they are written."""
+    """Make a volume from a snapshot, at once. It shares all blocks until they are written."""
     volume_name, snapshot = split_snapshot(source)
     body = {"name": name, **request, "log_devices": list(request["log_devices"])}
     made = Client(state_dir).post("volumes", volume_name, "snapshots", snapshot, "clones", body=body)
@@ -100,7 +110,8 @@ def clone(source: str, name: str, as_json: bool, state_dir: Path, **request: Jso
 def set_volume(
     name: str, when_full: str | None, no_hooks: bool, as_json: bool, state_dir: Path, **hooks: Json
 ) -> None:
-    """Change what a volume does when its change logs are full, or what is run around its cuts."""
+    """Change a volume's settings. They are what it does when its change logs are full, and its
+    hooks."""
     given = hooks_from(**hooks)
     if no_hooks:
         if given is not None:
@@ -117,14 +128,16 @@ def set_volume(
 
 @volume.command()
 @click.argument("name")
-@click.option("--device", "devices", multiple=True, metavar="DEVICE", help="Where it goes [a new file].")
+@click.option(
+    "--device", "devices", multiple=True, metavar="DEVICE", help="Where it goes [a new file]; repeatable."
+)
 @click.option(
     "--size", type=SIZE, help="Of the log on each device [what is free there, at most the volume's size]."
 )
 @json_option
 @state_dir_option
 def add_log(name: str, devices: tuple[str, ...], size: int | None, as_json: bool, state_dir: Path) -> None:
-    """Give a volume more room for what is redirected, while it is in use."""
+    """Give a volume more change logs, while it is in use."""
     body = {"devices": list(devices), "size": size}
     changed = Client(state_dir).post("volumes", name, "logs", body=body)
     if as_json:
@@ -138,7 +151,11 @@ def add_log(name: str, devices: tuple[str, ...], size: int | None, as_json: bool
 @click.argument("name")
 @click.option("--size", type=SIZE, required=True, help="Its size from now on, a multiple of 4096.")
 @click.option(
-    "--device", "devices", multiple=True, metavar="DEVICE", help="Where what is new goes [new files]."
+    "--device",
+    "devices",
+    multiple=True,
+    metavar="DEVICE",
+    help="Where what is new goes [new files]; repeatable.",
 )
 @json_option
 @state_dir_option
@@ -234,7 +251,7 @@ def show(name: str, partitions: bool, as_json: bool, state_dir: Path) -> None:
 @json_option
 @state_dir_option
 def delete(name: str, yes: bool, as_json: bool, state_dir: Path) -> None:
-    """Delete a volume that no client is connected to, with its snapshots."""
+    """Delete a volume and its snapshots. It must have no clients."""
     if not yes:
         raise NotConfirmed(name=name)
     deleted = Client(state_dir).delete("volumes", name)
@@ -284,10 +301,10 @@ def print_volumes(volumes: list[dict[str, Any]]) -> None:
 
 
 def log_use(logs: list[dict[str, Any]]) -> str:
-    """How much of the change logs is used; '-' where nobody knows."""
+    """How much of the change logs is used, as far as somebody knows."""
     size = format_size(sum(log["size"] for log in logs))
     if any(log["used"] is None for log in logs):
-        return f"- of {size}"
+        return f"unknown, of {size}"
     return f"{format_size(sum(log['used'] for log in logs))} of {size}"
 
 
@@ -372,7 +389,7 @@ def _print_plan(plan: dict[str, Any]) -> None:
     )
     for each in plan["new_devices"]:
         say(f"to be made: device {each['name']}, {each['path']}, {format_size(each['size'])}")
-    _print_logs(plan["logs"])
+    _print_logs([{**log, "used": 0} for log in plan["logs"]])
     _print_partitions(plan["partitions"])
 
 

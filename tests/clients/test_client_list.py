@@ -126,6 +126,15 @@ def ended(handle: libnbd.NBD) -> bool:
     return bool(handle.aio_is_dead() or handle.aio_is_closed())
 
 
+def test_an_unknown_id_disconnects_nobody(daemon: Daemon) -> None:
+    with nbd.connect(daemon.uri("v")) as handle:
+        [client] = clients(daemon)
+        number = str(client["id"])
+        assert "there is no client 99" in daemon.refused("client", "disconnect", number, "99")
+        assert handle.pread(4, 0) == bytes(4)
+        assert daemon.ok("client", "disconnect", number, number).startswith(f"client {number} of v disconn")
+
+
 @pytest.mark.parametrize("text", ["0", "99", "x", "-1", "1.0", "9" * 40, "%00"])
 def test_ids_that_nobody_has(daemon: Daemon, text: str) -> None:
     with pytest.raises(ApiError) as caught:

@@ -233,6 +233,9 @@ def test_only_a_restore_is_resumed(daemon: Daemon, other: Daemon, files: list[Pa
     assert "exists already; name a new volume\n" in other.refused("restore", files[0], "w")
     assert "cannot be resumed" in other.refused("restore", files[0], "w", "--resume")
     assert "follows snapshot s1" in other.refused("restore", files[1], "w", "--resume")
+    for options in ([], ["--resume"]):
+        words = "which volume new does not have; restore the backup of that snapshot first"
+        assert words in other.refused("restore", files[1], "new", *options)
     assert nbd.read_all(other.uri("w")) == before
     assert other.volume("w")["state"] == "serving"
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from polyvol.daemon.errors import error_table
 from polyvol.mapping.errors import PolyvolError
@@ -31,6 +32,21 @@ def test_every_command_has_json_and_a_sentence_of_help(name: str) -> None:
     assert command.help
     for parameter in command.params:
         assert isinstance(parameter, click.Argument) or parameter.help, f"{name}: {parameter.name}"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_option_that_can_be_given_again_says_so(name: str) -> None:
+    for parameter in COMMANDS[name].params:
+        if isinstance(parameter, click.Option):
+            assert parameter.multiple == ("repeatable" in (parameter.help or "")), f"{name}: {parameter.name}"
+
+
+@pytest.mark.parametrize("words", sorted({tuple(name.split()[1:-1]) for name in COMMANDS}))
+def test_no_line_of_a_list_of_commands_is_cut_off(words: tuple[str, ...]) -> None:
+    """On a terminal of 80 columns."""
+    shown = CliRunner().invoke(cli(), [*words, "--help"], terminal_width=80).stdout
+    assert "Commands:" in shown
+    assert [line for line in shown.splitlines()[1:] if line.endswith("...")] == []
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -239,3 +239,20 @@ def test_without_a_daemon_the_sentence_says_how_to_start_it(tmp_path: Path) -> N
 )
 def test_usage_errors_exit_2(arguments: list[str]) -> None:
     assert CliRunner().invoke(cli, arguments).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["scrub", "--weekly"], "option '--weekly' requires an argument; `polyvol scrub --help`"),
+        (["volume", "create", "v", "--nix"], "no such option '--nix'; `polyvol volume create --help`"),
+        (["volume", "--nix"], "no such option '--nix'; `polyvol volume --help`"),
+        (["scrub", "v", "--rate", "0"], "'0' is not from 64 KiB to 1 TiB; `polyvol scrub --help`"),
+        (["scrub", "v", "--rate", "2T"], "'2T' is not from 64 KiB to 1 TiB"),
+        (["client", "disconnect", "abc"], "'abc' is not a whole number from 1 to"),
+        (["client", "disconnect", "1", "--export", "v"], "and not both; `polyvol client disconnect --help`"),
+        (["attach", "v", "--connections", "17"], "'17' is not a whole number from 1 to 16;"),
+    ],
+)
+def test_usage_errors_name_the_command_and_what_is_possible(arguments: list[str], sentence: str) -> None:
+    assert sentence in CliRunner().invoke(cli, arguments, prog_name="polyvol").stderr

@@ -207,6 +207,23 @@ def test_a_stop_does_not_wait_for_a_quiesce_that_hangs(hooked: Hooked) -> None:
     assert hooked.mark() == "crash"
 
 
+def test_a_snapshot_at_its_hooks_is_shown_as_under_way(hooked: Hooked) -> None:
+    go = hooked.directory / "go"
+    quiesce = hooked.script("quiesce", f"while [ ! -e {go} ]; do sleep 0.05; done")
+    hooked.daemon.ok("volume", "set", "v", "--quiesce", quiesce, "--hook-timeout", "60s")
+    taking = threading.Thread(
+        target=hooked.daemon.run, args=("snapshot", "create", "v", "--name", "s"), daemon=True
+    )
+    taking.start()
+    wait_until(lambda: len(hooked.noted()) == 1, "the quiesce", 10)
+    [shown] = hooked.said("status")["operations"]
+    assert (shown["what"], shown["volumes"]) == ("snapshot create (quiesce commands)", ["v"])
+    go.touch()
+    taking.join(20)
+    assert hooked.said("status")["operations"] == []
+    assert hooked.mark() == "application"
+
+
 @pytest.mark.slow
 def test_hooks_that_hang_leave_the_api_to_others(hooked: Hooked) -> None:
     quiesce = hooked.script("quiesce", "sleep 600")

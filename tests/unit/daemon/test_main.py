@@ -55,6 +55,7 @@ def test_options_win_over_the_file_and_the_file_over_the_environment(
         ('nbd-listen = "x"', "is not HOST:PORT"),
         ("io-timeout = -1", "or 0 for no limit"),
         ("io-timeout = 86401", "can be 1 to 86400"),
+        ('nbd-listen = "127.0.0.1:65536"', "a port is at most 65535"),
         ("= 5", "is not TOML"),
         ('state-dir = ""', "state-dir is '', which is no path"),
         ('nbd-socket = ""', "nbd-socket is '', which is no path"),

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from polyvol.daemon import schedules
+from polyvol.daemon.cli.client import ApiError, Client
 from polyvol.daemon.group_requests import HoldChange
 from polyvol.daemon.service import Service
 from polyvol.mapping.records import SnapshotRecord
@@ -325,12 +326,10 @@ def test_a_schedule_shows_what_keeps_each_snapshot(daemon: Timed) -> None:
     [
         (["nix", "--every", "15m"], "no volume 'nix'"),
         (["@nix", "--every", "15m"], "no group 'nix'"),
-        (["v"], "either an interval or a cron expression"),
-        (["v", "--every", "15m", "--cron", "* * * * *"], "either an interval or a cron expression"),
         (["v", "--every", "0s"], "an interval of 0 s"),
         (["v", "--every", "400d"], "an interval of"),
-        (["v", "--cron", "0 0 30 2 *"], "is not right"),
-        (["v", "--cron", "61 0 * * *"], "is not right: bad minute"),
+        (["v", "--cron", "0 0 30 2 *"], "its field day of the month has no value"),
+        (["v", "--cron", "61 0 * * *"], "is not right: its field minute has no value"),
         (["v", "--cron", "x"], "has 1 field: give five"),
         (["v", "--cron", "0 0 0 1 1 *"], "has 6 fields: give five"),
         (["v", "--every", "15m", "--prefix", "a/b"], "is not allowed"),
@@ -343,6 +342,18 @@ def test_a_schedule_shows_what_keeps_each_snapshot(daemon: Timed) -> None:
 def test_what_is_no_schedule_is_refused(daemon: Timed, arguments: list[str], words: str) -> None:
     assert words in daemon.refused("schedule", "add", *arguments, "--keep", "last=1")
     assert daemon.json("schedule", "list") == []
+
+
+@pytest.mark.parametrize("arguments", [[], ["--every", "15m", "--cron", "* * * * *"]])
+def test_a_schedule_needs_one_timing(daemon: Timed, arguments: list[str]) -> None:
+    result = daemon.run("schedule", "add", "v", *arguments, "--keep", "last=1")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("give either --every or --cron; `")
+    every_s = 900 if arguments else None
+    cron = "* * * * *" if arguments else None
+    body = {"target": "v", "every_s": every_s, "cron": cron, "keep": {"last": 1}}
+    with pytest.raises(ApiError, match="either an interval or a cron expression"):
+        Client(daemon.state_dir).post("schedules", body=body)
 
 
 def test_names_of_schedules(daemon: Timed) -> None:

@@ -1,5 +1,6 @@
 """A state directory that others can write to, or whose path they can change, is refused."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -91,3 +92,11 @@ def test_what_is_no_directory_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "dangling").symlink_to("nowhere")
     with pytest.raises(StateUnusable, match="it is not a directory"):
         state.make_state_dir(tmp_path / name)
+
+
+def test_who_may_not_use_a_state_directory_is_told_to_be_another_user(tmp_path: Path) -> None:
+    told = state.unusable(tmp_path, PermissionError(errno.EACCES, "Permission denied"))
+    assert "permission denied" in told.message
+    assert "run this as a user who has access" in told.advice
+    told = state.unusable(tmp_path, OSError(errno.EROFS, "Read-only file system"))
+    assert "give --state-dir a directory" in told.advice
