@@ -267,4 +267,5 @@ if __name__ == "__main__":
     for stopping in _STOPPING:
         signal.signal(stopping, signal.SIG_IGN)  # polyvold says when
     _libc.prctl(_CHILD_SUBREAPER, 1, 0, 0, 0)
+    _libc.prctl(_PDEATHSIG, signal.SIGCONT, 0, 0, 0)  # U3: the command may have stopped it
     Supervisor(socket.socket(fileno=0)).run()

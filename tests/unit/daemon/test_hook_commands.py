@@ -168,12 +168,13 @@ def test_a_supervisor_that_is_killed_is_told(running: Running) -> None:
     wait_until(lambda: running.pids() == [], "the end of the command", 10)
 
 
-def test_what_runs_ends_with_polyvold(running: Running, tmp_path: Path) -> None:
+@pytest.mark.parametrize("first", ["true", "kill -STOP $PPID"])
+def test_what_runs_ends_with_polyvold(running: Running, first: str) -> None:
     """The process that has started a command is killed: all of the command ends."""
     script = (
         "import sys, threading\nfrom polyvol.daemon.hook_command import Call, Command\n"
         f"env = {{'MARK': '{running.mark}'}}\n"
-        "call = Call('v', ['/bin/sh', '-c', 'setsid sleep 600 & sleep 600'], env, 600)\n"
+        f"call = Call('v', ['/bin/sh', '-c', '{first}; setsid sleep 600 & sleep 600'], env, 600)\n"
         "command = Command(call)\nprint('begun', flush=True)\ncommand.wait(threading.Event(), 0)\n"
     )
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
