@@ -3,6 +3,8 @@
 //! Strategy          A small engine over files in a scratch directory; what is large is sparse. Each test says what
 //!                   would be lost or wrong, and is bounded in time.
 
+mod copied;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -269,11 +271,7 @@ fn kill(engine: Engine, directories: &[PathBuf]) {
     directories.iter().for_each(|directory| quiet(directory));
     let saved = |directory: &Path| directory.with_extension("saved");
     for directory in directories {
-        std::fs::create_dir(saved(directory)).unwrap();
-        for entry in std::fs::read_dir(directory).unwrap() {
-            let path = entry.unwrap().path();
-            std::fs::copy(&path, saved(directory).join(path.file_name().unwrap())).unwrap();
-        }
+        copied::copy_directory(directory, &saved(directory));
     }
     engine.stop().unwrap();
     for directory in directories {

@@ -1,8 +1,7 @@
 //! Disk: every file of a simulated machine, in memory, with a page cache, faults and crashes.
 //!
 //! How it works      Each call counts as one operation; before it, a crash may be due, or the kernel writes something
-//!                   back. A crash turns everything into what the next start will find, at once: from then on
-//!                   the disk is dead, and whatever who ran on it still does is refused, until [`Disk::start`].
+//!                   back. After a crash the disk is dead, and has what the next start finds, until [`Disk::start`].
 //! A kill            leaves the page cache. A write in the middle of which it comes is done in part.
 //! A power loss      leaves what was synced, any other sectors, and the first few of the operations on names.
 
@@ -50,13 +49,14 @@ pub struct Disk {
     pub injected: Injected,
     /// Operations so far.
     pub operations: u64,
-    /// A hash of all operations and of what else was told to [`Disk::note`].
+    /// A hash of all operations and notes.
     pub trace: u64,
     /// Print operations.
     pub verbose: bool,
     pub(super) hung: Option<(usize, u64)>,
     /// It has crashed, and was not started again.
     pub dead: bool,
+    /// Starts of the machine.
     pub boots: u64,
 }
 
