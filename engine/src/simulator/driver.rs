@@ -429,6 +429,7 @@ impl Simulation {
             let under_way = state.writes_under_way();
             state.model.begin_cut(under_way.into_iter());
         }
+        let before = self.disk.lock().injected.errors;
         let report = engine.cut(&[(VOLUME, log)]);
         if self.disk.lock().dead {
             return Ok(());
@@ -440,10 +441,11 @@ impl Simulation {
         if self.disk.lock().dead {
             return Ok(());
         }
-        if let Err(e) = &settled
-            && !self.disk.lock().may_hang()
-        {
-            return Err(format!("a cut does not settle: {e}"));
+        if let Err(e) = &settled {
+            let disk = self.disk.lock();
+            if !disk.may_hang() && disk.injected.errors == before {
+                return Err(format!("a cut does not settle: {e}"));
+            }
         }
         if settled.is_err() || !self.flush(running)? {
             if !self.disk.lock().dead {
