@@ -6,7 +6,9 @@ mod copied;
 mod faulty;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use faulty::{Faulty, Rules};
 use polyvol_engine::engine::Engine;
@@ -14,6 +16,7 @@ use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::error::Errno;
 use polyvol_engine::io::device::Mode;
 use polyvol_engine::volume::caller::Caller;
+use polyvol_engine::volume::request::Verb;
 
 const MIB: u64 = 1 << 20;
 const EIO: Errno = Errno::EIO;
@@ -44,7 +47,7 @@ fn begin(missing: &[u64], clean: bool) -> (Scratch, Engine) {
 }
 
 fn start(scratch: &Scratch, missing: &[u64], clean: bool) -> Engine {
-    let system = std::sync::Arc::new(Faulty { rules: scratch.rules.clone() });
+    let system = Arc::new(Faulty { rules: scratch.rules.clone() });
     let engine = Engine::with_system(system, 2).unwrap();
     for (id, name) in DEVICES {
         let path = scratch.path.join(name);
@@ -463,4 +466,23 @@ fn slots_that_an_uncommitted_record_freed_are_not_used_while_nothing_can_be_comm
     let _ = host.flush();
     host.flush().unwrap();
     end(engine, host);
+}
+
+#[test]
+fn a_slow_file_in_pieces_smaller_than_a_block_is_cleared_block_by_block() {
+    let (scratch, engine) = begin(&[], true);
+    engine.add_volume(spec(&scratch, &[3], &[])).unwrap();
+    let caller = Arc::new(caller(&engine));
+    caller.write(0, &[7; 5 * 4096], true).unwrap();
+    forbid(&scratch, "base-a", "fragments");
+    let (clearing, (sender, ended)) = (Arc::clone(&caller), std::sync::mpsc::channel());
+    std::thread::spawn(move || {
+        let result = clearing.range(Verb::Trim, 4096, 3 * 4096, true);
+        drop(clearing);
+        sender.send(result)
+    });
+    ended.recv_timeout(Duration::from_secs(60)).expect("the processor goes on").unwrap();
+    let whole = [vec![7; 4096], vec![0; 3 * 4096], vec![7; 4096]].concat();
+    assert!(read(&caller, 0, 5 * 4096).unwrap() == whole);
+    end(engine, Arc::into_inner(caller).unwrap());
 }

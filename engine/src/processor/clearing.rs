@@ -40,23 +40,22 @@ impl Job {
     /// only for what the devices can do; one that turns out not to is ENOTSUP, and planned around from then on.
     pub(super) fn clear_all(&mut self, partition: &Partition, steps: &[Step]) -> Result<(), Errno> {
         let deadline = self.request.as_ref().map(|_| Deadline::of(partition));
-        let mut first = true;
+        let mut begin = None;
         for step in steps {
             let Step::Clear { offset, length, keep_allocated } = step else {
                 unreachable!("all are alike")
             };
+            let begin = *begin.get_or_insert(*offset);
             let mut stopped_at = None;
             let cleared = partition.pieces(*offset, *length, |device, from, here, done| {
                 let mut cleared = 0;
                 while cleared < here {
-                    let late = deadline.as_ref().is_some_and(Deadline::has_come);
-                    if late && !std::mem::take(&mut first) {
-                        // Whole blocks: where an extent ends within one, it is cleared again.
-                        let at = offset + done + cleared;
-                        stopped_at = Some(at - at % BLOCK_SIZE);
+                    // Whole blocks, one at least: where one is cleared in part, it is cleared again.
+                    let at = (offset + done + cleared) / BLOCK_SIZE * BLOCK_SIZE;
+                    if at > begin && deadline.as_ref().is_some_and(Deadline::has_come) {
+                        stopped_at = Some(at);
                         return Err(None);
                     }
-                    first = false;
                     let piece = device.clearable_at_once(from + cleared, here - cleared);
                     let result = match keep_allocated {
                         true => device.zero_range(from + cleared, piece),

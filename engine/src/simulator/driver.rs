@@ -421,7 +421,6 @@ impl Simulation {
         if self.catalog.snapshots.len() >= 6 || hangs {
             return self.delete_snapshot(running);
         }
-        let engine = &running.engine;
         let log = self.shape.name_log(&mut self.random);
         self.host.settle();
         {
@@ -429,25 +428,26 @@ impl Simulation {
             let under_way = state.writes_under_way();
             state.model.begin_cut(under_way.into_iter());
         }
-        let report = engine.cut(&[(VOLUME, log)]);
+        let before = self.disk.lock().injected.errors;
+        let report = running.engine.cut(&[(VOLUME, log)]);
         if self.disk.lock().dead {
             return Ok(());
         }
         let epoch = report.map_err(|e| format!("a cut failed: {e}"))?.epochs[0].1;
         self.host.settle();
         let Some(snapshot) = self.host.lock().model.end_cut(epoch, log) else { return Ok(()) };
-        let settled = engine.settle(VOLUME, epoch);
+        let settled = running.engine.settle(VOLUME, epoch);
         if self.disk.lock().dead {
             return Ok(());
         }
-        if let Err(e) = &settled
-            && !self.disk.lock().may_hang()
-        {
-            return Err(format!("a cut does not settle: {e}"));
+        let refused = settled.is_err();
+        let injected = self.disk.lock().injected.errors > before;
+        if !injected && !self.disk.lock().may_hang() {
+            settled.map_err(|e| format!("a cut does not settle: {e}"))?;
         }
-        if settled.is_err() || !self.flush(running)? {
+        if refused || !self.flush(running)? {
             if !self.disk.lock().dead {
-                let _ = engine.drop_snapshot(VOLUME, epoch);
+                let _ = running.engine.drop_snapshot(VOLUME, epoch);
             }
             return Ok(());
         }

@@ -10,9 +10,13 @@ use polyvol_engine::system::mapping::Mapping;
 use polyvol_engine::system::pool::Pool;
 use polyvol_engine::system::{Cached, Driven, Driving, File, Result, System, Urgency};
 
-/// What fails: the end of a file's name, and the call; a `rename` waits instead, as long as its rule is there, and so does
-/// every call on a file that is to `hang`.
+/// What fails: the end of a file's name, and the call. Some rules do something else: a `rename` waits as long as its rule is
+/// there, and so does every call on a file that is to `hang`; `fragments` makes a file a slow one in pieces of
+/// [`FRAGMENT`] bytes: all are holes, and clearing one takes 2 ms.
 pub type Rules = Arc<Mutex<BTreeSet<(&'static str, &'static str)>>>;
+
+/// Less than a block, as on a file system with small blocks.
+pub const FRAGMENT: u64 = 1024;
 
 /// See the module's head.
 #[derive(Debug)]
@@ -83,6 +87,9 @@ impl File for FaultyFile {
     }
     fn punch(&self, offset: u64, length: u64) -> Result<()> {
         self.may("write")?;
+        if self.may("fragments").is_err() {
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
         self.file.punch(offset, length)
     }
     fn zero_range(&self, offset: u64, length: u64) -> Result<()> {
@@ -99,6 +106,9 @@ impl File for FaultyFile {
     }
     fn allocation(&self, offset: u64, limit: u64) -> Result<(u64, bool)> {
         self.may("status")?;
+        if self.may("fragments").is_err() {
+            return Ok((limit.min(FRAGMENT - offset % FRAGMENT), true));
+        }
         self.file.allocation(offset, limit)
     }
     fn length(&self) -> Result<u64> {
