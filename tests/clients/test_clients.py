@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import nbd as libnbd
 import pytest
 
 from tests.clients.system import delete_when_unused
@@ -275,3 +276,21 @@ def test_a_full_change_log_is_enospc_and_the_snapshot_stays(daemon: Daemon) -> N
     with nbd.connect(daemon.uri("v")) as handle:
         handle.pwrite(image, 0)
         assert handle.pread(32 * MIB, 0) == image
+
+
+def test_a_short_answer_about_blocks_has_the_first_of_them(daemon: Daemon, volume: str) -> None:
+    """QEMU asks for one extent of all that is left, whose other parts may be looked at first."""
+    with nbd.connect(daemon.uri(volume)) as handle:
+        for offset in range(0, SIZE, MIB):
+            handle.pwrite(b"x" * MIB, offset)
+        daemon.api.post("snapshots", body={"volumes": [volume], "name": "s"})
+        handle.pwrite(b"y" * (8 * MIB), 0)
+        found: list[int] = []
+
+        def note(_: str, __: int, entries: list[int], ___: int) -> None:
+            found.extend(entries)
+
+        for offset in [*range(0, SIZE, MIB)] * 20:
+            found.clear()
+            handle.block_status(SIZE - offset, offset, note, libnbd.CMD_FLAG_REQ_ONE)
+            assert len(found) == 2

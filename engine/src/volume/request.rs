@@ -215,9 +215,10 @@ impl Request {
     }
 
     /// Whether the answer goes on at `offset`, where something new is to be looked at; if enough was found, it ends there.
+    /// What was found may all lie behind, so the answer never ends where the request begins.
     pub fn goes_on_at(&self, offset: u64) -> bool {
         let found = self.status.lock().expect("no holder panics").len();
-        if found > 2 * self.extents_max {
+        if found > 2 * self.extents_max && offset > self.offset {
             self.answer_up_to(offset);
         }
         offset < self.answered_to()
@@ -267,5 +268,29 @@ impl Request {
     pub fn complete(self: Arc<Self>) {
         let sink = Arc::clone(&self.sink);
         sink.complete(self);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Nowhere;
+
+    impl Sink for Nowhere {
+        fn complete(&self, _: Arc<Request>) {}
+        fn kick(&self) {}
+    }
+
+    #[test]
+    fn an_answer_never_ends_where_the_request_begins() {
+        let mut request = Request::new(Verb::BlockStatus, 8, 8, Buffer::empty(), Arc::new(Nowhere));
+        request.extents_max = 1;
+        let behind =
+            [12, 13, 14].map(|offset| StatusExtent { offset, length: 1, hole: true, zero: true });
+        request.add_status(&behind);
+        assert!(request.goes_on_at(8), "nothing of it was answered yet");
+        assert!(!request.goes_on_at(10));
+        assert_eq!(request.answered_to(), 10);
     }
 }
