@@ -5,9 +5,9 @@ How it works      Clients send one kind of flood over several connections: small
                   and connects, on another volume or the same one. The first blocks of the volume under attack
                   are in many pieces: every other one is a hole in its file, so that looking at them and
                   clearing them is much work.
-Invariants        Q1 its worst wait is below 100 ms and a few times what it waited at worst in the second before
-                  the flood, which is the machine's other work. A flood may be tried a few times: one that makes
-                  others wait does so each time;
+Invariants        Q1 its worst wait is below 100 ms and a few times what it waited at worst in the second
+                  before the flood, which is the machine's other work. A flood may be tried a few times: one
+                  that makes others wait does so each time;
                   Q2 a flood fits in the server's memory: else it closes some of the connections.
 """
 
