@@ -7,7 +7,7 @@ How it works      One thread looks for schedules that are due, and has workers r
                   once. daemon/due.py knows when each is due, also when the clock is set.
 Invariants        D1 a failure of one schedule stops no other; D2 what was made by hand, or is held, is never
                   touched; D3 after a kill between a snapshot and its record no second one is taken: the
-                  newest snapshot of a schedule says as well until when it is done; D4 a schedule runs in one
+                  newest snapshot of a schedule also says until when it is done; D4 a schedule runs in one
                   thread at a time; D5 what a run has just taken is not deleted by that run.
 Owner and locks   `_looking` over a look at all schedules, `_lock` over what failed. A run takes the locks of
                   the volumes that it acts on.
@@ -483,10 +483,3 @@ class Schedules:
             holds=[] if record is None else list(record.holds),
             future=record is not None and instant > self._context.clock(),
         )
-
-
-def _defect(error: Exception) -> str:
-    """What is said of an error that no run should have; the log has all of it."""
-    if isinstance(error, PolyvolError):
-        return error.message
-    return f"an internal error ({type(error).__name__}; the log has more)"

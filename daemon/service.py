@@ -177,7 +177,7 @@ class Service:
 
     def stop(self) -> None:
         """Stop everything: connections are closed, everything durable, the sockets gone. Idempotent.
-        StopUnfinished after about STOP_S in all if a device hangs: the process is to end at once then."""
+        StopUnfinished, after ENGINE_S or so, if a device hangs: the process is to end at once then."""
         self._undo.close()
 
     def exports(self) -> "Sequence[ExportInfo]":

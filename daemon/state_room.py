@@ -22,7 +22,8 @@ from polyvol.daemon.context import Context
 from polyvol.daemon.errors import log_failure
 from polyvol.daemon.reserve import Reserve, few_files_left, free_bytes, try_allocate
 from polyvol.daemon.sizes import format_size
-from polyvol.mapping.no_space import NEEDED, is_no_space
+from polyvol.mapping.no_space import NEEDED, PROBES, is_no_space, probe_path
+from polyvol.mapping.os_errors import reason
 from polyvol.mapping.records import Volume
 
 _log = logging.getLogger("polyvol.room")
@@ -47,6 +48,9 @@ class StateRoom:
         self._was: str | None = None
         self._looking = threading.Lock()
         self._relief: threading.Thread | None = None
+        for left in self._directory.glob(PROBES):  # by a killed process
+            with contextlib.suppress(OSError):
+                left.unlink()
 
     def look(self) -> None:
         """See how much room there is, and say so where that has changed."""
@@ -116,7 +120,7 @@ class StateRoom:
 
     def _trouble(self) -> str | None:
         """What is wrong, as a sentence; None if a journal segment has room."""
-        error = _try(self._directory / f".probe-{os.getpid()}")
+        error = _try(probe_path(self._directory))
         if error is None:
             return None
         if is_no_space(error) and few_files_left(self._directory):
@@ -130,7 +134,7 @@ class StateRoom:
                 f" journals are full, and so do snapshots and changes; free at least {NEEDED} there, or"
                 " delete snapshots or volumes"
             )
-        return f"nothing can be written to {self._directory}: {error.strerror or error}"
+        return f"nothing can be written to {self._directory}: {reason(error)}"
 
 
 def _try(path: Path) -> OSError | None:

@@ -13,7 +13,7 @@ import sqlite3
 from pathlib import Path
 
 from polyvol.mapping.errors import CatalogDamaged, CatalogFailed, CatalogUnreadable, PolyvolError, StateFull
-from polyvol.mapping.no_space import NEEDED, NO_SPACE
+from polyvol.mapping.no_space import NEEDED, NO_SPACE, probe_path
 
 _PROBE_BYTES = 8192
 _UNREADABLE = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_FULL)
@@ -47,7 +47,7 @@ def _errno(error: sqlite3.Error, directory: Path) -> int | None:
 
 def _probe(directory: Path) -> int:
     """The number of the error that a small new file in a directory meets; 0 for none."""
-    path = directory / f".probe-{os.getpid()}"
+    path = probe_path(directory)
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:

@@ -3,9 +3,10 @@
 How it works      Each verb is one query or one transaction. Verbs take and return the records of mapping/.
 Invariants        C1 ids of devices and volumes, and numbers of change logs, are never used again; C2 what is
                   half made or half deleted says so in its `state`, and the daemon settles it at its next
-                  start; C3 a volume's next_epoch is greater than the epoch of every snapshot it ever had.
-Owner and locks   Any thread may call. Verbs that change something are called under the daemon's lock for
-                  changes, so that a plan still holds when it is recorded.
+                  start or before; C3 a volume's next_epoch is greater than the epoch of every snapshot it
+                  ever had.
+Owner and locks   Any thread may call. What changes something is called under the daemon's locks of what it
+                  changes (daemon/locks.py), so that a plan still holds when it is recorded.
 Durability        When a verb returns, its change survives power loss.
 """
 

@@ -15,11 +15,11 @@
 //!                   J8 after a failed sync the kernel may have dropped records, so no later commit succeeds before a
 //!                      checkpoint, together with a segment that was begun after the failure, has made them all unnecessary;
 //!                      also if the process is started again in between.
+//!                   J9 what a kill may come in the middle of is stored word by word, in an order that shows it: the begin
+//!                      of a segment, a commit mark, the number of the last record.
 //!                   J10 a store that fails for want of room loses nothing: it is made again at the next record or commit, in
 //!                      the same place. After one that fails otherwise, what was stored before may be lost as well, and the
 //!                      journal goes on as after a failed sync (J8).
-//!                   J9 what a kill may come in the middle of is stored word by word, in an order that shows it: the begin
-//!                      of a segment, a commit mark, the number of the last record.
 //! Owner and locks   the records' bytes: the processor. The marks' bytes: whoever holds `committing`. The list of
 //!                   segments: one lock, held for a push or a clone.
 //! Durability        an appended record survives SIGKILL at once, power loss once `committed` has reached it. A

@@ -71,6 +71,13 @@ def test_a_restart_serves_everything_again(daemon: Daemon) -> None:
     assert json.loads(daemon.ok("snapshot", "list", "--json")) == before
 
 
+def test_a_probe_of_a_killed_process_is_removed(daemon: Daemon) -> None:
+    left = daemon.state_dir / ".probe-4711"
+    left.write_bytes(bytes(4096))
+    daemon.restart()
+    assert not left.exists()
+
+
 def test_a_moved_state_directory_is_served(daemon: Daemon, tmp_path: Path) -> None:
     daemon.ok("volume", "create", "v", "--size", "1M")
     daemon.service.stop()

@@ -2,6 +2,7 @@
 
 import errno
 import sqlite3
+import threading
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,25 @@ def test_what_sqlite_hides_is_found_by_a_small_file(tmp_path: Path) -> None:
     gone = tmp_path / "gone" / "catalog.db"
     found = failure(gone, of_sqlite(sqlite3.SQLITE_IOERR_WRITE))
     assert "No such file or directory" in found.message
+
+
+def test_probes_at_the_same_time_meet_no_error_of_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "catalog.db"
+    error = of_sqlite(sqlite3.SQLITE_IOERR_WRITE)
+    others: list[str] = []
+
+    def fsync(fd: int) -> None:
+        monkeypatch.undo()
+        thread = threading.Thread(target=lambda: others.append(failure(path, error).message))
+        thread.start()
+        thread.join()
+
+    monkeypatch.setattr("os.fsync", fsync)
+    assert [failure(path, error).message] == others
+    assert "in SQLite's words" in others[0]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_catalog_on_another_kind_of_file_system_is_mapped_nowhere(
