@@ -6,7 +6,7 @@ How it works      `around` runs the quiesce commands of a schedule and of the vo
                   thawed before the cut, else 'crash', and why. Commands are run directly, or by /bin/sh where
                   that was asked for, as polyvold's user, each with a supervisor of its own (hook_command.py),
                   with little in their environment.
-Invariants        Q1 whose quiesce command was begun, his thaw command is run, once: after the cut, or when
+Invariants        Q1 if a quiesce command was begun, its thaw command is run, once: after the cut, or when
                   the quiesce command failed, or at the time-out, whatever waits for what then; twice if it
                   fails; Q2 a command that fails or outlives its time-out is killed, with all that it has
                   started, before it is thawed; one that cannot be killed because it hangs in the kernel is

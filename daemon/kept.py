@@ -10,8 +10,8 @@ Owner and locks   `record` under the volume's lock and `changes`, `keep` under t
                   takes the lock of each volume that it drops something of, and leaves alone what is busy.
 Durability        The catalog comes first in each: a kill in between is settled by the next start, which drops
                   what the catalog does not know, and calls let_go.
-Errors            Those of the catalog, of `record`. Others are events, and tried again with the next
-                  deletion, reload or start.
+Errors            Those of the catalog, of `record`. Others are events, and what failed is tried again at the
+                  next deletion, reload or start.
 """
 
 from collections.abc import Callable

@@ -247,7 +247,7 @@ class Schedules:
         try:
             self._taking.take_of_schedule(schedule)
         except UnknownSchedule:
-            return None  # it was removed meanwhile
+            return  # it was removed meanwhile
         except (PolyvolError, self._context.engine_error) as error:
             reason = error.message if isinstance(error, PolyvolError) else str(error)
             self._failed(schedule, due, reason)

@@ -1,4 +1,4 @@
-"""Taking snapshots: the way of every request for one, by whom ever: hooks, then the cut, then the log.
+"""Taking snapshots: the way of every request for one, whoever makes it: hooks, then the cut, then the log.
 
 How it works      What a snapshot is taken of is settled before the first hook: the volumes, the group and the
                   schedule are records from then on, known by their ids, which are never used again (as UUIDs

@@ -17,3 +17,11 @@ def host(make_daemon: Callable[..., Daemon]) -> Iterator[Host]:
     yield host
     host.clean()
     assert host.left() == []
+
+
+@pytest.fixture
+def nbdkit(make_daemon: Callable[..., Daemon]) -> Daemon:
+    """A daemon behind nbdkit with one volume."""
+    daemon = make_daemon("--frontend", "nbdkit")
+    daemon.make_volume("v", size="8M", partition_size="1M")
+    return daemon

@@ -161,20 +161,6 @@ def test_nbdkit_stops_at_once_though_clients_are_connected(make_daemon: Callable
     assert nbd.read_all(daemon.uri("v"))[:4] == b"kept"
 
 
-@pytest.fixture
-def nbdkit(make_daemon: Callable[..., Daemon]) -> Daemon:
-    """A daemon behind nbdkit with one volume."""
-    daemon = make_daemon("--frontend", "nbdkit")
-    daemon.make_volume("v", size="8M", partition_size="1M")
-    return daemon
-
-
-def served_by(daemon: Daemon) -> int:
-    """The process that serves, which is nbdkit."""
-    pid: int = daemon.api.get("status")["daemon"]["pid"]
-    return pid
-
-
 def test_sockets_that_never_finish_the_handshake_stop_nobody_behind_nbdkit(nbdkit: Daemon) -> None:
     """With another thread model one of them would."""
     with ExitStack() as stack:
@@ -207,13 +193,13 @@ def test_nbdkit_is_started_again_when_it_dies(nbdkit: Daemon) -> None:
     with nbd.connect(nbdkit.uri("v")) as handle:
         handle.pwrite(b"kept", 4095)
     nbdkit.ok("snapshot", "create", "v", "--name", "s")
-    child = served_by(nbdkit)
+    child = nbdkit.served_by
     assert child != nbdkit.pid
     assert Path(f"/proc/{child}/comm").read_text().strip() == "nbdkit"
     assert f"{nbdkit.pid} " in Path(f"/proc/{child}/stat").read_text()
     kill(child)
     wait_until(lambda: nbdkit.cli("status").rc == 0, "the next nbdkit", 20)
-    assert served_by(nbdkit) != child
+    assert nbdkit.served_by != child
     for export in ("v", "v@s"):
         with nbd.connect(nbdkit.uri(export)) as handle:
             assert handle.pread(4, 4095) == b"kept"

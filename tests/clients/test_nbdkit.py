@@ -25,20 +25,6 @@ GROWTH_KIB = 1024
 """What 2,000 connections may add to a process; a leak of 1.5 KiB for each would be three times that."""
 
 
-@pytest.fixture
-def nbdkit(make_daemon: Callable[..., Daemon]) -> Daemon:
-    """A daemon behind nbdkit with one volume."""
-    daemon = make_daemon("--frontend", "nbdkit")
-    daemon.make_volume("v", size="8M", partition_size="1M")
-    return daemon
-
-
-def served_by(daemon: Daemon) -> int:
-    """The process that serves, which is nbdkit."""
-    pid: int = daemon.api.get("status")["daemon"]["pid"]
-    return pid
-
-
 def of_state(daemon: Daemon) -> list[int]:
     """All processes whose command line names the daemon's state directory."""
     found = []
@@ -54,14 +40,14 @@ def of_state(daemon: Daemon) -> list[int]:
 def test_signals_that_do_not_end_it(make_daemon: Callable[..., Daemon], frontend: str, number: str) -> None:
     daemon = make_daemon("--frontend", frontend)
     daemon.make_volume("v", size="8M", partition_size="1M")
-    pid = served_by(daemon)
+    pid = daemon.served_by
     with nbd.connect(daemon.uri("v")) as handle:
         for _ in range(3):
             os.kill(daemon.pid, signal.Signals[number])
             handle.pwrite(b"kept", 0)
             time.sleep(0.05)
         assert handle.pread(4, 0) == b"kept"
-    assert served_by(daemon) == pid
+    assert daemon.served_by == pid
     daemon.stop()
     assert daemon.said().count("\n") == 1, "more than `ready`"
 
@@ -83,7 +69,7 @@ def test_a_reload_has_as_many_processors_as_the_settings_say(make_daemon: Callab
     os.kill(daemon.pid, signal.SIGHUP)
     wait_until(lambda: processors() == 2, "the second processor")
     settings.write_text('frontend = "nbdkit"\nprocessors = 3\n')
-    os.kill(served_by(daemon), signal.SIGHUP)
+    os.kill(daemon.served_by, signal.SIGHUP)
     wait_until(lambda: processors() == 3, "the third processor")
     settings.write_text('processors = "many"\n')
     os.kill(daemon.pid, signal.SIGHUP)
@@ -113,7 +99,7 @@ def test_a_device_that_came_back_is_found_by_a_reload(nbdkit: Daemon) -> None:
 def test_told_twice_to_end_it_ends_once(nbdkit: Daemon, number: signal.Signals) -> None:
     with nbd.connect(nbdkit.uri("v")) as handle:
         handle.pwrite(b"kept", 0)
-        for pid in (nbdkit.pid, served_by(nbdkit), nbdkit.pid):
+        for pid in (nbdkit.pid, nbdkit.served_by, nbdkit.pid):
             os.kill(pid, number)
         nbdkit.stop()
     assert of_state(nbdkit) == []
@@ -125,7 +111,7 @@ def test_told_twice_to_end_it_ends_once(nbdkit: Daemon, number: signal.Signals) 
 def test_an_nbdkit_that_is_ended_with_a_client_connected_is_started_again(
     nbdkit: Daemon, number: str
 ) -> None:
-    first = served_by(nbdkit)
+    first = nbdkit.served_by
     with nbd.connect(nbdkit.uri("v")) as handle:
         handle.pwrite(b"kept", 0)
         os.kill(first, signal.Signals[number])
@@ -135,7 +121,7 @@ def test_an_nbdkit_that_is_ended_with_a_client_connected_is_started_again(
 
 
 def test_stopped_and_continued_it_serves(nbdkit: Daemon) -> None:
-    for pid in (nbdkit.pid, served_by(nbdkit)):
+    for pid in (nbdkit.pid, nbdkit.served_by):
         os.kill(pid, signal.SIGSTOP)
         time.sleep(0.3)
         os.kill(pid, signal.SIGCONT)
@@ -223,7 +209,7 @@ def resident_kib(pid: int) -> int:
 @pytest.mark.slow
 def test_connections_of_any_kind_leave_nothing_in_nbdkit(nbdkit: Daemon) -> None:
     kinds = [wrong_name, wrong_name_of_old, list_exports, no_handshake, half_an_option, enter_and_leave]
-    pid = served_by(nbdkit)
+    pid = nbdkit.served_by
     for kind in kinds:
         for _ in range(200):
             kind(nbdkit.nbd_socket)

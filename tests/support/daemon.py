@@ -74,6 +74,12 @@ class Daemon:
         return self._process.pid
 
     @property
+    def served_by(self) -> int:
+        """The process that serves: with `--frontend nbdkit` that is nbdkit."""
+        pid: int = self.api.get("status")["daemon"]["pid"]
+        return pid
+
+    @property
     def running(self) -> bool:
         """Whether the process is there."""
         return self._process is not None and self._process.rc is None

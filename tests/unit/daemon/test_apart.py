@@ -92,7 +92,6 @@ def test_every_error_ends_in_the_body_and_the_end_of_the_process_does_not(daemon
 @pytest.mark.parametrize(
     ("where", "name"),
     [(device_start, "open_checked"), (device_files, "write_label"), (SimEngine, "open_device")],
-    [(device_start, "open_checked"), (device_files, "write_label"), (SimEngine, "open_device")],
 )
 def test_a_device_that_a_start_cannot_take_is_missing_alone(
     two: Daemon, monkeypatch: pytest.MonkeyPatch, where: Any, name: str
