@@ -14,6 +14,7 @@ Errors            DeviceNotReady with what is wrong with a device; mapping/error
 
 import contextlib
 import logging
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -45,6 +46,8 @@ from polyvol.mapping.opening import (
     take_over,
 )
 
+CLOSED_S = 5.0
+"""How long a device that no volume uses may be in use in the engine."""
 LABEL_PATIENCE_S = 5.0
 """How long labels are waited for when none was written; one that is written later is right as well."""
 _log = logging.getLogger("polyvol")
@@ -193,11 +196,24 @@ def make(
     keep(context, device, file)
 
 
+def close(context: Context, device: int) -> None:
+    """Close a device in the engine that no volume uses. What is under way on it, such as a look at its
+    length, is waited for."""
+    until = time.monotonic() + CLOSED_S
+    while True:
+        try:
+            return context.engine.close_device(device)
+        except context.engine_error as error:
+            if getattr(error, "kind", "") != "busy" or time.monotonic() >= until:
+                raise
+        time.sleep(0.01)
+
+
 def unmake(context: Context, device: Device) -> None:
     """Close a file that was made for a volume, and remove it; what else is at its path stays. Repeatable.
     DeviceNotReady if that cannot be done now."""
     with contextlib.suppress(context.engine_error):  # it may not be open
-        context.engine.close_device(device.id)
+        close(context, device.id)
     path = context.path(device)
     try:
         file = context.files.get(device.id) or occupied.open_free(path)

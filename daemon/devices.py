@@ -39,6 +39,7 @@ from polyvol.daemon.device_files import (
     Checked,
     begin_run,
     check_again,
+    close,
     identities,
     keep,
     let_go,
@@ -431,7 +432,7 @@ class Devices:
             try:
                 if device.unfinished is None:
                     with context.engine_errors(f"closing device {name}"):
-                        context.engine.close_device(device.id)
+                        close(context, device.id)
             except BaseException:
                 with context.changes:
                     context.catalog.set_device_state(device.id, "ready")

@@ -17,7 +17,7 @@ from contextlib import suppress
 
 from polyvol.daemon.apart import apart
 from polyvol.daemon.context import Context
-from polyvol.daemon.device_files import keep, let_go, open_checked, unmake
+from polyvol.daemon.device_files import close, keep, let_go, open_checked, unmake
 from polyvol.daemon.short_devices import ShortDevices
 from polyvol.mapping.device import Device, clear_label
 from polyvol.mapping.errors import DeviceNotReady
@@ -67,7 +67,7 @@ class HalfDevices:
         """Take the label off, if it is there and can be, or the file that add has made; forget the device."""
         context = self._context
         with apart(context, f"closing device {device.name}", lambda _: None):  # it may not be open
-            context.engine.close_device(device.id)
+            close(context, device.id)
         # A device that cannot be written to, or is another, keeps its label, which nothing will take for
         # another's.
         what = f"taking the label off device {device.name}, which is forgotten,"

@@ -59,7 +59,7 @@ def _above(state_dir: Path) -> list[Path]:
 def _refuse(state_dir: Path, path: Path) -> None:
     status = path.stat()
     if status.st_uid not in (0, os.geteuid()):
-        command = f"`chown {_user(os.geteuid())} {path}`"
+        command = f"run this as user {_user(status.st_uid)}, or `chown {_user(os.geteuid())} {path}`"
         raise StateOpen(
             state=state_dir, path=path, why=f"belongs to user {_user(status.st_uid)}", command=command
         )

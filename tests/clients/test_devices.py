@@ -294,4 +294,4 @@ def test_a_scrub_does_not_hold_up_hosts_nor_report_what_they_write(daemon: Daemo
 @pytest.mark.parametrize("arguments", [("--rate", "1K"), ("--stop",)])
 def test_scrubs_that_cannot_be_are_refused(daemon: Daemon, arguments: tuple[str, ...]) -> None:
     daemon.make_volume(size="1M")
-    daemon.refused("scrub", "v", *arguments)
+    daemon.refused("scrub", "v", *arguments, rc=2 if "--rate" in arguments else 1)

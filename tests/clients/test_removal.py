@@ -49,6 +49,7 @@ install_it
 
 IN_USE = r"""
 state=/var/lib/polyvol
+chown root: $state  # polyvold runs as root here
 polyvol() { "$bin/polyvol" "$@" --state-dir $state; }
 "$bin/polyvold" --state-dir $state >$work/log 2>&1 & daemon=$!
 end() {

@@ -146,6 +146,7 @@ def test_a_rollback_while_a_checkpoint_is_written_is_not_forgotten_with_those_be
         daemon.api.post("volumes", "v", "snapshots", "s", "rollback", body=body)
 
     def wake() -> None:
+        daemon.api.post("snapshots", body={"volumes": ["v"], "name": "nothing"})
         daemon.api.post("volumes", "v", "deletions", body={"names": ["nothing*"]})
 
     def shown() -> dict[str, bytes]:

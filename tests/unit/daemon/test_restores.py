@@ -268,7 +268,7 @@ def test_a_restore_that_cannot_begin_changes_nothing(bench: Bench) -> None:
         ("cannot-resume", {"resume": True}),
         ("bad-request", {"stream": "7"}),
         ("bad-name", {"snapshot": "a@b"}),
-        ("unknown-volume", {"volume": "x"}),
+        ("base-missing", {"volume": "x"}),
     ]
     for code, more in wrong:
         for dry_run in (True, False):
