@@ -304,6 +304,8 @@ class Schedules:
                     self._snapshots.delete_cut(members)
             except (SnapshotInUse, SnapshotHeld, Restoring, VolumeBusy):
                 continue  # a later run finds it again
+            except UnknownVolume:
+                continue  # it went with its volume
             except Exception as error:
                 if not isinstance(error, PolyvolError | OSError):
                     _log.exception("schedule %s", schedule.name, extra={"SCHEDULE": schedule.name})
