@@ -151,8 +151,8 @@ class Devices:
             raise BadRequest(why=f"path {request.path!r} is not absolute")
         if request.path is not None:
             refuse_own(context.state_dir, path)
-        with self._locked(device, "device retry"), self._claims.at(path):
-            self._reopen(self._open_checked(device, path, accept=request.accept), path)
+        with self._locked(device, "device retry") as now, self._claims.at(path):
+            self._reopen(self._open_checked(now, path, accept=request.accept), path)
         shown = self.show(name)
         if shown.state != "ok":
             raise DeviceStillFaulty(name=name, reason=shown.reason)
@@ -252,8 +252,8 @@ class Devices:
                 self.retry(DeviceRetry(), device.name)
 
     @contextlib.contextmanager
-    def _locked(self, device: Device, what: str) -> Iterator[None]:
-        """Hold a device's lock to do `what`; UnknownDevice if it has gone meanwhile."""
+    def _locked(self, device: Device, what: str) -> Iterator[Device]:
+        """Hold a device's lock to do `what`: the device as it is now; UnknownDevice if it has gone."""
         context = self._context
         with context.locks.device(device.id, device.name, what):
             now = next((each for each in context.catalog.devices() if each.id == device.id), None)
@@ -261,7 +261,7 @@ class Devices:
                 raise UnknownDevice(name=device.name)
             if now.id in self._half.underway:  # the verb that adds it is about to take its lock
                 raise DeviceBusy(name=device.name, what="device add", since="0 s")
-            yield
+            yield now
 
     def missing(self) -> dict[int, Path]:
         """The paths of the devices that are missing, by id."""
@@ -343,8 +343,8 @@ class Devices:
         found = inspect(path)
         known = None if found is None else self._claims.known(found)
         if known is not None:
-            with self._locked(known, "device add"):
-                self._reopen(self._open_checked(known, path, accept=False), path)
+            with self._locked(known, "device add") as now:
+                self._reopen(self._open_checked(now, path, accept=False), path)
             return self.show(known.name), True
         file = None if found is None else occupied.open_free(path)
         try:
@@ -423,8 +423,7 @@ class Devices:
     def remove(self, name: str) -> None:
         """Remove a device that no volume uses; its file or disk stays, without its label."""
         context = self._context
-        device = context.find_device(name)
-        with self._locked(device, "device remove"):
+        with self._locked(context.find_device(name), "device remove") as device:
             with context.changes:  # from here on nothing is placed on it
                 self._refuse_used(device)
                 if device.unfinished is None:
