@@ -10,14 +10,13 @@ Owner and locks   `_lock` covers `_inside`; nothing is called while it is held.
 Errors            UnknownClient, UnknownExport.
 """
 
-import pwd
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 
+from polyvol.daemon.accounts import user_name
 from polyvol.daemon.client_views import ClientView
 from polyvol.daemon.context import Context
 from polyvol.daemon.engine_border import HandleLike
@@ -28,7 +27,6 @@ from polyvol.daemon.views import iso
 ShutDown = Callable[[int], bool]
 """Shuts the sockets of a connection's peer down if they are so many; whether it did."""
 END_TIMEOUT_S = 4.0
-_END_POLL_S = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +40,7 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class _Inside:
-    """A connection of another NBD server in this process."""
+    """A connection of another NBD server in this process. `ended`: it is to end; `gone`: it has ended."""
 
     export: str
     handle: HandleLike
@@ -50,6 +48,7 @@ class _Inside:
     since_ns: int
     shut_down: ShutDown
     ended: threading.Event = field(default_factory=threading.Event)
+    gone: threading.Event = field(default_factory=threading.Event)
 
 
 class Clients:
@@ -99,7 +98,9 @@ class Clients:
     def left(self, number: int) -> None:
         """It has ended."""
         with self._lock:
-            self._inside.pop(number, None)
+            one = self._inside.pop(number, None)
+        if one is not None:
+            one.gone.set()
 
     def _names(self) -> set[str]:
         return {each["name"].partition(HIDDEN)[0] for each in self._context.engine.exports()}
@@ -114,11 +115,8 @@ class Clients:
                 other for other in self._inside.values() if other.peer == one.peer and other.ended.is_set()
             ]
         one.handle.close()
-        if not one.shut_down(len(its)):
-            return True  # its requests are refused from now on
-        until = time.monotonic() + END_TIMEOUT_S
-        while number in self._inside and time.monotonic() < until:
-            time.sleep(_END_POLL_S)
+        if one.shut_down(len(its)):  # else its requests are refused from now on
+            one.gone.wait(END_TIMEOUT_S)
         return True
 
 
@@ -126,7 +124,7 @@ def _view(
     number: int, export: str, read_only: bool, since_ns: int, peer: Peer, traffic: tuple[int, int, int]
 ) -> ClientView:
     name, hidden, _ = export.partition(HIDDEN)
-    user = None if peer.uid is None else _user(peer.uid)
+    user = None if peer.uid is None else user_name(peer.uid)
     if peer.address is not None:
         where = peer.address
     elif user is not None:
@@ -148,10 +146,3 @@ def _view(
         received=received,
         sent=sent,
     )
-
-
-def _user(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)

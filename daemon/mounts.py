@@ -2,7 +2,7 @@
 
 How it works      One thread sleeps on /proc/self/mountinfo, which the kernel marks at each mount; while a
                   device is missing it also looks every few seconds: a file can appear without a mount. A look
-                  is one stat of the device's path, in a thread of its own: the file system may hang, and then
+                  is one stat of the device's path, by workers (workers.py): a file system that hangs then
                   holds up this device only. A file that is there, and is not the one that was refused the
                   last time, is tried as `polyvol device retry` would. So are disks that did not answer at
                   the start; udev.py finds those that come later.
@@ -18,8 +18,10 @@ import stat
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
+from polyvol.daemon.workers import Workers
 from polyvol.mapping.errors import PolyvolError
 
 MOUNTS = "/proc/self/mountinfo"
@@ -35,7 +37,7 @@ class MountWatch:
     def __init__(self, missing: Callable[[], Mapping[int, Path]], found: Callable[[int], object]) -> None:
         self._missing = missing
         self._found = found
-        self._looks: dict[int, threading.Thread] = {}
+        self._looks = Workers("polyvol-look")
         self._refused: dict[int, _State] = {}
         self._wake, self._woken = os.pipe()
         self._thread = threading.Thread(target=self._run, name="polyvol-mounts", daemon=True)
@@ -49,6 +51,7 @@ class MountWatch:
         os.close(self._woken)
         self._thread.join()
         os.close(self._wake)
+        self._looks.stop(0)
 
     def _run(self) -> None:
         with open(MOUNTS, encoding="utf-8") as mounts:  # noqa: PTH123 - it is only waited for
@@ -67,13 +70,8 @@ class MountWatch:
         for device in [known for known in self._refused if known not in missing]:
             del self._refused[device]
         for device, path in missing.items():
-            before = self._looks.get(device)
-            if before is None or not before.is_alive():
-                look = threading.Thread(
-                    target=self._look_at, args=(device, path), name="polyvol-look", daemon=True
-                )
-                self._looks[device] = look
-                look.start()
+            if not self._looks.busy(device):
+                self._looks.run(device, partial(self._look_at, device, path))
 
     def _look_at(self, device: int, path: Path) -> None:
         state = _state_of(path)

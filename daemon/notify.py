@@ -47,7 +47,7 @@ class Store:
     def offered(cls) -> "Store | None":
         """The store, if there is one."""
         address, most = _address(), os.environ.get("FDSTORE", "")
-        return cls(address) if address is not None and _is_number(most) and int(most) > 0 else None
+        return cls(address) if address is not None and is_number(most) and int(most) > 0 else None
 
     def __init__(self, address: str) -> None:
         self._address = address
@@ -89,14 +89,15 @@ def remove_stored(names: list[str]) -> None:
         notify("FDSTOREREMOVE=1", f"FDNAME={name}")
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
+    """Whether a text of the environment is a whole number, as systemd writes one."""
     return text.isascii() and text.isdigit()
 
 
 def watchdog_interval_s() -> float | None:
     """How often to send 'WATCHDOG=1', seconds; None if nobody waits for it."""
     patience = os.environ.get("WATCHDOG_USEC", "")
-    if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()) or not _is_number(patience):
+    if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()) or not is_number(patience):
         return None
     return int(patience) / 1e6 * WATCHDOG_SHARE or None
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from polyvol.daemon.errors import BadConfig, SocketUnusable
+from polyvol.daemon.notify import is_number
 from polyvol.mapping.errors import StateFull
 from polyvol.mapping.no_space import NEEDED, is_no_space
 from polyvol.mapping.os_errors import reason
@@ -80,9 +81,10 @@ def passed_by_systemd(control_path: Path | None = None) -> Passed:
     NBD. What is no listening stream socket then is closed. SocketUnusable when a socket named nbd or
     control is not what its name says, or there are two for control."""
     told = {name: os.environ.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")}
-    if told["LISTEN_PID"] != str(os.getpid()) or not _is_number(told["LISTEN_FDS"]):
+    count = told["LISTEN_FDS"]
+    if told["LISTEN_PID"] != str(os.getpid()) or not is_number(count) or len(count) >= _DIGITS:
         return Passed()
-    numbers = range(_FIRST_PASSED, _FIRST_PASSED + int(told["LISTEN_FDS"]))
+    numbers = range(_FIRST_PASSED, _FIRST_PASSED + int(count))
     names = chain(told["LISTEN_FDNAMES"].split(":"), repeat(""))
     by_name: dict[str, list[socket.socket]] = {"control": [], "nbd": []}
     handed: dict[str, int] = {}
@@ -104,11 +106,6 @@ def passed_by_systemd(control_path: Path | None = None) -> Passed:
     if len(by_name["control"]) > 1:
         raise SocketUnusable(address="control", why="systemd passes more than one socket of this name")
     return Passed(next(iter(by_name["control"]), None), by_name["nbd"], handed, devices)
-
-
-def _is_number(text: str) -> bool:
-    """Whether a text of the environment is a number of descriptors."""
-    return text.isascii() and text.isdigit() and len(text) < _DIGITS
 
 
 def _named(number: int, name: str) -> socket.socket:

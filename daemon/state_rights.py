@@ -8,14 +8,13 @@ Errors            StateOpen. A directory above it that another user owns, or a g
                   warned of: whether that user and group are trusted is not known here.
 """
 
-import grp
 import logging
 import os
-import pwd
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from polyvol.daemon.accounts import group_name, user_name
 from polyvol.daemon.errors import StateOpen, StateUnusable
 from polyvol.mapping.os_errors import advice, reason
 
@@ -59,9 +58,9 @@ def _above(state_dir: Path) -> list[Path]:
 def _refuse(state_dir: Path, path: Path) -> None:
     status = path.stat()
     if status.st_uid not in (0, os.geteuid()):
-        command = f"run this as user {_user(status.st_uid)}, or `chown {_user(os.geteuid())} {path}`"
+        command = f"run this as user {user_name(status.st_uid)}, or `chown {user_name(os.geteuid())} {path}`"
         raise StateOpen(
-            state=state_dir, path=path, why=f"belongs to user {_user(status.st_uid)}", command=command
+            state=state_dir, path=path, why=f"belongs to user {user_name(status.st_uid)}", command=command
         )
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         command = f"`chmod go-w {path}`"
@@ -75,23 +74,9 @@ def _look_above(state_dir: Path, path: Path) -> None:
         command = f"`chmod o-w {path}`"
         raise StateOpen(state=state_dir, path=path, why="can be written to by all users", command=command)
     if status.st_uid not in (0, os.geteuid()):
-        who = f"user {_user(status.st_uid)}"
+        who = f"user {user_name(status.st_uid)}"
     elif status.st_mode & stat.S_IWGRP and not sticky:
-        who = f"group {_group(status.st_gid)}"
+        who = f"group {group_name(status.st_gid)}"
     else:
         return
     _log.warning("%s can write to %s, and so replace the state directory %s", who, path, state_dir)
-
-
-def _user(number: int) -> str:
-    try:
-        return pwd.getpwuid(number).pw_name
-    except KeyError:
-        return str(number)
-
-
-def _group(number: int) -> str:
-    try:
-        return grp.getgrgid(number).gr_name
-    except KeyError:
-        return str(number)

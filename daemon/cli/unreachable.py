@@ -7,11 +7,11 @@ Errors            None: errors are made here, and raised by who asks.
 
 import grp
 import os
-import pwd
 import stat
 from contextlib import suppress
 from pathlib import Path
 
+from polyvol.daemon.accounts import user_name
 from polyvol.daemon.errors import DaemonNotRunning, DaemonUnreachable
 from polyvol.daemon.sockets import PATH_BYTES_MAX
 from polyvol.daemon.state import DEFAULT_STATE_DIR, control_socket
@@ -84,7 +84,7 @@ def _denied(state_dir: Path, path: Path, error: OSError) -> PolyvolError:
             group = grp.getgrgid(status.st_gid).gr_name
             break
     if by_group:
-        how = f"`sudo usermod -aG {group} {_name_of(os.geteuid())}`, then log in again"
+        how = f"`sudo usermod -aG {group} {user_name(os.geteuid())}`, then log in again"
         todo = f"add yourself to group {group} ({how}) or use sudo"
     else:
         todo = f"run it as user {owner}, or with sudo"
@@ -109,15 +109,8 @@ def _owner(*paths: Path) -> str:
     """The owner of the first of these paths that can be looked at."""
     for path in paths:
         with suppress(OSError):
-            return _name_of(path.stat().st_uid)
+            return user_name(path.stat().st_uid)
     return "root"
-
-
-def _name_of(user: int) -> str:
-    try:
-        return pwd.getpwuid(user).pw_name
-    except KeyError:
-        return str(user)
 
 
 def _is_service(state_dir: Path) -> bool:
