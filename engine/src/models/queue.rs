@@ -199,6 +199,7 @@ fn part(sink: &Arc<Counting>) -> Event {
         at: 0,
         tried: 0,
         cold: false,
+        since: 0,
     })
 }
 
