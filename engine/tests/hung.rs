@@ -177,6 +177,51 @@ fn whatever_is_asked_of_a_device_that_hangs_ends_with_eio_and_holds_no_other_vol
 }
 
 #[test]
+fn a_snapshot_is_taken_of_a_volume_whose_device_is_slow() {
+    let (scratch, engine) = begin();
+    engine.set_io_timeout(Duration::from_secs(30));
+    let one = caller(&engine, 1);
+    one.write(0, &[1; MIB as usize], true).unwrap();
+    hang(&scratch, "base1");
+    let writes = Arc::clone(&engine);
+    let slow = std::thread::spawn(move || caller(&writes, 1).write(0, &[2; BLOCK], false));
+    until("it does not answer", || engine.device_states()[0].silent.is_some());
+    let epoch = within("a cut", || engine.cut(&[(1, None)]).unwrap().epochs[0].1);
+    let asked = Arc::clone(&engine);
+    let settled = std::thread::spawn(move || asked.settle(1, epoch));
+    within("a write after the cut", || one.write(MIB, &[3; BLOCK], false).unwrap());
+    comes_back(&scratch);
+    slow.join().unwrap().unwrap();
+    settled.join().unwrap().unwrap();
+    engine.export("v1@s", "", 1, Some(epoch)).unwrap();
+    let snapshot = Caller::new(engine.exports.attach("v1@s").unwrap());
+    assert_eq!(read(&snapshot, 0, 4096), Ok(vec![2; BLOCK]), "a write before the cut");
+    assert_eq!(read(&snapshot, MIB, 4096), Ok(vec![0; BLOCK]), "a write after the cut");
+    drop((one, snapshot));
+    engine.stop().unwrap();
+}
+
+#[test]
+fn a_volume_whose_device_is_slow_is_let_go_when_it_has_ended() {
+    let (scratch, engine) = begin();
+    engine.set_io_timeout(Duration::from_secs(30));
+    hang(&scratch, "base1");
+    let writes = Arc::clone(&engine);
+    let slow = std::thread::spawn(move || caller(&writes, 1).write(0, &[2; BLOCK], false));
+    until("it does not answer", || engine.device_states()[0].silent.is_some());
+    let back = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(500));
+        comes_back(&scratch);
+        scratch
+    });
+    slow.join().unwrap().unwrap();
+    engine.exports.remove("v1").unwrap();
+    engine.remove_volume(1).unwrap();
+    engine.stop().unwrap();
+    drop(back.join().unwrap());
+}
+
+#[test]
 fn a_write_that_was_given_up_never_lands_over_a_later_one() {
     let (scratch, engine) = begin();
     let one = caller(&engine, 1);

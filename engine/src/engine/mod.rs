@@ -277,7 +277,7 @@ impl Engine {
                 return Err(Error::new(ErrorKind::Invalid, what));
             }
             self.refuse_half_rolled_back(&volume)?;
-            self.refuse_hung(&volume, "cannot be cut now")?;
+            self.refuse_given_up(&volume, "cannot be cut now")?;
             if let Some(number) = log
                 && volume.space.log(*number).is_none()
             {

@@ -288,7 +288,7 @@ impl Engine {
             let what = format!("export {} still exists", export.name);
             return Err(Error::new(ErrorKind::Busy, what));
         }
-        self.refuse_hung(&volume, "cannot be let go now")?;
+        self.wait_or_refuse(&volume, "cannot be let go now")?;
         let sources = self.sources.lock().expect("no holder panics");
         self.refuse_sources(&sources, &volume, |_| true)?;
         self.volumes.lock().expect("no holder panics").remove(&id);

@@ -116,11 +116,15 @@ impl Volume {
         found
     }
 
-    /// Whether what it waits for may never end: a device of it does not answer, or has a write that was given up, or its sync is
-    /// overdue.
+    /// Whether something of it took longer than a request may: a device has a write that was given up, or its sync is overdue.
+    pub fn has_given_up(&self) -> bool {
+        self.flusher.is_overdue() || self.devices().iter().any(|device| device.silence.stuck() > 0)
+    }
+
+    /// Whether what it waits for may never end: it has given something up, or a device of it does not answer. A device that is
+    /// only slow looks the same until the time-out: who can wait, waits.
     pub fn hangs(&self) -> bool {
-        let hangs = |device: &Arc<Device>| device.silence.is_silent() || device.silence.stuck() > 0;
-        self.flusher.is_overdue() || self.devices().iter().any(hangs)
+        self.has_given_up() || self.devices().iter().any(|device| device.silence.is_silent())
     }
 }
 
@@ -235,12 +239,25 @@ impl Engine {
         }
     }
 
-    /// Refuses what would wait for a volume's devices, or place something new on one, while it hangs.
-    pub(super) fn refuse_hung(&self, volume: &Volume, what: &str) -> Result<()> {
-        if volume.hangs() {
+    /// Refuses what would rely on writes of a volume, or on its space, while it has given something up.
+    pub(super) fn refuse_given_up(&self, volume: &Volume, what: &str) -> Result<()> {
+        if volume.has_given_up() {
             return Err(hangs(&volume.name, what));
         }
         Ok(())
+    }
+
+    /// Waits for a volume whose devices are slow, as long as a request would; refuses one that hangs.
+    pub(super) fn wait_or_refuse(&self, volume: &Volume, what: &str) -> Result<()> {
+        let since = self.ticks.now();
+        while self.system.threaded() && volume.hangs() {
+            self.refuse_given_up(volume, what)?;
+            if self.ticks.is_over(since) {
+                return Err(hangs(&volume.name, what));
+            }
+            std::thread::sleep(TICK);
+        }
+        if volume.hangs() { Err(hangs(&volume.name, what)) } else { Ok(()) }
     }
 
     /// Refuses to place something on a device that has a write that was given up: it may be another volume's, and land later.

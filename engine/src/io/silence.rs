@@ -72,7 +72,7 @@ impl Silence {
         let mut reported = self.reported.lock().expect("no holder panics");
         let same = reported.sync.filter(|(number, _)| sync == Some(*number));
         reported.sync = same.or(sync.map(|number| (number, now)));
-        let overdue = reported.sync.filter(|(_, since)| ticks.is_silent(*since));
+        let overdue = reported.sync.filter(|(_, since)| ticks.is_silent_sync(*since));
         drop(reported);
         let looking = self.looking.load(Ordering::Relaxed);
         let look = (looking != 0 && ticks.is_silent(looking)).then_some(looking);

@@ -417,7 +417,7 @@ impl Simulation {
     }
 
     fn take_snapshot(&mut self, running: &Running) -> Result<()> {
-        let hangs = running.engine.volume(VOLUME).is_ok_and(|volume| volume.hangs());
+        let hangs = running.engine.volume(VOLUME).is_ok_and(|volume| volume.has_given_up());
         if self.catalog.snapshots.len() >= 6 || hangs {
             return self.delete_snapshot(running);
         }

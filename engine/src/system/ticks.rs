@@ -72,7 +72,15 @@ impl Ticks {
         timeout > 0 && self.now().wrapping_sub(since) > timeout
     }
 
-    /// Whether a device does not answer that has been at something since this tick.
+    /// Whether a device does not answer that has been at a sync since this tick. A sync writes back all that the page cache holds,
+    /// which may take a slow disk long: half of what a request may wait.
+    pub fn is_silent_sync(&self, since: Tick) -> bool {
+        let timeout = self.timeout.load(Ordering::Relaxed);
+        let timeout = if timeout == 0 { ticks_in(TIMEOUT_DEFAULT) } else { timeout };
+        self.now().wrapping_sub(since) > (timeout / 2).max(1)
+    }
+
+    /// Whether a device does not answer that has been at something else since this tick.
     pub fn is_silent(&self, since: Tick) -> bool {
         let timeout = self.timeout.load(Ordering::Relaxed);
         let silent = ticks_in(SILENT);
@@ -84,6 +92,16 @@ impl Ticks {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_sync_may_take_longer_than_a_write() {
+        let ticks = Ticks::default();
+        let since = ticks.now();
+        (0..=ticks_in(SILENT)).for_each(|_| ticks.advance());
+        assert!(ticks.is_silent(since) && !ticks.is_silent_sync(since));
+        (0..ticks_in(TIMEOUT_DEFAULT / 2)).for_each(|_| ticks.advance());
+        assert!(ticks.is_silent_sync(since) && !ticks.is_over(since));
+    }
 
     #[test]
     fn what_lasts_as_long_as_the_time_out_is_not_over_and_what_lasts_longer_is() {
