@@ -88,7 +88,7 @@ def _refuse_elsewhere(state_dir: Path) -> None:
     if _is_state_dir(real):
         return
     try:
-        names = sorted(os.listdir(real)) if real.exists() else []
+        names = sorted(path.name for path in real.iterdir()) if real.exists() else []
     except OSError as error:
         raise unusable(state_dir, error) from error
     for name in names:
