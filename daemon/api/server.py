@@ -105,7 +105,8 @@ class ControlServer:
             time.sleep(_STOP_POLL_S)
         self._ended.set()
         http.trigger.pull_trigger()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
         close_all(http._map)
 
     def _run(self) -> None:
