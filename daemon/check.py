@@ -25,6 +25,7 @@ from polyvol.daemon.stopped import other_time
 from polyvol.daemon.views import CheckView, CheckVolumeView
 from polyvol.mapping.catalog.database import LATEST_VERSION, mark_of
 from polyvol.mapping.catalog.examine import Examiner, content_problems, reading, reference_problems
+from polyvol.mapping.catalog.failures import failure
 from polyvol.mapping.catalog.mark import BadMark, Mark
 from polyvol.mapping.catalog.renewal import renew
 from polyvol.mapping.catalog.store import Catalog
@@ -118,7 +119,7 @@ def _catalog_problems(path: Path, copy: Path) -> Iterator[str]:
     except PolyvolError as error:
         yield error.message
     except (sqlite3.DatabaseError, UnicodeError, OSError) as error:
-        yield f"the catalog {path} cannot be read: {error}"
+        yield failure(path, error, reading=True).message
 
 
 def _database_problems(path: Path, copy: Path) -> Iterator[str]:
