@@ -39,6 +39,7 @@ from polyvol.daemon.version import version
 from polyvol.daemon.views import StatusView
 from polyvol.mapping.errors import PolyvolError, StateFull
 from polyvol.mapping.no_space import NEEDED, is_no_space
+from polyvol.mapping.sizes import format_size
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIEnvironment
@@ -115,7 +116,7 @@ class Application:
         if unknown:
             raise BadRequest(why=f"there is no query parameter {min(unknown)!r} here")
         if len(body) > BODY_BYTES_MAX:
-            too_long = BadRequest(why=f"its body is longer than {BODY_BYTES_MAX} bytes")
+            too_long = BadRequest(why=f"its body is longer than {format_size(BODY_BYTES_MAX)}")
             raise _Refused(too_long, HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
         read = None if route.body is None else _read_body(_adapter(route.body), body)
         frees = route.frees or route.method in ("DELETE", "PATCH")

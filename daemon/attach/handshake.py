@@ -21,6 +21,7 @@ from uuid import UUID
 
 from polyvol.daemon.attach.address import Address
 from polyvol.daemon.attach.errors import ExportRefused, NotNbd, ServerUnreachable
+from polyvol.mapping.sizes import exact_size
 
 # As in engine/src/nbd/wire.rs, where the server has them.
 MAGIC = 0x4E42444D41474943
@@ -198,7 +199,7 @@ def _answer(address: Address, stream: _Stream, option: int) -> Export:
         if item == INFO_EXPORT and len(rest) == 10:
             size, flags = struct.unpack(">QH", rest)
             if size > SIZE_MAX:
-                raise NotNbd(address=address.server, why=f"a size of {size} bytes cannot be")
+                raise NotNbd(address=address.server, why=f"its size would be {exact_size(size)}")
         elif item == INFO_BLOCK_SIZE and len(rest) == 12:
             block_size_min = struct.unpack(">III", rest)[0]
         elif item == INFO_DESCRIPTION:

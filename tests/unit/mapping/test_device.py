@@ -121,7 +121,7 @@ def test_a_file_of_nothing_but_holes_is_taken(sparse_file: MakeFile) -> None:
 
 
 def test_an_adopted_size_must_be_whole_blocks(sparse_file: MakeFile) -> None:
-    with pytest.raises(DeviceUnaligned, match="truncate -s 8192"):
+    with pytest.raises(DeviceUnaligned, match="truncate -s 8K"):
         plan(sparse_file("d", 5000), adopt=True)
     with pytest.raises(ZeroSize):
         plan(sparse_file("e", 0), adopt=True)
