@@ -21,6 +21,7 @@ from uuid import UUID
 
 from polyvol.daemon.attach.address import Address
 from polyvol.daemon.attach.errors import ExportRefused, NotNbd, ServerUnreachable
+from polyvol.mapping.os_errors import reason
 from polyvol.mapping.sizes import exact_size
 
 # As in engine/src/nbd/wire.rs, where the server has them.
@@ -129,7 +130,7 @@ def _guarded(address: Address, action: Callable[[], _T]) -> _T:
     except TimeoutError as error:
         raise ServerUnreachable(address=address.server, why="it took too long") from error
     except OSError as error:
-        raise ServerUnreachable(address=address.server, why=error.strerror or error) from error
+        raise ServerUnreachable(address=address.server, why=reason(error, address.socket)) from error
 
 
 class _Stream:
