@@ -100,6 +100,17 @@ def _refuse_elsewhere(state_dir: Path) -> None:
             )
 
 
+def owner_of(path: Path) -> Path | None:
+    """The state directory of which a file at this path would be a part; None if of none."""
+    real = Path(os.path.realpath(path))
+    for parent in real.parents:
+        name = real.relative_to(parent).parts[0]
+        ours = name == "devices" or any(fnmatch.fnmatchcase(name, each) for each in OWN)
+        if ours and _is_state_dir(parent):
+            return parent
+    return None
+
+
 def _is_state_dir(directory: Path) -> bool:
     """Whether a polyvold has used it, also if its catalog is lost."""
     made = directory / "volumes", directory / "manifests", directory / "lock"

@@ -13,7 +13,8 @@ from polyvol.daemon.cli.common import PATH, TEXT, json_option, split_snapshot, s
 from polyvol.daemon.cli.exports import Opened, identity, opened_snapshot
 from polyvol.daemon.cli.output import print_json, say
 from polyvol.daemon.sizes import format_size
-from polyvol.daemon.transfer.errors import WrongOption
+from polyvol.daemon.state import owner_of
+from polyvol.daemon.transfer.errors import TransferFailed, WrongOption
 
 if TYPE_CHECKING:
     from polyvol.snapshot.stream import StreamHeader
@@ -40,6 +41,9 @@ def backup(
     volume, own_name = split_snapshot(name)
     to_pipe = str(output) == "-"
     _check_options(since=since, raw=raw, resume=resume, to_pipe=to_pipe)
+    if not to_pipe and (state := owner_of(output)) is not None:
+        why = f"it would be among polyvold's own files in {state}"
+        raise TransferFailed(what=f"writing {output}", why=why, todo="give a path elsewhere")
     began = time.monotonic()
     with opened_snapshot(Client(state_dir), volume, own_name, since) as opened:
         if raw:

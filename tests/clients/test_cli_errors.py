@@ -67,6 +67,17 @@ def test_names_that_would_harm_are_refused(daemon: Daemon, name: str) -> None:
     assert nbd.export_names(daemon.nbd_socket) == {"v"}
 
 
+def test_a_backup_is_not_written_among_polyvold_s_own_files(daemon: Daemon, short_dir: Path) -> None:
+    daemon.make_volume("v", size="8M", partition_size="1M")
+    daemon.ok("snapshot", "create", "v", "--name", "s")
+    (short_dir / "link").symlink_to(daemon.state_dir / "volumes")
+    before = sorted(daemon.state_dir.rglob("*"))
+    for place in (daemon.state_dir / "volumes", daemon.state_dir / "devices", short_dir / "link"):
+        said = daemon.refused("backup", "v@s", "-o", place / "b")
+        assert f"it would be among polyvold's own files in {daemon.state_dir}; give a path elsewhere" in said
+    assert sorted(daemon.state_dir.rglob("*")) == before
+
+
 def test_what_a_client_uses_is_not_deleted(daemon: Daemon) -> None:
     daemon.make_volume("v", size="8M", partition_size="1M")
     daemon.ok("snapshot", "create", "v", "--name", "s")
