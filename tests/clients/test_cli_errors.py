@@ -25,7 +25,7 @@ def test_what_cannot_be_done_is_refused_and_nothing_changes(daemon: Daemon) -> N
     for words, command in [
         ("exists", ["volume", "create", "v", "--size", "8M"]),
         ("a size of 0 B", ["volume", "create", "w", "--size", "0"]),
-        ("multiple of 4096", ["volume", "create", "w", "--size", "5000"]),
+        ("multiple of 4 KiB", ["volume", "create", "w", "--size", "5000"]),
         ("and small has 3 MiB free", ["volume", "create", "w", "--size", "8M", "--device", "small"]),
         ("no device", ["volume", "create", "w", "--size", "8M", "--device", "nobody"]),
         ("no volume", ["volume", "show", "nobody"]),
