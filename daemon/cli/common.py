@@ -113,9 +113,9 @@ def split_snapshot(text: str) -> tuple[str, str]:
     return _split(text, "VOLUME@SNAPSHOT")
 
 
-def older_name(volume: str, text: str | None) -> str | None:
+def older_name(volume: str, text: str) -> str:
     """The name of the older snapshot that --since gives, alone or as VOLUME@SNAPSHOT; OtherVolume."""
-    if text is None or "@" not in text:
+    if "@" not in text:
         return text
     other, name = split_snapshot(text)
     if other != volume:
