@@ -39,7 +39,7 @@ def backup(
     from polyvol.daemon.transfer.file import signals_as_errors
 
     volume, own_name = split_snapshot(name)
-    since = older_name(volume, since)
+    since = None if since is None else older_name(volume, since)
     to_pipe = str(output) == "-"
     _check_options(since=since, raw=raw, resume=resume, to_pipe=to_pipe)
     if not to_pipe and (state := owner_of(output)) is not None:
