@@ -5,6 +5,7 @@ import os
 import socket
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -418,3 +419,17 @@ def test_a_start_without_enough_threads_is_undone_and_told(
             break
         assert told.startswith("starting a thread failed: the limits on memory") or not told, failing
     assert 5 < failing < 99
+
+
+def test_a_volume_whose_creation_ends_just_now_is_not_taken_for_a_half_made_one(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another `volume create` has seen it as 'creating', and gets its lock as soon as it is ready."""
+    daemon.ok("volume", "create", "v", "--size", "1M")
+    context = daemon.service._context
+    as_it_was = [replace(each, state="creating") for each in context.catalog.volumes()]
+    now, looks = context.catalog.volumes, iter([as_it_was])
+    monkeypatch.setattr(context.catalog, "volumes", lambda: next(looks, None) or now())
+    daemon.service.volumes._removal.settle_all()
+    assert [(each.name, each.state) for each in now()] == [("v", "ready")]
+    assert context.volume_trouble == {}
