@@ -58,7 +58,8 @@ class HalfDevices:
                     apart(context, what, DEVICE=device.name),
                     context.locks.device(device.id, device.name, "being forgotten", wait_s=0.0),
                 ):
-                    if any(each.id == device.id for each in context.catalog.devices()):
+                    there = context.catalog.devices()
+                    if any(each.id == device.id and each.state == device.state for each in there):
                         self.forget(device)
 
     def forget(self, device: Device) -> None:
