@@ -25,6 +25,7 @@ from polyvol.daemon.stopped import other_time
 from polyvol.daemon.views import CheckView, CheckVolumeView
 from polyvol.mapping.catalog.database import LATEST_VERSION, mark_of
 from polyvol.mapping.catalog.examine import Examiner, content_problems, reading, reference_problems
+from polyvol.mapping.catalog.failures import failure
 from polyvol.mapping.catalog.mark import BadMark, Mark
 from polyvol.mapping.catalog.renewal import renew
 from polyvol.mapping.catalog.store import Catalog
@@ -34,7 +35,7 @@ from polyvol.mapping.extent import Extent
 from polyvol.mapping.no_space import NEEDED, is_no_space
 from polyvol.mapping.os_errors import advice, reason
 from polyvol.mapping.partition import Partition
-from polyvol.mapping.records import Volume
+from polyvol.mapping.records import UNDER_WAY, Volume
 from polyvol.mapping.volume import volume_spec
 
 _CATALOG = "catalog.db"
@@ -118,7 +119,7 @@ def _catalog_problems(path: Path, copy: Path) -> Iterator[str]:
     except PolyvolError as error:
         yield error.message
     except (sqlite3.DatabaseError, UnicodeError, OSError) as error:
-        yield f"the catalog {path} cannot be read: {error}"
+        yield failure(path, error, reading=True).message
 
 
 def _database_problems(path: Path, copy: Path) -> Iterator[str]:
@@ -177,11 +178,12 @@ class _Check:
         for device in self._devices.values():
             if device.made_for in unfinished:
                 continue  # the next start removes it, with its volume
+            half = f"was being {UNDER_WAY.get(device.state)}"
             if device.unfinished is not None and device.id in users:
-                what = f"device {device.name} is {device.state}, and volumes have extents on it"
+                what = f"device {device.name} {half}, and volumes have extents on it"
                 self._problems.append(f"{what}: the next start takes it into use")
             elif device.state != "ready":
-                self._notes.append(f"device {device.name} is {device.state}: the next start settles that")
+                self._notes.append(f"device {device.name} {half}: the next start settles that")
                 continue
             reason = trouble_at(device, self._path(device), self._catalog.uuid)
             if reason is None:
@@ -233,7 +235,8 @@ class _Check:
         snapshots = catalog.snapshots_and_kept(volume.id)
         view = CheckVolumeView(name=volume.name, partitions=len(partitions), snapshots=len(snapshots))
         if volume.state != "ready":
-            self._notes.append(f"volume {volume.name} is {volume.state}: the next start settles that")
+            half = UNDER_WAY[volume.state]
+            self._notes.append(f"volume {volume.name} was being {half}: the next start settles that")
             return view
         for snapshot in snapshots:
             if snapshot.epoch >= volume.next_epoch:

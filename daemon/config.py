@@ -15,6 +15,7 @@ from polyvol.daemon.errors import BadConfig
 from polyvol.daemon.sockets import split_address
 from polyvol.daemon.state import default_state_dir
 from polyvol.mapping.os_errors import reason
+from polyvol.mapping.sizes import format_size
 from polyvol.mapping.volume import PROCESSORS_MAX
 
 Frontend = Literal["native", "nbdkit"]
@@ -89,7 +90,7 @@ def _read(file: Path) -> dict[str, object]:
         with file.open("rb") as opened:
             data = opened.read(FILE_BYTES_MAX + 1)
         if len(data) > FILE_BYTES_MAX:
-            raise BadConfig(where=file, why=f"it is longer than {FILE_BYTES_MAX} bytes")
+            raise BadConfig(where=file, why=f"it is longer than {format_size(FILE_BYTES_MAX)}")
         values = tomllib.loads(data.decode())
     except OSError as error:
         raise BadConfig(where=file, why=f"it cannot be read ({reason(error, file)})") from error

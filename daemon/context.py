@@ -115,7 +115,7 @@ class Context:
             yield operation
 
     def refuse_unborn(self, volume: Volume) -> None:
-        """VolumeBusy if the verb that makes a volume is about to take its lock."""
+        """VolumeBusy if a volume is being made."""
         if volume.state == "creating" and volume.id not in self.volume_trouble:
             since = max(0, (self.clock() - volume.created_ns) // 1_000_000_000)
             raise VolumeBusy(name=volume.name, what="volume create", since=format_seconds(since))
@@ -175,18 +175,19 @@ class Context:
         return volume
 
     def find_served(self, name: str, *, restoring: bool = False) -> Volume:
-        """The volume of this name, or UnknownVolume, VolumeNotServed or Restoring. `restoring`: it is good
-        enough if a backup is being restored to it, since only its snapshots matter."""
+        """The volume of this name, or UnknownVolume, VolumeNotServed, VolumeBusy or Restoring. `restoring`:
+        it is good enough if a backup is being restored to it, since only its snapshots matter."""
         volume = self.find_volume(name)
         self.refuse_not_served(volume, restoring=restoring)
         return volume
 
     def refuse_not_served(self, volume: Volume, *, restoring: bool = False) -> None:
-        """VolumeNotServed or Restoring, as for `find_served`."""
+        """VolumeNotServed or Restoring, as for `find_served`; VolumeBusy while it is made."""
         if volume.restoring and not restoring:
             raise self.restoring_error(volume)
         if not self.is_served(volume):
-            reason = self.volume_trouble.get(volume.id, f"it is {volume.state}")
+            self.refuse_unborn(volume)
+            reason = self.volume_trouble.get(volume.id, "it is being deleted")
             raise VolumeNotServed(name=volume.name, reason=reason)
 
     def restoring_error(self, volume: Volume) -> Restoring:

@@ -45,6 +45,7 @@ from polyvol.mapping.opening import (
     remove_name,
     take_over,
 )
+from polyvol.mapping.sizes import exact_size
 
 CLOSED_S = 5.0
 """How long a device that no volume uses may be in use in the engine."""
@@ -164,7 +165,9 @@ def remark_on(context: Context, device: Device, here: Mapping[int, Identity | No
         what = "nothing is at its path any more" if identity is None else "its path shows another file now"
         return f"{what}; the one that was opened at {path} is used until polyvold stops"
     if file.size > device.size:
-        return f"it has grown to {file.size} bytes, of which the first {device.size} are used"
+        return (
+            f"it has grown to {exact_size(file.size)}, of which the first {exact_size(device.size)} are used"
+        )
     return None
 
 

@@ -8,6 +8,7 @@ How it works      `polyvol.engine` satisfies `EngineModule`, and so does tests/s
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from polyvol.daemon.errors import engine_errors
 from polyvol.snapshot.coordinator import CutEngine
 
 if TYPE_CHECKING:
@@ -268,3 +269,11 @@ def load_engine() -> EngineModule:
     from polyvol import engine
 
     return engine
+
+
+def start_engine(module: EngineModule, processors: int) -> EngineLike:
+    """A new engine; EngineFailed."""
+    with engine_errors(
+        f"starting the engine with {processors} processors", module.EngineError, starting=True
+    ):
+        return module.Engine(processors)

@@ -284,10 +284,12 @@ class EngineFailed(PolyvolError):
 
     code = "engine-failed"
     sentence = "{what} failed: {why}"
-    hint = "`polyvol status` tells about volumes and devices"
+    hint = "{todo}"
 
-    def __init__(self, *, what: str, why: object) -> None:
-        super().__init__(what=what, why=why)
+    def __init__(
+        self, *, what: str, why: object, todo: str = "`polyvol status` tells about volumes and devices"
+    ) -> None:
+        super().__init__(what=what, why=why, todo=todo)
 
 
 class InternalError(PolyvolError):
@@ -451,12 +453,18 @@ def error_table() -> list[type[PolyvolError]]:
 
 
 @contextmanager
-def engine_errors(what: str, engine_error: type[Exception]) -> Iterator[None]:
-    """Turn the engine's errors into EngineFailed, of the same kind; `what` was being done."""
+def engine_errors(what: str, engine_error: type[Exception], *, starting: bool = False) -> Iterator[None]:
+    """Turn the engine's errors into EngineFailed, of the same kind; `what` was being done. `starting`: nobody
+    can be asked yet, and what an engine without volumes can lack is threads, memory or descriptors."""
     try:
         yield
     except engine_error as error:
         failed = EngineFailed(what=what, why=error)
+        if starting:
+            todo = (
+                "see that polyvold's limits on threads, memory and open files (`ulimit -a`) are high enough"
+            )
+            failed = EngineFailed(what=what, why=error, todo=todo)
         failed.kind = getattr(error, "kind", "io")  # type: ignore[misc]
         if getattr(error, "errno", 0) in NO_SPACE:
             failed.kind = "no-space"  # type: ignore[misc]

@@ -21,7 +21,7 @@ from polyvol.daemon.reading import reads
 from polyvol.daemon.snapshots import Snapshots
 from polyvol.daemon.taking import Taking
 from polyvol.daemon.views import SnapshotView, iso
-from polyvol.mapping.errors import NameInUse, UnknownVolume
+from polyvol.mapping.errors import NameInUse
 from polyvol.mapping.group import Group, GroupSnapshot
 from polyvol.mapping.names import check_name
 from polyvol.mapping.records import SnapshotRecord, Volume
@@ -229,7 +229,7 @@ class Groups:
         for name in names:
             volume = self._context.find_volume(name)
             if volume.state != "ready":  # it is being made or deleted
-                raise UnknownVolume(name=name)
+                self._context.refuse_not_served(volume, restoring=True)
             found.append(volume.id)
         return found
 

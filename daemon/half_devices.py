@@ -21,8 +21,7 @@ from polyvol.daemon.device_files import close, keep, let_go, open_checked, unmak
 from polyvol.daemon.short_devices import ShortDevices
 from polyvol.mapping.device import Device, clear_label
 from polyvol.mapping.errors import DeviceNotReady
-
-_HALF = {"adding": "added", "removing": "removed"}
+from polyvol.mapping.records import UNDER_WAY
 
 
 class HalfDevices:
@@ -42,9 +41,8 @@ class HalfDevices:
             if device.unfinished is not None and device.id in users:
                 with apart(context, f"taking device {device.name} into use", DEVICE=device.name):
                     context.catalog.set_device_state(device.id, "ready")
-                    text = (
-                        f"device {device.name} was {device.state}, and volumes have extents on it: it stays"
-                    )
+                    half = f"was being {UNDER_WAY[device.state]}"
+                    text = f"device {device.name} {half}, and volumes have extents on it: it stays"
                     context.events.add("warning", text, DEVICE=device.name)
 
     def settle(self) -> None:
@@ -55,12 +53,13 @@ class HalfDevices:
             users = {*context.catalog.users(), *self.underway} if devices else set()
         for device in devices:
             if device.id not in users:
-                what = f"forgetting device {device.name}, which is half {_HALF[device.state]},"
+                what = f"forgetting device {device.name}, which is half {UNDER_WAY[device.state]},"
                 with (
                     apart(context, what, DEVICE=device.name),
                     context.locks.device(device.id, device.name, "being forgotten", wait_s=0.0),
                 ):
-                    if any(each.id == device.id for each in context.catalog.devices()):
+                    there = context.catalog.devices()
+                    if any(each.id == device.id and each.state == device.state for each in there):
                         self.forget(device)
 
     def forget(self, device: Device) -> None:

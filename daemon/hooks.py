@@ -30,6 +30,7 @@ import os
 import shlex
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -112,6 +113,8 @@ class HookRunner:
         self._lock = threading.Lock()
         self._locks: dict[tuple[str, int], threading.Lock] = {}
         self._asked = threading.BoundedSemaphore(AT_A_TIME)
+        self._under_way: Counter[int] = Counter()
+        """How many snapshots of a volume are at hooks, by its id; under `_lock`."""
         self._settling: list[threading.Thread] = []
 
     def settle(self) -> None:
@@ -136,12 +139,17 @@ class HookRunner:
 
     def refuse_from_hook(self, volumes: Sequence[Volume]) -> None:
         """SnapshotFromHook if a hook command asks for a snapshot that runs hooks: those would wait for the
-        command, and it for them; killed at its time-out, it would leave a request that begins it again."""
+        command, and it for them; killed at its time-out, it would leave a request that begins it again.
+        Likewise for a volume of which a snapshot is at its hooks, also those of a schedule alone."""
         if not is_of_command(asker()):
             return
+        with self._lock:
+            under_way = set(self._under_way)
         for volume in volumes:
             if self._context.catalog.schedules.volume_hooks(volume.id) is not None:
-                raise SnapshotFromHook(name=volume.name)
+                raise SnapshotFromHook(name=volume.name, why="has hooks")
+            if volume.id in under_way:
+                raise SnapshotFromHook(name=volume.name, why="is at its hooks")
 
     @contextmanager
     def around(
@@ -162,6 +170,7 @@ class HookRunner:
                 locks.callback(self._asked.release)
             try:
                 names = [volume.name for volume in volumes]
+                locks.enter_context(self._counted(volumes))
                 with self._context.locks.shown(names, "snapshot create (quiesce commands)"):
                     for key, what, concerned, hooks in wanted:
                         hook = _Hook(what, concerned, _call("thaw", what, hooks.thaw, hooks, environment))
@@ -178,6 +187,18 @@ class HookRunner:
                 for hook in done:
                     if hook.thread is not None:
                         hook.thread.join()
+
+    @contextmanager
+    def _counted(self, volumes: Sequence[Volume]) -> Iterator[None]:
+        """Count these volumes among those that are at hooks."""
+        ids = Counter(volume.id for volume in volumes)
+        with self._lock:
+            self._under_way += ids
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._under_way -= ids  # which drops those that have none left
 
     def _wanted(
         self, volumes: Sequence[Volume], schedule: Schedule | None

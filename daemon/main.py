@@ -8,6 +8,7 @@ fails says why in one sentence (exit 1).
 import contextlib
 import logging
 import os
+import resource
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,11 +19,14 @@ from polyvol.daemon import signals
 from polyvol.daemon.cli.common import PATH
 from polyvol.daemon.cli.ending import Command, discard
 from polyvol.daemon.config import FRONTENDS, Config, load_config
-from polyvol.daemon.errors import EXIT_CODE, BadConfig, StopUnfinished
+from polyvol.daemon.errors import EXIT_CODE, BadConfig, StopUnfinished, SystemRefused
 from polyvol.daemon.notify import log_somewhere, notify
 from polyvol.daemon.sockets import Passed, passed_by_systemd
 from polyvol.daemon.state import control_socket
 from polyvol.daemon.streams import open_standard_streams
+
+FILES_MIN = 64
+"""How many files a process must be able to have open to serve nothing; each device and client takes more."""
 
 
 @click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -77,6 +81,7 @@ def run(config: Config, read_again: Callable[[], Config], accept_older_catalog: 
     catalog is for one start, so it can be accepted by the native front end alone."""
     if accept_older_catalog and config.frontend != "native":
         raise BadConfig(where="polyvold", why="--accept-older-catalog needs the front end native")
+    _refuse_few_files()
     log_somewhere()
     passed = passed_by_systemd(control_socket(Path(os.path.abspath(config.state_dir))))  # noqa: PTH100
     if config.frontend == "nbdkit":
@@ -86,6 +91,14 @@ def run(config: Config, read_again: Callable[[], Config], accept_older_catalog: 
         _run_nbdkit(config, passed, read_again)
     else:
         _run_native(config, passed, read_again, accept_older_catalog)
+
+
+def _refuse_few_files() -> None:
+    """SystemRefused where a start would fail somewhere for want of descriptors."""
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if files != resource.RLIM_INFINITY and files < FILES_MIN:
+        why = f"only {files} files can be open in this process, and at least {FILES_MIN} are needed"
+        raise SystemRefused(what="polyvold", why=why, todo="raise the limit on open files (`ulimit -n`)")
 
 
 def _run_nbdkit(config: Config, passed: Passed, read_again: Callable[[], Config]) -> None:

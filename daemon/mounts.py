@@ -49,7 +49,8 @@ class MountWatch:
     def stop(self) -> None:
         """End it. A look at a file system that hangs is left to itself."""
         os.close(self._woken)
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
         os.close(self._wake)
         self._looks.stop(0)
 

@@ -407,8 +407,8 @@ class Schedules:
                 raise UnknownGroup(name=target[1:])
             return None, group.id
         volume = self._context.find_volume(target)
-        if volume.state == "deleting":
-            raise UnknownVolume(name=target)
+        if volume.state != "ready":
+            self._context.refuse_not_served(volume, restoring=True)
         return volume, None
 
     @reads

@@ -26,12 +26,13 @@ from typing import TYPE_CHECKING
 
 from polyvol.daemon.apart import apart
 from polyvol.daemon.context import Context
-from polyvol.daemon.errors import BadRequest, NoScrub, ScrubRunning, VolumeNotServed
+from polyvol.daemon.errors import BadRequest, NoScrub, ScrubRunning
 from polyvol.daemon.reading import reads
 from polyvol.daemon.sizes import SCRUB_RATE_MAX, SCRUB_RATE_MIN
 from polyvol.daemon.views import WHY_FUTURE, ScrubBadView, ScrubState, ScrubView, iso
 from polyvol.mapping.errors import PolyvolError
 from polyvol.mapping.records import Volume
+from polyvol.mapping.sizes import exact_size, format_size
 from polyvol.snapshot.snapshot import export_name
 
 if TYPE_CHECKING:
@@ -97,13 +98,12 @@ class Scrubs:
     def begin(self, name: str, rate: int) -> ScrubView:
         """Start a scrub of a volume, at `rate` bytes a second."""
         if not SCRUB_RATE_MIN <= rate <= SCRUB_RATE_MAX:
-            why = f"a rate of {rate} bytes a second is not from {SCRUB_RATE_MIN} to {SCRUB_RATE_MAX}"
+            rates = f"{format_size(SCRUB_RATE_MIN)} to {format_size(SCRUB_RATE_MAX)}"
+            why = f"a rate of {exact_size(rate)} a second is not from {rates}"
             raise BadRequest(why=why)
         context = self._context
         volume = context.find_volume(name)
-        if volume.state != "ready" or volume.id in context.volume_trouble:
-            reason = context.volume_trouble.get(volume.id, f"it is {volume.state}")
-            raise VolumeNotServed(name=name, reason=reason)
+        context.refuse_not_served(volume, restoring=True)
         with context.engine_asked(f"asking for the use of volume {name}", volume):
             logs = context.engine.volume_stats(volume.id)["logs"]
         total = sum(log["used_bytes"] for log in logs)

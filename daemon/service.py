@@ -35,7 +35,7 @@ from polyvol.daemon.config import IO_TIMEOUT_S
 from polyvol.daemon.context import Context
 from polyvol.daemon.deletions import Deletions
 from polyvol.daemon.devices import Devices
-from polyvol.daemon.engine_border import EngineLike, EngineModule, load_engine
+from polyvol.daemon.engine_border import EngineLike, EngineModule, load_engine, start_engine
 from polyvol.daemon.errors import StopUnfinished, engine_errors
 from polyvol.daemon.group_requests import VolumeGrow
 from polyvol.daemon.groups import Groups
@@ -380,8 +380,7 @@ class Service:
         catalog = Catalog(self.state_dir / "catalog.db", accept_older=self._accept_older_catalog)
         undo.callback(self._unless_left, catalog.close)
         catalog.keep_room(self.reserve.given_up)
-        with engine_errors(f"starting the engine with {self._processors} processors", module.EngineError):
-            engine = self._engine = module.Engine(self._processors)
+        engine = self._engine = start_engine(module, self._processors)
         self._context = Context(
             self.state_dir, catalog, engine, module.EngineError, self._processors, self._processors
         )
@@ -420,8 +419,8 @@ class Service:
         if self._serve_nbd:
             hand_over.take(self._context, self._passed.handed)
             undo.callback(self._hand_over)
-        for listener in listeners:
-            with engine_errors("serving NBD", module.EngineError):
+        with engine_errors("serving NBD", module.EngineError):
+            for listener in listeners:
                 engine.listen(listener.detach())
         server = ControlServer(self, control)
         undo.callback(server.stop)  # V3: it waits for the requests that it has begun

@@ -2,6 +2,8 @@
 
 import re
 
+from polyvol.mapping.sizes import format_size as format_size  # for who shows sizes beside times
+
 SIZE_MAX = (1 << 63) - 1
 """The largest size that can be said, bytes."""
 SCRUB_RATE_MIN = 64 << 10
@@ -23,18 +25,6 @@ def parse_size(text: str) -> int:
     if size > SIZE_MAX:
         raise ValueError(f"{text.strip()!r} is too large: a size is less than {format_size(SIZE_MAX + 1)}")
     return size
-
-
-def format_size(size: int) -> str:
-    """The size for people: exact where it can be ('64 MiB'), else with one decimal ('1.4 GiB')."""
-    value = float(size)
-    unit = "B"
-    for name in ["", *_UNITS]:
-        unit = f"{name}iB" if name else "B"
-        if abs(value) < 1024 or name == _UNITS[-1]:
-            break
-        value /= 1024
-    return f"{value:.0f} {unit}" if value == int(value) else f"{value:.1f} {unit}"
 
 
 def format_seconds(duration: int) -> str:

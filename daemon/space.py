@@ -76,7 +76,8 @@ class Space:
         if not self._stopping.is_set():
             self._stopping.set()
             self._context.engine.end_events()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
         if not self._workers.stop(STOP_S):
             _log.warning("making room for writes is left behind: it does not end")
 

@@ -3,7 +3,8 @@
 How it works      `catalog.db`, `lock`, `control.sock`, `nbd.sock`, `devices/` (files made for volumes),
                   `volumes/` and `manifests/` (one directory a volume, the engine's), `reserve` and
                   `reserve.N` (reserve.py). The owner holds an flock on `lock`, which ends with the process
-                  however it ends, and has written its pid there for others to read.
+                  however it ends, and has written its pid there for others to read. A directory inside a
+                  state directory, or one with other files and without polyvold's, is refused untouched.
 Errors            StateLocked, StateOpen, StateUnusable, StateFull, DeviceUnusable.
 """
 
@@ -26,6 +27,8 @@ from polyvol.mapping.os_errors import advice, reason
 
 OWN = ("catalog.db*", "catalog.mark*", "lock", "reserve*", "volumes", "manifests")
 """What polyvold keeps for itself there, as patterns of names."""
+_HARMLESS = (*OWN, "devices", "control.sock*", "nbd.sock*", "lost+found", ".*")
+"""What a directory may have that becomes a state directory. Dot files: it may be a user's home."""
 ENDING_S = 10.0
 """How long a holder of the lock that is ending is waited for."""
 _POLL_S = 0.02
@@ -50,8 +53,9 @@ def nbd_socket(state_dir: Path) -> Path:
 
 def make_state_dir(state_dir: Path) -> None:
     """Make the directory and what belongs in it, where missing, durably. StateOpen if others can write to
-    it."""
+    it, StateUnusable if it is a directory for something else."""
     refuse_open_to_others(state_dir, (*OWN, "devices"))
+    _refuse_elsewhere(state_dir)
     try:
         above = state_dir.parent
         while not above.exists():
@@ -69,6 +73,48 @@ def make_state_dir(state_dir: Path) -> None:
         raise StateUnusable(state=state_dir, why="it is not a directory", todo=OTHER_STATE) from error
     except OSError as error:
         raise unusable(state_dir, error) from error
+
+
+def _refuse_elsewhere(state_dir: Path) -> None:
+    """StateUnusable if the directory lies inside a state directory, or is one of something else."""
+    real = Path(os.path.realpath(state_dir))
+    for parent in dict.fromkeys((*state_dir.parents, *real.parents)):
+        if _is_state_dir(parent):
+            raise StateUnusable(
+                state=state_dir,
+                why=f"it lies inside {parent}, which is the state directory of a polyvold",
+                todo="give --state-dir a directory outside of that",
+            )
+    if _is_state_dir(real):
+        return
+    try:
+        names = sorted(path.name for path in real.iterdir()) if real.exists() else []
+    except OSError as error:
+        raise unusable(state_dir, error) from error
+    for name in names:
+        if not any(fnmatch.fnmatchcase(name, each) for each in _HARMLESS):
+            raise StateUnusable(
+                state=state_dir,
+                why=f"it has no catalog, and other files, such as {name!r}",
+                todo="give --state-dir the directory of a polyvold, or an empty or new one",
+            )
+
+
+def owner_of(path: Path) -> Path | None:
+    """The state directory of which a file at this path would be a part; None if of none."""
+    real = Path(os.path.realpath(path))
+    for parent in real.parents:
+        name = real.relative_to(parent).parts[0]
+        ours = name == "devices" or any(fnmatch.fnmatchcase(name, each) for each in OWN)
+        if ours and _is_state_dir(parent):
+            return parent
+    return None
+
+
+def _is_state_dir(directory: Path) -> bool:
+    """Whether a polyvold has used it, also if its catalog is lost."""
+    made = directory / "volumes", directory / "manifests", directory / "lock"
+    return os.path.lexists(directory / "catalog.db") or all(os.path.lexists(each) for each in made)
 
 
 def unusable(state_dir: Path, error: OSError) -> PolyvolError:

@@ -24,12 +24,17 @@ import pyudev
 
 from polyvol.daemon.workers import Workers
 from polyvol.mapping.errors import PolyvolError
+from polyvol.mapping.os_errors import reason
 
 UDEV_CONTROL = Path("/run/udev/control")
 BUFFER_BYTES = 8 << 20
 STOP_S = 5.0
 """How long a stop waits for verbs under way."""
 _log = logging.getLogger("polyvol")
+
+
+def _why(error: Exception) -> str:
+    return reason(error) if isinstance(error, OSError) else "pyudev cannot be loaded"
 
 
 class DiskWatch:
@@ -54,7 +59,8 @@ class DiskWatch:
             self._observer.start()
         except (OSError, ImportError) as error:
             self._observer = None
-            _log.warning("no news of disks can be had (%s): `polyvol device retry` brings them back", error)
+            text = "no news of disks can be had (%s): `polyvol device retry` brings them back"
+            _log.warning(text, _why(error))
 
     def stop(self) -> None:
         """End it; no verb is called afterwards, and those under way are waited for, but not for ever."""

@@ -85,7 +85,9 @@ class VolumeRemoval:
                     suppress(VolumeBusy, UnknownVolume),
                     context.holding_all([volume], "volume delete", wait_s=0.0),
                 ):
-                    self.remove(volume)
+                    now = [each for each in context.catalog.volumes() if each.id == volume.id]
+                    if now and now[0].state != "ready":  # else its creation has ended meanwhile
+                        self.remove(now[0])
 
     def made_for(self, volume: Volume) -> list[Device]:
         """The devices that were made for a volume."""

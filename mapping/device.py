@@ -44,6 +44,7 @@ from polyvol.mapping.identity import lasting_identity
 from polyvol.mapping.label import DATA_OFFSET, LABEL_SIZE_1, NO_RUN, BadLabel, Label, NoLabel
 from polyvol.mapping.opening import Identity, Kind, OpenFile, open_file
 from polyvol.mapping.partition import round_up
+from polyvol.mapping.sizes import argument_size, exact_size
 
 DeviceState = Literal["adding", "ready", "removing"]
 UNFINISHED: dict[DeviceState, str] = {
@@ -167,7 +168,9 @@ def plan_device(
         if found.size == 0:
             raise ZeroSize(what=path, size=0, smallest=BLOCK_SIZE)
         if found.size % BLOCK_SIZE:
-            raise DeviceUnaligned(path=path, size=found.size, above=round_up(found.size, BLOCK_SIZE))
+            raise DeviceUnaligned(
+                path=path, size=found.size, above=argument_size(round_up(found.size, BLOCK_SIZE))
+            )
         return found.kind, found.size
     if found.has_data and not force:
         raise DeviceNotEmpty(path=path)
@@ -184,10 +187,11 @@ def check_device_size(path: Path, size: int, *, aligned: bool = True) -> int:
         raise ZeroSize(what=f"device {path}", size=size, smallest=DATA_OFFSET + BLOCK_SIZE)
     if size > DEVICE_SIZE_MAX:
         raise DeviceUnusable(
-            path=path, why=f"a size of {size} bytes is more than the {DEVICE_SIZE_MAX} possible"
+            path=path,
+            why=f"{exact_size(size)} is more than the {exact_size(DEVICE_SIZE_MAX)} that are possible",
         )
     if aligned and size % BLOCK_SIZE:
-        raise UnalignedSize(what=f"device {path}", size=size, above=round_up(size, BLOCK_SIZE))
+        raise UnalignedSize(what=f"device {path}", size=size, above=argument_size(round_up(size, BLOCK_SIZE)))
     if size < DATA_OFFSET + BLOCK_SIZE:
         raise DeviceTooSmall(what="a device", needed=DATA_OFFSET + BLOCK_SIZE, devices=path, free=size)
     return size
@@ -251,7 +255,7 @@ def trouble_with(
     if found.kind != device.kind:
         return f"{path} is a {found.kind} and was a {device.kind}"
     if device.adopted:
-        sizes = f"{path} is {found.size} bytes and was {device.size} when it was adopted"
+        sizes = f"{path} has {exact_size(found.size)}, and had {exact_size(device.size)} when it was adopted"
         if found.size < device.size:
             return sizes
         if found.size > device.size and not accept and not _is_adopted_one(device, found):
@@ -264,7 +268,7 @@ def trouble_with(
     if not is_own(found.label, device, catalog):
         return f"{path} carries the label of another device ({found.label.device})"
     if found.size < device.size:
-        return f"{path} is {found.size} bytes and was {device.size}"
+        return f"{path} has {exact_size(found.size)}, and had {exact_size(device.size)}"
     if found.label.run in device.runs or accept:
         return None
     return _other_time(device, path, found.label, command)
@@ -287,8 +291,8 @@ def length_if_short(device: Device, path: Path, catalog: UUID) -> int | None:
 def short_clause(found: int, needed: int) -> str:
     """What is to be said of a device that was found short."""
     return (
-        f"it was found {found} bytes long and must have {needed}: what lay beyond is lost, and it is not"
-        " written to until `polyvol device retry`"
+        f"it was found with {exact_size(found)} and must have {exact_size(needed)}: what lay beyond is lost,"
+        " and it is not written to until `polyvol device retry`"
     )
 
 

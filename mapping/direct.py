@@ -15,6 +15,7 @@ from pathlib import Path
 from polyvol.mapping.errors import DeviceIo, DeviceNotDirect
 from polyvol.mapping.extent import BLOCK_SIZE
 from polyvol.mapping.opening import OpenFile
+from polyvol.mapping.os_errors import reason
 
 
 def check_direct(path: Path, file: OpenFile | None, size: int) -> None:
@@ -50,4 +51,4 @@ def _read_direct(path: Path) -> str | None:
 
 
 def _reason(error: OSError, refused: str) -> str:
-    return refused if error.errno == errno.EINVAL else error.strerror or str(error)
+    return refused if error.errno == errno.EINVAL else reason(error)

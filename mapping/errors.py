@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from polyvol.mapping.os_errors import advice, reason
+from polyvol.mapping.sizes import exact_size
 
 FACT_LENGTH_MAX = 400
 Kind = Literal["not-found", "exists", "busy", "invalid", "corrupt", "io", "unavailable", "no-space"]
@@ -25,13 +26,20 @@ class PolyvolError(Exception):
     kind: ClassVar[Kind] = "io"
     sentence: ClassVar[str] = ""
     hint: ClassVar[str] = ""
+    sizes: ClassVar[tuple[str, ...]] = ()
+    """Which of its facts are numbers of bytes."""
 
     def __init__(self, **facts: object) -> None:
         self.facts = facts
-        shown = {name: _shortened(fact) for name, fact in facts.items()}
+        shown = {name: self._shown(name, fact) for name, fact in facts.items()}
         self.message = self.sentence.format(**shown)
         self.advice = self.hint.format(**shown)
         super().__init__(f"{self.message}; {self.advice}" if self.advice else self.message)
+
+    @classmethod
+    def _shown(cls, name: str, fact: object) -> object:
+        """A fact as sentences show it."""
+        return exact_size(fact) if name in cls.sizes and isinstance(fact, int) else _shortened(fact)
 
 
 def _shortened(fact: object) -> object:
@@ -101,8 +109,9 @@ class ZeroSize(PolyvolError):
 
     code = "zero-size"
     kind = "invalid"
-    sentence = "{what} is {size} bytes"
-    hint = "give a size of at least {smallest} bytes"
+    sentence = "{what} has a size of {size}"
+    hint = "give a size of at least {smallest}"
+    sizes = ("size", "smallest")
 
 
 class NotLarger(PolyvolError):
@@ -110,8 +119,9 @@ class NotLarger(PolyvolError):
 
     code = "not-larger"
     kind = "invalid"
-    sentence = "volume {name} has {size} bytes, and {wanted} are not more"
+    sentence = "volume {name} has {size} already, and {wanted} is not more"
     hint = "volumes only grow: give a larger --size"
+    sizes = ("size", "wanted")
 
 
 class UnalignedSize(PolyvolError):
@@ -119,8 +129,9 @@ class UnalignedSize(PolyvolError):
 
     code = "unaligned-size"
     kind = "invalid"
-    sentence = "{what} is {size} bytes, which is not a multiple of 4096"
+    sentence = "{what} has a size of {size}, which is not a multiple of 4 KiB"
     hint = "use {above}"
+    sizes = ("size",)
 
 
 class SizeTooLarge(PolyvolError):
@@ -128,8 +139,9 @@ class SizeTooLarge(PolyvolError):
 
     code = "size-too-large"
     kind = "invalid"
-    sentence = "{what} is {size} bytes, more than the {largest} that are possible here"
+    sentence = "{what} has a size of {size}, more than the {largest} that are possible here"
     hint = "give a smaller size; a larger --partition-size lets a volume be larger"
+    sizes = ("size", "largest")
 
 
 class BadPartitionSize(PolyvolError):
@@ -137,8 +149,9 @@ class BadPartitionSize(PolyvolError):
 
     code = "bad-partition-size"
     kind = "invalid"
-    sentence = "a partition size of {size} bytes is not a power of two from 1 MiB to 1 GiB"
+    sentence = "a partition size of {size} is not a power of two from 1 MiB to 1 GiB"
     hint = "use 64M if in doubt"
+    sizes = ("size",)
 
 
 class BadProcessors(PolyvolError):
@@ -173,8 +186,9 @@ class DeviceTooSmall(PolyvolError):
 
     code = "device-too-small"
     kind = "invalid"
-    sentence = "{what} needs {needed} bytes, and {devices} has {free} bytes free"
+    sentence = "{what} needs {needed}, and {devices} has {free} free"
     hint = "name more or larger devices with `polyvol device add`, or make the volume smaller"
+    sizes = ("needed", "free")
 
 
 class RepeatedDevice(PolyvolError):
@@ -290,8 +304,9 @@ class DeviceSizeGiven(PolyvolError):
 
     code = "device-size-given"
     kind = "invalid"
-    sentence = "{path} exists and has a size of its own, {size} bytes"
+    sentence = "{path} exists and has a size of its own, {size}"
     hint = "leave out --size and --preallocate"
+    sizes = ("size",)
 
 
 class DeviceNotEmpty(PolyvolError):
@@ -335,8 +350,9 @@ class DeviceUnaligned(PolyvolError):
 
     code = "device-unaligned"
     kind = "invalid"
-    sentence = "{path} is {size} bytes, which is not a multiple of 4096"
-    hint = "make it {above} bytes (for a file: truncate -s {above})"
+    sentence = "{path} has a size of {size}, which is not a multiple of 4 KiB"
+    hint = "make it {above} (for a file: truncate -s {above})"
+    sizes = ("size",)
 
 
 class DeviceIo(PolyvolError):
@@ -374,11 +390,11 @@ class CatalogVersion(PolyvolError):
 
 
 class CatalogFailed(PolyvolError):
-    """The catalog could not be written; nothing of the change was recorded."""
+    """The catalog could not be read or written while it is used; nothing of a change was recorded."""
 
     code = "catalog-failed"
     kind = "io"
-    sentence = "the catalog {path} cannot be written: {why}"
+    sentence = "the catalog {path} cannot be read or written: {why}"
     hint = "check that its file system has free space and no errors, then try again"
 
 

@@ -26,6 +26,7 @@ from pathlib import Path
 from polyvol.mapping.errors import DeviceUnusable, DiskInUse
 from polyvol.mapping.looks import Looks
 from polyvol.mapping.opening import HeldByOther, Identity, OpenFile, identity_of, is_held, open_file
+from polyvol.mapping.os_errors import reason
 
 SYSFS = Path("/sys/class/block")
 MOUNTS = Path("/proc/self/mountinfo")
@@ -98,7 +99,7 @@ def open_free(path: Path, *, until: float = 0.0, users: Mapping[Identity, str] |
         except FileNotFoundError:
             raise
         except OSError as error:
-            raise DeviceUnusable(path=path, why=error.strerror or error) from error
+            raise DeviceUnusable(path=path, why=reason(error)) from error
         else:
             use = (file_users() if users is None else users).get(file.identity)
             if use is None:
@@ -238,7 +239,7 @@ def _wipefs(file: OpenFile, *options: str) -> str:
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        why = error.strerror if isinstance(error, OSError) else "it took too long"
+        why = reason(error) if isinstance(error, OSError) else "it took too long"
         raise DeviceUnusable(path=path, why=f"wipefs could not look at it ({why})") from error
     if done.returncode != 0:
         raise DeviceUnusable(path=path, why=f"wipefs failed ({done.stderr.strip()})")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from polyvol.mapping.errors import BadPartitionSize, SizeTooLarge, UnalignedSize, ZeroSize
 from polyvol.mapping.extent import BLOCK_SIZE, Extent
+from polyvol.mapping.sizes import argument_size
 
 PARTITION_SIZE_MIN = 1 << 20
 PARTITION_SIZE_MAX = 1 << 30
@@ -34,7 +35,7 @@ def check_volume_size(what: str, size: int, partition_size: int) -> int:
     if size <= 0:
         raise ZeroSize(what=what, size=size, smallest=BLOCK_SIZE)
     if size % BLOCK_SIZE:
-        raise UnalignedSize(what=what, size=size, above=round_up(size, BLOCK_SIZE))
+        raise UnalignedSize(what=what, size=size, above=argument_size(round_up(size, BLOCK_SIZE)))
     if size > PARTITIONS_MAX * partition_size:
         raise SizeTooLarge(what=what, size=size, largest=PARTITIONS_MAX * partition_size)
     return size

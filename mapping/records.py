@@ -8,6 +8,8 @@ from polyvol.mapping.extent import Extent
 from polyvol.mapping.group import Consistency
 
 VolumeState = Literal["creating", "ready", "deleting"]
+UNDER_WAY = {"creating": "made", "deleting": "deleted", "adding": "added", "removing": "removed"}
+"""What is being done with a volume or device in a state other than 'ready', for people."""
 WhenFull = Literal["keep-writing", "keep-snapshots"]
 """What gives way when the change logs are full: snapshots that a schedule made, or writes that need room."""
 Origin = Literal["hand", "schedule"]

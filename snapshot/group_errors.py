@@ -148,11 +148,11 @@ class HooksFailed(PolyvolError):
 
 
 class SnapshotFromHook(PolyvolError):
-    """A hook command asks for a snapshot of a volume that has hooks."""
+    """A hook command asks for a snapshot of a volume that has hooks, or that it makes ready itself."""
 
     code = "snapshot-from-hook"
     kind = "invalid"
-    sentence = "volume {name} has hooks, and a hook command cannot take a snapshot that runs hooks"
+    sentence = "volume {name} {why}, and a hook command cannot take a snapshot of it"
     hint = "leave it out of the command: the snapshot is taken when the quiesce commands have ended"
 
 

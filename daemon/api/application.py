@@ -9,7 +9,7 @@ Errors            {"error": {"code", "message", "hint"}}. What is no PolyvolErro
 
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import cache
 from http import HTTPStatus
@@ -39,6 +39,7 @@ from polyvol.daemon.version import version
 from polyvol.daemon.views import StatusView
 from polyvol.mapping.errors import PolyvolError, StateFull
 from polyvol.mapping.no_space import NEEDED, is_no_space
+from polyvol.mapping.sizes import format_size
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIEnvironment
@@ -110,12 +111,12 @@ class Application:
             return 500, error_text(InternalError(what=f"{method} {unquote(path)}"))
 
     def _call(self, route: Route, named: dict[str, str], query_text: str, body: bytes) -> bytes:
-        query = dict(parse_qsl(query_text, keep_blank_values=True))
+        query = _once(parse_qsl(query_text, keep_blank_values=True), "the query parameter")
         unknown = set(query) - {name for name, _, _ in route.query}
         if unknown:
             raise BadRequest(why=f"there is no query parameter {min(unknown)!r} here")
         if len(body) > BODY_BYTES_MAX:
-            too_long = BadRequest(why=f"its body is longer than {BODY_BYTES_MAX} bytes")
+            too_long = BadRequest(why=f"its body is longer than {format_size(BODY_BYTES_MAX)}")
             raise _Refused(too_long, HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
         read = None if route.body is None else _read_body(_adapter(route.body), body)
         frees = route.frees or route.method in ("DELETE", "PATCH")
@@ -176,19 +177,48 @@ def _adapter(of: Any) -> TypeAdapter[Any]:  # noqa: ANN401
     return TypeAdapter(of)
 
 
+def _once(pairs: Sequence[tuple[str, Any]], what: str = "the key") -> dict[str, Any]:
+    """A dictionary of these pairs; BadRequest if a key is there twice: nobody knows which one is meant."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise BadRequest(why=f"{what} {name!r} is given twice")
+        found[name] = value
+    return found
+
+
 def _read_body(body_type: TypeAdapter[Any], text: bytes) -> object:
     try:
-        return body_type.validate_json(text)
+        read = body_type.validate_json(text)
+        json.loads(text, object_pairs_hook=_once)
+        return read
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        said = _wrong(first["type"], first.get("ctx", {})) or first["msg"]
+        said = _wrong(first["type"], first.get("ctx", {})) or first["msg"][:1].lower() + first["msg"][1:]
         message = f"{where}: {said}" if where else said
         raise BadRequest(why=message) from error
 
 
+_WRONG = {
+    "missing": "it is missing",
+    "unexpected_keyword_argument": "there is no such key here",
+    "int_type": "it is not a whole number",
+    "string_type": "it is not a text",
+    "bool_type": "it is neither true nor false",
+    "tuple_type": "it is not a list",
+    "dataclass_type": "it is not an object",
+    "dataclass_exact_type": "it is not an object",
+}
+"""What is wrong, by pydantic's type of error."""
+
+
 def _wrong(kind: str, limits: Mapping[str, Any]) -> str | None:
-    """What is wrong with a value that is beyond its range; None if it is something else."""
+    """What is wrong with a body or a value of it; None where pydantic says it as well."""
+    if kind in _WRONG:
+        return _WRONG[kind]
+    if kind == "json_invalid":
+        return f"its body is not JSON: {limits['error']}"
     if kind == "less_than_equal":
         return f"the number is larger than {limits['le']}"
     if kind == "greater_than_equal":

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from waitress import create_server
 from waitress.channel import HTTPChannel
+from waitress.parser import HTTPRequestParser, ParsingError
 from waitress.task import ErrorTask, ThreadedTaskDispatcher
 from waitress.wasyncore import close_all, loop
 
@@ -33,6 +34,7 @@ from polyvol.daemon.asker import asked_over
 from polyvol.daemon.errors import BadRequest
 from polyvol.daemon.sockets import BACKLOG
 from polyvol.daemon.workers import Workers
+from polyvol.mapping.sizes import format_size
 
 if TYPE_CHECKING:
     from polyvol.daemon.service import Service
@@ -52,6 +54,11 @@ _STOP_TIMEOUT_S = 5.0
 CALLS_S = 10.0
 """How long a stop waits for calls that have begun."""
 _STOP_POLL_S = 0.01
+_REFUSED = {
+    413: f"its body is longer than {format_size(BODY_BYTES_MAX)}",
+    431: "its header is too long",
+}
+"""What to say of HTTP statuses with which the HTTP library refuses a request."""
 _log = logging.getLogger("polyvol.api")
 logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # that a call waits for a thread is no news
 
@@ -105,7 +112,8 @@ class ControlServer:
             time.sleep(_STOP_POLL_S)
         self._ended.set()
         http.trigger.pull_trigger()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
         close_all(http._map)
 
     def _run(self) -> None:
@@ -150,7 +158,8 @@ class _Refusal(ErrorTask):  # type: ignore[misc]  # waitress has no types
 
     def execute(self) -> None:
         error = self.request.error
-        text = error_text(BadRequest(why=f"{error.reason}: {error.body}"))
+        why = _REFUSED.get(error.code) or error.body[:1].lower() + error.body[1:]
+        text = error_text(BadRequest(why=why))
         self.status = f"{error.code} {error.reason}"
         self.response_headers.append(("Content-Type", "application/json; charset=utf-8"))
         self.set_close_on_finish()
@@ -158,10 +167,22 @@ class _Refusal(ErrorTask):  # type: ignore[misc]  # waitress has no types
         self.write(text)
 
 
+class _Parser(HTTPRequestParser):  # type: ignore[misc]  # waitress has no types
+    """Reads one request."""
+
+    def parse_header(self, header_plus: bytes) -> None:
+        """Read the header; ParsingError also where Python's own parser of addresses refuses one."""
+        try:
+            super().parse_header(header_plus)
+        except ValueError as error:
+            raise ParsingError("the address is not one") from error
+
+
 class _Channel(HTTPChannel):  # type: ignore[misc]  # waitress has no types
     """A connection."""
 
     error_task_class = _Refusal
+    parser_class = _Parser
 
     def __init__(self, server: Any, *arguments: Any, **named: Any) -> None:  # noqa: ANN401
         super().__init__(server, *arguments, **named)

@@ -23,6 +23,7 @@ import pyudev
 from polyvol.daemon.attach.errors import AttachedInUse, NotWritten
 from polyvol.daemon.attach.records import Now, Places
 from polyvol.mapping.occupied import mounts
+from polyvol.mapping.os_errors import reason
 
 SYSFS = Path("/sys/block")
 DEV = Path("/dev")
@@ -98,12 +99,12 @@ def written_out(name: str, device: str) -> Iterator[None]:
         if error.errno == errno.EBUSY:
             use = "in use by a program that holds it exclusively"
             raise AttachedInUse(name=name, device=f"/dev/{device}", use=use) from error
-        raise NotWritten(name=name, device=f"/dev/{device}", why=error.strerror or error) from error
+        raise NotWritten(name=name, device=f"/dev/{device}", why=reason(error)) from error
     try:
         try:
             os.fsync(descriptor)
         except OSError as error:
-            raise NotWritten(name=name, device=f"/dev/{device}", why=error.strerror or error) from error
+            raise NotWritten(name=name, device=f"/dev/{device}", why=reason(error)) from error
         yield
     finally:
         os.close(descriptor)

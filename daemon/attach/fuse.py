@@ -26,6 +26,7 @@ from polyvol.daemon.attach import disks, handshake
 from polyvol.daemon.attach.address import parse_uri
 from polyvol.daemon.attach.errors import KernelRefused, NeedsRoot, ProgramFailed
 from polyvol.daemon.attach.records import Now, Places, Wanted, held
+from polyvol.mapping.os_errors import reason
 
 HANDSHAKE_S = 10.0
 MOUNT_S = 20.0
@@ -151,7 +152,7 @@ def _start_nbdfuse(places: Places, wanted: Wanted, uri: str, export: handshake.E
         )
         pid = os.posix_spawnp(command[0], command, os.environ, file_actions=actions, setsid=True)
     except OSError as error:
-        raise ProgramFailed(program="nbdfuse", why=error.strerror or error) from error
+        raise ProgramFailed(program="nbdfuse", why=reason(error)) from error
     _wait(lambda: disks.mounted_at(file) or not _runs(pid), "nbdfuse")
     if not disks.mounted_at(file):
         said = log.read_text(errors="replace").strip().splitlines()
@@ -277,7 +278,7 @@ def _run(*command: str) -> str:
             pass_fds=held(),
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        why = error.strerror if isinstance(error, OSError) else "it took too long"
+        why = reason(error) if isinstance(error, OSError) else "it took too long"
         raise ProgramFailed(program=command[0], why=why) from error
     if done.returncode != 0:
         raise ProgramFailed(program=command[0], why=done.stderr.strip() or f"status {done.returncode}")

@@ -21,6 +21,8 @@ from uuid import UUID
 
 from polyvol.daemon.attach.address import Address
 from polyvol.daemon.attach.errors import ExportRefused, NotNbd, ServerUnreachable
+from polyvol.mapping.os_errors import reason
+from polyvol.mapping.sizes import exact_size
 
 # As in engine/src/nbd/wire.rs, where the server has them.
 MAGIC = 0x4E42444D41474943
@@ -128,7 +130,7 @@ def _guarded(address: Address, action: Callable[[], _T]) -> _T:
     except TimeoutError as error:
         raise ServerUnreachable(address=address.server, why="it took too long") from error
     except OSError as error:
-        raise ServerUnreachable(address=address.server, why=error.strerror or error) from error
+        raise ServerUnreachable(address=address.server, why=reason(error, address.socket)) from error
 
 
 class _Stream:
@@ -198,7 +200,7 @@ def _answer(address: Address, stream: _Stream, option: int) -> Export:
         if item == INFO_EXPORT and len(rest) == 10:
             size, flags = struct.unpack(">QH", rest)
             if size > SIZE_MAX:
-                raise NotNbd(address=address.server, why=f"a size of {size} bytes cannot be")
+                raise NotNbd(address=address.server, why=f"its size would be {exact_size(size)}")
         elif item == INFO_BLOCK_SIZE and len(rest) == 12:
             block_size_min = struct.unpack(">III", rest)[0]
         elif item == INFO_DESCRIPTION:

@@ -24,6 +24,7 @@ from polyvol.daemon.attach.address import Address, parse_uri
 from polyvol.daemon.attach.errors import AlreadyAttached, AnotherExport, KernelRefused
 from polyvol.daemon.attach.handshake import Export
 from polyvol.daemon.attach.records import Now, Places, Wanted
+from polyvol.mapping.sizes import exact_size
 
 if TYPE_CHECKING:  # the library is loaded only by who talks to the kernel
     from polyvol.daemon.attach.netlink import Kernel
@@ -125,7 +126,7 @@ def same_export(address: Address, now: Now, export: Export) -> Now:
     if uuid is not None and export.uuid is not None and export.uuid != uuid:
         why = "it has another UUID"
     elif export.size < now.size:
-        why = f"it has {export.size} bytes, and had {now.size}"
+        why = f"it has {exact_size(export.size)}, and had {exact_size(now.size)}"
     elif export.read_only != bool(now.flags & handshake.FLAG_READ_ONLY):
         why = "it is read-only" if export.read_only else "it is no longer read-only"
     if why is not None:

@@ -21,6 +21,7 @@ from pyroute2.netlink.generic import GenericNetlinkSocket
 
 from polyvol.daemon.attach.disks import load_nbd
 from polyvol.daemon.attach.errors import KernelRefused, NeedsRoot, NoNbdModule
+from polyvol.mapping.os_errors import reason
 
 if TYPE_CHECKING:
     from polyvol.daemon.attach.kernel import Settings
@@ -162,9 +163,10 @@ class Kernel:
         except NetlinkError as error:
             if error.code == errno.EPERM:
                 raise NeedsRoot(what="attaching") from error
-            raise KernelRefused(what=what, why=os.strerror(error.code)) from error
+            why = reason(OSError(error.code, os.strerror(error.code)))
+            raise KernelRefused(what=what, why=why) from error
         except OSError as error:
-            raise KernelRefused(what=what, why=error.strerror or error) from error
+            raise KernelRefused(what=what, why=reason(error)) from error
 
     def close(self) -> None:
         """Let go of the channel; block devices stay."""

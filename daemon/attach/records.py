@@ -26,6 +26,7 @@ from typing import Any, Literal, TypeVar
 
 from polyvol.daemon.attach.errors import AttachBusy, RecordUnusable
 from polyvol.mapping.opening import sync_directory
+from polyvol.mapping.os_errors import reason
 
 ROOT_VARIABLE = "POLYVOL_ATTACH_ROOT"
 """Another root than / for /etc/polyvol, /run/polyvol and /dev/polyvol: for tests."""
@@ -149,7 +150,7 @@ class Places:
             new.rename(path)
             sync_directory(path.parent)
         except OSError as error:
-            raise RecordUnusable(path=path, why=error.strerror or error) from error
+            raise RecordUnusable(path=path, why=reason(error)) from error
 
     def forget(self, kind: type[Wanted] | type[Now], name: str) -> None:
         """Forget; what is not there is forgotten already."""
@@ -160,7 +161,7 @@ class Places:
             if path.parent.is_dir():
                 sync_directory(path.parent)  # else it may be attached again after a power loss
         except OSError as error:
-            raise RecordUnusable(path=path, why=error.strerror or error) from error
+            raise RecordUnusable(path=path, why=reason(error)) from error
 
     def _path(self, kind: type[Wanted] | type[Now], name: str) -> Path:
         directory = "etc/polyvol/attached" if kind is Wanted else "run/polyvol/attached"
@@ -173,7 +174,7 @@ def _locked(path: Path) -> int | None:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise RecordUnusable(path=path, why=error.strerror or error) from error
+        raise RecordUnusable(path=path, why=reason(error)) from error
     with contextlib.suppress(BlockingIOError, FileNotFoundError):
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.fstat(descriptor).st_ino == path.stat().st_ino:
@@ -189,6 +190,6 @@ def _read(path: Path, kind: type[Record]) -> Record | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise RecordUnusable(path=path, why=error.strerror or error) from error
+        raise RecordUnusable(path=path, why=reason(error)) from error
     except (ValueError, TypeError) as error:
         raise RecordUnusable(path=path, why=f"it is not what polyvol writes: {error}") from error

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 from polyvol.daemon.attach.errors import AttachFailed, ProgramFailed
+from polyvol.mapping.os_errors import reason
 
 TEMPLATE = "polyvol-attach@.service"
 START_S = 150.0
@@ -72,5 +73,5 @@ def _systemctl(*arguments: str, timeout_s: float) -> "subprocess.CompletedProces
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        why = error.strerror if isinstance(error, OSError) else f"it took over {timeout_s:.0f} s"
+        why = reason(error) if isinstance(error, OSError) else f"it took over {timeout_s:.0f} s"
         raise ProgramFailed(program="systemctl", why=why) from error

@@ -26,6 +26,7 @@ from polyvol.daemon.attach.errors import (
 from polyvol.daemon.attach.records import Now, Places, Wanted
 from polyvol.daemon.attach.users import users_of
 from polyvol.mapping.errors import PolyvolError
+from polyvol.mapping.sizes import exact_size
 
 LOOK_S = 5.0
 LIST_LOOK_S = 1.0
@@ -236,10 +237,8 @@ def _smaller(places: Places, now: Now) -> str | None:
     with contextlib.suppress(PolyvolError):  # a server that does not answer now tells nothing
         export = None if uri is None else handshake.look(parse_uri(uri, now.name), LIST_LOOK_S)
         if export is not None and export.size > now.size:
-            name = now.name
-            return (
-                f"its export has grown to {export.size} bytes; to see that, detach {name} and attach it again"
-            )
+            again = f"detach {now.name} and attach it again"
+            return f"its export has grown to {exact_size(export.size)}; to see that, {again}"
     return None
 
 

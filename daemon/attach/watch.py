@@ -30,6 +30,7 @@ from polyvol.daemon.attach.records import Now, Places, Wanted
 from polyvol.daemon.attach.users import release, users_of
 from polyvol.daemon.notify import notify
 from polyvol.mapping.errors import PolyvolError
+from polyvol.mapping.sizes import exact_size
 
 START_S = 60.0
 """How long the first attach waits for a server that does not answer, as at boot."""
@@ -174,8 +175,8 @@ class _Watch:
 
     def _noted(self, now: Now, after: Now) -> Now:
         if after.size != now.size:
-            grown = (after.name, now.size, after.size)
-            _log.info("%s has grown from %d to %d bytes", *grown, extra=self._fields())
+            grown = (after.name, exact_size(now.size), exact_size(after.size))
+            _log.info("%s has grown from %s to %s", *grown, extra=self._fields())
         if after != now:
             self._places.write(after)
         return after

@@ -92,6 +92,8 @@ def attach(
     """Make a block device of a volume or snapshot. It is there again after a reboot, until it is
     detached."""
     if listed:
+        if name is not None:
+            raise click.UsageError(f"--list takes no name, and {name!r} was given.", ctx)
         _list(as_json)
         return
     if name is None:

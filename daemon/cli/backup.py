@@ -9,11 +9,12 @@ from uuid import UUID
 import click
 
 from polyvol.daemon.cli.client import Client
-from polyvol.daemon.cli.common import PATH, TEXT, json_option, split_snapshot, state_dir_option
+from polyvol.daemon.cli.common import PATH, TEXT, json_option, older_name, split_snapshot, state_dir_option
 from polyvol.daemon.cli.exports import Opened, identity, opened_snapshot
 from polyvol.daemon.cli.output import print_json, say
 from polyvol.daemon.sizes import format_size
-from polyvol.daemon.transfer.errors import WrongOption
+from polyvol.daemon.state import owner_of
+from polyvol.daemon.transfer.errors import TransferFailed, WrongOption
 
 if TYPE_CHECKING:
     from polyvol.snapshot.stream import StreamHeader
@@ -38,8 +39,12 @@ def backup(
     from polyvol.daemon.transfer.file import signals_as_errors
 
     volume, own_name = split_snapshot(name)
+    since = None if since is None else older_name(volume, since)
     to_pipe = str(output) == "-"
     _check_options(since=since, raw=raw, resume=resume, to_pipe=to_pipe)
+    if not to_pipe and (state := owner_of(output)) is not None:
+        why = f"it would be among polyvold's own files in {state}"
+        raise TransferFailed(what=f"writing {output}", why=why, todo="give a path elsewhere")
     began = time.monotonic()
     with opened_snapshot(Client(state_dir), volume, own_name, since) as opened:
         if raw:
@@ -82,6 +87,7 @@ def copy_changed(name: str, since: str, target: str, as_json: bool, state_dir: P
     from polyvol.daemon.transfer.target import open_target
 
     volume, own_name = split_snapshot(name)
+    since = older_name(volume, since)
     began = time.monotonic()
     with opened_snapshot(Client(state_dir), volume, own_name, since) as opened:
         to = open_target(target)

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from polyvol.daemon.errors import BadSnapshotName
+from polyvol.daemon.errors import BadSnapshotName, OtherVolume
 from polyvol.daemon.sizes import SIZE_MAX, format_size, parse_size
 from polyvol.daemon.state import default_state_dir
 
@@ -111,6 +111,16 @@ def split_snapshot(text: str) -> tuple[str, str]:
         why = "this is for the snapshot of one volume, and that is a group's"
         raise BadSnapshotName(text=text, why=why, form="VOLUME@SNAPSHOT")
     return _split(text, "VOLUME@SNAPSHOT")
+
+
+def older_name(volume: str, text: str) -> str:
+    """The name of the older snapshot that --since gives, alone or as VOLUME@SNAPSHOT; OtherVolume."""
+    if "@" not in text:
+        return text
+    other, name = split_snapshot(text)
+    if other != volume:
+        raise OtherVolume(volume=volume, other=other)
+    return name
 
 
 def snapshot_parts(text: str) -> tuple[str, str, str, str]:

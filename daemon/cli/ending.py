@@ -123,8 +123,16 @@ def as_error(error: BaseException, program: str) -> PolyvolError | ApiError:
         return UsageWrong(what=_clause(error.format_message()), command=command)
     if isinstance(error, MemoryError):
         error = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+    if isinstance(error, RuntimeError) and "start new thread" in str(error):  # of Python's own
+        why = "the limits on memory or on processes allow no more"
+        todo = "raise them (`ulimit -v`, `ulimit -u`), or end other programs"
+        return SystemRefused(what="starting a thread", why=why, todo=todo)
+    if isinstance(error, ImportError) and error.name is not None:
+        why = f"its module {error.name} cannot be loaded"
+        todo = "see that it is installed completely, and that its limits (`ulimit -a`) are high enough"
+        return SystemRefused(what=program, why=why, todo=todo)
     if isinstance(error, OSError) and error.errno is not None:
-        if error.errno == errno.ENOENT and error.filename is None and not Path().exists():
+        if error.errno == errno.ENOENT and error.filename is None and not _has_working_directory():
             todo = "change to another directory"
             return SystemRefused(what="using the working directory", why="it was deleted", todo=todo)
         if any(frame.name == "echo" for frame in traceback.extract_tb(error.__traceback__)):
@@ -134,6 +142,14 @@ def as_error(error: BaseException, program: str) -> PolyvolError | ApiError:
         why = reason(error, None if path is None else os.fsdecode(path))
         return SystemRefused(what=what, why=why, todo=advice(error))
     return _version_differs() or CommandDefect(program=program, where=_where(error))
+
+
+def _has_working_directory() -> bool:
+    try:
+        os.getcwd()  # noqa: PTH109 - a path object would not fail
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _version_differs() -> PolyvolError | None:

@@ -16,6 +16,7 @@ from polyvol.daemon.cli.client import Client, Json
 from polyvol.daemon.errors import SnapshotReplaced
 from polyvol.daemon.transfer.client import NbdExport
 from polyvol.daemon.transfer.errors import TransferFailed, WrongOption
+from polyvol.mapping.sizes import exact_size
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def opened_snapshot(client: Client, volume: str, name: str, since: str | None = 
             if was is not None and now is not None and was["uuid"] != now["uuid"]:
                 raise SnapshotReplaced(name=now["export"])
         if newer["size"] != export.size:
-            why = f"its export has {export.size} bytes, not {newer['size']}"
+            why = f"its export has {exact_size(export.size)}, not {exact_size(newer['size'])}"
             raise TransferFailed(what=f"reading {full_name}", why=why)
         yield Opened(export, newer, older, client.get("volumes", volume))
     finally:

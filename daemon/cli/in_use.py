@@ -81,7 +81,8 @@ def _clients(places: Places, state_dir: Path) -> list[InUse]:
     except DaemonNotRunning:
         return []
     except DaemonUnreachable as error:
-        return [InUse(what=f"whether clients are connected cannot be told: {error}", cure="stop polyvold")]
+        unknown = f"whether clients are connected cannot be told: {error.message}"
+        return [InUse(what=unknown, cure=error.advice)]
     ours = _attached_here(places, state_dir)
     found = [
         InUse(

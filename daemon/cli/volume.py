@@ -54,17 +54,20 @@ def volume() -> None:
 )
 @when_full_option(default="keep-writing")
 @click.option("--dry-run", is_flag=True, help="Show the plan; change nothing.")
+@click.option("--partitions", is_flag=True, help="With --dry-run: each partition's extents and processor.")
 @json_option
 @state_dir_option
-def create(state_dir: Path, as_json: bool, **request: Json) -> None:
+def create(state_dir: Path, as_json: bool, partitions: bool, **request: Json) -> None:
     """Make a volume and export it."""
+    if partitions and not request["dry_run"]:
+        raise click.UsageError("--partitions needs --dry-run; `polyvol volume show` shows them of a volume")
     request["devices"] = list(request["devices"])
     request["log_devices"] = list(request["log_devices"])
     made = Client(state_dir).post("volumes", body=request)
     if as_json:
         print_json(made)
     elif request["dry_run"]:
-        _print_plan(made)
+        _print_plan(made, partitions=partitions)
     else:
         parts = counted(made["partition_count"], "partition")
         owners = counted(len(made["processors"]), "processor")
@@ -378,19 +381,25 @@ def _print_dropped(dropped: list[dict[str, Any]]) -> None:
     )
 
 
-def _print_plan(plan: dict[str, Any]) -> None:
+def _print_plan(plan: dict[str, Any], *, partitions: bool) -> None:
+    extents = [extent for part in plan["partitions"] for extent in part["extents"]]
+    on: dict[str, int] = {}
+    for extent in extents:
+        on[extent["device"]] = on.get(extent["device"], 0) + extent["length"]
     print_facts(
         [
             ("volume", plan["name"]),
             ("size", format_size(plan["size"])),
             ("partitions", f"{plan['partition_count']} of {format_size(plan['partition_size'])}"),
             ("processors", listed(plan["processors"])),
+            ("devices", listed([f"{device} ({format_size(size)})" for device, size in on.items()])),
         ]
     )
     for each in plan["new_devices"]:
         say(f"to be made: device {each['name']}, {each['path']}, {format_size(each['size'])}")
     _print_logs([{**log, "used": 0} for log in plan["logs"]])
-    _print_partitions(plan["partitions"])
+    if partitions:
+        _print_partitions(plan["partitions"])
 
 
 def _print_logs(logs: list[dict[str, Any]]) -> None:

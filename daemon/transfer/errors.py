@@ -64,8 +64,9 @@ class TargetSize(PolyvolError):
 
     code = "target-size"
     kind = "invalid"
-    sentence = "{target} has {found} bytes, and {source} has {size}"
+    sentence = "{target} has {found}, and {source} has {size}"
     hint = "give a target of the same size"
+    sizes = ("found", "size")
 
 
 class BaseMissing(PolyvolError):

@@ -8,16 +8,34 @@ Errors            None is raised: they are returned.
 """
 
 import errno
+import logging
 import os
 import sqlite3
 from pathlib import Path
 
 from polyvol.mapping.errors import CatalogDamaged, CatalogFailed, CatalogUnreadable, PolyvolError, StateFull
 from polyvol.mapping.no_space import NEEDED, NO_SPACE, probe_path
+from polyvol.mapping.os_errors import reason
 
+_log = logging.getLogger("polyvol")
 _PROBE_BYTES = 8192
+_LOCKED = "another program has it locked, which has to end first"
+_WORDS = {
+    sqlite3.SQLITE_BUSY: _LOCKED,
+    sqlite3.SQLITE_LOCKED: _LOCKED,
+    sqlite3.SQLITE_PROTOCOL: _LOCKED,
+    sqlite3.SQLITE_NOMEM: "not enough memory",
+    sqlite3.SQLITE_IOERR: "input/output error",
+    sqlite3.SQLITE_CORRUPT: "it is damaged",
+    sqlite3.SQLITE_NOTADB: "it is not an SQLite database, or its beginning is damaged",
+    sqlite3.SQLITE_CANTOPEN: "it cannot be opened",
+    sqlite3.SQLITE_READONLY: "it cannot be opened for writing",
+}
+"""What users are told of primary result codes of SQLite."""
 _UNREADABLE = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_FULL)
-"""Primary result codes of SQLite that say nothing about what the file holds."""
+_NOW = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_PROTOCOL)
+"""Primary result codes of SQLite that say nothing about what the file holds: `_NOW` nothing about the file
+system either."""
 
 
 def failure(path: Path, error: Exception, *, reading: bool = False) -> PolyvolError:
@@ -28,12 +46,22 @@ def failure(path: Path, error: Exception, *, reading: bool = False) -> PolyvolEr
         number = _errno(error, path.parent)
     if number in NO_SPACE:
         return StateFull(path=path.parent, what=f"the catalog {path.name} cannot be written", need=NEEDED)
-    why = os.strerror(number) if number else error
+    why = reason(OSError(number, os.strerror(number)), path) if number else _words(error)
     if not reading:
         return CatalogFailed(path=path, why=why)
     if number is None:
         return CatalogDamaged(path=path, why=why)
     return CatalogUnreadable(path=path, why=why)
+
+
+def _words(error: Exception) -> str:
+    """What is wrong with the file, as a clause; SQLite's and Python's own words are for the log."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+    words = _WORDS.get(code & 0xFF) if isinstance(error, sqlite3.Error) else "a text in it is not UTF-8"
+    if words is None:
+        words = f"SQLite refused a statement (result code {code})"
+    _log.error("%s: %s", words, error)
+    return words
 
 
 def _errno(error: sqlite3.Error, directory: Path) -> int | None:
@@ -42,6 +70,8 @@ def _errno(error: sqlite3.Error, directory: Path) -> int | None:
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
     if code == sqlite3.SQLITE_FULL:
         return errno.ENOSPC
+    if code in _NOW:
+        return 0
     return _probe(directory) if code in _UNREADABLE else None
 
 

@@ -301,7 +301,7 @@ def test_an_older_copy_is_brought_up_to_date(
     daemon.ok("snapshot", "create", "v", "--name", "s1")
     for target in (str(raw), other.uri("w")):
         before = daemon.volume("v")
-        assert "copied" in daemon.ok("copy-changed", "v@s1", "--since", "s0", target)
+        assert "copied" in daemon.ok("copy-changed", "v@s1", "--since", "v@s0", target)
         assert before["snapshots"] == ["s0", "s1"]
         nbd.qemu_compare(daemon.uri("v@s1"), target)
 
@@ -312,10 +312,11 @@ def test_a_copy_is_refused_before_anything_is_written(daemon: Daemon, volume: st
     short = tmp_path / "short"
     short.write_bytes(b"!" * 4096)
     for words, command in [
-        (f"has 4096 bytes, and v@s1 has {SIZE}", ["copy-changed", "v@s1", "--since", "s0", str(short)]),
+        ("has 4 KiB, and v@s1 has 96 MiB", ["copy-changed", "v@s1", "--since", "s0", str(short)]),
         ("it does not exist", ["copy-changed", "v@s1", "--since", "s0", str(tmp_path / "none")]),
         ("read-only", ["copy-changed", "v@s1", "--since", "s0", daemon.uri("v@s0")]),
         ("no snapshot 's9'", ["copy-changed", "v@s1", "--since", "s9", str(short)]),
+        ("w is another volume than v", ["copy-changed", "v@s1", "--since", "w@s0", str(short)]),
         ("v@s1 is not older than v@s0", ["copy-changed", "v@s0", "--since", "s1", str(short)]),
         ("v@s1 is not older than v@s0", ["backup", "v@s0", "--since", "s1", "-o", str(tmp_path / "b")]),
         ("no snapshot", ["backup", "v@s9", "-o", str(tmp_path / "b")]),

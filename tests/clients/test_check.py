@@ -251,6 +251,6 @@ def test_a_volume_that_is_half_deleted_is_no_problem(daemon: Daemon) -> None:
         path.unlink()
     code, problems, notes = checked(daemon)
     assert (code, problems) == (0, [])
-    assert any("volume half is deleting" in note for note in notes)
+    assert any("volume half was being deleted" in note for note in notes)
     daemon.start()
     assert daemon.api.get("volumes") == []

@@ -24,9 +24,9 @@ def test_what_cannot_be_done_is_refused_and_nothing_changes(daemon: Daemon) -> N
     path = daemon.directory / "new.img"
     for words, command in [
         ("exists", ["volume", "create", "v", "--size", "8M"]),
-        ("0 bytes", ["volume", "create", "w", "--size", "0"]),
-        ("multiple of 4096", ["volume", "create", "w", "--size", "5000"]),
-        ("bytes free", ["volume", "create", "w", "--size", "8M", "--device", "small"]),
+        ("a size of 0 B", ["volume", "create", "w", "--size", "0"]),
+        ("multiple of 4 KiB", ["volume", "create", "w", "--size", "5000"]),
+        ("and small has 3 MiB free", ["volume", "create", "w", "--size", "8M", "--device", "small"]),
         ("no device", ["volume", "create", "w", "--size", "8M", "--device", "nobody"]),
         ("no volume", ["volume", "show", "nobody"]),
         ("no volume", ["volume", "delete", "nobody", "--yes"]),
@@ -65,6 +65,17 @@ def test_names_that_would_harm_are_refused(daemon: Daemon, name: str) -> None:
         assert "is not allowed" in said, said
         assert "\x1b" not in said
     assert nbd.export_names(daemon.nbd_socket) == {"v"}
+
+
+def test_a_backup_is_not_written_among_polyvold_s_own_files(daemon: Daemon, short_dir: Path) -> None:
+    daemon.make_volume("v", size="8M", partition_size="1M")
+    daemon.ok("snapshot", "create", "v", "--name", "s")
+    (short_dir / "link").symlink_to(daemon.state_dir / "volumes")
+    before = sorted(daemon.state_dir.rglob("*"))
+    for place in (daemon.state_dir / "volumes", daemon.state_dir / "devices", short_dir / "link"):
+        said = daemon.refused("backup", "v@s", "-o", place / "b")
+        assert f"it would be among polyvold's own files in {daemon.state_dir}; give a path elsewhere" in said
+    assert sorted(daemon.state_dir.rglob("*")) == before
 
 
 def test_what_a_client_uses_is_not_deleted(daemon: Daemon) -> None:

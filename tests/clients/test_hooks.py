@@ -67,3 +67,20 @@ def test_a_hook_that_asks_for_a_snapshot_with_hooks_is_refused(daemon: Daemon, c
     assert "volume v has hooks" in taken["hook_trouble"]
     assert [each["name"] for each in daemon.snapshots("v")] == ["one"]
     assert len(daemon.snapshots("w")) == 1, "w has no hooks: nothing waits for itself"
+
+
+@pytest.mark.parametrize("stage", ["quiesce", "thaw"])
+def test_a_schedule_s_hook_that_asks_for_a_snapshot_of_its_volume_is_refused(
+    daemon: Daemon, stage: str
+) -> None:
+    said = daemon.directory / "said"
+    daemon.ok("volume", "create", "v", "--size", "1M")
+    daemon.ok("volume", "create", "w", "--size", "1M")
+    asks = f"PATH={BIN}:$PATH; polyvol snapshot create v w 2>> {said}"
+    hooks = {"quiesce": "true", "thaw": None, "timeout_s": 60, "shell": True} | {stage: asks}
+    wanted = {"target": "v", "every_s": 1, "keep": {"last": 1}, "name": "often", "hooks": hooks}
+    daemon.api.post("schedules", body=wanted)
+    wait_until(lambda: said.exists() and "\n" in said.read_text(), "the refusal", 20)
+    daemon.api.delete("schedules", "often")
+    assert "volume v is at its hooks, and a hook command cannot take a snapshot of it" in said.read_text()
+    assert daemon.snapshots("w") == []

@@ -120,7 +120,7 @@ def test_a_host_is_told_eio_and_the_file_stays_short(daemon: Daemon, image: Path
         assert nbd.allocation(host, SIZE - MIB, MIB) == [(CUT - MIB, 0)]
     view = state_of(daemon)
     assert view["state"] == "faulty"
-    assert f"it was found {CUT} bytes long and must have {SIZE}" in view["reason"]
+    assert "it was found with 5 MiB and must have 8 MiB" in view["reason"]
     assert daemon.volume("v")["state"] == "degraded"
     assert "cannot be used" in daemon.refused("volume", "create", "w", "--base", "base")
     assert "snapshot" in daemon.refused("snapshot", "create", "v", "--name", "t")
@@ -144,7 +144,7 @@ def changes(host: Any) -> Iterator[Callable[[], object]]:
 def test_what_was_short_once_stays_so_until_it_is_retried(daemon: Daemon, image: Path) -> None:
     os.truncate(image, CUT)
     said = daemon.refused("device", "retry", "base")
-    assert f"is {CUT} bytes and was {SIZE}" in said
+    assert "has 5 MiB, and had 8 MiB" in said
     wait_until(lambda: "it was found" in daemon.said(), "the daemon's own look", 30)
     os.truncate(image, SIZE)  # by somebody who knows nothing
     for end in (daemon.end, daemon.kill):

@@ -229,3 +229,24 @@ def test_clients_that_read_no_answers_take_no_threads_from_others(daemon: Daemon
             assert ask(daemon, "GET", "/v1/status")[0] == 200
             assert time.monotonic() < until
         assert ask(daemon, "GET", "/v1/status")[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("said", "status", "words"),
+    [
+        (b"GET http://[::1/v1/status HTTP/1.1\r\n\r\n", 400, "the address is not one"),
+        (b"GET /v1/status HTTP/x\r\n\r\n", 400, "start line is invalid"),
+        (
+            b"POST /v1/volumes HTTP/1.1\r\nContent-Length: 9999999\r\n\r\n",
+            413,
+            "its body is longer than 1 MiB",
+        ),
+    ],
+)
+def test_what_is_no_request_is_answered_in_plain_words(
+    daemon: Daemon, said: bytes, status: int, words: str
+) -> None:
+    with opened(daemon, said) as connection, connection.makefile("rb") as reader:
+        head, _, body = reader.read().partition(b"\r\n\r\n")
+    assert int(head.split()[1]) == status
+    assert json.loads(body)["error"]["message"] == f"the request is not right: {words}"

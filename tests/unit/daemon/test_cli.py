@@ -41,19 +41,19 @@ def test_a_volume_is_made_shown_and_deleted_with_its_files(daemon: Daemon) -> No
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--size", "0"], "is 0 bytes"),
-        (["--size", "5000"], "not a multiple of 4096; use 8192"),
+        (["--size", "0"], "has a size of 0 B"),
+        (["--size", "5000"], "has a size of 4.9 KiB (5000 bytes), which is not a multiple of 4 KiB; use 8K"),
         ([], "has no size; give --size"),
         (["--size", "1G", "--partition-size", "3M"], "not a power of two"),
         (["--size", "1G", "--partition-size", "512K"], "not a power of two"),
-        (["--size", "2T", "--partition-size", "1M"], "more than the 1099511627776"),
+        (["--size", "2T", "--partition-size", "1M"], "more than the 1 TiB"),
         (["--size", "1G", "--processors", "0"], "0 is not a possible number of processors"),
         (["--size", "1G", "--processors", "257"], "1 to 256"),
         (["--size", "1G", "--device", "nix"], "no device 'nix'"),
         (["--size", "1G", "--log-device", "nix"], "no device 'nix'"),
         (["--base", "nix"], "no device 'nix'"),
-        (["--size", "1G", "--device", "small"], "needs 1073741824 bytes, and small has 7340032 bytes free"),
-        (["--size", "1M", "--log-device", "small"], "needs 67108864 bytes, and small has 4194304"),
+        (["--size", "1G", "--device", "small"], "needs 1 GiB, and small has 7 MiB free"),
+        (["--size", "1M", "--log-device", "small"], "needs 64 MiB, and small has 4 MiB"),
         (["--size", "1M", "--device", "small", "--device", "small"], "named twice"),
         (["--size", "1M", "--device", "image"], "adopted"),
         (["--base", "small"], "was not adopted"),
@@ -203,6 +203,15 @@ def test_a_dry_run_shows_the_plan_and_changes_nothing(daemon: Daemon) -> None:
     assert [new["name"] for new in plan["new_devices"]] == ["v.data-0", "v.data-1", "v.log-0", "v.log-1"]
     assert plan["partitions"][1]["extents"] == [{"device": "v.data-1", "offset": MIB, "length": 36 * MIB}]
     assert "v.data" in daemon.ok("volume", "create", "v", "--size", "100M", "--dry-run")
+    large = ["volume", "create", "v", "--size", "1T", "--dry-run"]
+    said = daemon.ok(*large)
+    assert len(said.splitlines()) < 20
+    assert "partitions: 16384 of 64 MiB\n" in said
+    assert "devices:    v.data-0 (512 GiB), v.data-1 (512 GiB)\n" in said
+    assert len(daemon.ok(*large, "--partitions").splitlines()) > 16384
+    assert len(json.loads(daemon.ok(*large, "--json"))["partitions"]) == 16384
+    result = daemon.run("volume", "create", "v", "--size", "1M", "--partitions")
+    assert (result.exit_code, result.stdout) == (2, "")
     assert json.loads(daemon.ok("volume", "list", "--json")) == []
 
 

@@ -141,6 +141,7 @@ def test_refusals_are_json_on_stderr_and_stdout_is_empty(daemon: Daemon) -> None
         (["volume", "create"], "usage", 2),
         (["volume", "create", "v", "--size", "x"], "usage", 2),
         (["status", "--nix"], "usage", 2),
+        (["attach", "--list", "v"], "usage", 2),
         (["nix"], "usage", 2),
         (["volume", "show", ""], "bad-name", 1),
         (["snapshot", "delete", "v@x*", "w@y"], "unknown-volume", 1),

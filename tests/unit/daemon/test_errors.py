@@ -58,6 +58,12 @@ def test_a_sentence_says_what_to_do(error: type[PolyvolError]) -> None:
     assert not error.hint.endswith(".")
 
 
+@pytest.mark.parametrize("error", TABLE.values(), ids=TABLE)
+def test_a_sentence_has_sizes_as_tables_have_them(error: type[PolyvolError]) -> None:
+    assert "bytes" not in error.sentence + error.hint
+    assert set(error.sizes) <= fields(error)
+
+
 def test_the_errors_page_lists_every_error() -> None:
     page = (ROOT / "docs" / "errors.md").read_text()
     rows = [line.split("|") for line in page.splitlines() if line.startswith("| `")]

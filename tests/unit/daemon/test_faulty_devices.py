@@ -68,7 +68,7 @@ def test_a_device_that_does_not_answer_is_hung_and_nothing_is_placed_on_it(degra
 
 def test_a_device_that_was_short_waits_for_a_retry(degraded: Daemon, tmp_path: Path) -> None:
     degraded.world.faults[2] = {**fault(), "short": (4096, 8 << 20)}
-    said = "it was found 4096 bytes long and must have 8388608: what lay beyond is lost"
+    said = "it was found with 4 KiB and must have 8 MiB: what lay beyond is lost"
     assert json.loads(degraded.ok("device", "show", "b", "--json"))["reason"].startswith(said)
     assert said in degraded.refused("volume", "create", "w", "--size", "1M", "--device", "b")
     assert degraded.service.device_found(tmp_path / "b") is None

@@ -394,7 +394,8 @@ def test_a_name_and_a_device_are_taken_by_who_asks_first(pair: Daemon) -> None:
     with hangs(pair, "volume", "create", "new", "--size", "1M", *options, at=("add_volume", WELL + 1)):
         assert "volume new exists already" in pair.refused("volume", "create", "new", "--size", "1M")
         assert "volume new has been busy with volume create" in _refused_soon(pair, "volume", "delete", "new")
-        assert "no volume 'new'" in pair.refused("group", "create", "g", "new")
+        for verb in (["snapshot", "create", "new"], ["group", "create", "g", "new"], ["scrub", "new"]):
+            assert "volume new has been busy with volume create" in pair.refused(*verb)
         assert "is used by volume" in pair.refused("device", "remove", "well-disk")
     pair.ok("volume", "delete", "new", "--yes")
 

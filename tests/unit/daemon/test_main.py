@@ -175,3 +175,16 @@ def test_a_start_with_closed_streams(short_dir: Path, closed: str) -> None:
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=20)
     assert (process.returncode, err) == (0, "")
+
+
+def test_a_start_with_too_few_files_is_refused_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda _: (20, 20))
+    result = CliRunner().invoke(cli, ["--state-dir", str(tmp_path / "state")])
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == (
+        "polyvold failed: only 20 files can be open in this process, and at least 64 are needed;"
+        " raise the limit on open files (`ulimit -n`)\n"
+    )
+    assert list(tmp_path.iterdir()) == []

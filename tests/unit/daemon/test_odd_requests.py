@@ -13,7 +13,7 @@ from polyvol.daemon.api.application import ROUTES, Application
 from tests.support.odd_values import Request, random_requests, requests
 from tests.unit.conftest import Daemon
 
-NEVER_SAID = ("Traceback", "constraint", "Error:", "SQL", "PyO3")
+NEVER_SAID = ("Traceback", "constraint", "Error:", "SQL", "PyO3", "Input should", "Field required")
 NAMES = {"volume": "v", "snapshot": "s", "group": "g", "device": "v.data", "schedule": "daily"}
 
 
@@ -71,3 +71,27 @@ def test_no_request_is_an_internal_error(used: Daemon) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_no_request_with_several_odd_values_is_an_internal_error(used: Daemon, seed: int) -> None:
     assert asked(used, random_requests(ROUTES, NAMES, seed, 1500))[400] > 300
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "said"),
+    [
+        ("/v1/volumes", "", "its body is not JSON: EOF"),
+        ("/v1/volumes", "[]", "it is not an object"),
+        ("/v1/volumes", "{}", "name: it is missing"),
+        ("/v1/volumes", '{"name": 1}', "name: it is not a text"),
+        ("/v1/volumes", '{"name": "a", "size": 1.5}', "size: it is not a whole number"),
+        ("/v1/volumes", '{"name": "a", "dry_run": 1}', "dry_run: it is neither true nor false"),
+        ("/v1/volumes", '{"name": "a", "devices": "d"}', "devices: it is not a list"),
+        ("/v1/volumes", '{"name": "a", "nix": 1}', "nix: there is no such key here"),
+        ("/v1/volumes", '{"name": "a", "size": 1, "size": 4096}', "the key 'size' is given twice"),
+        ("/v1/volumes?x=1&x=2", "", "the query parameter 'x' is given twice"),
+    ],
+)
+def test_what_is_wrong_with_a_request_is_said_in_plain_words(
+    daemon: Daemon, path: str, body: str, said: str
+) -> None:
+    status, answered = answer(Application(daemon.service), Request("POST", path, body))
+    assert status == 400
+    assert answered["error"]["message"].startswith(f"the request is not right: {said}")
+    assert json.loads(daemon.ok("volume", "list", "--json")) == []

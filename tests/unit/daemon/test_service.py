@@ -5,11 +5,13 @@ import os
 import socket
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from polyvol.daemon import sockets
+from polyvol.daemon.cli.ending import as_error
 from polyvol.daemon.errors import BadConfig, SocketUnusable, StateLocked
 from polyvol.daemon.service import Service
 from polyvol.mapping.errors import BadProcessors
@@ -386,3 +388,48 @@ def test_tcp_is_bound_on_every_address_of_the_host() -> None:
 def test_what_is_no_address_is_refused(address: str) -> None:
     with pytest.raises(BadConfig, match=r"is not HOST:PORT|a port is at most 65535"):
         sockets.split_address(address)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # pyudev's pipe is left open
+def test_a_start_without_enough_threads_is_undone_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limits on memory and processes keep each thread of a start in turn from being made."""
+    start = threading.Thread.start
+    left = 0
+
+    def refused(thread: threading.Thread) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    for failing in range(1, 100):
+        left, told = failing, ""
+        service = Service(tmp_path / "state", processors=1, engine_module=SimWorld())
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", refused)
+            try:
+                service.start()
+            except RuntimeError as refusal:
+                told = str(as_error(refusal, "polyvold"))
+        service.stop()
+        if left > 0:
+            break
+        assert told.startswith("starting a thread failed: the limits on memory") or not told, failing
+    assert 5 < failing < 99
+
+
+def test_a_volume_whose_creation_ends_just_now_is_not_taken_for_a_half_made_one(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another `volume create` has seen it as 'creating', and gets its lock as soon as it is ready."""
+    daemon.ok("volume", "create", "v", "--size", "1M")
+    context = daemon.service._context
+    as_it_was = [replace(each, state="creating") for each in context.catalog.volumes()]
+    now, looks = context.catalog.volumes, iter([as_it_was])
+    monkeypatch.setattr(context.catalog, "volumes", lambda: next(looks, None) or now())
+    daemon.service.volumes._removal.settle_all()
+    assert [(each.name, each.state) for each in now()] == [("v", "ready")]
+    assert context.volume_trouble == {}

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polyvol.daemon.sizes import SIZE_MAX, format_ns, format_size, parse_size
+from polyvol.mapping.sizes import argument_size, exact_size
 
 
 @pytest.mark.parametrize(
@@ -54,3 +55,28 @@ def test_durations_are_shown_in_a_fitting_unit() -> None:
         "2.5 ms",
         "3.00 s",
     ]
+
+
+@pytest.mark.parametrize(
+    ("size", "exact", "argument"),
+    [
+        (0, "0 B", "0"),
+        (1023, "1023 B", "1023"),
+        (4096, "4 KiB", "4K"),
+        (1536, "1.5 KiB", "1536"),
+        (5000, "4.9 KiB (5000 bytes)", "5000"),
+        ((1 << 20) + 4096, "1.0 MiB (1052672 bytes)", "1028K"),
+        (1 << 40, "1 TiB", "1T"),
+        (3 << 29, "1.5 GiB", "1536M"),
+        (-4096, "-4 KiB", "-4K"),
+        ((1 << 63) - 1, "8192 PiB (9223372036854775807 bytes)", "9223372036854775807"),
+    ],
+)
+def test_a_size_in_a_sentence_is_never_rounded_in_silence(size: int, exact: str, argument: str) -> None:
+    assert exact_size(size) == exact
+    assert argument_size(size) == argument
+
+
+@given(st.integers(0, SIZE_MAX))
+def test_a_size_as_an_option_is_read_as_the_same_size(size: int) -> None:
+    assert parse_size(argument_size(size)) == size

@@ -9,6 +9,7 @@ import pytest
 
 from polyvol.daemon.room import Gauge, level_of
 from polyvol.daemon.space import Space
+from polyvol.mapping.sizes import exact_size
 from polyvol.snapshot.retention import droppable
 from tests.support.proc import wait_until
 from tests.support.sim_engine import SimEngine
@@ -205,10 +206,11 @@ def test_a_log_that_cannot_be_added_is_refused_and_leaves_nothing(volume: Daemon
     volume.ok("device", "add", str(tmp_path / "d"), "--size", "20M")
     before = volume.ok("volume", "show", "v", "--json")
     devices = volume.ok("device", "list", "--json")
-    assert "needs 67108864 bytes" in volume.refused("volume", "add-log", "v", "--device", "d")
-    assert "is 0 bytes" in volume.refused("volume", "add-log", "v", "--size", "0")
+    assert "needs 64 MiB" in volume.refused("volume", "add-log", "v", "--device", "d")
+    assert "has a size of 0 B" in volume.refused("volume", "add-log", "v", "--size", "0")
     for size in ((1 << 60) + 1, (1 << 63) - 1):
-        assert f"is {size} bytes, more than" in volume.refused("volume", "add-log", "v", "--size", str(size))
+        said = volume.refused("volume", "add-log", "v", "--size", str(size))
+        assert f"has a size of {exact_size(size)}, more than the 1024 PiB that" in said
     assert "named twice" in volume.refused("volume", "add-log", "v", "--device", "d", "--device", "d")
     assert "no device" in volume.refused("volume", "add-log", "v", "--device", "nothing")
     assert "no volume" in volume.refused("volume", "add-log", "w")

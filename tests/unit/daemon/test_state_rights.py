@@ -100,3 +100,39 @@ def test_who_may_not_use_a_state_directory_is_told_to_be_another_user(tmp_path: 
     assert "run this as a user who has access" in told.advice
     told = state.unusable(tmp_path, OSError(errno.EROFS, "Read-only file system"))
     assert "give --state-dir a directory" in told.advice
+
+
+@pytest.mark.parametrize("name", ["volumes", "manifests/new", "devices/a/b"])
+@pytest.mark.parametrize("lost", [None, "catalog.db"])
+def test_a_directory_inside_a_state_directory_is_refused_and_left_as_it_is(
+    made: Path, tmp_path: Path, name: str, lost: str | None
+) -> None:
+    if lost is not None:
+        (made / lost).unlink()
+    (tmp_path / "link").symlink_to(made)
+    before = sorted(made.rglob("*"))
+    for path in (made / name, tmp_path / "link" / name):
+        with pytest.raises(StateUnusable, match=f"{name} cannot be used: it lies inside .*state directory"):
+            state.make_state_dir(path)
+    assert sorted(made.rglob("*")) == before
+    state.make_state_dir(made)
+
+
+def test_a_directory_with_other_files_is_refused_and_left_as_it_is(made: Path, tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "letter").touch()
+    with pytest.raises(StateUnusable, match="it has no catalog, and other files, such as 'letter'; give"):
+        state.make_state_dir(tmp_path / "home")
+    assert [path.name for path in (tmp_path / "home").iterdir()] == ["letter"]
+    with pytest.raises(StateUnusable, match="such as 'state'"):
+        state.make_state_dir(made.parent)
+    (made / "letter").touch()
+    state.make_state_dir(made)
+
+
+def test_a_directory_with_what_a_start_has_left_or_finds_there_is_taken(tmp_path: Path) -> None:
+    for name in ("lost+found", "devices", "volumes", ".profile"):
+        (tmp_path / "s" / name).mkdir(parents=True)
+    for name in ("nbd.sock", "control.sock", "reserve.1"):
+        (tmp_path / "s" / name).touch(0o600)
+    state.make_state_dir(tmp_path / "s")

@@ -199,7 +199,7 @@ def test_a_migration_that_fails_changes_nothing(tmp_path: Path) -> None:
 def test_a_catalog_that_cannot_be_written_says_so_and_stays_as_it_was(catalog: Catalog) -> None:
     volume = catalog.create_volume(PLAN)
     catalog._database._connection.execute("PRAGMA query_only = ON")
-    with pytest.raises(CatalogFailed, match="cannot be written"):
+    with pytest.raises(CatalogFailed, match="cannot be read or written"):
         catalog.set_volume_state(volume.id, "ready")
     catalog._database._connection.execute("PRAGMA query_only = OFF")
     assert [each.state for each in catalog.volumes()] == ["creating"]

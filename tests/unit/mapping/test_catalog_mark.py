@@ -213,7 +213,7 @@ def test_a_mark_that_cannot_be_written_is_written_before_the_next_commit(
     with monkeypatch.context() as patch:
         patch.setattr(catalog._database._mark, "write", fail)
         catalog.settings.set("a", "1")  # it is committed, and so it succeeds
-        with pytest.raises(PolyvolError, match="Input/output error"):
+        with pytest.raises(PolyvolError, match="input/output error"):
             catalog.settings.set("a", "2")
     assert catalog.settings.get("a") == "1"
     catalog.settings.set("a", "3")
