@@ -47,8 +47,20 @@ def names(tmp_path: Path) -> list[str]:
     return sorted(path.name for path in tmp_path.iterdir() if path.name != "held")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGKILL])
-@pytest.mark.parametrize(("point", "passes"), [("pread", 20), ("read_back", 0), ("rename", 0)])
+# What a copy that is ended is tried with: each signal at each point; few of them every day.
+POINTS = [("pread", 20), ("read_back", 0), ("rename", 0)]
+SIGNALS = [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGKILL]
+EVERYDAY = [("read_back", 0, signal.SIGINT), ("rename", 0, signal.SIGKILL)]
+
+
+@pytest.mark.parametrize(
+    ("point", "passes", "number"),
+    [
+        pytest.param(*point, number, marks=() if (*point, number) in EVERYDAY else pytest.mark.slow)
+        for point in POINTS
+        for number in SIGNALS
+    ],
+)
 def test_a_raw_copy_that_is_ended_leaves_no_file(
     source: Daemon, tmp_path: Path, number: signal.Signals, point: str, passes: int
 ) -> None:
@@ -66,7 +78,7 @@ def test_a_raw_copy_that_is_ended_leaves_no_file(
     nbd.qemu_compare(source.uri("v@s2"), file)
 
 
-@pytest.mark.parametrize("kind", [["--raw"], []])
+@pytest.mark.parametrize("kind", [["--raw"], pytest.param([], marks=pytest.mark.slow)])
 def test_of_two_backups_to_one_file_the_second_is_refused(
     source: Daemon, tmp_path: Path, kind: list[str]
 ) -> None:

@@ -117,7 +117,7 @@ def test_a_restore_that_is_killed_is_resumed_or_abandoned(
     write(other, "w", 9, MIB)
 
 
-@pytest.mark.parametrize("kind", ["full", "incremental"])
+@pytest.mark.parametrize("kind", ["full", pytest.param("incremental", marks=pytest.mark.slow)])
 def test_an_abandoned_restore_leaves_what_was_before(
     daemon: Daemon, other: Daemon, files: list[Path], tmp_path: Path, kind: str
 ) -> None:
