@@ -105,7 +105,7 @@ def test_of_two_backups_to_one_file_the_second_is_refused(
         scratch.rmdir()
 
 
-@pytest.mark.parametrize("kind", [["--raw"], []])
+@pytest.mark.parametrize("kind", [pytest.param(["--raw"], marks=pytest.mark.slow), []])
 def test_a_file_that_came_in_the_meantime_stays(source: Daemon, tmp_path: Path, kind: list[str]) -> None:
     file = tmp_path / "f"
     with held(source, tmp_path, "rename", "backup", "v@s2", *kind, "-o", file) as command:
@@ -116,7 +116,7 @@ def test_a_file_that_came_in_the_meantime_stays(source: Daemon, tmp_path: Path, 
     assert names(tmp_path) == (["f"] if kind else ["f", "f.partial"])
 
 
-@pytest.mark.parametrize("kind", [["--raw"], []])
+@pytest.mark.parametrize("kind", [["--raw"], pytest.param([], marks=pytest.mark.slow)])
 def test_what_is_not_what_was_written_is_not_given_its_name(
     source: Daemon, tmp_path: Path, kind: list[str]
 ) -> None:
@@ -168,7 +168,7 @@ def test_snapshots_made_again_by_the_same_names_are_not_taken_for_those_asked_fo
     assert not list(tmp_path.glob("f*"))
 
 
-@pytest.mark.parametrize("kind", [["--raw"], []])
+@pytest.mark.parametrize("kind", [pytest.param(["--raw"], marks=pytest.mark.slow), []])
 def test_a_backup_does_not_go_on_with_another_daemon(source: Daemon, tmp_path: Path, kind: list[str]) -> None:
     """Threads connect when they first need it: one that does so late might find another snapshot."""
     file = tmp_path / "f"

@@ -199,6 +199,7 @@ def test_what_is_wrong_is_told(used: Daemon, damage: Callable[[Daemon], None], w
     assert (result.rc, words in result.out) == (1, True)
 
 
+@pytest.mark.slow
 def test_a_catalog_that_is_refused_is_left_and_can_be_accepted(used: Daemon) -> None:
     used.stop()
     catalog = used.state_dir / "catalog.db"
@@ -230,6 +231,7 @@ def test_a_changed_block_is_found_when_data_is_read(used: Daemon) -> None:
     assert "its checksum does not match" in problems[0]
 
 
+@pytest.mark.slow
 def test_what_a_crash_leaves_is_a_note_and_stays(used: Daemon) -> None:
     used.stop()
     directory = engine_files(used, "journal")[0].parent

@@ -27,7 +27,7 @@ MIB = 1 << 20
 QEMU = ("qemu-io", "qemu-img", "qemu-nbd")
 
 
-@pytest.fixture(params=["native", "nbdkit"])
+@pytest.fixture(params=["native", pytest.param("nbdkit", marks=pytest.mark.slow)])
 def either(request: pytest.FixtureRequest, make_daemon: Callable[..., Daemon]) -> Daemon:
     """A daemon with either front-end."""
     return make_daemon("--frontend", request.param)

@@ -195,7 +195,7 @@ def complete(other: Daemon, begun: Any) -> None:
         other.api.post("volumes", "w", "restore", "completion", body={"export": begun["export"]})
 
 
-@pytest.mark.parametrize("kind", ["full", "incremental"])
+@pytest.mark.parametrize("kind", [pytest.param("full", marks=pytest.mark.slow), "incremental"])
 def test_a_host_that_tries_again_and_again_gets_the_volume_when_it_is_complete(
     daemon: Daemon, other: Daemon, files: list[Path], tmp_path: Path, kind: str
 ) -> None:

@@ -50,7 +50,7 @@ def handed_over(machine: Machine) -> int:
 
 
 def closed_late(machine: Machine) -> int:
-    """How often a polyvold that ended has closed connections whose requests the disk had not answered in 10 s."""
+    """How often a polyvold that ended closed connections because the disk did not answer within 10 s."""
     said = machine.ok("journalctl -u polyvold -o cat --no-pager")
     return said.count("requests or replies did not end in time")
 
