@@ -209,6 +209,7 @@ def test_force_on_a_mounted_device_with_writes_leaves_no_nbdfuse(host: Host) -> 
     wait_until(lambda: host.left() == [], "the end of the loop device")
 
 
+@pytest.mark.slow
 def test_a_device_that_cannot_grow_with_its_volume_says_so(host: Host) -> None:
     host.ok("attach", "v", "--fuse")
     grown = run(BIN / "polyvol", "volume", "grow", "v", "--size", "128M", env=host.env)

@@ -332,6 +332,7 @@ def test_a_completion_waits_until_nbdkit_has_ended_the_connection(
     assert other.volume("w")["state"] != "restoring"
 
 
+@pytest.mark.slow
 def test_a_volume_that_grew_takes_what_its_source_was_backed_up_as_later(
     daemon: Daemon, other: Daemon, files: list[Path], tmp_path: Path
 ) -> None:
