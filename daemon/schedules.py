@@ -48,7 +48,7 @@ from polyvol.snapshot.timing import EVERY_S_MAX, SECOND_NS, Timing, check_cron
 
 RETRY_NS = 60 * SECOND_NS
 LATE_NS = 60 * SECOND_NS
-"""How late a schedule may be before it is said."""
+"""How long a run may take before it is said."""
 RETAIN_WAIT_S = 5.0
 """How long a run waits for a volume that it deletes a snapshot of."""
 STOP_S = 5.0
@@ -72,7 +72,8 @@ class Schedules:
         self._workers = Workers("polyvol-schedule-run")
         self._dues = DueTimes(context.clock, context.steady)
         self._retry_at: dict[int, int] = {}  # by the steady clock
-        self._told: dict[int, tuple[int, str]] = {}
+        self._begun: dict[int, int] = {}  # by the steady clock: when the last run was begun
+        self._told: dict[int, tuple[int, set[str]]] = {}
         self._look = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="polyvol-schedule", daemon=True)
@@ -194,14 +195,17 @@ class Schedules:
         due, now = self._planned(schedule)
         if due is None or due > now:
             return due
-        with self._lock:
-            wait_ns = self._retry_at.get(schedule.id, 0) - self._context.steady()
-        if wait_ns > 0:
-            return now + wait_ns
         if self._workers.busy(schedule.id):  # D4
-            if now - due > LATE_NS:
+            with self._lock:
+                begun = self._begun.get(schedule.id)
+            if begun is not None and self._context.steady() - begun > LATE_NS:
                 self._tell(schedule, due, "the run before, or this one, has not ended yet")
             return now + RETRY_NS
+        with self._lock:  # after `busy`: a run that has just failed has noted when to try again
+            wait_ns = self._retry_at.get(schedule.id, 0) - self._context.steady()
+            if wait_ns > 0:
+                return now + wait_ns
+            self._begun[schedule.id] = self._context.steady()
         self._workers.run(schedule.id, partial(self._run_apart, schedule, due))
         return self._timing(schedule).after(now)
 
@@ -272,13 +276,17 @@ class Schedules:
         """Say why there is no snapshot of a due time, once for each; `reason`: as the schedule has it."""
         reason = reason or why
         with self._lock:
-            known = self._told.get(schedule.id) == (due, reason)
-            self._told[schedule.id] = (due, reason)
+            told_due, reasons = self._told.get(schedule.id, (due, set()))
+            if told_due != due:
+                reasons = set()
+            known = reason in reasons
+            self._told[schedule.id] = (due, reasons | {reason})
         if not known:
             text = f"schedule {schedule.name} could not take its snapshot of {iso(due)}: {why}"
             volume = None if schedule.volume is None else self._target(schedule)
             self._context.events.add("warning", text, volume=volume, SCHEDULE=schedule.name)
-            with contextlib.suppress(PolyvolError):
+        with contextlib.suppress(PolyvolError):
+            if self._find(schedule.name).error != reason:
                 self._context.catalog.schedules.set_failed(schedule.id, reason)
 
     def _retain(self, schedule: Schedule) -> None:

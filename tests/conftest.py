@@ -4,7 +4,7 @@ How it works      `daemon` is a running polyvold for one test, `make_daemon` mak
                   The style and unit tests need neither. Where scripts/test ran, its stages are told before
                   the last line, so that a failed stage cannot hide behind a green pytest. Tests that are
                   marked `alone` wait until no other runs, those marked `few` until one other does, and the
-                  others wait for them (support/turns.py).
+                  others wait for them (support/turns.py). Those of one file that are `alone` have one turn.
 """
 
 import os
@@ -20,16 +20,42 @@ from tests.support.turns import Beside, turn
 STAGES = "POLYVOL_TEST_STAGES"
 
 
+_held: list[ExitStack] = []
+"""The turn of the test that runs."""
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+def pytest_runtest_protocol(
+    item: pytest.Item, nextitem: pytest.Item | None
+) -> Generator[None, object, object]:
     """Wait for this test's turn, before its time begins to count."""
     count = os.environ.get("PYTEST_XDIST_WORKER_COUNT")
     if count is None:
         return (yield)
-    marks: tuple[Beside, Beside] = ("alone", "few")
-    beside: Beside = next((mark for mark in marks if item.get_closest_marker(mark) is not None), "others")
-    with turn(item.config.rootpath / "build" / "turns", places=int(count), beside=beside):
+    if not _held:
+        directory = item.config.rootpath / "build" / "turns"
+        with ExitStack() as stack:
+            stack.enter_context(turn(directory, places=int(count), beside=beside(item)))
+            _held.append(stack.pop_all())
+    try:
         return (yield)
+    finally:
+        if not shares_turn(item, nextitem):
+            _held.pop().close()
+
+
+def shares_turn(item: pytest.Item, following: pytest.Item | None) -> bool:
+    """Whether the next test keeps the turn of this one: a test that is alone waits until all others have
+    ended, so those of one file wait once."""
+    if following is None or following.path != item.path:
+        return False
+    return beside(item) == beside(following) == "alone"
+
+
+def beside(item: pytest.Item) -> Beside:
+    """Who may run beside a test."""
+    marks: tuple[Beside, Beside] = ("alone", "few")
+    return next((mark for mark in marks if item.get_closest_marker(mark) is not None), "others")
 
 
 @pytest.fixture

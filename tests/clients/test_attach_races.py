@@ -41,6 +41,7 @@ def state(host: Host, name: str = "v") -> str:
     return str(host.listed()[name]["state"])
 
 
+@pytest.mark.slow
 def test_of_two_attaches_at_once_one_is_refused(host: Host) -> None:
     for _ in range(3):
         done = at_once(host, *[("attach", "v", "--fuse")] * 3)
@@ -85,7 +86,12 @@ def killed_at(host: Host, program: str, when: str, *command: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("program", "when"), [("nbdfuse", "before"), ("losetup", "before"), ("losetup", "after")]
+    ("program", "when"),
+    [
+        ("losetup", "before"),
+        pytest.param("nbdfuse", "before", marks=pytest.mark.slow),
+        pytest.param("losetup", "after", marks=pytest.mark.slow),
+    ],
 )
 def test_after_an_attach_that_was_killed_the_next_command_has_all(
     host: Host, program: str, when: str
@@ -100,8 +106,15 @@ def test_after_an_attach_that_was_killed_the_next_command_has_all(
         assert host.left() == []
 
 
-@pytest.mark.parametrize("program", ["losetup", "umount"])
-@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize(
+    ("program", "when"),
+    [
+        ("umount", "before"),
+        pytest.param("losetup", "before", marks=pytest.mark.slow),
+        pytest.param("losetup", "after", marks=pytest.mark.slow),
+        pytest.param("umount", "after", marks=pytest.mark.slow),
+    ],
+)
 def test_after_a_detach_that_was_killed_the_next_command_has_all(host: Host, program: str, when: str) -> None:
     for command in ("attach", "detach"):
         host.ok("attach", "v", "--fuse")
@@ -145,7 +158,14 @@ def loop_device_goes(host: Host) -> None:
     wait_until(lambda: host.loops() == [], "the end of the loop device")
 
 
-@pytest.mark.parametrize("dies", [nbdfuse_dies, server_restarts, loop_device_goes])
+@pytest.mark.parametrize(
+    "dies",
+    [
+        nbdfuse_dies,
+        pytest.param(server_restarts, marks=pytest.mark.slow),
+        pytest.param(loop_device_goes, marks=pytest.mark.slow),
+    ],
+)
 def test_a_device_that_died_is_listed_as_dead_and_attached_again(host: Host, dies: object) -> None:
     assert callable(dies)
     host.ok("attach", "v", "--fuse")
@@ -189,6 +209,7 @@ def test_force_on_a_mounted_device_with_writes_leaves_no_nbdfuse(host: Host) -> 
     wait_until(lambda: host.left() == [], "the end of the loop device")
 
 
+@pytest.mark.slow
 def test_a_device_that_cannot_grow_with_its_volume_says_so(host: Host) -> None:
     host.ok("attach", "v", "--fuse")
     grown = run(BIN / "polyvol", "volume", "grow", "v", "--size", "128M", env=host.env)

@@ -233,6 +233,7 @@ def test_an_interrupted_backup_goes_on_where_it_was(
     assert partial.read_bytes() == data
 
 
+@pytest.mark.slow
 def test_a_backup_that_was_interrupted_within_its_header_is_resumed(
     daemon: Daemon, volume: str, tmp_path: Path
 ) -> None:
@@ -254,7 +255,13 @@ def test_a_backup_that_was_interrupted_within_its_header_is_resumed(
         assert partial.read_bytes() == other
 
 
-@pytest.mark.parametrize("kib", [1, 1024])  # the second leaves something for close() to write
+@pytest.mark.parametrize(
+    "kib",
+    [
+        pytest.param(1, marks=pytest.mark.slow),
+        1024,  # leaves something for close() to write
+    ],
+)
 def test_where_no_temporary_file_can_be_made_tmpdir_is_named(
     daemon: Daemon, volume: str, other: Daemon, tmp_path: Path, kib: int
 ) -> None:

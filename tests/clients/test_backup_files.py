@@ -47,8 +47,20 @@ def names(tmp_path: Path) -> list[str]:
     return sorted(path.name for path in tmp_path.iterdir() if path.name != "held")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGKILL])
-@pytest.mark.parametrize(("point", "passes"), [("pread", 20), ("read_back", 0), ("rename", 0)])
+# What a copy that is ended is tried with: each signal at each point; few of them every day.
+POINTS = [("pread", 20), ("read_back", 0), ("rename", 0)]
+SIGNALS = [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGKILL]
+EVERYDAY = [("read_back", 0, signal.SIGINT), ("rename", 0, signal.SIGKILL)]
+
+
+@pytest.mark.parametrize(
+    ("point", "passes", "number"),
+    [
+        pytest.param(*point, number, marks=() if (*point, number) in EVERYDAY else pytest.mark.slow)
+        for point in POINTS
+        for number in SIGNALS
+    ],
+)
 def test_a_raw_copy_that_is_ended_leaves_no_file(
     source: Daemon, tmp_path: Path, number: signal.Signals, point: str, passes: int
 ) -> None:
@@ -66,7 +78,7 @@ def test_a_raw_copy_that_is_ended_leaves_no_file(
     nbd.qemu_compare(source.uri("v@s2"), file)
 
 
-@pytest.mark.parametrize("kind", [["--raw"], []])
+@pytest.mark.parametrize("kind", [["--raw"], pytest.param([], marks=pytest.mark.slow)])
 def test_of_two_backups_to_one_file_the_second_is_refused(
     source: Daemon, tmp_path: Path, kind: list[str]
 ) -> None:
@@ -93,7 +105,7 @@ def test_of_two_backups_to_one_file_the_second_is_refused(
         scratch.rmdir()
 
 
-@pytest.mark.parametrize("kind", [["--raw"], []])
+@pytest.mark.parametrize("kind", [pytest.param(["--raw"], marks=pytest.mark.slow), []])
 def test_a_file_that_came_in_the_meantime_stays(source: Daemon, tmp_path: Path, kind: list[str]) -> None:
     file = tmp_path / "f"
     with held(source, tmp_path, "rename", "backup", "v@s2", *kind, "-o", file) as command:
@@ -104,7 +116,7 @@ def test_a_file_that_came_in_the_meantime_stays(source: Daemon, tmp_path: Path, 
     assert names(tmp_path) == (["f"] if kind else ["f", "f.partial"])
 
 
-@pytest.mark.parametrize("kind", [["--raw"], []])
+@pytest.mark.parametrize("kind", [["--raw"], pytest.param([], marks=pytest.mark.slow)])
 def test_what_is_not_what_was_written_is_not_given_its_name(
     source: Daemon, tmp_path: Path, kind: list[str]
 ) -> None:
@@ -156,7 +168,7 @@ def test_snapshots_made_again_by_the_same_names_are_not_taken_for_those_asked_fo
     assert not list(tmp_path.glob("f*"))
 
 
-@pytest.mark.parametrize("kind", [["--raw"], []])
+@pytest.mark.parametrize("kind", [pytest.param(["--raw"], marks=pytest.mark.slow), []])
 def test_a_backup_does_not_go_on_with_another_daemon(source: Daemon, tmp_path: Path, kind: list[str]) -> None:
     """Threads connect when they first need it: one that does so late might find another snapshot."""
     file = tmp_path / "f"

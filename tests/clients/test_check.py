@@ -170,22 +170,24 @@ def damage_record_of_mark(daemon: Daemon) -> None:
     ("damage", "words"),
     [
         (lose_catalog, "catalog.db is missing, but"),
-        (empty_catalog, "catalog.db is empty, but"),
+        pytest.param(empty_catalog, "catalog.db is empty, but", marks=pytest.mark.slow),
         (change_row, "the rows of its table partition_extent do not match the checksum"),
-        (lose_mark, "catalog.mark is missing"),
-        (damage_record_of_mark, "catalog.mark: record 2 of 2 is damaged"),
+        pytest.param(lose_mark, "catalog.mark is missing", marks=pytest.mark.slow),
+        pytest.param(damage_record_of_mark, "catalog.mark: record 2 of 2 is damaged", marks=pytest.mark.slow),
         (damage_label, "device a: the label on"),
-        (remove_device, "does not exist"),
-        (damage_checkpoint, "its checksum does not match"),
-        (put_extents_over_each_other, "is over one of partition 0 of volume v"),
-        (put_extent_outside, "is outside the data area"),
-        (lose_reference, "refers to a volume that is not there"),
-        (give_epoch_to_come, "which is yet to come"),
-        (leave_volume, "belongs to no volume of the catalog"),
-        (leave_device, "belongs to no device of the catalog"),
-        (leave_journal, "belongs to no processor of volume v"),
+        pytest.param(remove_device, "does not exist", marks=pytest.mark.slow),
+        pytest.param(damage_checkpoint, "its checksum does not match", marks=pytest.mark.slow),
+        pytest.param(
+            put_extents_over_each_other, "is over one of partition 0 of volume v", marks=pytest.mark.slow
+        ),
+        pytest.param(put_extent_outside, "is outside the data area", marks=pytest.mark.slow),
+        pytest.param(lose_reference, "refers to a volume that is not there", marks=pytest.mark.slow),
+        pytest.param(give_epoch_to_come, "which is yet to come", marks=pytest.mark.slow),
+        pytest.param(leave_volume, "belongs to no volume of the catalog", marks=pytest.mark.slow),
+        pytest.param(leave_device, "belongs to no device of the catalog", marks=pytest.mark.slow),
+        pytest.param(leave_journal, "belongs to no processor of volume v", marks=pytest.mark.slow),
         (lose_volume, "is not there"),
-        (damage_catalog, "catalog.db cannot be used"),
+        pytest.param(damage_catalog, "catalog.db cannot be used", marks=pytest.mark.slow),
     ],
 )
 def test_what_is_wrong_is_told(used: Daemon, damage: Callable[[Daemon], None], words: str) -> None:
@@ -197,6 +199,7 @@ def test_what_is_wrong_is_told(used: Daemon, damage: Callable[[Daemon], None], w
     assert (result.rc, words in result.out) == (1, True)
 
 
+@pytest.mark.slow
 def test_a_catalog_that_is_refused_is_left_and_can_be_accepted(used: Daemon) -> None:
     used.stop()
     catalog = used.state_dir / "catalog.db"
@@ -228,6 +231,7 @@ def test_a_changed_block_is_found_when_data_is_read(used: Daemon) -> None:
     assert "its checksum does not match" in problems[0]
 
 
+@pytest.mark.slow
 def test_what_a_crash_leaves_is_a_note_and_stays(used: Daemon) -> None:
     used.stop()
     directory = engine_files(used, "journal")[0].parent

@@ -22,7 +22,7 @@ from tests.support.daemon import Daemon
 from tests.support.proc import run, wait_until
 
 
-@pytest.fixture(params=["native", "nbdkit"])
+@pytest.fixture(params=["native", pytest.param("nbdkit", marks=pytest.mark.slow)])
 def daemon(request: pytest.FixtureRequest, make_daemon: Callable[..., Daemon]) -> Daemon:
     """Serves volume v and snapshot v@s on a unix socket and on TCP."""
     daemon = make_daemon("--frontend", request.param, "--nbd-listen", "127.0.0.1:0")
@@ -135,11 +135,11 @@ def test_an_unknown_id_disconnects_nobody(daemon: Daemon) -> None:
         assert daemon.ok("client", "disconnect", number, number).startswith(f"client {number} of v disconn")
 
 
-@pytest.mark.parametrize("text", ["0", "99", "x", "-1", "1.0", "9" * 40, "%00"])
-def test_ids_that_nobody_has(daemon: Daemon, text: str) -> None:
-    with pytest.raises(ApiError) as caught:
-        daemon.api.delete("clients", text)
-    assert caught.value.code == "unknown-client"
+def test_ids_that_nobody_has(daemon: Daemon) -> None:
+    for text in ("0", "99", "x", "-1", "1.0", "9" * 40, "%00"):
+        with pytest.raises(ApiError) as caught:
+            daemon.api.delete("clients", text)
+        assert caught.value.code == "unknown-client", text
 
 
 def test_clients_that_vanish_are_asked_for(daemon: Daemon) -> None:

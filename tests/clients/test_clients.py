@@ -100,7 +100,7 @@ def test_nbdinfo_maps_what_is_allocated(daemon: Daemon, volume: str) -> None:
     assert sum(run["size"] for run in totals) == SIZE
 
 
-@pytest.mark.parametrize("connections", [1, 4])
+@pytest.mark.parametrize("connections", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_nbdcopy_in_and_out(daemon: Daemon, volume: str, image: Path, connections: int) -> None:
     many = [f"--connections={connections}", "--requests=16", "--flush"]
     nbd.copy(image, daemon.uri(volume), *many)

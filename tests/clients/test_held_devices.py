@@ -27,7 +27,7 @@ MIB = 1 << 20
 QEMU = ("qemu-io", "qemu-img", "qemu-nbd")
 
 
-@pytest.fixture(params=["native", "nbdkit"])
+@pytest.fixture(params=["native", pytest.param("nbdkit", marks=pytest.mark.slow)])
 def either(request: pytest.FixtureRequest, make_daemon: Callable[..., Daemon]) -> Daemon:
     """A daemon with either front-end."""
     return make_daemon("--frontend", request.param)
@@ -283,6 +283,7 @@ def test_a_device_that_was_handed_over_is_the_one_that_was_open(short_dir: Path)
         assert "its path shows another file now" in device(manager)["reason"]
 
 
+@pytest.mark.slow
 def test_its_own_state_is_no_device(daemon: Daemon, short_dir: Path) -> None:
     """By no name: also with --force, as a hard link, through a link, or as a new file among the others."""
     make(daemon, short_dir / "disk.img")

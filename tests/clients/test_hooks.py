@@ -9,7 +9,7 @@ from tests.support.daemon import BIN, Daemon
 from tests.support.proc import wait_until
 
 
-@pytest.fixture(params=["native", "nbdkit"])
+@pytest.fixture(params=["native", pytest.param("nbdkit", marks=pytest.mark.slow)])
 def daemon(make_daemon: Callable[..., Daemon], request: pytest.FixtureRequest) -> Daemon:
     """A daemon with each front-end: in nbdkit hooks are run by nbdkit's process."""
     return make_daemon("--frontend", request.param)

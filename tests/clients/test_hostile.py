@@ -263,6 +263,7 @@ def test_block_status_stays_within_what_was_asked(victim: Victim) -> None:
     victim.recovers()
 
 
+@pytest.mark.slow
 def test_clients_that_stop_in_the_middle_of_a_request_harm_nobody(victim: Victim) -> None:
     """A header without its end, payloads without theirs: nothing of them is written."""
     with ExitStack() as stack:
@@ -323,7 +324,7 @@ def wide(_number: int) -> bytes:
     return (request(TRIM, 0, 256 * MIB) + request(ZERO, 0, 256 * MIB) + request(STATUS, 0, 256 * MIB)) * 400
 
 
-@pytest.mark.parametrize("attack", [reads, small_reads, writes, wide])
+@pytest.mark.parametrize("attack", [reads, small_reads, pytest.param(writes, marks=pytest.mark.slow), wide])
 def test_floods_delay_nobody_and_stay_within_memory(victim: Victim, attack: Callable[[int], bytes]) -> None:
     """Memory of 1 to 3 GiB, and others delayed by seconds, measured on the stock servers."""
     with ExitStack() as stack:
@@ -352,6 +353,7 @@ def test_connecting_and_leaving_without_end_delays_nobody(victim: Victim) -> Non
     victim.recovers()
 
 
+@pytest.mark.slow
 def test_idle_connections_cost_no_time(victim: Victim) -> None:
     """Threads of the NBD server sleep while nothing happens, connections in transmission or not."""
 

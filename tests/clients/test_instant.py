@@ -172,6 +172,7 @@ def check_engine(directory: Path, layout: Layout, seconds: float) -> None:
         volumes.engine.stop()
 
 
+@pytest.mark.slow
 def test_every_snapshot_is_one_instant(short_dir: Path) -> None:
     check_engine(short_dir, Layout(3, 1, PARTITIONS, MIB), 3)
 

@@ -35,7 +35,10 @@ def of_state(daemon: Daemon) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("number", ["SIGHUP", "SIGUSR1", "SIGUSR2", "SIGPIPE"])
+@pytest.mark.parametrize(
+    "number",
+    ["SIGHUP", *(pytest.param(each, marks=pytest.mark.slow) for each in ("SIGUSR1", "SIGUSR2", "SIGPIPE"))],
+)
 @pytest.mark.parametrize("frontend", ["native", "nbdkit"])
 def test_signals_that_do_not_end_it(make_daemon: Callable[..., Daemon], frontend: str, number: str) -> None:
     daemon = make_daemon("--frontend", frontend)
@@ -95,7 +98,7 @@ def test_a_device_that_came_back_is_found_by_a_reload(nbdkit: Daemon) -> None:
     wait_until(lambda: state() != "missing", "the device")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_told_twice_to_end_it_ends_once(nbdkit: Daemon, number: signal.Signals) -> None:
     with nbd.connect(nbdkit.uri("v")) as handle:
         handle.pwrite(b"kept", 0)
@@ -107,7 +110,9 @@ def test_told_twice_to_end_it_ends_once(nbdkit: Daemon, number: signal.Signals) 
     assert nbd.read_all(nbdkit.uri("v"))[:4] == b"kept"
 
 
-@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT", "SIGQUIT"])
+@pytest.mark.parametrize(
+    "number", ["SIGTERM", *(pytest.param(each, marks=pytest.mark.slow) for each in ("SIGINT", "SIGQUIT"))]
+)
 def test_an_nbdkit_that_is_ended_with_a_client_connected_is_started_again(
     nbdkit: Daemon, number: str
 ) -> None:

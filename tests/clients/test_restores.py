@@ -117,7 +117,7 @@ def test_a_restore_that_is_killed_is_resumed_or_abandoned(
     write(other, "w", 9, MIB)
 
 
-@pytest.mark.parametrize("kind", ["full", "incremental"])
+@pytest.mark.parametrize("kind", ["full", pytest.param("incremental", marks=pytest.mark.slow)])
 def test_an_abandoned_restore_leaves_what_was_before(
     daemon: Daemon, other: Daemon, files: list[Path], tmp_path: Path, kind: str
 ) -> None:
@@ -195,7 +195,7 @@ def complete(other: Daemon, begun: Any) -> None:
         other.api.post("volumes", "w", "restore", "completion", body={"export": begun["export"]})
 
 
-@pytest.mark.parametrize("kind", ["full", "incremental"])
+@pytest.mark.parametrize("kind", [pytest.param("full", marks=pytest.mark.slow), "incremental"])
 def test_a_host_that_tries_again_and_again_gets_the_volume_when_it_is_complete(
     daemon: Daemon, other: Daemon, files: list[Path], tmp_path: Path, kind: str
 ) -> None:
@@ -332,6 +332,7 @@ def test_a_completion_waits_until_nbdkit_has_ended_the_connection(
     assert other.volume("w")["state"] != "restoring"
 
 
+@pytest.mark.slow
 def test_a_volume_that_grew_takes_what_its_source_was_backed_up_as_later(
     daemon: Daemon, other: Daemon, files: list[Path], tmp_path: Path
 ) -> None:

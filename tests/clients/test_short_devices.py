@@ -257,7 +257,7 @@ def test_nbdkit_tells_the_same(make_daemon: Callable[..., Daemon]) -> None:
     assert "input/output error" in daemon.refused("backup", "v@s", "-o", daemon.directory / "b.pv")
 
 
-@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("log", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_volume_on_a_file_that_became_short_is_degraded_and_can_be_deleted(
     daemon: Daemon, log: bool
 ) -> None:

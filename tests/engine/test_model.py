@@ -197,6 +197,7 @@ def test_what_a_deleted_snapshot_held_can_be_used_at_once(tmp_path: Path) -> Non
             model.step(Delete(0))
 
 
+@pytest.mark.slow
 def test_space_is_used_again_for_ever(tmp_path: Path) -> None:
     """Many times the log's size goes through it. No processor ever needs more than 2 chunks of 4 MiB: 2 MiB
     for its partitions, 4 MiB for as many snapshots, and 1 MiB for the one that is just being deleted."""

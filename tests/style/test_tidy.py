@@ -9,7 +9,8 @@ import ast
 import re
 import subprocess
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -51,10 +52,17 @@ def repository_files(*patterns: str) -> list[Path]:
     return sorted({ROOT / name for name in names.split("\0") if name and (ROOT / name).is_file()})
 
 
+def texts(paths: Iterable[Path]) -> Iterator[tuple[Path, str]]:
+    """Files and what is in them. One that somebody has removed since it was listed is left out."""
+    for path in paths:
+        with suppress(FileNotFoundError):
+            yield path, path.read_text()
+
+
 def shell_scripts() -> list[Path]:
     """Shell sources by what they are, not by how they are called."""
-    found = repository_files("scripts/*", ".ci/*", "*.sh")
-    return [path for path in found if re.match(r"#!.*\b(ba)?sh\b", path.read_text()) or path.suffix == ".sh"]
+    found = texts(repository_files("scripts/*", ".ci/*", "*.sh"))
+    return [path for path, text in found if re.match(r"#!.*\b(ba)?sh\b", text) or path.suffix == ".sh"]
 
 
 def sources() -> list[Path]:
@@ -181,31 +189,38 @@ def rust_files_left_out(files: dict[str, str]) -> list[str]:
     return complaints
 
 
+def test_a_file_that_is_removed_meanwhile_is_left_out(tmp_path: Path) -> None:
+    kept, gone = tmp_path / "kept", tmp_path / "gone"
+    kept.write_text("x")
+    assert list(texts([gone, kept])) == [(kept, "x")]
+
+
 # The repository passes them.
 
 
 def polyvol_modules() -> dict[str, str]:
     """Module name to text of everything that becomes part of the import package."""
     found = {}
-    for path in repository_files(*(f"{package}/**.py" for package in PACKAGES)):
-        found[".".join(("polyvol", *path.relative_to(ROOT).with_suffix("").parts))] = path.read_text()
+    for path, text in texts(repository_files(*(f"{package}/**.py" for package in PACKAGES))):
+        found[".".join(("polyvol", *path.relative_to(ROOT).with_suffix("").parts))] = text
     return found
 
 
 @pytest.mark.parametrize("check", [long_file, missing_opening])
 def test_sources_keep_the_rule(check: Callable[[str, str], list[str]]) -> None:
-    paths = [path for path in sources() if not (path.name == "__init__.py" and path.stat().st_size == 0)]
-    assert len(paths) > 10
-    assert [c for path in paths for c in check(where(path), path.read_text())] == []
+    found = [(path, text) for path, text in texts(sources()) if text or path.name != "__init__.py"]
+    assert len(found) > 10
+    assert [c for path, text in found for c in check(where(path), text)] == []
 
 
 def test_python_functions_are_short() -> None:
-    assert [c for p in repository_files("*.py") for c in long_functions(where(p), p.read_text())] == []
+    found = texts(repository_files("*.py"))
+    assert [c for path, text in found for c in long_functions(where(path), text)] == []
 
 
 def test_only_words_of_the_glossary() -> None:
     paths = [path for path in {*sources(), *repository_files("*.md")} if path != Path(__file__).resolve()]
-    assert [c for path in sorted(paths) for c in synonyms(where(path), path.read_text())] == []
+    assert [c for path, text in texts(sorted(paths)) for c in synonyms(where(path), text)] == []
 
 
 def test_imports_go_downwards() -> None:

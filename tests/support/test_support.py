@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import shares_turn
 from tests.support import fio, fuse, nbd
 from tests.support.proc import Background, check, listens, run
 from tests.support.turns import Beside, turn
@@ -127,3 +128,11 @@ def test_turns_let_others_few_or_none_run_beside(tmp_path: Path) -> None:
             assert sum(each.is_set() for each in begun) == count, beside
         leave.set()
         assert all(each.wait(10) for each in begun)
+
+
+def test_only_tests_that_are_alone_share_a_turn(request: pytest.FixtureRequest) -> None:
+    node = request.node
+    assert not shares_turn(node, node)
+    node.add_marker("alone")
+    assert shares_turn(node, node)
+    assert not shares_turn(node, None)

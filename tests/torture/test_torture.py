@@ -58,7 +58,16 @@ def test_a_count_is_one_round_and_tells_its_evidence(tmp_path: Path) -> None:
     assert json.loads((failure.evidence / AGAIN).read_text())["coin"] == "7"
 
 
-@pytest.mark.parametrize("name", ["kills", "power-cuts", "lineage", "faults", "soak", "damage"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "kills",
+        "power-cuts",
+        "soak",
+        "damage",
+        *(pytest.param(each, marks=pytest.mark.slow) for each in ("lineage", "faults")),
+    ],
+)
 def test_a_short_torture_loses_nothing(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     lose_nothing(tmp_path, name, 2, capsys)
 

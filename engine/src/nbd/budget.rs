@@ -5,7 +5,9 @@
 //!                   the clients of one volume, whose disk may hang, leave those of others as much as they hold themselves. A connection that waits
 //!                   for no answer may take what its next request costs, if it is there at all, so that the
 //!                   greatest request is possible. A part of the pool is kept for proven peers, which have
-//!                   shown that they send and read: strangers that never read cannot take it. Whoever gets
+//!                   shown that they send and read: strangers that never read cannot take it. A second part is kept
+//!                   for requests of strangers up to [`MODEST_BYTES`]: otherwise such a request waits behind every
+//!                   great one, of which the pool holds only a few at a time. Whoever gets
 //!                   nothing waits; while somebody waits who has drawn nothing, the pool is short: then peers that
 //!                   will hold what they have drawn for longest are closed, as many as it takes ([`evict`]).
 //! Invariants        B1 free + all draws = [`POOL_BYTES`];
@@ -28,6 +30,10 @@ pub const SHARE_BYTES: u64 = 64 << 10;
 pub const POOL_BYTES: u64 = 192 << 20;
 /// What is left in the pool for proven peers, bytes.
 pub const RESERVE_BYTES: u64 = 64 << 20;
+/// What great requests of strangers leave in the pool beside that, for their lesser ones, bytes.
+pub const MODEST_RESERVE_BYTES: u64 = 32 << 20;
+/// The greatest request that is not great, bytes: what copies usually read or write at once.
+pub const MODEST_BYTES: u64 = 2 << 20;
 /// A peer is proven once it has sent or taken this much: more than sockets hold on the way, bytes.
 pub const PROVEN_BYTES: u64 = 4 << 20;
 /// What either end of a socket may hold, bytes (the kernel doubles it).
@@ -65,7 +71,9 @@ const _: () = assert!(
         + SPARE_BYTES_MAX as u64
         <= SERVER_BYTES_MAX - (64 << 20)
 );
-const _: () = assert!(cost(Verb::Write, REQUEST_BYTES_MAX) <= POOL_BYTES - RESERVE_BYTES);
+const _: () = assert!(
+    cost(Verb::Write, REQUEST_BYTES_MAX) <= POOL_BYTES - RESERVE_BYTES - MODEST_RESERVE_BYTES
+);
 const _: () = assert!(cost(Verb::Write, REQUEST_BYTES_MAX) <= RESERVE_BYTES);
 const _: () = assert!(PROVEN_BYTES >= 4 * SOCKET_BYTES as u64);
 const _: () =
@@ -172,7 +180,11 @@ impl Pool {
         }
         let mut free = lock(&self.free);
         let Some(left) = free.checked_sub(more) else { return false };
-        let floor = if who.proven { 0 } else { RESERVE_BYTES };
+        let floor = match () {
+            () if who.proven => 0,
+            () if more <= cost(Verb::Write, MODEST_BYTES) => RESERVE_BYTES,
+            () => RESERVE_BYTES + MODEST_RESERVE_BYTES,
+        };
         let Some(above) = left.checked_sub(floor) else { return false };
         let drawn = group.0.load(Ordering::Relaxed);
         let granted = who.alone || drawn + more <= above;
@@ -326,8 +338,8 @@ impl Account {
 #[cfg(test)]
 mod tests {
     use super::{
-        Account, CONNECTION_BYTES_MAX, POOL_BYTES, Pool, RESERVE_BYTES, SHARE_BYTES, Taken, cost,
-        evict,
+        Account, CONNECTION_BYTES_MAX, MODEST_BYTES, POOL_BYTES, Pool, RESERVE_BYTES, SHARE_BYTES,
+        Taken, cost, evict,
     };
     use std::time::Duration;
 
@@ -380,6 +392,23 @@ mod tests {
         let mut good = of("good");
         assert_eq!(good.take(&pool, great, great, true), Taken::Bytes(great));
         drop(hung);
+    }
+
+    #[test]
+    fn great_requests_of_strangers_leave_room_for_their_lesser_ones() {
+        let pool = Pool::new();
+        let great = cost(Verb::Read, REQUEST_BYTES_MAX);
+        let modest = cost(Verb::Write, MODEST_BYTES);
+        let mut greedy: Vec<Account> = (0..100).map(|_| Account::default()).collect();
+        for account in &mut greedy {
+            take_all(account, &pool, great, false);
+        }
+        let mut lesser: Vec<Account> = (0..8).map(|_| Account::default()).collect();
+        for account in &mut lesser {
+            assert_eq!(account.take(&pool, modest, modest, false), Taken::Bytes(modest));
+        }
+        let mut another = Account::default();
+        assert_eq!(another.take(&pool, great, great, false), Taken::PoolShort);
     }
 
     #[test]

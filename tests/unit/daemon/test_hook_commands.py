@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -37,24 +38,40 @@ class Running:
     def marked(self, made: Call) -> Call:
         return Call(made.what, made.arguments, {**made.environment, "MARK": self.mark}, made.timeout_s)
 
+    def has(self, pid: int) -> bool:
+        try:
+            return self.mark.encode() in Path(f"/proc/{pid}/environ").read_bytes()
+        except OSError:
+            return False
+
     def pids(self) -> list[int]:
-        found = []
-        for each in Path("/proc").iterdir():
-            try:
-                if each.name.isdecimal() and self.mark.encode() in (each / "environ").read_bytes():
-                    found.append(int(each.name))
-            except OSError:
-                continue
-        return found
+        numbers = [int(each.name) for each in Path("/proc").iterdir() if each.name.isdecimal()]
+        return [pid for pid in numbers if self.has(pid)]
+
+    def sessions(self) -> list[int]:
+        """The sessions that they are in; a process may end, or fork, meanwhile."""
+        found = set()
+        for pid in self.pids():
+            with suppress(ProcessLookupError):
+                found.add(os.getsid(pid))
+        return sorted(found)
+
+    def kill(self) -> bool:
+        """Kill all of them; whether there were any. Each may end meanwhile, and another get its number."""
+        found = self.pids()
+        for pid in found:
+            with suppress(ProcessLookupError), os.fdopen(os.pidfd_open(pid), "rb") as handle:
+                if self.has(pid):
+                    signal.pidfd_send_signal(handle.fileno(), signal.SIGKILL)
+        return bool(found)
 
 
 @pytest.fixture
 def running() -> Iterator[Running]:
     found = Running()
     yield found
-    for _ in range(100):
-        for pid in found.pids():
-            os.kill(pid, signal.SIGKILL)
+    # Twice: what forks may be missed by one look.
+    wait_until(lambda: not found.kill() and not found.kill(), "the end of all that was left", 30)
 
 
 @pytest.mark.parametrize("script", ["yes", "cat /dev/zero", "cat /dev/urandom", "exec 2>&1; yes >&2"])
@@ -150,7 +167,7 @@ def test_what_is_left_of_a_command_is_ended_or_left(running: Running) -> None:
     ended = second.wait(NEVER, 0)
     assert (ended.trouble, ended.alone) == (None, False)
     second.leave()
-    [left] = [pid for pid in running.pids() if b"while" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    [left] = running.sessions()  # its shell leads one
     begun = written(left)
     wait_until(lambda: written(left) > begun + 3, "more output: it is read still", 10)
 

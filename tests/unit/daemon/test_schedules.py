@@ -14,9 +14,12 @@ from polyvol.daemon import schedules
 from polyvol.daemon.cli.client import ApiError, Client
 from polyvol.daemon.group_requests import HoldChange
 from polyvol.daemon.service import Service
+from polyvol.mapping.errors import DeviceNotReady
+from polyvol.mapping.group import Schedule
 from polyvol.mapping.records import SnapshotRecord
 from polyvol.snapshot.retention import Keep, kept, may_go
 from polyvol.snapshot.timing import SECOND_NS
+from tests.support.proc import wait_until
 from tests.support.sim_engine import SimWorld
 from tests.unit.conftest import Daemon
 
@@ -267,6 +270,65 @@ def test_a_failure_is_said_once_and_made_up_and_stops_no_other(daemon: Timed) ->
     daemon.move(MINUTE)
     assert len(daemon.names("v")) == 1
     assert daemon.json("schedule", "show", "v-auto")["error"] is None
+
+
+def slow_to_fail(daemon: Timed, monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, list[str]]:
+    """Schedule v-auto, of which each run fails once the event is set; the names of those that were begun."""
+    daemon.ok("schedule", "add", "v", "--every", "15m", "--keep", "last=10")
+    go, begun = threading.Event(), list[str]()
+
+    def take(schedule: Schedule) -> None:
+        begun.append(schedule.name)
+        go.wait(60)
+        raise DeviceNotReady(name="d", reason="its disk is away")
+
+    monkeypatch.setattr(daemon.service.schedules._taking, "take_of_schedule", take)
+    return go, begun
+
+
+def test_a_run_that_has_just_begun_is_not_said_to_be_late(
+    daemon: Timed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go, begun = slow_to_fail(daemon, monkeypatch)
+    go.set()
+    daemon.move(30 * MINUTE)
+    go.clear()
+    daemon.clock.now += 2 * MINUTE
+    daemon.service.schedules.begin_due()  # it tries again, for the run that was due long ago
+    wait_until(lambda: len(begun) == 2, "the second run")
+    daemon.service.schedules.begin_due()
+    [failed] = daemon.warnings()
+    assert "its disk is away" in failed
+    daemon.clock.now += 2 * MINUTE
+    daemon.service.schedules.begin_due()
+    late, again = daemon.warnings(), daemon.json("schedule", "show", "v-auto")["error"]
+    assert len(late) == 2
+    assert again == "the run before, or this one, has not ended yet"
+    go.set()
+    daemon.service.schedules.wait()
+    daemon.move(2 * MINUTE)
+    assert daemon.warnings() == late  # each reason is said once
+    assert "its disk is away" in daemon.json("schedule", "show", "v-auto")["error"]
+
+
+def test_a_run_that_fails_during_a_look_is_not_begun_again(
+    daemon: Timed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go, begun = slow_to_fail(daemon, monkeypatch)
+    schedules = daemon.service.schedules
+    daemon.clock.now += 30 * MINUTE
+    schedules.begin_due()
+    busy = schedules._workers.busy
+
+    def ends_first(key: int) -> bool:
+        go.set()
+        schedules.wait()
+        return busy(key)
+
+    monkeypatch.setattr(schedules._workers, "busy", ends_first)
+    schedules.begin_due()
+    schedules.wait()
+    assert begun == ["v-auto"]
 
 
 def test_pause_and_resume(daemon: Timed) -> None:
