@@ -7,6 +7,9 @@ How it works      `reserve` is a file that only takes room. What deletes somethi
                   is larger, so that hosts that write do not take it meanwhile. A file system can also have no
                   room for more files: `reserve.0` and so on are empty files that keep some, for the copies,
                   journals and sockets of a start.
+                  `reserve.journals` keeps room for one processor's checkpoint and a small journal segment.
+                  It is given up while journals are replaced by checkpoints (state_room.py), and at a stop,
+                  but not for deletes or a start, so that neither takes what the other needs.
 Invariants        R1 it is given up only by who holds the state directory's lock; R2 nothing depends on it:
                   where it cannot be made, or others take its room, what needed it fails as it would without.
 Owner and locks   Any thread; one lock. The file is made again by the last of those that have given it up.
@@ -22,10 +25,14 @@ from pathlib import Path
 from polyvol.mapping.opening import sync_directory
 
 NAME = "reserve"
+JOURNALS = f"{NAME}.journals"
 LEAST = 4 << 20
 """Bytes that it has at least, and at most before the catalog is large."""
 FILES = 32
 _MORE = 2 << 20
+_JOURNAL_MORE = 4 << 20
+"""A small journal segment, and what a checkpoint can have more than the one before it."""
+JOURNALS_MAX = 256 << 20
 _SMALLEST = 256 << 10
 _STEP = 64 << 10
 
@@ -36,8 +43,10 @@ class Reserve:
     def __init__(self, state_dir: Path) -> None:
         self._state_dir = state_dir
         self._path = state_dir / NAME
+        self._journals = state_dir / JOURNALS
         self._lock = threading.Lock()
         self._users = 0
+        self._relieving = 0
 
     @contextlib.contextmanager
     def given_up(self) -> Iterator[None]:
@@ -48,12 +57,33 @@ class Reserve:
         finally:
             self.end()
 
+    @contextlib.contextmanager
+    def given_up_for_journals(self) -> Iterator[None]:
+        """Have the room that is kept for journals free meanwhile."""
+        with self._lock:
+            self._relieving += 1
+            with contextlib.suppress(OSError):
+                self._journals.unlink(missing_ok=True)
+                sync_directory(self._state_dir)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._relieving -= 1
+            self.make()
+
     def begin(self) -> None:
         """Have its room free until `end`."""
         with self._lock:
             self._users += 1
             if free_bytes(self._state_dir) < self.size() or few_files_left(self._state_dir):
                 self._give_up()
+
+    def begin_stop(self) -> None:
+        """The same, for a stop: its last checkpoints have the room that is kept for journals as well."""
+        self.begin()
+        with self._lock, contextlib.suppress(OSError):
+            self._journals.unlink(missing_ok=True)
 
     def end(self) -> None:
         """Have it again, when all others have ended that have begun."""
@@ -64,14 +94,20 @@ class Reserve:
     def make(self) -> None:
         """Have it, or as much of it as there is room for, unless somebody needs that now."""
         with self._lock:
-            held = _allocated(self._path)
-            size = min(self.size(), held + free_bytes(self._state_dir, everybody=False))
-            while not self._users and size >= max(_SMALLEST, held + _STEP):
-                if try_allocate(self._path, size) is None:
-                    break
-                size -= max(_STEP, size // 8)
             if not self._users:
+                self._take(self._path, self.size())
                 self._make_files()
+            if not self._users and not self._relieving:
+                left = _allocated(self._journals) + free_bytes(self._state_dir)
+                self._take(self._journals, min(self.journals_size(), JOURNALS_MAX, left // 2))
+
+    def _take(self, path: Path, wanted: int) -> None:
+        held = _allocated(path)
+        size = min(wanted, held + free_bytes(self._state_dir, everybody=False))
+        while size >= max(_SMALLEST, held + _STEP):
+            if try_allocate(path, size) is None:
+                break
+            size -= max(_STEP, size // 8)
 
     def _make_files(self) -> None:
         with contextlib.suppress(OSError):
@@ -86,6 +122,12 @@ class Reserve:
         """Bytes that it is to have."""
         catalog = sum(_allocated(self._state_dir / f"catalog.db{suffix}") for suffix in ("", "-wal"))
         return max(LEAST, _MORE + 2 * catalog)
+
+    def journals_size(self) -> int:
+        """Bytes that the next checkpoint of a processor and a small segment take, at most by what the present
+        checkpoints say."""
+        checkpoints = self._state_dir.glob("volumes/*/*.checkpoint")
+        return _JOURNAL_MORE + max(map(_allocated, checkpoints), default=0)
 
     def _give_up(self) -> None:
         with contextlib.suppress(OSError):

@@ -1,9 +1,11 @@
 """Failures: which of a user's errors one of SQLite's, or of a call on the catalog's files, is.
 
-How it works      SQLite hides the number of some of the system's errors; then a small file is made in the
+How it works      There are three moments: a file is opened, is read while it is in use, or is written. SQLite
+                  hides the number of some of the system's errors; then a small file is made in the
                   same directory, whose error is the answer. What SQLite says about a file's content is
                   damage. What it, or the system, says about the file system is not: no room, read-only, a
-                  disk that does not answer.
+                  disk that does not answer. What SQLite says is told in words of a user, and what it says of
+                  the content of a file that is in use is no verdict: a disk that fails looks the same.
 Errors            None is raised: they are returned.
 """
 
@@ -14,26 +16,59 @@ from pathlib import Path
 
 from polyvol.mapping.errors import CatalogDamaged, CatalogFailed, CatalogUnreadable, PolyvolError, StateFull
 from polyvol.mapping.no_space import NEEDED, NO_SPACE, probe_path
+from polyvol.mapping.os_errors import reason
 
 _PROBE_BYTES = 8192
 _UNREADABLE = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_FULL)
 """Primary result codes of SQLite that say nothing about what the file holds."""
 
 
-def failure(path: Path, error: Exception, *, reading: bool = False) -> PolyvolError:
-    """The error to raise for one that was met with this file of the catalog. `reading`: while it was opened,
-    so that what is not about the file system is about its content."""
+_WORDS = {
+    sqlite3.SQLITE_CORRUPT: "its content is damaged",
+    sqlite3.SQLITE_NOTADB: "its content is damaged: it is no SQLite database",
+    sqlite3.SQLITE_FORMAT: "its content is damaged: it is no SQLite database",
+    sqlite3.SQLITE_IOERR: "input/output error",
+    sqlite3.SQLITE_CANTOPEN: "it cannot be opened",
+    sqlite3.SQLITE_READONLY: "it is read-only",
+    sqlite3.SQLITE_BUSY: "another program has it locked",
+    sqlite3.SQLITE_LOCKED: "another program has it locked",
+    sqlite3.SQLITE_PROTOCOL: "another program has it locked",
+    sqlite3.SQLITE_NOMEM: "not enough memory",
+    sqlite3.SQLITE_FULL: "no space left on its file system",
+}
+"""What SQLite's primary result codes say, as a clause."""
+
+
+def failure(path: Path, error: Exception, *, opening: bool = False, reading: bool = False) -> PolyvolError:
+    """The error to raise for one that was met with this file of the catalog: while it was opened, so that
+    what is not about the file system is about its content; or while it was read; else while it was
+    written."""
     number = error.errno or 0 if isinstance(error, OSError) else None
     if isinstance(error, sqlite3.Error):
         number = _errno(error, path.parent)
     if number in NO_SPACE:
         return StateFull(path=path.parent, what=f"the catalog {path.name} cannot be written", need=NEEDED)
-    why = os.strerror(number) if number else error
-    if not reading:
+    why = _os_reason(number) if number else _words(error)
+    if reading:
+        return CatalogUnreadable(path=path, why=why)
+    if not opening:
         return CatalogFailed(path=path, why=why)
     if number is None:
         return CatalogDamaged(path=path, why=why)
     return CatalogUnreadable(path=path, why=why)
+
+
+def _os_reason(number: int) -> str:
+    """An error of the system, as a clause."""
+    return reason(OSError(number, os.strerror(number)))
+
+
+def _words(error: Exception) -> str:
+    """An error of SQLite, as a clause; in its own words if there are no better ones."""
+    if isinstance(error, OSError):
+        return reason(error)
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+    return _WORDS.get(code) or str(error)
 
 
 def _errno(error: sqlite3.Error, directory: Path) -> int | None:

@@ -457,16 +457,43 @@ impl Journal {
     /// The number of the segment that is to be prepared, and the incarnation of the one before it, if it is time for that.
     /// [`Journal::prepared`] ends it.
     pub fn ask_next(&mut self) -> Option<(u64, u64)> {
-        let half_full = self.at > self.current.length / 2;
-        if !half_full || !matches!(self.next, Next::Wanted) {
-            return None;
-        }
+        let wanted = self.is_half_full() && matches!(self.next, Next::Wanted);
+        wanted.then(|| self.ask())
+    }
+
+    /// The same, also if it could not be prepared before.
+    pub fn ask_again(&mut self) -> Option<(u64, u64)> {
+        let wanted = self.is_half_full() && matches!(self.next, Next::Wanted | Next::Failed);
+        wanted.then(|| self.ask())
+    }
+
+    fn is_half_full(&self) -> bool {
+        self.at > self.current.length / 2
+    }
+
+    fn ask(&mut self) -> (u64, u64) {
         self.next = Next::Asked;
-        Some((self.take_number(), self.current.header.incarnation))
+        (self.take_number(), self.current.header.incarnation)
+    }
+
+    /// Begins the segment that was prepared if that is a small one, so that the one before it can be removed.
+    pub fn begin_small(&mut self) -> std::result::Result<(), Errno> {
+        match &self.next {
+            Next::Ready(prepared) if prepared.is_small() => self.roll(),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the next one could not be prepared.
+    pub fn lacks_next(&self) -> bool {
+        matches!(self.next, Next::Failed)
     }
 
     /// A segment that was asked for has been prepared, or could not be.
     pub fn prepared(&mut self, prepared: Option<Prepared>) {
+        if prepared.is_some() {
+            self.no_room = None;
+        }
         self.next = match prepared {
             Some(prepared) if prepared.header.number > self.current.header.number => {
                 Next::Ready(prepared)

@@ -179,6 +179,7 @@ impl Engine {
                     source: source.clone(),
                     space: Arc::clone(&space),
                     hunger: Arc::clone(&hunger),
+                    ask: Ask { events: Arc::clone(&self.events), volume: spec.id },
                     flusher: Arc::clone(&flusher),
                     bad: Arc::clone(&bad),
                     stats: Arc::clone(&intake.share.stats),
