@@ -6,7 +6,9 @@ How it works      `reserve` is a file that only takes room. What deletes somethi
                   to take: twice the catalog with its log, and 2 MiB (docs/decisions/0032). A journal segment
                   is larger, so that hosts that write do not take it meanwhile. A file system can also have no
                   room for more files: `reserve.0` and so on are empty files that keep some, for the copies,
-                  journals and sockets of a start.
+                  journals and sockets of a start. Where a file system has no limit of files of its own, as
+                  btrfs, they have attributes that take room of its metadata: what makes or removes a file
+                  needs that.
                   `reserve.journals` keeps room for one processor's checkpoint and a small journal segment.
                   It is given up while journals are replaced by checkpoints (state_room.py), and at a stop,
                   but not for deletes or a start, so that neither takes what the other needs.
@@ -22,6 +24,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from polyvol.mapping.no_space import is_no_space, probe_path
 from polyvol.mapping.opening import sync_directory
 
 NAME = "reserve"
@@ -29,6 +32,10 @@ JOURNALS = f"{NAME}.journals"
 LEAST = 4 << 20
 """Bytes that it has at least, and at most before the catalog is large."""
 FILES = 32
+ATTRIBUTES = 8
+ATTRIBUTE_BYTES = 15000
+ATTRIBUTE_BYTES_SMALL = 3000
+"""Attributes of each of the empty files, where they are to take room of the metadata: 3.7 MiB in all."""
 _MORE = 2 << 20
 _JOURNAL_MORE = 4 << 20
 """A small journal segment, and what a checkpoint can have more than the one before it."""
@@ -76,7 +83,11 @@ class Reserve:
         """Have its room free until `end`."""
         with self._lock:
             self._users += 1
-            if free_bytes(self._state_dir) < self.size() or few_files_left(self._state_dir):
+            unlimited = _has_unlimited_files(self._state_dir)
+            few_files = few_files_left(self._state_dir) or (
+                unlimited and not _can_make_files(self._state_dir)
+            )
+            if few_files or free_bytes(self._state_dir) < self.size():
                 self._give_up()
 
     def begin_stop(self) -> None:
@@ -110,10 +121,13 @@ class Reserve:
             size -= max(_STEP, size // 8)
 
     def _make_files(self) -> None:
+        unlimited = _has_unlimited_files(self._state_dir)
         with contextlib.suppress(OSError):
             for path in self._files():
                 if not os.path.lexists(path):
                     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+                if unlimited:
+                    _take_metadata(path)
 
     def _files(self) -> list[Path]:
         return [self._state_dir / f"{NAME}.{number}" for number in range(FILES)]
@@ -152,6 +166,35 @@ def few_files_left(directory: Path) -> bool:
     except OSError:
         return False
     return found.f_files > 0 and found.f_favail < FILES
+
+
+def _has_unlimited_files(directory: Path) -> bool:
+    try:
+        return os.statvfs(directory).f_files == 0
+    except OSError:
+        return False
+
+
+def _take_metadata(path: Path) -> None:
+    """Have a file's attributes take room of the file system's metadata. OSError."""
+    present = os.listxattr(path)
+    for name in (f"user.polyvol.{number}" for number in range(ATTRIBUTES)):
+        if name not in present:
+            try:
+                os.setxattr(path, name, bytes(ATTRIBUTE_BYTES))
+            except OSError:  # its blocks of metadata may be of the smallest size
+                os.setxattr(path, name, bytes(ATTRIBUTE_BYTES_SMALL))
+
+
+def _can_make_files(directory: Path) -> bool:
+    """Whether a file can be made, as far as only trying tells."""
+    path = probe_path(directory)
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        path.unlink()
+    except OSError as error:
+        return not is_no_space(error)
+    return True
 
 
 def try_allocate(path: Path, size: int) -> OSError | None:
