@@ -37,6 +37,7 @@ from polyvol.mapping.device import (
 from polyvol.mapping.errors import DeviceIo, DeviceNotReady, DeviceUnusable, PolyvolError
 from polyvol.mapping.label import NO_RUN, Label
 from polyvol.mapping.opening import (
+from polyvol.mapping.sizes import exact_size
     HeldByOther,
     Identity,
     OpenFile,
@@ -164,7 +165,7 @@ def remark_on(context: Context, device: Device, here: Mapping[int, Identity | No
         what = "nothing is at its path any more" if identity is None else "its path shows another file now"
         return f"{what}; the one that was opened at {path} is used until polyvold stops"
     if file.size > device.size:
-        return f"it has grown to {file.size} bytes, of which the first {device.size} are used"
+        return f"it has grown to {exact_size(file.size)}, of which the first {exact_size(device.size)} are used"
     return None
 
 

@@ -19,6 +19,7 @@ Errors            None: what cannot be made is tried again later (state_room.py)
 """
 
 import contextlib
+import fcntl
 import os
 import threading
 from collections.abc import Iterator
@@ -32,16 +33,18 @@ JOURNALS = f"{NAME}.journals"
 LEAST = 4 << 20
 """Bytes that it has at least, and at most before the catalog is large."""
 FILES = 32
-ATTRIBUTES = 8
+ATTRIBUTES = 16
 ATTRIBUTE_BYTES = 15000
 ATTRIBUTE_BYTES_SMALL = 3000
-"""Attributes of each of the empty files, where they are to take room of the metadata: 3.7 MiB in all."""
+"""Attributes of each of the empty files, where they are to take room of the metadata: 7.3 MiB in all."""
 _MORE = 2 << 20
 _JOURNAL_MORE = 4 << 20
 """A small journal segment, and what a checkpoint can have more than the one before it."""
 JOURNALS_MAX = 256 << 20
 _SMALLEST = 256 << 10
 _STEP = 64 << 10
+_BTRFS_SYNC = 0x9408
+"""BTRFS_IOC_SYNC: ends a transaction; room is free only then."""
 
 
 class Reserve:
@@ -71,7 +74,7 @@ class Reserve:
             self._relieving += 1
             with contextlib.suppress(OSError):
                 self._journals.unlink(missing_ok=True)
-                sync_directory(self._state_dir)
+                _settle(self._state_dir)
         try:
             yield
         finally:
@@ -147,7 +150,7 @@ class Reserve:
         with contextlib.suppress(OSError):
             for path in (self._path, *self._files()):
                 path.unlink(missing_ok=True)
-            sync_directory(self._state_dir)  # some file systems give the room back only then
+            _settle(self._state_dir)
 
 
 def free_bytes(directory: Path, *, everybody: bool = True) -> int:
@@ -166,6 +169,17 @@ def few_files_left(directory: Path) -> bool:
     except OSError:
         return False
     return found.f_files > 0 and found.f_favail < FILES
+
+
+def _settle(directory: Path) -> None:
+    """Have what was removed be free: some file systems give room back only after a sync. OSError."""
+    sync_directory(directory)
+    fd = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):  # it is not btrfs
+            fcntl.ioctl(fd, _BTRFS_SYNC)
+    finally:
+        os.close(fd)
 
 
 def _has_unlimited_files(directory: Path) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from polyvol.mapping.os_errors import advice, reason
+from polyvol.mapping.sizes import exact_size
 
 FACT_LENGTH_MAX = 400
 Kind = Literal["not-found", "exists", "busy", "invalid", "corrupt", "io", "unavailable", "no-space"]
@@ -23,12 +24,17 @@ class PolyvolError(Exception):
 
     code: ClassVar[str] = ""
     kind: ClassVar[Kind] = "io"
+    sizes: ClassVar[tuple[str, ...]] = ()
+    """The facts that are sizes, bytes."""
     sentence: ClassVar[str] = ""
     hint: ClassVar[str] = ""
 
     def __init__(self, **facts: object) -> None:
         self.facts = facts
-        shown = {name: _shortened(fact) for name, fact in facts.items()}
+        shown = {
+            name: exact_size(fact) if name in self.sizes and isinstance(fact, int) else _shortened(fact)
+            for name, fact in facts.items()
+        }
         self.message = self.sentence.format(**shown)
         self.advice = self.hint.format(**shown)
         super().__init__(f"{self.message}; {self.advice}" if self.advice else self.message)
@@ -110,7 +116,8 @@ class NotLarger(PolyvolError):
 
     code = "not-larger"
     kind = "invalid"
-    sentence = "volume {name} has {size} bytes, and {wanted} are not more"
+    sizes = ("size", "wanted")
+    sentence = "volume {name} has {size}, and {wanted} is not more"
     hint = "volumes only grow: give a larger --size"
 
 
@@ -128,7 +135,8 @@ class SizeTooLarge(PolyvolError):
 
     code = "size-too-large"
     kind = "invalid"
-    sentence = "{what} is {size} bytes, more than the {largest} that are possible here"
+    sizes = ("size", "largest")
+    sentence = "{what} is {size}, more than the {largest} that is possible here"
     hint = "give a smaller size; a larger --partition-size lets a volume be larger"
 
 
@@ -173,7 +181,8 @@ class DeviceTooSmall(PolyvolError):
 
     code = "device-too-small"
     kind = "invalid"
-    sentence = "{what} needs {needed} bytes, and {devices} has {free} bytes free"
+    sizes = ("needed", "free")
+    sentence = "{what} needs {needed}, and {devices} has {free} free"
     hint = "name more or larger devices with `polyvol device add`, or make the volume smaller"
 
 
@@ -290,7 +299,8 @@ class DeviceSizeGiven(PolyvolError):
 
     code = "device-size-given"
     kind = "invalid"
-    sentence = "{path} exists and has a size of its own, {size} bytes"
+    sizes = ("size",)
+    sentence = "{path} exists and has a size of its own, {size}"
     hint = "leave out --size and --preallocate"
 
 

@@ -89,7 +89,7 @@ def test_an_adopted_image_that_grew_is_served_as_it_was(
     assert daemon.volume("v")["state"] == "serving"
     device = daemon.api.get("devices", "gold")
     assert (device["state"], device["size"]) == ("ok", 8 * MIB)
-    assert "it has grown to 12582912 bytes, of which the first 8388608 are used" in device["reason"]
+    assert "it has grown to 12 MiB, of which the first 8 MiB are used" in device["reason"]
     with connect(daemon.uri("v")) as host:
         assert host.get_size() == 8 * MIB
         assert host.pread(8 * MIB, 0) == image.read_bytes()[: 8 * MIB]

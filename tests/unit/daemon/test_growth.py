@@ -95,7 +95,7 @@ def test_a_kill_after_it_is_recorded_serves_the_larger_volume(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["v", "--size", "100M"], "has 104857600 bytes, and 104857600 are not more"),
+        (["v", "--size", "100M"], "has 100 MiB, and 100 MiB is not more"),
         (["v", "--size", "64M"], "are not more"),
         (["v", "--size", "104857601"], "not a multiple of 4096"),
         (["nix", "--size", "1G"], "no volume 'nix'"),

@@ -205,7 +205,7 @@ def test_a_log_that_cannot_be_added_is_refused_and_leaves_nothing(volume: Daemon
     volume.ok("device", "add", str(tmp_path / "d"), "--size", "20M")
     before = volume.ok("volume", "show", "v", "--json")
     devices = volume.ok("device", "list", "--json")
-    assert "needs 67108864 bytes" in volume.refused("volume", "add-log", "v", "--device", "d")
+    assert "needs 64 MiB" in volume.refused("volume", "add-log", "v", "--device", "d")
     assert "is 0 bytes" in volume.refused("volume", "add-log", "v", "--size", "0")
     for size in ((1 << 60) + 1, (1 << 63) - 1):
         assert f"is {size} bytes, more than" in volume.refused("volume", "add-log", "v", "--size", str(size))

@@ -95,5 +95,5 @@ def test_refusals() -> None:
         grow(MIB, 2 * MIB + 1, 1, 1)
     with pytest.raises(RepeatedDevice):
         grow(MIB, 2 * MIB, 1, 1, "x", "x", room=MIB)
-    with pytest.raises(DeviceTooSmall, match="volume v needs 9437184 bytes"):
+    with pytest.raises(DeviceTooSmall, match="volume v needs 9 MiB"):
         grow(MIB, 10 * MIB, 1, 1, "x", room=4 * MIB)
