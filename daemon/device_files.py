@@ -37,7 +37,6 @@ from polyvol.mapping.device import (
 from polyvol.mapping.errors import DeviceIo, DeviceNotReady, DeviceUnusable, PolyvolError
 from polyvol.mapping.label import NO_RUN, Label
 from polyvol.mapping.opening import (
-from polyvol.mapping.sizes import exact_size
     HeldByOther,
     Identity,
     OpenFile,
@@ -46,6 +45,7 @@ from polyvol.mapping.sizes import exact_size
     remove_name,
     take_over,
 )
+from polyvol.mapping.sizes import exact_size
 
 CLOSED_S = 5.0
 """How long a device that no volume uses may be in use in the engine."""
@@ -165,7 +165,8 @@ def remark_on(context: Context, device: Device, here: Mapping[int, Identity | No
         what = "nothing is at its path any more" if identity is None else "its path shows another file now"
         return f"{what}; the one that was opened at {path} is used until polyvold stops"
     if file.size > device.size:
-        return f"it has grown to {exact_size(file.size)}, of which the first {exact_size(device.size)} are used"
+        size, used = exact_size(file.size), exact_size(device.size)
+        return f"it has grown to {size}, of which the first {used} are used"
     return None
 
 

@@ -91,7 +91,8 @@ class StateRoom:
     def journal_full(self, volume: int) -> None:
         """A journal of this volume has no room for its next segment."""
         self._full.add(volume)
-        self._relieve(little=True)
+        if not self._failed or time.monotonic() >= self._next_s:  # while it fails, it is told often
+            self._relieve(little=True)
 
     def refresh(self, *, always: bool = False) -> str | None:
         """Look again, `always` or if something was wrong; what is wrong now. Any thread may call."""

@@ -96,7 +96,7 @@ def test_a_kill_after_it_is_recorded_serves_the_larger_volume(
     ("arguments", "words"),
     [
         (["v", "--size", "100M"], "has 100 MiB, and 100 MiB is not more"),
-        (["v", "--size", "64M"], "are not more"),
+        (["v", "--size", "64M"], "is not more"),
         (["v", "--size", "104857601"], "not a multiple of 4096"),
         (["nix", "--size", "1G"], "no volume 'nix'"),
         (["v", "--size", "1G", "--device", "nix"], "no device 'nix'"),
