@@ -17,5 +17,6 @@ def format_size(size: int) -> str:
 
 def exact_size(size: int) -> str:
     """The same, with the bytes where that is not exact: '1.4 GiB (1503238554 bytes)'."""
+    unit = max(0, size.bit_length() - 1) // 10 * 10
     shown = format_size(size)
-    return f"{shown} ({size} bytes)" if "." in shown else shown
+    return shown if size % (1 << min(unit, 50)) == 0 else f"{shown} ({size} bytes)"

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polyvol.daemon.sizes import SIZE_MAX, format_ns, format_size, parse_size
+from polyvol.mapping.sizes import exact_size
 
 
 @pytest.mark.parametrize(
@@ -54,3 +55,10 @@ def test_durations_are_shown_in_a_fitting_unit() -> None:
         "2.5 ms",
         "3.00 s",
     ]
+
+
+def test_a_size_that_is_rounded_is_told_in_bytes_as_well() -> None:
+    assert exact_size(0) == "0 B"
+    assert exact_size(64 << 20) == "64 MiB"
+    assert exact_size((1 << 30) + 4096) == "1.0 GiB (1073745920 bytes)"
+    assert exact_size((1 << 60) + 1) == "1024 PiB (1152921504606846977 bytes)"

@@ -208,7 +208,7 @@ def test_a_log_that_cannot_be_added_is_refused_and_leaves_nothing(volume: Daemon
     assert "needs 64 MiB" in volume.refused("volume", "add-log", "v", "--device", "d")
     assert "is 0 bytes" in volume.refused("volume", "add-log", "v", "--size", "0")
     for size in ((1 << 60) + 1, (1 << 63) - 1):
-        assert f"is {size} bytes, more than" in volume.refused("volume", "add-log", "v", "--size", str(size))
+        assert f"({size} bytes), more than" in volume.refused("volume", "add-log", "v", "--size", str(size))
     assert "named twice" in volume.refused("volume", "add-log", "v", "--device", "d", "--device", "d")
     assert "no device" in volume.refused("volume", "add-log", "v", "--device", "nothing")
     assert "no volume" in volume.refused("volume", "add-log", "w")

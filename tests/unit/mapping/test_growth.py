@@ -89,7 +89,7 @@ def test_named_devices_take_turns() -> None:
 
 def test_refusals() -> None:
     for wanted in (MIB, 4096):
-        with pytest.raises(NotLarger, match="are not more"):
+        with pytest.raises(NotLarger, match="is not more"):
             grow(MIB, wanted, 1, 1)
     with pytest.raises(UnalignedSize):
         grow(MIB, 2 * MIB + 1, 1, 1)

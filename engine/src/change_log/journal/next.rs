@@ -72,7 +72,7 @@ impl Journal {
         }
     }
 
-    fn remove(&self, prepared: &Prepared) {
+    pub(super) fn remove(&self, prepared: &Prepared) {
         // Where it stays, it is removed when it is found, as it was not begun.
         let _ = self.identity.system.remove(&self.identity.segment_path(prepared.header.number));
     }
