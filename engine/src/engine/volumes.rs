@@ -217,10 +217,8 @@ impl Engine {
             rolling_back: Arc::default(),
         };
         let volume = self.enter(volume, shares)?;
-        if replayed {
-            // Whoever needs a slot that is held asks for itself.
-            volume.flusher.push(Waiter::Call(channel().0));
-        }
+        // Whoever needs a slot that is held asks for itself.
+        replayed.then(|| volume.flusher.push(Waiter::Call(channel().0)));
         Ok(())
     }
 

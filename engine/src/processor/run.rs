@@ -315,9 +315,7 @@ impl Processor {
     fn control(&mut self, control: Control) -> bool {
         match control {
             Control::AddShare(number, share) => self.add(number, share),
-            Control::RemoveShare(number, answer) => {
-                self.remove(number, answer);
-            }
+            Control::RemoveShare(number, answer) => self.remove(number, answer),
             Control::CutStop(cut, shares) => self.stop_writes(&cut, shares),
             Control::CutGo(cut) => self.advance(&cut),
             Control::Drop(number, epochs, rollback, answer) => {
