@@ -119,7 +119,7 @@ def _catalog_problems(path: Path, copy: Path) -> Iterator[str]:
     except PolyvolError as error:
         yield error.message
     except (sqlite3.DatabaseError, UnicodeError, OSError) as error:
-        yield failure(path, error, reading=True).message
+        yield failure(path, error, opening=True).message
 
 
 def _database_problems(path: Path, copy: Path) -> Iterator[str]:

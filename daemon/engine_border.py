@@ -139,8 +139,8 @@ class EngineLike(CutEngine, Protocol):
     def disconnect(self, export: str) -> None:
         """Close all connections to an export."""
 
-    def checkpoint(self, volume: int) -> None:
-        """Write checkpoints of a volume."""
+    def relieve(self, volume: int) -> None:
+        """Replace a volume's journals by checkpoints, in little room."""
 
     def cover_rollbacks(self, volume: int) -> None:
         """Write checkpoints if that lets a rollback be forgotten."""

@@ -6,7 +6,12 @@ How it works      `reserve` is a file that only takes room. What deletes somethi
                   to take: twice the catalog with its log, and 2 MiB (docs/decisions/0032). A journal segment
                   is larger, so that hosts that write do not take it meanwhile. A file system can also have no
                   room for more files: `reserve.0` and so on are empty files that keep some, for the copies,
-                  journals and sockets of a start.
+                  journals and sockets of a start. Where a file system has no limit of files of its own, as
+                  btrfs, they have attributes that take room of its metadata: what makes or removes a file
+                  needs that.
+                  `reserve.journals` keeps room for one processor's checkpoint and a small journal segment.
+                  It is given up while journals are replaced by checkpoints (state_room.py), and at a stop,
+                  but not for deletes or a start, so that neither takes what the other needs.
 Invariants        R1 it is given up only by who holds the state directory's lock; R2 nothing depends on it:
                   where it cannot be made, or others take its room, what needed it fails as it would without.
 Owner and locks   Any thread; one lock. The file is made again by the last of those that have given it up.
@@ -14,20 +19,32 @@ Errors            None: what cannot be made is tried again later (state_room.py)
 """
 
 import contextlib
+import fcntl
 import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from polyvol.mapping.no_space import is_no_space, probe_path
 from polyvol.mapping.opening import sync_directory
 
 NAME = "reserve"
+JOURNALS = f"{NAME}.journals"
 LEAST = 4 << 20
 """Bytes that it has at least, and at most before the catalog is large."""
 FILES = 32
+ATTRIBUTES = 16
+ATTRIBUTE_BYTES = 15000
+ATTRIBUTE_BYTES_SMALL = 3000
+"""Attributes of each of the empty files, where they are to take room of the metadata: 7.3 MiB in all."""
 _MORE = 2 << 20
+_JOURNAL_MORE = 4 << 20
+"""A small journal segment, and what a checkpoint can have more than the one before it."""
+JOURNALS_MAX = 256 << 20
 _SMALLEST = 256 << 10
 _STEP = 64 << 10
+_BTRFS_SYNC = 0x9408
+"""BTRFS_IOC_SYNC: ends a transaction; room is free only then."""
 
 
 class Reserve:
@@ -36,8 +53,10 @@ class Reserve:
     def __init__(self, state_dir: Path) -> None:
         self._state_dir = state_dir
         self._path = state_dir / NAME
+        self._journals = state_dir / JOURNALS
         self._lock = threading.Lock()
         self._users = 0
+        self._relieving = 0
 
     @contextlib.contextmanager
     def given_up(self) -> Iterator[None]:
@@ -48,12 +67,37 @@ class Reserve:
         finally:
             self.end()
 
+    @contextlib.contextmanager
+    def given_up_for_journals(self) -> Iterator[None]:
+        """Have the room that is kept for journals free meanwhile."""
+        with self._lock:
+            self._relieving += 1
+            with contextlib.suppress(OSError):
+                self._journals.unlink(missing_ok=True)
+                _settle(self._state_dir)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._relieving -= 1
+            self.make()
+
     def begin(self) -> None:
         """Have its room free until `end`."""
         with self._lock:
             self._users += 1
-            if free_bytes(self._state_dir) < self.size() or few_files_left(self._state_dir):
+            unlimited = _has_unlimited_files(self._state_dir)
+            few_files = few_files_left(self._state_dir) or (
+                unlimited and not _can_make_files(self._state_dir)
+            )
+            if few_files or free_bytes(self._state_dir) < self.size():
                 self._give_up()
+
+    def begin_stop(self) -> None:
+        """The same, for a stop: its last checkpoints have the room that is kept for journals as well."""
+        self.begin()
+        with self._lock, contextlib.suppress(OSError):
+            self._journals.unlink(missing_ok=True)
 
     def end(self) -> None:
         """Have it again, when all others have ended that have begun."""
@@ -64,20 +108,29 @@ class Reserve:
     def make(self) -> None:
         """Have it, or as much of it as there is room for, unless somebody needs that now."""
         with self._lock:
-            held = _allocated(self._path)
-            size = min(self.size(), held + free_bytes(self._state_dir, everybody=False))
-            while not self._users and size >= max(_SMALLEST, held + _STEP):
-                if try_allocate(self._path, size) is None:
-                    break
-                size -= max(_STEP, size // 8)
             if not self._users:
+                self._take(self._path, self.size())
                 self._make_files()
+            if not self._users and not self._relieving:
+                left = _allocated(self._journals) + free_bytes(self._state_dir)
+                self._take(self._journals, min(self.journals_size(), JOURNALS_MAX, left // 2))
+
+    def _take(self, path: Path, wanted: int) -> None:
+        held = _allocated(path)
+        size = min(wanted, held + free_bytes(self._state_dir, everybody=False))
+        while size >= max(_SMALLEST, held + _STEP):
+            if try_allocate(path, size) is None:
+                break
+            size -= max(_STEP, size // 8)
 
     def _make_files(self) -> None:
+        unlimited = _has_unlimited_files(self._state_dir)
         with contextlib.suppress(OSError):
             for path in self._files():
                 if not os.path.lexists(path):
                     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+                if unlimited:
+                    _take_metadata(path)
 
     def _files(self) -> list[Path]:
         return [self._state_dir / f"{NAME}.{number}" for number in range(FILES)]
@@ -87,11 +140,17 @@ class Reserve:
         catalog = sum(_allocated(self._state_dir / f"catalog.db{suffix}") for suffix in ("", "-wal"))
         return max(LEAST, _MORE + 2 * catalog)
 
+    def journals_size(self) -> int:
+        """Bytes that the next checkpoint of a processor and a small segment take, at most by what the present
+        checkpoints say."""
+        checkpoints = self._state_dir.glob("volumes/*/*.checkpoint")
+        return _JOURNAL_MORE + max(map(_allocated, checkpoints), default=0)
+
     def _give_up(self) -> None:
         with contextlib.suppress(OSError):
             for path in (self._path, *self._files()):
                 path.unlink(missing_ok=True)
-            sync_directory(self._state_dir)  # some file systems give the room back only then
+            _settle(self._state_dir)
 
 
 def free_bytes(directory: Path, *, everybody: bool = True) -> int:
@@ -110,6 +169,46 @@ def few_files_left(directory: Path) -> bool:
     except OSError:
         return False
     return found.f_files > 0 and found.f_favail < FILES
+
+
+def _settle(directory: Path) -> None:
+    """Have what was removed be free: some file systems give room back only after a sync. OSError."""
+    sync_directory(directory)
+    fd = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):  # it is not btrfs
+            fcntl.ioctl(fd, _BTRFS_SYNC)
+    finally:
+        os.close(fd)
+
+
+def _has_unlimited_files(directory: Path) -> bool:
+    try:
+        return os.statvfs(directory).f_files == 0
+    except OSError:
+        return False
+
+
+def _take_metadata(path: Path) -> None:
+    """Have a file's attributes take room of the file system's metadata. OSError."""
+    present = os.listxattr(path)
+    for name in (f"user.polyvol.{number}" for number in range(ATTRIBUTES)):
+        if name not in present:
+            try:
+                os.setxattr(path, name, bytes(ATTRIBUTE_BYTES))
+            except OSError:  # its blocks of metadata may be of the smallest size
+                os.setxattr(path, name, bytes(ATTRIBUTE_BYTES_SMALL))
+
+
+def _can_make_files(directory: Path) -> bool:
+    """Whether a file can be made, as far as only trying tells."""
+    path = probe_path(directory)
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        path.unlink()
+    except OSError as error:
+        return not is_no_space(error)
+    return True
 
 
 def try_allocate(path: Path, size: int) -> OSError | None:

@@ -368,7 +368,7 @@ class Service:
         undo.callback(self.reserve.end)
         self._start_on(undo)
         self.reserve.end()
-        undo.callback(self.reserve.begin)  # a stop needs its room as well
+        undo.callback(self.reserve.begin_stop)
 
     def _start_on(self, undo: ExitStack) -> None:
         """Start everything, with all the room that there is."""
@@ -400,7 +400,7 @@ class Service:
         self._volumes.start()
         undo.callback(self._devices.short.note)
         self._room = StateRoom(self._context, self.reserve, self.reload)
-        space = Space(self._context, self._snapshots, also=self._look)
+        space = Space(self._context, self._snapshots, also=self._look, journal_full=self._room.journal_full)
         space.start()
         undo.callback(space.stop)
         undo.callback(self._deletions.stop)

@@ -2,6 +2,7 @@
 
 import re
 
+from polyvol.mapping.sizes import UNITS
 from polyvol.mapping.sizes import format_size as format_size  # for who shows sizes beside times
 
 SIZE_MAX = (1 << 63) - 1
@@ -10,7 +11,6 @@ SCRUB_RATE_MIN = 64 << 10
 SCRUB_RATE_MAX = 1 << 40
 """How many bytes a second a scrub reads."""
 _FORM = re.compile(r"(\d{1,19})\s*([KMGTP]?)(?:i?B)?", re.IGNORECASE)
-_UNITS = "KMGTP"
 
 
 def parse_size(text: str) -> int:
@@ -21,7 +21,7 @@ def parse_size(text: str) -> int:
             f"{text[:40]!r} is not a size: give bytes, or a whole number with K, M, G, T or P, such as 64M"
         )
     number, unit = match.groups()
-    size = int(number) << (10 * (_UNITS.index(unit.upper()) + 1) if unit else 0)
+    size = int(number) << (10 * (UNITS.index(unit.upper()) + 1) if unit else 0)
     if size > SIZE_MAX:
         raise ValueError(f"{text.strip()!r} is too large: a size is less than {format_size(SIZE_MAX + 1)}")
     return size

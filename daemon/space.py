@@ -55,13 +55,20 @@ _log = logging.getLogger("polyvol.space")
 
 
 class Space:
-    """The watch over the change logs. `also`: what else is looked at as often."""
+    """The watch over the change logs. `also`: what else is looked at as often. `journal_full`: what to do for
+    a volume with a journal that has no room for its next segment."""
 
     def __init__(
-        self, context: Context, snapshots: Snapshots, *, also: Callable[[], None] = lambda: None
+        self,
+        context: Context,
+        snapshots: Snapshots,
+        *,
+        also: Callable[[], None] = lambda: None,
+        journal_full: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._context = context
         self._also = also
+        self._journal_full = journal_full
         self._snapshots = snapshots
         self._stopping = threading.Event()
         self._workers = Workers("polyvol-room")
@@ -102,6 +109,9 @@ class Space:
         if event["kind"] == "log-full":
             identity = event["volume"]
             self._workers.run(identity, partial(self.make_room, identity))
+            return
+        if event["kind"] == "journal-full":
+            self._journal_full(event["volume"])
             return
         context = self._context
         name = context.device_names().get(event["device"], "?")

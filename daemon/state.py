@@ -9,6 +9,7 @@ Errors            StateLocked, StateOpen, StateUnusable, StateFull, DeviceUnusab
 """
 
 import contextlib
+import errno
 import fcntl
 import fnmatch
 import os
@@ -122,6 +123,8 @@ def unusable(state_dir: Path, error: OSError) -> PolyvolError:
     if is_no_space(error):
         return StateFull(path=state_dir, what="the files of a start cannot be made", need=NEEDED)
     todo = advice(error, OTHER_STATE) if isinstance(error, PermissionError) else OTHER_STATE
+    if error.errno in (errno.EROFS, errno.EIO):
+        todo = "see the kernel's log (`dmesg`) for errors of its disk; mount it read-write"
     return StateUnusable(state=state_dir, why=reason(error, state_dir), todo=todo)
 
 

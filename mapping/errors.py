@@ -413,7 +413,7 @@ class CatalogUnreadable(PolyvolError):
     code = "catalog-unreadable"
     kind = "io"
     sentence = "the catalog {path} cannot be read: {why}"
-    hint = "nothing was changed; see that its file system and disk are well, then start again"
+    hint = "nothing was changed; check its file system and disk for errors (`dmesg`), then try again"
 
 
 class StateFull(PolyvolError):
@@ -422,7 +422,10 @@ class StateFull(PolyvolError):
     code = "state-full"
     kind = "no-space"
     sentence = "no space is left on the file system of {path}: {what}"
-    hint = "free at least {need} there, or remove files if `df -i` shows that it has room for no more"
+    hint = (
+        "free at least {need} there or raise its quota; remove files if `df -i` shows that it has room for no"
+        " more"
+    )
 
 
 class CatalogDamaged(PolyvolError):

@@ -7,7 +7,8 @@ from pathlib import Path
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 """What the system answers where a file system or a quota has no room."""
-NEEDED = "16 MiB"
+NEEDED_BYTES = 16 << 20
+NEEDED = f"{NEEDED_BYTES >> 20} MiB"
 """What a start or a change finds enough, but for volumes' journals and very large catalogs."""
 PROBES = ".probe-*"
 """Files that are made to see whether there is room. A killed process leaves them."""

@@ -275,8 +275,10 @@ class Engine:
         'io' if a journal has no room for the record: some processors may have gone back then. It may be
         called again, and `add_volume` does it; until then cuts, exports and growth are 'busy'."""
 
-    def checkpoint(self, volume: int) -> None:
-        """Write checkpoints: nothing from before now is needed to read the volume back."""
+    def relieve(self, volume: int) -> None:
+        """Replace what the volume's journals hold by checkpoints, so that old segments are removed: for a
+        'journal-full' event. It needs room for a checkpoint of one processor, and 1 MiB (64 KiB at least);
+        'io' where there is less."""
 
     def cover_rollbacks(self, volume: int) -> None:
         """Write checkpoints if there is a rollback that nothing needs and that they do not cover."""

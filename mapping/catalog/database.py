@@ -99,7 +99,7 @@ class Database:
                 self.close()
                 raise
         except (sqlite3.Error, UnicodeError, OSError) as error:
-            raise failure(path, error, reading=True) from error
+            raise failure(path, error, opening=True) from error
 
     def close(self) -> None:
         """Close it; idempotent."""
@@ -151,7 +151,7 @@ class Database:
             with self._readers.one_state():
                 yield
         except sqlite3.DatabaseError as error:
-            raise failure(self._path, error) from error
+            raise failure(self._path, error, reading=True) from error
 
     def rows(self, statement: str, *values: object) -> list[sqlite3.Row]:
         """The rows of a query: within `reading` or a transaction as that has them, else as of now."""
@@ -159,7 +159,7 @@ class Database:
             with self._readers.connection() as connection:
                 return connection.execute(statement, values).fetchall()
         except sqlite3.DatabaseError as error:
-            raise failure(self._path, error) from error
+            raise failure(self._path, error, reading=True) from error
 
     def _refuse_replaced(self) -> None:
         """CatalogFailed if the file is not at its path any more: what is committed to it would be lost."""

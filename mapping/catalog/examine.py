@@ -94,7 +94,7 @@ def reading(path: Path, file: Path) -> Iterator[sqlite3.Connection]:
         with contextlib.closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection:
             yield connection
     except sqlite3.Error as error:
-        raise failure(path, error, reading=True) from error
+        raise failure(path, error, opening=True) from error
     except (UnicodeError, MemoryError) as error:  # Python's module raises them for messages and lengths
         raise CatalogDamaged(path=path, why="SQLite cannot read its schema") from error
 

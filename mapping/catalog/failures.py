@@ -1,9 +1,11 @@
 """Failures: which of a user's errors one of SQLite's, or of a call on the catalog's files, is.
 
-How it works      SQLite hides the number of some of the system's errors; then a small file is made in the
+How it works      There are three moments: a file is opened, is read while it is in use, or is written. SQLite
+                  hides the number of some of the system's errors; then a small file is made in the
                   same directory, whose error is the answer. What SQLite says about a file's content is
                   damage. What it, or the system, says about the file system is not: no room, read-only, a
-                  disk that does not answer.
+                  disk that does not answer. What SQLite says is told in words of a user, and what it says of
+                  the content of a file that is in use is no verdict: a disk that fails looks the same.
 Errors            None is raised: they are returned.
 """
 
@@ -26,7 +28,7 @@ _WORDS = {
     sqlite3.SQLITE_PROTOCOL: _LOCKED,
     sqlite3.SQLITE_NOMEM: "not enough memory",
     sqlite3.SQLITE_IOERR: "input/output error",
-    sqlite3.SQLITE_CORRUPT: "it is damaged",
+    sqlite3.SQLITE_CORRUPT: "its content is damaged",
     sqlite3.SQLITE_NOTADB: "it is not an SQLite database, or its beginning is damaged",
     sqlite3.SQLITE_CANTOPEN: "it cannot be opened",
     sqlite3.SQLITE_READONLY: "it cannot be opened for writing",
@@ -38,16 +40,19 @@ _NOW = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM, sqlite
 system either."""
 
 
-def failure(path: Path, error: Exception, *, reading: bool = False) -> PolyvolError:
-    """The error to raise for one that was met with this file of the catalog. `reading`: while it was opened,
-    so that what is not about the file system is about its content."""
+def failure(path: Path, error: Exception, *, opening: bool = False, reading: bool = False) -> PolyvolError:
+    """The error to raise for one that was met with this file of the catalog: while it was opened, so that
+    what is not about the file system is about its content; or while it was read; else while it was
+    written."""
     number = error.errno or 0 if isinstance(error, OSError) else None
     if isinstance(error, sqlite3.Error):
         number = _errno(error, path.parent)
     if number in NO_SPACE:
         return StateFull(path=path.parent, what=f"the catalog {path.name} cannot be written", need=NEEDED)
     why = reason(OSError(number, os.strerror(number)), path) if number else _words(error)
-    if not reading:
+    if reading:
+        return CatalogUnreadable(path=path, why=why)
+    if not opening:
         return CatalogFailed(path=path, why=why)
     if number is None:
         return CatalogDamaged(path=path, why=why)

@@ -17,7 +17,7 @@ import pytest
 
 from tests.support import nbd
 from tests.support.daemon import Daemon, short_directory
-from tests.support.file_systems import fill, fill_with_files, small
+from tests.support.file_systems import fill, fill_metadata, fill_with_files, small
 from tests.support.proc import Background, check, run, wait_until
 
 BLOCK = 4096
@@ -89,6 +89,17 @@ class Client:
             for number, version in self.acknowledged.items():
                 wanted = {block(number, each) for each in (version, *self.tried.get(number, ()))}
                 assert bytes(handle.pread(BLOCK, number * BLOCK)) in wanted, number
+
+
+@contextmanager
+def mounted_read_only(disk: Path) -> Iterator[None]:
+    """A read-only mount in the place of a file system that is in use for writing."""
+    check("mount", "--bind", disk, disk)
+    check("mount", "-o", "remount,bind,ro", disk)
+    try:
+        yield
+    finally:
+        check("umount", "--lazy", disk)
 
 
 def share_files(kind: str, disk: Path) -> None:
@@ -301,3 +312,53 @@ def test_a_file_system_without_room_for_more_files_serves_and_starts(end: str) -
         wait_until(lambda: not daemon.json("status")["notes"], "room", 20)
         daemon.ok("snapshot", "create", "v", "--name", "b")
         client.check()
+
+
+@pytest.mark.slow
+def test_a_btrfs_without_room_for_metadata_serves_and_starts() -> None:
+    with on("btrfs-metadata", "160M") as (daemon, disk, _):
+        client = Client(daemon)
+        daemon.ok("snapshot", "create", "v", "--name", "a")
+        assert {client.write(number, 2) for number in range(50)} == {0}
+        files = fill_metadata(disk)
+        daemon.kill()
+        daemon.start()
+        client.check()
+        daemon.ok("snapshot", "delete", "v@a")
+        run("rm", "-rf", files)
+        os.sync()
+        wait_until(lambda: not daemon.json("status")["notes"], "room", 20)
+        daemon.ok("snapshot", "create", "v", "--name", "b")
+        client.check()
+
+
+@pytest.mark.slow
+def test_writes_go_on_when_each_journal_has_one_full_segment_and_there_is_no_room() -> None:
+    with on("tmpfs", "40M", POLYVOL_SEGMENT_BYTES=str(2 << 20)) as (daemon, disk, _):
+        client = Client(daemon)
+        daemon.ok("snapshot", "create", "v", "--name", "only")
+        wait_until(lambda: (daemon.state_dir / "reserve.journals").exists(), "the reserve", 20)
+        fill(disk)
+        # Twice what a segment holds: a block that was redirected is redirected again, each with a record.
+        for version in range(1, 6):
+            assert {client.write(number, version) for number in range(8192)} == {0}
+        assert client.flush() == 0
+        fill(disk)
+        daemon.ok("snapshot", "delete", "v@only")
+        assert {client.write(number, 99) for number in range(100)} == {0}
+        client.check()
+        (disk / "ballast").unlink()
+        wait_until(lambda: daemon.json("status")["notes"] == [], "room", 20)
+        assert (daemon.state_dir / "reserve.journals").exists()
+        daemon.kill()
+        daemon.start()
+        client.check()
+
+
+def test_a_file_system_that_becomes_read_only_is_said_and_goes_on_by_itself() -> None:
+    with on("tmpfs", "40M") as (daemon, disk, _):
+        daemon.ok("snapshot", "create", "v", "--name", "a")
+        with mounted_read_only(disk):
+            wait_until(lambda: "is read-only" in " ".join(daemon.json("status")["notes"]), "a note", 20)
+        wait_until(lambda: daemon.json("status")["notes"] == [], "writing", 20)
+        daemon.ok("snapshot", "create", "v", "--name", "c")

@@ -18,6 +18,7 @@ from tests.support.proc import check, run
 
 MAKE = {
     "btrfs": ("mkfs.btrfs", "-q", "--mixed"),  # else a small one runs out of metadata, room or not
+    "btrfs-metadata": ("mkfs.btrfs", "-q", "-m", "single"),
     "xfs": ("mkfs.xfs", "-q", "-m", "reflink=1"),
     "ext4": ("mkfs.ext4", "-q"),
     "ext4-few-files": ("mkfs.ext4", "-q", "-N", "128"),
@@ -72,6 +73,25 @@ def fill_with_files(disk: Path) -> Path:
     with contextlib.suppress(OSError):
         for number in itertools.count(first):
             (folder / str(number)).touch()
+    return folder
+
+
+def fill_metadata(disk: Path) -> Path:
+    """A folder whose attributes and files take all room that btrfs has for metadata."""
+    folder = disk / "files"
+    folder.mkdir()
+    numbers = itertools.count()
+    for _ in range(3):  # it tells only at the next try, or after a sync, that there is room after all
+        with contextlib.suppress(OSError):
+            for number in numbers:
+                (folder / str(number)).touch()
+                for attribute in range(16):
+                    os.setxattr(folder / str(number), f"user.{attribute}", bytes(15000))
+        os.sync()
+    with contextlib.suppress(OSError):
+        for number in numbers:
+            (folder / str(number)).touch()
+    os.sync()
     return folder
 
 

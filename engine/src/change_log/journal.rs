@@ -26,6 +26,8 @@
 //!                   mark that reaches the disk before records it covers is harmless: what is read back is the
 //!                   unbroken sequence of whole records, and their data was synced.
 
+mod next;
+
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -452,47 +454,5 @@ impl Journal {
         self.at = HEADER_BYTES;
         self.shared.push(segment);
         Ok(())
-    }
-
-    /// The number of the segment that is to be prepared, and the incarnation of the one before it, if it is time for that.
-    /// [`Journal::prepared`] ends it.
-    pub fn ask_next(&mut self) -> Option<(u64, u64)> {
-        let half_full = self.at > self.current.length / 2;
-        if !half_full || !matches!(self.next, Next::Wanted) {
-            return None;
-        }
-        self.next = Next::Asked;
-        Some((self.take_number(), self.current.header.incarnation))
-    }
-
-    /// A segment that was asked for has been prepared, or could not be.
-    pub fn prepared(&mut self, prepared: Option<Prepared>) {
-        self.next = match prepared {
-            Some(prepared) if prepared.header.number > self.current.header.number => {
-                Next::Ready(prepared)
-            }
-            Some(late) => {
-                self.remove(&late);
-                Next::Wanted
-            }
-            None => Next::Failed,
-        };
-    }
-
-    /// Whether one was asked for and has not come yet.
-    pub fn is_preparing(&self) -> bool {
-        matches!(self.next, Next::Asked)
-    }
-
-    /// Removes what was prepared and is not needed.
-    pub fn close(&mut self) {
-        if let Next::Ready(prepared) = std::mem::replace(&mut self.next, Next::Wanted) {
-            self.remove(&prepared);
-        }
-    }
-
-    fn remove(&self, prepared: &Prepared) {
-        // Where it stays, it is removed when it is found, as it was not begun.
-        let _ = self.identity.system.remove(&self.identity.segment_path(prepared.header.number));
     }
 }

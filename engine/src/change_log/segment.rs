@@ -16,7 +16,7 @@ use super::format::{
 use super::journal::Identity;
 use crate::deliberate::{Bug, bug};
 use crate::error::Errno;
-use crate::limits::{SEGMENT_BYTES, SEGMENT_BYTES_MIN};
+use crate::limits::{SEGMENT_BYTES, SEGMENT_BYTES_MIN, SEGMENT_BYTES_SMALL};
 use crate::system::File;
 use crate::system::mapping::Mapping;
 
@@ -71,6 +71,28 @@ impl Prepared {
             }
             made => made,
         }
+    }
+
+    /// Makes one that fits in the room that is kept, where there is no other.
+    pub fn make_small(
+        identity: &Identity,
+        number: u64,
+        previous: u64,
+    ) -> std::result::Result<Prepared, Errno> {
+        let whole = SEGMENT_BYTES.load(Ordering::Relaxed);
+        let mut last = Errno::ENOSPC;
+        for length in [whole, SEGMENT_BYTES_SMALL, SEGMENT_BYTES_MIN] {
+            match Prepared::make_sized(identity, number, previous, length.min(whole)) {
+                Err(errno) if errno.is_no_space() => last = errno,
+                made => return made,
+            }
+        }
+        Err(last)
+    }
+
+    /// Whether it is smaller than segments are where there is room.
+    pub fn is_small(&self) -> bool {
+        self.length < SEGMENT_BYTES.load(Ordering::Relaxed)
     }
 
     fn make_sized(

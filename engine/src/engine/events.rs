@@ -18,6 +18,8 @@ const EVENTS_MAX: usize = 4096;
 pub enum Event {
     /// Writes of this volume wait for room in its change logs: there will be none unless somebody makes it.
     LogFull(VolumeId),
+    /// A journal of this volume needs its next segment soon, and there is no room for one.
+    JournalFull(VolumeId),
     /// This device does not answer; requests to it end with EIO after a while.
     DeviceSilent(DeviceId),
     /// This device answers again.

@@ -20,6 +20,7 @@ use crate::engine::spec::{VolumeSpec, check};
 use crate::engine::volumes::{Begun, Intake, begin, index_by_processor, recover_all};
 use crate::error::{Error, ErrorKind, Result};
 use crate::processor::growing::Growing;
+use crate::processor::hunger::Ask;
 use crate::processor::queue::{Control, Event, ask};
 use crate::processor::share::{Parts, Share};
 use crate::units::BLOCK_SIZE;
@@ -125,6 +126,7 @@ impl Engine {
                 source: volume.source.clone(),
                 space: Arc::clone(&volume.space),
                 hunger: Arc::clone(&volume.hunger),
+                ask: Ask { events: Arc::clone(&self.events), volume: volume.id },
                 flusher: Arc::clone(&volume.flusher),
                 bad: Arc::clone(&volume.bad),
                 stats: Arc::clone(&intake.share.stats),

@@ -364,6 +364,20 @@ impl Engine {
         Ok(())
     }
 
+    /// Replaces what journals hold by checkpoints, one processor after the other, although there may be room for a small
+    /// segment only: then their old segments can be removed.
+    pub fn relieve(&self, volume: VolumeId) -> Result<()> {
+        let volume = self.volume(volume)?;
+        let mut all = true;
+        for share in &volume.shares {
+            let relieve = |answer| Control::Relieve(volume.share, answer);
+            all &= ask(&*self.system, &share.queue, relieve)?;
+        }
+        let what =
+            || format!("volume {}: a journal cannot be replaced by a checkpoint", volume.name);
+        if all { Ok(()) } else { Err(Error::io(what(), Errno::ENOSPC)) }
+    }
+
     fn drop_of(&self, volume: &Volume, epochs: &[Epoch]) -> Result<u64> {
         // One after the other: what is being let go is known by the history that it was part of.
         let _one_at_a_time = volume.dropping.lock().expect("no holder panics");

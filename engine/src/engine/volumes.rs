@@ -179,6 +179,7 @@ impl Engine {
                     source: source.clone(),
                     space: Arc::clone(&space),
                     hunger: Arc::clone(&hunger),
+                    ask: Ask { events: Arc::clone(&self.events), volume: spec.id },
                     flusher: Arc::clone(&flusher),
                     bad: Arc::clone(&bad),
                     stats: Arc::clone(&intake.share.stats),
@@ -216,10 +217,8 @@ impl Engine {
             rolling_back: Arc::default(),
         };
         let volume = self.enter(volume, shares)?;
-        if replayed {
-            // Whoever needs a slot that is held asks for itself.
-            volume.flusher.push(Waiter::Call(channel().0));
-        }
+        // Whoever needs a slot that is held asks for itself.
+        replayed.then(|| volume.flusher.push(Waiter::Call(channel().0)));
         Ok(())
     }
 

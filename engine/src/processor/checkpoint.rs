@@ -5,6 +5,9 @@
 //!                   costs references, and a pool thread does the rest: it writes the file, syncs the devices and it, gives it
 //!                   its name, tells the journal what is covered, and removes what nothing needs any more.
 //!                   The manifest names it before anything is taken for covered or removed.
+//! No room           where the next segment cannot be prepared, Python is told (a [`JournalFull`](Told::JournalFull) event), while
+//!                   half of the newest segment is left. It gives up room that it keeps for this, and calls `relieve`: a small
+//!                   segment is begun, and a checkpoint makes the whole one before it removable.
 //! A failed journal  a sync that has failed may have lost records (J8). Then the journal begins a new segment, and a
 //!                   checkpoint of everything before it is made: once that is named, nothing needs what was lost, and
 //!                   commits succeed again. Each flush that finds the journal failed asks for that.
@@ -19,12 +22,13 @@ use crate::change_log::journal::{self, Identity};
 use crate::change_log::recover::files;
 use crate::change_log::segment::Prepared;
 use crate::deliberate::{Bug, bug};
+use crate::engine::events::Event as Told;
 use crate::error::Errno;
 use crate::limits::CHECKPOINT_BYTES_MIN;
 use crate::processor::queue::{Control, Event};
 use crate::processor::share::{Context, Local, Share};
 use crate::system::pool::Lane;
-use crate::system::ticks::Ticks;
+use crate::system::ticks::{Tick, Ticks};
 use crate::units::Epoch;
 use crate::volume::flusher::Durable;
 
@@ -93,19 +97,62 @@ impl Share {
     /// Has a pool thread prepare the next segment, when it is time for that.
     pub(super) fn prepare_segment(&mut self, context: &Context<'_>) {
         let asked = if self.leaving { None } else { self.journal.ask_next() };
-        let Some((number, previous)) = asked else { return };
+        if let Some(asked) = asked {
+            self.prepare(asked, Prepared::make, context);
+        }
+    }
+
+    fn prepare(
+        &self,
+        (number, previous): (u64, u64),
+        make: fn(&Identity, u64, u64) -> Result<Prepared, Errno>,
+        context: &Context<'_>,
+    ) {
         let identity = self.journal.identity().clone();
         let (share, queue) = (self.number, Arc::clone(context.queue));
         context.pool.run(Lane::Files(share), move || {
-            let prepared = Prepared::make(&identity, number, previous).ok();
+            let prepared = make(&identity, number, previous).ok();
             prepared.iter().for_each(Prepared::warm);
             queue.push(Event::Control(Box::new(Control::SegmentPrepared(share, prepared))));
         });
     }
 
     /// The next segment was prepared, or could not be.
-    pub fn segment_prepared(&mut self, prepared: Option<Prepared>) {
+    pub fn segment_prepared(&mut self, prepared: Option<Prepared>, context: &Context<'_>) {
+        let small = std::mem::take(&mut self.preparing_small);
         self.journal.prepared(prepared);
+        let lacks = self.journal.lacks_next();
+        if lacks && !small {
+            self.ask.events.push(Told::JournalFull(self.ask.volume));
+        }
+        for (since, waiter) in std::mem::take(&mut self.relieving) {
+            if small && lacks {
+                let _ = waiter.send(false); // whoever asked may have gone
+            } else {
+                self.relieve_since(since, waiter, context);
+            }
+        }
+    }
+
+    /// Has a checkpoint make the journal's segments removable, and then answers whether that was done. If there is no room
+    /// for a whole segment, one that is small is begun first: the newest is never removable.
+    pub fn relieve(&mut self, answer: Sender<bool>, context: &Context<'_>) {
+        self.relieve_since(context.ticks.now(), answer, context);
+    }
+
+    fn relieve_since(&mut self, since: Tick, answer: Sender<bool>, context: &Context<'_>) {
+        let asked = if self.leaving { None } else { self.journal.ask_again() };
+        if let Some(asked) = asked {
+            self.preparing_small = true;
+            self.prepare(asked, Prepared::make_small, context);
+        }
+        if self.journal.is_preparing() {
+            self.relieving.push((since, answer));
+        } else if self.journal.begin_small().is_err() {
+            let _ = answer.send(false); // whoever asked may have gone
+        } else {
+            self.checkpoint_now(answer, context);
+        }
     }
 
     /// The journal could not be synced.
@@ -141,7 +188,8 @@ impl Share {
 
     /// Answers those who have waited for a checkpoint for too long.
     pub(super) fn end_checkpoint_waits(&mut self, ticks: &Ticks) {
-        for waiters in &mut self.checkpoint_waiters {
+        let relieving = std::iter::once(&mut self.relieving);
+        for waiters in self.checkpoint_waiters.iter_mut().chain(relieving) {
             waiters.retain(|(since, answer)| {
                 let over = ticks.is_over(*since);
                 if over {

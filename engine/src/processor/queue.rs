@@ -87,6 +87,8 @@ pub enum Control {
     RollBack(u32, Rollback, Sender<Ended>),
     /// Write a checkpoint of now, and say whether that was done.
     Checkpoint(u32, Sender<bool>),
+    /// Make journal segments removable, where there is little room, and say whether that was done.
+    Relieve(u32, Sender<bool>),
     /// Continue a `Drop`.
     DropMore(u32, Box<Dropping>),
     /// A sync ended that a share had asked for.

@@ -315,9 +315,7 @@ impl Processor {
     fn control(&mut self, control: Control) -> bool {
         match control {
             Control::AddShare(number, share) => self.add(number, share),
-            Control::RemoveShare(number, answer) => {
-                self.remove(number, answer);
-            }
+            Control::RemoveShare(number, answer) => self.remove(number, answer),
             Control::CutStop(cut, shares) => self.stop_writes(&cut, shares),
             Control::CutGo(cut) => self.advance(&cut),
             Control::Drop(number, epochs, rollback, answer) => {
@@ -332,6 +330,9 @@ impl Processor {
             }
             Control::Checkpoint(number, answer) => {
                 self.with_share(number, |share, context| share.checkpoint_now(answer, context));
+            }
+            Control::Relieve(number, answer) => {
+                self.with_share(number, |share, context| share.relieve(answer, context));
             }
             Control::DropMore(number, dropping) => self.drop_more(number, *dropping),
             // Whoever asks for what is let go is told so: its end of the answer is dropped.
@@ -362,7 +363,7 @@ impl Processor {
                 self.with_share(number, |share, context| share.renew_journal(context));
             }
             Control::SegmentPrepared(number, prepared) => {
-                self.with_share(number, |share, _| share.segment_prepared(prepared));
+                self.with_share(number, |share, context| share.segment_prepared(prepared, context));
             }
             Control::CheckpointDone(number, bytes, of) => {
                 self.with_share(number, |share, context| share.checkpoint_done(bytes, of, context));

@@ -25,7 +25,7 @@ use crate::error::Errno;
 use crate::processor::behind::{Behind, Kind, WAITING_MAX};
 use crate::processor::cold::Cold;
 use crate::processor::elsewhere::Elsewhere;
-use crate::processor::hunger::Hunger;
+use crate::processor::hunger::{Ask, Hunger};
 use crate::processor::lanes::{Lanes, lane_of};
 use crate::processor::out::AllOut;
 use crate::processor::queue::{Ended, Part, Queue};
@@ -119,6 +119,8 @@ pub struct Parts {
     pub space: Arc<Space>,
     /// Who waits for slots.
     pub hunger: Arc<Hunger>,
+    /// Where Python hears of a journal that has no room.
+    pub ask: Ask,
     /// The volume's flusher.
     pub flusher: Arc<Flusher>,
     /// The volume's bad blocks.
@@ -152,6 +154,7 @@ pub struct Share {
     pub(super) source: Option<Arc<Source>>,
     pub(super) space: Arc<Space>,
     pub(super) hunger: Arc<Hunger>,
+    pub(super) ask: Ask,
     /// Where slots are taken from, in the order to try.
     pub(super) log_order: Vec<Arc<Log>>,
     /// How many of the first of them are as good as each other.
@@ -197,6 +200,10 @@ pub struct Share {
     /// Who waits for the checkpoint that is being written, and for the one after it.
     pub(super) checkpoint_waiters: [Vec<(Tick, Sender<bool>)>; 2],
     pub(super) checkpoint_bytes: u64,
+    /// Who waits for journal segments to become removable.
+    pub(super) relieving: Vec<(Tick, Sender<bool>)>,
+    /// The segment that is being prepared may be a small one.
+    pub(super) preparing_small: bool,
     /// Writing past the page cache to one of its devices waits for the disk: nobody but the pool's threads does.
     pub(super) direct: bool,
     /// No call on any of its devices ever waits: they are in memory.
@@ -222,6 +229,7 @@ impl Share {
             elsewhere: Elsewhere::default(),
             space: parts.space,
             hunger: parts.hunger,
+            ask: parts.ask,
             flusher: parts.flusher,
             bad: parts.bad,
             stats: parts.stats,
@@ -253,6 +261,8 @@ impl Share {
             checkpointing: false,
             checkpoint_waiters: Default::default(),
             checkpoint_bytes: 0,
+            relieving: Vec::new(),
+            preparing_small: false,
             direct: false,
             inline: false,
             writes_now: false,

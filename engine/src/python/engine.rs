@@ -256,8 +256,8 @@ impl Engine {
         self.call(py, |this| this.inner.roll_back(volume, Rollback { at, to }))
     }
 
-    fn checkpoint(&self, py: Python<'_>, volume: u64) -> PyResult<()> {
-        self.call(py, |this| this.inner.checkpoint(volume))
+    fn relieve(&self, py: Python<'_>, volume: u64) -> PyResult<()> {
+        self.call(py, |this| this.inner.relieve(volume))
     }
 
     fn cover_rollbacks(&self, py: Python<'_>, volume: u64) -> PyResult<()> {

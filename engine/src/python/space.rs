@@ -58,6 +58,10 @@ pub fn event(py: Python<'_>, event: Event) -> PyResult<Bound<'_, PyDict>> {
             dict.set_item("kind", "log-full")?;
             dict.set_item("volume", volume)?;
         }
+        Event::JournalFull(volume) => {
+            dict.set_item("kind", "journal-full")?;
+            dict.set_item("volume", volume)?;
+        }
         Event::DeviceSilent(device) => {
             dict.set_item("kind", "device-silent")?;
             dict.set_item("device", device)?;

@@ -13,7 +13,7 @@ from polyvol.mapping.catalog.database import Database
 from polyvol.mapping.catalog.readers import IDLE_MAX
 from polyvol.mapping.catalog.settings import Settings
 from polyvol.mapping.catalog.store import Catalog
-from polyvol.mapping.errors import CatalogConflict, CatalogFailed
+from polyvol.mapping.errors import CatalogConflict, CatalogUnreadable
 from tests.support.catalogs import PLAN, snapshot
 from tests.unit.conftest import Daemon
 
@@ -84,7 +84,7 @@ def test_connections_are_used_again_and_closed(tmp_path: Path) -> None:
         thread.join()
     assert len(catalog._database._readers._idle) == IDLE_MAX
     catalog.close()
-    with pytest.raises(CatalogFailed):
+    with pytest.raises(CatalogUnreadable):
         catalog.volumes()
     assert not list(tmp_path.glob("*-wal"))
 

@@ -25,7 +25,7 @@ def of_sqlite(code: int) -> sqlite3.Error:
 
 
 @pytest.mark.parametrize(
-    ("error", "reading", "writing"),
+    ("error", "opening", "writing"),
     [
         (of_sqlite(sqlite3.SQLITE_FULL), StateFull, StateFull),
         (of_sqlite(sqlite3.SQLITE_IOERR_READ), CatalogUnreadable, CatalogFailed),
@@ -42,14 +42,34 @@ def of_sqlite(code: int) -> sqlite3.Error:
     ],
 )
 def test_each_error_is_of_its_kind(
-    tmp_path: Path, error: Exception, reading: type[PolyvolError], writing: type[PolyvolError]
+    tmp_path: Path, error: Exception, opening: type[PolyvolError], writing: type[PolyvolError]
 ) -> None:
     path = tmp_path / "catalog.db"
-    assert type(failure(path, error, reading=True)) is reading
+    assert type(failure(path, error, opening=True)) is opening
+    assert type(failure(path, error, reading=True)) is (
+        StateFull if opening is StateFull else CatalogUnreadable
+    )
     assert type(failure(path, error)) is writing
     for found in (failure(path, error, reading=True), failure(path, error)):
         assert not any(words in found.message for words in ("in SQLite's words", "codec", "Errno"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_read_that_fails_says_so_and_not_in_the_words_of_sqlite(tmp_path: Path) -> None:
+    catalog = Catalog(tmp_path / "catalog.db")
+    try:
+        with sqlite3.connect(tmp_path / "catalog.db") as other:
+            other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        with (tmp_path / "catalog.db").open("r+b") as file:
+            size = file.seek(0, 2)
+            file.seek(4096)
+            file.write(b"\xff" * (size - 4096))
+        with pytest.raises(CatalogUnreadable) as told:
+            catalog.volumes()
+        assert "cannot be read: its content is damaged" in str(told.value)
+        assert "malformed" not in str(told.value)
+    finally:
+        catalog.close()
 
 
 def test_what_sqlite_hides_is_found_by_a_small_file(tmp_path: Path) -> None:

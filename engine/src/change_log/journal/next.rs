@@ -1,0 +1,79 @@
+//! Next: the segment that follows the newest one of a [journal](super), from being asked for to being there.
+//!
+//! How it works      It is asked for when the newest one is half full, and prepared by a pool thread. Where there was no room for it,
+//!                   a small one can be asked for, which is begun at once so that the one before it can be removed.
+//! Owner and locks   the processor.
+
+use super::{Journal, Next, Prepared};
+use crate::error::Errno;
+
+impl Journal {
+    /// The number of the segment that is to be prepared, and the incarnation of the one before it, if it is time for that.
+    /// [`Journal::prepared`] ends it.
+    pub fn ask_next(&mut self) -> Option<(u64, u64)> {
+        let wanted = self.is_half_full() && matches!(self.next, Next::Wanted);
+        wanted.then(|| self.ask())
+    }
+
+    /// The same, also if it could not be prepared before.
+    pub fn ask_again(&mut self) -> Option<(u64, u64)> {
+        let wanted = self.is_half_full() && matches!(self.next, Next::Wanted | Next::Failed);
+        wanted.then(|| self.ask())
+    }
+
+    fn is_half_full(&self) -> bool {
+        self.at > self.current.length / 2
+    }
+
+    fn ask(&mut self) -> (u64, u64) {
+        self.next = Next::Asked;
+        (self.take_number(), self.current.header.incarnation)
+    }
+
+    /// Begins the segment that was prepared if that is a small one, so that the one before it can be removed.
+    pub fn begin_small(&mut self) -> std::result::Result<(), Errno> {
+        match &self.next {
+            Next::Ready(prepared) if prepared.is_small() => self.roll(),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the next one could not be prepared.
+    pub fn lacks_next(&self) -> bool {
+        matches!(self.next, Next::Failed)
+    }
+
+    /// A segment that was asked for has been prepared, or could not be.
+    pub fn prepared(&mut self, prepared: Option<Prepared>) {
+        if prepared.is_some() {
+            self.no_room = None;
+        }
+        self.next = match prepared {
+            Some(prepared) if prepared.header.number > self.current.header.number => {
+                Next::Ready(prepared)
+            }
+            Some(late) => {
+                self.remove(&late);
+                Next::Wanted
+            }
+            None => Next::Failed,
+        };
+    }
+
+    /// Whether one was asked for and has not come yet.
+    pub fn is_preparing(&self) -> bool {
+        matches!(self.next, Next::Asked)
+    }
+
+    /// Removes what was prepared and is not needed.
+    pub fn close(&mut self) {
+        if let Next::Ready(prepared) = std::mem::replace(&mut self.next, Next::Wanted) {
+            self.remove(&prepared);
+        }
+    }
+
+    pub(super) fn remove(&self, prepared: &Prepared) {
+        // Where it stays, it is removed when it is found, as it was not begun.
+        let _ = self.identity.system.remove(&self.identity.segment_path(prepared.header.number));
+    }
+}
