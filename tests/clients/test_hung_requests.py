@@ -112,6 +112,7 @@ def test_a_reload_changes_the_time_out(make_daemon: Callable[..., Daemon], front
         assert f"after {TIMEOUT_S} s" in daemon.json("device", "show", "h")["reason"]
         os.kill(process.pid, signal.SIGCONT)
         wait_until(lambda: daemon.json("device", "show", "h")["state"] == "ok", "its answer", SOON_S)
+        daemon.stop()  # while its disk is there
 
 
 def check_hung(daemon: Daemon, hung: Any, good: Any) -> None:
