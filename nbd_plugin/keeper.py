@@ -97,10 +97,12 @@ class Keeper:
     def _end(self) -> None:
         """Have the clients leave, and nbdkit end. The first call does it."""
         if self._ending.acquire(blocking=False):
-            leaving.shut_down(self._clients, socket.SHUT_RD)
+            with contextlib.suppress(OSError):  # too many files are open
+                leaving.shut_down(self._clients, socket.SHUT_RD)
             nbdkit.shutdown()
             time.sleep(GRACE_S)
-            leaving.shut_down(self._clients, socket.SHUT_RDWR)
+            with contextlib.suppress(OSError):
+                leaving.shut_down(self._clients, socket.SHUT_RDWR)
 
     def _reload_each_time(self) -> None:
         while self._reload_wanted.wait():
