@@ -157,6 +157,22 @@ def test_a_device_whose_server_hangs_is_told_and_stays(host: Host) -> None:
     assert host.ok("detach", "v") == "v detached\n"
 
 
+@pytest.mark.slow
+def test_force_ends_a_device_with_unwritten_data_whose_server_hangs(host: Host) -> None:
+    path = Path(host.ok("attach", "v", "--fuse").strip())
+    os.kill(host.daemon.pid, signal.SIGSTOP)
+    try:
+        write = ("dd", "if=/dev/zero", f"of={path}", "bs=4k", "count=1", "conv=notrunc")
+        with Background(*write, log=host.daemon.directory / "dd.log") as dirty:
+            status = Path(f"/proc/{dirty.pid}/status")
+            wait_until(lambda: "\nState:\tD" in status.read_text(), "the program's waiting for the device")
+            host.ok("detach", "v", "--force")
+            dirty.wait()
+        assert host.listed() == {}
+    finally:
+        os.kill(host.daemon.pid, signal.SIGCONT)
+
+
 def test_after_a_detach_by_force_writes_fail(host: Host) -> None:
     path = Path(host.ok("attach", "v", "--fuse").strip()).resolve()
     try:
