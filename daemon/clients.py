@@ -1,16 +1,17 @@
 """Clients: who is connected to which export, and the end of a connection.
 
 How it works      The engine knows the connections of its own NBD server. Where nbdkit speaks NBD, the plugin
-                  tells of each connection here, with the handle that it uses and how the sockets of its peer
-                  are shut down. To disconnect a client is to shut its socket down; a handle is closed as
-                  well, so that the export is free although nbdkit may still have the connection. Which socket
-                  of a process is which connection's is not known: they are shut down when all are to end.
+                  tells of each connection here, with the handle that it uses and how its socket is shut down.
+                  To disconnect a client is to shut its socket down; a handle is closed as well, so that the
+                  export is free although nbdkit may still have the connection. Its socket can be shut down
+                  only while nbdkit waits for the client: a thread tries that until the connection has ended.
                   What a restore writes to is shown by its volume's name: the export's name is a secret.
 Owner and locks   `_lock` covers `_inside`; nothing is called while it is held.
 Errors            UnknownClient, UnknownExport.
 """
 
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -24,9 +25,12 @@ from polyvol.daemon.errors import UnknownClient, UnknownExport
 from polyvol.daemon.restores import HIDDEN
 from polyvol.daemon.views import iso
 
-ShutDown = Callable[[int], bool]
-"""Shuts the sockets of a connection's peer down if they are so many; whether it did."""
+ShutDown = Callable[[], bool]
+"""Shuts a connection's socket down if that can be done now; whether it did."""
 END_TIMEOUT_S = 4.0
+"""How long a call waits for the end of a connection, which may come later."""
+END_POLL_S = 0.01
+LATE_POLL_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +44,13 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class _Inside:
-    """A connection of another NBD server in this process. `ended`: it is to end; `gone`: it has ended."""
+    """A connection of another NBD server in this process. `gone`: it has ended."""
 
     export: str
     handle: HandleLike
     peer: Peer
     since_ns: int
     shut_down: ShutDown
-    ended: threading.Event = field(default_factory=threading.Event)
     gone: threading.Event = field(default_factory=threading.Event)
 
 
@@ -110,14 +113,17 @@ class Clients:
             one = self._inside.get(number)
             if one is None:
                 return False
-            one.ended.set()
-            its = [
-                other for other in self._inside.values() if other.peer == one.peer and other.ended.is_set()
-            ]
-        one.handle.close()
-        if one.shut_down(len(its)):  # else its requests are refused from now on
-            one.gone.wait(END_TIMEOUT_S)
+        one.handle.close()  # its requests are refused from now on
+        threading.Thread(target=_shut_down, args=(one,), name="polyvol-disconnect", daemon=True).start()
+        one.gone.wait(END_TIMEOUT_S)
         return True
+
+
+def _shut_down(one: _Inside) -> None:
+    """Shut a connection's socket down, again and again until the connection has ended."""
+    soon = time.monotonic() + END_TIMEOUT_S
+    while not one.gone.wait(END_POLL_S if time.monotonic() < soon else LATE_POLL_S):
+        one.shut_down()
 
 
 def _view(

@@ -8,8 +8,9 @@ How it works      The keeper binds the NBD sockets and hands them to nbdkit by s
                   the one that we run on; the PYTHON* variables of the environment do not reach it. `ready` is
                   said when the control API answers.
                   A socket pair connects the keeper with the plugin (nbd_plugin/keeper.py has its messages).
-                  SIGHUP reads the settings again and has the plugin reload. To stop, the keeper closes its
-                  end: the plugin has the clients leave, and ends nbdkit.
+                  SIGHUP reads the settings again and has the plugin reload; an nbdkit that ends before it has
+                  done so leaves that to the next one. To stop, the keeper closes its end: the plugin has the
+                  clients leave, and ends nbdkit.
 Invariants        K1 at most one nbdkit runs; K2 nbdkit is killed when the keeper ends, whenever that is: the
                   kernel does it (PR_SET_PDEATHSIG), asked before nbdkit is executed, and by the plugin
                   again; K3 one that dies before it was ever ready is not started again: its own message says
@@ -28,9 +29,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from polyvol.daemon import sockets, state
+from polyvol.daemon.apart import DEFECT
 from polyvol.daemon.cli.client import ApiError, Client
 from polyvol.daemon.config import Config
 from polyvol.daemon.errors import FrontendFailed
@@ -122,10 +125,11 @@ class _Keeper:
         self._control = control
         self._lock = lock
         self._addresses = [sockets.nbd_uri(listener) for listener in listeners]
-        self._processors = config.processors
         self._ready = False
         self._told_to_end = False
         self._reload_wanted = False
+        self._reloading = False
+        self._heard = b""
 
     def run(self, next_signal: NextSignal, read_again: Callable[[], Config]) -> None:
         """Until a signal ends it."""
@@ -137,6 +141,8 @@ class _Keeper:
                 channel.close()
                 _stop(process)
                 self._lock.sign()  # it was nbdkit's
+            self._reload_wanted = self._reload_wanted or self._reloading
+            self._heard = b""
             if not self._told_to_end:
                 if not self._ready:
                     raise FrontendFailed(why=f"it ended with status {process.returncode} before it was ready")
@@ -152,8 +158,8 @@ class _Keeper:
         command = [sys.executable, "-I", "-S", "-c", _ACTIVATE, str(os.getpid()), str(len(numbers)), *numbers]
         command += [nbdkit, "--foreground", "python", str(self._plugin)]
         command += [f"state-dir={self._config.state_dir}"]
-        if self._processors is not None:
-            command += [f"processors={self._processors}"]
+        if self._config.processors is not None:
+            command += [f"processors={self._config.processors}"]
         command.append(f"io-timeout={self._config.io_timeout_s}")
         command += [f"nbd-address={address}" for address in self._addresses]
         ours, its = socket.socketpair()
@@ -229,29 +235,39 @@ class _Keeper:
     def _reload(self, channel: socket.socket, read_again: Callable[[], Config]) -> None:
         """Read the settings again, and have the plugin reload; `_hear` has its answer."""
         self._reload_wanted = False
+        self._reloading = True
         notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
-            self._processors = read_again().processors
+            read = read_again()
         except PolyvolError as error:
             self._reloaded(str(error))
             return
-        with contextlib.suppress(OSError):  # then it is ending, and the next one starts with the new settings
-            channel.send(f"reload {'' if self._processors is None else self._processors}\n".encode())
+        except Exception:
+            _log.exception("reading the settings again")
+            self._reloaded(DEFECT)
+            return
+        processors, io_timeout_s = read.processors, read.io_timeout_s
+        self._config = replace(self._config, processors=processors, io_timeout_s=io_timeout_s)
+        line = f"reload {'-' if processors is None else processors} {io_timeout_s}\n"
+        with contextlib.suppress(OSError):  # then it is ending, and the next one reloads
+            channel.sendall(line.encode())
 
     def _hear(self, channel: socket.socket) -> None:
-        """Act on what the plugin says, a line for each."""
+        """Act on what the plugin says, a line for each; what has no end yet waits for the rest."""
         try:
-            said = channel.recv(_MESSAGE_BYTES_MAX).decode("utf-8", "replace")
+            self._heard += channel.recv(_MESSAGE_BYTES_MAX)
         except OSError:
             return  # it says nothing, or is ending
-        for line in said.splitlines():
-            word, _, rest = line.partition(" ")
+        *lines, self._heard = self._heard.split(b"\n")
+        for line in lines:
+            word, _, rest = line.decode("utf-8", "replace").partition(" ")
             if word == "hangup":
                 self._reload_wanted = True
             elif word == "reloaded":
                 self._reloaded(rest)
 
     def _reloaded(self, failure: str) -> None:
+        self._reloading = False
         if failure:
             _log.error("the reload failed, and what was set before goes on: %s", failure)
         else:

@@ -61,9 +61,10 @@ class Host:
         """Take the state directory over, recover its volumes and open the control socket."""
         self._service.start()
 
-    def reload(self, processors: int | None) -> None:
-        """Have at least so many processors, and look again for devices that are missing; PolyvolError."""
-        self._service.reload(processors)
+    def reload(self, processors: int | None, io_timeout_s: int | None) -> None:
+        """Have at least so many processors and this time-out, and look again for devices that are missing;
+        PolyvolError. None leaves a setting as it is."""
+        self._service.reload(processors, io_timeout_s=io_timeout_s)
 
     def stop(self) -> None:
         """Stop the control socket and the engine; everything is durable on return."""

@@ -1,7 +1,7 @@
 """keeper: the plugin's end of what polyvold tells nbdkit, and nbdkit's signals.
 
 How it works      polyvold keeps one end of a socket pair, the plugin has the other. Messages are lines:
-                    polyvold: `reload N` (N processors at least; without N as many as there are)
+                    polyvold: `reload N S` (N processors at least, an io-timeout of S seconds; `-`: as it is)
                     plugin:   `reloaded`, `reloaded WHY IT FAILED`, `hangup` (nbdkit has got a SIGHUP)
                   When polyvold closes its end, the clients leave and nbdkit ends.
                   SIGTERM, SIGINT, SIGQUIT and SIGHUP are blocked in every thread of nbdkit and waited for:
@@ -9,7 +9,8 @@ How it works      polyvold keeps one end of a socket pair, the plugin has the ot
                   only when the last client has left by itself, and refuse new ones meanwhile.
                   A reload has a thread of its own: one that waits for a slow disk does not delay the end.
 Owner and locks   `start` is called once, in nbdkit's main thread, before any other thread is started.
-Errors            A reload that fails is told to polyvold, or logged where there is none.
+Errors            A reload that fails, for whatever reason, is told to polyvold, or logged where there is
+                  none; the next one is done nevertheless.
 """
 
 import contextlib
@@ -24,15 +25,19 @@ from collections.abc import Callable
 
 import nbdkit
 
+from polyvol.daemon.apart import DEFECT
 from polyvol.mapping.errors import PolyvolError
 from polyvol.nbd_plugin import leaving
 
 GRACE_S = 0.5
 """How long clients may take to read their last answers."""
 LINE_BYTES_MAX = 256
+FAILURE_CHARACTERS_MAX = 1000
+"""How much of the reason of a failed reload polyvold is told."""
 PR_SET_PDEATHSIG = 1
 ENDING = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
-Reload = Callable[[int | None], None]
+Setting = int | None
+Reload = Callable[[Setting, Setting], None]
 _log = logging.getLogger("polyvol")
 
 
@@ -53,13 +58,14 @@ def end_with_keeper(channel: int) -> None:
 
 class Keeper:
     """polyvold as the plugin sees it. `channel` is None when nbdkit was started by hand; `clients` are the
-    addresses at which nbdkit's clients connect; `reload` takes the least number of processors, or None."""
+    addresses at which nbdkit's clients connect; `reload` takes the least number of processors and the
+    io-timeout in seconds, None for what is to stay as it is."""
 
     def __init__(self, channel: socket.socket | None, clients: leaving.Addresses, reload: Reload) -> None:
         self._channel = channel
         self._clients = clients
         self._reload = reload
-        self._processors: int | None = None
+        self._settings: tuple[Setting, Setting] = None, None
         self._reload_wanted = threading.Event()
         self._ending = threading.Lock()
 
@@ -83,29 +89,34 @@ class Keeper:
         assert self._channel is not None
         with contextlib.suppress(OSError), self._channel.makefile("r", encoding="utf-8") as lines:
             while line := lines.readline(LINE_BYTES_MAX):
-                number = line.strip().removeprefix("reload").strip()
-                self._processors = int(number) if number else None
+                processors, io_timeout_s = [*line.split(), "-", "-"][1:3]
+                self._settings = _setting(processors), _setting(io_timeout_s)
                 self._reload_wanted.set()
         self._end()
 
     def _end(self) -> None:
         """Have the clients leave, and nbdkit end. The first call does it."""
         if self._ending.acquire(blocking=False):
-            leaving.shut_down(self._clients, socket.SHUT_RD)
+            with contextlib.suppress(OSError):  # too many files are open
+                leaving.shut_down(self._clients, socket.SHUT_RD)
             nbdkit.shutdown()
             time.sleep(GRACE_S)
-            leaving.shut_down(self._clients, socket.SHUT_RDWR)
+            with contextlib.suppress(OSError):
+                leaving.shut_down(self._clients, socket.SHUT_RDWR)
 
     def _reload_each_time(self) -> None:
         while self._reload_wanted.wait():
             self._reload_wanted.clear()
             failure = ""
             try:
-                self._reload(self._processors)
+                self._reload(*self._settings)
             except PolyvolError as error:
                 failure = str(error)
+            except Exception:
+                _log.exception("reloading")
+                failure = DEFECT
             if self._channel is not None:
-                self._say(f"reloaded {' '.join(failure.split())}")
+                self._say(f"reloaded {' '.join(failure.split())[:FAILURE_CHARACTERS_MAX]}")
             elif failure:
                 _log.error("the reload failed, and what was set before goes on: %s", failure)
 
@@ -113,3 +124,7 @@ class Keeper:
         assert self._channel is not None
         with contextlib.suppress(OSError):  # polyvold has ended, which `_listen` sees
             self._channel.sendall(f"{line}\n".encode())
+
+
+def _setting(word: str) -> Setting:
+    return int(word) if word.isascii() and word.isdecimal() else None

@@ -1,10 +1,10 @@
 """peer: who the client of the connection at hand is, and how its socket is shut down.
 
 How it works      nbdkit has functions for the peer of the connection that the calling thread serves. Its
-                  Python plugin does not pass them on, but the program that we run in exports them. The socket
-                  itself is not to be had from nbdkit: it is found among the descriptors of this process, by
-                  the address of its peer, or by the process at its other end. A process may have several:
-                  they are shut down only if all of them are to end.
+                  Python plugin does not pass them on, but the program that we run in exports them. nbdkit has
+                  no function for the socket. But a connection has one thread, by our thread model: while that
+                  waits for its client, the kernel shows in /proc/self/task/TID/syscall for which descriptor.
+                  That is shut down if its peer is the connection's.
 Owner and locks   Sockets are nbdkit's; they are shut down by descriptors of our own.
 Errors            None: what is not known is left out.
 """
@@ -13,12 +13,14 @@ import ctypes
 import os
 import socket
 import struct
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from pathlib import Path
 
 from polyvol.daemon.clients import Peer
-from polyvol.nbd_plugin.leaving import sockets
 
+DESCRIPTOR_MAX = 1 << 30
 _ADDRESS_BYTES = 128
 _CREDENTIALS = struct.Struct("3i")
 _FAMILY = struct.Struct("=H")
@@ -37,25 +39,38 @@ def peer() -> Peer:
     return Peer(address=address)
 
 
-def shutter(whose: Peer) -> Callable[[int], bool]:
-    """What shuts the sockets of this peer down if they are as many as it is told; it says whether it did."""
-    return lambda count: _shut_down(whose, count)
+def shutter(whose: Peer) -> Callable[[], bool]:
+    """What shuts down the socket of the connection that this thread serves, if the thread waits for it just
+    now; it says whether it did."""
+    thread = threading.get_native_id()
+    return lambda: _shut_down(thread, whose)
 
 
-def _shut_down(whose: Peer, count: int) -> bool:
-    with ExitStack() as stack:
-        found = []
-        for one in sockets():
-            if _of(one) == whose:
-                found.append(stack.enter_context(one))
-            else:
-                one.close()
-        if len(found) != count:
-            return False
-        for one in found:
-            with suppress(OSError):  # it is gone already
-                one.shutdown(socket.SHUT_RDWR)
-    return True
+def _shut_down(thread: int, whose: Peer) -> bool:
+    number = _waits_for(thread)
+    if number is None:
+        return False
+    with suppress(OSError), ExitStack() as stack:
+        duplicate = os.dup(number)
+        stack.callback(os.close, duplicate)
+        one = stack.enter_context(socket.socket(fileno=os.dup(duplicate)))
+        # Until the descriptor was duplicated, its number could become that of another connection.
+        if _of(one) == whose and _waits_for(thread) == number:
+            one.shutdown(socket.SHUT_RDWR)
+            return True
+    return False
+
+
+def _waits_for(thread: int) -> int | None:
+    """The descriptor, if it is one, that is the first argument of the system call in which a thread waits."""
+    try:
+        words = Path(f"/proc/self/task/{thread}/syscall").read_text().split()
+    except OSError:
+        return None
+    if len(words) < 2 or words[0] == "-1":
+        return None
+    number = int(words[1], 16)
+    return number if number <= DESCRIPTOR_MAX else None
 
 
 def _of(one: socket.socket) -> Peer | None:

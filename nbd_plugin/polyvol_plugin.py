@@ -19,10 +19,12 @@ Errors            A callback that fails says the errno by `nbdkit.set_error` and
                   keeps polyvol from starting is one sentence on stderr, and exit code 1. Writes to a
                   read-only export do not come here: nbdkit refuses them, being told by `can_write`.
                   nbdkit 1.32 never frees what was raised. So an export that cannot be opened is opened as a
-                  `Refused`, and nbdkit refuses it because its size is -1.
+                  `Refused`, and nbdkit refuses it because its size is -1. A request that fails raises an
+                  exception that was made before, without a traceback (`_with_errno`).
 """
 
 import errno
+import logging
 import os
 import site
 import socket
@@ -76,7 +78,7 @@ _make_importable()
 from polyvol.daemon.config import IO_TIMEOUT_S  # noqa: E402
 from polyvol.daemon.engine_border import HandleLike  # noqa: E402 - only now can they be found
 from polyvol.daemon.notify import log_somewhere  # noqa: E402
-from polyvol.engine import EngineError  # noqa: E402
+from polyvol.engine import EngineError, RaisesReturned  # noqa: E402
 from polyvol.mapping.errors import PolyvolError  # noqa: E402
 from polyvol.nbd_plugin import leaving  # noqa: E402
 from polyvol.nbd_plugin.host import Host  # noqa: E402
@@ -97,21 +99,36 @@ _io_timeout_s = IO_TIMEOUT_S
 _addresses: list[str] = []
 _descriptors: dict[str, int] = {}
 _host: Host | None = None
+_log = logging.getLogger("polyvol")
 
 
-def _with_errno(callback: Callable[P, R]) -> Callable[P, R]:
-    """Let nbdkit know the errno of what a callback raises; without one it is EIO."""
+class _Failures(dict[int, OSError]):
+    """The exception to raise for each errno, made once."""
+
+    def __missing__(self, number: int) -> OSError:
+        return self.setdefault(number, OSError(number, os.strerror(number)))
+
+
+_failures = _Failures()
+
+
+def _with_errno(callback: Callable[P, R]) -> RaisesReturned:
+    """What nbdkit calls for a request: tells it the errno of what the callback raises, and raises an
+    exception that was made before, without a traceback, because nbdkit never frees either."""
 
     @wraps(callback)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R | OSError:
+        number = errno.EIO
         try:
             return callback(*args, **kwargs)
         except OSError as error:
-            nbdkit.set_error(error.errno or errno.EIO)
-            # A peer can cause this, so nbdkit's log gets the sentence without the frames below.
-            raise error.with_traceback(None) from None
+            number = error.errno or errno.EIO
+        except Exception:
+            _log.exception("a request failed")
+        nbdkit.set_error(number)
+        return _failures[number]
 
-    return wrapper
+    return RaisesReturned(wrapper)
 
 
 def _refuse(sentence: str) -> NoReturn:
@@ -184,11 +201,11 @@ def after_fork() -> None:
     _host = host
 
 
-def _reload(processors: int | None) -> None:
+def _reload(processors: int | None, io_timeout_s: int | None) -> None:
     """Do what polyvold's reload does; a host that is starting or stopping has nothing to reload."""
     host = _host
     if host is not None:
-        host.reload(processors)
+        host.reload(processors, io_timeout_s)
 
 
 def cleanup() -> None:
@@ -229,9 +246,11 @@ def open(readonly: bool) -> "HandleLike | Refused":
     """Open the export that the client named."""
     try:
         return _running().open(nbdkit.export_name())
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:  # no such export, or a name that is no text
         nbdkit.debug(str(error))
-        return Refused()
+    except Exception:
+        _log.exception("an export could not be opened")
+    return Refused()
 
 
 def close(h: "HandleLike | Refused") -> None:

@@ -9,6 +9,7 @@ Errors            Nothing raises where a device has gone in the meantime: it is 
 """
 
 import contextlib
+import ctypes
 import errno
 import os
 import subprocess
@@ -34,6 +35,8 @@ SECTOR_BYTES = 512
 UDEV_CONTROL = Path("/run/udev/control")
 EVENT_WAIT_S = 0.2
 LINK_WAIT_S = 15.0
+SYNC_ALL = 7
+"""sync_file_range: wait before, write, wait after."""
 
 
 def read(device: str, attribute: str) -> str | None:
@@ -90,9 +93,11 @@ def mounted_at(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def written_out(name: str, device: str) -> Iterator[None]:
+def written_out(name: str, device: str, *, flush: bool = True) -> Iterator[None]:
     """Everything that was written to a block device is on its volume, and until the end of this nobody can
-    mount it or take it for itself. AttachedInUse if somebody has; NotWritten if it could not be written."""
+    mount it or take it for itself. AttachedInUse if somebody has; NotWritten if it could not be written.
+    Without `flush`, for a device that does no I/O any more: no write to it has failed that the kernel knows
+    of, which it tells once."""
     try:
         descriptor = os.open(DEV / device, os.O_RDONLY | os.O_CLOEXEC | os.O_EXCL)
     except OSError as error:
@@ -102,12 +107,24 @@ def written_out(name: str, device: str) -> Iterator[None]:
         raise NotWritten(name=name, device=f"/dev/{device}", why=reason(error)) from error
     try:
         try:
-            os.fsync(descriptor)
+            if flush:
+                os.fsync(descriptor)
+            else:
+                _write_pages(descriptor)
         except OSError as error:
             raise NotWritten(name=name, device=f"/dev/{device}", why=reason(error)) from error
         yield
     finally:
         os.close(descriptor)
+
+
+def _write_pages(descriptor: int) -> None:
+    """Have the kernel write what it has of a device in memory; OSError if that fails, or has failed."""
+    ask = ctypes.CDLL(None, use_errno=True).sync_file_range
+    ask.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+    if ask(descriptor, 0, 0, SYNC_ALL) < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
 
 
 class Arrival:

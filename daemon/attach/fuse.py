@@ -24,11 +24,13 @@ from pathlib import Path
 
 from polyvol.daemon.attach import disks, handshake
 from polyvol.daemon.attach.address import parse_uri
-from polyvol.daemon.attach.errors import KernelRefused, NeedsRoot, ProgramFailed
+from polyvol.daemon.attach.errors import KernelRefused, NeedsRoot, ProgramFailed, ServerUnreachable
 from polyvol.daemon.attach.records import Now, Places, Wanted, held
+from polyvol.mapping.errors import PolyvolError
 from polyvol.mapping.os_errors import reason
 
 HANDSHAKE_S = 10.0
+LOOK_S = 5.0
 MOUNT_S = 20.0
 END_S = 20.0
 PROGRAM_S = 30.0
@@ -97,6 +99,7 @@ def attach(places: Places, wanted: Wanted) -> tuple[Now, Path]:
                 flags=export.flags,
                 uuid=None if export.uuid is None else str(export.uuid),
                 pid=pid,
+                uri=address.uri,
             )
             places.write(now)
             if not arrival.wait(lambda: disks.size_of(device) > 0, MOUNT_S):
@@ -110,13 +113,30 @@ def detach(places: Places, now: Now, *, force: bool) -> None:
     """Write what is not written yet, and end the device; AttachedInUse or NotWritten if that cannot be.
     With `force`, what is not written is lost; a device that is in use stays until its users let go of it, and
     all its I/O fails. The caller has looked who uses it."""
+    dead = trouble(places, now) is not None
     if not force:
         for device in _loops(places, now.name):
             # Held by us, or by others, it ends when the last one has closed it.
-            with disks.written_out(now.name, device):
+            with disks.written_out(now.name, device, flush=not dead):
                 _run("losetup", "--detach", f"/dev/{device}")
         _wait(lambda: not _loops(places, now.name), f"the end of /dev/{now.device}")
+    elif not dead and not _server_answers(places, now.name):
+        # losetup would wait for the server with what is not written yet.
+        for pid in _nbdfuses(places, now.name):
+            _kill(pid)
     clean(places, now.name)
+
+
+def _server_answers(places: Places, name: str) -> bool:
+    uri = uri_of(places, name)
+    try:
+        if uri is not None:
+            handshake.look(parse_uri(uri, name), LOOK_S)
+    except ServerUnreachable:
+        return False
+    except PolyvolError:  # it says no, which is an answer
+        return True
+    return True
 
 
 def clean(places: Places, name: str) -> None:

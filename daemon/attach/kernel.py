@@ -10,6 +10,7 @@ Errors            errors.py.
 """
 
 import contextlib
+import dataclasses
 import re
 import socket
 from collections.abc import Iterator
@@ -90,6 +91,7 @@ def attach(kernel: "Kernel", places: Places, wanted: Wanted) -> tuple[Now, Path]
             size=export.size,
             flags=export.flags,
             uuid=None if export.uuid is None else str(export.uuid),
+            uri=address.uri,
         )
         places.write(now)
         if not arrival.wait(lambda: _is_there(now), ARRIVAL_S):
@@ -132,15 +134,7 @@ def same_export(address: Address, now: Now, export: Export) -> Now:
     if why is not None:
         raise AnotherExport(export=address.export, address=address.server, why=why)
     known = uuid or export.uuid
-    return Now(
-        name=now.name,
-        device=now.device,
-        kind=now.kind,
-        size=export.size,
-        flags=now.flags,
-        uuid=None if known is None else str(known),
-        pid=now.pid,
-    )
+    return dataclasses.replace(now, size=export.size, uuid=None if known is None else str(known))
 
 
 def detach(kernel: "Kernel", places: Places, now: Now, *, force: bool) -> None:

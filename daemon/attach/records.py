@@ -61,7 +61,8 @@ class Wanted:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Now:
     """What is attached: `device` such as 'nbd0'; `pid`: of nbdfuse; `uuid`: which volume or snapshot it is,
-    where the server told."""
+    where the server told; `uri`: where its export is; `lost`: why writes to it have failed, if the kernel has
+    said so, which it does once."""
 
     name: str
     device: str
@@ -70,6 +71,8 @@ class Now:
     flags: int
     uuid: str | None = None
     pid: int | None = None
+    uri: str | None = None
+    lost: str | None = None
 
 
 Record = TypeVar("Record", Wanted, Now)

@@ -8,10 +8,12 @@ Errors            errors.py; nothing that an attach that fails had begun is left
 
 import contextlib
 import os
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import repeat
 from pathlib import Path
 
-from polyvol.daemon.attach import disks, fuse, handshake, kernel, units
+from polyvol.daemon.attach import disks, fuse, handshake, kernel, states, units
 from polyvol.daemon.attach.address import parse_uri
 from polyvol.daemon.attach.disks import path_of
 from polyvol.daemon.attach.errors import (
@@ -22,21 +24,22 @@ from polyvol.daemon.attach.errors import (
     NeedsRoot,
     NoNbdModule,
     NotAttached,
+    NotWritten,
+    ServerUnreachable,
 )
 from polyvol.daemon.attach.records import Now, Places, Wanted
 from polyvol.daemon.attach.users import users_of
 from polyvol.mapping.errors import PolyvolError
-from polyvol.mapping.sizes import exact_size
 
 LOOK_S = 5.0
-LIST_LOOK_S = 1.0
+LOOKS_AT_ONCE = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttachedView:
     """What is or should be attached. `device`: None when it is not; `size` in bytes; `boot`: whether it is
-    attached again at the next boot; `use`: who uses it, as a clause. `state`: attached, not attached, or
-    dead; `trouble`: what is wrong and what to do about it, as a sentence."""
+    attached again at the next boot; `use`: who uses it, as a clause. `state`, and `trouble`, which is what is
+    wrong and what to do about it as a sentence: states.py has them."""
 
     name: str
     device: str | None
@@ -92,25 +95,36 @@ def _attach(places: Places, wanted: Wanted) -> tuple[Path, bool]:
     return path_of(places, now), True
 
 
-def detach(places: Places, text: str, *, force: bool) -> tuple[str, str | None, list[str]]:
-    """Detach what a name, a link or a device stands for, and do not attach it at the next boot; its name,
-    the device such as 'loop0', and who still used it (with `force`), a clause each. Without `force`, a device
-    that cannot be ended without losing anything stays as it was: AttachedInUse, NotWritten."""
+@dataclass(frozen=True, kw_only=True)
+class Detached:
+    """What was detached: `device` such as 'loop0', `uses`: who still used it (with `force`), a clause each;
+    `dead`: why it did no I/O any more and could not be asked to flush, a clause."""
+
+    name: str
+    device: str | None
+    uses: list[str]
+    dead: str | None
+
+
+def detach(places: Places, text: str, *, force: bool) -> Detached:
+    """Detach what a name, a link or a device stands for, and do not attach it at the next boot. Without
+    `force`, a device that cannot be ended without losing anything stays as it was: AttachedInUse, NotWritten.
+    """
     _root("detaching")
     name = name_of(places, text)
     with places.lock(name, "command"):
-        return name, *_detach(places, name, force=force)
+        return _detach(places, name, force=force)
 
 
-def _detach(places: Places, name: str, *, force: bool) -> tuple[str | None, list[str]]:
+def _detach(places: Places, name: str, *, force: bool) -> Detached:
     if name not in _names(places):
         raise NotAttached(name=name)  # another command has just detached it
     now = find(places, name)
     uses = [] if now is None else users_of(now.device)
+    dead = fuse.trouble(places, now) if now is not None and now.kind == "fuse" else None
     if now is not None and not force:
         _refuse_used(places, now, uses)
-        with disks.written_out(name, now.device):
-            pass  # the kernel reports a lost write once: this command has to see it
+        _refuse_unwritten(places, now, dead=dead is not None)
     try:
         _end(places, name, force=force)
     except PolyvolError:
@@ -120,7 +134,20 @@ def _detach(places: Places, name: str, *, force: bool) -> tuple[str | None, list
         raise
     places.forget(Wanted, name)
     places.forget(Now, name)
-    return None if now is None else now.device, uses
+    return Detached(name=name, device=None if now is None else now.device, uses=uses, dead=dead)
+
+
+def _refuse_unwritten(places: Places, now: Now, *, dead: bool) -> None:
+    """NotWritten if something that was written to a device is not on its volume. The kernel tells of a write
+    that has failed once: so that is recorded, and every later command says it too."""
+    if now.lost is not None:
+        raise NotWritten(name=now.name, device=f"/dev/{now.device}", why=now.lost)
+    try:
+        with disks.written_out(now.name, now.device, flush=not dead):
+            pass
+    except NotWritten as error:
+        places.write(replace(now, lost=str(error.facts["why"])))
+        raise
 
 
 def _end(places: Places, name: str, *, force: bool) -> None:
@@ -152,9 +179,11 @@ def _end_device(places: Places, name: str, *, force: bool, looked_after: bool) -
         kernel.detach(channel, places, now, force=force)
 
 
-def list_all(places: Places) -> list[AttachedView]:
-    """Everything that is attached, or should be."""
-    return [_view(places, name) for name in sorted(_names(places))]
+def list_all(places: Places, *, ask: bool = True) -> list[AttachedView]:
+    """Everything that is attached, or should be. `ask`: whether servers are asked for their exports."""
+    names = sorted(_names(places))
+    with ThreadPoolExecutor(max_workers=LOOKS_AT_ONCE) as pool:  # a server that hangs delays its own alone
+        return list(pool.map(_view, repeat(places), names, repeat(ask)))
 
 
 def _names(places: Places) -> set[str]:
@@ -177,13 +206,16 @@ def name_of(places: Places, text: str) -> str:
 
 
 def _refuse_used(places: Places, now: Now, uses: list[str]) -> None:
-    """AttachedInUse if a device cannot be ended without losing anything."""
-    wanted = places.wanted(now.name)
-    if not uses and wanted is not None and now.kind == "nbd":
+    """AttachedInUse if a device cannot be ended without losing anything. One over nbdfuse that is dead has no
+    server to be asked; while the server of another hangs, so would whoever flushes it."""
+    uri = states.uri_of(places, now, places.wanted(now.name))
+    dead = now.kind == "fuse" and fuse.trouble(places, now) is not None
+    if not uses and uri is not None and not dead:
         try:
-            handshake.look(parse_uri(wanted.uri, wanted.name), LOOK_S)
-        except PolyvolError:
-            uses = ["without its daemon, and so cannot write what is not written yet"]
+            handshake.look(parse_uri(uri, now.name), LOOK_S)
+        except PolyvolError as error:
+            if now.kind == "nbd" or isinstance(error, ServerUnreachable):
+                uses = ["without its daemon, and so cannot write what is not written yet"]
     if uses:
         raise AttachedInUse(name=now.name, device=f"/dev/{now.device}", use=" and ".join(uses))
 
@@ -197,9 +229,9 @@ def _attach_once(places: Places, wanted: Wanted) -> Path:
         return kernel.attach(channel, places, wanted)[1]
 
 
-def _view(places: Places, name: str) -> AttachedView:
+def _view(places: Places, name: str, ask: bool) -> AttachedView:
     wanted, now = places.wanted(name), find(places, name)
-    state, trouble = _state(places, name, now)
+    state, trouble = states.state_of(places, name, now, ask=ask)
     path = None if now is None else path_of(places, now)
     return AttachedView(
         name=name,
@@ -211,35 +243,10 @@ def _view(places: Places, name: str) -> AttachedView:
         size=None if now is None else disks.size_of(now.device),
         read_only=None if now is None else disks.read_only(now.device),
         connections=None if wanted is None else wanted.connections,
-        uri=None if wanted is None else wanted.uri,
+        uri=states.uri_of(places, now, wanted),
         boot=wanted is not None,
         use=None if now is None else " and ".join(users_of(now.device, patience_s=0)) or None,
     )
-
-
-def _state(places: Places, name: str, now: Now | None) -> tuple[str, str | None]:
-    """The state of a name, and what is wrong with it."""
-    if now is None:
-        if not fuse.left(places, name):
-            return "not attached", None
-        return "dead", f"a command that was killed has left it; `polyvol detach {name}` cleans up"
-    if now.kind != "fuse":
-        return "attached", None
-    why = fuse.trouble(places, now)
-    if why is not None:
-        return "dead", f"{why}, so its I/O fails; end what uses it, then attach it again"
-    return "attached", _smaller(places, now)
-
-
-def _smaller(places: Places, now: Now) -> str | None:
-    """That an export has grown, which a device over nbdfuse cannot follow."""
-    uri = fuse.uri_of(places, now.name)
-    with contextlib.suppress(PolyvolError):  # a server that does not answer now tells nothing
-        export = None if uri is None else handshake.look(parse_uri(uri, now.name), LIST_LOOK_S)
-        if export is not None and export.size > now.size:
-            again = f"detach {now.name} and attach it again"
-            return f"its export has grown to {exact_size(export.size)}; to see that, {again}"
-    return None
 
 
 def _root(what: str) -> None:

@@ -134,15 +134,18 @@ def detach(name: str, force: bool, as_json: bool) -> None:
     """End a block device that `polyvol attach` has made. It does not come back at the next boot."""
     from polyvol.daemon.attach import verbs
 
-    ended, device, uses = verbs.detach(Places.default(), name, force=force)
+    ended = verbs.detach(Places.default(), name, force=force)
     if as_json:
-        print_json({"name": ended, "forced": force, "was": uses})
+        print_json({"name": ended.name, "forced": force, "was": ended.uses, "dead": ended.dead})
         return
     how = " by force: what was not written is lost" if force else ""
-    if uses:
-        how = f" by force; it was {' and '.join(uses)}: what was not written is lost, and its I/O fails"
-        how += f"; /dev/{device} ends when that does"
-    say(f"{ended} detached{how}")
+    if ended.uses:
+        how = f" by force; it was {' and '.join(ended.uses)}: what was not written is lost, and its I/O fails"
+        how += f"; /dev/{ended.device} ends when that does"
+    elif ended.dead is not None and not force:
+        what = "writes that no flush followed are on the volume unless its server has lost them"
+        warn(f"{ended.name} was dead, because {ended.dead}: {what}")
+    say(f"{ended.name} detached{how}")
 
 
 def _list(as_json: bool) -> None:

@@ -5,7 +5,8 @@ used again. Errors are `EngineError` with one sentence; nothing has changed when
 text says so.
 """
 
-from typing import Literal, TypedDict, final
+from collections.abc import Callable
+from typing import Literal, Self, TypedDict, final
 
 from polyvol.engine_reports import (
     BadBlock as BadBlock,
@@ -369,6 +370,17 @@ class Handle:
     def cache(self, length: int, offset: int) -> None: ...
     def block_status(self, length: int, offset: int) -> list[BlockStatus]: ...
     def close(self) -> None: ...
+
+@final
+class RaisesReturned:
+    """A callable that calls `function`. If that returns an exception, it is raised without a traceback.
+
+    It is for a caller that never frees what was raised, as nbdkit's Python plugin: one exception can be
+    raised any number of times, and nothing is allocated for it. A Python function that raises adds a
+    traceback, which holds its frame."""
+
+    def __new__(cls, function: Callable[..., object]) -> Self: ...
+    def __call__(self, *args: object) -> object: ...
 
 def check(spec: VolumeSpec, devices: dict[int, str], *, data: bool = False) -> CheckReport:
     """Check a volume that nobody serves: its journals, checkpoints and change logs; with `data` the contents

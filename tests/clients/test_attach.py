@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -92,9 +93,10 @@ def test_what_can_not_be_written_any_more_is_said_and_not_dropped(host: Host) ->
         host.daemon.kill()
         # Into the page cache; the kernel writes it when the last one closes the device, and cannot.
         run("dd", "if=/dev/zero", f"of={path}", "bs=4k", "count=1", "conv=notrunc")
-        said = host.refused("detach", "v")
-        assert "what hosts have written to v" in said
-        assert "Input/output error" in said
+        for _ in range(2):  # the kernel tells of it once, polyvol each time
+            said = host.refused("detach", "v")
+            assert "what hosts have written to v" in said
+            assert "Input/output error" in said
         assert host.listed()["v"]["state"] == "dead"
         assert "its I/O fails" in str(host.listed()["v"]["trouble"])
     finally:
@@ -102,6 +104,73 @@ def test_what_can_not_be_written_any_more_is_said_and_not_dropped(host: Host) ->
     assert (forced.rc, forced.out) == (0, "v detached by force: what was not written is lost\n")
     assert host.listed() == {}
     host.daemon.start()
+
+
+def server_killed(host: Host) -> None:
+    host.daemon.kill()
+
+
+def nbdfuse_killed(host: Host) -> None:
+    os.kill(host.nbdfuses()[0], signal.SIGKILL)
+
+
+def client_disconnected(host: Host) -> None:
+    host.daemon.ok("client", "disconnect", "--export", "v")
+
+
+def volume_deleted(host: Host) -> None:
+    client_disconnected(host)
+    host.daemon.ok("volume", "delete", "v", "--yes")
+
+
+@pytest.mark.parametrize("dies", [server_killed, nbdfuse_killed, client_disconnected, volume_deleted])
+def test_a_dead_device_that_nobody_uses_is_detached_with_a_warning(
+    host: Host, dies: Callable[[Host], None]
+) -> None:
+    path = host.ok("attach", "v", "--fuse").strip()
+    check("dd", "if=/dev/zero", f"of={path}", "bs=4k", "count=1", "conv=notrunc,fsync")
+    dies(host)
+    wait_until(lambda: host.listed()["v"]["state"] == "dead", "the end of the device")
+    done = run(BIN / "polyvol", "detach", "v", env=host.env)
+    assert (done.rc, done.out) == (0, "v detached\n")
+    assert done.err.startswith("warning: v was dead, because its ")
+    assert done.err.endswith(
+        ": writes that no flush followed are on the volume unless its server has lost them\n"
+    )
+    assert host.left() == []
+    if not host.daemon.running:
+        host.daemon.start()
+
+
+@pytest.mark.slow
+def test_a_device_whose_server_hangs_is_told_and_stays(host: Host) -> None:
+    host.ok("attach", "v", "--fuse")
+    os.kill(host.daemon.pid, signal.SIGSTOP)
+    try:
+        listed = host.listed()["v"]
+        assert listed["state"] == "no server"
+        assert "it took too long; its I/O waits until one does" in str(listed["trouble"])
+        assert "is without its daemon" in host.refused("detach", "v")
+    finally:
+        os.kill(host.daemon.pid, signal.SIGCONT)
+    assert host.listed()["v"]["state"] == "attached"
+    assert host.ok("detach", "v") == "v detached\n"
+
+
+@pytest.mark.slow
+def test_force_ends_a_device_with_unwritten_data_whose_server_hangs(host: Host) -> None:
+    path = Path(host.ok("attach", "v", "--fuse").strip())
+    os.kill(host.daemon.pid, signal.SIGSTOP)
+    try:
+        write = ("dd", "if=/dev/zero", f"of={path}", "bs=4k", "count=1", "conv=notrunc")
+        with Background(*write, log=host.daemon.directory / "dd.log") as dirty:
+            status = Path(f"/proc/{dirty.pid}/status")
+            wait_until(lambda: "\nState:\tD" in status.read_text(), "the program's waiting for the device")
+            host.ok("detach", "v", "--force")
+            dirty.wait()
+        assert host.listed() == {}
+    finally:
+        os.kill(host.daemon.pid, signal.SIGCONT)
 
 
 def test_after_a_detach_by_force_writes_fail(host: Host) -> None:

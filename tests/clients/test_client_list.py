@@ -8,8 +8,11 @@ import getpass
 import json
 import os
 import re
+import select
+import socket
+import threading
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import nbd as libnbd
@@ -20,6 +23,7 @@ from polyvol.daemon.cli.client import ApiError
 from tests.support import nbd
 from tests.support.daemon import Daemon
 from tests.support.proc import run, wait_until
+from tests.support.raw_nbd import MIB, OPT_LIST, READ, REP_ACK, WRITE, Peer, option, request
 
 
 @pytest.fixture(params=["native", pytest.param("nbdkit", marks=pytest.mark.slow)])
@@ -98,19 +102,74 @@ def test_all_clients_of_an_export_are_disconnected(daemon: Daemon) -> None:
     assert daemon.api.get("clients") == []
 
 
-def test_several_connections_of_one_process(daemon: Daemon) -> None:
+def test_one_of_many_connections_of_a_process_is_disconnected(daemon: Daemon) -> None:
+    """This process is also connected to the control socket, and has connections in handshake."""
     with ExitStack() as stack:
+        handshakes = [stack.enter_context(Peer(daemon.nbd_socket)) for _ in range(2)]
+        for peer in handshakes:
+            peer.greet()
         handles = [stack.enter_context(nbd.connect(daemon.uri("v"))) for _ in range(4)]
         other = stack.enter_context(nbd.connect(daemon.uri("v@s")))
         one = clients(daemon)[1]["id"]
-        daemon.ok("client", "disconnect", str(one))
-        answers = [_answers(handle) for handle in handles]
-        assert (answers.count(True), _answers(other)) == (3, True)
+        daemon.api.delete("clients", str(one))
+        wait_until(lambda: [ended(handle) for handle in handles].count(True) == 1, "the end of one")
         daemon.ok("client", "disconnect", "--export", "v")
-        assert not any(_answers(handle) for handle in handles)
+        wait_until(lambda: all(ended(handle) for handle in handles), "the end of the others")
         assert _answers(other)
-        daemon.ok("client", "disconnect", "--export", "v@s")
-        wait_until(lambda: all(ended(handle) for handle in [*handles, other]), "the end of the connections")
+        for peer in handshakes:
+            peer.socket.sendall(option(OPT_LIST))
+            assert peer.answers() == REP_ACK
+
+
+def half_a_write(peer: Peer) -> None:
+    peer.socket.sendall(request(WRITE, 0, 4 * MIB) + bytes(2 * MIB))
+
+
+def half_a_request(peer: Peer) -> None:
+    peer.socket.sendall(request(WRITE, 0, 4 * MIB)[:9])
+
+
+def reads_not_taken(peer: Peer) -> None:
+    peer.pour(request(READ, 0, 4 * MIB) * 20)
+
+
+def writes_without_end(peer: Peer) -> None:
+    def write() -> None:
+        with suppress(OSError):
+            while True:
+                peer.socket.sendall(request(WRITE, 0, 4 * MIB) + bytes(4 * MIB))
+                peer.reply()
+
+    threading.Thread(target=write, daemon=True).start()
+
+
+@pytest.mark.parametrize("busy", [half_a_write, half_a_request, reads_not_taken, writes_without_end])
+def test_a_client_is_disconnected_whatever_it_does(daemon: Daemon, busy: Callable[[Peer], None]) -> None:
+    with Peer(daemon.nbd_socket).enter("v") as peer:
+        busy(peer)
+        [client] = daemon.api.get("clients")
+        daemon.api.delete("clients", str(client["id"]))
+        assert daemon.api.get("clients") == []
+        wait_until(lambda: hung_up(peer.socket), "the end of its connection")
+        daemon.ok("snapshot", "delete", "v@s")
+        daemon.ok("volume", "delete", "v", "--yes")
+
+
+def hung_up(one: socket.socket) -> bool:
+    """Whether the other end of a socket is gone."""
+    watch = select.poll()
+    watch.register(one, select.POLLRDHUP)
+    return bool(watch.poll(0))
+
+
+@pytest.mark.slow
+def test_hundreds_of_clients_are_listed_and_disconnected(daemon: Daemon) -> None:
+    with ExitStack() as stack:
+        peers = [stack.enter_context(Peer(daemon.nbd_socket)).enter("v") for _ in range(400)]
+        assert len(clients(daemon)) == 400
+        assert daemon.ok("client", "disconnect", "--export", "v").count("disconnected") == 400
+        wait_until(lambda: all(hung_up(peer.socket) for peer in peers), "the end of the connections")
+    assert clients(daemon) == []
 
 
 def _answers(handle: libnbd.NBD) -> bool:

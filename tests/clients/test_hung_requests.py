@@ -92,6 +92,29 @@ def test_a_disk_that_hangs_fails_its_requests_and_holds_nobody_else(
         daemon.ok("snapshot", "create", "hung")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("frontend", ["native", "nbdkit"])
+def test_a_reload_changes_the_time_out(make_daemon: Callable[..., Daemon], frontend: str) -> None:
+    daemon = make_daemon()
+    daemon.stop()
+    settings = daemon.directory / "polyvold.toml"
+    settings.write_text(f'frontend = "{frontend}"\nio-timeout = 3600\n')
+    daemon.arguments = ("--config", settings)
+    daemon.start()
+    with fuse_disk(daemon.directory) as (path, process), ExitStack() as open_now:
+        daemon.ok("device", "add", path, "--name", "h", "--force")
+        daemon.ok("volume", "create", "hung", "--size", "64M", "--device", "h", "--log-device", "h")
+        settings.write_text(f'frontend = "{frontend}"\nio-timeout = {TIMEOUT_S}\n')
+        os.kill(daemon.pid, signal.SIGHUP)
+        hung = open_now.enter_context(nbd.connect(daemon.uri("hung")))
+        os.kill(process.pid, signal.SIGSTOP)
+        assert errno_of(hung.pwrite, b"b" * BLOCK, 0) == errno.EIO
+        assert f"after {TIMEOUT_S} s" in daemon.json("device", "show", "h")["reason"]
+        os.kill(process.pid, signal.SIGCONT)
+        wait_until(lambda: daemon.json("device", "show", "h")["state"] == "ok", "its answer", SOON_S)
+        daemon.stop()  # while its disk is there
+
+
 def check_hung(daemon: Daemon, hung: Any, good: Any) -> None:
     """What each of them meets while the disk of one hangs."""
     assert errno_of(hung.pwrite, b"b" * BLOCK, 0) == errno.EIO

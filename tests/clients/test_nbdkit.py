@@ -3,8 +3,10 @@
 How it works      A real polyvold keeps a real nbdkit. Signals go to either of the two while a client writes.
 """
 
+import errno
 import os
 import signal
+import struct
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,10 +19,24 @@ from polyvol.daemon.frontend_nbdkit import find_plugin
 from tests.support import nbd
 from tests.support.daemon import Daemon
 from tests.support.proc import Argument, Background, check, run, wait_until
-from tests.support.raw_nbd import OPT_EXPORT_NAME, OPT_LIST, REP_ACK, Peer, go, option
+from tests.support.raw_nbd import (
+    FLUSH,
+    OPT_EXPORT_NAME,
+    OPT_GO,
+    OPT_LIST,
+    READ,
+    REP_ACK,
+    STATUS,
+    ZERO,
+    Peer,
+    go,
+    option,
+    request,
+)
 
 KILLED_UP_TO_MS = 100
 OPENS = 2000
+FAILURES_AT_ONCE = 50
 GROWTH_KIB = 1024
 """What 2,000 connections may add to a process; a leak of 1.5 KiB for each would be three times that."""
 
@@ -183,6 +199,13 @@ def wrong_name_of_old(path: Path) -> None:
         assert peer.socket.recv(1) == b""
 
 
+def no_name_at_all(path: Path) -> None:
+    with Peer(path) as peer:
+        peer.greet()
+        peer.socket.sendall(option(OPT_GO, struct.pack(">I", 2) + b"\xff\xfe" + struct.pack(">H", 0)))
+        assert peer.answers() != REP_ACK
+
+
 def list_exports(path: Path) -> None:
     with Peer(path) as peer:
         peer.greet()
@@ -213,7 +236,15 @@ def resident_kib(pid: int) -> int:
 
 @pytest.mark.slow
 def test_connections_of_any_kind_leave_nothing_in_nbdkit(nbdkit: Daemon) -> None:
-    kinds = [wrong_name, wrong_name_of_old, list_exports, no_handshake, half_an_option, enter_and_leave]
+    kinds = [
+        no_name_at_all,
+        wrong_name,
+        wrong_name_of_old,
+        list_exports,
+        no_handshake,
+        half_an_option,
+        enter_and_leave,
+    ]
     pid = nbdkit.served_by
     for kind in kinds:
         for _ in range(200):
@@ -224,6 +255,24 @@ def test_connections_of_any_kind_leave_nothing_in_nbdkit(nbdkit: Daemon) -> None
         grown = resident_kib(pid) - before
         assert grown < GROWTH_KIB, f"{kind.__name__}: {grown} KiB after {OPENS}"
     assert "nobody" not in nbdkit.said()
+
+
+@pytest.mark.slow
+def test_requests_that_fail_leave_nothing_in_nbdkit(nbdkit: Daemon) -> None:
+    """The client's second connection keeps the first one's socket, whose requests all fail."""
+    pid = nbdkit.served_by
+    requests = [request(READ, 0, 512), request(FLUSH, 0, 0), request(STATUS, 0, 4096), request(ZERO, 0, 4096)]
+    with Peer(nbdkit.nbd_socket).enter("v") as peer, Peer(nbdkit.nbd_socket).enter("v"):
+        nbdkit.api.delete("clients", str(nbdkit.api.get("clients")[0]["id"]))
+        before = 0
+        for count in (5, 5 * FAILURES_AT_ONCE):  # the first ones make what stays
+            before = resident_kib(pid)
+            for _ in range(count):
+                peer.socket.sendall(b"".join(requests) * FAILURES_AT_ONCE)
+                errors = {peer.reply().error for _ in range(len(requests) * FAILURES_AT_ONCE)}
+                assert errors == {errno.ESHUTDOWN}
+        assert resident_kib(pid) - before < GROWTH_KIB
+    assert "Traceback" not in nbdkit.said()
 
 
 def another_python(directory: Path) -> Path:

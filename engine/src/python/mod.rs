@@ -7,6 +7,7 @@ mod check;
 mod engine;
 mod errors;
 mod handle;
+mod raises;
 mod report;
 mod space;
 mod spec;
@@ -18,6 +19,7 @@ use pyo3::prelude::*;
 fn polyvol_engine(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<engine::Engine>()?;
     module.add_class::<handle::Handle>()?;
+    module.add_class::<raises::RaisesReturned>()?;
     module.add_function(wrap_pyfunction!(check::check, module)?)?;
     module.add("EngineError", module.py().get_type::<errors::EngineError>())?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))

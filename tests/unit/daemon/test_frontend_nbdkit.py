@@ -1,20 +1,27 @@
 """The front-end nbdkit's keeper with a real nbdkit, whose plugin here runs the service on the sim engine."""
 
+import importlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
+import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from polyvol.daemon import frontend_nbdkit
+from polyvol.daemon.apart import DEFECT
 from polyvol.daemon.cli.client import Client
 from polyvol.daemon.config import Config
-from polyvol.daemon.errors import DaemonNotRunning, DaemonUnreachable, FrontendFailed, StateLocked
+from polyvol.daemon.errors import BadConfig, DaemonNotRunning, DaemonUnreachable, FrontendFailed, StateLocked
 from polyvol.daemon.service import Service
+from polyvol.daemon.state import StateLock
 from tests.support.sim_engine import SimWorld
 
 PLUGIN = """
@@ -128,6 +135,98 @@ def test_an_nbdkit_that_never_gets_ready_is_not_started_again(
     monkeypatch.setattr(frontend_nbdkit, "find_plugin", lambda: plugin)
     with pytest.raises(FrontendFailed, match="before it was ready"):
         supervise(tmp_path / "state")
+
+
+class Reloads:
+    """A keeper without an nbdkit, the plugin's end of its channel, and what it was told of its reloads."""
+
+    def __init__(self, lock: StateLock) -> None:
+        self.keeper = frontend_nbdkit._Keeper(Config(Path("/nowhere")), Path("/nowhere"), [], None, lock)
+        self.ours, self.its = socket.socketpair()
+        self.ours.setblocking(False)
+        self.its.settimeout(10)
+
+    def hear(self, said: bytes) -> None:
+        self.its.sendall(said)
+        self.keeper._hear(self.ours)
+
+
+@pytest.fixture
+def reloads(tmp_path: Path) -> Iterator[Reloads]:
+    lock = StateLock(tmp_path)
+    reloads = Reloads(lock)
+    yield reloads
+    for each in (reloads.ours, reloads.its):
+        each.close()
+    lock.release()
+
+
+def test_a_line_that_comes_in_pieces_is_one_line(reloads: Reloads, caplog: pytest.LogCaptureFixture) -> None:
+    for piece in (b"relo", b"aded the disk ", b"h\xc3", b"\xa4ngt\nhang"):
+        reloads.hear(piece)
+    assert [record.getMessage().partition(": ")[2] for record in caplog.records] == ["the disk h\xe4ngt"]
+    assert not reloads.keeper._reload_wanted
+    reloads.hear(b"up\n")
+    assert reloads.keeper._reload_wanted
+
+
+def test_a_reload_passes_on_every_setting_that_can_change(reloads: Reloads) -> None:
+    for config, line in [
+        (Config(Path("/nowhere"), processors=3, io_timeout_s=7), b"reload 3 7\n"),
+        (Config(Path("/nowhere")), b"reload - 60\n"),
+    ]:
+        reloads.keeper._reload(reloads.ours, lambda config=config: config)  # type: ignore[misc]
+        assert reloads.its.recv(100) == line
+        assert reloads.keeper._config == config, "what the next nbdkit is started with"
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("of no kind that was expected"), BadConfig(where="x", why="y")]
+)
+def test_settings_that_cannot_be_read_leave_the_keeper_as_it_is(
+    reloads: Reloads, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    def read_again() -> Config:
+        raise error
+
+    reloads.keeper._reload(reloads.ours, read_again)
+    assert "the reload failed, and what was set before goes on" in caplog.text
+    assert reloads.keeper._config == Config(Path("/nowhere"))
+
+
+def test_a_reload_that_fails_in_any_way_is_told_and_the_next_one_is_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "nbdkit", ModuleType("nbdkit"))
+    plugin = importlib.import_module("polyvol.nbd_plugin.keeper")
+    done = []
+
+    def reload(processors: int | None, io_timeout_s: int | None) -> None:
+        done.append((processors, io_timeout_s))
+        if len(done) == 1:
+            raise KeyError("of no kind that was expected")
+
+    ours, its = socket.socketpair()
+    ended = threading.Event()
+    with ours, its:
+        keeper = plugin.Keeper(its, frozenset(), reload)
+        monkeypatch.setattr(keeper, "_end", ended.set)
+        for task in (keeper._listen, keeper._reload_each_time):
+            threading.Thread(target=task, daemon=True).start()
+        ours.settimeout(10)
+        lines = ours.makefile("rw")
+        for said, answer in [
+            ("reload 2 7", f"reloaded {DEFECT}"),
+            ("reload - 8", "reloaded "),
+            ("reload 3", "reloaded "),
+            ("reload", "reloaded "),
+        ]:
+            lines.write(f"{said}\n")
+            lines.flush()
+            assert lines.readline() == f"{answer}\n"
+        assert done == [(2, 7), (None, 8), (3, None), (None, None)]
+        ours.shutdown(socket.SHUT_WR)
+        assert ended.wait(10)
 
 
 def test_a_state_directory_that_is_owned_is_left_alone(
