@@ -1,7 +1,6 @@
-"""No space: what says that a file system has no room, and which need none for what is there already."""
+"""No space: what says that a file system has no room."""
 
 import errno
-import os
 import threading
 from pathlib import Path
 
@@ -11,7 +10,6 @@ NEEDED = "16 MiB"
 """What a start or a change finds enough, but for volumes' journals and very large catalogs."""
 PROBES = ".probe-*"
 """Files that are made to see whether there is room. A killed process leaves them."""
-_IN_PLACE = ("ext2", "ext3", "ext4", "tmpfs")
 
 
 def probe_path(directory: Path) -> Path:
@@ -22,16 +20,3 @@ def probe_path(directory: Path) -> Path:
 def is_no_space(error: BaseException) -> bool:
     """Whether an error of a call says that there is no room."""
     return isinstance(error, OSError) and error.errno in NO_SPACE
-
-
-def writes_in_place(directory: Path) -> bool:
-    """Whether a file system is of a kind where bytes that were allocated once need no room when they are
-    written again, also through a mapping. Where it is not known: no."""
-    try:
-        number = directory.stat().st_dev
-        mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return False
-    wanted = f"{os.major(number)}:{os.minor(number)}"
-    fields = [line.split() for line in mounts.splitlines()]
-    return any(each[2] == wanted and each[each.index("-") + 1] in _IN_PLACE for each in fields)

@@ -10,11 +10,11 @@ Invariants        B1 a file of an unknown version, of another program, damaged, 
                   as it is; B2 nobody sees the middle of a transaction; B3 each transaction advances
                   `catalog.commits` by one and leaves the sums of all rows right (sums.py); B4 all queries
                   within one `reading` see one state, that of its begin, and nothing is changed within it;
-                  B5 nothing of it is mapped where a store to a mapped page can lack room: SQLite keeps its
-                  index of the log in memory then, and nobody else can open the file. So a full file system
-                  is an error, and no SIGBUS; B6 readings that overlap do not keep the log from being taken
-                  in: a transaction that finds it twice as long as it should be waits for those that are in
-                  the way, up to a bound; B7 nothing is committed to a file that is not at its path.
+                  B5 nothing of it is mapped: SQLite keeps its index of the log in memory, and nobody else can
+                  open the file. So a full file system, or a file that somebody else truncates, is an error,
+                  and no SIGBUS (docs/decisions/0040); B6 readings that overlap do not keep the log from being
+                  taken in: a transaction that finds it twice as long as it should be waits for those that are
+                  in the way, up to a bound; B7 nothing is committed to a file that is not at its path.
 Durability        When `transaction` has ended without an error, its changes survive power loss, also where
                   a sync of an earlier process has failed (renewal.py).
 Errors            CatalogVersion, CatalogDamaged, CatalogMissing, CatalogOlder, CatalogUnmarked,
@@ -36,7 +36,6 @@ from polyvol.mapping.catalog.mark import Mark, Marked
 from polyvol.mapping.catalog.readers import Readers, connect
 from polyvol.mapping.clock import wall_ns
 from polyvol.mapping.errors import CatalogConflict, CatalogFailed
-from polyvol.mapping.no_space import writes_in_place
 
 LATEST_VERSION = 4
 LOG_PAGES = 256
@@ -61,8 +60,7 @@ def mark_of(path: Path) -> Path:
 
 class Database:
     """An open catalog file. `accept_older`: it is used although its mark says that there was a newer one, or
-    cannot say so. `alone`: as in readers.py, also where the file system may want it. `room` is around
-    transactions that give room back."""
+    cannot say so. `room` is around transactions that give room back."""
 
     def __init__(
         self,
@@ -71,12 +69,10 @@ class Database:
         latest: int = LATEST_VERSION,
         migrations: Path | None = None,
         accept_older: bool = False,
-        alone: bool = False,
     ) -> None:
         self._path = path
         self._lock = threading.RLock()
-        alone = alone or not writes_in_place(path.parent)  # B5
-        self._readers = Readers(path, alone=alone)
+        self._readers = Readers(path)
         self._mark = Mark(mark_of(path))
         self._marked = True
         self._log = path.with_name(f"{path.name}-wal")
@@ -90,7 +86,7 @@ class Database:
                 there = examiner.examine(path)
             if not there:
                 renewal.put_new(path, self._make)
-            self._connection = connect(path, alone=alone)
+            self._connection = connect(path)
             try:
                 self._inode = _inode(path)
                 self._prepare(latest, migrations or _HERE / "migrations")

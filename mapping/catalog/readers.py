@@ -21,11 +21,11 @@ IDLE_MAX = 8
 """How many idle connections are kept."""
 
 
-def connect(path: Path, *, alone: bool) -> sqlite3.Connection:
-    """A connection to a file that is there. `alone`: no other process can open the file, and SQLite keeps its
-    index of the log in memory, for all connections of this process, so that it maps no file.
-    (`PRAGMA locking_mode` does that for one connection only.)"""
-    uri = f"{path.absolute().as_uri()}?mode=rw{'&vfs=unix-excl' if alone else ''}"
+def connect(path: Path) -> sqlite3.Connection:
+    """A connection to a file that is there. No other process can open the file, and SQLite keeps its index of
+    the log in memory, for all connections of this process, so that it maps no file. (`PRAGMA locking_mode`
+    does that for one connection only.)"""
+    uri = f"{path.absolute().as_uri()}?mode=rw&vfs=unix-excl"
     return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
 
 
@@ -39,9 +39,8 @@ class _Mine(threading.local):
 class Readers:
     """The reading connections of one catalog."""
 
-    def __init__(self, path: Path, *, alone: bool = False) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
-        self._alone = alone
         self._mine = _Mine()
         self._lock = threading.Lock()
         self._idle: list[sqlite3.Connection] = []
@@ -102,7 +101,7 @@ class Readers:
                 raise sqlite3.OperationalError("it is closed")  # R2
             if self._idle:
                 return self._idle.pop()
-        connection = connect(self._path, alone=self._alone)
+        connection = connect(self._path)
         try:
             connection.row_factory = sqlite3.Row
             connection.execute("PRAGMA busy_timeout = 5000")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import nbd
-from tests.support.catalogs import change
+from tests.support.catalogs import change, rows_of
 from tests.support.daemon import Daemon
 from tests.support.proc import Argument, Background, wait_until
 
@@ -118,11 +118,8 @@ def test_a_group_goes_back_as_a_whole(daemon: Daemon) -> None:
 
 def rollbacks(daemon: Daemon) -> list[tuple[int, int]]:
     """The rollbacks in the catalog: epoch, target."""
-    connection = sqlite3.connect(f"file:{daemon.state_dir / 'catalog.db'}?mode=ro", uri=True)
-    try:
-        return list(connection.execute("SELECT at, to_epoch FROM rollback ORDER BY at"))
-    finally:
-        connection.close()
+    rows = rows_of(daemon.state_dir / "catalog.db", "SELECT at, to_epoch FROM rollback ORDER BY at")
+    return [(at, to) for at, to in rows]
 
 
 @contextlib.contextmanager

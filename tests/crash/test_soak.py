@@ -4,11 +4,9 @@ How it works      soak.py runs the load and compares; calls.py kills a script of
                   calls. `scripts/torture --only soak --only calls` tries more.
 """
 
-import sqlite3
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -19,6 +17,7 @@ from tests.crash.history import SECTOR, Lost, content, contents
 from tests.crash.ledger import Held, Image, Ledger, Live
 from tests.crash.settling import settle
 from tests.crash.soak import Done, soak
+from tests.support.catalogs import rows_of
 from tests.support.daemon import Daemon
 from tests.support.proc import wait_until
 
@@ -136,5 +135,4 @@ def test_a_volume_that_grew_after_a_rollback_keeps_its_blocks(memory_dir: Path) 
 
 
 def rollbacks(daemon: Daemon) -> list[int]:
-    with closing(sqlite3.connect(f"file:{daemon.state_dir}/catalog.db?mode=ro", uri=True)) as catalog:
-        return [at for (at,) in catalog.execute("SELECT at FROM rollback")]
+    return [at for (at,) in rows_of(daemon.state_dir / "catalog.db", "SELECT at FROM rollback")]

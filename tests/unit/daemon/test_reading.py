@@ -91,7 +91,7 @@ def test_connections_are_used_again_and_closed(tmp_path: Path) -> None:
 
 def test_readers_of_a_catalog_that_maps_no_file(tmp_path: Path) -> None:
     path = tmp_path / "catalog.db"
-    database = Database(path, alone=True)
+    database = Database(path)
     settings = Settings(database)
     settings.set("n", "1")
     with database.reading():

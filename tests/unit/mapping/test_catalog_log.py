@@ -50,9 +50,8 @@ def readings_that_overlap(database: Database) -> Iterator[None]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("alone", [False, True])
-def test_readings_that_overlap_do_not_make_the_log_long(tmp_path: Path, *, alone: bool) -> None:
-    database = Database(tmp_path / "catalog.db", alone=alone)
+def test_readings_that_overlap_do_not_make_the_log_long(tmp_path: Path) -> None:
+    database = Database(tmp_path / "catalog.db")
     log = tmp_path / "catalog.db-wal"
     longest = 0
     with database.transaction() as connection:
