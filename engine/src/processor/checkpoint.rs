@@ -5,7 +5,7 @@
 //!                   costs references, and a pool thread does the rest: it writes the file, syncs the devices and it, gives it
 //!                   its name, tells the journal what is covered, and removes what nothing needs any more.
 //!                   The manifest names it before anything is taken for covered or removed.
-//! A failed journal  a sync that has failed may have lost records (J8). Then the journal begins a new segment, and a
+//! A failed journal  a sync that has failed may have lost records (J8), and so may a file that is gone (J11). Then the journal begins a new segment, and a
 //!                   checkpoint of everything before it is made: once that is named, nothing needs what was lost, and
 //!                   commits succeed again. Each flush that finds the journal failed asks for that.
 //! Invariants        K1, K2 (see [`crate::change_log::checkpoint`]).
@@ -111,7 +111,7 @@ impl Share {
     /// The journal could not be synced.
     pub fn renew_journal(&mut self, context: &Context<'_>) {
         // Where no segment can be begun, the next flush that fails asks again.
-        if !self.checkpointing && self.journal.begin_anew().is_ok() {
+        if self.journal.begin_anew().is_ok() {
             self.begin_checkpoint(context);
         }
     }
