@@ -10,6 +10,7 @@ import errno
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,10 @@ def harmed(daemon: Daemon) -> list[str]:
     return [event["text"] for event in events if "by somebody else" in event["text"]]
 
 
+def more_than(daemon: Daemon, before: int) -> bool:
+    return len(harmed(daemon)) > before
+
+
 def right(daemon: Daemon, *blocks: bytes) -> None:
     """After a kill, everything is there."""
     daemon.kill()
@@ -101,7 +106,7 @@ def test_a_file_of_a_journal_that_is_lost_is_written_again_before_a_flush_is_ans
         host.pwrite(NEW, len(OLD))
         host.pwrite(LAST, 2 * len(OLD))
         host.flush()
-    wait_until(lambda: harmed(used), "the event")
+    wait_until(lambda: bool(harmed(used)), "the event")
     assert str(path) in harmed(used)[0]
     right(used, OLD, NEW, LAST)
 
@@ -110,7 +115,7 @@ def test_a_lost_file_is_written_again_where_nobody_flushes(used: Daemon) -> None
     for pattern in (JOURNAL, MANIFEST):
         before = len(harmed(used))
         newest(used, pattern).unlink()
-        wait_until(lambda before=before: len(harmed(used)) > before, "the event")
+        wait_until(partial(more_than, used, before), "the event")
     right(used, OLD)
 
 
@@ -127,7 +132,7 @@ def test_a_file_that_is_lost_before_a_stop_is_written_again(used: Daemon, patter
 @pytest.mark.parametrize("name", ["volumes", "manifests"])
 def test_a_directory_that_is_removed_is_made_again(used: Daemon, name: str) -> None:
     shutil.rmtree(used.state_dir / name)
-    wait_until(lambda: harmed(used), "the event")
+    wait_until(lambda: bool(harmed(used)), "the event")
     with connect(used.uri("v")) as host:
         host.pwrite(NEW, len(OLD))
         host.flush()
