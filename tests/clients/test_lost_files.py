@@ -19,6 +19,7 @@ from tests.support.daemon import Daemon
 from tests.support.nbd import NbdError, connect
 from tests.support.proc import wait_until
 
+pytestmark = pytest.mark.slow
 OLD, NEW, LAST = (word * 1024 for word in (b"OLD!", b"NEW!", b"LAST"))
 
 
@@ -92,7 +93,6 @@ def right(daemon: Daemon, *blocks: bytes) -> None:
     assert daemon.cli("check", "--data").rc == 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("harm", "pattern"), HARM)
 def test_a_file_of_a_journal_that_is_lost_is_written_again_before_a_flush_is_answered(
     used: Daemon, harm: Callable[[Path], None], pattern: str
@@ -119,7 +119,6 @@ def test_a_lost_file_is_written_again_where_nobody_flushes(used: Daemon) -> None
     right(used, OLD)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("pattern", [JOURNAL, MANIFEST])
 def test_a_file_that_is_lost_before_a_stop_is_written_again(used: Daemon, pattern: str) -> None:
     newest(used, pattern).unlink()
@@ -128,7 +127,6 @@ def test_a_file_that_is_lost_before_a_stop_is_written_again(used: Daemon, patter
     right(used, OLD)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["volumes", "manifests"])
 def test_a_directory_that_is_removed_is_made_again(used: Daemon, name: str) -> None:
     shutil.rmtree(used.state_dir / name)
