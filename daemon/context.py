@@ -44,7 +44,8 @@ if TYPE_CHECKING:
 class Context:
     """The catalog, the engine, what is known to be wrong (by device id and by volume id, as a clause), the
     open files of devices, what has happened of late, and how the change logs fill. `state_trouble`: why
-    nothing new can be written to the state directory, as a sentence. `refusing`: keep-writing
+    nothing new can be written to the state directory, as a sentence. `file_trouble`: which file of a volume's
+    journals is gone, by volume id. `refusing`: keep-writing
     volumes with nothing left to drop. `restoring`: the export that a restore is written to, by volume id.
     `rewritten`: how often all of a volume was replaced in this run, by a rollback or a restore, by its id.
     `clock`: nanoseconds since 1970, as stored; `steady`: nanoseconds that no jump of it fools, for what
@@ -61,6 +62,7 @@ class Context:
     files: dict[int, OpenFile] = field(default_factory=dict)
     volume_trouble: dict[int, str] = field(default_factory=dict)
     state_trouble: str | None = None
+    file_trouble: dict[int, str] = field(default_factory=dict)
     reserve: Reserve = field(init=False)
     events: Events = field(default_factory=Events)
     gauges: dict[int, Gauge] = field(default_factory=dict)

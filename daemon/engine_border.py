@@ -142,6 +142,9 @@ class EngineLike(CutEngine, Protocol):
     def relieve(self, volume: int) -> None:
         """Replace a volume's journals by checkpoints, in little room."""
 
+    def look_for_files(self, volume: int) -> tuple[list[str], list[str]]:
+        """Which files of its journals are gone, and which were since the last call and are not needed now."""
+
     def cover_rollbacks(self, volume: int) -> None:
         """Write checkpoints if that lets a rollback be forgotten."""
 

@@ -27,6 +27,7 @@ from polyvol.daemon.context import Context
 from polyvol.daemon.errors import log_failure
 from polyvol.daemon.reserve import Reserve, few_files_left, free_bytes, try_allocate
 from polyvol.daemon.sizes import format_size
+from polyvol.daemon.state_files import StateFiles
 from polyvol.mapping.no_space import NEEDED_BYTES, PROBES, is_no_space, probe_path
 from polyvol.mapping.os_errors import advice, reason
 from polyvol.mapping.records import Volume
@@ -48,6 +49,7 @@ class StateRoom:
     """The watch over the state directory. `again`: what to do when there is room after there was none."""
 
     def __init__(self, context: Context, reserve: Reserve, again: Callable[[], None]) -> None:
+        self._files = StateFiles(context)
         self._context = context
         self._directory = context.state_dir
         self._reserve = reserve
@@ -66,18 +68,20 @@ class StateRoom:
                 left.unlink()
 
     def look(self) -> None:
-        """See how much room there is, and say so where that has changed."""
-        self._reserve.make()
+        """See how much room there is, and whether files are gone, and say so where that has changed."""
+        moved = self._files.is_moved()
+        if not moved:
+            self._reserve.make()
         context, before = self._context, self._was
         free = free_bytes(self._directory)
         low = free < self._low_bytes() * (2 if self._low else 1)  # or one would be told again and again
-        unusual = low or few_files_left(self._directory) or _is_read_only(self._directory)
+        unusual = moved or low or few_files_left(self._directory) or _is_read_only(self._directory)
         now = self.refresh(always=unusual or bool(self._full))
         if now is not None:
             if now != before:
                 context.events.add("warning", now)
         elif before is not None:
-            context.events.add("info", f"the file system of {self._directory} has room again")
+            context.events.add("info", f"{self._directory} can be written to again")
             threading.Thread(target=self._go_on, name="polyvol-again", daemon=True).start()
         self._relieve(little=now is not None)
         if low and not self._low and now is None:
@@ -87,6 +91,7 @@ class StateRoom:
             )
             context.events.add("warning", text)
         self._low, self._was = low, now
+        self._files.look()
 
     def journal_full(self, volume: int) -> None:
         """A journal of this volume has no room for its next segment."""
@@ -159,6 +164,8 @@ class StateRoom:
 
     def _trouble(self) -> str | None:
         """What is wrong, as a sentence; None if a journal segment has room."""
+        if self._files.is_moved():
+            return self._files.moved_sentence()
         error = _try(probe_path(self._directory))
         if error is None:
             return None

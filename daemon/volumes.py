@@ -446,6 +446,7 @@ class Volumes:
             reasons.append(bad_blocks_clause(bad))
         if context.state_trouble is not None:
             reasons.append(context.state_trouble)
+        reasons.append(context.file_trouble.get(volume.id))
         if volume.source is not None:
             source = self._source(volume.source)
             bad = bad_block_views(context, source, context.device_names())

@@ -281,6 +281,12 @@ class Engine:
         'journal-full' event. It needs room for a checkpoint of one processor, and 1 MiB (64 KiB at least);
         'io' where there is less."""
 
+    def look_for_files(self, volume: int) -> tuple[list[str], list[str]]:
+        """Look whether each file that a start would read of its journals is at its path, and have what one
+        that is not held written again. The paths of those that are gone (while there are any, flushes fail,
+        unless they can write again what those held), and of those that were, since the last call, and that
+        nothing needs any more. Waits for no device."""
+
     def cover_rollbacks(self, volume: int) -> None:
         """Write checkpoints if there is a rollback that nothing needs and that they do not cover."""
 

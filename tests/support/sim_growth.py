@@ -43,6 +43,10 @@ class SimGrowth:
     def checkpoint(self, volume: int) -> None:
         self._begin("checkpoint", volume)
 
+    def look_for_files(self, volume: int) -> tuple[list[str], list[str]]:
+        self._begin("look_for_files", volume)
+        return [], []
+
     def cover_rollbacks(self, volume: int) -> None:
         self._begin("cover_rollbacks", volume)
 

@@ -49,6 +49,8 @@ pub struct Start {
     pub covered: u64,
     /// The segments that were read back: they are synced before the first commit mark.
     pub segments: Vec<Arc<dyn File>>,
+    /// Their paths.
+    pub paths: Vec<PathBuf>,
     /// The incarnation of the last one that was begun; 0: none.
     pub previous: u64,
     /// Number and CRC-32C of the checkpoint that was read back; 0: none.
@@ -65,6 +67,7 @@ impl Start {
             next_seq: 1,
             covered: 0,
             segments: Vec::new(),
+            paths: Vec::new(),
             previous: 0,
             checkpoint: (0, 0),
             manifest: None,

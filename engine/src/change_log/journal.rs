@@ -20,6 +20,7 @@
 //!                   J10 a store that fails for want of room loses nothing: it is made again at the next record or commit, in
 //!                      the same place. After one that fails otherwise, what was stored before may be lost as well, and the
 //!                      journal goes on as after a failed sync (J8).
+//!                   J11 a commit succeeds only if each file that a start would read is at its path (see [`super::shared`]).
 //! Owner and locks   the records' bytes: the processor. The marks' bytes: whoever holds `committing`. The list of
 //!                   segments: one lock, held for a push or a clone.
 //! Durability        an appended record survives SIGKILL at once, power loss once `committed` has reached it. A
@@ -28,235 +29,16 @@
 
 mod next;
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 pub use super::entry::{Entry, Identity, Start};
-use super::failed_sync::FailedSync;
-use super::format::{HEADER_BYTES, Mark, Record, record_bytes};
-use super::manifest::{self, Manifest};
-use super::reached::Reached;
-use super::segment::{Prepared, Segment, needless};
-use crate::deliberate::{Bug, bug};
+use super::format::{HEADER_BYTES, Record, record_bytes};
+use super::manifest::{self, Manifest, Page};
+use super::segment::{Prepared, Segment};
+pub use super::shared::{Gone, Shared};
 use crate::error::{Errno, Error, Result};
 use crate::limits::{NO_ROOM_NS, NO_ROOM_NS_MAX};
-use crate::system::File;
-
-/// What commits leave for the next one.
-#[derive(Debug, Default)]
-struct Committing {
-    /// The last mark's in the segment of this number; the first one of a segment takes both places.
-    turn: u64,
-    number: u64,
-    /// The manifest says that this segment has marks.
-    named: bool,
-    /// The first sync that failed, and the newest segment's number then (J8).
-    failed: Option<(Errno, u64)>,
-}
-
-/// Why a commit was not made.
-enum Refused {
-    /// Its mark could not be stored, for want of room: nothing is lost (J10).
-    Unmarked(Errno),
-    /// What was to be durable may be lost (J8).
-    Unsynced(Errno),
-}
-
-impl From<Errno> for Refused {
-    fn from(errno: Errno) -> Refused {
-        Refused::Unsynced(errno)
-    }
-}
-
-/// What the processor and flushes share.
-#[derive(Debug)]
-pub struct Shared {
-    /// How far it has got, and syncs may commit it.
-    pub reached: Reached,
-    committed: AtomicU64,
-    /// The processor has places that wait for a commit.
-    expecting: AtomicBool,
-    segments: Mutex<Vec<Arc<Segment>>>,
-    committing: Mutex<Committing>,
-    /// A store has failed so that records may be lost, and `committing.failed` does not say so yet (J10).
-    lost: AtomicBool,
-    /// What outlives the process of `committing.failed`.
-    failed_sync: FailedSync,
-    manifest: Manifest,
-    /// Segments of the run before this one, until they were synced once.
-    recovered: Mutex<Vec<Arc<dyn File>>>,
-}
-
-impl Shared {
-    /// The last record appended.
-    pub fn appended(&self) -> u64 {
-        self.reached.appended()
-    }
-
-    /// The last record that survives a power loss.
-    pub fn committed(&self) -> u64 {
-        self.committed.load(Ordering::Acquire)
-    }
-
-    /// Has the next flush tell the processor that it was made.
-    pub fn expect_commit(&self) {
-        self.expecting.store(true, Ordering::Release);
-    }
-
-    /// Whether the processor wants to be told, once.
-    pub fn take_expecting(&self) -> bool {
-        self.expecting.swap(false, Ordering::AcqRel)
-    }
-
-    /// Makes the records up to `seq` durable. The caller has synced the data that they speak of (J6).
-    pub fn commit(&self, seq: u64) -> std::result::Result<(), Errno> {
-        let mut committing = self.committing();
-        if let Some((errno, _)) = committing.failed {
-            return Err(errno);
-        }
-        let committed = match self.commit_now(&mut committing, seq) {
-            Ok(committed) => committed,
-            Err(Refused::Unmarked(errno)) => return Err(errno),
-            Err(Refused::Unsynced(errno)) => {
-                if !bug(Bug::ForgetFailedSync) {
-                    self.fail(&mut committing, errno);
-                }
-                return Err(errno);
-            }
-        };
-        self.name_marks(&mut committing, committed)?;
-        self.committed.fetch_max(committed, Ordering::Release);
-        Ok(())
-    }
-
-    /// What commits leave for the next one, with what the processor has lost.
-    fn committing(&self) -> MutexGuard<'_, Committing> {
-        let mut committing = self.committing.lock().expect("no holder panics");
-        if self.lost.swap(false, Ordering::AcqRel) && committing.failed.is_none() {
-            self.fail(&mut committing, Errno::EIO);
-        }
-        committing
-    }
-
-    /// Remembers that records may be lost (J8).
-    fn fail(&self, committing: &mut Committing, errno: Errno) {
-        committing.failed = Some((errno, self.newest_number()));
-        self.failed_sync.set();
-    }
-
-    /// Has the manifest say that the newest segment has commit marks, if it does not yet (J7). Where it cannot, nothing is
-    /// lost, and the next commit tries again.
-    fn name_marks(
-        &self,
-        committing: &mut Committing,
-        committed: u64,
-    ) -> std::result::Result<(), Errno> {
-        let segments = self.segments.lock().expect("no holder panics");
-        let marked = segments.iter().find(|segment| segment.header.number == committing.number);
-        let marked = marked.map(|segment| (committing.number, segment.header.incarnation));
-        drop(segments);
-        if let Some(segment) = marked.filter(|_| !committing.named) {
-            self.manifest.committed_in(segment, committed)?;
-            committing.named = true;
-        }
-        Ok(())
-    }
-
-    /// Makes records durable, and says up to which one.
-    fn commit_now(
-        &self,
-        committing: &mut Committing,
-        seq: u64,
-    ) -> std::result::Result<u64, Refused> {
-        let mut recovered = self.recovered.lock().expect("no holder panics");
-        // A mark that was read back may not be durable, and neither may what it covers: not before they were synced.
-        if self.committed() >= seq && recovered.is_empty() {
-            return Ok(self.committed());
-        }
-        for file in recovered.iter() {
-            file.sync()?;
-        }
-        recovered.clear();
-        drop(recovered);
-        let segments = self.segments.lock().expect("no holder panics").clone();
-        let (newest, sealed) = segments.split_last().expect("a journal has a segment");
-        let unsynced = |segment: &&Arc<Segment>| {
-            !segment.synced.load(Ordering::Relaxed) && !bug(Bug::NoSealedSync)
-        };
-        for segment in sealed.iter().filter(unsynced) {
-            segment.file.sync()?;
-            segment.synced.store(true, Ordering::Relaxed);
-        }
-        let number = newest.header.number;
-        let first = committing.number != number;
-        let turns = if first { 1..=2 } else { committing.turn + 1..=committing.turn + 1 };
-        let committed_seq = seq.max(self.committed());
-        for turn in turns.clone() {
-            // SAFETY: `committing` is held.
-            let stored = unsafe { newest.store_mark(Mark { committed_seq, turn }) };
-            stored.map_err(|errno| {
-                if errno.is_no_space() { Refused::Unmarked(errno) } else { errno.into() }
-            })?;
-        }
-        (committing.number, committing.turn) = (number, *turns.end());
-        committing.named &= !first;
-        newest.file.sync()?;
-        Ok(committed_seq)
-    }
-
-    /// A checkpoint of this number and CRC-32C has its name, and covers the records up to `covered`: the manifest says so, durably.
-    pub fn named(&self, checkpoint: (u64, u32), covered: u64) -> std::result::Result<(), Errno> {
-        let segments = self.segments.lock().expect("no holder panics");
-        let oldest = segments[needless(&segments, covered)].header.number;
-        drop(segments);
-        self.manifest.checkpointed(checkpoint, covered, oldest)
-    }
-
-    /// The manifest names a checkpoint that covers the records up to `covered`: they are durable, and the segments that hold no others are
-    /// forgotten. Says which number the oldest remaining one has.
-    pub fn covered(&self, covered: u64) -> u64 {
-        let mut committing = self.committing();
-        self.recovered.lock().expect("no holder panics").clear();
-        let mut segments = self.segments.lock().expect("no holder panics");
-        // Records of a segment end where the next one begins.
-        let needless = needless(&segments, covered);
-        segments.drain(..needless);
-        let oldest = segments[0].header.number;
-        if committing.failed.is_some_and(|(_, newest)| newest < oldest) {
-            committing.failed = None; // J8
-            self.failed_sync.forget_if(|| true);
-        }
-        self.committed.fetch_max(covered, Ordering::Release);
-        oldest
-    }
-
-    fn newest_number(&self) -> u64 {
-        let segments = self.segments.lock().expect("no holder panics");
-        segments.last().expect("a journal has a segment").header.number
-    }
-
-    /// Whether a sync has failed, and no commit succeeds before a checkpoint (J8).
-    pub fn has_failed(&self) -> bool {
-        self.committing().failed.is_some()
-    }
-
-    /// Whether the newest segment was there when a sync failed.
-    fn newest_has_failed(&self) -> bool {
-        let failed = self.committing().failed;
-        failed.is_some_and(|(_, number)| self.newest_number() <= number)
-    }
-
-    /// Record `seq` was appended. An error: the manifest does not say so yet.
-    fn append(&self, seq: u64) -> std::result::Result<(), Errno> {
-        let named = self.manifest.appended(seq);
-        self.reached.append(seq);
-        named
-    }
-
-    fn push(&self, segment: Arc<Segment>) {
-        self.segments.lock().expect("no holder panics").push(segment);
-    }
-}
 
 /// The processor's end of a journal.
 #[derive(Debug)]
@@ -267,6 +49,7 @@ pub struct Journal {
     next_seq: u64,
     next_number: u64,
     shared: Arc<Shared>,
+    page: Page,
     next: Next,
     record: Vec<u8>,
     /// The manifest does not say that the last record was appended: it has to before the next one is (its M2).
@@ -290,10 +73,8 @@ enum Next {
 impl Journal {
     /// Begins a run, with a new segment.
     pub fn begin(identity: Identity, start: Start) -> Result<Journal> {
-        let failed = |e: Errno| {
-            let path = identity.segment_path(start.number);
-            Error::io(format!("journal {} cannot be begun", path.display()), e)
-        };
+        let path = identity.segment_path(start.number);
+        let failed = |e: Errno| Error::io(format!("journal {} cannot be begun", path.display()), e);
         let Start { number, next_seq, covered, .. } = start;
         let prepared = Prepared::make_first(&identity, number, start.previous).map_err(failed)?;
         let found = start.manifest.as_ref();
@@ -306,31 +87,21 @@ impl Journal {
             checkpoint: start.checkpoint,
             ..before
         };
-        let manifest = Manifest::begin(&identity, found, state, next_seq - 1).map_err(failed)?;
+        let begun = Manifest::begin(&identity, found, state, next_seq - 1);
+        let (manifest, page) = begun.map_err(failed)?;
         // Only now: its boot and its first record are known elsewhere.
         let segment = prepared.begin(next_seq).map_err(|(_, errno)| failed(errno))?;
         let segment = Arc::new(segment);
-        let failed_sync = FailedSync::of_journal(&identity);
-        // What was read back may be in the page cache alone, and be called clean there (J8).
-        let failed = failed_sync.is_set().then_some((Errno::EIO, number - 1));
-        let shared = Shared {
-            reached: Reached::new(next_seq - 1),
-            committed: AtomicU64::new(covered),
-            expecting: AtomicBool::new(false),
-            segments: Mutex::new(vec![Arc::clone(&segment)]),
-            committing: Mutex::new(Committing { failed, ..Committing::default() }),
-            lost: AtomicBool::new(false),
-            failed_sync,
-            manifest,
-            recovered: Mutex::new(start.segments),
-        };
+        let shared = Shared::begin(&identity, start, manifest, Arc::clone(&segment));
+        let shared = Arc::new(shared.map_err(failed)?);
         Ok(Journal {
             identity,
             current: segment,
             at: HEADER_BYTES,
             next_seq,
             next_number: number + 1,
-            shared: Arc::new(shared),
+            shared,
+            page,
             next: Next::Wanted,
             record: Vec::new(),
             unnamed: false,
@@ -382,9 +153,7 @@ impl Journal {
 
     fn append_now(&mut self, entry: Entry<'_>) -> std::result::Result<u64, Errno> {
         if self.unnamed {
-            let named = self.shared.manifest.appended(self.next_seq - 1);
-            named.map_err(|errno| self.refuse(errno))?;
-            self.unnamed = false;
+            self.name_last()?;
         }
         let length = record_bytes(entry.checksums.len());
         if length > self.current.length - self.at {
@@ -408,8 +177,31 @@ impl Journal {
         self.at += length;
         self.next_seq += 1;
         self.bytes_since_checkpoint += length as u64;
-        self.unnamed = self.shared.append(seq).is_err();
+        self.unnamed = self.page.appended(seq).is_err();
+        self.shared.reached.append(seq);
         Ok(seq)
+    }
+
+    /// Has the manifest say that the last record was appended: in another file, if it cannot be stored in this one, and not for want of
+    /// room.
+    fn name_last(&mut self) -> std::result::Result<(), Errno> {
+        let named = self.page.appended(self.next_seq - 1);
+        let named = match named {
+            Err(errno) if !errno.is_no_space() => self.renew_manifest(true),
+            named => named,
+        };
+        named.map_err(|errno| self.refuse(errno))?;
+        self.unnamed = false;
+        Ok(())
+    }
+
+    /// Writes the manifest again where it is not what it was, or `always`.
+    fn renew_manifest(&mut self, always: bool) -> std::result::Result<(), Errno> {
+        if let Some(page) = self.shared.manifest.renew(self.next_seq - 1, always)? {
+            self.page = page;
+            self.unnamed = false;
+        }
+        Ok(())
     }
 
     /// A store has failed: where that was not for want of room, a new segment and a checkpoint are due (J10).
@@ -422,15 +214,16 @@ impl Journal {
         errno
     }
 
-    /// Begins a new segment if the newest one is of those that could not be synced.
+    /// Writes the manifest again if it is gone, and begins a new segment if the newest one is of those that could not be synced.
     pub fn begin_anew(&mut self) -> std::result::Result<(), Errno> {
+        self.renew_manifest(false)?;
         if self.shared.newest_has_failed() { self.roll() } else { Ok(()) }
     }
 
     fn roll(&mut self) -> std::result::Result<(), Errno> {
         self.at = self.current.length;
         let prepared = match std::mem::replace(&mut self.next, Next::Wanted) {
-            Next::Ready(prepared) => prepared,
+            Next::Ready(prepared) if prepared.known.is_there(&*self.identity.system)? => prepared,
             next => {
                 if matches!(next, Next::Asked) {
                     self.next = next; // what comes now is too late

@@ -17,6 +17,8 @@
 //!                     there, too;
 //!                   - a segment that was prepared, or begun, and has no commit mark: nothing of it was committed;
 //!                   - a run that was begun and is not named here: its segment was not begun, nothing was appended.
+//! If it is lost     a file that somebody has removed, replaced or truncated is written again, with both copies and the page,
+//!                   by the processor ([`Manifest::renew`]): what it says is in memory.
 //! Owner and locks   the copies: one lock, held while they are written. The page: the processor.
 //! Errors            reading: `Corrupt` for a file that is damaged or of another volume; it is left as it is.
 
@@ -25,6 +27,7 @@ use std::sync::{Arc, Mutex};
 
 use super::format::{FORMAT_VERSION, ends_at, possible, u32_at, u64_at};
 use super::journal::Identity;
+use super::known::Known;
 use crate::checksum;
 use crate::deliberate::{Bug, bug};
 use crate::error::{Errno, Error, ErrorKind, Result};
@@ -101,14 +104,29 @@ pub struct Found {
 #[derive(Debug)]
 pub struct Manifest {
     identity: Identity,
-    file: Arc<dyn File>,
-    map: Mapping,
     now: Mutex<Now>,
+}
+
+/// The page with the number of the last record. It belongs to the processor.
+#[derive(Debug)]
+pub struct Page(Mapping);
+
+impl Page {
+    /// Record `seq` was appended (M2). Where that cannot be stored, no further record may be appended before it is.
+    pub fn appended(&self, seq: u64) -> std::result::Result<(), Errno> {
+        // SAFETY: the page belongs to the processor.
+        unsafe {
+            self.0.store_word(APPENDED_OFFSET, seq)?;
+            self.0.store_word(APPENDED_OFFSET + 8, !seq)
+        }
+    }
 }
 
 /// What a manifest says, and what it will not name any more.
 #[derive(Debug)]
 struct Now {
+    file: Arc<dyn File>,
+    known: Known,
     state: State,
     /// Segments before this one may have been removed: a commit in them that ends only now is covered by a checkpoint.
     oldest: u64,
@@ -211,54 +229,56 @@ impl Manifest {
         found: Option<&Found>,
         state: State,
         appended: u64,
-    ) -> std::result::Result<Manifest, Errno> {
+    ) -> std::result::Result<(Manifest, Page), Errno> {
         let Some(found) = found else { return Manifest::make(identity, state, appended) };
         let file = identity.system.open(&identity.manifest, true)?;
-        let map = file.map(MANIFEST_BYTES)?;
-        let now = Mutex::new(Now { state: found.state.clone(), oldest: 0 });
-        let manifest = Manifest { identity: identity.clone(), file, map, now };
+        let page = Page(file.map(MANIFEST_BYTES)?);
+        let known = Known::mapped(&*identity.system, identity.manifest.clone())?;
+        let now = Mutex::new(Now { file, known, state: found.state.clone(), oldest: 0 });
+        let manifest = Manifest { identity: identity.clone(), now };
         // First: once the copy names this boot, it is believed.
-        manifest.appended(appended)?;
+        page.appended(appended)?;
         manifest.change(|now| now.state = State { turn: now.state.turn, ..state })?;
-        Ok(manifest)
+        Ok((manifest, page))
     }
 
-    /// Makes it with both of its copies, durably, before it has its name.
+    /// Makes it, and its folder.
     fn make(
         identity: &Identity,
         state: State,
         appended: u64,
-    ) -> std::result::Result<Manifest, Errno> {
-        let new = identity.manifest.with_extension("manifest.new");
-        let folder = identity.manifest.parent().unwrap_or(Path::new("/"));
+    ) -> std::result::Result<(Manifest, Page), Errno> {
+        let folder = folder(identity);
         identity.system.make_directory(folder)?;
         if let Some(above) = folder.parent() {
             identity.system.sync_directory(above)?;
         }
-        let file = identity.system.create(&new)?;
-        let map = file.map(MANIFEST_BYTES)?;
         let state = State { turn: 2, ..state };
-        let first = State { turn: 1, ..state.clone() };
-        for copy in [&first, &state] {
-            file.write(&encode(copy, identity), COPY_OFFSETS[(copy.turn % 2) as usize])?;
-        }
-        let now = Mutex::new(Now { state, oldest: 0 });
-        let manifest = Manifest { identity: identity.clone(), file, map, now };
-        manifest.appended(appended)?;
-        manifest.file.sync()?;
-        identity.system.rename(&new, &identity.manifest)?;
-        identity.system.sync_directory(folder)?;
-        Ok(manifest)
+        let (file, known, page) = write_new(identity, &state, appended)?;
+        let now = Mutex::new(Now { file, known, state, oldest: 0 });
+        Ok((Manifest { identity: identity.clone(), now }, page))
     }
 
-    /// Record `seq` was appended (M2). Called by the processor. Where that cannot be stored, no further record may be
-    /// appended before it is.
-    pub fn appended(&self, seq: u64) -> std::result::Result<(), Errno> {
-        // SAFETY: the page belongs to the processor.
-        unsafe {
-            self.map.store_word(APPENDED_OFFSET, seq)?;
-            self.map.store_word(APPENDED_OFFSET + 8, !seq)
+    /// Writes the file again where it is not what it was, or `always`; the page is another one then. Called by the processor, whose last
+    /// record is `appended`. Its folder has to be there: one that was moved away is not made again in its old place.
+    pub fn renew(&self, appended: u64, always: bool) -> std::result::Result<Option<Page>, Errno> {
+        let mut now = self.now.lock().expect("no holder panics");
+        if !always && now.known.is_there(&*self.identity.system)? {
+            return Ok(None);
         }
+        let (file, known, page) = write_new(&self.identity, &now.state, appended)?;
+        (now.file, now.known) = (file, known);
+        Ok(Some(page))
+    }
+
+    /// Whether the file is what it was.
+    pub fn is_there(&self) -> std::result::Result<bool, Errno> {
+        self.now.lock().expect("no holder panics").known.is_there(&*self.identity.system)
+    }
+
+    /// Whose it is.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
     }
 
     /// The first commit in a segment is durable.
@@ -306,11 +326,38 @@ impl Manifest {
         now.state.turn = before + 1;
         let at = COPY_OFFSETS[(now.state.turn % 2) as usize];
         // What could not be made durable may be there all the same, so what it says is kept; its turn is used again (M3).
-        let written = self.file.write(&encode(&now.state, &self.identity), at);
-        let result = written.and_then(|()| self.file.sync());
+        let written = now.file.write(&encode(&now.state, &self.identity), at);
+        let synced = written.and_then(|()| now.file.sync());
+        let there = synced.and_then(|()| now.known.is_there(&*self.identity.system));
+        let result = there.and_then(|there| if there { Ok(()) } else { Err(Errno::EIO) });
         if result.is_err() {
             now.state.turn = before;
         }
         result
     }
+}
+
+fn folder(identity: &Identity) -> &Path {
+    identity.manifest.parent().unwrap_or(Path::new("/"))
+}
+
+/// Writes a file with both copies, the older one of which says the same, and gives it its name, durably.
+fn write_new(
+    identity: &Identity,
+    state: &State,
+    appended: u64,
+) -> std::result::Result<(Arc<dyn File>, Known, Page), Errno> {
+    let new = identity.manifest.with_extension("manifest.new");
+    let file = identity.system.create(&new)?;
+    let page = Page(file.map(MANIFEST_BYTES)?);
+    let older = State { turn: state.turn - 1, ..state.clone() };
+    for copy in [&older, state] {
+        file.write(&encode(copy, identity), COPY_OFFSETS[(copy.turn % 2) as usize])?;
+    }
+    page.appended(appended)?;
+    file.sync()?;
+    identity.system.rename(&new, &identity.manifest)?;
+    let known = Known::mapped(&*identity.system, identity.manifest.clone())?;
+    identity.system.sync_directory(folder(identity))?;
+    Ok((file, known, page))
 }

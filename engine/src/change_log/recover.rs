@@ -52,6 +52,8 @@ pub struct Recovered {
     pub epoch: Epoch,
     /// Segments that were read, to be synced before the next commit mark.
     pub segments: Vec<Arc<dyn File>>,
+    /// Their paths.
+    pub paths: Vec<PathBuf>,
     /// Slots that records behind the checkpoint have freed, and snapshots that were dropped since: what the disk holds may
     /// still refer to them.
     pub freed: SlotSet,
@@ -75,6 +77,7 @@ impl Recovered {
             next_seq: self.next_seq,
             covered: self.covered,
             segments: std::mem::take(&mut self.segments),
+            paths: std::mem::take(&mut self.paths),
             previous: self.previous,
             checkpoint: self.checkpoint,
             manifest: self.manifest.take(),
@@ -164,6 +167,7 @@ pub fn recover(
         next_number: last.max(newest).max(checkpoint.0) + 1,
         epoch: contents.epoch,
         segments: Vec::new(),
+        paths: Vec::new(),
         freed: SlotSet::default(),
         leftovers,
         replayed: 0,
@@ -182,7 +186,8 @@ pub fn recover(
         roll_back(&mut recovered, history, number, 0, &shape_of);
     }
     forget_gone(&mut recovered, history, &shape_of);
-    recovered.segments = segments.into_iter().map(|segment| segment.file).collect();
+    let files = segments.into_iter().map(|segment| (segment.file, segment.path));
+    (recovered.segments, recovered.paths) = files.unzip();
     Ok(recovered)
 }
 

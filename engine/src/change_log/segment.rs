@@ -14,6 +14,7 @@ use super::format::{
     BEGIN_OFFSET, Begin, FORMAT_VERSION, Header, JOURNAL_MAGIC, MARK_OFFSETS, Mark,
 };
 use super::journal::Identity;
+use super::known::Known;
 use crate::deliberate::{Bug, bug};
 use crate::error::Errno;
 use crate::limits::{SEGMENT_BYTES, SEGMENT_BYTES_MIN, SEGMENT_BYTES_SMALL};
@@ -29,6 +30,8 @@ pub struct Segment {
     pub first_seq: u64,
     /// The file.
     pub file: Arc<dyn File>,
+    /// Where it is.
+    pub known: Known,
     /// The file, mapped.
     pub map: Mapping,
     /// Bytes.
@@ -42,6 +45,8 @@ pub struct Segment {
 pub struct Prepared {
     /// Its header.
     pub header: Header,
+    /// Where it is.
+    pub known: Known,
     file: Arc<dyn File>,
     map: Mapping,
     length: usize,
@@ -128,12 +133,13 @@ impl Prepared {
         };
         let file = identity.system.create(path)?;
         let map = file.map(length)?;
+        let known = Known::mapped(&*identity.system, path.to_owned())?;
         file.write(&header.encode(JOURNAL_MAGIC), 0)?;
         file.sync()?;
         if !bug(Bug::NoDirectorySync) {
             identity.system.sync_directory(&identity.directory)?; // J7
         }
-        Ok(Prepared { header, file, map, length })
+        Ok(Prepared { header, known, file, map, length })
     }
 
     /// Has its pages in memory: else the processor would meet each one for the first time.
@@ -149,8 +155,9 @@ impl Prepared {
                 return Err((self, errno));
             }
         }
-        let Prepared { header, file, map, length } = self;
-        Ok(Segment { header, first_seq, file, map, length, synced: AtomicBool::new(false) })
+        let Prepared { header, known, file, map, length } = self;
+        let synced = AtomicBool::new(false);
+        Ok(Segment { header, first_seq, file, known, map, length, synced })
     }
 }
 

@@ -28,6 +28,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, RwLock};
 
+use crate::change_log::journal::Gone;
 use crate::checksum;
 use crate::engine::events::Events;
 use crate::engine::watch::{Watch, Watched};
@@ -347,6 +348,12 @@ impl Engine {
     /// Forgets several snapshots, which costs one sync; returns the bytes that only they could see.
     pub fn drop_snapshots(&self, volume: VolumeId, epochs: &[Epoch]) -> Result<u64> {
         self.drop_of(&*self.volume(volume)?, epochs)
+    }
+
+    /// Looks whether the files that a start would read of a volume are at their paths; where one is not, has what it held
+    /// written again. What has become of the files of each processor's journal.
+    pub fn look_for_files(&self, volume: VolumeId) -> Result<Vec<Gone>> {
+        Ok(self.volume(volume)?.flusher.durable().look_for_files())
     }
 
     /// Writes checkpoints of a volume, so that nothing before now is needed to read it back.

@@ -8,7 +8,8 @@
 //! No room           where the next segment cannot be prepared, Python is told (a [`JournalFull`](Told::JournalFull) event), while
 //!                   half of the newest segment is left. It gives up room that it keeps for this, and calls `relieve`: a small
 //!                   segment is begun, and a checkpoint makes the whole one before it removable.
-//! A failed journal  a sync that has failed may have lost records (J8). Then the journal begins a new segment, and a
+//! A failed journal  a sync that has failed may have lost records (J8), and so may a file that is gone (J11). Then the journal
+//!                   begins a new segment, and a
 //!                   checkpoint of everything before it is made: once that is named, nothing needs what was lost, and
 //!                   commits succeed again. Each flush that finds the journal failed asks for that.
 //! Invariants        K1, K2 (see [`crate::change_log::checkpoint`]).
@@ -158,7 +159,7 @@ impl Share {
     /// The journal could not be synced.
     pub fn renew_journal(&mut self, context: &Context<'_>) {
         // Where no segment can be begun, the next flush that fails asks again.
-        if !self.checkpointing && self.journal.begin_anew().is_ok() {
+        if self.journal.begin_anew().is_ok() {
             self.begin_checkpoint(context);
         }
     }

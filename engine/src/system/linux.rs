@@ -11,7 +11,7 @@ use std::fs::OpenOptions;
 use std::io::{ErrorKind, IoSlice, IoSliceMut, Read};
 use std::num::NonZeroU64;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -23,7 +23,7 @@ use rustix::io::{ReadWriteFlags, preadv2, pwritev2};
 use super::mapped::Mapped;
 use super::mapping::Mapping;
 use super::pool::{Pool, Threads};
-use super::{Cached, Driven, Driving, File, Result, System, Urgency};
+use super::{Cached, Driven, Driving, File, Result, Seen, System, Urgency};
 use crate::buffer::{ALIGNMENT, Buffer};
 use crate::error::Errno;
 
@@ -265,6 +265,22 @@ impl System for Linux {
 
     fn forget(&self, path: &Path) {
         let _ = fs::remove_file(path); // it is not there, or is found again, which is harmless
+    }
+
+    fn look(&self, path: &Path) -> Result<Option<Seen>> {
+        match fs::metadata(path) {
+            Ok(found) => Ok(Some(Seen {
+                file: (found.dev(), found.ino()),
+                length: found.len(),
+                changed: (found.mtime(), found.mtime_nsec()),
+            })),
+            Err(error)
+                if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) =>
+            {
+                Ok(None)
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn list(&self, directory: &Path) -> Result<Vec<PathBuf>> {

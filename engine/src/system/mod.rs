@@ -48,6 +48,17 @@ pub enum Cached {
     Unsupported,
 }
 
+/// Which file a path names, and how it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// The file system's device number, and the file's number there.
+    pub file: (u64, u64),
+    /// Bytes.
+    pub length: u64,
+    /// When its bytes were last changed: seconds and nanoseconds since 1970.
+    pub changed: (i64, i64),
+}
+
 /// An open file or disk. Offsets and lengths are bytes.
 pub trait File: Send + Sync + Debug {
     /// Fills `buffer` from `offset` if that needs no waiting.
@@ -122,6 +133,10 @@ pub trait System: Send + Sync + Debug {
     fn recall(&self, path: &Path) -> Result<Option<Vec<u8>>>;
     /// Keeps nothing under a name any more.
     fn forget(&self, path: &Path);
+    /// The file that a path names; `None` if there is none. Where files cannot be told apart, they are all the same.
+    fn look(&self, _path: &Path) -> Result<Option<Seen>> {
+        Ok(Some(Seen::default()))
+    }
     /// Everything in a directory, in no order.
     fn list(&self, directory: &Path) -> Result<Vec<PathBuf>>;
     /// Makes a directory, and those above it.

@@ -19,11 +19,11 @@
 //! Errors            a failed sync fails everyone that it was for, with the device's errno.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, RwLock};
 
 use crate::change_log::failed_sync::FailedSync;
-use crate::change_log::journal::{self, Identity};
+use crate::change_log::journal::{self, Gone, Identity};
 use crate::change_log::space::Space;
 use crate::deliberate::{Bug, bug};
 use crate::error::{Errno, Error, Result};
@@ -33,7 +33,7 @@ use crate::processor::queue::{Control, Event, Queue};
 use crate::sync::{Mutex, MutexGuard};
 use crate::system::pool::{Lane, Pool};
 use crate::system::ticks::{Tick, Ticks};
-use crate::system::{System, Urgency};
+use crate::system::{System, Urgency, wait};
 use crate::volume::request::{Request, Sink};
 
 /// Who waits for a sync.
@@ -148,7 +148,13 @@ impl Durable {
         let mut told = Vec::new();
         for (Writer { journal, queue, share }, seq) in journals.iter().zip(reached) {
             let seq = if bug(Bug::MarkTooFar) { journal.appended() } else { seq };
-            if let Err(errno) = journal.commit(seq) {
+            let mut committed = journal.commit(seq);
+            for _ in 0..RENEWALS {
+                if committed.is_err() && journal.has_lost_a_file() && self.renew(queue, *share) {
+                    committed = journal.commit(seq);
+                }
+            }
+            if let Err(errno) = committed {
                 if journal.has_failed() {
                     told.push((queue, Control::RenewJournal(*share)));
                 }
@@ -169,6 +175,30 @@ impl Durable {
             queue.push(Event::Control(Box::new(control)));
         }
         result
+    }
+
+    /// Has a journal, a file of which is gone, go on without it, and waits for that; whether that was done.
+    fn renew(&self, queue: &Queue, share: u32) -> bool {
+        let Some(whose) = &self.whose else { return false };
+        let (sender, receiver) = channel();
+        queue.push(Event::Control(Box::new(Control::RenewJournal(share))));
+        queue.push(Event::Control(Box::new(Control::Checkpoint(share, sender))));
+        wait(&*whose.identity.system, &receiver).unwrap_or(false)
+    }
+
+    /// Looks whether each file that a start would read is at its path; where one is not, has what it held written again. What
+    /// has become of each journal's files.
+    pub fn look_for_files(&self) -> Vec<Gone> {
+        let journals = self.journals.read().expect("no holder panics").clone();
+        let mut found = Vec::new();
+        for Writer { journal, queue, share } in &journals {
+            let gone = journal.look_for_files();
+            if gone.now.is_some() {
+                queue.push(Event::Control(Box::new(Control::RenewJournal(*share))));
+            }
+            found.push(gone);
+        }
+        found
     }
 
     /// Makes what was written to devices durable, as far as they let it; the first one's error.
@@ -253,6 +283,9 @@ struct Shared {
     /// What the last sync took, nanoseconds.
     took_ns: AtomicU64,
 }
+
+/// How often a sync has a journal's files written again before it fails: the second time for those that went meanwhile.
+const RENEWALS: u32 = 2;
 
 /// Nanoseconds since some instant.
 pub type Clock = Box<dyn Fn() -> u64 + Send + Sync>;

@@ -65,8 +65,11 @@ impl Journal {
         matches!(self.next, Next::Asked)
     }
 
-    /// Removes what was prepared and is not needed.
+    /// Removes what was prepared and is not needed. Where a file is gone, what the last checkpoint needs is made again.
     pub fn close(&mut self) {
+        if self.shared.look_for_files().now.is_some() {
+            let _ = self.begin_anew(); // where it cannot be, that checkpoint fails, or the next start says so
+        }
         if let Next::Ready(prepared) = std::mem::replace(&mut self.next, Next::Wanted) {
             self.remove(&prepared);
         }

@@ -88,3 +88,30 @@ fn a_prepared_segment_is_used_next_or_leaves_nothing() {
     assert_eq!(found.replayed, journal.shared().appended());
     assert_eq!(found.segments.len(), 3);
 }
+
+#[test]
+fn no_commit_succeeds_while_a_file_is_gone_and_what_it_held_can_be_made_again() {
+    for of_manifest in [false, true] {
+        let scratch = Scratch::new();
+        let mut journal = Journal::begin(scratch.identity(1), Start::fresh()).unwrap();
+        journal.append(entry(1, 1, 1, &[1])).unwrap();
+        journal.shared().commit(1).unwrap();
+        let identity = scratch.identity(1);
+        let gone = if of_manifest { identity.manifest } else { identity.segment_path(1) };
+        let aside = gone.with_extension("aside");
+        std::fs::rename(&gone, &aside).unwrap();
+        assert!(
+            journal.shared().commit(1).is_err(),
+            "nothing is new, but what there is would not be found"
+        );
+        assert!(journal.shared().has_lost_a_file());
+        journal.begin_anew().unwrap();
+        assert!(journal.shared().commit(1).is_err(), "no checkpoint covers it");
+        let seq = journal.append(entry(2, 2, 1, &[2])).unwrap();
+        journal.shared().covered(1);
+        journal.shared().commit(seq).unwrap();
+        let found = journal.shared().look_for_files();
+        assert_eq!((found.now, found.replaced), (None, vec![gone.clone()]));
+        assert!(gone.exists() == of_manifest);
+    }
+}

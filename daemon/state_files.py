@@ -1,0 +1,86 @@
+"""Files of the state directory that somebody else removes, moves, replaces or truncates while polyvold runs.
+
+How it works      The engine looks at the files of each volume's journals before a flush succeeds, and writes
+                  what one of them held again (docs/decisions/0040). Here it is asked to look every few
+                  seconds, also where nobody flushes, and what it has found is told: an event for a file that
+                  was written again, `context.file_trouble` for one that could not be. A volume's directory
+                  that is gone is made again first, but only while the state directory itself is where it was:
+                  one that was moved away is not made again in its old place, so that it can be moved back.
+Owner and locks   `look` is called by one thread.
+Errors            None.
+"""
+
+import contextlib
+from pathlib import Path
+
+from polyvol.daemon.context import Context
+from polyvol.mapping.opening import sync_directory
+from polyvol.mapping.records import Volume
+
+HOW = "was removed, moved, replaced or truncated by somebody else"
+
+
+class StateFiles:
+    """The watch over journals and manifests."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._identity = _identity(context.state_dir)
+        self._gone: dict[int, str] = {}
+
+    def is_moved(self) -> bool:
+        """Whether the state directory is not at its path any more."""
+        return self._identity is not None and _identity(self._context.state_dir) != self._identity
+
+    def moved_sentence(self) -> str:
+        """What is to be said of that."""
+        directory = self._context.state_dir
+        return (
+            f"the state directory {directory} {HOW}: flushes, snapshots and changes fail; move it back, and"
+            " do not stop polyvold before"
+        )
+
+    def look(self) -> None:
+        """Have the engine look, and tell what it has found."""
+        context, before = self._context, self._gone
+        self._gone = {}
+        moved = self.is_moved()
+        for volume in context.catalog.volumes():
+            if not moved:
+                with contextlib.suppress(OSError):  # then what needs it fails, and says so
+                    self._make_directories(volume)
+            with contextlib.suppress(context.engine_error):  # it is not served, or deleted meanwhile
+                gone, replaced = context.engine.look_for_files(volume.id)
+                for path in replaced:
+                    text = f"{path} {HOW}; what it held was written again, and nothing is lost"
+                    context.events.add("warning", text, volume=volume.name)
+                if gone:
+                    self._gone[volume.id] = gone[0]
+        trouble = {
+            identity: f"{path} {HOW}, and what it held cannot be written again yet: flushes fail"
+            for identity, path in self._gone.items()
+            if identity in before  # the engine has had the time between two looks
+        }
+        for identity in trouble.keys() - context.file_trouble.keys():
+            name = next(each.name for each in context.catalog.volumes() if each.id == identity)
+            context.events.add("warning", f"volume {name}: {trouble[identity]}", volume=name)
+        context.file_trouble = trouble
+
+    def _make_directories(self, volume: Volume) -> None:
+        """Make the directories of a volume's journals and manifests that are gone."""
+        context = self._context
+        if context.is_served(volume):
+            for path in (context.volume_directory(volume), context.manifest_directory(volume)):
+                if not path.exists():
+                    path.parent.mkdir(mode=0o700, exist_ok=True)
+                    path.mkdir(mode=0o700)
+                    sync_directory(path.parent)
+                    sync_directory(context.state_dir)
+
+
+def _identity(directory: Path) -> tuple[int, int] | None:
+    try:
+        found = directory.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino

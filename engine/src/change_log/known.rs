@@ -1,0 +1,44 @@
+//! Known: a file that a start would read, as it was when this process made or read it.
+//!
+//! How it works      Somebody else can remove, rename, replace or truncate a file that this process has open: all calls on it
+//!                   succeed, and the next start does not find what they stored. So the file at the path is compared with
+//!                   the one that is known: [`super::shared`] does that before a commit succeeds
+//!                   ([why](../../../docs/decisions/0040-files-changed-from-outside.md)).
+//! Errors            the system's, where it cannot say what is at the path.
+
+use std::path::PathBuf;
+
+use crate::error::Errno;
+use crate::system::{Seen, System};
+
+/// See the module's head.
+#[derive(Debug)]
+pub struct Known {
+    /// Where it is.
+    pub path: PathBuf,
+    /// `None`: it was not there when it was looked at for the first time.
+    seen: Option<Seen>,
+    /// Its bytes do not change any more.
+    finished: bool,
+}
+
+impl Known {
+    /// A file that is written through a mapping, at the path where it is now. Its length does not change.
+    pub fn mapped(system: &dyn System, path: PathBuf) -> Result<Known, Errno> {
+        Ok(Known { seen: system.look(&path)?, path, finished: false })
+    }
+
+    /// A file whose bytes do not change any more.
+    pub fn finished(system: &dyn System, path: PathBuf) -> Result<Known, Errno> {
+        Ok(Known { seen: system.look(&path)?, path, finished: true })
+    }
+
+    /// Whether it is at its path, and has its length.
+    pub fn is_there(&self, system: &dyn System) -> Result<bool, Errno> {
+        let now = system.look(&self.path)?;
+        Ok(self.seen.zip(now).is_some_and(|(seen, now)| {
+            let same = seen.file == now.file && seen.length == now.length;
+            same && (!self.finished || seen.changed == now.changed)
+        }))
+    }
+}

@@ -1,0 +1,327 @@
+//! Shared: what a [journal](super::journal)'s processor and those who make its records durable share.
+//!
+//! How it works      A flush calls [`Shared::commit`], a checkpoint [`Shared::named`] and then [`Shared::covered`]. A commit looks
+//!                   last whether the files that a start would read are still at their paths
+//!                   ([`super::known`]). If one is not, the journal goes on as after a failed sync (J8): the processor
+//!                   begins a new segment, writes the manifest again, and a checkpoint makes what was lost unnecessary.
+//! Invariants        J6, J7, J8, J10 (see the journal);
+//!                   J11 a commit succeeds only if, after its sync, each file that a start would read is at its path.
+//! Owner and locks   `committing`, then the list of segments, which is held for a push or a clone. Files that are not needed any more
+//!                   are removed after they were taken off the lists, under `committing`: who holds that looks for no file that
+//!                   this process removes.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+
+use super::entry::{Identity, Start};
+use super::failed_sync::FailedSync;
+use super::format::Mark;
+use super::known::Known;
+use super::manifest::Manifest;
+use super::reached::Reached;
+use super::segment::{Segment, needless};
+use crate::deliberate::{Bug, bug};
+use crate::error::Errno;
+use crate::system::File;
+
+/// How many paths of files that were lost are kept for who asks.
+const LOST_MAX: usize = 64;
+
+/// What commits leave for the next one.
+#[derive(Debug, Default)]
+struct Committing {
+    /// The last mark's in the segment of this number; the first one of a segment takes both places.
+    turn: u64,
+    number: u64,
+    /// The manifest says that this segment has marks.
+    named: bool,
+    /// The first sync that failed, and the newest segment's number then (J8).
+    failed: Option<(Errno, u64)>,
+    /// A file that is not at its path, or was not when the journal failed.
+    gone: Option<PathBuf>,
+    /// Files that were gone, and are not needed any more: for who asks.
+    replaced: Vec<PathBuf>,
+    /// What the last checkpoint is, and segments of the run before this one until there is one of this run.
+    kept: Vec<Known>,
+}
+
+/// What has become of a journal's files.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Gone {
+    /// A file that is not at its path, or not as long as it was: until it is not needed any more, no commit succeeds.
+    pub now: Option<PathBuf>,
+    /// Those that were gone and that nothing needs any more, since this was last asked.
+    pub replaced: Vec<PathBuf>,
+}
+
+/// Why a commit was not made.
+enum Refused {
+    /// Its mark could not be stored, for want of room: nothing is lost (J10).
+    Unmarked(Errno),
+    /// What was to be durable may be lost (J8).
+    Unsynced(Errno),
+}
+
+impl From<Errno> for Refused {
+    fn from(errno: Errno) -> Refused {
+        Refused::Unsynced(errno)
+    }
+}
+
+/// What the processor and flushes share.
+#[derive(Debug)]
+pub struct Shared {
+    /// How far it has got, and syncs may commit it.
+    pub reached: Reached,
+    committed: AtomicU64,
+    /// The processor has places that wait for a commit.
+    expecting: AtomicBool,
+    segments: Mutex<Vec<Arc<Segment>>>,
+    committing: Mutex<Committing>,
+    /// A store has failed so that records may be lost, and `committing.failed` does not say so yet (J10).
+    pub(super) lost: AtomicBool,
+    /// What outlives the process of `committing.failed`.
+    failed_sync: FailedSync,
+    pub(super) manifest: Manifest,
+    /// Segments of the run before this one, until they were synced once.
+    recovered: Mutex<Vec<Arc<dyn File>>>,
+}
+
+impl Shared {
+    /// Of a run that begins with this segment.
+    pub(super) fn begin(
+        identity: &Identity,
+        start: Start,
+        manifest: Manifest,
+        segment: Arc<Segment>,
+    ) -> Result<Shared, Errno> {
+        let failed_sync = FailedSync::of_journal(identity);
+        // What was read back may be in the page cache alone, and be called clean there (J8).
+        let failed = failed_sync.is_set().then_some((Errno::EIO, start.number - 1));
+        let system = &*identity.system;
+        let segments = start.paths.into_iter().map(|path| Known::mapped(system, path));
+        let mut kept = segments.collect::<Result<Vec<Known>, Errno>>()?;
+        if start.checkpoint.0 != 0 {
+            kept.push(Known::finished(system, identity.checkpoint_path(start.checkpoint.0))?);
+        }
+        Ok(Shared {
+            reached: Reached::new(start.next_seq - 1),
+            committed: AtomicU64::new(start.covered),
+            expecting: AtomicBool::new(false),
+            segments: Mutex::new(vec![segment]),
+            committing: Mutex::new(Committing { failed, kept, ..Committing::default() }),
+            lost: AtomicBool::new(false),
+            failed_sync,
+            manifest,
+            recovered: Mutex::new(start.segments),
+        })
+    }
+
+    /// The last record appended.
+    pub fn appended(&self) -> u64 {
+        self.reached.appended()
+    }
+
+    /// The last record that survives a power loss.
+    pub fn committed(&self) -> u64 {
+        self.committed.load(Ordering::Acquire)
+    }
+
+    /// Has the next flush tell the processor that it was made.
+    pub fn expect_commit(&self) {
+        self.expecting.store(true, Ordering::Release);
+    }
+
+    /// Whether the processor wants to be told, once.
+    pub fn take_expecting(&self) -> bool {
+        self.expecting.swap(false, Ordering::AcqRel)
+    }
+
+    /// Makes the records up to `seq` durable. The caller has synced the data that they speak of (J6).
+    pub fn commit(&self, seq: u64) -> Result<(), Errno> {
+        let mut committing = self.committing();
+        if let Some((errno, _)) = committing.failed {
+            let _ = self.look(&mut committing); // so that it is known which file is gone
+            return Err(errno);
+        }
+        let committed = match self.commit_now(&mut committing, seq) {
+            Ok(committed) => committed,
+            Err(Refused::Unmarked(errno)) => return Err(errno),
+            Err(Refused::Unsynced(errno)) => {
+                if !bug(Bug::ForgetFailedSync) {
+                    self.fail(&mut committing, errno);
+                }
+                let _ = self.look(&mut committing);
+                return Err(errno);
+            }
+        };
+        let named = self.name_marks(&mut committing, committed);
+        self.look(&mut committing)?; // J11
+        named?;
+        self.committed.fetch_max(committed, Ordering::Release);
+        Ok(())
+    }
+
+    /// What commits leave for the next one, with what the processor has lost.
+    fn committing(&self) -> MutexGuard<'_, Committing> {
+        let mut committing = self.committing.lock().expect("no holder panics");
+        if self.lost.swap(false, Ordering::AcqRel) && committing.failed.is_none() {
+            self.fail(&mut committing, Errno::EIO);
+        }
+        committing
+    }
+
+    /// Looks whether each file that a start would read is at its path; else the journal has failed (J11).
+    fn look(&self, committing: &mut Committing) -> Result<(), Errno> {
+        let Some(path) = self.gone(committing)? else { return Ok(()) };
+        if committing.failed.is_none() {
+            self.fail(committing, Errno::EIO);
+        }
+        committing.gone = Some(path);
+        Err(Errno::EIO)
+    }
+
+    /// The first such file that is not.
+    fn gone(&self, committing: &Committing) -> Result<Option<PathBuf>, Errno> {
+        let identity = self.manifest.identity();
+        if !self.manifest.is_there()? {
+            return Ok(Some(identity.manifest.clone()));
+        }
+        let segments = self.segments.lock().expect("no holder panics").clone();
+        let known = segments.iter().map(|segment| &segment.known).chain(&committing.kept);
+        for known in known {
+            if !known.is_there(&*identity.system)? {
+                return Ok(Some(known.path.clone()));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Looks now, unless somebody else does, and says what was found. Where a file is gone, the processor has to be told that
+    /// the journal has failed.
+    pub fn look_for_files(&self) -> Gone {
+        let mut committing = match self.committing.try_lock() {
+            Ok(committing) => committing,
+            Err(TryLockError::WouldBlock) => return Gone::default(),
+            Err(TryLockError::Poisoned(_)) => unreachable!("no holder panics"),
+        };
+        let _ = self.look(&mut committing);
+        Gone { now: committing.gone.clone(), replaced: std::mem::take(&mut committing.replaced) }
+    }
+
+    /// Whether it has failed because a file is gone.
+    pub fn has_lost_a_file(&self) -> bool {
+        self.committing().gone.is_some()
+    }
+
+    /// Remembers that records may be lost (J8).
+    fn fail(&self, committing: &mut Committing, errno: Errno) {
+        committing.failed = Some((errno, self.newest_number()));
+        self.failed_sync.set();
+    }
+
+    /// Has the manifest say that the newest segment has commit marks, if it does not yet (J7). Where it cannot, nothing is
+    /// lost, and the next commit tries again.
+    fn name_marks(&self, committing: &mut Committing, committed: u64) -> Result<(), Errno> {
+        let segments = self.segments.lock().expect("no holder panics");
+        let marked = segments.iter().find(|segment| segment.header.number == committing.number);
+        let marked = marked.map(|segment| (committing.number, segment.header.incarnation));
+        drop(segments);
+        if let Some(segment) = marked.filter(|_| !committing.named) {
+            self.manifest.committed_in(segment, committed)?;
+            committing.named = true;
+        }
+        Ok(())
+    }
+
+    /// Makes records durable, and says up to which one.
+    fn commit_now(&self, committing: &mut Committing, seq: u64) -> Result<u64, Refused> {
+        let mut recovered = self.recovered.lock().expect("no holder panics");
+        // A mark that was read back may not be durable, and neither may what it covers: not before they were synced.
+        if self.committed() >= seq && recovered.is_empty() {
+            return Ok(self.committed());
+        }
+        for file in recovered.iter() {
+            file.sync()?;
+        }
+        recovered.clear();
+        drop(recovered);
+        let segments = self.segments.lock().expect("no holder panics").clone();
+        let (newest, sealed) = segments.split_last().expect("a journal has a segment");
+        let unsynced = |segment: &&Arc<Segment>| {
+            !segment.synced.load(Ordering::Relaxed) && !bug(Bug::NoSealedSync)
+        };
+        for segment in sealed.iter().filter(unsynced) {
+            segment.file.sync()?;
+            segment.synced.store(true, Ordering::Relaxed);
+        }
+        let number = newest.header.number;
+        let first = committing.number != number;
+        let turns = if first { 1..=2 } else { committing.turn + 1..=committing.turn + 1 };
+        let committed_seq = seq.max(self.committed());
+        for turn in turns.clone() {
+            // SAFETY: `committing` is held.
+            let stored = unsafe { newest.store_mark(Mark { committed_seq, turn }) };
+            stored.map_err(|errno| {
+                if errno.is_no_space() { Refused::Unmarked(errno) } else { errno.into() }
+            })?;
+        }
+        (committing.number, committing.turn) = (number, *turns.end());
+        committing.named &= !first;
+        newest.file.sync()?;
+        Ok(committed_seq)
+    }
+
+    /// A checkpoint of this number and CRC-32C has its name, and covers the records up to `covered`: the manifest says so, durably.
+    pub fn named(&self, checkpoint: (u64, u32), covered: u64) -> Result<(), Errno> {
+        let segments = self.segments.lock().expect("no holder panics");
+        let oldest = segments[needless(&segments, covered)].header.number;
+        drop(segments);
+        self.manifest.checkpointed(checkpoint, covered, oldest)?;
+        let identity = self.manifest.identity();
+        let path = identity.checkpoint_path(checkpoint.0);
+        self.committing().kept = vec![Known::finished(&*identity.system, path)?];
+        Ok(())
+    }
+
+    /// The manifest names a checkpoint that covers the records up to `covered`: they are durable, and the segments that hold no others are
+    /// forgotten. Says which number the oldest remaining one has.
+    pub fn covered(&self, covered: u64) -> u64 {
+        let mut committing = self.committing();
+        self.recovered.lock().expect("no holder panics").clear();
+        let mut segments = self.segments.lock().expect("no holder panics");
+        // Records of a segment end where the next one begins.
+        let needless = needless(&segments, covered);
+        segments.drain(..needless);
+        let oldest = segments[0].header.number;
+        if committing.failed.is_some_and(|(_, newest)| newest < oldest) {
+            committing.failed = None; // J8
+            self.failed_sync.forget_if(|| true);
+            let gone = committing.gone.take().filter(|_| committing.replaced.len() < LOST_MAX);
+            committing.replaced.extend(gone);
+        }
+        self.committed.fetch_max(covered, Ordering::Release);
+        oldest
+    }
+
+    fn newest_number(&self) -> u64 {
+        let segments = self.segments.lock().expect("no holder panics");
+        segments.last().expect("a journal has a segment").header.number
+    }
+
+    /// Whether a sync has failed, and no commit succeeds before a checkpoint (J8).
+    pub fn has_failed(&self) -> bool {
+        self.committing().failed.is_some()
+    }
+
+    /// Whether the newest segment was there when a sync failed.
+    pub(super) fn newest_has_failed(&self) -> bool {
+        let failed = self.committing().failed;
+        failed.is_some_and(|(_, number)| self.newest_number() <= number)
+    }
+
+    pub(super) fn push(&self, segment: Arc<Segment>) {
+        self.segments.lock().expect("no holder panics").push(segment);
+    }
+}
