@@ -341,6 +341,9 @@ impl Processor {
             Control::Release { share: number, result } => {
                 self.with_share(number, |share, context| share.release(result, context));
             }
+            Control::ReleaseMore(number) => {
+                self.with_share(number, |share, context| share.release_more(context));
+            }
             Control::ChunksReturned(number, chunks) => {
                 self.with_share(number, |share, _| share.chunks_returned(chunks));
             }
