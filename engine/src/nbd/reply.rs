@@ -328,4 +328,8 @@ impl Sink for Connection {
     fn kick(&self) {
         self.send_queued();
     }
+
+    fn is_gone(&self) -> bool {
+        lock(&self.state).broken
+    }
 }

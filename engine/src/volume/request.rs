@@ -94,6 +94,10 @@ pub trait Sink: Send + Sync {
     fn complete(&self, request: Arc<Request>);
     /// Called once after one or more calls of `complete`: the time to send what was gathered.
     fn kick(&self);
+    /// Whether nobody waits for its answers any more: what is left of a long request need not be done.
+    fn is_gone(&self) -> bool {
+        false
+    }
 }
 
 /// What a request can be submitted to: a volume or a snapshot.
