@@ -422,10 +422,9 @@ impl Reader<'_> {
     /// How much of a request's range is looked at, and what the request costs: a BLOCK_STATUS that several contexts
     /// were selected for looks at less.
     fn looked_at(&self, verb: Verb, length: u64) -> (u64, u64) {
-        let contexts = self.connection.contexts.as_ref().filter(|_| verb == Verb::BlockStatus);
+        let contexts = self.connection.contexts.as_deref().filter(|_| verb == Verb::BlockStatus);
         let times = contexts.map_or(1, |contexts| contexts.times());
         let looked_at = length.min(looked_at_most(verb) / times);
-        let contexts = self.connection.contexts.as_deref();
         (looked_at, cost_with(contexts, verb, looked_at))
     }
 
