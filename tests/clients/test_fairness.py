@@ -4,21 +4,25 @@ How it works      Clients send one kind of flood over several connections: small
                   many as the server takes. Meanwhile a `WaitingClient`, a process of its own, reads, writes
                   and connects, on another volume or the same one. The first blocks of the volume under attack
                   are in many pieces: every other one is a hole in its file, so that looking at them and
-                  clearing them is much work.
+                  clearing them is much work. Other floods and victims use snapshots, and a volume that is a
+                  clone of a clone, and so on.
 Invariants        Q1 its worst wait is below 100 ms and a few times what it waited at worst in the second
                   before the flood, which is the machine's other work. A flood may be tried a few times: one
                   that makes others wait does so each time;
                   Q2 a flood fits in the server's memory: else it closes some of the connections.
 """
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
 from tests.support.daemon import Daemon, short_directory
+from tests.support.proc import wait_until
 from tests.support.raw_nbd import (
     FLUSH,
     MIB,
@@ -48,6 +52,9 @@ PROMPTLY_MS = 100.0
 NOISE = 3.0
 TRIES = 6
 QUIET_S = 1.0
+CLONES = 20
+LEFT_BEHIND = 1000
+GONE_S = 40.0
 
 Flood = Callable[[int], bytes]
 
@@ -189,11 +196,33 @@ def take(peer: Peer, each: int) -> None:
         ended += head[5] & 1
 
 
+def clone_often(daemon: Daemon, path: Path) -> None:
+    """Make volumes `c1` to `c20`: each is a clone of the one before, with some blocks of its own."""
+    source = "v@old"
+    for number in range(1, CLONES + 1):
+        clone = f"c{number}"
+        daemon.ok("volume", "clone", source, clone)
+        with Peer(path) as peer:
+            peer.enter(clone)
+            offsets = range(number * 2 * BLOCK, 8 * MIB, 2 * CLONES * BLOCK)
+            peer.socket.sendall(b"".join(request(WRITE, at, BLOCK) + b"c" * BLOCK for at in offsets))
+            assert not any(peer.reply().error for _ in offsets)
+        if number < CLONES:
+            daemon.ok("snapshot", "create", clone, "--name", "s")
+            source = f"{clone}@s"
+
+
 @pytest.fixture(scope="module")
 def attacked() -> Iterator[Attacked]:
     """One daemon for all attacks."""
     with short_directory() as directory, Daemon(directory) as daemon:
         yield Attacked(daemon)
+
+
+@pytest.fixture(scope="module")
+def chain(attacked: Attacked) -> None:
+    """Clones of clones."""
+    clone_often(attacked.daemon, attacked.path)
 
 
 @pytest.mark.timeout(300)
@@ -219,8 +248,32 @@ def attacked() -> Iterator[Attacked]:
 def test_others_are_answered_soon_under_a_flood(
     attacked: Attacked, flood: Flood, connections: int, each: int, export: str, victim: str
 ) -> None:
+    check_promptness(attacked, flood, connections, each, export, victim)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("victim", ["v@old", "c20"])
+@pytest.mark.parametrize(
+    ("flood", "connections", "each", "export"),
+    [
+        (status, 64, 20, "c20"),
+        (cache, 64, 2, "c20"),
+        (zero, 64, 20, "c20"),
+        (medium_read, 64, 20, "c20"),
+    ],
+)
+def test_snapshots_and_long_chains_of_clones_are_as_fair(
+    attacked: Attacked, chain: None, flood: Flood, connections: int, each: int, export: str, victim: str
+) -> None:
+    check_promptness(attacked, flood, connections, each, export, victim)
+
+
+def check_promptness(
+    attacked: Attacked, flood: Flood, connections: int, each: int, export: str, victim: str
+) -> None:
+    """Assert Q1."""
     waits = []
-    with WaitingClient(attacked.path, victim) as client:
+    with WaitingClient(attacked.path, victim, "r" if "@" in victim else "rwc") as client:
         for _ in range(TRIES):
             attacked.break_up()
             client.waits()
@@ -231,3 +284,15 @@ def test_others_are_answered_soon_under_a_flood(
             if flooded.worst_ms < PROMPTLY_MS + NOISE * quiet_ms:
                 return
     pytest.fail(f"without the flood, and with it: {waits}")
+
+
+def test_what_clients_have_asked_for_is_not_done_once_they_are_gone(daemon: Daemon) -> None:
+    """Thousands of TRIMs of 4096 partitions take minutes; the clients leave before one has ended."""
+    daemon.make_volume("v", size="4G", partition_size="1M")
+    with ExitStack() as stack:
+        for _ in range(4):
+            peer = stack.enter_context(Peer(daemon.nbd_socket)).enter("v")
+            peer.socket.sendall(request(TRIM, 0, (4 << 30) - BLOCK) * LEFT_BEHIND)
+    wait_until(
+        lambda: json.loads(daemon.ok("client", "list", "--json")) == [], "the end of its requests", GONE_S
+    )

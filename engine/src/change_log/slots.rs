@@ -196,16 +196,24 @@ impl Slots {
         }
     }
 
-    /// Frees what waited for the commit of `committed` or an earlier record; says how many slots that are. The caller
-    /// tells the space.
-    pub fn release(&mut self, committed: u64, empty: &mut Vec<EmptyChunk>) -> u64 {
+    /// Frees what waited for the commit of `committed` or an earlier record, at most so many runs; says how many slots that
+    /// are. The caller tells the space.
+    pub fn release(&mut self, committed: u64, runs: usize, empty: &mut Vec<EmptyChunk>) -> u64 {
         let before = self.waiting_count;
-        while self.waiting.front().is_some_and(|waiting| waiting.seq <= committed) {
+        for _ in 0..runs {
+            if !self.can_release(committed) {
+                break;
+            }
             let Some(waiting) = self.waiting.pop_front() else { break };
             self.waiting_count -= u64::from(waiting.count);
             self.give_now(waiting.place, waiting.count, empty);
         }
         before - self.waiting_count
+    }
+
+    /// Whether something waits for the commit of `committed` or an earlier record.
+    pub fn can_release(&self, committed: u64) -> bool {
+        self.waiting.front().is_some_and(|waiting| waiting.seq <= committed)
     }
 
     /// Slots that wait for a commit.

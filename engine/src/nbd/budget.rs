@@ -22,7 +22,7 @@ use crate::limits::REQUEST_BYTES_MAX;
 use crate::nbd::wire::REQUEST_HEADER_BYTES;
 use crate::sync::{AtomicBool, AtomicU64, Condvar, Mutex, MutexGuard, Ordering};
 use crate::units::BLOCK_SIZE;
-use crate::volume::request::Verb;
+use crate::volume::request::{ChangedRun, Contexts, EXTENTS_MAX, StatusExtent, Verb};
 
 /// What a connection may hold without drawing from the pool, bytes.
 pub const SHARE_BYTES: u64 = 64 << 10;
@@ -58,8 +58,8 @@ pub const SPARE_BYTES_MAX: usize = 16 << 20;
 pub const REQUEST_OVERHEAD_BYTES: u64 = 512;
 /// The most that a BLOCK_STATUS looks at; a longer one is answered for its beginning, bytes.
 pub const STATUS_BYTES_MAX: u64 = 256 << 20;
-/// What finding out one block's status costs at most, bytes.
-const STATUS_COST_BYTES: u64 = 64;
+/// What one extent of the answer to a BLOCK_STATUS costs, bytes: what was found, in a list that may have twice the room.
+const EXTENT_BYTES: u64 = 2 * size_of::<StatusExtent>() as u64;
 /// The whole server's memory under attack, bytes.
 pub const SERVER_BYTES_MAX: u64 = 512 << 20;
 
@@ -78,7 +78,8 @@ const _: () = assert!(cost(Verb::Write, REQUEST_BYTES_MAX) <= RESERVE_BYTES);
 const _: () = assert!(PROVEN_BYTES >= 4 * SOCKET_BYTES as u64);
 const _: () =
     assert!(cost(Verb::Write, REQUEST_BYTES_MAX) + INBOX_BYTES as u64 <= CONNECTION_BYTES_MAX);
-const _: () = assert!(cost(Verb::BlockStatus, u32::MAX as u64) <= CONNECTION_BYTES_MAX);
+const _: () = assert!(size_of::<ChangedRun>() <= size_of::<StatusExtent>());
+const _: () = assert!(cost(Verb::BlockStatus, u32::MAX as u64) <= 256 << 10);
 
 /// What a request holds from the time it is read until its reply is sent, bytes.
 pub const fn cost(verb: Verb, length: u64) -> u64 {
@@ -89,12 +90,24 @@ pub const fn cost(verb: Verb, length: u64) -> u64 {
             Verb::Read => length + BLOCK_SIZE,
             Verb::Write if length <= PAYLOAD_SHARED_MAX as u64 => 0,
             Verb::Write => length + BLOCK_SIZE,
-            Verb::BlockStatus => {
-                let seen = if length < STATUS_BYTES_MAX { length } else { STATUS_BYTES_MAX };
-                (seen / BLOCK_SIZE + 2) * STATUS_COST_BYTES
-            }
+            Verb::BlockStatus => extents_at_most(length) * EXTENT_BYTES,
             _ => 0,
         }
+}
+
+/// How many extents the answer to a BLOCK_STATUS may have, for each context.
+const fn extents_at_most(length: u64) -> u64 {
+    let blocks = length / BLOCK_SIZE + 2;
+    if blocks < EXTENTS_MAX as u64 { blocks } else { EXTENTS_MAX as u64 }
+}
+
+/// As [`cost`]; a BLOCK_STATUS has one answer for each of the connection's contexts.
+pub fn cost_with(contexts: Option<&Contexts>, verb: Verb, length: u64) -> u64 {
+    let more = match (verb, contexts) {
+        (Verb::BlockStatus, Some(contexts)) => contexts.times() - 1,
+        _ => 0,
+    };
+    cost(verb, length) + more * extents_at_most(length) * EXTENT_BYTES
 }
 
 /// How much of a request's range is looked at, bytes: a CACHE, which is a hint, reads no more ahead than a READ may read.

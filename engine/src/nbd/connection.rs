@@ -320,6 +320,7 @@ impl Connection {
                 self.common.pool.count_starving(needed, true);
                 (self.common.watch_peers)();
             }
+            state.broken |= self.peer.is_gone();
             state = self.sleep(state, WAIT_AT_MOST);
             if let Some(needed) = starving {
                 self.common.pool.count_starving(needed, false);
@@ -348,11 +349,12 @@ impl Connection {
     }
 
     /// Waits until the target has none of its requests (N1), and, as long as the connection is not broken,
-    /// at most `linger` longer until all replies are sent.
+    /// at most `linger` longer until all replies are sent. If the peer is gone, the target need not finish them.
     pub fn drain(&self, linger: Duration) {
         self.peer.leave();
         let mut state = lock(&self.state);
         while state.submitted > 0 {
+            state.broken |= self.peer.is_gone();
             state = self.sleep(state, WAIT_AT_MOST);
         }
         drop(state);

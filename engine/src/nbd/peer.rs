@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, epoll, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 use rustix::io::{Errno as SystemErrno, fcntl_dupfd_cloexec};
 use rustix::net::sockopt::{self, Timeout, set_socket_timeout};
 use rustix::net::{
@@ -61,6 +61,10 @@ pub trait Peer: Send + Sync {
     /// Who it is.
     fn who(&self) -> Who {
         Who::Unknown
+    }
+    /// Whether it has closed both directions, as far as that can be known: it takes no answer any more.
+    fn is_gone(&self) -> bool {
+        false
     }
     /// Ends both directions; who waits in `receive` comes back.
     fn shut_down(&self);
@@ -242,6 +246,12 @@ impl Peer for Socket {
         let address = getpeername(&self.socket).ok().flatten();
         let address = address.and_then(|any| SocketAddr::try_from(any).ok());
         address.map_or(Who::Unknown, Who::Remote)
+    }
+
+    fn is_gone(&self) -> bool {
+        let mut files = [PollFd::new(&self.socket, PollFlags::empty())];
+        let told = poll(&mut files, Some(&Timespec::default()));
+        told == Ok(1) && files[0].revents().intersects(PollFlags::HUP | PollFlags::ERR)
     }
 
     fn shut_down(&self) {

@@ -25,7 +25,7 @@ use crate::buffer::{Buffer, Inbox};
 use crate::error::Errno;
 use crate::limits::REQUEST_BYTES_MAX;
 use crate::nbd::budget::{
-    INBOX_BYTES, PAYLOAD_SHARED_MAX, REQUEST_OVERHEAD_BYTES, cost, lock, looked_at_most,
+    INBOX_BYTES, PAYLOAD_SHARED_MAX, REQUEST_OVERHEAD_BYTES, cost_with, lock, looked_at_most,
 };
 use crate::nbd::connection::{Connection, Patience};
 use crate::nbd::reader::ahead::Ahead;
@@ -422,10 +422,10 @@ impl Reader<'_> {
     /// How much of a request's range is looked at, and what the request costs: a BLOCK_STATUS that several contexts
     /// were selected for looks at less.
     fn looked_at(&self, verb: Verb, length: u64) -> (u64, u64) {
-        let contexts = self.connection.contexts.as_ref().filter(|_| verb == Verb::BlockStatus);
+        let contexts = self.connection.contexts.as_deref().filter(|_| verb == Verb::BlockStatus);
         let times = contexts.map_or(1, |contexts| contexts.times());
         let looked_at = length.min(looked_at_most(verb) / times);
-        (looked_at, cost(verb, looked_at * times))
+        (looked_at, cost_with(contexts, verb, looked_at))
     }
 
     /// Takes what one request costs from the credit, or from the account.

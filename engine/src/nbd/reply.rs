@@ -86,11 +86,7 @@ impl Reply {
 
     /// The answer to a finished request.
     pub fn to(request: Arc<Request>, structured: bool, spares: &Spares) -> Reply {
-        let times = request.contexts.as_ref().map_or(1, |contexts| match request.verb {
-            Verb::BlockStatus => contexts.times(),
-            _ => 1,
-        });
-        let cost = budget::cost(request.verb, request.length * times);
+        let cost = budget::cost_with(request.contexts.as_deref(), request.verb, request.length);
         let cookie = request.cookie;
         // Commands whose success has no chunk are answered simply, failed or not.
         let chunks = structured && matches!(request.verb, Verb::Read | Verb::BlockStatus);
@@ -331,5 +327,9 @@ impl Sink for Connection {
 
     fn kick(&self) {
         self.send_queued();
+    }
+
+    fn is_gone(&self) -> bool {
+        lock(&self.state).broken
     }
 }

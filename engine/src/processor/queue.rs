@@ -98,6 +98,8 @@ pub enum Control {
         /// How it ended.
         result: Ended,
     },
+    /// Continue a `Release`.
+    ReleaseMore(u32),
     /// So many empty chunks of a share are back in their logs.
     ChunksReturned(u32, u64),
     /// Answer a share's question of a scrub.

@@ -28,6 +28,11 @@ const PUNCH_RUNS_MAX: usize = 16;
 /// Blocks that one such job reserves, at most, counted to its last run's start.
 const PUNCH_SPAN_BLOCKS: u32 = 1024;
 
+/// Runs of slots that are made usable again in one go.
+const RELEASE_RUNS_MAX: usize = 2048;
+/// Batches of freed base places that are looked at in one go.
+const LOOKS_MAX: usize = 64;
+
 /// How long a snapshot is dropped on before others have their turn, nanoseconds.
 const DROP_NS_MAX: u64 = 1_000_000;
 
@@ -110,13 +115,33 @@ impl Share {
             }
             return;
         }
+        self.release_more(context);
+    }
+
+    /// Makes some of the places usable again that a sync has made safe to use; the rest when others have had their turn.
+    pub fn release_more(&mut self, context: &mut Context<'_>) {
         let shared = self.journal.shared();
         let committed = if bug(Bug::EarlyReuse) { shared.appended() } else { shared.committed() };
         let mut empty: Vec<EmptyChunk> = Vec::new();
-        let released = self.slots.release(committed, &mut empty);
+        let released = self.slots.release(committed, RELEASE_RUNS_MAX, &mut empty);
         self.space.give(released);
         self.count_waiting(); // P2: after they are free
         self.punch_chunks(empty, context);
+        if self.slots.can_release(committed) {
+            let control = Control::ReleaseMore(self.number);
+            context.queue.push(Event::Control(Box::new(control)));
+        } else {
+            self.answer_dropped(committed, context);
+        }
+        self.punch_freed_bases(context);
+        if released > 0 {
+            self.hunger.feed();
+        }
+        self.retry_starved(context);
+    }
+
+    /// Answers those who have dropped snapshots, if what was freed up to record `committed` can be used again.
+    fn answer_dropped(&mut self, committed: u64, context: &Context<'_>) {
         self.dropped.retain(|dropped| {
             let done = dropped.seq <= committed;
             if done {
@@ -128,11 +153,6 @@ impl Share {
         if !self.dropped.is_empty() {
             self.ask_release(context);
         }
-        self.punch_freed_bases(context);
-        if released > 0 {
-            self.hunger.feed();
-        }
-        self.retry_starved(context);
     }
 
     /// Has a pool thread punch empty chunks out of their devices, if nobody waits for slots.
@@ -177,7 +197,12 @@ impl Share {
     /// Punches some of the base places that nobody sees (J4), reserved as a write of theirs would be. One
     /// batch at a time: its end brings the next.
     pub(super) fn punch_freed_bases(&mut self, context: &mut Context<'_>) {
-        while let Some((local, first, last, steps)) = self.take_freed_bases() {
+        for look in 0.. {
+            if look == LOOKS_MAX {
+                *context.again = true; // others have their turn first
+                return;
+            }
+            let Some((local, first, last, steps)) = self.take_freed_bases() else { return };
             if steps.is_empty() {
                 continue;
             }

@@ -342,6 +342,7 @@ impl Processor {
             Control::Release { share: number, result } => {
                 self.with_share(number, |share, context| share.release(result, context));
             }
+            Control::ReleaseMore(number) => self.release_more(number),
             Control::ChunksReturned(number, chunks) => {
                 self.with_share(number, |share, _| share.chunks_returned(chunks));
             }
@@ -445,6 +446,10 @@ impl Processor {
             longest = longest.max(stall.unwrap_or(0));
         }
         longest
+    }
+
+    fn release_more(&mut self, number: u32) {
+        self.with_share(number, |share, context| share.release_more(context));
     }
 
     fn drop_more(&mut self, number: u32, dropping: Dropping) {

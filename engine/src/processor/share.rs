@@ -338,6 +338,10 @@ impl Share {
     /// Ends a part, or goes on with its [next piece](super::walk).
     pub(super) fn end(&mut self, part: Part, result: Result<(), Errno>, context: &mut Context<'_>) {
         match self.next_piece(&part).filter(|_| result.is_ok()) {
+            Some(next) if next.request.sink().is_gone() => {
+                next.request.fail(Errno::ESHUTDOWN);
+                self.end_now(next, Ok(()), context);
+            }
             Some(next) => self.take_later(next, context),
             None => self.end_now(part, result, context),
         }

@@ -94,6 +94,10 @@ pub trait Sink: Send + Sync {
     fn complete(&self, request: Arc<Request>);
     /// Called once after one or more calls of `complete`: the time to send what was gathered.
     fn kick(&self);
+    /// Whether nobody waits for its answers any more: what is left of a long request need not be done.
+    fn is_gone(&self) -> bool {
+        false
+    }
 }
 
 /// What a request can be submitted to: a volume or a snapshot.
@@ -180,28 +184,33 @@ impl Request {
     /// The statuses found, in order of offset, without gaps from `offset` on; perhaps fewer than asked.
     pub fn take_status(&self) -> Vec<StatusExtent> {
         let mut found = std::mem::take(&mut *self.status.lock().expect("no holder panics"));
-        found.sort_unstable_by_key(|extent| extent.offset);
-        let mut merged: Vec<StatusExtent> = Vec::with_capacity(found.len());
+        merge_statuses(&mut found);
         let (mut at, end) = (self.offset, self.answered_to());
-        for mut extent in found {
+        let follows = |extent: &mut StatusExtent| {
             extent.length = extent.length.min(end.saturating_sub(extent.offset));
-            if extent.offset != at || extent.length == 0 {
-                break; // what lies between was not looked at
-            }
+            let follows = extent.offset == at && extent.length > 0;
             at += extent.length;
-            match merged.last_mut() {
-                Some(last) if last.hole == extent.hole && last.zero == extent.zero => {
-                    last.length += extent.length;
-                }
-                _ => merged.push(extent),
-            }
-        }
-        merged
+            follows.then_some(()) // else what lies between was not looked at
+        };
+        let kept = found.iter_mut().map_while(follows).count();
+        found.truncate(kept);
+        found
     }
 
-    /// Adds statuses that a part has found.
+    /// Adds statuses that a part has found. Those that have no room in the answer are dropped, and the answer ends before
+    /// them.
     pub fn add_status(&self, found: &[StatusExtent]) {
-        self.status.lock().expect("no holder panics").extend_from_slice(found);
+        let mut status = self.status.lock().expect("no holder panics");
+        status.extend_from_slice(found);
+        if status.len() <= self.extents_max {
+            return;
+        }
+        merge_statuses(&mut status);
+        if let Some(extent) = status.get(self.extents_max) {
+            self.answer_up_to(extent.offset);
+            status.truncate(self.extents_max);
+            status.shrink_to_fit();
+        }
     }
 
     /// Has the answer end at `offset`, if it does not end before: what lies behind was not looked at.
@@ -214,31 +223,38 @@ impl Request {
         self.answered_to.load(Ordering::Acquire)
     }
 
-    /// Whether the answer goes on at `offset`, where something new is to be looked at; if enough was found, it ends there.
-    /// What was found may all lie behind, so the answer never ends where the request begins.
+    /// Whether the answer goes on at `offset`, where something new is to be looked at.
     pub fn goes_on_at(&self, offset: u64) -> bool {
-        let found = self.status.lock().expect("no holder panics").len();
-        if found > 2 * self.extents_max && offset > self.offset {
-            self.answer_up_to(offset);
-        }
         offset < self.answered_to()
     }
 
     /// The runs that have changed since each snapshot asked about, by snapshot and in order of offset.
     pub fn take_changes(&self) -> Vec<ChangedRun> {
         let mut found = std::mem::take(&mut *self.changes.lock().expect("no holder panics"));
-        found.sort_unstable_by_key(|run| (run.context, run.offset));
-        found.dedup_by(|next, last| {
-            let joins = last.context == next.context && last.offset + last.length == next.offset;
-            last.length += if joins { next.length } else { 0 };
-            joins
-        });
+        merge_changes(&mut found);
         found
     }
 
-    /// Adds changes that a part has found.
+    /// Adds changes that a part has found. Those that have no room in the answer are dropped, and the answer ends before
+    /// them.
     pub fn add_changes(&self, found: &[ChangedRun]) {
-        self.changes.lock().expect("no holder panics").extend_from_slice(found);
+        let mut changes = self.changes.lock().expect("no holder panics");
+        changes.extend_from_slice(found);
+        let contexts = self.contexts.as_ref().map_or(1, |contexts| contexts.times());
+        if changes.len() as u64 <= self.extents_max as u64 * contexts {
+            return;
+        }
+        merge_changes(&mut changes);
+        let (mut context, mut count) = (None, 0);
+        changes.retain(|run| {
+            count = if context == Some(run.context) { count + 1 } else { 0 };
+            context = Some(run.context);
+            if count == self.extents_max {
+                self.answer_up_to(run.offset);
+            }
+            count < self.extents_max
+        });
+        changes.shrink_to_fit();
     }
 
     /// Says how many parts there will be, before the first is handed over.
@@ -271,6 +287,27 @@ impl Request {
     }
 }
 
+/// Puts statuses in order, and joins neighbours that are alike.
+fn merge_statuses(found: &mut Vec<StatusExtent>) {
+    found.sort_by_key(|extent| extent.offset); // made of a few runs that are in order
+    found.dedup_by(|next, last| {
+        let alike = last.hole == next.hole && last.zero == next.zero;
+        let joins = alike && last.offset + last.length == next.offset;
+        last.length += if joins { next.length } else { 0 };
+        joins
+    });
+}
+
+/// Puts changed runs in order, those of each snapshot together, and joins neighbours.
+fn merge_changes(found: &mut Vec<ChangedRun>) {
+    found.sort_by_key(|run| (run.context, run.offset));
+    found.dedup_by(|next, last| {
+        let joins = last.context == next.context && last.offset + last.length == next.offset;
+        last.length += if joins { next.length } else { 0 };
+        joins
+    });
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -282,15 +319,60 @@ mod tests {
         fn kick(&self) {}
     }
 
+    fn status_of(length: u64, contexts: Option<Contexts>, extents_max: usize) -> Request {
+        let sink = Arc::new(Nowhere);
+        let mut request = Request::new(Verb::BlockStatus, 8, length, Buffer::empty(), sink);
+        request.contexts = contexts.map(Arc::new);
+        request.extents_max = extents_max;
+        request
+    }
+
+    fn hole(offset: u64, length: u64) -> StatusExtent {
+        StatusExtent { offset, length, hole: true, zero: true }
+    }
+
     #[test]
     fn an_answer_never_ends_where_the_request_begins() {
-        let mut request = Request::new(Verb::BlockStatus, 8, 8, Buffer::empty(), Arc::new(Nowhere));
-        request.extents_max = 1;
-        let behind =
-            [12, 13, 14].map(|offset| StatusExtent { offset, length: 1, hole: true, zero: true });
-        request.add_status(&behind);
+        let request = status_of(8, None, 1);
+        request.add_status(&[hole(11, 1), hole(13, 1), hole(15, 1)]);
         assert!(request.goes_on_at(8), "nothing of it was answered yet");
-        assert!(!request.goes_on_at(10));
-        assert_eq!(request.answered_to(), 10);
+        assert_eq!(request.answered_to(), 13);
+        request.add_status(&[hole(8, 3)]);
+        assert_eq!(request.take_status(), [hole(8, 4)], "what is alike is one extent");
+    }
+
+    #[test]
+    fn what_has_no_room_in_an_answer_is_not_kept() {
+        let length = 1 << 20;
+        let request = status_of(length, None, EXTENTS_MAX);
+        let extent =
+            |at| StatusExtent { offset: 8 + at, length: 1, hole: at % 2 == 0, zero: false };
+        // Two processors, one of which is slow.
+        for begin in (0..length).step_by(2048).filter(|at| at / 1024 % 4 == 0).chain([2048]) {
+            let found: Vec<StatusExtent> = (begin..begin + 2048).map(extent).collect();
+            request.add_status(&found);
+            assert!(request.status.lock().unwrap().capacity() <= 2 * EXTENTS_MAX);
+        }
+        let told = request.take_status();
+        assert_eq!(told, (0..EXTENTS_MAX as u64).map(extent).collect::<Vec<_>>());
+        assert!(!request.goes_on_at(8 + EXTENTS_MAX as u64));
+    }
+
+    #[test]
+    fn changes_that_have_no_room_in_an_answer_are_not_kept() {
+        let contexts = Contexts { allocation: false, since: vec![1, 2] };
+        let request = status_of(1 << 20, Some(contexts), 16);
+        for begin in (0..1 << 12).step_by(16) {
+            let run =
+                |at: u64| ChangedRun { context: (at % 2) as u16, offset: 8 + 2 * at, length: 1 };
+            let found: Vec<ChangedRun> = (begin..begin + 16).map(run).collect();
+            request.add_changes(&found);
+            assert!(request.changes.lock().unwrap().len() <= 32);
+        }
+        let told = request.take_changes();
+        let first: Vec<u64> =
+            told.iter().filter(|run| run.context == 0).map(|run| run.offset).collect();
+        assert_eq!(first, (0..16).map(|run| 8 + 4 * run).collect::<Vec<u64>>());
+        assert_eq!(request.answered_to(), 8 + 4 * 16, "the first that was dropped");
     }
 }

@@ -92,9 +92,9 @@ proptest! {
                     seq += 1;
                     slots.give_later(seq, place, count);
                     let mut empty = Vec::new();
-                    prop_assert_eq!(slots.release(seq - 1, &mut empty), 0);
+                    prop_assert_eq!(slots.release(seq - 1, usize::MAX, &mut empty), 0);
                     prop_assert!(empty.is_empty(), "released before its time");
-                    let released = slots.release(seq, &mut empty);
+                    let released = slots.release(seq, usize::MAX, &mut empty);
                     prop_assert_eq!(released, u64::from(count));
                     space.give(released);
                     numbers(place, count).for_each(|number| {
@@ -267,9 +267,9 @@ fn a_young_slot_is_used_again_at_once_and_an_older_one_is_not() {
     assert_eq!((slots.give(17, old.0, 600), slots.waiting()), (0, 600));
     assert_eq!((slots.give(17, young.0, 400), slots.waiting()), (400, 600));
     space.give(400);
-    slots.release(15, &mut Vec::new());
+    slots.release(15, usize::MAX, &mut Vec::new());
     assert_eq!(slots.waiting(), 600);
-    assert_eq!(slots.release(17, &mut Vec::new()), 600);
+    assert_eq!(slots.release(17, usize::MAX, &mut Vec::new()), 600);
 }
 
 #[test]
@@ -294,7 +294,7 @@ fn a_run_that_is_young_in_part_is_given_back_in_parts() {
     slots.recorded(2, place.step(70), 30);
     assert_eq!((slots.give(2, place, 100), slots.waiting()), (60, 40));
     space.give(60);
-    assert_eq!(slots.release(2, &mut Vec::new()), 40);
+    assert_eq!(slots.release(2, usize::MAX, &mut Vec::new()), 40);
     space.give(40);
     assert_eq!(space.usage().used, 0);
 }
@@ -357,4 +357,22 @@ fn a_long_run_is_rather_in_another_log_than_in_pieces_unless_that_is_worse() {
     let (place, count) = slots.take(&logs, 2, 32);
     assert_eq!((place.log(), count), (2, 32));
     assert_eq!(slots.take(&logs, 2, 1).0.log(), 1, "short ones fill the holes");
+}
+
+#[test]
+fn a_release_frees_so_many_runs_and_leaves_the_others_for_the_next() {
+    let scratch = Scratch::new();
+    let space = space(&scratch, &[1]);
+    let mut slots = Slots::default();
+    slots.young.see(1, 1);
+    let (place, _) = take(&space, &mut slots, 100).unwrap()[0];
+    (0..100).for_each(|slot| slots.give_later(2 + u64::from(slot / 50), place.step(slot), 1));
+    assert_eq!(slots.release(2, 30, &mut Vec::new()), 30);
+    assert!(slots.can_release(2));
+    assert_eq!(slots.release(2, 30, &mut Vec::new()), 20);
+    assert!(!slots.can_release(2), "the others wait for the next commit");
+    assert_eq!(slots.waiting(), 50);
+    assert_eq!(slots.release(3, 50, &mut Vec::new()), 50);
+    space.give(100);
+    assert_eq!(space.usage().used, 0);
 }
