@@ -40,8 +40,8 @@ class SimGrowth:
         check(not live, "busy", f"export {live} shows the live volume")
         stored.blocks, stored.epoch, stored.rolled_back = dict(stored.snapshots[to]), at + 1, at
 
-    def checkpoint(self, volume: int) -> None:
-        self._begin("checkpoint", volume)
+    def relieve(self, volume: int) -> None:
+        self._begin("relieve", volume)
 
     def look_for_files(self, volume: int) -> tuple[list[str], list[str]]:
         self._begin("look_for_files", volume)

@@ -90,7 +90,7 @@ impl Journal {
         let begun = Manifest::begin(&identity, found, state, next_seq - 1);
         let (manifest, page) = begun.map_err(failed)?;
         // Only now: its boot and its first record are known elsewhere.
-        let segment = prepared.begin(next_seq).map_err(|(_, errno)| failed(errno))?;
+        let segment = prepared.begin(next_seq).map_err(|refused| failed(refused.1))?;
         let segment = Arc::new(segment);
         let shared = Shared::begin(&identity, start, manifest, Arc::clone(&segment));
         let shared = Arc::new(shared.map_err(failed)?);
@@ -235,7 +235,8 @@ impl Journal {
         debug_assert_eq!(prepared.header.previous, self.current.header.incarnation);
         let segment = match prepared.begin(self.next_seq) {
             Ok(segment) => Arc::new(segment),
-            Err((prepared, errno)) => {
+            Err(refused) => {
+                let (prepared, errno) = *refused;
                 match self.next {
                     Next::Asked => self.remove(&prepared),
                     _ => self.next = Next::Ready(prepared),

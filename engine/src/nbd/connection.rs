@@ -78,6 +78,8 @@ pub struct State {
     pub sending: bool,
     /// The connection is over (N2).
     pub broken: bool,
+    /// Its peer has said that it disconnects: what it asked for before is done, also if it does not wait for that.
+    pub left: bool,
     /// Its socket goes on elsewhere (N3).
     released: bool,
     /// Requests that the target has (N1).
@@ -175,6 +177,11 @@ impl Connection {
         drop(state);
         self.peer.shut_down();
         self.waiter.changed.notify_all();
+    }
+
+    /// Its peer has said that it disconnects.
+    pub fn leaves(&self) {
+        lock(&self.state).left = true;
     }
 
     /// Has the reader stop where it stands, whatever it waits for; its socket may have to be told too.

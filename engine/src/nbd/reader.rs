@@ -14,12 +14,10 @@
 
 mod ahead;
 mod payload;
+mod source;
 
-use std::io::IoSliceMut;
 use std::sync::Arc;
 use std::time::Duration;
-
-use rustix::io::Errno as SystemErrno;
 
 use crate::buffer::{Buffer, Inbox};
 use crate::error::Errno;
@@ -29,6 +27,7 @@ use crate::nbd::budget::{
 };
 use crate::nbd::connection::{Connection, Patience};
 use crate::nbd::reader::ahead::Ahead;
+use crate::nbd::reader::source::Source;
 use crate::nbd::reply::Reply;
 use crate::nbd::request::{Agreed, Command, Parsed, check, extents_max};
 use crate::nbd::wire::{REQUEST_HEADER_BYTES, RequestHeader, command, parse_request};
@@ -102,67 +101,6 @@ enum Next {
     Parse,
     /// Receive: at least that many bytes from `at` are needed.
     Receive(usize),
-}
-
-/// Where bytes come from: first those that others have received, then the peer.
-struct Source<'a> {
-    connection: &'a Connection,
-    first: Vec<u8>,
-    used: usize,
-}
-
-impl Source<'_> {
-    /// Receives something; an end of the stream is [`End::Leave`].
-    fn receive(&mut self, space: &mut [u8]) -> Result<usize, End> {
-        loop {
-            if self.connection.is_freezing() {
-                return Err(End::Frozen);
-            }
-            let first = &self.first[self.used..];
-            if !first.is_empty() {
-                let length = first.len().min(space.len());
-                space[..length].copy_from_slice(&first[..length]);
-                self.used += length;
-                return Ok(length);
-            }
-            self.first = Vec::new();
-            self.used = 0;
-            let idle = lock(&self.connection.state).submitted == 0;
-            match self.connection.peer.receive(space, idle) {
-                Ok(0) => return Err(End::Leave),
-                Ok(received) => return Ok(received),
-                Err(SystemErrno::INTR | SystemErrno::AGAIN) => {}
-                Err(_) => return Err(End::Broken),
-            }
-        }
-    }
-
-    /// Whether only the peer has more.
-    fn is_dry(&self) -> bool {
-        self.used == self.first.len()
-    }
-
-    /// Receives what the peer has sent already, perhaps nothing, into one space after the other.
-    fn receive_now(&mut self, spaces: &mut [IoSliceMut<'_>]) -> Result<usize, End> {
-        assert!(self.is_dry(), "that comes first");
-        if self.connection.is_freezing() {
-            return Err(End::Frozen);
-        }
-        match self.connection.peer.receive_now(spaces) {
-            Ok(0) => Err(End::Leave),
-            Ok(received) => Ok(received),
-            Err(SystemErrno::INTR | SystemErrno::AGAIN) => Ok(0),
-            Err(_) => Err(End::Broken),
-        }
-    }
-
-    /// Has `bytes` received next.
-    fn put_back(&mut self, mut bytes: Vec<u8>) {
-        if !bytes.is_empty() {
-            bytes.extend_from_slice(&self.first[self.used..]);
-            (self.first, self.used) = (bytes, 0);
-        }
-    }
 }
 
 struct Reader<'a> {
@@ -336,7 +274,10 @@ impl Reader<'_> {
             parsed => parsed,
         };
         match parsed {
-            Parsed::Disconnect => Err(End::Leave),
+            Parsed::Disconnect => {
+                self.connection.leaves();
+                Err(End::Leave)
+            }
             Parsed::Refused { payload, errno } => {
                 self.refuse(&header, payload, errno)?;
                 Ok(Next::Parse)

@@ -330,6 +330,7 @@ impl Sink for Connection {
     }
 
     fn is_gone(&self) -> bool {
-        lock(&self.state).broken
+        let state = lock(&self.state);
+        state.broken && !state.left
     }
 }

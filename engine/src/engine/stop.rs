@@ -1,0 +1,54 @@
+//! Stop: the end of an engine: everything durable, all threads ended, but for what hangs.
+//!
+//! How it works      Clones are let go before what they were made from, each with its last checkpoint. Devices that are slow are
+//!                   waited for, though not for long; what hangs then is left to the kernel, with its locks.
+//! Errors            The first error of a volume; the others are stopped all the same.
+
+use crate::engine::Engine;
+use crate::error::Result;
+use crate::system::pool::Lane;
+use crate::units::VolumeId;
+
+impl Engine {
+    /// Lets every volume go, durably, and ends all threads. The connections are closed already. Idempotent.
+    pub fn stop(&self) -> Result<()> {
+        let mut stopped = self.stopped.write().expect("no holder panics");
+        if std::mem::replace(&mut *stopped, true) {
+            return Ok(());
+        }
+        drop(stopped);
+        self.refuse_starved();
+        self.exports.clear();
+        let ids: Vec<VolumeId> =
+            self.volumes.lock().expect("no holder panics").keys().copied().collect();
+        let mut result = Ok(());
+        self.hurry();
+        self.wait_for_answers();
+        let mut hung = Vec::new();
+        for id in ids.into_iter().rev() {
+            let Ok(volume) = self.volume(id) else { continue };
+            // Clones before what they were made from.
+            let removed = self.remove_volume(id);
+            if removed.is_err() && volume.hangs() {
+                volume.flusher.stop();
+                hung.push(volume.share);
+            }
+            result = result.and(removed);
+        }
+        for processor in self.processors.lock().expect("no holder panics").iter_mut() {
+            processor.stop();
+        }
+        // What hangs is left to the kernel: the process lives until it has ended, and so do its locks.
+        let hangs = |lane| match lane {
+            Lane::Device(id) | Lane::Look(id) => self
+                .device(id)
+                .is_ok_and(|device| device.silence.is_silent() || device.silence.stuck() > 0),
+            Lane::Share(share) | Lane::Files(share) => hung.contains(&share),
+        };
+        self.checkpoints.stop_but(&hangs);
+        self.pool.stop_but(&hangs);
+        drop(self.watch.lock().expect("no holder panics").take());
+        self.events.close();
+        result
+    }
+}
