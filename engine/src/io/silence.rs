@@ -158,7 +158,7 @@ mod tests {
             assert_eq!(silence.look(&ticks, Some(number)), None);
             ticks.advance();
         }
-        let turned = (0..100).map(|_| {
+        let turned = (0..200).map(|_| {
             ticks.advance();
             silence.look(&ticks, Some(100))
         });
