@@ -5,7 +5,7 @@ How it works      The lock is held meanwhile, and not written to. The catalog is
                   opened, because SQLite may write to what it opens. Then: the catalog by itself, and whether
                   its mark says that a start may use it; devices and their labels, extents, each volume's
                   maps and slots (by the engine, which reads only), and files that belong to nothing.
-Invariants        K1 nothing in the state directory or on a device is changed.
+Invariants        CK1 nothing in the state directory or on a device is changed.
 Errors            StateLocked, StateUnusable, NoState. What is wrong is in the view, not raised.
 """
 

@@ -4,7 +4,7 @@ How it works      A device is 'missing' (what was found at start, or at its last
                   answer), 'faulty' (a call on it has failed since it was opened, in the engine's words) or
                   'ok'. A partition with an extent on a device that is not ok is faulty. A volume that uses
                   one is degraded; so is one with blocks that do not have their checksum.
-Invariants        H1 nothing here is kept: it is asked for again each time.
+Invariants        HE1 nothing here is kept: it is asked for again each time.
 """
 
 import contextlib

@@ -4,7 +4,7 @@ How it works      Fixed newstyle; OPT_GO (or OPT_INFO, to look only) with the ex
                   block sizes and description. Structured replies are not asked for: the kernel does not know
                   them. When GO is acknowledged, the next byte on the socket is the transmission phase's, and
                   exactly as much was read as was sent.
-Invariants        H1 every length that the server gives is bounded before it is read; H2 the whole handshake
+Invariants        AH1 every length that the server gives is bounded before it is read; AH2 the whole handshake
                   is bounded in time.
 Errors            ServerUnreachable, ExportRefused, NotNbd.
 """
@@ -134,7 +134,7 @@ def _guarded(address: Address, action: Callable[[], _T]) -> _T:
 
 
 class _Stream:
-    """Reads of a whole number of bytes, all of them within one time (H2)."""
+    """Reads of a whole number of bytes, all of them within one time (AH2)."""
 
     def __init__(self, channel: socket.socket, address: Address, timeout_s: float) -> None:
         self._channel = channel
@@ -184,7 +184,7 @@ def _answer(address: Address, stream: _Stream, option: int) -> Export:
         if magic != OPTION_REPLY_MAGIC or echoed != option:
             raise NotNbd(address=address.server, why="its reply is not one to what was asked")
         if length > REPLY_BYTES_MAX:
-            raise NotNbd(address=address.server, why=f"a reply is said to have {length} bytes")  # H1
+            raise NotNbd(address=address.server, why=f"a reply is said to have {length} bytes")  # AH1
         data = stream.read(length)
         if kind & REP_ERROR:
             said = data.decode("utf-8", "replace").strip()
