@@ -63,7 +63,8 @@ os.environ.update(LISTEN_FDS=str(count), LISTEN_PID=str(os.getpid()))
 os.execvp(sys.argv[3 + count], sys.argv[3 + count:])
 """
 """Run by a Python of its own: has the kernel kill it when its parent ends (FK2), puts the sockets where
-socket activation wants them, then becomes nbdkit. A parent that ended before that is noticed by its number."""
+socket activation wants them, then becomes nbdkit. A parent that ended before that is noticed by its
+number."""
 NextSignal = Callable[[float], int | None]
 _log = logging.getLogger("polyvol")
 

@@ -9,8 +9,8 @@ How it works      1. cut      the engine stops writes to the volumes, ends their
                   Should a step fail, what was done is undone, newest first: exports end, the catalog forgets
                   the cut, the engine drops each epoch; then CutFailed says what happened.
 Invariants        SN1 a snapshot exists if and only if the catalog has it; SN2 either all volumes of a cut
-                  have their snapshot or none has; SN3 the engine drops an epoch only when the catalog is known not
-                  to have it.
+                  have their snapshot or none has; SN3 the engine drops an epoch only when the catalog is
+                  known not to have it.
 Owner and locks   The caller holds the locks of the volumes (daemon/locks.py). `lent` of `take`: it may share
                   them while disks are waited for, with who deletes other snapshots.
 Durability        A kill before step 5 leaves no snapshot: the engine drops, at the next start, the epochs

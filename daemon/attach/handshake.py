@@ -55,6 +55,8 @@ SIZE_MAX = (1 << 63) - 1
 KEEPALIVE = {socket.TCP_KEEPIDLE: 10, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 4}
 """Seconds, seconds, times: a server whose machine is gone is noticed in half a minute."""
 UNACKNOWLEDGED_MS = 30_000
+LOOK_S = 5.0
+"""How long a command waits for a server that it looks at, before it ends a device."""
 _T = TypeVar("_T")
 _UUID = re.compile(r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b")
 
