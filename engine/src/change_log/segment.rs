@@ -133,7 +133,7 @@ impl Prepared {
         };
         let file = identity.system.create(path)?;
         let map = file.map(length)?;
-        let known = Known::mapped(&*identity.system, path.to_owned())?;
+        let known = Known::fixed_length(&*identity.system, path.to_owned())?;
         file.write(&header.encode(JOURNAL_MAGIC), 0)?;
         file.sync()?;
         if !bug(Bug::NoDirectorySync) {
