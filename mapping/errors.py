@@ -390,7 +390,7 @@ class CatalogVersion(PolyvolError):
 
 
 class CatalogFailed(PolyvolError):
-    """The catalog could not be read or written while it is used; nothing of a change was recorded."""
+    """The catalog could not be written, or read by a change; nothing of the change was recorded."""
 
     code = "catalog-failed"
     kind = "io"
