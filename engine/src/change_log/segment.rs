@@ -78,7 +78,7 @@ impl Prepared {
         }
     }
 
-    /// Makes one that fits in the room that is kept, where there is no other.
+    /// Makes one of the full size, or a smaller one where there is no room for that.
     pub fn make_small(
         identity: &Identity,
         number: u64,

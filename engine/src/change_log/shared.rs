@@ -46,7 +46,7 @@ struct Committing {
     kept: Vec<Known>,
 }
 
-/// What has become of a journal's files.
+/// Which of a journal's files are or were gone.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Gone {
     /// A file that is not at its path, or not as long as it was: until it is not needed any more, no commit succeeds.
@@ -210,7 +210,7 @@ impl Shared {
         Gone { now: committing.gone.clone(), replaced: std::mem::take(&mut committing.replaced) }
     }
 
-    /// Whether it has failed because a file is gone.
+    /// Whether a file is gone, because of which the journal has failed.
     pub fn lacks_a_file(&self) -> bool {
         self.committing().gone.is_some()
     }

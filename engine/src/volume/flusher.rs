@@ -177,7 +177,7 @@ impl Durable {
         result
     }
 
-    /// Has a journal, a file of which is gone, go on without it, and waits for that; whether that was done.
+    /// Has a journal that lacks a file write again what that held, and waits for it; whether that was done.
     fn renew(&self, queue: &Queue, share: u32) -> bool {
         let Some(whose) = &self.whose else { return false };
         let (sender, receiver) = channel();
@@ -186,8 +186,8 @@ impl Durable {
         wait(&*whose.identity.system, &receiver).unwrap_or(false)
     }
 
-    /// Looks whether each file that a start would read is at its path; where one is not, has what it held written again. What
-    /// has become of each journal's files.
+    /// Looks whether each file that a start would read is at its path; where one is not, has what it held written again.
+    /// Returns what was found of each journal.
     pub fn look_for_files(&self) -> Vec<Gone> {
         let journals = self.journals.read().expect("no holder panics").clone();
         let mut found = Vec::new();
