@@ -60,7 +60,7 @@ class Reserve:
 
     @contextlib.contextmanager
     def given_up(self) -> Iterator[None]:
-        """Have `reserve` and the files beside it removed meanwhile, if the file system has little room."""
+        """Have the room of `reserve` and `reserve.N` free until the end of this, if there is little else."""
         self.begin()
         try:
             yield
@@ -69,7 +69,7 @@ class Reserve:
 
     @contextlib.contextmanager
     def given_up_for_journals(self) -> Iterator[None]:
-        """Have the room that is kept for journals free meanwhile."""
+        """Have the room that is kept for journals free until the end of this."""
         with self._lock:
             self._relieving += 1
             with contextlib.suppress(OSError):

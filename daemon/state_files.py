@@ -2,10 +2,11 @@
 
 How it works      The engine looks at the files of each volume's journals before a flush succeeds, and writes
                   what one of them held again (docs/decisions/0040). Here it is asked to look every two
-                  seconds, also where nobody flushes, and what it has found is told: an event for a file that
-                  was written again, `context.file_trouble` for one that could not be. A volume's directory
-                  that is gone is made again first, but only while the state directory itself is where it was:
-                  one that was moved away is not made again in its old place, so that it can be moved back.
+                  seconds, also where nobody flushes, and what it has found is reported: an event for a file
+                  that was written again, `context.file_trouble` for one that could not be. A volume's
+                  directory that is gone is made again first, but only while the state directory itself is
+                  where it was: one that was moved away is not made again in its old place, so that it can be
+                  moved back.
 Owner and locks   `look` is called by one thread.
 Errors            None.
 """

@@ -100,7 +100,7 @@ class StateRoom:
     def journal_full(self, volume: int) -> None:
         """A journal of this volume has no room for its next segment."""
         self._full.add(volume)
-        if not self._failed or time.monotonic() >= self._next_s:  # while it fails, it is told often
+        if not self._failed or time.monotonic() >= self._next_s:  # else it was tried a moment ago
             self._relieve(little=True)
 
     def refresh(self, *, always: bool = False) -> str | None:
@@ -150,7 +150,7 @@ class StateRoom:
         failed = set()
         with self._reserve.given_up_for_journals():
             for volume in volumes:
-                self._full.discard(volume)  # what is told from now on is another one
+                self._full.discard(volume)  # an event from now on is about another segment
                 try:
                     self._context.engine.relieve(volume)
                 except self._context.engine_error:

@@ -181,8 +181,8 @@ impl Journal {
         Ok(seq)
     }
 
-    /// Has the manifest say that the last record was appended: in another file, if it cannot be stored in this one, and not for want of
-    /// room.
+    /// Has the manifest say that the last record was appended. If its file cannot be stored to, for another reason than too little
+    /// room, it is written again as a new file.
     fn name_last(&mut self) -> std::result::Result<(), Errno> {
         let named = self.page.appended(self.next_seq - 1);
         let named = match named {

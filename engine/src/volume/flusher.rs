@@ -3,6 +3,8 @@
 //! How it works      A pool of one thread for each volume: when somebody waits, it takes all who wait, and runs one sync
 //!                   for them, until nobody does. A sync notes how far each journal has got, syncs every device that
 //!                   was written to, also those behind one that fails, then commits each journal up to what was noted.
+//!                   If a commit finds that a file of a journal is gone (its J11), the processor writes again what that held, and
+//!                   the sync commits once more.
 //!                   A connection that asks for nothing but a sync, while none is under way, not even a checkpoint's, runs it
 //!                   itself if the last one was short ([`SHORT_NS`]) and no device ever waits: handing it over would take
 //!                   longer. The thread that reads requests must not wait for a disk.
@@ -35,6 +37,9 @@ use crate::system::pool::{Lane, Pool};
 use crate::system::ticks::{Tick, Ticks};
 use crate::system::{System, Urgency, wait};
 use crate::volume::request::{Request, Sink};
+
+/// How often a sync has a journal's files written again before it fails: the second time for those that went in between.
+const RENEWALS: u32 = 2;
 
 /// Who waits for a sync.
 pub enum Waiter {
@@ -283,9 +288,6 @@ struct Shared {
     /// What the last sync took, nanoseconds.
     took_ns: AtomicU64,
 }
-
-/// How often a sync has a journal's files written again before it fails: the second time for those that went meanwhile.
-const RENEWALS: u32 = 2;
 
 /// Nanoseconds since some instant.
 pub type Clock = Box<dyn Fn() -> u64 + Send + Sync>;
