@@ -5,7 +5,7 @@ How it works      The lock is held meanwhile, and not written to. The catalog is
                   opened, because SQLite may write to what it opens. Then: the catalog by itself, and whether
                   its mark says that a start may use it; devices and their labels, extents, each volume's
                   maps and slots (by the engine, which reads only), and files that belong to nothing.
-Invariants        K1 nothing in the state directory or on a device is changed.
+Invariants        CK1 nothing in the state directory or on a device is changed.
 Errors            StateLocked, StateUnusable, NoState. What is wrong is in the view, not raised.
 """
 
@@ -178,12 +178,13 @@ class _Check:
         for device in self._devices.values():
             if device.made_for in unfinished:
                 continue  # the next start removes it, with its volume
-            half = f"was being {UNDER_WAY.get(device.state)}"
+            half = f"device {device.name} was being {UNDER_WAY.get(device.state, '')}"
             if device.unfinished is not None and device.id in users:
-                what = f"device {device.name} {half}, and volumes have extents on it"
-                self._problems.append(f"{what}: the next start takes it into use")
+                self._problems.append(
+                    f"{half}, and volumes have extents on it: the next start takes it into use"
+                )
             elif device.state != "ready":
-                self._notes.append(f"device {device.name} {half}: the next start settles that")
+                self._notes.append(f"{half}: the next start settles that")
                 continue
             reason = trouble_at(device, self._path(device), self._catalog.uuid)
             if reason is None:

@@ -2,9 +2,10 @@
 
 How it works      The engine knows the connections of its own NBD server. Where nbdkit speaks NBD, the plugin
                   tells of each connection here, with the handle that it uses and how its socket is shut down.
-                  To disconnect a client is to shut its socket down; a handle is closed as well, so that the
-                  export is free although nbdkit may still have the connection. Its socket can be shut down
-                  only while nbdkit waits for the client: a thread tries that until the connection has ended.
+                  To disconnect a client is to shut its socket down; a handle is closed as well, so that
+                  the export is free although nbdkit may still have the connection. nbdkit's sockets can be
+                  shut down only while nbdkit waits for the client: a thread of this process tries that until
+                  the connection has ended.
                   What a restore writes to is shown by its volume's name: the export's name is a secret.
 Owner and locks   `_lock` covers `_inside`; nothing is called while it is held.
 Errors            UnknownClient, UnknownExport.
@@ -31,6 +32,7 @@ END_TIMEOUT_S = 4.0
 """How long a call waits for the end of a connection, which may come later."""
 END_POLL_S = 0.01
 LATE_POLL_S = 0.5
+"""How often it is tried to shut a socket down: while a call waits for it, and after that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +123,8 @@ class Clients:
 
 def _shut_down(one: _Inside) -> None:
     """Shut a connection's socket down, again and again until the connection has ended."""
-    soon = time.monotonic() + END_TIMEOUT_S
-    while not one.gone.wait(END_POLL_S if time.monotonic() < soon else LATE_POLL_S):
+    late = time.monotonic() + END_TIMEOUT_S
+    while not one.gone.wait(END_POLL_S if time.monotonic() < late else LATE_POLL_S):
         one.shut_down()
 
 

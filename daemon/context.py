@@ -98,7 +98,7 @@ class Context:
                 now = self.find_volume(name)
                 if now.id != volume.id:
                     continue  # it was deleted, and another one has its name
-                self.refuse_unborn(now)
+                self.refuse_being_made(now)
                 yield now
                 return
 
@@ -113,11 +113,11 @@ class Context:
             for identity, name in wanted.items():
                 if identity not in there:
                     raise UnknownVolume(name=name)
-                self.refuse_unborn(there[identity])
+                self.refuse_being_made(there[identity])
             yield operation
 
-    def refuse_unborn(self, volume: Volume) -> None:
-        """VolumeBusy if a volume is being made."""
+    def refuse_being_made(self, volume: Volume) -> None:
+        """VolumeBusy if a volume is being made: not if that has failed, and it is to be removed."""
         if volume.state == "creating" and volume.id not in self.volume_trouble:
             since = max(0, (self.clock() - volume.created_ns) // 1_000_000_000)
             raise VolumeBusy(name=volume.name, what="volume create", since=format_seconds(since))
@@ -188,7 +188,7 @@ class Context:
         if volume.restoring and not restoring:
             raise self.restoring_error(volume)
         if not self.is_served(volume):
-            self.refuse_unborn(volume)
+            self.refuse_being_made(volume)
             reason = self.volume_trouble.get(volume.id, "it is being deleted")
             raise VolumeNotServed(name=volume.name, reason=reason)
 

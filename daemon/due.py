@@ -9,10 +9,10 @@ How it works      A schedule's due time is planned once and kept in memory, by t
                   - an interval goes on by the steady clock: its due time is moved along with the wall clock;
                   - a cron expression follows the wall clock: what was skipped is made up once, what comes
                     again is due again.
-Invariants        U1 the clock being set, however often, makes a schedule run at most once more for each time,
-                  and never later than its next regular time by the clock as it then stands, or, for an
+Invariants        DU1 the clock being set, however often, makes a schedule run at most once more for each
+                  time, and never later than its next regular time by the clock as it then stands, or, for an
                   interval, one interval later than planned.
-                  U2 every verb moves the plans along with the wall clock before it uses it, so that no plan
+                  DU2 every verb moves the plans along with the wall clock before it uses it, so that no plan
                   made after the clock was set is moved because of that.
 Owner and locks   One lock, held for a look or a change; no call is made with it but to the clocks.
 """
@@ -51,7 +51,7 @@ class DueTimes:
             return jump
 
     def _follow(self) -> int:
-        """Move the plans if the wall clock was set (U2); what it says."""
+        """Move the plans if the wall clock was set (DU2); what it says."""
         jump, now = self._jumps.look()
         if jump:
             self._untold += jump

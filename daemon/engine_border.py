@@ -140,10 +140,10 @@ class EngineLike(CutEngine, Protocol):
         """Close all connections to an export."""
 
     def relieve(self, volume: int) -> None:
-        """Replace a volume's journals by checkpoints, in little room."""
+        """Replace what a volume's journals hold by checkpoints, also where there is little room."""
 
     def look_for_files(self, volume: int) -> tuple[list[str], list[str]]:
-        """Which files of its journals are gone, and which were since the last call and are not needed now."""
+        """The files of its journals that are gone, and those that were gone and are not needed any more."""
 
     def cover_rollbacks(self, volume: int) -> None:
         """Write checkpoints if that lets a rollback be forgotten."""

@@ -11,10 +11,10 @@ How it works      The keeper binds the NBD sockets and hands them to nbdkit by s
                   SIGHUP reads the settings again and has the plugin reload; an nbdkit that ends before it has
                   done so leaves that to the next one. To stop, the keeper closes its end: the plugin has the
                   clients leave, and ends nbdkit.
-Invariants        K1 at most one nbdkit runs; K2 nbdkit is killed when the keeper ends, whenever that is: the
-                  kernel does it (PR_SET_PDEATHSIG), asked before nbdkit is executed, and by the plugin
-                  again; K3 one that dies before it was ever ready is not started again: its own message says
-                  why; K4 the lock is held while the keeper, nbdkit, or what becomes nbdkit lives.
+Invariants        FK1 at most one nbdkit runs; FK2 nbdkit is killed when the keeper ends, whenever that is:
+                  the kernel does it (PR_SET_PDEATHSIG), asked before nbdkit is executed, and by the plugin
+                  again; FK3 one that dies before it was ever ready is not started again: its own message says
+                  why; FK4 the lock is held while the keeper, nbdkit, or what becomes nbdkit lives.
 Errors            StateLocked, SocketUnusable, FrontendFailed. A reload that fails is logged.
 """
 
@@ -62,8 +62,9 @@ for wanted, number in enumerate(held, 3):
 os.environ.update(LISTEN_FDS=str(count), LISTEN_PID=str(os.getpid()))
 os.execvp(sys.argv[3 + count], sys.argv[3 + count:])
 """
-"""Run by a Python of its own: has the kernel kill it when its parent ends (K2), puts the sockets where socket
-activation wants them, then becomes nbdkit. A parent that ended before that is noticed by its number."""
+"""Run by a Python of its own: has the kernel kill it when its parent ends (FK2), puts the sockets where
+socket activation wants them, then becomes nbdkit. A parent that ended before that is noticed by its
+number."""
 NextSignal = Callable[[float], int | None]
 _log = logging.getLogger("polyvol")
 
@@ -74,7 +75,7 @@ def supervise(
     read_again: Callable[[], Config],
     passed: sockets.Passed | None = None,
 ) -> None:
-    """Keep nbdkit serving until a signal ends it, then stop it. The calling thread is its parent (K2).
+    """Keep nbdkit serving until a signal ends it, then stop it. The calling thread is its parent (FK2).
 
     `next_signal` waits so many seconds at most for a signal; `read_again` reads the settings again."""
     passed = passed or sockets.Passed()

@@ -4,7 +4,7 @@ How it works      The catalog says 'adding' before anything is made of a device,
                   anything of it is taken away. `forget` does what both end with: it closes the device, takes
                   its label off, or removes the file that add has made, and takes it out of the catalog.
                   `settle` does that for each device that an error or a kill has left so.
-Invariants        H1 a device with extents of volumes is never forgotten; H2 one that is being added or
+Invariants        HD1 a device with extents of volumes is never forgotten; HD2 one that is being added or
                   removed now (`underway`, changed under `changes`) is left to that verb.
 Owner and locks   `settle` takes the lock of each device; the caller holds none of a volume. The caller of
                   `forget` holds the device's lock.
@@ -33,7 +33,7 @@ class HalfDevices:
         self.underway: set[int] = set()
 
     def finish_used(self) -> None:
-        """A device that has extents of volumes all the same is 'ready' (H1): an earlier version placed
+        """A device that has extents of volumes all the same is 'ready' (HD1): an earlier version placed
         volumes on devices of which add or remove had failed."""
         context = self._context
         users = context.catalog.users()

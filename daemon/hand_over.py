@@ -35,6 +35,7 @@ from polyvol.daemon.notify import Store, remove_stored
 from polyvol.daemon.restores import HIDDEN
 from polyvol.daemon.sockets import HANDED_CONNECTION, HANDED_DEVICE, HANDED_FILE, Passed
 from polyvol.daemon.workers import Workers
+from polyvol.mapping.os_errors import reason
 from polyvol.snapshot.snapshot import export_name
 
 MAGIC = b"PVHAND\r\n"
@@ -264,7 +265,7 @@ def _claim(number: int | None) -> bytes:
             data = file.read(size)
             file.truncate(0)
     except OSError as error:
-        raise Unusable(f"what was handed over with them cannot be read: {error.strerror}") from error
+        raise Unusable(f"what was handed over with them cannot be read: {reason(error)}") from error
     except MemoryError as error:
         raise Unusable("there is no memory for what was handed over with them") from error
     return data

@@ -4,11 +4,10 @@ How it works      A device is 'missing' (what was found at start, or at its last
                   answer), 'faulty' (a call on it has failed since it was opened, in the engine's words) or
                   'ok'. A partition with an extent on a device that is not ok is faulty. A volume that uses
                   one is degraded; so is one with blocks that do not have their checksum.
-Invariants        H1 nothing here is kept: it is asked for again each time.
+Invariants        HE1 nothing here is kept: it is asked for again each time.
 """
 
 import contextlib
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from polyvol.daemon.context import Context, extent_views
 from polyvol.daemon.views import WHY_FUTURE, BadBlockView, PartitionView, iso
 from polyvol.mapping.device import short_clause
+from polyvol.mapping.os_errors import reason_of
 from polyvol.mapping.partition import Partition
 from polyvol.mapping.records import Volume
 
@@ -83,7 +83,7 @@ def fault_clause(fault: "DeviceFaultStats") -> str:
         return short_clause(*fault["short"])
     where = "" if fault["call"] == "syncing" else f" at {fault['offset']}"
     often = "once" if fault["times"] == 1 else f"{fault['times']} times"
-    how = os.strerror(fault["errno"])
+    how = reason_of(fault["errno"])
     clause = f"{fault['call']}{where} failed: {how} ({often} since {iso(fault['first_ns'])}"
     if fault["times"] > 1:
         clause += f", last {iso(fault['last_ns'])}"

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 from polyvol.daemon import hook_supervisor
 from polyvol.daemon.asker import parent_of
+from polyvol.mapping.os_errors import reason
 
 _supervisors: set[int] = set()
 """Process ids of all supervisors: children that are not waited for, so no other process has the number."""
@@ -73,7 +74,7 @@ class Command:
                 )
             except OSError as error:
                 self._control.close()
-                self._failure = f"could not be started: {python}: {error.strerror}"
+                self._failure = f"could not be started: {python}: {reason(error)}"
         if self._pid is not None:
             _supervisors.add(self._pid)
             what = {"arguments": call.arguments, "environment": call.environment}

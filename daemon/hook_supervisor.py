@@ -9,9 +9,9 @@ Protocol          Lines of JSON. polyvold: {"arguments", "environment"}, once; t
                   closes the socket, which means "end". Answers: {"failed"}: it could not be started;
                   {"code", "alone", "head", "tail"}: it has ended, `alone` if nothing of it is left, and then
                   the supervisor ends too; {"gone", "head", "tail"}: all that was to be ended has ended.
-Invariants        U1 only children are killed, which are not waited for by anybody else, so that no number of
-                  a process can have become another's; U2 memory is bounded, whatever the command writes;
-                  U3 nothing of a command outlives polyvold, but for what a thaw command has left on purpose.
+Invariants        SV1 only children are killed, which are not waited for by anybody else, so that no number of
+                  a process can have become another's; SV2 memory is bounded, whatever the command writes;
+                  SV3 nothing of a command outlives polyvold, but for what a thaw command has left on purpose.
 Owner and locks   One thread. It imports nothing of polyvol: it starts in some 20 ms, with any Python.
 Errors            What cannot be killed (it hangs in the kernel, or has become another user's) is tried again
                   until it has ended.
@@ -188,7 +188,7 @@ class Supervisor:
 
 
 def end_all() -> None:
-    """Kill children until there are none (U1). Quick at first, because some fork quickly."""
+    """Kill children until there are none (SV1). Quick at first, because some fork quickly."""
     began = time.monotonic()
     while True:
         for child in _children():
@@ -267,5 +267,5 @@ if __name__ == "__main__":
     for stopping in _STOPPING:
         signal.signal(stopping, signal.SIG_IGN)  # polyvold says when
     _libc.prctl(_CHILD_SUBREAPER, 1, 0, 0, 0)
-    _libc.prctl(_PDEATHSIG, signal.SIGCONT, 0, 0, 0)  # U3: the command may have stopped it
+    _libc.prctl(_PDEATHSIG, signal.SIGCONT, 0, 0, 0)  # SV3: the command may have stopped it
     Supervisor(socket.socket(fileno=0)).run()

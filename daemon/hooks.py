@@ -114,7 +114,7 @@ class HookRunner:
         self._locks: dict[tuple[str, int], threading.Lock] = {}
         self._asked = threading.BoundedSemaphore(AT_A_TIME)
         self._under_way: Counter[int] = Counter()
-        """How many snapshots of a volume are at hooks, by its id; under `_lock`."""
+        """How many snapshots of a volume have hooks under way, by its id; under `_lock`."""
         self._settling: list[threading.Thread] = []
 
     def settle(self) -> None:
@@ -140,7 +140,7 @@ class HookRunner:
     def refuse_from_hook(self, volumes: Sequence[Volume]) -> None:
         """SnapshotFromHook if a hook command asks for a snapshot that runs hooks: those would wait for the
         command, and it for them; killed at its time-out, it would leave a request that begins it again.
-        Likewise for a volume of which a snapshot is at its hooks, also those of a schedule alone."""
+        Likewise for a volume with hooks under way, also if they are a schedule's."""
         if not is_of_command(asker()):
             return
         with self._lock:
@@ -149,7 +149,7 @@ class HookRunner:
             if self._context.catalog.schedules.volume_hooks(volume.id) is not None:
                 raise SnapshotFromHook(name=volume.name, why="has hooks")
             if volume.id in under_way:
-                raise SnapshotFromHook(name=volume.name, why="is at its hooks")
+                raise SnapshotFromHook(name=volume.name, why="has hooks under way")
 
     @contextmanager
     def around(
@@ -190,7 +190,7 @@ class HookRunner:
 
     @contextmanager
     def _counted(self, volumes: Sequence[Volume]) -> Iterator[None]:
-        """Count these volumes among those that are at hooks."""
+        """Count these volumes among those with hooks under way."""
         ids = Counter(volume.id for volume in volumes)
         with self._lock:
             self._under_way += ids

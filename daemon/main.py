@@ -94,7 +94,7 @@ def run(config: Config, read_again: Callable[[], Config], accept_older_catalog: 
 
 
 def _refuse_few_files() -> None:
-    """SystemRefused where a start would fail somewhere for want of descriptors."""
+    """SystemRefused if so few files can be open that a start would fail somewhere."""
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if files != resource.RLIM_INFINITY and files < FILES_MIN:
         why = f"only {files} files can be open in this process, and at least {FILES_MIN} are needed"

@@ -12,9 +12,9 @@ How it works      `reserve` is a file that only takes room. What deletes somethi
                   `reserve.journals` keeps room for one processor's checkpoint and a small journal segment.
                   It is given up while journals are replaced by checkpoints (state_room.py), and at a stop,
                   but not for deletes or a start, so that neither takes what the other needs.
-Invariants        R1 it is given up only by who holds the state directory's lock; R2 nothing depends on it:
+Invariants        RV1 it is given up only by who holds the state directory's lock; RV2 nothing depends on it:
                   where it cannot be made, or others take its room, what needed it fails as it would without.
-Owner and locks   Any thread; one lock. The file is made again by the last of those that have given it up.
+Owner and locks   Any thread; one lock. A file is made again by the last of those that have given it up.
 Errors            None: what cannot be made is tried again later (state_room.py).
 """
 
@@ -31,7 +31,7 @@ from polyvol.mapping.opening import sync_directory
 NAME = "reserve"
 JOURNALS = f"{NAME}.journals"
 LEAST = 4 << 20
-"""Bytes that it has at least, and at most before the catalog is large."""
+"""The least size of `reserve`, bytes: its size unless the catalog is large."""
 FILES = 32
 ATTRIBUTES = 16
 ATTRIBUTE_BYTES = 15000
@@ -60,7 +60,7 @@ class Reserve:
 
     @contextlib.contextmanager
     def given_up(self) -> Iterator[None]:
-        """Have its room free meanwhile, where there is not so much anyway."""
+        """Have the room of `reserve` and `reserve.N` free until the end of this, if there is little else."""
         self.begin()
         try:
             yield
@@ -69,12 +69,12 @@ class Reserve:
 
     @contextlib.contextmanager
     def given_up_for_journals(self) -> Iterator[None]:
-        """Have the room that is kept for journals free meanwhile."""
+        """Have the room that is kept for journals free until the end of this."""
         with self._lock:
             self._relieving += 1
             with contextlib.suppress(OSError):
                 self._journals.unlink(missing_ok=True)
-                _settle(self._state_dir)
+                _sync_freed(self._state_dir)
         try:
             yield
         finally:
@@ -83,7 +83,7 @@ class Reserve:
             self.make()
 
     def begin(self) -> None:
-        """Have its room free until `end`."""
+        """The same until `end`."""
         with self._lock:
             self._users += 1
             unlimited = _has_unlimited_files(self._state_dir)
@@ -100,7 +100,7 @@ class Reserve:
             self._journals.unlink(missing_ok=True)
 
     def end(self) -> None:
-        """Have it again, when all others have ended that have begun."""
+        """Make it again, when all who have called `begin` have called this."""
         with self._lock:
             self._users -= 1
         self.make()
@@ -116,6 +116,7 @@ class Reserve:
                 self._take(self._journals, min(self.journals_size(), JOURNALS_MAX, left // 2))
 
     def _take(self, path: Path, wanted: int) -> None:
+        """Have `wanted` bytes allocated in a file, or as many as there is room for."""
         held = _allocated(path)
         size = min(wanted, held + free_bytes(self._state_dir, everybody=False))
         while size >= max(_SMALLEST, held + _STEP):
@@ -150,7 +151,7 @@ class Reserve:
         with contextlib.suppress(OSError):
             for path in (self._path, *self._files()):
                 path.unlink(missing_ok=True)
-            _settle(self._state_dir)
+            _sync_freed(self._state_dir)
 
 
 def free_bytes(directory: Path, *, everybody: bool = True) -> int:
@@ -171,8 +172,8 @@ def few_files_left(directory: Path) -> bool:
     return found.f_files > 0 and found.f_favail < FILES
 
 
-def _settle(directory: Path) -> None:
-    """Have what was removed be free: some file systems give room back only after a sync. OSError."""
+def _sync_freed(directory: Path) -> None:
+    """Make the room of removed files free: some file systems give it back only after a sync. OSError."""
     sync_directory(directory)
     fd = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
     try:

@@ -47,8 +47,8 @@ from polyvol.snapshot.snapshot import export_name
 from polyvol.snapshot.timing import EVERY_S_MAX, SECOND_NS, Timing, check_cron
 
 RETRY_NS = 60 * SECOND_NS
-LATE_NS = 60 * SECOND_NS
-"""How long a run may take before it is said."""
+LONG_RUN_NS = 60 * SECOND_NS
+"""How long a run may take before there is a warning."""
 RETAIN_WAIT_S = 5.0
 """How long a run waits for a volume that it deletes a snapshot of."""
 STOP_S = 5.0
@@ -198,7 +198,7 @@ class Schedules:
         if self._workers.busy(schedule.id):  # D4
             with self._lock:
                 begun = self._begun.get(schedule.id)
-            if begun is not None and self._context.steady() - begun > LATE_NS:
+            if begun is not None and self._context.steady() - begun > LONG_RUN_NS:
                 self._tell(schedule, due, "the run before, or this one, has not ended yet")
             return now + RETRY_NS
         with self._lock:  # after `busy`: a run that has just failed has noted when to try again

@@ -18,7 +18,6 @@ Errors            ScrubRunning, NoScrub. What cannot be read is in the view; a s
 import contextlib
 import json
 import logging
-import os
 import threading
 import time
 from dataclasses import asdict, dataclass, field, replace
@@ -31,6 +30,7 @@ from polyvol.daemon.reading import reads
 from polyvol.daemon.sizes import SCRUB_RATE_MAX, SCRUB_RATE_MIN
 from polyvol.daemon.views import WHY_FUTURE, ScrubBadView, ScrubState, ScrubView, iso
 from polyvol.mapping.errors import PolyvolError
+from polyvol.mapping.os_errors import reason_of
 from polyvol.mapping.records import Volume
 from polyvol.mapping.sizes import exact_size, format_size
 from polyvol.snapshot.snapshot import export_name
@@ -269,7 +269,7 @@ class Scrubs:
         epochs = {record.epoch: record.name for record in self._context.catalog.snapshots(volume.id)}
         seen_by = [volume.name] if bad["live"] else []
         seen_by += [export_name(volume.name, epochs[epoch]) for epoch in bad["epochs"] if epoch in epochs]
-        reason = "its checksum does not match" if bad["errno"] == 0 else os.strerror(bad["errno"])
+        reason = "its checksum does not match" if bad["errno"] == 0 else reason_of(bad["errno"])
         return ScrubBadView(
             partition=partition,
             block=bad["block"],

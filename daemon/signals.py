@@ -4,7 +4,7 @@ How it works      The signals that polyvold acts on are blocked in every thread 
                   handler interrupts anything. SIGTERM and SIGINT stop it, SIGHUP reloads. SIGUSR1 and SIGUSR2
                   mean nothing here, and do not end it. Python ignores SIGPIPE. All others keep the kernel's
                   action.
-Invariants        S1 `block` is called before any other thread is started. S2 A program that is started here
+Invariants        SG1 `block` is called before any other thread is started. SG2 A program that is started here
                   gets its mask reset, except nbdkit, whose plugin waits for the same signals.
 Owner and locks   The main thread alone.
 """
@@ -17,7 +17,7 @@ _WITHOUT_MEANING = frozenset({signal.SIGUSR1, signal.SIGUSR2})
 
 
 def block() -> None:
-    """Have the signals wait until `next_signal` takes them (S1)."""
+    """Have the signals wait until `next_signal` takes them (SG1)."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {*ENDING, RELOADING, *_WITHOUT_MEANING})
 
 

@@ -1,10 +1,11 @@
 """The state directory: where it is, and who owns it.
 
 How it works      `catalog.db`, `lock`, `control.sock`, `nbd.sock`, `devices/` (files made for volumes),
-                  `volumes/` and `manifests/` (one directory a volume, the engine's), `reserve` and
-                  `reserve.N` (reserve.py). The owner holds an flock on `lock`, which ends with the process
-                  however it ends, and has written its pid there for others to read. A directory inside a
-                  state directory, or one with other files and without polyvold's, is refused untouched.
+                  `volumes/` and `manifests/` (one directory a volume, the engine's), `reserve`,
+                  `reserve.journals` and `reserve.N` (reserve.py). The owner holds an flock on `lock`, which
+                  ends with the process however it ends, and has written its pid there for others to read. A
+                  new state directory is refused, untouched, if it lies inside another one or has files of
+                  others.
 Errors            StateLocked, StateOpen, StateUnusable, StateFull, DeviceUnusable.
 """
 
@@ -28,8 +29,9 @@ from polyvol.mapping.os_errors import advice, reason
 
 OWN = ("catalog.db*", "catalog.mark*", "lock", "reserve*", "volumes", "manifests")
 """What polyvold keeps for itself there, as patterns of names."""
-_HARMLESS = (*OWN, "devices", "control.sock*", "nbd.sock*", "lost+found", ".*")
-"""What a directory may have that becomes a state directory. Dot files: it may be a user's home."""
+_MAY_BE_THERE = (*OWN, "devices", "control.sock*", "nbd.sock*", "lost+found", ".*")
+"""Patterns of names that a directory may have when it becomes a state directory. Dot files, because it may be
+a user's home."""
 ENDING_S = 10.0
 """How long a holder of the lock that is ending is waited for."""
 _POLL_S = 0.02
@@ -56,7 +58,7 @@ def make_state_dir(state_dir: Path) -> None:
     """Make the directory and what belongs in it, where missing, durably. StateOpen if others can write to
     it, StateUnusable if it is a directory for something else."""
     refuse_open_to_others(state_dir, (*OWN, "devices"))
-    _refuse_elsewhere(state_dir)
+    _refuse_wrong_place(state_dir)
     try:
         above = state_dir.parent
         while not above.exists():
@@ -76,7 +78,7 @@ def make_state_dir(state_dir: Path) -> None:
         raise unusable(state_dir, error) from error
 
 
-def _refuse_elsewhere(state_dir: Path) -> None:
+def _refuse_wrong_place(state_dir: Path) -> None:
     """StateUnusable if the directory lies inside a state directory, or is one of something else."""
     real = Path(os.path.realpath(state_dir))
     for parent in dict.fromkeys((*state_dir.parents, *real.parents)):
@@ -93,7 +95,7 @@ def _refuse_elsewhere(state_dir: Path) -> None:
     except OSError as error:
         raise unusable(state_dir, error) from error
     for name in names:
-        if not any(fnmatch.fnmatchcase(name, each) for each in _HARMLESS):
+        if not any(fnmatch.fnmatchcase(name, each) for each in _MAY_BE_THERE):
             raise StateUnusable(
                 state=state_dir,
                 why=f"it has no catalog, and other files, such as {name!r}",
@@ -101,8 +103,8 @@ def _refuse_elsewhere(state_dir: Path) -> None:
             )
 
 
-def owner_of(path: Path) -> Path | None:
-    """The state directory of which a file at this path would be a part; None if of none."""
+def state_dir_of(path: Path) -> Path | None:
+    """The state directory that would take a file at this path for one of its own; None if none would."""
     real = Path(os.path.realpath(path))
     for parent in real.parents:
         name = real.relative_to(parent).parts[0]

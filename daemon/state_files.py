@@ -1,11 +1,12 @@
 """Files of the state directory that somebody else removes, moves, replaces or truncates while polyvold runs.
 
 How it works      The engine looks at the files of each volume's journals before a flush succeeds, and writes
-                  what one of them held again (docs/decisions/0040). Here it is asked to look every few
-                  seconds, also where nobody flushes, and what it has found is told: an event for a file that
-                  was written again, `context.file_trouble` for one that could not be. A volume's directory
-                  that is gone is made again first, but only while the state directory itself is where it was:
-                  one that was moved away is not made again in its old place, so that it can be moved back.
+                  what one of them held again (docs/decisions/0040). Here it is asked to look every two
+                  seconds, also where nobody flushes, and what it has found is reported: an event for a file
+                  that was written again, `context.file_trouble` for one that could not be. A volume's
+                  directory that is gone is made again first, but only while the state directory itself is
+                  where it was: one that was moved away is not made again in its old place, so that it can be
+                  moved back.
 Owner and locks   `look` is called by one thread.
 Errors            None.
 """
@@ -45,7 +46,8 @@ class StateFiles:
         context, before = self._context, self._gone
         self._gone = {}
         moved = self.is_moved()
-        for volume in context.catalog.volumes():
+        volumes = {volume.id: volume for volume in context.catalog.volumes()}
+        for volume in volumes.values():
             if not moved:
                 with contextlib.suppress(OSError):  # then what needs it fails, and says so
                     self._make_directories(volume)
@@ -59,10 +61,10 @@ class StateFiles:
         trouble = {
             identity: f"{path} {HOW}, and what it held cannot be written again yet: flushes fail"
             for identity, path in self._gone.items()
-            if identity in before  # the engine has had the time between two looks
+            if identity in before  # the engine had time to write it again since the look before
         }
         for identity in trouble.keys() - context.file_trouble.keys():
-            name = next(each.name for each in context.catalog.volumes() if each.id == identity)
+            name = volumes[identity].name
             context.events.add("warning", f"volume {name}: {trouble[identity]}", volume=name)
         context.file_trouble = trouble
 

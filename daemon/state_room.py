@@ -10,7 +10,10 @@ How it works      The watch over the change logs (space.py) has it looked at eve
                   for which room is kept, and the old segment is removed: writes go on. Where that fails, the
                   sentence names the volumes whose writes fail, and it is tried again: at each look, with
                   longer and longer pauses, at once when a snapshot or volume was deleted.
-Owner and locks   `look` and `journal_full` are called by one thread. One thread at a time relieves journals.
+                  Each look also asks whether files there were changed by somebody else (state_files.py).
+Owner and locks   `look` and `journal_full` are called by one thread, `refresh` by any. At most one other
+                  thread relieves journals; while it runs, it alone changes `_failed` and the pause. Both may
+                  change `_full` then, one id at a time.
 Errors            None.
 """
 
@@ -30,6 +33,7 @@ from polyvol.daemon.sizes import format_size
 from polyvol.daemon.state_files import StateFiles
 from polyvol.mapping.no_space import NEEDED_BYTES, PROBES, is_no_space, probe_path
 from polyvol.mapping.os_errors import advice, reason
+from polyvol.mapping.partition import round_up
 from polyvol.mapping.records import Volume
 
 _log = logging.getLogger("polyvol.room")
@@ -62,7 +66,7 @@ class StateRoom:
         self._failed: set[int] = set()
         self._pause_s = 0.0
         self._next_s = 0.0
-        self._kept = 0
+        self._count = 0
         for left in self._directory.glob(PROBES):  # by a killed process
             with contextlib.suppress(OSError):
                 left.unlink()
@@ -87,7 +91,7 @@ class StateRoom:
         if low and not self._low and now is None:
             text = (
                 f"the file system of {self._directory} has only {format_size(free)} left; when it is full,"
-                " writes and snapshots fail; free some of it"
+                " snapshots and changes fail, and writes may; free some of it"
             )
             context.events.add("warning", text)
         self._low, self._was = low, now
@@ -96,7 +100,7 @@ class StateRoom:
     def journal_full(self, volume: int) -> None:
         """A journal of this volume has no room for its next segment."""
         self._full.add(volume)
-        if not self._failed or time.monotonic() >= self._next_s:  # while it fails, it is told often
+        if not self._failed or time.monotonic() >= self._next_s:  # else it was tried a moment ago
             self._relieve(little=True)
 
     def refresh(self, *, always: bool = False) -> str | None:
@@ -114,8 +118,8 @@ class StateRoom:
             log_failure(_log, "serving volumes again", error)
 
     def _relieve(self, *, little: bool) -> None:
-        """Have journals without room for their next segment replaced by checkpoints, and, where `little` room
-        is left, those that take more than they need; in a thread of its own: it waits for devices."""
+        """If a journal has no room for its next segment, or `little` room is left, have checkpoints replace
+        such journals and those that take more than they need; in a thread, because it waits for devices."""
         if self._relief is not None and self._relief.is_alive():
             return
         if not little and not self._full:
@@ -124,10 +128,10 @@ class StateRoom:
         volumes = [each for each in catalog.volumes() if self._context.is_served(each)]
         self._full &= {volume.id for volume in volumes}
         self._failed &= self._full
-        kept = len(volumes) + sum(len(catalog.snapshots(volume.id)) for volume in volumes)
-        if kept < self._kept:
-            self._next_s = self._pause_s = 0.0  # what was deleted makes checkpoints smaller
-        self._kept = kept
+        count = len(volumes) + sum(len(catalog.snapshots(volume.id)) for volume in volumes)
+        if count < self._count:  # something was deleted, so checkpoints are smaller
+            self._next_s = self._pause_s = 0.0
+        self._count = count
         wanting = [volume for volume in volumes if volume.id in self._full or self._has_old_segments(volume)]
         if not wanting or (self._failed and time.monotonic() < self._next_s):
             return
@@ -146,7 +150,7 @@ class StateRoom:
         failed = set()
         with self._reserve.given_up_for_journals():
             for volume in volumes:
-                self._full.discard(volume)  # what is told from now on is another one
+                self._full.discard(volume)  # an event from now on is about another segment
                 try:
                     self._context.engine.relieve(volume)
                 except self._context.engine_error:
@@ -207,7 +211,7 @@ class StateRoom:
     def _needed(self) -> str:
         """What is to be freed, so that all goes on."""
         more = self._reserve.journals_size() + SEGMENT_BYTES
-        return format_size(max(NEEDED_BYTES, -(-more // _MIB) * _MIB))
+        return format_size(max(NEEDED_BYTES, round_up(more, _MIB)))
 
 
 def _is_read_only(directory: Path) -> bool:

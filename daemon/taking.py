@@ -6,7 +6,7 @@ How it works      What a snapshot is taken of is settled before the first hook: 
                   ready in vain. Hooks are run without a lock and end as soon as the cut is made: a command
                   that hangs holds up nobody but who asked for this snapshot. Under the volumes' locks, what
                   was settled is compared with what is there now; then snapshots.py takes the cut.
-Invariants        K1 what can be refused is refused before the first hook; K2 no cut is made of anything but
+Invariants        TK1 what can be refused is refused before the first hook; TK2 no cut is made of anything but
                   what was settled: what has changed while hooks ran is refused with a sentence, and thawed.
 Owner and locks   The volumes' locks, and the group's if it is of one, from the cut's plan to its record.
 Errors            Those of snapshots.py, RepeatedDevice; UnknownVolume, UnknownGroup, UnknownSchedule,
@@ -116,7 +116,7 @@ class Taking:
         names = {volume.id: volume.name for volume in volumes}
         with context.locks.volumes(names, WHAT):
             pass
-        self._snapshots.check(volumes, request, group)  # K1
+        self._snapshots.check(volumes, request, group)  # TK1
         with self._hooks.around(volumes, request.name, group, schedule) as thaw:
             wait_s = None if thaw is None else QUIESCED_WAIT_S
             if request.require_hooks:
@@ -157,7 +157,7 @@ class Taking:
         schedule: Schedule | None,
     ) -> list[Volume]:
         """The volumes as they are now; an error if they, the group or the schedule are not what they were
-        before the hooks (K2). That a volume has grown is fine."""
+        before the hooks (TK2). That a volume has grown is fine."""
         catalog = self._context.catalog
         with self._context.reading():
             if schedule is not None and all(each.id != schedule.id for each in catalog.schedules.all()):

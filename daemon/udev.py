@@ -5,7 +5,7 @@ How it works      One thread sleeps on udev's netlink socket, or the kernel's wh
                   on them fails by itself, as the disk is gone. A disk that comes, or changes, may be a
                   device that is missing: at its old path, or by its label at another; it is then
                   reopened, and its partitions serve again.
-Invariants        U1 nothing is looked for while nothing happens.
+Invariants        UD1 nothing is looked for while nothing happens.
 Owner and locks   Workers (workers.py) call the verbs, for each disk one after the other: a disk that hangs
                   keeps no news of others waiting.
 Errors            All are logged. Without the socket the daemon runs on, and devices come back by

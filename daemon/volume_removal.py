@@ -4,8 +4,8 @@ How it works      `remove` takes a volume without exports from the engine, clear
                   files made for it, and forgets it; each step can be repeated. What fails is a reason in
                   `volume_trouble`, and is tried again by `settle`: at the next reload, start, create or
                   delete.
-Invariants        R1 a volume is known by its id, never by its name: another volume may have that by now;
-                  R2 what is half removed is never served, and keeps no other volume from being served.
+Invariants        VR1 a volume is known by its id, never by its name: another volume may have that by now;
+                  VR2 what is half removed is never served, and keeps no other volume from being served.
 Owner and locks   The caller holds the volume's lock, or it is the start; that of `settle_all` holds none.
 Durability        The catalog says 'deleting' before anything is taken away, and forgets the volume when all
                   is gone.

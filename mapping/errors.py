@@ -3,9 +3,9 @@
 How it works      A class gives a `code` (stable, for programs), a `kind` (what sort of failure: the daemon
                   maps it to an HTTP status), a `sentence` and a `hint`, both templates over the facts that
                   are given by keyword when it is raised. Everything that a user sees is made of these two.
-Invariants        R1 codes are unique; R2 the facts given are exactly the fields of the templates; R3 raising
-                  one means that nothing has changed, unless the sentence says otherwise. Tests check R1 and
-                  R2.
+Invariants        ER1 codes are unique; ER2 the facts given are exactly the fields of the templates; ER3
+                  raising one means that nothing has changed, unless the sentence says otherwise. Tests check
+                  ER1 and ER2.
 Errors            The classes of snapshot/ and daemon/ are in their own `errors.py`; docs/errors.md lists all.
 """
 
@@ -390,7 +390,7 @@ class CatalogVersion(PolyvolError):
 
 
 class CatalogFailed(PolyvolError):
-    """The catalog could not be read or written while it is used; nothing of a change was recorded."""
+    """The catalog could not be written, or read by a change; nothing of the change was recorded."""
 
     code = "catalog-failed"
     kind = "io"

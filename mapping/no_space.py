@@ -5,10 +5,12 @@ import os
 import threading
 from pathlib import Path
 
+from polyvol.mapping.sizes import format_size
+
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 """What the system answers where a file system or a quota has no room."""
 NEEDED_BYTES = 16 << 20
-NEEDED = f"{NEEDED_BYTES >> 20} MiB"
+NEEDED = format_size(NEEDED_BYTES)
 """What a start or a change finds enough, but for volumes' journals and very large catalogs."""
 PROBES = ".probe-*"
 """Files that are made to see whether there is room. A killed process leaves them."""

@@ -67,6 +67,11 @@ def reason(error: BaseException, path: Path | str | None = None) -> str:
     return text[:1].lower() + text[1:]
 
 
+def reason_of(number: int, path: Path | str | None = None) -> str:
+    """As `reason`, for the number of an error of the system."""
+    return reason(OSError(number, os.strerror(number)), path)
+
+
 def advice(error: BaseException, default: str = DEFAULT_ADVICE) -> str:
     """What to do about it; `default` where the table has nothing better."""
     number = error.errno if isinstance(error, OSError) else None

@@ -24,7 +24,7 @@ def exact_size(size: int) -> str:
     number, unit = shown.split()
     shift = 10 * (UNITS.find(unit[0]) + 1)
     whole, _, tenths = number.lstrip("-").partition(".")
-    exact = 10 * abs(size) == 10 * int(whole) + int(tenths or 0) << shift
+    exact = 10 * abs(size) == (10 * int(whole) + int(tenths or 0)) << shift
     return shown if exact else f"{shown} ({size} bytes)"
 
 

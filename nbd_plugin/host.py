@@ -18,7 +18,7 @@ from polyvol.daemon.engine_border import HandleLike
 from polyvol.daemon.service import Service
 from polyvol.daemon.sockets import Passed
 from polyvol.engine import EngineError
-from polyvol.nbd_plugin.peer import peer, shutter
+from polyvol.nbd_plugin.peer import peer, socket_end
 
 if TYPE_CHECKING:
     from polyvol.engine import ExportInfo
@@ -87,7 +87,7 @@ class Host:
         except EngineError as error:
             raise OSError(error.errno or ERRNO_OF_KIND[error.kind], str(error)) from error
         whose = peer()
-        self._clients[handle] = self._service.clients.came(name, handle, whose, shutter(whose))
+        self._clients[handle] = self._service.clients.came(name, handle, whose, socket_end(whose))
         return handle
 
     def close(self, handle: HandleLike) -> None:

@@ -39,9 +39,9 @@ def peer() -> Peer:
     return Peer(address=address)
 
 
-def shutter(whose: Peer) -> Callable[[], bool]:
-    """What shuts down the socket of the connection that this thread serves, if the thread waits for it just
-    now; it says whether it did."""
+def socket_end(whose: Peer) -> Callable[[], bool]:
+    """A function that shuts down the socket of the connection that this thread serves, if the thread waits
+    for it when it is called, and says whether it did."""
     thread = threading.get_native_id()
     return lambda: _shut_down(thread, whose)
 

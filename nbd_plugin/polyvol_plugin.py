@@ -80,6 +80,7 @@ from polyvol.daemon.engine_border import HandleLike  # noqa: E402 - only now can
 from polyvol.daemon.notify import log_somewhere  # noqa: E402
 from polyvol.engine import EngineError, RaisesReturned  # noqa: E402
 from polyvol.mapping.errors import PolyvolError  # noqa: E402
+from polyvol.mapping.os_errors import reason  # noqa: E402
 from polyvol.nbd_plugin import leaving  # noqa: E402
 from polyvol.nbd_plugin.host import Host  # noqa: E402
 from polyvol.nbd_plugin.keeper import Keeper, end_with_keeper  # noqa: E402
@@ -195,7 +196,7 @@ def after_fork() -> None:
         host = Host(_state_dir, _processors, _addresses, control, lock, _io_timeout_s)
         host.start()
     except OSError as error:
-        _refuse(f"{_state_dir}: {error.strerror or error}")
+        _refuse(f"{_state_dir}: {reason(error)}")
     except (PolyvolError, EngineError) as error:
         _refuse(str(error))
     _host = host

@@ -8,9 +8,9 @@ How it works      1. cut      the engine stops writes to the volumes, ends their
                   6. export   each appears as VOLUME@SNAPSHOT.
                   Should a step fail, what was done is undone, newest first: exports end, the catalog forgets
                   the cut, the engine drops each epoch; then CutFailed says what happened.
-Invariants        S1 a snapshot exists if and only if the catalog has it; S2 either all volumes of a cut have
-                  their snapshot or none has; S3 the engine drops an epoch only when the catalog is known not
-                  to have it.
+Invariants        SN1 a snapshot exists if and only if the catalog has it; SN2 either all volumes of a cut
+                  have their snapshot or none has; SN3 the engine drops an epoch only when the catalog is
+                  known not to have it.
 Owner and locks   The caller holds the locks of the volumes (daemon/locks.py). `lent` of `take`: it may share
                   them while disks are waited for, with who deletes other snapshots.
 Durability        A kill before step 5 leaves no snapshot: the engine drops, at the next start, the epochs
@@ -171,7 +171,7 @@ class Coordinator:
             undone += [
                 _done(self._catalog.rollbacks.forget, volume.id, epochs[volume.id] + 1) for volume in volumes
             ]
-            failed = self._undo(volumes, safety or "", cut, epochs) if all(undone) else ["the catalog"]  # S3
+            failed = self._undo(volumes, safety or "", cut, epochs) if all(undone) else ["the catalog"]  # SN3
             raise CutFailed(volumes=_names(volumes), cause=cause, undo_failed_on=failed) from cause
         errors: list[Exception] = []
         for volume in volumes:
@@ -207,7 +207,7 @@ class Coordinator:
         failed = [export for export in names if not _done(self._engine.unexport, export)]
         forgotten = (cut,) if unrestored is None else (cut, unrestored)
         if not _done(self._catalog.removal.forget_cut, *forgotten):
-            return [*failed, "the catalog"]  # S3
+            return [*failed, "the catalog"]  # SN3
         return failed + [
             volume.name
             for volume in volumes

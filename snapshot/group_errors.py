@@ -148,7 +148,7 @@ class HooksFailed(PolyvolError):
 
 
 class SnapshotFromHook(PolyvolError):
-    """A hook command asks for a snapshot of a volume that has hooks, or that it makes ready itself."""
+    """A hook command asks for a snapshot of a volume that has hooks, or has hooks under way."""
 
     code = "snapshot-from-hook"
     kind = "invalid"

@@ -7,7 +7,7 @@ How it works      One thread runs waitress's loop, which reads requests and writ
                   No client can hold up others by what it leaves undone: of more than CONNECTIONS_MAX
                   connections the one that was idle longest is closed, and so is one that sends requests and
                   does not read the answers.
-Invariants        H1 The loop's pipe, by which it is woken, is closed last of all, by who has stopped the
+Invariants        HS1 The loop's pipe, by which it is woken, is closed last of all, by who has stopped the
                      loop: waitress writes to the pipe's number, whoever has that by then.
 Owner and locks   Nothing is shared but the service, whose verbs lock for themselves. `answers` and `stop`
                   belong to one thread.
@@ -94,7 +94,7 @@ class ControlServer:
 
     def answers(self, timeout_s: float) -> bool:
         """Whether the loop comes round within this time."""
-        if self._http is None:  # H1
+        if self._http is None:  # HS1
             return False
         came_round = threading.Event()
         self._http.trigger.pull_trigger(came_round.set)

@@ -60,7 +60,8 @@ def parse_uri(uri: str, export: str) -> Address:
         parts = urlsplit(uri)
         port = parts.port
     except ValueError as error:
-        why = "its port is not from 1 to 65535" if "ort" in str(error) else "its host is not right"
+        is_port = "port" in str(error).lower()
+        why = "its port is not from 1 to 65535" if is_port else "its host is not right"
         raise BadUri(uri=uri, why=why) from error
     if parts.username or parts.fragment:
         raise BadUri(uri=uri, why="it has a user or a fragment")

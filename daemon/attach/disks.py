@@ -96,8 +96,8 @@ def mounted_at(path: Path) -> bool:
 def written_out(name: str, device: str, *, flush: bool = True) -> Iterator[None]:
     """Everything that was written to a block device is on its volume, and until the end of this nobody can
     mount it or take it for itself. AttachedInUse if somebody has; NotWritten if it could not be written.
-    Without `flush`, for a device that does no I/O any more: no write to it has failed that the kernel knows
-    of, which it tells once."""
+    Without `flush`, for a device that does no I/O any more: only what the kernel still has is written, and
+    NotWritten says that this, or an earlier write, has failed. The kernel tells of an earlier one once."""
     try:
         descriptor = os.open(DEV / device, os.O_RDONLY | os.O_CLOEXEC | os.O_EXCL)
     except OSError as error:

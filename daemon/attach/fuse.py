@@ -30,7 +30,6 @@ from polyvol.mapping.errors import PolyvolError
 from polyvol.mapping.os_errors import reason
 
 HANDSHAKE_S = 10.0
-LOOK_S = 5.0
 MOUNT_S = 20.0
 END_S = 20.0
 PROGRAM_S = 30.0
@@ -54,7 +53,10 @@ def find(places: Places, name: str) -> Now | None:
 
 
 def trouble(places: Places, now: Now) -> str | None:
-    """Why a device does no I/O any more, as a clause; None if it should."""
+    """Why a device over nbdfuse does no I/O any more, as a clause; None if it should, and for any other
+    device."""
+    if now.kind != "fuse":
+        return None
     if not _nbdfuses(places, now.name):
         return "its nbdfuse has ended"
     if not all(_connected(pid) for pid in _nbdfuses(places, now.name)):
@@ -131,7 +133,7 @@ def _server_answers(places: Places, name: str) -> bool:
     uri = uri_of(places, name)
     try:
         if uri is not None:
-            handshake.look(parse_uri(uri, name), LOOK_S)
+            handshake.look(parse_uri(uri, name), handshake.LOOK_S)
     except ServerUnreachable:
         return False
     except PolyvolError:  # it says no, which is an answer

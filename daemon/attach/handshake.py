@@ -4,7 +4,7 @@ How it works      Fixed newstyle; OPT_GO (or OPT_INFO, to look only) with the ex
                   block sizes and description. Structured replies are not asked for: the kernel does not know
                   them. When GO is acknowledged, the next byte on the socket is the transmission phase's, and
                   exactly as much was read as was sent.
-Invariants        H1 every length that the server gives is bounded before it is read; H2 the whole handshake
+Invariants        AH1 every length that the server gives is bounded before it is read; AH2 the whole handshake
                   is bounded in time.
 Errors            ServerUnreachable, ExportRefused, NotNbd.
 """
@@ -55,6 +55,8 @@ SIZE_MAX = (1 << 63) - 1
 KEEPALIVE = {socket.TCP_KEEPIDLE: 10, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 4}
 """Seconds, seconds, times: a server whose machine is gone is noticed in half a minute."""
 UNACKNOWLEDGED_MS = 30_000
+LOOK_S = 5.0
+"""How long a command waits for a server that it looks at, before it ends a device."""
 _T = TypeVar("_T")
 _UUID = re.compile(r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b")
 
@@ -134,7 +136,7 @@ def _guarded(address: Address, action: Callable[[], _T]) -> _T:
 
 
 class _Stream:
-    """Reads of a whole number of bytes, all of them within one time (H2)."""
+    """Reads of a whole number of bytes, all of them within one time (AH2)."""
 
     def __init__(self, channel: socket.socket, address: Address, timeout_s: float) -> None:
         self._channel = channel
@@ -184,7 +186,7 @@ def _answer(address: Address, stream: _Stream, option: int) -> Export:
         if magic != OPTION_REPLY_MAGIC or echoed != option:
             raise NotNbd(address=address.server, why="its reply is not one to what was asked")
         if length > REPLY_BYTES_MAX:
-            raise NotNbd(address=address.server, why=f"a reply is said to have {length} bytes")  # H1
+            raise NotNbd(address=address.server, why=f"a reply is said to have {length} bytes")  # AH1
         data = stream.read(length)
         if kind & REP_ERROR:
             said = data.decode("utf-8", "replace").strip()

@@ -3,7 +3,7 @@
 How it works      Connections are opened and negotiated here (handshake.py) and handed to the kernel
                   (netlink.py), which keeps them when this process ends. While a device has no connection its
                   requests wait, up to the dead-connection time-out, for `reconnect`.
-Invariants        K1 a connection is handed over only if its export is the one that was attached: by its UUID
+Invariants        AK1 a connection is handed over only if its export is the one that was attached: by its UUID
                   where both are known, no smaller, and read-only or not as before.
 Owner and locks   One process at a time looks after a name: its unit, or else a command by hand.
 Errors            errors.py.
@@ -103,7 +103,7 @@ def attach(kernel: "Kernel", places: Places, wanted: Wanted) -> tuple[Now, Path]
 def reconnect(kernel: "Kernel", wanted: Wanted, now: Now) -> Now:
     """Give the device new connections in the place of dead ones, and the export's size if that has grown.
 
-    AnotherExport if what is served there is not what was attached (K1): then nothing has changed."""
+    AnotherExport if what is served there is not what was attached (AK1): then nothing has changed."""
     address = parse_uri(wanted.uri, wanted.name)
     with _connections(address, wanted.connections) as (sockets, export):
         grown = same_export(address, now, export)
@@ -122,7 +122,7 @@ def grow(kernel: "Kernel", wanted: Wanted, now: Now) -> Now:
 
 
 def same_export(address: Address, now: Now, export: Export) -> Now:
-    """What is attached, with the export's size; AnotherExport unless it is what was attached (K1)."""
+    """What is attached, with the export's size; AnotherExport unless it is what was attached (AK1)."""
     why = None
     uuid = None if now.uuid is None else UUID(now.uuid)
     if uuid is not None and export.uuid is not None and export.uuid != uuid:

@@ -21,7 +21,7 @@ from pyroute2.netlink.generic import GenericNetlinkSocket
 
 from polyvol.daemon.attach.disks import load_nbd
 from polyvol.daemon.attach.errors import KernelRefused, NeedsRoot, NoNbdModule
-from polyvol.mapping.os_errors import reason
+from polyvol.mapping.os_errors import reason, reason_of
 
 if TYPE_CHECKING:
     from polyvol.daemon.attach.kernel import Settings
@@ -163,8 +163,7 @@ class Kernel:
         except NetlinkError as error:
             if error.code == errno.EPERM:
                 raise NeedsRoot(what="attaching") from error
-            why = reason(OSError(error.code, os.strerror(error.code)))
-            raise KernelRefused(what=what, why=why) from error
+            raise KernelRefused(what=what, why=reason_of(error.code)) from error
         except OSError as error:
             raise KernelRefused(what=what, why=reason(error)) from error
 

@@ -5,7 +5,7 @@ How it works      What this host knows comes first: a device over nbdfuse whose 
                   new connection would: the kernel does not tell whether its own NBD client has a connection.
                   States: attached; no server (nobody answers there, or not in time); no export (the server
                   does not serve it, or serves another one by that name); dead; not attached.
-Errors            None: what cannot be found out is the trouble that is told.
+Errors            RecordUnusable. What a server does not say is the trouble that is told.
 """
 
 import contextlib
@@ -17,7 +17,8 @@ from polyvol.daemon.attach.records import Now, Places, Wanted
 from polyvol.mapping.errors import PolyvolError
 from polyvol.mapping.sizes import exact_size
 
-LOOK_S = 1.0
+LIST_LOOK_S = 1.0
+"""How long a list waits for a server."""
 State = tuple[str, str | None]
 """A state, and what is wrong and what to do about it, as a sentence."""
 
@@ -32,12 +33,12 @@ def uri_of(places: Places, now: Now | None, wanted: Wanted | None) -> str | None
 
 
 def state_of(places: Places, name: str, now: Now | None, *, ask: bool = True) -> State:
-    """The state of a name. `ask`: whether its server is asked, which takes up to LOOK_S seconds."""
+    """The state of a name. `ask`: whether its server is asked, which takes up to LIST_LOOK_S seconds."""
     if now is None:
         if not fuse.left(places, name):
             return "not attached", None
         return "dead", f"a command that was killed has left it; `polyvol detach {name}` cleans up"
-    why = fuse.trouble(places, now) if now.kind == "fuse" else None
+    why = fuse.trouble(places, now)
     if why is not None:
         return "dead", f"{why}, so its I/O fails; end what uses it, then attach it again"
     wanted = places.wanted(name)
@@ -52,7 +53,7 @@ def _asked(uri: str, now: Now, wanted: Wanted | None) -> State:
     """The state of a device that does I/O, as far as its server answers for its export."""
     try:
         address = parse_uri(uri, now.name)
-        size = kernel.same_export(address, now, handshake.look(address, LOOK_S)).size
+        size = kernel.same_export(address, now, handshake.look(address, LIST_LOOK_S)).size
     except (AnotherExport, ExportRefused) as error:
         return "no export", f"{error.message}, so its I/O fails; end what uses it, then detach it"
     except PolyvolError as error:

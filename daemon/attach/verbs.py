@@ -31,7 +31,6 @@ from polyvol.daemon.attach.records import Now, Places, Wanted
 from polyvol.daemon.attach.users import users_of
 from polyvol.mapping.errors import PolyvolError
 
-LOOK_S = 5.0
 LOOKS_AT_ONCE = 16
 
 
@@ -70,7 +69,7 @@ def attach(places: Places, wanted: Wanted) -> tuple[Path, bool]:
 def _attach(places: Places, wanted: Wanted) -> tuple[Path, bool]:
     there = find(places, wanted.name)
     if there is not None:
-        why = fuse.trouble(places, there) if there.kind == "fuse" else None
+        why = fuse.trouble(places, there)
         if why is None:
             raise AlreadyAttached(name=wanted.name, device=f"/dev/{there.device}")
         uses = users_of(there.device)
@@ -121,7 +120,7 @@ def _detach(places: Places, name: str, *, force: bool) -> Detached:
         raise NotAttached(name=name)  # another command has just detached it
     now = find(places, name)
     uses = [] if now is None else users_of(now.device)
-    dead = fuse.trouble(places, now) if now is not None and now.kind == "fuse" else None
+    dead = None if now is None else fuse.trouble(places, now)
     if now is not None and not force:
         _refuse_used(places, now, uses)
         _refuse_unwritten(places, now, dead=dead is not None)
@@ -207,12 +206,11 @@ def name_of(places: Places, text: str) -> str:
 
 def _refuse_used(places: Places, now: Now, uses: list[str]) -> None:
     """AttachedInUse if a device cannot be ended without losing anything. One over nbdfuse that is dead has no
-    server to be asked; while the server of another hangs, so would whoever flushes it."""
+    server to be asked. The server of any other is asked first, because a flush waits for it without end."""
     uri = states.uri_of(places, now, places.wanted(now.name))
-    dead = now.kind == "fuse" and fuse.trouble(places, now) is not None
-    if not uses and uri is not None and not dead:
+    if not uses and uri is not None and fuse.trouble(places, now) is None:
         try:
-            handshake.look(parse_uri(uri, now.name), LOOK_S)
+            handshake.look(parse_uri(uri, now.name), handshake.LOOK_S)
         except PolyvolError as error:
             if now.kind == "nbd" or isinstance(error, ServerUnreachable):
                 uses = ["without its daemon, and so cannot write what is not written yet"]

@@ -13,7 +13,7 @@ from polyvol.daemon.cli.common import PATH, TEXT, json_option, older_name, split
 from polyvol.daemon.cli.exports import Opened, identity, opened_snapshot
 from polyvol.daemon.cli.output import print_json, say
 from polyvol.daemon.sizes import format_size
-from polyvol.daemon.state import owner_of
+from polyvol.daemon.state import state_dir_of
 from polyvol.daemon.transfer.errors import TransferFailed, WrongOption
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def backup(
     since = None if since is None else older_name(volume, since)
     to_pipe = str(output) == "-"
     _check_options(since=since, raw=raw, resume=resume, to_pipe=to_pipe)
-    if not to_pipe and (state := owner_of(output)) is not None:
+    if not to_pipe and (state := state_dir_of(output)) is not None:
         why = f"it would be among polyvold's own files in {state}"
         raise TransferFailed(what=f"writing {output}", why=why, todo="give a path elsewhere")
     began = time.monotonic()

@@ -9,7 +9,6 @@ Errors            TransferFailed, which names the export; LibnbdMissing.
 """
 
 import errno
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,7 +16,7 @@ from typing import Any, TypeAlias
 
 from polyvol.daemon.transfer.errors import LibnbdMissing, TransferFailed
 from polyvol.mapping.no_space import NO_SPACE
-from polyvol.mapping.os_errors import DEFAULT_ADVICE, reason
+from polyvol.mapping.os_errors import DEFAULT_ADVICE, reason_of
 
 ALLOCATION = "base:allocation"
 CHANGED_SINCE = "qemu:dirty-bitmap:"
@@ -158,7 +157,7 @@ def _words(error: Any) -> str:  # noqa: ANN401 - of libnbd, which has no types
     if error.errnum in NO_SPACE:
         return "no space is left for it"
     if error.errnum:
-        return reason(OSError(error.errnum, os.strerror(error.errnum)))
+        return reason_of(error.errnum)
     return str(error.string).removeprefix("nbd_").split(": ", 1)[-1]
 
 

@@ -282,10 +282,10 @@ class Engine:
         'io' where there is less."""
 
     def look_for_files(self, volume: int) -> tuple[list[str], list[str]]:
-        """Look whether each file that a start would read of its journals is at its path, and have what one
-        that is not held written again. The paths of those that are gone (while there are any, flushes fail,
-        unless they can write again what those held), and of those that were, since the last call, and that
-        nothing needs any more. Waits for no device."""
+        """Look whether the files of its journals that a start would read are at their paths; what a file held
+        that is gone is written again. Returns two lists of paths: of files that are gone now, while flushes
+        fail unless they can write again what the files held; and of files that were gone, and that nothing
+        needs any more since the last call. Waits for no device."""
 
     def cover_rollbacks(self, volume: int) -> None:
         """Write checkpoints if there is a rollback that nothing needs and that they do not cover."""

@@ -24,7 +24,7 @@ pub static NO_ROOM_NS: AtomicU64 = AtomicU64::new(10_000_000);
 pub const NO_ROOM_NS_MAX: u64 = 1_000_000_000;
 /// A segment of so many bytes holds the largest record.
 pub const SEGMENT_BYTES_MIN: usize = 64 << 10;
-/// A segment of so many bytes is made while older ones are removed, where there is no room for a whole one.
+/// A small segment, which is made where there is no room for one of the full size, so that older ones can be removed.
 pub const SEGMENT_BYTES_SMALL: usize = 1 << 20;
 /// Processors in one engine.
 pub const PROCESSORS_MAX: u32 = 256;

@@ -1,11 +1,11 @@
 """Failures: which of a user's errors one of SQLite's, or of a call on the catalog's files, is.
 
 How it works      There are three moments: a file is opened, is read while it is in use, or is written. SQLite
-                  hides the number of some of the system's errors; then a small file is made in the
-                  same directory, whose error is the answer. What SQLite says about a file's content is
-                  damage. What it, or the system, says about the file system is not: no room, read-only, a
-                  disk that does not answer. What SQLite says is told in words of a user, and what it says of
-                  the content of a file that is in use is no verdict: a disk that fails looks the same.
+                  hides the number of some of the system's errors; then a small file is made in the same
+                  directory, whose error is the answer. What SQLite says about a file's content is damage if
+                  the file is being opened. Of a file in use it is not, because a disk that fails looks the
+                  same. What SQLite or the system says about the file system is never damage: no room,
+                  read-only, a disk that does not answer. Users read our own words for SQLite's.
 Errors            None is raised: they are returned.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from polyvol.mapping.errors import CatalogDamaged, CatalogFailed, CatalogUnreadable, PolyvolError, StateFull
 from polyvol.mapping.no_space import NEEDED, NO_SPACE, probe_path
-from polyvol.mapping.os_errors import reason
+from polyvol.mapping.os_errors import reason, reason_of
 
 _log = logging.getLogger("polyvol")
 _PROBE_BYTES = 8192
@@ -34,22 +34,22 @@ _WORDS = {
     sqlite3.SQLITE_READONLY: "it cannot be opened for writing",
 }
 """What users are told of primary result codes of SQLite."""
-_UNREADABLE = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_FULL)
-_NOW = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_PROTOCOL)
-"""Primary result codes of SQLite that say nothing about what the file holds: `_NOW` nothing about the file
-system either."""
+_FILE_SYSTEM = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_FULL)
+"""Primary result codes of SQLite that are about the file system, and not about what the file holds."""
+_PASSING = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_PROTOCOL)
+"""Those that are about neither: another program, or too little memory."""
 
 
 def failure(path: Path, error: Exception, *, opening: bool = False, reading: bool = False) -> PolyvolError:
-    """The error to raise for one that was met with this file of the catalog: while it was opened, so that
-    what is not about the file system is about its content; or while it was read; else while it was
-    written."""
+    """The error to raise for one that was met with this file of the catalog. `opening`: while it was opened,
+    so that what is not about the file system is about its content. `reading`: while it was read and in use.
+    Neither: while it was written."""
     number = error.errno or 0 if isinstance(error, OSError) else None
     if isinstance(error, sqlite3.Error):
         number = _errno(error, path.parent)
     if number in NO_SPACE:
         return StateFull(path=path.parent, what=f"the catalog {path.name} cannot be written", need=NEEDED)
-    why = reason(OSError(number, os.strerror(number)), path) if number else _words(error)
+    why = reason_of(number, path) if number else _words(error)
     if reading:
         return CatalogUnreadable(path=path, why=why)
     if not opening:
@@ -62,9 +62,12 @@ def failure(path: Path, error: Exception, *, opening: bool = False, reading: boo
 def _words(error: Exception) -> str:
     """What is wrong with the file, as a clause; SQLite's and Python's own words are for the log."""
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
-    words = _WORDS.get(code & 0xFF) if isinstance(error, sqlite3.Error) else "a text in it is not UTF-8"
-    if words is None:
-        words = f"SQLite refused a statement (result code {code})"
+    if isinstance(error, UnicodeError):
+        words = "a text in it is not UTF-8"
+    elif isinstance(error, sqlite3.Error):
+        words = _WORDS.get(code & 0xFF) or f"SQLite refused a statement (result code {code})"
+    else:
+        words = reason(error)
     _log.error("%s: %s", words, error)
     return words
 
@@ -75,9 +78,9 @@ def _errno(error: sqlite3.Error, directory: Path) -> int | None:
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
     if code == sqlite3.SQLITE_FULL:
         return errno.ENOSPC
-    if code in _NOW:
+    if code in _PASSING:
         return 0
-    return _probe(directory) if code in _UNREADABLE else None
+    return _probe(directory) if code in _FILE_SYSTEM else None
 
 
 def _probe(directory: Path) -> int:

@@ -4,7 +4,7 @@ How it works      A thread that reads borrows an idle connection, or opens one. 
                   for a transaction, nor for its sync. `one_state` keeps a connection, with one read
                   transaction, for the whole of what a thread does within it. A thread that is in a
                   transaction of its own reads through that.
-Invariants        R1 a thread in `one_state` begins no transaction: it would decide by what was; R2 when
+Invariants        RD1 a thread in `one_state` begins no transaction: it would decide by what was; RD2 when
                   `close` has returned, no connection is opened any more.
 Owner and locks   Any thread may call; `_lock` over the idle connections, held for a look.
 Errors            sqlite3.DatabaseError.
@@ -87,7 +87,7 @@ class Readers:
 
     @contextmanager
     def instead(self, connection: sqlite3.Connection) -> Iterator[None]:
-        """Have this thread read through a connection in which it has a transaction (R1)."""
+        """Have this thread read through a connection in which it has a transaction (RD1)."""
         if self._mine.fixed:
             raise RuntimeError("a change within a reading")
         before, self._mine.connection = self._mine.connection, connection
@@ -99,7 +99,7 @@ class Readers:
     def _take(self) -> sqlite3.Connection:
         with self._lock:
             if self._closed:
-                raise sqlite3.OperationalError("it is closed")  # R2
+                raise sqlite3.OperationalError("it is closed")  # RD2
             if self._idle:
                 return self._idle.pop()
         connection = connect(self._path, alone=self._alone)

@@ -3,7 +3,7 @@
 How it works      A restore has a row from before its first write until its snapshot is committed, or until it
                   is abandoned. The transaction that commits the snapshot, rolls the volume back or forgets it
                   deletes the row.
-Invariants        R1 a volume with a row is incomplete; R2 the base that a row names exists (a foreign key).
+Invariants        RT1 a volume with a row is incomplete; RT2 the base that a row names exists (a foreign key).
 Owner and locks   As in store.py.
 Durability        When a verb returns, its change survives power loss.
 """

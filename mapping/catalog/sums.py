@@ -6,7 +6,7 @@ How it works      `table_sum` has, for each table, the number of its rows and th
                   triggers, made from the schema for every table, keep the sums in each statement. SQLite's
                   own tables cannot have triggers: the sum of `sqlite_sequence` is renewed before each commit,
                   that of `sqlite_master`, which is the schema, when the catalog is made or migrated.
-Invariants        S1 at each commit, `table_sum` has a row for every table but itself, and each is right.
+Invariants        SU1 at each commit, `table_sum` has a row for every table but itself, and each is right.
 Owner and locks   As in database.py.
 Errors            sqlite3.DatabaseError where SQLite cannot read the file.
 """

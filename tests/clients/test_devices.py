@@ -118,7 +118,7 @@ def fails_and_comes_back(daemon: Daemon, disk: FailingDisk) -> None:
         assert host.pread(BLOCK, 0) == b"a" * BLOCK
         view = shown(daemon, "device", "bad")
         assert (view["state"], view["reason"][:10]) == ("faulty", "reading at")
-        assert "Input/output error" in view["reason"]
+        assert "input/output error" in view["reason"]
         volume = shown(daemon, "volume", "v")
         assert (volume["state"], [part["state"] for part in volume["partitions"]]) == (
             "degraded",

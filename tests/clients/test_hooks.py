@@ -82,5 +82,5 @@ def test_a_schedule_s_hook_that_asks_for_a_snapshot_of_its_volume_is_refused(
     daemon.api.post("schedules", body=wanted)
     wait_until(lambda: said.exists() and "\n" in said.read_text(), "the refusal", 20)
     daemon.api.delete("schedules", "often")
-    assert "volume v is at its hooks, and a hook command cannot take a snapshot of it" in said.read_text()
+    assert "volume v has hooks under way, and a hook command cannot take a snapshot of it" in said.read_text()
     assert daemon.snapshots("w") == []

@@ -5,9 +5,9 @@ How it works      Every sector is written by one thread at a time, so its conten
                   it is issued and when it is acknowledged: the log's length, which orders it against what the
                   daemon did, and a count that orders it against other operations. A moment is a length of the
                   log.
-Invariants        H1 at a moment, a sector holds the newest content that a flush acknowledged by then covers
+Invariants        HI1 at a moment, a sector holds the newest content that a flush acknowledged by then covers
                   (one issued after the write was acknowledged), or that was written with FUA and acknowledged
-                  by then, or any later content issued by then; H2 a snapshot is there from the moment it was
+                  by then, or any later content issued by then; HI2 a snapshot is there from the moment it was
                   reported until its deletion is issued, gone once that was acknowledged, and always holds the
                   same bytes.
 Errors            Lost: a sentence that says what is wrong.
@@ -117,7 +117,7 @@ class Expected:
                 self._by_sector[sector].append(change)
 
     def check_live(self, data: bytes, at: int, *, everything: bool = False) -> None:
-        """H1 for the whole live volume; Lost. `everything`: the host went on running, so that all that was
+        """HI1 for the whole live volume; Lost. `everything`: the host went on running, so that all that was
         acknowledged is there."""
         flushed = (
             NEVER
@@ -141,7 +141,7 @@ class Expected:
                 raise Lost(f"snapshot {one.name}: {_wrong(found, sector, before, one.issued, NEVER)}")
 
     def check_names(self, names: set[str], at: int) -> None:
-        """H2 for the names of the snapshots that there are; Lost."""
+        """HI2 for the names of the snapshots that there are; Lost."""
         for one in self._history.snapshots:
             if one.reported_at <= at < one.deleting_at and one.name not in names:
                 raise Lost(f"snapshot {one.name}, reported, is gone")
@@ -151,7 +151,7 @@ class Expected:
                 raise Lost(f"snapshot {one.name} is there before it was asked for")
 
     def check_snapshot(self, name: str, data: bytes) -> None:
-        """H2 for a snapshot's bytes; Lost."""
+        """HI2 for a snapshot's bytes; Lost."""
         for one in self._history.snapshots:
             if one.name == name and one.content is not None:
                 pinned = unpacked(one.content)

@@ -3,7 +3,7 @@
 //! How it works      Without rollbacks each snapshot descends from the one before it, and the live volume from the newest.
 //!                   A rollback ends a line: what is written in epochs above `at` descends from the snapshot of epoch `to`.
 //!                   So epochs say which line a snapshot is of, and nothing else needs to be kept.
-//! Invariants        R1 rollbacks are in order of `at`, and `to` is not above `at`; R2 what a rollback went back to stays a
+//! Invariants        RB1 rollbacks are in order of `at`, and `to` is not above `at`; RB2 what a rollback went back to stays a
 //!                   mark, that is, keeps its map, also when nobody sees that snapshot any more: other lines end there.
 //! Owner and locks   each share has its own; the catalog says what it is.
 
@@ -27,7 +27,7 @@ pub struct History {
 }
 
 impl History {
-    /// Of snapshots and rollbacks; `None` if they are not in order (R1).
+    /// Of snapshots and rollbacks; `None` if they are not in order (RB1).
     pub fn new(snapshots: Vec<Epoch>, rollbacks: Vec<Rollback>) -> Option<History> {
         let in_order = snapshots.windows(2).all(|pair| pair[0] < pair[1])
             && rollbacks.windows(2).all(|pair| pair[0].at < pair[1].at)
@@ -59,7 +59,7 @@ impl History {
         &self.rollbacks
     }
 
-    /// Epochs whose maps are kept, in order (R2).
+    /// Epochs whose maps are kept, in order (RB2).
     pub fn marks(&self) -> &[Epoch] {
         &self.marks
     }

@@ -14,7 +14,7 @@
 //!                   V3 a frozen map changes only by writes of its own epochs, which have landed before its
 //!                      snapshot can be read.
 //!                   V4 a version that goes has at most one child, so that V2 holds without it: what a rollback
-//!                      went back to stays (R2).
+//!                      went back to stays (RB2).
 //! Why V2 holds      places enter by changes of the live map, which never takes a place that any version
 //!                   sees: slots are handed out only when free, and a block returns to its base place only
 //!                   when there is no frozen map at all. A rollback gives the live map the places of its parent.

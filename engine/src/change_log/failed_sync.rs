@@ -5,7 +5,7 @@
 //!                   the volume's directory, a header that names the boot, says that a device or a journal has failed one:
 //!                   then it begins as failed, as it was. It is not synced: after the machine's next start no page of
 //!                   the old cache is left that could be mistaken.
-//! Invariants        R1 it is set before whoever asked for the sync hears of it, and forgotten after what may have
+//! Invariants        FS1 it is set before whoever asked for the sync hears of it, and forgotten after what may have
 //!                   been lost is unnecessary, or hosts were told.
 //! Owner and locks   one lock, held while the file changes.
 //! Errors            where it cannot be written, only this process remembers. One that cannot be read, or is damaged, counts as set.

@@ -1,6 +1,6 @@
 //! Journal: one processor's records of one volume, appended through a shared mapping.
 //!
-//! How it works      Segments `pPPP-NNNNNNNNNN.journal` of the same size, fully allocated and mapped. The
+//! How it works      Segments `pPPP-NNNNNNNNNN.journal`, fully allocated and mapped, of one size unless there is little room. The
 //!                   processor appends; when a segment is full, or the volume is opened, a new one begins with
 //!                   the next sequence number, and what older ones hold from that number on does not count. The next
 //!                   one is [prepared](Prepared) by a pool thread when the newest is half full, so that the processor does
@@ -20,9 +20,8 @@
 //!                   J10 a store that fails for want of room loses nothing: it is made again at the next record or commit, in
 //!                      the same place. After one that fails otherwise, what was stored before may be lost as well, and the
 //!                      journal goes on as after a failed sync (J8).
-//!                   J11 a commit succeeds only if each file that a start would read is at its path (see [`super::shared`]).
-//! Owner and locks   the records' bytes: the processor. The marks' bytes: whoever holds `committing`. The list of
-//!                   segments: one lock, held for a push or a clone.
+//!                   J11 a commit succeeds only if, after its sync, each file that a start would read is at its path.
+//! Owner and locks   the records' bytes: the processor. The rest is in [`Shared`], with its locks.
 //! Durability        an appended record survives SIGKILL at once, power loss once `committed` has reached it. A
 //!                   mark that reaches the disk before records it covers is harmless: what is read back is the
 //!                   unbroken sequence of whole records, and their data was synced.
@@ -54,7 +53,7 @@ pub struct Journal {
     record: Vec<u8>,
     /// The manifest does not say that the last record was appended: it has to before the next one is (its M2).
     unnamed: bool,
-    /// There was no room; nobody tries until this, nanoseconds.
+    /// There was no room; nothing is tried before this time, nanoseconds.
     no_room: Option<(Errno, u64)>,
     /// Bytes appended since the last checkpoint began.
     pub bytes_since_checkpoint: u64,
@@ -182,8 +181,8 @@ impl Journal {
         Ok(seq)
     }
 
-    /// Has the manifest say that the last record was appended: in another file, if it cannot be stored in this one, and not for want of
-    /// room.
+    /// Has the manifest say that the last record was appended. If its file cannot be stored to, for another reason than too little
+    /// room, it is written again as a new file.
     fn name_last(&mut self) -> std::result::Result<(), Errno> {
         let named = self.page.appended(self.next_seq - 1);
         let named = match named {
@@ -214,8 +213,9 @@ impl Journal {
         errno
     }
 
-    /// Writes the manifest again if it is gone, and begins a new segment if the newest one is of those that could not be synced.
-    pub fn begin_anew(&mut self) -> std::result::Result<(), Errno> {
+    /// After the journal has failed (J8, J11): writes the manifest again if it is gone, and begins a new segment if the newest one
+    /// was there when it failed. A checkpoint has to follow.
+    pub fn renew(&mut self) -> std::result::Result<(), Errno> {
         self.renew_manifest(false)?;
         if self.shared.newest_has_failed() { self.roll() } else { Ok(()) }
     }

@@ -1,8 +1,8 @@
 //! Known: a file that a start would read, as it was when this process made or read it.
 //!
-//! How it works      Somebody else can remove, rename, replace or truncate a file that this process has open: all calls on it
-//!                   succeed, and the next start does not find what they stored. So the file at the path is compared with
-//!                   the one that is known: [`super::shared`] does that before a commit succeeds
+//! How it works      Somebody else can remove, rename, replace or truncate a file that this process has open. Calls on it still
+//!                   succeed (except a store behind the end of a truncated one), and the next start does not find what they stored.
+//!                   So the file at the path is compared with the one that is known: [`super::shared`] does that before a commit succeeds
 //!                   ([why](../../../docs/decisions/0040-files-changed-from-outside.md)).
 //! Errors            the system's, where it cannot say what is at the path.
 
@@ -23,8 +23,8 @@ pub struct Known {
 }
 
 impl Known {
-    /// A file that is written through a mapping, at the path where it is now. Its length does not change.
-    pub fn mapped(system: &dyn System, path: PathBuf) -> Result<Known, Errno> {
+    /// A file whose bytes may change, at the path where it is now. Its length does not change.
+    pub fn fixed_length(system: &dyn System, path: PathBuf) -> Result<Known, Errno> {
         Ok(Known { seen: system.look(&path)?, path, finished: false })
     }
 
@@ -33,7 +33,7 @@ impl Known {
         Ok(Known { seen: system.look(&path)?, path, finished: true })
     }
 
-    /// Whether it is at its path, and has its length.
+    /// Whether it is at its path with its length and, if it is finished, with its time of change.
     pub fn is_there(&self, system: &dyn System) -> Result<bool, Errno> {
         let now = system.look(&self.path)?;
         Ok(self.seen.zip(now).is_some_and(|(seen, now)| {

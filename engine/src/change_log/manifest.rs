@@ -233,7 +233,7 @@ impl Manifest {
         let Some(found) = found else { return Manifest::make(identity, state, appended) };
         let file = identity.system.open(&identity.manifest, true)?;
         let page = Page(file.map(MANIFEST_BYTES)?);
-        let known = Known::mapped(&*identity.system, identity.manifest.clone())?;
+        let known = Known::fixed_length(&*identity.system, identity.manifest.clone())?;
         let now = Mutex::new(Now { file, known, state: found.state.clone(), oldest: 0 });
         let manifest = Manifest { identity: identity.clone(), now };
         // First: once the copy names this boot, it is believed.
@@ -357,7 +357,7 @@ fn write_new(
     page.appended(appended)?;
     file.sync()?;
     identity.system.rename(&new, &identity.manifest)?;
-    let known = Known::mapped(&*identity.system, identity.manifest.clone())?;
+    let known = Known::fixed_length(&*identity.system, identity.manifest.clone())?;
     identity.system.sync_directory(folder(identity))?;
     Ok((file, known, page))
 }

@@ -78,7 +78,7 @@ impl Prepared {
         }
     }
 
-    /// Makes one that fits in the room that is kept, where there is no other.
+    /// Makes one of the full size, or a smaller one where there is no room for that.
     pub fn make_small(
         identity: &Identity,
         number: u64,
@@ -133,7 +133,7 @@ impl Prepared {
         };
         let file = identity.system.create(path)?;
         let map = file.map(length)?;
-        let known = Known::mapped(&*identity.system, path.to_owned())?;
+        let known = Known::fixed_length(&*identity.system, path.to_owned())?;
         file.write(&header.encode(JOURNAL_MAGIC), 0)?;
         file.sync()?;
         if !bug(Bug::NoDirectorySync) {

@@ -1,14 +1,14 @@
-//! Shared: what a [journal](super::journal)'s processor and those who make its records durable share.
+//! Shared: the part of a [journal](super::journal) that its processor, flushes and checkpoints use at the same time.
 //!
-//! How it works      A flush calls [`Shared::commit`], a checkpoint [`Shared::named`] and then [`Shared::covered`]. A commit looks
-//!                   last whether the files that a start would read are still at their paths
+//! How it works      A flush calls [`Shared::commit`], a checkpoint [`Shared::named`] and then [`Shared::covered`]. At its end a commit
+//!                   checks that the files that a start would read are still at their paths
 //!                   ([`super::known`]). If one is not, the journal goes on as after a failed sync (J8): the processor
-//!                   begins a new segment, writes the manifest again, and a checkpoint makes what was lost unnecessary.
-//! Invariants        J6, J7, J8, J10 (see the journal);
-//!                   J11 a commit succeeds only if, after its sync, each file that a start would read is at its path.
-//! Owner and locks   `committing`, then the list of segments, which is held for a push or a clone. Files that are not needed any more
-//!                   are removed after they were taken off the lists, under `committing`: who holds that looks for no file that
-//!                   this process removes.
+//!                   writes the manifest again if that is gone, begins a new segment, and writes a checkpoint, so that nothing
+//!                   needs what was lost.
+//! Invariants        J6, J7, J8, J10, J11 (see the journal).
+//! Owner and locks   `committing`, then the list of segments, which is held for a push or a clone. The marks' bytes: whoever holds
+//!                   `committing`. A file that is not needed any more is taken off the lists under `committing`, and only
+//!                   then removed, so a check under `committing` never misses a file that this process has removed.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -25,8 +25,8 @@ use crate::deliberate::{Bug, bug};
 use crate::error::Errno;
 use crate::system::File;
 
-/// How many paths of files that were lost are kept for who asks.
-const LOST_MAX: usize = 64;
+/// How many paths of files that were gone are kept until somebody asks.
+const REPLACED_MAX: usize = 64;
 
 /// What commits leave for the next one.
 #[derive(Debug, Default)]
@@ -40,13 +40,13 @@ struct Committing {
     failed: Option<(Errno, u64)>,
     /// A file that is not at its path, or was not when the journal failed.
     gone: Option<PathBuf>,
-    /// Files that were gone, and are not needed any more: for who asks.
+    /// Files that were gone and are not needed any more, until somebody asks.
     replaced: Vec<PathBuf>,
-    /// What the last checkpoint is, and segments of the run before this one until there is one of this run.
+    /// The last checkpoint, and until this run has made one, segments of the runs before.
     kept: Vec<Known>,
 }
 
-/// What has become of a journal's files.
+/// Which of a journal's files are or were gone.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Gone {
     /// A file that is not at its path, or not as long as it was: until it is not needed any more, no commit succeeds.
@@ -89,7 +89,7 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// Of a run that begins with this segment.
+    /// What is shared in a run that begins with this segment.
     pub(super) fn begin(
         identity: &Identity,
         start: Start,
@@ -100,7 +100,7 @@ impl Shared {
         // What was read back may be in the page cache alone, and be called clean there (J8).
         let failed = failed_sync.is_set().then_some((Errno::EIO, start.number - 1));
         let system = &*identity.system;
-        let segments = start.paths.into_iter().map(|path| Known::mapped(system, path));
+        let segments = start.paths.into_iter().map(|path| Known::fixed_length(system, path));
         let mut kept = segments.collect::<Result<Vec<Known>, Errno>>()?;
         if start.checkpoint.0 != 0 {
             kept.push(Known::finished(system, identity.checkpoint_path(start.checkpoint.0))?);
@@ -182,7 +182,7 @@ impl Shared {
         Err(Errno::EIO)
     }
 
-    /// The first such file that is not.
+    /// The first of the files that a start would read that is not at its path.
     fn gone(&self, committing: &Committing) -> Result<Option<PathBuf>, Errno> {
         let identity = self.manifest.identity();
         if !self.manifest.is_there()? {
@@ -198,8 +198,8 @@ impl Shared {
         Ok(None)
     }
 
-    /// Looks now, unless somebody else does, and says what was found. Where a file is gone, the processor has to be told that
-    /// the journal has failed.
+    /// Looks now, unless a commit is under way, and says what was found. Where a file is gone, the caller has to tell the
+    /// processor that the journal has failed.
     pub fn look_for_files(&self) -> Gone {
         let mut committing = match self.committing.try_lock() {
             Ok(committing) => committing,
@@ -210,8 +210,8 @@ impl Shared {
         Gone { now: committing.gone.clone(), replaced: std::mem::take(&mut committing.replaced) }
     }
 
-    /// Whether it has failed because a file is gone.
-    pub fn has_lost_a_file(&self) -> bool {
+    /// Whether a file is gone, because of which the journal has failed.
+    pub fn lacks_a_file(&self) -> bool {
         self.committing().gone.is_some()
     }
 
@@ -298,7 +298,7 @@ impl Shared {
         if committing.failed.is_some_and(|(_, newest)| newest < oldest) {
             committing.failed = None; // J8
             self.failed_sync.forget_if(|| true);
-            let gone = committing.gone.take().filter(|_| committing.replaced.len() < LOST_MAX);
+            let gone = committing.gone.take().filter(|_| committing.replaced.len() < REPLACED_MAX);
             committing.replaced.extend(gone);
         }
         self.committed.fetch_max(covered, Ordering::Release);

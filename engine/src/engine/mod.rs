@@ -352,7 +352,7 @@ impl Engine {
     }
 
     /// Looks whether the files that a start would read of a volume are at their paths; where one is not, has what it held
-    /// written again. What has become of the files of each processor's journal.
+    /// written again. Returns what was found of each processor's journal.
     pub fn look_for_files(&self, volume: VolumeId) -> Result<Vec<Gone>> {
         Ok(self.volume(volume)?.flusher.durable().look_for_files())
     }
@@ -372,8 +372,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Replaces what journals hold by checkpoints, one processor after the other, although there may be room for a small
-    /// segment only: then their old segments can be removed.
+    /// Replaces what journals hold by checkpoints, one processor after the other, so that old segments can be removed. Room
+    /// for a small segment is enough.
     pub fn relieve(&self, volume: VolumeId) -> Result<()> {
         let volume = self.volume(volume)?;
         let mut all = true;

@@ -1,4 +1,4 @@
-//! Stop: the end of an engine: everything durable, all threads ended, but for what hangs.
+//! Stop: makes everything durable and ends all threads, except those that hang.
 //!
 //! How it works      Clones are let go before what they were made from, each with its last checkpoint. Devices that are slow are
 //!                   waited for, though not for long; what hangs then is left to the kernel, with its locks.

@@ -2,7 +2,7 @@
 //!
 //! How it works      The input is what the peer sends. It is fed twice, in great pieces and in small ones, the output
 //!                   taken each time as a socket would.
-//! Promises          H1..H3 of the handshake: both ways come to the same output and the same end, what is held stays
+//! Promises          HN1..HN3 of the handshake: both ways come to the same output and the same end, what is held stays
 //!                   bounded, and nothing but whole replies comes out.
 
 use std::sync::Arc;
@@ -46,8 +46,8 @@ fn talk(table: &ExportTable, bytes: &[u8], piece: usize) -> (Vec<u8>, End) {
     let mut fed = 0;
     let context = Context { exports: table, full: false };
     loop {
-        assert!(handshake.output().len() <= OUTPUT_BYTES_MAX, "H2: too much output");
-        assert!(handshake.held_bytes() <= 2 * (INPUT_BYTES_MAX + OUTPUT_BYTES_MAX), "H2: held");
+        assert!(handshake.output().len() <= OUTPUT_BYTES_MAX, "HN2: too much output");
+        assert!(handshake.held_bytes() <= 2 * (INPUT_BYTES_MAX + OUTPUT_BYTES_MAX), "HN2: held");
         let idle = handshake.output().is_empty();
         out.extend_from_slice(handshake.output());
         handshake.sent(handshake.output().len());
@@ -81,7 +81,7 @@ fn run(bytes: &[u8]) {
     let piece = 1 + bytes.first().map_or(0, |byte| usize::from(*byte));
     let (out, end) = talk(&table, bytes, piece);
     let (same, same_end) = talk(&table, bytes, FEED_BYTES_MAX);
-    assert!(out == same && end == same_end, "H1: how bytes are cut must not matter");
+    assert!(out == same && end == same_end, "HN1: how bytes are cut must not matter");
     check_replies(&out, &end);
     for export in table.list() {
         assert_eq!(export.connections(), 0, "an attachment has stayed");

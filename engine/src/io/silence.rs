@@ -4,7 +4,7 @@
 //!                   notices when nobody reports any more: then the device answers again. While it is silent nothing that might
 //!                   wait for it is tried on a processor: not even a look into the page cache, which would begin a
 //!                   read where the disk's queue is full.
-//! Invariants        S1 `stuck` counts calls that change the device, that the kernel has, and whose request was given up. While
+//! Invariants        SI1 `stuck` counts calls that change the device, that the kernel has, and whose request was given up. While
 //!                      there is one, no sync succeeds, and nothing new is placed on the device.
 //! Owner and locks   one lock over what was reported, for a look or a change.
 
@@ -98,7 +98,7 @@ impl Silence {
         self.looking.store(0, Ordering::Release);
     }
 
-    /// A call that changes the device was given up, and the kernel has it (S1).
+    /// A call that changes the device was given up, and the kernel has it (SI1).
     pub fn begin_stuck(&self) {
         self.stuck.fetch_add(1, Ordering::AcqRel);
     }
@@ -108,7 +108,7 @@ impl Silence {
         self.stuck.fetch_sub(1, Ordering::AcqRel);
     }
 
-    /// Calls that were given up, and that the kernel has (S1).
+    /// Calls that were given up, and that the kernel has (SI1).
     pub fn stuck(&self) -> u64 {
         self.stuck.load(Ordering::Acquire)
     }

@@ -2,14 +2,14 @@
 //!
 //! How it works      Each connection has a share of its own ([`SHARE_BYTES`]). What it holds beyond that it
 //!                   draws from one pool, as long as the draw of all connections to its volume is at most what stays free:
-//!                   the clients of one volume, whose disk may hang, leave those of others as much as they hold themselves. A connection that waits
-//!                   for no answer may take what its next request costs, if it is there at all, so that the
-//!                   greatest request is possible. A part of the pool is kept for proven peers, which have
+//!                   the clients of one volume, whose disk may hang, leave those of others as much as they hold themselves.
+//!                   A connection that waits for no answer may take what its next request costs, if the pool has that, so
+//!                   that the largest request is possible. A part of the pool is kept for proven peers, which have
 //!                   shown that they send and read: strangers that never read cannot take it. A second part is kept
-//!                   for requests of strangers up to [`MODEST_BYTES`]: otherwise such a request waits behind every
-//!                   great one, of which the pool holds only a few at a time. Whoever gets
-//!                   nothing waits; while somebody waits who has drawn nothing, the pool is short: then peers that
-//!                   will hold what they have drawn for longest are closed, as many as it takes ([`evict`]).
+//!                   for requests up to [`MODEST_BYTES`] of strangers: otherwise such a request waits behind all
+//!                   larger ones, of which the pool holds only a few at a time. A connection that gets nothing waits.
+//!                   While one waits that has drawn nothing, the pool is short: then peers that will hold what they have drawn
+//!                   for longest are closed, as many as it takes ([`evict`]).
 //! Invariants        B1 free + all draws = [`POOL_BYTES`];
 //!                   B2 a connection's draw is what it holds beyond its share, and its group's is what all of the group hold.
 //! Owner and locks   the pool's lock comes after a connection's own, and is held for a few instructions.
@@ -30,9 +30,9 @@ pub const SHARE_BYTES: u64 = 64 << 10;
 pub const POOL_BYTES: u64 = 192 << 20;
 /// What is left in the pool for proven peers, bytes.
 pub const RESERVE_BYTES: u64 = 64 << 20;
-/// What great requests of strangers leave in the pool beside that, for their lesser ones, bytes.
+/// What requests of strangers above [`MODEST_BYTES`] leave in the pool besides, for those up to it, bytes.
 pub const MODEST_RESERVE_BYTES: u64 = 32 << 20;
-/// The greatest request that is not great, bytes: what copies usually read or write at once.
+/// A request of a stranger up to this waits for no larger one, bytes: copies usually read or write no more at once.
 pub const MODEST_BYTES: u64 = 2 << 20;
 /// A peer is proven once it has sent or taken this much: more than sockets hold on the way, bytes.
 pub const PROVEN_BYTES: u64 = 4 << 20;

@@ -78,8 +78,8 @@ pub struct State {
     pub sending: bool,
     /// The connection is over (N2).
     pub broken: bool,
-    /// Its peer has said that it disconnects: what it asked for before is done, also if it does not wait for that.
-    pub left: bool,
+    /// Its peer has said that it disconnects: what it asked for before is done, also if it is gone before that.
+    pub disconnected: bool,
     /// Its socket goes on elsewhere (N3).
     released: bool,
     /// Requests that the target has (N1).
@@ -180,8 +180,8 @@ impl Connection {
     }
 
     /// Its peer has said that it disconnects.
-    pub fn leaves(&self) {
-        lock(&self.state).left = true;
+    pub fn note_disconnect(&self) {
+        lock(&self.state).disconnected = true;
     }
 
     /// Has the reader stop where it stands, whatever it waits for; its socket may have to be told too.

@@ -4,10 +4,10 @@
 //!                   [`Handshake::output`]; no socket, clock or thread is in here. Options are answered one
 //!                   by one. While much output waits to be taken, no further option is looked at, so a long
 //!                   list of exports is made piece by piece.
-//! Invariants        H1 exactly an option's length is consumed, whatever is in it;
-//!                   H2 at most [`INPUT_BYTES_MAX`] of input and [`OUTPUT_BYTES_MAX`] of output are held,
+//! Invariants        HN1 exactly an option's length is consumed, whatever is in it;
+//!                   HN2 at most [`INPUT_BYTES_MAX`] of input and [`OUTPUT_BYTES_MAX`] of output are held,
 //!                      beside the list of exports;
-//!                   H3 nothing is attached to before an option that ends the handshake was found valid.
+//!                   HN3 nothing is attached to before an option that ends the handshake was found valid.
 //! Errors            What the protocol can say, it is told with an error reply; for anything else the
 //!                   connection is closed: another magic, unknown client flags, too much of anything.
 
@@ -184,7 +184,7 @@ impl Handshake {
                 None => break Step::More,
             }
         };
-        debug_assert!(self.output.len() <= OUTPUT_BYTES_MAX, "H2");
+        debug_assert!(self.output.len() <= OUTPUT_BYTES_MAX, "HN2");
         self.input.drain(..consumed.min(self.input.len()));
         if self.input.is_empty() && self.input.capacity() > 1024 {
             self.input = Vec::new();
@@ -276,7 +276,7 @@ impl Handshake {
         let input = std::mem::take(&mut self.input);
         let step = self.option(number, &input[start..start + length], context);
         self.input = input;
-        *consumed = start + length; // H1
+        *consumed = start + length; // HN1
         Some(step)
     }
 

@@ -9,9 +9,9 @@
 //!                   `clients.rs` lists them.
 //!                   `hand_over.rs` stops connections between two requests, for the next process to go on with.
 //! Bounds            `budget.rs`: bytes and requests in flight, for each connection and for all together.
-//! Invariants        S1 one connection can only end itself: no peer's bytes lead to a panic or to an
+//! Invariants        NC1 one connection can only end itself: no peer's bytes lead to a panic or to an
 //!                      unbounded wait of a thread that others need;
-//!                   S2 an export is attached to from the end of its handshake until the target has none of
+//!                   NC2 an export is attached to from the end of its handshake until the target has none of
 //!                      its requests.
 //! Owner and locks   thread               waits for                        may be stopped by
 //!                   listener             epoll, at most 10 s              the wake-up
@@ -410,7 +410,7 @@ impl Shared {
     }
 }
 
-/// Ends a connection when its reader ends, however that comes about: the attachment first (S2), so that a client whose
+/// Ends a connection when its reader ends, however that comes about: the attachment first (NC2), so that a client whose
 /// socket was closed no longer counts as one.
 struct Ending {
     connection: Arc<Connection>,

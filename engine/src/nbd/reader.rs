@@ -275,7 +275,7 @@ impl Reader<'_> {
         };
         match parsed {
             Parsed::Disconnect => {
-                self.connection.leaves();
+                self.connection.note_disconnect();
                 Err(End::Leave)
             }
             Parsed::Refused { payload, errno } => {

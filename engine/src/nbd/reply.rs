@@ -331,6 +331,6 @@ impl Sink for Connection {
 
     fn is_gone(&self) -> bool {
         let state = lock(&self.state);
-        state.broken && !state.left
+        state.broken && !state.disconnected
     }
 }

@@ -6,12 +6,12 @@
 //!                   its name, tells the journal what is covered, and removes what nothing needs any more.
 //!                   The manifest names it before anything is taken for covered or removed.
 //! No room           where the next segment cannot be prepared, Python is told (a [`JournalFull`](Told::JournalFull) event), while
-//!                   half of the newest segment is left. It gives up room that it keeps for this, and calls `relieve`: a small
-//!                   segment is begun, and a checkpoint makes the whole one before it removable.
-//! A failed journal  a sync that has failed may have lost records (J8), and so may a file that is gone (J11). Then the journal
-//!                   begins a new segment, and a
-//!                   checkpoint of everything before it is made: once that is named, nothing needs what was lost, and
-//!                   commits succeed again. Each flush that finds the journal failed asks for that.
+//!                   half of the newest segment is left. Python gives up room that it keeps for this, and calls `relieve`: a
+//!                   small segment is begun, and a checkpoint makes the segments before it removable.
+//! A failed journal  after a failed sync records may be lost (J8), and so they may be if a file is gone (J11). Then the journal
+//!                   begins a new segment, and a checkpoint of everything before it is made: once that is named, nothing needs
+//!                   what was lost, and commits succeed again. Each flush, and each look for files, that finds the journal
+//!                   failed asks for that.
 //! Invariants        K1, K2 (see [`crate::change_log::checkpoint`]).
 
 use std::sync::Arc;
@@ -156,10 +156,10 @@ impl Share {
         }
     }
 
-    /// The journal could not be synced.
+    /// The journal has failed: it could not be synced, or a file of it is gone.
     pub fn renew_journal(&mut self, context: &Context<'_>) {
-        // Where no segment can be begun, the next flush that fails asks again.
-        if self.journal.begin_anew().is_ok() {
+        // Where no segment can be begun, the next flush or look for files asks again.
+        if self.journal.renew().is_ok() {
             self.begin_checkpoint(context);
         }
     }

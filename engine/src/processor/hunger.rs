@@ -21,7 +21,7 @@ use crate::processor::queue::{Control, Event, Queue};
 use crate::sync::{AtomicUsize, Mutex, MutexGuard, Ordering, fence};
 use crate::units::VolumeId;
 
-/// Whom to ask when a volume's change logs are full.
+/// Whom to ask when a volume's change logs are full, and to tell when a journal has no room.
 #[derive(Clone, Debug)]
 pub struct Ask {
     /// Where Python hears of it.

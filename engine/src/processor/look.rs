@@ -4,7 +4,7 @@
 //!                   a pool thread, as it may have to wait for whoever clears or writes the same file, and may take long where
 //!                   a file lies in many pieces. Both stop after a while, and after as many extents as an
 //!                   answer has: then the request is answered for what lies before ([`Request::answer_up_to`]).
-//! Invariants        S1 the first byte that was asked about is answered, or the request fails: so who asks on comes to an end.
+//! Invariants        LK1 the first byte that was asked about is answered, or the request fails: so who asks on comes to an end.
 
 use crate::block_map::leaf::Found;
 use crate::block_map::place::Place;
@@ -160,7 +160,7 @@ impl Job {
         let Err(stopped) = looked else { return Ok(()) };
         let reached = reached.expect("it stopped somewhere");
         request.answer_up_to(reached);
-        // S1: the answer only has to begin where the request does.
+        // LK1: the answer only has to begin where the request does.
         stopped.filter(|_| reached == request.offset).map_or(Ok(()), Err)
     }
 

@@ -9,7 +9,7 @@
 //!                   U2 a given-up write keeps its blocks and slots until it has ended, well or not: nothing of it lands over
 //!                      what is written later, or in a place that is another's. What it has written to slots is dropped;
 //!                   U3 while one is out, no snapshot of its epoch is complete ([`Share::settle`] fails), no sync of its
-//!                      devices succeeds (S1 of [`crate::io::silence`]), and its volume is not let go;
+//!                      devices succeeds (SI1 of [`crate::io::silence`]), and its volume is not let go;
 //!                   U4 a part's request hears of it once: by who gives it up, or by who finishes it.
 //! Owner and locks   the share's processor; an errand has a lock, for the moment of taking.
 

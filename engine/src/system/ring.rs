@@ -5,9 +5,9 @@
 //!                   only if the thread waits. What has ended meanwhile is given back together. The ring only says whether a
 //!                   buffer is full: who brought the read makes it again, the ordinary way, where it is not, and gets
 //!                   the error there. A kernel that has no io_uring, or a sandbox that refuses it, makes no ring.
-//! Invariants        R1 a read's buffer and file stay until the kernel is done with it: `in_flight` holds what they belong to,
+//! Invariants        RG1 a read's buffer and file stay until the kernel is done with it: `in_flight` holds what they belong to,
 //!                   and is forgotten, not dropped, if the thread panics;
-//!                   R2 whoever comes while the thread waits, or is about to, finds `asleep` set, unless reads wait
+//!                   RG2 whoever comes while the thread waits, or is about to, finds `asleep` set, unless reads wait
 //!                   already for others to end; and the read of the eventfd is under way.
 //! Owner and locks   the thread has the ring; `state`'s lock is held for a push or a take.
 
@@ -137,7 +137,7 @@ fn run<T>(shared: &Shared<T>, made: &Sender<bool>, ended: &dyn Fn(Vec<(T, bool)>
     let ring = new_ring();
     let _ = made.send(ring.is_some()); // who starts it waits for that
     let Some(ring) = ring else { return };
-    let in_flight = ManuallyDrop::new((0..DEPTH).map(|_| None).collect()); // R1
+    let in_flight = ManuallyDrop::new((0..DEPTH).map(|_| None).collect()); // RG1
     let free = (0..DEPTH).collect();
     let mut reader = Reader { ring, in_flight, free, woken: ManuallyDrop::new(Box::new(0)) };
     reader.wait_for_wake(shared);
@@ -149,7 +149,7 @@ fn run<T>(shared: &Shared<T>, made: &Sender<bool>, ended: &dyn Fn(Vec<(T, bool)>
         if idle && state.stopping && reader.free.len() == DEPTH as usize {
             return;
         }
-        state.asleep = waiting.len() <= reader.free.len() && !state.stopping; // R2
+        state.asleep = waiting.len() <= reader.free.len() && !state.stopping; // RG2
         drop(state);
         reader.begin(&mut waiting);
         // What does not fit in waits for something to end.
@@ -186,7 +186,7 @@ struct Reader<T> {
 
 impl<T> Reader<T> {
     fn push(&mut self, entry: &io_uring::squeue::Entry) {
-        // SAFETY: buffers and files stay until the entry has ended: R1, `woken`, and the eventfd, which `run` borrows.
+        // SAFETY: buffers and files stay until the entry has ended: RG1, `woken`, and the eventfd, which `run` borrows.
         let pushed = unsafe { self.ring.submission().push(entry) };
         pushed.expect("there are twice as many entries as reads");
     }

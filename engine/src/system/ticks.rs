@@ -72,8 +72,8 @@ impl Ticks {
         timeout > 0 && self.now().wrapping_sub(since) > timeout
     }
 
-    /// Whether a device does not answer that has been at a sync since this tick. A sync writes back all that the page cache holds,
-    /// which may take a slow disk long: half of what a request may wait.
+    /// Whether a device does not answer that has been at a sync since this tick: after half of what a request may wait, because
+    /// a sync writes back all that the page cache holds, which takes a slow disk long.
     pub fn is_silent_sync(&self, since: Tick) -> bool {
         let timeout = self.timeout.load(Ordering::Relaxed);
         let timeout = if timeout == 0 { ticks_in(TIMEOUT_DEFAULT) } else { timeout };

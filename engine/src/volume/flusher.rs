@@ -3,6 +3,8 @@
 //! How it works      A pool of one thread for each volume: when somebody waits, it takes all who wait, and runs one sync
 //!                   for them, until nobody does. A sync notes how far each journal has got, syncs every device that
 //!                   was written to, also those behind one that fails, then commits each journal up to what was noted.
+//!                   If a commit finds that a file of a journal is gone (its J11), the processor writes again what that held, and
+//!                   the sync commits once more.
 //!                   A connection that asks for nothing but a sync, while none is under way, not even a checkpoint's, runs it
 //!                   itself if the last one was short ([`SHORT_NS`]) and no device ever waits: handing it over would take
 //!                   longer. The thread that reads requests must not wait for a disk.
@@ -35,6 +37,9 @@ use crate::system::pool::{Lane, Pool};
 use crate::system::ticks::{Tick, Ticks};
 use crate::system::{System, Urgency, wait};
 use crate::volume::request::{Request, Sink};
+
+/// How often a sync has a journal's files written again before it fails: the second time for those that went in between.
+const RENEWALS: u32 = 2;
 
 /// Who waits for a sync.
 pub enum Waiter {
@@ -150,7 +155,7 @@ impl Durable {
             let seq = if bug(Bug::MarkTooFar) { journal.appended() } else { seq };
             let mut committed = journal.commit(seq);
             for _ in 0..RENEWALS {
-                if committed.is_err() && journal.has_lost_a_file() && self.renew(queue, *share) {
+                if committed.is_err() && journal.lacks_a_file() && self.renew(queue, *share) {
                     committed = journal.commit(seq);
                 }
             }
@@ -177,7 +182,7 @@ impl Durable {
         result
     }
 
-    /// Has a journal, a file of which is gone, go on without it, and waits for that; whether that was done.
+    /// Has a journal that lacks a file write again what that held, and waits for it; whether that was done.
     fn renew(&self, queue: &Queue, share: u32) -> bool {
         let Some(whose) = &self.whose else { return false };
         let (sender, receiver) = channel();
@@ -186,8 +191,8 @@ impl Durable {
         wait(&*whose.identity.system, &receiver).unwrap_or(false)
     }
 
-    /// Looks whether each file that a start would read is at its path; where one is not, has what it held written again. What
-    /// has become of each journal's files.
+    /// Looks whether each file that a start would read is at its path; where one is not, has what it held written again.
+    /// Returns what was found of each journal.
     pub fn look_for_files(&self) -> Vec<Gone> {
         let journals = self.journals.read().expect("no holder panics").clone();
         let mut found = Vec::new();
@@ -283,9 +288,6 @@ struct Shared {
     /// What the last sync took, nanoseconds.
     took_ns: AtomicU64,
 }
-
-/// How often a sync has a journal's files written again before it fails: the second time for those that went meanwhile.
-const RENEWALS: u32 = 2;
 
 /// Nanoseconds since some instant.
 pub type Clock = Box<dyn Fn() -> u64 + Send + Sync>;

@@ -44,10 +44,10 @@ def degraded(daemon: Daemon, tmp_path: Path) -> Daemon:
 
 def test_a_fault_is_told_in_words() -> None:
     assert fault_clause(fault()) == (
-        "reading at 4096 failed: Input/output error (once since 2027-01-15T08:00:00Z)"
+        "reading at 4096 failed: input/output error (once since 2027-01-15T08:00:00Z)"
     )
     assert fault_clause(fault("syncing", 2)) == (
-        "syncing failed: Input/output error (2 times since 2027-01-15T08:00:00Z, last"
+        "syncing failed: input/output error (2 times since 2027-01-15T08:00:00Z, last"
         " 2027-01-15T08:00:01Z); what was written to it and not flushed may be lost"
     )
 
@@ -91,12 +91,12 @@ def test_a_device_that_was_short_waits_for_a_retry(degraded: Daemon, tmp_path: P
 
 def test_a_faulty_device_is_shown_with_what_it_is_needed_for(degraded: Daemon) -> None:
     shown = json.loads(degraded.ok("device", "show", "b", "--json"))
-    assert (shown["state"], shown["reason"][:35]) == ("faulty", "reading at 4096 failed: Input/outpu")
+    assert (shown["state"], shown["reason"][:35]) == ("faulty", "reading at 4096 failed: input/outpu")
     assert json.loads(degraded.ok("device", "show", "a", "--json"))["state"] == "ok"
     volume = json.loads(degraded.ok("volume", "show", "v", "--partitions", "--json"))
     assert volume["state"] == "degraded"
     assert volume["reason"].startswith(
-        "device b is faulty: reading at 4096 failed: Input/output error (3 times"
+        "device b is faulty: reading at 4096 failed: input/output error (3 times"
     )
     assert volume["reason"].endswith("(1 of 2 partitions faulty)")
     assert [part["state"] for part in volume["partitions"]] == ["ok", "faulty"]

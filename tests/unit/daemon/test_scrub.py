@@ -68,7 +68,7 @@ def test_a_scrub_that_finds_something_says_what_and_who_sees_it(volume: Daemon) 
     assert "8 KiB read, 8 KiB on missing devices left out, 2 bad blocks" in result.stdout
     assert "v, v@s" in result.stdout
     assert "its checksum does not match" in result.stdout
-    assert "Input/output error" in result.stdout
+    assert "input/output error" in result.stdout
     view = json.loads(volume.run("scrub", "v", "--json").stdout)
     assert [(bad["partition"], bad["block"], bad["seen_by"]) for bad in view["bad"]] == [
         (1, 3, ["v", "v@s"]),

@@ -1,7 +1,7 @@
-//! Next: the segment that follows the newest one of a [journal](super), from being asked for to being there.
+//! Next: the segment that follows the newest one of a [journal](super), until it is begun or removed.
 //!
-//! How it works      It is asked for when the newest one is half full, and prepared by a pool thread. Where there was no room for it,
-//!                   a small one can be asked for, which is begun at once so that the one before it can be removed.
+//! How it works      It is asked for when the newest one is half full, and prepared by a pool thread. Where there is no room for it,
+//!                   a small one can be asked for. That is begun at once, so that the one before it can be removed.
 //! Owner and locks   the processor.
 
 use super::{Journal, Next, Prepared};
@@ -68,7 +68,7 @@ impl Journal {
     /// Removes what was prepared and is not needed. Where a file is gone, what the last checkpoint needs is made again.
     pub fn close(&mut self) {
         if self.shared.look_for_files().now.is_some() {
-            let _ = self.begin_anew(); // where it cannot be, that checkpoint fails, or the next start says so
+            let _ = self.renew(); // where it cannot be, that checkpoint fails, or the next start says so
         }
         if let Next::Ready(prepared) = std::mem::replace(&mut self.next, Next::Wanted) {
             self.remove(&prepared);

@@ -85,12 +85,12 @@ fn a_failed_journal_commits_again_when_a_checkpoint_covers_what_it_may_have_lost
     assert!(journal.shared().commit(1).is_err());
     assert_eq!(journal.shared().covered(1), 1);
     assert!(journal.shared().commit(1).is_err(), "the segment that has failed is the newest");
-    journal.begin_anew().unwrap();
+    journal.renew().unwrap();
     journal.append(entry(2, 2, 1, &[2])).unwrap();
     assert!(journal.shared().commit(2).is_err());
     assert_eq!(journal.shared().covered(1), 2);
     journal.shared().commit(2).unwrap();
-    journal.begin_anew().unwrap();
+    journal.renew().unwrap();
     assert_eq!(journal.take_number(), 3, "no segment was begun without need");
 }
 

@@ -104,8 +104,8 @@ fn no_commit_succeeds_while_a_file_is_gone_and_what_it_held_can_be_made_again() 
             journal.shared().commit(1).is_err(),
             "nothing is new, but what there is would not be found"
         );
-        assert!(journal.shared().has_lost_a_file());
-        journal.begin_anew().unwrap();
+        assert!(journal.shared().lacks_a_file());
+        journal.renew().unwrap();
         assert!(journal.shared().commit(1).is_err(), "no checkpoint covers it");
         let seq = journal.append(entry(2, 2, 1, &[2])).unwrap();
         journal.shared().covered(1);

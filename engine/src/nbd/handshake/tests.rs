@@ -72,7 +72,7 @@ fn drive(
     let context = Context { exports: table, full: false };
     let mut out = Vec::new();
     let mut take = |handshake: &mut Handshake| {
-        assert!(handshake.output().len() <= OUTPUT_BYTES_MAX, "H2: too much output");
+        assert!(handshake.output().len() <= OUTPUT_BYTES_MAX, "HN2: too much output");
         out.extend_from_slice(handshake.output());
         handshake.sent(handshake.output().len());
     };
@@ -80,7 +80,7 @@ fn drive(
     for piece in bytes.chunks(piece.min(FEED_BYTES_MAX)) {
         let mut step = handshake.feed(piece, context);
         loop {
-            assert!(handshake.input.len() <= INPUT_BYTES_MAX, "H2: too much input");
+            assert!(handshake.input.len() <= INPUT_BYTES_MAX, "HN2: too much input");
             let idle = handshake.output().is_empty();
             take(handshake);
             if !matches!(step, Step::More) {
@@ -219,7 +219,7 @@ fn lengths_that_do_not_add_up_are_refused_and_exactly_consumed() {
         ];
         let (out, step) = drive(&mut begun(&table), &table, &bytes.concat(), 333);
         assert_eq!(kinds(&out)[1], option_reply::ERR_INVALID, "option {number}: {data:?}");
-        assert!(matches!(step, Step::Done(_)), "H1: option {number}: {data:?}");
+        assert!(matches!(step, Step::Done(_)), "HN1: option {number}: {data:?}");
     }
 }
 

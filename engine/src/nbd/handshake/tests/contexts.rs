@@ -102,7 +102,7 @@ fn a_connection_holds_the_snapshots_that_it_compares_with() {
     let before = [structured(), option_with(option::SET_META_CONTEXT, &select)].concat();
     let mut handshake = begun(&table);
     drive(&mut handshake, &table, &before, 1000);
-    assert!(table.find("v@s1").is_some_and(|export| export.connections() == 0), "H3");
+    assert!(table.find("v@s1").is_some_and(|export| export.connections() == 0), "HN3");
     let (_, step) = drive(&mut handshake, &table, &option_with(option::GO, &go_data(b"v")), 1000);
     let Step::Done(agreement) = step else { panic!("the handshake is not done") };
     let contexts = &agreement.selection.as_ref().expect("selected").contexts;
@@ -144,7 +144,7 @@ fn selections_and_lists_are_bounded() {
     };
     assert_eq!(refused(&asked), Some(option_reply::ERR_TOO_BIG));
     assert_eq!(refused(&asked[..SELECTED_MAX]), Some(option_reply::ACK));
-    // A list of 5000 is told piece by piece (`drive` asserts H2), and not as often as one likes.
+    // A list of 5000 is told piece by piece (`drive` asserts HN2), and not as often as one likes.
     let list = option_with(option::LIST_META_CONTEXT, &queries(b"v", &[b"qemu:"]));
     let lists = list.repeat(LISTS_MAX as usize + 1);
     let (out, _) = drive(&mut begun(&table), &table, &[structured(), lists].concat(), 1000);
