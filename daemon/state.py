@@ -126,7 +126,9 @@ def unusable(state_dir: Path, error: OSError) -> PolyvolError:
         return StateFull(path=state_dir, what="the files of a start cannot be made", need=NEEDED)
     todo = advice(error, OTHER_STATE) if isinstance(error, PermissionError) else OTHER_STATE
     if error.errno in (errno.EROFS, errno.EIO):
-        todo = "see the kernel's log (`dmesg`) for errors of its disk; mount it read-write"
+        todo = (
+            f"see the kernel's log (`dmesg`) for errors of its disk and mount it read-write, or {OTHER_STATE}"
+        )
     return StateUnusable(state=state_dir, why=reason(error, state_dir), todo=todo)
 
 

@@ -8,6 +8,7 @@ How it works      `daemon` is a running polyvold for one test, `make_daemon` mak
 """
 
 import os
+import signal
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,6 +19,14 @@ from tests.support.daemon import Daemon, short_directory
 from tests.support.turns import Beside, turn
 
 STAGES = "POLYVOL_TEST_STAGES"
+
+
+def pytest_configure() -> None:
+    """Programs that tests start can be ended by SIGINT and SIGQUIT, also where the shell has this run in the
+    background and ignores them."""
+    for number in (signal.SIGINT, signal.SIGQUIT):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 _held: list[ExitStack] = []

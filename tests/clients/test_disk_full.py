@@ -32,9 +32,9 @@ def small_disk(directory: Path, size: str) -> Iterator[Path]:
         check("umount", "--lazy", directory)
 
 
-def fill_up(disk: Path) -> Path:
+def fill_up(disk: Path, name: str = "ballast") -> Path:
     """A file that takes all that is left of a disk."""
-    ballast = disk / "ballast"
+    ballast = disk / name
     with ballast.open("wb", buffering=0) as file:
         while True:
             try:
@@ -174,6 +174,9 @@ def test_a_journal_that_cannot_go_on_refuses_writes_until_there_is_space() -> No
         daemon.ok("snapshot", "create", "v", "--name", "s")
         kept = dict(volume.versions)
         ballast = fill_up(daemon.directory)
+        # Somebody takes the room that is kept for journals, too.
+        (daemon.state_dir / "reserve.journals").unlink()
+        second = fill_up(daemon.directory, "more-ballast")
         # Records fill what is left of the journals, then there is no next one.
         refused = [number for number in range(4000) if not volume.write(number, 2)]
         assert 0 < len(refused) < 4000, "64 KiB of journal on each processor hold over a thousand records"
@@ -187,6 +190,7 @@ def test_a_journal_that_cannot_go_on_refuses_writes_until_there_is_space() -> No
         volume.handle.flush()
         assert daemon.running
         ballast.unlink()
+        second.unlink()
         for number in refused:
             assert volume.write(number, 3)
         daemon.ok("snapshot", "create", "v", "--name", "t")

@@ -38,7 +38,7 @@ REFUSALS = {
 }
 """What another thread's verb, or the daemon's own threads, can be the reason for."""
 
-BETWEEN = re.compile("is not served: it is (creating|deleting)")
+BETWEEN = re.compile("is not served: it is being (created|deleted|made)")
 
 
 class Gone(Exception):
