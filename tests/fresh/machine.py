@@ -1,10 +1,10 @@
 """machine: a fresh Debian, debootstrap's minbase with git, in which a clone of this checkout is tried.
 
 How it works      debootstrap makes each release's tree once, from the archive that this machine's apt uses
-                  (POLYVOL_TEST_DEBIAN overrides it); each machine is a copy. A command runs with the tree as its
-                  root, in namespaces of its own for mounts and processes: what it has started ends with it. How this
-                  machine's apt, pip and cargo reach their registries is copied into the tree, packages that
-                  were fetched are kept for the next machine.
+                  (POLYVOL_TEST_DEBIAN overrides it); each machine is a copy. A command runs with the tree
+                  as its root, in namespaces of its own for mounts and processes: what it has started ends
+                  with it. How this machine's apt, pip and cargo reach their registries is copied into the
+                  tree; packages that were fetched are kept for the next machine.
 Owner and locks   build/fresh: base-RELEASE.tar, debs-RELEASE, and the machines, which are removed at the end.
 Errors            AssertionError with the output of what failed; it needs to be root, as debootstrap does.
 """
