@@ -47,6 +47,13 @@ def test_help_is_told_without_setting_up(bare: Path, name: str) -> None:
     assert sorted(bare.rglob("*")) == before
 
 
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "scripts/hooks").iterdir()))
+def test_a_hook_tells_how_it_is_used(bare: Path, name: str) -> None:
+    said = check("env", "-i", "PATH=/usr/bin:/bin", bare / "scripts/hooks" / name, "--help")
+    assert said.startswith(f"{name}: ")
+    assert "How it is used" in said
+
+
 @pytest.mark.parametrize("name", PARSERS)
 def test_help_names_each_option(name: str) -> None:
     taken = check(BIN / "python", "-m", *PARSERS[name], "--help", cwd=ROOT)
