@@ -1,9 +1,10 @@
-# package.sh: put together what an installation consists of, for scripts/install and scripts/build-deb alike.
+# package.sh: put together what an installation consists of, for scripts/install and debian/rules alike.
 #
 # How it works   Sourced, after lib.sh. `stage_tree` fills a directory with everything under the paths that it will
-#                have: /opt/polyvol, a virtual environment of Debian's python3 that sees Debian's own packages, with
-#                polyvol's wheel and what the wheel needs; links to the two programs; units, udev rules, the user's
-#                and the state directory's definitions; the configuration file. Nothing is fetched at installation.
+#                have: the home (/opt/polyvol, or the package's /usr/lib/polyvol), a virtual environment of Debian's
+#                python3 that sees Debian's own packages, with polyvol's wheel and what the wheel needs; links to the
+#                two programs; units, udev rules, the user's and the state directory's definitions; the configuration
+#                file. Nothing is fetched at installation. What is in the clone names /opt/polyvol; that is replaced.
 # Owner          build/package/: the wheel and the fetched packages, kept for the next time by what they depend on.
 # shellcheck shell=bash disable=SC2154 # ROOT, VENV and BUILD come from lib.sh
 
@@ -51,15 +52,18 @@ build_wheel() {
     printf '%s\n' "$PACKAGE"/wheel/*.whl
 }
 
-# launcher MODULE: a program that runs MODULE's main, untouched by the caller's PYTHON* settings.
+# launcher HOME MODULE: a program that runs MODULE's main, untouched by the caller's PYTHON* settings.
 launcher() {
-    printf '#!%s/bin/python3 -I\n"""Installed by polyvol."""\n\nimport sys\n\n' "$OPT"
-    printf 'from polyvol.daemon.%s import main\n\nsys.exit(main())\n' "$1"
+    printf '#!%s/bin/python3 -I\n"""Installed by polyvol."""\n\nimport sys\n\n' "$1"
+    printf 'from polyvol.daemon.%s import main\n\nsys.exit(main())\n' "$2"
 }
 
-# stage_environment DIR: /opt/polyvol below DIR.
+# put MODE FILE TARGET HOME: install a file in which another home than /opt/polyvol may have to be named.
+put() { install -m "$1" "$2" "$3" && sed -i "s|$OPT|$4|g" "$3/${2##*/}"; }
+
+# stage_environment DIR HOME: HOME below DIR, not compiled.
 stage_environment() {
-    local opt=$1$OPT site vendored wheel version
+    local home=$2 opt=$1$2 site vendored wheel version file
     version=$(/usr/bin/python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])')
     site=$opt/lib/python$version/site-packages
     vendored=$(fetch_vendored)
@@ -71,27 +75,29 @@ stage_environment() {
     rm -rf "${site:?}/bin"
     ln -s /usr/bin/python3 "$opt/bin/python3"
     printf 'home = /usr/bin\ninclude-system-site-packages = true\nversion = %s\n' "$version" >"$opt/pyvenv.cfg"
-    launcher main >"$opt/bin/polyvold"
-    launcher cli.main >"$opt/bin/polyvol"
+    launcher "$home" main >"$opt/bin/polyvold"
+    launcher "$home" cli.main >"$opt/bin/polyvol"
     chmod 755 "$opt/bin/polyvold" "$opt/bin/polyvol"
     install -d "$opt/hooks"
-    install -m 755 "$ROOT"/scripts/hooks/* "$opt/hooks"
+    for file in "$ROOT"/scripts/hooks/*; do put 755 "$file" "$opt/hooks" "$home"; done
     find "$site" -name '*.so' -exec strip --strip-unneeded {} +
-    # By hash, unchecked: nothing is written there later, whoever runs it and whatever the files' times are.
-    logged package-compile /usr/bin/python3 -m compileall -q --invalidation-mode unchecked-hash \
-        -s "$1" "$site"
 }
 
-# stage_tree DIR LIB BIN: everything below DIR; units and rules under LIB (/usr/lib), links in BIN (/usr/bin).
+# compile_tree DIR HOME: by hash, unchecked: nothing is written there later, whoever runs it and whatever the files' times are.
+compile_tree() {
+    logged package-compile /usr/bin/python3 -m compileall -q --invalidation-mode unchecked-hash -s "$1" "$1$2/lib"
+}
+
+# stage_tree DIR HOME LIB BIN: everything below DIR; units and rules under LIB (/usr/lib), links in BIN (/usr/bin).
 stage_tree() {
-    local into=$1 lib=$1$2 bin=$1$3 file
-    stage_environment "$into"
+    local into=$1 home=$2 lib=$1$3 bin=$1$4 file
+    stage_environment "$into" "$home"
     install -d "$bin" "$lib/systemd/system" "$lib/sysusers.d" "$lib/tmpfiles.d" "$lib/udev/rules.d" \
         "$into/etc/polyvol"
-    ln -s "$OPT/bin/polyvol" "$OPT/bin/polyvold" "$bin"
+    ln -s "$home/bin/polyvol" "$home/bin/polyvold" "$bin"
     for file in "$ROOT"/systemd/*; do
         case $file in
-        *.service | *.socket | *.timer | *.target) install -m 644 "$file" "$lib/systemd/system" ;;
+        *.service | *.socket | *.timer | *.target) put 644 "$file" "$lib/systemd/system" "$home" ;;
         *.rules) install -m 644 "$file" "$lib/udev/rules.d" ;;
         *.sysusers) install -m 644 "$file" "$lib/sysusers.d/polyvol.conf" ;;
         *.tmpfiles) install -m 644 "$file" "$lib/tmpfiles.d/polyvol.conf" ;;

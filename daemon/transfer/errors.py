@@ -12,7 +12,10 @@ class LibnbdMissing(PolyvolError):
     code = "libnbd-missing"
     kind = "unavailable"
     sentence = "libnbd's Python module is not installed"
-    hint = "install python3-libnbd"
+    hint = (
+        "install Debian's python3-libnbd, which PyPI does not have; "
+        "a virtual environment sees it if it was made with --system-site-packages"
+    )
 
 
 class TransferFailed(PolyvolError):

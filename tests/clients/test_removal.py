@@ -35,8 +35,11 @@ cp "$root/systemd/polyvol.sysusers" $stage/usr/lib/sysusers.d/polyvol.conf
 cp "$root/systemd/polyvol.tmpfiles" $stage/usr/lib/tmpfiles.d/polyvol.conf
 printf 'Package: polyvol\nVersion: 1\nArchitecture: all\nMaintainer: x <x@x>\nDescription: x\n' \
     >$stage/DEBIAN/control
-bash -euc 'source "$1/scripts/lib.sh"; source "$1/scripts/maintainer.sh"; maintainer_scripts "$2"' \
-    - "$root" $stage/DEBIAN
+for script in preinst postinst prerm postrm; do
+    sed '/^#ACTIVATE#$/r '"$root/scripts/activate.sh" "$root/debian/polyvol.$script.in" >$stage/DEBIAN/$script
+    chmod 755 $stage/DEBIAN/$script
+done
+sed s/^_Description/Description/ "$root/debian/polyvol.templates" >$stage/DEBIAN/templates
 dpkg-deb --root-owner-group --build $stage $work/polyvol.deb
 install_it() { dpkg -i --force-depends $work/polyvol.deb >/dev/null; }
 installed() { dpkg-query -W -f '${db:Status-Status}\n' polyvol; }

@@ -17,7 +17,17 @@ from tests.host.machine import Machine
 from tests.support.daemon import short_directory
 from tests.support.proc import check
 
-INPUTS = ("daemon", "engine", "mapping", "nbd_plugin", "scripts", "snapshot", "systemd", "pyproject.toml")
+INPUTS = (
+    "daemon",
+    "debian",
+    "engine",
+    "mapping",
+    "nbd_plugin",
+    "scripts",
+    "snapshot",
+    "systemd",
+    "pyproject.toml",
+)
 CONSOLE_LINES = 400
 _failed: list[str] = []
 """The tests of the machine that failed."""

@@ -367,7 +367,7 @@ def test_force_ends_a_device_and_later_writes_fail(machine: Machine) -> None:
 
 def test_removing_keeps_the_volumes_and_purging_asks(machine: Machine) -> None:
     machine.ok("dpkg --remove polyvol", 90)
-    machine.ok("[ -e /var/lib/polyvol/catalog.db -a ! -e /opt/polyvol -a ! -e /usr/bin/polyvol ]")
+    machine.ok("[ -e /var/lib/polyvol/catalog.db -a ! -e /usr/lib/polyvol -a ! -e /usr/bin/polyvol ]")
     assert machine.ok("pgrep -x polyvold || true") == ""
     kept = machine.ok("DEBIAN_FRONTEND=noninteractive dpkg --purge polyvol 2>&1", 90)
     assert "the volumes in /var/lib/polyvol are kept" in kept

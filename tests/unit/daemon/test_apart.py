@@ -130,6 +130,8 @@ def test_a_device_whose_path_has_become_bad_is_missing_alone(two: Daemon, tmp_pa
     elif place == "a loop of links":
         directory.symlink_to(directory)
     elif place == "a link of others":
+        if os.geteuid() != 0:
+            pytest.skip("only root gives files away")
         directory.symlink_to(moved)
         os.chown(directory, 65534, 65534, follow_symlinks=False)
     else:

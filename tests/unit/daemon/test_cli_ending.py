@@ -183,6 +183,9 @@ def test_a_polyvold_that_starts_or_ends_is_not_called_stopped(state: Path) -> No
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
 def test_a_user_outside_the_group_is_told_which_group(state: Path) -> None:
+    somebody = ("setpriv", "--reuid", "65534", "--clear-groups")
+    if subprocess.run([*somebody, "test", "-r", BIN / "polyvol"], timeout=60, check=False).returncode != 0:
+        pytest.skip("this clone is where only root can read it")
     sock = state / "control.sock"
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(sock))
@@ -196,7 +199,7 @@ def test_a_user_outside_the_group_is_told_which_group(state: Path) -> None:
             os.chown(state, 0, 4)
             state.chmod(directory)
             done = subprocess.run(
-                ["setpriv", "--reuid", "65534", "--clear-groups", BIN / "polyvol", "status"],
+                [*somebody, BIN / "polyvol", "status"],
                 env={"POLYVOL_STATE": str(state)},
                 capture_output=True, text=True, timeout=60, check=False,
             )  # fmt: skip

@@ -379,6 +379,7 @@ def test_a_stop_that_hangs_ends_and_keeps_the_devices_held(
         lambda: all(thread.name != "polyvol-stop" for thread in threading.enumerate()), "the end of it", 10
     )
     device_files.let_go_of_all(context)
+    context.catalog.close()
 
 
 def test_engine_calls_that_may_wait_refuse_to_run_under_changes(pair: Daemon) -> None:

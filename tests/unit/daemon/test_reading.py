@@ -102,7 +102,9 @@ def test_readers_of_a_catalog_that_maps_no_file(tmp_path: Path) -> None:
     assert not Path(f"{path}-shm").exists()
     assert str(path) not in Path("/proc/self/maps").read_text()
     database.close()
-    assert Settings(Database(path)).get("n") == "2"
+    shared = Database(path)
+    assert Settings(shared).get("n") == "2"
+    shared.close()
 
 
 @pytest.mark.parametrize(

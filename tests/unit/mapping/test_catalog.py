@@ -1,6 +1,7 @@
 """The catalog: versions, ids that are never used again, all or nothing."""
 
 import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
@@ -118,7 +119,10 @@ def test_a_catalog_of_version_1_is_taken_over(tmp_path: Path) -> None:
     names = "SELECT m.name, p.name, p.type FROM sqlite_master m, pragma_table_info(m.name) p ORDER BY 1, 2"
     fresh = tmp_path / "fresh.db"
     Catalog(fresh).close()
-    rows = [sqlite3.connect(each).execute(names).fetchall() for each in (path, fresh)]
+    rows = []
+    for each in (path, fresh):
+        with closing(sqlite3.connect(each)) as connection:
+            rows.append(connection.execute(names).fetchall())
     assert rows[0] == rows[1]
 
 
