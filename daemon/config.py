@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Literal, cast
 
 from polyvol.daemon.errors import BadConfig
-from polyvol.daemon.sockets import split_address
-from polyvol.daemon.state import default_state_dir
+from polyvol.daemon.host.sockets import split_address
+from polyvol.daemon.state.directory import default_state_dir
 from polyvol.mapping.os_errors import reason
 from polyvol.mapping.sizes import format_size
 from polyvol.mapping.volume import PROCESSORS_MAX

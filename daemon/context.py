@@ -21,11 +21,11 @@ from polyvol.daemon.engine_border import EngineLike, guarded
 from polyvol.daemon.errors import EngineFailed, Restoring, VolumeBusy, VolumeNotServed, engine_errors
 from polyvol.daemon.events import Events
 from polyvol.daemon.locks import Changes, Locks, Operation
+from polyvol.daemon.log_use import Gauge
 from polyvol.daemon.reading import Reading
-from polyvol.daemon.reserve import Reserve
-from polyvol.daemon.room import Gauge
 from polyvol.daemon.sizes import format_seconds
-from polyvol.daemon.views import ExtentView
+from polyvol.daemon.state.reserve import Reserve
+from polyvol.daemon.types.devices import ExtentView
 from polyvol.mapping.catalog.store import Catalog
 from polyvol.mapping.clock import Clock, steady_ns, wall_ns
 from polyvol.mapping.device import Device

@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import polyvol.daemon.attach.errors
-import polyvol.daemon.transfer.errors
+import polyvol.daemon.backup_errors
+import polyvol.daemon.client.attach.errors
 import polyvol.snapshot.errors
 import polyvol.snapshot.group_errors  # noqa: F401 - so that all classes are in the table
 from polyvol.mapping.errors import Kind, PolyvolError

@@ -10,7 +10,8 @@ import threading
 from collections import deque
 from typing import Literal
 
-from polyvol.daemon.views import EventView, iso
+from polyvol.daemon.types.base import iso
+from polyvol.daemon.types.status import EventView
 from polyvol.mapping.clock import wall_ns
 
 EVENTS_MAX = 100

@@ -31,9 +31,9 @@ import crcmod.predefined
 
 from polyvol.daemon.apart import apart
 from polyvol.daemon.context import Context
-from polyvol.daemon.notify import Store, remove_stored
-from polyvol.daemon.restores import HIDDEN
-from polyvol.daemon.sockets import HANDED_CONNECTION, HANDED_DEVICE, HANDED_FILE, Passed
+from polyvol.daemon.host.notify import Store, remove_stored
+from polyvol.daemon.host.sockets import HANDED_CONNECTION, HANDED_DEVICE, HANDED_FILE, Passed
+from polyvol.daemon.restores.verbs import HIDDEN
 from polyvol.daemon.workers import Workers
 from polyvol.mapping.os_errors import reason
 from polyvol.snapshot.snapshot import export_name

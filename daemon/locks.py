@@ -19,7 +19,7 @@ How it works      There are four kinds of locks, taken in this order:
                   long. Who says itself how long it waits is not refused for the number that wait: something
                   depends on it (an application is quiesced, a record is made).
                   `lent`: while a cut is waited for, `room` may delete other snapshots of the volume,
-                  so that writes go on (daemon/space.py).
+                  so that writes go on (daemon/space/change_logs.py).
 Invariants        L1 who holds `changes` takes no other lock; L2 who holds a device's lock takes no volume's;
                   L3 who holds a volume's lock takes another one only of a volume with a greater id (a
                   clone's, after its source's); L4 nobody takes a lock that it has; L5 who takes a group's

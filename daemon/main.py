@@ -15,15 +15,15 @@ from pathlib import Path
 
 import click
 
-from polyvol.daemon import signals
-from polyvol.daemon.cli.common import PATH
-from polyvol.daemon.cli.ending import Command, discard
+from polyvol.daemon.client.cli.common import PATH
+from polyvol.daemon.client.cli.ending import Command, discard
 from polyvol.daemon.config import FRONTENDS, Config, load_config
 from polyvol.daemon.errors import EXIT_CODE, BadConfig, StopUnfinished, SystemRefused
-from polyvol.daemon.notify import log_somewhere, notify
-from polyvol.daemon.sockets import Passed, passed_by_systemd
-from polyvol.daemon.state import control_socket
-from polyvol.daemon.streams import open_standard_streams
+from polyvol.daemon.host import signals
+from polyvol.daemon.host.notify import log_somewhere, notify
+from polyvol.daemon.host.sockets import Passed, passed_by_systemd
+from polyvol.daemon.host.streams import open_standard_streams
+from polyvol.daemon.state.directory import control_socket
 
 FILES_MIN = 64
 """How many files a process must be able to have open to serve nothing; each device and client takes more."""
@@ -102,7 +102,7 @@ def _refuse_few_files() -> None:
 
 
 def _run_nbdkit(config: Config, passed: Passed, read_again: Callable[[], Config]) -> None:
-    from polyvol.daemon.frontend_nbdkit import supervise
+    from polyvol.daemon.process.nbdkit import supervise
 
     supervise(config, signals.next_signal, read_again, passed)
 
@@ -110,8 +110,8 @@ def _run_nbdkit(config: Config, passed: Passed, read_again: Callable[[], Config]
 def _run_native(
     config: Config, passed: Passed, read_again: Callable[[], Config], accept_older_catalog: bool
 ) -> None:
+    from polyvol.daemon.process.watch import watch
     from polyvol.daemon.service import Service
-    from polyvol.daemon.watch import watch
 
     service = Service(
         config.state_dir,

@@ -1,7 +1,8 @@
 """Operations: the verbs under way, as status shows them."""
 
 from polyvol.daemon.context import Context
-from polyvol.daemon.views import OperationView, iso
+from polyvol.daemon.types.base import iso
+from polyvol.daemon.types.status import OperationView
 
 
 def operation_views(context: Context) -> list[OperationView]:

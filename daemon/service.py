@@ -27,58 +27,54 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from polyvol.daemon import device_files, hand_over, memory, sockets, state, stopped
+from polyvol.daemon import hand_over
 from polyvol.daemon.api.server import ControlServer
-from polyvol.daemon.changes import Changes
-from polyvol.daemon.clients import Clients
+from polyvol.daemon.clients.verbs import Clients
 from polyvol.daemon.config import IO_TIMEOUT_S
 from polyvol.daemon.context import Context
-from polyvol.daemon.deletions import Deletions
-from polyvol.daemon.devices import Devices
+from polyvol.daemon.devices import files as device_files
+from polyvol.daemon.devices.health import notes, summary
+from polyvol.daemon.devices.mounts import MountWatch
+from polyvol.daemon.devices.udev import DiskWatch
+from polyvol.daemon.devices.verbs import Devices
 from polyvol.daemon.engine_border import EngineLike, EngineModule, load_engine, start_engine
 from polyvol.daemon.errors import StopUnfinished, engine_errors
-from polyvol.daemon.group_requests import VolumeGrow
-from polyvol.daemon.groups import Groups
-from polyvol.daemon.growth import grow_volume
-from polyvol.daemon.health import notes, summary
-from polyvol.daemon.hooks import HookRunner
-from polyvol.daemon.mounts import MountWatch
-from polyvol.daemon.notify import Store
+from polyvol.daemon.groups.rollback import Rollbacks
+from polyvol.daemon.groups.verbs import Groups
+from polyvol.daemon.hooks.run import HookRunner
+from polyvol.daemon.host import memory, sockets
+from polyvol.daemon.host.notify import Store
 from polyvol.daemon.operations import operation_views
-from polyvol.daemon.requests import (
+from polyvol.daemon.restores.verbs import Restores
+from polyvol.daemon.schedules.verbs import Schedules
+from polyvol.daemon.snapshots.changes import Changes
+from polyvol.daemon.snapshots.deletions import Deletions
+from polyvol.daemon.snapshots.taking import Taking
+from polyvol.daemon.snapshots.verbs import Snapshots
+from polyvol.daemon.space.change_logs import Space
+from polyvol.daemon.space.state_room import StateRoom
+from polyvol.daemon.state import directory as state
+from polyvol.daemon.state.reserve import Reserve
+from polyvol.daemon.types.base import iso
+from polyvol.daemon.types.change_logs import LogAdd
+from polyvol.daemon.types.deletions import DeletionView
+from polyvol.daemon.types.devices import DeviceAdd, DeviceRetry, DeviceView
+from polyvol.daemon.types.scrubs import ScrubSettings, ScrubSettingsView
+from polyvol.daemon.types.snapshots import SnapshotCreate, SnapshotDeleted, SnapshotView
+from polyvol.daemon.types.status import DaemonView, StatusView
+from polyvol.daemon.types.volumes import (
     CloneCreate,
-    DeviceAdd,
-    DeviceRetry,
-    LogAdd,
-    ScrubSettings,
-    SnapshotCreate,
     VolumeCreate,
-    VolumeSet,
-)
-from polyvol.daemon.reserve import Reserve
-from polyvol.daemon.restores import Restores
-from polyvol.daemon.rollback import Rollbacks
-from polyvol.daemon.schedules import Schedules
-from polyvol.daemon.scrub import Scrubs
-from polyvol.daemon.serving import Serving
-from polyvol.daemon.snapshots import Snapshots
-from polyvol.daemon.space import Space
-from polyvol.daemon.state_room import StateRoom
-from polyvol.daemon.taking import Taking
-from polyvol.daemon.udev import DiskWatch
-from polyvol.daemon.use_views import DeletionView
-from polyvol.daemon.views import (
-    DaemonView,
-    DeviceView,
-    ScrubSettingsView,
-    SnapshotDeleted,
-    SnapshotView,
-    StatusView,
     VolumeDeleted,
+    VolumeGrow,
+    VolumeSet,
     VolumeView,
-    iso,
 )
-from polyvol.daemon.volumes import Volumes
+from polyvol.daemon.volumes import stopped
+from polyvol.daemon.volumes.growth import grow_volume
+from polyvol.daemon.volumes.scrub import Scrubs
+from polyvol.daemon.volumes.serving import Serving
+from polyvol.daemon.volumes.verbs import Volumes
 from polyvol.daemon.workers import ended
 from polyvol.mapping.catalog.settings import Settings
 from polyvol.mapping.catalog.store import Catalog

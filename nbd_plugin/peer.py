@@ -18,7 +18,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from polyvol.daemon.clients import Peer
+from polyvol.daemon.clients.verbs import Peer
 
 DESCRIPTOR_MAX = 1 << 30
 _ADDRESS_BYTES = 128

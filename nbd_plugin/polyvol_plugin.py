@@ -77,7 +77,7 @@ _make_importable()
 
 from polyvol.daemon.config import IO_TIMEOUT_S  # noqa: E402
 from polyvol.daemon.engine_border import HandleLike  # noqa: E402 - only now can they be found
-from polyvol.daemon.notify import log_somewhere  # noqa: E402
+from polyvol.daemon.host.notify import log_somewhere  # noqa: E402
 from polyvol.engine import EngineError, RaisesReturned  # noqa: E402
 from polyvol.mapping.errors import PolyvolError  # noqa: E402
 from polyvol.mapping.os_errors import reason  # noqa: E402

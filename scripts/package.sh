@@ -76,7 +76,7 @@ stage_environment() {
     ln -s /usr/bin/python3 "$opt/bin/python3"
     printf 'home = /usr/bin\ninclude-system-site-packages = true\nversion = %s\n' "$version" >"$opt/pyvenv.cfg"
     launcher "$home" main >"$opt/bin/polyvold"
-    launcher "$home" cli.main >"$opt/bin/polyvol"
+    launcher "$home" client.cli.main >"$opt/bin/polyvol"
     chmod 755 "$opt/bin/polyvold" "$opt/bin/polyvol"
     install -d "$opt/hooks"
     for file in "$ROOT"/scripts/hooks/*; do put 755 "$file" "$opt/hooks" "$home"; done

@@ -1,7 +1,8 @@
 """The coordinator: takes one snapshot of one volume or of several, at one instant.
 
 How it works      1. cut      the engine stops writes to the volumes, ends their epochs, lets writes go on;
-                  2. thaw     what hooks stopped may go on (daemon/hooks.py), before any disk is waited for;
+                  2. thaw     what hooks stopped may go on (daemon/hooks/run.py), before any disk is waited
+                              for;
                   3. settle   every write that was under way at the cut lands;
                   4. flush    what the snapshots cover, and the records that say so, become durable;
                   5. commit   one catalog transaction records the snapshots of all volumes: now they exist;

@@ -19,24 +19,22 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from pydantic import TypeAdapter, ValidationError
 
-from polyvol.daemon.api import (
-    changes,
-    clients,
-    deletions,
-    device,
-    group,
-    restore,
-    schedule,
-    scrub,
-    snapshot,
-    volume,
-)
 from polyvol.daemon.api.openapi import openapi_document
 from polyvol.daemon.api.route import Call, Route
+from polyvol.daemon.clients import routes as clients
+from polyvol.daemon.devices import routes as device
 from polyvol.daemon.errors import BadRequest, InternalError, NoSuchPage, http_status
+from polyvol.daemon.groups import routes as group
 from polyvol.daemon.ranges import NUMBER_MAX
+from polyvol.daemon.restores import routes as restore
+from polyvol.daemon.schedules import routes as schedule
+from polyvol.daemon.snapshots import change_routes as changes
+from polyvol.daemon.snapshots import deletion_routes as deletions
+from polyvol.daemon.snapshots import routes as snapshot
+from polyvol.daemon.types.status import StatusView
 from polyvol.daemon.version import version
-from polyvol.daemon.views import StatusView
+from polyvol.daemon.volumes import routes as volume
+from polyvol.daemon.volumes import scrub_routes as scrub
 from polyvol.mapping.errors import PolyvolError, StateFull
 from polyvol.mapping.no_space import NEEDED, is_no_space
 from polyvol.mapping.sizes import format_size

@@ -30,9 +30,9 @@ from waitress.task import ErrorTask, ThreadedTaskDispatcher
 from waitress.wasyncore import close_all, loop
 
 from polyvol.daemon.api.application import BODY_BYTES_MAX, Application, error_text
-from polyvol.daemon.asker import asked_over
 from polyvol.daemon.errors import BadRequest
-from polyvol.daemon.sockets import BACKLOG
+from polyvol.daemon.host.asker import asked_over
+from polyvol.daemon.host.sockets import BACKLOG
 from polyvol.daemon.workers import Workers
 from polyvol.mapping.sizes import format_size
 

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from polyvol.daemon.cli.client import Client
+from polyvol.daemon.client.cli.client import Client
 from scripts.benchmark.cases import Case
 from scripts.benchmark.contenders import adopt, fill, settle
 from scripts.benchmark.cuts import measure_cuts, measure_rate

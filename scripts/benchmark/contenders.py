@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, Self
 
-from polyvol.daemon.cli.client import Client
+from polyvol.daemon.client.cli.client import Client
 from polyvol.mapping.label import DATA_OFFSET
 from scripts.benchmark import cases
 from scripts.benchmark.load import Export, examples, load_command, write_region, write_some

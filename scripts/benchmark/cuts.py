@@ -19,7 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from polyvol.daemon.cli.client import Client
+from polyvol.daemon.client.cli.client import Client
 from scripts.benchmark.load import Export, load_command
 from scripts.benchmark.quiet import favour
 from tests.support.daemon import Daemon

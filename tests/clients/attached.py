@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from polyvol.daemon.attach.records import Places
+from polyvol.daemon.client.attach.records import Places
 from tests.support import fuse
 from tests.support.daemon import BIN, Daemon
 from tests.support.proc import check, run

@@ -15,7 +15,7 @@ from typing import Any
 
 import nbd
 
-from polyvol.daemon.cli.client import ApiError
+from polyvol.daemon.client.cli.client import ApiError
 from tests.support.daemon import Daemon
 from tests.support.model import BLOCK, errno_of, same
 from tests.support.nbd import BASE_ALLOCATION, allocation

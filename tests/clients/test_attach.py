@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from polyvol.daemon.attach import handshake
-from polyvol.daemon.attach.address import Address, parse_uri
-from polyvol.daemon.attach.errors import ExportRefused
-from polyvol.daemon.attach.records import Places, Wanted
+from polyvol.daemon.client.attach import handshake
+from polyvol.daemon.client.attach.address import Address, parse_uri
+from polyvol.daemon.client.attach.errors import ExportRefused
+from polyvol.daemon.client.attach.records import Places, Wanted
 from tests.clients.attached import Host
 from tests.support import fuse, nbd
 from tests.support.daemon import BIN, Daemon

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from polyvol.daemon.attach.records import Places
+from polyvol.daemon.client.attach.records import Places
 from tests.clients.attached import Host
 from tests.support import fuse
 from tests.support.daemon import BIN

@@ -18,8 +18,8 @@ from typing import Any
 import nbd as libnbd
 import pytest
 
-from polyvol.daemon.attach.address import parse_uri
-from polyvol.daemon.cli.client import ApiError
+from polyvol.daemon.client.attach.address import parse_uri
+from polyvol.daemon.client.cli.client import ApiError
 from tests.support import nbd
 from tests.support.daemon import Daemon
 from tests.support.proc import run, wait_until

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from polyvol.daemon.cli.client import ApiError
+from polyvol.daemon.client.cli.client import ApiError
 from tests.support import fuse, nbd
 from tests.support.daemon import Daemon
 from tests.support.proc import Background, wait_until

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from polyvol.daemon.cli.client import ApiError
+from polyvol.daemon.client.cli.client import ApiError
 from polyvol.mapping.errors import PolyvolError
 from tests.clients.system import delete_when_unused
 from tests.crash.kills import kill_again_and_again

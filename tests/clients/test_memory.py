@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from polyvol.daemon.cli.client import ApiError
+from polyvol.daemon.client.cli.client import ApiError
 from tests.support.daemon import Daemon
 from tests.support.proc import wait_until
 from tests.support.raw_nbd import READ, WRITE, Peer, go, option, request

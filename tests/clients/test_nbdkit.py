@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from polyvol.daemon.frontend_nbdkit import find_plugin
+from polyvol.daemon.process.nbdkit import find_plugin
 from tests.support import nbd
 from tests.support.daemon import Daemon
 from tests.support.proc import Argument, Background, check, run, wait_until

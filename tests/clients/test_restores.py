@@ -18,9 +18,9 @@ from typing import Any
 import nbd as libnbd
 import pytest
 
-from polyvol.daemon.attach.address import parse_uri
-from polyvol.daemon.cli.client import ApiError
-from polyvol.daemon.cli.restore import _opened, _request
+from polyvol.daemon.client.attach.address import parse_uri
+from polyvol.daemon.client.cli.client import ApiError
+from polyvol.daemon.client.cli.restore import _opened, _request
 from polyvol.mapping.errors import PolyvolError
 from tests.support import nbd
 from tests.support.daemon import BIN, Daemon, short_directory

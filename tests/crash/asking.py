@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from polyvol.daemon.cli.client import ApiError, Client
+from polyvol.daemon.client.cli.client import ApiError, Client
 from polyvol.daemon.errors import DaemonNotRunning, DaemonUnreachable
 from tests.crash.history import Lost
 from tests.crash.ledger import Held, Image, Ledger, Live

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from polyvol.daemon.check import check_state
 from polyvol.daemon.engine_border import HandleLike
-from polyvol.daemon.requests import SnapshotCreate
 from polyvol.daemon.service import Service
+from polyvol.daemon.types.snapshots import SnapshotCreate
 from tests.crash.disk import Tree
 from tests.crash.history import SECTOR, Expected, Lost, contents
 from tests.crash.workload import SECTORS, SIZE, VOLUME

@@ -27,8 +27,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from polyvol.daemon.requests import DeviceAdd, DeviceRetry, SnapshotCreate, VolumeCreate
 from polyvol.daemon.service import Service
+from polyvol.daemon.types.devices import DeviceAdd, DeviceRetry
+from polyvol.daemon.types.snapshots import SnapshotCreate
+from polyvol.daemon.types.volumes import VolumeCreate
 from polyvol.mapping.errors import PolyvolError
 from tests.crash.check import Checker, lay_out, read
 from tests.crash.disk import Disk, Tree

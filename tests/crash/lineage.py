@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from polyvol.daemon.check import check_state
-from polyvol.daemon.cli.client import ApiError
+from polyvol.daemon.client.cli.client import ApiError
 from polyvol.daemon.service import Service
 from polyvol.mapping.errors import PolyvolError
 from tests.crash.check import lay_out

@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from polyvol.daemon.group_requests import GroupCreate, GroupSnapshotCreate, Rollback
-from polyvol.daemon.requests import CloneCreate, DeviceAdd, VolumeCreate
 from polyvol.daemon.service import Service
+from polyvol.daemon.types.devices import DeviceAdd
+from polyvol.daemon.types.groups import GroupCreate, GroupSnapshotCreate, Rollback
+from polyvol.daemon.types.volumes import CloneCreate, VolumeCreate
 from polyvol.mapping.device import ASIDE
 
 BLOCK, MIB = 4096, 1 << 20

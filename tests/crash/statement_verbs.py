@@ -14,30 +14,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from polyvol.daemon.group_requests import (
-    GroupChange,
-    GroupCreate,
-    GroupSnapshotCreate,
-    HoldChange,
-    HookSettings,
-    Rollback,
-    ScheduleAdd,
-    ScheduleSet,
-    VolumeGrow,
-)
-from polyvol.daemon.requests import (
-    CloneCreate,
-    DeviceAdd,
-    DeviceRetry,
-    LogAdd,
-    RestoreBegin,
-    RestoreCompletion,
-    ScrubSettings,
-    SnapshotCreate,
-    VolumeCreate,
-    VolumeSet,
-)
 from polyvol.daemon.service import Service
+from polyvol.daemon.types.change_logs import LogAdd
+from polyvol.daemon.types.devices import DeviceAdd, DeviceRetry
+from polyvol.daemon.types.groups import GroupChange, GroupCreate, GroupSnapshotCreate, Rollback
+from polyvol.daemon.types.hooks import HookSettings
+from polyvol.daemon.types.restores import RestoreBegin, RestoreCompletion
+from polyvol.daemon.types.schedules import ScheduleAdd, ScheduleSet
+from polyvol.daemon.types.scrubs import ScrubSettings
+from polyvol.daemon.types.snapshots import HoldChange, SnapshotCreate
+from polyvol.daemon.types.volumes import CloneCreate, VolumeCreate, VolumeGrow, VolumeSet
 from polyvol.mapping.device import inspect
 from polyvol.snapshot.retention import Keep
 

@@ -24,8 +24,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from polyvol.daemon.check import check_state
-from polyvol.daemon.group_requests import GroupSnapshotCreate, VolumeGrow
 from polyvol.daemon.service import Service
+from polyvol.daemon.types.groups import GroupSnapshotCreate
+from polyvol.daemon.types.volumes import VolumeGrow
 from tests.crash.check import lay_out
 from tests.crash.disk import POLICIES, Disk
 from tests.crash.history import NEVER, SECTOR, Lost

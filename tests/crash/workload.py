@@ -23,7 +23,7 @@ from typing import Any
 
 import nbd
 
-from polyvol.daemon.cli.client import ApiError
+from polyvol.daemon.client.cli.client import ApiError
 from polyvol.mapping.errors import PolyvolError
 from tests.clients.system import delete_when_unused
 from tests.crash.history import (

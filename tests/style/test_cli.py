@@ -57,7 +57,7 @@ def test_no_command_looks_at_paths_before_it_runs(name: str) -> None:
 
 def test_only_one_place_prints() -> None:
     """Names from anywhere go through `say`, which shows control characters as escapes."""
-    folder = Path(__file__).resolve().parents[2] / "daemon" / "cli"
+    folder = Path(__file__).resolve().parents[2] / "daemon" / "client" / "cli"
     printing = [
         path.name
         for path in sorted(folder.glob("*.py"))

@@ -49,7 +49,7 @@ def every_module(package: str) -> Iterator[str]:
 
 def cli() -> click.Group:
     """The root of `polyvol`'s commands."""
-    module = importlib.import_module("polyvol.daemon.cli.commands")
+    module = importlib.import_module("polyvol.daemon.client.cli.commands")
     groups = [value for value in vars(module).values() if isinstance(value, click.Group)]
     below = {id(command) for group in groups for command in group.commands.values()}
     (root,) = {id(group): group for group in groups if id(group) not in below}.values()

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from polyvol.daemon.cli.client import ApiError, Client
+from polyvol.daemon.client.cli.client import ApiError, Client
 from tests.support.daemon import Daemon
 
 MIB = 1 << 20

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from polyvol.daemon.cli.client import Client
+from polyvol.daemon.client.cli.client import Client
 from polyvol.daemon.sizes import parse_size
 from polyvol.mapping.errors import PolyvolError
 from tests.support.nbd import uri

@@ -67,7 +67,7 @@ def main() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs the tests may ignore it, as nohup does
     scratch, point, passes, *arguments = sys.argv[1:]
     _patch(point, _Stop(Path(scratch), int(passes)))
-    from polyvol.daemon.cli.main import main as polyvol
+    from polyvol.daemon.client.cli.main import main as polyvol
 
     sys.argv = ["polyvol", *arguments]
     polyvol()
@@ -88,9 +88,9 @@ class _Stop:
 
 
 def _patch(point: str, stop: _Stop) -> None:
-    from polyvol.daemon.cli import client
-    from polyvol.daemon.transfer import backup, copy, file
-    from polyvol.daemon.transfer.client import NbdExport
+    from polyvol.daemon.client.cli import client
+    from polyvol.daemon.client.transfer import backup, copy, file
+    from polyvol.daemon.client.transfer.client import NbdExport
 
     def before(owner: Any, name: str, when: Callable[..., bool] = lambda *_: True) -> None:
         original = getattr(owner, name)

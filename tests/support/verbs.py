@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from polyvol.daemon.cli.client import ApiError
+from polyvol.daemon.client.cli.client import ApiError
 from tests.support import nbd
 from tests.support.daemon import Daemon
 from tests.support.model import BLOCK, content, same

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from polyvol.daemon.cli.commands import cli
+from polyvol.daemon.client.cli.commands import cli
 from polyvol.daemon.service import Service
 from polyvol.mapping.catalog.store import Catalog
 from tests.support.sim_engine import SimWorld

@@ -9,14 +9,18 @@ from typing import Any
 
 import pytest
 
-from polyvol.daemon import device_files, device_start, devices, scrub, stopped, watch
 from polyvol.daemon.apart import DEFECT, apart
 from polyvol.daemon.config import Config
-from polyvol.daemon.requests import ScrubSettings
+from polyvol.daemon.devices import files as device_files
+from polyvol.daemon.devices import start as device_start
+from polyvol.daemon.devices import verbs as devices
+from polyvol.daemon.devices.udev import DiskWatch
+from polyvol.daemon.host.signals import ENDING, RELOADING
+from polyvol.daemon.process import watch
 from polyvol.daemon.service import Service
-from polyvol.daemon.signals import ENDING, RELOADING
-from polyvol.daemon.space import Space
-from polyvol.daemon.udev import DiskWatch
+from polyvol.daemon.space.change_logs import Space
+from polyvol.daemon.types.scrubs import ScrubSettings
+from polyvol.daemon.volumes import scrub, stopped
 from polyvol.mapping.device import Device, trouble_with
 from polyvol.mapping.records import Volume
 from tests.support.proc import wait_until

@@ -18,7 +18,7 @@ import pytest
 from polyvol.daemon.api.application import ROUTES
 from polyvol.daemon.api.server import CONNECTIONS_MAX
 from polyvol.daemon.service import Service
-from polyvol.daemon.views import StatusView
+from polyvol.daemon.types.status import StatusView
 from polyvol.mapping.errors import UnknownVolume
 from tests.unit.conftest import Daemon
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from polyvol.daemon.cli.client import ApiError, Client
+from polyvol.daemon.client.cli.client import ApiError, Client
 from tests.unit.conftest import Daemon
 
 MIB = 1 << 20

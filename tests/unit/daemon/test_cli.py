@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from polyvol.daemon.cli.commands import cli
+from polyvol.daemon.client.cli.commands import cli
 from tests.unit.conftest import Daemon
 
 MIB = 1 << 20

@@ -16,9 +16,9 @@ from pathlib import Path
 import click
 import pytest
 
-from polyvol.daemon.cli import client, unreachable
-from polyvol.daemon.cli.client import ApiError, Client
-from polyvol.daemon.cli.ending import ended
+from polyvol.daemon.client.cli import client, unreachable
+from polyvol.daemon.client.cli.client import ApiError, Client
+from polyvol.daemon.client.cli.ending import ended
 from polyvol.daemon.errors import DaemonNotRunning, DaemonUnreachable, DaemonVersion, NotText
 from polyvol.mapping.errors import FACT_LENGTH_MAX, BadName, UnknownVolume
 from polyvol.mapping.os_errors import reason

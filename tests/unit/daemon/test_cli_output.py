@@ -9,9 +9,9 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from polyvol.daemon.cli import output
-from polyvol.daemon.cli.output import print_facts, print_table, say, visible
-from polyvol.daemon.cli.times import local_option, moment, moments, zoned
+from polyvol.daemon.client.cli import output
+from polyvol.daemon.client.cli.output import print_facts, print_table, say, visible
+from polyvol.daemon.client.cli.times import local_option, moment, moments, zoned
 from tests.unit.conftest import Daemon
 
 HEADER = ("NAME", "STATE", "PATH", "REASON")

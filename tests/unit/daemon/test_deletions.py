@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from polyvol.daemon.deletions import BATCH
+from polyvol.daemon.snapshots.deletions import BATCH
 from tests.support.proc import wait_until
 from tests.unit.conftest import Daemon
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from polyvol.daemon.devices.health import fault_clause
 from polyvol.daemon.errors import EngineFailed
-from polyvol.daemon.health import fault_clause
 from tests.unit.conftest import Daemon
 
 if TYPE_CHECKING:

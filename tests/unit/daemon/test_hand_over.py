@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polyvol.daemon import hand_over, notify
+from polyvol.daemon import hand_over
 from polyvol.daemon.hand_over import Entry, Unusable, pack, unpack
-from polyvol.daemon.sockets import Passed, passed_by_systemd
+from polyvol.daemon.host import notify
+from polyvol.daemon.host.sockets import Passed, passed_by_systemd
 
 ENTRIES = st.lists(
     st.builds(Entry, st.integers(0, 2**32 - 1), st.uuids(), st.binary(max_size=200)), max_size=5

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from polyvol.daemon import devices
+from polyvol.daemon.devices import verbs as devices
 from polyvol.daemon.service import Service
 from polyvol.mapping import device
 from polyvol.mapping.label import unpack
@@ -309,7 +309,7 @@ def test_a_label_of_version_1_is_replaced_by_a_start(daemon: Daemon, tmp_path: P
 def test_a_kill_around_the_labels_of_a_start_is_no_trouble(
     daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_after: str
 ) -> None:
-    from polyvol.daemon import device_files
+    from polyvol.daemon.devices import files as device_files
 
     add(daemon, tmp_path / "d")
     daemon.service.stop()

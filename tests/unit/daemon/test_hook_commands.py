@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from polyvol.daemon import hook_supervisor
-from polyvol.daemon.hook_command import Call, Command, shown
-from polyvol.daemon.hook_supervisor import KEPT_BYTES
+from polyvol.daemon.hooks import supervisor as hook_supervisor
+from polyvol.daemon.hooks.command import Call, Command, shown
+from polyvol.daemon.hooks.supervisor import KEPT_BYTES
 from tests.support.proc import wait_until
 
 NEVER = threading.Event()
@@ -189,7 +189,7 @@ def test_a_supervisor_that_is_killed_is_told(running: Running) -> None:
 def test_what_runs_ends_with_polyvold(running: Running, first: str) -> None:
     """The process that has started a command is killed: all of the command ends."""
     script = (
-        "import sys, threading\nfrom polyvol.daemon.hook_command import Call, Command\n"
+        "import sys, threading\nfrom polyvol.daemon.hooks.command import Call, Command\n"
         f"env = {{'MARK': '{running.mark}'}}\n"
         f"call = Call('v', ['/bin/sh', '-c', '{first}; setsid sleep 600 & sleep 600'], env, 600)\n"
         "command = Command(call)\nprint('begun', flush=True)\ncommand.wait(threading.Event(), 0)\n"

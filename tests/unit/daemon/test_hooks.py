@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from polyvol.daemon.hooks import AT_A_TIME
+from polyvol.daemon.hooks.run import AT_A_TIME
 from tests.support.proc import wait_until
 from tests.unit.conftest import Daemon
 

@@ -13,13 +13,18 @@ from pathlib import Path
 
 import pytest
 
-from polyvol.daemon import device_files, devices, scrub, service, udev, watch
-from polyvol.daemon.cli.client import ApiError, Client
+from polyvol.daemon import service
+from polyvol.daemon.client.cli.client import ApiError, Client
 from polyvol.daemon.config import Config
+from polyvol.daemon.devices import files as device_files
+from polyvol.daemon.devices import udev
+from polyvol.daemon.devices import verbs as devices
+from polyvol.daemon.devices.udev import DiskWatch
 from polyvol.daemon.errors import StopUnfinished
 from polyvol.daemon.locks import WAITING_MAX
-from polyvol.daemon.requests import ScrubSettings
-from polyvol.daemon.udev import DiskWatch
+from polyvol.daemon.process import watch
+from polyvol.daemon.types.scrubs import ScrubSettings
+from polyvol.daemon.volumes import scrub
 from polyvol.daemon.workers import ended
 from polyvol.mapping.opening import identity_of as identity_of_path
 from tests.support.proc import wait_until

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from polyvol.daemon import frontend_nbdkit
 from polyvol.daemon.config import load_config
 from polyvol.daemon.errors import BadConfig
+from polyvol.daemon.host.notify import notify
 from polyvol.daemon.main import cli
-from polyvol.daemon.notify import notify
+from polyvol.daemon.process import nbdkit as frontend_nbdkit
 from tests.support.proc import wait_until
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -116,7 +116,7 @@ def test_polyvold_says_ready_and_ends_cleanly(tmp_path: Path, number: signal.Sig
 
 
 def test_the_command_line_starts_without_the_daemons_libraries() -> None:
-    script = "import sys, polyvol.daemon.cli.commands; print(*sys.modules)"
+    script = "import sys, polyvol.daemon.client.cli.commands; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=20, check=True
     )

@@ -141,7 +141,7 @@ def test_holders_and_swap_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_disk_that_is_in_use_is_no_target_of_a_copy(disk: Path) -> None:
-    from polyvol.daemon.transfer.target import open_target
+    from polyvol.daemon.client.transfer.target import open_target
 
     holder = os.open(disk, os.O_RDWR | os.O_EXCL)
     try:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from polyvol.daemon.cli.client import Client
-from polyvol.daemon.state import refuse_own
+from polyvol.daemon.client.cli.client import Client
+from polyvol.daemon.state.directory import refuse_own
 from polyvol.mapping.catalog.database import Database
 from polyvol.mapping.catalog.readers import IDLE_MAX
 from polyvol.mapping.catalog.settings import Settings

@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import pytest
 
-from polyvol.daemon.cli.client import ApiError, Client
+from polyvol.daemon.client.cli.client import ApiError, Client
 from polyvol.mapping.errors import PolyvolError
 from tests.unit.conftest import Daemon
 
@@ -146,7 +146,7 @@ def test_other_verbs_are_refused_while_a_restore_is_incomplete(bench: Bench) -> 
 
 
 def test_space_is_not_made_of_what_a_restore_follows(bench: Bench) -> None:
-    from polyvol.daemon.space import Space
+    from polyvol.daemon.space.change_logs import Space
 
     bench.client.post("volumes", body={"name": "w", "size": 8 * MIB})
     body = {"volumes": ["w"], "scheduled": True}

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from polyvol.daemon import schedules
-from polyvol.daemon.cli.client import ApiError, Client
-from polyvol.daemon.group_requests import HoldChange
+from polyvol.daemon.client.cli.client import ApiError, Client
+from polyvol.daemon.schedules import verbs as schedules
 from polyvol.daemon.service import Service
+from polyvol.daemon.types.snapshots import HoldChange
 from polyvol.mapping.errors import DeviceNotReady
 from polyvol.mapping.group import Schedule
 from polyvol.mapping.records import SnapshotRecord

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from polyvol.daemon.scrub import WEEK_NS, Scrubs
+from polyvol.daemon.volumes.scrub import WEEK_NS, Scrubs
 from polyvol.mapping.clock import steady_ns
 from tests.unit.conftest import Daemon
 

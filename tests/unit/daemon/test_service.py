@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from polyvol.daemon import sockets
-from polyvol.daemon.cli.ending import as_error
+from polyvol.daemon.client.cli.ending import as_error
 from polyvol.daemon.errors import BadConfig, SocketUnusable, StateLocked
+from polyvol.daemon.host import sockets
 from polyvol.daemon.service import Service
 from polyvol.mapping.errors import BadProcessors
 from tests.support.sim_engine import SimEngine, SimWorld

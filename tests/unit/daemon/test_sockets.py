@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from polyvol.daemon import sockets
-from polyvol.daemon.cli.client import Client
+from polyvol.daemon.client.cli.client import Client
 from polyvol.daemon.errors import SocketUnusable
-from polyvol.daemon.notify import watchdog_interval_s
+from polyvol.daemon.host import sockets
+from polyvol.daemon.host.notify import watchdog_interval_s
 from tests.unit.daemon.test_systemd import Systemd
 
 HERE, NOT_HERE = "127.0.0.1", "2001:db8::1"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from polyvol.daemon.room import Gauge, level_of
-from polyvol.daemon.space import Space
+from polyvol.daemon.log_use import Gauge, level_of
+from polyvol.daemon.space.change_logs import Space
 from polyvol.mapping.sizes import exact_size
 from polyvol.snapshot.retention import droppable
 from tests.support.proc import wait_until

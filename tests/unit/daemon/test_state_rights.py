@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from polyvol.daemon import state
 from polyvol.daemon.errors import StateOpen, StateUnusable
+from polyvol.daemon.state import directory as state
 
 NOBODY = 65534
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")

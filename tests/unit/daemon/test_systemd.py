@@ -15,11 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from polyvol.daemon import sockets, watch
-from polyvol.daemon.cli.client import Client
+from polyvol.daemon.client.cli.client import Client
 from polyvol.daemon.config import Config
 from polyvol.daemon.errors import SocketUnusable
-from polyvol.daemon.notify import log_to_journal, watchdog_interval_s
+from polyvol.daemon.host import sockets
+from polyvol.daemon.host.notify import log_to_journal, watchdog_interval_s
+from polyvol.daemon.process import watch
 from tests.support.proc import check, run
 from tests.unit.conftest import Daemon
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from polyvol.daemon.cli.client import ApiError, Client
+from polyvol.daemon.client.cli.client import ApiError, Client
 from polyvol.daemon.context import Context
 from tests.support.proc import wait_until
 from tests.unit.conftest import Daemon

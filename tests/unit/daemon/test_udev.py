@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from polyvol.daemon.udev import DiskWatch
+from polyvol.daemon.devices.udev import DiskWatch
 from tests.support.proc import run, wait_until
 from tests.unit.conftest import Daemon
 from tests.unit.daemon.test_occupied_disks import MIB, system

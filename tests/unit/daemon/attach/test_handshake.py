@@ -11,9 +11,9 @@ from uuid import UUID
 
 import pytest
 
-from polyvol.daemon.attach import handshake
-from polyvol.daemon.attach.address import Address, check_export, parse_uri
-from polyvol.daemon.attach.errors import BadExport, BadUri, ExportRefused, NotNbd, ServerUnreachable
+from polyvol.daemon.client.attach import handshake
+from polyvol.daemon.client.attach.address import Address, check_export, parse_uri
+from polyvol.daemon.client.attach.errors import BadExport, BadUri, ExportRefused, NotNbd, ServerUnreachable
 from polyvol.mapping.errors import PolyvolError
 
 ROOT = Path(__file__).resolve().parents[4]

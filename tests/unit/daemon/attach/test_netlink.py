@@ -4,10 +4,10 @@ import struct
 
 import pytest
 
-from polyvol.daemon.attach import netlink
-from polyvol.daemon.attach.errors import NoNbdModule
-from polyvol.daemon.attach.kernel import Settings
-from polyvol.daemon.attach.netlink import NbdMessage
+from polyvol.daemon.client.attach import netlink
+from polyvol.daemon.client.attach.errors import NoNbdModule
+from polyvol.daemon.client.attach.kernel import Settings
+from polyvol.daemon.client.attach.netlink import NbdMessage
 
 SETTINGS = Settings(
     size=1 << 30, flags=0x16D, block_size=4096, backend="polyvol/v@s", timeout_s=120, dead_timeout_s=300

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from polyvol.daemon.attach import disks, handshake, units, verbs
-from polyvol.daemon.attach.address import parse_uri
-from polyvol.daemon.attach.errors import AttachedInUse
-from polyvol.daemon.attach.records import Now, Places, Wanted
+from polyvol.daemon.client.attach import disks, handshake, units, verbs
+from polyvol.daemon.client.attach.address import parse_uri
+from polyvol.daemon.client.attach.errors import AttachedInUse
+from polyvol.daemon.client.attach.records import Now, Places, Wanted
 from tests.support import nbd
 from tests.support.daemon import Daemon
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from polyvol.daemon.attach import units, users, watch
-from polyvol.daemon.attach.errors import AttachedInUse, NotWritten
-from polyvol.daemon.attach.records import Now
+from polyvol.daemon.client.attach import units, users, watch
+from polyvol.daemon.client.attach.errors import AttachedInUse, NotWritten
+from polyvol.daemon.client.attach.records import Now
 
 ROOT_MOUNT = "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n"
 NOW = Now(name="v", device="nbd0", kind="nbd", size=4096, flags=0)

@@ -12,10 +12,10 @@ from crc32c import crc32c
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polyvol.daemon.transfer.client import NbdExport, _merged
-from polyvol.daemon.transfer.pipeline import in_order
-from polyvol.daemon.transfer.plan import Run, bytes_in, pieces, plan
-from polyvol.daemon.transfer.restore import Unpacker, uncovered
+from polyvol.daemon.client.transfer.client import NbdExport, _merged
+from polyvol.daemon.client.transfer.pipeline import in_order
+from polyvol.daemon.client.transfer.plan import Run, bytes_in, pieces, plan
+from polyvol.daemon.client.transfer.restore import Unpacker, uncovered
 from polyvol.snapshot.errors import StreamBroken
 from polyvol.snapshot.stream import CHUNK_BYTES, Frame, FrameKind
 

@@ -1,0 +1,183 @@
+"""Block devices of this host as the kernel shows them: whose they are, how large, and links to them.
+
+How it works      sysfs is read each time. The kernel's NBD devices say in
+                  /sys/block/nbdN/backend what they are: we have it say polyvol/NAME, from which the udev rule
+                  60-polyvol.rules makes the link /dev/polyvol/NAME. A loop device over nbdfuse is known by
+                  its file.
+Errors            Nothing raises where a device has gone in the meantime: it is then as if it had never been.
+                  Only `written_out` does, which says that data is safe.
+"""
+
+import contextlib
+import ctypes
+import errno
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import pyudev
+
+from polyvol.daemon.client.attach.errors import AttachedInUse, NotWritten
+from polyvol.daemon.client.attach.records import Now, Places
+from polyvol.mapping.occupied import mounts
+from polyvol.mapping.os_errors import reason
+
+SYSFS = Path("/sys/block")
+DEV = Path("/dev")
+BACKEND_PREFIX = "polyvol/"
+NBD_MODULE = Path("/sys/module/nbd")
+MODPROBE_S = 30.0
+SECTOR_BYTES = 512
+UDEV_CONTROL = Path("/run/udev/control")
+EVENT_WAIT_S = 0.2
+LINK_WAIT_S = 15.0
+SYNC_ALL = 7
+"""sync_file_range: wait before, write, wait after."""
+
+
+def read(device: str, attribute: str) -> str | None:
+    """An attribute of a block device such as 'nbd0', or None if it has none."""
+    try:
+        return (SYSFS / device / attribute).read_text().strip()
+    except OSError:
+        return None
+
+
+def load_nbd() -> bool:
+    """Have the kernel load its NBD client, if it is a module; whether there is one."""
+    if NBD_MODULE.is_dir():
+        return True
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        subprocess.run(
+            ["modprobe", "nbd"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=MODPROBE_S,
+            check=False,
+        )
+    return NBD_MODULE.is_dir()
+
+
+def size_of(device: str) -> int:
+    """Its size in bytes; 0 if it is not there or not connected."""
+    return int(read(device, "size") or 0) * SECTOR_BYTES
+
+
+def read_only(device: str) -> bool:
+    """Whether it can only be read."""
+    return read(device, "ro") == "1"
+
+
+def connected(device: str) -> bool:
+    """Whether an NBD device is in use by anybody."""
+    return (SYSFS / device / "pid").exists()
+
+
+def attached_nbd() -> dict[str, str]:
+    """The NBD devices that are ours, as the kernel knows it: by name, such as 'data': 'nbd0'."""
+    found = {}
+    for path in sorted(SYSFS.glob("nbd*")):
+        backend = read(path.name, "backend") or ""
+        if backend.startswith(BACKEND_PREFIX) and connected(path.name):
+            found[backend.removeprefix(BACKEND_PREFIX)] = path.name
+    return found
+
+
+def mounted_at(path: Path) -> bool:
+    """Whether something is mounted at exactly this path."""
+    return any(mount.point == str(path) for mount in mounts())
+
+
+@contextlib.contextmanager
+def written_out(name: str, device: str, *, flush: bool = True) -> Iterator[None]:
+    """Everything that was written to a block device is on its volume, and until the end of this nobody can
+    mount it or take it for itself. AttachedInUse if somebody has; NotWritten if it could not be written.
+    Without `flush`, for a device that does no I/O any more: only what the kernel still has is written, and
+    NotWritten says that this, or an earlier write, has failed. The kernel tells of an earlier one once."""
+    try:
+        descriptor = os.open(DEV / device, os.O_RDONLY | os.O_CLOEXEC | os.O_EXCL)
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            use = "in use by a program that holds it exclusively"
+            raise AttachedInUse(name=name, device=f"/dev/{device}", use=use) from error
+        raise NotWritten(name=name, device=f"/dev/{device}", why=reason(error)) from error
+    try:
+        try:
+            if flush:
+                os.fsync(descriptor)
+            else:
+                _write_pages(descriptor)
+        except OSError as error:
+            raise NotWritten(name=name, device=f"/dev/{device}", why=reason(error)) from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _write_pages(descriptor: int) -> None:
+    """Have the kernel write what it has of a device in memory; OSError if that fails, or has failed."""
+    ask = ctypes.CDLL(None, use_errno=True).sync_file_range
+    ask.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+    if ask(descriptor, 0, 0, SYNC_ALL) < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+class Arrival:
+    """Waits for what block devices do. Made before it is to happen; use it as a context manager."""
+
+    def __init__(self) -> None:
+        self.with_udev = UDEV_CONTROL.exists()
+        self._monitor = pyudev.Monitor.from_netlink(pyudev.Context(), "udev" if self.with_udev else "kernel")
+        self._monitor.filter_by("block")
+        self._monitor.start()
+
+    def wait(self, condition: Callable[[], bool], timeout_s: float) -> bool:
+        """Until a condition holds, checked again at each of udev's events; False if it did not in time."""
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            if time.monotonic() >= deadline:
+                return False
+            # The end of an event may come before what it tells of can be seen: so never for long.
+            self._monitor.poll(EVENT_WAIT_S)
+        return True
+
+    def link(self, device: str, link: Path, timeout_s: float = LINK_WAIT_S) -> Path:
+        """The link to a device that udev's rule makes; without udev it is made here. If there is none in
+        time (the rule is not installed), the device itself."""
+        node = DEV / device
+        if not self.with_udev:
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.unlink(missing_ok=True)
+            link.symlink_to(node)
+        return link if self.wait(lambda: leads_to(link, node), timeout_s) else node
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        del self._monitor
+
+
+def path_of(places: Places, now: Now) -> Path:
+    """The link to a device that is attached, or, where there is none, the device."""
+    link, node = places.link(now.name), DEV / now.device
+    return link if leads_to(link, node) else node
+
+
+def leads_to(link: Path, node: Path) -> bool:
+    """Whether a link leads to this device."""
+    return link.is_symlink() and link.resolve() == node.resolve()
+
+
+def remove_link(link: Path, device: str) -> None:
+    """Remove a link that was made without udev, if it is still that of the device."""
+    if not UDEV_CONTROL.exists() and leads_to(link, DEV / device):
+        with contextlib.suppress(OSError):
+            link.unlink()

@@ -1,0 +1,77 @@
+"""The unit polyvol-attach@NAME.service: started and enabled when a volume is attached, the reverse later.
+
+How it works      `systemctl`. The instance is the name as it is: every character of a volume's and a
+                  snapshot's name may stand in a unit's, so nothing is escaped.
+Errors            AttachFailed, ProgramFailed.
+"""
+
+import subprocess
+from pathlib import Path
+
+from polyvol.daemon.client.attach.errors import AttachFailed, ProgramFailed
+from polyvol.mapping.os_errors import reason
+
+TEMPLATE = "polyvol-attach@.service"
+START_S = 150.0
+STOP_S = 90.0
+QUERY_S = 20.0
+
+
+def unit(name: str) -> str:
+    """The unit that looks after this name."""
+    return f"polyvol-attach@{name}.service"
+
+
+def available() -> bool:
+    """Whether systemd runs here and knows the unit."""
+    if not Path("/run/systemd/system").is_dir():
+        return False
+    return _systemctl("cat", TEMPLATE, timeout_s=QUERY_S).returncode == 0
+
+
+def active(name: str) -> bool:
+    """Whether the unit of this name runs, or begins to."""
+    state = _systemctl("show", "--property=ActiveState", "--value", unit(name), timeout_s=QUERY_S).stdout
+    return state.strip() in ("active", "activating", "reloading")
+
+
+def shutting_down() -> bool:
+    """Whether systemd is ending everything."""
+    return Path("/run/systemd/system").is_dir() and (
+        _systemctl("is-system-running", timeout_s=QUERY_S).stdout.strip() == "stopping"
+    )
+
+
+def start(name: str) -> None:
+    """Have it attached now and at every boot; AttachFailed, in the unit's words, if it does not come up."""
+    _systemctl("reset-failed", unit(name), timeout_s=QUERY_S)
+    done = _systemctl("enable", "--now", "--quiet", unit(name), timeout_s=START_S)
+    if done.returncode != 0:
+        status = _systemctl("show", "--property=StatusText", "--value", unit(name), timeout_s=QUERY_S)
+        lines = done.stderr.strip().splitlines()
+        why = status.stdout.strip() or (lines[0] if lines else f"systemctl ended with {done.returncode}")
+        _systemctl("disable", "--now", "--quiet", unit(name), timeout_s=STOP_S)
+        raise AttachFailed(name=name, why=why)
+
+
+def stop(name: str) -> None:
+    """Have it ended, and not started at the next boot."""
+    done = _systemctl("disable", "--now", "--quiet", unit(name), timeout_s=STOP_S)
+    if done.returncode != 0:
+        raise ProgramFailed(program="systemctl", why=done.stderr.strip() or f"status {done.returncode}")
+
+
+def _systemctl(*arguments: str, timeout_s: float) -> "subprocess.CompletedProcess[str]":
+    try:
+        return subprocess.run(
+            ["systemctl", "--no-ask-password", *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout_s,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        why = reason(error) if isinstance(error, OSError) else f"it took over {timeout_s:.0f} s"
+        raise ProgramFailed(program="systemctl", why=why) from error

@@ -1,0 +1,272 @@
+"""Looking after one attached volume in the foreground: what polyvol-attach@NAME.service runs.
+
+How it works      Attaches, or takes over what an earlier process has attached, and tells systemd. Then it
+                  sleeps until the kernel says that a link is dead (new connections at once, then again and
+                  again until the daemon is back), a signal comes (SIGTERM: detach; SIGHUP: look now), or it
+                  is time to look whether the export has grown. With nbdfuse there is nothing to be mended: it
+                  waits for nbdfuse's end.
+Invariants        A1 a device that somebody uses is never ended here: it stays, as the kernel has it, for the
+                  next process to take over. When the host shuts down, it is unmounted first, and its use as
+                  swap is ended.
+Errors            Those of the first attach, once START_S have passed for a server that does not answer. Later
+                  ones are logged, once each, and tried again.
+"""
+
+import contextlib
+import functools
+import logging
+import selectors
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from polyvol.daemon.client.attach import disks, fuse, kernel, units
+from polyvol.daemon.client.attach.disks import path_of
+from polyvol.daemon.client.attach.errors import AttachedInUse, ProgramFailed, ServerUnreachable
+from polyvol.daemon.client.attach.netlink import Kernel, Notices
+from polyvol.daemon.client.attach.records import Now, Places, Wanted
+from polyvol.daemon.client.attach.users import release, users_of
+from polyvol.daemon.host.notify import notify
+from polyvol.mapping.errors import PolyvolError
+from polyvol.mapping.sizes import exact_size
+
+START_S = 60.0
+"""How long the first attach waits for a server that does not answer, as at boot."""
+LOOK_S = 10.0
+SHUTDOWN_S = 40.0
+"""How long the users of a device have while the host shuts down; less than the unit's TimeoutStopSec."""
+SHUTDOWN_LOOK_S = 0.5
+RETRY_FIRST_S = 0.05
+RETRY_MAX_S = 2.0
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_log = logging.getLogger("polyvol")
+
+
+def watch(places: Places, wanted: Wanted) -> None:
+    """Until SIGTERM or SIGINT, or until somebody else has detached it."""
+    with _Waker() as waker:
+        try:
+            if wanted.kind == "fuse":
+                _watch_fuse(places, wanted, waker)
+            else:
+                with Kernel() as channel:
+                    _Watch(channel, places, wanted, waker).run()
+        except PolyvolError as error:
+            notify(f"STATUS={error}")
+            raise
+
+
+class _Waker:
+    """Waits for signals and descriptors together."""
+
+    def __init__(self) -> None:
+        self._reader, self._writer = socket.socketpair()
+        self._reader.setblocking(False)
+        self._writer.setblocking(False)
+        self.selector = selectors.DefaultSelector()
+        self.selector.register(self._reader, selectors.EVENT_READ)
+
+    def __enter__(self) -> "_Waker":
+        self._before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+        self._wakeup = signal.set_wakeup_fd(self._writer.fileno())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.set_wakeup_fd(self._wakeup)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self.selector.close()
+        self._reader.close()
+        self._writer.close()
+
+    def wait(self, timeout_s: float) -> set[int]:
+        """The signals that have come, after something did or the time is over."""
+        self.selector.select(timeout_s)
+        with contextlib.suppress(BlockingIOError):
+            return set(self._reader.recv(4096))
+        return set()
+
+
+def _ending(signals: set[int]) -> bool:
+    return bool(signals & {signal.SIGTERM, signal.SIGINT})
+
+
+class _Watch:
+    """One device of the kernel's NBD client."""
+
+    def __init__(self, channel: Kernel, places: Places, wanted: Wanted, waker: _Waker) -> None:
+        self._kernel = channel
+        self._places = places
+        self._wanted = wanted
+        self._waker = waker
+        self._notices = Notices(channel.notices_group)
+        self._said = ""
+
+    def run(self) -> None:
+        """Attach, look after it, detach."""
+        with contextlib.closing(self._notices):
+            self._waker.selector.register(self._notices, selectors.EVENT_READ)
+            there = kernel.find(self._places, self._wanted.name)
+            now = there or self._begin()
+            if now is None:
+                return
+            self._tell(path_of(self._places, now), ready=True)
+            # Of the links of one that was there, some may have died while nobody looked.
+            dead = there is not None
+            while disks.connected(now.device):
+                after = self._mend(now) if dead else self._grow(now)
+                if after is None:
+                    return
+                now = self._noted(now, after)
+                signals = self._waker.wait(LOOK_S)
+                if _ending(signals):
+                    self._end(now, daemon_answers=True)
+                    return
+                dead = self._dead(now) or signal.SIGHUP in signals
+        _log.warning("%s (/dev/%s) was detached by somebody else", now.name, now.device, extra=self._fields())
+        self._places.forget(Now, now.name)
+
+    def _begin(self) -> Now | None:
+        """Attach; None if told to end before."""
+        deadline = time.monotonic() + START_S
+        for pause_s in _pauses():
+            try:
+                with self._places.lock(self._wanted.name, "device"):
+                    return kernel.attach(self._kernel, self._places, self._wanted)[0]
+            except ServerUnreachable as error:
+                if time.monotonic() >= deadline:
+                    raise
+                notify(f"STATUS={error}")
+                if _ending(self._waker.wait(pause_s)):
+                    return None
+        return None
+
+    def _mend(self, now: Now) -> Now | None:
+        """New connections, however long it takes; None if told to end meanwhile."""
+        begun = time.monotonic()
+        for pause_s in _pauses():
+            if not disks.connected(now.device):
+                return now
+            self._dead(now)  # those that we know of by now get new connections; later ones wake us again
+            try:
+                after = kernel.reconnect(self._kernel, self._wanted, now)
+                took_s = time.monotonic() - begun
+                _log.info("%s is connected again, after %.1f s", now.name, took_s, extra=self._fields())
+                self._said = ""
+                self._tell(path_of(self._places, now))
+                return after
+            except PolyvolError as error:
+                self._complain(error)
+            signals = self._waker.wait(pause_s)
+            if _ending(signals):
+                self._end(now, daemon_answers=False)
+                return None
+        return now
+
+    def _grow(self, now: Now) -> Now:
+        with contextlib.suppress(ServerUnreachable):  # its links are what counts
+            try:
+                return kernel.grow(self._kernel, self._wanted, now)
+            except PolyvolError as error:
+                self._complain(error)
+        return now
+
+    def _noted(self, now: Now, after: Now) -> Now:
+        if after.size != now.size:
+            grown = (after.name, exact_size(now.size), exact_size(after.size))
+            _log.info("%s has grown from %s to %s", *grown, extra=self._fields())
+        if after != now:
+            self._places.write(after)
+        return after
+
+    def _dead(self, now: Now) -> bool:
+        """Whether the kernel has told of dead links since the last call."""
+        number = kernel.device_number(now.device)
+        return number is not None and self._notices.dead(number)
+
+    def _end(self, now: Now, *, daemon_answers: bool) -> None:
+        """Detach it, unless somebody uses it (A1). Without its daemon nothing can be written any more: to
+        try would wait for it. What nobody uses has nothing that is not written: the kernel writes it when the
+        last one closes the device."""
+        force = not daemon_answers
+        detach = functools.partial(kernel.detach, self._kernel, self._places, now, force=force)
+        with self._places.lock(now.name, "device"):
+            error = _end(now, detach, daemon_answers=daemon_answers)
+        if error is not None:
+            said = (now.name, now.device, error)
+            _log.warning("%s stays attached as /dev/%s: %s", *said, extra=self._fields())
+            return
+        _log.info("%s (/dev/%s) was detached", now.name, now.device, extra=self._fields())
+
+    def _complain(self, error: PolyvolError) -> None:
+        """Log an error when it is new."""
+        if str(error) != self._said:
+            self._said = str(error)
+            notify(f"STATUS={error}")
+            _log.warning("%s: %s", self._wanted.name, error, extra=self._fields())
+
+    def _tell(self, path: Path, *, ready: bool = False) -> None:
+        if ready:
+            _log.info("%s is attached as %s", self._wanted.name, path, extra=self._fields())
+        notify(f"STATUS=attached as {path}", *(["READY=1"] if ready else []))
+
+    def _fields(self) -> dict[str, str]:
+        return fields(self._wanted.name)
+
+
+def fields(name: str) -> dict[str, str]:
+    """The journal's fields for an attached volume or snapshot."""
+    volume, _, snapshot = name.partition("@")
+    return {"VOLUME": volume, "SNAPSHOT": snapshot} if snapshot else {"VOLUME": volume}
+
+
+def _end(now: Now, detach: Callable[[], None], *, daemon_answers: bool = True) -> PolyvolError | None:
+    """Detach a device that nobody uses (A1); else, or if it cannot be, why not."""
+    uses = users_of(now.device)
+    # While the host shuts down, systemd unmounts what was mounted by hand only when all services have ended,
+    # and so the daemon: here is the last moment at which it can be written.
+    deadline = time.monotonic() + SHUTDOWN_S
+    while uses and daemon_answers and time.monotonic() < deadline and units.shutting_down():
+        release(now.device)
+        uses = users_of(now.device)
+        if uses:
+            time.sleep(SHUTDOWN_LOOK_S)  # systemd is stopping its users at the same time
+    try:
+        if uses:
+            raise AttachedInUse(name=now.name, device=f"/dev/{now.device}", use=" and ".join(uses))
+        detach()
+    except PolyvolError as error:
+        return error
+    return None
+
+
+def _watch_fuse(places: Places, wanted: Wanted, waker: _Waker) -> None:
+    """One loop device over nbdfuse."""
+    with places.lock(wanted.name, "device"):
+        now = fuse.find(places, wanted.name)
+        if now is None or fuse.trouble(places, now) is not None:
+            now = fuse.attach(places, wanted)[0]
+    _log.info("%s is attached as /dev/%s", wanted.name, now.device, extra=fields(wanted.name))
+    notify("READY=1", f"STATUS=attached as /dev/{now.device}")
+    while (why := fuse.trouble(places, now)) is None:
+        if _ending(waker.wait(1.0)):
+            with places.lock(now.name, "device"):
+                error = _end(now, functools.partial(fuse.detach, places, now, force=False))
+            if error is not None:
+                said = (now.name, now.device, error)
+                _log.warning("%s stays attached as /dev/%s: %s", *said, extra=fields(now.name))
+            return
+    with places.lock(now.name, "device"):
+        if fuse.find(places, wanted.name) is not None:
+            fuse.clean(places, now.name)
+            raise ProgramFailed(program="nbdfuse", why=f"{why}, and the device has ended with it")
+
+
+def _pauses() -> Iterator[float]:
+    """How long to wait before each further try, seconds."""
+    pause_s = RETRY_FIRST_S
+    while True:
+        yield pause_s
+        pause_s = min(pause_s * 2, RETRY_MAX_S)

@@ -1,0 +1,99 @@
+"""Deleting many snapshots from the command line, by names and patterns; a bar until the space is back.
+
+How it works      Of one volume all are deleted, or none if a name is unknown or a pattern matches nothing. An
+                  error of one volume or group is told, and the others are deleted all the same, as rm does.
+"""
+
+import fnmatch
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+from polyvol.daemon.client.cli.client import ApiError, Client, Json
+from polyvol.daemon.client.cli.common import snapshot_parts
+from polyvol.daemon.client.cli.ending import tell
+from polyvol.daemon.client.cli.output import counted, print_json, say
+from polyvol.daemon.client.transfer.progress import progress
+from polyvol.daemon.errors import EXIT_CODE, NoMatch
+from polyvol.daemon.sizes import format_size
+from polyvol.mapping.errors import RepeatedDevice
+
+_POLL_S = 0.1
+
+
+def is_pattern(name: str) -> bool:
+    """Whether a name stands for several."""
+    return any(sign in name for sign in "*?[")
+
+
+def delete_many(client: Client, names: Sequence[str], *, wait: bool, as_json: bool) -> None:
+    """Delete all snapshots named; those that stay are told, and end the program with 1."""
+    wanted: dict[tuple[str, str], list[str]] = {}
+    for name, often in Counter(names).items():
+        if often > 1:
+            raise RepeatedDevice(noun="snapshot", name=name)
+    for name in names:
+        kind, target, _, own_name = snapshot_parts(name)
+        wanted.setdefault((kind, target), []).append(own_name)
+    answers, failed = [], False
+    for (kind, target), own_names in wanted.items():
+        try:
+            if kind == "groups":
+                answers += _delete_of_group(client, target, own_names)
+            else:
+                answers.append(_delete_of_volume(client, target, own_names, wait=wait))
+        except (ApiError, NoMatch) as error:
+            tell(error, as_json=as_json)
+            failed = True
+    if as_json and answers:
+        print_json(answers)
+    elif not as_json:
+        _print(answers)
+    if failed or any(answer.get("kept") for answer in answers):
+        sys.exit(EXIT_CODE)
+
+
+def _delete_of_volume(client: Client, volume: str, names: list[str], *, wait: bool) -> Json:
+    begun = client.post("volumes", volume, "deletions", body={"names": names})
+    if not wait or not begun["left"]:
+        return begun
+    return {**_wait(client, volume, begun), "kept": begun["kept"]}
+
+
+def _delete_of_group(client: Client, group: str, names: list[str]) -> list[Json]:
+    """Delete a group's snapshots, each as a whole, that names or patterns stand for."""
+    taken = [each["name"] for each in client.get("groups", group, "snapshots")]
+    chosen: dict[str, None] = {}
+    for name in names:
+        found = fnmatch.filter(taken, name) if is_pattern(name) else [name]
+        if not found:
+            raise NoMatch(text=f"@{group}@{name}", target=f"@{group}")
+        chosen |= dict.fromkeys(found)
+    return [client.delete("groups", group, "snapshots", name) for name in chosen]
+
+
+def _print(answers: Sequence[Json]) -> None:
+    groups: dict[str, int] = {}
+    for answer in answers:
+        if "group" in answer:
+            groups[answer["group"]] = groups.get(answer["group"], 0) + 1
+            continue
+        for kept in answer["kept"]:
+            say(f"snapshot {answer['volume']}@{kept['name']} stays: {kept['reason']}", err=True)
+        text = f"volume {answer['volume']}: {counted(answer['total'], 'snapshot')} deleted"
+        done = answer["total"] and not answer["left"]
+        say(f"{text}, {format_size(answer['freed'])} given back" if done else text)
+    for group, count in groups.items():
+        say(f"group {group}: {counted(count, 'snapshot')} deleted")
+
+
+def _wait(client: Client, volume: str, begun: Json) -> Json:
+    with progress(f"giving space of {volume} back", None) as advance:
+        advance(0)
+        while begun["left"]:
+            time.sleep(_POLL_S)
+            now = client.get("volumes", volume, "deletions")
+            advance(now["freed"] - begun["freed"])
+            begun = now
+    return begun

@@ -1,0 +1,133 @@
+"""polyvol in-use: who would lose data if polyvol was removed from this host.
+
+How it works      Devices that are attached here and used (daemon/client/attach/users.py), restores that
+                  run, and clients of the daemon here, on any host, except devices attached here that
+                  nobody uses: their units end them in order. It works when the daemon is down: then there
+                  are no clients. The package's `prerm` and scripts/uninstall call it
+                  (scripts/activate.sh).
+Errors            EXIT_CODE if something is in use, or if a running daemon does not answer. NeedsRoot: what
+                  others have open can be seen by root only.
+"""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from polyvol.daemon.client.attach.address import parse_uri
+from polyvol.daemon.client.attach.errors import NeedsRoot
+from polyvol.daemon.client.attach.records import Places
+from polyvol.daemon.client.cli.client import Client
+from polyvol.daemon.client.cli.common import json_option, state_dir_option
+from polyvol.daemon.client.cli.output import print_json, say
+from polyvol.daemon.errors import EXIT_CODE, DaemonNotRunning, DaemonUnreachable
+from polyvol.daemon.state.directory import nbd_socket
+
+SYSTEMD = Path("/run/systemd/system")
+DEFAULT_STATE_DIR = Path("/var/lib/polyvol")
+SYSTEMCTL_S = 20.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class InUse:
+    """Something that is in use: a sentence, and what to do."""
+
+    what: str
+    cure: str
+
+
+@click.command(name="in-use")
+@json_option
+@state_dir_option
+def in_use(as_json: bool, state_dir: Path) -> None:
+    """Show what uses volumes, on this host and on others. Exit status 1 if anything does."""
+    found = [*_devices(Places.default()), *_clients(Places.default(), state_dir)]
+    if as_json:
+        print_json([dataclasses.asdict(each) for each in found])
+    else:
+        for each in found:
+            say(f"{each.what}; {each.cure}")
+    if found:
+        sys.exit(EXIT_CODE)
+
+
+def _devices(places: Places) -> list[InUse]:
+    """The attached devices that somebody uses, or that no unit ends."""
+    from polyvol.daemon.client.attach import verbs  # loads netlink and udev: only where they are used
+
+    views = verbs.list_all(places, ask=False)
+    if any(view.device is not None for view in views) and os.geteuid() != 0:
+        raise NeedsRoot(what="telling who uses attached devices")
+    found = []
+    for view in views:
+        if view.use is not None:
+            cure = f"end that, then `polyvol detach {view.name}`"
+            found.append(InUse(what=f"{view.name} ({view.device}) is {view.use}", cure=cure))
+        elif view.device is not None and places.wanted(view.name) is None:
+            what = f"{view.name} ({view.device}) is attached, and has no unit that would detach it"
+            found.append(InUse(what=what, cure=f"`polyvol detach {view.name}`"))
+    return found
+
+
+def _clients(places: Places, state_dir: Path) -> list[InUse]:
+    """The daemon's clients, except unused devices of this host."""
+    if not _may_run(state_dir):
+        return []
+    try:
+        volumes = Client(state_dir).get("volumes")
+    except DaemonNotRunning:
+        return []
+    except DaemonUnreachable as error:
+        unknown = f"whether clients are connected cannot be told: {error.message}"
+        return [InUse(what=unknown, cure=error.advice)]
+    ours = _attached_here(places, state_dir)
+    found = [
+        InUse(
+            what=f"volume {volume['name']} is being restored by a `polyvol restore` that runs",
+            cure="wait until it has ended, or end it",
+        )
+        for volume in volumes
+        if (volume.get("restore") or {}).get("connections")
+    ]
+    for export in (export for volume in volumes for export in volume["exports"]):
+        clients = export["connections"] - ours.get(export["name"], 0)
+        if clients > 0:
+            are = "connection is" if clients == 1 else "connections are"
+            found.append(
+                InUse(
+                    what=f"{clients} NBD {are} open to {export['name']}",
+                    cure="`polyvol client list` shows these clients; disconnect them on their hosts",
+                )
+            )
+    return found
+
+
+def _may_run(state_dir: Path) -> bool:
+    """Whether a daemon may run there: to ask the socket of a unit that does not would start it."""
+    if state_dir.absolute() != DEFAULT_STATE_DIR or not SYSTEMD.is_dir():
+        return True
+    command = ["systemctl", "show", "--property=ActiveState", "--value", "polyvold.service"]
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=SYSTEMCTL_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return True
+    return done.stdout.strip() not in (b"inactive", b"failed")
+
+
+def _attached_here(places: Places, state_dir: Path) -> dict[str, int]:
+    """How many connections to each export attached devices of this host have to this daemon, at most."""
+    found: dict[str, int] = {}
+    for name in places.names():
+        wanted = places.wanted(name)
+        if wanted is None or places.now(name) is None:
+            continue
+        address = parse_uri(wanted.uri, name)
+        if address.socket is not None and address.socket.resolve() == nbd_socket(state_dir).resolve():
+            found[address.export] = found.get(address.export, 0) + wanted.connections
+    return found

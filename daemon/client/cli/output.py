@@ -1,0 +1,119 @@
+"""What the command line prints: lines, tables and facts for people, JSON for programs.
+
+How it works      Everything that is printed goes through `say`. What is no printable character (control
+                  characters, escape sequences, bytes that are not UTF-8) is shown as its escape, so that no
+                  name can steer the terminal or look like another line. A table has one line for each row;
+                  on a terminal that is narrower than that, a row goes over several lines, which break between
+                  cells only. So a name that is printed can always be copied.
+Invariants        T1 a cell is never empty, cut off or broken; T2 JSON is ASCII; T3 with --json nothing else
+                  is written to the standard output.
+Errors            OutputFailed; BrokenPipeError, which ends the program in silence (ending.py).
+"""
+
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+
+import click
+
+from polyvol.daemon.client.cli.client import Json
+from polyvol.daemon.errors import OutputFailed
+from polyvol.mapping.os_errors import advice, reason
+
+_GAP = "  "
+_INDENT = "    "
+
+
+def visible(text: str) -> str:
+    """The text with an escape in the place of each character that cannot be printed."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else _escape(each) for each in text)
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Print one line."""
+    _write(visible(text), err=err)
+
+
+def warn(text: str) -> None:
+    """Print a warning on the standard error."""
+    say(f"warning: {text}", err=True)
+
+
+def say_lines(lines: Sequence[str]) -> None:
+    """Print many lines that need no look at each."""
+    if lines:
+        _write("\n".join(lines), err=False)
+
+
+def print_json(answer: Json, *, err: bool = False) -> None:
+    """The API's answer, indented. `err`: on the standard error, where the standard output has data."""
+    _write(json.dumps(answer, indent=2), err=err)
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Rows under a header; with no rows, the header alone. None is shown as '-'."""
+    texts = [[visible("-" if cell is None else str(cell)) or "-" for cell in row] for row in rows]
+    table = [list(header), *texts]
+    widths = [max(len(row[column]) for row in table) for column in range(len(header))]
+    say_lines([line for row in table for line in _lines(row, _columns_of_lines(widths), widths)])
+
+
+def print_facts(facts: Sequence[tuple[str, object]]) -> None:
+    """One fact a line, the values aligned; those that are None or empty are left out."""
+    shown = [(name, value) for name, value in facts if value not in (None, "", [])]
+    width = max(len(name) for name, _ in shown)
+    for name, value in shown:
+        say(f"{name + ':':<{width + 2}}{value}")
+
+
+def counted(count: int, noun: str) -> str:
+    """'1 partition', '2 partitions'."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def listed(names: Sequence[object]) -> str:
+    """Names with commas between them; '-' for none."""
+    return ", ".join(str(name) for name in names) or "-"
+
+
+def _columns_of_lines(widths: Sequence[int]) -> list[range]:
+    """Which columns stand on which line of a row: all on one, but for a terminal that is too narrow."""
+    if not sys.stdout.isatty():
+        return [range(len(widths))]
+    room = shutil.get_terminal_size().columns
+    lines, begin, used = [], 0, 0
+    for column, width in enumerate(widths):
+        gap = 0 if column == begin else len(_GAP)
+        if column > begin and used + gap + width > room:
+            lines.append(range(begin, column))
+            begin, used, gap = column, len(_INDENT), 0
+        used += gap + width
+    return [*lines, range(begin, len(widths))]
+
+
+def _lines(row: Sequence[str], lines: Sequence[range], widths: Sequence[int]) -> list[str]:
+    return [
+        ("" if number == 0 else _INDENT)
+        + _GAP.join(row[column].ljust(widths[column]) for column in columns).rstrip()
+        for number, columns in enumerate(lines)
+    ]
+
+
+def _escape(character: str) -> str:
+    number = ord(character)
+    if 0xDC80 <= number <= 0xDCFF:  # a byte that is not UTF-8, as Python has it
+        return f"\\x{number - 0xDC00:02x}"
+    return repr(character)[1:-1]
+
+
+def _write(text: str, *, err: bool) -> None:
+    try:
+        click.echo(text, err=err)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if not err:  # whoever closed the standard error does not want to know
+            raise OutputFailed(why=reason(error), todo=advice(error)) from error

@@ -1,0 +1,86 @@
+"""polyvol scrub: starts a scrub and watches it, stops it, or switches weekly ones on or off."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from polyvol.daemon.client.cli.client import Client
+from polyvol.daemon.client.cli.common import SizeType, json_option, state_dir_option
+from polyvol.daemon.client.cli.output import counted, listed, print_json, print_table, say
+from polyvol.daemon.client.transfer.progress import progress
+from polyvol.daemon.errors import EXIT_CODE
+from polyvol.daemon.sizes import SCRUB_RATE_MAX, SCRUB_RATE_MIN, format_size
+
+_POLL_S = 0.2
+_RATE = SizeType(SCRUB_RATE_MIN, SCRUB_RATE_MAX)
+
+
+@click.command()
+@click.argument("volume", required=False)
+@click.option("--rate", type=_RATE, default="64M", show_default=True, help="Bytes a second, at most.")
+@click.option("--stop", is_flag=True, help="Stop the scrub that is under way.")
+@click.option("--weekly", type=click.Choice(["on", "off"]), help="Weekly scrubs of all volumes, on or off.")
+@json_option
+@state_dir_option
+def scrub(
+    volume: str | None, rate: int, stop: bool, weekly: str | None, as_json: bool, state_dir: Path
+) -> None:
+    """Read and check everything that has a checksum. Exit status 1 if something is bad.
+
+    It goes on in the daemon if this program is ended.
+    """
+    client = Client(state_dir)
+    if weekly is not None:
+        if volume is not None or stop:
+            raise click.UsageError("--weekly is for all volumes: name none, and stop none")
+        settings = client.post("scrub", body={"weekly": weekly == "on"})
+        if as_json:
+            print_json(settings)
+        else:
+            say(f"weekly scrubs are {weekly}")
+        return
+    if volume is None:
+        raise click.UsageError("name a volume, or give --weekly")
+    if stop:
+        ended = client.delete("volumes", volume, "scrub")
+    else:
+        ended = _watch(client, volume, client.post("volumes", volume, "scrub", body={"rate": rate}))
+    if as_json:
+        print_json(ended)
+    else:
+        _print(ended)
+    if ended["state"] == "failed" or ended["bad_blocks"]:
+        sys.exit(EXIT_CODE)
+
+
+def _watch(client: Client, volume: str, view: dict[str, Any]) -> dict[str, Any]:
+    """The scrub as it ended, with a bar meanwhile on a terminal."""
+    with progress(f"scrubbing {volume}", view["total"]) as advance:
+        done = 0
+        while view["state"] == "running":
+            time.sleep(_POLL_S)
+            view = client.get("volumes", volume, "scrub")
+            advance(view["done"] - done)
+            done = view["done"]
+    return view
+
+
+def _print(view: dict[str, Any]) -> None:
+    skipped = f", {format_size(view['skipped'])} on missing devices left out" if view["skipped"] else ""
+    say(
+        f"scrub of volume {view['volume']} {view['state']}: {format_size(view['done'])} read{skipped},"
+        f" {counted(view['bad_blocks'], 'bad block')}"
+    )
+    if view["reason"]:
+        say(f"reason: {view['reason']}")
+    if view["bad"]:
+        print_table(
+            ("PARTITION", "BLOCK", "DEVICE", "SEEN BY", "REASON"),
+            [
+                (bad["partition"], bad["block"], bad["device"], listed(bad["seen_by"]), bad["reason"])
+                for bad in view["bad"]
+            ],
+        )

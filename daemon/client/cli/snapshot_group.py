@@ -1,0 +1,85 @@
+"""polyvol snapshot, where a group is named: `@GROUP`, `@GROUP@SNAPSHOT`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from polyvol.daemon.client.cli.client import Client, Json
+from polyvol.daemon.client.cli.output import listed, print_facts, print_json, print_table, say, warn
+from polyvol.daemon.client.cli.times import in_future, moment, moments, zoned
+from polyvol.daemon.sizes import format_ns, format_size
+
+
+def create_of_group(client: Client, group: str, body: Json, as_json: bool) -> None:
+    """Take a snapshot of a group."""
+    made = client.post("groups", group, "snapshots", body=body)
+    if as_json:
+        print_json(made)
+        return
+    warn_of_hooks(made["members"])
+    stall, durable = format_ns(made["stall_ns"]), format_ns(made["durable_ns"])
+    say(f"snapshot {made['export']}: write stall {stall}, durable after {durable}")
+    for member in made["members"]:
+        say(f"  {member['export']}")
+
+
+def warn_of_hooks(made: Sequence[Json]) -> None:
+    """Warn of each snapshot whose hooks failed."""
+    for each in made:
+        if each["hook_trouble"]:
+            warn(f"snapshot {each['export']} is only crash-consistent, because {each['hook_trouble']}")
+
+
+def list_of_group(client: Client, group: str, as_json: bool) -> None:
+    """List the snapshots of a group."""
+    snapshots = client.get("groups", group, "snapshots")
+    if as_json:
+        print_json(snapshots)
+        return
+    created = moments([each["created"] for each in snapshots], [each["future"] for each in snapshots])
+    print_table(
+        ("SNAPSHOT", zoned("CREATED"), "MADE BY", "HELD", "STALL", "VOLUMES"),
+        [
+            (
+                each["export"],
+                instant,
+                each["schedule"] or each["origin"],
+                listed(each["holds"]),
+                format_ns(each["stall_ns"]),
+                listed([member["volume"] for member in each["members"]]),
+            )
+            for each, instant in zip(snapshots, created, strict=True)
+        ],
+    )
+
+
+def print_of_group(shown: dict[str, Any], as_json: bool) -> None:
+    """Show a snapshot of a group."""
+    if as_json:
+        print_json(shown)
+        return
+    print_facts(
+        [
+            ("snapshot", shown["export"]),
+            ("cut", shown["cut"]),
+            ("created", in_future(moment(shown["created"]) or "-", shown["future"])),
+            ("made by", shown["schedule"] or shown["origin"]),
+            ("held by", listed(shown["holds"]) if shown["holds"] else None),
+            ("consistency", f"{shown['consistency']}-consistent"),
+            ("write stall", format_ns(shown["stall_ns"])),
+            ("durable after", format_ns(shown["durable_ns"])),
+        ]
+    )
+    say("")
+    print_table(
+        ("MEMBER", "SIZE", "EPOCH", "CONNECTIONS", "HOOKS FAILED"),
+        [
+            (
+                member["export"],
+                format_size(member["size"]),
+                member["epoch"],
+                member["connections"],
+                member["hook_trouble"],
+            )
+            for member in shown["members"]
+        ],
+    )

@@ -1,0 +1,75 @@
+"""Times for people: short, in UTC, or with --local in the time zone of this host.
+
+How it works      The API gives times as ISO 8601 in UTC with microseconds, and so does --json. A fact shows
+                  seconds and the zone ('2026-11-30 06:24:11 UTC'). A table shows minutes, or seconds if two
+                  different times of a column lie in one minute; its header names the zone.
+Errors            None: what is no time is shown as it is.
+"""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+
+import click
+
+from polyvol.daemon.client.cli.common import Command
+
+_LOCAL = "polyvol.local"
+_MINUTES = "%Y-%m-%d %H:%M"
+_SECONDS = "%Y-%m-%d %H:%M:%S"
+
+
+def local_option(command: Command) -> Command:
+    """--local: `moment` and `moments` then use the time zone of this host."""
+    return click.option(
+        "--local",
+        is_flag=True,
+        expose_value=False,
+        callback=_remember,
+        help="Show times in this host's time zone [UTC].",
+    )(command)
+
+
+def moment(text: str | None) -> str | None:
+    """A time with seconds and its zone; None for None."""
+    time = _read(text)
+    return text if time is None else f"{time.strftime(_SECONDS)} {time.tzname()}"
+
+
+def moments(texts: Sequence[str | None], future: Sequence[bool] = ()) -> list[str]:
+    """A column of times, '-' for None; `future`: which of them lie in the future of the clock."""
+    times = [_read(text) for text in texts]
+    known = {time.replace(microsecond=0) for time in times if time is not None}
+    minutes = {time.replace(second=0) for time in known}
+    form = _MINUTES if len(minutes) == len(known) else _SECONDS
+    shown = [
+        text or "-" if time is None else time.strftime(form) for text, time in zip(texts, times, strict=True)
+    ]
+    marks = [*future, *([False] * (len(shown) - len(future)))]
+    return [in_future(each, mark) for each, mark in zip(shown, marks, strict=True)]
+
+
+def zoned(header: str) -> str:
+    """The header of a column of times."""
+    return f"{header} ({'local' if _is_local() else 'UTC'})"
+
+
+def in_future(text: str, future: bool) -> str:
+    """A time that is shown; marked if it lies in the future of the clock."""
+    return f"{text} (in the future)" if future else text
+
+
+def _read(text: str | None) -> datetime | None:
+    with suppress(ValueError, TypeError, OverflowError):
+        time = datetime.fromisoformat(text or "").astimezone(UTC)
+        return time.astimezone() if _is_local() else time
+    return None
+
+
+def _remember(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    ctx.find_root().meta[_LOCAL] = value
+
+
+def _is_local() -> bool:
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.find_root().meta.get(_LOCAL))

@@ -1,0 +1,437 @@
+"""polyvol volume: create, clone, set, add-log, grow, list, show, delete."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from polyvol.daemon.client.attach.address import parse_uri
+from polyvol.daemon.client.attach.records import Places
+from polyvol.daemon.client.cli.client import Client, Json
+from polyvol.daemon.client.cli.common import SIZE, Command, json_option, split_snapshot, state_dir_option
+from polyvol.daemon.client.cli.hooks import hook_options, hook_text, hooks_from
+from polyvol.daemon.client.cli.output import counted, listed, print_facts, print_json, print_table, say
+from polyvol.daemon.client.cli.times import local_option, moment, moments, zoned
+from polyvol.daemon.errors import NotConfirmed
+from polyvol.daemon.sizes import format_seconds, format_size
+from polyvol.daemon.state.directory import nbd_socket
+
+
+def when_full_option(*, default: str | None = None) -> Callable[[Command], Command]:
+    """--when-full, given to the command as `when_full`."""
+    return click.option(
+        "--when-full",
+        type=click.Choice(["keep-writing", "keep-snapshots"]),
+        help="When the change logs are full: drop the oldest scheduled snapshots, or refuse writes.",
+        default=default,
+        show_default=default is not None,
+    )
+
+
+@click.group()
+def volume() -> None:
+    """Virtual volumes."""
+
+
+@volume.command()
+@click.argument("name")
+@click.option("--size", type=SIZE, help="Its size, a multiple of 4096.")
+@click.option("--base", metavar="DEVICE", help="An adopted device, with its data and its size.")
+@click.option(
+    "--device", "devices", multiple=True, metavar="DEVICE", help="Where its bytes go [new files]; repeatable."
+)
+@click.option(
+    "--log-device",
+    "log_devices",
+    multiple=True,
+    metavar="DEVICE",
+    help="For change logs [new files]; repeatable.",
+)
+@click.option("--processors", type=int, metavar="N", help="How many processors own it [all that there are].")
+@click.option(
+    "--partition-size", type=SIZE, default="64M", show_default=True, help="A power of two, 1M to 1G."
+)
+@when_full_option(default="keep-writing")
+@click.option("--dry-run", is_flag=True, help="Show the plan; change nothing.")
+@click.option("--partitions", is_flag=True, help="With --dry-run: each partition's extents and processor.")
+@json_option
+@state_dir_option
+def create(state_dir: Path, as_json: bool, partitions: bool, **request: Json) -> None:
+    """Make a volume and export it."""
+    if partitions and not request["dry_run"]:
+        raise click.UsageError("--partitions needs --dry-run; `polyvol volume show` shows them of a volume")
+    request["devices"] = list(request["devices"])
+    request["log_devices"] = list(request["log_devices"])
+    made = Client(state_dir).post("volumes", body=request)
+    if as_json:
+        print_json(made)
+    elif request["dry_run"]:
+        _print_plan(made, partitions=partitions)
+    else:
+        parts = counted(made["partition_count"], "partition")
+        owners = counted(len(made["processors"]), "processor")
+        say(
+            f"volume {made['name']}: {format_size(made['size'])}, {parts} of"
+            f" {format_size(made['partition_size'])} on {owners}, devices {listed(made['devices'])}"
+        )
+
+
+@volume.command()
+@click.argument("source", metavar="VOLUME@SNAPSHOT")
+@click.argument("name", metavar="NEW")
+@click.option(
+    "--log-device",
+    "log_devices",
+    multiple=True,
+    metavar="DEVICE",
+    help="For what is written [new files]; repeatable.",
+)
+@click.option("--processors", type=int, metavar="N", help="How many processors own it [all that there are].")
+@when_full_option(default="keep-writing")
+@json_option
+@state_dir_option
+def clone(source: str, name: str, as_json: bool, state_dir: Path, **request: Json) -> None:
+    """Make a volume from a snapshot, at once. It shares all blocks until they are written."""
+    volume_name, snapshot = split_snapshot(source)
+    body = {"name": name, **request, "log_devices": list(request["log_devices"])}
+    made = Client(state_dir).post("volumes", volume_name, "snapshots", snapshot, "clones", body=body)
+    if as_json:
+        print_json(made)
+        return
+    owners = counted(len(made["processors"]), "processor")
+    say(f"volume {name}: {format_size(made['size'])} of {source}, on {owners}")
+
+
+@volume.command(name="set")
+@click.argument("name")
+@when_full_option()
+@hook_options
+@click.option("--no-hooks", is_flag=True, help="Remove the volume's hooks.")
+@json_option
+@state_dir_option
+def set_volume(
+    name: str, when_full: str | None, no_hooks: bool, as_json: bool, state_dir: Path, **hooks: Json
+) -> None:
+    """Change a volume's settings. They are what it does when its change logs are full, and its
+    hooks."""
+    given = hooks_from(**hooks)
+    if no_hooks:
+        if given is not None:
+            raise click.UsageError("give hooks, or --no-hooks")
+        given = {}
+    if when_full is None and given is None:
+        raise click.UsageError("give --when-full, --quiesce, or --no-hooks")
+    changed = Client(state_dir).patch("volumes", name, body={"when_full": when_full, "hooks": given})
+    if as_json:
+        print_json(changed)
+        return
+    say(f"volume {name}: when full, {changed['when_full']}; hooks: {hook_text(changed['hooks']) or '-'}")
+
+
+@volume.command()
+@click.argument("name")
+@click.option(
+    "--device", "devices", multiple=True, metavar="DEVICE", help="Where it goes [a new file]; repeatable."
+)
+@click.option(
+    "--size", type=SIZE, help="Of the log on each device [what is free there, at most the volume's size]."
+)
+@json_option
+@state_dir_option
+def add_log(name: str, devices: tuple[str, ...], size: int | None, as_json: bool, state_dir: Path) -> None:
+    """Give a volume more change logs, while it is in use."""
+    body = {"devices": list(devices), "size": size}
+    changed = Client(state_dir).post("volumes", name, "logs", body=body)
+    if as_json:
+        print_json(changed)
+        return
+    space = changed["space"]
+    say(f"volume {name}: {counted(len(changed['logs']), 'change log')}, {room(space)}")
+
+
+@volume.command()
+@click.argument("name")
+@click.option("--size", type=SIZE, required=True, help="Its size from now on, a multiple of 4096.")
+@click.option(
+    "--device",
+    "devices",
+    multiple=True,
+    metavar="DEVICE",
+    help="Where what is new goes [new files]; repeatable.",
+)
+@json_option
+@state_dir_option
+def grow(name: str, size: int, devices: tuple[str, ...], as_json: bool, state_dir: Path) -> None:
+    """Make a volume larger, while it is in use."""
+    grown = Client(state_dir).post("volumes", name, "growth", body={"size": size, "devices": devices})
+    if as_json:
+        print_json(grown)
+        return
+    parts = counted(grown["partition_count"], "partition")
+    say(f"volume {name}: {format_size(grown['size'])}, {parts}, devices {listed(grown['devices'])}")
+    _tell_attached(name, state_dir)
+
+
+def _tell_attached(name: str, state_dir: Path) -> None:
+    """Say so if the volume is attached here as a device that cannot grow with it."""
+    from polyvol.daemon.client.attach import fuse  # loads udev: only where it is used
+
+    places = Places.default()
+    here = f"nbd+unix:///{name}?socket={nbd_socket(state_dir.absolute())}"
+    for attached in places.names():
+        now = fuse.find(places, attached)
+        if now is not None and fuse.uri_of(places, attached) == parse_uri(here, name).uri:
+            why = "nbdfuse cannot show a new size: to see it, detach it and attach it again"
+            say(f"{attached} (/dev/{now.device}) keeps its size, because {why}", err=True)
+
+
+@volume.command(name="list")
+@click.option("--all", "kept", is_flag=True, help="Include deleted volumes that clones still depend on.")
+@json_option
+@state_dir_option
+def list_volumes(kept: bool, as_json: bool, state_dir: Path) -> None:
+    """List all volumes."""
+    volumes = Client(state_dir).get("volumes", kept=kept)
+    if as_json:
+        print_json(volumes)
+        return
+    print_volumes(volumes)
+
+
+@volume.command()
+@click.argument("name")
+@click.option("--partitions", is_flag=True, help="Each partition's extents and processor.")
+@local_option
+@json_option
+@state_dir_option
+def show(name: str, partitions: bool, as_json: bool, state_dir: Path) -> None:
+    """Show one volume."""
+    shown = Client(state_dir).get("volumes", name, partitions=partitions)
+    if as_json:
+        print_json(shown)
+        return
+    print_facts(
+        [
+            ("name", shown["name"]),
+            ("state", shown["state"]),
+            ("reason", shown["reason"]),
+            ("uuid", shown["uuid"]),
+            ("size", format_size(shown["size"])),
+            ("partitions", f"{shown['partition_count']} of {format_size(shown['partition_size'])}"),
+            ("processors", listed(shown["processors"])),
+            ("devices", listed(shown["devices"])),
+            ("base", shown["base"]),
+            ("source", _source_text(shown["source"])),
+            ("connections", shown["connections"]),
+            ("snapshots", listed(shown["snapshots"])),
+            ("last scrub", _scrubbed(shown["last_scrub"])),
+            ("when full", shown["when_full"]),
+            ("room", room(shown["space"])),
+            ("hooks", hook_text(shown["hooks"])),
+            ("held", _use_text(shown["use"])),
+            ("created", moment(shown["created"])),
+        ]
+    )
+    _print_logs(shown["logs"])
+    _print_bad_blocks(shown["bad_blocks"])
+    _print_dropped(shown["dropped"])
+    say("")
+    print_table(
+        ("EXPORT", "ACCESS", "CONNECTIONS"),
+        [
+            (each["name"], "read-only" if each["read_only"] else "read-write", each["connections"])
+            for each in shown["exports"]
+        ],
+    )
+    if partitions:
+        _print_partitions(shown["partitions"])
+
+
+@volume.command()
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="Really delete it, with its data and its snapshots.")
+@json_option
+@state_dir_option
+def delete(name: str, yes: bool, as_json: bool, state_dir: Path) -> None:
+    """Delete a volume and its snapshots. It must have no clients."""
+    if not yes:
+        raise NotConfirmed(name=name)
+    deleted = Client(state_dir).delete("volumes", name)
+    if as_json:
+        print_json(deleted)
+        return
+    say(f"volume {name} deleted, with {counted(deleted['snapshots'], 'snapshot')}")
+
+
+@volume.command(name="abandon-restore")
+@click.argument("name")
+@json_option
+@state_dir_option
+def abandon_restore(name: str, as_json: bool, state_dir: Path) -> None:
+    """End an incomplete restore to a volume.
+
+    The volume is again what it was before an incremental restore; one that was made for a full restore is
+    deleted."""
+    ended = Client(state_dir).delete("volumes", name, "restore")
+    if as_json:
+        print_json(ended)
+    elif ended["base"] is None:
+        say(f"the restore to volume {name} was abandoned, and the volume deleted")
+    else:
+        say(f"the restore to volume {name} was abandoned: it is what {name}@{ended['base']} shows")
+
+
+def print_volumes(volumes: list[dict[str, Any]]) -> None:
+    """The table of `volume list` and `status`."""
+    print_table(
+        ("NAME", "STATE", "SIZE", "PROCESSORS", "CONNECTIONS", "SNAPSHOTS", "LOG USED", "ROOM", "REASON"),
+        [
+            (
+                each["name"],
+                each["state"],
+                format_size(each["size"]),
+                len(each["processors"]),
+                each["connections"],
+                len(each["snapshots"]),
+                log_use(each["logs"]),
+                room(each["space"]),
+                each["reason"],
+            )
+            for each in volumes
+        ],
+    )
+
+
+def log_use(logs: list[dict[str, Any]]) -> str:
+    """How much of the change logs is used, as far as somebody knows."""
+    size = format_size(sum(log["size"] for log in logs))
+    if any(log["used"] is None for log in logs):
+        return f"unknown, of {size}"
+    return f"{format_size(sum(log['used'] for log in logs))} of {size}"
+
+
+def _scrubbed(view: dict[str, Any] | None) -> str | None:
+    """One line on a scrub."""
+    if view is None:
+        return None
+    bad = counted(view["bad_blocks"], "bad block")
+    return f"{moment(view['ended'])}, {format_size(view['done'])} read, {bad}"
+
+
+def _print_bad_blocks(bad: list[dict[str, Any]]) -> None:
+    if not bad:
+        return
+    say("")
+    first, last = moments([each["first"] for each in bad]), moments([each["last"] for each in bad])
+    print_table(
+        ("BAD BLOCK", "PARTITION", "DEVICE", zoned("FIRST FOUND"), zoned("LAST FOUND"), "TIMES"),
+        [
+            (each["block"], each["partition"], each["device"], begin, end, each["times"])
+            for each, begin, end in zip(bad, first, last, strict=True)
+        ],
+    )
+
+
+def _source_text(source: Json | None) -> str | None:
+    """What a clone was made from, for people."""
+    if source is None:
+        return None
+    deleted = " (deleted, and kept for its clones)" if source["deleted"] else ""
+    return f"{source['volume']}@{source['snapshot']}{deleted}"
+
+
+def _use_text(use: Json | None) -> str | None:
+    """What a volume's change logs hold, for people."""
+    if use is None:
+        return None
+    parts = (
+        f"{format_size(use['live'])} by the volume, {format_size(use['snapshots_only'])} by snapshots alone"
+    )
+    return f"{format_size(use['used'])}: {parts}"
+
+
+def room(space: dict[str, Any] | None) -> str:
+    """How much can still be redirected, and for how long at the present rate; '-' where nobody knows."""
+    if space is None:
+        return "-"
+    text = f"{space['level']}, {format_size(space['free'])} free"
+    if space["full_after_s"] is None:
+        return text
+    return f"{text}, full in {format_seconds(space['full_after_s'])} at {format_size(space['rate'])}/s"
+
+
+def _print_dropped(dropped: list[dict[str, Any]]) -> None:
+    if not dropped:
+        return
+    say("")
+    gone = moments([each["dropped"] for each in dropped])
+    made = moments([each["created"] for each in dropped])
+    print_table(
+        ("DROPPED FOR SPACE", zoned("DROPPED"), zoned("CREATED"), "GIVEN BACK"),
+        [
+            (
+                each["snapshot"],
+                when,
+                created,
+                "-" if each["freed"] is None else format_size(each["freed"]),
+            )
+            for each, when, created in zip(dropped, gone, made, strict=True)
+        ],
+    )
+
+
+def _print_plan(plan: dict[str, Any], *, partitions: bool) -> None:
+    extents = [extent for part in plan["partitions"] for extent in part["extents"]]
+    on: dict[str, int] = {}
+    for extent in extents:
+        on[extent["device"]] = on.get(extent["device"], 0) + extent["length"]
+    print_facts(
+        [
+            ("volume", plan["name"]),
+            ("size", format_size(plan["size"])),
+            ("partitions", f"{plan['partition_count']} of {format_size(plan['partition_size'])}"),
+            ("processors", listed(plan["processors"])),
+            ("devices", listed([f"{device} ({format_size(size)})" for device, size in on.items()])),
+        ]
+    )
+    for each in plan["new_devices"]:
+        say(f"to be made: device {each['name']}, {each['path']}, {format_size(each['size'])}")
+    _print_logs([{**log, "used": 0} for log in plan["logs"]])
+    if partitions:
+        _print_partitions(plan["partitions"])
+
+
+def _print_logs(logs: list[dict[str, Any]]) -> None:
+    say("")
+    print_table(
+        ("CHANGE LOG", "DEVICES", "USED", "FOR"),
+        [
+            (
+                log["number"],
+                listed(log["devices"]),
+                log_use([log]),
+                "the volume" if log["default"] else "snapshots that name it",
+            )
+            for log in logs
+        ],
+    )
+
+
+def _print_partitions(partitions: list[dict[str, Any]]) -> None:
+    say("")
+    print_table(
+        ("PARTITION", "PROCESSOR", "STATE", "DEVICE", "OFFSET", "LENGTH"),
+        [
+            (
+                part["number"],
+                part["processor"],
+                part["state"],
+                extent["device"],
+                extent["offset"],
+                extent["length"],
+            )
+            for part in partitions
+            for extent in part["extents"]
+        ],
+    )

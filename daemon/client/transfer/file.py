@@ -1,0 +1,169 @@
+"""Files that are made as FILE.partial and become FILE: what has the name FILE is complete and durable.
+
+How it works      FILE.partial is made by O_EXCL, or opened to resume, and locked (flock) while it is
+                  written. `commit` syncs it, renames it to FILE without replacing anything (renameat2), and
+                  syncs the directory. Its writer reads it back first.
+Invariants        W1 FILE does not exist before `commit`, and what has that name otherwise is left alone; W2
+                  one process at a time writes FILE.partial, and the locked file still has that name then.
+Durability        A kill before `commit` leaves FILE.partial, incomplete; the kernel ends the lock.
+Errors            FileExists, FileBusy, TransferFailed.
+"""
+
+import ctypes
+import errno
+import fcntl
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+from polyvol.daemon.backup_errors import FileBusy, FileExists, TransferFailed
+from polyvol.mapping.opening import NO_LOCKS, sync_directory
+
+_NOREPLACE = 1
+_AT_FDCWD = -100
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class NewFile:
+    """FILE.partial, open for reading and writing as `fd`, which the caller has to close. `resume`: it may be
+    there already."""
+
+    def __init__(self, path: Path, *, resume: bool) -> None:
+        with file_errors(path):
+            if not path.name or path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        self.path = path
+        self.partial = path.with_name(path.name + ".partial")
+        self._refuse_existing()
+        with file_errors(self.partial):
+            self.fd = self._open(resume=resume)
+        try:
+            with file_errors(self.partial):
+                self._lock(exclusive=not resume)
+                self.begun = os.fstat(self.fd).st_size > 0
+            self._refuse_existing()  # it may have become FILE while we waited
+        except BaseException:
+            os.close(self.fd)
+            raise
+
+    def commit(self) -> None:
+        """Make it durable under the name FILE."""
+        with file_errors(self.path):
+            os.fsync(self.fd)
+            try:
+                _rename(self.partial, self.path)
+            except FileExistsError as error:
+                raise self._exists() from error
+            sync_directory(self.path.parent)
+
+    def remove(self) -> None:
+        """Remove FILE.partial, which is of no use."""
+        with suppress(OSError):
+            if self._is_ours():
+                self.partial.unlink()
+
+    def _open(self, *, resume: bool) -> int:
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            return os.open(self.partial, flags if resume else flags | os.O_EXCL, 0o600)
+        except FileExistsError as error:
+            if self._is_locked():
+                raise FileBusy(path=self.path) from error
+            more, todo = ", of a backup that was interrupted", "resume that with --resume, or remove the file"
+            raise FileExists(path=self.partial, more=more, todo=todo) from error
+
+    def _lock(self, *, exclusive: bool) -> None:
+        """W2. `exclusive`: the file was made by us, so that a file system without locks will do."""
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise FileBusy(path=self.path) from error
+        except OSError as error:
+            if not exclusive or error.errno not in NO_LOCKS:
+                raise
+        if not self._is_ours():
+            raise FileBusy(path=self.path)
+
+    def _is_locked(self) -> bool:
+        with suppress(FileNotFoundError):
+            fd = os.open(self.partial, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            finally:
+                os.close(fd)
+        return False
+
+    def _is_ours(self) -> bool:
+        """Whether the open file still has its name."""
+        try:
+            return os.path.samestat(os.fstat(self.fd), self.partial.lstat())
+        except FileNotFoundError:
+            return False
+
+    def _refuse_existing(self) -> None:
+        if os.path.lexists(self.path):
+            raise self._exists()
+
+    def _exists(self) -> FileExists:
+        return FileExists(path=self.path, more="", todo="choose another name")
+
+
+@contextmanager
+def file_errors(path: Path) -> Iterator[None]:
+    """OSError as TransferFailed: writing this file failed."""
+    try:
+        yield
+    except OSError as error:
+        raise TransferFailed.of(f"writing {path}", error, path) from error
+
+
+class _Signalled(BaseException):
+    """A signal that ends the process, once what was begun is cleaned up."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+@contextmanager
+def signals_as_errors() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the block like an error, so that it is cleaned up, and then the process as they
+    would have; a second one ends the process at once. For the main thread."""
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise _Signalled(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is signal.SIG_DFL]
+    try:
+        for number in numbers:
+            signal.signal(number, interrupt)
+        yield
+    except _Signalled as error:
+        os.kill(os.getpid(), error.number)  # its action is the default one by now
+        raise
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _rename(source: Path, target: Path) -> None:
+    """Rename; FileExistsError if the target exists."""
+    call = getattr(_libc, "renameat2", None)
+    if call is not None:
+        if call(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), _NOREPLACE) == 0:
+            return
+        failure = ctypes.get_errno()
+        if failure not in (errno.ENOSYS, errno.EINVAL):
+            raise OSError(failure, os.strerror(failure))
+    if os.path.lexists(target):  # a file system that cannot look and rename in one step
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+    source.rename(target)

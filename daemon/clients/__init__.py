@@ -1,0 +1,1 @@
+"""Clients: who is connected, and the end of a connection."""

@@ -1,0 +1,1 @@
+"""Groups, their snapshots, holds, and rollback of a volume or a group."""

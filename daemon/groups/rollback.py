@@ -1,0 +1,156 @@
+"""Rollback: a volume, or all volumes of a group's snapshot, become what a snapshot shows.
+
+How it works      Exports of the volumes end; the coordinator makes a cut, so that nothing is under way and
+                  what is left is a snapshot of its own, and records all of it in one transaction; the engine
+                  does it, which takes as long as it has partitions, not blocks; the volumes are exported.
+Invariants        B1 nobody is connected to a volume that goes back; B2 a volume that the engine could not
+                  take back although the catalog says so is not exported: hosts would read what it was.
+Owner and locks   The locks of all volumes that go back, from the questions to their exports.
+Durability        All or nothing, over all volumes: see the coordinator. Newer snapshots stay.
+Errors            UnknownVolume, UnknownSnapshot, UnknownGroup, VolumeNotServed, VolumeOpen, NameInUse,
+                  CutFailed, SnapshotInGroup.
+"""
+
+import itertools
+from collections.abc import Sequence
+from functools import partial
+
+from polyvol.daemon.apart import apart
+from polyvol.daemon.context import Context
+from polyvol.daemon.errors import EngineFailed, VolumeOpen, counted_clients
+from polyvol.daemon.groups.verbs import Groups
+from polyvol.daemon.snapshots.verbs import Snapshots
+from polyvol.daemon.types.groups import Rollback, RollbackView
+from polyvol.daemon.volumes.verbs import Volumes
+from polyvol.mapping.errors import NameInUse
+from polyvol.mapping.group import Group
+from polyvol.mapping.names import check_name
+from polyvol.mapping.records import RestoreRecord, SnapshotRecord, Volume
+from polyvol.snapshot.coordinator import Coordinator
+from polyvol.snapshot.snapshot import export_name
+
+Members = Sequence[tuple[Volume, SnapshotRecord]]
+_NAME_MAX = 40
+_TRIES = 20
+
+
+class Rollbacks:
+    """The verbs of going back."""
+
+    def __init__(self, context: Context, volumes: Volumes, snapshots: Snapshots, groups: Groups) -> None:
+        self._context = context
+        self._volumes = volumes
+        self._snapshots = snapshots
+        self._groups = groups
+        self._coordinator = Coordinator(context.engine, context.catalog)
+
+    def roll_back(self, volume_name: str, name: str, request: Rollback) -> RollbackView:
+        """Have a volume be what its snapshot shows."""
+        with self._context.holding(volume_name, "snapshot rollback"):
+            volume = self._context.find_served(volume_name)
+            record = self._snapshots.find(volume, name)
+            return self._roll_back([(volume, record)], name, request, None)
+
+    def roll_back_group(self, group_name: str, name: str, request: Rollback) -> RollbackView:
+        """Have all volumes of a group's snapshot be what it shows."""
+        with self._groups.holding_snapshot(group_name, name, "snapshot rollback") as members:
+            group = self._groups.find(group_name)
+            for volume, _ in members:
+                self._context.find_served(volume.name)
+            return self._roll_back(members, name, request, group)
+
+    def abandon_restore(self, volume: Volume, base: SnapshotRecord, restore: RestoreRecord) -> None:
+        """Have a volume be what it was before the restore to it began; then that restore has ended. It has no
+        export. The caller holds its lock."""
+        context = self._context
+        try:
+            with context.engine_errors(f"rolling back to {base.name}"):
+                self._coordinator.roll_back([(volume, base)], None, abandoned=restore)
+            context.rewritten[volume.id] += 1
+        except EngineFailed as error:
+            context.rewritten[volume.id] += 1
+            context.events.add("warning", error.message)  # it is done when the volume is taken over again
+        finally:
+            self._export(volume)
+
+    def _export(self, volume: Volume) -> None:
+        """Export a volume that has gone back, or has not, but nothing in between (B2): one that is in
+        between is taken over by the engine again, which does the rest."""
+        context = self._context
+        with apart(context, f"exporting volume {volume.name}", partial(self._volumes.serve_again, volume)):
+            if self._is_pending(volume):
+                self._volumes.serve_again(volume, "its rollback is not done yet")
+            else:
+                self._volumes.export_live(context.find_volume(volume.name))
+
+    def _roll_back(self, members: Members, name: str, request: Rollback, group: Group | None) -> RollbackView:
+        context = self._context
+        volumes = [volume for volume, _ in members]
+        safety = self._safety_name(volumes, name, request, group) if request.safety else None
+        self._end_exports(volumes, force=request.force)
+        failed: EngineFailed | None = None
+        try:
+            with context.engine_errors(f"rolling back to {name}"):
+                self._coordinator.roll_back(members, safety, None if group is None else group.id)
+            context.rewritten.update(volume.id for volume in volumes)
+        except EngineFailed as error:
+            failed = error  # the catalog has it, so it is done when the volumes are taken over again
+            context.rewritten.update(volume.id for volume in volumes)
+        finally:
+            for volume in volumes:
+                self._export(volume)
+        if failed is not None:
+            if not all(context.is_served(context.find_volume(volume.name)) for volume in volumes):
+                raise failed
+            context.events.add("warning", f"{failed.message}; then it was done")
+        for volume, record in members:
+            kept = "" if safety is None else f"; what it was is {export_name(volume.name, safety)}"
+            text = f"volume {volume.name} was rolled back to {export_name(volume.name, record.name)}{kept}"
+            context.events.add("info", text, volume=volume.name, SNAPSHOT=record.name)
+        return RollbackView(volumes=[volume.name for volume in volumes], snapshot=name, safety=safety)
+
+    def _is_pending(self, volume: Volume) -> bool:
+        """Whether the catalog knows of a rollback that the engine has not done."""
+        with self._context.engine_errors(f"asking for volume {volume.name}"):
+            epoch = self._context.engine.volume_stats(volume.id)["epoch"]
+        return any(one.at >= epoch for one in self._context.catalog.rollbacks.of(volume.id))
+
+    def _safety_name(
+        self, volumes: Sequence[Volume], name: str, request: Rollback, group: Group | None
+    ) -> str:
+        catalog = self._context.catalog
+        taken = self._snapshots.names_of_group(group)
+        taken |= {name for volume in volumes for name in catalog.snapshot_names(volume.id)}
+        if request.safety_name is not None:
+            check_name("snapshot", request.safety_name)
+            if request.safety_name in taken:
+                raise NameInUse(noun="snapshot", name=export_name(volumes[0].name, request.safety_name))
+            return request.safety_name
+        wanted = f"before-{name}"[:_NAME_MAX]
+        names = itertools.chain([wanted], (f"{wanted}-{number}" for number in itertools.count(2)))
+        return next(each for each in names if each not in taken)
+
+    def _end_exports(self, volumes: Sequence[Volume], *, force: bool) -> None:
+        """End the exports of all volumes themselves, or of none (B1). Their snapshots' stay."""
+        ended: list[Volume] = []
+        try:
+            for volume in volumes:
+                self._end_export(volume, force=force)
+                ended.append(volume)
+        except BaseException:
+            for volume in ended:
+                self._volumes.export_again(volume)
+            raise
+
+    def _end_export(self, volume: Volume, *, force: bool) -> None:
+        context = self._context
+        for _ in range(_TRIES if force else 1):
+            if force:
+                context.engine.disconnect(volume.name)
+            try:
+                context.engine.unexport(volume.name)
+            except context.engine_error:
+                continue  # a client is there, or has come again
+            return
+        clients = max(1, context.connections([volume.name]))
+        raise VolumeOpen(name=volume.name, **counted_clients(clients))

@@ -1,0 +1,1 @@
+"""The process polyvold while it serves: its main thread, or nbdkit as the front end."""

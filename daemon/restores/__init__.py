@@ -1,0 +1,1 @@
+"""Restores: volumes that a backup is being written to."""

@@ -1,0 +1,1 @@
+"""Schedules: snapshots that polyvold takes by itself."""

@@ -1,0 +1,1 @@
+"""Snapshots: how they are taken, what changed between them, and deletions."""

@@ -1,0 +1,254 @@
+"""Deletions of many snapshots: they are gone at once, and their space comes back in the background.
+
+How it works      begin ends the exports of all that may be deleted and takes them out of the catalog in one
+                  transaction. Workers (workers.py), one for each volume, then have the engine drop them, some
+                  at a time, with one sync for each time, and rest as long as they have worked, so that hosts
+                  have the disks for the other half. They also forget rollbacks that nothing needs any more,
+                  for which a thread looks.
+Invariants        E1 what somebody is connected to, or holds, what is part of a group's snapshot, and what
+                  an incomplete restore follows, is kept and named; E2 they hold no lock
+                  while the engine drops snapshots or writes checkpoints; E3 what clones were made from is
+                  not dropped: it is kept for them.
+Why E2 is safe    The catalog does not have the snapshots that are being dropped, and every verb looks for
+                  snapshots in the catalog, under the volume's lock. So no clone, rollback, hold or export of
+                  one can begin, and epochs are never used again. The engine refuses to drop what has an
+                  export, or what a clone is made from.
+Owner and locks   The volume's lock from asking which rollback may be forgotten until it is; a volume that is
+                  busy is left for later. `_lock` over the jobs.
+Durability        What the catalog does not know is dropped by the engine when it takes a volume over. So a
+                  kill at any moment loses nothing of a deletion, and nothing of it has to be remembered.
+                  The engine offers only rollbacks that its checkpoints cover: a kill after the catalog has
+                  forgotten one leaves nothing that refers to it.
+Errors            UnknownVolume, UnknownSnapshot, NoMatch, VolumeNotServed.
+"""
+
+import fnmatch
+import logging
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from polyvol.daemon.apart import apart
+from polyvol.daemon.context import Context
+from polyvol.daemon.errors import BadRequest, NoMatch
+from polyvol.daemon.types.deletions import DeletionView, KeptView
+from polyvol.daemon.volumes.exporting import export_snapshots
+from polyvol.daemon.workers import Workers
+from polyvol.mapping.errors import UnknownSnapshot
+from polyvol.mapping.records import SnapshotRecord, Volume
+from polyvol.mapping.volume import refuse_repeats
+from polyvol.snapshot.snapshot import export_name
+
+PATTERNS_MAX = 100
+"""The most patterns in one request: each is compared with each snapshot, while others wait."""
+BATCH = 32
+"""Snapshots that the engine drops at a time."""
+REST_S_MIN = 0.02
+LOOK_S = 60.0
+STOP_S = 5.0
+"""How long a stop waits for what is being dropped."""
+_PATTERN = frozenset("*?[")
+_log = logging.getLogger("polyvol.deletions")
+
+
+@dataclass
+class _Job:
+    """The deletions of one volume: epochs that are left, newest first; what has been done."""
+
+    volume: Volume
+    epochs: list[int] = field(default_factory=list)
+    total: int = 0
+    left: int = 0
+    freed: int = 0
+
+
+class Deletions:
+    """Deletes snapshots by the thousand."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._lock = threading.Lock()
+        self._jobs: dict[int, _Job] = {}
+        self._work = threading.Event()
+        self._stopping = threading.Event()
+        self._workers = Workers("polyvol-deletions")
+        self._thread = threading.Thread(target=self._run, name="polyvol-rollbacks", daemon=True)
+
+    def start(self) -> None:
+        """Begin to work."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after what is being dropped, but do not wait for ever; the next start drops the rest.
+        Idempotent."""
+        self._stopping.set()
+        self._work.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        if not self._workers.stop(STOP_S):
+            _log.warning("deletions of snapshots are left to the next start: they do not end")
+
+    def begin(self, volume_name: str, names: Sequence[str]) -> DeletionView:
+        """Delete a volume's snapshots of these names, or that match them as patterns (with `*`, `?` or
+        `[...]`). The caller holds the volume's lock."""
+        context = self._context
+        _check_names(names)
+        volume = context.find_served(volume_name, restoring=True)
+        chosen = _chosen(volume, context.catalog.snapshots(volume.id), names)
+        gone, kept = self._end_exports(volume, chosen)
+        try:
+            context.catalog.removal.forget_snapshots([record.uuid for record in gone])
+        except BaseException:
+            export_snapshots(context, volume, gone)  # they exist on
+            raise
+        clones = context.catalog.removal.clones()
+        gone = [record for record in gone if (volume.id, record.epoch) not in clones]  # E3
+        with self._lock:
+            job = self._jobs.get(volume.id)
+            if job is None or job.left == 0:
+                job = self._jobs[volume.id] = _Job(volume)
+            job.epochs = sorted([*job.epochs, *(record.epoch for record in gone)], reverse=True)
+            job.total += len(gone)
+            job.left += len(gone)
+            view = _view(job, kept)
+        self._workers.run(volume.id, partial(self._work_on, volume.id))
+        self._work.set()
+        return view
+
+    def show(self, volume_name: str) -> DeletionView:
+        """How far the deletions of a volume's snapshots are."""
+        volume = self._context.find_volume(volume_name)
+        with self._lock:
+            return _view(self._jobs.get(volume.id) or _Job(volume), [])
+
+    def _end_exports(
+        self, volume: Volume, records: list[SnapshotRecord]
+    ) -> tuple[list[SnapshotRecord], list[KeptView]]:
+        """Those whose exports have ended, and those that are kept (E1)."""
+        context = self._context
+        clients = context.clients()
+        restore = context.catalog.restores.of(volume.id)
+        base = None if restore is None else restore.base
+        gone, kept = [], []
+        for record in records:
+            export = export_name(volume.name, record.name)
+            reason = None
+            whole = context.catalog.groups.of_cut(record.cut)
+            if whole is not None:
+                reason = f"it is part of a group's snapshot, {whole.name}, which is deleted as a whole"
+            elif record.holds:
+                reason = f"it is held ({', '.join(record.holds)})"
+            elif base == record.epoch:
+                reason = "an incomplete restore to the volume follows it"
+            elif clients.get(export):
+                reason = "clients are connected to it"
+            else:
+                try:
+                    context.engine.unexport(export)
+                except context.engine_error:
+                    reason = "a client has just connected to it"
+            if reason is None:
+                gone.append(record)
+            else:
+                kept.append(KeptView(name=record.name, reason=reason))
+        return gone, kept
+
+    def _run(self) -> None:
+        """Look for rollbacks to forget, of volumes of which nothing is being dropped."""
+        while not self._stopping.is_set():
+            looking = True
+            with apart(self._context, "looking for rollbacks"):
+                looking = self._look_for_rollbacks()
+            # Snapshots are deleted in other ways too; only who has gone back has to look for that.
+            self._work.wait(LOOK_S if looking else None)
+            self._work.clear()
+
+    def _look_for_rollbacks(self) -> bool:
+        """Have rollbacks forgotten; whether any volume was rolled back."""
+        context = self._context
+        rolled_back = set(context.catalog.rollbacks.volumes())
+        for volume in context.catalog.volumes():
+            if volume.id in rolled_back and context.is_served(volume):
+                self._workers.run(volume.id, partial(self._work_on, volume.id))
+        return bool(rolled_back)
+
+    def _work_on(self, identity: int) -> None:
+        """Drop what is to be dropped of a volume, then forget its rollbacks."""
+        while not self._stopping.is_set():
+            began = time.monotonic()
+            if not self._drop_some(identity):
+                break
+            self._stopping.wait(max(REST_S_MIN, time.monotonic() - began))
+        what = "forgetting rollbacks"
+        with apart(self._context, what, lambda reason: _log.warning("%s: %s", what, reason)):
+            volume = next((each for each in self._context.catalog.volumes() if each.id == identity), None)
+            if volume is None or not self._context.catalog.rollbacks.of(identity):
+                return
+            if self._context.is_served(volume) and not self._stopping.is_set():
+                self._context.engine.cover_rollbacks(identity)  # E2
+                while not self._stopping.is_set() and self._forget_rollback(volume):
+                    pass
+
+    def _forget_rollback(self, volume: Volume) -> bool:
+        """Forget one rollback of a volume; False if there is none that may be forgotten."""
+        context = self._context
+        with context.holding_all([volume], "forgetting a rollback"):
+            if not context.is_served(volume):
+                return False
+            at = context.engine.unneeded_rollback(volume.id)
+            if at is None:
+                return False
+            context.catalog.rollbacks.forget(volume.id, at)
+            context.engine.forget_rollback(volume.id, at)
+            return True
+
+    def _drop_some(self, identity: int) -> bool:
+        """Drop some snapshots of a volume; whether there were any."""
+        with self._lock:
+            job = self._jobs.get(identity)
+            if job is None or not job.epochs:
+                return False
+            epochs = job.epochs[-BATCH:]
+            del job.epochs[-BATCH:]
+        freed = 0
+        # If the volume was let go, the engine drops them when it takes it over again.
+        what = f"dropping snapshots of volume {job.volume.shown_name}"
+        with apart(self._context, what, lambda reason: _log.warning("%s: %s", what, reason)):
+            freed = self._context.engine.drop_snapshots(job.volume.id, epochs)  # E2
+        with self._lock:
+            job.left -= len(epochs)
+            job.freed += freed
+            done = job.left == 0
+        if done and job.total > 1:
+            text = f"{job.total} snapshots of volume {job.volume.name} are deleted and their space given back"
+            self._context.events.add("info", text, volume=job.volume.name)
+        return True
+
+
+def _check_names(names: Sequence[str]) -> None:
+    refuse_repeats("snapshot", names)
+    patterns = sum(bool(_PATTERN & set(name)) for name in names)
+    if patterns > PATTERNS_MAX:
+        raise BadRequest(why=f"{patterns} patterns are given, and at most {PATTERNS_MAX} can be")
+
+
+def _chosen(volume: Volume, records: list[SnapshotRecord], names: Iterable[str]) -> list[SnapshotRecord]:
+    by_name = {record.name: record for record in records}
+    chosen: dict[str, SnapshotRecord] = {}
+    for name in names:
+        if _PATTERN & set(name):
+            found = fnmatch.filter(by_name, name)
+            if not found:
+                raise NoMatch(text=export_name(volume.name, name), target=volume.name)
+            chosen |= {each: by_name[each] for each in found}
+        elif name in by_name:
+            chosen[name] = by_name[name]
+        else:
+            raise UnknownSnapshot(volume=volume.name, name=name)
+    return list(chosen.values())
+
+
+def _view(job: _Job, kept: list[KeptView]) -> DeletionView:
+    return DeletionView(volume=job.volume.name, total=job.total, left=job.left, freed=job.freed, kept=kept)

@@ -1,0 +1,352 @@
+"""The verbs of snapshots: create, delete, list, show.
+
+How it works      create checks the names, makes a change log on the device named for it where the volume has
+                  none there (catalog first, then engine), and lets the coordinator take the cut. delete ends
+                  the export, takes the snapshot out of the catalog, and has the engine free what only it
+                  could see. The snapshots of a group's cut are deleted as a whole.
+Durability        A kill between these last two is settled at the next start: the engine drops what the
+                  catalog does not know.
+Owner and locks   The callers of what changes something hold the locks of all volumes concerned.
+Errors            UnknownVolume, UnknownSnapshot, NameInUse, SnapshotInUse, SnapshotHeld, SnapshotInGroup,
+                  VolumeNotServed, Restoring, CutFailed and others.
+"""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+
+from polyvol.daemon.context import Context, devices_of
+from polyvol.daemon.errors import EngineFailed, SnapshotInUse, counted_clients
+from polyvol.daemon.reading import reads
+from polyvol.daemon.types.base import iso
+from polyvol.daemon.types.groups import SnapshotWanted
+from polyvol.daemon.types.snapshots import PartitionSnapshotView, SnapshotDeleted, SnapshotView, StallView
+from polyvol.daemon.types.use import SnapshotUseView
+from polyvol.daemon.volumes.change_logs import ChangeLogs, inventory
+from polyvol.daemon.volumes.exporting import export_snapshots
+from polyvol.daemon.volumes.use import snapshot_uses
+from polyvol.daemon.workers import Workers
+from polyvol.mapping.errors import NameInUse, UnknownSnapshot
+from polyvol.mapping.group import Group, Schedule
+from polyvol.mapping.names import check_name, check_prefix
+from polyvol.mapping.records import Origin, SnapshotRecord, Volume
+from polyvol.snapshot.coordinator import Coordinator, Thaw
+from polyvol.snapshot.group_errors import SnapshotHeld, SnapshotInGroup
+from polyvol.snapshot.snapshot import (
+    PartitionSnapshot,
+    default_name,
+    export_name,
+    partition_snapshots,
+)
+from polyvol.snapshot.timing import SECOND_NS
+
+
+class Snapshots:
+    """The verbs of snapshots."""
+
+    def __init__(self, context: Context, change_logs: ChangeLogs) -> None:
+        self._context = context
+        self._change_logs = change_logs
+        self._coordinator = Coordinator(context.engine, context.catalog)
+        self._later = Workers("polyvol-drop")
+
+    @reads
+    def check(self, volumes: Sequence[Volume], request: SnapshotWanted, group: Group | None = None) -> None:
+        """Refuse what can be refused before the hooks of these volumes are run."""
+        if request.name is not None:
+            check_name("snapshot", request.name)
+        if request.prefix is not None:
+            check_prefix(request.prefix)
+        for volume in volumes:
+            self._context.refuse_not_served(volume)
+        self._free_name(request.name, volumes, "", group)
+        if request.log_device is not None:
+            inventory(self._context).storage(request.log_device)
+
+    def create(
+        self,
+        volumes: Sequence[Volume],
+        request: SnapshotWanted,
+        *,
+        group: Group | None = None,
+        schedule: Schedule | None = None,
+        thaw: Thaw | None = None,
+        lent: AbstractContextManager[None] | None = None,
+    ) -> list[SnapshotView]:
+        """Take one cut over these volumes, of a group if so, for a schedule if so. `thaw`, `lent`: see the
+        coordinator."""
+        context = self._context
+        self.check(volumes, request, group)
+        prefix = request.prefix if schedule is None else schedule.prefix
+        name = self._free_name(request.name, volumes, "" if prefix is None else f"{prefix}-", group)
+        logs: dict[int, int] = {}
+        if request.log_device is not None:
+            device = inventory(context).storage(request.log_device)
+            logs = {volume.id: self._change_logs.on_device(volume, device) for volume in volumes}
+        origin: Origin = "schedule" if request.scheduled else "hand"
+        records = self._coordinator.take(
+            volumes,
+            name,
+            logs,
+            origin,
+            schedule=None if schedule is None else schedule.name,
+            group=None if group is None else group.id,
+            thaw=thaw,
+            lent=lent,
+        )
+        if request.scheduled:
+            for volume in volumes:
+                with contextlib.suppress(EngineFailed):  # the watch over the change logs does it as well
+                    context.ask_when_full(volume)  # there is something to drop again
+        names, clients = context.device_names(), context.clients()
+        return [
+            self._view(volume, record, names, clients, {})  # to measure it takes longer than the cut
+            for volume, record in zip(volumes, records, strict=True)
+        ]
+
+    def delete(self, volume_name: str, name: str) -> SnapshotDeleted:
+        """Delete a snapshot that no client is connected to."""
+        volume = self._context.find_served(volume_name, restoring=True)
+        record = self.find(volume, name)
+        whole = self.whole_name(record)
+        if whole is not None:
+            raise SnapshotInGroup(name=export_name(volume.name, name), whole=whole)
+        self._refuse_needed([(volume, record)])
+        freed = self._delete([(volume, record)], lambda: self._forget(record))
+        return SnapshotDeleted(volume=volume.name, name=name, freed=freed)
+
+    def delete_cut(self, members: Sequence[tuple[Volume, SnapshotRecord]]) -> int:
+        """Delete a snapshot, or all of a group's, as `members` has it: bytes freed."""
+        for volume, _ in members:
+            self._context.find_served(volume.name, restoring=True)
+        self._refuse_needed(members)
+        catalog, first = self._context.catalog, members[0][1]
+        if catalog.groups.of_cut(first.cut) is None:
+            return self._delete(members, lambda: self._forget(first))
+        return self._delete(members, lambda: catalog.removal.forget_cut(first.cut))
+
+    def drop(self, volume: Volume, members: Sequence[tuple[Volume, SnapshotRecord]]) -> int:
+        """Delete a snapshot so that writes to a volume go on, and remember that; bytes freed in the volume.
+        `members`: what is deleted together with it; space of other volumes comes back in the background,
+        because their devices may hang."""
+        catalog = self._context.catalog
+        members = sorted(members, key=lambda member: member[0].id != volume.id)
+        self._refuse_needed(members)
+        dropped: list[int] = []
+
+        def forget() -> None:
+            dropped.extend(catalog.removal.drop_snapshots([each for _, each in members]))
+
+        freed = self._delete(members, forget, first=volume)
+        catalog.removal.set_freed(dropped[0], freed)
+        return freed
+
+    def _forget(self, record: SnapshotRecord) -> None:
+        self._context.catalog.removal.forget_snapshots([record.uuid])
+
+    @reads
+    def members(self, record: SnapshotRecord) -> list[tuple[Volume, SnapshotRecord]]:
+        """What is deleted together with a snapshot, itself included: those of a group's cut."""
+        catalog = self._context.catalog
+        by_id = {volume.id: volume for volume in catalog.volumes()}
+        if catalog.groups.of_cut(record.cut) is None:
+            return [(by_id[record.volume], record)]
+        return [(by_id[each.volume], each) for each in catalog.all_snapshots() if each.cut == record.cut]
+
+    @reads
+    def whole_name(self, record: SnapshotRecord) -> str | None:
+        """The name of the group's snapshot that this one is part of, if it is."""
+        whole = self._context.catalog.groups.of_cut(record.cut)
+        if whole is None:
+            return None
+        names = {group.id: group.name for group in self._context.catalog.groups.all()}
+        return f"@{names[whole.group]}@{whole.name}"
+
+    @reads
+    def _refuse_needed(self, members: Sequence[tuple[Volume, SnapshotRecord]]) -> None:
+        for volume, record in members:
+            if record.holds:
+                name = self.whole_name(record) or export_name(volume.name, record.name)
+                raise SnapshotHeld(name=name, tags=", ".join(record.holds))
+            self._context.refuse_base(volume, record)
+
+    def _delete(
+        self,
+        members: Sequence[tuple[Volume, SnapshotRecord]],
+        forget: Callable[[], None],
+        *,
+        first: Volume | None = None,
+    ) -> int:
+        """End the exports of all members, `forget` them, free what only they could see: bytes freed. Those of
+        volumes that are not served have neither: the engine drops them when it takes the volume over. What
+        clones were made from is kept for them. `first`: nothing is waited for but this volume."""
+        context = self._context
+        kept = context.catalog.removal.clones()
+        served = [member for member in members if context.is_served(member[0])]
+        ended: list[tuple[Volume, SnapshotRecord]] = []
+        try:
+            for volume, record in served:
+                self._unexport(export_name(volume.name, record.name))
+                ended.append((volume, record))
+            forget()
+        except BaseException:
+            for volume, record in ended:
+                export_snapshots(context, volume, [record])  # they exist on
+            raise
+        freed, failed = 0, list[EngineFailed]()
+        for volume, record in served:
+            if (volume.id, record.epoch) in kept:
+                continue
+            if first is not None and volume.id != first.id:
+                self._later.run((volume.id, record.epoch), partial(self._give_back, volume, record))
+                continue
+            try:
+                freed += self._give_back(volume, record)
+            except EngineFailed as error:
+                failed.append(error)
+        if failed:
+            raise failed[0]  # when all the others have been dropped
+        return freed
+
+    def _give_back(self, volume: Volume, record: SnapshotRecord) -> int:
+        """Free what only a snapshot could see that the catalog has forgotten: bytes freed."""
+        export = export_name(volume.name, record.name)
+        with self._context.engine_errors(f"giving back the space of snapshot {export}, which is deleted,"):
+            return self._context.engine.drop_snapshot(volume.id, record.epoch)
+
+    def _unexport(self, export: str) -> None:
+        context = self._context
+        clients = context.connections([export])
+        try:
+            if clients == 0:
+                context.engine.unexport(export)
+        except context.engine_error:
+            clients = max(1, context.connections([export]))
+        if clients:
+            raise SnapshotInUse(name=export, **counted_clients(clients))
+
+    @reads
+    def list_all(self, volume_name: str | None = None) -> list[SnapshotView]:
+        """The snapshots of one volume, or all."""
+        context = self._context
+        names, clients = context.device_names(), context.clients()
+        if volume_name is None:
+            by_id = {volume.id: volume for volume in context.catalog.volumes()}
+            records = context.catalog.all_snapshots()
+        else:
+            volume = context.find_volume(volume_name)
+            by_id = {volume.id: volume}
+            records = context.catalog.snapshots(volume.id)
+        uses = snapshot_uses(context, by_id.values())
+        return [
+            self._view(by_id[record.volume], record, names, clients, uses)
+            for record in records
+            if record.volume in by_id
+        ]
+
+    def show(self, volume_name: str, name: str, *, partitions: bool) -> SnapshotView:
+        """One snapshot, with its partition snapshots if asked for."""
+        context = self._context
+        if not partitions:
+            return self._show(volume_name, name)
+        volume = context.find_served(volume_name, restoring=True)
+        record = self.find(volume, name)
+        what = f"asking for the partitions of {export_name(volume.name, name)}"
+        with context.engine_asked(what, volume, record):
+            states = partition_snapshots(context.engine.partition_states(volume.id, record.epoch))
+        view = self._show(volume_name, name)
+        if view.uuid != str(record.uuid):  # it was deleted, and another one has its name
+            raise UnknownSnapshot(volume=volume_name, name=name)
+        return replace(view, partitions=[_part_view(part) for part in states])
+
+    @reads
+    def _show(self, volume_name: str, name: str) -> SnapshotView:
+        context = self._context
+        volume = context.find_volume(volume_name)
+        record = self.find(volume, name)
+        uses = snapshot_uses(context, [volume])
+        return self._view(volume, record, context.device_names(), context.clients(), uses)
+
+    def find(self, volume: Volume, name: str) -> SnapshotRecord:
+        """A volume's snapshot of this name, or UnknownSnapshot."""
+        for record in self._context.catalog.snapshots(volume.id):
+            if record.name == name:
+                return record
+        raise UnknownSnapshot(volume=volume.name, name=name)
+
+    def names_of_group(self, group: Group | None) -> set[str]:
+        """The names of a group's snapshots: the volumes of one need not be in the group any more."""
+        if group is None:
+            return set()
+        return {whole.name for whole in self._context.catalog.groups.snapshots(group.id)}
+
+    def _free_name(
+        self, wanted: str | None, volumes: Sequence[Volume], prefix: str, group: Group | None
+    ) -> str:
+        taken = self.names_of_group(group)
+        if group is not None and wanted in taken:
+            raise NameInUse(noun="snapshot", name=f"@{group.name}@{wanted}")
+        for volume in volumes:
+            names = self._context.catalog.snapshot_names(volume.id)
+            if wanted in names:
+                raise NameInUse(noun="snapshot", name=export_name(volume.name, wanted))
+            taken |= names
+        if wanted is not None:
+            return wanted
+        return default_name(datetime.fromtimestamp(self._context.clock() // SECOND_NS, UTC), taken, prefix)
+
+    @reads
+    def _view(
+        self,
+        volume: Volume,
+        record: SnapshotRecord,
+        names: dict[int, str],
+        clients: dict[str, int],
+        uses: dict[tuple[int, int], SnapshotUseView],
+    ) -> SnapshotView:
+        context = self._context
+        clones = context.catalog.removal.clones()
+        export = export_name(volume.name, record.name)
+        logs = {log.number: log for log in context.catalog.logs(volume.id)} if record.log else {}
+        return SnapshotView(
+            volume=volume.name,
+            name=record.name,
+            export=export,
+            uuid=str(record.uuid),
+            cut=str(record.cut),
+            epoch=record.epoch,
+            size=record.size,
+            log=record.log,
+            log_devices=[] if record.log is None else devices_of(logs[record.log].extents, names),
+            created=iso(record.instant_ns),
+            created_ns=record.instant_ns,
+            future=record.instant_ns > context.clock(),
+            stall_ns=record.stall_ns,
+            stalls=[StallView(processor=processor, stall_ns=stall) for processor, stall in record.stalls],
+            durable_ns=record.durable_ns,
+            origin=record.origin,
+            schedule=record.schedule,
+            holds=list(record.holds),
+            whole=self.whole_name(record),
+            consistency=record.consistency,
+            hook_trouble=record.hook_trouble,
+            copy_of=None if record.copy_of is None else str(record.copy_of),
+            clones=clones.get((volume.id, record.epoch), []),
+            use=uses.get((volume.id, record.epoch)),
+            connections=clients.get(export, 0),
+            partitions=None,
+        )
+
+
+def _part_view(part: PartitionSnapshot) -> PartitionSnapshotView:
+    return PartitionSnapshotView(
+        partition=part.partition,
+        processor=part.processor,
+        epoch=part.epoch,
+        write_seq=part.write_seq,
+        blocks_mapped=part.blocks_mapped,
+        frozen=part.frozen,
+    )

@@ -1,0 +1,284 @@
+"""Space: watches the change logs of all volumes, warns, and makes room where a volume's policy says so; and
+takes what else the engine tells: of devices that do not answer.
+
+How it works      One thread waits for the engine's events, and looks at every volume's use each SAMPLE_S.
+                  Workers (workers.py) make room, one for each volume.
+                  When the engine says that a volume's logs are full, its writes wait: with 'keep-writing' the
+                  oldest snapshot that a schedule made and nobody holds is dropped, and the writes try again,
+                  until they fit or nothing is left to drop; then the engine is told to fail them with ENOSPC,
+                  and to ask no more until there is something to drop again.
+Invariants        W1 an event is always answered: the writes try again, or fail; W2 what was made by hand, is
+                  held, or has clients is never dropped; W3 nothing is dropped for writes that do not wait any
+                  more.
+Owner and locks   Its thread, `polyvol-space`, takes no volume's lock and calls nothing that may wait for a
+                  device. Workers hold the volume's lock, or its `room` while a cut of it is waited for:
+                  writes that wait hold up neither cuts nor deletes, so whoever has it will end, unless a
+                  device of this volume hangs. Then its writes go on to wait.
+Errors            A failure to drop is logged, and the writes fail with ENOSPC.
+"""
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from polyvol.daemon.apart import apart
+from polyvol.daemon.context import Context
+from polyvol.daemon.devices.health import device_troubles
+from polyvol.daemon.errors import Restoring, SnapshotInUse, VolumeBusy, log_failure
+from polyvol.daemon.log_use import Gauge, Level
+from polyvol.daemon.reading import reads
+from polyvol.daemon.sizes import format_size
+from polyvol.daemon.snapshots.verbs import Snapshots
+from polyvol.daemon.workers import Workers
+from polyvol.mapping.errors import PolyvolError
+from polyvol.mapping.records import SnapshotRecord, Volume
+from polyvol.snapshot.group_errors import SnapshotHeld
+from polyvol.snapshot.retention import droppable
+from polyvol.snapshot.snapshot import export_name
+
+if TYPE_CHECKING:
+    from polyvol.engine import DeviceEvent, EngineEvent
+
+SAMPLE_S = 2.0
+STOP_S = 5.0
+"""How long a stop waits for room that is being made."""
+MEMBERS_WAIT_S = 2.0
+"""How long other members of a group's snapshot are waited for."""
+AGAIN_S = 0.2
+_WHAT = "making room for writes"
+_ADVICE = "delete snapshots, or add room with `polyvol volume add-log {name}`"
+_log = logging.getLogger("polyvol.space")
+
+
+class Space:
+    """The watch over the change logs. `also`: what else is looked at as often. `journal_full`: what to do for
+    a volume with a journal that has no room for its next segment."""
+
+    def __init__(
+        self,
+        context: Context,
+        snapshots: Snapshots,
+        *,
+        also: Callable[[], None] = lambda: None,
+        journal_full: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        self._context = context
+        self._also = also
+        self._journal_full = journal_full
+        self._snapshots = snapshots
+        self._stopping = threading.Event()
+        self._workers = Workers("polyvol-room")
+        self._thread = threading.Thread(target=self._run, name="polyvol-space", daemon=True)
+
+    def start(self) -> None:
+        """Begin to watch."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End, after what is being done, but do not wait for ever; idempotent."""
+        if not self._stopping.is_set():
+            self._stopping.set()
+            self._context.engine.end_events()
+        if self._thread.is_alive():
+            self._thread.join()
+        if not self._workers.stop(STOP_S):
+            _log.warning("making room for writes is left behind: it does not end")
+
+    def _run(self) -> None:
+        next_sample_s = time.monotonic()
+        while not self._stopping.is_set():
+            try:
+                event = self._context.engine.next_event(max(0.0, next_sample_s - time.monotonic()))
+                if event is not None:
+                    self._take(event)
+                if time.monotonic() >= next_sample_s:
+                    next_sample_s = time.monotonic() + SAMPLE_S
+                    with apart(self._context, "looking at the change logs"):
+                        self.sample()
+                    with apart(self._context, "looking for devices that became shorter"):
+                        self._also()
+            except Exception as error:
+                log_failure(_log, "watching the change logs", error)
+                self._stopping.wait(SAMPLE_S)  # or it would fill the log
+
+    def _take(self, event: "EngineEvent | DeviceEvent") -> None:
+        if event["kind"] == "log-full":
+            identity = event["volume"]
+            self._workers.run(identity, partial(self.make_room, identity))
+            return
+        if event["kind"] == "journal-full":
+            self._journal_full(event["volume"])
+            return
+        context = self._context
+        name = context.device_names().get(event["device"], "?")
+        if event["kind"] == "device-answers":
+            context.events.add("info", f"device {name} answers again", DEVICE=name)
+            return
+        trouble = device_troubles(context).get(event["device"])
+        reason = "it does not answer" if trouble is None else trouble.reason
+        context.events.add("warning", f"device {name}: {reason}", DEVICE=name)
+
+    def sample(self) -> None:
+        """Look at the use of every volume that is served."""
+        context = self._context
+        volumes = [volume for volume in context.catalog.volumes() if context.is_served(volume)]
+        for gone in context.gauges.keys() - {volume.id for volume in volumes}:
+            context.gauges.pop(gone, None)
+            context.refusing.discard(gone)
+        for volume in volumes:
+            what = f"looking at the change logs of volume {volume.shown_name}"
+            # It may be let go meanwhile.
+            with apart(context, what, volume=volume.shown_name), contextlib.suppress(context.engine_error):
+                self._look(volume)
+                if self._may_drop(volume):
+                    # Policy, snapshots and the engine must not change in between.
+                    with (
+                        contextlib.suppress(VolumeBusy),
+                        context.locks.room({volume.id: volume.name}, _WHAT, wait_s=0),
+                    ):
+                        self._ask_again(volume.id)
+
+    def make_room(self, identity: int) -> None:
+        """Answer a 'log-full' event (W1)."""
+        context = self._context
+        told = False
+        while True:
+            volume = next((each for each in context.catalog.volumes() if each.id == identity), None)
+            try:
+                served = volume is not None and context.is_served(volume)
+                made = volume is not None and served and self._make_room(volume)
+            except VolumeBusy as busy:
+                if self._stopping.is_set():
+                    made = False
+                else:
+                    if not told:
+                        text = f"writes of volume {busy.facts['name']} wait for room: {busy.message}"
+                        context.events.add("warning", text, volume=str(busy.facts["name"]))
+                    told = True
+                    self._stopping.wait(AGAIN_S)
+                    continue
+            except (PolyvolError, context.engine_error) as error:
+                context.events.add("warning", f"making room for writes that wait failed: {error}")
+                made = False
+            except BaseException:
+                self._refuse(identity)
+                raise
+            if made:
+                with contextlib.suppress(context.engine_error):  # its writes have ended with it
+                    context.engine.try_again(identity)
+            else:
+                self._refuse(identity)
+            return
+
+    def _make_room(self, volume: Volume) -> bool:
+        """Drop a snapshot if writes wait and one may be dropped; whether they are to try again."""
+        context = self._context
+        with context.locks.room({volume.id: volume.name}, _WHAT):
+            self._look(volume)
+            self._ask_again(volume.id)
+            if not context.engine.space(volume.id)["starving"]:
+                return True  # W3
+        if self._drop_one(volume):
+            return True
+        text = (
+            f"the change logs of volume {volume.name} are full and no snapshot may be dropped: writes that"
+            f" need room fail with ENOSPC; {_ADVICE.format(name=volume.name)}"
+        )
+        context.events.add("warning", text, volume=volume.name)
+        return False
+
+    def _refuse(self, identity: int) -> None:
+        with contextlib.suppress(self._context.engine_error):  # its writes have ended with it
+            self._context.engine.ask_when_full(identity, False)
+            self._context.refusing.add(identity)
+
+    def _drop_one(self, volume: Volume) -> bool:
+        """Drop the oldest snapshot that may be; False if there is none. VolumeBusy."""
+        if self._policy(volume) != "keep-writing":
+            return False
+        busy: VolumeBusy | None = None
+        for record in self._droppable(volume):  # W2
+            members = self._snapshots.members(record)
+            concerned = {each.id: each.name for each, _ in members}
+            # Another member of a group may be busy for ever: then the next snapshot goes.
+            wait_s = None if len(members) == 1 else MEMBERS_WAIT_S
+            try:
+                with self._context.locks.room(concerned, _WHAT, wait_s=wait_s):
+                    if self._policy(volume) != "keep-writing":
+                        return False
+                    if all(each.uuid != record.uuid for each in self._droppable(volume)):
+                        continue  # it was held or deleted meanwhile
+                    with contextlib.suppress(SnapshotInUse, SnapshotHeld, Restoring):
+                        self._drop(volume, record)
+                        return True
+            except VolumeBusy as error:
+                busy = error
+        if busy is not None:
+            raise busy
+        return False
+
+    def _policy(self, volume: Volume) -> str | None:
+        """What gives way when a volume's logs are full; None if it is no more."""
+        now = (each for each in self._context.catalog.volumes() if each.id == volume.id)
+        return next((each.when_full for each in now), None)
+
+    @reads
+    def _droppable(self, volume: Volume) -> list[SnapshotRecord]:
+        """The snapshots that may be dropped, oldest first: not what an incomplete restore follows, nor what
+        clones were made from, of which nothing would come back."""
+        catalog = self._context.catalog
+        kept = {epoch for identity, epoch in catalog.removal.clones() if identity == volume.id}
+        restore = catalog.restores.of(volume.id)
+        if restore is not None and restore.base is not None:
+            kept.add(restore.base)
+        return [record for record in droppable(catalog.snapshots(volume.id)) if record.epoch not in kept]
+
+    def _drop(self, volume: Volume, record: SnapshotRecord) -> None:
+        freed = self._snapshots.drop(volume, self._snapshots.members(record))
+        text = (
+            f"the change logs of volume {volume.name} are full: snapshot"
+            f" {export_name(volume.name, record.name)}, made by a schedule, was dropped so that writes go on;"
+            f" {format_size(freed)} given back"
+        )
+        self._context.events.add("warning", text, volume=volume.name)
+
+    def _look(self, volume: Volume) -> None:
+        context = self._context
+        found = context.engine.space(volume.id)
+        gauge = context.gauges.setdefault(volume.id, Gauge())
+        used, size = found["used_bytes"], found["size_bytes"]
+        crossed = gauge.tell(time.monotonic(), used, size)
+        if crossed is not None:
+            self._warn(volume, crossed, used, size)
+
+    def _ask_again(self, identity: int) -> None:
+        """Have the engine ask again if there is something to drop again. Under the volume's `room`."""
+        context = self._context
+        volume = next((each for each in context.catalog.volumes() if each.id == identity), None)
+        if volume is not None and context.is_served(volume) and self._may_drop(volume):
+            context.ask_when_full(volume)
+
+    @reads
+    def _may_drop(self, volume: Volume) -> bool:
+        """Whether the engine was told to ask no more, and could ask again."""
+        if volume.id not in self._context.refusing or volume.when_full != "keep-writing":
+            return False
+        records = self._droppable(volume)
+        clients = self._context.clients()
+        wholes = (self._snapshots.members(record) for record in records)
+        return any(
+            not any(each.holds or clients.get(export_name(owner.name, each.name)) for owner, each in whole)
+            for whole in wholes
+        )
+
+    def _warn(self, volume: Volume, level: Level, used: int, size: int) -> None:
+        so_full = "full" if level == "full" else f"at {used / size:.0%}"
+        text = (
+            f"the change logs of volume {volume.name} are {so_full}:"
+            f" {format_size(used)} of {format_size(size)} used; {_ADVICE.format(name=volume.name)}"
+        )
+        self._context.events.add("warning", text, volume=volume.name)

@@ -1,0 +1,174 @@
+"""Volumes, as the API shows them and is asked for them. Sizes, offsets and lengths are bytes."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from polyvol.daemon.ranges import Names, Number
+from polyvol.daemon.types.base import STRICT
+from polyvol.daemon.types.change_logs import LogView, SpaceView
+from polyvol.daemon.types.devices import ExtentView
+from polyvol.daemon.types.hooks import HookSettings, HookView
+from polyvol.daemon.types.restores import IncompleteRestoreView
+from polyvol.daemon.types.scrubs import BadBlockView, ScrubView
+from polyvol.daemon.types.use import VolumeUseView
+from polyvol.mapping.partition import PARTITION_SIZE_DEFAULT
+from polyvol.mapping.records import WhenFull
+
+
+@dataclass(frozen=True, kw_only=True)
+class DroppedView:
+    """A snapshot of `created` that was dropped at `dropped` so that writes went on; `freed` bytes, None where
+    nobody knows."""
+
+    snapshot: str
+    created: str
+    dropped: str
+    freed: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportView:
+    """An NBD export and how many clients are connected to it."""
+
+    name: str
+    read_only: bool
+    connections: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartitionView:
+    """A partition: its extents in order, and the processor that owns it. `state`: 'ok', or 'faulty' with a
+    `reason` if a device that it lies on is missing or faulty."""
+
+    number: int
+    processor: int
+    extents: list[ExtentView]
+    state: Literal["ok", "faulty"] = "ok"
+    reason: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceView:
+    """The snapshot that a clone was made from; `deleted`: it is not there but for its clones."""
+
+    volume: str
+    snapshot: str
+    deleted: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class VolumeView:
+    """A volume. `state`: 'serving'; 'degraded' (served, but for what `reason` says); 'not-served' (`reason`
+    says why); 'restoring' (`restore` says what; not exported until that is complete); 'creating', 'deleting'
+    (being made or given back); 'kept' (deleted, and kept for its clones).
+    `source`: what it was made from, if it is a clone. `connections` counts clients of the volume
+    and of its snapshots. `when_full`: what gives way when its change logs are full; `space`: their use, None
+    while it is not served; `dropped`: the latest snapshots that were dropped for want of space, newest first.
+    `bad_blocks` lists those that are known to be bad (at most 128), `last_scrub` is the last one that came to
+    its end, `hooks` are run around its cuts. `use` (of the change logs, by whom) only if the volume is asked
+    for by name, `partitions` only if asked for."""
+
+    name: str
+    uuid: str
+    state: Literal["serving", "degraded", "not-served", "restoring", "creating", "deleting", "kept"]
+    reason: str | None
+    size: int
+    partition_size: int
+    partition_count: int
+    processors: list[int]
+    devices: list[str]
+    base: str | None
+    source: SourceView | None
+    when_full: WhenFull
+    logs: list[LogView]
+    space: SpaceView | None
+    dropped: list[DroppedView]
+    exports: list[ExportView]
+    connections: int
+    snapshots: list[str]
+    created: str
+    bad_blocks: list[BadBlockView] = field(default_factory=list)
+    last_scrub: ScrubView | None = None
+    hooks: HookView | None = None
+    restore: IncompleteRestoreView | None = None
+    use: VolumeUseView | None = None
+    partitions: list[PartitionView] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedDevice:
+    """A device that would be made."""
+
+    name: str
+    path: str
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanView:
+    """A volume as it would be made."""
+
+    name: str
+    size: int
+    partition_size: int
+    partition_count: int
+    processors: list[int]
+    new_devices: list[PlannedDevice]
+    logs: list[LogView]
+    partitions: list[PartitionView]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VolumeDeleted:
+    """A volume that was deleted, with so many snapshots."""
+
+    name: str
+    snapshots: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class VolumeCreate:
+    """Either `size` or `base`, the name of an adopted device. No devices: sparse files are made for it.
+    `processors` None: all that there are. `dry_run`: plan it only."""
+
+    __pydantic_config__: ClassVar = STRICT
+    name: str
+    size: Number | None = None
+    partition_size: Number = PARTITION_SIZE_DEFAULT
+    devices: Names = ()
+    log_devices: Names = ()
+    processors: Number | None = None
+    base: str | None = None
+    when_full: WhenFull = "keep-writing"
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class CloneCreate:
+    """A volume `name` made from a snapshot. `log_devices`: where what is written to it goes; none: sparse
+    files are made for it. `processors` None: all that there are."""
+
+    __pydantic_config__: ClassVar = STRICT
+    name: str
+    log_devices: Names = ()
+    processors: Number | None = None
+    when_full: WhenFull = "keep-writing"
+
+
+@dataclass(frozen=True, kw_only=True)
+class VolumeSet:
+    """What is to be changed of a volume; None: it stays."""
+
+    __pydantic_config__: ClassVar = STRICT
+    when_full: WhenFull | None = None
+    hooks: HookSettings | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class VolumeGrow:
+    """Make a volume this large, in bytes. What is new goes to `devices`; none: to sparse files made for
+    it."""
+
+    __pydantic_config__: ClassVar = STRICT
+    size: Number
+    devices: Names = ()

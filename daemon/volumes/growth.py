@@ -1,0 +1,79 @@
+"""The verb that makes a volume larger, while it is in use.
+
+How it works      1. plan     (pure) where the new partitions go;
+                  2. make     the sparse files that the plan asks for, recorded as 'adding';
+                  3. record   size, partitions and extents in one transaction of the catalog;
+                  4. engine   serves what is new, and shows the new size to those who connect from now on.
+Owner and locks   The caller holds the volume's lock. What is placed on devices that are there is planned and
+                  recorded under one hold of `changes`.
+Durability        Catalog first: were the engine first, a host could write to a place that after a crash
+                  belongs to nobody. A kill before step 3 leaves the volume as it was, and the next start
+                  removes the files; after it the next start serves the larger volume.
+Errors            NotLarger, VolumeNotServed, EngineFailed and those of plans; what was begun is undone.
+"""
+
+from polyvol.daemon.apart import apart
+from polyvol.daemon.context import Context
+from polyvol.daemon.sizes import format_size
+from polyvol.daemon.types.volumes import VolumeGrow
+from polyvol.daemon.volumes.change_logs import ChangeLogs, inventory
+from polyvol.mapping.device import Device
+from polyvol.mapping.growth import plan_growth
+from polyvol.mapping.records import Volume
+from polyvol.mapping.volume import volume_spec
+
+
+def grow_in_engine(context: Context, volume: Volume) -> None:
+    """Have the engine serve a volume as large as the catalog says. The caller holds its lock."""
+    catalog = context.catalog
+    spec = volume_spec(
+        volume,
+        catalog.partitions(volume.id),
+        catalog.logs(volume.id),
+        catalog.snapshots_and_kept(volume.id),
+        catalog.rollbacks.of(volume.id),
+        str(context.volume_directory(volume)),
+        str(context.manifest_directory(volume)),
+    )
+    with context.engine_errors(f"having volume {volume.name} grow"):
+        context.engine.grow_volume(spec)
+    # It has grown, whatever comes of this; the next start records it otherwise.
+    with apart(context, f"recording the manifests of volume {volume.name}", volume=volume.name):
+        catalog.set_manifests(volume.id, len(spec["partitions"]))
+
+
+def grow_volume(context: Context, change_logs: ChangeLogs, name: str, request: VolumeGrow) -> None:
+    """Make a volume larger. The caller holds its lock."""
+    catalog = context.catalog
+    volume = context.find_served(name)
+    change_logs.settle(volume)
+    before = catalog.partitions(volume.id)
+    made: dict[int, Device] = {}
+    try:
+        with context.changes:
+            plan = plan_growth(volume, before, request.size, request.devices, inventory(context))
+            context.grow_processors(max(plan.processors) + 1)
+            for new in plan.new_devices:
+                made[new.id] = change_logs.record_file(volume, new)
+            if not made:
+                catalog.growth.record(volume, plan.size, plan.partitions, {})
+        for device in made.values():
+            change_logs.make_file(device)
+        ids = {number: device.id for number, device in made.items()}
+        if made:
+            with context.changes:
+                catalog.growth.record(volume, plan.size, plan.partitions, ids)
+        try:
+            grow_in_engine(context, context.find_volume(name))
+        except BaseException:
+            # Else the next reload or start has the engine grow too.
+            with apart(context, f"undoing the growth of volume {name}", volume=name), context.changes:
+                catalog.growth.undo(volume, before, ids)
+            raise
+    except BaseException:
+        change_logs.done_with(made.values())
+        change_logs.settle(volume)
+        raise
+    change_logs.done_with(made.values())
+    text = f"volume {name} has grown from {format_size(volume.size)} to {format_size(plan.size)}"
+    context.events.add("info", text, volume=name)

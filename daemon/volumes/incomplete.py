@@ -1,0 +1,32 @@
+"""What is told of a volume to which a restore is incomplete."""
+
+from collections.abc import Iterable
+
+from polyvol.daemon.context import Context
+from polyvol.daemon.types.base import iso
+from polyvol.daemon.types.restores import IncompleteRestoreView
+from polyvol.mapping.records import SnapshotRecord, Volume
+
+
+def restore_view(
+    context: Context, volume: Volume, snapshots: Iterable[SnapshotRecord]
+) -> IncompleteRestoreView | None:
+    """The restore to a volume that has these snapshots; None if none is incomplete."""
+    restore = context.catalog.restores.of(volume.id)
+    if restore is None:
+        return None
+    export = context.restoring.get(volume.id)
+    return IncompleteRestoreView(
+        source=restore.source,
+        stream=str(restore.stream),
+        snapshot=restore.snapshot,
+        snapshot_uuid=str(restore.snapshot_uuid),
+        base=next((each.name for each in snapshots if each.epoch == restore.base), None),
+        begun=iso(restore.begun_ns),
+        connections=0 if export is None else context.connections([export]),
+    )
+
+
+def restore_reason(view: IncompleteRestoreView) -> str:
+    """Why the volume is not exported, as a clause."""
+    return f"snapshot {view.snapshot} is being restored to it from {view.source}"

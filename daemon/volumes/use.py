@@ -1,0 +1,44 @@
+"""What snapshots hold, as the engine has measured it.
+
+How it works      One question to the engine for each volume, which remembers what it found of frozen maps.
+                  Volumes that are not served are left out.
+"""
+
+import contextlib
+from collections.abc import Iterable
+
+from polyvol.daemon.context import Context
+from polyvol.daemon.types.use import SnapshotUseView, VolumeUseView
+from polyvol.mapping.records import Volume
+
+
+def snapshot_uses(context: Context, volumes: Iterable[Volume]) -> dict[tuple[int, int], SnapshotUseView]:
+    """What snapshots of these volumes hold, by volume id and epoch."""
+    found: dict[tuple[int, int], SnapshotUseView] = {}
+    kept = context.catalog.removal.clones()
+    for volume in volumes:
+        if not context.is_served(volume):
+            continue
+        with contextlib.suppress(context.engine_error):  # it may be let go meanwhile
+            for each in context.engine.snapshot_use(volume.id)["snapshots"]:
+                only_log, only_base = each["only_log_bytes"], each["only_base_bytes"]
+                if (volume.id, each["epoch"]) in kept:
+                    only_log = only_base = 0  # its clones see it as well
+                found[volume.id, each["epoch"]] = SnapshotUseView(
+                    used=each["log_bytes"],
+                    shared=each["log_bytes"] - only_log,
+                    frees=only_log + only_base,
+                    frees_log=only_log,
+                )
+    return found
+
+
+def volume_use(context: Context, volume: Volume) -> VolumeUseView | None:
+    """What a volume holds in its change logs; None while it is not served."""
+    if not context.is_served(volume):
+        return None
+    with contextlib.suppress(context.engine_error):
+        live = context.engine.snapshot_use(volume.id)["live_log_bytes"]
+        used = max(context.engine.space(volume.id)["used_bytes"], live)
+        return VolumeUseView(used=used, live=live, snapshots_only=used - live)
+    return None

@@ -1,0 +1,472 @@
+"""The verbs of volumes: create, clone, delete, list, show, and what happens with them at start.
+
+How it works      create: plan (pure); record as 'creating'; make the devices that the plan asks for; hand
+                  the volume to the engine; record as 'ready'; export it. delete: end its exports; record as
+                  'deleting'; the rest is in volume_removal.py. A volume that clones were made from is kept
+                  for them instead (kept.py). A clone comes after its source in all that goes by id: so
+                  sources are served first.
+Durability        A kill in the middle of either is settled at the next start: what is 'creating' or
+                  'deleting' is cleared, removed and forgotten. Once create returned, the volume is there
+                  after any crash.
+Owner and locks   What changes a volume is done by who holds its lock (daemon/locks.py): the caller, or
+                  create, clone and let_go themselves. A name and the extents are taken under
+                  `changes`, by recording the volume as 'creating'.
+Errors            mapping/errors.py, VolumeInUse, VolumeNotServed, DeleteUnfinished, EngineFailed. At start
+                  nothing raises: `volume_trouble` has the findings, and the other volumes are served.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Literal
+
+from polyvol.daemon.apart import apart
+from polyvol.daemon.context import Context
+from polyvol.daemon.devices import files as device_files
+from polyvol.daemon.devices.health import (
+    bad_block_views,
+    bad_blocks_clause,
+    device_troubles,
+    partition_views,
+    volume_trouble,
+)
+from polyvol.daemon.devices.verbs import Devices
+from polyvol.daemon.errors import (
+    EngineFailed,
+    JournalsUnusable,
+    VolumeInUse,
+    counted_clients,
+)
+from polyvol.daemon.hooks.run import checked_hooks, hook_view
+from polyvol.daemon.reading import reads
+from polyvol.daemon.types.base import iso
+from polyvol.daemon.types.scrubs import BadBlockView
+from polyvol.daemon.types.volumes import (
+    CloneCreate,
+    DroppedView,
+    ExportView,
+    PlanView,
+    SourceView,
+    VolumeCreate,
+    VolumeDeleted,
+    VolumeSet,
+    VolumeView,
+)
+from polyvol.daemon.volumes import stopped
+from polyvol.daemon.volumes.change_logs import ChangeLogs, inventory
+from polyvol.daemon.volumes.exporting import end_exports, export_live, export_snapshots
+from polyvol.daemon.volumes.growth import grow_in_engine
+from polyvol.daemon.volumes.incomplete import restore_reason, restore_view
+from polyvol.daemon.volumes.kept import Kept
+from polyvol.daemon.volumes.plan_views import plan_view
+from polyvol.daemon.volumes.removal import VolumeRemoval
+from polyvol.daemon.volumes.scrub import Scrubs
+from polyvol.daemon.volumes.use import volume_use
+from polyvol.mapping.clone import CloneRequest, plan_clone
+from polyvol.mapping.errors import UnknownSnapshot
+from polyvol.mapping.records import CloneSource, RestoreRecord, SnapshotRecord, Volume
+from polyvol.mapping.volume import VolumePlan, VolumeRequest, plan_volume, volume_spec
+from polyvol.snapshot.snapshot import export_name
+
+
+class Volumes:
+    """The verbs of volumes."""
+
+    def __init__(self, context: Context, devices: Devices, scrubs: Scrubs) -> None:
+        self._context = context
+        self._scrubs = scrubs
+        self._devices = devices
+        self.change_logs = ChangeLogs(context)
+        self._removal = VolumeRemoval(context)
+        self._kept = Kept(context, self._removal.remove)
+
+    def start(self) -> None:
+        """Settle what is half done, then serve every volume, as far as its devices are right."""
+        context = self._context
+        stopped.begin(context)
+        self.change_logs.settle_all()
+        for volume in context.catalog.volumes():
+            if volume.state == "ready":
+                self.serve(volume)
+            else:
+                self._removal.settle(volume)
+        self._kept.let_go()
+
+    def let_go(self) -> None:
+        """Let go of what is half deleted, and of what is kept for clones that are gone. The caller holds no
+        lock."""
+        self._removal.settle_all()
+        self._kept.let_go()
+
+    def serve(self, volume: Volume) -> None:
+        """Hand a volume to the engine and export it, or note why it cannot be."""
+        self._context.volume_trouble.pop(volume.id, None)
+        with apart(self._context, f"serving volume {volume.name}", partial(self.not_served, volume)):
+            if self._let_go_of(volume):  # an error before may have left it there
+                self._hand_over(volume)
+            else:
+                self._catch_up(volume)
+            self._export(volume)
+
+    def settle(self, volume: Volume) -> None:
+        """Try again to remove what is half made or half deleted. The caller holds its lock."""
+        with apart(self._context, f"removing volume {volume.shown_name}", volume=volume.shown_name):
+            self._removal.remove(volume)
+
+    def serve_again(self, volume: Volume, reason: str) -> None:
+        """Take a volume out of the engine and in again, after an error that has left it half done there: what
+        the catalog says of it is done then. It has no clients; the caller holds its lock."""
+        self.not_served(volume, reason)
+        self.serve(self._context.find_volume(volume.name))
+
+    def export_again(self, volume: Volume) -> None:
+        """Export a volume that exists whatever comes of this."""
+        failed = partial(self.serve_again, volume)
+        with apart(self._context, f"exporting volume {volume.name} again", failed):
+            export_live(self._context, volume)
+
+    def finish(self, volume: Volume) -> None:
+        """Do what an earlier error has left undone of a volume that is served: its exports, its growth in the
+        engine, files that were half made. The caller holds its lock."""
+        context = self._context
+        self.change_logs.settle(volume)
+        there = {export["name"]: export["size"] for export in context.engine.exports()}
+        with apart(context, f"exporting volume {volume.name}", volume=volume.name):
+            if volume.name not in there:
+                export_live(context, volume)
+            elif there[volume.name] < volume.size:
+                grow_in_engine(context, volume)
+            found = context.catalog.snapshots(volume.id)
+            missing = [each for each in found if export_name(volume.name, each.name) not in there]
+            export_snapshots(context, volume, missing)
+
+    def not_served(self, volume: Volume, reason: str) -> None:
+        """Have nothing of a volume be served, and say why. The caller holds its lock."""
+        context = self._context
+        context.volume_trouble[volume.id] = reason
+        text = f"volume {volume.shown_name} is not served: {reason}"
+        context.events.add_once("warning", text, volume=volume.shown_name)
+        with apart(context, f"taking volume {volume.shown_name} out of service", volume=volume.shown_name):
+            self._let_go_of(volume)
+
+    def _let_go_of(self, volume: Volume) -> bool:
+        """Have the engine let go of a volume, if it has it; False: it has it still, as clones need it."""
+        context = self._context
+        if not context.engine_has(volume):
+            return True
+        end_exports(context, volume)
+        try:
+            context.engine.remove_volume(volume.id)
+        except context.engine_error:
+            return not context.engine_has(volume)
+        return True
+
+    def _catch_up(self, volume: Volume) -> None:
+        """Have the engine do the rollbacks of a volume that it has not done, where it cannot let go of it."""
+        context = self._context
+        with context.engine_errors(f"rolling back volume {volume.name}"):
+            epoch = context.engine.volume_stats(volume.id)["epoch"]
+            for rollback in context.catalog.rollbacks.of(volume.id):
+                if rollback.at >= epoch:
+                    context.engine.roll_back(volume.id, rollback.at, rollback.to)
+
+    @reads
+    def plan(self, request: VolumeCreate) -> PlanView:
+        """The volume as it would be; changes nothing."""
+        return plan_view(self._context, self._plan(request))
+
+    def create(self, request: VolumeCreate) -> VolumeView:
+        """Make a volume and export it."""
+        self._removal.settle_all()  # so that their names and room are free
+        self._make(lambda: self._plan(request))
+        return self.show(request.name, partitions=False)
+
+    def clone(self, volume_name: str, name: str, request: CloneCreate) -> VolumeView:
+        """Make a volume from a snapshot of another one, and export it."""
+        context = self._context
+        wanted = CloneRequest(request.name, request.log_devices, request.processors, request.when_full)
+        with context.holding(volume_name, "volume clone"):
+            source = context.find_served(volume_name, restoring=True)
+            found = (each for each in context.catalog.snapshots(source.id) if each.name == name)
+            snapshot = next(found, None)
+            if snapshot is None:
+                raise UnknownSnapshot(volume=source.name, name=name)
+            self._make(lambda: plan_clone(wanted, source, snapshot, inventory(context)))
+        text = f"volume {request.name} was cloned from {export_name(source.name, name)}"
+        context.events.add("info", text, volume=request.name)
+        return self.show(request.name, partitions=False)
+
+    def make_for_restore(self, request: VolumeCreate, restore: RestoreRecord) -> Volume:
+        """Make a volume that is not exported until the restore is complete."""
+        self._make(lambda: self._plan(request), restore)
+        return self._context.find_volume(request.name)
+
+    def _make(self, plan: Callable[[], VolumePlan], restore: RestoreRecord | None = None) -> None:
+        context = self._context
+        with context.changes:  # the plan holds until it is recorded
+            planned = plan()
+            context.grow_processors(max(planned.processors) + 1)
+            volume = context.catalog.create_volume(planned)
+        # Those who find it before have its lock for a look; they must not be why it stays 'creating'.
+        named = {volume.id: volume.name}
+        with context.locks.volumes(named, "volume create", wait_s=context.locks.wait_s):
+            self._make_planned(volume, restore)
+
+    def _make_planned(self, volume: Volume, restore: RestoreRecord | None) -> None:
+        context = self._context
+        try:
+            for device in self._removal.made_for(volume):
+                device_files.make(context, device, context.path(device))
+            self._hand_over(volume)
+            if restore is not None:
+                context.catalog.restores.begin(replace(restore, volume=volume.id))
+                volume = replace(volume, restoring=True)
+            context.catalog.set_volume_state(volume.id, "ready")
+            self._export(volume)
+        except BaseException:
+            self._removal.undo_create(volume)
+            raise
+
+    def delete(self, name: str, refuse: Callable[[Volume], None]) -> VolumeDeleted:
+        """Delete a volume that no client is connected to, with its snapshots; clones of them stay as they
+        are. `refuse` raises if something else needs it. The caller holds its lock, and calls `let_go` when it
+        has released it."""
+        context = self._context
+        volume = context.find_volume(name)
+        snapshots = context.catalog.snapshots(volume.id)
+        if volume.state != "ready":
+            self._removal.remove(volume)  # it could not be finished before
+            return VolumeDeleted(name=name, snapshots=len(snapshots))
+        refuse(volume)
+        served = volume.id not in context.volume_trouble
+        if served:
+            self._unexport(volume, snapshots)
+        try:
+            with context.changes:
+                refuse(volume)
+                gone = self._kept.record(volume)
+                if gone is None:
+                    context.catalog.set_volume_state(volume.id, "deleting")
+            if gone is not None:
+                self._kept.keep(volume, gone)
+                return VolumeDeleted(name=name, snapshots=len(snapshots))
+        except BaseException:
+            if served and context.catalog.volume(name) == volume:
+                self._export(volume)  # it exists on
+            raise
+        self._removal.remove(replace(volume, state="deleting"))
+        return VolumeDeleted(name=name, snapshots=len(snapshots))
+
+    def change(self, name: str, request: VolumeSet) -> VolumeView:
+        """Change what can be changed of a volume. The caller holds its lock."""
+        context = self._context
+        volume = context.find_volume(name)
+        if request.hooks is not None:
+            checked_hooks(request.hooks)  # what is refused is refused before anything changes
+        try:
+            if request.when_full is not None:
+                self._set_when_full(replace(volume, when_full=request.when_full))
+            if request.hooks is not None:
+                context.catalog.schedules.set_volume_hooks(volume.id, checked_hooks(request.hooks))
+        except BaseException:
+            if request.when_full is not None:
+                with apart(context, f"setting back the policy of volume {name}", volume=name):
+                    self._set_when_full(volume)
+            raise
+        return self.show(name, partitions=False)
+
+    def _set_when_full(self, volume: Volume) -> None:
+        """Record a volume's policy, and have the engine do so."""
+        self._context.catalog.set_when_full(volume.id, volume.when_full)
+        if self._context.is_served(volume):
+            self._context.ask_when_full(volume)
+
+    @reads
+    def list_all(self, *, kept: bool = False) -> list[VolumeView]:
+        """All volumes; with those that are deleted and kept for their clones, if `kept`."""
+        volumes = self._context.catalog.volumes()
+        return [self._view(volume) for volume in volumes if kept or not volume.kept]
+
+    @reads
+    def show(self, name: str, *, partitions: bool) -> VolumeView:
+        """One volume, with its partitions if asked for."""
+        volume = self._context.find_volume(name)
+        view = self._view(volume, partitions=partitions)
+        return replace(view, use=volume_use(self._context, volume))
+
+    def _plan(self, request: VolumeCreate) -> VolumePlan:
+        wanted = VolumeRequest(
+            name=request.name,
+            size=request.size,
+            partition_size=request.partition_size,
+            devices=request.devices,
+            log_devices=request.log_devices,
+            processors=request.processors,
+            base=request.base,
+            when_full=request.when_full,
+        )
+        return plan_volume(wanted, inventory(self._context))
+
+    def _hand_over(self, volume: Volume) -> None:
+        context = self._context
+        stopped.check(context, volume)
+        partitions = context.catalog.partitions(volume.id)
+        context.grow_processors(max(partition.processor for partition in partitions) + 1)
+        spec = volume_spec(
+            volume,
+            partitions,
+            context.catalog.logs(volume.id),
+            context.catalog.snapshots_and_kept(volume.id),
+            context.catalog.rollbacks.of(volume.id),
+            str(context.volume_directory(volume)),
+            str(context.manifest_directory(volume)),
+        )
+        try:
+            with context.engine_errors(f"taking volume {volume.name} into service"):
+                context.engine.add_volume(spec)
+        except EngineFailed as error:
+            if error.kind == "corrupt":
+                raise JournalsUnusable(name=volume.name, why=error.facts["why"]) from error
+            raise
+        if volume.manifests != len(partitions):
+            context.catalog.set_manifests(volume.id, len(partitions))
+        context.ask_when_full(volume)
+
+    def export_live(self, volume: Volume) -> None:
+        """Export a volume itself, unless a backup is being restored to it."""
+        export_live(self._context, volume)
+
+    def _export(self, volume: Volume) -> None:
+        context = self._context
+        if volume.kept:
+            return
+        export_live(context, volume)
+        export_snapshots(context, volume, context.catalog.snapshots(volume.id))
+
+    def _unexport(self, volume: Volume, snapshots: list[SnapshotRecord]) -> None:
+        """End all exports of a volume, or none and VolumeInUse."""
+        context = self._context
+        live = context.restoring.get(volume.id, volume.name)
+        names = [live, *(export_name(volume.name, snapshot.name) for snapshot in snapshots)]
+        clients = context.connections(names)
+        if clients:
+            raise VolumeInUse(name=volume.name, **counted_clients(clients))
+        try:
+            for name in names:
+                context.engine.unexport(name)
+        except context.engine_error as error:
+            # A client came in between: everything is exported again, so that nothing has changed.
+            remaining = {export["name"] for export in context.engine.exports()}
+            if volume.name not in remaining:
+                export_live(context, volume)
+            ended = [each for each in snapshots if export_name(volume.name, each.name) not in remaining]
+            export_snapshots(context, volume, ended)
+            clients = max(1, context.connections(names))
+            raise VolumeInUse(name=volume.name, **counted_clients(clients)) from error
+        context.restoring.pop(volume.id, None)
+
+    def _view(self, volume: Volume, *, partitions: bool = False) -> VolumeView:
+        context = self._context
+        names = context.device_names()
+        snapshots = context.catalog.snapshots(volume.id)
+        wanted = {volume.name, *(export_name(volume.name, snapshot.name) for snapshot in snapshots)}
+        exports = [
+            ExportView(name=export["name"], read_only=export["read_only"], connections=export["connections"])
+            for export in context.exports()
+            if export["name"] in wanted
+        ]
+        reason = context.volume_trouble.get(volume.id)
+        serving = volume.state == "ready" and reason is None
+        devices = context.catalog.volume_devices(volume.id)
+        bad = bad_block_views(context, volume, names) if serving else []
+        degraded = self._degraded(volume, devices, bad) if serving else None
+        restore = restore_view(context, volume, snapshots)
+        reasons = (reason, None if restore is None else restore_reason(restore), degraded)
+        adopted = {device.id for device in context.catalog.devices() if device.adopted}
+        return VolumeView(
+            name=volume.name,
+            uuid=str(volume.uuid),
+            state=_state(volume, serving=serving, degraded=degraded is not None),
+            reason="; ".join(each for each in reasons if each) or None,
+            size=volume.size,
+            partition_size=volume.partition_size,
+            partition_count=-(-volume.size // volume.partition_size),
+            processors=context.catalog.volume_processors(volume.id),
+            devices=[names[device] for device in devices],
+            base=next((names[device] for device in devices if device in adopted), None),
+            source=self._source_view(volume),
+            when_full=volume.when_full,
+            logs=self.change_logs.views(volume, names, serving=serving),
+            space=self.change_logs.space(volume) if serving else None,
+            dropped=[
+                DroppedView(
+                    snapshot=dropped.name,
+                    created=iso(dropped.instant_ns),
+                    dropped=iso(dropped.dropped_ns),
+                    freed=dropped.freed,
+                )
+                for dropped in context.catalog.removal.dropped_snapshots(volume.id)
+            ],
+            exports=exports,
+            connections=sum(export.connections for export in exports)
+            + (0 if restore is None else restore.connections),
+            snapshots=[snapshot.name for snapshot in snapshots],
+            created=iso(volume.created_ns),
+            bad_blocks=bad,
+            last_scrub=self._scrubs.last(volume),
+            hooks=hook_view(context.catalog.schedules.volume_hooks(volume.id)),
+            restore=restore,
+            partitions=partition_views(context, volume, names) if partitions else None,
+        )
+
+    def _source_view(self, volume: Volume) -> SourceView | None:
+        """What a volume was made from, by the names that its source had."""
+        if volume.source is None:
+            return None
+        source = self._source(volume.source)
+        records = self._context.catalog.snapshots_and_kept(source.id)
+        record = next(each for each in records if each.epoch == volume.source.epoch)
+        return SourceView(
+            volume=source.name.partition("#")[0],
+            snapshot=record.name.partition("#")[0],
+            deleted=record.kept,
+        )
+
+    def _source(self, source: CloneSource) -> Volume:
+        return next(each for each in self._context.catalog.volumes() if each.id == source.volume)
+
+    def _degraded(self, volume: Volume, devices: list[int], bad: list[BadBlockView]) -> str | None:
+        """Why a volume that is served is degraded, or None. A clone is, where its source is."""
+        context = self._context
+        troubles = device_troubles(context)
+        reasons = []
+        logs = {extent.device for log in context.catalog.logs(volume.id) for extent in log.extents}
+        used = [*devices, *sorted(logs.difference(devices))]
+        if not troubles.keys().isdisjoint(used):
+            partitions = context.catalog.partitions(volume.id)
+            reasons.append(volume_trouble(used, partitions, troubles))
+        if bad:
+            reasons.append(bad_blocks_clause(bad))
+        if context.state_trouble is not None:
+            reasons.append(context.state_trouble)
+        reasons.append(context.file_trouble.get(volume.id))
+        if volume.source is not None:
+            source = self._source(volume.source)
+            bad = bad_block_views(context, source, context.device_names())
+            reason = self._degraded(source, context.catalog.volume_devices(source.id), bad)
+            reasons.append(None if reason is None else f"its source {source.name}: {reason}")
+        return "; ".join(reason for reason in reasons if reason) or None
+
+
+def _state(
+    volume: Volume, *, serving: bool, degraded: bool
+) -> Literal["serving", "degraded", "not-served", "restoring", "creating", "deleting", "kept"]:
+    if volume.state != "ready":
+        return volume.state
+    if volume.kept:
+        return "kept"
+    if not serving:
+        return "not-served"
+    if volume.restoring:
+        return "restoring"
+    return "degraded" if degraded else "serving"

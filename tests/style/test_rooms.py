@@ -1,0 +1,84 @@
+"""test_rooms: the rooms of daemon/ know only what is below them, so that they can be read in one order.
+
+How it works   Each import of one room by another is compared with ROOMS, from bottom to top. The command line
+               and its like (daemon/client) know neither the service nor its objects.
+Errors         A complaint names the module, and what it imports.
+"""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# From bottom to top. A name is a folder of daemon/ or a file there; those of one line may know each other.
+ROOMS = (
+    ("errors", "ranges", "sizes", "version", "backup_errors"),
+    ("types", "host"),
+    ("state",),
+    ("config", "engine_border", "events", "locks", "log_use"),
+    ("context", "reading", "operations", "apart", "workers"),
+    ("devices",),
+    ("hooks",),
+    ("volumes",),
+    ("snapshots",),
+    ("groups", "space"),
+    ("restores", "schedules"),
+    ("clients",),
+    ("api", "check", "hand_over", "service"),
+    ("main", "process"),
+)
+LEVEL = {name: level for level, names in enumerate(ROOMS) for name in names}
+# What a program that talks to polyvold has of it. `check` looks through a state directory itself.
+CLIENT_KNOWS = {"backup_errors", "check", "errors", "host", "sizes", "state", "types", "version"}
+# Routes are handed to `api` and handlers are methods of the service: types of these are named there.
+ROUTES_KNOW = {"api", "service"}
+# nbdkit's keeper asks the service inside nbdkit as a client does.
+CLIENT_IS_KNOWN_BY = {"main", "process"}
+
+
+def imported(text: str) -> Iterator[str]:
+    """What a module imports of polyvol.daemon, below that: 'volumes.verbs.Volumes'."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("polyvol.daemon"):
+            base = (node.module or "").removeprefix("polyvol.daemon").removeprefix(".")
+            yield from (f"{base}.{alias.name}".removeprefix(".") for alias in node.names)
+
+
+def complaints(module: str, text: str) -> list[str]:
+    """Imports of a module ('volumes.verbs') that go upwards."""
+    room, found = module.split(".")[0], []
+    for name in imported(text):
+        other = name.split(".")[0]
+        if other == room:
+            continue
+        if room == "client":
+            allowed = other in CLIENT_KNOWS
+        elif other == "client":
+            allowed = room in CLIENT_IS_KNOWN_BY
+        elif module.endswith("routes") and other in ROUTES_KNOW:
+            allowed = True
+        else:
+            allowed = LEVEL[other] <= LEVEL[room]
+        if not allowed:
+            found.append(f"daemon.{module} imports {name}: {room} may not know {other}")
+    return found
+
+
+def test_rooms_know_only_what_is_below_them() -> None:
+    modules = sorted((ROOT / "daemon").rglob("*.py"))
+    names = [".".join(path.relative_to(ROOT / "daemon").with_suffix("").parts) for path in modules]
+    assert [
+        each
+        for name, path in zip(names, modules, strict=True)
+        if name != "__init__"
+        for each in complaints(name.removesuffix(".__init__"), path.read_text())
+    ] == []
+
+
+def test_an_import_that_goes_upwards_is_noticed() -> None:
+    upwards = "from polyvol.daemon.snapshots.taking import Taking\n"
+    assert complaints("volumes.verbs", upwards)
+    assert complaints("client.cli.volume", upwards)
+    assert complaints("devices.verbs", "from polyvol.daemon import service\n")
+    assert not complaints("groups.verbs", upwards)
