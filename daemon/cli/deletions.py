@@ -13,11 +13,12 @@ from collections.abc import Sequence
 from polyvol.daemon.cli.client import ApiError, Client, Json
 from polyvol.daemon.cli.common import snapshot_parts
 from polyvol.daemon.cli.ending import tell
-from polyvol.daemon.cli.output import counted, print_json, say
+from polyvol.daemon.cli.output import print_json, say
 from polyvol.daemon.errors import EXIT_CODE, NoMatch
 from polyvol.daemon.sizes import format_size
 from polyvol.daemon.transfer.progress import progress
 from polyvol.mapping.errors import RepeatedDevice
+from polyvol.mapping.sizes import counted
 
 _POLL_S = 0.1
 

@@ -196,7 +196,7 @@ def test_a_start_on_a_full_file_system_serves_or_says_so_in_one_sentence(end: st
             if started.rc is None:
                 view = daemon.volume("v")
                 if view["state"] == "not-served":
-                    assert "No space left" in view["reason"]
+                    assert "no space left" in view["reason"]
                 else:
                     served += 1
                     client.check()
