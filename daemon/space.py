@@ -56,7 +56,8 @@ _log = logging.getLogger("polyvol.space")
 
 class Space:
     """The watch over the change logs. `also`: what else is looked at as often. `journal_full`: what to do for
-    a volume with a journal that has no room for its next segment."""
+    a volume with a journal that has no room for its next segment. `device_answers`: what to do when a device
+    that hung answers again."""
 
     def __init__(
         self,
@@ -65,10 +66,12 @@ class Space:
         *,
         also: Callable[[], None] = lambda: None,
         journal_full: Callable[[int], None] = lambda _: None,
+        device_answers: Callable[[], None] = lambda: None,
     ) -> None:
         self._context = context
         self._also = also
         self._journal_full = journal_full
+        self._device_answers = device_answers
         self._snapshots = snapshots
         self._stopping = threading.Event()
         self._workers = Workers("polyvol-room")
@@ -117,6 +120,7 @@ class Space:
         name = context.device_names().get(event["device"], "?")
         if event["kind"] == "device-answers":
             context.events.add("info", f"device {name} answers again", DEVICE=name)
+            self._device_answers()
             return
         trouble = device_troubles(context).get(event["device"])
         reason = "it does not answer" if trouble is None else trouble.reason

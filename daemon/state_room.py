@@ -86,7 +86,7 @@ class StateRoom:
                 context.events.add("warning", now)
         elif before is not None:
             context.events.add("info", f"{self._directory} can be written to again")
-            threading.Thread(target=self._go_on, name="polyvol-again", daemon=True).start()
+            self.try_again()
         self._relieve(little=now is not None)
         if low and not self._low and now is None:
             text = (
@@ -110,8 +110,11 @@ class StateRoom:
                 self._context.state_trouble = self._trouble()
             return self._context.state_trouble
 
-    def _go_on(self) -> None:
+    def try_again(self) -> None:
         """Try again what could not be done; in a thread of its own, because it waits for devices."""
+        threading.Thread(target=self._go_on, name="polyvol-again", daemon=True).start()
+
+    def _go_on(self) -> None:
         try:
             self._again()
         except Exception as error:
