@@ -210,7 +210,7 @@ class StateRoom:
 
     def _needed(self) -> str:
         """What is to be freed, so that all goes on."""
-        more = self._reserve.journals_size() + SEGMENT_BYTES
+        more = self._reserve.size() + self._reserve.journals_size() + SEGMENT_BYTES
         return format_size(max(NEEDED_BYTES, round_up(more, _MIB)))
 
 
