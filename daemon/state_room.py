@@ -42,7 +42,8 @@ SEGMENT_BYTES = 8 << 20
 LOW_BYTES = 256 << 20
 """With less than this, or a twentieth of the file system where that is less, a warning is due."""
 LOW_LEAST = 32 << 20
-_MIB = 1 << 20
+_NEEDED_STEP = 4 << 20
+"""The room to be freed is rounded up to this: each other number is another note."""
 _PAUSE_LEAST_S = 2.0
 _PAUSE_MAX_S = 30.0
 SEGMENTS_KEPT = 2
@@ -213,8 +214,8 @@ class StateRoom:
 
     def _needed(self) -> str:
         """What is to be freed, so that all goes on."""
-        more = self._reserve.journals_size() + SEGMENT_BYTES
-        return format_size(max(NEEDED_BYTES, round_up(more, _MIB)))
+        more = self._reserve.size() + self._reserve.journals_size() + SEGMENT_BYTES
+        return format_size(max(NEEDED_BYTES, round_up(more, _NEEDED_STEP)))
 
 
 def _is_read_only(directory: Path) -> bool:

@@ -99,7 +99,7 @@ def test_who_may_not_use_a_state_directory_is_told_to_be_another_user(tmp_path: 
     assert "permission denied" in told.message
     assert "run this as a user who has access" in told.advice
     told = state.unusable(tmp_path, OSError(errno.EROFS, "Read-only file system"))
-    assert "give --state-dir a directory" in told.advice
+    assert "mount it read-write" in told.advice
 
 
 @pytest.mark.parametrize("name", ["volumes", "manifests/new", "devices/a/b"])
