@@ -103,6 +103,8 @@ def test_who_may_not_use_a_state_directory_is_told_to_be_another_user(tmp_path: 
     assert "permission denied" in told.message
     assert "run this as a user who has access" in told.advice
     told = state.unusable(tmp_path, OSError(errno.EROFS, "Read-only file system"))
+    assert "mount it read-write" in told.advice
+    told = state.unusable(tmp_path, OSError(errno.ENOTDIR, "Not a directory"))
     assert "give --state-dir a directory" in told.advice
 
 
