@@ -1,8 +1,8 @@
 """Deleting many snapshots from the command line, by names and patterns; a bar until the space is back.
 
-How it works      Of one volume all are deleted, or none if a name is unknown or a pattern matches nothing, which is
-                  seen here: for the API it is no error. An
-                  error of one volume or group is told, and the others are deleted all the same, as rm does.
+How it works      Of one volume all are deleted, or none if a name is unknown or a pattern matches
+                  nothing, which is seen here: for the API it is no error. An error of one volume or group is
+                  told, and the others are deleted all the same, as rm does.
 """
 
 import fnmatch
