@@ -40,7 +40,7 @@ class Serving:
             self._workers.run(key, partial(self._serve_family, family))
         if families:
             self._workers.wait(WAIT_S)
-        self._volumes.let_go()
+        self._volumes.release_unneeded()
 
     def finish(self) -> None:
         """Do what earlier errors have left undone of volumes that are served (Volumes.finish)."""

@@ -3,13 +3,13 @@
 How it works      create: plan (pure); record as 'creating'; make the devices that the plan asks for; hand
                   the volume to the engine; record as 'ready'; export it. delete: end its exports; record as
                   'deleting'; the rest is in volume_removal.py. A volume that clones were made from is kept
-                  for them instead (kept.py). A clone comes after its source in all that goes by id: so
+                  for them instead (clone_pins.py). A clone comes after its source in all that goes by id: so
                   sources are served first.
 Durability        A kill in the middle of either is settled at the next start: what is 'creating' or
                   'deleting' is cleared, removed and forgotten. Once create returned, the volume is there
                   after any crash.
 Owner and locks   What changes a volume is done by who holds its lock (daemon/locks.py): the caller, or
-                  create, clone and let_go themselves. A name and the extents are taken under
+                  create, clone and release_unneeded themselves. A name and the extents are taken under
                   `changes`, by recording the volume as 'creating'.
 Errors            mapping/errors.py, VolumeInUse, VolumeNotServed, DeleteUnfinished, EngineFailed. At start
                   nothing raises: `volume_trouble` has the findings, and the other volumes are served.
@@ -54,10 +54,10 @@ from polyvol.daemon.types.volumes import (
 )
 from polyvol.daemon.volumes import stopped
 from polyvol.daemon.volumes.change_logs import ChangeLogs, inventory
+from polyvol.daemon.volumes.clone_pins import ClonePins
 from polyvol.daemon.volumes.exporting import end_exports, export_live, export_snapshots
 from polyvol.daemon.volumes.growth import grow_in_engine
 from polyvol.daemon.volumes.incomplete import restore_reason, restore_view
-from polyvol.daemon.volumes.kept import Kept
 from polyvol.daemon.volumes.plan_views import plan_view
 from polyvol.daemon.volumes.removal import VolumeRemoval
 from polyvol.daemon.volumes.scrub import Scrubs
@@ -78,7 +78,7 @@ class Volumes:
         self._devices = devices
         self.change_logs = ChangeLogs(context)
         self._removal = VolumeRemoval(context)
-        self._kept = Kept(context, self._removal.remove)
+        self._pins = ClonePins(context, self._removal.remove)
 
     def start(self) -> None:
         """Settle what is half done, then serve every volume, as far as its devices are right."""
@@ -90,19 +90,19 @@ class Volumes:
                 self.serve(volume)
             else:
                 self._removal.settle(volume)
-        self._kept.let_go()
+        self._pins.release()
 
-    def let_go(self) -> None:
+    def release_unneeded(self) -> None:
         """Let go of what is half deleted, and of what is kept for clones that are gone. The caller holds no
         lock."""
         self._removal.settle_all()
-        self._kept.let_go()
+        self._pins.release()
 
     def serve(self, volume: Volume) -> None:
         """Hand a volume to the engine and export it, or note why it cannot be."""
         self._context.volume_trouble.pop(volume.id, None)
         with apart(self._context, f"serving volume {volume.name}", partial(self.not_served, volume)):
-            if self._let_go_of(volume):  # an error before may have left it there
+            if self._close(volume):  # an error before may have left it there
                 self._hand_over(volume)
             else:
                 self._catch_up(volume)
@@ -147,9 +147,9 @@ class Volumes:
         text = f"volume {volume.shown_name} is not served: {reason}"
         context.events.add_once("warning", text, volume=volume.shown_name)
         with apart(context, f"taking volume {volume.shown_name} out of service", volume=volume.shown_name):
-            self._let_go_of(volume)
+            self._close(volume)
 
-    def _let_go_of(self, volume: Volume) -> bool:
+    def _close(self, volume: Volume) -> bool:
         """Have the engine let go of a volume, if it has it; False: it has it still, as clones need it."""
         context = self._context
         if not context.engine_has(volume):
@@ -229,7 +229,7 @@ class Volumes:
 
     def delete(self, name: str, refuse: Callable[[Volume], None]) -> VolumeDeleted:
         """Delete a volume that no client is connected to, with its snapshots; clones of them stay as they
-        are. `refuse` raises if something else needs it. The caller holds its lock, and calls `let_go` when it
+        are. `refuse` raises if something else needs it. The caller holds its lock, and calls `release_unneeded` when it
         has released it."""
         context = self._context
         volume = context.find_volume(name)
@@ -244,11 +244,11 @@ class Volumes:
         try:
             with context.changes:
                 refuse(volume)
-                gone = self._kept.record(volume)
+                gone = self._pins.record(volume)
                 if gone is None:
                     context.catalog.set_volume_state(volume.id, "deleting")
             if gone is not None:
-                self._kept.keep(volume, gone)
+                self._pins.keep(volume, gone)
                 return VolumeDeleted(name=name, snapshots=len(snapshots))
         except BaseException:
             if served and context.catalog.volume(name) == volume:
