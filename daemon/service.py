@@ -301,7 +301,7 @@ class Service:
         """Delete a volume with its snapshots."""
         with self._context.holding(name, "volume delete"):
             view = self._volumes.delete(name, self._groups.refuse_delete)
-        self._volumes.let_go()
+        self._volumes.release_unneeded()
         _log.info("volume %s was deleted", name, extra={"VOLUME": name})
         return view
 

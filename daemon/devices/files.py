@@ -130,7 +130,7 @@ def keep(context: Context, device: Device, file: OpenFile) -> None:
         before.close()
 
 
-def let_go(context: Context, device: int) -> None:
+def close_device(context: Context, device: int) -> None:
     """Close a device's file, if it has one: others may have it from now on."""
     file = context.files.pop(device, None)
     if file is not None:
@@ -141,7 +141,7 @@ def let_go(context: Context, device: int) -> None:
 def let_go_of_all(context: Context) -> None:
     """Close the files of all devices."""
     for device in list(context.files):
-        let_go(context, device)
+        close_device(context, device)
 
 
 def identities(context: Context, devices: Iterable[Device]) -> dict[int, Identity | None]:
@@ -232,7 +232,7 @@ def unmake(context: Context, device: Device) -> None:
     finally:
         if device.id not in context.files:
             file.close()
-    let_go(context, device.id)
+    close_device(context, device.id)
 
 
 def _is_leftover(context: Context, device: Device, file: OpenFile) -> bool:

@@ -17,7 +17,7 @@ from contextlib import suppress
 
 from polyvol.daemon.apart import apart
 from polyvol.daemon.context import Context
-from polyvol.daemon.devices.files import close, keep, let_go, open_checked, unmake
+from polyvol.daemon.devices.files import close, keep, open_checked, unmake
 from polyvol.daemon.devices.short import ShortDevices
 from polyvol.mapping.device import Device, clear_label
 from polyvol.mapping.errors import DeviceNotReady
@@ -77,7 +77,7 @@ class HalfDevices:
                 if device.id not in context.files:
                     keep(context, device, open_checked(context, device, context.path(device)).file)
                 clear_label(device, context.files[device.id], context.catalog.uuid)
-        let_go(context, device.id)
+        close_device(context, device.id)
         with context.changes:
             context.catalog.forget_device(device.id)
         self._short.forget(device)

@@ -40,9 +40,9 @@ from polyvol.daemon.devices.files import (
     begin_run,
     check_again,
     close,
+    close_device,
     identities,
     keep,
-    let_go,
     make,
     open_checked,
     remark_on,
@@ -124,7 +124,7 @@ class Devices:
             with apart(context, f"opening device {device.name}", reasons.append):
                 context.open_device(device, context.files[device.id])
         if reasons:
-            let_go(context, device.id)
+            close_device(context, device.id)
             context.device_trouble[device.id] = reasons[0]
             text = f"device {device.name} is missing: {reasons[0]}"
             context.events.add("warning", text, DEVICE=device.name)
@@ -171,7 +171,7 @@ class Devices:
                 if device.id not in context.device_trouble:
                     context.device_trouble[device.id] = f"{context.path(device)} is gone"
                     context.events.add("warning", f"device {device.name} is gone: its disk was taken out")
-                let_go(context, device.id)
+                close_device(context, device.id)
 
     def came(self, path: Path) -> DeviceView | None:
         """A disk has come, or become another, at this path: as `found`, but only for devices that are

@@ -93,7 +93,7 @@ class Volumes:
         self._pins.release()
 
     def release_unneeded(self) -> None:
-        """Let go of what is half deleted, and of what is kept for clones that are gone. The caller holds no
+        """Finish incomplete deletions, and drop what was pinned for clones that are gone. The caller holds no
         lock."""
         self._removal.settle_all()
         self._pins.release()
@@ -150,7 +150,7 @@ class Volumes:
             self._close(volume)
 
     def _close(self, volume: Volume) -> bool:
-        """Have the engine let go of a volume, if it has it; False: it has it still, as clones need it."""
+        """Have the engine close a volume, if it is open; False: it stays open, because clones need it."""
         context = self._context
         if not context.engine_has(volume):
             return True
@@ -162,7 +162,7 @@ class Volumes:
         return True
 
     def _catch_up(self, volume: Volume) -> None:
-        """Have the engine do the rollbacks of a volume that it has not done, where it cannot let go of it."""
+        """Have the engine do the rollbacks of a volume that it has not done, where it cannot close it."""
         context = self._context
         with context.engine_errors(f"rolling back volume {volume.name}"):
             epoch = context.engine.volume_stats(volume.id)["epoch"]
@@ -229,8 +229,8 @@ class Volumes:
 
     def delete(self, name: str, refuse: Callable[[Volume], None]) -> VolumeDeleted:
         """Delete a volume that no client is connected to, with its snapshots; clones of them stay as they
-        are. `refuse` raises if something else needs it. The caller holds its lock, and calls `release_unneeded` when it
-        has released it."""
+        are. `refuse` raises if something else needs it. The caller holds its lock, and calls
+        `release_unneeded` after releasing it."""
         context = self._context
         volume = context.find_volume(name)
         snapshots = context.catalog.snapshots(volume.id)
