@@ -49,7 +49,7 @@ from polyvol.daemon.restores.verbs import Restores
 from polyvol.daemon.schedules.verbs import Schedules
 from polyvol.daemon.snapshots.changes import Changes
 from polyvol.daemon.snapshots.deletions import Deletions
-from polyvol.daemon.snapshots.taking import Taking
+from polyvol.daemon.snapshots.taker import SnapshotTaker
 from polyvol.daemon.snapshots.verbs import Snapshots
 from polyvol.daemon.space.change_logs import Space
 from polyvol.daemon.space.state_room import StateRoom
@@ -324,7 +324,7 @@ class Service:
 
     def create_snapshots(self, request: SnapshotCreate) -> list[SnapshotView]:
         """Take one cut."""
-        return self._taking.take(request)
+        return self._taker.take(request)
 
     def delete_snapshot(self, volume: str, name: str) -> SnapshotDeleted:
         """Delete a snapshot."""
@@ -382,7 +382,7 @@ class Service:
         )
         self._context.reserve = self.reserve
         self._context.set_io_timeout(self._io_timeout_s)
-        undo.callback(self._unless_left, partial(device_files.let_go_of_all, self._context))
+        undo.callback(self._unless_left, partial(device_files.close_all, self._context))
         undo.callback(self._stop_engine, engine, module, catalog.settings)
         clean = catalog.settings.begin_run(state.boot_id())
         self._context.clock, self._context.steady = self._clock, self._steady
@@ -439,9 +439,9 @@ class Service:
         self._serving = Serving(self._context, self._volumes)
         self._snapshots = Snapshots(self._context, self._volumes.change_logs)
         self._hooks = HookRunner(self._context)
-        self._taking = Taking(self._context, self._snapshots, self._hooks)
-        self._groups = Groups(self._context, self._snapshots, self._taking)
-        self._schedules = Schedules(self._context, self._snapshots, self._taking)
+        self._taker = SnapshotTaker(self._context, self._snapshots, self._hooks)
+        self._groups = Groups(self._context, self._snapshots, self._taker)
+        self._schedules = Schedules(self._context, self._snapshots, self._taker)
         self._changes_since = Changes(self._context)
         self._deletions = Deletions(self._context)
         self._rollbacks = Rollbacks(self._context, self._volumes, self._snapshots, self._groups)

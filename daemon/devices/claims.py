@@ -25,7 +25,7 @@ class Claims:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._taking: set[Path | Identity] = set()
+        self._taker: set[Path | Identity] = set()
 
     @contextlib.contextmanager
     def at(self, path: Path) -> Iterator[None]:
@@ -41,14 +41,14 @@ class Claims:
         self, claims: contextlib.ExitStack, path: Path, what: Path | Identity, *shared: Identity
     ) -> None:
         with self._context.changes:
-            if not self._taking.isdisjoint({what, *shared}):
+            if not self._taker.isdisjoint({what, *shared}):
                 raise DiskInUse(path=path, use="being opened by another command just now")
-            self._taking.add(what)
+            self._taker.add(what)
             claims.callback(self._release, what)
 
     def _release(self, what: Path | Identity) -> None:
         with self._context.changes:
-            self._taking.remove(what)
+            self._taker.remove(what)
 
     def refuse_shared(self, path: Path, identity: Identity, *, but: int | None = None) -> None:
         """An error if a file or disk has bytes in common with a device (C1), other than `but`."""

@@ -138,7 +138,7 @@ def close_device(context: Context, device: int) -> None:
             file.close()
 
 
-def let_go_of_all(context: Context) -> None:
+def close_all(context: Context) -> None:
     """Close the files of all devices."""
     for device in list(context.files):
         close_device(context, device)

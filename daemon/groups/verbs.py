@@ -16,7 +16,7 @@ from contextlib import contextmanager
 
 from polyvol.daemon.context import Context
 from polyvol.daemon.reading import reads
-from polyvol.daemon.snapshots.taking import Taking
+from polyvol.daemon.snapshots.taker import SnapshotTaker
 from polyvol.daemon.snapshots.verbs import Snapshots
 from polyvol.daemon.types.base import iso
 from polyvol.daemon.types.groups import (
@@ -53,10 +53,10 @@ Members = list[tuple[Volume, SnapshotRecord]]
 class Groups:
     """The verbs of groups."""
 
-    def __init__(self, context: Context, snapshots: Snapshots, taking: Taking) -> None:
+    def __init__(self, context: Context, snapshots: Snapshots, taker: SnapshotTaker) -> None:
         self._context = context
         self._snapshots = snapshots
-        self._taking = taking
+        self._taker = taker
 
     def create(self, request: GroupCreate) -> GroupView:
         """Make a group."""
@@ -125,7 +125,7 @@ class Groups:
     def take(self, name: str, request: GroupSnapshotCreate) -> GroupSnapshotView:
         """Take one cut of all volumes that are in a group now."""
         group = self.find(name)
-        return _snapshot_view(group, self._taking.take_of_group(group, request))
+        return _snapshot_view(group, self._taker.take_of_group(group, request))
 
     @reads
     def snapshots(self, name: str) -> list[GroupSnapshotView]:

@@ -115,19 +115,19 @@ class Command:
             said = self._hear(left_s)
             if said is not None and "code" not in said:
                 self._note(said)
-                self._let_go()
+                self._detach()
                 return True
 
     def leave(self) -> None:
         """Leave what is left of it alone."""
         if self._pid is not None:
             self._send(b"leave\n")
-            self._let_go()
+            self._detach()
 
     def _ended(self, said: dict[str, object]) -> Ended:
         alone = bool(said.get("alone", True))
         if alone:
-            self._let_go()
+            self._detach()
         if "failed" in said:
             return Ended(f"could not be started: {said['failed']}", alone)
         if "code" not in said:
@@ -164,7 +164,7 @@ class Command:
         except OSError:
             return  # it has ended, which `_hear` says
 
-    def _let_go(self) -> None:
+    def _detach(self) -> None:
         """The supervisor ends, or has ended."""
         assert self._pid is not None, "it was started"
         self._control.close()

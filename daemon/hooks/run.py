@@ -279,12 +279,12 @@ class HookRunner:
             owed = hook.thaw is not None and hook.owed is not None
             if owed or hook.left is not None:
                 hook.thread = threading.Thread(
-                    target=self._let_go_on, args=(hook,), name="polyvol-thaw", daemon=True
+                    target=self._thaw_in_background, args=(hook,), name="polyvol-thaw", daemon=True
                 )
                 hook.thread.start()
             return hook.trouble is None
 
-    def _let_go_on(self, hook: _Hook) -> None:
+    def _thaw_in_background(self, hook: _Hook) -> None:
         """Run the thaw command, then end what the quiesce command has left."""
         done = hook.thaw is None or hook.owed is None or self._run_thaw(hook.thaw)
         if hook.left is not None and not hook.left.end(_KILLED_WAIT_S):  # Q2

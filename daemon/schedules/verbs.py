@@ -30,7 +30,7 @@ from polyvol.daemon.reading import reads
 from polyvol.daemon.schedules.due import DueTimes
 from polyvol.daemon.schedules.plan import AHEAD_S_MAX, plan
 from polyvol.daemon.sizes import format_seconds
-from polyvol.daemon.snapshots.taking import Taking
+from polyvol.daemon.snapshots.taker import SnapshotTaker
 from polyvol.daemon.snapshots.verbs import Snapshots
 from polyvol.daemon.types.base import WHY_FUTURE, iso
 from polyvol.daemon.types.schedules import KeptView, ScheduleAdd, SchedulePlanView, ScheduleSet, ScheduleView
@@ -62,10 +62,10 @@ _log = logging.getLogger("polyvol")
 class Schedules:
     """The verbs of schedules, and who runs them."""
 
-    def __init__(self, context: Context, snapshots: Snapshots, taking: Taking) -> None:
+    def __init__(self, context: Context, snapshots: Snapshots, taker: SnapshotTaker) -> None:
         self._context = context
         self._snapshots = snapshots
-        self._taking = taking
+        self._taker = taker
         self._lock = threading.Lock()
         self._looking = threading.Lock()
         self._workers = Workers("polyvol-schedule-run")
@@ -248,7 +248,7 @@ class Schedules:
     def _run_one(self, schedule: Schedule, due: int) -> None:
         """One run."""
         try:
-            self._taking.take_of_schedule(schedule)
+            self._taker.take_of_schedule(schedule)
         except UnknownSchedule:
             return  # it was removed meanwhile
         except (PolyvolError, self._context.engine_error) as error:
