@@ -51,8 +51,8 @@ from polyvol.daemon.snapshots.changes import Changes
 from polyvol.daemon.snapshots.deletions import Deletions
 from polyvol.daemon.snapshots.taker import SnapshotTaker
 from polyvol.daemon.snapshots.verbs import Snapshots
-from polyvol.daemon.space.change_logs import Space
-from polyvol.daemon.space.state_room import StateRoom
+from polyvol.daemon.space.change_logs import SpaceMonitor
+from polyvol.daemon.space.state_space import StateSpaceMonitor
 from polyvol.daemon.state import directory as state
 from polyvol.daemon.state.reserve import Reserve
 from polyvol.daemon.types.base import iso
@@ -200,7 +200,7 @@ class Service:
 
     def status(self) -> StatusView:
         """Everything at a glance."""
-        self._room.refresh()
+        self._state_space.refresh()
         with self._context.reading():
             return StatusView(
                 daemon=DaemonView(
@@ -395,8 +395,10 @@ class Service:
             stopped.forget(self._context)
         self._volumes.start()
         undo.callback(self._devices.short.note)
-        self._room = StateRoom(self._context, self.reserve, self.reload)
-        space = Space(self._context, self._snapshots, also=self._look, journal_full=self._room.journal_full)
+        self._state_space = StateSpaceMonitor(self._context, self.reserve, self.reload)
+        space = SpaceMonitor(
+            self._context, self._snapshots, also=self._look, journal_full=self._state_space.journal_full
+        )
         space.start()
         undo.callback(space.stop)
         undo.callback(self._deletions.stop)
@@ -427,7 +429,7 @@ class Service:
 
     def _look(self) -> None:
         """What is looked at every few seconds."""
-        self._room.look()
+        self._state_space.look()
         self._devices.short.note()
 
     def _make_verbs(self) -> None:

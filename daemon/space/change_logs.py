@@ -1,4 +1,4 @@
-"""Space: watches the change logs of all volumes, warns, and makes room where a volume's policy says so; and
+"""Space monitor: watches the change logs of all volumes, warns, and makes room where a volume's policy says so; and
 takes what else the engine tells: of devices that do not answer.
 
 How it works      One thread waits for the engine's events, and looks at every volume's use each SAMPLE_S.
@@ -54,7 +54,7 @@ _ADVICE = "delete snapshots, or add room with `polyvol volume add-log {name}`"
 _log = logging.getLogger("polyvol.space")
 
 
-class Space:
+class SpaceMonitor:
     """The watch over the change logs. `also`: what else is looked at as often. `journal_full`: what to do for
     a volume with a journal that has no room for its next segment."""
 

@@ -36,7 +36,7 @@ from polyvol.mapping.os_errors import advice, reason
 from polyvol.mapping.partition import round_up
 from polyvol.mapping.records import Volume
 
-_log = logging.getLogger("polyvol.room")
+_log = logging.getLogger("polyvol.space")
 SEGMENT_BYTES = 8 << 20
 """A journal segment: each processor of each volume needs one now and then."""
 LOW_BYTES = 256 << 20
@@ -49,7 +49,7 @@ SEGMENTS_KEPT = 2
 """Journal segments of a processor that a checkpoint does not remove: the newest, and the one that follows."""
 
 
-class StateRoom:
+class StateSpaceMonitor:
     """The watch over the state directory. `again`: what to do when there is room after there was none."""
 
     def __init__(self, context: Context, reserve: Reserve, again: Callable[[], None]) -> None:
