@@ -1,7 +1,7 @@
 """The context: what the verbs of all nouns share while the daemon runs.
 
 Owner and locks   `locks` (daemon/locks.py) has all locks and their order. Verbs that only read take none:
-                  they read within `reading` (daemon/reading.py). `volume_trouble`, `gauges`, `refusing`,
+                  they read within `reading` (daemon/reading.py). `volume_trouble`, `fill_levels`, `refusing`,
                   `restoring` and `rewritten` are changed by who has the volume's lock, `device_trouble` and
                   `files` by who has the device's, by replacing single entries; anybody may read them. Engine
                   calls that may wait for a device refuse to run under `changes`.
@@ -20,8 +20,8 @@ from polyvol.daemon.config import IO_TIMEOUT_S
 from polyvol.daemon.engine_border import EngineLike, guarded
 from polyvol.daemon.errors import EngineFailed, Restoring, VolumeBusy, VolumeNotServed, engine_errors
 from polyvol.daemon.events import Events
+from polyvol.daemon.fill_level import FillLevel
 from polyvol.daemon.locks import Changes, Locks, Operation
-from polyvol.daemon.log_use import Gauge
 from polyvol.daemon.reading import Reading
 from polyvol.daemon.sizes import format_seconds
 from polyvol.daemon.state.reserve import Reserve
@@ -65,7 +65,7 @@ class Context:
     file_trouble: dict[int, str] = field(default_factory=dict)
     reserve: Reserve = field(init=False)
     events: Events = field(default_factory=Events)
-    gauges: dict[int, Gauge] = field(default_factory=dict)
+    fill_levels: dict[int, FillLevel] = field(default_factory=dict)
     refusing: set[int] = field(default_factory=set)
     restoring: dict[int, str] = field(default_factory=dict)
     rewritten: Counter[int] = field(default_factory=Counter)

@@ -29,7 +29,7 @@ from polyvol.daemon.apart import apart
 from polyvol.daemon.context import Context
 from polyvol.daemon.devices.health import device_troubles
 from polyvol.daemon.errors import Restoring, SnapshotInUse, VolumeBusy, log_failure
-from polyvol.daemon.log_use import Gauge, Level
+from polyvol.daemon.fill_level import FillLevel, Level
 from polyvol.daemon.reading import reads
 from polyvol.daemon.sizes import format_size
 from polyvol.daemon.snapshots.verbs import Snapshots
@@ -126,8 +126,8 @@ class SpaceMonitor:
         """Look at the use of every volume that is served."""
         context = self._context
         volumes = [volume for volume in context.catalog.volumes() if context.is_served(volume)]
-        for gone in context.gauges.keys() - {volume.id for volume in volumes}:
-            context.gauges.pop(gone, None)
+        for gone in context.fill_levels.keys() - {volume.id for volume in volumes}:
+            context.fill_levels.pop(gone, None)
             context.refusing.discard(gone)
         for volume in volumes:
             what = f"looking at the change logs of volume {volume.shown_name}"
@@ -249,9 +249,9 @@ class SpaceMonitor:
     def _look(self, volume: Volume) -> None:
         context = self._context
         found = context.engine.space(volume.id)
-        gauge = context.gauges.setdefault(volume.id, Gauge())
+        fill_level = context.fill_levels.setdefault(volume.id, FillLevel())
         used, size = found["used_bytes"], found["size_bytes"]
-        crossed = gauge.tell(time.monotonic(), used, size)
+        crossed = fill_level.tell(time.monotonic(), used, size)
         if crossed is not None:
             self._warn(volume, crossed, used, size)
 

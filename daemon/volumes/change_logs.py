@@ -16,7 +16,7 @@ from polyvol.daemon.apart import apart
 from polyvol.daemon.context import Context, devices_of
 from polyvol.daemon.devices import files as device_files
 from polyvol.daemon.devices.health import unusable_devices
-from polyvol.daemon.log_use import Gauge
+from polyvol.daemon.fill_level import FillLevel
 from polyvol.daemon.types.change_logs import LogAdd, LogView, SpaceView
 from polyvol.mapping.device import Device
 from polyvol.mapping.errors import PolyvolError
@@ -115,8 +115,8 @@ class ChangeLogs:
         """The use of all logs of a volume; None if it is deleted meanwhile."""
         with contextlib.suppress(self._context.engine_error):
             found = self._context.engine.space(volume.id)
-            gauge = self._context.gauges.get(volume.id) or Gauge()
-            return gauge.view(found["used_bytes"], found["size_bytes"])
+            fill_level = self._context.fill_levels.get(volume.id) or FillLevel()
+            return fill_level.view(found["used_bytes"], found["size_bytes"])
         return None
 
     def _record(

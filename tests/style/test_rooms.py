@@ -16,7 +16,7 @@ ROOMS = (
     ("errors", "ranges", "sizes", "version", "backup_errors"),
     ("types", "host"),
     ("state",),
-    ("config", "engine_border", "events", "locks", "log_use"),
+    ("config", "engine_border", "events", "locks", "fill_level"),
     ("context", "reading", "operations", "apart", "workers"),
     ("devices",),
     ("hooks",),

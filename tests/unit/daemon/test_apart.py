@@ -362,10 +362,10 @@ def test_a_volume_whose_logs_cannot_be_looked_at_keeps_no_other_from_it(
 ) -> None:
     context = two.service._context
     space = Space(context, two.service.snapshots)
-    context.gauges.clear()
+    context.fill_levels.clear()
     monkeypatch.setattr(SimEngine, "space", failing(SimEngine.space, lambda _, volume: volume == 1))
     space.sample()
-    assert 2 in context.gauges
+    assert 2 in context.fill_levels
     assert any("change logs of volume a" in text and DEFECT in text for text in events(two))
 
 

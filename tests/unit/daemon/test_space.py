@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from polyvol.daemon.log_use import Gauge, level_of
+from polyvol.daemon.fill_level import FillLevel, level_of
 from polyvol.daemon.space.change_logs import Space
 from polyvol.mapping.sizes import exact_size
 from polyvol.snapshot.retention import droppable
@@ -57,33 +57,33 @@ def test_levels(used: int, level: str) -> None:
 
 
 def test_each_level_is_warned_of_once_until_it_was_left_by_a_margin() -> None:
-    gauge = Gauge()
+    fill_level = FillLevel()
     uses = [10, 76, 74, 76, 92, 88, 91, 100, 100]
-    told = [gauge.tell(float(at), used, 100) for at, used in enumerate(uses)]
+    told = [fill_level.tell(float(at), used, 100) for at, used in enumerate(uses)]
     assert told == [None, "low", None, None, "critical", None, None, "full", None]
-    assert gauge.tell(10.0, 80, 100) is None
-    assert gauge.tell(11.0, 90, 100) == "critical"
-    assert gauge.tell(12.0, 69, 100) is None
-    assert gauge.tell(13.0, 95, 100) == "critical"
+    assert fill_level.tell(10.0, 80, 100) is None
+    assert fill_level.tell(11.0, 90, 100) == "critical"
+    assert fill_level.tell(12.0, 69, 100) is None
+    assert fill_level.tell(13.0, 95, 100) == "critical"
 
 
 def test_the_rate_is_that_of_the_last_minutes() -> None:
-    gauge = Gauge()
-    assert gauge.view(0, 1000).full_after_s is None
+    fill_level = FillLevel()
+    assert fill_level.view(0, 1000).full_after_s is None
     for at in range(11):
-        gauge.tell(float(at), at * 10, 1000)
-    assert gauge.rate == 10
-    assert gauge.view(100, 1000).full_after_s == 90
+        fill_level.tell(float(at), at * 10, 1000)
+    assert fill_level.rate == 10
+    assert fill_level.view(100, 1000).full_after_s == 90
     # It stands still: the rate falls, and is 0 when all growth is long ago.
-    gauge.tell(100.0, 100, 1000)
-    assert gauge.rate == 1
-    gauge.tell(400.0, 100, 1000)
-    assert gauge.rate == 0
-    gauge.tell(401.0, 110, 1000)
-    assert gauge.view(110, 1000).full_after_s in (None, *range(10_000, 40_000))
+    fill_level.tell(100.0, 100, 1000)
+    assert fill_level.rate == 1
+    fill_level.tell(400.0, 100, 1000)
+    assert fill_level.rate == 0
+    fill_level.tell(401.0, 110, 1000)
+    assert fill_level.view(110, 1000).full_after_s in (None, *range(10_000, 40_000))
     # What is given back is no rate at which it fills.
-    gauge.tell(402.0, 5, 1000)
-    assert (gauge.rate, gauge.view(5, 1000).full_after_s) == (0, None)
+    fill_level.tell(402.0, 5, 1000)
+    assert (fill_level.rate, fill_level.view(5, 1000).full_after_s) == (0, None)
 
 
 def test_what_may_be_dropped_is_scheduled_and_not_held_oldest_first(volume: Daemon) -> None:

@@ -1,7 +1,7 @@
 """Room: how full the change logs of each volume are, how fast they fill, and when to warn. No engine, no
 thread.
 
-How it works      A `Gauge` is told of a volume's use every few seconds. It keeps those of the last minutes in
+How it works      A `FillLevel` is told of a volume's use every few seconds. It keeps those of the last minutes in
                   which something changed, for the rate, and says when a level is crossed upwards: once, until
                   the use has fallen HYSTERESIS below that level.
 Owner and locks   Told by one thread, asked by any: what is asked is replaced whole.
@@ -24,7 +24,7 @@ def level_of(used: int, size: int) -> Level:
     return [level for level, share in LEVELS if used >= share * size][-1] if size else "ok"
 
 
-class Gauge:
+class FillLevel:
     """How one volume's change logs fill."""
 
     def __init__(self) -> None:
