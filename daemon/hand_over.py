@@ -29,10 +29,10 @@ from uuid import UUID
 
 import crcmod.predefined
 
-from polyvol.daemon.apart import apart
 from polyvol.daemon.context import Context
 from polyvol.daemon.host.notify import Store, remove_stored
 from polyvol.daemon.host.sockets import HANDED_CONNECTION, HANDED_DEVICE, HANDED_FILE, Passed
+from polyvol.daemon.isolation import isolate
 from polyvol.daemon.restores.verbs import HIDDEN
 from polyvol.daemon.workers import Workers
 from polyvol.mapping.os_errors import reason
@@ -169,7 +169,7 @@ def forget_devices(devices: Iterable[str]) -> None:
 def take(context: Context, handed: dict[str, int]) -> None:
     """Go on with the connections that were passed to this process, by name; `handed` is empty afterwards."""
     if handed:
-        with apart(context, "taking over the connections of the polyvold before"):
+        with isolate(context, "taking over the connections of the polyvold before"):
             _take(context, handed)
 
 
@@ -219,7 +219,7 @@ def _adopt(context: Context, entry: Entry, fd: int, export: str | None, begun: C
         text = f"closed 1 connection to {export}: {reason}"
         context.events.add("warning", text, volume=_volume(export), **_fields(export))
 
-    with apart(context, f"taking over a connection to {export}", failed):
+    with isolate(context, f"taking over a connection to {export}", failed):
         with context.engine_errors(f"taking over a connection to {export}"):
             context.engine.adopt(fd, export, entry.state)
         begun[export] += 1

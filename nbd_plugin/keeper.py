@@ -25,7 +25,7 @@ from collections.abc import Callable
 
 import nbdkit
 
-from polyvol.daemon.apart import DEFECT
+from polyvol.daemon.isolation import DEFECT
 from polyvol.mapping.errors import PolyvolError
 from polyvol.nbd_plugin import leaving
 

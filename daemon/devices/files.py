@@ -21,8 +21,8 @@ from functools import partial
 from pathlib import Path
 from uuid import UUID, uuid4
 
-from polyvol.daemon.apart import apart
 from polyvol.daemon.context import Context
+from polyvol.daemon.isolation import isolate
 from polyvol.daemon.workers import answers
 from polyvol.mapping import occupied
 from polyvol.mapping.device import (
@@ -281,7 +281,7 @@ def _write_label(context: Context, checked: Checked) -> bool:
         rest = "an older copy of it, or of the state directory, would not be told from this one"
         context.events.add("warning", f"device {device.name}: {reason}; {rest}", DEVICE=device.name)
 
-    with apart(context, f"writing the label of device {device.name}", failed):
+    with isolate(context, f"writing the label of device {device.name}", failed):
         return write_label(device, checked.file, context.catalog.uuid, context.generation, context.run)
     return False
 
@@ -292,7 +292,7 @@ def end_run(context: Context) -> None:
     for device in context.catalog.devices():
         file = context.files.get(device.id)
         if file is not None and device.state == "ready":
-            with apart(context, f"looking at device {device.name} once more", lambda _: None):
+            with isolate(context, f"looking at device {device.name} once more", lambda _: None):
                 checked_devices.append(check_again(context, device, file))
     begin_run(context, checked_devices)
 

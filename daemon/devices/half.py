@@ -15,10 +15,10 @@ Errors            None leave `settle`: they are events. `forget`: those of the c
 
 from contextlib import suppress
 
-from polyvol.daemon.apart import apart
 from polyvol.daemon.context import Context
 from polyvol.daemon.devices.files import close, keep, open_checked, unmake
 from polyvol.daemon.devices.short import ShortDevices
+from polyvol.daemon.isolation import isolate
 from polyvol.mapping.device import Device, clear_label
 from polyvol.mapping.errors import DeviceNotReady
 from polyvol.mapping.records import UNDER_WAY
@@ -39,7 +39,7 @@ class HalfDevices:
         users = context.catalog.users()
         for device in context.catalog.devices():
             if device.unfinished is not None and device.id in users:
-                with apart(context, f"taking device {device.name} into use", DEVICE=device.name):
+                with isolate(context, f"taking device {device.name} into use", DEVICE=device.name):
                     context.catalog.set_device_state(device.id, "ready")
                     half = f"was being {UNDER_WAY[device.state]}"
                     text = f"device {device.name} {half}, and volumes have extents on it: it stays"
@@ -55,7 +55,7 @@ class HalfDevices:
             if device.id not in users:
                 what = f"forgetting device {device.name}, which is half {UNDER_WAY[device.state]},"
                 with (
-                    apart(context, what, DEVICE=device.name),
+                    isolate(context, what, DEVICE=device.name),
                     context.locks.device(device.id, device.name, "being forgotten", wait_s=0.0),
                 ):
                     there = context.catalog.devices()
@@ -65,12 +65,12 @@ class HalfDevices:
     def forget(self, device: Device) -> None:
         """Take the label off, if it is there and can be, or the file that add has made; forget the device."""
         context = self._context
-        with apart(context, f"closing device {device.name}", lambda _: None):  # it may not be open
+        with isolate(context, f"closing device {device.name}", lambda _: None):  # it may not be open
             close(context, device.id)
         # A device that cannot be written to, or is another, keeps its label, which nothing will take for
         # another's.
         what = f"taking the label off device {device.name}, which is forgotten,"
-        with apart(context, what, DEVICE=device.name), suppress(DeviceNotReady):
+        with isolate(context, what, DEVICE=device.name), suppress(DeviceNotReady):
             if device.made and device.state == "adding":
                 unmake(context, device)
             else:

@@ -12,8 +12,8 @@ Errors            What asking the engine and the catalog gives.
 
 from pathlib import Path
 
-from polyvol.daemon.apart import apart
 from polyvol.daemon.context import Context
+from polyvol.daemon.isolation import isolate
 from polyvol.mapping.device import Device, length_if_short, short_clause
 
 
@@ -32,7 +32,7 @@ class ShortDevices:
                 short = None if entry["fault"] is None else entry["fault"]["short"]
                 if short is not None and entry["device"] in names:
                     name = names[entry["device"]]
-                    with apart(self._context, f"remembering that device {name} is short", DEVICE=name):
+                    with isolate(self._context, f"remembering that device {name} is short", DEVICE=name):
                         self._remember(entry["device"], name, *short)
 
     def look(self, device: Device, path: Path) -> None:

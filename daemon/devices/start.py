@@ -10,10 +10,10 @@ Errors            None is raised: each device that is not right has a reason.
 from collections.abc import Iterable, Mapping
 from functools import partial
 
-from polyvol.daemon.apart import apart
 from polyvol.daemon.context import Context
 from polyvol.daemon.devices.files import Checked, keep, open_checked
 from polyvol.daemon.devices.short import ShortDevices
+from polyvol.daemon.isolation import isolate
 from polyvol.daemon.workers import answers
 from polyvol.mapping.device import Device
 from polyvol.mapping.errors import DeviceNotReady
@@ -56,7 +56,7 @@ def open_all(
         if isinstance(answer, str):
             reasons[number] = answer
             continue
-        with apart(context, f"opening device {device.name}", partial(reasons.__setitem__, number)):
+        with isolate(context, f"opening device {device.name}", partial(reasons.__setitem__, number)):
             keep(context, device, answer.file)
             checked_devices.append(answer)
     return checked_devices, reasons
@@ -73,7 +73,7 @@ def _open(
 ) -> Checked | str:
     """A device, open and checked, or why it is not, as a clause."""
     reasons: list[str] = []
-    with apart(context, f"opening device {device.name}", reasons.append):
+    with isolate(context, f"opening device {device.name}", reasons.append):
         path = context.path(device)
         short.look(device, path)
         clause = short.clause(device)

@@ -32,7 +32,6 @@ from pathlib import Path
 from typing import Literal
 from uuid import uuid4
 
-from polyvol.daemon.apart import apart
 from polyvol.daemon.context import Context
 from polyvol.daemon.devices.claims import Claims
 from polyvol.daemon.devices.files import (
@@ -53,6 +52,7 @@ from polyvol.daemon.devices.health import Trouble, device_troubles
 from polyvol.daemon.devices.short import ShortDevices
 from polyvol.daemon.devices.start import open_all
 from polyvol.daemon.errors import BadRequest, DeviceBusy
+from polyvol.daemon.isolation import isolate
 from polyvol.daemon.reading import reads
 from polyvol.daemon.state.directory import refuse_own
 from polyvol.daemon.types.base import iso
@@ -121,14 +121,14 @@ class Devices:
         context = self._context
         reasons = [] if reason is None else [reason]
         if not reasons:
-            with apart(context, f"opening device {device.name}", reasons.append):
+            with isolate(context, f"opening device {device.name}", reasons.append):
                 context.open_device(device, context.files[device.id])
         if reasons:
             close_device(context, device.id)
             context.device_trouble[device.id] = reasons[0]
             text = f"device {device.name} is missing: {reasons[0]}"
             context.events.add("warning", text, DEVICE=device.name)
-            with apart(context, f"going on without device {device.name}", DEVICE=device.name):
+            with isolate(context, f"going on without device {device.name}", DEVICE=device.name):
                 context.engine.absent_device(
                     device.id,
                     sparse=device.sparse,
@@ -191,7 +191,7 @@ class Devices:
         paths = identities(context, devices)
         for device in devices:
             here = False
-            with apart(context, f"looking whether {path} is device {device.name}", DEVICE=device.name):
+            with isolate(context, f"looking whether {path} is device {device.name}", DEVICE=device.name):
                 here = (
                     self._claims.may_be(device, found, paths)
                     and self.short.clause(device) is None  # it is used again only if a person says so
@@ -247,7 +247,7 @@ class Devices:
 
     def _try_again(self, device: Device) -> None:
         # That it is missing was said when it was found to be.
-        with apart(self._context, f"opening device {device.name} again", lambda _: None):
+        with isolate(self._context, f"opening device {device.name} again", lambda _: None):
             if self.short.clause(device) is None:
                 self.retry(DeviceRetry(), device.name)
 
@@ -416,7 +416,7 @@ class Devices:
             make(context, device, path, file, preallocate=preallocate)
             context.catalog.set_device_state(device.id, "ready")
         except BaseException:
-            with apart(context, f"undoing what was added of device {device.name}", DEVICE=device.name):
+            with isolate(context, f"undoing what was added of device {device.name}", DEVICE=device.name):
                 self._half.forget(device)
             raise
 

@@ -35,10 +35,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
-from polyvol.daemon.apart import apart
 from polyvol.daemon.context import Context
 from polyvol.daemon.hooks.command import Call, Command, is_of_command
 from polyvol.daemon.host.asker import asker
+from polyvol.daemon.isolation import isolate
 from polyvol.daemon.types.hooks import HookSettings, HookView
 from polyvol.mapping.errors import PolyvolError
 from polyvol.mapping.group import Consistency, Group, Hooks, Schedule
@@ -119,7 +119,7 @@ class HookRunner:
     def settle(self) -> None:
         """At start: run the thaw commands that the last run still owed, without waiting for them."""
         for owed, call in self._context.catalog.schedules.thaws_owed().items():
-            with apart(self._context, "running a thaw command that is owed"):
+            with isolate(self._context, "running a thaw command that is owed"):
                 assert isinstance(call, dict)
                 thaw = Call(**call)
                 text = f"polyvold ended while {thaw.what} was quiesced: its thaw command is run now"

@@ -32,13 +32,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from polyvol.daemon.apart import DEFECT
 from polyvol.daemon.client.cli.client import ApiError, Client
 from polyvol.daemon.config import Config
 from polyvol.daemon.errors import FrontendFailed
 from polyvol.daemon.host import sockets
 from polyvol.daemon.host.notify import notify, watchdog_interval_s
 from polyvol.daemon.host.signals import ENDING, RELOADING
+from polyvol.daemon.isolation import DEFECT
 from polyvol.daemon.main import announce
 from polyvol.daemon.state import directory as state
 from polyvol.mapping.errors import PolyvolError

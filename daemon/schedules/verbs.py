@@ -21,11 +21,11 @@ import threading
 from functools import partial
 from uuid import UUID
 
-from polyvol.daemon.apart import apart, reason_of
 from polyvol.daemon.context import Context
 from polyvol.daemon.errors import Restoring, SnapshotInUse, VolumeBusy
 from polyvol.daemon.groups.verbs import Members
 from polyvol.daemon.hooks.run import checked_hooks, hook_view
+from polyvol.daemon.isolation import isolate, reason_of
 from polyvol.daemon.reading import reads
 from polyvol.daemon.schedules.due import DueTimes
 from polyvol.daemon.schedules.plan import AHEAD_S_MAX, plan
@@ -166,10 +166,10 @@ class Schedules:
                 if self._stopping.is_set():
                     break
                 what, name = f"schedule {schedule.name}", schedule.name
-                with apart(self._context, f"looking at {what}", SCHEDULE=name):  # D1
+                with isolate(self._context, f"looking at {what}", SCHEDULE=name):  # D1
                     reasons: list[str] = []
                     due = None
-                    with apart(self._context, what, reasons.append):
+                    with isolate(self._context, what, reasons.append):
                         due = self._look_at(schedule)
                     for reason in reasons:
                         due = self._failed(schedule, schedule.last_ns, reason)
@@ -180,7 +180,7 @@ class Schedules:
     def _run(self) -> None:
         while not self._stopping.is_set():
             wait_s = LOOK_S
-            with apart(self._context, "looking for schedules that are due"):
+            with isolate(self._context, "looking for schedules that are due"):
                 following = self.begin_due()
                 if following is not None:
                     wait_s = min(LOOK_S, max(0.05, (following - self._context.clock()) / SECOND_NS))
@@ -234,8 +234,8 @@ class Schedules:
             self._failed(schedule, due, reason)
 
         with (
-            apart(self._context, f"running schedule {schedule.name}", SCHEDULE=schedule.name),
-            apart(self._context, f"schedule {schedule.name}", failed),
+            isolate(self._context, f"running schedule {schedule.name}", SCHEDULE=schedule.name),
+            isolate(self._context, f"schedule {schedule.name}", failed),
         ):
             schedules = self._context.catalog.schedules.all()
             now = next((each for each in schedules if each.id == schedule.id), None)

@@ -30,9 +30,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from polyvol.daemon.apart import apart
 from polyvol.daemon.context import Context
 from polyvol.daemon.errors import BadRequest, NoMatch
+from polyvol.daemon.isolation import isolate
 from polyvol.daemon.types.deletions import DeletionView, KeptView
 from polyvol.daemon.volumes.exporting import export_snapshots
 from polyvol.daemon.workers import Workers
@@ -159,7 +159,7 @@ class Deletions:
         """Look for rollbacks to forget, of volumes of which nothing is being dropped."""
         while not self._stopping.is_set():
             looking = True
-            with apart(self._context, "looking for rollbacks"):
+            with isolate(self._context, "looking for rollbacks"):
                 looking = self._look_for_rollbacks()
             # Snapshots are deleted in other ways too; only who has gone back has to look for that.
             self._work.wait(LOOK_S if looking else None)
@@ -182,7 +182,7 @@ class Deletions:
                 break
             self._stopping.wait(max(REST_S_MIN, time.monotonic() - began))
         what = "forgetting rollbacks"
-        with apart(self._context, what, lambda reason: _log.warning("%s: %s", what, reason)):
+        with isolate(self._context, what, lambda reason: _log.warning("%s: %s", what, reason)):
             volume = next((each for each in self._context.catalog.volumes() if each.id == identity), None)
             if volume is None or not self._context.catalog.rollbacks.of(identity):
                 return
@@ -215,7 +215,7 @@ class Deletions:
         freed = 0
         # If the volume was let go, the engine drops them when it takes it over again.
         what = f"dropping snapshots of volume {job.volume.shown_name}"
-        with apart(self._context, what, lambda reason: _log.warning("%s: %s", what, reason)):
+        with isolate(self._context, what, lambda reason: _log.warning("%s: %s", what, reason)):
             freed = self._context.engine.drop_snapshots(job.volume.id, epochs)  # E2
         with self._lock:
             job.left -= len(epochs)

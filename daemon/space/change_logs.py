@@ -25,11 +25,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from polyvol.daemon.apart import apart
 from polyvol.daemon.context import Context
 from polyvol.daemon.devices.health import device_troubles
 from polyvol.daemon.errors import Restoring, SnapshotInUse, VolumeBusy, log_failure
 from polyvol.daemon.fill_level import FillLevel, Level
+from polyvol.daemon.isolation import isolate
 from polyvol.daemon.reading import reads
 from polyvol.daemon.sizes import format_size
 from polyvol.daemon.snapshots.verbs import Snapshots
@@ -97,9 +97,9 @@ class SpaceMonitor:
                     self._take(event)
                 if time.monotonic() >= next_sample_s:
                     next_sample_s = time.monotonic() + SAMPLE_S
-                    with apart(self._context, "looking at the change logs"):
+                    with isolate(self._context, "looking at the change logs"):
                         self.sample()
-                    with apart(self._context, "looking for devices that became shorter"):
+                    with isolate(self._context, "looking for devices that became shorter"):
                         self._also()
             except Exception as error:
                 log_failure(_log, "watching the change logs", error)
@@ -132,7 +132,7 @@ class SpaceMonitor:
         for volume in volumes:
             what = f"looking at the change logs of volume {volume.shown_name}"
             # It may be let go meanwhile.
-            with apart(context, what, volume=volume.shown_name), contextlib.suppress(context.engine_error):
+            with isolate(context, what, volume=volume.shown_name), contextlib.suppress(context.engine_error):
                 self._look(volume)
                 if self._may_drop(volume):
                     # Policy, snapshots and the engine must not change in between.

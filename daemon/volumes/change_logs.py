@@ -12,11 +12,11 @@ import contextlib
 from collections.abc import Iterable, Sequence
 from uuid import uuid4
 
-from polyvol.daemon.apart import apart
 from polyvol.daemon.context import Context, devices_of
 from polyvol.daemon.devices import files as device_files
 from polyvol.daemon.devices.health import unusable_devices
 from polyvol.daemon.fill_level import FillLevel
+from polyvol.daemon.isolation import isolate
 from polyvol.daemon.types.change_logs import LogAdd, LogView, SpaceView
 from polyvol.mapping.device import Device
 from polyvol.mapping.errors import PolyvolError
@@ -61,7 +61,7 @@ class ChangeLogs:
             volume = None if device.made_for is None else volumes.get(device.made_for)
             if volume is not None and device.state == "adding" and device.id not in underway:
                 what = f"removing file {device.path}, which was half made for volume {volume.name},"
-                with apart(self._context, what, volume=volume.name):
+                with isolate(self._context, what, volume=volume.name):
                     self.unmake_file(device)
 
     def add(self, name: str, request: LogAdd) -> None:
@@ -85,7 +85,7 @@ class ChangeLogs:
         except BaseException:
             self.done_with([] if made is None else [made])
             if made is not None:
-                with apart(context, f"removing file {made.path} again", volume=name):
+                with isolate(context, f"removing file {made.path} again", volume=name):
                     self.unmake_file(made)
             raise
         self.done_with([] if made is None else [made])

@@ -16,8 +16,8 @@ Errors            Those of the catalog, of `record`. Others are events, and what
 
 from collections.abc import Callable
 
-from polyvol.daemon.apart import apart
 from polyvol.daemon.context import Context
+from polyvol.daemon.isolation import isolate
 from polyvol.mapping.records import Volume
 from polyvol.snapshot.coordinator import Coordinator
 
@@ -43,7 +43,7 @@ class ClonePins:
         context = self._context
         if context.is_served(volume):
             # The volume is deleted, whether this succeeds or not; the next start repeats the first step.
-            with apart(context, f"giving back what no clone of volume {volume.name} needs"):
+            with isolate(context, f"giving back what no clone of volume {volume.name} needs"):
                 context.engine.drop_snapshots(volume.id, gone)
                 newest = context.catalog.snapshots_and_kept(volume.id)[-1]
                 self._coordinator.roll_back([(volume, newest)], None)
@@ -62,7 +62,7 @@ class ClonePins:
                 what = f"giving back what volume {volume.shown_name} kept for clones"
                 tried.add(volume.id)
                 with (
-                    apart(self._context, what),
+                    isolate(self._context, what),
                     self._context.locks.volumes({volume.id: volume.name}, what),
                 ):
                     if self._release_one(volume):

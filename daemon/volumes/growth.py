@@ -12,8 +12,8 @@ Durability        Catalog first: were the engine first, a host could write to a 
 Errors            NotLarger, VolumeNotServed, EngineFailed and those of plans; what was begun is undone.
 """
 
-from polyvol.daemon.apart import apart
 from polyvol.daemon.context import Context
+from polyvol.daemon.isolation import isolate
 from polyvol.daemon.sizes import format_size
 from polyvol.daemon.types.volumes import VolumeGrow
 from polyvol.daemon.volumes.change_logs import ChangeLogs, inventory
@@ -38,7 +38,7 @@ def grow_in_engine(context: Context, volume: Volume) -> None:
     with context.engine_errors(f"having volume {volume.name} grow"):
         context.engine.grow_volume(spec)
     # It has grown, whatever comes of this; the next start records it otherwise.
-    with apart(context, f"recording the manifests of volume {volume.name}", volume=volume.name):
+    with isolate(context, f"recording the manifests of volume {volume.name}", volume=volume.name):
         catalog.set_manifests(volume.id, len(spec["partitions"]))
 
 
@@ -67,7 +67,7 @@ def grow_volume(context: Context, change_logs: ChangeLogs, name: str, request: V
             grow_in_engine(context, context.find_volume(name))
         except BaseException:
             # Else the next reload or start has the engine grow too.
-            with apart(context, f"undoing the growth of volume {name}", volume=name), context.changes:
+            with isolate(context, f"undoing the growth of volume {name}", volume=name), context.changes:
                 catalog.growth.undo(volume, before, ids)
             raise
     except BaseException:

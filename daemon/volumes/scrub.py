@@ -23,9 +23,9 @@ import time
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from polyvol.daemon.apart import apart
 from polyvol.daemon.context import Context
 from polyvol.daemon.errors import BadRequest, NoScrub, ScrubRunning
+from polyvol.daemon.isolation import isolate
 from polyvol.daemon.reading import reads
 from polyvol.daemon.sizes import SCRUB_RATE_MAX, SCRUB_RATE_MIN
 from polyvol.daemon.types.base import WHY_FUTURE, iso
@@ -177,7 +177,7 @@ class Scrubs:
         for volume in context.catalog.volumes():
             if context.is_served(volume) and not volume.kept and volume.id not in running:
                 what = f"looking when the weekly scrub of volume {volume.name} is due"
-                with apart(context, what, volume=volume.name):
+                with isolate(context, what, volume=volume.name):
                     dues[volume] = self._due(volume)
         first = min(dues, key=dues.__getitem__, default=None)
         return first if first is not None and dues[first] <= context.steady() else None
@@ -212,7 +212,7 @@ class Scrubs:
 
     def _run_weekly(self) -> None:
         while not self._told.is_set():
-            with apart(self._context, "looking for weekly scrubs that are due"):
+            with isolate(self._context, "looking for weekly scrubs that are due"):
                 self._begin_weekly()
             self._look.wait(_LOOK_S)
             self._look.clear()
@@ -221,12 +221,12 @@ class Scrubs:
         context = self._context
         state: ScrubState = "failed"
         reasons: list[str] = []
-        with apart(context, f"scrubbing volume {volume.name}", reasons.append):
+        with isolate(context, f"scrubbing volume {volume.name}", reasons.append):
             state = "done" if self._read_all(volume, scrub) else "stopped"
         now = context.clock()
         view = replace(scrub.view, state=state, reason=next(iter(reasons), None), ended=iso(now))
         if state == "done":
-            with apart(context, f"keeping the scrub of volume {volume.name}", reasons.append):
+            with isolate(context, f"keeping the scrub of volume {volume.name}", reasons.append):
                 context.catalog.settings.keep_scrub(volume.id, now, json.dumps(asdict(view)))
             view = replace(view, reason=next(iter(reasons), None))
         with self._lock:

@@ -8,8 +8,8 @@ Errors            None: `volume_trouble` has the findings.
 
 from functools import partial
 
-from polyvol.daemon.apart import apart
 from polyvol.daemon.context import Context
+from polyvol.daemon.isolation import isolate
 from polyvol.daemon.volumes.verbs import Volumes
 from polyvol.daemon.workers import Workers
 from polyvol.mapping.records import Volume
@@ -58,7 +58,7 @@ class Serving:
 
     def _finish(self, volume: Volume) -> None:
         with (
-            apart(self._context, f"finishing volume {volume.shown_name}", lambda _: None),
+            isolate(self._context, f"finishing volume {volume.shown_name}", lambda _: None),
             self._context.holding_all([volume], "being finished"),
         ):
             now = self._context.find_volume(volume.name)
@@ -69,7 +69,7 @@ class Serving:
         """Try volumes again, in this order."""
         for volume in family:
             with (
-                apart(self._context, f"serving volume {volume.shown_name} again", lambda _: None),
+                isolate(self._context, f"serving volume {volume.shown_name} again", lambda _: None),
                 self._context.holding_all([volume], "being served again"),
             ):
                 now = self._context.catalog.volume(volume.name)

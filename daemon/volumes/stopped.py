@@ -12,9 +12,9 @@ Errors            JournalsUnusable.
 import hashlib
 from pathlib import Path
 
-from polyvol.daemon.apart import apart
 from polyvol.daemon.context import Context
 from polyvol.daemon.errors import JournalsUnusable
+from polyvol.daemon.isolation import isolate
 from polyvol.mapping.records import Volume
 
 _COPIES = 1024
@@ -26,7 +26,7 @@ def begin(context: Context) -> None:
     catalog = context.catalog
     right = []
     for volume in catalog.volumes():
-        with apart(context, f"looking at the manifests of volume {volume.name}", volume=volume.name):
+        with isolate(context, f"looking at the manifests of volume {volume.name}", volume=volume.name):
             if volume.stopped is not None and not other_time(volume, context.manifest_directory(volume)):
                 right.append(volume.id)
     if right:
@@ -51,7 +51,7 @@ def end(context: Context) -> None:
     """The engine has stopped, and all is durable: keep the digests of the volumes that it served."""
     catalog, digests = context.catalog, {}
     for volume in catalog.volumes():
-        with apart(context, f"looking at the manifests of volume {volume.name}", volume=volume.name):
+        with isolate(context, f"looking at the manifests of volume {volume.name}", volume=volume.name):
             if context.is_served(volume) and volume.stopped is None:
                 digests[volume.id] = _digests(context.manifest_directory(volume))
     catalog.set_stopped(digests)

@@ -20,7 +20,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Literal
 
-from polyvol.daemon.apart import apart
 from polyvol.daemon.context import Context
 from polyvol.daemon.devices import files as device_files
 from polyvol.daemon.devices.health import (
@@ -38,6 +37,7 @@ from polyvol.daemon.errors import (
     counted_clients,
 )
 from polyvol.daemon.hooks.run import checked_hooks, hook_view
+from polyvol.daemon.isolation import isolate
 from polyvol.daemon.reading import reads
 from polyvol.daemon.types.base import iso
 from polyvol.daemon.types.scrubs import BadBlockView
@@ -101,7 +101,7 @@ class Volumes:
     def serve(self, volume: Volume) -> None:
         """Hand a volume to the engine and export it, or note why it cannot be."""
         self._context.volume_trouble.pop(volume.id, None)
-        with apart(self._context, f"serving volume {volume.name}", partial(self.not_served, volume)):
+        with isolate(self._context, f"serving volume {volume.name}", partial(self.not_served, volume)):
             if self._close(volume):  # an error before may have left it there
                 self._hand_over(volume)
             else:
@@ -110,7 +110,7 @@ class Volumes:
 
     def settle(self, volume: Volume) -> None:
         """Try again to remove what is half made or half deleted. The caller holds its lock."""
-        with apart(self._context, f"removing volume {volume.shown_name}", volume=volume.shown_name):
+        with isolate(self._context, f"removing volume {volume.shown_name}", volume=volume.shown_name):
             self._removal.remove(volume)
 
     def serve_again(self, volume: Volume, reason: str) -> None:
@@ -122,7 +122,7 @@ class Volumes:
     def export_again(self, volume: Volume) -> None:
         """Export a volume that exists whatever comes of this."""
         failed = partial(self.serve_again, volume)
-        with apart(self._context, f"exporting volume {volume.name} again", failed):
+        with isolate(self._context, f"exporting volume {volume.name} again", failed):
             export_live(self._context, volume)
 
     def finish(self, volume: Volume) -> None:
@@ -131,7 +131,7 @@ class Volumes:
         context = self._context
         self.change_logs.settle(volume)
         there = {export["name"]: export["size"] for export in context.engine.exports()}
-        with apart(context, f"exporting volume {volume.name}", volume=volume.name):
+        with isolate(context, f"exporting volume {volume.name}", volume=volume.name):
             if volume.name not in there:
                 export_live(context, volume)
             elif there[volume.name] < volume.size:
@@ -146,7 +146,7 @@ class Volumes:
         context.volume_trouble[volume.id] = reason
         text = f"volume {volume.shown_name} is not served: {reason}"
         context.events.add_once("warning", text, volume=volume.shown_name)
-        with apart(context, f"taking volume {volume.shown_name} out of service", volume=volume.shown_name):
+        with isolate(context, f"taking volume {volume.shown_name} out of service", volume=volume.shown_name):
             self._close(volume)
 
     def _close(self, volume: Volume) -> bool:
@@ -270,7 +270,7 @@ class Volumes:
                 context.catalog.schedules.set_volume_hooks(volume.id, checked_hooks(request.hooks))
         except BaseException:
             if request.when_full is not None:
-                with apart(context, f"setting back the policy of volume {name}", volume=name):
+                with isolate(context, f"setting back the policy of volume {name}", volume=name):
                     self._set_when_full(volume)
             raise
         return self.show(name, partitions=False)

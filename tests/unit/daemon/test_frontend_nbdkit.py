@@ -15,10 +15,10 @@ from types import ModuleType
 
 import pytest
 
-from polyvol.daemon.apart import DEFECT
 from polyvol.daemon.client.cli.client import Client
 from polyvol.daemon.config import Config
 from polyvol.daemon.errors import BadConfig, DaemonNotRunning, DaemonUnreachable, FrontendFailed, StateLocked
+from polyvol.daemon.isolation import DEFECT
 from polyvol.daemon.process import nbdkit as frontend_nbdkit
 from polyvol.daemon.service import Service
 from polyvol.daemon.state.directory import StateLock

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from polyvol.daemon.apart import DEFECT, apart
 from polyvol.daemon.config import Config
 from polyvol.daemon.devices import files as device_files
 from polyvol.daemon.devices import start as device_start
 from polyvol.daemon.devices import verbs as devices
 from polyvol.daemon.devices.udev import DiskWatch
 from polyvol.daemon.host.signals import ENDING, RELOADING
+from polyvol.daemon.isolation import DEFECT
 from polyvol.daemon.process import watch
 from polyvol.daemon.service import Service
 from polyvol.daemon.space.change_logs import Space
@@ -75,17 +75,17 @@ def is_a(*arguments: object, **_: object) -> bool:
 def test_every_error_ends_in_the_body_and_the_end_of_the_process_does_not(daemon: Daemon) -> None:
     context = daemon.service._context
     for error in (Unexpected("x"), KeyError("x"), OSError(5, "Input/output error", "/x"), StopIteration()):
-        with apart(context, f"doing {type(error).__name__}"):
+        with isolate(context, f"doing {type(error).__name__}"):
             raise error
     assert [text.split(" failed: ")[1] for text in events(daemon)[:3]] == [
         DEFECT,
         DEFECT,
         "/x: input/output error",
     ]
-    with pytest.raises(KeyboardInterrupt), apart(context, "being told to end"):
+    with pytest.raises(KeyboardInterrupt), isolate(context, "being told to end"):
         raise KeyboardInterrupt
     for _ in range(3):
-        with apart(context, "trying again and again"):
+        with isolate(context, "trying again and again"):
             raise Unexpected
     assert sum("again and again" in text for text in events(daemon)) == 1
 

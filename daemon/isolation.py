@@ -1,7 +1,7 @@
-"""Apart: an error of one object ends what is done with that object, and nothing else.
+"""_Isolation: an error of one object ends what is done with that object, and nothing else.
 
 How it works      The body of each loop over objects (devices, volumes, snapshots, schedules, connections) is
-                  `with apart(...)`. It ends every error of the body, expected or not, and hands it on as a
+                  `with isolate(...)`. It ends every error of the body, expected or not, and hands it on as a
                   clause: to `failed`, or as an event. An error that nobody expected is logged with its
                   traceback.
 Invariants        A1 no class of errors leaves the body; only the end of the process does.
@@ -23,8 +23,8 @@ DEFECT = "internal error in polyvold; its log has the details"
 _log = logging.getLogger("polyvol")
 
 
-class Apart:
-    """What `apart` gives."""
+class _Isolation:
+    """What `isolate` gives."""
 
     def __init__(self, context: Context, what: str, failed: Callable[[str], object]) -> None:
         self._context = context
@@ -45,14 +45,14 @@ class Apart:
         return True
 
 
-def apart(
+def isolate(
     context: Context,
     what: str,
     failed: Callable[[str], object] | None = None,
     *,
     volume: str | None = None,
     **fields: object,
-) -> Apart:
+) -> _Isolation:
     """End all errors of the body. `what` is being done with which object, for people. `failed` is given the
     reason, a clause; without it, `what` and the reason are an event, which is not repeated while it is
     among the latest. `volume` and `fields` are for the journal."""
@@ -60,7 +60,7 @@ def apart(
     def told(reason: str) -> None:
         context.events.add_once("warning", f"{what} failed: {reason}", volume=volume, **fields)
 
-    return Apart(context, what, failed or told)
+    return _Isolation(context, what, failed or told)
 
 
 def reason_of(context: Context, error: Exception) -> str:
