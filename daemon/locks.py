@@ -105,7 +105,7 @@ class Locks:
         self._now = steady_s
         self._condition = threading.Condition()
         self._held: dict[Key, Operation] = {}
-        self._state_space: dict[int, Operation] = {}  # volumes whose snapshots `room` is deleting
+        self._room: dict[int, Operation] = {}  # volumes whose snapshots `room` is deleting
         self._apart: list[Operation] = []  # what is shown, and holds nothing
         self._waiting: Counter[Key] = Counter()
         self._closed = False
@@ -150,9 +150,7 @@ class Locks:
             with self._condition:
                 operation.lent = False
                 # Bounded by what `room` does to these very volumes.
-                self._condition.wait_for(
-                    lambda: not any(key[1] in self._state_space for key in operation.keys)
-                )
+                self._condition.wait_for(lambda: not any(key[1] in self._room for key in operation.keys))
 
     @contextmanager
     def room(self, named: Mapping[int, str], what: str, *, wait_s: float | None = None) -> Iterator[None]:
@@ -167,7 +165,7 @@ class Locks:
             operation.since_s = self._now()
             owned = [key for key in keys if key not in self._held]
             self._held.update(dict.fromkeys(owned, operation))
-            self._state_space.update((key[1], operation) for key in keys)
+            self._room.update((key[1], operation) for key in keys)
         self._mine.held.append(operation)
         try:
             yield
@@ -175,7 +173,7 @@ class Locks:
             self._mine.held.remove(operation)
             with self._condition:
                 for key in keys:
-                    del self._state_space[key[1]]
+                    del self._room[key[1]]
                 for key in owned:
                     del self._held[key]
                 self._condition.notify_all()
@@ -199,7 +197,7 @@ class Locks:
     def operations(self) -> list[Operation]:
         """What is under way with volumes and devices, longest first."""
         with self._condition:
-            held = (*self._held.values(), *self._state_space.values(), *self._apart)
+            held = (*self._held.values(), *self._room.values(), *self._apart)
             found = {id(each): each for each in held if each.noun != "group"}
         return sorted(found.values(), key=lambda each: each.since_s)
 
@@ -246,7 +244,7 @@ class Locks:
 
         def holder() -> tuple[Key, Operation] | None:
             for key in keys:
-                found = self._state_space.get(key[1]) if key[0] == "volume" else None
+                found = self._room.get(key[1]) if key[0] == "volume" else None
                 found = found or self._held.get(key)
                 if found is not None and not (lending and found.lent):
                     return key, found

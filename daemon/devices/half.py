@@ -16,7 +16,7 @@ Errors            None leave `settle`: they are events. `forget`: those of the c
 from contextlib import suppress
 
 from polyvol.daemon.context import Context
-from polyvol.daemon.devices.files import close, keep, open_checked, unmake
+from polyvol.daemon.devices.files import close, close_device, keep, open_checked, unmake
 from polyvol.daemon.devices.short import ShortDevices
 from polyvol.daemon.isolation import isolate
 from polyvol.mapping.device import Device, clear_label

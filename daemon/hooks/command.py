@@ -165,7 +165,7 @@ class Command:
             return  # it has ended, which `_hear` says
 
     def _detach(self) -> None:
-        """The supervisor ends, or has ended."""
+        """Release the supervisor, which ends or has ended."""
         assert self._pid is not None, "it was started"
         self._control.close()
         _supervisors.discard(self._pid)

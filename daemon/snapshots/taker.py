@@ -1,7 +1,7 @@
 """Snapshot taker: the one path of every request for a snapshot: hooks, then the cut, then the record.
 
-How it works      What the snapshot is taken of is resolved before the first hook: from then on the volumes, the
-                  group and the schedule are records, known by ids and UUIDs that are never reused. A volume
+How it works      What the snapshot is taken of is resolved before the first hook: from then on the volumes,
+                  the group and the schedule are records, known by ids and UUIDs that are never reused. A volume
                   that another verb has locked is waited for first, so that no application is quiesced for
                   nothing. Hooks run without a lock and end as soon as the cut is made: a command that hangs
                   delays only the caller of this snapshot. Under the volumes' locks, what was resolved is

@@ -1,19 +1,19 @@
-"""Space monitor: watches the change logs of all volumes, warns, and makes room where a volume's policy says so; and
-takes what else the engine tells: of devices that do not answer.
+"""Space monitor: watches the change logs of all volumes, warns, and frees space as a volume's policy says. It
+also handles the engine's other events, about devices that do not answer.
 
-How it works      One thread waits for the engine's events, and looks at every volume's use each SAMPLE_S.
-                  Workers (workers.py) make room, one for each volume.
-                  When the engine says that a volume's logs are full, its writes wait: with 'keep-writing' the
-                  oldest snapshot that a schedule made and nobody holds is dropped, and the writes try again,
-                  until they fit or nothing is left to drop; then the engine is told to fail them with ENOSPC,
-                  and to ask no more until there is something to drop again.
-Invariants        W1 an event is always answered: the writes try again, or fail; W2 what was made by hand, is
-                  held, or has clients is never dropped; W3 nothing is dropped for writes that do not wait any
-                  more.
+How it works      One thread waits for the engine's events, and samples every volume's use each SAMPLE_S.
+                  Workers (workers.py) free space, one for each volume.
+                  When the engine reports that a volume's logs are full, its writes wait. With 'keep-writing'
+                  the oldest scheduled snapshot without a hold is dropped, and the writes are retried, until
+                  they fit or nothing is left to drop. Then the engine is told to fail them with ENOSPC, and
+                  to report no more until there is something to drop again.
+Invariants        W1 every event is answered: the writes are retried, or fail; W2 snapshots made by hand, with
+                  holds or with clients are never dropped; W3 nothing is dropped for writes that no longer
+                  wait.
 Owner and locks   Its thread, `polyvol-space`, takes no volume's lock and calls nothing that may wait for a
-                  device. Workers hold the volume's lock, or its `room` while a cut of it is waited for:
-                  writes that wait hold up neither cuts nor deletes, so whoever has it will end, unless a
-                  device of this volume hangs. Then its writes go on to wait.
+                  device. Workers hold the volume's lock, or its `room` while a cut of it is waited for.
+                  Waiting writes delay neither cuts nor deletions, so the holder of the lock finishes, unless
+                  a device of this volume hangs. Then its writes continue to wait.
 Errors            A failure to drop is logged, and the writes fail with ENOSPC.
 """
 

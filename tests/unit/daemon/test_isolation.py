@@ -18,7 +18,7 @@ from polyvol.daemon.host.signals import ENDING, RELOADING
 from polyvol.daemon.isolation import DEFECT
 from polyvol.daemon.process import watch
 from polyvol.daemon.service import Service
-from polyvol.daemon.space.change_logs import Space
+from polyvol.daemon.space.change_logs import SpaceMonitor
 from polyvol.daemon.types.scrubs import ScrubSettings
 from polyvol.daemon.volumes import scrub, stopped
 from polyvol.mapping.device import Device, trouble_with
@@ -361,7 +361,7 @@ def test_a_volume_whose_logs_cannot_be_looked_at_keeps_no_other_from_it(
     two: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     context = two.service._context
-    space = Space(context, two.service.snapshots)
+    space = SpaceMonitor(context, two.service.snapshots)
     context.fill_levels.clear()
     monkeypatch.setattr(SimEngine, "space", failing(SimEngine.space, lambda _, volume: volume == 1))
     space.sample()

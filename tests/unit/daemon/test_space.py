@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from polyvol.daemon.fill_level import FillLevel, level_of
-from polyvol.daemon.space.change_logs import Space
+from polyvol.daemon.space.change_logs import SpaceMonitor
 from polyvol.mapping.sizes import exact_size
 from polyvol.snapshot.retention import droppable
 from tests.support.proc import wait_until
@@ -148,7 +148,7 @@ def test_an_event_is_answered_also_when_the_drop_fails(volume: Daemon, step: str
 
 
 def test_writes_to_a_volume_that_is_gone_are_refused(volume: Daemon) -> None:
-    space = Space(volume.service._context, volume.service.snapshots)
+    space = SpaceMonitor(volume.service._context, volume.service.snapshots)
     space.make_room(77)
     volume.service._context.volume_trouble[VOLUME] = "for the test"
     space.make_room(VOLUME)
@@ -176,7 +176,7 @@ def test_use_is_shown_and_warned_of(volume: Daemon) -> None:
     volume.world.used[VOLUME] = size * 4 // 5
     assert "low" in volume.ok("volume", "show", "v")
     assert "low" in volume.ok("status")
-    space = Space(volume.service._context, volume.service.snapshots)
+    space = SpaceMonitor(volume.service._context, volume.service.snapshots)
     space.sample()
     volume.world.used[VOLUME] = size
     space.sample()
