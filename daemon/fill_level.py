@@ -1,9 +1,9 @@
 """Fill level: how full the change logs of each volume are, how fast they fill, and when to warn. No engine,
 no thread.
 
-How it works      A `FillLevel` gets a volume's use every few seconds. It keeps the samples of the last minutes in
-                  which something changed, for the rate. It reports a level once when the use reaches it, and
-                  not again until the use has fallen HYSTERESIS below that level.
+How it works      A `FillLevel` gets a volume's use every few seconds. It keeps the samples of the last
+                  minutes in which something changed, for the rate. It reports a level once when the use
+                  reaches it, and not again until the use has fallen HYSTERESIS below that level.
 Owner and locks   Updated by one thread, read by any: what is read is replaced as a whole.
 """
 

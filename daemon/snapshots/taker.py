@@ -1,11 +1,11 @@
 """Snapshot taker: the one path of every request for a snapshot: hooks, then the cut, then the record.
 
 How it works      What the snapshot is taken of is resolved before the first hook: from then on the volumes,
-                  the group and the schedule are records, known by ids and UUIDs that are never reused. A volume
-                  that another verb has locked is waited for first, so that no application is quiesced for
-                  nothing. Hooks run without a lock and end as soon as the cut is made: a command that hangs
-                  delays only the caller of this snapshot. Under the volumes' locks, what was resolved is
-                  compared with what is there now; then snapshots/verbs.py takes the cut.
+                  the group and the schedule are records, known by ids and UUIDs that are never reused. A
+                  volume that another verb has locked is waited for first, so that no application is quiesced
+                  for nothing. Hooks run without a lock and end as soon as the cut is made: a command that
+                  hangs delays only the caller of this snapshot. Under the volumes' locks, what was resolved
+                  is compared with what is there now; then snapshots/verbs.py takes the cut.
 Invariants        TK1 what can be refused is refused before the first hook; TK2 a cut is made only of what was
                   resolved: if that changed while hooks ran, the request is refused and thawed.
 Owner and locks   The volumes' locks, and the group's for a group snapshot, from the cut's plan to its record.
