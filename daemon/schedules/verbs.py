@@ -33,7 +33,13 @@ from polyvol.daemon.sizes import format_seconds
 from polyvol.daemon.snapshots.taker import SnapshotTaker
 from polyvol.daemon.snapshots.verbs import Snapshots
 from polyvol.daemon.types.base import WHY_FUTURE, iso
-from polyvol.daemon.types.schedules import KeptView, ScheduleAdd, SchedulePlanView, ScheduleSet, ScheduleView
+from polyvol.daemon.types.schedules import (
+    RetainedSnapshotView,
+    ScheduleAdd,
+    SchedulePlanView,
+    ScheduleSet,
+    ScheduleView,
+)
 from polyvol.daemon.workers import Workers
 from polyvol.mapping.catalog.schedules import new_schedule
 from polyvol.mapping.errors import NameInUse, PolyvolError, UnknownVolume
@@ -444,7 +450,7 @@ class Schedules:
             runs=len(found.dues),
             note=found.note,
             kept=[
-                self._kept_view(instants[number], found.kept.get(number, []), record)
+                self._retained_view(instants[number], found.kept.get(number, []), record)
                 for number in sorted({*held, *found.kept})
                 for record in [there[number] if number < len(there) else None]
             ],
@@ -476,15 +482,17 @@ class Schedules:
             count=len(records),
             created=iso(schedule.created_ns),
             snapshots=[
-                self._kept_view(record.instant_ns, reasons.get(number, []), record)
+                self._retained_view(record.instant_ns, reasons.get(number, []), record)
                 for number, record in enumerate(records)
             ]
             if snapshots
             else None,
         )
 
-    def _kept_view(self, instant: int, reasons: list[str], record: SnapshotRecord | None) -> KeptView:
-        return KeptView(
+    def _retained_view(
+        self, instant: int, reasons: list[str], record: SnapshotRecord | None
+    ) -> RetainedSnapshotView:
+        return RetainedSnapshotView(
             snapshot=None if record is None else record.name,
             instant=iso(instant),
             instant_ns=instant,

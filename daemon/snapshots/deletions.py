@@ -33,7 +33,7 @@ from functools import partial
 from polyvol.daemon.context import Context
 from polyvol.daemon.errors import BadRequest, NoMatch
 from polyvol.daemon.isolation import isolate
-from polyvol.daemon.types.deletions import DeletionView, KeptView
+from polyvol.daemon.types.deletions import DeletionView, SkippedView
 from polyvol.daemon.volumes.exporting import export_snapshots
 from polyvol.daemon.workers import Workers
 from polyvol.mapping.errors import UnknownSnapshot
@@ -125,7 +125,7 @@ class Deletions:
 
     def _end_exports(
         self, volume: Volume, records: list[SnapshotRecord]
-    ) -> tuple[list[SnapshotRecord], list[KeptView]]:
+    ) -> tuple[list[SnapshotRecord], list[SkippedView]]:
         """Those whose exports have ended, and those that are kept (E1)."""
         context = self._context
         clients = context.clients()
@@ -152,7 +152,7 @@ class Deletions:
             if reason is None:
                 gone.append(record)
             else:
-                kept.append(KeptView(name=record.name, reason=reason))
+                kept.append(SkippedView(name=record.name, reason=reason))
         return gone, kept
 
     def _run(self) -> None:
@@ -250,5 +250,5 @@ def _chosen(volume: Volume, records: list[SnapshotRecord], names: Iterable[str])
     return list(chosen.values())
 
 
-def _view(job: _Job, kept: list[KeptView]) -> DeletionView:
+def _view(job: _Job, kept: list[SkippedView]) -> DeletionView:
     return DeletionView(volume=job.volume.name, total=job.total, left=job.left, freed=job.freed, kept=kept)

@@ -15,7 +15,7 @@ from polyvol.daemon.devices import start as device_start
 from polyvol.daemon.devices import verbs as devices
 from polyvol.daemon.devices.udev import DiskWatch
 from polyvol.daemon.host.signals import ENDING, RELOADING
-from polyvol.daemon.isolation import DEFECT
+from polyvol.daemon.isolation import DEFECT, isolate
 from polyvol.daemon.process import watch
 from polyvol.daemon.service import Service
 from polyvol.daemon.space.change_logs import SpaceMonitor
