@@ -59,7 +59,7 @@ class _Running:
 
     view: ScrubView
     thread: threading.Thread | None = None
-    told: threading.Event = field(default_factory=threading.Event)
+    stop_requested: threading.Event = field(default_factory=threading.Event)
     moved_s: float = field(default_factory=time.monotonic)
     """When it last began to read, or read something."""
 
@@ -73,7 +73,7 @@ class Scrubs:
         self._running: dict[int, _Running] = {}
         self._ended: dict[int, ScrubView] = {}
         self._due_at: dict[int, int] = {}  # by volume id and the steady clock
-        self._told = threading.Event()
+        self._stopping = threading.Event()
         self._look = threading.Event()
         self._weekly_thread = threading.Thread(target=self._run_weekly, name="polyvol-weekly", daemon=True)
 
@@ -83,12 +83,12 @@ class Scrubs:
 
     def stop(self) -> None:
         """End all scrubs, but do not wait for ever; what is under way of them is not kept."""
-        self._told.set()
+        self._stopping.set()
         self._look.set()
         with self._lock:
             running = list(self._running.values())
         for scrub in running:
-            scrub.told.set()
+            scrub.stop_requested.set()
         until = time.monotonic() + END_S
         for scrub in running:
             if scrub.thread is not None:
@@ -150,7 +150,7 @@ class Scrubs:
         with self._lock:
             scrub = self._running.get(volume.id)
         if scrub is not None and scrub.thread is not None:
-            scrub.told.set()
+            scrub.stop_requested.set()
             scrub.thread.join(END_S)
         return self.show(name)
 
@@ -211,7 +211,7 @@ class Scrubs:
             self.begin(volume.name, RATE_DEFAULT)
 
     def _run_weekly(self) -> None:
-        while not self._told.is_set():
+        while not self._stopping.is_set():
             with isolate(self._context, "looking for weekly scrubs that are due"):
                 self._begin_weekly()
             self._look.wait(_LOOK_S)
@@ -260,7 +260,7 @@ class Scrubs:
                 )
                 # Partitions without slots cost nothing, and are not waited for.
                 ahead = scrub.view.done / rate - (time.monotonic() - began)
-                if scrub.told.wait(max(0.0, ahead)):
+                if scrub.stop_requested.wait(max(0.0, ahead)):
                     return False
         return True
 
