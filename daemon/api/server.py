@@ -129,7 +129,7 @@ class _Tasks(ThreadedTaskDispatcher):  # type: ignore[misc]  # waitress has no t
     def __init__(self, only_looks: Callable[[str, str], bool]) -> None:
         super().__init__()
         self._only_looks = only_looks
-        self._workers = Workers("polyvol-call", at_a_time=_CHANGERS, stuck_s=LONG_S)
+        self._workers = Workers("polyvol-call", concurrent=_CHANGERS, stuck_s=LONG_S)
         self._numbers = itertools.count()
         self.set_thread_count(_READERS)
 

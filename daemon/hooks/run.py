@@ -47,7 +47,7 @@ from polyvol.snapshot.coordinator import Thaw
 from polyvol.snapshot.group_errors import BadHooks, HooksBusy, SnapshotFromHook
 
 TIMEOUT_S_MAX = 600
-AT_A_TIME = 4
+CONCURRENT_MAX = 4
 """How many snapshots that were asked for may be at their hooks: the API has more threads than that."""
 _KILLED_WAIT_S = 2.0
 _LOCK_POLL_S = 0.1
@@ -111,7 +111,7 @@ class HookRunner:
         self._stopping = threading.Event()
         self._lock = threading.Lock()
         self._locks: dict[tuple[str, int], threading.Lock] = {}
-        self._asked = threading.BoundedSemaphore(AT_A_TIME)
+        self._asked = threading.BoundedSemaphore(CONCURRENT_MAX)
         self._under_way: Counter[int] = Counter()
         """How many snapshots of a volume have hooks under way, by its id; under `_lock`."""
         self._settling: list[threading.Thread] = []
@@ -165,7 +165,7 @@ class HookRunner:
         with contextlib.ExitStack() as locks:
             if schedule is None:
                 if not self._asked.acquire(blocking=False):
-                    raise HooksBusy(count=AT_A_TIME)
+                    raise HooksBusy(count=CONCURRENT_MAX)
                 locks.callback(self._asked.release)
             try:
                 names = [volume.name for volume in volumes]

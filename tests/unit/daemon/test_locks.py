@@ -161,7 +161,7 @@ def test_room_is_made_while_a_cut_is_waited_for_and_not_otherwise() -> None:
 
 
 def test_jobs_that_hang_take_no_turn_from_others() -> None:
-    pool = Workers("test", at_a_time=2, stuck_s=0.1)
+    pool = Workers("test", concurrent=2, stuck_s=0.1)
     go_on, done = threading.Event(), threading.Event()
     for key in range(4):
         pool.run(key, lambda: go_on.wait(30))
