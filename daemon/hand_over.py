@@ -154,7 +154,7 @@ def _flush_all(context: Context) -> None:
     workers.stop(0)
 
 
-def take_devices(passed: Passed) -> dict[str, int]:
+def take_devices(passed: InheritedSockets) -> dict[str, int]:
     """The descriptors of devices that were passed to this process, by device UUID; it owns them."""
     devices = dict(passed.devices)
     passed.devices.clear()
@@ -195,7 +195,7 @@ def _take(context: Context, handed: dict[str, int]) -> None:
         context.events.add("info", text, volume=_volume(export), PAUSE_MS=pause_ms, **_fields(export))
 
 
-def discard(passed: Passed) -> None:
+def discard(passed: InheritedSockets) -> None:
     """Close what was passed to a process that cannot go on with it."""
     forget_devices(passed.devices)
     while passed.devices:

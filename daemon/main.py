@@ -21,7 +21,7 @@ from polyvol.daemon.config import FRONTENDS, Config, load_config
 from polyvol.daemon.errors import EXIT_CODE, BadConfig, StopUnfinished, SystemRefused
 from polyvol.daemon.host import signals
 from polyvol.daemon.host.notify import log_somewhere, notify
-from polyvol.daemon.host.sockets import Passed, passed_by_systemd
+from polyvol.daemon.host.sockets import InheritedSockets, inherited_from_systemd
 from polyvol.daemon.host.streams import open_standard_streams
 from polyvol.daemon.state.directory import control_socket
 
@@ -83,7 +83,7 @@ def run(config: Config, read_again: Callable[[], Config], accept_older_catalog: 
         raise BadConfig(where="polyvold", why="--accept-older-catalog needs the front end native")
     _refuse_few_files()
     log_somewhere()
-    passed = passed_by_systemd(control_socket(Path(os.path.abspath(config.state_dir))))  # noqa: PTH100
+    passed = inherited_from_systemd(control_socket(Path(os.path.abspath(config.state_dir))))  # noqa: PTH100
     if config.frontend == "nbdkit":
         from polyvol.daemon import hand_over
 
@@ -101,14 +101,14 @@ def _refuse_few_files() -> None:
         raise SystemRefused(what="polyvold", why=why, todo="raise the limit on open files (`ulimit -n`)")
 
 
-def _run_nbdkit(config: Config, passed: Passed, read_again: Callable[[], Config]) -> None:
+def _run_nbdkit(config: Config, passed: InheritedSockets, read_again: Callable[[], Config]) -> None:
     from polyvol.daemon.process.nbdkit import supervise
 
     supervise(config, signals.next_signal, read_again, passed)
 
 
 def _run_native(
-    config: Config, passed: Passed, read_again: Callable[[], Config], accept_older_catalog: bool
+    config: Config, passed: InheritedSockets, read_again: Callable[[], Config], accept_older_catalog: bool
 ) -> None:
     from polyvol.daemon.process.watch import watch
     from polyvol.daemon.service import Service

@@ -107,7 +107,7 @@ class Service:
         serve_nbd: bool = True,
         frontend: str = "native",
         nbd_addresses: Sequence[str] = (),
-        passed: sockets.Passed | None = None,
+        passed: sockets.InheritedSockets | None = None,
         engine_module: EngineModule | None = None,
         clock: Clock = wall_ns,
         steady: Clock = steady_ns,
@@ -122,7 +122,7 @@ class Service:
         self._nbd_listen, self._serve_nbd = nbd_listen, serve_nbd
         self._frontend = frontend
         self.nbd_addresses = list(nbd_addresses)
-        self._passed = passed or sockets.Passed()
+        self._passed = passed or sockets.InheritedSockets()
         self._module = engine_module
         self._clock, self._steady = clock, steady
         self._accept_older_catalog, self._io_timeout_s = accept_older_catalog, io_timeout_s

@@ -54,7 +54,9 @@ class Host:
             frontend="nbdkit",
             nbd_addresses=addresses,
             io_timeout_s=io_timeout_s,
-            passed=Passed(None if control_fd is None else socket.socket(fileno=control_fd), lock=lock_fd),
+            passed=InheritedSockets(
+                None if control_fd is None else socket.socket(fileno=control_fd), lock=lock_fd
+            ),
         )
 
     def start(self) -> None:

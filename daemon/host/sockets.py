@@ -52,7 +52,7 @@ _log = logging.getLogger("polyvol")
 
 
 @dataclass(frozen=True, slots=True)
-class Passed:
+class InheritedSockets:
     """The listening sockets that systemd made for this process; without it there are none."""
 
     control: socket.socket | None = None
@@ -74,7 +74,7 @@ class Passed:
                 listener.close()
 
 
-def passed_by_systemd(control_path: Path | None = None) -> Passed:
+def inherited_from_systemd(control_path: Path | None = None) -> InheritedSockets:
     """Take what socket activation passes ($LISTEN_PID, $LISTEN_FDS, $LISTEN_FDNAMES); not to be called twice.
 
     A socket that has no name, or one that means nothing here, is told by its address: `control_path`, or
@@ -83,7 +83,7 @@ def passed_by_systemd(control_path: Path | None = None) -> Passed:
     told = {name: os.environ.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")}
     count = told["LISTEN_FDS"]
     if told["LISTEN_PID"] != str(os.getpid()) or not is_number(count) or len(count) >= _DIGITS:
-        return Passed()
+        return InheritedSockets()
     numbers = range(_FIRST_PASSED, _FIRST_PASSED + int(count))
     names = chain(told["LISTEN_FDNAMES"].split(":"), repeat(""))
     by_name: dict[str, list[socket.socket]] = {"control": [], "nbd": []}
@@ -105,7 +105,7 @@ def passed_by_systemd(control_path: Path | None = None) -> Passed:
             _take_unnamed(number, name, by_name, control_path)
     if len(by_name["control"]) > 1:
         raise SocketUnusable(address="control", why="systemd passes more than one socket of this name")
-    return Passed(next(iter(by_name["control"]), None), by_name["nbd"], handed, devices)
+    return InheritedSockets(next(iter(by_name["control"]), None), by_name["nbd"], handed, devices)
 
 
 def _named(number: int, name: str) -> socket.socket:

@@ -74,12 +74,12 @@ def supervise(
     config: Config,
     next_signal: NextSignal,
     read_again: Callable[[], Config],
-    passed: sockets.Passed | None = None,
+    passed: sockets.InheritedSockets | None = None,
 ) -> None:
     """Keep nbdkit serving until a signal ends it, then stop it. The calling thread is its parent (FK2).
 
     `next_signal` waits so many seconds at most for a signal; `read_again` reads the settings again."""
-    passed = passed or sockets.Passed()
+    passed = passed or sockets.InheritedSockets()
     plugin = find_plugin()
     state.make_state_dir(config.state_dir)
     lock = state.StateLock(config.state_dir)

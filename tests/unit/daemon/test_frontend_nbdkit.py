@@ -42,7 +42,7 @@ def after_fork():
     from tests.support.sim_engine import SimWorld
     from polyvol.daemon.host.sockets import Passed
     service = Service(Path(settings["state-dir"]), serve_nbd=False, frontend="nbdkit",
-        passed=Passed(lock=int(settings["lock-fd"])), nbd_addresses=addresses,
+        passed=InheritedSockets(lock=int(settings["lock-fd"])), nbd_addresses=addresses,
         processors=int(settings["processors"]), engine_module=SimWorld())
     service.start()
     import nbdkit, socket, threading
