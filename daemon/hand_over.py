@@ -31,7 +31,7 @@ import crcmod.predefined
 
 from polyvol.daemon.context import Context
 from polyvol.daemon.host.notify import Store, remove_stored
-from polyvol.daemon.host.sockets import HANDED_CONNECTION, HANDED_DEVICE, HANDED_FILE, Passed
+from polyvol.daemon.host.sockets import HANDED_CONNECTION, HANDED_DEVICE, HANDED_FILE, InheritedSockets
 from polyvol.daemon.isolation import isolate
 from polyvol.daemon.restores.verbs import HIDDEN
 from polyvol.daemon.workers import Workers

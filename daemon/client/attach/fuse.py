@@ -25,7 +25,7 @@ from pathlib import Path
 from polyvol.daemon.client.attach import disks, handshake
 from polyvol.daemon.client.attach.address import parse_uri
 from polyvol.daemon.client.attach.errors import KernelRefused, NeedsRoot, ProgramFailed, ServerUnreachable
-from polyvol.daemon.client.attach.records import Now, Places, Wanted, held
+from polyvol.daemon.client.attach.records import Attached, Places, Wanted, held
 from polyvol.mapping.errors import PolyvolError
 from polyvol.mapping.os_errors import reason
 
@@ -38,7 +38,7 @@ SYS_PIDFD_GETFD = 438
 """The same on all machines of Linux 5.6 and newer."""
 
 
-def find(places: Places, name: str) -> Now | None:
+def find(places: Places, name: str) -> Attached | None:
     """What is attached by this name with nbdfuse, dead or alive, or None."""
     devices = _loops(places, name)
     if not devices:
@@ -49,10 +49,10 @@ def find(places: Places, name: str) -> Now | None:
         return dataclasses.replace(record, pid=pid)
     flags = handshake.FLAG_READ_ONLY if disks.read_only(devices[0]) else 0
     size = disks.size_of(devices[0])
-    return Now(name=name, device=devices[0], kind="fuse", size=size, flags=flags, pid=pid)
+    return Attached(name=name, device=devices[0], kind="fuse", size=size, flags=flags, pid=pid)
 
 
-def trouble(places: Places, now: Now) -> str | None:
+def trouble(places: Places, now: Attached) -> str | None:
     """Why a device over nbdfuse does no I/O any more, as a clause; None if it should, and for any other
     device."""
     if now.kind != "fuse":
@@ -80,7 +80,7 @@ def left(places: Places, name: str) -> bool:
     return recorded or file.exists() or disks.mounted_at(file) or bool(_nbdfuses(places, name))
 
 
-def attach(places: Places, wanted: Wanted) -> tuple[Now, Path]:
+def attach(places: Places, wanted: Wanted) -> tuple[Attached, Path]:
     """Make the block device; what it is, and its path. nbdfuse goes on when this process ends."""
     if os.geteuid() != 0:
         raise NeedsRoot(what="attaching")
@@ -91,9 +91,9 @@ def attach(places: Places, wanted: Wanted) -> tuple[Now, Path]:
         clean(places, wanted.name)
         undo.callback(clean, places, wanted.name)
         pid = _start_nbdfuse(places, wanted, address.uri, export)
-        with disks.Arrival() as arrival:
+        with disks.UdevWaiter() as waiter:
             device = _losetup(file, wanted, read_only=export.read_only)
-            now = Now(
+            now = Attached(
                 name=wanted.name,
                 device=device,
                 kind="fuse",
@@ -104,14 +104,14 @@ def attach(places: Places, wanted: Wanted) -> tuple[Now, Path]:
                 uri=address.uri,
             )
             places.write(now)
-            if not arrival.wait(lambda: disks.size_of(device) > 0, MOUNT_S):
+            if not waiter.wait(lambda: disks.size_of(device) > 0, MOUNT_S):
                 raise KernelRefused(what=f"/dev/{device}", why="the device did not appear in time")
-            path = arrival.link(device, places.link(wanted.name))
+            path = waiter.link(device, places.link(wanted.name))
         undo.pop_all()
     return now, path
 
 
-def detach(places: Places, now: Now, *, force: bool) -> None:
+def detach(places: Places, now: Attached, *, force: bool) -> None:
     """Write what is not written yet, and end the device; AttachedInUse or NotWritten if that cannot be.
     With `force`, what is not written is lost; a device that is in use stays until its users let go of it, and
     all its I/O fails. The caller has looked who uses it."""
@@ -154,7 +154,7 @@ def clean(places: Places, name: str) -> None:
     if not disks.UDEV_CONTROL.exists():  # else udev removes it
         places.link(name).unlink(missing_ok=True)
     places.log(name).unlink(missing_ok=True)
-    places.forget(Now, name)
+    places.forget(Attached, name)
 
 
 def _start_nbdfuse(places: Places, wanted: Wanted, uri: str, export: handshake.Export) -> int:

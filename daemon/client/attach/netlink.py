@@ -24,7 +24,7 @@ from polyvol.daemon.client.attach.errors import KernelRefused, NeedsRoot, NoNbdM
 from polyvol.mapping.os_errors import reason, reason_of
 
 if TYPE_CHECKING:
-    from polyvol.daemon.client.attach.kernel import Settings
+    from polyvol.daemon.client.attach.nbd_device import Settings
 
 FAMILY = "nbd"
 NOTICES = "nbd_mc_group"

@@ -40,7 +40,7 @@ def after_fork():
         site.addsitedir(path)
     from polyvol.daemon.service import Service
     from tests.support.sim_engine import SimWorld
-    from polyvol.daemon.host.sockets import Passed
+    from polyvol.daemon.host.sockets import InheritedSockets
     service = Service(Path(settings["state-dir"]), serve_nbd=False, frontend="nbdkit",
         passed=InheritedSockets(lock=int(settings["lock-fd"])), nbd_addresses=addresses,
         processors=int(settings["processors"]), engine_module=SimWorld())

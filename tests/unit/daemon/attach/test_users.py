@@ -10,7 +10,7 @@ from polyvol.daemon.client.attach.errors import AttachedInUse, NotWritten
 from polyvol.daemon.client.attach.records import Now
 
 ROOT_MOUNT = "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n"
-NOW = Now(name="v", device="nbd0", kind="nbd", size=4096, flags=0)
+NOW = Attached(name="v", device="nbd0", kind="nbd", size=4096, flags=0)
 
 
 class Host:
