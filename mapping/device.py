@@ -322,7 +322,7 @@ def trouble_at(device: Device, path: Path, catalog: UUID) -> str | None:
     Nobody in this process has it open."""
     try:
         with open_file(path, write=False, hold=False) as file:
-            use = occupied.use_of_open(file)
+            use = occupied.in_use_by_open(file)
             if use is not None:
                 return f"{path} is {use}"
             return trouble_with(device, inspect_open(file), catalog)

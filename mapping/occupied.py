@@ -62,7 +62,7 @@ def mounts(of: Path | None = None) -> list[Mount]:
     return found
 
 
-def use_of(name: str) -> str | None:
+def in_use_by(name: str) -> str | None:
     """Who uses a disk such as 'sda', or a partition of it, as a clause; None if nobody does."""
     parts = {}
     for path in (SYSFS / name, *_partitions(SYSFS / name)):
@@ -92,7 +92,7 @@ def open_free(path: Path, *, until: float = 0.0, users: Mapping[Identity, str] |
             file = open_file(path)
         except HeldByOther as error:
             name = disk_name(path)
-            use = None if name is None else use_of(name)
+            use = None if name is None else in_use_by(name)
             if use is not None or time.monotonic() >= until:
                 raise DiskInUse(path=path, use=use or HELD) from error
             time.sleep(POLL_S)
@@ -108,10 +108,10 @@ def open_free(path: Path, *, until: float = 0.0, users: Mapping[Identity, str] |
             raise DiskInUse(path=path, use=use)
 
 
-def use_of_open(file: OpenFile) -> str | None:
+def in_use_by_open(file: OpenFile) -> str | None:
     """Who else uses an open file or disk, as a clause; None if nobody is known to."""
     disk = file.kind == "block"
-    use = use_of(_name_of(file.identity[1])) if disk else file_users().get(file.identity)
+    use = in_use_by(_name_of(file.identity[1])) if disk else file_users().get(file.identity)
     return HELD if use is None and is_held(file.fd) else use
 
 

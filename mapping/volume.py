@@ -139,7 +139,7 @@ def plan_volume(request: VolumeRequest, inventory: Inventory) -> VolumePlan:
     size = _size(request, base)
     what = f"volume {name}"
     check_volume_size(what, size, request.partition_size)
-    work = Work(inventory)
+    allocator = SpaceAllocator(inventory)
     if base is not None:
         partitions = placement.place_on_base(size, request.partition_size, processors, base.id)
     else:
@@ -147,17 +147,17 @@ def plan_volume(request: VolumeRequest, inventory: Inventory) -> VolumePlan:
         if not ids:
             rooms = placement.rooms(size, request.partition_size, len(processors))
             ids = work.new_each(name, ".data", rooms)
-        space = {device: work.space[device] for device in ids}
+        space = {device: allocator.space[device] for device in ids}
         partitions = placement.place_partitions(
             what, size, request.partition_size, processors, space, work.names
         )
-    logs = plan_logs(work, name, size, request.partition_size, len(processors), request.log_devices)
+    logs = plan_logs(allocator, name, size, request.partition_size, len(processors), request.log_devices)
     made = tuple(work.made)
     return VolumePlan(name, size, request.partition_size, tuple(partitions), logs, made, request.when_full)
 
 
 def plan_logs(
-    work: "Work",
+    allocator: "SpaceAllocator",
     name: str,
     size: int,
     partition_size: int,
@@ -176,7 +176,7 @@ def plan_logs(
         ChangeLog(
             number,
             True,
-            tuple(placement.place_log(what, factor * size, work.names[device], work.space[device])),
+            tuple(placement.place_log(what, factor * size, work.names[device], allocator.space[device])),
         )
         for number, device in enumerate(ids, start=1)
     )
@@ -209,16 +209,16 @@ def plan_added_logs(
         raise ZeroSize(what=what, size=size, smallest=placement.CHUNK_SIZE)
     if size is not None and size > DEVICE_SIZE_MAX:
         raise SizeTooLarge(what=what, size=size, largest=DEVICE_SIZE_MAX)
-    work = Work(inventory)
+    allocator = SpaceAllocator(inventory)
     wanted = None if size is None else round_up(size, placement.CHUNK_SIZE)
     ids = [work.storage(device) for device in devices]
     if not ids:
         ids = work.new_each(volume.name, ".log", [wanted or present])
         wanted = wanted or present
     extents = (
-        placement.place_log(what, volume.size, work.names[device], work.space[device])
+        placement.place_log(what, volume.size, work.names[device], allocator.space[device])
         if wanted is None
-        else placement.place_log_of(what, wanted, work.names[device], work.space[device])
+        else placement.place_log_of(what, wanted, work.names[device], allocator.space[device])
         for device in ids
     )
     return AddedLogs(tuple(tuple(each) for each in extents), work.made[0] if work.made else None)
@@ -271,7 +271,7 @@ def log_spec(log: ChangeLog) -> "LogSpec":
     return {"number": log.number, "extents": _extent_specs(log.extents)}
 
 
-class Work:
+class SpaceAllocator:
     """The devices that a plan takes space from, those to be made among them."""
 
     def __init__(self, inventory: Inventory) -> None:
