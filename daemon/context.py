@@ -1,10 +1,10 @@
 """The context: what the verbs of all nouns share while the daemon runs.
 
 Owner and locks   `locks` (daemon/locks.py) has all locks and their order. Verbs that only read take none:
-                  they read within `reading` (daemon/reading.py). `volume_trouble`, `fill_levels`, `refusing`,
-                  `restoring` and `rewritten` are changed by who has the volume's lock, `device_trouble` and
-                  `files` by who has the device's, by replacing single entries; anybody may read them. Engine
-                  calls that may wait for a device refuse to run under `changes`.
+                  they read within `reading` (daemon/consistent_read.py). `volume_trouble`, `fill_levels`,
+                  `refusing`, `restoring` and `rewritten` are changed by who has the volume's lock,
+                  `device_trouble` and `files` by who has the device's, by replacing single entries; anybody
+                  may read them. Engine calls that may wait for a device refuse to run under `changes`.
 """
 
 import threading
@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from polyvol.daemon.config import IO_TIMEOUT_S
+from polyvol.daemon.consistent_read import Reading
 from polyvol.daemon.engine_border import EngineLike, guarded
 from polyvol.daemon.errors import EngineFailed, Restoring, VolumeBusy, VolumeNotServed, engine_errors
 from polyvol.daemon.events import Events
 from polyvol.daemon.fill_level import FillLevel
 from polyvol.daemon.locks import Changes, Locks, Operation
-from polyvol.daemon.reading import Reading
 from polyvol.daemon.sizes import format_seconds
 from polyvol.daemon.state.reserve import Reserve
 from polyvol.daemon.types.devices import ExtentView
@@ -81,7 +81,7 @@ class Context:
     def __post_init__(self) -> None:
         self.reserve = Reserve(self.state_dir)
         self.engine = guarded(self.engine, self.locks.may_wait)
-        self._reading = Reading(self.catalog, self.engine)
+        self._reading = ConsistentRead(self.catalog, self.engine)
 
     @property
     def changes(self) -> Changes:

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Literal
 from uuid import uuid4
 
+from polyvol.daemon.consistent_read import reads
 from polyvol.daemon.context import Context
 from polyvol.daemon.devices.claims import Claims
 from polyvol.daemon.devices.files import (
@@ -53,7 +54,6 @@ from polyvol.daemon.devices.short import ShortDevices
 from polyvol.daemon.devices.start import open_all
 from polyvol.daemon.errors import BadRequest, DeviceBusy
 from polyvol.daemon.isolation import isolate
-from polyvol.daemon.reading import reads
 from polyvol.daemon.state.directory import refuse_own
 from polyvol.daemon.types.base import iso
 from polyvol.daemon.types.devices import DeviceAdd, DeviceRetry, DeviceView

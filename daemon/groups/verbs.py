@@ -14,8 +14,8 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from polyvol.daemon.consistent_read import reads
 from polyvol.daemon.context import Context
-from polyvol.daemon.reading import reads
 from polyvol.daemon.snapshots.taker import SnapshotTaker
 from polyvol.daemon.snapshots.verbs import Snapshots
 from polyvol.daemon.types.base import iso

@@ -21,12 +21,12 @@ import threading
 from functools import partial
 from uuid import UUID
 
+from polyvol.daemon.consistent_read import reads
 from polyvol.daemon.context import Context
 from polyvol.daemon.errors import Restoring, SnapshotInUse, VolumeBusy
 from polyvol.daemon.groups.verbs import Members
 from polyvol.daemon.hooks.run import checked_hooks, hook_view
 from polyvol.daemon.isolation import isolate, reason_of
-from polyvol.daemon.reading import reads
 from polyvol.daemon.schedules.due import DueTimes
 from polyvol.daemon.schedules.plan import AHEAD_S_MAX, plan
 from polyvol.daemon.sizes import format_seconds

@@ -6,9 +6,9 @@ How it works      The engine compares the two block maps, which takes as long as
 Errors            UnknownVolume, UnknownSnapshot, VolumeNotServed, BadRequest.
 """
 
+from polyvol.daemon.consistent_read import reads
 from polyvol.daemon.context import Context
 from polyvol.daemon.errors import BadRequest
-from polyvol.daemon.reading import reads
 from polyvol.daemon.types.changes import ChangedExtent, ChangesView, ChangeTotalView
 from polyvol.mapping.errors import UnknownSnapshot
 from polyvol.mapping.records import SnapshotRecord, Volume

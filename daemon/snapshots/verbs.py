@@ -18,9 +18,9 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 
+from polyvol.daemon.consistent_read import reads
 from polyvol.daemon.context import Context, devices_of
 from polyvol.daemon.errors import EngineFailed, SnapshotInUse, counted_clients
-from polyvol.daemon.reading import reads
 from polyvol.daemon.types.base import iso
 from polyvol.daemon.types.groups import SnapshotWanted
 from polyvol.daemon.types.snapshots import PartitionSnapshotView, SnapshotDeleted, SnapshotView, StallView

@@ -25,12 +25,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
+from polyvol.daemon.consistent_read import reads
 from polyvol.daemon.context import Context
 from polyvol.daemon.devices.health import device_troubles
 from polyvol.daemon.errors import Restoring, SnapshotInUse, VolumeBusy, log_failure
 from polyvol.daemon.fill_level import FillLevel, Level
 from polyvol.daemon.isolation import isolate
-from polyvol.daemon.reading import reads
 from polyvol.daemon.sizes import format_size
 from polyvol.daemon.snapshots.verbs import Snapshots
 from polyvol.daemon.workers import Workers

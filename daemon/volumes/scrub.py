@@ -23,10 +23,10 @@ import time
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from polyvol.daemon.consistent_read import reads
 from polyvol.daemon.context import Context
 from polyvol.daemon.errors import BadRequest, NoScrub, ScrubRunning
 from polyvol.daemon.isolation import isolate
-from polyvol.daemon.reading import reads
 from polyvol.daemon.sizes import SCRUB_RATE_MAX, SCRUB_RATE_MIN
 from polyvol.daemon.types.base import WHY_FUTURE, iso
 from polyvol.daemon.types.scrubs import ScrubBadView, ScrubState, ScrubView

@@ -20,6 +20,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Literal
 
+from polyvol.daemon.consistent_read import reads
 from polyvol.daemon.context import Context
 from polyvol.daemon.devices import files as device_files
 from polyvol.daemon.devices.health import (
@@ -38,7 +39,6 @@ from polyvol.daemon.errors import (
 )
 from polyvol.daemon.hooks.run import checked_hooks, hook_view
 from polyvol.daemon.isolation import isolate
-from polyvol.daemon.reading import reads
 from polyvol.daemon.types.base import iso
 from polyvol.daemon.types.scrubs import BadBlockView
 from polyvol.daemon.types.volumes import (

@@ -17,7 +17,7 @@ ROOMS = (
     ("types", "host"),
     ("state",),
     ("config", "engine_border", "events", "locks", "fill_level"),
-    ("context", "reading", "operations", "isolation", "workers"),
+    ("context", "consistent_read", "operations", "isolation", "workers"),
     ("devices",),
     ("hooks",),
     ("volumes",),

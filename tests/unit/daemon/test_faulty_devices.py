@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 SECOND = 1_000_000_000
 
 
-def fault(call: str = "reading", times: int = 1) -> "DeviceFaultStats":
+def fault(call: str = "consistent_read", times: int = 1) -> "DeviceFaultStats":
     first = 1_800_000_000 * SECOND
     last = first + (times - 1) * SECOND
     return {

@@ -1,8 +1,8 @@
 """Reading: all that one answer tells is of one state.
 
-How it works      Within `Reading.one_state` the thread's queries see one state of the catalog, and the engine
-                  is asked for its exports and its counters once. The two are joined by ids and names: what
-                  the engine does not have (yet, or any more) is told as the catalog has it, without the
+How it works      Within `ConsistentRead.one_state` the thread's queries see one state of the catalog, and the
+                  engine is asked for its exports and its counters once. The two are joined by ids and names:
+                  what the engine does not have (yet, or any more) is told as the catalog has it, without the
                   facts that only the engine knows.
 Invariants        G1 nothing is changed within it, and no lock is waited for: a verb that decides something
                   reads again under its locks (the catalog refuses a transaction within it).
