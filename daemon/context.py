@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from polyvol.daemon.config import IO_TIMEOUT_S
-from polyvol.daemon.consistent_read import Reading
+from polyvol.daemon.consistent_read import ConsistentRead
 from polyvol.daemon.engine_border import EngineLike, guarded
 from polyvol.daemon.errors import EngineFailed, Restoring, VolumeBusy, VolumeNotServed, engine_errors
 from polyvol.daemon.events import Events

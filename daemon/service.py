@@ -394,7 +394,7 @@ class Service:
         if self._accept_older_catalog:
             stopped.forget(self._context)
         self._volumes.start()
-        undo.callback(self._devices.short.note)
+        undo.callback(self._devices.shrunk.note)
         self._state_space = StateSpaceMonitor(self._context, self.reserve, self.reload)
         space = SpaceMonitor(
             self._context, self._snapshots, also=self._look, journal_full=self._state_space.journal_full
@@ -430,7 +430,7 @@ class Service:
     def _look(self) -> None:
         """What is looked at every few seconds."""
         self._state_space.look()
-        self._devices.short.note()
+        self._devices.shrunk.note()
 
     def _make_verbs(self) -> None:
         """The verbs of each noun, on this context."""

@@ -67,7 +67,7 @@ def plan_clone(
             request.log_devices,
             LOG_FACTOR,
         ),
-        new_devices=tuple(work.made),
+        new_devices=tuple(allocator.made),
         when_full=request.when_full,
         source=CloneSource(source.id, snapshot.epoch),
     )

@@ -56,7 +56,7 @@ def plan_growth(
     needed = sum(length for _, _, length in pieces)
     allocator = SpaceAllocator(inventory)
     if devices:
-        ids = [work.storage(device) for device in devices]
+        ids = [allocator.storage(device) for device in devices]
         free = sum(allocator.space[device].free for device in ids)
         if free < needed:
             raise DeviceTooSmall(what=what, needed=needed, devices=", ".join(devices), free=free)
@@ -68,13 +68,13 @@ def plan_growth(
         rooms: Counter[int] = Counter()
         for _, processor, length in pieces:
             rooms[processor] += length
-        made = work.new_each(volume.name, ".data", list(rooms.values()))
+        made = allocator.new_each(volume.name, ".data", list(rooms.values()))
         file = dict(zip(rooms, made, strict=True))
         planned = [
             Partition(number, processor, tuple(allocator.space[file[processor]].take_some(length)))
             for number, processor, length in pieces
         ]
-    return GrowthPlan(size, tuple(planned), tuple(work.made))
+    return GrowthPlan(size, tuple(planned), tuple(allocator.made))
 
 
 def _pieces(

@@ -89,7 +89,7 @@ def choose_processors(count: int | None, available: int, load: Mapping[int, int]
 
 
 class RoundRobin:
-    """Devices taking rotation."""
+    """Hands out extents of devices in rotation."""
 
     def __init__(self, devices: list[FreeSpace]) -> None:
         self._devices = devices

@@ -143,16 +143,16 @@ def plan_volume(request: VolumeRequest, inventory: Inventory) -> VolumePlan:
     if base is not None:
         partitions = placement.place_on_base(size, request.partition_size, processors, base.id)
     else:
-        ids = [work.storage(device) for device in request.devices]
+        ids = [allocator.storage(device) for device in request.devices]
         if not ids:
             rooms = placement.rooms(size, request.partition_size, len(processors))
-            ids = work.new_each(name, ".data", rooms)
+            ids = allocator.new_each(name, ".data", rooms)
         space = {device: allocator.space[device] for device in ids}
         partitions = placement.place_partitions(
-            what, size, request.partition_size, processors, space, work.names
+            what, size, request.partition_size, processors, space, allocator.names
         )
     logs = plan_logs(allocator, name, size, request.partition_size, len(processors), request.log_devices)
-    made = tuple(work.made)
+    made = tuple(allocator.made)
     return VolumePlan(name, size, request.partition_size, tuple(partitions), logs, made, request.when_full)
 
 
@@ -167,16 +167,16 @@ def plan_logs(
 ) -> tuple[ChangeLog, ...]:
     """The change logs of a new volume: one on each device, or on sparse files to be made, one for each
     processor; each as large as the volume, or its processor's part of it, `factor` times."""
-    ids = [work.storage(device) for device in devices]
+    ids = [allocator.storage(device) for device in devices]
     if not ids:
         rooms = placement.rooms(size, partition_size, processors)
-        ids = work.new_each(name, ".log", [placement.log_size(factor * room) for room in rooms])
+        ids = allocator.new_each(name, ".log", [placement.log_size(factor * room) for room in rooms])
     what = f"a change log of volume {name}"
     return tuple(
         ChangeLog(
             number,
             True,
-            tuple(placement.place_log(what, factor * size, work.names[device], allocator.space[device])),
+            tuple(placement.place_log(what, factor * size, allocator.names[device], allocator.space[device])),
         )
         for number, device in enumerate(ids, start=1)
     )
@@ -211,17 +211,17 @@ def plan_added_logs(
         raise SizeTooLarge(what=what, size=size, largest=DEVICE_SIZE_MAX)
     allocator = SpaceAllocator(inventory)
     wanted = None if size is None else round_up(size, placement.CHUNK_SIZE)
-    ids = [work.storage(device) for device in devices]
+    ids = [allocator.storage(device) for device in devices]
     if not ids:
-        ids = work.new_each(volume.name, ".log", [wanted or present])
+        ids = allocator.new_each(volume.name, ".log", [wanted or present])
         wanted = wanted or present
     extents = (
-        placement.place_log(what, volume.size, work.names[device], allocator.space[device])
+        placement.place_log(what, volume.size, allocator.names[device], allocator.space[device])
         if wanted is None
-        else placement.place_log_of(what, wanted, work.names[device], allocator.space[device])
+        else placement.place_log_of(what, wanted, allocator.names[device], allocator.space[device])
         for device in ids
     )
-    return AddedLogs(tuple(tuple(each) for each in extents), work.made[0] if work.made else None)
+    return AddedLogs(tuple(tuple(each) for each in extents), allocator.made[0] if allocator.made else None)
 
 
 def volume_spec(

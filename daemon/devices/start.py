@@ -12,7 +12,7 @@ from functools import partial
 
 from polyvol.daemon.context import Context
 from polyvol.daemon.devices.files import Checked, keep, open_checked
-from polyvol.daemon.devices.short import ShortDevices
+from polyvol.daemon.devices.shrunk import ShrunkDevices
 from polyvol.daemon.isolation import isolate
 from polyvol.daemon.workers import answers
 from polyvol.mapping.device import Device
@@ -25,7 +25,7 @@ PATIENCE_S = 5.0
 
 def open_all(
     context: Context,
-    short: ShortDevices,
+    shrunk: ShrunkDevices,
     devices: Iterable[Device],
     *,
     until: float,
@@ -40,7 +40,7 @@ def open_all(
         device.id: partial(
             _open,
             context,
-            short,
+            shrunk,
             device,
             until=until,
             users=users,
@@ -64,7 +64,7 @@ def open_all(
 
 def _open(
     context: Context,
-    short: ShortDevices,
+    shrunk: ShrunkDevices,
     device: Device,
     *,
     until: float,
@@ -75,8 +75,8 @@ def _open(
     reasons: list[str] = []
     with isolate(context, f"opening device {device.name}", reasons.append):
         path = context.path(device)
-        short.look(device, path)
-        clause = short.clause(device)
+        shrunk.look(device, path)
+        clause = shrunk.clause(device)
         if clause is not None:
             return clause
         try:

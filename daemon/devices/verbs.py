@@ -48,9 +48,9 @@ from polyvol.daemon.devices.files import (
     remark_on,
     renew_label,
 )
-from polyvol.daemon.devices.half import HalfDevices
 from polyvol.daemon.devices.health import Trouble, device_troubles
-from polyvol.daemon.devices.short import ShortDevices
+from polyvol.daemon.devices.incomplete import IncompleteDevices
+from polyvol.daemon.devices.shrunk import ShrunkDevices
 from polyvol.daemon.devices.start import open_all
 from polyvol.daemon.errors import BadRequest, DeviceBusy
 from polyvol.daemon.isolation import isolate
@@ -92,8 +92,8 @@ class Devices:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self.short = ShortDevices(context)
-        self._half = HalfDevices(context, self.short)
+        self.shrunk = ShrunkDevices(context)
+        self._incomplete = IncompleteDevices(context, self.shrunk)
         self._claims = Claims(context)
         self._opening = Workers("polyvol-open")
 
@@ -104,17 +104,17 @@ class Devices:
         context = self._context
         fds = dict(passed or {})
         until, users = time.monotonic() + START_PATIENCE_S, occupied.file_users()
-        self._half.finish_used()
+        self._incomplete.finish_used()
         devices = [device for device in context.catalog.devices() if device.state == "ready"]
         checked_devices, reasons = open_all(
-            context, self.short, devices, until=until, users=users, passed=fds
+            context, self.shrunk, devices, until=until, users=users, passed=fds
         )
         for fd in fds.values():
             os.close(fd)
         begin_run(context, checked_devices)
         for device in devices:
             self._start(device, reasons.get(device.id), clean=clean)
-        self._half.settle()
+        self._incomplete.settle()
 
     def _start(self, device: Device, reason: str | None, *, clean: bool) -> None:
         """Open a device in the engine; if `reason` says what is wrong, note it and have it absent there."""
@@ -186,7 +186,7 @@ class Devices:
         if found is None:
             return None
         troubles = context.device_trouble if missing_only else device_troubles(context)
-        self.short.note()
+        self.shrunk.note()
         devices = [device for device in context.catalog.devices() if device.id in troubles]
         paths = identities(context, devices)
         for device in devices:
@@ -194,7 +194,7 @@ class Devices:
             with isolate(context, f"looking whether {path} is device {device.name}", DEVICE=device.name):
                 here = (
                     self._claims.may_be(device, found, paths)
-                    and self.short.clause(device) is None  # it is used again only if a person says so
+                    and self.shrunk.clause(device) is None  # it is used again only if a person says so
                     and trouble_with(device, found, context.catalog.uuid) is None
                 )
             if here:
@@ -226,7 +226,7 @@ class Devices:
             renew_label(context, checked)
             with context.engine_errors(f"opening device {device.name} again"):
                 context.reopen_device(device, file)
-            self.short.forget(device)
+            self.shrunk.forget(device)
         except BaseException:
             if context.files.get(device.id) is not file:
                 file.close()
@@ -239,7 +239,7 @@ class Devices:
     def open_missing(self) -> None:
         """Try every device again that is missing, and settle what is half done; one that hangs goes on by
         itself."""
-        self._opening.run("half done", self._half.settle)
+        self._opening.run("half done", self._incomplete.settle)
         for device in self._context.catalog.devices():
             if device.state == "ready" and device.id in self._context.device_trouble:
                 self._opening.run(device.id, partial(self._try_again, device))
@@ -248,7 +248,7 @@ class Devices:
     def _try_again(self, device: Device) -> None:
         # That it is missing was said when it was found to be.
         with isolate(self._context, f"opening device {device.name} again", lambda _: None):
-            if self.short.clause(device) is None:
+            if self.shrunk.clause(device) is None:
                 self.retry(DeviceRetry(), device.name)
 
     @contextlib.contextmanager
@@ -259,7 +259,7 @@ class Devices:
             now = next((each for each in context.catalog.devices() if each.id == device.id), None)
             if now is None:
                 raise UnknownDevice(name=device.name)
-            if now.id in self._half.underway:  # the verb that adds it is about to take its lock
+            if now.id in self._incomplete.underway:  # the verb that adds it is about to take its lock
                 raise DeviceBusy(name=device.name, what="device add", since="0 s")
             yield now
 
@@ -278,7 +278,7 @@ class Devices:
         """Open a device again that was missing; None if it is not missing, or was short."""
         context = self._context
         device = next((each for each in context.catalog.devices() if each.id == number), None)
-        if device is None or number not in context.device_trouble or self.short.clause(device) is not None:
+        if device is None or number not in context.device_trouble or self.shrunk.clause(device) is not None:
             return None
         return self.retry(DeviceRetry(), device.name)
 
@@ -335,7 +335,7 @@ class Devices:
         if request.name is not None:
             check_name("device", request.name)
         refuse_own(self._context.state_dir, path)
-        self._half.settle()
+        self._incomplete.settle()
         with self._claims.at(path):
             return self._add_there(request, path)
 
@@ -400,13 +400,13 @@ class Devices:
                 file is None,
             )
             device = context.catalog.add_device(device)
-            self._half.underway.add(device.id)
+            self._incomplete.underway.add(device.id)
         try:
             with context.locks.device(device.id, device.name, "device add", wait_s=context.locks.wait_s):
                 self._make(device, path, file, preallocate=request.preallocate)
         finally:
             with context.changes:
-                self._half.underway.discard(device.id)
+                self._incomplete.underway.discard(device.id)
         return device.name
 
     def _make(self, device: Device, path: Path, file: OpenFile | None, *, preallocate: bool) -> None:
@@ -417,7 +417,7 @@ class Devices:
             context.catalog.set_device_state(device.id, "ready")
         except BaseException:
             with isolate(context, f"undoing what was added of device {device.name}", DEVICE=device.name):
-                self._half.forget(device)
+                self._incomplete.forget(device)
             raise
 
     def remove(self, name: str) -> None:
@@ -436,7 +436,7 @@ class Devices:
                 with context.changes:
                     context.catalog.set_device_state(device.id, "ready")
                 raise
-            self._half.forget(device)
+            self._incomplete.forget(device)
 
     def _refuse_used(self, device: Device) -> None:
         """DeviceInUse if volumes have extents on a device. Under `changes`."""

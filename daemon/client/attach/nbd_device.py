@@ -82,7 +82,7 @@ def attach(kernel: "Kernel", places: Places, wanted: Wanted) -> tuple[Attached, 
     with disks.UdevWaiter() as waiter, ExitStack() as undo:
         with _connections(address, wanted.connections) as (sockets, export):
             settings = _settings(wanted, export)
-            index = nbd_device.connect(settings, [each.fileno() for each in sockets], index)
+            index = kernel.connect(settings, [each.fileno() for each in sockets], index)
         undo.callback(kernel.disconnect, index)
         now = Attached(
             name=wanted.name,

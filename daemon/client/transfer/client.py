@@ -53,7 +53,7 @@ class NbdExport:
 
     def pread(self, length: int, offset: int) -> bytearray:
         """Read."""
-        with self._errors("consistent_read"):
+        with self._errors("reading"):
             data: bytearray = self._mine().pread(length, offset)
             return data
 
@@ -77,7 +77,7 @@ class NbdExport:
 
     def check_first(self) -> None:
         """TransferFailed unless the first connection has lasted until now (P1)."""
-        with self._errors("consistent_read"):
+        with self._errors("reading"):
             self._first.pread(1, 0)
 
     def flush(self) -> None:

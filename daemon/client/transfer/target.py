@@ -58,7 +58,7 @@ class FileTarget:
     def pread(self, length: int, offset: int) -> bytes:
         """Read; TransferFailed if less is there."""
         parts: list[bytes] = []
-        with self._errors("consistent_read"):
+        with self._errors("reading"):
             while length:
                 part = os.pread(self.fd, length, offset)
                 if not part:

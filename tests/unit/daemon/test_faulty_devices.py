@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 SECOND = 1_000_000_000
 
 
-def fault(call: str = "consistent_read", times: int = 1) -> "DeviceFaultStats":
+def fault(call: str = "reading", times: int = 1) -> "DeviceFaultStats":
     first = 1_800_000_000 * SECOND
     last = first + (times - 1) * SECOND
     return {
@@ -72,8 +72,8 @@ def test_a_device_that_was_short_waits_for_a_retry(degraded: Daemon, tmp_path: P
     assert json.loads(degraded.ok("device", "show", "b", "--json"))["reason"].startswith(said)
     assert said in degraded.refused("volume", "create", "w", "--size", "1M", "--device", "b")
     assert degraded.service.device_found(tmp_path / "b") is None
-    degraded.service.devices.short.note()
-    degraded.service.devices.short.note()
+    degraded.service.devices.shrunk.note()
+    degraded.service.devices.shrunk.note()
     told = [event["text"] for event in json.loads(degraded.ok("status", "--json"))["events"]]
     assert sum(said in text for text in told) == 1
     degraded.world.faults.clear()
@@ -86,7 +86,7 @@ def test_a_device_that_was_short_waits_for_a_retry(degraded: Daemon, tmp_path: P
     degraded.ok("device", "retry", "b")
     degraded.restart()
     assert json.loads(degraded.ok("device", "show", "b", "--json"))["state"] == "ok"
-    assert degraded.service.devices.short.clause(degraded.service._context.find_device("b")) is None
+    assert degraded.service.devices.shrunk.clause(degraded.service._context.find_device("b")) is None
 
 
 def test_a_faulty_device_is_shown_with_what_it_is_needed_for(degraded: Daemon) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from polyvol.daemon.client.attach import units, users, watch
 from polyvol.daemon.client.attach.errors import AttachedInUse, NotWritten
-from polyvol.daemon.client.attach.records import Now
+from polyvol.daemon.client.attach.records import Attached
 
 ROOT_MOUNT = "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n"
 NOW = Attached(name="v", device="nbd0", kind="nbd", size=4096, flags=0)

@@ -17,7 +17,7 @@ from polyvol.daemon.isolation import isolate
 from polyvol.mapping.device import Device, length_if_short, short_clause
 
 
-class ShortDevices:
+class ShrunkDevices:
     """The devices that were found short and not retried since."""
 
     def __init__(self, context: Context) -> None:

@@ -17,19 +17,19 @@ from contextlib import suppress
 
 from polyvol.daemon.context import Context
 from polyvol.daemon.devices.files import close, close_device, keep, open_checked, unmake
-from polyvol.daemon.devices.short import ShortDevices
+from polyvol.daemon.devices.shrunk import ShrunkDevices
 from polyvol.daemon.isolation import isolate
 from polyvol.mapping.device import Device, clear_label
 from polyvol.mapping.errors import DeviceNotReady
 from polyvol.mapping.records import UNDER_WAY
 
 
-class HalfDevices:
+class IncompleteDevices:
     """The devices that are not 'ready', but for those that are made for volumes."""
 
-    def __init__(self, context: Context, short: ShortDevices) -> None:
+    def __init__(self, context: Context, shrunk: ShrunkDevices) -> None:
         self._context = context
-        self._short = short
+        self._shrunk = shrunk
         self.underway: set[int] = set()
 
     def finish_used(self) -> None:
@@ -80,5 +80,5 @@ class HalfDevices:
         close_device(context, device.id)
         with context.changes:
             context.catalog.forget_device(device.id)
-        self._short.forget(device)
+        self._shrunk.forget(device)
         context.device_trouble.pop(device.id, None)
