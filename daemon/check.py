@@ -22,7 +22,7 @@ from pathlib import Path
 from polyvol.daemon.engine_border import EngineModule, load_engine
 from polyvol.daemon.errors import NoState, StateLocked, StateUnusable
 from polyvol.daemon.types.status import CheckView, CheckVolumeView
-from polyvol.daemon.volumes.stopped import other_time
+from polyvol.daemon.volumes.manifest_digests import other_time
 from polyvol.mapping.catalog.database import LATEST_VERSION, mark_of
 from polyvol.mapping.catalog.examine import Examiner, content_problems, reading, reference_problems
 from polyvol.mapping.catalog.failures import failure

@@ -70,7 +70,7 @@ from polyvol.daemon.types.volumes import (
     VolumeSet,
     VolumeView,
 )
-from polyvol.daemon.volumes import stopped
+from polyvol.daemon.volumes import manifest_digests
 from polyvol.daemon.volumes.growth import grow_volume
 from polyvol.daemon.volumes.scrub import Scrubs
 from polyvol.daemon.volumes.serving import Serving
@@ -392,7 +392,7 @@ class Service:
         self._devices.start(clean=clean, passed=held)
         hand_over.forget_devices(held)
         if self._accept_older_catalog:
-            stopped.forget(self._context)
+            manifest_digests.forget(self._context)
         self._volumes.start()
         undo.callback(self._devices.shrunk.note)
         self._state_space = StateSpaceMonitor(self._context, self.reserve, self.reload)
@@ -463,7 +463,7 @@ class Service:
         def stop() -> None:
             with engine_errors("making everything durable", module.EngineError):
                 engine.stop()
-            stopped.end(self._context)
+            manifest_digests.end(self._context)
             device_files.end_run(self._context)
             settings.end_run()
 

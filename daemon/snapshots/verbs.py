@@ -27,7 +27,7 @@ from polyvol.daemon.types.snapshots import PartitionSnapshotView, SnapshotDelete
 from polyvol.daemon.types.use import SnapshotUseView
 from polyvol.daemon.volumes.change_logs import ChangeLogs, inventory
 from polyvol.daemon.volumes.exporting import export_snapshots
-from polyvol.daemon.volumes.use import snapshot_uses
+from polyvol.daemon.volumes.usage import snapshot_uses
 from polyvol.daemon.workers import Workers
 from polyvol.mapping.errors import NameInUse, UnknownSnapshot
 from polyvol.mapping.group import Group, Schedule

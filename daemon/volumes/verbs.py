@@ -52,7 +52,7 @@ from polyvol.daemon.types.volumes import (
     VolumeSet,
     VolumeView,
 )
-from polyvol.daemon.volumes import stopped
+from polyvol.daemon.volumes import manifest_digests
 from polyvol.daemon.volumes.change_logs import ChangeLogs, inventory
 from polyvol.daemon.volumes.clone_pins import ClonePins
 from polyvol.daemon.volumes.exporting import end_exports, export_live, export_snapshots
@@ -61,7 +61,7 @@ from polyvol.daemon.volumes.incomplete import restore_reason, restore_view
 from polyvol.daemon.volumes.plan_views import plan_view
 from polyvol.daemon.volumes.removal import VolumeRemoval
 from polyvol.daemon.volumes.scrub import Scrubs
-from polyvol.daemon.volumes.use import volume_use
+from polyvol.daemon.volumes.usage import volume_use
 from polyvol.mapping.clone import CloneRequest, plan_clone
 from polyvol.mapping.errors import UnknownSnapshot
 from polyvol.mapping.records import CloneSource, RestoreRecord, SnapshotRecord, Volume
@@ -83,7 +83,7 @@ class Volumes:
     def start(self) -> None:
         """Settle what is half done, then serve every volume, as far as its devices are right."""
         context = self._context
-        stopped.begin(context)
+        manifest_digests.begin(context)
         self.change_logs.settle_all()
         for volume in context.catalog.volumes():
             if volume.state == "ready":
@@ -309,7 +309,7 @@ class Volumes:
 
     def _hand_over(self, volume: Volume) -> None:
         context = self._context
-        stopped.check(context, volume)
+        manifest_digests.check(context, volume)
         partitions = context.catalog.partitions(volume.id)
         context.grow_processors(max(partition.processor for partition in partitions) + 1)
         spec = volume_spec(

@@ -20,7 +20,7 @@ from polyvol.daemon.process import watch
 from polyvol.daemon.service import Service
 from polyvol.daemon.space.change_logs import SpaceMonitor
 from polyvol.daemon.types.scrubs import ScrubSettings
-from polyvol.daemon.volumes import scrub, stopped
+from polyvol.daemon.volumes import manifest_digests, scrub
 from polyvol.mapping.device import Device, trouble_with
 from polyvol.mapping.records import Volume
 from tests.support.proc import wait_until
