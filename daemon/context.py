@@ -32,8 +32,8 @@ from polyvol.mapping.device import Device
 from polyvol.mapping.errors import UnknownDevice, UnknownSnapshot, UnknownVolume
 from polyvol.mapping.extent import Extent
 from polyvol.mapping.label import NO_RUN
-from polyvol.mapping.looks import Looks
 from polyvol.mapping.opening import OpenFile
+from polyvol.mapping.probes import Looks
 from polyvol.mapping.records import SnapshotRecord, Volume
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Context:
     generation: int = 0
     run: UUID = NO_RUN
     io_timeout_s: int = IO_TIMEOUT_S
-    looks: Looks = field(default_factory=Looks)
+    probes: Probes = field(default_factory=Looks)
     """For readers: what is asked of the kernel that a hung file system does not answer."""
     _growing: threading.Lock = field(default_factory=threading.Lock)
 

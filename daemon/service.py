@@ -182,7 +182,7 @@ class Service:
 
     def probe(self, timeout_s: float) -> bool:
         """Whether the control API's loop and the engine answer within this time."""
-        asked = self._context.looks.ask({"probe": self.engine.stats})
+        asked = self._context.probes.ask({"probe": self.engine.stats})
         return bool(asked) and self._server.answers(timeout_s)
 
     def summary(self) -> str:

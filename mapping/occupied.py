@@ -24,9 +24,9 @@ from functools import partial
 from pathlib import Path
 
 from polyvol.mapping.errors import DeviceUnusable, DiskInUse
-from polyvol.mapping.looks import Looks
 from polyvol.mapping.opening import HeldByOther, Identity, OpenFile, identity_of, is_held, open_file
 from polyvol.mapping.os_errors import reason
+from polyvol.mapping.probes import Looks
 
 SYSFS = Path("/sys/class/block")
 MOUNTS = Path("/proc/self/mountinfo")
@@ -41,7 +41,7 @@ USAGES = {
     "crypto": "encrypted data ({type})",
     "partition-table": "a partition table ({type})",
 }
-_looks = Looks()
+_probes = Probes()
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
 
@@ -135,7 +135,7 @@ def _loops() -> dict[str, Identity]:
             backing = Path((path / "loop/backing_file").read_text().removesuffix("\n"))
             questions[path.name, backing] = partial(identity_of, backing)
     # One over a file system that hangs is left out: nobody can open that file now.
-    return {loop: found for (loop, _), found in _looks.ask(questions).items() if found is not None}
+    return {loop: found for (loop, _), found in _probes.ask(questions).items() if found is not None}
 
 
 def _partitions(disk: Path) -> list[Path]:

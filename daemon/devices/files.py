@@ -148,7 +148,7 @@ def identities(context: Context, devices: Iterable[Device]) -> dict[int, Identit
     """What is at the paths of devices now, by their ids; those that do not answer are left out."""
     paths = {device.id: context.path(device) for device in devices}
     questions = {("path", identity, path): partial(identity_of, path) for identity, path in paths.items()}
-    return {key[1]: found for key, found in context.looks.ask(questions).items()}
+    return {key[1]: found for key, found in context.probes.ask(questions).items()}
 
 
 def remark_on(context: Context, device: Device, here: Mapping[int, Identity | None]) -> str | None:

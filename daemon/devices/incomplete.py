@@ -1,15 +1,15 @@
-"""Devices that are half added or half removed: hidden from placement, and undone or finished.
+"""Incomplete devices: partly added or partly removed; hidden from placement, then undone or finished.
 
 How it works      The catalog says 'adding' before anything is made of a device, and 'removing' before
-                  anything of it is taken away. `forget` does what both end with: it closes the device, takes
-                  its label off, or removes the file that add has made, and takes it out of the catalog.
-                  `settle` does that for each device that an error or a kill has left so.
-Invariants        HD1 a device with extents of volumes is never forgotten; HD2 one that is being added or
-                  removed now (`underway`, changed under `changes`) is left to that verb.
+                  anything of it is taken away. `forget` is the common last step: it closes the device, takes
+                  its label off, or removes the file that add has made, and removes it from the catalog.
+                  `settle` does that for each device that an error or a kill left in one of these states.
+Invariants        HD1 a device with extents of volumes is never forgotten; HD2 a device whose add or remove is
+                  running (`underway`, changed under `changes`) is left to that verb.
 Owner and locks   `settle` takes the lock of each device; the caller holds none of a volume. The caller of
                   `forget` holds the device's lock.
-Durability        After `forget` the device is forgotten also after power loss. What it could not do before is
-                  tried again by the next `settle`.
+Durability        After `forget` the device is forgotten also after power loss. What it could not do is
+                  retried by the next `settle`.
 Errors            None leave `settle`: they are events. `forget`: those of the catalog.
 """
 

@@ -1,13 +1,13 @@
-"""Devices that became shorter: which ones were, whatever length they have later.
+"""Shrunk devices: those that became shorter, remembered whatever length they have later.
 
-How it works      The engine finds a device shorter than it must be, and refuses what lies beyond, for as long
-                  as it runs. The catalog remembers it for later runs: a file that was made long again has
-                  zeros where data was, and nothing else tells. Such a device is missing at the next start,
-                  and nothing but `polyvol device retry` has it used again.
+How it works      The engine notices a device that is shorter than it must be, and refuses what lies beyond
+                  the end, for as long as it runs. The catalog remembers the device for later runs: a file
+                  that was extended again has zeros where data was, and nothing else shows that. Such a device
+                  is missing at the next start, until `polyvol device retry`.
 Owner and locks   `note` takes `changes`; the callers of the others hold the device's lock, or start polyvold.
-Durability        What was found is in the catalog at most a few seconds later, and at a stop. A kill before
-                  that leaves a file that is still short, unless somebody made it long again by then.
-Errors            What asking the engine and the catalog gives.
+Durability        A device is recorded in the catalog within a few seconds, and at a stop. After a kill before
+                  that, the file is still short, unless somebody extended it in the meantime.
+Errors            Those of the engine and the catalog.
 """
 
 from pathlib import Path

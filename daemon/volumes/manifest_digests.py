@@ -1,11 +1,11 @@
-"""Stopped: what a clean stop left of each volume's manifests, so that older ones are told.
+"""Manifest digests: recorded at a clean stop, so that the next start notices older manifests.
 
-How it works      Journals and manifests that were put back together, of an earlier time, agree with each
-                  other. So a clean stop keeps digests of each served volume's manifests in the catalog. The
-                  next start compares, and forgets the digests before the engine may change the manifests.
-Invariants        P1 where the catalog has digests, nothing was written to the volume since that stop.
+How it works      Journals and manifests that were restored together from an older copy agree with each other.
+                  So a clean stop stores digests of each served volume's manifests in the catalog. The next
+                  start compares them, and deletes the digests before the engine may change the manifests.
+Invariants        P1 while the catalog has digests of a volume, nothing was written to it since that stop.
 Owner and locks   The start and the stop, and `changes`.
-Durability        After a kill there are no digests, so what was put back then is not told.
+Durability        After a kill there are no digests, so an older copy is not noticed then.
 Errors            JournalsUnusable.
 """
 

@@ -203,7 +203,7 @@ def test_manifests_that_cannot_be_looked_at_keep_no_start_and_no_stop_from_endin
         return digests(directory)
 
     uuid = json.loads(two.ok("volume", "show", "a", "--json"))["uuid"]
-    monkeypatch.setattr(stopped, "_digests", read)
+    monkeypatch.setattr(manifest_digests, "_digests", read)
     two.restart()
     two.restart()
     assert "b" in exports(two)
