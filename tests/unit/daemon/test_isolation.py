@@ -195,7 +195,7 @@ def test_a_snapshot_that_is_not_exported_can_be_deleted(two: Daemon) -> None:
 def test_manifests_that_cannot_be_looked_at_keep_no_start_and_no_stop_from_ending(
     two: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    digests = stopped._digests
+    digests = manifest_digests._digests
 
     def read(directory: Path) -> str:
         if directory.name == uuid:
