@@ -4,7 +4,7 @@ Owner and locks   `locks` (daemon/locks.py) has all locks and their order. Verbs
                   they read within `reading` (daemon/consistent_read.py). `volume_trouble`, `fill_levels`,
                   `refusing`, `restoring` and `rewritten` are changed by who has the volume's lock,
                   `device_trouble` and `files` by who has the device's, by replacing single entries; anybody
-                  may read them. Engine calls that may wait for a device refuse to run under `changes`.
+                  may read them. Engine calls that may wait for a device refuse to run under `catalog_lock`.
 """
 
 import threading
@@ -22,7 +22,7 @@ from polyvol.daemon.engine_border import EngineLike, guarded
 from polyvol.daemon.errors import EngineFailed, Restoring, VolumeBusy, VolumeNotServed, engine_errors
 from polyvol.daemon.events import Events
 from polyvol.daemon.fill_level import FillLevel
-from polyvol.daemon.locks import Changes, Locks, Operation
+from polyvol.daemon.locks import CatalogLock, Locks, Operation
 from polyvol.daemon.sizes import format_seconds
 from polyvol.daemon.state.reserve import Reserve
 from polyvol.daemon.types.devices import ExtentView
@@ -33,7 +33,7 @@ from polyvol.mapping.errors import UnknownDevice, UnknownSnapshot, UnknownVolume
 from polyvol.mapping.extent import Extent
 from polyvol.mapping.label import NO_RUN
 from polyvol.mapping.opening import OpenFile
-from polyvol.mapping.probes import Looks
+from polyvol.mapping.probes import Probes
 from polyvol.mapping.records import SnapshotRecord, Volume
 
 if TYPE_CHECKING:
@@ -84,9 +84,9 @@ class Context:
         self._reading = ConsistentRead(self.catalog, self.engine)
 
     @property
-    def changes(self) -> Changes:
+    def catalog_lock(self) -> CatalogLock:
         """The inner lock; see daemon/locks.py."""
-        return self.locks.changes
+        return self.locks.catalog_lock
 
     @contextmanager
     def holding(self, name: str, what: str, *, wait_s: float | None = None) -> Iterator[Volume]:

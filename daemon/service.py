@@ -281,7 +281,7 @@ class Service:
 
     def set_scrubs(self, request: ScrubSettings) -> ScrubSettingsView:
         """Switch weekly scrubs on or off."""
-        with self._context.changes:
+        with self._context.catalog_lock:
             self._scrubs.set_weekly(request.weekly)
             return ScrubSettingsView(weekly=self._scrubs.weekly)
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from polyvol.mapping.errors import DeviceUnusable, DiskInUse
 from polyvol.mapping.opening import HeldByOther, Identity, OpenFile, identity_of, is_held, open_file
 from polyvol.mapping.os_errors import reason
-from polyvol.mapping.probes import Looks
+from polyvol.mapping.probes import Probes
 
 SYSFS = Path("/sys/class/block")
 MOUNTS = Path("/proc/self/mountinfo")

@@ -3,8 +3,8 @@
 How it works      Who is about to take a file or disk into use claims its path and what is there, then asks
                   whether that is a device, or a part of one, already (`refuse_shared`).
 Invariants        C1 what is claimed is claimed by one verb at a time, until that has ended.
-Owner and locks   `_taking` is changed under `changes`. Looking at what is there may take for ever, and is
-                  done without it.
+Owner and locks   `_taking` is changed under `catalog_lock`. Looking at what is there may take for ever, and
+                  is done without it.
 Errors            DiskInUse, DevicePathInUse.
 """
 
@@ -40,14 +40,14 @@ class Claims:
     def _take(
         self, claims: contextlib.ExitStack, path: Path, what: Path | Identity, *shared: Identity
     ) -> None:
-        with self._context.changes:
+        with self._context.catalog_lock:
             if not self._taker.isdisjoint({what, *shared}):
                 raise DiskInUse(path=path, use="being opened by another command just now")
             self._taker.add(what)
             claims.callback(self._release, what)
 
     def _release(self, what: Path | Identity) -> None:
-        with self._context.changes:
+        with self._context.catalog_lock:
             self._taker.remove(what)
 
     def refuse_shared(self, path: Path, identity: Identity, *, but: int | None = None) -> None:

@@ -305,7 +305,7 @@ def renew_label(context: Context, checked: Checked) -> None:
         return
     generation = label.generation if isinstance(label, Label) else 0
     identity = (checked.found.lasting or device.identity) if device.adopted else None
-    with context.changes:
+    with context.catalog_lock:
         context.generation = generations.accept(device.id, generation, identity)
     generations.expect(device.id, before, context.run)
     if _write_label(context, checked):

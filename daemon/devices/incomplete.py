@@ -5,7 +5,7 @@ How it works      The catalog says 'adding' before anything is made of a device,
                   its label off, or removes the file that add has made, and removes it from the catalog.
                   `settle` does that for each device that an error or a kill left in one of these states.
 Invariants        HD1 a device with extents of volumes is never forgotten; HD2 a device whose add or remove is
-                  running (`underway`, changed under `changes`) is left to that verb.
+                  running (`underway`, changed under `catalog_lock`) is left to that verb.
 Owner and locks   `settle` takes the lock of each device; the caller holds none of a volume. The caller of
                   `forget` holds the device's lock.
 Durability        After `forget` the device is forgotten also after power loss. What it could not do is
@@ -48,7 +48,7 @@ class IncompleteDevices:
     def settle(self) -> None:
         """Undo what is half added and finish what is half removed, as far as that is possible now."""
         context = self._context
-        with context.changes:
+        with context.catalog_lock:
             devices = [device for device in context.catalog.devices() if device.unfinished is not None]
             users = {*context.catalog.users(), *self.underway} if devices else set()
         for device in devices:
@@ -78,7 +78,7 @@ class IncompleteDevices:
                     keep(context, device, open_checked(context, device, context.path(device)).file)
                 clear_label(device, context.files[device.id], context.catalog.uuid)
         close_device(context, device.id)
-        with context.changes:
+        with context.catalog_lock:
             context.catalog.forget_device(device.id)
         self._shrunk.forget(device)
         context.device_trouble.pop(device.id, None)

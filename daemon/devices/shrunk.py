@@ -4,7 +4,8 @@ How it works      The engine notices a device that is shorter than it must be, a
                   the end, for as long as it runs. The catalog remembers the device for later runs: a file
                   that was extended again has zeros where data was, and nothing else shows that. Such a device
                   is missing at the next start, until `polyvol device retry`.
-Owner and locks   `note` takes `changes`; the callers of the others hold the device's lock, or start polyvold.
+Owner and locks   `note` takes `catalog_lock`; the callers of the others hold the device's lock, or start
+                  polyvold.
 Durability        A device is recorded in the catalog within a few seconds, and at a stop. After a kill before
                   that, the file is still short, unless somebody extended it in the meantime.
 Errors            Those of the engine and the catalog.
@@ -26,7 +27,7 @@ class ShrunkDevices:
     def note(self) -> None:
         """Have the catalog remember what the engine has found."""
         found = self._context.engine.stats()["devices"]
-        with self._context.changes:
+        with self._context.catalog_lock:
             names = self._context.device_names()
             for entry in found:
                 short = None if entry["fault"] is None else entry["fault"]["short"]

@@ -13,8 +13,8 @@ Invariants        V1 two devices never have bytes in common, whatever paths they
                   V2 no file that polyvold keeps its own state in is a device.
                   V3 nothing is placed on a device that is not 'ready' (health.unusable_devices).
 Owner and locks   The device's lock for all that is done to it (daemon/locks.py); its name and its users are
-                  asked and changed under `changes`. What is being added has a name and a lock only when it is
-                  recorded: until then daemon/devices/claims.py has it.
+                  asked and changed under `catalog_lock`. What is being added has a name and a lock only when
+                  it is recorded: until then daemon/devices/claims.py has it.
 Durability        A kill in the middle of add or remove is settled at the next start: the device is forgotten,
                   its label taken off, and the file that add has made is removed. So is what an error of
                   add or remove leaves where that could not be undone; then also at the next add, remove or
@@ -380,7 +380,7 @@ class Devices:
             check_direct(path, file, 0 if found is None else found.size)
         if file is not None and request.force and kind == "block" and not request.adopt:
             occupied.clear_signatures(file)
-        with context.changes:
+        with context.catalog_lock:
             device = Device(
                 0,
                 uuid4(),
@@ -405,7 +405,7 @@ class Devices:
             with context.locks.device(device.id, device.name, "device add", wait_s=context.locks.wait_s):
                 self._make(device, path, file, preallocate=request.preallocate)
         finally:
-            with context.changes:
+            with context.catalog_lock:
                 self._incomplete.underway.discard(device.id)
         return device.name
 
@@ -424,7 +424,7 @@ class Devices:
         """Remove a device that no volume uses; its file or disk stays, without its label."""
         context = self._context
         with self._locked(context.find_device(name), "device remove") as device:
-            with context.changes:  # from here on nothing is placed on it
+            with context.catalog_lock:  # from here on nothing is placed on it
                 self._refuse_used(device)
                 if device.unfinished is None:
                     context.catalog.set_device_state(device.id, "removing")
@@ -433,13 +433,13 @@ class Devices:
                     with context.engine_errors(f"closing device {name}"):
                         close(context, device.id)
             except BaseException:
-                with context.changes:
+                with context.catalog_lock:
                     context.catalog.set_device_state(device.id, "ready")
                 raise
             self._incomplete.forget(device)
 
     def _refuse_used(self, device: Device) -> None:
-        """DeviceInUse if volumes have extents on a device. Under `changes`."""
+        """DeviceInUse if volumes have extents on a device. Under `catalog_lock`."""
         context = self._context
         users = set(context.catalog.users().get(device.id, []))
         if device.made_for is not None:

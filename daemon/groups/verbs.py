@@ -4,8 +4,8 @@ How it works      A group's snapshot is one cut over its volumes; its members ar
                   It is made, held, released and deleted as a whole: in the catalog each of these is one
                   transaction. What acts on a whole snapshot of a group (`find_snapshot`) gets its members,
                   with their volumes, as they were at the cut.
-Owner and locks   Who is in a group is changed under `changes`; what acts on a snapshot takes the locks of its
-                  volumes. Reading verbs take none.
+Owner and locks   Who is in a group is changed under `catalog_lock`; what acts on a snapshot takes the locks
+                  of its volumes. Reading verbs take none.
 Errors            UnknownGroup, UnknownGroupSnapshot, GroupEmpty, GroupHasSnapshots, NotInGroup, NotHeld,
                   SnapshotInGroup, and those of snapshots.
 """
@@ -63,7 +63,7 @@ class Groups:
         context = self._context
         check_name("group", request.name)
         refuse_repeats("volume", request.volumes)
-        with context.changes:
+        with context.catalog_lock:
             if context.catalog.groups.find(request.name) is not None:
                 raise NameInUse(noun="group", name=request.name)
             context.catalog.groups.create(request.name, self._volumes(request.volumes))
@@ -74,7 +74,7 @@ class Groups:
     def change(self, name: str, request: GroupChange) -> GroupView:
         """Have volumes join a group, and others leave it. Its snapshots stay as they are."""
         refuse_repeats("volume", [*request.join, *request.leave])
-        with self._context.changes:
+        with self._context.catalog_lock:
             group = self.find(name)
             leaving = self._volumes(request.leave)
             for wanted, volume in zip(request.leave, leaving, strict=True):
@@ -91,7 +91,7 @@ class Groups:
     def delete(self, name: str) -> GroupDeleted:
         """Delete a group that has no snapshots, with its schedules. Its volumes stay."""
         found = self.find(name)
-        with self._context.locks.group(found.id, name, "group delete"), self._context.changes:
+        with self._context.locks.group(found.id, name, "group delete"), self._context.catalog_lock:
             group = self.find(name)
             if group.id != found.id:  # it was deleted, and another one has its name
                 raise UnknownGroup(name=name)

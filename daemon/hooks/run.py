@@ -10,10 +10,10 @@ Invariants        Q1 if a quiesce command was begun, its thaw command is run, on
                   the quiesce command failed, or at the time-out, whatever waits for what then; twice if it
                   fails; Q2 a command that fails or outlives its time-out is killed, with all that it has
                   started, before it is thawed; one that cannot be killed because it hangs in the kernel is
-                  thawed at once, and again when it has ended; Q3 `changes` is never held while a command is
-                  waited for; Q4 hooks of one volume are not run by two snapshots at a time; Q5 what a quiesce
-                  command has left in the background is ended when its thaw command has ended; what a thaw
-                  command has left when it succeeded stays: it may be the application.
+                  thawed at once, and again when it has ended; Q3 `catalog_lock` is never held while a command
+                  is waited for; Q4 hooks of one volume are not run by two snapshots at a time; Q5 what a
+                  quiesce command has left in the background is ended when its thaw command has ended; what a
+                  thaw command has left when it succeeded stays: it may be the application.
 Owner and locks   A lock for each volume and schedule with hooks, held from quiesce to the end of thaw; waited
                   for as long as its holder may take, or until polyvold is stopped. `_Hook.lock` over who
                   thaws.

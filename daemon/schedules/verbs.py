@@ -107,7 +107,7 @@ class Schedules:
         hooks = None if request.hooks is None else checked_hooks(request.hooks)
         if request.dry_run:
             return self._plan_of(request)
-        with self._context.changes:
+        with self._context.catalog_lock:
             schedule = self._checked(request)
             self._context.catalog.schedules.add(schedule, hooks)
             self._dues.done(self._find(schedule.name).id, self._timing(schedule))
@@ -128,7 +128,7 @@ class Schedules:
 
     def change(self, name: str, request: ScheduleSet) -> ScheduleView:
         """Pause a schedule, or resume it; what was due while it was paused is not made up."""
-        with self._context.changes:
+        with self._context.catalog_lock:
             schedule = self._find(name)
             if schedule.paused != request.paused:
                 now = self._context.clock()
@@ -145,7 +145,7 @@ class Schedules:
 
     def remove(self, name: str) -> ScheduleView:
         """Remove a schedule; its snapshots stay."""
-        with self._context.changes:
+        with self._context.catalog_lock:
             view = self.show(name)
             schedule = self._find(name)
             self._context.catalog.schedules.forget(schedule.id)

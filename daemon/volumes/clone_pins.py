@@ -6,8 +6,8 @@ How it works      keep: a volume with clones is not deleted but marked in the ca
                   serves it, without exports. release: what no clone needs any more is dropped, and a volume
                   with nothing left is deleted. That volume may be a clone itself, so release repeats until
                   it finds nothing.
-Owner and locks   `record` under the volume's lock and `changes`, `keep` under the volume's lock. `release`
-                  takes the lock of each volume that it drops something of, and skips what is busy.
+Owner and locks   `record` under the volume's lock and `catalog_lock`, `keep` under the volume's lock.
+                  `release` takes the lock of each volume that it drops something of, and skips what is busy.
 Durability        The catalog is changed first. After a kill in between, the next start drops what the catalog
                   does not have, and calls `release`.
 Errors            Those of the catalog, of `record`. Others are events, and what failed is tried again at the

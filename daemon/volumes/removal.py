@@ -120,6 +120,6 @@ class VolumeRemoval:
             if directory.exists():
                 shutil.rmtree(directory)
             sync_directory(directory.parent)  # nobody would remove it once it is forgotten
-        with context.changes:
+        with context.catalog_lock:
             context.catalog.forget_volume(volume.id)
         context.volume_trouble.pop(volume.id, None)

@@ -10,7 +10,7 @@ Durability        A kill in the middle of either is settled at the next start: w
                   after any crash.
 Owner and locks   What changes a volume is done by who holds its lock (daemon/locks.py): the caller, or
                   create, clone and release_unneeded themselves. A name and the extents are taken under
-                  `changes`, by recording the volume as 'creating'.
+                  `catalog_lock`, by recording the volume as 'creating'.
 Errors            mapping/errors.py, VolumeInUse, VolumeNotServed, DeleteUnfinished, EngineFailed. At start
                   nothing raises: `volume_trouble` has the findings, and the other volumes are served.
 """
@@ -203,7 +203,7 @@ class Volumes:
 
     def _make(self, plan: Callable[[], VolumePlan], restore: RestoreRecord | None = None) -> None:
         context = self._context
-        with context.changes:  # the plan holds until it is recorded
+        with context.catalog_lock:  # the plan holds until it is recorded
             planned = plan()
             context.grow_processors(max(planned.processors) + 1)
             volume = context.catalog.create_volume(planned)
@@ -242,7 +242,7 @@ class Volumes:
         if served:
             self._unexport(volume, snapshots)
         try:
-            with context.changes:
+            with context.catalog_lock:
                 refuse(volume)
                 gone = self._pins.record(volume)
                 if gone is None:

@@ -59,7 +59,7 @@ def not_reached(state_dir: Path, error: OSError) -> PolyvolError:
 
 
 def silent(state_dir: Path, why: str, *, changes: bool = False) -> PolyvolError:
-    """The error for a daemon that does not answer. `changes`: it was asked to change something."""
+    """The error for a daemon that does not answer. `catalog_lock`: it was asked to change something."""
     todo = f"see {_log(state_dir)} for what it does{_LOOK_FIRST if changes else ''}"
     return DaemonUnreachable(state=state_dir, why=why, todo=todo)
 

@@ -389,9 +389,9 @@ def test_a_stop_that_hangs_ends_and_keeps_the_devices_held(
 
 def test_engine_calls_that_may_wait_refuse_to_run_under_changes(pair: Daemon) -> None:
     context = pair.service._context
-    with context.changes, pytest.raises(AssertionError):
+    with context.catalog_lock, pytest.raises(AssertionError):
         context.engine.flush(WELL)
-    with context.changes:
+    with context.catalog_lock:
         context.engine.stats()
 
 

@@ -113,13 +113,13 @@ def test_a_device_is_waited_for_likewise() -> None:
 
 def test_a_breach_of_the_order_is_a_defect() -> None:
     locks = Locks()
-    with locks.changes:
+    with locks.catalog_lock:
         for breach in (
             lambda: locks.volumes({1: "a"}, "x").__enter__(),
             lambda: locks.device(1, "d", "x").__enter__(),
             lambda: locks.room({1: "a"}, "x").__enter__(),
             lambda: locks.may_wait("the engine's flush"),
-            locks.changes.__enter__,
+            locks.catalog_lock.__enter__,
         ):
             with pytest.raises(AssertionError):
                 breach()

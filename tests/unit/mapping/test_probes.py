@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from polyvol.mapping import occupied, probes
-from polyvol.mapping.probes import Looks
+from polyvol.mapping.probes import Probes
 from tests.support.proc import wait_until
 
 
