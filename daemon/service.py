@@ -47,8 +47,8 @@ from polyvol.daemon.host.notify import Store
 from polyvol.daemon.operations import operation_views
 from polyvol.daemon.restores.verbs import Restores
 from polyvol.daemon.schedules.verbs import Schedules
-from polyvol.daemon.snapshots.changes import Changes
 from polyvol.daemon.snapshots.deletions import Deletions
+from polyvol.daemon.snapshots.diff import Diffs
 from polyvol.daemon.snapshots.taker import SnapshotTaker
 from polyvol.daemon.snapshots.verbs import Snapshots
 from polyvol.daemon.space.change_logs import SpaceMonitor
@@ -275,9 +275,9 @@ class Service:
         return self._scrubs
 
     @property
-    def changes(self) -> Changes:
+    def diffs(self) -> Diffs:
         """The verbs of what changed."""
-        return self._changes_since
+        return self._diffs
 
     def set_scrubs(self, request: ScrubSettings) -> ScrubSettingsView:
         """Switch weekly scrubs on or off."""
@@ -444,7 +444,7 @@ class Service:
         self._taker = SnapshotTaker(self._context, self._snapshots, self._hooks)
         self._groups = Groups(self._context, self._snapshots, self._taker)
         self._schedules = Schedules(self._context, self._snapshots, self._taker)
-        self._changes_since = Changes(self._context)
+        self._diffs = Diffs(self._context)
         self._deletions = Deletions(self._context)
         self._rollbacks = Rollbacks(self._context, self._volumes, self._snapshots, self._groups)
         self._restores = Restores(
