@@ -45,7 +45,7 @@ class _Facts(threading.local):
     stats: "EngineStats | None" = None
 
 
-class Reading:
+class ConsistentRead:
     """The catalog and the engine, for verbs that only read."""
 
     def __init__(self, catalog: Catalog, engine: EngineLike) -> None:

@@ -74,7 +74,7 @@ class Context:
     generation: int = 0
     run: UUID = NO_RUN
     io_timeout_s: int = IO_TIMEOUT_S
-    probes: Probes = field(default_factory=Looks)
+    probes: Probes = field(default_factory=Probes)
     """For readers: what is asked of the kernel that a hung file system does not answer."""
     _growing: threading.Lock = field(default_factory=threading.Lock)
 

@@ -50,7 +50,7 @@ ROUTES: list[Route] = [
     *clients.ROUTES,
     *volume.ROUTES,
     *snapshot.ROUTES,
-    *changes.ROUTES,
+    *diff_routes.ROUTES,
     *deletions.ROUTES,
     *restore.ROUTES,
     *scrub.ROUTES,
