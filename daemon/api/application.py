@@ -50,7 +50,7 @@ ROUTES: list[Route] = [
     *clients.ROUTES,
     *volume.ROUTES,
     *snapshot.ROUTES,
-    *diff_routes.ROUTES,
+    *diff.ROUTES,
     *deletions.ROUTES,
     *restore.ROUTES,
     *scrub.ROUTES,
