@@ -27,7 +27,7 @@ from polyvol.mapping.catalog.database import LATEST_VERSION, mark_of
 from polyvol.mapping.catalog.examine import Examiner, content_problems, reading, reference_problems
 from polyvol.mapping.catalog.failures import failure
 from polyvol.mapping.catalog.mark import BadMark, Mark
-from polyvol.mapping.catalog.renewal import renew
+from polyvol.mapping.catalog.rewrite import rewrite
 from polyvol.mapping.catalog.store import Catalog
 from polyvol.mapping.device import Device, short_clause, trouble_at
 from polyvol.mapping.errors import PolyvolError, StateFull
@@ -111,7 +111,7 @@ def _catalog_problems(path: Path, copy: Path) -> Iterator[str]:
     """Why a start would refuse the catalog at this path, of which this is a copy; the copy's log is taken
     in."""
     try:
-        renew(copy, lambda _: True)
+        rewrite(copy, lambda _: True)
         found = list(_database_problems(path, copy)) if copy.exists() and copy.stat().st_size else []
         yield from found
         if not found:

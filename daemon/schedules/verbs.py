@@ -4,7 +4,7 @@ How it works      One thread looks for schedules that are due, and has workers r
                   or a command that hangs keeps no other schedule waiting. A run takes the snapshot, records
                   that what was due is done, then deletes what no rule keeps any more (snapshot/retention.py).
                   What was missed while polyvold was down, or while a run failed, is due still, and is made up
-                  once. daemon/schedules/due.py knows when each is due, also when the clock is set.
+                  once. daemon/schedules/due_times.py knows when each is due, also when the clock is set.
 Invariants        D1 a failure of one schedule stops no other; D2 what was made by hand, or is held, is never
                   touched; D3 after a kill between a snapshot and its record no second one is taken: the
                   newest snapshot of a schedule also says until when it is done; D4 a schedule runs in one
@@ -27,7 +27,7 @@ from polyvol.daemon.errors import Restoring, SnapshotInUse, VolumeBusy
 from polyvol.daemon.groups.verbs import Members
 from polyvol.daemon.hooks.run import checked_hooks, hook_view
 from polyvol.daemon.isolation import isolate, reason_of
-from polyvol.daemon.schedules.due import DueTimes
+from polyvol.daemon.schedules.due_times import DueTimes
 from polyvol.daemon.schedules.plan import AHEAD_S_MAX, plan
 from polyvol.daemon.sizes import format_seconds
 from polyvol.daemon.snapshots.taker import SnapshotTaker

@@ -383,7 +383,7 @@ def test_a_stop_that_hangs_ends_and_keeps_the_devices_held(
     wait_until(
         lambda: all(thread.name != "polyvol-stop" for thread in threading.enumerate()), "the end of it", 10
     )
-    device_files.let_go_of_all(context)
+    device_files.close_all(context)
     context.catalog.close()
 
 
