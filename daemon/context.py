@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 @dataclass
 class Context:
     """The catalog, the engine, what is known to be wrong (by device id and by volume id, as a clause), the
-    open files of devices, what has happened of late, and how the change logs fill. `state_trouble`: why
+    open files of devices, recent events, and how the change logs fill. `state_trouble`: why
     nothing new can be written to the state directory, as a sentence. `file_trouble`: which file of a volume's
     journals is gone, by volume id. `refusing`: keep-writing
     volumes with nothing left to drop. `restoring`: the export that a restore is written to, by volume id.

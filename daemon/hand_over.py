@@ -3,10 +3,10 @@
 How it works      At its stop a daemon whose service manager keeps file descriptors has the engine freeze
                   every connection, gives the manager each one's socket, and a file in memory that says what
                   they are (docs/formats-hand-over.md). The next daemon is passed all of it, serves its
-                  volumes, and goes on with the connections; what cannot go on is closed, and its client
+                  volumes, and resumes the connections; what cannot be resumed is closed, and its client
                   connects again. The descriptors of devices are given to the manager too, so that nobody
                   else can take a device between the two processes.
-Invariants        O1 a socket is read by one process: whoever takes connections over makes the file empty
+Invariants        O1 a socket is read by one process: the one that takes connections over empties the file
                   first, so that nobody does it again, whatever the manager still keeps; O2 a connection goes
                   on with the volume or snapshot of the same UUID, or not at all; O3 nothing stays with the
                   manager once a daemon serves.
@@ -167,7 +167,7 @@ def forget_devices(devices: Iterable[str]) -> None:
 
 
 def take(context: Context, handed: dict[str, int]) -> None:
-    """Go on with the connections that were passed to this process, by name; `handed` is empty afterwards."""
+    """Resume the connections that were passed to this process, by name; `handed` is empty afterwards."""
     if handed:
         with isolate(context, "taking over the connections of the polyvold before"):
             _take(context, handed)
@@ -196,7 +196,7 @@ def _take(context: Context, handed: dict[str, int]) -> None:
 
 
 def discard(passed: InheritedSockets) -> None:
-    """Close what was passed to a process that cannot go on with it."""
+    """Close what was passed to a process that cannot resume it."""
     forget_devices(passed.devices)
     while passed.devices:
         os.close(passed.devices.popitem()[1])

@@ -140,7 +140,7 @@ def _run_native(
 
 
 def announce(addresses: list[str]) -> None:
-    """Tell whoever waits that volumes are served, on these NBD addresses."""
+    """Tell systemd that volumes are served, on these NBD addresses."""
     try:
         click.echo(f"ready: NBD on {' and '.join(addresses)}")
     except OSError:  # volumes are served, whether somebody reads that or not

@@ -472,7 +472,7 @@ class Service:
             raise StopUnfinished(state=self.state_dir)
 
     def _unless_left(self, release: Callable[[], object]) -> None:
-        """Let go of something, unless what hangs has it still (V4)."""
+        """Close something, unless a call that hangs still uses it (V4)."""
         if not self._left:
             release()
 

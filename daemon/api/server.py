@@ -48,7 +48,7 @@ CONNECTIONS_MAX = 200
 UNREAD_BYTES_MAX = 1 << 20
 """How much of earlier answers may be unread when the next request of the same connection is answered."""
 _LOOP_INTERVAL_S = 30
-"""How often the loop comes round when nothing happens, to let go of connections that were idle long."""
+"""How often the loop comes round when nothing happens, to close connections that were idle long."""
 _STOP_TIMEOUT_S = 5.0
 """How long a stop waits for answers to be read."""
 CALLS_S = 10.0

@@ -292,7 +292,7 @@ def end_run(context: Context) -> None:
     for device in context.catalog.devices():
         file = context.files.get(device.id)
         if file is not None and device.state == "ready":
-            with isolate(context, f"looking at device {device.name} once more", lambda _: None):
+            with isolate(context, f"looking at device {device.name} again", lambda _: None):
                 checked_devices.append(check_again(context, device, file))
     begin_run(context, checked_devices)
 

@@ -481,6 +481,6 @@ def _is_alive(file: OpenFile) -> bool:
 def _copy(device: Device, file: OpenFile, path: Path) -> str:
     """What is said of a copy of a device that is open."""
     return (
-        f"{path} is a copy of it, and the one that was opened at {file.path} is still there; to go on with"
+        f"{path} is a copy of it, and the one that was opened at {file.path} is still there; to continue with"
         f" the copy: `polyvol device retry {device.name} --path {path} --accept`"
     )

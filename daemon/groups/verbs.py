@@ -166,7 +166,8 @@ class Groups:
 
     @reads
     def find_snapshot(self, name: str, snapshot: str) -> tuple[GroupSnapshot, Members]:
-        """A snapshot of a group and its members, whoever is in the group by now; or UnknownGroupSnapshot."""
+        """A snapshot of a group and its members, whichever volumes are in the group now; or
+        UnknownGroupSnapshot."""
         catalog = self._context.catalog
         group = self.find(name)
         for whole in catalog.groups.snapshots(group.id):

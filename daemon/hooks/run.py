@@ -306,7 +306,7 @@ class HookRunner:
 
     def _forget(self, owed: int | None) -> None:
         if owed is not None:
-            with contextlib.suppress(PolyvolError):  # else the next start runs it once more
+            with contextlib.suppress(PolyvolError):  # else the next start runs it again
                 self._context.catalog.schedules.forget_thaw(owed)
 
     def _run_thaw(self, thaw: Call) -> bool:
@@ -317,7 +317,7 @@ class HookRunner:
                 if left is not None:
                     left.leave()  # Q5
                 return True
-            rest = "it is run once more" if again else "it is owed still, and run when polyvold starts again"
+            rest = "it is run again" if again else "it is owed still, and run when polyvold starts again"
             self._context.events.add("warning", f"the thaw command of {thaw.what} {trouble}; {rest}")
             if self._stopping.is_set():
                 break

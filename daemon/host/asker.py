@@ -1,7 +1,7 @@
 """The asker: the process that the call of the control API comes from which this thread answers.
 
 How it works      The kernel tells who is at the other end of the connection (SO_PEERCRED). The control server
-                  notes it around each call; what a thread does of its own accord has no asker.
+                  notes it around each call; what a thread does without a request has no asker.
 Owner and locks   Each thread has its own.
 Errors            None: an asker that cannot be told is None.
 """

@@ -45,7 +45,7 @@ _KEEP_ALIVE = (
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4),
     (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 60_000),
 )
-"""A client whose machine has gone without a word is disconnected after 60 s; accepted sockets have these
+"""A client whose machine vanished is disconnected after 60 s; accepted sockets have these
 options from their listener. The user time-out (milliseconds) is for data that is not acknowledged."""
 _DIGITS = 10
 _log = logging.getLogger("polyvol")

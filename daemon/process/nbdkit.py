@@ -198,7 +198,8 @@ class _Keeper:
         next_signal: NextSignal,
         read_again: Callable[[], Config],
     ) -> None:
-        """Until nbdkit ends or we are told to: say when it is ready, the first time, and that it is well."""
+        """Until nbdkit ends or we are told to: say when it is ready, the first time, and that it still
+        answers."""
         channel.setblocking(False)
         answers = False
         waited = 0.0

@@ -1,18 +1,18 @@
-"""Schedules: snapshots that polyvold takes by itself, and which of them it keeps.
+"""Schedules: snapshots that polyvold takes automatically, and which of them it keeps.
 
-How it works      One thread looks for schedules that are due, and has workers run them (workers.py): a disk
-                  or a command that hangs keeps no other schedule waiting. A run takes the snapshot, records
-                  that what was due is done, then deletes what no rule keeps any more (snapshot/retention.py).
-                  What was missed while polyvold was down, or while a run failed, is due still, and is made up
-                  once. daemon/schedules/due_times.py knows when each is due, also when the clock is set.
-Invariants        D1 a failure of one schedule stops no other; D2 what was made by hand, or is held, is never
-                  touched; D3 after a kill between a snapshot and its record no second one is taken: the
+How it works      One thread finds schedules that are due, and workers run them (workers.py): a disk or a
+                  command that hangs delays no other schedule. A run takes the snapshot, records what was due
+                  as done, then deletes what no rule keeps (snapshot/retention.py). Runs missed while polyvold
+                  was down, or that failed, are made up once. due_times.py knows when each is due, also when
+                  the clock is set.
+Invariants        D1 a failure of one schedule stops no other; D2 snapshots made by hand or with holds are
+                  never deleted; D3 after a kill between a snapshot and its record no second one is taken: the
                   newest snapshot of a schedule also says until when it is done; D4 a schedule runs in one
-                  thread at a time; D5 what a run has just taken is not deleted by that run.
-Owner and locks   `_looking` over a look at all schedules, `_lock` over what failed. A run takes the locks of
-                  the volumes that it acts on.
-Errors            What fails is a warning in the log and among the events, once for each due time and reason,
-                  stands in the schedule, and is tried again after RETRY_NS.
+                  thread at a time; D5 a run does not delete the snapshot that it has just taken.
+Owner and locks   `_looking` over a look at all schedules, `_lock` over failures. A run takes the locks of the
+                  volumes that it acts on.
+Errors            A failure is a warning in the log and an event, once for each due time and reason; it is
+                  kept in the schedule, and retried after RETRY_NS.
 """
 
 import contextlib

@@ -213,7 +213,7 @@ class Deletions:
             epochs = job.epochs[-BATCH:]
             del job.epochs[-BATCH:]
         freed = 0
-        # If the volume was let go, the engine drops them when it takes it over again.
+        # If the engine has closed the volume, it drops them when it opens it again.
         what = f"dropping snapshots of volume {job.volume.shown_name}"
         with isolate(self._context, what, lambda reason: _log.warning("%s: %s", what, reason)):
             freed = self._context.engine.drop_snapshots(job.volume.id, epochs)  # E2

@@ -131,7 +131,7 @@ class SpaceMonitor:
             context.refusing.discard(gone)
         for volume in volumes:
             what = f"looking at the change logs of volume {volume.shown_name}"
-            # It may be let go meanwhile.
+            # It may be closed in the meantime.
             with isolate(context, what, volume=volume.shown_name), contextlib.suppress(context.engine_error):
                 self._look(volume)
                 if self._may_drop(volume):

@@ -198,7 +198,7 @@ class StateSpaceMonitor:
         )
 
     def _writes(self) -> str:
-        """What becomes of writes, as a clause."""
+        """What happens to writes, as a clause."""
         names = [each.shown_name for each in self._context.catalog.volumes() if each.id in self._failed]
         if not names:
             return "and writes go on in the room that is kept for journals"

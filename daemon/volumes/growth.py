@@ -37,7 +37,7 @@ def grow_in_engine(context: Context, volume: Volume) -> None:
     )
     with context.engine_errors(f"having volume {volume.name} grow"):
         context.engine.grow_volume(spec)
-    # It has grown, whatever comes of this; the next start records it otherwise.
+    # It has grown, whether this succeeds or not; the next start records it otherwise.
     with isolate(context, f"recording the manifests of volume {volume.name}", volume=volume.name):
         catalog.set_manifests(volume.id, len(spec["partitions"]))
 

@@ -120,7 +120,7 @@ class Volumes:
         self.serve(self._context.find_volume(volume.name))
 
     def export_again(self, volume: Volume) -> None:
-        """Export a volume that exists whatever comes of this."""
+        """Export a volume that exists, whether this succeeds or not."""
         failed = partial(self.serve_again, volume)
         with isolate(self._context, f"exporting volume {volume.name} again", failed):
             export_live(self._context, volume)

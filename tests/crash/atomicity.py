@@ -9,7 +9,7 @@ What must hold    A group's snapshot is there whole, with its volumes at one tur
                   had, or not at all; from when it was reported until its deletion is asked for it is there. A
                   volume has the last size that was reported, or one that was asked for after; what was
                   flushed into what is new is there. Then both go on: a snapshot is taken, the volume grows
-                  once more, the check finds nothing.
+                  again, the check finds nothing.
 Errors            Exit code 1 and a sentence.
 """
 

@@ -113,7 +113,7 @@ def attach(places: Places, wanted: Wanted) -> tuple[Attached, Path]:
 
 def detach(places: Places, now: Attached, *, force: bool) -> None:
     """Write what is not written yet, and end the device; AttachedInUse or NotWritten if that cannot be.
-    With `force`, what is not written is lost; a device that is in use stays until its users let go of it, and
+    With `force`, what is not written is lost; a device that is in use stays until its users close it, and
     all its I/O fails. The caller has looked who uses it."""
     dead = trouble(places, now) is not None
     if not force:
@@ -178,12 +178,12 @@ def _start_nbdfuse(places: Places, wanted: Wanted, uri: str, export: handshake.E
     _wait(lambda: disks.mounted_at(file) or not _runs(pid), "nbdfuse")
     if not disks.mounted_at(file):
         said = log.read_text(errors="replace").strip().splitlines()
-        raise ProgramFailed(program="nbdfuse", why=said[-1] if said else "it has ended without a word")
+        raise ProgramFailed(program="nbdfuse", why=said[-1] if said else "it ended without a message")
     return pid
 
 
 def _end_nbdfuses(places: Places, name: str) -> None:
-    """Unmount, upon which nbdfuse ends; if it does not, it is made to."""
+    """Unmount, which ends nbdfuse; if it does not end, it is killed."""
     file = places.fuse_file(name)
     while disks.mounted_at(file):  # there may be several, one on the other
         _run("umount", "--lazy", str(file))
@@ -262,7 +262,7 @@ def _closing(descriptor: int) -> Iterator[int]:
 
 
 def _runs(pid: int) -> bool:
-    """Whether a process is there and has not ended; a child of ours that has is let go."""
+    """Whether a process is there and has not ended; a child of ours that has ended is reaped."""
     with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)
     status = _status(pid)

@@ -139,7 +139,7 @@ def same_export(address: Address, now: Attached, export: Export) -> Attached:
 
 def detach(kernel: "Kernel", places: Places, now: Attached, *, force: bool) -> None:
     """Write what is not written yet, and end the device; AttachedInUse or NotWritten if that cannot be.
-    With `force`, what is not written is lost; a device that is in use stays until its users let go of it, and
+    With `force`, what is not written is lost; a device that is in use stays until its users close it, and
     all its I/O fails. The caller has looked who uses it."""
     number = device_number(now.device)
     if number is not None and disks.connected(now.device):

@@ -168,7 +168,7 @@ class Kernel:
             raise KernelRefused(what=what, why=reason(error)) from error
 
     def close(self) -> None:
-        """Let go of the channel; block devices stay."""
+        """Close the channel; block devices stay."""
         self._netlink.close()
 
     def __enter__(self) -> Self:

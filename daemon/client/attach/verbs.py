@@ -60,7 +60,7 @@ def find(places: Places, name: str) -> Attached | None:
 
 
 def attach(places: Places, wanted: Wanted) -> tuple[Path, bool]:
-    """Attach it; the device's path, and whether it is looked after."""
+    """Attach it; the device's path, and whether a unit supervises it."""
     _root("attaching")
     with places.lock(wanted.name, "command"):
         return _attach(places, wanted)
@@ -127,7 +127,7 @@ def _detach(places: Places, name: str, *, force: bool) -> Detached:
     try:
         _end(places, name, force=force)
     except PolyvolError:
-        if units.available():  # it is looked after again
+        if units.available():  # it is supervised again
             with contextlib.suppress(PolyvolError):
                 units.start(name)
         raise

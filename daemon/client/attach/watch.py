@@ -105,7 +105,7 @@ class _Watch:
         self._said = ""
 
     def run(self) -> None:
-        """Attach, look after it, detach."""
+        """Attach, supervise, detach."""
         with contextlib.closing(self._notices):
             self._waker.selector.register(self._notices, selectors.EVENT_READ)
             there = nbd_device.find(self._places, self._wanted.name)

@@ -160,7 +160,7 @@ def test_what_is_in_doubt_on_a_missing_device_is_known_from_how_the_last_run_end
 
 def test_a_disk_that_appears_is_known_by_its_label(degraded: Daemon, tmp_path: Path) -> None:
     service = degraded.service
-    assert service.device_found(tmp_path / "a") is None, "it is well where it is"
+    assert service.device_found(tmp_path / "a") is None, "it works where it is"
     assert service.device_found(tmp_path / "nowhere") is None
     (tmp_path / "c").write_bytes(bytes(1 << 20))
     assert service.device_found(tmp_path / "c") is None

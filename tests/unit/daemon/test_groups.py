@@ -1,4 +1,4 @@
-"""Groups and holds: whole or not at all, whoever joins and leaves, and what is protected from whom."""
+"""Groups and holds: all or nothing, whichever volumes join and leave, and what is protected from what."""
 
 import json
 from typing import Any

@@ -71,7 +71,7 @@ def hangs(daemon: Daemon, *arguments: str, at: tuple[str, object]) -> Iterator[N
 
 
 def every_verb(daemon: Daemon, path: Path) -> None:
-    """All that can be done with a volume that is well, a device, a group and a schedule."""
+    """All that can be done with a volume that works, a device, a group and a schedule."""
     image = path / "other.img"
     for line in (
         "snapshot create well --name a",

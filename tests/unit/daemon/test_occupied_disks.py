@@ -37,7 +37,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     try:
         path = Path(system("losetup", "--find", "--show", image).strip())
     except (OSError, subprocess.CalledProcessError):
-        pytest.skip("no loop device to be had here")
+        pytest.skip("no loop device available here")
     yield path
     system("losetup", "--detach", path)
 

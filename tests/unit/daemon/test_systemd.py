@@ -50,7 +50,7 @@ main()
 
 
 class Systemd:
-    """Stands in for systemd: holds the sockets, hears what is said, starts polyvold again."""
+    """Replaces systemd: holds the sockets, hears what is said, starts polyvold again."""
 
     def __init__(self, directory: Path, stack: ExitStack) -> None:
         self.state_dir = directory / "state"

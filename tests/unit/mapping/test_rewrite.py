@@ -1,4 +1,4 @@
-"""The catalog is written anew after a kill: whole at every moment, and what it was."""
+"""The catalog is rewritten after a kill: whole at every moment, and what it was."""
 
 import os
 import shutil
