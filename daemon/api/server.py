@@ -8,7 +8,7 @@ How it works      One thread runs waitress's loop, which reads requests and writ
                   connections the one that was idle longest is closed, and so is one that sends requests and
                   does not read the answers.
 Invariants        HS1 The loop's pipe, by which it is woken, is closed last of all, by who has stopped the
-                     loop: waitress writes to the pipe's number, whoever has that by then.
+                     loop: waitress writes to the pipe's number, which another file may have by then.
 Owner and locks   Nothing is shared but the service, whose verbs lock for themselves. `answers` and `stop`
                   belong to one thread.
 Errors            What the HTTP library refuses (a header that cannot be read) is answered as JSON too.

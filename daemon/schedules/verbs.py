@@ -450,7 +450,7 @@ class Schedules:
             runs=len(found.dues),
             note=found.note,
             kept=[
-                self._retained_view(instants[number], found.kept.get(number, []), record)
+                self._retained(instants[number], found.kept.get(number, []), record)
                 for number in sorted({*held, *found.kept})
                 for record in [there[number] if number < len(there) else None]
             ],
@@ -482,14 +482,14 @@ class Schedules:
             count=len(records),
             created=iso(schedule.created_ns),
             snapshots=[
-                self._retained_view(record.instant_ns, reasons.get(number, []), record)
+                self._retained(record.instant_ns, reasons.get(number, []), record)
                 for number, record in enumerate(records)
             ]
             if snapshots
             else None,
         )
 
-    def _retained_view(
+    def _retained(
         self, instant: int, reasons: list[str], record: SnapshotRecord | None
     ) -> RetainedSnapshotView:
         return RetainedSnapshotView(

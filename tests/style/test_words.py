@@ -2,7 +2,8 @@
 
 How it works      HABITS has each word with what to write instead. Every line of each file that a person
                   writes is searched, without regard to case. This file has the words, and docs/glossary.md
-                  has those of other systems, so both are left out; CHANGELOG.md is history. In engine/ only
+                  has those of other systems, so both are left out; CHANGELOG.md is history, and SQLite
+                  keeps the text of *.sql in catalogs that exist. In engine/ only
                   the habits of EVERYWHERE are searched for.
 Errors            A complaint names file and line, the word, and what to write instead.
 """
@@ -33,11 +34,9 @@ HABITS = EVERYWHERE | {
     r"for want of": "'because ... is missing'",
     r"by and by": "'later'",
     r"(came|comes?|becomes?) of (it|this|that|them)": "'the result'",
-    r"(is|are) well": "'works', 'has no errors'",
-    r"great(er|est)?": "'large'",
+    r"great(est)?": "'large'",
     r"look(s|ed)? after": "'supervise'",
     r"once more": "'again'",
-    r"hungry?|starv\w+": "'waiting for space', 'waiting for memory'",
 }
 
 
@@ -62,7 +61,7 @@ def test_plain_words() -> None:
     paths = sorted({*sources(), *repository_files("*.md", "*.toml", "systemd/*", "debian/*")} - left_out)
     assert len(paths) > 100
     complaints = []
-    for path, text in texts(paths):
+    for path, text in texts(path for path in paths if path.suffix != ".sql"):
         engine = where(path).startswith("engine/")
         complaints += habits(where(path), text, EVERYWHERE if engine else HABITS)
     assert complaints == []

@@ -5,7 +5,7 @@ How it works      Connections are opened and negotiated here (handshake.py) and 
                   requests wait, up to the dead-connection time-out, for `reconnect`.
 Invariants        AK1 a connection is handed over only if its export is the one that was attached: by its UUID
                   where both are known, no smaller, and read-only or not as before.
-Owner and locks   One process at a time looks after a name: its unit, or else a command by hand.
+Owner and locks   One process at a time supervises a name: its unit, or else a command by hand.
 Errors            errors.py.
 """
 
