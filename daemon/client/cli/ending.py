@@ -129,7 +129,7 @@ def as_error(error: BaseException, program: str) -> PolyvolError | ApiError:
         return SystemRefused(what="starting a thread", why=why, todo=todo)
     if isinstance(error, ImportError) and error.name is not None:
         why = f"its module {error.name} cannot be loaded"
-        todo = "see that it is installed completely, and that its limits (`ulimit -a`) are high enough"
+        todo = "check that it is installed completely, and that its limits (`ulimit -a`) are high enough"
         return SystemRefused(what=program, why=why, todo=todo)
     if isinstance(error, OSError) and error.errno is not None:
         if error.errno == errno.ENOENT and error.filename is None and not _has_working_directory():

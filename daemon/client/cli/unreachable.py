@@ -1,4 +1,4 @@
-"""Why polyvold cannot be asked, and what its user can do: from what is found where its socket should be.
+"""Why polyvold cannot be reached, and what its user can do: from what is found where its socket should be.
 
 How it works      The state directory and the socket are looked at only after connecting has failed. How to
                   start polyvold depends on whether its service is installed here and has this directory.
