@@ -144,7 +144,7 @@ class NotWritten(PolyvolError):
     code = "not-written"
     kind = "io"
     sentence = "not all data written to {name} ({device}) could be written to its volume: {why}"
-    hint = "the device stays; check the volume with `polyvol status` on its host, or give --force and lose the data"
+    hint = "the device stays; check the volume with `polyvol status`, or give --force and lose the data"
 
 
 class AttachFailed(PolyvolError):
