@@ -35,12 +35,12 @@ FILES_MIN = 64
     "--state-dir",
     type=PATH,
     metavar="DIR",
-    help="Where all state is [$POLYVOL_STATE, else /var/lib/polyvol].",
+    help="Directory for all state [$POLYVOL_STATE, else /var/lib/polyvol].",
 )
 @click.option("--nbd-socket", type=PATH, metavar="PATH", help="Unix socket for NBD [STATE/nbd.sock].")
 @click.option("--nbd-listen", metavar="HOST:PORT", help="Also serve NBD on TCP.")
 @click.option(
-    "--processors", type=int, metavar="N", help="How many processors, 1 to 256 [one for each core]."
+    "--processors", type=int, metavar="N", help="Number of processors, 1 to 256 [one for each core]."
 )
 @click.option(
     "--io-timeout",
@@ -48,11 +48,11 @@ FILES_MIN = 64
     metavar="S",
     help="Seconds until a request to a device that does not answer fails; 0: never [60].",
 )
-@click.option("--frontend", type=click.Choice(FRONTENDS), help="Who speaks NBD to clients [native].")
+@click.option("--frontend", type=click.Choice(FRONTENDS), help="NBD server to use [native].")
 @click.option(
     "--accept-older-catalog",
     is_flag=True,
-    help="Use an older copy of the catalog; what it lacks is given up.",
+    help="Use an older copy of the catalog; what it lacks is lost.",
 )
 def cli(
     config: Path | None,

@@ -14,7 +14,7 @@ from polyvol.daemon.sizes import SIZE_MAX, format_size
 
 @click.group()
 def client() -> None:
-    """Who is connected to volumes and snapshots."""
+    """Clients that are connected to volumes and snapshots."""
 
 
 @client.command(name="list")
