@@ -1,4 +1,4 @@
-"""polyvold: reads its settings, runs the service until it is told to stop, and says when it serves.
+"""polyvold: reads its settings, runs the service until a signal stops it, and reports when it serves.
 
 SIGTERM and SIGINT stop it cleanly (exit 0). SIGHUP has it read its settings again, of which `processors` can
 grow and `io-timeout` can change while it runs, and look again for devices that are missing. A start that
@@ -140,7 +140,7 @@ def _run_native(
 
 
 def announce(addresses: list[str]) -> None:
-    """Tell systemd that volumes are served, on these NBD addresses."""
+    """Notify systemd that volumes are served, on these NBD addresses."""
     try:
         click.echo(f"ready: NBD on {' and '.join(addresses)}")
     except OSError:  # volumes are served, whether somebody reads that or not

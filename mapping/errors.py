@@ -20,7 +20,7 @@ Kind = Literal["not-found", "exists", "busy", "invalid", "corrupt", "io", "unava
 
 
 class PolyvolError(Exception):
-    """The base of every error that a user can be told of."""
+    """The base of every error that a user can see."""
 
     code: ClassVar[str] = ""
     kind: ClassVar[Kind] = "io"

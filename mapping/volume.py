@@ -1,4 +1,4 @@
-"""Volumes: the plan of a new one, pure, and what the engine is told of one that exists.
+"""Volumes: the plan of a new one (pure), and the specification of an existing one for the engine.
 
 How it works      `plan_volume` answers a request from an `Inventory` of what there is, and changes nothing;
                   the catalog then records the plan in one transaction. A plan may contain devices that are
@@ -233,7 +233,7 @@ def volume_spec(
     directory: str,
     manifests: str,
 ) -> "VolumeSpec":
-    """The volume as the engine wants to be told of it; `snapshots`: those that are kept for clones too;
+    """The volume as the engine's specification; `snapshots`: those that are kept for clones too;
     `manifests`: the directory of its journals' manifests."""
     return {
         "id": volume.id,
@@ -267,7 +267,7 @@ def volume_spec(
 
 
 def log_spec(log: ChangeLog) -> "LogSpec":
-    """The change log as the engine wants to be told of it."""
+    """The change log as the engine's specification."""
     return {"number": log.number, "extents": _extent_specs(log.extents)}
 
 

@@ -1,7 +1,7 @@
 """Retention: which snapshots may go, and in which order; and which ones a schedule's rules keep. Pure.
 
 How it works      Only what a schedule made and nobody holds may ever go. Which of two snapshots is newer is
-                  told by their epochs, never by their times. Of a schedule's snapshots, `last` keeps the
+                  ordered by their epochs, never by their times. Of a schedule's snapshots, `last` keeps the
                   newest ones; `hourly`, `daily`, `weekly` and `monthly` keep the newest snapshot of each of
                   the latest hours, days, weeks (from Monday) and months that have one. All in UTC. A snapshot
                   that any rule keeps is kept.

@@ -154,7 +154,7 @@ def _unread(http: Any) -> bool:  # noqa: ANN401
 
 
 class _Refusal(ErrorTask):  # type: ignore[misc]  # waitress has no types
-    """What the HTTP library itself refuses, as every error is told."""
+    """What the HTTP library itself refuses, in the form of every error."""
 
     def execute(self) -> None:
         error = self.request.error

@@ -134,7 +134,7 @@ def close_device(context: Context, device: int) -> None:
     """Close a device's file, if it has one: others may have it from now on."""
     file = context.files.pop(device, None)
     if file is not None:
-        with contextlib.suppress(OSError):  # of what was written before, which a sync has told already
+        with contextlib.suppress(OSError):  # of earlier writes, which a sync has reported already
             file.close()
 
 

@@ -3,7 +3,7 @@
 How it works      The kernel tells who is at the other end of the connection (SO_PEERCRED). The control server
                   notes it around each call; what a thread does without a request has no asker.
 Owner and locks   Each thread has its own.
-Errors            None: an asker that cannot be told is None.
+Errors            None: an unknown asker is None.
 """
 
 import socket

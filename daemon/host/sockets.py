@@ -4,8 +4,8 @@ How it works      A unix socket gets its mode 0600 before it is bound (Linux tak
                   that it never has another; a stale one in its place is removed, one that somebody answers on
                   is not. Under systemd the sockets may be there already: socket units hold them, each with a
                   name (FileDescriptorName) that says what it is for, and clients wait in their backlog while
-                  no polyvold runs. A socket without such a name is told by its address. What the process
-                  before has handed over (hand_over.py) comes the same way.
+                  no polyvold runs. A socket without such a name is recognized by its address. What the
+                  process before has handed over (hand_over.py) comes the same way.
 Owner and locks   Who bound a socket removes its path at the end; what was passed stays systemd's.
 Errors            SocketUnusable, BadConfig.
 """
@@ -77,8 +77,8 @@ class InheritedSockets:
 def inherited_from_systemd(control_path: Path | None = None) -> InheritedSockets:
     """Take what socket activation passes ($LISTEN_PID, $LISTEN_FDS, $LISTEN_FDNAMES); not to be called twice.
 
-    A socket that has no name, or one that means nothing here, is told by its address: `control_path`, or
-    NBD. What is no listening stream socket then is closed. SocketUnusable when a socket named nbd or
+    A socket that has no name, or one that means nothing here, is recognized by its address: `control_path`,
+    or NBD. What is no listening stream socket then is closed. SocketUnusable when a socket named nbd or
     control is not what its name says, or there are two for control."""
     told = {name: os.environ.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")}
     count = told["LISTEN_FDS"]

@@ -198,7 +198,7 @@ class _Keeper:
         next_signal: NextSignal,
         read_again: Callable[[], Config],
     ) -> None:
-        """Until nbdkit ends or we are told to: say when it is ready, the first time, and that it still
+        """Until nbdkit ends or is to be stopped: report when it is ready, the first time, and that it still
         answers."""
         channel.setblocking(False)
         answers = False
@@ -226,7 +226,7 @@ class _Keeper:
                 ping_at = time.monotonic() + watchdog_s
 
     def _pause(self, next_signal: NextSignal) -> None:
-        """Wait before nbdkit is started again, unless told to end."""
+        """Wait before nbdkit is started again, unless asked to end."""
         until = time.monotonic() + RESTART_DELAY_S
         while not self._told_to_end and (left := until - time.monotonic()) > 0:
             self._obey(next_signal(left))

@@ -215,7 +215,7 @@ class Schedules:
         return self._timing(schedule).after(now)
 
     def _look_at_clock(self) -> None:
-        """Say it if the clock was set."""
+        """Report that the clock was set."""
         jump = self._dues.look()
         if jump:
             way = "forward" if jump > 0 else "back"

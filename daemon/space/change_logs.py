@@ -264,7 +264,7 @@ class SpaceMonitor:
 
     @reads
     def _may_drop(self, volume: Volume) -> bool:
-        """Whether the engine was told to ask no more, and could ask again."""
+        """Whether the engine was told to report no more, and could report again."""
         if volume.id not in self._context.refusing or volume.when_full != "keep-writing":
             return False
         records = self._droppable(volume)

@@ -43,7 +43,7 @@ WEEK_NS = 7 * 24 * 3600 * 1_000_000_000
 RETRY_NS = 3600 * 1_000_000_000
 RATE_DEFAULT = 64 << 20
 END_S = 5.0
-"""How long a scrub that is told to end is waited for."""
+"""How long to wait for a scrub after it was asked to stop."""
 HUNG_S = 60.0
 """A scrub that has read nothing for so long keeps the weekly scrubs of others waiting no more."""
 _LOOK_S = 60.0
@@ -55,7 +55,7 @@ _log = logging.getLogger("polyvol.scrub")
 
 @dataclass
 class _Running:
-    """A scrub under way, and how it is told to end."""
+    """A running scrub, and its stop request."""
 
     view: ScrubView
     thread: threading.Thread | None = None
@@ -237,7 +237,7 @@ class Scrubs:
         self._look.set()
 
     def _read_all(self, volume: Volume, scrub: _Running) -> bool:
-        """Read everything; False if it was told to stop."""
+        """Read everything; False if it was asked to stop."""
         context = self._context
         rate = scrub.view.rate
         began = time.monotonic()

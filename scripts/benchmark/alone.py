@@ -1,7 +1,7 @@
 """alone: figures of polyvol that stand by themselves, without another server beside them.
 
 How it works      Each function measures one thing on a daemon (or a program) of its own in a directory and
-                  returns figures by name: `targets.py` looks for some of the names, all are told and kept.
+                  returns figures by name: `targets.py` looks for some of the names, all are printed and kept.
                   `Scale` says how large: small for --quick, as targets have it else.
                   Bytes written: what the daemon has given to write calls (wchar of /proc/PID/io: data,
                   logs, all it says), and the pages of files mapped from its state directory, its journals,

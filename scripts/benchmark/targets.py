@@ -8,7 +8,7 @@ How it works      A `Ratio` compares two servers' figures of one turn each, in t
                   the project has measured it, and the verdict says so. Where the limit, measured in the same
                   rounds, does not reach a ratio either, the verdict says so, with how far it came; the target
                   is not met even so.
-Errors            none: what is missing is told, not raised.
+Errors            none: what is missing is printed, not raised.
 """
 
 import statistics

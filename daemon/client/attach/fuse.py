@@ -1,7 +1,7 @@
 """Attaching without the kernel's NBD client: nbdfuse shows the export as a file; that gets a loop device.
 
 How it works      The programs nbdfuse and losetup do it. What is attached is what there is: the loop devices
-                  over the name's file, and the nbdfuse processes that were told to show it. The record only
+                  over the name's file, and the nbdfuse processes that show it. The record only
                   adds to that, so what a killed command has left is found and ended by the next one.
                   nbdfuse does not connect again: when the daemon ends, the device is dead, with I/O errors.
                   Its size is that of the export when nbdfuse was started. It is for hosts whose kernel has no
@@ -65,7 +65,7 @@ def trouble(places: Places, now: Attached) -> str | None:
 
 
 def uri_of(places: Places, name: str) -> str | None:
-    """Where its export is: the last thing that its nbdfuse was told."""
+    """Where its export is: the last argument of its nbdfuse."""
     for pid in _nbdfuses(places, name):
         with contextlib.suppress(OSError):
             return Path(f"/proc/{pid}/cmdline").read_text(errors="replace").rstrip("\0").split("\0")[-1]
@@ -215,7 +215,7 @@ def _loops(places: Places, name: str) -> list[str]:
 
 
 def _nbdfuses(places: Places, name: str) -> list[int]:
-    """The processes of nbdfuse that were told to show a name's file."""
+    """The processes of nbdfuse that show a name's file."""
     file = os.fsencode(places.fuse_file(name))
     found = []
     for process in Path("/proc").iterdir():

@@ -1,4 +1,4 @@
-"""The kernel's NBD client, told over generic netlink what to do.
+"""The kernel's NBD client, controlled over generic netlink.
 
 How it works      Requests and answers by pyroute2; the kernel's notices (a link of a device is dead) come on
                   a socket of their own that a loop can wait on. The kernel keeps the sockets that it is

@@ -61,7 +61,7 @@ class Wanted:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attached:
     """What is attached: `device` such as 'nbd0'; `pid`: of nbdfuse; `uuid`: which volume or snapshot it is,
-    where the server told; `uri`: where its export is; `lost`: why writes to it have failed, if the kernel has
+    if the server said so; `uri`: where its export is; `lost`: why writes to it have failed, if the kernel has
     said so, which it does once."""
 
     name: str

@@ -5,7 +5,7 @@ How it works      What this host knows comes first: a device over nbdfuse whose 
                   new connection would: the kernel does not tell whether its own NBD client has a connection.
                   States: attached; no server (nobody answers there, or not in time); no export (the server
                   does not serve it, or serves another one by that name); dead; not attached.
-Errors            RecordUnusable. What a server does not say is the trouble that is told.
+Errors            RecordUnusable. What a server does not answer is shown as the trouble.
 """
 
 import contextlib

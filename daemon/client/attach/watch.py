@@ -129,7 +129,7 @@ class _Watch:
         self._places.forget(Attached, now.name)
 
     def _begin(self) -> Attached | None:
-        """Attach; None if told to end before."""
+        """Attach; None if asked to end before."""
         deadline = time.monotonic() + START_S
         for pause_s in _pauses():
             try:
@@ -144,7 +144,7 @@ class _Watch:
         return None
 
     def _reconnect(self, now: Attached) -> Attached | None:
-        """New connections, however long it takes; None if told to end meanwhile."""
+        """New connections, however long it takes; None if asked to end before."""
         begun = time.monotonic()
         for pause_s in _pauses():
             if not disks.connected(now.device):
@@ -182,7 +182,7 @@ class _Watch:
         return after
 
     def _dead(self, now: Attached) -> bool:
-        """Whether the kernel has told of dead links since the last call."""
+        """Whether the kernel has reported dead links since the last call."""
         number = nbd_device.device_number(now.device)
         return number is not None and self._notices.dead(number)
 

@@ -43,8 +43,8 @@ _SOURCE = Path(__file__).resolve().parents[3]
 
 
 def ended(run: Callable[[], object], program: str, arguments: Sequence[str]) -> int:
-    """Run a command; its exit code, after its error was told. `arguments`: its own, which say whether errors
-    are JSON."""
+    """Run a command; its exit code, after its error was printed. `arguments`: its own, which say whether
+    errors are JSON."""
     code = 0
     try:
         try:
@@ -109,7 +109,7 @@ def _context_of(command: click.Command, program: str, arguments: Sequence[str]) 
 
 
 def error_body(error: PolyvolError | ApiError) -> dict[str, dict[str, str]]:
-    """An error as JSON has it."""
+    """An error as JSON."""
     return {"error": {"code": error.code, "message": error.message, "hint": error.advice}}
 
 
@@ -162,14 +162,14 @@ def _version_differs() -> PolyvolError | None:
 
 
 def tell(error: PolyvolError | ApiError, *, as_json: bool) -> None:
-    """Tell an error on stderr, in one line."""
+    """Print an error on stderr, in one line."""
     from polyvol.daemon.client.cli.output import visible
 
     _print(json.dumps(error_body(error)) if as_json else visible(str(error)))
 
 
 def _told(error: BaseException, program: str, *, as_json: bool) -> int:
-    """Tell an exception; the exit code."""
+    """Print an exception; the exit code."""
     if isinstance(error, KeyboardInterrupt | click.Abort):
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one ends what is left to do
         _silence()
@@ -196,7 +196,7 @@ def _print(line: str) -> None:
 
 
 def _flush() -> None:
-    """Write what is buffered for the standard output, so that a failure is ours to tell."""
+    """Write what is buffered for the standard output, so that we report a failure."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
