@@ -1,12 +1,12 @@
-"""Check: a stopped state directory, looked through: catalog, journals, change logs and devices against each
+"""Check: examines a stopped state directory: catalog, journals, change logs and devices, compared with each
 other.
 
-How it works      The lock is held meanwhile, and not written to. The catalog is copied and the copy is
-                  opened, because SQLite may write to what it opens. Then: the catalog by itself, and whether
-                  its mark says that a start may use it; devices and their labels, extents, each volume's
-                  maps and slots (by the engine, which reads only), and files that belong to nothing.
+How it works      The lock is held, and not written to. The catalog is copied and the copy is opened, because
+                  SQLite may write to what it opens. Then these are checked: the catalog by itself, and
+                  whether a start may use it according to its mark; devices and their labels; extents; each
+                  volume's maps and slots (by the engine, which only reads); and files that belong to nothing.
 Invariants        CK1 nothing in the state directory or on a device is changed.
-Errors            StateLocked, StateUnusable, NoState. What is wrong is in the view, not raised.
+Errors            StateLocked, StateUnusable, NoState. Findings are in the view, not raised.
 """
 
 import fcntl

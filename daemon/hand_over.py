@@ -1,18 +1,18 @@
-"""hand-over: NBD connections outlive the daemon: a restart hands them to the next process, and its devices.
+"""Hand-over (live restart): NBD connections and held devices are passed to the next process.
 
-How it works      At its stop a daemon whose service manager keeps file descriptors has the engine freeze
-                  every connection, gives the manager each one's socket, and a file in memory that says what
-                  they are (docs/formats-hand-over.md). The next daemon is passed all of it, serves its
-                  volumes, and resumes the connections; what cannot be resumed is closed, and its client
-                  connects again. The descriptors of devices are given to the manager too, so that nobody
-                  else can take a device between the two processes.
+How it works      At its stop, a daemon whose service manager stores file descriptors has the engine freeze
+                  every connection, and gives the manager each one's socket, and a file in memory with their
+                  state (docs/formats-hand-over.md). The next daemon gets all of it, serves its volumes, and
+                  resumes the connections; what cannot be resumed is closed, and its client reconnects. The
+                  descriptors of devices are stored with the manager too, so that no other program can take a
+                  device between the two processes.
 Invariants        O1 a socket is read by one process: the one that takes connections over empties the file
-                  first, so that nobody does it again, whatever the manager still keeps; O2 a connection goes
-                  on with the volume or snapshot of the same UUID, or not at all; O3 nothing stays with the
-                  manager once a daemon serves.
+                  first, so that no other resumes them, whatever the manager still stores; O2 a connection is
+                  resumed only with the volume or snapshot of the same UUID; O3 nothing stays with the manager
+                  once a daemon serves.
 Durability        Nothing on a disk. A daemon killed between freezing and the next one's start loses the
-                  connections whose state it has not given away; no data, as they are answered by then.
-Errors            None is raised: what goes wrong costs a connection, and is logged.
+                  connections whose state it has not stored; no data, because they are answered by then.
+Errors            None is raised: a failure costs a connection, and is logged.
 """
 
 import contextlib

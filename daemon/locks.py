@@ -1,29 +1,29 @@
-"""Locks: who may do what to which volume or device, so that what hangs for one holds up no other.
+"""Locks: who may do what to which volume or device, so that a hang of one does not delay the others.
 
 How it works      There are four kinds of locks, taken in this order:
-                  1. groups    One for each group. Held while a snapshot of it is made, so that the group is
-                               there when that is recorded, and while it is deleted.
-                  2. volumes   One for each volume. A verb holds those of all volumes that it acts on, from
-                               its first question to its end, whatever that waits for. They are taken
-                               together: a verb that waits for one of them holds none of the others.
-                  3. devices   One for each device. Held where polyvold itself does I/O on a device:
-                               opening, labels, preallocation, zeroing, closing.
+                  1. groups        One for each group. Held while a snapshot of it is made, so that the group
+                                   exists when that is recorded, and while it is deleted.
+                  2. volumes       One for each volume. A verb holds those of all volumes that it acts on,
+                                   from its first question to its end, whatever it waits for. They are taken
+                                   together: a verb that waits for one of them holds none of the others.
+                  3. devices       One for each device. Held where polyvold itself does I/O on a device:
+                                   opening, labels, preallocation, zeroing, closing.
                   4. catalog_lock  One for the process. Held for a transaction of the catalog with the
-                               questions that it depends on (names, free extents, users of a device,
-                               groups), and for changes of the tables in memory that belong to it. Never
-                               while the engine or the kernel may wait for a device: `may_wait` is called
-                               before what may.
+                                   questions that it depends on (names, free extents, users of a device,
+                                   groups), and for changes of the tables in memory that belong to it. Never
+                                   held while the engine or the kernel may wait for a device: such calls are
+                                   preceded by `may_wait`.
                   Readers (status, list, show) take none of them.
-                  Who cannot have a volume's or a device's lock within WAIT_S, or finds WAITING_MAX
-                  waiting for it, is refused: VolumeBusy and others, which say what holds it and for how
-                  long. Who says itself how long it waits is not refused for the number that wait: something
-                  depends on it (an application is quiesced, a record is made).
-                  `lent`: while a cut is waited for, `room` may delete other snapshots of the volume,
-                  so that writes go on (daemon/space/change_logs.py).
-Invariants        L1 who holds `catalog_lock` takes no other lock; L2 who holds a device's lock takes no
-                  volume's; L3 who holds a volume's lock takes another one only of a volume with a greater id
-                  (a clone's, after its source's); L4 nobody takes a lock that it has; L5 who takes a group's
-                  lock holds nothing.
+                  A caller that does not get a volume's or a device's lock within WAIT_S, or finds WAITING_MAX
+                  waiting for it, is refused: VolumeBusy and others, which name the holder and the time.
+                  A caller with a time limit of its own is not refused because of the number that wait:
+                  something depends on it (an application is quiesced, a record is made).
+                  `lent`: while a cut is waited for, `room` may delete other snapshots of the volume, so that
+                  writes continue (daemon/space/change_logs.py).
+Invariants        L1 a holder of `catalog_lock` takes no other lock; L2 a holder of a device's lock takes no
+                  volume's; L3 a holder of a volume's lock takes another one only of a volume with a higher id
+                  (a clone's, after its source's); L4 no thread takes a lock that it holds; L5 a thread that
+                  takes a group's lock holds nothing.
 Owner and locks   `_condition` over who holds what, held for a look or a change.
 Errors            GroupBusy, VolumeBusy, DeviceBusy. A breach of L1 to L5 is a defect: AssertionError.
 """

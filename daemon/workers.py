@@ -1,12 +1,12 @@
-"""Workers: threads for jobs that may wait for a device, so that one that hangs holds up no other.
+"""Workers: threads for jobs that may wait for a device, so that one that hangs does not delay the others.
 
-How it works      `Workers` runs jobs on threads, `concurrent` of them; a job that has run for STUCK_S counts
-                  no more, and the next one begins beside it. There is one job for each key at a time: another
-                  one for a key that has one waiting is not needed, and one for a key whose job runs is run
-                  after it. So what hangs costs a thread, never a turn. `answers` asks many questions at once,
-                  and waits for as long as answers come.
-Owner and locks   One lock over what runs and waits. Jobs are run without it.
-Errors            What a job raises is logged.
+How it works      `Workers` runs jobs on threads, `concurrent` of them; a job that has run for STUCK_S is not
+                  counted any more, and the next one starts beside it. There is one job for each key at a
+                  time: a further one is dropped if one already waits, and otherwise runs after the present
+                  one. So a hang costs a thread, never a turn. `answers` asks many questions at once, and
+                  waits for as long as answers come.
+Owner and locks   One lock over what runs and waits. Jobs run without it.
+Errors            An exception in a job is logged.
 """
 
 import logging

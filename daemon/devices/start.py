@@ -1,4 +1,4 @@
-"""Opening all devices at a start: side by side, so that one that hangs holds up no other.
+"""Opening all devices at a start: in parallel, so that one that hangs does not delay the others.
 
 How it works      Each device is looked at, opened, held and checked on a thread. A start waits for as long as
                   devices answer, and PATIENCE_S more. One that has not answered by then is missing; what is

@@ -18,7 +18,7 @@ Owner and locks   The device's lock for all that is done to it (daemon/locks.py)
 Durability        A kill in the middle of add or remove is settled at the next start: the device is forgotten,
                   its label taken off, and the file that add has made is removed. So is what an error of
                   add or remove leaves where that could not be undone; then also at the next add, remove or
-                  reload (half_devices.py). A kill after they returned changes nothing.
+                  reload (incomplete.py). A kill after they returned changes nothing.
 Errors            mapping/errors.py, EngineFailed. At start nothing raises: `device_trouble` has the findings.
 """
 

@@ -1,27 +1,27 @@
-"""Hooks: commands that make an application ready for a cut, and let it go on after it.
+"""Hooks: commands that quiesce an application for a cut, and thaw it afterwards.
 
-How it works      `around` runs the quiesce commands of a schedule and of the volumes, then gives a function
-                  that the coordinator calls as soon as the cut is made. It begins the thaw commands, and says
-                  what the snapshots show: 'application', if each command had succeeded and none had been
-                  thawed before the cut, else 'crash', and why. Commands are run directly, or by /bin/sh where
-                  that was asked for, as polyvold's user, each with a supervisor of its own (hook_command.py),
-                  with little in their environment.
-Invariants        Q1 if a quiesce command was begun, its thaw command is run, once: after the cut, or when
-                  the quiesce command failed, or at the time-out, whatever waits for what then; twice if it
-                  fails; Q2 a command that fails or outlives its time-out is killed, with all that it has
+How it works      `around` runs the quiesce commands of a schedule and of the volumes, then returns a function
+                  that the coordinator calls as soon as the cut is made. That function starts the thaw
+                  commands, and returns the consistency of the snapshots: 'application' if every command
+                  succeeded and none was thawed before the cut, else 'crash', and why. Commands are run
+                  directly, or by /bin/sh if requested, as polyvold's user, each with its own supervisor
+                  (command.py), with few variables in their environment.
+Invariants        Q1 if a quiesce command was started, its thaw command is run, once: after the cut, or when
+                  the quiesce command failed, or at the time-out, whatever is waited for then; twice if it
+                  fails; Q2 a command that fails or exceeds its time-out is killed, with all processes that it
                   started, before it is thawed; one that cannot be killed because it hangs in the kernel is
                   thawed at once, and again when it has ended; Q3 `catalog_lock` is never held while a command
-                  is waited for; Q4 hooks of one volume are not run by two snapshots at a time; Q5 what a
-                  quiesce command has left in the background is ended when its thaw command has ended; what a
-                  thaw command has left when it succeeded stays: it may be the application.
+                  is waited for; Q4 hooks of one volume are not run by two snapshots at a time; Q5 processes
+                  that a quiesce command left in the background are ended when its thaw command has ended;
+                  those that a successful thaw command left stay: they may be the application.
 Owner and locks   A lock for each volume and schedule with hooks, held from quiesce to the end of thaw; waited
                   for as long as its holder may take, or until polyvold is stopped. `_Hook.lock` over who
                   thaws.
-Durability        A thaw is recorded before its quiesce command is begun: should polyvold die in between, all
-                  that its hooks have started is ended at once (hook_supervisor.py), and the next start runs
-                  the thaw command (`settle`).
-Errors            HooksBusy, if too many wait for hooks; SnapshotFromHook. Otherwise what
-                  fails is a warning in the log and among the events, and the snapshot is taken all the same.
+Durability        A thaw is recorded before its quiesce command is started: if polyvold dies in between, all
+                  processes of its hooks are ended at once (supervisor.py), and the next start runs the thaw
+                  command (`settle`).
+Errors            HooksBusy, if too many wait for hooks; SnapshotFromHook. Other failures are a warning in the
+                  log and an event, and the snapshot is still taken.
 """
 
 import contextlib

@@ -1,24 +1,23 @@
-"""Deletions of many snapshots: they are gone at once, and their space comes back in the background.
+"""Deletions of many snapshots: they disappear at once, and their space is freed in the background.
 
-How it works      begin ends the exports of all that may be deleted and takes them out of the catalog in one
-                  transaction. Workers (workers.py), one for each volume, then have the engine drop them, some
-                  at a time, with one sync for each time, and rest as long as they have worked, so that hosts
-                  have the disks for the other half. They also forget rollbacks that nothing needs any more,
-                  for which a thread looks.
-Invariants        E1 what somebody is connected to, or holds, what is part of a group's snapshot, and what
-                  an incomplete restore follows, is kept and named; E2 they hold no lock
-                  while the engine drops snapshots or writes checkpoints; E3 what clones were made from is
-                  not dropped: it is kept for them.
+How it works      begin ends the exports of all that may be deleted, and removes them from the catalog in one
+                  transaction. Workers (workers.py), one for each volume, then have the engine drop them, a
+                  few at a time, with one sync each time, and pause for as long as they have worked, so that
+                  hosts have the disks for the other half. They also remove rollbacks that nothing needs any
+                  more; a thread finds these.
+Invariants        E1 a snapshot with clients or holds, in a group's snapshot, or that an incomplete restore
+                  follows, is kept and named; E2 no lock is held while the engine drops snapshots or writes
+                  checkpoints; E3 what clones were made from is not dropped but kept for them.
 Why E2 is safe    The catalog does not have the snapshots that are being dropped, and every verb looks for
                   snapshots in the catalog, under the volume's lock. So no clone, rollback, hold or export of
-                  one can begin, and epochs are never used again. The engine refuses to drop what has an
-                  export, or what a clone is made from.
-Owner and locks   The volume's lock from asking which rollback may be forgotten until it is; a volume that is
+                  one can begin, and epochs are never reused. The engine refuses to drop what has an export,
+                  or what a clone is made from.
+Owner and locks   The volume's lock from asking which rollback may be removed until it is; a volume that is
                   busy is left for later. `_lock` over the jobs.
-Durability        What the catalog does not know is dropped by the engine when it takes a volume over. So a
-                  kill at any moment loses nothing of a deletion, and nothing of it has to be remembered.
-                  The engine offers only rollbacks that its checkpoints cover: a kill after the catalog has
-                  forgotten one leaves nothing that refers to it.
+Durability        What the catalog does not have is dropped by the engine when it opens the volume. So a kill
+                  at any moment loses nothing of a deletion, and no progress has to be stored. The engine
+                  offers only rollbacks that its checkpoints cover: after a kill, nothing refers to a rollback
+                  that the catalog has removed.
 Errors            UnknownVolume, UnknownSnapshot, NoMatch, VolumeNotServed.
 """
 

@@ -1,7 +1,7 @@
-"""Serving again what was not served: when a device has come back, or somebody asks for it.
+"""Retries of volumes that are not served: when a device has come back, or at a reload.
 
-How it works      Each volume that is not served is tried again, under its lock, by workers (workers.py): one
-                  for a volume and all clones of it, which come after it. What hangs holds up no other volume.
+How it works      Each volume that is not served is retried, under its lock, by workers (workers.py): one for
+                  a volume and all clones of it, which come after it. A hang delays no other volume.
 Owner and locks   The caller holds no lock.
 Errors            None: `volume_trouble` has the findings.
 """

@@ -2,7 +2,7 @@
 
 How it works      create: plan (pure); record as 'creating'; make the devices that the plan asks for; hand
                   the volume to the engine; record as 'ready'; export it. delete: end its exports; record as
-                  'deleting'; the rest is in volume_removal.py. A volume that clones were made from is kept
+                  'deleting'; the rest is in removal.py. A volume that clones were made from is kept
                   for them instead (clone_pins.py). A clone comes after its source in all that goes by id: so
                   sources are served first.
 Durability        A kill in the middle of either is settled at the next start: what is 'creating' or
