@@ -1,4 +1,4 @@
-"""Errors of groups, holds, schedules and hooks; their form is that of mapping/errors.py."""
+"""Errors of groups, holds, schedules and hooks, in the form of mapping/errors.py."""
 
 from polyvol.mapping.errors import PolyvolError
 
