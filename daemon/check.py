@@ -1,12 +1,12 @@
-"""Check: a stopped state directory, looked through: catalog, journals, change logs and devices against each
+"""Check: examines a stopped state directory: catalog, journals, change logs and devices, compared with each
 other.
 
-How it works      The lock is held meanwhile, and not written to. The catalog is copied and the copy is
-                  opened, because SQLite may write to what it opens. Then: the catalog by itself, and whether
-                  its mark says that a start may use it; devices and their labels, extents, each volume's
-                  maps and slots (by the engine, which reads only), and files that belong to nothing.
+How it works      The lock is held, and not written to. The catalog is copied and the copy is opened, because
+                  SQLite may write to what it opens. Then these are checked: the catalog by itself, and
+                  whether a start may use it according to its mark; devices and their labels; extents; each
+                  volume's maps and slots (by the engine, which only reads); and files that belong to nothing.
 Invariants        CK1 nothing in the state directory or on a device is changed.
-Errors            StateLocked, StateUnusable, NoState. What is wrong is in the view, not raised.
+Errors            StateLocked, StateUnusable, NoState. Findings are in the view, not raised.
 """
 
 import fcntl
@@ -22,12 +22,12 @@ from pathlib import Path
 from polyvol.daemon.engine_border import EngineModule, load_engine
 from polyvol.daemon.errors import NoState, StateLocked, StateUnusable
 from polyvol.daemon.types.status import CheckView, CheckVolumeView
-from polyvol.daemon.volumes.stopped import other_time
+from polyvol.daemon.volumes.manifest_digests import other_time
 from polyvol.mapping.catalog.database import LATEST_VERSION, mark_of
 from polyvol.mapping.catalog.examine import Examiner, content_problems, reading, reference_problems
 from polyvol.mapping.catalog.failures import failure
 from polyvol.mapping.catalog.mark import BadMark, Mark
-from polyvol.mapping.catalog.renewal import renew
+from polyvol.mapping.catalog.rewrite import rewrite
 from polyvol.mapping.catalog.store import Catalog
 from polyvol.mapping.device import Device, short_clause, trouble_at
 from polyvol.mapping.errors import PolyvolError, StateFull
@@ -111,7 +111,7 @@ def _catalog_problems(path: Path, copy: Path) -> Iterator[str]:
     """Why a start would refuse the catalog at this path, of which this is a copy; the copy's log is taken
     in."""
     try:
-        renew(copy, lambda _: True)
+        rewrite(copy, lambda _: True)
         found = list(_database_problems(path, copy)) if copy.exists() and copy.stat().st_size else []
         yield from found
         if not found:

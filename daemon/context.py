@@ -1,10 +1,10 @@
 """The context: what the verbs of all nouns share while the daemon runs.
 
 Owner and locks   `locks` (daemon/locks.py) has all locks and their order. Verbs that only read take none:
-                  they read within `reading` (daemon/reading.py). `volume_trouble`, `gauges`, `refusing`,
-                  `restoring` and `rewritten` are changed by who has the volume's lock, `device_trouble` and
-                  `files` by who has the device's, by replacing single entries; anybody may read them. Engine
-                  calls that may wait for a device refuse to run under `changes`.
+                  they read within `reading` (daemon/consistent_read.py). `volume_trouble`, `fill_levels`,
+                  `refusing`, `restoring` and `rewritten` are changed by who has the volume's lock,
+                  `device_trouble` and `files` by who has the device's, by replacing single entries; anybody
+                  may read them. Engine calls that may wait for a device refuse to run under `catalog_lock`.
 """
 
 import threading
@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from polyvol.daemon.config import IO_TIMEOUT_S
+from polyvol.daemon.consistent_read import ConsistentRead
 from polyvol.daemon.engine_border import EngineLike, guarded
 from polyvol.daemon.errors import EngineFailed, Restoring, VolumeBusy, VolumeNotServed, engine_errors
 from polyvol.daemon.events import Events
-from polyvol.daemon.locks import Changes, Locks, Operation
-from polyvol.daemon.log_use import Gauge
-from polyvol.daemon.reading import Reading
+from polyvol.daemon.fill_level import FillLevel
+from polyvol.daemon.locks import CatalogLock, Locks, Operation
 from polyvol.daemon.sizes import format_seconds
 from polyvol.daemon.state.reserve import Reserve
 from polyvol.daemon.types.devices import ExtentView
@@ -32,8 +32,8 @@ from polyvol.mapping.device import Device
 from polyvol.mapping.errors import UnknownDevice, UnknownSnapshot, UnknownVolume
 from polyvol.mapping.extent import Extent
 from polyvol.mapping.label import NO_RUN
-from polyvol.mapping.looks import Looks
 from polyvol.mapping.opening import OpenFile
+from polyvol.mapping.probes import Probes
 from polyvol.mapping.records import SnapshotRecord, Volume
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 @dataclass
 class Context:
     """The catalog, the engine, what is known to be wrong (by device id and by volume id, as a clause), the
-    open files of devices, what has happened of late, and how the change logs fill. `state_trouble`: why
+    open files of devices, recent events, and how the change logs fill. `state_trouble`: why
     nothing new can be written to the state directory, as a sentence. `file_trouble`: which file of a volume's
     journals is gone, by volume id. `refusing`: keep-writing
     volumes with nothing left to drop. `restoring`: the export that a restore is written to, by volume id.
@@ -65,7 +65,7 @@ class Context:
     file_trouble: dict[int, str] = field(default_factory=dict)
     reserve: Reserve = field(init=False)
     events: Events = field(default_factory=Events)
-    gauges: dict[int, Gauge] = field(default_factory=dict)
+    fill_levels: dict[int, FillLevel] = field(default_factory=dict)
     refusing: set[int] = field(default_factory=set)
     restoring: dict[int, str] = field(default_factory=dict)
     rewritten: Counter[int] = field(default_factory=Counter)
@@ -74,19 +74,19 @@ class Context:
     generation: int = 0
     run: UUID = NO_RUN
     io_timeout_s: int = IO_TIMEOUT_S
-    looks: Looks = field(default_factory=Looks)
+    probes: Probes = field(default_factory=Probes)
     """For readers: what is asked of the kernel that a hung file system does not answer."""
     _growing: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         self.reserve = Reserve(self.state_dir)
         self.engine = guarded(self.engine, self.locks.may_wait)
-        self._reading = Reading(self.catalog, self.engine)
+        self._reading = ConsistentRead(self.catalog, self.engine)
 
     @property
-    def changes(self) -> Changes:
+    def catalog_lock(self) -> CatalogLock:
         """The inner lock; see daemon/locks.py."""
-        return self.locks.changes
+        return self.locks.catalog_lock
 
     @contextmanager
     def holding(self, name: str, what: str, *, wait_s: float | None = None) -> Iterator[Volume]:

@@ -107,7 +107,7 @@ class EngineLike(CutEngine, Protocol):
         """Have a volume be what this says: larger."""
 
     def remove_volume(self, volume: int) -> None:
-        """Let go of a volume, durably."""
+        """Close a volume, durably."""
 
     def add_log(self, volume: int, log: "LogSpec", *, default: bool = False) -> None:
         """Give a volume one more change log."""
@@ -122,7 +122,7 @@ class EngineLike(CutEngine, Protocol):
         """Wait for an event."""
 
     def end_events(self) -> None:
-        """There are no more events; whoever waits for one waits no longer."""
+        """There are no more events; threads that wait for one return."""
 
     def space(self, volume: int) -> "SpaceStats":
         """Use of a volume's change logs."""
@@ -190,7 +190,7 @@ class EngineLike(CutEngine, Protocol):
         """Take all connections out, for another process."""
 
     def adopt(self, fd: int, export: str, state: bytes) -> None:
-        """Go on with a connection of another process."""
+        """Resume a connection of another process."""
 
     def open(self, export: str) -> HandleLike:
         """I/O on an export from this process."""

@@ -42,7 +42,7 @@ class StateLocked(PolyvolError):
 
     code = "state-locked"
     kind = "busy"
-    sentence = "polyvold (pid {pid}) runs on {state} already"
+    sentence = "polyvold (pid {pid}) already runs on {state}"
     hint = "stop it first, or give another --state-dir"
 
 
@@ -51,7 +51,7 @@ class NoState(PolyvolError):
 
     code = "no-state"
     kind = "not-found"
-    sentence = "{state} is no state directory: it has no catalog"
+    sentence = "{state} is not a state directory: it has no catalog"
     hint = "give --state-dir the directory of a polyvold"
 
 
@@ -88,7 +88,7 @@ class BadConfig(PolyvolError):
     code = "bad-config"
     kind = "invalid"
     sentence = "{where}: {why}"
-    hint = "docs/operating.md lists what can be set"
+    hint = "docs/operating.md lists the settings"
 
 
 class BadRequest(PolyvolError):
@@ -96,8 +96,8 @@ class BadRequest(PolyvolError):
 
     code = "bad-request"
     kind = "invalid"
-    sentence = "the request is not right: {why}"
-    hint = "/openapi.json describes what can be asked"
+    sentence = "the request is not valid: {why}"
+    hint = "/openapi.json describes the API"
 
 
 class NoSuchPage(PolyvolError):
@@ -106,7 +106,7 @@ class NoSuchPage(PolyvolError):
     code = "no-such-page"
     kind = "not-found"
     sentence = "the control API has no {method} {path}"
-    hint = "/openapi.json describes what can be asked"
+    hint = "/openapi.json describes the API"
 
 
 class VolumeInUse(PolyvolError):
@@ -199,7 +199,7 @@ class VolumeNotServed(PolyvolError):
     code = "volume-not-served"
     kind = "unavailable"
     sentence = "volume {name} is not served: {reason}"
-    hint = "`polyvol status` tells more"
+    hint = "`polyvol status` has the details"
 
 
 class Restoring(PolyvolError):
@@ -229,7 +229,7 @@ class RestoreEnded(PolyvolError):
     code = "restore-ended"
     kind = "busy"
     sentence = "this restore to volume {name} was ended in the meantime"
-    hint = "`polyvol volume show {name}` tells what it is now"
+    hint = "`polyvol volume show {name}` shows its present state"
 
 
 class NoRestore(PolyvolError):
@@ -238,7 +238,7 @@ class NoRestore(PolyvolError):
     code = "no-restore"
     kind = "not-found"
     sentence = "no restore to volume {name} is incomplete"
-    hint = "`polyvol volume show {name}` tells what it is"
+    hint = "`polyvol volume show {name}` shows its present state"
 
 
 class JournalsUnusable(PolyvolError):
@@ -277,7 +277,7 @@ class DeleteUnfinished(PolyvolError):
     code = "delete-unfinished"
     kind = "unavailable"
     sentence = "volume {name} is deleted, but its space could not be given back yet: {reason}"
-    hint = "delete it again when that is mended; polyvold also tries again at its next reload or start"
+    hint = "correct that and delete it again; polyvold also retries at its next reload or start"
 
 
 class EngineFailed(PolyvolError):
@@ -288,7 +288,7 @@ class EngineFailed(PolyvolError):
     hint = "{todo}"
 
     def __init__(
-        self, *, what: str, why: object, todo: str = "`polyvol status` tells about volumes and devices"
+        self, *, what: str, why: object, todo: str = "`polyvol status` shows volumes and devices"
     ) -> None:
         super().__init__(what=what, why=why, todo=todo)
 
@@ -316,7 +316,7 @@ class DaemonUnreachable(PolyvolError):
 
     code = "daemon-unreachable"
     kind = "unavailable"
-    sentence = "polyvold on {state} cannot be asked: {why}"
+    sentence = "polyvold on {state} cannot be reached: {why}"
     hint = "{todo}"
 
 
@@ -353,7 +353,7 @@ class UsageWrong(PolyvolError):
     code = "usage"
     kind = "invalid"
     sentence = "{what}"
-    hint = "`{command} --help` shows how it is written"
+    hint = "`{command} --help` shows the usage"
 
 
 class SystemRefused(PolyvolError):
@@ -416,7 +416,7 @@ class SnapshotReplaced(PolyvolError):
     code = "snapshot-replaced"
     kind = "busy"
     sentence = "snapshot {name} was deleted in the meantime, and another one has its name"
-    hint = "do it again, if that is the one that is meant"
+    hint = "repeat the command if the new one is meant"
 
 
 class FrontendFailed(PolyvolError):
@@ -463,7 +463,7 @@ def engine_errors(what: str, engine_error: type[Exception], *, starting: bool = 
         failed = EngineFailed(what=what, why=error)
         if starting:
             todo = (
-                "see that polyvold's limits on threads, memory and open files (`ulimit -a`) are high enough"
+                "check that polyvold's limits on threads, memory and open files (`ulimit -a`) are high enough"
             )
             failed = EngineFailed(what=what, why=error, todo=todo)
         failed.kind = getattr(error, "kind", "io")  # type: ignore[misc]

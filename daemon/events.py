@@ -1,4 +1,4 @@
-"""Events: what has happened of late that an operator should know, for the log and for `polyvol status`.
+"""Events: what happened recently that an operator should know, for the log and for `polyvol status`.
 
 How it works      A short list in memory, newest last; each is a line in the daemon's log too. A restart
                   begins a new list.

@@ -1,18 +1,18 @@
-"""hand-over: NBD connections outlive the daemon: a restart hands them to the next process, and its devices.
+"""Hand-over (live restart): NBD connections and held devices are passed to the next process.
 
-How it works      At its stop a daemon whose service manager keeps file descriptors has the engine freeze
-                  every connection, gives the manager each one's socket, and a file in memory that says what
-                  they are (docs/formats-hand-over.md). The next daemon is passed all of it, serves its
-                  volumes, and goes on with the connections; what cannot go on is closed, and its client
-                  connects again. The descriptors of devices are given to the manager too, so that nobody
-                  else can take a device between the two processes.
-Invariants        O1 a socket is read by one process: whoever takes connections over makes the file empty
-                  first, so that nobody does it again, whatever the manager still keeps; O2 a connection goes
-                  on with the volume or snapshot of the same UUID, or not at all; O3 nothing stays with the
-                  manager once a daemon serves.
+How it works      At its stop, a daemon whose service manager stores file descriptors has the engine freeze
+                  every connection, and gives the manager each one's socket, and a file in memory with their
+                  state (docs/formats-hand-over.md). The next daemon gets all of it, serves its volumes, and
+                  resumes the connections; what cannot be resumed is closed, and its client reconnects. The
+                  descriptors of devices are stored with the manager too, so that no other program can take a
+                  device between the two processes.
+Invariants        O1 a socket is read by one process: the one that takes connections over empties the file
+                  first, so that no other resumes them, whatever the manager still stores; O2 a connection is
+                  resumed only with the volume or snapshot of the same UUID; O3 nothing stays with the manager
+                  once a daemon serves.
 Durability        Nothing on a disk. A daemon killed between freezing and the next one's start loses the
-                  connections whose state it has not given away; no data, as they are answered by then.
-Errors            None is raised: what goes wrong costs a connection, and is logged.
+                  connections whose state it has not stored; no data, because they are answered by then.
+Errors            None is raised: a failure costs a connection, and is logged.
 """
 
 import contextlib
@@ -29,10 +29,10 @@ from uuid import UUID
 
 import crcmod.predefined
 
-from polyvol.daemon.apart import apart
 from polyvol.daemon.context import Context
 from polyvol.daemon.host.notify import Store, remove_stored
-from polyvol.daemon.host.sockets import HANDED_CONNECTION, HANDED_DEVICE, HANDED_FILE, Passed
+from polyvol.daemon.host.sockets import HANDED_CONNECTION, HANDED_DEVICE, HANDED_FILE, InheritedSockets
+from polyvol.daemon.isolation import isolate
 from polyvol.daemon.restores.verbs import HIDDEN
 from polyvol.daemon.workers import Workers
 from polyvol.mapping.os_errors import reason
@@ -156,7 +156,7 @@ def _flush_all(context: Context) -> None:
     workers.stop(0)
 
 
-def take_devices(passed: Passed) -> dict[str, int]:
+def take_devices(passed: InheritedSockets) -> dict[str, int]:
     """The descriptors of devices that were passed to this process, by device UUID; it owns them."""
     devices = dict(passed.devices)
     passed.devices.clear()
@@ -169,9 +169,9 @@ def forget_devices(devices: Iterable[str]) -> None:
 
 
 def take(context: Context, handed: dict[str, int]) -> None:
-    """Go on with the connections that were passed to this process, by name; `handed` is empty afterwards."""
+    """Resume the connections that were passed to this process, by name; `handed` is empty afterwards."""
     if handed:
-        with apart(context, "taking over the connections of the polyvold before"):
+        with isolate(context, "taking over the connections of the polyvold before"):
             _take(context, handed)
 
 
@@ -197,8 +197,8 @@ def _take(context: Context, handed: dict[str, int]) -> None:
         context.events.add("info", text, volume=_volume(export), PAUSE_MS=pause_ms, **_fields(export))
 
 
-def discard(passed: Passed) -> None:
-    """Close what was passed to a process that cannot go on with it."""
+def discard(passed: InheritedSockets) -> None:
+    """Close what was passed to a process that cannot resume it."""
     forget_devices(passed.devices)
     while passed.devices:
         os.close(passed.devices.popitem()[1])
@@ -221,7 +221,7 @@ def _adopt(context: Context, entry: Entry, fd: int, export: str | None, begun: C
         text = f"closed 1 connection to {export}: {reason}"
         context.events.add("warning", text, volume=_volume(export), **_fields(export))
 
-    with apart(context, f"taking over a connection to {export}", failed):
+    with isolate(context, f"taking over a connection to {export}", failed):
         with context.engine_errors(f"taking over a connection to {export}"):
             context.engine.adopt(fd, export, entry.state)
         begun[export] += 1

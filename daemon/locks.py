@@ -1,29 +1,29 @@
-"""Locks: who may do what to which volume or device, so that what hangs for one holds up no other.
+"""Locks: who may do what to which volume or device, so that a hang of one does not delay the others.
 
 How it works      There are four kinds of locks, taken in this order:
-                  1. groups    One for each group. Held while a snapshot of it is made, so that the group is
-                               there when that is recorded, and while it is deleted.
-                  2. volumes   One for each volume. A verb holds those of all volumes that it acts on, from
-                               its first question to its end, whatever that waits for. They are taken
-                               together: a verb that waits for one of them holds none of the others.
-                  3. devices   One for each device. Held where polyvold itself does I/O on a device:
-                               opening, labels, preallocation, zeroing, closing.
-                  4. changes   One for the process. Held for a transaction of the catalog with the
-                               questions that it depends on (names, free extents, users of a device,
-                               groups), and for changes of the tables in memory that belong to it. Never
-                               while the engine or the kernel may wait for a device: `may_wait` is called
-                               before what may.
+                  1. groups        One for each group. Held while a snapshot of it is made, so that the group
+                                   exists when that is recorded, and while it is deleted.
+                  2. volumes       One for each volume. A verb holds those of all volumes that it acts on,
+                                   from its first question to its end, whatever it waits for. They are taken
+                                   together: a verb that waits for one of them holds none of the others.
+                  3. devices       One for each device. Held where polyvold itself does I/O on a device:
+                                   opening, labels, preallocation, zeroing, closing.
+                  4. catalog_lock  One for the process. Held for a transaction of the catalog with the
+                                   questions that it depends on (names, free extents, users of a device,
+                                   groups), and for changes of the tables in memory that belong to it. Never
+                                   held while the engine or the kernel may wait for a device: such calls are
+                                   preceded by `may_wait`.
                   Readers (status, list, show) take none of them.
-                  Who cannot have a volume's or a device's lock within WAIT_S, or finds WAITING_MAX
-                  waiting for it, is refused: VolumeBusy and others, which say what holds it and for how
-                  long. Who says itself how long it waits is not refused for the number that wait: something
-                  depends on it (an application is quiesced, a record is made).
-                  `lent`: while a cut is waited for, `room` may delete other snapshots of the volume,
-                  so that writes go on (daemon/space/change_logs.py).
-Invariants        L1 who holds `changes` takes no other lock; L2 who holds a device's lock takes no volume's;
-                  L3 who holds a volume's lock takes another one only of a volume with a greater id (a
-                  clone's, after its source's); L4 nobody takes a lock that it has; L5 who takes a group's
-                  lock holds nothing.
+                  A caller that does not get a volume's or a device's lock within WAIT_S, or finds WAITING_MAX
+                  waiting for it, is refused: VolumeBusy and others, which name the holder and the time.
+                  A caller with a time limit of its own is not refused because of the number that wait:
+                  something depends on it (an application is quiesced, a record is made).
+                  `lent`: while a cut is waited for, `room` may delete other snapshots of the volume, so that
+                  writes continue (daemon/space/change_logs.py).
+Invariants        L1 a holder of `catalog_lock` takes no other lock; L2 a holder of a device's lock takes no
+                  volume's; L3 a holder of a volume's lock takes another one only of a volume with a higher id
+                  (a clone's, after its source's); L4 no thread takes a lock that it holds; L5 a thread that
+                  takes a group's lock holds nothing.
 Owner and locks   `_condition` over who holds what, held for a look or a change.
 Errors            GroupBusy, VolumeBusy, DeviceBusy. A breach of L1 to L5 is a defect: AssertionError.
 """
@@ -48,8 +48,8 @@ Noun = Literal["group", "volume", "device"]
 Key = tuple[Noun, int]
 
 
-class Changes:
-    """The lock `changes`: as threading.Lock, and knows which thread has it."""
+class CatalogLock:
+    """The lock `catalog_lock`: as threading.Lock, and knows which thread has it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -65,7 +65,7 @@ class Changes:
         return self._lock.locked()
 
     def __enter__(self) -> None:
-        assert not self.mine, "L4: `changes` is held by this thread already"
+        assert not self.mine, "L4: `catalog_lock` is held by this thread already"
         self._lock.acquire()
         self._holder = threading.get_ident()
 
@@ -100,7 +100,7 @@ class Locks:
     """The locks of one state directory."""
 
     def __init__(self, steady_s: Callable[[], float] = time.monotonic) -> None:
-        self.changes = Changes()
+        self.catalog_lock = CatalogLock()
         self.wait_s = WAIT_S
         self._now = steady_s
         self._condition = threading.Condition()
@@ -157,7 +157,7 @@ class Locks:
         """Hold volumes to delete snapshots that are in the catalog, so that writes go on: as `volumes`, but
         also while a cut of them is waited for."""
         assert not self._mine.held, "L2, L3"
-        assert not self.changes.mine, "L1"
+        assert not self.catalog_lock.mine, "L1"
         keys = frozenset[Key](("volume", identity) for identity in named)
         operation = Operation(what, "volume", list(named.values()), keys, self._now())
         with self._condition:
@@ -192,7 +192,7 @@ class Locks:
 
     def may_wait(self, what: str) -> None:
         """Called before what may wait for a device: nobody else may have to wait for that (L1)."""
-        assert not self.changes.mine, f"L1: {what} may wait for a device, and `changes` is held"
+        assert not self.catalog_lock.mine, f"L1: {what} may wait for a device, and `catalog_lock` is held"
 
     def operations(self) -> list[Operation]:
         """What is under way with volumes and devices, longest first."""
@@ -220,7 +220,7 @@ class Locks:
     def _hold(
         self, noun: Noun, named: Mapping[int, str], what: str, wait_s: float | None
     ) -> Iterator[Operation]:
-        assert not self.changes.mine, f"L1: {what}"
+        assert not self.catalog_lock.mine, f"L1: {what}"
         keys = frozenset[Key]((noun, identity) for identity in named)
         operation = Operation(what, noun, list(named.values()), keys, self._now())
         with self._condition:

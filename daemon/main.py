@@ -1,4 +1,4 @@
-"""polyvold: reads its settings, runs the service until it is told to stop, and says when it serves.
+"""polyvold: reads its settings, runs the service until a signal stops it, and reports when it serves.
 
 SIGTERM and SIGINT stop it cleanly (exit 0). SIGHUP has it read its settings again, of which `processors` can
 grow and `io-timeout` can change while it runs, and look again for devices that are missing. A start that
@@ -21,7 +21,7 @@ from polyvol.daemon.config import FRONTENDS, Config, load_config
 from polyvol.daemon.errors import EXIT_CODE, BadConfig, StopUnfinished, SystemRefused
 from polyvol.daemon.host import signals
 from polyvol.daemon.host.notify import log_somewhere, notify
-from polyvol.daemon.host.sockets import Passed, passed_by_systemd
+from polyvol.daemon.host.sockets import InheritedSockets, inherited_from_systemd
 from polyvol.daemon.host.streams import open_standard_streams
 from polyvol.daemon.state.directory import control_socket
 
@@ -35,12 +35,12 @@ FILES_MIN = 64
     "--state-dir",
     type=PATH,
     metavar="DIR",
-    help="Where all state is [$POLYVOL_STATE, else /var/lib/polyvol].",
+    help="Directory for all state [$POLYVOL_STATE, else /var/lib/polyvol].",
 )
 @click.option("--nbd-socket", type=PATH, metavar="PATH", help="Unix socket for NBD [STATE/nbd.sock].")
 @click.option("--nbd-listen", metavar="HOST:PORT", help="Also serve NBD on TCP.")
 @click.option(
-    "--processors", type=int, metavar="N", help="How many processors, 1 to 256 [one for each core]."
+    "--processors", type=int, metavar="N", help="Number of processors, 1 to 256 [one for each core]."
 )
 @click.option(
     "--io-timeout",
@@ -48,11 +48,11 @@ FILES_MIN = 64
     metavar="S",
     help="Seconds until a request to a device that does not answer fails; 0: never [60].",
 )
-@click.option("--frontend", type=click.Choice(FRONTENDS), help="Who speaks NBD to clients [native].")
+@click.option("--frontend", type=click.Choice(FRONTENDS), help="NBD server to use [native].")
 @click.option(
     "--accept-older-catalog",
     is_flag=True,
-    help="Use an older copy of the catalog; what it lacks is given up.",
+    help="Use an older copy of the catalog; what it lacks is lost.",
 )
 def cli(
     config: Path | None,
@@ -83,7 +83,7 @@ def run(config: Config, read_again: Callable[[], Config], accept_older_catalog: 
         raise BadConfig(where="polyvold", why="--accept-older-catalog needs the front end native")
     _refuse_few_files()
     log_somewhere()
-    passed = passed_by_systemd(control_socket(Path(os.path.abspath(config.state_dir))))  # noqa: PTH100
+    passed = inherited_from_systemd(control_socket(Path(os.path.abspath(config.state_dir))))  # noqa: PTH100
     if config.frontend == "nbdkit":
         from polyvol.daemon import hand_over
 
@@ -101,14 +101,14 @@ def _refuse_few_files() -> None:
         raise SystemRefused(what="polyvold", why=why, todo="raise the limit on open files (`ulimit -n`)")
 
 
-def _run_nbdkit(config: Config, passed: Passed, read_again: Callable[[], Config]) -> None:
+def _run_nbdkit(config: Config, passed: InheritedSockets, read_again: Callable[[], Config]) -> None:
     from polyvol.daemon.process.nbdkit import supervise
 
     supervise(config, signals.next_signal, read_again, passed)
 
 
 def _run_native(
-    config: Config, passed: Passed, read_again: Callable[[], Config], accept_older_catalog: bool
+    config: Config, passed: InheritedSockets, read_again: Callable[[], Config], accept_older_catalog: bool
 ) -> None:
     from polyvol.daemon.process.watch import watch
     from polyvol.daemon.service import Service
@@ -140,7 +140,7 @@ def _run_native(
 
 
 def announce(addresses: list[str]) -> None:
-    """Tell whoever waits that volumes are served, on these NBD addresses."""
+    """Notify systemd that volumes are served, on these NBD addresses."""
     try:
         click.echo(f"ready: NBD on {' and '.join(addresses)}")
     except OSError:  # volumes are served, whether somebody reads that or not

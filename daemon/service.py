@@ -47,12 +47,12 @@ from polyvol.daemon.host.notify import Store
 from polyvol.daemon.operations import operation_views
 from polyvol.daemon.restores.verbs import Restores
 from polyvol.daemon.schedules.verbs import Schedules
-from polyvol.daemon.snapshots.changes import Changes
 from polyvol.daemon.snapshots.deletions import Deletions
-from polyvol.daemon.snapshots.taking import Taking
+from polyvol.daemon.snapshots.diff import Diffs
+from polyvol.daemon.snapshots.taker import SnapshotTaker
 from polyvol.daemon.snapshots.verbs import Snapshots
-from polyvol.daemon.space.change_logs import Space
-from polyvol.daemon.space.state_room import StateRoom
+from polyvol.daemon.space.change_logs import SpaceMonitor
+from polyvol.daemon.space.state_space import StateSpaceMonitor
 from polyvol.daemon.state import directory as state
 from polyvol.daemon.state.reserve import Reserve
 from polyvol.daemon.types.base import iso
@@ -70,7 +70,7 @@ from polyvol.daemon.types.volumes import (
     VolumeSet,
     VolumeView,
 )
-from polyvol.daemon.volumes import stopped
+from polyvol.daemon.volumes import manifest_digests
 from polyvol.daemon.volumes.growth import grow_volume
 from polyvol.daemon.volumes.scrub import Scrubs
 from polyvol.daemon.volumes.serving import Serving
@@ -107,7 +107,7 @@ class Service:
         serve_nbd: bool = True,
         frontend: str = "native",
         nbd_addresses: Sequence[str] = (),
-        passed: sockets.Passed | None = None,
+        passed: sockets.InheritedSockets | None = None,
         engine_module: EngineModule | None = None,
         clock: Clock = wall_ns,
         steady: Clock = steady_ns,
@@ -122,7 +122,7 @@ class Service:
         self._nbd_listen, self._serve_nbd = nbd_listen, serve_nbd
         self._frontend = frontend
         self.nbd_addresses = list(nbd_addresses)
-        self._passed = passed or sockets.Passed()
+        self._passed = passed or sockets.InheritedSockets()
         self._module = engine_module
         self._clock, self._steady = clock, steady
         self._accept_older_catalog, self._io_timeout_s = accept_older_catalog, io_timeout_s
@@ -182,7 +182,7 @@ class Service:
 
     def probe(self, timeout_s: float) -> bool:
         """Whether the control API's loop and the engine answer within this time."""
-        asked = self._context.looks.ask({"probe": self.engine.stats})
+        asked = self._context.probes.ask({"probe": self.engine.stats})
         return bool(asked) and self._server.answers(timeout_s)
 
     def summary(self) -> str:
@@ -200,7 +200,7 @@ class Service:
 
     def status(self) -> StatusView:
         """Everything at a glance."""
-        self._room.refresh()
+        self._state_space.refresh()
         with self._context.reading():
             return StatusView(
                 daemon=DaemonView(
@@ -275,13 +275,13 @@ class Service:
         return self._scrubs
 
     @property
-    def changes(self) -> Changes:
+    def diffs(self) -> Diffs:
         """The verbs of what changed."""
-        return self._changes_since
+        return self._diffs
 
     def set_scrubs(self, request: ScrubSettings) -> ScrubSettingsView:
         """Switch weekly scrubs on or off."""
-        with self._context.changes:
+        with self._context.catalog_lock:
             self._scrubs.set_weekly(request.weekly)
             return ScrubSettingsView(weekly=self._scrubs.weekly)
 
@@ -301,7 +301,7 @@ class Service:
         """Delete a volume with its snapshots."""
         with self._context.holding(name, "volume delete"):
             view = self._volumes.delete(name, self._groups.refuse_delete)
-        self._volumes.let_go()
+        self._volumes.release_unneeded()
         _log.info("volume %s was deleted", name, extra={"VOLUME": name})
         return view
 
@@ -324,7 +324,7 @@ class Service:
 
     def create_snapshots(self, request: SnapshotCreate) -> list[SnapshotView]:
         """Take one cut."""
-        return self._taking.take(request)
+        return self._taker.take(request)
 
     def delete_snapshot(self, volume: str, name: str) -> SnapshotDeleted:
         """Delete a snapshot."""
@@ -382,7 +382,7 @@ class Service:
         )
         self._context.reserve = self.reserve
         self._context.set_io_timeout(self._io_timeout_s)
-        undo.callback(self._unless_left, partial(device_files.let_go_of_all, self._context))
+        undo.callback(self._unless_left, partial(device_files.close_all, self._context))
         undo.callback(self._stop_engine, engine, module, catalog.settings)
         clean = catalog.settings.begin_run(state.boot_id())
         self._context.clock, self._context.steady = self._clock, self._steady
@@ -392,11 +392,11 @@ class Service:
         self._devices.start(clean=clean, passed=held)
         hand_over.forget_devices(held)
         if self._accept_older_catalog:
-            stopped.forget(self._context)
+            manifest_digests.forget(self._context)
         self._volumes.start()
-        undo.callback(self._devices.short.note)
-        self._room = StateRoom(self._context, self.reserve, self.reload)
-        space = Space(self._context, self._snapshots, self._room, also=self._look)
+        undo.callback(self._devices.shrunk.note)
+        self._state_space = StateSpaceMonitor(self._context, self.reserve, self.reload)
+        space = SpaceMonitor(self._context, self._snapshots, self._state_space, also=self._look)
         space.start()
         undo.callback(space.stop)
         undo.callback(self._deletions.stop)
@@ -427,8 +427,8 @@ class Service:
 
     def _look(self) -> None:
         """What is looked at every few seconds."""
-        self._room.look()
-        self._devices.short.note()
+        self._state_space.look()
+        self._devices.shrunk.note()
 
     def _make_verbs(self) -> None:
         """The verbs of each noun, on this context."""
@@ -439,10 +439,10 @@ class Service:
         self._serving = Serving(self._context, self._volumes)
         self._snapshots = Snapshots(self._context, self._volumes.change_logs)
         self._hooks = HookRunner(self._context)
-        self._taking = Taking(self._context, self._snapshots, self._hooks)
-        self._groups = Groups(self._context, self._snapshots, self._taking)
-        self._schedules = Schedules(self._context, self._snapshots, self._taking)
-        self._changes_since = Changes(self._context)
+        self._taker = SnapshotTaker(self._context, self._snapshots, self._hooks)
+        self._groups = Groups(self._context, self._snapshots, self._taker)
+        self._schedules = Schedules(self._context, self._snapshots, self._taker)
+        self._diffs = Diffs(self._context)
         self._deletions = Deletions(self._context)
         self._rollbacks = Rollbacks(self._context, self._volumes, self._snapshots, self._groups)
         self._restores = Restores(
@@ -461,7 +461,7 @@ class Service:
         def stop() -> None:
             with engine_errors("making everything durable", module.EngineError):
                 engine.stop()
-            stopped.end(self._context)
+            manifest_digests.end(self._context)
             device_files.end_run(self._context)
             settings.end_run()
 
@@ -470,7 +470,7 @@ class Service:
             raise StopUnfinished(state=self.state_dir)
 
     def _unless_left(self, release: Callable[[], object]) -> None:
-        """Let go of something, unless what hangs has it still (V4)."""
+        """Close something, unless a call that hangs still uses it (V4)."""
         if not self._left:
             release()
 

@@ -1,12 +1,12 @@
-"""Workers: threads for jobs that may wait for a device, so that one that hangs holds up no other.
+"""Workers: threads for jobs that may wait for a device, so that one that hangs does not delay the others.
 
-How it works      `Workers` runs jobs on threads, `at_a_time` of them; a job that has run for STUCK_S counts
-                  no more, and the next one begins beside it. There is one job for each key at a time: another
-                  one for a key that has one waiting is not needed, and one for a key whose job runs is run
-                  after it. So what hangs costs a thread, never a turn. `answers` asks many questions at once,
-                  and waits for as long as answers come.
-Owner and locks   One lock over what runs and waits. Jobs are run without it.
-Errors            What a job raises is logged.
+How it works      `Workers` runs jobs on threads, `concurrent` of them; a job that has run for STUCK_S is not
+                  counted any more, and the next one starts beside it. There is one job for each key at a
+                  time: a further one is dropped if one already waits, and otherwise runs after the present
+                  one. So a hang costs a thread, never a turn. `answers` asks many questions at once, and
+                  waits for as long as answers come.
+Owner and locks   One lock over what runs and waits. Jobs run without it.
+Errors            An exception in a job is logged.
 """
 
 import logging
@@ -18,8 +18,8 @@ from functools import partial
 from typing import TypeVar
 
 STUCK_S = 5.0
-AT_A_TIME = 8
-ASKED_AT_A_TIME = 32
+CONCURRENT_MAX = 8
+QUESTIONS_CONCURRENT_MAX = 32
 Job = Callable[[], object]
 Question = TypeVar("Question", bound=Hashable)
 Answer = TypeVar("Answer")
@@ -50,9 +50,9 @@ def answers(
     name: str,
     late: Callable[[Answer], object] = lambda _: None,
 ) -> dict[Question, Answer]:
-    """Ask all questions, ASKED_AT_A_TIME at a time: the answers that have come when all were asked and none
-    has come for so long. Where none has come for STUCK_S, more are asked beside those that hang. `late` is
-    given each answer that comes afterwards. Raises what a question raises."""
+    """Ask all questions, QUESTIONS_CONCURRENT_MAX at a time: the answers that have come when all were asked
+    and none has come for so long. Where none has come for STUCK_S, more are asked beside those that hang.
+    `late` is given each answer that comes afterwards. Raises what a question raises."""
     condition = threading.Condition()
     todo = deque(questions)
     found: dict[Question, Answer] = {}
@@ -80,7 +80,7 @@ def answers(
             late(answer)
 
     def begin() -> None:
-        for _ in range(min(len(todo), ASKED_AT_A_TIME)):
+        for _ in range(min(len(todo), QUESTIONS_CONCURRENT_MAX)):
             threading.Thread(target=ask, name=name, daemon=True).start()
 
     with condition:
@@ -105,9 +105,9 @@ def _more_than(found: Sized, failures: Sized, number: int) -> bool:
 class Workers:
     """Runs jobs, named `name`."""
 
-    def __init__(self, name: str, *, at_a_time: int = AT_A_TIME, stuck_s: float = STUCK_S) -> None:
+    def __init__(self, name: str, *, concurrent: int = CONCURRENT_MAX, stuck_s: float = STUCK_S) -> None:
         self._name = name
-        self._at_a_time = at_a_time
+        self._at_a_time = concurrent
         self._stuck_s = stuck_s
         self._condition = threading.Condition()
         self._queue: deque[Hashable] = deque()

@@ -16,7 +16,7 @@ Clock = Callable[[], int]
 """Nanoseconds; since 1970 (UTC) for a wall clock."""
 INSTANT_NS_MAX = (1 << 63) - 1
 JUMP_NS = 2_000_000_000
-"""A smaller difference between two looks is followed, not told: NTP does that all the time."""
+"""A smaller difference between two looks is followed and not reported: NTP does that all the time."""
 
 
 def in_range(instant_ns: int) -> int:

@@ -15,7 +15,14 @@ from polyvol.mapping.errors import BadProcessors, NameInUse
 from polyvol.mapping.names import check_name
 from polyvol.mapping.partition import Partition, partition_lengths
 from polyvol.mapping.records import CloneSource, SnapshotRecord, Volume, WhenFull
-from polyvol.mapping.volume import PROCESSORS_MAX, Inventory, VolumePlan, Work, plan_logs, refuse_repeats
+from polyvol.mapping.volume import (
+    PROCESSORS_MAX,
+    Inventory,
+    SpaceAllocator,
+    VolumePlan,
+    plan_logs,
+    refuse_repeats,
+)
 
 LOG_FACTOR = 2
 """How many times a clone's size its change logs have, if there is room."""
@@ -43,7 +50,7 @@ def plan_clone(
     refuse_repeats("log device", request.log_devices)
     processors = placement.choose_processors(request.processors, inventory.processors, inventory.load)
     lengths = partition_lengths(snapshot.size, source.partition_size)
-    work = Work(inventory)
+    allocator = SpaceAllocator(inventory)
     return VolumePlan(
         name=name,
         size=snapshot.size,
@@ -52,9 +59,15 @@ def plan_clone(
             Partition(number, processors[number % len(processors)], ()) for number, _ in enumerate(lengths)
         ),
         logs=plan_logs(
-            work, name, snapshot.size, source.partition_size, len(processors), request.log_devices, LOG_FACTOR
+            allocator,
+            name,
+            snapshot.size,
+            source.partition_size,
+            len(processors),
+            request.log_devices,
+            LOG_FACTOR,
         ),
-        new_devices=tuple(work.made),
+        new_devices=tuple(allocator.made),
         when_full=request.when_full,
         source=CloneSource(source.id, snapshot.epoch),
     )

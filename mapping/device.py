@@ -275,7 +275,7 @@ def trouble_with(
 
 
 def length_if_short(device: Device, path: Path, catalog: UUID) -> int | None:
-    """How long the file or disk at this path is, if it is this device as far as can be told, and shorter than
+    """How long the file or disk at this path is, if it is this device as far as is known, and shorter than
     it must be; else None. A disk of no length is one that is gone."""
     try:
         found = inspect(path)
@@ -322,7 +322,7 @@ def trouble_at(device: Device, path: Path, catalog: UUID) -> str | None:
     Nobody in this process has it open."""
     try:
         with open_file(path, write=False, hold=False) as file:
-            use = occupied.use_of_open(file)
+            use = occupied.in_use_by_open(file)
             if use is not None:
                 return f"{path} is {use}"
             return trouble_with(device, inspect_open(file), catalog)

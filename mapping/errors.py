@@ -20,7 +20,7 @@ Kind = Literal["not-found", "exists", "busy", "invalid", "corrupt", "io", "unava
 
 
 class PolyvolError(Exception):
-    """The base of every error that a user can be told of."""
+    """The base of every error that a user can see."""
 
     code: ClassVar[str] = ""
     kind: ClassVar[Kind] = "io"
@@ -214,7 +214,7 @@ class DeviceAdopted(PolyvolError):
 
     code = "device-adopted"
     kind = "invalid"
-    sentence = "device {name} was adopted with its data and belongs whole to one volume"
+    sentence = "device {name} was adopted with its data and belongs completely to one volume"
     hint = "use it with --base, or name a device that was added without --adopt"
 
 
@@ -251,7 +251,7 @@ class DeviceNotReady(PolyvolError):
     code = "device-not-ready"
     kind = "unavailable"
     sentence = "device {name} cannot be used: {reason}"
-    hint = "put that right, then `polyvol device retry {name}`"
+    hint = "correct that, then `polyvol device retry {name}`"
 
 
 class DeviceStillFaulty(PolyvolError):
@@ -269,7 +269,7 @@ class DevicePathInUse(PolyvolError):
     code = "device-path-in-use"
     kind = "exists"
     sentence = "{path} is device {name} already"
-    hint = "`polyvol device show {name}` tells about it"
+    hint = "`polyvol device show {name}` shows it"
 
 
 class DeviceMissing(PolyvolError):
@@ -403,8 +403,8 @@ class CatalogConflict(PolyvolError):
 
     code = "catalog-conflict"
     kind = "busy"
-    sentence = "what this is about was changed by somebody else meanwhile, so nothing was done"
-    hint = "see how things are now, then try again"
+    sentence = "the object was changed by another command in the meantime, so nothing was done"
+    hint = "look at its present state, then try again"
 
 
 class CatalogUnreadable(PolyvolError):

@@ -22,7 +22,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class GroupSnapshot:
-    """A snapshot of a group: all snapshots of one cut, whoever is in the group by now."""
+    """A snapshot of a group: all snapshots of one cut, whichever volumes are in the group now."""
 
     cut: UUID
     group: int

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 
 from polyvol.mapping.errors import CloneHasNoDevices, DeviceTooSmall, NotLarger
 from polyvol.mapping.partition import Partition, check_volume_size
-from polyvol.mapping.placement import Turns
+from polyvol.mapping.placement import RoundRobin
 from polyvol.mapping.records import Volume
-from polyvol.mapping.volume import Inventory, NewDevice, Work, refuse_repeats
+from polyvol.mapping.volume import Inventory, NewDevice, SpaceAllocator, refuse_repeats
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,27 +54,27 @@ def plan_growth(
             size, tuple(Partition(number, processor, ()) for number, processor, _ in pieces), ()
         )
     needed = sum(length for _, _, length in pieces)
-    work = Work(inventory)
+    allocator = SpaceAllocator(inventory)
     if devices:
-        ids = [work.storage(device) for device in devices]
-        free = sum(work.space[device].free for device in ids)
+        ids = [allocator.storage(device) for device in devices]
+        free = sum(allocator.space[device].free for device in ids)
         if free < needed:
             raise DeviceTooSmall(what=what, needed=needed, devices=", ".join(devices), free=free)
-        turns = Turns([work.space[device] for device in ids])
+        rotation = RoundRobin([allocator.space[device] for device in ids])
         planned = [
-            Partition(number, processor, tuple(turns.take(length))) for number, processor, length in pieces
+            Partition(number, processor, tuple(rotation.take(length))) for number, processor, length in pieces
         ]
     else:
         rooms: Counter[int] = Counter()
         for _, processor, length in pieces:
             rooms[processor] += length
-        made = work.new_each(volume.name, ".data", list(rooms.values()))
+        made = allocator.new_each(volume.name, ".data", list(rooms.values()))
         file = dict(zip(rooms, made, strict=True))
         planned = [
-            Partition(number, processor, tuple(work.space[file[processor]].take_some(length)))
+            Partition(number, processor, tuple(allocator.space[file[processor]].take_some(length)))
             for number, processor, length in pieces
         ]
-    return GrowthPlan(size, tuple(planned), tuple(work.made))
+    return GrowthPlan(size, tuple(planned), tuple(allocator.made))
 
 
 def _pieces(

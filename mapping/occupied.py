@@ -24,9 +24,9 @@ from functools import partial
 from pathlib import Path
 
 from polyvol.mapping.errors import DeviceUnusable, DiskInUse
-from polyvol.mapping.looks import Looks
 from polyvol.mapping.opening import HeldByOther, Identity, OpenFile, identity_of, is_held, open_file
 from polyvol.mapping.os_errors import reason
+from polyvol.mapping.probes import Probes
 
 SYSFS = Path("/sys/class/block")
 MOUNTS = Path("/proc/self/mountinfo")
@@ -41,7 +41,7 @@ USAGES = {
     "crypto": "encrypted data ({type})",
     "partition-table": "a partition table ({type})",
 }
-_looks = Looks()
+_probes = Probes()
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
 
@@ -62,7 +62,7 @@ def mounts(of: Path | None = None) -> list[Mount]:
     return found
 
 
-def use_of(name: str) -> str | None:
+def in_use_by(name: str) -> str | None:
     """Who uses a disk such as 'sda', or a partition of it, as a clause; None if nobody does."""
     parts = {}
     for path in (SYSFS / name, *_partitions(SYSFS / name)):
@@ -92,7 +92,7 @@ def open_free(path: Path, *, until: float = 0.0, users: Mapping[Identity, str] |
             file = open_file(path)
         except HeldByOther as error:
             name = disk_name(path)
-            use = None if name is None else use_of(name)
+            use = None if name is None else in_use_by(name)
             if use is not None or time.monotonic() >= until:
                 raise DiskInUse(path=path, use=use or HELD) from error
             time.sleep(POLL_S)
@@ -108,10 +108,10 @@ def open_free(path: Path, *, until: float = 0.0, users: Mapping[Identity, str] |
             raise DiskInUse(path=path, use=use)
 
 
-def use_of_open(file: OpenFile) -> str | None:
+def in_use_by_open(file: OpenFile) -> str | None:
     """Who else uses an open file or disk, as a clause; None if nobody is known to."""
     disk = file.kind == "block"
-    use = use_of(_name_of(file.identity[1])) if disk else file_users().get(file.identity)
+    use = in_use_by(_name_of(file.identity[1])) if disk else file_users().get(file.identity)
     return HELD if use is None and is_held(file.fd) else use
 
 
@@ -135,7 +135,7 @@ def _loops() -> dict[str, Identity]:
             backing = Path((path / "loop/backing_file").read_text().removesuffix("\n"))
             questions[path.name, backing] = partial(identity_of, backing)
     # One over a file system that hangs is left out: nobody can open that file now.
-    return {loop: found for (loop, _), found in _looks.ask(questions).items() if found is not None}
+    return {loop: found for (loop, _), found in _probes.ask(questions).items() if found is not None}
 
 
 def _partitions(disk: Path) -> list[Path]:

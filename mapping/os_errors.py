@@ -2,7 +2,7 @@
 
 How it works      `reason` gives a clause ('permission denied on the directory /a'), `advice` what to do. If
                   the path is given that was worked on, an error of a directory above it names that directory.
-                  What the table does not have is told in the C library's words.
+                  What the table does not have is in the C library's words.
 Errors            None: both answer for every exception.
 """
 

@@ -35,9 +35,9 @@ def place_partitions(
     if free < size:
         devices = ", ".join(names[device] for device in space)
         raise DeviceTooSmall(what=what, needed=size, devices=devices, free=free)
-    turn = Turns(list(space.values()))
+    rotation = RoundRobin(list(space.values()))
     return [
-        Partition(number, processors[number % len(processors)], tuple(turn.take(length)))
+        Partition(number, processors[number % len(processors)], tuple(rotation.take(length)))
         for number, length in enumerate(partition_lengths(size, partition_size))
     ]
 
@@ -88,8 +88,8 @@ def choose_processors(count: int | None, available: int, load: Mapping[int, int]
     return sorted(ranked[: count or available])
 
 
-class Turns:
-    """Devices taking turns."""
+class RoundRobin:
+    """Hands out extents of devices in rotation."""
 
     def __init__(self, devices: list[FreeSpace]) -> None:
         self._devices = devices

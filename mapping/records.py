@@ -30,7 +30,7 @@ class Volume:
     it is a clone. `kept`: it is deleted, and kept for its clones. `restoring`: a backup is being restored to
     it, so what it holds is incomplete, and it is not exported. `manifests`: the processors of its first so
     many partitions have manifests; 0 if no version that makes them has served it. `stopped`: see
-    daemon/volumes/stopped.py."""
+    daemon/volumes/manifest_digests.py."""
 
     id: int
     uuid: UUID

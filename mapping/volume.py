@@ -1,10 +1,10 @@
-"""Volumes: the plan of a new one, pure, and what the engine is told of one that exists.
+"""Volumes: the plan of a new one (pure), and the specification of an existing one for the engine.
 
 How it works      `plan_volume` answers a request from an `Inventory` of what there is, and changes nothing;
                   the catalog then records the plan in one transaction. A plan may contain devices that are
                   still to be made: they have negative ids in it, which the catalog replaces by the real ones.
 Invariants        V1 a plan that was returned can be recorded as it is, as long as the inventory holds (the
-                  daemon records it under the same hold of `changes`); V2 bad input raises
+                  daemon records it under the same hold of `catalog_lock`); V2 bad input raises
                   before anything changes.
 Errors            BadName, NameInUse, UnknownDevice, DeviceTooSmall and others of errors.py.
 """
@@ -139,25 +139,25 @@ def plan_volume(request: VolumeRequest, inventory: Inventory) -> VolumePlan:
     size = _size(request, base)
     what = f"volume {name}"
     check_volume_size(what, size, request.partition_size)
-    work = Work(inventory)
+    allocator = SpaceAllocator(inventory)
     if base is not None:
         partitions = placement.place_on_base(size, request.partition_size, processors, base.id)
     else:
-        ids = [work.storage(device) for device in request.devices]
+        ids = [allocator.storage(device) for device in request.devices]
         if not ids:
             rooms = placement.rooms(size, request.partition_size, len(processors))
-            ids = work.new_each(name, ".data", rooms)
-        space = {device: work.space[device] for device in ids}
+            ids = allocator.new_each(name, ".data", rooms)
+        space = {device: allocator.space[device] for device in ids}
         partitions = placement.place_partitions(
-            what, size, request.partition_size, processors, space, work.names
+            what, size, request.partition_size, processors, space, allocator.names
         )
-    logs = plan_logs(work, name, size, request.partition_size, len(processors), request.log_devices)
-    made = tuple(work.made)
+    logs = plan_logs(allocator, name, size, request.partition_size, len(processors), request.log_devices)
+    made = tuple(allocator.made)
     return VolumePlan(name, size, request.partition_size, tuple(partitions), logs, made, request.when_full)
 
 
 def plan_logs(
-    work: "Work",
+    allocator: "SpaceAllocator",
     name: str,
     size: int,
     partition_size: int,
@@ -167,16 +167,16 @@ def plan_logs(
 ) -> tuple[ChangeLog, ...]:
     """The change logs of a new volume: one on each device, or on sparse files to be made, one for each
     processor; each as large as the volume, or its processor's part of it, `factor` times."""
-    ids = [work.storage(device) for device in devices]
+    ids = [allocator.storage(device) for device in devices]
     if not ids:
         rooms = placement.rooms(size, partition_size, processors)
-        ids = work.new_each(name, ".log", [placement.log_size(factor * room) for room in rooms])
+        ids = allocator.new_each(name, ".log", [placement.log_size(factor * room) for room in rooms])
     what = f"a change log of volume {name}"
     return tuple(
         ChangeLog(
             number,
             True,
-            tuple(placement.place_log(what, factor * size, work.names[device], work.space[device])),
+            tuple(placement.place_log(what, factor * size, allocator.names[device], allocator.space[device])),
         )
         for number, device in enumerate(ids, start=1)
     )
@@ -209,19 +209,19 @@ def plan_added_logs(
         raise ZeroSize(what=what, size=size, smallest=placement.CHUNK_SIZE)
     if size is not None and size > DEVICE_SIZE_MAX:
         raise SizeTooLarge(what=what, size=size, largest=DEVICE_SIZE_MAX)
-    work = Work(inventory)
+    allocator = SpaceAllocator(inventory)
     wanted = None if size is None else round_up(size, placement.CHUNK_SIZE)
-    ids = [work.storage(device) for device in devices]
+    ids = [allocator.storage(device) for device in devices]
     if not ids:
-        ids = work.new_each(volume.name, ".log", [wanted or present])
+        ids = allocator.new_each(volume.name, ".log", [wanted or present])
         wanted = wanted or present
     extents = (
-        placement.place_log(what, volume.size, work.names[device], work.space[device])
+        placement.place_log(what, volume.size, allocator.names[device], allocator.space[device])
         if wanted is None
-        else placement.place_log_of(what, wanted, work.names[device], work.space[device])
+        else placement.place_log_of(what, wanted, allocator.names[device], allocator.space[device])
         for device in ids
     )
-    return AddedLogs(tuple(tuple(each) for each in extents), work.made[0] if work.made else None)
+    return AddedLogs(tuple(tuple(each) for each in extents), allocator.made[0] if allocator.made else None)
 
 
 def volume_spec(
@@ -233,7 +233,7 @@ def volume_spec(
     directory: str,
     manifests: str,
 ) -> "VolumeSpec":
-    """The volume as the engine wants to be told of it; `snapshots`: those that are kept for clones too;
+    """The volume as the engine's specification; `snapshots`: those that are kept for clones too;
     `manifests`: the directory of its journals' manifests."""
     return {
         "id": volume.id,
@@ -267,11 +267,11 @@ def volume_spec(
 
 
 def log_spec(log: ChangeLog) -> "LogSpec":
-    """The change log as the engine wants to be told of it."""
+    """The change log as the engine's specification."""
     return {"number": log.number, "extents": _extent_specs(log.extents)}
 
 
-class Work:
+class SpaceAllocator:
     """The devices that a plan takes space from, those to be made among them."""
 
     def __init__(self, inventory: Inventory) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from polyvol.daemon.config import IO_TIMEOUT_S
 from polyvol.daemon.engine_border import HandleLike
-from polyvol.daemon.host.sockets import Passed
+from polyvol.daemon.host.sockets import InheritedSockets
 from polyvol.daemon.service import Service
 from polyvol.engine import EngineError
 from polyvol.nbd_plugin.peer import peer, socket_end
@@ -54,7 +54,9 @@ class Host:
             frontend="nbdkit",
             nbd_addresses=addresses,
             io_timeout_s=io_timeout_s,
-            passed=Passed(None if control_fd is None else socket.socket(fileno=control_fd), lock=lock_fd),
+            passed=InheritedSockets(
+                None if control_fd is None else socket.socket(fileno=control_fd), lock=lock_fd
+            ),
         )
 
     def start(self) -> None:

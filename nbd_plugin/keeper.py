@@ -9,7 +9,7 @@ How it works      polyvold keeps one end of a socket pair, the plugin has the ot
                   only when the last client has left by itself, and refuse new ones meanwhile.
                   A reload has a thread of its own: one that waits for a slow disk does not delay the end.
 Owner and locks   `start` is called once, in nbdkit's main thread, before any other thread is started.
-Errors            A reload that fails, for whatever reason, is told to polyvold, or logged where there is
+Errors            A reload that fails, for whatever reason, is reported to polyvold, or logged where there is
                   none; the next one is done nevertheless.
 """
 
@@ -25,7 +25,7 @@ from collections.abc import Callable
 
 import nbdkit
 
-from polyvol.daemon.apart import DEFECT
+from polyvol.daemon.isolation import DEFECT
 from polyvol.mapping.errors import PolyvolError
 from polyvol.nbd_plugin import leaving
 
@@ -33,7 +33,7 @@ GRACE_S = 0.5
 """How long clients may take to read their last answers."""
 LINE_BYTES_MAX = 256
 FAILURE_CHARACTERS_MAX = 1000
-"""How much of the reason of a failed reload polyvold is told."""
+"""The maximum length of a failed reload's reason, in messages to polyvold."""
 PR_SET_PDEATHSIG = 1
 ENDING = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
 Setting = int | None

@@ -1,9 +1,9 @@
-"""leaving: has nbdkit's clients leave.
+"""leaving: disconnects nbdkit's clients.
 
-How it works      nbdkit told to stop waits for its clients, and a client that stays connected stays. So the
+How it works      When nbdkit is stopped, it waits until its clients have left. So the
                   reading side of every socket that was accepted from one of nbdkit's listening sockets is
-                  shut down: to nbdkit that is a client that leaves, and what it was asked before is answered.
-                  A client that does not read its answers is cut off a little later.
+                  shut down: nbdkit sees a client that disconnects, and answers its pending requests.
+                  A client that does not read its replies is cut off a little later.
 Owner and locks   Sockets are only shut down, by descriptors of our own; nbdkit owns and closes its.
 Errors            none: a socket that is gone already is what is wanted.
 """

@@ -17,7 +17,7 @@ Thread model      SERIALIZE_REQUESTS: one request at a time for each connection,
                   assertion when a client leaves in mid-reply (both seen with nbdkit 1.32).
 Errors            A callback that fails says the errno by `nbdkit.set_error` and raises; nbdkit logs it. What
                   keeps polyvol from starting is one sentence on stderr, and exit code 1. Writes to a
-                  read-only export do not come here: nbdkit refuses them, being told by `can_write`.
+                  read-only export do not come here: nbdkit refuses them, because of `can_write`.
                   nbdkit 1.32 never frees what was raised. So an export that cannot be opened is opened as a
                   `Refused`, and nbdkit refuses it because its size is -1. A request that fails raises an
                   exception that was made before, without a traceback (`_with_errno`).

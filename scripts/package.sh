@@ -1,4 +1,4 @@
-# package.sh: put together what an installation consists of, for scripts/install and debian/rules alike.
+# package.sh: put together what an installation consists of, for scripts/install and debian/rules.
 #
 # How it works   Sourced, after lib.sh. `stage_tree` fills a directory with everything under the paths that it will
 #                have: the home (/opt/polyvol, or the package's /usr/lib/polyvol), a virtual environment of Debian's
@@ -83,7 +83,7 @@ stage_environment() {
     find "$site" -name '*.so' -exec strip --strip-unneeded {} +
 }
 
-# compile_tree DIR HOME: by hash, unchecked: nothing is written there later, whoever runs it and whatever the files' times are.
+# compile_tree DIR HOME: by hash, unchecked: nothing is written there later, whichever user runs it and whatever the files' times are.
 compile_tree() {
     logged package-compile /usr/bin/python3 -m compileall -q --invalidation-mode unchecked-hash -s "$1" "$1$2/lib"
 }

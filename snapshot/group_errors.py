@@ -1,4 +1,4 @@
-"""Errors of groups, holds, schedules and hooks; their form is that of mapping/errors.py."""
+"""Errors of groups, holds, schedules and hooks, in the form of mapping/errors.py."""
 
 from polyvol.mapping.errors import PolyvolError
 
@@ -81,7 +81,7 @@ class SnapshotInGroup(PolyvolError):
     code = "snapshot-in-group"
     kind = "busy"
     sentence = "snapshot {name} is part of {whole}"
-    hint = "name {whole}, which is meant as a whole"
+    hint = "name {whole}, instead of its members"
 
 
 class SnapshotHeld(PolyvolError):
@@ -125,8 +125,8 @@ class BadSchedule(PolyvolError):
 
     code = "bad-schedule"
     kind = "invalid"
-    sentence = "this cannot be a schedule: {why}"
-    hint = "docs/snapshots.md tells how schedules are given"
+    sentence = "the schedule is not valid: {why}"
+    hint = "docs/snapshots.md describes schedules"
 
 
 class BadHooks(PolyvolError):
@@ -134,8 +134,8 @@ class BadHooks(PolyvolError):
 
     code = "bad-hooks"
     kind = "invalid"
-    sentence = "these cannot be hooks: {why}"
-    hint = "docs/snapshots.md tells how hooks are given"
+    sentence = "the hooks are not valid: {why}"
+    hint = "docs/snapshots.md describes hooks"
 
 
 class HooksFailed(PolyvolError):

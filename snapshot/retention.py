@@ -1,7 +1,7 @@
 """Retention: which snapshots may go, and in which order; and which ones a schedule's rules keep. Pure.
 
 How it works      Only what a schedule made and nobody holds may ever go. Which of two snapshots is newer is
-                  told by their epochs, never by their times. Of a schedule's snapshots, `last` keeps the
+                  ordered by their epochs, never by their times. Of a schedule's snapshots, `last` keeps the
                   newest ones; `hourly`, `daily`, `weekly` and `monthly` keep the newest snapshot of each of
                   the latest hours, days, weeks (from Monday) and months that have one. All in UTC. A snapshot
                   that any rule keeps is kept.
@@ -14,7 +14,7 @@ How it works      Only what a schedule made and nobody holds may ever go. Which 
 Invariants        N1 while the clock goes up, the order of looking does not matter: rules applied after each
                   snapshot leave what they leave when applied once at the end. What a rule keeps is the newest
                   of its hour (day, ...) and the hour is among the latest ones; both held at each earlier
-                  moment too, so it was never let go. That is why a simulation can tell today what will be
+                  moment too, so it was never deleted. That is why a simulation can tell today what will be
                   there.
                   N2 snapshots that are held count, so that releasing one makes no other go.
                   N3 whatever the clock says, `last` keeps the newest by epoch, every rule keeps the newest of

@@ -28,8 +28,8 @@ from polyvol.daemon.groups import routes as group
 from polyvol.daemon.ranges import NUMBER_MAX
 from polyvol.daemon.restores import routes as restore
 from polyvol.daemon.schedules import routes as schedule
-from polyvol.daemon.snapshots import change_routes as changes
 from polyvol.daemon.snapshots import deletion_routes as deletions
+from polyvol.daemon.snapshots import diff_routes as diff
 from polyvol.daemon.snapshots import routes as snapshot
 from polyvol.daemon.types.status import StatusView
 from polyvol.daemon.version import version
@@ -50,7 +50,7 @@ ROUTES: list[Route] = [
     *clients.ROUTES,
     *volume.ROUTES,
     *snapshot.ROUTES,
-    *changes.ROUTES,
+    *diff.ROUTES,
     *deletions.ROUTES,
     *restore.ROUTES,
     *scrub.ROUTES,

@@ -43,7 +43,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One method on one path. `body` and `result` are types from requests.py and views.py; `query` names the
+    """One method on one path. `body` and `result` are types from daemon/types; `query` names the
     parameters with their type and a sentence each. `slow`: it may take long,
     although it changes nothing. `frees`: it gives room back, as each DELETE and PATCH may, so it has the
     reserve of the state directory."""

@@ -8,7 +8,7 @@ How it works      One thread runs waitress's loop, which reads requests and writ
                   connections the one that was idle longest is closed, and so is one that sends requests and
                   does not read the answers.
 Invariants        HS1 The loop's pipe, by which it is woken, is closed last of all, by who has stopped the
-                     loop: waitress writes to the pipe's number, whoever has that by then.
+                     loop: waitress writes to the pipe's number, which another file may have by then.
 Owner and locks   Nothing is shared but the service, whose verbs lock for themselves. `answers` and `stop`
                   belong to one thread.
 Errors            What the HTTP library refuses (a header that cannot be read) is answered as JSON too.
@@ -48,7 +48,7 @@ CONNECTIONS_MAX = 200
 UNREAD_BYTES_MAX = 1 << 20
 """How much of earlier answers may be unread when the next request of the same connection is answered."""
 _LOOP_INTERVAL_S = 30
-"""How often the loop comes round when nothing happens, to let go of connections that were idle long."""
+"""How often the loop comes round when nothing happens, to close connections that were idle long."""
 _STOP_TIMEOUT_S = 5.0
 """How long a stop waits for answers to be read."""
 CALLS_S = 10.0
@@ -129,7 +129,7 @@ class _Tasks(ThreadedTaskDispatcher):  # type: ignore[misc]  # waitress has no t
     def __init__(self, only_looks: Callable[[str, str], bool]) -> None:
         super().__init__()
         self._only_looks = only_looks
-        self._workers = Workers("polyvol-call", at_a_time=_CHANGERS, stuck_s=LONG_S)
+        self._workers = Workers("polyvol-call", concurrent=_CHANGERS, stuck_s=LONG_S)
         self._numbers = itertools.count()
         self.set_thread_count(_READERS)
 
@@ -154,7 +154,7 @@ def _unread(http: Any) -> bool:  # noqa: ANN401
 
 
 class _Refusal(ErrorTask):  # type: ignore[misc]  # waitress has no types
-    """What the HTTP library itself refuses, as every error is told."""
+    """What the HTTP library itself refuses, in the form of every error."""
 
     def execute(self) -> None:
         error = self.request.error

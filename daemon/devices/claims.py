@@ -3,8 +3,8 @@
 How it works      Who is about to take a file or disk into use claims its path and what is there, then asks
                   whether that is a device, or a part of one, already (`refuse_shared`).
 Invariants        C1 what is claimed is claimed by one verb at a time, until that has ended.
-Owner and locks   `_taking` is changed under `changes`. Looking at what is there may take for ever, and is
-                  done without it.
+Owner and locks   `_taking` is changed under `catalog_lock`. Looking at what is there may take for ever, and
+                  is done without it.
 Errors            DiskInUse, DevicePathInUse.
 """
 
@@ -25,7 +25,7 @@ class Claims:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._taking: set[Path | Identity] = set()
+        self._taker: set[Path | Identity] = set()
 
     @contextlib.contextmanager
     def at(self, path: Path) -> Iterator[None]:
@@ -40,15 +40,15 @@ class Claims:
     def _take(
         self, claims: contextlib.ExitStack, path: Path, what: Path | Identity, *shared: Identity
     ) -> None:
-        with self._context.changes:
-            if not self._taking.isdisjoint({what, *shared}):
+        with self._context.catalog_lock:
+            if not self._taker.isdisjoint({what, *shared}):
                 raise DiskInUse(path=path, use="being opened by another command just now")
-            self._taking.add(what)
+            self._taker.add(what)
             claims.callback(self._release, what)
 
     def _release(self, what: Path | Identity) -> None:
-        with self._context.changes:
-            self._taking.remove(what)
+        with self._context.catalog_lock:
+            self._taker.remove(what)
 
     def refuse_shared(self, path: Path, identity: Identity, *, but: int | None = None) -> None:
         """An error if a file or disk has bytes in common with a device (C1), other than `but`."""

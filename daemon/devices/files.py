@@ -21,8 +21,8 @@ from functools import partial
 from pathlib import Path
 from uuid import UUID, uuid4
 
-from polyvol.daemon.apart import apart
 from polyvol.daemon.context import Context
+from polyvol.daemon.isolation import isolate
 from polyvol.daemon.workers import answers
 from polyvol.mapping import occupied
 from polyvol.mapping.device import (
@@ -130,25 +130,25 @@ def keep(context: Context, device: Device, file: OpenFile) -> None:
         before.close()
 
 
-def let_go(context: Context, device: int) -> None:
+def close_device(context: Context, device: int) -> None:
     """Close a device's file, if it has one: others may have it from now on."""
     file = context.files.pop(device, None)
     if file is not None:
-        with contextlib.suppress(OSError):  # of what was written before, which a sync has told already
+        with contextlib.suppress(OSError):  # of earlier writes, which a sync has reported already
             file.close()
 
 
-def let_go_of_all(context: Context) -> None:
+def close_all(context: Context) -> None:
     """Close the files of all devices."""
     for device in list(context.files):
-        let_go(context, device)
+        close_device(context, device)
 
 
 def identities(context: Context, devices: Iterable[Device]) -> dict[int, Identity | None]:
     """What is at the paths of devices now, by their ids; those that do not answer are left out."""
     paths = {device.id: context.path(device) for device in devices}
     questions = {("path", identity, path): partial(identity_of, path) for identity, path in paths.items()}
-    return {key[1]: found for key, found in context.looks.ask(questions).items()}
+    return {key[1]: found for key, found in context.probes.ask(questions).items()}
 
 
 def remark_on(context: Context, device: Device, here: Mapping[int, Identity | None]) -> str | None:
@@ -232,7 +232,7 @@ def unmake(context: Context, device: Device) -> None:
     finally:
         if device.id not in context.files:
             file.close()
-    let_go(context, device.id)
+    close_device(context, device.id)
 
 
 def _is_leftover(context: Context, device: Device, file: OpenFile) -> bool:
@@ -281,7 +281,7 @@ def _write_label(context: Context, checked: Checked) -> bool:
         rest = "an older copy of it, or of the state directory, would not be told from this one"
         context.events.add("warning", f"device {device.name}: {reason}; {rest}", DEVICE=device.name)
 
-    with apart(context, f"writing the label of device {device.name}", failed):
+    with isolate(context, f"writing the label of device {device.name}", failed):
         return write_label(device, checked.file, context.catalog.uuid, context.generation, context.run)
     return False
 
@@ -292,7 +292,7 @@ def end_run(context: Context) -> None:
     for device in context.catalog.devices():
         file = context.files.get(device.id)
         if file is not None and device.state == "ready":
-            with apart(context, f"looking at device {device.name} once more", lambda _: None):
+            with isolate(context, f"looking at device {device.name} again", lambda _: None):
                 checked_devices.append(check_again(context, device, file))
     begin_run(context, checked_devices)
 
@@ -305,7 +305,7 @@ def renew_label(context: Context, checked: Checked) -> None:
         return
     generation = label.generation if isinstance(label, Label) else 0
     identity = (checked.found.lasting or device.identity) if device.adopted else None
-    with context.changes:
+    with context.catalog_lock:
         context.generation = generations.accept(device.id, generation, identity)
     generations.expect(device.id, before, context.run)
     if _write_label(context, checked):

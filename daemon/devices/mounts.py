@@ -37,7 +37,7 @@ class MountWatch:
     def __init__(self, missing: Callable[[], Mapping[int, Path]], found: Callable[[int], object]) -> None:
         self._missing = missing
         self._found = found
-        self._looks = Workers("polyvol-look")
+        self._probes = Workers("polyvol-look")
         self._refused: dict[int, _State] = {}
         self._wake, self._woken = os.pipe()
         self._thread = threading.Thread(target=self._run, name="polyvol-mounts", daemon=True)
@@ -52,7 +52,7 @@ class MountWatch:
         if self._thread.is_alive():
             self._thread.join()
         os.close(self._wake)
-        self._looks.stop(0)
+        self._probes.stop(0)
 
     def _run(self) -> None:
         with open(MOUNTS, encoding="utf-8") as mounts:  # noqa: PTH123 - it is only waited for
@@ -71,8 +71,8 @@ class MountWatch:
         for device in [known for known in self._refused if known not in missing]:
             del self._refused[device]
         for device, path in missing.items():
-            if not self._looks.busy(device):
-                self._looks.run(device, partial(self._look_at, device, path))
+            if not self._probes.busy(device):
+                self._probes.run(device, partial(self._look_at, device, path))
 
     def _look_at(self, device: int, path: Path) -> None:
         state = _state_of(path)

@@ -1,4 +1,4 @@
-"""Opening all devices at a start: side by side, so that one that hangs holds up no other.
+"""Opening all devices at a start: in parallel, so that one that hangs does not delay the others.
 
 How it works      Each device is looked at, opened, held and checked on a thread. A start waits for as long as
                   devices answer, and PATIENCE_S more. One that has not answered by then is missing; what is
@@ -10,10 +10,10 @@ Errors            None is raised: each device that is not right has a reason.
 from collections.abc import Iterable, Mapping
 from functools import partial
 
-from polyvol.daemon.apart import apart
 from polyvol.daemon.context import Context
 from polyvol.daemon.devices.files import Checked, keep, open_checked
-from polyvol.daemon.devices.short import ShortDevices
+from polyvol.daemon.devices.shrunk import ShrunkDevices
+from polyvol.daemon.isolation import isolate
 from polyvol.daemon.workers import answers
 from polyvol.mapping.device import Device
 from polyvol.mapping.errors import DeviceNotReady
@@ -25,7 +25,7 @@ PATIENCE_S = 5.0
 
 def open_all(
     context: Context,
-    short: ShortDevices,
+    shrunk: ShrunkDevices,
     devices: Iterable[Device],
     *,
     until: float,
@@ -40,7 +40,7 @@ def open_all(
         device.id: partial(
             _open,
             context,
-            short,
+            shrunk,
             device,
             until=until,
             users=users,
@@ -56,7 +56,7 @@ def open_all(
         if isinstance(answer, str):
             reasons[number] = answer
             continue
-        with apart(context, f"opening device {device.name}", partial(reasons.__setitem__, number)):
+        with isolate(context, f"opening device {device.name}", partial(reasons.__setitem__, number)):
             keep(context, device, answer.file)
             checked_devices.append(answer)
     return checked_devices, reasons
@@ -64,7 +64,7 @@ def open_all(
 
 def _open(
     context: Context,
-    short: ShortDevices,
+    shrunk: ShrunkDevices,
     device: Device,
     *,
     until: float,
@@ -73,10 +73,10 @@ def _open(
 ) -> Checked | str:
     """A device, open and checked, or why it is not, as a clause."""
     reasons: list[str] = []
-    with apart(context, f"opening device {device.name}", reasons.append):
+    with isolate(context, f"opening device {device.name}", reasons.append):
         path = context.path(device)
-        short.look(device, path)
-        clause = short.clause(device)
+        shrunk.look(device, path)
+        clause = shrunk.clause(device)
         if clause is not None:
             return clause
         try:

@@ -13,12 +13,12 @@ Invariants        V1 two devices never have bytes in common, whatever paths they
                   V2 no file that polyvold keeps its own state in is a device.
                   V3 nothing is placed on a device that is not 'ready' (health.unusable_devices).
 Owner and locks   The device's lock for all that is done to it (daemon/locks.py); its name and its users are
-                  asked and changed under `changes`. What is being added has a name and a lock only when it is
-                  recorded: until then daemon/devices/claims.py has it.
+                  asked and changed under `catalog_lock`. What is being added has a name and a lock only when
+                  it is recorded: until then daemon/devices/claims.py has it.
 Durability        A kill in the middle of add or remove is settled at the next start: the device is forgotten,
                   its label taken off, and the file that add has made is removed. So is what an error of
                   add or remove leaves where that could not be undone; then also at the next add, remove or
-                  reload (half_devices.py). A kill after they returned changes nothing.
+                  reload (incomplete.py). A kill after they returned changes nothing.
 Errors            mapping/errors.py, EngineFailed. At start nothing raises: `device_trouble` has the findings.
 """
 
@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Literal
 from uuid import uuid4
 
-from polyvol.daemon.apart import apart
+from polyvol.daemon.consistent_read import reads
 from polyvol.daemon.context import Context
 from polyvol.daemon.devices.claims import Claims
 from polyvol.daemon.devices.files import (
@@ -40,20 +40,20 @@ from polyvol.daemon.devices.files import (
     begin_run,
     check_again,
     close,
+    close_device,
     identities,
     keep,
-    let_go,
     make,
     open_checked,
     remark_on,
     renew_label,
 )
-from polyvol.daemon.devices.half import HalfDevices
 from polyvol.daemon.devices.health import Trouble, device_troubles
-from polyvol.daemon.devices.short import ShortDevices
+from polyvol.daemon.devices.incomplete import IncompleteDevices
+from polyvol.daemon.devices.shrunk import ShrunkDevices
 from polyvol.daemon.devices.start import open_all
 from polyvol.daemon.errors import BadRequest, DeviceBusy
-from polyvol.daemon.reading import reads
+from polyvol.daemon.isolation import isolate
 from polyvol.daemon.state.directory import refuse_own
 from polyvol.daemon.types.base import iso
 from polyvol.daemon.types.devices import DeviceAdd, DeviceRetry, DeviceView
@@ -92,8 +92,8 @@ class Devices:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self.short = ShortDevices(context)
-        self._half = HalfDevices(context, self.short)
+        self.shrunk = ShrunkDevices(context)
+        self._incomplete = IncompleteDevices(context, self.shrunk)
         self._claims = Claims(context)
         self._opening = Workers("polyvol-open")
 
@@ -104,31 +104,31 @@ class Devices:
         context = self._context
         fds = dict(passed or {})
         until, users = time.monotonic() + START_PATIENCE_S, occupied.file_users()
-        self._half.finish_used()
+        self._incomplete.finish_used()
         devices = [device for device in context.catalog.devices() if device.state == "ready"]
         checked_devices, reasons = open_all(
-            context, self.short, devices, until=until, users=users, passed=fds
+            context, self.shrunk, devices, until=until, users=users, passed=fds
         )
         for fd in fds.values():
             os.close(fd)
         begin_run(context, checked_devices)
         for device in devices:
             self._start(device, reasons.get(device.id), clean=clean)
-        self._half.settle()
+        self._incomplete.settle()
 
     def _start(self, device: Device, reason: str | None, *, clean: bool) -> None:
         """Open a device in the engine; if `reason` says what is wrong, note it and have it absent there."""
         context = self._context
         reasons = [] if reason is None else [reason]
         if not reasons:
-            with apart(context, f"opening device {device.name}", reasons.append):
+            with isolate(context, f"opening device {device.name}", reasons.append):
                 context.open_device(device, context.files[device.id])
         if reasons:
-            let_go(context, device.id)
+            close_device(context, device.id)
             context.device_trouble[device.id] = reasons[0]
             text = f"device {device.name} is missing: {reasons[0]}"
             context.events.add("warning", text, DEVICE=device.name)
-            with apart(context, f"going on without device {device.name}", DEVICE=device.name):
+            with isolate(context, f"going on without device {device.name}", DEVICE=device.name):
                 context.engine.absent_device(
                     device.id,
                     sparse=device.sparse,
@@ -171,7 +171,7 @@ class Devices:
                 if device.id not in context.device_trouble:
                     context.device_trouble[device.id] = f"{context.path(device)} is gone"
                     context.events.add("warning", f"device {device.name} is gone: its disk was taken out")
-                let_go(context, device.id)
+                close_device(context, device.id)
 
     def came(self, path: Path) -> DeviceView | None:
         """A disk has come, or become another, at this path: as `found`, but only for devices that are
@@ -186,15 +186,15 @@ class Devices:
         if found is None:
             return None
         troubles = context.device_trouble if missing_only else device_troubles(context)
-        self.short.note()
+        self.shrunk.note()
         devices = [device for device in context.catalog.devices() if device.id in troubles]
         paths = identities(context, devices)
         for device in devices:
             here = False
-            with apart(context, f"looking whether {path} is device {device.name}", DEVICE=device.name):
+            with isolate(context, f"looking whether {path} is device {device.name}", DEVICE=device.name):
                 here = (
                     self._claims.may_be(device, found, paths)
-                    and self.short.clause(device) is None  # it is used again only if a person says so
+                    and self.shrunk.clause(device) is None  # it is used again only if a person says so
                     and trouble_with(device, found, context.catalog.uuid) is None
                 )
             if here:
@@ -226,7 +226,7 @@ class Devices:
             renew_label(context, checked)
             with context.engine_errors(f"opening device {device.name} again"):
                 context.reopen_device(device, file)
-            self.short.forget(device)
+            self.shrunk.forget(device)
         except BaseException:
             if context.files.get(device.id) is not file:
                 file.close()
@@ -239,7 +239,7 @@ class Devices:
     def open_missing(self) -> None:
         """Try every device again that is missing, and settle what is half done; one that hangs goes on by
         itself."""
-        self._opening.run("half done", self._half.settle)
+        self._opening.run("half done", self._incomplete.settle)
         for device in self._context.catalog.devices():
             if device.state == "ready" and device.id in self._context.device_trouble:
                 self._opening.run(device.id, partial(self._try_again, device))
@@ -247,8 +247,8 @@ class Devices:
 
     def _try_again(self, device: Device) -> None:
         # That it is missing was said when it was found to be.
-        with apart(self._context, f"opening device {device.name} again", lambda _: None):
-            if self.short.clause(device) is None:
+        with isolate(self._context, f"opening device {device.name} again", lambda _: None):
+            if self.shrunk.clause(device) is None:
                 self.retry(DeviceRetry(), device.name)
 
     @contextlib.contextmanager
@@ -259,7 +259,7 @@ class Devices:
             now = next((each for each in context.catalog.devices() if each.id == device.id), None)
             if now is None:
                 raise UnknownDevice(name=device.name)
-            if now.id in self._half.underway:  # the verb that adds it is about to take its lock
+            if now.id in self._incomplete.underway:  # the verb that adds it is about to take its lock
                 raise DeviceBusy(name=device.name, what="device add", since="0 s")
             yield now
 
@@ -278,7 +278,7 @@ class Devices:
         """Open a device again that was missing; None if it is not missing, or was short."""
         context = self._context
         device = next((each for each in context.catalog.devices() if each.id == number), None)
-        if device is None or number not in context.device_trouble or self.short.clause(device) is not None:
+        if device is None or number not in context.device_trouble or self.shrunk.clause(device) is not None:
             return None
         return self.retry(DeviceRetry(), device.name)
 
@@ -335,7 +335,7 @@ class Devices:
         if request.name is not None:
             check_name("device", request.name)
         refuse_own(self._context.state_dir, path)
-        self._half.settle()
+        self._incomplete.settle()
         with self._claims.at(path):
             return self._add_there(request, path)
 
@@ -380,7 +380,7 @@ class Devices:
             check_direct(path, file, 0 if found is None else found.size)
         if file is not None and request.force and kind == "block" and not request.adopt:
             occupied.clear_signatures(file)
-        with context.changes:
+        with context.catalog_lock:
             device = Device(
                 0,
                 uuid4(),
@@ -400,13 +400,13 @@ class Devices:
                 file is None,
             )
             device = context.catalog.add_device(device)
-            self._half.underway.add(device.id)
+            self._incomplete.underway.add(device.id)
         try:
             with context.locks.device(device.id, device.name, "device add", wait_s=context.locks.wait_s):
                 self._make(device, path, file, preallocate=request.preallocate)
         finally:
-            with context.changes:
-                self._half.underway.discard(device.id)
+            with context.catalog_lock:
+                self._incomplete.underway.discard(device.id)
         return device.name
 
     def _make(self, device: Device, path: Path, file: OpenFile | None, *, preallocate: bool) -> None:
@@ -416,15 +416,15 @@ class Devices:
             make(context, device, path, file, preallocate=preallocate)
             context.catalog.set_device_state(device.id, "ready")
         except BaseException:
-            with apart(context, f"undoing what was added of device {device.name}", DEVICE=device.name):
-                self._half.forget(device)
+            with isolate(context, f"undoing what was added of device {device.name}", DEVICE=device.name):
+                self._incomplete.forget(device)
             raise
 
     def remove(self, name: str) -> None:
         """Remove a device that no volume uses; its file or disk stays, without its label."""
         context = self._context
         with self._locked(context.find_device(name), "device remove") as device:
-            with context.changes:  # from here on nothing is placed on it
+            with context.catalog_lock:  # from here on nothing is placed on it
                 self._refuse_used(device)
                 if device.unfinished is None:
                     context.catalog.set_device_state(device.id, "removing")
@@ -433,13 +433,13 @@ class Devices:
                     with context.engine_errors(f"closing device {name}"):
                         close(context, device.id)
             except BaseException:
-                with context.changes:
+                with context.catalog_lock:
                     context.catalog.set_device_state(device.id, "ready")
                 raise
-            self._half.forget(device)
+            self._incomplete.forget(device)
 
     def _refuse_used(self, device: Device) -> None:
-        """DeviceInUse if volumes have extents on a device. Under `changes`."""
+        """DeviceInUse if volumes have extents on a device. Under `catalog_lock`."""
         context = self._context
         users = set(context.catalog.users().get(device.id, []))
         if device.made_for is not None:
@@ -481,6 +481,6 @@ def _is_alive(file: OpenFile) -> bool:
 def _copy(device: Device, file: OpenFile, path: Path) -> str:
     """What is said of a copy of a device that is open."""
     return (
-        f"{path} is a copy of it, and the one that was opened at {file.path} is still there; to go on with"
+        f"{path} is a copy of it, and the one that was opened at {file.path} is still there; to continue with"
         f" the copy: `polyvol device retry {device.name} --path {path} --accept`"
     )

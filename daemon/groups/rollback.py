@@ -15,10 +15,10 @@ import itertools
 from collections.abc import Sequence
 from functools import partial
 
-from polyvol.daemon.apart import apart
 from polyvol.daemon.context import Context
 from polyvol.daemon.errors import EngineFailed, VolumeOpen, counted_clients
 from polyvol.daemon.groups.verbs import Groups
+from polyvol.daemon.isolation import isolate
 from polyvol.daemon.snapshots.verbs import Snapshots
 from polyvol.daemon.types.groups import Rollback, RollbackView
 from polyvol.daemon.volumes.verbs import Volumes
@@ -77,7 +77,7 @@ class Rollbacks:
         """Export a volume that has gone back, or has not, but nothing in between (B2): one that is in
         between is taken over by the engine again, which does the rest."""
         context = self._context
-        with apart(context, f"exporting volume {volume.name}", partial(self._volumes.serve_again, volume)):
+        with isolate(context, f"exporting volume {volume.name}", partial(self._volumes.serve_again, volume)):
             if self._is_pending(volume):
                 self._volumes.serve_again(volume, "its rollback is not done yet")
             else:

@@ -4,8 +4,8 @@ How it works      A group's snapshot is one cut over its volumes; its members ar
                   It is made, held, released and deleted as a whole: in the catalog each of these is one
                   transaction. What acts on a whole snapshot of a group (`find_snapshot`) gets its members,
                   with their volumes, as they were at the cut.
-Owner and locks   Who is in a group is changed under `changes`; what acts on a snapshot takes the locks of its
-                  volumes. Reading verbs take none.
+Owner and locks   Who is in a group is changed under `catalog_lock`; what acts on a snapshot takes the locks
+                  of its volumes. Reading verbs take none.
 Errors            UnknownGroup, UnknownGroupSnapshot, GroupEmpty, GroupHasSnapshots, NotInGroup, NotHeld,
                   SnapshotInGroup, and those of snapshots.
 """
@@ -14,9 +14,9 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from polyvol.daemon.consistent_read import reads
 from polyvol.daemon.context import Context
-from polyvol.daemon.reading import reads
-from polyvol.daemon.snapshots.taking import Taking
+from polyvol.daemon.snapshots.taker import SnapshotTaker
 from polyvol.daemon.snapshots.verbs import Snapshots
 from polyvol.daemon.types.base import iso
 from polyvol.daemon.types.groups import (
@@ -54,17 +54,17 @@ Members = list[tuple[Volume, SnapshotRecord]]
 class Groups:
     """The verbs of groups."""
 
-    def __init__(self, context: Context, snapshots: Snapshots, taking: Taking) -> None:
+    def __init__(self, context: Context, snapshots: Snapshots, taker: SnapshotTaker) -> None:
         self._context = context
         self._snapshots = snapshots
-        self._taking = taking
+        self._taker = taker
 
     def create(self, request: GroupCreate) -> GroupView:
         """Make a group."""
         context = self._context
         check_name("group", request.name)
         refuse_repeats("volume", request.volumes)
-        with context.changes:
+        with context.catalog_lock:
             if context.catalog.groups.find(request.name) is not None:
                 raise NameInUse(noun="group", name=request.name)
             context.catalog.groups.create(request.name, self._volumes(request.volumes))
@@ -75,7 +75,7 @@ class Groups:
     def change(self, name: str, request: GroupChange) -> GroupView:
         """Have volumes join a group, and others leave it. Its snapshots stay as they are."""
         refuse_repeats("volume", [*request.join, *request.leave])
-        with self._context.changes:
+        with self._context.catalog_lock:
             group = self.find(name)
             leaving = self._volumes(request.leave)
             for wanted, volume in zip(request.leave, leaving, strict=True):
@@ -92,7 +92,7 @@ class Groups:
     def delete(self, name: str) -> GroupDeleted:
         """Delete a group that has no snapshots, with its schedules. Its volumes stay."""
         found = self.find(name)
-        with self._context.locks.group(found.id, name, "group delete"), self._context.changes:
+        with self._context.locks.group(found.id, name, "group delete"), self._context.catalog_lock:
             group = self.find(name)
             if group.id != found.id:  # it was deleted, and another one has its name
                 raise UnknownGroup(name=name)
@@ -126,7 +126,7 @@ class Groups:
     def take(self, name: str, request: GroupSnapshotCreate) -> GroupSnapshotView:
         """Take one cut of all volumes that are in a group now."""
         group = self.find(name)
-        return _snapshot_view(group, self._taking.take_of_group(group, request))
+        return _snapshot_view(group, self._taker.take_of_group(group, request))
 
     @reads
     def snapshots(self, name: str) -> list[GroupSnapshotView]:
@@ -167,7 +167,8 @@ class Groups:
 
     @reads
     def find_snapshot(self, name: str, snapshot: str) -> tuple[GroupSnapshot, Members]:
-        """A snapshot of a group and its members, whoever is in the group by now; or UnknownGroupSnapshot."""
+        """A snapshot of a group and its members, whichever volumes are in the group now; or
+        UnknownGroupSnapshot."""
         catalog = self._context.catalog
         group = self.find(name)
         for whole in catalog.groups.snapshots(group.id):

@@ -3,8 +3,8 @@
 How it works      Each command has a supervisor (daemon/hooks/supervisor.py, which has the protocol): a small
                   process that adopts whatever the command starts. Orders and answers go over a socket; when
                   that closes because polyvold has died, the supervisor ends all of it.
-Invariants        X1 whoever has started a command ends it or leaves it; X2 no call waits longer than it was
-                  told to.
+Invariants        X1 the caller that started a command ends it or leaves it; X2 no call waits longer than it
+                  was told to.
 Owner and locks   A command belongs to one thread at a time.
 Errors            None: what goes wrong is a clause in `Ended`.
 """
@@ -115,19 +115,19 @@ class Command:
             said = self._hear(left_s)
             if said is not None and "code" not in said:
                 self._note(said)
-                self._let_go()
+                self._detach()
                 return True
 
     def leave(self) -> None:
         """Leave what is left of it alone."""
         if self._pid is not None:
             self._send(b"leave\n")
-            self._let_go()
+            self._detach()
 
     def _ended(self, said: dict[str, object]) -> Ended:
         alone = bool(said.get("alone", True))
         if alone:
-            self._let_go()
+            self._detach()
         if "failed" in said:
             return Ended(f"could not be started: {said['failed']}", alone)
         if "code" not in said:
@@ -164,8 +164,8 @@ class Command:
         except OSError:
             return  # it has ended, which `_hear` says
 
-    def _let_go(self) -> None:
-        """The supervisor ends, or has ended."""
+    def _detach(self) -> None:
+        """Release the supervisor, which ends or has ended."""
         assert self._pid is not None, "it was started"
         self._control.close()
         _supervisors.discard(self._pid)

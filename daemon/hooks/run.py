@@ -1,27 +1,27 @@
-"""Hooks: commands that make an application ready for a cut, and let it go on after it.
+"""Hooks: commands that quiesce an application for a cut, and thaw it afterwards.
 
-How it works      `around` runs the quiesce commands of a schedule and of the volumes, then gives a function
-                  that the coordinator calls as soon as the cut is made. It begins the thaw commands, and says
-                  what the snapshots show: 'application', if each command had succeeded and none had been
-                  thawed before the cut, else 'crash', and why. Commands are run directly, or by /bin/sh where
-                  that was asked for, as polyvold's user, each with a supervisor of its own (hook_command.py),
-                  with little in their environment.
-Invariants        Q1 if a quiesce command was begun, its thaw command is run, once: after the cut, or when
-                  the quiesce command failed, or at the time-out, whatever waits for what then; twice if it
-                  fails; Q2 a command that fails or outlives its time-out is killed, with all that it has
+How it works      `around` runs the quiesce commands of a schedule and of the volumes, then returns a function
+                  that the coordinator calls as soon as the cut is made. That function starts the thaw
+                  commands, and returns the consistency of the snapshots: 'application' if every command
+                  succeeded and none was thawed before the cut, else 'crash', and why. Commands are run
+                  directly, or by /bin/sh if requested, as polyvold's user, each with its own supervisor
+                  (command.py), with few variables in their environment.
+Invariants        Q1 if a quiesce command was started, its thaw command is run, once: after the cut, or when
+                  the quiesce command failed, or at the time-out, whatever is waited for then; twice if it
+                  fails; Q2 a command that fails or exceeds its time-out is killed, with all processes that it
                   started, before it is thawed; one that cannot be killed because it hangs in the kernel is
-                  thawed at once, and again when it has ended; Q3 `changes` is never held while a command is
-                  waited for; Q4 hooks of one volume are not run by two snapshots at a time; Q5 what a quiesce
-                  command has left in the background is ended when its thaw command has ended; what a thaw
-                  command has left when it succeeded stays: it may be the application.
+                  thawed at once, and again when it has ended; Q3 `catalog_lock` is never held while a command
+                  is waited for; Q4 hooks of one volume are not run by two snapshots at a time; Q5 processes
+                  that a quiesce command left in the background are ended when its thaw command has ended;
+                  those that a successful thaw command left stay: they may be the application.
 Owner and locks   A lock for each volume and schedule with hooks, held from quiesce to the end of thaw; waited
                   for as long as its holder may take, or until polyvold is stopped. `_Hook.lock` over who
                   thaws.
-Durability        A thaw is recorded before its quiesce command is begun: should polyvold die in between, all
-                  that its hooks have started is ended at once (hook_supervisor.py), and the next start runs
-                  the thaw command (`settle`).
-Errors            HooksBusy, if too many wait for hooks; SnapshotFromHook. Otherwise what
-                  fails is a warning in the log and among the events, and the snapshot is taken all the same.
+Durability        A thaw is recorded before its quiesce command is started: if polyvold dies in between, all
+                  processes of its hooks are ended at once (supervisor.py), and the next start runs the thaw
+                  command (`settle`).
+Errors            HooksBusy, if too many wait for hooks; SnapshotFromHook. Other failures are a warning in the
+                  log and an event, and the snapshot is still taken.
 """
 
 import contextlib
@@ -36,10 +36,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from polyvol.daemon.apart import apart
 from polyvol.daemon.context import Context
 from polyvol.daemon.hooks.command import Call, Command, is_of_command
 from polyvol.daemon.host.asker import asker
+from polyvol.daemon.isolation import isolate
 from polyvol.daemon.types.hooks import HookSettings, HookView
 from polyvol.mapping.errors import PolyvolError
 from polyvol.mapping.group import Consistency, Group, Hooks, Schedule
@@ -48,7 +48,7 @@ from polyvol.snapshot.coordinator import Thaw
 from polyvol.snapshot.group_errors import BadHooks, HooksBusy, SnapshotFromHook
 
 TIMEOUT_S_MAX = 600
-AT_A_TIME = 4
+CONCURRENT_MAX = 4
 """How many snapshots that were asked for may be at their hooks: the API has more threads than that."""
 _KILLED_WAIT_S = 2.0
 _LOCK_POLL_S = 0.1
@@ -112,7 +112,7 @@ class HookRunner:
         self._stopping = threading.Event()
         self._lock = threading.Lock()
         self._locks: dict[tuple[str, int], threading.Lock] = {}
-        self._asked = threading.BoundedSemaphore(AT_A_TIME)
+        self._asked = threading.BoundedSemaphore(CONCURRENT_MAX)
         self._under_way: Counter[int] = Counter()
         """How many snapshots of a volume have hooks under way, by its id; under `_lock`."""
         self._settling: list[threading.Thread] = []
@@ -120,7 +120,7 @@ class HookRunner:
     def settle(self) -> None:
         """At start: run the thaw commands that the last run still owed, without waiting for them."""
         for owed, call in self._context.catalog.schedules.thaws_owed().items():
-            with apart(self._context, "running a thaw command that is owed"):
+            with isolate(self._context, "running a thaw command that is owed"):
                 assert isinstance(call, dict)
                 thaw = Call(**call)
                 text = f"polyvold ended while {thaw.what} was quiesced: its thaw command is run now"
@@ -166,7 +166,7 @@ class HookRunner:
         with contextlib.ExitStack() as locks:
             if schedule is None:
                 if not self._asked.acquire(blocking=False):
-                    raise HooksBusy(count=AT_A_TIME)
+                    raise HooksBusy(count=CONCURRENT_MAX)
                 locks.callback(self._asked.release)
             try:
                 names = [volume.name for volume in volumes]
@@ -280,12 +280,12 @@ class HookRunner:
             owed = hook.thaw is not None and hook.owed is not None
             if owed or hook.left is not None:
                 hook.thread = threading.Thread(
-                    target=self._let_go_on, args=(hook,), name="polyvol-thaw", daemon=True
+                    target=self._thaw_in_background, args=(hook,), name="polyvol-thaw", daemon=True
                 )
                 hook.thread.start()
             return hook.trouble is None
 
-    def _let_go_on(self, hook: _Hook) -> None:
+    def _thaw_in_background(self, hook: _Hook) -> None:
         """Run the thaw command, then end what the quiesce command has left."""
         done = hook.thaw is None or hook.owed is None or self._run_thaw(hook.thaw)
         if hook.left is not None and not hook.left.end(_KILLED_WAIT_S):  # Q2
@@ -307,7 +307,7 @@ class HookRunner:
 
     def _forget(self, owed: int | None) -> None:
         if owed is not None:
-            with contextlib.suppress(PolyvolError):  # else the next start runs it once more
+            with contextlib.suppress(PolyvolError):  # else the next start runs it again
                 self._context.catalog.schedules.forget_thaw(owed)
 
     def _run_thaw(self, thaw: Call) -> bool:
@@ -318,7 +318,7 @@ class HookRunner:
                 if left is not None:
                     left.leave()  # Q5
                 return True
-            rest = "it is run once more" if again else "it is owed still, and run when polyvold starts again"
+            rest = "it is run again" if again else "it is owed still, and run when polyvold starts again"
             self._context.events.add("warning", f"the thaw command of {thaw.what} {trouble}; {rest}")
             if self._stopping.is_set():
                 break

@@ -79,7 +79,7 @@ class Output:
 
 
 class Supervisor:
-    """One command, and all that comes of it."""
+    """One command, and all processes that it starts."""
 
     def __init__(self, control: socket.socket) -> None:
         self._control = control

@@ -1,9 +1,9 @@
-"""The asker: the process that the call of the control API comes from which this thread answers.
+"""The asker: the client process of the control API call that this thread answers.
 
-How it works      The kernel tells who is at the other end of the connection (SO_PEERCRED). The control server
-                  notes it around each call; what a thread does of its own accord has no asker.
+How it works      The kernel reports the process at the other end of the connection (SO_PEERCRED). The control
+                  server sets it around each call; a thread that works without a request has no asker.
 Owner and locks   Each thread has its own.
-Errors            None: an asker that cannot be told is None.
+Errors            None: an unknown asker is None.
 """
 
 import socket

@@ -3,7 +3,7 @@
 How it works      `notify` speaks sd_notify's protocol on $NOTIFY_SOCKET. A `Store` gives systemd file
                   descriptors to keep for the next process ($FDSTORE says how many it takes; systemd before
                   254 does not set it, so the unit does). `watchdog_interval_s` says how often
-                  systemd wants to hear that all is well. `log_to_journal` sends log records by the journal's
+                  systemd wants a regular sign of life. `log_to_journal` sends log records by the journal's
                   own protocol when our stderr is the journal's ($JOURNAL_STREAM); the keys in capitals that a
                   record was given by `extra` (VOLUME, DEVICE, SNAPSHOT) become fields.
 Errors            None: without systemd nothing happens. Only a `Store` raises OSError.

@@ -4,8 +4,8 @@ How it works      A unix socket gets its mode 0600 before it is bound (Linux tak
                   that it never has another; a stale one in its place is removed, one that somebody answers on
                   is not. Under systemd the sockets may be there already: socket units hold them, each with a
                   name (FileDescriptorName) that says what it is for, and clients wait in their backlog while
-                  no polyvold runs. A socket without such a name is told by its address. What the process
-                  before has handed over (hand_over.py) comes the same way.
+                  no polyvold runs. A socket without such a name is recognized by its address. What the
+                  process before has handed over (hand_over.py) comes the same way.
 Owner and locks   Who bound a socket removes its path at the end; what was passed stays systemd's.
 Errors            SocketUnusable, BadConfig.
 """
@@ -46,14 +46,14 @@ _KEEP_ALIVE = (
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4),
     (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 60_000),
 )
-"""A client whose machine has gone without a word is disconnected after 60 s; accepted sockets have these
+"""A client whose machine vanished is disconnected after 60 s; accepted sockets have these
 options from their listener. The user time-out (milliseconds) is for data that is not acknowledged."""
 _DIGITS = 10
 _log = logging.getLogger("polyvol")
 
 
 @dataclass(frozen=True, slots=True)
-class Passed:
+class InheritedSockets:
     """The listening sockets that systemd made for this process; without it there are none."""
 
     control: socket.socket | None = None
@@ -75,16 +75,16 @@ class Passed:
                 listener.close()
 
 
-def passed_by_systemd(control_path: Path | None = None) -> Passed:
+def inherited_from_systemd(control_path: Path | None = None) -> InheritedSockets:
     """Take what socket activation passes ($LISTEN_PID, $LISTEN_FDS, $LISTEN_FDNAMES); not to be called twice.
 
-    A socket that has no name, or one that means nothing here, is told by its address: `control_path`, or
-    NBD. What is no listening stream socket then is closed. SocketUnusable when a socket named nbd or
+    A socket that has no name, or one that means nothing here, is recognized by its address: `control_path`,
+    or NBD. What is no listening stream socket then is closed. SocketUnusable when a socket named nbd or
     control is not what its name says, or there are two for control."""
     told = {name: os.environ.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")}
     count = told["LISTEN_FDS"]
     if told["LISTEN_PID"] != str(os.getpid()) or not is_number(count) or len(count) >= _DIGITS:
-        return Passed()
+        return InheritedSockets()
     numbers = range(_FIRST_PASSED, _FIRST_PASSED + int(count))
     names = chain(told["LISTEN_FDNAMES"].split(":"), repeat(""))
     by_name: dict[str, list[socket.socket]] = {"control": [], "nbd": []}
@@ -106,7 +106,7 @@ def passed_by_systemd(control_path: Path | None = None) -> Passed:
             _take_unnamed(number, name, by_name, control_path)
     if len(by_name["control"]) > 1:
         raise SocketUnusable(address="control", why="systemd passes more than one socket of this name")
-    return Passed(next(iter(by_name["control"]), None), by_name["nbd"], handed, devices)
+    return InheritedSockets(next(iter(by_name["control"]), None), by_name["nbd"], handed, devices)
 
 
 def _named(number: int, name: str) -> socket.socket:

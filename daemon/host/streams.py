@@ -1,4 +1,4 @@
-"""Standard streams: descriptors 0, 1 and 2 are open, whoever has started the program.
+"""Standard streams: descriptors 0, 1 and 2 are open, however the program was started.
 
 How it works      A descriptor that was closed would become one of our files, and what is printed would go to
                   it. It is opened on /dev/null so that its use fails: reading the standard input, and

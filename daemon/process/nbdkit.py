@@ -32,13 +32,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from polyvol.daemon.apart import DEFECT
 from polyvol.daemon.client.cli.client import ApiError, Client
 from polyvol.daemon.config import Config
 from polyvol.daemon.errors import FrontendFailed
 from polyvol.daemon.host import sockets
 from polyvol.daemon.host.notify import notify, watchdog_interval_s
 from polyvol.daemon.host.signals import ENDING, RELOADING
+from polyvol.daemon.isolation import DEFECT
 from polyvol.daemon.main import announce
 from polyvol.daemon.state import directory as state
 from polyvol.mapping.errors import PolyvolError
@@ -74,12 +74,12 @@ def supervise(
     config: Config,
     next_signal: NextSignal,
     read_again: Callable[[], Config],
-    passed: sockets.Passed | None = None,
+    passed: sockets.InheritedSockets | None = None,
 ) -> None:
     """Keep nbdkit serving until a signal ends it, then stop it. The calling thread is its parent (FK2).
 
     `next_signal` waits so many seconds at most for a signal; `read_again` reads the settings again."""
-    passed = passed or sockets.Passed()
+    passed = passed or sockets.InheritedSockets()
     plugin = find_plugin()
     state.make_state_dir(config.state_dir)
     lock = state.StateLock(config.state_dir)
@@ -198,7 +198,8 @@ class _Keeper:
         next_signal: NextSignal,
         read_again: Callable[[], Config],
     ) -> None:
-        """Until nbdkit ends or we are told to: say when it is ready, the first time, and that it is well."""
+        """Until nbdkit ends or is to be stopped: report when it is ready, the first time, and that it still
+        answers."""
         channel.setblocking(False)
         answers = False
         waited = 0.0
@@ -225,7 +226,7 @@ class _Keeper:
                 ping_at = time.monotonic() + watchdog_s
 
     def _pause(self, next_signal: NextSignal) -> None:
-        """Wait before nbdkit is started again, unless told to end."""
+        """Wait before nbdkit is started again, unless asked to end."""
         until = time.monotonic() + RESTART_DELAY_S
         while not self._told_to_end and (left := until - time.monotonic()) > 0:
             self._obey(next_signal(left))

@@ -32,7 +32,7 @@ def watch(service: Service, read_again: Callable[[], Config]) -> None:
     watchdog_s = watchdog_interval_s()
     interval_s = min(STATUS_INTERVAL_S, watchdog_s or STATUS_INTERVAL_S)
     told = ""
-    reloads = Workers("polyvol-reload", at_a_time=1)
+    reloads = Workers("polyvol-reload", concurrent=1)
     while True:
         status = _status(service)
         if status is not None:

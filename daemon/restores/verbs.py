@@ -144,7 +144,7 @@ class Restores:
                 context.find_served(volume_name, restoring=True)
                 self._end_session(volume)
                 self._rollbacks.abandon_restore(volume, base, restore)
-        self._volumes.let_go()
+        self._volumes.release_unneeded()
         text = f"the restore to volume {volume_name} from {restore.source} was abandoned"
         context.events.add("info", text, volume=volume_name)
         return RestoreAbandoned(volume=volume_name, base=None if base is None else base.name)

@@ -1,18 +1,18 @@
-"""Schedules: snapshots that polyvold takes by itself, and which of them it keeps.
+"""Schedules: snapshots that polyvold takes automatically, and which of them it keeps.
 
-How it works      One thread looks for schedules that are due, and has workers run them (workers.py): a disk
-                  or a command that hangs keeps no other schedule waiting. A run takes the snapshot, records
-                  that what was due is done, then deletes what no rule keeps any more (snapshot/retention.py).
-                  What was missed while polyvold was down, or while a run failed, is due still, and is made up
-                  once. daemon/schedules/due.py knows when each is due, also when the clock is set.
-Invariants        D1 a failure of one schedule stops no other; D2 what was made by hand, or is held, is never
-                  touched; D3 after a kill between a snapshot and its record no second one is taken: the
+How it works      One thread finds schedules that are due, and workers run them (workers.py): a disk or a
+                  command that hangs delays no other schedule. A run takes the snapshot, records what was due
+                  as done, then deletes what no rule keeps (snapshot/retention.py). Runs missed while polyvold
+                  was down, or that failed, are made up once. due_times.py knows when each is due, also when
+                  the clock is set.
+Invariants        D1 a failure of one schedule stops no other; D2 snapshots made by hand or with holds are
+                  never deleted; D3 after a kill between a snapshot and its record no second one is taken: the
                   newest snapshot of a schedule also says until when it is done; D4 a schedule runs in one
-                  thread at a time; D5 what a run has just taken is not deleted by that run.
-Owner and locks   `_looking` over a look at all schedules, `_lock` over what failed. A run takes the locks of
-                  the volumes that it acts on.
-Errors            What fails is a warning in the log and among the events, once for each due time and reason,
-                  stands in the schedule, and is tried again after RETRY_NS.
+                  thread at a time; D5 a run does not delete the snapshot that it has just taken.
+Owner and locks   `_looking` over a look at all schedules, `_lock` over failures. A run takes the locks of the
+                  volumes that it acts on.
+Errors            A failure is a warning in the log and an event, once for each due time and reason; it is
+                  kept in the schedule, and retried after RETRY_NS.
 """
 
 import contextlib
@@ -21,19 +21,25 @@ import threading
 from functools import partial
 from uuid import UUID
 
-from polyvol.daemon.apart import apart, reason_of
+from polyvol.daemon.consistent_read import reads
 from polyvol.daemon.context import Context
 from polyvol.daemon.errors import Restoring, SnapshotInUse, VolumeBusy
 from polyvol.daemon.groups.verbs import Members
 from polyvol.daemon.hooks.run import checked_hooks, hook_view
-from polyvol.daemon.reading import reads
-from polyvol.daemon.schedules.due import DueTimes
+from polyvol.daemon.isolation import isolate, reason_of
+from polyvol.daemon.schedules.due_times import DueTimes
 from polyvol.daemon.schedules.plan import AHEAD_S_MAX, plan
 from polyvol.daemon.sizes import format_seconds
-from polyvol.daemon.snapshots.taking import Taking
+from polyvol.daemon.snapshots.taker import SnapshotTaker
 from polyvol.daemon.snapshots.verbs import Snapshots
 from polyvol.daemon.types.base import WHY_FUTURE, iso
-from polyvol.daemon.types.schedules import KeptView, ScheduleAdd, SchedulePlanView, ScheduleSet, ScheduleView
+from polyvol.daemon.types.schedules import (
+    RetainedView,
+    ScheduleAdd,
+    SchedulePlanView,
+    ScheduleSet,
+    ScheduleView,
+)
 from polyvol.daemon.workers import Workers
 from polyvol.mapping.catalog.schedules import new_schedule
 from polyvol.mapping.errors import NameInUse, PolyvolError, UnknownVolume
@@ -62,10 +68,10 @@ _log = logging.getLogger("polyvol")
 class Schedules:
     """The verbs of schedules, and who runs them."""
 
-    def __init__(self, context: Context, snapshots: Snapshots, taking: Taking) -> None:
+    def __init__(self, context: Context, snapshots: Snapshots, taker: SnapshotTaker) -> None:
         self._context = context
         self._snapshots = snapshots
-        self._taking = taking
+        self._taker = taker
         self._lock = threading.Lock()
         self._looking = threading.Lock()
         self._workers = Workers("polyvol-schedule-run")
@@ -101,7 +107,7 @@ class Schedules:
         hooks = None if request.hooks is None else checked_hooks(request.hooks)
         if request.dry_run:
             return self._plan_of(request)
-        with self._context.changes:
+        with self._context.catalog_lock:
             schedule = self._checked(request)
             self._context.catalog.schedules.add(schedule, hooks)
             self._dues.done(self._find(schedule.name).id, self._timing(schedule))
@@ -122,7 +128,7 @@ class Schedules:
 
     def change(self, name: str, request: ScheduleSet) -> ScheduleView:
         """Pause a schedule, or resume it; what was due while it was paused is not made up."""
-        with self._context.changes:
+        with self._context.catalog_lock:
             schedule = self._find(name)
             if schedule.paused != request.paused:
                 now = self._context.clock()
@@ -139,7 +145,7 @@ class Schedules:
 
     def remove(self, name: str) -> ScheduleView:
         """Remove a schedule; its snapshots stay."""
-        with self._context.changes:
+        with self._context.catalog_lock:
             view = self.show(name)
             schedule = self._find(name)
             self._context.catalog.schedules.forget(schedule.id)
@@ -166,10 +172,10 @@ class Schedules:
                 if self._stopping.is_set():
                     break
                 what, name = f"schedule {schedule.name}", schedule.name
-                with apart(self._context, f"looking at {what}", SCHEDULE=name):  # D1
+                with isolate(self._context, f"looking at {what}", SCHEDULE=name):  # D1
                     reasons: list[str] = []
                     due = None
-                    with apart(self._context, what, reasons.append):
+                    with isolate(self._context, what, reasons.append):
                         due = self._look_at(schedule)
                     for reason in reasons:
                         due = self._failed(schedule, schedule.last_ns, reason)
@@ -180,7 +186,7 @@ class Schedules:
     def _run(self) -> None:
         while not self._stopping.is_set():
             wait_s = LOOK_S
-            with apart(self._context, "looking for schedules that are due"):
+            with isolate(self._context, "looking for schedules that are due"):
                 following = self.begin_due()
                 if following is not None:
                     wait_s = min(LOOK_S, max(0.05, (following - self._context.clock()) / SECOND_NS))
@@ -209,7 +215,7 @@ class Schedules:
         return self._timing(schedule).after(now)
 
     def _look_at_clock(self) -> None:
-        """Say it if the clock was set."""
+        """Report that the clock was set."""
         jump = self._dues.look()
         if jump:
             way = "forward" if jump > 0 else "back"
@@ -234,8 +240,8 @@ class Schedules:
             self._failed(schedule, due, reason)
 
         with (
-            apart(self._context, f"running schedule {schedule.name}", SCHEDULE=schedule.name),
-            apart(self._context, f"schedule {schedule.name}", failed),
+            isolate(self._context, f"running schedule {schedule.name}", SCHEDULE=schedule.name),
+            isolate(self._context, f"schedule {schedule.name}", failed),
         ):
             schedules = self._context.catalog.schedules.all()
             now = next((each for each in schedules if each.id == schedule.id), None)
@@ -248,7 +254,7 @@ class Schedules:
     def _run_one(self, schedule: Schedule, due: int) -> None:
         """One run."""
         try:
-            self._taking.take_of_schedule(schedule)
+            self._taker.take_of_schedule(schedule)
         except UnknownSchedule:
             return  # it was removed meanwhile
         except (PolyvolError, self._context.engine_error) as error:
@@ -444,7 +450,7 @@ class Schedules:
             runs=len(found.dues),
             note=found.note,
             kept=[
-                self._kept_view(instants[number], found.kept.get(number, []), record)
+                self._retained(instants[number], found.kept.get(number, []), record)
                 for number in sorted({*held, *found.kept})
                 for record in [there[number] if number < len(there) else None]
             ],
@@ -476,15 +482,15 @@ class Schedules:
             count=len(records),
             created=iso(schedule.created_ns),
             snapshots=[
-                self._kept_view(record.instant_ns, reasons.get(number, []), record)
+                self._retained(record.instant_ns, reasons.get(number, []), record)
                 for number, record in enumerate(records)
             ]
             if snapshots
             else None,
         )
 
-    def _kept_view(self, instant: int, reasons: list[str], record: SnapshotRecord | None) -> KeptView:
-        return KeptView(
+    def _retained(self, instant: int, reasons: list[str], record: SnapshotRecord | None) -> RetainedView:
+        return RetainedView(
             snapshot=None if record is None else record.name,
             instant=iso(instant),
             instant_ns=instant,

@@ -1,24 +1,23 @@
-"""Deletions of many snapshots: they are gone at once, and their space comes back in the background.
+"""Deletions of many snapshots: they disappear at once, and their space is freed in the background.
 
-How it works      begin ends the exports of all that may be deleted and takes them out of the catalog in one
-                  transaction. Workers (workers.py), one for each volume, then have the engine drop them, some
-                  at a time, with one sync for each time, and rest as long as they have worked, so that hosts
-                  have the disks for the other half. They also forget rollbacks that nothing needs any more,
-                  for which a thread looks.
-Invariants        E1 what somebody is connected to, or holds, what is part of a group's snapshot, and what
-                  an incomplete restore follows, is kept and named; E2 they hold no lock
-                  while the engine drops snapshots or writes checkpoints; E3 what clones were made from is
-                  not dropped: it is kept for them.
+How it works      begin ends the exports of all that may be deleted, and removes them from the catalog in one
+                  transaction. Workers (workers.py), one for each volume, then have the engine drop them, a
+                  few at a time, with one sync each time, and pause for as long as they have worked, so that
+                  hosts have the disks for the other half. They also remove rollbacks that nothing needs any
+                  more; a thread finds these.
+Invariants        E1 a snapshot with clients or holds, in a group's snapshot, or that an incomplete restore
+                  follows, is kept and named; E2 no lock is held while the engine drops snapshots or writes
+                  checkpoints; E3 what clones were made from is not dropped but kept for them.
 Why E2 is safe    The catalog does not have the snapshots that are being dropped, and every verb looks for
                   snapshots in the catalog, under the volume's lock. So no clone, rollback, hold or export of
-                  one can begin, and epochs are never used again. The engine refuses to drop what has an
-                  export, or what a clone is made from.
-Owner and locks   The volume's lock from asking which rollback may be forgotten until it is; a volume that is
+                  one can begin, and epochs are never reused. The engine refuses to drop what has an export,
+                  or what a clone is made from.
+Owner and locks   The volume's lock from asking which rollback may be removed until it is; a volume that is
                   busy is left for later. `_lock` over the jobs.
-Durability        What the catalog does not know is dropped by the engine when it takes a volume over. So a
-                  kill at any moment loses nothing of a deletion, and nothing of it has to be remembered.
-                  The engine offers only rollbacks that its checkpoints cover: a kill after the catalog has
-                  forgotten one leaves nothing that refers to it.
+Durability        What the catalog does not have is dropped by the engine when it opens the volume. So a kill
+                  at any moment loses nothing of a deletion, and no progress has to be stored. The engine
+                  offers only rollbacks that its checkpoints cover: after a kill, nothing refers to a rollback
+                  that the catalog has removed.
 Errors            UnknownVolume, UnknownSnapshot, VolumeNotServed.
 """
 
@@ -30,10 +29,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from polyvol.daemon.apart import apart
 from polyvol.daemon.context import Context
 from polyvol.daemon.errors import BadRequest
-from polyvol.daemon.types.deletions import DeletionView, KeptView
+from polyvol.daemon.isolation import isolate
+from polyvol.daemon.types.deletions import DeletionView, SkippedView
 from polyvol.daemon.volumes.exporting import export_snapshots
 from polyvol.daemon.workers import Workers
 from polyvol.mapping.errors import UnknownSnapshot
@@ -125,7 +124,7 @@ class Deletions:
 
     def _end_exports(
         self, volume: Volume, records: list[SnapshotRecord]
-    ) -> tuple[list[SnapshotRecord], list[KeptView]]:
+    ) -> tuple[list[SnapshotRecord], list[SkippedView]]:
         """Those whose exports have ended, and those that are kept (E1)."""
         context = self._context
         clients = context.clients()
@@ -152,14 +151,14 @@ class Deletions:
             if reason is None:
                 gone.append(record)
             else:
-                kept.append(KeptView(name=record.name, reason=reason))
+                kept.append(SkippedView(name=record.name, reason=reason))
         return gone, kept
 
     def _run(self) -> None:
         """Look for rollbacks to forget, of volumes of which nothing is being dropped."""
         while not self._stopping.is_set():
             looking = True
-            with apart(self._context, "looking for rollbacks"):
+            with isolate(self._context, "looking for rollbacks"):
                 looking = self._look_for_rollbacks()
             # Snapshots are deleted in other ways too; only who has gone back has to look for that.
             self._work.wait(LOOK_S if looking else None)
@@ -182,7 +181,7 @@ class Deletions:
                 break
             self._stopping.wait(max(REST_S_MIN, time.monotonic() - began))
         what = "forgetting rollbacks"
-        with apart(self._context, what, lambda reason: _log.warning("%s: %s", what, reason)):
+        with isolate(self._context, what, lambda reason: _log.warning("%s: %s", what, reason)):
             volume = next((each for each in self._context.catalog.volumes() if each.id == identity), None)
             if volume is None or not self._context.catalog.rollbacks.of(identity):
                 return
@@ -213,9 +212,9 @@ class Deletions:
             epochs = job.epochs[-BATCH:]
             del job.epochs[-BATCH:]
         freed = 0
-        # If the volume was let go, the engine drops them when it takes it over again.
+        # If the engine has closed the volume, it drops them when it opens it again.
         what = f"dropping snapshots of volume {job.volume.shown_name}"
-        with apart(self._context, what, lambda reason: _log.warning("%s: %s", what, reason)):
+        with isolate(self._context, what, lambda reason: _log.warning("%s: %s", what, reason)):
             freed = self._context.engine.drop_snapshots(job.volume.id, epochs)  # E2
         with self._lock:
             job.left -= len(epochs)
@@ -247,5 +246,5 @@ def _chosen(volume: Volume, records: list[SnapshotRecord], names: Iterable[str])
     return list(chosen.values())
 
 
-def _view(job: _Job, kept: list[KeptView]) -> DeletionView:
+def _view(job: _Job, kept: list[SkippedView]) -> DeletionView:
     return DeletionView(volume=job.volume.name, total=job.total, left=job.left, freed=job.freed, kept=kept)

@@ -18,16 +18,16 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 
+from polyvol.daemon.consistent_read import reads
 from polyvol.daemon.context import Context, devices_of
 from polyvol.daemon.errors import EngineFailed, SnapshotInUse, counted_clients
-from polyvol.daemon.reading import reads
 from polyvol.daemon.types.base import iso
 from polyvol.daemon.types.groups import SnapshotWanted
 from polyvol.daemon.types.snapshots import PartitionSnapshotView, SnapshotDeleted, SnapshotView, StallView
 from polyvol.daemon.types.use import SnapshotUseView
 from polyvol.daemon.volumes.change_logs import ChangeLogs, inventory
 from polyvol.daemon.volumes.exporting import export_snapshots
-from polyvol.daemon.volumes.use import snapshot_uses
+from polyvol.daemon.volumes.usage import snapshot_uses
 from polyvol.daemon.workers import Workers
 from polyvol.mapping.errors import NameInUse, UnknownSnapshot
 from polyvol.mapping.group import Group, Schedule

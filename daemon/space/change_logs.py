@@ -1,19 +1,19 @@
-"""Space: watches the change logs of all volumes, warns, and makes room where a volume's policy says so; and
-takes what else the engine tells: of devices that do not answer.
+"""Space monitor: watches the change logs of all volumes, warns, and frees space as a volume's policy says. It
+also handles the engine's other events, about devices that do not answer.
 
-How it works      One thread waits for the engine's events, and looks at every volume's use each SAMPLE_S.
-                  Workers (workers.py) make room, one for each volume.
-                  When the engine says that a volume's logs are full, its writes wait: with 'keep-writing' the
-                  oldest snapshot that a schedule made and nobody holds is dropped, and the writes try again,
-                  until they fit or nothing is left to drop; then the engine is told to fail them with ENOSPC,
-                  and to ask no more until there is something to drop again.
-Invariants        W1 an event is always answered: the writes try again, or fail; W2 what was made by hand, is
-                  held, or has clients is never dropped; W3 nothing is dropped for writes that do not wait any
-                  more.
+How it works      One thread waits for the engine's events, and samples every volume's use each SAMPLE_S.
+                  Workers (workers.py) free space, one for each volume.
+                  When the engine reports that a volume's logs are full, its writes wait. With 'keep-writing'
+                  the oldest scheduled snapshot without a hold is dropped, and the writes are retried, until
+                  they fit or nothing is left to drop. Then the engine is told to fail them with ENOSPC, and
+                  to report no more until there is something to drop again.
+Invariants        W1 every event is answered: the writes are retried, or fail; W2 snapshots made by hand, with
+                  holds or with clients are never dropped; W3 nothing is dropped for writes that no longer
+                  wait.
 Owner and locks   Its thread, `polyvol-space`, takes no volume's lock and calls nothing that may wait for a
-                  device. Workers hold the volume's lock, or its `room` while a cut of it is waited for:
-                  writes that wait hold up neither cuts nor deletes, so whoever has it will end, unless a
-                  device of this volume hangs. Then its writes go on to wait.
+                  device. Workers hold the volume's lock, or its `room` while a cut of it is waited for.
+                  Waiting writes delay neither cuts nor deletions, so the holder of the lock finishes, unless
+                  a device of this volume hangs. Then its writes continue to wait.
 Errors            A failure to drop is logged, and the writes fail with ENOSPC.
 """
 
@@ -25,15 +25,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from polyvol.daemon.apart import apart
+from polyvol.daemon.consistent_read import reads
 from polyvol.daemon.context import Context
 from polyvol.daemon.devices.health import device_troubles
 from polyvol.daemon.errors import Restoring, SnapshotInUse, VolumeBusy, log_failure
-from polyvol.daemon.log_use import Gauge, Level
-from polyvol.daemon.reading import reads
+from polyvol.daemon.fill_level import FillLevel, Level
+from polyvol.daemon.isolation import isolate
 from polyvol.daemon.sizes import format_size
 from polyvol.daemon.snapshots.verbs import Snapshots
-from polyvol.daemon.space.state_room import StateRoom
+from polyvol.daemon.space.state_space import StateSpaceMonitor
 from polyvol.daemon.workers import Workers
 from polyvol.mapping.errors import PolyvolError
 from polyvol.mapping.records import SnapshotRecord, Volume
@@ -55,21 +55,21 @@ _ADVICE = "delete snapshots, or add room with `polyvol volume add-log {name}`"
 _log = logging.getLogger("polyvol.space")
 
 
-class Space:
-    """The watch over the change logs. `room` is told of journals without room for their next segment, and
-    tries again what waited for a device that hung. `also`: what else is looked at as often."""
+class SpaceMonitor:
+    """The watch over the change logs. `state_space` is told of journals without room for their next segment,
+    and tries again what waited for a device that hung. `also`: what else is looked at as often."""
 
     def __init__(
         self,
         context: Context,
         snapshots: Snapshots,
-        room: StateRoom | None = None,
+        state_space: StateSpaceMonitor | None = None,
         *,
         also: Callable[[], None] = lambda: None,
     ) -> None:
         self._context = context
         self._also = also
-        self._room = room
+        self._state_space = state_space
         self._snapshots = snapshots
         self._stopping = threading.Event()
         self._workers = Workers("polyvol-room")
@@ -98,9 +98,9 @@ class Space:
                     self._take(event)
                 if time.monotonic() >= next_sample_s:
                     next_sample_s = time.monotonic() + SAMPLE_S
-                    with apart(self._context, "looking at the change logs"):
+                    with isolate(self._context, "looking at the change logs"):
                         self.sample()
-                    with apart(self._context, "looking for devices that became shorter"):
+                    with isolate(self._context, "looking for devices that became shorter"):
                         self._also()
             except Exception as error:
                 log_failure(_log, "watching the change logs", error)
@@ -112,15 +112,15 @@ class Space:
             self._workers.run(identity, partial(self.make_room, identity))
             return
         if event["kind"] == "journal-full":
-            if self._room is not None:
-                self._room.journal_full(event["volume"])
+            if self._state_space is not None:
+                self._state_space.journal_full(event["volume"])
             return
         context = self._context
         name = context.device_names().get(event["device"], "?")
         if event["kind"] == "device-answers":
             context.events.add("info", f"device {name} answers again", DEVICE=name)
-            if self._room is not None:
-                self._room.try_again()
+            if self._state_space is not None:
+                self._state_space.try_again()
             return
         trouble = device_troubles(context).get(event["device"])
         reason = "it does not answer" if trouble is None else trouble.reason
@@ -130,13 +130,13 @@ class Space:
         """Look at the use of every volume that is served."""
         context = self._context
         volumes = [volume for volume in context.catalog.volumes() if context.is_served(volume)]
-        for gone in context.gauges.keys() - {volume.id for volume in volumes}:
-            context.gauges.pop(gone, None)
+        for gone in context.fill_levels.keys() - {volume.id for volume in volumes}:
+            context.fill_levels.pop(gone, None)
             context.refusing.discard(gone)
         for volume in volumes:
             what = f"looking at the change logs of volume {volume.shown_name}"
-            # It may be let go meanwhile.
-            with apart(context, what, volume=volume.shown_name), contextlib.suppress(context.engine_error):
+            # It may be closed in the meantime.
+            with isolate(context, what, volume=volume.shown_name), contextlib.suppress(context.engine_error):
                 self._look(volume)
                 if self._may_drop(volume):
                     # Policy, snapshots and the engine must not change in between.
@@ -253,9 +253,9 @@ class Space:
     def _look(self, volume: Volume) -> None:
         context = self._context
         found = context.engine.space(volume.id)
-        gauge = context.gauges.setdefault(volume.id, Gauge())
+        fill_level = context.fill_levels.setdefault(volume.id, FillLevel())
         used, size = found["used_bytes"], found["size_bytes"]
-        crossed = gauge.tell(time.monotonic(), used, size)
+        crossed = fill_level.tell(time.monotonic(), used, size)
         if crossed is not None:
             self._warn(volume, crossed, used, size)
 
@@ -268,7 +268,7 @@ class Space:
 
     @reads
     def _may_drop(self, volume: Volume) -> bool:
-        """Whether the engine was told to ask no more, and could ask again."""
+        """Whether the engine was told to report no more, and could report again."""
         if volume.id not in self._context.refusing or volume.when_full != "keep-writing":
             return False
         records = self._droppable(volume)

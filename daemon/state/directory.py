@@ -168,7 +168,7 @@ class StateLock:
     """The hold on a state directory; StateLocked if another process has it.
 
     `held`: a descriptor of the lock that another process has taken and passed on; the lock ends when both
-    have let go of it. A holder that is ending, as after SIGKILL, is waited for."""
+    have released it. A holder that is ending, as after SIGKILL, is waited for."""
 
     def __init__(self, state_dir: Path, held: int | None = None) -> None:
         path = state_dir / "lock"
@@ -203,7 +203,7 @@ class StateLock:
         return self._fd
 
     def release(self) -> None:
-        """Let go; idempotent."""
+        """Release it; idempotent."""
         if self._fd >= 0:
             with contextlib.suppress(
                 OSError
@@ -216,7 +216,7 @@ class StateLock:
 def _is_ending(pid: str) -> bool:
     """Whether the process that holds the lock is gone, is ending, or has been sent SIGKILL."""
     if not pid.isdigit():
-        return True  # it is just taking the lock, or has just let go of it
+        return True  # it is just taking the lock, or has just released it
     try:
         stat = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
         status = Path(f"/proc/{pid}/status").read_text("utf-8", "replace").splitlines()

@@ -11,12 +11,12 @@ How it works      `reserve` is a file that only takes room. What deletes somethi
                   btrfs, they have attributes that take room of its metadata: what makes or removes a file
                   needs that.
                   `reserve.journals` keeps room for one processor's checkpoint and a small journal segment.
-                  It is given up while journals are replaced by checkpoints (state_room.py), and at a stop,
+                  It is given up while journals are replaced by checkpoints (state_space.py), and at a stop,
                   but not for deletes or a start, so that neither takes what the other needs.
 Invariants        RV1 it is given up only by who holds the state directory's lock; RV2 nothing depends on it:
                   where it cannot be made, or others take its room, what needed it fails as it would without.
 Owner and locks   Any thread; one lock. A file is made again by the last of those that have given it up.
-Errors            None: what cannot be made is tried again later (state_room.py).
+Errors            None: what cannot be made is tried again later (state_space.py).
 """
 
 import contextlib

@@ -61,7 +61,7 @@ class GroupDeleted:
 @dataclass(frozen=True, kw_only=True)
 class GroupSnapshotView:
     """A snapshot of a group. `future`: its time lies in the future of the clock. `members`: the snapshots of
-    its volumes, whoever is in the group by now. `schedule` and `holds` are the same for all of them.
+    its volumes, whichever volumes are in the group now. `schedule` and `holds` are the same for all of them.
     `consistency` is 'application' if it is for each."""
 
     group: str

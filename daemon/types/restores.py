@@ -49,7 +49,7 @@ class RestoreBegin:
     """A restore to `volume` of a backup stream, as its header describes it: `stream` is its own number,
     `snapshot` and `base` are names, with the UUIDs of what was backed up (base None: a full backup, for which
     a volume is made, with `devices`, `log_devices` and `processors` as for VolumeCreate). `source`: where the
-    stream is read from, for people. `resume`: go on with a restore of this very stream. `dry_run`: only
+    stream is read from, for people. `resume`: resume a restore of this same stream. `dry_run`: only
     refuse what cannot be."""
 
     __pydantic_config__: ClassVar = STRICT

@@ -36,7 +36,7 @@ class ScrubBadView:
 class ScrubView:
     """A scrub. `rate` in bytes a second; `total` is about what there was to read as it began, `done` what was
     read, `skipped` what is on missing devices. `bad_blocks` counts what could not be read back right, `bad`
-    lists it (at most 1000). `state`: 'running'; 'done'; 'stopped' (told to); 'failed', with a `reason`."""
+    lists it (at most 1000). `state`: 'running'; 'done'; 'stopped' (on request); 'failed', with a `reason`."""
 
     volume: str
     state: ScrubState

@@ -63,7 +63,7 @@ class VolumeView:
     (being made or given back); 'kept' (deleted, and kept for its clones).
     `source`: what it was made from, if it is a clone. `connections` counts clients of the volume
     and of its snapshots. `when_full`: what gives way when its change logs are full; `space`: their use, None
-    while it is not served; `dropped`: the latest snapshots that were dropped for want of space, newest first.
+    while it is not served; `dropped`: the latest snapshots that were dropped to free space, newest first.
     `bad_blocks` lists those that are known to be bad (at most 128), `last_scrub` is the last one that came to
     its end, `hooks` are run around its cuts. `use` (of the change logs, by whom) only if the volume is asked
     for by name, `partitions` only if asked for."""

@@ -3,7 +3,7 @@
 How it works      add: plan (pure); make the sparse file if no device was named, recorded as 'adding'; record
                   the logs in the catalog; hand them to the engine, which uses them at once.
 Owner and locks   The caller holds the volume's lock. A log is planned and recorded under one hold of
-                  `changes`, unless a file is made for it alone.
+                  `catalog_lock`, unless a file is made for it alone.
 Durability        Once a log is recorded, the next start serves it. A file whose log was not is removed then.
 Errors            mapping/errors.py, VolumeNotServed, EngineFailed; what was begun is undone.
 """
@@ -12,11 +12,11 @@ import contextlib
 from collections.abc import Iterable, Sequence
 from uuid import uuid4
 
-from polyvol.daemon.apart import apart
 from polyvol.daemon.context import Context, devices_of
 from polyvol.daemon.devices import files as device_files
 from polyvol.daemon.devices.health import unusable_devices
-from polyvol.daemon.log_use import Gauge
+from polyvol.daemon.fill_level import FillLevel
+from polyvol.daemon.isolation import isolate
 from polyvol.daemon.types.change_logs import LogAdd, LogView, SpaceView
 from polyvol.mapping.device import Device
 from polyvol.mapping.errors import PolyvolError
@@ -32,7 +32,7 @@ class ChangeLogs:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._underway: set[int] = set()
-        """Devices that are being made now. Changed under `changes`."""
+        """Devices that are being made now. Changed under `catalog_lock`."""
 
     def settle(self, volume: Volume) -> None:
         """Remove files that were being made for this volume, for a log or for growth, and are not used. The
@@ -47,7 +47,7 @@ class ChangeLogs:
     def half_made(self) -> set[int]:
         """The ids of the volumes that have such files."""
         context = self._context
-        with context.changes:
+        with context.catalog_lock:
             return {
                 device.made_for
                 for device in context.catalog.devices()
@@ -56,13 +56,13 @@ class ChangeLogs:
             }
 
     def _settle(self, volumes: dict[int, Volume]) -> None:
-        with self._context.changes:
+        with self._context.catalog_lock:
             underway = set(self._underway)
         for device in self._context.catalog.devices():
             volume = None if device.made_for is None else volumes.get(device.made_for)
             if volume is not None and device.state == "adding" and device.id not in underway:
                 what = f"removing file {device.path}, which was half made for volume {volume.name},"
-                with apart(self._context, what, volume=volume.name):
+                with isolate(self._context, what, volume=volume.name):
                     self.unmake_file(device)
 
     def add(self, name: str, request: LogAdd) -> None:
@@ -71,7 +71,7 @@ class ChangeLogs:
         volume = context.find_served(name, restoring=True)
         self.settle(volume)
         present = sum(total(log.extents) for log in context.catalog.logs(volume.id))
-        with context.changes:
+        with context.catalog_lock:
             plan = plan_added_logs(volume, request.devices, request.size, present, inventory(context))
             if plan.new_device is None:
                 made, logs = None, self._record(volume, plan.extents, default=True)
@@ -80,13 +80,13 @@ class ChangeLogs:
         try:
             if made is not None:
                 self.make_file(made)
-                with context.changes:
+                with context.catalog_lock:
                     logs = self._record(volume, plan.extents, default=True, made=made)
             self._use(volume, logs, default=True)
         except BaseException:
             self.done_with([] if made is None else [made])
             if made is not None:
-                with apart(context, f"removing file {made.path} again", volume=name):
+                with isolate(context, f"removing file {made.path} again", volume=name):
                     self.unmake_file(made)
             raise
         self.done_with([] if made is None else [made])
@@ -98,7 +98,7 @@ class ChangeLogs:
         for log in self._context.catalog.logs(volume.id):
             if {extent.device for extent in log.extents} == {device.id}:
                 return log.number
-        with self._context.changes:
+        with self._context.catalog_lock:
             extents = tuple(plan_log(volume, device, inventory(self._context)))
             logs = self._record(volume, [extents], default=False)
         self._use(volume, logs, default=False)
@@ -117,8 +117,8 @@ class ChangeLogs:
         """The use of all logs of a volume; None if it is deleted meanwhile."""
         with contextlib.suppress(self._context.engine_error):
             found = self._context.engine.space(volume.id)
-            gauge = self._context.gauges.get(volume.id) or Gauge()
-            return gauge.view(found["used_bytes"], found["size_bytes"])
+            fill_level = self._context.fill_levels.get(volume.id) or FillLevel()
+            return fill_level.view(found["used_bytes"], found["size_bytes"])
         return None
 
     def _record(
@@ -129,7 +129,8 @@ class ChangeLogs:
         default: bool,
         made: Device | None = None,
     ) -> list[ChangeLog]:
-        """Record logs of these extents, in the file that was made for them if one was. Under `changes`."""
+        """Record logs of these extents, in the file that was made for them if one was. Under
+        `catalog_lock`."""
         identity = None if made is None else made.id
         logs: list[ChangeLog] = []
         try:
@@ -151,14 +152,14 @@ class ChangeLogs:
                 with context.engine_errors(f"adding a change log to volume {volume.name}"):
                     context.engine.add_log(volume.id, log_spec(log), default=default)
             except BaseException:
-                with context.changes:
+                with context.catalog_lock:
                     for unused in logs[done:]:
                         context.catalog.forget_log(volume.id, unused.number)
                 raise
 
     def record_file(self, volume: Volume, new: NewDevice) -> Device:
         """Record a sparse file that is to be made; it is 'adding' until what is on it is recorded. Under
-        `changes`, with its plan."""
+        `catalog_lock`, with its plan."""
         now = self._context.clock()
         device = self._context.catalog.add_device(
             Device(0, uuid4(), new.name, new.path, "file", False, new.size, True, volume.id, "adding", now)
@@ -172,13 +173,13 @@ class ChangeLogs:
 
     def done_with(self, devices: Iterable[Device]) -> None:
         """These are made no more: what is not recorded of them can be settled."""
-        with self._context.changes:
+        with self._context.catalog_lock:
             self._underway -= {device.id for device in devices}
 
     def unmake_file(self, device: Device) -> None:
         """Remove a file that was made for nothing."""
         device_files.unmake(self._context, device)
-        with self._context.changes:
+        with self._context.catalog_lock:
             self._context.catalog.forget_device(device.id)
 
 

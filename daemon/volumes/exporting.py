@@ -9,8 +9,8 @@ Errors            EngineFailed of `export_live`; none leave the others.
 import contextlib
 from collections.abc import Iterable
 
-from polyvol.daemon.apart import apart
 from polyvol.daemon.context import Context
+from polyvol.daemon.isolation import isolate
 from polyvol.mapping.records import SnapshotRecord, Volume
 from polyvol.snapshot.coordinator import export_snapshot
 from polyvol.snapshot.snapshot import export_name
@@ -32,7 +32,7 @@ def export_snapshots(context: Context, volume: Volume, snapshots: Iterable[Snaps
         name = export_name(volume.name, snapshot.name)
 
         what = f"exporting snapshot {name}"
-        with apart(context, what, volume=volume.name, SNAPSHOT=snapshot.name):
+        with isolate(context, what, volume=volume.name, SNAPSHOT=snapshot.name):
             export_snapshot(context.engine, volume, snapshot)
 
 

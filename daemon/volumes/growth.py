@@ -5,15 +5,15 @@ How it works      1. plan     (pure) where the new partitions go;
                   3. record   size, partitions and extents in one transaction of the catalog;
                   4. engine   serves what is new, and shows the new size to those who connect from now on.
 Owner and locks   The caller holds the volume's lock. What is placed on devices that are there is planned and
-                  recorded under one hold of `changes`.
+                  recorded under one hold of `catalog_lock`.
 Durability        Catalog first: were the engine first, a host could write to a place that after a crash
                   belongs to nobody. A kill before step 3 leaves the volume as it was, and the next start
                   removes the files; after it the next start serves the larger volume.
 Errors            NotLarger, VolumeNotServed, EngineFailed and those of plans; what was begun is undone.
 """
 
-from polyvol.daemon.apart import apart
 from polyvol.daemon.context import Context
+from polyvol.daemon.isolation import isolate
 from polyvol.daemon.sizes import format_size
 from polyvol.daemon.types.volumes import VolumeGrow
 from polyvol.daemon.volumes.change_logs import ChangeLogs, inventory
@@ -37,8 +37,8 @@ def grow_in_engine(context: Context, volume: Volume) -> None:
     )
     with context.engine_errors(f"having volume {volume.name} grow"):
         context.engine.grow_volume(spec)
-    # It has grown, whatever comes of this; the next start records it otherwise.
-    with apart(context, f"recording the manifests of volume {volume.name}", volume=volume.name):
+    # It has grown, whether this succeeds or not; the next start records it otherwise.
+    with isolate(context, f"recording the manifests of volume {volume.name}", volume=volume.name):
         catalog.set_manifests(volume.id, len(spec["partitions"]))
 
 
@@ -50,7 +50,7 @@ def grow_volume(context: Context, change_logs: ChangeLogs, name: str, request: V
     before = catalog.partitions(volume.id)
     made: dict[int, Device] = {}
     try:
-        with context.changes:
+        with context.catalog_lock:
             plan = plan_growth(volume, before, request.size, request.devices, inventory(context))
             context.grow_processors(max(plan.processors) + 1)
             for new in plan.new_devices:
@@ -61,13 +61,13 @@ def grow_volume(context: Context, change_logs: ChangeLogs, name: str, request: V
             change_logs.make_file(device)
         ids = {number: device.id for number, device in made.items()}
         if made:
-            with context.changes:
+            with context.catalog_lock:
                 catalog.growth.record(volume, plan.size, plan.partitions, ids)
         try:
             grow_in_engine(context, context.find_volume(name))
         except BaseException:
             # Else the next reload or start has the engine grow too.
-            with apart(context, f"undoing the growth of volume {name}", volume=name), context.changes:
+            with isolate(context, f"undoing the growth of volume {name}", volume=name), context.catalog_lock:
                 catalog.growth.undo(volume, before, ids)
             raise
     except BaseException:

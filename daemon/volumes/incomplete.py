@@ -1,4 +1,4 @@
-"""What is told of a volume to which a restore is incomplete."""
+"""What status shows of a volume with an incomplete restore."""
 
 from collections.abc import Iterable
 

@@ -16,11 +16,11 @@ import shutil
 from contextlib import suppress
 from functools import partial
 
-from polyvol.daemon.apart import apart
 from polyvol.daemon.context import Context
 from polyvol.daemon.devices import files as device_files
 from polyvol.daemon.devices.health import unusable_devices
 from polyvol.daemon.errors import DeleteUnfinished, EngineFailed, VolumeBusy
+from polyvol.daemon.isolation import isolate
 from polyvol.mapping.device import Device, zero_extents
 from polyvol.mapping.errors import DeviceNotReady, UnknownVolume
 from polyvol.mapping.extent import Extent
@@ -57,7 +57,7 @@ class VolumeRemoval:
         """Best effort: what cannot be undone now is tried again."""
         context = self._context
         what = f"undoing the creation of volume {volume.name}"
-        with apart(context, what, partial(context.volume_trouble.__setitem__, volume.id)):
+        with isolate(context, what, partial(context.volume_trouble.__setitem__, volume.id)):
             with suppress(context.engine_error):
                 context.engine.unexport(volume.name)
             self.remove(volume)
@@ -72,7 +72,7 @@ class VolumeRemoval:
             text = f"the space of volume {volume.shown_name}, which is deleted, could not be given back yet"
             context.events.add_once("warning", f"{text}: {reason}", volume=volume.shown_name)
 
-        with apart(context, f"removing volume {volume.name}", failed):
+        with isolate(context, f"removing volume {volume.name}", failed):
             self._give_back(volume)
 
     def settle_all(self) -> None:
@@ -81,7 +81,7 @@ class VolumeRemoval:
         for volume in context.catalog.volumes():
             if volume.state != "ready":
                 with (
-                    apart(context, f"removing volume {volume.shown_name}", volume=volume.shown_name),
+                    isolate(context, f"removing volume {volume.shown_name}", volume=volume.shown_name),
                     suppress(VolumeBusy, UnknownVolume),
                     context.holding_all([volume], "volume delete", wait_s=0.0),
                 ):
@@ -120,6 +120,6 @@ class VolumeRemoval:
             if directory.exists():
                 shutil.rmtree(directory)
             sync_directory(directory.parent)  # nobody would remove it once it is forgotten
-        with context.changes:
+        with context.catalog_lock:
             context.catalog.forget_volume(volume.id)
         context.volume_trouble.pop(volume.id, None)

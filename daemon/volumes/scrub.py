@@ -23,10 +23,10 @@ import time
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from polyvol.daemon.apart import apart
+from polyvol.daemon.consistent_read import reads
 from polyvol.daemon.context import Context
 from polyvol.daemon.errors import BadRequest, NoScrub, ScrubRunning
-from polyvol.daemon.reading import reads
+from polyvol.daemon.isolation import isolate
 from polyvol.daemon.sizes import SCRUB_RATE_MAX, SCRUB_RATE_MIN
 from polyvol.daemon.types.base import WHY_FUTURE, iso
 from polyvol.daemon.types.scrubs import ScrubBadView, ScrubState, ScrubView
@@ -43,7 +43,7 @@ WEEK_NS = 7 * 24 * 3600 * 1_000_000_000
 RETRY_NS = 3600 * 1_000_000_000
 RATE_DEFAULT = 64 << 20
 END_S = 5.0
-"""How long a scrub that is told to end is waited for."""
+"""How long to wait for a scrub after it was asked to stop."""
 HUNG_S = 60.0
 """A scrub that has read nothing for so long keeps the weekly scrubs of others waiting no more."""
 _LOOK_S = 60.0
@@ -55,11 +55,11 @@ _log = logging.getLogger("polyvol.scrub")
 
 @dataclass
 class _Running:
-    """A scrub under way, and how it is told to end."""
+    """A running scrub, and its stop request."""
 
     view: ScrubView
     thread: threading.Thread | None = None
-    told: threading.Event = field(default_factory=threading.Event)
+    stop_requested: threading.Event = field(default_factory=threading.Event)
     moved_s: float = field(default_factory=time.monotonic)
     """When it last began to read, or read something."""
 
@@ -73,7 +73,7 @@ class Scrubs:
         self._running: dict[int, _Running] = {}
         self._ended: dict[int, ScrubView] = {}
         self._due_at: dict[int, int] = {}  # by volume id and the steady clock
-        self._told = threading.Event()
+        self._stopping = threading.Event()
         self._look = threading.Event()
         self._weekly_thread = threading.Thread(target=self._run_weekly, name="polyvol-weekly", daemon=True)
 
@@ -83,12 +83,12 @@ class Scrubs:
 
     def stop(self) -> None:
         """End all scrubs, but do not wait for ever; what is under way of them is not kept."""
-        self._told.set()
+        self._stopping.set()
         self._look.set()
         with self._lock:
             running = list(self._running.values())
         for scrub in running:
-            scrub.told.set()
+            scrub.stop_requested.set()
         until = time.monotonic() + END_S
         for scrub in running:
             if scrub.thread is not None:
@@ -150,7 +150,7 @@ class Scrubs:
         with self._lock:
             scrub = self._running.get(volume.id)
         if scrub is not None and scrub.thread is not None:
-            scrub.told.set()
+            scrub.stop_requested.set()
             scrub.thread.join(END_S)
         return self.show(name)
 
@@ -177,7 +177,7 @@ class Scrubs:
         for volume in context.catalog.volumes():
             if context.is_served(volume) and not volume.kept and volume.id not in running:
                 what = f"looking when the weekly scrub of volume {volume.name} is due"
-                with apart(context, what, volume=volume.name):
+                with isolate(context, what, volume=volume.name):
                     dues[volume] = self._due(volume)
         first = min(dues, key=dues.__getitem__, default=None)
         return first if first is not None and dues[first] <= context.steady() else None
@@ -211,8 +211,8 @@ class Scrubs:
             self.begin(volume.name, RATE_DEFAULT)
 
     def _run_weekly(self) -> None:
-        while not self._told.is_set():
-            with apart(self._context, "looking for weekly scrubs that are due"):
+        while not self._stopping.is_set():
+            with isolate(self._context, "looking for weekly scrubs that are due"):
                 self._begin_weekly()
             self._look.wait(_LOOK_S)
             self._look.clear()
@@ -221,12 +221,12 @@ class Scrubs:
         context = self._context
         state: ScrubState = "failed"
         reasons: list[str] = []
-        with apart(context, f"scrubbing volume {volume.name}", reasons.append):
+        with isolate(context, f"scrubbing volume {volume.name}", reasons.append):
             state = "done" if self._read_all(volume, scrub) else "stopped"
         now = context.clock()
         view = replace(scrub.view, state=state, reason=next(iter(reasons), None), ended=iso(now))
         if state == "done":
-            with apart(context, f"keeping the scrub of volume {volume.name}", reasons.append):
+            with isolate(context, f"keeping the scrub of volume {volume.name}", reasons.append):
                 context.catalog.settings.keep_scrub(volume.id, now, json.dumps(asdict(view)))
             view = replace(view, reason=next(iter(reasons), None))
         with self._lock:
@@ -237,7 +237,7 @@ class Scrubs:
         self._look.set()
 
     def _read_all(self, volume: Volume, scrub: _Running) -> bool:
-        """Read everything; False if it was told to stop."""
+        """Read everything; False if it was asked to stop."""
         context = self._context
         rate = scrub.view.rate
         began = time.monotonic()
@@ -260,7 +260,7 @@ class Scrubs:
                 )
                 # Partitions without slots cost nothing, and are not waited for.
                 ahead = scrub.view.done / rate - (time.monotonic() - began)
-                if scrub.told.wait(max(0.0, ahead)):
+                if scrub.stop_requested.wait(max(0.0, ahead)):
                     return False
         return True
 

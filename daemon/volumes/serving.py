@@ -1,15 +1,15 @@
-"""Serving again what was not served: when a device has come back, or somebody asks for it.
+"""Retries of volumes that are not served: when a device has come back, or at a reload.
 
-How it works      Each volume that is not served is tried again, under its lock, by workers (workers.py): one
-                  for a volume and all clones of it, which come after it. What hangs holds up no other volume.
+How it works      Each volume that is not served is retried, under its lock, by workers (workers.py): one for
+                  a volume and all clones of it, which come after it. A hang delays no other volume.
 Owner and locks   The caller holds no lock.
 Errors            None: `volume_trouble` has the findings.
 """
 
 from functools import partial
 
-from polyvol.daemon.apart import apart
 from polyvol.daemon.context import Context
+from polyvol.daemon.isolation import isolate
 from polyvol.daemon.volumes.verbs import Volumes
 from polyvol.daemon.workers import Workers
 from polyvol.mapping.records import Volume
@@ -40,7 +40,7 @@ class Serving:
             self._workers.run(key, partial(self._serve_family, family))
         if families:
             self._workers.wait(WAIT_S)
-        self._volumes.let_go()
+        self._volumes.release_unneeded()
 
     def finish(self) -> None:
         """Do what earlier errors have left undone of volumes that are served (Volumes.finish)."""
@@ -58,7 +58,7 @@ class Serving:
 
     def _finish(self, volume: Volume) -> None:
         with (
-            apart(self._context, f"finishing volume {volume.shown_name}", lambda _: None),
+            isolate(self._context, f"finishing volume {volume.shown_name}", lambda _: None),
             self._context.holding_all([volume], "being finished"),
         ):
             now = self._context.find_volume(volume.name)
@@ -69,7 +69,7 @@ class Serving:
         """Try volumes again, in this order."""
         for volume in family:
             with (
-                apart(self._context, f"serving volume {volume.shown_name} again", lambda _: None),
+                isolate(self._context, f"serving volume {volume.shown_name} again", lambda _: None),
                 self._context.holding_all([volume], "being served again"),
             ):
                 now = self._context.catalog.volume(volume.name)

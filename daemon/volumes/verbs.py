@@ -2,15 +2,15 @@
 
 How it works      create: plan (pure); record as 'creating'; make the devices that the plan asks for; hand
                   the volume to the engine; record as 'ready'; export it. delete: end its exports; record as
-                  'deleting'; the rest is in volume_removal.py. A volume that clones were made from is kept
-                  for them instead (kept.py). A clone comes after its source in all that goes by id: so
+                  'deleting'; the rest is in removal.py. A volume that clones were made from is kept
+                  for them instead (clone_pins.py). A clone comes after its source in all that goes by id: so
                   sources are served first.
 Durability        A kill in the middle of either is settled at the next start: what is 'creating' or
                   'deleting' is cleared, removed and forgotten. Once create returned, the volume is there
                   after any crash.
 Owner and locks   What changes a volume is done by who holds its lock (daemon/locks.py): the caller, or
-                  create, clone and let_go themselves. A name and the extents are taken under
-                  `changes`, by recording the volume as 'creating'.
+                  create, clone and release_unneeded themselves. A name and the extents are taken under
+                  `catalog_lock`, by recording the volume as 'creating'.
 Errors            mapping/errors.py, VolumeInUse, VolumeNotServed, DeleteUnfinished, EngineFailed. At start
                   nothing raises: `volume_trouble` has the findings, and the other volumes are served.
 """
@@ -20,7 +20,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Literal
 
-from polyvol.daemon.apart import apart
+from polyvol.daemon.consistent_read import reads
 from polyvol.daemon.context import Context
 from polyvol.daemon.devices import files as device_files
 from polyvol.daemon.devices.health import (
@@ -38,7 +38,7 @@ from polyvol.daemon.errors import (
     counted_clients,
 )
 from polyvol.daemon.hooks.run import checked_hooks, hook_view
-from polyvol.daemon.reading import reads
+from polyvol.daemon.isolation import isolate
 from polyvol.daemon.types.base import iso
 from polyvol.daemon.types.scrubs import BadBlockView
 from polyvol.daemon.types.volumes import (
@@ -52,16 +52,16 @@ from polyvol.daemon.types.volumes import (
     VolumeSet,
     VolumeView,
 )
-from polyvol.daemon.volumes import stopped
+from polyvol.daemon.volumes import manifest_digests
 from polyvol.daemon.volumes.change_logs import ChangeLogs, inventory
+from polyvol.daemon.volumes.clone_pins import ClonePins
 from polyvol.daemon.volumes.exporting import end_exports, export_live, export_snapshots
 from polyvol.daemon.volumes.growth import grow_in_engine
 from polyvol.daemon.volumes.incomplete import restore_reason, restore_view
-from polyvol.daemon.volumes.kept import Kept
 from polyvol.daemon.volumes.plan_views import plan_view
 from polyvol.daemon.volumes.removal import VolumeRemoval
 from polyvol.daemon.volumes.scrub import Scrubs
-from polyvol.daemon.volumes.use import volume_use
+from polyvol.daemon.volumes.usage import volume_use
 from polyvol.mapping.clone import CloneRequest, plan_clone
 from polyvol.mapping.errors import UnknownSnapshot
 from polyvol.mapping.records import CloneSource, RestoreRecord, SnapshotRecord, Volume
@@ -78,31 +78,31 @@ class Volumes:
         self._devices = devices
         self.change_logs = ChangeLogs(context)
         self._removal = VolumeRemoval(context)
-        self._kept = Kept(context, self._removal.remove)
+        self._pins = ClonePins(context, self._removal.remove)
 
     def start(self) -> None:
         """Settle what is half done, then serve every volume, as far as its devices are right."""
         context = self._context
-        stopped.begin(context)
+        manifest_digests.begin(context)
         self.change_logs.settle_all()
         for volume in context.catalog.volumes():
             if volume.state == "ready":
                 self.serve(volume)
             else:
                 self._removal.settle(volume)
-        self._kept.let_go()
+        self._pins.release()
 
-    def let_go(self) -> None:
-        """Let go of what is half deleted, and of what is kept for clones that are gone. The caller holds no
+    def release_unneeded(self) -> None:
+        """Finish incomplete deletions, and drop what was pinned for clones that are gone. The caller holds no
         lock."""
         self._removal.settle_all()
-        self._kept.let_go()
+        self._pins.release()
 
     def serve(self, volume: Volume) -> None:
         """Hand a volume to the engine and export it, or note why it cannot be."""
         self._context.volume_trouble.pop(volume.id, None)
-        with apart(self._context, f"serving volume {volume.name}", partial(self.not_served, volume)):
-            if self._let_go_of(volume):  # an error before may have left it there
+        with isolate(self._context, f"serving volume {volume.name}", partial(self.not_served, volume)):
+            if self._close(volume):  # an error before may have left it there
                 self._hand_over(volume)
             else:
                 self._catch_up(volume)
@@ -110,7 +110,7 @@ class Volumes:
 
     def settle(self, volume: Volume) -> None:
         """Try again to remove what is half made or half deleted. The caller holds its lock."""
-        with apart(self._context, f"removing volume {volume.shown_name}", volume=volume.shown_name):
+        with isolate(self._context, f"removing volume {volume.shown_name}", volume=volume.shown_name):
             self._removal.remove(volume)
 
     def serve_again(self, volume: Volume, reason: str) -> None:
@@ -120,9 +120,9 @@ class Volumes:
         self.serve(self._context.find_volume(volume.name))
 
     def export_again(self, volume: Volume) -> None:
-        """Export a volume that exists whatever comes of this."""
+        """Export a volume that exists, whether this succeeds or not."""
         failed = partial(self.serve_again, volume)
-        with apart(self._context, f"exporting volume {volume.name} again", failed):
+        with isolate(self._context, f"exporting volume {volume.name} again", failed):
             export_live(self._context, volume)
 
     def finish(self, volume: Volume) -> None:
@@ -131,7 +131,7 @@ class Volumes:
         context = self._context
         self.change_logs.settle(volume)
         there = {export["name"]: export["size"] for export in context.engine.exports()}
-        with apart(context, f"exporting volume {volume.name}", volume=volume.name):
+        with isolate(context, f"exporting volume {volume.name}", volume=volume.name):
             if volume.name not in there:
                 export_live(context, volume)
             elif there[volume.name] < volume.size:
@@ -146,11 +146,11 @@ class Volumes:
         context.volume_trouble[volume.id] = reason
         text = f"volume {volume.shown_name} is not served: {reason}"
         context.events.add_once("warning", text, volume=volume.shown_name)
-        with apart(context, f"taking volume {volume.shown_name} out of service", volume=volume.shown_name):
-            self._let_go_of(volume)
+        with isolate(context, f"taking volume {volume.shown_name} out of service", volume=volume.shown_name):
+            self._close(volume)
 
-    def _let_go_of(self, volume: Volume) -> bool:
-        """Have the engine let go of a volume, if it has it; False: it has it still, as clones need it."""
+    def _close(self, volume: Volume) -> bool:
+        """Have the engine close a volume, if it is open; False: it stays open, because clones need it."""
         context = self._context
         if not context.engine_has(volume):
             return True
@@ -162,7 +162,7 @@ class Volumes:
         return True
 
     def _catch_up(self, volume: Volume) -> None:
-        """Have the engine do the rollbacks of a volume that it has not done, where it cannot let go of it."""
+        """Have the engine do the rollbacks of a volume that it has not done, where it cannot close it."""
         context = self._context
         with context.engine_errors(f"rolling back volume {volume.name}"):
             epoch = context.engine.volume_stats(volume.id)["epoch"]
@@ -203,7 +203,7 @@ class Volumes:
 
     def _make(self, plan: Callable[[], VolumePlan], restore: RestoreRecord | None = None) -> None:
         context = self._context
-        with context.changes:  # the plan holds until it is recorded
+        with context.catalog_lock:  # the plan holds until it is recorded
             planned = plan()
             context.grow_processors(max(planned.processors) + 1)
             volume = context.catalog.create_volume(planned)
@@ -229,8 +229,8 @@ class Volumes:
 
     def delete(self, name: str, refuse: Callable[[Volume], None]) -> VolumeDeleted:
         """Delete a volume that no client is connected to, with its snapshots; clones of them stay as they
-        are. `refuse` raises if something else needs it. The caller holds its lock, and calls `let_go` when it
-        has released it."""
+        are. `refuse` raises if something else needs it. The caller holds its lock, and calls
+        `release_unneeded` after releasing it."""
         context = self._context
         volume = context.find_volume(name)
         snapshots = context.catalog.snapshots(volume.id)
@@ -242,13 +242,13 @@ class Volumes:
         if served:
             self._unexport(volume, snapshots)
         try:
-            with context.changes:
+            with context.catalog_lock:
                 refuse(volume)
-                gone = self._kept.record(volume)
+                gone = self._pins.record(volume)
                 if gone is None:
                     context.catalog.set_volume_state(volume.id, "deleting")
             if gone is not None:
-                self._kept.keep(volume, gone)
+                self._pins.keep(volume, gone)
                 return VolumeDeleted(name=name, snapshots=len(snapshots))
         except BaseException:
             if served and context.catalog.volume(name) == volume:
@@ -270,7 +270,7 @@ class Volumes:
                 context.catalog.schedules.set_volume_hooks(volume.id, checked_hooks(request.hooks))
         except BaseException:
             if request.when_full is not None:
-                with apart(context, f"setting back the policy of volume {name}", volume=name):
+                with isolate(context, f"setting back the policy of volume {name}", volume=name):
                     self._set_when_full(volume)
             raise
         return self.show(name, partitions=False)
@@ -309,7 +309,7 @@ class Volumes:
 
     def _hand_over(self, volume: Volume) -> None:
         context = self._context
-        stopped.check(context, volume)
+        manifest_digests.check(context, volume)
         partitions = context.catalog.partitions(volume.id)
         context.grow_processors(max(partition.processor for partition in partitions) + 1)
         spec = volume_spec(

@@ -16,7 +16,7 @@ Invariants        B1 a file of an unknown version, of another program, damaged, 
                   in: a transaction that finds it twice as long as it should be waits for those that are in
                   the way, up to a bound; B7 nothing is committed to a file that is not at its path.
 Durability        When `transaction` has ended without an error, its changes survive power loss, also where
-                  a sync of an earlier process has failed (renewal.py).
+                  a sync of an earlier process has failed (rewrite.py).
 Errors            CatalogVersion, CatalogDamaged, CatalogMissing, CatalogOlder, CatalogUnmarked,
                   CatalogUnreadable, CatalogFailed, StateFull. CatalogConflict: a row that a change refers to
                   is gone, or its name is taken; the verbs check this first, under their locks.
@@ -29,7 +29,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from pathlib import Path
 from uuid import UUID, uuid4
 
-from polyvol.mapping.catalog import renewal, sums
+from polyvol.mapping.catalog import rewrite, sums
 from polyvol.mapping.catalog.examine import Examiner
 from polyvol.mapping.catalog.failures import failure
 from polyvol.mapping.catalog.mark import Mark, Marked
@@ -85,11 +85,11 @@ class Database:
         self.room: Callable[[], AbstractContextManager[None]] = nullcontext
         try:
             examiner = Examiner(path, latest, None if accept_older else self._mark)
-            there = renewal.renew(path, examiner.examine)
+            there = rewrite.rewrite(path, examiner.examine)
             if there is None:
                 there = examiner.examine(path)
             if not there:
-                renewal.put_new(path, self._make)
+                rewrite.put_new(path, self._make)
             self._connection = connect(path, alone=alone)
             try:
                 self._inode = _inode(path)

@@ -33,7 +33,7 @@ _WORDS = {
     sqlite3.SQLITE_CANTOPEN: "it cannot be opened",
     sqlite3.SQLITE_READONLY: "it cannot be opened for writing",
 }
-"""What users are told of primary result codes of SQLite."""
+"""What users see of SQLite's primary result codes."""
 _FILE_SYSTEM = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_FULL)
 """Primary result codes of SQLite that are about the file system, and not about what the file holds."""
 _PASSING = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_PROTOCOL)

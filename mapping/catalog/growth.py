@@ -1,7 +1,7 @@
 """Volumes that grow, in the catalog.
 
 How it works      One transaction has the size, the new partitions and extents, and the devices made for them
-                  as ready: it is recorded before the engine is told, so that what hosts write to what is new
+                  as ready: it is recorded before the engine knows it, so that what hosts write to what is new
                   is never without its place. `undo` takes it back while nobody has seen it.
 Durability        When a verb returns, its change survives power loss.
 """

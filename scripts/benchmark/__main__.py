@@ -1,13 +1,13 @@
 """The entry of scripts/bench: options, the order of the turns, the exit code.
 
-How it works      Case by case, round by round, server by server: whoever is compared is measured within the
-                  same minute. A turn during which other programs were too busy is repeated, a bounded number
-                  of times in all, and the least disturbed try counts. What was changed is written out after
-                  each turn that writes. At the end what stands by itself (`alone.py`), and the table of the
-                  targets. How long a turn is follows from how many there are, so that a run ends in its time.
-                  SIGTERM and SIGINT end everything that was started.
+How it works      Case by case, round by round, server by server: all servers of a comparison are measured
+                  within the same minute. A turn during which other programs were too busy is repeated, a
+                  bounded number of times in all, and the least disturbed try counts. What was changed is
+                  written out after each turn that writes. At the end what stands by itself (`alone.py`), and
+                  the table of the targets. How long a turn is follows from how many there are, so that a run
+                  ends in its time. SIGTERM and SIGINT end everything that was started.
                   What is read is a file of a disk's file system, in the page cache; what is written is in
-                  memory (/dev/shm) unless told otherwise: how fast a disk is, is not what is measured, and it
+                  memory (/dev/shm) by default: the speed of a disk is not what is measured, and it
                   would hide what is. (Reads from memory would not be fair: /dev/shm cannot tell whether a
                   read would block, so a server that asks has to treat all as if they would.) Where it may,
                   everything runs at a higher priority than other programs, all servers and loads at the same
@@ -137,7 +137,7 @@ def run_case(
 def run_cases(
     wanted: list[Case], options: argparse.Namespace, seconds: float, patience: Patience
 ) -> list[Row]:
-    """These cases, whose files are in the same place; their tables told as they come."""
+    """These cases, whose files are in the same place; their tables printed one by one."""
     rows: list[Row] = []
     if not wanted:
         return rows

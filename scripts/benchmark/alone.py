@@ -1,7 +1,7 @@
 """alone: figures of polyvol that stand by themselves, without another server beside them.
 
 How it works      Each function measures one thing on a daemon (or a program) of its own in a directory and
-                  returns figures by name: `targets.py` looks for some of the names, all are told and kept.
+                  returns figures by name: `targets.py` looks for some of the names, all are printed and kept.
                   `Scale` says how large: small for --quick, as targets have it else.
                   Bytes written: what the daemon has given to write calls (wchar of /proc/PID/io: data,
                   logs, all it says), and the pages of files mapped from its state directory, its journals,
@@ -259,7 +259,7 @@ def direct(directory: Path, scale: Scale) -> dict[str, float]:
     """4k random reads, depth 32, that the disk has to answer: polyvol's over fio's on the file, O_DIRECT.
 
     Medians of the turns. `limit_ratio`: what a bare server reaches that reads past the page cache and
-    never sleeps. `batch_ratio`: what fio itself reaches if it asks anew only when all have come back.
+    never sleeps. `batch_ratio`: what fio itself reaches if it submits only when all have completed.
     `cached`: through the page cache, which has nothing when a turn begins; no block is read twice.
     """
     base, through, socket = directory / "base.img", directory / "through.img", directory / "limit.sock"

@@ -1,12 +1,12 @@
 """contenders: the servers that are measured, all on files that the page cache has.
 
 How it works      nbdkit, qemu-nbd raw, nbd-server, the limit and polyvol's volume `plain` (which adopts it as
-                  its base) serve the same file, so the page cache serves them all alike; nobody writes while
-                  another is measured. The others have files of their own with the same bytes. A `Standing`
-                  server runs from the start to the end and sleeps while others have their turn; a `Fresh` one
-                  is made ready and started for each turn: qemu takes no internal snapshot of an image that it
-                  serves, and an overlay that has been written to is no longer one. `Many` is polyvol's volume
-                  that gains snapshots as the cases ask for them, with random writes between.
+                  its base) serve the same file, so the page cache serves all in the same way; nobody writes
+                  while another is measured. The others have files of their own with the same bytes. A
+                  `Standing` server runs from the start to the end and sleeps while others have their turn; a
+                  `Fresh` one is made ready and started for each turn: qemu takes no internal snapshot of an
+                  image that it serves, and an overlay that has been written to is no longer one. `Many` is
+                  polyvol's volume that gains snapshots as the cases ask for them, with random writes between.
 Owner and locks   `Contenders` ends every process that it started, by id, whatever happens.
 Errors            AssertionError with the server's own output when it does not start.
 """
@@ -140,7 +140,7 @@ class Contenders:
         fill(data)
         self._others(data)
         if any(name.startswith("qcow2") for name in self.wanted):
-            # qemu locks what it serves or builds upon.
+            # qemu locks what it serves or is based on.
             backing = self.directory / "backing.img"
             fill(backing)
             self._qcow2(backing)

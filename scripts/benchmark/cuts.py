@@ -58,7 +58,7 @@ class Cuts:
         return float(statistics.median(getattr(cut, field) for cut in self.cuts))
 
     def longest(self, field: str) -> float:
-        """The greatest of one of the cuts' figures."""
+        """The largest of one of the cuts' figures."""
         return float(max(getattr(cut, field) for cut in self.cuts))
 
 

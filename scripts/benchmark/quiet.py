@@ -32,8 +32,8 @@ _POPULATE_WRITE = 23
 def kept_memory(size: int) -> Iterator[None]:
     """So many bytes of the free memory are there, and stay.
 
-    What a guest gives back to its host are blocks of 2 MiB and more that are wholly free: a page of each is
-    in use here.
+    What a guest gives back to its host are blocks of 2 MiB and more that are completely free: a page of each
+    is in use here.
     """
     free = os.sysconf("SC_AVPHYS_PAGES") * mmap.PAGESIZE
     size = max(1, int(min(size, free * FREE_SHARE_MAX)) // _PIECE_BYTES) * _PIECE_BYTES

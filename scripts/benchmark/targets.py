@@ -8,7 +8,7 @@ How it works      A `Ratio` compares two servers' figures of one turn each, in t
                   the project has measured it, and the verdict says so. Where the limit, measured in the same
                   rounds, does not reach a ratio either, the verdict says so, with how far it came; the target
                   is not met even so.
-Errors            none: what is missing is told, not raised.
+Errors            none: what is missing is printed, not raised.
 """
 
 import statistics
@@ -65,7 +65,7 @@ class Ratio:
 class Bound:
     """The figure called `key` is at least (with `at_most`: at most) `bound`, in `unit`.
 
-    `limit`: the figure that says what can be reached at all."""
+    `limit`: the figure that says what can be reached."""
 
     title: str
     key: str
@@ -171,14 +171,14 @@ def _ratio_of_medians(ours: Sequence[Sample], theirs: Sequence[Sample], figure: 
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The least of the values that so great a share of them do not exceed."""
+    """The least value that such a share of them does not exceed."""
     ordered = sorted(values)
     rank = -(-len(ordered) * round(share * 1000) // 1000)
     return ordered[max(0, rank - 1)]
 
 
 def verdicts(rows: Sequence[tuple[Case, Rounds]], figures: Mapping[str, float]) -> list[Verdict]:
-    """Every target, in order, with what came of it."""
+    """Every target, in order, with its result."""
     return [_of_ratio(target, rows) for target in RATIOS] + [_of_bound(target, figures) for target in BOUNDS]
 
 

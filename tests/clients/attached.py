@@ -20,7 +20,7 @@ class Host:
     def __init__(self, daemon: Daemon) -> None:
         fuse.needed()
         if not WITHOUT_SYSTEMD:
-            pytest.skip("systemd runs here, and would be told to look after what is attached")
+            pytest.skip("systemd runs here, and would be told to supervise what is attached")
         self.daemon = daemon
         self.root = daemon.directory / "root"
         self.env = {"POLYVOL_STATE": str(daemon.state_dir), "POLYVOL_ATTACH_ROOT": str(self.root)}

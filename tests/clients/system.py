@@ -2,7 +2,7 @@
 
 How it works      Each operation goes over the next of three connections, so that what one wrote is read by
                   another. Snapshots are taken and deleted by the control API. A restart stops or kills the
-                  daemon and starts it again; the connections are made anew.
+                  daemon and starts it again; the connections are made again.
 Owner and locks   One thread cuts, deletes and restarts; any may read and write.
 Errors            OSError with the errno that the server gave.
 """
@@ -70,7 +70,7 @@ class NbdSystem:
         self.daemon.ok("device", "add", self.daemon.directory / f"{name}.img", "--name", name, "--size", size)
 
     def connect(self) -> None:
-        """Connect anew."""
+        """Reconnect."""
         address = self.daemon.uri(self.name)
         self._handles = [unguarded(address) for _ in range(CONNECTIONS)]
         self._turn = itertools.cycle(self._handles)

@@ -95,7 +95,7 @@ def test_what_can_not_be_written_any_more_is_said_and_not_dropped(host: Host) ->
         run("dd", "if=/dev/zero", f"of={path}", "bs=4k", "count=1", "conv=notrunc")
         for _ in range(2):  # the kernel tells of it once, polyvol each time
             said = host.refused("detach", "v")
-            assert "what hosts have written to v" in said
+            assert "not all data written to v" in said
             assert "input/output error" in said
         assert host.listed()["v"]["state"] == "dead"
         assert "its I/O fails" in str(host.listed()["v"]["trouble"])

@@ -2,7 +2,7 @@
 
 How it works      A volume of many partitions is written, snapshotted, written again in known places; nbdinfo,
                   libnbd, qemu-img and the way in which virtnbdbackup reads (extents of a dirty bitmap, then
-                  only these) have to tell these places, and a copy that is brought up to date by them has to
+                  only these) have to tell these places, and a copy that is updated by them has to
                   be the same.
 """
 

@@ -87,7 +87,7 @@ def test_a_directory_that_is_whole_passes_after_a_stop_and_after_a_kill(used: Da
 
 
 def test_a_directory_that_is_none_is_refused(daemon: Daemon, tmp_path: Path) -> None:
-    assert "is no state directory" in daemon.refused("check", "--state-dir", tmp_path)
+    assert "is not a state directory" in daemon.refused("check", "--state-dir", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,7 +1,7 @@
 """hostile: what peers have done to other NBD servers, done to a real polyvold from outside.
 
 How it works      An attack holds its sockets while a good client connects, negotiates and reads, several
-                  times, and is timed. After each attack the daemon lives, serves, and has let go of what it
+                  times, and is timed. After each attack the daemon lives, serves, and has freed what it
                   held. One daemon takes all attacks, one after another, but for the one that ends with its
                   stop.
 Invariants        X1 the daemon never ends; X2 a good client is served within 100 ms while an attack goes on,

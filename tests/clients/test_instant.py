@@ -135,7 +135,7 @@ def busy(handle: Handle) -> Iterator[None]:
 
 
 def cut_for(seconds: float, volumes: EngineVolumes, layout: Layout, progress: Progress) -> int:
-    """Take snapshots and check each, when it is new and once more when it is old; how many there were."""
+    """Take snapshots and check each, when it is new and again when it is old; how many there were."""
     kept: list[tuple[dict[int, int], list[int]]] = []
     taken = 0
     end = time.monotonic() + seconds

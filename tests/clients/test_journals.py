@@ -49,7 +49,7 @@ def only(daemon: Daemon, pattern: str) -> Path:
 
 
 def refused(daemon: Daemon, names: str) -> None:
-    """The volume is not served for want of what `names` says; check finds it before and after."""
+    """The volume is not served because what `names` says is missing; check finds it before and after."""
     before = files(daemon)
     found = daemon.cli("check", "--data")
     assert found.rc == 1

@@ -138,11 +138,11 @@ def parts(script: str, directory: Path) -> dict[str, str]:
     """What a script has said, by the headings that it prints."""
     fuse.needed()
     if Path("/run/systemd/system").is_dir():
-        pytest.skip("systemd runs here, and would be told to look after what is attached")
+        pytest.skip("systemd runs here, and would be told to supervise what is attached")
     shell = ["unshare", "--mount", "bash", "-c", BEGIN + script, "removal"]
     result = run(*shell, directory, ROOT, BIN, env={**os.environ, "LC_ALL": "C"}, timeout_s=110)
     if "overlay" in result.err and "mount" in result.err:
-        pytest.skip(f"no overlay to be had here: {result.err}")
+        pytest.skip(f"no overlay available here: {result.err}")
     assert result.rc == 0, result.out + result.err
     assert result.out.splitlines()[-1] == "all done", result.out + result.err
     sections = result.out.removesuffix("all done\n").split("\n-- ")

@@ -1,4 +1,4 @@
-"""Rollback: a volume becomes what a snapshot shows, at once, whoever must be disconnected for that."""
+"""Rollback: a volume becomes what a snapshot shows, at once, even if clients must be disconnected."""
 
 import contextlib
 import sqlite3

@@ -39,7 +39,7 @@ class Client:
         self._address = daemon.uri("v")
 
     def write(self, blocks: Iterable[int]) -> None:
-        """Write these of the blocks; a refusal for want of space is counted."""
+        """Write these of the blocks; a refusal because no space is left is counted."""
         with nbd.connect(self._address) as handle:
             for block in blocks:
                 self._turn += 1
@@ -164,7 +164,7 @@ def test_writes_go_on_while_there_are_scheduled_snapshots_to_drop(daemon: Daemon
     snapshot(daemon, clients, "auto3", "--scheduled")
     assert clients.write(0.25) == 0
     assert snapshots(daemon) == ["hand", "auto2"], "auto3 did, as auto2 is being read"
-    # What only snapshots by hand, and those that are read, hold back cannot be had.
+    # What only snapshots by hand, and those that are read, hold back cannot be used.
     assert clients.write() > 0
     assert snapshots(daemon) == ["hand", "auto2"]
     clients.check()

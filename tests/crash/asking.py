@@ -1,7 +1,7 @@
 """asking: verbs asked of a polyvold, with a ledger of what they do to volumes and snapshots.
 
 How it works      Each method asks for one verb by the control API. Before it asks, the ledger is told of all
-                  that may come of it; after the answer, of what did. A refusal has changed nothing. Where
+                  possible results; after the answer, of the actual one. A refusal has changed nothing. Where
                   there is no answer, because the daemon was killed, the ledger keeps both possibilities.
 Owner and locks   Any number of threads, each verb in its own; the ledger has the lock.
 Errors            Gone when nobody answers; Lost for a refusal that nothing in the ledger explains. A method
@@ -270,7 +270,7 @@ class Asking:
         return self._do(lambda done: held.tags.update({tag} if done else ()), "post", *path, tag=tag)
 
     def release(self, volume: str, snapshot: str) -> bool:
-        """One of the tags that hold a snapshot lets go of it."""
+        """One of the tags that hold a snapshot is released."""
         with self.ledger.lock:
             found = self._find(volume, snapshot)
             if found is None or not found[1].tags:

@@ -272,7 +272,7 @@ class Trial:
         self._raised: list[str] = []
 
     def run(self, image: Image) -> str:
-        """What came of it: right, eio, not served or refused. Lost if that is not allowed."""
+        """The result: right, eio, not served or refused. Lost if that is not allowed."""
         lay_out(image, self._root)
         threading.excepthook = lambda raised: self._raised.append(repr(raised.exc_value))
         before = self._problems("before the start")

@@ -335,7 +335,7 @@ class Disk:
         if goes_on:
             self._listed.add(path)
         known = self._find(path)
-        if known is not None:  # the log goes on with another process, which has numbers of its own
+        if known is not None:  # the log continues with another process, which has numbers of its own
             if is_directory:
                 self.directories[file] = self.directories[known]
             else:

@@ -109,8 +109,8 @@ class Held:
 @dataclass
 class Live:
     """A volume. `taking`: the snapshots that are being taken; `since`: what one that polyvold takes of its
-    own accord would hold. `changing`: a verb that makes it another is in flight; `changes`: how often such a
-    verb began or ended. `quiet`: no client is to connect; `clients`: how many have."""
+    own accord would hold. `changing`: a verb that makes it another is in flight; `catalog_lock`: how often
+    such a verb began or ended. `quiet`: no client is to connect; `clients`: how many have."""
 
     name: str
     images: list[Image]

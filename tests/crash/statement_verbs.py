@@ -136,7 +136,7 @@ def _delete_many(service: Service) -> object:
 def _run_schedule(service: Service, name: str) -> object:
     schedule = service._context.catalog.schedules.find(name)
     assert schedule is not None
-    service._taking.take_of_schedule(schedule)
+    service._taker.take_of_schedule(schedule)
     service._context.catalog.schedules.set_ran(schedule.id, schedule.last_ns + 1)
     service._schedules._retain(schedule)
     return schedule

@@ -79,7 +79,7 @@ def serving(root: Path) -> Iterator[Service]:
         service.stop()
 
 
-def apart(work: Callable[[], Any]) -> tuple[int, Any]:
+def isolate(work: Callable[[], Any]) -> tuple[int, Any]:
     """Do something in a forked process: how it ended (0, 1, KILLED), and what it gave or what was wrong."""
     read, written = os.pipe()
     pid = os.fork()
@@ -127,7 +127,7 @@ class Trials:
 
     @staticmethod
     def _right(work: Callable[[], Any]) -> Any:
-        code, told = apart(work)
+        code, told = isolate(work)
         if code:
             raise Lost(f"without a fault: {told}")
         return told
@@ -206,16 +206,16 @@ class Trials:
                 if verb != STOP:
                     POINTS.disarm()
 
-        code, told = apart(killed)
+        code, told = isolate(killed)
         if code == 1:
             return str(told)
         if code == KILLED and verb != START:  # and the start is killed as well, somewhere
-            apart(lambda: self._check("after the kill"))
+            isolate(lambda: self._check("after the kill"))
             again = 1 + hash_of(f"{verb} {at}") % 40
-            code, told = apart(lambda: self._started(again))
+            code, told = isolate(lambda: self._started(again))
             if code == 1:
                 return str(told)
-        code, told = apart(lambda: self._judged(verb))
+        code, told = isolate(lambda: self._judged(verb))
         return None if code == 0 else str(told)
 
     def _started(self, at: int) -> None:
@@ -238,7 +238,7 @@ class Trials:
 
     def _fail(self, verb: str, way: Way, at: int) -> str | None:
         lay_out_again(self._image, self._labels, self._root)
-        code, told = apart(lambda: self._failed(verb, way, at))
+        code, told = isolate(lambda: self._failed(verb, way, at))
         return None if code == 0 else str(told)
 
     def _failed(self, verb: str, way: Way, at: int) -> None:

@@ -172,7 +172,7 @@ class Load:
             self._stop.set()
 
     def _write_and_flush(self) -> None:
-        """One after the other, with time in between for what the daemon does of its own accord."""
+        """One after the other, with time in between for what the daemon does by itself."""
         draw = random.Random(f"{self._seed}-serial")
         with connect(self._daemon.uri(VOLUME)) as handle:
             while not self._stop.is_set():

@@ -35,7 +35,7 @@ def answer(port: BinaryIO, message: dict[str, Any]) -> None:
 
 
 def run(port: BinaryIO, request: dict[str, Any]) -> None:
-    """Run one script and send what came of it."""
+    """Run one script and send its result."""
     console(f"### {request['id']}: {request['script'].strip()}")
     try:
         done = subprocess.run(

@@ -6,7 +6,7 @@ How it works      QEMU in software (no KVM is asked for) boots the image's kerne
                   network.
 Owner and locks   A Machine ends the QEMU that it started, by id. One thread reads the agent's answers; any
                   may ask.
-Errors            AssertionError, with the script's output; whoever sees the failure shows `console`.
+Errors            AssertionError, with the script's output; the test that fails shows `console`.
 """
 
 import itertools
@@ -153,7 +153,7 @@ class Machine:
                 return False
             return True
 
-        wait_until(gone, f"disk {name} let go", 30)
+        wait_until(gone, f"disk {name} released", 30)
 
     def _make_disks(self) -> None:
         check("qemu-img", "create", "-q", "-f", "qcow2", "-b", self._image.disk, "-F", "raw", self._root)

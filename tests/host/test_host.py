@@ -40,7 +40,7 @@ def no_errors(machine: Machine) -> None:
 
 
 def mended(machine: Machine) -> int:
-    """How often the connections of data were made anew."""
+    """How often the connections of data were made again."""
     return machine.ok("journalctl -u polyvol-attach@data -o cat --no-pager").count("is connected again")
 
 
@@ -327,7 +327,7 @@ def test_a_daemon_that_hangs_is_started_again(machine: Machine) -> None:
         90,
     )
     before = int(machine.ok("systemctl show -P NRestarts polyvold"))
-    machine.ok("sleep 8; systemctl is-active polyvold")  # it is well, so it pings in time
+    machine.ok("sleep 8; systemctl is-active polyvold")  # it works, so it pings in time
     assert int(machine.ok("systemctl show -P NRestarts polyvold")) == before
     machine.ok("kill -STOP $(systemctl show -P MainPID polyvold)")
     wait_for(machine, f'[ "$(systemctl show -P NRestarts polyvold)" -gt {before} ]', 60)

@@ -33,7 +33,7 @@ def test_an_editable_install_has_the_engine_beside_its_stub() -> None:
 @pytest.mark.timeout(600)
 def test_a_wheel_has_the_engine_and_all_files(tmp_path: Path) -> None:
     options = ["--no-build-isolation", "--no-deps", "--wheel-dir", str(tmp_path)]
-    # By that name, as scripts/setup calls it: PyO3 is built anew for another path of the same interpreter.
+    # By that name, as scripts/setup calls it: PyO3 is rebuilt for another path of the same interpreter.
     check(BIN / "pip", "wheel", *options, ROOT, timeout_s=600)
     (wheel,) = tmp_path.glob("polyvol-*-cp311-abi3-linux_*.whl")
     with zipfile.ZipFile(wheel) as archive:

@@ -16,8 +16,8 @@ ROOMS = (
     ("errors", "ranges", "sizes", "version", "backup_errors"),
     ("types", "host"),
     ("state",),
-    ("config", "engine_border", "events", "locks", "log_use"),
-    ("context", "reading", "operations", "apart", "workers"),
+    ("config", "engine_border", "events", "locks", "fill_level"),
+    ("context", "consistent_read", "operations", "isolation", "workers"),
     ("devices",),
     ("hooks",),
     ("volumes",),
@@ -77,7 +77,7 @@ def test_rooms_know_only_what_is_below_them() -> None:
 
 
 def test_an_import_that_goes_upwards_is_noticed() -> None:
-    upwards = "from polyvol.daemon.snapshots.taking import Taking\n"
+    upwards = "from polyvol.daemon.snapshots.taker import SnapshotTaker\n"
     assert complaints("volumes.verbs", upwards)
     assert complaints("client.cli.volume", upwards)
     assert complaints("devices.verbs", "from polyvol.daemon import service\n")

@@ -133,7 +133,7 @@ class Daemon:
         self.start()
 
     def cli(self, *arguments: Argument, timeout_s: float = TIMEOUT_S) -> Result:
-        """Run the installed `polyvol` on this daemon's state directory, whatever comes of it."""
+        """Run the installed `polyvol` on this daemon's state directory, whatever the result."""
         env = {"POLYVOL_STATE": str(self.state_dir)}
         return run(BIN / "polyvol", *arguments, env=env, timeout_s=timeout_s)
 
@@ -154,7 +154,7 @@ class Daemon:
         assert result.rc == rc, f"polyvol {arguments} gave {result.rc}:\n{result.out}{result.err}"
         assert result.out == ""
         assert "Traceback" not in result.err
-        assert result.err.strip(), "refused without a word"
+        assert result.err.strip(), "refused without a message"
         return result.err
 
     @property

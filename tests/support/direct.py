@@ -25,7 +25,7 @@ def needed(directory: Path) -> None:
 
 
 def drop_pages(path: Path) -> None:
-    """Have the page cache keep nothing of a file, if it can let go of it."""
+    """Have the page cache keep nothing of a file, if it can drop it."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)

@@ -67,7 +67,7 @@ def loop_device(path: Path, *, read_only: bool = False, direct: bool = False) ->
         yield device
     finally:
         check("losetup", "--detach", device)
-        # The kernel lets go of it a little later; nbdfuse's file stays busy until then.
+        # The kernel releases it a little later; nbdfuse's file stays busy until then.
         wait_until(lambda: str(path) not in run("losetup", "--list").out, f"the end of {device}", 20)
 
 

@@ -64,7 +64,7 @@ class Held:
 def main() -> None:
     """Become the command."""
     sys.path.pop(0)  # this folder has an nbd.py of its own
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs the tests may ignore it, as nohup does
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the parent of the tests may ignore it, as nohup does
     scratch, point, passes, *arguments = sys.argv[1:]
     _patch(point, _Stop(Path(scratch), int(passes)))
     from polyvol.daemon.client.cli.main import main as polyvol

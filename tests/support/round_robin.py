@@ -126,7 +126,7 @@ class Progress:
         return list(self._words[2::2])
 
     def close(self) -> None:
-        """Let go of the file; what it said last stays."""
+        """Close the file; what it said last stays."""
         held = memoryview(bytes(self._words)).cast("Q")
         self._words.release()
         self._words = held

@@ -47,7 +47,7 @@ class Verbs(RuleBasedStateMachine):
     """All verbs on one polyvold."""
 
     daemon: Daemon
-    """Whoever runs the machine says which."""
+    """The caller that runs the machine says which."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -167,7 +167,7 @@ class Verbs(RuleBasedStateMachine):
 
     @rule(pick=PICK, tag=st.sampled_from(["x", "y"]), release=st.booleans())
     def hold(self, pick: int, tag: str, release: bool) -> None:
-        """A snapshot is held, or let go; one of a group's only as a whole."""
+        """A snapshot is held, or released; one of a group's only as a whole."""
         if chosen := self.snapshot(pick):
             volume, name = chosen
             held = self.volumes[volume].snapshots[name]
@@ -205,7 +205,7 @@ class Verbs(RuleBasedStateMachine):
     @precondition(lambda self: self.wholes)
     @rule(which=PICK, safety=st.booleans())
     def roll_back_whole(self, which: int, safety: bool) -> None:
-        """All volumes of a group's snapshot become what it shows, whoever is in the group now."""
+        """All volumes of a group's snapshot become what it shows, whichever volumes are in the group now."""
         group, name = sorted(self.wholes)[which % len(self.wholes)]
         kept = self.name("s") if safety else None
         path = ("groups", group, "snapshots", name, "rollback")
@@ -219,7 +219,7 @@ class Verbs(RuleBasedStateMachine):
     @precondition(lambda self: len(self.volumes) < VOLUMES_MAX)
     @rule(pick=PICK, processors=st.integers(1, 3))
     def clone(self, pick: int, processors: int) -> None:
-        """A volume made from a snapshot; what becomes of that is nothing to it."""
+        """A volume made from a snapshot; it does not depend on that one."""
         if chosen := self.snapshot(pick):
             volume, snapshot = chosen
             name = self.name("v")
@@ -327,7 +327,7 @@ class Verbs(RuleBasedStateMachine):
         assert groups == self.groups
 
     def teardown(self) -> None:
-        """Compare once more, then leave an empty daemon."""
+        """Compare again, then leave an empty daemon."""
         if not self.daemon.running:
             self.daemon.start()
         self.compare()

@@ -41,7 +41,7 @@ def campaigns() -> list[Campaign]:
 
 
 class Torture:
-    """What is being tried, and what came of it."""
+    """What is being tried, and its result."""
 
     def __init__(self, chosen: Sequence[Campaign], seed: int, evidence: Path) -> None:
         self.tried: dict[str, Counter[str]] = {one.name: Counter() for one in chosen}

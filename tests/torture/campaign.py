@@ -54,7 +54,7 @@ class Campaign(Protocol):
         """Try for so long, or so many."""
 
     def again(self, facts: dict[str, str], directory: Path) -> Outcome:
-        """Try what `fail` has noted once more."""
+        """Retry what `fail` has noted."""
 
 
 def fail(directory: Path, campaign: str, what: str, **facts: str) -> Failure:

@@ -22,7 +22,7 @@ from typing import Self
 import pyudev
 
 from polyvol.daemon.client.attach.errors import AttachedInUse, NotWritten
-from polyvol.daemon.client.attach.records import Now, Places
+from polyvol.daemon.client.attach.records import Attached, Places
 from polyvol.mapping.occupied import mounts
 from polyvol.mapping.os_errors import reason
 
@@ -127,7 +127,7 @@ def _write_pages(descriptor: int) -> None:
         raise OSError(number, os.strerror(number))
 
 
-class Arrival:
+class UdevWaiter:
     """Waits for what block devices do. Made before it is to happen; use it as a context manager."""
 
     def __init__(self) -> None:
@@ -165,7 +165,7 @@ class Arrival:
         del self._monitor
 
 
-def path_of(places: Places, now: Now) -> Path:
+def path_of(places: Places, now: Attached) -> Path:
     """The link to a device that is attached, or, where there is none, the device."""
     link, node = places.link(now.name), DEV / now.device
     return link if leads_to(link, node) else node

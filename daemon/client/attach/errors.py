@@ -27,7 +27,7 @@ class ServerUnreachable(PolyvolError):
     code = "nbd-unreachable"
     kind = "unavailable"
     sentence = "no NBD server answers at {address}: {why}"
-    hint = "see that polyvold runs there and that this host may connect"
+    hint = "check that polyvold runs there and that this host may connect"
 
 
 class ExportRefused(PolyvolError):
@@ -44,8 +44,8 @@ class NotNbd(PolyvolError):
 
     code = "not-nbd"
     kind = "io"
-    sentence = "{address} does not speak NBD as it should: {why}"
-    hint = "see that the address is that of a polyvold"
+    sentence = "{address} does not follow the NBD protocol: {why}"
+    hint = "check that the address is that of a polyvold"
 
 
 class AnotherExport(PolyvolError):
@@ -81,7 +81,7 @@ class KernelRefused(PolyvolError):
     code = "kernel-refused"
     kind = "io"
     sentence = "the kernel refused {what}: {why}"
-    hint = "the kernel's log (`dmesg`) may tell more"
+    hint = "the kernel's log (`dmesg`) may have details"
 
 
 class ProgramFailed(PolyvolError):
@@ -90,7 +90,7 @@ class ProgramFailed(PolyvolError):
     code = "program-failed"
     kind = "io"
     sentence = "{program} failed: {why}"
-    hint = "see that it is installed (Debian: nbdfuse is in libnbd-bin, losetup in mount)"
+    hint = "check that it is installed (Debian: nbdfuse is in libnbd-bin, losetup in mount)"
 
 
 class AlreadyAttached(PolyvolError):
@@ -143,8 +143,8 @@ class NotWritten(PolyvolError):
 
     code = "not-written"
     kind = "io"
-    sentence = "what hosts have written to {name} ({device}) cannot all be written to its volume: {why}"
-    hint = "the device stays; see `polyvol status` where the volume is, or give --force and lose it"
+    sentence = "not all data written to {name} ({device}) could be written to its volume: {why}"
+    hint = "the device stays; check the volume with `polyvol status`, or give --force and lose the data"
 
 
 class AttachFailed(PolyvolError):

@@ -1,7 +1,7 @@
 """Attaching without the kernel's NBD client: nbdfuse shows the export as a file; that gets a loop device.
 
 How it works      The programs nbdfuse and losetup do it. What is attached is what there is: the loop devices
-                  over the name's file, and the nbdfuse processes that were told to show it. The record only
+                  over the name's file, and the nbdfuse processes that show it. The record only
                   adds to that, so what a killed command has left is found and ended by the next one.
                   nbdfuse does not connect again: when the daemon ends, the device is dead, with I/O errors.
                   Its size is that of the export when nbdfuse was started. It is for hosts whose kernel has no
@@ -25,7 +25,7 @@ from pathlib import Path
 from polyvol.daemon.client.attach import disks, handshake
 from polyvol.daemon.client.attach.address import parse_uri
 from polyvol.daemon.client.attach.errors import KernelRefused, NeedsRoot, ProgramFailed, ServerUnreachable
-from polyvol.daemon.client.attach.records import Now, Places, Wanted, held
+from polyvol.daemon.client.attach.records import Attached, Places, Wanted, held
 from polyvol.mapping.errors import PolyvolError
 from polyvol.mapping.os_errors import reason
 
@@ -38,7 +38,7 @@ SYS_PIDFD_GETFD = 438
 """The same on all machines of Linux 5.6 and newer."""
 
 
-def find(places: Places, name: str) -> Now | None:
+def find(places: Places, name: str) -> Attached | None:
     """What is attached by this name with nbdfuse, dead or alive, or None."""
     devices = _loops(places, name)
     if not devices:
@@ -49,10 +49,10 @@ def find(places: Places, name: str) -> Now | None:
         return dataclasses.replace(record, pid=pid)
     flags = handshake.FLAG_READ_ONLY if disks.read_only(devices[0]) else 0
     size = disks.size_of(devices[0])
-    return Now(name=name, device=devices[0], kind="fuse", size=size, flags=flags, pid=pid)
+    return Attached(name=name, device=devices[0], kind="fuse", size=size, flags=flags, pid=pid)
 
 
-def trouble(places: Places, now: Now) -> str | None:
+def trouble(places: Places, now: Attached) -> str | None:
     """Why a device over nbdfuse does no I/O any more, as a clause; None if it should, and for any other
     device."""
     if now.kind != "fuse":
@@ -65,7 +65,7 @@ def trouble(places: Places, now: Now) -> str | None:
 
 
 def uri_of(places: Places, name: str) -> str | None:
-    """Where its export is: the last thing that its nbdfuse was told."""
+    """Where its export is: the last argument of its nbdfuse."""
     for pid in _nbdfuses(places, name):
         with contextlib.suppress(OSError):
             return Path(f"/proc/{pid}/cmdline").read_text(errors="replace").rstrip("\0").split("\0")[-1]
@@ -80,7 +80,7 @@ def left(places: Places, name: str) -> bool:
     return recorded or file.exists() or disks.mounted_at(file) or bool(_nbdfuses(places, name))
 
 
-def attach(places: Places, wanted: Wanted) -> tuple[Now, Path]:
+def attach(places: Places, wanted: Wanted) -> tuple[Attached, Path]:
     """Make the block device; what it is, and its path. nbdfuse goes on when this process ends."""
     if os.geteuid() != 0:
         raise NeedsRoot(what="attaching")
@@ -91,9 +91,9 @@ def attach(places: Places, wanted: Wanted) -> tuple[Now, Path]:
         clean(places, wanted.name)
         undo.callback(clean, places, wanted.name)
         pid = _start_nbdfuse(places, wanted, address.uri, export)
-        with disks.Arrival() as arrival:
+        with disks.UdevWaiter() as waiter:
             device = _losetup(file, wanted, read_only=export.read_only)
-            now = Now(
+            now = Attached(
                 name=wanted.name,
                 device=device,
                 kind="fuse",
@@ -104,16 +104,16 @@ def attach(places: Places, wanted: Wanted) -> tuple[Now, Path]:
                 uri=address.uri,
             )
             places.write(now)
-            if not arrival.wait(lambda: disks.size_of(device) > 0, MOUNT_S):
+            if not waiter.wait(lambda: disks.size_of(device) > 0, MOUNT_S):
                 raise KernelRefused(what=f"/dev/{device}", why="the device did not appear in time")
-            path = arrival.link(device, places.link(wanted.name))
+            path = waiter.link(device, places.link(wanted.name))
         undo.pop_all()
     return now, path
 
 
-def detach(places: Places, now: Now, *, force: bool) -> None:
+def detach(places: Places, now: Attached, *, force: bool) -> None:
     """Write what is not written yet, and end the device; AttachedInUse or NotWritten if that cannot be.
-    With `force`, what is not written is lost; a device that is in use stays until its users let go of it, and
+    With `force`, what is not written is lost; a device that is in use stays until its users close it, and
     all its I/O fails. The caller has looked who uses it."""
     dead = trouble(places, now) is not None
     if not force:
@@ -154,7 +154,7 @@ def clean(places: Places, name: str) -> None:
     if not disks.UDEV_CONTROL.exists():  # else udev removes it
         places.link(name).unlink(missing_ok=True)
     places.log(name).unlink(missing_ok=True)
-    places.forget(Now, name)
+    places.forget(Attached, name)
 
 
 def _start_nbdfuse(places: Places, wanted: Wanted, uri: str, export: handshake.Export) -> int:
@@ -178,12 +178,12 @@ def _start_nbdfuse(places: Places, wanted: Wanted, uri: str, export: handshake.E
     _wait(lambda: disks.mounted_at(file) or not _runs(pid), "nbdfuse")
     if not disks.mounted_at(file):
         said = log.read_text(errors="replace").strip().splitlines()
-        raise ProgramFailed(program="nbdfuse", why=said[-1] if said else "it has ended without a word")
+        raise ProgramFailed(program="nbdfuse", why=said[-1] if said else "it ended without a message")
     return pid
 
 
 def _end_nbdfuses(places: Places, name: str) -> None:
-    """Unmount, upon which nbdfuse ends; if it does not, it is made to."""
+    """Unmount, which ends nbdfuse; if it does not end, it is killed."""
     file = places.fuse_file(name)
     while disks.mounted_at(file):  # there may be several, one on the other
         _run("umount", "--lazy", str(file))
@@ -215,7 +215,7 @@ def _loops(places: Places, name: str) -> list[str]:
 
 
 def _nbdfuses(places: Places, name: str) -> list[int]:
-    """The processes of nbdfuse that were told to show a name's file."""
+    """The processes of nbdfuse that show a name's file."""
     file = os.fsencode(places.fuse_file(name))
     found = []
     for process in Path("/proc").iterdir():
@@ -262,7 +262,7 @@ def _closing(descriptor: int) -> Iterator[int]:
 
 
 def _runs(pid: int) -> bool:
-    """Whether a process is there and has not ended; a child of ours that has is let go."""
+    """Whether a process is there and has not ended; a child of ours that has ended is reaped."""
     with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)
     status = _status(pid)

@@ -1,4 +1,4 @@
-"""The client's side of NBD's handshake, for sockets that the kernel then goes on with.
+"""The client's side of NBD's handshake, for sockets that the kernel then uses.
 
 How it works      Fixed newstyle; OPT_GO (or OPT_INFO, to look only) with the export's name, asking for its
                   block sizes and description. Structured replies are not asked for: the kernel does not know

@@ -1,4 +1,4 @@
-"""The kernel's NBD client, told over generic netlink what to do.
+"""The kernel's NBD client, controlled over generic netlink.
 
 How it works      Requests and answers by pyroute2; the kernel's notices (a link of a device is dead) come on
                   a socket of their own that a loop can wait on. The kernel keeps the sockets that it is
@@ -24,7 +24,7 @@ from polyvol.daemon.client.attach.errors import KernelRefused, NeedsRoot, NoNbdM
 from polyvol.mapping.os_errors import reason, reason_of
 
 if TYPE_CHECKING:
-    from polyvol.daemon.client.attach.kernel import Settings
+    from polyvol.daemon.client.attach.nbd_device import Settings
 
 FAMILY = "nbd"
 NOTICES = "nbd_mc_group"
@@ -168,7 +168,7 @@ class Kernel:
             raise KernelRefused(what=what, why=reason(error)) from error
 
     def close(self) -> None:
-        """Let go of the channel; block devices stay."""
+        """Close the channel; block devices stay."""
         self._netlink.close()
 
     def __enter__(self) -> Self:

@@ -59,9 +59,9 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Now:
+class Attached:
     """What is attached: `device` such as 'nbd0'; `pid`: of nbdfuse; `uuid`: which volume or snapshot it is,
-    where the server told; `uri`: where its export is; `lost`: why writes to it have failed, if the kernel has
+    if the server said so; `uri`: where its export is; `lost`: why writes to it have failed, if the kernel has
     said so, which it does once."""
 
     name: str
@@ -75,7 +75,7 @@ class Now:
     lost: str | None = None
 
 
-Record = TypeVar("Record", Wanted, Now)
+Record = TypeVar("Record", Wanted, Attached)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,13 +105,15 @@ class Places:
         """How this name is to be attached, or None."""
         return _read(self._path(Wanted, name), Wanted)
 
-    def now(self, name: str) -> Now | None:
+    def now(self, name: str) -> Attached | None:
         """What is attached by this name, as it was when that was written, or None."""
-        return _read(self._path(Now, name), Now)
+        return _read(self._path(Attached, name), Attached)
 
     def names(self) -> list[str]:
         """All names that there is a record of."""
-        found = {path.stem for kind in (Wanted, Now) for path in self._path(kind, "x").parent.glob("*.json")}
+        found = {
+            path.stem for kind in (Wanted, Attached) for path in self._path(kind, "x").parent.glob("*.json")
+        }
         return sorted({*found, *(path.name for path in self.fuse_file("x").parent.glob("*"))})
 
     @contextlib.contextmanager
@@ -133,13 +135,13 @@ class Places:
 
     def sweep(self) -> None:
         """Remove the locks that commands which were killed have left, and that nobody has."""
-        for path in self._path(Now, "x").parent.glob("*.lock"):
+        for path in self._path(Attached, "x").parent.glob("*.lock"):
             descriptor = _locked(path)
             if descriptor is not None:
                 path.unlink(missing_ok=True)
                 os.close(descriptor)
 
-    def write(self, record: Wanted | Now) -> None:
+    def write(self, record: Wanted | Attached) -> None:
         """Remember."""
         path = self._path(type(record), record.name)
         text = json.dumps(dataclasses.asdict(record), indent=2) + "\n"
@@ -155,7 +157,7 @@ class Places:
         except OSError as error:
             raise RecordUnusable(path=path, why=reason(error)) from error
 
-    def forget(self, kind: type[Wanted] | type[Now], name: str) -> None:
+    def forget(self, kind: type[Wanted] | type[Attached], name: str) -> None:
         """Forget; what is not there is forgotten already."""
         path = self._path(kind, name)
         try:
@@ -166,7 +168,7 @@ class Places:
         except OSError as error:
             raise RecordUnusable(path=path, why=reason(error)) from error
 
-    def _path(self, kind: type[Wanted] | type[Now], name: str) -> Path:
+    def _path(self, kind: type[Wanted] | type[Attached], name: str) -> Path:
         directory = "etc/polyvol/attached" if kind is Wanted else "run/polyvol/attached"
         return self.root / directory / f"{name}.json"
 

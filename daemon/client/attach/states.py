@@ -5,15 +5,15 @@ How it works      What this host knows comes first: a device over nbdfuse whose 
                   new connection would: the kernel does not tell whether its own NBD client has a connection.
                   States: attached; no server (nobody answers there, or not in time); no export (the server
                   does not serve it, or serves another one by that name); dead; not attached.
-Errors            RecordUnusable. What a server does not say is the trouble that is told.
+Errors            RecordUnusable. What a server does not answer is shown as the trouble.
 """
 
 import contextlib
 
-from polyvol.daemon.client.attach import fuse, handshake, kernel, units
+from polyvol.daemon.client.attach import fuse, handshake, nbd_device, units
 from polyvol.daemon.client.attach.address import parse_uri
 from polyvol.daemon.client.attach.errors import AnotherExport, ExportRefused
-from polyvol.daemon.client.attach.records import Now, Places, Wanted
+from polyvol.daemon.client.attach.records import Attached, Places, Wanted
 from polyvol.mapping.errors import PolyvolError
 from polyvol.mapping.sizes import exact_size
 
@@ -23,7 +23,7 @@ State = tuple[str, str | None]
 """A state, and what is wrong and what to do about it, as a sentence."""
 
 
-def uri_of(places: Places, now: Now | None, wanted: Wanted | None) -> str | None:
+def uri_of(places: Places, now: Attached | None, wanted: Wanted | None) -> str | None:
     """Where the export of a name is, as far as that is known."""
     if now is not None:
         uri = now.uri or (fuse.uri_of(places, now.name) if now.kind == "fuse" else None)
@@ -32,7 +32,7 @@ def uri_of(places: Places, now: Now | None, wanted: Wanted | None) -> str | None
     return None if wanted is None else wanted.uri
 
 
-def state_of(places: Places, name: str, now: Now | None, *, ask: bool = True) -> State:
+def state_of(places: Places, name: str, now: Attached | None, *, ask: bool = True) -> State:
     """The state of a name. `ask`: whether its server is asked, which takes up to LIST_LOOK_S seconds."""
     if now is None:
         if not fuse.left(places, name):
@@ -49,11 +49,11 @@ def state_of(places: Places, name: str, now: Now | None, *, ask: bool = True) ->
     return state if state[1] is not None else (state[0], _left_alone(name, now, wanted))
 
 
-def _asked(uri: str, now: Now, wanted: Wanted | None) -> State:
+def _asked(uri: str, now: Attached, wanted: Wanted | None) -> State:
     """The state of a device that does I/O, as far as its server answers for its export."""
     try:
         address = parse_uri(uri, now.name)
-        size = kernel.same_export(address, now, handshake.look(address, LIST_LOOK_S)).size
+        size = nbd_device.same_export(address, now, handshake.look(address, LIST_LOOK_S)).size
     except (AnotherExport, ExportRefused) as error:
         return "no export", f"{error.message}, so its I/O fails; end what uses it, then detach it"
     except PolyvolError as error:
@@ -65,7 +65,7 @@ def _asked(uri: str, now: Now, wanted: Wanted | None) -> State:
     return "attached", None
 
 
-def _left_alone(name: str, now: Now, wanted: Wanted | None) -> str | None:
+def _left_alone(name: str, now: Attached, wanted: Wanted | None) -> str | None:
     """That a device has a unit to connect it again, which does not run."""
     if now.kind == "fuse" or wanted is None:
         return None

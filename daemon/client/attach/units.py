@@ -18,7 +18,7 @@ QUERY_S = 20.0
 
 
 def unit(name: str) -> str:
-    """The unit that looks after this name."""
+    """The unit that supervises this name."""
     return f"polyvol-attach@{name}.service"
 
 

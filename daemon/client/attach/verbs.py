@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import repeat
 from pathlib import Path
 
-from polyvol.daemon.client.attach import disks, fuse, handshake, kernel, states, units
+from polyvol.daemon.client.attach import disks, fuse, handshake, nbd_device, states, units
 from polyvol.daemon.client.attach.address import parse_uri
 from polyvol.daemon.client.attach.disks import path_of
 from polyvol.daemon.client.attach.errors import (
@@ -27,7 +27,7 @@ from polyvol.daemon.client.attach.errors import (
     NotWritten,
     ServerUnreachable,
 )
-from polyvol.daemon.client.attach.records import Now, Places, Wanted
+from polyvol.daemon.client.attach.records import Attached, Places, Wanted
 from polyvol.daemon.client.attach.users import users_of
 from polyvol.mapping.errors import PolyvolError
 
@@ -54,13 +54,13 @@ class AttachedView:
     use: str | None
 
 
-def find(places: Places, name: str) -> Now | None:
+def find(places: Places, name: str) -> Attached | None:
     """What is attached by this name, or None."""
-    return kernel.find(places, name) or fuse.find(places, name)
+    return nbd_device.find(places, name) or fuse.find(places, name)
 
 
 def attach(places: Places, wanted: Wanted) -> tuple[Path, bool]:
-    """Attach it; the device's path, and whether it is looked after."""
+    """Attach it; the device's path, and whether a unit supervises it."""
     _root("attaching")
     with places.lock(wanted.name, "command"):
         return _attach(places, wanted)
@@ -127,16 +127,16 @@ def _detach(places: Places, name: str, *, force: bool) -> Detached:
     try:
         _end(places, name, force=force)
     except PolyvolError:
-        if units.available():  # it is looked after again
+        if units.available():  # it is supervised again
             with contextlib.suppress(PolyvolError):
                 units.start(name)
         raise
     places.forget(Wanted, name)
-    places.forget(Now, name)
+    places.forget(Attached, name)
     return Detached(name=name, device=None if now is None else now.device, uses=uses, dead=dead)
 
 
-def _refuse_unwritten(places: Places, now: Now, *, dead: bool) -> None:
+def _refuse_unwritten(places: Places, now: Attached, *, dead: bool) -> None:
     """NotWritten if something that was written to a device is not on its volume. The kernel tells of a write
     that has failed once: so that is recorded, and every later command says it too."""
     if now.lost is not None:
@@ -175,7 +175,7 @@ def _end_device(places: Places, name: str, *, force: bool, looked_after: bool) -
     from polyvol.daemon.client.attach.netlink import Kernel  # its library takes its time to load
 
     with Kernel() as channel:
-        kernel.detach(channel, places, now, force=force)
+        nbd_device.detach(channel, places, now, force=force)
 
 
 def list_all(places: Places, *, ask: bool = True) -> list[AttachedView]:
@@ -204,7 +204,7 @@ def name_of(places: Places, text: str) -> str:
     raise NotAttached(name=text)
 
 
-def _refuse_used(places: Places, now: Now, uses: list[str]) -> None:
+def _refuse_used(places: Places, now: Attached, uses: list[str]) -> None:
     """AttachedInUse if a device cannot be ended without losing anything. One over nbdfuse that is dead has no
     server to be asked. The server of any other is asked first, because a flush waits for it without end."""
     uri = states.uri_of(places, now, places.wanted(now.name))
@@ -224,7 +224,7 @@ def _attach_once(places: Places, wanted: Wanted) -> Path:
     from polyvol.daemon.client.attach.netlink import Kernel
 
     with Kernel() as channel:
-        return kernel.attach(channel, places, wanted)[1]
+        return nbd_device.attach(channel, places, wanted)[1]
 
 
 def _view(places: Places, name: str, ask: bool) -> AttachedView:

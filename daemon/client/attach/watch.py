@@ -22,11 +22,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from polyvol.daemon.client.attach import disks, fuse, kernel, units
+from polyvol.daemon.client.attach import disks, fuse, nbd_device, units
 from polyvol.daemon.client.attach.disks import path_of
 from polyvol.daemon.client.attach.errors import AttachedInUse, ProgramFailed, ServerUnreachable
 from polyvol.daemon.client.attach.netlink import Kernel, Notices
-from polyvol.daemon.client.attach.records import Now, Places, Wanted
+from polyvol.daemon.client.attach.records import Attached, Places, Wanted
 from polyvol.daemon.client.attach.users import release, users_of
 from polyvol.daemon.host.notify import notify
 from polyvol.mapping.errors import PolyvolError
@@ -105,10 +105,10 @@ class _Watch:
         self._said = ""
 
     def run(self) -> None:
-        """Attach, look after it, detach."""
+        """Attach, supervise, detach."""
         with contextlib.closing(self._notices):
             self._waker.selector.register(self._notices, selectors.EVENT_READ)
-            there = kernel.find(self._places, self._wanted.name)
+            there = nbd_device.find(self._places, self._wanted.name)
             now = there or self._begin()
             if now is None:
                 return
@@ -116,7 +116,7 @@ class _Watch:
             # Of the links of one that was there, some may have died while nobody looked.
             dead = there is not None
             while disks.connected(now.device):
-                after = self._mend(now) if dead else self._grow(now)
+                after = self._reconnect(now) if dead else self._grow(now)
                 if after is None:
                     return
                 now = self._noted(now, after)
@@ -126,15 +126,15 @@ class _Watch:
                     return
                 dead = self._dead(now) or signal.SIGHUP in signals
         _log.warning("%s (/dev/%s) was detached by somebody else", now.name, now.device, extra=self._fields())
-        self._places.forget(Now, now.name)
+        self._places.forget(Attached, now.name)
 
-    def _begin(self) -> Now | None:
-        """Attach; None if told to end before."""
+    def _begin(self) -> Attached | None:
+        """Attach; None if asked to end before."""
         deadline = time.monotonic() + START_S
         for pause_s in _pauses():
             try:
                 with self._places.lock(self._wanted.name, "device"):
-                    return kernel.attach(self._kernel, self._places, self._wanted)[0]
+                    return nbd_device.attach(self._kernel, self._places, self._wanted)[0]
             except ServerUnreachable as error:
                 if time.monotonic() >= deadline:
                     raise
@@ -143,15 +143,15 @@ class _Watch:
                     return None
         return None
 
-    def _mend(self, now: Now) -> Now | None:
-        """New connections, however long it takes; None if told to end meanwhile."""
+    def _reconnect(self, now: Attached) -> Attached | None:
+        """New connections, however long it takes; None if asked to end before."""
         begun = time.monotonic()
         for pause_s in _pauses():
             if not disks.connected(now.device):
                 return now
             self._dead(now)  # those that we know of by now get new connections; later ones wake us again
             try:
-                after = kernel.reconnect(self._kernel, self._wanted, now)
+                after = nbd_device.reconnect(self._kernel, self._wanted, now)
                 took_s = time.monotonic() - begun
                 _log.info("%s is connected again, after %.1f s", now.name, took_s, extra=self._fields())
                 self._said = ""
@@ -165,15 +165,15 @@ class _Watch:
                 return None
         return now
 
-    def _grow(self, now: Now) -> Now:
+    def _grow(self, now: Attached) -> Attached:
         with contextlib.suppress(ServerUnreachable):  # its links are what counts
             try:
-                return kernel.grow(self._kernel, self._wanted, now)
+                return nbd_device.grow(self._kernel, self._wanted, now)
             except PolyvolError as error:
                 self._complain(error)
         return now
 
-    def _noted(self, now: Now, after: Now) -> Now:
+    def _noted(self, now: Attached, after: Attached) -> Attached:
         if after.size != now.size:
             grown = (after.name, exact_size(now.size), exact_size(after.size))
             _log.info("%s has grown from %s to %s", *grown, extra=self._fields())
@@ -181,17 +181,17 @@ class _Watch:
             self._places.write(after)
         return after
 
-    def _dead(self, now: Now) -> bool:
-        """Whether the kernel has told of dead links since the last call."""
-        number = kernel.device_number(now.device)
+    def _dead(self, now: Attached) -> bool:
+        """Whether the kernel has reported dead links since the last call."""
+        number = nbd_device.device_number(now.device)
         return number is not None and self._notices.dead(number)
 
-    def _end(self, now: Now, *, daemon_answers: bool) -> None:
+    def _end(self, now: Attached, *, daemon_answers: bool) -> None:
         """Detach it, unless somebody uses it (A1). Without its daemon nothing can be written any more: to
         try would wait for it. What nobody uses has nothing that is not written: the kernel writes it when the
         last one closes the device."""
         force = not daemon_answers
-        detach = functools.partial(kernel.detach, self._kernel, self._places, now, force=force)
+        detach = functools.partial(nbd_device.detach, self._kernel, self._places, now, force=force)
         with self._places.lock(now.name, "device"):
             error = _end(now, detach, daemon_answers=daemon_answers)
         if error is not None:
@@ -222,7 +222,7 @@ def fields(name: str) -> dict[str, str]:
     return {"VOLUME": volume, "SNAPSHOT": snapshot} if snapshot else {"VOLUME": volume}
 
 
-def _end(now: Now, detach: Callable[[], None], *, daemon_answers: bool = True) -> PolyvolError | None:
+def _end(now: Attached, detach: Callable[[], None], *, daemon_answers: bool = True) -> PolyvolError | None:
     """Detach a device that nobody uses (A1); else, or if it cannot be, why not."""
     uses = users_of(now.device)
     # While the host shuts down, systemd unmounts what was mounted by hand only when all services have ended,

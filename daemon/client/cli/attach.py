@@ -35,7 +35,7 @@ class DeviceType(click.ParamType[str]):
 
 @click.command()
 @click.argument("name", required=False, metavar="VOLUME[@SNAPSHOT]")
-@click.option("--uri", metavar="URI", help="Where it is, if not here: nbd://HOST[:PORT][/EXPORT].")
+@click.option("--uri", metavar="URI", help="Remote export: nbd://HOST[:PORT][/EXPORT].")
 @click.option(
     "--connections",
     type=NumberType(1, CONNECTIONS_MAX),
@@ -44,7 +44,7 @@ class DeviceType(click.ParamType[str]):
     metavar="N",
     help=f"How many connections to the server, 1 to {CONNECTIONS_MAX}.",
 )
-@click.option("--device", type=DeviceType(), metavar="/dev/nbdN", help="As which device [any free one].")
+@click.option("--device", type=DeviceType(), metavar="/dev/nbdN", help="Device to use [any free one].")
 @click.option(
     "--block-size",
     type=click.Choice(["512", "4096"]),
@@ -128,7 +128,7 @@ def attach(
 
 @click.command()
 @click.argument("name", metavar="VOLUME[@SNAPSHOT]|DEVICE")
-@click.option("--force", is_flag=True, help="Also if it is in use: what was not written yet is lost.")
+@click.option("--force", is_flag=True, help="Detach it even if it is in use; unwritten data is lost.")
 @json_option
 def detach(name: str, force: bool, as_json: bool) -> None:
     """End a block device that `polyvol attach` has made. It does not come back at the next boot."""

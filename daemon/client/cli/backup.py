@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @click.argument("name", metavar="VOLUME@SNAPSHOT")
 @click.option("--since", metavar="A", help="Only what changed since this older snapshot.")
 @click.option(
-    "-o", "--output", type=PATH, required=True, metavar="FILE|-", help="Where to; -: standard output."
+    "-o", "--output", type=PATH, required=True, metavar="FILE|-", help="File to write; -: standard output."
 )
 @click.option("--raw", is_flag=True, help="A plain sparse image instead of a stream.")
 @click.option("--resume", is_flag=True, help="Resume an interrupted backup.")

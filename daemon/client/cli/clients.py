@@ -15,7 +15,7 @@ from polyvol.mapping.sizes import counted
 
 @click.group()
 def client() -> None:
-    """Who is connected to volumes and snapshots."""
+    """Clients that are connected to volumes and snapshots."""
 
 
 @client.command(name="list")

@@ -1,8 +1,8 @@
 """Deleting many snapshots from the command line, by names and patterns; a bar until the space is back.
 
 How it works      Of one volume all are deleted, or none if a name is unknown or a pattern matches
-                  nothing, which is seen here: for the API it is no error. An error of one volume or group is
-                  told, and the others are deleted all the same, as rm does.
+                  nothing, which is seen here: for the API it is no error. An error of one volume or
+                  group is printed, and the others are still deleted, as rm does.
 """
 
 import fnmatch
@@ -30,7 +30,7 @@ def is_pattern(name: str) -> bool:
 
 
 def delete_many(client: Client, names: Sequence[str], *, wait: bool, as_json: bool) -> None:
-    """Delete all snapshots named; those that stay are told, and end the program with 1."""
+    """Delete all snapshots named; those that stay are printed, and the exit status is 1."""
     wanted: dict[tuple[str, str], list[str]] = {}
     for name, often in Counter(names).items():
         if often > 1:

@@ -16,15 +16,15 @@ from polyvol.mapping.os_errors import reason
 
 @click.group()
 def device() -> None:
-    """Files and disks that hold the bytes."""
+    """Files and disks that store data."""
 
 
 @device.command()
 @click.argument("path", type=TEXT)
 @click.option("--name", metavar="NAME", help="Its name [made from the path].")
-@click.option("--size", type=SIZE, help="For a file to be made: its size.")
+@click.option("--size", type=SIZE, help="Size of a file to create.")
 @click.option("--preallocate", is_flag=True, help="Allocate all blocks of the file now.")
-@click.option("--adopt", is_flag=True, help="Take a disk or image with its data, as a volume's base.")
+@click.option("--adopt", is_flag=True, help="Use a disk or image with its data, as a volume's base.")
 @click.option("--force", is_flag=True, help="Use it even if it holds data (still refused while in use).")
 @click.option("--direct", is_flag=True, help="Read and write it past the page cache (O_DIRECT).")
 @json_option
@@ -118,8 +118,8 @@ def show(name: str, as_json: bool, state_dir: Path) -> None:
 
 @device.command()
 @click.argument("name")
-@click.option("--path", type=TEXT, metavar="PATH", help="Where it is now [where it was].")
-@click.option("--accept", is_flag=True, help="Also if it, or the state directory, is an older copy.")
+@click.option("--path", type=TEXT, metavar="PATH", help="Its present path [the old one].")
+@click.option("--accept", is_flag=True, help="Accept an older copy of it or of the state directory.")
 @json_option
 @state_dir_option
 def retry(name: str, path: str | None, accept: bool, as_json: bool, state_dir: Path) -> None:

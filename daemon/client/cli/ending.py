@@ -44,8 +44,8 @@ _SOURCE = Path(__file__).resolve().parents[3]
 
 
 def ended(run: Callable[[], object], program: str, arguments: Sequence[str]) -> int:
-    """Run a command; its exit code, after its error was told. `arguments`: its own, which say whether errors
-    are JSON."""
+    """Run a command; its exit code, after its error was printed. `arguments`: its own, which say whether
+    errors are JSON."""
     code = 0
     try:
         try:
@@ -110,7 +110,7 @@ def _context_of(command: click.Command, program: str, arguments: Sequence[str]) 
 
 
 def error_body(error: PolyvolError | ApiError) -> dict[str, dict[str, str]]:
-    """An error as JSON has it."""
+    """An error as JSON."""
     return {"error": {"code": error.code, "message": error.message, "hint": error.advice}}
 
 
@@ -130,7 +130,7 @@ def as_error(error: BaseException, program: str) -> PolyvolError | ApiError:
         return SystemRefused(what="starting a thread", why=why, todo=todo)
     if isinstance(error, ImportError) and error.name is not None:
         why = f"its module {error.name} cannot be loaded"
-        todo = "see that it is installed completely, and that its limits (`ulimit -a`) are high enough"
+        todo = "check that it is installed completely, and that its limits (`ulimit -a`) are high enough"
         return SystemRefused(what=program, why=why, todo=todo)
     if isinstance(error, OSError) and error.errno is not None:
         if error.errno == errno.ENOENT and error.filename is None and not _has_working_directory():
@@ -163,14 +163,14 @@ def _version_differs() -> PolyvolError | None:
 
 
 def tell(error: PolyvolError | ApiError, *, as_json: bool) -> None:
-    """Tell an error on stderr, in one line."""
+    """Print an error on stderr, in one line."""
     from polyvol.daemon.client.cli.output import visible
 
     _print(json.dumps(error_body(error)) if as_json else visible(str(error)))
 
 
 def _told(error: BaseException, program: str, *, as_json: bool) -> int:
-    """Tell an exception; the exit code."""
+    """Print an exception; the exit code."""
     if isinstance(error, KeyboardInterrupt | click.Abort):
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one ends what is left to do
         _silence()
@@ -197,7 +197,7 @@ def _print(line: str) -> None:
 
 
 def _flush() -> None:
-    """Write what is buffered for the standard output, so that a failure is ours to tell."""
+    """Write what is buffered for the standard output, so that we report a failure."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:

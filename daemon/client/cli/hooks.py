@@ -35,7 +35,7 @@ def hook_options(command: Command) -> Command:
         click.option(
             "--quiesce", metavar="CMD", help="Run before each cut, to make it application-consistent."
         ),
-        click.option("--thaw", metavar="CMD", help="Run after each cut, whatever came of it."),
+        click.option("--thaw", metavar="CMD", help="Run after each cut, also after a failed one."),
         click.option(
             "--hook-timeout",
             type=DURATION,

@@ -82,7 +82,7 @@ def _clients(places: Places, state_dir: Path) -> list[InUse]:
     except DaemonNotRunning:
         return []
     except DaemonUnreachable as error:
-        unknown = f"whether clients are connected cannot be told: {error.message}"
+        unknown = f"whether clients are connected is not known: {error.message}"
         return [InUse(what=unknown, cure=error.advice)]
     ours = _attached_here(places, state_dir)
     found = [

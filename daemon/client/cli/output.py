@@ -110,5 +110,5 @@ def _write(text: str, *, err: bool) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        if not err:  # whoever closed the standard error does not want to know
+        if not err:  # if the standard error is closed, nobody reads it
             raise OutputFailed(why=reason(error), todo=advice(error)) from error

@@ -64,7 +64,7 @@ class _Source:
 @click.option(
     "--log-device", "log_devices", multiple=True, metavar="DEVICE", help="For a new volume too; repeatable."
 )
-@click.option("--processors", type=int, metavar="N", help="For a new volume: how many own it [all].")
+@click.option("--processors", type=int, metavar="N", help="For a new volume: number of processors [all].")
 @click.option("--resume", is_flag=True, help="Resume an interrupted restore of the same backup.")
 @json_option
 @state_dir_option

@@ -31,7 +31,7 @@ class KeepType(click.ParamType[Keep]):
 
 @click.group()
 def schedule() -> None:
-    """Snapshots that polyvold takes by itself. Also which it keeps."""
+    """Automatic snapshots, and their retention."""
 
 
 @schedule.command()
@@ -42,10 +42,10 @@ def schedule() -> None:
     "--keep",
     type=KeepType(),
     required=True,
-    help="What is kept: last=N,hourly=N,daily=N,weekly=N,monthly=N or some of these.",
+    help="Retention: last=N,hourly=N,daily=N,weekly=N,monthly=N or some of these.",
 )
-@click.option("--prefix", default="auto", show_default=True, help="What snapshots' names begin with.")
-@click.option("--name", metavar="NAME", help="The schedule's [made of the target and the prefix].")
+@click.option("--prefix", default="auto", show_default=True, help="Prefix of the snapshots' names.")
+@click.option("--name", metavar="NAME", help="Its name [made of the target and the prefix].")
 @hook_options
 @click.option("--dry-run", is_flag=True, help="Show what would be kept; change nothing.")
 @click.option(

@@ -26,8 +26,8 @@ def snapshot() -> None:
 @snapshot.command()
 @click.argument("volumes", nargs=-1, required=True, metavar="VOLUME...|@GROUP")
 @click.option("--name", metavar="NAME", help="The same in each volume [the time, UTC].")
-@click.option("--prefix", metavar="PREFIX", help="What the name begins with, if the time makes it.")
-@click.option("--log-device", metavar="DEVICE", help="Where what is written from now on goes.")
+@click.option("--prefix", metavar="PREFIX", help="Prefix of a name that is made from the time.")
+@click.option("--log-device", metavar="DEVICE", help="Device for the change log of later writes.")
 @click.option("--scheduled", is_flag=True, help="Made by a schedule: may be dropped when space runs out.")
 @click.option("--require-hooks", is_flag=True, help="Take no snapshot unless all hooks succeed.")
 @json_option
@@ -103,7 +103,7 @@ def list_snapshots(volume: str | None, as_json: bool, state_dir: Path) -> None:
 
 @snapshot.command()
 @click.argument("name", metavar="VOLUME@SNAPSHOT|@GROUP@SNAPSHOT")
-@click.option("--partitions", is_flag=True, help="The partition snapshots that it is made of.")
+@click.option("--partitions", is_flag=True, help="Show its partition snapshots.")
 @local_option
 @json_option
 @state_dir_option
@@ -162,7 +162,7 @@ def show(name: str, partitions: bool, as_json: bool, state_dir: Path) -> None:
 @snapshot.command()
 @click.argument("name", metavar="VOLUME@SNAPSHOT|@GROUP@SNAPSHOT")
 @click.option("--force", is_flag=True, help="Disconnect clients that have the volume open.")
-@click.option("--no-safety", is_flag=True, help="Do not keep what the volume was as a snapshot.")
+@click.option("--no-safety", is_flag=True, help="Take no snapshot of the volume before it is rolled back.")
 @click.option("--safety-name", help="Name of that snapshot.", metavar="NAME")
 @json_option
 @state_dir_option
@@ -211,7 +211,7 @@ def release(name: str, tag: str, as_json: bool, state_dir: Path) -> None:
 
 @snapshot.command()
 @click.argument("names", nargs=-1, required=True, metavar="VOLUME@SNAPSHOT|@GROUP@SNAPSHOT...")
-@click.option("--no-wait", is_flag=True, help="Of many: return before their space is given back.")
+@click.option("--no-wait", is_flag=True, help="Return before the space is freed.")
 @json_option
 @state_dir_option
 def delete(names: tuple[str, ...], no_wait: bool, as_json: bool, state_dir: Path) -> None:

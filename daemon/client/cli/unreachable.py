@@ -1,4 +1,4 @@
-"""Why polyvold cannot be asked, and what its user can do: from what is found where its socket should be.
+"""Why polyvold cannot be reached, and what its user can do: from what is found where its socket should be.
 
 How it works      The state directory and the socket are looked at only after connecting has failed. How to
                   start polyvold depends on whether its service is installed here and has this directory.
@@ -59,7 +59,7 @@ def not_reached(state_dir: Path, error: OSError) -> PolyvolError:
 
 
 def silent(state_dir: Path, why: str, *, changes: bool = False) -> PolyvolError:
-    """The error for a daemon that does not answer. `changes`: it was asked to change something."""
+    """The error for a daemon that does not answer. `catalog_lock`: it was asked to change something."""
     todo = f"see {_log(state_dir)} for what it does{_LOOK_FIRST if changes else ''}"
     return DaemonUnreachable(state=state_dir, why=why, todo=todo)
 

@@ -40,16 +40,20 @@ def volume() -> None:
 @click.option("--size", type=SIZE, help="Its size, a multiple of 4096.")
 @click.option("--base", metavar="DEVICE", help="An adopted device, with its data and its size.")
 @click.option(
-    "--device", "devices", multiple=True, metavar="DEVICE", help="Where its bytes go [new files]; repeatable."
+    "--device",
+    "devices",
+    multiple=True,
+    metavar="DEVICE",
+    help="Device for its data [new files]; repeatable.",
 )
 @click.option(
     "--log-device",
     "log_devices",
     multiple=True,
     metavar="DEVICE",
-    help="For change logs [new files]; repeatable.",
+    help="Device for a change log [new files]; repeatable.",
 )
-@click.option("--processors", type=int, metavar="N", help="How many processors own it [all that there are].")
+@click.option("--processors", type=int, metavar="N", help="Number of processors that own it [all].")
 @click.option(
     "--partition-size", type=SIZE, default="64M", show_default=True, help="A power of two, 1M to 1G."
 )
@@ -86,9 +90,9 @@ def create(state_dir: Path, as_json: bool, partitions: bool, **request: Json) ->
     "log_devices",
     multiple=True,
     metavar="DEVICE",
-    help="For what is written [new files]; repeatable.",
+    help="Device for a change log [new files]; repeatable.",
 )
-@click.option("--processors", type=int, metavar="N", help="How many processors own it [all that there are].")
+@click.option("--processors", type=int, metavar="N", help="Number of processors that own it [all].")
 @when_full_option(default="keep-writing")
 @json_option
 @state_dir_option
@@ -133,7 +137,7 @@ def set_volume(
 @volume.command()
 @click.argument("name")
 @click.option(
-    "--device", "devices", multiple=True, metavar="DEVICE", help="Where it goes [a new file]; repeatable."
+    "--device", "devices", multiple=True, metavar="DEVICE", help="Device to use [a new file]; repeatable."
 )
 @click.option(
     "--size", type=SIZE, help="Of the log on each device [what is free there, at most the volume's size]."
@@ -159,7 +163,7 @@ def add_log(name: str, devices: tuple[str, ...], size: int | None, as_json: bool
     "devices",
     multiple=True,
     metavar="DEVICE",
-    help="Where what is new goes [new files]; repeatable.",
+    help="Device for the new part [new files]; repeatable.",
 )
 @json_option
 @state_dir_option
@@ -202,7 +206,7 @@ def list_volumes(kept: bool, as_json: bool, state_dir: Path) -> None:
 
 @volume.command()
 @click.argument("name")
-@click.option("--partitions", is_flag=True, help="Each partition's extents and processor.")
+@click.option("--partitions", is_flag=True, help="Show each partition's extents and processor.")
 @local_option
 @json_option
 @state_dir_option

@@ -1,4 +1,4 @@
-"""Copies: whole ones to a new file, and older ones that are brought up to date.
+"""Copies: complete ones to a new file, and updates of older ones.
 
 How it works      To bring a copy up to date, the export of the newer snapshot says what changed since the
                   older one; that is read and written by several threads, and made durable at the end. The

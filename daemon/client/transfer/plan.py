@@ -22,7 +22,8 @@ class Run:
 
 
 def plan(export: NbdExport, *, start: int = 0) -> list[Run]:
-    """What is in the export, or what changed in it, from `start` on; alike runs that touch are one."""
+    """What is in the export, or what changed in it, from `start` on; adjacent runs with the same answer are
+    joined."""
     runs: list[Run] = []
     for offset, length, zeros, changed in export.status():
         end = offset + length

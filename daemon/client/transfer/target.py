@@ -98,7 +98,7 @@ class FileTarget:
                 disk = occupied.disk_name(path)
                 if error.errno != errno.EBUSY or disk is None:
                     raise
-                raise DiskInUse(path=path, use=occupied.use_of(disk) or occupied.HELD) from error
+                raise DiskInUse(path=path, use=occupied.in_use_by(disk) or occupied.HELD) from error
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:

@@ -11,7 +11,7 @@ from polyvol.daemon.workers import answers
 
 @pytest.fixture(autouse=True)
 def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "ASKED_AT_A_TIME", 4)
+    monkeypatch.setattr(workers, "QUESTIONS_CONCURRENT_MAX", 4)
     monkeypatch.setattr(workers, "STUCK_S", 0.05)
 
 

@@ -249,4 +249,4 @@ def test_what_is_no_request_is_answered_in_plain_words(
     with opened(daemon, said) as connection, connection.makefile("rb") as reader:
         head, _, body = reader.read().partition(b"\r\n\r\n")
     assert int(head.split()[1]) == status
-    assert json.loads(body)["error"]["message"] == f"the request is not right: {words}"
+    assert json.loads(body)["error"]["message"] == f"the request is not valid: {words}"

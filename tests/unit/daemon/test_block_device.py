@@ -21,7 +21,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     try:
         made = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.CalledProcessError):
-        pytest.skip("no loop device to be had here")
+        pytest.skip("no loop device available here")
     path = Path(made.stdout.strip())
     yield path
     subprocess.run(["losetup", "--detach", str(path)], timeout=20, check=True)

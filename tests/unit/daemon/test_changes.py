@@ -61,5 +61,5 @@ def test_what_cannot_be_compared_is_refused(compared: Daemon) -> None:
     assert "VOLUME@SNAPSHOT" in compared.refused("snapshot", "diff", "v@a", "w")
     client = Client(compared.state_dir)
     for query in ({"start": "-1"}, {"limit": "0"}, {"limit": "99999999"}, {"start": "1e3"}, {"start": "²"}):
-        with pytest.raises(ApiError, match="request is not right"):
+        with pytest.raises(ApiError, match="request is not valid"):
             client.get("volumes", "v", "snapshots", "a", "changes", **query)

@@ -72,7 +72,7 @@ def answering(state: Path, answer: bytes | None) -> Iterator[None]:
     [
         (UnknownVolume(name="x"), 1, "there is no volume 'x'; "),
         (ApiError("c", "said", "do"), 1, "said; do"),
-        (click.UsageError("Wrong."), 2, "wrong; `prog --help` shows how it is written"),
+        (click.UsageError("Wrong."), 2, "wrong; `prog --help` shows the usage"),
         (
             OSError(errno.ENOSPC, "x", "/nix/y"),
             1,

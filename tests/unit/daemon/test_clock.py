@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from polyvol.daemon.schedules.due import DueTimes
+from polyvol.daemon.schedules.due_times import DueTimes
 from polyvol.daemon.volumes.scrub import WEEK_NS
 from polyvol.mapping.clock import INSTANT_NS_MAX, JumpWatch, in_range, steady_ns, wall_ns
 from polyvol.snapshot.timing import SECOND_NS, Timing

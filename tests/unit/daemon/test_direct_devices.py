@@ -30,7 +30,7 @@ def disk_of(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
                 size = ("--sector-size", str(sector))
                 disk = Path(system("losetup", "--find", "--show", *size, image).strip())
             except (OSError, subprocess.CalledProcessError):
-                pytest.skip(f"no loop device with sectors of {sector} bytes to be had here")
+                pytest.skip(f"no loop device with sectors of {sector} bytes available here")
             stack.callback(system, "losetup", "--detach", disk)
             return disk
 

@@ -72,8 +72,8 @@ def test_a_device_that_was_short_waits_for_a_retry(degraded: Daemon, tmp_path: P
     assert json.loads(degraded.ok("device", "show", "b", "--json"))["reason"].startswith(said)
     assert said in degraded.refused("volume", "create", "w", "--size", "1M", "--device", "b")
     assert degraded.service.device_found(tmp_path / "b") is None
-    degraded.service.devices.short.note()
-    degraded.service.devices.short.note()
+    degraded.service.devices.shrunk.note()
+    degraded.service.devices.shrunk.note()
     told = [event["text"] for event in json.loads(degraded.ok("status", "--json"))["events"]]
     assert sum(said in text for text in told) == 1
     degraded.world.faults.clear()
@@ -86,7 +86,7 @@ def test_a_device_that_was_short_waits_for_a_retry(degraded: Daemon, tmp_path: P
     degraded.ok("device", "retry", "b")
     degraded.restart()
     assert json.loads(degraded.ok("device", "show", "b", "--json"))["state"] == "ok"
-    assert degraded.service.devices.short.clause(degraded.service._context.find_device("b")) is None
+    assert degraded.service.devices.shrunk.clause(degraded.service._context.find_device("b")) is None
 
 
 def test_a_faulty_device_is_shown_with_what_it_is_needed_for(degraded: Daemon) -> None:
@@ -160,7 +160,7 @@ def test_what_is_in_doubt_on_a_missing_device_is_known_from_how_the_last_run_end
 
 def test_a_disk_that_appears_is_known_by_its_label(degraded: Daemon, tmp_path: Path) -> None:
     service = degraded.service
-    assert service.device_found(tmp_path / "a") is None, "it is well where it is"
+    assert service.device_found(tmp_path / "a") is None, "it works where it is"
     assert service.device_found(tmp_path / "nowhere") is None
     (tmp_path / "c").write_bytes(bytes(1 << 20))
     assert service.device_found(tmp_path / "c") is None

@@ -15,10 +15,10 @@ from types import ModuleType
 
 import pytest
 
-from polyvol.daemon.apart import DEFECT
 from polyvol.daemon.client.cli.client import Client
 from polyvol.daemon.config import Config
 from polyvol.daemon.errors import BadConfig, DaemonNotRunning, DaemonUnreachable, FrontendFailed, StateLocked
+from polyvol.daemon.isolation import DEFECT
 from polyvol.daemon.process import nbdkit as frontend_nbdkit
 from polyvol.daemon.service import Service
 from polyvol.daemon.state.directory import StateLock
@@ -40,9 +40,9 @@ def after_fork():
         site.addsitedir(path)
     from polyvol.daemon.service import Service
     from tests.support.sim_engine import SimWorld
-    from polyvol.daemon.host.sockets import Passed
+    from polyvol.daemon.host.sockets import InheritedSockets
     service = Service(Path(settings["state-dir"]), serve_nbd=False, frontend="nbdkit",
-        passed=Passed(lock=int(settings["lock-fd"])), nbd_addresses=addresses,
+        passed=InheritedSockets(lock=int(settings["lock-fd"])), nbd_addresses=addresses,
         processors=int(settings["processors"]), engine_module=SimWorld())
     service.start()
     import nbdkit, socket, threading

@@ -1,4 +1,4 @@
-"""Groups and holds: whole or not at all, whoever joins and leaves, and what is protected from whom."""
+"""Groups and holds: all or nothing, whichever volumes join and leave, and what is protected from what."""
 
 import json
 from typing import Any
@@ -68,7 +68,7 @@ def test_each_group_snapshot_knows_its_own_members(daemon: Daemon) -> None:
 
 def test_parts_of_a_whole_are_not_deleted_or_held_alone(daemon: Daemon) -> None:
     daemon.ok("snapshot", "create", "@g", "--name", "s")
-    refusal = "snapshot a@s is part of @g@s; name @g@s, which is meant as a whole"
+    refusal = "snapshot a@s is part of @g@s; name @g@s, instead of its members"
     assert daemon.refused("snapshot", "delete", "a@s") == refusal
     assert daemon.refused("snapshot", "hold", "a@s", "--tag", "t") == refusal
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from polyvol.daemon import hand_over
 from polyvol.daemon.hand_over import Entry, Unusable, pack, unpack
 from polyvol.daemon.host import notify
-from polyvol.daemon.host.sockets import Passed, passed_by_systemd
+from polyvol.daemon.host.sockets import InheritedSockets, inherited_from_systemd
 
 ENTRIES = st.lists(
     st.builds(Entry, st.integers(0, 2**32 - 1), st.uuids(), st.binary(max_size=200)), max_size=5
@@ -122,7 +122,7 @@ def test_what_was_handed_over_is_told_from_listening_sockets(monkeypatch: pytest
             monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
             monkeypatch.setenv("LISTEN_FDS", "2")
             monkeypatch.setenv("LISTEN_FDNAMES", "connection-7:hand-over")
-            passed = passed_by_systemd()
+            passed = inherited_from_systemd()
             good = passed.handed == {"connection-7": 3, "hand-over": 4} and passed.nbd == []
             passed.close()
             os._exit(0 if good and passed.handed == {} else 1)
@@ -137,7 +137,7 @@ def test_what_cannot_be_taken_over_is_shut_down_and_no_longer_kept(manager: sock
     devices = {"some-uuid": os.memfd_create("y")}
     with theirs:
         kept = os.dup(handed["connection-1"])  # as the manager has one
-        hand_over.discard(Passed(handed=handed, devices=devices))
+        hand_over.discard(InheritedSockets(handed=handed, devices=devices))
         assert theirs.recv(1) == b""
         os.close(kept)
     assert handed == {}

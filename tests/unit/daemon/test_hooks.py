@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from polyvol.daemon.hooks.run import AT_A_TIME
+from polyvol.daemon.hooks.run import CONCURRENT_MAX
 from tests.support.proc import wait_until
 from tests.unit.conftest import Daemon
 
@@ -230,7 +230,7 @@ def test_hooks_that_hang_leave_the_api_to_others(hooked: Hooked) -> None:
     hooked.daemon.ok("volume", "set", "v", "--quiesce", quiesce, "--hook-timeout", "3s")
     takers = [
         threading.Thread(target=hooked.daemon.run, args=("snapshot", "create", "v"), daemon=True)
-        for _ in range(AT_A_TIME)
+        for _ in range(CONCURRENT_MAX)
     ]
     for taker in takers:
         taker.start()

@@ -71,7 +71,7 @@ def hangs(daemon: Daemon, *arguments: str, at: tuple[str, object]) -> Iterator[N
 
 
 def every_verb(daemon: Daemon, path: Path) -> None:
-    """All that can be done with a volume that is well, a device, a group and a schedule."""
+    """All that can be done with a volume that works, a device, a group and a schedule."""
     image = path / "other.img"
     for line in (
         "snapshot create well --name a",
@@ -383,15 +383,15 @@ def test_a_stop_that_hangs_ends_and_keeps_the_devices_held(
     wait_until(
         lambda: all(thread.name != "polyvol-stop" for thread in threading.enumerate()), "the end of it", 10
     )
-    device_files.let_go_of_all(context)
+    device_files.close_all(context)
     context.catalog.close()
 
 
 def test_engine_calls_that_may_wait_refuse_to_run_under_changes(pair: Daemon) -> None:
     context = pair.service._context
-    with context.changes, pytest.raises(AssertionError):
+    with context.catalog_lock, pytest.raises(AssertionError):
         context.engine.flush(WELL)
-    with context.changes:
+    with context.catalog_lock:
         context.engine.stats()
 
 

@@ -113,13 +113,13 @@ def test_a_device_is_waited_for_likewise() -> None:
 
 def test_a_breach_of_the_order_is_a_defect() -> None:
     locks = Locks()
-    with locks.changes:
+    with locks.catalog_lock:
         for breach in (
             lambda: locks.volumes({1: "a"}, "x").__enter__(),
             lambda: locks.device(1, "d", "x").__enter__(),
             lambda: locks.room({1: "a"}, "x").__enter__(),
             lambda: locks.may_wait("the engine's flush"),
-            locks.changes.__enter__,
+            locks.catalog_lock.__enter__,
         ):
             with pytest.raises(AssertionError):
                 breach()
@@ -161,7 +161,7 @@ def test_room_is_made_while_a_cut_is_waited_for_and_not_otherwise() -> None:
 
 
 def test_jobs_that_hang_take_no_turn_from_others() -> None:
-    pool = Workers("test", at_a_time=2, stuck_s=0.1)
+    pool = Workers("test", concurrent=2, stuck_s=0.1)
     go_on, done = threading.Event(), threading.Event()
     for key in range(4):
         pool.run(key, lambda: go_on.wait(30))

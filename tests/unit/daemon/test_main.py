@@ -106,7 +106,7 @@ def test_polyvold_says_ready_and_ends_cleanly(tmp_path: Path, number: signal.Sig
                 command, cwd=ROOT, capture_output=True, text=True, timeout=20, check=False
             )
             assert second.returncode == 1
-            assert second.stderr.startswith(f"polyvold (pid {process.pid}) runs on {tmp_path} already")
+            assert second.stderr.startswith(f"polyvold (pid {process.pid}) already runs on {tmp_path}")
             process.send_signal(number)
             out, err = process.communicate(timeout=20)
         finally:

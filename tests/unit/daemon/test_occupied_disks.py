@@ -37,7 +37,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     try:
         path = Path(system("losetup", "--find", "--show", image).strip())
     except (OSError, subprocess.CalledProcessError):
-        pytest.skip("no loop device to be had here")
+        pytest.skip("no loop device available here")
     yield path
     system("losetup", "--detach", path)
 
@@ -132,12 +132,12 @@ def test_holders_and_swap_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(occupied, "SYSFS", tmp_path)
     monkeypatch.setattr(occupied, "SWAPS", tmp_path / "swaps")
     (tmp_path / "swaps").write_text("Filename Type Size Used Priority\n")
-    assert occupied.use_of("sdx") is None
+    assert occupied.in_use_by("sdx") is None
     (tmp_path / "sdx/sdx1/holders/dm-3/dm").mkdir(parents=True)
     (tmp_path / "sdx/sdx1/holders/dm-3/dm/name").write_text("vg-root\n")
-    assert occupied.use_of("sdx") == "part of vg-root"
+    assert occupied.in_use_by("sdx") == "part of vg-root"
     (tmp_path / "swaps").write_text("Filename Type Size Used Priority\n/dev/sdx1 partition 1 0 -2\n")
-    assert occupied.use_of("sdx") == "used as swap"
+    assert occupied.in_use_by("sdx") == "used as swap"
 
 
 def test_a_disk_that_is_in_use_is_no_target_of_a_copy(disk: Path) -> None:

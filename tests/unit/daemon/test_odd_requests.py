@@ -93,5 +93,5 @@ def test_what_is_wrong_with_a_request_is_said_in_plain_words(
 ) -> None:
     status, answered = answer(Application(daemon.service), Request("POST", path, body))
     assert status == 400
-    assert answered["error"]["message"].startswith(f"the request is not right: {said}")
+    assert answered["error"]["message"].startswith(f"the request is not valid: {said}")
     assert json.loads(daemon.ok("volume", "list", "--json")) == []

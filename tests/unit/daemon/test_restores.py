@@ -149,14 +149,14 @@ def test_other_verbs_are_refused_while_a_restore_is_incomplete(bench: Bench) -> 
 
 
 def test_space_is_not_made_of_what_a_restore_follows(bench: Bench) -> None:
-    from polyvol.daemon.space.change_logs import Space
+    from polyvol.daemon.space.change_logs import SpaceMonitor
 
     bench.client.post("volumes", body={"name": "w", "size": 8 * MIB})
     body = {"volumes": ["w"], "scheduled": True}
     base, other = (bench.client.post("snapshots", body={**body, "name": name})[0] for name in ("s0", "later"))
     bench.begin(INCREMENTAL, base_uuid=base["uuid"])
     service = bench.daemon.service
-    space = Space(service._context, service.snapshots)
+    space = SpaceMonitor(service._context, service.snapshots)
     volume = service._context.find_volume("w")
     bench.daemon.world.starving.add(volume.id)
     space.make_room(volume.id)

@@ -282,7 +282,7 @@ def slow_to_fail(daemon: Timed, monkeypatch: pytest.MonkeyPatch) -> tuple[thread
         go.wait(60)
         raise DeviceNotReady(name="d", reason="its disk is away")
 
-    monkeypatch.setattr(daemon.service.schedules._taking, "take_of_schedule", take)
+    monkeypatch.setattr(daemon.service.schedules._taker, "take_of_schedule", take)
     return go, begun
 
 

@@ -52,7 +52,7 @@ def test_sockets_have_mode_0600_and_are_gone_after_a_stop(daemon: Daemon) -> Non
 
 def test_a_second_owner_is_refused_and_the_first_serves_on(daemon: Daemon) -> None:
     with pytest.raises(
-        StateLocked, match=rf"polyvold \(pid {os.getpid()}\) runs on {daemon.state_dir} already"
+        StateLocked, match=rf"polyvold \(pid {os.getpid()}\) already runs on {daemon.state_dir}"
     ):
         Service(daemon.state_dir, engine_module=SimWorld()).start()
     daemon.ok("status")

@@ -89,7 +89,7 @@ def test_numbers_of_the_environment_that_are_none_are_ignored(
 ) -> None:
     monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
     monkeypatch.setenv("LISTEN_FDS", number)
-    assert sockets.passed_by_systemd() == sockets.Passed()
+    assert sockets.inherited_from_systemd() == sockets.InheritedSockets()
     if number != "9" * 400:
         monkeypatch.delenv("WATCHDOG_PID", raising=False)
         monkeypatch.setenv("WATCHDOG_USEC", number)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from polyvol.daemon.client.cli.volume import room
-from polyvol.daemon.log_use import Gauge, level_of
-from polyvol.daemon.space.change_logs import Space
+from polyvol.daemon.fill_level import FillLevel, level_of
+from polyvol.daemon.space.change_logs import SpaceMonitor
 from polyvol.mapping.sizes import exact_size
 from polyvol.snapshot.retention import droppable
 from tests.support.proc import wait_until
@@ -58,35 +58,35 @@ def test_levels(used: int, level: str) -> None:
 
 
 def test_each_level_is_warned_of_once_until_it_was_left_by_a_margin() -> None:
-    gauge = Gauge()
+    fill_level = FillLevel()
     uses = [10, 76, 74, 76, 92, 88, 91, 100, 100]
-    told = [gauge.tell(float(at), used, 100) for at, used in enumerate(uses)]
+    told = [fill_level.tell(float(at), used, 100) for at, used in enumerate(uses)]
     assert told == [None, "low", None, None, "critical", None, None, "full", None]
-    assert gauge.tell(10.0, 80, 100) is None
-    assert gauge.tell(11.0, 90, 100) == "critical"
-    assert gauge.tell(12.0, 69, 100) is None
-    assert gauge.tell(13.0, 95, 100) == "critical"
+    assert fill_level.tell(10.0, 80, 100) is None
+    assert fill_level.tell(11.0, 90, 100) == "critical"
+    assert fill_level.tell(12.0, 69, 100) is None
+    assert fill_level.tell(13.0, 95, 100) == "critical"
 
 
 def test_the_rate_is_that_of_the_last_minutes() -> None:
-    gauge = Gauge()
-    assert gauge.view(0, 1000).full_after_s is None
+    fill_level = FillLevel()
+    assert fill_level.view(0, 1000).full_after_s is None
     for at in range(11):
-        gauge.tell(float(at), at * 10, 1000)
-    assert gauge.rate == 10
-    assert gauge.view(100, 1000).full_after_s == 90
-    assert room(asdict(gauge.view(100, 1000))) == "ok, 900 B free, full in 90 s at 10 B/s"
-    assert room(asdict(gauge.view(1000, 1000))) == "full, 0 B free"
+        fill_level.tell(float(at), at * 10, 1000)
+    assert fill_level.rate == 10
+    assert fill_level.view(100, 1000).full_after_s == 90
+    assert room(asdict(fill_level.view(100, 1000))) == "ok, 900 B free, full in 90 s at 10 B/s"
+    assert room(asdict(fill_level.view(1000, 1000))) == "full, 0 B free"
     # It stands still: the rate falls, and is 0 when all growth is long ago.
-    gauge.tell(100.0, 100, 1000)
-    assert gauge.rate == 1
-    gauge.tell(400.0, 100, 1000)
-    assert gauge.rate == 0
-    gauge.tell(401.0, 110, 1000)
-    assert gauge.view(110, 1000).full_after_s in (None, *range(10_000, 40_000))
+    fill_level.tell(100.0, 100, 1000)
+    assert fill_level.rate == 1
+    fill_level.tell(400.0, 100, 1000)
+    assert fill_level.rate == 0
+    fill_level.tell(401.0, 110, 1000)
+    assert fill_level.view(110, 1000).full_after_s in (None, *range(10_000, 40_000))
     # What is given back is no rate at which it fills.
-    gauge.tell(402.0, 5, 1000)
-    assert (gauge.rate, gauge.view(5, 1000).full_after_s) == (0, None)
+    fill_level.tell(402.0, 5, 1000)
+    assert (fill_level.rate, fill_level.view(5, 1000).full_after_s) == (0, None)
 
 
 def test_what_may_be_dropped_is_scheduled_and_not_held_oldest_first(volume: Daemon) -> None:
@@ -151,7 +151,7 @@ def test_an_event_is_answered_also_when_the_drop_fails(volume: Daemon, step: str
 
 
 def test_writes_to_a_volume_that_is_gone_are_refused(volume: Daemon) -> None:
-    space = Space(volume.service._context, volume.service.snapshots)
+    space = SpaceMonitor(volume.service._context, volume.service.snapshots)
     space.make_room(77)
     volume.service._context.volume_trouble[VOLUME] = "for the test"
     space.make_room(VOLUME)
@@ -166,10 +166,10 @@ def test_the_policy_is_kept_and_told_to_the_engine(volume: Daemon) -> None:
     volume.ok("snapshot", "create", "v", "--name", "a", "--scheduled")
     full(volume)
     assert names(volume) == ["a"]
-    begin = len(volume.world.calls)
+    before = len(volume.world.calls)
     volume.restart()
     assert json.loads(volume.ok("volume", "show", "v", "--json"))["when_full"] == "keep-snapshots"
-    assert ("ask_when_full", VOLUME, False) in volume.world.calls[begin:]
+    assert ("ask_when_full", VOLUME, False) in volume.world.calls[before:]
 
 
 def test_use_is_shown_and_warned_of(volume: Daemon) -> None:
@@ -180,7 +180,7 @@ def test_use_is_shown_and_warned_of(volume: Daemon) -> None:
     volume.world.used[VOLUME] = size * 4 // 5
     assert "low" in volume.ok("volume", "show", "v")
     assert "low" in volume.ok("status")
-    space = Space(volume.service._context, volume.service.snapshots)
+    space = SpaceMonitor(volume.service._context, volume.service.snapshots)
     space.sample()
     volume.world.used[VOLUME] = size
     space.sample()

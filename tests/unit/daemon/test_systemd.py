@@ -50,7 +50,7 @@ main()
 
 
 class Systemd:
-    """Stands in for systemd: holds the sockets, hears what is said, starts polyvold again."""
+    """Replaces systemd: holds the sockets, hears what is said, starts polyvold again."""
 
     def __init__(self, directory: Path, stack: ExitStack) -> None:
         self.state_dir = directory / "state"
@@ -189,7 +189,7 @@ def test_two_sockets_named_control_are_refused(systemd: Systemd) -> None:
 def test_sockets_passed_to_another_process_are_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LISTEN_FDS", "1")
     monkeypatch.setenv("LISTEN_PID", "1")
-    assert sockets.passed_by_systemd() == sockets.Passed()
+    assert sockets.inherited_from_systemd() == sockets.InheritedSockets()
     assert "LISTEN_FDS" not in os.environ
 
 

@@ -38,7 +38,7 @@ class Disks:
             try:
                 at = Path(system("losetup", "--find", "--show", image).strip())
             except (OSError, subprocess.CalledProcessError):
-                pytest.skip("no loop device to be had here")
+                pytest.skip("no loop device available here")
         else:
             device = at
             wait_until(lambda: run("losetup", device, image).rc == 0, f"{at} to be free", 20)

@@ -1,4 +1,4 @@
-"""test_catalog_log: the log of the catalog stays short, whoever reads; files removed while it is open."""
+"""test_catalog_log: the log of the catalog stays short, however many read; files removed while it is open."""
 
 import itertools
 import shutil

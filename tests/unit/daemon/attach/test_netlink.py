@@ -6,7 +6,7 @@ import pytest
 
 from polyvol.daemon.client.attach import netlink
 from polyvol.daemon.client.attach.errors import NoNbdModule
-from polyvol.daemon.client.attach.kernel import Settings
+from polyvol.daemon.client.attach.nbd_device import Settings
 from polyvol.daemon.client.attach.netlink import NbdMessage
 
 SETTINGS = Settings(

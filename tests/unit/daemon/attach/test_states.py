@@ -10,7 +10,7 @@ import pytest
 from polyvol.daemon.client.attach import disks, handshake, units, verbs
 from polyvol.daemon.client.attach.address import parse_uri
 from polyvol.daemon.client.attach.errors import AttachedInUse
-from polyvol.daemon.client.attach.records import Now, Places, Wanted
+from polyvol.daemon.client.attach.records import Attached, Places, Wanted
 from tests.support import nbd
 from tests.support.daemon import Daemon
 
@@ -35,7 +35,7 @@ class Kernel:
         """Remember what the server says now."""
         told = handshake.look(parse_uri(self.uri, ""), 10)
         uuid = str(told.uuid)
-        now = Now(
+        now = Attached(
             name="v", device="nbd7", kind="nbd", size=told.size, flags=told.flags, uuid=uuid, uri=self.uri
         )
         self.places.write(now)
@@ -115,4 +115,4 @@ def test_a_record_of_before_is_read(tmp_path: Path) -> None:
     record.write_text(
         '{"name": "v", "device": "nbd7", "kind": "nbd", "size": 1, "flags": 0, "uuid": null, "pid": 3}'
     )
-    assert Places(tmp_path).now("v") == Now(name="v", device="nbd7", kind="nbd", size=1, flags=0, pid=3)
+    assert Places(tmp_path).now("v") == Attached(name="v", device="nbd7", kind="nbd", size=1, flags=0, pid=3)

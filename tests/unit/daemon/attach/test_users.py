@@ -7,10 +7,10 @@ import pytest
 
 from polyvol.daemon.client.attach import units, users, watch
 from polyvol.daemon.client.attach.errors import AttachedInUse, NotWritten
-from polyvol.daemon.client.attach.records import Now
+from polyvol.daemon.client.attach.records import Attached
 
 ROOT_MOUNT = "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n"
-NOW = Now(name="v", device="nbd0", kind="nbd", size=4096, flags=0)
+NOW = Attached(name="v", device="nbd0", kind="nbd", size=4096, flags=0)
 
 
 class Host:
@@ -91,7 +91,7 @@ def test_programs_that_have_it_open_count(host: Host, monkeypatch: pytest.Monkey
 
 
 def ending(monkeypatch: pytest.MonkeyPatch, uses: list[list[str]], *, shutting_down: bool) -> list[str]:
-    """What `watch` does at its end with a device whose users are these, one look after the other."""
+    """What `watch` does at its end with a device whose users are these, in the order of its looks."""
     done: list[str] = []
     monkeypatch.setattr(watch, "release", lambda device: done.append("released"))
     monkeypatch.setattr(watch, "users_of", lambda device: uses.pop(0) if len(uses) > 1 else uses[0])

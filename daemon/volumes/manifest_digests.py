@@ -1,20 +1,20 @@
-"""Stopped: what a clean stop left of each volume's manifests, so that older ones are told.
+"""Manifest digests: recorded at a clean stop, so that the next start notices older manifests.
 
-How it works      Journals and manifests that were put back together, of an earlier time, agree with each
-                  other. So a clean stop keeps digests of each served volume's manifests in the catalog. The
-                  next start compares, and forgets the digests before the engine may change the manifests.
-Invariants        P1 where the catalog has digests, nothing was written to the volume since that stop.
-Owner and locks   The start and the stop, and `changes`.
-Durability        After a kill there are no digests, so what was put back then is not told.
+How it works      Journals and manifests that were restored together from an older copy agree with each other.
+                  So a clean stop stores digests of each served volume's manifests in the catalog. The next
+                  start compares them, and deletes the digests before the engine may change the manifests.
+Invariants        P1 while the catalog has digests of a volume, nothing was written to it since that stop.
+Owner and locks   The start and the stop, and `catalog_lock`.
+Durability        After a kill there are no digests, so an older copy is not noticed then.
 Errors            JournalsUnusable.
 """
 
 import hashlib
 from pathlib import Path
 
-from polyvol.daemon.apart import apart
 from polyvol.daemon.context import Context
 from polyvol.daemon.errors import JournalsUnusable
+from polyvol.daemon.isolation import isolate
 from polyvol.mapping.records import Volume
 
 _COPIES = 1024
@@ -26,7 +26,7 @@ def begin(context: Context) -> None:
     catalog = context.catalog
     right = []
     for volume in catalog.volumes():
-        with apart(context, f"looking at the manifests of volume {volume.name}", volume=volume.name):
+        with isolate(context, f"looking at the manifests of volume {volume.name}", volume=volume.name):
             if volume.stopped is not None and not other_time(volume, context.manifest_directory(volume)):
                 right.append(volume.id)
     if right:
@@ -51,7 +51,7 @@ def end(context: Context) -> None:
     """The engine has stopped, and all is durable: keep the digests of the volumes that it served."""
     catalog, digests = context.catalog, {}
     for volume in catalog.volumes():
-        with apart(context, f"looking at the manifests of volume {volume.name}", volume=volume.name):
+        with isolate(context, f"looking at the manifests of volume {volume.name}", volume=volume.name):
             if context.is_served(volume) and volume.stopped is None:
                 digests[volume.id] = _digests(context.manifest_directory(volume))
     catalog.set_stopped(digests)

@@ -1,4 +1,4 @@
-"""The catalog is written anew after a kill: whole at every moment, and what it was."""
+"""The catalog is rewritten after a kill: whole at every moment, and what it was."""
 
 import os
 import shutil
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from polyvol.mapping.catalog import renewal
+from polyvol.mapping.catalog import rewrite
 from polyvol.mapping.catalog.database import LATEST_VERSION, Database
 from polyvol.mapping.catalog.examine import Examiner
 from polyvol.mapping.catalog.mark import Mark
@@ -48,12 +48,12 @@ def test_after_a_kill_nothing_of_the_old_files_is_used(tmp_path: Path) -> None:
     path = killed(tmp_path)
     inode, log = path.stat().st_ino, Path(f"{path}-wal")
     assert log.stat().st_size > 0
-    renewal.renew(path, examine)
+    rewrite.rewrite(path, examine)
     assert path.stat().st_ino != inode
     assert sorted(each.name for each in path.parent.iterdir()) == [NAME, MARK]
     assert settings(path) == 20
     inode = path.stat().st_ino
-    renewal.renew(path, examine)
+    rewrite.rewrite(path, examine)
     assert path.stat().st_ino == inode, "what was closed well is left alone"
 
 
@@ -77,7 +77,7 @@ def test_whenever_it_is_cut_off_it_is_done_by_the_next(
             for where, name in ((os, "rename"), (os, "unlink"), (os, "fsync")):
                 _before(patch, where, name, step)
             try:
-                renewal.renew(directory / NAME, examine)
+                rewrite.rewrite(directory / NAME, examine)
             except KeyboardInterrupt:
                 assert stop
         assert settings(directory / NAME) == 20, stop
@@ -100,7 +100,7 @@ def test_a_later_version_is_left_as_it_is(tmp_path: Path) -> None:
     connection.close()
     before = path.read_bytes(), Path(f"{path}-wal").read_bytes()
     with pytest.raises(CatalogVersion):
-        renewal.renew(path, examine)
+        rewrite.rewrite(path, examine)
     assert sorted(each.name for each in path.parent.iterdir()) == [NAME, f"{NAME}-wal", MARK]
     assert (path.read_bytes(), Path(f"{path}-wal").read_bytes()) == before
 

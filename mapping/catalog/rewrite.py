@@ -1,12 +1,13 @@
-"""Writing a new file of the catalog: from what a killed process has left, or of a catalog that is made.
+"""Rewriting the catalog: after an unclean stop, when a sync may have failed; and making a new one.
 
-How it works      A process that was killed leaves SQLite's log beside the catalog. If one of its syncs had
-                  failed, the kernel may call pages of the two files clean that the disk does not have: SQLite
-                  would trust them, and lose with them what it commits behind them. So both are copied, and
-                  the copy, with the log taken in and synced, is renamed to `.renewed`: from then on it is the
-                  catalog. Whoever finds one removes the old log and puts it in the place of the old file.
-Invariants        N1 the old files stay as they are until `.renewed` is durable; N2 the old log is gone,
-                  durably, before the new file has the catalog's name, so that no other file takes it in;
+How it works      A process that was killed leaves SQLite's write-ahead file (`-wal`) beside the catalog. If
+                  one of its syncs had failed, the kernel may treat pages of the two files as clean that the
+                  disk does not have: SQLite would trust them, and lose with them what it commits after them.
+                  So both are copied; the copy, checkpointed and synced, is renamed to `.renewed`: from then
+                  on it is the catalog. A process that finds one removes the old `-wal` and renames it over
+                  the old file.
+Invariants        N1 the old files stay as they are until `.renewed` is durable; N2 the old `-wal` is removed,
+                  durably, before the new file has the catalog's name, so that no other file replays it;
                   N3 what becomes the catalog was examined: damage is refused, not copied.
 Errors            OSError, sqlite3.DatabaseError, and what the examination raises; then the catalog is what
                   it was.
@@ -19,7 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 
-def renew(path: Path, examine: Callable[[Path], bool]) -> bool | None:
+def rewrite(path: Path, examine: Callable[[Path], bool]) -> bool | None:
     """Write a new file of the catalog if an earlier process has left a log; `examine` raises if what it
     is given is not to be used, and says whether there is a catalog in it. Returns what it said; None: there
     was nothing to renew."""

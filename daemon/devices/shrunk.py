@@ -1,23 +1,24 @@
-"""Devices that became shorter: which ones were, whatever length they have later.
+"""Shrunk devices: those that became shorter, remembered whatever length they have later.
 
-How it works      The engine finds a device shorter than it must be, and refuses what lies beyond, for as long
-                  as it runs. The catalog remembers it for later runs: a file that was made long again has
-                  zeros where data was, and nothing else tells. Such a device is missing at the next start,
-                  and nothing but `polyvol device retry` has it used again.
-Owner and locks   `note` takes `changes`; the callers of the others hold the device's lock, or start polyvold.
-Durability        What was found is in the catalog at most a few seconds later, and at a stop. A kill before
-                  that leaves a file that is still short, unless somebody made it long again by then.
-Errors            What asking the engine and the catalog gives.
+How it works      The engine notices a device that is shorter than it must be, and refuses what lies beyond
+                  the end, for as long as it runs. The catalog remembers the device for later runs: a file
+                  that was extended again has zeros where data was, and nothing else shows that. Such a device
+                  is missing at the next start, until `polyvol device retry`.
+Owner and locks   `note` takes `catalog_lock`; the callers of the others hold the device's lock, or start
+                  polyvold.
+Durability        A device is recorded in the catalog within a few seconds, and at a stop. After a kill before
+                  that, the file is still short, unless somebody extended it in the meantime.
+Errors            Those of the engine and the catalog.
 """
 
 from pathlib import Path
 
-from polyvol.daemon.apart import apart
 from polyvol.daemon.context import Context
+from polyvol.daemon.isolation import isolate
 from polyvol.mapping.device import Device, length_if_short, short_clause
 
 
-class ShortDevices:
+class ShrunkDevices:
     """The devices that were found short and not retried since."""
 
     def __init__(self, context: Context) -> None:
@@ -26,13 +27,13 @@ class ShortDevices:
     def note(self) -> None:
         """Have the catalog remember what the engine has found."""
         found = self._context.engine.stats()["devices"]
-        with self._context.changes:
+        with self._context.catalog_lock:
             names = self._context.device_names()
             for entry in found:
                 short = None if entry["fault"] is None else entry["fault"]["short"]
                 if short is not None and entry["device"] in names:
                     name = names[entry["device"]]
-                    with apart(self._context, f"remembering that device {name} is short", DEVICE=name):
+                    with isolate(self._context, f"remembering that device {name} is short", DEVICE=name):
                         self._remember(entry["device"], name, *short)
 
     def look(self, device: Device, path: Path) -> None:

@@ -1,18 +1,18 @@
-"""The room in the state directory: how much there is, and what goes on by itself when there is more.
+"""State space: free space in the state directory, and what is retried when there is more.
 
-How it works      The watch over the change logs (space.py) has it looked at every few seconds. Where little
-                  is left, a file of a journal segment's size is allocated and removed again: only that says
-                  whether there is room, whatever the kind of file system. What was found is in
-                  `context.state_trouble`, which status and volumes show. Once there is room again, the
-                  reserve is made (reserve.py), and volumes that could not be served are tried again.
-                  A processor whose journal cannot get its next segment says so while half of the newest one
-                  is left (`journal_full`). Then its journal is replaced by a checkpoint and a small segment,
-                  for which room is kept, and the old segment is removed: writes go on. Where that fails, the
-                  sentence names the volumes whose writes fail, and it is tried again: at each look, with
-                  longer and longer pauses, at once when a snapshot or volume was deleted.
-                  Each look also asks whether files there were changed by somebody else (state_files.py).
+How it works      The space monitor (change_logs.py) calls it every few seconds. Where little is left, a file
+                  of a journal segment's size is allocated and removed again: only that shows whether there is
+                  space, on every kind of file system. The result is in `context.state_trouble`, which status
+                  and volumes show. Once there is space again, the reserve is made (reserve.py), and volumes
+                  that could not be served are retried.
+                  A processor whose journal cannot get its next segment reports that while half of the newest
+                  one is left (`journal_full`). Then its journal is replaced by a checkpoint and a small
+                  segment, for which space is reserved, and the old segment is removed: writes continue. If
+                  that fails, the sentence names the volumes whose writes fail, and it is retried at each
+                  look, with growing pauses, and at once after a snapshot or volume was deleted.
+                  Each look also checks whether files there were changed from outside (state_files.py).
 Owner and locks   `look` and `journal_full` are called by one thread, `refresh` by any. At most one other
-                  thread relieves journals; while it runs, it alone changes `_failed` and the pause. Both may
+                  thread replaces journals; while it runs, it alone changes `_failed` and the pause. Both may
                   change `_full` then, one id at a time.
 Errors            None.
 """
@@ -36,7 +36,7 @@ from polyvol.mapping.os_errors import advice, reason
 from polyvol.mapping.partition import round_up
 from polyvol.mapping.records import Volume
 
-_log = logging.getLogger("polyvol.room")
+_log = logging.getLogger("polyvol.space")
 SEGMENT_BYTES = 8 << 20
 """A journal segment: each processor of each volume needs one now and then."""
 LOW_BYTES = 256 << 20
@@ -50,7 +50,7 @@ SEGMENTS_KEPT = 2
 """Journal segments of a processor that a checkpoint does not remove: the newest, and the one that follows."""
 
 
-class StateRoom:
+class StateSpaceMonitor:
     """The watch over the state directory. `again`: what to do when there is room after there was none."""
 
     def __init__(self, context: Context, reserve: Reserve, again: Callable[[], None]) -> None:
@@ -202,7 +202,7 @@ class StateRoom:
         )
 
     def _writes(self) -> str:
-        """What becomes of writes, as a clause."""
+        """What happens to writes, as a clause."""
         names = [each.shown_name for each in self._context.catalog.volumes() if each.id in self._failed]
         if not names:
             return "and writes go on in the room that is kept for journals"

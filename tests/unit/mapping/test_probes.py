@@ -1,4 +1,4 @@
-"""Looks: what does not answer keeps nobody waiting."""
+"""Probes: what does not answer keeps nobody waiting."""
 
 import threading
 import time
@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from polyvol.mapping import looks, occupied
-from polyvol.mapping.looks import Looks
+from polyvol.mapping import occupied, probes
+from polyvol.mapping.probes import Probes
 from tests.support.proc import wait_until
 
 
 def test_a_question_that_is_not_answered_keeps_no_other_waiting_and_is_not_asked_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(looks, "LOOK_S", 0.1)
-    asker = Looks()
+    monkeypatch.setattr(probes, "PROBE_S", 0.1)
+    asker = Probes()
     go_on = threading.Event()
     asked: list[int] = []
 
@@ -33,7 +33,7 @@ def test_a_question_that_is_not_answered_keeps_no_other_waiting_and_is_not_asked
 
 
 def test_many_questions_that_hang_are_given_up_together() -> None:
-    asker = Looks()
+    asker = Probes()
     go_on = threading.Event()
     began = time.monotonic()
     assert asker.ask({number: lambda: go_on.wait(30) for number in range(100)}) == {}

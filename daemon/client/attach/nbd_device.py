@@ -5,7 +5,7 @@ How it works      Connections are opened and negotiated here (handshake.py) and 
                   requests wait, up to the dead-connection time-out, for `reconnect`.
 Invariants        AK1 a connection is handed over only if its export is the one that was attached: by its UUID
                   where both are known, no smaller, and read-only or not as before.
-Owner and locks   One process at a time looks after a name: its unit, or else a command by hand.
+Owner and locks   One process at a time supervises a name: its unit, or else a command by hand.
 Errors            errors.py.
 """
 
@@ -24,7 +24,7 @@ from polyvol.daemon.client.attach import disks, handshake
 from polyvol.daemon.client.attach.address import Address, parse_uri
 from polyvol.daemon.client.attach.errors import AlreadyAttached, AnotherExport, KernelRefused
 from polyvol.daemon.client.attach.handshake import Export
-from polyvol.daemon.client.attach.records import Now, Places, Wanted
+from polyvol.daemon.client.attach.records import Attached, Places, Wanted
 from polyvol.mapping.sizes import exact_size
 
 if TYPE_CHECKING:  # the library is loaded only by who talks to the kernel
@@ -57,7 +57,7 @@ def device_number(device: str) -> int | None:
     return None if found is None else int(found[1])
 
 
-def find(places: Places, name: str) -> Now | None:
+def find(places: Places, name: str) -> Attached | None:
     """What is attached by this name with the kernel's NBD client, or None."""
     device = disks.attached_nbd().get(name)
     record = places.now(name)
@@ -70,21 +70,21 @@ def find(places: Places, name: str) -> Now | None:
     if record is not None and record.device == device:
         return record
     flags = handshake.FLAG_READ_ONLY if disks.read_only(device) else 0
-    return Now(name=name, device=device, kind="nbd", size=disks.size_of(device), flags=flags)
+    return Attached(name=name, device=device, kind="nbd", size=disks.size_of(device), flags=flags)
 
 
-def attach(kernel: "Kernel", places: Places, wanted: Wanted) -> tuple[Now, Path]:
+def attach(kernel: "Kernel", places: Places, wanted: Wanted) -> tuple[Attached, Path]:
     """Make the block device; what it is, and its path."""
     address = parse_uri(wanted.uri, wanted.name)
     index = None if wanted.device is None else device_number(wanted.device)
     if index is not None and disks.connected(f"nbd{index}"):
         raise AlreadyAttached(name=wanted.device, device=f"/dev/nbd{index}")
-    with disks.Arrival() as arrival, ExitStack() as undo:
+    with disks.UdevWaiter() as waiter, ExitStack() as undo:
         with _connections(address, wanted.connections) as (sockets, export):
             settings = _settings(wanted, export)
             index = kernel.connect(settings, [each.fileno() for each in sockets], index)
         undo.callback(kernel.disconnect, index)
-        now = Now(
+        now = Attached(
             name=wanted.name,
             device=f"nbd{index}",
             kind="nbd",
@@ -94,13 +94,13 @@ def attach(kernel: "Kernel", places: Places, wanted: Wanted) -> tuple[Now, Path]
             uri=address.uri,
         )
         places.write(now)
-        if not arrival.wait(lambda: _is_there(now), ARRIVAL_S):
+        if not waiter.wait(lambda: _is_there(now), ARRIVAL_S):
             raise KernelRefused(what=f"/dev/{now.device}", why="the device did not appear in time")
         undo.pop_all()
-        return now, arrival.link(now.device, places.link(wanted.name))
+        return now, waiter.link(now.device, places.link(wanted.name))
 
 
-def reconnect(kernel: "Kernel", wanted: Wanted, now: Now) -> Now:
+def reconnect(kernel: "Kernel", wanted: Wanted, now: Attached) -> Attached:
     """Give the device new connections in the place of dead ones, and the export's size if that has grown.
 
     AnotherExport if what is served there is not what was attached (AK1): then nothing has changed."""
@@ -111,7 +111,7 @@ def reconnect(kernel: "Kernel", wanted: Wanted, now: Now) -> Now:
     return grown
 
 
-def grow(kernel: "Kernel", wanted: Wanted, now: Now) -> Now:
+def grow(kernel: "Kernel", wanted: Wanted, now: Attached) -> Attached:
     """Look at the export; if it has grown, so does the device."""
     address = parse_uri(wanted.uri, wanted.name)
     export = handshake.look(address, HANDSHAKE_S)
@@ -121,7 +121,7 @@ def grow(kernel: "Kernel", wanted: Wanted, now: Now) -> Now:
     return grown
 
 
-def same_export(address: Address, now: Now, export: Export) -> Now:
+def same_export(address: Address, now: Attached, export: Export) -> Attached:
     """What is attached, with the export's size; AnotherExport unless it is what was attached (AK1)."""
     why = None
     uuid = None if now.uuid is None else UUID(now.uuid)
@@ -137,20 +137,20 @@ def same_export(address: Address, now: Now, export: Export) -> Now:
     return dataclasses.replace(now, size=export.size, uuid=None if known is None else str(known))
 
 
-def detach(kernel: "Kernel", places: Places, now: Now, *, force: bool) -> None:
+def detach(kernel: "Kernel", places: Places, now: Attached, *, force: bool) -> None:
     """Write what is not written yet, and end the device; AttachedInUse or NotWritten if that cannot be.
-    With `force`, what is not written is lost; a device that is in use stays until its users let go of it, and
+    With `force`, what is not written is lost; a device that is in use stays until its users close it, and
     all its I/O fails. The caller has looked who uses it."""
     number = device_number(now.device)
     if number is not None and disks.connected(now.device):
-        with disks.Arrival() as arrival:
+        with disks.UdevWaiter() as waiter:
             with contextlib.nullcontext() if force else disks.written_out(now.name, now.device):
                 kernel.disconnect(number)
-            gone = arrival.wait(lambda: not disks.connected(now.device), FORCED_S if force else END_S)
+            gone = waiter.wait(lambda: not disks.connected(now.device), FORCED_S if force else END_S)
             if not gone and not force:
                 raise KernelRefused(what=f"to end /dev/{now.device}", why="it took too long")
     disks.remove_link(places.link(now.name), now.device)
-    places.forget(Now, now.name)
+    places.forget(Attached, now.name)
 
 
 @contextlib.contextmanager
@@ -181,12 +181,12 @@ def _settings(wanted: Wanted, export: Export) -> Settings:
     )
 
 
-def _reconfigure(kernel: "Kernel", wanted: Wanted, now: Now, export: Export, sockets: list[int]) -> None:
+def _reconfigure(kernel: "Kernel", wanted: Wanted, now: Attached, export: Export, sockets: list[int]) -> None:
     number = device_number(now.device)
     assert number is not None, f"{now.device} is no NBD device"
     backend_known = disks.read(now.device, "backend") is not None
     kernel.reconfigure(number, _settings(wanted, export), sockets, backend_known=backend_known)
 
 
-def _is_there(now: Now) -> bool:
+def _is_there(now: Attached) -> bool:
     return disks.size_of(now.device) > 0 and (disks.DEV / now.device).exists()

@@ -1,10 +1,9 @@
-"""Apart: an error of one object ends what is done with that object, and nothing else.
+"""Isolation: an error of one object ends the work on that object, and nothing else.
 
 How it works      The body of each loop over objects (devices, volumes, snapshots, schedules, connections) is
-                  `with apart(...)`. It ends every error of the body, expected or not, and hands it on as a
-                  clause: to `failed`, or as an event. An error that nobody expected is logged with its
-                  traceback.
-Invariants        A1 no class of errors leaves the body; only the end of the process does.
+                  `with isolate(...)`. It catches every error of the body, expected or not, and reports it as
+                  a clause: to `failed`, or as an event. An unexpected error is logged with its traceback.
+Invariants        A1 no Exception leaves the body; only exceptions that end the process do.
 Owner and locks   None of its own.
 """
 
@@ -18,13 +17,13 @@ from polyvol.mapping import os_errors
 from polyvol.mapping.errors import PolyvolError
 
 DEFECT = "internal error in polyvold; its log has the details"
-"""What people are told of an error that nobody expects."""
+"""What users see of an unexpected error."""
 
 _log = logging.getLogger("polyvol")
 
 
-class Apart:
-    """What `apart` gives."""
+class _Isolation:
+    """The context manager of `isolate`."""
 
     def __init__(self, context: Context, what: str, failed: Callable[[str], object]) -> None:
         self._context = context
@@ -45,22 +44,22 @@ class Apart:
         return True
 
 
-def apart(
+def isolate(
     context: Context,
     what: str,
     failed: Callable[[str], object] | None = None,
     *,
     volume: str | None = None,
     **fields: object,
-) -> Apart:
-    """End all errors of the body. `what` is being done with which object, for people. `failed` is given the
-    reason, a clause; without it, `what` and the reason are an event, which is not repeated while it is
+) -> _Isolation:
+    """Catch all errors of the body. `what`: the action and its object, for people. `failed` gets the
+    reason, a clause; without it, `what` and the reason become an event, which is not repeated while it is
     among the latest. `volume` and `fields` are for the journal."""
 
-    def told(reason: str) -> None:
+    def report(reason: str) -> None:
         context.events.add_once("warning", f"{what} failed: {reason}", volume=volume, **fields)
 
-    return Apart(context, what, failed or told)
+    return _Isolation(context, what, failed or report)
 
 
 def reason_of(context: Context, error: Exception) -> str:

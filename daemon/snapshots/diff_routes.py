@@ -3,8 +3,8 @@
 from typing import Literal
 
 from polyvol.daemon.api.route import Call, Route
-from polyvol.daemon.snapshots.changes import PAGE_EXTENTS_MAX
-from polyvol.daemon.types.changes import ChangesView, ChangeTotalView
+from polyvol.daemon.snapshots.diff import PAGE_EXTENTS_MAX
+from polyvol.daemon.types.diffs import DiffTotalView, DiffView
 
 _UNTIL: tuple[str, Literal["string"], str] = ("until", "string", "The other snapshot; now, if none is named")
 
@@ -13,10 +13,10 @@ ROUTES = [
         "GET",
         "/v1/volumes/{volume}/snapshots/{snapshot}/changes",
         "What changed since a snapshot: a page of extents",
-        lambda service, call: service.changes.extents(
+        lambda service, call: service.diffs.extents(
             *_named(call), call.number("start", 0), call.number("limit", PAGE_EXTENTS_MAX)
         ),
-        ChangesView,
+        DiffView,
         query=(
             _UNTIL,
             ("start", "string", "Where the page begins, in bytes: 0, or `next` of the page before"),
@@ -28,8 +28,8 @@ ROUTES = [
         "GET",
         "/v1/volumes/{volume}/snapshots/{snapshot}/change-total",
         "How much changed since a snapshot",
-        lambda service, call: service.changes.total(*_named(call)),
-        ChangeTotalView,
+        lambda service, call: service.diffs.total(*_named(call)),
+        DiffTotalView,
         query=(_UNTIL,),
         slow=True,
     ),

@@ -9,7 +9,7 @@ How it works      A schedule's due time is planned once and kept in memory, by t
                   - an interval goes on by the steady clock: its due time is moved along with the wall clock;
                   - a cron expression follows the wall clock: what was skipped is made up once, what comes
                     again is due again.
-Invariants        DU1 the clock being set, however often, makes a schedule run at most once more for each
+Invariants        DU1 the clock being set, however often, makes a schedule run at most one more time for each
                   time, and never later than its next regular time by the clock as it then stands, or, for an
                   interval, one interval later than planned.
                   DU2 every verb moves the plans along with the wall clock before it uses it, so that no plan

@@ -1,35 +1,35 @@
-"""Devices that are half added or half removed: hidden from placement, and undone or finished.
+"""Incomplete devices: partly added or partly removed; hidden from placement, then undone or finished.
 
 How it works      The catalog says 'adding' before anything is made of a device, and 'removing' before
-                  anything of it is taken away. `forget` does what both end with: it closes the device, takes
-                  its label off, or removes the file that add has made, and takes it out of the catalog.
-                  `settle` does that for each device that an error or a kill has left so.
-Invariants        HD1 a device with extents of volumes is never forgotten; HD2 one that is being added or
-                  removed now (`underway`, changed under `changes`) is left to that verb.
+                  anything of it is taken away. `forget` is the common last step: it closes the device, takes
+                  its label off, or removes the file that add has made, and removes it from the catalog.
+                  `settle` does that for each device that an error or a kill left in one of these states.
+Invariants        HD1 a device with extents of volumes is never forgotten; HD2 a device whose add or remove is
+                  running (`underway`, changed under `catalog_lock`) is left to that verb.
 Owner and locks   `settle` takes the lock of each device; the caller holds none of a volume. The caller of
                   `forget` holds the device's lock.
-Durability        After `forget` the device is forgotten also after power loss. What it could not do before is
-                  tried again by the next `settle`.
+Durability        After `forget` the device is forgotten also after power loss. What it could not do is
+                  retried by the next `settle`.
 Errors            None leave `settle`: they are events. `forget`: those of the catalog.
 """
 
 from contextlib import suppress
 
-from polyvol.daemon.apart import apart
 from polyvol.daemon.context import Context
-from polyvol.daemon.devices.files import close, keep, let_go, open_checked, unmake
-from polyvol.daemon.devices.short import ShortDevices
+from polyvol.daemon.devices.files import close, close_device, keep, open_checked, unmake
+from polyvol.daemon.devices.shrunk import ShrunkDevices
+from polyvol.daemon.isolation import isolate
 from polyvol.mapping.device import Device, clear_label
 from polyvol.mapping.errors import DeviceNotReady
 from polyvol.mapping.records import UNDER_WAY
 
 
-class HalfDevices:
+class IncompleteDevices:
     """The devices that are not 'ready', but for those that are made for volumes."""
 
-    def __init__(self, context: Context, short: ShortDevices) -> None:
+    def __init__(self, context: Context, shrunk: ShrunkDevices) -> None:
         self._context = context
-        self._short = short
+        self._shrunk = shrunk
         self.underway: set[int] = set()
 
     def finish_used(self) -> None:
@@ -39,7 +39,7 @@ class HalfDevices:
         users = context.catalog.users()
         for device in context.catalog.devices():
             if device.unfinished is not None and device.id in users:
-                with apart(context, f"taking device {device.name} into use", DEVICE=device.name):
+                with isolate(context, f"taking device {device.name} into use", DEVICE=device.name):
                     context.catalog.set_device_state(device.id, "ready")
                     half = f"was being {UNDER_WAY[device.state]}"
                     text = f"device {device.name} {half}, and volumes have extents on it: it stays"
@@ -48,14 +48,14 @@ class HalfDevices:
     def settle(self) -> None:
         """Undo what is half added and finish what is half removed, as far as that is possible now."""
         context = self._context
-        with context.changes:
+        with context.catalog_lock:
             devices = [device for device in context.catalog.devices() if device.unfinished is not None]
             users = {*context.catalog.users(), *self.underway} if devices else set()
         for device in devices:
             if device.id not in users:
                 what = f"forgetting device {device.name}, which is half {UNDER_WAY[device.state]},"
                 with (
-                    apart(context, what, DEVICE=device.name),
+                    isolate(context, what, DEVICE=device.name),
                     context.locks.device(device.id, device.name, "being forgotten", wait_s=0.0),
                 ):
                     there = context.catalog.devices()
@@ -65,20 +65,20 @@ class HalfDevices:
     def forget(self, device: Device) -> None:
         """Take the label off, if it is there and can be, or the file that add has made; forget the device."""
         context = self._context
-        with apart(context, f"closing device {device.name}", lambda _: None):  # it may not be open
+        with isolate(context, f"closing device {device.name}", lambda _: None):  # it may not be open
             close(context, device.id)
         # A device that cannot be written to, or is another, keeps its label, which nothing will take for
         # another's.
         what = f"taking the label off device {device.name}, which is forgotten,"
-        with apart(context, what, DEVICE=device.name), suppress(DeviceNotReady):
+        with isolate(context, what, DEVICE=device.name), suppress(DeviceNotReady):
             if device.made and device.state == "adding":
                 unmake(context, device)
             else:
                 if device.id not in context.files:
                     keep(context, device, open_checked(context, device, context.path(device)).file)
                 clear_label(device, context.files[device.id], context.catalog.uuid)
-        let_go(context, device.id)
-        with context.changes:
+        close_device(context, device.id)
+        with context.catalog_lock:
             context.catalog.forget_device(device.id)
-        self._short.forget(device)
+        self._shrunk.forget(device)
         context.device_trouble.pop(device.id, None)

@@ -9,18 +9,18 @@ from typing import Any
 
 import pytest
 
-from polyvol.daemon.apart import DEFECT, apart
 from polyvol.daemon.config import Config
 from polyvol.daemon.devices import files as device_files
 from polyvol.daemon.devices import start as device_start
 from polyvol.daemon.devices import verbs as devices
 from polyvol.daemon.devices.udev import DiskWatch
 from polyvol.daemon.host.signals import ENDING, RELOADING
+from polyvol.daemon.isolation import DEFECT, isolate
 from polyvol.daemon.process import watch
 from polyvol.daemon.service import Service
-from polyvol.daemon.space.change_logs import Space
+from polyvol.daemon.space.change_logs import SpaceMonitor
 from polyvol.daemon.types.scrubs import ScrubSettings
-from polyvol.daemon.volumes import scrub, stopped
+from polyvol.daemon.volumes import manifest_digests, scrub
 from polyvol.mapping.device import Device, trouble_with
 from polyvol.mapping.records import Volume
 from tests.support.proc import wait_until
@@ -75,17 +75,17 @@ def is_a(*arguments: object, **_: object) -> bool:
 def test_every_error_ends_in_the_body_and_the_end_of_the_process_does_not(daemon: Daemon) -> None:
     context = daemon.service._context
     for error in (Unexpected("x"), KeyError("x"), OSError(5, "Input/output error", "/x"), StopIteration()):
-        with apart(context, f"doing {type(error).__name__}"):
+        with isolate(context, f"doing {type(error).__name__}"):
             raise error
     assert [text.split(" failed: ")[1] for text in events(daemon)[:3]] == [
         DEFECT,
         DEFECT,
         "/x: input/output error",
     ]
-    with pytest.raises(KeyboardInterrupt), apart(context, "being told to end"):
+    with pytest.raises(KeyboardInterrupt), isolate(context, "being told to end"):
         raise KeyboardInterrupt
     for _ in range(3):
-        with apart(context, "trying again and again"):
+        with isolate(context, "trying again and again"):
             raise Unexpected
     assert sum("again and again" in text for text in events(daemon)) == 1
 
@@ -195,7 +195,7 @@ def test_a_snapshot_that_is_not_exported_can_be_deleted(two: Daemon) -> None:
 def test_manifests_that_cannot_be_looked_at_keep_no_start_and_no_stop_from_ending(
     two: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    digests = stopped._digests
+    digests = manifest_digests._digests
 
     def read(directory: Path) -> str:
         if directory.name == uuid:
@@ -203,7 +203,7 @@ def test_manifests_that_cannot_be_looked_at_keep_no_start_and_no_stop_from_endin
         return digests(directory)
 
     uuid = json.loads(two.ok("volume", "show", "a", "--json"))["uuid"]
-    monkeypatch.setattr(stopped, "_digests", read)
+    monkeypatch.setattr(manifest_digests, "_digests", read)
     two.restart()
     two.restart()
     assert "b" in exports(two)
@@ -361,11 +361,11 @@ def test_a_volume_whose_logs_cannot_be_looked_at_keeps_no_other_from_it(
     two: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     context = two.service._context
-    space = Space(context, two.service.snapshots)
-    context.gauges.clear()
+    space = SpaceMonitor(context, two.service.snapshots)
+    context.fill_levels.clear()
     monkeypatch.setattr(SimEngine, "space", failing(SimEngine.space, lambda _, volume: volume == 1))
     space.sample()
-    assert 2 in context.gauges
+    assert 2 in context.fill_levels
     assert any("change logs of volume a" in text and DEFECT in text for text in events(two))
 
 

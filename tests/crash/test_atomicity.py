@@ -1,10 +1,10 @@
-"""test_wholes: power losses leave snapshots of a group whole or absent, and volumes of a size reported."""
+"""test_atomicity: power losses leave snapshots of a group whole or absent, and volumes of a size reported."""
 
 from pathlib import Path
 
 import pytest
 
-from tests.crash.wholes import check_recording, record
+from tests.crash.atomicity import check_recording, record
 
 
 @pytest.mark.timeout(300)

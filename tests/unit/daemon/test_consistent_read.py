@@ -132,7 +132,7 @@ def test_readers_wait_neither_for_a_change_nor_for_a_transaction(
     daemon.ok("snapshot", "create", "v", "--name", "s")
     daemon.ok("schedule", "add", "v", "--every", "1d", "--keep", "last=2", "--name", "daily")
     context = daemon.service._context
-    with context.changes, context.catalog._database.transaction() as connection:
+    with context.catalog_lock, context.catalog._database.transaction() as connection:
         connection.execute("DELETE FROM schedule")
         began = time.monotonic()
         Client(daemon.state_dir).get(*parts)

@@ -1,29 +1,29 @@
-"""Kept: what is deleted and stays for the clones that were made from it, and its end.
+"""Clone pins: deleted volumes and snapshots that clones still need, and their deferred deletion.
 
-How it works      keep: a volume of whose snapshots clones were made is marked in the catalog, which forgets
-                  its other snapshots, and the engine drops those. Its live map goes back to the newest
-                  snapshot that is left, which frees what only it has seen. The engine goes on serving it,
-                  without exports. let_go: what is kept for no clone any more is dropped; a volume with
-                  nothing left is deleted; that may have been a clone itself, so this goes on until nothing
-                  is found.
-Owner and locks   `record` under the volume's lock and `changes`, `keep` under the volume's lock. `let_go`
-                  takes the lock of each volume that it drops something of, and leaves alone what is busy.
-Durability        The catalog comes first in each: a kill in between is settled by the next start, which drops
-                  what the catalog does not know, and calls let_go.
+How it works      keep: a volume with clones is not deleted but marked in the catalog, which forgets the
+                  snapshots that no clone was made from; the engine drops those. Its live map returns to the
+                  newest snapshot that is left, which frees what only the live volume saw. The engine still
+                  serves it, without exports. release: what no clone needs any more is dropped, and a volume
+                  with nothing left is deleted. That volume may be a clone itself, so release repeats until
+                  it finds nothing.
+Owner and locks   `record` under the volume's lock and `catalog_lock`, `keep` under the volume's lock.
+                  `release` takes the lock of each volume that it drops something of, and skips what is busy.
+Durability        The catalog is changed first. After a kill in between, the next start drops what the catalog
+                  does not have, and calls `release`.
 Errors            Those of the catalog, of `record`. Others are events, and what failed is tried again at the
                   next deletion, reload or start.
 """
 
 from collections.abc import Callable
 
-from polyvol.daemon.apart import apart
 from polyvol.daemon.context import Context
+from polyvol.daemon.isolation import isolate
 from polyvol.mapping.records import Volume
 from polyvol.snapshot.coordinator import Coordinator
 
 
-class Kept:
-    """Keeps what clones need. `delete` deletes a volume that nobody knows of any more."""
+class ClonePins:
+    """Keeps what clones need. `delete` deletes a volume that no clone needs."""
 
     def __init__(self, context: Context, delete: Callable[[Volume], object]) -> None:
         self._context = context
@@ -39,17 +39,17 @@ class Kept:
         return removal.keep_volume(volume)
 
     def keep(self, volume: Volume, gone: list[int]) -> None:
-        """Have the engine give back what no clone of a volume needs that was recorded as kept."""
+        """Have the engine free what no clone needs of a volume that was recorded as kept."""
         context = self._context
         if context.is_served(volume):
-            # The volume is deleted, whatever comes of this; the next start does the first of it.
-            with apart(context, f"giving back what no clone of volume {volume.name} needs"):
+            # The volume is deleted, whether this succeeds or not; the next start repeats the first step.
+            with isolate(context, f"giving back what no clone of volume {volume.name} needs"):
                 context.engine.drop_snapshots(volume.id, gone)
                 newest = context.catalog.snapshots_and_kept(volume.id)[-1]
                 self._coordinator.roll_back([(volume, newest)], None)
 
-    def let_go(self) -> None:
-        """Let go of all that is kept for nobody. Repeatable; what fails or is busy is an event, and tried
+    def release(self) -> None:
+        """Drop all that no clone needs any more. Idempotent; what fails or is busy is an event, and tried
         again next time."""
         removal = self._context.catalog.removal
         tried: set[int] = set()
@@ -62,14 +62,14 @@ class Kept:
                 what = f"giving back what volume {volume.shown_name} kept for clones"
                 tried.add(volume.id)
                 with (
-                    apart(self._context, what),
+                    isolate(self._context, what),
                     self._context.locks.volumes({volume.id: volume.name}, what),
                 ):
-                    if self._let_go_of(volume):
+                    if self._release_one(volume):
                         tried.discard(volume.id)
 
-    def _let_go_of(self, volume: Volume) -> bool:
-        """Drop what a volume keeps for nobody, and the volume if nothing of it is left; whether that was
+    def _release_one(self, volume: Volume) -> bool:
+        """Drop what no clone needs of a volume, and the volume if nothing is left of it; whether that was
         done."""
         context, removal = self._context, self._context.catalog.removal
         epochs = removal.unneeded_snapshots().get(volume.id, [])

@@ -1,15 +1,15 @@
-"""wholes: power losses of a polyvold that takes snapshots of a group, deletes them, and has a volume grow.
+"""atomicity: power losses of a polyvold that takes snapshots of a group, deletes them, and has a volume grow.
 
 How it works      `record` runs the load on a recorded polyvold: two volumes in a group; each turn writes its
                   number into both, flushes, and takes a snapshot of the group; now and then one is deleted,
-                  and the first volume grows. `python -m tests.crash.wholes RECORDING --seed S --count N`, a
-                  program with the recorder preloaded, makes after-crash images of drawn moments, starts a
+                  and the first volume grows. `python -m tests.crash.atomicity RECORDING --seed S --count N`,
+                  a program with the recorder preloaded, makes after-crash images of drawn moments, starts a
                   service on each, and compares.
 What must hold    A group's snapshot is there whole, with its volumes at one turn and of the size that they
                   had, or not at all; from when it was reported until its deletion is asked for it is there. A
                   volume has the last size that was reported, or one that was asked for after; what was
                   flushed into what is new is there. Then both go on: a snapshot is taken, the volume grows
-                  once more, the check finds nothing.
+                  again, the check finds nothing.
 Errors            Exit code 1 and a sentence.
 """
 

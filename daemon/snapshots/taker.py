@@ -1,17 +1,17 @@
-"""Taking snapshots: the way of every request for one, whoever makes it: hooks, then the cut, then the log.
+"""Snapshot taker: the one path of every request for a snapshot: hooks, then the cut, then the record.
 
-How it works      What a snapshot is taken of is settled before the first hook: the volumes, the group and the
-                  schedule are records from then on, known by their ids, which are never used again (as UUIDs
-                  are not). A volume that another verb has is waited for first, so that no application is made
-                  ready in vain. Hooks are run without a lock and end as soon as the cut is made: a command
-                  that hangs holds up nobody but who asked for this snapshot. Under the volumes' locks, what
-                  was settled is compared with what is there now; then snapshots.py takes the cut.
-Invariants        TK1 what can be refused is refused before the first hook; TK2 no cut is made of anything but
-                  what was settled: what has changed while hooks ran is refused with a sentence, and thawed.
-Owner and locks   The volumes' locks, and the group's if it is of one, from the cut's plan to its record.
-Errors            Those of snapshots.py, RepeatedDevice; UnknownVolume, UnknownGroup, UnknownSchedule,
-                  GroupChanged, VolumeChanged where things have changed while hooks ran; HooksFailed where
-                  hooks are required: the cut is undone then, so that there is no snapshot.
+How it works      What the snapshot is taken of is resolved before the first hook: from then on the volumes,
+                  the group and the schedule are records, known by ids and UUIDs that are never reused. A
+                  volume that another verb has locked is waited for first, so that no application is quiesced
+                  for nothing. Hooks run without a lock and end as soon as the cut is made: a command that
+                  hangs delays only the caller of this snapshot. Under the volumes' locks, what was resolved
+                  is compared with what is there now; then snapshots/verbs.py takes the cut.
+Invariants        TK1 what can be refused is refused before the first hook; TK2 a cut is made only of what was
+                  resolved: if that changed while hooks ran, the request is refused and thawed.
+Owner and locks   The volumes' locks, and the group's for a group snapshot, from the cut's plan to its record.
+Errors            Those of snapshots/verbs.py, RepeatedDevice; UnknownVolume, UnknownGroup, UnknownSchedule,
+                  GroupChanged, VolumeChanged for changes while hooks ran; HooksFailed if hooks are required:
+                  then the cut is undone, so that there is no snapshot.
 """
 
 import logging
@@ -62,7 +62,7 @@ QUIESCED_WAIT_S = 5.0
 _log = logging.getLogger("polyvol")
 
 
-class Taking:
+class SnapshotTaker:
     """Takes snapshots of volumes and of groups."""
 
     def __init__(self, context: Context, snapshots: Snapshots, hooks: HookRunner) -> None:

@@ -6,10 +6,10 @@ How it works      The engine compares the two block maps, which takes as long as
 Errors            UnknownVolume, UnknownSnapshot, VolumeNotServed, BadRequest.
 """
 
+from polyvol.daemon.consistent_read import reads
 from polyvol.daemon.context import Context
 from polyvol.daemon.errors import BadRequest
-from polyvol.daemon.reading import reads
-from polyvol.daemon.types.changes import ChangedExtent, ChangesView, ChangeTotalView
+from polyvol.daemon.types.diffs import ChangedExtent, DiffTotalView, DiffView
 from polyvol.mapping.errors import UnknownSnapshot
 from polyvol.mapping.records import SnapshotRecord, Volume
 
@@ -17,13 +17,13 @@ PAGE_EXTENTS_MAX = 16384
 """The most that one page holds."""
 
 
-class Changes:
+class Diffs:
     """The verbs of what changed."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
 
-    def extents(self, volume_name: str, since: str, until: str | None, start: int, limit: int) -> ChangesView:
+    def extents(self, volume_name: str, since: str, until: str | None, start: int, limit: int) -> DiffView:
         """A page of what changed from snapshot `since` to `until` (None: now), from byte `start` on."""
         if start < 0 or not 1 <= limit <= PAGE_EXTENTS_MAX:
             raise BadRequest(why=f"start is 0 or more, and limit from 1 to {PAGE_EXTENTS_MAX}")
@@ -36,7 +36,7 @@ class Changes:
             found, following = context.engine.changes(
                 volume.id, older.epoch, None if newer is None else newer.epoch, start, limit
             )
-        return ChangesView(
+        return DiffView(
             volume=volume.name,
             since=since,
             since_uuid=str(older.uuid),
@@ -46,7 +46,7 @@ class Changes:
             next=following,
         )
 
-    def total(self, volume_name: str, since: str, until: str | None) -> ChangeTotalView:
+    def total(self, volume_name: str, since: str, until: str | None) -> DiffTotalView:
         """How much changed from snapshot `since` to `until` (None: now)."""
         context = self._context
         volume, older, newer = self._find(volume_name, since, until)
@@ -57,7 +57,7 @@ class Changes:
             extents, size = context.engine.change_total(
                 volume.id, older.epoch, None if newer is None else newer.epoch
             )
-        return ChangeTotalView(
+        return DiffTotalView(
             volume=volume.name, since=since, until=until, size=volume.size, extents=extents, bytes=size
         )
 

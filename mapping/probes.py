@@ -1,10 +1,10 @@
-"""Looks: questions that are answered at once unless something hangs.
+"""Probes: calls that return at once, or never because something hangs, with a time limit.
 
-How it works      A `stat` of a path on a file system that hangs never returns. Questions are asked on a
-                  thread, one after the other; the answers that come in time are given. What has not answered
-                  costs a thread, and is not asked again until it has.
-Owner and locks   One lock over who asks what. Questions are asked without it.
-Errors            What a question raises is logged; it has no answer then.
+How it works      A `stat` of a path on a file system that hangs never returns. Probes run on a thread, one
+                  after the other; those that return in time have an answer. One that does not return costs
+                  a thread, and is not run again until it has returned.
+Owner and locks   One lock over who runs what. Probes run without it.
+Errors            An exception in a probe is logged; the probe then has no answer.
 """
 
 import logging
@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Generic, TypeVar
 
-LOOK_S = 0.25
-"""How long a question may take."""
-LOOKS_S = 0.75
-"""How long all questions that are asked together may take."""
+PROBE_S = 0.25
+"""Time limit of one probe, in seconds."""
+PROBES_S = 0.75
+"""Time limit of all probes of one call, in seconds."""
 Question = TypeVar("Question", bound=Hashable)
 Answer = TypeVar("Answer")
 _log = logging.getLogger("polyvol")
@@ -41,8 +41,8 @@ class _Round(Generic[Question, Answer]):
         return self.ended or self.asked > asked
 
 
-class Looks:
-    """Asks what is answered at once unless something hangs."""
+class Probes:
+    """Runs probes with a time limit."""
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
@@ -51,7 +51,7 @@ class Looks:
     def ask(self, questions: Mapping[Question, Callable[[], Answer]]) -> dict[Question, Answer]:
         """The answers that came in time, by the questions' keys."""
         answers: dict[Question, Answer] = {}
-        until = time.monotonic() + LOOKS_S
+        until = time.monotonic() + PROBES_S
         with self._condition:
             todo = deque((key, ask) for key, ask in questions.items() if key not in self._stuck)
             while todo:
@@ -67,7 +67,7 @@ class Looks:
         asked = -1
         while round_.moved(asked) and not round_.ended:
             asked = round_.asked
-            left = max(0.0, min(LOOK_S, until - time.monotonic()))
+            left = max(0.0, min(PROBE_S, until - time.monotonic()))
             self._condition.wait_for(partial(round_.moved, asked), left)
         if not round_.ended:
             round_.given_up = True

@@ -1,9 +1,9 @@
-"""Reading: all that one answer tells is of one state.
+"""Consistent read: everything in one answer shows one state.
 
-How it works      Within `Reading.one_state` the thread's queries see one state of the catalog, and the engine
-                  is asked for its exports and its counters once. The two are joined by ids and names: what
-                  the engine does not have (yet, or any more) is told as the catalog has it, without the
-                  facts that only the engine knows.
+How it works      Within `ConsistentRead.one_state` the thread's queries see one state of the catalog, and the
+                  engine is asked for its exports and its counters once. The two are joined by ids and names:
+                  what the engine does not have (yet, or any more) is shown as the catalog has it, without the
+                  facts that only the engine has.
 Invariants        G1 nothing is changed within it, and no lock is waited for: a verb that decides something
                   reads again under its locks (the catalog refuses a transaction within it).
 Owner and locks   None: each thread has its own.
@@ -28,7 +28,7 @@ R = TypeVar("R")
 
 
 class _Reader(Protocol):
-    """What has verbs that read."""
+    """A class with verbs that only read."""
 
     @property
     def _context(self) -> "Context": ...
@@ -38,15 +38,15 @@ V = TypeVar("V", bound=_Reader)
 
 
 class _Facts(threading.local):
-    """What the engine has answered to this thread."""
+    """The engine's answers to this thread."""
 
     reading = False
     exports: "Sequence[ExportInfo] | None" = None
     stats: "EngineStats | None" = None
 
 
-class Reading:
-    """The catalog and the engine, as those see them that only read."""
+class ConsistentRead:
+    """The catalog and the engine, for verbs that only read."""
 
     def __init__(self, catalog: Catalog, engine: EngineLike) -> None:
         self._catalog = catalog
@@ -87,7 +87,7 @@ class Reading:
 
 
 def reads(verb: Callable[Concatenate[V, P], R]) -> Callable[Concatenate[V, P], R]:
-    """A verb that only reads, all of it in one state."""
+    """Run a verb that only reads within one state."""
 
     @functools.wraps(verb)
     def in_one_state(self: V, /, *arguments: P.args, **named: P.kwargs) -> R:

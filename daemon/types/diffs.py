@@ -12,7 +12,7 @@ class ChangedExtent:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChangesView:
+class DiffView:
     """What changed in a volume between the snapshots `since` and `until` (None: now): a page of extents in
     order, none touching the next, and where the next page begins (None: that was all). Whatever changed is
     in it; contents may be equal all the same. Pages belong together if their UUIDs are the same: a snapshot
@@ -28,7 +28,7 @@ class ChangesView:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChangeTotalView:
+class DiffTotalView:
     """How much changed in a volume of `size` between the snapshots `since` and `until` (None: now)."""
 
     volume: str

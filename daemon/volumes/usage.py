@@ -19,7 +19,7 @@ def snapshot_uses(context: Context, volumes: Iterable[Volume]) -> dict[tuple[int
     for volume in volumes:
         if not context.is_served(volume):
             continue
-        with contextlib.suppress(context.engine_error):  # it may be let go meanwhile
+        with contextlib.suppress(context.engine_error):  # it may be closed in the meantime
             for each in context.engine.snapshot_use(volume.id)["snapshots"]:
                 only_log, only_base = each["only_log_bytes"], each["only_base_bytes"]
                 if (volume.id, each["epoch"]) in kept:

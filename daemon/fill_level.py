@@ -1,10 +1,10 @@
-"""Room: how full the change logs of each volume are, how fast they fill, and when to warn. No engine, no
-thread.
+"""Fill level: how full the change logs of each volume are, how fast they fill, and when to warn. No engine,
+no thread.
 
-How it works      A `Gauge` is told of a volume's use every few seconds. It keeps those of the last minutes in
-                  which something changed, for the rate, and says when a level is crossed upwards: once, until
-                  the use has fallen HYSTERESIS below that level.
-Owner and locks   Told by one thread, asked by any: what is asked is replaced whole.
+How it works      A `FillLevel` gets a volume's use every few seconds. It keeps the samples of the last
+                  minutes in which something changed, for the rate. It reports a level once when the use
+                  reaches it, and not again until the use has fallen HYSTERESIS below that level.
+Owner and locks   Updated by one thread, read by any: what is read is replaced as a whole.
 """
 
 from collections import deque
@@ -24,7 +24,7 @@ def level_of(used: int, size: int) -> Level:
     return [level for level, share in LEVELS if used >= share * size][-1] if size else "ok"
 
 
-class Gauge:
+class FillLevel:
     """How one volume's change logs fill."""
 
     def __init__(self) -> None:

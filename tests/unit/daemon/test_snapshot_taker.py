@@ -20,7 +20,7 @@ MIB = 1 << 20
 
 @dataclass
 class Prepared:
-    """A daemon whose volume v has a quiesce command that waits to be let go."""
+    """A daemon whose volume v has a quiesce command that waits to be released."""
 
     daemon: Daemon
     directory: Path

@@ -1,0 +1,84 @@
+"""test_words: words that make a text hard to read, refused in code, comments and docs.
+
+How it works      HABITS has each word with what to write instead. Every line of each file that a person
+                  writes is searched, without regard to case. This file has the words, and docs/glossary.md
+                  has those of other systems, so both are left out; CHANGELOG.md is history, and SQLite
+                  keeps the text of *.sql in catalogs that exist. In engine/ only
+                  the habits of EVERYWHERE are searched for.
+Errors            A complaint names file and line, the word, and what to write instead.
+"""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.style.test_tidy import GLOSSARY, ROOT, repository_files, sources, texts, where
+
+# Archaic, or with a plainer word.
+EVERYWHERE = {
+    r"thereof|whereof|wherein|whereupon|thence|hitherto|forthwith": "a sentence of its own",
+    r"lest|thus|hence|ere": "'so that ... not', 'so'",
+    r"nought|naught|aught": "'nothing', 'anything'",
+    r"thrice|oft|awry|amiss": "'three times', 'often', 'wrong'",
+}
+# Phrases for which the field has a term.
+HABITS = EVERYWHERE | {
+    r"anew": "'again', or a verb with re-: 'reopen', 'rewrite'",
+    r"who(so)?ever|whomever|whosever": "who it is: 'the caller', 'a process that'",
+    r"go(es)? on with|went on with": "'resume' or 'continue'",
+    r"let(s|ting)? go of|(is|was|be) let go": "'close', 'release' or 'free'",
+    r"to be had|cannot be had": "'available'",
+    r"of its own accord": "'by itself' or 'without a request'",
+    r"of late": "'recently'",
+    r"for want of": "'because ... is missing'",
+    r"by and by": "'later'",
+    r"(came|comes?|becomes?) of (it|this|that|them)": "'the result'",
+    r"great(est)?": "'large'",
+    r"look(s|ed)? after": "'supervise'",
+    r"once more": "'again'",
+}
+
+
+def habits(name: str, text: str, words: dict[str, str] = HABITS) -> list[str]:
+    """Complain of each word that has a plainer one."""
+    found = re.compile(r"\b(?:" + "|".join(f"({word})" for word in map(_flat, words)) + r")\b", re.IGNORECASE)
+    instead = list(words.values())
+    return [
+        f"{name}:{number}: says '{match[0]}': write {instead[(match.lastindex or 1) - 1]}"
+        for number, line in enumerate(text.splitlines(), 1)
+        for match in found.finditer(line)
+    ]
+
+
+def _flat(word: str) -> str:
+    """A pattern whose groups do not count."""
+    return word.replace("(", "(?:")
+
+
+def test_plain_words() -> None:
+    left_out = {Path(__file__).resolve(), GLOSSARY, ROOT / "CHANGELOG.md"}
+    paths = sorted({*sources(), *repository_files("*.md", "*.toml", "systemd/*", "debian/*")} - left_out)
+    assert len(paths) > 100
+    complaints = []
+    for path, text in texts(path for path in paths if path.suffix != ".sql"):
+        engine = where(path).startswith("engine/")
+        complaints += habits(where(path), text, EVERYWHERE if engine else HABITS)
+    assert complaints == []
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "It is opened anew.",
+        "Whoever comes first",
+        "goes on with it",
+        "lets go of the lock",
+        "no loop device is to be had",
+        "whatever becomes of it",
+        "thus it ends",
+    ],
+)
+def test_a_habit_is_noticed(bad: str) -> None:
+    assert len(habits("a.md", f"one\n{bad}\n")) == 1
+    assert habits("a.md", "It is reopened; the holder is released, and greatly renewed.\n") == []
