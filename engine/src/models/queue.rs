@@ -64,7 +64,7 @@ impl Runs for Recorder {
         }
     }
 
-    fn run_beside(&self, batch: &mut Vec<Event>) -> bool {
+    fn run_shared(&self, batch: &mut Vec<Event>) -> bool {
         let looks = |event: &Event| matches!(event, Event::Control(control) if matches!(**control, Control::CheckpointDone(LOOKS, ..)));
         for _ in batch.extract_if(.., |event| looks(event)) {
             self.seen.lock().unwrap().push((LOOKS, 0));

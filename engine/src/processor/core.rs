@@ -25,7 +25,7 @@ pub trait Runs {
     }
     /// Serves those events of `batch` that change nothing of it, but not for long, and leaves the others there, in order.
     /// `true`: there may be more of the kind.
-    fn run_beside(&self, _batch: &mut Vec<Event>) -> bool {
+    fn run_shared(&self, _batch: &mut Vec<Event>) -> bool {
         false
     }
     /// Whether it was told to stop.
@@ -69,7 +69,7 @@ impl<R: Runs> Core<R> {
         let mut others = Vec::new();
         while self.queue.share() {
             let more =
-                self.processor.try_read().expect("Q3, and no runner panics").run_beside(batch);
+                self.processor.try_read().expect("Q3, and no runner panics").run_shared(batch);
             if !more {
                 if self.queue.unshare(batch) {
                     self.run_some(batch);

@@ -3,7 +3,7 @@
 //! How it works      A processor ([`core`]) drains its [`queue`] ([`run`]), and for each volume that it owns partitions of, a
 //!                   [`share`] serves the parts of requests: [`read`], [`write`], [`zero`]. What would block goes
 //!                   to the pool's threads, or to the ring of [`cold`], and comes back as an event. What changes nothing
-//!                   of a processor is done by readers [`beside`] each other. [`cut`] is how all processors agree on an instant.
+//!                   of a processor the readers do themselves on the [`fast_path`]. [`cut`] is how all processors agree on an instant.
 //!
 //! Ownership, the one place where it is told:
 //!
@@ -23,7 +23,6 @@
 //! taken while another is held.
 
 mod behind;
-mod beside;
 pub mod change;
 pub mod checkpoint;
 mod clearing;
@@ -33,6 +32,7 @@ pub mod core;
 pub mod cut;
 mod elsewhere;
 pub mod epoch;
+mod fast_path;
 pub mod growing;
 pub mod hunger;
 pub mod io_job;

@@ -1,7 +1,7 @@
 //! Queue: how work is handed to a processor, by batch: push all, wake once.
 //!
 //! How it works      A thread that brings a small batch to an idle processor is let in, which saves two wake-ups. First it
-//!                   shares the processor with others like it, and does what changes nothing ([`beside`](super::beside)). With
+//!                   shares the processor with others like it, and does what changes nothing ([`fast_path`](super::fast_path)). With
 //!                   what is left it runs the processor alone, if nobody does, and it is the processor as long as it does;
 //!                   else who runs it finds what was pushed when it is done with its own. While something is there to be run
 //!                   nobody is let in to share, so that it does not wait for long. A run of the processor is short, and may leave

@@ -15,10 +15,10 @@ use std::sync::{Arc, Weak};
 use crate::block_map::history::Rollback;
 use crate::deliberate::{Bug, bug};
 use crate::error::{Errno, Error, Result};
-use crate::processor::beside::Answered;
 use crate::processor::cold::{Cold, Directs, Readers};
 use crate::processor::core::{Core, Runs};
 use crate::processor::cut::{Cut, Stall};
+use crate::processor::fast_path::Answered;
 use crate::processor::lanes::{Lanes, QUANTUM, lane_of};
 use crate::processor::queue::{Control, CutShare, Ended, Event, Part, Queue};
 use crate::processor::reclaim::Dropping;
@@ -171,7 +171,7 @@ impl Runs for Processor {
         self.again || !self.later.is_empty()
     }
 
-    fn run_beside(&self, batch: &mut Vec<Event>) -> bool {
+    fn run_shared(&self, batch: &mut Vec<Event>) -> bool {
         let (mut answered, mut done) = (Answered::default(), 0);
         let mut turn = Turn::default();
         let mut left = Vec::new();
@@ -182,7 +182,7 @@ impl Runs for Processor {
             if let Event::Part(part) = &event {
                 turn.count(cost(part), &*self.system);
             }
-            if let Some(event) = self.apply_beside(event, &mut answered) {
+            if let Some(event) = self.apply_shared(event, &mut answered) {
                 // What comes after it is left as well: a client may hope that its requests are done in order.
                 left.push(event);
                 break;
@@ -244,11 +244,11 @@ impl Processor {
     }
 
     /// Serves one event if that changes nothing; else gives it back.
-    fn apply_beside(&self, event: Event, answered: &mut Answered) -> Option<Event> {
+    fn apply_shared(&self, event: Event, answered: &mut Answered) -> Option<Event> {
         let Event::Part(mut part) = event else { return Some(event) };
         let share = self.shares.get(part.share as usize).and_then(Option::as_ref);
-        match share.and_then(|share| share.do_beside(&mut part).map(|result| (share, result))) {
-            Some((share, result)) => share.end_beside(part, result, answered),
+        match share.and_then(|share| share.try_fast(&mut part).map(|result| (share, result))) {
+            Some((share, result)) => share.end_fast(part, result, answered),
             None => return Some(Event::Part(part)),
         }
         None

@@ -48,7 +48,7 @@ impl Answered {
 impl Share {
     /// Does a part if that changes nothing of the share, and says how it ended; `None`: it was not done. A read that would
     /// have to wait is marked so.
-    pub(super) fn do_beside(&self, part: &mut Part) -> Option<Result<(), Errno>> {
+    pub(super) fn try_fast(&self, part: &mut Part) -> Option<Result<(), Errno>> {
         if self.leaving || self.blocked(part, self.waiting.len()) {
             return None; // E2
         }
@@ -60,7 +60,7 @@ impl Share {
                 }
                 result => result.map(|_| ()),
             },
-            Verb::Write if part.length <= write::INLINE_BYTES_MAX => self.write_beside(part)?,
+            Verb::Write if part.length <= write::INLINE_BYTES_MAX => self.write_fast(part)?,
             _ => return None,
         };
         let (parts, bytes) = match part.request.verb {
@@ -72,7 +72,7 @@ impl Share {
         Some(result)
     }
 
-    fn write_beside(&self, part: &Part) -> Option<Result<(), Errno>> {
+    fn write_fast(&self, part: &Part) -> Option<Result<(), Errno>> {
         let versions = &self.locals[part.local as usize].versions;
         let frozen =
             bug(Bug::NoFreeze) || versions.is_frozen_before(self.epoch, self.history.marks());
@@ -90,12 +90,7 @@ impl Share {
     }
 
     /// Ends a part that was done so; the last one ends its request.
-    pub(super) fn end_beside(
-        &self,
-        part: Part,
-        result: Result<(), Errno>,
-        answered: &mut Answered,
-    ) {
+    pub(super) fn end_fast(&self, part: Part, result: Result<(), Errno>, answered: &mut Answered) {
         let request = part.request;
         if let Err(errno) = result {
             self.stats.errors.fetch_add(1, Ordering::Relaxed);
