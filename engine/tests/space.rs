@@ -114,7 +114,10 @@ impl Full {
     }
 
     /// Writes these blocks, each by a thread of its own, which wait.
-    fn starve(&mut self, numbers: std::ops::Range<u64>) -> Vec<JoinHandle<Result<(), Errno>>> {
+    fn wait_for_space(
+        &mut self,
+        numbers: std::ops::Range<u64>,
+    ) -> Vec<JoinHandle<Result<(), Errno>>> {
         let begin = |number: u64| {
             let (caller, bytes) = (Arc::clone(&self.caller), block(number + 9000));
             self.live[number as usize * 4096..][..4096].copy_from_slice(&bytes);
@@ -172,7 +175,7 @@ fn a_log_that_is_added_lets_the_writes_go_on_that_wait_for_room() {
     full.engine.ask_when_full(1, true).unwrap();
     full.cut();
     full.fill();
-    let writers = full.starve(LOG_BLOCKS..LOG_BLOCKS + 9);
+    let writers = full.wait_for_space(LOG_BLOCKS..LOG_BLOCKS + 9);
     assert_eq!(full.engine.events.next(Duration::from_millis(100)), None, "asked once");
     assert!(writers.iter().all(|writer| !writer.is_finished()));
     full.engine.add_log(1, 2, &[extent(3, 0, 16 * MIB)], true).unwrap();
@@ -193,7 +196,7 @@ fn while_writes_wait_everything_else_goes_on_and_when_nobody_makes_room_they_are
     let first = full.cut();
     full.fill();
     let before = full.live.clone();
-    let writers = full.starve(2000..2006);
+    let writers = full.wait_for_space(2000..2006);
     // A cut with everything that belongs to it, reads, a trim, a flush; a delete that frees nothing.
     let second = full.cut();
     full.caller.read(0, MIB).unwrap();
@@ -227,7 +230,7 @@ fn room_that_is_made_in_steps_is_asked_for_until_it_is_enough() {
     for number in 10..LOG_BLOCKS {
         full.write(number, number + 80).unwrap();
     }
-    let writers = full.starve(1500..1501);
+    let writers = full.wait_for_space(1500..1501);
     full.drop_snapshot(first); // the second one sees all that it saw, but for ten base blocks
     full.engine.try_again(1).unwrap();
     assert_eq!(full.engine.events.next(SOON), Some(Event::LogFull(1)));
@@ -246,7 +249,7 @@ fn a_stop_ends_the_writes_that_wait() {
     full.engine.ask_when_full(1, true).unwrap();
     full.cut();
     full.fill();
-    let writers = full.starve(2000..2010);
+    let writers = full.wait_for_space(2000..2010);
     let engine = Arc::clone(&full.engine);
     std::thread::spawn(move || engine.stop()).join().unwrap().unwrap();
     assert!(ends(writers).iter().all(Result::is_err));

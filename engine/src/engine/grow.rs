@@ -20,9 +20,9 @@ use crate::engine::spec::{VolumeSpec, check};
 use crate::engine::volumes::{Begun, Intake, begin, index_by_processor, recover_all};
 use crate::error::{Error, ErrorKind, Result};
 use crate::processor::growing::Growing;
-use crate::processor::hunger::Ask;
 use crate::processor::queue::{Control, Event, ask};
 use crate::processor::share::{Parts, Share};
+use crate::processor::space_waiters::Ask;
 use crate::units::BLOCK_SIZE;
 use crate::volume::geometry::{Extent, Geometry};
 use crate::volume::{ShareRef, Volume};
@@ -125,7 +125,7 @@ impl Engine {
                 geometry: Arc::clone(geometry),
                 source: volume.source.clone(),
                 space: Arc::clone(&volume.space),
-                hunger: Arc::clone(&volume.hunger),
+                space_waiters: Arc::clone(&volume.space_waiters),
                 ask: Ask { events: Arc::clone(&self.events), volume: volume.id },
                 flusher: Arc::clone(&volume.flusher),
                 bad: Arc::clone(&volume.bad),
@@ -153,7 +153,7 @@ impl Engine {
             geometry: Arc::clone(geometry),
             source: volume.source.clone(),
             space: Arc::clone(&volume.space),
-            hunger: Arc::clone(&volume.hunger),
+            space_waiters: Arc::clone(&volume.space_waiters),
             durable: Arc::clone(&volume.durable),
             bad: Arc::clone(&volume.bad),
             flusher: Arc::clone(&volume.flusher),

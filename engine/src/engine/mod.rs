@@ -454,7 +454,7 @@ impl Engine {
     /// Has no write wait for slots any more: nobody makes room now.
     pub fn refuse_starved(&self) {
         for volume in self.volumes.lock().expect("no holder panics").values() {
-            volume.hunger.set_ask(None);
+            volume.space_waiters.set_ask(None);
         }
     }
 }

@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 use crate::change_log::journal::Identity;
 use crate::change_log::space::Space;
-use crate::processor::hunger::Hunger;
+use crate::processor::space_waiters::SpaceWaiters;
 use crate::volume::flusher::Durable;
 use crate::volume::geometry::Geometry;
 
@@ -30,9 +30,9 @@ pub fn all_devices(
     identity: &Identity,
     geometry: &Geometry,
     space: &Arc<Space>,
-    hunger: &Arc<Hunger>,
+    space_waiters: &Arc<SpaceWaiters>,
 ) -> Arc<Durable> {
-    let durable = Durable::of(identity, space, hunger);
+    let durable = Durable::of(identity, space, space_waiters);
     for partition in &geometry.partitions {
         partition.extents.iter().for_each(|extent| durable.add_device(&extent.device));
     }

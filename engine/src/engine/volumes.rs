@@ -24,9 +24,9 @@ use crate::engine::Engine;
 use crate::engine::read_back::all_devices;
 use crate::engine::spec::{ExtentSpec, VolumeSpec, check};
 use crate::error::{Errno, Error, ErrorKind, Result};
-use crate::processor::hunger::{Ask, Hunger};
 use crate::processor::queue::{Control, Event, ask};
 use crate::processor::share::{Local, Parts, Share};
+use crate::processor::space_waiters::{Ask, SpaceWaiters};
 use crate::system::pool::Lane;
 use crate::units::{BLOCK_SIZE, Epoch, VolumeId};
 use crate::volume::bad_blocks::BadBlocks;
@@ -160,8 +160,8 @@ impl Engine {
         space: Arc<Space>,
         found: Vec<Found>,
     ) -> Result<()> {
-        let hunger = Arc::new(Hunger::default());
-        let durable = all_devices(&found[0].0.identity, &geometry, &space, &hunger);
+        let space_waiters = Arc::new(SpaceWaiters::default());
+        let durable = all_devices(&found[0].0.identity, &geometry, &space, &space_waiters);
         let (epoch, checkpoints) = epochs(&found, &spec);
         let replayed = found.iter().any(|(_, (one, _))| one.replayed > 0);
         let flusher = Flusher::start(&self.system, &spec.name, Arc::clone(&durable), &self.ticks)?;
@@ -178,7 +178,7 @@ impl Engine {
                     geometry: Arc::clone(&geometry),
                     source: source.clone(),
                     space: Arc::clone(&space),
-                    hunger: Arc::clone(&hunger),
+                    space_waiters: Arc::clone(&space_waiters),
                     ask: Ask { events: Arc::clone(&self.events), volume: spec.id },
                     flusher: Arc::clone(&flusher),
                     bad: Arc::clone(&bad),
@@ -203,7 +203,7 @@ impl Engine {
             geometry,
             source,
             space,
-            hunger,
+            space_waiters,
             durable,
             bad,
             flusher,
@@ -257,7 +257,7 @@ impl Engine {
             let _ = ask::<()>(&*self.system, &share.queue, added);
         }
         volume.space.open(&log, 0); // P1
-        volume.hunger.feed();
+        volume.space_waiters.wake_all();
         Ok(())
     }
 
@@ -266,13 +266,13 @@ impl Engine {
     pub fn ask_when_full(&self, volume: VolumeId, asks: bool) -> Result<()> {
         let events = Arc::clone(&self.events);
         let ask = asks.then_some(Ask { events, volume });
-        self.volume(volume)?.hunger.set_ask(ask);
+        self.volume(volume)?.space_waiters.set_ask(ask);
         Ok(())
     }
 
     /// Room was made, as far as that is possible: parts that wait for slots try again.
     pub fn try_again(&self, volume: VolumeId) -> Result<()> {
-        self.volume(volume)?.hunger.answer();
+        self.volume(volume)?.space_waiters.policy_done();
         Ok(())
     }
 

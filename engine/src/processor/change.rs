@@ -37,7 +37,7 @@ impl Share {
         if landed > 0 {
             self.space.land(landed);
         }
-        self.hunger.feed();
+        self.space_waiters.wake_all();
         result
     }
 

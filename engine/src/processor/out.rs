@@ -418,11 +418,11 @@ impl Share {
             }
         }
         // One that waits for slots alone may: somebody may be making room. Not if a device keeps them.
-        if !self.starved.is_empty() && self.is_silent() {
-            let parts = std::mem::take(&mut self.starved);
+        if !self.without_space.is_empty() && self.is_silent() {
+            let parts = std::mem::take(&mut self.without_space);
             let (late, rest): (Vec<_>, _) =
                 parts.into_iter().partition(|part| ticks.is_over(part.since));
-            self.starved = rest;
+            self.without_space = rest;
             over.extend(late);
         }
         for part in over {
@@ -442,7 +442,7 @@ impl Share {
         self.out.len() > 0
             || !self.waiting.is_empty()
             || !self.behind.is_empty()
-            || !self.starved.is_empty()
+            || !self.without_space.is_empty()
             || !self.settling.is_empty()
             || self.checkpoint_waiters.iter().any(|waiters| !waiters.is_empty())
     }

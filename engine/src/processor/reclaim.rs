@@ -2,7 +2,7 @@
 //!
 //! How it works      A change frees slots, dropping a snapshot frees slots and base places. All wait until what freed
 //!                   them is durable (J4): then slots are handed out again, and empty chunks and base places are punched
-//!                   out of their devices. A part that finds no slot [waits](super::hunger) for those that wait.
+//!                   out of their devices. A part that finds no slot [waits](super::space_waiters) for those that wait.
 //! Invariants        T1 a base place is punched only while it is reserved as a write would reserve it, and only if
 //!                   no version sees it then, nor did since the last durable record.
 
@@ -14,11 +14,11 @@ use crate::block_map::place::Place;
 use crate::change_log::space::EmptyChunk;
 use crate::deliberate::{Bug, bug};
 use crate::error::Errno;
-use crate::processor::hunger::Verdict;
 use crate::processor::io_job::{Job, Step};
 use crate::processor::out::Span;
 use crate::processor::queue::{Control, Event, Part};
 use crate::processor::share::{Context, Local, Share};
+use crate::processor::space_waiters::Verdict;
 use crate::system::pool::Lane;
 use crate::units::{BLOCK_SIZE, DeviceId, Epoch};
 use crate::volume::flusher::Waiter;
@@ -83,9 +83,9 @@ impl Share {
 
     /// Keeps a part that wants so many slots for when there are, or ends it. Slots that wait for a sync here or at
     /// another processor are released after the same flush, perhaps a little later: then the part starves once more.
-    pub(super) fn starve(&mut self, part: Part, wanted: u64, context: &mut Context<'_>) {
-        match self.hunger.enter(&self.space, wanted, context.queue, self.number) {
-            Verdict::Wait => self.starved.push(part),
+    pub(super) fn wait_for_space(&mut self, part: Part, wanted: u64, context: &mut Context<'_>) {
+        match self.space_waiters.wait_or_refuse(&self.space, wanted, context.queue, self.number) {
+            Verdict::Wait => self.without_space.push(part),
             Verdict::Refuse => return self.end(part, Err(Errno::ENOSPC), context),
         }
         if self.space.waiting() > 0 {
@@ -106,7 +106,7 @@ impl Share {
         self.release_asked = false;
         self.release_failed = result.is_err();
         if let Err(errno) = result {
-            for part in std::mem::take(&mut self.starved) {
+            for part in std::mem::take(&mut self.without_space) {
                 self.end(part, Err(errno), context);
             }
             for dropped in self.dropped.drain(..) {
@@ -135,7 +135,7 @@ impl Share {
         }
         self.punch_freed_bases(context);
         if released > 0 {
-            self.hunger.feed();
+            self.space_waiters.wake_all();
         }
         self.retry_starved(context);
     }
@@ -157,7 +157,7 @@ impl Share {
 
     /// Has a pool thread punch empty chunks out of their devices, if nobody waits for slots.
     fn punch_chunks(&mut self, empty: Vec<EmptyChunk>, context: &Context<'_>) {
-        let retired = self.hunger.retire(&self.space, empty);
+        let retired = self.space_waiters.retire(&self.space, empty);
         if retired.is_empty() {
             return;
         }
@@ -169,13 +169,13 @@ impl Share {
             let chunks = retired.len() as u64;
             self.returning += chunks;
             let (share, queue) = (self.number, Arc::clone(context.queue));
-            let (space, hunger) = (Arc::clone(&self.space), Arc::clone(&self.hunger));
+            let (space, space_waiters) = (Arc::clone(&self.space), Arc::clone(&self.space_waiters));
             context.pool.run(Lane::Device(device), move || {
                 for chunk in &retired {
                     chunk.punch();
                     space.revive(chunk);
                 }
-                hunger.feed();
+                space_waiters.wake_all();
                 drop(retired);
                 queue.push(Event::Control(Box::new(Control::ChunksReturned(share, chunks))));
             });
@@ -189,7 +189,7 @@ impl Share {
 
     /// Parts that found too few slots try again.
     pub fn retry_starved(&mut self, context: &mut Context<'_>) {
-        for part in std::mem::take(&mut self.starved) {
+        for part in std::mem::take(&mut self.without_space) {
             self.take_later(part, context);
         }
     }

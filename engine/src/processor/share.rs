@@ -6,7 +6,7 @@
 //!                   requests are done in [pieces](super::walk).
 //! Invariants        H1 two parts of the live volume that overlap, one of them a write, are never under way together,
 //!                      but for those that change nothing here ([`fast_path`](super::fast_path));
-//!                   H2 a part is under way, waiting, behind, held for a cut, starved of slots, among those that the processor
+//!                   H2 a part is under way, waiting, behind, held for a cut, without_space of slots, among those that the processor
 //!                      serves later, or ended: one of these. None of a share that is leaving is put there;
 //!                   H3 `epoch` is above all of `history`.
 //! Owner and locks   its processor, alone.
@@ -25,11 +25,11 @@ use crate::error::Errno;
 use crate::processor::behind::{Behind, Kind, WAITING_MAX};
 use crate::processor::cold::Cold;
 use crate::processor::elsewhere::Elsewhere;
-use crate::processor::hunger::{Ask, Hunger};
 use crate::processor::lanes::{Lanes, lane_of};
 use crate::processor::out::AllOut;
 use crate::processor::queue::{Ended, Part, Queue};
 use crate::processor::reclaim::{Dropped, FreedBase};
+use crate::processor::space_waiters::{Ask, SpaceWaiters};
 use crate::system::System;
 use crate::system::pool::Pool;
 use crate::system::ticks::{Tick, Ticks};
@@ -118,7 +118,7 @@ pub struct Parts {
     /// The volume's change logs.
     pub space: Arc<Space>,
     /// Who waits for slots.
-    pub hunger: Arc<Hunger>,
+    pub space_waiters: Arc<SpaceWaiters>,
     /// Where Python hears of a journal that has no room.
     pub ask: Ask,
     /// The volume's flusher.
@@ -153,7 +153,7 @@ pub struct Share {
     pub(super) geometry: Arc<Geometry>,
     pub(super) source: Option<Arc<Source>>,
     pub(super) space: Arc<Space>,
-    pub(super) hunger: Arc<Hunger>,
+    pub(super) space_waiters: Arc<SpaceWaiters>,
     pub(super) ask: Ask,
     /// Where slots are taken from, in the order to try.
     pub(super) log_order: Vec<Arc<Log>>,
@@ -176,7 +176,7 @@ pub struct Share {
     pub(super) waiting: VecDeque<Part>,
     pub(super) behind: Behind,
     pub(super) held: Vec<Part>,
-    pub(super) starved: Vec<Part>,
+    pub(super) without_space: Vec<Part>,
     /// When it stopped for a cut, as [`System::monotonic_ns`] counts.
     pub(super) stopped_at: Option<u64>,
     /// Who waits for the writes of an epoch, and since when.
@@ -228,7 +228,7 @@ impl Share {
             logs_alike: 0,
             elsewhere: Elsewhere::default(),
             space: parts.space,
-            hunger: parts.hunger,
+            space_waiters: parts.space_waiters,
             ask: parts.ask,
             flusher: parts.flusher,
             bad: parts.bad,
@@ -245,7 +245,7 @@ impl Share {
             waiting: VecDeque::new(),
             behind: Behind::default(),
             held: Vec::new(),
-            starved: Vec::new(),
+            without_space: Vec::new(),
             stopped_at: None,
             settling: Vec::new(),
             unrecorded_cut: None,
@@ -412,7 +412,7 @@ impl Share {
             && self.waiting.is_empty()
             && self.behind.is_empty()
             && self.held.is_empty()
-            && self.starved.is_empty()
+            && self.without_space.is_empty()
     }
 }
 

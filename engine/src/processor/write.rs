@@ -46,7 +46,7 @@ enum Progress {
 }
 
 /// There are fewer free slots than a part wants.
-pub(super) struct Starved {
+pub(super) struct NoSpace {
     pub(super) wanted: u64,
 }
 
@@ -72,7 +72,7 @@ impl Share {
             _ => self.plan_write(&part).map(Progress::Planned),
         };
         match planned {
-            Err(Starved { wanted }) => self.starve(part, wanted, context),
+            Err(NoSpace { wanted }) => self.wait_for_space(part, wanted, context),
             Ok(Progress::Done(result)) => self.end(part, result, context),
             Ok(Progress::Failed(job, errno)) => {
                 self.finish(part, job, self.epoch, Err(errno), context);
@@ -148,7 +148,7 @@ impl Share {
     }
 
     /// Plans a write of a part, if there are enough slots.
-    fn plan_write(&mut self, part: &Part) -> Result<Job, Starved> {
+    fn plan_write(&mut self, part: &Part) -> Result<Job, NoSpace> {
         let mut job = self.new_job(part, false);
         let (from, to) = (u64::from(part.offset), u64::from(part.offset) + u64::from(part.length));
         self.claim(self.slots_for(part.local, from, to))?;
@@ -158,7 +158,7 @@ impl Share {
 
     /// Plans a write of whole blocks that all move, if there are enough slots: as `plan_write` would, without asking of
     /// each block again.
-    fn plan_moves(&mut self, part: &Part) -> Result<Job, Starved> {
+    fn plan_moves(&mut self, part: &Part) -> Result<Job, NoSpace> {
         self.claim(self.slots_for_moves(part))?;
         let mut job = self.new_job(part, false);
         self.plan_more_moves(&mut job, part, 0);
@@ -180,7 +180,7 @@ impl Share {
 
     /// Writes whole blocks that all move, here and now, if there are enough slots. Where one run takes them, as it
     /// almost always does, nothing is made for that but what stays.
-    fn move_now(&mut self, part: &Part) -> Result<Progress, Starved> {
+    fn move_now(&mut self, part: &Part) -> Result<Progress, NoSpace> {
         self.claim(self.slots_for_moves(part))?;
         let (first, blocks) = blocks_of_whole(part);
         let (place, count) = self.take_place(part.local, blocks);
@@ -224,8 +224,8 @@ impl Share {
     }
 
     /// Claims slots, all of them or none.
-    pub(super) fn claim(&self, wanted: u64) -> Result<(), Starved> {
-        if wanted == 0 || self.space.claim(wanted) { Ok(()) } else { Err(Starved { wanted }) }
+    pub(super) fn claim(&self, wanted: u64) -> Result<(), NoSpace> {
+        if wanted == 0 || self.space.claim(wanted) { Ok(()) } else { Err(NoSpace { wanted }) }
     }
 
     /// How many slots a write of the bytes `from..to` of a partition takes.

@@ -11,7 +11,7 @@ use crate::io::device::Device;
 use crate::processor::io_job::{Job, NewPlace, Step};
 use crate::processor::queue::Part;
 use crate::processor::share::{Context, Share};
-use crate::processor::write::{Starved, is_aligned};
+use crate::processor::write::{NoSpace, is_aligned};
 use crate::units::{BLOCK_SIZE, BlockIndex};
 use crate::volume::request::Verb;
 
@@ -54,8 +54,8 @@ impl Share {
         } else if !manner.trim {
             let (from, to) = (u64::from(from), u64::from(to));
             let wanted = self.slots_for(part.local, from, to);
-            if let Err(Starved { wanted }) = self.claim(wanted) {
-                return self.starve(part, wanted, context);
+            if let Err(NoSpace { wanted }) = self.claim(wanted) {
+                return self.wait_for_space(part, wanted, context);
             }
             self.plan_range(&mut job, &part, from, to);
         }

@@ -15,7 +15,7 @@ pub fn space<'py>(py: Python<'py>, volume: &Volume) -> PyResult<Bound<'py, PyDic
     let dict = PyDict::new(py);
     dict.set_item("size_bytes", found.size * BLOCK_SIZE)?;
     dict.set_item("used_bytes", found.used * BLOCK_SIZE)?;
-    dict.set_item("starving", volume.hunger.is_hungry())?;
+    dict.set_item("starving", volume.space_waiters.has_waiters())?;
     Ok(dict)
 }
 

@@ -30,8 +30,8 @@ use crate::change_log::space::Space;
 use crate::deliberate::{Bug, bug};
 use crate::error::{Errno, Error, Result};
 use crate::io::device::Device;
-use crate::processor::hunger::Hunger;
 use crate::processor::queue::{Control, Event, Queue};
+use crate::processor::space_waiters::SpaceWaiters;
 use crate::sync::{Mutex, MutexGuard};
 use crate::system::pool::{Lane, Pool};
 use crate::system::ticks::{Tick, Ticks};
@@ -73,7 +73,7 @@ struct Whose {
     identity: Identity,
     /// What a sync that succeeds lets go (P3), and who waits for it.
     space: Arc<Space>,
-    hunger: Arc<Hunger>,
+    space_waiters: Arc<SpaceWaiters>,
 }
 
 /// A device that holds extents or slots.
@@ -112,9 +112,13 @@ struct Writer {
 
 impl Durable {
     /// Nothing yet, of a volume with this space; `identity` is any of its processors'.
-    pub fn of(identity: &Identity, space: &Arc<Space>, hunger: &Arc<Hunger>) -> Durable {
-        let (space, hunger) = (Arc::clone(space), Arc::clone(hunger));
-        let whose = Some(Whose { identity: identity.clone(), space, hunger });
+    pub fn of(
+        identity: &Identity,
+        space: &Arc<Space>,
+        space_waiters: &Arc<SpaceWaiters>,
+    ) -> Durable {
+        let (space, space_waiters) = (Arc::clone(space), Arc::clone(space_waiters));
+        let whose = Some(Whose { identity: identity.clone(), space, space_waiters });
         Durable { whose, ..Durable::default() }
     }
 
@@ -170,11 +174,11 @@ impl Durable {
                 told.push((queue, Control::Release { share: *share, result: Ok(()) }));
             }
         }
-        if let Some(Whose { space, hunger, .. }) = &self.whose
+        if let Some(Whose { space, space_waiters, .. }) = &self.whose
             && result.is_ok()
             && space.let_go()
         {
-            hunger.feed();
+            space_waiters.wake_all();
         }
         for (queue, control) in told {
             queue.push(Event::Control(Box::new(control)));

@@ -22,10 +22,10 @@ use std::sync::{Arc, Mutex};
 use crate::change_log::space::Space;
 use crate::engine::usage::UsageMemory;
 use crate::processor::core::Core;
-use crate::processor::hunger::Hunger;
 use crate::processor::queue::{Event, Part, Queue};
 use crate::processor::run::Processor;
 use crate::processor::share::ShareStats;
+use crate::processor::space_waiters::SpaceWaiters;
 use crate::units::{Epoch, PartitionIndex, ProcessorIndex, VolumeId};
 use bad_blocks::BadBlocks;
 use flusher::{Durable, Flusher, Waiter};
@@ -61,7 +61,7 @@ pub struct Volume {
     /// Its change logs.
     pub space: Arc<Space>,
     /// Who waits for room in them.
-    pub hunger: Arc<Hunger>,
+    pub space_waiters: Arc<SpaceWaiters>,
     /// What a flush syncs.
     pub durable: Arc<Durable>,
     /// Blocks that could not be read back right.

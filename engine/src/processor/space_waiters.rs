@@ -1,4 +1,4 @@
-//! Hunger: the shares of one volume that have parts which wait for slots, and what becomes of these.
+//! SpaceWaiters: the shares of one volume that have parts which wait for slots, and what becomes of these.
 //!
 //! How it works      A share that finds too few slots for a part keeps it, and enters here; whoever makes room feeds
 //!                   everybody, who then try again. If no room is on its way, Python is asked once (a
@@ -11,7 +11,7 @@
 //!                   G3 whoever is refused has the others try again: what they wait for may have been its own claim, which is
 //!                      counted for the moment in which it fails. As that ends a part each time, it comes to an end.
 //! Owner and locks   one lock, held for a look at counters; queues are pushed to after it was let go. Checked by the models
-//!                   in `models/hunger.rs`.
+//!                   in `models/space_waiters.rs`.
 
 use std::sync::Arc;
 
@@ -32,7 +32,7 @@ pub struct Ask {
 
 #[derive(Debug, Default)]
 struct State {
-    hungry: Vec<(Arc<Queue>, u32)>,
+    waiters: Vec<(Arc<Queue>, u32)>,
     ask: Option<Ask>,
     /// Somebody was asked, and has not answered.
     asked: bool,
@@ -58,28 +58,34 @@ pub enum Verdict {
 
 /// See the module's head.
 #[derive(Debug, Default)]
-pub struct Hunger {
+pub struct SpaceWaiters {
     state: Mutex<State>,
-    /// How many are hungry, to be looked at without the lock.
+    /// How many are waiters, to be looked at without the lock.
     count: AtomicUsize,
 }
 
-impl Hunger {
+impl SpaceWaiters {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no holder panics")
     }
 
     /// For a share whose part found fewer slots than it wants.
-    pub fn enter(&self, space: &Space, wanted: u64, queue: &Arc<Queue>, share: u32) -> Verdict {
+    pub fn wait_or_refuse(
+        &self,
+        space: &Space,
+        wanted: u64,
+        queue: &Arc<Queue>,
+        share: u32,
+    ) -> Verdict {
         let mut state = self.lock();
         let same =
             |(other, number): &(Arc<Queue>, u32)| Arc::ptr_eq(other, queue) && *number == share;
-        let at = state.hungry.iter().position(same);
+        let at = state.waiters.iter().position(same);
         if at.is_none() {
-            state.hungry.push((Arc::clone(queue), share));
+            state.waiters.push((Arc::clone(queue), share));
         }
-        let now = at.unwrap_or(state.hungry.len() - 1);
-        self.count.store(state.hungry.len(), Ordering::SeqCst);
+        let now = at.unwrap_or(state.waiters.len() - 1);
+        self.count.store(state.waiters.len(), Ordering::SeqCst);
         fence(Ordering::SeqCst); // G1
         // In this order: room is counted where it comes from until it is counted where it goes to (P2).
         let returning = space.waiting() > 0 || space.returning() > 0;
@@ -88,37 +94,37 @@ impl Hunger {
         let verdict = if room || coming || state.ask() { Verdict::Wait } else { Verdict::Refuse };
         let refused = verdict == Verdict::Refuse;
         if room || (refused && at.is_none()) {
-            state.hungry.swap_remove(now);
+            state.waiters.swap_remove(now);
         }
         let mut again = Vec::new();
         if refused {
-            again = std::mem::take(&mut state.hungry); // G3
+            again = std::mem::take(&mut state.waiters); // G3
         } else if room {
             again.push((Arc::clone(queue), share));
         }
-        self.count.store(state.hungry.len(), Ordering::SeqCst);
+        self.count.store(state.waiters.len(), Ordering::SeqCst);
         drop(state);
         try_again(again);
         verdict
     }
 
     /// There may be room, or somebody has to be asked now: whoever waits tries again.
-    pub fn feed(&self) {
+    pub fn wake_all(&self) {
         fence(Ordering::SeqCst); // G1
         if self.count.load(Ordering::SeqCst) == 0 {
             return;
         }
         let mut state = self.lock();
-        let hungry = std::mem::take(&mut state.hungry);
+        let waiters = std::mem::take(&mut state.waiters);
         self.count.store(0, Ordering::SeqCst);
         drop(state);
-        try_again(hungry);
+        try_again(waiters);
     }
 
     /// Whoever was asked has done what it could: whoever waits tries again, and asks again if that is not enough.
-    pub fn answer(&self) {
+    pub fn policy_done(&self) {
         self.lock().asked = false;
-        self.feed();
+        self.wake_all();
     }
 
     /// Whom to ask from now on; `None`: parts that find no room are refused, those that wait among them.
@@ -127,18 +133,18 @@ impl Hunger {
         state.ask = ask;
         state.asked = false;
         drop(state);
-        self.feed();
+        self.wake_all();
     }
 
     /// Whether somebody waits.
-    pub fn is_hungry(&self) -> bool {
+    pub fn has_waiters(&self) -> bool {
         self.count.load(Ordering::SeqCst) > 0
     }
 
     /// Retires those of these chunks that are worth punching: none if somebody waits for slots.
     pub fn retire(&self, space: &Space, mut chunks: Vec<EmptyChunk>) -> Vec<EmptyChunk> {
         let state = self.lock();
-        if !state.hungry.is_empty() {
+        if !state.waiters.is_empty() {
             return Vec::new();
         }
         chunks.retain(|chunk| chunk.can_punch() && space.retire(chunk));

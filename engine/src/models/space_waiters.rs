@@ -1,4 +1,4 @@
-//! Hunger: whoever waits for slots is told to try again as long as there is anything to wait for (G1), also where it was for
+//! SpaceWaiters: whoever waits for slots is told to try again as long as there is anything to wait for (G1), also where it was for
 //! a claim of somebody else's that has failed (G3).
 
 use std::sync::Arc;
@@ -7,13 +7,13 @@ use loom::thread;
 
 use super::check;
 use crate::change_log::space::Space;
-use crate::processor::hunger::{Hunger, Verdict};
 use crate::processor::queue::Queue;
+use crate::processor::space_waiters::{SpaceWaiters, Verdict};
 
 /// The shares of one volume, each with a write of `wanted` slots; nobody is asked for room.
 struct Shares {
     space: Space,
-    hunger: Hunger,
+    space_waiters: SpaceWaiters,
     queues: Vec<Arc<Queue>>,
     wanted: u64,
 }
@@ -23,19 +23,20 @@ impl Shares {
         let space = Space::default();
         space.give(free);
         let queues = (0..count).map(|_| Arc::default()).collect();
-        Arc::new(Shares { space, hunger: Hunger::default(), queues, wanted })
+        Arc::new(Shares { space, space_waiters: SpaceWaiters::default(), queues, wanted })
     }
 
     /// As a share writes; `false`: the write waits. A write that lands gives back as many slots as it `frees`.
     fn write(&self, share: usize, frees: u64) -> bool {
         if !self.space.claim(self.wanted) {
             let queue = &self.queues[share];
-            let verdict = self.hunger.enter(&self.space, self.wanted, queue, share as u32);
+            let verdict =
+                self.space_waiters.wait_or_refuse(&self.space, self.wanted, queue, share as u32);
             return verdict == Verdict::Refuse;
         }
         self.space.give(frees);
         self.space.land(self.wanted);
-        self.hunger.feed();
+        self.space_waiters.wake_all();
         true
     }
 }
