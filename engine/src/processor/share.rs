@@ -24,11 +24,11 @@ use crate::change_log::space::{Log, Space};
 use crate::error::Errno;
 use crate::processor::behind::{Behind, Kind, WAITING_MAX};
 use crate::processor::cold::Cold;
-use crate::processor::elsewhere::Elsewhere;
 use crate::processor::lanes::{Lanes, lane_of};
 use crate::processor::out::AllOut;
 use crate::processor::queue::{Ended, Part, Queue};
 use crate::processor::reclaim::{Dropped, FreedBase};
+use crate::processor::slot_retry::SlotRetry;
 use crate::processor::space_waiters::{Ask, SpaceWaiters};
 use crate::system::System;
 use crate::system::pool::Pool;
@@ -159,7 +159,7 @@ pub struct Share {
     pub(super) log_order: Vec<Arc<Log>>,
     /// How many of the first of them are as good as each other.
     pub(super) logs_alike: usize,
-    pub(super) elsewhere: Elsewhere,
+    pub(super) slot_retry: SlotRetry,
     pub(super) flusher: Arc<Flusher>,
     pub(super) bad: Arc<BadBlocks>,
     pub(super) stats: Arc<ShareStats>,
@@ -226,7 +226,7 @@ impl Share {
             source: parts.source,
             log_order: Vec::new(),
             logs_alike: 0,
-            elsewhere: Elsewhere::default(),
+            slot_retry: SlotRetry::default(),
             space: parts.space,
             space_waiters: parts.space_waiters,
             ask: parts.ask,

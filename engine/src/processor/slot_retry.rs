@@ -1,4 +1,4 @@
-//! Elsewhere: what becomes of a write whose slots could not be written.
+//! SlotRetry: what becomes of a write whose slots could not be written.
 //!
 //! How it works      The slots are set aside, so that nothing is handed the same bad sector again, their log goes to the
 //!                   end of those to try, and the part starts again: it finds other slots, of another log if there
@@ -20,14 +20,14 @@ use crate::processor::share::{Context, Share};
 use crate::units::Epoch;
 
 /// Runs that are set aside at most: where there are more, it is not a few sectors that are bad.
-const SET_ASIDE_RUNS_MAX: usize = 1024;
+const QUARANTINED_RUNS_MAX: usize = 1024;
 /// Attempts for one part, besides one for each log.
 const ATTEMPTS: usize = 3;
 
 /// Slots that could not be written, and logs that have such.
 #[derive(Debug, Default)]
-pub(super) struct Elsewhere {
-    set_aside: Vec<(Place, u32)>,
+pub(super) struct SlotRetry {
+    quarantined: Vec<(Place, u32)>,
     last_to_try: Vec<u16>,
 }
 
@@ -56,17 +56,17 @@ impl Share {
             let result = self.settle_changes(part.local, epoch, &changes, result);
             return self.end(part, result, context);
         };
-        let room = self.elsewhere.set_aside.len() < SET_ASIDE_RUNS_MAX;
+        let room = self.slot_retry.quarantined.len() < QUARANTINED_RUNS_MAX;
         let present = self.spot(None, place).device.is_present();
         if room && present && !is_lack_of_space(errno) {
-            self.elsewhere.set_aside.push((place, count)); // E1
+            self.slot_retry.quarantined.push((place, count)); // E1
             self.space.land(u64::from(count)); // they are claimed no more, and nobody is to wait for them
             changes.retain(|change| change.place != place);
         }
         // An error stays one: this gives the slots back.
         let result = self.settle_changes(part.local, epoch, &changes, result);
-        if !self.elsewhere.last_to_try.contains(&place.log()) {
-            self.elsewhere.last_to_try.push(place.log());
+        if !self.slot_retry.last_to_try.contains(&place.log()) {
+            self.slot_retry.last_to_try.push(place.log());
             self.order_logs();
         }
         // What is missing is tried last: nothing else has room.
@@ -107,13 +107,13 @@ impl Share {
     /// stay in it, as their slots are counted.
     fn is_last(&self, log: &Log) -> (bool, bool) {
         let missing = log.devices().any(|device| !device.is_present());
-        (missing, self.elsewhere.last_to_try.contains(&log.number))
+        (missing, self.slot_retry.last_to_try.contains(&log.number))
     }
 
     /// A device was reopened: everything is tried again.
     pub fn device_back(&mut self) {
-        let Elsewhere { set_aside, .. } = std::mem::take(&mut self.elsewhere);
-        for (place, count) in set_aside {
+        let SlotRetry { quarantined, .. } = std::mem::take(&mut self.slot_retry);
+        for (place, count) in quarantined {
             self.give_back_unrecorded(place, count);
         }
         self.order_logs();
