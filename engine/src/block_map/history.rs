@@ -23,7 +23,7 @@ pub struct Rollback {
 pub struct History {
     snapshots: Vec<Epoch>,
     rollbacks: Vec<Rollback>,
-    marks: Vec<Epoch>,
+    retained: Vec<Epoch>,
 }
 
 impl History {
@@ -32,7 +32,7 @@ impl History {
         let in_order = snapshots.windows(2).all(|pair| pair[0] < pair[1])
             && rollbacks.windows(2).all(|pair| pair[0].at < pair[1].at)
             && rollbacks.iter().all(|rollback| rollback.to <= rollback.at);
-        let mut history = History { snapshots, rollbacks, marks: Vec::new() };
+        let mut history = History { snapshots, rollbacks, retained: Vec::new() };
         history.find_marks();
         in_order.then_some(history)
     }
@@ -43,10 +43,11 @@ impl History {
     }
 
     fn find_marks(&mut self) {
-        self.marks.clone_from(&self.snapshots);
-        self.marks.extend(self.rollbacks.iter().map(|rollback| rollback.to).filter(|to| *to != 0));
-        self.marks.sort_unstable();
-        self.marks.dedup();
+        self.retained.clone_from(&self.snapshots);
+        self.retained
+            .extend(self.rollbacks.iter().map(|rollback| rollback.to).filter(|to| *to != 0));
+        self.retained.sort_unstable();
+        self.retained.dedup();
     }
 
     /// The snapshots, in order.
@@ -60,8 +61,8 @@ impl History {
     }
 
     /// Epochs whose maps are kept, in order (RB2).
-    pub fn marks(&self) -> &[Epoch] {
-        &self.marks
+    pub fn retained_epochs(&self) -> &[Epoch] {
+        &self.retained
     }
 
     /// Whether there is a snapshot of this epoch.
@@ -81,8 +82,8 @@ impl History {
     pub fn is_unneeded(&self, at: Epoch) -> bool {
         let rollbacks = &self.rollbacks;
         let none_in = |after: Epoch, last: Epoch| {
-            let next = self.marks.partition_point(|mark| *mark <= after);
-            self.marks.get(next).is_none_or(|mark| *mark > last)
+            let next = self.retained.partition_point(|mark| *mark <= after);
+            self.retained.get(next).is_none_or(|mark| *mark > last)
         };
         let unneeded = |number: usize| {
             let Rollback { at, to } = rollbacks[number];
@@ -107,9 +108,9 @@ impl History {
 
     /// There is one more snapshot, the newest.
     pub fn take(&mut self, epoch: Epoch) {
-        debug_assert!(self.marks.last().is_none_or(|newest| *newest < epoch));
+        debug_assert!(self.retained.last().is_none_or(|newest| *newest < epoch));
         self.snapshots.push(epoch);
-        self.marks.push(epoch);
+        self.retained.push(epoch);
     }
 
     /// The volume was rolled back.
@@ -131,9 +132,9 @@ impl History {
     }
 
     fn ended(&mut self) -> Vec<Epoch> {
-        let mut before = std::mem::take(&mut self.marks);
+        let mut before = std::mem::take(&mut self.retained);
         self.find_marks();
-        before.retain(|epoch| self.marks.binary_search(epoch).is_err());
+        before.retain(|epoch| self.retained.binary_search(epoch).is_err());
         before
     }
 }

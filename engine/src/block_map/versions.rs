@@ -128,8 +128,8 @@ impl Versions {
         let after = before.map_or(0, |before| self.frozen[before].last_epoch);
         // The first epoch that it shows; none may be left of one that is about to go.
         let last = self.frozen.get(index).map_or(Epoch::MAX, |frozen| frozen.last_epoch);
-        let mark = history.marks().partition_point(|mark| *mark <= after);
-        let first = history.marks().get(mark).map_or(last, |mark| last.min(*mark));
+        let mark = history.retained_epochs().partition_point(|mark| *mark <= after);
+        let first = history.retained_epochs().get(mark).map_or(last, |mark| last.min(*mark));
         match history.rollback_before(first) {
             Some(rollback) if after <= rollback.at => {
                 let parent = self.first_from(rollback.to);
@@ -169,7 +169,7 @@ impl Versions {
         seq: u64,
         freed: impl FnMut(BlockIndex, u32, Place),
     ) {
-        self.freeze_before(rollback.at + 1, history.marks());
+        self.freeze_before(rollback.at + 1, history.retained_epochs());
         let index = self.first_from(rollback.to);
         let Some(target) = self.frozen.get(index) else { return }; // nothing has changed since
         let mut live = target.map.clone();
@@ -292,7 +292,7 @@ impl Versions {
         let mut after: Epoch = 0;
         while index < self.frozen.len() {
             let last = self.frozen[index].last_epoch;
-            if seen(history.marks(), after, last) {
+            if seen(history.retained_epochs(), after, last) {
                 after = last;
                 index += 1;
                 continue;
@@ -315,7 +315,7 @@ impl Versions {
         if seen(history.snapshots(), after, frozen.last_epoch) {
             return;
         }
-        if !seen(history.marks(), after, frozen.last_epoch) {
+        if !seen(history.retained_epochs(), after, frozen.last_epoch) {
             return self.let_go(index, history, &mut freed);
         }
         let mut alone = Vec::new();

@@ -26,7 +26,6 @@ pub mod journal;
 mod known;
 pub mod leaf_bytes;
 pub mod manifest;
-pub mod marks;
 mod old_segments;
 pub mod reached;
 pub mod recover;
@@ -34,6 +33,7 @@ pub mod segment;
 mod shared;
 pub mod slots;
 pub mod space;
+pub mod used_slots;
 pub mod young;
 
 #[cfg(test)]

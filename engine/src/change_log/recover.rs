@@ -22,8 +22,8 @@ use super::format::{FIRST_VERSION, HEADER_BYTES};
 use super::format::{Record, RecordKind, possible, seed, u32_at};
 use super::journal::{Identity, Start};
 use super::manifest::{self, Found};
-use super::marks::SlotSet;
 use super::old_segments::{Marks, OldSegment, may_be_lost, read_segments};
+use super::used_slots::SlotSet;
 use crate::block_map::history::History;
 use crate::block_map::place::Place;
 use crate::block_map::versions::{Change, Versions};
@@ -114,7 +114,7 @@ impl Shape {
     /// Has snapshots not show what they did not have, when the partition was of so many blocks.
     pub fn hide(&self, versions: &mut Versions, history: &History, blocks: u32) {
         for (grown, from) in self.hidden.iter().filter(|(_, from)| *from < blocks) {
-            versions.hide(grown - 1, history.marks(), *from);
+            versions.hide(grown - 1, history.retained_epochs(), *from);
         }
     }
 
@@ -225,7 +225,7 @@ fn forget_gone(
         let shape = shape_of(*partition).expect("it was read back as one of this processor's");
         shape.hide(versions, history, shape.blocks);
         versions.prune(history, &mut free);
-        for mark in history.marks().iter().filter(|mark| !history.has(**mark)) {
+        for mark in history.retained_epochs().iter().filter(|mark| !history.has(**mark)) {
             versions.forget(*mark, history, &mut free);
         }
     }
@@ -418,7 +418,7 @@ impl<F: Fn(PartitionIndex) -> Option<Shape>> Replay<'_, F> {
         let entry = recovered.partitions.entry(record.partition);
         let rolled = self.agreement.rolled();
         let versions = entry.or_insert_with(|| shape.fresh(self.history, rolled));
-        versions.freeze_before(record.epoch, self.history.marks());
+        versions.freeze_before(record.epoch, self.history.retained_epochs());
         let change = Change {
             epoch: record.epoch,
             first: record.first,

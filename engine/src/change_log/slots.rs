@@ -13,8 +13,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use super::chunks::Chunks;
-use super::marks::{LogMarks, Marks};
 use super::space::{CHUNK_SLOTS, EmptyChunk, Log};
+use super::used_slots::{LogUsedSlots, UsedSlots};
 use super::young::Young;
 use crate::block_map::place::Place;
 
@@ -133,8 +133,8 @@ impl Slots {
     }
 
     /// Takes what recovered maps refer to. `Err`: a slot that another processor's maps refer to as well.
-    pub fn take_marked(&mut self, marks: Marks) -> Result<(), Place> {
-        for LogMarks { log, chunks } in marks.logs {
+    pub fn take_used(&mut self, used: UsedSlots) -> Result<(), Place> {
+        for LogUsedSlots { log, chunks } in used.logs {
             self.log_share(&log);
             for (chunk, bits) in chunks.iter().enumerate() {
                 let Some(bits) = bits else { continue };

@@ -16,7 +16,7 @@
 use std::sync::Arc;
 
 use super::chunks::{Chunks, SlotBits};
-use super::marks::SlotSet;
+use super::used_slots::SlotSet;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::device::Device;
 use crate::sync::{AtomicU64, Mutex, Ordering, RwLock};

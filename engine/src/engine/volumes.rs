@@ -15,10 +15,10 @@ use std::sync::mpsc::channel;
 use crate::block_map::history::History;
 use crate::block_map::place::Place;
 use crate::change_log::journal::{Entry, Identity, Journal};
-use crate::change_log::marks::Marks;
 use crate::change_log::recover::{Recovered, recover};
 use crate::change_log::slots::Slots;
 use crate::change_log::space::{Log, Space};
+use crate::change_log::used_slots::UsedSlots;
 use crate::deliberate::{Bug, bug};
 use crate::engine::Engine;
 use crate::engine::read_back::all_devices;
@@ -320,7 +320,7 @@ impl Engine {
     }
 }
 
-/// Reads every processor's maps back, and marks the slots that they refer to as used.
+/// Reads every processor's maps back, and used the slots that they refer to as used.
 pub(super) fn recover_all(
     intakes: &[Intake],
     spec: &VolumeSpec,
@@ -362,14 +362,13 @@ fn mark_slots(
             format!("volume {volume}: {place:?}{of} is outside its change log or in use twice");
         Error::new(ErrorKind::Corrupt, what)
     };
-    let mut marks = Marks::new(space);
+    let mut used = UsedSlots::new(space);
     for (partition, versions) in &recovered.partitions {
-        marks
-            .add_partition(versions, history)
+        used.add_partition(versions, history)
             .map_err(|place| bad(place, format!(" of partition {partition}")))?;
     }
     let mut slots = Slots::default();
-    slots.take_marked(marks).map_err(|place| bad(place, String::new()))?;
+    slots.take_used(used).map_err(|place| bad(place, String::new()))?;
     Ok(slots)
 }
 

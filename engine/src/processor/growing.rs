@@ -29,12 +29,12 @@ impl Share {
     pub fn grow(&mut self, growing: Growing) {
         self.geometry = growing.geometry;
         if let Some((local, blocks)) = growing.longer {
-            self.locals[local as usize].versions.grow(blocks, self.history.marks());
+            self.locals[local as usize].versions.grow(blocks, self.history.retained_epochs());
         }
-        let newest = self.history.marks().last().copied().unwrap_or(0);
+        let newest = self.history.retained_epochs().last().copied().unwrap_or(0);
         for (partition, blocks) in growing.added {
             let mut versions = Versions::new(blocks);
-            versions.hide(newest, self.history.marks(), 0);
+            versions.hide(newest, self.history.retained_epochs(), 0);
             self.locals.push(Local { partition, versions, moved_back: 0 });
         }
         self.look_at_devices();

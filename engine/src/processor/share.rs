@@ -217,7 +217,7 @@ pub struct Share {
 impl Share {
     /// Puts a share together.
     pub fn new(parts: Parts) -> Share {
-        let newest = parts.history.marks().last();
+        let newest = parts.history.retained_epochs().last();
         let left = parts.history.rollbacks().last().map(|rollback| &rollback.at);
         assert!(newest.max(left).is_none_or(|last| *last < parts.epoch), "H3");
         let mut share = Share {

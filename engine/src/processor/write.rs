@@ -55,7 +55,7 @@ impl Share {
         if !bug(Bug::NoFreeze) {
             self.locals[part.local as usize]
                 .versions
-                .freeze_before(self.epoch, self.history.marks());
+                .freeze_before(self.epoch, self.history.retained_epochs());
         }
         let fate = self.fate(&part);
         let small = self.is_small(&part);

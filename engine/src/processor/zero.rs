@@ -42,7 +42,9 @@ impl Share {
             Verb::Zero { no_hole, .. } => Manner { trim: false, keep_allocated: no_hole },
             _ => Manner { trim: true, keep_allocated: false },
         };
-        self.locals[part.local as usize].versions.freeze_before(self.epoch, self.history.marks());
+        self.locals[part.local as usize]
+            .versions
+            .freeze_before(self.epoch, self.history.retained_epochs());
         let mut job = self.new_job(&part, true);
         // The last block of a volume ends with it, so whole blocks are aligned ones.
         part.cut(piece_end(part.offset, part.offset + part.length));
