@@ -177,7 +177,7 @@ impl Journal {
         self.next_seq += 1;
         self.bytes_since_checkpoint += length as u64;
         self.unnamed = self.page.appended(seq).is_err();
-        self.shared.reached.append(seq);
+        self.shared.watermark.append(seq);
         Ok(seq)
     }
 

@@ -19,8 +19,8 @@ use super::failed_sync::FailedSync;
 use super::format::Mark;
 use super::known::Known;
 use super::manifest::Manifest;
-use super::reached::Reached;
 use super::segment::{Segment, needless};
+use super::watermark::Watermark;
 use crate::deliberate::{Bug, bug};
 use crate::error::Errno;
 use crate::system::File;
@@ -73,7 +73,7 @@ impl From<Errno> for Refused {
 #[derive(Debug)]
 pub struct Shared {
     /// How far it has got, and syncs may commit it.
-    pub reached: Reached,
+    pub watermark: Watermark,
     committed: AtomicU64,
     /// The processor has places that wait for a commit.
     expecting: AtomicBool,
@@ -106,7 +106,7 @@ impl Shared {
             kept.push(Known::finished(system, identity.checkpoint_path(start.checkpoint.0))?);
         }
         Ok(Shared {
-            reached: Reached::new(start.next_seq - 1),
+            watermark: Watermark::new(start.next_seq - 1),
             committed: AtomicU64::new(start.covered),
             expecting: AtomicBool::new(false),
             segments: Mutex::new(vec![segment]),
@@ -120,7 +120,7 @@ impl Shared {
 
     /// The last record appended.
     pub fn appended(&self) -> u64 {
-        self.reached.appended()
+        self.watermark.appended()
     }
 
     /// The last record that survives a power loss.

@@ -68,9 +68,9 @@ impl Share {
             checksums: &change.sums,
             seq,
         };
-        let covering = self.journal.shared().reached.covering();
-        let covering = if bug(Bug::YoungForEver) { 0 } else { covering };
-        slots.young.see(covering, if bug(Bug::YoungTooLong) { 0 } else { self.epoch });
+        let sync_watermark = self.journal.shared().watermark.sync_watermark();
+        let sync_watermark = if bug(Bug::YoungForEver) { 0 } else { sync_watermark };
+        slots.young.see(sync_watermark, if bug(Bug::YoungTooLong) { 0 } else { self.epoch });
         let mut given = 0;
         let slots = RefCell::new(slots);
         let alone = |place, count| slots.borrow().are_young(place, count); // Y3

@@ -150,7 +150,7 @@ impl Durable {
 
     fn sync_all(&self) -> std::result::Result<(), Errno> {
         let journals = self.journals.read().expect("no holder panics").clone();
-        let begin = |writer: &Writer| writer.journal.reached.begin_commit();
+        let begin = |writer: &Writer| writer.journal.watermark.begin_commit();
         let reached: Vec<u64> = journals.iter().map(begin).collect();
         self.sync_devices()?;
         let mut result = Ok(());
