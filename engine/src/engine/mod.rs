@@ -37,11 +37,11 @@ use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::io::device::{Device, Mode};
 use crate::limits::PROCESSORS_MAX;
 use crate::processor::cold::Directs;
-use crate::processor::core::Takes;
 use crate::processor::cut::{Cut, Report, Stall};
 use crate::processor::queue::{Control, CutShare, Event, ask};
 use crate::processor::report::PartitionState;
 use crate::processor::run::Handle;
+use crate::processor::runner::Mailbox;
 use crate::system::linux::Linux;
 use crate::system::pool::{Lane, Pool};
 use crate::system::reaper::Reaping;
@@ -270,7 +270,7 @@ impl Engine {
     /// Makes one cut over these volumes, each with the log for what comes after it. See [`crate::processor::cut`].
     pub fn cut(&self, volumes: &[(VolumeId, Option<u16>)]) -> Result<CutReport> {
         let _one_at_a_time = self.cutting.lock().expect("no holder panics");
-        let mut taking_part: BTreeMap<u32, (Arc<dyn Takes>, Vec<CutShare>)> = BTreeMap::new();
+        let mut taking_part: BTreeMap<u32, (Arc<dyn Mailbox>, Vec<CutShare>)> = BTreeMap::new();
         let mut chosen: Vec<Arc<Volume>> = Vec::new();
         for (id, log) in volumes {
             let volume = self.volume(*id)?;
@@ -288,8 +288,8 @@ impl Engine {
             }
             for share in &volume.shares {
                 let entry = taking_part.entry(share.processor);
-                let core = Arc::clone(&share.core) as Arc<dyn Takes>;
-                let (_, shares) = entry.or_insert_with(|| (core, Vec::new()));
+                let runner = Arc::clone(&share.runner) as Arc<dyn Mailbox>;
+                let (_, shares) = entry.or_insert_with(|| (runner, Vec::new()));
                 shares.push(CutShare { share: volume.share, log: *log });
             }
             chosen.push(volume);
@@ -298,8 +298,8 @@ impl Engine {
             return Err(Error::new(ErrorKind::Invalid, "a cut needs at least 1 volume"));
         }
         let (sender, receiver) = channel();
-        let cores = taking_part.values().map(|(core, _)| Arc::clone(core)).collect();
-        let cut = Arc::new(Cut::new(Arc::clone(&self.system), cores, sender));
+        let runners = taking_part.values().map(|(runner, _)| Arc::clone(runner)).collect();
+        let cut = Arc::new(Cut::new(Arc::clone(&self.system), runners, sender));
         let mut shares = taking_part.into_values().map(|(_, shares)| shares);
         cut.bring(|| {
             let its = shares.next().expect("as many as there are processors");

@@ -144,9 +144,9 @@ impl Engine {
                 return Err(Error::new(ErrorKind::Invalid, what));
             };
             let identity = spec.identity(&self.system, processor, boot_id);
-            let core = Arc::clone(&handle.core);
-            let queue = Arc::clone(&core.queue);
-            let share = ShareRef { processor, core, queue, stats: Arc::default() };
+            let runner = Arc::clone(&handle.runner);
+            let queue = Arc::clone(&runner.queue);
+            let share = ShareRef { processor, runner, queue, stats: Arc::default() };
             intakes.push(Intake { share, partitions: vec![number as u32], identity });
         }
         Ok(intakes)

@@ -75,7 +75,7 @@ impl Watched {
         self.ticks.advance();
         for handle in self.processors.lock().expect("no holder panics").iter() {
             if handle.stats.watches.load(Ordering::Relaxed) {
-                handle.core.queue.push(Event::Control(Box::new(Control::Tick)));
+                handle.runner.queue.push(Event::Control(Box::new(Control::Tick)));
             }
         }
         let volumes: Vec<Arc<Volume>> =

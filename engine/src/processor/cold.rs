@@ -17,12 +17,12 @@ use std::sync::{Arc, OnceLock, Weak};
 
 use crate::error::Errno;
 use crate::io::device::Device;
-use crate::processor::core::Core;
 use crate::processor::io_job::{Done, Job};
 use crate::processor::out::Errand;
 use crate::processor::queue::{Event, Part};
 use crate::processor::read::INLINE_BYTES_MAX;
 use crate::processor::run::Processor;
+use crate::processor::runner::Runner;
 use crate::system::System;
 use crate::system::direct::Direct;
 use crate::system::pool::{Lane, Pool};
@@ -60,7 +60,7 @@ pub struct Taken {
 pub type Directs = Arc<OnceLock<Option<Direct<Owned>>>>;
 
 /// A part that is read for this processor.
-pub type Owned = (Weak<Core<Processor>>, Taken);
+pub type Owned = (Weak<Runner<Processor>>, Taken);
 
 /// Those who do what a processor has handed over.
 pub struct Readers {
@@ -75,7 +75,7 @@ struct Lanes {
     system: Arc<dyn System>,
     ticks: Arc<Ticks>,
     pool: Pool,
-    core: Weak<Core<Processor>>,
+    runner: Weak<Runner<Processor>>,
 }
 
 impl Readers {
@@ -86,11 +86,11 @@ impl Readers {
         ticks: &Arc<Ticks>,
         directs: &Directs,
         pool: Pool,
-        core: Weak<Core<Processor>>,
+        runner: Weak<Runner<Processor>>,
     ) -> Readers {
         let (system, ticks) = (Arc::clone(system), Arc::clone(ticks));
         let wanted = system.threaded();
-        let pool = Lanes { system, ticks, pool, core };
+        let pool = Lanes { system, ticks, pool, runner };
         let ours = pool.clone();
         let ring = wanted.then(|| Ring::start(name, move |reads| ours.ended(reads))).flatten();
         let directs = wanted.then(|| Arc::clone(directs));
@@ -126,9 +126,9 @@ impl Readers {
         };
         let start = || Direct::start("pv-direct", ended_direct(&self.pool));
         let Some(direct) = directs.get_or_init(start) else { return reads };
-        let core = &self.pool.core;
+        let runner = &self.pool.runner;
         let owned =
-            reads.into_iter().map(|(read, taken)| (read, (Weak::clone(core), taken))).collect();
+            reads.into_iter().map(|(read, taken)| (read, (Weak::clone(runner), taken))).collect();
         // SAFETY: a part that is read has its request, whose buffer it fills alone (B3).
         let refused = unsafe { direct.read(owned) };
         refused.into_iter().map(|(read, (_, taken))| (read, taken)).collect()
@@ -139,9 +139,9 @@ impl Readers {
 fn ended_direct(pool: &Lanes) -> impl Fn(Vec<(Owned, bool)>) + Send + Sync + 'static {
     let pool = pool.clone();
     move |mut reads| {
-        while let Some(((core, _), _)) = reads.first() {
-            let pool = Lanes { core: Weak::clone(core), ..pool.clone() };
-            let is_its = |((owner, _), _): &(Owned, bool)| owner.ptr_eq(&pool.core);
+        while let Some(((runner, _), _)) = reads.first() {
+            let pool = Lanes { runner: Weak::clone(runner), ..pool.clone() };
+            let is_its = |((owner, _), _): &(Owned, bool)| owner.ptr_eq(&pool.runner);
             let (its, others): (Vec<_>, Vec<_>) = reads.into_iter().partition(is_its);
             pool.ended(its.into_iter().map(|((_, taken), full)| (taken, full)).collect());
             reads = others;
@@ -200,8 +200,8 @@ impl Lanes {
         }
         self.do_all(&mut failed);
         // An engine that was stopped has left behind what hangs.
-        if let Some(core) = self.core.upgrade().filter(|_| !read.is_empty()) {
-            core.bring(&mut read);
+        if let Some(runner) = self.runner.upgrade().filter(|_| !read.is_empty()) {
+            runner.submit(&mut read);
         }
     }
 
@@ -231,18 +231,18 @@ impl Lanes {
         for (index, cold) in group.into_iter().enumerate() {
             let Some((part, mut job)) = cold.errand.take(&self.ticks) else { continue };
             let result = job.run();
-            let Some(core) = self.core.upgrade() else { return };
+            let Some(runner) = self.runner.upgrade() else { return };
             let mut done = vec![cold.done(part, job, result)];
             let now = self.system.monotonic_ns();
             if index == last || now.saturating_sub(began) > BRING_NS {
                 began = now;
-                core.bring(&mut done);
+                runner.submit(&mut done);
             } else {
-                core.queue.put_all(&mut done);
+                runner.queue.put_all(&mut done);
             }
         }
-        if let Some(core) = self.core.upgrade() {
-            core.bring(&mut Vec::new()); // the last one may have been taken back
+        if let Some(runner) = self.runner.upgrade() {
+            runner.submit(&mut Vec::new()); // the last one may have been taken back
         }
     }
 }

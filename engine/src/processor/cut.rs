@@ -3,7 +3,7 @@
 //! How it works      The engine brings `CutStop` to each processor concerned. Each stops starting writes of the
 //!                   volumes and arrives; reads go on. The last one to arrive brings `CutGo` to all; on it each
 //!                   advances the epoch of its shares and starts the writes that it held. Nobody is woken for it: who brings
-//!                   either, or meets a stop, runs those processors that nobody runs. With all cores busy a thread that was
+//!                   either, or meets a stop, runs those processors that nobody runs. With all runners busy a thread that was
 //!                   woken, or that has woken one, may wait for its turn for milliseconds, and hosts with it.
 //! Invariants        C1 no processor advances before all have arrived;
 //!                   C2 between its arrival and its advance a processor starts no write of the volumes;
@@ -21,8 +21,8 @@
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
-use crate::processor::core::Takes;
 use crate::processor::queue::{Control, Event};
+use crate::processor::runner::Mailbox;
 use crate::sync::{AtomicU64, AtomicUsize, Mutex, Ordering};
 use crate::system::System;
 use crate::units::ProcessorIndex;
@@ -48,7 +48,7 @@ pub struct Report {
 pub struct Cut {
     system: Arc<dyn System>,
     out: AtomicUsize,
-    cores: Vec<Arc<dyn Takes>>,
+    runners: Vec<Arc<dyn Mailbox>>,
     /// When the last one arrived, nanoseconds since 1970.
     instant_ns: AtomicU64,
     report: Mutex<Vec<Stall>>,
@@ -57,11 +57,15 @@ pub struct Cut {
 
 impl Cut {
     /// A cut of these processors; `done` gets the report when all have started again.
-    pub fn new(system: Arc<dyn System>, cores: Vec<Arc<dyn Takes>>, done: Sender<Report>) -> Cut {
+    pub fn new(
+        system: Arc<dyn System>,
+        runners: Vec<Arc<dyn Mailbox>>,
+        done: Sender<Report>,
+    ) -> Cut {
         Cut {
             system,
-            out: AtomicUsize::new(cores.len()),
-            cores,
+            out: AtomicUsize::new(runners.len()),
+            runners,
             instant_ns: AtomicU64::new(0),
             report: Mutex::new(Vec::new()),
             done,
@@ -69,27 +73,27 @@ impl Cut {
     }
 
     /// The caller has stopped starting writes. The last one to say so lets everybody go; others see to it that all stop soon,
-    /// should who makes the cut have lost its core.
+    /// should who makes the cut have lost its runner.
     pub fn arrive(self: &Arc<Self>) {
         if self.out.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.instant_ns.store(self.system.wall_ns(), Ordering::Release);
             self.bring(|| Control::CutGo(Arc::clone(self)));
         } else {
-            self.help();
+            self.run_if_idle();
         }
     }
 
     /// Tells all processors, and runs those that nobody runs.
     pub fn bring(&self, mut told: impl FnMut() -> Control) {
-        for core in &self.cores {
-            core.take(Event::Control(Box::new(told())));
+        for runner in &self.runners {
+            runner.take(Event::Control(Box::new(told())));
             self.system.let_others();
         }
-        self.help();
+        self.run_if_idle();
     }
 
-    fn help(&self) {
-        self.cores.iter().for_each(|core| core.help());
+    fn run_if_idle(&self) {
+        self.runners.iter().for_each(|runner| runner.run_if_idle());
     }
 
     /// The cut's instant; final once somebody was let go.
@@ -102,7 +106,7 @@ impl Cut {
         assert_eq!(self.out.load(Ordering::Acquire), 0, "C1");
         let mut report = self.report.lock().expect("no holder panics");
         report.push(stall);
-        if report.len() == self.cores.len() {
+        if report.len() == self.runners.len() {
             // Whoever asked may have gone; the cut was made all the same.
             let stalls = std::mem::take(&mut *report);
             let _ = self.done.send(Report { instant_ns: self.instant_ns(), stalls });

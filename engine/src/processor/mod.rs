@@ -1,6 +1,6 @@
 //! Processors: the worker threads that alone touch the mutable state of the partitions that they own.
 //!
-//! How it works      A processor ([`core`]) drains its [`queue`] ([`run`]), and for each volume that it owns partitions of, a
+//! How it works      A processor ([`runner`]) drains its [`queue`] ([`run`]), and for each volume that it owns partitions of, a
 //!                   [`share`] serves the parts of requests: [`read`], [`write`], [`zero`]. What would block goes
 //!                   to the pool's threads, or to the ring of [`cold`], and comes back as an event. What changes nothing
 //!                   of a processor the readers do themselves on the [`fast_path`]. [`cut`] is how all processors agree on an instant.
@@ -28,7 +28,6 @@ pub mod checkpoint;
 mod clearing;
 pub mod cold;
 pub mod compare;
-pub mod core;
 pub mod cut;
 pub mod epoch;
 mod fast_path;
@@ -44,6 +43,7 @@ pub mod reclaim;
 pub mod report;
 mod roll_back;
 pub mod run;
+pub mod runner;
 pub mod scrub;
 pub mod share;
 mod slot_retry;

@@ -16,12 +16,12 @@ use crate::block_map::history::Rollback;
 use crate::deliberate::{Bug, bug};
 use crate::error::{Errno, Error, Result};
 use crate::processor::cold::{Cold, Directs, Readers};
-use crate::processor::core::{Core, Runs};
 use crate::processor::cut::{Cut, Stall};
 use crate::processor::fast_path::Answered;
 use crate::processor::lanes::{Lanes, QUANTUM, lane_of};
 use crate::processor::queue::{Control, CutShare, Ended, Event, Part, Queue};
 use crate::processor::reclaim::Dropping;
+use crate::processor::runner::{Handler, Runner};
 use crate::processor::share::{Context, Share, count};
 use crate::processor::turn::{Turn, cost};
 use crate::system::pool::Pool;
@@ -48,7 +48,7 @@ pub struct ProcessorStats {
 /// The engine's end of a processor.
 pub struct Handle {
     /// The processor.
-    pub core: Arc<Core<Processor>>,
+    pub runner: Arc<Runner<Processor>>,
     /// Its counters.
     pub stats: Arc<ProcessorStats>,
     driving: Option<Box<dyn Driving>>,
@@ -66,7 +66,7 @@ impl Handle {
     ) -> Result<Handle> {
         let queue = Arc::new(Queue::default());
         let stats = Arc::new(ProcessorStats::default());
-        let new = |core: &Weak<Core<Processor>>| Processor {
+        let new = |runner: &Weak<Runner<Processor>>| Processor {
             index,
             queue: Arc::clone(&queue),
             stats: Arc::clone(&stats),
@@ -77,7 +77,7 @@ impl Handle {
                 ticks,
                 directs,
                 pool.clone(),
-                Weak::clone(core),
+                Weak::clone(runner),
             ),
             pool,
             checkpoints,
@@ -93,17 +93,17 @@ impl Handle {
             again: false,
             stopped: false,
         };
-        let core = Arc::new_cyclic(|core| Core::new(Arc::clone(&queue), new(core)));
-        let ours = Arc::clone(&core) as Arc<dyn Driven>;
+        let runner = Arc::new_cyclic(|runner| Runner::new(Arc::clone(&queue), new(runner)));
+        let ours = Arc::clone(&runner) as Arc<dyn Driven>;
         let driving = system
             .drive(&format!("pv-proc-{index}"), ours)
             .map_err(|e| Error::io(format!("processor {index} cannot be started"), e))?;
-        Ok(Handle { core, stats, driving: Some(driving) })
+        Ok(Handle { runner, stats, driving: Some(driving) })
     }
 
     /// Ends it; its shares are gone already.
     pub fn stop(&mut self) {
-        self.core.queue.push(Event::Control(Box::new(Control::Stop)));
+        self.runner.queue.push(Event::Control(Box::new(Control::Stop)));
         if let Some(driving) = self.driving.take() {
             driving.join();
         }
@@ -143,7 +143,7 @@ pub struct Processor {
     stopped: bool,
 }
 
-impl Runs for Processor {
+impl Handler for Processor {
     fn run_batch(&mut self, batch: &mut Vec<Event>) {
         let parts = batch.iter().filter(|event| matches!(event, Event::Part(_))).count();
         count(&self.stats.parts, parts as u64);

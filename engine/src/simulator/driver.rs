@@ -231,7 +231,7 @@ impl Simulation {
         running.system.end();
         // What is left in the queues may refer to the queues.
         let processors = running.engine.processors.lock().expect("no holder panics");
-        processors.iter().for_each(|processor| processor.core.queue.close());
+        processors.iter().for_each(|processor| processor.runner.queue.close());
     }
 
     /// The engine is gone with whatever it was doing; the next one may start.

@@ -21,9 +21,9 @@ use std::sync::{Arc, Mutex};
 
 use crate::change_log::space::Space;
 use crate::engine::usage::UsageMemory;
-use crate::processor::core::Core;
 use crate::processor::queue::{Event, Part, Queue};
 use crate::processor::run::Processor;
+use crate::processor::runner::Runner;
 use crate::processor::share::ShareStats;
 use crate::processor::space_waiters::SpaceWaiters;
 use crate::units::{Epoch, PartitionIndex, ProcessorIndex, VolumeId};
@@ -39,7 +39,7 @@ pub struct ShareRef {
     /// The processor.
     pub processor: ProcessorIndex,
     /// The processor itself, for small batches.
-    pub core: Arc<Core<Processor>>,
+    pub runner: Arc<Runner<Processor>>,
     /// Its queue.
     pub queue: Arc<Queue>,
     /// Counters.
@@ -161,7 +161,7 @@ impl Target for View {
             for (share, events) in self.volume.shares.iter().zip(outbox) {
                 if events.is_empty() {
                 } else if bytes <= most {
-                    share.core.run_or_push(events);
+                    share.runner.run_or_push(events);
                 } else {
                     share.queue.push_all(events);
                 }

@@ -1,9 +1,9 @@
-//! Core: who runs a processor, and when: its own thread, or one that brings it work while it is idle.
+//! Runner: who runs a processor, and when: its own thread, or one that brings it work while it is idle.
 //!
 //! How it works      The thread takes all events and runs them until there are no more. Who brings a small batch is let in
 //!                   if nobody runs the processor: it shares it for what changes nothing ([`Queue::share`]), runs it with the
 //!                   rest a few times ([`Queue::unshare`]), and leaves what is left then to the thread. A run is short: who ran it may
-//!                   have left something in the processor itself ([`Runs::unfinished`]), which the next run goes on with.
+//!                   have left something in the processor itself ([`Handler::unfinished`]), which the next run goes on with.
 //! Invariants        Q1 to Q4 of the [queue](super::queue); checked by the models in `models/queue.rs`.
 
 use std::sync::Arc;
@@ -15,11 +15,11 @@ use crate::system::Driven;
 /// Batches that a thread that was let in runs for others before it leaves the rest to the processor's own.
 const RUNS_MAX: usize = if cfg!(loom) { 1 } else { 4 };
 
-/// What a core runs: a processor, or a model's.
-pub trait Runs {
+/// What a runner runs: a processor, or a model's.
+pub trait Handler {
     /// Takes every event of `batch`, which is left empty, and serves them and those it has left before, but not for long.
     fn run_batch(&mut self, batch: &mut Vec<Event>);
-    /// Whether it has left something to be served by the next [`Runs::run_batch`].
+    /// Whether it has left something to be served by the next [`Handler::run_batch`].
     fn unfinished(&self) -> bool {
         false
     }
@@ -33,35 +33,35 @@ pub trait Runs {
 }
 
 /// Whatever takes events.
-pub trait Takes: Send + Sync {
-    /// Takes an event. The caller has it run by [`Takes::help`], or somebody else does before.
+pub trait Mailbox: Send + Sync {
+    /// Takes an event. The caller has it run by [`Mailbox::run_if_idle`], or somebody else does before.
     fn take(&self, event: Event);
     /// Runs what is there, here and now, if nobody does.
-    fn help(&self);
+    fn run_if_idle(&self);
 }
 
-impl<R: Runs + Send + Sync> Takes for Core<R> {
+impl<R: Handler + Send + Sync> Mailbox for Runner<R> {
     fn take(&self, event: Event) {
         self.queue.put(event);
     }
 
-    fn help(&self) {
-        self.bring(&mut Vec::new());
+    fn run_if_idle(&self) {
+        self.submit(&mut Vec::new());
     }
 }
 
 /// A processor, to be run by its thread or by one that was let in (Q3).
-pub struct Core<R> {
+pub struct Runner<R> {
     /// Its queue.
     pub queue: Arc<Queue>,
     /// Locked by who runs it, or by those who share it, and never by anybody else meanwhile (Q3).
     processor: RwLock<R>,
 }
 
-impl<R: Runs> Core<R> {
+impl<R: Handler> Runner<R> {
     /// A processor that takes what it runs from `queue`.
-    pub fn new(queue: Arc<Queue>, processor: R) -> Core<R> {
-        Core { queue, processor: RwLock::new(processor) }
+    pub fn new(queue: Arc<Queue>, processor: R) -> Runner<R> {
+        Runner { queue, processor: RwLock::new(processor) }
     }
 
     /// Runs `batch`, which is left empty, here and now if the processor is idle; else has it run.
@@ -81,11 +81,11 @@ impl<R: Runs> Core<R> {
                 self.run_some(&mut others);
             }
         }
-        self.bring(batch);
+        self.submit(batch);
     }
 
-    /// As [`Core::run_or_push`], for what changes the processor.
-    pub fn bring(&self, batch: &mut Vec<Event>) {
+    /// As [`Runner::run_or_push`], for what changes the processor.
+    pub fn submit(&self, batch: &mut Vec<Event>) {
         if self.queue.offer(batch) {
             self.run_some(batch);
         }
@@ -132,7 +132,7 @@ impl<R: Runs> Core<R> {
     }
 }
 
-impl<R: Runs + Send + Sync> Driven for Core<R> {
+impl<R: Handler + Send + Sync> Driven for Runner<R> {
     fn run(&self) {
         let mut batch = Vec::new();
         loop {
