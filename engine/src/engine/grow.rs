@@ -1,7 +1,7 @@
-//! Growing a volume while it is in use.
+//! Growth a volume while it is in use.
 //!
 //! How it works      Everything that can fail comes first: devices are looked up, processors that had no partition of it get
-//!                   a journal. Then each share is told ([`crate::processor::growing`]), and a new [`Volume`] with the same
+//!                   a journal. Then each share is told ([`crate::processor::grow`]), and a new [`Volume`] with the same
 //!                   shares and the new ones takes the place of the old one, for control calls and for those who connect
 //!                   from now on. Connections that are there go on with the old one until they are asked for what it does not have: a
 //!                   kernel's client is told the new size while it is connected.
@@ -19,7 +19,7 @@ use crate::engine::Engine;
 use crate::engine::spec::{VolumeSpec, check};
 use crate::engine::volumes::{Begun, Intake, begin, index_by_processor, recover_all};
 use crate::error::{Error, ErrorKind, Result};
-use crate::processor::growing::Growing;
+use crate::processor::grow::Growth;
 use crate::processor::queue::{Control, Event, ask};
 use crate::processor::share::{Parts, Share};
 use crate::processor::space_waiters::Ask;
@@ -104,7 +104,7 @@ impl Engine {
         ask(&*self.system, &share.queue, |answer| {
             let longer = longer.then(|| (local, blocks(last)));
             let geometry = Arc::clone(geometry);
-            Control::Grow(volume.share, Box::new(Growing { geometry, longer, added, answer }))
+            Control::Grow(volume.share, Box::new(Growth { geometry, longer, added, answer }))
         })
     }
 

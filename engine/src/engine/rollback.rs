@@ -85,7 +85,7 @@ impl Engine {
         Ok(rollbacks.filter(unneeded).map(|at| (at, covered > at || early)).collect())
     }
 
-    /// Writes checkpoints if a rollback that nothing needs is not covered by them. Mailbox as long as that takes.
+    /// Writes checkpoints if a rollback that nothing needs is not covered by them. Takes as long as that takes.
     pub fn cover_rollbacks(&self, volume: VolumeId) -> Result<()> {
         let covered = |(_, covered): &(Epoch, bool)| *covered;
         match self.unneeded(&*self.volume(volume)?)?.iter().all(covered) {

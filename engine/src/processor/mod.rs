@@ -31,7 +31,7 @@ pub mod compare;
 pub mod cut;
 pub mod epoch;
 mod fast_path;
-pub mod growing;
+pub mod grow;
 pub mod io_job;
 pub mod lanes;
 mod leaving;

@@ -23,7 +23,7 @@ use crate::change_log::segment::Prepared;
 use crate::error::{Errno, Result};
 use crate::processor::compare::{HandedOut, Pair};
 use crate::processor::cut::Cut;
-use crate::processor::growing::Growing;
+use crate::processor::grow::Growth;
 use crate::processor::io_job::Done;
 use crate::processor::reclaim::Dropping;
 use crate::processor::report::PartitionState;
@@ -113,7 +113,7 @@ pub enum Control {
     /// Redirected writes use one more log, where none is named if it is a default one. Answer when that is so.
     LogAdded(u32, u16, bool, Sender<()>),
     /// A share's volume has grown. Answer when the share serves what is new of it.
-    Grow(u32, Box<Growing>),
+    Grow(u32, Box<Growth>),
     /// A share's journal could not be synced: make it so that what it lost is not needed.
     RenewJournal(u32),
     /// A share's next journal segment was prepared, or could not be.

@@ -353,8 +353,8 @@ impl Processor {
                 self.with_share(number, |share, _| share.log_added(log, default));
                 let _ = answer.send(());
             }
-            Control::Grow(number, growing) => {
-                self.with_share(number, |share, _| share.grow(*growing));
+            Control::Grow(number, growth) => {
+                self.with_share(number, |share, _| share.grow(*growth));
                 self.count_partitions();
             }
             Control::DeviceBack(number) => {
