@@ -1,4 +1,4 @@
-//! Epoch: a share's part in a cut: stopping writes, advancing, and telling when the old epoch's writes have landed.
+//! Share cut: a share's part in a cut: stopping writes, advancing, and telling when the old epoch's writes have landed.
 //! The protocol and its proof are in [`crate::processor::cut`].
 
 use std::sync::mpsc::Sender;
