@@ -1,4 +1,4 @@
-//! UsedSlots: the slots that recovered maps refer to, gathered by one thread, then taken from their logs all at once.
+//! Used slots: the slots that recovered maps refer to, gathered by one thread, then taken from their logs all at once.
 //!
 //! How it works      A bitmap for each chunk, as in [`chunks`](super::chunks), but without a lock, so that millions of
 //!                   slots in no order cost little more than setting their bits.
@@ -34,7 +34,7 @@ impl UsedSlots {
         UsedSlots { logs: space.logs().into_iter().map(used).collect() }
     }
 
-    /// UsedSlots a partition's slots, each once however many versions see it. `Err`: one that cannot be marked.
+    /// Marks a partition's slots, each once however many versions see it. `Err`: one that cannot be marked.
     pub fn add_partition(&mut self, versions: &Versions, history: &History) -> Result<(), Place> {
         let mut bad = None;
         // What a version sees and its parent does not: by V2 each slot comes up once.

@@ -320,7 +320,7 @@ impl Engine {
     }
 }
 
-/// Reads every processor's maps back, and used the slots that they refer to as used.
+/// Reads every processor's maps back, and marks the slots that they refer to as used.
 pub(super) fn recover_all(
     intakes: &[Intake],
     spec: &VolumeSpec,

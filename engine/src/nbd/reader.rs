@@ -12,8 +12,8 @@
 //!                   request was made of.
 //! Errors            a peer that breaks the protocol's framing ends its own connection.
 
-mod ahead;
 mod payload;
+mod prefetch;
 mod source;
 
 use std::sync::Arc;
@@ -26,7 +26,7 @@ use crate::nbd::budget::{
     INBOX_BYTES, PAYLOAD_SHARED_MAX, REQUEST_OVERHEAD_BYTES, cost_with, lock, looked_at_most,
 };
 use crate::nbd::connection::{Connection, Patience};
-use crate::nbd::reader::ahead::Ahead;
+use crate::nbd::reader::prefetch::Prefetch;
 use crate::nbd::reader::source::Source;
 use crate::nbd::reply::Reply;
 use crate::nbd::request::{Agreed, Command, Parsed, check, extents_max};
@@ -123,7 +123,7 @@ struct Reader<'a> {
     /// is needed, as the next such payload would have to be copied.
     great: bool,
     /// What was received ahead.
-    ahead: Ahead,
+    prefetch: Prefetch,
     /// Bytes received that are not counted as moved yet.
     received: u64,
     /// The connection ends when `skip` is 0.
@@ -158,7 +158,7 @@ pub fn run(
         credit_requests: 0,
         skip: from.skip,
         great: false,
-        ahead: Ahead::default(),
+        prefetch: Prefetch::default(),
         received: 0,
         last: from.last,
         refusal: from.refusal,
@@ -171,7 +171,7 @@ pub fn run(
     }
     reader.submit();
     reader.put_credit_back();
-    reader.ahead.give_back(connection, 0);
+    reader.prefetch.give_back(connection, 0);
     let freezes = matches!(end, Some(End::Frozen));
     if freezes && connection.become_quiet(PATIENCE) {
         return Ended::Frozen(reader.standing());
@@ -201,7 +201,7 @@ impl Reader<'_> {
     /// Where it stands (D4); its last step ended with [`End::Frozen`].
     fn standing(mut self) -> Standing {
         let mut bytes = std::mem::take(&mut self.before);
-        assert!(self.ahead.is_empty(), "A2");
+        assert!(self.prefetch.is_empty(), "A2");
         bytes.extend_from_slice(self.bytes());
         bytes.extend_from_slice(&self.source.first[self.source.used..]);
         Standing { bytes, skip: self.skip, last: self.last, refusal: self.refusal }
@@ -261,7 +261,7 @@ impl Reader<'_> {
         if self.last {
             return Err(End::Leave);
         }
-        if !self.ahead.is_empty() {
+        if !self.prefetch.is_empty() {
             assert!(self.bytes().is_empty(), "A1");
             return self.next_ahead();
         }
@@ -306,7 +306,7 @@ impl Reader<'_> {
         self.at += REQUEST_HEADER_BYTES;
         // What follows is thrown away: there is nothing to be received ahead, or without a copy.
         self.great = false;
-        self.ahead.note(0);
+        self.prefetch.note(0);
         let structured = self.connection.agreed.structured
             && matches!(header.command, command::READ | command::BLOCK_STATUS);
         // It is sent behind the payload: a client may look for replies only once it has sent its request.
@@ -324,7 +324,7 @@ impl Reader<'_> {
         let writes = command.verb == Verb::Write;
         let shared = writes && length <= PAYLOAD_SHARED_MAX;
         self.great = writes && !shared;
-        self.ahead.note(if self.great { length } else { 0 });
+        self.prefetch.note(if self.great { length } else { 0 });
         if shared && self.bytes().len() < REQUEST_HEADER_BYTES + length {
             return Ok(Next::Receive(REQUEST_HEADER_BYTES + length));
         }

@@ -3,7 +3,7 @@
 //! How it works      The engine brings `CutStop` to each processor concerned. Each stops starting writes of the
 //!                   volumes and arrives; reads go on. The last one to arrive brings `CutGo` to all; on it each
 //!                   advances the epoch of its shares and starts the writes that it held. Nobody is woken for it: who brings
-//!                   either, or meets a stop, runs those processors that nobody runs. With all runners busy a thread that was
+//!                   either, or meets a stop, runs those processors that nobody runs. With all cores busy a thread that was
 //!                   woken, or that has woken one, may wait for its turn for milliseconds, and hosts with it.
 //! Invariants        C1 no processor advances before all have arrived;
 //!                   C2 between its arrival and its advance a processor starts no write of the volumes;
@@ -73,7 +73,7 @@ impl Cut {
     }
 
     /// The caller has stopped starting writes. The last one to say so lets everybody go; others see to it that all stop soon,
-    /// should who makes the cut have lost its runner.
+    /// in case the thread that makes the cut was descheduled.
     pub fn arrive(self: &Arc<Self>) {
         if self.out.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.instant_ns.store(self.system.wall_ns(), Ordering::Release);

@@ -6,7 +6,7 @@
 //!                   requests are done in [pieces](super::walk).
 //! Invariants        H1 two parts of the live volume that overlap, one of them a write, are never under way together,
 //!                      but for those that change nothing here ([`fast_path`](super::fast_path));
-//!                   H2 a part is under way, waiting, behind, held for a cut, without_space of slots, among those that the processor
+//!                   H2 a part is under way, waiting, behind, held for a cut, without space, among those that the processor
 //!                      serves later, or ended: one of these. None of a share that is leaving is put there;
 //!                   H3 `epoch` is above all of `history`.
 //! Owner and locks   its processor, alone.

@@ -34,14 +34,14 @@ struct Guess {
 
 /// See the module's head.
 #[derive(Default)]
-pub struct Ahead {
+pub struct Prefetch {
     guesses: VecDeque<Guess>,
     /// The last requests' length, and how many they were.
     length: usize,
     alike: u32,
 }
 
-impl Ahead {
+impl Prefetch {
     /// Notes a request: the length of a great write's payload, or 0 for any other.
     pub fn note(&mut self, length: usize) {
         assert!(self.guesses.is_empty() || length == self.length, "the guess was right");
