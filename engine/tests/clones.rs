@@ -174,6 +174,6 @@ fn a_clone_is_refused_that_would_show_something_else() {
     assert_eq!(kind(with_base), ErrorKind::Invalid);
     world.engine().add_volume(spec((1, epoch))).unwrap();
     world.engine().export("v2", "", 2, None).unwrap();
-    let caller = world.caller("v2");
-    assert_eq!(caller.write(SIZE, &[1], false), Err(Errno::ENOSPC));
+    let client = world.client("v2");
+    assert_eq!(client.write(SIZE, &[1], false), Err(Errno::ENOSPC));
 }

@@ -16,7 +16,7 @@ use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::error::{Error, ErrorKind};
 use polyvol_engine::io::device::Mode;
 use polyvol_engine::limits::SEGMENT_BYTES;
-use polyvol_engine::volume::caller::Caller;
+use polyvol_engine::volume::local_client::LocalClient;
 
 const MIB: u64 = 1 << 20;
 const BLOCK: u64 = 4096;
@@ -127,11 +127,11 @@ impl World {
     fn write(&self, byte: u8) {
         let engine = self.engine();
         engine.export("v", "", V, None).unwrap();
-        let caller = Caller::new(engine.exports.attach("v").unwrap());
+        let client = LocalClient::new(engine.exports.attach("v").unwrap());
         for block in [3, 256 + 3] {
-            caller.write(block * BLOCK, &[byte; 2 * BLOCK as usize], false).unwrap();
+            client.write(block * BLOCK, &[byte; 2 * BLOCK as usize], false).unwrap();
         }
-        drop(caller);
+        drop(client);
         engine.exports.remove("v").unwrap();
     }
 
@@ -139,14 +139,14 @@ impl World {
     fn read(&self, epoch: Option<u64>) -> u8 {
         let engine = self.engine();
         engine.export("r", "", V, epoch).unwrap();
-        let caller = Caller::new(engine.exports.attach("r").unwrap());
+        let client = LocalClient::new(engine.exports.attach("r").unwrap());
         let bytes: Vec<u8> = [3, 256 + 3]
             .into_iter()
             .flat_map(|block| {
-                caller.read(block * BLOCK, 2 * BLOCK).unwrap().data.as_slice().to_vec()
+                client.read(block * BLOCK, 2 * BLOCK).unwrap().data.as_slice().to_vec()
             })
             .collect();
-        drop(caller);
+        drop(client);
         engine.exports.remove("r").unwrap();
         assert!(bytes.iter().all(|byte| *byte == bytes[0]), "partitions differ");
         bytes[0]
@@ -405,12 +405,12 @@ fn fill(world: &World) {
     world.rules.lock().unwrap().insert((".journal", "create"));
     let engine = world.engine();
     engine.export("v", "", V, None).unwrap();
-    let caller = Caller::new(engine.exports.attach("v").unwrap());
+    let client = LocalClient::new(engine.exports.attach("v").unwrap());
     for start in [0, 256] {
-        let one = |n: u64| caller.write((start + n % 200 + 20) * BLOCK, &[9; 4096], false);
+        let one = |n: u64| client.write((start + n % 200 + 20) * BLOCK, &[9; 4096], false);
         assert!((0..3000).any(|n| one(n).is_err()), "the segment is not full");
     }
-    drop(caller);
+    drop(client);
     engine.exports.remove("v").unwrap();
 }
 

@@ -13,7 +13,7 @@ use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::error::Errno;
 use polyvol_engine::io::device::Mode;
 use polyvol_engine::processor::scrub::{Cursor, SeenBy};
-use polyvol_engine::volume::caller::Caller;
+use polyvol_engine::volume::local_client::LocalClient;
 
 const MIB: u64 = 1 << 20;
 const EIO: Errno = Errno::EIO;
@@ -21,7 +21,7 @@ const EIO: Errno = Errno::EIO;
 struct World {
     path: PathBuf,
     engine: Engine,
-    host: Option<Caller>,
+    host: Option<LocalClient>,
 }
 
 impl World {
@@ -61,11 +61,11 @@ impl World {
         };
         engine.add_volume(spec).unwrap();
         engine.export("v", "", 1, None).unwrap();
-        let host = Some(Caller::new(engine.exports.attach("v").unwrap()));
+        let host = Some(LocalClient::new(engine.exports.attach("v").unwrap()));
         World { path, engine, host }
     }
 
-    fn host(&self) -> &Caller {
+    fn host(&self) -> &LocalClient {
         self.host.as_ref().unwrap()
     }
 

@@ -14,7 +14,7 @@ use polyvol_engine::engine::events::Event;
 use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::error::Errno;
 use polyvol_engine::io::device::Mode;
-use polyvol_engine::volume::caller::Caller;
+use polyvol_engine::volume::local_client::LocalClient;
 use polyvol_engine::volume::request::Verb;
 
 const MIB: u64 = 1 << 20;
@@ -34,7 +34,7 @@ impl Drop for Scratch {
 /// Volume 1 of 12 MiB on 3 processors with a log of 4 MiB, written once.
 struct Full {
     engine: Arc<Engine>,
-    caller: Arc<Caller>,
+    client: Arc<LocalClient>,
     live: Vec<u8>,
     scratch: Scratch,
 }
@@ -77,10 +77,10 @@ impl Full {
             })
             .unwrap();
         engine.export("v", "", 1, None).unwrap();
-        let caller = Arc::new(Caller::new(engine.exports.attach("v").unwrap()));
+        let client = Arc::new(LocalClient::new(engine.exports.attach("v").unwrap()));
         let live: Vec<u8> = (0..BLOCKS).flat_map(block).collect();
-        caller.write(0, &live, false).unwrap();
-        Full { engine, caller, live, scratch }
+        client.write(0, &live, false).unwrap();
+        Full { engine, client, live, scratch }
     }
 
     fn cut(&self) -> u64 {
@@ -98,7 +98,7 @@ impl Full {
 
     fn write(&mut self, number: u64, seed: u64) -> Result<(), Errno> {
         let bytes = block(seed);
-        let result = self.caller.write(number * 4096, &bytes, false);
+        let result = self.client.write(number * 4096, &bytes, false);
         if result.is_ok() {
             self.live[number as usize * 4096..][..4096].copy_from_slice(&bytes);
         }
@@ -119,9 +119,9 @@ impl Full {
         numbers: std::ops::Range<u64>,
     ) -> Vec<JoinHandle<Result<(), Errno>>> {
         let begin = |number: u64| {
-            let (caller, bytes) = (Arc::clone(&self.caller), block(number + 9000));
+            let (client, bytes) = (Arc::clone(&self.client), block(number + 9000));
             self.live[number as usize * 4096..][..4096].copy_from_slice(&bytes);
-            std::thread::spawn(move || caller.write(number * 4096, &bytes, false))
+            std::thread::spawn(move || client.write(number * 4096, &bytes, false))
         };
         let writers: Vec<_> = numbers.map(begin).collect();
         assert_eq!(self.engine.events.next(SOON), Some(Event::LogFull(1)));
@@ -129,13 +129,13 @@ impl Full {
     }
 
     fn check(&self) {
-        let read = self.caller.read(0, SIZE).unwrap();
+        let read = self.client.read(0, SIZE).unwrap();
         assert!(read.data.as_slice() == self.live);
     }
 
     fn stop(self) {
-        let Full { engine, caller, scratch, .. } = self;
-        drop(caller);
+        let Full { engine, client, scratch, .. } = self;
+        drop(client);
         engine.stop().unwrap();
         drop(scratch);
     }
@@ -199,10 +199,10 @@ fn while_writes_wait_everything_else_goes_on_and_when_nobody_makes_room_they_are
     let writers = full.wait_for_space(2000..2006);
     // A cut with everything that belongs to it, reads, a trim, a flush; a delete that frees nothing.
     let second = full.cut();
-    full.caller.read(0, MIB).unwrap();
-    full.caller.range(Verb::Trim, 2500 * 4096, 4096, false).unwrap();
+    full.client.read(0, MIB).unwrap();
+    full.client.range(Verb::Trim, 2500 * 4096, 4096, false).unwrap();
     full.live[2500 * 4096..2501 * 4096].fill(0);
-    full.caller.flush().unwrap();
+    full.client.flush().unwrap();
     let third = full.cut();
     full.drop_snapshot(second);
     assert!(writers.iter().all(|writer| !writer.is_finished()));
@@ -267,14 +267,14 @@ fn large_writes_that_starve_together_leave_no_room_unused() {
     }
     // Each wants more than the 200 slots that are left.
     let large = |number: u64| {
-        let (caller, bytes) = (Arc::clone(&full.caller), vec![number as u8; MIB as usize]);
-        std::thread::spawn(move || caller.write(number * MIB, &bytes, false))
+        let (client, bytes) = (Arc::clone(&full.client), vec![number as u8; MIB as usize]);
+        std::thread::spawn(move || client.write(number * MIB, &bytes, false))
     };
     let writers: Vec<_> = [6, 7, 8].map(large).into();
     assert_eq!(full.engine.events.next(SOON), Some(Event::LogFull(1)));
     // Small ones still fit.
     let bytes = block(3);
-    full.caller.write(11 * MIB, &bytes, false).unwrap();
+    full.client.write(11 * MIB, &bytes, false).unwrap();
     full.drop_snapshot(epoch);
     assert!(ends(writers).iter().all(Result::is_ok));
     for number in 6..9u64 {
@@ -289,7 +289,7 @@ fn large_writes_that_starve_together_leave_no_room_unused() {
 }
 
 /// Overwrites blocks of its own, `rounds` times one to forty of them.
-fn overwrite(caller: &Caller, blocks: std::ops::Range<u64>, rounds: u64) -> Vec<u64> {
+fn overwrite(client: &LocalClient, blocks: std::ops::Range<u64>, rounds: u64) -> Vec<u64> {
     let count = blocks.end - blocks.start;
     let mut seeds = vec![u64::MAX; count as usize];
     for round in 0..rounds {
@@ -297,7 +297,7 @@ fn overwrite(caller: &Caller, blocks: std::ops::Range<u64>, rounds: u64) -> Vec<
         let length = if round % 9 == 0 { 40.min(count - first) } else { 1 };
         let seed = round * 13 + blocks.start;
         let bytes: Vec<u8> = (first..first + length).flat_map(|n| block(seed + n)).collect();
-        caller.write((blocks.start + first) * 4096, &bytes, false).unwrap();
+        client.write((blocks.start + first) * 4096, &bytes, false).unwrap();
         (first..first + length).for_each(|n| seeds[n as usize] = seed + n);
     }
     seeds
@@ -324,9 +324,9 @@ fn writers_that_starve_all_the_time_all_get_through() {
         })
     };
     let begin = |n: u64| {
-        let caller = Arc::clone(&full.caller);
+        let client = Arc::clone(&full.client);
         let blocks = n * 512 + 100..n * 512 + 100 + 124;
-        std::thread::spawn(move || (blocks.clone(), overwrite(&caller, blocks, 1500)))
+        std::thread::spawn(move || (blocks.clone(), overwrite(&client, blocks, 1500)))
     };
     let writers: Vec<_> = (0..6).map(begin).collect();
     for writer in writers {

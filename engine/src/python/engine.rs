@@ -22,7 +22,7 @@ use crate::python::handle::Handle;
 use crate::python::{report, spec};
 use crate::units::Epoch;
 use crate::volume::Volume;
-use crate::volume::caller::Caller;
+use crate::volume::local_client::LocalClient;
 
 /// Extents, and where the next page begins.
 type ChangesPage = (Vec<(u64, u64)>, Option<u64>);
@@ -445,7 +445,7 @@ impl Engine {
                 || Error::new(ErrorKind::NotFound, format!("there is no export {export}"));
             this.inner.exports.attach(export).ok_or_else(missing)
         })?;
-        Ok(Handle::new(Caller::new(attached)))
+        Ok(Handle::new(LocalClient::new(attached)))
     }
 
     fn stop(&self, py: Python<'_>) -> PyResult<()> {

@@ -8,10 +8,10 @@
 //! Owner and locks   a volume's fields never change; what changes is inside its shares, owned by processors.
 
 pub mod bad_blocks;
-pub mod caller;
 pub mod export;
 pub mod flusher;
 pub mod geometry;
+pub mod local_client;
 pub mod request;
 pub mod source;
 

@@ -14,7 +14,7 @@ use polyvol_engine::error::ErrorKind;
 use polyvol_engine::io::device::Mode;
 use polyvol_engine::system::System;
 use polyvol_engine::system::linux::Linux;
-use polyvol_engine::volume::caller::Caller;
+use polyvol_engine::volume::local_client::LocalClient;
 use polyvol_engine::volume::request::Verb;
 
 pub const MIB: u64 = 1 << 20;
@@ -161,8 +161,8 @@ impl World {
         self.engine.as_ref().unwrap()
     }
 
-    pub fn caller(&self, name: &str) -> Caller {
-        Caller::new(self.engine().exports.attach(name).unwrap())
+    pub fn client(&self, name: &str) -> LocalClient {
+        LocalClient::new(self.engine().exports.attach(name).unwrap())
     }
 
     /// The nth of the volumes that exist.
@@ -181,17 +181,17 @@ impl World {
 
     pub fn write(&mut self, nth: usize, offset: u64, length: u64, verb: Option<Verb>, seed: u8) {
         let Some(id) = self.nth(nth) else { return };
-        let caller = self.caller(&format!("v{id}"));
-        let size = caller.size();
+        let client = self.client(&format!("v{id}"));
+        let size = client.size();
         let (offset, length) = (offset % size, length.min(size - offset % size));
         let bytes: Vec<u8> = (0..length)
             .map(|i| seed.wrapping_mul(((i >> 9) as u8) | 1).wrapping_add(i as u8))
             .collect();
         match verb {
-            None => caller.write(offset, &bytes, false).unwrap(),
-            Some(verb) => caller.range(verb, offset, length, false).unwrap(),
+            None => client.write(offset, &bytes, false).unwrap(),
+            Some(verb) => client.range(verb, offset, length, false).unwrap(),
         }
-        let now = caller.read(offset, length).unwrap();
+        let now = client.read(offset, length).unwrap();
         let live = &mut self.volumes.get_mut(&id).unwrap().live;
         let old = &mut live[offset as usize..(offset + length) as usize];
         for (i, (old, now)) in old.iter_mut().zip(now.data.as_slice()).enumerate() {
@@ -329,25 +329,25 @@ impl World {
         self.engine().grow_volume(spec).unwrap();
         if self.volumes[&id].source.is_none() {
             // The base file is not empty there.
-            let caller = self.caller(&format!("v{id}"));
+            let client = self.client(&format!("v{id}"));
             let verb = Verb::Zero { no_hole: false, fast: false };
-            caller.range(verb, before as u64, GROWTH, false).unwrap();
+            client.range(verb, before as u64, GROWTH, false).unwrap();
         }
     }
 
     pub fn check(&self) {
         for twin in self.volumes.values() {
             for (name, epoch) in twin.names() {
-                let caller = self.caller(&name);
+                let client = self.client(&name);
                 let expected = epoch.map_or(&twin.live, |epoch| &twin.snapshots[&epoch]);
-                assert_eq!(caller.size(), expected.len() as u64, "{name}");
-                same(&name, caller.read(0, caller.size()).unwrap().data.as_slice(), expected);
+                assert_eq!(client.size(), expected.len() as u64, "{name}");
+                same(&name, client.read(0, client.size()).unwrap().data.as_slice(), expected);
                 same(
                     &name,
-                    caller.read(4097, 9000).unwrap().data.as_slice(),
+                    client.read(4097, 9000).unwrap().data.as_slice(),
                     &expected[4097..13097],
                 );
-                for status in caller.block_status(0, caller.size()).unwrap() {
+                for status in client.block_status(0, client.size()).unwrap() {
                     let range = status.offset as usize..(status.offset + status.length) as usize;
                     assert!(!status.zero || expected[range].iter().all(|byte| *byte == 0));
                 }

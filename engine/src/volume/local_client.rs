@@ -1,4 +1,4 @@
-//! Caller: I/O on an export from within this process, one blocking call at a time for each thread.
+//! LocalClient: I/O on an export from within this process, one blocking call at a time for each thread.
 //!
 //! How it works      A call makes a request, submits it, and sleeps until its sink has it. For Python: tests, and
 //!                   the nbdkit plugin.
@@ -28,12 +28,12 @@ impl Sink for Waiting {
 }
 
 /// See the module's head.
-pub struct Caller(Attachment);
+pub struct LocalClient(Attachment);
 
-impl Caller {
+impl LocalClient {
     /// A caller on this export, which it keeps attached.
-    pub fn new(attachment: Attachment) -> Caller {
-        Caller(attachment)
+    pub fn new(attachment: Attachment) -> LocalClient {
+        LocalClient(attachment)
     }
 
     /// Size in bytes.
