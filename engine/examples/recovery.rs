@@ -146,7 +146,7 @@ fn spec(wanted: &Wanted, snapshots: Vec<u64>) -> VolumeSpec {
         next_epoch: snapshots.last().map_or(1, |last| last + 1),
         bounds: Vec::new(),
         rollbacks: Vec::new(),
-        source: None,
+        origin: None,
         snapshots: snapshots.into_iter().map(|epoch| (epoch, None)).collect(),
     }
 }

@@ -139,7 +139,7 @@ fn serve(directory: &Path, volume: u64) -> Engine {
         next_epoch: 1,
         bounds: Vec::new(),
         rollbacks: Vec::new(),
-        source: None,
+        origin: None,
         snapshots: Vec::new(),
     };
     engine.add_volume(spec).expect("a volume");

@@ -56,7 +56,7 @@ impl Served {
             snapshots: Vec::new(),
             bounds: Vec::new(),
             rollbacks: Vec::new(),
-            source: None,
+            origin: None,
             next_epoch: 1,
         };
         engine.add_volume(spec).unwrap();

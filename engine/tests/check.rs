@@ -54,7 +54,7 @@ impl World {
             next_epoch: 2,
             bounds: Vec::new(),
             rollbacks: Vec::new(),
-            source: None,
+            origin: None,
         }
     }
 

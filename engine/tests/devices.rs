@@ -81,7 +81,7 @@ fn spec(scratch: &Scratch, logs: &[u64], epochs: &[u64]) -> VolumeSpec {
         next_epoch: epochs.last().map_or(1, |last| last + 1),
         bounds: Vec::new(),
         rollbacks: Vec::new(),
-        source: None,
+        origin: None,
     }
 }
 

@@ -64,7 +64,7 @@ fn engine(scratch: &Scratch) -> Engine {
         snapshots: Vec::new(),
         bounds: Vec::new(),
         rollbacks: Vec::new(),
-        source: None,
+        origin: None,
         next_epoch: 1,
     };
     engine.add_volume(spec).unwrap();

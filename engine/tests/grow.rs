@@ -88,7 +88,7 @@ fn spec_of(
         next_epoch: snapshots.last().map_or(1, |(epoch, _)| epoch + 1),
         bounds: snapshots.iter().map(|(epoch, size)| (epoch + 1, *size)).collect(),
         rollbacks: Vec::new(),
-        source: None,
+        origin: None,
     }
 }
 

@@ -54,7 +54,7 @@ fn spec(path: &Path, id: u64) -> VolumeSpec {
         next_epoch: 1,
         bounds: Vec::new(),
         rollbacks: Vec::new(),
-        source: None,
+        origin: None,
     }
 }
 

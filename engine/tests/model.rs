@@ -103,8 +103,8 @@ impl Twin {
             polyvol_engine::deliberate::set(Some(polyvol_engine::deliberate::Bug::EarlyForget));
         }
         let mut random = [0u8; 8];
-        let mut source = std::fs::File::open("/dev/urandom").unwrap();
-        std::io::Read::read_exact(&mut source, &mut random).unwrap();
+        let mut origin = std::fs::File::open("/dev/urandom").unwrap();
+        std::io::Read::read_exact(&mut origin, &mut random).unwrap();
         let directory = format!("polyvol-model-{:016x}", u64::from_le_bytes(random));
         let directory = std::env::temp_dir().join(directory);
         std::fs::create_dir(&directory).unwrap();
@@ -188,7 +188,7 @@ impl Twin {
             next_epoch: self.next_epoch,
             bounds: self.snapshots.iter().map(bound).chain(hidden).collect(),
             rollbacks: self.rollbacks.iter().map(|(one, size, _)| (*one, *size)).collect(),
-            source: None,
+            origin: None,
         }
     }
 

@@ -68,7 +68,7 @@ impl World {
             next_epoch: snapshots.last().map_or(1, |last| last + 1),
             bounds: Vec::new(),
             rollbacks: Vec::new(),
-            source: None,
+            origin: None,
             snapshots: snapshots.iter().map(|epoch| (*epoch, None)).collect(),
         };
         engine.add_volume(spec).unwrap();

@@ -79,7 +79,7 @@ impl World {
             next_epoch: self.next_epoch,
             bounds: Vec::new(),
             rollbacks: self.rollbacks.iter().map(|one| (*one, 2 * MIB)).collect(),
-            source: None,
+            origin: None,
         }
     }
 

@@ -57,7 +57,7 @@ impl World {
             next_epoch: 1,
             bounds: Vec::new(),
             rollbacks: Vec::new(),
-            source: None,
+            origin: None,
         };
         engine.add_volume(spec).unwrap();
         engine.export("v", "", 1, None).unwrap();

@@ -77,7 +77,7 @@ impl World {
         id: u64,
         partitions: Vec<(u32, Vec<ExtentSpec>)>,
         logs: impl Iterator<Item = u64>,
-        source: Option<(u64, u64)>,
+        origin: Option<(u64, u64)>,
     ) -> VolumeSpec {
         let log = |device| vec![ExtentSpec { device, offset: 0, length: LOG }];
         let logs: Vec<_> = logs.map(|device| (device as u16, log(device))).collect();
@@ -96,7 +96,7 @@ impl World {
             next_epoch: 1,
             bounds: Vec::new(),
             rollbacks: Vec::new(),
-            source,
+            origin,
         }
     }
 

@@ -73,7 +73,7 @@ impl Full {
                 next_epoch: 1,
                 bounds: Vec::new(),
                 rollbacks: Vec::new(),
-                source: None,
+                origin: None,
             })
             .unwrap();
         engine.export("v", "", 1, None).unwrap();

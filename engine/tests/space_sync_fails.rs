@@ -148,7 +148,7 @@ fn a_write_that_waits_for_a_sync_gets_the_errno_of_the_sync() {
             next_epoch: 1,
             bounds: Vec::new(),
             rollbacks: Vec::new(),
-            source: None,
+            origin: None,
         })
         .unwrap();
     engine.ask_when_full(1, true).unwrap();

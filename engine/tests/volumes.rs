@@ -85,7 +85,7 @@ fn spec(
         next_epoch: 1,
         bounds: Vec::new(),
         rollbacks: Vec::new(),
-        source: None,
+        origin: None,
     }
 }
 

@@ -123,7 +123,7 @@ impl Engine {
             let share = Share::new(Parts {
                 number: volume.share,
                 geometry: Arc::clone(geometry),
-                source: volume.source.clone(),
+                origin: volume.origin.clone(),
                 space: Arc::clone(&volume.space),
                 space_waiters: Arc::clone(&volume.space_waiters),
                 ask: Ask { events: Arc::clone(&self.events), volume: volume.id },
@@ -151,7 +151,7 @@ impl Engine {
             name: volume.name.clone(),
             share: volume.share,
             geometry: Arc::clone(geometry),
-            source: volume.source.clone(),
+            origin: volume.origin.clone(),
             space: Arc::clone(&volume.space),
             space_waiters: Arc::clone(&volume.space_waiters),
             durable: Arc::clone(&volume.durable),

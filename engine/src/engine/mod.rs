@@ -4,7 +4,7 @@
 //!                   under a short lock, then talks to processors by their queues.
 //! Owner and locks   `devices`, `volumes`, `processors`: one lock each, held for a look-up or a change. `cutting`:
 //!                   held for a whole cut, as cuts are made one after the other, and for what must not meet one.
-//!                   `sources`: held for a look-up or a change; snapshots that clones are being made from, which must
+//!                   `origins`: held for a look-up or a change; snapshots that clones are being made from, which must
 //!                   not go meanwhile.
 
 pub mod check;
@@ -73,7 +73,7 @@ pub struct Engine {
     /// What Python is told.
     pub events: Arc<Events>,
     cutting: Mutex<()>,
-    sources: Mutex<Vec<(VolumeId, Epoch)>>,
+    origins: Mutex<Vec<(VolumeId, Epoch)>>,
     stopped: RwLock<bool>,
     /// The clock of time-outs.
     pub(crate) ticks: Arc<Ticks>,
@@ -119,7 +119,7 @@ impl Engine {
             exports: Arc::default(),
             events: Arc::default(),
             cutting: Mutex::default(),
-            sources: Mutex::default(),
+            origins: Mutex::default(),
             stopped: RwLock::new(false),
             ticks: Arc::default(),
             watch: Mutex::default(),
@@ -389,8 +389,8 @@ impl Engine {
     fn drop_of(&self, volume: &Volume, epochs: &[Epoch]) -> Result<u64> {
         // One after the other: what is being let go is known by the history that it was part of.
         let _one_at_a_time = volume.dropping.lock().expect("no holder panics");
-        let sources = self.sources.lock().expect("no holder panics");
-        self.refuse_sources(&sources, volume, |epoch| epochs.contains(&epoch))?;
+        let origins = self.origins.lock().expect("no holder panics");
+        self.refuse_sources(&origins, volume, |epoch| epochs.contains(&epoch))?;
         for epoch in epochs {
             if let Some(export) = self.exports.shows(volume.id, Some(*epoch)) {
                 let what = format!("export {export} still shows what is to be dropped");
@@ -398,7 +398,7 @@ impl Engine {
             }
         }
         let receiver = self.begin_drop(volume, epochs, None);
-        drop(sources);
+        drop(origins);
         Ok(self.end_drop(&receiver))
     }
 

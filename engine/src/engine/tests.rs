@@ -38,7 +38,7 @@ fn with_engine(name: &str, f: impl FnOnce(Arc<Engine>)) {
         next_epoch: 1,
         bounds: Vec::new(),
         rollbacks: Vec::new(),
-        source: None,
+        origin: None,
     };
     engine.add_volume(spec).unwrap();
     f(Arc::clone(&engine));

@@ -33,7 +33,7 @@ use crate::volume::bad_blocks::BadBlocks;
 use crate::volume::export::Export;
 use crate::volume::flusher::{Flusher, Waiter};
 use crate::volume::geometry::{Extent, Geometry, Partition};
-use crate::volume::source::Source;
+use crate::volume::origin::Origin;
 use crate::volume::{ShareRef, Volume};
 
 /// What one processor gets of a volume.
@@ -59,7 +59,7 @@ impl Engine {
         }
         let geometry = Arc::new(self.geometry(&spec)?);
         let _claim = self.claim_source(&spec);
-        let source = self.source(&spec)?;
+        let origin = self.origin(&spec)?;
         let space = Arc::new(Space::default());
         for (number, extents) in &spec.logs {
             space.add(self.log(*number, extents)?)?;
@@ -75,7 +75,7 @@ impl Engine {
         })?;
         let number = self.take_share_number();
         let found = intakes.into_iter().zip(recovered).collect();
-        let served = self.serve(spec, number, (geometry, source), space, found);
+        let served = self.serve(spec, number, (geometry, origin), space, found);
         if served.is_err() {
             self.give_share_number(number);
         }
@@ -156,7 +156,7 @@ impl Engine {
         &self,
         spec: VolumeSpec,
         number: u32,
-        (geometry, source): (Arc<Geometry>, Option<Arc<Source>>),
+        (geometry, origin): (Arc<Geometry>, Option<Arc<Origin>>),
         space: Arc<Space>,
         found: Vec<Found>,
     ) -> Result<()> {
@@ -176,7 +176,7 @@ impl Engine {
                 let share = Share::new(Parts {
                     number,
                     geometry: Arc::clone(&geometry),
-                    source: source.clone(),
+                    origin: origin.clone(),
                     space: Arc::clone(&space),
                     space_waiters: Arc::clone(&space_waiters),
                     ask: Ask { events: Arc::clone(&self.events), volume: spec.id },
@@ -201,7 +201,7 @@ impl Engine {
             name: spec.name,
             share: number,
             geometry,
-            source,
+            origin,
             space,
             space_waiters,
             durable,
@@ -288,10 +288,10 @@ impl Engine {
             return Err(Error::new(ErrorKind::Busy, what));
         }
         self.wait_or_refuse(&volume, "cannot be let go now")?;
-        let sources = self.sources.lock().expect("no holder panics");
-        self.refuse_sources(&sources, &volume, |_| true)?;
+        let origins = self.origins.lock().expect("no holder panics");
+        self.refuse_sources(&origins, &volume, |_| true)?;
         self.volumes.lock().expect("no holder panics").remove(&id);
-        drop(sources);
+        drop(origins);
         let mut result = Ok(());
         for share in &volume.shares {
             let taken = ask(&*self.system, &share.queue, |answer| {

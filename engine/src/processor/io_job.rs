@@ -20,8 +20,8 @@ use crate::system::ring::Read;
 use crate::units::{BLOCK_SIZE, BlockIndex};
 use crate::volume::bad_blocks::BadBlocks;
 use crate::volume::geometry::{Geometry, Partition};
+use crate::volume::origin::Origin;
 use crate::volume::request::Request;
-use crate::volume::source::Source;
 
 const BLOCK: usize = BLOCK_SIZE as usize;
 
@@ -40,11 +40,11 @@ pub struct Spot {
 #[derive(Clone, Debug)]
 pub enum Old {
     /// At its base place, or a source's.
-    Base(Option<Arc<Source>>),
+    Base(Option<Arc<Origin>>),
     /// Nowhere.
     Zero,
     /// In a slot, or a source's, with this checksum.
-    Slot(Option<Arc<Source>>, Spot, u32),
+    Slot(Option<Arc<Origin>>, Spot, u32),
 }
 
 /// Where whole blocks go.
@@ -62,12 +62,12 @@ pub enum Target {
 #[derive(Clone, Debug)]
 pub enum Step {
     /// Read from the base place.
-    ReadBase { of: Option<Arc<Source>>, offset: u64, length: u64, at: usize },
+    ReadBase { of: Option<Arc<Origin>>, offset: u64, length: u64, at: usize },
     /// Fill with zeroes.
     ReadZero { length: usize, at: usize },
     /// Read consecutive slots: `skip` bytes of the first are not wanted.
     ReadSlots {
-        of: Option<Arc<Source>>,
+        of: Option<Arc<Origin>>,
         spot: Spot,
         block: BlockIndex,
         sums: Vec<u32>,
@@ -84,9 +84,9 @@ pub enum Step {
     /// Punch or zero a run of base places.
     Clear { offset: u64, length: u64, keep_allocated: bool },
     /// Ask what is allocated of a run of base places; `at` is in the volume.
-    Look { of: Option<Arc<Source>>, offset: u64, length: u64, at: u64 },
+    Look { of: Option<Arc<Origin>>, offset: u64, length: u64, at: u64 },
     /// Read a run of base places ahead.
-    AheadBase { of: Option<Arc<Source>>, offset: u64, length: u64 },
+    AheadBase { of: Option<Arc<Origin>>, offset: u64, length: u64 },
     /// Read consecutive slots ahead.
     AheadSlots { spot: Spot, offset: u64, length: u64 },
 }
@@ -280,14 +280,14 @@ impl Job {
     /// The partition's base places, or a source's.
     pub(super) fn base<'a>(
         &self,
-        of: Option<&'a Arc<Source>>,
+        of: Option<&'a Arc<Origin>>,
         own: &'a Partition,
     ) -> &'a Partition {
         of.map_or(own, |source| &source.geometry.partitions[self.partition as usize])
     }
 
     /// Where bad blocks are noted of the volume, or of a source.
-    fn bad_of<'a>(&'a self, of: Option<&'a Arc<Source>>) -> &'a Arc<BadBlocks> {
+    fn bad_of<'a>(&'a self, of: Option<&'a Arc<Origin>>) -> &'a Arc<BadBlocks> {
         of.map_or(&self.bad, |source| &source.bad)
     }
 

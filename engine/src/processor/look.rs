@@ -25,10 +25,10 @@ const AHEAD_BYTES: usize = 2 << 20;
 const CALLS: u32 = 16;
 
 impl Share {
-    /// How many runs are looked up in one go. In a clone each may be looked for in one source after the other.
+    /// How many runs are looked up in one go. In a clone each may be looked for in one origin after the other.
     fn runs_max(&self) -> u32 {
-        let sources = std::iter::successors(self.source.as_ref(), |source| source.source.as_ref());
-        (RUNS_MAX / (1 + sources.count() as u32)).max(16)
+        let origins = std::iter::successors(self.origin.as_ref(), |origin| origin.origin.as_ref());
+        (RUNS_MAX / (1 + origins.count() as u32)).max(16)
     }
 
     pub(super) fn cache(&mut self, mut part: Part, context: &mut Context<'_>) {

@@ -306,7 +306,7 @@ impl Share {
             dropping.next_local += 1;
             let local = &mut self.locals[number as usize];
             let (slots, bases, bad) = (&mut self.slots, &mut self.freed_bases, &self.bad);
-            let (freed_blocks, has_base) = (&mut dropping.freed_blocks, self.source.is_none());
+            let (freed_blocks, has_base) = (&mut dropping.freed_blocks, self.origin.is_none());
             local.versions.forget(epoch, &self.history, |first, count, place| {
                 if place.is_slot() || (has_base && place == Place::BASE) {
                     *freed_blocks += u64::from(count);

@@ -30,7 +30,7 @@ impl Share {
         assert!(self.idle(), "its caller has waited for that");
         let seq =
             self.journal.append(Entry::rollback(rollback, self.geometry.size / BLOCK_SIZE))?;
-        let has_base = self.source.is_none();
+        let has_base = self.origin.is_none();
         for (number, local) in self.locals.iter_mut().enumerate() {
             let (slots, bases, bad) = (&mut self.slots, &mut self.freed_bases, &self.bad);
             local.versions.roll_back(rollback, &self.history, seq, |first, count, place| {

@@ -37,8 +37,8 @@ use crate::units::{BLOCK_SHIFT, Epoch};
 use crate::volume::bad_blocks::BadBlocks;
 use crate::volume::flusher::{Flusher, Waiter};
 use crate::volume::geometry::Geometry;
+use crate::volume::origin::Origin;
 use crate::volume::request::{Request, Sink, Verb};
-use crate::volume::source::Source;
 
 /// Waiting slots at which the share asks for a sync without being told, if they are more than an eighth of what is free as
 /// well: 256 MiB.
@@ -114,7 +114,7 @@ pub struct Parts {
     /// The volume's shape.
     pub geometry: Arc<Geometry>,
     /// What the volume was made from, if it is a clone.
-    pub source: Option<Arc<Source>>,
+    pub origin: Option<Arc<Origin>>,
     /// The volume's change logs.
     pub space: Arc<Space>,
     /// Who waits for slots.
@@ -151,7 +151,7 @@ pub struct Parts {
 pub struct Share {
     pub(super) number: u32,
     pub(super) geometry: Arc<Geometry>,
-    pub(super) source: Option<Arc<Source>>,
+    pub(super) origin: Option<Arc<Origin>>,
     pub(super) space: Arc<Space>,
     pub(super) space_waiters: Arc<SpaceWaiters>,
     pub(super) ask: Ask,
@@ -223,7 +223,7 @@ impl Share {
         let mut share = Share {
             number: parts.number,
             geometry: parts.geometry,
-            source: parts.source,
+            origin: parts.origin,
             log_order: Vec::new(),
             logs_alike: 0,
             slot_retry: SlotRetry::default(),

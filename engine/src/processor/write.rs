@@ -4,7 +4,7 @@
 //!                   else goes somewhere new: to its base place if no version at all is left that could see it,
 //!                   else to fresh slots; then a record, then the map. Blocks in slots always move, so a slot
 //!                   is written once (J1), and its checksum and its record are of one age. A clone has no base places:
-//!                   what it shows there is its [source](crate::volume::source)'s, which it never writes.
+//!                   what it shows there is its [origin](crate::volume::origin)'s, which it never writes.
 //! Why moving back to the base place is safe   with no frozen map, only the live map can see the base place, and
 //!                   it does not: it has the block elsewhere. Until the record is durable, a power loss gives the
 //!                   elsewhere back, which is not reused before (J4).
@@ -19,7 +19,7 @@ use crate::processor::io_job::{Job, NewPlace, Old, Step, Target, put_slots, writ
 use crate::processor::queue::Part;
 use crate::processor::share::{Context, Local, Share, count};
 use crate::units::{BLOCK_SIZE, BlockIndex};
-use crate::volume::source::resolve;
+use crate::volume::origin::resolve;
 
 /// Longer parts are written by a pool thread: the processor has others to serve.
 pub(super) const INLINE_BYTES_MAX: u32 = 128 << 10;
@@ -135,7 +135,7 @@ impl Share {
     fn overwritable(&self, local: u32, block: BlockIndex, limit: u32) -> (u32, bool) {
         let versions = &self.locals[local as usize].versions;
         let live = versions.live.find(block, limit);
-        if live.place != Place::BASE || self.source.is_some() {
+        if live.place != Place::BASE || self.origin.is_some() {
             return (live.count, false); // C3
         }
         match versions.parent(&self.history) {
@@ -302,9 +302,9 @@ impl Share {
         count
     }
 
-    /// Whether whatever is written may go to its base place, as no snapshot, nor a source, has anything there.
+    /// Whether whatever is written may go to its base place, as no snapshot, nor a origin, has anything there.
     fn goes_to_base(&self, local: u32) -> bool {
-        self.source.is_none() && self.locals[local as usize].versions.frozen().is_empty()
+        self.origin.is_none() && self.locals[local as usize].versions.frozen().is_empty()
     }
 
     /// Has up to `want` blocks from `block` on change their place: which of the job's changes that is, how many blocks
@@ -340,7 +340,7 @@ impl Share {
     fn old(&self, local: u32, block: BlockIndex) -> Old {
         let Local { versions, partition, .. } = &self.locals[local as usize];
         let own = versions.live.find(block, 1);
-        let (of, found) = resolve(own, self.source.as_ref(), *partition, block);
+        let (of, found) = resolve(own, self.origin.as_ref(), *partition, block);
         match found.place {
             Place::BASE => Old::Base(of.cloned()),
             Place::ZERO => Old::Zero,

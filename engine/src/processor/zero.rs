@@ -94,8 +94,8 @@ impl Share {
             match (live.place, clearing) {
                 (Place::ZERO, _) => {}
                 (Place::BASE, Some(keep)) if only_live => push_clear(job, block, count, keep),
-                // A device that gives no space back gains nothing; a clone must not show its source's.
-                (Place::BASE, None) if only_live && manner.trim && self.source.is_none() => {}
+                // A device that gives no space back gains nothing; a clone must not show its origin's.
+                (Place::BASE, None) if only_live && manner.trim && self.origin.is_none() => {}
                 _ => push_zero(job, block, count),
             }
             block += count;
@@ -111,7 +111,7 @@ impl Share {
     /// How base places of a partition can be cleared without writing them: with their space kept or not, or not
     /// at all. TRIM is for giving space back, so a device that cannot gains nothing.
     fn clearing(&self, local: u32, manner: Manner) -> Option<bool> {
-        if self.source.is_some() {
+        if self.origin.is_some() {
             return None; // C3
         }
         let partition = self.locals[local as usize].partition;

@@ -12,8 +12,8 @@ pub mod export;
 pub mod flusher;
 pub mod geometry;
 pub mod local_client;
+pub mod origin;
 pub mod request;
-pub mod source;
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -30,8 +30,8 @@ use crate::units::{Epoch, PartitionIndex, ProcessorIndex, VolumeId};
 use bad_blocks::BadBlocks;
 use flusher::{Durable, Flusher, Waiter};
 use geometry::Geometry;
+use origin::Origin;
 use request::{Request, Target, Verb};
-use source::Source;
 
 /// A volume's share, as everyone but its processor sees it.
 #[derive(Clone)]
@@ -57,7 +57,7 @@ pub struct Volume {
     /// Its shape.
     pub geometry: Arc<Geometry>,
     /// What it was made from, if it is a clone.
-    pub source: Option<Arc<Source>>,
+    pub origin: Option<Arc<Origin>>,
     /// Its change logs.
     pub space: Arc<Space>,
     /// Who waits for room in them.

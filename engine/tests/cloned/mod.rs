@@ -27,7 +27,7 @@ const VOLUMES_MAX: u64 = 6;
 pub struct Twin {
     pub id: u64,
     pub processors: u32,
-    pub source: Option<(u64, u64)>,
+    pub origin: Option<(u64, u64)>,
     pub live: Vec<u8>,
     pub snapshots: BTreeMap<u64, Vec<u8>>,
     /// Snapshots that are deleted, and kept for clones.
@@ -50,7 +50,7 @@ impl Twin {
             borders.insert(0, start);
             borders.push(end);
             let pieces = borders.windows(2).map(|at| extent(1, at[0], at[1] - at[0]));
-            let extents = if self.source.is_none() { pieces.collect() } else { Vec::new() };
+            let extents = if self.origin.is_none() { pieces.collect() } else { Vec::new() };
             (number as u32 % self.processors, extents)
         };
         let bound = |(epoch, contents): (&u64, &Vec<u8>)| (*epoch + 1, contents.len() as u64);
@@ -70,7 +70,7 @@ impl Twin {
             next_epoch: self.next_epoch,
             bounds: self.snapshots.iter().map(bound).chain(hidden).collect(),
             rollbacks: self.rollbacks.iter().map(|(one, size, _)| (*one, *size)).collect(),
-            source: self.source,
+            origin: self.origin,
         }
     }
 
@@ -103,7 +103,7 @@ impl World {
         let first = Twin {
             id: 1,
             processors: 2,
-            source: None,
+            origin: None,
             live: vec![0; SIZE as usize],
             snapshots: BTreeMap::new(),
             kept: BTreeSet::new(),
@@ -227,7 +227,7 @@ impl World {
         let twin = Twin {
             id: number,
             processors,
-            source: Some((id, epoch)),
+            origin: Some((id, epoch)),
             live: self.volumes[&id].snapshots[&epoch].clone(),
             snapshots: BTreeMap::new(),
             kept: BTreeSet::new(),
@@ -240,7 +240,7 @@ impl World {
     }
 
     pub fn has_clones(&self, id: u64, epoch: u64) -> bool {
-        self.volumes.values().any(|twin| twin.source == Some((id, epoch)))
+        self.volumes.values().any(|twin| twin.origin == Some((id, epoch)))
     }
 
     pub fn drop_snapshot(&mut self, id: u64, epoch: u64) {
@@ -327,7 +327,7 @@ impl World {
         twin.live.resize(after, 0);
         let spec = twin.spec(&self.directory);
         self.engine().grow_volume(spec).unwrap();
-        if self.volumes[&id].source.is_none() {
+        if self.volumes[&id].origin.is_none() {
             // The base file is not empty there.
             let client = self.client(&format!("v{id}"));
             let verb = Verb::Zero { no_hole: false, fast: false };
