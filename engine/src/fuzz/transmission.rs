@@ -221,7 +221,7 @@ fn serve_once(
     at_once: bool,
 ) -> (Script, Ended) {
     let common =
-        Common { pool: Pool::new(), spares: Default::default(), watch_peers: Box::new(|| {}) };
+        Common { pool: Pool::new(), buffers: Default::default(), watch_peers: Box::new(|| {}) };
     let common = Arc::new(common);
     let peer = Scripted {
         connection: OnceLock::new(),

@@ -15,10 +15,10 @@ use crate::buffer::Buffer;
 use crate::nbd::budget::{
     CONNECTION_BYTES_MAX, POOL_BYTES, Pool, REQUEST_OVERHEAD_BYTES, SHARE_BYTES,
 };
+use crate::nbd::buffer_pool::BufferPool;
 use crate::nbd::connection::{Common, Connection, Patience};
 use crate::nbd::peer::Peer;
 use crate::nbd::request::Agreed;
-use crate::nbd::spare::Spares;
 use crate::nbd::wire::SIMPLE_REPLY_BYTES;
 use crate::sync::Mutex;
 use crate::volume::request::{Request, Sink, Verb};
@@ -95,7 +95,7 @@ fn scene(requests: usize, room: Option<usize>) -> Scene {
     let peer = Narrow { sent: Arc::clone(&sent), connection: Arc::clone(&known) };
     let common = Arc::new(Common {
         pool: Pool::new(),
-        spares: Spares::default(),
+        buffers: BufferPool::default(),
         watch_peers: Box::new(|| {}),
     });
     let agreed = Agreed { size: 1 << 20, read_only: false, structured: false, status: false };

@@ -16,10 +16,10 @@ use crate::buffer::Inbox;
 use crate::nbd::budget::{
     Account, HOLD, INBOX_BYTES, PROVEN_BYTES, Pool, Taken, Waiter, lock, patience,
 };
+use crate::nbd::buffer_pool::BufferPool;
 use crate::nbd::peer::Peer;
 use crate::nbd::reply::{Outbox, Reply};
 use crate::nbd::request::Agreed;
-use crate::nbd::spare::Spares;
 use crate::sync::{AtomicBool, Mutex, MutexGuard, Ordering};
 use crate::volume::request::Contexts;
 
@@ -40,7 +40,7 @@ pub struct Common {
     /// What they hold beyond their shares.
     pub pool: Pool,
     /// Buffers for the next requests.
-    pub spares: Spares,
+    pub buffers: BufferPool,
     /// Has the sender thread look after peers for as long as there is something to look after.
     pub watch_peers: Box<dyn Fn() + Send + Sync>,
 }

@@ -25,6 +25,7 @@
 #![forbid(unsafe_code)]
 
 pub(crate) mod budget;
+pub(crate) mod buffer_pool;
 pub mod clients;
 pub(crate) mod connection;
 pub mod hand_over;
@@ -34,7 +35,6 @@ pub(crate) mod peer;
 pub(crate) mod reader;
 mod reply;
 pub(crate) mod request;
-pub(crate) mod spare;
 mod status;
 #[allow(missing_docs)] // The protocol's own names, told in docs/nbd.md.
 pub(crate) mod wire;
@@ -54,6 +54,7 @@ use rustix::time::Timespec;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::nbd::budget::{INBOX_BYTES, Pool, SOCKET_BYTES, UNIX_SOCKET_BYTES, evict, lock};
+use crate::nbd::buffer_pool::BufferPool;
 use crate::nbd::connection::{Common, Connection};
 use crate::nbd::hand_over::HandedOver;
 use crate::nbd::handshake::{Agreement, INPUT_BYTES_MAX, Selection};
@@ -62,7 +63,6 @@ use crate::nbd::peer::Socket;
 use crate::nbd::reader::{Ended, Standing};
 use crate::nbd::reply::Reply;
 use crate::nbd::request::Agreed;
-use crate::nbd::spare::Spares;
 use crate::sync::{Condvar, Mutex};
 use crate::system::reaper::Reaping;
 use crate::system::signal;
@@ -135,7 +135,7 @@ impl Server {
         let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;
         epoll::add(&sender, &tick, epoll::EventData::new_u64(WAKE), edge).map_err(failed)?;
         let watch_peers = Box::new(move || signal(&tick));
-        let common = Common { pool: Pool::new(), spares: Spares::default(), watch_peers };
+        let common = Common { pool: Pool::new(), buffers: BufferPool::default(), watch_peers };
         let shared = Arc::new(Shared {
             exports,
             common: Arc::new(common),

@@ -334,7 +334,7 @@ impl Reader<'_> {
         self.at = start;
         let data = match command.verb {
             Verb::Read => {
-                let spare = self.connection.common.spares.take(length);
+                let spare = self.connection.common.buffers.take(length);
                 spare.unwrap_or_else(|| Buffer::uninit(length))
             }
             Verb::Write if shared => {

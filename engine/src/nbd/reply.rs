@@ -18,8 +18,8 @@ use rustix::io::Errno as SystemErrno;
 
 use crate::error::Errno;
 use crate::nbd::budget::{self, lock};
+use crate::nbd::buffer_pool::BufferPool;
 use crate::nbd::connection::{Connection, State};
-use crate::nbd::spare::Spares;
 use crate::nbd::status;
 use crate::nbd::wire::{
     CHUNK_HEADER_BYTES, SIMPLE_REPLY_BYTES, chunk, error, only_chunk, simple_reply,
@@ -85,7 +85,7 @@ impl Reply {
     }
 
     /// The answer to a finished request.
-    pub fn to(request: Arc<Request>, structured: bool, spares: &Spares) -> Reply {
+    pub fn to(request: Arc<Request>, structured: bool, buffers: &BufferPool) -> Reply {
         let cost = budget::cost_with(request.contexts.as_deref(), request.verb, request.length);
         let cookie = request.cookie;
         // Commands whose success has no chunk are answered simply, failed or not.
@@ -105,7 +105,7 @@ impl Reply {
             Verb::Read => Reply::new(&simple_reply(0, cookie), Body::Read(request), cost),
             Verb::BlockStatus => Reply::new(&[], Body::Bytes(status::chunks(&request)), cost),
             _ => {
-                spares.keep(request);
+                buffers.keep(request);
                 Reply::new(&simple_reply(0, cookie), Body::Nothing, cost)
             }
         }
@@ -192,7 +192,7 @@ impl Outbox {
     }
 
     /// Drops what `sent` bytes have completed.
-    fn advance(&mut self, sent: usize, finished: &mut Finished, spares: &Spares) {
+    fn advance(&mut self, sent: usize, finished: &mut Finished, buffers: &BufferPool) {
         finished.bytes += sent;
         self.first_sent += sent;
         while let Some(first) = self.replies.front() {
@@ -202,7 +202,7 @@ impl Outbox {
             self.first_sent -= first.len();
             finished.count(first);
             if let Some(Reply { body: Body::Read(request), .. }) = self.replies.pop_front() {
-                spares.keep(request);
+                buffers.keep(request);
             }
         }
     }
@@ -257,7 +257,7 @@ impl Connection {
             match outbox.send(self) {
                 Ok(sent) => {
                     turn += sent;
-                    outbox.advance(sent, &mut finished, &self.common.spares);
+                    outbox.advance(sent, &mut finished, &self.common.buffers);
                 }
                 Err(SystemErrno::INTR) => {}
                 Err(SystemErrno::AGAIN) => break,
@@ -316,7 +316,7 @@ impl Connection {
 
 impl Sink for Connection {
     fn complete(&self, request: Arc<Request>) {
-        let reply = Reply::to(request, self.agreed.structured, &self.common.spares);
+        let reply = Reply::to(request, self.agreed.structured, &self.common.buffers);
         let mut state = lock(&self.state);
         state.submitted = state.submitted.saturating_sub(1);
         self.push_locked(&mut state, reply);

@@ -11,7 +11,7 @@ use crate::volume::request::Verb;
 impl Reader<'_> {
     /// A great payload in a buffer of its own: what the inbox has of it, and the rest from the socket.
     pub(super) fn receive_payload(&mut self, length: usize) -> Result<Buffer, End> {
-        let mut payload = self.connection.common.spares.inbox(length);
+        let mut payload = self.connection.common.buffers.inbox(length);
         let here = self.bytes().len().min(length);
         let header_at = self.at - REQUEST_HEADER_BYTES;
         payload.space()[..here].copy_from_slice(&self.bytes()[..here]);

@@ -66,7 +66,7 @@ impl Prefetch {
         let Some((_, requests)) = connection.try_take(bytes, bytes, wanted) else { return false };
         connection.put_back(each * u64::from(wanted - requests), 0);
         for _ in 0..requests {
-            let payload = connection.common.spares.inbox(self.length);
+            let payload = connection.common.buffers.inbox(self.length);
             self.guesses.push_back(Guess { header: [0; REQUEST_HEADER_BYTES], here: 0, payload });
         }
         true
@@ -123,7 +123,7 @@ impl Prefetch {
         for guess in self.guesses.drain(kept..) {
             bytes.extend_from_slice(&guess.header[..guess.here]);
             bytes.extend_from_slice(guess.payload.bytes(0));
-            connection.common.spares.put(guess.payload.into_whole());
+            connection.common.buffers.put(guess.payload.into_whole());
         }
         if gone > 0 {
             connection.put_back(self.cost() * gone as u64, gone as u32);

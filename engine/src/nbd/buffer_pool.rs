@@ -4,7 +4,7 @@
 //! How it works      A finished request's buffer is kept when nobody else has it, and given to the next
 //!                   request of just that length. What is in it is undefined, as in any new buffer.
 //! Invariants        of great ones at most [`SPARE_BYTES_MAX`] are kept, the oldest go first; of each usual length at most
-//!                   [`USUAL_BYTES_MAX`].
+//!                   [`SIZE_CLASS_BYTES_MAX`].
 //! Owner and locks   a lock for each of the two, taken alone.
 
 use std::collections::VecDeque;
@@ -16,51 +16,51 @@ use crate::sync::Mutex;
 use crate::volume::request::Request;
 
 /// Great buffers have at least so many bytes.
-const GREAT_BYTES_MIN: usize = PAYLOAD_SHARED_MAX + 1;
+const LARGE_BYTES_MIN: usize = PAYLOAD_SHARED_MAX + 1;
 /// log2 of the smallest of the usual lengths; each of the others is twice the one before.
-const USUAL_SHIFT: u32 = 12;
+const SIZE_CLASS_SHIFT: u32 = 12;
 /// How many usual lengths there are.
-const USUAL_LENGTHS: usize = 4;
+const SIZE_CLASSES: usize = 4;
 /// What is kept of each usual length, bytes.
-const USUAL_BYTES_MAX: usize = 1 << 20;
+const SIZE_CLASS_BYTES_MAX: usize = 1 << 20;
 
 const _: () =
-    assert!(cfg!(fuzzing) || 1 << (USUAL_SHIFT as usize + USUAL_LENGTHS - 1) < GREAT_BYTES_MIN);
+    assert!(cfg!(fuzzing) || 1 << (SIZE_CLASS_SHIFT as usize + SIZE_CLASSES - 1) < LARGE_BYTES_MIN);
 
 /// The spare buffers of one server.
 #[derive(Debug, Default)]
-pub struct Spares {
-    great: Mutex<Kept>,
-    usual: Mutex<[Vec<Buffer>; USUAL_LENGTHS]>,
+pub struct BufferPool {
+    large: Mutex<FreeList>,
+    classes: Mutex<[Vec<Buffer>; SIZE_CLASSES]>,
 }
 
 #[derive(Debug, Default)]
-struct Kept {
+struct FreeList {
     buffers: VecDeque<Buffer>,
     bytes: usize,
 }
 
 /// Which of the usual lengths this is.
-fn usual(length: usize) -> Option<usize> {
-    let number = length.trailing_zeros().wrapping_sub(USUAL_SHIFT) as usize;
-    (length.is_power_of_two() && number < USUAL_LENGTHS).then_some(number)
+fn size_class(length: usize) -> Option<usize> {
+    let number = length.trailing_zeros().wrapping_sub(SIZE_CLASS_SHIFT) as usize;
+    (length.is_power_of_two() && number < SIZE_CLASSES).then_some(number)
 }
 
 /// Whether great buffers of this length are kept.
-fn is_great(length: usize) -> bool {
-    (GREAT_BYTES_MIN..=SPARE_BYTES_MAX / 4).contains(&length)
+fn is_large(length: usize) -> bool {
+    (LARGE_BYTES_MIN..=SPARE_BYTES_MAX / 4).contains(&length)
 }
 
-impl Spares {
+impl BufferPool {
     /// A spare buffer of `length` bytes, if there is one.
     pub fn take(&self, length: usize) -> Option<Buffer> {
-        if let Some(number) = usual(length) {
-            return lock(&self.usual)[number].pop();
+        if let Some(number) = size_class(length) {
+            return lock(&self.classes)[number].pop();
         }
-        if !is_great(length) {
+        if !is_large(length) {
             return None;
         }
-        let mut kept = lock(&self.great);
+        let mut kept = lock(&self.large);
         let at = kept.buffers.iter().rposition(|buffer| buffer.len() == length)?;
         kept.bytes -= length;
         kept.buffers.remove(at)
@@ -73,40 +73,40 @@ impl Spares {
 
     /// Keeps a great buffer that turned out not to be needed.
     pub fn put(&self, buffer: Buffer) {
-        if is_great(buffer.len()) {
-            self.keep_great(buffer);
+        if is_large(buffer.len()) {
+            self.keep_large(buffer);
         }
     }
 
     /// Keeps the buffer of a request that is done, if it is worth it and nobody else has the request.
     pub fn keep(&self, request: Arc<Request>) {
         let length = request.data.len();
-        let number = usual(length);
-        if number.is_none() && !is_great(length) {
+        let number = size_class(length);
+        if number.is_none() && !is_large(length) {
             return;
         }
         let Some(Request { data, .. }) = Arc::into_inner(request) else { return };
         match number {
-            Some(number) => self.keep_usual(number, data),
-            None => self.keep_great(data),
+            Some(number) => self.keep_class(number, data),
+            None => self.keep_large(data),
         }
     }
 
-    fn keep_usual(&self, number: usize, buffer: Buffer) {
+    fn keep_class(&self, number: usize, buffer: Buffer) {
         // A part of an inbox, a small write's, is no buffer of its own.
         if !buffer.is_whole() {
             return;
         }
-        let mut kept = lock(&self.usual);
-        let room = USUAL_BYTES_MAX >> (number + USUAL_SHIFT as usize);
+        let mut kept = lock(&self.classes);
+        let room = SIZE_CLASS_BYTES_MAX >> (number + SIZE_CLASS_SHIFT as usize);
         if kept[number].len() < room {
             kept[number].push(buffer);
         }
     }
 
-    fn keep_great(&self, buffer: Buffer) {
+    fn keep_large(&self, buffer: Buffer) {
         let mut gone = Vec::new(); // dropped after the lock
-        let mut kept = lock(&self.great);
+        let mut kept = lock(&self.large);
         kept.bytes += buffer.len();
         kept.buffers.push_back(buffer);
         while kept.bytes > SPARE_BYTES_MAX {
