@@ -433,7 +433,7 @@ fn seeds() -> Vec<Vec<u8>> {
         let stream: Vec<u8> = good.flat_map(|(_, request)| request.clone()).collect();
         seeds.push([&[marks, 0, marks * 9, marks & 3, marks][..], &stream].concat());
     }
-    // Great writes of one length (of fuzzing), of which the next are received ahead, and what comes between them.
+    // Large writes of one length (of fuzzing), of which the next are received ahead, and what comes between them.
     let refused = |length| {
         let header = request_bytes(0, command::WRITE, size, length);
         [header, vec![0xdd; length as usize]].concat()

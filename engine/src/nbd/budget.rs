@@ -48,7 +48,7 @@ pub const CONNECTION_REQUESTS_MAX: u32 = 1024;
 pub const CONNECTIONS_MAX: usize = 1024;
 /// A connection's inbox, bytes. The first is the connection's own, further ones count as held.
 pub const INBOX_BYTES: usize = 128 << 10;
-/// Payloads up to here share the inbox; greater ones get a buffer of their own, bytes.
+/// Payloads up to here share the inbox; larger ones get a buffer of their own, bytes.
 pub const PAYLOAD_SHARED_MAX: usize = if cfg!(fuzzing) { 1 << 10 } else { 32 << 10 };
 /// What handshakes may buffer together, bytes.
 pub const HANDSHAKES_BYTES_MAX: u64 = 48 << 20;
@@ -393,7 +393,7 @@ mod tests {
     #[test]
     fn clients_of_one_volume_leave_those_of_another_as_much_as_they_hold() {
         let pool = Pool::new();
-        let great = cost(Verb::Read, REQUEST_BYTES_MAX);
+        let large = cost(Verb::Read, REQUEST_BYTES_MAX);
         let of = |export: &str| Account::of(pool.group(export));
         let mut hung: Vec<Account> =
             (0..4).map(|n| of(if n % 2 == 0 { "hung" } else { "hung@s" })).collect();
@@ -403,40 +403,40 @@ mod tests {
         let left = pool.free();
         assert!(left >= POOL_BYTES / 2 - (4 << 20), "{left}");
         let mut good = of("good");
-        assert_eq!(good.take(&pool, great, great, true), Taken::Bytes(great));
+        assert_eq!(good.take(&pool, large, large, true), Taken::Bytes(large));
         drop(hung);
     }
 
     #[test]
-    fn great_requests_of_strangers_leave_room_for_their_lesser_ones() {
+    fn large_requests_of_strangers_leave_room_for_their_lesser_ones() {
         let pool = Pool::new();
-        let great = cost(Verb::Read, REQUEST_BYTES_MAX);
+        let large = cost(Verb::Read, REQUEST_BYTES_MAX);
         let modest = cost(Verb::Write, MODEST_BYTES);
         let mut greedy: Vec<Account> = (0..100).map(|_| Account::default()).collect();
         for account in &mut greedy {
-            take_all(account, &pool, great, false);
+            take_all(account, &pool, large, false);
         }
         let mut lesser: Vec<Account> = (0..8).map(|_| Account::default()).collect();
         for account in &mut lesser {
             assert_eq!(account.take(&pool, modest, modest, false), Taken::Bytes(modest));
         }
         let mut another = Account::default();
-        assert_eq!(another.take(&pool, great, great, false), Taken::PoolShort);
+        assert_eq!(another.take(&pool, large, large, false), Taken::PoolShort);
     }
 
     #[test]
     fn greedy_strangers_leave_everybody_a_share_and_proven_peers_a_reserve() {
         let pool = Pool::new();
-        let great = cost(Verb::Read, REQUEST_BYTES_MAX);
+        let large = cost(Verb::Read, REQUEST_BYTES_MAX);
         let mut greedy: Vec<Account> = (0..1000).map(|_| Account::default()).collect();
         for (index, account) in greedy.iter_mut().enumerate() {
-            take_all(account, &pool, if index % 2 == 0 { great } else { 70_000 }, false);
+            take_all(account, &pool, if index % 2 == 0 { large } else { 70_000 }, false);
         }
         assert!(pool.free() >= RESERVE_BYTES);
         let mut stranger = Account::default();
-        assert_eq!(stranger.take(&pool, great, great, false), Taken::PoolShort);
+        assert_eq!(stranger.take(&pool, large, large, false), Taken::PoolShort);
         assert_eq!(stranger.take(&pool, SHARE_BYTES, 1 << 20, false), Taken::Bytes(SHARE_BYTES));
         let mut good = Account::default();
-        assert_eq!(good.take(&pool, great, great, true), Taken::Bytes(great));
+        assert_eq!(good.take(&pool, large, large, true), Taken::Bytes(large));
     }
 }

@@ -1,9 +1,9 @@
-//! Spare buffers: buffers that were used and will be again: great ones, so that the system need not clear new pages, and
+//! Spare buffers: buffers that were used and will be again: large ones, so that the system need not clear new pages, and
 //! those of the usual lengths, as the allocator takes longer than this.
 //!
 //! How it works      A finished request's buffer is kept when nobody else has it, and given to the next
 //!                   request of just that length. What is in it is undefined, as in any new buffer.
-//! Invariants        of great ones at most [`SPARE_BYTES_MAX`] are kept, the oldest go first; of each usual length at most
+//! Invariants        of large ones at most [`SPARE_BYTES_MAX`] are kept, the oldest go first; of each usual length at most
 //!                   [`SIZE_CLASS_BYTES_MAX`].
 //! Owner and locks   a lock for each of the two, taken alone.
 
@@ -15,7 +15,7 @@ use crate::nbd::budget::{PAYLOAD_SHARED_MAX, SPARE_BYTES_MAX, lock};
 use crate::sync::Mutex;
 use crate::volume::request::Request;
 
-/// Great buffers have at least so many bytes.
+/// Large buffers have at least so many bytes.
 const LARGE_BYTES_MIN: usize = PAYLOAD_SHARED_MAX + 1;
 /// log2 of the smallest of the usual lengths; each of the others is twice the one before.
 const SIZE_CLASS_SHIFT: u32 = 12;
@@ -46,7 +46,7 @@ fn size_class(length: usize) -> Option<usize> {
     (length.is_power_of_two() && number < SIZE_CLASSES).then_some(number)
 }
 
-/// Whether great buffers of this length are kept.
+/// Whether large buffers of this length are kept.
 fn is_large(length: usize) -> bool {
     (LARGE_BYTES_MIN..=SPARE_BYTES_MAX / 4).contains(&length)
 }
@@ -71,7 +71,7 @@ impl BufferPool {
         self.take(length).and_then(Inbox::over).unwrap_or_else(|| Inbox::new(length))
     }
 
-    /// Keeps a great buffer that turned out not to be needed.
+    /// Keeps a large buffer that turned out not to be needed.
     pub fn put(&self, buffer: Buffer) {
         if is_large(buffer.len()) {
             self.keep_large(buffer);

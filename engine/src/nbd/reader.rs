@@ -2,7 +2,7 @@
 //!
 //! How it works      It receives whatever the socket has into its inbox, turns every whole request in there
 //!                   into a [`Request`], and submits them as one batch. Payloads up to
-//!                   [`PAYLOAD_SHARED_MAX`] share the inbox; a greater one gets a buffer of its own that the
+//!                   [`PAYLOAD_SHARED_MAX`] share the inbox; a larger one gets a buffer of its own that the
 //!                   rest of it is received into ([`payload`]). What a request costs is taken before it is made, so a
 //!                   connection that holds too much is simply not read from. When the connection freezes, it stops
 //!                   where it would wait, lets all that it has begun end, and gives back its [`Standing`], from which
@@ -121,7 +121,7 @@ struct Reader<'a> {
     skip: u64,
     /// The last request was a write with a payload of its own: of what follows no more is received into the inbox than
     /// is needed, as the next such payload would have to be copied.
-    great: bool,
+    large_write: bool,
     /// What was received ahead.
     prefetch: Prefetch,
     /// Bytes received that are not counted as moved yet.
@@ -157,7 +157,7 @@ pub fn run(
         credit_bytes: 0,
         credit_requests: 0,
         skip: from.skip,
-        great: false,
+        large_write: false,
         prefetch: Prefetch::default(),
         received: 0,
         last: from.last,
@@ -221,14 +221,14 @@ impl Reader<'_> {
         };
         self.submit();
         self.put_credit_back();
-        if self.great && self.bytes().is_empty() && self.receive_ahead(&mut [])? > 0 {
+        if self.large_write && self.bytes().is_empty() && self.receive_ahead(&mut [])? > 0 {
             return Ok(());
         }
         self.make_room(needed)?;
         let missing = needed - self.bytes().len();
         let inbox = self.inbox.as_mut().ok_or(End::Broken)?;
         let space = inbox.space();
-        let length = if self.great { missing } else { space.len() };
+        let length = if self.large_write { missing } else { space.len() };
         let received = self.source.receive(&mut space[..length])?;
         inbox.advance(received);
         self.received += received as u64;
@@ -305,7 +305,7 @@ impl Reader<'_> {
         self.take(REQUEST_OVERHEAD_BYTES)?;
         self.at += REQUEST_HEADER_BYTES;
         // What follows is thrown away: there is nothing to be received ahead, or without a copy.
-        self.great = false;
+        self.large_write = false;
         self.prefetch.note(0);
         let structured = self.connection.agreed.structured
             && matches!(header.command, command::READ | command::BLOCK_STATUS);
@@ -323,8 +323,8 @@ impl Reader<'_> {
         let length = header.length as usize;
         let writes = command.verb == Verb::Write;
         let shared = writes && length <= PAYLOAD_SHARED_MAX;
-        self.great = writes && !shared;
-        self.prefetch.note(if self.great { length } else { 0 });
+        self.large_write = writes && !shared;
+        self.prefetch.note(if self.large_write { length } else { 0 });
         if shared && self.bytes().len() < REQUEST_HEADER_BYTES + length {
             return Ok(Next::Receive(REQUEST_HEADER_BYTES + length));
         }

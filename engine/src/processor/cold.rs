@@ -238,7 +238,7 @@ impl Lanes {
                 began = now;
                 runner.submit(&mut done);
             } else {
-                runner.queue.put_all(&mut done);
+                runner.queue.push_all_without_wake(&mut done);
             }
         }
         if let Some(runner) = self.runner.upgrade() {

@@ -229,9 +229,9 @@ impl Queue {
         self.wake_if_needed(state);
     }
 
-    /// Pushes all of `batch`, which is left empty, and wakes nobody: the caller is to [`Queue::offer`] to run it soon (Q2), or
+    /// Pushes all of `batch`, which is left empty, and wakes nobody: the caller is to [`Queue::try_enter`] to run it soon (Q2), or
     /// a tick brings somebody to it.
-    pub fn put_all(&self, batch: &mut Vec<Event>) {
+    pub fn push_all_without_wake(&self, batch: &mut Vec<Event>) {
         let mut state = self.lock();
         if state.closed {
             drop(state);
@@ -240,8 +240,8 @@ impl Queue {
         state.push(batch);
     }
 
-    /// Pushes one event and wakes nobody: the caller is to [`Queue::offer`] to run it next (Q2).
-    pub fn put(&self, event: Event) {
+    /// Pushes one event and wakes nobody: the caller is to [`Queue::try_enter`] to run it next (Q2).
+    pub fn push_without_wake(&self, event: Event) {
         self.add(event);
     }
 
@@ -265,8 +265,8 @@ impl Queue {
     }
 
     /// Lets the caller share the processor, if nobody runs it or is about to. A caller that was let in must call
-    /// [`Queue::unshare`].
-    pub fn share(&self) -> bool {
+    /// [`Queue::leave_shared`].
+    pub fn enter_shared(&self) -> bool {
         let mut state = self.lock();
         let shared = !state.closed && !state.running && !state.has_work();
         state.sharing += usize::from(shared); // Q3
@@ -275,15 +275,15 @@ impl Queue {
 
     /// The caller shares the processor no longer, and pushes what it has left to do. `true` lets it run the processor, with
     /// `batch`: it must call [`Queue::next`] until that says that there is no more, or [`Queue::leave`].
-    pub fn unshare(&self, batch: &mut Vec<Event>) -> bool {
+    pub fn leave_shared(&self, batch: &mut Vec<Event>) -> bool {
         let mut state = self.lock();
         state.sharing -= 1;
         self.enter(state, batch)
     }
 
     /// Pushes `batch`, and lets the caller run the processor, with all there is, if nobody runs or shares it: as
-    /// [`Queue::unshare`] does.
-    pub fn offer(&self, batch: &mut Vec<Event>) -> bool {
+    /// [`Queue::leave_shared`] does.
+    pub fn try_enter(&self, batch: &mut Vec<Event>) -> bool {
         let state = self.lock();
         self.enter(state, batch)
     }

@@ -1,8 +1,8 @@
 //! Runner: who runs a processor, and when: its own thread, or one that brings it work while it is idle.
 //!
 //! How it works      The thread takes all events and runs them until there are no more. Who brings a small batch is let in
-//!                   if nobody runs the processor: it shares it for what changes nothing ([`Queue::share`]), runs it with the
-//!                   rest a few times ([`Queue::unshare`]), and leaves what is left then to the thread. A run is short: who ran it may
+//!                   if nobody runs the processor: it shares it for what changes nothing ([`Queue::enter_shared`]), runs it with the
+//!                   rest a few times ([`Queue::leave_shared`]), and leaves what is left then to the thread. A run is short: who ran it may
 //!                   have left something in the processor itself ([`Handler::unfinished`]), which the next run goes on with.
 //! Invariants        Q1 to Q4 of the [queue](super::queue); checked by the models in `models/queue.rs`.
 
@@ -42,7 +42,7 @@ pub trait Mailbox: Send + Sync {
 
 impl<R: Handler + Send + Sync> Mailbox for Runner<R> {
     fn take(&self, event: Event) {
-        self.queue.put(event);
+        self.queue.push_without_wake(event);
     }
 
     fn run_if_idle(&self) {
@@ -67,17 +67,17 @@ impl<R: Handler> Runner<R> {
     /// Runs `batch`, which is left empty, here and now if the processor is idle; else has it run.
     pub fn run_or_push(&self, batch: &mut Vec<Event>) {
         let mut others = Vec::new();
-        while self.queue.share() {
+        while self.queue.enter_shared() {
             let more =
                 self.processor.try_read().expect("Q3, and no runner panics").run_shared(batch);
             if !more {
-                if self.queue.unshare(batch) {
+                if self.queue.leave_shared(batch) {
                     self.run_some(batch);
                 }
                 return;
             }
             // Who wants to run it alone comes first.
-            if self.queue.unshare(&mut others) {
+            if self.queue.leave_shared(&mut others) {
                 self.run_some(&mut others);
             }
         }
@@ -86,7 +86,7 @@ impl<R: Handler> Runner<R> {
 
     /// As [`Runner::run_or_push`], for what changes the processor.
     pub fn submit(&self, batch: &mut Vec<Event>) {
-        if self.queue.offer(batch) {
+        if self.queue.try_enter(batch) {
             self.run_some(batch);
         }
     }

@@ -1,4 +1,4 @@
-//! Payload: the payloads of great writes, each received into a buffer of its own, and what is received
+//! Payload: the payloads of large writes, each received into a buffer of its own, and what is received
 //! [`ahead`](super::prefetch) with them.
 
 use super::{End, Next, Reader};
@@ -9,7 +9,7 @@ use crate::nbd::wire::{REQUEST_HEADER_BYTES, parse_request};
 use crate::volume::request::Verb;
 
 impl Reader<'_> {
-    /// A great payload in a buffer of its own: what the inbox has of it, and the rest from the socket.
+    /// A large payload in a buffer of its own: what the inbox has of it, and the rest from the socket.
     pub(super) fn receive_payload(&mut self, length: usize) -> Result<Buffer, End> {
         let mut payload = self.connection.common.buffers.inbox(length);
         let here = self.bytes().len().min(length);

@@ -1,6 +1,6 @@
 //! Ahead: requests that are received before they are looked at, as they are guessed to be like the last ones.
 //!
-//! How it works      Who sends one great write after the other sends another one: after [`ALIKE`] with as much payload, a
+//! How it works      Who sends one large write after the other sends another one: after [`ALIKE`] with as much payload, a
 //!                   receive has space for some more headers and payloads of just that length, each payload in a buffer of its
 //!                   own. So one receive empties the socket, and its peer fills it again while the writes are made; nothing
 //!                   is copied. A header that turns out to be another one undoes all guesses: their bytes are received
@@ -19,7 +19,7 @@ use crate::nbd::connection::Connection;
 use crate::nbd::wire::REQUEST_HEADER_BYTES;
 use crate::volume::request::Verb;
 
-/// So many great writes of the same length before the next one is guessed.
+/// So many large writes of the same length before the next one is guessed.
 const ALIKE: u32 = 2;
 /// What is received ahead, bytes: more than a socket's peer has on the way by default.
 const AHEAD_BYTES: usize = if cfg!(fuzzing) { 8 << 10 } else { 256 << 10 };
@@ -42,7 +42,7 @@ pub struct Prefetch {
 }
 
 impl Prefetch {
-    /// Notes a request: the length of a great write's payload, or 0 for any other.
+    /// Notes a request: the length of a large write's payload, or 0 for any other.
     pub fn note(&mut self, length: usize) {
         assert!(self.guesses.is_empty() || length == self.length, "the guess was right");
         self.alike = if length > 0 && length == self.length { self.alike + 1 } else { 1 };
