@@ -23,7 +23,7 @@ const MIB: u64 = 1 << 20;
 const EIO: Errno = Errno::EIO;
 const BLOCK: usize = 4096;
 /// What is asked of a volume that does not hang takes less, on any machine.
-const SOON: Duration = Duration::from_secs(20);
+const BUSY_POLL_SOCKET: Duration = Duration::from_secs(20);
 const ROUNDS: usize = 40;
 
 struct Scratch {
@@ -96,7 +96,7 @@ fn comes_back(scratch: &Scratch) {
 fn within<T>(what: &str, f: impl FnOnce() -> T) -> T {
     let began = Instant::now();
     let found = f();
-    assert!(began.elapsed() < SOON, "{what} took {:?}", began.elapsed());
+    assert!(began.elapsed() < BUSY_POLL_SOCKET, "{what} took {:?}", began.elapsed());
     found
 }
 
@@ -104,7 +104,7 @@ fn within<T>(what: &str, f: impl FnOnce() -> T) -> T {
 fn until(what: &str, is_so: impl Fn() -> bool) {
     let began = Instant::now();
     while !is_so() {
-        assert!(began.elapsed() < SOON, "{what}");
+        assert!(began.elapsed() < BUSY_POLL_SOCKET, "{what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }

@@ -21,7 +21,7 @@ const MIB: u64 = 1 << 20;
 const SIZE: u64 = 12 * MIB;
 const BLOCKS: u64 = SIZE / 4096;
 const LOG_BLOCKS: u64 = 1024;
-const SOON: Duration = Duration::from_secs(20);
+const BUSY_POLL_SOCKET: Duration = Duration::from_secs(20);
 
 struct Scratch(PathBuf);
 
@@ -124,7 +124,7 @@ impl Full {
             std::thread::spawn(move || client.write(number * 4096, &bytes, false))
         };
         let writers: Vec<_> = numbers.map(begin).collect();
-        assert_eq!(self.engine.events.next(SOON), Some(Event::LogFull(1)));
+        assert_eq!(self.engine.events.next(BUSY_POLL_SOCKET), Some(Event::LogFull(1)));
         writers
     }
 
@@ -233,7 +233,7 @@ fn room_that_is_made_in_steps_is_asked_for_until_it_is_enough() {
     let writers = full.wait_for_space(1500..1501);
     full.drop_snapshot(first); // the second one sees all that it saw, but for ten base blocks
     full.engine.try_again(1).unwrap();
-    assert_eq!(full.engine.events.next(SOON), Some(Event::LogFull(1)));
+    assert_eq!(full.engine.events.next(BUSY_POLL_SOCKET), Some(Event::LogFull(1)));
     assert!(writers.iter().all(|writer| !writer.is_finished()));
     full.drop_snapshot(second);
     assert!(ends(writers).iter().all(Result::is_ok));
@@ -253,7 +253,7 @@ fn a_stop_ends_the_writes_that_wait() {
     let engine = Arc::clone(&full.engine);
     std::thread::spawn(move || engine.stop()).join().unwrap().unwrap();
     assert!(ends(writers).iter().all(Result::is_err));
-    assert_eq!(full.engine.events.next(SOON), None);
+    assert_eq!(full.engine.events.next(BUSY_POLL_SOCKET), None);
     full.stop();
 }
 
@@ -271,7 +271,7 @@ fn large_writes_that_starve_together_leave_no_room_unused() {
         std::thread::spawn(move || client.write(number * MIB, &bytes, false))
     };
     let writers: Vec<_> = [6, 7, 8].map(large).into();
-    assert_eq!(full.engine.events.next(SOON), Some(Event::LogFull(1)));
+    assert_eq!(full.engine.events.next(BUSY_POLL_SOCKET), Some(Event::LogFull(1)));
     // Small ones still fit.
     let bytes = block(3);
     full.client.write(11 * MIB, &bytes, false).unwrap();

@@ -3,12 +3,12 @@
 //! How it works      [`Socket`] is the real one. What parses, answers and counts knows only [`Peer`], so that the same
 //!                   code can be given bytes from memory ([`crate::fuzz`]) and every order of its steps (models).
 //!                   A reader waits for its socket alone, as long as bytes come every now and then: one system call.
-//!                   After [`QUIET`] without any it waits for the news, too, that it is to stop.
-//!                   Where bytes come one after the other it does not even sleep: see [`SOON`]. It does so while readers that
+//!                   After [`FREEZE_POLL_INTERVAL`] without any it waits for the news, too, that it is to stop.
+//!                   Where bytes come one after the other it does not even sleep: see [`BUSY_POLL_SOCKET`]. It does so while readers that
 //!                   are awake have fewer than half of the cores, as whoever sends needs one, too; and not while others
 //!                   are at work on what it has brought.
 //!                   While reads of the disk are under way, whosever they are, it waits for these as well, unless another
-//!                   does ([`crate::system::reaper`]), and looks for both for a while: see [`SOON_FOR_EACH`].
+//!                   does ([`crate::system::reaper`]), and looks for both for a while: see [`BUSY_POLL_PER_READ`].
 //! Errors            the system's, as they come: INTR to try again, AGAIN where sending would have to wait, and where
 //!                   receiving has waited for a while; anything else ends the connection.
 
@@ -33,16 +33,16 @@ use crate::system::reaper::{Reaper, Reaping, Turn};
 
 /// Where the last bytes came within this time, a reader looks for the next ones as long, before it sleeps: being woken takes
 /// longer than what comes so soon.
-const SOON: Duration = Duration::from_micros(50);
+const BUSY_POLL_SOCKET: Duration = Duration::from_micros(50);
 /// So long, for each read of the disk that is to end, a reader looks whether one has, where the last ones ended within this
 /// time; so this is what looking may cost a read.
-const SOON_FOR_EACH: Duration = Duration::from_micros(32);
+const BUSY_POLL_PER_READ: Duration = Duration::from_micros(32);
 /// And so long for all of them.
-const SOON_FOR_ALL: Duration = Duration::from_millis(1);
+const BUSY_POLL_MAX: Duration = Duration::from_millis(1);
 /// How often it pauses between two looks: the other thread of its core has work to do.
 const PAUSES: u32 = 50;
 /// After so long without bytes a reader looks whether it is to stop.
-const QUIET: Duration = Duration::from_millis(20);
+const FREEZE_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// See the module's head.
 pub trait Peer: Send + Sync {
@@ -91,8 +91,8 @@ pub struct Socket {
 }
 
 /// Readers that do not sleep, and how many there may be while one looks for bytes.
-static AWAKE: AtomicUsize = AtomicUsize::new(0);
-static AWAKE_MAX: LazyLock<usize> =
+static BUSY_POLLERS: AtomicUsize = AtomicUsize::new(0);
+static BUSY_POLLERS_MAX: LazyLock<usize> =
     LazyLock::new(|| std::thread::available_parallelism().map_or(0, |cores| cores.get() / 2));
 
 impl Socket {
@@ -109,8 +109,8 @@ impl Socket {
         reaping: Arc<dyn Reaping>,
     ) -> Result<Socket, SystemErrno> {
         rustix::io::ioctl_fionbio(&socket, false)?;
-        set_socket_timeout(&socket, Timeout::Recv, Some(QUIET))?;
-        AWAKE.fetch_add(1, Ordering::Relaxed);
+        set_socket_timeout(&socket, Timeout::Recv, Some(FREEZE_POLL_INTERVAL))?;
+        BUSY_POLLERS.fetch_add(1, Ordering::Relaxed);
         Ok(Socket {
             socket,
             number,
@@ -129,12 +129,12 @@ impl Socket {
         recv(&self.socket, space, RecvFlags::DONTWAIT).map(|(received, _)| received)
     }
 
-    /// Looks for bytes until [`SOON`] after `begun`; AGAIN if none have come.
+    /// Looks for bytes until [`BUSY_POLL_SOCKET`] after `begun`; AGAIN if none have come.
     fn look(&self, space: &mut [u8], begun: Instant) -> Result<usize, SystemErrno> {
         let mut found = Err(SystemErrno::AGAIN);
         while found == Err(SystemErrno::AGAIN)
-            && AWAKE.load(Ordering::Relaxed) <= *AWAKE_MAX
-            && begun.elapsed() < SOON
+            && BUSY_POLLERS.load(Ordering::Relaxed) <= *BUSY_POLLERS_MAX
+            && begun.elapsed() < BUSY_POLL_SOCKET
         {
             (0..PAUSES).for_each(|_| std::hint::spin_loop());
             found = self.try_receive(space);
@@ -152,9 +152,9 @@ impl Socket {
             if reaped > 0 || found != Err(SystemErrno::AGAIN) || left == 0 {
                 return found;
             }
-            let soon = SOON_FOR_EACH.saturating_mul(left).min(SOON_FOR_ALL);
+            let soon = BUSY_POLL_PER_READ.saturating_mul(left).min(BUSY_POLL_MAX);
             let looks = self.ended_soon.load(Ordering::Relaxed)
-                && AWAKE.load(Ordering::Relaxed) <= *AWAKE_MAX
+                && BUSY_POLLERS.load(Ordering::Relaxed) <= *BUSY_POLLERS_MAX
                 && begun.elapsed() < soon;
             if !looks {
                 let ended = turn.sleep([&self.socket, &self.freeze], Asleep::begin);
@@ -171,7 +171,7 @@ impl Socket {
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        AWAKE.fetch_sub(1, Ordering::Relaxed);
+        BUSY_POLLERS.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -180,14 +180,14 @@ struct Asleep;
 
 impl Asleep {
     fn begin() -> Asleep {
-        AWAKE.fetch_sub(1, Ordering::Relaxed);
+        BUSY_POLLERS.fetch_sub(1, Ordering::Relaxed);
         Asleep
     }
 }
 
 impl Drop for Asleep {
     fn drop(&mut self) {
-        AWAKE.fetch_add(1, Ordering::Relaxed);
+        BUSY_POLLERS.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -205,7 +205,7 @@ impl Peer for Socket {
         }
         let _asleep = Asleep::begin();
         let found = recv(&self.socket, space, RecvFlags::empty());
-        self.soon.store(begun.elapsed() < SOON, Ordering::Relaxed);
+        self.soon.store(begun.elapsed() < BUSY_POLL_SOCKET, Ordering::Relaxed);
         match found {
             Err(SystemErrno::AGAIN) => {}
             other => return other.map(|(received, _)| received),
