@@ -31,7 +31,7 @@ pub const PROCESSORS_MAX: u32 = 256;
 
 /// Lowers what tests lower, as the environment says: `POLYVOL_SEGMENT_BYTES`, `POLYVOL_CHECKPOINT_BYTES`. What makes no
 /// sense there is left out.
-pub fn lower_as_told() {
+pub fn apply_test_overrides() {
     let told = |name: &str| std::env::var(name).ok()?.parse::<u64>().ok();
     if let Some(bytes) = told("POLYVOL_SEGMENT_BYTES") {
         let bytes = (bytes as usize).next_multiple_of(BLOCK_SIZE as usize);

@@ -11,7 +11,7 @@ use polyvol_engine::io::device::Mode;
 use polyvol_engine::system::linux::Linux;
 use polyvol_engine::system::mapping::Mapping;
 use polyvol_engine::system::pool::Pool;
-use polyvol_engine::system::{Cached, Driven, Driving, File, Result, System, Urgency};
+use polyvol_engine::system::{Cached, File, Result, System, Task, TaskHandle, Urgency};
 use polyvol_engine::volume::local_client::LocalClient;
 use polyvol_engine::volume::request::Verb;
 
@@ -109,7 +109,7 @@ impl System for Failing {
     fn pool(&self, name: &str, threads_max: usize, urgency: Urgency) -> Result<Pool> {
         Linux.pool(name, threads_max, urgency)
     }
-    fn drive(&self, name: &str, driven: Arc<dyn Driven>) -> Result<Box<dyn Driving>> {
+    fn drive(&self, name: &str, driven: Arc<dyn Task>) -> Result<Box<dyn TaskHandle>> {
         Linux.drive(name, driven)
     }
     fn threaded(&self) -> bool {

@@ -143,8 +143,8 @@ impl Prepared {
     }
 
     /// Has its pages in memory: else the processor would meet each one for the first time.
-    pub fn warm(&self) {
-        self.map.warm();
+    pub fn prefault(&self) {
+        self.map.prefault();
     }
 
     /// Begins it (J9). Where that cannot be stored, it is given back: it was not begun, and may be later.

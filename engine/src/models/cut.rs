@@ -11,7 +11,7 @@ use crate::processor::cut::{Cut, Stall};
 use crate::processor::queue::{Control, Event, Queue};
 use crate::processor::runner::{Handler, Mailbox, Runner};
 use crate::sync::{Condvar, Mutex};
-use crate::system::Driven;
+use crate::system::Task;
 use crate::system::linux::Linux;
 
 /// What it takes to find that writes are not held: one processor is to be run by somebody else at the stop, and at the go.

@@ -10,7 +10,7 @@ use crate::buffer::Buffer;
 use crate::processor::queue::{Control, Event, Part, Queue};
 use crate::processor::runner::{Handler, Runner};
 use crate::sync::Mutex;
-use crate::system::Driven;
+use crate::system::Task;
 use crate::volume::request::{Request, Sink, Verb};
 
 /// An event that is known again: who pushed it, and which of its own it is.

@@ -113,7 +113,7 @@ impl Share {
         let (share, queue) = (self.number, Arc::clone(context.queue));
         context.pool.run(Lane::Files(share), move || {
             let prepared = make(&identity, number, previous).ok();
-            prepared.iter().for_each(Prepared::warm);
+            prepared.iter().for_each(Prepared::prefault);
             queue.push(Event::Control(Box::new(Control::SegmentPrepared(share, prepared))));
         });
     }

@@ -87,7 +87,7 @@ impl Cut {
     pub fn bring(&self, mut told: impl FnMut() -> Control) {
         for runner in &self.runners {
             runner.take(Event::Control(Box::new(told())));
-            self.system.let_others();
+            self.system.yield_point();
         }
         self.run_if_idle();
     }

@@ -26,7 +26,7 @@ use crate::processor::share::{Context, Share, count};
 use crate::processor::turn::{Turn, cost};
 use crate::system::pool::Pool;
 use crate::system::ticks::{Tick, Ticks};
-use crate::system::{Driven, Driving, System};
+use crate::system::{System, Task, TaskHandle};
 use crate::units::ProcessorIndex;
 use crate::volume::request::Sink;
 
@@ -51,7 +51,7 @@ pub struct Handle {
     pub runner: Arc<Runner<Processor>>,
     /// Its counters.
     pub stats: Arc<ProcessorStats>,
-    driving: Option<Box<dyn Driving>>,
+    driving: Option<Box<dyn TaskHandle>>,
 }
 
 impl Handle {
@@ -94,7 +94,7 @@ impl Handle {
             stopped: false,
         };
         let runner = Arc::new_cyclic(|runner| Runner::new(Arc::clone(&queue), new(runner)));
-        let ours = Arc::clone(&runner) as Arc<dyn Driven>;
+        let ours = Arc::clone(&runner) as Arc<dyn Task>;
         let driving = system
             .drive(&format!("pv-proc-{index}"), ours)
             .map_err(|e| Error::io(format!("processor {index} cannot be started"), e))?;

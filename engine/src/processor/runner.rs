@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use crate::processor::queue::{Control, Event, Queue};
 use crate::sync::RwLock;
-use crate::system::Driven;
+use crate::system::Task;
 
 /// Batches that a thread that was let in runs for others before it leaves the rest to the processor's own.
 const RUNS_MAX: usize = if cfg!(loom) { 1 } else { 4 };
@@ -132,7 +132,7 @@ impl<R: Handler> Runner<R> {
     }
 }
 
-impl<R: Handler + Send + Sync> Driven for Runner<R> {
+impl<R: Handler + Send + Sync> Task for Runner<R> {
     fn run(&self) {
         let mut batch = Vec::new();
         loop {

@@ -54,7 +54,7 @@ impl Engine {
     #[new]
     fn new(py: Python<'_>, processors: u32) -> PyResult<Engine> {
         let made = py.detach(|| {
-            limits::lower_as_told();
+            limits::apply_test_overrides();
             let inner = Inner::new(processors)?;
             let server = Server::new(std::sync::Arc::clone(&inner.exports), inner.reaping())?;
             Ok(Engine { inner, server })

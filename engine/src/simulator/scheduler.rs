@@ -13,7 +13,7 @@ use std::fmt::{self, Debug};
 use std::sync::{Arc, Mutex};
 
 use super::random::Random;
-use crate::system::Driven;
+use crate::system::Task;
 use crate::system::pool::Job;
 
 /// Turns within turns, at most.
@@ -52,7 +52,7 @@ struct PoolState {
 struct State {
     random: Random,
     pools: Vec<PoolState>,
-    driven: Vec<Option<Arc<dyn Driven>>>,
+    driven: Vec<Option<Arc<dyn Task>>>,
     host: Option<Arc<dyn Host>>,
     depth: u32,
     /// Turns within syncs that are being given.
@@ -72,7 +72,7 @@ impl Debug for Scheduler {
 
 enum Candidate {
     Host(Arc<dyn Host>),
-    Driven(Arc<dyn Driven>),
+    Task(Arc<dyn Task>),
     Pool(usize),
 }
 
@@ -109,7 +109,7 @@ impl Scheduler {
     }
 
     /// Adds a processor.
-    pub fn add_driven(&self, driven: Arc<dyn Driven>) -> usize {
+    pub fn add_driven(&self, driven: Arc<dyn Task>) -> usize {
         let mut state = self.lock();
         state.driven.push(Some(driven));
         state.driven.len() - 1
@@ -146,7 +146,7 @@ impl Scheduler {
     fn candidates(state: &State) -> Vec<Candidate> {
         let mut candidates = Vec::new();
         candidates.extend(state.host.clone().map(Candidate::Host));
-        candidates.extend(state.driven.iter().flatten().cloned().map(Candidate::Driven));
+        candidates.extend(state.driven.iter().flatten().cloned().map(Candidate::Task));
         for (number, pool) in state.pools.iter().enumerate() {
             let may = (state.syncing == 0 || !pool.syncs) && state.hanging < HANGING_MAX; // N2
             if may && !pool.jobs.is_empty() && pool.running < pool.threads {
@@ -175,7 +175,7 @@ impl Scheduler {
             drop(state);
             done = match candidate {
                 Candidate::Host(host) => host.turn(),
-                Candidate::Driven(driven) => driven.step(),
+                Candidate::Task(driven) => driven.step(),
                 Candidate::Pool(number) => self.run_job(number),
             };
             state = self.lock();

@@ -14,7 +14,7 @@ use super::scheduler::{Scheduler, Turn};
 use crate::error::Errno;
 use crate::system::mapping::{Mapping, Pages};
 use crate::system::pool::{Job, Lane, Pool, Runner};
-use crate::system::{Cached, Driven, Driving, File, Result, System, Urgency};
+use crate::system::{Cached, File, Result, System, Task, TaskHandle, Urgency};
 
 /// See the module's head.
 #[derive(Debug)]
@@ -290,11 +290,11 @@ impl Runner for Jobs {
 
 struct Registered {
     system: Weak<Simulated>,
-    driven: Arc<dyn Driven>,
+    driven: Arc<dyn Task>,
     number: usize,
 }
 
-impl Driving for Registered {
+impl TaskHandle for Registered {
     fn join(self: Box<Self>) {
         let Some(system) = self.system.upgrade() else { return };
         while !system.is_dead() && self.driven.step() {}
@@ -368,7 +368,7 @@ impl System for Simulated {
         Ok(Pool::new(Arc::new(Jobs { system: self.this.clone(), number })))
     }
 
-    fn drive(&self, _: &str, driven: Arc<dyn Driven>) -> Result<Box<dyn Driving>> {
+    fn drive(&self, _: &str, driven: Arc<dyn Task>) -> Result<Box<dyn TaskHandle>> {
         let number = self.scheduler.add_driven(Arc::clone(&driven));
         Ok(Box::new(Registered { system: self.this.clone(), driven, number }))
     }
@@ -381,7 +381,7 @@ impl System for Simulated {
         self.turn()
     }
 
-    fn let_others(&self) {
+    fn yield_point(&self) {
         while !self.is_dead() && !self.disk.lock().number().is_multiple_of(5) {
             if !self.scheduler.give(Turn::Between) {
                 break;

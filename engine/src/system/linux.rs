@@ -23,7 +23,7 @@ use rustix::io::{ReadWriteFlags, preadv2, pwritev2};
 use super::mapped::Mapped;
 use super::mapping::Mapping;
 use super::pool::{Pool, Threads};
-use super::{Cached, Driven, Driving, File, Result, Seen, System, Urgency};
+use super::{Cached, File, Result, Seen, System, Task, TaskHandle, Urgency};
 use crate::buffer::{ALIGNMENT, Buffer};
 use crate::error::Errno;
 
@@ -214,7 +214,7 @@ impl File for LinuxFile {
 
 struct Thread(JoinHandle<()>);
 
-impl Driving for Thread {
+impl TaskHandle for Thread {
     fn join(self: Box<Self>) {
         // It has panicked: that was said where it happened.
         let _ = self.0.join();
@@ -322,7 +322,7 @@ impl System for Linux {
         Ok(Pool::new(Threads::start(name, threads_max, urgency)?))
     }
 
-    fn drive(&self, name: &str, driven: Arc<dyn Driven>) -> Result<Box<dyn Driving>> {
+    fn drive(&self, name: &str, driven: Arc<dyn Task>) -> Result<Box<dyn TaskHandle>> {
         let name = name.chars().take(15).collect();
         let thread = std::thread::Builder::new().name(name).spawn(move || driven.run())?;
         Ok(Box::new(Thread(thread)))

@@ -115,7 +115,7 @@ impl Pages for Mapped {
         Ok(())
     }
 
-    fn warm(&self) {
+    fn prefault(&self) {
         // By touching it, not by `madvise`, which would keep all others in the process from getting memory meanwhile.
         for at in (0..self.length).step_by(PAGE_BYTES) {
             let read = self.touch(at, 1, |byte| {
@@ -162,7 +162,7 @@ mod tests {
         assert_eq!(store(2 * PAGE_BYTES, b"beyond"), Err(Errno::EIO));
         assert_eq!(store(PAGE_BYTES - 2, b"half"), Err(Errno::EIO), "its second page");
         store(0, b"inside").unwrap();
-        mapping.warm();
+        mapping.prefault();
         file.set_len(length as u64).unwrap();
         store(2 * PAGE_BYTES, b"again").unwrap();
         let bytes = held().unwrap();

@@ -23,7 +23,7 @@ pub trait Pages: Send + Sync + Debug {
     /// As for [`Mapping::store`].
     unsafe fn store(&self, offset: usize, bytes: &[u8]) -> Result<()>;
     /// Has them in memory, as far as that can be done, so that who touches them first does not wait.
-    fn warm(&self) {}
+    fn prefault(&self) {}
 }
 
 /// A shared mapping of a file's first bytes.
@@ -37,8 +37,8 @@ impl Mapping {
     }
 
     /// Has its pages in memory, none of them changed.
-    pub fn warm(&self) {
-        self.0.warm();
+    pub fn prefault(&self) {
+        self.0.prefault();
     }
 
     /// Stores bytes from `offset`.

@@ -2,7 +2,7 @@
 //!
 //! How it works      Everything that could differ from one run to the next goes through a [`System`]: [`linux`] is the real
 //!                   one; the simulator's has a disk in memory, a clock and a scheduler of its own, all from one seed.
-//!                   Work runs in three ways: jobs on a [`pool`], processors ([`Driven`]), and whoever calls the
+//!                   Work runs in three ways: jobs on a [`pool`], processors ([`Task`]), and whoever calls the
 //!                   engine; [`wait`] is how any of them waits for another.
 //! Errors            calls on files give the system's errno; who called says which file.
 
@@ -105,7 +105,7 @@ pub trait File: Send + Sync + Debug {
 }
 
 /// Work that a thread of its own does for as long as there is any: a processor.
-pub trait Driven: Send + Sync {
+pub trait Task: Send + Sync {
     /// Does everything that comes, until it is told to stop.
     fn run(&self);
     /// Does what is there now, perhaps not all of it; `false` if that was nothing.
@@ -156,13 +156,13 @@ pub trait System: Send + Sync + Debug {
     /// A pool of at most so many threads, whose names begin with `name`.
     fn pool(&self, name: &str, threads_max: usize, urgency: Urgency) -> Result<Pool>;
     /// Has `driven` run until it stops. What is returned is dropped by who has told it to, and waits for that.
-    fn drive(&self, name: &str, driven: Arc<dyn Driven>) -> Result<Box<dyn Driving>>;
+    fn drive(&self, name: &str, driven: Arc<dyn Task>) -> Result<Box<dyn TaskHandle>>;
     /// Whether there are threads. Where there are none, who waits for others' work has to see to it.
     fn threaded(&self) -> bool;
     /// Does some work that is there to be done, where there are no threads; `false` if there is none.
     fn run_others(&self) -> bool;
     /// A place where another thread may come between: where there are none, somebody else may have a turn here.
-    fn let_others(&self) {}
+    fn yield_point(&self) {}
 }
 
 /// Whether hosts wait for what a thread does.
@@ -174,8 +174,8 @@ pub enum Urgency {
     Background,
 }
 
-/// A [`Driven`] that runs.
-pub trait Driving: Send {
+/// A [`Task`] that runs.
+pub trait TaskHandle: Send {
     /// Waits until it has stopped, which it was told to.
     fn join(self: Box<Self>);
 }

@@ -118,7 +118,7 @@ const PIECE_SHIFT: u32 = 21;
 
 thread_local! {
     /// A list of events for each share of the volume at hand, kept for its memory.
-    static OUTBOX: RefCell<Vec<Vec<Event>>> = const { RefCell::new(Vec::new()) };
+    static SPLIT_SCRATCH: RefCell<Vec<Vec<Event>>> = const { RefCell::new(Vec::new()) };
 }
 
 impl Target for View {
@@ -145,7 +145,7 @@ impl Target for View {
         {
             return batch.drain(..).for_each(|request| self.flush(request, true));
         }
-        OUTBOX.with_borrow_mut(|outbox| {
+        SPLIT_SCRATCH.with_borrow_mut(|outbox| {
             if outbox.len() < self.volume.shares.len() {
                 outbox.resize_with(self.volume.shares.len(), Vec::new);
             }
