@@ -100,7 +100,7 @@ impl Twin {
     fn new(mode: Mode) -> Twin {
         #[cfg(feature = "simulator")]
         if std::env::var("POLYVOL_BUG").is_ok_and(|bug| bug == "EarlyForget") {
-            polyvol_engine::deliberate::set(Some(polyvol_engine::deliberate::Bug::EarlyForget));
+            polyvol_engine::mutants::set(Some(polyvol_engine::mutants::Bug::EarlyForget));
         }
         let mut random = [0u8; 8];
         let mut origin = std::fs::File::open("/dev/urandom").unwrap();

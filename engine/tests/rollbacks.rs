@@ -479,7 +479,7 @@ fn a_rollback_without_its_record_is_not_done_and_can_be_tried_again() {
 #[cfg(feature = "simulator")]
 #[test]
 fn a_rollback_that_was_forgotten_too_early_is_refused_and_not_served() {
-    use polyvol_engine::deliberate::{Bug, set};
+    use polyvol_engine::mutants::{Bug, set};
     let mut world = World::new();
     world.write(1);
     let s = world.snapshot();

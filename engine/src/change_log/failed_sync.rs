@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex};
 
 use super::format::{FAILED_SYNC_MAGIC, FORMAT_VERSION, Header};
 use super::journal::Identity;
-use crate::deliberate::{Bug, bug};
+use crate::mutants::{Bug, bug};
 use crate::system::System;
 use crate::units::DeviceId;
 

@@ -29,8 +29,8 @@ use super::format::{FORMAT_VERSION, ends_at, possible, u32_at, u64_at};
 use super::journal::Identity;
 use super::known::Known;
 use crate::checksum;
-use crate::deliberate::{Bug, bug};
 use crate::error::{Errno, Error, ErrorKind, Result};
+use crate::mutants::{Bug, bug};
 use crate::system::File;
 use crate::system::mapping::Mapping;
 

@@ -15,8 +15,8 @@ use super::format::{record_bytes, u16_at, u32_at};
 use super::journal::Identity;
 use super::manifest::State;
 use super::recover::corrupt;
-use crate::deliberate::{Bug, bug};
 use crate::error::{Errno, Error, Result};
+use crate::mutants::{Bug, bug};
 use crate::system::File;
 
 /// Bytes that come to the disk together.

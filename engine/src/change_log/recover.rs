@@ -27,8 +27,8 @@ use super::used_slots::SlotSet;
 use crate::block_map::history::History;
 use crate::block_map::place::Place;
 use crate::block_map::versions::{Change, Versions};
-use crate::deliberate::{Bug, bug};
 use crate::error::{Errno, Error, ErrorKind, Result};
+use crate::mutants::{Bug, bug};
 use crate::system::File;
 use crate::units::{BlockIndex, Epoch, PartitionIndex};
 

@@ -15,9 +15,9 @@ use super::format::{
 };
 use super::journal::Identity;
 use super::known::Known;
-use crate::deliberate::{Bug, bug};
 use crate::error::Errno;
 use crate::limits::{SEGMENT_BYTES, SEGMENT_BYTES_MIN, SEGMENT_BYTES_SMALL};
+use crate::mutants::{Bug, bug};
 use crate::system::File;
 use crate::system::mapping::Mapping;
 

@@ -21,8 +21,8 @@ use super::known::Known;
 use super::manifest::Manifest;
 use super::segment::{Segment, needless};
 use super::watermark::Watermark;
-use crate::deliberate::{Bug, bug};
 use crate::error::Errno;
+use crate::mutants::{Bug, bug};
 use crate::system::File;
 
 /// How many paths of files that were gone are kept until somebody asks.

@@ -16,9 +16,9 @@
 use std::sync::atomic::Ordering;
 
 use crate::block_map::history::{History, Rollback};
-use crate::deliberate::{Bug, bug};
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
+use crate::mutants::{Bug, bug};
 use crate::processor::queue::{Control, ask};
 use crate::units::{Epoch, VolumeId};
 use crate::volume::Volume;

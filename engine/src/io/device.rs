@@ -32,13 +32,13 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use arc_swap::ArcSwap;
 
-use crate::deliberate::{Bug, bug};
 use crate::error::{Errno, Error, Result};
 use crate::io::absent::Absent;
 use crate::io::fault::{Call, Fault, Faults};
 pub use crate::io::opened::Mode;
 use crate::io::opened::{Opened, cannot_open};
 use crate::io::silence::{Silence, Turned};
+use crate::mutants::{Bug, bug};
 use crate::system::ticks::Ticks;
 use crate::system::{Cached, File, System};
 use crate::units::{BLOCK_SIZE, DeviceId};

@@ -6,8 +6,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crate::deliberate::{Bug, bug};
 use crate::error::{Errno, Error, ErrorKind, Result};
+use crate::mutants::{Bug, bug};
 use crate::system::{File, System};
 
 /// The file that a device has at the moment, and what it turned out not to be able to do.

@@ -12,8 +12,8 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::deliberate::{Bug, bug};
 use crate::error::Errno;
+use crate::mutants::{Bug, bug};
 use crate::processor::queue::Part;
 use crate::processor::share::Share;
 use crate::processor::{read, write};

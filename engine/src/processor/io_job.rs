@@ -12,9 +12,9 @@ use std::sync::Arc;
 
 use crate::block_map::place::Place;
 use crate::checksum;
-use crate::deliberate::{Bug, bug};
 use crate::error::Errno;
 use crate::io::device::Device;
+use crate::mutants::{Bug, bug};
 use crate::processor::queue::Part;
 use crate::system::ring::Read;
 use crate::units::{BLOCK_SIZE, BlockIndex};

@@ -17,9 +17,9 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
-use crate::deliberate::{Bug, bug};
 use crate::error::Errno;
 use crate::io::device::Device;
+use crate::mutants::{Bug, bug};
 use crate::processor::behind::Kind;
 use crate::processor::cold::Cold;
 use crate::processor::io_job::{Done, Job, NewPlace, Old, Step, Target};

@@ -12,8 +12,8 @@ use std::sync::mpsc::Sender;
 
 use crate::block_map::place::Place;
 use crate::change_log::space::EmptyChunk;
-use crate::deliberate::{Bug, bug};
 use crate::error::Errno;
+use crate::mutants::{Bug, bug};
 use crate::processor::io_job::{Job, Step};
 use crate::processor::out::Span;
 use crate::processor::queue::{Control, Event, Part};

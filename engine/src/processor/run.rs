@@ -13,8 +13,8 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Weak};
 
 use crate::block_map::history::Rollback;
-use crate::deliberate::{Bug, bug};
 use crate::error::{Errno, Error, Result};
+use crate::mutants::{Bug, bug};
 use crate::processor::cold::{Cold, Directs, Readers};
 use crate::processor::cut::{Cut, Stall};
 use crate::processor::fast_path::Answered;

@@ -4,8 +4,8 @@
 use std::sync::mpsc::Sender;
 
 use crate::change_log::journal::Entry;
-use crate::deliberate::{Bug, bug};
 use crate::error::Errno;
+use crate::mutants::{Bug, bug};
 use crate::processor::queue::Part;
 use crate::processor::share::{Context, Share};
 use crate::system::ticks::Ticks;

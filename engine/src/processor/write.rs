@@ -13,8 +13,8 @@ use std::sync::Arc;
 
 use crate::block_map::place::Place;
 use crate::change_log::format::RECORD_SUMS_MAX;
-use crate::deliberate::{Bug, bug};
 use crate::error::Errno;
+use crate::mutants::{Bug, bug};
 use crate::processor::io_job::{Job, NewPlace, Old, Step, Target, put_slots, write_base};
 use crate::processor::queue::Part;
 use crate::processor::share::{Context, Local, Share, count};

@@ -1,4 +1,4 @@
-//! Deliberate: bugs that the simulator puts into the engine, to show that it would see them.
+//! Mutants: deliberate bugs (as in mutation testing) that the simulator puts into the engine, to show that it would see them.
 //!
 //! How it works      A place that matters asks [`bug`]; in everything but the simulator's build the answer is `false`
 //!                   at compile time.
