@@ -26,11 +26,11 @@ pub(super) const INLINE_BYTES_MAX: u32 = 128 << 10;
 
 /// What becomes of the blocks that a part writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fate {
+enum Placement {
     /// Whole blocks, all overwritten at their base places.
-    Overwritten,
+    InPlace,
     /// Whole blocks, all written somewhere new.
-    Moved,
+    Redirected,
     /// Some of each, or blocks in part.
     Mixed,
 }
@@ -57,18 +57,18 @@ impl Share {
                 .versions
                 .freeze_before(self.epoch, self.history.retained_epochs());
         }
-        let fate = self.fate(&part);
+        let placement = self.placement(&part);
         let small = self.is_small(&part);
-        if small && fate == Fate::Overwritten {
+        if small && placement == Placement::InPlace {
             match self.overwrite_now(&part) {
                 Ok(false) => {} // it would have to be waited for
                 result => return self.end(part, result.map(|_| ()), context),
             }
         }
         let inline = small && self.inline;
-        let planned = match fate {
-            Fate::Moved if inline => self.move_now(&part),
-            Fate::Moved => self.plan_moves(&part).map(Progress::Planned),
+        let planned = match placement {
+            Placement::Redirected if inline => self.redirect_now(&part),
+            Placement::Redirected => self.plan_redirects(&part).map(Progress::Planned),
             _ => self.plan_write(&part).map(Progress::Planned),
         };
         match planned {
@@ -86,21 +86,23 @@ impl Share {
     }
 
     /// What becomes of a part's blocks.
-    fn fate(&self, part: &Part) -> Fate {
+    fn placement(&self, part: &Part) -> Placement {
         if !is_aligned(part) {
-            return Fate::Mixed;
+            return Placement::Mixed;
         }
         let (first, blocks) = blocks_of_whole(part);
         let (count, in_place) = self.overwritable(part.local, first, blocks);
         match (count == blocks, in_place) {
-            (true, true) => Fate::Overwritten,
-            (true, false) => Fate::Moved,
-            (false, false) if self.moving(part.local, first, blocks) >= blocks => Fate::Moved,
-            _ => Fate::Mixed,
+            (true, true) => Placement::InPlace,
+            (true, false) => Placement::Redirected,
+            (false, false) if self.moving(part.local, first, blocks) >= blocks => {
+                Placement::Redirected
+            }
+            _ => Placement::Mixed,
         }
     }
 
-    /// Whether a part is made of whole blocks that are all overwritten in place; `fate` tells the others apart, too.
+    /// Whether a part is made of whole blocks that are all overwritten in place; `placement` tells the others apart, too.
     pub(super) fn is_overwritten(&self, part: &Part) -> bool {
         let (first, blocks) = blocks_of_whole(part);
         is_aligned(part) && self.overwritable(part.local, first, blocks) == (blocks, true)
@@ -158,7 +160,7 @@ impl Share {
 
     /// Plans a write of whole blocks that all move, if there are enough slots: as `plan_write` would, without asking of
     /// each block again.
-    fn plan_moves(&mut self, part: &Part) -> Result<Job, NoSpace> {
+    fn plan_redirects(&mut self, part: &Part) -> Result<Job, NoSpace> {
         self.claim(self.slots_for_moves(part))?;
         let mut job = self.new_job(part, false);
         self.plan_more_moves(&mut job, part, 0);
@@ -180,7 +182,7 @@ impl Share {
 
     /// Writes whole blocks that all move, here and now, if there are enough slots. Where one run takes them, as it
     /// almost always does, nothing is made for that but what stays.
-    fn move_now(&mut self, part: &Part) -> Result<Progress, NoSpace> {
+    fn redirect_now(&mut self, part: &Part) -> Result<Progress, NoSpace> {
         self.claim(self.slots_for_moves(part))?;
         let (first, blocks) = blocks_of_whole(part);
         let (place, count) = self.take_place(part.local, blocks);
@@ -195,7 +197,7 @@ impl Share {
             self.plan_more_moves(&mut job, part, count);
             return Ok(Progress::Planned(job));
         }
-        if let Err(errno) = self.put(part, &mut change) {
+        if let Err(errno) = self.write_redirected(part, &mut change) {
             let mut job = self.new_job(part, false);
             job.changes.push(change);
             job.failed = place.is_slot().then_some(0);
@@ -208,7 +210,7 @@ impl Share {
     }
 
     /// Writes all of a part, which is whole blocks, to its new place.
-    fn put(&self, part: &Part, change: &mut NewPlace) -> Result<(), Errno> {
+    fn write_redirected(&self, part: &Part, change: &mut NewPlace) -> Result<(), Errno> {
         if !change.place.is_slot() {
             return self.overwrite(part);
         }
