@@ -17,11 +17,11 @@ use crate::change_log::journal::Identity;
 use crate::change_log::recover::files;
 use crate::engine::Engine;
 use crate::engine::spec::{VolumeSpec, check};
-use crate::engine::volumes::{Begun, Intake, begin, index_by_processor, recover_all};
+use crate::engine::volumes::{Begun, SharePlan, begin, index_by_processor, recover_all};
 use crate::error::{Error, ErrorKind, Result};
 use crate::processor::grow::Growth;
 use crate::processor::queue::{Control, Event, ask};
-use crate::processor::share::{Parts, Share};
+use crate::processor::share::{Share, ShareConfig};
 use crate::processor::space_waiters::Ask;
 use crate::units::BLOCK_SIZE;
 use crate::volume::geometry::{Extent, Geometry};
@@ -40,17 +40,17 @@ impl Engine {
         self.refuse_stuck(&new.map(|extent| Arc::clone(&extent.device)).collect::<Vec<_>>())?;
         self.check_history(&volume, &spec)?;
         let (known, new): (Vec<_>, Vec<_>) = self
-            .intakes(&spec, &geometry)?
+            .plans(&spec, &geometry)?
             .into_iter()
-            .partition(|intake| share_of(&volume, intake).is_some());
-        let identities: Vec<_> = new.iter().map(|intake| intake.identity.clone()).collect();
+            .partition(|plan| share_of(&volume, plan).is_some());
+        let identities: Vec<_> = new.iter().map(|plan| plan.identity.clone()).collect();
         let begun = self.begin_all(new, &spec, &geometry, &volume);
         let begun = begun.inspect_err(|_| identities.iter().for_each(remove_files))?;
         for extent in geometry.partitions.iter().flat_map(|partition| &partition.extents) {
             volume.durable.add_device(&extent.device);
         }
-        for intake in &known {
-            self.tell(&volume, intake, &geometry)?;
+        for plan in &known {
+            self.tell(&volume, plan, &geometry)?;
         }
         let grown = self.put_together(&volume, &spec, &geometry, begun);
         self.exports.grow(&grown);
@@ -76,30 +76,30 @@ impl Engine {
     /// Journals for processors that had no partition of the volume.
     fn begin_all(
         &self,
-        new: Vec<Intake>,
+        new: Vec<SharePlan>,
         spec: &VolumeSpec,
         geometry: &Geometry,
         volume: &Volume,
     ) -> Result<Vec<Begun>> {
         let recovered = recover_all(&new, spec, geometry, &volume.space, self.system.threaded())?;
         let epoch = volume.epoch.load(Ordering::Acquire);
-        let begin_one = |(intake, (recovered, slots))| {
-            let (journal, locals) = begin(&intake, recovered, geometry, spec, epoch)?;
-            Ok((intake, journal, locals, slots))
+        let begin_one = |(plan, (recovered, slots))| {
+            let (journal, locals) = begin(&plan, recovered, geometry, spec, epoch)?;
+            Ok((plan, journal, locals, slots))
         };
         new.into_iter().zip(recovered).map(begin_one).collect()
     }
 
     /// Tells a share what is new, and waits until it serves it.
-    fn tell(&self, volume: &Volume, intake: &Intake, geometry: &Arc<Geometry>) -> Result<()> {
-        let Some(share) = share_of(volume, intake) else { return Ok(()) };
+    fn tell(&self, volume: &Volume, plan: &SharePlan, geometry: &Arc<Geometry>) -> Result<()> {
+        let Some(share) = share_of(volume, plan) else { return Ok(()) };
         let before = volume.geometry.partitions.len() as u32;
         let blocks = |number: u32| (geometry.partition_bytes(number) / BLOCK_SIZE) as u32;
         let last = before - 1;
-        let longer = intake.partitions.contains(&last)
+        let longer = plan.partitions.contains(&last)
             && geometry.partition_bytes(last) > volume.geometry.partition_bytes(last);
         let local = geometry.partitions[last as usize].local;
-        let new = intake.partitions.iter().filter(|number| **number >= before);
+        let new = plan.partitions.iter().filter(|number| **number >= before);
         let added: Vec<_> = new.map(|number| (*number, blocks(*number))).collect();
         ask(&*self.system, &share.queue, |answer| {
             let longer = longer.then(|| (local, blocks(last)));
@@ -118,9 +118,9 @@ impl Engine {
     ) -> Arc<Volume> {
         let epoch = volume.epoch.load(Ordering::Acquire);
         let mut shares = volume.shares.clone();
-        for (intake, journal, locals, slots) in begun {
-            volume.durable.add_journal(journal.shared(), &intake.share.queue, volume.share);
-            let share = Share::new(Parts {
+        for (plan, journal, locals, slots) in begun {
+            volume.durable.add_journal(journal.shared(), &plan.share.queue, volume.share);
+            let share = Share::new(ShareConfig {
                 number: volume.share,
                 geometry: Arc::clone(geometry),
                 origin: volume.origin.clone(),
@@ -129,7 +129,7 @@ impl Engine {
                 ask: Ask { events: Arc::clone(&self.events), volume: volume.id },
                 flusher: Arc::clone(&volume.flusher),
                 bad: Arc::clone(&volume.bad),
-                stats: Arc::clone(&intake.share.stats),
+                stats: Arc::clone(&plan.share.stats),
                 locals,
                 journal,
                 slots,
@@ -141,8 +141,8 @@ impl Engine {
                 named_log: spec.named_log(),
             });
             let control = Control::AddShare(volume.share, Box::new(share));
-            intake.share.queue.push(Event::Control(Box::new(control)));
-            shares.push(intake.share);
+            plan.share.queue.push(Event::Control(Box::new(control)));
+            shares.push(plan.share);
         }
         let mut bounds = volume.bounds.clone();
         bounds.push((epoch, volume.geometry.size));
@@ -172,8 +172,8 @@ impl Engine {
     }
 }
 
-fn share_of<'a>(volume: &'a Volume, intake: &Intake) -> Option<&'a ShareRef> {
-    volume.shares.iter().find(|share| share.processor == intake.share.processor)
+fn share_of<'a>(volume: &'a Volume, plan: &SharePlan) -> Option<&'a ShareRef> {
+    volume.shares.iter().find(|share| share.processor == plan.share.processor)
 }
 
 /// Removes what a growth that failed has left.

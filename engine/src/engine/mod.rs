@@ -36,7 +36,7 @@ use crate::engine::watch::{Watch, Watched};
 use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::io::device::{Device, Mode};
 use crate::limits::PROCESSORS_MAX;
-use crate::processor::cold::Directs;
+use crate::processor::cold::DirectReader;
 use crate::processor::cut::{Cut, Report, Stall};
 use crate::processor::queue::{Control, CutShare, Event, ask};
 use crate::processor::run::Handle;
@@ -67,7 +67,7 @@ pub struct Engine {
     pub(crate) share_numbers: Mutex<BTreeSet<u32>>,
     pool: Pool,
     checkpoints: Pool,
-    directs: Directs,
+    direct_reader: DirectReader,
     /// What hosts can ask for.
     pub exports: Arc<ExportTable>,
     /// What Python is told.
@@ -113,7 +113,7 @@ impl Engine {
             system,
             processors: Arc::default(),
             devices: Arc::default(),
-            directs: Directs::default(),
+            direct_reader: DirectReader::default(),
             volumes: Arc::default(),
             share_numbers: Mutex::default(),
             exports: Arc::default(),
@@ -147,7 +147,7 @@ impl Engine {
 
     /// Where its reads past the page cache are under way.
     pub fn reaping(&self) -> Arc<dyn Reaping> {
-        Arc::clone(&self.directs) as Arc<dyn Reaping>
+        Arc::clone(&self.direct_reader) as Arc<dyn Reaping>
     }
 
     /// Has at least so many processors.
@@ -160,8 +160,15 @@ impl Engine {
         while handles.len() < processors as usize {
             let index = handles.len() as u32;
             let pools = (self.pool.clone(), self.checkpoints.clone());
-            let (system, directs) = (&self.system, &self.directs);
-            handles.push(Handle::start(system, index, pools.0, pools.1, directs, &self.ticks)?);
+            let (system, direct_reader) = (&self.system, &self.direct_reader);
+            handles.push(Handle::start(
+                system,
+                index,
+                pools.0,
+                pools.1,
+                direct_reader,
+                &self.ticks,
+            )?);
         }
         Ok(())
     }

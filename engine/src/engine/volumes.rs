@@ -25,7 +25,7 @@ use crate::engine::spec::{ExtentSpec, VolumeSpec, check};
 use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::mutants::{Bug, bug};
 use crate::processor::queue::{Control, Event, ask};
-use crate::processor::share::{Local, Parts, Share};
+use crate::processor::share::{Local, Share, ShareConfig};
 use crate::processor::space_waiters::{Ask, SpaceWaiters};
 use crate::system::pool::Lane;
 use crate::units::{BLOCK_SIZE, Epoch, VolumeId};
@@ -37,17 +37,17 @@ use crate::volume::origin::Origin;
 use crate::volume::{ShareRef, Volume};
 
 /// What one processor gets of a volume.
-pub(super) struct Intake {
+pub(super) struct SharePlan {
     pub(super) share: ShareRef,
     pub(super) partitions: Vec<u32>,
     pub(super) identity: Identity,
 }
 
-/// An intake with what was read back for it.
-type Found = (Intake, (Recovered, Slots));
+/// An plan with what was read back for it.
+type Found = (SharePlan, (Recovered, Slots));
 
-/// A processor's intake, and what it begins with.
-pub(super) type Begun = (Intake, Journal, Vec<Local>, Slots);
+/// A processor's plan, and what it begins with.
+pub(super) type Begun = (SharePlan, Journal, Vec<Local>, Slots);
 
 impl Engine {
     /// Takes a volume over.
@@ -67,14 +67,14 @@ impl Engine {
         let logs = space.logs();
         let devices = geometry.devices().chain(logs.iter().flat_map(|log| log.devices()));
         self.refuse_stuck(&devices.cloned().collect::<Vec<_>>())?;
-        let intakes = self.intakes(&spec, &geometry)?;
+        let plans = self.plans(&spec, &geometry)?;
         let threads = self.system.threaded();
-        let recovered = recover_all(&intakes, &spec, &geometry, &space, threads)?;
+        let recovered = recover_all(&plans, &spec, &geometry, &space, threads)?;
         self.make_volume_directory(&spec.directory).map_err(|e| {
             Error::io(format!("directory {} cannot be made", spec.directory.display()), e)
         })?;
         let number = self.take_share_number();
-        let found = intakes.into_iter().zip(recovered).collect();
+        let found = plans.into_iter().zip(recovered).collect();
         let served = self.serve(spec, number, (geometry, origin), space, found);
         if served.is_err() {
             self.give_share_number(number);
@@ -126,17 +126,15 @@ impl Engine {
         Ok(Geometry { size: spec.size, partition_shift, partitions })
     }
 
-    pub(super) fn intakes(&self, spec: &VolumeSpec, geometry: &Geometry) -> Result<Vec<Intake>> {
+    pub(super) fn plans(&self, spec: &VolumeSpec, geometry: &Geometry) -> Result<Vec<SharePlan>> {
         let failed = |e| Error::io("the host's boot id cannot be read", e);
         let boot_id = self.system.boot_id().map_err(failed)?;
         let processors = self.processors.lock().expect("no holder panics");
-        let mut intakes: Vec<Intake> = Vec::new();
+        let mut plans: Vec<SharePlan> = Vec::new();
         for (number, partition) in geometry.partitions.iter().enumerate() {
             let processor = partition.processor;
-            if let Some(intake) =
-                intakes.iter_mut().find(|intake| intake.share.processor == processor)
-            {
-                intake.partitions.push(number as u32);
+            if let Some(plan) = plans.iter_mut().find(|plan| plan.share.processor == processor) {
+                plan.partitions.push(number as u32);
                 continue;
             }
             let Some(handle) = processors.get(processor as usize) else {
@@ -147,9 +145,9 @@ impl Engine {
             let runner = Arc::clone(&handle.runner);
             let queue = Arc::clone(&runner.queue);
             let share = ShareRef { processor, runner, queue, stats: Arc::default() };
-            intakes.push(Intake { share, partitions: vec![number as u32], identity });
+            plans.push(SharePlan { share, partitions: vec![number as u32], identity });
         }
-        Ok(intakes)
+        Ok(plans)
     }
 
     fn serve(
@@ -166,14 +164,14 @@ impl Engine {
         let replayed = found.iter().any(|(_, (one, _))| one.replayed > 0);
         let flusher = Flusher::start(&self.system, &spec.name, Arc::clone(&durable), &self.ticks)?;
         let begun = begin_all(found, &geometry, &space, &spec, epoch)?;
-        begun.iter().for_each(|(intake, journal, ..)| {
-            durable.add_journal(journal.shared(), &intake.share.queue, number);
+        begun.iter().for_each(|(plan, journal, ..)| {
+            durable.add_journal(journal.shared(), &plan.share.queue, number);
         });
         let bad = Arc::new(BadBlocks::new(Arc::clone(&self.system)));
         space.logs().iter().for_each(|log| space.open(log, log.slots.used()));
         let made =
-            begun.into_iter().enumerate().map(|(ordinal, (intake, journal, locals, slots))| {
-                let share = Share::new(Parts {
+            begun.into_iter().enumerate().map(|(ordinal, (plan, journal, locals, slots))| {
+                let share = Share::new(ShareConfig {
                     number,
                     geometry: Arc::clone(&geometry),
                     origin: origin.clone(),
@@ -182,7 +180,7 @@ impl Engine {
                     ask: Ask { events: Arc::clone(&self.events), volume: spec.id },
                     flusher: Arc::clone(&flusher),
                     bad: Arc::clone(&bad),
-                    stats: Arc::clone(&intake.share.stats),
+                    stats: Arc::clone(&plan.share.stats),
                     locals,
                     journal,
                     slots,
@@ -193,7 +191,7 @@ impl Engine {
                     ordinal,
                     named_log: spec.named_log(),
                 });
-                (intake.share, share)
+                (plan.share, share)
             });
         let (share_refs, shares): (Vec<_>, Vec<_>) = made.unzip();
         let volume = Volume {
@@ -322,30 +320,30 @@ impl Engine {
 
 /// Reads every processor's maps back, and marks the slots that they refer to as used.
 pub(super) fn recover_all(
-    intakes: &[Intake],
+    plans: &[SharePlan],
     spec: &VolumeSpec,
     geometry: &Geometry,
     space: &Space,
     threads: bool,
 ) -> Result<Vec<(Recovered, Slots)>> {
     let history = spec.history();
-    let recover_one = &|intake: &Intake| {
-        let catalog = spec.catalog_state(intake.share.processor);
-        let recovered = recover(&intake.identity, &catalog, |partition| {
+    let recover_one = &|plan: &SharePlan| {
+        let catalog = spec.catalog_state(plan.share.processor);
+        let recovered = recover(&plan.identity, &catalog, |partition| {
             let owner = geometry.partitions.get(partition as usize)?;
             let blocks = geometry.partition_bytes(partition) / BLOCK_SIZE;
-            let ours = owner.processor == intake.share.processor;
+            let ours = owner.processor == plan.share.processor;
             ours.then(|| spec.shape(partition, blocks as u32))
         })?;
         let slots = mark_slots(&recovered, &history, space, &spec.name)?;
         Ok((recovered, slots))
     };
     if !threads {
-        return intakes.iter().map(recover_one).collect();
+        return plans.iter().map(recover_one).collect();
     }
     std::thread::scope(|scope| {
-        let begin = |intake| scope.spawn(move || recover_one(intake));
-        let begun: Vec<_> = intakes.iter().map(begin).collect();
+        let begin = |plan| scope.spawn(move || recover_one(plan));
+        let begun: Vec<_> = plans.iter().map(begin).collect();
         let crashed = || Error::new(ErrorKind::Corrupt, "recovery has crashed");
         begun.into_iter().map(|t| t.join().unwrap_or_else(|_| Err(crashed()))).collect()
     })
@@ -387,26 +385,26 @@ fn begin_all(
     spec: &VolumeSpec,
     epoch: Epoch,
 ) -> Result<Vec<Begun>> {
-    let begin_one = |(intake, (mut recovered, slots)): Found| {
+    let begin_one = |(plan, (mut recovered, slots)): Found| {
         let freed = std::mem::take(&mut recovered.freed);
         space.hold(if bug(Bug::NoRecoverySync) { Default::default() } else { freed });
-        let (journal, locals) = begin(&intake, recovered, geometry, spec, epoch)?;
-        Ok((intake, journal, locals, slots))
+        let (journal, locals) = begin(&plan, recovered, geometry, spec, epoch)?;
+        Ok((plan, journal, locals, slots))
     };
     found.into_iter().map(begin_one).collect()
 }
 
 pub(super) fn begin(
-    intake: &Intake,
+    plan: &SharePlan,
     mut recovered: Recovered,
     geometry: &Geometry,
     spec: &VolumeSpec,
     epoch: Epoch,
 ) -> Result<(Journal, Vec<Local>)> {
     for path in &recovered.leftovers {
-        let _ = intake.identity.system.remove(path); // else it is one again next time
+        let _ = plan.identity.system.remove(path); // else it is one again next time
     }
-    let mut journal = Journal::begin(intake.identity.clone(), recovered.start())?;
+    let mut journal = Journal::begin(plan.identity.clone(), recovered.start())?;
     tell(&mut journal, &recovered, spec, epoch).map_err(|e| {
         let what = format!("volume {}: its journal cannot be begun", spec.name);
         Error::io(what, e)
@@ -423,7 +421,7 @@ pub(super) fn begin(
         });
         Local { partition: *partition, versions, moved_back: 0 }
     };
-    let locals = intake.partitions.iter().map(local).collect();
+    let locals = plan.partitions.iter().map(local).collect();
     Ok((journal, locals))
 }
 

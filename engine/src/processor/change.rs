@@ -91,6 +91,6 @@ impl Share {
 
     /// Takes up to `want` consecutive slots, which were claimed.
     pub(super) fn take_slots(&mut self, want: u32) -> (Place, u32) {
-        self.slots.take(&self.log_order, self.logs_alike, want)
+        self.slots.take(&self.log_order, self.equal_priority_logs, want)
     }
 }

@@ -57,7 +57,7 @@ pub struct Taken {
 }
 
 /// Who reads past the page cache, for all processors; made when it is first needed. `None` inside: there is none to be had.
-pub type Directs = Arc<OnceLock<Option<Direct<Owned>>>>;
+pub type DirectReader = Arc<OnceLock<Option<Direct<Owned>>>>;
 
 /// A part that is read for this processor.
 pub type Owned = (Weak<Runner<Processor>>, Taken);
@@ -65,7 +65,7 @@ pub type Owned = (Weak<Runner<Processor>>, Taken);
 /// Those who do what a processor has handed over.
 pub struct Readers {
     ring: Option<Ring<Taken>>,
-    directs: Option<Directs>,
+    direct_reader: Option<DirectReader>,
     pool: Lanes,
 }
 
@@ -79,12 +79,12 @@ struct Lanes {
 }
 
 impl Readers {
-    /// With a ring if there is one to be had and it is `wanted`, and then with `directs`.
+    /// With a ring if there is one to be had and it is `wanted`, and then with `direct_reader`.
     pub fn new(
         name: &str,
         system: &Arc<dyn System>,
         ticks: &Arc<Ticks>,
-        directs: &Directs,
+        direct_reader: &DirectReader,
         pool: Pool,
         runner: Weak<Runner<Processor>>,
     ) -> Readers {
@@ -93,13 +93,13 @@ impl Readers {
         let pool = Lanes { system, ticks, pool, runner };
         let ours = pool.clone();
         let ring = wanted.then(|| Ring::start(name, move |reads| ours.ended(reads))).flatten();
-        let directs = wanted.then(|| Arc::clone(directs));
-        Readers { ring, directs, pool }
+        let direct_reader = wanted.then(|| Arc::clone(direct_reader));
+        Readers { ring, direct_reader, pool }
     }
 
     /// Does all of `colds`, which is left empty.
     pub fn do_all(&self, colds: &mut Vec<Cold>) {
-        if self.ring.is_some() || self.directs.is_some() {
+        if self.ring.is_some() || self.direct_reader.is_some() {
             let (mut direct, mut reads) = (Vec::new(), Vec::with_capacity(colds.len()));
             for cold in std::mem::take(colds) {
                 match cold.take_read(&self.pool.ticks) {
@@ -121,11 +121,11 @@ impl Readers {
 
     /// Begins reads past the page cache; returns those that could not be.
     fn read_direct(&self, reads: Vec<(Read, Taken)>) -> Vec<(Read, Taken)> {
-        let Some(directs) = self.directs.as_ref().filter(|_| !reads.is_empty()) else {
+        let Some(direct_reader) = self.direct_reader.as_ref().filter(|_| !reads.is_empty()) else {
             return reads;
         };
         let start = || Direct::start("pv-direct", ended_direct(&self.pool));
-        let Some(direct) = directs.get_or_init(start) else { return reads };
+        let Some(direct) = direct_reader.get_or_init(start) else { return reads };
         let runner = &self.pool.runner;
         let owned =
             reads.into_iter().map(|(read, taken)| (read, (Weak::clone(runner), taken))).collect();

@@ -340,7 +340,7 @@ impl Share {
         }
         self.answer_settled(context.ticks);
         self.resume_waiting(context);
-        self.upkeep(context);
+        self.background_work(context);
     }
 
     fn came_back(&mut self, out: &Out) {

@@ -15,7 +15,7 @@ use std::sync::{Arc, Weak};
 use crate::block_map::history::Rollback;
 use crate::error::{Errno, Error, Result};
 use crate::mutants::{Bug, bug};
-use crate::processor::cold::{Cold, Directs, Readers};
+use crate::processor::cold::{Cold, DirectReader, Readers};
 use crate::processor::cut::{Cut, Stall};
 use crate::processor::fast_path::Answered;
 use crate::processor::lanes::{Lanes, QUANTUM, lane_of};
@@ -61,7 +61,7 @@ impl Handle {
         index: ProcessorIndex,
         pool: Pool,
         checkpoints: Pool,
-        directs: &Directs,
+        direct_reader: &DirectReader,
         ticks: &Arc<Ticks>,
     ) -> Result<Handle> {
         let queue = Arc::new(Queue::default());
@@ -75,7 +75,7 @@ impl Handle {
                 &format!("pv-read-{index}"),
                 system,
                 ticks,
-                directs,
+                direct_reader,
                 pool.clone(),
                 Weak::clone(runner),
             ),
@@ -282,7 +282,7 @@ impl Processor {
         let (shares, mut context) = self.split();
         let mut watches = false;
         for share in shares.iter_mut().flatten() {
-            share.upkeep(&mut context);
+            share.background_work(&mut context);
             watches |= share.watches();
         }
         watches |= !self.leaving.is_empty() || !self.rolling_back.is_empty();

@@ -1,6 +1,6 @@
 //! Share: what one processor has of one volume: its partitions' versions, its journal, its share of slots.
 //!
-//! How it works      Parts come in; what surely needs no waiting is done at once, the rest is handed over with
+//! How it works      ShareConfig come in; what surely needs no waiting is done at once, the rest is handed over with
 //!                   its blocks reserved, and comes back ([`out`](super::out)). A part that overlaps a reservation, or a
 //!                   part that waits for one, waits too. How many are handed over, or wait, is [bounded](super::behind), and long
 //!                   requests are done in [pieces](super::walk).
@@ -91,7 +91,7 @@ pub struct Context<'a> {
     pub slow_ios: &'a mut u64,
     /// What is handed over when the batch is over.
     pub colds: &'a mut Vec<Cold>,
-    /// Parts that are to be taken when it is their turn.
+    /// ShareConfig that are to be taken when it is their turn.
     pub later: &'a mut Lanes<Part>,
     /// Some share has more to do as soon as others have had their turn.
     pub again: &'a mut bool,
@@ -108,7 +108,7 @@ impl Context<'_> {
 }
 
 /// What a new share is made of.
-pub struct Parts {
+pub struct ShareConfig {
     /// Its number on its processor.
     pub number: u32,
     /// The volume's shape.
@@ -158,7 +158,7 @@ pub struct Share {
     /// Where slots are taken from, in the order to try.
     pub(super) log_order: Vec<Arc<Log>>,
     /// How many of the first of them are as good as each other.
-    pub(super) logs_alike: usize,
+    pub(super) equal_priority_logs: usize,
     pub(super) slot_retry: SlotRetry,
     pub(super) flusher: Arc<Flusher>,
     pub(super) bad: Arc<BadBlocks>,
@@ -216,31 +216,31 @@ pub struct Share {
 
 impl Share {
     /// Puts a share together.
-    pub fn new(parts: Parts) -> Share {
-        let newest = parts.history.retained_epochs().last();
-        let left = parts.history.rollbacks().last().map(|rollback| &rollback.at);
-        assert!(newest.max(left).is_none_or(|last| *last < parts.epoch), "H3");
+    pub fn new(config: ShareConfig) -> Share {
+        let newest = config.history.retained_epochs().last();
+        let left = config.history.rollbacks().last().map(|rollback| &rollback.at);
+        assert!(newest.max(left).is_none_or(|last| *last < config.epoch), "H3");
         let mut share = Share {
-            number: parts.number,
-            geometry: parts.geometry,
-            origin: parts.origin,
+            number: config.number,
+            geometry: config.geometry,
+            origin: config.origin,
             log_order: Vec::new(),
-            logs_alike: 0,
+            equal_priority_logs: 0,
             slot_retry: SlotRetry::default(),
-            space: parts.space,
-            space_waiters: parts.space_waiters,
-            ask: parts.ask,
-            flusher: parts.flusher,
-            bad: parts.bad,
-            stats: parts.stats,
-            locals: parts.locals,
-            journal: parts.journal,
-            slots: parts.slots,
-            epoch: parts.epoch,
-            history: parts.history,
-            default_logs: parts.default_logs,
-            ordinal: parts.ordinal,
-            named_log: parts.named_log,
+            space: config.space,
+            space_waiters: config.space_waiters,
+            ask: config.ask,
+            flusher: config.flusher,
+            bad: config.bad,
+            stats: config.stats,
+            locals: config.locals,
+            journal: config.journal,
+            slots: config.slots,
+            epoch: config.epoch,
+            history: config.history,
+            default_logs: config.default_logs,
+            ordinal: config.ordinal,
+            named_log: config.named_log,
             out: AllOut::default(),
             waiting: VecDeque::new(),
             behind: Behind::default(),
@@ -249,7 +249,7 @@ impl Share {
             stopped_at: None,
             settling: Vec::new(),
             unrecorded_cut: None,
-            checkpoint_epoch: parts.checkpoint_epoch,
+            checkpoint_epoch: config.checkpoint_epoch,
             freed_bases: VecDeque::new(),
             dropped: Vec::new(),
             counted_waiting: 0,
@@ -378,7 +378,7 @@ impl Share {
     }
 
     /// What is due now and then: slots to be released, a checkpoint.
-    pub fn upkeep(&mut self, context: &mut Context<'_>) {
+    pub fn background_work(&mut self, context: &mut Context<'_>) {
         self.let_in(context);
         let waiting = self.slots.waiting();
         let many = waiting > WAITING_SLOTS_MAX && waiting > self.space.free() / 8;

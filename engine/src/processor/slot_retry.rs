@@ -99,7 +99,7 @@ impl Share {
             (self.is_last(log), named, self.default_logs.contains(&log.number))
         };
         let first = order.first().map(class);
-        self.logs_alike = order.iter().take_while(|log| Some(class(log)) == first).count();
+        self.equal_priority_logs = order.iter().take_while(|log| Some(class(log)) == first).count();
         self.log_order = order;
     }
 
