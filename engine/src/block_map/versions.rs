@@ -37,12 +37,12 @@ pub struct Frozen {
 }
 
 /// Set in, or taken out of, the sequence number of a map that has changed without a record.
-const HOLLOWED: u64 = 1 << 63;
+const CONTENTS_DROPPED_BIT: u64 = 1 << 63;
 
 impl Map {
     /// The number of the latest record that has changed it.
     pub fn recorded_seq(&self) -> u64 {
-        self.write_seq & !HOLLOWED
+        self.write_seq & !CONTENTS_DROPPED_BIT
     }
 }
 
@@ -242,12 +242,12 @@ impl Versions {
         history: &History,
         freed: impl FnMut(BlockIndex, u32, Place),
     ) {
-        self.apply_knowing(change, history, |_, _| false, freed);
+        self.apply_with_hint(change, history, |_, _| false, freed);
     }
 
     /// As [`Versions::apply`]; `alone` says of a run of the live map whether it is known that no frozen one shares it, so
     /// that none has to be asked.
-    pub fn apply_knowing(
+    pub fn apply_with_hint(
         &mut self,
         change: Change<'_>,
         history: &History,
@@ -325,7 +325,7 @@ impl Versions {
             alone.push((first, count, place));
         });
         let hidden = &mut Arc::make_mut(&mut self.frozen)[index].map;
-        hidden.write_seq ^= HOLLOWED;
+        hidden.write_seq ^= CONTENTS_DROPPED_BIT;
         for (first, count, place) in alone {
             hidden.set(first, count, Place::ZERO, &[]); // nobody reads it
             freed(first, count, place);

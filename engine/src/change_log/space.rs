@@ -7,7 +7,7 @@
 //! Invariants        P1 the slots of logs that every processor knows are claimed or used, free, or of a chunk that is
 //!                      returning, and the free ones are counted in `free`, never too many of them;
 //!                   P2 slots on their way to be free are counted in `waiting` or `returning` until `free` has them, and
-//!                      those of writes under way, which may free others, in `landing` from before `free` has lost
+//!                      those of writes under way, which may free others, in `in_flight` from before `free` has lost
 //!                      them until `waiting` has what they have freed.
 //!                   P3 after a kill, slots that what the disk holds may refer to, but no map in memory does, are held: used
 //!                      and counted in `waiting`, until what was read back is durable (J4).
@@ -81,7 +81,7 @@ pub struct Space {
     free: AtomicU64,
     waiting: AtomicU64,
     returning: AtomicU64,
-    landing: AtomicU64,
+    in_flight: AtomicU64,
     size: AtomicU64,
     held: Mutex<Vec<Held>>,
 }
@@ -124,7 +124,7 @@ impl Space {
         self.give(log.size() - used);
     }
 
-    /// Holds those of these slots that no map in memory refers to, until [`Space::let_go`] (P3). Before its logs are opened.
+    /// Holds those of these slots that no map in memory refers to, until [`Space::release_held`] (P3). Before its logs are opened.
     pub fn hold(&self, slots: SlotSet) {
         let mut held = self.held.lock().expect("no holder panics");
         for ((number, chunk), mut slots) in slots.into_chunks() {
@@ -139,7 +139,7 @@ impl Space {
     }
 
     /// What was read back is durable: nothing is held any more. Says whether anything was.
-    pub fn let_go(&self) -> bool {
+    pub fn release_held(&self) -> bool {
         let held = std::mem::take(&mut *self.held.lock().expect("no holder panics"));
         for Held { log, chunk, slots, count } in &held {
             log.slots.give_exactly(*chunk, slots);
@@ -151,10 +151,10 @@ impl Space {
 
     /// Claims so many slots, to be taken at once; `false` if there are not so many free.
     pub fn claim(&self, slots: u64) -> bool {
-        self.landing.fetch_add(slots, Ordering::SeqCst); // P2
+        self.in_flight.fetch_add(slots, Ordering::SeqCst); // P2
         let claimed = self.take_free(slots);
         if !claimed {
-            self.landing.fetch_sub(slots, Ordering::SeqCst);
+            self.in_flight.fetch_sub(slots, Ordering::SeqCst);
         }
         claimed
     }
@@ -166,12 +166,12 @@ impl Space {
 
     /// A write with so many of the slots that were claimed has landed: they are recorded, or given back.
     pub fn land(&self, slots: u64) {
-        self.landing.fetch_sub(slots, Ordering::SeqCst);
+        self.in_flight.fetch_sub(slots, Ordering::SeqCst);
     }
 
     /// Slots of writes under way.
-    pub fn landing(&self) -> u64 {
-        self.landing.load(Ordering::SeqCst)
+    pub fn in_flight(&self) -> u64 {
+        self.in_flight.load(Ordering::SeqCst)
     }
 
     /// So many slots are free: given back, or claimed and not taken.

@@ -74,7 +74,7 @@ impl Share {
         let mut given = 0;
         let slots = RefCell::new(slots);
         let alone = |place, count| slots.borrow().are_young(place, count); // Y3
-        local.versions.apply_knowing(made, &self.history, alone, |_, count, place| {
+        local.versions.apply_with_hint(made, &self.history, alone, |_, count, place| {
             if place.is_slot() {
                 bad.forget(place, count);
                 given += slots.borrow_mut().give(seq, place, count); // J4

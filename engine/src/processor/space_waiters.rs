@@ -90,7 +90,7 @@ impl SpaceWaiters {
         // In this order: room is counted where it comes from until it is counted where it goes to (P2).
         let returning = space.waiting() > 0 || space.returning() > 0;
         let room = space.free() >= wanted;
-        let coming = returning || space.landing() > 0;
+        let coming = returning || space.in_flight() > 0;
         let verdict = if room || coming || state.ask() { Verdict::Wait } else { Verdict::Refuse };
         let refused = verdict == Verdict::Refuse;
         if room || (refused && at.is_none()) {

@@ -176,7 +176,7 @@ impl Durable {
         }
         if let Some(Whose { space, space_waiters, .. }) = &self.whose
             && result.is_ok()
-            && space.let_go()
+            && space.release_held()
         {
             space_waiters.wake_all();
         }
