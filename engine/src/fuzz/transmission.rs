@@ -24,7 +24,7 @@ use crate::nbd::budget::{POOL_BYTES, Pool, lock};
 use crate::nbd::connection::{Common, Connection};
 use crate::nbd::hand_over::State;
 use crate::nbd::peer::Peer;
-use crate::nbd::reader::{self, Ended, Standing};
+use crate::nbd::reader::{self, Ended, ResumePoint};
 use crate::nbd::request::Agreed;
 use crate::nbd::wire::{
     REQUEST_HEADER_BYTES, REQUEST_MAGIC, RequestHeader, command, command_flag, error, parse_request,
@@ -186,22 +186,22 @@ fn serve(agreed: Agreed, contexts: Option<Contexts>, mut script: Script) -> (Vec
     table.add(VOLUME, "", Arc::clone(&memory) as Arc<dyn Target>).expect("the only one");
     let attachment = table.attach(VOLUME).expect("just added");
     let mut freeze_after = script.freeze_after;
-    let mut from = Standing::default();
+    let mut from = ResumePoint::default();
     // Every other process is told to hand over before it has done anything.
     for at_once in [false, true].into_iter().cycle() {
         let at_once = at_once && freeze_after.is_some();
         let ended;
         (script, ended) = serve_once(agreed, contexts.clone(), script, &attachment, from, at_once);
-        let Ended::Frozen(standing) = ended else {
+        let Ended::Frozen(resume_point) = ended else {
             assert!(matches!(ended, Ended::Over), "not in time");
             break;
         };
         let size = SIZE as u64;
         let contexts = contexts.clone();
-        let state = State { agreed, contexts, size, transmission_flags: 1, moved: 0, standing };
+        let state = State { agreed, contexts, size, transmission_flags: 1, moved: 0, resume_point };
         let back = State::decode(&state.encode()).expect("just encoded");
         assert!(back.encode() == state.encode(), "another state");
-        from = back.standing;
+        from = back.resume_point;
         script.flows = false;
         // More for each process than for the one before, so that there is an end soon.
         freeze_after = freeze_after.map(|pieces| 2 * pieces + 1);
@@ -217,7 +217,7 @@ fn serve_once(
     contexts: Option<Contexts>,
     script: Script,
     attachment: &Attachment,
-    from: Standing,
+    from: ResumePoint,
     at_once: bool,
 ) -> (Script, Ended) {
     let common =

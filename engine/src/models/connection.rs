@@ -216,11 +216,11 @@ fn what_is_handed_over_was_answered_and_is_nobodys_to_shut_down() {
                 Scene::finish(&theirs, 1);
                 Scene::finish(&theirs, 2);
             });
-            assert!(scene.connection.become_quiet(LONG));
+            assert!(scene.connection.quiesce(LONG));
             assert!(scene.connection.release().is_some());
             let bytes = scene.sent.lock().unwrap().bytes.len();
             assert_eq!(bytes, 2 * SIMPLE_REPLY_BYTES, "N3: released with a reply unsent");
-            scene.connection.break_off();
+            scene.connection.abort();
             processor.join().unwrap();
             assert_eq!(scene.cookies(), [1, 2]);
             assert!(!scene.sent.lock().unwrap().shut_down, "N3");
@@ -236,7 +236,7 @@ fn a_connection_is_broken_off_or_released_never_both() {
         let (theirs, others) = (Arc::clone(&scene.connection), Arc::clone(&scene.connection));
         let processor = thread::spawn(move || Scene::finish(&theirs, 1));
         let evicts = thread::spawn(move || others.evict());
-        let quiet = scene.connection.become_quiet(LONG);
+        let quiet = scene.connection.quiesce(LONG);
         let released = quiet && scene.connection.release().is_some();
         processor.join().unwrap();
         evicts.join().unwrap();

@@ -133,7 +133,7 @@ pub struct Pool {
     free: Mutex<u64>,
     waiters: Mutex<VecDeque<Arc<Waiter>>>,
     /// What those need who wait and have drawn nothing, bytes.
-    starving: AtomicU64,
+    memory_waiters_bytes: AtomicU64,
     groups: Mutex<HashMap<String, Weak<Group>>>,
 }
 
@@ -147,7 +147,7 @@ impl Pool {
         Pool {
             free: Mutex::new(POOL_BYTES),
             waiters: Mutex::new(VecDeque::new()),
-            starving: AtomicU64::new(0),
+            memory_waiters_bytes: AtomicU64::new(0),
             groups: Mutex::new(HashMap::new()),
         }
     }
@@ -166,16 +166,16 @@ impl Pool {
     }
 
     /// What those need who wait and have drawn nothing, bytes; 0 if nobody does.
-    pub fn starving(&self) -> u64 {
-        self.starving.load(Ordering::Relaxed)
+    pub fn memory_waiters_bytes(&self) -> u64 {
+        self.memory_waiters_bytes.load(Ordering::Relaxed)
     }
 
     /// Says that a connection which needs so much waits without having drawn anything, or no longer does.
     pub fn count_starving(&self, needed: u64, begins: bool) {
         if begins {
-            self.starving.fetch_add(needed, Ordering::Relaxed);
+            self.memory_waiters_bytes.fetch_add(needed, Ordering::Relaxed);
         } else {
-            self.starving.fetch_sub(needed, Ordering::Relaxed);
+            self.memory_waiters_bytes.fetch_sub(needed, Ordering::Relaxed);
         }
     }
 
@@ -246,7 +246,7 @@ pub const HOLD: Duration = Duration::from_secs(1);
 
 /// How long a peer that has moved so many bytes may do nothing while the pool is short: strangers have little time, for
 /// whoever waits for them may be a stranger too.
-pub fn patience(moved: u64) -> Duration {
+pub fn grace_period(moved: u64) -> Duration {
     let earned = Duration::from_secs(1).mul_f64(moved as f64 / PATIENCE_BYTES as f64);
     earned.clamp(PATIENCE[0], PATIENCE[1])
 }

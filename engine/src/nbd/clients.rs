@@ -66,7 +66,7 @@ impl Server {
         let Some(connection) = lock(&self.shared.connections).get(&number).cloned() else {
             return false;
         };
-        connection.break_off();
+        connection.abort();
         self.shared.wait_ended(STOP_WITHIN, |one| std::ptr::eq(one, &raw const *connection));
         true
     }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crate::buffer::Inbox;
 use crate::nbd::budget::{
-    Account, HOLD, INBOX_BYTES, PROVEN_BYTES, Pool, Taken, Waiter, lock, patience,
+    Account, HOLD, INBOX_BYTES, PROVEN_BYTES, Pool, Taken, Waiter, grace_period, lock,
 };
 use crate::nbd::buffer_pool::BufferPool;
 use crate::nbd::peer::Peer;
@@ -168,7 +168,7 @@ impl Connection {
 
     /// Ends the connection from any thread: nothing more is received or sent (N2). One that was released is no longer
     /// anybody's to end (N3).
-    pub fn break_off(&self) {
+    pub fn abort(&self) {
         let mut state = lock(&self.state);
         if state.released {
             return;
@@ -319,17 +319,17 @@ impl Connection {
                 state = lock(&self.state);
                 continue;
             }
-            let starving = short_by.filter(|_| state.account.drawn() == 0);
+            let without_memory = short_by.filter(|_| state.account.drawn() == 0);
             if short_by.is_some() {
                 self.common.pool.call_back(&self.waiter);
             }
-            if let Some(needed) = starving {
+            if let Some(needed) = without_memory {
                 self.common.pool.count_starving(needed, true);
                 (self.common.watch_peers)();
             }
             state.broken |= self.peer.is_gone();
             state = self.sleep(state, WAIT_AT_MOST);
-            if let Some(needed) = starving {
+            if let Some(needed) = without_memory {
                 self.common.pool.count_starving(needed, false);
             }
         }
@@ -376,7 +376,7 @@ impl Connection {
 
     /// Waits until it is quiet: the target has none of its requests and every reply is sent; whether it came to that
     /// in time.
-    pub fn become_quiet(&self, patience: Patience) -> bool {
+    pub fn quiesce(&self, patience: Patience) -> bool {
         let until = Instant::now() + patience.all;
         self.peer.leave();
         let mut state = lock(&self.state);
@@ -426,7 +426,7 @@ impl Connection {
         let (since, before) = state.turn?;
         let drawn = state.account.drawn();
         let took = now.saturating_duration_since(since);
-        if drawn == 0 || took < patience(before) || state.broken {
+        if drawn == 0 || took < grace_period(before) || state.broken {
             return None;
         }
         let moved = state.moved - before;
@@ -440,7 +440,7 @@ impl Connection {
 
     /// Ends the connection and gives back at once what its replies hold.
     pub fn evict(&self) {
-        self.break_off();
+        self.abort();
         self.drop_unsent();
     }
 }

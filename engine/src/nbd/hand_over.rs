@@ -28,7 +28,7 @@ use crate::nbd::budget::{CONNECTIONS_MAX, lock};
 use crate::nbd::handshake::Selection;
 use crate::nbd::handshake::options::transmission_flags;
 use crate::nbd::listener::LISTENING;
-use crate::nbd::reader::Standing;
+use crate::nbd::reader::ResumePoint;
 use crate::nbd::{Begun, Ending, Server, Shared};
 use crate::system::signal;
 use crate::volume::export::Attachment;
@@ -77,7 +77,7 @@ impl Server {
         shared.matching(|_| true).iter().for_each(|connection| connection.freeze());
         shared.wait_ended(WITHIN, |_| true);
         let late = shared.matching(|_| true);
-        late.iter().for_each(|connection| connection.break_off());
+        late.iter().for_each(|connection| connection.abort());
         let mut handed_over = std::mem::take(&mut *lock(&shared.handed_over));
         handed_over.closed.extend(late.iter().map(|connection| connection.export.clone()));
         handed_over
@@ -114,7 +114,7 @@ impl Server {
         if let Some(why) = state.differs(&attachment) {
             return refused(ErrorKind::Invalid, why);
         }
-        let State { agreed, contexts, standing, moved, .. } = state;
+        let State { agreed, contexts, resume_point, moved, .. } = state;
         let again = contexts.map(|one| Selection::again(&shared.exports, &attachment, one));
         let Ok(selection) = again.transpose() else {
             return refused(ErrorKind::NotFound, "a snapshot that it compares with is gone");
@@ -123,7 +123,7 @@ impl Server {
         let begin = |connection: &crate::nbd::connection::Connection| {
             lock(&connection.state).go_on_after(moved);
         };
-        let begun = Begun { attachment, agreed, selection, standing };
+        let begun = Begun { attachment, agreed, selection, resume_point };
         let served = Shared::serve(shared, socket, number, begun, begin);
         served.map_err(|e| Error::io(format!("a connection to {export} cannot be served"), e))
     }
@@ -161,7 +161,7 @@ impl Shared {
 
 impl Ending {
     /// Keeps a frozen connection for the next process.
-    pub(super) fn hand_over(&self, attachment: &Attachment, standing: Standing) {
+    pub(super) fn hand_over(&self, attachment: &Attachment, resume_point: ResumePoint) {
         let connection = &self.connection;
         let Some(socket) = connection.release() else { return self.not_in_time() };
         let moved = lock(&connection.state).moved;
@@ -169,7 +169,8 @@ impl Ending {
         let size = attachment.target.size();
         let transmission_flags = transmission_flags(agreed.read_only);
         let contexts = connection.contexts.as_deref().cloned();
-        let state = State { agreed, contexts, size, transmission_flags, moved, standing }.encode();
+        let state =
+            State { agreed, contexts, size, transmission_flags, moved, resume_point }.encode();
         let handed = Handed { export: connection.export.clone(), socket, state };
         lock(&self.shared.handed_over).connections.push(handed);
     }
@@ -184,7 +185,7 @@ impl Ending {
 mod tests {
     use std::sync::Arc;
 
-    use super::{Standing, State, transmission_flags};
+    use super::{ResumePoint, State, transmission_flags};
     use crate::fuzz::Memory;
     use crate::nbd::request::Agreed;
     use crate::volume::export::ExportTable;
@@ -192,11 +193,11 @@ mod tests {
     /// Why a connection to an export of 4096 bytes cannot go on with one of this kind.
     fn why(size: usize, read_only: bool, change: impl FnOnce(&mut State)) -> Option<&'static str> {
         let agreed = Agreed { size: 4096, read_only: false, structured: true, status: true };
-        let standing = Standing::default();
+        let resume_point = ResumePoint::default();
         let transmission_flags = transmission_flags(false);
         let contexts = None;
         let mut state =
-            State { agreed, contexts, size: 4096, transmission_flags, moved: 0, standing };
+            State { agreed, contexts, size: 4096, transmission_flags, moved: 0, resume_point };
         change(&mut state);
         let table = ExportTable::default();
         table.add("v", "", Arc::new(Memory::new(size, read_only))).unwrap();

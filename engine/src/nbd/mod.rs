@@ -60,7 +60,7 @@ use crate::nbd::hand_over::HandedOver;
 use crate::nbd::handshake::{Agreement, INPUT_BYTES_MAX, Selection};
 use crate::nbd::listener::{LISTENING, Listener};
 use crate::nbd::peer::Socket;
-use crate::nbd::reader::{Ended, Standing};
+use crate::nbd::reader::{Ended, ResumePoint};
 use crate::nbd::reply::Reply;
 use crate::nbd::request::Agreed;
 use crate::sync::{Condvar, Mutex};
@@ -209,7 +209,7 @@ impl Server {
     /// Closes every connection to this export, and waits until they have ended, at most 4 s.
     pub fn disconnect(&self, export_name: &str) {
         let is_ours = |connection: &Connection| connection.export == export_name;
-        self.shared.break_off(is_ours);
+        self.shared.abort(is_ours);
         self.shared.wait_ended(STOP_WITHIN, is_ours);
     }
 
@@ -221,13 +221,13 @@ impl Server {
         }
         signal(&self.shared.wake);
         let threads = std::mem::take(&mut *lock(&self.threads));
-        self.shared.break_off(|_| true);
+        self.shared.abort(|_| true);
         for thread in threads {
             // A thread that has panicked is over as well.
             let _ = thread.join();
         }
         // Again, for a connection that began meanwhile.
-        self.shared.break_off(|_| true);
+        self.shared.abort(|_| true);
         self.shared.wait_ended(STOP_WITHIN, |_| true);
         lock(&self.shared.listeners).clear();
         let readers = std::mem::take(&mut *lock(&self.shared.readers));
@@ -249,7 +249,7 @@ struct Begun {
     attachment: Attachment,
     agreed: Agreed,
     selection: Option<Selection>,
-    standing: Standing,
+    resume_point: ResumePoint,
 }
 
 impl Shared {
@@ -268,8 +268,8 @@ impl Shared {
             structured,
             status: selection.is_some(),
         };
-        let standing = Standing { bytes: rest, ..Standing::default() };
-        let begun = Begun { attachment, agreed, selection, standing };
+        let resume_point = ResumePoint { bytes: rest, ..ResumePoint::default() };
+        let begun = Begun { attachment, agreed, selection, resume_point };
         // A failure just closes the socket.
         let _ = Shared::serve(shared, socket, number, begun, |connection| {
             connection.push(Reply::handshake(output));
@@ -285,7 +285,7 @@ impl Shared {
         begun: Begun,
         begin: impl FnOnce(&Connection),
     ) -> std::result::Result<(), SystemErrno> {
-        let Begun { attachment, agreed, selection, standing } = begun;
+        let Begun { attachment, agreed, selection, resume_point } = begun;
         // With other sizes it works as well.
         let local = sockopt::socket_domain(&socket) == Ok(AddressFamily::UNIX);
         let bytes = if local { UNIX_SOCKET_BYTES } else { SOCKET_BYTES };
@@ -309,9 +309,9 @@ impl Shared {
         let body = move || {
             if let Some(attachment) = &ending.attachment {
                 let exports = &ending.shared.exports;
-                match reader::run(&ending.connection, exports, attachment, standing) {
+                match reader::run(&ending.connection, exports, attachment, resume_point) {
                     Ended::Over => {}
-                    Ended::Frozen(standing) => ending.hand_over(attachment, standing),
+                    Ended::Frozen(resume_point) => ending.hand_over(attachment, resume_point),
                     Ended::TooLate => ending.not_in_time(),
                 }
             }
@@ -343,7 +343,7 @@ impl Shared {
             let space = rustix::buffer::spare_capacity(&mut events);
             // With nothing to watch it sleeps until `watch_peers` or a socket wakes it.
             let timeout = match () {
-                () if self.common.pool.starving() > 0 => short_every.as_ref(),
+                () if self.common.pool.memory_waiters_bytes() > 0 => short_every.as_ref(),
                 () if self.has_retired() => watch_every.as_ref(),
                 () => None,
             };
@@ -372,7 +372,7 @@ impl Shared {
 
     /// Closes peers that hold others up, while the pool is short.
     fn make_room(&self) {
-        let needed = self.common.pool.starving();
+        let needed = self.common.pool.memory_waiters_bytes();
         if needed == 0 {
             return;
         }
@@ -390,9 +390,9 @@ impl Shared {
         lock(&self.connections).values().filter(|one| wanted(one)).cloned().collect()
     }
 
-    fn break_off(&self, wanted: impl Fn(&Connection) -> bool) {
+    fn abort(&self, wanted: impl Fn(&Connection) -> bool) {
         for connection in self.matching(wanted) {
-            connection.break_off();
+            connection.abort();
         }
     }
 

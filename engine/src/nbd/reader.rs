@@ -5,10 +5,10 @@
 //!                   [`PAYLOAD_SHARED_MAX`] share the inbox; a larger one gets a buffer of its own that the
 //!                   rest of it is received into ([`payload`]). What a request costs is taken before it is made, so a
 //!                   connection that holds too much is simply not read from. When the connection freezes, it stops
-//!                   where it would wait, lets all that it has begun end, and gives back its [`Standing`], from which
+//!                   where it would wait, lets all that it has begun end, and gives back its [`ResumePoint`], from which
 //!                   another reader of the same bytes goes on.
 //! Invariants        D1 bytes before `at` are done with; D2 whatever waits, waits with nothing in `batch`;
-//!                   D3 the payload of a refused request is consumed; D4 a standing has every byte received that no
+//!                   D3 the payload of a refused request is consumed; D4 a resume_point has every byte received that no
 //!                   request was made of.
 //! Errors            a peer that breaks the protocol's framing ends its own connection.
 
@@ -64,7 +64,7 @@ pub struct Refusal {
 
 /// Where a reader stands in what its peer sends.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Standing {
+pub struct ResumePoint {
     /// Bytes that were received and that no request was made of.
     pub bytes: Vec<u8>,
     /// How many bytes, from those on, are still to be thrown away.
@@ -80,7 +80,7 @@ pub enum Ended {
     /// The connection is over.
     Over,
     /// It froze, and goes on from here.
-    Frozen(Standing),
+    Frozen(ResumePoint),
     /// It was to freeze, and what was under way did not end in time: it is over.
     TooLate,
 }
@@ -88,7 +88,7 @@ pub enum Ended {
 /// Why reading ended.
 enum End {
     /// The peer took its leave, or there is nothing more to read: replies are still sent.
-    Leave,
+    Disconnected,
     /// The connection is of no use any more.
     Broken,
     /// It freezes.
@@ -142,7 +142,7 @@ pub fn run(
     connection: &Arc<Connection>,
     exports: &ExportTable,
     attachment: &Attachment,
-    from: Standing,
+    from: ResumePoint,
 ) -> Ended {
     let mut reader = Reader {
         connection,
@@ -173,14 +173,14 @@ pub fn run(
     reader.put_credit_back();
     reader.prefetch.give_back(connection, 0);
     let freezes = matches!(end, Some(End::Frozen));
-    if freezes && connection.become_quiet(PATIENCE) {
-        return Ended::Frozen(reader.standing());
+    if freezes && connection.quiesce(PATIENCE) {
+        return Ended::Frozen(reader.resume_point());
     }
     if let Some(refusal) = reader.refusal.take() {
         connection.push(refusal.reply()); // what it holds is given back with it
     }
-    if !matches!(end, Some(End::Leave)) {
-        connection.break_off();
+    if !matches!(end, Some(End::Disconnected)) {
+        connection.abort();
     }
     connection.drain(LINGER);
     if freezes { Ended::TooLate } else { Ended::Over }
@@ -199,12 +199,12 @@ impl Reader<'_> {
     }
 
     /// Where it stands (D4); its last step ended with [`End::Frozen`].
-    fn standing(mut self) -> Standing {
+    fn resume_point(mut self) -> ResumePoint {
         let mut bytes = std::mem::take(&mut self.before);
         assert!(self.prefetch.is_empty(), "A2");
         bytes.extend_from_slice(self.bytes());
         bytes.extend_from_slice(&self.source.first[self.source.used..]);
-        Standing { bytes, skip: self.skip, last: self.last, refusal: self.refusal }
+        ResumePoint { bytes, skip: self.skip, last: self.last, refusal: self.refusal }
     }
 
     /// How a wait ended that the connection has cut short.
@@ -259,7 +259,7 @@ impl Reader<'_> {
             self.refused = true;
         }
         if self.last {
-            return Err(End::Leave);
+            return Err(End::Disconnected);
         }
         if !self.prefetch.is_empty() {
             assert!(self.bytes().is_empty(), "A1");
@@ -276,7 +276,7 @@ impl Reader<'_> {
         match parsed {
             Parsed::Disconnect => {
                 self.connection.note_disconnect();
-                Err(End::Leave)
+                Err(End::Disconnected)
             }
             Parsed::Refused { payload, errno } => {
                 self.refuse(&header, payload, errno)?;

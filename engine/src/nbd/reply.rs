@@ -261,7 +261,7 @@ impl Connection {
                 }
                 Err(SystemErrno::INTR) => {}
                 Err(SystemErrno::AGAIN) => break,
-                Err(_) => self.break_off(),
+                Err(_) => self.abort(),
             }
         }
         lock(&self.state).begin_turn();
@@ -295,7 +295,7 @@ impl Connection {
     fn leave_to_sender(&self) {
         if self.peer.send_later().is_err() {
             // No memory for epoll: nobody would go on, so the connection ends here.
-            self.break_off();
+            self.abort();
             self.drop_unsent();
         }
     }
