@@ -43,7 +43,7 @@ pub(super) struct SharePlan {
     pub(super) identity: Identity,
 }
 
-/// An plan with what was read back for it.
+/// A plan with what was read back for it.
 type Found = (SharePlan, (Recovered, Slots));
 
 /// A processor's plan, and what it begins with.

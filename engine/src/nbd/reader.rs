@@ -8,7 +8,7 @@
 //!                   where it would wait, lets all that it has begun end, and gives back its [`ResumePoint`], from which
 //!                   another reader of the same bytes goes on.
 //! Invariants        D1 bytes before `at` are done with; D2 whatever waits, waits with nothing in `batch`;
-//!                   D3 the payload of a refused request is consumed; D4 a resume_point has every byte received that no
+//!                   D3 the payload of a refused request is consumed; D4 a resume point has every byte received that no
 //!                   request was made of.
 //! Errors            a peer that breaks the protocol's framing ends its own connection.
 

@@ -2,7 +2,7 @@
 //!
 //! How it works      A file system holds a file's lock while it clears a range of it, for as long as the range lies in pieces: on
 //!                   ext4 up to a millisecond for each. So a range that has data is cleared a little at a time, and after a
-//!                   while a request's job stops; the rest of its part is another [piece](super::walk). Where nothing is
+//!                   while a request's job stops; the rest of its part is another [piece](super::pieces). Where nothing is
 //!                   allocated one call does it all.
 
 use crate::error::Errno;

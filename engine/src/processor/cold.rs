@@ -17,8 +17,8 @@ use std::sync::{Arc, OnceLock, Weak};
 
 use crate::error::Errno;
 use crate::io::device::Device;
+use crate::processor::in_flight::Errand;
 use crate::processor::io_job::{Done, Job};
-use crate::processor::out::Errand;
 use crate::processor::queue::{Event, Part};
 use crate::processor::read::INLINE_BYTES_MAX;
 use crate::processor::run::Processor;

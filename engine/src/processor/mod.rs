@@ -22,20 +22,21 @@
 //! Lock order: `committing`, then a journal's list of segments, each held by a flusher. None of the others is ever
 //! taken while another is held.
 
-mod behind;
+mod backlog;
+mod block_status;
 pub mod change;
 pub mod checkpoint;
 mod clearing;
 pub mod cold;
 pub mod compare;
 pub mod cut;
+mod drain;
 mod fast_path;
 pub mod grow;
+mod in_flight;
 pub mod io_job;
 pub mod lanes;
-mod leaving;
-mod look;
-mod out;
+mod pieces;
 pub mod queue;
 pub mod read;
 pub mod reclaim;
@@ -48,7 +49,6 @@ mod share_cut;
 mod slot_retry;
 pub mod space_waiters;
 pub mod stats;
-mod turn;
-mod walk;
+mod time_slice;
 pub mod write;
 pub mod zero;

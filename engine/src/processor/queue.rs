@@ -49,7 +49,7 @@ pub struct Part {
     pub offset: u32,
     /// Length in bytes, at least 1.
     pub length: u32,
-    /// How many bytes of the partition come behind it that are done when it is done (see [`walk`](super::walk)).
+    /// How many bytes of the partition come behind it that are done when it is done (see [`walk`](super::pieces)).
     pub rest: u32,
     /// Where the part begins in the request, bytes.
     pub at: u64,

@@ -10,7 +10,7 @@ use crate::block_map::place::Place;
 use crate::block_map::tree::Map;
 use crate::change_log::space::{CHUNK_SLOTS, Log, Space};
 use crate::error::Errno;
-use crate::processor::behind::Kind;
+use crate::processor::backlog::Kind;
 use crate::processor::io_job::{Job, Spot, Step, read_slots};
 use crate::processor::queue::Part;
 use crate::processor::share::{Context, Share, blocks_of, count};

@@ -1,7 +1,7 @@
 //! Run: what a processor does with a batch of events: serve each, then what is due, then kick who was given something.
 //!
 //! How it works      Controls and the ends of jobs are served at once: how many there are is bounded. Parts are served as they
-//!                   come as long as the [`turn`](super::turn) goes on. What is left then waits in [lanes](super::lanes), one for each
+//!                   come as long as the [`turn`](super::time_slice) goes on. What is left then waits in [lanes](super::lanes), one for each
 //!                   connection, and so does what comes as long as there is any. The next turns serve a little of one
 //!                   lane after the other, and look at what came in between.
 //! Invariants        Y1 a part waits for one turn of each other connection and for what its own asked before, not for all
@@ -23,7 +23,7 @@ use crate::processor::queue::{Control, CutShare, Ended, Event, Part, Queue};
 use crate::processor::reclaim::Dropping;
 use crate::processor::runner::{Handler, Runner};
 use crate::processor::share::{Context, Share, count};
-use crate::processor::turn::{Turn, cost};
+use crate::processor::time_slice::{Turn, cost};
 use crate::system::pool::Pool;
 use crate::system::ticks::{Tick, Ticks};
 use crate::system::{System, Task, TaskHandle};

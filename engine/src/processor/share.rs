@@ -1,9 +1,9 @@
 //! Share: what one processor has of one volume: its partitions' versions, its journal, its share of slots.
 //!
-//! How it works      ShareConfig come in; what surely needs no waiting is done at once, the rest is handed over with
-//!                   its blocks reserved, and comes back ([`out`](super::out)). A part that overlaps a reservation, or a
-//!                   part that waits for one, waits too. How many are handed over, or wait, is [bounded](super::behind), and long
-//!                   requests are done in [pieces](super::walk).
+//! How it works      Parts come in; what surely needs no waiting is done at once, the rest is handed over with
+//!                   its blocks reserved, and comes back ([`out`](super::in_flight)). A part that overlaps a reservation, or a
+//!                   part that waits for one, waits too. How many are handed over, or wait, is [bounded](super::backlog), and long
+//!                   requests are done in [pieces](super::pieces).
 //! Invariants        H1 two parts of the live volume that overlap, one of them a write, are never under way together,
 //!                      but for those that change nothing here ([`fast_path`](super::fast_path));
 //!                   H2 a part is under way, waiting, behind, held for a cut, without space, among those that the processor
@@ -22,10 +22,10 @@ use crate::change_log::journal::Journal;
 use crate::change_log::slots::Slots;
 use crate::change_log::space::{Log, Space};
 use crate::error::Errno;
-use crate::processor::behind::{Behind, Kind, WAITING_MAX};
+use crate::processor::backlog::{Behind, Kind, WAITING_MAX};
 use crate::processor::cold::Cold;
+use crate::processor::in_flight::AllOut;
 use crate::processor::lanes::{Lanes, lane_of};
-use crate::processor::out::AllOut;
 use crate::processor::queue::{Ended, Part, Queue};
 use crate::processor::reclaim::{Dropped, FreedBase};
 use crate::processor::slot_retry::SlotRetry;
@@ -91,7 +91,7 @@ pub struct Context<'a> {
     pub slow_ios: &'a mut u64,
     /// What is handed over when the batch is over.
     pub colds: &'a mut Vec<Cold>,
-    /// ShareConfig that are to be taken when it is their turn.
+    /// Parts that are to be taken when it is their turn.
     pub later: &'a mut Lanes<Part>,
     /// Some share has more to do as soon as others have had their turn.
     pub again: &'a mut bool,
@@ -335,7 +335,7 @@ impl Share {
         }
     }
 
-    /// Ends a part, or goes on with its [next piece](super::walk).
+    /// Ends a part, or goes on with its [next piece](super::pieces).
     pub(super) fn end(&mut self, part: Part, result: Result<(), Errno>, context: &mut Context<'_>) {
         match self.next_piece(&part).filter(|_| result.is_ok()) {
             Some(next) if next.request.sink().is_gone() => {

@@ -3,7 +3,7 @@
 //! How it works      Whole blocks: what only the live map sees at its base place is punched there (or zeroed with
 //!                   its space kept), if the device can; everything else becomes `zero` in the map, which costs a
 //!                   record however long the run is. A clone has nothing to be punched. Partial blocks: TRIM leaves them, WRITE_ZEROES writes them.
-//!                   A part is done in [pieces](super::walk): what is a block in part at its beginning, whole blocks of so many
+//!                   A part is done in [pieces](super::pieces): what is a block in part at its beginning, whole blocks of so many
 //!                   runs at most, as far as a pool thread comes in a while, and what is a block in part at its end.
 
 use crate::block_map::place::Place;

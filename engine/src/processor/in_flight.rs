@@ -1,4 +1,4 @@
-//! Out: what a share has handed over to threads that may wait: what that keeps from starting, and for how long requests wait.
+//! In flight: what a share has handed over to threads that may wait: what that keeps from starting, and for how long requests wait.
 //!
 //! How it works      A job goes out in an [`Errand`]. Whoever takes it from there does it, and brings it back as [`Done`].
 //!                   At each tick the share looks at what is out. What has been there for longer than a request may last,
@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex};
 use crate::error::Errno;
 use crate::io::device::Device;
 use crate::mutants::{Bug, bug};
-use crate::processor::behind::Kind;
+use crate::processor::backlog::Kind;
 use crate::processor::cold::Cold;
 use crate::processor::io_job::{Done, Job, NewPlace, Old, Step, Target};
 use crate::processor::queue::Part;
@@ -141,7 +141,7 @@ pub(super) struct Out {
     devices: Devices,
     /// The kernel has had it for longer than a request may last.
     pub(super) given_up: bool,
-    /// What it counts as of what is [behind](super::behind); `None`: no longer, as its device is silent.
+    /// What it counts as of what is [behind](super::backlog); `None`: no longer, as its device is silent.
     counts: Option<Kind>,
 }
 

@@ -1,4 +1,4 @@
-//! Turn: how long a processor is run before it looks at what came meanwhile.
+//! Time slice: how long a processor is run before it looks at what came meanwhile.
 //!
 //! How it works      What is done is counted, in units of about a microsecond. A turn is over when it was counted that far and
 //!                   [`TURN_NS`] have passed since it was first counted so far: small batches never ask for the time.

@@ -1,4 +1,4 @@
-//! Walk: requests without data, which may be about gigabytes, are done piece by piece.
+//! Pieces: requests without data, which may be about gigabytes, are done piece by piece.
 //!
 //! How it works      A TRIM, WRITE_ZEROES, CACHE or BLOCK_STATUS has one part on each processor that owns partitions of its
 //!                   range, however many those are. The part is about one partition at a time, and of that about

@@ -1,4 +1,4 @@
-//! Behind: parts that a share has not begun, because as many of their kind are under way as may be.
+//! Backlog: parts that a share has not begun, because as many of their kind are under way as may be.
 //!
 //! How it works      What goes to the pool's threads or to a ring is bounded for each share, by [`Kind`]; the rest waits here,
 //!                   in a lane for each connection. When one has ended, the share lets the next in, from the lane whose turn

@@ -1,4 +1,4 @@
-//! Look: the small verbs CACHE and BLOCK_STATUS, which read no data.
+//! Block status: the small verbs CACHE and BLOCK_STATUS, which read no data.
 //!
 //! How it works      What the map knows is answered by the processor; what only a device's file system knows is asked by
 //!                   a pool thread, as it may have to wait for whoever clears or writes the same file, and may take long where

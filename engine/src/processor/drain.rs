@@ -1,4 +1,4 @@
-//! Leaving: shares that are to be let go, or to go back to a snapshot, as soon as nothing of them is under way; not for ever, as
+//! Drain: shares that are to be let go, or to go back to a snapshot, as soon as nothing of them is under way; not for ever, as
 //! what is under way may never end.
 
 use std::sync::mpsc::Sender;
