@@ -4,7 +4,7 @@ How it works      The body of each loop over objects (devices, volumes, snapshot
                   `with apart(...)`. It ends every error of the body, expected or not, and hands it on as a
                   clause: to `failed`, or as an event. An error that nobody expected is logged with its
                   traceback.
-Invariants        A1 no class of errors leaves the body; only the end of the process does.
+Invariants        AP1 no class of errors leaves the body; only the end of the process does.
 Owner and locks   None of its own.
 """
 

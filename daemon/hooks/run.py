@@ -6,14 +6,14 @@ How it works      `around` runs the quiesce commands of a schedule and of the vo
                   thawed before the cut, else 'crash', and why. Commands are run directly, or by /bin/sh where
                   that was asked for, as polyvold's user, each with a supervisor of its own (hook_command.py),
                   with little in their environment.
-Invariants        Q1 if a quiesce command was begun, its thaw command is run, once: after the cut, or when
+Invariants        HK1 if a quiesce command was begun, its thaw command is run, once: after the cut, or when
                   the quiesce command failed, or at the time-out, whatever waits for what then; twice if it
-                  fails; Q2 a command that fails or outlives its time-out is killed, with all that it has
+                  fails; HK2 a command that fails or outlives its time-out is killed, with all that it has
                   started, before it is thawed; one that cannot be killed because it hangs in the kernel is
-                  thawed at once, and again when it has ended; Q3 `changes` is never held while a command is
-                  waited for; Q4 hooks of one volume are not run by two snapshots at a time; Q5 what a quiesce
-                  command has left in the background is ended when its thaw command has ended; what a thaw
-                  command has left when it succeeded stays: it may be the application.
+                  thawed at once, and again when it has ended; HK3 `changes` is never held while a command is
+                  waited for; HK4 hooks of one volume are not run by two snapshots at a time; HK5 what a
+                  quiesce command has left in the background is ended when its thaw command has ended; what a
+                  thaw command has left when it succeeded stays: it may be the application.
 Owner and locks   A lock for each volume and schedule with hooks, held from quiesce to the end of thaw; waited
                   for as long as its holder may take, or until polyvold is stopped. `_Hook.lock` over who
                   thaws.
@@ -216,7 +216,7 @@ class HookRunner:
     def _acquire(
         self, locks: contextlib.ExitStack, key: tuple[str, int], what: str, hooks: Hooks
     ) -> str | None:
-        """Take the lock of some hooks (Q4); or why they cannot be run."""
+        """Take the lock of some hooks (HK4); or why they cannot be run."""
         with self._lock:
             lock = self._locks.setdefault(key, threading.Lock())
         until = time.monotonic() + 2 * hooks.timeout_s + 2 * _KILLED_WAIT_S
@@ -269,7 +269,7 @@ class HookRunner:
         return marks
 
     def _thaw(self, hook: _Hook) -> bool:
-        """Begin to thaw (Q1); whether all was well until now."""
+        """Begin to thaw (HK1); whether all was well until now."""
         with hook.lock:
             if hook.thawed:
                 return False
@@ -287,7 +287,7 @@ class HookRunner:
     def _let_go_on(self, hook: _Hook) -> None:
         """Run the thaw command, then end what the quiesce command has left."""
         done = hook.thaw is None or hook.owed is None or self._run_thaw(hook.thaw)
-        if hook.left is not None and not hook.left.end(_KILLED_WAIT_S):  # Q2
+        if hook.left is not None and not hook.left.end(_KILLED_WAIT_S):  # HK2
             threading.Thread(
                 target=self._thaw_again, args=(hook,), name="polyvol-thaw-again", daemon=True
             ).start()
@@ -315,7 +315,7 @@ class HookRunner:
             trouble, left = self._execute(thaw, _STOPPING_S)
             if trouble is None:
                 if left is not None:
-                    left.leave()  # Q5
+                    left.leave()  # HK5
                 return True
             rest = "it is run once more" if again else "it is owed still, and run when polyvold starts again"
             self._context.events.add("warning", f"the thaw command of {thaw.what} {trouble}; {rest}")
@@ -340,7 +340,7 @@ class HookRunner:
 
     def _execute(self, call: Call, stopping_s: float) -> tuple[str | None, Command | None]:
         """Run a command to its end or its time-out: what went wrong, or None; and the command if something of
-        it is left, which is all of it that could not be killed (Q2), or what it left in the background."""
+        it is left, which is all of it that could not be killed (HK2), or what it left in the background."""
         command = Command(call)
         ended = command.wait(self._stopping, stopping_s)
         if ended.trouble is None:

@@ -5,10 +5,10 @@ How it works      One thread looks for schedules that are due, and has workers r
                   that what was due is done, then deletes what no rule keeps any more (snapshot/retention.py).
                   What was missed while polyvold was down, or while a run failed, is due still, and is made up
                   once. daemon/schedules/due.py knows when each is due, also when the clock is set.
-Invariants        D1 a failure of one schedule stops no other; D2 what was made by hand, or is held, is never
-                  touched; D3 after a kill between a snapshot and its record no second one is taken: the
-                  newest snapshot of a schedule also says until when it is done; D4 a schedule runs in one
-                  thread at a time; D5 what a run has just taken is not deleted by that run.
+Invariants        SD1 a failure of one schedule stops no other; SD2 what was made by hand, or is held, is
+                  never touched; SD3 after a kill between a snapshot and its record no second one is taken:
+                  the newest snapshot of a schedule also says until when it is done; SD4 a schedule runs in
+                  one thread at a time; SD5 what a run has just taken is not deleted by that run.
 Owner and locks   `_looking` over a look at all schedules, `_lock` over what failed. A run takes the locks of
                   the volumes that it acts on.
 Errors            What fails is a warning in the log and among the events, once for each due time and reason,
@@ -166,7 +166,7 @@ class Schedules:
                 if self._stopping.is_set():
                     break
                 what, name = f"schedule {schedule.name}", schedule.name
-                with apart(self._context, f"looking at {what}", SCHEDULE=name):  # D1
+                with apart(self._context, f"looking at {what}", SCHEDULE=name):  # SD1
                     reasons: list[str] = []
                     due = None
                     with apart(self._context, what, reasons.append):
@@ -194,7 +194,7 @@ class Schedules:
         due, now = self._planned(schedule)
         if due is None or due > now:
             return due
-        if self._workers.busy(schedule.id):  # D4
+        if self._workers.busy(schedule.id):  # SD4
             with self._lock:
                 begun = self._begun.get(schedule.id)
             if begun is not None and self._context.steady() - begun > LONG_RUN_NS:
@@ -292,9 +292,9 @@ class Schedules:
         """Delete what no rule keeps any more."""
         records = self._records(schedule)
         instants = [record.instant_ns for record in records]
-        wanted = kept(instants, Keep(**schedule.keep), self._context.clock())  # D5: the newest is in it
+        wanted = kept(instants, Keep(**schedule.keep), self._context.clock())  # SD5: the newest is in it
         for number, record in enumerate(records):
-            if number in wanted or not may_go(record):  # D2
+            if number in wanted or not may_go(record):  # SD2
                 continue
             export = ""
             members: Members = []
@@ -361,7 +361,7 @@ class Schedules:
         """By the catalog: what was due until then is done. Never in the future."""
         now = self._context.clock()
         newest = [record.instant_ns for record in self._records(schedule)[-1:] if record.instant_ns <= now]
-        return max(min(schedule.last_ns, now), *newest, 0)  # D3
+        return max(min(schedule.last_ns, now), *newest, 0)  # SD3
 
     def _note(self, schedule: Schedule) -> str | None:
         """What is odd about its times, as a clause."""

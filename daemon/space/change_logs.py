@@ -7,9 +7,9 @@ How it works      One thread waits for the engine's events, and looks at every v
                   oldest snapshot that a schedule made and nobody holds is dropped, and the writes try again,
                   until they fit or nothing is left to drop; then the engine is told to fail them with ENOSPC,
                   and to ask no more until there is something to drop again.
-Invariants        W1 an event is always answered: the writes try again, or fail; W2 what was made by hand, is
-                  held, or has clients is never dropped; W3 nothing is dropped for writes that do not wait any
-                  more.
+Invariants        CW1 an event is always answered: the writes try again, or fail; CW2 what was made by hand,
+                  is held, or has clients is never dropped; CW3 nothing is dropped for writes that do not wait
+                  any more.
 Owner and locks   Its thread, `polyvol-space`, takes no volume's lock and calls nothing that may wait for a
                   device. Workers hold the volume's lock, or its `room` while a cut of it is waited for:
                   writes that wait hold up neither cuts nor deletes, so whoever has it will end, unless a
@@ -143,7 +143,7 @@ class Space:
                         self._ask_again(volume.id)
 
     def make_room(self, identity: int) -> None:
-        """Answer a 'log-full' event (W1)."""
+        """Answer a 'log-full' event (CW1)."""
         context = self._context
         told = False
         while True:
@@ -181,7 +181,7 @@ class Space:
             self._look(volume)
             self._ask_again(volume.id)
             if not context.engine.space(volume.id)["starving"]:
-                return True  # W3
+                return True  # CW3
         if self._drop_one(volume):
             return True
         text = (
@@ -201,7 +201,7 @@ class Space:
         if self._policy(volume) != "keep-writing":
             return False
         busy: VolumeBusy | None = None
-        for record in self._droppable(volume):  # W2
+        for record in self._droppable(volume):  # CW2
             members = self._snapshots.members(record)
             concerned = {each.id: each.name for each, _ in members}
             # Another member of a group may be busy for ever: then the next snapshot goes.

@@ -3,7 +3,7 @@
 How it works      Journals and manifests that were put back together, of an earlier time, agree with each
                   other. So a clean stop keeps digests of each served volume's manifests in the catalog. The
                   next start compares, and forgets the digests before the engine may change the manifests.
-Invariants        P1 where the catalog has digests, nothing was written to the volume since that stop.
+Invariants        MG1 where the catalog has digests, nothing was written to the volume since that stop.
 Owner and locks   The start and the stop, and `changes`.
 Durability        After a kill there are no digests, so what was put back then is not told.
 Errors            JournalsUnusable.

@@ -1,4 +1,4 @@
-//! The core's own promises, one by one: what a model of random operations does not reach.
+//! Promises of served volumes, one by one: what a model of random operations does not reach.
 //!
 //! Strategy          A small engine over files in a scratch directory; what is large is sparse. Each test says what
 //!                   would be lost or wrong, and is bounded in time.
@@ -325,13 +325,8 @@ fn numbered(length: u64, number: u64) -> Vec<u8> {
 }
 
 /// Writes until told to stop, each write after the one before was acknowledged.
-fn writer(
-    number: u64,
-    first: &LocalClient,
-    second: &LocalClient,
-    stop: &AtomicBool,
-    start: u64,
-) -> u64 {
+fn writer(number: u64, both: [&LocalClient; 2], stop: &AtomicBool, start: u64) -> u64 {
+    let [first, second] = both;
     let mut round = start;
     while !stop.load(Ordering::Relaxed) {
         round += 1;
@@ -389,7 +384,7 @@ fn cuts_of_two_volumes_under_load_are_one_instant_and_stay_as_they_are_through_k
             let spawn = |number| {
                 let (first, second, stop) = (&first, &second, &stop);
                 let start = rounds[number as usize];
-                scope.spawn(move || writer(number, first, second, stop, start))
+                scope.spawn(move || writer(number, [first, second], stop, start))
             };
             let threads: Vec<_> = (0..WRITERS).map(spawn).collect();
             for turn in 0..6 {

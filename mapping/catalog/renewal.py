@@ -5,9 +5,9 @@ How it works      A process that was killed leaves SQLite's log beside the catal
                   would trust them, and lose with them what it commits behind them. So both are copied, and
                   the copy, with the log taken in and synced, is renamed to `.renewed`: from then on it is the
                   catalog. Whoever finds one removes the old log and puts it in the place of the old file.
-Invariants        N1 the old files stay as they are until `.renewed` is durable; N2 the old log is gone,
+Invariants        RW1 the old files stay as they are until `.renewed` is durable; RW2 the old log is gone,
                   durably, before the new file has the catalog's name, so that no other file takes it in;
-                  N3 what becomes the catalog was examined: damage is refused, not copied.
+                  RW3 what becomes the catalog was examined: damage is refused, not copied.
 Errors            OSError, sqlite3.DatabaseError, and what the examination raises; then the catalog is what
                   it was.
 """
@@ -36,16 +36,16 @@ def renew(path: Path, examine: Callable[[Path], bool]) -> bool | None:
         _copy(path, copy)
         try:
             _take_in(copy)
-            there = examine(copy)  # N3
+            there = examine(copy)  # RW3
         except BaseException:
             _remove(copy)
             raise
         _sync(copy)
         copy.rename(renewed)
-        _sync(path.parent)  # N1
+        _sync(path.parent)  # RW1
     log.unlink(missing_ok=True)
     Path(f"{path}-shm").unlink(missing_ok=True)
-    _sync(path.parent)  # N2
+    _sync(path.parent)  # RW2
     renewed.rename(path)
     _sync(path.parent)
     return there
@@ -82,7 +82,7 @@ def _take_in(copy: Path) -> None:
 
 @contextlib.contextmanager
 def _alone(copy: Path) -> Iterator[sqlite3.Connection]:
-    """A connection that maps no file (B4 of database.py)."""
+    """A connection that maps no file (DB4 of database.py)."""
     with contextlib.closing(sqlite3.connect(copy, isolation_level=None)) as connection:
         connection.execute("PRAGMA mmap_size = 0")
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")

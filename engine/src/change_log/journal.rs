@@ -51,7 +51,7 @@ pub struct Journal {
     page: Page,
     next: Next,
     record: Vec<u8>,
-    /// The manifest does not say that the last record was appended: it has to before the next one is (its M2).
+    /// The manifest does not say that the last record was appended: it has to before the next one is (its MF2).
     unnamed: bool,
     /// There was no room; nothing is tried before this time, nanoseconds.
     no_room: Option<(Errno, u64)>,

@@ -7,10 +7,10 @@
 //!                   appended, stored after each append without a system call: it is exact for as long as the host runs.
 //! When it is written   once for each run, when the journal is begun; once for each segment, when the first commit in it is
 //!                   durable; once for each checkpoint, when that has its name and before anything is removed for it.
-//! Invariants        M1 a file that the manifest names is durable before, and is removed after the manifest does not
+//! Invariants        MF1 a file that the manifest names is durable before, and is removed after the manifest does not
 //!                      name it any more, durably;
-//!                   M2 `appended` is stored after the record, so there is at most one record more than it says;
-//!                   M3 a turn that could not be made durable is written again to the same place, so the turns of the two
+//!                   MF2 `appended` is stored after the record, so there is at most one record more than it says;
+//!                   MF3 a turn that could not be made durable is written again to the same place, so the turns of the two
 //!                      copies always follow each other.
 //! What a crash leaves  at each step of those above, the older copy, or the newer one; both are right:
 //!                   - a checkpoint that has its name and is not named here: it counts; the older one and the journal are
@@ -112,7 +112,7 @@ pub struct Manifest {
 pub struct Page(Mapping);
 
 impl Page {
-    /// Record `seq` was appended (M2). Where that cannot be stored, no further record may be appended before it is.
+    /// Record `seq` was appended (MF2). Where that cannot be stored, no further record may be appended before it is.
     pub fn appended(&self, seq: u64) -> std::result::Result<(), Errno> {
         // SAFETY: the page belongs to the processor.
         unsafe {
@@ -325,7 +325,7 @@ impl Manifest {
         change(&mut now);
         now.state.turn = before + 1;
         let at = COPY_OFFSETS[(now.state.turn % 2) as usize];
-        // What could not be made durable may be there all the same, so what it says is kept; its turn is used again (M3).
+        // What could not be made durable may be there all the same, so what it says is kept; its turn is used again (MF3).
         let written = now.file.write(&encode(&now.state, &self.identity), at);
         let synced = written.and_then(|()| now.file.sync());
         let there = synced.and_then(|()| now.known.is_there(&*self.identity.system));

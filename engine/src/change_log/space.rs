@@ -4,12 +4,12 @@
 //!                   straddle two extents. Before a processor takes slots it claims so many; what is claimed is there,
 //!                   wherever in the logs that may be. So a write finds all its slots, or takes none. Which slots are
 //!                   used is not stored: it follows from the maps that refer to them.
-//! Invariants        P1 the slots of logs that every processor knows are claimed or used, free, or of a chunk that is
+//! Invariants        SP1 the slots of logs that every processor knows are claimed or used, free, or of a chunk that is
 //!                      returning, and the free ones are counted in `free`, never too many of them;
-//!                   P2 slots on their way to be free are counted in `waiting` or `returning` until `free` has them, and
+//!                   SP2 slots on their way to be free are counted in `waiting` or `returning` until `free` has them, and
 //!                      those of writes under way, which may free others, in `in_flight` from before `free` has lost
 //!                      them until `waiting` has what they have freed.
-//!                   P3 after a kill, slots that what the disk holds may refer to, but no map in memory does, are held: used
+//!                   SP3 after a kill, slots that what the disk holds may refer to, but no map in memory does, are held: used
 //!                      and counted in `waiting`, until what was read back is durable (J4).
 //! Owner and locks   counters, and the locks of the chunks; logs are only ever added.
 
@@ -86,7 +86,7 @@ pub struct Space {
     held: Mutex<Vec<Held>>,
 }
 
-/// Slots of one chunk that are held (P3).
+/// Slots of one chunk that are held (SP3).
 #[derive(Debug)]
 struct Held {
     log: Arc<Log>,
@@ -118,13 +118,13 @@ impl Space {
         Ok(log)
     }
 
-    /// Counts the slots of a log that every processor knows (P1), of which so many were used before.
+    /// Counts the slots of a log that every processor knows (SP1), of which so many were used before.
     pub fn open(&self, log: &Log, used: u64) {
         self.size.fetch_add(log.size(), Ordering::AcqRel);
         self.give(log.size() - used);
     }
 
-    /// Holds those of these slots that no map in memory refers to, until [`Space::release_held`] (P3). Before its logs are opened.
+    /// Holds those of these slots that no map in memory refers to, until [`Space::release_held`] (SP3). Before its logs are opened.
     pub fn hold(&self, slots: SlotSet) {
         let mut held = self.held.lock().expect("no holder panics");
         for ((number, chunk), mut slots) in slots.into_chunks() {
@@ -144,14 +144,14 @@ impl Space {
         for Held { log, chunk, slots, count } in &held {
             log.slots.give_exactly(*chunk, slots);
             self.give(*count);
-            self.count_waiting(*count, 0); // P2
+            self.count_waiting(*count, 0); // SP2
         }
         !held.is_empty()
     }
 
     /// Claims so many slots, to be taken at once; `false` if there are not so many free.
     pub fn claim(&self, slots: u64) -> bool {
-        self.in_flight.fetch_add(slots, Ordering::SeqCst); // P2
+        self.in_flight.fetch_add(slots, Ordering::SeqCst); // SP2
         let claimed = self.take_free(slots);
         if !claimed {
             self.in_flight.fetch_sub(slots, Ordering::SeqCst);
@@ -202,7 +202,7 @@ impl Space {
 
     /// Takes an empty chunk out of use for as long as it is punched, if there is other room enough.
     pub fn retire(&self, chunk: &EmptyChunk) -> bool {
-        self.returning.fetch_add(CHUNK_SLOTS, Ordering::AcqRel); // P2
+        self.returning.fetch_add(CHUNK_SLOTS, Ordering::AcqRel); // SP2
         let mut retired = self.take_free(CHUNK_SLOTS);
         if retired && !chunk.log.slots.retire(chunk.chunk) {
             self.give(CHUNK_SLOTS);
@@ -218,7 +218,7 @@ impl Space {
     pub fn revive(&self, chunk: &EmptyChunk) {
         chunk.log.slots.revive(chunk.chunk);
         self.give(CHUNK_SLOTS);
-        self.returning.fetch_sub(CHUNK_SLOTS, Ordering::AcqRel); // P2
+        self.returning.fetch_sub(CHUNK_SLOTS, Ordering::AcqRel); // SP2
     }
 
     /// What is used, of how much.

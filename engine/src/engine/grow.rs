@@ -5,8 +5,8 @@
 //!                   shares and the new ones takes the place of the old one, for control calls and for those who connect
 //!                   from now on. Connections that are there go on with the old one until they are asked for what it does not have: a
 //!                   kernel's client is told the new size while it is connected.
-//! Invariants        G1 partitions keep their processors, numbers and bytes: an older geometry is the beginning of a newer one;
-//!                   G2 no cut is made meanwhile: the snapshots that do not show what is new are those that exist.
+//! Invariants        GR1 partitions keep their processors, numbers and bytes: an older geometry is the beginning of a newer one;
+//!                   GR2 no cut is made meanwhile: the snapshots that do not show what is new are those that exist.
 //! Durability        The catalog has recorded the growth before: whatever is written to what is new is read back with it.
 //! Errors            the volume is what it was.
 
@@ -31,7 +31,7 @@ impl Engine {
     /// Has a volume grow to what `spec` says of it.
     pub fn grow_volume(&self, spec: VolumeSpec) -> Result<()> {
         check(&spec)?;
-        let _no_cut = self.cutting.lock().expect("no holder panics"); // G2
+        let _no_cut = self.cutting.lock().expect("no holder panics"); // GR2
         let volume = self.volume(spec.id)?;
         let geometry = Arc::new(self.geometry(&spec)?);
         check_growth(&volume, &geometry)?;
@@ -184,7 +184,7 @@ fn remove_files(identity: &Identity) {
     let _ = identity.system.remove(&identity.manifest);
 }
 
-/// Refuses what is not larger, or does not begin as it was (G1).
+/// Refuses what is not larger, or does not begin as it was (GR1).
 fn check_growth(volume: &Volume, geometry: &Geometry) -> Result<()> {
     let old = &volume.geometry;
     let wrong = |what: &str| {

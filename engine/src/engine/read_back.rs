@@ -2,7 +2,7 @@
 //!
 //! How it works      After a kill, what was read back may be in the page cache alone: a power loss then would leave older
 //!                   maps on the disk. It is synced while hosts are served already. Until then the slots that such older
-//!                   maps may refer to are [held](crate::change_log::space) (P3): those that the replayed records have
+//!                   maps may refer to are [held](crate::change_log::space) (SP3): those that the replayed records have
 //!                   freed. Where a device is missing or fails, they wait for the first sync that succeeds.
 //! Why nothing else waits   The killed process served hosts in the same state. What it knew, and nobody does now, is
 //!                   which places waited for a commit:

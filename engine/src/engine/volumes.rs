@@ -254,7 +254,7 @@ impl Engine {
             // A share that is being let go needs no more logs.
             let _ = ask::<()>(&*self.system, &share.queue, added);
         }
-        volume.space.open(&log, 0); // P1
+        volume.space.open(&log, 0); // SP1
         volume.space_waiters.wake_all();
         Ok(())
     }
@@ -377,7 +377,7 @@ fn epochs(found: &[Found], spec: &VolumeSpec) -> (Epoch, Vec<Epoch>) {
     (epoch, recovered().map(|one| one.checkpoint_epoch).collect())
 }
 
-/// Begins everywhere; slots that an older map may refer to are held until all of this is durable (P3).
+/// Begins everywhere; slots that an older map may refer to are held until all of this is durable (SP3).
 fn begin_all(
     found: Vec<Found>,
     geometry: &Geometry,

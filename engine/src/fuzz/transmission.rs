@@ -5,9 +5,9 @@
 //!                   one process to the next; the rest is what the peer sends. The target is a volume in memory that ends each
 //!                   request where it stands, so that one thread does it all. A few lines of [`expected`], which know
 //!                   nothing of how the reader works, say what the replies must be.
-//! Promises          R1, R2, D3, P2: each request is answered once, as it should be; refused payloads are consumed; the
+//! Promises          R1, R2, RQ3, RP2: each request is answered once, as it should be; refused payloads are consumed; the
 //!                   volume is given nothing invalid, and holds in the end what the requests say; the budget has
-//!                   everything back; G2: hand-overs change nothing of that.
+//!                   everything back; HO2: hand-overs change nothing of that.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::OwnedFd;
@@ -243,7 +243,7 @@ fn serve_once(
     connection.evict();
     assert_eq!(Arc::strong_count(&connection), 1, "a request has stayed");
     drop(connection);
-    assert_eq!(common.pool.free(), POOL_BYTES, "P2: something was not given back");
+    assert_eq!(common.pool.free(), POOL_BYTES, "RP2: something was not given back");
     let script = Arc::into_inner(peer).expect("the connection's peer is gone with it").state;
     (script.into_inner().expect("no holder panics"), ended)
 }

@@ -1,6 +1,6 @@
 //! A connection and those who finish its requests: each reply is sent once and whole, also where the socket takes only
-//! part of it and the rest is sent later; a reader that waits is woken; all memory comes back (P1, P2, N1); its socket is
-//! shut down or handed over, never both, and never handed over with a reply unsent (N3).
+//! part of it and the rest is sent later; a reader that waits is woken; all memory comes back (RP1, RP2, CN1); its socket is
+//! shut down or handed over, never both, and never handed over with a reply unsent (CN3).
 
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::OwnedFd;
@@ -146,7 +146,7 @@ fn each_request_is_answered_once_whoever_sends() {
             Scene::finish(&scene.connection, 2);
             other.join().unwrap();
             assert_eq!(scene.cookies(), [1, 2]);
-            assert_eq!(scene.connection.held(), COST, "P2");
+            assert_eq!(scene.connection.held(), COST, "RP2");
         });
     }
 }
@@ -160,7 +160,7 @@ fn a_reader_that_leaves_waits_for_its_requests() {
             thread::spawn(move || Scene::finish(&theirs, cookie))
         });
         scene.connection.drain(std::time::Duration::ZERO);
-        assert_eq!(scene.connection.state.lock().unwrap().submitted, 0, "N1");
+        assert_eq!(scene.connection.state.lock().unwrap().submitted, 0, "CN1");
         processors.into_iter().for_each(|processor| processor.join().unwrap());
         assert_eq!(scene.cookies(), [1, 2]);
     });
@@ -183,7 +183,7 @@ fn breaking_off_in_mid_reply_gives_everything_back() {
         });
         let common = Arc::clone(&scene.connection.common);
         // What is still held is just the connection's share.
-        assert_eq!(common.pool.free(), POOL_BYTES, "P2");
+        assert_eq!(common.pool.free(), POOL_BYTES, "RP2");
     });
 }
 
@@ -219,11 +219,11 @@ fn what_is_handed_over_was_answered_and_is_nobodys_to_shut_down() {
             assert!(scene.connection.quiesce(LONG));
             assert!(scene.connection.release().is_some());
             let bytes = scene.sent.lock().unwrap().bytes.len();
-            assert_eq!(bytes, 2 * SIMPLE_REPLY_BYTES, "N3: released with a reply unsent");
+            assert_eq!(bytes, 2 * SIMPLE_REPLY_BYTES, "CN3: released with a reply unsent");
             scene.connection.abort();
             processor.join().unwrap();
             assert_eq!(scene.cookies(), [1, 2]);
-            assert!(!scene.sent.lock().unwrap().shut_down, "N3");
+            assert!(!scene.sent.lock().unwrap().shut_down, "CN3");
         });
     }
 }
@@ -241,7 +241,7 @@ fn a_connection_is_broken_off_or_released_never_both() {
         processor.join().unwrap();
         evicts.join().unwrap();
         let sent = scene.sent.lock().unwrap();
-        assert_eq!((sent.released, sent.shut_down), (released, !released), "N3");
+        assert_eq!((sent.released, sent.shut_down), (released, !released), "CN3");
         assert!(!released || sent.bytes.len() == SIMPLE_REPLY_BYTES);
     });
 }

@@ -1,5 +1,5 @@
-//! SpaceWaiters: whoever waits for slots is told to try again as long as there is anything to wait for (G1), also where it was for
-//! a claim of somebody else's that has failed (G3).
+//! Space waiters: whoever waits for slots is told to try again as long as there is anything to wait for (SW1), also where it was for
+//! a claim of somebody else's that has failed (SW3).
 
 use std::sync::Arc;
 

@@ -10,8 +10,8 @@
 //!                   larger ones, of which the pool holds only a few at a time. A connection that gets nothing waits.
 //!                   While one waits that has drawn nothing, the pool is short: then peers that will hold what they have drawn
 //!                   for longest are closed, as many as it takes ([`evict`]).
-//! Invariants        B1 free + all draws = [`POOL_BYTES`];
-//!                   B2 a connection's draw is what it holds beyond its share, and its group's is what all of the group hold.
+//! Invariants        BG1 free + all draws = [`POOL_BYTES`];
+//!                   BG2 a connection's draw is what it holds beyond its share, and its group's is what all of the group hold.
 //! Owner and locks   the pool's lock comes after a connection's own, and is held for a few instructions.
 
 use std::collections::{HashMap, VecDeque};
@@ -215,7 +215,7 @@ impl Pool {
         let mut free = lock(&self.free);
         group.0.fetch_sub(bytes, Ordering::Relaxed);
         *free += bytes;
-        debug_assert!(*free <= POOL_BYTES, "B1: more given back than was drawn");
+        debug_assert!(*free <= POOL_BYTES, "BG1: more given back than was drawn");
         drop(free);
         let waiter = lock(&self.waiters).pop_front();
         if let Some(waiter) = waiter {
@@ -298,7 +298,7 @@ impl Account {
         Account { group, ..Account::default() }
     }
 
-    /// What it has drawn from the pool (B2).
+    /// What it has drawn from the pool (BG2).
     pub fn drawn(&self) -> u64 {
         self.bytes.saturating_sub(SHARE_BYTES)
     }

@@ -2,9 +2,9 @@
 //!
 //! How it works      One reader thread (`reader.rs`) brings requests in and owns the connection's life. Its
 //!                   requests come back through [`Connection`], which is their sink (`reply.rs`).
-//! Invariants        N1 `submitted` counts requests that a target has; the attachment is let go at 0;
-//!                   N2 once broken, a connection is never sent to again, and what comes back is dropped;
-//!                   N3 it is broken off or released, never both: a released one has nothing under way and
+//! Invariants        CN1 `submitted` counts requests that a target has; the attachment is let go at 0;
+//!                   CN2 once broken, a connection is never sent to again, and what comes back is dropped;
+//!                   CN3 it is broken off or released, never both: a released one has nothing under way and
 //!                      nothing to send, and its socket is another's.
 //! Owner and locks   `outbox`, then `state`, then the pool. `state` is never held across a system call.
 
@@ -76,13 +76,13 @@ pub struct State {
     pub queue: Vec<Reply>,
     /// Somebody sends, or the sender thread will.
     pub sending: bool,
-    /// The connection is over (N2).
+    /// The connection is over (CN2).
     pub broken: bool,
     /// Its peer has said that it disconnects: what it asked for before is done, also if it is gone before that.
     pub disconnected: bool,
-    /// Its socket goes on elsewhere (N3).
+    /// Its socket goes on elsewhere (CN3).
     released: bool,
-    /// Requests that the target has (N1).
+    /// Requests that the target has (CN1).
     pub submitted: usize,
     /// The reader waits for something here.
     pub reader_waits: bool,
@@ -166,8 +166,8 @@ impl Connection {
         }
     }
 
-    /// Ends the connection from any thread: nothing more is received or sent (N2). One that was released is no longer
-    /// anybody's to end (N3).
+    /// Ends the connection from any thread: nothing more is received or sent (CN2). One that was released is no longer
+    /// anybody's to end (CN3).
     pub fn abort(&self) {
         let mut state = lock(&self.state);
         if state.released {
@@ -204,7 +204,7 @@ impl Connection {
         if state.broken || !state.is_quiet() {
             return None;
         }
-        state.released = true; // N3
+        state.released = true; // CN3
         drop(state);
         let socket = self.peer.release();
         if socket.is_none() {
@@ -355,7 +355,7 @@ impl Connection {
         state.account.end(requests);
     }
 
-    /// Waits until the target has none of its requests (N1), and, as long as the connection is not broken,
+    /// Waits until the target has none of its requests (CN1), and, as long as the connection is not broken,
     /// at most `linger` longer until all replies are sent. If the peer is gone, the target need not finish them.
     pub fn drain(&self, linger: Duration) {
         self.peer.leave();

@@ -6,10 +6,10 @@
 //!                   gives both to [`Server::adopt`]. Requests that come in meanwhile wait in the socket. Whoever
 //!                   calls carries descriptors and bytes from one process to the other, and sees to it that the first
 //!                   one is over.
-//! Invariants        G1 a socket is read by one process: frozen before it is given away, and given away once (N3);
-//!                   G2 each request is answered by exactly one of the two processes: a state has every byte received
-//!                      that no request was made of (D4), and nothing that is still to be sent;
-//!                   G3 what a host was promised in its handshake holds, or its connection is not adopted.
+//! Invariants        HO1 a socket is read by one process: frozen before it is given away, and given away once (CN3);
+//!                   HO2 each request is answered by exactly one of the two processes: a state has every byte received
+//!                      that no request was made of (RQ4), and nothing that is still to be sent;
+//!                   HO3 what a host was promised in its handshake holds, or its connection is not adopted.
 //! Owner and locks   `handed_over` is taken alone, by readers that end and by who waits for them.
 //! Errors            a connection that does not become quiet in time ([`crate::nbd::reader::PATIENCE`]) is closed, as is one that
 //!                   the next process does not adopt: then its host connects again.
@@ -130,7 +130,7 @@ impl Server {
 }
 
 impl State {
-    /// Why a connection in this state cannot go on with this export (G3), if it cannot.
+    /// Why a connection in this state cannot go on with this export (HO3), if it cannot.
     fn differs(&self, attachment: &Attachment) -> Option<&'static str> {
         let target = &attachment.target;
         // It may have grown, and what its host was told may be older still.

@@ -7,8 +7,8 @@
 //!                   connection that holds too much is simply not read from. When the connection freezes, it stops
 //!                   where it would wait, lets all that it has begun end, and gives back its [`ResumePoint`], from which
 //!                   another reader of the same bytes goes on.
-//! Invariants        D1 bytes before `at` are done with; D2 whatever waits, waits with nothing in `batch`;
-//!                   D3 the payload of a refused request is consumed; D4 a resume point has every byte received that no
+//! Invariants        RQ1 bytes before `at` are done with; RQ2 whatever waits, waits with nothing in `batch`;
+//!                   RQ3 the payload of a refused request is consumed; RQ4 a resume point has every byte received that no
 //!                   request was made of.
 //! Errors            a peer that breaks the protocol's framing ends its own connection.
 
@@ -198,10 +198,10 @@ impl Reader<'_> {
         if self.refusal.is_some() { self.take(REQUEST_OVERHEAD_BYTES) } else { Ok(()) }
     }
 
-    /// Where it stands (D4); its last step ended with [`End::Frozen`].
+    /// Where it stands (RQ4); its last step ended with [`End::Frozen`].
     fn resume_point(mut self) -> ResumePoint {
         let mut bytes = std::mem::take(&mut self.before);
-        assert!(self.prefetch.is_empty(), "A2");
+        assert!(self.prefetch.is_empty(), "PF2");
         bytes.extend_from_slice(self.bytes());
         bytes.extend_from_slice(&self.source.first[self.source.used..]);
         ResumePoint { bytes, skip: self.skip, last: self.last, refusal: self.refusal }
@@ -262,7 +262,7 @@ impl Reader<'_> {
             return Err(End::Disconnected);
         }
         if !self.prefetch.is_empty() {
-            assert!(self.bytes().is_empty(), "A1");
+            assert!(self.bytes().is_empty(), "PF1");
             return self.next_ahead();
         }
         let Some(header) = self.bytes().first_chunk::<REQUEST_HEADER_BYTES>() else {
@@ -311,7 +311,7 @@ impl Reader<'_> {
             && matches!(header.command, command::READ | command::BLOCK_STATUS);
         // It is sent behind the payload: a client may look for replies only once it has sent its request.
         self.refusal = Some(Refusal { structured, cookie: header.cookie, errno });
-        self.skip = u64::from(payload); // D3
+        self.skip = u64::from(payload); // RQ3
         if self.skip > REQUEST_BYTES_MAX {
             self.skip = OVERLONG_DRAINED_BYTES;
             self.last = true;
@@ -378,7 +378,7 @@ impl Reader<'_> {
             let (bytes, requests) = match quick {
                 Some(taken) => taken,
                 None => {
-                    self.submit(); // D2
+                    self.submit(); // RQ2
                     let taken = self.connection.take(bytes, wanted, 1);
                     (taken.ok_or_else(|| self.cut_short())?, 1)
                 }

@@ -4,9 +4,9 @@
 //!                   is queued: one `sendmsg` for many replies. When the socket takes no more, or one kick
 //!                   has sent much, the connection is handed to the server's sender thread, which waits for
 //!                   the socket (epoll, one shot) and goes on; meanwhile kicks only queue.
-//! Invariants        P1 one thread sends at a time: the one that set `sending`, or, once handed over, the
+//! Invariants        RP1 one thread sends at a time: the one that set `sending`, or, once handed over, the
 //!                      sender thread; whoever sends looks at the queue again before it stops;
-//!                   P2 what a request holds is given back when its reply is sent or dropped, once.
+//!                   RP2 what a request holds is given back when its reply is sent or dropped, once.
 //! Owner and locks   the outbox's lock, then the connection's state, then the pool.
 //! Errors            a peer that cannot be sent to ends its own connection.
 
@@ -53,7 +53,7 @@ pub struct Reply {
     head: [u8; HEAD_BYTES_MAX],
     head_bytes: usize,
     body: Body,
-    /// What is given back once it is sent, bytes (P2).
+    /// What is given back once it is sent, bytes (RP2).
     cost: u64,
     /// How many requests it answers.
     requests: u32,
@@ -242,7 +242,7 @@ impl Connection {
         self.send_on();
     }
 
-    /// Goes on sending; the caller is the one that sends (P1).
+    /// Goes on sending; the caller is the one that sends (RP1).
     pub fn send_on(&self) {
         let mut outbox = lock(&self.outbox);
         let mut finished = Finished::default();

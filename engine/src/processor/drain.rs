@@ -57,7 +57,7 @@ impl Processor {
         }
     }
 
-    /// Has a share leave, and refuses its parts: another one may have its number soon (Y2).
+    /// Has a share leave, and refuses its parts: another one may have its number soon (RU2).
     pub(super) fn remove(&mut self, number: u32, answer: Sender<Box<Share>>) {
         if self.with_share(number, |share, context| share.refuse_parts(context)).is_some() {
             self.leaving.push((number, self.ticks.now(), Some(answer)));

@@ -3,10 +3,10 @@
 //! How it works      Reads of what the page cache has, and writes of whole blocks that are all overwritten at their base
 //!                   places, change nothing of a processor. A connection's reader does those of its own batch itself, with
 //!                   the processor shared, and leaves the rest of the batch to whoever runs the processor alone.
-//! Invariants        E1 nothing of the processor changes while it is shared (the queue's Q3): no cut begins, no map moves, no
+//! Invariants        FP1 nothing of the processor changes while it is shared (the queue's Q3): no cut begins, no map moves, no
 //!                      slot is freed, so what a map says of a block holds until the block was read or written;
-//!                   E2 what waits, is reserved, or is to wait for a cut, is none of these: it is left (H1, C2);
-//!                   E3 reads and writes of the same blocks that are done so are ordered by the file system, as on any disk:
+//!                   FP2 what waits, is reserved, or is to wait for a cut, is none of these: it is left (H1, C2);
+//!                   FP3 reads and writes of the same blocks that are done so are ordered by the file system, as on any disk:
 //!                      neither has a checksum, or moves.
 
 use std::sync::Arc;
@@ -50,7 +50,7 @@ impl Share {
     /// have to wait is marked so.
     pub(super) fn try_fast(&self, part: &mut Part) -> Option<Result<(), Errno>> {
         if self.leaving || self.blocked(part, self.waiting.len()) {
-            return None; // E2
+            return None; // FP2
         }
         let result = match part.request.verb {
             Verb::Read if part.length <= read::INLINE_BYTES_MAX => match self.read_now(part) {
@@ -77,7 +77,7 @@ impl Share {
         let frozen = bug(Bug::NoFreeze)
             || versions.is_frozen_before(self.epoch, self.history.retained_epochs());
         if self.direct || self.stopped_at.is_some() || !frozen {
-            return None; // E2
+            return None; // FP2
         }
         if !self.is_overwritten(part) {
             return None;

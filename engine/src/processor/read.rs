@@ -139,12 +139,12 @@ impl Share {
         Ok(())
     }
 
-    /// Where a slot is, of the volume or of a origin.
+    /// Where a slot is, of the volume or of an origin.
     pub(super) fn spot(&self, of: Option<&Arc<Origin>>, place: Place) -> Spot {
         spot_in(of.map_or(&self.space, |origin| &origin.space), place)
     }
 
-    /// Where the base places of a partition are, of the volume or of a origin.
+    /// Where the base places of a partition are, of the volume or of an origin.
     pub(super) fn base<'a>(&'a self, of: Option<&'a Arc<Origin>>, number: u32) -> &'a Partition {
         &of.map_or(&self.geometry, |origin| &origin.geometry).partitions[number as usize]
     }

@@ -125,7 +125,7 @@ impl Share {
         let mut empty: Vec<EmptyChunk> = Vec::new();
         let released = self.slots.release(committed, RELEASE_RUNS_MAX, &mut empty);
         self.space.give(released);
-        self.count_waiting(); // P2: after they are free
+        self.count_waiting(); // SP2: after they are free
         self.punch_chunks(empty, context);
         if self.slots.can_release(committed) {
             let control = Control::ReleaseMore(self.number);

@@ -4,9 +4,9 @@
 //!                   come as long as the [`turn`](super::time_slice) goes on. What is left then waits in [lanes](super::lanes), one for each
 //!                   connection, and so does what comes as long as there is any. The next turns serve a little of one
 //!                   lane after the other, and look at what came in between.
-//! Invariants        Y1 a part waits for one turn of each other connection and for what its own asked before, not for all
+//! Invariants        RU1 a part waits for one turn of each other connection and for what its own asked before, not for all
 //!                      that others asked for; decision 36 tells what bounds each piece of work;
-//!                   Y2 no part of a share that is not there, or leaves, stays in a lane: its number may become another's.
+//!                   RU2 no part of a share that is not there, or leaves, stays in a lane: its number may become another's.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::Sender;

@@ -4,7 +4,7 @@
 //!                   end of those to try, and the part starts again: it finds other slots, of another log if there
 //!                   is one with room. A few attempts later the host is given the error; at once, if the log's device
 //!                   is missing, as that is tried when nothing else has room. When a device was reopened, logs are tried in their own order again, and slots that were set aside can be used.
-//! Invariants        E1 a slot that was set aside is counted as used, and no record speaks of it: after a restart it is
+//! Invariants        SR1 a slot that was set aside is counted as used, and no record speaks of it: after a restart it is
 //!                   free again.
 //! Owner and locks   the share's processor.
 
@@ -59,7 +59,7 @@ impl Share {
         let room = self.slot_retry.quarantined.len() < QUARANTINED_RUNS_MAX;
         let present = self.spot(None, place).device.is_present();
         if room && present && !is_lack_of_space(errno) {
-            self.slot_retry.quarantined.push((place, count)); // E1
+            self.slot_retry.quarantined.push((place, count)); // SR1
             self.space.land(u64::from(count)); // they are claimed no more, and nobody is to wait for them
             changes.retain(|change| change.place != place);
         }

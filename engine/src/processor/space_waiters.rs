@@ -1,14 +1,14 @@
-//! SpaceWaiters: the shares of one volume that have parts which wait for slots, and what becomes of these.
+//! Space waiters: the shares of one volume that have parts which wait for slots, and what becomes of these.
 //!
 //! How it works      A share that finds too few slots for a part keeps it, and enters here; whoever makes room feeds
 //!                   everybody, who then try again. If no room is on its way, Python is asked once (a
 //!                   [`LogFull`](Event::LogFull) event): it makes room and says so, or says that it will not be
 //!                   asked any more. Who is refused ends its part with ENOSPC.
-//! Invariants        G1 a share that was told to wait is told when there is room, when some is on its way, and when a
+//! Invariants        SW1 a share that was told to wait is told when there is room, when some is on its way, and when a
 //!                      write has landed. It enters before it looks at the space; the others change the space before they look
 //!                      whether anybody is in;
-//!                   G2 nobody waits for itself: a part that starves has nothing reserved, so cuts and deletes go on;
-//!                   G3 whoever is refused has the others try again: what they wait for may have been its own claim, which is
+//!                   SW2 nobody waits for itself: a part that starves has nothing reserved, so cuts and deletes go on;
+//!                   SW3 whoever is refused has the others try again: what they wait for may have been its own claim, which is
 //!                      counted for the moment in which it fails. As that ends a part each time, it comes to an end.
 //! Owner and locks   one lock, held for a look at counters; queues are pushed to after it was let go. Checked by the models
 //!                   in `models/space_waiters.rs`.
@@ -86,8 +86,8 @@ impl SpaceWaiters {
         }
         let now = at.unwrap_or(state.waiters.len() - 1);
         self.count.store(state.waiters.len(), Ordering::SeqCst);
-        fence(Ordering::SeqCst); // G1
-        // In this order: room is counted where it comes from until it is counted where it goes to (P2).
+        fence(Ordering::SeqCst); // SW1
+        // In this order: room is counted where it comes from until it is counted where it goes to (SP2).
         let returning = space.waiting() > 0 || space.returning() > 0;
         let room = space.free() >= wanted;
         let coming = returning || space.in_flight() > 0;
@@ -98,7 +98,7 @@ impl SpaceWaiters {
         }
         let mut again = Vec::new();
         if refused {
-            again = std::mem::take(&mut state.waiters); // G3
+            again = std::mem::take(&mut state.waiters); // SW3
         } else if room {
             again.push((Arc::clone(queue), share));
         }
@@ -110,7 +110,7 @@ impl SpaceWaiters {
 
     /// There may be room, or somebody has to be asked now: whoever waits tries again.
     pub fn wake_all(&self) {
-        fence(Ordering::SeqCst); // G1
+        fence(Ordering::SeqCst); // SW1
         if self.count.load(Ordering::SeqCst) == 0 {
             return;
         }

@@ -138,7 +138,7 @@ impl Share {
         let versions = &self.locals[local as usize].versions;
         let live = versions.live.find(block, limit);
         if live.place != Place::BASE || self.origin.is_some() {
-            return (live.count, false); // C3
+            return (live.count, false); // OR3
         }
         match versions.parent(&self.history) {
             None => (live.count, true),
@@ -304,7 +304,7 @@ impl Share {
         count
     }
 
-    /// Whether whatever is written may go to its base place, as no snapshot, nor a origin, has anything there.
+    /// Whether whatever is written may go to its base place, as no snapshot, nor an origin, has anything there.
     fn goes_to_base(&self, local: u32) -> bool {
         self.origin.is_none() && self.locals[local as usize].versions.frozen().is_empty()
     }

@@ -112,7 +112,7 @@ impl Share {
     /// at all. TRIM is for giving space back, so a device that cannot gains nothing.
     fn clearing(&self, local: u32, manner: Manner) -> Option<bool> {
         if self.origin.is_some() {
-            return None; // C3
+            return None; // OR3
         }
         let partition = self.locals[local as usize].partition;
         let extents = &self.geometry.partitions[partition as usize].extents;

@@ -4,8 +4,8 @@
 //!                   whole job, or some requests of the host. Who waits for others ([`Turn::Waiting`]) gives them turns
 //!                   meanwhile; so does, now and then, an operation on the disk ([`Turn::Between`]), which is how
 //!                   others come between two operations of one job.
-//! Invariants        N1 a pool runs no more jobs at a time than it has threads, and begins them in order as its
-//!                   threads would; N2 within a sync no job begins that syncs: the lock that it wants may be held
+//! Invariants        SC1 a pool runs no more jobs at a time than it has threads, and begins them in order as its
+//!                   threads would; SC2 within a sync no job begins that syncs: the lock that it wants may be held
 //!                   below it on the stack.
 
 use std::collections::VecDeque;
@@ -148,7 +148,7 @@ impl Scheduler {
         candidates.extend(state.host.clone().map(Candidate::Host));
         candidates.extend(state.driven.iter().flatten().cloned().map(Candidate::Task));
         for (number, pool) in state.pools.iter().enumerate() {
-            let may = (state.syncing == 0 || !pool.syncs) && state.hanging < HANGING_MAX; // N2
+            let may = (state.syncing == 0 || !pool.syncs) && state.hanging < HANGING_MAX; // SC2
             if may && !pool.jobs.is_empty() && pool.running < pool.threads {
                 candidates.push(Candidate::Pool(number));
             }
@@ -191,7 +191,7 @@ impl Scheduler {
         let mut state = self.lock();
         let State { random, pools, .. } = &mut *state;
         let pool = &mut pools[number];
-        let first = pool.threads.saturating_sub(pool.running).min(pool.jobs.len()); // N1
+        let first = pool.threads.saturating_sub(pool.running).min(pool.jobs.len()); // SC1
         if first == 0 {
             return false;
         }

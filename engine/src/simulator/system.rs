@@ -200,7 +200,7 @@ impl File for SimulatedFile {
 
     fn write(&self, bytes: &[u8], offset: u64) -> Result<()> {
         self.system.hang(self.inode, false);
-        // With its lock held, a manifest is written before it is synced (N2).
+        // With its lock held, a manifest is written before it is synced (SC2).
         self.system.operate_as(Turn::Syncing, |disk| disk.write(self.inode, bytes, offset))
     }
 

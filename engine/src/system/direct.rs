@@ -6,9 +6,9 @@
 //!                   came meanwhile begins, ends and is asked for again all at once, and between two such times the disk waits.
 //!                   As with a ring, all that is told is whether a buffer is full: what the kernel has not taken, and what
 //!                   has failed, is read another way by who has brought it.
-//! Invariants        X1 a read's buffer and file stay until the kernel is done with it: the only pointer to what they belong to
+//! Invariants        DR1 a read's buffer and file stay until the kernel is done with it: the only pointer to what they belong to
 //!                   is the kernel's meanwhile;
-//!                   X2 no call waits for the disk, or for room in its queue: reads that would are given back.
+//!                   DR2 no call waits for the disk, or for room in its queue: reads that would are given back.
 //! Owner and locks   anybody submits, anybody reaps. The context ends when the kernel has none of its reads.
 
 use std::marker::PhantomData;
@@ -36,7 +36,7 @@ impl<T: Send + 'static> Direct<T> {
     ) -> Option<Direct<T>> {
         let bring = move |events: &[Event]| {
             let all = events.iter().map(|event| {
-                // SAFETY: X1: `read` made it of a box, the kernel has given it back, once.
+                // SAFETY: DR1: `read` made it of a box, the kernel has given it back, once.
                 let (read, what) = *unsafe { Box::from_raw(event.data as *mut (Read, T)) };
                 (what, event.result == i64::from(read.length))
             });
@@ -62,17 +62,17 @@ impl<T: Send + 'static> Direct<T> {
                 return refused;
             }
             self.reaper.count(blocks.len());
-            // SAFETY: X1: as the caller promises, and `block` has let go of all that they belong to.
+            // SAFETY: DR1: as the caller promises, and `block` has let go of all that they belong to.
             let begun = unsafe { self.reaper.context.submit(&mut blocks) };
             self.reaper.count_back(blocks.len() - begun);
             refused.extend(blocks[begun..].iter().map(|block| {
-                // SAFETY: X1: `block` made it of a box, and the kernel has not taken it.
+                // SAFETY: DR1: `block` made it of a box, and the kernel has not taken it.
                 *unsafe { Box::from_raw(block.aio_data as *mut (Read, T)) }
             }));
         }
     }
 
-    /// What the kernel is told of a read; who gets it owns the box behind `aio_data`. X2 is `read_of`'s.
+    /// What the kernel is told of a read; who gets it owns the box behind `aio_data`. DR2 is `read_of`'s.
     fn block(&self, read: Read, what: T) -> libc::iocb {
         let (start, length, offset) = (read.start, read.length, read.offset);
         let boxed = Box::new((read, what));
@@ -138,7 +138,7 @@ mod tests {
         let path = std::env::temp_dir().join(format!("polyvol-{name}-{}", std::process::id()));
         let bytes: Vec<u8> = (0..BLOCKS as usize * BLOCK).map(|at| (at / BLOCK) as u8).collect();
         std::fs::write(&path, bytes).unwrap();
-        // What is not on the disk yet would have to be waited for (X2).
+        // What is not on the disk yet would have to be waited for (DR2).
         std::fs::File::open(&path).unwrap().sync_all().unwrap();
         let opened = Linux.open_direct(&path, true);
         std::fs::remove_file(&path).unwrap();

@@ -100,7 +100,7 @@ impl Pages for Mapped {
     unsafe fn store(&self, offset: usize, bytes: &[u8]) -> Result<()> {
         let (mut offset, mut bytes) = (offset, bytes);
         while !bytes.is_empty() {
-            let in_page = (PAGE_BYTES - offset % PAGE_BYTES).min(bytes.len()); // G1
+            let in_page = (PAGE_BYTES - offset % PAGE_BYTES).min(bytes.len()); // MP1
             let (now, later) = bytes.split_at(in_page);
             let stored = !self.by_calls.load(Ordering::Acquire)
                 && self.touch(offset, now.len(), |at| {
@@ -167,7 +167,7 @@ mod tests {
         store(2 * PAGE_BYTES, b"again").unwrap();
         let bytes = held().unwrap();
         assert_eq!(&bytes[..6], b"inside");
-        assert_eq!(&bytes[PAGE_BYTES - 2..PAGE_BYTES + 2], b"ha\0\0", "G1");
+        assert_eq!(&bytes[PAGE_BYTES - 2..PAGE_BYTES + 2], b"ha\0\0", "MP1");
         assert_eq!(&bytes[2 * PAGE_BYTES..2 * PAGE_BYTES + 6], b"again\0");
     }
 }

@@ -4,7 +4,7 @@
 //!                   none of it; a power loss loses what was not synced. A store is an assignment, and can fail as a write can:
 //!                   where the kernel cannot provide the page, it is made by a write, whose error is the answer
 //!                   ([why](../../../docs/decisions/0031-stores-that-fail.md)).
-//! Invariants        G1 a store that has failed left some of its first bytes, and changed nothing else.
+//! Invariants        MP1 a store that has failed left some of its first bytes, and changed nothing else.
 //! Owner and locks   [`Mapping::store`] is given disjoint ranges; its callers say who owns which.
 //! Errors            those of a write. EIO: the file is shorter than its mapping, because somebody has made it so.
 

@@ -71,7 +71,7 @@ pub struct Durable {
 struct Whose {
     /// Any of its processors'.
     identity: Identity,
-    /// What a sync that succeeds lets go (P3), and who waits for it.
+    /// What a sync that succeeds lets go (SP3), and who waits for it.
     space: Arc<Space>,
     space_waiters: Arc<SpaceWaiters>,
 }

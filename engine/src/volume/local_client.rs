@@ -1,4 +1,4 @@
-//! LocalClient: I/O on an export from within this process, one blocking call at a time for each thread.
+//! Local client: I/O on an export from within this process, one blocking call at a time for each thread.
 //!
 //! How it works      A call makes a request, submits it, and sleeps until its sink has it. For Python: tests, and
 //!                   the nbdkit plugin.

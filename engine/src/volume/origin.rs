@@ -5,11 +5,11 @@
 //!                   holds a reference to the map that the snapshot sees, so that making one costs as much as there are
 //!                   partitions, and no memory. A origin may be a snapshot of a clone: then the search goes on in that one's
 //!                   origin.
-//! Invariants        C1 what a origin shows never changes: its snapshot is complete, its volume redirects all that the
+//! Invariants        OR1 what an origin shows never changes: its snapshot is complete, its volume redirects all that the
 //!                      snapshot sees, and the engine refuses to drop the snapshot, or to let its volume go, before the clone;
-//!                   C2 a clone has the partition size of its origin, and may be longer: what is behind the origin's end
+//!                   OR2 a clone has the partition size of its origin, and may be longer: what is behind the origin's end
 //!                      reads as zeroes (a map says so of blocks that came by growth after its snapshot);
-//!                   C3 a clone never changes what its origin shows: it neither writes, punches nor frees a place of it.
+//!                   OR3 a clone never changes what its origin shows: it neither writes, punches nor frees a place of it.
 //! Owner and locks   never changes once made; shared by the clone's shares and by jobs on pool threads.
 
 use std::fmt;

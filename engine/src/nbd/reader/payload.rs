@@ -32,7 +32,7 @@ impl Reader<'_> {
         if payload.filled() == length {
             return Ok(payload.into_buffer());
         }
-        self.submit(); // D2
+        self.submit(); // RQ2
         self.put_credit_back();
         let mut state = lock(&self.connection.state);
         state.receiving = true;

@@ -5,8 +5,8 @@
 //!                   own. So one receive empties the socket, and its peer fills it again while the writes are made; nothing
 //!                   is copied. A header that turns out to be another one undoes all guesses: their bytes are received
 //!                   again from memory, in order.
-//! Invariants        A1 what the guesses hold came after all that the inbox and the payload under way hold, and
-//!                   before all that the source still has; A2 there is a guess only between a receive and the next one that
+//! Invariants        PF1 what the guesses hold came after all that the inbox and the payload under way hold, and
+//!                   before all that the source still has; PF2 there is a guess only between a receive and the next one that
 //!                   may wait, and all that it costs was taken.
 //! Owner             the reader.
 
@@ -56,7 +56,7 @@ impl Prefetch {
 
     /// Makes guesses, if there is reason to and the connection may hold as much.
     pub fn guess(&mut self, connection: &Connection) -> bool {
-        assert!(self.guesses.is_empty(), "A2");
+        assert!(self.guesses.is_empty(), "PF2");
         if self.length == 0 || self.alike < ALIKE {
             return false;
         }

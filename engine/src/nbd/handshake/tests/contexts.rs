@@ -107,7 +107,7 @@ fn a_connection_holds_the_snapshots_that_it_compares_with() {
     let Step::Done(agreement) = step else { panic!("the handshake is not done") };
     let contexts = &agreement.selection.as_ref().expect("selected").contexts;
     assert!(!contexts.allocation && contexts.since == [1]);
-    assert!(table.remove("v@s1").is_err(), "X1");
+    assert!(table.remove("v@s1").is_err(), "CX1");
     drop(agreement);
     table.remove("v@s1").expect("nobody holds it");
 }
