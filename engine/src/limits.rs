@@ -29,15 +29,15 @@ pub const SEGMENT_BYTES_SMALL: usize = 1 << 20;
 /// Processors in one engine.
 pub const PROCESSORS_MAX: u32 = 256;
 
-/// Lowers what tests lower, as the environment says: `POLYVOL_SEGMENT_BYTES`, `POLYVOL_CHECKPOINT_BYTES`. What makes no
-/// sense there is left out.
+/// Applies test overrides from the environment, which only lower limits: `POLYVOL_SEGMENT_BYTES`,
+/// `POLYVOL_CHECKPOINT_BYTES`. Values that are not numbers are ignored.
 pub fn apply_test_overrides() {
-    let told = |name: &str| std::env::var(name).ok()?.parse::<u64>().ok();
-    if let Some(bytes) = told("POLYVOL_SEGMENT_BYTES") {
+    let setting = |name: &str| std::env::var(name).ok()?.parse::<u64>().ok();
+    if let Some(bytes) = setting("POLYVOL_SEGMENT_BYTES") {
         let bytes = (bytes as usize).next_multiple_of(BLOCK_SIZE as usize);
         SEGMENT_BYTES.fetch_min(bytes.max(SEGMENT_BYTES_MIN), Ordering::Relaxed);
     }
-    if let Some(bytes) = told("POLYVOL_CHECKPOINT_BYTES") {
+    if let Some(bytes) = setting("POLYVOL_CHECKPOINT_BYTES") {
         CHECKPOINT_BYTES_MIN.fetch_min(bytes, Ordering::Relaxed);
     }
 }

@@ -3,8 +3,8 @@
 //! How it works      Without rollbacks each snapshot descends from the one before it, and the live volume from the newest.
 //!                   A rollback ends a line: what is written in epochs above `at` descends from the snapshot of epoch `to`.
 //!                   So epochs say which line a snapshot is of, and nothing else needs to be kept.
-//! Invariants        RB1 rollbacks are in order of `at`, and `to` is not above `at`; RB2 what a rollback went back to stays a
-//!                   mark, that is, keeps its map, also when nobody sees that snapshot any more: other lines end there.
+//! Invariants        RB1 rollbacks are in order of `at`, and `to` is not above `at`; RB2 the epoch that a rollback went back to
+//!                   stays retained, that is, keeps its map, also when its snapshot is deleted: other lines end there.
 //! Owner and locks   each share has its own; the catalog says what it is.
 
 use crate::units::Epoch;
@@ -33,7 +33,7 @@ impl History {
             && rollbacks.windows(2).all(|pair| pair[0].at < pair[1].at)
             && rollbacks.iter().all(|rollback| rollback.to <= rollback.at);
         let mut history = History { snapshots, rollbacks, retained: Vec::new() };
-        history.find_marks();
+        history.find_retained();
         in_order.then_some(history)
     }
 
@@ -42,7 +42,7 @@ impl History {
         History::new(snapshots.to_vec(), Vec::new()).expect("its caller has them in order")
     }
 
-    fn find_marks(&mut self) {
+    fn find_retained(&mut self) {
         self.retained.clone_from(&self.snapshots);
         self.retained
             .extend(self.rollbacks.iter().map(|rollback| rollback.to).filter(|to| *to != 0));
@@ -76,9 +76,9 @@ impl History {
         index.checked_sub(1).map(|index| self.rollbacks[index])
     }
 
-    /// Whether it is known without the rollback at this epoch who descends from whom: nothing is left of its line,
-    /// or its line goes on where the one before it has ended. They are forgotten one by one: the next may be needed
-    /// until what this one has kept is gone.
+    /// Whether the rollback at this epoch can be garbage-collected, because the descent of all versions is known without
+    /// it: its line has no retained epoch, or continues where the previous line ended. Rollbacks are forgotten one by
+    /// one, because the next one may be needed until the maps that this one retains are gone.
     pub fn is_unneeded(&self, at: Epoch) -> bool {
         let rollbacks = &self.rollbacks;
         let none_in = |after: Epoch, last: Epoch| {
@@ -94,7 +94,7 @@ impl History {
         rollbacks.binary_search_by_key(&at, |rollback| rollback.at).is_ok_and(unneeded)
     }
 
-    /// The `at` of the first rollback that is unneeded.
+    /// The `at` of the first rollback that can be garbage-collected ([`History::is_unneeded`]).
     pub fn unneeded(&self) -> Option<Epoch> {
         self.rollbacks.iter().map(|rollback| rollback.at).find(|at| self.is_unneeded(*at))
     }
@@ -116,7 +116,7 @@ impl History {
     /// The volume was rolled back.
     pub fn roll_back(&mut self, rollback: Rollback) {
         self.rollbacks.push(rollback);
-        self.find_marks();
+        self.find_retained();
     }
 
     /// These snapshots are gone; returns the epochs that are no marks any more.
@@ -133,7 +133,7 @@ impl History {
 
     fn ended(&mut self) -> Vec<Epoch> {
         let mut before = std::mem::take(&mut self.retained);
-        self.find_marks();
+        self.find_retained();
         before.retain(|epoch| self.retained.binary_search(epoch).is_err());
         before
     }

@@ -36,7 +36,7 @@ pub struct Frozen {
     pub map: Map,
 }
 
-/// Set in, or taken out of, the sequence number of a map that has changed without a record.
+/// Flipped in `write_seq` when a map changes without a record, so that cached usage is invalidated.
 const CONTENTS_DROPPED_BIT: u64 = 1 << 63;
 
 impl Map {
@@ -245,13 +245,13 @@ impl Versions {
         self.apply_with_hint(change, history, |_, _| false, freed);
     }
 
-    /// As [`Versions::apply`]; `alone` says of a run of the live map whether it is known that no frozen one shares it, so
-    /// that none has to be asked.
+    /// As [`Versions::apply`]; `known_unshared` says of a run of the live map whether it is known that no frozen map
+    /// shares it, so that none has to be searched.
     pub fn apply_with_hint(
         &mut self,
         change: Change<'_>,
         history: &History,
-        alone: impl Fn(Place, u32) -> bool,
+        known_unshared: impl Fn(Place, u32) -> bool,
         mut freed: impl FnMut(BlockIndex, u32, Place),
     ) {
         let older = self.first_from(change.epoch);
@@ -263,7 +263,7 @@ impl Versions {
             let mut count = old.count;
             let mut seen = false;
             if let Some(parent) = parent
-                && !alone(old.place, count)
+                && !known_unshared(old.place, count)
             {
                 let theirs = parent.find(block, count);
                 count = count.min(theirs.count);

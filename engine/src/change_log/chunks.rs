@@ -152,7 +152,7 @@ impl Chunks {
         })
     }
 
-    /// Makes an idle chunk with room the caller's home.
+    /// Makes an idle chunk that is not full the caller's home: the chunk that it allocates from (elsewhere: its open segment).
     pub fn find_home(&self) -> Option<u64> {
         self.find_home_in(&self.open, Chunk::has_room)
     }

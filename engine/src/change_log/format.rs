@@ -388,7 +388,7 @@ impl Record {
             count,
             place: u64_at(bytes, 40),
         };
-        // A branch other than 0 belongs to a version that has clones or rollback.
+        // Reserved, 0 in every version so far: another value is from a version that this one does not know.
         if u32_at(bytes, 36) != 0 {
             return Err(bytes[4]);
         }

@@ -275,21 +275,22 @@ fn replay_all(
     let covered = recovered.covered; // by the checkpoint: the journal may have lost these
     let boot = state.map_or(last.header.boot_id, |state| state.boot_id);
     let same_boot = boot == identity.boot_id || bug(Bug::PastTheMark);
-    // The newest mark may have reached the disk before the records that it covers: its sync may not have ended. The
-    // one before it is followed by another, so its sync has.
-    let before = marks.iter().rev().nth(1).map_or(0, |mark| *mark).max(covered);
-    let (limit, required) = if same_boot {
+    // The newest mark may have reached the disk before the records that it covers, if its sync has not ended. The sync of
+    // the mark before it has ended, because another mark follows it.
+    let mark_before_newest = marks.iter().rev().nth(1).map_or(0, |mark| *mark).max(covered);
+    let (replay_until, must_reach) = if same_boot {
         (u64::MAX, newest)
     } else if bug(Bug::BetweenMarks) || all_there(segments, &ends, recovered.next_seq, newest)? {
-        (newest, before)
+        (newest, mark_before_newest)
     } else {
-        (before, before)
+        (mark_before_newest, mark_before_newest)
     };
-    let before = history.before_rollback(agreement.rolled());
+    let history_before_rollback = history.before_rollback(agreement.rolled());
     let (bytes, sums) = (Vec::new(), Vec::new());
-    let mut replay = Replay { recovered, history, before, agreement, shape_of, bytes, sums };
+    let mut replay =
+        Replay { recovered, history, history_before_rollback, agreement, shape_of, bytes, sums };
     for (index, (segment, segment_end)) in segments.iter().zip(ends).enumerate() {
-        let end = segment_end.min(limit);
+        let end = segment_end.min(replay_until);
         let next_seq = replay.recovered.next_seq;
         if segment_end < next_seq || segment.first_seq > end {
             continue; // the checkpoint has it all, or none of it counts
@@ -302,7 +303,7 @@ fn replay_all(
         }
         let reached = replay.segment(segment, end, same_boot)?;
         if reached < end {
-            let wanted = if same_boot && segment_end != u64::MAX { end } else { required };
+            let wanted = if same_boot && segment_end != u64::MAX { end } else { must_reach };
             if reached.max(covered) < wanted {
                 return Err(corrupt(&segment.path, format!("record {} is missing", reached + 1)));
             }
@@ -310,7 +311,7 @@ fn replay_all(
         }
     }
     let Replay { recovered, agreement, .. } = replay;
-    if recovered.next_seq <= required {
+    if recovered.next_seq <= must_reach {
         let what = format!("record {} is missing", recovered.next_seq);
         return Err(corrupt(&last.path, what));
     }
@@ -351,7 +352,7 @@ struct Replay<'a, F> {
     recovered: &'a mut Recovered,
     history: &'a History,
     /// As it was before the next rollback.
-    before: History,
+    history_before_rollback: History,
     agreement: Agreement<'a>,
     shape_of: &'a F,
     bytes: Vec<u8>,
@@ -401,7 +402,7 @@ impl<F: Fn(PartitionIndex) -> Option<Shape>> Replay<'_, F> {
         let rolled = self.agreement.rolled();
         for number in rolled..rolled + self.agreement.meet(record, version)? {
             roll_back(self.recovered, self.history, number, record.seq, self.shape_of);
-            self.before = self.history.before_rollback(number + 1);
+            self.history_before_rollback = self.history.before_rollback(number + 1);
         }
         let recovered = &mut *self.recovered;
         if record.kind != RecordKind::Map {
@@ -428,7 +429,9 @@ impl<F: Fn(PartitionIndex) -> Option<Shape>> Replay<'_, F> {
             seq: record.seq,
         };
         let freed = &mut recovered.freed;
-        versions.apply(change, &self.before, |_, count, place| freed.add(place, count));
+        versions.apply(change, &self.history_before_rollback, |_, count, place| {
+            freed.add(place, count)
+        });
         Ok(())
     }
 }

@@ -1,8 +1,8 @@
-//! Used slots: the slots that recovered maps refer to, gathered by one thread, then taken from their logs all at once.
+//! Used slots: the slots that recovered maps refer to, collected by one thread, then allocated in their logs all at once.
 //!
 //! How it works      A bitmap for each chunk, as in [`chunks`](super::chunks), but without a lock, so that millions of
 //!                   slots in no order cost little more than setting their bits.
-//! Errors            a slot outside its log, or that two blocks refer to, is told by its place.
+//! Errors            a slot outside its log, or that two blocks refer to, is reported by its place.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -1,7 +1,8 @@
-//! Watermark: how far a journal has got, and how far a sync may commit it; between one processor and the syncs of its volume.
+//! Watermark: the high-water marks of a journal: the last record appended, and the last one that a sync in flight may commit.
+//! One processor and the syncs of its volume share them.
 //!
-//! How it works      See Y1 of [`young`](super::young). Each side writes what the other looks at, then looks, with a fence in
-//!                   between: so at least one of the two sees the other.
+//! How it works      See Y1 of [`young`](super::young). Each side stores its own mark, then reads the other one, with a fence
+//!                   in between: so at least one of the two sees the other's store.
 //! Owner and locks   the processor appends; syncs, one at a time, begin commits.
 
 use crate::sync::{AtomicU64, Ordering, fence};

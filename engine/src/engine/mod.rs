@@ -308,7 +308,7 @@ impl Engine {
         let runners = taking_part.values().map(|(runner, _)| Arc::clone(runner)).collect();
         let cut = Arc::new(Cut::new(Arc::clone(&self.system), runners, sender));
         let mut shares = taking_part.into_values().map(|(_, shares)| shares);
-        cut.bring(|| {
+        cut.send(|| {
             let its = shares.next().expect("as many as there are processors");
             Control::CutStop(Arc::clone(&cut), its)
         });
@@ -320,7 +320,7 @@ impl Engine {
         Ok(CutReport { epochs, instant_ns, stalls })
     }
 
-    /// Waits until every write of `epoch`, which a cut has ended, has landed, and the journals have the cut.
+    /// Waits until every write of `epoch`, which a cut has ended, has ended, and the journals have the cut.
     pub fn settle(&self, volume: VolumeId, epoch: Epoch) -> Result<()> {
         let volume = self.volume(volume)?;
         if epoch >= volume.epoch.load(Ordering::Acquire) {

@@ -1,10 +1,10 @@
-//! Taking a volume over, and letting it go.
+//! Opening and closing a volume.
 //!
-//! How it works      `add_volume`: resolve devices, recover each processor's maps and mark the slots that they refer to, on
-//!                   a thread of its own, begin new journal segments, give each processor its share, and
-//!                   [have it all made durable](super::read_back).
+//! How it works      `add_volume`: resolve devices, recover each processor's maps and mark the slots that they refer to, each
+//!                   on a thread of its own, begin new journal segments, give each processor its share, and
+//!                   [make everything durable](super::read_back).
 //!                   `remove_volume`: take the shares back, write last checkpoints.
-//! Errors            nothing is served and no file but leftovers is changed unless everything could be read.
+//! Errors            unless everything could be read, nothing is served and no file but leftovers is changed.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -36,7 +36,7 @@ use crate::volume::geometry::{Extent, Geometry, Partition};
 use crate::volume::origin::Origin;
 use crate::volume::{ShareRef, Volume};
 
-/// What one processor gets of a volume.
+/// The share of a volume that one processor gets.
 pub(super) struct SharePlan {
     pub(super) share: ShareRef,
     pub(super) partitions: Vec<u32>,
@@ -50,7 +50,7 @@ type Found = (SharePlan, (Recovered, Slots));
 pub(super) type Begun = (SharePlan, Journal, Vec<Local>, Slots);
 
 impl Engine {
-    /// Takes a volume over.
+    /// Opens a volume.
     pub fn add_volume(&self, spec: VolumeSpec) -> Result<()> {
         check(&spec)?;
         if self.volume(spec.id).is_ok() {

@@ -1,11 +1,11 @@
-//! Spare buffers: buffers that were used and will be again: large ones, so that the system need not clear new pages, and
-//! those of the usual lengths, as the allocator takes longer than this.
+//! Buffer pool: free lists of buffers that are used again. Large buffers are kept because the kernel would have to clear
+//! new pages; small ones of a few size classes because the allocator is slower than a free list.
 //!
-//! How it works      A finished request's buffer is kept when nobody else has it, and given to the next
-//!                   request of just that length. What is in it is undefined, as in any new buffer.
-//! Invariants        of large ones at most [`SPARE_BYTES_MAX`] are kept, the oldest go first; of each usual length at most
-//!                   [`SIZE_CLASS_BYTES_MAX`].
-//! Owner and locks   a lock for each of the two, taken alone.
+//! How it works      The buffer of a finished request is kept if nothing else refers to it, and given to the next
+//!                   request of exactly that length. Its contents are undefined, as in any new buffer.
+//! Invariants        at most [`SPARE_BYTES_MAX`] of large buffers are kept, the oldest are dropped first; at most
+//!                   [`SIZE_CLASS_BYTES_MAX`] of each size class.
+//! Owner and locks   a lock for the large buffers and one for the size classes, each taken alone.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -15,19 +15,19 @@ use crate::nbd::budget::{PAYLOAD_SHARED_MAX, SPARE_BYTES_MAX, lock};
 use crate::sync::Mutex;
 use crate::volume::request::Request;
 
-/// Large buffers have at least so many bytes.
+/// Smallest large buffer, bytes.
 const LARGE_BYTES_MIN: usize = PAYLOAD_SHARED_MAX + 1;
-/// log2 of the smallest of the usual lengths; each of the others is twice the one before.
+/// log2 of the smallest size class, bytes; each further class is twice as large as the one before.
 const SIZE_CLASS_SHIFT: u32 = 12;
-/// How many usual lengths there are.
+/// Number of size classes.
 const SIZE_CLASSES: usize = 4;
-/// What is kept of each usual length, bytes.
+/// Bytes that are kept of each size class.
 const SIZE_CLASS_BYTES_MAX: usize = 1 << 20;
 
 const _: () =
     assert!(cfg!(fuzzing) || 1 << (SIZE_CLASS_SHIFT as usize + SIZE_CLASSES - 1) < LARGE_BYTES_MIN);
 
-/// The spare buffers of one server.
+/// The free buffers of one server.
 #[derive(Debug, Default)]
 pub struct BufferPool {
     large: Mutex<FreeList>,
@@ -40,7 +40,7 @@ struct FreeList {
     bytes: usize,
 }
 
-/// Which of the usual lengths this is.
+/// The size class of a length, if it is one.
 fn size_class(length: usize) -> Option<usize> {
     let number = length.trailing_zeros().wrapping_sub(SIZE_CLASS_SHIFT) as usize;
     (length.is_power_of_two() && number < SIZE_CLASSES).then_some(number)

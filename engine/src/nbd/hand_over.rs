@@ -1,11 +1,11 @@
-//! Hand-over: open connections go from one process to the next, and their hosts see a pause.
+//! Hand-over: live restart: open connections move from one process to the next, and their hosts see a pause.
 //!
-//! How it works      [`Server::hand_over`] accepts nobody any more, lets handshakes that have begun end, and freezes every
-//!                   connection: its reader stops where it would wait, what is under way is answered, and what is left
-//!                   is a socket and a [`State`]: what was agreed on, and where the reader stands. The next process
-//!                   gives both to [`Server::adopt`]. Requests that come in meanwhile wait in the socket. Whoever
-//!                   calls carries descriptors and bytes from one process to the other, and sees to it that the first
-//!                   one is over.
+//! How it works      [`Server::hand_over`] stops accepting, lets handshakes that have begun end, and freezes every
+//!                   connection: its reader stops where it would wait, requests in flight are answered, and what is left
+//!                   is a socket and a [`State`]: the negotiated options, and where the reader resumes. The next process
+//!                   gives both to [`Server::adopt`]. Requests that arrive in between wait in the socket. The caller
+//!                   passes descriptors and bytes from one process to the other, and makes sure that the first
+//!                   one has ended.
 //! Invariants        HO1 a socket is read by one process: frozen before it is given away, and given away once (CN3);
 //!                   HO2 each request is answered by exactly one of the two processes: a state has every byte received
 //!                      that no request was made of (RQ4), and nothing that is still to be sent;
@@ -41,7 +41,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(1);
 /// How long all connections together may take to become quiet: each one's own patience, and some time to end.
 const WITHIN: Duration = Duration::from_secs(12);
 
-/// One connection that goes on elsewhere.
+/// One connection that another process continues.
 #[derive(Debug)]
 pub struct Handed {
     /// The name of its export.
@@ -52,12 +52,12 @@ pub struct Handed {
     pub state: Vec<u8>,
 }
 
-/// What came of all connections.
+/// The result for all connections.
 #[derive(Debug, Default)]
 pub struct HandedOver {
-    /// Those that go on.
+    /// Those that the next process continues.
     pub connections: Vec<Handed>,
-    /// The exports of those that were closed, as they did not become quiet in time.
+    /// The exports of those that were closed because they did not quiesce in time.
     pub closed: Vec<String>,
 }
 

@@ -2,13 +2,13 @@
 //!
 //! How it works      [`Socket`] is the real one. What parses, answers and counts knows only [`Peer`], so that the same
 //!                   code can be given bytes from memory ([`crate::fuzz`]) and every order of its steps (models).
-//!                   A reader waits for its socket alone, as long as bytes come every now and then: one system call.
-//!                   After [`FREEZE_POLL_INTERVAL`] without any it waits for the news, too, that it is to stop.
-//!                   Where bytes come one after the other it does not even sleep: see [`BUSY_POLL_SOCKET`]. It does so while readers that
-//!                   are awake have fewer than half of the cores, as whoever sends needs one, too; and not while others
-//!                   are at work on what it has brought.
-//!                   While reads of the disk are under way, whosever they are, it waits for these as well, unless another
-//!                   does ([`crate::system::reaper`]), and looks for both for a while: see [`BUSY_POLL_PER_READ`].
+//!                   A reader blocks on its socket alone as long as bytes arrive now and then: one system call.
+//!                   After [`FREEZE_POLL_INTERVAL`] without bytes it also waits for the signal to freeze.
+//!                   If the last bytes came quickly, it busy-polls the socket before it blocks ([`BUSY_POLL_SOCKET`]), but
+//!                   only while busy-polling readers use less than half of the cores, because the senders need some, and
+//!                   not while other threads work on its requests.
+//!                   While any reads that bypass the page cache are in flight, it polls both the socket and their
+//!                   completions ([`BUSY_POLL_PER_READ`]), unless another thread does ([`crate::system::reaper`]).
 //! Errors            the system's, as they come: INTR to try again, AGAIN where sending would have to wait, and where
 //!                   receiving has waited for a while; anything else ends the connection.
 
@@ -31,17 +31,17 @@ use crate::nbd::clients::Who;
 use crate::system::credentials;
 use crate::system::reaper::{Reaper, Reaping, Turn};
 
-/// Where the last bytes came within this time, a reader looks for the next ones as long, before it sleeps: being woken takes
-/// longer than what comes so soon.
+/// Busy-poll the socket for up to this long before blocking, if the last receive was that quick: a wake-up takes longer
+/// than such a wait.
 const BUSY_POLL_SOCKET: Duration = Duration::from_micros(50);
-/// So long, for each read of the disk that is to end, a reader looks whether one has, where the last ones ended within this
-/// time; so this is what looking may cost a read.
+/// Busy-poll for completions for up to this long for each read in flight, if the last ones ended that quickly: the most
+/// processor time that polling may cost a read.
 const BUSY_POLL_PER_READ: Duration = Duration::from_micros(32);
-/// And so long for all of them.
+/// Upper bound of that for all reads in flight together.
 const BUSY_POLL_MAX: Duration = Duration::from_millis(1);
-/// How often it pauses between two looks: the other thread of its core has work to do.
+/// Spin-loop hints between two polls: they leave the core to its other hardware thread.
 const PAUSES: u32 = 50;
-/// After so long without bytes a reader looks whether it is to stop.
+/// How often an idle reader checks whether its connection freezes.
 const FREEZE_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// See the module's head.
@@ -129,8 +129,8 @@ impl Socket {
         recv(&self.socket, space, RecvFlags::DONTWAIT).map(|(received, _)| received)
     }
 
-    /// Looks for bytes until [`BUSY_POLL_SOCKET`] after `begun`; AGAIN if none have come.
-    fn look(&self, space: &mut [u8], begun: Instant) -> Result<usize, SystemErrno> {
+    /// Busy-polls the socket until [`BUSY_POLL_SOCKET`] after `begun`; AGAIN if no bytes came.
+    fn busy_poll(&self, space: &mut [u8], begun: Instant) -> Result<usize, SystemErrno> {
         let mut found = Err(SystemErrno::AGAIN);
         while found == Err(SystemErrno::AGAIN)
             && BUSY_POLLERS.load(Ordering::Relaxed) <= *BUSY_POLLERS_MAX
@@ -142,7 +142,7 @@ impl Socket {
         found
     }
 
-    /// Waits for bytes and for reads of the disk to end, and brings these on; AGAIN once some have ended, or none are left.
+    /// Waits for bytes and for completions of reads, and reaps these; AGAIN after some were reaped, or if none are in flight.
     fn receive_and_reap(&self, space: &mut [u8], turn: &Turn<'_>) -> Result<usize, SystemErrno> {
         let begun = Instant::now();
         loop {
@@ -164,7 +164,7 @@ impl Socket {
                 }
                 return self.try_receive(space);
             }
-            std::thread::yield_now(); // whoever needs the core has it
+            std::thread::yield_now(); // leave the core to a thread that needs it
         }
     }
 }
@@ -198,7 +198,7 @@ impl Peer for Socket {
         }
         let begun = Instant::now();
         if idle && self.soon.load(Ordering::Relaxed) {
-            match self.look(space, begun) {
+            match self.busy_poll(space, begun) {
                 Err(SystemErrno::AGAIN) => {}
                 other => return other,
             }

@@ -1,12 +1,12 @@
 //! The reader: a connection's own thread, from the first request to the last.
 //!
-//! How it works      It receives whatever the socket has into its inbox, turns every whole request in there
+//! How it works      It receives whatever the socket has into its inbox, turns every complete request in it
 //!                   into a [`Request`], and submits them as one batch. Payloads up to
 //!                   [`PAYLOAD_SHARED_MAX`] share the inbox; a larger one gets a buffer of its own that the
-//!                   rest of it is received into ([`payload`]). What a request costs is taken before it is made, so a
-//!                   connection that holds too much is simply not read from. When the connection freezes, it stops
-//!                   where it would wait, lets all that it has begun end, and gives back its [`ResumePoint`], from which
-//!                   another reader of the same bytes goes on.
+//!                   rest of it is received into ([`payload`]). The cost of a request is reserved before it is made, so a
+//!                   connection that holds too much is not read from. When the connection freezes, the reader stops
+//!                   where it would wait, lets its requests end, and returns its [`ResumePoint`], from which
+//!                   another reader of the same bytes continues.
 //! Invariants        RQ1 bytes before `at` are done with; RQ2 whatever waits, waits with nothing in `batch`;
 //!                   RQ3 the payload of a refused request is consumed; RQ4 a resume point has every byte received that no
 //!                   request was made of.
@@ -36,11 +36,11 @@ use crate::volume::request::{Request, Sink, Target, Verb};
 
 /// Free space that makes a receive worth while, bytes.
 const RECEIVE_BYTES_MIN: usize = 16 << 10;
-/// What is taken at once for a batch, if it can be had, bytes.
+/// Memory that is reserved at once for a batch, if available, bytes.
 const CREDIT_BYTES: u64 = 1 << 20;
-/// Requests that are taken at once for a batch.
+/// Requests whose cost is reserved at once for a batch.
 const CREDIT_REQUESTS: u32 = 64;
-/// How much of an overlong payload is thrown away before the connection is closed, bytes.
+/// How much of an overlong payload is discarded before the connection is closed, bytes.
 pub const OVERLONG_DRAINED_BYTES: u64 = 1 << 20;
 /// How long replies may take to leave after the last request.
 const LINGER: Duration = Duration::from_secs(2);
@@ -51,7 +51,7 @@ pub const PATIENCE: Patience =
 
 const _: () = assert!(RECEIVE_BYTES_MIN < INBOX_BYTES / 4);
 
-/// A refused request whose payload is not yet thrown away.
+/// A refused request whose payload is not discarded yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refusal {
     /// Whether it is answered with a chunk.
@@ -62,12 +62,12 @@ pub struct Refusal {
     pub errno: Errno,
 }
 
-/// Where a reader stands in what its peer sends.
+/// Where a reader stopped in the byte stream of its peer, and another one resumes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ResumePoint {
     /// Bytes that were received and that no request was made of.
     pub bytes: Vec<u8>,
-    /// How many bytes, from those on, are still to be thrown away.
+    /// How many bytes, beginning with these, are still to be discarded.
     pub skip: u64,
     /// The connection ends when `skip` is 0.
     pub last: bool,
@@ -79,17 +79,17 @@ pub struct ResumePoint {
 pub enum Ended {
     /// The connection is over.
     Over,
-    /// It froze, and goes on from here.
+    /// It froze, and can be resumed from here.
     Frozen(ResumePoint),
-    /// It was to freeze, and what was under way did not end in time: it is over.
+    /// It should have frozen, but requests in flight did not end in time: it is over.
     TooLate,
 }
 
 /// Why reading ended.
 enum End {
-    /// The peer took its leave, or there is nothing more to read: replies are still sent.
+    /// The peer disconnected, or there is nothing more to read: replies are still sent.
     Disconnected,
-    /// The connection is of no use any more.
+    /// The connection failed.
     Broken,
     /// It freezes.
     Frozen,

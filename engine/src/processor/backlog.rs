@@ -1,13 +1,13 @@
-//! Backlog: parts that a share has not begun, because as many of their kind are under way as may be.
+//! Backlog: parts that a share has not begun, because the limit of parts in flight of their kind is reached.
 //!
 //! How it works      What goes to the pool's threads or to a ring is bounded for each share, by [`Kind`]; the rest waits here,
-//!                   in a lane for each connection. When one has ended, the share lets the next in, from the lane whose turn
-//!                   it is. So what waits for a thread or a disk is short, whoever has asked for how much; and a few that are
-//!                   refused because they overlap with others are in [`Share::waiting`], the rest is here.
-//!                   What waits for a device that is silent does not count: it holds up nobody but who uses that device.
-//! Invariants        H4 while something of a kind is behind, as many of that kind are under way as may be, or the share lets
-//!                      more in before its processor sleeps (`again`);
-//!                   H5 a part that is behind holds nothing: no reservation, no slots.
+//!                   in a lane for each connection. When one has ended, the share starts the next, round robin over
+//!                   the lanes. So the queues before threads and disks are short, however much one connection asks for. The few
+//!                   parts that overlap with others are in [`Share::waiting`].
+//!                   Parts that wait for a silent device do not count: they delay only users of that device.
+//! Invariants        H4 while the backlog has parts of a kind, the limit of that kind is in flight, or the share starts
+//!                      more before its processor sleeps (`again`);
+//!                   H5 a part in the backlog holds no reservation and no slots.
 //! Owner and locks   the share's processor.
 
 use crate::error::Errno;

@@ -1,8 +1,8 @@
 //! Block status: the small verbs CACHE and BLOCK_STATUS, which read no data.
 //!
 //! How it works      What the map knows is answered by the processor; what only a device's file system knows is asked by
-//!                   a pool thread, as it may have to wait for whoever clears or writes the same file, and may take long where
-//!                   a file lies in many pieces. Both stop after a while, and after as many extents as an
+//!                   a pool thread, because it may have to wait for a thread that clears or writes the same file, and takes
+//!                   long for a fragmented file. Both stop after a while, and after as many extents as an
 //!                   answer has: then the request is answered for what lies before ([`Request::answer_up_to`]).
 //! Invariants        LK1 the first byte that was asked about is answered, or the request fails: so who asks on comes to an end.
 

@@ -29,9 +29,9 @@ use crate::system::pool::{Lane, Pool};
 use crate::system::ring::{Read, Ring};
 use crate::system::ticks::Ticks;
 
-/// Parts of one job: as many threads take part where there are more.
+/// Parts of one job; more parts become more jobs, and so more threads.
 const AT_ONCE: usize = 8;
-/// Longer parts are jobs of their own, bytes.
+/// Longer parts become jobs of their own, bytes.
 const SMALL_BYTES: u32 = 64 << 10;
 /// Reads of one device that a ring has: fewer than a disk's queue holds, so that there is room in it for who only looks.
 const RING_READS: u32 = 64;
@@ -56,7 +56,7 @@ pub struct Taken {
     device: Arc<Device>,
 }
 
-/// Who reads past the page cache, for all processors; made when it is first needed. `None` inside: there is none to be had.
+/// The `O_DIRECT` reader shared by all processors; made when it is first needed. `None` inside: the kernel offers none.
 pub type DirectReader = Arc<OnceLock<Option<Direct<Owned>>>>;
 
 /// A part that is read for this processor.

@@ -1,5 +1,5 @@
-//! Drain: shares that are to be let go, or to go back to a snapshot, as soon as nothing of them is under way; not for ever, as
-//! what is under way may never end.
+//! Drain: shares that leave, or roll back to a snapshot, as soon as nothing of them is in flight. The wait is bounded, because
+//! requests in flight may never end.
 
 use std::sync::mpsc::Sender;
 
@@ -9,7 +9,7 @@ use crate::processor::run::Processor;
 use crate::processor::share::Share;
 
 impl Processor {
-    /// Has shares go back to a snapshot that are idle.
+    /// Rolls back the shares that should be and are idle.
     pub(super) fn roll_back(&mut self) {
         for (number, rollback, since, answer) in std::mem::take(&mut self.rolling_back) {
             let idle = self.with_share(number, |share, _| share.idle());
@@ -26,8 +26,8 @@ impl Processor {
         }
     }
 
-    /// Gives back the shares that leave and are idle.
-    pub(super) fn let_go(&mut self) {
+    /// Returns the shares that leave and are idle.
+    pub(super) fn return_idle_shares(&mut self) {
         let Processor { shares, leaving, .. } = self;
         let before = leaving.len();
         leaving.retain(|(number, _, answer)| {

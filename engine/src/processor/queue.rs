@@ -1,17 +1,17 @@
 //! Queue: how work is handed to a processor, by batch: push all, wake once.
 //!
-//! How it works      A thread that brings a small batch to an idle processor is let in, which saves two wake-ups. First it
-//!                   shares the processor with others like it, and does what changes nothing ([`fast_path`](super::fast_path)). With
-//!                   what is left it runs the processor alone, if nobody does, and it is the processor as long as it does;
-//!                   else who runs it finds what was pushed when it is done with its own. While something is there to be run
-//!                   nobody is let in to share, so that it does not wait for long. A run of the processor is short, and may leave
-//!                   something to be done in the processor itself.
+//! How it works      A thread that submits a small batch to an idle processor is let in, which saves two wake-ups. First it
+//!                   enters shared mode, together with others, for the [`fast_path`](super::fast_path). With the rest of the
+//!                   batch it runs the processor exclusively if no thread does; else the thread that runs it finds what was
+//!                   pushed when it has finished its own batch. While events wait for exclusive mode, no thread enters
+//!                   shared mode, so they do not wait long. A run of the processor is short, and may leave work in the
+//!                   processor itself.
 //! Invariants        Q1 an event that was pushed is taken exactly once, in the order of pushes;
-//!                   Q2 whenever events are there, somebody runs the processor, or shares it and will look, or its thread is
-//!                      awake or being woken, or who put them there is about to run it; the same holds for what who ran the
-//!                      processor has left in it (`unfinished`);
-//!                   Q3 at most one thread runs a processor at a time, and then nobody shares it;
-//!                   Q4 what is pushed after the queue was closed is refused at once, by whoever pushes it.
+//!                   Q2 whenever events are there, a thread runs the processor, or shares it and will check, or its own thread is
+//!                      awake or being woken, or the thread that pushed them is about to run it; the same holds for work
+//!                      that a run has left in the processor (`unfinished`);
+//!                   Q3 at most one thread runs a processor at a time, and then none shares it;
+//!                   Q4 what is pushed after the queue was closed is refused at once, by the thread that pushes it.
 //! Owner and locks   one lock over the events, held for a push or a swap.
 
 use std::ops::Range;

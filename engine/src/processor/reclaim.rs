@@ -1,8 +1,9 @@
-//! Reclaim: how places that nobody sees any more become usable again.
+//! Reclaim: space reclamation (garbage collection): how places that no version sees become usable again.
 //!
 //! How it works      A change frees slots, dropping a snapshot frees slots and base places. All wait until what freed
 //!                   them is durable (J4): then slots are handed out again, and empty chunks and base places are punched
-//!                   out of their devices. A part that finds no slot [waits](super::space_waiters) for those that wait.
+//!                   out of their devices. A part without a free slot [waits](super::space_waiters) for slots whose
+//!                   freeing is not durable yet.
 //! Invariants        T1 a base place is punched only while it is reserved as a write would reserve it, and only if
 //!                   no version sees it then, nor did since the last durable record.
 

@@ -1,7 +1,7 @@
 //! Run: what a processor does with a batch of events: serve each, then what is due, then kick who was given something.
 //!
 //! How it works      Controls and the ends of jobs are served at once: how many there are is bounded. Parts are served as they
-//!                   come as long as the [`turn`](super::time_slice) goes on. What is left then waits in [lanes](super::lanes), one for each
+//!                   come as long as the [time slice](super::time_slice) lasts. What is left then waits in [lanes](super::lanes), one for each
 //!                   connection, and so does what comes as long as there is any. The next turns serve a little of one
 //!                   lane after the other, and look at what came in between.
 //! Invariants        RU1 a part waits for one turn of each other connection and for what its own asked before, not for all
@@ -296,7 +296,7 @@ impl Processor {
             self.readers.do_all(&mut self.colds);
         }
         self.roll_back();
-        self.let_go();
+        self.return_idle_shares();
         self.stats.slow_ios.store(self.slow_ios, Ordering::Relaxed);
         count(&self.stats.batches, 1);
     }

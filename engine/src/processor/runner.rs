@@ -1,9 +1,11 @@
-//! Runner: who runs a processor, and when: its own thread, or one that brings it work while it is idle.
+//! Runner: the executor of a processor: it runs on its own thread, or to completion on a thread that submits work to it
+//! while it is idle.
 //!
-//! How it works      The thread takes all events and runs them until there are no more. Who brings a small batch is let in
-//!                   if nobody runs the processor: it shares it for what changes nothing ([`Queue::enter_shared`]), runs it with the
-//!                   rest a few times ([`Queue::leave_shared`]), and leaves what is left then to the thread. A run is short: who ran it may
-//!                   have left something in the processor itself ([`Handler::unfinished`]), which the next run goes on with.
+//! How it works      The own thread takes all events and runs them until there are no more. A thread that submits a small
+//!                   batch is let in if the processor is idle: it does the fast path in shared mode
+//!                   ([`Queue::enter_shared`]), runs the rest of the batch exclusively for a few rounds
+//!                   ([`Queue::leave_shared`]), and leaves what remains to the own thread. A run is short: it may leave
+//!                   work in the processor itself ([`Handler::unfinished`]), which the next run continues.
 //! Invariants        Q1 to Q4 of the [queue](super::queue); checked by the models in `models/queue.rs`.
 
 use std::sync::Arc;
@@ -12,19 +14,19 @@ use crate::processor::queue::{Control, Event, Queue};
 use crate::sync::RwLock;
 use crate::system::Task;
 
-/// Batches that a thread that was let in runs for others before it leaves the rest to the processor's own.
+/// Batches of others that a submitting thread runs before it leaves the rest to the processor's own thread.
 const RUNS_MAX: usize = if cfg!(loom) { 1 } else { 4 };
 
-/// What a runner runs: a processor, or a model's.
+/// What a runner runs: a processor, or the one of a model.
 pub trait Handler {
-    /// Takes every event of `batch`, which is left empty, and serves them and those it has left before, but not for long.
+    /// Takes every event of `batch`, which is left empty, and serves them and those left by earlier runs, for a bounded time.
     fn run_batch(&mut self, batch: &mut Vec<Event>);
-    /// Whether it has left something to be served by the next [`Handler::run_batch`].
+    /// Whether it has left work for the next [`Handler::run_batch`].
     fn unfinished(&self) -> bool {
         false
     }
-    /// Serves those events of `batch` that change nothing of it, but not for long, and leaves the others there, in order.
-    /// `true`: there may be more of the kind.
+    /// Serves those events of `batch` that change none of its state, for a bounded time, and leaves the others there, in
+    /// order. `true`: there may be more of them.
     fn run_shared(&self, _batch: &mut Vec<Event>) -> bool {
         false
     }
@@ -32,11 +34,11 @@ pub trait Handler {
     fn stopped(&self) -> bool;
 }
 
-/// Whatever takes events.
+/// Something that takes events.
 pub trait Mailbox: Send + Sync {
-    /// Takes an event. The caller has it run by [`Mailbox::run_if_idle`], or somebody else does before.
+    /// Takes an event. The caller calls [`Mailbox::run_if_idle`] afterwards.
     fn take(&self, event: Event);
-    /// Runs what is there, here and now, if nobody does.
+    /// Runs what is there on the calling thread, if no thread does.
     fn run_if_idle(&self);
 }
 
@@ -50,11 +52,11 @@ impl<R: Handler + Send + Sync> Mailbox for Runner<R> {
     }
 }
 
-/// A processor, to be run by its thread or by one that was let in (Q3).
+/// A processor, run by its own thread or by one that was let in (Q3).
 pub struct Runner<R> {
     /// Its queue.
     pub queue: Arc<Queue>,
-    /// Locked by who runs it, or by those who share it, and never by anybody else meanwhile (Q3).
+    /// Locked for writing by the thread that runs it, for reading by those that share it; never contended (Q3).
     processor: RwLock<R>,
 }
 
@@ -64,7 +66,7 @@ impl<R: Handler> Runner<R> {
         Runner { queue, processor: RwLock::new(processor) }
     }
 
-    /// Runs `batch`, which is left empty, here and now if the processor is idle; else has it run.
+    /// Runs `batch`, which is left empty, on the calling thread if the processor is idle; else pushes it.
     pub fn run_or_push(&self, batch: &mut Vec<Event>) {
         let mut others = Vec::new();
         while self.queue.enter_shared() {
@@ -76,7 +78,7 @@ impl<R: Handler> Runner<R> {
                 }
                 return;
             }
-            // Who wants to run it alone comes first.
+            // A thread that wants to run it exclusively comes first.
             if self.queue.leave_shared(&mut others) {
                 self.run_some(&mut others);
             }
@@ -91,7 +93,7 @@ impl<R: Handler> Runner<R> {
         }
     }
 
-    /// Runs `batch`, and what comes meanwhile, but not for long; the caller was let in.
+    /// Runs `batch`, and what comes in while it runs, for a bounded time; the caller was let in.
     fn run_some(&self, batch: &mut Vec<Event>) {
         let (mut stopped, mut more) = (false, true);
         for _ in 0..RUNS_MAX {
@@ -111,7 +113,7 @@ impl<R: Handler> Runner<R> {
         }
     }
 
-    /// Serves `batch` and all that comes meanwhile; says whether it was told to stop.
+    /// Serves `batch` and all that comes in while it runs; returns whether it was told to stop.
     fn serve(&self, batch: &mut Vec<Event>) -> bool {
         let mut stopped = false;
         loop {
@@ -122,7 +124,7 @@ impl<R: Handler> Runner<R> {
         }
     }
 
-    /// Serves `batch`, but not for long; says whether something is left in the processor, and notes whether it was told to
+    /// Serves `batch` for a bounded time; returns whether work is left in the processor, and notes whether it was told to
     /// stop.
     fn run_once(&self, batch: &mut Vec<Event>, stopped: &mut bool) -> bool {
         let mut processor = self.processor.try_write().expect("Q3, and no runner panics");

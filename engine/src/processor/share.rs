@@ -1,13 +1,13 @@
 //! Share: what one processor has of one volume: its partitions' versions, its journal, its share of slots.
 //!
-//! How it works      Parts come in; what surely needs no waiting is done at once, the rest is handed over with
-//!                   its blocks reserved, and comes back ([`out`](super::in_flight)). A part that overlaps a reservation, or a
-//!                   part that waits for one, waits too. How many are handed over, or wait, is [bounded](super::backlog), and long
-//!                   requests are done in [pieces](super::pieces).
-//! Invariants        H1 two parts of the live volume that overlap, one of them a write, are never under way together,
-//!                      but for those that change nothing here ([`fast_path`](super::fast_path));
-//!                   H2 a part is under way, waiting, behind, held for a cut, without space, among those that the processor
-//!                      serves later, or ended: one of these. None of a share that is leaving is put there;
+//! How it works      Parts come in; one that surely does not block is done at once, the others are handed to other threads
+//!                   with their blocks reserved, and come back ([`in_flight`](super::in_flight)). A part that overlaps a
+//!                   reservation, or a part that waits for one, waits too. How many are handed over, or wait, is
+//!                   [bounded](super::backlog), and long requests are done in [pieces](super::pieces).
+//! Invariants        H1 two parts of the live volume that overlap, one of them a write, are never in flight together,
+//!                      except on the [`fast_path`](super::fast_path);
+//!                   H2 a part is in exactly one state: in flight, waiting, in the backlog, held for a cut, without space,
+//!                      among those that the processor serves later, or ended. A share that is leaving adds none;
 //!                   H3 `epoch` is above all of `history`.
 //! Owner and locks   its processor, alone.
 
@@ -40,11 +40,11 @@ use crate::volume::geometry::Geometry;
 use crate::volume::origin::Origin;
 use crate::volume::request::{Request, Sink, Verb};
 
-/// Waiting slots at which the share asks for a sync without being told, if they are more than an eighth of what is free as
-/// well: 256 MiB.
-const WAITING_SLOTS_MAX: u64 = 65_536;
+/// Pending-free slots at which the share asks for a sync by itself, if they are also more than an eighth of the free slots:
+/// 256 MiB. Their freeing is not durable yet.
+const PENDING_FREE_SLOTS_MAX: u64 = 65_536;
 
-/// Counters of one share: who runs its processor writes them, or those who share it.
+/// Counters of one share, written by the threads that run or share its processor.
 #[derive(Debug, Default)]
 #[allow(missing_docs)]
 pub struct ShareStats {
@@ -107,7 +107,7 @@ impl Context<'_> {
     }
 }
 
-/// What a new share is made of.
+/// The configuration of a new share.
 pub struct ShareConfig {
     /// Its number on its processor.
     pub number: u32,
@@ -117,7 +117,7 @@ pub struct ShareConfig {
     pub origin: Option<Arc<Origin>>,
     /// The volume's change logs.
     pub space: Arc<Space>,
-    /// Who waits for slots.
+    /// The queue of shares without free slots.
     pub space_waiters: Arc<SpaceWaiters>,
     /// Where Python hears of a journal that has no room.
     pub ask: Ask,
@@ -377,11 +377,11 @@ impl Share {
         }
     }
 
-    /// What is due now and then: slots to be released, a checkpoint.
+    /// Maintenance: releases slots, punches base places, prepares a segment, writes a checkpoint, when they are due.
     pub fn background_work(&mut self, context: &mut Context<'_>) {
         self.let_in(context);
         let waiting = self.slots.waiting();
-        let many = waiting > WAITING_SLOTS_MAX && waiting > self.space.free() / 8;
+        let many = waiting > PENDING_FREE_SLOTS_MAX && waiting > self.space.free() / 8;
         if many && !self.release_failed {
             self.ask_release(context);
         }
@@ -395,14 +395,14 @@ impl Share {
         self.locals.len()
     }
 
-    /// Takes no more parts: the volume is being let go. Those that wait for slots, or are behind, wait no longer.
+    /// Takes no more parts: the volume is being closed. Parts that wait for slots, or are in the backlog, end.
     pub fn refuse_parts(&mut self, context: &mut Context<'_>) {
         self.leaving = true;
         self.refuse_behind(context);
         self.retry_starved(context);
     }
 
-    /// Whether nothing is under way or waiting.
+    /// Whether nothing is in flight or waiting.
     pub fn idle(&self) -> bool {
         self.out.len() == 0
             && !self.checkpointing

@@ -1,10 +1,11 @@
-//! SlotRetry: what becomes of a write whose slots could not be written.
+//! Slot retry: a write whose slots could not be written is retried on other slots.
 //!
-//! How it works      The slots are set aside, so that nothing is handed the same bad sector again, their log goes to the
-//!                   end of those to try, and the part starts again: it finds other slots, of another log if there
-//!                   is one with room. A few attempts later the host is given the error; at once, if the log's device
-//!                   is missing, as that is tried when nothing else has room. When a device was reopened, logs are tried in their own order again, and slots that were set aside can be used.
-//! Invariants        SR1 a slot that was set aside is counted as used, and no record speaks of it: after a restart it is
+//! How it works      The bad slots are quarantined, so that no other write gets them; their log moves to the end of the
+//!                   order of logs, and the part starts again on other slots, of another log if one has free slots.
+//!                   After a few attempts the host gets the error; at once if the log's device is missing, because such a
+//!                   log is tried only when no other has free slots. When a device is reopened, logs return to their
+//!                   own order, and quarantined slots can be used again.
+//! Invariants        SR1 a quarantined slot is counted as used, and no record refers to it: after a restart it is
 //!                   free again.
 //! Owner and locks   the share's processor.
 
@@ -19,9 +20,9 @@ use crate::processor::queue::Part;
 use crate::processor::share::{Context, Share};
 use crate::units::Epoch;
 
-/// Runs that are set aside at most: where there are more, it is not a few sectors that are bad.
+/// Upper bound of quarantined runs: if there were more, the fault would not be a few bad sectors.
 const QUARANTINED_RUNS_MAX: usize = 1024;
-/// Attempts for one part, besides one for each log.
+/// Attempts for one part, in addition to one for each log.
 const ATTEMPTS: usize = 3;
 
 /// Slots that could not be written, and logs that have such.

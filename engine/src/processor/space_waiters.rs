@@ -1,16 +1,16 @@
-//! Space waiters: the shares of one volume that have parts which wait for slots, and what becomes of these.
+//! Space waiters: the wait queue of a volume's shares that have parts blocked on free slots.
 //!
-//! How it works      A share that finds too few slots for a part keeps it, and enters here; whoever makes room feeds
-//!                   everybody, who then try again. If no room is on its way, Python is asked once (a
-//!                   [`LogFull`](Event::LogFull) event): it makes room and says so, or says that it will not be
-//!                   asked any more. Who is refused ends its part with ENOSPC.
-//! Invariants        SW1 a share that was told to wait is told when there is room, when some is on its way, and when a
-//!                      write has landed. It enters before it looks at the space; the others change the space before they look
-//!                      whether anybody is in;
-//!                   SW2 nobody waits for itself: a part that starves has nothing reserved, so cuts and deletes go on;
-//!                   SW3 whoever is refused has the others try again: what they wait for may have been its own claim, which is
-//!                      counted for the moment in which it fails. As that ends a part each time, it comes to an end.
-//! Owner and locks   one lock, held for a look at counters; queues are pushed to after it was let go. Checked by the models
+//! How it works      A share that finds too few free slots for a part keeps the part and enters the queue. Each release of
+//!                   slots wakes all waiters, which try again. If no slots are about to be released, Python is asked
+//!                   once (a [`LogFull`](Event::LogFull) event): it frees space and says so, or says that it will not be
+//!                   asked again. A share that is refused ends its part with ENOSPC.
+//! Invariants        SW1 a waiter is woken when slots are free, when some are about to be released, and when a
+//!                      write has ended. It enters the queue before it reads the counters; the others change the counters
+//!                      before they check for waiters;
+//!                   SW2 no waiter waits for itself: a part without space has nothing reserved, so cuts and deletes proceed;
+//!                   SW3 a share that is refused wakes the others: they may have waited for its own claim, which is counted
+//!                      while it fails. Each refusal ends a part, so this ends.
+//! Owner and locks   one lock, held to read counters; queues are pushed to after it was released. Checked by the models
 //!                   in `models/space_waiters.rs`.
 
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use crate::processor::queue::{Control, Event, Queue};
 use crate::sync::{AtomicUsize, Mutex, MutexGuard, Ordering, fence};
 use crate::units::VolumeId;
 
-/// Whom to ask when a volume's change logs are full, and to tell when a journal has no room.
+/// Where to report that a volume's change logs are full, or that a journal has no space.
 #[derive(Clone, Debug)]
 pub struct Ask {
     /// Where Python hears of it.
@@ -34,12 +34,12 @@ pub struct Ask {
 struct State {
     waiters: Vec<(Arc<Queue>, u32)>,
     ask: Option<Ask>,
-    /// Somebody was asked, and has not answered.
+    /// Python was asked, and has not answered.
     asked: bool,
 }
 
 impl State {
-    /// Asks, unless that was done; whether somebody was asked.
+    /// Asks Python unless it was asked already; `false` if there is nobody to ask.
     fn ask(&mut self) -> bool {
         let Some(Ask { events, volume }) = &self.ask else { return false };
         self.asked = self.asked || events.push(events::Event::LogFull(*volume));
@@ -50,7 +50,7 @@ impl State {
 /// What a share does with a part that found too few slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Keep it: it will be told when to try again.
+    /// Keep it: the share is woken to try again.
     Wait,
     /// End it with ENOSPC.
     Refuse,
@@ -69,7 +69,7 @@ impl SpaceWaiters {
         self.state.lock().expect("no holder panics")
     }
 
-    /// For a share whose part found fewer slots than it wants.
+    /// Called by a share whose part found fewer slots than it needs.
     pub fn wait_or_refuse(
         &self,
         space: &Space,
@@ -87,7 +87,7 @@ impl SpaceWaiters {
         let now = at.unwrap_or(state.waiters.len() - 1);
         self.count.store(state.waiters.len(), Ordering::SeqCst);
         fence(Ordering::SeqCst); // SW1
-        // In this order: room is counted where it comes from until it is counted where it goes to (SP2).
+        // In this order: slots are counted at their old place until they are counted at their new one (SP2).
         let returning = space.waiting() > 0 || space.returning() > 0;
         let room = space.free() >= wanted;
         let coming = returning || space.in_flight() > 0;
@@ -108,7 +108,7 @@ impl SpaceWaiters {
         verdict
     }
 
-    /// There may be room, or somebody has to be asked now: whoever waits tries again.
+    /// Slots may be free, or Python has to be asked now: all waiters try again.
     pub fn wake_all(&self) {
         fence(Ordering::SeqCst); // SW1
         if self.count.load(Ordering::SeqCst) == 0 {
@@ -121,13 +121,13 @@ impl SpaceWaiters {
         try_again(waiters);
     }
 
-    /// Whoever was asked has done what it could: whoever waits tries again, and asks again if that is not enough.
+    /// Python has done what it could: all waiters try again, and ask again if that is not enough.
     pub fn policy_done(&self) {
         self.lock().asked = false;
         self.wake_all();
     }
 
-    /// Whom to ask from now on; `None`: parts that find no room are refused, those that wait among them.
+    /// Sets where to ask; `None`: parts without space are refused, also those that wait.
     pub fn set_ask(&self, ask: Option<Ask>) {
         let mut state = self.lock();
         state.ask = ask;
@@ -136,12 +136,12 @@ impl SpaceWaiters {
         self.wake_all();
     }
 
-    /// Whether somebody waits.
+    /// Whether any share waits.
     pub fn has_waiters(&self) -> bool {
         self.count.load(Ordering::SeqCst) > 0
     }
 
-    /// Retires those of these chunks that are worth punching: none if somebody waits for slots.
+    /// Retires those of these chunks that are worth punching: none while a share waits for slots.
     pub fn retire(&self, space: &Space, mut chunks: Vec<EmptyChunk>) -> Vec<EmptyChunk> {
         let state = self.lock();
         if !state.waiters.is_empty() {

@@ -1,7 +1,7 @@
-//! Time slice: how long a processor is run before it looks at what came meanwhile.
+//! Time slice: how long a processor runs before it looks at newer events.
 //!
-//! How it works      What is done is counted, in units of about a microsecond. A turn is over when it was counted that far and
-//!                   [`TURN_NS`] have passed since it was first counted so far: small batches never ask for the time.
+//! How it works      The cost of what is done is added up, in units of about a microsecond. The clock is read only after some
+//!                   cost, so small batches never read it. The slice ends when [`TURN_NS`] have passed.
 
 use crate::processor::queue::Part;
 use crate::system::System;

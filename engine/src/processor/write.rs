@@ -1,8 +1,8 @@
 //! Write: a part of WRITE.
 //!
-//! How it works      Block by block: what only the live map sees at its base place is overwritten there. Everything
-//!                   else goes somewhere new: to its base place if no version at all is left that could see it,
-//!                   else to fresh slots; then a record, then the map. Blocks in slots always move, so a slot
+//! How it works      Block by block: a block that only the live map sees at its base place is overwritten in place. All
+//!                   others are redirected: to their base place if no version sees it, else to free slots; then a record
+//!                   is appended, then the map changes. Blocks in slots are always redirected, so a slot
 //!                   is written once (J1), and its checksum and its record are of one age. A clone has no base places:
 //!                   what it shows there is its [origin](crate::volume::origin)'s, which it never writes.
 //! Why moving back to the base place is safe   with no frozen map, only the live map can see the base place, and
@@ -24,12 +24,12 @@ use crate::volume::origin::resolve;
 /// Longer parts are written by a pool thread: the processor has others to serve.
 pub(super) const INLINE_BYTES_MAX: u32 = 128 << 10;
 
-/// What becomes of the blocks that a part writes.
+/// Where the blocks that a part writes are placed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Placement {
     /// Whole blocks, all overwritten at their base places.
     InPlace,
-    /// Whole blocks, all written somewhere new.
+    /// Whole blocks, all redirected to new places.
     Redirected,
     /// Some of each, or blocks in part.
     Mixed,
@@ -41,7 +41,7 @@ enum Progress {
     Planned(Job),
     /// It is done, and recorded, or could not be.
     Done(Result<(), Errno>),
-    /// It could not be written.
+    /// Its data could not be written.
     Failed(Job, Errno),
 }
 
@@ -85,7 +85,7 @@ impl Share {
         }
     }
 
-    /// What becomes of a part's blocks.
+    /// Where a part's blocks are placed.
     fn placement(&self, part: &Part) -> Placement {
         if !is_aligned(part) {
             return Placement::Mixed;
@@ -132,8 +132,8 @@ impl Share {
         Ok(now)
     }
 
-    /// How many blocks from `block`, at most `limit`, are alike in whether they may be overwritten at their base
-    /// place, and whether they may.
+    /// The length of the run from `block` (at most `limit`) for which the answer is the same, and the answer: may these
+    /// blocks be overwritten in place?
     fn overwritable(&self, local: u32, block: BlockIndex, limit: u32) -> (u32, bool) {
         let versions = &self.locals[local as usize].versions;
         let live = versions.live.find(block, limit);

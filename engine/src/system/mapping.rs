@@ -22,7 +22,7 @@ pub trait Pages: Send + Sync + Debug {
     /// # Safety
     /// As for [`Mapping::store`].
     unsafe fn store(&self, offset: usize, bytes: &[u8]) -> Result<()>;
-    /// Has them in memory, as far as that can be done, so that who touches them first does not wait.
+    /// Prefaults the pages where possible, so that the first access to them does not wait.
     fn prefault(&self) {}
 }
 
@@ -36,7 +36,7 @@ impl Mapping {
         Mapping(pages)
     }
 
-    /// Has its pages in memory, none of them changed.
+    /// Prefaults its pages; none of them changes.
     pub fn prefault(&self) {
         self.0.prefault();
     }

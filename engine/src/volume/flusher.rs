@@ -80,7 +80,8 @@ struct Whose {
 #[derive(Debug)]
 struct Watched {
     device: Arc<Device>,
-    /// How many of its losses hosts were told of (F2).
+    /// When the device may have lost acknowledged writes (D4), the next flush of each host fails, once. Number of such losses
+    /// that hosts were told of (F2).
     told: AtomicU64,
     /// What outlives the process of a failed sync.
     failed_sync: FailedSync,

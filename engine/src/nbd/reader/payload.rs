@@ -1,5 +1,5 @@
-//! Payload: the payloads of large writes, each received into a buffer of its own, and what is received
-//! [`ahead`](super::prefetch) with them.
+//! Payload: large payloads, each received into a buffer of its own, and what is [received speculatively](super::prefetch)
+//! with them.
 
 use super::{End, Next, Reader};
 use crate::buffer::{Buffer, Inbox};
