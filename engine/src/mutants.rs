@@ -16,13 +16,13 @@ pub enum Bug {
     NoFreeze,
     /// Processors advance when they are told to stop, without waiting for the others.
     EarlyAdvance,
-    /// A processor goes on starting writes between its stop and its advance.
+    /// A processor continues starting writes between its stop and its advance.
     NoHold,
     /// A cut is settled at once.
     NoSettle,
     /// A checkpoint gets its name before what it covers is durable.
     EarlyCheckpoint,
-    /// The directory is not synced when a journal goes on in a new segment.
+    /// The directory is not synced when a journal continues in a new segment.
     NoDirectorySync,
     /// A commit does not sync the segments before the newest.
     NoSealedSync,

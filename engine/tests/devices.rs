@@ -342,7 +342,7 @@ fn one_bad_sector_does_not_take_a_log_down() {
     assert_eq!(engine.device_fault(3).unwrap().unwrap().times, 1, "it was not tried again");
     allow_all(&scratch);
     reopen(&engine, &scratch, 3);
-    // What was set aside can be used: the log's 2048 slots are all there.
+    // What was quarantined can be used: the log's 2048 slots are all there.
     for round in 0..3 {
         client.write(0, &vec![round; 2 * MIB as usize], true).unwrap();
     }
@@ -364,8 +364,8 @@ fn a_missing_device_degrades_its_partitions_and_comes_back_while_they_are_in_use
     assert_eq!(read(&host, MIB, 4096), Err(EIO));
     assert_eq!(host.write(MIB, &[2; 4096], false), Err(EIO));
     host.write(0, &[2; 4096], true).unwrap();
-    // A cut is made, new slots are the other log's, and whole blocks can be written even where their old
-    // contents are not to be had.
+    // A cut is made, new slots are the other log's, and complete blocks can be written even where their old
+    // contents are not available.
     let epoch = cut(&engine);
     host.write(4096, &[3; 4096], true).unwrap();
     host.write(MIB, &[3; 4096], true).unwrap();

@@ -200,7 +200,7 @@ impl Twin {
         }
     }
 
-    /// The volume grows; who is connected goes on with the size that it knows.
+    /// The volume grows; who is connected continues with the size that it knows.
     fn extend(&mut self) {
         if self.size + 1 == SIZES.len() {
             return;

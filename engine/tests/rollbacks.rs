@@ -414,7 +414,7 @@ fn fill(world: &World) {
     engine.exports.remove("v").unwrap();
 }
 
-/// Asks until it is done: a journal that had no room tries again only after a while.
+/// Asks until it is done: a journal that had no space tries again only after a while.
 fn once_there_is_room<T>(ask: impl Fn() -> polyvol_engine::error::Result<T>) -> T {
     let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
     loop {

@@ -9,7 +9,7 @@
 
 use crate::units::Epoch;
 
-/// A rollback: epochs above `at` go on from what the snapshot of epoch `to` shows.
+/// A rollback: epochs above `at` continue from what the snapshot of epoch `to` shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rollback {
     /// The last epoch of what was left.

@@ -210,7 +210,7 @@ impl Versions {
     /// The partition has `blocks` blocks from now on: the new ones are at their base place in the live map, and the
     /// snapshots, which do not show them, have zeroes there. So writing them redirects nothing.
     pub fn grow(&mut self, blocks: u32, snapshots: &[Epoch]) {
-        // Of the epoch that goes on. A frozen map that the newest snapshot sees may be of a later one, which is gone: to part
+        // Of the epoch that continues. A frozen map that the newest snapshot sees may be of a later one, which is gone: to part
         // them would leave a map that no mark sees (V1), and hide from what a rollback left who descends from whom.
         self.freeze_before(Epoch::MAX, snapshots);
         if !self.frozen.is_empty() {
@@ -286,7 +286,7 @@ impl Versions {
         }
     }
 
-    /// Lets go of the frozen maps that no mark sees. Calls `freed` for each run that only they saw.
+    /// Releases the frozen maps that no mark sees. Calls `freed` for each run that only they saw.
     pub fn prune(&mut self, history: &History, mut freed: impl FnMut(BlockIndex, u32, Place)) {
         let mut index = 0;
         let mut after: Epoch = 0;
@@ -301,7 +301,7 @@ impl Versions {
         }
     }
 
-    /// Lets go of what the snapshot of `epoch` has seen, which is none of the history's any more, if no other sees it:
+    /// Releases what the snapshot of `epoch` has seen, which is none of the history's any more, if no other sees it:
     /// of the frozen map, or where that is a mark still, of what neither its parent nor its children have.
     pub fn forget(
         &mut self,

@@ -1,4 +1,4 @@
-//! Entry: what a [journal](super::journal) is made of and given: who writes it, what it goes on from, what is appended.
+//! Entry: what a [journal](super::journal) is made of and given: who writes it, what it continues from, what is appended.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -38,7 +38,7 @@ impl Identity {
     }
 }
 
-/// What a journal goes on from.
+/// What a journal continues from.
 #[derive(Debug)]
 pub struct Start {
     /// The first segment's number.

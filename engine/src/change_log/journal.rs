@@ -17,9 +17,9 @@
 //!                      also if the process is started again in between.
 //!                   J9 what a kill may come in the middle of is stored word by word, in an order that shows it: the begin
 //!                      of a segment, a commit mark, the number of the last record.
-//!                   J10 a store that fails for want of room loses nothing: it is made again at the next record or commit, in
+//!                   J10 a store that fails for lack of space loses nothing: it is made again at the next record or commit, in
 //!                      the same place. After one that fails otherwise, what was stored before may be lost as well, and the
-//!                      journal goes on as after a failed sync (J8).
+//!                      journal continues as after a failed sync (J8).
 //!                   J11 a commit succeeds only if, after its sync, each file that a start would read is at its path.
 //! Owner and locks   the records' bytes: the processor. The rest is in [`Shared`], with its locks.
 //! Durability        an appended record survives SIGKILL at once, power loss once `committed` has reached it. A
@@ -53,7 +53,7 @@ pub struct Journal {
     record: Vec<u8>,
     /// The manifest does not say that the last record was appended: it has to before the next one is (its MF2).
     unnamed: bool,
-    /// There was no room; nothing is tried before this time, nanoseconds.
+    /// There was no space; nothing is tried before this time, nanoseconds.
     no_room: Option<(Errno, u64)>,
     /// Bytes appended since the last checkpoint began.
     pub bytes_since_checkpoint: u64,
@@ -141,7 +141,7 @@ impl Journal {
         })
     }
 
-    /// Does not try for a while, where there was no room, which took so long to find out.
+    /// Does not try for a while, where there was no space, which took so long to find out.
     fn had_no_room(&mut self, errno: Errno, took_ns: u64) {
         let least = NO_ROOM_NS.load(Ordering::Relaxed);
         if errno.is_no_space() && least > 0 {
@@ -203,7 +203,7 @@ impl Journal {
         Ok(())
     }
 
-    /// A store has failed: where that was not for want of room, a new segment and a checkpoint are due (J10).
+    /// A store has failed: where that was not for lack of space, a new segment and a checkpoint are due (J10).
     fn refuse(&mut self, errno: Errno) -> Errno {
         if !errno.is_no_space() {
             self.at = self.current.length;

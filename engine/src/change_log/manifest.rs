@@ -222,7 +222,7 @@ pub fn read(identity: &Identity) -> Result<Option<Found>> {
 }
 
 impl Manifest {
-    /// Begins a run whose last record so far is `appended`: makes the manifest, or goes on with the one that was found.
+    /// Begins a run whose last record so far is `appended`: makes the manifest, or continues with the one that was found.
     /// `state` is what it will say, but for its turn.
     pub fn begin(
         identity: &Identity,

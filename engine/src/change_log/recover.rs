@@ -70,7 +70,7 @@ pub struct Recovered {
 }
 
 impl Recovered {
-    /// What the next run's journal goes on from; the segments are taken.
+    /// What the next run's journal continues from; the segments are taken.
     pub fn start(&mut self) -> Start {
         Start {
             number: self.next_number,
@@ -208,7 +208,7 @@ fn roll_back(
     *epoch = (*epoch).max(history.rollbacks()[number].at + 1);
 }
 
-/// Lets go of what only snapshots that are gone have seen.
+/// Releases what only snapshots that are gone have seen.
 fn forget_gone(
     recovered: &mut Recovered,
     history: &History,

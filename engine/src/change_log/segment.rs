@@ -64,7 +64,7 @@ impl Prepared {
         Prepared::make_sized(identity, number, previous, length)
     }
 
-    /// Makes the first one of a run: a small one where there is no room for more, so that the volume can be read.
+    /// Makes the first one of a run: a small one where there is no space for more, so that the volume can be read.
     pub fn make_first(
         identity: &Identity,
         number: u64,
@@ -78,7 +78,7 @@ impl Prepared {
         }
     }
 
-    /// Makes one of the full size, or a smaller one where there is no room for that.
+    /// Makes one of the full size, or a smaller one where there is no space for that.
     pub fn make_small(
         identity: &Identity,
         number: u64,
@@ -95,7 +95,7 @@ impl Prepared {
         Err(last)
     }
 
-    /// Whether it is smaller than segments are where there is room.
+    /// Whether it is smaller than segments are where there is space.
     pub fn is_small(&self) -> bool {
         self.length < SEGMENT_BYTES.load(Ordering::Relaxed)
     }

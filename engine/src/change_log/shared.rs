@@ -2,7 +2,7 @@
 //!
 //! How it works      A flush calls [`Shared::commit`], a checkpoint [`Shared::named`] and then [`Shared::covered`]. At its end a commit
 //!                   checks that the files that a start would read are still at their paths
-//!                   ([`super::known`]). If one is not, the journal goes on as after a failed sync (J8): the processor
+//!                   ([`super::known`]). If one is not, the journal continues as after a failed sync (J8): the processor
 //!                   writes the manifest again if that is gone, begins a new segment, and writes a checkpoint, so that nothing
 //!                   needs what was lost.
 //! Invariants        J6, J7, J8, J10, J11 (see the journal).
@@ -57,7 +57,7 @@ pub struct Gone {
 
 /// Why a commit was not made.
 enum Refused {
-    /// Its mark could not be stored, for want of room: nothing is lost (J10).
+    /// Its mark could not be stored, for lack of space: nothing is lost (J10).
     Unmarked(Errno),
     /// What was to be durable may be lost (J8).
     Unsynced(Errno),
@@ -198,7 +198,7 @@ impl Shared {
         Ok(None)
     }
 
-    /// Looks now, unless a commit is under way, and says what was found. Where a file is gone, the caller has to tell the
+    /// Looks now, unless a commit is in flight, and says what was found. Where a file is gone, the caller has to tell the
     /// processor that the journal has failed.
     pub fn look_for_files(&self) -> Gone {
         let mut committing = match self.committing.try_lock() {

@@ -56,7 +56,7 @@ impl LogShare {
     }
 }
 
-/// Takes a run in a home, or in the next one that `find` makes it when there is no room left.
+/// Takes a run in a home, or in the next one that `find` makes it when there is no space left.
 fn take_at(
     log: &Log,
     home: &mut Option<u64>,

@@ -7,7 +7,7 @@
 //! Invariants        SP1 the slots of logs that every processor knows are claimed or used, free, or of a chunk that is
 //!                      returning, and the free ones are counted in `free`, never too many of them;
 //!                   SP2 slots on their way to be free are counted in `waiting` or `returning` until `free` has them, and
-//!                      those of writes under way, which may free others, in `in_flight` from before `free` has lost
+//!                      those of writes in flight, which may free others, in `in_flight` from before `free` has lost
 //!                      them until `waiting` has what they have freed.
 //!                   SP3 after a kill, slots that what the disk holds may refer to, but no map in memory does, are held: used
 //!                      and counted in `waiting`, until what was read back is durable (J4).
@@ -100,7 +100,7 @@ struct Held {
 pub struct Use {
     /// All slots.
     pub size: u64,
-    /// Those that maps refer to, or that writes under way have taken.
+    /// Those that maps refer to, or that writes in flight have taken.
     pub used: u64,
 }
 
@@ -169,7 +169,7 @@ impl Space {
         self.in_flight.fetch_sub(slots, Ordering::SeqCst);
     }
 
-    /// Slots of writes under way.
+    /// Slots of writes in flight.
     pub fn in_flight(&self) -> u64 {
         self.in_flight.load(Ordering::SeqCst)
     }

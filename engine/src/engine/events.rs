@@ -18,7 +18,7 @@ const EVENTS_MAX: usize = 4096;
 pub enum Event {
     /// Writes of this volume wait for room in its change logs: there will be none unless somebody makes it.
     LogFull(VolumeId),
-    /// A journal of this volume needs its next segment soon, and there is no room for one.
+    /// A journal of this volume needs its next segment soon, and there is no space for one.
     JournalFull(VolumeId),
     /// This device does not answer; requests to it end with EIO after a while.
     DeviceSilent(DeviceId),

@@ -3,7 +3,7 @@
 //! How it works      Everything that can fail comes first: devices are looked up, processors that had no partition of it get
 //!                   a journal. Then each share is told ([`crate::processor::grow`]), and a new [`Volume`] with the same
 //!                   shares and the new ones takes the place of the old one, for control calls and for those who connect
-//!                   from now on. Connections that are there go on with the old one until they are asked for what it does not have: a
+//!                   from now on. Connections that are there continue with the old one until they are asked for what it does not have: a
 //!                   kernel's client is told the new size while it is connected.
 //! Invariants        GR1 partitions keep their processors, numbers and bytes: an older geometry is the beginning of a newer one;
 //!                   GR2 no cut is made meanwhile: the snapshots that do not show what is new are those that exist.

@@ -145,7 +145,7 @@ impl Engine {
         }
     }
 
-    /// Where its reads past the page cache are under way.
+    /// Where its reads past the page cache are in flight.
     pub fn reaping(&self) -> Arc<dyn Reaping> {
         Arc::clone(&self.direct_reader) as Arc<dyn Reaping>
     }
@@ -394,7 +394,7 @@ impl Engine {
     }
 
     fn drop_of(&self, volume: &Volume, epochs: &[Epoch]) -> Result<u64> {
-        // One after the other: what is being let go is known by the history that it was part of.
+        // One after the other: what is being dropped is known by the history that it was part of.
         let _one_at_a_time = volume.dropping.lock().expect("no holder panics");
         let origins = self.origins.lock().expect("no holder panics");
         self.refuse_sources(&origins, volume, |epoch| epochs.contains(&epoch))?;
@@ -458,7 +458,7 @@ impl Engine {
         *self.stopped.read().expect("no holder panics")
     }
 
-    /// Has no write wait for slots any more: nobody makes room now.
+    /// Has no write wait for slots any more: nobody frees space now.
     pub fn refuse_starved(&self) {
         for volume in self.volumes.lock().expect("no holder panics").values() {
             volume.space_waiters.set_ask(None);

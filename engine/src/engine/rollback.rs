@@ -10,7 +10,7 @@
 //!                      volume: that state ends by doing the rollback again, or with the volume.
 //! Owner and locks   `dropping` of the volume, then `cutting`: a forgotten rollback is unknown to all shares or to none, those
 //!                   of a growth included.
-//! Errors            Busy for what may not be done now: nothing has changed. Io where a journal has no room for the record:
+//! Errors            Busy for what may not be done now: nothing has changed. Io where a journal has no space for the record:
 //!                   the rollback is done by some shares, see RL3.
 
 use std::sync::atomic::Ordering;

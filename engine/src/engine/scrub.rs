@@ -37,7 +37,7 @@ pub struct ScrubBad {
 /// What one call has done.
 #[derive(Clone, Debug, Default)]
 pub struct ScrubReport {
-    /// Where to go on; `None` at the partition's end.
+    /// Where to continue; `None` at the partition's end.
     pub next: Option<Cursor>,
     /// Bytes that were read and checked, bad ones included.
     pub bytes: u64,

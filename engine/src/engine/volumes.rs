@@ -251,7 +251,7 @@ impl Engine {
         let log = volume.space.add(log)?;
         for share in &volume.shares {
             let added = |answer| Control::LogAdded(volume.share, number, default, answer);
-            // A share that is being let go needs no more logs.
+            // A share that is being closed needs no more logs.
             let _ = ask::<()>(&*self.system, &share.queue, added);
         }
         volume.space.open(&log, 0); // SP1
@@ -274,7 +274,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Lets a volume go, durably. It has no exports left.
+    /// Closes a volume, durably. It has no exports left.
     pub fn remove_volume(&self, id: VolumeId) -> Result<()> {
         let volume = self.volume(id)?;
         let shows = |export: &Arc<Export>| {

@@ -1,4 +1,4 @@
-//! Watch: the thread that lets time-outs go by, so that nobody has to look at a clock for each request; and how control calls
+//! Watch: the thread that advances time-outs, so that no thread has to look at a clock for each request; and how control calls
 //! wait for a device: not for ever.
 //!
 //! How it works      At each tick it has those processors look that have something to look at
@@ -129,7 +129,7 @@ impl Volume {
 }
 
 impl Engine {
-    /// What lets one tick go by, where no thread does.
+    /// What advances one tick, where no thread does.
     #[cfg(feature = "simulator")]
     pub fn ticker(&self) -> Arc<dyn Fn() + Send + Sync> {
         let watched = self.watched();
@@ -215,7 +215,7 @@ impl Engine {
             begins.store(ticks.now(), Ordering::Relaxed);
             let is_wanted = || theirs.load(Ordering::Acquire);
             if is_wanted() {
-                let _ = sender.send(f(&is_wanted)); // whoever asked may have gone
+                let _ = sender.send(f(&is_wanted)); // the caller may have gone
             }
         });
         if !self.system.threaded() {

@@ -43,12 +43,12 @@ const SIZE: usize = 33 << 9;
 
 /// A peer whose bytes are all known beforehand.
 struct Scripted {
-    /// Its connection, which it has go on sending.
+    /// Its connection, which it has continue sending.
     connection: OnceLock<Weak<Connection>>,
     state: Mutex<Script>,
     /// Nothing more is taken now.
     full: AtomicBool,
-    /// Its connection wants to go on sending.
+    /// Its connection wants to continue sending.
     armed: AtomicBool,
 }
 

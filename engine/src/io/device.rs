@@ -3,7 +3,7 @@
 //! How it works      I/O at offsets, through the page cache or, as its [`Mode`] says, past it. `read_cached` answers from the
 //!                   page cache or says that it would block. `sync` makes what was written durable; callers that wait at the same time share one.
 //!                   The file can be changed for another while the device is in use ([`Device::reopen`]): calls that
-//!                   are under way end on the old one. A device that is not there has a file whose calls all fail
+//!                   are in flight end on the old one. A device that is not there has a file whose calls all fail
 //!                   ([`super::absent`]).
 //! Its size          A device whose file ends before [`Mode::size`] has lost what was beyond, and a write would make the file long
 //!                   again, with zeroes in between. So its size is looked at before each call that changes it (before a write
@@ -123,7 +123,7 @@ impl Device {
 
     /// Changes to the file at `path`, perhaps the same one, while the device is in use, and takes the marks off. What
     /// then fails at once, a small read or a sync, marks it again: [`Device::fault`] tells. On an error nothing has
-    /// changed, nor if `is_wanted` says at the last moment that nobody waits for it any more.
+    /// changed, nor if `is_wanted` says at the last moment that nothing waits for it any more.
     pub fn reopen(&self, path: &Path, is_wanted: &dyn Fn() -> bool) -> Result<()> {
         let mode = Mode { read_only: false, ..self.mode };
         let file = mode.open(&*self.system, path)?;

@@ -59,7 +59,7 @@ pub struct Mode {
     pub read_only: bool,
     /// Freed space is punched out of it.
     pub sparse: bool,
-    /// Whole blocks go past the page cache: whoever reads or writes waits for the disk.
+    /// Complete blocks go past the page cache: whoever reads or writes waits for the disk.
     pub direct: bool,
     /// How long its file must be at least, bytes.
     pub size: u64,

@@ -32,7 +32,7 @@ struct Sent {
     bytes: Vec<u8>,
     /// It takes no more than this, until somebody has gone on.
     room: Option<usize>,
-    /// Threads that go on sending.
+    /// Threads that continue sending.
     later: Vec<thread::JoinHandle<()>>,
     shut_down: bool,
     released: bool,
@@ -88,7 +88,7 @@ struct Scene {
     sent: Arc<Mutex<Sent>>,
 }
 
-/// A connection with so many requests under way, on a socket that takes `room` bytes at first.
+/// A connection with so many requests in flight, on a socket that takes `room` bytes at first.
 fn scene(requests: usize, room: Option<usize>) -> Scene {
     let sent = Arc::new(Mutex::new(Sent { room, ..Sent::default() }));
     let known = Arc::new(OnceLock::new());

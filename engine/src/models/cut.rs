@@ -21,7 +21,7 @@ const PREEMPTIONS: usize = 3;
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Without {
     Nothing,
-    /// Writes go on between a processor's arrival and its advance (C2).
+    /// Writes continue between a processor's arrival and its advance (C2).
     Holding,
     /// Each processor advances by itself (C1).
     Meeting,

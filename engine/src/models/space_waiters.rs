@@ -41,7 +41,7 @@ impl Shares {
     }
 }
 
-/// Has each share write once at the same time, then those go on that were told to; none is left that waits.
+/// Has each share write once at the same time, then those continue that were told to; none is left that waits.
 fn all_end(shares: &Arc<Shares>, frees: u64) {
     let write = |share| {
         let shares = Arc::clone(shares);

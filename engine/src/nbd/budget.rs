@@ -30,7 +30,7 @@ pub const SHARE_BYTES: u64 = 64 << 10;
 pub const POOL_BYTES: u64 = 192 << 20;
 /// What is left in the pool for proven peers, bytes.
 pub const RESERVE_BYTES: u64 = 64 << 20;
-/// What requests of strangers above [`MODEST_BYTES`] leave in the pool besides, for those up to it, bytes.
+/// What requests of strangers above [`MODEST_BYTES`] leave in the pool in addition, for those up to it, bytes.
 pub const MODEST_RESERVE_BYTES: u64 = 32 << 20;
 /// A request of a stranger up to this waits for no larger one, bytes: copies usually read or write no more at once.
 pub const MODEST_BYTES: u64 = 2 << 20;

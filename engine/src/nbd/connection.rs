@@ -2,9 +2,9 @@
 //!
 //! How it works      One reader thread (`reader.rs`) brings requests in and owns the connection's life. Its
 //!                   requests come back through [`Connection`], which is their sink (`reply.rs`).
-//! Invariants        CN1 `submitted` counts requests that a target has; the attachment is let go at 0;
+//! Invariants        CN1 `submitted` counts requests that a target has; the attachment is released at 0;
 //!                   CN2 once broken, a connection is never sent to again, and what comes back is dropped;
-//!                   CN3 it is broken off or released, never both: a released one has nothing under way and
+//!                   CN3 it is broken off or released, never both: a released one has nothing in flight and
 //!                      nothing to send, and its socket is another's.
 //! Owner and locks   `outbox`, then `state`, then the pool. `state` is never held across a system call.
 
@@ -80,7 +80,7 @@ pub struct State {
     pub broken: bool,
     /// Its peer has said that it disconnects: what it asked for before is done, also if it is gone before that.
     pub disconnected: bool,
-    /// Its socket goes on elsewhere (CN3).
+    /// Its socket continues elsewhere (CN3).
     released: bool,
     /// Requests that the target has (CN1).
     pub submitted: usize,
@@ -116,7 +116,7 @@ impl State {
         }
     }
 
-    /// Goes on after what the processes before have moved, bytes.
+    /// Adds the bytes that earlier processes have moved.
     pub fn go_on_after(&mut self, moved: u64) {
         self.moved = moved;
         self.moved_before = moved;

@@ -83,11 +83,11 @@ impl Server {
         handed_over
     }
 
-    /// Goes on with a connection that another server has handed over. That the export is the one that it was connected to
+    /// Continues with a connection that another server has handed over. That the export is the one that it was connected to
     /// is the caller's to know; its size and what it can do are compared here.
     ///
     /// # Errors
-    /// `Invalid` for a state that is not whole, is of another version, or promises what this server does not do;
+    /// `Invalid` for a state that is incomplete, is of another version, or promises what this server does not do;
     /// `NotFound` if there is no such export; `Busy` if there are too many connections. The socket is closed then.
     pub fn adopt(&self, socket: OwnedFd, export: &str, state: &[u8]) -> Result<()> {
         let shared = &self.shared;
@@ -130,7 +130,7 @@ impl Server {
 }
 
 impl State {
-    /// Why a connection in this state cannot go on with this export (HO3), if it cannot.
+    /// Why a connection in this state cannot continue with this export (HO3), if it cannot.
     fn differs(&self, attachment: &Attachment) -> Option<&'static str> {
         let target = &attachment.target;
         // It may have grown, and what its host was told may be older still.
@@ -147,7 +147,7 @@ impl State {
 }
 
 impl Shared {
-    /// Accepts nobody any more. Who comes waits in the sockets' backlogs.
+    /// Accepts no one any longer. Who comes waits in the sockets' backlogs.
     fn close_listeners(&self) {
         let listeners = lock(&self.listeners);
         self.closed.store(true, Ordering::SeqCst);
@@ -190,7 +190,7 @@ mod tests {
     use crate::nbd::request::Agreed;
     use crate::volume::export::ExportTable;
 
-    /// Why a connection to an export of 4096 bytes cannot go on with one of this kind.
+    /// Why a connection to an export of 4096 bytes cannot continue with one of this kind.
     fn why(size: usize, read_only: bool, change: impl FnOnce(&mut State)) -> Option<&'static str> {
         let agreed = Agreed { size: 4096, read_only: false, structured: true, status: true };
         let resume_point = ResumePoint::default();

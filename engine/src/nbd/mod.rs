@@ -7,7 +7,7 @@
 //!                   requests hands them to the connection (`reply.rs`) and kicks it; a kick sends what it
 //!                   can and never blocks. What a socket does not take at once, the sender thread sends.
 //!                   `clients.rs` lists them.
-//!                   `hand_over.rs` stops connections between two requests, for the next process to go on with.
+//!                   `hand_over.rs` stops connections between two requests, for the next process to continue with.
 //! Bounds            `budget.rs`: bytes and requests in flight, for each connection and for all together.
 //! Invariants        NC1 one connection can only end itself: no peer's bytes lead to a panic or to an
 //!                      unbounded wait of a thread that others need;

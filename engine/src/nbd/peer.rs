@@ -56,7 +56,7 @@ pub trait Peer: Send + Sync {
     fn receive_now(&self, spaces: &mut [IoSliceMut<'_>]) -> Result<usize, SystemErrno>;
     /// Sends the beginning of `parts`, as much as it takes now, and says how many bytes.
     fn send(&self, parts: &[IoSlice<'_>]) -> Result<usize, SystemErrno>;
-    /// Has somebody go on sending ([`super::connection::Connection::send_on`]) once, as soon as it takes more.
+    /// Has the sender thread continue ([`super::connection::Connection::send_on`]) once, as soon as it takes more.
     fn send_later(&self) -> Result<(), SystemErrno>;
     /// Who it is.
     fn who(&self) -> Who {
@@ -68,7 +68,7 @@ pub trait Peer: Send + Sync {
     }
     /// Ends both directions; who waits in `receive` comes back.
     fn shut_down(&self);
-    /// The socket, for another process to go on with; `None` where there is more to it than that. Nobody uses this
+    /// The socket, for another process to continue with; `None` where there is more to it than that. Nobody uses this
     /// peer any more.
     fn release(&self) -> Option<OwnedFd>;
 }
@@ -97,7 +97,7 @@ static BUSY_POLLERS_MAX: LazyLock<usize> =
 
 impl Socket {
     /// The peer of connection `number`; `sender` is the epoll set of the thread that sends later, `freeze` becomes
-    /// readable when all connections are to freeze; `reaping`: where reads of the disk may be under way.
+    /// readable when all connections are to freeze; `reaping`: where reads of the disk may be in flight.
     ///
     /// # Errors
     /// The system's, if the socket does not take its settings.

@@ -45,7 +45,7 @@ pub const OVERLONG_DRAINED_BYTES: u64 = 1 << 20;
 /// How long replies may take to leave after the last request.
 const LINGER: Duration = Duration::from_secs(2);
 
-/// How long what is under way may take to end when the connection freezes.
+/// How long what is in flight may take to end when the connection freezes.
 pub const PATIENCE: Patience =
     Patience { all: Duration::from_secs(10), still: Duration::from_secs(2) };
 

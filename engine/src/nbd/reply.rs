@@ -3,7 +3,7 @@
 //! How it works      A finished request becomes a [`Reply`] in its connection's queue. A kick sends all that
 //!                   is queued: one `sendmsg` for many replies. When the socket takes no more, or one kick
 //!                   has sent much, the connection is handed to the server's sender thread, which waits for
-//!                   the socket (epoll, one shot) and goes on; meanwhile kicks only queue.
+//!                   the socket (epoll, one shot) and continues; meanwhile kicks only queue.
 //! Invariants        RP1 one thread sends at a time: the one that set `sending`, or, once handed over, the
 //!                      sender thread; whoever sends looks at the queue again before it stops;
 //!                   RP2 what a request holds is given back when its reply is sent or dropped, once.
@@ -242,7 +242,7 @@ impl Connection {
         self.send_on();
     }
 
-    /// Goes on sending; the caller is the one that sends (RP1).
+    /// Continues sending; the caller is the one that sends (RP1).
     pub fn send_on(&self) {
         let mut outbox = lock(&self.outbox);
         let mut finished = Finished::default();
@@ -265,7 +265,7 @@ impl Connection {
             }
         }
         lock(&self.state).begin_turn();
-        // Unlocked first: the sender thread may go on before the next line is over.
+        // Unlocked first: the sender thread may continue before the next line is over.
         drop(outbox);
         self.leave_to_sender();
     }
@@ -294,7 +294,7 @@ impl Connection {
     /// Leaves the rest to the sender thread.
     fn leave_to_sender(&self) {
         if self.peer.send_later().is_err() {
-            // No memory for epoll: nobody would go on, so the connection ends here.
+            // No memory for epoll: nobody would continue, so the connection ends here.
             self.abort();
             self.drop_unsent();
         }

@@ -33,7 +33,7 @@ pub(super) enum Kind {
     Cold,
     /// What a pool thread reads or writes.
     Job,
-    /// Small writes of whole blocks that a pool thread makes, as they may have to wait.
+    /// Small writes of complete blocks that a pool thread makes, as they may have to wait.
     Small,
     /// Clearing: one at a time, as the file systems lock a file for it and writes wait for them.
     Clear,
@@ -45,7 +45,7 @@ const KINDS: [Kind; 6] =
     [Kind::Waiting, Kind::Cold, Kind::Job, Kind::Small, Kind::Clear, Kind::Look];
 
 impl Kind {
-    /// How many may be under way.
+    /// How many may be in flight.
     const fn most(self) -> usize {
         match self {
             Kind::Waiting => WAITING_MAX,
@@ -86,12 +86,12 @@ impl Behind {
         self.length == 0
     }
 
-    /// Whether as many are under way as may be. Not of [`Kind::Waiting`].
+    /// Whether as many are in flight as may be. Not of [`Kind::Waiting`].
     pub(super) fn is_full(&self, kind: Kind) -> bool {
         self.out[kind as usize] >= kind.most()
     }
 
-    /// One more is under way.
+    /// One more is in flight.
     pub(super) fn begin(&mut self, kind: Kind) {
         self.out[kind as usize] += 1;
     }
@@ -156,7 +156,7 @@ impl Share {
         }
     }
 
-    /// Lets in some of those that are behind, as far as there is room.
+    /// Lets in some of those that are behind, as far as there is space.
     pub(super) fn let_in(&mut self, context: &mut Context<'_>) {
         if self.behind.is_empty() {
             return;
@@ -176,7 +176,7 @@ impl Share {
         }
     }
 
-    /// Refuses all that is behind: the volume is being let go.
+    /// Refuses all that is behind: the volume is being closed.
     pub(super) fn refuse_behind(&mut self, context: &mut Context<'_>) {
         for kind in KINDS {
             while let Some(part) = self.behind.pop(kind) {

@@ -51,7 +51,7 @@ impl Checkpoint {
         if bug(Bug::EarlyRemoval) {
             remove_covered(&identity, number, journal.covered(covered));
         }
-        // The contents are let go before anything is waited for: what changes meanwhile is copied.
+        // The contents are dropped before anything is waited for: blocks that change until then are copied.
         let written =
             checkpoint::write(&new, &identity, number, contents).and_then(|(file, bytes, crc)| {
                 if !bug(Bug::EarlyCheckpoint) {
@@ -128,14 +128,14 @@ impl Share {
         }
         for (since, waiter) in std::mem::take(&mut self.relieving) {
             if small && lacks {
-                let _ = waiter.send(false); // whoever asked may have gone
+                let _ = waiter.send(false); // the caller may have gone
             } else {
                 self.relieve_since(since, waiter, context);
             }
         }
     }
 
-    /// Has a checkpoint make the journal's segments removable, and then answers whether that was done. If there is no room
+    /// Has a checkpoint make the journal's segments removable, and then answers whether that was done. If there is no space
     /// for a whole segment, one that is small is begun first: the newest is never removable.
     pub fn relieve(&mut self, answer: Sender<bool>, context: &Context<'_>) {
         self.relieve_since(context.ticks.now(), answer, context);
@@ -150,7 +150,7 @@ impl Share {
         if self.journal.is_preparing() {
             self.relieving.push((since, answer));
         } else if self.journal.begin_small().is_err() {
-            let _ = answer.send(false); // whoever asked may have gone
+            let _ = answer.send(false); // the caller may have gone
         } else {
             self.checkpoint_now(answer, context);
         }
@@ -173,7 +173,7 @@ impl Share {
         }
         let next = std::mem::take(&mut self.checkpoint_waiters[1]);
         for (_, waiter) in std::mem::replace(&mut self.checkpoint_waiters[0], next) {
-            let _ = waiter.send(bytes > 0); // whoever asked may have gone
+            let _ = waiter.send(bytes > 0); // the caller may have gone
         }
         if !self.checkpoint_waiters[0].is_empty() {
             self.begin_checkpoint(context);
@@ -182,7 +182,7 @@ impl Share {
 
     /// Writes a checkpoint of now, and then answers whether that was done.
     pub fn checkpoint_now(&mut self, answer: Sender<bool>, context: &Context<'_>) {
-        let later = usize::from(self.checkpointing); // the one under way began before
+        let later = usize::from(self.checkpointing); // the one in flight began before
         self.checkpoint_waiters[later].push((context.ticks.now(), answer));
         self.begin_checkpoint(context);
     }
@@ -194,14 +194,14 @@ impl Share {
             waiters.retain(|(since, answer)| {
                 let over = ticks.is_over(*since);
                 if over {
-                    let _ = answer.send(false); // whoever asked may have gone
+                    let _ = answer.send(false); // the caller may have gone
                 }
                 !over
             });
         }
     }
 
-    /// The last checkpoint, as the volume is let go.
+    /// The last checkpoint, as the volume is closed.
     pub fn close(mut self) -> Checkpoint {
         self.journal.close();
         self.checkpoint()

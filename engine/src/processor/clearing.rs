@@ -11,7 +11,7 @@ use crate::processor::queue::Part;
 use crate::units::BLOCK_SIZE;
 use crate::volume::geometry::Partition;
 
-/// How long a job that may stop goes on, nanoseconds.
+/// How long a job that may stop continues, nanoseconds.
 const JOB_NS: u64 = 1_000_000;
 
 /// When a job has taken long enough.
@@ -50,7 +50,7 @@ impl Job {
             let cleared = partition.pieces(*offset, *length, |device, from, here, done| {
                 let mut cleared = 0;
                 while cleared < here {
-                    // Whole blocks, one at least: where one is cleared in part, it is cleared again.
+                    // Complete blocks, one at least: where one is cleared in part, it is cleared again.
                     let at = (offset + done + cleared) / BLOCK_SIZE * BLOCK_SIZE;
                     if at > begin && deadline.as_ref().is_some_and(Deadline::has_come) {
                         stopped_at = Some(at);

@@ -33,7 +33,7 @@ use crate::system::ticks::Ticks;
 const AT_ONCE: usize = 8;
 /// Longer parts become jobs of their own, bytes.
 const SMALL_BYTES: u32 = 64 << 10;
-/// Reads of one device that a ring has: fewer than a disk's queue holds, so that there is room in it for who only looks.
+/// Reads of one device that a ring has: fewer than a disk's queue holds, so that there is space in it for who only looks.
 const RING_READS: u32 = 64;
 /// Who is done with parts for so long has the processor run, before it does the next, nanoseconds.
 const BRING_NS: u64 = 200_000;
@@ -79,7 +79,7 @@ struct Lanes {
 }
 
 impl Readers {
-    /// With a ring if there is one to be had and it is `wanted`, and then with `direct_reader`.
+    /// With a ring if there is one available and it is `wanted`, and then with `direct_reader`.
     pub fn new(
         name: &str,
         system: &Arc<dyn System>,

@@ -32,7 +32,7 @@ impl Processor {
         let before = leaving.len();
         leaving.retain(|(number, _, answer)| {
             let idle = shares[*number as usize].take_if(|share| share.idle());
-            // Whoever asked may have gone: then the share ends here.
+            // The caller may have gone: then the share ends here.
             let Some(share) = idle else { return true };
             let _ = answer.as_ref().map(|answer| answer.send(share));
             false

@@ -1,6 +1,6 @@
 //! Grow: a share's part in the growth of its volume: a longer last partition, and new ones behind it.
 //!
-//! How it works      Nothing that is under way is touched: partitions keep their numbers and their bytes, so what was planned
+//! How it works      Nothing that is in flight is touched: partitions keep their numbers and their bytes, so what was planned
 //!                   with the older geometry is right with the newer one. What is new is empty, and no snapshot shows it.
 //! Durability        Nothing is recorded: how large the volume and each snapshot is, the catalog says.
 

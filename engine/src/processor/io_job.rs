@@ -47,7 +47,7 @@ pub enum Old {
     Slot(Option<Arc<Origin>>, Spot, u32),
 }
 
-/// Where whole blocks go.
+/// Where complete blocks go.
 #[derive(Clone, Debug)]
 pub enum Target {
     /// To their base places.
@@ -77,7 +77,7 @@ pub enum Step {
     },
     /// Overwrite at the base place.
     WriteInPlace { offset: u64, length: u64, at: usize },
-    /// Write whole blocks somewhere new.
+    /// Write complete blocks somewhere new.
     WriteWhole { change: usize, target: Target, at: usize },
     /// Write one block somewhere new, of which `length` bytes from `skip` are overwritten.
     WritePartial { change: usize, target: Target, old: Old, skip: usize, length: usize, at: usize },
@@ -172,7 +172,7 @@ impl Job {
         unsafe { self.buffer().data.part_mut(at, length) }
     }
 
-    /// All that it reads, if that is one range of one device, of whole blocks where they have checksums; and the device.
+    /// All that it reads, if that is one range of one device, of complete blocks where they have checksums; and the device.
     pub fn only_read(&mut self) -> Option<(Read, Arc<Device>)> {
         let partition = &self.geometry.partitions[self.partition as usize];
         let [step] = &self.steps[..] else { return None };
@@ -354,7 +354,7 @@ pub fn write_base(partition: &Partition, offset: u64, source: &[u8]) -> Result<(
     })
 }
 
-/// Writes whole blocks to their target; slots get their checksums.
+/// Writes complete blocks to their target; slots get their checksums.
 pub fn put(
     partition: &Partition,
     first: BlockIndex,
@@ -368,7 +368,7 @@ pub fn put(
     }
 }
 
-/// Writes whole blocks to slots, which get their checksums.
+/// Writes complete blocks to slots, which get their checksums.
 pub fn put_slots(
     device: &Device,
     offset: u64,
@@ -380,7 +380,7 @@ pub fn put_slots(
     device.write(source, offset)
 }
 
-/// Checks whole blocks against their checksums (I2); calls `note` with the index of each that does not match.
+/// Checks complete blocks against their checksums (I2); calls `note` with the index of each that does not match.
 pub fn verify(blocks: &[u8], sums: &[u32], mut note: impl FnMut(u32)) -> Result<(), Errno> {
     let mut result = Ok(());
     for (index, (block, sum)) in blocks.chunks_exact(BLOCK).zip(sums).enumerate() {
@@ -393,7 +393,7 @@ pub fn verify(blocks: &[u8], sums: &[u32], mut note: impl FnMut(u32)) -> Result<
 }
 
 /// Reads consecutive slots into `out`, leaving out `skip` bytes of the first, by `read`, which says whether it
-/// could without waiting. Whole blocks are read straight into `out`. Calls `note` with the index of each block that
+/// could without waiting. Complete blocks are read straight into `out`. Calls `note` with the index of each block that
 /// does not match.
 pub fn read_slots(
     spot: &Spot,

@@ -68,7 +68,7 @@ pub type Ended = std::result::Result<(), Errno>;
 pub enum Control {
     /// Serve a volume.
     AddShare(u32, Box<Share>),
-    /// Stop serving it, and give its share back when nothing of it is under way.
+    /// Stop serving it, and give its share back when nothing of it is in flight.
     RemoveShare(u32, Sender<Box<Share>>),
     /// First step of a cut: stop starting writes of these shares.
     CutStop(Arc<Cut>, Vec<CutShare>),
@@ -83,7 +83,7 @@ pub enum Control {
     History(u32, Sender<(History, Epoch)>),
     /// Answer whether there is a snapshot of this epoch.
     HasSnapshot(u32, Epoch, Sender<bool>),
-    /// Go back to a snapshot, as soon as nothing is under way; answer whether that was done.
+    /// Go back to a snapshot, as soon as nothing is in flight; answer whether that was done.
     RollBack(u32, Rollback, Sender<Ended>),
     /// Write a checkpoint of now, and say whether that was done.
     Checkpoint(u32, Sender<bool>),

@@ -146,7 +146,7 @@ impl Share {
         self.dropped.retain(|dropped| {
             let done = dropped.seq <= committed;
             if done {
-                // Whoever asked may have gone.
+                // The caller may have gone.
                 let _ = dropped.answer.send(dropped.bytes);
             }
             !done

@@ -1,4 +1,4 @@
-//! Rolling back: a share's part in it, when nothing of the volume is under way and nobody can ask it for anything.
+//! Rolling back: a share's part in it, when nothing of the volume is in flight and nobody can ask it for anything.
 //!
 //! How it works      Each partition's live map becomes a reference to the one that the snapshot sees, in a new epoch: that
 //!                   is all, whatever the size. What only the old live map saw is freed; after a cut that is nothing, as

@@ -23,7 +23,7 @@ use crate::processor::queue::{Control, CutShare, Ended, Event, Part, Queue};
 use crate::processor::reclaim::Dropping;
 use crate::processor::runner::{Handler, Runner};
 use crate::processor::share::{Context, Share, count};
-use crate::processor::time_slice::{Turn, cost};
+use crate::processor::time_slice::{TimeSlice, cost};
 use crate::system::pool::Pool;
 use crate::system::ticks::{Tick, Ticks};
 use crate::system::{System, Task, TaskHandle};
@@ -126,9 +126,9 @@ pub struct Processor {
     sinks: Vec<Arc<dyn Sink>>,
     /// What takes part in the cut that is being made.
     cutting: Vec<CutShare>,
-    /// Shares that are to be given back as soon as nothing of them is under way.
+    /// Shares that are to be given back as soon as nothing of them is in flight.
     pub(super) leaving: Vec<(u32, Tick, Option<Asked>)>,
-    /// Shares that are to go back to a snapshot as soon as nothing of them is under way.
+    /// Shares that are to go back to a snapshot as soon as nothing of them is in flight.
     pub(super) rolling_back: Vec<(u32, Rollback, Tick, Sender<Ended>)>,
     slow_ios: u64,
     /// What is to be read when the batch is over.
@@ -148,7 +148,7 @@ impl Handler for Processor {
         let parts = batch.iter().filter(|event| matches!(event, Event::Part(_))).count();
         count(&self.stats.parts, parts as u64);
         self.again = false;
-        let mut turn = Turn::default();
+        let mut turn = TimeSlice::default();
         for (number, event) in batch.drain(..).enumerate() {
             match event {
                 Event::Part(part) if turn.is_over() || !self.later.is_empty() => {
@@ -173,7 +173,7 @@ impl Handler for Processor {
 
     fn run_shared(&self, batch: &mut Vec<Event>) -> bool {
         let (mut answered, mut done) = (Answered::default(), 0);
-        let mut turn = Turn::default();
+        let mut turn = TimeSlice::default();
         let mut left = Vec::new();
         let mut events = batch.drain(..);
         while !turn.is_over()
@@ -228,7 +228,7 @@ impl Processor {
     }
 
     /// Serves parts that wait for their turn, those of one lane at least.
-    fn serve_later(&mut self, turn: &mut Turn) {
+    fn serve_later(&mut self, turn: &mut TimeSlice) {
         let mut some = Vec::new();
         while !self.later.is_empty() {
             self.later.next(QUANTUM, cost, |part| some.push(part));
@@ -301,7 +301,7 @@ impl Processor {
         count(&self.stats.batches, 1);
     }
 
-    /// Does something with a share, unless it was let go meanwhile.
+    /// Does something with a share, unless it was removed in the meantime.
     pub(super) fn with_share<T>(
         &mut self,
         number: u32,
@@ -335,7 +335,7 @@ impl Processor {
                 self.with_share(number, |share, context| share.relieve(answer, context));
             }
             Control::DropMore(number, dropping) => self.drop_more(number, *dropping),
-            // Whoever asks for what is let go is told so: its end of the answer is dropped.
+            // A question about a share that was removed gets no answer: its sender is dropped.
             Control::Settle(number, epoch, answer) => {
                 self.with_share(number, |share, context| share.settle(epoch, answer, context));
             }

@@ -119,7 +119,7 @@ pub struct ShareConfig {
     pub space: Arc<Space>,
     /// The queue of shares without free slots.
     pub space_waiters: Arc<SpaceWaiters>,
-    /// Where Python hears of a journal that has no room.
+    /// Where Python hears of a journal that has no space.
     pub ask: Ask,
     /// The volume's flusher.
     pub flusher: Arc<Flusher>,
@@ -335,7 +335,7 @@ impl Share {
         }
     }
 
-    /// Ends a part, or goes on with its [next piece](super::pieces).
+    /// Ends a part, or continues with its [next piece](super::pieces).
     pub(super) fn end(&mut self, part: Part, result: Result<(), Errno>, context: &mut Context<'_>) {
         match self.next_piece(&part).filter(|_| result.is_ok()) {
             Some(next) if next.request.sink().is_gone() => {

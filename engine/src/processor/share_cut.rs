@@ -52,7 +52,7 @@ impl Share {
         Ok(())
     }
 
-    /// Answers when no write of `epoch` or before is under way: with an error if the journal cannot be told that the epoch
+    /// Answers when no write of `epoch` or before is in flight: with an error if the journal cannot be told that the epoch
     /// has ended, or if such a write was given up (U3), or if it takes too long.
     pub fn settle(
         &mut self,
@@ -75,7 +75,7 @@ impl Share {
             let waits = out && !bug(Bug::NoSettle) && !(given_up && bug(Bug::ForgetGivenUp));
             let never = waits && (given_up || ticks.is_over(*since));
             if !waits || never {
-                // Whoever asked may have gone.
+                // The caller may have gone.
                 let _ = answer.send(if never { Err(Errno::EIO) } else { recorded });
             }
             waits && !never

@@ -27,9 +27,9 @@ pub(super) const INLINE_BYTES_MAX: u32 = 128 << 10;
 /// Where the blocks that a part writes are placed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Placement {
-    /// Whole blocks, all overwritten at their base places.
+    /// Complete blocks, all overwritten at their base places.
     InPlace,
-    /// Whole blocks, all redirected to new places.
+    /// Complete blocks, all redirected to new places.
     Redirected,
     /// Some of each, or blocks in part.
     Mixed,
@@ -102,13 +102,13 @@ impl Share {
         }
     }
 
-    /// Whether a part is made of whole blocks that are all overwritten in place; `placement` tells the others apart, too.
+    /// Whether a part is made of complete blocks that are all overwritten in place; `placement` tells the others apart, too.
     pub(super) fn is_overwritten(&self, part: &Part) -> bool {
         let (first, blocks) = blocks_of_whole(part);
         is_aligned(part) && self.overwritable(part.local, first, blocks) == (blocks, true)
     }
 
-    /// The short way for whole blocks that are all overwritten in place.
+    /// The short way for complete blocks that are all overwritten in place.
     pub(super) fn overwrite(&self, part: &Part) -> Result<(), Errno> {
         let partition = self.locals[part.local as usize].partition;
         let partition = &self.geometry.partitions[partition as usize];
@@ -158,7 +158,7 @@ impl Share {
         Ok(job)
     }
 
-    /// Plans a write of whole blocks that all move, if there are enough slots: as `plan_write` would, without asking of
+    /// Plans a write of complete blocks that all move, if there are enough slots: as `plan_write` would, without asking of
     /// each block again.
     fn plan_redirects(&mut self, part: &Part) -> Result<Job, NoSpace> {
         self.claim(self.slots_for_moves(part))?;
@@ -167,7 +167,7 @@ impl Share {
         Ok(job)
     }
 
-    /// Plans a write of whole blocks that all move, but for the first ones; the slots for it were claimed.
+    /// Plans a write of complete blocks that all move, but for the first ones; the slots for it were claimed.
     fn plan_more_moves(&mut self, job: &mut Job, part: &Part, done: u32) {
         let (first, blocks) = blocks_of_whole(part);
         let mut done = done;
@@ -180,7 +180,7 @@ impl Share {
         }
     }
 
-    /// Writes whole blocks that all move, here and now, if there are enough slots. Where one run takes them, as it
+    /// Writes complete blocks that all move, here and now, if there are enough slots. Where one run takes them, as it
     /// almost always does, nothing is made for that but what stays.
     fn redirect_now(&mut self, part: &Part) -> Result<Progress, NoSpace> {
         self.claim(self.slots_for_moves(part))?;
@@ -209,7 +209,7 @@ impl Share {
         Ok(Progress::Done(result))
     }
 
-    /// Writes all of a part, which is whole blocks, to its new place.
+    /// Writes all of a part, which is complete blocks, to its new place.
     fn write_redirected(&self, part: &Part, change: &mut NewPlace) -> Result<(), Errno> {
         if !change.place.is_slot() {
             return self.overwrite(part);
@@ -220,7 +220,7 @@ impl Share {
         put_slots(device, offset, payload(part), &mut change.sums)
     }
 
-    /// How many slots a write of whole blocks takes that all move.
+    /// How many slots a write of complete blocks takes that all move.
     fn slots_for_moves(&self, part: &Part) -> u64 {
         if self.goes_to_base(part.local) { 0 } else { u64::from(blocks_of_whole(part).1) }
     }
@@ -351,7 +351,7 @@ impl Share {
     }
 }
 
-/// The first of the whole blocks that a part is made of, and how many they are.
+/// The first of the complete blocks that a part is made of, and how many they are.
 fn blocks_of_whole(part: &Part) -> (BlockIndex, u32) {
     (part.offset / BLOCK_SIZE as u32, part.length / BLOCK_SIZE as u32)
 }
@@ -362,7 +362,7 @@ fn payload(part: &Part) -> &[u8] {
     &part.request.data.as_slice()[at..at + part.length as usize]
 }
 
-/// Whether a part is made of whole blocks.
+/// Whether a part is made of complete blocks.
 pub(super) fn is_aligned(part: &Part) -> bool {
     (part.offset | part.length).is_multiple_of(BLOCK_SIZE as u32)
 }

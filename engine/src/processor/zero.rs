@@ -1,9 +1,9 @@
 //! Zero: a part of TRIM or WRITE_ZEROES.
 //!
-//! How it works      Whole blocks: what only the live map sees at its base place is punched there (or zeroed with
+//! How it works      Complete blocks: what only the live map sees at its base place is punched there (or zeroed with
 //!                   its space kept), if the device can; everything else becomes `zero` in the map, which costs a
 //!                   record however long the run is. A clone has nothing to be punched. Partial blocks: TRIM leaves them, WRITE_ZEROES writes them.
-//!                   A part is done in [pieces](super::pieces): what is a block in part at its beginning, whole blocks of so many
+//!                   A part is done in [pieces](super::pieces): what is a block in part at its beginning, complete blocks of so many
 //!                   runs at most, as far as a pool thread comes in a while, and what is a block in part at its end.
 
 use crate::block_map::place::Place;
@@ -15,7 +15,7 @@ use crate::processor::write::{NoSpace, is_aligned};
 use crate::units::{BLOCK_SIZE, BlockIndex};
 use crate::volume::request::Verb;
 
-/// How the whole blocks of a part are cleared.
+/// How the complete blocks of a part are cleared.
 #[derive(Clone, Copy)]
 struct Manner {
     trim: bool,
@@ -46,7 +46,7 @@ impl Share {
             .versions
             .freeze_before(self.epoch, self.history.retained_epochs());
         let mut job = self.new_job(&part, true);
-        // The last block of a volume ends with it, so whole blocks are aligned ones.
+        // The last block of a volume ends with it, so complete blocks are aligned ones.
         part.cut(piece_end(part.offset, part.offset + part.length));
         let block = BLOCK_SIZE as u32;
         let (from, to) = (part.offset, part.offset + part.length);
@@ -67,7 +67,7 @@ impl Share {
         self.hand_over(part, job, context);
     }
 
-    /// Plans whole blocks from `first` on, up to `end` or to so many runs; returns where it stopped.
+    /// Plans complete blocks from `first` on, up to `end` or to so many runs; returns where it stopped.
     fn plan_blocks(
         &self,
         job: &mut Job,

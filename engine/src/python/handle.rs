@@ -16,7 +16,7 @@ use crate::volume::request::Verb;
 #[pyclass(frozen, module = "polyvol.engine")]
 pub struct Handle {
     client: RwLock<Option<Arc<LocalClient>>>,
-    /// Calls under way.
+    /// Calls in flight.
     in_flight: AtomicU64,
     /// Bytes that were written, as far as the calls have succeeded.
     written: AtomicU64,
@@ -40,7 +40,7 @@ impl Handle {
         client.ok_or_else(|| os_error(Errno::ESHUTDOWN))
     }
 
-    /// Has the client do something, without the GIL, as a call under way.
+    /// Has the client do something, without the GIL, as a call in flight.
     fn call<T: Send>(
         &self,
         py: Python<'_>,
@@ -68,7 +68,7 @@ impl Handle {
         let request = self.call(py, |client| client.read(offset, length))?;
         self.read.fetch_add(length, Ordering::Relaxed);
         // The sink has given the request back, so nobody else holds it for long; but a processor may not have
-        // let go of its reference yet.
+        // released its reference yet.
         Ok(match Arc::try_unwrap(request) {
             Ok(request) => request.data,
             Err(shared) => crate::buffer::Buffer::copy_of(shared.data.as_slice()),

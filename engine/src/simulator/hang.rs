@@ -1,5 +1,5 @@
 //! Hang: a device of the simulated machine that does not answer for a while: every operation on it waits, longer than requests
-//! may last, while others have their turns; then all of them go on, the last one first.
+//! may last, while others have their turns; then all of them continue, the last one first.
 
 use super::disk::Disk;
 use super::faults::{Injected, Role};

@@ -25,12 +25,12 @@ pub struct Simulated {
     clock_ns: AtomicU64,
     /// Its engine was thrown away.
     gone: AtomicBool,
-    /// Lets a tick go by.
+    /// Advances the clock by a tick.
     tick: Mutex<Option<Tick>>,
     this: Weak<Simulated>,
 }
 
-/// What lets a tick go by.
+/// What advances a tick.
 #[derive(Clone)]
 struct Tick(Arc<dyn Fn() + Send + Sync>);
 
@@ -92,12 +92,12 @@ impl Simulated {
         self.tick.lock().expect("nobody panics with it")
     }
 
-    /// Who lets ticks go by.
+    /// Who advances ticks.
     pub fn set_tick(&self, tick: Arc<dyn Fn() + Send + Sync>) {
         *self.lock_tick() = Some(Tick(tick));
     }
 
-    /// Lets a tick go by.
+    /// Advances the clock by a tick.
     pub fn tick(&self) {
         let tick = self.lock_tick().clone();
         if let Some(Tick(tick)) = tick {
@@ -105,7 +105,7 @@ impl Simulated {
         }
     }
 
-    /// Lets a tick go by, if devices may hang: else nothing is too late.
+    /// Advances the clock by a tick, if devices may hang: else nothing is too late.
     pub fn tick_if_due(&self) {
         let due = self.disk.lock().may_hang();
         if due && self.disk.lock().number().is_multiple_of(8) {

@@ -28,7 +28,7 @@ pub struct Event {
 
 const _: () = assert!(size_of::<Event>() == 32 && size_of::<libc::iocb>() == 64);
 
-/// A context of the kernel's. It ends with this value, and nothing is under way then.
+/// A context of the kernel's. It ends with this value, and nothing is in flight then.
 pub struct Context(libc::c_ulong);
 
 impl Context {
@@ -60,7 +60,7 @@ impl Context {
         let mut at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
         let (least, most) = (0 as libc::c_long, ENDED_AT_ONCE as libc::c_long);
         let (events, at_once) = (events.as_mut_ptr(), &raw mut at_once);
-        // SAFETY: there is room for so many events.
+        // SAFETY: there is space for so many events.
         let rc =
             unsafe { libc::syscall(libc::SYS_io_getevents, self.0, least, most, events, at_once) };
         usize::try_from(rc).unwrap_or(0)

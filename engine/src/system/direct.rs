@@ -62,7 +62,7 @@ impl<T: Send + 'static> Direct<T> {
                 return refused;
             }
             self.reaper.count(blocks.len());
-            // SAFETY: DR1: as the caller promises, and `block` has let go of all that they belong to.
+            // SAFETY: DR1: as the caller promises, and `block` has released all that they belong to.
             let begun = unsafe { self.reaper.context.submit(&mut blocks) };
             self.reaper.count_back(blocks.len() - begun);
             refused.extend(blocks[begun..].iter().map(|block| {
@@ -95,7 +95,7 @@ impl<T> Drop for Direct<T> {
             std::thread::sleep(Duration::from_millis(1));
         }
         self.reaper.stop();
-        // `ended` may be what lets go of it.
+        // `ended` may be what releases it.
         if keeper.thread().id() != std::thread::current().id() {
             let _ = keeper.join(); // it has panicked: that was said where it happened
         }

@@ -116,7 +116,7 @@ pub trait Task: Send + Sync {
 pub trait System: Send + Sync + Debug {
     /// Opens a file or disk.
     fn open(&self, path: &Path, writable: bool) -> Result<Arc<dyn File>>;
-    /// Opens a file or disk whose whole blocks are read and written past the page cache, where there is one.
+    /// Opens a file or disk whose complete blocks are read and written past the page cache, where there is one.
     fn open_direct(&self, path: &Path, writable: bool) -> Result<Arc<dyn File>> {
         self.open(path, writable)
     }

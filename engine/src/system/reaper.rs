@@ -226,7 +226,7 @@ impl Drop for Turn<'_> {
     }
 }
 
-/// Where reads past the page cache may be under way.
+/// Where reads past the page cache may be in flight.
 pub trait Reaping: Send + Sync {
     /// Who takes them; `None` if there have never been any.
     fn reaper(&self) -> Option<&Reaper>;

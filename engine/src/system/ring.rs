@@ -8,7 +8,7 @@
 //! Invariants        RG1 a read's buffer and file stay until the kernel is done with it: `in_flight` holds what they belong to,
 //!                   and is forgotten, not dropped, if the thread panics;
 //!                   RG2 whoever comes while the thread waits, or is about to, finds `asleep` set, unless reads wait
-//!                   already for others to end; and the read of the eventfd is under way.
+//!                   already for others to end; and the read of the eventfd is in flight.
 //! Owner and locks   the thread has the ring; `state`'s lock is held for a push or a take.
 
 use std::mem::ManuallyDrop;
@@ -84,7 +84,7 @@ pub struct Ring<T> {
 
 impl<T: Send + 'static> Ring<T> {
     /// Starts one whose thread calls `ended` with reads that have ended, each with whether its buffer is full. `None` where
-    /// there is no io_uring to be had.
+    /// there is no io_uring available.
     pub fn start(name: &str, ended: impl Fn(Vec<(T, bool)>) + Send + 'static) -> Option<Ring<T>> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC).ok()?;
         let state = State { reads: Vec::new(), held: 0, asleep: false, stopping: false };
@@ -98,7 +98,7 @@ impl<T: Send + 'static> Ring<T> {
         is_made.recv().unwrap_or(false).then_some(ring)
     }
 
-    /// Reads these, soon; returns those that it has no room for.
+    /// Reads these, soon; returns those that it has no space for.
     ///
     /// # Safety
     /// What a read is for owns its buffer: until it is given back, the buffer stays and nobody else touches it.
@@ -126,7 +126,7 @@ impl<T> Drop for Ring<T> {
             }
             std::thread::sleep(Duration::from_millis(1));
         }
-        // `ended` may be what lets go of the ring.
+        // `ended` may be what releases the ring.
         if thread.thread().id() != std::thread::current().id() {
             let _ = thread.join(); // it has panicked: that was said where it happened
         }
@@ -196,7 +196,7 @@ impl<T> Reader<T> {
         self.push(&opcode::Read::new(fd, into.cast(), 8).build().user_data(WAKE));
     }
 
-    /// Has the kernel begin as many of `waiting` as there is room for, at the next wait.
+    /// Has the kernel begin as many of `waiting` as there is space for, at the next wait.
     fn begin(&mut self, waiting: &mut Vec<(Read, T)>) {
         let some = waiting.len().min(self.free.len());
         for (read, what) in waiting.drain(..some) {

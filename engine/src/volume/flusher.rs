@@ -5,7 +5,7 @@
 //!                   was written to, also those behind one that fails, then commits each journal up to what was noted.
 //!                   If a commit finds that a file of a journal is gone (its J11), the processor writes again what that held, and
 //!                   the sync commits once more.
-//!                   A connection that asks for nothing but a sync, while none is under way, not even a checkpoint's, runs it
+//!                   A connection that asks for nothing but a sync, while none is in flight, not even a checkpoint's, runs it
 //!                   itself if the last one was short ([`SHORT_NS`]) and no device ever waits: handing it over would take
 //!                   longer. The thread that reads requests must not wait for a disk.
 //! Invariants        F1 whoever waits is answered by a sync that began after it came; J3 and J6 of the change log:
@@ -15,7 +15,7 @@
 //!                   fails, also if the device has been reopened or the process started again in between.
 //!                   F3 one sync for waiters at a time: who has set `running` runs them, until it hands over to a job.
 //! A sync that hangs   Who waits for longer than a request may last is answered with EIO at the next tick ([`Flusher::tick`]),
-//!                   and so is, at once, who comes while the sync under way is overdue. When it ends, everything is as before: what
+//!                   and so is, at once, who comes while the sync in flight is overdue. When it ends, everything is as before: what
 //!                   it has made durable is durable, and what it has lost is told then.
 //! Owner and locks   `here`, which whoever runs a sync outside of the pool holds, then `state`.
 //! Errors            a failed sync fails everyone that it was for, with the device's errno.
@@ -61,7 +61,7 @@ pub enum Waiter {
 pub struct Durable {
     devices: RwLock<Vec<Arc<Watched>>>,
     journals: RwLock<Vec<Writer>>,
-    /// Syncs under way.
+    /// Syncs in flight.
     running: AtomicUsize,
     whose: Option<Whose>,
 }
@@ -274,7 +274,7 @@ type Waiting = (Waiter, Tick);
 #[derive(Default)]
 struct State {
     waiting: Vec<Waiting>,
-    /// Those that the sync under way is for.
+    /// Those that the sync in flight is for.
     served: Vec<Waiting>,
     /// When that began; 0: there is none.
     began: Tick,
@@ -406,7 +406,7 @@ impl Flusher {
         answer(late, Err(Errno::EIO), Err(Errno::EIO));
     }
 
-    /// Whether the sync under way has lasted for longer than a request may.
+    /// Whether the sync in flight has lasted for longer than a request may.
     pub fn is_overdue(&self) -> bool {
         self.shared.state.lock().expect("no holder panics").overdue
     }

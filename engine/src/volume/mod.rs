@@ -4,7 +4,7 @@
 //!                   processor that owns partitions of it. A [`View`] of it, live or of a snapshot, is what an
 //!                   [`export`] shows; it splits each [`request`] into parts.
 //!                   A volume that grows is a new [`Volume`] with the same shares and more; whoever has the older one
-//!                   goes on with the size that it knows.
+//!                   continues with the size that it knows.
 //! Owner and locks   a volume's fields never change; what changes is inside its shares, owned by processors.
 
 pub mod bad_blocks;

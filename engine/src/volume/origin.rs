@@ -3,7 +3,7 @@
 //! How it works      A clone is a volume without base places: all that is written to it goes to slots of its own change
 //!                   logs, and what its maps have as base is what its origin shows there. For each partition the clone
 //!                   holds a reference to the map that the snapshot sees, so that making one costs as much as there are
-//!                   partitions, and no memory. An origin may be a snapshot of a clone: then the search goes on in that one's
+//!                   partitions, and no memory. An origin may be a snapshot of a clone: then the search continues in that one's
 //!                   origin.
 //! Invariants        OR1 what an origin shows never changes: its snapshot is complete, its volume redirects all that the
 //!                      snapshot sees, and the engine refuses to drop the snapshot, or to let its volume go, before the clone;

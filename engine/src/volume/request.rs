@@ -197,7 +197,7 @@ impl Request {
         found
     }
 
-    /// Adds statuses that a part has found. Those that have no room in the answer are dropped, and the answer ends before
+    /// Adds statuses that a part has found. Those that have no space in the answer are dropped, and the answer ends before
     /// them.
     pub fn add_status(&self, found: &[StatusExtent]) {
         let mut status = self.status.lock().expect("no holder panics");
@@ -223,7 +223,7 @@ impl Request {
         self.answered_to.load(Ordering::Acquire)
     }
 
-    /// Whether the answer goes on at `offset`, where something new is to be looked at.
+    /// Whether the answer continues at `offset`, where something new is to be looked at.
     pub fn goes_on_at(&self, offset: u64) -> bool {
         offset < self.answered_to()
     }
@@ -235,7 +235,7 @@ impl Request {
         found
     }
 
-    /// Adds changes that a part has found. Those that have no room in the answer are dropped, and the answer ends before
+    /// Adds changes that a part has found. Those that have no space in the answer are dropped, and the answer ends before
     /// them.
     pub fn add_changes(&self, found: &[ChangedRun]) {
         let mut changes = self.changes.lock().expect("no holder panics");

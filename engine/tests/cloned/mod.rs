@@ -273,7 +273,7 @@ impl World {
         self.let_go();
     }
 
-    /// Lets go of what is kept for clones that are not there any more.
+    /// Releases what is kept for clones that are not there any more.
     pub fn let_go(&mut self) {
         loop {
             let mut again = false;

@@ -7,7 +7,7 @@
 use super::super::place::Place;
 use super::{Found, LEAF_BLOCKS};
 
-/// Checksums that there is room for when one is added to the last run.
+/// Checksums that there is space for when one is added to the last run.
 const CHECKSUMS_MORE: usize = 64;
 
 /// Blocks with consecutive places.

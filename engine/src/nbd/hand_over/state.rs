@@ -130,7 +130,7 @@ impl State {
     /// What the bytes say.
     ///
     /// # Errors
-    /// Why it cannot be used: not whole, of another version, or it promises what this server does not keep.
+    /// Why it cannot be used: incomplete, of another version, or it promises what this server does not keep.
     pub fn decode(bytes: &[u8]) -> Result<State, String> {
         let not_whole = || "what was handed over with it is not whole".to_owned();
         let header = bytes.first_chunk::<HEADER_BYTES>().ok_or_else(not_whole)?;

@@ -123,7 +123,7 @@ fn a_snapshot_that_has_gone_since_it_was_selected_fails_go() {
     let (out, step) = drive(&mut handshake, &table, &option_with(option::GO, &go_data(b"v")), 1000);
     assert!(matches!(step, Step::More));
     assert_eq!(kinds(&out), [option_reply::ERR_UNKNOWN]);
-    // The client may go on without.
+    // The client may continue without.
     let again = [
         option_with(option::SET_META_CONTEXT, &queries(b"v", &[])),
         option_with(option::GO, &go_data(b"v")),
