@@ -90,7 +90,7 @@ impl Drop for Served {
 }
 
 #[test]
-fn what_was_written_zeroed_and_trimmed_is_told_and_nothing_else() {
+fn what_was_written_zeroed_and_trimmed_is_reported_and_nothing_else() {
     let served = Served::new("exact");
     served.write(0, 8 * MIB);
     let first = served.cut();

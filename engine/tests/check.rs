@@ -142,7 +142,7 @@ fn contents_are_checked_when_asked_for_and_a_missing_device_is_left_out() {
 }
 
 #[test]
-fn more_problems_than_are_told_are_counted() {
+fn more_problems_than_are_reported_are_counted() {
     let world = World::new();
     let places: Vec<_> = (0..256).map(|block| (block, Place::slot(9, u64::from(block)))).collect();
     world.checkpoint(0, &places);

@@ -240,7 +240,7 @@ fn a_journal_whose_sync_failed_before_a_kill_commits_after_a_checkpoint() {
 }
 
 #[test]
-fn a_loss_is_told_to_hosts_also_if_the_device_was_opened_anew_before_they_flush() {
+fn hosts_are_told_of_a_loss_also_if_the_device_was_reopened_before_they_flush() {
     let (scratch, engine) = begin(&[], false);
     engine.add_volume(spec(&scratch, &[3], &[])).unwrap();
     let client = client(&engine);

@@ -202,7 +202,7 @@ fn a_snapshot_is_taken_of_a_volume_whose_device_is_slow() {
 }
 
 #[test]
-fn a_volume_whose_device_is_slow_is_let_go_when_it_has_ended() {
+fn a_volume_whose_device_is_slow_is_closed_when_it_has_ended() {
     let (scratch, engine) = begin();
     engine.set_io_timeout(Duration::from_secs(30));
     hang(&scratch, "base1");
@@ -270,7 +270,7 @@ fn a_slot_is_not_used_again_before_the_write_to_it_has_ended() {
 }
 
 #[test]
-fn a_volume_whose_device_has_a_write_that_was_given_up_is_not_let_go_and_its_space_not_used() {
+fn a_volume_whose_device_has_a_write_that_was_given_up_is_not_closed_and_its_space_not_used() {
     let (scratch, engine) = begin();
     let one = client(&engine, 1);
     hang(&scratch, "base1");

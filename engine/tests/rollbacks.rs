@@ -415,7 +415,7 @@ fn fill(world: &World) {
 }
 
 /// Asks until it is done: a journal that had no space tries again only after a while.
-fn once_there_is_room<T>(ask: impl Fn() -> polyvol_engine::error::Result<T>) -> T {
+fn once_there_is_space<T>(ask: impl Fn() -> polyvol_engine::error::Result<T>) -> T {
     let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
     loop {
         match ask() {
@@ -435,7 +435,7 @@ fn a_cut_without_its_record_does_not_settle() {
     let epoch = world.engine().cut(&[(V, None)]).unwrap().epochs[0].1;
     assert_eq!(kind(world.engine().settle(V, epoch)), ErrorKind::Io);
     world.rules.lock().unwrap().clear();
-    once_there_is_room(|| world.engine().settle(V, epoch));
+    once_there_is_space(|| world.engine().settle(V, epoch));
     world.engine().flush(V).unwrap();
     world.snapshots.push(epoch);
     world.next_epoch = epoch + 1;
@@ -466,7 +466,7 @@ fn a_rollback_without_its_record_is_not_done_and_can_be_tried_again() {
             world.kill();
             world.start().unwrap();
         } else {
-            once_there_is_room(|| world.engine().roll_back(V, rollback));
+            once_there_is_space(|| world.engine().roll_back(V, rollback));
         }
         assert_eq!((world.read(None), world.read(Some(s))), (1, 1));
         world.write(7);

@@ -122,7 +122,7 @@ impl Drop for World {
 }
 
 #[test]
-fn a_block_that_does_not_match_is_eio_alone_and_is_healed_by_overwriting_it_whole() {
+fn a_block_that_does_not_match_is_eio_alone_and_is_healed_by_overwriting_all_of_it() {
     let world = World::new(4 * MIB);
     world.cut();
     world.write(0, &[1; 65536]).unwrap();

@@ -170,7 +170,7 @@ fn every_slot_is_used_by_whichever_processor_needs_it_and_then_writes_are_refuse
 }
 
 #[test]
-fn a_log_that_is_added_lets_the_writes_go_on_that_wait_for_room() {
+fn a_log_that_is_added_lets_the_writes_continue_that_wait_for_slots() {
     let mut full = Full::new();
     full.engine.ask_when_full(1, true).unwrap();
     full.cut();
@@ -190,7 +190,7 @@ fn a_log_that_is_added_lets_the_writes_go_on_that_wait_for_room() {
 }
 
 #[test]
-fn while_writes_wait_everything_else_goes_on_and_when_nobody_makes_room_they_are_refused() {
+fn while_writes_wait_everything_else_continues_and_without_space_they_are_refused() {
     let mut full = Full::new();
     full.engine.ask_when_full(1, true).unwrap();
     let first = full.cut();
@@ -219,7 +219,7 @@ fn while_writes_wait_everything_else_goes_on_and_when_nobody_makes_room_they_are
 }
 
 #[test]
-fn room_that_is_made_in_steps_is_asked_for_until_it_is_enough() {
+fn space_that_is_freed_in_steps_is_asked_for_until_it_is_enough() {
     let mut full = Full::new();
     full.engine.ask_when_full(1, true).unwrap();
     let first = full.cut();
@@ -258,7 +258,7 @@ fn a_stop_ends_the_writes_that_wait() {
 }
 
 #[test]
-fn large_writes_that_starve_together_leave_no_room_unused() {
+fn large_writes_that_wait_together_leave_no_slot_unused() {
     let mut full = Full::new();
     full.engine.ask_when_full(1, true).unwrap();
     let epoch = full.cut();
@@ -304,7 +304,7 @@ fn overwrite(client: &LocalClient, blocks: std::ops::Range<u64>, rounds: u64) ->
 }
 
 #[test]
-fn writers_that_starve_all_the_time_all_get_through() {
+fn writers_that_always_lack_slots_all_get_through() {
     let mut full = Full::new();
     full.engine.ask_when_full(1, true).unwrap();
     full.cut();

@@ -446,7 +446,7 @@ fn lose_power(directory: &Path) {
 }
 
 #[test]
-fn after_a_power_loss_snapshots_are_whole_and_flushed_writes_are_there() {
+fn after_a_power_loss_snapshots_are_complete_and_flushed_writes_are_there() {
     let scratch = Scratch::new();
     let (mut kept, mut number): (BTreeMap<u64, _>, u64) = (BTreeMap::new(), 0);
     for run in 0..6u64 {

@@ -297,7 +297,7 @@ impl Versions {
                 index += 1;
                 continue;
             }
-            self.let_go(index, history, &mut freed);
+            self.drop_frozen(index, history, &mut freed);
         }
     }
 
@@ -316,7 +316,7 @@ impl Versions {
             return;
         }
         if !seen(history.retained_epochs(), after, frozen.last_epoch) {
-            return self.let_go(index, history, &mut freed);
+            return self.drop_frozen(index, history, &mut freed);
         }
         let mut alone = Vec::new();
         let others = self.neighbours(index, history);
@@ -332,7 +332,7 @@ impl Versions {
         }
     }
 
-    fn let_go(
+    fn drop_frozen(
         &mut self,
         index: usize,
         history: &History,

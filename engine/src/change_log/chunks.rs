@@ -43,13 +43,13 @@ impl Chunk {
         self.used > 0 || self.role != Role::Idle
     }
 
-    fn has_room(&self) -> bool {
+    fn has_free_slots(&self) -> bool {
         u64::from(self.used) < CHUNK_SLOTS
     }
 
     /// Finds and takes the first free run, at most `want` slots.
     fn take_run(&mut self, want: u32) -> Option<(u32, u32)> {
-        if !self.has_room() || self.role == Role::Returning {
+        if !self.has_free_slots() || self.role == Role::Returning {
             return None;
         }
         let bits = self.bits.get_or_insert_default();
@@ -123,7 +123,7 @@ impl Chunks {
         if chunk.used == 0 {
             chunk.bits = None;
         }
-        if chunk.role == Role::Idle && chunk.has_room() {
+        if chunk.role == Role::Idle && chunk.has_free_slots() {
             self.open.set(number); // CH2
             if chunk.used == 0 {
                 self.empty.set(number);
@@ -154,7 +154,7 @@ impl Chunks {
 
     /// Makes an idle chunk that is not full the caller's home: the chunk that it allocates from (elsewhere: its open segment).
     pub fn find_home(&self) -> Option<u64> {
-        self.find_home_in(&self.open, Chunk::has_room)
+        self.find_home_in(&self.open, Chunk::has_free_slots)
     }
 
     /// Makes an empty chunk the caller's home, if more than half of all are.

@@ -128,7 +128,7 @@ impl Journal {
     /// Appends a record and returns its sequence number. From here on it survives SIGKILL. An error: it was not appended.
     pub fn append(&mut self, entry: Entry<'_>) -> std::result::Result<u64, Errno> {
         let Some((errno, until)) = self.no_room else {
-            return self.append_now(entry).inspect_err(|errno| self.had_no_room(*errno, 0));
+            return self.append_now(entry).inspect_err(|errno| self.had_no_space(*errno, 0));
         };
         let began = self.identity.system.monotonic_ns();
         if began < until {
@@ -137,12 +137,12 @@ impl Journal {
         self.no_room = None;
         self.append_now(entry).inspect_err(|errno| {
             let took = self.identity.system.monotonic_ns().saturating_sub(began);
-            self.had_no_room(*errno, took);
+            self.had_no_space(*errno, took);
         })
     }
 
     /// Does not try for a while, where there was no space, which took so long to find out.
-    fn had_no_room(&mut self, errno: Errno, took_ns: u64) {
+    fn had_no_space(&mut self, errno: Errno, took_ns: u64) {
         let least = NO_ROOM_NS.load(Ordering::Relaxed);
         if errno.is_no_space() && least > 0 {
             let pause = (10 * took_ns).clamp(least, NO_ROOM_NS_MAX);

@@ -459,7 +459,7 @@ impl Engine {
     }
 
     /// Has no write wait for slots any more: nobody frees space now.
-    pub fn refuse_starved(&self) {
+    pub fn refuse_without_space(&self) {
         for volume in self.volumes.lock().expect("no holder panics").values() {
             volume.space_waiters.set_ask(None);
         }

@@ -17,7 +17,7 @@ impl Engine {
             return Ok(());
         }
         drop(stopped);
-        self.refuse_starved();
+        self.refuse_without_space();
         self.exports.clear();
         let ids: Vec<VolumeId> =
             self.volumes.lock().expect("no holder panics").keys().copied().collect();

@@ -47,7 +47,7 @@ fn with_engine(name: &str, f: impl FnOnce(Arc<Engine>)) {
 }
 
 #[test]
-fn a_volume_is_let_go_only_when_readers_of_its_snapshots_are_done() {
+fn a_volume_is_closed_only_when_readers_of_its_snapshots_are_done() {
     with_engine("readers", |engine| {
         let epoch = engine.cut(&[(1, None)]).unwrap().epochs[0].1;
         engine.export("v@s", "", 1, Some(epoch)).unwrap();
@@ -77,7 +77,7 @@ fn a_volume_is_let_go_only_when_readers_of_its_snapshots_are_done() {
 }
 
 #[test]
-fn a_question_about_a_volume_that_was_let_go_is_refused_and_harms_nobody() {
+fn a_question_about_a_volume_that_was_closed_is_refused_and_harms_no_other() {
     with_engine("gone", |engine| {
         let volume = engine.volume(1).unwrap();
         engine.remove_volume(1).unwrap();

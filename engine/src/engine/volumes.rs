@@ -285,7 +285,7 @@ impl Engine {
             let what = format!("export {} still exists", export.name);
             return Err(Error::new(ErrorKind::Busy, what));
         }
-        self.wait_or_refuse(&volume, "cannot be let go now")?;
+        self.wait_or_refuse(&volume, "cannot be closed now")?;
         let origins = self.origins.lock().expect("no holder panics");
         self.refuse_sources(&origins, &volume, |_| true)?;
         self.volumes.lock().expect("no holder panics").remove(&id);
@@ -297,7 +297,7 @@ impl Engine {
             });
             let Ok(taken) = taken else {
                 // It goes by itself, with its number, if what it waits for ever ends.
-                result = Err(super::watch::hangs(&volume.name, "cannot be let go"));
+                result = Err(super::watch::hangs(&volume.name, "cannot be closed"));
                 continue;
             };
             // It makes everything durable that the share was given.

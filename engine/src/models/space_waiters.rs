@@ -62,12 +62,12 @@ fn all_end(shares: &Arc<Shares>, frees: u64) {
 }
 
 #[test]
-fn where_there_is_no_room_nobody_waits_for_a_claim_that_failed() {
+fn without_space_no_share_waits_for_a_claim_that_failed() {
     check(|| all_end(&Shares::new(3, 1, 2), 0));
 }
 
 #[test]
-fn whoever_waits_for_a_write_to_land_is_told_when_it_has() {
+fn a_share_that_waits_for_a_write_is_woken_when_it_has_ended() {
     check(|| all_end(&Shares::new(3, 1, 1), 1));
     check(|| all_end(&Shares::new(3, 1, 1), 0));
 }

@@ -171,7 +171,7 @@ impl Pool {
     }
 
     /// Says that a connection which needs so much waits without having drawn anything, or no longer does.
-    pub fn count_starving(&self, needed: u64, begins: bool) {
+    pub fn count_memory_waiters(&self, needed: u64, begins: bool) {
         if begins {
             self.memory_waiters_bytes.fetch_add(needed, Ordering::Relaxed);
         } else {
@@ -408,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn large_requests_of_strangers_leave_room_for_their_lesser_ones() {
+    fn large_requests_of_strangers_leave_memory_for_their_small_ones() {
         let pool = Pool::new();
         let large = cost(Verb::Read, REQUEST_BYTES_MAX);
         let modest = cost(Verb::Write, MODEST_BYTES);

@@ -324,13 +324,13 @@ impl Connection {
                 self.common.pool.call_back(&self.waiter);
             }
             if let Some(needed) = without_memory {
-                self.common.pool.count_starving(needed, true);
+                self.common.pool.count_memory_waiters(needed, true);
                 (self.common.watch_peers)();
             }
             state.broken |= self.peer.is_gone();
             state = self.sleep(state, WAIT_AT_MOST);
             if let Some(needed) = without_memory {
-                self.common.pool.count_starving(needed, false);
+                self.common.pool.count_memory_waiters(needed, false);
             }
         }
     }

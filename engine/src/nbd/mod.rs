@@ -357,7 +357,7 @@ impl Shared {
                     connection.send_on();
                 }
             }
-            self.make_room();
+            self.free_memory();
             let now = Instant::now();
             if now.duration_since(watched) >= WATCH_EVERY {
                 watched = now;
@@ -371,7 +371,7 @@ impl Shared {
     }
 
     /// Closes peers that hold others up, while the pool is short.
-    fn make_room(&self) {
+    fn free_memory(&self) {
         let needed = self.common.pool.memory_waiters_bytes();
         if needed == 0 {
             return;

@@ -224,7 +224,7 @@ impl Reader<'_> {
         if self.large_write && self.bytes().is_empty() && self.receive_ahead(&mut [])? > 0 {
             return Ok(());
         }
-        self.make_room(needed)?;
+        self.ensure_space(needed)?;
         let missing = needed - self.bytes().len();
         let inbox = self.inbox.as_mut().ok_or(End::Broken)?;
         let space = inbox.space();
@@ -415,7 +415,7 @@ impl Reader<'_> {
     }
 
     /// Sees to it that `needed` bytes from `at` on fit, and that a receive is worth while.
-    fn make_room(&mut self, needed: usize) -> Result<(), End> {
+    fn ensure_space(&mut self, needed: usize) -> Result<(), End> {
         let mut inbox = self.inbox.take().ok_or(End::Broken)?;
         let rest = inbox.filled() - self.at;
         if rest == 0 && inbox.clear() {

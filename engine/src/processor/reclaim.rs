@@ -138,7 +138,7 @@ impl Share {
         if released > 0 {
             self.space_waiters.wake_all();
         }
-        self.retry_starved(context);
+        self.retry_without_space(context);
     }
 
     /// Answers those who have dropped snapshots, if what was freed up to record `committed` can be used again.
@@ -189,7 +189,7 @@ impl Share {
     }
 
     /// Parts that found too few slots try again.
-    pub fn retry_starved(&mut self, context: &mut Context<'_>) {
+    pub fn retry_without_space(&mut self, context: &mut Context<'_>) {
         for part in std::mem::take(&mut self.without_space) {
             self.take_later(part, context);
         }

@@ -347,7 +347,7 @@ impl Processor {
                 self.with_share(number, |share, _| share.chunks_returned(chunks));
             }
             Control::TryAgain(number) => {
-                self.with_share(number, |share, context| share.retry_starved(context));
+                self.with_share(number, |share, context| share.retry_without_space(context));
             }
             Control::LogAdded(number, log, default, answer) => {
                 self.with_share(number, |share, _| share.log_added(log, default));

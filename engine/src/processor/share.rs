@@ -399,7 +399,7 @@ impl Share {
     pub fn refuse_parts(&mut self, context: &mut Context<'_>) {
         self.leaving = true;
         self.refuse_behind(context);
-        self.retry_starved(context);
+        self.retry_without_space(context);
     }
 
     /// Whether nothing is in flight or waiting.

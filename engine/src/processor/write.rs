@@ -90,7 +90,7 @@ impl Share {
         if !is_aligned(part) {
             return Placement::Mixed;
         }
-        let (first, blocks) = blocks_of_whole(part);
+        let (first, blocks) = complete_blocks(part);
         let (count, in_place) = self.overwritable(part.local, first, blocks);
         match (count == blocks, in_place) {
             (true, true) => Placement::InPlace,
@@ -104,7 +104,7 @@ impl Share {
 
     /// Whether a part is made of complete blocks that are all overwritten in place; `placement` tells the others apart, too.
     pub(super) fn is_overwritten(&self, part: &Part) -> bool {
-        let (first, blocks) = blocks_of_whole(part);
+        let (first, blocks) = complete_blocks(part);
         is_aligned(part) && self.overwritable(part.local, first, blocks) == (blocks, true)
     }
 
@@ -169,7 +169,7 @@ impl Share {
 
     /// Plans a write of complete blocks that all move, but for the first ones; the slots for it were claimed.
     fn plan_more_moves(&mut self, job: &mut Job, part: &Part, done: u32) {
-        let (first, blocks) = blocks_of_whole(part);
+        let (first, blocks) = complete_blocks(part);
         let mut done = done;
         while done < blocks {
             let at = part.at as usize + done as usize * BLOCK_SIZE as usize;
@@ -184,7 +184,7 @@ impl Share {
     /// almost always does, nothing is made for that but what stays.
     fn redirect_now(&mut self, part: &Part) -> Result<Progress, NoSpace> {
         self.claim(self.slots_for_moves(part))?;
-        let (first, blocks) = blocks_of_whole(part);
+        let (first, blocks) = complete_blocks(part);
         let (place, count) = self.take_place(part.local, blocks);
         let mut sums = std::mem::take(&mut self.sums);
         sums.clear();
@@ -222,7 +222,7 @@ impl Share {
 
     /// How many slots a write of complete blocks takes that all move.
     fn slots_for_moves(&self, part: &Part) -> u64 {
-        if self.goes_to_base(part.local) { 0 } else { u64::from(blocks_of_whole(part).1) }
+        if self.goes_to_base(part.local) { 0 } else { u64::from(complete_blocks(part).1) }
     }
 
     /// Claims slots, all of them or none.
@@ -352,7 +352,7 @@ impl Share {
 }
 
 /// The first of the complete blocks that a part is made of, and how many they are.
-fn blocks_of_whole(part: &Part) -> (BlockIndex, u32) {
+fn complete_blocks(part: &Part) -> (BlockIndex, u32) {
     (part.offset / BLOCK_SIZE as u32, part.length / BLOCK_SIZE as u32)
 }
 

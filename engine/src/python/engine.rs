@@ -157,7 +157,7 @@ impl Engine {
     fn end_events(&self, py: Python<'_>) -> PyResult<()> {
         self.call(py, |this| {
             this.inner.events.close();
-            this.inner.refuse_starved();
+            this.inner.refuse_without_space();
             Ok(())
         })
     }
@@ -450,7 +450,7 @@ impl Engine {
 
     fn stop(&self, py: Python<'_>) -> PyResult<()> {
         let result = py.detach(|| {
-            self.inner.refuse_starved();
+            self.inner.refuse_without_space();
             self.inner.hurry();
             self.server.stop();
             self.inner.stop()

@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_room_in_an_answer_is_not_kept() {
+    fn what_does_not_fit_into_an_answer_is_dropped() {
         let length = 1 << 20;
         let request = status_of(length, None, EXTENTS_MAX);
         let extent =
@@ -359,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn changes_that_have_no_room_in_an_answer_are_not_kept() {
+    fn changes_that_do_not_fit_into_an_answer_are_dropped() {
         let contexts = Contexts { allocation: false, since: vec![1, 2] };
         let request = status_of(1 << 20, Some(contexts), 16);
         for begin in (0..1 << 12).step_by(16) {

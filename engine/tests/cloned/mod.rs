@@ -270,11 +270,11 @@ impl World {
             }
         }
         self.volumes.get_mut(&id).unwrap().deleted = true;
-        self.let_go();
+        self.release_unneeded();
     }
 
     /// Releases what is kept for clones that are not there any more.
-    pub fn let_go(&mut self) {
+    pub fn release_unneeded(&mut self) {
         loop {
             let mut again = false;
             let kept = self.volumes.values().flat_map(|twin| {

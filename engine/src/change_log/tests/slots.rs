@@ -115,7 +115,7 @@ proptest! {
 }
 
 #[test]
-fn long_runs_stay_whole_where_single_slots_are_free() {
+fn long_runs_stay_in_one_piece_where_single_slots_are_free() {
     let scratch = Scratch::new();
     let space = space(&scratch, &[16]);
     let mut slots = Slots::default();
@@ -156,7 +156,7 @@ fn the_last_free_slot_is_found_wherever_it_is() {
 }
 
 #[test]
-fn a_chunk_that_is_punched_is_given_to_nobody_and_never_the_last_room() {
+fn a_chunk_that_is_punched_is_not_allocated_and_never_the_last_free_one() {
     let scratch = Scratch::new();
     let space = space(&scratch, &[2]);
     let mut slots = Slots::default();

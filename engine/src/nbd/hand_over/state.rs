@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn another_version_is_told_apart_from_damage() {
+    fn another_version_is_distinguished_from_damage() {
         let mut bytes = states()[0].encode();
         bytes[8] = 2;
         let said = State::decode(&bytes).unwrap_err();

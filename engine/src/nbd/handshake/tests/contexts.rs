@@ -82,7 +82,7 @@ fn an_export_offers_its_allocation_and_each_older_snapshot_of_its_volume() {
 }
 
 #[test]
-fn only_whole_names_select_and_each_selection_has_its_number() {
+fn only_complete_names_select_and_each_selection_has_its_number() {
     let table = table(3);
     let set = |asked: &[&[u8]]| told(&table, option::SET_META_CONTEXT, &queries(b"v@s3", asked));
     assert!(set(&[]).is_empty());
