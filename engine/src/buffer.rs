@@ -105,7 +105,7 @@ impl Buffer {
     /// The bytes.
     pub fn as_slice(&self) -> &[u8] {
         let Some(block) = &self.block else { return &[] };
-        // SAFETY: in range by construction; B1 and B3: whoever wrote these bytes is done.
+        // SAFETY: in range by construction; B1 and B3: the writer of these bytes is done.
         unsafe { std::slice::from_raw_parts(block.start.as_ptr().add(self.start), self.length) }
     }
 

@@ -151,7 +151,7 @@ fn a_device_that_fails_fails_the_requests_that_touch_it_until_it_works_again() {
 }
 
 #[test]
-fn a_failed_sync_stays_failed_until_the_device_is_opened_anew() {
+fn a_failed_sync_stays_failed_until_the_device_is_reopened() {
     let (scratch, engine) = begin(&[], false);
     engine.add_volume(spec(&scratch, &[3], &[])).unwrap();
     let client = client(&engine);

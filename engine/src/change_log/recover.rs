@@ -44,7 +44,7 @@ pub struct Recovered {
     /// The number of the next record.
     pub next_seq: u64,
     /// The last record that the checkpoint covers: no other is known to survive a power loss before the next sync has
-    /// ended, as a mark that was read back may not be durable.
+    /// ended, because a mark that was read back may not be durable.
     pub covered: u64,
     /// The number of the next segment or checkpoint.
     pub next_number: u64,

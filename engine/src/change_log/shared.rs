@@ -6,7 +6,7 @@
 //!                   writes the manifest again if that is gone, begins a new segment, and writes a checkpoint, so that nothing
 //!                   needs what was lost.
 //! Invariants        J6, J7, J8, J10, J11 (see the journal).
-//! Owner and locks   `committing`, then the list of segments, which is held for a push or a clone. The marks' bytes: whoever holds
+//! Owner and locks   `committing`, then the list of segments, which is held for a push or a clone. The marks' bytes: the thread that holds
 //!                   `committing`. A file that is not needed any more is taken off the lists under `committing`, and only
 //!                   then removed, so a check under `committing` never misses a file that this process has removed.
 

@@ -3,7 +3,7 @@
 //! How it works      Each processor hands out the maps that the snapshot sees, as references, some at a time. Nothing is
 //!                   copied and nothing is written: how a clone looks things up is told by [`Origin`].
 //! Invariants        the C of [`Origin`]; and a volume's number is above its origin's, so that taking over in order, and
-//!                   letting go in reverse, has every origin served as long as its clones are.
+//!                   closing them in reverse, has every origin served as long as its clones are.
 //! Errors            NotFound if the origin is not served or has no such snapshot; Busy for what would take it away.
 
 use std::sync::Arc;

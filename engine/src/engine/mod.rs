@@ -63,7 +63,7 @@ pub struct Engine {
     pub(crate) processors: Processors,
     pub(crate) devices: Devices,
     pub(crate) volumes: Volumes,
-    /// Shares' numbers in use: of volumes that are served, or are being taken over or let go.
+    /// Shares' numbers in use: of volumes that are served, or are being opened or closed.
     pub(crate) share_numbers: Mutex<BTreeSet<u32>>,
     pool: Pool,
     checkpoints: Pool,

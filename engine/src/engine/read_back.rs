@@ -1,4 +1,4 @@
-//! Read back: what is done with a volume's maps that were read back, before it is served.
+//! Read back: why a volume is served before all that was read back is synced, and what is synced.
 //!
 //! How it works      After a kill, what was read back may be in the page cache alone: a power loss then would leave older
 //!                   maps on the disk. It is synced while hosts are served already. Until then the slots that such older
@@ -12,10 +12,10 @@
 //!                   - base places that a dropped snapshot freed: they are not punched any more. What is dropped from
 //!                     now on waits for a commit as ever, and no mark that was read back counts as one.
 //!                   Writes in place, and back to the base place: where an older map shows that place, it is for a
-//!                   snapshot, then the newest map shows it too, as a snapshot was flushed before it was reported, and
+//!                   snapshot, then the newest map shows it too, because a snapshot was flushed before it was reported, and
 //!                   it is not written; or for the live volume, then that block is old or new, as after any write.
 //!                   Cuts are reported, and flushes answered, after a sync that has brought all of this to the disk.
-//!                   Whoever calls has seen to it that the catalog, as it was read, is durable.
+//!                   The caller has made sure that the catalog, as it was read, is durable.
 
 use std::sync::Arc;
 

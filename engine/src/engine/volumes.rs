@@ -215,7 +215,7 @@ impl Engine {
             rolling_back: Arc::default(),
         };
         let volume = self.enter(volume, shares)?;
-        // Whoever needs a slot that is held asks for itself.
+        // A share that needs a held slot asks for it itself.
         replayed.then(|| volume.flusher.push(Waiter::Call(channel().0)));
         Ok(())
     }

@@ -160,7 +160,7 @@ impl Engine {
         self.look_at(&devices)
     }
 
-    /// Asks devices how they are, all at once, and waits for a moment. Whoever is asked already is not asked again.
+    /// Checks all devices at the same time, and waits a moment. A device with a check in progress is not checked again.
     fn look_at(&self, devices: &[Arc<Device>]) -> Vec<DeviceState> {
         let (sender, receiver) = channel();
         for device in devices {
@@ -185,7 +185,7 @@ impl Engine {
         devices.iter().map(state).collect()
     }
 
-    /// Waits for volumes that hang, as it is about to be stopped, though not for long.
+    /// Waits a short time for volumes that hang, before a stop.
     pub(super) fn wait_for_answers(&self) {
         let hangs = || {
             let volumes = self.volumes.lock().expect("no holder panics");

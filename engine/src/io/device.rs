@@ -23,7 +23,7 @@
 //!                   D6 whether a device answers is known without asking it ([`super::silence`]); while the kernel has a write
 //!                   that was given up, no sync succeeds.
 //! Owner and locks   `turn` is held for a sync and for a change of files, so that no sync falls between the two; who only looks
-//!                   does not take it, as its holder may hang. `syncing` is held for a look or a change.
+//!                   does not take it, because its holder may hang. `syncing` is held for a look or a change.
 //! Errors            every failed call is counted and marks the device as faulty ([`super::fault`]).
 
 use std::path::Path;
@@ -204,7 +204,7 @@ impl Device {
         self.faults.mark()
     }
 
-    /// Whether no sync succeeds, as one has failed (D2) or it was found short (D5). Not of a device that is missing.
+    /// Whether no sync succeeds, because one has failed (D2) or it was found short (D5). Not of a device that is missing.
     pub fn has_failed_sync(&self) -> bool {
         let syncing = self.lock_syncing();
         let opened = self.opened.load();
@@ -347,7 +347,7 @@ impl Device {
     }
 
     /// How much of a range, from its beginning on, is cleared by one call: all of what is not allocated, and little of what
-    /// is, as the call may lock the file for long.
+    /// is, because the call may lock the file for long.
     pub fn clearable_at_once(&self, offset: u64, limit: u64) -> u64 {
         let opened = self.opened.load();
         if !opened.grows {

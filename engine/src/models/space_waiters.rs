@@ -1,4 +1,4 @@
-//! Space waiters: whoever waits for slots is told to try again as long as there is anything to wait for (SW1), also where it was for
+//! Space waiters: each waiter for slots is woken to try again as long as there is anything to wait for (SW1), also where it was for
 //! a claim of somebody else's that has failed (SW3).
 
 use std::sync::Arc;

@@ -245,7 +245,7 @@ const PATIENCE_BYTES: u64 = 32 << 20;
 pub const HOLD: Duration = Duration::from_secs(1);
 
 /// How long a peer that has moved so many bytes may do nothing while the pool is short: strangers have little time, for
-/// whoever waits for them may be a stranger too.
+/// a peer that waits for them may be a stranger too.
 pub fn grace_period(moved: u64) -> Duration {
     let earned = Duration::from_secs(1).mul_f64(moved as f64 / PATIENCE_BYTES as f64);
     earned.clamp(PATIENCE[0], PATIENCE[1])

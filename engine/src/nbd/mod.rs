@@ -3,7 +3,7 @@
 //! How it works      `listener.rs` accepts sockets and leads all handshakes on one thread (`handshake.rs` is
 //!                   the state machine). A handshake that ends with an export becomes a connection with a
 //!                   reader thread of its own (`reader.rs`), which parses and validates requests
-//!                   (`request.rs`) and submits them by the batch to the export's target. Whoever finishes
+//!                   (`request.rs`) and submits them by the batch to the export's target. The thread that finishes
 //!                   requests hands them to the connection (`reply.rs`) and kicks it; a kick sends what it
 //!                   can and never blocks. What a socket does not take at once, the sender thread sends.
 //!                   `clients.rs` lists them.

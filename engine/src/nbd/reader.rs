@@ -120,7 +120,7 @@ struct Reader<'a> {
     /// Bytes of a refused payload that are still to be thrown away.
     skip: u64,
     /// The last request was a write with a payload of its own: of what follows no more is received into the inbox than
-    /// is needed, as the next such payload would have to be copied.
+    /// is needed, because the next such payload would have to be copied.
     large_write: bool,
     /// What was received ahead.
     prefetch: Prefetch,
@@ -137,7 +137,7 @@ struct Reader<'a> {
 }
 
 /// Serves one connection from where it stands until it ends or freezes. A peer that took its leave has all its replies
-/// then, and does not know yet: whoever holds the attachment lets it go first, and evicts the connection then.
+/// then, and does not know yet: the holder of the attachment releases it first, and evicts the connection then.
 pub fn run(
     connection: &Arc<Connection>,
     exports: &ExportTable,
@@ -286,7 +286,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Whether the export is larger than this connection has known, as its volume has grown: from now on it knows. A
+    /// Whether the export is larger than this connection knew, because its volume has grown: from now on it knows. A
     /// kernel's client is told the new size past its connections.
     fn has_grown(&mut self) -> bool {
         let Some(export) = self.exports.find(&self.connection.export) else { return false };

@@ -5,7 +5,7 @@
 //!                   has sent much, the connection is handed to the server's sender thread, which waits for
 //!                   the socket (epoll, one shot) and continues; meanwhile kicks only queue.
 //! Invariants        RP1 one thread sends at a time: the one that set `sending`, or, once handed over, the
-//!                      sender thread; whoever sends looks at the queue again before it stops;
+//!                      sender thread; the thread that sends checks the queue again before it stops;
 //!                   RP2 what a request holds is given back when its reply is sent or dropped, once.
 //! Owner and locks   the outbox's lock, then the connection's state, then the pool.
 //! Errors            a peer that cannot be sent to ends its own connection.

@@ -33,9 +33,9 @@ pub(super) enum Kind {
     Cold,
     /// What a pool thread reads or writes.
     Job,
-    /// Small writes of complete blocks that a pool thread makes, as they may have to wait.
+    /// Small writes of complete blocks that a pool thread makes, because they may block.
     Small,
-    /// Clearing: one at a time, as the file systems lock a file for it and writes wait for them.
+    /// Clearing: one at a time, because file systems lock a file for it and writes wait for the lock.
     Clear,
     /// Looking at what is allocated, and reading ahead.
     Look,

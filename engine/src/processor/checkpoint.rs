@@ -201,7 +201,7 @@ impl Share {
         }
     }
 
-    /// The last checkpoint, as the volume is closed.
+    /// The last checkpoint, when the volume is closed.
     pub fn close(mut self) -> Checkpoint {
         self.journal.close();
         self.checkpoint()

@@ -224,7 +224,7 @@ impl Lanes {
         }
     }
 
-    /// Does a group. Whoever has waited for a disk is brought back at once; the others together.
+    /// Does a group. A part that had to wait for a disk is returned at once; the others together.
     fn do_one_by_one(&self, group: Vec<Cold>) {
         let mut began = self.system.monotonic_ns();
         let last = group.len() - 1;

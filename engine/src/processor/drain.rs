@@ -49,7 +49,7 @@ impl Processor {
             share.tick(&mut context);
         }
         let ticks = &self.ticks;
-        // Whoever waits is told that it is not let go, by the loss of its answer; it goes when it can.
+        // The caller learns that it is not closed, because its answer is dropped; the share leaves when it can.
         for (_, since, answer) in &mut self.leaving {
             if answer.is_some() && ticks.is_over(*since) {
                 *answer = None;

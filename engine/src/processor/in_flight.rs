@@ -1,15 +1,16 @@
-//! In flight: what a share has handed over to threads that may wait: what that keeps from starting, and for how long requests wait.
+//! In flight: the jobs that a share has handed over to threads that may block, the blocks that they reserve, and their
+//! time-outs.
 //!
-//! How it works      A job goes out in an [`Errand`]. Whoever takes it from there does it, and brings it back as [`Done`].
-//!                   At each tick the share looks at what is out. What has been there for longer than a request may last,
-//!                   and was not taken yet, the share takes back itself: it will never be done, and its request
-//!                   ends with EIO. What was taken, the kernel may have: its request ends with EIO too, it was *given up*, but
-//!                   its blocks and slots stay reserved until it comes back.
+//! How it works      A job goes out in an [`Errand`]. The thread that takes it does it, and returns it as [`Done`].
+//!                   At each tick the share checks the jobs that are out. The share takes back a job that is out for longer than a request may
+//!                   last and was not taken: it is never done, and its request ends with EIO. A job that was taken may be in
+//!                   the kernel: its request ends with EIO too, it is *given up*, but its blocks and slots stay reserved until
+//!                   it comes back.
 //! Invariants        U1 an errand is taken once: what the share took back is never begun;
 //!                   U2 a given-up write keeps its blocks and slots until it has ended, well or not: nothing of it lands over
 //!                      what is written later, or in a place that is another's. What it has written to slots is dropped;
 //!                   U3 while one is out, no snapshot of its epoch is complete ([`Share::settle`] fails), no sync of its
-//!                      devices succeeds (SI1 of [`crate::io::silence`]), and its volume is not let go;
+//!                      devices succeeds (SI1 of [`crate::io::silence`]), and its volume is not closed;
 //!                   U4 a part's request hears of it once: by who gives it up, or by who finishes it.
 //! Owner and locks   the share's processor; an errand has a lock, for the moment of taking.
 
@@ -141,7 +142,7 @@ pub(super) struct Out {
     devices: Devices,
     /// The kernel has had it for longer than a request may last.
     pub(super) given_up: bool,
-    /// What it counts as of what is [behind](super::backlog); `None`: no longer, as its device is silent.
+    /// What it counts as of what is [behind](super::backlog); `None`: no longer, because its device is silent.
     counts: Option<Kind>,
 }
 

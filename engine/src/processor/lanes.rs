@@ -1,10 +1,10 @@
-//! Lanes: what waits for its turn, one lane for each connection, so that nobody waits for all that another asked for.
+//! Lanes: what waits for its turn, one lane for each connection, so that no connection waits for all requests of another.
 //!
 //! How it works      Each lane is in order. [`Lanes::pop`] takes the first of the lane whose turn it is, and that lane goes
 //!                   to the end; [`Lanes::next`] takes several small ones of one lane.
 //! Invariants        LN1 a lane is in `order` exactly once as long as it has something, and not at all otherwise: whatever
 //!                      was pushed comes after at most one turn of each other lane, and what its own lane had before.
-//! Owner and locks   whoever has it.
+//! Owner and locks   the owner of the value.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;

@@ -2,7 +2,7 @@
 //!
 //! How it works      A TRIM, WRITE_ZEROES, CACHE or BLOCK_STATUS has one part on each processor that owns partitions of its
 //!                   range, however many those are. The part is about one partition at a time, and of that about
-//!                   as much as is done in one go: whoever does it makes the part shorter ([`Part::cut`]), and what it cuts off is
+//!                   as much as is done in one go: the thread that does it makes the part shorter ([`Part::cut`]), and what it cuts off is
 //!                   its `rest`. When a piece has ended well, the next one takes its turn among the parts of other
 //!                   connections. So the work between two looks at what others want is bounded, and so is what a request
 //!                   takes of memory.

@@ -48,7 +48,7 @@ pub struct Dropping {
     answer: Sender<u64>,
 }
 
-/// Snapshots that were dropped: whoever asked is answered when what they held can be used again.
+/// Snapshots that were dropped: the caller is answered when what they held can be used again.
 pub(super) struct Dropped {
     seq: u64,
     bytes: u64,

@@ -4,7 +4,7 @@
 //!                   to the live one, and gives what a version sees and the one before it does not: so each slot comes
 //!                   up once (V2 of the versions). It stops when it has found enough, or looked long enough, and says
 //!                   where to continue. Between two calls versions may come and go: a slot may then come up twice, and
-//!                   none is left out that is seen all the while, as a new version stands where the walk continues.
+//!                   none that is seen all the time is left out, because a new version comes after the point where the walk continues.
 //!                   [`Share::seen_by`] says whether a slot is still what it was: one that was freed meanwhile and
 //!                   is used for something else is no bad one.
 

@@ -304,7 +304,7 @@ impl Share {
         count
     }
 
-    /// Whether whatever is written may go to its base place, as no snapshot, nor an origin, has anything there.
+    /// Whether all that is written may go to its base place, because neither a snapshot nor an origin has data there.
     fn goes_to_base(&self, local: u32) -> bool {
         self.origin.is_none() && self.locals[local as usize].versions.frozen().is_empty()
     }

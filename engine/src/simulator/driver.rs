@@ -206,7 +206,7 @@ impl Simulation {
         engine.add_volume(self.shape.volume(snapshots, next_epoch, served))
     }
 
-    /// Whoever wants no crashes wants no faults either: what was read back is synced only now.
+    /// A run without crashes has no faults either: what was read back is synced only now.
     fn served(&mut self, running: Running, failing: bool) -> Result<Running> {
         self.disk.lock().failing = failing;
         self.catalog.served = true;

@@ -99,7 +99,7 @@ impl Rates {
 }
 
 impl Injected {
-    /// Nothing, but that requests may last too long where devices may hang, whoever holds them up.
+    /// Nothing, but that requests may last too long where devices may hang, whatever delays them.
     pub fn beginning(rates: &Rates) -> Injected {
         Injected { hangs: u64::from(rates.hang > 0), ..Injected::default() }
     }

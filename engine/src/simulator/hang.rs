@@ -15,7 +15,7 @@ impl Disk {
         self.may_hang() || self.injected.errors > before.errors
     }
 
-    /// Whether a file's next operation has to wait, as its device hangs. It may begin to hang now.
+    /// Whether a file's next operation has to wait because its device hangs. It may begin to hang now.
     pub fn hangs(&mut self, inode: usize) -> bool {
         if self.hung.is_none()
             && self.failing

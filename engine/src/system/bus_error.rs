@@ -87,7 +87,7 @@ fn replace(address: usize) -> bool {
     }
 }
 
-/// Leaves a SIGBUS to whoever handled it before (BE1).
+/// Leaves a SIGBUS to the previous handler (BE1).
 fn pass_on(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     let before = BEFORE.load(Ordering::Acquire);
     // SAFETY: it was set before the handler was, and is never freed.

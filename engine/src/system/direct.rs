@@ -1,7 +1,7 @@
-//! Direct: reads past the page cache, many at a time, begun by whoever brings them.
+//! Direct: reads past the page cache, many at a time, started by the calling thread.
 //!
 //! How it works      The kernel's asynchronous I/O ([`super::aio`]): a read past the page cache is on its way to the disk when
-//!                   `io_submit` returns, whichever thread has called it, and whoever reaps takes those that have ended
+//!                   `io_submit` returns, whichever thread has called it, and any thread that reaps takes the completions
 //!                   ([`super::reaper`]). With a ring ([`super::ring`]) a read begins when the ring's thread has its turn; what
 //!                   came meanwhile begins, ends and is asked for again all at once, and between two such times the disk waits.
 //!                   As with a ring, all that is told is whether a buffer is full: what the kernel has not taken, and what
@@ -28,7 +28,7 @@ pub struct Direct<T> {
 }
 
 impl<T: Send + 'static> Direct<T> {
-    /// Starts the keeper. Whoever reaps calls `ended` with reads that have ended, each with whether its buffer is full.
+    /// Starts the keeper. The reaping thread calls `ended` with completed reads, each with whether its buffer is full.
     /// `None` where the kernel has no such thing, or no more of them.
     pub fn start(
         name: &str,

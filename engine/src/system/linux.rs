@@ -2,7 +2,7 @@
 //!
 //! How it works      A file that is used past the page cache is open twice. Complete blocks go by the descriptor that has
 //!                   O_DIRECT, from and to memory that is aligned, by a copy where it is not; all else, and what the disk does
-//!                   not take so after all, goes by the other one. The kernel keeps the two of one mind, as both are calls and
+//!                   not take so after all, goes by the other one. The kernel keeps the two consistent, because both are calls and
 //!                   nothing is mapped.
 //! Errors            a call that was interrupted is made again; a read or write that did less continues.
 

@@ -2,7 +2,7 @@
 //!
 //! How it works      Everything that could differ from one run to the next goes through a [`System`]: [`linux`] is the real
 //!                   one; the simulator's has a disk in memory, a clock and a scheduler of its own, all from one seed.
-//!                   Work runs in three ways: jobs on a [`pool`], processors ([`Task`]), and whoever calls the
+//!                   Work runs in three ways: jobs on a [`pool`], processors ([`Task`]), and the threads that call the
 //!                   engine; [`wait`] is how any of them waits for another.
 //! Errors            calls on files give the system's errno; who called says which file.
 

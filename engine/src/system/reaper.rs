@@ -116,7 +116,7 @@ impl Reaper {
         Some(Turn(self))
     }
 
-    /// Whoever has helped has something else to do, for long: if nobody else helps, the keeper sees to what has ended.
+    /// The helper leaves to do something long: if no other thread helps, the keeper reaps.
     pub fn leave(&self) {
         let kept = [&self.helped, &self.keeper_sleeps].iter().any(|is| is.load(Ordering::SeqCst));
         if self.in_flight() > 0 && !kept {

@@ -7,7 +7,7 @@
 //!                   the error there. A kernel that has no io_uring, or a sandbox that refuses it, makes no ring.
 //! Invariants        RG1 a read's buffer and file stay until the kernel is done with it: `in_flight` holds what they belong to,
 //!                   and is forgotten, not dropped, if the thread panics;
-//!                   RG2 whoever comes while the thread waits, or is about to, finds `asleep` set, unless reads wait
+//!                   RG2 a thread that submits while the ring's thread waits, or is about to, finds `asleep` set, unless reads wait
 //!                   already for others to end; and the read of the eventfd is in flight.
 //! Owner and locks   the thread has the ring; `state`'s lock is held for a push or a take.
 
@@ -24,10 +24,10 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use super::File;
 
-/// Reads that a ring has at a time; more are refused, as they would wait for those of another disk.
+/// Reads that a ring has at a time; more are refused, because they would wait for those of another disk.
 const DEPTH: u32 = 512;
 
-/// Reads that have not ended so long after the end of whoever wants them are left to the kernel.
+/// Reads that have not ended so long after the end of their user are left to the kernel.
 pub const LEFT_BEHIND_AFTER: Duration = Duration::from_secs(2);
 
 /// What the completion of the eventfd's read is told by: no index of a read.

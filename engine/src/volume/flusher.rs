@@ -1,23 +1,23 @@
-//! Flusher: makes a volume durable on behalf of everyone who waits at the same time.
+//! Flusher: makes a volume durable, with one sync for all that wait (group commit).
 //!
-//! How it works      A pool of one thread for each volume: when somebody waits, it takes all who wait, and runs one sync
-//!                   for them, until nobody does. A sync notes how far each journal has got, syncs every device that
+//! How it works      A pool of one thread for each volume: it takes all waiters and runs one sync for them, until there are
+//!                   none. A sync notes how far each journal has got, syncs every device that
 //!                   was written to, also those behind one that fails, then commits each journal up to what was noted.
 //!                   If a commit finds that a file of a journal is gone (its J11), the processor writes again what that held, and
 //!                   the sync commits once more.
 //!                   A connection that asks for nothing but a sync, while none is in flight, not even a checkpoint's, runs it
 //!                   itself if the last one was short ([`SHORT_NS`]) and no device ever waits: handing it over would take
 //!                   longer. The thread that reads requests must not wait for a disk.
-//! Invariants        F1 whoever waits is answered by a sync that began after it came; J3 and J6 of the change log:
+//! Invariants        F1 each waiter is answered by a sync that began after it arrived; J3 and J6 of the change log:
 //!                   a mark covers only records that were appended before the devices' sync began, and a
 //!                   record is appended after its data was written.
 //!                   F2 whenever a device may have lost acknowledged writes (its D4), a sync that a host asked for
 //!                   fails, also if the device has been reopened or the process started again in between.
 //!                   F3 one sync for waiters at a time: who has set `running` runs them, until it hands over to a job.
-//! A sync that hangs   Who waits for longer than a request may last is answered with EIO at the next tick ([`Flusher::tick`]),
-//!                   and so is, at once, who comes while the sync in flight is overdue. When it ends, everything is as before: what
-//!                   it has made durable is durable, and what it has lost is told then.
-//! Owner and locks   `here`, which whoever runs a sync outside of the pool holds, then `state`.
+//! A sync that hangs   A waiter that waits for longer than a request may last is answered with EIO at the next tick
+//!                   ([`Flusher::tick`]); one that arrives while the sync is overdue, at once. When the sync ends, its
+//!                   result counts as usual: data is durable, or a loss is reported.
+//! Owner and locks   `here`, held by a thread that runs a sync outside of the pool, then `state`.
 //! Errors            a failed sync fails everyone that it was for, with the device's errno.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -71,7 +71,7 @@ pub struct Durable {
 struct Whose {
     /// Any of its processors'.
     identity: Identity,
-    /// What a sync that succeeds lets go (SP3), and who waits for it.
+    /// Held slots that a successful sync releases (SP3), and the queue of shares that wait for slots.
     space: Arc<Space>,
     space_waiters: Arc<SpaceWaiters>,
 }
@@ -80,8 +80,7 @@ struct Whose {
 #[derive(Debug)]
 struct Watched {
     device: Arc<Device>,
-    /// When the device may have lost acknowledged writes (D4), the next flush of each host fails, once. Number of such losses
-    /// that hosts were told of (F2).
+    /// How many of the device's losses of acknowledged writes (D4) were reported to hosts, by a flush that failed (F2).
     told: AtomicU64,
     /// What outlives the process of a failed sync.
     failed_sync: FailedSync,

@@ -3,7 +3,7 @@
 //! How it works      A [`Volume`] is a shape ([`geometry`]), change logs, a [`flusher`], and shares, one on each
 //!                   processor that owns partitions of it. A [`View`] of it, live or of a snapshot, is what an
 //!                   [`export`] shows; it splits each [`request`] into parts.
-//!                   A volume that grows is a new [`Volume`] with the same shares and more; whoever has the older one
+//!                   A volume that grows is a new [`Volume`] with the same shares and more; a holder of the older one
 //!                   continues with the size that it knows.
 //! Owner and locks   a volume's fields never change; what changes is inside its shares, owned by processors.
 

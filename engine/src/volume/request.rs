@@ -2,7 +2,7 @@
 //!
 //! How it works      A sink (a connection, or a caller that waits) makes a request and submits it to a
 //!                   [`Target`]. The target splits it into parts, one for each partition that it touches;
-//!                   whoever ends the last part gives the request back to its sink.
+//!                   the thread that ends the last part gives the request to its sink.
 //! Invariants        R1 a request reaches its sink exactly once;
 //!                   R2 it was validated before it was submitted: in range, not empty, allowed;
 //!                   R3 an error is an errno, and the first one stays.

@@ -76,7 +76,7 @@ impl Journal {
     }
 
     pub(super) fn remove(&self, prepared: &Prepared) {
-        // Where it stays, it is removed when it is found, as it was not begun.
+        // If it stays, it is removed when it is found, because it was not begun.
         let _ = self.identity.system.remove(&self.identity.segment_path(prepared.header.number));
     }
 }
