@@ -65,7 +65,7 @@ impl Buffer {
     /// A buffer of its own of `length` bytes, all zero.
     pub fn zeroed(length: usize) -> Buffer {
         let buffer = Buffer::uninit(length);
-        // SAFETY: nobody else has this buffer yet.
+        // SAFETY: no other thread has this buffer yet.
         unsafe { buffer.part_mut(0, length) }.fill(0);
         buffer
     }
@@ -82,7 +82,7 @@ impl Buffer {
     /// A buffer of its own with a copy of `bytes`.
     pub fn copy_of(bytes: &[u8]) -> Buffer {
         let buffer = Buffer::uninit(bytes.len());
-        // SAFETY: nobody else has this buffer yet.
+        // SAFETY: no other thread has this buffer yet.
         unsafe { buffer.part_mut(0, bytes.len()) }.copy_from_slice(bytes);
         buffer
     }

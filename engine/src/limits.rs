@@ -18,7 +18,7 @@ pub static CHECKPOINT_BYTES_MIN: AtomicU64 = AtomicU64::new(32 << 20);
 /// Bytes of a journal segment, header included; tests lower it, but not below [`SEGMENT_BYTES_MIN`].
 pub static SEGMENT_BYTES: AtomicUsize = AtomicUsize::new(8 << 20);
 /// So long after a journal had no space nobody tries again, at least, nanoseconds: each write asks, and some file systems look
-/// for room for long. 0: everybody tries, as the simulator has it.
+/// for space for long. 0: everybody tries, as the simulator has it.
 pub static NO_ROOM_NS: AtomicU64 = AtomicU64::new(10_000_000);
 /// And at most.
 pub const NO_ROOM_NS_MAX: u64 = 1_000_000_000;

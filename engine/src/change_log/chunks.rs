@@ -4,7 +4,7 @@
 //!                   makes one chunk its home and takes slots there until it is full, so that processors meet in a
 //!                   chunk only when nothing else is left: then they take from each other's homes, down to the last slot.
 //! Invariants        CH1 a slot is taken by one taker until it is given back;
-//!                   CH2 an idle chunk with room is in `open`, but for the moment in which somebody looks at it;
+//!                   CH2 an idle chunk with free slots is in `open`, but for the moment in which somebody looks at it;
 //!                   CH3 nothing is taken from a chunk that is returning.
 //! Owner and locks   one lock for each chunk, held for a search in it; no two are ever held together. `open`, `empty` and
 //!                   `homes` are hints: who follows one looks at the chunk itself.
@@ -21,7 +21,7 @@ pub type SlotBits = [u64; WORDS];
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Role {
-    /// Nobody's in particular.
+    /// No home.
     #[default]
     Idle,
     /// A processor takes its slots here.
@@ -107,7 +107,7 @@ impl Chunks {
         self.used.load(Ordering::Acquire)
     }
 
-    /// Chunks that are not empty, or somebody's home.
+    /// Chunks that are not empty, or some processor's home.
     pub fn claimed(&self) -> u64 {
         self.claimed.load(Ordering::Acquire)
     }
@@ -144,7 +144,7 @@ impl Chunks {
         self.change(chunk, |chunk| chunk.take_run(want))
     }
 
-    /// Takes slots in a chunk that is somebody's home.
+    /// Takes slots in a chunk that is some processor's home.
     pub fn take_in_any_home(&self, want: u32) -> Option<(u64, u32, u32)> {
         self.homes.all().find_map(|chunk| {
             let (first, count) = self.take_in(chunk, want)?;
@@ -243,7 +243,7 @@ impl Chunks {
         })
     }
 
-    /// Takes an empty chunk out of use, to be punched (CH3); `false` if it is not empty, or somebody's home.
+    /// Takes an empty chunk out of use, to be punched (CH3); `false` if it is not empty, or some processor's home.
     pub fn retire(&self, chunk: u64) -> bool {
         self.change(chunk, |chunk| {
             let empty = chunk.used == 0 && chunk.role == Role::Idle;

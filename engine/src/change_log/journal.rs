@@ -1,6 +1,6 @@
 //! Journal: one processor's records of one volume, appended through a shared mapping.
 //!
-//! How it works      Segments `pPPP-NNNNNNNNNN.journal`, fully allocated and mapped, of one size unless there is little room. The
+//! How it works      Segments `pPPP-NNNNNNNNNN.journal`, fully allocated and mapped, of one size unless there is little space. The
 //!                   processor appends; when a segment is full, or the volume is opened, a new one begins with
 //!                   the next sequence number, and what older ones hold from that number on does not count. The next
 //!                   one is [prepared](Prepared) by a pool thread when the newest is half full, so that the processor does

@@ -17,7 +17,7 @@
 //!                     there, too;
 //!                   - a segment that was prepared, or begun, and has no commit mark: nothing of it was committed;
 //!                   - a run that was begun and is not named here: its segment was not begun, nothing was appended.
-//! If it is lost     a file that somebody has removed, replaced or truncated is written again, with both copies and the page,
+//! If it is lost     a file that another program has removed, replaced or truncated is written again, with both copies and the page,
 //!                   by the processor ([`Manifest::renew`]): what it says is in memory.
 //! Owner and locks   the copies: one lock, held while they are written. The page: the processor.
 //! Errors            reading: `Corrupt` for a file that is damaged or of another volume; it is left as it is.

@@ -150,7 +150,7 @@ impl Prepared {
     /// Begins it (J9). Where that cannot be stored, it is given back: it was not begun, and may be later.
     pub fn begin(self, first_seq: u64) -> std::result::Result<Segment, Box<(Prepared, Errno)>> {
         for (index, word) in Begin::words(first_seq).into_iter().enumerate() {
-            // SAFETY: nobody else has the mapping yet.
+            // SAFETY: no other thread has the mapping yet.
             if let Err(errno) = unsafe { self.map.store_word(BEGIN_OFFSET + index * 8, word) } {
                 return Err(Box::new((self, errno)));
             }

@@ -1,4 +1,4 @@
-//! Check: a volume that nobody serves, read back and compared with its change logs; changes nothing.
+//! Check: a volume that is not served, read back and compared with its change logs; changes nothing.
 //!
 //! How it works      Recovery reads each processor's checkpoint and journal, as it would before serving. Every slot that a
 //!                   map refers to has to be inside its log, and be referred to once, however many versions see it.

@@ -1,4 +1,4 @@
-//! Scrub: reads slots that nobody has asked for, and checks them.
+//! Scrub: reads slots that no host has asked for, and checks them.
 //!
 //! How it works      The partition's processor says which slots there are; the caller's thread reads them, so that
 //!                   hosts have the pool for themselves; how fast is for the caller to decide, call by call. What

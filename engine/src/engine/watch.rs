@@ -5,7 +5,7 @@
 //!                   ([`Share::tick`](crate::processor::share::Share::tick)), then every flusher
 //!                   ([`Flusher::tick`](crate::volume::flusher::Flusher::tick)), then every device
 //!                   ([`crate::io::silence`]); Python hears of a device that does not answer, and when it does again.
-//!                   It waits for nobody. A control call that touches a device has a thread of the pool do so, and waits for
+//!                   It never blocks. A control call that touches a device has a thread of the pool do so, and waits for
 //!                   that no longer than a request would.
 //! Owner and locks   the engine's, each for a look-up.
 

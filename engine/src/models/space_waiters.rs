@@ -1,5 +1,5 @@
 //! Space waiters: each waiter for slots is woken to try again as long as there is anything to wait for (SW1), also where it was for
-//! a claim of somebody else's that has failed (SW3).
+//! a claim of another share that has failed (SW3).
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::change_log::space::Space;
 use crate::processor::queue::Queue;
 use crate::processor::space_waiters::{SpaceWaiters, Verdict};
 
-/// The shares of one volume, each with a write of `wanted` slots; nobody is asked for room.
+/// The shares of one volume, each with a write of `wanted` slots; nobody is asked for space.
 struct Shares {
     space: Space,
     space_waiters: SpaceWaiters,

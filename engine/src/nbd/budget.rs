@@ -142,7 +142,7 @@ pub struct Pool {
 pub struct Group(AtomicU64);
 
 impl Pool {
-    /// A pool that nobody has drawn from.
+    /// A pool with all memory free.
     pub fn new() -> Pool {
         Pool {
             free: Mutex::new(POOL_BYTES),
@@ -224,7 +224,7 @@ impl Pool {
         }
     }
 
-    /// What nobody has drawn, bytes.
+    /// Free memory, bytes.
     #[cfg(any(test, fuzzing))]
     pub fn free(&self) -> u64 {
         *lock(&self.free)

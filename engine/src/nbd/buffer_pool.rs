@@ -78,7 +78,7 @@ impl BufferPool {
         }
     }
 
-    /// Keeps the buffer of a request that is done, if it is worth it and nobody else has the request.
+    /// Keeps the buffer of a request that is done, if it is worth it and no other thread has the request.
     pub fn keep(&self, request: Arc<Request>) {
         let length = request.data.len();
         let number = size_class(length);

@@ -72,9 +72,9 @@ pub struct Connection {
 /// What changes about a connection.
 #[derive(Default)]
 pub struct State {
-    /// Replies that nobody has begun to send.
+    /// Replies whose sending has not begun.
     pub queue: Vec<Reply>,
-    /// Somebody sends, or the sender thread will.
+    /// A thread sends, or the sender thread will.
     pub sending: bool,
     /// The connection is over (CN2).
     pub broken: bool,

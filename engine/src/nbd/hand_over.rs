@@ -46,7 +46,7 @@ const WITHIN: Duration = Duration::from_secs(12);
 pub struct Handed {
     /// The name of its export.
     pub export: String,
-    /// Its socket, which nobody reads from.
+    /// Its socket, which is not read from.
     pub socket: OwnedFd,
     /// What [`Server::adopt`] is to be given with it.
     pub state: Vec<u8>,
@@ -62,7 +62,7 @@ pub struct HandedOver {
 }
 
 impl Server {
-    /// Takes all connections out of a server, which serves nobody afterwards and is to be stopped. It takes as long as
+    /// Takes all connections out of a server, which serves no client afterwards and is to be stopped. It takes as long as
     /// the slowest needs to have its requests answered, at most 13 s.
     pub fn hand_over(&self) -> HandedOver {
         let shared = &self.shared;

@@ -98,7 +98,7 @@ struct Shared {
     /// Wakes both threads.
     wake: OwnedFd,
     stopping: AtomicBool,
-    /// Nobody is accepted any more; changed with `listeners` locked.
+    /// No connection is accepted any more; changed with `listeners` locked.
     closed: AtomicBool,
     /// All connections freeze.
     freezing: AtomicBool,

@@ -230,7 +230,7 @@ impl Connection {
         }
     }
 
-    /// Sends what is queued, unless somebody does so already.
+    /// Sends what is queued, unless another thread does so already.
     pub fn send_queued(&self) {
         {
             let mut state = lock(&self.state);

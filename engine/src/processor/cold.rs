@@ -8,7 +8,7 @@
 //!                   failed to read, and everything where there is no ring; and so does all that is no read. There up to
 //!                   [`AT_ONCE`] small parts of one lane are one job, whose thread does one after the other. So a read costs
 //!                   no wake-up but the disk's, and a batch of writes one.
-//! A device that hangs   holds up nobody who does not use it: a ring has at most [`RING_READS`] reads of one device, and none of
+//! A device that hangs   delays only users of that device: a ring has at most [`RING_READS`] reads of one device, and none of
 //!                   one that is silent; the pool has a lane for each device. What waits there can be taken back; what a ring
 //!                   has, the kernel has.
 //! Owner and locks   the processor has the list, which is empty between batches.
@@ -156,7 +156,7 @@ impl Cold {
         if !self.errand.is_read() || self.bytes > INLINE_BYTES_MAX {
             return Err(self);
         }
-        // Nobody takes back what has just been handed over.
+        // What has just been handed over is not taken back.
         let Some((part, mut job)) = self.errand.take(ticks) else { return Err(self) };
         let Some((read, device)) = job.only_read() else {
             self.errand.put_back((part, job));

@@ -137,7 +137,7 @@ pub(super) struct Out {
     /// When its part came.
     since: Tick,
     errand: Arc<Errand>,
-    /// Whom to answer; `None`: nobody, or it was given up.
+    /// The request to answer; `None`: there is none, or it was given up.
     request: Option<Arc<Request>>,
     devices: Devices,
     /// The kernel has had it for longer than a request may last.
@@ -275,7 +275,7 @@ impl Share {
         };
         let reserved = |out: &Out| {
             let Span { local, first, last, write } = out.span;
-            // Nobody hears what a read has found that was given up.
+            // The result of a read that was given up is dropped.
             let counts = !out.given_up || (out.span.write && !bug(Bug::ForgetGivenUp));
             counts && hit(local, first, last, write)
         };
@@ -327,7 +327,7 @@ impl Share {
         context.colds.push(Cold { share: self.number, id, lane, bytes, errand });
     }
 
-    /// Takes back what somebody is done with.
+    /// Takes back a finished job.
     pub fn done(&mut self, done: Done, context: &mut Context<'_>) {
         let Done { id, part, job, result, .. } = done;
         let out = self.out.remove(id);
@@ -418,7 +418,7 @@ impl Share {
                 index += 1;
             }
         }
-        // One that waits for slots alone may: somebody may be making room. Not if a device keeps them.
+        // One that waits for slots alone may: space may be freed just now. Not if a device keeps them.
         if !self.without_space.is_empty() && self.is_silent() {
             let parts = std::mem::take(&mut self.without_space);
             let (late, rest): (Vec<_>, _) =

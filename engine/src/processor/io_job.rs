@@ -4,7 +4,7 @@
 //!                   it was planned. What a write will change in the map comes with it and is applied by the
 //!                   processor after the job has succeeded.
 //! Invariants        I1 a job's blocks are reserved in its share while it is on a pool thread: nothing that
-//!                   overlaps them in a way that matters starts meanwhile;
+//!                   overlaps them in a way that matters starts in the meantime;
 //!                   I2 a slot is read whole and checked, or not used.
 
 use std::ptr::NonNull;

@@ -9,7 +9,7 @@
 //!
 //! | state | owner | who else may look | held how long |
 //! |---|---|---|---|
-//! | versions, slots, epoch, parts that wait | the processor | readers, while nobody runs it; a checkpoint reads clones | a small batch |
+//! | versions, slots, epoch, parts that wait | the processor | readers, while no thread runs it; a checkpoint reads clones | a small batch |
 //! | journal, records' bytes | the processor | flusher: how far it got (atomic) | - |
 //! | journal, marks' bytes | flusher, under `committing` | - | one sync |
 //! | a queue's events | its lock | everyone pushes, the processor takes all | a push |

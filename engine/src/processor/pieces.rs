@@ -7,7 +7,7 @@
 //!                   connections. So the work between two looks at what others want is bounded, and so is what a request
 //!                   takes of memory.
 //! Invariants        W1 a piece that has ended is followed by what comes next in the request's range on this share, until
-//!                      that is all, one has failed, the request was answered in part, or nobody waits for the answer;
+//!                      that is all, one has failed, the request was answered in part, or nothing waits for the answer;
 //!                   W2 only the piece at hand is reserved, waits or is held: a cut may come between two pieces, as between
 //!                      two parts, since the request is not answered yet.
 //! Owner and locks   the share's processor.

@@ -87,7 +87,7 @@ pub enum Control {
     RollBack(u32, Rollback, Sender<Ended>),
     /// Write a checkpoint of now, and say whether that was done.
     Checkpoint(u32, Sender<bool>),
-    /// Make journal segments removable, where there is little room, and say whether that was done.
+    /// Make journal segments removable, where there is little space, and say whether that was done.
     Relieve(u32, Sender<bool>),
     /// Continue a `Drop`.
     DropMore(u32, Box<Dropping>),
@@ -154,9 +154,9 @@ pub enum Event {
 #[derive(Default)]
 struct State {
     events: Vec<Event>,
-    /// Who ran it last has left something in it to be done, and nobody runs it.
+    /// The last run has left work in it, and no thread runs it.
     unfinished: bool,
-    /// Somebody runs the processor: its thread, or one that was let in.
+    /// A thread runs the processor: its thread, or one that was let in.
     running: bool,
     /// How many share it.
     sharing: usize,
@@ -177,7 +177,7 @@ impl State {
         std::mem::swap(&mut self.events, batch);
     }
 
-    /// Nobody runs the processor or shares it.
+    /// No thread runs the processor or shares it.
     fn idle(&self) -> bool {
         !self.running && self.sharing == 0
     }
@@ -229,8 +229,8 @@ impl Queue {
         self.wake_if_needed(state);
     }
 
-    /// Pushes all of `batch`, which is left empty, and wakes nobody: the caller is to [`Queue::try_enter`] to run it soon (Q2), or
-    /// a tick brings somebody to it.
+    /// Pushes all of `batch`, which is left empty, and wakes no thread: the caller is to [`Queue::try_enter`] to run it soon (Q2), or
+    /// a tick brings a thread to it.
     pub fn push_all_without_wake(&self, batch: &mut Vec<Event>) {
         let mut state = self.lock();
         if state.closed {
@@ -240,7 +240,7 @@ impl Queue {
         state.push(batch);
     }
 
-    /// Pushes one event and wakes nobody: the caller is to [`Queue::try_enter`] to run it next (Q2).
+    /// Pushes one event and wakes no thread: the caller is to [`Queue::try_enter`] to run it next (Q2).
     pub fn push_without_wake(&self, event: Event) {
         self.add(event);
     }
@@ -264,7 +264,7 @@ impl Queue {
         Some(state)
     }
 
-    /// Lets the caller share the processor, if nobody runs it or is about to. A caller that was let in must call
+    /// Lets the caller share the processor, if no thread runs it or is about to. A caller that was let in must call
     /// [`Queue::leave_shared`].
     pub fn enter_shared(&self) -> bool {
         let mut state = self.lock();
@@ -281,7 +281,7 @@ impl Queue {
         self.enter(state, batch)
     }
 
-    /// Pushes `batch`, and lets the caller run the processor, with all there is, if nobody runs or shares it: as
+    /// Pushes `batch`, and lets the caller run the processor, with all there is, if no thread runs or shares it: as
     /// [`Queue::leave_shared`] does.
     pub fn try_enter(&self, batch: &mut Vec<Event>) -> bool {
         let state = self.lock();
@@ -302,7 +302,7 @@ impl Queue {
         true
     }
 
-    /// For who runs the processor: what was pushed meanwhile, into `batch`, which is empty. `unfinished`: something is
+    /// For the thread that runs the processor: what was pushed in the meantime, into `batch`, which is empty. `unfinished`: something is
     /// left in the processor to be done. `false` if there is nothing to do: then the caller no longer runs it.
     pub fn next(&self, batch: &mut Vec<Event>, unfinished: bool) -> bool {
         debug_assert!(batch.is_empty());
@@ -315,7 +315,7 @@ impl Queue {
         true
     }
 
-    /// For who runs the processor and has other things to do: leaves the rest to its thread; see [`Queue::next`].
+    /// For the thread that runs the processor and has other things to do: leaves the rest to its thread; see [`Queue::next`].
     pub fn leave(&self, unfinished: bool) {
         let mut state = self.lock();
         state.running = false;
@@ -334,7 +334,7 @@ impl Queue {
         refuse(events);
     }
 
-    /// As [`Queue::take_all`], but without sleeping: `false` if there is nothing to take, or somebody else runs the
+    /// As [`Queue::take_all`], but without sleeping: `false` if there is nothing to take, or another thread runs the
     /// processor.
     pub fn try_take_all(&self, batch: &mut Vec<Event>) -> bool {
         debug_assert!(batch.is_empty());
@@ -347,7 +347,7 @@ impl Queue {
     }
 
     /// For the processor's thread: takes all events into `batch`, which is empty, and runs the processor. Sleeps
-    /// until there is one and nobody else runs it.
+    /// until there is one and no other thread runs it.
     pub fn take_all(&self, batch: &mut Vec<Event>) {
         debug_assert!(batch.is_empty());
         let mut state = self.lock();

@@ -55,7 +55,7 @@ pub(super) struct Dropped {
     answer: Sender<u64>,
 }
 
-/// Base places that nobody sees any more, to be punched when that is durable.
+/// Base places that no version sees any more, to be punched when that is durable.
 pub(super) struct FreedBase {
     pub(super) seq: u64,
     pub(super) local: u32,
@@ -156,7 +156,7 @@ impl Share {
         }
     }
 
-    /// Has a pool thread punch empty chunks out of their devices, if nobody waits for slots.
+    /// Has a pool thread punch empty chunks out of their devices, if nothing waits for slots.
     fn punch_chunks(&mut self, empty: Vec<EmptyChunk>, context: &Context<'_>) {
         let retired = self.space_waiters.retire(&self.space, empty);
         if retired.is_empty() {
@@ -195,7 +195,7 @@ impl Share {
         }
     }
 
-    /// Punches some of the base places that nobody sees (J4), reserved as a write of theirs would be. One
+    /// Punches some of the base places that no version sees (J4), reserved as a write of theirs would be. One
     /// batch at a time: its end brings the next.
     pub(super) fn punch_freed_bases(&mut self, context: &mut Context<'_>) {
         for look in 0.. {

@@ -1,4 +1,4 @@
-//! Scrub: what a share tells of its slots, so that somebody can read them all.
+//! Scrub: what a share tells of its slots, so that a scrub can read them all.
 //!
 //! How it works      [`Share::slots_from`] walks a partition leaf by leaf, and in each leaf its versions from the oldest
 //!                   to the live one, and gives what a version sees and the one before it does not: so each slot comes

@@ -58,7 +58,7 @@ pub struct ShareStats {
     pub errors: AtomicU64,
 }
 
-/// Adds to a counter that only the caller writes meanwhile.
+/// Adds to a counter that no other thread writes.
 pub fn count(counter: &AtomicU64, n: u64) {
     counter.store(counter.load(Ordering::Relaxed) + n, Ordering::Relaxed);
 }

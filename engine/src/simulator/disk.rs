@@ -493,7 +493,7 @@ impl Disk {
         self.random.number()
     }
 
-    /// Whether somebody else has a turn during an operation.
+    /// Whether another thread has a turn during an operation.
     pub fn pauses(&mut self) -> bool {
         !self.dead && self.random.chance(self.rates.pause)
     }

@@ -45,7 +45,7 @@ pub struct Rates {
     pub would_wait: u64,
     /// Operations at which the kernel writes something back of its own accord.
     pub write_back: u64,
-    /// Operations during which somebody else has a turn.
+    /// Operations during which another thread has a turn.
     pub pause: u64,
     /// Operations on devices at which one begins to hang, for longer than requests may last.
     pub hang: u64,

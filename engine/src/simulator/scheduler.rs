@@ -27,11 +27,11 @@ const HANGING_MAX: u32 = 5;
 pub enum Turn {
     /// Somebody waits.
     Waiting,
-    /// Between two operations of somebody's.
+    /// Between two operations of a thread.
     Between,
     /// Within a sync.
     Syncing,
-    /// Somebody's operation hangs; `true`: it is a sync.
+    /// A thread's operation hangs; `true`: it is a sync.
     Hanging(bool),
 }
 
@@ -156,7 +156,7 @@ impl Scheduler {
         candidates
     }
 
-    /// Gives somebody a turn; `false` if nobody has anything to do.
+    /// Gives a thread a turn; `false` if none has anything to do.
     pub fn give(&self, turn: Turn) -> bool {
         let mut state = self.lock();
         let hangs = matches!(turn, Turn::Hanging(_));

@@ -127,7 +127,7 @@ impl Simulated {
         }
     }
 
-    /// Gives somebody a turn; `false` if nobody has anything to do.
+    /// Gives a thread a turn; `false` if none has anything to do.
     pub fn turn(&self) -> bool {
         !self.is_dead() && self.scheduler.give(Turn::Waiting)
     }
@@ -153,7 +153,7 @@ impl Simulated {
         }
     }
 
-    /// An operation that nobody comes between: locks may be held.
+    /// An operation that no other thread interrupts: locks may be held.
     fn at_once<T>(&self, f: impl FnOnce(&mut Disk) -> Result<T>) -> Result<T> {
         if self.gone.load(Ordering::Relaxed) {
             return Err(Errno::EIO);

@@ -43,7 +43,7 @@ impl Context {
     /// Begins reads, in order; returns how many of them.
     ///
     /// # Safety
-    /// The buffer and the file of each that was begun stay, and nobody else touches the buffer, until its end was told.
+    /// The buffer and the file of each that was begun stay, and no other thread touches the buffer, until its end was told.
     pub unsafe fn submit(&self, blocks: &mut [libc::iocb]) -> usize {
         let mut all = [std::ptr::null_mut(); BEGUN_AT_ONCE];
         for (place, block) in all.iter_mut().zip(blocks.iter_mut()) {
@@ -74,7 +74,7 @@ impl Drop for Context {
     }
 }
 
-/// What the kernel is told of a read whose end `ended` signals. It gives up rather than wait for room in the disk's queue.
+/// What the kernel is told of a read whose end `ended` signals. It gives up rather than wait for space in the disk's queue.
 pub fn read_of(
     file: BorrowedFd<'_>,
     start: NonNull<u8>,

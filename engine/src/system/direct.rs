@@ -8,7 +8,7 @@
 //!                   has failed, is read another way by who has brought it.
 //! Invariants        DR1 a read's buffer and file stay until the kernel is done with it: the only pointer to what they belong to
 //!                   is the kernel's meanwhile;
-//!                   DR2 no call waits for the disk, or for room in its queue: reads that would are given back.
+//!                   DR2 no call waits for the disk, or for space in its queue: reads that would are given back.
 //! Owner and locks   anybody submits, anybody reaps. The context ends when the kernel has none of its reads.
 
 use std::marker::PhantomData;
@@ -52,7 +52,7 @@ impl<T: Send + 'static> Direct<T> {
     /// Begins all of these; returns those that could not be.
     ///
     /// # Safety
-    /// What a read is for owns its buffer: until it is given back, the buffer stays and nobody else touches it.
+    /// What a read is for owns its buffer: until it is given back, the buffer stays and no other thread touches it.
     pub unsafe fn read(&self, reads: Vec<(Read, T)>) -> Vec<(Read, T)> {
         let (mut reads, mut refused) = (reads.into_iter(), Vec::new());
         loop {
@@ -158,7 +158,7 @@ mod tests {
 
     /// Begins to read some blocks; how many that were.
     fn begin(direct: &Direct<Wanted>, file: &Arc<dyn File>, count: u64) -> usize {
-        // SAFETY: a `Wanted` owns its buffer, and nobody looks into it before it is given back.
+        // SAFETY: a `Wanted` owns its buffer, and no thread looks into it before it is given back.
         let refused = unsafe { direct.read(wanted(file, 0..count)) };
         count as usize - refused.len()
     }
@@ -264,7 +264,7 @@ mod tests {
                 let (direct, file, refused) = (&direct, &file, sender_of_refused.clone());
                 scope.spawn(move || {
                     let blocks = (0..each).map(|number| (number * 7 + thread) % (BLOCKS + 10));
-                    // SAFETY: a `Wanted` owns its buffer, and nobody looks into it before it is given back.
+                    // SAFETY: a `Wanted` owns its buffer, and no thread looks into it before it is given back.
                     let left = unsafe { direct.read(wanted(file, blocks)) };
                     refused
                         .send(left.into_iter().map(|(_, what)| (what, false)).collect())

@@ -70,7 +70,7 @@ impl LinuxFile {
             return full(buffer);
         }
         let copy = Buffer::zeroed(buffer.len());
-        // SAFETY: nobody else has this buffer.
+        // SAFETY: no other thread has this buffer.
         let bytes = unsafe { copy.part_mut(0, buffer.len()) };
         let read = full(bytes);
         if read {

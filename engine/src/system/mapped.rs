@@ -53,7 +53,7 @@ impl Mapped {
         if !touched {
             let from = offset / PAGE_BYTES * PAGE_BYTES;
             let to = (offset + length).next_multiple_of(PAGE_BYTES).min(self.length);
-            // SAFETY: pages of this mapping, which nobody else touches.
+            // SAFETY: pages of this mapping, which no other thread touches.
             let again = unsafe {
                 let place = self.start.as_ptr().add(from);
                 map_at(&self.file, place, from, to - from, MapFlags::SHARED | MapFlags::FIXED)
@@ -131,7 +131,7 @@ impl Pages for Mapped {
 
 impl Drop for Mapped {
     fn drop(&mut self) {
-        // SAFETY: mapped with this length by `new`, and nobody touches it any more.
+        // SAFETY: mapped with this length by `new`, and no thread touches it any more.
         let _ = unsafe { munmap(self.start.as_ptr().cast(), self.length) };
     }
 }

@@ -6,7 +6,7 @@
 //!                   ([why](../../../docs/decisions/0031-stores-that-fail.md)).
 //! Invariants        MP1 a store that has failed left some of its first bytes, and changed nothing else.
 //! Owner and locks   [`Mapping::store`] is given disjoint ranges; its callers say who owns which.
-//! Errors            those of a write. EIO: the file is shorter than its mapping, because somebody has made it so.
+//! Errors            those of a write. EIO: the file is shorter than its mapping, because it was truncated.
 
 use std::fmt::Debug;
 use std::sync::atomic::{Ordering, compiler_fence};
@@ -44,7 +44,7 @@ impl Mapping {
     /// Stores bytes from `offset`.
     ///
     /// # Safety
-    /// Nobody else touches this range meanwhile, nor stores to the page of 4096 bytes that it is in.
+    /// No other thread touches this range meanwhile, nor stores to the page of 4096 bytes that it is in.
     pub unsafe fn store(&self, offset: usize, bytes: &[u8]) -> Result<()> {
         let all = self.0.length();
         assert!(offset <= all && bytes.len() <= all - offset, "inside the mapping");

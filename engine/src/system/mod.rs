@@ -65,7 +65,7 @@ pub trait File: Send + Sync + Debug {
     fn read_cached(&self, buffer: &mut [u8], offset: u64) -> Result<Cached>;
     /// Fills `buffer` from `offset`; EIO where the file ends before.
     fn read(&self, buffer: &mut [u8], offset: u64) -> Result<()>;
-    /// Whether [`File::write_cached`] is worth a try, and asking for the length waits for nobody.
+    /// Whether [`File::write_cached`] is worth a try, and asking for the length never blocks.
     fn tells_of_writes(&self) -> bool {
         false
     }
@@ -161,7 +161,7 @@ pub trait System: Send + Sync + Debug {
     fn threaded(&self) -> bool;
     /// Does some work that is there to be done, where there are no threads; `false` if there is none.
     fn run_others(&self) -> bool;
-    /// A place where another thread may come between: where there are none, somebody else may have a turn here.
+    /// A place where another thread may come between: where there are none, another thread may have a turn here.
     fn yield_point(&self) {}
 }
 

@@ -142,7 +142,7 @@ impl Reaper {
         }
     }
 
-    /// Until nobody helps any more.
+    /// Until there is no helper.
     fn look_after_helpers(&self) {
         let mut seen = self.rounds.load(Ordering::Relaxed);
         while !self.stopping.load(Ordering::Acquire) {
@@ -198,7 +198,7 @@ impl Turn<'_> {
     }
 
     /// Sleeps until a read has ended, unless none is to end, or one of `files` is readable, and holds what `asleep` gives
-    /// meanwhile; brings on what has ended by then, and says how many reads those were.
+    /// meanwhile; processes what has ended by then, and says how many reads those were.
     pub fn sleep<G>(&self, files: [&OwnedFd; 2], asleep: impl FnOnce() -> G) -> usize {
         let before = self.0.clear_and_reap();
         if before > 0 {

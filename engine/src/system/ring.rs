@@ -101,7 +101,7 @@ impl<T: Send + 'static> Ring<T> {
     /// Reads these, soon; returns those that it has no space for.
     ///
     /// # Safety
-    /// What a read is for owns its buffer: until it is given back, the buffer stays and nobody else touches it.
+    /// What a read is for owns its buffer: until it is given back, the buffer stays and no other thread touches it.
     pub unsafe fn read(&self, mut reads: Vec<(Read, T)>) -> Vec<(Read, T)> {
         let mut refused = Vec::new();
         self.shared.change(|state| {
@@ -271,7 +271,7 @@ mod tests {
             let (file, offset) = (Arc::clone(file), block * BLOCK as u64);
             (Read { file, offset, start, length: BLOCK as u32 }, Wanted { bytes, block })
         });
-        // SAFETY: a `Wanted` owns its buffer, and nobody looks into it before it is given back.
+        // SAFETY: a `Wanted` owns its buffer, and no thread looks into it before it is given back.
         let mut refused = unsafe { ring.read(reads.collect()) };
         while !refused.is_empty() {
             std::thread::yield_now();

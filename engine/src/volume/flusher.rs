@@ -340,7 +340,7 @@ impl Flusher {
         &self.shared.durable
     }
 
-    /// Adds somebody who waits.
+    /// Adds a waiter.
     pub fn push(&self, waiter: Waiter) {
         let mut state = self.shared.state.lock().expect("no holder panics");
         let refused = match (state.stopping, state.overdue) {

@@ -60,7 +60,7 @@ pub struct Volume {
     pub origin: Option<Arc<Origin>>,
     /// Its change logs.
     pub space: Arc<Space>,
-    /// Who waits for room in them.
+    /// Who waits for space in them.
     pub space_waiters: Arc<SpaceWaiters>,
     /// What a flush syncs.
     pub durable: Arc<Durable>,

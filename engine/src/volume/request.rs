@@ -94,7 +94,7 @@ pub trait Sink: Send + Sync {
     fn complete(&self, request: Arc<Request>);
     /// Called once after one or more calls of `complete`: the time to send what was gathered.
     fn kick(&self);
-    /// Whether nobody waits for its answers any more: what is left of a long request need not be done.
+    /// Whether nothing waits for its answers any more: what is left of a long request need not be done.
     fn is_gone(&self) -> bool {
         false
     }
