@@ -353,7 +353,7 @@ fn bucket(nanoseconds: u64) -> usize {
     (doubling * BUCKETS_PER_DOUBLING + (nanoseconds >> doubling)) as usize
 }
 
-/// The greatest latency that falls into a bucket.
+/// The largest latency that falls into a bucket.
 fn upper_end(bucket: usize) -> u64 {
     let bucket = bucket as u64;
     let doubling = (bucket / BUCKETS_PER_DOUBLING).saturating_sub(1);

@@ -342,7 +342,7 @@ class Engine:
         for another process. Takes as long as the slowest, at most 13 s. Everything but NBD is served on."""
 
     def adopt(self, fd: int, export: str, state: bytes) -> None:
-        """Go on with a connection that another engine has handed over; the descriptor is taken over in any
+        """Continue a connection that another engine has handed over; the descriptor is taken over in any
         case. The caller knows that the export is the one that it was connected to.
         'invalid' (the state cannot be used), 'not-found' or 'busy': then it is closed."""
 

@@ -132,7 +132,7 @@ fn contents_are_checked_when_asked_for_and_a_missing_device_is_left_out() {
     let report = world.check(true);
     let expected = "partition 0 block 5, slot 2 of change log 1: its checksum does not match";
     assert_eq!(report.problems, [expected]);
-    // Whoever leaves out its path has told why; what cannot be opened after all is told here.
+    // A caller that leaves out its path has reported why; what cannot be opened is reported here.
     let report = check_volume(&world.system, &world.spec(), &BTreeMap::new(), true).unwrap();
     assert_eq!((report.problems.len(), report.checked_bytes), (0, 0));
     std::fs::remove_file(world.path.join("log")).unwrap();

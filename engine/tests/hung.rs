@@ -283,7 +283,7 @@ fn a_volume_whose_device_has_a_write_that_was_given_up_is_not_closed_and_its_spa
     (third.size, third.logs, third.default_logs) = (MIB, Vec::new(), Vec::new());
     assert!(within("another volume there", || engine.add_volume(third)).is_err());
     comes_back(&scratch);
-    until("it is let go", || engine.remove_volume(1).is_ok());
+    until("it is closed", || engine.remove_volume(1).is_ok());
     engine.stop().unwrap();
 }
 

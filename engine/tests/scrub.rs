@@ -135,7 +135,7 @@ fn a_block_that_does_not_match_is_eio_alone_and_is_healed_by_overwriting_all_of_
     let volume = world.engine.volume(1).unwrap();
     assert_eq!(volume.bad.found(), [(2, 2)]);
     assert_eq!(volume.bad.listed()[0].times, 2);
-    assert_eq!(world.write(3 * 4096 + 10, &[2; 10]), Err(EIO), "the rest of it is not to be had");
+    assert_eq!(world.write(3 * 4096 + 10, &[2; 10]), Err(EIO), "the rest of it is not available");
     assert_eq!(world.read(3 * 4096, 4096), Err(EIO));
     world.write(3 * 4096, &[2; 4096]).unwrap();
     assert_eq!(world.read(3 * 4096, 4096).unwrap(), [2; 4096]);

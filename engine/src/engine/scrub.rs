@@ -2,7 +2,7 @@
 //!
 //! How it works      The partition's processor says which slots there are; the caller's thread reads them, so that
 //!                   hosts have the pool for themselves; how fast is for the caller to decide, call by call. What
-//!                   does not match is read once more between two questions to the processor whether somebody sees it:
+//!                   does not match is read again between two questions to the processor whether any version sees it:
 //!                   so a slot that was freed and used again meanwhile is never reported.
 //! Errors            what cannot be read is reported, not raised.
 

@@ -41,7 +41,7 @@ pub struct Common {
     pub pool: Pool,
     /// Buffers for the next requests.
     pub buffers: BufferPool,
-    /// Has the sender thread look after peers for as long as there is something to look after.
+    /// Has the sender thread watch peers as long as there is something to watch.
     pub watch_peers: Box<dyn Fn() + Send + Sync>,
 }
 
@@ -197,7 +197,7 @@ impl Connection {
         self.freezing.load(Ordering::Relaxed)
     }
 
-    /// Takes the socket out of a connection that is quiet, for another process; `None` if it cannot be had: the
+    /// Takes the socket out of a connection that is quiet, for another process; `None` if it is not available: the
     /// connection is broken, or not quiet, or not only a socket. Nothing reads from it from here on.
     pub fn release(&self) -> Option<OwnedFd> {
         let mut state = lock(&self.state);

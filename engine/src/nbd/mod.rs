@@ -104,7 +104,7 @@ struct Shared {
     freezing: AtomicBool,
     /// Tells those that wait for their sockets.
     freeze: Arc<OwnedFd>,
-    /// What has come of that.
+    /// The result of that.
     handed_over: Mutex<HandedOver>,
     handshakes: AtomicUsize,
     /// What readers can do while they wait.
@@ -332,7 +332,7 @@ impl Shared {
         self.stopping.load(Ordering::Acquire) || self.closed.load(Ordering::Acquire)
     }
 
-    /// Sends what sockets did not take at once, and looks after peers that do not move.
+    /// Sends what sockets did not take at once, and watches peers that do not move.
     fn run_sender(&self) {
         let mut events: Vec<epoll::Event> = Vec::with_capacity(EVENTS_PER_TURN);
         let mut watched = Instant::now();

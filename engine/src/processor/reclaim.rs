@@ -83,7 +83,7 @@ impl Share {
     }
 
     /// Keeps a part that wants so many slots for when there are, or ends it. Slots that wait for a sync here or at
-    /// another processor are released after the same flush, perhaps a little later: then the part starves once more.
+    /// another processor are released after the same flush, perhaps a little later: then the part waits again.
     pub(super) fn wait_for_space(&mut self, part: Part, wanted: u64, context: &mut Context<'_>) {
         match self.space_waiters.wait_or_refuse(&self.space, wanted, context.queue, self.number) {
             Verdict::Wait => self.without_space.push(part),

@@ -47,7 +47,7 @@ impl Share {
         }
         job.request = None; // so that its buffer can be used again when the request is done
         if result == Err(Errno::ENOTSUP) {
-            // A device has turned out not to clear ranges: it is planned once more, without.
+            // A device has turned out not to clear ranges: it is planned again, without.
             let _ = self.settle_changes(part.local, epoch, &job.changes, result);
             return self.take(part, context);
         }

@@ -43,7 +43,7 @@ pub struct Rates {
     pub size: u64,
     /// Reads that would have to wait.
     pub would_wait: u64,
-    /// Operations at which the kernel writes something back of its own accord.
+    /// Operations at which the kernel writes something back by itself.
     pub write_back: u64,
     /// Operations during which another thread has a turn.
     pub pause: u64,

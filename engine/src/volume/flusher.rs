@@ -4,7 +4,7 @@
 //!                   none. A sync notes how far each journal has got, syncs every device that
 //!                   was written to, also those behind one that fails, then commits each journal up to what was noted.
 //!                   If a commit finds that a file of a journal is gone (its J11), the processor writes again what that held, and
-//!                   the sync commits once more.
+//!                   the sync commits again.
 //!                   A connection that asks for nothing but a sync, while none is in flight, not even a checkpoint's, runs it
 //!                   itself if the last one was short ([`SHORT_NS`]) and no device ever waits: handing it over would take
 //!                   longer. The thread that reads requests must not wait for a disk.
