@@ -6,7 +6,7 @@
 //!                   Frozen maps do not change, so what was found is remembered by what it was found from: a map's
 //!                   epoch with the sequence number of its latest change, and its neighbours'. Only the newest frozen
 //!                   map, whose neighbour is the live one, is looked at again and again.
-//! Owner and locks   a [`Memory`] belongs to who asks; the versions are clones.
+//! Owner and locks   a [`Memory`] belongs to the caller; the versions are clones.
 
 use std::collections::HashMap;
 

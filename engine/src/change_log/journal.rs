@@ -114,7 +114,7 @@ impl Journal {
         &self.shared
     }
 
-    /// Who writes it.
+    /// Its writer.
     pub fn identity(&self) -> &Identity {
         &self.identity
     }

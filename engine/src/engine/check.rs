@@ -92,7 +92,7 @@ fn recover_one(spec: &VolumeSpec, identity: &Identity) -> Result<Recovered> {
 }
 
 impl Check<'_> {
-    /// The devices of change logs, read-only. One that has no path is missing, which who has made the paths has told; one
+    /// The devices of change logs, read-only. One that has no path is missing, which the caller has reported; one
     /// that cannot be opened is a problem: nothing of it is checked.
     fn open_devices(
         &mut self,

@@ -257,7 +257,7 @@ impl Engine {
         self.exports.add(name, description, Arc::new(View { volume, epoch }))
     }
 
-    /// Exports a volume for those alone who know the name.
+    /// Exports a volume under a hidden name.
     pub fn export_hidden(&self, name: &str, description: &str, volume: VolumeId) -> Result<()> {
         let volume = self.volume(volume)?;
         self.refuse_half_rolled_back(&volume)?;

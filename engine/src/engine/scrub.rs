@@ -30,7 +30,7 @@ pub struct ScrubBad {
     pub device: DeviceId,
     /// The error of the read; `None`: it was read, and does not match.
     pub errno: Option<Errno>,
-    /// Who sees it.
+    /// The versions that see it.
     pub seen_by: SeenBy,
 }
 

@@ -132,7 +132,7 @@ impl VolumeSpec {
         }
     }
 
-    /// Who writes a processor's journal.
+    /// The identity of a processor's journal.
     pub(super) fn identity(
         &self,
         system: &Arc<dyn System>,

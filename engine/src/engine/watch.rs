@@ -28,7 +28,7 @@ use crate::system::wait;
 use crate::units::DeviceId;
 use crate::volume::Volume;
 
-/// Who asks how a device is waits so long for its answer.
+/// How long a check of a device waits for its answer.
 const LOOK: Duration = Duration::from_secs(1);
 /// An engine that is being stopped waits for a device no longer than this.
 const STOPPING: Duration = Duration::from_secs(5);

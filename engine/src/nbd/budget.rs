@@ -119,7 +119,7 @@ pub const fn looked_at_most(verb: Verb) -> u64 {
     }
 }
 
-/// Who waits for bytes: a connection's reader, woken when some were given back.
+/// A waiter for memory: a connection's reader, woken when some was given back.
 #[derive(Debug, Default)]
 pub struct Waiter {
     /// Signalled when it is worth another try.
@@ -132,7 +132,7 @@ pub struct Waiter {
 pub struct Pool {
     free: Mutex<u64>,
     waiters: Mutex<VecDeque<Arc<Waiter>>>,
-    /// What those need who wait and have drawn nothing, bytes.
+    /// What waiters that have drawn nothing need, bytes.
     memory_waiters_bytes: AtomicU64,
     groups: Mutex<HashMap<String, Weak<Group>>>,
 }
@@ -165,7 +165,7 @@ impl Pool {
         group
     }
 
-    /// What those need who wait and have drawn nothing, bytes; 0 if nobody does.
+    /// What those need who wait and have drawn nothing, bytes; 0 without such a waiter.
     pub fn memory_waiters_bytes(&self) -> u64 {
         self.memory_waiters_bytes.load(Ordering::Relaxed)
     }

@@ -10,7 +10,7 @@
 //!                   HO2 each request is answered by exactly one of the two processes: a state has every byte received
 //!                      that no request was made of (RQ4), and nothing that is still to be sent;
 //!                   HO3 what a host was promised in its handshake holds, or its connection is not adopted.
-//! Owner and locks   `handed_over` is taken alone, by readers that end and by who waits for them.
+//! Owner and locks   `handed_over` is taken alone, by readers that end and by the thread that waits for them.
 //! Errors            a connection that does not become quiet in time ([`crate::nbd::reader::PATIENCE`]) is closed, as is one that
 //!                   the next process does not adopt: then its host connects again.
 
@@ -147,7 +147,7 @@ impl State {
 }
 
 impl Shared {
-    /// Accepts no one any longer. Who comes waits in the sockets' backlogs.
+    /// Stops accepting. New connections wait in the backlogs of the sockets.
     fn close_listeners(&self) {
         let listeners = lock(&self.listeners);
         self.closed.store(true, Ordering::SeqCst);

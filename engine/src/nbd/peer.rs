@@ -66,7 +66,7 @@ pub trait Peer: Send + Sync {
     fn is_gone(&self) -> bool {
         false
     }
-    /// Ends both directions; who waits in `receive` comes back.
+    /// Shuts down both directions; a blocked `receive` returns.
     fn shut_down(&self);
     /// The socket, for another process to continue with; `None` where there is more to it than that. Nobody uses this
     /// peer any more.

@@ -4,7 +4,7 @@
 //!                   a pool thread, because it may have to wait for a thread that clears or writes the same file, and takes
 //!                   long for a fragmented file. Both stop after a while, and after as many extents as an
 //!                   answer has: then the request is answered for what lies before ([`Request::answer_up_to`]).
-//! Invariants        LK1 the first byte that was asked about is answered, or the request fails: so who asks on comes to an end.
+//! Invariants        LK1 the first byte that was asked about is answered, or the request fails: so repeated requests end.
 
 use crate::block_map::leaf::Found;
 use crate::block_map::place::Place;

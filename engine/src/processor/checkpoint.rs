@@ -187,7 +187,7 @@ impl Share {
         self.begin_checkpoint(context);
     }
 
-    /// Answers those who have waited for a checkpoint for too long.
+    /// Answers callers that have waited for a checkpoint for too long.
     pub(super) fn end_checkpoint_waits(&mut self, ticks: &Ticks) {
         let relieving = std::iter::once(&mut self.relieving);
         for waiters in self.checkpoint_waiters.iter_mut().chain(relieving) {

@@ -35,7 +35,7 @@ const AT_ONCE: usize = 8;
 const SMALL_BYTES: u32 = 64 << 10;
 /// Reads of one device that a ring has: fewer than a disk's queue holds, so that there is space in it for who only looks.
 const RING_READS: u32 = 64;
-/// Who is done with parts for so long has the processor run, before it does the next, nanoseconds.
+/// A thread that has completed parts for so long runs the processor before it does the next part, nanoseconds.
 const BRING_NS: u64 = 200_000;
 
 /// A part, or work of a share's own, that was handed over, its blocks reserved (I1).

@@ -20,7 +20,7 @@ pub struct Growth {
     pub longer: Option<(u32, u32)>,
     /// Its new partitions, with their blocks, in order.
     pub added: Vec<(PartitionIndex, u32)>,
-    /// Who waits for it.
+    /// Where the answer goes.
     pub answer: Sender<()>,
 }
 

@@ -5,16 +5,16 @@
 //!                   to the pool's threads, or to the ring of [`cold`], and comes back as an event. What changes nothing
 //!                   of a processor the readers do themselves on the [`fast_path`]. [`cut`] is how all processors agree on an instant.
 //!
-//! Ownership, the one place where it is told:
+//! Ownership; no other file explains it:
 //!
-//! | state | owner | who else may look | held how long |
+//! | state | owner | other readers | held for |
 //! |---|---|---|---|
 //! | versions, slots, epoch, parts that wait | the processor | readers, while no thread runs it; a checkpoint reads clones | a small batch |
 //! | journal, records' bytes | the processor | flusher: how far it got (atomic) | - |
 //! | journal, marks' bytes | flusher, under `committing` | - | one sync |
 //! | a queue's events | its lock | everyone pushes, the processor takes all | a push |
 //! | a log's chunks | a lock each | processors of the volume | a search in it |
-//! | who waits for slots | its lock | processors of the volume | a look at counters |
+//! | space waiters | its lock | processors of the volume | a look at counters |
 //! | geometry | nobody: never changes; a volume that grows gets another | everyone | - |
 //! | an export table | its lock | connections look up | a look-up |
 //! | a request's buffer | its parts, each its range (B3) | the sink, after the last part | - |

@@ -360,7 +360,7 @@ impl Queue {
     }
 }
 
-/// Refuses what no processor will take: parts fail, and who asks something hears nothing.
+/// Refuses events that no processor will take: parts fail, and questions get no answer.
 fn refuse(events: impl IntoIterator<Item = Event>) {
     for event in events {
         if let Event::Part(part) = event {

@@ -141,7 +141,7 @@ impl Share {
         self.retry_without_space(context);
     }
 
-    /// Answers those who have dropped snapshots, if what was freed up to record `committed` can be used again.
+    /// Answers callers that have dropped snapshots, if what was freed up to record `committed` can be used again.
     fn answer_dropped(&mut self, committed: u64, context: &Context<'_>) {
         self.dropped.retain(|dropped| {
             let done = dropped.seq <= committed;

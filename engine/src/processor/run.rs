@@ -33,7 +33,7 @@ use crate::volume::request::Sink;
 /// After so many events what was answered is sent, so that clients and processors work side by side.
 const KICK_EVERY: usize = 8;
 
-/// Counters of one processor: who runs it writes them, or those who share it.
+/// Counters of one processor, written by the threads that run or share it.
 #[derive(Debug, Default)]
 #[allow(missing_docs)]
 pub struct ProcessorStats {
@@ -133,7 +133,7 @@ pub struct Processor {
     slow_ios: u64,
     /// What is to be read when the batch is over.
     colds: Vec<Cold>,
-    /// Who reads it.
+    /// The threads that do cold reads.
     readers: Readers,
     /// Parts that wait for their turn.
     pub(super) later: Lanes<Part>,

@@ -1,4 +1,4 @@
-//! Scrub: what a share tells of its slots, so that a scrub can read them all.
+//! Scrub: what a share reports of its slots, so that a scrub can read them all.
 //!
 //! How it works      [`Share::slots_from`] walks a partition leaf by leaf, and in each leaf its versions from the oldest
 //!                   to the live one, and gives what a version sees and the one before it does not: so each slot comes
@@ -41,7 +41,7 @@ pub struct SlotRun {
     pub sums: Vec<u32>,
 }
 
-/// Who sees a slot.
+/// The versions that see a slot.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SeenBy {
     /// The live volume.
@@ -73,7 +73,7 @@ pub enum Question {
         place: Place,
         /// The checksum of its contents.
         sum: u32,
-        /// Gets who sees it, if anybody does.
+        /// Gets the versions that see it, if any.
         answer: Sender<Option<SeenBy>>,
     },
 }
@@ -124,7 +124,7 @@ impl Share {
         (runs, None)
     }
 
-    /// Who sees this block in this slot with this checksum; `None` if nobody does.
+    /// The versions that see this block in this slot with this checksum; `None` if none does.
     pub fn seen_by(&self, local: u32, block: BlockIndex, place: Place, sum: u32) -> Option<SeenBy> {
         let versions = &self.locals[local as usize].versions;
         let sees = |map: &Map| {

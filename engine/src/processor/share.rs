@@ -179,7 +179,7 @@ pub struct Share {
     pub(super) without_space: Vec<Part>,
     /// When it stopped for a cut, as [`System::monotonic_ns`] counts.
     pub(super) stopped_at: Option<u64>,
-    /// Who waits for the writes of an epoch, and since when.
+    /// Waiters for the writes of an epoch, and since when.
     pub(super) settling: Vec<(Epoch, Tick, Sender<Ended>)>,
     /// The instant of the last cut, if its record could not be appended yet.
     pub(super) unrecorded_cut: Option<u64>,
@@ -197,10 +197,10 @@ pub struct Share {
     /// Empty chunks that a pool thread is giving back to their logs.
     pub(super) returning: u64,
     pub(super) checkpointing: bool,
-    /// Who waits for the checkpoint that is being written, and for the one after it.
+    /// Waiters for the checkpoint that is being written, and for the one after it.
     pub(super) checkpoint_waiters: [Vec<(Tick, Sender<bool>)>; 2],
     pub(super) checkpoint_bytes: u64,
-    /// Who waits for journal segments to become removable.
+    /// Waiters for journal segments to become removable.
     pub(super) relieving: Vec<(Tick, Sender<bool>)>,
     /// The segment that is being prepared may be a small one.
     pub(super) preparing_small: bool,

@@ -5,7 +5,7 @@
 //!                   ([`super::reaper`]). With a ring ([`super::ring`]) a read begins when the ring's thread has its turn; what
 //!                   came meanwhile begins, ends and is asked for again all at once, and between two such times the disk waits.
 //!                   As with a ring, all that is told is whether a buffer is full: what the kernel has not taken, and what
-//!                   has failed, is read another way by who has brought it.
+//!                   has failed, is read another way by its caller.
 //! Invariants        DR1 a read's buffer and file stay until the kernel is done with it: the only pointer to what they belong to
 //!                   is the kernel's meanwhile;
 //!                   DR2 no call waits for the disk, or for space in its queue: reads that would are given back.
@@ -72,7 +72,7 @@ impl<T: Send + 'static> Direct<T> {
         }
     }
 
-    /// What the kernel is told of a read; who gets it owns the box behind `aio_data`. DR2 is `read_of`'s.
+    /// What the kernel is told of a read; its owner also owns the box behind `aio_data`. DR2 is `read_of`'s.
     fn block(&self, read: Read, what: T) -> libc::iocb {
         let (start, length, offset) = (read.start, read.length, read.offset);
         let boxed = Box::new((read, what));

@@ -31,7 +31,7 @@ use pool::Pool;
 /// What a call on a file gives.
 pub type Result<T> = std::result::Result<T, Errno>;
 
-/// Makes an eventfd readable, and wakes who waits for that.
+/// Makes an eventfd readable, which wakes its waiters.
 pub fn signal(file: &OwnedFd) {
     // It fails only when the counter is full, and then it is readable as well.
     let _ = rustix::io::write(file, &[1, 0, 0, 0, 0, 0, 0, 0]);
@@ -155,7 +155,7 @@ pub trait System: Send + Sync + Debug {
 
     /// A pool of at most so many threads, whose names begin with `name`.
     fn pool(&self, name: &str, threads_max: usize, urgency: Urgency) -> Result<Pool>;
-    /// Has `driven` run until it stops. What is returned is dropped by who has told it to, and waits for that.
+    /// Has `driven` run until it stops. The caller that tells it to stop drops the handle, which waits for the end.
     fn drive(&self, name: &str, driven: Arc<dyn Task>) -> Result<Box<dyn TaskHandle>>;
     /// Whether there are threads. Where there are none, who waits for others' work has to see to it.
     fn threaded(&self) -> bool;

@@ -41,7 +41,7 @@ pub enum Lane {
     Files(u32),
 }
 
-/// Who runs the jobs of a pool.
+/// The threads that run the jobs of a pool.
 pub trait Runner: Send + Sync + Debug {
     /// Runs the job, soon. Jobs that were given before [`Runner::stop`] all run, but see there.
     fn run(&self, lane: Lane, job: Job);

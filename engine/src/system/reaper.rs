@@ -228,7 +228,7 @@ impl Drop for Turn<'_> {
 
 /// Where reads past the page cache may be in flight.
 pub trait Reaping: Send + Sync {
-    /// Who takes them; `None` if there have never been any.
+    /// The reaper; `None` before the first such read.
     fn reaper(&self) -> Option<&Reaper>;
 }
 

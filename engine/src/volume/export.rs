@@ -24,7 +24,7 @@ pub struct Export {
     pub description: String,
     /// What serves it.
     pub target: Arc<dyn Target>,
-    /// For those who know its name (EP3).
+    /// Found by its name alone (EP3).
     pub hidden: bool,
     /// Shared with what it was before its volume grew.
     connections: Arc<AtomicUsize>,

@@ -13,7 +13,7 @@
 //!                   record is appended after its data was written.
 //!                   F2 whenever a device may have lost acknowledged writes (its D4), a sync that a host asked for
 //!                   fails, also if the device has been reopened or the process started again in between.
-//!                   F3 one sync for waiters at a time: who has set `running` runs them, until it hands over to a job.
+//!                   F3 one sync for waiters at a time: the thread that set `running` runs them, until it hands over to a job.
 //! A sync that hangs   A waiter that waits for longer than a request may last is answered with EIO at the next tick
 //!                   ([`Flusher::tick`]); one that arrives while the sync is overdue, at once. When the sync ends, its
 //!                   result counts as usual: data is durable, or a loss is reported.
@@ -41,7 +41,7 @@ use crate::volume::request::{Request, Sink};
 /// How often a sync has a journal's files written again before it fails: the second time for those that went in between.
 const RENEWALS: u32 = 2;
 
-/// Who waits for a sync.
+/// A waiter for a sync.
 pub enum Waiter {
     /// A host's FLUSH, or the end of its FUA write.
     Request(Arc<Request>),
@@ -102,7 +102,7 @@ impl Watched {
     }
 }
 
-/// Who writes a journal.
+/// The writer of a journal.
 #[derive(Clone, Debug)]
 struct Writer {
     journal: Arc<journal::Shared>,
@@ -267,7 +267,7 @@ impl Durable {
     }
 }
 
-/// Who waits, and since when.
+/// A waiter, and since when it waits.
 type Waiting = (Waiter, Tick);
 
 #[derive(Default)]
@@ -279,7 +279,7 @@ struct State {
     began: Tick,
     /// It has lasted for longer than a request may.
     overdue: bool,
-    /// A job is there that will take who waits.
+    /// A job will take the waiters.
     running: bool,
     stopping: bool,
 }
@@ -296,7 +296,7 @@ struct Shared {
 /// Nanoseconds since some instant.
 pub type Clock = Box<dyn Fn() -> u64 + Send + Sync>;
 
-/// A sync that takes less than this is run by who asks for it: about what it takes to wake a thread and be woken by it.
+/// A sync that takes less than this runs on the calling thread: about what it takes to wake a thread and be woken by it.
 const SHORT_NS: u64 = 300_000;
 
 /// See the module's head.
@@ -384,13 +384,13 @@ impl Flusher {
         }
     }
 
-    /// Has a job take who waits. Under the lock, so that `stop` finds the job on the pool or comes before the waiter.
+    /// Has a job take the waiters. Under the lock, so that `stop` finds the job on the pool or comes before the waiter.
     fn run_on_pool(&self, _: &MutexGuard<'_, State>) {
         let shared = Arc::clone(&self.shared);
         self.pool.run(Lane::Share(0), move || run(&shared)); // the pool's only lane
     }
 
-    /// Answers those who have waited for too long.
+    /// Answers waiters that have waited for too long.
     pub fn tick(&self) {
         let ticks = &self.shared.ticks;
         let mut state = self.shared.state.lock().expect("no holder panics");
@@ -410,7 +410,7 @@ impl Flusher {
         self.shared.state.lock().expect("no holder panics").overdue
     }
 
-    /// Answers who waits, and ends the thread; one whose sync is overdue is left behind. Idempotent.
+    /// Answers the waiters, and ends the thread; one whose sync is overdue is left behind. Idempotent.
     pub fn stop(&self) {
         let mut state = self.shared.state.lock().expect("no holder panics");
         state.stopping = true;

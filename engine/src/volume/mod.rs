@@ -60,7 +60,7 @@ pub struct Volume {
     pub origin: Option<Arc<Origin>>,
     /// Its change logs.
     pub space: Arc<Space>,
-    /// Who waits for space in them.
+    /// The queue of shares that wait for slots of them.
     pub space_waiters: Arc<SpaceWaiters>,
     /// What a flush syncs.
     pub durable: Arc<Durable>,
@@ -171,7 +171,7 @@ impl Target for View {
 }
 
 impl View {
-    /// Answers a FLUSH; `alone`: nothing came with it, so that its sync may hold up who brings it.
+    /// Answers a FLUSH; `alone`: nothing came with it, so that its sync may run on the calling thread.
     fn flush(&self, request: Arc<Request>, alone: bool) {
         if self.epoch.is_none() {
             self.volume.flushes.fetch_add(1, Ordering::Relaxed);
