@@ -52,7 +52,7 @@ pub enum Bug {
     NoLook,
     /// A device that was found short is used again once its file is long enough.
     ForgetShort,
-    /// What lies beyond the end of a device is told as a hole.
+    /// What lies beyond the end of a device is reported as a hole.
     EndIsHole,
     /// A manifest is not changed after it was made.
     NoManifest,

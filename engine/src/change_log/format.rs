@@ -2,7 +2,7 @@
 //!
 //! How it works      One function pair for each structure, `encode` and `decode`, over fixed offsets that are
 //!                   constants here and a table in docs/formats.md (a test compares the two).
-//! Errors            `decode` gives `None` for what is incomplete; an unknown version or kind is told apart,
+//! Errors            `decode` gives `None` for what is incomplete; an unknown version or kind is distinguished,
 //!                   so that it can be refused untouched.
 
 use crate::block_map::place::Place;

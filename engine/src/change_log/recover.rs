@@ -39,7 +39,7 @@ pub struct Recovered {
     pub partitions: BTreeMap<PartitionIndex, Versions>,
     /// The epoch of the checkpoint that it was read from; 0: there was none.
     pub checkpoint_epoch: Epoch,
-    /// The catalog's last so many rollbacks came after everything that was read back: the journal is to be told of them.
+    /// The catalog's last so many rollbacks came after everything that was read back: the journal has to record them.
     pub redone: usize,
     /// The number of the next record.
     pub next_seq: u64,
@@ -320,7 +320,7 @@ fn replay_all(
     Ok(agreement.rolled())
 }
 
-/// Whether all records from `first` to `last` can be read. One that a power loss has not left whole is told from one that is
+/// Whether all records from `first` to `last` can be read. One that a power loss has not left complete is distinguished from one that is
 /// damaged, which is an error.
 fn all_there(segments: &[OldSegment], ends: &[u64], first: u64, last: u64) -> Result<bool> {
     let (mut bytes, mut sums, mut next) = (Vec::new(), Vec::new(), first);

@@ -23,7 +23,7 @@ use crate::units::{BLOCK_SIZE, DeviceId, PartitionIndex};
 use crate::volume::geometry::Extent;
 
 const BLOCK: usize = BLOCK_SIZE as usize;
-/// Problems that are told in words; all are counted.
+/// Problems that are described; all are counted.
 const TOLD_MAX: usize = 100;
 
 /// What was found.

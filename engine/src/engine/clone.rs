@@ -1,7 +1,7 @@
 //! Clones: what a volume that is made from a snapshot gets of it, and what is refused as long as there is one.
 //!
 //! How it works      Each processor hands out the maps that the snapshot sees, as references, some at a time. Nothing is
-//!                   copied and nothing is written: how a clone looks things up is told by [`Origin`].
+//!                   copied and nothing is written: how a clone looks things up is described at [`Origin`].
 //! Invariants        the C of [`Origin`]; and a volume's number is above its origin's, so that taking over in order, and
 //!                   closing them in reverse, has every origin served as long as its clones are.
 //! Errors            NotFound if the origin is not served or has no such snapshot; Busy for what would take it away.

@@ -70,7 +70,7 @@ pub struct Engine {
     direct_reader: DirectReader,
     /// What hosts can ask for.
     pub exports: Arc<ExportTable>,
-    /// What Python is told.
+    /// What Python gets an event.
     pub events: Arc<Events>,
     cutting: Mutex<()>,
     origins: Mutex<Vec<(VolumeId, Epoch)>>,

@@ -61,10 +61,10 @@ pub struct Part {
     pub since: Tick,
 }
 
-/// How something has ended that a processor was told to do.
+/// The result of something that a processor was asked to do.
 pub type Ended = std::result::Result<(), Errno>;
 
-/// What a processor is told by the engine.
+/// A control event from the engine.
 pub enum Control {
     /// Serve a volume.
     AddShare(u32, Box<Share>),

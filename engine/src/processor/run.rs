@@ -139,7 +139,7 @@ pub struct Processor {
     pub(super) later: Lanes<Part>,
     /// Some share has more to do.
     again: bool,
-    /// It was told to stop.
+    /// It was asked to stop.
     stopped: bool,
 }
 

@@ -30,7 +30,7 @@ pub trait Handler {
     fn run_shared(&self, _batch: &mut Vec<Event>) -> bool {
         false
     }
-    /// Whether it was told to stop.
+    /// Whether it was asked to stop.
     fn stopped(&self) -> bool;
 }
 
@@ -113,7 +113,7 @@ impl<R: Handler> Runner<R> {
         }
     }
 
-    /// Serves `batch` and all that comes in while it runs; returns whether it was told to stop.
+    /// Serves `batch` and all that comes in while it runs; returns whether it was asked to stop.
     fn serve(&self, batch: &mut Vec<Event>) -> bool {
         let mut stopped = false;
         loop {

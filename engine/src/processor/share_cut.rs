@@ -52,7 +52,7 @@ impl Share {
         Ok(())
     }
 
-    /// Answers when no write of `epoch` or before is in flight: with an error if the journal cannot be told that the epoch
+    /// Answers when no write of `epoch` or before is in flight: with an error if the journal cannot record that the epoch
     /// has ended, or if such a write was given up (U3), or if it takes too long.
     pub fn settle(
         &mut self,

@@ -1,4 +1,4 @@
-//! Space: what Python is told of the change logs' room.
+//! Space: what Python gets to know of the space of change logs.
 
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};

@@ -43,7 +43,7 @@ impl Context {
     /// Begins reads, in order; returns how many of them.
     ///
     /// # Safety
-    /// The buffer and the file of each that was begun stay, and no other thread touches the buffer, until its end was told.
+    /// The buffer and the file of each that was begun stay, and no other thread touches the buffer, until its completion is reported.
     pub unsafe fn submit(&self, blocks: &mut [libc::iocb]) -> usize {
         let mut all = [std::ptr::null_mut(); BEGUN_AT_ONCE];
         for (place, block) in all.iter_mut().zip(blocks.iter_mut()) {
@@ -55,7 +55,7 @@ impl Context {
         usize::try_from(rc).unwrap_or(0)
     }
 
-    /// How many operations have ended that nobody was told of, into the beginning of `events`.
+    /// How many completed operations were not reported yet, into the beginning of `events`.
     pub fn ended(&self, events: &mut [Event; ENDED_AT_ONCE]) -> usize {
         let mut at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
         let (least, most) = (0 as libc::c_long, ENDED_AT_ONCE as libc::c_long);

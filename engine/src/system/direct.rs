@@ -4,7 +4,7 @@
 //!                   `io_submit` returns, whichever thread has called it, and any thread that reaps takes the completions
 //!                   ([`super::reaper`]). With a ring ([`super::ring`]) a read begins when the ring's thread has its turn; what
 //!                   came meanwhile begins, ends and is asked for again all at once, and between two such times the disk waits.
-//!                   As with a ring, all that is told is whether a buffer is full: what the kernel has not taken, and what
+//!                   As with a ring, all that is reported is whether a buffer is full: what the kernel has not taken, and what
 //!                   has failed, is read another way by its caller.
 //! Invariants        DR1 a read's buffer and file stay until the kernel is done with it: the only pointer to what they belong to
 //!                   is the kernel's meanwhile;

@@ -88,7 +88,7 @@ pub trait File: Send + Sync + Debug {
     /// Asks for the range to be read ahead.
     fn will_need(&self, offset: u64, length: u64);
     /// How many bytes from `offset`, at most `limit`, are all data or all hole, and whether they are a hole. None of them lies
-    /// beyond the end: EIO if `offset` does. Where holes cannot be told from data, all is data.
+    /// beyond the end: EIO if `offset` does. Where holes cannot be distinguished from data, all is data.
     fn allocation(&self, offset: u64, limit: u64) -> Result<(u64, bool)>;
     /// Its descriptor, if the kernel has one for it.
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
@@ -106,7 +106,7 @@ pub trait File: Send + Sync + Debug {
 
 /// Work that a thread of its own does for as long as there is any: a processor.
 pub trait Task: Send + Sync {
-    /// Does everything that comes, until it is told to stop.
+    /// Does everything that comes, until it is asked to stop.
     fn run(&self);
     /// Does what is there now, perhaps not all of it; `false` if that was nothing.
     fn step(&self) -> bool;
@@ -133,7 +133,7 @@ pub trait System: Send + Sync + Debug {
     fn recall(&self, path: &Path) -> Result<Option<Vec<u8>>>;
     /// Keeps nothing under a name any more.
     fn forget(&self, path: &Path);
-    /// The file that a path names; `None` if there is none. Where files cannot be told apart, they are all the same.
+    /// The file that a path names; `None` if there is none. Where files cannot be distinguished, they are all the same.
     fn look(&self, _path: &Path) -> Result<Option<Seen>> {
         Ok(Some(Seen::default()))
     }
@@ -176,7 +176,7 @@ pub enum Urgency {
 
 /// A [`Task`] that runs.
 pub trait TaskHandle: Send {
-    /// Waits until it has stopped, which it was told to.
+    /// Waits until it has stopped, as it was asked to.
     fn join(self: Box<Self>);
 }
 

@@ -125,7 +125,7 @@ impl Reaper {
         }
     }
 
-    /// The keeper's part, until it is told to stop.
+    /// The keeper's part, until it is asked to stop.
     pub(super) fn keep(&self) {
         let _ = self.keeper.set(std::thread::current());
         while !self.stopping.load(Ordering::Acquire) {

@@ -3,7 +3,7 @@
 //! How it works      Fixed offsets, all numbers little-endian, and behind them the bytes received. They are constants here
 //!                   and a table in docs/formats-hand-over.md; a test compares the two.
 //! Invariants        what `decode` takes, `encode` writes back to the same bytes.
-//! Errors            `decode` says what is wrong as a clause; an unknown version is told apart from damage.
+//! Errors            `decode` says what is wrong as a clause; an unknown version is distinguished from damage.
 
 use crate::checksum;
 use crate::error::Errno;

@@ -144,7 +144,7 @@ fn selections_and_lists_are_bounded() {
     };
     assert_eq!(refused(&asked), Some(option_reply::ERR_TOO_BIG));
     assert_eq!(refused(&asked[..SELECTED_MAX]), Some(option_reply::ACK));
-    // A list of 5000 is told piece by piece (`drive` asserts HN2), and not as often as one likes.
+    // A list of 5000 is sent piece by piece (`drive` asserts HN2), and not as often as one likes.
     let list = option_with(option::LIST_META_CONTEXT, &queries(b"v", &[b"qemu:"]));
     let lists = list.repeat(LISTS_MAX as usize + 1);
     let (out, _) = drive(&mut begun(&table), &table, &[structured(), lists].concat(), 1000);
