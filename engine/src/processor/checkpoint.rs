@@ -5,7 +5,7 @@
 //!                   costs references, and a pool thread does the rest: it writes the file, syncs the devices and it, gives it
 //!                   its name, tells the journal what is covered, and removes what nothing needs any more.
 //!                   The manifest names it before anything is taken for covered or removed.
-//! No room           where the next segment cannot be prepared, Python gets an event (a [`JournalFull`](Told::JournalFull) event), while
+//! No room           where the next segment cannot be prepared, Python gets a [`JournalFull`](Told::JournalFull) event, while
 //!                   half of the newest segment is left. Python gives up room that it keeps for this, and calls `relieve`: a
 //!                   small segment is begun, and a checkpoint makes the segments before it removable.
 //! A failed journal  after a failed sync records may be lost (J8), and so they may be if a file is gone (J11). Then the journal

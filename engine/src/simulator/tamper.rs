@@ -4,7 +4,7 @@
 //!                   volume's directory of an older time, are put in their place. The volume is then refused, and nothing
 //!                   in the state directory has changed; or it is served, and all that is read is right. Where it was refused,
 //!                   what was done is undone, and the simulation continues.
-//! What is not detected after a power loss, that the newest segment is of a time between its first commit and its last
+//! Not detected      after a power loss, that the newest segment is of a time between its first commit and its last
 //!                   one: older files are put back only after a kill, when the numbers of records are exact, or a clean
 //!                   stop.
 
