@@ -17,6 +17,7 @@ import polyvol.snapshot.errors
 import polyvol.snapshot.group_errors  # noqa: F401 - so that all classes are in the table
 from polyvol.mapping.errors import Kind, PolyvolError
 from polyvol.mapping.no_space import NO_SPACE
+from polyvol.mapping.sizes import counted
 
 EXIT_CODE = 1
 EXIT_USAGE = 2
@@ -474,7 +475,7 @@ def engine_errors(what: str, engine_error: type[Exception], *, starting: bool = 
 def counted_clients(count: int) -> dict[str, str]:
     """The facts `clients` and `them` of the errors above."""
     return {
-        "clients": "1 client" if count == 1 else f"{count} clients",
+        "clients": counted(count, "client"),
         "them": "it" if count == 1 else "them",
     }
 

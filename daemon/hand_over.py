@@ -36,6 +36,7 @@ from polyvol.daemon.host.sockets import HANDED_CONNECTION, HANDED_DEVICE, HANDED
 from polyvol.daemon.restores.verbs import HIDDEN
 from polyvol.daemon.workers import Workers
 from polyvol.mapping.os_errors import reason
+from polyvol.mapping.sizes import counted
 from polyvol.snapshot.snapshot import export_name
 
 MAGIC = b"PVHAND\r\n"
@@ -131,12 +132,13 @@ def give(context: Context, store: Store) -> None:
     for export in [export for export in lost if HIDDEN in export]:
         said = "closed %s of a restore to volume %s: resume it with `polyvol restore ... --resume`"
         name = _volume(export)
-        _log.warning(said, _counted(lost.pop(export)), name, extra={"VOLUME": name})
+        _log.warning(said, counted(lost.pop(export), "connection"), name, extra={"VOLUME": name})
     for export, count in lost.items():
         said = "closed %s to %s: requests or replies did not end in time"
-        _log.warning(said, _counted(count), export, extra={"VOLUME": _volume(export), **_fields(export)})
+        fields = {"VOLUME": _volume(export), **_fields(export)}
+        _log.warning(said, counted(count, "connection"), export, extra=fields)
     if entries:
-        _log.info("handed %s over to the next polyvold", _counted(len(entries)))
+        _log.info("handed %s over to the next polyvold", counted(len(entries), "connection"))
 
 
 def _flush_all(context: Context) -> None:
@@ -185,13 +187,13 @@ def _take(context: Context, handed: dict[str, int]) -> None:
             if fd is not None:  # else its client has left in the meantime
                 _adopt(context, entry, fd, exports.get(entry.uuid), begun)
     except Unusable as error:
-        context.events.add("warning", f"closed {_counted(len(handed))}: {error}")
+        context.events.add("warning", f"closed {counted(len(handed), 'connection')}: {error}")
     finally:
         _close(handed)
         remove_stored(names)  # O3
     pause_ms = (time.monotonic_ns() - frozen_ns) // 1_000_000
     for export, count in sorted(begun.items()):
-        text = f"{_counted(count)} to {export} went on after a pause of {pause_ms / 1000:.2f} s"
+        text = f"{counted(count, 'connection')} to {export} went on after a pause of {pause_ms / 1000:.2f} s"
         context.events.add("info", text, volume=_volume(export), PAUSE_MS=pause_ms, **_fields(export))
 
 
@@ -203,7 +205,7 @@ def discard(passed: Passed) -> None:
     handed = passed.handed
     if handed:
         others = sum(name != HANDED_FILE for name in handed)
-        _log.warning("closed %s: nbdkit cannot take over what polyvold had", _counted(others))
+        _log.warning("closed %s: nbdkit cannot take over what polyvold had", counted(others, "connection"))
         names = list(handed)
         _close(handed)
         remove_stored(names)
@@ -291,10 +293,6 @@ def _fields(export: str) -> dict[str, str]:
     """The journal's fields of an export, but for VOLUME."""
     snapshot = export.partition("@")[2]
     return {"SNAPSHOT": snapshot} if snapshot else {}
-
-
-def _counted(count: int) -> str:
-    return "1 connection" if count == 1 else f"{count} connections"
 
 
 def _volume(export: str) -> str:

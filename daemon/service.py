@@ -396,7 +396,7 @@ class Service:
         self._volumes.start()
         undo.callback(self._devices.short.note)
         self._room = StateRoom(self._context, self.reserve, self.reload)
-        space = Space(self._context, self._snapshots, also=self._look, journal_full=self._room.journal_full)
+        space = Space(self._context, self._snapshots, self._room, also=self._look)
         space.start()
         undo.callback(space.stop)
         undo.callback(self._deletions.stop)

@@ -1,4 +1,5 @@
-"""Sizes for people: as tables have them ('64 MiB'), exact where two are compared, or as an option takes them.
+"""Sizes and counts for people: as tables have them ('64 MiB'), exact where two are compared, or as an option
+takes them.
 
 Errors            None.
 """
@@ -34,3 +35,8 @@ def argument_size(size: int) -> str:
         if size and size % (1 << 10 * power) == 0:
             return f"{size >> 10 * power}{UNITS[power - 1]}"
     return str(size)
+
+
+def counted(count: int, noun: str) -> str:
+    """'1 partition', '2 partitions'."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"

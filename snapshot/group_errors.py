@@ -53,8 +53,8 @@ class GroupHasSnapshots(PolyvolError):
 
     code = "group-has-snapshots"
     kind = "busy"
-    sentence = "group {name} has {count} snapshots"
-    hint = "delete them first; `polyvol snapshot list @{name}` shows them"
+    sentence = "group {name} has {snapshots}"
+    hint = "delete what `polyvol snapshot list @{name}` shows first"
 
 
 class NotInGroup(PolyvolError):

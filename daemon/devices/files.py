@@ -163,7 +163,7 @@ def remark_on(context: Context, device: Device, here: Mapping[int, Identity | No
     identity = here[device.id]
     if identity != file.identity:
         what = "nothing is at its path any more" if identity is None else "its path shows another file now"
-        return f"{what}; the one that was opened at {path} is used until polyvold stops"
+        return f"{what}; what was opened there is used until polyvold stops: put it back before"
     if file.size > device.size:
         return (
             f"it has grown to {exact_size(file.size)}, of which the first {exact_size(device.size)} are used"

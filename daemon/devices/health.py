@@ -20,6 +20,7 @@ from polyvol.mapping.device import short_clause
 from polyvol.mapping.os_errors import reason_of
 from polyvol.mapping.partition import Partition
 from polyvol.mapping.records import Volume
+from polyvol.mapping.sizes import counted
 
 if TYPE_CHECKING:
     from polyvol.engine import DeviceFaultStats
@@ -170,7 +171,7 @@ def notes(context: Context) -> list[str]:
     said = [] if context.state_trouble is None else [context.state_trouble]
     if not found:
         return said
-    what = ", ".join(f"{number} {noun}{'' if number == 1 else 's'}" for noun, number in found.items())
+    what = ", ".join(counted(number, noun) for noun, number in found.items())
     return [*said, f"the clock says {iso(now)}, and there are later times of {what}, {WHY_FUTURE}"]
 
 
@@ -180,14 +181,11 @@ def summary(context: Context) -> str:
     volumes = sum(not export["read_only"] and not export["hidden"] for export in exports)
     snapshots = sum(export["read_only"] for export in exports)
     clients = sum(export["connections"] for export in exports)
-    trouble = [
-        f"{count} {what}"
-        for count, what in (
-            (len(context.volume_trouble), "not served"),
-            (len(context.device_trouble), "devices missing"),
-            (int(context.state_trouble is not None), "state directory that cannot be written"),
-        )
-        if count
-    ]
-    words = [f"{volumes} volumes", *trouble, f"{snapshots} snapshots", f"{clients} clients"]
-    return ", ".join(words)
+    words = [counted(volumes, "volume")]
+    if context.volume_trouble:
+        words.append(f"{len(context.volume_trouble)} not served")
+    if context.device_trouble:
+        words.append(f"{counted(len(context.device_trouble), 'device')} missing")
+    if context.state_trouble is not None:
+        words.append("the state directory cannot be written")
+    return ", ".join([*words, counted(snapshots, "snapshot"), counted(clients, "client")])

@@ -33,6 +33,7 @@ from polyvol.mapping.errors import NameInUse
 from polyvol.mapping.group import Group, GroupSnapshot
 from polyvol.mapping.names import check_name
 from polyvol.mapping.records import SnapshotRecord, Volume
+from polyvol.mapping.sizes import counted
 from polyvol.mapping.volume import refuse_repeats
 from polyvol.snapshot.group_errors import (
     GroupHasSnapshots,
@@ -97,7 +98,7 @@ class Groups:
                 raise UnknownGroup(name=name)
             snapshots = self._context.catalog.groups.snapshots(group.id)
             if snapshots:
-                raise GroupHasSnapshots(name=name, count=len(snapshots))
+                raise GroupHasSnapshots(name=name, snapshots=counted(len(snapshots), "snapshot"))
             schedules = self._schedules(group)
             self._context.catalog.groups.forget(group.id)
         _log.info("group %s was deleted", name, extra={"GROUP": name})

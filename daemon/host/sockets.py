@@ -36,6 +36,7 @@ HANDED_DEVICE = "device-"
 BACKLOG = 4096
 _FIRST_PASSED = 3
 """The first file descriptor that systemd passes."""
+_FAMILIES = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6)
 _NO_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 _IP_FREEBIND = 15
 _KEEP_ALIVE = (
@@ -94,7 +95,7 @@ def passed_by_systemd(control_path: Path | None = None) -> Passed:
             os.set_inheritable(number, False)
         except OSError as error:
             why = f"systemd passes {len(numbers)} descriptors, and number {number} is not open"
-            raise SocketUnusable(address=name, why=why) from error
+            raise SocketUnusable(address=name or f"descriptor {number}", why=why) from error
         if name == HANDED_FILE or name.startswith(HANDED_CONNECTION):
             handed[name] = number
         elif name.startswith(HANDED_DEVICE):
@@ -111,7 +112,7 @@ def passed_by_systemd(control_path: Path | None = None) -> Passed:
 def _named(number: int, name: str) -> socket.socket:
     listener = _listening(number)
     if listener is None:
-        raise SocketUnusable(address=name, why="systemd passes what does not listen for streams")
+        raise SocketUnusable(address=name, why="systemd passes what is no listening unix or TCP socket")
     if name == "control" and listener.family != socket.AF_UNIX:
         listener.close()
         raise SocketUnusable(address=name, why="systemd passes a socket of the network, open to everybody")
@@ -125,7 +126,7 @@ def _take_unnamed(
     listener = _listening(number)
     if listener is None:
         os.close(number)
-        _log.warning("what systemd passes as %r is not used: it does not listen for streams", name)
+        _log.warning("what systemd passes as %r is not used: it is no listening unix or TCP socket", name)
         return
     at = listener.getsockname()
     is_control = listener.family == socket.AF_UNIX and at == str(control_path)
@@ -138,13 +139,14 @@ def _take_unnamed(
 
 
 def _listening(number: int) -> socket.socket | None:
-    """A descriptor as a listening stream socket; None, and the descriptor stays open, if it is none."""
+    """A descriptor as a listening stream socket of a family that is served; None, and the descriptor stays
+    open, if it is none."""
     try:
         listener = socket.socket(fileno=number)
     except OSError:
         return None
     listens = listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-    if listens and listener.type == socket.SOCK_STREAM:
+    if listens and listener.type == socket.SOCK_STREAM and listener.family in _FAMILIES:
         _keep_alive(listener)
         return listener
     listener.detach()
@@ -199,10 +201,11 @@ def bind_tcp(address: str) -> list[socket.socket]:
             family, kind, protocol, _, target = found[0]
             listeners.append(_listen_tcp(family, kind, protocol, target, free=True))
             _log.warning("no interface has %s: it is listened on, and can be reached when one has it", host)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # UnicodeError: a label is empty, too long, or no text
         for listener in listeners:
             listener.close()
-        raise SocketUnusable(address=address, why=reason(error)) from error
+        why = reason(error) if isinstance(error, OSError) else "no host can have that name"
+        raise SocketUnusable(address=address, why=why) from error
     return listeners
 
 
@@ -253,7 +256,10 @@ def split_address(address: str) -> tuple[str, int]:
 def nbd_uri(listener: socket.socket) -> str:
     """The NBD URI of what a listening socket serves, without an export name."""
     if listener.family == socket.AF_UNIX:
-        return f"nbd+unix:///?socket={listener.getsockname()}"
+        at = listener.getsockname()
+        if isinstance(at, bytes):  # an abstract one, as systemd and ss write it
+            at = f"@{at[1:].decode('utf-8', 'replace')}"
+        return f"nbd+unix:///?socket={at}"
     host, port = listener.getsockname()[:2]
     return f"nbd://[{host}]:{port}" if ":" in host else f"nbd://{host}:{port}"
 

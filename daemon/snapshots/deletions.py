@@ -19,7 +19,7 @@ Durability        What the catalog does not know is dropped by the engine when i
                   kill at any moment loses nothing of a deletion, and nothing of it has to be remembered.
                   The engine offers only rollbacks that its checkpoints cover: a kill after the catalog has
                   forgotten one leaves nothing that refers to it.
-Errors            UnknownVolume, UnknownSnapshot, NoMatch, VolumeNotServed.
+Errors            UnknownVolume, UnknownSnapshot, VolumeNotServed.
 """
 
 import fnmatch
@@ -32,7 +32,7 @@ from functools import partial
 
 from polyvol.daemon.apart import apart
 from polyvol.daemon.context import Context
-from polyvol.daemon.errors import BadRequest, NoMatch
+from polyvol.daemon.errors import BadRequest
 from polyvol.daemon.types.deletions import DeletionView, KeptView
 from polyvol.daemon.volumes.exporting import export_snapshots
 from polyvol.daemon.workers import Workers
@@ -239,10 +239,7 @@ def _chosen(volume: Volume, records: list[SnapshotRecord], names: Iterable[str])
     chosen: dict[str, SnapshotRecord] = {}
     for name in names:
         if _PATTERN & set(name):
-            found = fnmatch.filter(by_name, name)
-            if not found:
-                raise NoMatch(text=export_name(volume.name, name), target=volume.name)
-            chosen |= {each: by_name[each] for each in found}
+            chosen |= {each: by_name[each] for each in fnmatch.filter(by_name, name)}
         elif name in by_name:
             chosen[name] = by_name[name]
         else:

@@ -33,6 +33,7 @@ from polyvol.daemon.log_use import Gauge, Level
 from polyvol.daemon.reading import reads
 from polyvol.daemon.sizes import format_size
 from polyvol.daemon.snapshots.verbs import Snapshots
+from polyvol.daemon.space.state_room import StateRoom
 from polyvol.daemon.workers import Workers
 from polyvol.mapping.errors import PolyvolError
 from polyvol.mapping.records import SnapshotRecord, Volume
@@ -55,20 +56,20 @@ _log = logging.getLogger("polyvol.space")
 
 
 class Space:
-    """The watch over the change logs. `also`: what else is looked at as often. `journal_full`: what to do for
-    a volume with a journal that has no room for its next segment."""
+    """The watch over the change logs. `room` is told of journals without room for their next segment, and
+    tries again what waited for a device that hung. `also`: what else is looked at as often."""
 
     def __init__(
         self,
         context: Context,
         snapshots: Snapshots,
+        room: StateRoom | None = None,
         *,
         also: Callable[[], None] = lambda: None,
-        journal_full: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._context = context
         self._also = also
-        self._journal_full = journal_full
+        self._room = room
         self._snapshots = snapshots
         self._stopping = threading.Event()
         self._workers = Workers("polyvol-room")
@@ -111,12 +112,15 @@ class Space:
             self._workers.run(identity, partial(self.make_room, identity))
             return
         if event["kind"] == "journal-full":
-            self._journal_full(event["volume"])
+            if self._room is not None:
+                self._room.journal_full(event["volume"])
             return
         context = self._context
         name = context.device_names().get(event["device"], "?")
         if event["kind"] == "device-answers":
             context.events.add("info", f"device {name} answers again", DEVICE=name)
+            if self._room is not None:
+                self._room.try_again()
             return
         trouble = device_troubles(context).get(event["device"])
         reason = "it does not answer" if trouble is None else trouble.reason

@@ -42,7 +42,8 @@ SEGMENT_BYTES = 8 << 20
 LOW_BYTES = 256 << 20
 """With less than this, or a twentieth of the file system where that is less, a warning is due."""
 LOW_LEAST = 32 << 20
-_MIB = 1 << 20
+_NEEDED_STEP = 4 << 20
+"""The room to be freed is rounded up to this: each other number is another note."""
 _PAUSE_LEAST_S = 2.0
 _PAUSE_MAX_S = 30.0
 SEGMENTS_KEPT = 2
@@ -86,7 +87,7 @@ class StateRoom:
                 context.events.add("warning", now)
         elif before is not None:
             context.events.add("info", f"{self._directory} can be written to again")
-            threading.Thread(target=self._go_on, name="polyvol-again", daemon=True).start()
+            self.try_again()
         self._relieve(little=now is not None)
         if low and not self._low and now is None:
             text = (
@@ -110,8 +111,11 @@ class StateRoom:
                 self._context.state_trouble = self._trouble()
             return self._context.state_trouble
 
-    def _go_on(self) -> None:
+    def try_again(self) -> None:
         """Try again what could not be done; in a thread of its own, because it waits for devices."""
+        threading.Thread(target=self._go_on, name="polyvol-again", daemon=True).start()
+
+    def _go_on(self) -> None:
         try:
             self._again()
         except Exception as error:
@@ -210,8 +214,8 @@ class StateRoom:
 
     def _needed(self) -> str:
         """What is to be freed, so that all goes on."""
-        more = self._reserve.journals_size() + SEGMENT_BYTES
-        return format_size(max(NEEDED_BYTES, round_up(more, _MIB)))
+        more = self._reserve.size() + self._reserve.journals_size() + SEGMENT_BYTES
+        return format_size(max(NEEDED_BYTES, round_up(more, _NEEDED_STEP)))
 
 
 def _is_read_only(directory: Path) -> bool:

@@ -57,7 +57,7 @@ def nbd_socket(state_dir: Path) -> Path:
 def make_state_dir(state_dir: Path) -> None:
     """Make the directory and what belongs in it, where missing, durably. StateOpen if others can write to
     it, StateUnusable if it is a directory for something else."""
-    refuse_open_to_others(state_dir, (*OWN, "devices"))
+    refuse_open_to_others(state_dir, (*OWN, "volumes/*", "manifests/*", "devices"))
     _refuse_wrong_place(state_dir)
     try:
         above = state_dir.parent

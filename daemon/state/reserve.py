@@ -3,8 +3,9 @@
 How it works      `reserve` is a file that only takes room. What deletes something, a start and a stop give it
                   up first where the file system has little room, and make it again when they have ended. Its
                   size is what deleting the largest volume and renewing the catalog after a kill were measured
-                  to take: twice the catalog with its log, and 2 MiB (docs/decisions/0032). A journal segment
-                  is larger, so that hosts that write do not take it meanwhile. A file system can also have no
+                  to take, twice the catalog with its log and 2 MiB, and what the first segments of all
+                  journals take at a start (docs/decisions/0032). Unless there are many, a journal segment is
+                  larger, so that hosts that write do not take it meanwhile. A file system can also have no
                   room for more files: `reserve.0` and so on are empty files that keep some, for the copies,
                   journals and sockets of a start. Where a file system has no limit of files of its own, as
                   btrfs, they have attributes that take room of its metadata: what makes or removes a file
@@ -38,6 +39,8 @@ ATTRIBUTE_BYTES = 15000
 ATTRIBUTE_BYTES_SMALL = 3000
 """Attributes of each of the empty files, where they are to take room of the metadata: 7.3 MiB in all."""
 _MORE = 2 << 20
+_FIRST_SEGMENT = 68 << 10
+"""The smallest journal segment, which a start begins each journal with, and a block for its name."""
 _JOURNAL_MORE = 4 << 20
 """A small journal segment, and what a checkpoint can have more than the one before it."""
 JOURNALS_MAX = 256 << 20
@@ -139,7 +142,8 @@ class Reserve:
     def size(self) -> int:
         """Bytes that it is to have."""
         catalog = sum(_allocated(self._state_dir / f"catalog.db{suffix}") for suffix in ("", "-wal"))
-        return max(LEAST, _MORE + 2 * catalog)
+        journals = sum(1 for _ in self._state_dir.glob("manifests/*/*.manifest"))
+        return max(LEAST, _MORE + 2 * catalog + journals * _FIRST_SEGMENT)
 
     def journals_size(self) -> int:
         """Bytes that the next checkpoint of a processor and a small segment take, at most by what the present

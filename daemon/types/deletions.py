@@ -31,7 +31,8 @@ class DeletionView:
 
 @dataclass(frozen=True, kw_only=True)
 class SnapshotsDelete:
-    """The snapshots of these names, or that match them as patterns (`*`, `?`, `[...]`), are to be deleted."""
+    """The snapshots of these names, or that match them as patterns (`*`, `?`, `[...]`), are to be deleted. A
+    pattern may match none; `total` of the answer tells."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
     names: Annotated[tuple[str, ...], Field(max_length=DELETED_NAMES_MAX)]

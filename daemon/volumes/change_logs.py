@@ -22,6 +22,7 @@ from polyvol.mapping.device import Device
 from polyvol.mapping.errors import PolyvolError
 from polyvol.mapping.extent import Extent, total
 from polyvol.mapping.records import ChangeLog, Volume
+from polyvol.mapping.sizes import exact_size
 from polyvol.mapping.volume import Inventory, NewDevice, log_spec, plan_added_logs, plan_log
 
 
@@ -89,7 +90,8 @@ class ChangeLogs:
                     self.unmake_file(made)
             raise
         self.done_with([] if made is None else [made])
-        context.events.add("info", f"volume {name} has more room for what is redirected", volume=name)
+        more = exact_size(sum(total(log.extents) for log in logs))
+        context.events.add("info", f"volume {name} has {more} more room in its change logs", volume=name)
 
     def on_device(self, volume: Volume, device: Device) -> int:
         """The number of the volume's change log on this device; made if there is none yet."""

@@ -27,6 +27,12 @@ def restore_view(
     )
 
 
-def restore_reason(view: IncompleteRestoreView) -> str:
-    """Why the volume is not exported, as a clause."""
+def restore_reason(name: str, view: IncompleteRestoreView) -> str:
+    """Why the volume of this name is not exported, as a clause; what to do, if no command is restoring it."""
+    if not view.connections:
+        return (
+            f"the restore of snapshot {view.snapshot} from {view.source} is incomplete, and not running:"
+            f" `polyvol restore FILE {name} --resume` finishes it,"
+            f" `polyvol volume abandon-restore {name}` ends it"
+        )
     return f"snapshot {view.snapshot} is being restored to it from {view.source}"

@@ -381,7 +381,7 @@ class Volumes:
         bad = bad_block_views(context, volume, names) if serving else []
         degraded = self._degraded(volume, devices, bad) if serving else None
         restore = restore_view(context, volume, snapshots)
-        reasons = (reason, None if restore is None else restore_reason(restore), degraded)
+        reasons = (reason, None if restore is None else restore_reason(volume.name, restore), degraded)
         adopted = {device.id for device in context.catalog.devices() if device.adopted}
         return VolumeView(
             name=volume.name,

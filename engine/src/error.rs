@@ -37,10 +37,14 @@ impl Errno {
         matches!(self.0, libc::ENOSPC | libc::EDQUOT)
     }
 
-    /// The C library's words for it, without its number.
+    /// The C library's words for it, without its number, as a clause: its first letter is small.
     pub fn words(self) -> String {
         let text = std::io::Error::from_raw_os_error(self.0).to_string();
-        text.split(" (os error").next().unwrap_or(&text).to_owned()
+        let mut words = text.split(" (os error").next().unwrap_or(&text).to_owned();
+        if let Some(first) = words.get_mut(..1) {
+            first.make_ascii_lowercase();
+        }
+        words
     }
 
     /// The raw number, always positive.
@@ -123,3 +127,17 @@ impl std::error::Error for Error {}
 
 /// The result of a control call.
 pub type Result<T> = std::result::Result<T, Error>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_errno_in_words_is_a_clause_without_its_number() {
+        assert_eq!(Errno::EIO.words(), "input/output error");
+        assert_eq!(
+            Error::io("volume v cannot be flushed", Errno::EIO).what,
+            "volume v cannot be flushed: input/output error"
+        );
+    }
+}

@@ -26,6 +26,9 @@ pub const NO_ROOM_NS_MAX: u64 = 1_000_000_000;
 pub const SEGMENT_BYTES_MIN: usize = 64 << 10;
 /// A small segment, which is made where there is no space for one of the full size, so that older ones can be removed.
 pub const SEGMENT_BYTES_SMALL: usize = 1 << 20;
+/// A run begins with a segment of the full size only where so many have room: else the first volumes of a start leave none to
+/// the others.
+pub const FIRST_SEGMENTS_ROOM: usize = 4;
 /// Processors in one engine.
 pub const PROCESSORS_MAX: u32 = 256;
 

@@ -196,7 +196,7 @@ def test_a_start_on_a_full_file_system_serves_or_says_so_in_one_sentence(end: st
             if started.rc is None:
                 view = daemon.volume("v")
                 if view["state"] == "not-served":
-                    assert "No space left" in view["reason"]
+                    assert "no space left" in view["reason"]
                 else:
                     served += 1
                     client.check()
@@ -229,6 +229,44 @@ def test_a_start_with_the_reserve_serves_although_the_file_system_is_full() -> N
         wait_until(lambda: daemon.volume("v")["state"] == "serving", "room", 20)
         client.connect()
         assert {client.write(number, 2) for number in range(2000)} == {0}
+
+
+@pytest.mark.slow
+def test_the_first_volumes_of_a_start_leave_room_for_the_others() -> None:
+    segment = 2 << 20
+    with on("tmpfs", "40M", POLYVOL_SEGMENT_BYTES=str(segment)) as (daemon, disk, _):
+        names = ["v", *(f"v{number}" for number in range(4))]
+        for name in names[1:]:
+            daemon.ok("volume", "create", name, "--size", "8M", "--processors", "1", "--device", "data")
+        daemon.stop()
+        fill(disk, leave=2 * segment + (128 << 10))  # for two whole segments and a small one
+        daemon.start()
+        assert {name: daemon.volume(name)["state"] for name in names} == dict.fromkeys(names, "degraded")
+        (disk / "ballast").unlink()
+        wait_until(lambda: daemon.volume("v")["state"] == "serving", "room", 20)
+        client = Client(daemon)
+        assert {client.write(number, 2) for number in range(4000)} == {0}
+
+
+@pytest.mark.slow
+def test_a_start_on_a_full_file_system_serves_however_many_journals_there_are() -> None:
+    segment = 64 << 10
+    with on("tmpfs", "64M", POLYVOL_SEGMENT_BYTES=str(segment)) as (daemon, disk, elsewhere):
+        daemon.ok("device", "add", elsewhere / "large.img", "--name", "large", "--size", "1G")
+        names = [f"v{number}" for number in range(6)]
+        for name in names:
+            daemon.ok(
+                *("volume", "create", name, "--size", "16M", "--partition-size", "1M"),
+                *("--processors", "16", "--device", "large"),
+            )
+        journals = sum(1 for _ in daemon.state_dir.glob("volumes/*/*.journal"))
+        reserve = daemon.state_dir / "reserve"
+        wait_until(lambda: reserve.stat().st_size > journals * segment > 4 << 20, "the reserve", 20)
+        fill(disk)
+        daemon.kill()
+        fill(disk)
+        daemon.start()
+        assert {name: daemon.volume(name)["state"] for name in names} == dict.fromkeys(names, "degraded")
 
 
 @pytest.mark.parametrize("what", ["start", "check"])

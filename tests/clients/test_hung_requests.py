@@ -93,6 +93,23 @@ def test_a_disk_that_hangs_fails_its_requests_and_holds_nobody_else(
 
 
 @pytest.mark.slow
+def test_a_volume_deleted_while_its_disk_hangs_is_gone_when_it_answers(
+    make_daemon: Callable[..., Daemon],
+) -> None:
+    daemon = make_daemon("--io-timeout", str(TIMEOUT_S))
+    with fuse_disk(daemon.directory) as (path, process):
+        daemon.ok("device", "add", path, "--name", "h", "--force")
+        daemon.ok("volume", "create", "hung", "--size", "64M", "--device", "h", "--log-device", "h")
+        os.kill(process.pid, signal.SIGSTOP)
+        with nbd.connect(daemon.uri("hung")) as hung:
+            assert errno_of(hung.pwrite, b"b" * BLOCK, 0) == errno.EIO
+        daemon.refused("volume", "delete", "hung", "--yes")
+        os.kill(process.pid, signal.SIGCONT)
+        wait_until(lambda: daemon.json("volume", "list") == [], "the end of the volume", SOON_S)
+        daemon.ok("device", "remove", "h")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("frontend", ["native", "nbdkit"])
 def test_a_reload_changes_the_time_out(make_daemon: Callable[..., Daemon], frontend: str) -> None:
     daemon = make_daemon()

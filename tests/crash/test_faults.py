@@ -52,7 +52,7 @@ def test_a_stop_that_fails_says_why_in_one_sentence(short_dir: Path) -> None:
         code = daemon.end()
     assert code == 1
     assert "Traceback" not in daemon.said()
-    assert "checkpoint was not written: Input/output error" in daemon.said()
+    assert "checkpoint was not written: input/output error" in daemon.said()
 
 
 def failing(directory: Path, fault: str) -> Daemon:

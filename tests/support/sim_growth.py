@@ -44,7 +44,7 @@ class SimGrowth:
         self._begin("relieve", volume)
 
     def look_for_files(self, volume: int) -> tuple[list[str], list[str]]:
-        self._begin("look_for_files", volume)
+        """The daemon asks every few seconds, so it is not noted."""
         return [], []
 
     def cover_rollbacks(self, volume: int) -> None:

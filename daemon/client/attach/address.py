@@ -57,6 +57,10 @@ def check_export(text: str) -> str:
 def parse_uri(uri: str, export: str) -> Address:
     """The address that a URI gives; `export` where it names no export."""
     try:
+        uri.encode()
+    except UnicodeEncodeError as error:
+        raise BadUri(uri=uri, why="it is not UTF-8") from error
+    try:
         parts = urlsplit(uri)
         port = parts.port
     except ValueError as error:

@@ -131,6 +131,8 @@ def _guarded(address: Address, action: Callable[[], _T]) -> _T:
         return action()
     except TimeoutError as error:
         raise ServerUnreachable(address=address.server, why="it took too long") from error
+    except UnicodeError as error:  # a label of the host is empty, too long, or no text
+        raise ServerUnreachable(address=address.server, why="no host can have that name") from error
     except OSError as error:
         raise ServerUnreachable(address=address.server, why=reason(error, address.socket)) from error
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import click
 
 from polyvol.daemon.client.cli.common import json_option, state_dir_option
-from polyvol.daemon.client.cli.output import counted, print_json, say
+from polyvol.daemon.client.cli.output import print_json, say
 from polyvol.daemon.errors import EXIT_CODE
 from polyvol.daemon.sizes import format_size
+from polyvol.mapping.sizes import counted
 
 
 @click.command()

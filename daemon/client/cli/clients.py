@@ -7,9 +7,10 @@ import click
 
 from polyvol.daemon.client.cli.client import ApiError, Client
 from polyvol.daemon.client.cli.common import NumberType, json_option, state_dir_option
-from polyvol.daemon.client.cli.output import counted, print_json, print_table, say
+from polyvol.daemon.client.cli.output import print_json, print_table, say
 from polyvol.daemon.client.cli.times import local_option, moments, zoned
 from polyvol.daemon.sizes import SIZE_MAX, format_size
+from polyvol.mapping.sizes import counted
 
 
 @click.group()
@@ -47,7 +48,7 @@ def list_clients(export: str | None, as_json: bool, state_dir: Path) -> None:
 
 
 @client.command()
-@click.argument("ids", nargs=-1, type=NumberType(1, SIZE_MAX), metavar="[ID]...")
+@click.argument("ids", nargs=-1, type=NumberType(1, SIZE_MAX), metavar="ID...")
 @click.option("--export", metavar="NAME", help="All clients of VOLUME or VOLUME@SNAPSHOT.")
 @json_option
 @state_dir_option

@@ -41,7 +41,7 @@ SIZE = SizeType()
 
 
 class NumberType(click.ParamType[int]):
-    """A whole number from `least` to `most`."""
+    """A whole number from `least` to `most`; SIZE_MAX stands for no limit that users need to know."""
 
     name = "number"
 
@@ -54,7 +54,8 @@ class NumberType(click.ParamType[int]):
         text = str(value)
         if text.isascii() and text.isdecimal() and len(text) < 20 and self.least <= int(text) <= self.most:
             return int(text)
-        self.fail(f"{text[:40]!r} is not a whole number from {self.least} to {self.most}", param, ctx)
+        limits = f"from {self.least} to {self.most}" if self.most < SIZE_MAX else f"of at least {self.least}"
+        self.fail(f"{text[:40]!r} is not a whole number {limits}", param, ctx)
 
 
 class PathType(click.ParamType[Path]):

@@ -1,7 +1,8 @@
 """Deleting many snapshots from the command line, by names and patterns; a bar until the space is back.
 
-How it works      Of one volume all are deleted, or none if a name is unknown or a pattern matches nothing. An
-                  error of one volume or group is told, and the others are deleted all the same, as rm does.
+How it works      Of one volume all are deleted, or none if a name is unknown or a pattern matches
+                  nothing, which is seen here: for the API it is no error. An error of one volume or group is
+                  told, and the others are deleted all the same, as rm does.
 """
 
 import fnmatch
@@ -13,11 +14,12 @@ from collections.abc import Sequence
 from polyvol.daemon.client.cli.client import ApiError, Client, Json
 from polyvol.daemon.client.cli.common import snapshot_parts
 from polyvol.daemon.client.cli.ending import tell
-from polyvol.daemon.client.cli.output import counted, print_json, say
+from polyvol.daemon.client.cli.output import print_json, say
 from polyvol.daemon.client.transfer.progress import progress
 from polyvol.daemon.errors import EXIT_CODE, NoMatch
 from polyvol.daemon.sizes import format_size
 from polyvol.mapping.errors import RepeatedDevice
+from polyvol.mapping.sizes import counted
 
 _POLL_S = 0.1
 
@@ -55,6 +57,11 @@ def delete_many(client: Client, names: Sequence[str], *, wait: bool, as_json: bo
 
 
 def _delete_of_volume(client: Client, volume: str, names: list[str], *, wait: bool) -> Json:
+    patterns = [name for name in names if is_pattern(name)]
+    taken = [each["name"] for each in client.get("snapshots", volume=volume)] if patterns else []
+    for pattern in patterns:
+        if not fnmatch.filter(taken, pattern):
+            raise NoMatch(text=f"{volume}@{pattern}", target=volume)
     begun = client.post("volumes", volume, "deletions", body={"names": names})
     if not wait or not begun["left"]:
         return begun

@@ -7,9 +7,10 @@ import click
 
 from polyvol.daemon.client.cli.client import Client, Json
 from polyvol.daemon.client.cli.common import json_option, split_snapshot, state_dir_option
-from polyvol.daemon.client.cli.output import counted, print_json, say, say_lines
+from polyvol.daemon.client.cli.output import print_json, say, say_lines
 from polyvol.daemon.errors import OtherVolume, SnapshotReplaced
 from polyvol.daemon.sizes import format_size
+from polyvol.mapping.sizes import counted
 
 
 @click.command()

@@ -13,6 +13,7 @@ Errors            None: SystemExit of the command itself goes through.
 import errno
 import json
 import os
+import re
 import signal
 import sys
 import traceback
@@ -120,7 +121,7 @@ def as_error(error: BaseException, program: str) -> PolyvolError | ApiError:
     if isinstance(error, click.ClickException):
         context = getattr(error, "ctx", None)
         command = program if context is None else context.command_path
-        return UsageWrong(what=_clause(error.format_message()), command=command)
+        return UsageWrong(what=_elsewhere(error) or _clause(error.format_message()), command=command)
     if isinstance(error, MemoryError):
         error = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
     if isinstance(error, RuntimeError) and "start new thread" in str(error):  # of Python's own
@@ -232,8 +233,28 @@ def _before_dashes(arguments: Sequence[str]) -> Sequence[str]:
 
 def _clause(text: str) -> str:
     """A sentence of click's as a clause on one line."""
-    text = " ".join(text.split()).replace(". Did you mean", ": did you mean").rstrip(".?")
+    text = re.sub(r"\. \(?Did you mean( one of)?:?", r": did you mean\1", " ".join(text.split()))
+    text = text.removesuffix("?)").rstrip(".?")
     return text if text[:2].isupper() else text[:1].lower() + text[1:]
+
+
+def _elsewhere(error: click.ClickException) -> str:
+    """What is said of a word that is a command elsewhere: that `polyvol rollback` may mean `polyvol snapshot
+    rollback`. Empty if none has just that name, or too many; click then names similar ones."""
+    if not isinstance(error, click.exceptions.NoSuchCommand) or error.ctx is None:
+        return ""
+    root = error.ctx.find_root()
+    groups = [(root.info_name, root.command)]
+    if isinstance(root.command, click.Group):
+        groups += [(f"{root.info_name} {name}", each) for name, each in root.command.commands.items()]
+    found = [
+        f"`{path} {error.command_name}`"
+        for path, group in groups
+        if isinstance(group, click.Group) and error.command_name in group.commands
+    ]
+    if not 1 <= len(found) <= 2:
+        return ""
+    return f"no such command {error.command_name!r}: did you mean {' or '.join(found)}"
 
 
 def _where(error: BaseException) -> str:

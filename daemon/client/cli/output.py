@@ -69,11 +69,6 @@ def print_facts(facts: Sequence[tuple[str, object]]) -> None:
         say(f"{name + ':':<{width + 2}}{value}")
 
 
-def counted(count: int, noun: str) -> str:
-    """'1 partition', '2 partitions'."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
 def listed(names: Sequence[object]) -> str:
     """Names with commas between them; '-' for none."""
     return ", ".join(str(name) for name in names) or "-"

@@ -8,8 +8,9 @@ import click
 from polyvol.daemon.client.cli.client import Client, Json
 from polyvol.daemon.client.cli.common import json_option, state_dir_option
 from polyvol.daemon.client.cli.hooks import DURATION, hook_options, hook_text, hooks_from
-from polyvol.daemon.client.cli.output import counted, listed, print_facts, print_json, print_table, say
+from polyvol.daemon.client.cli.output import listed, print_facts, print_json, print_table, say
 from polyvol.daemon.client.cli.times import local_option, moment, moments, zoned
+from polyvol.mapping.sizes import counted
 from polyvol.snapshot.retention import Keep, parse_keep
 
 

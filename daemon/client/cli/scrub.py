@@ -9,10 +9,11 @@ import click
 
 from polyvol.daemon.client.cli.client import Client
 from polyvol.daemon.client.cli.common import SizeType, json_option, state_dir_option
-from polyvol.daemon.client.cli.output import counted, listed, print_json, print_table, say
+from polyvol.daemon.client.cli.output import listed, print_json, print_table, say
 from polyvol.daemon.client.transfer.progress import progress
 from polyvol.daemon.errors import EXIT_CODE
 from polyvol.daemon.sizes import SCRUB_RATE_MAX, SCRUB_RATE_MIN, format_size
+from polyvol.mapping.sizes import counted
 
 _POLL_S = 0.2
 _RATE = SizeType(SCRUB_RATE_MIN, SCRUB_RATE_MAX)

@@ -53,6 +53,10 @@ def create(
             raise click.UsageError("name volumes, or one group")
         create_of_group(Client(state_dir), volumes[0][1:], body, as_json)
         return
+    for volume, at, wanted in (each.partition("@") for each in volumes):
+        if at:
+            form = f"{volume} --name {wanted or 'NAME'}"
+            raise click.UsageError(f"name the volume alone, and the snapshot by --name: {form}")
     made = Client(state_dir).post("snapshots", body={**body, "volumes": volumes})
     if as_json:
         print_json(made)

@@ -11,11 +11,12 @@ from polyvol.daemon.client.attach.records import Places
 from polyvol.daemon.client.cli.client import Client, Json
 from polyvol.daemon.client.cli.common import SIZE, Command, json_option, split_snapshot, state_dir_option
 from polyvol.daemon.client.cli.hooks import hook_options, hook_text, hooks_from
-from polyvol.daemon.client.cli.output import counted, listed, print_facts, print_json, print_table, say
+from polyvol.daemon.client.cli.output import listed, print_facts, print_json, print_table, say
 from polyvol.daemon.client.cli.times import local_option, moment, moments, zoned
 from polyvol.daemon.errors import NotConfirmed
 from polyvol.daemon.sizes import format_seconds, format_size
 from polyvol.daemon.state.directory import nbd_socket
+from polyvol.mapping.sizes import counted, exact_size
 
 
 def when_full_option(*, default: str | None = None) -> Callable[[Command], Command]:
@@ -356,7 +357,7 @@ def room(space: dict[str, Any] | None) -> str:
     if space is None:
         return "-"
     text = f"{space['level']}, {format_size(space['free'])} free"
-    if space["full_after_s"] is None:
+    if space["full_after_s"] is None or space["level"] == "full":
         return text
     return f"{text}, full in {format_seconds(space['full_after_s'])} at {format_size(space['rate'])}/s"
 
@@ -428,8 +429,8 @@ def _print_partitions(partitions: list[dict[str, Any]]) -> None:
                 part["processor"],
                 part["state"],
                 extent["device"],
-                extent["offset"],
-                extent["length"],
+                exact_size(extent["offset"]),
+                exact_size(extent["length"]),
             )
             for part in partitions
             for extent in part["extents"]

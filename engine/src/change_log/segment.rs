@@ -16,7 +16,7 @@ use super::format::{
 use super::journal::Identity;
 use super::known::Known;
 use crate::error::Errno;
-use crate::limits::{SEGMENT_BYTES, SEGMENT_BYTES_MIN, SEGMENT_BYTES_SMALL};
+use crate::limits::{FIRST_SEGMENTS_ROOM, SEGMENT_BYTES, SEGMENT_BYTES_MIN, SEGMENT_BYTES_SMALL};
 use crate::mutants::{Bug, bug};
 use crate::system::File;
 use crate::system::mapping::Mapping;
@@ -64,12 +64,17 @@ impl Prepared {
         Prepared::make_sized(identity, number, previous, length)
     }
 
-    /// Makes the first one of a run: a small one where there is no space for more, so that the volume can be read.
+    /// Makes the first one of a run: a small one where there is little space, so that the volumes that are started after this
+    /// one can be read as well.
     pub fn make_first(
         identity: &Identity,
         number: u64,
         previous: u64,
     ) -> std::result::Result<Prepared, Errno> {
+        let whole = SEGMENT_BYTES.load(Ordering::Relaxed);
+        if identity.system.room(&identity.directory) < (whole * FIRST_SEGMENTS_ROOM) as u64 {
+            return Prepared::make_sized(identity, number, previous, SEGMENT_BYTES_MIN);
+        }
         match Prepared::make(identity, number, previous) {
             Err(errno) if errno.is_no_space() => {
                 Prepared::make_sized(identity, number, previous, SEGMENT_BYTES_MIN)

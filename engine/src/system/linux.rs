@@ -283,6 +283,11 @@ impl System for Linux {
         }
     }
 
+    fn room(&self, directory: &Path) -> u64 {
+        rustix::fs::statvfs(directory)
+            .map_or(u64::MAX, |found| found.f_bavail.saturating_mul(found.f_frsize))
+    }
+
     fn list(&self, directory: &Path) -> Result<Vec<PathBuf>> {
         let entries = fs::read_dir(directory)?;
         Ok(entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<_>>()?)

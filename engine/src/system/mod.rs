@@ -137,6 +137,10 @@ pub trait System: Send + Sync + Debug {
     fn look(&self, _path: &Path) -> Result<Option<Seen>> {
         Ok(Some(Seen::default()))
     }
+    /// How much room the file system of a directory has, bytes; `u64::MAX` where it does not say.
+    fn room(&self, _directory: &Path) -> u64 {
+        u64::MAX
+    }
     /// Everything in a directory, in no order.
     fn list(&self, directory: &Path) -> Result<Vec<PathBuf>>;
     /// Makes a directory, and those above it.

@@ -202,7 +202,8 @@ def test_a_dry_run_shows_the_plan_and_changes_nothing(daemon: Daemon) -> None:
     plan = json.loads(daemon.ok("volume", "create", "v", "--size", "100M", "--dry-run", "--json"))
     assert [new["name"] for new in plan["new_devices"]] == ["v.data-0", "v.data-1", "v.log-0", "v.log-1"]
     assert plan["partitions"][1]["extents"] == [{"device": "v.data-1", "offset": MIB, "length": 36 * MIB}]
-    assert "v.data" in daemon.ok("volume", "create", "v", "--size", "100M", "--dry-run")
+    table = daemon.ok("volume", "create", "v", "--size", "100M", "--dry-run", "--partitions")
+    assert table.splitlines()[-1].split()[-4:] == ["1", "MiB", "36", "MiB"]
     large = ["volume", "create", "v", "--size", "1T", "--dry-run"]
     said = daemon.ok(*large)
     assert len(said.splitlines()) < 20
@@ -258,8 +259,27 @@ def test_usage_errors_exit_2(arguments: list[str]) -> None:
         (["volume", "--nix"], "no such option '--nix'; `polyvol volume --help`"),
         (["scrub", "v", "--rate", "0"], "'0' is not from 64 KiB to 1 TiB; `polyvol scrub --help`"),
         (["scrub", "v", "--rate", "2T"], "'2T' is not from 64 KiB to 1 TiB"),
-        (["client", "disconnect", "abc"], "'abc' is not a whole number from 1 to"),
+        (
+            ["client", "disconnect", "abc"],
+            "invalid value for 'ID...': 'abc' is not a whole number of at least 1;",
+        ),
         (["client", "disconnect", "1", "--export", "v"], "and not both; `polyvol client disconnect --help`"),
+        (
+            ["volume", "create", "v", "--szie", "1M"],
+            "did you mean one of '--base', '--size'; `polyvol volume",
+        ),
+        (["rollback", "v@s"], "no such command 'rollback': did you mean `polyvol snapshot rollback`;"),
+        (["volume", "hold"], "no such command 'hold': did you mean `polyvol snapshot hold`; `polyvol volume"),
+        (["volume", "status"], "no such command 'status': did you mean `polyvol status`;"),
+        (
+            ["remove"],
+            "no such command 'remove': did you mean `polyvol device remove` or `polyvol schedule remove`;",
+        ),
+        (["show"], "no such command 'show'; `polyvol --help`"),
+        (
+            ["snapshot", "create", "v@s"],
+            "name the volume alone, and the snapshot by --name: v --name s; `polyvol",
+        ),
         (["attach", "v", "--connections", "17"], "'17' is not a whole number from 1 to 16;"),
     ],
 )

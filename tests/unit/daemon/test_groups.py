@@ -171,7 +171,7 @@ def test_volumes_that_groups_need_are_not_deleted(daemon: Daemon) -> None:
     )
     daemon.ok("group", "leave", "g", "a")
     assert "volume a is in snapshot @g@s" in daemon.refused("volume", "delete", "a", "--yes")
-    assert "group g has 1 snapshots" in daemon.refused("group", "delete", "g")
+    assert "group g has 1 snapshot; delete what" in daemon.refused("group", "delete", "g")
     daemon.ok("snapshot", "delete", "@g@s")
     daemon.ok("volume", "delete", "a", "--yes")
     daemon.ok("schedule", "add", "@g", "--every", "1h", "--keep", "last=1")

@@ -67,11 +67,12 @@ def test_another_file_at_a_devices_path_is_told_and_left_alone(daemon: Daemon, t
     add(daemon, path)
     make_volume(daemon)
     path.rename(tmp_path / "moved")
-    assert "nothing is at its path any more" in shown(daemon)["reason"]
+    told = "what was opened there is used until polyvold stops: put it back before"
+    assert shown(daemon)["reason"] == f"nothing is at its path any more; {told}"
     path.write_bytes(b"PRECIOUS" * (20 * MIB))
     view = shown(daemon)
     assert view["state"] == "ok"
-    assert "its path shows another file now" in view["reason"]
+    assert view["reason"] == f"its path shows another file now; {told}"
     with (tmp_path / "moved").open("r+b") as file:
         file.seek(MIB)
         file.write(b"SECRET" * 1000)

@@ -304,6 +304,7 @@ def test_a_shell_only_where_one_is_asked_for(hooked: Hooked) -> None:
         (["--quiesce", ""], "absolute path"),
         (["--quiesce", "/bin/true 'x"], "cannot be taken apart"),
         (["--quiesce", "/nix/nix"], "not a program"),
+        (["--quiesce", "/tmp"], "not a program"),
         (["--quiesce", "/bin/true " + "x" * 40_000], "longer than 32768"),
         (["--quiesce", "/bin/true", "--hook-timeout", "0s"], "not from 1 s to 600 s"),
         (["--quiesce", "/bin/true", "--hook-timeout", "1h"], "not from 1 s to 600 s"),

@@ -139,7 +139,10 @@ def test_other_verbs_are_refused_while_a_restore_is_incomplete(bench: Bench) -> 
         assert bench.exports() == ["w@s0"]
     said = bench.daemon.ok("volume", "list")
     assert "restoring" in said
-    assert "snapshot s1 is being restored to it from /b/s1" in said
+    assert (
+        "the restore of snapshot s1 from /b/s1 is incomplete, and not running: `polyvol restore FILE w"
+        in said
+    )
     # What does not touch it is not refused.
     client.post(*base, "clones", body={"name": "c"})
     assert client.get(*base)["name"] == "s0"
@@ -184,6 +187,7 @@ def test_two_clients_do_not_write_one_restore(bench: Bench, body: Json) -> None:
     for more in ({"resume": True}, {"resume": True, "dry_run": True}):
         with refused("restore-running"):
             bench.begin(body, **more)
+    assert " is being restored to it from /b/s" in bench.daemon.ok("volume", "list")
     with refused("restore-running"):
         bench.abandon()
     with refused("volume-in-use"):

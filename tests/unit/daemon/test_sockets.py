@@ -55,6 +55,25 @@ def test_what_is_passed_and_means_nothing_is_closed(systemd: Systemd, passed: st
     assert "'later' is not used" in err
 
 
+def test_a_socket_of_virtual_machines_is_no_nbd_socket(caplog: pytest.LogCaptureFixture) -> None:
+    """Keepalive options do not fit it, and nobody can be told its address."""
+    listener = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+    listener.bind((socket.VMADDR_CID_ANY, socket.VMADDR_PORT_ANY))
+    listener.listen()
+    with pytest.raises(SocketUnusable, match="no listening unix or TCP socket"):
+        sockets._named(listener.fileno(), "nbd")
+    by_name: dict[str, list[socket.socket]] = {"control": [], "nbd": []}
+    sockets._take_unnamed(listener.detach(), "polyvold.socket", by_name, None)
+    assert by_name == {"control": [], "nbd": []}
+    assert "'polyvold.socket' is not used" in caplog.text
+
+
+def test_the_name_of_an_abstract_socket_is_shown() -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(f"\0polyvol-{os.getpid()}")
+        assert sockets.nbd_uri(listener) == f"nbd+unix:///?socket=@polyvol-{os.getpid()}"
+
+
 def test_a_control_socket_of_the_network_is_refused(systemd: Systemd) -> None:
     with socket.create_server((HERE, 0)) as listener:
         systemd.sockets[1] = listener
@@ -110,6 +129,12 @@ def test_a_host_with_no_address_here_is_refused(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(socket, "getaddrinfo", found("203.0.113.1", "203.0.113.2"))
     with pytest.raises(SocketUnusable, match="this machine does not have that address"):
         sockets.bind_tcp("elsewhere:0")
+
+
+@pytest.mark.parametrize("host", ["a" * 64, "a..b", ".", "\udcff"])
+def test_a_host_that_cannot_be_is_refused(host: str) -> None:
+    with pytest.raises(SocketUnusable, match="no host can have that name"):
+        sockets.bind_tcp(f"{host}:0")
 
 
 def test_an_ip_address_that_comes_later_is_listened_on(caplog: pytest.LogCaptureFixture) -> None:

@@ -2,11 +2,12 @@
 answered."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
+from polyvol.daemon.client.cli.volume import room
 from polyvol.daemon.log_use import Gauge, level_of
 from polyvol.daemon.space.change_logs import Space
 from polyvol.mapping.sizes import exact_size
@@ -74,6 +75,8 @@ def test_the_rate_is_that_of_the_last_minutes() -> None:
         gauge.tell(float(at), at * 10, 1000)
     assert gauge.rate == 10
     assert gauge.view(100, 1000).full_after_s == 90
+    assert room(asdict(gauge.view(100, 1000))) == "ok, 900 B free, full in 90 s at 10 B/s"
+    assert room(asdict(gauge.view(1000, 1000))) == "full, 0 B free"
     # It stands still: the rate falls, and is 0 when all growth is long ago.
     gauge.tell(100.0, 100, 1000)
     assert gauge.rate == 1
@@ -163,9 +166,10 @@ def test_the_policy_is_kept_and_told_to_the_engine(volume: Daemon) -> None:
     volume.ok("snapshot", "create", "v", "--name", "a", "--scheduled")
     full(volume)
     assert names(volume) == ["a"]
+    begin = len(volume.world.calls)
     volume.restart()
     assert json.loads(volume.ok("volume", "show", "v", "--json"))["when_full"] == "keep-snapshots"
-    assert ("ask_when_full", VOLUME, False) in volume.world.calls[-4:]
+    assert ("ask_when_full", VOLUME, False) in volume.world.calls[begin:]
 
 
 def test_use_is_shown_and_warned_of(volume: Daemon) -> None:
@@ -200,6 +204,7 @@ def test_a_log_is_added_on_a_device_or_in_a_file(volume: Daemon, tmp_path: Path)
     assert json.loads(volume.ok("volume", "show", "v", "--json"))["logs"] == after["logs"]
     volume.ok("volume", "add-log", "v", "--size", "5M")
     assert json.loads(volume.ok("volume", "show", "v", "--json"))["logs"][-1]["size"] == 8 * MIB
+    assert "volume v has 8 MiB more room in its change logs" in events(volume)
 
 
 def test_a_log_that_cannot_be_added_is_refused_and_leaves_nothing(volume: Daemon, tmp_path: Path) -> None:

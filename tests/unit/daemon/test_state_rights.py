@@ -20,6 +20,8 @@ def made(tmp_path: Path) -> Path:
     state.make_state_dir(path)
     (path / "catalog.db").touch(0o600)
     (path / "lock").touch(0o600)
+    for name in ("volumes", "manifests"):
+        (path / name / "x").mkdir(0o700)
     return path
 
 
@@ -28,7 +30,9 @@ def test_what_polyvold_makes_is_taken(made: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o1777, 0o770, 0o702])
-@pytest.mark.parametrize("name", [".", "catalog.db", "lock", "volumes", "manifests", "devices"])
+@pytest.mark.parametrize(
+    "name", [".", "catalog.db", "lock", "volumes", "volumes/x", "manifests", "manifests/x", "devices"]
+)
 def test_what_others_can_write_to_is_refused(made: Path, mode: int, name: str) -> None:
     (made / name).chmod(mode)
     before = sorted(made.rglob("*"))
@@ -99,6 +103,8 @@ def test_who_may_not_use_a_state_directory_is_told_to_be_another_user(tmp_path: 
     assert "permission denied" in told.message
     assert "run this as a user who has access" in told.advice
     told = state.unusable(tmp_path, OSError(errno.EROFS, "Read-only file system"))
+    assert "mount it read-write" in told.advice
+    told = state.unusable(tmp_path, OSError(errno.ENOTDIR, "Not a directory"))
     assert "give --state-dir a directory" in told.advice
 
 

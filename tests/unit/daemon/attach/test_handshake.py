@@ -164,11 +164,18 @@ def test_a_uri_is_read_and_written_the_same(uri: str, address: Address) -> None:
     [
         *("http://host/v", "nbd:///v", "nbd+unix:///v", "nbd://host:99999/v", "nbd://me@host/v", "host"),
         *("nbds://host/v", "nbd+unix://host/v?socket=/x", "nbd://host/v?socket=/x", "nbd://[::1/v"),
+        *("nbd://\udcff/v", "nbd://host/\udcff", "nbd+unix:///v?socket=/\udcff"),
     ],
 )
 def test_what_is_no_uri_is_refused(uri: str) -> None:
     with pytest.raises(BadUri):
         parse_uri(uri, "v")
+
+
+@pytest.mark.parametrize("host", ["a" * 64, "a..b"])
+def test_a_host_that_cannot_be_is_told(host: str) -> None:
+    with pytest.raises(ServerUnreachable, match="no host can have that name"):
+        handshake.look(parse_uri(f"nbd://{host}/v", "v"), 10)
 
 
 @pytest.mark.parametrize("name", ["", "@s", "v@", "v@s@t", "../v", "v/w", "v w", "-v", "v@.s", "a" * 65])
