@@ -74,13 +74,13 @@ fn is_small(part: &Part) -> bool {
 
 /// See the module's head.
 #[derive(Default)]
-pub(super) struct Behind {
+pub(super) struct Backlog {
     lanes: [Lanes<Part>; KINDS.len()],
     out: [usize; KINDS.len()],
     length: usize,
 }
 
-impl Behind {
+impl Backlog {
     /// Whether nothing is behind.
     pub(super) fn is_empty(&self) -> bool {
         self.length == 0
@@ -158,28 +158,28 @@ impl Share {
 
     /// Lets in some of those that are behind, as far as there is space.
     pub(super) fn let_in(&mut self, context: &mut Context<'_>) {
-        if self.behind.is_empty() {
+        if self.backlog.is_empty() {
             return;
         }
         for kind in KINDS {
             let room = match kind {
                 Kind::Waiting => WAITING_MAX.saturating_sub(self.waiting.len()),
-                _ => kind.most().saturating_sub(self.behind.out[kind as usize]),
+                _ => kind.most().saturating_sub(self.backlog.out[kind as usize]),
             };
             for _ in 0..room.min(LET_IN) {
-                let Some(part) = self.behind.pop(kind) else { break };
+                let Some(part) = self.backlog.pop(kind) else { break };
                 self.take(part, context);
             }
-            let full = kind != Kind::Waiting && self.behind.is_full(kind);
-            let left = !self.behind.lanes[kind as usize].is_empty();
+            let full = kind != Kind::Waiting && self.backlog.is_full(kind);
+            let left = !self.backlog.lanes[kind as usize].is_empty();
             *context.again |= left && !full && room > 0; // H4
         }
     }
 
     /// Refuses all that is behind: the volume is being closed.
-    pub(super) fn refuse_behind(&mut self, context: &mut Context<'_>) {
+    pub(super) fn refuse_backlog(&mut self, context: &mut Context<'_>) {
         for kind in KINDS {
-            while let Some(part) = self.behind.pop(kind) {
+            while let Some(part) = self.backlog.pop(kind) {
                 self.end_now(part, Err(Errno::ESHUTDOWN), context);
             }
         }

@@ -178,13 +178,13 @@ impl Out {
 
 /// All that is out: of the live volume, whose blocks are reserved (I1), and of readers of snapshots.
 #[derive(Default)]
-pub(super) struct AllOut {
+pub(super) struct InFlight {
     pub(super) reserved: Vec<Out>,
     readers: HashMap<u64, Out>,
     next_id: u64,
 }
 
-impl AllOut {
+impl InFlight {
     /// How many there are.
     pub(super) fn len(&self) -> usize {
         self.reserved.len() + self.readers.len()
@@ -318,7 +318,7 @@ impl Share {
         let mut out =
             Out { id, span, epoch, since, errand: ours, request, devices, given_up, counts };
         out.counts = kind.filter(|_| !out.is_silent());
-        out.counts.into_iter().for_each(|kind| self.behind.begin(kind));
+        out.counts.into_iter().for_each(|kind| self.backlog.begin(kind));
         if live {
             self.out.reserved.push(out);
         } else {
@@ -346,7 +346,7 @@ impl Share {
 
     fn came_back(&mut self, out: &Out) {
         out.ended();
-        out.counts.into_iter().for_each(|kind| self.behind.end(kind));
+        out.counts.into_iter().for_each(|kind| self.backlog.end(kind));
     }
 
     /// Drops what became of a part whose request has heard already: its slots are free, and its map is as it was (U2).
@@ -362,7 +362,7 @@ impl Share {
         for out in self.out.all() {
             out.report(ticks);
             if out.is_silent() {
-                out.counts.take().into_iter().for_each(|kind| self.behind.end(kind));
+                out.counts.take().into_iter().for_each(|kind| self.backlog.end(kind));
             }
             if ticks.is_over(out.since) {
                 over.push(out.id);
@@ -409,7 +409,7 @@ impl Share {
     /// Ends parts that have waited too long, for others or for slots.
     fn end_waiting(&mut self, context: &mut Context<'_>) {
         let ticks = context.ticks;
-        let mut over = self.behind.take_late(ticks);
+        let mut over = self.backlog.take_late(ticks);
         let mut index = 0;
         while index < self.waiting.len() {
             if ticks.is_over(self.waiting[index].since) {
@@ -442,7 +442,7 @@ impl Share {
     pub fn watches(&self) -> bool {
         self.out.len() > 0
             || !self.waiting.is_empty()
-            || !self.behind.is_empty()
+            || !self.backlog.is_empty()
             || !self.without_space.is_empty()
             || !self.settling.is_empty()
             || self.checkpoint_waiters.iter().any(|waiters| !waiters.is_empty())

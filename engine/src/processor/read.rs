@@ -31,8 +31,8 @@ impl Share {
                 Err(errno) => Some(Err(errno)),
             };
             part.cold = done.is_none();
-            if part.cold && self.behind.is_full(Kind::Cold) {
-                return self.behind.push(Kind::Cold, part);
+            if part.cold && self.backlog.is_full(Kind::Cold) {
+                return self.backlog.push(Kind::Cold, part);
             }
         }
         count(&self.stats.reads, 1);

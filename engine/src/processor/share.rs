@@ -22,9 +22,9 @@ use crate::change_log::journal::Journal;
 use crate::change_log::slots::Slots;
 use crate::change_log::space::{Log, Space};
 use crate::error::Errno;
-use crate::processor::backlog::{Behind, Kind, WAITING_MAX};
+use crate::processor::backlog::{Backlog, Kind, WAITING_MAX};
 use crate::processor::cold::Cold;
-use crate::processor::in_flight::AllOut;
+use crate::processor::in_flight::InFlight;
 use crate::processor::lanes::{Lanes, lane_of};
 use crate::processor::queue::{Ended, Part, Queue};
 use crate::processor::reclaim::{Dropped, FreedBase};
@@ -172,9 +172,9 @@ pub struct Share {
     pub(super) ordinal: usize,
     pub(super) named_log: Option<u16>,
     /// What was handed over.
-    pub(super) out: AllOut,
+    pub(super) out: InFlight,
     pub(super) waiting: VecDeque<Part>,
-    pub(super) behind: Behind,
+    pub(super) backlog: Backlog,
     pub(super) held: Vec<Part>,
     pub(super) without_space: Vec<Part>,
     /// When it stopped for a cut, as [`System::monotonic_ns`] counts.
@@ -241,9 +241,9 @@ impl Share {
             default_logs: config.default_logs,
             ordinal: config.ordinal,
             named_log: config.named_log,
-            out: AllOut::default(),
+            out: InFlight::default(),
             waiting: VecDeque::new(),
-            behind: Behind::default(),
+            backlog: Backlog::default(),
             held: Vec::new(),
             without_space: Vec::new(),
             stopped_at: None,
@@ -302,15 +302,15 @@ impl Share {
         } else if self.stopped_at.is_some() && part.view == 0 && part.request.verb.is_write() {
             self.hold(part, context);
         } else if let Some(kind) = self.handed_over_as(&part)
-            && self.behind.is_full(kind)
+            && self.backlog.is_full(kind)
         {
-            self.behind.push(kind, part);
+            self.backlog.push(kind, part);
         } else if !self.blocked(&part, self.waiting.len()) {
             self.start(part, context);
         } else if self.waiting.len() < WAITING_MAX {
             self.waiting.push_back(part);
         } else {
-            self.behind.push(Kind::Waiting, part);
+            self.backlog.push(Kind::Waiting, part);
         }
     }
 
@@ -398,7 +398,7 @@ impl Share {
     /// Takes no more parts: the volume is being closed. Parts that wait for slots, or are in the backlog, end.
     pub fn refuse_parts(&mut self, context: &mut Context<'_>) {
         self.leaving = true;
-        self.refuse_behind(context);
+        self.refuse_backlog(context);
         self.retry_without_space(context);
     }
 
@@ -410,7 +410,7 @@ impl Share {
             && self.returning == 0
             && self.stopped_at.is_none()
             && self.waiting.is_empty()
-            && self.behind.is_empty()
+            && self.backlog.is_empty()
             && self.held.is_empty()
             && self.without_space.is_empty()
     }
