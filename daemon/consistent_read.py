@@ -4,7 +4,7 @@ How it works      Within `ConsistentRead.one_state` the thread's queries see one
                   engine is asked for its exports and its counters once. The two are joined by ids and names:
                   what the engine does not have (yet, or any more) is shown as the catalog has it, without the
                   facts that only the engine has.
-Invariants        G1 nothing is changed within it, and no lock is waited for: a verb that decides something
+Invariants        RE1 nothing is changed within it, and no lock is waited for: a verb that decides something
                   reads again under its locks (the catalog refuses a transaction within it).
 Owner and locks   None: each thread has its own.
 Errors            CatalogFailed.

@@ -3,7 +3,7 @@
 How it works      The body of each loop over objects (devices, volumes, snapshots, schedules, connections) is
                   `with isolate(...)`. It catches every error of the body, expected or not, and reports it as
                   a clause: to `failed`, or as an event. An unexpected error is logged with its traceback.
-Invariants        A1 no Exception leaves the body; only exceptions that end the process do.
+Invariants        AP1 no Exception leaves the body; only exceptions that end the process do.
 Owner and locks   None of its own.
 """
 

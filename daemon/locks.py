@@ -20,12 +20,12 @@ How it works      There are four kinds of locks, taken in this order:
                   something depends on it (an application is quiesced, a record is made).
                   `lent`: while a cut is waited for, `room` may delete other snapshots of the volume, so that
                   writes continue (daemon/space/change_logs.py).
-Invariants        L1 a holder of `catalog_lock` takes no other lock; L2 a holder of a device's lock takes no
-                  volume's; L3 a holder of a volume's lock takes another one only of a volume with a higher id
-                  (a clone's, after its source's); L4 no thread takes a lock that it holds; L5 a thread that
-                  takes a group's lock holds nothing.
+Invariants        LO1 a holder of `catalog_lock` takes no other lock; LO2 a holder of a device's lock takes no
+                  volume's; LO3 a holder of a volume's lock takes another one only of a volume with a higher
+                  id (a clone's, after its source's); LO4 no thread takes a lock that it holds; LO5 a thread
+                  that takes a group's lock holds nothing.
 Owner and locks   `_condition` over who holds what, held for a look or a change.
-Errors            GroupBusy, VolumeBusy, DeviceBusy. A breach of L1 to L5 is a defect: AssertionError.
+Errors            GroupBusy, VolumeBusy, DeviceBusy. A breach of LO1 to LO5 is a defect: AssertionError.
 """
 
 import threading
@@ -65,7 +65,7 @@ class CatalogLock:
         return self._lock.locked()
 
     def __enter__(self) -> None:
-        assert not self.mine, "L4: `catalog_lock` is held by this thread already"
+        assert not self.mine, "LO4: `catalog_lock` is held by this thread already"
         self._lock.acquire()
         self._holder = threading.get_ident()
 
@@ -119,22 +119,22 @@ class Locks:
         top = max(
             (key[1] for each in self._mine.held if each.noun == "volume" for key in each.keys), default=-1
         )
-        assert all(each.noun != "device" for each in self._mine.held), "L2"
-        assert all(identity > top for identity in named), f"L3, L4: {named} after {top}"
+        assert all(each.noun != "device" for each in self._mine.held), "LO2"
+        assert all(identity > top for identity in named), f"LO3, LO4: {named} after {top}"
         with self._hold("volume", named, what, wait_s) as operation:
             yield operation
 
     @contextmanager
     def group(self, identity: int, name: str, what: str) -> Iterator[None]:
         """Hold the lock of a group to do `what`; GroupBusy."""
-        assert not self._mine.held, "L5"
+        assert not self._mine.held, "LO5"
         with self._hold("group", {identity: name}, what, None):
             yield
 
     @contextmanager
     def device(self, identity: int, name: str, what: str, *, wait_s: float | None = None) -> Iterator[None]:
         """Hold the lock of a device to do `what`; DeviceBusy."""
-        assert all(("device", identity) not in each.keys for each in self._mine.held), "L4"
+        assert all(("device", identity) not in each.keys for each in self._mine.held), "LO4"
         with self._hold("device", {identity: name}, what, wait_s):
             yield
 
@@ -156,8 +156,8 @@ class Locks:
     def room(self, named: Mapping[int, str], what: str, *, wait_s: float | None = None) -> Iterator[None]:
         """Hold volumes to delete snapshots that are in the catalog, so that writes go on: as `volumes`, but
         also while a cut of them is waited for."""
-        assert not self._mine.held, "L2, L3"
-        assert not self.catalog_lock.mine, "L1"
+        assert not self._mine.held, "LO2, LO3"
+        assert not self.catalog_lock.mine, "LO1"
         keys = frozenset[Key](("volume", identity) for identity in named)
         operation = Operation(what, "volume", list(named.values()), keys, self._now())
         with self._condition:
@@ -191,8 +191,8 @@ class Locks:
                 self._apart = [each for each in self._apart if each is not operation]
 
     def may_wait(self, what: str) -> None:
-        """Called before what may wait for a device: nobody else may have to wait for that (L1)."""
-        assert not self.catalog_lock.mine, f"L1: {what} may wait for a device, and `catalog_lock` is held"
+        """Called before what may wait for a device: nobody else may have to wait for that (LO1)."""
+        assert not self.catalog_lock.mine, f"LO1: {what} may wait for a device, and `catalog_lock` is held"
 
     def operations(self) -> list[Operation]:
         """What is under way with volumes and devices, longest first."""
@@ -220,7 +220,7 @@ class Locks:
     def _hold(
         self, noun: Noun, named: Mapping[int, str], what: str, wait_s: float | None
     ) -> Iterator[Operation]:
-        assert not self.catalog_lock.mine, f"L1: {what}"
+        assert not self.catalog_lock.mine, f"LO1: {what}"
         keys = frozenset[Key]((noun, identity) for identity in named)
         operation = Operation(what, noun, list(named.values()), keys, self._now())
         with self._condition:

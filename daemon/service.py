@@ -6,10 +6,10 @@ How it works      start: lock; sockets; catalog; engine; devices; volumes and sn
                   Sockets that systemd passed are taken as they are, and stay when the service stops.
                   It runs inside polyvold, and inside nbdkit (serve_nbd=False: nbdkit has the NBD sockets
                   then, and I/O goes through `engine.open`).
-Invariants        V1 one service for each state directory (the lock); V2 clients find every healthy volume and
-                  snapshot exported as soon as they can connect; V3 `stop` waits for a change that is under
-                  way, unless it does not end (CALLS_S in api/server.py and others); V4 what hangs at a stop
-                  keeps the devices and the state directory held until the process has ended.
+Invariants        SE1 one service for each state directory (the lock); SE2 clients find every healthy volume
+                  and snapshot exported as soon as they can connect; SE3 `stop` waits for a change that is
+                  under way, unless it does not end (CALLS_S in api/server.py and others); SE4 what hangs at a
+                  stop keeps the devices and the state directory held until the process has ended.
 Owner and locks   `start` and `stop` are called from one thread, which need not be the main one. The verbs may
                   be called from any; those that change something take the locks of what they change
                   (locks.py).
@@ -419,7 +419,7 @@ class Service:
             for listener in listeners:
                 engine.listen(listener.detach())
         server = ControlServer(self, control)
-        undo.callback(server.stop)  # V3: it waits for the requests that it has begun
+        undo.callback(server.stop)  # SE3: it waits for the requests that it has begun
         undo.callback(self._context.locks.close)  # so that these end soon
         undo.callback(self._hooks.stop)  # likewise
         server.start()
@@ -470,7 +470,7 @@ class Service:
             raise StopUnfinished(state=self.state_dir)
 
     def _unless_left(self, release: Callable[[], object]) -> None:
-        """Close something, unless a call that hangs still uses it (V4)."""
+        """Close something, unless a call that hangs still uses it (SE4)."""
         if not self._left:
             release()
 

@@ -4,7 +4,7 @@ How it works      Stored times are of the wall clock, for people to read. Waitin
                   clock. A `JumpWatch` compares both: the wall clock was set if it has moved by more than the
                   steady one. The steady clock is CLOCK_BOOTTIME, which goes on while the machine sleeps, so
                   that waking up is no jump.
-Invariants        T1 a wall time fits the catalog's columns whatever the clock says: 0 (1970) to
+Invariants        CC1 a wall time fits the catalog's columns whatever the clock says: 0 (1970) to
                   INSTANT_NS_MAX (2262).
 Owner and locks   A JumpWatch belongs to one thread at a time.
 """
@@ -20,7 +20,7 @@ JUMP_NS = 2_000_000_000
 
 
 def in_range(instant_ns: int) -> int:
-    """The instant, or the nearest one that can be stored (T1)."""
+    """The instant, or the nearest one that can be stored (CC1)."""
     return min(max(instant_ns, 0), INSTANT_NS_MAX)
 
 

@@ -7,9 +7,9 @@ How it works      A labelled device has its label at offset 0 and its data area 
                   path without changing it, `inspect_open` at what is open; the plan for a new device is made
                   from what was found (`plan_device`), then recorded in the catalog, then carried out
                   (`make_device`). All that is done to a device is done through one descriptor (opening.py).
-Invariants        D1 nothing with data on it, or with another's label, is written to unless it was adopted; D2
-                  after `make_device` the file and its label are durable; D3 `zero_extents` leaves zeros, so
-                  that no volume ever reads what a deleted one held; D4 a device is used only if its label
+Invariants        MD1 nothing with data on it, or with another's label, is written to unless it was adopted;
+                  MD2 after `make_device` the file and its label are durable; MD3 `zero_extents` leaves zeros,
+                  so that no volume ever reads what a deleted one held; MD4 a device is used only if its label
                   carries a run that the catalog expects: else the device or the catalog is of an older time.
 Errors            DeviceMissing, DeviceUnusable, DeviceNotEmpty, ForeignLabel, LabelDamaged, DeviceIo and
                   others of errors.py. `trouble_with` returns its finding, a clause, since a bad device at
@@ -335,7 +335,7 @@ def trouble_at(device: Device, path: Path, catalog: UUID) -> str | None:
 
 
 def _other_time(device: Device, path: Path, found: Label, command: str) -> str:
-    """What is said of a label of a run that the catalog does not expect (D4); `command` uses it anyway."""
+    """What is said of a label of a run that the catalog does not expect (MD4); `command` uses it anyway."""
     if found.generation < device.generation:
         return (
             f"{path} is an older copy of the device: its label is of generation {found.generation}, and"
@@ -350,7 +350,7 @@ def _other_time(device: Device, path: Path, found: Label, command: str) -> str:
 
 
 def zero_extents(device: Device, file: OpenFile, extents: Iterable[Extent]) -> None:
-    """Make these extents read as zeros, giving their space back if the device is sparse; synced (D3)."""
+    """Make these extents read as zeros, giving their space back if the device is sparse; synced (MD3)."""
     try:
         for extent in extents:
             fallocate.zero(file.fd, extent.offset, extent.length, punch=device.sparse)

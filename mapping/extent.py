@@ -2,7 +2,7 @@
 
 How it works      `free_runs` subtracts what is used from a device's data area; `FreeSpace` hands out runs of
                   one device, lowest offset first.
-Invariants        X1 offset and length are multiples of 4096, length > 0; X2 `FreeSpace` never hands out a
+Invariants        ET1 offset and length are multiples of 4096, length > 0; ET2 `FreeSpace` never hands out a
                   byte twice, nor one that was used. Everything here is pure: no file is touched.
 """
 

@@ -5,8 +5,8 @@ How it works      The last partition, if it is short, gets more extents behind t
                   first; where each of these has just one, to others too, as a larger volume would have been
                   made with more. Extents are on the devices named, or on sparse files to be made, one for
                   each processor. What is new of a clone is in its change logs alone.
-Invariants        G1 what the volume has stays where it is: partitions keep their numbers, processors and
-                  extents; G2 as in volume.py: a plan that was returned can be recorded as it is.
+Invariants        GW1 what the volume has stays where it is: partitions keep their numbers, processors and
+                  extents; GW2 as in volume.py: a plan that was returned can be recorded as it is.
 Errors            NotLarger, CloneHasNoDevices, UnalignedSize, SizeTooLarge, DeviceTooSmall and others of
                   errors.py.
 """

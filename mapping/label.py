@@ -4,8 +4,8 @@ How it works      The first 512 bytes of a device that was not adopted; docs/for
                   byte. All integers are little-endian. The last four bytes are the CRC-32C of the bytes
                   before them. Labels of version 1 are 4096 bytes and say nothing about runs; they are read,
                   and the next start replaces them.
-Invariants        L1 what `unpack` returns of a label of this version, `pack` writes back to the same bytes;
-                  L2 a label is valid or not as a whole: a changed bit anywhere in its bytes is found; L3 a
+Invariants        LB1 what `unpack` returns of a label of this version, `pack` writes back to the same bytes;
+                  LB2 a label is valid or not as a whole: a changed bit anywhere in its bytes is found; LB3 a
                   label is replaced by one write to one sector of 512 bytes, so power loss leaves the old one
                   or the new one.
 Durability        Written and synced when the device is added, and at each start and each clean stop.

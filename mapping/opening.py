@@ -7,9 +7,9 @@ How it works      A path is walked one component at a time, each relative to the
                   (and a disk, for QEMU) is locked: open file description locks on the bytes on which QEMU
                   has its own, and on one more byte. Locks and claim last until the last descriptor of the
                   opening is closed; who needs an opening of its own gets it by `OpenFile.proc_path`.
-Invariants        P1 a symbolic link that others could have put there is never followed; P2 `create_file`
-                  makes a new file or fails; P3 of two processes that hold the same file or disk, one fails;
-                  P4 a name is removed only while it is the name of the open file.
+Invariants        OP1 a symbolic link that others could have put there is never followed; OP2 `create_file`
+                  makes a new file or fails; OP3 of two processes that hold the same file or disk, one fails;
+                  OP4 a name is removed only while it is the name of the open file.
 Errors            OSError of the calls; UnsafeLink, DeviceUnusable; HeldByOther if somebody else has it.
                   Where a file system has no locks, a file is not held, and `held` says so.
 """
@@ -225,7 +225,7 @@ def _entry(directory: int, name: str, *, last: bool) -> int | None:
 
 
 def _target(path: Path, directory: int, name: str, link: os.stat_result, fd: int) -> PurePosixPath:
-    """Where a symbolic link leads to; UnsafeLink if others could have put it there (P1)."""
+    """Where a symbolic link leads to; UnsafeLink if others could have put it there (OP1)."""
     above = os.fstat(directory)
     trusted = {0, os.geteuid()}
     others_write = above.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not above.st_mode & stat.S_ISVTX
@@ -244,7 +244,7 @@ def _sync(directory: int) -> None:
 
 
 def _lock(fd: int) -> bool:
-    """Lock an open file against other holders (P3); False where its file system has no locks."""
+    """Lock an open file against other holders (OP3); False where its file system has no locks."""
     try:
         _set_lock(fd, fcntl.F_WRLCK, OWN_LOCK, 1)
         # As QEMU does: first the shared locks, then a look at others', so that one of two sees the other.

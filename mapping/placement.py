@@ -3,9 +3,9 @@
 How it works      Partitions are taken in order. Processors go round, so that neighbours have different ones.
                   Devices go round too, skipping those with no room for a whole partition; when none has room,
                   the partition is put together of pieces, first of one device, then of several.
-Invariants        P1 no byte is given twice, nor one that was not free; P2 each partition's extents add up to
-                  its length; P3 processors' shares differ by at most one partition; P4 with enough room
-                  everywhere, so do devices' shares; P5 all or nothing: what does not fit is refused before
+Invariants        PL1 no byte is given twice, nor one that was not free; PL2 each partition's extents add up
+                  to its length; PL3 processors' shares differ by at most one partition; PL4 with enough room
+                  everywhere, so do devices' shares; PL5 all or nothing: what does not fit is refused before
                   anything is given.
 Errors            DeviceTooSmall.
 """
@@ -116,5 +116,5 @@ class RoundRobin:
             pieces = self._devices[index].take_some(length)
             taken += pieces
             length -= sum(piece.length for piece in pieces)
-        assert length == 0, "P5: the total was checked before the first partition"
+        assert length == 0, "PL5: the total was checked before the first partition"
         return taken

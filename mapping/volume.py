@@ -3,8 +3,8 @@
 How it works      `plan_volume` answers a request from an `Inventory` of what there is, and changes nothing;
                   the catalog then records the plan in one transaction. A plan may contain devices that are
                   still to be made: they have negative ids in it, which the catalog replaces by the real ones.
-Invariants        V1 a plan that was returned can be recorded as it is, as long as the inventory holds (the
-                  daemon records it under the same hold of `catalog_lock`); V2 bad input raises
+Invariants        VO1 a plan that was returned can be recorded as it is, as long as the inventory holds (the
+                  daemon records it under the same hold of `catalog_lock`); VO2 bad input raises
                   before anything changes.
 Errors            BadName, NameInUse, UnknownDevice, DeviceTooSmall and others of errors.py.
 """

@@ -11,14 +11,14 @@ How it works      Only what a schedule made and nobody holds may ever go. Which 
                   their latest hours, as many as it counts at most, and none that is older (by epoch) than
                   every snapshot that it keeps when it has its full number of the others. So they take
                   nobody's place, and go when they would have gone with a right clock.
-Invariants        N1 while the clock goes up, the order of looking does not matter: rules applied after each
+Invariants        RN1 while the clock goes up, the order of looking does not matter: rules applied after each
                   snapshot leave what they leave when applied once at the end. What a rule keeps is the newest
                   of its hour (day, ...) and the hour is among the latest ones; both held at each earlier
                   moment too, so it was never deleted. That is why a simulation can tell today what will be
                   there.
-                  N2 snapshots that are held count, so that releasing one makes no other go.
-                  N3 whatever the clock says, `last` keeps the newest by epoch, every rule keeps the newest of
-                  all, and no rule keeps more than twice its number.
+                  RN2 snapshots that are held count, so that releasing one makes no other go.
+                  RN3 whatever the clock says, `last` keeps the newest by epoch, every rule keeps the newest
+                  of all, and no rule keeps more than twice its number.
 Errors            `parse_keep` raises ValueError with a sentence.
 """
 

@@ -3,9 +3,10 @@
 How it works      A stream is a header, frames in order of their offset, and an end. A frame says what a run
                   of the volume holds: bytes as they are, bytes compressed by zstd, or zeros. A full stream's
                   frames cover the whole volume; an incremental one's cover what changed since its base.
-Invariants        F1 frames are numbered from 0, their offsets ascend, none overlaps the one before, all are
-                  inside the volume; F2 a frame's CRC is started from the stream's own number, so that a frame
-                  of another stream is never taken for one of this; F3 only a stream with its end is whole.
+Invariants        SF1 frames are numbered from 0, their offsets ascend, none overlaps the one before, all are
+                  inside the volume; SF2 a frame's CRC is started from the stream's own number, so that a
+                  frame of another stream is never taken for one of this; SF3 only a stream with its end is
+                  whole.
 Errors            StreamBroken: with what is wrong and where. Nothing that a stream says is believed before
                   its CRC has been checked, and no more memory is taken than CHUNK_BYTES_MAX for a frame.
 """
@@ -76,7 +77,7 @@ class StreamHeader:
 
     @property
     def seed(self) -> int:
-        """What the CRCs of frames are started from (F2)."""
+        """What the CRCs of frames are started from (SF2)."""
         return crc32c(self.stream.bytes)
 
     def to_bytes(self) -> bytes:
@@ -163,7 +164,7 @@ def read_header(file: BinaryIO, name: str) -> StreamHeader:
 
 
 class FrameReader:
-    """Reads the frames behind a header, one after the other, and checks that each may follow (F1, F2)."""
+    """Reads the frames behind a header, one after the other, and checks that each may follow (SF1, SF2)."""
 
     def __init__(self, file: BinaryIO, header: StreamHeader, name: str) -> None:
         self._file = file

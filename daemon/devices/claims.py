@@ -2,7 +2,7 @@
 
 How it works      Who is about to take a file or disk into use claims its path and what is there, then asks
                   whether that is a device, or a part of one, already (`refuse_shared`).
-Invariants        C1 what is claimed is claimed by one verb at a time, until that has ended.
+Invariants        CL1 what is claimed is claimed by one verb at a time, until that has ended.
 Owner and locks   `_taking` is changed under `catalog_lock`. Looking at what is there may take for ever, and
                   is done without it.
 Errors            DiskInUse, DevicePathInUse.
@@ -29,7 +29,7 @@ class Claims:
 
     @contextlib.contextmanager
     def at(self, path: Path) -> Iterator[None]:
-        """Be the only one who takes what is at a path into use (C1)."""
+        """Be the only one who takes what is at a path into use (CL1)."""
         with contextlib.ExitStack() as claims:
             self._take(claims, path, path)
             identity = identity_of(path)
@@ -51,7 +51,7 @@ class Claims:
             self._taker.remove(what)
 
     def refuse_shared(self, path: Path, identity: Identity, *, but: int | None = None) -> None:
-        """An error if a file or disk has bytes in common with a device (C1), other than `but`."""
+        """An error if a file or disk has bytes in common with a device (CL1), other than `but`."""
         context = self._context
         shared = occupied.same_storage(identity)
         others = context.catalog.devices()

@@ -6,7 +6,7 @@ How it works      One thread sleeps on /proc/self/mountinfo, which the kernel ma
                   holds up this device only. A file that is there, and is not the one that was refused the
                   last time, is tried as `polyvol device retry` would. So are disks that did not answer at
                   the start; udev.py finds those that come later.
-Invariants        M1 while no device is missing, nothing is looked at.
+Invariants        MO1 while no device is missing, nothing is looked at.
 Owner and locks   The looking threads hold nothing; `found` takes what it needs.
 Errors            None is raised. A file that is not the device stays the reason why it is missing.
 """

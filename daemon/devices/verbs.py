@@ -9,9 +9,9 @@ How it works      add: look, open and hold (daemon/devices/files.py), look again
                   or comes is noticed (daemon/devices/udev.py). retry: look at its path, or another one,
                   check that it is the device, have the engine open it again while it is in use. Adding
                   the path of a device that is known and was missing is a retry, at its new path.
-Invariants        V1 two devices never have bytes in common, whatever paths they have.
-                  V2 no file that polyvold keeps its own state in is a device.
-                  V3 nothing is placed on a device that is not 'ready' (health.unusable_devices).
+Invariants        DV1 two devices never have bytes in common, whatever paths they have.
+                  DV2 no file that polyvold keeps its own state in is a device.
+                  DV3 nothing is placed on a device that is not 'ready' (health.unusable_devices).
 Owner and locks   The device's lock for all that is done to it (daemon/locks.py); its name and its users are
                   asked and changed under `catalog_lock`. What is being added has a name and a lock only when
                   it is recorded: until then daemon/devices/claims.py has it.

@@ -3,7 +3,7 @@
 How it works      Exports of the volumes end; the coordinator makes a cut, so that nothing is under way and
                   what is left is a snapshot of its own, and records all of it in one transaction; the engine
                   does it, which takes as long as it has partitions, not blocks; the volumes are exported.
-Invariants        B1 nobody is connected to a volume that goes back; B2 a volume that the engine could not
+Invariants        GB1 nobody is connected to a volume that goes back; GB2 a volume that the engine could not
                   take back although the catalog says so is not exported: hosts would read what it was.
 Owner and locks   The locks of all volumes that go back, from the questions to their exports.
 Durability        All or nothing, over all volumes: see the coordinator. Newer snapshots stay.
@@ -74,7 +74,7 @@ class Rollbacks:
             self._export(volume)
 
     def _export(self, volume: Volume) -> None:
-        """Export a volume that has gone back, or has not, but nothing in between (B2): one that is in
+        """Export a volume that has gone back, or has not, but nothing in between (GB2): one that is in
         between is taken over by the engine again, which does the rest."""
         context = self._context
         with isolate(context, f"exporting volume {volume.name}", partial(self._volumes.serve_again, volume)):
@@ -131,7 +131,7 @@ class Rollbacks:
         return next(each for each in names if each not in taken)
 
     def _end_exports(self, volumes: Sequence[Volume], *, force: bool) -> None:
-        """End the exports of all volumes themselves, or of none (B1). Their snapshots' stay."""
+        """End the exports of all volumes themselves, or of none (GB1). Their snapshots' stay."""
         ended: list[Volume] = []
         try:
             for volume in volumes:

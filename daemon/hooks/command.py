@@ -3,7 +3,7 @@
 How it works      Each command has a supervisor (daemon/hooks/supervisor.py, which has the protocol): a small
                   process that adopts whatever the command starts. Orders and answers go over a socket; when
                   that closes because polyvold has died, the supervisor ends all of it.
-Invariants        X1 the caller that started a command ends it or leaves it; X2 no call waits longer than it
+Invariants        HC1 the caller that started a command ends it or leaves it; HC2 no call waits longer than it
                   was told to.
 Owner and locks   A command belongs to one thread at a time.
 Errors            None: what goes wrong is a clause in `Ended`.

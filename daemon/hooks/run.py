@@ -6,14 +6,14 @@ How it works      `around` runs the quiesce commands of a schedule and of the vo
                   succeeded and none was thawed before the cut, else 'crash', and why. Commands are run
                   directly, or by /bin/sh if requested, as polyvold's user, each with its own supervisor
                   (command.py), with few variables in their environment.
-Invariants        Q1 if a quiesce command was started, its thaw command is run, once: after the cut, or when
+Invariants        HK1 if a quiesce command was started, its thaw command is run, once: after the cut, or when
                   the quiesce command failed, or at the time-out, whatever is waited for then; twice if it
-                  fails; Q2 a command that fails or exceeds its time-out is killed, with all processes that it
-                  started, before it is thawed; one that cannot be killed because it hangs in the kernel is
-                  thawed at once, and again when it has ended; Q3 `catalog_lock` is never held while a command
-                  is waited for; Q4 hooks of one volume are not run by two snapshots at a time; Q5 processes
-                  that a quiesce command left in the background are ended when its thaw command has ended;
-                  those that a successful thaw command left stay: they may be the application.
+                  fails; HK2 a command that fails or exceeds its time-out is killed, with all processes that
+                  it started, before it is thawed; one that cannot be killed because it hangs in the kernel is
+                  thawed at once, and again when it has ended; HK3 `catalog_lock` is never held while a
+                  command is waited for; HK4 hooks of one volume are not run by two snapshots at a time; HK5
+                  processes that a quiesce command left in the background are ended when its thaw command has
+                  ended; those that a successful thaw command left stay: they may be the application.
 Owner and locks   A lock for each volume and schedule with hooks, held from quiesce to the end of thaw; waited
                   for as long as its holder may take, or until polyvold is stopped. `_Hook.lock` over who
                   thaws.
@@ -217,7 +217,7 @@ class HookRunner:
     def _acquire(
         self, locks: contextlib.ExitStack, key: tuple[str, int], what: str, hooks: Hooks
     ) -> str | None:
-        """Take the lock of some hooks (Q4); or why they cannot be run."""
+        """Take the lock of some hooks (HK4); or why they cannot be run."""
         with self._lock:
             lock = self._locks.setdefault(key, threading.Lock())
         until = time.monotonic() + 2 * hooks.timeout_s + 2 * _KILLED_WAIT_S
@@ -270,7 +270,7 @@ class HookRunner:
         return marks
 
     def _thaw(self, hook: _Hook) -> bool:
-        """Begin to thaw (Q1); whether all was well until now."""
+        """Begin to thaw (HK1); whether all was well until now."""
         with hook.lock:
             if hook.thawed:
                 return False
@@ -288,7 +288,7 @@ class HookRunner:
     def _thaw_in_background(self, hook: _Hook) -> None:
         """Run the thaw command, then end what the quiesce command has left."""
         done = hook.thaw is None or hook.owed is None or self._run_thaw(hook.thaw)
-        if hook.left is not None and not hook.left.end(_KILLED_WAIT_S):  # Q2
+        if hook.left is not None and not hook.left.end(_KILLED_WAIT_S):  # HK2
             threading.Thread(
                 target=self._thaw_again, args=(hook,), name="polyvol-thaw-again", daemon=True
             ).start()
@@ -316,7 +316,7 @@ class HookRunner:
             trouble, left = self._execute(thaw, _STOPPING_S)
             if trouble is None:
                 if left is not None:
-                    left.leave()  # Q5
+                    left.leave()  # HK5
                 return True
             rest = "it is run again" if again else "it is owed still, and run when polyvold starts again"
             self._context.events.add("warning", f"the thaw command of {thaw.what} {trouble}; {rest}")
@@ -341,7 +341,7 @@ class HookRunner:
 
     def _execute(self, call: Call, stopping_s: float) -> tuple[str | None, Command | None]:
         """Run a command to its end or its time-out: what went wrong, or None; and the command if something of
-        it is left, which is all of it that could not be killed (Q2), or what it left in the background."""
+        it is left, which is all of it that could not be killed (HK2), or what it left in the background."""
         command = Command(call)
         ended = command.wait(self._stopping, stopping_s)
         if ended.trouble is None:

@@ -17,7 +17,7 @@ TRIM_BYTES = 1 << 20
 """How much an arena keeps free at its end."""
 MAPPED_BYTES_MIN = 1 << 20
 """From this size on a buffer is a mapping of its own. The engine keeps those that are used again and again
-(engine/src/nbd/spare.rs)."""
+(engine/src/nbd/buffer_pool.rs)."""
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _M_ARENA_MAX = -8

@@ -8,9 +8,9 @@ How it works      begin: a volume is made for a full backup, or the export of on
                   commits it deletes the restore's record; then the volume is exported by its own name.
                   abandon: the volume goes back to its base, in the transaction that deletes the
                   record, or is deleted if it was made for the restore.
-Invariants        T1 a volume with an incomplete restore is exported to that restore alone, also after a
-                  restart; T2 an incremental restore begins only on a volume that is what its base shows;
-                  T3 a restore is resumed only with the stream that it began with; T4 one client of a
+Invariants        RS1 a volume with an incomplete restore is exported to that restore alone, also after a
+                  restart; RS2 an incremental restore begins only on a volume that is what its base shows;
+                  RS3 a restore is resumed only with the stream that it began with; RS4 one client of a
                   restore at a time: the export's name changes each time that it is begun or resumed.
 Owner and locks   The verbs take the volume's lock. `Context.restoring` has the exports, and is changed only
                   under it.
@@ -195,7 +195,7 @@ class Restores:
             clients = max(1, context.connections([volume.name]))
             raise VolumeInUse(name=volume.name, **counted_clients(clients)) from error
         try:
-            self._refuse_changed(request, volume, base)  # T2: nobody can write any more
+            self._refuse_changed(request, volume, base)  # RS2: nobody can write any more
             record = _restore_record(request, stream, context.clock(), volume=volume.id, base=base.epoch)
             context.catalog.restores.begin(record)
         except BaseException:
@@ -211,7 +211,7 @@ class Restores:
         restore = context.catalog.restores.of(volume.id)
         if restore is None or not request.resume:
             raise context.restoring_error(volume)
-        if restore.stream != stream.number:  # T3
+        if restore.stream != stream.number:  # RS3
             raise CannotResume(
                 volume=volume.name,
                 name=request.source,
@@ -226,7 +226,7 @@ class Restores:
         return self._begin_session(volume, base, resumed=True)
 
     def _begin_session(self, volume: Volume, base: str | None, *, resumed: bool) -> RestoreView:
-        """Export a volume to the client of its restore, and to nobody else (T1, T4)."""
+        """Export a volume to the client of its restore, and to nobody else (RS1, RS4)."""
         context = self._context
         self._end_session(volume)
         export = f"{volume.name}{HIDDEN}{secrets.token_hex(16)}"

@@ -2,7 +2,7 @@
 
 How it works      Runs are counted from now on until every rule has more than it keeps, so that the plan shows
                   which snapshots go; or for as long as was asked for. The rules are then applied once at the
-                  end, which leaves what applying them after each run leaves (N1 of snapshot/retention.py).
+                  end, which leaves what applying them after each run leaves (RN1 of snapshot/retention.py).
                   Rare runs may need longer than anybody looks ahead: then a note says so.
 Errors            BadSchedule.
 """

@@ -5,10 +5,10 @@ How it works      One thread finds schedules that are due, and workers run them 
                   as done, then deletes what no rule keeps (snapshot/retention.py). Runs missed while polyvold
                   was down, or that failed, are made up once. due_times.py knows when each is due, also when
                   the clock is set.
-Invariants        D1 a failure of one schedule stops no other; D2 snapshots made by hand or with holds are
-                  never deleted; D3 after a kill between a snapshot and its record no second one is taken: the
-                  newest snapshot of a schedule also says until when it is done; D4 a schedule runs in one
-                  thread at a time; D5 a run does not delete the snapshot that it has just taken.
+Invariants        SD1 a failure of one schedule stops no other; SD2 snapshots made by hand or with holds are
+                  never deleted; SD3 after a kill between a snapshot and its record no second one is taken:
+                  the newest snapshot of a schedule also says until when it is done; SD4 a schedule runs in
+                  one thread at a time; SD5 a run does not delete the snapshot that it has just taken.
 Owner and locks   `_looking` over a look at all schedules, `_lock` over failures. A run takes the locks of the
                   volumes that it acts on.
 Errors            A failure is a warning in the log and an event, once for each due time and reason; it is
@@ -172,7 +172,7 @@ class Schedules:
                 if self._stopping.is_set():
                     break
                 what, name = f"schedule {schedule.name}", schedule.name
-                with isolate(self._context, f"looking at {what}", SCHEDULE=name):  # D1
+                with isolate(self._context, f"looking at {what}", SCHEDULE=name):  # SD1
                     reasons: list[str] = []
                     due = None
                     with isolate(self._context, what, reasons.append):
@@ -200,7 +200,7 @@ class Schedules:
         due, now = self._planned(schedule)
         if due is None or due > now:
             return due
-        if self._workers.busy(schedule.id):  # D4
+        if self._workers.busy(schedule.id):  # SD4
             with self._lock:
                 begun = self._begun.get(schedule.id)
             if begun is not None and self._context.steady() - begun > LONG_RUN_NS:
@@ -298,9 +298,9 @@ class Schedules:
         """Delete what no rule keeps any more."""
         records = self._records(schedule)
         instants = [record.instant_ns for record in records]
-        wanted = kept(instants, Keep(**schedule.keep), self._context.clock())  # D5: the newest is in it
+        wanted = kept(instants, Keep(**schedule.keep), self._context.clock())  # SD5: the newest is in it
         for number, record in enumerate(records):
-            if number in wanted or not may_go(record):  # D2
+            if number in wanted or not may_go(record):  # SD2
                 continue
             export = ""
             members: Members = []
@@ -367,7 +367,7 @@ class Schedules:
         """By the catalog: what was due until then is done. Never in the future."""
         now = self._context.clock()
         newest = [record.instant_ns for record in self._records(schedule)[-1:] if record.instant_ns <= now]
-        return max(min(schedule.last_ns, now), *newest, 0)  # D3
+        return max(min(schedule.last_ns, now), *newest, 0)  # SD3
 
     def _note(self, schedule: Schedule) -> str | None:
         """What is odd about its times, as a clause."""

@@ -5,10 +5,10 @@ How it works      begin ends the exports of all that may be deleted, and removes
                   few at a time, with one sync each time, and pause for as long as they have worked, so that
                   hosts have the disks for the other half. They also remove rollbacks that nothing needs any
                   more; a thread finds these.
-Invariants        E1 a snapshot with clients or holds, in a group's snapshot, or that an incomplete restore
-                  follows, is kept and named; E2 no lock is held while the engine drops snapshots or writes
-                  checkpoints; E3 what clones were made from is not dropped but kept for them.
-Why E2 is safe    The catalog does not have the snapshots that are being dropped, and every verb looks for
+Invariants        DE1 a snapshot with clients or holds, in a group's snapshot, or that an incomplete restore
+                  follows, is kept and named; DE2 no lock is held while the engine drops snapshots or writes
+                  checkpoints; DE3 what clones were made from is not dropped but kept for them.
+Why DE2 is safe    The catalog does not have the snapshots that are being dropped, and every verb looks for
                   snapshots in the catalog, under the volume's lock. So no clone, rollback, hold or export of
                   one can begin, and epochs are never reused. The engine refuses to drop what has an export,
                   or what a clone is made from.
@@ -103,7 +103,7 @@ class Deletions:
             export_snapshots(context, volume, gone)  # they exist on
             raise
         clones = context.catalog.removal.clones()
-        gone = [record for record in gone if (volume.id, record.epoch) not in clones]  # E3
+        gone = [record for record in gone if (volume.id, record.epoch) not in clones]  # DE3
         with self._lock:
             job = self._jobs.get(volume.id)
             if job is None or job.left == 0:
@@ -125,7 +125,7 @@ class Deletions:
     def _end_exports(
         self, volume: Volume, records: list[SnapshotRecord]
     ) -> tuple[list[SnapshotRecord], list[SkippedView]]:
-        """Those whose exports have ended, and those that are kept (E1)."""
+        """Those whose exports have ended, and those that are kept (DE1)."""
         context = self._context
         clients = context.clients()
         restore = context.catalog.restores.of(volume.id)
@@ -186,7 +186,7 @@ class Deletions:
             if volume is None or not self._context.catalog.rollbacks.of(identity):
                 return
             if self._context.is_served(volume) and not self._stopping.is_set():
-                self._context.engine.cover_rollbacks(identity)  # E2
+                self._context.engine.cover_rollbacks(identity)  # DE2
                 while not self._stopping.is_set() and self._forget_rollback(volume):
                     pass
 
@@ -215,7 +215,7 @@ class Deletions:
         # If the engine has closed the volume, it drops them when it opens it again.
         what = f"dropping snapshots of volume {job.volume.shown_name}"
         with isolate(self._context, what, lambda reason: _log.warning("%s: %s", what, reason)):
-            freed = self._context.engine.drop_snapshots(job.volume.id, epochs)  # E2
+            freed = self._context.engine.drop_snapshots(job.volume.id, epochs)  # DE2
         with self._lock:
             job.left -= len(epochs)
             job.freed += freed

@@ -7,9 +7,9 @@ How it works      One thread waits for the engine's events, and samples every vo
                   the oldest scheduled snapshot without a hold is dropped, and the writes are retried, until
                   they fit or nothing is left to drop. Then the engine is told to fail them with ENOSPC, and
                   to report no more until there is something to drop again.
-Invariants        W1 every event is answered: the writes are retried, or fail; W2 snapshots made by hand, with
-                  holds or with clients are never dropped; W3 nothing is dropped for writes that no longer
-                  wait.
+Invariants        CW1 every event is answered: the writes are retried, or fail; CW2 snapshots made by hand,
+                  with holds or with clients are never dropped; CW3 nothing is dropped for writes that no
+                  longer wait.
 Owner and locks   Its thread, `polyvol-space`, takes no volume's lock and calls nothing that may wait for a
                   device. Workers hold the volume's lock, or its `room` while a cut of it is waited for.
                   Waiting writes delay neither cuts nor deletions, so the holder of the lock finishes, unless
@@ -147,7 +147,7 @@ class SpaceMonitor:
                         self._ask_again(volume.id)
 
     def make_room(self, identity: int) -> None:
-        """Answer a 'log-full' event (W1)."""
+        """Answer a 'log-full' event (CW1)."""
         context = self._context
         told = False
         while True:
@@ -185,7 +185,7 @@ class SpaceMonitor:
             self._look(volume)
             self._ask_again(volume.id)
             if not context.engine.space(volume.id)["starving"]:
-                return True  # W3
+                return True  # CW3
         if self._drop_one(volume):
             return True
         text = (
@@ -205,7 +205,7 @@ class SpaceMonitor:
         if self._policy(volume) != "keep-writing":
             return False
         busy: VolumeBusy | None = None
-        for record in self._droppable(volume):  # W2
+        for record in self._droppable(volume):  # CW2
             members = self._snapshots.members(record)
             concerned = {each.id: each.name for each, _ in members}
             # Another member of a group may be busy for ever: then the next snapshot goes.

@@ -3,7 +3,7 @@
 How it works      Journals and manifests that were restored together from an older copy agree with each other.
                   So a clean stop stores digests of each served volume's manifests in the catalog. The next
                   start compares them, and deletes the digests before the engine may change the manifests.
-Invariants        P1 while the catalog has digests of a volume, nothing was written to it since that stop.
+Invariants        MG1 while the catalog has digests of a volume, nothing was written to it since that stop.
 Owner and locks   The start and the stop, and `catalog_lock`.
 Durability        After a kill there are no digests, so an older copy is not noticed then.
 Errors            JournalsUnusable.

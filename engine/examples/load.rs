@@ -2,9 +2,9 @@
 //!
 //! How it works      `load --socket PATH --export NAME --rw PATTERN ...` keeps `--depth` requests in flight on each of
 //!                   `--connections` unix-socket connections, one thread each: what was answered by one `recv` is
-//!                   asked for anew by one `sendmsg`. It ends after `--seconds`, after `--requests` of them, or at the
+//!                   asked for again by one `sendmsg`. It ends after `--seconds`, after `--requests` of them, or at the
 //!                   end of its standard input with `--until-eof`, and prints one line of JSON: requests, bytes,
-//!                   seconds, latencies in ns, its own CPU time is the caller's to look at. Offsets are whole blocks: in
+//!                   seconds, latencies in ns, its own CPU time is the caller's to look at. Offsets are complete blocks: in
 //!                   order, or by a permutation in which none comes twice before all came once.
 //! Latency           from before the `sendmsg` to after the `recv` that held the whole reply. Kept in buckets less than
 //!                   2 % wide. Those of `--slow-us` or more are listed, with the time they ended at.
@@ -353,7 +353,7 @@ fn bucket(nanoseconds: u64) -> usize {
     (doubling * BUCKETS_PER_DOUBLING + (nanoseconds >> doubling)) as usize
 }
 
-/// The greatest latency that falls into a bucket.
+/// The largest latency that falls into a bucket.
 fn upper_end(bucket: usize) -> u64 {
     let bucket = bucket as u64;
     let doubling = (bucket / BUCKETS_PER_DOUBLING).saturating_sub(1);

@@ -25,7 +25,7 @@ use polyvol_engine::engine::Engine;
 use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::io::device::Mode;
 use polyvol_engine::system::linux::Linux;
-use polyvol_engine::volume::caller::Caller;
+use polyvol_engine::volume::local_client::LocalClient;
 
 const BLOCK: u64 = 4096;
 const PARTITION: u64 = 64 << 20;
@@ -146,7 +146,7 @@ fn spec(wanted: &Wanted, snapshots: Vec<u64>) -> VolumeSpec {
         next_epoch: snapshots.last().map_or(1, |last| last + 1),
         bounds: Vec::new(),
         rollbacks: Vec::new(),
-        source: None,
+        origin: None,
         snapshots: snapshots.into_iter().map(|epoch| (epoch, None)).collect(),
     }
 }
@@ -175,12 +175,12 @@ fn fill(wanted: &Wanted) {
     let slowest = AtomicU64::new(0);
     std::thread::scope(|scope| {
         for processor in 0..PROCESSORS {
-            let caller = Caller::new(engine.exports.attach("v").expect("an export"));
+            let client = LocalClient::new(engine.exports.attach("v").expect("an export"));
             let slowest = &slowest;
             scope.spawn(move || {
                 for block in blocks(wanted, processor) {
                     let began = Instant::now();
-                    caller.write(block * BLOCK, &[0; BLOCK as usize], false).expect("a write");
+                    client.write(block * BLOCK, &[0; BLOCK as usize], false).expect("a write");
                     slowest.fetch_max(began.elapsed().as_micros() as u64, Ordering::Relaxed);
                 }
             });
@@ -207,16 +207,16 @@ fn start(wanted: &Wanted) {
     engine.add_volume(spec(wanted, vec![1])).expect("a volume");
     engine.export("v", "", 1, None).expect("an export");
     let (served, cost) = (began.elapsed(), computed());
-    let caller = Caller::new(engine.exports.attach("v").expect("an export"));
+    let client = LocalClient::new(engine.exports.attach("v").expect("an export"));
     let block = blocks(wanted, 0).next().expect("there is one");
-    let read = caller.read(block * BLOCK, BLOCK).expect("it reads");
+    let read = client.read(block * BLOCK, BLOCK).expect("it reads");
     assert!(read.data.as_slice().iter().all(|byte| *byte == 0));
     println!(
         "  served after {:.3} s ({cost:.3} s of computing), first read after {:.3} s",
         served.as_secs_f64(),
         began.elapsed().as_secs_f64()
     );
-    caller.write(block * BLOCK, &[0; BLOCK as usize], false).expect("a write");
+    client.write(block * BLOCK, &[0; BLOCK as usize], false).expect("a write");
     println!("  first redirected write after {:.3} s", began.elapsed().as_secs_f64());
     print_memory(wanted, before);
     let mapped: u64 = engine
@@ -230,10 +230,10 @@ fn start(wanted: &Wanted) {
     let before = computed();
     let reads = 200_000;
     for block in blocks(wanted, 0).chain(blocks(wanted, 1)).take(reads) {
-        caller.read(block * BLOCK, BLOCK).expect("it reads");
+        client.read(block * BLOCK, BLOCK).expect("it reads");
     }
     println!("  a random read computes {:.2} us", (computed() - before) * 1e6 / reads as f64);
-    drop(caller);
+    drop(client);
     let began = Instant::now();
     engine.stop().expect("a clean stop");
     println!("  stopped in {:.3} s", began.elapsed().as_secs_f64());

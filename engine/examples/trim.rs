@@ -1,7 +1,7 @@
 //! trim: how long a TRIM of a whole large volume takes when half of it is redirected, and what others feel of it.
 //!
 //! How it works      `trim DIRECTORY [--volume-gib N]` makes a volume over sparse files in DIRECTORY, cuts it, and writes its
-//!                   first half with zeroes, 64 KiB at a time, which redirects it. Then one caller trims all of it, 1 GiB
+//!                   first half with zeroes, 64 KiB at a time, which redirects it. Then one client trims all of it, 1 GiB
 //!                   with each request, while another reads single blocks of it. Prints one line of JSON: how long
 //!                   the TRIM took, how many reads were answered meanwhile, and the longest of them. The files are
 //!                   removed at the end.
@@ -23,7 +23,7 @@ use polyvol_engine::engine::Engine;
 use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::io::device::Mode;
 use polyvol_engine::system::linux::Linux;
-use polyvol_engine::volume::caller::Caller;
+use polyvol_engine::volume::local_client::LocalClient;
 use polyvol_engine::volume::request::Verb;
 
 const BLOCK: u64 = 4096;
@@ -51,16 +51,16 @@ fn main() {
 
 fn measure(directory: &Path, volume: u64) {
     let engine = serve(directory, volume);
-    let caller = || Caller::new(engine.exports.attach("v").expect("an export"));
+    let client = || LocalClient::new(engine.exports.attach("v").expect("an export"));
     let began = Instant::now();
     std::thread::scope(|scope| {
         for processor in 0..PROCESSORS {
-            let caller = caller();
-            scope.spawn(move || redirect(&caller, volume / 2, processor));
+            let client = client();
+            scope.spawn(move || redirect(&client, volume / 2, processor));
         }
     });
     let filled = began.elapsed();
-    let (trimmer, reader, ended) = (caller(), caller(), AtomicBool::new(false));
+    let (trimmer, reader, ended) = (client(), client(), AtomicBool::new(false));
     let began = Instant::now();
     let (trimmed, reads, longest) = std::thread::scope(|scope| {
         let reading = scope.spawn(|| read(&reader, volume / BLOCK, &ended));
@@ -84,23 +84,23 @@ fn measure(directory: &Path, volume: u64) {
 }
 
 /// Writes what one processor has of the first bytes.
-fn redirect(caller: &Caller, bytes: u64, processor: u64) {
+fn redirect(client: &LocalClient, bytes: u64, processor: u64) {
     let zeroes = vec![0; WRITE_BYTES as usize];
     for offset in (0..bytes).step_by(WRITE_BYTES as usize) {
         if offset / PARTITION % PROCESSORS == processor {
-            caller.write(offset, &zeroes, false).expect("a write");
+            client.write(offset, &zeroes, false).expect("a write");
         }
     }
 }
 
 /// Single reads until the end: how many, and the longest.
-fn read(caller: &Caller, blocks: u64, ended: &AtomicBool) -> (u64, Duration) {
+fn read(client: &LocalClient, blocks: u64, ended: &AtomicBool) -> (u64, Duration) {
     let bits = blocks.next_power_of_two().trailing_zeros();
     let (mut reads, mut longest) = (0, Duration::ZERO);
     while !ended.load(Ordering::Relaxed) {
         let block = shuffled(reads % blocks, bits) % blocks;
         let began = Instant::now();
-        caller.read(block * BLOCK, BLOCK).expect("a read");
+        client.read(block * BLOCK, BLOCK).expect("a read");
         longest = longest.max(began.elapsed());
         reads += 1;
     }
@@ -139,7 +139,7 @@ fn serve(directory: &Path, volume: u64) -> Engine {
         next_epoch: 1,
         bounds: Vec::new(),
         rollbacks: Vec::new(),
-        source: None,
+        origin: None,
         snapshots: Vec::new(),
     };
     engine.add_volume(spec).expect("a volume");

@@ -212,11 +212,11 @@ class Engine:
     def grow_volume(self, spec: VolumeSpec) -> None:
         """Have a volume that is served be what this says: larger, by more extents of its last partition and
         more partitions behind it, all else as it is, its snapshots and rollbacks too ('invalid' else). Its
-        export shows that to those who connect from now on; who is connected keeps the size that was agreed
+        export shows that to those who connect from now on; a connected client keeps the size that was agreed
         on, and snapshots keep theirs."""
 
     def remove_volume(self, volume: int) -> None:
-        """Let go of a volume, durably; it must have no exports left (else 'busy')."""
+        """Close a volume, durably; it must have no exports left (else 'busy')."""
 
     def add_log(self, volume: int, log: LogSpec, *, default: bool = False) -> None:
         """Give a volume one more change log, at once, while it is in use.
@@ -244,7 +244,7 @@ class Engine:
         is no such snapshot, 'busy' while a rollback of the volume is half done."""
 
     def export_hidden(self, name: str, description: str, volume: int) -> None:
-        """Export a volume for those alone who know this name: not listed, nor what the empty name means."""
+        """Export a volume under a hidden name: neither listed, nor what the empty name means."""
 
     def unexport(self, name: str) -> None:
         """End an export; 'busy' while clients are connected to it. Unknown names are fine."""
@@ -316,7 +316,7 @@ class Engine:
 
     def scrub(self, volume: int, partition: int, cursor: tuple[int, int], bytes_max: int) -> ScrubReport:
         """Read and check slots of a partition, from `cursor` on ((0, 0): from its start), about `bytes_max`
-        bytes at most. Hosts are served meanwhile; slots that are freed meanwhile are not reported."""
+        bytes at most. Hosts are served in the meantime; slots freed in that time are not reported."""
 
     def volume_stats(self, volume: int) -> VolumeStats:
         """Counters and use of one volume."""
@@ -338,11 +338,11 @@ class Engine:
         """Close all connections to an export, and wait until they have ended, at most 4 seconds."""
 
     def hand_over(self) -> HandOverReport:
-        """Accept nobody any more, have every request that was read answered, and take all connections out,
+        """Stop accepting, have every request that was read answered, and take all connections out,
         for another process. Takes as long as the slowest, at most 13 s. Everything but NBD is served on."""
 
     def adopt(self, fd: int, export: str, state: bytes) -> None:
-        """Go on with a connection that another engine has handed over; the descriptor is taken over in any
+        """Continue a connection that another engine has handed over; the descriptor is taken over in any
         case. The caller knows that the export is the one that it was connected to.
         'invalid' (the state cannot be used), 'not-found' or 'busy': then it is closed."""
 
@@ -389,7 +389,7 @@ class RaisesReturned:
     def __call__(self, *args: object) -> object: ...
 
 def check(spec: VolumeSpec, devices: dict[int, str], *, data: bool = False) -> CheckReport:
-    """Check a volume that nobody serves: its journals, checkpoints and change logs; with `data` the contents
+    """Check a volume that is not served: its journals, checkpoints and change logs; with `data` the contents
     of all slots on `devices` (id to path). Changes nothing."""
 
 __version__: str

@@ -123,7 +123,7 @@ class DeviceEvent(TypedDict):
 
 
 class EngineEvent(TypedDict):
-    """What the engine tells of its own accord. 'log-full': writes of this volume wait for room in its change
+    """What the engine reports by itself. 'log-full': writes of this volume wait for space in its change
     logs, and there will be none unless somebody makes it; told once until `try_again` or `ask_when_full`.
     'journal-full': the next segment of a journal of this volume could not be made; the newest one is half
     full."""

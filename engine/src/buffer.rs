@@ -65,7 +65,7 @@ impl Buffer {
     /// A buffer of its own of `length` bytes, all zero.
     pub fn zeroed(length: usize) -> Buffer {
         let buffer = Buffer::uninit(length);
-        // SAFETY: nobody else has this buffer yet.
+        // SAFETY: no other thread has this buffer yet.
         unsafe { buffer.part_mut(0, length) }.fill(0);
         buffer
     }
@@ -82,7 +82,7 @@ impl Buffer {
     /// A buffer of its own with a copy of `bytes`.
     pub fn copy_of(bytes: &[u8]) -> Buffer {
         let buffer = Buffer::uninit(bytes.len());
-        // SAFETY: nobody else has this buffer yet.
+        // SAFETY: no other thread has this buffer yet.
         unsafe { buffer.part_mut(0, bytes.len()) }.copy_from_slice(bytes);
         buffer
     }
@@ -105,7 +105,7 @@ impl Buffer {
     /// The bytes.
     pub fn as_slice(&self) -> &[u8] {
         let Some(block) = &self.block else { return &[] };
-        // SAFETY: in range by construction; B1 and B3: whoever wrote these bytes is done.
+        // SAFETY: in range by construction; B1 and B3: the writer of these bytes is done.
         unsafe { std::slice::from_raw_parts(block.start.as_ptr().add(self.start), self.length) }
     }
 

@@ -32,7 +32,7 @@ impl Errno {
         if raw > 0 { Errno(raw) } else { Errno::EIO }
     }
 
-    /// Whether it says that a file system or a quota has no room.
+    /// Whether it says that a file system or a quota has no space.
     pub fn is_no_space(self) -> bool {
         matches!(self.0, libc::ENOSPC | libc::EDQUOT)
     }

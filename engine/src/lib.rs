@@ -9,7 +9,6 @@ pub mod block_map;
 pub mod buffer;
 pub mod change_log;
 pub mod checksum;
-pub mod deliberate;
 pub mod engine;
 pub mod error;
 #[cfg(any(test, fuzzing))]
@@ -18,6 +17,7 @@ pub mod io;
 pub mod limits;
 #[cfg(all(test, loom))]
 mod models;
+pub mod mutants;
 pub mod nbd;
 pub mod processor;
 #[cfg(feature = "python")]

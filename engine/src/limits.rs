@@ -17,14 +17,14 @@ pub const PARTITION_BYTES_MAX: u64 = 1 << 30;
 pub static CHECKPOINT_BYTES_MIN: AtomicU64 = AtomicU64::new(32 << 20);
 /// Bytes of a journal segment, header included; tests lower it, but not below [`SEGMENT_BYTES_MIN`].
 pub static SEGMENT_BYTES: AtomicUsize = AtomicUsize::new(8 << 20);
-/// So long after a journal had no room nobody tries again, at least, nanoseconds: each write asks, and some file systems look
-/// for room for long. 0: everybody tries, as the simulator has it.
+/// So long after a journal had no space nobody tries again, at least, nanoseconds: each write asks, and some file systems look
+/// for space for long. 0: everybody tries, as the simulator has it.
 pub static NO_ROOM_NS: AtomicU64 = AtomicU64::new(10_000_000);
 /// And at most.
 pub const NO_ROOM_NS_MAX: u64 = 1_000_000_000;
 /// A segment of so many bytes holds the largest record.
 pub const SEGMENT_BYTES_MIN: usize = 64 << 10;
-/// A small segment, which is made where there is no room for one of the full size, so that older ones can be removed.
+/// A small segment, which is made where there is no space for one of the full size, so that older ones can be removed.
 pub const SEGMENT_BYTES_SMALL: usize = 1 << 20;
 /// A run begins with a segment of the full size only where so many have room: else the first volumes of a start leave none to
 /// the others.
@@ -32,15 +32,15 @@ pub const FIRST_SEGMENTS_ROOM: usize = 4;
 /// Processors in one engine.
 pub const PROCESSORS_MAX: u32 = 256;
 
-/// Lowers what tests lower, as the environment says: `POLYVOL_SEGMENT_BYTES`, `POLYVOL_CHECKPOINT_BYTES`. What makes no
-/// sense there is left out.
-pub fn lower_as_told() {
-    let told = |name: &str| std::env::var(name).ok()?.parse::<u64>().ok();
-    if let Some(bytes) = told("POLYVOL_SEGMENT_BYTES") {
+/// Applies test overrides from the environment, which only lower limits: `POLYVOL_SEGMENT_BYTES`,
+/// `POLYVOL_CHECKPOINT_BYTES`. Values that are not numbers are ignored.
+pub fn apply_test_overrides() {
+    let setting = |name: &str| std::env::var(name).ok()?.parse::<u64>().ok();
+    if let Some(bytes) = setting("POLYVOL_SEGMENT_BYTES") {
         let bytes = (bytes as usize).next_multiple_of(BLOCK_SIZE as usize);
         SEGMENT_BYTES.fetch_min(bytes.max(SEGMENT_BYTES_MIN), Ordering::Relaxed);
     }
-    if let Some(bytes) = told("POLYVOL_CHECKPOINT_BYTES") {
+    if let Some(bytes) = setting("POLYVOL_CHECKPOINT_BYTES") {
         CHECKPOINT_BYTES_MIN.fetch_min(bytes, Ordering::Relaxed);
     }
 }

@@ -14,7 +14,7 @@ use polyvol_engine::engine::compare::{ChangeTotal, Changes};
 use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::error::ErrorKind;
 use polyvol_engine::io::device::Mode;
-use polyvol_engine::volume::caller::Caller;
+use polyvol_engine::volume::local_client::LocalClient;
 use polyvol_engine::volume::request::Verb;
 
 const MIB: u64 = 1 << 20;
@@ -24,7 +24,7 @@ const SIZE: u64 = 1024 * PARTITION;
 struct Served {
     directory: PathBuf,
     engine: Engine,
-    caller: Option<Caller>,
+    client: Option<LocalClient>,
 }
 
 impl Served {
@@ -56,17 +56,17 @@ impl Served {
             snapshots: Vec::new(),
             bounds: Vec::new(),
             rollbacks: Vec::new(),
-            source: None,
+            origin: None,
             next_epoch: 1,
         };
         engine.add_volume(spec).unwrap();
         engine.export("v", "", 1, None).unwrap();
-        let caller = Some(Caller::new(engine.exports.attach("v").unwrap()));
-        Served { directory, engine, caller }
+        let client = Some(LocalClient::new(engine.exports.attach("v").unwrap()));
+        Served { directory, engine, client }
     }
 
     fn write(&self, offset: u64, length: u64) {
-        self.caller.as_ref().unwrap().write(offset, &vec![7; length as usize], false).unwrap();
+        self.client.as_ref().unwrap().write(offset, &vec![7; length as usize], false).unwrap();
     }
 
     fn cut(&self) -> u64 {
@@ -83,27 +83,27 @@ impl Served {
 
 impl Drop for Served {
     fn drop(&mut self) {
-        self.caller = None;
+        self.client = None;
         let _ = self.engine.stop();
         let _ = std::fs::remove_dir_all(&self.directory);
     }
 }
 
 #[test]
-fn what_was_written_zeroed_and_trimmed_is_told_and_nothing_else() {
+fn what_was_written_zeroed_and_trimmed_is_reported_and_nothing_else() {
     let served = Served::new("exact");
     served.write(0, 8 * MIB);
     let first = served.cut();
     assert_eq!(served.changes(first, None), []);
     served.write(PARTITION - 4096, 8192); // over a partition's border
     served.write(5 * PARTITION + 100, 1); // a part of a block
-    let caller = served.caller.as_ref().unwrap();
-    caller.range(Verb::Zero { no_hole: false, fast: false }, MIB, 8192, false).unwrap();
+    let client = served.client.as_ref().unwrap();
+    client.range(Verb::Zero { no_hole: false, fast: false }, MIB, 8192, false).unwrap();
     let second = served.cut();
     let between = [(MIB, 8192), (PARTITION - 4096, 8192), (5 * PARTITION, 4096)];
     assert_eq!(served.changes(first, Some(second)), between);
     assert_eq!(served.changes(second, None), []);
-    caller.range(Verb::Trim, 2 * MIB, 4096, false).unwrap();
+    client.range(Verb::Trim, 2 * MIB, 4096, false).unwrap();
     served.write(5 * PARTITION, 4096); // moved before, and moved again
     assert_eq!(served.changes(second, None), [(2 * MIB, 4096), (5 * PARTITION, 4096)]);
     assert_eq!(served.changes(first, Some(second)), between);

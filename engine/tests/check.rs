@@ -54,7 +54,7 @@ impl World {
             next_epoch: 2,
             bounds: Vec::new(),
             rollbacks: Vec::new(),
-            source: None,
+            origin: None,
         }
     }
 
@@ -132,7 +132,7 @@ fn contents_are_checked_when_asked_for_and_a_missing_device_is_left_out() {
     let report = world.check(true);
     let expected = "partition 0 block 5, slot 2 of change log 1: its checksum does not match";
     assert_eq!(report.problems, [expected]);
-    // Whoever leaves out its path has told why; what cannot be opened after all is told here.
+    // A caller that leaves out its path has reported why; what cannot be opened is reported here.
     let report = check_volume(&world.system, &world.spec(), &BTreeMap::new(), true).unwrap();
     assert_eq!((report.problems.len(), report.checked_bytes), (0, 0));
     std::fs::remove_file(world.path.join("log")).unwrap();
@@ -142,7 +142,7 @@ fn contents_are_checked_when_asked_for_and_a_missing_device_is_left_out() {
 }
 
 #[test]
-fn more_problems_than_are_told_are_counted() {
+fn more_problems_than_are_reported_are_counted() {
     let world = World::new();
     let places: Vec<_> = (0..256).map(|block| (block, Place::slot(9, u64::from(block)))).collect();
     world.checkpoint(0, &places);

@@ -146,10 +146,10 @@ fn a_clone_is_refused_that_would_show_something_else() {
     let mut world = World::new();
     let epoch = world.cut(1);
     world.next_id = 3;
-    let twin = |source| Twin {
+    let twin = |origin| Twin {
         id: 2,
         processors: 1,
-        source: Some(source),
+        origin: Some(origin),
         live: vec![0; SIZE as usize],
         snapshots: BTreeMap::new(),
         kept: BTreeSet::new(),
@@ -161,7 +161,7 @@ fn a_clone_is_refused_that_would_show_something_else() {
     std::fs::File::create(&log).unwrap().set_len(LOG).unwrap();
     world.engine().open_device(102, &log, Mode::SPARSE).unwrap();
     let kind = |spec| world.engine().add_volume(spec).unwrap_err().kind;
-    let spec = |source| twin(source).spec(&world.directory);
+    let spec = |origin| twin(origin).spec(&world.directory);
     assert_eq!(kind(spec((1, epoch + 1))), ErrorKind::NotFound);
     assert_eq!(kind(spec((7, epoch))), ErrorKind::Invalid);
     assert_eq!(kind(spec((2, epoch))), ErrorKind::Invalid);
@@ -174,6 +174,6 @@ fn a_clone_is_refused_that_would_show_something_else() {
     assert_eq!(kind(with_base), ErrorKind::Invalid);
     world.engine().add_volume(spec((1, epoch))).unwrap();
     world.engine().export("v2", "", 2, None).unwrap();
-    let caller = world.caller("v2");
-    assert_eq!(caller.write(SIZE, &[1], false), Err(Errno::ENOSPC));
+    let client = world.client("v2");
+    assert_eq!(client.write(SIZE, &[1], false), Err(Errno::ENOSPC));
 }

@@ -15,7 +15,7 @@ use polyvol_engine::engine::Engine;
 use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::error::Errno;
 use polyvol_engine::io::device::Mode;
-use polyvol_engine::volume::caller::Caller;
+use polyvol_engine::volume::local_client::LocalClient;
 use polyvol_engine::volume::request::Verb;
 
 const MIB: u64 = 1 << 20;
@@ -81,13 +81,13 @@ fn spec(scratch: &Scratch, logs: &[u64], epochs: &[u64]) -> VolumeSpec {
         next_epoch: epochs.last().map_or(1, |last| last + 1),
         bounds: Vec::new(),
         rollbacks: Vec::new(),
-        source: None,
+        origin: None,
     }
 }
 
-fn caller(engine: &Engine) -> Caller {
+fn client(engine: &Engine) -> LocalClient {
     engine.export("v", "", 1, None).unwrap();
-    Caller::new(engine.exports.attach("v").unwrap())
+    LocalClient::new(engine.exports.attach("v").unwrap())
 }
 
 fn cut(engine: &Engine) -> u64 {
@@ -97,8 +97,8 @@ fn cut(engine: &Engine) -> u64 {
     epoch
 }
 
-fn read(caller: &Caller, offset: u64, length: u64) -> Result<Vec<u8>, Errno> {
-    caller.read(offset, length).map(|request| request.data.as_slice().to_vec())
+fn read(client: &LocalClient, offset: u64, length: u64) -> Result<Vec<u8>, Errno> {
+    client.read(offset, length).map(|request| request.data.as_slice().to_vec())
 }
 
 fn forbid(scratch: &Scratch, device: &'static str, call: &'static str) {
@@ -119,8 +119,8 @@ fn mark(engine: &Engine, device: u64) -> Option<&'static str> {
     engine.device_fault(device).unwrap().map(|fault| fault.call.name())
 }
 
-fn end(engine: Engine, caller: Caller) {
-    drop(caller);
+fn end(engine: Engine, client: LocalClient) {
+    drop(client);
     let _ = engine.stop();
 }
 
@@ -128,51 +128,51 @@ fn end(engine: Engine, caller: Caller) {
 fn a_device_that_fails_fails_the_requests_that_touch_it_until_it_works_again() {
     let (scratch, engine) = begin(&[], false);
     engine.add_volume(spec(&scratch, &[3], &[])).unwrap();
-    let caller = caller(&engine);
-    caller.write(0, &[1; 2 * MIB as usize], false).unwrap();
+    let client = client(&engine);
+    client.write(0, &[1; 2 * MIB as usize], false).unwrap();
     forbid(&scratch, "base-b", "read");
     forbid(&scratch, "base-b", "write");
-    assert_eq!(read(&caller, MIB, 4096), Err(EIO));
-    assert_eq!(caller.write(MIB, &[2; 4096], false), Err(EIO));
-    assert_eq!(caller.write(MIB - 4096, &[2; 8192], false), Err(EIO));
-    assert_eq!(read(&caller, 0, 4096).unwrap(), [1; 4096]);
-    caller.write(0, &[2; 8192], true).unwrap();
+    assert_eq!(read(&client, MIB, 4096), Err(EIO));
+    assert_eq!(client.write(MIB, &[2; 4096], false), Err(EIO));
+    assert_eq!(client.write(MIB - 4096, &[2; 8192], false), Err(EIO));
+    assert_eq!(read(&client, 0, 4096).unwrap(), [1; 4096]);
+    client.write(0, &[2; 8192], true).unwrap();
     assert_eq!((mark(&engine, 1), mark(&engine, 2)), (None, Some("writing")));
     let fault = engine.device_fault(2).unwrap().unwrap();
     assert!(fault.times >= 3 && fault.first_ns <= fault.last_ns && fault.errno == EIO);
     allow_all(&scratch);
     // It is still tried, and still marked.
-    assert_eq!(read(&caller, MIB, 4096).unwrap(), [1; 4096]);
+    assert_eq!(read(&client, MIB, 4096).unwrap(), [1; 4096]);
     assert_eq!(mark(&engine, 2), Some("writing"));
     reopen(&engine, &scratch, 2);
     assert_eq!(mark(&engine, 2), None);
-    caller.flush().unwrap();
-    end(engine, caller);
+    client.flush().unwrap();
+    end(engine, client);
 }
 
 #[test]
-fn a_failed_sync_stays_failed_until_the_device_is_opened_anew() {
+fn a_failed_sync_stays_failed_until_the_device_is_reopened() {
     let (scratch, engine) = begin(&[], false);
     engine.add_volume(spec(&scratch, &[3], &[])).unwrap();
-    let caller = caller(&engine);
-    caller.write(0, &[1; 2 * MIB as usize], false).unwrap();
+    let client = client(&engine);
+    client.write(0, &[1; 2 * MIB as usize], false).unwrap();
     forbid(&scratch, "base-a", "sync");
-    assert_eq!(caller.flush(), Err(EIO));
+    assert_eq!(client.flush(), Err(EIO));
     allow_all(&scratch);
-    assert_eq!(caller.flush(), Err(EIO), "D2");
-    assert_eq!(caller.write(0, &[2; 4096], true), Err(EIO), "FUA");
+    assert_eq!(client.flush(), Err(EIO), "D2");
+    assert_eq!(client.write(0, &[2; 4096], true), Err(EIO), "FUA");
     assert_eq!(mark(&engine, 1), Some("syncing"));
     reopen(&engine, &scratch, 1);
     assert_eq!(mark(&engine, 1), None);
-    caller.flush().unwrap();
-    end(engine, caller);
+    client.flush().unwrap();
+    end(engine, client);
 }
 
 #[test]
 fn a_failed_sync_outlives_the_process_and_hosts_are_told_before_it_is_forgotten() {
     let (scratch, engine) = begin(&[], false);
     engine.add_volume(spec(&scratch, &[3], &[])).unwrap();
-    let first = caller(&engine);
+    let first = client(&engine);
     first.write(0, &[1; 4096], false).unwrap();
     forbid(&scratch, "base-a", "sync");
     assert!(engine.flush(1).is_err());
@@ -181,7 +181,7 @@ fn a_failed_sync_outlives_the_process_and_hosts_are_told_before_it_is_forgotten(
     for reopened in [false, true, true, false] {
         let engine = start(&scratch, &[], false);
         engine.add_volume(spec(&scratch, &[3], &[])).unwrap();
-        let caller = caller(&engine);
+        let client = client(&engine);
         assert_eq!(mark(&engine, 1), Some("syncing"));
         assert!(engine.flush(1).is_err(), "D2");
         if reopened {
@@ -189,18 +189,18 @@ fn a_failed_sync_outlives_the_process_and_hosts_are_told_before_it_is_forgotten(
             assert_eq!(mark(&engine, 1), None);
             engine.flush(1).unwrap();
         }
-        std::mem::forget((engine, caller)); // no host was told
+        std::mem::forget((engine, client)); // no host was told
     }
     let engine = start(&scratch, &[], false);
     engine.add_volume(spec(&scratch, &[3], &[])).unwrap();
-    let second = caller(&engine);
+    let second = client(&engine);
     reopen(&engine, &scratch, 1);
     assert_eq!(second.flush(), Err(EIO), "F2");
     second.flush().unwrap();
     std::mem::forget((engine, second));
     let engine = start(&scratch, &[], false);
     engine.add_volume(spec(&scratch, &[3], &[])).unwrap();
-    let third = caller(&engine);
+    let third = client(&engine);
     assert_eq!(mark(&engine, 1), None);
     third.flush().unwrap();
     end(engine, third);
@@ -210,7 +210,7 @@ fn a_failed_sync_outlives_the_process_and_hosts_are_told_before_it_is_forgotten(
 fn a_journal_whose_sync_failed_before_a_kill_commits_after_a_checkpoint() {
     let (scratch, engine) = begin(&[], false);
     engine.add_volume(spec(&scratch, &[3], &[])).unwrap();
-    let first = caller(&engine);
+    let first = client(&engine);
     let epoch = cut(&engine);
     first.write(0, &[1; 4096], false).unwrap();
     forbid(&scratch, ".journal", "sync");
@@ -227,7 +227,7 @@ fn a_journal_whose_sync_failed_before_a_kill_commits_after_a_checkpoint() {
     allow_all(&scratch);
     let engine = start(&scratch, &[], false);
     engine.add_volume(spec(&scratch, &[3], &[epoch])).unwrap();
-    let second = caller(&engine);
+    let second = client(&engine);
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
     while second.flush().is_err() {
         assert!(std::time::Instant::now() < deadline, "it heals by itself");
@@ -240,77 +240,77 @@ fn a_journal_whose_sync_failed_before_a_kill_commits_after_a_checkpoint() {
 }
 
 #[test]
-fn a_loss_is_told_to_hosts_also_if_the_device_was_opened_anew_before_they_flush() {
+fn hosts_are_told_of_a_loss_also_if_the_device_was_reopened_before_they_flush() {
     let (scratch, engine) = begin(&[], false);
     engine.add_volume(spec(&scratch, &[3], &[])).unwrap();
-    let caller = caller(&engine);
-    caller.flush().unwrap();
-    caller.write(0, &[1; 4096], false).unwrap();
+    let client = client(&engine);
+    client.flush().unwrap();
+    client.write(0, &[1; 4096], false).unwrap();
     forbid(&scratch, "base-a", "sync");
     // A sync of the engine's own meets it; no host hears of that.
     assert!(engine.flush(1).is_err());
     allow_all(&scratch);
     reopen(&engine, &scratch, 1);
     engine.flush(1).unwrap();
-    assert_eq!(caller.flush(), Err(EIO), "F2");
-    caller.flush().unwrap();
+    assert_eq!(client.flush(), Err(EIO), "F2");
+    client.flush().unwrap();
     // Written, never synced, and lost as the file is changed.
-    caller.write(0, &[2; 4096], false).unwrap();
+    client.write(0, &[2; 4096], false).unwrap();
     let other = scratch.path.join("other");
     std::fs::copy(scratch.path.join("base-a"), &other).unwrap();
     forbid(&scratch, "base-a", "sync");
     engine.reopen_device(1, &other).unwrap();
-    assert_eq!(caller.flush(), Err(EIO), "D4");
-    caller.flush().unwrap();
-    end(engine, caller);
+    assert_eq!(client.flush(), Err(EIO), "D4");
+    client.flush().unwrap();
+    end(engine, client);
 }
 
 #[test]
 fn what_cannot_be_asked_about_holes_is_an_error_and_no_hole() {
     let (scratch, engine) = begin(&[2], true);
     engine.add_volume(spec(&scratch, &[3], &[])).unwrap();
-    let caller = caller(&engine);
-    let told = caller.block_status(0, 2 * MIB).unwrap();
+    let client = client(&engine);
+    let told = client.block_status(0, 2 * MIB).unwrap();
     let found: Vec<_> = told.iter().map(|one| (one.offset, one.length, one.zero)).collect();
     // Of what is missing nothing is known: that is data, which can only be read to be known.
     assert_eq!(found, [(0, MIB, true), (MIB, MIB, false)]);
     forbid(&scratch, "base-a", "status");
-    assert_eq!(caller.block_status(0, 4096), Err(EIO));
-    assert_eq!(caller.block_status(0, 2 * MIB), Err(EIO));
+    assert_eq!(client.block_status(0, 4096), Err(EIO));
+    assert_eq!(client.block_status(0, 2 * MIB), Err(EIO));
     assert_eq!(mark(&engine, 1), Some("reading"));
-    assert_eq!(caller.block_status(MIB, 4096).unwrap().len(), 1);
-    end(engine, caller);
+    assert_eq!(client.block_status(MIB, 4096).unwrap().len(), 1);
+    end(engine, client);
 }
 
 #[test]
 fn a_retry_says_what_is_still_wrong() {
     let (scratch, engine) = begin(&[], false);
     engine.add_volume(spec(&scratch, &[3], &[])).unwrap();
-    let caller = caller(&engine);
+    let client = client(&engine);
     forbid(&scratch, "base-a", "sync");
-    caller.write(0, &[1; 4096], false).unwrap();
-    assert!(caller.flush().is_err());
+    client.write(0, &[1; 4096], false).unwrap();
+    assert!(client.flush().is_err());
     reopen(&engine, &scratch, 1);
     assert_eq!(mark(&engine, 1), Some("syncing"));
     assert!(engine.reopen_device(1, Path::new("/nowhere")).is_err());
     forbid(&scratch, "base-a", "read");
     assert!(engine.reopen_device(1, &scratch.path.join("base-a")).is_err());
     allow_all(&scratch);
-    end(engine, caller);
+    end(engine, client);
 }
 
 #[test]
 fn a_log_that_cannot_be_written_leaves_writes_to_another_one() {
     let (scratch, engine) = begin(&[], false);
     engine.add_volume(spec(&scratch, &[3, 4], &[])).unwrap();
-    let caller = caller(&engine);
+    let client = client(&engine);
     cut(&engine);
     for log in ["log-a", "log-b"] {
         forbid(&scratch, log, "write");
         // Small ones are written by the processor, large and partial ones by a pool thread.
         for (offset, length) in [(0, 4096), (MIB, 4096), (8192, 100), (MIB / 2, MIB as usize)] {
-            caller.write(offset, &vec![7; length], false).unwrap();
-            assert_eq!(read(&caller, offset, length as u64).unwrap(), vec![7; length]);
+            client.write(offset, &vec![7; length], false).unwrap();
+            assert_eq!(read(&client, offset, length as u64).unwrap(), vec![7; length]);
         }
         allow_all(&scratch);
         for device in [3, 4] {
@@ -319,53 +319,53 @@ fn a_log_that_cannot_be_written_leaves_writes_to_another_one() {
     }
     forbid(&scratch, "log-a", "write");
     forbid(&scratch, "log-b", "write");
-    assert_eq!(caller.write(0, &[8; 4096], false), Err(EIO));
-    assert_eq!(caller.write(0, &vec![8; MIB as usize], false), Err(EIO));
-    assert_eq!(read(&caller, 0, 4096).unwrap(), [7; 4096]);
+    assert_eq!(client.write(0, &[8; 4096], false), Err(EIO));
+    assert_eq!(client.write(0, &vec![8; MIB as usize], false), Err(EIO));
+    assert_eq!(read(&client, 0, 4096).unwrap(), [7; 4096]);
     allow_all(&scratch);
-    caller.write(0, &[9; 4096], true).unwrap();
-    end(engine, caller);
+    client.write(0, &[9; 4096], true).unwrap();
+    end(engine, client);
 }
 
 #[test]
 fn one_bad_sector_does_not_take_a_log_down() {
     let (scratch, engine) = begin(&[], false);
     engine.add_volume(spec(&scratch, &[3], &[])).unwrap();
-    let caller = caller(&engine);
+    let client = client(&engine);
     cut(&engine);
     forbid(&scratch, "log-a", "write at 0");
     for block in 0..20 {
-        caller.write(block * 4096, &[block as u8; 4096], false).unwrap();
+        client.write(block * 4096, &[block as u8; 4096], false).unwrap();
     }
-    caller.flush().unwrap();
-    assert_eq!(read(&caller, 5 * 4096, 4096).unwrap(), [5; 4096]);
+    client.flush().unwrap();
+    assert_eq!(read(&client, 5 * 4096, 4096).unwrap(), [5; 4096]);
     assert_eq!(engine.device_fault(3).unwrap().unwrap().times, 1, "it was not tried again");
     allow_all(&scratch);
     reopen(&engine, &scratch, 3);
-    // What was set aside can be used: the log's 2048 slots are all there.
+    // What was quarantined can be used: the log's 2048 slots are all there.
     for round in 0..3 {
-        caller.write(0, &vec![round; 2 * MIB as usize], true).unwrap();
+        client.write(0, &vec![round; 2 * MIB as usize], true).unwrap();
     }
-    end(engine, caller);
+    end(engine, client);
 }
 
 #[test]
 fn a_missing_device_degrades_its_partitions_and_comes_back_while_they_are_in_use() {
     let (scratch, engine) = begin(&[], false);
     engine.add_volume(spec(&scratch, &[3, 4], &[])).unwrap();
-    let host = caller(&engine);
+    let host = client(&engine);
     host.write(0, &[1; 2 * MIB as usize], true).unwrap();
     end(engine, host);
 
     let engine = start(&scratch, &[2, 3], true);
     engine.add_volume(spec(&scratch, &[3, 4], &[])).unwrap();
-    let host = caller(&engine);
+    let host = client(&engine);
     assert_eq!(read(&host, 0, MIB).unwrap(), vec![1; MIB as usize]);
     assert_eq!(read(&host, MIB, 4096), Err(EIO));
     assert_eq!(host.write(MIB, &[2; 4096], false), Err(EIO));
     host.write(0, &[2; 4096], true).unwrap();
-    // A cut is made, new slots are the other log's, and whole blocks can be written even where their old
-    // contents are not to be had.
+    // A cut is made, new slots are the other log's, and complete blocks can be written even where their old
+    // contents are not available.
     let epoch = cut(&engine);
     host.write(4096, &[3; 4096], true).unwrap();
     host.write(MIB, &[3; 4096], true).unwrap();
@@ -383,7 +383,7 @@ fn a_missing_device_degrades_its_partitions_and_comes_back_while_they_are_in_use
 
     let engine = start(&scratch, &[], true);
     engine.add_volume(spec(&scratch, &[3, 4], &[epoch])).unwrap();
-    let host = caller(&engine);
+    let host = client(&engine);
     assert_eq!(
         read(&host, 0, 12288).unwrap()[4095..=8192],
         [[2].as_slice(), &[3; 4096], &[1]].concat()
@@ -395,7 +395,7 @@ fn a_missing_device_degrades_its_partitions_and_comes_back_while_they_are_in_use
 fn slots_of_a_missing_log_cannot_be_read_and_writes_that_need_one_fail_with_eio() {
     let (scratch, engine) = begin(&[], false);
     engine.add_volume(spec(&scratch, &[3], &[])).unwrap();
-    let host = caller(&engine);
+    let host = client(&engine);
     host.write(0, &[1; 16384], true).unwrap();
     let epoch = cut(&engine);
     host.write(0, &[2; 4096], true).unwrap();
@@ -403,7 +403,7 @@ fn slots_of_a_missing_log_cannot_be_read_and_writes_that_need_one_fail_with_eio(
 
     let engine = start(&scratch, &[3], true);
     engine.add_volume(spec(&scratch, &[3], &[epoch])).unwrap();
-    let host = caller(&engine);
+    let host = client(&engine);
     assert_eq!(read(&host, 0, 4096), Err(EIO));
     assert_eq!(read(&host, 4096, 4096).unwrap(), [1; 4096]);
     assert_eq!(host.write(4096, &[3; 4096], false), Err(EIO), "not ENOSPC");
@@ -417,12 +417,12 @@ fn slots_of_a_missing_log_cannot_be_read_and_writes_that_need_one_fail_with_eio(
 fn a_flush_is_honest_about_what_an_earlier_run_wrote_to_a_missing_device() {
     let (scratch, engine) = begin(&[], false);
     engine.add_volume(spec(&scratch, &[3], &[])).unwrap();
-    let host = caller(&engine);
+    let host = client(&engine);
     host.write(0, &[1; 2 * MIB as usize], false).unwrap();
     end(engine, host);
     let engine = start(&scratch, &[2], false);
     engine.add_volume(spec(&scratch, &[3], &[])).unwrap();
-    let host = caller(&engine);
+    let host = client(&engine);
     host.write(0, &[2; 4096], false).unwrap();
     assert_eq!(host.flush(), Err(EIO));
     reopen(&engine, &scratch, 2);
@@ -431,7 +431,7 @@ fn a_flush_is_honest_about_what_an_earlier_run_wrote_to_a_missing_device() {
     // Nobody flushed while it was missing: then the first one tells.
     let engine = start(&scratch, &[2], false);
     engine.add_volume(spec(&scratch, &[3], &[])).unwrap();
-    let host = caller(&engine);
+    let host = client(&engine);
     reopen(&engine, &scratch, 2);
     assert_eq!(host.flush(), Err(EIO));
     host.flush().unwrap();
@@ -442,7 +442,7 @@ fn a_flush_is_honest_about_what_an_earlier_run_wrote_to_a_missing_device() {
 fn slots_that_an_uncommitted_record_freed_are_not_used_while_nothing_can_be_committed() {
     let (scratch, engine) = begin(&[], false);
     engine.add_volume(spec(&scratch, &[3], &[])).unwrap();
-    let host = caller(&engine);
+    let host = client(&engine);
     let epoch = cut(&engine);
     host.write(0, &[1; 4096], true).unwrap();
     // Not flushed: a power loss gives the block in slot 0 back.
@@ -456,7 +456,7 @@ fn slots_that_an_uncommitted_record_freed_are_not_used_while_nothing_can_be_comm
 
     let engine = start(&scratch, &[2], false);
     engine.add_volume(spec(&scratch, &[3], &[epoch])).unwrap();
-    let host = caller(&engine);
+    let host = client(&engine);
     for block in 1..40 {
         host.write(block * 4096, &[9; 4096], false).unwrap();
     }
@@ -472,10 +472,10 @@ fn slots_that_an_uncommitted_record_freed_are_not_used_while_nothing_can_be_comm
 fn a_slow_file_in_pieces_smaller_than_a_block_is_cleared_block_by_block() {
     let (scratch, engine) = begin(&[], true);
     engine.add_volume(spec(&scratch, &[3], &[])).unwrap();
-    let caller = Arc::new(caller(&engine));
-    caller.write(0, &[7; 5 * 4096], true).unwrap();
+    let client = Arc::new(client(&engine));
+    client.write(0, &[7; 5 * 4096], true).unwrap();
     forbid(&scratch, "base-a", "fragments");
-    let (clearing, (sender, ended)) = (Arc::clone(&caller), std::sync::mpsc::channel());
+    let (clearing, (sender, ended)) = (Arc::clone(&client), std::sync::mpsc::channel());
     std::thread::spawn(move || {
         let result = clearing.range(Verb::Trim, 4096, 3 * 4096, true);
         drop(clearing);
@@ -483,6 +483,6 @@ fn a_slow_file_in_pieces_smaller_than_a_block_is_cleared_block_by_block() {
     });
     ended.recv_timeout(Duration::from_secs(60)).expect("the processor goes on").unwrap();
     let whole = [vec![7; 4096], vec![0; 3 * 4096], vec![7; 4096]].concat();
-    assert!(read(&caller, 0, 5 * 4096).unwrap() == whole);
-    end(engine, Arc::into_inner(caller).unwrap());
+    assert!(read(&client, 0, 5 * 4096).unwrap() == whole);
+    end(engine, Arc::into_inner(client).unwrap());
 }

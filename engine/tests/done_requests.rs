@@ -2,7 +2,7 @@
 //!
 //! Strategy          Requests that go each way through the engine: by the thread that submits them, by their processor,
 //!                   by the pool; in place and redirected. The sink counts who else has what it is given. With a
-//!                   processor that kept great writes until they were settled, each cost 256 new pages.
+//!                   processor that kept large writes until they were settled, each cost 256 new pages.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -64,7 +64,7 @@ fn engine(scratch: &Scratch) -> Engine {
         snapshots: Vec::new(),
         bounds: Vec::new(),
         rollbacks: Vec::new(),
-        source: None,
+        origin: None,
         next_epoch: 1,
     };
     engine.add_volume(spec).unwrap();

@@ -10,7 +10,7 @@ use polyvol_engine::engine::Engine;
 use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::error::ErrorKind;
 use polyvol_engine::io::device::Mode;
-use polyvol_engine::volume::caller::Caller;
+use polyvol_engine::volume::local_client::LocalClient;
 use polyvol_engine::volume::request::Verb;
 
 const MIB: u64 = 1 << 20;
@@ -88,16 +88,16 @@ fn spec_of(
         next_epoch: snapshots.last().map_or(1, |(epoch, _)| epoch + 1),
         bounds: snapshots.iter().map(|(epoch, size)| (epoch + 1, *size)).collect(),
         rollbacks: Vec::new(),
-        source: None,
+        origin: None,
     }
 }
 
-fn attach(engine: &Engine, name: &str) -> Caller {
-    Caller::new(engine.exports.attach(name).unwrap())
+fn attach(engine: &Engine, name: &str) -> LocalClient {
+    LocalClient::new(engine.exports.attach(name).unwrap())
 }
 
-fn read(caller: &Caller) -> Vec<u8> {
-    caller.read(0, caller.size()).unwrap().data.as_slice().to_vec()
+fn read(client: &LocalClient) -> Vec<u8> {
+    client.read(0, client.size()).unwrap().data.as_slice().to_vec()
 }
 
 fn cut(engine: &Engine) -> u64 {
@@ -173,7 +173,7 @@ fn a_checkpoint_of_a_shorter_partition_is_read_as_it_was() {
     let scratch = scratch();
     let old = spec_of(&scratch, SMALL, &[], 8 * MIB);
     let short = old.size;
-    let whole = |engine: &Engine| Caller::new(engine.exports.attach("v").unwrap());
+    let whole = |engine: &Engine| LocalClient::new(engine.exports.attach("v").unwrap());
     let first = engine(&scratch);
     first.add_volume(old.clone()).unwrap();
     first.export("v", "", 1, None).unwrap();
@@ -222,17 +222,17 @@ fn hosts_write_and_cuts_are_made_while_it_grows() {
     let done = Arc::new(AtomicBool::new(false));
     let writers: Vec<_> = (0..3u64)
         .map(|writer| {
-            let (caller, done) = (attach(&engine, "v"), Arc::clone(&done)); // before it grows
+            let (client, done) = (attach(&engine, "v"), Arc::clone(&done)); // before it grows
             std::thread::spawn(move || {
                 let mut turn = 0u64;
                 while !done.load(Ordering::Relaxed) {
                     turn += 1;
                     let block = (turn * 3 + writer) % (SMALL / 4096 / 3 * 3);
-                    caller.write(block * 4096, &[turn as u8; 4096], false).unwrap();
-                    let read = caller.read(block * 4096, 4096).unwrap();
+                    client.write(block * 4096, &[turn as u8; 4096], false).unwrap();
+                    let read = client.read(block * 4096, 4096).unwrap();
                     assert!(read.data.as_slice() == [turn as u8; 4096]);
                 }
-                assert_eq!(caller.size(), SMALL);
+                assert_eq!(client.size(), SMALL);
             })
         })
         .collect();

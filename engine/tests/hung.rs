@@ -16,14 +16,14 @@ use polyvol_engine::engine::Engine;
 use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::error::Errno;
 use polyvol_engine::io::device::Mode;
-use polyvol_engine::volume::caller::Caller;
+use polyvol_engine::volume::local_client::LocalClient;
 use polyvol_engine::volume::request::Verb;
 
 const MIB: u64 = 1 << 20;
 const EIO: Errno = Errno::EIO;
 const BLOCK: usize = 4096;
 /// What is asked of a volume that does not hang takes less, on any machine.
-const SOON: Duration = Duration::from_secs(20);
+const BUSY_POLL_SOCKET: Duration = Duration::from_secs(20);
 const ROUNDS: usize = 40;
 
 struct Scratch {
@@ -54,7 +54,7 @@ fn spec(path: &Path, id: u64) -> VolumeSpec {
         next_epoch: 1,
         bounds: Vec::new(),
         rollbacks: Vec::new(),
-        source: None,
+        origin: None,
     }
 }
 
@@ -81,8 +81,8 @@ fn begin() -> (Scratch, Arc<Engine>) {
     (scratch, engine)
 }
 
-fn caller(engine: &Engine, volume: u64) -> Caller {
-    Caller::new(engine.exports.attach(&format!("v{volume}")).unwrap())
+fn client(engine: &Engine, volume: u64) -> LocalClient {
+    LocalClient::new(engine.exports.attach(&format!("v{volume}")).unwrap())
 }
 
 fn hang(scratch: &Scratch, name: &'static str) {
@@ -96,7 +96,7 @@ fn comes_back(scratch: &Scratch) {
 fn within<T>(what: &str, f: impl FnOnce() -> T) -> T {
     let began = Instant::now();
     let found = f();
-    assert!(began.elapsed() < SOON, "{what} took {:?}", began.elapsed());
+    assert!(began.elapsed() < BUSY_POLL_SOCKET, "{what} took {:?}", began.elapsed());
     found
 }
 
@@ -104,13 +104,13 @@ fn within<T>(what: &str, f: impl FnOnce() -> T) -> T {
 fn until(what: &str, is_so: impl Fn() -> bool) {
     let began = Instant::now();
     while !is_so() {
-        assert!(began.elapsed() < SOON, "{what}");
+        assert!(began.elapsed() < BUSY_POLL_SOCKET, "{what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
 
-fn read(caller: &Caller, offset: u64, length: u64) -> Result<Vec<u8>, Errno> {
-    caller.read(offset, length).map(|request| request.data.as_slice().to_vec())
+fn read(client: &LocalClient, offset: u64, length: u64) -> Result<Vec<u8>, Errno> {
+    client.read(offset, length).map(|request| request.data.as_slice().to_vec())
 }
 
 type Ends = Arc<Mutex<Vec<Result<(), Errno>>>>;
@@ -121,17 +121,17 @@ fn flood(engine: &Arc<Engine>) -> (Vec<JoinHandle<()>>, Ends) {
     let threads = (0..ROUNDS as u64).map(|number| {
         let (engine, ends) = (Arc::clone(engine), Arc::clone(&ends));
         std::thread::spawn(move || {
-            let caller = caller(&engine, 1);
+            let client = client(&engine, 1);
             let offset = number % 4 * MIB + number / 4 * 8 * BLOCK as u64;
             let result = match number % 8 {
-                0 => caller.write(offset, &[1; BLOCK], false),
-                1 => caller.write(offset, &[1; 300 << 10], true),
-                2 => caller.read(offset, 8192).map(|_| ()),
-                3 => caller.range(Verb::Trim, offset, 1 << 16, false),
-                4 => caller.range(Verb::Zero { no_hole: true, fast: false }, offset, 8192, false),
-                5 => caller.range(Verb::Cache, offset, 8192, false),
-                6 => caller.block_status(offset, 1 << 16).map(|_| ()),
-                _ => caller.write(offset, &[1; 100], false),
+                0 => client.write(offset, &[1; BLOCK], false),
+                1 => client.write(offset, &[1; 300 << 10], true),
+                2 => client.read(offset, 8192).map(|_| ()),
+                3 => client.range(Verb::Trim, offset, 1 << 16, false),
+                4 => client.range(Verb::Zero { no_hole: true, fast: false }, offset, 8192, false),
+                5 => client.range(Verb::Cache, offset, 8192, false),
+                6 => client.block_status(offset, 1 << 16).map(|_| ()),
+                _ => client.write(offset, &[1; 100], false),
             };
             ends.lock().unwrap().push(result);
         })
@@ -142,10 +142,10 @@ fn flood(engine: &Arc<Engine>) -> (Vec<JoinHandle<()>>, Ends) {
 #[test]
 fn whatever_is_asked_of_a_device_that_hangs_ends_with_eio_and_holds_no_other_volume() {
     let (scratch, engine) = begin();
-    caller(&engine, 1).write(0, &[9; 4 * MIB as usize], true).unwrap();
+    client(&engine, 1).write(0, &[9; 4 * MIB as usize], true).unwrap();
     hang(&scratch, "base1");
     let (threads, ends) = flood(&engine);
-    let other = caller(&engine, 2);
+    let other = client(&engine, 2);
     for number in 0..50 {
         let offset = number % 4 * MIB + number * BLOCK as u64;
         within("a write", || other.write(offset, &[7; BLOCK], number % 9 == 0).unwrap());
@@ -169,7 +169,7 @@ fn whatever_is_asked_of_a_device_that_hangs_ends_with_eio_and_holds_no_other_vol
     until("it is told that it answers", || {
         engine.device_states().iter().all(|state| state.silent.is_none())
     });
-    let one = caller(&engine, 1);
+    let one = client(&engine, 1);
     until("it works", || one.write(0, &[3; BLOCK], true).is_ok());
     assert_eq!(read(&one, 0, 4096), Ok(vec![3; BLOCK]));
     drop((one, other));
@@ -180,11 +180,11 @@ fn whatever_is_asked_of_a_device_that_hangs_ends_with_eio_and_holds_no_other_vol
 fn a_snapshot_is_taken_of_a_volume_whose_device_is_slow() {
     let (scratch, engine) = begin();
     engine.set_io_timeout(Duration::from_secs(30));
-    let one = caller(&engine, 1);
+    let one = client(&engine, 1);
     one.write(0, &[1; MIB as usize], true).unwrap();
     hang(&scratch, "base1");
     let writes = Arc::clone(&engine);
-    let slow = std::thread::spawn(move || caller(&writes, 1).write(0, &[2; BLOCK], false));
+    let slow = std::thread::spawn(move || client(&writes, 1).write(0, &[2; BLOCK], false));
     until("it does not answer", || engine.device_states()[0].silent.is_some());
     let epoch = within("a cut", || engine.cut(&[(1, None)]).unwrap().epochs[0].1);
     let asked = Arc::clone(&engine);
@@ -194,7 +194,7 @@ fn a_snapshot_is_taken_of_a_volume_whose_device_is_slow() {
     slow.join().unwrap().unwrap();
     settled.join().unwrap().unwrap();
     engine.export("v1@s", "", 1, Some(epoch)).unwrap();
-    let snapshot = Caller::new(engine.exports.attach("v1@s").unwrap());
+    let snapshot = LocalClient::new(engine.exports.attach("v1@s").unwrap());
     assert_eq!(read(&snapshot, 0, 4096), Ok(vec![2; BLOCK]), "a write before the cut");
     assert_eq!(read(&snapshot, MIB, 4096), Ok(vec![0; BLOCK]), "a write after the cut");
     drop((one, snapshot));
@@ -202,12 +202,12 @@ fn a_snapshot_is_taken_of_a_volume_whose_device_is_slow() {
 }
 
 #[test]
-fn a_volume_whose_device_is_slow_is_let_go_when_it_has_ended() {
+fn a_volume_whose_device_is_slow_is_closed_when_it_has_ended() {
     let (scratch, engine) = begin();
     engine.set_io_timeout(Duration::from_secs(30));
     hang(&scratch, "base1");
     let writes = Arc::clone(&engine);
-    let slow = std::thread::spawn(move || caller(&writes, 1).write(0, &[2; BLOCK], false));
+    let slow = std::thread::spawn(move || client(&writes, 1).write(0, &[2; BLOCK], false));
     until("it does not answer", || engine.device_states()[0].silent.is_some());
     let back = std::thread::spawn(move || {
         std::thread::sleep(Duration::from_millis(500));
@@ -224,7 +224,7 @@ fn a_volume_whose_device_is_slow_is_let_go_when_it_has_ended() {
 #[test]
 fn a_write_that_was_given_up_never_lands_over_a_later_one() {
     let (scratch, engine) = begin();
-    let one = caller(&engine, 1);
+    let one = client(&engine, 1);
     one.write(0, &[1; MIB as usize], true).unwrap();
     hang(&scratch, "base1");
     assert_eq!(one.write(0, &[2; BLOCK], false), Err(EIO));
@@ -236,7 +236,7 @@ fn a_write_that_was_given_up_never_lands_over_a_later_one() {
     assert_eq!(one.flush(), Err(EIO));
     assert!(within("a cut", || engine.cut(&[(1, None)])).is_err());
     assert!(within("a cut of a group", || engine.cut(&[(2, None), (1, None)])).is_err());
-    let two = caller(&engine, 2);
+    let two = client(&engine, 2);
     within("the other of the group", || two.write(0, &[5; BLOCK], true).unwrap());
     comes_back(&scratch);
     until("it ends", || stuck() == 0);
@@ -250,7 +250,7 @@ fn a_write_that_was_given_up_never_lands_over_a_later_one() {
 #[test]
 fn a_slot_is_not_used_again_before_the_write_to_it_has_ended() {
     let (scratch, engine) = begin();
-    let one = caller(&engine, 1);
+    let one = client(&engine, 1);
     one.write(0, &[1; MIB as usize], true).unwrap();
     let epoch = engine.cut(&[(1, None)]).unwrap().epochs[0].1;
     engine.settle(1, epoch).unwrap();
@@ -270,9 +270,9 @@ fn a_slot_is_not_used_again_before_the_write_to_it_has_ended() {
 }
 
 #[test]
-fn a_volume_whose_device_has_a_write_that_was_given_up_is_not_let_go_and_its_space_not_used() {
+fn a_volume_whose_device_has_a_write_that_was_given_up_is_not_closed_and_its_space_not_used() {
     let (scratch, engine) = begin();
-    let one = caller(&engine, 1);
+    let one = client(&engine, 1);
     hang(&scratch, "base1");
     assert_eq!(one.write(0, &[2; BLOCK], false), Err(EIO));
     drop(one);
@@ -283,18 +283,18 @@ fn a_volume_whose_device_has_a_write_that_was_given_up_is_not_let_go_and_its_spa
     (third.size, third.logs, third.default_logs) = (MIB, Vec::new(), Vec::new());
     assert!(within("another volume there", || engine.add_volume(third)).is_err());
     comes_back(&scratch);
-    until("it is let go", || engine.remove_volume(1).is_ok());
+    until("it is closed", || engine.remove_volume(1).is_ok());
     engine.stop().unwrap();
 }
 
 #[test]
 fn a_stop_ends_while_a_device_hangs() {
     let (scratch, engine) = begin();
-    let one = caller(&engine, 1);
+    let one = client(&engine, 1);
     hang(&scratch, "base1");
     assert_eq!(one.write(0, &[2; BLOCK], false), Err(EIO));
     drop(one);
-    caller(&engine, 2).write(0, &[8; BLOCK], false).unwrap();
+    client(&engine, 2).write(0, &[8; BLOCK], false).unwrap();
     assert!(within("the stop", || engine.stop()).is_err());
     comes_back(&scratch);
 }
@@ -302,13 +302,13 @@ fn a_stop_ends_while_a_device_hangs() {
 #[test]
 fn a_scrub_and_reads_of_a_snapshot_end() {
     let (scratch, engine) = begin();
-    let one = caller(&engine, 1);
+    let one = client(&engine, 1);
     one.write(0, &[1; MIB as usize], true).unwrap();
     let epoch = engine.cut(&[(1, None)]).unwrap().epochs[0].1;
     engine.settle(1, epoch).unwrap();
     one.write(0, &[2; BLOCK], true).unwrap();
     engine.export("v1@s", "", 1, Some(epoch)).unwrap();
-    let snapshot = Caller::new(engine.exports.attach("v1@s").unwrap());
+    let snapshot = LocalClient::new(engine.exports.attach("v1@s").unwrap());
     hang(&scratch, "1");
     assert_eq!(snapshot.read(0, 4096).err(), Some(EIO));
     let report = within("a scrub", || engine.scrub(1, 0, Default::default(), MIB)).unwrap();

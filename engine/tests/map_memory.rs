@@ -26,13 +26,13 @@ fn taken(layout: Layout) -> usize {
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         LIVE.fetch_add(taken(layout), Ordering::Relaxed);
-        // SAFETY: as the caller promises.
+        // SAFETY: as the client promises.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
         LIVE.fetch_sub(taken(layout), Ordering::Relaxed);
-        // SAFETY: as the caller promises.
+        // SAFETY: as the client promises.
         unsafe { System.dealloc(pointer, layout) }
     }
 }

@@ -20,7 +20,7 @@ use polyvol_engine::engine::Engine;
 use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::error::Errno;
 use polyvol_engine::io::device::Mode;
-use polyvol_engine::volume::caller::Caller;
+use polyvol_engine::volume::local_client::LocalClient;
 use polyvol_engine::volume::request::Verb;
 use proptest::prelude::*;
 
@@ -83,7 +83,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
 struct Twin {
     directory: PathBuf,
     engine: Option<Engine>,
-    caller: Option<Caller>,
+    client: Option<LocalClient>,
     mode: Mode,
     live: Vec<u8>,
     snapshots: BTreeMap<u64, Vec<u8>>,
@@ -100,11 +100,11 @@ impl Twin {
     fn new(mode: Mode) -> Twin {
         #[cfg(feature = "simulator")]
         if std::env::var("POLYVOL_BUG").is_ok_and(|bug| bug == "EarlyForget") {
-            polyvol_engine::deliberate::set(Some(polyvol_engine::deliberate::Bug::EarlyForget));
+            polyvol_engine::mutants::set(Some(polyvol_engine::mutants::Bug::EarlyForget));
         }
         let mut random = [0u8; 8];
-        let mut source = std::fs::File::open("/dev/urandom").unwrap();
-        std::io::Read::read_exact(&mut source, &mut random).unwrap();
+        let mut origin = std::fs::File::open("/dev/urandom").unwrap();
+        std::io::Read::read_exact(&mut origin, &mut random).unwrap();
         let directory = format!("polyvol-model-{:016x}", u64::from_le_bytes(random));
         let directory = std::env::temp_dir().join(directory);
         std::fs::create_dir(&directory).unwrap();
@@ -117,7 +117,7 @@ impl Twin {
         let mut twin = Twin {
             directory,
             engine: None,
-            caller: None,
+            client: None,
             mode,
             live: vec![0; SIZE as usize],
             snapshots: BTreeMap::new(),
@@ -144,7 +144,7 @@ impl Twin {
         for epoch in self.snapshots.keys() {
             engine.export(&format!("v@{epoch}"), "", VOLUME, Some(*epoch)).unwrap();
         }
-        self.caller = Some(Caller::new(engine.exports.attach("v").unwrap()));
+        self.client = Some(LocalClient::new(engine.exports.attach("v").unwrap()));
         self.engine = Some(engine);
     }
 
@@ -188,7 +188,7 @@ impl Twin {
             next_epoch: self.next_epoch,
             bounds: self.snapshots.iter().map(bound).chain(hidden).collect(),
             rollbacks: self.rollbacks.iter().map(|(one, size, _)| (*one, *size)).collect(),
-            source: None,
+            origin: None,
         }
     }
 
@@ -200,7 +200,7 @@ impl Twin {
         }
     }
 
-    /// The volume grows; who is connected goes on with the size that it knows.
+    /// The volume grows; who is connected continues with the size that it knows.
     fn extend(&mut self) {
         if self.size + 1 == SIZES.len() {
             return;
@@ -208,11 +208,11 @@ impl Twin {
         let before = SIZES[self.size];
         self.size += 1;
         self.engine().grow_volume(self.spec(&self.directory)).unwrap();
-        assert_eq!(self.caller().size(), before);
-        assert_eq!(self.caller().write(before, &[1; 4096], false), Err(Errno::ENOSPC));
+        assert_eq!(self.client().size(), before);
+        assert_eq!(self.client().write(before, &[1; 4096], false), Err(Errno::ENOSPC));
         assert_eq!(self.engine().exports.list()[0].connections(), 1);
         self.live.resize(SIZES[self.size] as usize, 0);
-        self.caller = Some(Caller::new(self.engine().exports.attach("v").unwrap()));
+        self.client = Some(LocalClient::new(self.engine().exports.attach("v").unwrap()));
         self.check();
     }
 
@@ -220,8 +220,8 @@ impl Twin {
         self.engine.as_ref().unwrap()
     }
 
-    fn caller(&self) -> &Caller {
-        self.caller.as_ref().unwrap()
+    fn client(&self) -> &LocalClient {
+        self.client.as_ref().unwrap()
     }
 
     /// What was asked may have been done in part where slots ran out; anything else is wrong.
@@ -231,7 +231,7 @@ impl Twin {
             Ok(()) => self.live[range].copy_from_slice(new),
             Err(errno) => {
                 assert_eq!(errno, Errno::ENOSPC);
-                let now = self.caller().read(offset, length).unwrap();
+                let now = self.client().read(offset, length).unwrap();
                 let now = now.data.as_slice().to_vec();
                 for (i, byte) in now.iter().enumerate() {
                     let old = self.live[range.start + i];
@@ -255,28 +255,28 @@ impl Twin {
                 let bytes: Vec<u8> = (0..length)
                     .map(|i| seed.wrapping_mul(((i >> 9) as u8) | 1).wrapping_add(i as u8))
                     .collect();
-                let result = self.caller().write(offset, &bytes, fua);
+                let result = self.client().write(offset, &bytes, fua);
                 self.ended(result, offset, length, &bytes);
                 self.check_range(offset, length);
             }
             Op::Zero { offset, length, no_hole } => {
                 let (offset, length) = self.within(offset, length);
                 let verb = Verb::Zero { no_hole, fast: false };
-                let result = self.caller().range(verb, offset, length, false);
+                let result = self.client().range(verb, offset, length, false);
                 self.ended(result, offset, length, &vec![0; length as usize]);
                 self.check_range(offset, length);
             }
             Op::Trim { offset, length } => {
                 let (offset, length) = self.within(offset, length);
-                self.caller().range(Verb::Trim, offset, length, false).unwrap();
-                let now = self.caller().read(offset, length).unwrap();
+                self.client().range(Verb::Trim, offset, length, false).unwrap();
+                let now = self.client().read(offset, length).unwrap();
                 let range = offset as usize..(offset + length) as usize;
                 for (old, new) in self.live[range].iter_mut().zip(now.data.as_slice()) {
                     assert!(*new == 0 || new == old, "a trimmed byte is zero or as it was");
                     *old = *new;
                 }
             }
-            Op::Flush => self.caller().flush().unwrap(),
+            Op::Flush => self.client().flush().unwrap(),
             Op::Cut => self.cut(),
             Op::Drop(nth) => {
                 let Some(epoch) = self.snapshots.keys().nth(nth).copied() else { return };
@@ -319,7 +319,7 @@ impl Twin {
 
     /// As the catalog has it done, perhaps by the next engine.
     fn roll_back(&mut self, to: u64, safety: bool, killed: bool) {
-        self.caller = None;
+        self.client = None;
         self.engine().exports.remove("v").unwrap();
         let epoch = self.engine().cut(&[(VOLUME, None)]).unwrap().epochs[0].1;
         self.engine().settle(VOLUME, epoch).unwrap();
@@ -344,7 +344,7 @@ impl Twin {
             false => drop(engine.drop_snapshot(VOLUME, epoch).unwrap()),
         }
         engine.export("v", "", VOLUME, None).unwrap();
-        self.caller = Some(Caller::new(self.engine().exports.attach("v").unwrap()));
+        self.client = Some(LocalClient::new(self.engine().exports.attach("v").unwrap()));
     }
 
     /// Perhaps with a kill between the catalog and the engine.
@@ -361,7 +361,7 @@ impl Twin {
 
     /// Stops; a killed engine gets its files back as they were before it could write checkpoints.
     fn stop(&mut self, kill: bool) {
-        self.caller = None;
+        self.client = None;
         let engine = self.engine.take().unwrap();
         let saved = self.directory.join("saved");
         let volume = self.directory.join("volume");
@@ -378,25 +378,25 @@ impl Twin {
     fn check_range(&self, offset: u64, length: u64) {
         let from = offset.saturating_sub(5000);
         let to = (offset + length + 5000).min(SIZES[self.size]);
-        let read = self.caller().read(from, to - from).unwrap();
+        let read = self.client().read(from, to - from).unwrap();
         assert!(read.data.as_slice() == &self.live[from as usize..to as usize]);
     }
 
     fn check(&self) {
         let size = SIZES[self.size];
-        let read = self.caller().read(0, size).unwrap();
+        let read = self.client().read(0, size).unwrap();
         same("the live volume", read.data.as_slice(), &self.live);
         for (epoch, contents) in &self.snapshots {
             let name = format!("v@{epoch}");
-            let caller = Caller::new(self.engine().exports.attach(&name).unwrap());
-            assert_eq!(caller.write(0, &[1], false), Err(Errno::EPERM));
-            assert_eq!(caller.size(), contents.len() as u64);
-            let read = caller.read(0, caller.size()).unwrap();
+            let client = LocalClient::new(self.engine().exports.attach(&name).unwrap());
+            assert_eq!(client.write(0, &[1], false), Err(Errno::EPERM));
+            assert_eq!(client.size(), contents.len() as u64);
+            let read = client.read(0, client.size()).unwrap();
             same(&name, read.data.as_slice(), contents);
-            let odd = caller.read(4097, 9000).unwrap();
+            let odd = client.read(4097, 9000).unwrap();
             same(&name, odd.data.as_slice(), &contents[4097..13097]);
         }
-        let statuses = self.caller().block_status(0, size).unwrap();
+        let statuses = self.client().block_status(0, size).unwrap();
         let mut at = 0;
         for status in statuses {
             assert_eq!(status.offset, at);
@@ -450,7 +450,7 @@ fn same(what: &str, found: &[u8], expected: &[u8]) {
 
 impl Drop for Twin {
     fn drop(&mut self) {
-        self.caller = None;
+        self.client = None;
         if let Some(engine) = self.engine.take() {
             let _ = engine.stop();
         }

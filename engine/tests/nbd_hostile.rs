@@ -180,7 +180,7 @@ fn a_handshake_has_ten_seconds_and_idle_sockets_hold_up_nobody() {
 }
 
 #[test]
-fn there_are_at_most_1024_connections_and_the_next_is_told() {
+fn there_are_at_most_1024_connections_and_the_next_is_refused() {
     let served = serve(Memory::new(MIB, 0, Way::Inline));
     let mut clients: Vec<_> = (0..1024).map(|_| served.go(false)).collect();
     let mut more = served.client();

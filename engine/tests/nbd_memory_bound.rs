@@ -12,8 +12,8 @@ use nbd_support::{Client, MIB, Memory, READ, Served, WRITE, Way, request_bytes, 
 const PEERS: usize = 400;
 /// What a good peer's request may take on an idle machine.
 const PROMPTLY: Duration = Duration::from_millis(100);
-/// The greatest request.
-const GREAT: u32 = 32 << 20;
+/// The largest request.
+const LARGE: u32 = 32 << 20;
 
 fn resident_mib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
@@ -35,11 +35,11 @@ fn good_reads(good: &mut Client, bytes: u32, time: Duration) -> (Duration, Durat
     (times[times.len() * 9 / 10], times[times.len() - 1], times.len())
 }
 
-/// How long the greatest read takes.
-fn great_read(good: &mut Client) -> Duration {
+/// How long the largest read takes.
+fn large_read(good: &mut Client) -> Duration {
     let start = Instant::now();
-    good.request(0, READ, 2, MIB, GREAT);
-    assert_eq!(good.reply().data.len(), GREAT as usize);
+    good.request(0, READ, 2, MIB, LARGE);
+    assert_eq!(good.reply().data.len(), LARGE as usize);
     start.elapsed()
 }
 
@@ -59,8 +59,8 @@ fn newcomer(served: &Served) -> [Duration; 2] {
 fn memory_stays_bounded_and_a_good_peer_is_served() {
     let served = serve(Memory::new(1 << 40, 0, Way::Later));
     let mut good = served.go(true);
-    // Great requests of attackers come first, whose bytes this machine has to fill: several at a time.
-    let promptly = PROMPTLY.max(2 * great_read(&mut good));
+    // Large requests of attackers come first, whose bytes this machine has to fill: several at a time.
+    let promptly = PROMPTLY.max(2 * large_read(&mut good));
     // Until those who hold all memory were closed.
     let in_turn = (20 * PROMPTLY).max(4 * promptly);
     let before = resident_mib();
@@ -76,14 +76,14 @@ fn memory_stays_bounded_and_a_good_peer_is_served() {
         let mut bytes = Vec::new();
         for cookie in 0..100 {
             match index % 4 {
-                0 => bytes.extend(request_bytes(0, READ, cookie, 0, GREAT)),
+                0 => bytes.extend(request_bytes(0, READ, cookie, 0, LARGE)),
                 1 => bytes.extend(request_bytes(0, READ, cookie, 0, 65536)),
                 2 => bytes.extend(request_bytes(0, READ, cookie, 0, 4096)),
                 _ => {}
             }
         }
         if index % 4 == 3 {
-            bytes.extend(request_bytes(0, WRITE, 1, 0, GREAT));
+            bytes.extend(request_bytes(0, WRITE, 1, 0, LARGE));
             bytes.resize(150_000, 7);
         }
         let _ = (&attacker.stream).write(&bytes);
@@ -101,12 +101,12 @@ fn memory_stays_bounded_and_a_good_peer_is_served() {
     news.sort();
     println!("1 MiB for a newcomer: read and write {new:?}, then {:?} to {:?}", news[0], news[8]);
     assert!(news[4].iter().all(|took| *took < promptly), "{news:?}");
-    // The very first finds all memory taken by proven attackers, and comes before the great requests of the others.
+    // The very first finds all memory taken by proven attackers, and comes before the large requests of the others.
     assert!(new.iter().all(|took| *took < in_turn), "{new:?}");
-    // A great request gets its turn as well, because this peer has shown that it reads.
-    let great = great_read(&mut good);
-    assert!(great < in_turn, "{great:?}");
-    println!("held {held} MiB; 32 MiB after {great:?}; promptly is {promptly:?}");
+    // A large request gets its turn as well, because this peer has shown that it reads.
+    let large = large_read(&mut good);
+    assert!(large < in_turn, "{large:?}");
+    println!("held {held} MiB; 32 MiB after {large:?}; promptly is {promptly:?}");
     drop(attackers);
     served.server.stop();
 }

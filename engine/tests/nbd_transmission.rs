@@ -162,7 +162,7 @@ fn bad_requests_are_refused_and_their_payload_is_consumed() {
 }
 
 #[test]
-fn a_great_write_is_refused_after_others_of_its_length_and_before_more() {
+fn a_large_write_is_refused_after_others_of_its_length_and_before_more() {
     let served = serve(Memory::new(MIB, 1 << 20, Way::Inline));
     for length in [64 << 10, 256 << 10] {
         let mut client = served.go(true);
@@ -285,7 +285,7 @@ fn block_status_stays_within_the_request_and_beyond_4_gib() {
 }
 
 #[test]
-fn the_greatest_request_works_and_a_greater_one_ends_the_connection() {
+fn the_largest_request_works_and_a_larger_one_ends_the_connection() {
     let served = serve(Memory::new(64 * MIB, 64 << 20, Way::Later));
     let mut client = served.go(true);
     let data: Vec<u8> = (0..32 << 20).map(|i: u32| (i >> 8) as u8).collect();

@@ -17,7 +17,7 @@ use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::io::device::Mode;
 use polyvol_engine::limits::{CHECKPOINT_BYTES_MIN, SEGMENT_BYTES};
 use polyvol_engine::system::linux::Linux;
-use polyvol_engine::volume::caller::Caller;
+use polyvol_engine::volume::local_client::LocalClient;
 
 const BLOCK: u64 = 4096;
 const PARTITION: u64 = 4 << 20;
@@ -45,7 +45,7 @@ impl World {
         World { directory, volume, log }
     }
 
-    fn serve(&self, snapshots: &[u64]) -> (Engine, Caller) {
+    fn serve(&self, snapshots: &[u64]) -> (Engine, LocalClient) {
         let engine = Engine::with_system(Arc::new(Hollow(Linux)), PROCESSORS as u32).unwrap();
         for (id, name) in [(1, "base"), (2, "log")] {
             engine.open_device(id, &self.directory.join(name), Mode::SPARSE).unwrap();
@@ -68,13 +68,13 @@ impl World {
             next_epoch: snapshots.last().map_or(1, |last| last + 1),
             bounds: Vec::new(),
             rollbacks: Vec::new(),
-            source: None,
+            origin: None,
             snapshots: snapshots.iter().map(|epoch| (*epoch, None)).collect(),
         };
         engine.add_volume(spec).unwrap();
         engine.export("v", "", 1, None).unwrap();
-        let caller = Caller::new(engine.exports.attach("v").unwrap());
-        (engine, caller)
+        let client = LocalClient::new(engine.exports.attach("v").unwrap());
+        (engine, client)
     }
 
     fn cut(&self, engine: &Engine) {
@@ -109,22 +109,22 @@ fn mapped(engine: &Engine) -> u64 {
 fn a_million_redirected_blocks_are_served_again_soon_after_a_kill_and_after_a_stop() {
     let blocks = 1 << 20;
     let world = World::new("million", blocks * BLOCK, blocks * BLOCK + (64 << 20));
-    let (engine, caller) = world.serve(&[]);
+    let (engine, client) = world.serve(&[]);
     world.cut(&engine);
     for n in 0..blocks {
-        caller.write(shuffled(n, 20) * BLOCK, &[0; BLOCK as usize], false).unwrap();
+        client.write(shuffled(n, 20) * BLOCK, &[0; BLOCK as usize], false).unwrap();
     }
-    std::mem::forget((engine, caller)); // killed
+    std::mem::forget((engine, client)); // killed
     for stopped in [false, true] {
         let began = Instant::now();
-        let (engine, caller) = world.serve(&[1]);
-        let read = caller.read(77 * BLOCK, BLOCK).unwrap();
+        let (engine, client) = world.serve(&[1]);
+        let read = client.read(77 * BLOCK, BLOCK).unwrap();
         let took = began.elapsed();
         assert!(read.data.as_slice().iter().all(|byte| *byte == 0));
         assert_eq!(mapped(&engine), blocks);
         assert!(took < Duration::from_secs(5), "stopped before: {stopped}: {took:?}");
-        caller.write(77 * BLOCK, &[0; BLOCK as usize], false).unwrap();
-        drop(caller);
+        client.write(77 * BLOCK, &[0; BLOCK as usize], false).unwrap();
+        drop(client);
         engine.stop().unwrap();
     }
 }
@@ -133,7 +133,7 @@ fn a_million_redirected_blocks_are_served_again_soon_after_a_kill_and_after_a_st
 fn the_journal_of_a_busy_volume_with_a_snapshot_stays_small_and_so_does_its_log() {
     let (hot, slots) = (2_000, 8_192);
     let world = World::new("busy", 32 << 20, slots * BLOCK);
-    let (engine, caller) = world.serve(&[]);
+    let (engine, client) = world.serve(&[]);
     world.cut(&engine);
     // For each processor: the newest checkpoint and the next one, which are small here; what is appended until that is
     // begun, and while it is written; and the segment that is prepared.
@@ -142,7 +142,7 @@ fn the_journal_of_a_busy_volume_with_a_snapshot_stays_small_and_so_does_its_log(
     let mut highest = 0;
     for n in 0..400_000u64 {
         let block = shuffled(n % 8_192, 13) % hot;
-        caller.write(block * BLOCK, &[0; BLOCK as usize], false).unwrap();
+        client.write(block * BLOCK, &[0; BLOCK as usize], false).unwrap();
         if n % 1_000 == 0 {
             highest = highest.max(world.state_bytes());
             let space = engine.volume(1).unwrap().space.usage();
@@ -152,6 +152,6 @@ fn the_journal_of_a_busy_volume_with_a_snapshot_stays_small_and_so_does_its_log(
     // Each record is 56 bytes: the journal was written over and over.
     assert!(400_000 * 56 > 4 * most);
     assert!(highest <= most, "{highest} bytes in the state directory, more than {most}");
-    drop(caller);
+    drop(client);
     engine.stop().unwrap();
 }

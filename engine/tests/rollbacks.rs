@@ -16,7 +16,7 @@ use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::error::{Error, ErrorKind};
 use polyvol_engine::io::device::Mode;
 use polyvol_engine::limits::SEGMENT_BYTES;
-use polyvol_engine::volume::caller::Caller;
+use polyvol_engine::volume::local_client::LocalClient;
 
 const MIB: u64 = 1 << 20;
 const BLOCK: u64 = 4096;
@@ -79,7 +79,7 @@ impl World {
             next_epoch: self.next_epoch,
             bounds: Vec::new(),
             rollbacks: self.rollbacks.iter().map(|one| (*one, 2 * MIB)).collect(),
-            source: None,
+            origin: None,
         }
     }
 
@@ -127,11 +127,11 @@ impl World {
     fn write(&self, byte: u8) {
         let engine = self.engine();
         engine.export("v", "", V, None).unwrap();
-        let caller = Caller::new(engine.exports.attach("v").unwrap());
+        let client = LocalClient::new(engine.exports.attach("v").unwrap());
         for block in [3, 256 + 3] {
-            caller.write(block * BLOCK, &[byte; 2 * BLOCK as usize], false).unwrap();
+            client.write(block * BLOCK, &[byte; 2 * BLOCK as usize], false).unwrap();
         }
-        drop(caller);
+        drop(client);
         engine.exports.remove("v").unwrap();
     }
 
@@ -139,14 +139,14 @@ impl World {
     fn read(&self, epoch: Option<u64>) -> u8 {
         let engine = self.engine();
         engine.export("r", "", V, epoch).unwrap();
-        let caller = Caller::new(engine.exports.attach("r").unwrap());
+        let client = LocalClient::new(engine.exports.attach("r").unwrap());
         let bytes: Vec<u8> = [3, 256 + 3]
             .into_iter()
             .flat_map(|block| {
-                caller.read(block * BLOCK, 2 * BLOCK).unwrap().data.as_slice().to_vec()
+                client.read(block * BLOCK, 2 * BLOCK).unwrap().data.as_slice().to_vec()
             })
             .collect();
-        drop(caller);
+        drop(client);
         engine.exports.remove("r").unwrap();
         assert!(bytes.iter().all(|byte| *byte == bytes[0]), "partitions differ");
         bytes[0]
@@ -405,17 +405,17 @@ fn fill(world: &World) {
     world.rules.lock().unwrap().insert((".journal", "create"));
     let engine = world.engine();
     engine.export("v", "", V, None).unwrap();
-    let caller = Caller::new(engine.exports.attach("v").unwrap());
+    let client = LocalClient::new(engine.exports.attach("v").unwrap());
     for start in [0, 256] {
-        let one = |n: u64| caller.write((start + n % 200 + 20) * BLOCK, &[9; 4096], false);
+        let one = |n: u64| client.write((start + n % 200 + 20) * BLOCK, &[9; 4096], false);
         assert!((0..3000).any(|n| one(n).is_err()), "the segment is not full");
     }
-    drop(caller);
+    drop(client);
     engine.exports.remove("v").unwrap();
 }
 
-/// Asks until it is done: a journal that had no room tries again only after a while.
-fn once_there_is_room<T>(ask: impl Fn() -> polyvol_engine::error::Result<T>) -> T {
+/// Asks until it is done: a journal that had no space tries again only after a while.
+fn once_there_is_space<T>(ask: impl Fn() -> polyvol_engine::error::Result<T>) -> T {
     let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
     loop {
         match ask() {
@@ -435,7 +435,7 @@ fn a_cut_without_its_record_does_not_settle() {
     let epoch = world.engine().cut(&[(V, None)]).unwrap().epochs[0].1;
     assert_eq!(kind(world.engine().settle(V, epoch)), ErrorKind::Io);
     world.rules.lock().unwrap().clear();
-    once_there_is_room(|| world.engine().settle(V, epoch));
+    once_there_is_space(|| world.engine().settle(V, epoch));
     world.engine().flush(V).unwrap();
     world.snapshots.push(epoch);
     world.next_epoch = epoch + 1;
@@ -466,7 +466,7 @@ fn a_rollback_without_its_record_is_not_done_and_can_be_tried_again() {
             world.kill();
             world.start().unwrap();
         } else {
-            once_there_is_room(|| world.engine().roll_back(V, rollback));
+            once_there_is_space(|| world.engine().roll_back(V, rollback));
         }
         assert_eq!((world.read(None), world.read(Some(s))), (1, 1));
         world.write(7);
@@ -479,7 +479,7 @@ fn a_rollback_without_its_record_is_not_done_and_can_be_tried_again() {
 #[cfg(feature = "simulator")]
 #[test]
 fn a_rollback_that_was_forgotten_too_early_is_refused_and_not_served() {
-    use polyvol_engine::deliberate::{Bug, set};
+    use polyvol_engine::mutants::{Bug, set};
     let mut world = World::new();
     world.write(1);
     let s = world.snapshot();

@@ -13,7 +13,7 @@ use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::error::Errno;
 use polyvol_engine::io::device::Mode;
 use polyvol_engine::processor::scrub::{Cursor, SeenBy};
-use polyvol_engine::volume::caller::Caller;
+use polyvol_engine::volume::local_client::LocalClient;
 
 const MIB: u64 = 1 << 20;
 const EIO: Errno = Errno::EIO;
@@ -21,7 +21,7 @@ const EIO: Errno = Errno::EIO;
 struct World {
     path: PathBuf,
     engine: Engine,
-    host: Option<Caller>,
+    host: Option<LocalClient>,
 }
 
 impl World {
@@ -57,15 +57,15 @@ impl World {
             next_epoch: 1,
             bounds: Vec::new(),
             rollbacks: Vec::new(),
-            source: None,
+            origin: None,
         };
         engine.add_volume(spec).unwrap();
         engine.export("v", "", 1, None).unwrap();
-        let host = Some(Caller::new(engine.exports.attach("v").unwrap()));
+        let host = Some(LocalClient::new(engine.exports.attach("v").unwrap()));
         World { path, engine, host }
     }
 
-    fn host(&self) -> &Caller {
+    fn host(&self) -> &LocalClient {
         self.host.as_ref().unwrap()
     }
 
@@ -122,7 +122,7 @@ impl Drop for World {
 }
 
 #[test]
-fn a_block_that_does_not_match_is_eio_alone_and_is_healed_by_overwriting_it_whole() {
+fn a_block_that_does_not_match_is_eio_alone_and_is_healed_by_overwriting_all_of_it() {
     let world = World::new(4 * MIB);
     world.cut();
     world.write(0, &[1; 65536]).unwrap();
@@ -135,7 +135,7 @@ fn a_block_that_does_not_match_is_eio_alone_and_is_healed_by_overwriting_it_whol
     let volume = world.engine.volume(1).unwrap();
     assert_eq!(volume.bad.found(), [(2, 2)]);
     assert_eq!(volume.bad.listed()[0].times, 2);
-    assert_eq!(world.write(3 * 4096 + 10, &[2; 10]), Err(EIO), "the rest of it is not to be had");
+    assert_eq!(world.write(3 * 4096 + 10, &[2; 10]), Err(EIO), "the rest of it is not available");
     assert_eq!(world.read(3 * 4096, 4096), Err(EIO));
     world.write(3 * 4096, &[2; 4096]).unwrap();
     assert_eq!(world.read(3 * 4096, 4096).unwrap(), [2; 4096]);

@@ -14,7 +14,7 @@ use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::error::Errno;
 use polyvol_engine::io::device::Mode;
 use polyvol_engine::processor::scrub::Cursor;
-use polyvol_engine::volume::caller::Caller;
+use polyvol_engine::volume::local_client::LocalClient;
 use polyvol_engine::volume::request::Verb;
 
 const MIB: u64 = 1 << 20;
@@ -77,7 +77,7 @@ impl World {
         id: u64,
         partitions: Vec<(u32, Vec<ExtentSpec>)>,
         logs: impl Iterator<Item = u64>,
-        source: Option<(u64, u64)>,
+        origin: Option<(u64, u64)>,
     ) -> VolumeSpec {
         let log = |device| vec![ExtentSpec { device, offset: 0, length: LOG }];
         let logs: Vec<_> = logs.map(|device| (device as u16, log(device))).collect();
@@ -96,7 +96,7 @@ impl World {
             next_epoch: 1,
             bounds: Vec::new(),
             rollbacks: Vec::new(),
-            source,
+            origin,
         }
     }
 
@@ -112,12 +112,12 @@ impl World {
         std::fs::metadata(self.path(name)).unwrap().len()
     }
 
-    fn export(&self, name: &str, volume: u64, epoch: Option<u64>) -> Caller {
+    fn export(&self, name: &str, volume: u64, epoch: Option<u64>) -> LocalClient {
         self.engine.export(name, "", volume, epoch).unwrap();
-        Caller::new(self.engine.exports.attach(name).unwrap())
+        LocalClient::new(self.engine.exports.attach(name).unwrap())
     }
 
-    fn live(&self) -> Caller {
+    fn live(&self) -> LocalClient {
         self.export("v", 1, None)
     }
 
@@ -133,10 +133,10 @@ impl World {
     }
 
     /// What is left can be read, what is not cannot, and nothing is told to be zeroes.
-    fn shows_no_zeroes(&self, caller: &Caller) {
+    fn shows_no_zeroes(&self, client: &LocalClient) {
         let whole = CUT / BLOCK * BLOCK;
         for (offset, length) in [(0, 4096), (0, whole), (whole - 512, 512), (whole, 100)] {
-            let found = read(caller, offset, length).unwrap();
+            let found = read(client, offset, length).unwrap();
             assert!(found == self.contents[offset as usize..(offset + length) as usize]);
         }
         for (offset, length) in [
@@ -147,13 +147,13 @@ impl World {
             (SIZE - BLOCK, BLOCK),
             (3 * MIB, MIB),
         ] {
-            assert_eq!(read(caller, offset, length), Err(EIO), "{offset} {length}");
+            assert_eq!(read(client, offset, length), Err(EIO), "{offset} {length}");
         }
         for offset in [CUT, whole + BLOCK, 3 * MIB, SIZE - BLOCK] {
-            assert_eq!(caller.block_status(offset, SIZE - offset), Err(EIO), "{offset}");
+            assert_eq!(client.block_status(offset, SIZE - offset), Err(EIO), "{offset}");
         }
         for offset in [0, MIB, whole] {
-            let told = caller.block_status(offset, SIZE - offset).unwrap();
+            let told = client.block_status(offset, SIZE - offset).unwrap();
             assert_eq!(told[0].offset, offset);
             let far = |end: u64, one: &polyvol_engine::volume::request::StatusExtent| {
                 assert!(!one.zero && !one.hole && one.offset == end);
@@ -164,11 +164,11 @@ impl World {
     }
 }
 
-fn read(caller: &Caller, offset: u64, length: u64) -> Result<Vec<u8>, Errno> {
-    caller.read(offset, length).map(|request| request.data.as_slice().to_vec())
+fn read(client: &LocalClient, offset: u64, length: u64) -> Result<Vec<u8>, Errno> {
+    client.read(offset, length).map(|request| request.data.as_slice().to_vec())
 }
 
-type Act = (&'static str, fn(&Caller) -> Result<(), Errno>);
+type Act = (&'static str, fn(&LocalClient) -> Result<(), Errno>);
 
 /// What changes bytes at their base place, or needs the old ones; at the end, in the middle, and before the end.
 const CHANGES: [Act; 12] = [

@@ -1,7 +1,7 @@
 //! Simulator: a bounded number of simulated machines, the seeds that once found something, and the deliberate bugs that
 //! are seen soonest. More of it: `examples/simulate.rs`, docs/decisions/0011-the-simulator.md.
 
-use polyvol_engine::deliberate::Bug;
+use polyvol_engine::mutants::Bug;
 use polyvol_engine::simulator::{Options, run};
 
 /// Seeds that found something once, with what it was.

@@ -14,14 +14,14 @@ use polyvol_engine::engine::events::Event;
 use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::error::Errno;
 use polyvol_engine::io::device::Mode;
-use polyvol_engine::volume::caller::Caller;
+use polyvol_engine::volume::local_client::LocalClient;
 use polyvol_engine::volume::request::Verb;
 
 const MIB: u64 = 1 << 20;
 const SIZE: u64 = 12 * MIB;
 const BLOCKS: u64 = SIZE / 4096;
 const LOG_BLOCKS: u64 = 1024;
-const SOON: Duration = Duration::from_secs(20);
+const BUSY_POLL_SOCKET: Duration = Duration::from_secs(20);
 
 struct Scratch(PathBuf);
 
@@ -34,7 +34,7 @@ impl Drop for Scratch {
 /// Volume 1 of 12 MiB on 3 processors with a log of 4 MiB, written once.
 struct Full {
     engine: Arc<Engine>,
-    caller: Arc<Caller>,
+    client: Arc<LocalClient>,
     live: Vec<u8>,
     scratch: Scratch,
 }
@@ -73,14 +73,14 @@ impl Full {
                 next_epoch: 1,
                 bounds: Vec::new(),
                 rollbacks: Vec::new(),
-                source: None,
+                origin: None,
             })
             .unwrap();
         engine.export("v", "", 1, None).unwrap();
-        let caller = Arc::new(Caller::new(engine.exports.attach("v").unwrap()));
+        let client = Arc::new(LocalClient::new(engine.exports.attach("v").unwrap()));
         let live: Vec<u8> = (0..BLOCKS).flat_map(block).collect();
-        caller.write(0, &live, false).unwrap();
-        Full { engine, caller, live, scratch }
+        client.write(0, &live, false).unwrap();
+        Full { engine, client, live, scratch }
     }
 
     fn cut(&self) -> u64 {
@@ -98,7 +98,7 @@ impl Full {
 
     fn write(&mut self, number: u64, seed: u64) -> Result<(), Errno> {
         let bytes = block(seed);
-        let result = self.caller.write(number * 4096, &bytes, false);
+        let result = self.client.write(number * 4096, &bytes, false);
         if result.is_ok() {
             self.live[number as usize * 4096..][..4096].copy_from_slice(&bytes);
         }
@@ -114,25 +114,28 @@ impl Full {
     }
 
     /// Writes these blocks, each by a thread of its own, which wait.
-    fn starve(&mut self, numbers: std::ops::Range<u64>) -> Vec<JoinHandle<Result<(), Errno>>> {
+    fn wait_for_space(
+        &mut self,
+        numbers: std::ops::Range<u64>,
+    ) -> Vec<JoinHandle<Result<(), Errno>>> {
         let begin = |number: u64| {
-            let (caller, bytes) = (Arc::clone(&self.caller), block(number + 9000));
+            let (client, bytes) = (Arc::clone(&self.client), block(number + 9000));
             self.live[number as usize * 4096..][..4096].copy_from_slice(&bytes);
-            std::thread::spawn(move || caller.write(number * 4096, &bytes, false))
+            std::thread::spawn(move || client.write(number * 4096, &bytes, false))
         };
         let writers: Vec<_> = numbers.map(begin).collect();
-        assert_eq!(self.engine.events.next(SOON), Some(Event::LogFull(1)));
+        assert_eq!(self.engine.events.next(BUSY_POLL_SOCKET), Some(Event::LogFull(1)));
         writers
     }
 
     fn check(&self) {
-        let read = self.caller.read(0, SIZE).unwrap();
+        let read = self.client.read(0, SIZE).unwrap();
         assert!(read.data.as_slice() == self.live);
     }
 
     fn stop(self) {
-        let Full { engine, caller, scratch, .. } = self;
-        drop(caller);
+        let Full { engine, client, scratch, .. } = self;
+        drop(client);
         engine.stop().unwrap();
         drop(scratch);
     }
@@ -167,12 +170,12 @@ fn every_slot_is_used_by_whichever_processor_needs_it_and_then_writes_are_refuse
 }
 
 #[test]
-fn a_log_that_is_added_lets_the_writes_go_on_that_wait_for_room() {
+fn a_log_that_is_added_lets_the_writes_continue_that_wait_for_slots() {
     let mut full = Full::new();
     full.engine.ask_when_full(1, true).unwrap();
     full.cut();
     full.fill();
-    let writers = full.starve(LOG_BLOCKS..LOG_BLOCKS + 9);
+    let writers = full.wait_for_space(LOG_BLOCKS..LOG_BLOCKS + 9);
     assert_eq!(full.engine.events.next(Duration::from_millis(100)), None, "asked once");
     assert!(writers.iter().all(|writer| !writer.is_finished()));
     full.engine.add_log(1, 2, &[extent(3, 0, 16 * MIB)], true).unwrap();
@@ -187,19 +190,19 @@ fn a_log_that_is_added_lets_the_writes_go_on_that_wait_for_room() {
 }
 
 #[test]
-fn while_writes_wait_everything_else_goes_on_and_when_nobody_makes_room_they_are_refused() {
+fn while_writes_wait_everything_else_continues_and_without_space_they_are_refused() {
     let mut full = Full::new();
     full.engine.ask_when_full(1, true).unwrap();
     let first = full.cut();
     full.fill();
     let before = full.live.clone();
-    let writers = full.starve(2000..2006);
+    let writers = full.wait_for_space(2000..2006);
     // A cut with everything that belongs to it, reads, a trim, a flush; a delete that frees nothing.
     let second = full.cut();
-    full.caller.read(0, MIB).unwrap();
-    full.caller.range(Verb::Trim, 2500 * 4096, 4096, false).unwrap();
+    full.client.read(0, MIB).unwrap();
+    full.client.range(Verb::Trim, 2500 * 4096, 4096, false).unwrap();
     full.live[2500 * 4096..2501 * 4096].fill(0);
-    full.caller.flush().unwrap();
+    full.client.flush().unwrap();
     let third = full.cut();
     full.drop_snapshot(second);
     assert!(writers.iter().all(|writer| !writer.is_finished()));
@@ -216,7 +219,7 @@ fn while_writes_wait_everything_else_goes_on_and_when_nobody_makes_room_they_are
 }
 
 #[test]
-fn room_that_is_made_in_steps_is_asked_for_until_it_is_enough() {
+fn space_that_is_freed_in_steps_is_asked_for_until_it_is_enough() {
     let mut full = Full::new();
     full.engine.ask_when_full(1, true).unwrap();
     let first = full.cut();
@@ -227,10 +230,10 @@ fn room_that_is_made_in_steps_is_asked_for_until_it_is_enough() {
     for number in 10..LOG_BLOCKS {
         full.write(number, number + 80).unwrap();
     }
-    let writers = full.starve(1500..1501);
+    let writers = full.wait_for_space(1500..1501);
     full.drop_snapshot(first); // the second one sees all that it saw, but for ten base blocks
     full.engine.try_again(1).unwrap();
-    assert_eq!(full.engine.events.next(SOON), Some(Event::LogFull(1)));
+    assert_eq!(full.engine.events.next(BUSY_POLL_SOCKET), Some(Event::LogFull(1)));
     assert!(writers.iter().all(|writer| !writer.is_finished()));
     full.drop_snapshot(second);
     assert!(ends(writers).iter().all(Result::is_ok));
@@ -246,16 +249,16 @@ fn a_stop_ends_the_writes_that_wait() {
     full.engine.ask_when_full(1, true).unwrap();
     full.cut();
     full.fill();
-    let writers = full.starve(2000..2010);
+    let writers = full.wait_for_space(2000..2010);
     let engine = Arc::clone(&full.engine);
     std::thread::spawn(move || engine.stop()).join().unwrap().unwrap();
     assert!(ends(writers).iter().all(Result::is_err));
-    assert_eq!(full.engine.events.next(SOON), None);
+    assert_eq!(full.engine.events.next(BUSY_POLL_SOCKET), None);
     full.stop();
 }
 
 #[test]
-fn large_writes_that_starve_together_leave_no_room_unused() {
+fn large_writes_that_wait_together_leave_no_slot_unused() {
     let mut full = Full::new();
     full.engine.ask_when_full(1, true).unwrap();
     let epoch = full.cut();
@@ -264,14 +267,14 @@ fn large_writes_that_starve_together_leave_no_room_unused() {
     }
     // Each wants more than the 200 slots that are left.
     let large = |number: u64| {
-        let (caller, bytes) = (Arc::clone(&full.caller), vec![number as u8; MIB as usize]);
-        std::thread::spawn(move || caller.write(number * MIB, &bytes, false))
+        let (client, bytes) = (Arc::clone(&full.client), vec![number as u8; MIB as usize]);
+        std::thread::spawn(move || client.write(number * MIB, &bytes, false))
     };
     let writers: Vec<_> = [6, 7, 8].map(large).into();
-    assert_eq!(full.engine.events.next(SOON), Some(Event::LogFull(1)));
+    assert_eq!(full.engine.events.next(BUSY_POLL_SOCKET), Some(Event::LogFull(1)));
     // Small ones still fit.
     let bytes = block(3);
-    full.caller.write(11 * MIB, &bytes, false).unwrap();
+    full.client.write(11 * MIB, &bytes, false).unwrap();
     full.drop_snapshot(epoch);
     assert!(ends(writers).iter().all(Result::is_ok));
     for number in 6..9u64 {
@@ -286,7 +289,7 @@ fn large_writes_that_starve_together_leave_no_room_unused() {
 }
 
 /// Overwrites blocks of its own, `rounds` times one to forty of them.
-fn overwrite(caller: &Caller, blocks: std::ops::Range<u64>, rounds: u64) -> Vec<u64> {
+fn overwrite(client: &LocalClient, blocks: std::ops::Range<u64>, rounds: u64) -> Vec<u64> {
     let count = blocks.end - blocks.start;
     let mut seeds = vec![u64::MAX; count as usize];
     for round in 0..rounds {
@@ -294,14 +297,14 @@ fn overwrite(caller: &Caller, blocks: std::ops::Range<u64>, rounds: u64) -> Vec<
         let length = if round % 9 == 0 { 40.min(count - first) } else { 1 };
         let seed = round * 13 + blocks.start;
         let bytes: Vec<u8> = (first..first + length).flat_map(|n| block(seed + n)).collect();
-        caller.write((blocks.start + first) * 4096, &bytes, false).unwrap();
+        client.write((blocks.start + first) * 4096, &bytes, false).unwrap();
         (first..first + length).for_each(|n| seeds[n as usize] = seed + n);
     }
     seeds
 }
 
 #[test]
-fn writers_that_starve_all_the_time_all_get_through() {
+fn writers_that_always_lack_slots_all_get_through() {
     let mut full = Full::new();
     full.engine.ask_when_full(1, true).unwrap();
     full.cut();
@@ -321,9 +324,9 @@ fn writers_that_starve_all_the_time_all_get_through() {
         })
     };
     let begin = |n: u64| {
-        let caller = Arc::clone(&full.caller);
+        let client = Arc::clone(&full.client);
         let blocks = n * 512 + 100..n * 512 + 100 + 124;
-        std::thread::spawn(move || (blocks.clone(), overwrite(&caller, blocks, 1500)))
+        std::thread::spawn(move || (blocks.clone(), overwrite(&client, blocks, 1500)))
     };
     let writers: Vec<_> = (0..6).map(begin).collect();
     for writer in writers {

@@ -11,8 +11,8 @@ use polyvol_engine::io::device::Mode;
 use polyvol_engine::system::linux::Linux;
 use polyvol_engine::system::mapping::Mapping;
 use polyvol_engine::system::pool::Pool;
-use polyvol_engine::system::{Cached, Driven, Driving, File, Result, System, Urgency};
-use polyvol_engine::volume::caller::Caller;
+use polyvol_engine::system::{Cached, File, Result, System, Task, TaskHandle, Urgency};
+use polyvol_engine::volume::local_client::LocalClient;
 use polyvol_engine::volume::request::Verb;
 
 const MIB: u64 = 1 << 20;
@@ -109,7 +109,7 @@ impl System for Failing {
     fn pool(&self, name: &str, threads_max: usize, urgency: Urgency) -> Result<Pool> {
         Linux.pool(name, threads_max, urgency)
     }
-    fn drive(&self, name: &str, driven: Arc<dyn Driven>) -> Result<Box<dyn Driving>> {
+    fn drive(&self, name: &str, driven: Arc<dyn Task>) -> Result<Box<dyn TaskHandle>> {
         Linux.drive(name, driven)
     }
     fn threaded(&self) -> bool {
@@ -148,25 +148,25 @@ fn a_write_that_waits_for_a_sync_gets_the_errno_of_the_sync() {
             next_epoch: 1,
             bounds: Vec::new(),
             rollbacks: Vec::new(),
-            source: None,
+            origin: None,
         })
         .unwrap();
     engine.ask_when_full(1, true).unwrap();
     engine.export("v", "", 1, None).unwrap();
-    let caller = Caller::new(engine.exports.attach("v").unwrap());
+    let client = LocalClient::new(engine.exports.attach("v").unwrap());
     let epoch = engine.cut(&[(1, None)]).unwrap().epochs[0].1;
     engine.settle(1, epoch).unwrap();
     engine.flush(1).unwrap();
-    caller.write(0, &vec![1; 3 * MIB as usize], false).unwrap();
-    caller.flush().unwrap(); // else what is freed of these could be used again at once
-    caller.write(3 * MIB, &vec![1; MIB as usize], false).unwrap();
+    client.write(0, &vec![1; 3 * MIB as usize], false).unwrap();
+    client.flush().unwrap(); // else what is freed of these could be used again at once
+    client.write(3 * MIB, &vec![1; MIB as usize], false).unwrap();
     // A hundred slots wait for a sync, which will fail.
-    caller.range(Verb::Trim, 0, 100 * 4096, false).unwrap();
+    client.range(Verb::Trim, 0, 100 * 4096, false).unwrap();
     fails.store(true, Ordering::Release);
-    assert_eq!(caller.write(6 * MIB, &[2; 4096], false), Err(Errno::EIO));
+    assert_eq!(client.write(6 * MIB, &[2; 4096], false), Err(Errno::EIO));
     assert_eq!(engine.events.next(std::time::Duration::ZERO), None, "nobody is to make room");
-    assert_eq!(caller.read(MIB, 4096).unwrap().data.as_slice(), [1; 4096]);
-    drop(caller);
+    assert_eq!(client.read(MIB, 4096).unwrap().data.as_slice(), [1; 4096]);
+    drop(client);
     let _ = engine.stop();
     std::fs::remove_dir_all(&directory).unwrap();
 }

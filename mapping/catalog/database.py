@@ -6,15 +6,15 @@ How it works      SQLite in WAL mode with synchronous=FULL. One connection write
                   schema.sql, an older one its migrations, each with its version in one transaction. What a
                   file holds is examined (examine.py) before it is used; `catalog.mark` says after each commit
                   how many there were (mark.py).
-Invariants        B1 a file of an unknown version, of another program, damaged, or older than its mark is left
-                  as it is; B2 nobody sees the middle of a transaction; B3 each transaction advances
-                  `catalog.commits` by one and leaves the sums of all rows right (sums.py); B4 all queries
+Invariants        DB1 a file of an unknown version, of another program, damaged, or older than its mark is
+                  left as it is; DB2 nobody sees the middle of a transaction; DB3 each transaction advances
+                  `catalog.commits` by one and leaves the sums of all rows right (sums.py); DB4 all queries
                   within one `reading` see one state, that of its begin, and nothing is changed within it;
-                  B5 nothing of it is mapped where a store to a mapped page can lack room: SQLite keeps its
+                  DB5 nothing of it is mapped where a store to a mapped page can lack room: SQLite keeps its
                   index of the log in memory then, and nobody else can open the file. So a full file system
-                  is an error, and no SIGBUS; B6 readings that overlap do not keep the log from being taken
+                  is an error, and no SIGBUS; DB6 readings that overlap do not keep the log from being taken
                   in: a transaction that finds it twice as long as it should be waits for those that are in
-                  the way, up to a bound; B7 nothing is committed to a file that is not at its path.
+                  the way, up to a bound; DB7 nothing is committed to a file that is not at its path.
 Durability        When `transaction` has ended without an error, its changes survive power loss, also where
                   a sync of an earlier process has failed (rewrite.py).
 Errors            CatalogVersion, CatalogDamaged, CatalogMissing, CatalogOlder, CatalogUnmarked,
@@ -75,7 +75,7 @@ class Database:
     ) -> None:
         self._path = path
         self._lock = threading.RLock()
-        alone = alone or not writes_in_place(path.parent)  # B5
+        alone = alone or not writes_in_place(path.parent)  # DB5
         self._readers = Readers(path, alone=alone)
         self._mark = Mark(mark_of(path))
         self._marked = True
@@ -146,7 +146,7 @@ class Database:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """One state of the catalog for all that this thread reads within (B4); may be nested."""
+        """One state of the catalog for all that this thread reads within (DB4); may be nested."""
         try:
             with self._readers.one_state():
                 yield
@@ -171,7 +171,7 @@ class Database:
             raise CatalogFailed(path=self._path, why="it was removed or replaced while polyvold had it open")
 
     def _take_in_log(self) -> None:
-        """Have the log begin again if it is much longer than it should be (B6), and after each transaction
+        """Have the log begin again if it is much longer than it should be (DB6), and after each transaction
         if somebody has removed or replaced it: the next start will not find it. New readings do not wait
         meanwhile: they use the file alone as soon as it has everything."""
         try:

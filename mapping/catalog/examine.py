@@ -5,8 +5,8 @@ How it works      The file is opened as one that nobody changes (SQLite's `immut
                   and the sums of its rows (sums.py) are checked, and its count of commits is compared with
                   the mark's. An empty or missing one is new only if nothing beside it shows that there was
                   one.
-Invariants        X1 nothing is changed; X2 a file that passes has exactly the rows that its last transaction
-                  left, and no later one was committed.
+Invariants        EX1 nothing is changed; EX2 a file that passes has exactly the rows that its last
+                  transaction left, and no later one was committed.
 Errors            CatalogVersion, CatalogDamaged, CatalogMissing, CatalogOlder, CatalogUnmarked, OSError.
 """
 

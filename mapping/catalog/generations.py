@@ -5,7 +5,7 @@ How it works      Each start and each clean stop begins a generation, which has 
                   ids that its label may carry: the one that is known to be there and, while a label is being
                   written, the new one. So a label with any other run was written by another copy of the state
                   directory, or is an older copy of the device. The number says which of the two is older.
-Invariants        G1 a run id is in `runs` before it is written into the label.
+Invariants        GN1 a run id is in `runs` before it is written into the label.
 Owner and locks   As in store.py.
 Durability        When a verb returns, its change survives power loss.
 """

@@ -2,11 +2,11 @@
 
 How it works      `catalog.mark` has two records in two sectors; docs/formats-labels.md gives every byte.
                   After each commit the older one is overwritten with the catalog's new count.
-Invariants        M1 the mark never says more than the catalog on the disk has: it is written when the commit
-                  is durable; M2 so a catalog that has less than its mark says is an older copy, or has lost
-                  its log; M3 a catalog that has committed more than its making has a mark.
+Invariants        CM1 the mark never says more than the catalog on the disk has: it is written when the commit
+                  is durable; CM2 so a catalog that has less than its mark says is an older copy, or has lost
+                  its log; CM3 a catalog that has committed more than its making has a mark.
 Durability        The file and its name are durable before the second commit. What is written later is not
-                  synced: after a power loss it may be older, which M1 allows.
+                  synced: after a power loss it may be older, which CM1 allows.
 Errors            OSError. `read` tells a damaged record by leaving it out.
 """
 
@@ -84,7 +84,7 @@ class Mark:
         self._fd = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC)
 
     def write(self, marked: Marked) -> None:
-        """Say that this commit is durable (M1); in a new file if somebody has removed or replaced it."""
+        """Say that this commit is durable (CM1); in a new file if somebody has removed or replaced it."""
         if os.fstat(self._fd).st_nlink == 0:
             self.make(marked)
             os.close(self._fd)

@@ -6,9 +6,9 @@ How it works      A process that was killed leaves SQLite's write-ahead file (`-
                   So both are copied; the copy, checkpointed and synced, is renamed to `.renewed`: from then
                   on it is the catalog. A process that finds one removes the old `-wal` and renames it over
                   the old file.
-Invariants        N1 the old files stay as they are until `.renewed` is durable; N2 the old `-wal` is removed,
-                  durably, before the new file has the catalog's name, so that no other file replays it;
-                  N3 what becomes the catalog was examined: damage is refused, not copied.
+Invariants        RW1 the old files stay as they are until `.renewed` is durable; RW2 the old `-wal` is
+                  removed, durably, before the new file has the catalog's name, so that no other file replays
+                  it; RW3 what becomes the catalog was examined: damage is refused, not copied.
 Errors            OSError, sqlite3.DatabaseError, and what the examination raises; then the catalog is what
                   it was.
 """
@@ -37,16 +37,16 @@ def rewrite(path: Path, examine: Callable[[Path], bool]) -> bool | None:
         _copy(path, copy)
         try:
             _take_in(copy)
-            there = examine(copy)  # N3
+            there = examine(copy)  # RW3
         except BaseException:
             _remove(copy)
             raise
         _sync(copy)
         copy.rename(renewed)
-        _sync(path.parent)  # N1
+        _sync(path.parent)  # RW1
     log.unlink(missing_ok=True)
     Path(f"{path}-shm").unlink(missing_ok=True)
-    _sync(path.parent)  # N2
+    _sync(path.parent)  # RW2
     renewed.rename(path)
     _sync(path.parent)
     return there
@@ -83,7 +83,7 @@ def _take_in(copy: Path) -> None:
 
 @contextlib.contextmanager
 def _alone(copy: Path) -> Iterator[sqlite3.Connection]:
-    """A connection that maps no file (B4 of database.py)."""
+    """A connection that maps no file (DB4 of database.py)."""
     with contextlib.closing(sqlite3.connect(copy, isolation_level=None)) as connection:
         connection.execute("PRAGMA mmap_size = 0")
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")

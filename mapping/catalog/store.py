@@ -1,9 +1,9 @@
 """The catalog's verbs: what is read from it and how it changes.
 
 How it works      Each verb is one query or one transaction. Verbs take and return the records of mapping/.
-Invariants        C1 ids of devices and volumes, and numbers of change logs, are never used again; C2 what is
-                  half made or half deleted says so in its `state`, and the daemon settles it at its next
-                  start or before; C3 a volume's next_epoch is greater than the epoch of every snapshot it
+Invariants        ST1 ids of devices and volumes, and numbers of change logs, are never used again; ST2 what
+                  is half made or half deleted says so in its `state`, and the daemon settles it at its next
+                  start or before; ST3 a volume's next_epoch is greater than the epoch of every snapshot it
                   ever had.
 Owner and locks   Any thread may call. What changes something is called under the daemon's locks of what it
                   changes (daemon/locks.py), so that a plan still holds when it is recorded.

@@ -191,6 +191,44 @@ def rust_files_left_out(files: dict[str, str]) -> list[str]:
     return complaints
 
 
+# An invariant has a tag, as in "Invariants  AB1 nothing is lost; AB2 ...". It is cited as "(AB1)", "// AB1"
+# or, in a string, "AB1: ...".
+TAG = r"[A-Z]{1,2}[1-9][0-9]?"
+TAG_DEFINED = re.compile(rf"(?:^|[;.] )({TAG}) (?!(?:and|to) )")
+TAG_CITED = re.compile(rf"\((?:its )?({TAG})[):,]|(?://|#) ({TAG})(?![A-Za-z0-9])|\"({TAG})[:\",]")
+
+
+def invariants(text: str) -> list[str]:
+    """Tags that the section "Invariants" in the head of a source defines."""
+    inside, section = False, ""
+    for line in text.splitlines():
+        words = line.removeprefix("//!").removeprefix(" ")
+        if not words.strip() or (text.startswith("//!") and not line.startswith("//!")):
+            inside = False
+        elif words[:1] != " ":
+            inside = words.startswith("Invariants")
+        if inside:
+            section += words.removeprefix("Invariants").strip() + " "
+    return TAG_DEFINED.findall(section)
+
+
+def unclear_tags(files: dict[str, str]) -> list[str]:
+    """Complain of tags of invariants that several heads define, or that are cited and defined nowhere."""
+    defined: dict[str, str] = {}
+    complaints = []
+    for name, text in files.items():
+        for tag in invariants(text):
+            if tag in defined:
+                complaints.append(f"{name}: defines {tag}, which {defined[tag]} defines: take another one")
+            defined.setdefault(tag, name)
+    for name, text in files.items():
+        for number, line in enumerate(text.splitlines(), 1):
+            cited = {tag for found in TAG_CITED.findall(line) for tag in found if tag}
+            unknown = sorted(cited - {*defined})
+            complaints += [f"{name}:{number}: cites {tag}, which no head defines" for tag in unknown]
+    return complaints
+
+
 def test_a_file_that_is_removed_meanwhile_is_left_out(tmp_path: Path) -> None:
     kept, gone = tmp_path / "kept", tmp_path / "gone"
     kept.write_text("x")
@@ -239,6 +277,13 @@ def test_every_rust_file_is_compiled() -> None:
     base = ROOT / "engine" / "src"
     files = {str(path.relative_to(base)): path.read_text() for path in repository_files("engine/src/**.rs")}
     assert rust_files_left_out(files) == []
+
+
+def test_tags_of_invariants_are_unique() -> None:
+    paths = repository_files("engine/src/**.rs", *(f"{package}/**.py" for package in PACKAGES))
+    files = {where(path): text for path, text in texts(paths)}
+    assert len({tag for text in files.values() for tag in invariants(text)}) > 100
+    assert unclear_tags(files) == []
 
 
 def test_every_package_is_distributed() -> None:
@@ -320,4 +365,15 @@ def test_left_out_rust_file_is_noticed() -> None:
     }
     assert [complaint.split(":")[0] for complaint in rust_files_left_out(files)] == [
         "engine/src/nbd/forgotten.rs"
+    ]
+
+
+def test_unclear_tag_is_noticed() -> None:
+    head = "//! A: a.\n//!\n//! Invariants        A1 one; A2 two\n//!                      of it; A3 three.\n"
+    other = '"""b: b.\n\nInvariants   A2 another.\nErrors    none (A3).\n"""\nassert x, "A4: never"\n'
+    assert invariants(head) == ["A1", "A2", "A3"]
+    assert unclear_tags({"a.rs": head + "x(); // A2\n"}) == []
+    assert unclear_tags({"a.rs": head, "b.py": other}) == [
+        "b.py: defines A2, which a.rs defines: take another one",
+        "b.py:6: cites A4, which no head defines",
     ]

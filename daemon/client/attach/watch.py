@@ -5,7 +5,7 @@ How it works      Attaches, or takes over what an earlier process has attached, 
                   again until the daemon is back), a signal comes (SIGTERM: detach; SIGHUP: look now), or it
                   is time to look whether the export has grown. With nbdfuse there is nothing to be mended: it
                   waits for nbdfuse's end.
-Invariants        A1 a device that somebody uses is never ended here: it stays, as the kernel has it, for the
+Invariants        AW1 a device that somebody uses is never ended here: it stays, as the kernel has it, for the
                   next process to take over. When the host shuts down, it is unmounted first, and its use as
                   swap is ended.
 Errors            Those of the first attach, once START_S have passed for a server that does not answer. Later
@@ -187,7 +187,7 @@ class _Watch:
         return number is not None and self._notices.dead(number)
 
     def _end(self, now: Attached, *, daemon_answers: bool) -> None:
-        """Detach it, unless somebody uses it (A1). Without its daemon nothing can be written any more: to
+        """Detach it, unless somebody uses it (AW1). Without its daemon nothing can be written any more: to
         try would wait for it. What nobody uses has nothing that is not written: the kernel writes it when the
         last one closes the device."""
         force = not daemon_answers
@@ -223,7 +223,7 @@ def fields(name: str) -> dict[str, str]:
 
 
 def _end(now: Attached, detach: Callable[[], None], *, daemon_answers: bool = True) -> PolyvolError | None:
-    """Detach a device that nobody uses (A1); else, or if it cannot be, why not."""
+    """Detach a device that nobody uses (AW1); else, or if it cannot be, why not."""
     uses = users_of(now.device)
     # While the host shuts down, systemd unmounts what was mounted by hand only when all services have ended,
     # and so the daemon: here is the last moment at which it can be written.

@@ -5,8 +5,8 @@ How it works      Everything that is printed goes through `say`. What is no prin
                   name can steer the terminal or look like another line. A table has one line for each row;
                   on a terminal that is narrower than that, a row goes over several lines, which break between
                   cells only. So a name that is printed can always be copied.
-Invariants        T1 a cell is never empty, cut off or broken; T2 JSON is ASCII; T3 with --json nothing else
-                  is written to the standard output.
+Invariants        OU1 a cell is never empty, cut off or broken; OU2 JSON is ASCII; OU3 with --json nothing
+                  else is written to the standard output.
 Errors            OutputFailed; BrokenPipeError, which ends the program in silence (ending.py).
 """
 

@@ -6,7 +6,7 @@ How it works      The snapshot's export says what is zero and what changed; piec
 Resuming          What is in FILE.partial is read and checked; complete frames stay, and the rest is written
                   after them. A snapshot never changes, so the rest fits. A file that ends within its header
                   has no contents yet: it is written again from its beginning.
-Invariants        B1 a stream gets its end frame only after it is known that all connections were to one
+Invariants        BK1 a stream gets its end frame only after it is known that all connections were to one
                   export (client.py).
 Durability        FILE exists only complete and synced (file.py); an interrupted backup leaves FILE.partial.
 Errors            FileExists, FileBusy, NothingToResume, TransferFailed, and what asking the daemon gives.
@@ -133,7 +133,7 @@ def _write(source: NbdExport, header: StreamHeader, file: BinaryIO, begun: tuple
             number, total = number + 1, total + frame.length
             stream_bytes += FRAME_BYTES + len(payload)
             advance(frame.length if frame.kind is not FrameKind.ZEROS else 0)
-    source.check_first()  # B1
+    source.check_first()  # BK1
     file.write(Frame(FrameKind.END, number, header.size, total).to_bytes(seed))
     return Written(stream_bytes + FRAME_BYTES + HEADER_BYTES, bytes_in(runs), start)
 

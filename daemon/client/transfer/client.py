@@ -2,7 +2,7 @@
 
 How it works      Each thread has a connection of its own, made when it first needs one. libnbd waits without
                   the GIL, so that threads really read, write and compress side by side.
-Invariants        P1 while the first connection lasts, the name means one export: polyvold does not delete
+Invariants        TC1 while the first connection lasts, the name means one export: polyvold does not delete
                   what clients are connected to. So `check_first`, called at the end, tells that all
                   connections were to the export that the first one was to.
 Errors            TransferFailed, which names the export; LibnbdMissing.
@@ -76,7 +76,7 @@ class NbdExport:
                 offset, length = offset + here, length - here
 
     def check_first(self) -> None:
-        """TransferFailed unless the first connection has lasted until now (P1)."""
+        """TransferFailed unless the first connection has lasted until now (TC1)."""
         with self._errors("reading"):
             self._first.pread(1, 0)
 

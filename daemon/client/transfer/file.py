@@ -3,7 +3,7 @@
 How it works      FILE.partial is made by O_EXCL, or opened to resume, and locked (flock) while it is
                   written. `commit` syncs it, renames it to FILE without replacing anything (renameat2), and
                   syncs the directory. Its writer reads it back first.
-Invariants        W1 FILE does not exist before `commit`, and what has that name otherwise is left alone; W2
+Invariants        FW1 FILE does not exist before `commit`, and what has that name otherwise is left alone; FW2
                   one process at a time writes FILE.partial, and the locked file still has that name then.
 Durability        A kill before `commit` leaves FILE.partial, incomplete; the kernel ends the lock.
 Errors            FileExists, FileBusy, TransferFailed.
@@ -77,7 +77,7 @@ class NewFile:
             raise FileExists(path=self.partial, more=more, todo=todo) from error
 
     def _lock(self, *, exclusive: bool) -> None:
-        """W2. `exclusive`: the file was made by us, so that a file system without locks will do."""
+        """FW2. `exclusive`: the file was made by us, so that a file system without locks will do."""
         try:
             fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -16,7 +16,7 @@ use std::ptr::null_mut;
 use super::{REPLY_MAGIC, REQUEST_BYTES, REQUEST_MAGIC, be16, be32, be64};
 
 const BLOCK: usize = 4096;
-/// Reads under way at a time, at most.
+/// Reads in flight at a time, at most.
 const SLOTS: usize = 256;
 const BEGUN_AT_ONCE: usize = 8;
 const SENT_AT_ONCE: usize = 4;
@@ -98,7 +98,7 @@ impl Slots {
         let mut at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
         let (least, most) = (0 as libc::c_long, SLOTS as libc::c_long);
         let (events, at_once) = (events.as_mut_ptr(), &raw mut at_once);
-        // SAFETY: there is room for so many events.
+        // SAFETY: there is space for so many events.
         let found = unsafe {
             libc::syscall(libc::SYS_io_getevents, self.context, least, most, events, at_once)
         };

@@ -78,7 +78,7 @@ fn listen(
     for stream in UnixListener::bind(socket)?.incoming() {
         let (mut stream, served) = (stream?, served.clone());
         std::thread::spawn(move || {
-            // However a connection ends, the others go on.
+            // However a connection ends, the others continue.
             if let Ok(true) = handshake(&mut stream, size) {
                 let _ = served(stream);
             }

@@ -5,7 +5,7 @@
 //!                   them with one call, appends one record to a mapped journal, which has a checksum as well, and puts the
 //!                   slots into a flat map; what the blocks had before can be used again. A read asks the map. One thread
 //!                   for all of it, no locks, and no snapshots: a map of one version.
-//! What it is not    Safe: slots are used again at once, and the journal begins anew when it is full.
+//! What it is not    Safe: slots are used again at once, and the journal begins again when it is full.
 
 use std::fs::File;
 use std::io;

@@ -38,7 +38,7 @@ pub fn only_in(map: &Map, others: &[&Map], mut f: impl FnMut(BlockIndex, u32, Pl
 }
 
 /// Calls `f(first, count)`, in order, for every run of blocks of `range` that have another place in one map than in the
-/// other. Blocks that only one of them has, as the partition grew between them, differ. What has the same place has the
+/// other. Blocks that only one of them has, because the partition grew between them, differ. What has the same place has the
 /// same contents: both maps read it from there. What has another place may have equal contents all the same.
 pub fn differing(a: &Map, b: &Map, range: Range<BlockIndex>, mut f: impl FnMut(BlockIndex, u32)) {
     let common = a.blocks().min(b.blocks());

@@ -3,13 +3,13 @@
 //! How it works      Without rollbacks each snapshot descends from the one before it, and the live volume from the newest.
 //!                   A rollback ends a line: what is written in epochs above `at` descends from the snapshot of epoch `to`.
 //!                   So epochs say which line a snapshot is of, and nothing else needs to be kept.
-//! Invariants        RB1 rollbacks are in order of `at`, and `to` is not above `at`; RB2 what a rollback went back to stays a
-//!                   mark, that is, keeps its map, also when nobody sees that snapshot any more: other lines end there.
+//! Invariants        RB1 rollbacks are in order of `at`, and `to` is not above `at`; RB2 the epoch that a rollback went back to
+//!                   stays retained, that is, keeps its map, also when its snapshot is deleted: other lines end there.
 //! Owner and locks   each share has its own; the catalog says what it is.
 
 use crate::units::Epoch;
 
-/// A rollback: epochs above `at` go on from what the snapshot of epoch `to` shows.
+/// A rollback: epochs above `at` continue from what the snapshot of epoch `to` shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rollback {
     /// The last epoch of what was left.
@@ -23,7 +23,7 @@ pub struct Rollback {
 pub struct History {
     snapshots: Vec<Epoch>,
     rollbacks: Vec<Rollback>,
-    marks: Vec<Epoch>,
+    retained: Vec<Epoch>,
 }
 
 impl History {
@@ -32,8 +32,8 @@ impl History {
         let in_order = snapshots.windows(2).all(|pair| pair[0] < pair[1])
             && rollbacks.windows(2).all(|pair| pair[0].at < pair[1].at)
             && rollbacks.iter().all(|rollback| rollback.to <= rollback.at);
-        let mut history = History { snapshots, rollbacks, marks: Vec::new() };
-        history.find_marks();
+        let mut history = History { snapshots, rollbacks, retained: Vec::new() };
+        history.find_retained();
         in_order.then_some(history)
     }
 
@@ -42,11 +42,12 @@ impl History {
         History::new(snapshots.to_vec(), Vec::new()).expect("its caller has them in order")
     }
 
-    fn find_marks(&mut self) {
-        self.marks.clone_from(&self.snapshots);
-        self.marks.extend(self.rollbacks.iter().map(|rollback| rollback.to).filter(|to| *to != 0));
-        self.marks.sort_unstable();
-        self.marks.dedup();
+    fn find_retained(&mut self) {
+        self.retained.clone_from(&self.snapshots);
+        self.retained
+            .extend(self.rollbacks.iter().map(|rollback| rollback.to).filter(|to| *to != 0));
+        self.retained.sort_unstable();
+        self.retained.dedup();
     }
 
     /// The snapshots, in order.
@@ -60,8 +61,8 @@ impl History {
     }
 
     /// Epochs whose maps are kept, in order (RB2).
-    pub fn marks(&self) -> &[Epoch] {
-        &self.marks
+    pub fn retained_epochs(&self) -> &[Epoch] {
+        &self.retained
     }
 
     /// Whether there is a snapshot of this epoch.
@@ -75,14 +76,14 @@ impl History {
         index.checked_sub(1).map(|index| self.rollbacks[index])
     }
 
-    /// Whether it is known without the rollback at this epoch who descends from whom: nothing is left of its line,
-    /// or its line goes on where the one before it has ended. They are forgotten one by one: the next may be needed
-    /// until what this one has kept is gone.
+    /// Whether the rollback at this epoch can be garbage-collected, because the descent of all versions is known without
+    /// it: its line has no retained epoch, or continues where the previous line ended. Rollbacks are forgotten one by
+    /// one, because the next one may be needed until the maps that this one retains are gone.
     pub fn is_unneeded(&self, at: Epoch) -> bool {
         let rollbacks = &self.rollbacks;
         let none_in = |after: Epoch, last: Epoch| {
-            let next = self.marks.partition_point(|mark| *mark <= after);
-            self.marks.get(next).is_none_or(|mark| *mark > last)
+            let next = self.retained.partition_point(|mark| *mark <= after);
+            self.retained.get(next).is_none_or(|mark| *mark > last)
         };
         let unneeded = |number: usize| {
             let Rollback { at, to } = rollbacks[number];
@@ -93,7 +94,7 @@ impl History {
         rollbacks.binary_search_by_key(&at, |rollback| rollback.at).is_ok_and(unneeded)
     }
 
-    /// The `at` of the first rollback that is unneeded.
+    /// The `at` of the first rollback that can be garbage-collected ([`History::is_unneeded`]).
     pub fn unneeded(&self) -> Option<Epoch> {
         self.rollbacks.iter().map(|rollback| rollback.at).find(|at| self.is_unneeded(*at))
     }
@@ -107,15 +108,15 @@ impl History {
 
     /// There is one more snapshot, the newest.
     pub fn take(&mut self, epoch: Epoch) {
-        debug_assert!(self.marks.last().is_none_or(|newest| *newest < epoch));
+        debug_assert!(self.retained.last().is_none_or(|newest| *newest < epoch));
         self.snapshots.push(epoch);
-        self.marks.push(epoch);
+        self.retained.push(epoch);
     }
 
     /// The volume was rolled back.
     pub fn roll_back(&mut self, rollback: Rollback) {
         self.rollbacks.push(rollback);
-        self.find_marks();
+        self.find_retained();
     }
 
     /// These snapshots are gone; returns the epochs that are no marks any more.
@@ -131,9 +132,9 @@ impl History {
     }
 
     fn ended(&mut self) -> Vec<Epoch> {
-        let mut before = std::mem::take(&mut self.marks);
-        self.find_marks();
-        before.retain(|epoch| self.marks.binary_search(epoch).is_err());
+        let mut before = std::mem::take(&mut self.retained);
+        self.find_retained();
+        before.retain(|epoch| self.retained.binary_search(epoch).is_err());
         before
     }
 }

@@ -51,7 +51,7 @@ impl Leaf {
     pub fn uniform(place: Place) -> Leaf {
         let mut runs = Runs::default();
         if place != Place::BASE {
-            assert!(!place.is_slot(), "L2: a slot has a checksum");
+            assert!(!place.is_slot(), "LF2: a slot has a checksum");
             runs.set(0, LEAF_BLOCKS, place, &[]);
         }
         Leaf(Form::Runs(runs))
@@ -83,7 +83,7 @@ impl Leaf {
     /// Puts `count` blocks from `start` at `place` and the places that follow it.
     pub fn set(&mut self, start: u32, count: u32, place: Place, sums: &[u32]) {
         debug_assert!(count > 0 && start + count <= LEAF_BLOCKS);
-        assert_eq!(sums.len(), if place.is_slot() { count as usize } else { 0 }, "L2");
+        assert_eq!(sums.len(), if place.is_slot() { count as usize } else { 0 }, "LF2");
         if count == LEAF_BLOCKS {
             self.0 = Form::Runs(Runs::default());
         }

@@ -79,7 +79,7 @@ impl Twin {
             false => Vec::new(),
         };
         self.seq += 1;
-        self.versions.freeze_before(self.epoch, self.history.marks());
+        self.versions.freeze_before(self.epoch, self.history.retained_epochs());
         let mut freed = Vec::new();
         let change =
             Change { epoch: self.epoch, first, count, place, checksums: &sums, seq: self.seq };
@@ -191,7 +191,7 @@ impl Twin {
 
     /// The maps of what is only kept because of a rollback.
     fn hidden(&self) -> Vec<&Map> {
-        let hidden = self.history.marks().iter().filter(|mark| !self.history.has(**mark));
+        let hidden = self.history.retained_epochs().iter().filter(|mark| !self.history.has(**mark));
         hidden.map(|mark| self.versions.at(*mark).0).collect()
     }
 
@@ -315,7 +315,7 @@ fn growing_after_a_rollback_leaves_no_map_that_no_snapshot_sees() {
     let put = |versions: &mut Versions, history: &History, epoch: Epoch, first, slot| {
         let place = Place::slot(1, slot);
         let change = Change { epoch, first, count: 1, place, checksums: &[7], seq: slot };
-        versions.freeze_before(epoch, history.marks());
+        versions.freeze_before(epoch, history.retained_epochs());
         versions.apply(change, history, |_, _, _| {});
     };
     put(&mut versions, &history, 1, 5, 1);
@@ -329,7 +329,7 @@ fn growing_after_a_rollback_leaves_no_map_that_no_snapshot_sees() {
     let rollback = Rollback { at: 4, to: 1 };
     versions.roll_back(rollback, &history, 4, |_, _, _| {});
     history.roll_back(rollback);
-    versions.grow(BLOCKS + 512, history.marks());
+    versions.grow(BLOCKS + 512, history.retained_epochs());
     let mut freed = Vec::new();
     history.forget(&[1, 2]);
     for epoch in [1, 2] {

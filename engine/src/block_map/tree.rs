@@ -3,8 +3,8 @@
 //! How it works      A [`Map`] is a root that refers to leaves of 512 blocks. Cloning a map takes one
 //!                   reference and freezes what it refers to: a change copies a shared root, then the shared
 //!                   leaf that it changes, and nothing else. A part that is all base or all zero has no leaf.
-//! Invariants        M1 a node with more than one reference is never changed (`Arc::make_mut`);
-//!                   M2 a leaf that is all base or all zero does not exist, its node says so instead.
+//! Invariants        TR1 a node with more than one reference is never changed (`Arc::make_mut`);
+//!                   TR2 a leaf that is all base or all zero does not exist, its node says so instead.
 //! Owner and locks   the partition's processor owns its maps; a clone may be read by any thread (checkpoint).
 
 use std::sync::Arc;
@@ -259,10 +259,10 @@ fn set_node(node: &mut Node, inner: u32, count: u32, place: Place, sums: &[u32])
         *node = Node::Leaf(Arc::new(Leaf::uniform(*old)));
     }
     let Node::Leaf(leaf) = node else { unreachable!("it was just replaced") };
-    Arc::make_mut(leaf).set(inner, count, place, sums); // M1
+    Arc::make_mut(leaf).set(inner, count, place, sums); // TR1
     if !place.is_slot()
         && let Some(uniform) = leaf.uniform_place()
     {
-        *node = Node::Uniform(uniform); // M2
+        *node = Node::Uniform(uniform); // TR2
     }
 }

@@ -1,12 +1,12 @@
 //! Usage: how many blocks each version of a partition's map holds, and which of them nobody else sees.
 //!
-//! How it works      By V2 a frozen map's place is its own exactly if neither its parent nor a child has it, so what letting go of it
+//! How it works      By V2 a frozen map's place is its own exactly if neither its parent nor a child has it, so what releasing it
 //!                   would free is found by walking the leaves that it shares with neither. How many slots a map refers
 //!                   to is its older neighbour's number and what the leaves differ by that the two do not share.
 //!                   Frozen maps do not change, so what was found is remembered by what it was found from: a map's
 //!                   epoch with the sequence number of its latest change, and its neighbours'. Only the newest frozen
 //!                   map, whose neighbour is the live one, is looked at again and again.
-//! Owner and locks   a [`Memory`] belongs to who asks; the versions are clones.
+//! Owner and locks   a [`Memory`] belongs to the caller; the versions are clones.
 
 use std::collections::HashMap;
 

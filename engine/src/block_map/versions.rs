@@ -36,13 +36,13 @@ pub struct Frozen {
     pub map: Map,
 }
 
-/// Set in, or taken out of, the sequence number of a map that has changed without a record.
-const HOLLOWED: u64 = 1 << 63;
+/// Flipped in `write_seq` when a map changes without a record, so that cached usage is invalidated.
+const CONTENTS_DROPPED_BIT: u64 = 1 << 63;
 
 impl Map {
     /// The number of the latest record that has changed it.
     pub fn recorded_seq(&self) -> u64 {
-        self.write_seq & !HOLLOWED
+        self.write_seq & !CONTENTS_DROPPED_BIT
     }
 }
 
@@ -128,8 +128,8 @@ impl Versions {
         let after = before.map_or(0, |before| self.frozen[before].last_epoch);
         // The first epoch that it shows; none may be left of one that is about to go.
         let last = self.frozen.get(index).map_or(Epoch::MAX, |frozen| frozen.last_epoch);
-        let mark = history.marks().partition_point(|mark| *mark <= after);
-        let first = history.marks().get(mark).map_or(last, |mark| last.min(*mark));
+        let mark = history.retained_epochs().partition_point(|mark| *mark <= after);
+        let first = history.retained_epochs().get(mark).map_or(last, |mark| last.min(*mark));
         match history.rollback_before(first) {
             Some(rollback) if after <= rollback.at => {
                 let parent = self.first_from(rollback.to);
@@ -169,7 +169,7 @@ impl Versions {
         seq: u64,
         freed: impl FnMut(BlockIndex, u32, Place),
     ) {
-        self.freeze_before(rollback.at + 1, history.marks());
+        self.freeze_before(rollback.at + 1, history.retained_epochs());
         let index = self.first_from(rollback.to);
         let Some(target) = self.frozen.get(index) else { return }; // nothing has changed since
         let mut live = target.map.clone();
@@ -210,7 +210,7 @@ impl Versions {
     /// The partition has `blocks` blocks from now on: the new ones are at their base place in the live map, and the
     /// snapshots, which do not show them, have zeroes there. So writing them redirects nothing.
     pub fn grow(&mut self, blocks: u32, snapshots: &[Epoch]) {
-        // Of the epoch that goes on. A frozen map that the newest snapshot sees may be of a later one, which is gone: to part
+        // Of the epoch that continues. A frozen map that the newest snapshot sees may be of a later one, which is gone: to part
         // them would leave a map that no mark sees (V1), and hide from what a rollback left who descends from whom.
         self.freeze_before(Epoch::MAX, snapshots);
         if !self.frozen.is_empty() {
@@ -242,16 +242,16 @@ impl Versions {
         history: &History,
         freed: impl FnMut(BlockIndex, u32, Place),
     ) {
-        self.apply_knowing(change, history, |_, _| false, freed);
+        self.apply_with_hint(change, history, |_, _| false, freed);
     }
 
-    /// As [`Versions::apply`]; `alone` says of a run of the live map whether it is known that no frozen one shares it, so
-    /// that none has to be asked.
-    pub fn apply_knowing(
+    /// As [`Versions::apply`]; `known_unshared` says of a run of the live map whether it is known that no frozen map
+    /// shares it, so that none has to be searched.
+    pub fn apply_with_hint(
         &mut self,
         change: Change<'_>,
         history: &History,
-        alone: impl Fn(Place, u32) -> bool,
+        known_unshared: impl Fn(Place, u32) -> bool,
         mut freed: impl FnMut(BlockIndex, u32, Place),
     ) {
         let older = self.first_from(change.epoch);
@@ -263,7 +263,7 @@ impl Versions {
             let mut count = old.count;
             let mut seen = false;
             if let Some(parent) = parent
-                && !alone(old.place, count)
+                && !known_unshared(old.place, count)
             {
                 let theirs = parent.find(block, count);
                 count = count.min(theirs.count);
@@ -286,22 +286,22 @@ impl Versions {
         }
     }
 
-    /// Lets go of the frozen maps that no mark sees. Calls `freed` for each run that only they saw.
+    /// Releases the frozen maps that no mark sees. Calls `freed` for each run that only they saw.
     pub fn prune(&mut self, history: &History, mut freed: impl FnMut(BlockIndex, u32, Place)) {
         let mut index = 0;
         let mut after: Epoch = 0;
         while index < self.frozen.len() {
             let last = self.frozen[index].last_epoch;
-            if seen(history.marks(), after, last) {
+            if seen(history.retained_epochs(), after, last) {
                 after = last;
                 index += 1;
                 continue;
             }
-            self.let_go(index, history, &mut freed);
+            self.drop_frozen(index, history, &mut freed);
         }
     }
 
-    /// Lets go of what the snapshot of `epoch` has seen, which is none of the history's any more, if no other sees it:
+    /// Releases what the snapshot of `epoch` has seen, which is none of the history's any more, if no other sees it:
     /// of the frozen map, or where that is a mark still, of what neither its parent nor its children have.
     pub fn forget(
         &mut self,
@@ -315,8 +315,8 @@ impl Versions {
         if seen(history.snapshots(), after, frozen.last_epoch) {
             return;
         }
-        if !seen(history.marks(), after, frozen.last_epoch) {
-            return self.let_go(index, history, &mut freed);
+        if !seen(history.retained_epochs(), after, frozen.last_epoch) {
+            return self.drop_frozen(index, history, &mut freed);
         }
         let mut alone = Vec::new();
         let others = self.neighbours(index, history);
@@ -325,14 +325,14 @@ impl Versions {
             alone.push((first, count, place));
         });
         let hidden = &mut Arc::make_mut(&mut self.frozen)[index].map;
-        hidden.write_seq ^= HOLLOWED;
+        hidden.write_seq ^= CONTENTS_DROPPED_BIT;
         for (first, count, place) in alone {
             hidden.set(first, count, Place::ZERO, &[]); // nobody reads it
             freed(first, count, place);
         }
     }
 
-    fn let_go(
+    fn drop_frozen(
         &mut self,
         index: usize,
         history: &History,

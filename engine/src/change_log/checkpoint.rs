@@ -2,10 +2,10 @@
 //!
 //! How it works      The processor clones its versions, which costs references; another thread writes them
 //!                   to `pPPP-NNNNNNNNNN.checkpoint.new`, syncs it, renames it, and removes what it has made
-//!                   unnecessary. The devices were synced meanwhile; the journal need not be, as its records are not
+//!                   unnecessary. The devices were synced meanwhile; the journal need not be, because its records are not
 //!                   needed any more. A leaf that several versions share is written once.
-//! Memory            a leaf that changes while a clone refers to it is copied. So the clone is let go partition by
-//!                   partition, as they are written to the page cache and before anything is synced: what is copied is
+//! Memory            a leaf that changes while a clone refers to it is copied. So the clone is dropped partition by
+//!                   partition, while they are written to the page cache and before anything is synced: what is copied is
 //!                   what changes in that time, and never more than the maps. Reading takes one buffer.
 //! Invariants        K1 a checkpoint under its final name is whole, durable, and speaks only of data that is
 //!                   durable; K2 the manifest names it before the journal and the checkpoint before it are removed.

@@ -3,9 +3,9 @@
 //! How it works      A bitmap for each chunk of [`CHUNK_SLOTS`] slots that has any used, under a lock of its own. A processor
 //!                   makes one chunk its home and takes slots there until it is full, so that processors meet in a
 //!                   chunk only when nothing else is left: then they take from each other's homes, down to the last slot.
-//! Invariants        N1 a slot is taken by one taker until it is given back;
-//!                   N2 an idle chunk with room is in `open`, but for the moment in which somebody looks at it;
-//!                   N3 nothing is taken from a chunk that is returning.
+//! Invariants        CH1 a slot is taken by one taker until it is given back;
+//!                   CH2 an idle chunk with free slots is in `open`, but for the moment in which somebody looks at it;
+//!                   CH3 nothing is taken from a chunk that is returning.
 //! Owner and locks   one lock for each chunk, held for a search in it; no two are ever held together. `open`, `empty` and
 //!                   `homes` are hints: who follows one looks at the chunk itself.
 
@@ -21,7 +21,7 @@ pub type SlotBits = [u64; WORDS];
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Role {
-    /// Nobody's in particular.
+    /// No home.
     #[default]
     Idle,
     /// A processor takes its slots here.
@@ -43,13 +43,13 @@ impl Chunk {
         self.used > 0 || self.role != Role::Idle
     }
 
-    fn has_room(&self) -> bool {
+    fn has_free_slots(&self) -> bool {
         u64::from(self.used) < CHUNK_SLOTS
     }
 
     /// Finds and takes the first free run, at most `want` slots.
     fn take_run(&mut self, want: u32) -> Option<(u32, u32)> {
-        if !self.has_room() || self.role == Role::Returning {
+        if !self.has_free_slots() || self.role == Role::Returning {
             return None;
         }
         let bits = self.bits.get_or_insert_default();
@@ -107,7 +107,7 @@ impl Chunks {
         self.used.load(Ordering::Acquire)
     }
 
-    /// Chunks that are not empty, or somebody's home.
+    /// Chunks that are not empty, or some processor's home.
     pub fn claimed(&self) -> u64 {
         self.claimed.load(Ordering::Acquire)
     }
@@ -123,8 +123,8 @@ impl Chunks {
         if chunk.used == 0 {
             chunk.bits = None;
         }
-        if chunk.role == Role::Idle && chunk.has_room() {
-            self.open.set(number); // N2
+        if chunk.role == Role::Idle && chunk.has_free_slots() {
+            self.open.set(number); // CH2
             if chunk.used == 0 {
                 self.empty.set(number);
             }
@@ -144,7 +144,7 @@ impl Chunks {
         self.change(chunk, |chunk| chunk.take_run(want))
     }
 
-    /// Takes slots in a chunk that is somebody's home.
+    /// Takes slots in a chunk that is some processor's home.
     pub fn take_in_any_home(&self, want: u32) -> Option<(u64, u32, u32)> {
         self.homes.all().find_map(|chunk| {
             let (first, count) = self.take_in(chunk, want)?;
@@ -152,9 +152,9 @@ impl Chunks {
         })
     }
 
-    /// Makes an idle chunk with room the caller's home.
+    /// Makes an idle chunk that is not full the caller's home: the chunk that it allocates from (elsewhere: its open segment).
     pub fn find_home(&self) -> Option<u64> {
-        self.find_home_in(&self.open, Chunk::has_room)
+        self.find_home_in(&self.open, Chunk::has_free_slots)
     }
 
     /// Makes an empty chunk the caller's home, if more than half of all are.
@@ -220,9 +220,9 @@ impl Chunks {
     /// Gives these very slots back.
     pub fn give_exactly(&self, chunk: u64, slots: &SlotBits) {
         self.change(chunk, |chunk| {
-            let bits = chunk.bits.as_mut().expect("N1: these are taken");
+            let bits = chunk.bits.as_mut().expect("CH1: these are taken");
             for (bits, slots) in bits.iter_mut().zip(slots) {
-                assert!(*bits & slots == *slots, "N1: a slot is given back once");
+                assert!(*bits & slots == *slots, "CH1: a slot is given back once");
                 *bits &= !slots;
                 chunk.used -= slots.count_ones();
             }
@@ -232,10 +232,10 @@ impl Chunks {
     /// Gives slots back; says whether nothing of the chunk is used any more.
     pub fn give(&self, chunk: u64, first: u32, count: u32) -> bool {
         self.change(chunk, |chunk| {
-            let bits = chunk.bits.as_mut().expect("N1: these are taken");
+            let bits = chunk.bits.as_mut().expect("CH1: these are taken");
             for slot in first..first + count {
                 let (word, mask) = place(slot);
-                assert!(bits[word] & mask != 0, "N1: a slot is given back once");
+                assert!(bits[word] & mask != 0, "CH1: a slot is given back once");
                 bits[word] &= !mask;
             }
             chunk.used -= count;
@@ -243,7 +243,7 @@ impl Chunks {
         })
     }
 
-    /// Takes an empty chunk out of use, to be punched (N3); `false` if it is not empty, or somebody's home.
+    /// Takes an empty chunk out of use, to be punched (CH3); `false` if it is not empty, or some processor's home.
     pub fn retire(&self, chunk: u64) -> bool {
         self.change(chunk, |chunk| {
             let empty = chunk.used == 0 && chunk.role == Role::Idle;

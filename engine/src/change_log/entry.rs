@@ -1,4 +1,4 @@
-//! Entry: what a [journal](super::journal) is made of and given: who writes it, what it goes on from, what is appended.
+//! Entry: what a [journal](super::journal) is made of and given: its identity, what it continues from, what is appended.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use crate::block_map::history::Rollback;
 use crate::system::{File, System};
 use crate::units::Epoch;
 
-/// Who writes a journal, and where.
+/// The identity of a journal: its writer and its paths.
 #[derive(Clone, Debug)]
 pub struct Identity {
     /// What has its files.
@@ -38,7 +38,7 @@ impl Identity {
     }
 }
 
-/// What a journal goes on from.
+/// What a journal continues from.
 #[derive(Debug)]
 pub struct Start {
     /// The first segment's number.

@@ -1,12 +1,12 @@
-//! Failed sync: the memory of one, which outlives the process for as long as the machine runs.
+//! Failed sync: a persistent record of a failed fsync (known as "fsyncgate"), valid for this boot.
 //!
-//! How it works      After a failed sync the kernel may call clean what never reached the disk, so that the first sync of
-//!                   the next process would succeed, and a flush be answered that has lost something. A small file in
-//!                   the volume's directory, a header that names the boot, says that a device or a journal has failed one:
-//!                   then it begins as failed, as it was. It is not synced: after the machine's next start no page of
-//!                   the old cache is left that could be mistaken.
-//! Invariants        FS1 it is set before whoever asked for the sync hears of it, and forgotten after what may have
-//!                   been lost is unnecessary, or hosts were told.
+//! How it works      After a failed fsync the kernel may mark pages as clean that never reached the disk. The first fsync of
+//!                   the next process would then succeed, and a flush would be answered although data was lost. A small file
+//!                   in the volume's directory, a header that names the boot, records that a device or a journal has failed
+//!                   a sync; the next process treats it as failed. The file is not synced: after a reboot nothing is left
+//!                   of the old page cache.
+//! Invariants        FS1 the record is made before the caller of the sync gets its error, and removed after the data that
+//!                   may be lost is no longer needed, or hosts were told.
 //! Owner and locks   one lock, held while the file changes.
 //! Errors            where it cannot be written, only this process remembers. One that cannot be read, or is damaged, counts as set.
 
@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex};
 
 use super::format::{FAILED_SYNC_MAGIC, FORMAT_VERSION, Header};
 use super::journal::Identity;
-use crate::deliberate::{Bug, bug};
+use crate::mutants::{Bug, bug};
 use crate::system::System;
 use crate::units::DeviceId;
 

@@ -2,7 +2,7 @@
 //!
 //! How it works      One function pair for each structure, `encode` and `decode`, over fixed offsets that are
 //!                   constants here and a table in docs/formats.md (a test compares the two).
-//! Errors            `decode` gives `None` for what is not whole; an unknown version or kind is told apart,
+//! Errors            `decode` gives `None` for what is incomplete; an unknown version or kind is distinguished,
 //!                   so that it can be refused untouched.
 
 use crate::block_map::place::Place;
@@ -388,7 +388,7 @@ impl Record {
             count,
             place: u64_at(bytes, 40),
         };
-        // A branch other than 0 belongs to a version that has clones or rollback.
+        // Reserved, 0 in every version so far: another value is from a version that this one does not know.
         if u32_at(bytes, 36) != 0 {
             return Err(bytes[4]);
         }

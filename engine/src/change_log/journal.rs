@@ -1,6 +1,6 @@
 //! Journal: one processor's records of one volume, appended through a shared mapping.
 //!
-//! How it works      Segments `pPPP-NNNNNNNNNN.journal`, fully allocated and mapped, of one size unless there is little room. The
+//! How it works      Segments `pPPP-NNNNNNNNNN.journal`, fully allocated and mapped, of one size unless there is little space. The
 //!                   processor appends; when a segment is full, or the volume is opened, a new one begins with
 //!                   the next sequence number, and what older ones hold from that number on does not count. The next
 //!                   one is [prepared](Prepared) by a pool thread when the newest is half full, so that the processor does
@@ -17,9 +17,9 @@
 //!                      also if the process is started again in between.
 //!                   J9 what a kill may come in the middle of is stored word by word, in an order that shows it: the begin
 //!                      of a segment, a commit mark, the number of the last record.
-//!                   J10 a store that fails for want of room loses nothing: it is made again at the next record or commit, in
+//!                   J10 a store that fails for lack of space loses nothing: it is made again at the next record or commit, in
 //!                      the same place. After one that fails otherwise, what was stored before may be lost as well, and the
-//!                      journal goes on as after a failed sync (J8).
+//!                      journal continues as after a failed sync (J8).
 //!                   J11 a commit succeeds only if, after its sync, each file that a start would read is at its path.
 //! Owner and locks   the records' bytes: the processor. The rest is in [`Shared`], with its locks.
 //! Durability        an appended record survives SIGKILL at once, power loss once `committed` has reached it. A
@@ -51,9 +51,9 @@ pub struct Journal {
     page: Page,
     next: Next,
     record: Vec<u8>,
-    /// The manifest does not say that the last record was appended: it has to before the next one is (its M2).
+    /// The manifest does not say that the last record was appended: it has to before the next one is (its MF2).
     unnamed: bool,
-    /// There was no room; nothing is tried before this time, nanoseconds.
+    /// There was no space; nothing is tried before this time, nanoseconds.
     no_room: Option<(Errno, u64)>,
     /// Bytes appended since the last checkpoint began.
     pub bytes_since_checkpoint: u64,
@@ -114,7 +114,7 @@ impl Journal {
         &self.shared
     }
 
-    /// Who writes it.
+    /// Its writer.
     pub fn identity(&self) -> &Identity {
         &self.identity
     }
@@ -128,7 +128,7 @@ impl Journal {
     /// Appends a record and returns its sequence number. From here on it survives SIGKILL. An error: it was not appended.
     pub fn append(&mut self, entry: Entry<'_>) -> std::result::Result<u64, Errno> {
         let Some((errno, until)) = self.no_room else {
-            return self.append_now(entry).inspect_err(|errno| self.had_no_room(*errno, 0));
+            return self.append_now(entry).inspect_err(|errno| self.had_no_space(*errno, 0));
         };
         let began = self.identity.system.monotonic_ns();
         if began < until {
@@ -137,12 +137,12 @@ impl Journal {
         self.no_room = None;
         self.append_now(entry).inspect_err(|errno| {
             let took = self.identity.system.monotonic_ns().saturating_sub(began);
-            self.had_no_room(*errno, took);
+            self.had_no_space(*errno, took);
         })
     }
 
-    /// Does not try for a while, where there was no room, which took so long to find out.
-    fn had_no_room(&mut self, errno: Errno, took_ns: u64) {
+    /// Does not try for a while, where there was no space, which took so long to find out.
+    fn had_no_space(&mut self, errno: Errno, took_ns: u64) {
         let least = NO_ROOM_NS.load(Ordering::Relaxed);
         if errno.is_no_space() && least > 0 {
             let pause = (10 * took_ns).clamp(least, NO_ROOM_NS_MAX);
@@ -177,7 +177,7 @@ impl Journal {
         self.next_seq += 1;
         self.bytes_since_checkpoint += length as u64;
         self.unnamed = self.page.appended(seq).is_err();
-        self.shared.reached.append(seq);
+        self.shared.watermark.append(seq);
         Ok(seq)
     }
 
@@ -203,7 +203,7 @@ impl Journal {
         Ok(())
     }
 
-    /// A store has failed: where that was not for want of room, a new segment and a checkpoint are due (J10).
+    /// A store has failed: where that was not for lack of space, a new segment and a checkpoint are due (J10).
     fn refuse(&mut self, errno: Errno) -> Errno {
         if !errno.is_no_space() {
             self.at = self.current.length;

@@ -1,6 +1,6 @@
 //! Known: a file that a start would read, as it was when this process made or read it.
 //!
-//! How it works      Somebody else can remove, rename, replace or truncate a file that this process has open. Calls on it still
+//! How it works      Other programs can remove, rename, replace or truncate a file that this process has open. Calls on it still
 //!                   succeed (except a store behind the end of a truncated one), and the next start does not find what they stored.
 //!                   So the file at the path is compared with the one that is known: [`super::shared`] does that before a commit succeeds
 //!                   ([why](../../../docs/decisions/0040-files-changed-from-outside.md)).

@@ -7,17 +7,17 @@
 //!                   appended, stored after each append without a system call: it is exact for as long as the host runs.
 //! When it is written   once for each run, when the journal is begun; once for each segment, when the first commit in it is
 //!                   durable; once for each checkpoint, when that has its name and before anything is removed for it.
-//! Invariants        M1 a file that the manifest names is durable before, and is removed after the manifest does not
+//! Invariants        MF1 a file that the manifest names is durable before, and is removed after the manifest does not
 //!                      name it any more, durably;
-//!                   M2 `appended` is stored after the record, so there is at most one record more than it says;
-//!                   M3 a turn that could not be made durable is written again to the same place, so the turns of the two
+//!                   MF2 `appended` is stored after the record, so there is at most one record more than it says;
+//!                   MF3 a turn that could not be made durable is written again to the same place, so the turns of the two
 //!                      copies always follow each other.
 //! What a crash leaves  at each step of those above, the older copy, or the newer one; both are right:
 //!                   - a checkpoint that has its name and is not named here: it counts; the older one and the journal are
 //!                     there, too;
 //!                   - a segment that was prepared, or begun, and has no commit mark: nothing of it was committed;
 //!                   - a run that was begun and is not named here: its segment was not begun, nothing was appended.
-//! If it is lost     a file that somebody has removed, replaced or truncated is written again, with both copies and the page,
+//! If it is lost     a file that another program has removed, replaced or truncated is written again, with both copies and the page,
 //!                   by the processor ([`Manifest::renew`]): what it says is in memory.
 //! Owner and locks   the copies: one lock, held while they are written. The page: the processor.
 //! Errors            reading: `Corrupt` for a file that is damaged or of another volume; it is left as it is.
@@ -29,8 +29,8 @@ use super::format::{FORMAT_VERSION, ends_at, possible, u32_at, u64_at};
 use super::journal::Identity;
 use super::known::Known;
 use crate::checksum;
-use crate::deliberate::{Bug, bug};
 use crate::error::{Errno, Error, ErrorKind, Result};
+use crate::mutants::{Bug, bug};
 use crate::system::File;
 use crate::system::mapping::Mapping;
 
@@ -112,7 +112,7 @@ pub struct Manifest {
 pub struct Page(Mapping);
 
 impl Page {
-    /// Record `seq` was appended (M2). Where that cannot be stored, no further record may be appended before it is.
+    /// Record `seq` was appended (MF2). Where that cannot be stored, no further record may be appended before it is.
     pub fn appended(&self, seq: u64) -> std::result::Result<(), Errno> {
         // SAFETY: the page belongs to the processor.
         unsafe {
@@ -222,7 +222,7 @@ pub fn read(identity: &Identity) -> Result<Option<Found>> {
 }
 
 impl Manifest {
-    /// Begins a run whose last record so far is `appended`: makes the manifest, or goes on with the one that was found.
+    /// Begins a run whose last record so far is `appended`: makes the manifest, or continues with the one that was found.
     /// `state` is what it will say, but for its turn.
     pub fn begin(
         identity: &Identity,
@@ -325,7 +325,7 @@ impl Manifest {
         change(&mut now);
         now.state.turn = before + 1;
         let at = COPY_OFFSETS[(now.state.turn % 2) as usize];
-        // What could not be made durable may be there all the same, so what it says is kept; its turn is used again (M3).
+        // What could not be made durable may be there all the same, so what it says is kept; its turn is used again (MF3).
         let written = now.file.write(&encode(&now.state, &self.identity), at);
         let synced = written.and_then(|()| now.file.sync());
         let there = synced.and_then(|()| now.known.is_there(&*self.identity.system));

@@ -26,14 +26,14 @@ pub mod journal;
 mod known;
 pub mod leaf_bytes;
 pub mod manifest;
-pub mod marks;
 mod old_segments;
-pub mod reached;
 pub mod recover;
 pub mod segment;
 mod shared;
 pub mod slots;
 pub mod space;
+pub mod used_slots;
+pub mod watermark;
 pub mod young;
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //!
 //! How it works      A segment's header was durable before it could be begun, so one that cannot be read is damaged, unless
 //!                   nothing was ever stored behind it. A segment that was not begun holds nothing that counts: whether it
-//!                   may be so is for the caller to see, who knows how far records must go. What the manifest names
+//!                   may be so the caller decides, because it knows how far records must go. What the manifest names
 //!                   must be there.
 //! Errors            `Corrupt`, with the file's name. Nothing is changed.
 
@@ -15,8 +15,8 @@ use super::format::{record_bytes, u16_at, u32_at};
 use super::journal::Identity;
 use super::manifest::State;
 use super::recover::corrupt;
-use crate::deliberate::{Bug, bug};
 use crate::error::{Errno, Error, Result};
+use crate::mutants::{Bug, bug};
 use crate::system::File;
 
 /// Bytes that come to the disk together.

@@ -22,13 +22,13 @@ use super::format::{FIRST_VERSION, HEADER_BYTES};
 use super::format::{Record, RecordKind, possible, seed, u32_at};
 use super::journal::{Identity, Start};
 use super::manifest::{self, Found};
-use super::marks::SlotSet;
 use super::old_segments::{Marks, OldSegment, may_be_lost, read_segments};
+use super::used_slots::SlotSet;
 use crate::block_map::history::History;
 use crate::block_map::place::Place;
 use crate::block_map::versions::{Change, Versions};
-use crate::deliberate::{Bug, bug};
 use crate::error::{Errno, Error, ErrorKind, Result};
+use crate::mutants::{Bug, bug};
 use crate::system::File;
 use crate::units::{BlockIndex, Epoch, PartitionIndex};
 
@@ -39,12 +39,12 @@ pub struct Recovered {
     pub partitions: BTreeMap<PartitionIndex, Versions>,
     /// The epoch of the checkpoint that it was read from; 0: there was none.
     pub checkpoint_epoch: Epoch,
-    /// The catalog's last so many rollbacks came after everything that was read back: the journal is to be told of them.
+    /// The catalog's last so many rollbacks came after everything that was read back: the journal has to record them.
     pub redone: usize,
     /// The number of the next record.
     pub next_seq: u64,
     /// The last record that the checkpoint covers: no other is known to survive a power loss before the next sync has
-    /// ended, as a mark that was read back may not be durable.
+    /// ended, because a mark that was read back may not be durable.
     pub covered: u64,
     /// The number of the next segment or checkpoint.
     pub next_number: u64,
@@ -70,7 +70,7 @@ pub struct Recovered {
 }
 
 impl Recovered {
-    /// What the next run's journal goes on from; the segments are taken.
+    /// What the next run's journal continues from; the segments are taken.
     pub fn start(&mut self) -> Start {
         Start {
             number: self.next_number,
@@ -114,7 +114,7 @@ impl Shape {
     /// Has snapshots not show what they did not have, when the partition was of so many blocks.
     pub fn hide(&self, versions: &mut Versions, history: &History, blocks: u32) {
         for (grown, from) in self.hidden.iter().filter(|(_, from)| *from < blocks) {
-            versions.hide(grown - 1, history.marks(), *from);
+            versions.hide(grown - 1, history.retained_epochs(), *from);
         }
     }
 
@@ -208,7 +208,7 @@ fn roll_back(
     *epoch = (*epoch).max(history.rollbacks()[number].at + 1);
 }
 
-/// Lets go of what only snapshots that are gone have seen.
+/// Releases what only snapshots that are gone have seen.
 fn forget_gone(
     recovered: &mut Recovered,
     history: &History,
@@ -225,7 +225,7 @@ fn forget_gone(
         let shape = shape_of(*partition).expect("it was read back as one of this processor's");
         shape.hide(versions, history, shape.blocks);
         versions.prune(history, &mut free);
-        for mark in history.marks().iter().filter(|mark| !history.has(**mark)) {
+        for mark in history.retained_epochs().iter().filter(|mark| !history.has(**mark)) {
             versions.forget(*mark, history, &mut free);
         }
     }
@@ -275,21 +275,22 @@ fn replay_all(
     let covered = recovered.covered; // by the checkpoint: the journal may have lost these
     let boot = state.map_or(last.header.boot_id, |state| state.boot_id);
     let same_boot = boot == identity.boot_id || bug(Bug::PastTheMark);
-    // The newest mark may have reached the disk before the records that it covers: its sync may not have ended. The
-    // one before it is followed by another, so its sync has.
-    let before = marks.iter().rev().nth(1).map_or(0, |mark| *mark).max(covered);
-    let (limit, required) = if same_boot {
+    // The newest mark may have reached the disk before the records that it covers, if its sync has not ended. The sync of
+    // the mark before it has ended, because another mark follows it.
+    let mark_before_newest = marks.iter().rev().nth(1).map_or(0, |mark| *mark).max(covered);
+    let (replay_until, must_reach) = if same_boot {
         (u64::MAX, newest)
     } else if bug(Bug::BetweenMarks) || all_there(segments, &ends, recovered.next_seq, newest)? {
-        (newest, before)
+        (newest, mark_before_newest)
     } else {
-        (before, before)
+        (mark_before_newest, mark_before_newest)
     };
-    let before = history.before_rollback(agreement.rolled());
+    let history_before_rollback = history.before_rollback(agreement.rolled());
     let (bytes, sums) = (Vec::new(), Vec::new());
-    let mut replay = Replay { recovered, history, before, agreement, shape_of, bytes, sums };
+    let mut replay =
+        Replay { recovered, history, history_before_rollback, agreement, shape_of, bytes, sums };
     for (index, (segment, segment_end)) in segments.iter().zip(ends).enumerate() {
-        let end = segment_end.min(limit);
+        let end = segment_end.min(replay_until);
         let next_seq = replay.recovered.next_seq;
         if segment_end < next_seq || segment.first_seq > end {
             continue; // the checkpoint has it all, or none of it counts
@@ -302,7 +303,7 @@ fn replay_all(
         }
         let reached = replay.segment(segment, end, same_boot)?;
         if reached < end {
-            let wanted = if same_boot && segment_end != u64::MAX { end } else { required };
+            let wanted = if same_boot && segment_end != u64::MAX { end } else { must_reach };
             if reached.max(covered) < wanted {
                 return Err(corrupt(&segment.path, format!("record {} is missing", reached + 1)));
             }
@@ -310,7 +311,7 @@ fn replay_all(
         }
     }
     let Replay { recovered, agreement, .. } = replay;
-    if recovered.next_seq <= required {
+    if recovered.next_seq <= must_reach {
         let what = format!("record {} is missing", recovered.next_seq);
         return Err(corrupt(&last.path, what));
     }
@@ -319,7 +320,7 @@ fn replay_all(
     Ok(agreement.rolled())
 }
 
-/// Whether all records from `first` to `last` can be read. One that a power loss has not left whole is told from one that is
+/// Whether all records from `first` to `last` can be read. One that a power loss has not left complete is distinguished from one that is
 /// damaged, which is an error.
 fn all_there(segments: &[OldSegment], ends: &[u64], first: u64, last: u64) -> Result<bool> {
     let (mut bytes, mut sums, mut next) = (Vec::new(), Vec::new(), first);
@@ -351,7 +352,7 @@ struct Replay<'a, F> {
     recovered: &'a mut Recovered,
     history: &'a History,
     /// As it was before the next rollback.
-    before: History,
+    history_before_rollback: History,
     agreement: Agreement<'a>,
     shape_of: &'a F,
     bytes: Vec<u8>,
@@ -401,7 +402,7 @@ impl<F: Fn(PartitionIndex) -> Option<Shape>> Replay<'_, F> {
         let rolled = self.agreement.rolled();
         for number in rolled..rolled + self.agreement.meet(record, version)? {
             roll_back(self.recovered, self.history, number, record.seq, self.shape_of);
-            self.before = self.history.before_rollback(number + 1);
+            self.history_before_rollback = self.history.before_rollback(number + 1);
         }
         let recovered = &mut *self.recovered;
         if record.kind != RecordKind::Map {
@@ -418,7 +419,7 @@ impl<F: Fn(PartitionIndex) -> Option<Shape>> Replay<'_, F> {
         let entry = recovered.partitions.entry(record.partition);
         let rolled = self.agreement.rolled();
         let versions = entry.or_insert_with(|| shape.fresh(self.history, rolled));
-        versions.freeze_before(record.epoch, self.history.marks());
+        versions.freeze_before(record.epoch, self.history.retained_epochs());
         let change = Change {
             epoch: record.epoch,
             first: record.first,
@@ -428,7 +429,9 @@ impl<F: Fn(PartitionIndex) -> Option<Shape>> Replay<'_, F> {
             seq: record.seq,
         };
         let freed = &mut recovered.freed;
-        versions.apply(change, &self.before, |_, count, place| freed.add(place, count));
+        versions.apply(change, &self.history_before_rollback, |_, count, place| {
+            freed.add(place, count)
+        });
         Ok(())
     }
 }

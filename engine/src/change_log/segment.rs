@@ -15,9 +15,9 @@ use super::format::{
 };
 use super::journal::Identity;
 use super::known::Known;
-use crate::deliberate::{Bug, bug};
 use crate::error::Errno;
 use crate::limits::{FIRST_SEGMENTS_ROOM, SEGMENT_BYTES, SEGMENT_BYTES_MIN, SEGMENT_BYTES_SMALL};
+use crate::mutants::{Bug, bug};
 use crate::system::File;
 use crate::system::mapping::Mapping;
 
@@ -64,7 +64,7 @@ impl Prepared {
         Prepared::make_sized(identity, number, previous, length)
     }
 
-    /// Makes the first one of a run: a small one where there is little room, so that the volumes that are started after this
+    /// Makes the first one of a run: a small one where there is little space, so that the volumes that are started after this
     /// one can be read as well.
     pub fn make_first(
         identity: &Identity,
@@ -83,7 +83,7 @@ impl Prepared {
         }
     }
 
-    /// Makes one of the full size, or a smaller one where there is no room for that.
+    /// Makes one of the full size, or a smaller one where there is no space for that.
     pub fn make_small(
         identity: &Identity,
         number: u64,
@@ -100,7 +100,7 @@ impl Prepared {
         Err(last)
     }
 
-    /// Whether it is smaller than segments are where there is room.
+    /// Whether it is smaller than segments are where there is space.
     pub fn is_small(&self) -> bool {
         self.length < SEGMENT_BYTES.load(Ordering::Relaxed)
     }
@@ -148,14 +148,14 @@ impl Prepared {
     }
 
     /// Has its pages in memory: else the processor would meet each one for the first time.
-    pub fn warm(&self) {
-        self.map.warm();
+    pub fn prefault(&self) {
+        self.map.prefault();
     }
 
     /// Begins it (J9). Where that cannot be stored, it is given back: it was not begun, and may be later.
     pub fn begin(self, first_seq: u64) -> std::result::Result<Segment, Box<(Prepared, Errno)>> {
         for (index, word) in Begin::words(first_seq).into_iter().enumerate() {
-            // SAFETY: nobody else has the mapping yet.
+            // SAFETY: no other thread has the mapping yet.
             if let Err(errno) = unsafe { self.map.store_word(BEGIN_OFFSET + index * 8, word) } {
                 return Err(Box::new((self, errno)));
             }

@@ -2,11 +2,11 @@
 //!
 //! How it works      A flush calls [`Shared::commit`], a checkpoint [`Shared::named`] and then [`Shared::covered`]. At its end a commit
 //!                   checks that the files that a start would read are still at their paths
-//!                   ([`super::known`]). If one is not, the journal goes on as after a failed sync (J8): the processor
+//!                   ([`super::known`]). If one is not, the journal continues as after a failed sync (J8): the processor
 //!                   writes the manifest again if that is gone, begins a new segment, and writes a checkpoint, so that nothing
 //!                   needs what was lost.
 //! Invariants        J6, J7, J8, J10, J11 (see the journal).
-//! Owner and locks   `committing`, then the list of segments, which is held for a push or a clone. The marks' bytes: whoever holds
+//! Owner and locks   `committing`, then the list of segments, which is held for a push or a clone. The marks' bytes: the thread that holds
 //!                   `committing`. A file that is not needed any more is taken off the lists under `committing`, and only
 //!                   then removed, so a check under `committing` never misses a file that this process has removed.
 
@@ -19,10 +19,10 @@ use super::failed_sync::FailedSync;
 use super::format::Mark;
 use super::known::Known;
 use super::manifest::Manifest;
-use super::reached::Reached;
 use super::segment::{Segment, needless};
-use crate::deliberate::{Bug, bug};
+use super::watermark::Watermark;
 use crate::error::Errno;
+use crate::mutants::{Bug, bug};
 use crate::system::File;
 
 /// How many paths of files that were gone are kept until somebody asks.
@@ -57,7 +57,7 @@ pub struct Gone {
 
 /// Why a commit was not made.
 enum Refused {
-    /// Its mark could not be stored, for want of room: nothing is lost (J10).
+    /// Its mark could not be stored, for lack of space: nothing is lost (J10).
     Unmarked(Errno),
     /// What was to be durable may be lost (J8).
     Unsynced(Errno),
@@ -73,7 +73,7 @@ impl From<Errno> for Refused {
 #[derive(Debug)]
 pub struct Shared {
     /// How far it has got, and syncs may commit it.
-    pub reached: Reached,
+    pub watermark: Watermark,
     committed: AtomicU64,
     /// The processor has places that wait for a commit.
     expecting: AtomicBool,
@@ -106,7 +106,7 @@ impl Shared {
             kept.push(Known::finished(system, identity.checkpoint_path(start.checkpoint.0))?);
         }
         Ok(Shared {
-            reached: Reached::new(start.next_seq - 1),
+            watermark: Watermark::new(start.next_seq - 1),
             committed: AtomicU64::new(start.covered),
             expecting: AtomicBool::new(false),
             segments: Mutex::new(vec![segment]),
@@ -120,7 +120,7 @@ impl Shared {
 
     /// The last record appended.
     pub fn appended(&self) -> u64 {
-        self.reached.appended()
+        self.watermark.appended()
     }
 
     /// The last record that survives a power loss.
@@ -198,7 +198,7 @@ impl Shared {
         Ok(None)
     }
 
-    /// Looks now, unless a commit is under way, and says what was found. Where a file is gone, the caller has to tell the
+    /// Looks now, unless a commit is in flight, and says what was found. Where a file is gone, the caller has to tell the
     /// processor that the journal has failed.
     pub fn look_for_files(&self) -> Gone {
         let mut committing = match self.committing.try_lock() {

@@ -13,8 +13,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use super::chunks::Chunks;
-use super::marks::{LogMarks, Marks};
 use super::space::{CHUNK_SLOTS, EmptyChunk, Log};
+use super::used_slots::{LogUsedSlots, UsedSlots};
 use super::young::Young;
 use crate::block_map::place::Place;
 
@@ -56,7 +56,7 @@ impl LogShare {
     }
 }
 
-/// Takes a run in a home, or in the next one that `find` makes it when there is no room left.
+/// Takes a run in a home, or in the next one that `find` makes it when there is no space left.
 fn take_at(
     log: &Log,
     home: &mut Option<u64>,
@@ -103,13 +103,14 @@ impl Slots {
         self.log_shares.entry(log.number).or_insert_with(new)
     }
 
-    /// Hands out up to `want` consecutive slots, in the first of `logs` that has room; a long run rather in another one of
-    /// the first `alike`, which are as good as each other, than in pieces. So many were claimed (S2), so there are some:
-    /// `logs` are all that are counted.
-    pub fn take(&mut self, logs: &[Arc<Log>], alike: usize, want: u32) -> (Place, u32) {
+    /// Allocates up to `want` consecutive slots. They were claimed (S2), and `logs` are all that are counted, so some are
+    /// free. Tried in this order:
+    /// - for a long run: the first of the `equal_priority` first logs that has all of it in one piece;
+    /// - the first of `logs` that has any.
+    pub fn take(&mut self, logs: &[Arc<Log>], equal_priority: usize, want: u32) -> (Place, u32) {
         let whole = |log: &Arc<Log>| self.log_share(log).take_long(want);
         if want >= LONG_RUN
-            && let Some(run) = logs[..alike].iter().find_map(whole)
+            && let Some(run) = logs[..equal_priority].iter().find_map(whole)
         {
             return run;
         }
@@ -133,8 +134,8 @@ impl Slots {
     }
 
     /// Takes what recovered maps refer to. `Err`: a slot that another processor's maps refer to as well.
-    pub fn take_marked(&mut self, marks: Marks) -> Result<(), Place> {
-        for LogMarks { log, chunks } in marks.logs {
+    pub fn take_used(&mut self, used: UsedSlots) -> Result<(), Place> {
+        for LogUsedSlots { log, chunks } in used.logs {
             self.log_share(&log);
             for (chunk, bits) in chunks.iter().enumerate() {
                 let Some(bits) = bits else { continue };

@@ -4,19 +4,19 @@
 //!                   straddle two extents. Before a processor takes slots it claims so many; what is claimed is there,
 //!                   wherever in the logs that may be. So a write finds all its slots, or takes none. Which slots are
 //!                   used is not stored: it follows from the maps that refer to them.
-//! Invariants        P1 the slots of logs that every processor knows are claimed or used, free, or of a chunk that is
+//! Invariants        SP1 the slots of logs that every processor knows are claimed or used, free, or of a chunk that is
 //!                      returning, and the free ones are counted in `free`, never too many of them;
-//!                   P2 slots on their way to be free are counted in `waiting` or `returning` until `free` has them, and
-//!                      those of writes under way, which may free others, in `landing` from before `free` has lost
+//!                   SP2 slots on their way to be free are counted in `waiting` or `returning` until `free` has them, and
+//!                      those of writes in flight, which may free others, in `in_flight` from before `free` has lost
 //!                      them until `waiting` has what they have freed.
-//!                   P3 after a kill, slots that what the disk holds may refer to, but no map in memory does, are held: used
+//!                   SP3 after a kill, slots that what the disk holds may refer to, but no map in memory does, are held: used
 //!                      and counted in `waiting`, until what was read back is durable (J4).
 //! Owner and locks   counters, and the locks of the chunks; logs are only ever added.
 
 use std::sync::Arc;
 
 use super::chunks::{Chunks, SlotBits};
-use super::marks::SlotSet;
+use super::used_slots::SlotSet;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::device::Device;
 use crate::sync::{AtomicU64, Mutex, Ordering, RwLock};
@@ -81,12 +81,12 @@ pub struct Space {
     free: AtomicU64,
     waiting: AtomicU64,
     returning: AtomicU64,
-    landing: AtomicU64,
+    in_flight: AtomicU64,
     size: AtomicU64,
     held: Mutex<Vec<Held>>,
 }
 
-/// Slots of one chunk that are held (P3).
+/// Slots of one chunk that are held (SP3).
 #[derive(Debug)]
 struct Held {
     log: Arc<Log>,
@@ -100,7 +100,7 @@ struct Held {
 pub struct Use {
     /// All slots.
     pub size: u64,
-    /// Those that maps refer to, or that writes under way have taken.
+    /// Those that maps refer to, or that writes in flight have taken.
     pub used: u64,
 }
 
@@ -118,13 +118,13 @@ impl Space {
         Ok(log)
     }
 
-    /// Counts the slots of a log that every processor knows (P1), of which so many were used before.
+    /// Counts the slots of a log that every processor knows (SP1), of which so many were used before.
     pub fn open(&self, log: &Log, used: u64) {
         self.size.fetch_add(log.size(), Ordering::AcqRel);
         self.give(log.size() - used);
     }
 
-    /// Holds those of these slots that no map in memory refers to, until [`Space::let_go`] (P3). Before its logs are opened.
+    /// Holds those of these slots that no map in memory refers to, until [`Space::release_held`] (SP3). Before its logs are opened.
     pub fn hold(&self, slots: SlotSet) {
         let mut held = self.held.lock().expect("no holder panics");
         for ((number, chunk), mut slots) in slots.into_chunks() {
@@ -139,22 +139,22 @@ impl Space {
     }
 
     /// What was read back is durable: nothing is held any more. Says whether anything was.
-    pub fn let_go(&self) -> bool {
+    pub fn release_held(&self) -> bool {
         let held = std::mem::take(&mut *self.held.lock().expect("no holder panics"));
         for Held { log, chunk, slots, count } in &held {
             log.slots.give_exactly(*chunk, slots);
             self.give(*count);
-            self.count_waiting(*count, 0); // P2
+            self.count_waiting(*count, 0); // SP2
         }
         !held.is_empty()
     }
 
     /// Claims so many slots, to be taken at once; `false` if there are not so many free.
     pub fn claim(&self, slots: u64) -> bool {
-        self.landing.fetch_add(slots, Ordering::SeqCst); // P2
+        self.in_flight.fetch_add(slots, Ordering::SeqCst); // SP2
         let claimed = self.take_free(slots);
         if !claimed {
-            self.landing.fetch_sub(slots, Ordering::SeqCst);
+            self.in_flight.fetch_sub(slots, Ordering::SeqCst);
         }
         claimed
     }
@@ -166,12 +166,12 @@ impl Space {
 
     /// A write with so many of the slots that were claimed has landed: they are recorded, or given back.
     pub fn land(&self, slots: u64) {
-        self.landing.fetch_sub(slots, Ordering::SeqCst);
+        self.in_flight.fetch_sub(slots, Ordering::SeqCst);
     }
 
-    /// Slots of writes under way.
-    pub fn landing(&self) -> u64 {
-        self.landing.load(Ordering::SeqCst)
+    /// Slots of writes in flight.
+    pub fn in_flight(&self) -> u64 {
+        self.in_flight.load(Ordering::SeqCst)
     }
 
     /// So many slots are free: given back, or claimed and not taken.
@@ -202,7 +202,7 @@ impl Space {
 
     /// Takes an empty chunk out of use for as long as it is punched, if there is other room enough.
     pub fn retire(&self, chunk: &EmptyChunk) -> bool {
-        self.returning.fetch_add(CHUNK_SLOTS, Ordering::AcqRel); // P2
+        self.returning.fetch_add(CHUNK_SLOTS, Ordering::AcqRel); // SP2
         let mut retired = self.take_free(CHUNK_SLOTS);
         if retired && !chunk.log.slots.retire(chunk.chunk) {
             self.give(CHUNK_SLOTS);
@@ -218,7 +218,7 @@ impl Space {
     pub fn revive(&self, chunk: &EmptyChunk) {
         chunk.log.slots.revive(chunk.chunk);
         self.give(CHUNK_SLOTS);
-        self.returning.fetch_sub(CHUNK_SLOTS, Ordering::AcqRel); // P2
+        self.returning.fetch_sub(CHUNK_SLOTS, Ordering::AcqRel); // SP2
     }
 
     /// What is used, of how much.

@@ -5,7 +5,7 @@
 //!                   what is written to it meanwhile harms nothing. A slot is young from when a record speaks of it until
 //!                   a sync begins that may put a mark behind that record, or a checkpoint that holds it. After a kill all
 //!                   records count, and the one that gave it back is among them.
-//! Invariants        Y1 a sync says that it has begun ([`Reached::begin_commit`](super::reached::Reached::begin_commit)) before
+//! Invariants        Y1 a sync says that it has begun ([`Watermark::begin_commit`](super::watermark::Watermark::begin_commit)) before
 //!                      it looks how far the journal has got, and a processor looks for that after it has appended the
 //!                      record that gives a slot back: so either the sync covers that record too, or the processor knows
 //!                      of the sync, and what came before it is not young.
@@ -24,19 +24,22 @@ use crate::units::Epoch;
 #[derive(Debug, Default)]
 pub struct Young {
     /// What the latest sync covers that was known as these were taken.
-    covering: u64,
+    sync_watermark: u64,
     /// In which these were written.
     epoch: Epoch,
     slots: FxHashMap<(u16, u64), Box<SlotBits>>,
 }
 
 impl Young {
-    /// A sync, the latest that has begun, covers the records up to `covering`, and this is the epoch of new writes: where
+    /// A sync, the latest that has begun, covers the records up to `sync_watermark`, and this is the epoch of new writes: where
     /// either is news, no slot is young.
-    pub fn see(&mut self, covering: u64, epoch: Epoch) {
+    pub fn see(&mut self, sync_watermark: u64, epoch: Epoch) {
         // While a sync begins, it is not known how many: all.
-        if covering != self.covering || covering == u64::MAX || epoch != self.epoch {
-            self.covering = covering;
+        if sync_watermark != self.sync_watermark
+            || sync_watermark == u64::MAX
+            || epoch != self.epoch
+        {
+            self.sync_watermark = sync_watermark;
             self.epoch = epoch;
             self.clear();
         }
@@ -49,7 +52,7 @@ impl Young {
 
     /// Slots of a log's chunk that record `seq` refers to, the first that does: young, unless a sync covers it.
     pub fn add(&mut self, seq: u64, chunk: (u16, u64), first: u32, count: u32) {
-        if seq <= self.covering {
+        if seq <= self.sync_watermark {
             return; // it was appended, and the sync began, before the processor looked
         }
         let bits = self.slots.entry(chunk).or_default();

@@ -1,4 +1,4 @@
-//! Check: a volume that nobody serves, read back and compared with its change logs; changes nothing.
+//! Check: a volume that is not served, read back and compared with its change logs; changes nothing.
 //!
 //! How it works      Recovery reads each processor's checkpoint and journal, as it would before serving. Every slot that a
 //!                   map refers to has to be inside its log, and be referred to once, however many versions see it.
@@ -23,7 +23,7 @@ use crate::units::{BLOCK_SIZE, DeviceId, PartitionIndex};
 use crate::volume::geometry::Extent;
 
 const BLOCK: usize = BLOCK_SIZE as usize;
-/// Problems that are told in words; all are counted.
+/// Problems that are described; all are counted.
 const TOLD_MAX: usize = 100;
 
 /// What was found.
@@ -92,7 +92,7 @@ fn recover_one(spec: &VolumeSpec, identity: &Identity) -> Result<Recovered> {
 }
 
 impl Check<'_> {
-    /// The devices of change logs, read-only. One that has no path is missing, which who has made the paths has told; one
+    /// The devices of change logs, read-only. One that has no path is missing, which the caller has reported; one
     /// that cannot be opened is a problem: nothing of it is checked.
     fn open_devices(
         &mut self,

@@ -16,9 +16,9 @@ const EVENTS_MAX: usize = 4096;
 /// Something that has happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// Writes of this volume wait for room in its change logs: there will be none unless somebody makes it.
+    /// Writes of this volume wait for space in its change logs: none is freed unless Python does so.
     LogFull(VolumeId),
-    /// A journal of this volume needs its next segment soon, and there is no room for one.
+    /// A journal of this volume needs its next segment soon, and there is no space for one.
     JournalFull(VolumeId),
     /// This device does not answer; requests to it end with EIO after a while.
     DeviceSilent(DeviceId),

@@ -1,12 +1,12 @@
-//! Growing a volume while it is in use.
+//! Growth a volume while it is in use.
 //!
 //! How it works      Everything that can fail comes first: devices are looked up, processors that had no partition of it get
-//!                   a journal. Then each share is told ([`crate::processor::growing`]), and a new [`Volume`] with the same
+//!                   a journal. Then each share is told ([`crate::processor::grow`]), and a new [`Volume`] with the same
 //!                   shares and the new ones takes the place of the old one, for control calls and for those who connect
-//!                   from now on. Connections that are there go on with the old one until they are asked for what it does not have: a
+//!                   from now on. Connections that are there continue with the old one until they are asked for what it does not have: a
 //!                   kernel's client is told the new size while it is connected.
-//! Invariants        G1 partitions keep their processors, numbers and bytes: an older geometry is the beginning of a newer one;
-//!                   G2 no cut is made meanwhile: the snapshots that do not show what is new are those that exist.
+//! Invariants        GR1 partitions keep their processors, numbers and bytes: an older geometry is the beginning of a newer one;
+//!                   GR2 no cut is made meanwhile: the snapshots that do not show what is new are those that exist.
 //! Durability        The catalog has recorded the growth before: whatever is written to what is new is read back with it.
 //! Errors            the volume is what it was.
 
@@ -17,12 +17,12 @@ use crate::change_log::journal::Identity;
 use crate::change_log::recover::files;
 use crate::engine::Engine;
 use crate::engine::spec::{VolumeSpec, check};
-use crate::engine::volumes::{Begun, Intake, begin, index_by_processor, recover_all};
+use crate::engine::volumes::{Begun, SharePlan, begin, index_by_processor, recover_all};
 use crate::error::{Error, ErrorKind, Result};
-use crate::processor::growing::Growing;
-use crate::processor::hunger::Ask;
+use crate::processor::grow::Growth;
 use crate::processor::queue::{Control, Event, ask};
-use crate::processor::share::{Parts, Share};
+use crate::processor::share::{Share, ShareConfig};
+use crate::processor::space_waiters::Ask;
 use crate::units::BLOCK_SIZE;
 use crate::volume::geometry::{Extent, Geometry};
 use crate::volume::{ShareRef, Volume};
@@ -31,7 +31,7 @@ impl Engine {
     /// Has a volume grow to what `spec` says of it.
     pub fn grow_volume(&self, spec: VolumeSpec) -> Result<()> {
         check(&spec)?;
-        let _no_cut = self.cutting.lock().expect("no holder panics"); // G2
+        let _no_cut = self.cutting.lock().expect("no holder panics"); // GR2
         let volume = self.volume(spec.id)?;
         let geometry = Arc::new(self.geometry(&spec)?);
         check_growth(&volume, &geometry)?;
@@ -40,17 +40,17 @@ impl Engine {
         self.refuse_stuck(&new.map(|extent| Arc::clone(&extent.device)).collect::<Vec<_>>())?;
         self.check_history(&volume, &spec)?;
         let (known, new): (Vec<_>, Vec<_>) = self
-            .intakes(&spec, &geometry)?
+            .plans(&spec, &geometry)?
             .into_iter()
-            .partition(|intake| share_of(&volume, intake).is_some());
-        let identities: Vec<_> = new.iter().map(|intake| intake.identity.clone()).collect();
+            .partition(|plan| share_of(&volume, plan).is_some());
+        let identities: Vec<_> = new.iter().map(|plan| plan.identity.clone()).collect();
         let begun = self.begin_all(new, &spec, &geometry, &volume);
         let begun = begun.inspect_err(|_| identities.iter().for_each(remove_files))?;
         for extent in geometry.partitions.iter().flat_map(|partition| &partition.extents) {
             volume.durable.add_device(&extent.device);
         }
-        for intake in &known {
-            self.tell(&volume, intake, &geometry)?;
+        for plan in &known {
+            self.tell(&volume, plan, &geometry)?;
         }
         let grown = self.put_together(&volume, &spec, &geometry, begun);
         self.exports.grow(&grown);
@@ -76,35 +76,35 @@ impl Engine {
     /// Journals for processors that had no partition of the volume.
     fn begin_all(
         &self,
-        new: Vec<Intake>,
+        new: Vec<SharePlan>,
         spec: &VolumeSpec,
         geometry: &Geometry,
         volume: &Volume,
     ) -> Result<Vec<Begun>> {
         let recovered = recover_all(&new, spec, geometry, &volume.space, self.system.threaded())?;
         let epoch = volume.epoch.load(Ordering::Acquire);
-        let begin_one = |(intake, (recovered, slots))| {
-            let (journal, locals) = begin(&intake, recovered, geometry, spec, epoch)?;
-            Ok((intake, journal, locals, slots))
+        let begin_one = |(plan, (recovered, slots))| {
+            let (journal, locals) = begin(&plan, recovered, geometry, spec, epoch)?;
+            Ok((plan, journal, locals, slots))
         };
         new.into_iter().zip(recovered).map(begin_one).collect()
     }
 
     /// Tells a share what is new, and waits until it serves it.
-    fn tell(&self, volume: &Volume, intake: &Intake, geometry: &Arc<Geometry>) -> Result<()> {
-        let Some(share) = share_of(volume, intake) else { return Ok(()) };
+    fn tell(&self, volume: &Volume, plan: &SharePlan, geometry: &Arc<Geometry>) -> Result<()> {
+        let Some(share) = share_of(volume, plan) else { return Ok(()) };
         let before = volume.geometry.partitions.len() as u32;
         let blocks = |number: u32| (geometry.partition_bytes(number) / BLOCK_SIZE) as u32;
         let last = before - 1;
-        let longer = intake.partitions.contains(&last)
+        let longer = plan.partitions.contains(&last)
             && geometry.partition_bytes(last) > volume.geometry.partition_bytes(last);
         let local = geometry.partitions[last as usize].local;
-        let new = intake.partitions.iter().filter(|number| **number >= before);
+        let new = plan.partitions.iter().filter(|number| **number >= before);
         let added: Vec<_> = new.map(|number| (*number, blocks(*number))).collect();
         ask(&*self.system, &share.queue, |answer| {
             let longer = longer.then(|| (local, blocks(last)));
             let geometry = Arc::clone(geometry);
-            Control::Grow(volume.share, Box::new(Growing { geometry, longer, added, answer }))
+            Control::Grow(volume.share, Box::new(Growth { geometry, longer, added, answer }))
         })
     }
 
@@ -118,18 +118,18 @@ impl Engine {
     ) -> Arc<Volume> {
         let epoch = volume.epoch.load(Ordering::Acquire);
         let mut shares = volume.shares.clone();
-        for (intake, journal, locals, slots) in begun {
-            volume.durable.add_journal(journal.shared(), &intake.share.queue, volume.share);
-            let share = Share::new(Parts {
+        for (plan, journal, locals, slots) in begun {
+            volume.durable.add_journal(journal.shared(), &plan.share.queue, volume.share);
+            let share = Share::new(ShareConfig {
                 number: volume.share,
                 geometry: Arc::clone(geometry),
-                source: volume.source.clone(),
+                origin: volume.origin.clone(),
                 space: Arc::clone(&volume.space),
-                hunger: Arc::clone(&volume.hunger),
+                space_waiters: Arc::clone(&volume.space_waiters),
                 ask: Ask { events: Arc::clone(&self.events), volume: volume.id },
                 flusher: Arc::clone(&volume.flusher),
                 bad: Arc::clone(&volume.bad),
-                stats: Arc::clone(&intake.share.stats),
+                stats: Arc::clone(&plan.share.stats),
                 locals,
                 journal,
                 slots,
@@ -141,8 +141,8 @@ impl Engine {
                 named_log: spec.named_log(),
             });
             let control = Control::AddShare(volume.share, Box::new(share));
-            intake.share.queue.push(Event::Control(Box::new(control)));
-            shares.push(intake.share);
+            plan.share.queue.push(Event::Control(Box::new(control)));
+            shares.push(plan.share);
         }
         let mut bounds = volume.bounds.clone();
         bounds.push((epoch, volume.geometry.size));
@@ -151,9 +151,9 @@ impl Engine {
             name: volume.name.clone(),
             share: volume.share,
             geometry: Arc::clone(geometry),
-            source: volume.source.clone(),
+            origin: volume.origin.clone(),
             space: Arc::clone(&volume.space),
-            hunger: Arc::clone(&volume.hunger),
+            space_waiters: Arc::clone(&volume.space_waiters),
             durable: Arc::clone(&volume.durable),
             bad: Arc::clone(&volume.bad),
             flusher: Arc::clone(&volume.flusher),
@@ -172,8 +172,8 @@ impl Engine {
     }
 }
 
-fn share_of<'a>(volume: &'a Volume, intake: &Intake) -> Option<&'a ShareRef> {
-    volume.shares.iter().find(|share| share.processor == intake.share.processor)
+fn share_of<'a>(volume: &'a Volume, plan: &SharePlan) -> Option<&'a ShareRef> {
+    volume.shares.iter().find(|share| share.processor == plan.share.processor)
 }
 
 /// Removes what a growth that failed has left.
@@ -184,7 +184,7 @@ fn remove_files(identity: &Identity) {
     let _ = identity.system.remove(&identity.manifest);
 }
 
-/// Refuses what is not larger, or does not begin as it was (G1).
+/// Refuses what is not larger, or does not begin as it was (GR1).
 fn check_growth(volume: &Volume, geometry: &Geometry) -> Result<()> {
     let old = &volume.geometry;
     let wrong = |what: &str| {

@@ -4,7 +4,7 @@
 //!                   under a short lock, then talks to processors by their queues.
 //! Owner and locks   `devices`, `volumes`, `processors`: one lock each, held for a look-up or a change. `cutting`:
 //!                   held for a whole cut, as cuts are made one after the other, and for what must not meet one.
-//!                   `sources`: held for a look-up or a change; snapshots that clones are being made from, which must
+//!                   `origins`: held for a look-up or a change; snapshots that clones are being made from, which must
 //!                   not go meanwhile.
 
 pub mod check;
@@ -36,12 +36,12 @@ use crate::engine::watch::{Watch, Watched};
 use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::io::device::{Device, Mode};
 use crate::limits::PROCESSORS_MAX;
-use crate::processor::cold::Directs;
-use crate::processor::core::Takes;
+use crate::processor::cold::DirectReader;
 use crate::processor::cut::{Cut, Report, Stall};
 use crate::processor::queue::{Control, CutShare, Event, ask};
-use crate::processor::report::PartitionState;
 use crate::processor::run::Handle;
+use crate::processor::runner::Mailbox;
+use crate::processor::stats::PartitionState;
 use crate::system::linux::Linux;
 use crate::system::pool::{Lane, Pool};
 use crate::system::reaper::Reaping;
@@ -63,17 +63,17 @@ pub struct Engine {
     pub(crate) processors: Processors,
     pub(crate) devices: Devices,
     pub(crate) volumes: Volumes,
-    /// Shares' numbers in use: of volumes that are served, or are being taken over or let go.
+    /// Shares' numbers in use: of volumes that are served, or are being opened or closed.
     pub(crate) share_numbers: Mutex<BTreeSet<u32>>,
     pool: Pool,
     checkpoints: Pool,
-    directs: Directs,
+    direct_reader: DirectReader,
     /// What hosts can ask for.
     pub exports: Arc<ExportTable>,
-    /// What Python is told.
+    /// What Python gets an event.
     pub events: Arc<Events>,
     cutting: Mutex<()>,
-    sources: Mutex<Vec<(VolumeId, Epoch)>>,
+    origins: Mutex<Vec<(VolumeId, Epoch)>>,
     stopped: RwLock<bool>,
     /// The clock of time-outs.
     pub(crate) ticks: Arc<Ticks>,
@@ -113,13 +113,13 @@ impl Engine {
             system,
             processors: Arc::default(),
             devices: Arc::default(),
-            directs: Directs::default(),
+            direct_reader: DirectReader::default(),
             volumes: Arc::default(),
             share_numbers: Mutex::default(),
             exports: Arc::default(),
             events: Arc::default(),
             cutting: Mutex::default(),
-            sources: Mutex::default(),
+            origins: Mutex::default(),
             stopped: RwLock::new(false),
             ticks: Arc::default(),
             watch: Mutex::default(),
@@ -145,9 +145,9 @@ impl Engine {
         }
     }
 
-    /// Where its reads past the page cache are under way.
+    /// Where its reads past the page cache are in flight.
     pub fn reaping(&self) -> Arc<dyn Reaping> {
-        Arc::clone(&self.directs) as Arc<dyn Reaping>
+        Arc::clone(&self.direct_reader) as Arc<dyn Reaping>
     }
 
     /// Has at least so many processors.
@@ -160,8 +160,15 @@ impl Engine {
         while handles.len() < processors as usize {
             let index = handles.len() as u32;
             let pools = (self.pool.clone(), self.checkpoints.clone());
-            let (system, directs) = (&self.system, &self.directs);
-            handles.push(Handle::start(system, index, pools.0, pools.1, directs, &self.ticks)?);
+            let (system, direct_reader) = (&self.system, &self.direct_reader);
+            handles.push(Handle::start(
+                system,
+                index,
+                pools.0,
+                pools.1,
+                direct_reader,
+                &self.ticks,
+            )?);
         }
         Ok(())
     }
@@ -250,7 +257,7 @@ impl Engine {
         self.exports.add(name, description, Arc::new(View { volume, epoch }))
     }
 
-    /// Exports a volume for those alone who know the name.
+    /// Exports a volume under a hidden name.
     pub fn export_hidden(&self, name: &str, description: &str, volume: VolumeId) -> Result<()> {
         let volume = self.volume(volume)?;
         self.refuse_half_rolled_back(&volume)?;
@@ -270,7 +277,7 @@ impl Engine {
     /// Makes one cut over these volumes, each with the log for what comes after it. See [`crate::processor::cut`].
     pub fn cut(&self, volumes: &[(VolumeId, Option<u16>)]) -> Result<CutReport> {
         let _one_at_a_time = self.cutting.lock().expect("no holder panics");
-        let mut taking_part: BTreeMap<u32, (Arc<dyn Takes>, Vec<CutShare>)> = BTreeMap::new();
+        let mut taking_part: BTreeMap<u32, (Arc<dyn Mailbox>, Vec<CutShare>)> = BTreeMap::new();
         let mut chosen: Vec<Arc<Volume>> = Vec::new();
         for (id, log) in volumes {
             let volume = self.volume(*id)?;
@@ -288,8 +295,8 @@ impl Engine {
             }
             for share in &volume.shares {
                 let entry = taking_part.entry(share.processor);
-                let core = Arc::clone(&share.core) as Arc<dyn Takes>;
-                let (_, shares) = entry.or_insert_with(|| (core, Vec::new()));
+                let runner = Arc::clone(&share.runner) as Arc<dyn Mailbox>;
+                let (_, shares) = entry.or_insert_with(|| (runner, Vec::new()));
                 shares.push(CutShare { share: volume.share, log: *log });
             }
             chosen.push(volume);
@@ -298,10 +305,10 @@ impl Engine {
             return Err(Error::new(ErrorKind::Invalid, "a cut needs at least 1 volume"));
         }
         let (sender, receiver) = channel();
-        let cores = taking_part.values().map(|(core, _)| Arc::clone(core)).collect();
-        let cut = Arc::new(Cut::new(Arc::clone(&self.system), cores, sender));
+        let runners = taking_part.values().map(|(runner, _)| Arc::clone(runner)).collect();
+        let cut = Arc::new(Cut::new(Arc::clone(&self.system), runners, sender));
         let mut shares = taking_part.into_values().map(|(_, shares)| shares);
-        cut.bring(|| {
+        cut.send(|| {
             let its = shares.next().expect("as many as there are processors");
             Control::CutStop(Arc::clone(&cut), its)
         });
@@ -313,7 +320,7 @@ impl Engine {
         Ok(CutReport { epochs, instant_ns, stalls })
     }
 
-    /// Waits until every write of `epoch`, which a cut has ended, has landed, and the journals have the cut.
+    /// Waits until every write of `epoch`, which a cut has ended, has ended, and the journals have the cut.
     pub fn settle(&self, volume: VolumeId, epoch: Epoch) -> Result<()> {
         let volume = self.volume(volume)?;
         if epoch >= volume.epoch.load(Ordering::Acquire) {
@@ -387,10 +394,10 @@ impl Engine {
     }
 
     fn drop_of(&self, volume: &Volume, epochs: &[Epoch]) -> Result<u64> {
-        // One after the other: what is being let go is known by the history that it was part of.
+        // One after the other: what is being dropped is known by the history that it was part of.
         let _one_at_a_time = volume.dropping.lock().expect("no holder panics");
-        let sources = self.sources.lock().expect("no holder panics");
-        self.refuse_sources(&sources, volume, |epoch| epochs.contains(&epoch))?;
+        let origins = self.origins.lock().expect("no holder panics");
+        self.refuse_sources(&origins, volume, |epoch| epochs.contains(&epoch))?;
         for epoch in epochs {
             if let Some(export) = self.exports.shows(volume.id, Some(*epoch)) {
                 let what = format!("export {export} still shows what is to be dropped");
@@ -398,7 +405,7 @@ impl Engine {
             }
         }
         let receiver = self.begin_drop(volume, epochs, None);
-        drop(sources);
+        drop(origins);
         Ok(self.end_drop(&receiver))
     }
 
@@ -451,10 +458,10 @@ impl Engine {
         *self.stopped.read().expect("no holder panics")
     }
 
-    /// Has no write wait for slots any more: nobody makes room now.
-    pub fn refuse_starved(&self) {
+    /// Has no write wait for slots any more: nobody frees space now.
+    pub fn refuse_without_space(&self) {
         for volume in self.volumes.lock().expect("no holder panics").values() {
-            volume.hunger.set_ask(None);
+            volume.space_waiters.set_ask(None);
         }
     }
 }

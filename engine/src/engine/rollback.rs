@@ -2,23 +2,23 @@
 //!
 //! How it works      A rollback is done by each share in turn, after all of them are known to be able to. It is forgotten in
 //!                   three steps: the journals before it are covered by checkpoints; the catalog forgets it; the shares do.
-//! Invariants        L1 a rollback is offered, and forgotten, only if nothing needs it and every share has a durable checkpoint
+//! Invariants        RL1 a rollback is offered, and forgotten, only if nothing needs it and every share has a durable checkpoint
 //!                      of a later epoch: journals that a share could be read back from do not have it any more;
-//!                   L2 what may be forgotten may be forgotten as long as it is there: later snapshots and rollbacks are of
+//!                   RL2 what may be forgotten may be forgotten as long as it is there: later snapshots and rollbacks are of
 //!                      later epochs; only forgetting another one may change it, and is done one by one;
-//!                   L3 where some shares have gone back and others have not, there is no cut and no export of the live
+//!                   RL3 where some shares have gone back and others have not, there is no cut and no export of the live
 //!                      volume: that state ends by doing the rollback again, or with the volume.
 //! Owner and locks   `dropping` of the volume, then `cutting`: a forgotten rollback is unknown to all shares or to none, those
 //!                   of a growth included.
-//! Errors            Busy for what may not be done now: nothing has changed. Io where a journal has no room for the record:
-//!                   the rollback is done by some shares, see L3.
+//! Errors            Busy for what may not be done now: nothing has changed. Io where a journal has no space for the record:
+//!                   the rollback is done by some shares, see RL3.
 
 use std::sync::atomic::Ordering;
 
 use crate::block_map::history::{History, Rollback};
-use crate::deliberate::{Bug, bug};
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
+use crate::mutants::{Bug, bug};
 use crate::processor::queue::{Control, ask};
 use crate::units::{Epoch, VolumeId};
 use crate::volume::Volume;
@@ -57,7 +57,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Refuses what cannot be while some shares have gone back and others have not (L3).
+    /// Refuses what cannot be while some shares have gone back and others have not (RL3).
     pub(super) fn refuse_half_rolled_back(&self, volume: &Volume) -> Result<()> {
         if volume.rolling_back.load(Ordering::Acquire) {
             let what = format!("volume {}: its rollback is not done yet", volume.name);
@@ -94,7 +94,7 @@ impl Engine {
         }
     }
 
-    /// The `at` of a rollback that may be forgotten (L1): no snapshot is left of what was written between what it went back
+    /// The `at` of a rollback that may be forgotten (RL1): no snapshot is left of what was written between what it went back
     /// to and it, or after it, and checkpoints cover it.
     pub fn unneeded_rollback(&self, volume: VolumeId) -> Result<Option<Epoch>> {
         let volume = self.volume(volume)?;
@@ -102,7 +102,7 @@ impl Engine {
         Ok(unneeded.into_iter().find(|(_, covered)| *covered).map(|(at, _)| at))
     }
 
-    /// Forgets a rollback that the catalog has forgotten, if it may be (L1). Returns the bytes that only it has kept.
+    /// Forgets a rollback that the catalog has forgotten, if it may be (RL1). Returns the bytes that only it has kept.
     pub fn forget_rollback(&self, volume: VolumeId, at: Epoch) -> Result<u64> {
         let dropping = std::sync::Arc::clone(&self.volume(volume)?.dropping);
         let one_at_a_time = dropping.lock().expect("no holder panics");

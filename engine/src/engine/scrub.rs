@@ -1,8 +1,8 @@
-//! Scrub: reads slots that nobody has asked for, and checks them.
+//! Scrub: reads slots that no host has asked for, and checks them.
 //!
 //! How it works      The partition's processor says which slots there are; the caller's thread reads them, so that
 //!                   hosts have the pool for themselves; how fast is for the caller to decide, call by call. What
-//!                   does not match is read once more between two questions to the processor whether somebody sees it:
+//!                   does not match is read again between two questions to the processor whether any version sees it:
 //!                   so a slot that was freed and used again meanwhile is never reported.
 //! Errors            what cannot be read is reported, not raised.
 
@@ -30,14 +30,14 @@ pub struct ScrubBad {
     pub device: DeviceId,
     /// The error of the read; `None`: it was read, and does not match.
     pub errno: Option<Errno>,
-    /// Who sees it.
+    /// The versions that see it.
     pub seen_by: SeenBy,
 }
 
 /// What one call has done.
 #[derive(Clone, Debug, Default)]
 pub struct ScrubReport {
-    /// Where to go on; `None` at the partition's end.
+    /// Where to continue; `None` at the partition's end.
     pub next: Option<Cursor>,
     /// Bytes that were read and checked, bad ones included.
     pub bytes: u64,

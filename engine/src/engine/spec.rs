@@ -76,7 +76,7 @@ pub struct VolumeSpec {
     pub rollbacks: Vec<(Rollback, u64)>,
     /// The volume and the epoch of the snapshot that it was made from, if it is a clone: then its partitions have no
     /// extents.
-    pub source: Option<(VolumeId, Epoch)>,
+    pub origin: Option<(VolumeId, Epoch)>,
 }
 
 impl VolumeSpec {
@@ -132,7 +132,7 @@ impl VolumeSpec {
         }
     }
 
-    /// Who writes a processor's journal.
+    /// The identity of a processor's journal.
     pub(super) fn identity(
         &self,
         system: &Arc<dyn System>,
@@ -177,7 +177,7 @@ pub fn check(spec: &VolumeSpec) -> Result<()> {
         return wrong(format!("{} partitions do not make up its size", spec.partitions.len()));
     }
     for (number, (_, extents)) in spec.partitions.iter().enumerate() {
-        let wanted = match spec.source {
+        let wanted = match spec.origin {
             None => spec.partition_bytes(number as u32),
             Some(_) => 0,
         };
@@ -186,7 +186,7 @@ pub fn check(spec: &VolumeSpec) -> Result<()> {
             return wrong(format!("the extents of partition {number} do not make up its size"));
         }
     }
-    if spec.source.is_some_and(|(volume, epoch)| volume >= spec.id || epoch == 0) {
+    if spec.origin.is_some_and(|(volume, epoch)| volume >= spec.id || epoch == 0) {
         return wrong("it cannot be made from what came after it".to_owned());
     }
     if let Some(what) = wrong_history(spec) {

@@ -1,6 +1,6 @@
 //! Stop: makes everything durable and ends all threads, except those that hang.
 //!
-//! How it works      Clones are let go before what they were made from, each with its last checkpoint. Devices that are slow are
+//! How it works      Clones are closed before what they were made from, each with its last checkpoint. Devices that are slow are
 //!                   waited for, though not for long; what hangs then is left to the kernel, with its locks.
 //! Errors            The first error of a volume; the others are stopped all the same.
 
@@ -10,14 +10,14 @@ use crate::system::pool::Lane;
 use crate::units::VolumeId;
 
 impl Engine {
-    /// Lets every volume go, durably, and ends all threads. The connections are closed already. Idempotent.
+    /// Closes every volume, durably, and ends all threads. The connections are closed already. Idempotent.
     pub fn stop(&self) -> Result<()> {
         let mut stopped = self.stopped.write().expect("no holder panics");
         if std::mem::replace(&mut *stopped, true) {
             return Ok(());
         }
         drop(stopped);
-        self.refuse_starved();
+        self.refuse_without_space();
         self.exports.clear();
         let ids: Vec<VolumeId> =
             self.volumes.lock().expect("no holder panics").keys().copied().collect();

@@ -10,7 +10,7 @@ use crate::io::device::Mode;
 use crate::processor::queue::{Control, ask};
 use crate::system::linux::Linux;
 use crate::system::pool::{LANE_THREADS, Lane};
-use crate::volume::caller::Caller;
+use crate::volume::local_client::LocalClient;
 
 const MIB: u64 = 1 << 20;
 
@@ -38,7 +38,7 @@ fn with_engine(name: &str, f: impl FnOnce(Arc<Engine>)) {
         next_epoch: 1,
         bounds: Vec::new(),
         rollbacks: Vec::new(),
-        source: None,
+        origin: None,
     };
     engine.add_volume(spec).unwrap();
     f(Arc::clone(&engine));
@@ -47,11 +47,11 @@ fn with_engine(name: &str, f: impl FnOnce(Arc<Engine>)) {
 }
 
 #[test]
-fn a_volume_is_let_go_only_when_readers_of_its_snapshots_are_done() {
+fn a_volume_is_closed_only_when_readers_of_its_snapshots_are_done() {
     with_engine("readers", |engine| {
         let epoch = engine.cut(&[(1, None)]).unwrap().epochs[0].1;
         engine.export("v@s", "", 1, Some(epoch)).unwrap();
-        let caller = Caller::new(engine.exports.attach("v@s").unwrap());
+        let client = LocalClient::new(engine.exports.attach("v@s").unwrap());
         // Every thread that the device may have is busy until we say so.
         let all = || Arc::new(Barrier::new(LANE_THREADS + 1));
         let (busy, go) = (all(), all());
@@ -63,7 +63,7 @@ fn a_volume_is_let_go_only_when_readers_of_its_snapshots_are_done() {
             });
         }
         busy.wait();
-        let reader = std::thread::spawn(move || caller.read(0, MIB).map(|_| ()));
+        let reader = std::thread::spawn(move || client.read(0, MIB).map(|_| ()));
         std::thread::sleep(Duration::from_millis(100));
         let ours = Arc::clone(&engine);
         engine.exports.clear(); // as a stop does
@@ -77,7 +77,7 @@ fn a_volume_is_let_go_only_when_readers_of_its_snapshots_are_done() {
 }
 
 #[test]
-fn a_question_about_a_volume_that_was_let_go_is_refused_and_harms_nobody() {
+fn a_question_about_a_volume_that_was_closed_is_refused_and_harms_no_other() {
     with_engine("gone", |engine| {
         let volume = engine.volume(1).unwrap();
         engine.remove_volume(1).unwrap();
@@ -95,16 +95,16 @@ fn a_question_about_a_volume_that_was_let_go_is_refused_and_harms_nobody() {
 fn who_is_still_attached_when_the_engine_has_stopped_is_refused() {
     with_engine("stopped", |engine| {
         engine.export("v", "", 1, None).unwrap();
-        let caller = Caller::new(engine.exports.attach("v").unwrap());
+        let client = LocalClient::new(engine.exports.attach("v").unwrap());
         let volume = engine.volume(1).unwrap();
         engine.stop().unwrap();
         let (sender, receiver) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
-            let write = caller.write(0, &[1; 4096], true);
+            let write = client.write(0, &[1; 4096], true);
             let asked =
                 ask(&Linux, &volume.shares[0].queue, |answer| Control::States(0, 0, answer));
             let _ =
-                sender.send((write, caller.read(0, 4096).err(), caller.flush(), asked.is_err()));
+                sender.send((write, client.read(0, 4096).err(), client.flush(), asked.is_err()));
         });
         let down = Errno::ESHUTDOWN;
         let found = receiver.recv_timeout(Duration::from_secs(10)).unwrap();

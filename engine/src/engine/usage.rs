@@ -54,8 +54,8 @@ impl Engine {
                     let (mut each, live) = measure(versions, history, memory, &mut looked);
                     found.live_slots += live;
                     for (epoch, ours) in history.snapshots().iter().zip(&mut each) {
-                        if volume.source.is_some() {
-                            ours.only_bases = 0; // they are its source's
+                        if volume.origin.is_some() {
+                            ours.only_bases = 0; // they are its origin's
                         }
                         held.entry(*epoch).or_default().add(ours);
                     }

@@ -1,10 +1,10 @@
-//! Taking a volume over, and letting it go.
+//! Opening and closing a volume.
 //!
-//! How it works      `add_volume`: resolve devices, recover each processor's maps and mark the slots that they refer to, on
-//!                   a thread of its own, begin new journal segments, give each processor its share, and
-//!                   [have it all made durable](super::read_back).
+//! How it works      `add_volume`: resolve devices, recover each processor's maps and mark the slots that they refer to, each
+//!                   on a thread of its own, begin new journal segments, give each processor its share, and
+//!                   [make everything durable](super::read_back).
 //!                   `remove_volume`: take the shares back, write last checkpoints.
-//! Errors            nothing is served and no file but leftovers is changed unless everything could be read.
+//! Errors            unless everything could be read, nothing is served and no file but leftovers is changed.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -15,42 +15,42 @@ use std::sync::mpsc::channel;
 use crate::block_map::history::History;
 use crate::block_map::place::Place;
 use crate::change_log::journal::{Entry, Identity, Journal};
-use crate::change_log::marks::Marks;
 use crate::change_log::recover::{Recovered, recover};
 use crate::change_log::slots::Slots;
 use crate::change_log::space::{Log, Space};
-use crate::deliberate::{Bug, bug};
+use crate::change_log::used_slots::UsedSlots;
 use crate::engine::Engine;
 use crate::engine::read_back::all_devices;
 use crate::engine::spec::{ExtentSpec, VolumeSpec, check};
 use crate::error::{Errno, Error, ErrorKind, Result};
-use crate::processor::hunger::{Ask, Hunger};
+use crate::mutants::{Bug, bug};
 use crate::processor::queue::{Control, Event, ask};
-use crate::processor::share::{Local, Parts, Share};
+use crate::processor::share::{Local, Share, ShareConfig};
+use crate::processor::space_waiters::{Ask, SpaceWaiters};
 use crate::system::pool::Lane;
 use crate::units::{BLOCK_SIZE, Epoch, VolumeId};
 use crate::volume::bad_blocks::BadBlocks;
 use crate::volume::export::Export;
 use crate::volume::flusher::{Flusher, Waiter};
 use crate::volume::geometry::{Extent, Geometry, Partition};
-use crate::volume::source::Source;
+use crate::volume::origin::Origin;
 use crate::volume::{ShareRef, Volume};
 
-/// What one processor gets of a volume.
-pub(super) struct Intake {
+/// The share of a volume that one processor gets.
+pub(super) struct SharePlan {
     pub(super) share: ShareRef,
     pub(super) partitions: Vec<u32>,
     pub(super) identity: Identity,
 }
 
-/// An intake with what was read back for it.
-type Found = (Intake, (Recovered, Slots));
+/// A plan with what was read back for it.
+type Found = (SharePlan, (Recovered, Slots));
 
-/// A processor's intake, and what it begins with.
-pub(super) type Begun = (Intake, Journal, Vec<Local>, Slots);
+/// A processor's plan, and what it begins with.
+pub(super) type Begun = (SharePlan, Journal, Vec<Local>, Slots);
 
 impl Engine {
-    /// Takes a volume over.
+    /// Opens a volume.
     pub fn add_volume(&self, spec: VolumeSpec) -> Result<()> {
         check(&spec)?;
         if self.volume(spec.id).is_ok() {
@@ -59,7 +59,7 @@ impl Engine {
         }
         let geometry = Arc::new(self.geometry(&spec)?);
         let _claim = self.claim_source(&spec);
-        let source = self.source(&spec)?;
+        let origin = self.origin(&spec)?;
         let space = Arc::new(Space::default());
         for (number, extents) in &spec.logs {
             space.add(self.log(*number, extents)?)?;
@@ -67,15 +67,15 @@ impl Engine {
         let logs = space.logs();
         let devices = geometry.devices().chain(logs.iter().flat_map(|log| log.devices()));
         self.refuse_stuck(&devices.cloned().collect::<Vec<_>>())?;
-        let intakes = self.intakes(&spec, &geometry)?;
+        let plans = self.plans(&spec, &geometry)?;
         let threads = self.system.threaded();
-        let recovered = recover_all(&intakes, &spec, &geometry, &space, threads)?;
+        let recovered = recover_all(&plans, &spec, &geometry, &space, threads)?;
         self.make_volume_directory(&spec.directory).map_err(|e| {
             Error::io(format!("directory {} cannot be made", spec.directory.display()), e)
         })?;
         let number = self.take_share_number();
-        let found = intakes.into_iter().zip(recovered).collect();
-        let served = self.serve(spec, number, (geometry, source), space, found);
+        let found = plans.into_iter().zip(recovered).collect();
+        let served = self.serve(spec, number, (geometry, origin), space, found);
         if served.is_err() {
             self.give_share_number(number);
         }
@@ -126,17 +126,15 @@ impl Engine {
         Ok(Geometry { size: spec.size, partition_shift, partitions })
     }
 
-    pub(super) fn intakes(&self, spec: &VolumeSpec, geometry: &Geometry) -> Result<Vec<Intake>> {
+    pub(super) fn plans(&self, spec: &VolumeSpec, geometry: &Geometry) -> Result<Vec<SharePlan>> {
         let failed = |e| Error::io("the host's boot id cannot be read", e);
         let boot_id = self.system.boot_id().map_err(failed)?;
         let processors = self.processors.lock().expect("no holder panics");
-        let mut intakes: Vec<Intake> = Vec::new();
+        let mut plans: Vec<SharePlan> = Vec::new();
         for (number, partition) in geometry.partitions.iter().enumerate() {
             let processor = partition.processor;
-            if let Some(intake) =
-                intakes.iter_mut().find(|intake| intake.share.processor == processor)
-            {
-                intake.partitions.push(number as u32);
+            if let Some(plan) = plans.iter_mut().find(|plan| plan.share.processor == processor) {
+                plan.partitions.push(number as u32);
                 continue;
             }
             let Some(handle) = processors.get(processor as usize) else {
@@ -144,45 +142,45 @@ impl Engine {
                 return Err(Error::new(ErrorKind::Invalid, what));
             };
             let identity = spec.identity(&self.system, processor, boot_id);
-            let core = Arc::clone(&handle.core);
-            let queue = Arc::clone(&core.queue);
-            let share = ShareRef { processor, core, queue, stats: Arc::default() };
-            intakes.push(Intake { share, partitions: vec![number as u32], identity });
+            let runner = Arc::clone(&handle.runner);
+            let queue = Arc::clone(&runner.queue);
+            let share = ShareRef { processor, runner, queue, stats: Arc::default() };
+            plans.push(SharePlan { share, partitions: vec![number as u32], identity });
         }
-        Ok(intakes)
+        Ok(plans)
     }
 
     fn serve(
         &self,
         spec: VolumeSpec,
         number: u32,
-        (geometry, source): (Arc<Geometry>, Option<Arc<Source>>),
+        (geometry, origin): (Arc<Geometry>, Option<Arc<Origin>>),
         space: Arc<Space>,
         found: Vec<Found>,
     ) -> Result<()> {
-        let hunger = Arc::new(Hunger::default());
-        let durable = all_devices(&found[0].0.identity, &geometry, &space, &hunger);
+        let space_waiters = Arc::new(SpaceWaiters::default());
+        let durable = all_devices(&found[0].0.identity, &geometry, &space, &space_waiters);
         let (epoch, checkpoints) = epochs(&found, &spec);
         let replayed = found.iter().any(|(_, (one, _))| one.replayed > 0);
         let flusher = Flusher::start(&self.system, &spec.name, Arc::clone(&durable), &self.ticks)?;
         let begun = begin_all(found, &geometry, &space, &spec, epoch)?;
-        begun.iter().for_each(|(intake, journal, ..)| {
-            durable.add_journal(journal.shared(), &intake.share.queue, number);
+        begun.iter().for_each(|(plan, journal, ..)| {
+            durable.add_journal(journal.shared(), &plan.share.queue, number);
         });
         let bad = Arc::new(BadBlocks::new(Arc::clone(&self.system)));
         space.logs().iter().for_each(|log| space.open(log, log.slots.used()));
         let made =
-            begun.into_iter().enumerate().map(|(ordinal, (intake, journal, locals, slots))| {
-                let share = Share::new(Parts {
+            begun.into_iter().enumerate().map(|(ordinal, (plan, journal, locals, slots))| {
+                let share = Share::new(ShareConfig {
                     number,
                     geometry: Arc::clone(&geometry),
-                    source: source.clone(),
+                    origin: origin.clone(),
                     space: Arc::clone(&space),
-                    hunger: Arc::clone(&hunger),
+                    space_waiters: Arc::clone(&space_waiters),
                     ask: Ask { events: Arc::clone(&self.events), volume: spec.id },
                     flusher: Arc::clone(&flusher),
                     bad: Arc::clone(&bad),
-                    stats: Arc::clone(&intake.share.stats),
+                    stats: Arc::clone(&plan.share.stats),
                     locals,
                     journal,
                     slots,
@@ -193,7 +191,7 @@ impl Engine {
                     ordinal,
                     named_log: spec.named_log(),
                 });
-                (intake.share, share)
+                (plan.share, share)
             });
         let (share_refs, shares): (Vec<_>, Vec<_>) = made.unzip();
         let volume = Volume {
@@ -201,9 +199,9 @@ impl Engine {
             name: spec.name,
             share: number,
             geometry,
-            source,
+            origin,
             space,
-            hunger,
+            space_waiters,
             durable,
             bad,
             flusher,
@@ -217,7 +215,7 @@ impl Engine {
             rolling_back: Arc::default(),
         };
         let volume = self.enter(volume, shares)?;
-        // Whoever needs a slot that is held asks for itself.
+        // A share that needs a held slot asks for it itself.
         replayed.then(|| volume.flusher.push(Waiter::Call(channel().0)));
         Ok(())
     }
@@ -253,11 +251,11 @@ impl Engine {
         let log = volume.space.add(log)?;
         for share in &volume.shares {
             let added = |answer| Control::LogAdded(volume.share, number, default, answer);
-            // A share that is being let go needs no more logs.
+            // A share that is being closed needs no more logs.
             let _ = ask::<()>(&*self.system, &share.queue, added);
         }
-        volume.space.open(&log, 0); // P1
-        volume.hunger.feed();
+        volume.space.open(&log, 0); // SP1
+        volume.space_waiters.wake_all();
         Ok(())
     }
 
@@ -266,17 +264,17 @@ impl Engine {
     pub fn ask_when_full(&self, volume: VolumeId, asks: bool) -> Result<()> {
         let events = Arc::clone(&self.events);
         let ask = asks.then_some(Ask { events, volume });
-        self.volume(volume)?.hunger.set_ask(ask);
+        self.volume(volume)?.space_waiters.set_ask(ask);
         Ok(())
     }
 
     /// Room was made, as far as that is possible: parts that wait for slots try again.
     pub fn try_again(&self, volume: VolumeId) -> Result<()> {
-        self.volume(volume)?.hunger.answer();
+        self.volume(volume)?.space_waiters.policy_done();
         Ok(())
     }
 
-    /// Lets a volume go, durably. It has no exports left.
+    /// Closes a volume, durably. It has no exports left.
     pub fn remove_volume(&self, id: VolumeId) -> Result<()> {
         let volume = self.volume(id)?;
         let shows = |export: &Arc<Export>| {
@@ -287,11 +285,11 @@ impl Engine {
             let what = format!("export {} still exists", export.name);
             return Err(Error::new(ErrorKind::Busy, what));
         }
-        self.wait_or_refuse(&volume, "cannot be let go now")?;
-        let sources = self.sources.lock().expect("no holder panics");
-        self.refuse_sources(&sources, &volume, |_| true)?;
+        self.wait_or_refuse(&volume, "cannot be closed now")?;
+        let origins = self.origins.lock().expect("no holder panics");
+        self.refuse_sources(&origins, &volume, |_| true)?;
         self.volumes.lock().expect("no holder panics").remove(&id);
-        drop(sources);
+        drop(origins);
         let mut result = Ok(());
         for share in &volume.shares {
             let taken = ask(&*self.system, &share.queue, |answer| {
@@ -299,7 +297,7 @@ impl Engine {
             });
             let Ok(taken) = taken else {
                 // It goes by itself, with its number, if what it waits for ever ends.
-                result = Err(super::watch::hangs(&volume.name, "cannot be let go"));
+                result = Err(super::watch::hangs(&volume.name, "cannot be closed"));
                 continue;
             };
             // It makes everything durable that the share was given.
@@ -322,30 +320,30 @@ impl Engine {
 
 /// Reads every processor's maps back, and marks the slots that they refer to as used.
 pub(super) fn recover_all(
-    intakes: &[Intake],
+    plans: &[SharePlan],
     spec: &VolumeSpec,
     geometry: &Geometry,
     space: &Space,
     threads: bool,
 ) -> Result<Vec<(Recovered, Slots)>> {
     let history = spec.history();
-    let recover_one = &|intake: &Intake| {
-        let catalog = spec.catalog_state(intake.share.processor);
-        let recovered = recover(&intake.identity, &catalog, |partition| {
+    let recover_one = &|plan: &SharePlan| {
+        let catalog = spec.catalog_state(plan.share.processor);
+        let recovered = recover(&plan.identity, &catalog, |partition| {
             let owner = geometry.partitions.get(partition as usize)?;
             let blocks = geometry.partition_bytes(partition) / BLOCK_SIZE;
-            let ours = owner.processor == intake.share.processor;
+            let ours = owner.processor == plan.share.processor;
             ours.then(|| spec.shape(partition, blocks as u32))
         })?;
         let slots = mark_slots(&recovered, &history, space, &spec.name)?;
         Ok((recovered, slots))
     };
     if !threads {
-        return intakes.iter().map(recover_one).collect();
+        return plans.iter().map(recover_one).collect();
     }
     std::thread::scope(|scope| {
-        let begin = |intake| scope.spawn(move || recover_one(intake));
-        let begun: Vec<_> = intakes.iter().map(begin).collect();
+        let begin = |plan| scope.spawn(move || recover_one(plan));
+        let begun: Vec<_> = plans.iter().map(begin).collect();
         let crashed = || Error::new(ErrorKind::Corrupt, "recovery has crashed");
         begun.into_iter().map(|t| t.join().unwrap_or_else(|_| Err(crashed()))).collect()
     })
@@ -362,14 +360,13 @@ fn mark_slots(
             format!("volume {volume}: {place:?}{of} is outside its change log or in use twice");
         Error::new(ErrorKind::Corrupt, what)
     };
-    let mut marks = Marks::new(space);
+    let mut used = UsedSlots::new(space);
     for (partition, versions) in &recovered.partitions {
-        marks
-            .add_partition(versions, history)
+        used.add_partition(versions, history)
             .map_err(|place| bad(place, format!(" of partition {partition}")))?;
     }
     let mut slots = Slots::default();
-    slots.take_marked(marks).map_err(|place| bad(place, String::new()))?;
+    slots.take_used(used).map_err(|place| bad(place, String::new()))?;
     Ok(slots)
 }
 
@@ -380,7 +377,7 @@ fn epochs(found: &[Found], spec: &VolumeSpec) -> (Epoch, Vec<Epoch>) {
     (epoch, recovered().map(|one| one.checkpoint_epoch).collect())
 }
 
-/// Begins everywhere; slots that an older map may refer to are held until all of this is durable (P3).
+/// Begins everywhere; slots that an older map may refer to are held until all of this is durable (SP3).
 fn begin_all(
     found: Vec<Found>,
     geometry: &Geometry,
@@ -388,26 +385,26 @@ fn begin_all(
     spec: &VolumeSpec,
     epoch: Epoch,
 ) -> Result<Vec<Begun>> {
-    let begin_one = |(intake, (mut recovered, slots)): Found| {
+    let begin_one = |(plan, (mut recovered, slots)): Found| {
         let freed = std::mem::take(&mut recovered.freed);
         space.hold(if bug(Bug::NoRecoverySync) { Default::default() } else { freed });
-        let (journal, locals) = begin(&intake, recovered, geometry, spec, epoch)?;
-        Ok((intake, journal, locals, slots))
+        let (journal, locals) = begin(&plan, recovered, geometry, spec, epoch)?;
+        Ok((plan, journal, locals, slots))
     };
     found.into_iter().map(begin_one).collect()
 }
 
 pub(super) fn begin(
-    intake: &Intake,
+    plan: &SharePlan,
     mut recovered: Recovered,
     geometry: &Geometry,
     spec: &VolumeSpec,
     epoch: Epoch,
 ) -> Result<(Journal, Vec<Local>)> {
     for path in &recovered.leftovers {
-        let _ = intake.identity.system.remove(path); // else it is one again next time
+        let _ = plan.identity.system.remove(path); // else it is one again next time
     }
-    let mut journal = Journal::begin(intake.identity.clone(), recovered.start())?;
+    let mut journal = Journal::begin(plan.identity.clone(), recovered.start())?;
     tell(&mut journal, &recovered, spec, epoch).map_err(|e| {
         let what = format!("volume {}: its journal cannot be begun", spec.name);
         Error::io(what, e)
@@ -424,7 +421,7 @@ pub(super) fn begin(
         });
         Local { partition: *partition, versions, moved_back: 0 }
     };
-    let locals = intake.partitions.iter().map(local).collect();
+    let locals = plan.partitions.iter().map(local).collect();
     Ok((journal, locals))
 }
 

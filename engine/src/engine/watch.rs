@@ -1,11 +1,11 @@
-//! Watch: the thread that lets time-outs go by, so that nobody has to look at a clock for each request; and how control calls
+//! Watch: the thread that advances time-outs, so that no thread has to look at a clock for each request; and how control calls
 //! wait for a device: not for ever.
 //!
 //! How it works      At each tick it has those processors look that have something to look at
 //!                   ([`Share::tick`](crate::processor::share::Share::tick)), then every flusher
 //!                   ([`Flusher::tick`](crate::volume::flusher::Flusher::tick)), then every device
 //!                   ([`crate::io::silence`]); Python hears of a device that does not answer, and when it does again.
-//!                   It waits for nobody. A control call that touches a device has a thread of the pool do so, and waits for
+//!                   It never blocks. A control call that touches a device has a thread of the pool do so, and waits for
 //!                   that no longer than a request would.
 //! Owner and locks   the engine's, each for a look-up.
 
@@ -28,7 +28,7 @@ use crate::system::wait;
 use crate::units::DeviceId;
 use crate::volume::Volume;
 
-/// Who asks how a device is waits so long for its answer.
+/// How long a check of a device waits for its answer.
 const LOOK: Duration = Duration::from_secs(1);
 /// An engine that is being stopped waits for a device no longer than this.
 const STOPPING: Duration = Duration::from_secs(5);
@@ -75,7 +75,7 @@ impl Watched {
         self.ticks.advance();
         for handle in self.processors.lock().expect("no holder panics").iter() {
             if handle.stats.watches.load(Ordering::Relaxed) {
-                handle.core.queue.push(Event::Control(Box::new(Control::Tick)));
+                handle.runner.queue.push(Event::Control(Box::new(Control::Tick)));
             }
         }
         let volumes: Vec<Arc<Volume>> =
@@ -129,7 +129,7 @@ impl Volume {
 }
 
 impl Engine {
-    /// What lets one tick go by, where no thread does.
+    /// What advances one tick, where no thread does.
     #[cfg(feature = "simulator")]
     pub fn ticker(&self) -> Arc<dyn Fn() + Send + Sync> {
         let watched = self.watched();
@@ -160,7 +160,7 @@ impl Engine {
         self.look_at(&devices)
     }
 
-    /// Asks devices how they are, all at once, and waits for a moment. Whoever is asked already is not asked again.
+    /// Checks all devices at the same time, and waits a moment. A device with a check in progress is not checked again.
     fn look_at(&self, devices: &[Arc<Device>]) -> Vec<DeviceState> {
         let (sender, receiver) = channel();
         for device in devices {
@@ -185,7 +185,7 @@ impl Engine {
         devices.iter().map(state).collect()
     }
 
-    /// Waits for volumes that hang, as it is about to be stopped, though not for long.
+    /// Waits a short time for volumes that hang, before a stop.
     pub(super) fn wait_for_answers(&self) {
         let hangs = || {
             let volumes = self.volumes.lock().expect("no holder panics");
@@ -215,7 +215,7 @@ impl Engine {
             begins.store(ticks.now(), Ordering::Relaxed);
             let is_wanted = || theirs.load(Ordering::Acquire);
             if is_wanted() {
-                let _ = sender.send(f(&is_wanted)); // whoever asked may have gone
+                let _ = sender.send(f(&is_wanted)); // the caller may have gone
             }
         });
         if !self.system.threaded() {

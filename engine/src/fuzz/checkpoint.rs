@@ -93,7 +93,7 @@ pub fn fix_header(bytes: &mut [u8]) {
     }
 }
 
-/// A file from an input: a header with room behind it, a body, checksums that match if so wanted.
+/// A file from an input: a header with space behind it, a body, checksums that match if so wanted.
 pub fn expand(used: &[u8], body: &[u8], fix: bool) -> Vec<u8> {
     let mut bytes = used.to_vec();
     bytes.resize(HEADER_BYTES.max(used.len()), 0);

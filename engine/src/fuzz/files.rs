@@ -8,7 +8,7 @@ use crate::change_log::journal::Identity;
 use crate::error::Errno;
 use crate::system::mapping::Mapping;
 use crate::system::pool::Pool;
-use crate::system::{Cached, Driven, Driving, File, Result, System, Urgency};
+use crate::system::{Cached, File, Result, System, Task, TaskHandle, Urgency};
 
 /// The volume that every file belongs to.
 pub const VOLUME_UUID: [u8; 16] = [9; 16];
@@ -150,7 +150,7 @@ impl System for Files {
     fn pool(&self, _name: &str, _threads_max: usize, _urgency: Urgency) -> Result<Pool> {
         Err(Errno::ENOTSUP)
     }
-    fn drive(&self, _name: &str, _driven: Arc<dyn Driven>) -> Result<Box<dyn Driving>> {
+    fn drive(&self, _name: &str, _driven: Arc<dyn Task>) -> Result<Box<dyn TaskHandle>> {
         Err(Errno::ENOTSUP)
     }
     fn threaded(&self) -> bool {

@@ -8,7 +8,7 @@ use crate::checksum;
 use crate::error::Errno;
 use crate::limits::REQUEST_BYTES_MAX;
 use crate::nbd::hand_over::State;
-use crate::nbd::reader::{Refusal, Standing};
+use crate::nbd::reader::{Refusal, ResumePoint};
 use crate::nbd::request::Agreed;
 use crate::volume::request::Contexts;
 
@@ -25,7 +25,7 @@ fn run(bytes: &[u8]) {
     match State::decode(&bytes) {
         Ok(state) => {
             assert!(state.encode() == bytes, "written back to other bytes");
-            assert!(state.standing.skip <= REQUEST_BYTES_MAX);
+            assert!(state.resume_point.skip <= REQUEST_BYTES_MAX);
         }
         Err(why) => assert!(!why.is_empty()),
     }
@@ -34,18 +34,18 @@ fn run(bytes: &[u8]) {
 fn seeds() -> Vec<Vec<u8>> {
     let refusal = Refusal { structured: true, cookie: 3, errno: Errno::ENOSPC };
     let standings = [
-        Standing::default(),
-        Standing { bytes: b"half a request".to_vec(), ..Standing::default() },
-        Standing { bytes: Vec::new(), skip: 700, last: true, refusal: Some(refusal) },
+        ResumePoint::default(),
+        ResumePoint { bytes: b"half a request".to_vec(), ..ResumePoint::default() },
+        ResumePoint { bytes: Vec::new(), skip: 700, last: true, refusal: Some(refusal) },
     ];
     let mut seeds = Vec::new();
-    for (number, standing) in standings.into_iter().enumerate() {
+    for (number, resume_point) in standings.into_iter().enumerate() {
         let even = number % 2 == 0;
         let agreed = Agreed { size: 4096, read_only: even, structured: true, status: even };
         let since = if number == 2 { vec![1, 2] } else { Vec::new() };
         let contexts = even.then_some(Contexts { allocation: true, since });
         let (size, transmission_flags) = (4096, 0x10d);
-        let state = State { agreed, contexts, size, transmission_flags, moved: 9, standing };
+        let state = State { agreed, contexts, size, transmission_flags, moved: 9, resume_point };
         seeds.push([&[number as u8][..], &state.encode()].concat());
     }
     seeds

@@ -1,6 +1,6 @@
 //! Handshake: whatever a peer says before transmission.
 //!
-//! How it works      The input is what the peer sends. It is fed twice, in great pieces and in small ones, the output
+//! How it works      The input is what the peer sends. It is fed twice, in large pieces and in small ones, the output
 //!                   taken each time as a socket would.
 //! Promises          HN1..HN3 of the handshake: both ways come to the same output and the same end, what is held stays
 //!                   bounded, and nothing but whole replies comes out.

@@ -20,7 +20,7 @@ mod transmission;
 #[cfg(test)]
 pub use memory::Memory;
 
-/// One reader of bytes that nobody vouches for.
+/// One reader of untrusted bytes.
 #[derive(Clone, Copy)]
 pub struct Target {
     /// What it is called: the name of its folder in the corpus.

@@ -5,9 +5,9 @@
 //!                   one process to the next; the rest is what the peer sends. The target is a volume in memory that ends each
 //!                   request where it stands, so that one thread does it all. A few lines of [`expected`], which know
 //!                   nothing of how the reader works, say what the replies must be.
-//! Promises          R1, R2, D3, P2: each request is answered once, as it should be; refused payloads are consumed; the
+//! Promises          R1, R2, RQ3, RP2: each request is answered once, as it should be; refused payloads are consumed; the
 //!                   volume is given nothing invalid, and holds in the end what the requests say; the budget has
-//!                   everything back; G2: hand-overs change nothing of that.
+//!                   everything back; HO2: hand-overs change nothing of that.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::OwnedFd;
@@ -24,7 +24,7 @@ use crate::nbd::budget::{POOL_BYTES, Pool, lock};
 use crate::nbd::connection::{Common, Connection};
 use crate::nbd::hand_over::State;
 use crate::nbd::peer::Peer;
-use crate::nbd::reader::{self, Ended, Standing};
+use crate::nbd::reader::{self, Ended, ResumePoint};
 use crate::nbd::request::Agreed;
 use crate::nbd::wire::{
     REQUEST_HEADER_BYTES, REQUEST_MAGIC, RequestHeader, command, command_flag, error, parse_request,
@@ -43,12 +43,12 @@ const SIZE: usize = 33 << 9;
 
 /// A peer whose bytes are all known beforehand.
 struct Scripted {
-    /// Its connection, which it has go on sending.
+    /// Its connection, which it has continue sending.
     connection: OnceLock<Weak<Connection>>,
     state: Mutex<Script>,
     /// Nothing more is taken now.
     full: AtomicBool,
-    /// Its connection wants to go on sending.
+    /// Its connection wants to continue sending.
     armed: AtomicBool,
 }
 
@@ -186,22 +186,22 @@ fn serve(agreed: Agreed, contexts: Option<Contexts>, mut script: Script) -> (Vec
     table.add(VOLUME, "", Arc::clone(&memory) as Arc<dyn Target>).expect("the only one");
     let attachment = table.attach(VOLUME).expect("just added");
     let mut freeze_after = script.freeze_after;
-    let mut from = Standing::default();
+    let mut from = ResumePoint::default();
     // Every other process is told to hand over before it has done anything.
     for at_once in [false, true].into_iter().cycle() {
         let at_once = at_once && freeze_after.is_some();
         let ended;
         (script, ended) = serve_once(agreed, contexts.clone(), script, &attachment, from, at_once);
-        let Ended::Frozen(standing) = ended else {
+        let Ended::Frozen(resume_point) = ended else {
             assert!(matches!(ended, Ended::Over), "not in time");
             break;
         };
         let size = SIZE as u64;
         let contexts = contexts.clone();
-        let state = State { agreed, contexts, size, transmission_flags: 1, moved: 0, standing };
+        let state = State { agreed, contexts, size, transmission_flags: 1, moved: 0, resume_point };
         let back = State::decode(&state.encode()).expect("just encoded");
         assert!(back.encode() == state.encode(), "another state");
-        from = back.standing;
+        from = back.resume_point;
         script.flows = false;
         // More for each process than for the one before, so that there is an end soon.
         freeze_after = freeze_after.map(|pieces| 2 * pieces + 1);
@@ -217,11 +217,11 @@ fn serve_once(
     contexts: Option<Contexts>,
     script: Script,
     attachment: &Attachment,
-    from: Standing,
+    from: ResumePoint,
     at_once: bool,
 ) -> (Script, Ended) {
     let common =
-        Common { pool: Pool::new(), spares: Default::default(), watch_peers: Box::new(|| {}) };
+        Common { pool: Pool::new(), buffers: Default::default(), watch_peers: Box::new(|| {}) };
     let common = Arc::new(common);
     let peer = Scripted {
         connection: OnceLock::new(),
@@ -243,7 +243,7 @@ fn serve_once(
     connection.evict();
     assert_eq!(Arc::strong_count(&connection), 1, "a request has stayed");
     drop(connection);
-    assert_eq!(common.pool.free(), POOL_BYTES, "P2: something was not given back");
+    assert_eq!(common.pool.free(), POOL_BYTES, "RP2: something was not given back");
     let script = Arc::into_inner(peer).expect("the connection's peer is gone with it").state;
     (script.into_inner().expect("no holder panics"), ended)
 }
@@ -433,7 +433,7 @@ fn seeds() -> Vec<Vec<u8>> {
         let stream: Vec<u8> = good.flat_map(|(_, request)| request.clone()).collect();
         seeds.push([&[marks, 0, marks * 9, marks & 3, marks][..], &stream].concat());
     }
-    // Great writes of one length (of fuzzing), of which the next are received ahead, and what comes between them.
+    // Large writes of one length (of fuzzing), of which the next are received ahead, and what comes between them.
     let refused = |length| {
         let header = request_bytes(0, command::WRITE, size, length);
         [header, vec![0xdd; length as usize]].concat()

@@ -3,7 +3,7 @@
 //! How it works      I/O at offsets, through the page cache or, as its [`Mode`] says, past it. `read_cached` answers from the
 //!                   page cache or says that it would block. `sync` makes what was written durable; callers that wait at the same time share one.
 //!                   The file can be changed for another while the device is in use ([`Device::reopen`]): calls that
-//!                   are under way end on the old one. A device that is not there has a file whose calls all fail
+//!                   are in flight end on the old one. A device that is not there has a file whose calls all fail
 //!                   ([`super::absent`]).
 //! Its size          A device whose file ends before [`Mode::size`] has lost what was beyond, and a write would make the file long
 //!                   again, with zeroes in between. So its size is looked at before each call that changes it (before a write
@@ -23,7 +23,7 @@
 //!                   D6 whether a device answers is known without asking it ([`super::silence`]); while the kernel has a write
 //!                   that was given up, no sync succeeds.
 //! Owner and locks   `turn` is held for a sync and for a change of files, so that no sync falls between the two; who only looks
-//!                   does not take it, as its holder may hang. `syncing` is held for a look or a change.
+//!                   does not take it, because its holder may hang. `syncing` is held for a look or a change.
 //! Errors            every failed call is counted and marks the device as faulty ([`super::fault`]).
 
 use std::path::Path;
@@ -32,13 +32,13 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use arc_swap::ArcSwap;
 
-use crate::deliberate::{Bug, bug};
 use crate::error::{Errno, Error, Result};
 use crate::io::absent::Absent;
 use crate::io::fault::{Call, Fault, Faults};
 pub use crate::io::opened::Mode;
 use crate::io::opened::{Opened, cannot_open};
 use crate::io::silence::{Silence, Turned};
+use crate::mutants::{Bug, bug};
 use crate::system::ticks::Ticks;
 use crate::system::{Cached, File, System};
 use crate::units::{BLOCK_SIZE, DeviceId};
@@ -123,7 +123,7 @@ impl Device {
 
     /// Changes to the file at `path`, perhaps the same one, while the device is in use, and takes the marks off. What
     /// then fails at once, a small read or a sync, marks it again: [`Device::fault`] tells. On an error nothing has
-    /// changed, nor if `is_wanted` says at the last moment that nobody waits for it any more.
+    /// changed, nor if `is_wanted` says at the last moment that nothing waits for it any more.
     pub fn reopen(&self, path: &Path, is_wanted: &dyn Fn() -> bool) -> Result<()> {
         let mode = Mode { read_only: false, ..self.mode };
         let file = mode.open(&*self.system, path)?;
@@ -204,7 +204,7 @@ impl Device {
         self.faults.mark()
     }
 
-    /// Whether no sync succeeds, as one has failed (D2) or it was found short (D5). Not of a device that is missing.
+    /// Whether no sync succeeds, because one has failed (D2) or it was found short (D5). Not of a device that is missing.
     pub fn has_failed_sync(&self) -> bool {
         let syncing = self.lock_syncing();
         let opened = self.opened.load();
@@ -347,7 +347,7 @@ impl Device {
     }
 
     /// How much of a range, from its beginning on, is cleared by one call: all of what is not allocated, and little of what
-    /// is, as the call may lock the file for long.
+    /// is, because the call may lock the file for long.
     pub fn clearable_at_once(&self, offset: u64, limit: u64) -> u64 {
         let opened = self.opened.load();
         if !opened.grows {

@@ -1,13 +1,13 @@
 //! Opened: the file that a device has at the moment, and how a device is opened.
 //!
-//! Owner and locks   none: what it turned out not to be able to do is noted by whoever finds out.
+//! Owner and locks   none: a thread that finds out that something is not supported notes it.
 
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crate::deliberate::{Bug, bug};
 use crate::error::{Errno, Error, ErrorKind, Result};
+use crate::mutants::{Bug, bug};
 use crate::system::{File, System};
 
 /// The file that a device has at the moment, and what it turned out not to be able to do.
@@ -59,7 +59,7 @@ pub struct Mode {
     pub read_only: bool,
     /// Freed space is punched out of it.
     pub sparse: bool,
-    /// Whole blocks go past the page cache: whoever reads or writes waits for the disk.
+    /// Complete blocks go past the page cache: the caller waits for the disk.
     pub direct: bool,
     /// How long its file must be at least, bytes.
     pub size: u64,

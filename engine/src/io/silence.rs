@@ -20,7 +20,7 @@ const QUIET_TICKS: u32 = 3;
 struct Reported {
     /// When the oldest of what did not end began, and when that was reported last.
     silent: Option<(Tick, Tick)>,
-    /// The sync under way, and when it was seen first.
+    /// The sync in flight, and when it was seen first.
     sync: Option<(u64, Tick)>,
 }
 
@@ -66,7 +66,7 @@ impl Silence {
         reported.silent = Some((first, now));
     }
 
-    /// Looks at it, once each tick: `sync` is the number of the sync under way, if one is.
+    /// Looks at it, once each tick: `sync` is the number of the sync in flight, if one is.
     pub fn look(&self, ticks: &Ticks, sync: Option<u64>) -> Option<Turned> {
         let now = ticks.now();
         let mut reported = self.reported.lock().expect("no holder panics");

@@ -1,6 +1,6 @@
 //! A connection and those who finish its requests: each reply is sent once and whole, also where the socket takes only
-//! part of it and the rest is sent later; a reader that waits is woken; all memory comes back (P1, P2, N1); its socket is
-//! shut down or handed over, never both, and never handed over with a reply unsent (N3).
+//! part of it and the rest is sent later; a reader that waits is woken; all memory comes back (RP1, RP2, CN1); its socket is
+//! shut down or handed over, never both, and never handed over with a reply unsent (CN3).
 
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::OwnedFd;
@@ -15,10 +15,10 @@ use crate::buffer::Buffer;
 use crate::nbd::budget::{
     CONNECTION_BYTES_MAX, POOL_BYTES, Pool, REQUEST_OVERHEAD_BYTES, SHARE_BYTES,
 };
+use crate::nbd::buffer_pool::BufferPool;
 use crate::nbd::connection::{Common, Connection, Patience};
 use crate::nbd::peer::Peer;
 use crate::nbd::request::Agreed;
-use crate::nbd::spare::Spares;
 use crate::nbd::wire::SIMPLE_REPLY_BYTES;
 use crate::sync::Mutex;
 use crate::volume::request::{Request, Sink, Verb};
@@ -32,7 +32,7 @@ struct Sent {
     bytes: Vec<u8>,
     /// It takes no more than this, until somebody has gone on.
     room: Option<usize>,
-    /// Threads that go on sending.
+    /// Threads that continue sending.
     later: Vec<thread::JoinHandle<()>>,
     shut_down: bool,
     released: bool,
@@ -88,14 +88,14 @@ struct Scene {
     sent: Arc<Mutex<Sent>>,
 }
 
-/// A connection with so many requests under way, on a socket that takes `room` bytes at first.
+/// A connection with so many requests in flight, on a socket that takes `room` bytes at first.
 fn scene(requests: usize, room: Option<usize>) -> Scene {
     let sent = Arc::new(Mutex::new(Sent { room, ..Sent::default() }));
     let known = Arc::new(OnceLock::new());
     let peer = Narrow { sent: Arc::clone(&sent), connection: Arc::clone(&known) };
     let common = Arc::new(Common {
         pool: Pool::new(),
-        spares: Spares::default(),
+        buffers: BufferPool::default(),
         watch_peers: Box::new(|| {}),
     });
     let agreed = Agreed { size: 1 << 20, read_only: false, structured: false, status: false };
@@ -146,7 +146,7 @@ fn each_request_is_answered_once_whoever_sends() {
             Scene::finish(&scene.connection, 2);
             other.join().unwrap();
             assert_eq!(scene.cookies(), [1, 2]);
-            assert_eq!(scene.connection.held(), COST, "P2");
+            assert_eq!(scene.connection.held(), COST, "RP2");
         });
     }
 }
@@ -160,7 +160,7 @@ fn a_reader_that_leaves_waits_for_its_requests() {
             thread::spawn(move || Scene::finish(&theirs, cookie))
         });
         scene.connection.drain(std::time::Duration::ZERO);
-        assert_eq!(scene.connection.state.lock().unwrap().submitted, 0, "N1");
+        assert_eq!(scene.connection.state.lock().unwrap().submitted, 0, "CN1");
         processors.into_iter().for_each(|processor| processor.join().unwrap());
         assert_eq!(scene.cookies(), [1, 2]);
     });
@@ -183,7 +183,7 @@ fn breaking_off_in_mid_reply_gives_everything_back() {
         });
         let common = Arc::clone(&scene.connection.common);
         // What is still held is just the connection's share.
-        assert_eq!(common.pool.free(), POOL_BYTES, "P2");
+        assert_eq!(common.pool.free(), POOL_BYTES, "RP2");
     });
 }
 
@@ -216,14 +216,14 @@ fn what_is_handed_over_was_answered_and_is_nobodys_to_shut_down() {
                 Scene::finish(&theirs, 1);
                 Scene::finish(&theirs, 2);
             });
-            assert!(scene.connection.become_quiet(LONG));
+            assert!(scene.connection.quiesce(LONG));
             assert!(scene.connection.release().is_some());
             let bytes = scene.sent.lock().unwrap().bytes.len();
-            assert_eq!(bytes, 2 * SIMPLE_REPLY_BYTES, "N3: released with a reply unsent");
-            scene.connection.break_off();
+            assert_eq!(bytes, 2 * SIMPLE_REPLY_BYTES, "CN3: released with a reply unsent");
+            scene.connection.abort();
             processor.join().unwrap();
             assert_eq!(scene.cookies(), [1, 2]);
-            assert!(!scene.sent.lock().unwrap().shut_down, "N3");
+            assert!(!scene.sent.lock().unwrap().shut_down, "CN3");
         });
     }
 }
@@ -236,12 +236,12 @@ fn a_connection_is_broken_off_or_released_never_both() {
         let (theirs, others) = (Arc::clone(&scene.connection), Arc::clone(&scene.connection));
         let processor = thread::spawn(move || Scene::finish(&theirs, 1));
         let evicts = thread::spawn(move || others.evict());
-        let quiet = scene.connection.become_quiet(LONG);
+        let quiet = scene.connection.quiesce(LONG);
         let released = quiet && scene.connection.release().is_some();
         processor.join().unwrap();
         evicts.join().unwrap();
         let sent = scene.sent.lock().unwrap();
-        assert_eq!((sent.released, sent.shut_down), (released, !released), "N3");
+        assert_eq!((sent.released, sent.shut_down), (released, !released), "CN3");
         assert!(!released || sent.bytes.len() == SIMPLE_REPLY_BYTES);
     });
 }

@@ -7,11 +7,11 @@ use std::sync::mpsc::channel;
 use loom::thread;
 
 use super::check_within;
-use crate::processor::core::{Core, Runs, Takes};
 use crate::processor::cut::{Cut, Stall};
 use crate::processor::queue::{Control, Event, Queue};
+use crate::processor::runner::{Handler, Mailbox, Runner};
 use crate::sync::{Condvar, Mutex};
-use crate::system::Driven;
+use crate::system::Task;
 use crate::system::linux::Linux;
 
 /// What it takes to find that writes are not held: one processor is to be run by somebody else at the stop, and at the go.
@@ -21,7 +21,7 @@ const PREEMPTIONS: usize = 3;
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Without {
     Nothing,
-    /// Writes go on between a processor's arrival and its advance (C2).
+    /// Writes continue between a processor's arrival and its advance (C2).
     Holding,
     /// Each processor advances by itself (C1).
     Meeting,
@@ -56,7 +56,7 @@ impl Half {
     }
 }
 
-impl Runs for Half {
+impl Handler for Half {
     fn run_batch(&mut self, batch: &mut Vec<Event>) {
         for event in batch.drain(..) {
             let Event::Control(control) = event else { unreachable!() };
@@ -89,22 +89,23 @@ fn control(control: Control) -> Event {
     Event::Control(Box::new(control))
 }
 
-fn start(without: Without, acknowledged: &Arc<Acknowledged>) -> Arc<Core<Half>> {
+fn start(without: Without, acknowledged: &Arc<Acknowledged>) -> Arc<Runner<Half>> {
     let (acknowledged, epoch) = (Arc::clone(acknowledged), 1);
     let (stopping, held, written) = (false, None, false);
     let half = Half { acknowledged, without, epoch, stopping, held, written };
-    Arc::new(Core::new(Arc::new(Queue::default()), half))
+    Arc::new(Runner::new(Arc::new(Queue::default()), half))
 }
 
 fn model(without: Without) {
     check_within(PREEMPTIONS, move || {
         let acknowledged = Arc::new(Acknowledged::default());
-        let cores = [start(without, &acknowledged), start(without, &acknowledged)];
-        let threads = cores.clone().map(|core| thread::spawn(move || core.run()));
-        let all: Vec<_> = cores.iter().map(|core| Arc::clone(core) as Arc<dyn Takes>).collect();
+        let runners = [start(without, &acknowledged), start(without, &acknowledged)];
+        let threads = runners.clone().map(|runner| thread::spawn(move || runner.run()));
+        let all: Vec<_> =
+            runners.iter().map(|runner| Arc::clone(runner) as Arc<dyn Mailbox>).collect();
         let told = Arc::clone(&acknowledged);
         let host = thread::spawn(move || {
-            let [first, second] = &cores;
+            let [first, second] = &runners;
             first.queue.push(control(Control::CheckpointDone(0, 0, 0)));
             let mut epochs = told.epochs.lock().unwrap();
             while epochs[0] == 0 {
@@ -114,15 +115,15 @@ fn model(without: Without) {
             second.queue.push(control(Control::CheckpointDone(1, 0, 0)));
         });
         // Who makes the cut: no thread of its own, which would be one more whose turn may come.
-        let cut = |cores| Arc::new(Cut::new(Arc::new(Linux), cores, channel().0));
+        let cut = |runners| Arc::new(Cut::new(Arc::new(Linux), runners, channel().0));
         let cuts = match without {
             Without::Meeting => all.iter().map(|one| cut(vec![Arc::clone(one)])).collect(),
             _ => vec![cut(all.clone()); 2],
         };
-        for (core, cut) in all.iter().zip(cuts) {
-            core.take(control(Control::CutStop(cut, Vec::new())));
+        for (runner, cut) in all.iter().zip(cuts) {
+            runner.take(control(Control::CutStop(cut, Vec::new())));
         }
-        all.iter().for_each(|core| core.help());
+        all.iter().for_each(|runner| runner.run_if_idle());
         host.join().unwrap();
         for thread in threads {
             thread.join().unwrap();

@@ -1,4 +1,4 @@
-//! The flusher: whoever waits is answered, by a sync that began after it came (F1), also while another's job is ending, or
+//! The flusher: each waiter is answered, by a sync that began after it came (F1), also while another's job is ending, or
 //! a sync outside of the pool, which ends before the flusher has stopped.
 
 use std::fmt;

@@ -9,10 +9,10 @@
 mod connection;
 mod cut;
 mod flusher;
-mod hunger;
 mod queue;
-mod reached;
 mod request;
+mod space_waiters;
+mod watermark;
 
 /// Preemptions in one run: most bugs need one or two.
 const PREEMPTIONS: usize = 2;

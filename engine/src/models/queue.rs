@@ -7,10 +7,10 @@ use loom::thread;
 
 use super::check;
 use crate::buffer::Buffer;
-use crate::processor::core::{Core, Runs};
 use crate::processor::queue::{Control, Event, Part, Queue};
+use crate::processor::runner::{Handler, Runner};
 use crate::sync::Mutex;
-use crate::system::Driven;
+use crate::system::Task;
 use crate::volume::request::{Request, Sink, Verb};
 
 /// An event that is known again: who pushed it, and which of its own it is.
@@ -39,7 +39,7 @@ struct Recorder {
     stopped: bool,
 }
 
-impl Runs for Recorder {
+impl Handler for Recorder {
     fn run_batch(&mut self, batch: &mut Vec<Event>) {
         for number in self.left.drain(..) {
             self.seen.lock().unwrap().push((LEFT, number));
@@ -64,7 +64,7 @@ impl Runs for Recorder {
         }
     }
 
-    fn run_beside(&self, batch: &mut Vec<Event>) -> bool {
+    fn run_shared(&self, batch: &mut Vec<Event>) -> bool {
         let looks = |event: &Event| matches!(event, Event::Control(control) if matches!(**control, Control::CheckpointDone(LOOKS, ..)));
         for _ in batch.extract_if(.., |event| looks(event)) {
             self.seen.lock().unwrap().push((LOOKS, 0));
@@ -84,12 +84,12 @@ impl Runs for Recorder {
 type Seen = Arc<Mutex<Vec<(u32, u64)>>>;
 
 /// A processor with its thread.
-fn start() -> (Arc<Core<Recorder>>, Seen, thread::JoinHandle<()>) {
+fn start() -> (Arc<Runner<Recorder>>, Seen, thread::JoinHandle<()>) {
     let seen = Seen::default();
     let recorder = Recorder { seen: Arc::clone(&seen), left: Vec::new(), stopped: false };
-    let core = Arc::new(Core::new(Arc::new(Queue::default()), recorder));
-    let ours = Arc::clone(&core);
-    (core, seen, thread::spawn(move || ours.run()))
+    let runner = Arc::new(Runner::new(Arc::new(Queue::default()), recorder));
+    let ours = Arc::clone(&runner);
+    (runner, seen, thread::spawn(move || ours.run()))
 }
 
 fn numbers_of(seen: &Seen, who: u32) -> Vec<u64> {
@@ -100,16 +100,16 @@ fn numbers_of(seen: &Seen, who: u32) -> Vec<u64> {
 #[test]
 fn every_event_is_run_once_and_in_order_whoever_runs_the_processor() {
     check(|| {
-        let (core, seen, processor) = start();
-        let theirs = Arc::clone(&core);
+        let (runner, seen, processor) = start();
+        let theirs = Arc::clone(&runner);
         let other = thread::spawn(move || {
             theirs.run_or_push(&mut vec![event(1, 1)]);
             theirs.queue.push(event(1, 2));
         });
-        core.queue.push_all(&mut vec![event(2, 1), event(2, 2)]);
-        core.run_or_push(&mut vec![event(2, 3)]);
+        runner.queue.push_all(&mut vec![event(2, 1), event(2, 2)]);
+        runner.run_or_push(&mut vec![event(2, 3)]);
         other.join().unwrap();
-        core.queue.push(stop());
+        runner.queue.push(stop());
         processor.join().unwrap();
         assert_eq!(numbers_of(&seen, 1), [1, 2]);
         assert_eq!(numbers_of(&seen, 2), [1, 2, 3]);
@@ -119,12 +119,12 @@ fn every_event_is_run_once_and_in_order_whoever_runs_the_processor() {
 #[test]
 fn those_who_share_a_processor_leave_nothing_lying_and_never_meet_who_runs_it() {
     check(|| {
-        let (core, seen, processor) = start();
-        let theirs = Arc::clone(&core);
+        let (runner, seen, processor) = start();
+        let theirs = Arc::clone(&runner);
         let other = thread::spawn(move || theirs.run_or_push(&mut vec![look(), event(1, 1)]));
-        core.run_or_push(&mut vec![event(2, 1), look(), event(2, 2)]);
+        runner.run_or_push(&mut vec![event(2, 1), look(), event(2, 2)]);
         other.join().unwrap();
-        core.queue.push(stop());
+        runner.queue.push(stop());
         processor.join().unwrap();
         assert_eq!(numbers_of(&seen, LOOKS), [0, 0]);
         assert_eq!(numbers_of(&seen, 1), [1]);
@@ -135,12 +135,12 @@ fn those_who_share_a_processor_leave_nothing_lying_and_never_meet_who_runs_it() 
 #[test]
 fn what_is_pushed_while_a_processor_is_shared_is_run() {
     check(|| {
-        let (core, seen, processor) = start();
-        let theirs = Arc::clone(&core);
+        let (runner, seen, processor) = start();
+        let theirs = Arc::clone(&runner);
         let other = thread::spawn(move || theirs.run_or_push(&mut vec![look()]));
-        core.queue.push(event(2, 1));
+        runner.queue.push(event(2, 1));
         other.join().unwrap();
-        core.queue.push(stop());
+        runner.queue.push(stop());
         processor.join().unwrap();
         assert_eq!(numbers_of(&seen, LOOKS), [0]);
         assert_eq!(numbers_of(&seen, 2), [1]);
@@ -150,12 +150,12 @@ fn what_is_pushed_while_a_processor_is_shared_is_run() {
 #[test]
 fn what_a_run_leaves_in_the_processor_is_run_whoever_ran_it() {
     check(|| {
-        let (core, seen, processor) = start();
-        let theirs = Arc::clone(&core);
+        let (runner, seen, processor) = start();
+        let theirs = Arc::clone(&runner);
         let other = thread::spawn(move || theirs.run_or_push(&mut vec![event(LEFT, 1)]));
-        core.run_or_push(&mut vec![look(), event(LEFT, 2)]);
+        runner.run_or_push(&mut vec![look(), event(LEFT, 2)]);
         other.join().unwrap();
-        core.queue.push(stop());
+        runner.queue.push(stop());
         processor.join().unwrap();
         let mut left = numbers_of(&seen, LEFT);
         left.sort_unstable();
@@ -166,8 +166,8 @@ fn what_a_run_leaves_in_the_processor_is_run_whoever_ran_it() {
 #[test]
 fn a_stop_that_another_runs_still_ends_the_thread() {
     check(|| {
-        let (core, seen, processor) = start();
-        core.run_or_push(&mut vec![event(1, 1), stop()]);
+        let (runner, seen, processor) = start();
+        runner.run_or_push(&mut vec![event(1, 1), stop()]);
         processor.join().unwrap();
         assert_eq!(numbers_of(&seen, 1), [1]);
     });
@@ -206,14 +206,14 @@ fn part(sink: &Arc<Counting>) -> Event {
 #[test]
 fn requests_that_meet_a_stop_are_answered_all_the_same() {
     check(|| {
-        let (core, _, processor) = start();
+        let (runner, _, processor) = start();
         let sink = Arc::new(Counting(Mutex::new(0)));
-        let (theirs, their_sink) = (Arc::clone(&core), Arc::clone(&sink));
+        let (theirs, their_sink) = (Arc::clone(&runner), Arc::clone(&sink));
         let other = thread::spawn(move || {
             theirs.run_or_push(&mut vec![part(&their_sink)]);
             theirs.queue.push(part(&their_sink));
         });
-        core.queue.push(stop());
+        runner.queue.push(stop());
         processor.join().unwrap();
         other.join().unwrap();
         assert_eq!(*sink.0.lock().unwrap(), 2, "Q4");

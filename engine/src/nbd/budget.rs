@@ -10,8 +10,8 @@
 //!                   larger ones, of which the pool holds only a few at a time. A connection that gets nothing waits.
 //!                   While one waits that has drawn nothing, the pool is short: then peers that will hold what they have drawn
 //!                   for longest are closed, as many as it takes ([`evict`]).
-//! Invariants        B1 free + all draws = [`POOL_BYTES`];
-//!                   B2 a connection's draw is what it holds beyond its share, and its group's is what all of the group hold.
+//! Invariants        BG1 free + all draws = [`POOL_BYTES`];
+//!                   BG2 a connection's draw is what it holds beyond its share, and its group's is what all of the group hold.
 //! Owner and locks   the pool's lock comes after a connection's own, and is held for a few instructions.
 
 use std::collections::{HashMap, VecDeque};
@@ -30,7 +30,7 @@ pub const SHARE_BYTES: u64 = 64 << 10;
 pub const POOL_BYTES: u64 = 192 << 20;
 /// What is left in the pool for proven peers, bytes.
 pub const RESERVE_BYTES: u64 = 64 << 20;
-/// What requests of strangers above [`MODEST_BYTES`] leave in the pool besides, for those up to it, bytes.
+/// What requests of strangers above [`MODEST_BYTES`] leave in the pool in addition, for those up to it, bytes.
 pub const MODEST_RESERVE_BYTES: u64 = 32 << 20;
 /// A request of a stranger up to this waits for no larger one, bytes: copies usually read or write no more at once.
 pub const MODEST_BYTES: u64 = 2 << 20;
@@ -48,7 +48,7 @@ pub const CONNECTION_REQUESTS_MAX: u32 = 1024;
 pub const CONNECTIONS_MAX: usize = 1024;
 /// A connection's inbox, bytes. The first is the connection's own, further ones count as held.
 pub const INBOX_BYTES: usize = 128 << 10;
-/// Payloads up to here share the inbox; greater ones get a buffer of their own, bytes.
+/// Payloads up to here share the inbox; larger ones get a buffer of their own, bytes.
 pub const PAYLOAD_SHARED_MAX: usize = if cfg!(fuzzing) { 1 << 10 } else { 32 << 10 };
 /// What handshakes may buffer together, bytes.
 pub const HANDSHAKES_BYTES_MAX: u64 = 48 << 20;
@@ -119,7 +119,7 @@ pub const fn looked_at_most(verb: Verb) -> u64 {
     }
 }
 
-/// Who waits for bytes: a connection's reader, woken when some were given back.
+/// A waiter for memory: a connection's reader, woken when some was given back.
 #[derive(Debug, Default)]
 pub struct Waiter {
     /// Signalled when it is worth another try.
@@ -132,8 +132,8 @@ pub struct Waiter {
 pub struct Pool {
     free: Mutex<u64>,
     waiters: Mutex<VecDeque<Arc<Waiter>>>,
-    /// What those need who wait and have drawn nothing, bytes.
-    starving: AtomicU64,
+    /// What waiters that have drawn nothing need, bytes.
+    memory_waiters_bytes: AtomicU64,
     groups: Mutex<HashMap<String, Weak<Group>>>,
 }
 
@@ -142,12 +142,12 @@ pub struct Pool {
 pub struct Group(AtomicU64);
 
 impl Pool {
-    /// A pool that nobody has drawn from.
+    /// A pool with all memory free.
     pub fn new() -> Pool {
         Pool {
             free: Mutex::new(POOL_BYTES),
             waiters: Mutex::new(VecDeque::new()),
-            starving: AtomicU64::new(0),
+            memory_waiters_bytes: AtomicU64::new(0),
             groups: Mutex::new(HashMap::new()),
         }
     }
@@ -165,17 +165,17 @@ impl Pool {
         group
     }
 
-    /// What those need who wait and have drawn nothing, bytes; 0 if nobody does.
-    pub fn starving(&self) -> u64 {
-        self.starving.load(Ordering::Relaxed)
+    /// What those need who wait and have drawn nothing, bytes; 0 without such a waiter.
+    pub fn memory_waiters_bytes(&self) -> u64 {
+        self.memory_waiters_bytes.load(Ordering::Relaxed)
     }
 
     /// Says that a connection which needs so much waits without having drawn anything, or no longer does.
-    pub fn count_starving(&self, needed: u64, begins: bool) {
+    pub fn count_memory_waiters(&self, needed: u64, begins: bool) {
         if begins {
-            self.starving.fetch_add(needed, Ordering::Relaxed);
+            self.memory_waiters_bytes.fetch_add(needed, Ordering::Relaxed);
         } else {
-            self.starving.fetch_sub(needed, Ordering::Relaxed);
+            self.memory_waiters_bytes.fetch_sub(needed, Ordering::Relaxed);
         }
     }
 
@@ -215,7 +215,7 @@ impl Pool {
         let mut free = lock(&self.free);
         group.0.fetch_sub(bytes, Ordering::Relaxed);
         *free += bytes;
-        debug_assert!(*free <= POOL_BYTES, "B1: more given back than was drawn");
+        debug_assert!(*free <= POOL_BYTES, "BG1: more given back than was drawn");
         drop(free);
         let waiter = lock(&self.waiters).pop_front();
         if let Some(waiter) = waiter {
@@ -224,7 +224,7 @@ impl Pool {
         }
     }
 
-    /// What nobody has drawn, bytes.
+    /// Free memory, bytes.
     #[cfg(any(test, fuzzing))]
     pub fn free(&self) -> u64 {
         *lock(&self.free)
@@ -245,8 +245,8 @@ const PATIENCE_BYTES: u64 = 32 << 20;
 pub const HOLD: Duration = Duration::from_secs(1);
 
 /// How long a peer that has moved so many bytes may do nothing while the pool is short: strangers have little time, for
-/// whoever waits for them may be a stranger too.
-pub fn patience(moved: u64) -> Duration {
+/// a peer that waits for them may be a stranger too.
+pub fn grace_period(moved: u64) -> Duration {
     let earned = Duration::from_secs(1).mul_f64(moved as f64 / PATIENCE_BYTES as f64);
     earned.clamp(PATIENCE[0], PATIENCE[1])
 }
@@ -298,7 +298,7 @@ impl Account {
         Account { group, ..Account::default() }
     }
 
-    /// What it has drawn from the pool (B2).
+    /// What it has drawn from the pool (BG2).
     pub fn drawn(&self) -> u64 {
         self.bytes.saturating_sub(SHARE_BYTES)
     }
@@ -393,7 +393,7 @@ mod tests {
     #[test]
     fn clients_of_one_volume_leave_those_of_another_as_much_as_they_hold() {
         let pool = Pool::new();
-        let great = cost(Verb::Read, REQUEST_BYTES_MAX);
+        let large = cost(Verb::Read, REQUEST_BYTES_MAX);
         let of = |export: &str| Account::of(pool.group(export));
         let mut hung: Vec<Account> =
             (0..4).map(|n| of(if n % 2 == 0 { "hung" } else { "hung@s" })).collect();
@@ -403,40 +403,40 @@ mod tests {
         let left = pool.free();
         assert!(left >= POOL_BYTES / 2 - (4 << 20), "{left}");
         let mut good = of("good");
-        assert_eq!(good.take(&pool, great, great, true), Taken::Bytes(great));
+        assert_eq!(good.take(&pool, large, large, true), Taken::Bytes(large));
         drop(hung);
     }
 
     #[test]
-    fn great_requests_of_strangers_leave_room_for_their_lesser_ones() {
+    fn large_requests_of_strangers_leave_memory_for_their_small_ones() {
         let pool = Pool::new();
-        let great = cost(Verb::Read, REQUEST_BYTES_MAX);
+        let large = cost(Verb::Read, REQUEST_BYTES_MAX);
         let modest = cost(Verb::Write, MODEST_BYTES);
         let mut greedy: Vec<Account> = (0..100).map(|_| Account::default()).collect();
         for account in &mut greedy {
-            take_all(account, &pool, great, false);
+            take_all(account, &pool, large, false);
         }
         let mut lesser: Vec<Account> = (0..8).map(|_| Account::default()).collect();
         for account in &mut lesser {
             assert_eq!(account.take(&pool, modest, modest, false), Taken::Bytes(modest));
         }
         let mut another = Account::default();
-        assert_eq!(another.take(&pool, great, great, false), Taken::PoolShort);
+        assert_eq!(another.take(&pool, large, large, false), Taken::PoolShort);
     }
 
     #[test]
     fn greedy_strangers_leave_everybody_a_share_and_proven_peers_a_reserve() {
         let pool = Pool::new();
-        let great = cost(Verb::Read, REQUEST_BYTES_MAX);
+        let large = cost(Verb::Read, REQUEST_BYTES_MAX);
         let mut greedy: Vec<Account> = (0..1000).map(|_| Account::default()).collect();
         for (index, account) in greedy.iter_mut().enumerate() {
-            take_all(account, &pool, if index % 2 == 0 { great } else { 70_000 }, false);
+            take_all(account, &pool, if index % 2 == 0 { large } else { 70_000 }, false);
         }
         assert!(pool.free() >= RESERVE_BYTES);
         let mut stranger = Account::default();
-        assert_eq!(stranger.take(&pool, great, great, false), Taken::PoolShort);
+        assert_eq!(stranger.take(&pool, large, large, false), Taken::PoolShort);
         assert_eq!(stranger.take(&pool, SHARE_BYTES, 1 << 20, false), Taken::Bytes(SHARE_BYTES));
         let mut good = Account::default();
-        assert_eq!(good.take(&pool, great, great, true), Taken::Bytes(great));
+        assert_eq!(good.take(&pool, large, large, true), Taken::Bytes(large));
     }
 }

@@ -1,7 +1,7 @@
 //! Clients: the connections of a server as an administrator sees them, and the end of one.
 //!
 //! How it works      What does not change is in the connection; what does is read under its lock, one connection after the
-//!                   other, so that nobody waits for the list. Who the peer is, its socket says when it is asked.
+//!                   other, so that nothing waits for the list. Who the peer is, its socket says when it is asked.
 //! Errors            None: a connection that ends meanwhile is left out.
 
 use std::net::SocketAddr;
@@ -66,7 +66,7 @@ impl Server {
         let Some(connection) = lock(&self.shared.connections).get(&number).cloned() else {
             return false;
         };
-        connection.break_off();
+        connection.abort();
         self.shared.wait_ended(STOP_WITHIN, |one| std::ptr::eq(one, &raw const *connection));
         true
     }

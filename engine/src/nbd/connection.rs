@@ -2,9 +2,9 @@
 //!
 //! How it works      One reader thread (`reader.rs`) brings requests in and owns the connection's life. Its
 //!                   requests come back through [`Connection`], which is their sink (`reply.rs`).
-//! Invariants        N1 `submitted` counts requests that a target has; the attachment is let go at 0;
-//!                   N2 once broken, a connection is never sent to again, and what comes back is dropped;
-//!                   N3 it is broken off or released, never both: a released one has nothing under way and
+//! Invariants        CN1 `submitted` counts requests that a target has; the attachment is released at 0;
+//!                   CN2 once broken, a connection is never sent to again, and what comes back is dropped;
+//!                   CN3 it is broken off or released, never both: a released one has nothing in flight and
 //!                      nothing to send, and its socket is another's.
 //! Owner and locks   `outbox`, then `state`, then the pool. `state` is never held across a system call.
 
@@ -14,12 +14,12 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crate::buffer::Inbox;
 use crate::nbd::budget::{
-    Account, HOLD, INBOX_BYTES, PROVEN_BYTES, Pool, Taken, Waiter, lock, patience,
+    Account, HOLD, INBOX_BYTES, PROVEN_BYTES, Pool, Taken, Waiter, grace_period, lock,
 };
+use crate::nbd::buffer_pool::BufferPool;
 use crate::nbd::peer::Peer;
 use crate::nbd::reply::{Outbox, Reply};
 use crate::nbd::request::Agreed;
-use crate::nbd::spare::Spares;
 use crate::sync::{AtomicBool, Mutex, MutexGuard, Ordering};
 use crate::volume::request::Contexts;
 
@@ -40,8 +40,8 @@ pub struct Common {
     /// What they hold beyond their shares.
     pub pool: Pool,
     /// Buffers for the next requests.
-    pub spares: Spares,
-    /// Has the sender thread look after peers for as long as there is something to look after.
+    pub buffers: BufferPool,
+    /// Has the sender thread watch peers as long as there is something to watch.
     pub watch_peers: Box<dyn Fn() + Send + Sync>,
 }
 
@@ -72,17 +72,17 @@ pub struct Connection {
 /// What changes about a connection.
 #[derive(Default)]
 pub struct State {
-    /// Replies that nobody has begun to send.
+    /// Replies whose sending has not begun.
     pub queue: Vec<Reply>,
-    /// Somebody sends, or the sender thread will.
+    /// A thread sends, or the sender thread will.
     pub sending: bool,
-    /// The connection is over (N2).
+    /// The connection is over (CN2).
     pub broken: bool,
     /// Its peer has said that it disconnects: what it asked for before is done, also if it is gone before that.
     pub disconnected: bool,
-    /// Its socket goes on elsewhere (N3).
+    /// Its socket continues elsewhere (CN3).
     released: bool,
-    /// Requests that the target has (N1).
+    /// Requests that the target has (CN1).
     pub submitted: usize,
     /// The reader waits for something here.
     pub reader_waits: bool,
@@ -116,7 +116,7 @@ impl State {
         }
     }
 
-    /// Goes on after what the processes before have moved, bytes.
+    /// Adds the bytes that earlier processes have moved.
     pub fn go_on_after(&mut self, moved: u64) {
         self.moved = moved;
         self.moved_before = moved;
@@ -166,9 +166,9 @@ impl Connection {
         }
     }
 
-    /// Ends the connection from any thread: nothing more is received or sent (N2). One that was released is no longer
-    /// anybody's to end (N3).
-    pub fn break_off(&self) {
+    /// Ends the connection from any thread: nothing more is received or sent (CN2). One that was released is no longer
+    /// anybody's to end (CN3).
+    pub fn abort(&self) {
         let mut state = lock(&self.state);
         if state.released {
             return;
@@ -197,14 +197,14 @@ impl Connection {
         self.freezing.load(Ordering::Relaxed)
     }
 
-    /// Takes the socket out of a connection that is quiet, for another process; `None` if it cannot be had: the
+    /// Takes the socket out of a connection that is quiet, for another process; `None` if it is not available: the
     /// connection is broken, or not quiet, or not only a socket. Nothing reads from it from here on.
     pub fn release(&self) -> Option<OwnedFd> {
         let mut state = lock(&self.state);
         if state.broken || !state.is_quiet() {
             return None;
         }
-        state.released = true; // N3
+        state.released = true; // CN3
         drop(state);
         let socket = self.peer.release();
         if socket.is_none() {
@@ -319,18 +319,18 @@ impl Connection {
                 state = lock(&self.state);
                 continue;
             }
-            let starving = short_by.filter(|_| state.account.drawn() == 0);
+            let without_memory = short_by.filter(|_| state.account.drawn() == 0);
             if short_by.is_some() {
                 self.common.pool.call_back(&self.waiter);
             }
-            if let Some(needed) = starving {
-                self.common.pool.count_starving(needed, true);
+            if let Some(needed) = without_memory {
+                self.common.pool.count_memory_waiters(needed, true);
                 (self.common.watch_peers)();
             }
             state.broken |= self.peer.is_gone();
             state = self.sleep(state, WAIT_AT_MOST);
-            if let Some(needed) = starving {
-                self.common.pool.count_starving(needed, false);
+            if let Some(needed) = without_memory {
+                self.common.pool.count_memory_waiters(needed, false);
             }
         }
     }
@@ -355,7 +355,7 @@ impl Connection {
         state.account.end(requests);
     }
 
-    /// Waits until the target has none of its requests (N1), and, as long as the connection is not broken,
+    /// Waits until the target has none of its requests (CN1), and, as long as the connection is not broken,
     /// at most `linger` longer until all replies are sent. If the peer is gone, the target need not finish them.
     pub fn drain(&self, linger: Duration) {
         self.peer.leave();
@@ -376,7 +376,7 @@ impl Connection {
 
     /// Waits until it is quiet: the target has none of its requests and every reply is sent; whether it came to that
     /// in time.
-    pub fn become_quiet(&self, patience: Patience) -> bool {
+    pub fn quiesce(&self, patience: Patience) -> bool {
         let until = Instant::now() + patience.all;
         self.peer.leave();
         let mut state = lock(&self.state);
@@ -426,7 +426,7 @@ impl Connection {
         let (since, before) = state.turn?;
         let drawn = state.account.drawn();
         let took = now.saturating_duration_since(since);
-        if drawn == 0 || took < patience(before) || state.broken {
+        if drawn == 0 || took < grace_period(before) || state.broken {
             return None;
         }
         let moved = state.moved - before;
@@ -440,7 +440,7 @@ impl Connection {
 
     /// Ends the connection and gives back at once what its replies hold.
     pub fn evict(&self) {
-        self.break_off();
+        self.abort();
         self.drop_unsent();
     }
 }

@@ -1,16 +1,16 @@
-//! Hand-over: open connections go from one process to the next, and their hosts see a pause.
+//! Hand-over: live restart: open connections move from one process to the next, and their hosts see a pause.
 //!
-//! How it works      [`Server::hand_over`] accepts nobody any more, lets handshakes that have begun end, and freezes every
-//!                   connection: its reader stops where it would wait, what is under way is answered, and what is left
-//!                   is a socket and a [`State`]: what was agreed on, and where the reader stands. The next process
-//!                   gives both to [`Server::adopt`]. Requests that come in meanwhile wait in the socket. Whoever
-//!                   calls carries descriptors and bytes from one process to the other, and sees to it that the first
-//!                   one is over.
-//! Invariants        G1 a socket is read by one process: frozen before it is given away, and given away once (N3);
-//!                   G2 each request is answered by exactly one of the two processes: a state has every byte received
-//!                      that no request was made of (D4), and nothing that is still to be sent;
-//!                   G3 what a host was promised in its handshake holds, or its connection is not adopted.
-//! Owner and locks   `handed_over` is taken alone, by readers that end and by who waits for them.
+//! How it works      [`Server::hand_over`] stops accepting, lets handshakes that have begun end, and freezes every
+//!                   connection: its reader stops where it would wait, requests in flight are answered, and what is left
+//!                   is a socket and a [`State`]: the negotiated options, and where the reader resumes. The next process
+//!                   gives both to [`Server::adopt`]. Requests that arrive in between wait in the socket. The caller
+//!                   passes descriptors and bytes from one process to the other, and makes sure that the first
+//!                   one has ended.
+//! Invariants        HO1 a socket is read by one process: frozen before it is given away, and given away once (CN3);
+//!                   HO2 each request is answered by exactly one of the two processes: a state has every byte received
+//!                      that no request was made of (RQ4), and nothing that is still to be sent;
+//!                   HO3 what a host was promised in its handshake holds, or its connection is not adopted.
+//! Owner and locks   `handed_over` is taken alone, by readers that end and by the thread that waits for them.
 //! Errors            a connection that does not become quiet in time ([`crate::nbd::reader::PATIENCE`]) is closed, as is one that
 //!                   the next process does not adopt: then its host connects again.
 
@@ -28,7 +28,7 @@ use crate::nbd::budget::{CONNECTIONS_MAX, lock};
 use crate::nbd::handshake::Selection;
 use crate::nbd::handshake::options::transmission_flags;
 use crate::nbd::listener::LISTENING;
-use crate::nbd::reader::Standing;
+use crate::nbd::reader::ResumePoint;
 use crate::nbd::{Begun, Ending, Server, Shared};
 use crate::system::signal;
 use crate::volume::export::Attachment;
@@ -41,28 +41,28 @@ const LOOK_EVERY: Duration = Duration::from_millis(1);
 /// How long all connections together may take to become quiet: each one's own patience, and some time to end.
 const WITHIN: Duration = Duration::from_secs(12);
 
-/// One connection that goes on elsewhere.
+/// One connection that another process continues.
 #[derive(Debug)]
 pub struct Handed {
     /// The name of its export.
     pub export: String,
-    /// Its socket, which nobody reads from.
+    /// Its socket, which is not read from.
     pub socket: OwnedFd,
     /// What [`Server::adopt`] is to be given with it.
     pub state: Vec<u8>,
 }
 
-/// What came of all connections.
+/// The result for all connections.
 #[derive(Debug, Default)]
 pub struct HandedOver {
-    /// Those that go on.
+    /// Those that the next process continues.
     pub connections: Vec<Handed>,
-    /// The exports of those that were closed, as they did not become quiet in time.
+    /// The exports of those that were closed because they did not quiesce in time.
     pub closed: Vec<String>,
 }
 
 impl Server {
-    /// Takes all connections out of a server, which serves nobody afterwards and is to be stopped. It takes as long as
+    /// Takes all connections out of a server, which serves no client afterwards and is to be stopped. It takes as long as
     /// the slowest needs to have its requests answered, at most 13 s.
     pub fn hand_over(&self) -> HandedOver {
         let shared = &self.shared;
@@ -77,17 +77,17 @@ impl Server {
         shared.matching(|_| true).iter().for_each(|connection| connection.freeze());
         shared.wait_ended(WITHIN, |_| true);
         let late = shared.matching(|_| true);
-        late.iter().for_each(|connection| connection.break_off());
+        late.iter().for_each(|connection| connection.abort());
         let mut handed_over = std::mem::take(&mut *lock(&shared.handed_over));
         handed_over.closed.extend(late.iter().map(|connection| connection.export.clone()));
         handed_over
     }
 
-    /// Goes on with a connection that another server has handed over. That the export is the one that it was connected to
+    /// Continues with a connection that another server has handed over. That the export is the one that it was connected to
     /// is the caller's to know; its size and what it can do are compared here.
     ///
     /// # Errors
-    /// `Invalid` for a state that is not whole, is of another version, or promises what this server does not do;
+    /// `Invalid` for a state that is incomplete, is of another version, or promises what this server does not do;
     /// `NotFound` if there is no such export; `Busy` if there are too many connections. The socket is closed then.
     pub fn adopt(&self, socket: OwnedFd, export: &str, state: &[u8]) -> Result<()> {
         let shared = &self.shared;
@@ -114,7 +114,7 @@ impl Server {
         if let Some(why) = state.differs(&attachment) {
             return refused(ErrorKind::Invalid, why);
         }
-        let State { agreed, contexts, standing, moved, .. } = state;
+        let State { agreed, contexts, resume_point, moved, .. } = state;
         let again = contexts.map(|one| Selection::again(&shared.exports, &attachment, one));
         let Ok(selection) = again.transpose() else {
             return refused(ErrorKind::NotFound, "a snapshot that it compares with is gone");
@@ -123,14 +123,14 @@ impl Server {
         let begin = |connection: &crate::nbd::connection::Connection| {
             lock(&connection.state).go_on_after(moved);
         };
-        let begun = Begun { attachment, agreed, selection, standing };
+        let begun = Begun { attachment, agreed, selection, resume_point };
         let served = Shared::serve(shared, socket, number, begun, begin);
         served.map_err(|e| Error::io(format!("a connection to {export} cannot be served"), e))
     }
 }
 
 impl State {
-    /// Why a connection in this state cannot go on with this export (G3), if it cannot.
+    /// Why a connection in this state cannot continue with this export (HO3), if it cannot.
     fn differs(&self, attachment: &Attachment) -> Option<&'static str> {
         let target = &attachment.target;
         // It may have grown, and what its host was told may be older still.
@@ -147,7 +147,7 @@ impl State {
 }
 
 impl Shared {
-    /// Accepts nobody any more. Who comes waits in the sockets' backlogs.
+    /// Stops accepting. New connections wait in the backlogs of the sockets.
     fn close_listeners(&self) {
         let listeners = lock(&self.listeners);
         self.closed.store(true, Ordering::SeqCst);
@@ -161,7 +161,7 @@ impl Shared {
 
 impl Ending {
     /// Keeps a frozen connection for the next process.
-    pub(super) fn hand_over(&self, attachment: &Attachment, standing: Standing) {
+    pub(super) fn hand_over(&self, attachment: &Attachment, resume_point: ResumePoint) {
         let connection = &self.connection;
         let Some(socket) = connection.release() else { return self.not_in_time() };
         let moved = lock(&connection.state).moved;
@@ -169,7 +169,8 @@ impl Ending {
         let size = attachment.target.size();
         let transmission_flags = transmission_flags(agreed.read_only);
         let contexts = connection.contexts.as_deref().cloned();
-        let state = State { agreed, contexts, size, transmission_flags, moved, standing }.encode();
+        let state =
+            State { agreed, contexts, size, transmission_flags, moved, resume_point }.encode();
         let handed = Handed { export: connection.export.clone(), socket, state };
         lock(&self.shared.handed_over).connections.push(handed);
     }
@@ -184,19 +185,19 @@ impl Ending {
 mod tests {
     use std::sync::Arc;
 
-    use super::{Standing, State, transmission_flags};
+    use super::{ResumePoint, State, transmission_flags};
     use crate::fuzz::Memory;
     use crate::nbd::request::Agreed;
     use crate::volume::export::ExportTable;
 
-    /// Why a connection to an export of 4096 bytes cannot go on with one of this kind.
+    /// Why a connection to an export of 4096 bytes cannot continue with one of this kind.
     fn why(size: usize, read_only: bool, change: impl FnOnce(&mut State)) -> Option<&'static str> {
         let agreed = Agreed { size: 4096, read_only: false, structured: true, status: true };
-        let standing = Standing::default();
+        let resume_point = ResumePoint::default();
         let transmission_flags = transmission_flags(false);
         let contexts = None;
         let mut state =
-            State { agreed, contexts, size: 4096, transmission_flags, moved: 0, standing };
+            State { agreed, contexts, size: 4096, transmission_flags, moved: 0, resume_point };
         change(&mut state);
         let table = ExportTable::default();
         table.add("v", "", Arc::new(Memory::new(size, read_only))).unwrap();

@@ -162,8 +162,8 @@ impl Handshake {
         self.input.capacity() + self.output.capacity() + listing
     }
 
-    /// Takes at most [`FEED_BYTES_MAX`] bytes of the peer and goes on as far as they lead. Call it with
-    /// none to go on after output was sent, and with some only when all output was.
+    /// Takes at most [`FEED_BYTES_MAX`] bytes of the peer and continues as far as they lead. Call it with
+    /// none to continue after output was sent, and with some only when all output was.
     pub fn feed(&mut self, bytes: &[u8], context: Context) -> Step {
         self.input.extend_from_slice(bytes);
         let mut consumed = 0;

@@ -2,9 +2,9 @@
 //!
 //! How it works      Listening sockets, sockets in handshake and a wake-up stand in one epoll set. A socket
 //!                   whose handshake is done becomes a [`Connection`] with a reader thread of its own.
-//! Invariants        L1 a handshake has [`HANDSHAKE_TIME`] from the moment it was accepted;
-//!                   L2 at most `handshakes_max` sockets are in handshake: a new one takes the oldest's place;
-//!                   L3 nothing is received from a socket that has not taken its output yet.
+//! Invariants        LI1 a handshake has [`HANDSHAKE_TIME`] from the moment it was accepted;
+//!                   LI2 at most `handshakes_max` sockets are in handshake: a new one takes the oldest's place;
+//!                   LI3 nothing is received from a socket that has not taken its output yet.
 //! Errors            whatever goes wrong with a socket closes that socket. Without file descriptors the
 //!                   oldest handshake is given up, or accepting pauses.
 
@@ -128,7 +128,7 @@ impl Listener {
                 break;
             }
             self.deadlines.pop_front();
-            self.remove(number); // L1
+            self.remove(number); // LI1
         }
         if self.paused_until.is_some_and(|until| until <= now) {
             self.paused_until = None;
@@ -185,7 +185,7 @@ impl Listener {
     }
 
     fn begin(&mut self, socket: OwnedFd) {
-        while self.negotiations.len() >= self.handshakes_max && self.give_up_oldest() {} // L2
+        while self.negotiations.len() >= self.handshakes_max && self.give_up_oldest() {} // LI2
         // Refused for unix sockets, which need it not.
         let _ = sockopt::set_tcp_nodelay(&socket, true);
         let number = self.shared.next.fetch_add(1, Ordering::Relaxed);
@@ -278,7 +278,7 @@ impl Negotiation {
                     Err(_) => return Outcome::Close,
                 }
                 if !self.handshake.output().is_empty() {
-                    continue; // L3
+                    continue; // LI3
                 }
             }
             if self.closing {

@@ -3,11 +3,11 @@
 //! How it works      `listener.rs` accepts sockets and leads all handshakes on one thread (`handshake.rs` is
 //!                   the state machine). A handshake that ends with an export becomes a connection with a
 //!                   reader thread of its own (`reader.rs`), which parses and validates requests
-//!                   (`request.rs`) and submits them by the batch to the export's target. Whoever finishes
+//!                   (`request.rs`) and submits them by the batch to the export's target. The thread that finishes
 //!                   requests hands them to the connection (`reply.rs`) and kicks it; a kick sends what it
 //!                   can and never blocks. What a socket does not take at once, the sender thread sends.
 //!                   `clients.rs` lists them.
-//!                   `hand_over.rs` stops connections between two requests, for the next process to go on with.
+//!                   `hand_over.rs` stops connections between two requests, for the next process to continue with.
 //! Bounds            `budget.rs`: bytes and requests in flight, for each connection and for all together.
 //! Invariants        NC1 one connection can only end itself: no peer's bytes lead to a panic or to an
 //!                      unbounded wait of a thread that others need;
@@ -25,6 +25,7 @@
 #![forbid(unsafe_code)]
 
 pub(crate) mod budget;
+pub(crate) mod buffer_pool;
 pub mod clients;
 pub(crate) mod connection;
 pub mod hand_over;
@@ -34,7 +35,6 @@ pub(crate) mod peer;
 pub(crate) mod reader;
 mod reply;
 pub(crate) mod request;
-pub(crate) mod spare;
 mod status;
 #[allow(missing_docs)] // The protocol's own names, told in docs/nbd.md.
 pub(crate) mod wire;
@@ -54,15 +54,15 @@ use rustix::time::Timespec;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::nbd::budget::{INBOX_BYTES, Pool, SOCKET_BYTES, UNIX_SOCKET_BYTES, evict, lock};
+use crate::nbd::buffer_pool::BufferPool;
 use crate::nbd::connection::{Common, Connection};
 use crate::nbd::hand_over::HandedOver;
 use crate::nbd::handshake::{Agreement, INPUT_BYTES_MAX, Selection};
 use crate::nbd::listener::{LISTENING, Listener};
 use crate::nbd::peer::Socket;
-use crate::nbd::reader::{Ended, Standing};
+use crate::nbd::reader::{Ended, ResumePoint};
 use crate::nbd::reply::Reply;
 use crate::nbd::request::Agreed;
-use crate::nbd::spare::Spares;
 use crate::sync::{Condvar, Mutex};
 use crate::system::reaper::Reaping;
 use crate::system::signal;
@@ -98,13 +98,13 @@ struct Shared {
     /// Wakes both threads.
     wake: OwnedFd,
     stopping: AtomicBool,
-    /// Nobody is accepted any more; changed with `listeners` locked.
+    /// No connection is accepted any more; changed with `listeners` locked.
     closed: AtomicBool,
     /// All connections freeze.
     freezing: AtomicBool,
     /// Tells those that wait for their sockets.
     freeze: Arc<OwnedFd>,
-    /// What has come of that.
+    /// The result of that.
     handed_over: Mutex<HandedOver>,
     handshakes: AtomicUsize,
     /// What readers can do while they wait.
@@ -135,7 +135,7 @@ impl Server {
         let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;
         epoll::add(&sender, &tick, epoll::EventData::new_u64(WAKE), edge).map_err(failed)?;
         let watch_peers = Box::new(move || signal(&tick));
-        let common = Common { pool: Pool::new(), spares: Spares::default(), watch_peers };
+        let common = Common { pool: Pool::new(), buffers: BufferPool::default(), watch_peers };
         let shared = Arc::new(Shared {
             exports,
             common: Arc::new(common),
@@ -209,7 +209,7 @@ impl Server {
     /// Closes every connection to this export, and waits until they have ended, at most 4 s.
     pub fn disconnect(&self, export_name: &str) {
         let is_ours = |connection: &Connection| connection.export == export_name;
-        self.shared.break_off(is_ours);
+        self.shared.abort(is_ours);
         self.shared.wait_ended(STOP_WITHIN, is_ours);
     }
 
@@ -221,13 +221,13 @@ impl Server {
         }
         signal(&self.shared.wake);
         let threads = std::mem::take(&mut *lock(&self.threads));
-        self.shared.break_off(|_| true);
+        self.shared.abort(|_| true);
         for thread in threads {
             // A thread that has panicked is over as well.
             let _ = thread.join();
         }
         // Again, for a connection that began meanwhile.
-        self.shared.break_off(|_| true);
+        self.shared.abort(|_| true);
         self.shared.wait_ended(STOP_WITHIN, |_| true);
         lock(&self.shared.listeners).clear();
         let readers = std::mem::take(&mut *lock(&self.shared.readers));
@@ -249,7 +249,7 @@ struct Begun {
     attachment: Attachment,
     agreed: Agreed,
     selection: Option<Selection>,
-    standing: Standing,
+    resume_point: ResumePoint,
 }
 
 impl Shared {
@@ -268,8 +268,8 @@ impl Shared {
             structured,
             status: selection.is_some(),
         };
-        let standing = Standing { bytes: rest, ..Standing::default() };
-        let begun = Begun { attachment, agreed, selection, standing };
+        let resume_point = ResumePoint { bytes: rest, ..ResumePoint::default() };
+        let begun = Begun { attachment, agreed, selection, resume_point };
         // A failure just closes the socket.
         let _ = Shared::serve(shared, socket, number, begun, |connection| {
             connection.push(Reply::handshake(output));
@@ -285,7 +285,7 @@ impl Shared {
         begun: Begun,
         begin: impl FnOnce(&Connection),
     ) -> std::result::Result<(), SystemErrno> {
-        let Begun { attachment, agreed, selection, standing } = begun;
+        let Begun { attachment, agreed, selection, resume_point } = begun;
         // With other sizes it works as well.
         let local = sockopt::socket_domain(&socket) == Ok(AddressFamily::UNIX);
         let bytes = if local { UNIX_SOCKET_BYTES } else { SOCKET_BYTES };
@@ -309,9 +309,9 @@ impl Shared {
         let body = move || {
             if let Some(attachment) = &ending.attachment {
                 let exports = &ending.shared.exports;
-                match reader::run(&ending.connection, exports, attachment, standing) {
+                match reader::run(&ending.connection, exports, attachment, resume_point) {
                     Ended::Over => {}
-                    Ended::Frozen(standing) => ending.hand_over(attachment, standing),
+                    Ended::Frozen(resume_point) => ending.hand_over(attachment, resume_point),
                     Ended::TooLate => ending.not_in_time(),
                 }
             }
@@ -332,7 +332,7 @@ impl Shared {
         self.stopping.load(Ordering::Acquire) || self.closed.load(Ordering::Acquire)
     }
 
-    /// Sends what sockets did not take at once, and looks after peers that do not move.
+    /// Sends what sockets did not take at once, and watches peers that do not move.
     fn run_sender(&self) {
         let mut events: Vec<epoll::Event> = Vec::with_capacity(EVENTS_PER_TURN);
         let mut watched = Instant::now();
@@ -343,7 +343,7 @@ impl Shared {
             let space = rustix::buffer::spare_capacity(&mut events);
             // With nothing to watch it sleeps until `watch_peers` or a socket wakes it.
             let timeout = match () {
-                () if self.common.pool.starving() > 0 => short_every.as_ref(),
+                () if self.common.pool.memory_waiters_bytes() > 0 => short_every.as_ref(),
                 () if self.has_retired() => watch_every.as_ref(),
                 () => None,
             };
@@ -357,7 +357,7 @@ impl Shared {
                     connection.send_on();
                 }
             }
-            self.make_room();
+            self.free_memory();
             let now = Instant::now();
             if now.duration_since(watched) >= WATCH_EVERY {
                 watched = now;
@@ -371,8 +371,8 @@ impl Shared {
     }
 
     /// Closes peers that hold others up, while the pool is short.
-    fn make_room(&self) {
-        let needed = self.common.pool.starving();
+    fn free_memory(&self) {
+        let needed = self.common.pool.memory_waiters_bytes();
         if needed == 0 {
             return;
         }
@@ -390,9 +390,9 @@ impl Shared {
         lock(&self.connections).values().filter(|one| wanted(one)).cloned().collect()
     }
 
-    fn break_off(&self, wanted: impl Fn(&Connection) -> bool) {
+    fn abort(&self, wanted: impl Fn(&Connection) -> bool) {
         for connection in self.matching(wanted) {
-            connection.break_off();
+            connection.abort();
         }
     }
 

@@ -2,13 +2,13 @@
 //!
 //! How it works      [`Socket`] is the real one. What parses, answers and counts knows only [`Peer`], so that the same
 //!                   code can be given bytes from memory ([`crate::fuzz`]) and every order of its steps (models).
-//!                   A reader waits for its socket alone, as long as bytes come every now and then: one system call.
-//!                   After [`QUIET`] without any it waits for the news, too, that it is to stop.
-//!                   Where bytes come one after the other it does not even sleep: see [`SOON`]. It does so while readers that
-//!                   are awake have fewer than half of the cores, as whoever sends needs one, too; and not while others
-//!                   are at work on what it has brought.
-//!                   While reads of the disk are under way, whosever they are, it waits for these as well, unless another
-//!                   does ([`crate::system::reaper`]), and looks for both for a while: see [`SOON_FOR_EACH`].
+//!                   A reader blocks on its socket alone as long as bytes arrive now and then: one system call.
+//!                   After [`FREEZE_POLL_INTERVAL`] without bytes it also waits for the signal to freeze.
+//!                   If the last bytes came quickly, it busy-polls the socket before it blocks ([`BUSY_POLL_SOCKET`]), but
+//!                   only while busy-polling readers use less than half of the cores, because the senders need some, and
+//!                   not while other threads work on its requests.
+//!                   While any reads that bypass the page cache are in flight, it polls both the socket and their
+//!                   completions ([`BUSY_POLL_PER_READ`]), unless another thread does ([`crate::system::reaper`]).
 //! Errors            the system's, as they come: INTR to try again, AGAIN where sending would have to wait, and where
 //!                   receiving has waited for a while; anything else ends the connection.
 
@@ -31,18 +31,18 @@ use crate::nbd::clients::Who;
 use crate::system::credentials;
 use crate::system::reaper::{Reaper, Reaping, Turn};
 
-/// Where the last bytes came within this time, a reader looks for the next ones as long, before it sleeps: being woken takes
-/// longer than what comes so soon.
-const SOON: Duration = Duration::from_micros(50);
-/// So long, for each read of the disk that is to end, a reader looks whether one has, where the last ones ended within this
-/// time; so this is what looking may cost a read.
-const SOON_FOR_EACH: Duration = Duration::from_micros(32);
-/// And so long for all of them.
-const SOON_FOR_ALL: Duration = Duration::from_millis(1);
-/// How often it pauses between two looks: the other thread of its core has work to do.
+/// Busy-poll the socket for up to this long before blocking, if the last receive was that quick: a wake-up takes longer
+/// than such a wait.
+const BUSY_POLL_SOCKET: Duration = Duration::from_micros(50);
+/// Busy-poll for completions for up to this long for each read in flight, if the last ones ended that quickly: the most
+/// processor time that polling may cost a read.
+const BUSY_POLL_PER_READ: Duration = Duration::from_micros(32);
+/// Upper bound of that for all reads in flight together.
+const BUSY_POLL_MAX: Duration = Duration::from_millis(1);
+/// Spin-loop hints between two polls: they leave the core to its other hardware thread.
 const PAUSES: u32 = 50;
-/// After so long without bytes a reader looks whether it is to stop.
-const QUIET: Duration = Duration::from_millis(20);
+/// How often an idle reader checks whether its connection freezes.
+const FREEZE_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// See the module's head.
 pub trait Peer: Send + Sync {
@@ -56,7 +56,7 @@ pub trait Peer: Send + Sync {
     fn receive_now(&self, spaces: &mut [IoSliceMut<'_>]) -> Result<usize, SystemErrno>;
     /// Sends the beginning of `parts`, as much as it takes now, and says how many bytes.
     fn send(&self, parts: &[IoSlice<'_>]) -> Result<usize, SystemErrno>;
-    /// Has somebody go on sending ([`super::connection::Connection::send_on`]) once, as soon as it takes more.
+    /// Has the sender thread continue ([`super::connection::Connection::send_on`]) once, as soon as it takes more.
     fn send_later(&self) -> Result<(), SystemErrno>;
     /// Who it is.
     fn who(&self) -> Who {
@@ -66,9 +66,9 @@ pub trait Peer: Send + Sync {
     fn is_gone(&self) -> bool {
         false
     }
-    /// Ends both directions; who waits in `receive` comes back.
+    /// Shuts down both directions; a blocked `receive` returns.
     fn shut_down(&self);
-    /// The socket, for another process to go on with; `None` where there is more to it than that. Nobody uses this
+    /// The socket, for another process to continue with; `None` where there is more to it than that. Nobody uses this
     /// peer any more.
     fn release(&self) -> Option<OwnedFd>;
 }
@@ -91,13 +91,13 @@ pub struct Socket {
 }
 
 /// Readers that do not sleep, and how many there may be while one looks for bytes.
-static AWAKE: AtomicUsize = AtomicUsize::new(0);
-static AWAKE_MAX: LazyLock<usize> =
+static BUSY_POLLERS: AtomicUsize = AtomicUsize::new(0);
+static BUSY_POLLERS_MAX: LazyLock<usize> =
     LazyLock::new(|| std::thread::available_parallelism().map_or(0, |cores| cores.get() / 2));
 
 impl Socket {
     /// The peer of connection `number`; `sender` is the epoll set of the thread that sends later, `freeze` becomes
-    /// readable when all connections are to freeze; `reaping`: where reads of the disk may be under way.
+    /// readable when all connections are to freeze; `reaping`: where reads of the disk may be in flight.
     ///
     /// # Errors
     /// The system's, if the socket does not take its settings.
@@ -109,8 +109,8 @@ impl Socket {
         reaping: Arc<dyn Reaping>,
     ) -> Result<Socket, SystemErrno> {
         rustix::io::ioctl_fionbio(&socket, false)?;
-        set_socket_timeout(&socket, Timeout::Recv, Some(QUIET))?;
-        AWAKE.fetch_add(1, Ordering::Relaxed);
+        set_socket_timeout(&socket, Timeout::Recv, Some(FREEZE_POLL_INTERVAL))?;
+        BUSY_POLLERS.fetch_add(1, Ordering::Relaxed);
         Ok(Socket {
             socket,
             number,
@@ -129,12 +129,12 @@ impl Socket {
         recv(&self.socket, space, RecvFlags::DONTWAIT).map(|(received, _)| received)
     }
 
-    /// Looks for bytes until [`SOON`] after `begun`; AGAIN if none have come.
-    fn look(&self, space: &mut [u8], begun: Instant) -> Result<usize, SystemErrno> {
+    /// Busy-polls the socket until [`BUSY_POLL_SOCKET`] after `begun`; AGAIN if no bytes came.
+    fn busy_poll(&self, space: &mut [u8], begun: Instant) -> Result<usize, SystemErrno> {
         let mut found = Err(SystemErrno::AGAIN);
         while found == Err(SystemErrno::AGAIN)
-            && AWAKE.load(Ordering::Relaxed) <= *AWAKE_MAX
-            && begun.elapsed() < SOON
+            && BUSY_POLLERS.load(Ordering::Relaxed) <= *BUSY_POLLERS_MAX
+            && begun.elapsed() < BUSY_POLL_SOCKET
         {
             (0..PAUSES).for_each(|_| std::hint::spin_loop());
             found = self.try_receive(space);
@@ -142,7 +142,7 @@ impl Socket {
         found
     }
 
-    /// Waits for bytes and for reads of the disk to end, and brings these on; AGAIN once some have ended, or none are left.
+    /// Waits for bytes and for completions of reads, and reaps these; AGAIN after some were reaped, or if none are in flight.
     fn receive_and_reap(&self, space: &mut [u8], turn: &Turn<'_>) -> Result<usize, SystemErrno> {
         let begun = Instant::now();
         loop {
@@ -152,9 +152,9 @@ impl Socket {
             if reaped > 0 || found != Err(SystemErrno::AGAIN) || left == 0 {
                 return found;
             }
-            let soon = SOON_FOR_EACH.saturating_mul(left).min(SOON_FOR_ALL);
+            let soon = BUSY_POLL_PER_READ.saturating_mul(left).min(BUSY_POLL_MAX);
             let looks = self.ended_soon.load(Ordering::Relaxed)
-                && AWAKE.load(Ordering::Relaxed) <= *AWAKE_MAX
+                && BUSY_POLLERS.load(Ordering::Relaxed) <= *BUSY_POLLERS_MAX
                 && begun.elapsed() < soon;
             if !looks {
                 let ended = turn.sleep([&self.socket, &self.freeze], Asleep::begin);
@@ -164,14 +164,14 @@ impl Socket {
                 }
                 return self.try_receive(space);
             }
-            std::thread::yield_now(); // whoever needs the core has it
+            std::thread::yield_now(); // leave the core to a thread that needs it
         }
     }
 }
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        AWAKE.fetch_sub(1, Ordering::Relaxed);
+        BUSY_POLLERS.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -180,14 +180,14 @@ struct Asleep;
 
 impl Asleep {
     fn begin() -> Asleep {
-        AWAKE.fetch_sub(1, Ordering::Relaxed);
+        BUSY_POLLERS.fetch_sub(1, Ordering::Relaxed);
         Asleep
     }
 }
 
 impl Drop for Asleep {
     fn drop(&mut self) {
-        AWAKE.fetch_add(1, Ordering::Relaxed);
+        BUSY_POLLERS.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -198,14 +198,14 @@ impl Peer for Socket {
         }
         let begun = Instant::now();
         if idle && self.soon.load(Ordering::Relaxed) {
-            match self.look(space, begun) {
+            match self.busy_poll(space, begun) {
                 Err(SystemErrno::AGAIN) => {}
                 other => return other,
             }
         }
         let _asleep = Asleep::begin();
         let found = recv(&self.socket, space, RecvFlags::empty());
-        self.soon.store(begun.elapsed() < SOON, Ordering::Relaxed);
+        self.soon.store(begun.elapsed() < BUSY_POLL_SOCKET, Ordering::Relaxed);
         match found {
             Err(SystemErrno::AGAIN) => {}
             other => return other.map(|(received, _)| received),

@@ -1,19 +1,19 @@
 //! The reader: a connection's own thread, from the first request to the last.
 //!
-//! How it works      It receives whatever the socket has into its inbox, turns every whole request in there
+//! How it works      It receives whatever the socket has into its inbox, turns every complete request in it
 //!                   into a [`Request`], and submits them as one batch. Payloads up to
-//!                   [`PAYLOAD_SHARED_MAX`] share the inbox; a greater one gets a buffer of its own that the
-//!                   rest of it is received into ([`payload`]). What a request costs is taken before it is made, so a
-//!                   connection that holds too much is simply not read from. When the connection freezes, it stops
-//!                   where it would wait, lets all that it has begun end, and gives back its [`Standing`], from which
-//!                   another reader of the same bytes goes on.
-//! Invariants        D1 bytes before `at` are done with; D2 whatever waits, waits with nothing in `batch`;
-//!                   D3 the payload of a refused request is consumed; D4 a standing has every byte received that no
+//!                   [`PAYLOAD_SHARED_MAX`] share the inbox; a larger one gets a buffer of its own that the
+//!                   rest of it is received into ([`payload`]). The cost of a request is reserved before it is made, so a
+//!                   connection that holds too much is not read from. When the connection freezes, the reader stops
+//!                   where it would wait, lets its requests end, and returns its [`ResumePoint`], from which
+//!                   another reader of the same bytes continues.
+//! Invariants        RQ1 bytes before `at` are done with; RQ2 whatever waits, waits with nothing in `batch`;
+//!                   RQ3 the payload of a refused request is consumed; RQ4 a resume point has every byte received that no
 //!                   request was made of.
 //! Errors            a peer that breaks the protocol's framing ends its own connection.
 
-mod ahead;
 mod payload;
+mod prefetch;
 mod source;
 
 use std::sync::Arc;
@@ -26,7 +26,7 @@ use crate::nbd::budget::{
     INBOX_BYTES, PAYLOAD_SHARED_MAX, REQUEST_OVERHEAD_BYTES, cost_with, lock, looked_at_most,
 };
 use crate::nbd::connection::{Connection, Patience};
-use crate::nbd::reader::ahead::Ahead;
+use crate::nbd::reader::prefetch::Prefetch;
 use crate::nbd::reader::source::Source;
 use crate::nbd::reply::Reply;
 use crate::nbd::request::{Agreed, Command, Parsed, check, extents_max};
@@ -36,22 +36,22 @@ use crate::volume::request::{Request, Sink, Target, Verb};
 
 /// Free space that makes a receive worth while, bytes.
 const RECEIVE_BYTES_MIN: usize = 16 << 10;
-/// What is taken at once for a batch, if it can be had, bytes.
+/// Memory that is reserved at once for a batch, if available, bytes.
 const CREDIT_BYTES: u64 = 1 << 20;
-/// Requests that are taken at once for a batch.
+/// Requests whose cost is reserved at once for a batch.
 const CREDIT_REQUESTS: u32 = 64;
-/// How much of an overlong payload is thrown away before the connection is closed, bytes.
+/// How much of an overlong payload is discarded before the connection is closed, bytes.
 pub const OVERLONG_DRAINED_BYTES: u64 = 1 << 20;
 /// How long replies may take to leave after the last request.
 const LINGER: Duration = Duration::from_secs(2);
 
-/// How long what is under way may take to end when the connection freezes.
+/// How long what is in flight may take to end when the connection freezes.
 pub const PATIENCE: Patience =
     Patience { all: Duration::from_secs(10), still: Duration::from_secs(2) };
 
 const _: () = assert!(RECEIVE_BYTES_MIN < INBOX_BYTES / 4);
 
-/// A refused request whose payload is not yet thrown away.
+/// A refused request whose payload is not discarded yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refusal {
     /// Whether it is answered with a chunk.
@@ -62,12 +62,12 @@ pub struct Refusal {
     pub errno: Errno,
 }
 
-/// Where a reader stands in what its peer sends.
+/// Where a reader stopped in the byte stream of its peer, and another one resumes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Standing {
+pub struct ResumePoint {
     /// Bytes that were received and that no request was made of.
     pub bytes: Vec<u8>,
-    /// How many bytes, from those on, are still to be thrown away.
+    /// How many bytes, beginning with these, are still to be discarded.
     pub skip: u64,
     /// The connection ends when `skip` is 0.
     pub last: bool,
@@ -79,17 +79,17 @@ pub struct Standing {
 pub enum Ended {
     /// The connection is over.
     Over,
-    /// It froze, and goes on from here.
-    Frozen(Standing),
-    /// It was to freeze, and what was under way did not end in time: it is over.
+    /// It froze, and can be resumed from here.
+    Frozen(ResumePoint),
+    /// It should have frozen, but requests in flight did not end in time: it is over.
     TooLate,
 }
 
 /// Why reading ended.
 enum End {
-    /// The peer took its leave, or there is nothing more to read: replies are still sent.
-    Leave,
-    /// The connection is of no use any more.
+    /// The peer disconnected, or there is nothing more to read: replies are still sent.
+    Disconnected,
+    /// The connection failed.
     Broken,
     /// It freezes.
     Frozen,
@@ -120,10 +120,10 @@ struct Reader<'a> {
     /// Bytes of a refused payload that are still to be thrown away.
     skip: u64,
     /// The last request was a write with a payload of its own: of what follows no more is received into the inbox than
-    /// is needed, as the next such payload would have to be copied.
-    great: bool,
+    /// is needed, because the next such payload would have to be copied.
+    large_write: bool,
     /// What was received ahead.
-    ahead: Ahead,
+    prefetch: Prefetch,
     /// Bytes received that are not counted as moved yet.
     received: u64,
     /// The connection ends when `skip` is 0.
@@ -137,12 +137,12 @@ struct Reader<'a> {
 }
 
 /// Serves one connection from where it stands until it ends or freezes. A peer that took its leave has all its replies
-/// then, and does not know yet: whoever holds the attachment lets it go first, and evicts the connection then.
+/// then, and does not know yet: the holder of the attachment releases it first, and evicts the connection then.
 pub fn run(
     connection: &Arc<Connection>,
     exports: &ExportTable,
     attachment: &Attachment,
-    from: Standing,
+    from: ResumePoint,
 ) -> Ended {
     let mut reader = Reader {
         connection,
@@ -157,8 +157,8 @@ pub fn run(
         credit_bytes: 0,
         credit_requests: 0,
         skip: from.skip,
-        great: false,
-        ahead: Ahead::default(),
+        large_write: false,
+        prefetch: Prefetch::default(),
         received: 0,
         last: from.last,
         refusal: from.refusal,
@@ -171,16 +171,16 @@ pub fn run(
     }
     reader.submit();
     reader.put_credit_back();
-    reader.ahead.give_back(connection, 0);
+    reader.prefetch.give_back(connection, 0);
     let freezes = matches!(end, Some(End::Frozen));
-    if freezes && connection.become_quiet(PATIENCE) {
-        return Ended::Frozen(reader.standing());
+    if freezes && connection.quiesce(PATIENCE) {
+        return Ended::Frozen(reader.resume_point());
     }
     if let Some(refusal) = reader.refusal.take() {
         connection.push(refusal.reply()); // what it holds is given back with it
     }
-    if !matches!(end, Some(End::Leave)) {
-        connection.break_off();
+    if !matches!(end, Some(End::Disconnected)) {
+        connection.abort();
     }
     connection.drain(LINGER);
     if freezes { Ended::TooLate } else { Ended::Over }
@@ -198,13 +198,13 @@ impl Reader<'_> {
         if self.refusal.is_some() { self.take(REQUEST_OVERHEAD_BYTES) } else { Ok(()) }
     }
 
-    /// Where it stands (D4); its last step ended with [`End::Frozen`].
-    fn standing(mut self) -> Standing {
+    /// Where it stands (RQ4); its last step ended with [`End::Frozen`].
+    fn resume_point(mut self) -> ResumePoint {
         let mut bytes = std::mem::take(&mut self.before);
-        assert!(self.ahead.is_empty(), "A2");
+        assert!(self.prefetch.is_empty(), "PF2");
         bytes.extend_from_slice(self.bytes());
         bytes.extend_from_slice(&self.source.first[self.source.used..]);
-        Standing { bytes, skip: self.skip, last: self.last, refusal: self.refusal }
+        ResumePoint { bytes, skip: self.skip, last: self.last, refusal: self.refusal }
     }
 
     /// How a wait ended that the connection has cut short.
@@ -221,14 +221,14 @@ impl Reader<'_> {
         };
         self.submit();
         self.put_credit_back();
-        if self.great && self.bytes().is_empty() && self.receive_ahead(&mut [])? > 0 {
+        if self.large_write && self.bytes().is_empty() && self.receive_ahead(&mut [])? > 0 {
             return Ok(());
         }
-        self.make_room(needed)?;
+        self.ensure_space(needed)?;
         let missing = needed - self.bytes().len();
         let inbox = self.inbox.as_mut().ok_or(End::Broken)?;
         let space = inbox.space();
-        let length = if self.great { missing } else { space.len() };
+        let length = if self.large_write { missing } else { space.len() };
         let received = self.source.receive(&mut space[..length])?;
         inbox.advance(received);
         self.received += received as u64;
@@ -259,10 +259,10 @@ impl Reader<'_> {
             self.refused = true;
         }
         if self.last {
-            return Err(End::Leave);
+            return Err(End::Disconnected);
         }
-        if !self.ahead.is_empty() {
-            assert!(self.bytes().is_empty(), "A1");
+        if !self.prefetch.is_empty() {
+            assert!(self.bytes().is_empty(), "PF1");
             return self.next_ahead();
         }
         let Some(header) = self.bytes().first_chunk::<REQUEST_HEADER_BYTES>() else {
@@ -276,7 +276,7 @@ impl Reader<'_> {
         match parsed {
             Parsed::Disconnect => {
                 self.connection.note_disconnect();
-                Err(End::Leave)
+                Err(End::Disconnected)
             }
             Parsed::Refused { payload, errno } => {
                 self.refuse(&header, payload, errno)?;
@@ -286,7 +286,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Whether the export is larger than this connection has known, as its volume has grown: from now on it knows. A
+    /// Whether the export is larger than this connection knew, because its volume has grown: from now on it knows. A
     /// kernel's client is told the new size past its connections.
     fn has_grown(&mut self) -> bool {
         let Some(export) = self.exports.find(&self.connection.export) else { return false };
@@ -305,13 +305,13 @@ impl Reader<'_> {
         self.take(REQUEST_OVERHEAD_BYTES)?;
         self.at += REQUEST_HEADER_BYTES;
         // What follows is thrown away: there is nothing to be received ahead, or without a copy.
-        self.great = false;
-        self.ahead.note(0);
+        self.large_write = false;
+        self.prefetch.note(0);
         let structured = self.connection.agreed.structured
             && matches!(header.command, command::READ | command::BLOCK_STATUS);
         // It is sent behind the payload: a client may look for replies only once it has sent its request.
         self.refusal = Some(Refusal { structured, cookie: header.cookie, errno });
-        self.skip = u64::from(payload); // D3
+        self.skip = u64::from(payload); // RQ3
         if self.skip > REQUEST_BYTES_MAX {
             self.skip = OVERLONG_DRAINED_BYTES;
             self.last = true;
@@ -323,8 +323,8 @@ impl Reader<'_> {
         let length = header.length as usize;
         let writes = command.verb == Verb::Write;
         let shared = writes && length <= PAYLOAD_SHARED_MAX;
-        self.great = writes && !shared;
-        self.ahead.note(if self.great { length } else { 0 });
+        self.large_write = writes && !shared;
+        self.prefetch.note(if self.large_write { length } else { 0 });
         if shared && self.bytes().len() < REQUEST_HEADER_BYTES + length {
             return Ok(Next::Receive(REQUEST_HEADER_BYTES + length));
         }
@@ -334,7 +334,7 @@ impl Reader<'_> {
         self.at = start;
         let data = match command.verb {
             Verb::Read => {
-                let spare = self.connection.common.spares.take(length);
+                let spare = self.connection.common.buffers.take(length);
                 spare.unwrap_or_else(|| Buffer::uninit(length))
             }
             Verb::Write if shared => {
@@ -378,7 +378,7 @@ impl Reader<'_> {
             let (bytes, requests) = match quick {
                 Some(taken) => taken,
                 None => {
-                    self.submit(); // D2
+                    self.submit(); // RQ2
                     let taken = self.connection.take(bytes, wanted, 1);
                     (taken.ok_or_else(|| self.cut_short())?, 1)
                 }
@@ -415,7 +415,7 @@ impl Reader<'_> {
     }
 
     /// Sees to it that `needed` bytes from `at` on fit, and that a receive is worth while.
-    fn make_room(&mut self, needed: usize) -> Result<(), End> {
+    fn ensure_space(&mut self, needed: usize) -> Result<(), End> {
         let mut inbox = self.inbox.take().ok_or(End::Broken)?;
         let rest = inbox.filled() - self.at;
         if rest == 0 && inbox.clear() {

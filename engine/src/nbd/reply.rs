@@ -3,10 +3,10 @@
 //! How it works      A finished request becomes a [`Reply`] in its connection's queue. A kick sends all that
 //!                   is queued: one `sendmsg` for many replies. When the socket takes no more, or one kick
 //!                   has sent much, the connection is handed to the server's sender thread, which waits for
-//!                   the socket (epoll, one shot) and goes on; meanwhile kicks only queue.
-//! Invariants        P1 one thread sends at a time: the one that set `sending`, or, once handed over, the
-//!                      sender thread; whoever sends looks at the queue again before it stops;
-//!                   P2 what a request holds is given back when its reply is sent or dropped, once.
+//!                   the socket (epoll, one shot) and continues; meanwhile kicks only queue.
+//! Invariants        RP1 one thread sends at a time: the one that set `sending`, or, once handed over, the
+//!                      sender thread; the thread that sends checks the queue again before it stops;
+//!                   RP2 what a request holds is given back when its reply is sent or dropped, once.
 //! Owner and locks   the outbox's lock, then the connection's state, then the pool.
 //! Errors            a peer that cannot be sent to ends its own connection.
 
@@ -18,8 +18,8 @@ use rustix::io::Errno as SystemErrno;
 
 use crate::error::Errno;
 use crate::nbd::budget::{self, lock};
+use crate::nbd::buffer_pool::BufferPool;
 use crate::nbd::connection::{Connection, State};
-use crate::nbd::spare::Spares;
 use crate::nbd::status;
 use crate::nbd::wire::{
     CHUNK_HEADER_BYTES, SIMPLE_REPLY_BYTES, chunk, error, only_chunk, simple_reply,
@@ -53,7 +53,7 @@ pub struct Reply {
     head: [u8; HEAD_BYTES_MAX],
     head_bytes: usize,
     body: Body,
-    /// What is given back once it is sent, bytes (P2).
+    /// What is given back once it is sent, bytes (RP2).
     cost: u64,
     /// How many requests it answers.
     requests: u32,
@@ -85,7 +85,7 @@ impl Reply {
     }
 
     /// The answer to a finished request.
-    pub fn to(request: Arc<Request>, structured: bool, spares: &Spares) -> Reply {
+    pub fn to(request: Arc<Request>, structured: bool, buffers: &BufferPool) -> Reply {
         let cost = budget::cost_with(request.contexts.as_deref(), request.verb, request.length);
         let cookie = request.cookie;
         // Commands whose success has no chunk are answered simply, failed or not.
@@ -105,7 +105,7 @@ impl Reply {
             Verb::Read => Reply::new(&simple_reply(0, cookie), Body::Read(request), cost),
             Verb::BlockStatus => Reply::new(&[], Body::Bytes(status::chunks(&request)), cost),
             _ => {
-                spares.keep(request);
+                buffers.keep(request);
                 Reply::new(&simple_reply(0, cookie), Body::Nothing, cost)
             }
         }
@@ -192,7 +192,7 @@ impl Outbox {
     }
 
     /// Drops what `sent` bytes have completed.
-    fn advance(&mut self, sent: usize, finished: &mut Finished, spares: &Spares) {
+    fn advance(&mut self, sent: usize, finished: &mut Finished, buffers: &BufferPool) {
         finished.bytes += sent;
         self.first_sent += sent;
         while let Some(first) = self.replies.front() {
@@ -202,7 +202,7 @@ impl Outbox {
             self.first_sent -= first.len();
             finished.count(first);
             if let Some(Reply { body: Body::Read(request), .. }) = self.replies.pop_front() {
-                spares.keep(request);
+                buffers.keep(request);
             }
         }
     }
@@ -230,7 +230,7 @@ impl Connection {
         }
     }
 
-    /// Sends what is queued, unless somebody does so already.
+    /// Sends what is queued, unless another thread does so already.
     pub fn send_queued(&self) {
         {
             let mut state = lock(&self.state);
@@ -242,7 +242,7 @@ impl Connection {
         self.send_on();
     }
 
-    /// Goes on sending; the caller is the one that sends (P1).
+    /// Continues sending; the caller is the one that sends (RP1).
     pub fn send_on(&self) {
         let mut outbox = lock(&self.outbox);
         let mut finished = Finished::default();
@@ -257,15 +257,15 @@ impl Connection {
             match outbox.send(self) {
                 Ok(sent) => {
                     turn += sent;
-                    outbox.advance(sent, &mut finished, &self.common.spares);
+                    outbox.advance(sent, &mut finished, &self.common.buffers);
                 }
                 Err(SystemErrno::INTR) => {}
                 Err(SystemErrno::AGAIN) => break,
-                Err(_) => self.break_off(),
+                Err(_) => self.abort(),
             }
         }
         lock(&self.state).begin_turn();
-        // Unlocked first: the sender thread may go on before the next line is over.
+        // Unlocked first: the sender thread may continue before the next line is over.
         drop(outbox);
         self.leave_to_sender();
     }
@@ -294,8 +294,8 @@ impl Connection {
     /// Leaves the rest to the sender thread.
     fn leave_to_sender(&self) {
         if self.peer.send_later().is_err() {
-            // No memory for epoll: nobody would go on, so the connection ends here.
-            self.break_off();
+            // No memory for epoll: nobody would continue, so the connection ends here.
+            self.abort();
             self.drop_unsent();
         }
     }
@@ -316,7 +316,7 @@ impl Connection {
 
 impl Sink for Connection {
     fn complete(&self, request: Arc<Request>) {
-        let reply = Reply::to(request, self.agreed.structured, &self.common.spares);
+        let reply = Reply::to(request, self.agreed.structured, &self.common.buffers);
         let mut state = lock(&self.state);
         state.submitted = state.submitted.saturating_sub(1);
         self.push_locked(&mut state, reply);

@@ -1,6 +1,6 @@
 //! The NBD protocol's numbers and headers, as bytes on the wire.
 //!
-//! Everything is big-endian. What each means, and which of it this server offers, is told in docs/nbd.md.
+//! Everything is big-endian. What each means, and which of it this server offers, is in docs/nbd.md.
 
 /// First bytes of a server: "NBDMAGIC".
 pub const MAGIC: u64 = 0x4e42_444d_4147_4943;

@@ -7,8 +7,8 @@ use crate::block_map::place::Place;
 use crate::block_map::versions::Change;
 use crate::change_log::format::{RECORD_SUMS_MAX, RecordKind};
 use crate::change_log::journal::Entry;
-use crate::deliberate::{Bug, bug};
 use crate::error::Errno;
+use crate::mutants::{Bug, bug};
 use crate::processor::io_job::NewPlace;
 use crate::processor::share::Share;
 use crate::units::Epoch;
@@ -37,7 +37,7 @@ impl Share {
         if landed > 0 {
             self.space.land(landed);
         }
-        self.hunger.feed();
+        self.space_waiters.wake_all();
         result
     }
 
@@ -68,13 +68,13 @@ impl Share {
             checksums: &change.sums,
             seq,
         };
-        let covering = self.journal.shared().reached.covering();
-        let covering = if bug(Bug::YoungForEver) { 0 } else { covering };
-        slots.young.see(covering, if bug(Bug::YoungTooLong) { 0 } else { self.epoch });
+        let sync_watermark = self.journal.shared().watermark.sync_watermark();
+        let sync_watermark = if bug(Bug::YoungForEver) { 0 } else { sync_watermark };
+        slots.young.see(sync_watermark, if bug(Bug::YoungTooLong) { 0 } else { self.epoch });
         let mut given = 0;
         let slots = RefCell::new(slots);
         let alone = |place, count| slots.borrow().are_young(place, count); // Y3
-        local.versions.apply_knowing(made, &self.history, alone, |_, count, place| {
+        local.versions.apply_with_hint(made, &self.history, alone, |_, count, place| {
             if place.is_slot() {
                 bad.forget(place, count);
                 given += slots.borrow_mut().give(seq, place, count); // J4
@@ -91,6 +91,6 @@ impl Share {
 
     /// Takes up to `want` consecutive slots, which were claimed.
     pub(super) fn take_slots(&mut self, want: u32) -> (Place, u32) {
-        self.slots.take(&self.log_order, self.logs_alike, want)
+        self.slots.take(&self.log_order, self.equal_priority_logs, want)
     }
 }

@@ -5,7 +5,7 @@
 //!                   costs references, and a pool thread does the rest: it writes the file, syncs the devices and it, gives it
 //!                   its name, tells the journal what is covered, and removes what nothing needs any more.
 //!                   The manifest names it before anything is taken for covered or removed.
-//! No room           where the next segment cannot be prepared, Python is told (a [`JournalFull`](Told::JournalFull) event), while
+//! No room           where the next segment cannot be prepared, Python gets a [`JournalFull`](Told::JournalFull) event, while
 //!                   half of the newest segment is left. Python gives up room that it keeps for this, and calls `relieve`: a
 //!                   small segment is begun, and a checkpoint makes the segments before it removable.
 //! A failed journal  after a failed sync records may be lost (J8), and so they may be if a file is gone (J11). Then the journal
@@ -22,10 +22,10 @@ use crate::change_log::checkpoint::{self, Contents};
 use crate::change_log::journal::{self, Identity};
 use crate::change_log::recover::files;
 use crate::change_log::segment::Prepared;
-use crate::deliberate::{Bug, bug};
 use crate::engine::events::Event as Told;
 use crate::error::Errno;
 use crate::limits::CHECKPOINT_BYTES_MIN;
+use crate::mutants::{Bug, bug};
 use crate::processor::queue::{Control, Event};
 use crate::processor::share::{Context, Local, Share};
 use crate::system::pool::Lane;
@@ -51,7 +51,7 @@ impl Checkpoint {
         if bug(Bug::EarlyRemoval) {
             remove_covered(&identity, number, journal.covered(covered));
         }
-        // The contents are let go before anything is waited for: what changes meanwhile is copied.
+        // The contents are dropped before anything is waited for: blocks that change until then are copied.
         let written =
             checkpoint::write(&new, &identity, number, contents).and_then(|(file, bytes, crc)| {
                 if !bug(Bug::EarlyCheckpoint) {
@@ -113,7 +113,7 @@ impl Share {
         let (share, queue) = (self.number, Arc::clone(context.queue));
         context.pool.run(Lane::Files(share), move || {
             let prepared = make(&identity, number, previous).ok();
-            prepared.iter().for_each(Prepared::warm);
+            prepared.iter().for_each(Prepared::prefault);
             queue.push(Event::Control(Box::new(Control::SegmentPrepared(share, prepared))));
         });
     }
@@ -128,14 +128,14 @@ impl Share {
         }
         for (since, waiter) in std::mem::take(&mut self.relieving) {
             if small && lacks {
-                let _ = waiter.send(false); // whoever asked may have gone
+                let _ = waiter.send(false); // the caller may have gone
             } else {
                 self.relieve_since(since, waiter, context);
             }
         }
     }
 
-    /// Has a checkpoint make the journal's segments removable, and then answers whether that was done. If there is no room
+    /// Has a checkpoint make the journal's segments removable, and then answers whether that was done. If there is no space
     /// for a whole segment, one that is small is begun first: the newest is never removable.
     pub fn relieve(&mut self, answer: Sender<bool>, context: &Context<'_>) {
         self.relieve_since(context.ticks.now(), answer, context);
@@ -150,7 +150,7 @@ impl Share {
         if self.journal.is_preparing() {
             self.relieving.push((since, answer));
         } else if self.journal.begin_small().is_err() {
-            let _ = answer.send(false); // whoever asked may have gone
+            let _ = answer.send(false); // the caller may have gone
         } else {
             self.checkpoint_now(answer, context);
         }
@@ -173,7 +173,7 @@ impl Share {
         }
         let next = std::mem::take(&mut self.checkpoint_waiters[1]);
         for (_, waiter) in std::mem::replace(&mut self.checkpoint_waiters[0], next) {
-            let _ = waiter.send(bytes > 0); // whoever asked may have gone
+            let _ = waiter.send(bytes > 0); // the caller may have gone
         }
         if !self.checkpoint_waiters[0].is_empty() {
             self.begin_checkpoint(context);
@@ -182,26 +182,26 @@ impl Share {
 
     /// Writes a checkpoint of now, and then answers whether that was done.
     pub fn checkpoint_now(&mut self, answer: Sender<bool>, context: &Context<'_>) {
-        let later = usize::from(self.checkpointing); // the one under way began before
+        let later = usize::from(self.checkpointing); // the one in flight began before
         self.checkpoint_waiters[later].push((context.ticks.now(), answer));
         self.begin_checkpoint(context);
     }
 
-    /// Answers those who have waited for a checkpoint for too long.
+    /// Answers callers that have waited for a checkpoint for too long.
     pub(super) fn end_checkpoint_waits(&mut self, ticks: &Ticks) {
         let relieving = std::iter::once(&mut self.relieving);
         for waiters in self.checkpoint_waiters.iter_mut().chain(relieving) {
             waiters.retain(|(since, answer)| {
                 let over = ticks.is_over(*since);
                 if over {
-                    let _ = answer.send(false); // whoever asked may have gone
+                    let _ = answer.send(false); // the caller may have gone
                 }
                 !over
             });
         }
     }
 
-    /// The last checkpoint, as the volume is let go.
+    /// The last checkpoint, when the volume is closed.
     pub fn close(mut self) -> Checkpoint {
         self.journal.close();
         self.checkpoint()

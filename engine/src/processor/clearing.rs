@@ -2,7 +2,7 @@
 //!
 //! How it works      A file system holds a file's lock while it clears a range of it, for as long as the range lies in pieces: on
 //!                   ext4 up to a millisecond for each. So a range that has data is cleared a little at a time, and after a
-//!                   while a request's job stops; the rest of its part is another [piece](super::walk). Where nothing is
+//!                   while a request's job stops; the rest of its part is another [piece](super::pieces). Where nothing is
 //!                   allocated one call does it all.
 
 use crate::error::Errno;
@@ -11,7 +11,7 @@ use crate::processor::queue::Part;
 use crate::units::BLOCK_SIZE;
 use crate::volume::geometry::Partition;
 
-/// How long a job that may stop goes on, nanoseconds.
+/// How long a job that may stop continues, nanoseconds.
 const JOB_NS: u64 = 1_000_000;
 
 /// When a job has taken long enough.
@@ -50,7 +50,7 @@ impl Job {
             let cleared = partition.pieces(*offset, *length, |device, from, here, done| {
                 let mut cleared = 0;
                 while cleared < here {
-                    // Whole blocks, one at least: where one is cleared in part, it is cleared again.
+                    // Complete blocks, one at least: where one is cleared in part, it is cleared again.
                     let at = (offset + done + cleared) / BLOCK_SIZE * BLOCK_SIZE;
                     if at > begin && deadline.as_ref().is_some_and(Deadline::has_come) {
                         stopped_at = Some(at);

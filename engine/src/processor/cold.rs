@@ -8,7 +8,7 @@
 //!                   failed to read, and everything where there is no ring; and so does all that is no read. There up to
 //!                   [`AT_ONCE`] small parts of one lane are one job, whose thread does one after the other. So a read costs
 //!                   no wake-up but the disk's, and a batch of writes one.
-//! A device that hangs   holds up nobody who does not use it: a ring has at most [`RING_READS`] reads of one device, and none of
+//! A device that hangs   delays only users of that device: a ring has at most [`RING_READS`] reads of one device, and none of
 //!                   one that is silent; the pool has a lane for each device. What waits there can be taken back; what a ring
 //!                   has, the kernel has.
 //! Owner and locks   the processor has the list, which is empty between batches.
@@ -17,25 +17,25 @@ use std::sync::{Arc, OnceLock, Weak};
 
 use crate::error::Errno;
 use crate::io::device::Device;
-use crate::processor::core::Core;
+use crate::processor::in_flight::Errand;
 use crate::processor::io_job::{Done, Job};
-use crate::processor::out::Errand;
 use crate::processor::queue::{Event, Part};
 use crate::processor::read::INLINE_BYTES_MAX;
 use crate::processor::run::Processor;
+use crate::processor::runner::Runner;
 use crate::system::System;
 use crate::system::direct::Direct;
 use crate::system::pool::{Lane, Pool};
 use crate::system::ring::{Read, Ring};
 use crate::system::ticks::Ticks;
 
-/// Parts of one job: as many threads take part where there are more.
+/// Parts of one job; more parts become more jobs, and so more threads.
 const AT_ONCE: usize = 8;
-/// Longer parts are jobs of their own, bytes.
+/// Longer parts become jobs of their own, bytes.
 const SMALL_BYTES: u32 = 64 << 10;
-/// Reads of one device that a ring has: fewer than a disk's queue holds, so that there is room in it for who only looks.
+/// Reads of one device that a ring has: fewer than a disk's queue holds, so that there is space in it for who only looks.
 const RING_READS: u32 = 64;
-/// Who is done with parts for so long has the processor run, before it does the next, nanoseconds.
+/// A thread that has completed parts for so long runs the processor before it does the next part, nanoseconds.
 const BRING_NS: u64 = 200_000;
 
 /// A part, or work of a share's own, that was handed over, its blocks reserved (I1).
@@ -56,16 +56,16 @@ pub struct Taken {
     device: Arc<Device>,
 }
 
-/// Who reads past the page cache, for all processors; made when it is first needed. `None` inside: there is none to be had.
-pub type Directs = Arc<OnceLock<Option<Direct<Owned>>>>;
+/// The `O_DIRECT` reader shared by all processors; made when it is first needed. `None` inside: the kernel offers none.
+pub type DirectReader = Arc<OnceLock<Option<Direct<Owned>>>>;
 
 /// A part that is read for this processor.
-pub type Owned = (Weak<Core<Processor>>, Taken);
+pub type Owned = (Weak<Runner<Processor>>, Taken);
 
 /// Those who do what a processor has handed over.
 pub struct Readers {
     ring: Option<Ring<Taken>>,
-    directs: Option<Directs>,
+    direct_reader: Option<DirectReader>,
     pool: Lanes,
 }
 
@@ -75,31 +75,31 @@ struct Lanes {
     system: Arc<dyn System>,
     ticks: Arc<Ticks>,
     pool: Pool,
-    core: Weak<Core<Processor>>,
+    runner: Weak<Runner<Processor>>,
 }
 
 impl Readers {
-    /// With a ring if there is one to be had and it is `wanted`, and then with `directs`.
+    /// With a ring if there is one available and it is `wanted`, and then with `direct_reader`.
     pub fn new(
         name: &str,
         system: &Arc<dyn System>,
         ticks: &Arc<Ticks>,
-        directs: &Directs,
+        direct_reader: &DirectReader,
         pool: Pool,
-        core: Weak<Core<Processor>>,
+        runner: Weak<Runner<Processor>>,
     ) -> Readers {
         let (system, ticks) = (Arc::clone(system), Arc::clone(ticks));
         let wanted = system.threaded();
-        let pool = Lanes { system, ticks, pool, core };
+        let pool = Lanes { system, ticks, pool, runner };
         let ours = pool.clone();
         let ring = wanted.then(|| Ring::start(name, move |reads| ours.ended(reads))).flatten();
-        let directs = wanted.then(|| Arc::clone(directs));
-        Readers { ring, directs, pool }
+        let direct_reader = wanted.then(|| Arc::clone(direct_reader));
+        Readers { ring, direct_reader, pool }
     }
 
     /// Does all of `colds`, which is left empty.
     pub fn do_all(&self, colds: &mut Vec<Cold>) {
-        if self.ring.is_some() || self.directs.is_some() {
+        if self.ring.is_some() || self.direct_reader.is_some() {
             let (mut direct, mut reads) = (Vec::new(), Vec::with_capacity(colds.len()));
             for cold in std::mem::take(colds) {
                 match cold.take_read(&self.pool.ticks) {
@@ -121,14 +121,14 @@ impl Readers {
 
     /// Begins reads past the page cache; returns those that could not be.
     fn read_direct(&self, reads: Vec<(Read, Taken)>) -> Vec<(Read, Taken)> {
-        let Some(directs) = self.directs.as_ref().filter(|_| !reads.is_empty()) else {
+        let Some(direct_reader) = self.direct_reader.as_ref().filter(|_| !reads.is_empty()) else {
             return reads;
         };
         let start = || Direct::start("pv-direct", ended_direct(&self.pool));
-        let Some(direct) = directs.get_or_init(start) else { return reads };
-        let core = &self.pool.core;
+        let Some(direct) = direct_reader.get_or_init(start) else { return reads };
+        let runner = &self.pool.runner;
         let owned =
-            reads.into_iter().map(|(read, taken)| (read, (Weak::clone(core), taken))).collect();
+            reads.into_iter().map(|(read, taken)| (read, (Weak::clone(runner), taken))).collect();
         // SAFETY: a part that is read has its request, whose buffer it fills alone (B3).
         let refused = unsafe { direct.read(owned) };
         refused.into_iter().map(|(read, (_, taken))| (read, taken)).collect()
@@ -139,9 +139,9 @@ impl Readers {
 fn ended_direct(pool: &Lanes) -> impl Fn(Vec<(Owned, bool)>) + Send + Sync + 'static {
     let pool = pool.clone();
     move |mut reads| {
-        while let Some(((core, _), _)) = reads.first() {
-            let pool = Lanes { core: Weak::clone(core), ..pool.clone() };
-            let is_its = |((owner, _), _): &(Owned, bool)| owner.ptr_eq(&pool.core);
+        while let Some(((runner, _), _)) = reads.first() {
+            let pool = Lanes { runner: Weak::clone(runner), ..pool.clone() };
+            let is_its = |((owner, _), _): &(Owned, bool)| owner.ptr_eq(&pool.runner);
             let (its, others): (Vec<_>, Vec<_>) = reads.into_iter().partition(is_its);
             pool.ended(its.into_iter().map(|((_, taken), full)| (taken, full)).collect());
             reads = others;
@@ -156,7 +156,7 @@ impl Cold {
         if !self.errand.is_read() || self.bytes > INLINE_BYTES_MAX {
             return Err(self);
         }
-        // Nobody takes back what has just been handed over.
+        // What has just been handed over is not taken back.
         let Some((part, mut job)) = self.errand.take(ticks) else { return Err(self) };
         let Some((read, device)) = job.only_read() else {
             self.errand.put_back((part, job));
@@ -200,8 +200,8 @@ impl Lanes {
         }
         self.do_all(&mut failed);
         // An engine that was stopped has left behind what hangs.
-        if let Some(core) = self.core.upgrade().filter(|_| !read.is_empty()) {
-            core.bring(&mut read);
+        if let Some(runner) = self.runner.upgrade().filter(|_| !read.is_empty()) {
+            runner.submit(&mut read);
         }
     }
 
@@ -224,25 +224,25 @@ impl Lanes {
         }
     }
 
-    /// Does a group. Whoever has waited for a disk is brought back at once; the others together.
+    /// Does a group. A part that had to wait for a disk is returned at once; the others together.
     fn do_one_by_one(&self, group: Vec<Cold>) {
         let mut began = self.system.monotonic_ns();
         let last = group.len() - 1;
         for (index, cold) in group.into_iter().enumerate() {
             let Some((part, mut job)) = cold.errand.take(&self.ticks) else { continue };
             let result = job.run();
-            let Some(core) = self.core.upgrade() else { return };
+            let Some(runner) = self.runner.upgrade() else { return };
             let mut done = vec![cold.done(part, job, result)];
             let now = self.system.monotonic_ns();
             if index == last || now.saturating_sub(began) > BRING_NS {
                 began = now;
-                core.bring(&mut done);
+                runner.submit(&mut done);
             } else {
-                core.queue.put_all(&mut done);
+                runner.queue.push_all_without_wake(&mut done);
             }
         }
-        if let Some(core) = self.core.upgrade() {
-            core.bring(&mut Vec::new()); // the last one may have been taken back
+        if let Some(runner) = self.runner.upgrade() {
+            runner.submit(&mut Vec::new()); // the last one may have been taken back
         }
     }
 }

@@ -1,8 +1,8 @@
 //! Compare: what changed between a snapshot and a later one, or the live volume.
 //!
 //! How it works      A block has changed if the two maps have another place for it ([`differing`]). That never misses a
-//!                   change, whatever happened between the two, as both would read the same place now; it may name a
-//!                   block whose contents are equal. Maps are handed out as clones, so that whoever asks walks them
+//!                   change, whatever happened between the two, because both would read the same place now; it may name a
+//!                   block whose contents are equal. Maps are handed out as clones, so that the caller walks them
 //!                   on its own thread; for BLOCK_STATUS the processor looks at the part that is asked for, for a while: then it is answered for
 //!                   what lies before.
 //! Owner and locks   the share's processor; clones belong to who asked.

@@ -1,10 +1,10 @@
 //! Cut: how all processors that own partitions of some volumes agree on one instant.
 //!
-//! How it works      The engine brings `CutStop` to each processor concerned. Each stops starting writes of the
-//!                   volumes and arrives; reads go on. The last one to arrive brings `CutGo` to all; on it each
-//!                   advances the epoch of its shares and starts the writes that it held. Nobody is woken for it: who brings
-//!                   either, or meets a stop, runs those processors that nobody runs. With all cores busy a thread that was
-//!                   woken, or that has woken one, may wait for its turn for milliseconds, and hosts with it.
+//! How it works      The engine sends `CutStop` to each processor concerned. Each stops starting writes of the
+//!                   volumes and arrives; reads continue. The last one to arrive sends `CutGo` to all; on it each
+//!                   advances the epoch of its shares and starts the writes that it held. No thread is woken for it: the
+//!                   sender of either, and a thread that meets a stop, run the idle processors themselves. With all cores
+//!                   busy a thread that was woken may wait for a core for milliseconds, and hosts would wait with it.
 //! Invariants        C1 no processor advances before all have arrived;
 //!                   C2 between its arrival and its advance a processor starts no write of the volumes;
 //!                   C3 a write takes its epoch from its share when it starts.
@@ -13,16 +13,16 @@
 //!                   one. If A is of the new epoch, then by C1 all had arrived before A started, so B, which
 //!                   starts after A ended, starts after its own processor's arrival, and by C2 after its
 //!                   advance: B is of the new epoch too. No snapshot has B without A.
-//! Writes under way  A write that was started before and has not landed belongs to the old epoch, wherever it
-//!                   lands: `Settle` waits for those, and until then nobody reads the snapshot.
+//! Writes in flight  A write that was started before and has not ended belongs to the old epoch, wherever it
+//!                   is placed: `Settle` waits for those, and until then the snapshot is not read.
 //! A crash           leaves records with epochs and no snapshot in the catalog: recovery makes no frozen map for
 //!                   it, so nothing of the cut remains.
 
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
-use crate::processor::core::Takes;
 use crate::processor::queue::{Control, Event};
+use crate::processor::runner::Mailbox;
 use crate::sync::{AtomicU64, AtomicUsize, Mutex, Ordering};
 use crate::system::System;
 use crate::units::ProcessorIndex;
@@ -36,11 +36,11 @@ pub struct Stall {
     pub nanoseconds: u64,
 }
 
-/// What came of a cut.
+/// The result of a cut.
 pub struct Report {
     /// The instant, nanoseconds since 1970.
     pub instant_ns: u64,
-    /// Each processor's.
+    /// The stall of each processor.
     pub stalls: Vec<Stall>,
 }
 
@@ -48,7 +48,7 @@ pub struct Report {
 pub struct Cut {
     system: Arc<dyn System>,
     out: AtomicUsize,
-    cores: Vec<Arc<dyn Takes>>,
+    runners: Vec<Arc<dyn Mailbox>>,
     /// When the last one arrived, nanoseconds since 1970.
     instant_ns: AtomicU64,
     report: Mutex<Vec<Stall>>,
@@ -57,42 +57,46 @@ pub struct Cut {
 
 impl Cut {
     /// A cut of these processors; `done` gets the report when all have started again.
-    pub fn new(system: Arc<dyn System>, cores: Vec<Arc<dyn Takes>>, done: Sender<Report>) -> Cut {
+    pub fn new(
+        system: Arc<dyn System>,
+        runners: Vec<Arc<dyn Mailbox>>,
+        done: Sender<Report>,
+    ) -> Cut {
         Cut {
             system,
-            out: AtomicUsize::new(cores.len()),
-            cores,
+            out: AtomicUsize::new(runners.len()),
+            runners,
             instant_ns: AtomicU64::new(0),
             report: Mutex::new(Vec::new()),
             done,
         }
     }
 
-    /// The caller has stopped starting writes. The last one to say so lets everybody go; others see to it that all stop soon,
-    /// should who makes the cut have lost its core.
+    /// The caller has stopped starting writes. The last one to arrive starts all again; the others run idle processors, so
+    /// that all stop soon even if the thread that makes the cut is descheduled.
     pub fn arrive(self: &Arc<Self>) {
         if self.out.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.instant_ns.store(self.system.wall_ns(), Ordering::Release);
-            self.bring(|| Control::CutGo(Arc::clone(self)));
+            self.send(|| Control::CutGo(Arc::clone(self)));
         } else {
-            self.help();
+            self.run_if_idle();
         }
     }
 
-    /// Tells all processors, and runs those that nobody runs.
-    pub fn bring(&self, mut told: impl FnMut() -> Control) {
-        for core in &self.cores {
-            core.take(Event::Control(Box::new(told())));
-            self.system.let_others();
+    /// Sends a control to all processors, and runs the idle ones.
+    pub fn send(&self, mut control: impl FnMut() -> Control) {
+        for runner in &self.runners {
+            runner.take(Event::Control(Box::new(control())));
+            self.system.yield_point();
         }
-        self.help();
+        self.run_if_idle();
     }
 
-    fn help(&self) {
-        self.cores.iter().for_each(|core| core.help());
+    fn run_if_idle(&self) {
+        self.runners.iter().for_each(|runner| runner.run_if_idle());
     }
 
-    /// The cut's instant; final once somebody was let go.
+    /// The instant of the cut; final once any processor has advanced.
     pub fn instant_ns(&self) -> u64 {
         self.instant_ns.load(Ordering::Acquire)
     }
@@ -102,8 +106,8 @@ impl Cut {
         assert_eq!(self.out.load(Ordering::Acquire), 0, "C1");
         let mut report = self.report.lock().expect("no holder panics");
         report.push(stall);
-        if report.len() == self.cores.len() {
-            // Whoever asked may have gone; the cut was made all the same.
+        if report.len() == self.runners.len() {
+            // The caller may have gone; the cut was made anyway.
             let stalls = std::mem::take(&mut *report);
             let _ = self.done.send(Report { instant_ns: self.instant_ns(), stalls });
         }

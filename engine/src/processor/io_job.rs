@@ -4,7 +4,7 @@
 //!                   it was planned. What a write will change in the map comes with it and is applied by the
 //!                   processor after the job has succeeded.
 //! Invariants        I1 a job's blocks are reserved in its share while it is on a pool thread: nothing that
-//!                   overlaps them in a way that matters starts meanwhile;
+//!                   overlaps them in a way that matters starts in the meantime;
 //!                   I2 a slot is read whole and checked, or not used.
 
 use std::ptr::NonNull;
@@ -12,16 +12,16 @@ use std::sync::Arc;
 
 use crate::block_map::place::Place;
 use crate::checksum;
-use crate::deliberate::{Bug, bug};
 use crate::error::Errno;
 use crate::io::device::Device;
+use crate::mutants::{Bug, bug};
 use crate::processor::queue::Part;
 use crate::system::ring::Read;
 use crate::units::{BLOCK_SIZE, BlockIndex};
 use crate::volume::bad_blocks::BadBlocks;
 use crate::volume::geometry::{Geometry, Partition};
+use crate::volume::origin::Origin;
 use crate::volume::request::Request;
-use crate::volume::source::Source;
 
 const BLOCK: usize = BLOCK_SIZE as usize;
 
@@ -40,14 +40,14 @@ pub struct Spot {
 #[derive(Clone, Debug)]
 pub enum Old {
     /// At its base place, or a source's.
-    Base(Option<Arc<Source>>),
+    Base(Option<Arc<Origin>>),
     /// Nowhere.
     Zero,
     /// In a slot, or a source's, with this checksum.
-    Slot(Option<Arc<Source>>, Spot, u32),
+    Slot(Option<Arc<Origin>>, Spot, u32),
 }
 
-/// Where whole blocks go.
+/// Where complete blocks go.
 #[derive(Clone, Debug)]
 pub enum Target {
     /// To their base places.
@@ -62,12 +62,12 @@ pub enum Target {
 #[derive(Clone, Debug)]
 pub enum Step {
     /// Read from the base place.
-    ReadBase { of: Option<Arc<Source>>, offset: u64, length: u64, at: usize },
+    ReadBase { of: Option<Arc<Origin>>, offset: u64, length: u64, at: usize },
     /// Fill with zeroes.
     ReadZero { length: usize, at: usize },
     /// Read consecutive slots: `skip` bytes of the first are not wanted.
     ReadSlots {
-        of: Option<Arc<Source>>,
+        of: Option<Arc<Origin>>,
         spot: Spot,
         block: BlockIndex,
         sums: Vec<u32>,
@@ -77,16 +77,16 @@ pub enum Step {
     },
     /// Overwrite at the base place.
     WriteInPlace { offset: u64, length: u64, at: usize },
-    /// Write whole blocks somewhere new.
+    /// Write complete blocks somewhere new.
     WriteWhole { change: usize, target: Target, at: usize },
     /// Write one block somewhere new, of which `length` bytes from `skip` are overwritten.
     WritePartial { change: usize, target: Target, old: Old, skip: usize, length: usize, at: usize },
     /// Punch or zero a run of base places.
     Clear { offset: u64, length: u64, keep_allocated: bool },
     /// Ask what is allocated of a run of base places; `at` is in the volume.
-    Look { of: Option<Arc<Source>>, offset: u64, length: u64, at: u64 },
+    Look { of: Option<Arc<Origin>>, offset: u64, length: u64, at: u64 },
     /// Read a run of base places ahead.
-    AheadBase { of: Option<Arc<Source>>, offset: u64, length: u64 },
+    AheadBase { of: Option<Arc<Origin>>, offset: u64, length: u64 },
     /// Read consecutive slots ahead.
     AheadSlots { spot: Spot, offset: u64, length: u64 },
 }
@@ -172,7 +172,7 @@ impl Job {
         unsafe { self.buffer().data.part_mut(at, length) }
     }
 
-    /// All that it reads, if that is one range of one device, of whole blocks where they have checksums; and the device.
+    /// All that it reads, if that is one range of one device, of complete blocks where they have checksums; and the device.
     pub fn only_read(&mut self) -> Option<(Read, Arc<Device>)> {
         let partition = &self.geometry.partitions[self.partition as usize];
         let [step] = &self.steps[..] else { return None };
@@ -280,14 +280,14 @@ impl Job {
     /// The partition's base places, or a source's.
     pub(super) fn base<'a>(
         &self,
-        of: Option<&'a Arc<Source>>,
+        of: Option<&'a Arc<Origin>>,
         own: &'a Partition,
     ) -> &'a Partition {
         of.map_or(own, |source| &source.geometry.partitions[self.partition as usize])
     }
 
     /// Where bad blocks are noted of the volume, or of a source.
-    fn bad_of<'a>(&'a self, of: Option<&'a Arc<Source>>) -> &'a Arc<BadBlocks> {
+    fn bad_of<'a>(&'a self, of: Option<&'a Arc<Origin>>) -> &'a Arc<BadBlocks> {
         of.map_or(&self.bad, |source| &source.bad)
     }
 
@@ -354,7 +354,7 @@ pub fn write_base(partition: &Partition, offset: u64, source: &[u8]) -> Result<(
     })
 }
 
-/// Writes whole blocks to their target; slots get their checksums.
+/// Writes complete blocks to their target; slots get their checksums.
 pub fn put(
     partition: &Partition,
     first: BlockIndex,
@@ -368,7 +368,7 @@ pub fn put(
     }
 }
 
-/// Writes whole blocks to slots, which get their checksums.
+/// Writes complete blocks to slots, which get their checksums.
 pub fn put_slots(
     device: &Device,
     offset: u64,
@@ -380,7 +380,7 @@ pub fn put_slots(
     device.write(source, offset)
 }
 
-/// Checks whole blocks against their checksums (I2); calls `note` with the index of each that does not match.
+/// Checks complete blocks against their checksums (I2); calls `note` with the index of each that does not match.
 pub fn verify(blocks: &[u8], sums: &[u32], mut note: impl FnMut(u32)) -> Result<(), Errno> {
     let mut result = Ok(());
     for (index, (block, sum)) in blocks.chunks_exact(BLOCK).zip(sums).enumerate() {
@@ -393,7 +393,7 @@ pub fn verify(blocks: &[u8], sums: &[u32], mut note: impl FnMut(u32)) -> Result<
 }
 
 /// Reads consecutive slots into `out`, leaving out `skip` bytes of the first, by `read`, which says whether it
-/// could without waiting. Whole blocks are read straight into `out`. Calls `note` with the index of each block that
+/// could without waiting. Complete blocks are read straight into `out`. Calls `note` with the index of each block that
 /// does not match.
 pub fn read_slots(
     spot: &Spot,

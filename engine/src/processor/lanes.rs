@@ -1,10 +1,10 @@
-//! Lanes: what waits for its turn, one lane for each connection, so that nobody waits for all that another asked for.
+//! Lanes: what waits for its turn, one lane for each connection, so that no connection waits for all requests of another.
 //!
 //! How it works      Each lane is in order. [`Lanes::pop`] takes the first of the lane whose turn it is, and that lane goes
 //!                   to the end; [`Lanes::next`] takes several small ones of one lane.
-//! Invariants        L1 a lane is in `order` exactly once as long as it has something, and not at all otherwise: whatever
+//! Invariants        LN1 a lane is in `order` exactly once as long as it has something, and not at all otherwise: whatever
 //!                      was pushed comes after at most one turn of each other lane, and what its own lane had before.
-//! Owner and locks   whoever has it.
+//! Owner and locks   the owner of the value.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -44,7 +44,7 @@ impl<T> Lanes<T> {
     pub fn push(&mut self, key: Key, item: T) {
         let lane = self.lanes.entry(key).or_default();
         if lane.is_empty() {
-            self.order.push_back(key); // L1
+            self.order.push_back(key); // LN1
         }
         lane.push_back(item);
     }
@@ -59,7 +59,7 @@ impl<T> Lanes<T> {
     /// Calls `f` with the first ones of the lane whose turn it is, one at least, as long as their costs are below `quantum`.
     pub fn next(&mut self, quantum: u32, cost: impl Fn(&T) -> u32, mut f: impl FnMut(T)) {
         let Some(key) = self.order.pop_front() else { return };
-        let lane = self.lanes.get_mut(&key).expect("L1");
+        let lane = self.lanes.get_mut(&key).expect("LN1");
         let mut spent = 0;
         while spent < quantum
             && let Some(item) = lane.pop_front()
@@ -70,7 +70,7 @@ impl<T> Lanes<T> {
         if lane.is_empty() {
             self.lanes.remove(&key);
         } else {
-            self.order.push_back(key); // L1
+            self.order.push_back(key); // LN1
         }
     }
 
@@ -78,14 +78,14 @@ impl<T> Lanes<T> {
     pub fn take_if(&mut self, of: impl Fn(&T) -> bool) -> Vec<T> {
         let mut taken = Vec::new();
         for key in std::mem::take(&mut self.order) {
-            let lane = self.lanes.get_mut(&key).expect("L1");
+            let lane = self.lanes.get_mut(&key).expect("LN1");
             let (out, stays): (VecDeque<T>, VecDeque<T>) = lane.drain(..).partition(&of);
             taken.extend(out);
             if stays.is_empty() {
                 self.lanes.remove(&key);
             } else {
                 *lane = stays;
-                self.order.push_back(key); // L1
+                self.order.push_back(key); // LN1
             }
         }
         taken

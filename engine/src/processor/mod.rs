@@ -1,20 +1,20 @@
 //! Processors: the worker threads that alone touch the mutable state of the partitions that they own.
 //!
-//! How it works      A processor ([`core`]) drains its [`queue`] ([`run`]), and for each volume that it owns partitions of, a
+//! How it works      A processor ([`runner`]) drains its [`queue`] ([`run`]), and for each volume that it owns partitions of, a
 //!                   [`share`] serves the parts of requests: [`read`], [`write`], [`zero`]. What would block goes
 //!                   to the pool's threads, or to the ring of [`cold`], and comes back as an event. What changes nothing
-//!                   of a processor is done by readers [`beside`] each other. [`cut`] is how all processors agree on an instant.
+//!                   of a processor the readers do themselves on the [`fast_path`]. [`cut`] is how all processors agree on an instant.
 //!
-//! Ownership, the one place where it is told:
+//! Ownership; no other file explains it:
 //!
-//! | state | owner | who else may look | held how long |
+//! | state | owner | other readers | held for |
 //! |---|---|---|---|
-//! | versions, slots, epoch, parts that wait | the processor | readers, while nobody runs it; a checkpoint reads clones | a small batch |
+//! | versions, slots, epoch, parts that wait | the processor | readers, while no thread runs it; a checkpoint reads clones | a small batch |
 //! | journal, records' bytes | the processor | flusher: how far it got (atomic) | - |
 //! | journal, marks' bytes | flusher, under `committing` | - | one sync |
 //! | a queue's events | its lock | everyone pushes, the processor takes all | a push |
 //! | a log's chunks | a lock each | processors of the volume | a search in it |
-//! | who waits for slots | its lock | processors of the volume | a look at counters |
+//! | space waiters | its lock | processors of the volume | a look at counters |
 //! | geometry | nobody: never changes; a volume that grows gets another | everyone | - |
 //! | an export table | its lock | connections look up | a look-up |
 //! | a request's buffer | its parts, each its range (B3) | the sink, after the last part | - |
@@ -22,33 +22,33 @@
 //! Lock order: `committing`, then a journal's list of segments, each held by a flusher. None of the others is ever
 //! taken while another is held.
 
-mod behind;
-mod beside;
+mod backlog;
+mod block_status;
 pub mod change;
 pub mod checkpoint;
 mod clearing;
 pub mod cold;
 pub mod compare;
-pub mod core;
 pub mod cut;
-mod elsewhere;
-pub mod epoch;
-pub mod growing;
-pub mod hunger;
+mod drain;
+mod fast_path;
+pub mod grow;
+mod in_flight;
 pub mod io_job;
 pub mod lanes;
-mod leaving;
-mod look;
-mod out;
+mod pieces;
 pub mod queue;
 pub mod read;
 pub mod reclaim;
-pub mod report;
 mod roll_back;
 pub mod run;
+pub mod runner;
 pub mod scrub;
 pub mod share;
-mod turn;
-mod walk;
+mod share_cut;
+mod slot_retry;
+pub mod space_waiters;
+pub mod stats;
+mod time_slice;
 pub mod write;
 pub mod zero;

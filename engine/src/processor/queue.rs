@@ -1,17 +1,17 @@
 //! Queue: how work is handed to a processor, by batch: push all, wake once.
 //!
-//! How it works      A thread that brings a small batch to an idle processor is let in, which saves two wake-ups. First it
-//!                   shares the processor with others like it, and does what changes nothing ([`beside`](super::beside)). With
-//!                   what is left it runs the processor alone, if nobody does, and it is the processor as long as it does;
-//!                   else who runs it finds what was pushed when it is done with its own. While something is there to be run
-//!                   nobody is let in to share, so that it does not wait for long. A run of the processor is short, and may leave
-//!                   something to be done in the processor itself.
+//! How it works      A thread that submits a small batch to an idle processor is let in, which saves two wake-ups. First it
+//!                   enters shared mode, together with others, for the [`fast_path`](super::fast_path). With the rest of the
+//!                   batch it runs the processor exclusively if no thread does; else the thread that runs it finds what was
+//!                   pushed when it has finished its own batch. While events wait for exclusive mode, no thread enters
+//!                   shared mode, so they do not wait long. A run of the processor is short, and may leave work in the
+//!                   processor itself.
 //! Invariants        Q1 an event that was pushed is taken exactly once, in the order of pushes;
-//!                   Q2 whenever events are there, somebody runs the processor, or shares it and will look, or its thread is
-//!                      awake or being woken, or who put them there is about to run it; the same holds for what who ran the
-//!                      processor has left in it (`unfinished`);
-//!                   Q3 at most one thread runs a processor at a time, and then nobody shares it;
-//!                   Q4 what is pushed after the queue was closed is refused at once, by whoever pushes it.
+//!                   Q2 whenever events are there, a thread runs the processor, or shares it and will check, or its own thread is
+//!                      awake or being woken, or the thread that pushed them is about to run it; the same holds for work
+//!                      that a run has left in the processor (`unfinished`);
+//!                   Q3 at most one thread runs a processor at a time, and then none shares it;
+//!                   Q4 what is pushed after the queue was closed is refused at once, by the thread that pushes it.
 //! Owner and locks   one lock over the events, held for a push or a swap.
 
 use std::ops::Range;
@@ -23,12 +23,12 @@ use crate::change_log::segment::Prepared;
 use crate::error::{Errno, Result};
 use crate::processor::compare::{HandedOut, Pair};
 use crate::processor::cut::Cut;
-use crate::processor::growing::Growing;
+use crate::processor::grow::Growth;
 use crate::processor::io_job::Done;
 use crate::processor::reclaim::Dropping;
-use crate::processor::report::PartitionState;
 use crate::processor::scrub::Question;
 use crate::processor::share::Share;
+use crate::processor::stats::PartitionState;
 use crate::sync::{Condvar, Mutex, MutexGuard};
 use crate::system::ticks::Tick;
 use crate::system::{System, wait};
@@ -49,7 +49,7 @@ pub struct Part {
     pub offset: u32,
     /// Length in bytes, at least 1.
     pub length: u32,
-    /// How many bytes of the partition come behind it that are done when it is done (see [`walk`](super::walk)).
+    /// How many bytes of the partition come behind it that are done when it is done (see [`walk`](super::pieces)).
     pub rest: u32,
     /// Where the part begins in the request, bytes.
     pub at: u64,
@@ -61,14 +61,14 @@ pub struct Part {
     pub since: Tick,
 }
 
-/// How something has ended that a processor was told to do.
+/// The result of something that a processor was asked to do.
 pub type Ended = std::result::Result<(), Errno>;
 
-/// What a processor is told by the engine.
+/// A control event from the engine.
 pub enum Control {
     /// Serve a volume.
     AddShare(u32, Box<Share>),
-    /// Stop serving it, and give its share back when nothing of it is under way.
+    /// Stop serving it, and give its share back when nothing of it is in flight.
     RemoveShare(u32, Sender<Box<Share>>),
     /// First step of a cut: stop starting writes of these shares.
     CutStop(Arc<Cut>, Vec<CutShare>),
@@ -83,11 +83,11 @@ pub enum Control {
     History(u32, Sender<(History, Epoch)>),
     /// Answer whether there is a snapshot of this epoch.
     HasSnapshot(u32, Epoch, Sender<bool>),
-    /// Go back to a snapshot, as soon as nothing is under way; answer whether that was done.
+    /// Go back to a snapshot, as soon as nothing is in flight; answer whether that was done.
     RollBack(u32, Rollback, Sender<Ended>),
     /// Write a checkpoint of now, and say whether that was done.
     Checkpoint(u32, Sender<bool>),
-    /// Make journal segments removable, where there is little room, and say whether that was done.
+    /// Make journal segments removable, where there is little space, and say whether that was done.
     Relieve(u32, Sender<bool>),
     /// Continue a `Drop`.
     DropMore(u32, Box<Dropping>),
@@ -113,7 +113,7 @@ pub enum Control {
     /// Redirected writes use one more log, where none is named if it is a default one. Answer when that is so.
     LogAdded(u32, u16, bool, Sender<()>),
     /// A share's volume has grown. Answer when the share serves what is new of it.
-    Grow(u32, Box<Growing>),
+    Grow(u32, Box<Growth>),
     /// A share's journal could not be synced: make it so that what it lost is not needed.
     RenewJournal(u32),
     /// A share's next journal segment was prepared, or could not be.
@@ -154,9 +154,9 @@ pub enum Event {
 #[derive(Default)]
 struct State {
     events: Vec<Event>,
-    /// Who ran it last has left something in it to be done, and nobody runs it.
+    /// The last run has left work in it, and no thread runs it.
     unfinished: bool,
-    /// Somebody runs the processor: its thread, or one that was let in.
+    /// A thread runs the processor: its thread, or one that was let in.
     running: bool,
     /// How many share it.
     sharing: usize,
@@ -177,7 +177,7 @@ impl State {
         std::mem::swap(&mut self.events, batch);
     }
 
-    /// Nobody runs the processor or shares it.
+    /// No thread runs the processor or shares it.
     fn idle(&self) -> bool {
         !self.running && self.sharing == 0
     }
@@ -229,9 +229,9 @@ impl Queue {
         self.wake_if_needed(state);
     }
 
-    /// Pushes all of `batch`, which is left empty, and wakes nobody: the caller is to [`Queue::offer`] to run it soon (Q2), or
-    /// a tick brings somebody to it.
-    pub fn put_all(&self, batch: &mut Vec<Event>) {
+    /// Pushes all of `batch`, which is left empty, and wakes no thread: the caller is to [`Queue::try_enter`] to run it soon (Q2), or
+    /// a tick brings a thread to it.
+    pub fn push_all_without_wake(&self, batch: &mut Vec<Event>) {
         let mut state = self.lock();
         if state.closed {
             drop(state);
@@ -240,8 +240,8 @@ impl Queue {
         state.push(batch);
     }
 
-    /// Pushes one event and wakes nobody: the caller is to [`Queue::offer`] to run it next (Q2).
-    pub fn put(&self, event: Event) {
+    /// Pushes one event and wakes no thread: the caller is to [`Queue::try_enter`] to run it next (Q2).
+    pub fn push_without_wake(&self, event: Event) {
         self.add(event);
     }
 
@@ -264,9 +264,9 @@ impl Queue {
         Some(state)
     }
 
-    /// Lets the caller share the processor, if nobody runs it or is about to. A caller that was let in must call
-    /// [`Queue::unshare`].
-    pub fn share(&self) -> bool {
+    /// Lets the caller share the processor, if no thread runs it or is about to. A caller that was let in must call
+    /// [`Queue::leave_shared`].
+    pub fn enter_shared(&self) -> bool {
         let mut state = self.lock();
         let shared = !state.closed && !state.running && !state.has_work();
         state.sharing += usize::from(shared); // Q3
@@ -275,15 +275,15 @@ impl Queue {
 
     /// The caller shares the processor no longer, and pushes what it has left to do. `true` lets it run the processor, with
     /// `batch`: it must call [`Queue::next`] until that says that there is no more, or [`Queue::leave`].
-    pub fn unshare(&self, batch: &mut Vec<Event>) -> bool {
+    pub fn leave_shared(&self, batch: &mut Vec<Event>) -> bool {
         let mut state = self.lock();
         state.sharing -= 1;
         self.enter(state, batch)
     }
 
-    /// Pushes `batch`, and lets the caller run the processor, with all there is, if nobody runs or shares it: as
-    /// [`Queue::unshare`] does.
-    pub fn offer(&self, batch: &mut Vec<Event>) -> bool {
+    /// Pushes `batch`, and lets the caller run the processor, with all there is, if no thread runs or shares it: as
+    /// [`Queue::leave_shared`] does.
+    pub fn try_enter(&self, batch: &mut Vec<Event>) -> bool {
         let state = self.lock();
         self.enter(state, batch)
     }
@@ -302,7 +302,7 @@ impl Queue {
         true
     }
 
-    /// For who runs the processor: what was pushed meanwhile, into `batch`, which is empty. `unfinished`: something is
+    /// For the thread that runs the processor: what was pushed in the meantime, into `batch`, which is empty. `unfinished`: something is
     /// left in the processor to be done. `false` if there is nothing to do: then the caller no longer runs it.
     pub fn next(&self, batch: &mut Vec<Event>, unfinished: bool) -> bool {
         debug_assert!(batch.is_empty());
@@ -315,7 +315,7 @@ impl Queue {
         true
     }
 
-    /// For who runs the processor and has other things to do: leaves the rest to its thread; see [`Queue::next`].
+    /// For the thread that runs the processor and has other things to do: leaves the rest to its thread; see [`Queue::next`].
     pub fn leave(&self, unfinished: bool) {
         let mut state = self.lock();
         state.running = false;
@@ -334,7 +334,7 @@ impl Queue {
         refuse(events);
     }
 
-    /// As [`Queue::take_all`], but without sleeping: `false` if there is nothing to take, or somebody else runs the
+    /// As [`Queue::take_all`], but without sleeping: `false` if there is nothing to take, or another thread runs the
     /// processor.
     pub fn try_take_all(&self, batch: &mut Vec<Event>) -> bool {
         debug_assert!(batch.is_empty());
@@ -347,7 +347,7 @@ impl Queue {
     }
 
     /// For the processor's thread: takes all events into `batch`, which is empty, and runs the processor. Sleeps
-    /// until there is one and nobody else runs it.
+    /// until there is one and no other thread runs it.
     pub fn take_all(&self, batch: &mut Vec<Event>) {
         debug_assert!(batch.is_empty());
         let mut state = self.lock();
@@ -360,7 +360,7 @@ impl Queue {
     }
 }
 
-/// Refuses what no processor will take: parts fail, and who asks something hears nothing.
+/// Refuses events that no processor will take: parts fail, and questions get no answer.
 fn refuse(events: impl IntoIterator<Item = Event>) {
     for event in events {
         if let Event::Part(part) = event {

@@ -10,13 +10,13 @@ use crate::block_map::place::Place;
 use crate::block_map::tree::Map;
 use crate::change_log::space::{CHUNK_SLOTS, Log, Space};
 use crate::error::Errno;
-use crate::processor::behind::Kind;
+use crate::processor::backlog::Kind;
 use crate::processor::io_job::{Job, Spot, Step, read_slots};
 use crate::processor::queue::Part;
 use crate::processor::share::{Context, Share, blocks_of, count};
 use crate::units::{BLOCK_SIZE, Epoch};
 use crate::volume::geometry::Partition;
-use crate::volume::source::{Source, resolve};
+use crate::volume::origin::{Origin, resolve};
 
 /// Longer parts are read by a pool thread: the processor has others to serve.
 pub(super) const INLINE_BYTES_MAX: u32 = 256 << 10;
@@ -31,8 +31,8 @@ impl Share {
                 Err(errno) => Some(Err(errno)),
             };
             part.cold = done.is_none();
-            if part.cold && self.behind.is_full(Kind::Cold) {
-                return self.behind.push(Kind::Cold, part);
+            if part.cold && self.backlog.is_full(Kind::Cold) {
+                return self.backlog.push(Kind::Cold, part);
             }
         }
         count(&self.stats.reads, 1);
@@ -70,7 +70,7 @@ impl Share {
             } else if found.place.is_slot() {
                 let spot = self.spot(of, found.place);
                 let skip = (offset % BLOCK_SIZE) as usize;
-                let bad = of.map_or(&self.bad, |source| &source.bad);
+                let bad = of.map_or(&self.bad, |origin| &origin.bad);
                 let note = |index: u32| {
                     let first = (offset / BLOCK_SIZE) as u32;
                     bad.note(number, first + index, spot.place.step(index), spot.device.id);
@@ -113,11 +113,11 @@ impl Share {
     }
 
     /// Calls `f(of, run, offset in the partition, length, offset in the request)` for each run that a part touches,
-    /// as long as it says so; `of`: the source that has it, if it is not the volume itself. A run of slots never leaves its chunk.
+    /// as long as it says so; `of`: the origin that has it, if it is not the volume itself. A run of slots never leaves its chunk.
     pub(super) fn for_each_run(
         &self,
         part: &Part,
-        mut f: impl FnMut(Option<&Arc<Source>>, Found<'_>, u64, usize, usize) -> Result<bool, Errno>,
+        mut f: impl FnMut(Option<&Arc<Origin>>, Found<'_>, u64, usize, usize) -> Result<bool, Errno>,
     ) -> Result<(), Errno> {
         let map = self.map_of(part.local, part.view);
         let partition = self.locals[part.local as usize].partition;
@@ -126,7 +126,7 @@ impl Share {
         let mut block = first;
         while block <= last {
             let own = map.find(block, last - block + 1);
-            let (of, found) = resolve(own, self.source.as_ref(), partition, block);
+            let (of, found) = resolve(own, self.origin.as_ref(), partition, block);
             let found = within_chunk(found);
             let from = (u64::from(block) * BLOCK_SIZE).max(u64::from(part.offset));
             let to = (u64::from(block + found.count) * BLOCK_SIZE).min(end);
@@ -139,14 +139,14 @@ impl Share {
         Ok(())
     }
 
-    /// Where a slot is, of the volume or of a source.
-    pub(super) fn spot(&self, of: Option<&Arc<Source>>, place: Place) -> Spot {
-        spot_in(of.map_or(&self.space, |source| &source.space), place)
+    /// Where a slot is, of the volume or of an origin.
+    pub(super) fn spot(&self, of: Option<&Arc<Origin>>, place: Place) -> Spot {
+        spot_in(of.map_or(&self.space, |origin| &origin.space), place)
     }
 
-    /// Where the base places of a partition are, of the volume or of a source.
-    pub(super) fn base<'a>(&'a self, of: Option<&'a Arc<Source>>, number: u32) -> &'a Partition {
-        &of.map_or(&self.geometry, |source| &source.geometry).partitions[number as usize]
+    /// Where the base places of a partition are, of the volume or of an origin.
+    pub(super) fn base<'a>(&'a self, of: Option<&'a Arc<Origin>>, number: u32) -> &'a Partition {
+        &of.map_or(&self.geometry, |origin| &origin.geometry).partitions[number as usize]
     }
 }
 

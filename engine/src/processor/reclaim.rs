@@ -1,8 +1,9 @@
-//! Reclaim: how places that nobody sees any more become usable again.
+//! Reclaim: space reclamation (garbage collection): how places that no version sees become usable again.
 //!
 //! How it works      A change frees slots, dropping a snapshot frees slots and base places. All wait until what freed
 //!                   them is durable (J4): then slots are handed out again, and empty chunks and base places are punched
-//!                   out of their devices. A part that finds no slot [waits](super::hunger) for those that wait.
+//!                   out of their devices. A part without a free slot [waits](super::space_waiters) for slots whose
+//!                   freeing is not durable yet.
 //! Invariants        T1 a base place is punched only while it is reserved as a write would reserve it, and only if
 //!                   no version sees it then, nor did since the last durable record.
 
@@ -12,13 +13,13 @@ use std::sync::mpsc::Sender;
 
 use crate::block_map::place::Place;
 use crate::change_log::space::EmptyChunk;
-use crate::deliberate::{Bug, bug};
 use crate::error::Errno;
-use crate::processor::hunger::Verdict;
+use crate::mutants::{Bug, bug};
+use crate::processor::in_flight::Span;
 use crate::processor::io_job::{Job, Step};
-use crate::processor::out::Span;
 use crate::processor::queue::{Control, Event, Part};
 use crate::processor::share::{Context, Local, Share};
+use crate::processor::space_waiters::Verdict;
 use crate::system::pool::Lane;
 use crate::units::{BLOCK_SIZE, DeviceId, Epoch};
 use crate::volume::flusher::Waiter;
@@ -47,14 +48,14 @@ pub struct Dropping {
     answer: Sender<u64>,
 }
 
-/// Snapshots that were dropped: whoever asked is answered when what they held can be used again.
+/// Snapshots that were dropped: the caller is answered when what they held can be used again.
 pub(super) struct Dropped {
     seq: u64,
     bytes: u64,
     answer: Sender<u64>,
 }
 
-/// Base places that nobody sees any more, to be punched when that is durable.
+/// Base places that no version sees any more, to be punched when that is durable.
 pub(super) struct FreedBase {
     pub(super) seq: u64,
     pub(super) local: u32,
@@ -82,10 +83,10 @@ impl Share {
     }
 
     /// Keeps a part that wants so many slots for when there are, or ends it. Slots that wait for a sync here or at
-    /// another processor are released after the same flush, perhaps a little later: then the part starves once more.
-    pub(super) fn starve(&mut self, part: Part, wanted: u64, context: &mut Context<'_>) {
-        match self.hunger.enter(&self.space, wanted, context.queue, self.number) {
-            Verdict::Wait => self.starved.push(part),
+    /// another processor are released after the same flush, perhaps a little later: then the part waits again.
+    pub(super) fn wait_for_space(&mut self, part: Part, wanted: u64, context: &mut Context<'_>) {
+        match self.space_waiters.wait_or_refuse(&self.space, wanted, context.queue, self.number) {
+            Verdict::Wait => self.without_space.push(part),
             Verdict::Refuse => return self.end(part, Err(Errno::ENOSPC), context),
         }
         if self.space.waiting() > 0 {
@@ -106,7 +107,7 @@ impl Share {
         self.release_asked = false;
         self.release_failed = result.is_err();
         if let Err(errno) = result {
-            for part in std::mem::take(&mut self.starved) {
+            for part in std::mem::take(&mut self.without_space) {
                 self.end(part, Err(errno), context);
             }
             for dropped in self.dropped.drain(..) {
@@ -125,7 +126,7 @@ impl Share {
         let mut empty: Vec<EmptyChunk> = Vec::new();
         let released = self.slots.release(committed, RELEASE_RUNS_MAX, &mut empty);
         self.space.give(released);
-        self.count_waiting(); // P2: after they are free
+        self.count_waiting(); // SP2: after they are free
         self.punch_chunks(empty, context);
         if self.slots.can_release(committed) {
             let control = Control::ReleaseMore(self.number);
@@ -135,17 +136,17 @@ impl Share {
         }
         self.punch_freed_bases(context);
         if released > 0 {
-            self.hunger.feed();
+            self.space_waiters.wake_all();
         }
-        self.retry_starved(context);
+        self.retry_without_space(context);
     }
 
-    /// Answers those who have dropped snapshots, if what was freed up to record `committed` can be used again.
+    /// Answers callers that have dropped snapshots, if what was freed up to record `committed` can be used again.
     fn answer_dropped(&mut self, committed: u64, context: &Context<'_>) {
         self.dropped.retain(|dropped| {
             let done = dropped.seq <= committed;
             if done {
-                // Whoever asked may have gone.
+                // The caller may have gone.
                 let _ = dropped.answer.send(dropped.bytes);
             }
             !done
@@ -155,9 +156,9 @@ impl Share {
         }
     }
 
-    /// Has a pool thread punch empty chunks out of their devices, if nobody waits for slots.
+    /// Has a pool thread punch empty chunks out of their devices, if nothing waits for slots.
     fn punch_chunks(&mut self, empty: Vec<EmptyChunk>, context: &Context<'_>) {
-        let retired = self.hunger.retire(&self.space, empty);
+        let retired = self.space_waiters.retire(&self.space, empty);
         if retired.is_empty() {
             return;
         }
@@ -169,13 +170,13 @@ impl Share {
             let chunks = retired.len() as u64;
             self.returning += chunks;
             let (share, queue) = (self.number, Arc::clone(context.queue));
-            let (space, hunger) = (Arc::clone(&self.space), Arc::clone(&self.hunger));
+            let (space, space_waiters) = (Arc::clone(&self.space), Arc::clone(&self.space_waiters));
             context.pool.run(Lane::Device(device), move || {
                 for chunk in &retired {
                     chunk.punch();
                     space.revive(chunk);
                 }
-                hunger.feed();
+                space_waiters.wake_all();
                 drop(retired);
                 queue.push(Event::Control(Box::new(Control::ChunksReturned(share, chunks))));
             });
@@ -188,13 +189,13 @@ impl Share {
     }
 
     /// Parts that found too few slots try again.
-    pub fn retry_starved(&mut self, context: &mut Context<'_>) {
-        for part in std::mem::take(&mut self.starved) {
+    pub fn retry_without_space(&mut self, context: &mut Context<'_>) {
+        for part in std::mem::take(&mut self.without_space) {
             self.take_later(part, context);
         }
     }
 
-    /// Punches some of the base places that nobody sees (J4), reserved as a write of theirs would be. One
+    /// Punches some of the base places that no version sees (J4), reserved as a write of theirs would be. One
     /// batch at a time: its end brings the next.
     pub(super) fn punch_freed_bases(&mut self, context: &mut Context<'_>) {
         for look in 0.. {
@@ -306,7 +307,7 @@ impl Share {
             dropping.next_local += 1;
             let local = &mut self.locals[number as usize];
             let (slots, bases, bad) = (&mut self.slots, &mut self.freed_bases, &self.bad);
-            let (freed_blocks, has_base) = (&mut dropping.freed_blocks, self.source.is_none());
+            let (freed_blocks, has_base) = (&mut dropping.freed_blocks, self.origin.is_none());
             local.versions.forget(epoch, &self.history, |first, count, place| {
                 if place.is_slot() || (has_base && place == Place::BASE) {
                     *freed_blocks += u64::from(count);

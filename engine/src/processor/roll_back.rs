@@ -1,4 +1,4 @@
-//! Rolling back: a share's part in it, when nothing of the volume is under way and nobody can ask it for anything.
+//! Rolling back: a share's part in it, when nothing of the volume is in flight and nobody can ask it for anything.
 //!
 //! How it works      Each partition's live map becomes a reference to the one that the snapshot sees, in a new epoch: that
 //!                   is all, whatever the size. What only the old live map saw is freed; after a cut that is nothing, as
@@ -30,7 +30,7 @@ impl Share {
         assert!(self.idle(), "its caller has waited for that");
         let seq =
             self.journal.append(Entry::rollback(rollback, self.geometry.size / BLOCK_SIZE))?;
-        let has_base = self.source.is_none();
+        let has_base = self.origin.is_none();
         for (number, local) in self.locals.iter_mut().enumerate() {
             let (slots, bases, bad) = (&mut self.slots, &mut self.freed_bases, &self.bad);
             local.versions.roll_back(rollback, &self.history, seq, |first, count, place| {

@@ -1,39 +1,39 @@
 //! Run: what a processor does with a batch of events: serve each, then what is due, then kick who was given something.
 //!
 //! How it works      Controls and the ends of jobs are served at once: how many there are is bounded. Parts are served as they
-//!                   come as long as the [`turn`](super::turn) goes on. What is left then waits in [lanes](super::lanes), one for each
+//!                   come as long as the [time slice](super::time_slice) lasts. What is left then waits in [lanes](super::lanes), one for each
 //!                   connection, and so does what comes as long as there is any. The next turns serve a little of one
 //!                   lane after the other, and look at what came in between.
-//! Invariants        Y1 a part waits for one turn of each other connection and for what its own asked before, not for all
+//! Invariants        RU1 a part waits for one turn of each other connection and for what its own asked before, not for all
 //!                      that others asked for; decision 36 tells what bounds each piece of work;
-//!                   Y2 no part of a share that is not there, or leaves, stays in a lane: its number may become another's.
+//!                   RU2 no part of a share that is not there, or leaves, stays in a lane: its number may become another's.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Weak};
 
 use crate::block_map::history::Rollback;
-use crate::deliberate::{Bug, bug};
 use crate::error::{Errno, Error, Result};
-use crate::processor::beside::Answered;
-use crate::processor::cold::{Cold, Directs, Readers};
-use crate::processor::core::{Core, Runs};
+use crate::mutants::{Bug, bug};
+use crate::processor::cold::{Cold, DirectReader, Readers};
 use crate::processor::cut::{Cut, Stall};
+use crate::processor::fast_path::Answered;
 use crate::processor::lanes::{Lanes, QUANTUM, lane_of};
 use crate::processor::queue::{Control, CutShare, Ended, Event, Part, Queue};
 use crate::processor::reclaim::Dropping;
+use crate::processor::runner::{Handler, Runner};
 use crate::processor::share::{Context, Share, count};
-use crate::processor::turn::{Turn, cost};
+use crate::processor::time_slice::{TimeSlice, cost};
 use crate::system::pool::Pool;
 use crate::system::ticks::{Tick, Ticks};
-use crate::system::{Driven, Driving, System};
+use crate::system::{System, Task, TaskHandle};
 use crate::units::ProcessorIndex;
 use crate::volume::request::Sink;
 
 /// After so many events what was answered is sent, so that clients and processors work side by side.
 const KICK_EVERY: usize = 8;
 
-/// Counters of one processor: who runs it writes them, or those who share it.
+/// Counters of one processor, written by the threads that run or share it.
 #[derive(Debug, Default)]
 #[allow(missing_docs)]
 pub struct ProcessorStats {
@@ -48,10 +48,10 @@ pub struct ProcessorStats {
 /// The engine's end of a processor.
 pub struct Handle {
     /// The processor.
-    pub core: Arc<Core<Processor>>,
+    pub runner: Arc<Runner<Processor>>,
     /// Its counters.
     pub stats: Arc<ProcessorStats>,
-    driving: Option<Box<dyn Driving>>,
+    driving: Option<Box<dyn TaskHandle>>,
 }
 
 impl Handle {
@@ -61,12 +61,12 @@ impl Handle {
         index: ProcessorIndex,
         pool: Pool,
         checkpoints: Pool,
-        directs: &Directs,
+        direct_reader: &DirectReader,
         ticks: &Arc<Ticks>,
     ) -> Result<Handle> {
         let queue = Arc::new(Queue::default());
         let stats = Arc::new(ProcessorStats::default());
-        let new = |core: &Weak<Core<Processor>>| Processor {
+        let new = |runner: &Weak<Runner<Processor>>| Processor {
             index,
             queue: Arc::clone(&queue),
             stats: Arc::clone(&stats),
@@ -75,9 +75,9 @@ impl Handle {
                 &format!("pv-read-{index}"),
                 system,
                 ticks,
-                directs,
+                direct_reader,
                 pool.clone(),
-                Weak::clone(core),
+                Weak::clone(runner),
             ),
             pool,
             checkpoints,
@@ -93,17 +93,17 @@ impl Handle {
             again: false,
             stopped: false,
         };
-        let core = Arc::new_cyclic(|core| Core::new(Arc::clone(&queue), new(core)));
-        let ours = Arc::clone(&core) as Arc<dyn Driven>;
+        let runner = Arc::new_cyclic(|runner| Runner::new(Arc::clone(&queue), new(runner)));
+        let ours = Arc::clone(&runner) as Arc<dyn Task>;
         let driving = system
             .drive(&format!("pv-proc-{index}"), ours)
             .map_err(|e| Error::io(format!("processor {index} cannot be started"), e))?;
-        Ok(Handle { core, stats, driving: Some(driving) })
+        Ok(Handle { runner, stats, driving: Some(driving) })
     }
 
     /// Ends it; its shares are gone already.
     pub fn stop(&mut self) {
-        self.core.queue.push(Event::Control(Box::new(Control::Stop)));
+        self.runner.queue.push(Event::Control(Box::new(Control::Stop)));
         if let Some(driving) = self.driving.take() {
             driving.join();
         }
@@ -126,29 +126,29 @@ pub struct Processor {
     sinks: Vec<Arc<dyn Sink>>,
     /// What takes part in the cut that is being made.
     cutting: Vec<CutShare>,
-    /// Shares that are to be given back as soon as nothing of them is under way.
+    /// Shares that are to be given back as soon as nothing of them is in flight.
     pub(super) leaving: Vec<(u32, Tick, Option<Asked>)>,
-    /// Shares that are to go back to a snapshot as soon as nothing of them is under way.
+    /// Shares that are to go back to a snapshot as soon as nothing of them is in flight.
     pub(super) rolling_back: Vec<(u32, Rollback, Tick, Sender<Ended>)>,
     slow_ios: u64,
     /// What is to be read when the batch is over.
     colds: Vec<Cold>,
-    /// Who reads it.
+    /// The threads that do cold reads.
     readers: Readers,
     /// Parts that wait for their turn.
     pub(super) later: Lanes<Part>,
     /// Some share has more to do.
     again: bool,
-    /// It was told to stop.
+    /// It was asked to stop.
     stopped: bool,
 }
 
-impl Runs for Processor {
+impl Handler for Processor {
     fn run_batch(&mut self, batch: &mut Vec<Event>) {
         let parts = batch.iter().filter(|event| matches!(event, Event::Part(_))).count();
         count(&self.stats.parts, parts as u64);
         self.again = false;
-        let mut turn = Turn::default();
+        let mut turn = TimeSlice::default();
         for (number, event) in batch.drain(..).enumerate() {
             match event {
                 Event::Part(part) if turn.is_over() || !self.later.is_empty() => {
@@ -171,9 +171,9 @@ impl Runs for Processor {
         self.again || !self.later.is_empty()
     }
 
-    fn run_beside(&self, batch: &mut Vec<Event>) -> bool {
+    fn run_shared(&self, batch: &mut Vec<Event>) -> bool {
         let (mut answered, mut done) = (Answered::default(), 0);
-        let mut turn = Turn::default();
+        let mut turn = TimeSlice::default();
         let mut left = Vec::new();
         let mut events = batch.drain(..);
         while !turn.is_over()
@@ -182,7 +182,7 @@ impl Runs for Processor {
             if let Event::Part(part) = &event {
                 turn.count(cost(part), &*self.system);
             }
-            if let Some(event) = self.apply_beside(event, &mut answered) {
+            if let Some(event) = self.apply_shared(event, &mut answered) {
                 // What comes after it is left as well: a client may hope that its requests are done in order.
                 left.push(event);
                 break;
@@ -228,7 +228,7 @@ impl Processor {
     }
 
     /// Serves parts that wait for their turn, those of one lane at least.
-    fn serve_later(&mut self, turn: &mut Turn) {
+    fn serve_later(&mut self, turn: &mut TimeSlice) {
         let mut some = Vec::new();
         while !self.later.is_empty() {
             self.later.next(QUANTUM, cost, |part| some.push(part));
@@ -244,11 +244,11 @@ impl Processor {
     }
 
     /// Serves one event if that changes nothing; else gives it back.
-    fn apply_beside(&self, event: Event, answered: &mut Answered) -> Option<Event> {
+    fn apply_shared(&self, event: Event, answered: &mut Answered) -> Option<Event> {
         let Event::Part(mut part) = event else { return Some(event) };
         let share = self.shares.get(part.share as usize).and_then(Option::as_ref);
-        match share.and_then(|share| share.do_beside(&mut part).map(|result| (share, result))) {
-            Some((share, result)) => share.end_beside(part, result, answered),
+        match share.and_then(|share| share.try_fast(&mut part).map(|result| (share, result))) {
+            Some((share, result)) => share.end_fast(part, result, answered),
             None => return Some(Event::Part(part)),
         }
         None
@@ -282,7 +282,7 @@ impl Processor {
         let (shares, mut context) = self.split();
         let mut watches = false;
         for share in shares.iter_mut().flatten() {
-            share.upkeep(&mut context);
+            share.background_work(&mut context);
             watches |= share.watches();
         }
         watches |= !self.leaving.is_empty() || !self.rolling_back.is_empty();
@@ -296,12 +296,12 @@ impl Processor {
             self.readers.do_all(&mut self.colds);
         }
         self.roll_back();
-        self.let_go();
+        self.return_idle_shares();
         self.stats.slow_ios.store(self.slow_ios, Ordering::Relaxed);
         count(&self.stats.batches, 1);
     }
 
-    /// Does something with a share, unless it was let go meanwhile.
+    /// Does something with a share, unless it was removed in the meantime.
     pub(super) fn with_share<T>(
         &mut self,
         number: u32,
@@ -335,7 +335,7 @@ impl Processor {
                 self.with_share(number, |share, context| share.relieve(answer, context));
             }
             Control::DropMore(number, dropping) => self.drop_more(number, *dropping),
-            // Whoever asks for what is let go is told so: its end of the answer is dropped.
+            // A question about a share that was removed gets no answer: its sender is dropped.
             Control::Settle(number, epoch, answer) => {
                 self.with_share(number, |share, context| share.settle(epoch, answer, context));
             }
@@ -347,14 +347,14 @@ impl Processor {
                 self.with_share(number, |share, _| share.chunks_returned(chunks));
             }
             Control::TryAgain(number) => {
-                self.with_share(number, |share, context| share.retry_starved(context));
+                self.with_share(number, |share, context| share.retry_without_space(context));
             }
             Control::LogAdded(number, log, default, answer) => {
                 self.with_share(number, |share, _| share.log_added(log, default));
                 let _ = answer.send(());
             }
-            Control::Grow(number, growing) => {
-                self.with_share(number, |share, _| share.grow(*growing));
+            Control::Grow(number, growth) => {
+                self.with_share(number, |share, _| share.grow(*growth));
                 self.count_partitions();
             }
             Control::DeviceBack(number) => {

@@ -1,10 +1,10 @@
-//! Scrub: what a share tells of its slots, so that somebody can read them all.
+//! Scrub: what a share reports of its slots, so that a scrub can read them all.
 //!
 //! How it works      [`Share::slots_from`] walks a partition leaf by leaf, and in each leaf its versions from the oldest
 //!                   to the live one, and gives what a version sees and the one before it does not: so each slot comes
 //!                   up once (V2 of the versions). It stops when it has found enough, or looked long enough, and says
-//!                   where to go on. Between two calls versions may come and go: a slot may then come up twice, and
-//!                   none is left out that is seen all the while, as a new version stands where the walk goes on.
+//!                   where to continue. Between two calls versions may come and go: a slot may then come up twice, and
+//!                   none that is seen all the time is left out, because a new version comes after the point where the walk continues.
 //!                   [`Share::seen_by`] says whether a slot is still what it was: one that was freed meanwhile and
 //!                   is used for something else is no bad one.
 
@@ -41,7 +41,7 @@ pub struct SlotRun {
     pub sums: Vec<u32>,
 }
 
-/// Who sees a slot.
+/// The versions that see a slot.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SeenBy {
     /// The live volume.
@@ -60,7 +60,7 @@ pub enum Question {
         cursor: Cursor,
         /// How many are enough.
         blocks_min: u32,
-        /// Gets them, and where to go on.
+        /// Gets them, and where to continue.
         answer: Sender<(Vec<SlotRun>, Option<Cursor>)>,
     },
     /// [`Share::seen_by`].
@@ -73,13 +73,13 @@ pub enum Question {
         place: Place,
         /// The checksum of its contents.
         sum: u32,
-        /// Gets who sees it, if anybody does.
+        /// Gets the versions that see it, if any.
         answer: Sender<Option<SeenBy>>,
     },
 }
 
 impl Share {
-    /// Answers a question; whoever asked may have gone.
+    /// Answers a question; the caller may have gone.
     pub fn answer(&self, question: Question) {
         match question {
             Question::SlotsFrom { local, cursor, blocks_min, answer } => {
@@ -91,7 +91,7 @@ impl Share {
         }
     }
 
-    /// Slots of a partition from `cursor` on, at least `blocks_min` if there are so many, and where to go on; `None`
+    /// Slots of a partition from `cursor` on, at least `blocks_min` if there are so many, and where to continue; `None`
     /// when that was all.
     pub fn slots_from(
         &self,
@@ -124,7 +124,7 @@ impl Share {
         (runs, None)
     }
 
-    /// Who sees this block in this slot with this checksum; `None` if nobody does.
+    /// The versions that see this block in this slot with this checksum; `None` if none does.
     pub fn seen_by(&self, local: u32, block: BlockIndex, place: Place, sum: u32) -> Option<SeenBy> {
         let versions = &self.locals[local as usize].versions;
         let sees = |map: &Map| {

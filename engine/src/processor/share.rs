@@ -1,13 +1,13 @@
 //! Share: what one processor has of one volume: its partitions' versions, its journal, its share of slots.
 //!
-//! How it works      Parts come in; what surely needs no waiting is done at once, the rest is handed over with
-//!                   its blocks reserved, and comes back ([`out`](super::out)). A part that overlaps a reservation, or a
-//!                   part that waits for one, waits too. How many are handed over, or wait, is [bounded](super::behind), and long
-//!                   requests are done in [pieces](super::walk).
-//! Invariants        H1 two parts of the live volume that overlap, one of them a write, are never under way together,
-//!                      but for those that change nothing here ([`beside`](super::beside));
-//!                   H2 a part is under way, waiting, behind, held for a cut, starved of slots, among those that the processor
-//!                      serves later, or ended: one of these. None of a share that is leaving is put there;
+//! How it works      Parts come in; one that surely does not block is done at once, the others are handed to other threads
+//!                   with their blocks reserved, and come back ([`in_flight`](super::in_flight)). A part that overlaps a
+//!                   reservation, or a part that waits for one, waits too. How many are handed over, or wait, is
+//!                   [bounded](super::backlog), and long requests are done in [pieces](super::pieces).
+//! Invariants        H1 two parts of the live volume that overlap, one of them a write, are never in flight together,
+//!                      except on the [`fast_path`](super::fast_path);
+//!                   H2 a part is in exactly one state: in flight, waiting, in the backlog, held for a cut, without space,
+//!                      among those that the processor serves later, or ended. A share that is leaving adds none;
 //!                   H3 `epoch` is above all of `history`.
 //! Owner and locks   its processor, alone.
 
@@ -22,14 +22,14 @@ use crate::change_log::journal::Journal;
 use crate::change_log::slots::Slots;
 use crate::change_log::space::{Log, Space};
 use crate::error::Errno;
-use crate::processor::behind::{Behind, Kind, WAITING_MAX};
+use crate::processor::backlog::{Backlog, Kind, WAITING_MAX};
 use crate::processor::cold::Cold;
-use crate::processor::elsewhere::Elsewhere;
-use crate::processor::hunger::{Ask, Hunger};
+use crate::processor::in_flight::InFlight;
 use crate::processor::lanes::{Lanes, lane_of};
-use crate::processor::out::AllOut;
 use crate::processor::queue::{Ended, Part, Queue};
 use crate::processor::reclaim::{Dropped, FreedBase};
+use crate::processor::slot_retry::SlotRetry;
+use crate::processor::space_waiters::{Ask, SpaceWaiters};
 use crate::system::System;
 use crate::system::pool::Pool;
 use crate::system::ticks::{Tick, Ticks};
@@ -37,14 +37,14 @@ use crate::units::{BLOCK_SHIFT, Epoch};
 use crate::volume::bad_blocks::BadBlocks;
 use crate::volume::flusher::{Flusher, Waiter};
 use crate::volume::geometry::Geometry;
+use crate::volume::origin::Origin;
 use crate::volume::request::{Request, Sink, Verb};
-use crate::volume::source::Source;
 
-/// Waiting slots at which the share asks for a sync without being told, if they are more than an eighth of what is free as
-/// well: 256 MiB.
-const WAITING_SLOTS_MAX: u64 = 65_536;
+/// Pending-free slots at which the share asks for a sync by itself, if they are also more than an eighth of the free slots:
+/// 256 MiB. Their freeing is not durable yet.
+const PENDING_FREE_SLOTS_MAX: u64 = 65_536;
 
-/// Counters of one share: who runs its processor writes them, or those who share it.
+/// Counters of one share, written by the threads that run or share its processor.
 #[derive(Debug, Default)]
 #[allow(missing_docs)]
 pub struct ShareStats {
@@ -58,7 +58,7 @@ pub struct ShareStats {
     pub errors: AtomicU64,
 }
 
-/// Adds to a counter that only the caller writes meanwhile.
+/// Adds to a counter that no other thread writes.
 pub fn count(counter: &AtomicU64, n: u64) {
     counter.store(counter.load(Ordering::Relaxed) + n, Ordering::Relaxed);
 }
@@ -107,19 +107,19 @@ impl Context<'_> {
     }
 }
 
-/// What a new share is made of.
-pub struct Parts {
+/// The configuration of a new share.
+pub struct ShareConfig {
     /// Its number on its processor.
     pub number: u32,
     /// The volume's shape.
     pub geometry: Arc<Geometry>,
     /// What the volume was made from, if it is a clone.
-    pub source: Option<Arc<Source>>,
+    pub origin: Option<Arc<Origin>>,
     /// The volume's change logs.
     pub space: Arc<Space>,
-    /// Who waits for slots.
-    pub hunger: Arc<Hunger>,
-    /// Where Python hears of a journal that has no room.
+    /// The queue of shares without free slots.
+    pub space_waiters: Arc<SpaceWaiters>,
+    /// Where Python hears of a journal that has no space.
     pub ask: Ask,
     /// The volume's flusher.
     pub flusher: Arc<Flusher>,
@@ -151,15 +151,15 @@ pub struct Parts {
 pub struct Share {
     pub(super) number: u32,
     pub(super) geometry: Arc<Geometry>,
-    pub(super) source: Option<Arc<Source>>,
+    pub(super) origin: Option<Arc<Origin>>,
     pub(super) space: Arc<Space>,
-    pub(super) hunger: Arc<Hunger>,
+    pub(super) space_waiters: Arc<SpaceWaiters>,
     pub(super) ask: Ask,
     /// Where slots are taken from, in the order to try.
     pub(super) log_order: Vec<Arc<Log>>,
     /// How many of the first of them are as good as each other.
-    pub(super) logs_alike: usize,
-    pub(super) elsewhere: Elsewhere,
+    pub(super) equal_priority_logs: usize,
+    pub(super) slot_retry: SlotRetry,
     pub(super) flusher: Arc<Flusher>,
     pub(super) bad: Arc<BadBlocks>,
     pub(super) stats: Arc<ShareStats>,
@@ -172,14 +172,14 @@ pub struct Share {
     pub(super) ordinal: usize,
     pub(super) named_log: Option<u16>,
     /// What was handed over.
-    pub(super) out: AllOut,
+    pub(super) out: InFlight,
     pub(super) waiting: VecDeque<Part>,
-    pub(super) behind: Behind,
+    pub(super) backlog: Backlog,
     pub(super) held: Vec<Part>,
-    pub(super) starved: Vec<Part>,
+    pub(super) without_space: Vec<Part>,
     /// When it stopped for a cut, as [`System::monotonic_ns`] counts.
     pub(super) stopped_at: Option<u64>,
-    /// Who waits for the writes of an epoch, and since when.
+    /// Waiters for the writes of an epoch, and since when.
     pub(super) settling: Vec<(Epoch, Tick, Sender<Ended>)>,
     /// The instant of the last cut, if its record could not be appended yet.
     pub(super) unrecorded_cut: Option<u64>,
@@ -197,10 +197,10 @@ pub struct Share {
     /// Empty chunks that a pool thread is giving back to their logs.
     pub(super) returning: u64,
     pub(super) checkpointing: bool,
-    /// Who waits for the checkpoint that is being written, and for the one after it.
+    /// Waiters for the checkpoint that is being written, and for the one after it.
     pub(super) checkpoint_waiters: [Vec<(Tick, Sender<bool>)>; 2],
     pub(super) checkpoint_bytes: u64,
-    /// Who waits for journal segments to become removable.
+    /// Waiters for journal segments to become removable.
     pub(super) relieving: Vec<(Tick, Sender<bool>)>,
     /// The segment that is being prepared may be a small one.
     pub(super) preparing_small: bool,
@@ -216,40 +216,40 @@ pub struct Share {
 
 impl Share {
     /// Puts a share together.
-    pub fn new(parts: Parts) -> Share {
-        let newest = parts.history.marks().last();
-        let left = parts.history.rollbacks().last().map(|rollback| &rollback.at);
-        assert!(newest.max(left).is_none_or(|last| *last < parts.epoch), "H3");
+    pub fn new(config: ShareConfig) -> Share {
+        let newest = config.history.retained_epochs().last();
+        let left = config.history.rollbacks().last().map(|rollback| &rollback.at);
+        assert!(newest.max(left).is_none_or(|last| *last < config.epoch), "H3");
         let mut share = Share {
-            number: parts.number,
-            geometry: parts.geometry,
-            source: parts.source,
+            number: config.number,
+            geometry: config.geometry,
+            origin: config.origin,
             log_order: Vec::new(),
-            logs_alike: 0,
-            elsewhere: Elsewhere::default(),
-            space: parts.space,
-            hunger: parts.hunger,
-            ask: parts.ask,
-            flusher: parts.flusher,
-            bad: parts.bad,
-            stats: parts.stats,
-            locals: parts.locals,
-            journal: parts.journal,
-            slots: parts.slots,
-            epoch: parts.epoch,
-            history: parts.history,
-            default_logs: parts.default_logs,
-            ordinal: parts.ordinal,
-            named_log: parts.named_log,
-            out: AllOut::default(),
+            equal_priority_logs: 0,
+            slot_retry: SlotRetry::default(),
+            space: config.space,
+            space_waiters: config.space_waiters,
+            ask: config.ask,
+            flusher: config.flusher,
+            bad: config.bad,
+            stats: config.stats,
+            locals: config.locals,
+            journal: config.journal,
+            slots: config.slots,
+            epoch: config.epoch,
+            history: config.history,
+            default_logs: config.default_logs,
+            ordinal: config.ordinal,
+            named_log: config.named_log,
+            out: InFlight::default(),
             waiting: VecDeque::new(),
-            behind: Behind::default(),
+            backlog: Backlog::default(),
             held: Vec::new(),
-            starved: Vec::new(),
+            without_space: Vec::new(),
             stopped_at: None,
             settling: Vec::new(),
             unrecorded_cut: None,
-            checkpoint_epoch: parts.checkpoint_epoch,
+            checkpoint_epoch: config.checkpoint_epoch,
             freed_bases: VecDeque::new(),
             dropped: Vec::new(),
             counted_waiting: 0,
@@ -302,15 +302,15 @@ impl Share {
         } else if self.stopped_at.is_some() && part.view == 0 && part.request.verb.is_write() {
             self.hold(part, context);
         } else if let Some(kind) = self.handed_over_as(&part)
-            && self.behind.is_full(kind)
+            && self.backlog.is_full(kind)
         {
-            self.behind.push(kind, part);
+            self.backlog.push(kind, part);
         } else if !self.blocked(&part, self.waiting.len()) {
             self.start(part, context);
         } else if self.waiting.len() < WAITING_MAX {
             self.waiting.push_back(part);
         } else {
-            self.behind.push(Kind::Waiting, part);
+            self.backlog.push(Kind::Waiting, part);
         }
     }
 
@@ -335,7 +335,7 @@ impl Share {
         }
     }
 
-    /// Ends a part, or goes on with its [next piece](super::walk).
+    /// Ends a part, or continues with its [next piece](super::pieces).
     pub(super) fn end(&mut self, part: Part, result: Result<(), Errno>, context: &mut Context<'_>) {
         match self.next_piece(&part).filter(|_| result.is_ok()) {
             Some(next) if next.request.sink().is_gone() => {
@@ -377,11 +377,11 @@ impl Share {
         }
     }
 
-    /// What is due now and then: slots to be released, a checkpoint.
-    pub fn upkeep(&mut self, context: &mut Context<'_>) {
+    /// Maintenance: releases slots, punches base places, prepares a segment, writes a checkpoint, when they are due.
+    pub fn background_work(&mut self, context: &mut Context<'_>) {
         self.let_in(context);
         let waiting = self.slots.waiting();
-        let many = waiting > WAITING_SLOTS_MAX && waiting > self.space.free() / 8;
+        let many = waiting > PENDING_FREE_SLOTS_MAX && waiting > self.space.free() / 8;
         if many && !self.release_failed {
             self.ask_release(context);
         }
@@ -395,14 +395,14 @@ impl Share {
         self.locals.len()
     }
 
-    /// Takes no more parts: the volume is being let go. Those that wait for slots, or are behind, wait no longer.
+    /// Takes no more parts: the volume is being closed. Parts that wait for slots, or are in the backlog, end.
     pub fn refuse_parts(&mut self, context: &mut Context<'_>) {
         self.leaving = true;
-        self.refuse_behind(context);
-        self.retry_starved(context);
+        self.refuse_backlog(context);
+        self.retry_without_space(context);
     }
 
-    /// Whether nothing is under way or waiting.
+    /// Whether nothing is in flight or waiting.
     pub fn idle(&self) -> bool {
         self.out.len() == 0
             && !self.checkpointing
@@ -410,9 +410,9 @@ impl Share {
             && self.returning == 0
             && self.stopped_at.is_none()
             && self.waiting.is_empty()
-            && self.behind.is_empty()
+            && self.backlog.is_empty()
             && self.held.is_empty()
-            && self.starved.is_empty()
+            && self.without_space.is_empty()
     }
 }
 

@@ -1,10 +1,10 @@
 //! Write: a part of WRITE.
 //!
-//! How it works      Block by block: what only the live map sees at its base place is overwritten there. Everything
-//!                   else goes somewhere new: to its base place if no version at all is left that could see it,
-//!                   else to fresh slots; then a record, then the map. Blocks in slots always move, so a slot
+//! How it works      Block by block: a block that only the live map sees at its base place is overwritten in place. All
+//!                   others are redirected: to their base place if no version sees it, else to free slots; then a record
+//!                   is appended, then the map changes. Blocks in slots are always redirected, so a slot
 //!                   is written once (J1), and its checksum and its record are of one age. A clone has no base places:
-//!                   what it shows there is its [source](crate::volume::source)'s, which it never writes.
+//!                   what it shows there is its [origin](crate::volume::origin)'s, which it never writes.
 //! Why moving back to the base place is safe   with no frozen map, only the live map can see the base place, and
 //!                   it does not: it has the block elsewhere. Until the record is durable, a power loss gives the
 //!                   elsewhere back, which is not reused before (J4).
@@ -13,24 +13,24 @@ use std::sync::Arc;
 
 use crate::block_map::place::Place;
 use crate::change_log::format::RECORD_SUMS_MAX;
-use crate::deliberate::{Bug, bug};
 use crate::error::Errno;
+use crate::mutants::{Bug, bug};
 use crate::processor::io_job::{Job, NewPlace, Old, Step, Target, put_slots, write_base};
 use crate::processor::queue::Part;
 use crate::processor::share::{Context, Local, Share, count};
 use crate::units::{BLOCK_SIZE, BlockIndex};
-use crate::volume::source::resolve;
+use crate::volume::origin::resolve;
 
 /// Longer parts are written by a pool thread: the processor has others to serve.
 pub(super) const INLINE_BYTES_MAX: u32 = 128 << 10;
 
-/// What becomes of the blocks that a part writes.
+/// Where the blocks that a part writes are placed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fate {
-    /// Whole blocks, all overwritten at their base places.
-    Overwritten,
-    /// Whole blocks, all written somewhere new.
-    Moved,
+enum Placement {
+    /// Complete blocks, all overwritten at their base places.
+    InPlace,
+    /// Complete blocks, all redirected to new places.
+    Redirected,
     /// Some of each, or blocks in part.
     Mixed,
 }
@@ -41,12 +41,12 @@ enum Progress {
     Planned(Job),
     /// It is done, and recorded, or could not be.
     Done(Result<(), Errno>),
-    /// It could not be written.
+    /// Its data could not be written.
     Failed(Job, Errno),
 }
 
 /// There are fewer free slots than a part wants.
-pub(super) struct Starved {
+pub(super) struct NoSpace {
     pub(super) wanted: u64,
 }
 
@@ -55,24 +55,24 @@ impl Share {
         if !bug(Bug::NoFreeze) {
             self.locals[part.local as usize]
                 .versions
-                .freeze_before(self.epoch, self.history.marks());
+                .freeze_before(self.epoch, self.history.retained_epochs());
         }
-        let fate = self.fate(&part);
+        let placement = self.placement(&part);
         let small = self.is_small(&part);
-        if small && fate == Fate::Overwritten {
+        if small && placement == Placement::InPlace {
             match self.overwrite_now(&part) {
                 Ok(false) => {} // it would have to be waited for
                 result => return self.end(part, result.map(|_| ()), context),
             }
         }
         let inline = small && self.inline;
-        let planned = match fate {
-            Fate::Moved if inline => self.move_now(&part),
-            Fate::Moved => self.plan_moves(&part).map(Progress::Planned),
+        let planned = match placement {
+            Placement::Redirected if inline => self.redirect_now(&part),
+            Placement::Redirected => self.plan_redirects(&part).map(Progress::Planned),
             _ => self.plan_write(&part).map(Progress::Planned),
         };
         match planned {
-            Err(Starved { wanted }) => self.starve(part, wanted, context),
+            Err(NoSpace { wanted }) => self.wait_for_space(part, wanted, context),
             Ok(Progress::Done(result)) => self.end(part, result, context),
             Ok(Progress::Failed(job, errno)) => {
                 self.finish(part, job, self.epoch, Err(errno), context);
@@ -85,28 +85,30 @@ impl Share {
         }
     }
 
-    /// What becomes of a part's blocks.
-    fn fate(&self, part: &Part) -> Fate {
+    /// Where a part's blocks are placed.
+    fn placement(&self, part: &Part) -> Placement {
         if !is_aligned(part) {
-            return Fate::Mixed;
+            return Placement::Mixed;
         }
-        let (first, blocks) = blocks_of_whole(part);
+        let (first, blocks) = complete_blocks(part);
         let (count, in_place) = self.overwritable(part.local, first, blocks);
         match (count == blocks, in_place) {
-            (true, true) => Fate::Overwritten,
-            (true, false) => Fate::Moved,
-            (false, false) if self.moving(part.local, first, blocks) >= blocks => Fate::Moved,
-            _ => Fate::Mixed,
+            (true, true) => Placement::InPlace,
+            (true, false) => Placement::Redirected,
+            (false, false) if self.moving(part.local, first, blocks) >= blocks => {
+                Placement::Redirected
+            }
+            _ => Placement::Mixed,
         }
     }
 
-    /// Whether a part is made of whole blocks that are all overwritten in place; `fate` tells the others apart, too.
+    /// Whether a part is made of complete blocks that are all overwritten in place; `placement` tells the others apart, too.
     pub(super) fn is_overwritten(&self, part: &Part) -> bool {
-        let (first, blocks) = blocks_of_whole(part);
+        let (first, blocks) = complete_blocks(part);
         is_aligned(part) && self.overwritable(part.local, first, blocks) == (blocks, true)
     }
 
-    /// The short way for whole blocks that are all overwritten in place.
+    /// The short way for complete blocks that are all overwritten in place.
     pub(super) fn overwrite(&self, part: &Part) -> Result<(), Errno> {
         let partition = self.locals[part.local as usize].partition;
         let partition = &self.geometry.partitions[partition as usize];
@@ -130,13 +132,13 @@ impl Share {
         Ok(now)
     }
 
-    /// How many blocks from `block`, at most `limit`, are alike in whether they may be overwritten at their base
-    /// place, and whether they may.
+    /// The length of the run from `block` (at most `limit`) for which the answer is the same, and the answer: may these
+    /// blocks be overwritten in place?
     fn overwritable(&self, local: u32, block: BlockIndex, limit: u32) -> (u32, bool) {
         let versions = &self.locals[local as usize].versions;
         let live = versions.live.find(block, limit);
-        if live.place != Place::BASE || self.source.is_some() {
-            return (live.count, false); // C3
+        if live.place != Place::BASE || self.origin.is_some() {
+            return (live.count, false); // OR3
         }
         match versions.parent(&self.history) {
             None => (live.count, true),
@@ -148,7 +150,7 @@ impl Share {
     }
 
     /// Plans a write of a part, if there are enough slots.
-    fn plan_write(&mut self, part: &Part) -> Result<Job, Starved> {
+    fn plan_write(&mut self, part: &Part) -> Result<Job, NoSpace> {
         let mut job = self.new_job(part, false);
         let (from, to) = (u64::from(part.offset), u64::from(part.offset) + u64::from(part.length));
         self.claim(self.slots_for(part.local, from, to))?;
@@ -156,18 +158,18 @@ impl Share {
         Ok(job)
     }
 
-    /// Plans a write of whole blocks that all move, if there are enough slots: as `plan_write` would, without asking of
+    /// Plans a write of complete blocks that all move, if there are enough slots: as `plan_write` would, without asking of
     /// each block again.
-    fn plan_moves(&mut self, part: &Part) -> Result<Job, Starved> {
+    fn plan_redirects(&mut self, part: &Part) -> Result<Job, NoSpace> {
         self.claim(self.slots_for_moves(part))?;
         let mut job = self.new_job(part, false);
         self.plan_more_moves(&mut job, part, 0);
         Ok(job)
     }
 
-    /// Plans a write of whole blocks that all move, but for the first ones; the slots for it were claimed.
+    /// Plans a write of complete blocks that all move, but for the first ones; the slots for it were claimed.
     fn plan_more_moves(&mut self, job: &mut Job, part: &Part, done: u32) {
-        let (first, blocks) = blocks_of_whole(part);
+        let (first, blocks) = complete_blocks(part);
         let mut done = done;
         while done < blocks {
             let at = part.at as usize + done as usize * BLOCK_SIZE as usize;
@@ -178,11 +180,11 @@ impl Share {
         }
     }
 
-    /// Writes whole blocks that all move, here and now, if there are enough slots. Where one run takes them, as it
+    /// Writes complete blocks that all move, here and now, if there are enough slots. Where one run takes them, as it
     /// almost always does, nothing is made for that but what stays.
-    fn move_now(&mut self, part: &Part) -> Result<Progress, Starved> {
+    fn redirect_now(&mut self, part: &Part) -> Result<Progress, NoSpace> {
         self.claim(self.slots_for_moves(part))?;
-        let (first, blocks) = blocks_of_whole(part);
+        let (first, blocks) = complete_blocks(part);
         let (place, count) = self.take_place(part.local, blocks);
         let mut sums = std::mem::take(&mut self.sums);
         sums.clear();
@@ -195,7 +197,7 @@ impl Share {
             self.plan_more_moves(&mut job, part, count);
             return Ok(Progress::Planned(job));
         }
-        if let Err(errno) = self.put(part, &mut change) {
+        if let Err(errno) = self.write_redirected(part, &mut change) {
             let mut job = self.new_job(part, false);
             job.changes.push(change);
             job.failed = place.is_slot().then_some(0);
@@ -207,8 +209,8 @@ impl Share {
         Ok(Progress::Done(result))
     }
 
-    /// Writes all of a part, which is whole blocks, to its new place.
-    fn put(&self, part: &Part, change: &mut NewPlace) -> Result<(), Errno> {
+    /// Writes all of a part, which is complete blocks, to its new place.
+    fn write_redirected(&self, part: &Part, change: &mut NewPlace) -> Result<(), Errno> {
         if !change.place.is_slot() {
             return self.overwrite(part);
         }
@@ -218,14 +220,14 @@ impl Share {
         put_slots(device, offset, payload(part), &mut change.sums)
     }
 
-    /// How many slots a write of whole blocks takes that all move.
+    /// How many slots a write of complete blocks takes that all move.
     fn slots_for_moves(&self, part: &Part) -> u64 {
-        if self.goes_to_base(part.local) { 0 } else { u64::from(blocks_of_whole(part).1) }
+        if self.goes_to_base(part.local) { 0 } else { u64::from(complete_blocks(part).1) }
     }
 
     /// Claims slots, all of them or none.
-    pub(super) fn claim(&self, wanted: u64) -> Result<(), Starved> {
-        if wanted == 0 || self.space.claim(wanted) { Ok(()) } else { Err(Starved { wanted }) }
+    pub(super) fn claim(&self, wanted: u64) -> Result<(), NoSpace> {
+        if wanted == 0 || self.space.claim(wanted) { Ok(()) } else { Err(NoSpace { wanted }) }
     }
 
     /// How many slots a write of the bytes `from..to` of a partition takes.
@@ -302,9 +304,9 @@ impl Share {
         count
     }
 
-    /// Whether whatever is written may go to its base place, as no snapshot, nor a source, has anything there.
+    /// Whether all that is written may go to its base place, because neither a snapshot nor an origin has data there.
     fn goes_to_base(&self, local: u32) -> bool {
-        self.source.is_none() && self.locals[local as usize].versions.frozen().is_empty()
+        self.origin.is_none() && self.locals[local as usize].versions.frozen().is_empty()
     }
 
     /// Has up to `want` blocks from `block` on change their place: which of the job's changes that is, how many blocks
@@ -340,7 +342,7 @@ impl Share {
     fn old(&self, local: u32, block: BlockIndex) -> Old {
         let Local { versions, partition, .. } = &self.locals[local as usize];
         let own = versions.live.find(block, 1);
-        let (of, found) = resolve(own, self.source.as_ref(), *partition, block);
+        let (of, found) = resolve(own, self.origin.as_ref(), *partition, block);
         match found.place {
             Place::BASE => Old::Base(of.cloned()),
             Place::ZERO => Old::Zero,
@@ -349,8 +351,8 @@ impl Share {
     }
 }
 
-/// The first of the whole blocks that a part is made of, and how many they are.
-fn blocks_of_whole(part: &Part) -> (BlockIndex, u32) {
+/// The first of the complete blocks that a part is made of, and how many they are.
+fn complete_blocks(part: &Part) -> (BlockIndex, u32) {
     (part.offset / BLOCK_SIZE as u32, part.length / BLOCK_SIZE as u32)
 }
 
@@ -360,7 +362,7 @@ fn payload(part: &Part) -> &[u8] {
     &part.request.data.as_slice()[at..at + part.length as usize]
 }
 
-/// Whether a part is made of whole blocks.
+/// Whether a part is made of complete blocks.
 pub(super) fn is_aligned(part: &Part) -> bool {
     (part.offset | part.length).is_multiple_of(BLOCK_SIZE as u32)
 }

@@ -1,9 +1,9 @@
 //! Zero: a part of TRIM or WRITE_ZEROES.
 //!
-//! How it works      Whole blocks: what only the live map sees at its base place is punched there (or zeroed with
+//! How it works      Complete blocks: what only the live map sees at its base place is punched there (or zeroed with
 //!                   its space kept), if the device can; everything else becomes `zero` in the map, which costs a
 //!                   record however long the run is. A clone has nothing to be punched. Partial blocks: TRIM leaves them, WRITE_ZEROES writes them.
-//!                   A part is done in [pieces](super::walk): what is a block in part at its beginning, whole blocks of so many
+//!                   A part is done in [pieces](super::pieces): what is a block in part at its beginning, complete blocks of so many
 //!                   runs at most, as far as a pool thread comes in a while, and what is a block in part at its end.
 
 use crate::block_map::place::Place;
@@ -11,11 +11,11 @@ use crate::io::device::Device;
 use crate::processor::io_job::{Job, NewPlace, Step};
 use crate::processor::queue::Part;
 use crate::processor::share::{Context, Share};
-use crate::processor::write::{Starved, is_aligned};
+use crate::processor::write::{NoSpace, is_aligned};
 use crate::units::{BLOCK_SIZE, BlockIndex};
 use crate::volume::request::Verb;
 
-/// How the whole blocks of a part are cleared.
+/// How the complete blocks of a part are cleared.
 #[derive(Clone, Copy)]
 struct Manner {
     trim: bool,
@@ -42,9 +42,11 @@ impl Share {
             Verb::Zero { no_hole, .. } => Manner { trim: false, keep_allocated: no_hole },
             _ => Manner { trim: true, keep_allocated: false },
         };
-        self.locals[part.local as usize].versions.freeze_before(self.epoch, self.history.marks());
+        self.locals[part.local as usize]
+            .versions
+            .freeze_before(self.epoch, self.history.retained_epochs());
         let mut job = self.new_job(&part, true);
-        // The last block of a volume ends with it, so whole blocks are aligned ones.
+        // The last block of a volume ends with it, so complete blocks are aligned ones.
         part.cut(piece_end(part.offset, part.offset + part.length));
         let block = BLOCK_SIZE as u32;
         let (from, to) = (part.offset, part.offset + part.length);
@@ -54,8 +56,8 @@ impl Share {
         } else if !manner.trim {
             let (from, to) = (u64::from(from), u64::from(to));
             let wanted = self.slots_for(part.local, from, to);
-            if let Err(Starved { wanted }) = self.claim(wanted) {
-                return self.starve(part, wanted, context);
+            if let Err(NoSpace { wanted }) = self.claim(wanted) {
+                return self.wait_for_space(part, wanted, context);
             }
             self.plan_range(&mut job, &part, from, to);
         }
@@ -65,7 +67,7 @@ impl Share {
         self.hand_over(part, job, context);
     }
 
-    /// Plans whole blocks from `first` on, up to `end` or to so many runs; returns where it stopped.
+    /// Plans complete blocks from `first` on, up to `end` or to so many runs; returns where it stopped.
     fn plan_blocks(
         &self,
         job: &mut Job,
@@ -92,8 +94,8 @@ impl Share {
             match (live.place, clearing) {
                 (Place::ZERO, _) => {}
                 (Place::BASE, Some(keep)) if only_live => push_clear(job, block, count, keep),
-                // A device that gives no space back gains nothing; a clone must not show its source's.
-                (Place::BASE, None) if only_live && manner.trim && self.source.is_none() => {}
+                // A device that gives no space back gains nothing; a clone must not show its origin's.
+                (Place::BASE, None) if only_live && manner.trim && self.origin.is_none() => {}
                 _ => push_zero(job, block, count),
             }
             block += count;
@@ -109,8 +111,8 @@ impl Share {
     /// How base places of a partition can be cleared without writing them: with their space kept or not, or not
     /// at all. TRIM is for giving space back, so a device that cannot gains nothing.
     fn clearing(&self, local: u32, manner: Manner) -> Option<bool> {
-        if self.source.is_some() {
-            return None; // C3
+        if self.origin.is_some() {
+            return None; // OR3
         }
         let partition = self.locals[local as usize].partition;
         let extents = &self.geometry.partitions[partition as usize].extents;

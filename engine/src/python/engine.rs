@@ -22,7 +22,7 @@ use crate::python::handle::Handle;
 use crate::python::{report, spec};
 use crate::units::Epoch;
 use crate::volume::Volume;
-use crate::volume::caller::Caller;
+use crate::volume::local_client::LocalClient;
 
 /// Extents, and where the next page begins.
 type ChangesPage = (Vec<(u64, u64)>, Option<u64>);
@@ -54,7 +54,7 @@ impl Engine {
     #[new]
     fn new(py: Python<'_>, processors: u32) -> PyResult<Engine> {
         let made = py.detach(|| {
-            limits::lower_as_told();
+            limits::apply_test_overrides();
             let inner = Inner::new(processors)?;
             let server = Server::new(std::sync::Arc::clone(&inner.exports), inner.reaping())?;
             Ok(Engine { inner, server })
@@ -157,7 +157,7 @@ impl Engine {
     fn end_events(&self, py: Python<'_>) -> PyResult<()> {
         self.call(py, |this| {
             this.inner.events.close();
-            this.inner.refuse_starved();
+            this.inner.refuse_without_space();
             Ok(())
         })
     }
@@ -445,12 +445,12 @@ impl Engine {
                 || Error::new(ErrorKind::NotFound, format!("there is no export {export}"));
             this.inner.exports.attach(export).ok_or_else(missing)
         })?;
-        Ok(Handle::new(Caller::new(attached)))
+        Ok(Handle::new(LocalClient::new(attached)))
     }
 
     fn stop(&self, py: Python<'_>) -> PyResult<()> {
         let result = py.detach(|| {
-            self.inner.refuse_starved();
+            self.inner.refuse_without_space();
             self.inner.hurry();
             self.server.stop();
             self.inner.stop()

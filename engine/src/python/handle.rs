@@ -9,14 +9,14 @@ use pyo3::types::{PyBytes, PyDict, PyList};
 
 use crate::error::Errno;
 use crate::python::errors::os_error;
-use crate::volume::caller::Caller;
+use crate::volume::local_client::LocalClient;
 use crate::volume::request::Verb;
 
 /// See `engine.pyi`.
 #[pyclass(frozen, module = "polyvol.engine")]
 pub struct Handle {
-    caller: RwLock<Option<Arc<Caller>>>,
-    /// Calls under way.
+    client: RwLock<Option<Arc<LocalClient>>>,
+    /// Calls in flight.
     in_flight: AtomicU64,
     /// Bytes that were written, as far as the calls have succeeded.
     written: AtomicU64,
@@ -25,30 +25,30 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// A handle on this caller.
-    pub fn new(caller: Caller) -> Handle {
+    /// A handle on this client.
+    pub fn new(client: LocalClient) -> Handle {
         Handle {
-            caller: RwLock::new(Some(Arc::new(caller))),
+            client: RwLock::new(Some(Arc::new(client))),
             in_flight: AtomicU64::new(0),
             written: AtomicU64::new(0),
             read: AtomicU64::new(0),
         }
     }
 
-    fn caller(&self) -> PyResult<Arc<Caller>> {
-        let caller = self.caller.read().expect("no holder panics").clone();
-        caller.ok_or_else(|| os_error(Errno::ESHUTDOWN))
+    fn client(&self) -> PyResult<Arc<LocalClient>> {
+        let client = self.client.read().expect("no holder panics").clone();
+        client.ok_or_else(|| os_error(Errno::ESHUTDOWN))
     }
 
-    /// Has the caller do something, without the GIL, as a call under way.
+    /// Has the client do something, without the GIL, as a call in flight.
     fn call<T: Send>(
         &self,
         py: Python<'_>,
-        ask: impl FnOnce(&Caller) -> Result<T, Errno> + Send,
+        ask: impl FnOnce(&LocalClient) -> Result<T, Errno> + Send,
     ) -> PyResult<T> {
-        let caller = self.caller()?;
+        let client = self.client()?;
         self.in_flight.fetch_add(1, Ordering::Relaxed);
-        let done = py.detach(|| ask(&caller));
+        let done = py.detach(|| ask(&client));
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
         done.map_err(os_error)
     }
@@ -61,14 +61,14 @@ impl Handle {
         offset: u64,
         fua: bool,
     ) -> PyResult<()> {
-        self.call(py, |caller| caller.range(verb, offset, length, fua))
+        self.call(py, |client| client.range(verb, offset, length, fua))
     }
 
     fn read(&self, py: Python<'_>, length: u64, offset: u64) -> PyResult<crate::buffer::Buffer> {
-        let request = self.call(py, |caller| caller.read(offset, length))?;
+        let request = self.call(py, |client| client.read(offset, length))?;
         self.read.fetch_add(length, Ordering::Relaxed);
         // The sink has given the request back, so nobody else holds it for long; but a processor may not have
-        // let go of its reference yet.
+        // released its reference yet.
         Ok(match Arc::try_unwrap(request) {
             Ok(request) => request.data,
             Err(shared) => crate::buffer::Buffer::copy_of(shared.data.as_slice()),
@@ -80,12 +80,12 @@ impl Handle {
 impl Handle {
     #[getter]
     fn size(&self) -> PyResult<u64> {
-        Ok(self.caller()?.size())
+        Ok(self.client()?.size())
     }
 
     #[getter]
     fn read_only(&self) -> PyResult<bool> {
-        Ok(self.caller()?.read_only())
+        Ok(self.client()?.read_only())
     }
 
     fn traffic(&self) -> (u64, u64, u64) {
@@ -110,7 +110,7 @@ impl Handle {
     #[pyo3(signature = (data, offset, *, fua = false))]
     fn pwrite(&self, py: Python<'_>, data: PyBuffer<u8>, offset: u64, fua: bool) -> PyResult<()> {
         let bytes = data.to_vec(py)?;
-        self.call(py, |caller| caller.write(offset, &bytes, fua))?;
+        self.call(py, |client| client.write(offset, &bytes, fua))?;
         self.written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         Ok(())
     }
@@ -134,7 +134,7 @@ impl Handle {
     }
 
     fn flush(&self, py: Python<'_>) -> PyResult<()> {
-        self.call(py, Caller::flush)
+        self.call(py, LocalClient::flush)
     }
 
     fn cache(&self, py: Python<'_>, length: u64, offset: u64) -> PyResult<()> {
@@ -147,7 +147,7 @@ impl Handle {
         length: u64,
         offset: u64,
     ) -> PyResult<Bound<'py, PyList>> {
-        let found = self.call(py, |caller| caller.block_status(offset, length))?;
+        let found = self.call(py, |client| client.block_status(offset, length))?;
         let list = PyList::empty(py);
         for extent in found {
             let dict = PyDict::new(py);
@@ -161,7 +161,7 @@ impl Handle {
     }
 
     fn close(&self) -> Result<(), PyErr> {
-        self.caller.write().map_err(|_| os_error(Errno::EIO))?.take();
+        self.client.write().map_err(|_| os_error(Errno::EIO))?.take();
         Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! Space: what Python is told of the change logs' room.
+//! Space: what Python gets to know of the space of change logs.
 
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
@@ -15,7 +15,7 @@ pub fn space<'py>(py: Python<'py>, volume: &Volume) -> PyResult<Bound<'py, PyDic
     let dict = PyDict::new(py);
     dict.set_item("size_bytes", found.size * BLOCK_SIZE)?;
     dict.set_item("used_bytes", found.used * BLOCK_SIZE)?;
-    dict.set_item("starving", volume.hunger.is_hungry())?;
+    dict.set_item("starving", volume.space_waiters.has_waiters())?;
     Ok(dict)
 }
 

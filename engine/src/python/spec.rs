@@ -74,8 +74,8 @@ pub fn volume(dict: &Bound<'_, PyDict>) -> PyResult<VolumeSpec> {
             *bound = epoch.saturating_add(1).max(*bound);
         }
     }
-    let source: Option<Bound<'_, PyDict>> = entry(dict, "source")?;
-    let source = source.map(|one| PyResult::Ok((entry(&one, "volume")?, entry(&one, "epoch")?)));
+    let origin: Option<Bound<'_, PyDict>> = entry(dict, "source")?;
+    let origin = origin.map(|one| PyResult::Ok((entry(&one, "volume")?, entry(&one, "epoch")?)));
     let mut rollbacks: Vec<(Rollback, u64)> = Vec::new();
     for rollback in dicts(dict, "rollbacks")? {
         let (at, to) = (entry(&rollback, "at")?, entry(&rollback, "to")?);
@@ -102,6 +102,6 @@ pub fn volume(dict: &Bound<'_, PyDict>) -> PyResult<VolumeSpec> {
         next_epoch: entry(dict, "next_epoch")?,
         bounds: smaller.into_iter().map(|(bytes, epoch)| (epoch, bytes)).collect(),
         rollbacks,
-        source: source.transpose()?,
+        origin: origin.transpose()?,
     })
 }

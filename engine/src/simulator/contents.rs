@@ -241,7 +241,7 @@ impl Contents {
         }
     }
 
-    /// The kernel writes some of it back of its own accord.
+    /// The kernel writes some of it back by itself.
     pub fn write_back_some(&mut self, random: &mut Random) {
         self.absorb();
         for index in &self.unsettled {

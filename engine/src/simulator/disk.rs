@@ -365,7 +365,7 @@ impl Disk {
         Ok(self.inodes[inode].contents.map(length))
     }
 
-    /// Whether there is room for a page that is stored to in a mapping.
+    /// Whether there is space for a page that is stored to in a mapping.
     pub fn has_page(&mut self, inode: usize) -> bool {
         self.dead || !self.fails(inode, self.rates.no_space)
     }
@@ -493,7 +493,7 @@ impl Disk {
         self.random.number()
     }
 
-    /// Whether somebody else has a turn during an operation.
+    /// Whether another thread has a turn during an operation.
     pub fn pauses(&mut self) -> bool {
         !self.dead && self.random.chance(self.rates.pause)
     }

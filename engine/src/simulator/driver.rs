@@ -206,7 +206,7 @@ impl Simulation {
         engine.add_volume(self.shape.volume(snapshots, next_epoch, served))
     }
 
-    /// Whoever wants no crashes wants no faults either: what was read back is synced only now.
+    /// A run without crashes has no faults either: what was read back is synced only now.
     fn served(&mut self, running: Running, failing: bool) -> Result<Running> {
         self.disk.lock().failing = failing;
         self.catalog.served = true;
@@ -231,7 +231,7 @@ impl Simulation {
         running.system.end();
         // What is left in the queues may refer to the queues.
         let processors = running.engine.processors.lock().expect("no holder panics");
-        processors.iter().for_each(|processor| processor.core.queue.close());
+        processors.iter().for_each(|processor| processor.runner.queue.close());
     }
 
     /// The engine is gone with whatever it was doing; the next one may start.
@@ -283,7 +283,7 @@ impl Simulation {
             }
             Err(_) if after.hangs > 0 => return Ok(()),
             Err(_) if after.errors > before.errors || self.sync_failed() => {}
-            Err(e) => return Err(format!("the volume cannot be let go: {e}")),
+            Err(e) => return Err(format!("the volume cannot be closed: {e}")),
         }
         running.engine.stop().map_err(|e| format!("the engine cannot be stopped: {e}"))
     }
@@ -318,7 +318,7 @@ impl Simulation {
             running.system.tick_if_due();
             if acts {
                 self.control(running)?;
-            } else if !running.system.turn() && !self.make_room(running)? {
+            } else if !running.system.turn() && !self.free_space(running)? {
                 self.expect_nothing_under_way()?;
                 if self.host.lock().budget == 0 {
                     break;
@@ -343,13 +343,13 @@ impl Simulation {
     }
 
     pub(super) fn drain(&mut self, running: &Running) -> Result<()> {
-        while running.system.turn() || self.make_room(running)? {}
+        while running.system.turn() || self.free_space(running)? {}
         self.expect_nothing_under_way()
     }
 
     /// Does what the daemon does when the change logs are full: deletes the oldest snapshot, adds a log, or has writes
     /// be refused. `false` if nobody asks for it.
-    pub(super) fn make_room(&mut self, running: &Running) -> Result<bool> {
+    pub(super) fn free_space(&mut self, running: &Running) -> Result<bool> {
         let mut events = std::iter::from_fn(|| running.engine.events.next(Duration::ZERO));
         if !events.any(|event| matches!(event, Event::LogFull(_))) {
             return Ok(false);

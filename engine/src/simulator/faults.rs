@@ -43,9 +43,9 @@ pub struct Rates {
     pub size: u64,
     /// Reads that would have to wait.
     pub would_wait: u64,
-    /// Operations at which the kernel writes something back of its own accord.
+    /// Operations at which the kernel writes something back by itself.
     pub write_back: u64,
-    /// Operations during which somebody else has a turn.
+    /// Operations during which another thread has a turn.
     pub pause: u64,
     /// Operations on devices at which one begins to hang, for longer than requests may last.
     pub hang: u64,
@@ -99,7 +99,7 @@ impl Rates {
 }
 
 impl Injected {
-    /// Nothing, but that requests may last too long where devices may hang, whoever holds them up.
+    /// Nothing, but that requests may last too long where devices may hang, whatever delays them.
     pub fn beginning(rates: &Rates) -> Injected {
         Injected { hangs: u64::from(rates.hang > 0), ..Injected::default() }
     }

@@ -1,5 +1,5 @@
 //! Hang: a device of the simulated machine that does not answer for a while: every operation on it waits, longer than requests
-//! may last, while others have their turns; then all of them go on, the last one first.
+//! may last, while others have their turns; then all of them continue, the last one first.
 
 use super::disk::Disk;
 use super::faults::{Injected, Role};
@@ -15,7 +15,7 @@ impl Disk {
         self.may_hang() || self.injected.errors > before.errors
     }
 
-    /// Whether a file's next operation has to wait, as its device hangs. It may begin to hang now.
+    /// Whether a file's next operation has to wait because its device hangs. It may begin to hang now.
     pub fn hangs(&mut self, inode: usize) -> bool {
         if self.hung.is_none()
             && self.failing

@@ -1,8 +1,8 @@
-//! Host: makes requests from a seed, keeps several under way, and checks every answer against the model.
+//! Host: makes requests from a seed, keeps several in flight, and checks every answer against the model.
 //!
 //! How it works      A turn takes in what has ended, then submits some more. Requests that overlap, one of them a write,
-//!                   are under way together only now and then: the model knows less of them ("blurred").
-//! Owner and locks   `State` is locked for a turn; one that begins while another is under way does nothing.
+//!                   are in flight together only now and then: the model knows less of them ("blurred").
+//! Owner and locks   `State` is locked for a turn; one that begins while another is in flight does nothing.
 //!                   What ends goes to the [`Inbox`], which is locked for a push.
 
 use std::collections::BTreeMap;
@@ -25,7 +25,7 @@ use crate::volume::{View, Volume};
 
 const BLOCK_SECTORS: u64 = BLOCK_SIZE / SECTOR as u64;
 
-/// A request under way.
+/// A request in flight.
 #[derive(Clone, Debug)]
 struct Operation {
     verb: Verb,
@@ -36,9 +36,9 @@ struct Operation {
     view: Option<Epoch>,
     began: u64,
     injected: Injected,
-    /// Others were under way in its sectors.
+    /// Others were in flight in its sectors.
     blurred: bool,
-    /// What a blurred read may find besides.
+    /// What a blurred read may find in addition.
     extra: Vec<(Sector, u64)>,
 }
 
@@ -137,7 +137,7 @@ impl Host {
         state.volume = Some((volume, Arc::new(inbox)));
     }
 
-    /// The volume is served no more. What was acknowledged was; what was under way may have been made or not.
+    /// The volume is served no more. What was acknowledged was; what was in flight may have been made or not.
     pub fn detach(&self) {
         let mut state = self.lock();
         state.take_ended();
@@ -156,7 +156,7 @@ impl Host {
         self.lock().began = injected;
     }
 
-    /// Takes in what has ended; whether nothing is under way.
+    /// Takes in what has ended; whether nothing is in flight.
     pub fn settle(&self) -> bool {
         let mut state = self.lock();
         state.take_ended();
@@ -180,7 +180,7 @@ impl Host {
 }
 
 impl State {
-    /// The writes that are under way.
+    /// The writes that are in flight.
     pub fn writes_under_way(&self) -> Vec<(u64, Range<Sector>)> {
         let writes = self.under_way.values().filter(|operation| operation.verb.is_write());
         writes.map(|operation| (operation.id, operation.sectors.clone())).collect()
@@ -207,12 +207,12 @@ impl State {
         self.failure.get_or_insert(what);
     }
 
-    /// What is under way, for reports.
+    /// What is in flight, for reports.
     pub fn stuck(&self) -> String {
         format!("{:?}", self.under_way)
     }
 
-    /// Notes how many slots are free: before somebody makes room.
+    /// Notes how many slots are free: before somebody frees space.
     pub fn look(&self) {
         if let Some((_, inbox)) = &self.volume {
             inbox.look();
@@ -263,7 +263,7 @@ impl State {
                 let trims = self.trims && ended.injected.short == 0;
                 let sure = result.is_ok() && !blurred && (verb != Verb::Trim || trims);
                 if verb == Verb::Trim {
-                    // Whole blocks alone; what is left of others stays.
+                    // Complete blocks alone; what is left of others stays.
                     let whole = BLOCK_SECTORS as Sector;
                     let (from, to) =
                         (sectors.start.next_multiple_of(whole), sectors.end / whole * whole);
@@ -414,7 +414,7 @@ impl State {
         Operation { verb, id, fua: false, sectors, view, began, injected, blurred, extra }
     }
 
-    /// Tells a request and those under way of each other.
+    /// Tells a request and those in flight of each other.
     fn blur(&mut self, operation: &mut Operation) {
         for other in self.under_way.values_mut() {
             if !clash(operation, other) {

@@ -27,8 +27,8 @@ pub mod tamper;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 
-use crate::deliberate::{self, Bug};
 use crate::limits::{CHECKPOINT_BYTES_MIN, NO_ROOM_NS, SEGMENT_BYTES};
+use crate::mutants::{self, Bug};
 use driver::{Counts, Simulation};
 
 /// Bytes of a journal's segment here: some ninety records. No request here needs a record of more than 2,000 blocks.
@@ -70,10 +70,10 @@ pub fn lower_limits() {
 /// Runs one simulation, on this thread alone.
 pub fn run(options: &Options) -> Outcome {
     lower_limits();
-    deliberate::set(options.bug);
+    mutants::set(options.bug);
     let mut simulation = Simulation::new(options);
     let result = catch_unwind(AssertUnwindSafe(|| simulation.run()));
-    deliberate::set(None);
+    mutants::set(None);
     let failure = match result {
         Ok(result) => result.err(),
         Err(panic) => {

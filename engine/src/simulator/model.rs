@@ -4,7 +4,7 @@
 //!                   holds one value, durably; or it is [`Odd`]: then `now` is what a read may find, and `base` and
 //!                   `later` are what may be found after a power loss: `base` what the last flush covered, `later`
 //!                   every write since then. A read that finds one of several has settled which.
-//! What is allowed   acknowledged: the new value; failed, or under way at a crash: old or new; after a power loss: what
+//! What is allowed   acknowledged: the new value; failed, or in flight at a crash: old or new; after a power loss: what
 //!                   a flush covered, or anything later.
 
 use std::collections::BTreeMap;
@@ -115,7 +115,7 @@ impl Model {
         }
     }
 
-    /// A write has ended at `time`; `sure` if it was acknowledged, and no other was under way in its sectors.
+    /// A write has ended at `time`; `sure` if it was acknowledged, and no other was in flight in its sectors.
     pub fn end(&mut self, id: u64, sectors: Range<Sector>, time: u64, sure: bool) {
         if let Some(snapshot) = &mut self.cutting
             && sure
@@ -153,7 +153,7 @@ impl Model {
         settled.into_iter().for_each(|sector| self.settle(sector));
     }
 
-    /// The power was lost. Writes under way were ended as unsure.
+    /// The power was lost. Writes in flight were ended as unsure.
     pub fn power_lost(&mut self) {
         for odd in self.odd.values_mut() {
             let Odd { base, later, now, outlived } = odd;
@@ -179,7 +179,7 @@ impl Model {
         sectors.into_iter().for_each(|sector| self.settle(sector));
     }
 
-    /// A read has found a value that nothing under way explains; `Err` with what was allowed.
+    /// A read has found a value that nothing in flight explains; `Err` with what was allowed.
     pub fn found(&mut self, sector: Sector, value: u64) -> Result<(), Vec<u64>> {
         let Some(odd) = self.odd.get_mut(&sector) else {
             let plain = self.plain[sector as usize];
@@ -196,7 +196,7 @@ impl Model {
         Ok(())
     }
 
-    /// A cut is asked for; these writes are under way.
+    /// A cut is asked for; these writes are in flight.
     pub fn begin_cut(&mut self, under_way: impl Iterator<Item = (u64, Range<Sector>)>) {
         let odd = self.odd.iter().map(|(sector, odd)| (*sector, odd.now.clone())).collect();
         let window = Vec::new();

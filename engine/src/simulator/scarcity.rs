@@ -1,6 +1,6 @@
 //! Scarcity: how few slots were free at the least, since some time: what explains ENOSPC.
 //!
-//! How it works      Whoever has a turn looks. Of what was seen, only that is kept which is less than everything since.
+//! How it works      Each thread that has a turn samples the number. Only samples that are lower than all later ones are kept.
 
 use std::collections::VecDeque;
 

@@ -4,8 +4,8 @@
 //!                   whole job, or some requests of the host. Who waits for others ([`Turn::Waiting`]) gives them turns
 //!                   meanwhile; so does, now and then, an operation on the disk ([`Turn::Between`]), which is how
 //!                   others come between two operations of one job.
-//! Invariants        N1 a pool runs no more jobs at a time than it has threads, and begins them in order as its
-//!                   threads would; N2 within a sync no job begins that syncs: the lock that it wants may be held
+//! Invariants        SC1 a pool runs no more jobs at a time than it has threads, and begins them in order as its
+//!                   threads would; SC2 within a sync no job begins that syncs: the lock that it wants may be held
 //!                   below it on the stack.
 
 use std::collections::VecDeque;
@@ -13,7 +13,7 @@ use std::fmt::{self, Debug};
 use std::sync::{Arc, Mutex};
 
 use super::random::Random;
-use crate::system::Driven;
+use crate::system::Task;
 use crate::system::pool::Job;
 
 /// Turns within turns, at most.
@@ -27,11 +27,11 @@ const HANGING_MAX: u32 = 5;
 pub enum Turn {
     /// Somebody waits.
     Waiting,
-    /// Between two operations of somebody's.
+    /// Between two operations of a thread.
     Between,
     /// Within a sync.
     Syncing,
-    /// Somebody's operation hangs; `true`: it is a sync.
+    /// A thread's operation hangs; `true`: it is a sync.
     Hanging(bool),
 }
 
@@ -52,7 +52,7 @@ struct PoolState {
 struct State {
     random: Random,
     pools: Vec<PoolState>,
-    driven: Vec<Option<Arc<dyn Driven>>>,
+    driven: Vec<Option<Arc<dyn Task>>>,
     host: Option<Arc<dyn Host>>,
     depth: u32,
     /// Turns within syncs that are being given.
@@ -72,7 +72,7 @@ impl Debug for Scheduler {
 
 enum Candidate {
     Host(Arc<dyn Host>),
-    Driven(Arc<dyn Driven>),
+    Task(Arc<dyn Task>),
     Pool(usize),
 }
 
@@ -109,7 +109,7 @@ impl Scheduler {
     }
 
     /// Adds a processor.
-    pub fn add_driven(&self, driven: Arc<dyn Driven>) -> usize {
+    pub fn add_driven(&self, driven: Arc<dyn Task>) -> usize {
         let mut state = self.lock();
         state.driven.push(Some(driven));
         state.driven.len() - 1
@@ -146,9 +146,9 @@ impl Scheduler {
     fn candidates(state: &State) -> Vec<Candidate> {
         let mut candidates = Vec::new();
         candidates.extend(state.host.clone().map(Candidate::Host));
-        candidates.extend(state.driven.iter().flatten().cloned().map(Candidate::Driven));
+        candidates.extend(state.driven.iter().flatten().cloned().map(Candidate::Task));
         for (number, pool) in state.pools.iter().enumerate() {
-            let may = (state.syncing == 0 || !pool.syncs) && state.hanging < HANGING_MAX; // N2
+            let may = (state.syncing == 0 || !pool.syncs) && state.hanging < HANGING_MAX; // SC2
             if may && !pool.jobs.is_empty() && pool.running < pool.threads {
                 candidates.push(Candidate::Pool(number));
             }
@@ -156,7 +156,7 @@ impl Scheduler {
         candidates
     }
 
-    /// Gives somebody a turn; `false` if nobody has anything to do.
+    /// Gives a thread a turn; `false` if none has anything to do.
     pub fn give(&self, turn: Turn) -> bool {
         let mut state = self.lock();
         let hangs = matches!(turn, Turn::Hanging(_));
@@ -175,7 +175,7 @@ impl Scheduler {
             drop(state);
             done = match candidate {
                 Candidate::Host(host) => host.turn(),
-                Candidate::Driven(driven) => driven.step(),
+                Candidate::Task(driven) => driven.step(),
                 Candidate::Pool(number) => self.run_job(number),
             };
             state = self.lock();
@@ -191,7 +191,7 @@ impl Scheduler {
         let mut state = self.lock();
         let State { random, pools, .. } = &mut *state;
         let pool = &mut pools[number];
-        let first = pool.threads.saturating_sub(pool.running).min(pool.jobs.len()); // N1
+        let first = pool.threads.saturating_sub(pool.running).min(pool.jobs.len()); // SC1
         if first == 0 {
             return false;
         }

@@ -128,7 +128,7 @@ impl Shape {
             manifests,
             snapshots,
             rollbacks: Vec::new(),
-            source: None,
+            origin: None,
             next_epoch,
             bounds: Vec::new(),
         }

@@ -14,7 +14,7 @@ use super::scheduler::{Scheduler, Turn};
 use crate::error::Errno;
 use crate::system::mapping::{Mapping, Pages};
 use crate::system::pool::{Job, Lane, Pool, Runner};
-use crate::system::{Cached, Driven, Driving, File, Result, System, Urgency};
+use crate::system::{Cached, File, Result, System, Task, TaskHandle, Urgency};
 
 /// See the module's head.
 #[derive(Debug)]
@@ -25,12 +25,12 @@ pub struct Simulated {
     clock_ns: AtomicU64,
     /// Its engine was thrown away.
     gone: AtomicBool,
-    /// Lets a tick go by.
+    /// Advances the clock by a tick.
     tick: Mutex<Option<Tick>>,
     this: Weak<Simulated>,
 }
 
-/// What lets a tick go by.
+/// What advances a tick.
 #[derive(Clone)]
 struct Tick(Arc<dyn Fn() + Send + Sync>);
 
@@ -92,12 +92,12 @@ impl Simulated {
         self.tick.lock().expect("nobody panics with it")
     }
 
-    /// Who lets ticks go by.
+    /// Who advances ticks.
     pub fn set_tick(&self, tick: Arc<dyn Fn() + Send + Sync>) {
         *self.lock_tick() = Some(Tick(tick));
     }
 
-    /// Lets a tick go by.
+    /// Advances the clock by a tick.
     pub fn tick(&self) {
         let tick = self.lock_tick().clone();
         if let Some(Tick(tick)) = tick {
@@ -105,7 +105,7 @@ impl Simulated {
         }
     }
 
-    /// Lets a tick go by, if devices may hang: else nothing is too late.
+    /// Advances the clock by a tick, if devices may hang: else nothing is too late.
     pub fn tick_if_due(&self) {
         let due = self.disk.lock().may_hang();
         if due && self.disk.lock().number().is_multiple_of(8) {
@@ -127,7 +127,7 @@ impl Simulated {
         }
     }
 
-    /// Gives somebody a turn; `false` if nobody has anything to do.
+    /// Gives a thread a turn; `false` if none has anything to do.
     pub fn turn(&self) -> bool {
         !self.is_dead() && self.scheduler.give(Turn::Waiting)
     }
@@ -153,7 +153,7 @@ impl Simulated {
         }
     }
 
-    /// An operation that nobody comes between: locks may be held.
+    /// An operation that no other thread interrupts: locks may be held.
     fn at_once<T>(&self, f: impl FnOnce(&mut Disk) -> Result<T>) -> Result<T> {
         if self.gone.load(Ordering::Relaxed) {
             return Err(Errno::EIO);
@@ -200,7 +200,7 @@ impl File for SimulatedFile {
 
     fn write(&self, bytes: &[u8], offset: u64) -> Result<()> {
         self.system.hang(self.inode, false);
-        // With its lock held, a manifest is written before it is synced (N2).
+        // With its lock held, a manifest is written before it is synced (SC2).
         self.system.operate_as(Turn::Syncing, |disk| disk.write(self.inode, bytes, offset))
     }
 
@@ -290,11 +290,11 @@ impl Runner for Jobs {
 
 struct Registered {
     system: Weak<Simulated>,
-    driven: Arc<dyn Driven>,
+    driven: Arc<dyn Task>,
     number: usize,
 }
 
-impl Driving for Registered {
+impl TaskHandle for Registered {
     fn join(self: Box<Self>) {
         let Some(system) = self.system.upgrade() else { return };
         while !system.is_dead() && self.driven.step() {}
@@ -368,7 +368,7 @@ impl System for Simulated {
         Ok(Pool::new(Arc::new(Jobs { system: self.this.clone(), number })))
     }
 
-    fn drive(&self, _: &str, driven: Arc<dyn Driven>) -> Result<Box<dyn Driving>> {
+    fn drive(&self, _: &str, driven: Arc<dyn Task>) -> Result<Box<dyn TaskHandle>> {
         let number = self.scheduler.add_driven(Arc::clone(&driven));
         Ok(Box::new(Registered { system: self.this.clone(), driven, number }))
     }
@@ -381,7 +381,7 @@ impl System for Simulated {
         self.turn()
     }
 
-    fn let_others(&self) {
+    fn yield_point(&self) {
         while !self.is_dead() && !self.disk.lock().number().is_multiple_of(5) {
             if !self.scheduler.give(Turn::Between) {
                 break;

@@ -3,8 +3,8 @@
 //! How it works      Before a start a bit of a file is flipped, or a file is removed, or an older one, or all files of the
 //!                   volume's directory of an older time, are put in their place. The volume is then refused, and nothing
 //!                   in the state directory has changed; or it is served, and all that is read is right. Where it was refused,
-//!                   what was done is undone, and the simulation goes on.
-//! What cannot be told   after a power loss, that the newest segment is of a time between its first commit and its last
+//!                   what was done is undone, and the simulation continues.
+//! Not detected      after a power loss, that the newest segment is of a time between its first commit and its last
 //!                   one: older files are put back only after a kill, when the numbers of records are exact, or a clean
 //!                   stop.
 

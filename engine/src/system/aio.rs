@@ -28,7 +28,7 @@ pub struct Event {
 
 const _: () = assert!(size_of::<Event>() == 32 && size_of::<libc::iocb>() == 64);
 
-/// A context of the kernel's. It ends with this value, and nothing is under way then.
+/// A context of the kernel's. It ends with this value, and nothing is in flight then.
 pub struct Context(libc::c_ulong);
 
 impl Context {
@@ -43,7 +43,7 @@ impl Context {
     /// Begins reads, in order; returns how many of them.
     ///
     /// # Safety
-    /// The buffer and the file of each that was begun stay, and nobody else touches the buffer, until its end was told.
+    /// The buffer and the file of each that was begun stay, and no other thread touches the buffer, until its completion is reported.
     pub unsafe fn submit(&self, blocks: &mut [libc::iocb]) -> usize {
         let mut all = [std::ptr::null_mut(); BEGUN_AT_ONCE];
         for (place, block) in all.iter_mut().zip(blocks.iter_mut()) {
@@ -55,12 +55,12 @@ impl Context {
         usize::try_from(rc).unwrap_or(0)
     }
 
-    /// How many operations have ended that nobody was told of, into the beginning of `events`.
+    /// How many completed operations were not reported yet, into the beginning of `events`.
     pub fn ended(&self, events: &mut [Event; ENDED_AT_ONCE]) -> usize {
         let mut at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
         let (least, most) = (0 as libc::c_long, ENDED_AT_ONCE as libc::c_long);
         let (events, at_once) = (events.as_mut_ptr(), &raw mut at_once);
-        // SAFETY: there is room for so many events.
+        // SAFETY: there is space for so many events.
         let rc =
             unsafe { libc::syscall(libc::SYS_io_getevents, self.0, least, most, events, at_once) };
         usize::try_from(rc).unwrap_or(0)
@@ -74,7 +74,7 @@ impl Drop for Context {
     }
 }
 
-/// What the kernel is told of a read whose end `ended` signals. It gives up rather than wait for room in the disk's queue.
+/// What the kernel is told of a read whose end `ended` signals. It gives up rather than wait for space in the disk's queue.
 pub fn read_of(
     file: BorrowedFd<'_>,
     start: NonNull<u8>,

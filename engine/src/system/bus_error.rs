@@ -5,9 +5,9 @@
 //!                   disk cannot read it, the file was made shorter, the file system has shut down. [`guarded`] says which
 //!                   bytes the thread is about to touch. The handler puts a page of zeroes in the place of the one that
 //!                   failed, so that the instruction ends, and notes that; who has touched it puts the file's page back.
-//! Invariants        B1 only what `guarded` was told of is replaced; any other SIGBUS goes to the handler that was there
+//! Invariants        BE1 only what `guarded` was told of is replaced; any other SIGBUS goes to the handler that was there
 //!                   before, or ends the process.
-//!                   B2 the handler calls only mmap and sigaction, and touches nothing of a thread but its two cells.
+//!                   BE2 the handler calls only mmap and sigaction, and touches nothing of a thread but its two cells.
 //! Owner and locks   the cells: their thread, and the handler, which runs in it.
 
 use std::cell::Cell;
@@ -56,7 +56,7 @@ pub fn guarded(start: usize, length: usize, touch: impl FnOnce()) -> bool {
     !REPLACED.replace(false)
 }
 
-/// The handler (B2).
+/// The handler (BE2).
 extern "C" fn handle(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: the kernel gives a valid siginfo to a handler with SA_SIGINFO.
     let address = unsafe { (*info).si_addr() } as usize;
@@ -87,7 +87,7 @@ fn replace(address: usize) -> bool {
     }
 }
 
-/// Leaves a SIGBUS to whoever handled it before (B1).
+/// Leaves a SIGBUS to the previous handler (BE1).
 fn pass_on(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     let before = BEFORE.load(Ordering::Acquire);
     // SAFETY: it was set before the handler was, and is never freed.

@@ -1,14 +1,14 @@
-//! Direct: reads past the page cache, many at a time, begun by whoever brings them.
+//! Direct: reads past the page cache, many at a time, started by the calling thread.
 //!
 //! How it works      The kernel's asynchronous I/O ([`super::aio`]): a read past the page cache is on its way to the disk when
-//!                   `io_submit` returns, whichever thread has called it, and whoever reaps takes those that have ended
+//!                   `io_submit` returns, whichever thread has called it, and any thread that reaps takes the completions
 //!                   ([`super::reaper`]). With a ring ([`super::ring`]) a read begins when the ring's thread has its turn; what
 //!                   came meanwhile begins, ends and is asked for again all at once, and between two such times the disk waits.
-//!                   As with a ring, all that is told is whether a buffer is full: what the kernel has not taken, and what
-//!                   has failed, is read another way by who has brought it.
-//! Invariants        X1 a read's buffer and file stay until the kernel is done with it: the only pointer to what they belong to
+//!                   As with a ring, all that is reported is whether a buffer is full: what the kernel has not taken, and what
+//!                   has failed, is read another way by its caller.
+//! Invariants        DR1 a read's buffer and file stay until the kernel is done with it: the only pointer to what they belong to
 //!                   is the kernel's meanwhile;
-//!                   X2 no call waits for the disk, or for room in its queue: reads that would are given back.
+//!                   DR2 no call waits for the disk, or for space in its queue: reads that would are given back.
 //! Owner and locks   anybody submits, anybody reaps. The context ends when the kernel has none of its reads.
 
 use std::marker::PhantomData;
@@ -28,7 +28,7 @@ pub struct Direct<T> {
 }
 
 impl<T: Send + 'static> Direct<T> {
-    /// Starts the keeper. Whoever reaps calls `ended` with reads that have ended, each with whether its buffer is full.
+    /// Starts the keeper. The reaping thread calls `ended` with completed reads, each with whether its buffer is full.
     /// `None` where the kernel has no such thing, or no more of them.
     pub fn start(
         name: &str,
@@ -36,7 +36,7 @@ impl<T: Send + 'static> Direct<T> {
     ) -> Option<Direct<T>> {
         let bring = move |events: &[Event]| {
             let all = events.iter().map(|event| {
-                // SAFETY: X1: `read` made it of a box, the kernel has given it back, once.
+                // SAFETY: DR1: `read` made it of a box, the kernel has given it back, once.
                 let (read, what) = *unsafe { Box::from_raw(event.data as *mut (Read, T)) };
                 (what, event.result == i64::from(read.length))
             });
@@ -52,7 +52,7 @@ impl<T: Send + 'static> Direct<T> {
     /// Begins all of these; returns those that could not be.
     ///
     /// # Safety
-    /// What a read is for owns its buffer: until it is given back, the buffer stays and nobody else touches it.
+    /// What a read is for owns its buffer: until it is given back, the buffer stays and no other thread touches it.
     pub unsafe fn read(&self, reads: Vec<(Read, T)>) -> Vec<(Read, T)> {
         let (mut reads, mut refused) = (reads.into_iter(), Vec::new());
         loop {
@@ -62,17 +62,17 @@ impl<T: Send + 'static> Direct<T> {
                 return refused;
             }
             self.reaper.count(blocks.len());
-            // SAFETY: X1: as the caller promises, and `block` has let go of all that they belong to.
+            // SAFETY: DR1: as the caller promises, and `block` has released all that they belong to.
             let begun = unsafe { self.reaper.context.submit(&mut blocks) };
             self.reaper.count_back(blocks.len() - begun);
             refused.extend(blocks[begun..].iter().map(|block| {
-                // SAFETY: X1: `block` made it of a box, and the kernel has not taken it.
+                // SAFETY: DR1: `block` made it of a box, and the kernel has not taken it.
                 *unsafe { Box::from_raw(block.aio_data as *mut (Read, T)) }
             }));
         }
     }
 
-    /// What the kernel is told of a read; who gets it owns the box behind `aio_data`. X2 is `read_of`'s.
+    /// What the kernel is told of a read; its owner also owns the box behind `aio_data`. DR2 is `read_of`'s.
     fn block(&self, read: Read, what: T) -> libc::iocb {
         let (start, length, offset) = (read.start, read.length, read.offset);
         let boxed = Box::new((read, what));
@@ -95,7 +95,7 @@ impl<T> Drop for Direct<T> {
             std::thread::sleep(Duration::from_millis(1));
         }
         self.reaper.stop();
-        // `ended` may be what lets go of it.
+        // `ended` may be what releases it.
         if keeper.thread().id() != std::thread::current().id() {
             let _ = keeper.join(); // it has panicked: that was said where it happened
         }
@@ -138,7 +138,7 @@ mod tests {
         let path = std::env::temp_dir().join(format!("polyvol-{name}-{}", std::process::id()));
         let bytes: Vec<u8> = (0..BLOCKS as usize * BLOCK).map(|at| (at / BLOCK) as u8).collect();
         std::fs::write(&path, bytes).unwrap();
-        // What is not on the disk yet would have to be waited for (X2).
+        // What is not on the disk yet would have to be waited for (DR2).
         std::fs::File::open(&path).unwrap().sync_all().unwrap();
         let opened = Linux.open_direct(&path, true);
         std::fs::remove_file(&path).unwrap();
@@ -158,7 +158,7 @@ mod tests {
 
     /// Begins to read some blocks; how many that were.
     fn begin(direct: &Direct<Wanted>, file: &Arc<dyn File>, count: u64) -> usize {
-        // SAFETY: a `Wanted` owns its buffer, and nobody looks into it before it is given back.
+        // SAFETY: a `Wanted` owns its buffer, and no thread looks into it before it is given back.
         let refused = unsafe { direct.read(wanted(file, 0..count)) };
         count as usize - refused.len()
     }
@@ -264,7 +264,7 @@ mod tests {
                 let (direct, file, refused) = (&direct, &file, sender_of_refused.clone());
                 scope.spawn(move || {
                     let blocks = (0..each).map(|number| (number * 7 + thread) % (BLOCKS + 10));
-                    // SAFETY: a `Wanted` owns its buffer, and nobody looks into it before it is given back.
+                    // SAFETY: a `Wanted` owns its buffer, and no thread looks into it before it is given back.
                     let left = unsafe { direct.read(wanted(file, blocks)) };
                     refused
                         .send(left.into_iter().map(|(_, what)| (what, false)).collect())

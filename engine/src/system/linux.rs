@@ -1,10 +1,10 @@
 //! Linux: the real system.
 //!
-//! How it works      A file that is used past the page cache is open twice. Whole blocks go by the descriptor that has
+//! How it works      A file that is used past the page cache is open twice. Complete blocks go by the descriptor that has
 //!                   O_DIRECT, from and to memory that is aligned, by a copy where it is not; all else, and what the disk does
-//!                   not take so after all, goes by the other one. The kernel keeps the two of one mind, as both are calls and
+//!                   not take so after all, goes by the other one. The kernel keeps the two consistent, because both are calls and
 //!                   nothing is mapped.
-//! Errors            a call that was interrupted is made again; a read or write that did less goes on.
+//! Errors            a call that was interrupted is made again; a read or write that did less continues.
 
 use std::fs;
 use std::fs::OpenOptions;
@@ -23,7 +23,7 @@ use rustix::io::{ReadWriteFlags, preadv2, pwritev2};
 use super::mapped::Mapped;
 use super::mapping::Mapping;
 use super::pool::{Pool, Threads};
-use super::{Cached, Driven, Driving, File, Result, Seen, System, Urgency};
+use super::{Cached, File, Result, Seen, System, Task, TaskHandle, Urgency};
 use crate::buffer::{ALIGNMENT, Buffer};
 use crate::error::Errno;
 
@@ -70,7 +70,7 @@ impl LinuxFile {
             return full(buffer);
         }
         let copy = Buffer::zeroed(buffer.len());
-        // SAFETY: nobody else has this buffer.
+        // SAFETY: no other thread has this buffer.
         let bytes = unsafe { copy.part_mut(0, buffer.len()) };
         let read = full(bytes);
         if read {
@@ -214,7 +214,7 @@ impl File for LinuxFile {
 
 struct Thread(JoinHandle<()>);
 
-impl Driving for Thread {
+impl TaskHandle for Thread {
     fn join(self: Box<Self>) {
         // It has panicked: that was said where it happened.
         let _ = self.0.join();
@@ -327,7 +327,7 @@ impl System for Linux {
         Ok(Pool::new(Threads::start(name, threads_max, urgency)?))
     }
 
-    fn drive(&self, name: &str, driven: Arc<dyn Driven>) -> Result<Box<dyn Driving>> {
+    fn drive(&self, name: &str, driven: Arc<dyn Task>) -> Result<Box<dyn TaskHandle>> {
         let name = name.chars().take(15).collect();
         let thread = std::thread::Builder::new().name(name).spawn(move || driven.run())?;
         Ok(Box::new(Thread(thread)))

@@ -53,7 +53,7 @@ impl Mapped {
         if !touched {
             let from = offset / PAGE_BYTES * PAGE_BYTES;
             let to = (offset + length).next_multiple_of(PAGE_BYTES).min(self.length);
-            // SAFETY: pages of this mapping, which nobody else touches.
+            // SAFETY: pages of this mapping, which no other thread touches.
             let again = unsafe {
                 let place = self.start.as_ptr().add(from);
                 map_at(&self.file, place, from, to - from, MapFlags::SHARED | MapFlags::FIXED)
@@ -100,7 +100,7 @@ impl Pages for Mapped {
     unsafe fn store(&self, offset: usize, bytes: &[u8]) -> Result<()> {
         let (mut offset, mut bytes) = (offset, bytes);
         while !bytes.is_empty() {
-            let in_page = (PAGE_BYTES - offset % PAGE_BYTES).min(bytes.len()); // G1
+            let in_page = (PAGE_BYTES - offset % PAGE_BYTES).min(bytes.len()); // MP1
             let (now, later) = bytes.split_at(in_page);
             let stored = !self.by_calls.load(Ordering::Acquire)
                 && self.touch(offset, now.len(), |at| {
@@ -115,7 +115,7 @@ impl Pages for Mapped {
         Ok(())
     }
 
-    fn warm(&self) {
+    fn prefault(&self) {
         // By touching it, not by `madvise`, which would keep all others in the process from getting memory meanwhile.
         for at in (0..self.length).step_by(PAGE_BYTES) {
             let read = self.touch(at, 1, |byte| {
@@ -131,7 +131,7 @@ impl Pages for Mapped {
 
 impl Drop for Mapped {
     fn drop(&mut self) {
-        // SAFETY: mapped with this length by `new`, and nobody touches it any more.
+        // SAFETY: mapped with this length by `new`, and no thread touches it any more.
         let _ = unsafe { munmap(self.start.as_ptr().cast(), self.length) };
     }
 }
@@ -162,12 +162,12 @@ mod tests {
         assert_eq!(store(2 * PAGE_BYTES, b"beyond"), Err(Errno::EIO));
         assert_eq!(store(PAGE_BYTES - 2, b"half"), Err(Errno::EIO), "its second page");
         store(0, b"inside").unwrap();
-        mapping.warm();
+        mapping.prefault();
         file.set_len(length as u64).unwrap();
         store(2 * PAGE_BYTES, b"again").unwrap();
         let bytes = held().unwrap();
         assert_eq!(&bytes[..6], b"inside");
-        assert_eq!(&bytes[PAGE_BYTES - 2..PAGE_BYTES + 2], b"ha\0\0", "G1");
+        assert_eq!(&bytes[PAGE_BYTES - 2..PAGE_BYTES + 2], b"ha\0\0", "MP1");
         assert_eq!(&bytes[2 * PAGE_BYTES..2 * PAGE_BYTES + 6], b"again\0");
     }
 }

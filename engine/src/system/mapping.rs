@@ -4,9 +4,9 @@
 //!                   none of it; a power loss loses what was not synced. A store is an assignment, and can fail as a write can:
 //!                   where the kernel cannot provide the page, it is made by a write, whose error is the answer
 //!                   ([why](../../../docs/decisions/0031-stores-that-fail.md)).
-//! Invariants        G1 a store that has failed left some of its first bytes, and changed nothing else.
+//! Invariants        MP1 a store that has failed left some of its first bytes, and changed nothing else.
 //! Owner and locks   [`Mapping::store`] is given disjoint ranges; its callers say who owns which.
-//! Errors            those of a write. EIO: the file is shorter than its mapping, because somebody has made it so.
+//! Errors            those of a write. EIO: the file is shorter than its mapping, because it was truncated.
 
 use std::fmt::Debug;
 use std::sync::atomic::{Ordering, compiler_fence};
@@ -22,8 +22,8 @@ pub trait Pages: Send + Sync + Debug {
     /// # Safety
     /// As for [`Mapping::store`].
     unsafe fn store(&self, offset: usize, bytes: &[u8]) -> Result<()>;
-    /// Has them in memory, as far as that can be done, so that who touches them first does not wait.
-    fn warm(&self) {}
+    /// Prefaults the pages where possible, so that the first access to them does not wait.
+    fn prefault(&self) {}
 }
 
 /// A shared mapping of a file's first bytes.
@@ -36,15 +36,15 @@ impl Mapping {
         Mapping(pages)
     }
 
-    /// Has its pages in memory, none of them changed.
-    pub fn warm(&self) {
-        self.0.warm();
+    /// Prefaults its pages; none of them changes.
+    pub fn prefault(&self) {
+        self.0.prefault();
     }
 
     /// Stores bytes from `offset`.
     ///
     /// # Safety
-    /// Nobody else touches this range meanwhile, nor stores to the page of 4096 bytes that it is in.
+    /// No other thread touches this range meanwhile, nor stores to the page of 4096 bytes that it is in.
     pub unsafe fn store(&self, offset: usize, bytes: &[u8]) -> Result<()> {
         let all = self.0.length();
         assert!(offset <= all && bytes.len() <= all - offset, "inside the mapping");

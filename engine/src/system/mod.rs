@@ -2,7 +2,7 @@
 //!
 //! How it works      Everything that could differ from one run to the next goes through a [`System`]: [`linux`] is the real
 //!                   one; the simulator's has a disk in memory, a clock and a scheduler of its own, all from one seed.
-//!                   Work runs in three ways: jobs on a [`pool`], processors ([`Driven`]), and whoever calls the
+//!                   Work runs in three ways: jobs on a [`pool`], processors ([`Task`]), and the threads that call the
 //!                   engine; [`wait`] is how any of them waits for another.
 //! Errors            calls on files give the system's errno; who called says which file.
 
@@ -31,7 +31,7 @@ use pool::Pool;
 /// What a call on a file gives.
 pub type Result<T> = std::result::Result<T, Errno>;
 
-/// Makes an eventfd readable, and wakes who waits for that.
+/// Makes an eventfd readable, which wakes its waiters.
 pub fn signal(file: &OwnedFd) {
     // It fails only when the counter is full, and then it is readable as well.
     let _ = rustix::io::write(file, &[1, 0, 0, 0, 0, 0, 0, 0]);
@@ -65,7 +65,7 @@ pub trait File: Send + Sync + Debug {
     fn read_cached(&self, buffer: &mut [u8], offset: u64) -> Result<Cached>;
     /// Fills `buffer` from `offset`; EIO where the file ends before.
     fn read(&self, buffer: &mut [u8], offset: u64) -> Result<()>;
-    /// Whether [`File::write_cached`] is worth a try, and asking for the length waits for nobody.
+    /// Whether [`File::write_cached`] is worth a try, and asking for the length never blocks.
     fn tells_of_writes(&self) -> bool {
         false
     }
@@ -88,7 +88,7 @@ pub trait File: Send + Sync + Debug {
     /// Asks for the range to be read ahead.
     fn will_need(&self, offset: u64, length: u64);
     /// How many bytes from `offset`, at most `limit`, are all data or all hole, and whether they are a hole. None of them lies
-    /// beyond the end: EIO if `offset` does. Where holes cannot be told from data, all is data.
+    /// beyond the end: EIO if `offset` does. Where holes cannot be distinguished from data, all is data.
     fn allocation(&self, offset: u64, limit: u64) -> Result<(u64, bool)>;
     /// Its descriptor, if the kernel has one for it.
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
@@ -105,8 +105,8 @@ pub trait File: Send + Sync + Debug {
 }
 
 /// Work that a thread of its own does for as long as there is any: a processor.
-pub trait Driven: Send + Sync {
-    /// Does everything that comes, until it is told to stop.
+pub trait Task: Send + Sync {
+    /// Does everything that comes, until it is asked to stop.
     fn run(&self);
     /// Does what is there now, perhaps not all of it; `false` if that was nothing.
     fn step(&self) -> bool;
@@ -116,7 +116,7 @@ pub trait Driven: Send + Sync {
 pub trait System: Send + Sync + Debug {
     /// Opens a file or disk.
     fn open(&self, path: &Path, writable: bool) -> Result<Arc<dyn File>>;
-    /// Opens a file or disk whose whole blocks are read and written past the page cache, where there is one.
+    /// Opens a file or disk whose complete blocks are read and written past the page cache, where there is one.
     fn open_direct(&self, path: &Path, writable: bool) -> Result<Arc<dyn File>> {
         self.open(path, writable)
     }
@@ -133,7 +133,7 @@ pub trait System: Send + Sync + Debug {
     fn recall(&self, path: &Path) -> Result<Option<Vec<u8>>>;
     /// Keeps nothing under a name any more.
     fn forget(&self, path: &Path);
-    /// The file that a path names; `None` if there is none. Where files cannot be told apart, they are all the same.
+    /// The file that a path names; `None` if there is none. Where files cannot be distinguished, they are all the same.
     fn look(&self, _path: &Path) -> Result<Option<Seen>> {
         Ok(Some(Seen::default()))
     }
@@ -159,14 +159,14 @@ pub trait System: Send + Sync + Debug {
 
     /// A pool of at most so many threads, whose names begin with `name`.
     fn pool(&self, name: &str, threads_max: usize, urgency: Urgency) -> Result<Pool>;
-    /// Has `driven` run until it stops. What is returned is dropped by who has told it to, and waits for that.
-    fn drive(&self, name: &str, driven: Arc<dyn Driven>) -> Result<Box<dyn Driving>>;
+    /// Has `driven` run until it stops. The caller that tells it to stop drops the handle, which waits for the end.
+    fn drive(&self, name: &str, driven: Arc<dyn Task>) -> Result<Box<dyn TaskHandle>>;
     /// Whether there are threads. Where there are none, who waits for others' work has to see to it.
     fn threaded(&self) -> bool;
     /// Does some work that is there to be done, where there are no threads; `false` if there is none.
     fn run_others(&self) -> bool;
-    /// A place where another thread may come between: where there are none, somebody else may have a turn here.
-    fn let_others(&self) {}
+    /// A place where another thread may come between: where there are none, another thread may have a turn here.
+    fn yield_point(&self) {}
 }
 
 /// Whether hosts wait for what a thread does.
@@ -178,9 +178,9 @@ pub enum Urgency {
     Background,
 }
 
-/// A [`Driven`] that runs.
-pub trait Driving: Send {
-    /// Waits until it has stopped, which it was told to.
+/// A [`Task`] that runs.
+pub trait TaskHandle: Send {
+    /// Waits until it has stopped, as it was asked to.
     fn join(self: Box<Self>);
 }
 

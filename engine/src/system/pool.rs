@@ -5,8 +5,8 @@
 //!                   jobs at a time. Idle threads take the next job of whichever lane may run one. New threads start when a
 //!                   job finds none idle, up to a limit for the whole pool; beyond the limit each lane still gets
 //!                   one thread. So a device that hangs holds its own lane, and no other.
-//! Invariants        L1 a lane that has jobs and fewer threads than it may have is in `ready`, once;
-//!                   L2 if a lane is in `ready`, a thread is awake that will look there, or being started, or all threads that
+//! Invariants        PO1 a lane that has jobs and fewer threads than it may have is in `ready`, once;
+//!                   PO2 if a lane is in `ready`, a thread is awake that will look there, or being started, or all threads that
 //!                      may be run jobs; and a lane without a thread always gets one.
 //! Owner and locks   one lock over the lanes, never held while a job runs.
 
@@ -41,7 +41,7 @@ pub enum Lane {
     Files(u32),
 }
 
-/// Who runs the jobs of a pool.
+/// The threads that run the jobs of a pool.
 pub trait Runner: Send + Sync + Debug {
     /// Runs the job, soon. Jobs that were given before [`Runner::stop`] all run, but see there.
     fn run(&self, lane: Lane, job: Job);
@@ -88,7 +88,7 @@ struct Queued {
 #[derive(Default)]
 struct State {
     lanes: HashMap<Lane, Queued>,
-    /// Lanes that a thread may take a job of (L1).
+    /// Lanes that a thread may take a job of (PO1).
     ready: VecDeque<Lane>,
     idle: usize,
     /// Threads, idle ones included, and the next one's number.
@@ -101,7 +101,7 @@ struct State {
 }
 
 impl State {
-    /// Puts a lane into `ready`, if it belongs there (L1).
+    /// Puts a lane into `ready`, if it belongs there (PO1).
     fn make_ready(&mut self, lane: Lane) {
         let Some(queued) = self.lanes.get_mut(&lane) else { return };
         if !queued.ready && !queued.jobs.is_empty() && queued.running < LANE_THREADS {
@@ -113,10 +113,10 @@ impl State {
     /// The next job of a lane that may run one.
     fn take(&mut self, thread: usize) -> Option<(Lane, Job)> {
         let lane = self.ready.pop_front()?;
-        let queued = self.lanes.get_mut(&lane).expect("L1");
+        let queued = self.lanes.get_mut(&lane).expect("PO1");
         queued.ready = false;
         queued.running += 1;
-        let job = queued.jobs.pop_front().expect("L1");
+        let job = queued.jobs.pop_front().expect("PO1");
         self.at.insert(thread, lane);
         self.make_ready(lane);
         Some((lane, job))
@@ -136,7 +136,7 @@ impl State {
     }
 
     /// Whether one more thread is to be started: nobody idle will take what is ready, and there may be more, or a lane has
-    /// none (L2).
+    /// none (PO2).
     fn needs_thread(&self, threads_max: usize) -> bool {
         let lacks = |lane: &Lane| self.lanes.get(lane).is_some_and(|queued| queued.running == 0);
         self.idle < self.ready.len() && (self.threads < threads_max || self.ready.iter().any(lacks))

@@ -1,20 +1,25 @@
-//! Reaper: takes what the kernel's asynchronous I/O has ended, by whichever of several threads is there for it.
+//! Reaper: takes completions of the kernel's asynchronous I/O, in a helper (any thread that waits anyway) or in the keeper
+//! (a fallback thread).
 //!
-//! How it works      Each end is signalled by an eventfd. The keeper, a thread of its own, sleeps until one comes. A thread that
-//!                   would sleep until something else happens, as a connection's reader does, can take the turn instead, wait
-//!                   for both, and take what has ended itself: where two threads would wake each other for each read, one has
-//!                   both to do, and often finds the one while it does the other. The keeper is told, once, and only looks
-//!                   every [`TICK`] from then on whether helpers still come round. When none has for a tick, because there is
-//!                   none, or it is busy with something else, the keeper takes what has ended; it does so at once if a helper
-//!                   says that it leaves. If none has the turn then, it sleeps again until something ends. So nobody
-//!                   wakes up while nothing is read. A read that was begun by who never helps, just when the last helper has
-//!                   found nothing to wait for, may lie for two ticks, too.
-//! Invariants        Z1 who clears `ended` reaps afterwards: what was not reaped is signalled, or about to be reaped;
-//!                   Z2 who takes the turn while the keeper sleeps wakes it: each says what it does (`helped`,
-//!                      `keeper_sleeps`) before it looks what the other one does;
-//!                   Z3 no helper sleeps when there is nothing to wait for: it says so (`helper_sleeps`) before it looks whether
-//!                      there is, and who takes the last wakes it.
-//! Owner and locks   anybody reaps; the turn is one thread's at a time. No lock.
+//! How it works      An eventfd signals each completion. A thread that would block on something else, such as a connection's
+//!                   reader on its socket, can become the helper: it waits for both and reaps completions itself. This saves
+//!                   two wake-ups for each read.
+//!
+//!                   | helper | the keeper | a completion is reaped |
+//!                   |---|---|---|
+//!                   | none | blocks on the eventfd | at once, by the keeper |
+//!                   | polls or blocks | checks every [`TICK`] that the helper still comes round | at once, by the helper |
+//!                   | busy for a tick, or gone | reaps | after at most two ticks, by the keeper |
+//!                   | says that it leaves | is woken, reaps | at once, by the keeper |
+//!
+//!                   Without a helper the keeper blocks again, so nothing wakes up while nothing is read. A read by a thread
+//!                   that never helps may also wait two ticks, if the last helper has just found nothing in flight.
+//! Invariants        Z1 a thread that clears `ended` reaps afterwards: each completion is signalled, or about to be reaped;
+//!                   Z2 a helper that takes the turn while the keeper sleeps wakes it: each publishes its own state
+//!                      (`helped`, `keeper_sleeps`) before it reads that of the other;
+//!                   Z3 no helper sleeps while nothing is in flight: it publishes `helper_sleeps` before it checks, and the
+//!                      thread that takes the last completion wakes it.
+//! Owner and locks   any thread reaps; one thread has the turn at a time. No lock.
 
 use std::os::fd::OwnedFd;
 use std::sync::OnceLock;
@@ -27,44 +32,44 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use super::aio::{Context, ENDED_AT_ONCE, Event};
 use super::signal;
 
-/// A read that has ended lies there for two of these, at most, while a helper is busy with something else.
+/// A completion waits at most two of these while a helper is busy with something else.
 const TICK: Duration = Duration::from_millis(2);
 
-/// So often one looks for as many as one call tells, before others have their turn.
+/// Upper bound of `io_getevents` calls per reap.
 const PASSES: usize = 2;
 
-/// What is done with what has ended.
-type Bring = Box<dyn Fn(&[Event]) + Send + Sync>;
+/// What is done with completions.
+type OnCompletions = Box<dyn Fn(&[Event]) + Send + Sync>;
 
 /// See the module's head.
 pub struct Reaper {
     pub(super) context: Context,
-    /// Signalled by the kernel for each end.
+    /// Signalled by the kernel for each completion.
     pub(super) ended: OwnedFd,
     /// Wakes the keeper.
     told: OwnedFd,
     in_flight: AtomicUsize,
     /// A helper has the turn.
     helped: AtomicBool,
-    /// It sleeps, and is woken by what ends.
+    /// It sleeps, and a completion wakes it.
     helper_sleeps: AtomicBool,
-    /// How often a helper has come round.
+    /// Number of rounds of helpers.
     rounds: AtomicU64,
-    /// A helper has something else to do from now on.
+    /// A helper has left to do something else.
     left: AtomicBool,
     keeper: OnceLock<Thread>,
-    /// It sleeps, and is woken by what ends.
+    /// It sleeps, and a completion wakes it.
     keeper_sleeps: AtomicBool,
     stopping: AtomicBool,
-    bring: Bring,
+    on_completions: OnCompletions,
 }
 
 /// The right to wait for what ends.
 pub struct Turn<'a>(&'a Reaper);
 
 impl Reaper {
-    /// One that calls `bring` with what has ended. `None` where the kernel has no such thing, or no more of them.
-    pub fn new(bring: impl Fn(&[Event]) + Send + Sync + 'static) -> Option<Reaper> {
+    /// A reaper that calls `on_completions`. `None` where the kernel has no asynchronous I/O, or no context is left.
+    pub fn new(on_completions: impl Fn(&[Event]) + Send + Sync + 'static) -> Option<Reaper> {
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         Some(Reaper {
             context: Context::new()?,
@@ -78,7 +83,7 @@ impl Reaper {
             keeper: OnceLock::new(),
             keeper_sleeps: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
-            bring: Box::new(bring),
+            on_completions: Box::new(on_completions),
         })
     }
 
@@ -111,7 +116,7 @@ impl Reaper {
         Some(Turn(self))
     }
 
-    /// Whoever has helped has something else to do, for long: if nobody else helps, the keeper sees to what has ended.
+    /// The helper leaves to do something long: if no other thread helps, the keeper reaps.
     pub fn leave(&self) {
         let kept = [&self.helped, &self.keeper_sleeps].iter().any(|is| is.load(Ordering::SeqCst));
         if self.in_flight() > 0 && !kept {
@@ -120,7 +125,7 @@ impl Reaper {
         }
     }
 
-    /// The keeper's part, until it is told to stop.
+    /// The keeper's part, until it is asked to stop.
     pub(super) fn keep(&self) {
         let _ = self.keeper.set(std::thread::current());
         while !self.stopping.load(Ordering::Acquire) {
@@ -137,7 +142,7 @@ impl Reaper {
         }
     }
 
-    /// Until nobody helps any more.
+    /// Until there is no helper.
     fn look_after_helpers(&self) {
         let mut seen = self.rounds.load(Ordering::Relaxed);
         while !self.stopping.load(Ordering::Acquire) {
@@ -173,7 +178,7 @@ impl Reaper {
             let found = self.context.ended(&mut events);
             if found > 0 {
                 self.count_back(found);
-                (self.bring)(&events[..found]);
+                (self.on_completions)(&events[..found]);
                 all += found;
             }
             if found < ENDED_AT_ONCE {
@@ -193,7 +198,7 @@ impl Turn<'_> {
     }
 
     /// Sleeps until a read has ended, unless none is to end, or one of `files` is readable, and holds what `asleep` gives
-    /// meanwhile; brings on what has ended by then, and says how many reads those were.
+    /// meanwhile; processes what has ended by then, and says how many reads those were.
     pub fn sleep<G>(&self, files: [&OwnedFd; 2], asleep: impl FnOnce() -> G) -> usize {
         let before = self.0.clear_and_reap();
         if before > 0 {
@@ -221,9 +226,9 @@ impl Drop for Turn<'_> {
     }
 }
 
-/// Where reads past the page cache may be under way.
+/// Where reads past the page cache may be in flight.
 pub trait Reaping: Send + Sync {
-    /// Who takes them; `None` if there have never been any.
+    /// The reaper; `None` before the first such read.
     fn reaper(&self) -> Option<&Reaper>;
 }
 

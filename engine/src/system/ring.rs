@@ -7,8 +7,8 @@
 //!                   the error there. A kernel that has no io_uring, or a sandbox that refuses it, makes no ring.
 //! Invariants        RG1 a read's buffer and file stay until the kernel is done with it: `in_flight` holds what they belong to,
 //!                   and is forgotten, not dropped, if the thread panics;
-//!                   RG2 whoever comes while the thread waits, or is about to, finds `asleep` set, unless reads wait
-//!                   already for others to end; and the read of the eventfd is under way.
+//!                   RG2 a thread that submits while the ring's thread waits, or is about to, finds `asleep` set, unless reads wait
+//!                   already for others to end; and the read of the eventfd is in flight.
 //! Owner and locks   the thread has the ring; `state`'s lock is held for a push or a take.
 
 use std::mem::ManuallyDrop;
@@ -24,10 +24,10 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use super::File;
 
-/// Reads that a ring has at a time; more are refused, as they would wait for those of another disk.
+/// Reads that a ring has at a time; more are refused, because they would wait for those of another disk.
 const DEPTH: u32 = 512;
 
-/// Reads that have not ended so long after the end of whoever wants them are left to the kernel.
+/// Reads that have not ended so long after the end of their user are left to the kernel.
 pub const LEFT_BEHIND_AFTER: Duration = Duration::from_secs(2);
 
 /// What the completion of the eventfd's read is told by: no index of a read.
@@ -84,7 +84,7 @@ pub struct Ring<T> {
 
 impl<T: Send + 'static> Ring<T> {
     /// Starts one whose thread calls `ended` with reads that have ended, each with whether its buffer is full. `None` where
-    /// there is no io_uring to be had.
+    /// there is no io_uring available.
     pub fn start(name: &str, ended: impl Fn(Vec<(T, bool)>) + Send + 'static) -> Option<Ring<T>> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC).ok()?;
         let state = State { reads: Vec::new(), held: 0, asleep: false, stopping: false };
@@ -98,10 +98,10 @@ impl<T: Send + 'static> Ring<T> {
         is_made.recv().unwrap_or(false).then_some(ring)
     }
 
-    /// Reads these, soon; returns those that it has no room for.
+    /// Reads these, soon; returns those that it has no space for.
     ///
     /// # Safety
-    /// What a read is for owns its buffer: until it is given back, the buffer stays and nobody else touches it.
+    /// What a read is for owns its buffer: until it is given back, the buffer stays and no other thread touches it.
     pub unsafe fn read(&self, mut reads: Vec<(Read, T)>) -> Vec<(Read, T)> {
         let mut refused = Vec::new();
         self.shared.change(|state| {
@@ -126,7 +126,7 @@ impl<T> Drop for Ring<T> {
             }
             std::thread::sleep(Duration::from_millis(1));
         }
-        // `ended` may be what lets go of the ring.
+        // `ended` may be what releases the ring.
         if thread.thread().id() != std::thread::current().id() {
             let _ = thread.join(); // it has panicked: that was said where it happened
         }
@@ -196,7 +196,7 @@ impl<T> Reader<T> {
         self.push(&opcode::Read::new(fd, into.cast(), 8).build().user_data(WAKE));
     }
 
-    /// Has the kernel begin as many of `waiting` as there is room for, at the next wait.
+    /// Has the kernel begin as many of `waiting` as there is space for, at the next wait.
     fn begin(&mut self, waiting: &mut Vec<(Read, T)>) {
         let some = waiting.len().min(self.free.len());
         for (read, what) in waiting.drain(..some) {
@@ -271,7 +271,7 @@ mod tests {
             let (file, offset) = (Arc::clone(file), block * BLOCK as u64);
             (Read { file, offset, start, length: BLOCK as u32 }, Wanted { bytes, block })
         });
-        // SAFETY: a `Wanted` owns its buffer, and nobody looks into it before it is given back.
+        // SAFETY: a `Wanted` owns its buffer, and no thread looks into it before it is given back.
         let mut refused = unsafe { ring.read(reads.collect()) };
         while !refused.is_empty() {
             std::thread::yield_now();

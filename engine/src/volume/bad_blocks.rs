@@ -1,7 +1,7 @@
 //! Bad blocks: blocks of a volume whose slot does not have the contents that its checksum speaks of.
 //!
-//! How it works      Whoever reads a slot and finds that it does not match notes it here. A block stays listed until its
-//!                   slot is freed, as nobody sees it any more, or a scrub has read it right.
+//! How it works      A reader of a slot that finds a checksum mismatch notes it here. A block stays listed until its
+//!                   slot is freed, as no version sees it any more, or a scrub has read it right.
 //! Owner and locks   one lock over the list; whether there is anything in it is told without.
 
 use std::collections::BTreeMap;

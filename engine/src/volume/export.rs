@@ -2,9 +2,9 @@
 //!
 //! How it works      A table from name to [`Export`]. A connection that enters transmission attaches to its
 //!                   export and holds the [`Attachment`] until it ends.
-//! Invariants        E1 an export that a connection is attached to stays in the table;
-//!                   E2 the empty name is the only export, when the table holds exactly one writable one;
-//!                   E3 a hidden export is found by its name alone: it is neither listed, nor what the empty name means.
+//! Invariants        EP1 an export that a connection is attached to stays in the table;
+//!                   EP2 the empty name is the only export, when the table holds exactly one writable one;
+//!                   EP3 a hidden export is found by its name alone: it is neither listed, nor what the empty name means.
 //! Owner and locks   one lock over the table, held for a look-up or a change, never across I/O.
 
 use std::collections::BTreeMap;
@@ -24,7 +24,7 @@ pub struct Export {
     pub description: String,
     /// What serves it.
     pub target: Arc<dyn Target>,
-    /// For those who know its name (E3).
+    /// Found by its name alone (EP3).
     pub hidden: bool,
     /// Shared with what it was before its volume grew.
     connections: Arc<AtomicUsize>,
@@ -68,7 +68,7 @@ impl ExportTable {
         self.insert(name, description, target, false)
     }
 
-    /// Adds a hidden export (E3); it can be attached to at once.
+    /// Adds a hidden export (EP3); it can be attached to at once.
     pub fn add_hidden(&self, name: &str, description: &str, target: Arc<dyn Target>) -> Result<()> {
         self.insert(name, description, target, true)
     }
@@ -95,7 +95,7 @@ impl ExportTable {
         Ok(())
     }
 
-    /// Removes an export that nobody is attached to (E1). What is not there is removed already.
+    /// Removes an export that nobody is attached to (EP1). What is not there is removed already.
     pub fn remove(&self, name: &str) -> Result<()> {
         let mut table = self.0.write().expect("no holder panics");
         let connections = table.get(name).map_or(0, |export| export.connections());
@@ -125,14 +125,14 @@ impl ExportTable {
         self.0.write().expect("no holder panics").clear();
     }
 
-    /// The export of this name; the empty name as E2 says.
+    /// The export of this name; the empty name as EP2 says.
     pub fn find(&self, name: &str) -> Option<Arc<Export>> {
         find_in(&self.0.read().expect("no holder panics"), name).cloned()
     }
 
     /// Attaches to the export of this name, as [`ExportTable::find`] finds it.
     pub fn attach(&self, name: &str) -> Option<Attachment> {
-        // The count goes up under the read lock, so that `remove`, under the write lock, sees it (E1).
+        // The count goes up under the read lock, so that `remove`, under the write lock, sees it (EP1).
         let table = self.0.read().expect("no holder panics");
         let export = find_in(&table, name)?;
         export.connections.fetch_add(1, Ordering::AcqRel);

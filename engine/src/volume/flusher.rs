@@ -1,23 +1,23 @@
-//! Flusher: makes a volume durable on behalf of everyone who waits at the same time.
+//! Flusher: makes a volume durable, with one sync for all that wait (group commit).
 //!
-//! How it works      A pool of one thread for each volume: when somebody waits, it takes all who wait, and runs one sync
-//!                   for them, until nobody does. A sync notes how far each journal has got, syncs every device that
+//! How it works      A pool of one thread for each volume: it takes all waiters and runs one sync for them, until there are
+//!                   none. A sync notes how far each journal has got, syncs every device that
 //!                   was written to, also those behind one that fails, then commits each journal up to what was noted.
 //!                   If a commit finds that a file of a journal is gone (its J11), the processor writes again what that held, and
-//!                   the sync commits once more.
-//!                   A connection that asks for nothing but a sync, while none is under way, not even a checkpoint's, runs it
+//!                   the sync commits again.
+//!                   A connection that asks for nothing but a sync, while none is in flight, not even a checkpoint's, runs it
 //!                   itself if the last one was short ([`SHORT_NS`]) and no device ever waits: handing it over would take
 //!                   longer. The thread that reads requests must not wait for a disk.
-//! Invariants        F1 whoever waits is answered by a sync that began after it came; J3 and J6 of the change log:
+//! Invariants        F1 each waiter is answered by a sync that began after it arrived; J3 and J6 of the change log:
 //!                   a mark covers only records that were appended before the devices' sync began, and a
 //!                   record is appended after its data was written.
 //!                   F2 whenever a device may have lost acknowledged writes (its D4), a sync that a host asked for
 //!                   fails, also if the device has been reopened or the process started again in between.
-//!                   F3 one sync for waiters at a time: who has set `running` runs them, until it hands over to a job.
-//! A sync that hangs   Who waits for longer than a request may last is answered with EIO at the next tick ([`Flusher::tick`]),
-//!                   and so is, at once, who comes while the sync under way is overdue. When it ends, everything is as before: what
-//!                   it has made durable is durable, and what it has lost is told then.
-//! Owner and locks   `here`, which whoever runs a sync outside of the pool holds, then `state`.
+//!                   F3 one sync for waiters at a time: the thread that set `running` runs them, until it hands over to a job.
+//! A sync that hangs   A waiter that waits for longer than a request may last is answered with EIO at the next tick
+//!                   ([`Flusher::tick`]); one that arrives while the sync is overdue, at once. When the sync ends, its
+//!                   result counts as usual: data is durable, or a loss is reported.
+//! Owner and locks   `here`, held by a thread that runs a sync outside of the pool, then `state`.
 //! Errors            a failed sync fails everyone that it was for, with the device's errno.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -27,11 +27,11 @@ use std::sync::{Arc, RwLock};
 use crate::change_log::failed_sync::FailedSync;
 use crate::change_log::journal::{self, Gone, Identity};
 use crate::change_log::space::Space;
-use crate::deliberate::{Bug, bug};
 use crate::error::{Errno, Error, Result};
 use crate::io::device::Device;
-use crate::processor::hunger::Hunger;
+use crate::mutants::{Bug, bug};
 use crate::processor::queue::{Control, Event, Queue};
+use crate::processor::space_waiters::SpaceWaiters;
 use crate::sync::{Mutex, MutexGuard};
 use crate::system::pool::{Lane, Pool};
 use crate::system::ticks::{Tick, Ticks};
@@ -41,7 +41,7 @@ use crate::volume::request::{Request, Sink};
 /// How often a sync has a journal's files written again before it fails: the second time for those that went in between.
 const RENEWALS: u32 = 2;
 
-/// Who waits for a sync.
+/// A waiter for a sync.
 pub enum Waiter {
     /// A host's FLUSH, or the end of its FUA write.
     Request(Arc<Request>),
@@ -61,7 +61,7 @@ pub enum Waiter {
 pub struct Durable {
     devices: RwLock<Vec<Arc<Watched>>>,
     journals: RwLock<Vec<Writer>>,
-    /// Syncs under way.
+    /// Syncs in flight.
     running: AtomicUsize,
     whose: Option<Whose>,
 }
@@ -71,16 +71,16 @@ pub struct Durable {
 struct Whose {
     /// Any of its processors'.
     identity: Identity,
-    /// What a sync that succeeds lets go (P3), and who waits for it.
+    /// Held slots that a successful sync releases (SP3), and the queue of shares that wait for slots.
     space: Arc<Space>,
-    hunger: Arc<Hunger>,
+    space_waiters: Arc<SpaceWaiters>,
 }
 
 /// A device that holds extents or slots.
 #[derive(Debug)]
 struct Watched {
     device: Arc<Device>,
-    /// How many of its losses hosts were told of (F2).
+    /// How many of the device's losses of acknowledged writes (D4) were reported to hosts, by a flush that failed (F2).
     told: AtomicU64,
     /// What outlives the process of a failed sync.
     failed_sync: FailedSync,
@@ -102,7 +102,7 @@ impl Watched {
     }
 }
 
-/// Who writes a journal.
+/// The writer of a journal.
 #[derive(Clone, Debug)]
 struct Writer {
     journal: Arc<journal::Shared>,
@@ -112,9 +112,13 @@ struct Writer {
 
 impl Durable {
     /// Nothing yet, of a volume with this space; `identity` is any of its processors'.
-    pub fn of(identity: &Identity, space: &Arc<Space>, hunger: &Arc<Hunger>) -> Durable {
-        let (space, hunger) = (Arc::clone(space), Arc::clone(hunger));
-        let whose = Some(Whose { identity: identity.clone(), space, hunger });
+    pub fn of(
+        identity: &Identity,
+        space: &Arc<Space>,
+        space_waiters: &Arc<SpaceWaiters>,
+    ) -> Durable {
+        let (space, space_waiters) = (Arc::clone(space), Arc::clone(space_waiters));
+        let whose = Some(Whose { identity: identity.clone(), space, space_waiters });
         Durable { whose, ..Durable::default() }
     }
 
@@ -146,7 +150,7 @@ impl Durable {
 
     fn sync_all(&self) -> std::result::Result<(), Errno> {
         let journals = self.journals.read().expect("no holder panics").clone();
-        let begin = |writer: &Writer| writer.journal.reached.begin_commit();
+        let begin = |writer: &Writer| writer.journal.watermark.begin_commit();
         let reached: Vec<u64> = journals.iter().map(begin).collect();
         self.sync_devices()?;
         let mut result = Ok(());
@@ -170,11 +174,11 @@ impl Durable {
                 told.push((queue, Control::Release { share: *share, result: Ok(()) }));
             }
         }
-        if let Some(Whose { space, hunger, .. }) = &self.whose
+        if let Some(Whose { space, space_waiters, .. }) = &self.whose
             && result.is_ok()
-            && space.let_go()
+            && space.release_held()
         {
-            hunger.feed();
+            space_waiters.wake_all();
         }
         for (queue, control) in told {
             queue.push(Event::Control(Box::new(control)));
@@ -263,19 +267,19 @@ impl Durable {
     }
 }
 
-/// Who waits, and since when.
+/// A waiter, and since when it waits.
 type Waiting = (Waiter, Tick);
 
 #[derive(Default)]
 struct State {
     waiting: Vec<Waiting>,
-    /// Those that the sync under way is for.
+    /// Those that the sync in flight is for.
     served: Vec<Waiting>,
     /// When that began; 0: there is none.
     began: Tick,
     /// It has lasted for longer than a request may.
     overdue: bool,
-    /// A job is there that will take who waits.
+    /// A job will take the waiters.
     running: bool,
     stopping: bool,
 }
@@ -292,7 +296,7 @@ struct Shared {
 /// Nanoseconds since some instant.
 pub type Clock = Box<dyn Fn() -> u64 + Send + Sync>;
 
-/// A sync that takes less than this is run by who asks for it: about what it takes to wake a thread and be woken by it.
+/// A sync that takes less than this runs on the calling thread: about what it takes to wake a thread and be woken by it.
 const SHORT_NS: u64 = 300_000;
 
 /// See the module's head.
@@ -336,7 +340,7 @@ impl Flusher {
         &self.shared.durable
     }
 
-    /// Adds somebody who waits.
+    /// Adds a waiter.
     pub fn push(&self, waiter: Waiter) {
         let mut state = self.shared.state.lock().expect("no holder panics");
         let refused = match (state.stopping, state.overdue) {
@@ -380,13 +384,13 @@ impl Flusher {
         }
     }
 
-    /// Has a job take who waits. Under the lock, so that `stop` finds the job on the pool or comes before the waiter.
+    /// Has a job take the waiters. Under the lock, so that `stop` finds the job on the pool or comes before the waiter.
     fn run_on_pool(&self, _: &MutexGuard<'_, State>) {
         let shared = Arc::clone(&self.shared);
         self.pool.run(Lane::Share(0), move || run(&shared)); // the pool's only lane
     }
 
-    /// Answers those who have waited for too long.
+    /// Answers waiters that have waited for too long.
     pub fn tick(&self) {
         let ticks = &self.shared.ticks;
         let mut state = self.shared.state.lock().expect("no holder panics");
@@ -401,12 +405,12 @@ impl Flusher {
         answer(late, Err(Errno::EIO), Err(Errno::EIO));
     }
 
-    /// Whether the sync under way has lasted for longer than a request may.
+    /// Whether the sync in flight has lasted for longer than a request may.
     pub fn is_overdue(&self) -> bool {
         self.shared.state.lock().expect("no holder panics").overdue
     }
 
-    /// Answers who waits, and ends the thread; one whose sync is overdue is left behind. Idempotent.
+    /// Answers the waiters, and ends the thread; one whose sync is overdue is left behind. Idempotent.
     pub fn stop(&self) {
         let mut state = self.shared.state.lock().expect("no holder panics");
         state.stopping = true;

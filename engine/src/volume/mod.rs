@@ -3,17 +3,17 @@
 //! How it works      A [`Volume`] is a shape ([`geometry`]), change logs, a [`flusher`], and shares, one on each
 //!                   processor that owns partitions of it. A [`View`] of it, live or of a snapshot, is what an
 //!                   [`export`] shows; it splits each [`request`] into parts.
-//!                   A volume that grows is a new [`Volume`] with the same shares and more; whoever has the older one
-//!                   goes on with the size that it knows.
+//!                   A volume that grows is a new [`Volume`] with the same shares and more; a holder of the older one
+//!                   continues with the size that it knows.
 //! Owner and locks   a volume's fields never change; what changes is inside its shares, owned by processors.
 
 pub mod bad_blocks;
-pub mod caller;
 pub mod export;
 pub mod flusher;
 pub mod geometry;
+pub mod local_client;
+pub mod origin;
 pub mod request;
-pub mod source;
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -21,17 +21,17 @@ use std::sync::{Arc, Mutex};
 
 use crate::change_log::space::Space;
 use crate::engine::usage::UsageMemory;
-use crate::processor::core::Core;
-use crate::processor::hunger::Hunger;
 use crate::processor::queue::{Event, Part, Queue};
 use crate::processor::run::Processor;
+use crate::processor::runner::Runner;
 use crate::processor::share::ShareStats;
+use crate::processor::space_waiters::SpaceWaiters;
 use crate::units::{Epoch, PartitionIndex, ProcessorIndex, VolumeId};
 use bad_blocks::BadBlocks;
 use flusher::{Durable, Flusher, Waiter};
 use geometry::Geometry;
+use origin::Origin;
 use request::{Request, Target, Verb};
-use source::Source;
 
 /// A volume's share, as everyone but its processor sees it.
 #[derive(Clone)]
@@ -39,7 +39,7 @@ pub struct ShareRef {
     /// The processor.
     pub processor: ProcessorIndex,
     /// The processor itself, for small batches.
-    pub core: Arc<Core<Processor>>,
+    pub runner: Arc<Runner<Processor>>,
     /// Its queue.
     pub queue: Arc<Queue>,
     /// Counters.
@@ -57,11 +57,11 @@ pub struct Volume {
     /// Its shape.
     pub geometry: Arc<Geometry>,
     /// What it was made from, if it is a clone.
-    pub source: Option<Arc<Source>>,
+    pub origin: Option<Arc<Origin>>,
     /// Its change logs.
     pub space: Arc<Space>,
-    /// Who waits for room in them.
-    pub hunger: Arc<Hunger>,
+    /// The queue of shares that wait for slots of them.
+    pub space_waiters: Arc<SpaceWaiters>,
     /// What a flush syncs.
     pub durable: Arc<Durable>,
     /// Blocks that could not be read back right.
@@ -118,7 +118,7 @@ const PIECE_SHIFT: u32 = 21;
 
 thread_local! {
     /// A list of events for each share of the volume at hand, kept for its memory.
-    static OUTBOX: RefCell<Vec<Vec<Event>>> = const { RefCell::new(Vec::new()) };
+    static SPLIT_SCRATCH: RefCell<Vec<Vec<Event>>> = const { RefCell::new(Vec::new()) };
 }
 
 impl Target for View {
@@ -145,7 +145,7 @@ impl Target for View {
         {
             return batch.drain(..).for_each(|request| self.flush(request, true));
         }
-        OUTBOX.with_borrow_mut(|outbox| {
+        SPLIT_SCRATCH.with_borrow_mut(|outbox| {
             if outbox.len() < self.volume.shares.len() {
                 outbox.resize_with(self.volume.shares.len(), Vec::new);
             }
@@ -161,7 +161,7 @@ impl Target for View {
             for (share, events) in self.volume.shares.iter().zip(outbox) {
                 if events.is_empty() {
                 } else if bytes <= most {
-                    share.core.run_or_push(events);
+                    share.runner.run_or_push(events);
                 } else {
                     share.queue.push_all(events);
                 }
@@ -171,7 +171,7 @@ impl Target for View {
 }
 
 impl View {
-    /// Answers a FLUSH; `alone`: nothing came with it, so that its sync may hold up who brings it.
+    /// Answers a FLUSH; `alone`: nothing came with it, so that its sync may run on the calling thread.
     fn flush(&self, request: Arc<Request>, alone: bool) {
         if self.epoch.is_none() {
             self.volume.flushes.fetch_add(1, Ordering::Relaxed);

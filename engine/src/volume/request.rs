@@ -2,7 +2,7 @@
 //!
 //! How it works      A sink (a connection, or a caller that waits) makes a request and submits it to a
 //!                   [`Target`]. The target splits it into parts, one for each partition that it touches;
-//!                   whoever ends the last part gives the request back to its sink.
+//!                   the thread that ends the last part gives the request to its sink.
 //! Invariants        R1 a request reaches its sink exactly once;
 //!                   R2 it was validated before it was submitted: in range, not empty, allowed;
 //!                   R3 an error is an errno, and the first one stays.
@@ -94,7 +94,7 @@ pub trait Sink: Send + Sync {
     fn complete(&self, request: Arc<Request>);
     /// Called once after one or more calls of `complete`: the time to send what was gathered.
     fn kick(&self);
-    /// Whether nobody waits for its answers any more: what is left of a long request need not be done.
+    /// Whether nothing waits for its answers any more: what is left of a long request need not be done.
     fn is_gone(&self) -> bool {
         false
     }
@@ -197,7 +197,7 @@ impl Request {
         found
     }
 
-    /// Adds statuses that a part has found. Those that have no room in the answer are dropped, and the answer ends before
+    /// Adds statuses that a part has found. Those that have no space in the answer are dropped, and the answer ends before
     /// them.
     pub fn add_status(&self, found: &[StatusExtent]) {
         let mut status = self.status.lock().expect("no holder panics");
@@ -223,7 +223,7 @@ impl Request {
         self.answered_to.load(Ordering::Acquire)
     }
 
-    /// Whether the answer goes on at `offset`, where something new is to be looked at.
+    /// Whether the answer continues at `offset`, where something new is to be looked at.
     pub fn goes_on_at(&self, offset: u64) -> bool {
         offset < self.answered_to()
     }
@@ -235,7 +235,7 @@ impl Request {
         found
     }
 
-    /// Adds changes that a part has found. Those that have no room in the answer are dropped, and the answer ends before
+    /// Adds changes that a part has found. Those that have no space in the answer are dropped, and the answer ends before
     /// them.
     pub fn add_changes(&self, found: &[ChangedRun]) {
         let mut changes = self.changes.lock().expect("no holder panics");
@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_room_in_an_answer_is_not_kept() {
+    fn what_does_not_fit_into_an_answer_is_dropped() {
         let length = 1 << 20;
         let request = status_of(length, None, EXTENTS_MAX);
         let extent =
@@ -359,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn changes_that_have_no_room_in_an_answer_are_not_kept() {
+    fn changes_that_do_not_fit_into_an_answer_are_dropped() {
         let contexts = Contexts { allocation: false, since: vec![1, 2] };
         let request = status_of(1 << 20, Some(contexts), 16);
         for begin in (0..1 << 12).step_by(16) {

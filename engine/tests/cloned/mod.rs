@@ -14,7 +14,7 @@ use polyvol_engine::error::ErrorKind;
 use polyvol_engine::io::device::Mode;
 use polyvol_engine::system::System;
 use polyvol_engine::system::linux::Linux;
-use polyvol_engine::volume::caller::Caller;
+use polyvol_engine::volume::local_client::LocalClient;
 use polyvol_engine::volume::request::Verb;
 
 pub const MIB: u64 = 1 << 20;
@@ -27,7 +27,7 @@ const VOLUMES_MAX: u64 = 6;
 pub struct Twin {
     pub id: u64,
     pub processors: u32,
-    pub source: Option<(u64, u64)>,
+    pub origin: Option<(u64, u64)>,
     pub live: Vec<u8>,
     pub snapshots: BTreeMap<u64, Vec<u8>>,
     /// Snapshots that are deleted, and kept for clones.
@@ -50,7 +50,7 @@ impl Twin {
             borders.insert(0, start);
             borders.push(end);
             let pieces = borders.windows(2).map(|at| extent(1, at[0], at[1] - at[0]));
-            let extents = if self.source.is_none() { pieces.collect() } else { Vec::new() };
+            let extents = if self.origin.is_none() { pieces.collect() } else { Vec::new() };
             (number as u32 % self.processors, extents)
         };
         let bound = |(epoch, contents): (&u64, &Vec<u8>)| (*epoch + 1, contents.len() as u64);
@@ -70,7 +70,7 @@ impl Twin {
             next_epoch: self.next_epoch,
             bounds: self.snapshots.iter().map(bound).chain(hidden).collect(),
             rollbacks: self.rollbacks.iter().map(|(one, size, _)| (*one, *size)).collect(),
-            source: self.source,
+            origin: self.origin,
         }
     }
 
@@ -103,7 +103,7 @@ impl World {
         let first = Twin {
             id: 1,
             processors: 2,
-            source: None,
+            origin: None,
             live: vec![0; SIZE as usize],
             snapshots: BTreeMap::new(),
             kept: BTreeSet::new(),
@@ -161,8 +161,8 @@ impl World {
         self.engine.as_ref().unwrap()
     }
 
-    pub fn caller(&self, name: &str) -> Caller {
-        Caller::new(self.engine().exports.attach(name).unwrap())
+    pub fn client(&self, name: &str) -> LocalClient {
+        LocalClient::new(self.engine().exports.attach(name).unwrap())
     }
 
     /// The nth of the volumes that exist.
@@ -181,17 +181,17 @@ impl World {
 
     pub fn write(&mut self, nth: usize, offset: u64, length: u64, verb: Option<Verb>, seed: u8) {
         let Some(id) = self.nth(nth) else { return };
-        let caller = self.caller(&format!("v{id}"));
-        let size = caller.size();
+        let client = self.client(&format!("v{id}"));
+        let size = client.size();
         let (offset, length) = (offset % size, length.min(size - offset % size));
         let bytes: Vec<u8> = (0..length)
             .map(|i| seed.wrapping_mul(((i >> 9) as u8) | 1).wrapping_add(i as u8))
             .collect();
         match verb {
-            None => caller.write(offset, &bytes, false).unwrap(),
-            Some(verb) => caller.range(verb, offset, length, false).unwrap(),
+            None => client.write(offset, &bytes, false).unwrap(),
+            Some(verb) => client.range(verb, offset, length, false).unwrap(),
         }
-        let now = caller.read(offset, length).unwrap();
+        let now = client.read(offset, length).unwrap();
         let live = &mut self.volumes.get_mut(&id).unwrap().live;
         let old = &mut live[offset as usize..(offset + length) as usize];
         for (i, (old, now)) in old.iter_mut().zip(now.data.as_slice()).enumerate() {
@@ -227,7 +227,7 @@ impl World {
         let twin = Twin {
             id: number,
             processors,
-            source: Some((id, epoch)),
+            origin: Some((id, epoch)),
             live: self.volumes[&id].snapshots[&epoch].clone(),
             snapshots: BTreeMap::new(),
             kept: BTreeSet::new(),
@@ -240,7 +240,7 @@ impl World {
     }
 
     pub fn has_clones(&self, id: u64, epoch: u64) -> bool {
-        self.volumes.values().any(|twin| twin.source == Some((id, epoch)))
+        self.volumes.values().any(|twin| twin.origin == Some((id, epoch)))
     }
 
     pub fn drop_snapshot(&mut self, id: u64, epoch: u64) {
@@ -270,11 +270,11 @@ impl World {
             }
         }
         self.volumes.get_mut(&id).unwrap().deleted = true;
-        self.let_go();
+        self.release_unneeded();
     }
 
-    /// Lets go of what is kept for clones that are not there any more.
-    pub fn let_go(&mut self) {
+    /// Releases what is kept for clones that are not there any more.
+    pub fn release_unneeded(&mut self) {
         loop {
             let mut again = false;
             let kept = self.volumes.values().flat_map(|twin| {
@@ -327,27 +327,27 @@ impl World {
         twin.live.resize(after, 0);
         let spec = twin.spec(&self.directory);
         self.engine().grow_volume(spec).unwrap();
-        if self.volumes[&id].source.is_none() {
+        if self.volumes[&id].origin.is_none() {
             // The base file is not empty there.
-            let caller = self.caller(&format!("v{id}"));
+            let client = self.client(&format!("v{id}"));
             let verb = Verb::Zero { no_hole: false, fast: false };
-            caller.range(verb, before as u64, GROWTH, false).unwrap();
+            client.range(verb, before as u64, GROWTH, false).unwrap();
         }
     }
 
     pub fn check(&self) {
         for twin in self.volumes.values() {
             for (name, epoch) in twin.names() {
-                let caller = self.caller(&name);
+                let client = self.client(&name);
                 let expected = epoch.map_or(&twin.live, |epoch| &twin.snapshots[&epoch]);
-                assert_eq!(caller.size(), expected.len() as u64, "{name}");
-                same(&name, caller.read(0, caller.size()).unwrap().data.as_slice(), expected);
+                assert_eq!(client.size(), expected.len() as u64, "{name}");
+                same(&name, client.read(0, client.size()).unwrap().data.as_slice(), expected);
                 same(
                     &name,
-                    caller.read(4097, 9000).unwrap().data.as_slice(),
+                    client.read(4097, 9000).unwrap().data.as_slice(),
                     &expected[4097..13097],
                 );
-                for status in caller.block_status(0, caller.size()).unwrap() {
+                for status in client.block_status(0, client.size()).unwrap() {
                     let range = status.offset as usize..(status.offset + status.length) as usize;
                     assert!(!status.zero || expected[range].iter().all(|byte| *byte == 0));
                 }

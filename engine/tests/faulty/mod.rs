@@ -8,7 +8,7 @@ use polyvol_engine::error::Errno;
 use polyvol_engine::system::linux::Linux;
 use polyvol_engine::system::mapping::Mapping;
 use polyvol_engine::system::pool::Pool;
-use polyvol_engine::system::{Cached, Driven, Driving, File, Result, System, Urgency};
+use polyvol_engine::system::{Cached, File, Result, System, Task, TaskHandle, Urgency};
 
 /// What fails: the end of a file's name, and the call. Some rules do something else: a `rename` waits as long as its rule is
 /// there, and so does every call on a file that is to `hang`; `fragments` makes a file a slow one in pieces of
@@ -172,7 +172,7 @@ impl System for Faulty {
     fn pool(&self, name: &str, threads_max: usize, urgency: Urgency) -> Result<Pool> {
         Linux.pool(name, threads_max, urgency)
     }
-    fn drive(&self, name: &str, driven: Arc<dyn Driven>) -> Result<Box<dyn Driving>> {
+    fn drive(&self, name: &str, driven: Arc<dyn Task>) -> Result<Box<dyn TaskHandle>> {
         Linux.drive(name, driven)
     }
     fn threaded(&self) -> bool {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use polyvol_engine::system::linux::Linux;
 use polyvol_engine::system::mapping::Mapping;
 use polyvol_engine::system::pool::Pool;
-use polyvol_engine::system::{Cached, Driven, Driving, File, Result, System, Urgency};
+use polyvol_engine::system::{Cached, File, Result, System, Task, TaskHandle, Urgency};
 
 /// Linux, but that a file called `log` is never written.
 #[derive(Debug)]
@@ -100,7 +100,7 @@ impl System for Hollow {
     fn pool(&self, name: &str, threads_max: usize, urgency: Urgency) -> Result<Pool> {
         self.0.pool(name, threads_max, urgency)
     }
-    fn drive(&self, name: &str, driven: Arc<dyn Driven>) -> Result<Box<dyn Driving>> {
+    fn drive(&self, name: &str, driven: Arc<dyn Task>) -> Result<Box<dyn TaskHandle>> {
         self.0.drive(name, driven)
     }
     fn threaded(&self) -> bool {

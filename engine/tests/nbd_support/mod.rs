@@ -134,7 +134,7 @@ impl Memory {
             }
             Verb::Zero { .. } | Verb::Trim => bytes[stored_from..stored_to].fill(0),
             Verb::BlockStatus => {
-                // Blocks are data and holes in turn, and the last goes on beyond what was asked.
+                // Blocks are data and holes in turn, and the last continues beyond what was asked.
                 let mut offset = request.offset;
                 while offset < request.offset + request.length {
                     let next = (offset / MIB + 1) * MIB;

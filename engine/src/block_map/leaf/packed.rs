@@ -4,8 +4,8 @@
 //!                   [`pages`](super::pages), in order of blocks. The high halves (kind, log, and the slot's upper bits)
 //!                   are almost always one and the same, then it stands once; else each block has a number of one, 2
 //!                   bytes more.
-//! Invariants        L3 `counts` has how many bits are set in each word of `present`, and `entries` has as many entries;
-//!                   L4 no place is base, and a place that is no slot has the checksum 0.
+//! Invariants        LF3 `counts` has how many bits are set in each word of `present`, and `entries` has as many entries;
+//!                   LF4 no place is base, and a place that is no slot has the checksum 0.
 
 use super::super::place::Place;
 use super::pages::{PAGE_ENTRIES, Pages};
@@ -87,7 +87,7 @@ impl Packed {
         for ((index, low), sum) in lows.iter().enumerate().zip(&mut sums) {
             let place = Place::joined(packed.high_of(index), *low)?;
             if place == Place::BASE || (!place.is_slot() && *sum != 0) {
-                return None; // L4
+                return None; // LF4
             }
         }
         Some(packed)
@@ -130,7 +130,7 @@ impl Packed {
     }
 
     fn joined(&self, index: usize, low: u32) -> Place {
-        Place::joined(self.high_of(index), low).expect("L4: it was one when it was put there")
+        Place::joined(self.high_of(index), low).expect("LF4: it was one when it was put there")
     }
 
     fn is_present(&self, block: u32) -> bool {

@@ -1,13 +1,13 @@
 //! Runs: the form of a leaf whose blocks have places that follow each other: a few bytes for each run, and 4 for each
 //! checksum.
 //!
-//! Invariants        L1 runs are in order, not empty, inside the leaf, never base, and joined where they can be;
-//!                   L2 a slot run has one checksum for each of its blocks, in `checksums`, in order of runs.
+//! Invariants        LF1 runs are in order, not empty, inside the leaf, never base, and joined where they can be;
+//!                   LF2 a slot run has one checksum for each of its blocks, in `checksums`, in order of runs.
 
 use super::super::place::Place;
 use super::{Found, LEAF_BLOCKS};
 
-/// Checksums that there is room for when one is added to the last run.
+/// Checksums that there is space for when one is added to the last run.
 const CHECKSUMS_MORE: usize = 64;
 
 /// Blocks with consecutive places.
@@ -119,7 +119,7 @@ impl Runs {
         debug_assert!(placed, "the last run ends behind it");
     }
 
-    /// Adds a run behind the others (L1).
+    /// Adds a run behind the others (LF1).
     fn push(&mut self, start: u32, count: u32, place: Place, sums: &[u32]) {
         if place == Place::BASE {
             return;

@@ -1,6 +1,6 @@
 //! Next: the segment that follows the newest one of a [journal](super), until it is begun or removed.
 //!
-//! How it works      It is asked for when the newest one is half full, and prepared by a pool thread. Where there is no room for it,
+//! How it works      It is asked for when the newest one is half full, and prepared by a pool thread. Where there is no space for it,
 //!                   a small one can be asked for. That is begun at once, so that the one before it can be removed.
 //! Owner and locks   the processor.
 
@@ -76,7 +76,7 @@ impl Journal {
     }
 
     pub(super) fn remove(&self, prepared: &Prepared) {
-        // Where it stays, it is removed when it is found, as it was not begun.
+        // If it stays, it is removed when it is found, because it was not begun.
         let _ = self.identity.system.remove(&self.identity.segment_path(prepared.header.number));
     }
 }

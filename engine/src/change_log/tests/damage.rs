@@ -291,7 +291,7 @@ fn journals_of_version_1_are_read_and_must_be_there() {
 #[cfg(feature = "simulator")]
 #[test]
 fn deliberate_quiet_ends_are_seen() {
-    use crate::deliberate::{Bug, set};
+    use crate::mutants::{Bug, set};
     for (bug, test) in [
         (Bug::QuietEnd, every_flipped_bit_is_refused_or_changes_nothing as fn()),
         (Bug::QuietEnd, a_missing_file_is_refused_or_was_not_needed),

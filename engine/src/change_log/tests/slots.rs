@@ -10,9 +10,9 @@ use super::Scratch;
 use crate::block_map::history::History;
 use crate::block_map::place::Place;
 use crate::block_map::versions::{Change, Versions};
-use crate::change_log::marks::Marks;
 use crate::change_log::slots::Slots;
 use crate::change_log::space::{CHUNK_BYTES, CHUNK_SLOTS, EmptyChunk, Log, Space};
+use crate::change_log::used_slots::UsedSlots;
 use crate::io::device::{Device, Mode};
 use crate::system::linux::Linux;
 use crate::volume::geometry::Extent;
@@ -115,7 +115,7 @@ proptest! {
 }
 
 #[test]
-fn long_runs_stay_whole_where_single_slots_are_free() {
+fn long_runs_stay_in_one_piece_where_single_slots_are_free() {
     let scratch = Scratch::new();
     let space = space(&scratch, &[16]);
     let mut slots = Slots::default();
@@ -156,7 +156,7 @@ fn the_last_free_slot_is_found_wherever_it_is() {
 }
 
 #[test]
-fn a_chunk_that_is_punched_is_given_to_nobody_and_never_the_last_room() {
+fn a_chunk_that_is_punched_is_not_allocated_and_never_the_last_free_one() {
     let scratch = Scratch::new();
     let space = space(&scratch, &[2]);
     let mut slots = Slots::default();
@@ -189,13 +189,13 @@ fn recovery_marks_each_slot_once_whoever_has_it() {
         let (place, sums) = (Place::slot(1, first), vec![0; count as usize]);
         let change = Change { epoch: 1, first: 0, count, place, checksums: &sums, seq: 1 };
         versions.apply(change, &History::default(), |_, _, _| {});
-        let mut marks = Marks::new(&space);
-        marks.add_partition(&versions, &History::default())?;
-        let other_partition = marks.add_partition(&versions, &History::default());
+        let mut used = UsedSlots::new(&space);
+        used.add_partition(&versions, &History::default())?;
+        let other_partition = used.add_partition(&versions, &History::default());
         assert_eq!(other_partition, Err(place), "used twice by one processor");
-        let mut marks = Marks::new(&space);
-        marks.add_partition(&versions, &History::default())?;
-        Slots::default().take_marked(marks)
+        let mut used = UsedSlots::new(&space);
+        used.add_partition(&versions, &History::default())?;
+        Slots::default().take_used(used)
     };
     assert_eq!(take(1000, 100), Ok(()));
     assert_eq!(take(1100, 100), Ok(()), "in the same chunk");

@@ -3,13 +3,13 @@
 //! How it works      Fixed offsets, all numbers little-endian, and behind them the bytes received. They are constants here
 //!                   and a table in docs/formats-hand-over.md; a test compares the two.
 //! Invariants        what `decode` takes, `encode` writes back to the same bytes.
-//! Errors            `decode` says what is wrong as a clause; an unknown version is told apart from damage.
+//! Errors            `decode` says what is wrong as a clause; an unknown version is distinguished from damage.
 
 use crate::checksum;
 use crate::error::Errno;
 use crate::limits::REQUEST_BYTES_MAX;
 use crate::nbd::handshake::contexts::SELECTED_MAX;
-use crate::nbd::reader::{OVERLONG_DRAINED_BYTES, Refusal, Standing};
+use crate::nbd::reader::{OVERLONG_DRAINED_BYTES, Refusal, ResumePoint};
 use crate::nbd::request::Agreed;
 use crate::nbd::wire::BASE_ALLOCATION_ID;
 use crate::units::Epoch;
@@ -75,15 +75,15 @@ pub struct State {
     /// Bytes sent and received since its start.
     pub moved: u64,
     /// Where its reader stands.
-    pub standing: Standing,
+    pub resume_point: ResumePoint,
 }
 
 impl State {
     /// The bytes for another process.
     pub fn encode(&self) -> Vec<u8> {
-        let State { agreed, standing, .. } = self;
+        let State { agreed, resume_point, .. } = self;
         let mut flags = 0;
-        let refusal = standing.refusal;
+        let refusal = resume_point.refusal;
         let base = self.contexts.as_ref().is_some_and(|contexts| contexts.allocation);
         let since = self.contexts.as_ref().map_or(&[][..], |contexts| &contexts.since);
         for (holds, flag) in [
@@ -91,7 +91,7 @@ impl State {
             (agreed.structured, STRUCTURED),
             (agreed.status, STATUS),
             (base, ALLOCATION),
-            (standing.last, LAST),
+            (resume_point.last, LAST),
             (refusal.is_some(), REFUSAL),
             (refusal.is_some_and(|refusal| refusal.structured), REFUSAL_STRUCTURED),
         ] {
@@ -99,13 +99,13 @@ impl State {
         }
         let errno = refusal.map_or(0, |refusal| refusal.errno.raw().unsigned_abs());
         let allocation = if base { BASE_ALLOCATION_ID } else { 0 };
-        let all = HEADER_BYTES + 8 * since.len() + standing.bytes.len();
+        let all = HEADER_BYTES + 8 * since.len() + resume_point.bytes.len();
         let mut bytes = Vec::with_capacity(all);
         bytes.extend_from_slice(&MAGIC);
         bytes.extend_from_slice(&VERSION.to_le_bytes());
         bytes.extend_from_slice(&[0; 4]);
         let cookie = refusal.map_or(0, |refusal| refusal.cookie);
-        for number in [self.size, agreed.size, self.moved, standing.skip, cookie] {
+        for number in [self.size, agreed.size, self.moved, resume_point.skip, cookie] {
             bytes.extend_from_slice(&number.to_le_bytes());
         }
         for number in [
@@ -114,14 +114,14 @@ impl State {
             REQUEST_BYTES_MAX as u32,
             allocation,
             u32::from(self.transmission_flags),
-            u32::try_from(standing.bytes.len()).unwrap_or(u32::MAX),
+            u32::try_from(resume_point.bytes.len()).unwrap_or(u32::MAX),
             since.len() as u32,
             0,
         ] {
             bytes.extend_from_slice(&number.to_le_bytes());
         }
         since.iter().for_each(|epoch| bytes.extend_from_slice(&epoch.to_le_bytes()));
-        bytes.extend_from_slice(&standing.bytes);
+        bytes.extend_from_slice(&resume_point.bytes);
         let crc = checksum::crc32c(&bytes[COVERED..]);
         bytes[12..COVERED].copy_from_slice(&crc.to_le_bytes());
         bytes
@@ -130,7 +130,7 @@ impl State {
     /// What the bytes say.
     ///
     /// # Errors
-    /// Why it cannot be used: not whole, of another version, or it promises what this server does not keep.
+    /// Why it cannot be used: incomplete, of another version, or it promises what this server does not keep.
     pub fn decode(bytes: &[u8]) -> Result<State, String> {
         let not_whole = || "what was handed over with it is not whole".to_owned();
         let header = bytes.first_chunk::<HEADER_BYTES>().ok_or_else(not_whole)?;
@@ -191,10 +191,10 @@ fn read(header: &[u8; HEADER_BYTES], rest: &[u8], flags: u32) -> Option<State> {
         status: flags & STATUS != 0,
     };
     let last = flags & LAST != 0;
-    let standing = Standing { bytes: received.to_vec(), skip, last, refusal };
+    let resume_point = ResumePoint { bytes: received.to_vec(), skip, last, refusal };
     let (size, moved) = (u64_at(header, 16), u64_at(header, 32));
     let contexts = selected.then_some(Contexts { allocation, since });
-    sane.then_some(State { agreed, contexts, size, transmission_flags, moved, standing })
+    sane.then_some(State { agreed, contexts, size, transmission_flags, moved, resume_point })
 }
 
 fn u32_at(bytes: &[u8; HEADER_BYTES], offset: usize) -> u32 {
@@ -212,25 +212,25 @@ mod tests {
     fn states() -> Vec<State> {
         let refusal = Refusal { structured: true, cookie: 7 << 40, errno: Errno::ENOSPC };
         let standings = [
-            Standing::default(),
-            Standing { bytes: vec![7; 300_000], ..Standing::default() },
-            Standing { bytes: vec![1], skip: 5, last: true, refusal: Some(refusal) },
+            ResumePoint::default(),
+            ResumePoint { bytes: vec![7; 300_000], ..ResumePoint::default() },
+            ResumePoint { bytes: vec![1], skip: 5, last: true, refusal: Some(refusal) },
         ];
-        let contexts = |standing: &Standing| {
-            (standing.skip > 0).then(|| Contexts { allocation: true, since: vec![3, 9] })
+        let contexts = |resume_point: &ResumePoint| {
+            (resume_point.skip > 0).then(|| Contexts { allocation: true, since: vec![3, 9] })
         };
-        let state = |standing: Standing| State {
-            contexts: contexts(&standing),
+        let state = |resume_point: ResumePoint| State {
+            contexts: contexts(&resume_point),
             agreed: Agreed {
                 size: 1 << 33,
-                read_only: standing.last,
-                structured: standing.skip > 0,
-                status: standing.skip > 0,
+                read_only: resume_point.last,
+                structured: resume_point.skip > 0,
+                status: resume_point.skip > 0,
             },
             size: 1 << 34,
             transmission_flags: 0x10d,
             moved: 99,
-            standing,
+            resume_point,
         };
         standings.into_iter().map(state).collect()
     }
@@ -240,7 +240,7 @@ mod tests {
         for state in states() {
             let bytes = state.encode();
             let back = State::decode(&bytes).unwrap();
-            assert_eq!(back.standing, state.standing);
+            assert_eq!(back.resume_point, state.resume_point);
             assert_eq!(back.encode(), bytes);
         }
     }
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn another_version_is_told_apart_from_damage() {
+    fn another_version_is_distinguished_from_damage() {
         let mut bytes = states()[0].encode();
         bytes[8] = 2;
         let said = State::decode(&bytes).unwrap_err();

@@ -1,9 +1,9 @@
 //! Metadata contexts: which an export offers, which a client asks about, which it selects.
 //!
 //! How it works      `base:allocation`, and `qemu:dirty-bitmap:A` for each older snapshot A of the export's volume. A list
-//!                   of them can be as long as the volume has snapshots, so it is told piece by piece. What was
+//!                   of them can be as long as the volume has snapshots, so it is sent piece by piece. What was
 //!                   selected is kept by name, and held on to when the handshake ends (HN3).
-//! Invariants        X1 a snapshot that a connection compares with cannot be deleted: the connection is attached to it.
+//! Invariants        CX1 a snapshot that a connection compares with cannot be deleted: the connection is attached to it.
 //! Errors            more than [`SELECTED_MAX`] contexts at once: ERR_TOO_BIG; a snapshot that has gone since it was
 //!                   selected: ERR_UNKNOWN.
 
@@ -121,7 +121,7 @@ impl Handshake {
         Ok(())
     }
 
-    /// What was selected for the export that is attached to, with a hold on each snapshot (X1).
+    /// What was selected for the export that is attached to, with a hold on each snapshot (CX1).
     pub(super) fn selected_for(
         &self,
         export: &Attachment,

@@ -1,5 +1,5 @@
-//! Payload: the payloads of great writes, each received into a buffer of its own, and what is received
-//! [`ahead`](super::ahead) with them.
+//! Payload: large payloads, each received into a buffer of its own, and what is [received speculatively](super::prefetch)
+//! with them.
 
 use super::{End, Next, Reader};
 use crate::buffer::{Buffer, Inbox};
@@ -9,9 +9,9 @@ use crate::nbd::wire::{REQUEST_HEADER_BYTES, parse_request};
 use crate::volume::request::Verb;
 
 impl Reader<'_> {
-    /// A great payload in a buffer of its own: what the inbox has of it, and the rest from the socket.
+    /// A large payload in a buffer of its own: what the inbox has of it, and the rest from the socket.
     pub(super) fn receive_payload(&mut self, length: usize) -> Result<Buffer, End> {
-        let mut payload = self.connection.common.spares.inbox(length);
+        let mut payload = self.connection.common.buffers.inbox(length);
         let here = self.bytes().len().min(length);
         let header_at = self.at - REQUEST_HEADER_BYTES;
         payload.space()[..here].copy_from_slice(&self.bytes()[..here]);
@@ -32,7 +32,7 @@ impl Reader<'_> {
         if payload.filled() == length {
             return Ok(payload.into_buffer());
         }
-        self.submit(); // D2
+        self.submit(); // RQ2
         self.put_credit_back();
         let mut state = lock(&self.connection.state);
         state.receiving = true;
@@ -67,32 +67,32 @@ impl Reader<'_> {
 
     /// Receives what is there into `first` and ahead, without waiting; returns how many bytes that were.
     pub(super) fn receive_ahead(&mut self, first: &mut [u8]) -> Result<usize, End> {
-        if !self.source.is_dry() || !self.ahead.guess(self.connection) {
+        if !self.source.is_dry() || !self.prefetch.guess(self.connection) {
             return Ok(0);
         }
-        let result = self.source.receive_now(&mut self.ahead.spaces(first));
+        let result = self.source.receive_now(&mut self.prefetch.spaces(first));
         let received = *result.as_ref().unwrap_or(&0);
-        let ahead = received.saturating_sub(first.len());
-        self.received += ahead as u64;
-        let rest = self.ahead.settle(self.connection, ahead);
+        let prefetched = received.saturating_sub(first.len());
+        self.received += prefetched as u64;
+        let rest = self.prefetch.settle(self.connection, prefetched);
         self.source.put_back(rest);
         result
     }
 
     /// Handles the request that was received ahead; if the guess was wrong, it is received again.
     pub(super) fn next_ahead(&mut self) -> Result<Next, End> {
-        let header = self.ahead.header().expect("there is one");
+        let header = self.prefetch.header().expect("there is one");
         let header = parse_request(header).ok_or(End::Broken)?;
         let length = header.length as usize;
         if let Parsed::Command(command @ Command { verb: Verb::Write, .. }) =
             check(&header, &self.agreed)
-            && let Some((bytes, payload)) = self.ahead.take(length)
+            && let Some((bytes, payload)) = self.prefetch.take(length)
         {
-            self.ahead.note(length);
+            self.prefetch.note(length);
             let data = self.receive_rest(&bytes, payload, length)?;
             self.begin(&header, command, header.length.into(), data);
         } else {
-            let bytes = self.ahead.give_back(self.connection, 0);
+            let bytes = self.prefetch.give_back(self.connection, 0);
             self.source.put_back(bytes);
         }
         Ok(Next::Parse)

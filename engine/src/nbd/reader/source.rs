@@ -18,7 +18,7 @@ pub(super) struct Source<'a> {
 }
 
 impl Source<'_> {
-    /// Receives something; an end of the stream is [`End::Leave`].
+    /// Receives something; an end of the stream is [`End::Disconnected`].
     pub(super) fn receive(&mut self, space: &mut [u8]) -> Result<usize, End> {
         loop {
             if self.connection.is_freezing() {
@@ -35,7 +35,7 @@ impl Source<'_> {
             self.used = 0;
             let idle = lock(&self.connection.state).submitted == 0;
             match self.connection.peer.receive(space, idle) {
-                Ok(0) => return Err(End::Leave),
+                Ok(0) => return Err(End::Disconnected),
                 Ok(received) => return Ok(received),
                 Err(SystemErrno::INTR | SystemErrno::AGAIN) => {}
                 Err(_) => return Err(End::Broken),
@@ -55,7 +55,7 @@ impl Source<'_> {
             return Err(End::Frozen);
         }
         match self.connection.peer.receive_now(spaces) {
-            Ok(0) => Err(End::Leave),
+            Ok(0) => Err(End::Disconnected),
             Ok(received) => Ok(received),
             Err(SystemErrno::INTR | SystemErrno::AGAIN) => Ok(0),
             Err(_) => Err(End::Broken),

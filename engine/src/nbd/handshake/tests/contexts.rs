@@ -82,7 +82,7 @@ fn an_export_offers_its_allocation_and_each_older_snapshot_of_its_volume() {
 }
 
 #[test]
-fn only_whole_names_select_and_each_selection_has_its_number() {
+fn only_complete_names_select_and_each_selection_has_its_number() {
     let table = table(3);
     let set = |asked: &[&[u8]]| told(&table, option::SET_META_CONTEXT, &queries(b"v@s3", asked));
     assert!(set(&[]).is_empty());
@@ -107,7 +107,7 @@ fn a_connection_holds_the_snapshots_that_it_compares_with() {
     let Step::Done(agreement) = step else { panic!("the handshake is not done") };
     let contexts = &agreement.selection.as_ref().expect("selected").contexts;
     assert!(!contexts.allocation && contexts.since == [1]);
-    assert!(table.remove("v@s1").is_err(), "X1");
+    assert!(table.remove("v@s1").is_err(), "CX1");
     drop(agreement);
     table.remove("v@s1").expect("nobody holds it");
 }
@@ -123,7 +123,7 @@ fn a_snapshot_that_has_gone_since_it_was_selected_fails_go() {
     let (out, step) = drive(&mut handshake, &table, &option_with(option::GO, &go_data(b"v")), 1000);
     assert!(matches!(step, Step::More));
     assert_eq!(kinds(&out), [option_reply::ERR_UNKNOWN]);
-    // The client may go on without.
+    // The client may continue without.
     let again = [
         option_with(option::SET_META_CONTEXT, &queries(b"v", &[])),
         option_with(option::GO, &go_data(b"v")),
@@ -144,7 +144,7 @@ fn selections_and_lists_are_bounded() {
     };
     assert_eq!(refused(&asked), Some(option_reply::ERR_TOO_BIG));
     assert_eq!(refused(&asked[..SELECTED_MAX]), Some(option_reply::ACK));
-    // A list of 5000 is told piece by piece (`drive` asserts HN2), and not as often as one likes.
+    // A list of 5000 is sent piece by piece (`drive` asserts HN2), and not as often as one likes.
     let list = option_with(option::LIST_META_CONTEXT, &queries(b"v", &[b"qemu:"]));
     let lists = list.repeat(LISTS_MAX as usize + 1);
     let (out, _) = drive(&mut begun(&table), &table, &[structured(), lists].concat(), 1000);

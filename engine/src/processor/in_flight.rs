@@ -1,15 +1,16 @@
-//! Out: what a share has handed over to threads that may wait: what that keeps from starting, and for how long requests wait.
+//! In flight: the jobs that a share has handed over to threads that may block, the blocks that they reserve, and their
+//! time-outs.
 //!
-//! How it works      A job goes out in an [`Errand`]. Whoever takes it from there does it, and brings it back as [`Done`].
-//!                   At each tick the share looks at what is out. What has been there for longer than a request may last,
-//!                   and was not taken yet, the share takes back itself: it will never be done, and its request
-//!                   ends with EIO. What was taken, the kernel may have: its request ends with EIO too, it was *given up*, but
-//!                   its blocks and slots stay reserved until it comes back.
+//! How it works      A job goes out in an [`Errand`]. The thread that takes it does it, and returns it as [`Done`].
+//!                   At each tick the share checks the jobs that are out. The share takes back a job that is out for longer than a request may
+//!                   last and was not taken: it is never done, and its request ends with EIO. A job that was taken may be in
+//!                   the kernel: its request ends with EIO too, it is *given up*, but its blocks and slots stay reserved until
+//!                   it comes back.
 //! Invariants        U1 an errand is taken once: what the share took back is never begun;
 //!                   U2 a given-up write keeps its blocks and slots until it has ended, well or not: nothing of it lands over
 //!                      what is written later, or in a place that is another's. What it has written to slots is dropped;
 //!                   U3 while one is out, no snapshot of its epoch is complete ([`Share::settle`] fails), no sync of its
-//!                      devices succeeds (SI1 of [`crate::io::silence`]), and its volume is not let go;
+//!                      devices succeeds (SI1 of [`crate::io::silence`]), and its volume is not closed;
 //!                   U4 a part's request hears of it once: by who gives it up, or by who finishes it.
 //! Owner and locks   the share's processor; an errand has a lock, for the moment of taking.
 
@@ -17,10 +18,10 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
-use crate::deliberate::{Bug, bug};
 use crate::error::Errno;
 use crate::io::device::Device;
-use crate::processor::behind::Kind;
+use crate::mutants::{Bug, bug};
+use crate::processor::backlog::Kind;
 use crate::processor::cold::Cold;
 use crate::processor::io_job::{Done, Job, NewPlace, Old, Step, Target};
 use crate::processor::queue::Part;
@@ -136,12 +137,12 @@ pub(super) struct Out {
     /// When its part came.
     since: Tick,
     errand: Arc<Errand>,
-    /// Whom to answer; `None`: nobody, or it was given up.
+    /// The request to answer; `None`: there is none, or it was given up.
     request: Option<Arc<Request>>,
     devices: Devices,
     /// The kernel has had it for longer than a request may last.
     pub(super) given_up: bool,
-    /// What it counts as of what is [behind](super::behind); `None`: no longer, as its device is silent.
+    /// What it counts as of what is [behind](super::backlog); `None`: no longer, because its device is silent.
     counts: Option<Kind>,
 }
 
@@ -177,13 +178,13 @@ impl Out {
 
 /// All that is out: of the live volume, whose blocks are reserved (I1), and of readers of snapshots.
 #[derive(Default)]
-pub(super) struct AllOut {
+pub(super) struct InFlight {
     pub(super) reserved: Vec<Out>,
     readers: HashMap<u64, Out>,
     next_id: u64,
 }
 
-impl AllOut {
+impl InFlight {
     /// How many there are.
     pub(super) fn len(&self) -> usize {
         self.reserved.len() + self.readers.len()
@@ -274,7 +275,7 @@ impl Share {
         };
         let reserved = |out: &Out| {
             let Span { local, first, last, write } = out.span;
-            // Nobody hears what a read has found that was given up.
+            // The result of a read that was given up is dropped.
             let counts = !out.given_up || (out.span.write && !bug(Bug::ForgetGivenUp));
             counts && hit(local, first, last, write)
         };
@@ -317,7 +318,7 @@ impl Share {
         let mut out =
             Out { id, span, epoch, since, errand: ours, request, devices, given_up, counts };
         out.counts = kind.filter(|_| !out.is_silent());
-        out.counts.into_iter().for_each(|kind| self.behind.begin(kind));
+        out.counts.into_iter().for_each(|kind| self.backlog.begin(kind));
         if live {
             self.out.reserved.push(out);
         } else {
@@ -326,7 +327,7 @@ impl Share {
         context.colds.push(Cold { share: self.number, id, lane, bytes, errand });
     }
 
-    /// Takes back what somebody is done with.
+    /// Takes back a finished job.
     pub fn done(&mut self, done: Done, context: &mut Context<'_>) {
         let Done { id, part, job, result, .. } = done;
         let out = self.out.remove(id);
@@ -340,12 +341,12 @@ impl Share {
         }
         self.answer_settled(context.ticks);
         self.resume_waiting(context);
-        self.upkeep(context);
+        self.background_work(context);
     }
 
     fn came_back(&mut self, out: &Out) {
         out.ended();
-        out.counts.into_iter().for_each(|kind| self.behind.end(kind));
+        out.counts.into_iter().for_each(|kind| self.backlog.end(kind));
     }
 
     /// Drops what became of a part whose request has heard already: its slots are free, and its map is as it was (U2).
@@ -361,7 +362,7 @@ impl Share {
         for out in self.out.all() {
             out.report(ticks);
             if out.is_silent() {
-                out.counts.take().into_iter().for_each(|kind| self.behind.end(kind));
+                out.counts.take().into_iter().for_each(|kind| self.backlog.end(kind));
             }
             if ticks.is_over(out.since) {
                 over.push(out.id);
@@ -408,7 +409,7 @@ impl Share {
     /// Ends parts that have waited too long, for others or for slots.
     fn end_waiting(&mut self, context: &mut Context<'_>) {
         let ticks = context.ticks;
-        let mut over = self.behind.take_late(ticks);
+        let mut over = self.backlog.take_late(ticks);
         let mut index = 0;
         while index < self.waiting.len() {
             if ticks.is_over(self.waiting[index].since) {
@@ -417,12 +418,12 @@ impl Share {
                 index += 1;
             }
         }
-        // One that waits for slots alone may: somebody may be making room. Not if a device keeps them.
-        if !self.starved.is_empty() && self.is_silent() {
-            let parts = std::mem::take(&mut self.starved);
+        // One that waits for slots alone may: space may be freed just now. Not if a device keeps them.
+        if !self.without_space.is_empty() && self.is_silent() {
+            let parts = std::mem::take(&mut self.without_space);
             let (late, rest): (Vec<_>, _) =
                 parts.into_iter().partition(|part| ticks.is_over(part.since));
-            self.starved = rest;
+            self.without_space = rest;
             over.extend(late);
         }
         for part in over {
@@ -441,8 +442,8 @@ impl Share {
     pub fn watches(&self) -> bool {
         self.out.len() > 0
             || !self.waiting.is_empty()
-            || !self.behind.is_empty()
-            || !self.starved.is_empty()
+            || !self.backlog.is_empty()
+            || !self.without_space.is_empty()
             || !self.settling.is_empty()
             || self.checkpoint_waiters.iter().any(|waiters| !waiters.is_empty())
     }

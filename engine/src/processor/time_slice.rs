@@ -1,15 +1,15 @@
-//! Turn: how long a processor is run before it looks at what came meanwhile.
+//! Time slice: how long a processor runs before it looks at newer events.
 //!
-//! How it works      What is done is counted, in units of about a microsecond. A turn is over when it was counted that far and
-//!                   [`TURN_NS`] have passed since it was first counted so far: small batches never ask for the time.
+//! How it works      The cost of what is done is added up, in units of about a microsecond. The clock is read only after some
+//!                   cost, so small batches never read it. The slice ends when [`SLICE_NS`] have passed.
 
 use crate::processor::queue::Part;
 use crate::system::System;
 use crate::volume::request::Verb;
 
-/// How long a turn may take before it ends with what it does just then, nanoseconds.
-pub const TURN_NS: u64 = 200_000;
-/// Costs after which the clock is looked at.
+/// How long a slice may take before it ends after the current piece of work, nanoseconds.
+pub const SLICE_NS: u64 = 200_000;
+/// Cost after which the clock is read.
 const LOOK_EVERY: u32 = 16;
 /// What costs as much as a small request, bytes.
 const UNIT_SHIFT: u32 = 14;
@@ -24,14 +24,14 @@ pub fn cost(part: &Part) -> u32 {
 
 /// See the module's head.
 #[derive(Default)]
-pub struct Turn {
+pub struct TimeSlice {
     spent: u32,
     began: Option<u64>,
     over: bool,
 }
 
-impl Turn {
-    /// Counts what was done.
+impl TimeSlice {
+    /// Adds the cost of what was done.
     pub fn count(&mut self, cost: u32, system: &dyn System) {
         self.spent += cost;
         if self.spent < LOOK_EVERY {
@@ -40,10 +40,10 @@ impl Turn {
         self.spent = 0;
         let now = system.monotonic_ns();
         let began = *self.began.get_or_insert(now);
-        self.over |= now - began >= TURN_NS;
+        self.over |= now - began >= SLICE_NS;
     }
 
-    /// Whether others are to have theirs.
+    /// Whether the slice is over: other connections have their turn.
     pub fn is_over(&self) -> bool {
         self.over
     }

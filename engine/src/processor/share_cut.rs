@@ -1,11 +1,11 @@
-//! Epoch: a share's part in a cut: stopping writes, advancing, and telling when the old epoch's writes have landed.
+//! Share cut: a share's part in a cut: stopping writes, advancing, and telling when the old epoch's writes have landed.
 //! The protocol and its proof are in [`crate::processor::cut`].
 
 use std::sync::mpsc::Sender;
 
 use crate::change_log::journal::Entry;
-use crate::deliberate::{Bug, bug};
 use crate::error::Errno;
+use crate::mutants::{Bug, bug};
 use crate::processor::queue::Part;
 use crate::processor::share::{Context, Share};
 use crate::system::ticks::Ticks;
@@ -52,7 +52,7 @@ impl Share {
         Ok(())
     }
 
-    /// Answers when no write of `epoch` or before is under way: with an error if the journal cannot be told that the epoch
+    /// Answers when no write of `epoch` or before is in flight: with an error if the journal cannot record that the epoch
     /// has ended, or if such a write was given up (U3), or if it takes too long.
     pub fn settle(
         &mut self,
@@ -75,7 +75,7 @@ impl Share {
             let waits = out && !bug(Bug::NoSettle) && !(given_up && bug(Bug::ForgetGivenUp));
             let never = waits && (given_up || ticks.is_over(*since));
             if !waits || never {
-                // Whoever asked may have gone.
+                // The caller may have gone.
                 let _ = answer.send(if never { Err(Errno::EIO) } else { recorded });
             }
             waits && !never

@@ -1,13 +1,13 @@
-//! Behind: parts that a share has not begun, because as many of their kind are under way as may be.
+//! Backlog: parts that a share has not begun, because the limit of parts in flight of their kind is reached.
 //!
 //! How it works      What goes to the pool's threads or to a ring is bounded for each share, by [`Kind`]; the rest waits here,
-//!                   in a lane for each connection. When one has ended, the share lets the next in, from the lane whose turn
-//!                   it is. So what waits for a thread or a disk is short, whoever has asked for how much; and a few that are
-//!                   refused because they overlap with others are in [`Share::waiting`], the rest is here.
-//!                   What waits for a device that is silent does not count: it holds up nobody but who uses that device.
-//! Invariants        H4 while something of a kind is behind, as many of that kind are under way as may be, or the share lets
-//!                      more in before its processor sleeps (`again`);
-//!                   H5 a part that is behind holds nothing: no reservation, no slots.
+//!                   in a lane for each connection. When one has ended, the share starts the next, round robin over
+//!                   the lanes. So the queues before threads and disks are short, however much one connection asks for. The few
+//!                   parts that overlap with others are in [`Share::waiting`].
+//!                   Parts that wait for a silent device do not count: they delay only users of that device.
+//! Invariants        H4 while the backlog has parts of a kind, the limit of that kind is in flight, or the share starts
+//!                      more before its processor sleeps (`again`);
+//!                   H5 a part in the backlog holds no reservation and no slots.
 //! Owner and locks   the share's processor.
 
 use crate::error::Errno;
@@ -33,9 +33,9 @@ pub(super) enum Kind {
     Cold,
     /// What a pool thread reads or writes.
     Job,
-    /// Small writes of whole blocks that a pool thread makes, as they may have to wait.
+    /// Small writes of complete blocks that a pool thread makes, because they may block.
     Small,
-    /// Clearing: one at a time, as the file systems lock a file for it and writes wait for them.
+    /// Clearing: one at a time, because file systems lock a file for it and writes wait for the lock.
     Clear,
     /// Looking at what is allocated, and reading ahead.
     Look,
@@ -45,7 +45,7 @@ const KINDS: [Kind; 6] =
     [Kind::Waiting, Kind::Cold, Kind::Job, Kind::Small, Kind::Clear, Kind::Look];
 
 impl Kind {
-    /// How many may be under way.
+    /// How many may be in flight.
     const fn most(self) -> usize {
         match self {
             Kind::Waiting => WAITING_MAX,
@@ -74,24 +74,24 @@ fn is_small(part: &Part) -> bool {
 
 /// See the module's head.
 #[derive(Default)]
-pub(super) struct Behind {
+pub(super) struct Backlog {
     lanes: [Lanes<Part>; KINDS.len()],
     out: [usize; KINDS.len()],
     length: usize,
 }
 
-impl Behind {
+impl Backlog {
     /// Whether nothing is behind.
     pub(super) fn is_empty(&self) -> bool {
         self.length == 0
     }
 
-    /// Whether as many are under way as may be. Not of [`Kind::Waiting`].
+    /// Whether as many are in flight as may be. Not of [`Kind::Waiting`].
     pub(super) fn is_full(&self, kind: Kind) -> bool {
         self.out[kind as usize] >= kind.most()
     }
 
-    /// One more is under way.
+    /// One more is in flight.
     pub(super) fn begin(&mut self, kind: Kind) {
         self.out[kind as usize] += 1;
     }
@@ -156,30 +156,30 @@ impl Share {
         }
     }
 
-    /// Lets in some of those that are behind, as far as there is room.
+    /// Lets in some of those that are behind, as far as there is space.
     pub(super) fn let_in(&mut self, context: &mut Context<'_>) {
-        if self.behind.is_empty() {
+        if self.backlog.is_empty() {
             return;
         }
         for kind in KINDS {
             let room = match kind {
                 Kind::Waiting => WAITING_MAX.saturating_sub(self.waiting.len()),
-                _ => kind.most().saturating_sub(self.behind.out[kind as usize]),
+                _ => kind.most().saturating_sub(self.backlog.out[kind as usize]),
             };
             for _ in 0..room.min(LET_IN) {
-                let Some(part) = self.behind.pop(kind) else { break };
+                let Some(part) = self.backlog.pop(kind) else { break };
                 self.take(part, context);
             }
-            let full = kind != Kind::Waiting && self.behind.is_full(kind);
-            let left = !self.behind.lanes[kind as usize].is_empty();
+            let full = kind != Kind::Waiting && self.backlog.is_full(kind);
+            let left = !self.backlog.lanes[kind as usize].is_empty();
             *context.again |= left && !full && room > 0; // H4
         }
     }
 
-    /// Refuses all that is behind: the volume is being let go.
-    pub(super) fn refuse_behind(&mut self, context: &mut Context<'_>) {
+    /// Refuses all that is behind: the volume is being closed.
+    pub(super) fn refuse_backlog(&mut self, context: &mut Context<'_>) {
         for kind in KINDS {
-            while let Some(part) = self.behind.pop(kind) {
+            while let Some(part) = self.backlog.pop(kind) {
                 self.end_now(part, Err(Errno::ESHUTDOWN), context);
             }
         }

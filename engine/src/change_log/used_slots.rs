@@ -1,8 +1,8 @@
-//! Marks: the slots that recovered maps refer to, gathered by one thread, then taken from their logs all at once.
+//! Used slots: the slots that recovered maps refer to, collected by one thread, then allocated in their logs all at once.
 //!
 //! How it works      A bitmap for each chunk, as in [`chunks`](super::chunks), but without a lock, so that millions of
 //!                   slots in no order cost little more than setting their bits.
-//! Errors            a slot outside its log, or that two blocks refer to, is told by its place.
+//! Errors            a slot outside its log, or that two blocks refer to, is reported by its place.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,22 +16,22 @@ use crate::block_map::versions::Versions;
 
 /// Bits of one log's chunks.
 #[derive(Debug)]
-pub(super) struct LogMarks {
+pub(super) struct LogUsedSlots {
     pub(super) log: Arc<Log>,
     pub(super) chunks: Vec<Option<Box<SlotBits>>>,
 }
 
 /// See the module's head.
 #[derive(Debug)]
-pub struct Marks {
-    pub(super) logs: Vec<LogMarks>,
+pub struct UsedSlots {
+    pub(super) logs: Vec<LogUsedSlots>,
 }
 
-impl Marks {
+impl UsedSlots {
     /// None yet, of these logs.
-    pub fn new(space: &Space) -> Marks {
-        let marks = |log: Arc<Log>| LogMarks { chunks: vec![None; log.chunks as usize], log };
-        Marks { logs: space.logs().into_iter().map(marks).collect() }
+    pub fn new(space: &Space) -> UsedSlots {
+        let used = |log: Arc<Log>| LogUsedSlots { chunks: vec![None; log.chunks as usize], log };
+        UsedSlots { logs: space.logs().into_iter().map(used).collect() }
     }
 
     /// Marks a partition's slots, each once however many versions see it. `Err`: one that cannot be marked.
@@ -50,12 +50,12 @@ impl Marks {
     }
 
     fn add(&mut self, place: Place, count: u32) -> bool {
-        let Some(marks) = self.logs.iter_mut().find(|marks| marks.log.number == place.log()) else {
+        let Some(used) = self.logs.iter_mut().find(|used| used.log.number == place.log()) else {
             return false;
         };
         (0..u64::from(count)).all(|i| {
             let slot = place.slot_number() + i;
-            let Some(chunk) = marks.chunks.get_mut((slot / CHUNK_SLOTS) as usize) else {
+            let Some(chunk) = used.chunks.get_mut((slot / CHUNK_SLOTS) as usize) else {
                 return false;
             };
             let bits = chunk.get_or_insert_default();

@@ -1,10 +1,10 @@
-//! Look: the small verbs CACHE and BLOCK_STATUS, which read no data.
+//! Block status: the small verbs CACHE and BLOCK_STATUS, which read no data.
 //!
 //! How it works      What the map knows is answered by the processor; what only a device's file system knows is asked by
-//!                   a pool thread, as it may have to wait for whoever clears or writes the same file, and may take long where
-//!                   a file lies in many pieces. Both stop after a while, and after as many extents as an
+//!                   a pool thread, because it may have to wait for a thread that clears or writes the same file, and takes
+//!                   long for a fragmented file. Both stop after a while, and after as many extents as an
 //!                   answer has: then the request is answered for what lies before ([`Request::answer_up_to`]).
-//! Invariants        LK1 the first byte that was asked about is answered, or the request fails: so who asks on comes to an end.
+//! Invariants        LK1 the first byte that was asked about is answered, or the request fails: so repeated requests end.
 
 use crate::block_map::leaf::Found;
 use crate::block_map::place::Place;
@@ -25,10 +25,10 @@ const AHEAD_BYTES: usize = 2 << 20;
 const CALLS: u32 = 16;
 
 impl Share {
-    /// How many runs are looked up in one go. In a clone each may be looked for in one source after the other.
+    /// How many runs are looked up in one go. In a clone each may be looked for in one origin after the other.
     fn runs_max(&self) -> u32 {
-        let sources = std::iter::successors(self.source.as_ref(), |source| source.source.as_ref());
-        (RUNS_MAX / (1 + sources.count() as u32)).max(16)
+        let origins = std::iter::successors(self.origin.as_ref(), |origin| origin.origin.as_ref());
+        (RUNS_MAX / (1 + origins.count() as u32)).max(16)
     }
 
     pub(super) fn cache(&mut self, mut part: Part, context: &mut Context<'_>) {

@@ -1,13 +1,13 @@
-//! Walk: requests without data, which may be about gigabytes, are done piece by piece.
+//! Pieces: requests without data, which may be about gigabytes, are done piece by piece.
 //!
 //! How it works      A TRIM, WRITE_ZEROES, CACHE or BLOCK_STATUS has one part on each processor that owns partitions of its
 //!                   range, however many those are. The part is about one partition at a time, and of that about
-//!                   as much as is done in one go: whoever does it makes the part shorter ([`Part::cut`]), and what it cuts off is
+//!                   as much as is done in one go: the thread that does it makes the part shorter ([`Part::cut`]), and what it cuts off is
 //!                   its `rest`. When a piece has ended well, the next one takes its turn among the parts of other
 //!                   connections. So the work between two looks at what others want is bounded, and so is what a request
 //!                   takes of memory.
 //! Invariants        W1 a piece that has ended is followed by what comes next in the request's range on this share, until
-//!                      that is all, one has failed, the request was answered in part, or nobody waits for the answer;
+//!                      that is all, one has failed, the request was answered in part, or nothing waits for the answer;
 //!                   W2 only the piece at hand is reserved, waits or is held: a cut may come between two pieces, as between
 //!                      two parts, since the request is not answered yet.
 //! Owner and locks   the share's processor.

@@ -1,10 +1,11 @@
-//! Elsewhere: what becomes of a write whose slots could not be written.
+//! Slot retry: a write whose slots could not be written is retried on other slots.
 //!
-//! How it works      The slots are set aside, so that nothing is handed the same bad sector again, their log goes to the
-//!                   end of those to try, and the part starts again: it finds other slots, of another log if there
-//!                   is one with room. A few attempts later the host is given the error; at once, if the log's device
-//!                   is missing, as that is tried when nothing else has room. When a device was reopened, logs are tried in their own order again, and slots that were set aside can be used.
-//! Invariants        E1 a slot that was set aside is counted as used, and no record speaks of it: after a restart it is
+//! How it works      The bad slots are quarantined, so that no other write gets them; their log moves to the end of the
+//!                   order of logs, and the part starts again on other slots, of another log if one has free slots.
+//!                   After a few attempts the host gets the error; at once if the log's device is missing, because such a
+//!                   log is tried only when no other has free slots. When a device is reopened, logs return to their
+//!                   own order, and quarantined slots can be used again.
+//! Invariants        SR1 a quarantined slot is counted as used, and no record refers to it: after a restart it is
 //!                   free again.
 //! Owner and locks   the share's processor.
 
@@ -19,15 +20,15 @@ use crate::processor::queue::Part;
 use crate::processor::share::{Context, Share};
 use crate::units::Epoch;
 
-/// Runs that are set aside at most: where there are more, it is not a few sectors that are bad.
-const SET_ASIDE_RUNS_MAX: usize = 1024;
-/// Attempts for one part, besides one for each log.
+/// Upper bound of quarantined runs: if there were more, the fault would not be a few bad sectors.
+const QUARANTINED_RUNS_MAX: usize = 1024;
+/// Attempts for one part, in addition to one for each log.
 const ATTEMPTS: usize = 3;
 
 /// Slots that could not be written, and logs that have such.
 #[derive(Debug, Default)]
-pub(super) struct Elsewhere {
-    set_aside: Vec<(Place, u32)>,
+pub(super) struct SlotRetry {
+    quarantined: Vec<(Place, u32)>,
     last_to_try: Vec<u16>,
 }
 
@@ -46,7 +47,7 @@ impl Share {
         }
         job.request = None; // so that its buffer can be used again when the request is done
         if result == Err(Errno::ENOTSUP) {
-            // A device has turned out not to clear ranges: it is planned once more, without.
+            // A device has turned out not to clear ranges: it is planned again, without.
             let _ = self.settle_changes(part.local, epoch, &job.changes, result);
             return self.take(part, context);
         }
@@ -56,17 +57,17 @@ impl Share {
             let result = self.settle_changes(part.local, epoch, &changes, result);
             return self.end(part, result, context);
         };
-        let room = self.elsewhere.set_aside.len() < SET_ASIDE_RUNS_MAX;
+        let room = self.slot_retry.quarantined.len() < QUARANTINED_RUNS_MAX;
         let present = self.spot(None, place).device.is_present();
         if room && present && !is_lack_of_space(errno) {
-            self.elsewhere.set_aside.push((place, count)); // E1
+            self.slot_retry.quarantined.push((place, count)); // SR1
             self.space.land(u64::from(count)); // they are claimed no more, and nobody is to wait for them
             changes.retain(|change| change.place != place);
         }
         // An error stays one: this gives the slots back.
         let result = self.settle_changes(part.local, epoch, &changes, result);
-        if !self.elsewhere.last_to_try.contains(&place.log()) {
-            self.elsewhere.last_to_try.push(place.log());
+        if !self.slot_retry.last_to_try.contains(&place.log()) {
+            self.slot_retry.last_to_try.push(place.log());
             self.order_logs();
         }
         // What is missing is tried last: nothing else has room.
@@ -99,7 +100,7 @@ impl Share {
             (self.is_last(log), named, self.default_logs.contains(&log.number))
         };
         let first = order.first().map(class);
-        self.logs_alike = order.iter().take_while(|log| Some(class(log)) == first).count();
+        self.equal_priority_logs = order.iter().take_while(|log| Some(class(log)) == first).count();
         self.log_order = order;
     }
 
@@ -107,13 +108,13 @@ impl Share {
     /// stay in it, as their slots are counted.
     fn is_last(&self, log: &Log) -> (bool, bool) {
         let missing = log.devices().any(|device| !device.is_present());
-        (missing, self.elsewhere.last_to_try.contains(&log.number))
+        (missing, self.slot_retry.last_to_try.contains(&log.number))
     }
 
     /// A device was reopened: everything is tried again.
     pub fn device_back(&mut self) {
-        let Elsewhere { set_aside, .. } = std::mem::take(&mut self.elsewhere);
-        for (place, count) in set_aside {
+        let SlotRetry { quarantined, .. } = std::mem::take(&mut self.slot_retry);
+        for (place, count) in quarantined {
             self.give_back_unrecorded(place, count);
         }
         self.order_logs();

@@ -1,15 +1,15 @@
-//! Source: the snapshot that a clone was made from, looked up wherever the clone has nothing of its own.
+//! Origin: the snapshot that a clone was made from, read wherever the clone has no data of its own.
 //!
 //! How it works      A clone is a volume without base places: all that is written to it goes to slots of its own change
-//!                   logs, and what its maps have as base is what its source shows there. For each partition the clone
+//!                   logs, and what its maps have as base is what its origin shows there. For each partition the clone
 //!                   holds a reference to the map that the snapshot sees, so that making one costs as much as there are
-//!                   partitions, and no memory. A source may be a snapshot of a clone: then the search goes on in that one's
-//!                   source.
-//! Invariants        C1 what a source shows never changes: its snapshot is complete, its volume redirects all that the
+//!                   partitions, and no memory. An origin may be a snapshot of a clone: then the search continues in that one's
+//!                   origin.
+//! Invariants        OR1 what an origin shows never changes: its snapshot is complete, its volume redirects all that the
 //!                      snapshot sees, and the engine refuses to drop the snapshot, or to let its volume go, before the clone;
-//!                   C2 a clone has the partition size of its source, and may be longer: what is behind the source's end
+//!                   OR2 a clone has the partition size of its origin, and may be longer: what is behind the origin's end
 //!                      reads as zeroes (a map says so of blocks that came by growth after its snapshot);
-//!                   C3 a clone never changes what its source shows: it neither writes, punches nor frees a place of it.
+//!                   OR3 a clone never changes what its origin shows: it neither writes, punches nor frees a place of it.
 //! Owner and locks   never changes once made; shared by the clone's shares and by jobs on pool threads.
 
 use std::fmt;
@@ -24,7 +24,7 @@ use crate::volume::bad_blocks::BadBlocks;
 use crate::volume::geometry::Geometry;
 
 /// See the module's head.
-pub struct Source {
+pub struct Origin {
     /// The volume whose snapshot it is.
     pub volume: VolumeId,
     /// The snapshot's epoch.
@@ -38,10 +38,10 @@ pub struct Source {
     /// What the snapshot sees, by partition.
     pub maps: Vec<Map>,
     /// What its volume was made from, if that is a clone.
-    pub source: Option<Arc<Source>>,
+    pub origin: Option<Arc<Origin>>,
 }
 
-impl Source {
+impl Origin {
     /// The run that `block` of a clone's partition is in, at most `limit` blocks, as the snapshot's volume has it.
     pub fn find(&self, partition: PartitionIndex, block: BlockIndex, limit: u32) -> Found<'_> {
         let nothing = Found { count: limit, place: Place::ZERO, checksums: &[] };
@@ -50,24 +50,24 @@ impl Source {
     }
 }
 
-/// Where a run of blocks is, after the search through all sources: of the source that has it, or of the volume itself.
+/// Where a run of blocks is, after the search through all origins: of the origin that has it, or of the volume itself.
 pub fn resolve<'a>(
     own: Found<'a>,
-    source: Option<&'a Arc<Source>>,
+    origin: Option<&'a Arc<Origin>>,
     partition: PartitionIndex,
     block: BlockIndex,
-) -> (Option<&'a Arc<Source>>, Found<'a>) {
-    let (mut of, mut found, mut next) = (None, own, source);
+) -> (Option<&'a Arc<Origin>>, Found<'a>) {
+    let (mut of, mut found, mut next) = (None, own, origin);
     while found.place == Place::BASE
-        && let Some(source) = next
+        && let Some(origin) = next
     {
-        found = source.find(partition, block, found.count);
-        (of, next) = (next, source.source.as_ref());
+        found = origin.find(partition, block, found.count);
+        (of, next) = (next, origin.origin.as_ref());
     }
     (of, found)
 }
 
-impl fmt::Debug for Source {
+impl fmt::Debug for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "volume {} at epoch {}", self.volume, self.epoch)
     }

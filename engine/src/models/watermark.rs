@@ -1,11 +1,11 @@
-//! Reached: a slot that is used again at once is referred to by nothing that a sync commits (Y1).
+//! Watermark: a slot that is used again at once is referred to by nothing that a sync commits (Y1).
 
 use std::sync::Arc;
 
 use loom::thread;
 
 use super::check;
-use crate::change_log::reached::Reached;
+use crate::change_log::watermark::Watermark;
 use crate::change_log::young::Young;
 
 const SLOT: (u16, u64, u32) = (1, 0, 5);
@@ -13,16 +13,16 @@ const SLOT: (u16, u64, u32) = (1, 0, 5);
 #[test]
 fn a_sync_covers_no_slot_that_was_used_again() {
     check(|| {
-        let reached = Arc::new(Reached::new(0));
-        let theirs = Arc::clone(&reached);
+        let watermark = Arc::new(Watermark::new(0));
+        let theirs = Arc::clone(&watermark);
         let syncs = thread::spawn(move || [theirs.begin_commit(), theirs.begin_commit()]);
         let mut young = Young::default();
         let (log, chunk, slot) = SLOT;
-        reached.append(1); // the slot is taken
-        young.see(reached.covering(), 1);
+        watermark.append(1); // the slot is taken
+        young.see(watermark.sync_watermark(), 1);
         young.add(1, (log, chunk), slot, 1);
-        reached.append(2); // and given back
-        young.see(reached.covering(), 1);
+        watermark.append(2); // and given back
+        young.see(watermark.sync_watermark(), 1);
         let (used_again, _) = young.take(log, chunk, slot, 1);
         let covered = syncs.join().unwrap();
         assert!(!used_again || !covered.contains(&1), "a sync commits what refers to the slot");

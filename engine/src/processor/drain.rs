@@ -1,5 +1,5 @@
-//! Leaving: shares that are to be let go, or to go back to a snapshot, as soon as nothing of them is under way; not for ever, as
-//! what is under way may never end.
+//! Drain: shares that leave, or roll back to a snapshot, as soon as nothing of them is in flight. The wait is bounded, because
+//! requests in flight may never end.
 
 use std::sync::mpsc::Sender;
 
@@ -9,7 +9,7 @@ use crate::processor::run::Processor;
 use crate::processor::share::Share;
 
 impl Processor {
-    /// Has shares go back to a snapshot that are idle.
+    /// Rolls back the shares that should be and are idle.
     pub(super) fn roll_back(&mut self) {
         for (number, rollback, since, answer) in std::mem::take(&mut self.rolling_back) {
             let idle = self.with_share(number, |share, _| share.idle());
@@ -26,13 +26,13 @@ impl Processor {
         }
     }
 
-    /// Gives back the shares that leave and are idle.
-    pub(super) fn let_go(&mut self) {
+    /// Returns the shares that leave and are idle.
+    pub(super) fn return_idle_shares(&mut self) {
         let Processor { shares, leaving, .. } = self;
         let before = leaving.len();
         leaving.retain(|(number, _, answer)| {
             let idle = shares[*number as usize].take_if(|share| share.idle());
-            // Whoever asked may have gone: then the share ends here.
+            // The caller may have gone: then the share ends here.
             let Some(share) = idle else { return true };
             let _ = answer.as_ref().map(|answer| answer.send(share));
             false
@@ -49,7 +49,7 @@ impl Processor {
             share.tick(&mut context);
         }
         let ticks = &self.ticks;
-        // Whoever waits is told that it is not let go, by the loss of its answer; it goes when it can.
+        // The caller learns that it is not closed, because its answer is dropped; the share leaves when it can.
         for (_, since, answer) in &mut self.leaving {
             if answer.is_some() && ticks.is_over(*since) {
                 *answer = None;
@@ -57,7 +57,7 @@ impl Processor {
         }
     }
 
-    /// Has a share leave, and refuses its parts: another one may have its number soon (Y2).
+    /// Has a share leave, and refuses its parts: another one may have its number soon (RU2).
     pub(super) fn remove(&mut self, number: u32, answer: Sender<Box<Share>>) {
         if self.with_share(number, |share, context| share.refuse_parts(context)).is_some() {
             self.leaving.push((number, self.ticks.now(), Some(answer)));

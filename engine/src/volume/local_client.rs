@@ -1,6 +1,6 @@
-//! Caller: I/O on an export from within this process, one blocking call at a time for each thread.
+//! Local client: blocking I/O on an export from within this process.
 //!
-//! How it works      A call makes a request, submits it, and sleeps until its sink has it. For Python: tests, and
+//! How it works      A call makes a request, submits it, and blocks until its sink has it. Any number of threads may call. For Python: tests, and
 //!                   the nbdkit plugin.
 //! Errors            requests are checked as the NBD server checks them, so that both answer the same: outside the
 //!                   export EINVAL (reads) or ENOSPC (writes), writes to a snapshot EPERM, length 0 EINVAL.
@@ -28,12 +28,12 @@ impl Sink for Waiting {
 }
 
 /// See the module's head.
-pub struct Caller(Attachment);
+pub struct LocalClient(Attachment);
 
-impl Caller {
+impl LocalClient {
     /// A caller on this export, which it keeps attached.
-    pub fn new(attachment: Attachment) -> Caller {
-        Caller(attachment)
+    pub fn new(attachment: Attachment) -> LocalClient {
+        LocalClient(attachment)
     }
 
     /// Size in bytes.

@@ -1,13 +1,13 @@
-//! Ahead: requests that are received before they are looked at, as they are guessed to be like the last ones.
+//! Prefetch: speculative receive of large writes: a scatter receive into buffers for payloads that are predicted.
 //!
-//! How it works      Who sends one great write after the other sends another one: after [`ALIKE`] with as much payload, a
-//!                   receive has space for some more headers and payloads of just that length, each payload in a buffer of its
-//!                   own. So one receive empties the socket, and its peer fills it again while the writes are made; nothing
-//!                   is copied. A header that turns out to be another one undoes all guesses: their bytes are received
+//! How it works      A peer that has sent [`ALIKE`] large writes of one length is expected to send more of them. A receive then
+//!                   has space for some more headers and payloads of exactly that length, each payload in a buffer of its
+//!                   own. So one receive empties the socket, and the peer fills it again while the writes are made; nothing
+//!                   is copied. If a header is not the predicted one, all guesses are undone: their bytes are parsed
 //!                   again from memory, in order.
-//! Invariants        A1 what the guesses hold came after all that the inbox and the payload under way hold, and
-//!                   before all that the source still has; A2 there is a guess only between a receive and the next one that
-//!                   may wait, and all that it costs was taken.
+//! Invariants        PF1 the bytes of guesses came after all that the inbox and the current payload hold, and
+//!                   before all that the source still has; PF2 there is a guess only between a receive and the next one that
+//!                   may wait, and its whole cost was reserved.
 //! Owner             the reader.
 
 use std::collections::VecDeque;
@@ -19,12 +19,12 @@ use crate::nbd::connection::Connection;
 use crate::nbd::wire::REQUEST_HEADER_BYTES;
 use crate::volume::request::Verb;
 
-/// So many great writes of the same length before the next one is guessed.
+/// Large writes of one length after which the next one is predicted.
 const ALIKE: u32 = 2;
-/// What is received ahead, bytes: more than a socket's peer has on the way by default.
+/// Bytes that are received speculatively: more than a peer has in its socket by default.
 const AHEAD_BYTES: usize = if cfg!(fuzzing) { 8 << 10 } else { 256 << 10 };
 
-/// A request that was guessed.
+/// A predicted request.
 struct Guess {
     header: [u8; REQUEST_HEADER_BYTES],
     /// Bytes of the header that are there.
@@ -34,15 +34,15 @@ struct Guess {
 
 /// See the module's head.
 #[derive(Default)]
-pub struct Ahead {
+pub struct Prefetch {
     guesses: VecDeque<Guess>,
     /// The last requests' length, and how many they were.
     length: usize,
     alike: u32,
 }
 
-impl Ahead {
-    /// Notes a request: the length of a great write's payload, or 0 for any other.
+impl Prefetch {
+    /// Notes a request: the length of a large write's payload, or 0 for any other.
     pub fn note(&mut self, length: usize) {
         assert!(self.guesses.is_empty() || length == self.length, "the guess was right");
         self.alike = if length > 0 && length == self.length { self.alike + 1 } else { 1 };
@@ -56,7 +56,7 @@ impl Ahead {
 
     /// Makes guesses, if there is reason to and the connection may hold as much.
     pub fn guess(&mut self, connection: &Connection) -> bool {
-        assert!(self.guesses.is_empty(), "A2");
+        assert!(self.guesses.is_empty(), "PF2");
         if self.length == 0 || self.alike < ALIKE {
             return false;
         }
@@ -66,7 +66,7 @@ impl Ahead {
         let Some((_, requests)) = connection.try_take(bytes, bytes, wanted) else { return false };
         connection.put_back(each * u64::from(wanted - requests), 0);
         for _ in 0..requests {
-            let payload = connection.common.spares.inbox(self.length);
+            let payload = connection.common.buffers.inbox(self.length);
             self.guesses.push_back(Guess { header: [0; REQUEST_HEADER_BYTES], here: 0, payload });
         }
         true
@@ -123,7 +123,7 @@ impl Ahead {
         for guess in self.guesses.drain(kept..) {
             bytes.extend_from_slice(&guess.header[..guess.here]);
             bytes.extend_from_slice(guess.payload.bytes(0));
-            connection.common.spares.put(guess.payload.into_whole());
+            connection.common.buffers.put(guess.payload.into_whole());
         }
         if gone > 0 {
             connection.put_back(self.cost() * gone as u64, gone as u32);

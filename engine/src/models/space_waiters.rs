@@ -1,5 +1,5 @@
-//! Hunger: whoever waits for slots is told to try again as long as there is anything to wait for (G1), also where it was for
-//! a claim of somebody else's that has failed (G3).
+//! Space waiters: each waiter for slots is woken to try again as long as there is anything to wait for (SW1), also where it was for
+//! a claim of another share that has failed (SW3).
 
 use std::sync::Arc;
 
@@ -7,13 +7,13 @@ use loom::thread;
 
 use super::check;
 use crate::change_log::space::Space;
-use crate::processor::hunger::{Hunger, Verdict};
 use crate::processor::queue::Queue;
+use crate::processor::space_waiters::{SpaceWaiters, Verdict};
 
-/// The shares of one volume, each with a write of `wanted` slots; nobody is asked for room.
+/// The shares of one volume, each with a write of `wanted` slots; nobody is asked for space.
 struct Shares {
     space: Space,
-    hunger: Hunger,
+    space_waiters: SpaceWaiters,
     queues: Vec<Arc<Queue>>,
     wanted: u64,
 }
@@ -23,24 +23,25 @@ impl Shares {
         let space = Space::default();
         space.give(free);
         let queues = (0..count).map(|_| Arc::default()).collect();
-        Arc::new(Shares { space, hunger: Hunger::default(), queues, wanted })
+        Arc::new(Shares { space, space_waiters: SpaceWaiters::default(), queues, wanted })
     }
 
     /// As a share writes; `false`: the write waits. A write that lands gives back as many slots as it `frees`.
     fn write(&self, share: usize, frees: u64) -> bool {
         if !self.space.claim(self.wanted) {
             let queue = &self.queues[share];
-            let verdict = self.hunger.enter(&self.space, self.wanted, queue, share as u32);
+            let verdict =
+                self.space_waiters.wait_or_refuse(&self.space, self.wanted, queue, share as u32);
             return verdict == Verdict::Refuse;
         }
         self.space.give(frees);
         self.space.land(self.wanted);
-        self.hunger.feed();
+        self.space_waiters.wake_all();
         true
     }
 }
 
-/// Has each share write once at the same time, then those go on that were told to; none is left that waits.
+/// Has each share write once at the same time, then those continue that were told to; none is left that waits.
 fn all_end(shares: &Arc<Shares>, frees: u64) {
     let write = |share| {
         let shares = Arc::clone(shares);
@@ -61,12 +62,12 @@ fn all_end(shares: &Arc<Shares>, frees: u64) {
 }
 
 #[test]
-fn where_there_is_no_room_nobody_waits_for_a_claim_that_failed() {
+fn without_space_no_share_waits_for_a_claim_that_failed() {
     check(|| all_end(&Shares::new(3, 1, 2), 0));
 }
 
 #[test]
-fn whoever_waits_for_a_write_to_land_is_told_when_it_has() {
+fn a_share_that_waits_for_a_write_is_woken_when_it_has_ended() {
     check(|| all_end(&Shares::new(3, 1, 1), 1));
     check(|| all_end(&Shares::new(3, 1, 1), 0));
 }

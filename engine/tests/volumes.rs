@@ -1,4 +1,4 @@
-//! The core's own promises, one by one: what a model of random operations does not reach.
+//! Promises of served volumes, one by one: what a model of random operations does not reach.
 //!
 //! Strategy          A small engine over files in a scratch directory; what is large is sparse. Each test says what
 //!                   would be lost or wrong, and is bounded in time.
@@ -14,7 +14,7 @@ use polyvol_engine::checksum;
 use polyvol_engine::engine::Engine;
 use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::io::device::Mode;
-use polyvol_engine::volume::caller::Caller;
+use polyvol_engine::volume::local_client::LocalClient;
 use polyvol_engine::volume::request::Verb;
 
 const KIB: u64 = 1 << 10;
@@ -85,7 +85,7 @@ fn spec(
         next_epoch: 1,
         bounds: Vec::new(),
         rollbacks: Vec::new(),
-        source: None,
+        origin: None,
     }
 }
 
@@ -95,9 +95,9 @@ fn with_log(mut spec: VolumeSpec, extents: Vec<ExtentSpec>) -> VolumeSpec {
     spec
 }
 
-fn export(engine: &Engine, id: u64) -> Caller {
+fn export(engine: &Engine, id: u64) -> LocalClient {
     engine.export(&format!("v{id}"), "", id, None).unwrap();
-    Caller::new(engine.exports.attach(&format!("v{id}")).unwrap())
+    LocalClient::new(engine.exports.attach(&format!("v{id}")).unwrap())
 }
 
 fn cut(engine: &Engine, volumes: &[u64]) -> u64 {
@@ -111,12 +111,12 @@ fn cut(engine: &Engine, volumes: &[u64]) -> u64 {
     report.epochs[0].1
 }
 
-fn snapshot(engine: &Engine, id: u64, epoch: u64) -> Caller {
-    Caller::new(engine.exports.attach(&format!("v{id}@{epoch}")).unwrap())
+fn snapshot(engine: &Engine, id: u64, epoch: u64) -> LocalClient {
+    LocalClient::new(engine.exports.attach(&format!("v{id}@{epoch}")).unwrap())
 }
 
-fn read(caller: &Caller, offset: u64, length: u64) -> Vec<u8> {
-    caller.read(offset, length).unwrap().data.as_slice().to_vec()
+fn read(client: &LocalClient, offset: u64, length: u64) -> Vec<u8> {
+    client.read(offset, length).unwrap().data.as_slice().to_vec()
 }
 
 fn pattern(length: u64, seed: u64) -> Vec<u8> {
@@ -129,16 +129,16 @@ fn slots_of_two_chunks_that_follow_each_other_by_number_but_not_on_the_device_re
     let engine = scratch.engine(8 * MIB, 8 * MIB, true);
     let log = vec![extent(2, 4 * MIB, 4 * MIB), extent(2, 0, 4 * MIB)];
     engine.add_volume(with_log(spec(&scratch, 1, 0, 8 * MIB, 8 * MIB, 1), log)).unwrap();
-    let caller = export(&engine, 1);
+    let client = export(&engine, 1);
     cut(&engine, &[1]);
     // The first chunk ends in the middle of a leaf.
     let bytes = pattern(6 * MIB, 3);
-    caller.write(4096, &bytes, false).unwrap();
-    assert!(read(&caller, 4096, 6 * MIB) == bytes);
+    client.write(4096, &bytes, false).unwrap();
+    assert!(read(&client, 4096, 6 * MIB) == bytes);
     for block in 1020..1030 {
-        assert!(read(&caller, 4096 + block * 4096, 8192) == bytes[block as usize * 4096..][..8192]);
+        assert!(read(&client, 4096 + block * 4096, 8192) == bytes[block as usize * 4096..][..8192]);
     }
-    drop(caller);
+    drop(client);
     engine.stop().unwrap();
 }
 
@@ -148,17 +148,17 @@ fn slots_that_wait_for_a_sync_are_found_again_by_the_write_that_needs_them() {
     let engine = scratch.engine(8 * MIB, 4 * MIB, true);
     let volume = spec(&scratch, 1, 0, 4 * MIB, 4 * MIB, 1);
     engine.add_volume(with_log(volume, vec![extent(2, 0, 4 * MIB)])).unwrap();
-    let caller = export(&engine, 1);
+    let client = export(&engine, 1);
     cut(&engine, &[1]);
     for round in 0..20 {
-        caller.write(0, &pattern(4 * MIB, round), false).unwrap();
-        caller.range(Verb::Trim, 0, 4 * MIB, false).unwrap();
+        client.write(0, &pattern(4 * MIB, round), false).unwrap();
+        client.range(Verb::Trim, 0, 4 * MIB, false).unwrap();
         if round % 3 == 2 {
             // The empty chunk may be on its way back to the log.
-            caller.flush().unwrap();
+            client.flush().unwrap();
         }
     }
-    drop(caller);
+    drop(client);
     engine.stop().unwrap();
 }
 
@@ -168,19 +168,19 @@ fn a_log_that_is_full_refuses_writes_until_a_snapshot_is_dropped() {
     let engine = scratch.engine(8 * MIB, 4 * MIB, true);
     let volume = spec(&scratch, 1, 0, 8 * MIB, MIB, 1);
     engine.add_volume(with_log(volume, vec![extent(2, 0, 4 * MIB)])).unwrap();
-    let caller = export(&engine, 1);
+    let client = export(&engine, 1);
     let old = pattern(8 * MIB, 1);
-    caller.write(0, &old, false).unwrap();
+    client.write(0, &old, false).unwrap();
     let epoch = cut(&engine, &[1]);
     let new = pattern(8 * MIB, 2);
-    assert!(caller.write(0, &new, false).is_err());
-    assert!(caller.write(0, &new[..4096], false).is_err() || read(&caller, 0, 4096) == new[..4096]);
+    assert!(client.write(0, &new, false).is_err());
+    assert!(client.write(0, &new[..4096], false).is_err() || read(&client, 0, 4096) == new[..4096]);
     assert!(read(&snapshot(&engine, 1, epoch), 0, 8 * MIB) == old);
     engine.exports.remove(&format!("v1@{epoch}")).unwrap();
     engine.drop_snapshot(1, epoch).unwrap();
-    caller.write(0, &new, true).unwrap();
-    assert!(read(&caller, 0, 8 * MIB) == new);
-    drop(caller);
+    client.write(0, &new, true).unwrap();
+    assert!(read(&client, 0, 8 * MIB) == new);
+    drop(client);
     engine.stop().unwrap();
 }
 
@@ -191,10 +191,10 @@ fn dropping_a_snapshot_punches_what_only_it_saw_out_of_sparse_devices_and_no_oth
         let engine = scratch.engine(4 * MIB, 8 * MIB, sparse);
         let volume = spec(&scratch, 1, 0, 4 * MIB, MIB, 2);
         engine.add_volume(with_log(volume, vec![extent(2, 0, 8 * MIB)])).unwrap();
-        let caller = export(&engine, 1);
-        caller.write(0, &vec![1; 4 * MIB as usize], false).unwrap();
+        let client = export(&engine, 1);
+        client.write(0, &vec![1; 4 * MIB as usize], false).unwrap();
         let epoch = cut(&engine, &[1]);
-        caller.write(0, &vec![2; 2 * MIB as usize], false).unwrap();
+        client.write(0, &vec![2; 2 * MIB as usize], false).unwrap();
         engine.exports.remove(&format!("v1@{epoch}")).unwrap();
         engine.drop_snapshot(1, epoch).unwrap();
         let base = || std::fs::read(scratch.0.join("base")).unwrap();
@@ -205,8 +205,8 @@ fn dropping_a_snapshot_punches_what_only_it_saw_out_of_sparse_devices_and_no_oth
         }
         assert_eq!(base()[..2 * MIB as usize].contains(&1), !sparse);
         assert!(!base()[2 * MIB as usize..].contains(&0));
-        assert!(read(&caller, 0, 2 * MIB).iter().all(|byte| *byte == 2));
-        drop(caller);
+        assert!(read(&client, 0, 2 * MIB).iter().all(|byte| *byte == 2));
+        drop(client);
         engine.stop().unwrap();
     }
 }
@@ -218,17 +218,17 @@ fn partitions_of_a_gibibyte_and_requests_beyond_four_are_served() {
     let engine = scratch.engine(6 * GIB, 64 * MIB, true);
     let volume = spec(&scratch, 1, 0, size, GIB, 2);
     engine.add_volume(with_log(volume, vec![extent(2, 0, 64 * MIB)])).unwrap();
-    let caller = export(&engine, 1);
+    let client = export(&engine, 1);
     let edges = [GIB - MIB, 4 * GIB - 3 * MIB, size - MIB];
     for edge in edges {
-        caller.write(edge, &pattern(MIB, edge), false).unwrap();
+        client.write(edge, &pattern(MIB, edge), false).unwrap();
     }
     let epoch = cut(&engine, &[1]);
     for edge in edges {
-        caller.write(edge + 5, &pattern(MIB - 7, 9), false).unwrap();
+        client.write(edge + 5, &pattern(MIB - 7, 9), false).unwrap();
     }
-    caller.range(Verb::Zero { no_hole: false, fast: false }, 100, size - 200, false).unwrap();
-    let statuses = caller.block_status(0, size).unwrap();
+    client.range(Verb::Zero { no_hole: false, fast: false }, 100, size - 200, false).unwrap();
+    let statuses = client.block_status(0, size).unwrap();
     let mut at = 0;
     for status in &statuses {
         assert_eq!(status.offset, at);
@@ -238,11 +238,11 @@ fn partitions_of_a_gibibyte_and_requests_beyond_four_are_served() {
     for edge in edges {
         assert!(read(&snapshot(&engine, 1, epoch), edge, MIB) == pattern(MIB, edge));
         let zeroed = (MIB).min(size - 100 - edge) as usize;
-        assert!(read(&caller, edge, MIB)[..zeroed].iter().all(|byte| *byte == 0));
+        assert!(read(&client, edge, MIB)[..zeroed].iter().all(|byte| *byte == 0));
     }
     // The last two bytes were overwritten by nobody after the cut.
-    assert!(read(&caller, size - 2, 2) == pattern(MIB, size - MIB)[MIB as usize - 2..]);
-    drop(caller);
+    assert!(read(&client, size - 2, 2) == pattern(MIB, size - MIB)[MIB as usize - 2..]);
+    drop(client);
     engine.stop().unwrap();
 }
 
@@ -286,10 +286,10 @@ fn what_a_killed_run_left_is_made_durable_once_it_is_served_again() {
     let volume = || with_log(spec(&scratch, 1, 0, 4 * MIB, MIB, 2), vec![extent(2, 0, 16 * MIB)]);
     let engine = scratch.engine(4 * MIB, 16 * MIB, true);
     engine.add_volume(volume()).unwrap();
-    let caller = export(&engine, 1);
+    let client = export(&engine, 1);
     let epoch = cut(&engine, &[1]);
-    caller.write(0, &pattern(4 * MIB, 1), false).unwrap();
-    drop(caller);
+    client.write(0, &pattern(4 * MIB, 1), false).unwrap();
+    drop(client);
     kill(engine, &[scratch.0.join("volume1")]);
     let engine = scratch.engine(4 * MIB, 16 * MIB, true);
     let snapshots = vec![(epoch, None)];
@@ -325,7 +325,8 @@ fn numbered(length: u64, number: u64) -> Vec<u8> {
 }
 
 /// Writes until told to stop, each write after the one before was acknowledged.
-fn writer(number: u64, first: &Caller, second: &Caller, stop: &AtomicBool, start: u64) -> u64 {
+fn writer(number: u64, both: [&LocalClient; 2], stop: &AtomicBool, start: u64) -> u64 {
+    let [first, second] = both;
     let mut round = start;
     while !stop.load(Ordering::Relaxed) {
         round += 1;
@@ -336,7 +337,7 @@ fn writer(number: u64, first: &Caller, second: &Caller, stop: &AtomicBool, start
 }
 
 /// Checks that no later write is in a snapshot without the one before; gives the snapshot's contents.
-fn check_order(first: &Caller, second: &Caller) -> (Vec<u8>, Vec<u8>) {
+fn check_order(first: &LocalClient, second: &LocalClient) -> (Vec<u8>, Vec<u8>) {
     let (one, two) = (read(first, 0, 4 * MIB), read(second, 0, 4 * MIB));
     for number in 0..WRITERS {
         let at = (number * LARGE + 4096) as usize;
@@ -348,7 +349,7 @@ fn check_order(first: &Caller, second: &Caller) -> (Vec<u8>, Vec<u8>) {
     (one, two)
 }
 
-fn two_volumes(scratch: &Scratch, epochs: &[u64]) -> (Engine, Caller, Caller) {
+fn two_volumes(scratch: &Scratch, epochs: &[u64]) -> (Engine, LocalClient, LocalClient) {
     let engine = scratch.engine(16 * MIB, 512 * MIB, true);
     for id in [1, 2] {
         let volume = spec(scratch, id, (id - 1) * 8 * MIB, 4 * MIB, MIB, 3);
@@ -383,7 +384,7 @@ fn cuts_of_two_volumes_under_load_are_one_instant_and_stay_as_they_are_through_k
             let spawn = |number| {
                 let (first, second, stop) = (&first, &second, &stop);
                 let start = rounds[number as usize];
-                scope.spawn(move || writer(number, first, second, stop, start))
+                scope.spawn(move || writer(number, [first, second], stop, start))
             };
             let threads: Vec<_> = (0..WRITERS).map(spawn).collect();
             for turn in 0..6 {
@@ -445,7 +446,7 @@ fn lose_power(directory: &Path) {
 }
 
 #[test]
-fn after_a_power_loss_snapshots_are_whole_and_flushed_writes_are_there() {
+fn after_a_power_loss_snapshots_are_complete_and_flushed_writes_are_there() {
     let scratch = Scratch::new();
     let (mut kept, mut number): (BTreeMap<u64, _>, u64) = (BTreeMap::new(), 0);
     for run in 0..6u64 {

@@ -1,4 +1,4 @@
-//! Deliberate: bugs that the simulator puts into the engine, to show that it would see them.
+//! Mutants: deliberate bugs (as in mutation testing) that the simulator puts into the engine, to show that it would see them.
 //!
 //! How it works      A place that matters asks [`bug`]; in everything but the simulator's build the answer is `false`
 //!                   at compile time.
@@ -16,13 +16,13 @@ pub enum Bug {
     NoFreeze,
     /// Processors advance when they are told to stop, without waiting for the others.
     EarlyAdvance,
-    /// A processor goes on starting writes between its stop and its advance.
+    /// A processor continues starting writes between its stop and its advance.
     NoHold,
     /// A cut is settled at once.
     NoSettle,
     /// A checkpoint gets its name before what it covers is durable.
     EarlyCheckpoint,
-    /// The directory is not synced when a journal goes on in a new segment.
+    /// The directory is not synced when a journal continues in a new segment.
     NoDirectorySync,
     /// A commit does not sync the segments before the newest.
     NoSealedSync,
@@ -52,7 +52,7 @@ pub enum Bug {
     NoLook,
     /// A device that was found short is used again once its file is long enough.
     ForgetShort,
-    /// What lies beyond the end of a device is told as a hole.
+    /// What lies beyond the end of a device is reported as a hole.
     EndIsHole,
     /// A manifest is not changed after it was made.
     NoManifest,

@@ -1,23 +1,24 @@
-//! Reached: how far a journal has got, and how far a sync may commit it; between one processor and the syncs of its volume.
+//! Watermark: the high-water marks of a journal: the last record appended, and the last one that a sync in flight may commit.
+//! One processor and the syncs of its volume share them.
 //!
-//! How it works      See Y1 of [`young`](super::young). Each side writes what the other looks at, then looks, with a fence in
-//!                   between: so at least one of the two sees the other.
+//! How it works      See Y1 of [`young`](super::young). Each side stores its own mark, then reads the other one, with a fence
+//!                   in between: so at least one of the two sees the other's store.
 //! Owner and locks   the processor appends; syncs, one at a time, begin commits.
 
 use crate::sync::{AtomicU64, Ordering, fence};
 
 /// See the module's head.
 #[derive(Debug)]
-pub struct Reached {
+pub struct Watermark {
     appended: AtomicU64,
     /// The latest sync that has begun may commit the records up to this one; all, while it begins.
-    covering: AtomicU64,
+    sync_watermark: AtomicU64,
 }
 
-impl Reached {
+impl Watermark {
     /// A journal whose last record is `seq`.
-    pub fn new(seq: u64) -> Reached {
-        Reached { appended: AtomicU64::new(seq), covering: AtomicU64::new(seq) }
+    pub fn new(seq: u64) -> Watermark {
+        Watermark { appended: AtomicU64::new(seq), sync_watermark: AtomicU64::new(seq) }
     }
 
     /// The last record appended.
@@ -32,16 +33,16 @@ impl Reached {
 
     /// A sync begins: it may commit the records up to the one that is given back.
     pub fn begin_commit(&self) -> u64 {
-        self.covering.store(u64::MAX, Ordering::Relaxed);
+        self.sync_watermark.store(u64::MAX, Ordering::Relaxed);
         fence(Ordering::SeqCst);
         let reached = self.appended();
-        self.covering.store(reached, Ordering::Release);
+        self.sync_watermark.store(reached, Ordering::Release);
         reached
     }
 
     /// How far syncs that have begun may commit, asked by the processor after it has appended a record.
-    pub fn covering(&self) -> u64 {
+    pub fn sync_watermark(&self) -> u64 {
         fence(Ordering::SeqCst);
-        self.covering.load(Ordering::Acquire)
+        self.sync_watermark.load(Ordering::Acquire)
     }
 }

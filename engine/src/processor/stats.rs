@@ -1,4 +1,4 @@
-//! Report: what a share tells of itself: the states of its partitions, and how much is mapped.
+//! Stats: the states of its partitions, and how much is mapped.
 
 use crate::processor::share::{Local, Share};
 use crate::units::Epoch;
