@@ -138,7 +138,7 @@ fn contents_are_checked_when_asked_for_and_a_missing_device_is_left_out() {
     std::fs::remove_file(world.path.join("log")).unwrap();
     let report = world.check(true);
     assert_eq!((report.problems.len(), report.checked_bytes), (1, 0));
-    assert!(report.problems[0].contains("cannot be opened: No such file"), "{report:?}");
+    assert!(report.problems[0].contains("cannot be opened: no such file"), "{report:?}");
 }
 
 #[test]
