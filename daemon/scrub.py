@@ -109,15 +109,15 @@ class Scrubs:
         total = sum(log["used_bytes"] for log in logs)
         view = ScrubView(volume=name, state="running", started=iso(context.clock()), rate=rate, total=total)
         scrub = _Running(view)
-        with self._lock:
-            if volume.id in self._running:
-                raise ScrubRunning(name=name)
-            self._running[volume.id] = scrub
-            self._ended.pop(volume.id, None)
         scrub.thread = threading.Thread(
             target=self._run, args=(volume, scrub), name="polyvol-scrub", daemon=True
         )
-        scrub.thread.start()
+        with self._lock:
+            if volume.id in self._running:
+                raise ScrubRunning(name=name)
+            scrub.thread.start()  # `stop` joins what it finds in `_running`, so it is started by then
+            self._running[volume.id] = scrub
+            self._ended.pop(volume.id, None)
         return view
 
     @reads

@@ -115,6 +115,34 @@ def test_a_stop_of_the_daemon_ends_a_scrub(volume: Daemon) -> None:
     assert time.monotonic() - start < 5
 
 
+def test_a_stop_while_a_scrub_begins_waits_until_it_has_begun(
+    volume: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume.world.scrubs[1, 0] = {"next": (1, 0), "bytes": 4096, "skipped_bytes": 0, "bad": []}
+    start = threading.Thread.start
+    failed: list[BaseException] = []
+
+    def stop() -> None:
+        try:
+            scrubs(volume).stop()
+        except RuntimeError as error:
+            failed.append(error)
+
+    stopping = threading.Thread(target=stop)
+
+    def started(thread: threading.Thread) -> None:
+        if thread.name == "polyvol-scrub":
+            start(stopping)
+            stopping.join(0.3)  # as far as it comes before the thread is started
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", started)
+    scrubs(volume).begin("v", 64 << 10)
+    stopping.join(10)
+    assert not stopping.is_alive()
+    assert failed == []
+
+
 def test_weekly_scrubs_are_due_a_week_after_the_last(volume: Daemon) -> None:
     def due(later_ns: int) -> str | None:
         volume.service._context.steady = lambda: steady_ns() + later_ns
