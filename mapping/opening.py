@@ -16,6 +16,7 @@ Errors            OSError of the calls; UnsafeLink, DeviceUnusable; HeldByOther 
 
 import errno
 import fcntl
+import glob
 import os
 import stat
 import struct
@@ -145,6 +146,12 @@ def remove_name(path: Path, identity: Identity) -> bool:
     except FileNotFoundError:
         return False
     return True
+
+
+def matching(directory: Path, pattern: str) -> list[Path]:
+    """What there is below a directory that matches a pattern (`*`). Unlike `Path.glob`, it passes over
+    directories that somebody removes at the same time."""
+    return [directory / name for name in glob.glob(pattern, root_dir=directory)]  # noqa: PTH207
 
 
 def sync_directory(path: Path) -> None:

@@ -153,7 +153,7 @@ class Devices:
             refuse_own(context.state_dir, path)
         with self._locked(device, "device retry") as now, self._claims.at(path):
             self._reopen(self._open_checked(now, path, accept=request.accept), path)
-        shown = self.show(name)
+            shown = self.show(name)  # before another verb changes it
         if shown.state != "ok":
             raise DeviceStillFaulty(name=name, reason=shown.reason)
         return shown

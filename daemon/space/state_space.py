@@ -32,6 +32,7 @@ from polyvol.daemon.sizes import format_size
 from polyvol.daemon.space.state_files import StateFiles
 from polyvol.daemon.state.reserve import Reserve, few_files_left, free_bytes, try_allocate
 from polyvol.mapping.no_space import NEEDED_BYTES, PROBES, is_no_space, probe_path
+from polyvol.mapping.opening import matching
 from polyvol.mapping.os_errors import advice, reason
 from polyvol.mapping.partition import round_up
 from polyvol.mapping.records import Volume
@@ -147,7 +148,7 @@ class StateSpaceMonitor:
 
     def _has_old_segments(self, volume: Volume) -> bool:
         processors = len(self._context.catalog.volume_processors(volume.id))
-        journals = list(self._context.volume_directory(volume).glob("*.journal"))
+        journals = matching(self._context.volume_directory(volume), "*.journal")
         return len(journals) > SEGMENTS_KEPT * processors
 
     def _checkpoint(self, volumes: Sequence[int]) -> None:

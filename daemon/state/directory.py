@@ -24,7 +24,7 @@ from polyvol.daemon.state.rights import OTHER_STATE, refuse_open_to_others
 from polyvol.mapping import occupied
 from polyvol.mapping.errors import DeviceUnusable, PolyvolError, StateFull
 from polyvol.mapping.no_space import NEEDED, is_no_space
-from polyvol.mapping.opening import identity_of, sync_directory
+from polyvol.mapping.opening import identity_of, matching, sync_directory
 from polyvol.mapping.os_errors import advice, reason
 
 OWN = ("catalog.db*", "catalog.mark*", "lock", "reserve*", "volumes", "manifests")
@@ -146,7 +146,7 @@ def refuse_own(state_dir: Path, path: Path) -> None:
 
 def _own_inodes(state_dir: Path) -> Iterator[tuple[int, int] | None]:
     for pattern in OWN:
-        for path in state_dir.glob(pattern):
+        for path in matching(state_dir, pattern):
             yield _inode(path)
             for directory, names, files in os.walk(path):  # which passes over what goes meanwhile
                 yield from (_inode(Path(directory, name)) for name in (*names, *files))

@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from polyvol.mapping.no_space import is_no_space, probe_path
-from polyvol.mapping.opening import sync_directory
+from polyvol.mapping.opening import matching, sync_directory
 
 NAME = "reserve"
 JOURNALS = f"{NAME}.journals"
@@ -142,13 +142,13 @@ class Reserve:
     def size(self) -> int:
         """Bytes that it is to have."""
         catalog = sum(_allocated(self._state_dir / f"catalog.db{suffix}") for suffix in ("", "-wal"))
-        journals = sum(1 for _ in self._state_dir.glob("manifests/*/*.manifest"))
+        journals = len(matching(self._state_dir, "manifests/*/*.manifest"))
         return max(LEAST, _MORE + 2 * catalog + journals * _FIRST_SEGMENT)
 
     def journals_size(self) -> int:
         """Bytes that the next checkpoint of a processor and a small segment take, at most by what the present
         checkpoints say."""
-        checkpoints = self._state_dir.glob("volumes/*/*.checkpoint")
+        checkpoints = matching(self._state_dir, "volumes/*/*.checkpoint")
         return _JOURNAL_MORE + max(map(_allocated, checkpoints), default=0)
 
     def _give_up(self) -> None:

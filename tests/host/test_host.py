@@ -219,7 +219,7 @@ def test_a_device_grows_and_is_never_given_another_export(machine: Machine) -> N
     before = machine.ok(log).count("is connected again")
     machine.ok(f"echo {64 * MIB} {OTHER} >/tmp/export; systemctl restart test-server")
     waiting = machine.start("dd if=/dev/nbd7 of=/dev/null bs=4k count=1 iflag=direct", 60)
-    wait_for(machine, f'{log} | grep -q "another UUID"')
+    wait_for(machine, f'{log} | grep "another UUID" >/dev/null')
     assert machine.ok(log).count("is connected again") == before
     machine.ok(f"echo {64 * MIB} {ONE} >/tmp/export")
     waiting.ok()
@@ -239,7 +239,7 @@ def test_a_disk_that_is_pulled_is_missing_at_once_and_heals_when_it_is_back(mach
     machine.ok("polyvol volume create pulled --size 64M --device d1 --log-device d1; polyvol attach pulled")
     machine.ok("dd if=/dev/urandom of=/dev/polyvol/pulled bs=1M count=32 oflag=direct conv=fsync status=none")
     machine.ok("sha256sum </dev/polyvol/pulled >/tmp/pulled.sum")
-    state = "polyvol device show d1 | grep -q"
+    state = "polyvol device show d1 | grep >/dev/null"
     machine.ok(f"{state} 'state: *ok'")
     machine.unplug("backing1")
     wait_for(machine, f'{state} "state: *missing"', 30)
@@ -316,7 +316,7 @@ def test_a_restart_refuses_nobody(machine: Machine) -> None:
 
 def test_a_reload_grows_the_processors(machine: Machine) -> None:
     machine.ok("echo 'processors = 3' >>/etc/polyvol/polyvold.toml; systemctl reload polyvold")
-    wait_for(machine, 'polyvol status | grep -qx "processors: *3"')
+    wait_for(machine, 'polyvol status | grep -x "processors: *3" >/dev/null')
 
 
 def test_a_daemon_that_hangs_is_started_again(machine: Machine) -> None:

@@ -27,6 +27,7 @@ ABSENT = (
     "unknown-schedule",
     "unknown-device",
     "volume-not-served",
+    "volume-busy",  # it is being made
     "restoring",
     "no-scrub",
 )
