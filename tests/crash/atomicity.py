@@ -13,27 +13,19 @@ What must hold    A group's snapshot is there whole, with its volumes at one tur
 Errors            Exit code 1 and a sentence.
 """
 
-import argparse
-import os
 import pickle
 import random
-import sys
-import tempfile
-import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from polyvol.daemon.check import check_state
 from polyvol.daemon.service import Service
 from polyvol.daemon.types.groups import GroupSnapshotCreate
 from polyvol.daemon.types.volumes import VolumeGrow
-from tests.crash.check import lay_out
-from tests.crash.disk import POLICIES, Disk
+from tests.crash import after_images
 from tests.crash.history import NEVER, SECTOR, Lost
-from tests.crash.recorder import environment, preloaded, read_log
+from tests.crash.recorder import environment
 from tests.support.daemon import Daemon, short_directory
 from tests.support.nbd import connect
-from tests.support.proc import run
 
 BLOCK = 4096
 SIZE, STEP = (1 << 20) + 3 * BLOCK, 77 * BLOCK
@@ -194,56 +186,16 @@ def go_on(service: Service) -> None:
     service.groups.delete_snapshot("g", "probe")
 
 
-def check_images(directory: Path, seed: int, count: int, root: Path, boot_id: Path) -> None:
-    """Make so many images, in order of their moments, and check them."""
-    story: Story = pickle.loads((directory / "story").read_bytes())
-    records = list(read_log(directory / "log"))
-    length = (directory / "log").stat().st_size
-    made = next(number for number, one in enumerate(records) if one.at >= story.made)
-    draw = random.Random(seed)
-    disk, applied = Disk(), 0
-    for number, moment in enumerate(sorted(draw.randrange(made, len(records)) for _ in range(count))):
-        while applied <= moment:
-            disk.apply(records[applied])
-            applied += 1
-        policy = draw.choice(POLICIES)
-        lay_out(disk.image(policy, draw), root)
-        boot_id.write_text(f"{uuid.uuid4()}\n")
-        at = records[moment + 1].at if moment + 1 < len(records) else length
-        try:
-            service = Service(root / "state", processors=2, serve_nbd=False)
-            service.start()
-            try:
-                check(service, story, at)
-                go_on(service)
-            finally:
-                service.stop()
-            if number % 8 == 0 and (problems := check_state(root / "state", data=True).problems):
-                raise Lost("; ".join(problems))
-        except Lost as lost:
-            raise Lost(f"record {moment}, {policy}: {lost}") from lost
+def check_image(service: Service, story: Story, at: int, _: int) -> None:
+    """Check what a service has after a power loss, and that it can go on."""
+    check(service, story, at)
+    go_on(service)
 
 
 def check_recording(directory: Path, *, seed: int, count: int) -> str:
     """Run the program on a recording; what it says is wrong, or ''."""
-    with tempfile.TemporaryDirectory(prefix="pv-", dir="/dev/shm") as short:
-        env = preloaded(Path(short) / "boot-id")
-        words = ["--seed", str(seed), "--count", str(count), "--root", short]
-        ended = run(sys.executable, "-m", __name__, directory, *words, env=env, timeout_s=280)
-    return "" if ended.rc == 0 else f"{ended.out}{ended.err}"
-
-
-def main() -> None:
-    """The program."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("recording", type=Path)
-    parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--count", type=int, required=True)
-    parser.add_argument("--root", type=Path, required=True)
-    options = parser.parse_args()
-    boot_id = Path(os.environ["RECORDER_BOOT_ID"])
-    check_images(options.recording, options.seed, options.count, options.root / "root", boot_id)
+    return after_images.run_program(__name__, directory, seed=seed, count=count)
 
 
 if __name__ == "__main__":
-    main()
+    after_images.main(lambda story: story.made, check_image, state_check_every=8)

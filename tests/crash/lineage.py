@@ -13,30 +13,22 @@ What must hold    All that was reported has happened, whole; what was asked for 
 Errors            Exit code 1 and a sentence.
 """
 
-import argparse
 import contextlib
-import os
 import pickle
 import random
-import sys
-import tempfile
 import threading
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from polyvol.daemon.check import check_state
 from polyvol.daemon.client.cli.client import ApiError
 from polyvol.daemon.service import Service
 from polyvol.mapping.errors import PolyvolError
-from tests.crash.check import lay_out
-from tests.crash.disk import POLICIES, Disk
+from tests.crash import after_images
 from tests.crash.history import SECTOR, Lost
-from tests.crash.recorder import cut_off, environment, preloaded, read_log
+from tests.crash.recorder import cut_off, environment
 from tests.support.daemon import Daemon, short_directory
 from tests.support.nbd import connect
-from tests.support.proc import run
 
 BLOCK = 4096
 SIZE = (1 << 20) + 3 * BLOCK
@@ -308,57 +300,17 @@ def end(service: Service) -> None:
         raise Lost(f"{left} are left")
 
 
-def check_images(directory: Path, seed: int, count: int, root: Path, boot_id: Path) -> None:
-    """Make so many images, in order of their moments, and check them."""
-    story: Story = pickle.loads((directory / "story").read_bytes())
-    records = list(read_log(directory / "log"))
-    length = (directory / "log").stat().st_size
-    made = next(number for number, one in enumerate(records) if one.at >= story.steps[0].reported)
-    draw = random.Random(seed)
-    disk, applied = Disk(), 0
-    for number, moment in enumerate(sorted(draw.randrange(made, len(records)) for _ in range(count))):
-        while applied <= moment:
-            disk.apply(records[applied])
-            applied += 1
-        policy = draw.choice(POLICIES)
-        lay_out(disk.image(policy, draw), root)
-        boot_id.write_text(f"{uuid.uuid4()}\n")
-        at = records[moment + 1].at if moment + 1 < len(records) else length
-        try:
-            service = Service(root / "state", processors=2, serve_nbd=False)
-            service.start()
-            try:
-                go_on(service, check(service, story, at))
-                if number % 4 == 1:
-                    end(service)
-            finally:
-                service.stop()
-            if number % 4 == 0 and (problems := check_state(root / "state", data=True).problems):
-                raise Lost("; ".join(problems))
-        except Lost as lost:
-            raise Lost(f"record {moment}, {policy}: {lost}") from lost
+def check_image(service: Service, story: Story, at: int, number: int) -> None:
+    """Check what a service has after a power loss, and that it can go on. At some images all is deleted."""
+    go_on(service, check(service, story, at))
+    if number % 4 == 1:
+        end(service)
 
 
 def check_recording(directory: Path, *, seed: int, count: int) -> str:
     """Run the program on a recording; what it says is wrong, or ''."""
-    with tempfile.TemporaryDirectory(prefix="pv-", dir="/dev/shm") as short:
-        env = preloaded(Path(short) / "boot-id")
-        words = ["--seed", str(seed), "--count", str(count), "--root", short]
-        ended = run(sys.executable, "-m", __name__, directory, *words, env=env, timeout_s=280)
-    return "" if ended.rc == 0 else f"{ended.out}{ended.err}"
-
-
-def main() -> None:
-    """The program."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("recording", type=Path)
-    parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--count", type=int, required=True)
-    parser.add_argument("--root", type=Path, required=True)
-    options = parser.parse_args()
-    boot_id = Path(os.environ["RECORDER_BOOT_ID"])
-    check_images(options.recording, options.seed, options.count, options.root / "root", boot_id)
+    return after_images.run_program(__name__, directory, seed=seed, count=count)
 
 
 if __name__ == "__main__":
-    main()
+    after_images.main(lambda story: story.steps[0].reported, check_image, state_check_every=4)
