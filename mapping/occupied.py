@@ -16,7 +16,6 @@ import json
 import os
 import re
 import stat
-import subprocess
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from polyvol.mapping.errors import DeviceUnusable, DiskInUse
 from polyvol.mapping.opening import HeldByOther, Identity, OpenFile, identity_of, is_held, open_file
 from polyvol.mapping.os_errors import reason
 from polyvol.mapping.probes import Probes
+from polyvol.mapping.programs import NotRun, run_program
 
 SYSFS = Path("/sys/class/block")
 MOUNTS = Path("/proc/self/mountinfo")
@@ -227,20 +227,9 @@ def _wipefs(file: OpenFile, *options: str) -> str:
     # Debian's users, and so polyvold's, need not have sbin in their PATH.
     env = {"PATH": f"/usr/sbin:/sbin:{os.environ.get('PATH', '')}", "LC_ALL": "C"}
     try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            env=env,
-            timeout=WIPEFS_S,
-            pass_fds=(file.fd,),
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        why = reason(error) if isinstance(error, OSError) else "it took too long"
-        raise DeviceUnusable(path=path, why=f"wipefs could not look at it ({why})") from error
+        done = run_program(command, timeout_s=WIPEFS_S, env=env, pass_fds=(file.fd,))
+    except NotRun as error:
+        raise DeviceUnusable(path=path, why=f"wipefs could not look at it ({error})") from error
     if done.returncode != 0:
         raise DeviceUnusable(path=path, why=f"wipefs failed ({done.stderr.strip()})")
     return done.stdout

@@ -12,7 +12,6 @@ import contextlib
 import ctypes
 import errno
 import os
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +24,7 @@ from polyvol.daemon.client.attach.errors import AttachedInUse, NotWritten
 from polyvol.daemon.client.attach.records import Attached, Places
 from polyvol.mapping.occupied import mounts
 from polyvol.mapping.os_errors import reason
+from polyvol.mapping.programs import NotRun, run_program
 
 SYSFS = Path("/sys/block")
 DEV = Path("/dev")
@@ -51,14 +51,8 @@ def load_nbd() -> bool:
     """Have the kernel load its NBD client, if it is a module; whether there is one."""
     if NBD_MODULE.is_dir():
         return True
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        subprocess.run(
-            ["modprobe", "nbd"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=MODPROBE_S,
-            check=False,
-        )
+    with contextlib.suppress(NotRun):
+        run_program(["modprobe", "nbd"], timeout_s=MODPROBE_S)
     return NBD_MODULE.is_dir()
 
 

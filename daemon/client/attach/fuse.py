@@ -16,7 +16,6 @@ import dataclasses
 import os
 import select
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -28,6 +27,7 @@ from polyvol.daemon.client.attach.errors import KernelRefused, NeedsRoot, Progra
 from polyvol.daemon.client.attach.records import Attached, Places, Wanted, held
 from polyvol.mapping.errors import PolyvolError
 from polyvol.mapping.os_errors import reason
+from polyvol.mapping.programs import NotRun, run_program
 
 HANDSHAKE_S = 10.0
 MOUNT_S = 20.0
@@ -289,19 +289,9 @@ def _losetup(file: Path, wanted: Wanted, *, read_only: bool) -> str:
 def _run(*command: str) -> str:
     """Run a program to its end; its output."""
     try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=PROGRAM_S,
-            check=False,
-            pass_fds=held(),
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        why = reason(error) if isinstance(error, OSError) else "it took too long"
-        raise ProgramFailed(program=command[0], why=why) from error
+        done = run_program(command, timeout_s=PROGRAM_S, pass_fds=held())
+    except NotRun as error:
+        raise ProgramFailed(program=command[0], why=error) from error
     if done.returncode != 0:
         raise ProgramFailed(program=command[0], why=done.stderr.strip() or f"status {done.returncode}")
     return done.stdout

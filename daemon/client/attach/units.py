@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 from polyvol.daemon.client.attach.errors import AttachFailed, ProgramFailed
-from polyvol.mapping.os_errors import reason
+from polyvol.mapping.programs import NotRun, run_program
 
 TEMPLATE = "polyvol-attach@.service"
 START_S = 150.0
@@ -63,15 +63,7 @@ def stop(name: str) -> None:
 
 def _systemctl(*arguments: str, timeout_s: float) -> "subprocess.CompletedProcess[str]":
     try:
-        return subprocess.run(
-            ["systemctl", "--no-ask-password", *arguments],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=timeout_s,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        why = reason(error) if isinstance(error, OSError) else f"it took over {timeout_s:.0f} s"
-        raise ProgramFailed(program="systemctl", why=why) from error
+        command = ["systemctl", "--no-ask-password", *arguments]
+        return run_program(command, timeout_s=timeout_s, late=f"it took over {timeout_s:.0f} s")
+    except NotRun as error:
+        raise ProgramFailed(program="systemctl", why=error) from error

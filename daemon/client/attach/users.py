@@ -10,12 +10,12 @@ Errors            Nothing raises where a process or a device has gone in the mea
 import contextlib
 import os
 import stat
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from polyvol.mapping import occupied
+from polyvol.mapping.programs import NotRun, run_program
 
 PROC = Path("/proc")
 SYSFS = Path("/sys/class/block")
@@ -52,8 +52,8 @@ def release(device: str) -> None:
 
 
 def _run(*command: str | Path) -> None:
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=RELEASE_S, check=False)
+    with contextlib.suppress(NotRun):
+        run_program(command, timeout_s=RELEASE_S)
 
 
 def _parts(device: str) -> dict[int, Path]:

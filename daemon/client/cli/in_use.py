@@ -11,7 +11,6 @@ Errors            EXIT_CODE if something is in use, or if a running daemon does 
 
 import dataclasses
 import os
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from polyvol.daemon.client.cli.common import json_option, state_dir_option
 from polyvol.daemon.client.cli.output import print_json, say
 from polyvol.daemon.errors import EXIT_CODE, DaemonNotRunning, DaemonUnreachable
 from polyvol.daemon.state.directory import nbd_socket
+from polyvol.mapping.programs import NotRun, run_program
 
 SYSTEMD = Path("/run/systemd/system")
 DEFAULT_STATE_DIR = Path("/var/lib/polyvol")
@@ -112,12 +112,10 @@ def _may_run(state_dir: Path) -> bool:
         return True
     command = ["systemctl", "show", "--property=ActiveState", "--value", "polyvold.service"]
     try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=SYSTEMCTL_S, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        done = run_program(command, timeout_s=SYSTEMCTL_S)
+    except NotRun:
         return True
-    return done.stdout.strip() not in (b"inactive", b"failed")
+    return done.stdout.strip() not in ("inactive", "failed")
 
 
 def _attached_here(places: Places, state_dir: Path) -> dict[str, int]:
