@@ -22,8 +22,7 @@ from polyvol.daemon.context import Context
 from polyvol.daemon.errors import BadRequest
 from polyvol.daemon.hooks.run import HookRunner
 from polyvol.daemon.snapshots.verbs import Snapshots
-from polyvol.daemon.types.groups import SnapshotWanted
-from polyvol.daemon.types.snapshots import SnapshotCreate, SnapshotView
+from polyvol.daemon.types.snapshots import SnapshotCreate, SnapshotView, SnapshotWanted
 from polyvol.mapping.errors import CatalogConflict, UnknownVolume
 from polyvol.mapping.group import Consistency, Group, Schedule
 from polyvol.mapping.records import Volume

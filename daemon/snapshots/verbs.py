@@ -22,8 +22,13 @@ from polyvol.daemon.consistent_read import reads
 from polyvol.daemon.context import Context, devices_of
 from polyvol.daemon.errors import EngineFailed, SnapshotInUse, counted_clients
 from polyvol.daemon.types.base import iso
-from polyvol.daemon.types.groups import SnapshotWanted
-from polyvol.daemon.types.snapshots import PartitionSnapshotView, SnapshotDeleted, SnapshotView, StallView
+from polyvol.daemon.types.snapshots import (
+    PartitionSnapshotView,
+    SnapshotDeleted,
+    SnapshotView,
+    SnapshotWanted,
+    StallView,
+)
 from polyvol.daemon.types.use import SnapshotUseView
 from polyvol.daemon.volumes.change_logs import ChangeLogs, inventory
 from polyvol.daemon.volumes.exporting import export_snapshots

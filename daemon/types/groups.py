@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from polyvol.daemon.ranges import Names
 from polyvol.daemon.types.base import STRICT
-from polyvol.daemon.types.snapshots import SnapshotCreate, SnapshotView
+from polyvol.daemon.types.snapshots import SnapshotView, SnapshotWanted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,15 +27,10 @@ class GroupChange:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GroupSnapshotCreate:
+class GroupSnapshotCreate(SnapshotWanted):
     """One cut over a group's volumes; the rest as for SnapshotCreate."""
 
     __pydantic_config__: ClassVar = STRICT
-    name: str | None = None
-    prefix: str | None = None
-    log_device: str | None = None
-    scheduled: bool = False
-    require_hooks: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +103,3 @@ class RollbackView:
     volumes: list[str]
     snapshot: str
     safety: str | None
-
-
-SnapshotWanted = SnapshotCreate | GroupSnapshotCreate
-"""What is asked of a snapshot, apart from the volumes."""

@@ -81,18 +81,24 @@ class SnapshotDeleted:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SnapshotCreate:
+class SnapshotWanted:
+    """What is asked of a snapshot, apart from the volumes; see SnapshotCreate."""
+
+    name: str | None = None
+    prefix: str | None = None
+    log_device: str | None = None
+    scheduled: bool = False
+    require_hooks: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class SnapshotCreate(SnapshotWanted):
     """One cut over these volumes. `name` None: made from the time, after `prefix`. `log_device`: where what
     is written afterwards goes. `scheduled`: by a schedule, so that it may be dropped for space.
     `require_hooks`: no snapshot unless all hooks succeed."""
 
     __pydantic_config__: ClassVar = STRICT
     volumes: Names
-    name: str | None = None
-    prefix: str | None = None
-    log_device: str | None = None
-    scheduled: bool = False
-    require_hooks: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
