@@ -250,14 +250,13 @@ impl Engine {
     /// Waits for a volume whose devices are slow, as long as a request would; refuses one that hangs.
     pub(super) fn wait_or_refuse(&self, volume: &Volume, what: &str) -> Result<()> {
         let since = self.ticks.now();
-        while self.system.threaded() && volume.hangs() {
-            self.refuse_given_up(volume, what)?;
-            if self.ticks.is_over(since) {
+        while volume.hangs() {
+            if volume.has_given_up() || self.ticks.is_over(since) || !self.system.threaded() {
                 return Err(hangs(&volume.name, what));
             }
             std::thread::sleep(TICK);
         }
-        if volume.hangs() { Err(hangs(&volume.name, what)) } else { Ok(()) }
+        Ok(())
     }
 
     /// Refuses to place something on a device that has a write that was given up: it may be another volume's, and land later.
