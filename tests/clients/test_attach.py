@@ -15,7 +15,7 @@ from polyvol.daemon.client.attach.records import Places, Wanted
 from tests.clients.attached import Host
 from tests.support import fuse, nbd
 from tests.support.daemon import BIN, Daemon
-from tests.support.proc import Background, check, run, wait_until
+from tests.support.proc import Background, check, pause, run, wait_until
 
 MIB = 1 << 20
 HAS_NBD = Path("/sys/module/nbd").exists()
@@ -145,7 +145,7 @@ def test_a_dead_device_that_nobody_uses_is_detached_with_a_warning(
 @pytest.mark.slow
 def test_a_device_whose_server_hangs_is_told_and_stays(host: Host) -> None:
     host.ok("attach", "v", "--fuse")
-    os.kill(host.daemon.pid, signal.SIGSTOP)
+    pause(host.daemon.pid)
     try:
         listed = host.listed()["v"]
         assert listed["state"] == "no server"
@@ -160,7 +160,7 @@ def test_a_device_whose_server_hangs_is_told_and_stays(host: Host) -> None:
 @pytest.mark.slow
 def test_force_ends_a_device_with_unwritten_data_whose_server_hangs(host: Host) -> None:
     path = Path(host.ok("attach", "v", "--fuse").strip())
-    os.kill(host.daemon.pid, signal.SIGSTOP)
+    pause(host.daemon.pid)
     try:
         write = ("dd", "if=/dev/zero", f"of={path}", "bs=4k", "count=1", "conv=notrunc")
         with Background(*write, log=host.daemon.directory / "dd.log") as dirty:

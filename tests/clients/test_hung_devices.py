@@ -18,7 +18,7 @@ import pytest
 from polyvol.daemon.client.cli.client import ApiError
 from tests.support import fuse, nbd
 from tests.support.daemon import Daemon
-from tests.support.proc import Background, wait_until
+from tests.support.proc import Background, pause, wait_until
 
 MIB = 1 << 20
 SOON_S = 20.0
@@ -33,7 +33,7 @@ class Disk:
 
     def hang(self) -> None:
         """From now on no call on it returns."""
-        os.kill(self._driver.pid, signal.SIGSTOP)
+        pause(self._driver.pid)
 
     def go_on(self) -> None:
         """All that waits goes on."""

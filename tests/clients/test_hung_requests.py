@@ -20,7 +20,7 @@ import pytest
 from tests.support import nbd
 from tests.support.daemon import Daemon
 from tests.support.fuse import mounted, needed, unmount
-from tests.support.proc import Background, wait_until
+from tests.support.proc import Background, pause, wait_until
 
 MIB = 1 << 20
 BLOCK = 4096
@@ -81,7 +81,7 @@ def test_a_disk_that_hangs_fails_its_requests_and_holds_nobody_else(
         )
         hung.pwrite(b"a" * MIB, 0)
         hung.flush()
-        os.kill(process.pid, signal.SIGSTOP)
+        pause(process.pid)
         check_hung(daemon, hung, good)
         os.kill(process.pid, signal.SIGCONT)
         wait_until(lambda: daemon.json("device", "show", "h")["state"] == "ok", "its answer", SOON_S)
@@ -100,7 +100,7 @@ def test_a_volume_deleted_while_its_disk_hangs_is_gone_when_it_answers(
     with fuse_disk(daemon.directory) as (path, process):
         daemon.ok("device", "add", path, "--name", "h", "--force")
         daemon.ok("volume", "create", "hung", "--size", "64M", "--device", "h", "--log-device", "h")
-        os.kill(process.pid, signal.SIGSTOP)
+        pause(process.pid)
         with nbd.connect(daemon.uri("hung")) as hung:
             assert errno_of(hung.pwrite, b"b" * BLOCK, 0) == errno.EIO
         daemon.refused("volume", "delete", "hung", "--yes")
@@ -124,7 +124,7 @@ def test_a_reload_changes_the_time_out(make_daemon: Callable[..., Daemon], front
         settings.write_text(f'frontend = "{frontend}"\nio-timeout = {TIMEOUT_S}\n')
         os.kill(daemon.pid, signal.SIGHUP)
         hung = open_now.enter_context(nbd.connect(daemon.uri("hung")))
-        os.kill(process.pid, signal.SIGSTOP)
+        pause(process.pid)
         assert errno_of(hung.pwrite, b"b" * BLOCK, 0) == errno.EIO
         assert f"after {TIMEOUT_S} s" in daemon.json("device", "show", "h")["reason"]
         os.kill(process.pid, signal.SIGCONT)

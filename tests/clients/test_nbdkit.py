@@ -18,7 +18,7 @@ import pytest
 from polyvol.daemon.process.nbdkit import find_plugin
 from tests.support import nbd
 from tests.support.daemon import Daemon
-from tests.support.proc import Argument, Background, check, run, wait_until
+from tests.support.proc import Argument, Background, check, pause, run, wait_until
 from tests.support.raw_nbd import (
     FLUSH,
     OPT_EXPORT_NAME,
@@ -143,7 +143,7 @@ def test_an_nbdkit_that_is_ended_with_a_client_connected_is_started_again(
 
 def test_stopped_and_continued_it_serves(nbdkit: Daemon) -> None:
     for pid in (nbdkit.pid, nbdkit.served_by):
-        os.kill(pid, signal.SIGSTOP)
+        pause(pid)
         time.sleep(0.3)
         os.kill(pid, signal.SIGCONT)
         with nbd.connect(nbdkit.uri("v")) as handle:

@@ -106,6 +106,18 @@ def check(
     return result.out
 
 
+def pause(pid: int) -> None:
+    """Stop a process by SIGSTOP, and wait until all its threads have stopped: they may go on for a moment."""
+    os.kill(pid, signal.SIGSTOP)
+    states = Path(f"/proc/{pid}/task")
+
+    def has_stopped() -> bool:
+        texts = [(task / "stat").read_text() for task in states.iterdir()]
+        return all(text.rpartition(")")[2].split()[0] == "T" for text in texts)
+
+    wait_until(has_stopped, f"the stop of process {pid}")
+
+
 def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = TIMEOUT_S) -> None:
     """Poll until a condition holds."""
     deadline = time.monotonic() + timeout_s

@@ -13,6 +13,7 @@ from polyvol.daemon.client.attach.errors import AttachedInUse
 from polyvol.daemon.client.attach.records import Attached, Places, Wanted
 from tests.support import nbd
 from tests.support.daemon import Daemon
+from tests.support.proc import pause
 
 Make = Callable[..., Daemon]
 
@@ -73,7 +74,7 @@ def test_one_whose_server_is_gone_is_told_and_not_detached(kernel: Kernel) -> No
 
 
 def test_one_whose_server_hangs_is_told(kernel: Kernel) -> None:
-    os.kill(kernel.daemon.pid, signal.SIGSTOP)
+    pause(kernel.daemon.pid)
     try:
         state, trouble = kernel.state()
     finally:
