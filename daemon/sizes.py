@@ -2,8 +2,7 @@
 
 import re
 
-from polyvol.mapping.sizes import UNITS
-from polyvol.mapping.sizes import format_size as format_size  # for who shows sizes beside times
+from polyvol.mapping.sizes import UNITS, format_size
 
 SIZE_MAX = (1 << 63) - 1
 """The largest size that can be said, bytes."""

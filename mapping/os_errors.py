@@ -63,7 +63,11 @@ def reason(error: BaseException, path: Path | str | None = None) -> str:
         return f"permission denied on the directory {above}"
     if error.errno in _TABLE:
         return _TABLE[error.errno][0]
-    text = error.strerror or os.strerror(error.errno)
+    return as_clause(error.strerror or os.strerror(error.errno))
+
+
+def as_clause(text: str) -> str:
+    """A sentence of the system or of a library, to stand within one of ours: its first letter is small."""
     return text[:1].lower() + text[1:]
 
 

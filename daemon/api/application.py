@@ -37,6 +37,7 @@ from polyvol.daemon.volumes import routes as volume
 from polyvol.daemon.volumes import scrub_routes as scrub
 from polyvol.mapping.errors import PolyvolError, StateFull
 from polyvol.mapping.no_space import NEEDED, is_no_space
+from polyvol.mapping.os_errors import as_clause
 from polyvol.mapping.sizes import format_size
 
 if TYPE_CHECKING:
@@ -193,7 +194,7 @@ def _read_body(body_type: TypeAdapter[Any], text: bytes) -> object:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        said = _wrong(first["type"], first.get("ctx", {})) or first["msg"][:1].lower() + first["msg"][1:]
+        said = _wrong(first["type"], first.get("ctx", {})) or as_clause(first["msg"])
         message = f"{where}: {said}" if where else said
         raise BadRequest(why=message) from error
 

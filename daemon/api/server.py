@@ -34,6 +34,7 @@ from polyvol.daemon.errors import BadRequest
 from polyvol.daemon.host.asker import asked_over
 from polyvol.daemon.host.sockets import BACKLOG
 from polyvol.daemon.workers import Workers
+from polyvol.mapping.os_errors import as_clause
 from polyvol.mapping.sizes import format_size
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ class _Refusal(ErrorTask):  # type: ignore[misc]  # waitress has no types
 
     def execute(self) -> None:
         error = self.request.error
-        why = _REFUSED.get(error.code) or error.body[:1].lower() + error.body[1:]
+        why = _REFUSED.get(error.code) or as_clause(error.body)
         text = error_text(BadRequest(why=why))
         self.status = f"{error.code} {error.reason}"
         self.response_headers.append(("Content-Type", "application/json; charset=utf-8"))

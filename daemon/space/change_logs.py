@@ -31,12 +31,12 @@ from polyvol.daemon.devices.health import device_troubles
 from polyvol.daemon.errors import Restoring, SnapshotInUse, VolumeBusy, log_failure
 from polyvol.daemon.fill_level import FillLevel, Level
 from polyvol.daemon.isolation import isolate
-from polyvol.daemon.sizes import format_size
 from polyvol.daemon.snapshots.verbs import Snapshots
 from polyvol.daemon.space.state_space import StateSpaceMonitor
 from polyvol.daemon.workers import Workers
 from polyvol.mapping.errors import PolyvolError
 from polyvol.mapping.records import SnapshotRecord, Volume
+from polyvol.mapping.sizes import format_size
 from polyvol.snapshot.group_errors import SnapshotHeld
 from polyvol.snapshot.retention import droppable
 from polyvol.snapshot.snapshot import export_name

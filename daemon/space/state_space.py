@@ -28,7 +28,6 @@ from pathlib import Path
 
 from polyvol.daemon.context import Context
 from polyvol.daemon.errors import log_failure
-from polyvol.daemon.sizes import format_size
 from polyvol.daemon.space.state_files import StateFiles
 from polyvol.daemon.state.reserve import Reserve, few_files_left, free_bytes, try_allocate
 from polyvol.mapping.no_space import NEEDED_BYTES, PROBES, is_no_space, probe_path
@@ -36,6 +35,7 @@ from polyvol.mapping.opening import matching
 from polyvol.mapping.os_errors import advice, reason
 from polyvol.mapping.partition import round_up
 from polyvol.mapping.records import Volume
+from polyvol.mapping.sizes import format_size
 
 _log = logging.getLogger("polyvol.space")
 SEGMENT_BYTES = 8 << 20

@@ -14,12 +14,12 @@ Errors            NotLarger, VolumeNotServed, EngineFailed and those of plans; w
 
 from polyvol.daemon.context import Context
 from polyvol.daemon.isolation import isolate
-from polyvol.daemon.sizes import format_size
 from polyvol.daemon.types.volumes import VolumeGrow
 from polyvol.daemon.volumes.change_logs import ChangeLogs, inventory
 from polyvol.mapping.device import Device
 from polyvol.mapping.growth import plan_growth
 from polyvol.mapping.records import Volume
+from polyvol.mapping.sizes import format_size
 from polyvol.mapping.volume import volume_spec
 
 

@@ -13,8 +13,8 @@ from polyvol.daemon.client.attach.records import Places, Wanted
 from polyvol.daemon.client.cli.common import NumberType, json_option, state_dir_option
 from polyvol.daemon.client.cli.output import print_json, print_table, say, warn
 from polyvol.daemon.host.notify import log_to_journal
-from polyvol.daemon.sizes import format_size
 from polyvol.daemon.state.directory import nbd_socket
+from polyvol.mapping.sizes import format_size
 
 CONNECTIONS_MAX = 16
 

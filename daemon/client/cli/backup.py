@@ -20,8 +20,8 @@ from polyvol.daemon.client.cli.common import (
 )
 from polyvol.daemon.client.cli.exports import Opened, identity, opened_snapshot
 from polyvol.daemon.client.cli.output import print_json, say
-from polyvol.daemon.sizes import format_size
 from polyvol.daemon.state.directory import state_dir_of
+from polyvol.mapping.sizes import format_size
 
 if TYPE_CHECKING:
     from polyvol.snapshot.stream import StreamHeader

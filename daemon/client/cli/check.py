@@ -9,8 +9,7 @@ import click
 from polyvol.daemon.client.cli.common import json_option, state_dir_option
 from polyvol.daemon.client.cli.output import print_json, say
 from polyvol.daemon.errors import EXIT_CODE
-from polyvol.daemon.sizes import format_size
-from polyvol.mapping.sizes import counted
+from polyvol.mapping.sizes import counted, format_size
 
 
 @click.command()

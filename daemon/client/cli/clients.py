@@ -9,8 +9,8 @@ from polyvol.daemon.client.cli.client import ApiError, Client
 from polyvol.daemon.client.cli.common import NumberType, json_option, state_dir_option
 from polyvol.daemon.client.cli.output import print_json, print_table, say
 from polyvol.daemon.client.cli.times import local_option, moments, zoned
-from polyvol.daemon.sizes import SIZE_MAX, format_size
-from polyvol.mapping.sizes import counted
+from polyvol.daemon.sizes import SIZE_MAX
+from polyvol.mapping.sizes import counted, format_size
 
 
 @click.group()

@@ -17,9 +17,8 @@ from polyvol.daemon.client.cli.ending import tell
 from polyvol.daemon.client.cli.output import print_json, say
 from polyvol.daemon.client.transfer.progress import progress
 from polyvol.daemon.errors import EXIT_CODE, NoMatch
-from polyvol.daemon.sizes import format_size
 from polyvol.mapping.errors import RepeatedDevice
-from polyvol.mapping.sizes import counted
+from polyvol.mapping.sizes import counted, format_size
 
 _POLL_S = 0.1
 

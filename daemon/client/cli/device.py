@@ -10,8 +10,8 @@ from polyvol.daemon.client.cli.client import Client
 from polyvol.daemon.client.cli.common import SIZE, TEXT, json_option, state_dir_option
 from polyvol.daemon.client.cli.output import listed, print_facts, print_json, print_table, say
 from polyvol.daemon.client.cli.times import local_option, moment
-from polyvol.daemon.sizes import format_size
 from polyvol.mapping.os_errors import reason
+from polyvol.mapping.sizes import format_size
 
 
 @click.group()

@@ -9,8 +9,7 @@ from polyvol.daemon.client.cli.client import Client, Json
 from polyvol.daemon.client.cli.common import json_option, split_snapshot, state_dir_option
 from polyvol.daemon.client.cli.output import print_json, say, say_lines
 from polyvol.daemon.errors import OtherVolume, SnapshotReplaced
-from polyvol.daemon.sizes import format_size
-from polyvol.mapping.sizes import counted
+from polyvol.mapping.sizes import counted, format_size
 
 
 @click.command()

@@ -37,7 +37,7 @@ from polyvol.daemon.errors import (
 )
 from polyvol.daemon.version import version
 from polyvol.mapping.errors import PolyvolError
-from polyvol.mapping.os_errors import advice, reason
+from polyvol.mapping.os_errors import advice, as_clause, reason
 
 TRACEBACK = "POLYVOL_TRACEBACK"
 _SOURCE = Path(__file__).resolve().parents[3]
@@ -235,7 +235,7 @@ def _clause(text: str) -> str:
     """A sentence of click's as a clause on one line."""
     text = re.sub(r"\. \(?Did you mean( one of)?:?", r": did you mean\1", " ".join(text.split()))
     text = text.removesuffix("?)").rstrip(".?")
-    return text if text[:2].isupper() else text[:1].lower() + text[1:]
+    return text if text[:2].isupper() else as_clause(text)
 
 
 def _elsewhere(error: click.ClickException) -> str:

@@ -24,9 +24,9 @@ from polyvol.daemon.client.cli.client import ApiError, Client, Json
 from polyvol.daemon.client.cli.common import TEXT, json_option, state_dir_option
 from polyvol.daemon.client.cli.exports import open_export
 from polyvol.daemon.client.cli.output import print_json, say
-from polyvol.daemon.sizes import format_size
 from polyvol.mapping.names import check_name
 from polyvol.mapping.os_errors import advice, reason
+from polyvol.mapping.sizes import format_size
 from polyvol.snapshot.errors import StreamBroken
 
 if TYPE_CHECKING:

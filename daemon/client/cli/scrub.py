@@ -12,8 +12,8 @@ from polyvol.daemon.client.cli.common import SizeType, json_option, state_dir_op
 from polyvol.daemon.client.cli.output import listed, print_json, print_table, say
 from polyvol.daemon.client.transfer.progress import progress
 from polyvol.daemon.errors import EXIT_CODE
-from polyvol.daemon.sizes import SCRUB_RATE_MAX, SCRUB_RATE_MIN, format_size
-from polyvol.mapping.sizes import counted
+from polyvol.daemon.sizes import SCRUB_RATE_MAX, SCRUB_RATE_MIN
+from polyvol.mapping.sizes import counted, format_size
 
 _POLL_S = 0.2
 _RATE = SizeType(SCRUB_RATE_MIN, SCRUB_RATE_MAX)

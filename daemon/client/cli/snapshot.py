@@ -15,7 +15,8 @@ from polyvol.daemon.client.cli.snapshot_group import (
     warn_of_hooks,
 )
 from polyvol.daemon.client.cli.times import in_future, local_option, moment, moments, zoned
-from polyvol.daemon.sizes import format_ns, format_size
+from polyvol.daemon.sizes import format_ns
+from polyvol.mapping.sizes import format_size
 
 
 @click.group()

@@ -6,7 +6,8 @@ from typing import Any
 from polyvol.daemon.client.cli.client import Client, Json
 from polyvol.daemon.client.cli.output import listed, print_facts, print_json, print_table, say, warn
 from polyvol.daemon.client.cli.times import in_future, moment, moments, zoned
-from polyvol.daemon.sizes import format_ns, format_size
+from polyvol.daemon.sizes import format_ns
+from polyvol.mapping.sizes import format_size
 
 
 def create_of_group(client: Client, group: str, body: Json, as_json: bool) -> None:

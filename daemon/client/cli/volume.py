@@ -14,9 +14,20 @@ from polyvol.daemon.client.cli.hooks import hook_options, hook_text, hooks_from
 from polyvol.daemon.client.cli.output import listed, print_facts, print_json, print_table, say
 from polyvol.daemon.client.cli.times import local_option, moment, moments, zoned
 from polyvol.daemon.errors import NotConfirmed
-from polyvol.daemon.sizes import format_seconds, format_size
+from polyvol.daemon.sizes import format_seconds
 from polyvol.daemon.state.directory import nbd_socket
-from polyvol.mapping.sizes import counted, exact_size
+from polyvol.mapping.sizes import counted, exact_size, format_size
+
+log_devices_option = click.option(
+    "--log-device",
+    "log_devices",
+    multiple=True,
+    metavar="DEVICE",
+    help="Device for a change log [new files]; repeatable.",
+)
+processors_option = click.option(
+    "--processors", type=int, metavar="N", help="Number of processors that own it [all]."
+)
 
 
 def when_full_option(*, default: str | None = None) -> Callable[[Command], Command]:
@@ -46,14 +57,8 @@ def volume() -> None:
     metavar="DEVICE",
     help="Device for its data [new files]; repeatable.",
 )
-@click.option(
-    "--log-device",
-    "log_devices",
-    multiple=True,
-    metavar="DEVICE",
-    help="Device for a change log [new files]; repeatable.",
-)
-@click.option("--processors", type=int, metavar="N", help="Number of processors that own it [all].")
+@log_devices_option
+@processors_option
 @click.option(
     "--partition-size", type=SIZE, default="64M", show_default=True, help="A power of two, 1M to 1G."
 )
@@ -85,14 +90,8 @@ def create(state_dir: Path, as_json: bool, partitions: bool, **request: Json) ->
 @volume.command()
 @click.argument("source", metavar="VOLUME@SNAPSHOT")
 @click.argument("name", metavar="NEW")
-@click.option(
-    "--log-device",
-    "log_devices",
-    multiple=True,
-    metavar="DEVICE",
-    help="Device for a change log [new files]; repeatable.",
-)
-@click.option("--processors", type=int, metavar="N", help="Number of processors that own it [all].")
+@log_devices_option
+@processors_option
 @when_full_option(default="keep-writing")
 @json_option
 @state_dir_option
