@@ -40,9 +40,9 @@ impl Engine {
         }
         // What hangs is left to the kernel: the process lives until it has ended, and so do its locks.
         let hangs = |lane| match lane {
-            Lane::Device(id) | Lane::Look(id) => self
-                .device(id)
-                .is_ok_and(|device| device.silence.is_silent() || device.silence.stuck() > 0),
+            Lane::Device(id) | Lane::Look(id) => {
+                self.device(id).is_ok_and(|device| device.silence.hangs())
+            }
             Lane::Share(share) | Lane::Files(share) => hung.contains(&share),
         };
         self.checkpoints.stop_but(&hangs);

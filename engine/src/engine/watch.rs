@@ -124,7 +124,7 @@ impl Volume {
     /// Whether what it waits for may never end: it has given something up, or a device of it does not answer. A device that is
     /// only slow looks the same until the time-out: who can wait, waits.
     pub fn hangs(&self) -> bool {
-        self.has_given_up() || self.devices().iter().any(|device| device.silence.is_silent())
+        self.flusher.is_overdue() || self.devices().iter().any(|device| device.silence.hangs())
     }
 }
 

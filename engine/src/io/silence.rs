@@ -51,6 +51,11 @@ impl Silence {
         self.silent.load(Ordering::Relaxed)
     }
 
+    /// Whether what waits for it may never end: it does not answer, or the kernel has a call that was given up.
+    pub fn hangs(&self) -> bool {
+        self.is_silent() || self.stuck() > 0
+    }
+
     /// When the oldest of what did not end began, if it does not answer.
     pub fn since(&self) -> Option<Tick> {
         let reported = self.reported.lock().expect("no holder panics");

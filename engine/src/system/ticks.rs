@@ -75,17 +75,19 @@ impl Ticks {
     /// Whether a device does not answer that has been at a sync since this tick: after half of what a request may wait, because
     /// a sync writes back all that the page cache holds, which takes a slow disk long.
     pub fn is_silent_sync(&self, since: Tick) -> bool {
-        let timeout = self.timeout.load(Ordering::Relaxed);
-        let timeout = if timeout == 0 { ticks_in(TIMEOUT_DEFAULT) } else { timeout };
-        self.now().wrapping_sub(since) > (timeout / 2).max(1)
+        self.now().wrapping_sub(since) > self.half_timeout()
     }
 
     /// Whether a device does not answer that has been at something else since this tick.
     pub fn is_silent(&self, since: Tick) -> bool {
+        self.now().wrapping_sub(since) > self.half_timeout().min(ticks_in(SILENT))
+    }
+
+    /// Half of what a request may last, or of the default where there is no limit; ticks.
+    fn half_timeout(&self) -> u32 {
         let timeout = self.timeout.load(Ordering::Relaxed);
-        let silent = ticks_in(SILENT);
-        let silent = if timeout == 0 { silent } else { silent.min((timeout / 2).max(1)) };
-        self.now().wrapping_sub(since) > silent
+        let timeout = if timeout == 0 { ticks_in(TIMEOUT_DEFAULT) } else { timeout };
+        (timeout / 2).max(1)
     }
 }
 
