@@ -139,7 +139,7 @@ def _busy(daemon: Daemon) -> list[str]:
 
 ALLOWED = {
     *("name-in-use", "unknown-volume", "unknown-snapshot", "unknown-group", "unknown-device", "volume-busy"),
-    *("no-match", "volume-changed", "group-changed", "device-not-ready"),
+    *("volume-changed", "group-changed", "device-not-ready"),
     *(
         "group-busy",
         "device-busy",

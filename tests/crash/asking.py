@@ -34,7 +34,6 @@ REFUSALS = {
     *("volume-open", "volume-in-group", "volume-held", "group-has-snapshots", "name-in-use", "not-held"),
     *("not-larger", "scrub-running", "no-scrub", "too-many-logs", "device-in-use"),
     *("device-path-in-use", "volume-changed", "group-changed", "volume-busy", "group-busy", "device-busy"),
-    "no-match",
 }
 """What another thread's verb, or the daemon's own threads, can be the reason for."""
 
