@@ -12,7 +12,7 @@ use polyvol_engine::engine::scrub::ScrubReport;
 use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::error::Errno;
 use polyvol_engine::io::device::Mode;
-use polyvol_engine::processor::scrub::{Cursor, SeenBy};
+use polyvol_engine::processor::share::scrub::{Cursor, SeenBy};
 use polyvol_engine::volume::local_client::LocalClient;
 
 const MIB: u64 = 1 << 20;

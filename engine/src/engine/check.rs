@@ -17,7 +17,7 @@ use crate::checksum;
 use crate::engine::spec::{VolumeSpec, check as check_spec};
 use crate::error::{Error, Result};
 use crate::io::device::{Device, Mode};
-use crate::processor::scrub::{SlotRun, for_each_slot_run};
+use crate::processor::share::scrub::{SlotRun, for_each_slot_run};
 use crate::system::System;
 use crate::units::{BLOCK_SIZE, DeviceId, PartitionIndex};
 use crate::volume::geometry::Extent;

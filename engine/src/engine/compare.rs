@@ -9,8 +9,8 @@
 use crate::block_map::diff::differing;
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
-use crate::processor::compare::Pair;
 use crate::processor::queue::{Control, ask};
+use crate::processor::share::compare::Pair;
 use crate::units::{BLOCK_SIZE, Epoch, VolumeId};
 
 /// Changed extents, or a page of them.

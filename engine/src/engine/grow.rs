@@ -1,7 +1,7 @@
 //! Growth a volume while it is in use.
 //!
 //! How it works      Everything that can fail comes first: devices are looked up, processors that had no partition of it get
-//!                   a journal. Then each share is told ([`crate::processor::grow`]), and a new [`Volume`] with the same
+//!                   a journal. Then each share is told ([`crate::processor::share::grow`]), and a new [`Volume`] with the same
 //!                   shares and the new ones takes the place of the old one, for control calls and for those who connect
 //!                   from now on. Connections that are there continue with the old one until they are asked for what it does not have: a
 //!                   kernel's client is told the new size while it is connected.
@@ -19,8 +19,8 @@ use crate::engine::Engine;
 use crate::engine::spec::{VolumeSpec, check};
 use crate::engine::volumes::{Begun, SharePlan, begin, index_by_processor, recover_all};
 use crate::error::{Error, ErrorKind, Result};
-use crate::processor::grow::Growth;
 use crate::processor::queue::{Control, Event, ask};
+use crate::processor::share::grow::Growth;
 use crate::processor::share::{Share, ShareConfig};
 use crate::processor::space_waiters::Ask;
 use crate::units::BLOCK_SIZE;

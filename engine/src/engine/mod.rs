@@ -41,7 +41,7 @@ use crate::processor::cut::{Cut, Report, Stall};
 use crate::processor::queue::{Control, CutShare, Event, ask};
 use crate::processor::run::Handle;
 use crate::processor::runner::Mailbox;
-use crate::processor::stats::PartitionState;
+use crate::processor::share::stats::PartitionState;
 use crate::system::linux::Linux;
 use crate::system::pool::{Lane, Pool};
 use crate::system::reaper::Reaping;

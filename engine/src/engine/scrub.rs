@@ -14,7 +14,7 @@ use crate::engine::Engine;
 use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::io::device::Device;
 use crate::processor::queue::{Control, Queue, ask};
-use crate::processor::scrub::{Cursor, Question, SeenBy, SlotRun};
+use crate::processor::share::scrub::{Cursor, Question, SeenBy, SlotRun};
 use crate::system::pool::Lane;
 use crate::units::{BLOCK_SIZE, BlockIndex, DeviceId, PartitionIndex, VolumeId};
 use crate::volume::Volume;

@@ -17,12 +17,12 @@ use std::sync::{Arc, OnceLock, Weak};
 
 use crate::error::Errno;
 use crate::io::device::Device;
-use crate::processor::in_flight::Errand;
 use crate::processor::io_job::{Done, Job};
 use crate::processor::queue::{Event, Part};
-use crate::processor::read::INLINE_BYTES_MAX;
 use crate::processor::run::Processor;
 use crate::processor::runner::Runner;
+use crate::processor::share::in_flight::Errand;
+use crate::processor::share::read::INLINE_BYTES_MAX;
 use crate::system::System;
 use crate::system::direct::Direct;
 use crate::system::pool::{Lane, Pool};

@@ -1,9 +1,9 @@
 //! Processors: the worker threads that alone touch the mutable state of the partitions that they own.
 //!
 //! How it works      A processor ([`runner`]) drains its [`queue`] ([`run`]), and for each volume that it owns partitions of, a
-//!                   [`share`] serves the parts of requests: [`read`], [`write`], [`zero`]. What would block goes
-//!                   to the pool's threads, or to the ring of [`cold`], and comes back as an event. What changes nothing
-//!                   of a processor the readers do themselves on the [`fast_path`]. [`cut`] is how all processors agree on an instant.
+//!                   [`share`] serves the parts of requests. What would block goes to the pool's threads, or to the ring
+//!                   of [`cold`], and comes back as an event. What changes nothing of a processor the readers do
+//!                   themselves on the [`fast_path`](share::fast_path). [`cut`] is how all processors agree on an instant.
 //!
 //! Ownership; no other file explains it:
 //!
@@ -22,33 +22,14 @@
 //! Lock order: `committing`, then a journal's list of segments, each held by a flusher. None of the others is ever
 //! taken while another is held.
 
-mod backlog;
-mod block_status;
-pub mod change;
-pub mod checkpoint;
-mod clearing;
 pub mod cold;
-pub mod compare;
 pub mod cut;
 mod drain;
-mod fast_path;
-pub mod grow;
-mod in_flight;
 pub mod io_job;
 pub mod lanes;
-mod pieces;
 pub mod queue;
-pub mod read;
-pub mod reclaim;
-mod roll_back;
 pub mod run;
 pub mod runner;
-pub mod scrub;
 pub mod share;
-mod share_cut;
-mod slot_retry;
 pub mod space_waiters;
-pub mod stats;
 mod time_slice;
-pub mod write;
-pub mod zero;

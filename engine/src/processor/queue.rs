@@ -1,7 +1,7 @@
 //! Queue: how work is handed to a processor, by batch: push all, wake once.
 //!
 //! How it works      A thread that submits a small batch to an idle processor is let in, which saves two wake-ups. First it
-//!                   enters shared mode, together with others, for the [`fast_path`](super::fast_path). With the rest of the
+//!                   enters shared mode, together with others, for the [`fast_path`](super::share::fast_path). With the rest of the
 //!                   batch it runs the processor exclusively if no thread does; else the thread that runs it finds what was
 //!                   pushed when it has finished its own batch. While events wait for exclusive mode, no thread enters
 //!                   shared mode, so they do not wait long. A run of the processor is short, and may leave work in the
@@ -21,14 +21,14 @@ use std::sync::mpsc::Sender;
 use crate::block_map::history::{History, Rollback};
 use crate::change_log::segment::Prepared;
 use crate::error::{Errno, Result};
-use crate::processor::compare::{HandedOut, Pair};
 use crate::processor::cut::Cut;
-use crate::processor::grow::Growth;
 use crate::processor::io_job::Done;
-use crate::processor::reclaim::Dropping;
-use crate::processor::scrub::Question;
 use crate::processor::share::Share;
-use crate::processor::stats::PartitionState;
+use crate::processor::share::compare::{HandedOut, Pair};
+use crate::processor::share::grow::Growth;
+use crate::processor::share::reclaim::Dropping;
+use crate::processor::share::scrub::Question;
+use crate::processor::share::stats::PartitionState;
 use crate::sync::{Condvar, Mutex, MutexGuard};
 use crate::system::ticks::Tick;
 use crate::system::{System, wait};
@@ -49,7 +49,7 @@ pub struct Part {
     pub offset: u32,
     /// Length in bytes, at least 1.
     pub length: u32,
-    /// How many bytes of the partition come behind it that are done when it is done (see [`walk`](super::pieces)).
+    /// How many bytes of the partition come behind it that are done when it is done (see [`walk`](super::share::pieces)).
     pub rest: u32,
     /// Where the part begins in the request, bytes.
     pub at: u64,

@@ -17,13 +17,13 @@ use crate::error::Errno;
 use crate::mutants::{Bug, bug};
 use crate::processor::queue::Part;
 use crate::processor::share::Share;
-use crate::processor::{read, write};
+use crate::processor::share::{read, write};
 use crate::volume::flusher::Waiter;
 use crate::volume::request::{Request, Sink, Verb};
 
 /// Requests that are answered, and whose replies are not sent yet.
 #[derive(Default)]
-pub(super) struct Answered {
+pub(in crate::processor) struct Answered {
     /// Almost always one for a whole batch.
     sink: Option<Arc<dyn Sink>>,
 }
@@ -39,7 +39,7 @@ impl Answered {
     }
 
     /// Has the replies sent.
-    pub(super) fn kick(&self) {
+    pub(in crate::processor) fn kick(&self) {
         if let Some(sink) = &self.sink {
             sink.kick();
         }
@@ -49,7 +49,7 @@ impl Answered {
 impl Share {
     /// Does a part on the fast path if that is possible, and returns its result; `None`: it was not done. A read that
     /// would have to wait is marked cold.
-    pub(super) fn try_fast(&self, part: &mut Part) -> Option<Result<(), Errno>> {
+    pub(in crate::processor) fn try_fast(&self, part: &mut Part) -> Option<Result<(), Errno>> {
         if self.leaving || self.blocked(part, self.waiting.len()) {
             return None; // FP2
         }
@@ -91,7 +91,12 @@ impl Share {
     }
 
     /// Ends a part that was done on the fast path; the last one ends its request.
-    pub(super) fn end_fast(&self, part: Part, result: Result<(), Errno>, answered: &mut Answered) {
+    pub(in crate::processor) fn end_fast(
+        &self,
+        part: Part,
+        result: Result<(), Errno>,
+        answered: &mut Answered,
+    ) {
         let request = part.request;
         if let Err(errno) = result {
             self.stats.errors.fetch_add(1, Ordering::Relaxed);

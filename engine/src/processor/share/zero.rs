@@ -10,8 +10,8 @@ use crate::block_map::place::Place;
 use crate::io::device::Device;
 use crate::processor::io_job::{Job, NewPlace, Step};
 use crate::processor::queue::Part;
+use crate::processor::share::write::{NoSpace, is_aligned};
 use crate::processor::share::{Context, Share};
-use crate::processor::write::{NoSpace, is_aligned};
 use crate::units::{BLOCK_SIZE, BlockIndex};
 use crate::volume::request::Verb;
 

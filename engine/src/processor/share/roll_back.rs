@@ -13,8 +13,8 @@ use crate::block_map::history::Rollback;
 use crate::block_map::place::Place;
 use crate::change_log::journal::Entry;
 use crate::error::Errno;
-use crate::processor::reclaim::FreedBase;
 use crate::processor::share::Share;
+use crate::processor::share::reclaim::FreedBase;
 use crate::units::BLOCK_SIZE;
 
 impl Share {

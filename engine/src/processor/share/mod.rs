@@ -1,15 +1,35 @@
 //! Share: what one processor has of one volume: its partitions' versions, its journal, its share of slots.
 //!
 //! How it works      Parts come in; one that surely does not block is done at once, the others are handed to other threads
-//!                   with their blocks reserved, and come back ([`in_flight`](super::in_flight)). A part that overlaps a
+//!                   with their blocks reserved, and come back ([`in_flight`]). A part that overlaps a
 //!                   reservation, or a part that waits for one, waits too. How many are handed over, or wait, is
-//!                   [bounded](super::backlog), and long requests are done in [pieces](super::pieces).
+//!                   [bounded](backlog), and long requests are done in [pieces](pieces).
 //! Invariants        H1 two parts of the live volume that overlap, one of them a write, are never in flight together,
-//!                      except on the [`fast_path`](super::fast_path);
+//!                      except on the [`fast_path`];
 //!                   H2 a part is in exactly one state: in flight, waiting, in the backlog, held for a cut, without space,
 //!                      among those that the processor serves later, or ended. A share that is leaving adds none;
 //!                   H3 `epoch` is above all of `history`.
 //! Owner and locks   its processor, alone.
+
+mod apply;
+mod backlog;
+mod block_status;
+mod checkpoint;
+mod clearing;
+pub mod compare;
+mod cut;
+pub(super) mod fast_path;
+pub mod grow;
+pub(super) mod in_flight;
+mod pieces;
+pub mod read;
+pub mod reclaim;
+mod roll_back;
+pub mod scrub;
+mod slot_retry;
+pub mod stats;
+pub mod write;
+mod zero;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -22,13 +42,13 @@ use crate::change_log::journal::Journal;
 use crate::change_log::slots::Slots;
 use crate::change_log::space::{Log, Space};
 use crate::error::Errno;
-use crate::processor::backlog::{Backlog, Kind, WAITING_MAX};
 use crate::processor::cold::Cold;
-use crate::processor::in_flight::InFlight;
 use crate::processor::lanes::{Lanes, lane_of};
 use crate::processor::queue::{Ended, Part, Queue};
-use crate::processor::reclaim::{Dropped, FreedBase};
-use crate::processor::slot_retry::SlotRetry;
+use crate::processor::share::backlog::{Backlog, Kind, WAITING_MAX};
+use crate::processor::share::in_flight::InFlight;
+use crate::processor::share::reclaim::{Dropped, FreedBase};
+use crate::processor::share::slot_retry::SlotRetry;
 use crate::processor::space_waiters::{Ask, SpaceWaiters};
 use crate::system::System;
 use crate::system::pool::Pool;
@@ -149,69 +169,69 @@ pub struct ShareConfig {
 
 /// See the module's head.
 pub struct Share {
-    pub(super) number: u32,
-    pub(super) geometry: Arc<Geometry>,
-    pub(super) origin: Option<Arc<Origin>>,
-    pub(super) space: Arc<Space>,
-    pub(super) space_waiters: Arc<SpaceWaiters>,
-    pub(super) ask: Ask,
+    number: u32,
+    geometry: Arc<Geometry>,
+    origin: Option<Arc<Origin>>,
+    space: Arc<Space>,
+    space_waiters: Arc<SpaceWaiters>,
+    ask: Ask,
     /// Where slots are taken from, in the order to try.
-    pub(super) log_order: Vec<Arc<Log>>,
+    log_order: Vec<Arc<Log>>,
     /// How many of the first of them are as good as each other.
-    pub(super) equal_priority_logs: usize,
-    pub(super) slot_retry: SlotRetry,
-    pub(super) flusher: Arc<Flusher>,
-    pub(super) bad: Arc<BadBlocks>,
-    pub(super) stats: Arc<ShareStats>,
-    pub(super) locals: Vec<Local>,
-    pub(super) journal: Journal,
-    pub(super) slots: Slots,
-    pub(super) epoch: Epoch,
-    pub(super) history: History,
-    pub(super) default_logs: Vec<u16>,
-    pub(super) ordinal: usize,
-    pub(super) named_log: Option<u16>,
+    equal_priority_logs: usize,
+    slot_retry: SlotRetry,
+    flusher: Arc<Flusher>,
+    bad: Arc<BadBlocks>,
+    stats: Arc<ShareStats>,
+    locals: Vec<Local>,
+    journal: Journal,
+    slots: Slots,
+    epoch: Epoch,
+    history: History,
+    default_logs: Vec<u16>,
+    ordinal: usize,
+    named_log: Option<u16>,
     /// What was handed over.
-    pub(super) out: InFlight,
-    pub(super) waiting: VecDeque<Part>,
-    pub(super) backlog: Backlog,
-    pub(super) held: Vec<Part>,
-    pub(super) without_space: Vec<Part>,
+    out: InFlight,
+    waiting: VecDeque<Part>,
+    backlog: Backlog,
+    held: Vec<Part>,
+    without_space: Vec<Part>,
     /// When it stopped for a cut, as [`System::monotonic_ns`] counts.
-    pub(super) stopped_at: Option<u64>,
+    stopped_at: Option<u64>,
     /// Waiters for the writes of an epoch, and since when.
-    pub(super) settling: Vec<(Epoch, Tick, Sender<Ended>)>,
+    settling: Vec<(Epoch, Tick, Sender<Ended>)>,
     /// The instant of the last cut, if its record could not be appended yet.
-    pub(super) unrecorded_cut: Option<u64>,
+    unrecorded_cut: Option<u64>,
     /// The epoch of the newest checkpoint that is named and durable; 0: there is none.
-    pub(super) checkpoint_epoch: Epoch,
-    pub(super) freed_bases: VecDeque<FreedBase>,
-    pub(super) dropped: Vec<Dropped>,
+    checkpoint_epoch: Epoch,
+    freed_bases: VecDeque<FreedBase>,
+    dropped: Vec<Dropped>,
     /// Waiting slots that the space knows of.
-    pub(super) counted_waiting: u64,
-    pub(super) punching: bool,
-    pub(super) leaving: bool,
-    pub(super) release_asked: bool,
+    counted_waiting: u64,
+    punching: bool,
+    leaving: bool,
+    release_asked: bool,
     /// The last sync that was asked for failed: none is asked for but by a part that needs it.
-    pub(super) release_failed: bool,
+    release_failed: bool,
     /// Empty chunks that a pool thread is giving back to their logs.
-    pub(super) returning: u64,
-    pub(super) checkpointing: bool,
+    returning: u64,
+    checkpointing: bool,
     /// Waiters for the checkpoint that is being written, and for the one after it.
-    pub(super) checkpoint_waiters: [Vec<(Tick, Sender<bool>)>; 2],
-    pub(super) checkpoint_bytes: u64,
+    checkpoint_waiters: [Vec<(Tick, Sender<bool>)>; 2],
+    checkpoint_bytes: u64,
     /// Waiters for journal segments to become removable.
-    pub(super) relieving: Vec<(Tick, Sender<bool>)>,
+    relieving: Vec<(Tick, Sender<bool>)>,
     /// The segment that is being prepared may be a small one.
-    pub(super) preparing_small: bool,
+    preparing_small: bool,
     /// Writing past the page cache to one of its devices waits for the disk: nobody but the pool's threads does.
-    pub(super) direct: bool,
+    direct: bool,
     /// No call on any of its devices ever waits: they are in memory.
-    pub(super) inline: bool,
+    inline: bool,
     /// All of its devices can tell whether a write in place would wait.
-    pub(super) writes_now: bool,
+    writes_now: bool,
     /// Room for checksums of what is being written.
-    pub(super) sums: Vec<u32>,
+    sums: Vec<u32>,
 }
 
 impl Share {
@@ -284,7 +304,7 @@ impl Share {
     }
 
     /// Its volume has other devices than before. They may be many: a cut, which sorts the logs again, does not wait for this.
-    pub(super) fn look_at_devices(&mut self) {
+    fn look_at_devices(&mut self) {
         let logs = self.space.logs();
         let all = || self.geometry.devices().chain(logs.iter().flat_map(|log| log.devices()));
         self.direct = all().any(|device| device.mode.direct);
@@ -315,7 +335,7 @@ impl Share {
     }
 
     /// Has a part taken when it is its turn.
-    pub(super) fn take_later(&mut self, part: Part, context: &mut Context<'_>) {
+    fn take_later(&mut self, part: Part, context: &mut Context<'_>) {
         if self.leaving {
             self.end_now(part, Err(Errno::ESHUTDOWN), context);
         } else {
@@ -323,7 +343,7 @@ impl Share {
         }
     }
 
-    pub(super) fn start(&mut self, part: Part, context: &mut Context<'_>) {
+    fn start(&mut self, part: Part, context: &mut Context<'_>) {
         debug_assert!(part.length > 0 && (part.local as usize) < self.locals.len());
         match part.request.verb {
             Verb::Read => self.read(part, context),
@@ -335,8 +355,8 @@ impl Share {
         }
     }
 
-    /// Ends a part, or continues with its [next piece](super::pieces).
-    pub(super) fn end(&mut self, part: Part, result: Result<(), Errno>, context: &mut Context<'_>) {
+    /// Ends a part, or continues with its [next piece](self::pieces).
+    fn end(&mut self, part: Part, result: Result<(), Errno>, context: &mut Context<'_>) {
         match self.next_piece(&part).filter(|_| result.is_ok()) {
             Some(next) if next.request.sink().is_gone() => {
                 next.request.fail(Errno::ESHUTDOWN);
@@ -348,12 +368,7 @@ impl Share {
     }
 
     /// Ends a part, whatever is left of it; the last one ends its request.
-    pub(super) fn end_now(
-        &mut self,
-        part: Part,
-        result: Result<(), Errno>,
-        context: &mut Context<'_>,
-    ) {
+    fn end_now(&mut self, part: Part, result: Result<(), Errno>, context: &mut Context<'_>) {
         let request = part.request;
         match request.verb {
             Verb::Write => {

@@ -38,7 +38,11 @@ fn now(partition: &Partition) -> u64 {
 impl Job {
     /// Clears runs, as far as that does not take long if it is a request's; notes how far it came. Planning has asked
     /// only for what the devices can do; one that turns out not to is ENOTSUP, and planned around from then on.
-    pub(super) fn clear_all(&mut self, partition: &Partition, steps: &[Step]) -> Result<(), Errno> {
+    pub(in crate::processor) fn clear_all(
+        &mut self,
+        partition: &Partition,
+        steps: &[Step],
+    ) -> Result<(), Errno> {
         let deadline = self.request.as_ref().map(|_| Deadline::of(partition));
         let mut begin = None;
         for step in steps {

@@ -9,9 +9,9 @@
 use crate::block_map::leaf::Found;
 use crate::block_map::place::Place;
 use crate::error::Errno;
-use crate::processor::clearing::Deadline;
 use crate::processor::io_job::{Job, Spot, Step};
 use crate::processor::queue::Part;
+use crate::processor::share::clearing::Deadline;
 use crate::processor::share::{Context, Share};
 use crate::volume::geometry::Partition;
 use crate::volume::request::{Request, StatusExtent};
@@ -124,7 +124,11 @@ impl Statuses {
 
 impl Job {
     /// Asks devices what is allocated, as far as that does not take long.
-    pub(super) fn look_at(&self, partition: &Partition, steps: &[Step]) -> Result<(), Errno> {
+    pub(in crate::processor) fn look_at(
+        &self,
+        partition: &Partition,
+        steps: &[Step],
+    ) -> Result<(), Errno> {
         let request = self.request.as_ref().expect("it is a request's");
         let (mut found, deadline) = (Statuses::new(request), Deadline::of(partition));
         let (mut reached, mut calls) = (None, 0);
@@ -165,7 +169,7 @@ impl Job {
     }
 
     /// Has devices read ahead, as far as that does not take long; notes how far it came.
-    pub(super) fn read_ahead(
+    pub(in crate::processor) fn read_ahead(
         &mut self,
         partition: &Partition,
         steps: &[Step],

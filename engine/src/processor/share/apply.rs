@@ -1,4 +1,4 @@
-//! Change: how what a part has written becomes part of the map: recorded first (J2), then mapped; what it replaces waits for
+//! Apply: how what a part has written becomes part of the map: recorded first (J2), then mapped; what it replaces waits for
 //! its freeing to be durable (J4), unless it is [young](crate::change_log::young). Slots that were taken for nothing are given back.
 
 use std::cell::RefCell;

@@ -1,7 +1,7 @@
 //! Read: a part of READ, of the live volume or of a snapshot.
 //!
 //! How it works      What the page cache has is read at once, straight into the request's buffer; if any of the
-//!                   part would block, a ring or a pool thread reads the part ([`cold`](super::cold)). Slots are checked against their checksums.
+//!                   part would block, a ring or a pool thread reads the part ([`cold`](crate::processor::cold)). Slots are checked against their checksums.
 
 use std::sync::Arc;
 
@@ -10,16 +10,16 @@ use crate::block_map::place::Place;
 use crate::block_map::tree::Map;
 use crate::change_log::space::{CHUNK_SLOTS, Log, Space};
 use crate::error::Errno;
-use crate::processor::backlog::Kind;
 use crate::processor::io_job::{Job, Spot, Step, read_slots};
 use crate::processor::queue::Part;
+use crate::processor::share::backlog::Kind;
 use crate::processor::share::{Context, Share, blocks_of, count};
 use crate::units::{BLOCK_SIZE, Epoch};
 use crate::volume::geometry::Partition;
 use crate::volume::origin::{Origin, resolve};
 
 /// Longer parts are read by a pool thread: the processor has others to serve.
-pub(super) const INLINE_BYTES_MAX: u32 = 256 << 10;
+pub(in crate::processor) const INLINE_BYTES_MAX: u32 = 256 << 10;
 
 impl Share {
     pub(super) fn read(&mut self, mut part: Part, context: &mut Context<'_>) {

@@ -13,9 +13,9 @@
 use crate::error::Errno;
 use crate::processor::lanes::{Lanes, lane_of};
 use crate::processor::queue::Part;
-use crate::processor::read;
+use crate::processor::share::read;
+use crate::processor::share::write;
 use crate::processor::share::{Context, Share};
-use crate::processor::write;
 use crate::system::ticks::Ticks;
 use crate::volume::request::Verb;
 

@@ -2,7 +2,7 @@
 //!
 //! How it works      A change frees slots, dropping a snapshot frees slots and base places. All wait until what freed
 //!                   them is durable (J4): then slots are handed out again, and empty chunks and base places are punched
-//!                   out of their devices. A part without a free slot [waits](super::space_waiters) for slots whose
+//!                   out of their devices. A part without a free slot [waits](crate::processor::space_waiters) for slots whose
 //!                   freeing is not durable yet.
 //! Invariants        T1 a base place is punched only while it is reserved as a write would reserve it, and only if
 //!                   no version sees it then, nor did since the last durable record.
@@ -15,9 +15,9 @@ use crate::block_map::place::Place;
 use crate::change_log::space::EmptyChunk;
 use crate::error::Errno;
 use crate::mutants::{Bug, bug};
-use crate::processor::in_flight::Span;
 use crate::processor::io_job::{Job, Step};
 use crate::processor::queue::{Control, Event, Part};
+use crate::processor::share::in_flight::Span;
 use crate::processor::share::{Context, Local, Share};
 use crate::processor::space_waiters::Verdict;
 use crate::system::pool::Lane;

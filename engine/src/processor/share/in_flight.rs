@@ -21,10 +21,10 @@ use std::sync::{Arc, Mutex};
 use crate::error::Errno;
 use crate::io::device::Device;
 use crate::mutants::{Bug, bug};
-use crate::processor::backlog::Kind;
 use crate::processor::cold::Cold;
 use crate::processor::io_job::{Done, Job, NewPlace, Old, Step, Target};
 use crate::processor::queue::Part;
+use crate::processor::share::backlog::Kind;
 use crate::processor::share::{Context, Share, blocks_of, count};
 use crate::system::pool::Lane;
 use crate::system::ticks::{Tick, Ticks};
@@ -33,10 +33,10 @@ use crate::volume::geometry::Partition;
 use crate::volume::request::{Request, Verb};
 
 /// A job, and the part that it is of, unless it is work of the share's own.
-pub(super) type Content = (Option<Part>, Job);
+pub(in crate::processor) type Content = (Option<Part>, Job);
 
 /// A job that waits to be taken.
-pub(super) struct Errand {
+pub(in crate::processor) struct Errand {
     content: Mutex<Option<Box<Content>>>,
     /// When it was taken; 0: it was not.
     taken: AtomicU32,
@@ -52,19 +52,19 @@ impl Errand {
     }
 
     /// Whether it only reads.
-    pub(super) fn is_read(&self) -> bool {
+    pub(in crate::processor) fn is_read(&self) -> bool {
         self.reads
     }
 
     /// Takes it, to do it; `None`: it was taken back (U1).
-    pub(super) fn take(&self, ticks: &Ticks) -> Option<Content> {
+    pub(in crate::processor) fn take(&self, ticks: &Ticks) -> Option<Content> {
         let content = self.content.lock().expect("no holder panics").take()?;
         self.taken.store(ticks.now(), Ordering::Relaxed);
         Some(*content)
     }
 
     /// Puts it back, to be done another way.
-    pub(super) fn put_back(&self, content: Content) {
+    pub(in crate::processor) fn put_back(&self, content: Content) {
         *self.content.lock().expect("no holder panics") = Some(Box::new(content));
         self.taken.store(0, Ordering::Relaxed);
     }
