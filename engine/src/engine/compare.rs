@@ -9,7 +9,8 @@
 use crate::block_map::diff::differing;
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
-use crate::processor::queue::{Control, ask};
+use crate::processor::messages::Control;
+use crate::processor::queue::ask;
 use crate::processor::share::compare::Pair;
 use crate::units::{BLOCK_SIZE, Epoch, VolumeId};
 

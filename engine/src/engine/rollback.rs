@@ -19,7 +19,8 @@ use crate::block_map::history::{History, Rollback};
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
 use crate::mutants::{Bug, bug};
-use crate::processor::queue::{Control, ask};
+use crate::processor::messages::Control;
+use crate::processor::queue::ask;
 use crate::units::{Epoch, VolumeId};
 use crate::volume::Volume;
 

@@ -9,7 +9,8 @@ use std::collections::HashMap;
 use crate::block_map::usage::{Held, Looked, Memory, measure};
 use crate::engine::Engine;
 use crate::error::Result;
-use crate::processor::queue::{Control, ask};
+use crate::processor::messages::Control;
+use crate::processor::queue::ask;
 use crate::units::{Epoch, PartitionIndex, VolumeId};
 
 /// Partitions whose versions are handed out at a time: the processor has others to serve.

@@ -21,7 +21,7 @@ use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::io::device::Device;
 use crate::io::fault::Fault;
 use crate::io::silence::Turned;
-use crate::processor::queue::{Control, Event};
+use crate::processor::messages::{Control, Event};
 use crate::system::pool::{Lane, Pool};
 use crate::system::ticks::{TICK, Ticks};
 use crate::system::wait;

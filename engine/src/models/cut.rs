@@ -8,7 +8,8 @@ use loom::thread;
 
 use super::check_within;
 use crate::processor::cut::{Cut, Stall};
-use crate::processor::queue::{Control, Event, Queue};
+use crate::processor::messages::{Control, Event};
+use crate::processor::queue::Queue;
 use crate::processor::runner::{Handler, Mailbox, Runner};
 use crate::sync::{Condvar, Mutex};
 use crate::system::Task;

@@ -7,7 +7,9 @@ use loom::thread;
 
 use super::check;
 use crate::buffer::Buffer;
-use crate::processor::queue::{Control, Event, Part, Queue};
+use crate::processor::messages::{Control, Event};
+use crate::processor::part::Part;
+use crate::processor::queue::Queue;
 use crate::processor::runner::{Handler, Runner};
 use crate::sync::Mutex;
 use crate::system::Task;

@@ -21,7 +21,7 @@
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
-use crate::processor::queue::{Control, Event};
+use crate::processor::messages::{Control, Event};
 use crate::processor::runner::Mailbox;
 use crate::sync::{AtomicU64, AtomicUsize, Mutex, Ordering};
 use crate::system::System;

@@ -4,7 +4,7 @@
 use std::sync::mpsc::Sender;
 
 use crate::error::Errno;
-use crate::processor::queue::Event;
+use crate::processor::messages::Event;
 use crate::processor::run::Processor;
 use crate::processor::share::Share;
 

@@ -15,7 +15,7 @@ use crate::checksum;
 use crate::error::Errno;
 use crate::io::device::Device;
 use crate::mutants::{Bug, bug};
-use crate::processor::queue::Part;
+use crate::processor::part::Part;
 use crate::system::ring::Read;
 use crate::units::{BLOCK_SIZE, BlockIndex};
 use crate::volume::bad_blocks::BadBlocks;

@@ -9,7 +9,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use crate::processor::queue::Part;
+use crate::processor::part::Part;
 
 /// A connection, as far as it matters here: the address of its sink.
 pub type Key = usize;

@@ -27,6 +27,8 @@ pub mod cut;
 mod drain;
 pub mod io_job;
 pub mod lanes;
+pub mod messages;
+pub mod part;
 pub mod queue;
 pub mod run;
 pub mod runner;

@@ -10,7 +10,8 @@
 
 use std::sync::Arc;
 
-use crate::processor::queue::{Control, Event, Queue};
+use crate::processor::messages::{Control, Event};
+use crate::processor::queue::Queue;
 use crate::sync::RwLock;
 use crate::system::Task;
 

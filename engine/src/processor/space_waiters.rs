@@ -17,7 +17,8 @@ use std::sync::Arc;
 
 use crate::change_log::space::{EmptyChunk, Space};
 use crate::engine::events::{self, Events};
-use crate::processor::queue::{Control, Event, Queue};
+use crate::processor::messages::{Control, Event};
+use crate::processor::queue::Queue;
 use crate::sync::{AtomicUsize, Mutex, MutexGuard, Ordering, fence};
 use crate::units::VolumeId;
 

@@ -3,7 +3,7 @@
 //! How it works      The cost of what is done is added up, in units of about a microsecond. The clock is read only after some
 //!                   cost, so small batches never read it. The slice ends when [`SLICE_NS`] have passed.
 
-use crate::processor::queue::Part;
+use crate::processor::part::Part;
 use crate::system::System;
 use crate::volume::request::Verb;
 

@@ -21,7 +21,9 @@ use std::sync::{Arc, Mutex};
 
 use crate::change_log::space::Space;
 use crate::engine::usage::UsageMemory;
-use crate::processor::queue::{Event, Part, Queue};
+use crate::processor::messages::Event;
+use crate::processor::part::Part;
+use crate::processor::queue::Queue;
 use crate::processor::run::Processor;
 use crate::processor::runner::Runner;
 use crate::processor::share::ShareStats;

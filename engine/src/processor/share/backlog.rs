@@ -12,7 +12,7 @@
 
 use crate::error::Errno;
 use crate::processor::lanes::{Lanes, lane_of};
-use crate::processor::queue::Part;
+use crate::processor::part::Part;
 use crate::processor::share::read;
 use crate::processor::share::write;
 use crate::processor::share::{Context, Share};

@@ -10,7 +10,7 @@ use crate::block_map::leaf::Found;
 use crate::block_map::place::Place;
 use crate::error::Errno;
 use crate::processor::io_job::{Job, Spot, Step};
-use crate::processor::queue::Part;
+use crate::processor::part::Part;
 use crate::processor::share::clearing::Deadline;
 use crate::processor::share::{Context, Share};
 use crate::volume::geometry::Partition;

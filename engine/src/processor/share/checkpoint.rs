@@ -26,7 +26,7 @@ use crate::engine::events::Event as Told;
 use crate::error::Errno;
 use crate::limits::CHECKPOINT_BYTES_MIN;
 use crate::mutants::{Bug, bug};
-use crate::processor::queue::{Control, Event};
+use crate::processor::messages::{Control, Event};
 use crate::processor::share::{Context, Local, Share};
 use crate::system::pool::Lane;
 use crate::system::ticks::{Tick, Ticks};

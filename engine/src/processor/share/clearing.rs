@@ -7,7 +7,7 @@
 
 use crate::error::Errno;
 use crate::processor::io_job::{Job, Step};
-use crate::processor::queue::Part;
+use crate::processor::part::Part;
 use crate::units::BLOCK_SIZE;
 use crate::volume::geometry::Partition;
 

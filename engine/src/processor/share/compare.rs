@@ -13,7 +13,7 @@ use crate::block_map::diff::differing;
 use crate::block_map::history::History;
 use crate::block_map::tree::Map;
 use crate::block_map::versions::Versions;
-use crate::processor::queue::Part;
+use crate::processor::part::Part;
 use crate::processor::share::Share;
 use crate::system::System;
 use crate::units::{BLOCK_SHIFT, BLOCK_SIZE, Epoch, PartitionIndex};

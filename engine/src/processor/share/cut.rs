@@ -6,7 +6,7 @@ use std::sync::mpsc::Sender;
 use crate::change_log::journal::Entry;
 use crate::error::Errno;
 use crate::mutants::{Bug, bug};
-use crate::processor::queue::Part;
+use crate::processor::part::Part;
 use crate::processor::share::{Context, Share};
 use crate::system::ticks::Ticks;
 use crate::units::Epoch;

@@ -15,7 +15,7 @@ use std::sync::atomic::Ordering;
 
 use crate::error::Errno;
 use crate::mutants::{Bug, bug};
-use crate::processor::queue::Part;
+use crate::processor::part::Part;
 use crate::processor::share::Share;
 use crate::processor::share::{read, write};
 use crate::volume::flusher::Waiter;

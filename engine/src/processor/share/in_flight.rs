@@ -23,9 +23,9 @@ use crate::io::device::Device;
 use crate::mutants::{Bug, bug};
 use crate::processor::cold::Cold;
 use crate::processor::io_job::{Done, Job, NewPlace, Old, Step, Target};
-use crate::processor::queue::Part;
+use crate::processor::part::Part;
 use crate::processor::share::backlog::Kind;
-use crate::processor::share::{Context, Share, blocks_of, count};
+use crate::processor::share::{Context, Share, count};
 use crate::system::pool::Lane;
 use crate::system::ticks::{Tick, Ticks};
 use crate::units::{BLOCK_SIZE, Epoch};
@@ -268,7 +268,7 @@ impl Share {
         if self.out.reserved.is_empty() || part.view != 0 {
             return false;
         }
-        let (first, last) = blocks_of(part);
+        let (first, last) = part.blocks();
         let write = part.request.verb.is_write();
         let hit = |local: u32, from: u32, to: u32, other_writes: bool| {
             local == part.local && from <= last && first <= to && (write || other_writes)
@@ -281,14 +281,14 @@ impl Share {
         };
         self.out.reserved.iter().any(reserved)
             || self.waiting.iter().take(among).any(|other| {
-                let (from, to) = blocks_of(other);
+                let (from, to) = other.blocks();
                 hit(other.local, from, to, other.request.verb.is_write())
             })
     }
 
     /// Hands a part's job over to threads that may wait.
     pub(super) fn hand_over(&mut self, part: Part, job: Job, context: &mut Context<'_>) {
-        let (first, last) = blocks_of(&part);
+        let (first, last) = part.blocks();
         let write = part.request.verb.is_write();
         let span = Span { local: part.local, first, last, write };
         self.send(Some(part), span, job, context);

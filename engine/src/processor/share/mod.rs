@@ -44,7 +44,9 @@ use crate::change_log::space::{Log, Space};
 use crate::error::Errno;
 use crate::processor::cold::Cold;
 use crate::processor::lanes::{Lanes, lane_of};
-use crate::processor::queue::{Ended, Part, Queue};
+use crate::processor::messages::Ended;
+use crate::processor::part::Part;
+use crate::processor::queue::Queue;
 use crate::processor::share::backlog::{Backlog, Kind, WAITING_MAX};
 use crate::processor::share::in_flight::InFlight;
 use crate::processor::share::reclaim::{Dropped, FreedBase};
@@ -53,7 +55,7 @@ use crate::processor::space_waiters::{Ask, SpaceWaiters};
 use crate::system::System;
 use crate::system::pool::Pool;
 use crate::system::ticks::{Tick, Ticks};
-use crate::units::{BLOCK_SHIFT, Epoch};
+use crate::units::Epoch;
 use crate::volume::bad_blocks::BadBlocks;
 use crate::volume::flusher::{Flusher, Waiter};
 use crate::volume::geometry::Geometry;
@@ -429,9 +431,4 @@ impl Share {
             && self.held.is_empty()
             && self.without_space.is_empty()
     }
-}
-
-/// First and last block that a part touches.
-pub fn blocks_of(part: &Part) -> (u32, u32) {
-    (part.offset >> BLOCK_SHIFT, (part.offset + (part.length - 1)) >> BLOCK_SHIFT)
 }

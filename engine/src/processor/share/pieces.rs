@@ -12,24 +12,9 @@
 //!                      two parts, since the request is not answered yet.
 //! Owner and locks   the share's processor.
 
-use crate::processor::queue::Part;
+use crate::processor::part::Part;
 use crate::processor::share::Share;
 use crate::volume::request::Verb;
-
-impl Part {
-    /// Leaves what comes from `offset` in the partition on for the next piece.
-    pub(super) fn cut(&mut self, offset: u32) {
-        let end = self.offset + self.length;
-        assert!(self.offset < offset && offset <= end, "a piece has something");
-        self.length = offset - self.offset;
-        self.rest += end - offset;
-    }
-
-    /// Where in the volume it begins, bytes.
-    pub(super) fn start(&self) -> u64 {
-        self.request.offset + self.at
-    }
-}
 
 impl Share {
     /// What comes after a piece that has ended well; `None`: that was all.

@@ -11,9 +11,9 @@ use crate::block_map::tree::Map;
 use crate::change_log::space::{CHUNK_SLOTS, Log, Space};
 use crate::error::Errno;
 use crate::processor::io_job::{Job, Spot, Step, read_slots};
-use crate::processor::queue::Part;
+use crate::processor::part::Part;
 use crate::processor::share::backlog::Kind;
-use crate::processor::share::{Context, Share, blocks_of, count};
+use crate::processor::share::{Context, Share, count};
 use crate::units::{BLOCK_SIZE, Epoch};
 use crate::volume::geometry::Partition;
 use crate::volume::origin::{Origin, resolve};
@@ -121,7 +121,7 @@ impl Share {
     ) -> Result<(), Errno> {
         let map = self.map_of(part.local, part.view);
         let partition = self.locals[part.local as usize].partition;
-        let (first, last) = blocks_of(part);
+        let (first, last) = part.blocks();
         let end = u64::from(part.offset) + u64::from(part.length);
         let mut block = first;
         while block <= last {

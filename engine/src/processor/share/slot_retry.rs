@@ -16,7 +16,7 @@ use crate::change_log::space::Log;
 use crate::error::Errno;
 use crate::io::fault::is_lack_of_space;
 use crate::processor::io_job::Job;
-use crate::processor::queue::Part;
+use crate::processor::part::Part;
 use crate::processor::share::{Context, Share};
 use crate::units::Epoch;
 

@@ -16,7 +16,7 @@ use crate::change_log::format::RECORD_SUMS_MAX;
 use crate::error::Errno;
 use crate::mutants::{Bug, bug};
 use crate::processor::io_job::{Job, NewPlace, Old, Step, Target, put_slots, write_base};
-use crate::processor::queue::Part;
+use crate::processor::part::Part;
 use crate::processor::share::{Context, Local, Share, count};
 use crate::units::{BLOCK_SIZE, BlockIndex};
 use crate::volume::origin::resolve;

@@ -9,7 +9,7 @@
 use crate::block_map::place::Place;
 use crate::io::device::Device;
 use crate::processor::io_job::{Job, NewPlace, Step};
-use crate::processor::queue::Part;
+use crate::processor::part::Part;
 use crate::processor::share::write::{NoSpace, is_aligned};
 use crate::processor::share::{Context, Share};
 use crate::units::{BLOCK_SIZE, BlockIndex};

@@ -1,0 +1,126 @@
+//! Messages: what a [queue](super::queue) carries to a processor: parts of requests, jobs that come back, and control events.
+//!
+//! Owner and locks   a message belongs to the queue that it is in, then to the processor that takes it.
+//! Errors            a question that is refused, or whose processor stops, is never answered: its sender is dropped.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+
+use crate::block_map::history::{History, Rollback};
+use crate::change_log::segment::Prepared;
+use crate::error::Errno;
+use crate::processor::cut::Cut;
+use crate::processor::io_job::Done;
+use crate::processor::part::Part;
+use crate::processor::share::Share;
+use crate::processor::share::compare::{HandedOut, Pair};
+use crate::processor::share::grow::Growth;
+use crate::processor::share::reclaim::Dropping;
+use crate::processor::share::scrub::Question;
+use crate::processor::share::stats::PartitionState;
+use crate::units::Epoch;
+
+/// The result of something that a processor was asked to do.
+pub type Ended = std::result::Result<(), Errno>;
+
+/// A control event from the engine.
+pub enum Control {
+    /// Serve a volume.
+    AddShare(u32, Box<Share>),
+    /// Stop serving it, and give its share back when nothing of it is in flight.
+    RemoveShare(u32, Sender<Box<Share>>),
+    /// First step of a cut: stop starting writes of these shares.
+    CutStop(Arc<Cut>, Vec<CutShare>),
+    /// Last step of a cut: advance the epoch and start writes again.
+    CutGo(Arc<Cut>),
+    /// Say when the writes of this epoch and earlier ones have landed, and whether the journal has its end.
+    Settle(u32, Epoch, Sender<Ended>),
+    /// Forget the snapshots of these epochs, and the rollback at an epoch, if one is named; answer with the bytes that only
+    /// they could see.
+    Drop(u32, Vec<Epoch>, Option<Epoch>, Sender<u64>),
+    /// Answer with the snapshots and rollbacks, and the epoch of the newest durable checkpoint (0: there is none).
+    History(u32, Sender<(History, Epoch)>),
+    /// Answer whether there is a snapshot of this epoch.
+    HasSnapshot(u32, Epoch, Sender<bool>),
+    /// Go back to a snapshot, as soon as nothing is in flight; answer whether that was done.
+    RollBack(u32, Rollback, Sender<Ended>),
+    /// Write a checkpoint of now, and say whether that was done.
+    Checkpoint(u32, Sender<bool>),
+    /// Make journal segments removable, where there is little space, and say whether that was done.
+    Relieve(u32, Sender<bool>),
+    /// Continue a `Drop`.
+    DropMore(u32, Box<Dropping>),
+    /// A sync ended that a share had asked for.
+    Release {
+        /// The share.
+        share: u32,
+        /// How it ended.
+        result: Ended,
+    },
+    /// Continue a `Release`.
+    ReleaseMore(u32),
+    /// So many empty chunks of a share are back in their logs.
+    ChunksReturned(u32, u64),
+    /// Answer a share's question of a scrub.
+    Scrub(u32, Question),
+    /// A device was reopened.
+    DeviceBack(u32),
+    /// A tick has gone by: what has lasted for too long ends.
+    Tick,
+    /// There may be room for the parts that wait for slots.
+    TryAgain(u32),
+    /// Redirected writes use one more log, where none is named if it is a default one. Answer when that is so.
+    LogAdded(u32, u16, bool, Sender<()>),
+    /// A share's volume has grown. Answer when the share serves what is new of it.
+    Grow(u32, Box<Growth>),
+    /// A share's journal could not be synced: make it so that what it lost is not needed.
+    RenewJournal(u32),
+    /// A share's next journal segment was prepared, or could not be.
+    SegmentPrepared(u32, Option<Prepared>),
+    /// A checkpoint was written, of so many bytes, or failed (0); the epoch in which it was taken.
+    CheckpointDone(u32, u64, Epoch),
+    /// Answer with the partitions' states, now (0) or at an epoch.
+    States(u32, Epoch, Sender<Vec<PartitionState>>),
+    /// Answer with the maps, at two epochs (the second 0: now), of the partitions in which they differ.
+    Compare(u32, Epoch, Epoch, Sender<Option<Vec<Pair>>>),
+    /// Answer with clones of these partitions' versions, by their numbers on the share.
+    Versions(u32, Range<u32>, Sender<HandedOut>),
+    /// Answer with the blocks mapped.
+    Use(u32, Sender<u64>),
+    /// End the thread.
+    Stop,
+}
+
+/// One share's part of a cut.
+#[derive(Clone, Copy, Debug)]
+pub struct CutShare {
+    /// The share.
+    pub share: u32,
+    /// The log for what is written after the cut, if one was named.
+    pub log: Option<u16>,
+}
+
+/// What a queue holds.
+pub enum Event {
+    /// Work of a host.
+    Part(Part),
+    /// A pool thread is done with a part, or with work of the share's own.
+    Done(Box<Done>),
+    /// Work of the engine.
+    Control(Box<Control>),
+}
+
+impl Event {
+    /// Ends what no processor will take: a part fails, and a question gets no answer.
+    pub fn refuse(self) {
+        if let Event::Part(part) = self {
+            part.request.fail(Errno::ESHUTDOWN);
+            if part.request.end_part() {
+                let sink = Arc::clone(part.request.sink());
+                part.request.complete();
+                sink.kick();
+            }
+        }
+    }
+}
