@@ -2,7 +2,6 @@
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use crate::change_log::format::{HEADER_BYTES, RECORD_SUMS_MAX, record_bytes};
 use crate::units::BLOCK_SIZE;
 
 /// Largest request length of READ and WRITE, bytes (advertised as the maximum block size).
@@ -45,7 +44,6 @@ pub fn apply_test_overrides() {
     }
 }
 
-const _: () = assert!(SEGMENT_BYTES_MIN >= HEADER_BYTES + record_bytes(RECORD_SUMS_MAX as usize));
 const _: () = assert!(REQUEST_BYTES_MAX.is_multiple_of(BLOCK_SIZE));
 const _: () = assert!(PARTITION_BYTES_MIN.is_power_of_two());
 const _: () = assert!(PARTITION_BYTES_MAX.is_power_of_two());

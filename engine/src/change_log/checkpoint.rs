@@ -18,9 +18,9 @@ use std::io::{BufWriter, Write};
 use std::path::Path;
 use std::sync::Arc;
 
+use super::files::Identity;
 use super::format::{CHECKPOINT_MAGIC, FORMAT_VERSION, HEADER_BYTES, Header};
 use super::format::{possible, u32_at, u64_at};
-use super::journal::Identity;
 use super::leaf_bytes::{self, LEAF_BYTES_MAX};
 use crate::block_map::leaf::Leaf;
 use crate::block_map::place::Place;

@@ -12,7 +12,12 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::space::CHUNK_SLOTS;
+use crate::units::BLOCK_SIZE;
+
+/// Slots in a chunk: 4 MiB.
+pub const CHUNK_SLOTS: u64 = 1024;
+/// Bytes in a chunk.
+pub const CHUNK_BYTES: u64 = CHUNK_SLOTS * BLOCK_SIZE;
 
 const WORDS: usize = CHUNK_SLOTS as usize / 64;
 

@@ -1,4 +1,4 @@
-//! Entry: what a [journal](super::journal) is made of and given: its identity, what it continues from, what is appended.
+//! Entry: what a [journal](super::journal) is made of and given: what it continues from, what is appended.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -6,37 +6,8 @@ use std::sync::Arc;
 use super::format::RecordKind;
 use super::manifest;
 use crate::block_map::history::Rollback;
-use crate::system::{File, System};
+use crate::system::File;
 use crate::units::Epoch;
-
-/// The identity of a journal: its writer and its paths.
-#[derive(Clone, Debug)]
-pub struct Identity {
-    /// What has its files.
-    pub system: Arc<dyn System>,
-    /// The volume's directory.
-    pub directory: PathBuf,
-    /// The processor's manifest, which is elsewhere.
-    pub manifest: PathBuf,
-    /// The volume's UUID.
-    pub volume_uuid: [u8; 16],
-    /// The processor.
-    pub processor: u32,
-    /// The host's boot id.
-    pub boot_id: [u8; 16],
-}
-
-impl Identity {
-    /// The path of a segment.
-    pub fn segment_path(&self, number: u64) -> PathBuf {
-        self.directory.join(format!("p{:03}-{number:010}.journal", self.processor))
-    }
-
-    /// The path of a checkpoint.
-    pub fn checkpoint_path(&self, number: u64) -> PathBuf {
-        self.directory.join(format!("p{:03}-{number:010}.checkpoint", self.processor))
-    }
-}
 
 /// What a journal continues from.
 #[derive(Debug)]

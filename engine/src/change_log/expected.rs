@@ -7,9 +7,9 @@
 use std::path::{Path, PathBuf};
 
 use super::checkpoint::{self, Bad, Contents};
-use super::journal::Identity;
+use super::files::Identity;
+use super::files::{corrupt, files};
 use super::manifest::Found;
-use super::recover::{corrupt, files};
 use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::units::PartitionIndex;
 

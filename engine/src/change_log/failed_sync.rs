@@ -13,8 +13,8 @@
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
+use super::files::Identity;
 use super::format::{FAILED_SYNC_MAGIC, FORMAT_VERSION, Header};
-use super::journal::Identity;
 use crate::mutants::{Bug, bug};
 use crate::system::System;
 use crate::units::DeviceId;

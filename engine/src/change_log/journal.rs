@@ -31,7 +31,8 @@ mod next;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-pub use super::entry::{Entry, Identity, Start};
+pub use super::entry::{Entry, Start};
+use super::files::Identity;
 use super::format::{HEADER_BYTES, Record, record_bytes};
 use super::manifest::{self, Manifest, Page};
 use super::segment::{Prepared, Segment};

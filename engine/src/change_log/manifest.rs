@@ -25,8 +25,8 @@
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
+use super::files::Identity;
 use super::format::{FORMAT_VERSION, ends_at, possible, u32_at, u64_at};
-use super::journal::Identity;
 use super::known::Known;
 use crate::checksum;
 use crate::error::{Errno, Error, ErrorKind, Result};

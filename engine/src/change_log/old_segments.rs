@@ -9,12 +9,12 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::files::Identity;
+use super::files::corrupt;
 use super::format::{BadHeader, Begin, FIRST_VERSION, HEADER_BYTES, Header, JOURNAL_MAGIC};
 use super::format::{MARK_BYTES, MARK_OFFSETS, Mark, MarkPlace, RECORD_BYTES, RECORD_SUMS_MAX};
 use super::format::{record_bytes, u16_at, u32_at};
-use super::journal::Identity;
 use super::manifest::State;
-use super::recover::corrupt;
 use crate::error::{Errno, Error, Result};
 use crate::mutants::{Bug, bug};
 use crate::system::File;

@@ -13,21 +13,22 @@
 //!                   is refused untouched. Nothing is guessed, and nothing is changed.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::agreement::{Agreement, CatalogState, records_ends};
 use super::expected::{expect_files, expect_records, list, read_checkpoint};
+use super::files::{Identity, corrupt};
 use super::format::{FIRST_VERSION, HEADER_BYTES};
 use super::format::{Record, RecordKind, possible, seed, u32_at};
-use super::journal::{Identity, Start};
+use super::journal::Start;
 use super::manifest::{self, Found};
 use super::old_segments::{Marks, OldSegment, may_be_lost, read_segments};
-use super::used_slots::SlotSet;
+use super::slot_set::SlotSet;
 use crate::block_map::history::History;
 use crate::block_map::place::Place;
 use crate::block_map::versions::{Change, Versions};
-use crate::error::{Errno, Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::mutants::{Bug, bug};
 use crate::system::File;
 use crate::units::{BlockIndex, Epoch, PartitionIndex};
@@ -229,34 +230,6 @@ fn forget_gone(
             versions.forget(*mark, history, &mut free);
         }
     }
-}
-
-pub(super) fn corrupt(path: &Path, what: impl std::fmt::Display) -> Error {
-    Error::new(ErrorKind::Corrupt, format!("{} cannot be read back: {what}", path.display()))
-}
-
-/// Numbers and paths of this processor's files with this ending, in order; none where there is no directory.
-pub fn files(identity: &Identity, ending: &str) -> Result<Vec<(u64, PathBuf)>> {
-    let directory = &identity.directory;
-    let failed =
-        |e: Errno| Error::io(format!("directory {} cannot be read", directory.display()), e);
-    let prefix = format!("p{:03}-", identity.processor);
-    let mut found = Vec::new();
-    let names = match identity.system.list(directory) {
-        Err(errno) if errno.raw() == libc::ENOENT => return Ok(found),
-        names => names.map_err(failed)?,
-    };
-    for path in names {
-        let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
-        let number = name
-            .as_deref()
-            .and_then(|name| name.strip_prefix(&prefix)?.strip_suffix(ending)?.parse().ok());
-        if let Some(number) = number {
-            found.push((number, path));
-        }
-    }
-    found.sort();
-    Ok(found)
 }
 
 fn replay_all(

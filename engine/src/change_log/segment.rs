@@ -10,16 +10,19 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::files::Identity;
 use super::format::{
-    BEGIN_OFFSET, Begin, FORMAT_VERSION, Header, JOURNAL_MAGIC, MARK_OFFSETS, Mark,
+    BEGIN_OFFSET, Begin, FORMAT_VERSION, HEADER_BYTES, Header, JOURNAL_MAGIC, MARK_OFFSETS, Mark,
+    RECORD_SUMS_MAX, record_bytes,
 };
-use super::journal::Identity;
 use super::known::Known;
 use crate::error::Errno;
 use crate::limits::{FIRST_SEGMENTS_ROOM, SEGMENT_BYTES, SEGMENT_BYTES_MIN, SEGMENT_BYTES_SMALL};
 use crate::mutants::{Bug, bug};
 use crate::system::File;
 use crate::system::mapping::Mapping;
+
+const _: () = assert!(SEGMENT_BYTES_MIN >= HEADER_BYTES + record_bytes(RECORD_SUMS_MAX as usize));
 
 /// A segment that is mapped.
 #[derive(Debug)]

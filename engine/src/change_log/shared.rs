@@ -14,8 +14,9 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
-use super::entry::{Identity, Start};
+use super::entry::Start;
 use super::failed_sync::FailedSync;
+use super::files::Identity;
 use super::format::Mark;
 use super::known::Known;
 use super::manifest::Manifest;

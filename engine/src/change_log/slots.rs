@@ -12,8 +12,9 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use super::chunks::CHUNK_SLOTS;
 use super::chunks::Chunks;
-use super::space::{CHUNK_SLOTS, EmptyChunk, Log};
+use super::space::{EmptyChunk, Log};
 use super::used_slots::{LogUsedSlots, UsedSlots};
 use super::young::Young;
 use crate::block_map::place::Place;

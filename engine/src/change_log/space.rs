@@ -15,18 +15,13 @@
 
 use std::sync::Arc;
 
-use super::chunks::{Chunks, SlotBits};
-use super::used_slots::SlotSet;
+use super::chunks::{CHUNK_BYTES, CHUNK_SLOTS, Chunks, SlotBits};
+use super::slot_set::SlotSet;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::device::Device;
+use crate::io::extent::Extent;
 use crate::sync::{AtomicU64, Mutex, Ordering, RwLock};
-use crate::units::{BLOCK_SHIFT, BLOCK_SIZE};
-use crate::volume::geometry::Extent;
-
-/// Slots in a chunk: 4 MiB.
-pub const CHUNK_SLOTS: u64 = 1024;
-/// Bytes in a chunk.
-pub const CHUNK_BYTES: u64 = CHUNK_SLOTS * BLOCK_SIZE;
+use crate::units::BLOCK_SHIFT;
 
 /// One change log of a volume.
 #[derive(Debug)]

@@ -8,11 +8,12 @@ use proptest::prelude::*;
 
 use super::agreement::CatalogState;
 use super::checkpoint::{self, Contents};
+use super::files::Identity;
 use super::format::{
     BEGIN_FIELDS, BEGIN_OFFSET, HEADER_FIELDS, Header, JOURNAL_MAGIC, MARK_FIELDS, MARK_OFFSETS,
     Mark, RECORD_FIELDS, RECORD_SUMS_MAX, Record, RecordKind, record_bytes, u64_at,
 };
-use super::journal::{Entry, Identity, Journal, Start};
+use super::journal::{Entry, Journal, Start};
 use super::manifest::{APPENDED_FIELDS, COPY_FIELDS};
 use super::recover::{Recovered, Shape, recover};
 use crate::block_map::history::History;

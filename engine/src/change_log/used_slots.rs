@@ -4,11 +4,10 @@
 //!                   slots in no order cost little more than setting their bits.
 //! Errors            a slot outside its log, or that two blocks refer to, is reported by its place.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::chunks::SlotBits;
-use super::space::{CHUNK_SLOTS, Log, Space};
+use super::chunks::{CHUNK_SLOTS, SlotBits};
+use super::space::{Log, Space};
 use crate::block_map::diff::slots_not_in;
 use crate::block_map::history::History;
 use crate::block_map::place::Place;
@@ -64,29 +63,5 @@ impl UsedSlots {
             bits[word] |= mask;
             fresh
         })
-    }
-}
-
-/// A set of slots of any logs, whether these exist or not.
-#[derive(Clone, Debug, Default)]
-pub struct SlotSet {
-    chunks: HashMap<(u16, u64), Box<SlotBits>>,
-}
-
-impl SlotSet {
-    /// Adds a run, unless it is none of slots.
-    pub fn add(&mut self, place: Place, count: u32) {
-        let slots = if place.is_slot() { u64::from(count) } else { 0 };
-        for slot in (0..slots).map(|i| place.slot_number() + i) {
-            let chunk = self.chunks.entry((place.log(), slot / CHUNK_SLOTS));
-            chunk.or_default()[(slot % CHUNK_SLOTS / 64) as usize] |= 1 << (slot % 64);
-        }
-    }
-
-    /// Its slots by log and chunk, in order.
-    pub fn into_chunks(self) -> Vec<((u16, u64), Box<SlotBits>)> {
-        let mut chunks: Vec<_> = self.chunks.into_iter().collect();
-        chunks.sort_unstable_by_key(|(number, _)| *number);
-        chunks
     }
 }

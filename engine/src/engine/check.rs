@@ -10,17 +10,18 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::block_map::versions::Versions;
-use crate::change_log::journal::Identity;
+use crate::change_log::chunks::CHUNK_SLOTS;
+use crate::change_log::files::Identity;
 use crate::change_log::recover::{Recovered, recover};
-use crate::change_log::space::{CHUNK_SLOTS, Log};
+use crate::change_log::space::Log;
 use crate::checksum;
 use crate::engine::spec::{VolumeSpec, check as check_spec};
 use crate::error::{Error, Result};
 use crate::io::device::{Device, Mode};
+use crate::io::extent::Extent;
 use crate::processor::share::scrub::{SlotRun, for_each_slot_run};
 use crate::system::System;
 use crate::units::{BLOCK_SIZE, DeviceId, PartitionIndex};
-use crate::volume::geometry::Extent;
 
 const BLOCK: usize = BLOCK_SIZE as usize;
 /// Problems that are described; all are counted.

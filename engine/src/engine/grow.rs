@@ -13,19 +13,20 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::change_log::journal::Identity;
-use crate::change_log::recover::files;
+use crate::change_log::files::Identity;
+use crate::change_log::files::files;
 use crate::engine::Engine;
 use crate::engine::spec::{VolumeSpec, check};
 use crate::engine::volumes::{Begun, SharePlan, begin, index_by_processor, recover_all};
 use crate::error::{Error, ErrorKind, Result};
+use crate::io::extent::Extent;
 use crate::processor::messages::{Control, Event};
 use crate::processor::queue::ask;
 use crate::processor::share::grow::Growth;
 use crate::processor::share::{Share, ShareConfig};
 use crate::processor::space_waiters::Ask;
 use crate::units::BLOCK_SIZE;
-use crate::volume::geometry::{Extent, Geometry};
+use crate::volume::geometry::Geometry;
 use crate::volume::{ShareRef, Volume};
 
 impl Engine {

@@ -19,7 +19,7 @@
 
 use std::sync::Arc;
 
-use crate::change_log::journal::Identity;
+use crate::change_log::files::Identity;
 use crate::change_log::space::Space;
 use crate::processor::space_waiters::SpaceWaiters;
 use crate::volume::flusher::Durable;

@@ -8,7 +8,7 @@
 
 use std::sync::Arc;
 
-use crate::change_log::space::CHUNK_SLOTS;
+use crate::change_log::chunks::CHUNK_SLOTS;
 use crate::checksum;
 use crate::engine::Engine;
 use crate::error::{Errno, Error, ErrorKind, Result};

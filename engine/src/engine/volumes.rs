@@ -14,7 +14,8 @@ use std::sync::mpsc::channel;
 
 use crate::block_map::history::History;
 use crate::block_map::place::Place;
-use crate::change_log::journal::{Entry, Identity, Journal};
+use crate::change_log::files::Identity;
+use crate::change_log::journal::{Entry, Journal};
 use crate::change_log::recover::{Recovered, recover};
 use crate::change_log::slots::Slots;
 use crate::change_log::space::{Log, Space};
@@ -23,6 +24,7 @@ use crate::engine::Engine;
 use crate::engine::read_back::all_devices;
 use crate::engine::spec::{ExtentSpec, VolumeSpec, check};
 use crate::error::{Errno, Error, ErrorKind, Result};
+use crate::io::extent::Extent;
 use crate::mutants::{Bug, bug};
 use crate::processor::messages::{Control, Event};
 use crate::processor::queue::ask;
@@ -33,7 +35,7 @@ use crate::units::{BLOCK_SIZE, Epoch, VolumeId};
 use crate::volume::bad_blocks::BadBlocks;
 use crate::volume::export::Export;
 use crate::volume::flusher::{Flusher, Waiter};
-use crate::volume::geometry::{Extent, Geometry, Partition};
+use crate::volume::geometry::{Geometry, Partition};
 use crate::volume::origin::Origin;
 use crate::volume::{ShareRef, Volume};
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use crate::change_log::journal::Identity;
+use crate::change_log::files::Identity;
 use crate::error::Errno;
 use crate::system::mapping::Mapping;
 use crate::system::pool::Pool;

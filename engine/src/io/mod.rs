@@ -2,6 +2,7 @@
 
 pub mod absent;
 pub mod device;
+pub mod extent;
 pub mod fault;
 mod opened;
 pub mod silence;

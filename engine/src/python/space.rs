@@ -3,7 +3,7 @@
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
-use crate::change_log::space::CHUNK_BYTES;
+use crate::change_log::chunks::CHUNK_BYTES;
 use crate::engine::events::Event;
 use crate::engine::usage::VolumeUse;
 use crate::units::BLOCK_SIZE;

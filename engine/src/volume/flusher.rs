@@ -25,7 +25,8 @@ use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, RwLock};
 
 use crate::change_log::failed_sync::FailedSync;
-use crate::change_log::journal::{self, Gone, Identity};
+use crate::change_log::files::Identity;
+use crate::change_log::journal::{self, Gone};
 use crate::change_log::space::Space;
 use crate::error::{Errno, Error, Result};
 use crate::io::device::Device;

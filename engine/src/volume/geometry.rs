@@ -5,18 +5,8 @@
 use std::sync::Arc;
 
 use crate::io::device::Device;
+use crate::io::extent::Extent;
 use crate::units::{PartitionIndex, ProcessorIndex};
-
-/// A run of bytes on a device.
-#[derive(Clone, Debug)]
-pub struct Extent {
-    /// The device.
-    pub device: Arc<Device>,
-    /// First byte on the device.
-    pub offset: u64,
-    /// Length in bytes.
-    pub length: u64,
-}
 
 /// One partition of a volume.
 #[derive(Clone, Debug)]

@@ -10,12 +10,13 @@ use super::Scratch;
 use crate::block_map::history::History;
 use crate::block_map::place::Place;
 use crate::block_map::versions::{Change, Versions};
+use crate::change_log::chunks::{CHUNK_BYTES, CHUNK_SLOTS};
 use crate::change_log::slots::Slots;
-use crate::change_log::space::{CHUNK_BYTES, CHUNK_SLOTS, EmptyChunk, Log, Space};
+use crate::change_log::space::{EmptyChunk, Log, Space};
 use crate::change_log::used_slots::UsedSlots;
 use crate::io::device::{Device, Mode};
+use crate::io::extent::Extent;
 use crate::system::linux::Linux;
-use crate::volume::geometry::Extent;
 
 fn space(scratch: &Scratch, chunks: &[u64]) -> Space {
     let space = Space::default();

@@ -19,8 +19,9 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::Sender;
 
 use crate::change_log::checkpoint::{self, Contents};
-use crate::change_log::journal::{self, Identity};
-use crate::change_log::recover::files;
+use crate::change_log::files::Identity;
+use crate::change_log::files::files;
+use crate::change_log::journal;
 use crate::change_log::segment::Prepared;
 use crate::engine::events::Event as Told;
 use crate::error::Errno;

@@ -1,0 +1,33 @@
+//! Slot set: slots of any logs, whether these exist or not.
+//!
+//! How it works      A bitmap for each chunk, as in [`chunks`](super::chunks), but without a lock.
+//! Owner and locks   who collects it.
+
+use std::collections::HashMap;
+
+use super::chunks::{CHUNK_SLOTS, SlotBits};
+use crate::block_map::place::Place;
+
+/// See the module's head.
+#[derive(Clone, Debug, Default)]
+pub struct SlotSet {
+    chunks: HashMap<(u16, u64), Box<SlotBits>>,
+}
+
+impl SlotSet {
+    /// Adds a run, unless it is none of slots.
+    pub fn add(&mut self, place: Place, count: u32) {
+        let slots = if place.is_slot() { u64::from(count) } else { 0 };
+        for slot in (0..slots).map(|i| place.slot_number() + i) {
+            let chunk = self.chunks.entry((place.log(), slot / CHUNK_SLOTS));
+            chunk.or_default()[(slot % CHUNK_SLOTS / 64) as usize] |= 1 << (slot % 64);
+        }
+    }
+
+    /// Its slots by log and chunk, in order.
+    pub fn into_chunks(self) -> Vec<((u16, u64), Box<SlotBits>)> {
+        let mut chunks: Vec<_> = self.chunks.into_iter().collect();
+        chunks.sort_unstable_by_key(|(number, _)| *number);
+        chunks
+    }
+}
