@@ -80,7 +80,7 @@ from polyvol.mapping.catalog.settings import Settings
 from polyvol.mapping.catalog.store import Catalog
 from polyvol.mapping.clock import Clock, steady_ns, wall_ns
 from polyvol.mapping.errors import BadProcessors
-from polyvol.mapping.volume import PROCESSORS_MAX
+from polyvol.mapping.plans.volumes import PROCESSORS_MAX
 
 if TYPE_CHECKING:
     from polyvol.engine import ExportInfo

@@ -1,14 +1,14 @@
-"""Names: which ones volumes, snapshots and devices may have.
+"""Names: which ones volumes, snapshots and devices may have, and that none is given twice.
 
 A name is a path component, an NBD export name, and an argument on a command line, so what would be misread in
 any of these ('/', '@', blanks, control characters, a leading '-' or '.') is refused.
 """
 
 import re
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from typing import Literal
 
-from polyvol.mapping.errors import BadName
+from polyvol.mapping.errors import BadName, RepeatedDevice
 
 Noun = Literal["volume", "snapshot", "device", "group", "schedule", "hold"]
 
@@ -50,3 +50,12 @@ def unique_name(name: str, taken: Container[str]) -> str:
         if candidate not in taken:
             return candidate
         number += 1
+
+
+def refuse_repeats(noun: str, names: Sequence[str]) -> None:
+    """Refuse names of which one comes twice."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise RepeatedDevice(noun=noun, name=name)
+        seen.add(name)

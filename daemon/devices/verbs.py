@@ -59,14 +59,7 @@ from polyvol.daemon.types.base import iso
 from polyvol.daemon.types.devices import DeviceAdd, DeviceRetry, DeviceView
 from polyvol.daemon.workers import Workers
 from polyvol.mapping import occupied
-from polyvol.mapping.device import (
-    UNFINISHED,
-    Device,
-    inspect,
-    inspect_open,
-    plan_device,
-    trouble_with,
-)
+from polyvol.mapping.device import inspect, inspect_open, plan_device, trouble_with
 from polyvol.mapping.direct import check_direct
 from polyvol.mapping.errors import (
     DeviceHasContents,
@@ -79,6 +72,7 @@ from polyvol.mapping.errors import (
 )
 from polyvol.mapping.names import check_name, name_from, unique_name
 from polyvol.mapping.opening import OpenFile, identity_of
+from polyvol.mapping.records.devices import UNFINISHED, Device
 
 OPENED_S = 10.0
 """How long a reload waits for missing devices; one that hangs goes on by itself."""
@@ -105,7 +99,7 @@ class Devices:
         fds = dict(passed or {})
         until, users = time.monotonic() + START_PATIENCE_S, occupied.file_users()
         self._incomplete.finish_used()
-        devices = [device for device in context.catalog.devices() if device.state == "ready"]
+        devices = [device for device in context.catalog.devices.all() if device.state == "ready"]
         checked_devices, reasons = open_all(
             context, self.shrunk, devices, until=until, users=users, passed=fds
         )
@@ -161,7 +155,7 @@ class Devices:
     def gone(self, number: int) -> None:
         """The disk of this number is no more: the devices that it was are missing."""
         context = self._context
-        for device in context.catalog.devices():
+        for device in context.catalog.devices.all():
             file = context.files.get(device.id)
             if file is None or file.identity != (0, number):
                 continue
@@ -187,7 +181,7 @@ class Devices:
             return None
         troubles = context.device_trouble if missing_only else device_troubles(context)
         self.shrunk.note()
-        devices = [device for device in context.catalog.devices() if device.id in troubles]
+        devices = [device for device in context.catalog.devices.all() if device.id in troubles]
         paths = identities(context, devices)
         for device in devices:
             here = False
@@ -234,13 +228,13 @@ class Devices:
         keep(context, device, file)
         context.device_trouble.pop(device.id, None)
         if path != context.path(device):
-            context.catalog.set_device_path(device.id, self._stored_path(path))
+            context.catalog.devices.set_path(device.id, self._stored_path(path))
 
     def open_missing(self) -> None:
         """Try every device again that is missing, and settle what is half done; one that hangs goes on by
         itself."""
         self._opening.run("half done", self._incomplete.settle)
-        for device in self._context.catalog.devices():
+        for device in self._context.catalog.devices.all():
             if device.state == "ready" and device.id in self._context.device_trouble:
                 self._opening.run(device.id, partial(self._try_again, device))
         self._opening.wait(OPENED_S)
@@ -256,7 +250,7 @@ class Devices:
         """Hold a device's lock to do `what`: the device as it is now; UnknownDevice if it has gone."""
         context = self._context
         with context.locks.device(device.id, device.name, what):
-            now = next((each for each in context.catalog.devices() if each.id == device.id), None)
+            now = next((each for each in context.catalog.devices.all() if each.id == device.id), None)
             if now is None:
                 raise UnknownDevice(name=device.name)
             if now.id in self._incomplete.underway:  # the verb that adds it is about to take its lock
@@ -270,14 +264,14 @@ class Devices:
             return {}
         return {
             device.id: context.path(device)
-            for device in context.catalog.devices()
+            for device in context.catalog.devices.all()
             if device.id in context.device_trouble
         }
 
     def appeared(self, number: int) -> DeviceView | None:
         """Open a device again that was missing; None if it is not missing, or was short."""
         context = self._context
-        device = next((each for each in context.catalog.devices() if each.id == number), None)
+        device = next((each for each in context.catalog.devices.all() if each.id == number), None)
         if device is None or number not in context.device_trouble or self.shrunk.clause(device) is not None:
             return None
         return self.retry(DeviceRetry(), device.name)
@@ -286,10 +280,10 @@ class Devices:
     def list_all(self) -> list[DeviceView]:
         """All devices."""
         context = self._context
-        devices = context.catalog.devices()
-        used = context.catalog.used_bytes()
-        users = context.catalog.users()
-        volumes = {volume.id: volume.name for volume in context.catalog.volumes()}
+        devices = context.catalog.devices.all()
+        used = context.catalog.devices.used_bytes()
+        users = context.catalog.devices.users()
+        volumes = {volume.id: volume.name for volume in context.catalog.volumes.all()}
         stats = {entry["device"]: entry for entry in context.stats()["devices"]}
         troubles = device_troubles(context)
         here = identities(context, [device for device in devices if device.id in context.files])
@@ -399,7 +393,7 @@ class Devices:
                 found.lasting if found is not None and request.adopt else None,
                 file is None,
             )
-            device = context.catalog.add_device(device)
+            device = context.catalog.devices.add(device)
             self._incomplete.underway.add(device.id)
         try:
             with context.locks.device(device.id, device.name, "device add", wait_s=context.locks.wait_s):
@@ -414,7 +408,7 @@ class Devices:
         context = self._context
         try:
             make(context, device, path, file, preallocate=preallocate)
-            context.catalog.set_device_state(device.id, "ready")
+            context.catalog.devices.set_state(device.id, "ready")
         except BaseException:
             with isolate(context, f"undoing what was added of device {device.name}", DEVICE=device.name):
                 self._incomplete.forget(device)
@@ -427,25 +421,25 @@ class Devices:
             with context.catalog_lock:  # from here on nothing is placed on it
                 self._refuse_used(device)
                 if device.unfinished is None:
-                    context.catalog.set_device_state(device.id, "removing")
+                    context.catalog.devices.set_state(device.id, "removing")
             try:
                 if device.unfinished is None:
                     with context.engine_errors(f"closing device {name}"):
                         close(context, device.id)
             except BaseException:
                 with context.catalog_lock:
-                    context.catalog.set_device_state(device.id, "ready")
+                    context.catalog.devices.set_state(device.id, "ready")
                 raise
             self._incomplete.forget(device)
 
     def _refuse_used(self, device: Device) -> None:
         """DeviceInUse if volumes have extents on a device. Under `catalog_lock`."""
         context = self._context
-        users = set(context.catalog.users().get(device.id, []))
+        users = set(context.catalog.devices.users().get(device.id, []))
         if device.made_for is not None:
             users.add(device.made_for)
         if users:
-            volumes = {volume.id: volume.name for volume in context.catalog.volumes()}
+            volumes = {volume.id: volume.name for volume in context.catalog.volumes.all()}
             named = ", ".join(volumes[user] for user in sorted(users) if user in volumes)
             raise DeviceInUse(name=device.name, volumes=named)
 

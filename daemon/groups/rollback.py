@@ -23,9 +23,11 @@ from polyvol.daemon.snapshots.verbs import Snapshots
 from polyvol.daemon.types.groups import Rollback, RollbackView
 from polyvol.daemon.volumes.verbs import Volumes
 from polyvol.mapping.errors import NameInUse
-from polyvol.mapping.group import Group
 from polyvol.mapping.names import check_name
-from polyvol.mapping.records import RestoreRecord, SnapshotRecord, Volume
+from polyvol.mapping.records.groups import Group
+from polyvol.mapping.records.restores import RestoreRecord
+from polyvol.mapping.records.snapshots import SnapshotRecord
+from polyvol.mapping.records.volumes import Volume
 from polyvol.snapshot.coordinator import Coordinator
 from polyvol.snapshot.snapshot import export_name
 
@@ -120,7 +122,7 @@ class Rollbacks:
     ) -> str:
         catalog = self._context.catalog
         taken = self._snapshots.names_of_group(group)
-        taken |= {name for volume in volumes for name in catalog.snapshot_names(volume.id)}
+        taken |= {name for volume in volumes for name in catalog.snapshots.names(volume.id)}
         if request.safety_name is not None:
             check_name("snapshot", request.safety_name)
             if request.safety_name in taken:

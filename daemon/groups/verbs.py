@@ -30,21 +30,20 @@ from polyvol.daemon.types.groups import (
 )
 from polyvol.daemon.types.snapshots import HoldChange, SnapshotView
 from polyvol.mapping.errors import NameInUse
-from polyvol.mapping.group import Group, GroupSnapshot
-from polyvol.mapping.names import check_name
-from polyvol.mapping.records import SnapshotRecord, Volume
+from polyvol.mapping.names import check_name, refuse_repeats
+from polyvol.mapping.records.groups import Group, GroupSnapshot
+from polyvol.mapping.records.snapshots import SnapshotRecord
+from polyvol.mapping.records.volumes import Volume
 from polyvol.mapping.sizes import counted
-from polyvol.mapping.volume import refuse_repeats
-from polyvol.snapshot.group_errors import (
+from polyvol.snapshot.errors.groups import (
     GroupHasSnapshots,
-    NotHeld,
     NotInGroup,
     SnapshotInGroup,
     UnknownGroup,
     UnknownGroupSnapshot,
-    VolumeHeld,
     VolumeInGroup,
 )
+from polyvol.snapshot.errors.holds import NotHeld, VolumeHeld
 from polyvol.snapshot.snapshot import export_name
 
 _log = logging.getLogger("polyvol")
@@ -173,7 +172,7 @@ class Groups:
         group = self.find(name)
         for whole in catalog.groups.snapshots(group.id):
             if whole.name == snapshot:
-                record = next((each for each in catalog.all_snapshots() if each.cut == whole.cut), None)
+                record = next((each for each in catalog.snapshots.all() if each.cut == whole.cut), None)
                 if record is not None:
                     return whole, self._snapshots.members(record)
         raise UnknownGroupSnapshot(group=name, name=snapshot)
@@ -198,15 +197,15 @@ class Groups:
             return self._snapshots.show(volume_name, name, partitions=False)
 
     def _change_hold(self, name: str, members: Members, request: HoldChange) -> None:
-        groups = self._context.catalog.groups
+        catalog = self._context.catalog
         check_name("hold", request.tag)
         snapshots = [record.uuid for _, record in members]
         if not request.release:
-            groups.hold(snapshots, request.tag)
+            catalog.snapshots.hold(snapshots, request.tag)
         elif all(request.tag not in record.holds for _, record in members):
             raise NotHeld(name=name, tag=request.tag)
         else:
-            groups.release(snapshots, request.tag)
+            catalog.snapshots.release(snapshots, request.tag)
         verb = "released from" if request.release else "held by"
         for volume, record in members:
             fields = {"VOLUME": volume.name, "SNAPSHOT": record.name, "TAG": request.tag}
@@ -223,7 +222,7 @@ class Groups:
             if volume.id in group.volumes:
                 cure = f"`polyvol group leave {group.name} {volume.name}`"
                 raise VolumeInGroup(name=volume.name, what=f"group {group.name}", cure=cure)
-        records = catalog.snapshots(volume.id)
+        records = catalog.snapshots.of(volume.id)
         cuts = {record.cut for record in records}
         for whole in catalog.groups.snapshots():
             if whole.cut in cuts:
@@ -249,7 +248,7 @@ class Groups:
 
     def _view(self, group: Group) -> GroupView:
         catalog = self._context.catalog
-        names = {volume.id: volume.name for volume in catalog.volumes()}
+        names = {volume.id: volume.name for volume in catalog.volumes.all()}
         return GroupView(
             name=group.name,
             uuid=str(group.uuid),

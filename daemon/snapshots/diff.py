@@ -11,7 +11,8 @@ from polyvol.daemon.context import Context
 from polyvol.daemon.errors import BadRequest
 from polyvol.daemon.types.diffs import ChangedExtent, DiffTotalView, DiffView
 from polyvol.mapping.errors import UnknownSnapshot
-from polyvol.mapping.records import SnapshotRecord, Volume
+from polyvol.mapping.records.snapshots import SnapshotRecord
+from polyvol.mapping.records.volumes import Volume
 
 PAGE_EXTENTS_MAX = 16384
 """The most that one page holds."""
@@ -66,7 +67,7 @@ class Diffs:
         self, volume_name: str, since: str, until: str | None
     ) -> tuple[Volume, SnapshotRecord, SnapshotRecord | None]:
         volume = self._context.find_served(volume_name, restoring=True)
-        records = {record.name: record for record in self._context.catalog.snapshots(volume.id)}
+        records = {record.name: record for record in self._context.catalog.snapshots.of(volume.id)}
         older = _named(volume, records, since)
         return volume, older, None if until is None else _named(volume, records, until)
 

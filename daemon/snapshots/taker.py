@@ -24,19 +24,16 @@ from polyvol.daemon.hooks.run import HookRunner
 from polyvol.daemon.snapshots.verbs import Snapshots
 from polyvol.daemon.types.snapshots import SnapshotCreate, SnapshotView, SnapshotWanted
 from polyvol.mapping.errors import CatalogConflict, UnknownVolume
-from polyvol.mapping.group import Consistency, Group, Schedule
-from polyvol.mapping.records import Volume
-from polyvol.mapping.volume import refuse_repeats
+from polyvol.mapping.names import refuse_repeats
+from polyvol.mapping.records.groups import Group
+from polyvol.mapping.records.schedules import Schedule
+from polyvol.mapping.records.snapshots import Consistency
+from polyvol.mapping.records.volumes import Volume
 from polyvol.snapshot.coordinator import Thaw
-from polyvol.snapshot.errors import CutFailed
-from polyvol.snapshot.group_errors import (
-    GroupChanged,
-    GroupEmpty,
-    HooksFailed,
-    UnknownGroup,
-    UnknownSchedule,
-    VolumeChanged,
-)
+from polyvol.snapshot.errors.cuts import CutFailed
+from polyvol.snapshot.errors.groups import GroupChanged, GroupEmpty, UnknownGroup
+from polyvol.snapshot.errors.hooks import HooksFailed, VolumeChanged
+from polyvol.snapshot.errors.schedules import UnknownSchedule
 
 
 def required(thaw: Thaw | None, volumes: Sequence[Volume]) -> Thaw:
@@ -184,7 +181,7 @@ class SnapshotTaker:
 
     def _volumes(self) -> dict[int, Volume]:
         """All volumes that there are for users, by id."""
-        volumes = self._context.catalog.volumes()
+        volumes = self._context.catalog.volumes.all()
         return {volume.id: volume for volume in volumes if not volume.kept and volume.state != "deleting"}
 
     @contextmanager
