@@ -15,7 +15,7 @@ import contextlib
 from pathlib import Path
 
 from polyvol.daemon.context import Context
-from polyvol.mapping.opening import sync_directory
+from polyvol.mapping.durable import sync_directory
 from polyvol.mapping.records.volumes import Volume
 
 HOW = "was removed, moved, replaced or truncated by somebody else"

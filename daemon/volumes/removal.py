@@ -22,9 +22,9 @@ from polyvol.daemon.devices.health import unusable_devices
 from polyvol.daemon.errors import DeleteUnfinished, EngineFailed, VolumeBusy
 from polyvol.daemon.isolation import isolate
 from polyvol.mapping.device import zero_extents
+from polyvol.mapping.durable import sync_directory
 from polyvol.mapping.errors import DeviceNotReady, UnknownVolume
 from polyvol.mapping.extent import Extent
-from polyvol.mapping.opening import sync_directory
 from polyvol.mapping.records.devices import Device
 from polyvol.mapping.records.volumes import Volume
 
