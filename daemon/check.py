@@ -37,7 +37,7 @@ from polyvol.mapping.os_errors import advice, reason
 from polyvol.mapping.partition import Partition
 from polyvol.mapping.records.devices import Device
 from polyvol.mapping.records.volumes import UNDER_WAY, Volume
-from polyvol.mapping.specs import volume_spec
+from polyvol.mapping.specs import manifest_directory, volume_directory, volume_spec
 
 _CATALOG = "catalog.db"
 _ENGINE_FILE = re.compile(r"p(\d{3})-\d{10}\.(journal|checkpoint|checkpoint\.new)")
@@ -247,21 +247,21 @@ class _Check:
         for log in logs:
             if log.number >= volume.next_log or any(extent.length % _CHUNK for extent in log.extents):
                 self._problems.append(f"volume {volume.name}: change log {log.number} cannot be")
-        directory = self._state_dir / "volumes" / str(volume.uuid)
+        directory = volume_directory(self._state_dir, volume)
         if not directory.is_dir():
             self._problems.append(f"volume {volume.name}: its directory {directory} is not there")
             return view
         self._check_names(volume, directory, partitions)
-        rollbacks = catalog.rollbacks.of(volume.id)
-        manifests = self._state_dir / "manifests" / str(volume.uuid)
+        manifests = manifest_directory(self._state_dir, volume)
         self._check_manifests(volume, manifests, partitions)
         other = other_time(volume, manifests)
         if other is not None:
             self._problems.append(f"volume {volume.name}: {other}")
             return view
-        spec = volume_spec(volume, partitions, logs, snapshots, rollbacks, str(directory), str(manifests))
         try:
-            report = self._module.check(spec, present, data=self._data)
+            report = self._module.check(
+                volume_spec(catalog, volume, self._state_dir), present, data=self._data
+            )
         except self._module.EngineError as error:
             self._problems.append(f"volume {volume.name}: {error}")
             return view

@@ -15,7 +15,7 @@ from polyvol.daemon.errors import BadConfig
 from polyvol.daemon.host.sockets import split_address
 from polyvol.daemon.state.directory import default_state_dir
 from polyvol.mapping.os_errors import reason
-from polyvol.mapping.plans.volumes import PROCESSORS_MAX
+from polyvol.mapping.plans.placement import PROCESSORS_MAX
 from polyvol.mapping.sizes import format_size
 
 Frontend = Literal["native", "nbdkit"]

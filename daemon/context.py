@@ -34,8 +34,11 @@ from polyvol.mapping.label import NO_RUN
 from polyvol.mapping.opening import OpenFile
 from polyvol.mapping.probes import Probes
 from polyvol.mapping.records.devices import Device
+from polyvol.mapping.records.groups import Group
 from polyvol.mapping.records.snapshots import SnapshotRecord
 from polyvol.mapping.records.volumes import Volume
+from polyvol.mapping.specs import manifest_directory, volume_directory
+from polyvol.snapshot.errors.groups import UnknownGroup
 
 if TYPE_CHECKING:
     from polyvol.engine import EngineStats, ExportInfo
@@ -141,11 +144,11 @@ class Context:
 
     def volume_directory(self, volume: Volume) -> Path:
         """Where the engine keeps a volume's journals and checkpoints."""
-        return self.state_dir / "volumes" / str(volume.uuid)
+        return volume_directory(self.state_dir, volume)
 
     def manifest_directory(self, volume: Volume) -> Path:
         """Where the engine keeps the manifests of a volume's journals."""
-        return self.state_dir / "manifests" / str(volume.uuid)
+        return manifest_directory(self.state_dir, volume)
 
     def engine_errors(self, what: str) -> AbstractContextManager[None]:
         """Turn the engine's errors into a user's; `what` is being done."""
@@ -160,7 +163,7 @@ class Context:
                 yield
         except EngineFailed:
             with self.reading():
-                now = next((each for each in self.catalog.volumes.all() if each.id == volume.id), None)
+                now = self.catalog.volumes.get(volume.id)
                 if now is None or now.kept:
                     raise UnknownVolume(name=volume.name) from None
                 self.refuse_not_served(now, restoring=True)
@@ -176,6 +179,20 @@ class Context:
         if volume is None or volume.kept:
             raise UnknownVolume(name=name)
         return volume
+
+    def find_snapshot(self, volume: Volume, name: str) -> SnapshotRecord:
+        """A volume's snapshot of this name, or UnknownSnapshot."""
+        snapshot = self.catalog.snapshots.find(volume.id, name)
+        if snapshot is None:
+            raise UnknownSnapshot(volume=volume.name, name=name)
+        return snapshot
+
+    def find_group(self, name: str) -> Group:
+        """The group of this name, or UnknownGroup."""
+        group = self.catalog.groups.find(name)
+        if group is None:
+            raise UnknownGroup(name=name)
+        return group
 
     def find_served(self, name: str, *, restoring: bool = False) -> Volume:
         """The volume of this name, or UnknownVolume, VolumeNotServed, VolumeBusy or Restoring. `restoring`:

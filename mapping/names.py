@@ -8,7 +8,7 @@ import re
 from collections.abc import Container, Sequence
 from typing import Literal
 
-from polyvol.mapping.errors import BadName, RepeatedDevice
+from polyvol.mapping.errors import BadName, NameInUse, RepeatedDevice
 
 Noun = Literal["volume", "snapshot", "device", "group", "schedule", "hold"]
 
@@ -26,11 +26,24 @@ def check_name(noun: Noun, name: str) -> str:
     return name
 
 
+def check_free(noun: Noun, name: str, taken: Container[str], shown: str | None = None) -> str:
+    """The name, if it is allowed and free; else BadName or NameInUse, with the name as it is `shown`."""
+    check_name(noun, name)
+    if name in taken:
+        raise NameInUse(noun=noun, name=shown or name)
+    return name
+
+
 def check_prefix(prefix: str) -> str:
     """What names of snapshots that are made from the time begin with, if it is allowed; else BadName."""
     if len(prefix) > PREFIX_LENGTH_MAX:
         raise BadName(noun="snapshot", name=prefix)
     return check_name("snapshot", prefix)
+
+
+def is_pattern(name: str) -> bool:
+    """Whether a name stands for several: with `*`, `?` or `[...]`."""
+    return any(sign in name for sign in "*?[")
 
 
 def name_from(text: str, fallback: str) -> str:

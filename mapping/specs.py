@@ -1,30 +1,35 @@
-"""Specifications: volumes and change logs as the engine is told of them."""
+"""Specifications: volumes and change logs as the engine is told of them, and where it keeps its files.
 
-from collections.abc import Iterable, Sequence
+Owner and locks   The caller holds the volume's lock, or is the only one who has the catalog.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from polyvol.mapping.catalog.store import Catalog
 from polyvol.mapping.extent import Extent
-from polyvol.mapping.partition import Partition
 from polyvol.mapping.records.change_logs import ChangeLog
-from polyvol.mapping.records.rollbacks import Rollback
-from polyvol.mapping.records.snapshots import SnapshotRecord
 from polyvol.mapping.records.volumes import Volume
 
 if TYPE_CHECKING:
     from polyvol.engine import ExtentSpec, LogSpec, VolumeSpec
 
 
-def volume_spec(
-    volume: Volume,
-    partitions: Iterable[Partition],
-    logs: Sequence[ChangeLog],
-    snapshots: Iterable[SnapshotRecord],
-    rollbacks: Iterable[Rollback],
-    directory: str,
-    manifests: str,
-) -> "VolumeSpec":
-    """The volume as the engine's specification; `snapshots`: those that are kept for clones too;
-    `manifests`: the directory of its journals' manifests."""
+def volume_directory(state_dir: Path, volume: Volume) -> Path:
+    """Where the engine keeps a volume's journals and checkpoints."""
+    return state_dir / "volumes" / str(volume.uuid)
+
+
+def manifest_directory(state_dir: Path, volume: Volume) -> Path:
+    """Where the engine keeps the manifests of a volume's journals."""
+    return state_dir / "manifests" / str(volume.uuid)
+
+
+def volume_spec(catalog: Catalog, volume: Volume, state_dir: Path) -> "VolumeSpec":
+    """The volume as the engine's specification, as the catalog has it: with the snapshots that are kept for
+    clones too."""
+    logs = catalog.change_logs.of(volume.id)
     return {
         "id": volume.id,
         "uuid": str(volume.uuid),
@@ -33,21 +38,23 @@ def volume_spec(
         "partition_size": volume.partition_size,
         "partitions": [
             {"processor": partition.processor, "extents": _extent_specs(partition.extents)}
-            for partition in partitions
+            for partition in catalog.volumes.partitions(volume.id)
         ],
         "logs": [log_spec(log) for log in logs],
         "default_logs": [log.number for log in logs if log.default],
-        "directory": directory,
+        "directory": str(volume_directory(state_dir, volume)),
         "manifests": {
-            "directory": manifests,
+            "directory": str(manifest_directory(state_dir, volume)),
             "partitions": volume.manifests,
             "older": volume.state == "ready" and not volume.manifests,
         },
         "snapshots": [
-            {"epoch": snapshot.epoch, "log": snapshot.log, "size": snapshot.size} for snapshot in snapshots
+            {"epoch": snapshot.epoch, "log": snapshot.log, "size": snapshot.size}
+            for snapshot in catalog.snapshots.with_kept(volume.id)
         ],
         "rollbacks": [
-            {"at": one.at, "to": one.to, "size": one.size, "to_size": one.to_size} for one in rollbacks
+            {"at": one.at, "to": one.to, "size": one.size, "to_size": one.to_size}
+            for one in catalog.rollbacks.of(volume.id)
         ],
         "source": None
         if volume.source is None

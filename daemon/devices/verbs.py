@@ -67,10 +67,9 @@ from polyvol.mapping.errors import (
     DeviceNotReady,
     DeviceStillFaulty,
     DeviceUnusable,
-    NameInUse,
     UnknownDevice,
 )
-from polyvol.mapping.names import check_name, name_from, unique_name
+from polyvol.mapping.names import check_free, check_name, name_from, unique_name
 from polyvol.mapping.opening import OpenFile, identity_of
 from polyvol.mapping.records.devices import UNFINISHED, Device
 
@@ -140,10 +139,9 @@ class Devices:
         device = context.find_device(name)
         if device.unfinished is not None:
             raise DeviceNotReady(name=name, reason=device.unfinished)
-        path = context.path(device) if request.path is None else Path(request.path)
-        if not path.is_absolute() or "\0" in str(path):
-            raise BadRequest(why=f"path {request.path!r} is not absolute")
+        path = context.path(device)
         if request.path is not None:
+            path = _absolute(request.path)
             refuse_own(context.state_dir, path)
         with self._locked(device, "device retry") as now, self._claims.at(path):
             self._reopen(self._open_checked(now, path, accept=request.accept), path)
@@ -250,7 +248,7 @@ class Devices:
         """Hold a device's lock to do `what`: the device as it is now; UnknownDevice if it has gone."""
         context = self._context
         with context.locks.device(device.id, device.name, what):
-            now = next((each for each in context.catalog.devices.all() if each.id == device.id), None)
+            now = context.catalog.devices.get(device.id)
             if now is None:
                 raise UnknownDevice(name=device.name)
             if now.id in self._incomplete.underway:  # the verb that adds it is about to take its lock
@@ -271,7 +269,7 @@ class Devices:
     def appeared(self, number: int) -> DeviceView | None:
         """Open a device again that was missing; None if it is not missing, or was short."""
         context = self._context
-        device = next((each for each in context.catalog.devices.all() if each.id == number), None)
+        device = context.catalog.devices.get(number)
         if device is None or number not in context.device_trouble or self.shrunk.clause(device) is not None:
             return None
         return self.retry(DeviceRetry(), device.name)
@@ -323,9 +321,7 @@ class Devices:
 
     def add(self, request: DeviceAdd) -> tuple[DeviceView, bool]:
         """Add a device, or bring back one that was missing (then True)."""
-        path = Path(request.path)
-        if not path.is_absolute() or "\0" in request.path:
-            raise BadRequest(why=f"path {request.path!r} is not absolute")
+        path = _absolute(request.path)
         if request.name is not None:
             check_name("device", request.name)
         refuse_own(self._context.state_dir, path)
@@ -447,13 +443,18 @@ class Devices:
         taken = set(self._context.device_names().values())
         if wanted is None:
             return unique_name(name_from(path.name, "device"), taken)
-        if wanted in taken:
-            raise NameInUse(noun="device", name=wanted)
-        return wanted
+        return check_free("device", wanted, taken)
 
     def _stored_path(self, path: Path) -> str:
         state_dir = self._context.state_dir
         return str(path.relative_to(state_dir) if path.is_relative_to(state_dir) else path)
+
+
+def _absolute(path: str) -> Path:
+    """The path that a request gives, or BadRequest."""
+    if not Path(path).is_absolute() or "\0" in path:
+        raise BadRequest(why=f"path {path!r} is not absolute")
+    return Path(path)
 
 
 def _state(

@@ -42,12 +42,11 @@ from polyvol.daemon.types.schedules import (
 )
 from polyvol.daemon.workers import Workers
 from polyvol.mapping.catalog.schedules import new_schedule
-from polyvol.mapping.errors import NameInUse, PolyvolError, UnknownVolume
-from polyvol.mapping.names import PREFIX_LENGTH_MAX, check_name, name_from, unique_name
+from polyvol.mapping.errors import PolyvolError, UnknownVolume
+from polyvol.mapping.names import PREFIX_LENGTH_MAX, check_free, check_name, name_from, unique_name
 from polyvol.mapping.records.schedules import Schedule
 from polyvol.mapping.records.snapshots import SnapshotRecord
 from polyvol.mapping.records.volumes import Volume
-from polyvol.snapshot.errors.groups import UnknownGroup
 from polyvol.snapshot.errors.holds import SnapshotHeld
 from polyvol.snapshot.errors.schedules import BadSchedule, UnknownSchedule
 from polyvol.snapshot.retention import Keep, kept, may_go
@@ -245,8 +244,7 @@ class Schedules:
             isolate(self._context, f"running schedule {schedule.name}", SCHEDULE=schedule.name),
             isolate(self._context, f"schedule {schedule.name}", failed),
         ):
-            schedules = self._context.catalog.schedules.all()
-            now = next((each for each in schedules if each.id == schedule.id), None)
+            now = self._context.catalog.schedules.get(schedule.id)
             if now is not None and not now.paused:
                 still, clock = self._planned(now)
                 if still is not None and still <= clock:  # else it has just run
@@ -363,9 +361,7 @@ class Schedules:
         if request.name is None:
             name = unique_name(name_from(f"{request.target.lstrip('@')}-{request.prefix}", "schedule"), taken)
         else:
-            name = check_name("schedule", request.name)
-            if name in taken:
-                raise NameInUse(noun="schedule", name=name)
+            name = check_free("schedule", request.name, taken)
         return new_schedule(
             name,
             volume=None if volume is None else volume.id,
@@ -380,10 +376,7 @@ class Schedules:
     def _resolve(self, target: str) -> tuple[Volume | None, int | None]:
         """The volume, or the group by id, that a target names."""
         if target.startswith("@"):
-            group = self._context.catalog.groups.find(target[1:])
-            if group is None:
-                raise UnknownGroup(name=target[1:])
-            return None, group.id
+            return None, self._context.find_group(target[1:]).id
         volume = self._context.find_volume(target)
         if volume.state != "ready":
             self._context.refuse_not_served(volume, restoring=True)

@@ -36,7 +36,7 @@ from polyvol.daemon.types.deletions import DeletionView, SkippedView
 from polyvol.daemon.volumes.exporting import export_snapshots
 from polyvol.daemon.workers import Workers
 from polyvol.mapping.errors import UnknownSnapshot
-from polyvol.mapping.names import refuse_repeats
+from polyvol.mapping.names import is_pattern, refuse_repeats
 from polyvol.mapping.records.snapshots import SnapshotRecord
 from polyvol.mapping.records.volumes import Volume
 from polyvol.snapshot.snapshot import export_name
@@ -49,7 +49,6 @@ REST_S_MIN = 0.02
 LOOK_S = 60.0
 STOP_S = 5.0
 """How long a stop waits for what is being dropped."""
-_PATTERN = frozenset("*?[")
 _log = logging.getLogger("polyvol.deletions")
 
 
@@ -183,7 +182,7 @@ class Deletions:
             self._stopping.wait(max(REST_S_MIN, time.monotonic() - began))
         what = "forgetting rollbacks"
         with isolate(self._context, what, lambda reason: _log.warning("%s: %s", what, reason)):
-            volume = next((each for each in self._context.catalog.volumes.all() if each.id == identity), None)
+            volume = self._context.catalog.volumes.get(identity)
             if volume is None or not self._context.catalog.rollbacks.of(identity):
                 return
             if self._context.is_served(volume) and not self._stopping.is_set():
@@ -229,7 +228,7 @@ class Deletions:
 
 def _check_names(names: Sequence[str]) -> None:
     refuse_repeats("snapshot", names)
-    patterns = sum(bool(_PATTERN & set(name)) for name in names)
+    patterns = sum(is_pattern(name) for name in names)
     if patterns > PATTERNS_MAX:
         raise BadRequest(why=f"{patterns} patterns are given, and at most {PATTERNS_MAX} can be")
 
@@ -238,7 +237,7 @@ def _chosen(volume: Volume, records: list[SnapshotRecord], names: Iterable[str])
     by_name = {record.name: record for record in records}
     chosen: dict[str, SnapshotRecord] = {}
     for name in names:
-        if _PATTERN & set(name):
+        if is_pattern(name):
             chosen |= {each: by_name[each] for each in fnmatch.filter(by_name, name)}
         elif name in by_name:
             chosen[name] = by_name[name]

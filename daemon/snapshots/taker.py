@@ -90,9 +90,9 @@ class SnapshotTaker:
         """Take the cut of the volume or group that a schedule is for."""
         request = SnapshotCreate(volumes=(), scheduled=True)
         if schedule.group is not None:
-            for group in self._context.catalog.groups.all():
-                if group.id == schedule.group:
-                    return self.take_of_group(group, request, schedule)
+            group = self._context.catalog.groups.get(schedule.group)
+            if group is not None:
+                return self.take_of_group(group, request, schedule)
         elif schedule.volume is not None:
             volume = self._volumes().get(schedule.volume)
             if volume is not None:
@@ -156,7 +156,7 @@ class SnapshotTaker:
         before the hooks (TK2). That a volume has grown is fine."""
         catalog = self._context.catalog
         with self._context.reading():
-            if schedule is not None and all(each.id != schedule.id for each in catalog.schedules.all()):
+            if schedule is not None and catalog.schedules.get(schedule.id) is None:
                 raise UnknownSchedule(name=schedule.name)
             if group is not None:
                 self._refuse_changed_group(group)
@@ -172,7 +172,7 @@ class SnapshotTaker:
         return [by_id[volume.id] for volume in volumes]
 
     def _refuse_changed_group(self, group: Group) -> None:
-        now = next((each for each in self._context.catalog.groups.all() if each.id == group.id), None)
+        now = self._context.catalog.groups.get(group.id)
         if now is None:
             raise UnknownGroup(name=group.name)
         if set(now.volumes) != set(group.volumes):
@@ -188,6 +188,6 @@ class SnapshotTaker:
     def _holding(self, group: Group) -> Iterator[None]:
         """Hold the lock of a group that is still there."""
         with self._context.locks.group(group.id, group.name, WHAT):
-            if all(each.id != group.id for each in self._context.catalog.groups.all()):
+            if self._context.catalog.groups.get(group.id) is None:
                 raise UnknownGroup(name=group.name)
             yield

@@ -118,7 +118,7 @@ class Snapshots:
     def delete(self, volume_name: str, name: str) -> SnapshotDeleted:
         """Delete a snapshot that no client is connected to."""
         volume = self._context.find_served(volume_name, restoring=True)
-        record = self.find(volume, name)
+        record = self._context.find_snapshot(volume, name)
         whole = self.whole_name(record)
         if whole is not None:
             raise SnapshotInGroup(name=export_name(volume.name, name), whole=whole)
@@ -261,7 +261,7 @@ class Snapshots:
         if not partitions:
             return self._show(volume_name, name)
         volume = context.find_served(volume_name, restoring=True)
-        record = self.find(volume, name)
+        record = self._context.find_snapshot(volume, name)
         what = f"asking for the partitions of {export_name(volume.name, name)}"
         with context.engine_asked(what, volume, record):
             states = partition_snapshots(context.engine.partition_states(volume.id, record.epoch))
@@ -274,16 +274,9 @@ class Snapshots:
     def _show(self, volume_name: str, name: str) -> SnapshotView:
         context = self._context
         volume = context.find_volume(volume_name)
-        record = self.find(volume, name)
+        record = self._context.find_snapshot(volume, name)
         uses = snapshot_uses(context, [volume])
         return self._view(volume, record, context.device_names(), context.clients(), uses)
-
-    def find(self, volume: Volume, name: str) -> SnapshotRecord:
-        """A volume's snapshot of this name, or UnknownSnapshot."""
-        for record in self._context.catalog.snapshots.of(volume.id):
-            if record.name == name:
-                return record
-        raise UnknownSnapshot(volume=volume.name, name=name)
 
     def names_of_group(self, group: Group | None) -> set[str]:
         """The names of a group's snapshots: the volumes of one need not be in the group any more."""

@@ -152,7 +152,7 @@ class SpaceMonitor:
         context = self._context
         told = False
         while True:
-            volume = next((each for each in context.catalog.volumes.all() if each.id == identity), None)
+            volume = context.catalog.volumes.get(identity)
             try:
                 served = volume is not None and context.is_served(volume)
                 made = volume is not None and served and self._make_room(volume)
@@ -228,8 +228,8 @@ class SpaceMonitor:
 
     def _policy(self, volume: Volume) -> str | None:
         """What gives way when a volume's logs are full; None if it is no more."""
-        now = (each for each in self._context.catalog.volumes.all() if each.id == volume.id)
-        return next((each.when_full for each in now), None)
+        now = self._context.catalog.volumes.get(volume.id)
+        return None if now is None else now.when_full
 
     @reads
     def _droppable(self, volume: Volume) -> list[SnapshotRecord]:
@@ -263,7 +263,7 @@ class SpaceMonitor:
     def _ask_again(self, identity: int) -> None:
         """Have the engine ask again if there is something to drop again. Under the volume's `room`."""
         context = self._context
-        volume = next((each for each in context.catalog.volumes.all() if each.id == identity), None)
+        volume = context.catalog.volumes.get(identity)
         if volume is not None and context.is_served(volume) and self._may_drop(volume):
             context.ask_when_full(volume)
 

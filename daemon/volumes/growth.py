@@ -26,15 +26,7 @@ from polyvol.mapping.specs import volume_spec
 def grow_in_engine(context: Context, volume: Volume) -> None:
     """Have the engine serve a volume as large as the catalog says. The caller holds its lock."""
     catalog = context.catalog
-    spec = volume_spec(
-        volume,
-        catalog.volumes.partitions(volume.id),
-        catalog.change_logs.of(volume.id),
-        catalog.snapshots.with_kept(volume.id),
-        catalog.rollbacks.of(volume.id),
-        str(context.volume_directory(volume)),
-        str(context.manifest_directory(volume)),
-    )
+    spec = volume_spec(catalog, volume, context.state_dir)
     with context.engine_errors(f"having volume {volume.name} grow"):
         context.engine.grow_volume(spec)
     # It has grown, whether this succeeds or not; the next start records it otherwise.

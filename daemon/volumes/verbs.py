@@ -62,7 +62,6 @@ from polyvol.daemon.volumes.plan_views import plan_view
 from polyvol.daemon.volumes.removal import VolumeRemoval
 from polyvol.daemon.volumes.scrub import Scrubs
 from polyvol.daemon.volumes.usage import volume_use
-from polyvol.mapping.errors import UnknownSnapshot
 from polyvol.mapping.plans.clones import CloneRequest, plan_clone
 from polyvol.mapping.plans.volumes import VolumePlan, VolumeRequest, plan_volume
 from polyvol.mapping.records.restores import RestoreRecord
@@ -190,10 +189,7 @@ class Volumes:
         wanted = CloneRequest(request.name, request.log_devices, request.processors, request.when_full)
         with context.holding(volume_name, "volume clone"):
             source = context.find_served(volume_name, restoring=True)
-            found = (each for each in context.catalog.snapshots.of(source.id) if each.name == name)
-            snapshot = next(found, None)
-            if snapshot is None:
-                raise UnknownSnapshot(volume=source.name, name=name)
+            snapshot = context.find_snapshot(source, name)
             self._make(lambda: plan_clone(wanted, source, snapshot, inventory(context)))
         text = f"volume {request.name} was cloned from {export_name(source.name, name)}"
         context.events.add("info", text, volume=request.name)
@@ -315,15 +311,7 @@ class Volumes:
         manifest_digests.check(context, volume)
         partitions = context.catalog.volumes.partitions(volume.id)
         context.grow_processors(max(partition.processor for partition in partitions) + 1)
-        spec = volume_spec(
-            volume,
-            partitions,
-            context.catalog.change_logs.of(volume.id),
-            context.catalog.snapshots.with_kept(volume.id),
-            context.catalog.rollbacks.of(volume.id),
-            str(context.volume_directory(volume)),
-            str(context.manifest_directory(volume)),
-        )
+        spec = volume_spec(context.catalog, volume, context.state_dir)
         try:
             with context.engine_errors(f"taking volume {volume.name} into service"):
                 context.engine.add_volume(spec)
@@ -427,16 +415,18 @@ class Volumes:
         if volume.source is None:
             return None
         source = self._source(volume.source)
-        records = self._context.catalog.snapshots.with_kept(source.id)
-        record = next(each for each in records if each.epoch == volume.source.epoch)
+        record = self._context.catalog.snapshots.at(source.id, volume.source.epoch)
+        assert record is not None, "RM1"
         return SourceView(
-            volume=source.name.partition("#")[0],
-            snapshot=record.name.partition("#")[0],
+            volume=source.shown_name,
+            snapshot=record.shown_name,
             deleted=record.kept,
         )
 
     def _source(self, source: CloneSource) -> Volume:
-        return next(each for each in self._context.catalog.volumes.all() if each.id == source.volume)
+        found = self._context.catalog.volumes.get(source.volume)
+        assert found is not None, "RM1"
+        return found
 
     def _degraded(self, volume: Volume, devices: list[int], bad: list[BadBlockView]) -> str | None:
         """Why a volume that is served is degraded, or None. A clone is, where its source is."""

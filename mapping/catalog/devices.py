@@ -33,6 +33,11 @@ class Devices:
         rows = self._database.rows("SELECT * FROM device WHERE name = ?", name)
         return _device(rows[0]) if rows else None
 
+    def get(self, device: int) -> Device | None:
+        """The device of this id, if there is one."""
+        rows = self._database.rows("SELECT * FROM device WHERE id = ?", device)
+        return _device(rows[0]) if rows else None
+
     def add(self, device: Device) -> Device:
         """Record a device; its id is given here."""
         with self._database.transaction() as connection:

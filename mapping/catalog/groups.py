@@ -40,7 +40,11 @@ class Groups:
 
     def find(self, name: str) -> Group | None:
         """The group of this name, if there is one."""
-        return next((group for group in self.all() if group.name == name), None)
+        return next((each for each in self.all() if each.name == name), None)
+
+    def get(self, group: int) -> Group | None:
+        """The group of this id, if there is one."""
+        return next((each for each in self.all() if each.id == group), None)
 
     def create(self, name: str, volumes: Iterable[int]) -> None:
         """Record a group of these volumes."""

@@ -30,6 +30,11 @@ class Schedules:
         rows = self._database.rows("SELECT * FROM schedule WHERE name = ?", name)
         return _schedule(rows[0]) if rows else None
 
+    def get(self, schedule: int) -> Schedule | None:
+        """The schedule of this id, if there is one."""
+        rows = self._database.rows("SELECT * FROM schedule WHERE id = ?", schedule)
+        return _schedule(rows[0]) if rows else None
+
     def add(self, schedule: Schedule, hooks: Hooks | None = None) -> None:
         """Record a schedule, with its hooks; its id is given here."""
         with self._database.transaction() as connection:

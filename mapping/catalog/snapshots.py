@@ -36,6 +36,16 @@ class Snapshots:
         """A volume's snapshots, by epoch."""
         return self._read("WHERE volume = ? AND NOT kept ORDER BY epoch", volume)
 
+    def find(self, volume: int, name: str) -> SnapshotRecord | None:
+        """The snapshot of this name of a volume, if there is one."""
+        found = self._read("WHERE volume = ? AND name = ? AND NOT kept", volume, name)
+        return found[0] if found else None
+
+    def at(self, volume: int, epoch: int) -> SnapshotRecord | None:
+        """The snapshot of this epoch of a volume, if there is one; also if it is kept for a clone."""
+        found = self._read("WHERE volume = ? AND epoch = ?", volume, epoch)
+        return found[0] if found else None
+
     def names(self, volume: int) -> set[str]:
         """The names of a volume's snapshots, which is less than to read them all."""
         rows = self._database.rows("SELECT name FROM snapshot WHERE volume = ? AND NOT kept", volume)

@@ -45,6 +45,11 @@ class Volumes:
         rows = self._database.rows(f"{_VOLUMES} WHERE name = ?", name)
         return _volume(rows[0]) if rows else None
 
+    def get(self, volume: int) -> Volume | None:
+        """The volume of this id, if there is one."""
+        rows = self._database.rows(f"{_VOLUMES} WHERE id = ?", volume)
+        return _volume(rows[0]) if rows else None
+
     def partitions(self, volume: int) -> list[Partition]:
         """A volume's partitions, in order."""
         rows = self._database.rows(

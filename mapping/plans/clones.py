@@ -10,13 +10,12 @@ Errors            BadName, NameInUse, BadProcessors and others of errors.py.
 
 from dataclasses import dataclass
 
-from polyvol.mapping.errors import BadProcessors, NameInUse
-from polyvol.mapping.names import check_name, refuse_repeats
+from polyvol.mapping.names import check_free, refuse_repeats
 from polyvol.mapping.partition import Partition, partition_lengths
 from polyvol.mapping.plans import placement
 from polyvol.mapping.plans.change_logs import plan_logs
 from polyvol.mapping.plans.inventory import Inventory, SpaceAllocator
-from polyvol.mapping.plans.volumes import PROCESSORS_MAX, VolumePlan
+from polyvol.mapping.plans.volumes import VolumePlan
 from polyvol.mapping.records.snapshots import SnapshotRecord
 from polyvol.mapping.records.volumes import CloneSource, Volume, WhenFull
 
@@ -38,11 +37,8 @@ def plan_clone(
     request: CloneRequest, source: Volume, snapshot: SnapshotRecord, inventory: Inventory
 ) -> VolumePlan:
     """The clone that would be made of a volume's snapshot; see the module's errors."""
-    name = check_name("volume", request.name)
-    if name in inventory.volume_names:
-        raise NameInUse(noun="volume", name=name)
-    if request.processors is not None and not 1 <= request.processors <= PROCESSORS_MAX:
-        raise BadProcessors(count=request.processors)
+    name = check_free("volume", request.name, inventory.volume_names)
+    placement.check_processors(request.processors)
     refuse_repeats("log device", request.log_devices)
     processors = placement.choose_processors(request.processors, inventory.processors, inventory.load)
     lengths = partition_lengths(snapshot.size, source.partition_size)

@@ -12,14 +12,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from polyvol.mapping.errors import (
-    BadProcessors,
     BaseFixesSize,
     DeviceInUse,
     DeviceNotAdopted,
-    NameInUse,
     SizeMissing,
 )
-from polyvol.mapping.names import check_name, refuse_repeats
+from polyvol.mapping.names import check_free, refuse_repeats
 from polyvol.mapping.partition import (
     PARTITION_SIZE_DEFAULT,
     Partition,
@@ -35,8 +33,6 @@ from polyvol.mapping.records.volumes import CloneSource, WhenFull
 
 if TYPE_CHECKING:
     pass
-
-PROCESSORS_MAX = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +70,9 @@ class VolumePlan:
 
 def plan_volume(request: VolumeRequest, inventory: Inventory) -> VolumePlan:
     """The volume that would be made; see the module's errors."""
-    name = check_name("volume", request.name)
-    if name in inventory.volume_names:
-        raise NameInUse(noun="volume", name=name)
+    name = check_free("volume", request.name, inventory.volume_names)
     check_partition_size(request.partition_size)
-    if request.processors is not None and not 1 <= request.processors <= PROCESSORS_MAX:
-        raise BadProcessors(count=request.processors)
+    placement.check_processors(request.processors)
     refuse_repeats("device", request.devices)
     refuse_repeats("log device", request.log_devices)
     processors = placement.choose_processors(request.processors, inventory.processors, inventory.load)

@@ -39,6 +39,11 @@ class SnapshotRecord:
     copy_of: UUID | None = None
     kept: bool = False
 
+    @property
+    def shown_name(self) -> str:
+        """The name that people know it by: one that is kept has it followed by '#' and its epoch."""
+        return self.name.partition("#")[0]
+
 
 @dataclass(frozen=True, slots=True)
 class DroppedSnapshot:

@@ -46,8 +46,9 @@ LAYERS = {
         ("errors", "no_space", "programs"),
         ("names", "opening", "partition"),
         ("direct", "identity", "occupied", "records"),
-        ("device", "plans", "specs"),
+        ("device", "plans"),
         ("catalog",),
+        ("specs",),
     ),
     "mapping.catalog": (
         ("failures", "mark", "readers", "rewrite", "sums"),

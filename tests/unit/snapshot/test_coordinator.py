@@ -28,6 +28,7 @@ class Bench:
         self.catalog = catalog
         self.world = SimWorld()
         self.engine = SimEngine(self.world, 2)
+        (folder / "volumes").mkdir()
         self.volumes = [self._volume(name, folder) for name in ("a", "b")]
         self.coordinator = Coordinator(self.engine, catalog)
         self.world.calls.clear()
@@ -46,16 +47,7 @@ class Bench:
         path.touch()
         device = next(each for each in self.catalog.devices.all() if each.made_for == volume.id)
         self.engine.open_device(device.id, str(path))
-        spec = volume_spec(
-            volume,
-            self.catalog.volumes.partitions(volume.id),
-            self.catalog.change_logs.of(volume.id),
-            [],
-            [],
-            str(folder / f"{name}.engine"),
-            str(folder / f"{name}.manifests"),
-        )
-        self.engine.add_volume(spec)
+        self.engine.add_volume(volume_spec(self.catalog, volume, folder))
         return volume
 
     def epochs(self) -> list[int]:
