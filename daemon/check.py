@@ -29,14 +29,15 @@ from polyvol.mapping.catalog.failures import failure
 from polyvol.mapping.catalog.mark import BadMark, Mark
 from polyvol.mapping.catalog.rewrite import rewrite
 from polyvol.mapping.catalog.store import Catalog
-from polyvol.mapping.device import Device, short_clause, trouble_at
+from polyvol.mapping.device import short_clause, trouble_at
 from polyvol.mapping.errors import PolyvolError, StateFull
 from polyvol.mapping.extent import Extent
 from polyvol.mapping.no_space import NEEDED, is_no_space
 from polyvol.mapping.os_errors import advice, reason
 from polyvol.mapping.partition import Partition
-from polyvol.mapping.records import UNDER_WAY, Volume
-from polyvol.mapping.volume import volume_spec
+from polyvol.mapping.records.devices import Device
+from polyvol.mapping.records.volumes import UNDER_WAY, Volume
+from polyvol.mapping.specs import manifest_directory, volume_directory, volume_spec
 
 _CATALOG = "catalog.db"
 _ENGINE_FILE = re.compile(r"p(\d{3})-\d{10}\.(journal|checkpoint|checkpoint\.new)")
@@ -149,7 +150,7 @@ class _Check:
         self._catalog = catalog
         self._module = module
         self._data = data
-        self._devices = {device.id: device for device in catalog.devices()}
+        self._devices = {device.id: device for device in catalog.devices.all()}
         self._problems = problems
         self._notes: list[str] = []
 
@@ -157,7 +158,7 @@ class _Check:
         """Everything."""
         present = self._check_devices()
         self._check_extents()
-        volumes = [self._check_volume(volume, present) for volume in self._catalog.volumes()]
+        volumes = [self._check_volume(volume, present) for volume in self._catalog.volumes.all()]
         self._note_restores()
         self._check_files()
         return CheckView(
@@ -173,8 +174,8 @@ class _Check:
 
     def _check_devices(self) -> dict[int, str]:
         """The paths of the devices that are there and right."""
-        present, users = {}, self._catalog.users()
-        unfinished = {volume.id for volume in self._catalog.volumes() if volume.state != "ready"}
+        present, users = {}, self._catalog.devices.users()
+        unfinished = {volume.id for volume in self._catalog.volumes.all() if volume.state != "ready"}
         for device in self._devices.values():
             if device.made_for in unfinished:
                 continue  # the next start removes it, with its volume
@@ -197,7 +198,7 @@ class _Check:
 
     def _note_restores(self) -> None:
         """What is incomplete because a backup is being restored to it."""
-        names = {volume.id: volume.name for volume in self._catalog.volumes()}
+        names = {volume.id: volume.name for volume in self._catalog.volumes.all()}
         for restore in self._catalog.restores.all():
             self._notes.append(
                 f"volume {names[restore.volume]} is incomplete: it is being restored from {restore.source}"
@@ -206,12 +207,12 @@ class _Check:
     def _check_extents(self) -> None:
         """Every extent inside its device's data area, no two over each other."""
         users: dict[int, list[tuple[Extent, str]]] = {}
-        for volume in self._catalog.volumes():
-            for partition in self._catalog.partitions(volume.id):
+        for volume in self._catalog.volumes.all():
+            for partition in self._catalog.volumes.partitions(volume.id):
                 for extent in partition.extents:
                     owner = f"partition {partition.number} of volume {volume.name}"
                     users.setdefault(extent.device, []).append((extent, owner))
-            for log in self._catalog.logs(volume.id):
+            for log in self._catalog.change_logs.of(volume.id):
                 for extent in log.extents:
                     owner = f"change log {log.number} of volume {volume.name}"
                     users.setdefault(extent.device, []).append((extent, owner))
@@ -232,8 +233,8 @@ class _Check:
 
     def _check_volume(self, volume: Volume, present: dict[int, str]) -> CheckVolumeView:
         catalog = self._catalog
-        partitions, logs = catalog.partitions(volume.id), catalog.logs(volume.id)
-        snapshots = catalog.snapshots_and_kept(volume.id)
+        partitions, logs = catalog.volumes.partitions(volume.id), catalog.change_logs.of(volume.id)
+        snapshots = catalog.snapshots.with_kept(volume.id)
         view = CheckVolumeView(name=volume.name, partitions=len(partitions), snapshots=len(snapshots))
         if volume.state != "ready":
             half = UNDER_WAY[volume.state]
@@ -246,21 +247,21 @@ class _Check:
         for log in logs:
             if log.number >= volume.next_log or any(extent.length % _CHUNK for extent in log.extents):
                 self._problems.append(f"volume {volume.name}: change log {log.number} cannot be")
-        directory = self._state_dir / "volumes" / str(volume.uuid)
+        directory = volume_directory(self._state_dir, volume)
         if not directory.is_dir():
             self._problems.append(f"volume {volume.name}: its directory {directory} is not there")
             return view
         self._check_names(volume, directory, partitions)
-        rollbacks = catalog.rollbacks.of(volume.id)
-        manifests = self._state_dir / "manifests" / str(volume.uuid)
+        manifests = manifest_directory(self._state_dir, volume)
         self._check_manifests(volume, manifests, partitions)
         other = other_time(volume, manifests)
         if other is not None:
             self._problems.append(f"volume {volume.name}: {other}")
             return view
-        spec = volume_spec(volume, partitions, logs, snapshots, rollbacks, str(directory), str(manifests))
         try:
-            report = self._module.check(spec, present, data=self._data)
+            report = self._module.check(
+                volume_spec(catalog, volume, self._state_dir), present, data=self._data
+            )
         except self._module.EngineError as error:
             self._problems.append(f"volume {volume.name}: {error}")
             return view
@@ -302,7 +303,7 @@ class _Check:
 
     def _check_files(self) -> None:
         """Every file below volumes/, manifests/ and devices/ belongs to somebody."""
-        known = {str(volume.uuid) for volume in self._catalog.volumes()}
+        known = {str(volume.uuid) for volume in self._catalog.volumes.all()}
         paths = {self._path(device) for device in self._devices.values()}
         for folder in ("volumes", "manifests", "devices"):
             directory = self._state_dir / folder

@@ -15,8 +15,8 @@ from polyvol.daemon.errors import BadConfig
 from polyvol.daemon.host.sockets import split_address
 from polyvol.daemon.state.directory import default_state_dir
 from polyvol.mapping.os_errors import reason
+from polyvol.mapping.plans.placement import PROCESSORS_MAX
 from polyvol.mapping.sizes import format_size
-from polyvol.mapping.volume import PROCESSORS_MAX
 
 Frontend = Literal["native", "nbdkit"]
 FILE_BYTES_MAX = 1 << 20

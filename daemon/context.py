@@ -28,13 +28,17 @@ from polyvol.daemon.state.reserve import Reserve
 from polyvol.daemon.types.devices import ExtentView
 from polyvol.mapping.catalog.store import Catalog
 from polyvol.mapping.clock import Clock, steady_ns, wall_ns
-from polyvol.mapping.device import Device
 from polyvol.mapping.errors import UnknownDevice, UnknownSnapshot, UnknownVolume
 from polyvol.mapping.extent import Extent
 from polyvol.mapping.label import NO_RUN
 from polyvol.mapping.opening import OpenFile
 from polyvol.mapping.probes import Probes
-from polyvol.mapping.records import SnapshotRecord, Volume
+from polyvol.mapping.records.devices import Device
+from polyvol.mapping.records.groups import Group
+from polyvol.mapping.records.snapshots import SnapshotRecord
+from polyvol.mapping.records.volumes import Volume
+from polyvol.mapping.specs import manifest_directory, volume_directory
+from polyvol.snapshot.errors.groups import UnknownGroup
 
 if TYPE_CHECKING:
     from polyvol.engine import EngineStats, ExportInfo
@@ -109,7 +113,7 @@ class Context:
         """Hold the locks of these volumes to do `what`; UnknownVolume if one has gone meanwhile."""
         wanted = {volume.id: volume.name for volume in volumes}
         with self.locks.volumes(wanted, what, wait_s=wait_s) as operation:
-            there = {volume.id: volume for volume in self.catalog.volumes()}
+            there = {volume.id: volume for volume in self.catalog.volumes.all()}
             for identity, name in wanted.items():
                 if identity not in there:
                     raise UnknownVolume(name=name)
@@ -140,11 +144,11 @@ class Context:
 
     def volume_directory(self, volume: Volume) -> Path:
         """Where the engine keeps a volume's journals and checkpoints."""
-        return self.state_dir / "volumes" / str(volume.uuid)
+        return volume_directory(self.state_dir, volume)
 
     def manifest_directory(self, volume: Volume) -> Path:
         """Where the engine keeps the manifests of a volume's journals."""
-        return self.state_dir / "manifests" / str(volume.uuid)
+        return manifest_directory(self.state_dir, volume)
 
     def engine_errors(self, what: str) -> AbstractContextManager[None]:
         """Turn the engine's errors into a user's; `what` is being done."""
@@ -159,11 +163,11 @@ class Context:
                 yield
         except EngineFailed:
             with self.reading():
-                now = next((each for each in self.catalog.volumes() if each.id == volume.id), None)
+                now = self.catalog.volumes.get(volume.id)
                 if now is None or now.kept:
                     raise UnknownVolume(name=volume.name) from None
                 self.refuse_not_served(now, restoring=True)
-                there = {each.uuid for each in self.catalog.snapshots(volume.id)}
+                there = {each.uuid for each in self.catalog.snapshots.of(volume.id)}
             for snapshot in snapshots:
                 if snapshot.uuid not in there:
                     raise UnknownSnapshot(volume=volume.name, name=snapshot.name) from None
@@ -171,10 +175,24 @@ class Context:
 
     def find_volume(self, name: str) -> Volume:
         """The volume of this name, or UnknownVolume."""
-        volume = self.catalog.volume(name)
+        volume = self.catalog.volumes.find(name)
         if volume is None or volume.kept:
             raise UnknownVolume(name=name)
         return volume
+
+    def find_snapshot(self, volume: Volume, name: str) -> SnapshotRecord:
+        """A volume's snapshot of this name, or UnknownSnapshot."""
+        snapshot = self.catalog.snapshots.find(volume.id, name)
+        if snapshot is None:
+            raise UnknownSnapshot(volume=volume.name, name=name)
+        return snapshot
+
+    def find_group(self, name: str) -> Group:
+        """The group of this name, or UnknownGroup."""
+        group = self.catalog.groups.find(name)
+        if group is None:
+            raise UnknownGroup(name=name)
+        return group
 
     def find_served(self, name: str, *, restoring: bool = False) -> Volume:
         """The volume of this name, or UnknownVolume, VolumeNotServed, VolumeBusy or Restoring. `restoring`:
@@ -223,7 +241,7 @@ class Context:
 
     def find_device(self, name: str) -> Device:
         """The device of this name, or UnknownDevice."""
-        device = self.catalog.device(name)
+        device = self.catalog.devices.find(name)
         if device is None:
             raise UnknownDevice(name=name)
         return device
@@ -274,7 +292,7 @@ class Context:
 
     def device_names(self) -> dict[int, str]:
         """Every device's name, by id."""
-        return {device.id: device.name for device in self.catalog.devices()}
+        return {device.id: device.name for device in self.catalog.devices.all()}
 
 
 def extent_views(extents: Iterable[Extent], names: dict[int, str]) -> list[ExtentView]:

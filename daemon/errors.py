@@ -13,8 +13,12 @@ from contextlib import contextmanager
 
 import polyvol.daemon.backup_errors
 import polyvol.daemon.client.attach.errors
-import polyvol.snapshot.errors
-import polyvol.snapshot.group_errors  # noqa: F401 - so that all classes are in the table
+import polyvol.snapshot.errors.cuts
+import polyvol.snapshot.errors.groups
+import polyvol.snapshot.errors.holds
+import polyvol.snapshot.errors.hooks
+import polyvol.snapshot.errors.schedules
+import polyvol.snapshot.errors.streams  # noqa: F401 - so that all classes are in the table
 from polyvol.mapping.errors import Kind, PolyvolError
 from polyvol.mapping.no_space import NO_SPACE
 from polyvol.mapping.sizes import counted

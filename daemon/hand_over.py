@@ -150,7 +150,7 @@ def _flush_all(context: Context) -> None:
             context.engine.flush(volume)
 
     workers = Workers("polyvol-flush", stuck_s=FLUSH_S)
-    for volume in context.catalog.volumes():
+    for volume in context.catalog.volumes.all():
         workers.run(volume.id, partial(flush, volume.id))
     workers.wait(FLUSH_S)
     workers.stop(0)
@@ -229,9 +229,9 @@ def _adopt(context: Context, entry: Entry, fd: int, export: str | None, begun: C
 
 def _exports(context: Context) -> dict[UUID, str]:
     """The name of every volume and snapshot, by UUID."""
-    volumes = {volume.id: volume for volume in context.catalog.volumes()}
+    volumes = {volume.id: volume for volume in context.catalog.volumes.all()}
     exports = {volume.uuid: volume.name for volume in volumes.values()}
-    for record in context.catalog.all_snapshots():
+    for record in context.catalog.snapshots.all():
         if record.volume in volumes:
             exports[record.uuid] = export_name(volumes[record.volume].name, record.name)
     return exports
@@ -239,7 +239,7 @@ def _exports(context: Context) -> dict[UUID, str]:
 
 def _give_devices(context: Context, store: Store) -> None:
     """Give the devices to the service manager; one that it does not take can be taken by others meanwhile."""
-    for device in context.catalog.devices():
+    for device in context.catalog.devices.all():
         file = context.files.get(device.id)
         if file is not None:
             with contextlib.suppress(OSError):

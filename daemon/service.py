@@ -79,8 +79,7 @@ from polyvol.daemon.workers import ended
 from polyvol.mapping.catalog.settings import Settings
 from polyvol.mapping.catalog.store import Catalog
 from polyvol.mapping.clock import Clock, steady_ns, wall_ns
-from polyvol.mapping.errors import BadProcessors
-from polyvol.mapping.volume import PROCESSORS_MAX
+from polyvol.mapping.plans.placement import PROCESSORS_MAX, check_processors
 
 if TYPE_CHECKING:
     from polyvol.engine import ExportInfo
@@ -114,8 +113,7 @@ class Service:
         accept_older_catalog: bool = False,
         io_timeout_s: int = IO_TIMEOUT_S,
     ) -> None:
-        if processors is not None and not 1 <= processors <= PROCESSORS_MAX:
-            raise BadProcessors(count=processors)
+        check_processors(processors)
         self.state_dir = Path(os.path.abspath(state_dir))  # noqa: PTH100 - symbolic links stay as they are
         self._processors = processors or min(len(os.sched_getaffinity(0)), PROCESSORS_MAX)
         self._nbd_socket = nbd_socket or state.nbd_socket(self.state_dir)

@@ -21,7 +21,6 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 from uuid import UUID
 
 from polyvol.mapping import fallocate, label, occupied, os_errors
@@ -41,60 +40,15 @@ from polyvol.mapping.errors import (
 )
 from polyvol.mapping.extent import BLOCK_SIZE, Extent
 from polyvol.mapping.identity import lasting_identity
-from polyvol.mapping.label import DATA_OFFSET, LABEL_SIZE_1, NO_RUN, BadLabel, Label, NoLabel
+from polyvol.mapping.label import DATA_OFFSET, LABEL_SIZE_1, BadLabel, Label, NoLabel
 from polyvol.mapping.opening import Identity, Kind, OpenFile, open_file
 from polyvol.mapping.partition import round_up
+from polyvol.mapping.records.devices import DEVICE_SIZE_MAX, Device
 from polyvol.mapping.sizes import argument_size, exact_size
-
-DeviceState = Literal["adding", "ready", "removing"]
-UNFINISHED: dict[DeviceState, str] = {
-    "adding": "it is being added, or that failed and is undone at the next reload or start",
-    "removing": "it is being removed, or that failed and is finished at the next reload or start",
-}
 
 ASIDE = "user.polyvol.label"
 """The extended attribute with the label of an adopted file."""
 _NO_ATTRIBUTES = (errno.ENOTSUP, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.E2BIG)
-DEVICE_SIZE_MAX = 1 << 60
-"""Bytes: beyond every disk, and well within the catalog's and the kernel's integers."""
-
-
-@dataclass(frozen=True, slots=True)
-class Device:
-    """A device as the catalog knows it. `path` is relative to the state directory if it lies within.
-    `direct`: its blocks go past the page cache. `generation`: of the last label that is known to be on it;
-    `runs`: the runs that its label may carry. `identity`: what it is known by, if it is adopted. `made`: its
-    file was made when it was added."""
-
-    id: int
-    uuid: UUID
-    name: str
-    path: str
-    kind: Kind
-    adopted: bool
-    size: int
-    sparse: bool
-    made_for: int | None
-    state: DeviceState
-    created_ns: int
-    direct: bool = False
-    generation: int = 0
-    runs: tuple[UUID, ...] = (NO_RUN,)
-    identity: str | None = None
-    made: bool = False
-
-    @property
-    def unfinished(self) -> str | None:
-        """Why nothing uses it, as a clause, if it is half added or half removed; else None. What is half
-        made for a volume goes with that volume."""
-        if self.state == "ready" or self.made_for is not None:
-            return None
-        return UNFINISHED[self.state]
-
-    @property
-    def data_area(self) -> Extent:
-        """Where extents may lie; all offsets in it are the device's own."""
-        return data_area(self.id, self.size, adopted=self.adopted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,12 +69,6 @@ class Found:
     def label_of(self, device: Device) -> Label | BadLabel | None:
         """The label, where this device has it."""
         return self.aside if device.adopted else self.label
-
-
-def data_area(device: int, size: int, *, adopted: bool) -> Extent:
-    """The data area of a device of this size."""
-    start = 0 if adopted else DATA_OFFSET
-    return Extent(device, start, size // BLOCK_SIZE * BLOCK_SIZE - start)
 
 
 def inspect(path: Path) -> Found | None:

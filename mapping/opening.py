@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal, Self
 
+from polyvol.mapping.durable import sync_directory
 from polyvol.mapping.errors import DeviceUnusable, UnsafeLink
 
 Kind = Literal["file", "block"]
@@ -115,7 +116,7 @@ def create_file(path: Path) -> OpenFile:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(name, flags, 0o600, dir_fd=directory)
         try:
-            _sync(directory)
+            sync_directory(Path(), dir_fd=directory)
         except BaseException:
             os.close(fd)
             raise
@@ -142,7 +143,7 @@ def remove_name(path: Path, identity: Identity) -> bool:
             if entry is None or _identity(os.fstat(entry)) != identity:
                 return False
             os.unlink(name, dir_fd=directory)
-            _sync(directory)
+            sync_directory(Path(), dir_fd=directory)
     except FileNotFoundError:
         return False
     return True
@@ -152,15 +153,6 @@ def matching(directory: Path, pattern: str) -> list[Path]:
     """What there is below a directory that matches a pattern (`*`). Unlike `Path.glob`, it passes over
     directories that somebody removes at the same time."""
     return [directory / name for name in glob.glob(pattern, root_dir=directory)]  # noqa: PTH207
-
-
-def sync_directory(path: Path) -> None:
-    """Have the names in a directory survive power loss: those that have come, and those that are gone."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def is_held(fd: int) -> bool:
@@ -239,15 +231,6 @@ def _target(path: Path, directory: int, name: str, link: os.stat_result, fd: int
     if above.st_uid not in trusted or link.st_uid not in trusted or others_write:
         raise UnsafeLink(path=path, link=name)
     return PurePosixPath(os.readlink("", dir_fd=fd))
-
-
-def _sync(directory: int) -> None:
-    """Make the names in a directory durable; `directory` is an O_PATH descriptor."""
-    fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _lock(fd: int) -> bool:

@@ -29,10 +29,13 @@ from uuid import UUID, uuid4
 
 from polyvol.mapping.catalog.store import Catalog
 from polyvol.mapping.clock import in_range
-from polyvol.mapping.group import Consistency, GroupSnapshot
-from polyvol.mapping.records import Origin, RestoreRecord, Rollback, SnapshotRecord, Volume
-from polyvol.snapshot.errors import CutFailed
-from polyvol.snapshot.group_errors import HooksFailed
+from polyvol.mapping.records.groups import GroupSnapshot
+from polyvol.mapping.records.restores import RestoreRecord
+from polyvol.mapping.records.rollbacks import Rollback
+from polyvol.mapping.records.snapshots import Consistency, Origin, SnapshotRecord
+from polyvol.mapping.records.volumes import Volume
+from polyvol.snapshot.errors.cuts import CutFailed
+from polyvol.snapshot.errors.hooks import HooksFailed
 from polyvol.snapshot.snapshot import export_name
 
 if TYPE_CHECKING:
@@ -123,7 +126,7 @@ class Coordinator:
                     )
                 )
             whole = None if group is None else GroupSnapshot(cut, group, name)
-            self._catalog.commit_snapshots(records, whole)
+            self._catalog.snapshots.commit(records, whole)
             for volume, record in zip(volumes, records, strict=True):
                 export_snapshot(self._engine, volume, record)
         except Exception as cause:
@@ -164,7 +167,7 @@ class Coordinator:
                 volume.id: Rollback(epochs[volume.id] + 1, target.epoch, volume.size, target.size)
                 for volume, target in targets
             }
-            self._catalog.commit_snapshots(records, whole, rollbacks)
+            self._catalog.snapshots.commit(records, whole, rollbacks)
         except Exception as cause:
             # A commit that has failed may have been made all the same. The restore's record comes first:
             # a volume without one is complete.
@@ -207,7 +210,7 @@ class Coordinator:
         names = [export_name(volume.name, name) for volume in volumes]
         failed = [export for export in names if not _done(self._engine.unexport, export)]
         forgotten = (cut,) if unrestored is None else (cut, unrestored)
-        if not _done(self._catalog.removal.forget_cut, *forgotten):
+        if not _done(self._catalog.snapshots.forget_cut, *forgotten):
             return [*failed, "the catalog"]  # SN3
         return failed + [
             volume.name

@@ -28,7 +28,7 @@ from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from typing import ClassVar
 
-from polyvol.mapping.records import SnapshotRecord
+from polyvol.mapping.records.snapshots import SnapshotRecord
 
 KEEP_MAX = 10_000
 """The most that one rule can keep."""

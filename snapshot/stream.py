@@ -19,7 +19,7 @@ from uuid import UUID
 
 from crc32c import crc32c
 
-from polyvol.snapshot.errors import StreamBroken
+from polyvol.snapshot.errors.streams import StreamBroken
 
 MAGIC = b"PVBKUP\r\n"
 VERSION = 1

@@ -15,9 +15,10 @@ from pathlib import Path
 from polyvol.daemon.context import Context
 from polyvol.daemon.devices.files import identities
 from polyvol.mapping import occupied
-from polyvol.mapping.device import Device, Found, is_own, trouble_with
+from polyvol.mapping.device import Found, is_own, trouble_with
 from polyvol.mapping.errors import DevicePathInUse, DiskInUse, ForeignLabel
 from polyvol.mapping.opening import Identity, identity_of
+from polyvol.mapping.records.devices import Device
 
 
 class Claims:
@@ -54,7 +55,7 @@ class Claims:
         """An error if a file or disk has bytes in common with a device (CL1), other than `but`."""
         context = self._context
         shared = occupied.same_storage(identity)
-        others = context.catalog.devices()
+        others = context.catalog.devices.all()
         paths = identities(context, [other for other in others if other.id not in context.files])
         for other in others:
             file = context.files.get(other.id)
@@ -68,7 +69,7 @@ class Claims:
     def known(self, found: Found) -> Device | None:
         """The device that this is, if it was missing; an error if it is one that is not missing."""
         context = self._context
-        devices = [device for device in context.catalog.devices() if device.id in context.device_trouble]
+        devices = [device for device in context.catalog.devices.all() if device.id in context.device_trouble]
         paths = identities(context, devices)
         for device in devices:
             if (
@@ -77,7 +78,7 @@ class Claims:
             ):
                 return device
         self.refuse_shared(found.path, found.identity)
-        for device in context.catalog.devices():
+        for device in context.catalog.devices.all():
             # The same disk may have two numbers, one for each way to it.
             if found.kind == "block" and device.identity is not None and device.identity == found.lasting:
                 raise DevicePathInUse(path=found.path, name=device.name)

@@ -25,15 +25,7 @@ from polyvol.daemon.context import Context
 from polyvol.daemon.isolation import isolate
 from polyvol.daemon.workers import answers
 from polyvol.mapping import occupied
-from polyvol.mapping.device import (
-    Device,
-    Found,
-    inspect_open,
-    is_blank,
-    make_device,
-    trouble_with,
-    write_label,
-)
+from polyvol.mapping.device import Found, inspect_open, is_blank, make_device, trouble_with, write_label
 from polyvol.mapping.errors import DeviceIo, DeviceNotReady, DeviceUnusable, PolyvolError
 from polyvol.mapping.label import NO_RUN, Label
 from polyvol.mapping.opening import (
@@ -45,6 +37,7 @@ from polyvol.mapping.opening import (
     remove_name,
     take_over,
 )
+from polyvol.mapping.records.devices import Device
 from polyvol.mapping.sizes import exact_size
 
 CLOSED_S = 5.0
@@ -289,7 +282,7 @@ def _write_label(context: Context, checked: Checked) -> bool:
 def end_run(context: Context) -> None:
     """Begin one more generation at a clean stop: a copy of the state directory from before it is older."""
     checked_devices = []
-    for device in context.catalog.devices():
+    for device in context.catalog.devices.all():
         file = context.files.get(device.id)
         if file is not None and device.state == "ready":
             with isolate(context, f"looking at device {device.name} again", lambda _: None):

@@ -19,7 +19,7 @@ from polyvol.daemon.types.volumes import PartitionView
 from polyvol.mapping.device import short_clause
 from polyvol.mapping.os_errors import reason_of
 from polyvol.mapping.partition import Partition
-from polyvol.mapping.records import Volume
+from polyvol.mapping.records.volumes import Volume
 from polyvol.mapping.sizes import counted
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def unusable_devices(context: Context) -> dict[int, str]:
         for device, fault in faults.items()
         if fault is not None and fault["short"] is not None
     }
-    unfinished = {device.id: why for device in context.catalog.devices() if (why := device.unfinished)}
+    unfinished = {device.id: why for device in context.catalog.devices.all() if (why := device.unfinished)}
     return short | hung | context.device_trouble | unfinished
 
 
@@ -109,7 +109,7 @@ def partition_views(context: Context, volume: Volume, names: dict[int, str]) -> 
     """Each partition of a volume; `names`: of devices."""
     troubles = device_troubles(context)
     views = []
-    for partition in context.catalog.partitions(volume.id):
+    for partition in context.catalog.volumes.partitions(volume.id):
         reason = _partition_trouble(partition, troubles)
         views.append(
             PartitionView(

@@ -19,9 +19,10 @@ from polyvol.daemon.context import Context
 from polyvol.daemon.devices.files import close, close_device, keep, open_checked, unmake
 from polyvol.daemon.devices.shrunk import ShrunkDevices
 from polyvol.daemon.isolation import isolate
-from polyvol.mapping.device import Device, clear_label
+from polyvol.mapping.device import clear_label
 from polyvol.mapping.errors import DeviceNotReady
-from polyvol.mapping.records import UNDER_WAY
+from polyvol.mapping.records.devices import Device
+from polyvol.mapping.records.volumes import UNDER_WAY
 
 
 class IncompleteDevices:
@@ -36,11 +37,11 @@ class IncompleteDevices:
         """A device that has extents of volumes all the same is 'ready' (HD1): an earlier version placed
         volumes on devices of which add or remove had failed."""
         context = self._context
-        users = context.catalog.users()
-        for device in context.catalog.devices():
+        users = context.catalog.devices.users()
+        for device in context.catalog.devices.all():
             if device.unfinished is not None and device.id in users:
                 with isolate(context, f"taking device {device.name} into use", DEVICE=device.name):
-                    context.catalog.set_device_state(device.id, "ready")
+                    context.catalog.devices.set_state(device.id, "ready")
                     half = f"was being {UNDER_WAY[device.state]}"
                     text = f"device {device.name} {half}, and volumes have extents on it: it stays"
                     context.events.add("warning", text, DEVICE=device.name)
@@ -49,8 +50,8 @@ class IncompleteDevices:
         """Undo what is half added and finish what is half removed, as far as that is possible now."""
         context = self._context
         with context.catalog_lock:
-            devices = [device for device in context.catalog.devices() if device.unfinished is not None]
-            users = {*context.catalog.users(), *self.underway} if devices else set()
+            devices = [device for device in context.catalog.devices.all() if device.unfinished is not None]
+            users = {*context.catalog.devices.users(), *self.underway} if devices else set()
         for device in devices:
             if device.id not in users:
                 what = f"forgetting device {device.name}, which is half {UNDER_WAY[device.state]},"
@@ -58,7 +59,7 @@ class IncompleteDevices:
                     isolate(context, what, DEVICE=device.name),
                     context.locks.device(device.id, device.name, "being forgotten", wait_s=0.0),
                 ):
-                    there = context.catalog.devices()
+                    there = context.catalog.devices.all()
                     if any(each.id == device.id and each.state == device.state for each in there):
                         self.forget(device)
 
@@ -79,6 +80,6 @@ class IncompleteDevices:
                 clear_label(device, context.files[device.id], context.catalog.uuid)
         close_device(context, device.id)
         with context.catalog_lock:
-            context.catalog.forget_device(device.id)
+            context.catalog.devices.forget(device.id)
         self._shrunk.forget(device)
         context.device_trouble.pop(device.id, None)

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from polyvol.daemon.context import Context
 from polyvol.daemon.isolation import isolate
-from polyvol.mapping.device import Device, length_if_short, short_clause
+from polyvol.mapping.device import length_if_short, short_clause
+from polyvol.mapping.records.devices import Device
 
 
 class ShrunkDevices:

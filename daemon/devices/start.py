@@ -15,9 +15,9 @@ from polyvol.daemon.devices.files import Checked, keep, open_checked
 from polyvol.daemon.devices.shrunk import ShrunkDevices
 from polyvol.daemon.isolation import isolate
 from polyvol.daemon.workers import answers
-from polyvol.mapping.device import Device
 from polyvol.mapping.errors import DeviceNotReady
 from polyvol.mapping.opening import Identity
+from polyvol.mapping.records.devices import Device
 
 PATIENCE_S = 5.0
 """How long a start waits for devices when none has answered."""

@@ -59,14 +59,7 @@ from polyvol.daemon.types.base import iso
 from polyvol.daemon.types.devices import DeviceAdd, DeviceRetry, DeviceView
 from polyvol.daemon.workers import Workers
 from polyvol.mapping import occupied
-from polyvol.mapping.device import (
-    UNFINISHED,
-    Device,
-    inspect,
-    inspect_open,
-    plan_device,
-    trouble_with,
-)
+from polyvol.mapping.device import inspect, inspect_open, plan_device, trouble_with
 from polyvol.mapping.direct import check_direct
 from polyvol.mapping.errors import (
     DeviceHasContents,
@@ -74,11 +67,11 @@ from polyvol.mapping.errors import (
     DeviceNotReady,
     DeviceStillFaulty,
     DeviceUnusable,
-    NameInUse,
     UnknownDevice,
 )
-from polyvol.mapping.names import check_name, name_from, unique_name
+from polyvol.mapping.names import check_free, check_name, name_from, unique_name
 from polyvol.mapping.opening import OpenFile, identity_of
+from polyvol.mapping.records.devices import UNFINISHED, Device
 
 OPENED_S = 10.0
 """How long a reload waits for missing devices; one that hangs goes on by itself."""
@@ -105,7 +98,7 @@ class Devices:
         fds = dict(passed or {})
         until, users = time.monotonic() + START_PATIENCE_S, occupied.file_users()
         self._incomplete.finish_used()
-        devices = [device for device in context.catalog.devices() if device.state == "ready"]
+        devices = [device for device in context.catalog.devices.all() if device.state == "ready"]
         checked_devices, reasons = open_all(
             context, self.shrunk, devices, until=until, users=users, passed=fds
         )
@@ -146,10 +139,9 @@ class Devices:
         device = context.find_device(name)
         if device.unfinished is not None:
             raise DeviceNotReady(name=name, reason=device.unfinished)
-        path = context.path(device) if request.path is None else Path(request.path)
-        if not path.is_absolute() or "\0" in str(path):
-            raise BadRequest(why=f"path {request.path!r} is not absolute")
+        path = context.path(device)
         if request.path is not None:
+            path = _absolute(request.path)
             refuse_own(context.state_dir, path)
         with self._locked(device, "device retry") as now, self._claims.at(path):
             self._reopen(self._open_checked(now, path, accept=request.accept), path)
@@ -161,7 +153,7 @@ class Devices:
     def gone(self, number: int) -> None:
         """The disk of this number is no more: the devices that it was are missing."""
         context = self._context
-        for device in context.catalog.devices():
+        for device in context.catalog.devices.all():
             file = context.files.get(device.id)
             if file is None or file.identity != (0, number):
                 continue
@@ -187,7 +179,7 @@ class Devices:
             return None
         troubles = context.device_trouble if missing_only else device_troubles(context)
         self.shrunk.note()
-        devices = [device for device in context.catalog.devices() if device.id in troubles]
+        devices = [device for device in context.catalog.devices.all() if device.id in troubles]
         paths = identities(context, devices)
         for device in devices:
             here = False
@@ -234,13 +226,13 @@ class Devices:
         keep(context, device, file)
         context.device_trouble.pop(device.id, None)
         if path != context.path(device):
-            context.catalog.set_device_path(device.id, self._stored_path(path))
+            context.catalog.devices.set_path(device.id, self._stored_path(path))
 
     def open_missing(self) -> None:
         """Try every device again that is missing, and settle what is half done; one that hangs goes on by
         itself."""
         self._opening.run("half done", self._incomplete.settle)
-        for device in self._context.catalog.devices():
+        for device in self._context.catalog.devices.all():
             if device.state == "ready" and device.id in self._context.device_trouble:
                 self._opening.run(device.id, partial(self._try_again, device))
         self._opening.wait(OPENED_S)
@@ -256,7 +248,7 @@ class Devices:
         """Hold a device's lock to do `what`: the device as it is now; UnknownDevice if it has gone."""
         context = self._context
         with context.locks.device(device.id, device.name, what):
-            now = next((each for each in context.catalog.devices() if each.id == device.id), None)
+            now = context.catalog.devices.get(device.id)
             if now is None:
                 raise UnknownDevice(name=device.name)
             if now.id in self._incomplete.underway:  # the verb that adds it is about to take its lock
@@ -270,14 +262,14 @@ class Devices:
             return {}
         return {
             device.id: context.path(device)
-            for device in context.catalog.devices()
+            for device in context.catalog.devices.all()
             if device.id in context.device_trouble
         }
 
     def appeared(self, number: int) -> DeviceView | None:
         """Open a device again that was missing; None if it is not missing, or was short."""
         context = self._context
-        device = next((each for each in context.catalog.devices() if each.id == number), None)
+        device = context.catalog.devices.get(number)
         if device is None or number not in context.device_trouble or self.shrunk.clause(device) is not None:
             return None
         return self.retry(DeviceRetry(), device.name)
@@ -286,10 +278,10 @@ class Devices:
     def list_all(self) -> list[DeviceView]:
         """All devices."""
         context = self._context
-        devices = context.catalog.devices()
-        used = context.catalog.used_bytes()
-        users = context.catalog.users()
-        volumes = {volume.id: volume.name for volume in context.catalog.volumes()}
+        devices = context.catalog.devices.all()
+        used = context.catalog.devices.used_bytes()
+        users = context.catalog.devices.users()
+        volumes = {volume.id: volume.name for volume in context.catalog.volumes.all()}
         stats = {entry["device"]: entry for entry in context.stats()["devices"]}
         troubles = device_troubles(context)
         here = identities(context, [device for device in devices if device.id in context.files])
@@ -329,9 +321,7 @@ class Devices:
 
     def add(self, request: DeviceAdd) -> tuple[DeviceView, bool]:
         """Add a device, or bring back one that was missing (then True)."""
-        path = Path(request.path)
-        if not path.is_absolute() or "\0" in request.path:
-            raise BadRequest(why=f"path {request.path!r} is not absolute")
+        path = _absolute(request.path)
         if request.name is not None:
             check_name("device", request.name)
         refuse_own(self._context.state_dir, path)
@@ -399,7 +389,7 @@ class Devices:
                 found.lasting if found is not None and request.adopt else None,
                 file is None,
             )
-            device = context.catalog.add_device(device)
+            device = context.catalog.devices.add(device)
             self._incomplete.underway.add(device.id)
         try:
             with context.locks.device(device.id, device.name, "device add", wait_s=context.locks.wait_s):
@@ -414,7 +404,7 @@ class Devices:
         context = self._context
         try:
             make(context, device, path, file, preallocate=preallocate)
-            context.catalog.set_device_state(device.id, "ready")
+            context.catalog.devices.set_state(device.id, "ready")
         except BaseException:
             with isolate(context, f"undoing what was added of device {device.name}", DEVICE=device.name):
                 self._incomplete.forget(device)
@@ -427,25 +417,25 @@ class Devices:
             with context.catalog_lock:  # from here on nothing is placed on it
                 self._refuse_used(device)
                 if device.unfinished is None:
-                    context.catalog.set_device_state(device.id, "removing")
+                    context.catalog.devices.set_state(device.id, "removing")
             try:
                 if device.unfinished is None:
                     with context.engine_errors(f"closing device {name}"):
                         close(context, device.id)
             except BaseException:
                 with context.catalog_lock:
-                    context.catalog.set_device_state(device.id, "ready")
+                    context.catalog.devices.set_state(device.id, "ready")
                 raise
             self._incomplete.forget(device)
 
     def _refuse_used(self, device: Device) -> None:
         """DeviceInUse if volumes have extents on a device. Under `catalog_lock`."""
         context = self._context
-        users = set(context.catalog.users().get(device.id, []))
+        users = set(context.catalog.devices.users().get(device.id, []))
         if device.made_for is not None:
             users.add(device.made_for)
         if users:
-            volumes = {volume.id: volume.name for volume in context.catalog.volumes()}
+            volumes = {volume.id: volume.name for volume in context.catalog.volumes.all()}
             named = ", ".join(volumes[user] for user in sorted(users) if user in volumes)
             raise DeviceInUse(name=device.name, volumes=named)
 
@@ -453,13 +443,18 @@ class Devices:
         taken = set(self._context.device_names().values())
         if wanted is None:
             return unique_name(name_from(path.name, "device"), taken)
-        if wanted in taken:
-            raise NameInUse(noun="device", name=wanted)
-        return wanted
+        return check_free("device", wanted, taken)
 
     def _stored_path(self, path: Path) -> str:
         state_dir = self._context.state_dir
         return str(path.relative_to(state_dir) if path.is_relative_to(state_dir) else path)
+
+
+def _absolute(path: str) -> Path:
+    """The path that a request gives, or BadRequest."""
+    if not Path(path).is_absolute() or "\0" in path:
+        raise BadRequest(why=f"path {path!r} is not absolute")
+    return Path(path)
 
 
 def _state(

@@ -22,10 +22,11 @@ from polyvol.daemon.isolation import isolate
 from polyvol.daemon.snapshots.verbs import Snapshots
 from polyvol.daemon.types.groups import Rollback, RollbackView
 from polyvol.daemon.volumes.verbs import Volumes
-from polyvol.mapping.errors import NameInUse
-from polyvol.mapping.group import Group
-from polyvol.mapping.names import check_name
-from polyvol.mapping.records import RestoreRecord, SnapshotRecord, Volume
+from polyvol.mapping.names import check_free
+from polyvol.mapping.records.groups import Group
+from polyvol.mapping.records.restores import RestoreRecord
+from polyvol.mapping.records.snapshots import SnapshotRecord
+from polyvol.mapping.records.volumes import Volume
 from polyvol.snapshot.coordinator import Coordinator
 from polyvol.snapshot.snapshot import export_name
 
@@ -48,13 +49,13 @@ class Rollbacks:
         """Have a volume be what its snapshot shows."""
         with self._context.holding(volume_name, "snapshot rollback"):
             volume = self._context.find_served(volume_name)
-            record = self._snapshots.find(volume, name)
+            record = self._context.find_snapshot(volume, name)
             return self._roll_back([(volume, record)], name, request, None)
 
     def roll_back_group(self, group_name: str, name: str, request: Rollback) -> RollbackView:
         """Have all volumes of a group's snapshot be what it shows."""
         with self._groups.holding_snapshot(group_name, name, "snapshot rollback") as members:
-            group = self._groups.find(group_name)
+            group = self._context.find_group(group_name)
             for volume, _ in members:
                 self._context.find_served(volume.name)
             return self._roll_back(members, name, request, group)
@@ -120,12 +121,10 @@ class Rollbacks:
     ) -> str:
         catalog = self._context.catalog
         taken = self._snapshots.names_of_group(group)
-        taken |= {name for volume in volumes for name in catalog.snapshot_names(volume.id)}
+        taken |= {name for volume in volumes for name in catalog.snapshots.names(volume.id)}
         if request.safety_name is not None:
-            check_name("snapshot", request.safety_name)
-            if request.safety_name in taken:
-                raise NameInUse(noun="snapshot", name=export_name(volumes[0].name, request.safety_name))
-            return request.safety_name
+            shown = export_name(volumes[0].name, request.safety_name)
+            return check_free("snapshot", request.safety_name, taken, shown)
         wanted = f"before-{name}"[:_NAME_MAX]
         names = itertools.chain([wanted], (f"{wanted}-{number}" for number in itertools.count(2)))
         return next(each for each in names if each not in taken)

@@ -29,22 +29,20 @@ from polyvol.daemon.types.groups import (
     GroupView,
 )
 from polyvol.daemon.types.snapshots import HoldChange, SnapshotView
-from polyvol.mapping.errors import NameInUse
-from polyvol.mapping.group import Group, GroupSnapshot
-from polyvol.mapping.names import check_name
-from polyvol.mapping.records import SnapshotRecord, Volume
+from polyvol.mapping.names import check_free, check_name, refuse_repeats
+from polyvol.mapping.records.groups import Group, GroupSnapshot
+from polyvol.mapping.records.snapshots import SnapshotRecord
+from polyvol.mapping.records.volumes import Volume
 from polyvol.mapping.sizes import counted
-from polyvol.mapping.volume import refuse_repeats
-from polyvol.snapshot.group_errors import (
+from polyvol.snapshot.errors.groups import (
     GroupHasSnapshots,
-    NotHeld,
     NotInGroup,
     SnapshotInGroup,
     UnknownGroup,
     UnknownGroupSnapshot,
-    VolumeHeld,
     VolumeInGroup,
 )
+from polyvol.snapshot.errors.holds import NotHeld, VolumeHeld
 from polyvol.snapshot.snapshot import export_name
 
 _log = logging.getLogger("polyvol")
@@ -62,11 +60,9 @@ class Groups:
     def create(self, request: GroupCreate) -> GroupView:
         """Make a group."""
         context = self._context
-        check_name("group", request.name)
         refuse_repeats("volume", request.volumes)
         with context.catalog_lock:
-            if context.catalog.groups.find(request.name) is not None:
-                raise NameInUse(noun="group", name=request.name)
+            check_free("group", request.name, {each.name for each in context.catalog.groups.all()})
             context.catalog.groups.create(request.name, self._volumes(request.volumes))
             view = self.show(request.name)
         _log.info("group %s was created", request.name, extra={"GROUP": request.name})
@@ -76,7 +72,7 @@ class Groups:
         """Have volumes join a group, and others leave it. Its snapshots stay as they are."""
         refuse_repeats("volume", [*request.join, *request.leave])
         with self._context.catalog_lock:
-            group = self.find(name)
+            group = self._context.find_group(name)
             leaving = self._volumes(request.leave)
             for wanted, volume in zip(request.leave, leaving, strict=True):
                 if volume not in group.volumes:
@@ -91,9 +87,9 @@ class Groups:
 
     def delete(self, name: str) -> GroupDeleted:
         """Delete a group that has no snapshots, with its schedules. Its volumes stay."""
-        found = self.find(name)
+        found = self._context.find_group(name)
         with self._context.locks.group(found.id, name, "group delete"), self._context.catalog_lock:
-            group = self.find(name)
+            group = self._context.find_group(name)
             if group.id != found.id:  # it was deleted, and another one has its name
                 raise UnknownGroup(name=name)
             snapshots = self._context.catalog.groups.snapshots(group.id)
@@ -112,26 +108,19 @@ class Groups:
     @reads
     def show(self, name: str) -> GroupView:
         """One group."""
-        return self._view(self.find(name))
-
-    def find(self, name: str) -> Group:
-        """The group of this name, or UnknownGroup."""
-        group = self._context.catalog.groups.find(name)
-        if group is None:
-            raise UnknownGroup(name=name)
-        return group
+        return self._view(self._context.find_group(name))
 
     # Their snapshots
 
     def take(self, name: str, request: GroupSnapshotCreate) -> GroupSnapshotView:
         """Take one cut of all volumes that are in a group now."""
-        group = self.find(name)
+        group = self._context.find_group(name)
         return _snapshot_view(group, self._taker.take_of_group(group, request))
 
     @reads
     def snapshots(self, name: str) -> list[GroupSnapshotView]:
         """The snapshots of a group, oldest first."""
-        group = self.find(name)
+        group = self._context.find_group(name)
         views: dict[str, list[SnapshotView]] = {}
         for view in self._snapshots.list_all():
             views.setdefault(view.cut, []).append(view)
@@ -170,10 +159,10 @@ class Groups:
         """A snapshot of a group and its members, whichever volumes are in the group now; or
         UnknownGroupSnapshot."""
         catalog = self._context.catalog
-        group = self.find(name)
+        group = self._context.find_group(name)
         for whole in catalog.groups.snapshots(group.id):
             if whole.name == snapshot:
-                record = next((each for each in catalog.all_snapshots() if each.cut == whole.cut), None)
+                record = next((each for each in catalog.snapshots.all() if each.cut == whole.cut), None)
                 if record is not None:
                     return whole, self._snapshots.members(record)
         raise UnknownGroupSnapshot(group=name, name=snapshot)
@@ -189,7 +178,7 @@ class Groups:
     def hold(self, volume_name: str, name: str, request: HoldChange) -> SnapshotView:
         """Hold a snapshot of a volume, or release it."""
         with self._context.holding(volume_name, "snapshot hold") as volume:
-            record = self._snapshots.find(volume, name)
+            record = self._context.find_snapshot(volume, name)
             export = export_name(volume_name, name)
             whole = self._snapshots.whole_name(record)
             if whole is not None:
@@ -198,15 +187,15 @@ class Groups:
             return self._snapshots.show(volume_name, name, partitions=False)
 
     def _change_hold(self, name: str, members: Members, request: HoldChange) -> None:
-        groups = self._context.catalog.groups
+        catalog = self._context.catalog
         check_name("hold", request.tag)
         snapshots = [record.uuid for _, record in members]
         if not request.release:
-            groups.hold(snapshots, request.tag)
+            catalog.snapshots.hold(snapshots, request.tag)
         elif all(request.tag not in record.holds for _, record in members):
             raise NotHeld(name=name, tag=request.tag)
         else:
-            groups.release(snapshots, request.tag)
+            catalog.snapshots.release(snapshots, request.tag)
         verb = "released from" if request.release else "held by"
         for volume, record in members:
             fields = {"VOLUME": volume.name, "SNAPSHOT": record.name, "TAG": request.tag}
@@ -223,7 +212,7 @@ class Groups:
             if volume.id in group.volumes:
                 cure = f"`polyvol group leave {group.name} {volume.name}`"
                 raise VolumeInGroup(name=volume.name, what=f"group {group.name}", cure=cure)
-        records = catalog.snapshots(volume.id)
+        records = catalog.snapshots.of(volume.id)
         cuts = {record.cut for record in records}
         for whole in catalog.groups.snapshots():
             if whole.cut in cuts:
@@ -249,7 +238,7 @@ class Groups:
 
     def _view(self, group: Group) -> GroupView:
         catalog = self._context.catalog
-        names = {volume.id: volume.name for volume in catalog.volumes()}
+        names = {volume.id: volume.name for volume in catalog.volumes.all()}
         return GroupView(
             name=group.name,
             uuid=str(group.uuid),

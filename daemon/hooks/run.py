@@ -41,10 +41,13 @@ from polyvol.daemon.host.asker import asker
 from polyvol.daemon.isolation import isolate
 from polyvol.daemon.types.hooks import HookSettings, HookView
 from polyvol.mapping.errors import PolyvolError
-from polyvol.mapping.group import Consistency, Group, Hooks, Schedule
-from polyvol.mapping.records import Volume
+from polyvol.mapping.records.groups import Group
+from polyvol.mapping.records.hooks import Hooks
+from polyvol.mapping.records.schedules import Schedule
+from polyvol.mapping.records.snapshots import Consistency
+from polyvol.mapping.records.volumes import Volume
 from polyvol.snapshot.coordinator import Thaw
-from polyvol.snapshot.group_errors import BadHooks, HooksBusy, SnapshotFromHook
+from polyvol.snapshot.errors.hooks import BadHooks, HooksBusy, SnapshotFromHook
 
 TIMEOUT_S_MAX = 600
 CONCURRENT_MAX = 4
@@ -118,7 +121,7 @@ class HookRunner:
 
     def settle(self) -> None:
         """At start: run the thaw commands that the last run still owed, without waiting for them."""
-        for owed, call in self._context.catalog.schedules.thaws_owed().items():
+        for owed, call in self._context.catalog.hooks.thaws_owed().items():
             with isolate(self._context, "running a thaw command that is owed"):
                 assert isinstance(call, dict)
                 thaw = Call(**call)
@@ -145,7 +148,7 @@ class HookRunner:
         with self._lock:
             under_way = set(self._under_way)
         for volume in volumes:
-            if self._context.catalog.schedules.volume_hooks(volume.id) is not None:
+            if self._context.catalog.hooks.of_volume(volume.id) is not None:
                 raise SnapshotFromHook(name=volume.name, why="has hooks")
             if volume.id in under_way:
                 raise SnapshotFromHook(name=volume.name, why="has hooks under way")
@@ -203,13 +206,13 @@ class HookRunner:
         self, volumes: Sequence[Volume], schedule: Schedule | None
     ) -> list[tuple[tuple[str, int], str, list[int], Hooks]]:
         """Whose hooks are to be run: key, what it is, the volumes that it concerns, and the hooks."""
-        catalog = self._context.catalog.schedules
+        table = self._context.catalog.hooks
         found = []
-        if schedule is not None and (hooks := catalog.schedule_hooks(schedule.id)) is not None:
+        if schedule is not None and (hooks := table.of_schedule(schedule.id)) is not None:
             ids = [volume.id for volume in volumes]
             found.append((("schedule", schedule.id), f"schedule {schedule.name}", ids, hooks))
         for volume in sorted(volumes, key=lambda each: each.id):
-            if (hooks := catalog.volume_hooks(volume.id)) is not None:
+            if (hooks := table.of_volume(volume.id)) is not None:
                 found.append((("volume", volume.id), f"volume {volume.name}", [volume.id], hooks))
         return found
 
@@ -232,7 +235,7 @@ class HookRunner:
         assert quiesce is not None, "nobody has hooks without it"
         if hook.thaw is not None:
             try:
-                hook.owed = self._context.catalog.schedules.owe_thaw(asdict(hook.thaw))
+                hook.owed = self._context.catalog.hooks.owe_thaw(asdict(hook.thaw))
             except PolyvolError as error:
                 hook.trouble, hook.thawed = f"its quiesce command was not run: {error.message}", True
                 self._warn(hook)
@@ -307,7 +310,7 @@ class HookRunner:
     def _forget(self, owed: int | None) -> None:
         if owed is not None:
             with contextlib.suppress(PolyvolError):  # else the next start runs it again
-                self._context.catalog.schedules.forget_thaw(owed)
+                self._context.catalog.hooks.forget_thaw(owed)
 
     def _run_thaw(self, thaw: Call) -> bool:
         """Run a thaw command, twice if it fails; whether it succeeded."""

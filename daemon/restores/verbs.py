@@ -51,9 +51,10 @@ from polyvol.daemon.types.restores import RestoreAbandoned, RestoreBegin, Restor
 from polyvol.daemon.types.snapshots import SnapshotView
 from polyvol.daemon.types.volumes import VolumeCreate
 from polyvol.daemon.volumes.verbs import Volumes
-from polyvol.mapping.errors import NameInUse
-from polyvol.mapping.names import check_name
-from polyvol.mapping.records import RestoreRecord, SnapshotRecord, Volume
+from polyvol.mapping.names import check_free, check_name
+from polyvol.mapping.records.restores import RestoreRecord
+from polyvol.mapping.records.snapshots import SnapshotRecord
+from polyvol.mapping.records.volumes import Volume
 from polyvol.snapshot.coordinator import Coordinator
 from polyvol.snapshot.snapshot import export_name
 
@@ -92,9 +93,9 @@ class Restores:
         check_name("volume", request.volume)
         check_name("snapshot", request.snapshot)
         stream = _stream(request)
-        if stream.base is None and self._context.catalog.volume(request.volume) is None:
+        if stream.base is None and self._context.catalog.volumes.find(request.volume) is None:
             return self._begin_full(request, stream)
-        if self._context.catalog.volume(request.volume) is None:
+        if self._context.catalog.volumes.find(request.volume) is None:
             raise _base_missing(request, stream)
         with self._context.holding(request.volume, _WHAT) as there:
             if there.restoring:
@@ -271,10 +272,10 @@ class Restores:
         self._refuse_restored(request, stream, volume)
         if volume.size != request.size:
             raise TargetSize(target=volume.name, found=volume.size, source=request.source, size=request.size)
+        taken = self._context.catalog.snapshots.names(volume.id)
+        check_free("snapshot", request.snapshot, taken, export_name(volume.name, request.snapshot))
         base = None
-        for record in self._context.catalog.snapshots(volume.id):
-            if record.name == request.snapshot:
-                raise NameInUse(noun="snapshot", name=export_name(volume.name, record.name))
+        for record in self._context.catalog.snapshots.of(volume.id):
             if _contents(record) == stream.base:
                 base = record
         if base is None:
@@ -282,7 +283,7 @@ class Restores:
         return base
 
     def _refuse_restored(self, request: RestoreBegin, stream: _Stream, volume: Volume) -> None:
-        for record in self._context.catalog.snapshots(volume.id):
+        for record in self._context.catalog.snapshots.of(volume.id):
             if _contents(record) == stream.snapshot:
                 raise AlreadyRestored(volume=volume.name, name=request.source, snapshot=record.name)
 
@@ -294,8 +295,10 @@ class Restores:
             raise ChangedSinceBase(volume=volume.name, base=base.name, name=request.source)
 
     def _base_of(self, volume: Volume, restore: RestoreRecord) -> SnapshotRecord:
-        records = self._context.catalog.snapshots(volume.id)
-        return next(record for record in records if record.epoch == restore.base)
+        assert restore.base is not None
+        base = self._context.catalog.snapshots.at(volume.id, restore.base)
+        assert base is not None, "RT2"
+        return base
 
 
 def _contents(record: SnapshotRecord) -> UUID:

@@ -10,7 +10,7 @@ Errors            BadSchedule.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from polyvol.snapshot.group_errors import BadSchedule
+from polyvol.snapshot.errors.schedules import BadSchedule
 from polyvol.snapshot.retention import Filling, Keep, kept
 from polyvol.snapshot.timing import SECOND_NS, Timing
 

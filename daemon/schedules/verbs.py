@@ -19,7 +19,6 @@ import contextlib
 import logging
 import threading
 from functools import partial
-from uuid import UUID
 
 from polyvol.daemon.consistent_read import reads
 from polyvol.daemon.context import Context
@@ -28,11 +27,12 @@ from polyvol.daemon.groups.verbs import Members
 from polyvol.daemon.hooks.run import checked_hooks, hook_view
 from polyvol.daemon.isolation import isolate, reason_of
 from polyvol.daemon.schedules.due_times import DueTimes
+from polyvol.daemon.schedules.facts import done_until, note_of, records_of, target_of, timing_of
 from polyvol.daemon.schedules.plan import AHEAD_S_MAX, plan
 from polyvol.daemon.sizes import format_seconds
 from polyvol.daemon.snapshots.taker import SnapshotTaker
 from polyvol.daemon.snapshots.verbs import Snapshots
-from polyvol.daemon.types.base import WHY_FUTURE, iso
+from polyvol.daemon.types.base import iso
 from polyvol.daemon.types.schedules import (
     RetainedView,
     ScheduleAdd,
@@ -42,14 +42,16 @@ from polyvol.daemon.types.schedules import (
 )
 from polyvol.daemon.workers import Workers
 from polyvol.mapping.catalog.schedules import new_schedule
-from polyvol.mapping.errors import NameInUse, PolyvolError, UnknownVolume
-from polyvol.mapping.group import Schedule
-from polyvol.mapping.names import PREFIX_LENGTH_MAX, check_name, name_from, unique_name
-from polyvol.mapping.records import SnapshotRecord, Volume
-from polyvol.snapshot.group_errors import BadSchedule, SnapshotHeld, UnknownGroup, UnknownSchedule
+from polyvol.mapping.errors import PolyvolError, UnknownVolume
+from polyvol.mapping.names import PREFIX_LENGTH_MAX, check_free, check_name, name_from, unique_name
+from polyvol.mapping.records.schedules import Schedule
+from polyvol.mapping.records.snapshots import SnapshotRecord
+from polyvol.mapping.records.volumes import Volume
+from polyvol.snapshot.errors.holds import SnapshotHeld
+from polyvol.snapshot.errors.schedules import BadSchedule, UnknownSchedule
 from polyvol.snapshot.retention import Keep, kept, may_go
 from polyvol.snapshot.snapshot import export_name
-from polyvol.snapshot.timing import EVERY_S_MAX, SECOND_NS, Timing, check_cron
+from polyvol.snapshot.timing import EVERY_S_MAX, SECOND_NS, check_cron
 
 RETRY_NS = 60 * SECOND_NS
 LONG_RUN_NS = 60 * SECOND_NS
@@ -60,7 +62,6 @@ STOP_S = 5.0
 """How long a stop waits for the runs under way."""
 LOOK_S = 20.0
 """How often to look at the clock, which may have been set."""
-"""The most runs that a plan looks ahead."""
 _FIRST = 5
 _log = logging.getLogger("polyvol")
 
@@ -110,7 +111,7 @@ class Schedules:
         with self._context.catalog_lock:
             schedule = self._checked(request)
             self._context.catalog.schedules.add(schedule, hooks)
-            self._dues.done(self._find(schedule.name).id, self._timing(schedule))
+            self._dues.done(self._find(schedule.name).id, timing_of(schedule))
             view = self.show(schedule.name)
         _log.info("schedule %s was added", schedule.name, extra={"SCHEDULE": schedule.name})
         self._look.set()
@@ -136,7 +137,7 @@ class Schedules:
                 if request.paused:
                     self._dues.forget(schedule.id)
                 else:
-                    self._dues.done(schedule.id, self._timing(schedule))
+                    self._dues.done(schedule.id, timing_of(schedule))
                 verb = "paused" if request.paused else "resumed"
                 _log.info("schedule %s was %s", name, verb, extra={"SCHEDULE": name})
             view = self.show(name)
@@ -212,7 +213,7 @@ class Schedules:
                 return now + wait_ns
             self._begun[schedule.id] = self._context.steady()
         self._workers.run(schedule.id, partial(self._run_apart, schedule, due))
-        return self._timing(schedule).after(now)
+        return timing_of(schedule).after(now)
 
     def _look_at_clock(self) -> None:
         """Report that the clock was set."""
@@ -228,8 +229,8 @@ class Schedules:
     def _planned(self, schedule: Schedule) -> tuple[int | None, int]:
         """When a schedule is due, planned if it is not yet, and what the wall clock says."""
         if not self._dues.planned(schedule.id):
-            self._dues.plan(schedule.id, self._timing(schedule), self._done_until(schedule))
-            note = self._note(schedule)
+            self._dues.plan(schedule.id, timing_of(schedule), done_until(self._context, schedule))
+            note = note_of(self._context, schedule)
             if note is not None:
                 text = f"schedule {schedule.name}: {note}; it goes on"
                 self._context.events.add("warning", text, SCHEDULE=schedule.name)
@@ -243,8 +244,7 @@ class Schedules:
             isolate(self._context, f"running schedule {schedule.name}", SCHEDULE=schedule.name),
             isolate(self._context, f"schedule {schedule.name}", failed),
         ):
-            schedules = self._context.catalog.schedules.all()
-            now = next((each for each in schedules if each.id == schedule.id), None)
+            now = self._context.catalog.schedules.get(schedule.id)
             if now is not None and not now.paused:
                 still, clock = self._planned(now)
                 if still is not None and still <= clock:  # else it has just run
@@ -262,7 +262,7 @@ class Schedules:
             self._failed(schedule, due, reason)
             return
         self._context.catalog.schedules.set_ran(schedule.id, self._context.clock())
-        self._dues.done(schedule.id, self._timing(schedule))
+        self._dues.done(schedule.id, timing_of(schedule))
         with self._lock:
             self._retry_at.pop(schedule.id, None)
             self._told.pop(schedule.id, None)
@@ -271,7 +271,7 @@ class Schedules:
     def _failed(self, schedule: Schedule, due: int, reason: str) -> int:
         """Say that a run has failed, once for each due time and reason; when to try again."""
         now = self._context.clock()
-        again = min(now + RETRY_NS, self._timing(schedule).after(now) or now + RETRY_NS)
+        again = min(now + RETRY_NS, timing_of(schedule).after(now) or now + RETRY_NS)
         with self._lock:
             self._retry_at[schedule.id] = self._context.steady() + again - now
         self._tell(schedule, due, f"{reason}; it tries again", reason)
@@ -288,7 +288,7 @@ class Schedules:
             self._told[schedule.id] = (due, reasons | {reason})
         if not known:
             text = f"schedule {schedule.name} could not take its snapshot of {iso(due)}: {why}"
-            volume = None if schedule.volume is None else self._target(schedule)
+            volume = None if schedule.volume is None else target_of(self._context, schedule)
             self._context.events.add("warning", text, volume=volume, SCHEDULE=schedule.name)
         with contextlib.suppress(PolyvolError):
             if self._find(schedule.name).error != reason:
@@ -296,7 +296,7 @@ class Schedules:
 
     def _retain(self, schedule: Schedule) -> None:
         """Delete what no rule keeps any more."""
-        records = self._records(schedule)
+        records = records_of(self._context, schedule)
         instants = [record.instant_ns for record in records]
         wanted = kept(instants, Keep(**schedule.keep), self._context.clock())  # SD5: the newest is in it
         for number, record in enumerate(records):
@@ -309,7 +309,7 @@ class Schedules:
                 concerned = [volume for volume, _ in members]
                 with self._context.holding_all(concerned, "snapshot delete", wait_s=RETAIN_WAIT_S):
                     # Since the look above it may have been held, or deleted.
-                    now = {each.uuid: each for each in self._records(schedule)}.get(record.uuid)
+                    now = {each.uuid: each for each in records_of(self._context, schedule)}.get(record.uuid)
                     if now is None or not may_go(now):
                         continue
                     members = self._snapshots.members(now)
@@ -338,43 +338,6 @@ class Schedules:
             raise UnknownSchedule(name=name)
         return schedule
 
-    def _target(self, schedule: Schedule) -> str:
-        catalog = self._context.catalog
-        if schedule.group is not None:
-            names = {group.id: group.name for group in catalog.groups.all()}
-            return f"@{names.get(schedule.group, '?')}"
-        return {volume.id: volume.name for volume in catalog.volumes()}.get(schedule.volume or 0, "?")
-
-    @staticmethod
-    def _timing(schedule: Schedule) -> Timing:
-        return Timing(schedule.every_s, schedule.cron)
-
-    @reads
-    def _records(self, schedule: Schedule) -> list[SnapshotRecord]:
-        """What is there of a schedule, in the order of epochs; of a group's snapshots one member each."""
-        catalog = self._context.catalog
-        if schedule.volume is not None:
-            found = catalog.snapshots(schedule.volume)
-            return [record for record in found if record.schedule == schedule.name]
-        cuts = [whole.cut for whole in catalog.groups.snapshots(schedule.group)]
-        one_each: dict[UUID, SnapshotRecord] = {}
-        for record in catalog.all_snapshots():
-            if record.schedule == schedule.name:
-                one_each.setdefault(record.cut, record)
-        return [one_each[cut] for cut in cuts if cut in one_each]
-
-    def _done_until(self, schedule: Schedule) -> int:
-        """By the catalog: what was due until then is done. Never in the future."""
-        now = self._context.clock()
-        newest = [record.instant_ns for record in self._records(schedule)[-1:] if record.instant_ns <= now]
-        return max(min(schedule.last_ns, now), *newest, 0)  # SD3
-
-    def _note(self, schedule: Schedule) -> str | None:
-        """What is odd about its times, as a clause."""
-        if schedule.last_ns <= self._context.clock():
-            return None
-        return f"what it says to have done until {iso(schedule.last_ns)} lies in the future, {WHY_FUTURE}"
-
     def _checked(self, request: ScheduleAdd) -> Schedule:
         """The schedule that is asked for, or why it cannot be."""
         catalog = self._context.catalog
@@ -398,9 +361,7 @@ class Schedules:
         if request.name is None:
             name = unique_name(name_from(f"{request.target.lstrip('@')}-{request.prefix}", "schedule"), taken)
         else:
-            name = check_name("schedule", request.name)
-            if name in taken:
-                raise NameInUse(noun="schedule", name=name)
+            name = check_free("schedule", request.name, taken)
         return new_schedule(
             name,
             volume=None if volume is None else volume.id,
@@ -415,10 +376,7 @@ class Schedules:
     def _resolve(self, target: str) -> tuple[Volume | None, int | None]:
         """The volume, or the group by id, that a target names."""
         if target.startswith("@"):
-            group = self._context.catalog.groups.find(target[1:])
-            if group is None:
-                raise UnknownGroup(name=target[1:])
-            return None, group.id
+            return None, self._context.find_group(target[1:]).id
         volume = self._context.find_volume(target)
         if volume.state != "ready":
             self._context.refuse_not_served(volume, restoring=True)
@@ -435,14 +393,14 @@ class Schedules:
     def _plan(self, schedule: Schedule, ahead_s: int | None) -> SchedulePlanView:
         """What would be kept of a schedule that begins now, and of its namesake's snapshots."""
         now = self._context.clock()
-        timing = self._timing(schedule)
-        there = self._records(schedule)
+        timing = timing_of(schedule)
+        there = records_of(self._context, schedule)
         found = plan(timing, Keep(**schedule.keep), [each.instant_ns for each in there], now, ahead_s)
         instants = [*(record.instant_ns for record in there), *found.dues]
         held = {number for number, record in enumerate(there) if not may_go(record)}
         return SchedulePlanView(
             name=schedule.name,
-            target=self._target(schedule),
+            target=target_of(self._context, schedule),
             timing=str(timing),
             keep=dict(schedule.keep),
             first=[iso(due) for due in found.dues[:_FIRST]],
@@ -457,17 +415,17 @@ class Schedules:
         )
 
     def _view(self, schedule: Schedule, *, snapshots: bool = False) -> ScheduleView:
-        records = self._records(schedule)
+        records = records_of(self._context, schedule)
         instants = [record.instant_ns for record in records]
         reasons = kept(instants, Keep(**schedule.keep), self._context.clock())
-        timing = self._timing(schedule)
+        timing = timing_of(schedule)
         due = None if schedule.paused else self._dues.due(schedule.id)
         if not schedule.paused and not self._dues.planned(schedule.id):
-            due = timing.after(self._done_until(schedule))
-        hooks = self._context.catalog.schedules.schedule_hooks(schedule.id)
+            due = timing.after(done_until(self._context, schedule))
+        hooks = self._context.catalog.hooks.of_schedule(schedule.id)
         return ScheduleView(
             name=schedule.name,
-            target=self._target(schedule),
+            target=target_of(self._context, schedule),
             timing=str(timing),
             every_s=schedule.every_s,
             cron=schedule.cron,
@@ -477,7 +435,7 @@ class Schedules:
             last=iso(schedule.last_ns),
             next=None if due is None else iso(due),
             error=schedule.error,
-            note=self._note(schedule),
+            note=note_of(self._context, schedule),
             hooks=hook_view(hooks),
             count=len(records),
             created=iso(schedule.created_ns),

@@ -36,8 +36,9 @@ from polyvol.daemon.types.deletions import DeletionView, SkippedView
 from polyvol.daemon.volumes.exporting import export_snapshots
 from polyvol.daemon.workers import Workers
 from polyvol.mapping.errors import UnknownSnapshot
-from polyvol.mapping.records import SnapshotRecord, Volume
-from polyvol.mapping.volume import refuse_repeats
+from polyvol.mapping.names import is_pattern, refuse_repeats
+from polyvol.mapping.records.snapshots import SnapshotRecord
+from polyvol.mapping.records.volumes import Volume
 from polyvol.snapshot.snapshot import export_name
 
 PATTERNS_MAX = 100
@@ -48,7 +49,6 @@ REST_S_MIN = 0.02
 LOOK_S = 60.0
 STOP_S = 5.0
 """How long a stop waits for what is being dropped."""
-_PATTERN = frozenset("*?[")
 _log = logging.getLogger("polyvol.deletions")
 
 
@@ -95,14 +95,14 @@ class Deletions:
         context = self._context
         _check_names(names)
         volume = context.find_served(volume_name, restoring=True)
-        chosen = _chosen(volume, context.catalog.snapshots(volume.id), names)
+        chosen = _chosen(volume, context.catalog.snapshots.of(volume.id), names)
         gone, kept = self._end_exports(volume, chosen)
         try:
-            context.catalog.removal.forget_snapshots([record.uuid for record in gone])
+            context.catalog.snapshots.forget([record.uuid for record in gone])
         except BaseException:
             export_snapshots(context, volume, gone)  # they exist on
             raise
-        clones = context.catalog.removal.clones()
+        clones = context.catalog.clones.by_snapshot()
         gone = [record for record in gone if (volume.id, record.epoch) not in clones]  # DE3
         with self._lock:
             job = self._jobs.get(volume.id)
@@ -168,7 +168,7 @@ class Deletions:
         """Have rollbacks forgotten; whether any volume was rolled back."""
         context = self._context
         rolled_back = set(context.catalog.rollbacks.volumes())
-        for volume in context.catalog.volumes():
+        for volume in context.catalog.volumes.all():
             if volume.id in rolled_back and context.is_served(volume):
                 self._workers.run(volume.id, partial(self._work_on, volume.id))
         return bool(rolled_back)
@@ -182,7 +182,7 @@ class Deletions:
             self._stopping.wait(max(REST_S_MIN, time.monotonic() - began))
         what = "forgetting rollbacks"
         with isolate(self._context, what, lambda reason: _log.warning("%s: %s", what, reason)):
-            volume = next((each for each in self._context.catalog.volumes() if each.id == identity), None)
+            volume = self._context.catalog.volumes.get(identity)
             if volume is None or not self._context.catalog.rollbacks.of(identity):
                 return
             if self._context.is_served(volume) and not self._stopping.is_set():
@@ -228,7 +228,7 @@ class Deletions:
 
 def _check_names(names: Sequence[str]) -> None:
     refuse_repeats("snapshot", names)
-    patterns = sum(bool(_PATTERN & set(name)) for name in names)
+    patterns = sum(is_pattern(name) for name in names)
     if patterns > PATTERNS_MAX:
         raise BadRequest(why=f"{patterns} patterns are given, and at most {PATTERNS_MAX} can be")
 
@@ -237,7 +237,7 @@ def _chosen(volume: Volume, records: list[SnapshotRecord], names: Iterable[str])
     by_name = {record.name: record for record in records}
     chosen: dict[str, SnapshotRecord] = {}
     for name in names:
-        if _PATTERN & set(name):
+        if is_pattern(name):
             chosen |= {each: by_name[each] for each in fnmatch.filter(by_name, name)}
         elif name in by_name:
             chosen[name] = by_name[name]

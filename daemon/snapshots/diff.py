@@ -10,8 +10,8 @@ from polyvol.daemon.consistent_read import reads
 from polyvol.daemon.context import Context
 from polyvol.daemon.errors import BadRequest
 from polyvol.daemon.types.diffs import ChangedExtent, DiffTotalView, DiffView
-from polyvol.mapping.errors import UnknownSnapshot
-from polyvol.mapping.records import SnapshotRecord, Volume
+from polyvol.mapping.records.snapshots import SnapshotRecord
+from polyvol.mapping.records.volumes import Volume
 
 PAGE_EXTENTS_MAX = 16384
 """The most that one page holds."""
@@ -66,13 +66,5 @@ class Diffs:
         self, volume_name: str, since: str, until: str | None
     ) -> tuple[Volume, SnapshotRecord, SnapshotRecord | None]:
         volume = self._context.find_served(volume_name, restoring=True)
-        records = {record.name: record for record in self._context.catalog.snapshots(volume.id)}
-        older = _named(volume, records, since)
-        return volume, older, None if until is None else _named(volume, records, until)
-
-
-def _named(volume: Volume, records: dict[str, SnapshotRecord], name: str) -> SnapshotRecord:
-    record = records.get(name)
-    if record is None:
-        raise UnknownSnapshot(volume=volume.name, name=name)
-    return record
+        older = self._context.find_snapshot(volume, since)
+        return volume, older, None if until is None else self._context.find_snapshot(volume, until)

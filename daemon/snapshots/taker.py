@@ -24,19 +24,16 @@ from polyvol.daemon.hooks.run import HookRunner
 from polyvol.daemon.snapshots.verbs import Snapshots
 from polyvol.daemon.types.snapshots import SnapshotCreate, SnapshotView, SnapshotWanted
 from polyvol.mapping.errors import CatalogConflict, UnknownVolume
-from polyvol.mapping.group import Consistency, Group, Schedule
-from polyvol.mapping.records import Volume
-from polyvol.mapping.volume import refuse_repeats
+from polyvol.mapping.names import refuse_repeats
+from polyvol.mapping.records.groups import Group
+from polyvol.mapping.records.schedules import Schedule
+from polyvol.mapping.records.snapshots import Consistency
+from polyvol.mapping.records.volumes import Volume
 from polyvol.snapshot.coordinator import Thaw
-from polyvol.snapshot.errors import CutFailed
-from polyvol.snapshot.group_errors import (
-    GroupChanged,
-    GroupEmpty,
-    HooksFailed,
-    UnknownGroup,
-    UnknownSchedule,
-    VolumeChanged,
-)
+from polyvol.snapshot.errors.cuts import CutFailed
+from polyvol.snapshot.errors.groups import GroupChanged, GroupEmpty, UnknownGroup
+from polyvol.snapshot.errors.hooks import HooksFailed, VolumeChanged
+from polyvol.snapshot.errors.schedules import UnknownSchedule
 
 
 def required(thaw: Thaw | None, volumes: Sequence[Volume]) -> Thaw:
@@ -93,9 +90,9 @@ class SnapshotTaker:
         """Take the cut of the volume or group that a schedule is for."""
         request = SnapshotCreate(volumes=(), scheduled=True)
         if schedule.group is not None:
-            for group in self._context.catalog.groups.all():
-                if group.id == schedule.group:
-                    return self.take_of_group(group, request, schedule)
+            group = self._context.catalog.groups.get(schedule.group)
+            if group is not None:
+                return self.take_of_group(group, request, schedule)
         elif schedule.volume is not None:
             volume = self._volumes().get(schedule.volume)
             if volume is not None:
@@ -159,7 +156,7 @@ class SnapshotTaker:
         before the hooks (TK2). That a volume has grown is fine."""
         catalog = self._context.catalog
         with self._context.reading():
-            if schedule is not None and all(each.id != schedule.id for each in catalog.schedules.all()):
+            if schedule is not None and catalog.schedules.get(schedule.id) is None:
                 raise UnknownSchedule(name=schedule.name)
             if group is not None:
                 self._refuse_changed_group(group)
@@ -175,7 +172,7 @@ class SnapshotTaker:
         return [by_id[volume.id] for volume in volumes]
 
     def _refuse_changed_group(self, group: Group) -> None:
-        now = next((each for each in self._context.catalog.groups.all() if each.id == group.id), None)
+        now = self._context.catalog.groups.get(group.id)
         if now is None:
             raise UnknownGroup(name=group.name)
         if set(now.volumes) != set(group.volumes):
@@ -184,13 +181,13 @@ class SnapshotTaker:
 
     def _volumes(self) -> dict[int, Volume]:
         """All volumes that there are for users, by id."""
-        volumes = self._context.catalog.volumes()
+        volumes = self._context.catalog.volumes.all()
         return {volume.id: volume for volume in volumes if not volume.kept and volume.state != "deleting"}
 
     @contextmanager
     def _holding(self, group: Group) -> Iterator[None]:
         """Hold the lock of a group that is still there."""
         with self._context.locks.group(group.id, group.name, WHAT):
-            if all(each.id != group.id for each in self._context.catalog.groups.all()):
+            if self._context.catalog.groups.get(group.id) is None:
                 raise UnknownGroup(name=group.name)
             yield

@@ -35,11 +35,14 @@ from polyvol.daemon.volumes.exporting import export_snapshots
 from polyvol.daemon.volumes.usage import snapshot_uses
 from polyvol.daemon.workers import Workers
 from polyvol.mapping.errors import NameInUse, UnknownSnapshot
-from polyvol.mapping.group import Group, Schedule
 from polyvol.mapping.names import check_name, check_prefix
-from polyvol.mapping.records import Origin, SnapshotRecord, Volume
+from polyvol.mapping.records.groups import Group
+from polyvol.mapping.records.schedules import Schedule
+from polyvol.mapping.records.snapshots import Origin, SnapshotRecord
+from polyvol.mapping.records.volumes import Volume
 from polyvol.snapshot.coordinator import Coordinator, Thaw
-from polyvol.snapshot.group_errors import SnapshotHeld, SnapshotInGroup
+from polyvol.snapshot.errors.groups import SnapshotInGroup
+from polyvol.snapshot.errors.holds import SnapshotHeld
 from polyvol.snapshot.snapshot import (
     PartitionSnapshot,
     default_name,
@@ -115,7 +118,7 @@ class Snapshots:
     def delete(self, volume_name: str, name: str) -> SnapshotDeleted:
         """Delete a snapshot that no client is connected to."""
         volume = self._context.find_served(volume_name, restoring=True)
-        record = self.find(volume, name)
+        record = self._context.find_snapshot(volume, name)
         whole = self.whole_name(record)
         if whole is not None:
             raise SnapshotInGroup(name=export_name(volume.name, name), whole=whole)
@@ -131,7 +134,7 @@ class Snapshots:
         catalog, first = self._context.catalog, members[0][1]
         if catalog.groups.of_cut(first.cut) is None:
             return self._delete(members, lambda: self._forget(first))
-        return self._delete(members, lambda: catalog.removal.forget_cut(first.cut))
+        return self._delete(members, lambda: catalog.snapshots.forget_cut(first.cut))
 
     def drop(self, volume: Volume, members: Sequence[tuple[Volume, SnapshotRecord]]) -> int:
         """Delete a snapshot so that writes to a volume go on, and remember that; bytes freed in the volume.
@@ -143,23 +146,23 @@ class Snapshots:
         dropped: list[int] = []
 
         def forget() -> None:
-            dropped.extend(catalog.removal.drop_snapshots([each for _, each in members]))
+            dropped.extend(catalog.snapshots.drop([each for _, each in members]))
 
         freed = self._delete(members, forget, first=volume)
-        catalog.removal.set_freed(dropped[0], freed)
+        catalog.snapshots.set_freed(dropped[0], freed)
         return freed
 
     def _forget(self, record: SnapshotRecord) -> None:
-        self._context.catalog.removal.forget_snapshots([record.uuid])
+        self._context.catalog.snapshots.forget([record.uuid])
 
     @reads
     def members(self, record: SnapshotRecord) -> list[tuple[Volume, SnapshotRecord]]:
         """What is deleted together with a snapshot, itself included: those of a group's cut."""
         catalog = self._context.catalog
-        by_id = {volume.id: volume for volume in catalog.volumes()}
+        by_id = {volume.id: volume for volume in catalog.volumes.all()}
         if catalog.groups.of_cut(record.cut) is None:
             return [(by_id[record.volume], record)]
-        return [(by_id[each.volume], each) for each in catalog.all_snapshots() if each.cut == record.cut]
+        return [(by_id[each.volume], each) for each in catalog.snapshots.all() if each.cut == record.cut]
 
     @reads
     def whole_name(self, record: SnapshotRecord) -> str | None:
@@ -189,7 +192,7 @@ class Snapshots:
         volumes that are not served have neither: the engine drops them when it takes the volume over. What
         clones were made from is kept for them. `first`: nothing is waited for but this volume."""
         context = self._context
-        kept = context.catalog.removal.clones()
+        kept = context.catalog.clones.by_snapshot()
         served = [member for member in members if context.is_served(member[0])]
         ended: list[tuple[Volume, SnapshotRecord]] = []
         try:
@@ -239,12 +242,12 @@ class Snapshots:
         context = self._context
         names, clients = context.device_names(), context.clients()
         if volume_name is None:
-            by_id = {volume.id: volume for volume in context.catalog.volumes()}
-            records = context.catalog.all_snapshots()
+            by_id = {volume.id: volume for volume in context.catalog.volumes.all()}
+            records = context.catalog.snapshots.all()
         else:
             volume = context.find_volume(volume_name)
             by_id = {volume.id: volume}
-            records = context.catalog.snapshots(volume.id)
+            records = context.catalog.snapshots.of(volume.id)
         uses = snapshot_uses(context, by_id.values())
         return [
             self._view(by_id[record.volume], record, names, clients, uses)
@@ -258,7 +261,7 @@ class Snapshots:
         if not partitions:
             return self._show(volume_name, name)
         volume = context.find_served(volume_name, restoring=True)
-        record = self.find(volume, name)
+        record = self._context.find_snapshot(volume, name)
         what = f"asking for the partitions of {export_name(volume.name, name)}"
         with context.engine_asked(what, volume, record):
             states = partition_snapshots(context.engine.partition_states(volume.id, record.epoch))
@@ -271,16 +274,9 @@ class Snapshots:
     def _show(self, volume_name: str, name: str) -> SnapshotView:
         context = self._context
         volume = context.find_volume(volume_name)
-        record = self.find(volume, name)
+        record = self._context.find_snapshot(volume, name)
         uses = snapshot_uses(context, [volume])
         return self._view(volume, record, context.device_names(), context.clients(), uses)
-
-    def find(self, volume: Volume, name: str) -> SnapshotRecord:
-        """A volume's snapshot of this name, or UnknownSnapshot."""
-        for record in self._context.catalog.snapshots(volume.id):
-            if record.name == name:
-                return record
-        raise UnknownSnapshot(volume=volume.name, name=name)
 
     def names_of_group(self, group: Group | None) -> set[str]:
         """The names of a group's snapshots: the volumes of one need not be in the group any more."""
@@ -295,7 +291,7 @@ class Snapshots:
         if group is not None and wanted in taken:
             raise NameInUse(noun="snapshot", name=f"@{group.name}@{wanted}")
         for volume in volumes:
-            names = self._context.catalog.snapshot_names(volume.id)
+            names = self._context.catalog.snapshots.names(volume.id)
             if wanted in names:
                 raise NameInUse(noun="snapshot", name=export_name(volume.name, wanted))
             taken |= names
@@ -313,9 +309,9 @@ class Snapshots:
         uses: dict[tuple[int, int], SnapshotUseView],
     ) -> SnapshotView:
         context = self._context
-        clones = context.catalog.removal.clones()
+        clones = context.catalog.clones.by_snapshot()
         export = export_name(volume.name, record.name)
-        logs = {log.number: log for log in context.catalog.logs(volume.id)} if record.log else {}
+        logs = {log.number: log for log in context.catalog.change_logs.of(volume.id)} if record.log else {}
         return SnapshotView(
             volume=volume.name,
             name=record.name,

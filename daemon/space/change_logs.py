@@ -35,9 +35,10 @@ from polyvol.daemon.snapshots.verbs import Snapshots
 from polyvol.daemon.space.state_space import StateSpaceMonitor
 from polyvol.daemon.workers import Workers
 from polyvol.mapping.errors import PolyvolError
-from polyvol.mapping.records import SnapshotRecord, Volume
+from polyvol.mapping.records.snapshots import SnapshotRecord
+from polyvol.mapping.records.volumes import Volume
 from polyvol.mapping.sizes import format_size
-from polyvol.snapshot.group_errors import SnapshotHeld
+from polyvol.snapshot.errors.holds import SnapshotHeld
 from polyvol.snapshot.retention import droppable
 from polyvol.snapshot.snapshot import export_name
 
@@ -129,7 +130,7 @@ class SpaceMonitor:
     def sample(self) -> None:
         """Look at the use of every volume that is served."""
         context = self._context
-        volumes = [volume for volume in context.catalog.volumes() if context.is_served(volume)]
+        volumes = [volume for volume in context.catalog.volumes.all() if context.is_served(volume)]
         for gone in context.fill_levels.keys() - {volume.id for volume in volumes}:
             context.fill_levels.pop(gone, None)
             context.refusing.discard(gone)
@@ -151,7 +152,7 @@ class SpaceMonitor:
         context = self._context
         told = False
         while True:
-            volume = next((each for each in context.catalog.volumes() if each.id == identity), None)
+            volume = context.catalog.volumes.get(identity)
             try:
                 served = volume is not None and context.is_served(volume)
                 made = volume is not None and served and self._make_room(volume)
@@ -227,19 +228,19 @@ class SpaceMonitor:
 
     def _policy(self, volume: Volume) -> str | None:
         """What gives way when a volume's logs are full; None if it is no more."""
-        now = (each for each in self._context.catalog.volumes() if each.id == volume.id)
-        return next((each.when_full for each in now), None)
+        now = self._context.catalog.volumes.get(volume.id)
+        return None if now is None else now.when_full
 
     @reads
     def _droppable(self, volume: Volume) -> list[SnapshotRecord]:
         """The snapshots that may be dropped, oldest first: not what an incomplete restore follows, nor what
         clones were made from, of which nothing would come back."""
         catalog = self._context.catalog
-        kept = {epoch for identity, epoch in catalog.removal.clones() if identity == volume.id}
+        kept = {epoch for identity, epoch in catalog.clones.by_snapshot() if identity == volume.id}
         restore = catalog.restores.of(volume.id)
         if restore is not None and restore.base is not None:
             kept.add(restore.base)
-        return [record for record in droppable(catalog.snapshots(volume.id)) if record.epoch not in kept]
+        return [record for record in droppable(catalog.snapshots.of(volume.id)) if record.epoch not in kept]
 
     def _drop(self, volume: Volume, record: SnapshotRecord) -> None:
         freed = self._snapshots.drop(volume, self._snapshots.members(record))
@@ -262,7 +263,7 @@ class SpaceMonitor:
     def _ask_again(self, identity: int) -> None:
         """Have the engine ask again if there is something to drop again. Under the volume's `room`."""
         context = self._context
-        volume = next((each for each in context.catalog.volumes() if each.id == identity), None)
+        volume = context.catalog.volumes.get(identity)
         if volume is not None and context.is_served(volume) and self._may_drop(volume):
             context.ask_when_full(volume)
 

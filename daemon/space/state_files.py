@@ -15,8 +15,8 @@ import contextlib
 from pathlib import Path
 
 from polyvol.daemon.context import Context
-from polyvol.mapping.opening import sync_directory
-from polyvol.mapping.records import Volume
+from polyvol.mapping.durable import sync_directory
+from polyvol.mapping.records.volumes import Volume
 
 HOW = "was removed, moved, replaced or truncated by somebody else"
 
@@ -46,7 +46,7 @@ class StateFiles:
         context, before = self._context, self._gone
         self._gone = {}
         moved = self.is_moved()
-        volumes = {volume.id: volume for volume in context.catalog.volumes()}
+        volumes = {volume.id: volume for volume in context.catalog.volumes.all()}
         for volume in volumes.values():
             if not moved:
                 with contextlib.suppress(OSError):  # then what needs it fails, and says so

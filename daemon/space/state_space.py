@@ -34,7 +34,7 @@ from polyvol.mapping.no_space import NEEDED_BYTES, PROBES, is_no_space, probe_pa
 from polyvol.mapping.opening import matching
 from polyvol.mapping.os_errors import advice, reason
 from polyvol.mapping.partition import round_up
-from polyvol.mapping.records import Volume
+from polyvol.mapping.records.volumes import Volume
 from polyvol.mapping.sizes import format_size
 
 _log = logging.getLogger("polyvol.space")
@@ -130,10 +130,10 @@ class StateSpaceMonitor:
         if not little and not self._full:
             return
         catalog = self._context.catalog
-        volumes = [each for each in catalog.volumes() if self._context.is_served(each)]
+        volumes = [each for each in catalog.volumes.all() if self._context.is_served(each)]
         self._full &= {volume.id for volume in volumes}
         self._failed &= self._full
-        count = len(volumes) + sum(len(catalog.snapshots(volume.id)) for volume in volumes)
+        count = len(volumes) + sum(len(catalog.snapshots.of(volume.id)) for volume in volumes)
         if count < self._count:  # something was deleted, so checkpoints are smaller
             self._next_s = self._pause_s = 0.0
         self._count = count
@@ -147,7 +147,7 @@ class StateSpaceMonitor:
         self._relief.start()
 
     def _has_old_segments(self, volume: Volume) -> bool:
-        processors = len(self._context.catalog.volume_processors(volume.id))
+        processors = len(self._context.catalog.volumes.processors(volume.id))
         journals = matching(self._context.volume_directory(volume), "*.journal")
         return len(journals) > SEGMENTS_KEPT * processors
 
@@ -204,7 +204,7 @@ class StateSpaceMonitor:
 
     def _writes(self) -> str:
         """What happens to writes, as a clause."""
-        names = [each.shown_name for each in self._context.catalog.volumes() if each.id in self._failed]
+        names = [each.shown_name for each in self._context.catalog.volumes.all() if each.id in self._failed]
         if not names:
             return "and writes go on in the room that is kept for journals"
         which = f"volume{'' if len(names) == 1 else 's'} {', '.join(names)}"

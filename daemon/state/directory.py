@@ -22,9 +22,10 @@ from pathlib import Path
 from polyvol.daemon.errors import StateLocked, StateUnusable
 from polyvol.daemon.state.rights import OTHER_STATE, refuse_open_to_others
 from polyvol.mapping import occupied
+from polyvol.mapping.durable import sync_directory
 from polyvol.mapping.errors import DeviceUnusable, PolyvolError, StateFull
 from polyvol.mapping.no_space import NEEDED, is_no_space
-from polyvol.mapping.opening import identity_of, matching, sync_directory
+from polyvol.mapping.opening import identity_of, matching
 from polyvol.mapping.os_errors import advice, reason
 
 OWN = ("catalog.db*", "catalog.mark*", "lock", "reserve*", "volumes", "manifests")

@@ -26,8 +26,9 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from polyvol.mapping.durable import sync_directory
 from polyvol.mapping.no_space import is_no_space, probe_path
-from polyvol.mapping.opening import matching, sync_directory
+from polyvol.mapping.opening import matching
 
 NAME = "reserve"
 JOURNALS = f"{NAME}.journals"

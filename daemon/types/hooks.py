@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from polyvol.daemon.ranges import Number
 from polyvol.daemon.types.base import STRICT
-from polyvol.mapping.group import HOOK_TIMEOUT_S
+from polyvol.mapping.records.hooks import HOOK_TIMEOUT_S
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,7 @@ from typing import ClassVar
 from polyvol.daemon.ranges import Names
 from polyvol.daemon.types.base import STRICT
 from polyvol.daemon.types.use import SnapshotUseView
-from polyvol.mapping.group import Consistency
-from polyvol.mapping.records import Origin
+from polyvol.mapping.records.snapshots import Consistency, Origin
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from polyvol.daemon.types.restores import IncompleteRestoreView
 from polyvol.daemon.types.scrubs import BadBlockView, ScrubView
 from polyvol.daemon.types.use import VolumeUseView
 from polyvol.mapping.partition import PARTITION_SIZE_DEFAULT
-from polyvol.mapping.records import WhenFull
+from polyvol.mapping.records.volumes import WhenFull
 
 
 @dataclass(frozen=True, kw_only=True)

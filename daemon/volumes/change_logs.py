@@ -18,12 +18,15 @@ from polyvol.daemon.devices.health import unusable_devices
 from polyvol.daemon.fill_level import FillLevel
 from polyvol.daemon.isolation import isolate
 from polyvol.daemon.types.change_logs import LogAdd, LogView, SpaceView
-from polyvol.mapping.device import Device
 from polyvol.mapping.errors import PolyvolError
 from polyvol.mapping.extent import Extent, total
-from polyvol.mapping.records import ChangeLog, Volume
+from polyvol.mapping.plans.change_logs import plan_added_logs, plan_log
+from polyvol.mapping.plans.inventory import Inventory, NewDevice
+from polyvol.mapping.records.change_logs import ChangeLog
+from polyvol.mapping.records.devices import Device
+from polyvol.mapping.records.volumes import Volume
 from polyvol.mapping.sizes import exact_size
-from polyvol.mapping.volume import Inventory, NewDevice, log_spec, plan_added_logs, plan_log
+from polyvol.mapping.specs import log_spec
 
 
 class ChangeLogs:
@@ -41,7 +44,7 @@ class ChangeLogs:
 
     def settle_all(self) -> None:
         """At start: the same for all volumes that are there to stay."""
-        volumes = self._context.catalog.volumes()
+        volumes = self._context.catalog.volumes.all()
         self._settle({volume.id: volume for volume in volumes if volume.state == "ready"})
 
     def half_made(self) -> set[int]:
@@ -50,7 +53,7 @@ class ChangeLogs:
         with context.catalog_lock:
             return {
                 device.made_for
-                for device in context.catalog.devices()
+                for device in context.catalog.devices.all()
                 if device.made_for is not None and device.state == "adding"
                 if device.id not in self._underway
             }
@@ -58,7 +61,7 @@ class ChangeLogs:
     def _settle(self, volumes: dict[int, Volume]) -> None:
         with self._context.catalog_lock:
             underway = set(self._underway)
-        for device in self._context.catalog.devices():
+        for device in self._context.catalog.devices.all():
             volume = None if device.made_for is None else volumes.get(device.made_for)
             if volume is not None and device.state == "adding" and device.id not in underway:
                 what = f"removing file {device.path}, which was half made for volume {volume.name},"
@@ -70,7 +73,7 @@ class ChangeLogs:
         context = self._context
         volume = context.find_served(name, restoring=True)
         self.settle(volume)
-        present = sum(total(log.extents) for log in context.catalog.logs(volume.id))
+        present = sum(total(log.extents) for log in context.catalog.change_logs.of(volume.id))
         with context.catalog_lock:
             plan = plan_added_logs(volume, request.devices, request.size, present, inventory(context))
             if plan.new_device is None:
@@ -95,7 +98,7 @@ class ChangeLogs:
 
     def on_device(self, volume: Volume, device: Device) -> int:
         """The number of the volume's change log on this device; made if there is none yet."""
-        for log in self._context.catalog.logs(volume.id):
+        for log in self._context.catalog.change_logs.of(volume.id):
             if {extent.device for extent in log.extents} == {device.id}:
                 return log.number
         with self._context.catalog_lock:
@@ -111,7 +114,7 @@ class ChangeLogs:
             with contextlib.suppress(self._context.engine_error):  # it may be deleted meanwhile
                 stats = self._context.engine.volume_stats(volume.id)
                 use = {log["number"]: (log["used_bytes"], log["claimed_bytes"]) for log in stats["logs"]}
-        return [log_view(log, names, use) for log in self._context.catalog.logs(volume.id)]
+        return [log_view(log, names, use) for log in self._context.catalog.change_logs.of(volume.id)]
 
     def space(self, volume: Volume) -> SpaceView | None:
         """The use of all logs of a volume; None if it is deleted meanwhile."""
@@ -132,15 +135,15 @@ class ChangeLogs:
         """Record logs of these extents, in the file that was made for them if one was. Under
         `catalog_lock`."""
         identity = None if made is None else made.id
-        logs: list[ChangeLog] = []
+        table, logs = self._context.catalog.change_logs, list[ChangeLog]()
         try:
             for extents in planned:
                 if made is not None:
                     extents = tuple(Extent(made.id, extent.offset, extent.length) for extent in extents)
-                logs.append(self._context.catalog.add_log(volume, extents, default=default, made=identity))
+                logs.append(table.add(volume, extents, default=default, made=identity))
         except PolyvolError:
             for log in logs:
-                self._context.catalog.forget_log(volume.id, log.number)
+                table.forget(volume.id, log.number)
             raise
         return logs
 
@@ -154,14 +157,14 @@ class ChangeLogs:
             except BaseException:
                 with context.catalog_lock:
                     for unused in logs[done:]:
-                        context.catalog.forget_log(volume.id, unused.number)
+                        context.catalog.change_logs.forget(volume.id, unused.number)
                 raise
 
     def record_file(self, volume: Volume, new: NewDevice) -> Device:
         """Record a sparse file that is to be made; it is 'adding' until what is on it is recorded. Under
         `catalog_lock`, with its plan."""
         now = self._context.clock()
-        device = self._context.catalog.add_device(
+        device = self._context.catalog.devices.add(
             Device(0, uuid4(), new.name, new.path, "file", False, new.size, True, volume.id, "adding", now)
         )
         self._underway.add(device.id)
@@ -180,21 +183,21 @@ class ChangeLogs:
         """Remove a file that was made for nothing."""
         device_files.unmake(self._context, device)
         with self._context.catalog_lock:
-            self._context.catalog.forget_device(device.id)
+            self._context.catalog.devices.forget(device.id)
 
 
 def inventory(context: Context) -> Inventory:
     """What there is to plan with."""
     with context.reading():
-        names = {volume.id: volume.name for volume in context.catalog.volumes()}
-        users = context.catalog.users()
+        names = {volume.id: volume.name for volume in context.catalog.volumes.all()}
+        users = context.catalog.devices.users()
         return Inventory(
-            devices={device.name: device for device in context.catalog.devices()},
+            devices={device.name: device for device in context.catalog.devices.all()},
             unusable=unusable_devices(context),
-            used=context.catalog.used_extents,
+            used=context.catalog.devices.used_extents,
             volumes_on=lambda device: [names[user] for user in users.get(device, ())],
             volume_names=set(names.values()),
-            load=context.catalog.processor_load(),
+            load=context.catalog.volumes.processor_load(),
             processors=context.default_processors,
         )
 

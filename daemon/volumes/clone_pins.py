@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 from polyvol.daemon.context import Context
 from polyvol.daemon.isolation import isolate
-from polyvol.mapping.records import Volume
+from polyvol.mapping.records.volumes import Volume
 from polyvol.snapshot.coordinator import Coordinator
 
 
@@ -33,10 +33,10 @@ class ClonePins:
     def record(self, volume: Volume) -> list[int] | None:
         """Have the catalog keep a volume that is being deleted, and has no exports left, for its clones: the
         epochs of its snapshots that are gone; None: it has no clones."""
-        removal = self._context.catalog.removal
-        if not any(source == volume.id for source, _ in removal.clones()):
+        clones = self._context.catalog.clones
+        if not any(source == volume.id for source, _ in clones.by_snapshot()):
             return None
-        return removal.keep_volume(volume)
+        return clones.keep_volume(volume)
 
     def keep(self, volume: Volume, gone: list[int]) -> None:
         """Have the engine free what no clone needs of a volume that was recorded as kept."""
@@ -45,17 +45,17 @@ class ClonePins:
             # The volume is deleted, whether this succeeds or not; the next start repeats the first step.
             with isolate(context, f"giving back what no clone of volume {volume.name} needs"):
                 context.engine.drop_snapshots(volume.id, gone)
-                newest = context.catalog.snapshots_and_kept(volume.id)[-1]
+                newest = context.catalog.snapshots.with_kept(volume.id)[-1]
                 self._coordinator.roll_back([(volume, newest)], None)
 
     def release(self) -> None:
         """Drop all that no clone needs any more. Idempotent; what fails or is busy is an event, and tried
         again next time."""
-        removal = self._context.catalog.removal
+        clones = self._context.catalog.clones
         tried: set[int] = set()
         while True:
-            unneeded = {*removal.unneeded_snapshots(), *removal.unneeded_volumes()} - tried
-            volumes = [volume for volume in self._context.catalog.volumes() if volume.id in unneeded]
+            unneeded = {*clones.unneeded_snapshots(), *clones.unneeded_volumes()} - tried
+            volumes = [volume for volume in self._context.catalog.volumes.all() if volume.id in unneeded]
             if not volumes:
                 return
             for volume in volumes:
@@ -71,15 +71,15 @@ class ClonePins:
     def _release_one(self, volume: Volume) -> bool:
         """Drop what no clone needs of a volume, and the volume if nothing is left of it; whether that was
         done."""
-        context, removal = self._context, self._context.catalog.removal
-        epochs = removal.unneeded_snapshots().get(volume.id, [])
+        context, clones = self._context, self._context.catalog.clones
+        epochs = clones.unneeded_snapshots().get(volume.id, [])
         if epochs:
-            removal.forget_kept(volume.id, epochs)
+            clones.forget_kept(volume.id, epochs)
             if (
                 volume.id not in context.volume_trouble
             ):  # else the engine does it when it takes the volume over
                 with context.engine_errors(f"dropping snapshots of volume {volume.name}"):
                     context.engine.drop_snapshots(volume.id, epochs)
-        if volume.id in removal.unneeded_volumes():
+        if volume.id in clones.unneeded_volumes():
             self._delete(volume)
-        return volume.id not in {*removal.unneeded_snapshots(), *removal.unneeded_volumes()}
+        return volume.id not in {*clones.unneeded_snapshots(), *clones.unneeded_volumes()}

@@ -11,7 +11,8 @@ from collections.abc import Iterable
 
 from polyvol.daemon.context import Context
 from polyvol.daemon.isolation import isolate
-from polyvol.mapping.records import SnapshotRecord, Volume
+from polyvol.mapping.records.snapshots import SnapshotRecord
+from polyvol.mapping.records.volumes import Volume
 from polyvol.snapshot.coordinator import export_snapshot
 from polyvol.snapshot.snapshot import export_name
 
@@ -38,7 +39,7 @@ def export_snapshots(context: Context, volume: Volume, snapshots: Iterable[Snaps
 
 def end_exports(context: Context, volume: Volume) -> None:
     """End all exports of a volume, also those with clients."""
-    snapshots = [export_name(volume.name, each.name) for each in context.catalog.snapshots(volume.id)]
+    snapshots = [export_name(volume.name, each.name) for each in context.catalog.snapshots.of(volume.id)]
     for name in (context.restoring.pop(volume.id, volume.name), *snapshots):
         with contextlib.suppress(context.engine_error):
             context.engine.disconnect(name)

@@ -16,30 +16,22 @@ from polyvol.daemon.context import Context
 from polyvol.daemon.isolation import isolate
 from polyvol.daemon.types.volumes import VolumeGrow
 from polyvol.daemon.volumes.change_logs import ChangeLogs, inventory
-from polyvol.mapping.device import Device
-from polyvol.mapping.growth import plan_growth
-from polyvol.mapping.records import Volume
+from polyvol.mapping.plans.growth import plan_growth
+from polyvol.mapping.records.devices import Device
+from polyvol.mapping.records.volumes import Volume
 from polyvol.mapping.sizes import format_size
-from polyvol.mapping.volume import volume_spec
+from polyvol.mapping.specs import volume_spec
 
 
 def grow_in_engine(context: Context, volume: Volume) -> None:
     """Have the engine serve a volume as large as the catalog says. The caller holds its lock."""
     catalog = context.catalog
-    spec = volume_spec(
-        volume,
-        catalog.partitions(volume.id),
-        catalog.logs(volume.id),
-        catalog.snapshots_and_kept(volume.id),
-        catalog.rollbacks.of(volume.id),
-        str(context.volume_directory(volume)),
-        str(context.manifest_directory(volume)),
-    )
+    spec = volume_spec(catalog, volume, context.state_dir)
     with context.engine_errors(f"having volume {volume.name} grow"):
         context.engine.grow_volume(spec)
     # It has grown, whether this succeeds or not; the next start records it otherwise.
     with isolate(context, f"recording the manifests of volume {volume.name}", volume=volume.name):
-        catalog.set_manifests(volume.id, len(spec["partitions"]))
+        catalog.volumes.set_manifests(volume.id, len(spec["partitions"]))
 
 
 def grow_volume(context: Context, change_logs: ChangeLogs, name: str, request: VolumeGrow) -> None:
@@ -47,7 +39,7 @@ def grow_volume(context: Context, change_logs: ChangeLogs, name: str, request: V
     catalog = context.catalog
     volume = context.find_served(name)
     change_logs.settle(volume)
-    before = catalog.partitions(volume.id)
+    before = catalog.volumes.partitions(volume.id)
     made: dict[int, Device] = {}
     try:
         with context.catalog_lock:
@@ -56,19 +48,19 @@ def grow_volume(context: Context, change_logs: ChangeLogs, name: str, request: V
             for new in plan.new_devices:
                 made[new.id] = change_logs.record_file(volume, new)
             if not made:
-                catalog.growth.record(volume, plan.size, plan.partitions, {})
+                catalog.volumes.record_growth(volume, plan.size, plan.partitions, {})
         for device in made.values():
             change_logs.make_file(device)
         ids = {number: device.id for number, device in made.items()}
         if made:
             with context.catalog_lock:
-                catalog.growth.record(volume, plan.size, plan.partitions, ids)
+                catalog.volumes.record_growth(volume, plan.size, plan.partitions, ids)
         try:
             grow_in_engine(context, context.find_volume(name))
         except BaseException:
             # Else the next reload or start has the engine grow too.
             with isolate(context, f"undoing the growth of volume {name}", volume=name), context.catalog_lock:
-                catalog.growth.undo(volume, before, ids)
+                catalog.volumes.undo_growth(volume, before, ids)
             raise
     except BaseException:
         change_logs.done_with(made.values())

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from polyvol.daemon.context import Context
 from polyvol.daemon.types.base import iso
 from polyvol.daemon.types.restores import IncompleteRestoreView
-from polyvol.mapping.records import SnapshotRecord, Volume
+from polyvol.mapping.records.snapshots import SnapshotRecord
+from polyvol.mapping.records.volumes import Volume
 
 
 def restore_view(

@@ -15,7 +15,7 @@ from pathlib import Path
 from polyvol.daemon.context import Context
 from polyvol.daemon.errors import JournalsUnusable
 from polyvol.daemon.isolation import isolate
-from polyvol.mapping.records import Volume
+from polyvol.mapping.records.volumes import Volume
 
 _COPIES = 1024
 """The bytes of a manifest that have its two copies."""
@@ -25,17 +25,17 @@ def begin(context: Context) -> None:
     """Forget the digests that are right."""
     catalog = context.catalog
     right = []
-    for volume in catalog.volumes():
+    for volume in catalog.volumes.all():
         with isolate(context, f"looking at the manifests of volume {volume.name}", volume=volume.name):
             if volume.stopped is not None and not other_time(volume, context.manifest_directory(volume)):
                 right.append(volume.id)
     if right:
-        catalog.set_stopped(dict.fromkeys(right))
+        catalog.volumes.set_stopped(dict.fromkeys(right))
 
 
 def forget(context: Context) -> None:
     """Forget all digests: an older catalog was accepted, with what there is of journals."""
-    context.catalog.set_stopped(dict.fromkeys(volume.id for volume in context.catalog.volumes()))
+    context.catalog.volumes.set_stopped(dict.fromkeys(volume.id for volume in context.catalog.volumes.all()))
 
 
 def check(context: Context, volume: Volume) -> None:
@@ -44,17 +44,17 @@ def check(context: Context, volume: Volume) -> None:
         why = other_time(volume, context.manifest_directory(volume))
         if why is not None:
             raise JournalsUnusable(name=volume.name, why=why)
-        context.catalog.set_stopped({volume.id: None})
+        context.catalog.volumes.set_stopped({volume.id: None})
 
 
 def end(context: Context) -> None:
     """The engine has stopped, and all is durable: keep the digests of the volumes that it served."""
     catalog, digests = context.catalog, {}
-    for volume in catalog.volumes():
+    for volume in catalog.volumes.all():
         with isolate(context, f"looking at the manifests of volume {volume.name}", volume=volume.name):
             if context.is_served(volume) and volume.stopped is None:
                 digests[volume.id] = _digests(context.manifest_directory(volume))
-    catalog.set_stopped(digests)
+    catalog.volumes.set_stopped(digests)
 
 
 def other_time(volume: Volume, directory: Path) -> str | None:

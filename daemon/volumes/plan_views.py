@@ -3,7 +3,7 @@
 from polyvol.daemon.context import Context, extent_views
 from polyvol.daemon.types.volumes import PartitionView, PlannedDevice, PlanView
 from polyvol.daemon.volumes.change_logs import log_view
-from polyvol.mapping.volume import VolumePlan
+from polyvol.mapping.plans.volumes import VolumePlan
 
 
 def plan_view(context: Context, plan: VolumePlan) -> PlanView:

@@ -21,11 +21,12 @@ from polyvol.daemon.devices import files as device_files
 from polyvol.daemon.devices.health import unusable_devices
 from polyvol.daemon.errors import DeleteUnfinished, EngineFailed, VolumeBusy
 from polyvol.daemon.isolation import isolate
-from polyvol.mapping.device import Device, zero_extents
+from polyvol.mapping.device import zero_extents
+from polyvol.mapping.durable import sync_directory
 from polyvol.mapping.errors import DeviceNotReady, UnknownVolume
 from polyvol.mapping.extent import Extent
-from polyvol.mapping.opening import sync_directory
-from polyvol.mapping.records import Volume
+from polyvol.mapping.records.devices import Device
+from polyvol.mapping.records.volumes import Volume
 
 
 class VolumeRemoval:
@@ -38,7 +39,7 @@ class VolumeRemoval:
         """Delete a volume that has no exports, for good. Repeatable."""
         context = self._context
         if volume.state != "deleting":
-            context.catalog.set_volume_state(volume.id, "deleting")
+            context.catalog.volumes.set_state(volume.id, "deleting")
         if context.engine_has(volume):
             try:
                 context.engine.remove_volume(volume.id)
@@ -78,30 +79,31 @@ class VolumeRemoval:
     def settle_all(self) -> None:
         """Try again what could not be finished; what another verb has now is left to it."""
         context = self._context
-        for volume in context.catalog.volumes():
+        for volume in context.catalog.volumes.all():
             if volume.state != "ready":
                 with (
                     isolate(context, f"removing volume {volume.shown_name}", volume=volume.shown_name),
                     suppress(VolumeBusy, UnknownVolume),
                     context.holding_all([volume], "volume delete", wait_s=0.0),
                 ):
-                    now = [each for each in context.catalog.volumes() if each.id == volume.id]
+                    now = [each for each in context.catalog.volumes.all() if each.id == volume.id]
                     if now and now[0].state != "ready":  # else its creation has ended meanwhile
                         self.remove(now[0])
 
     def made_for(self, volume: Volume) -> list[Device]:
         """The devices that were made for a volume."""
-        return [device for device in self._context.catalog.devices() if device.made_for == volume.id]
+        return [device for device in self._context.catalog.devices.all() if device.made_for == volume.id]
 
     def _give_back(self, volume: Volume) -> None:
         """Clear a volume's extents, remove its files, forget it. Repeatable."""
         context = self._context
         made = self.made_for(volume)
         made_ids = {device.id for device in made}
-        by_id = {device.id: device for device in context.catalog.devices()}
+        by_id = {device.id: device for device in context.catalog.devices.all()}
         unusable = unusable_devices(context)
         extents: dict[int, list[Extent]] = {}
-        for holder in (context.catalog.partitions(volume.id), context.catalog.logs(volume.id)):
+        catalog = context.catalog
+        for holder in (catalog.volumes.partitions(volume.id), catalog.change_logs.of(volume.id)):
             for extent in (extent for item in holder for extent in item.extents):
                 extents.setdefault(extent.device, []).append(extent)
         for identity, runs in extents.items():
@@ -121,5 +123,5 @@ class VolumeRemoval:
                 shutil.rmtree(directory)
             sync_directory(directory.parent)  # nobody would remove it once it is forgotten
         with context.catalog_lock:
-            context.catalog.forget_volume(volume.id)
+            context.catalog.volumes.forget(volume.id)
         context.volume_trouble.pop(volume.id, None)

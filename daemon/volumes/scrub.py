@@ -32,7 +32,7 @@ from polyvol.daemon.types.base import WHY_FUTURE, iso
 from polyvol.daemon.types.scrubs import ScrubBadView, ScrubState, ScrubView
 from polyvol.mapping.errors import PolyvolError
 from polyvol.mapping.os_errors import reason_of
-from polyvol.mapping.records import Volume
+from polyvol.mapping.records.volumes import Volume
 from polyvol.mapping.sizes import exact_size, format_size
 from polyvol.snapshot.snapshot import export_name
 
@@ -137,7 +137,7 @@ class Scrubs:
 
     def last(self, volume: Volume) -> ScrubView | None:
         """The last scrub of a volume that came to its end, if one did."""
-        found = self._context.catalog.settings.last_scrub(volume.id)
+        found = self._context.catalog.scrubs.last(volume.id)
         if found is None:
             return None
         values = json.loads(found[1])
@@ -174,7 +174,7 @@ class Scrubs:
             running = set(self._running)
         context = self._context
         dues: dict[Volume, int] = {}
-        for volume in context.catalog.volumes():
+        for volume in context.catalog.volumes.all():
             if context.is_served(volume) and not volume.kept and volume.id not in running:
                 what = f"looking when the weekly scrub of volume {volume.name} is due"
                 with isolate(context, what, volume=volume.name):
@@ -187,7 +187,7 @@ class Scrubs:
         with self._lock:
             due = self._due_at.get(volume.id)
         if due is None:
-            last = self._context.catalog.settings.last_scrub(volume.id)
+            last = self._context.catalog.scrubs.last(volume.id)
             since, what = (volume.created_ns, "making") if last is None else (last[0], "last scrub")
             ago = self._context.clock() - since
             if ago < 0:
@@ -227,7 +227,7 @@ class Scrubs:
         view = replace(scrub.view, state=state, reason=next(iter(reasons), None), ended=iso(now))
         if state == "done":
             with isolate(context, f"keeping the scrub of volume {volume.name}", reasons.append):
-                context.catalog.settings.keep_scrub(volume.id, now, json.dumps(asdict(view)))
+                context.catalog.scrubs.keep(volume.id, now, json.dumps(asdict(view)))
             view = replace(view, reason=next(iter(reasons), None))
         with self._lock:
             if state == "done":
@@ -267,7 +267,7 @@ class Scrubs:
     def _bad_view(
         self, volume: Volume, partition: int, bad: "ScrubBad", names: dict[int, str]
     ) -> ScrubBadView:
-        epochs = {record.epoch: record.name for record in self._context.catalog.snapshots(volume.id)}
+        epochs = {record.epoch: record.name for record in self._context.catalog.snapshots.of(volume.id)}
         seen_by = [volume.name] if bad["live"] else []
         seen_by += [export_name(volume.name, epochs[epoch]) for epoch in bad["epochs"] if epoch in epochs]
         reason = "its checksum does not match" if bad["errno"] == 0 else reason_of(bad["errno"])

@@ -12,7 +12,7 @@ from polyvol.daemon.context import Context
 from polyvol.daemon.isolation import isolate
 from polyvol.daemon.volumes.verbs import Volumes
 from polyvol.daemon.workers import Workers
-from polyvol.mapping.records import Volume
+from polyvol.mapping.records.volumes import Volume
 from polyvol.snapshot.snapshot import export_name
 
 WAIT_S = 15.0
@@ -31,7 +31,7 @@ class Serving:
         """Try again to serve the volumes that are not, and to finish deleting."""
         families: dict[int, list[Volume]] = {}
         first: dict[int, int] = {}
-        for volume in self._context.catalog.volumes():
+        for volume in self._context.catalog.volumes.all():
             source = None if volume.source is None else volume.source.volume
             first[volume.id] = volume.id if source is None else first.get(source, source)
             if volume.id in self._context.volume_trouble:
@@ -47,10 +47,10 @@ class Serving:
         context = self._context
         there = {export["name"]: export["size"] for export in context.engine.exports()}
         half = self._volumes.change_logs.half_made()
-        for volume in context.catalog.volumes():
+        for volume in context.catalog.volumes.all():
             if volume.kept or not context.is_served(volume):
                 continue
-            names = {export_name(volume.name, name) for name in context.catalog.snapshot_names(volume.id)}
+            names = {export_name(volume.name, name) for name in context.catalog.snapshots.names(volume.id)}
             right = volume.restoring or there.get(volume.name, -1) >= volume.size
             if volume.id in half or not right or not names <= there.keys():
                 self._workers.run(volume.id, partial(self._finish, volume))
@@ -72,7 +72,7 @@ class Serving:
                 isolate(self._context, f"serving volume {volume.shown_name} again", lambda _: None),
                 self._context.holding_all([volume], "being served again"),
             ):
-                now = self._context.catalog.volume(volume.name)
+                now = self._context.catalog.volumes.find(volume.name)
                 if now is None or now.id != volume.id or now.id not in self._context.volume_trouble:
                     continue
                 if now.state == "ready":

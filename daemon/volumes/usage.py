@@ -9,13 +9,13 @@ from collections.abc import Iterable
 
 from polyvol.daemon.context import Context
 from polyvol.daemon.types.use import SnapshotUseView, VolumeUseView
-from polyvol.mapping.records import Volume
+from polyvol.mapping.records.volumes import Volume
 
 
 def snapshot_uses(context: Context, volumes: Iterable[Volume]) -> dict[tuple[int, int], SnapshotUseView]:
     """What snapshots of these volumes hold, by volume id and epoch."""
     found: dict[tuple[int, int], SnapshotUseView] = {}
-    kept = context.catalog.removal.clones()
+    kept = context.catalog.clones.by_snapshot()
     for volume in volumes:
         if not context.is_served(volume):
             continue

@@ -62,10 +62,12 @@ from polyvol.daemon.volumes.plan_views import plan_view
 from polyvol.daemon.volumes.removal import VolumeRemoval
 from polyvol.daemon.volumes.scrub import Scrubs
 from polyvol.daemon.volumes.usage import volume_use
-from polyvol.mapping.clone import CloneRequest, plan_clone
-from polyvol.mapping.errors import UnknownSnapshot
-from polyvol.mapping.records import CloneSource, RestoreRecord, SnapshotRecord, Volume
-from polyvol.mapping.volume import VolumePlan, VolumeRequest, plan_volume, volume_spec
+from polyvol.mapping.plans.clones import CloneRequest, plan_clone
+from polyvol.mapping.plans.volumes import VolumePlan, VolumeRequest, plan_volume
+from polyvol.mapping.records.restores import RestoreRecord
+from polyvol.mapping.records.snapshots import SnapshotRecord
+from polyvol.mapping.records.volumes import CloneSource, Volume
+from polyvol.mapping.specs import volume_spec
 from polyvol.snapshot.snapshot import export_name
 
 
@@ -85,7 +87,7 @@ class Volumes:
         context = self._context
         manifest_digests.begin(context)
         self.change_logs.settle_all()
-        for volume in context.catalog.volumes():
+        for volume in context.catalog.volumes.all():
             if volume.state == "ready":
                 self.serve(volume)
             else:
@@ -136,7 +138,7 @@ class Volumes:
                 export_live(context, volume)
             elif there[volume.name] < volume.size:
                 grow_in_engine(context, volume)
-            found = context.catalog.snapshots(volume.id)
+            found = context.catalog.snapshots.of(volume.id)
             missing = [each for each in found if export_name(volume.name, each.name) not in there]
             export_snapshots(context, volume, missing)
 
@@ -187,10 +189,7 @@ class Volumes:
         wanted = CloneRequest(request.name, request.log_devices, request.processors, request.when_full)
         with context.holding(volume_name, "volume clone"):
             source = context.find_served(volume_name, restoring=True)
-            found = (each for each in context.catalog.snapshots(source.id) if each.name == name)
-            snapshot = next(found, None)
-            if snapshot is None:
-                raise UnknownSnapshot(volume=source.name, name=name)
+            snapshot = context.find_snapshot(source, name)
             self._make(lambda: plan_clone(wanted, source, snapshot, inventory(context)))
         text = f"volume {request.name} was cloned from {export_name(source.name, name)}"
         context.events.add("info", text, volume=request.name)
@@ -206,7 +205,7 @@ class Volumes:
         with context.catalog_lock:  # the plan holds until it is recorded
             planned = plan()
             context.grow_processors(max(planned.processors) + 1)
-            volume = context.catalog.create_volume(planned)
+            volume = context.catalog.volumes.create(planned)
         # Those who find it before have its lock for a look; they must not be why it stays 'creating'.
         named = {volume.id: volume.name}
         with context.locks.volumes(named, "volume create", wait_s=context.locks.wait_s):
@@ -221,7 +220,7 @@ class Volumes:
             if restore is not None:
                 context.catalog.restores.begin(replace(restore, volume=volume.id))
                 volume = replace(volume, restoring=True)
-            context.catalog.set_volume_state(volume.id, "ready")
+            context.catalog.volumes.set_state(volume.id, "ready")
             self._export(volume)
         except BaseException:
             self._removal.undo_create(volume)
@@ -233,7 +232,7 @@ class Volumes:
         `release_unneeded` after releasing it."""
         context = self._context
         volume = context.find_volume(name)
-        snapshots = context.catalog.snapshots(volume.id)
+        snapshots = context.catalog.snapshots.of(volume.id)
         if volume.state != "ready":
             self._removal.remove(volume)  # it could not be finished before
             return VolumeDeleted(name=name, snapshots=len(snapshots))
@@ -246,12 +245,12 @@ class Volumes:
                 refuse(volume)
                 gone = self._pins.record(volume)
                 if gone is None:
-                    context.catalog.set_volume_state(volume.id, "deleting")
+                    context.catalog.volumes.set_state(volume.id, "deleting")
             if gone is not None:
                 self._pins.keep(volume, gone)
                 return VolumeDeleted(name=name, snapshots=len(snapshots))
         except BaseException:
-            if served and context.catalog.volume(name) == volume:
+            if served and context.catalog.volumes.find(name) == volume:
                 self._export(volume)  # it exists on
             raise
         self._removal.remove(replace(volume, state="deleting"))
@@ -267,7 +266,7 @@ class Volumes:
             if request.when_full is not None:
                 self._set_when_full(replace(volume, when_full=request.when_full))
             if request.hooks is not None:
-                context.catalog.schedules.set_volume_hooks(volume.id, checked_hooks(request.hooks))
+                context.catalog.hooks.set_of_volume(volume.id, checked_hooks(request.hooks))
         except BaseException:
             if request.when_full is not None:
                 with isolate(context, f"setting back the policy of volume {name}", volume=name):
@@ -277,14 +276,14 @@ class Volumes:
 
     def _set_when_full(self, volume: Volume) -> None:
         """Record a volume's policy, and have the engine do so."""
-        self._context.catalog.set_when_full(volume.id, volume.when_full)
+        self._context.catalog.volumes.set_when_full(volume.id, volume.when_full)
         if self._context.is_served(volume):
             self._context.ask_when_full(volume)
 
     @reads
     def list_all(self, *, kept: bool = False) -> list[VolumeView]:
         """All volumes; with those that are deleted and kept for their clones, if `kept`."""
-        volumes = self._context.catalog.volumes()
+        volumes = self._context.catalog.volumes.all()
         return [self._view(volume) for volume in volumes if kept or not volume.kept]
 
     @reads
@@ -310,17 +309,9 @@ class Volumes:
     def _hand_over(self, volume: Volume) -> None:
         context = self._context
         manifest_digests.check(context, volume)
-        partitions = context.catalog.partitions(volume.id)
+        partitions = context.catalog.volumes.partitions(volume.id)
         context.grow_processors(max(partition.processor for partition in partitions) + 1)
-        spec = volume_spec(
-            volume,
-            partitions,
-            context.catalog.logs(volume.id),
-            context.catalog.snapshots_and_kept(volume.id),
-            context.catalog.rollbacks.of(volume.id),
-            str(context.volume_directory(volume)),
-            str(context.manifest_directory(volume)),
-        )
+        spec = volume_spec(context.catalog, volume, context.state_dir)
         try:
             with context.engine_errors(f"taking volume {volume.name} into service"):
                 context.engine.add_volume(spec)
@@ -329,7 +320,7 @@ class Volumes:
                 raise JournalsUnusable(name=volume.name, why=error.facts["why"]) from error
             raise
         if volume.manifests != len(partitions):
-            context.catalog.set_manifests(volume.id, len(partitions))
+            context.catalog.volumes.set_manifests(volume.id, len(partitions))
         context.ask_when_full(volume)
 
     def export_live(self, volume: Volume) -> None:
@@ -341,7 +332,7 @@ class Volumes:
         if volume.kept:
             return
         export_live(context, volume)
-        export_snapshots(context, volume, context.catalog.snapshots(volume.id))
+        export_snapshots(context, volume, context.catalog.snapshots.of(volume.id))
 
     def _unexport(self, volume: Volume, snapshots: list[SnapshotRecord]) -> None:
         """End all exports of a volume, or none and VolumeInUse."""
@@ -368,7 +359,7 @@ class Volumes:
     def _view(self, volume: Volume, *, partitions: bool = False) -> VolumeView:
         context = self._context
         names = context.device_names()
-        snapshots = context.catalog.snapshots(volume.id)
+        snapshots = context.catalog.snapshots.of(volume.id)
         wanted = {volume.name, *(export_name(volume.name, snapshot.name) for snapshot in snapshots)}
         exports = [
             ExportView(name=export["name"], read_only=export["read_only"], connections=export["connections"])
@@ -377,12 +368,12 @@ class Volumes:
         ]
         reason = context.volume_trouble.get(volume.id)
         serving = volume.state == "ready" and reason is None
-        devices = context.catalog.volume_devices(volume.id)
+        devices = context.catalog.volumes.devices(volume.id)
         bad = bad_block_views(context, volume, names) if serving else []
         degraded = self._degraded(volume, devices, bad) if serving else None
         restore = restore_view(context, volume, snapshots)
         reasons = (reason, None if restore is None else restore_reason(volume.name, restore), degraded)
-        adopted = {device.id for device in context.catalog.devices() if device.adopted}
+        adopted = {device.id for device in context.catalog.devices.all() if device.adopted}
         return VolumeView(
             name=volume.name,
             uuid=str(volume.uuid),
@@ -391,7 +382,7 @@ class Volumes:
             size=volume.size,
             partition_size=volume.partition_size,
             partition_count=-(-volume.size // volume.partition_size),
-            processors=context.catalog.volume_processors(volume.id),
+            processors=context.catalog.volumes.processors(volume.id),
             devices=[names[device] for device in devices],
             base=next((names[device] for device in devices if device in adopted), None),
             source=self._source_view(volume),
@@ -405,7 +396,7 @@ class Volumes:
                     dropped=iso(dropped.dropped_ns),
                     freed=dropped.freed,
                 )
-                for dropped in context.catalog.removal.dropped_snapshots(volume.id)
+                for dropped in context.catalog.snapshots.dropped(volume.id)
             ],
             exports=exports,
             connections=sum(export.connections for export in exports)
@@ -414,7 +405,7 @@ class Volumes:
             created=iso(volume.created_ns),
             bad_blocks=bad,
             last_scrub=self._scrubs.last(volume),
-            hooks=hook_view(context.catalog.schedules.volume_hooks(volume.id)),
+            hooks=hook_view(context.catalog.hooks.of_volume(volume.id)),
             restore=restore,
             partitions=partition_views(context, volume, names) if partitions else None,
         )
@@ -424,26 +415,28 @@ class Volumes:
         if volume.source is None:
             return None
         source = self._source(volume.source)
-        records = self._context.catalog.snapshots_and_kept(source.id)
-        record = next(each for each in records if each.epoch == volume.source.epoch)
+        record = self._context.catalog.snapshots.at(source.id, volume.source.epoch)
+        assert record is not None, "RM1"
         return SourceView(
-            volume=source.name.partition("#")[0],
-            snapshot=record.name.partition("#")[0],
+            volume=source.shown_name,
+            snapshot=record.shown_name,
             deleted=record.kept,
         )
 
     def _source(self, source: CloneSource) -> Volume:
-        return next(each for each in self._context.catalog.volumes() if each.id == source.volume)
+        found = self._context.catalog.volumes.get(source.volume)
+        assert found is not None, "RM1"
+        return found
 
     def _degraded(self, volume: Volume, devices: list[int], bad: list[BadBlockView]) -> str | None:
         """Why a volume that is served is degraded, or None. A clone is, where its source is."""
         context = self._context
         troubles = device_troubles(context)
         reasons = []
-        logs = {extent.device for log in context.catalog.logs(volume.id) for extent in log.extents}
+        logs = {extent.device for log in context.catalog.change_logs.of(volume.id) for extent in log.extents}
         used = [*devices, *sorted(logs.difference(devices))]
         if not troubles.keys().isdisjoint(used):
-            partitions = context.catalog.partitions(volume.id)
+            partitions = context.catalog.volumes.partitions(volume.id)
             reasons.append(volume_trouble(used, partitions, troubles))
         if bad:
             reasons.append(bad_blocks_clause(bad))
@@ -453,7 +446,7 @@ class Volumes:
         if volume.source is not None:
             source = self._source(volume.source)
             bad = bad_block_views(context, source, context.device_names())
-            reason = self._degraded(source, context.catalog.volume_devices(source.id), bad)
+            reason = self._degraded(source, context.catalog.volumes.devices(source.id), bad)
             reasons.append(None if reason is None else f"its source {source.name}: {reason}")
         return "; ".join(reason for reason in reasons if reason) or None
 

@@ -1,4 +1,4 @@
-"""Groups in the catalog: sets of volumes, their snapshots, and the holds of snapshots.
+"""Groups in the catalog: sets of volumes, and their snapshots.
 
 How it works      A group's snapshot is a row that names a cut, written in the transaction that records the
                   cut's snapshots and deleted in the one that deletes them: it is there whole, or not at all.
@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 
 from polyvol.mapping.catalog.database import Database
 from polyvol.mapping.clock import wall_ns
-from polyvol.mapping.group import Group, GroupSnapshot
+from polyvol.mapping.records.groups import Group, GroupSnapshot
 
 
 class Groups:
@@ -40,7 +40,11 @@ class Groups:
 
     def find(self, name: str) -> Group | None:
         """The group of this name, if there is one."""
-        return next((group for group in self.all() if group.name == name), None)
+        return next((each for each in self.all() if each.name == name), None)
+
+    def get(self, group: int) -> Group | None:
+        """The group of this id, if there is one."""
+        return next((each for each in self.all() if each.id == group), None)
 
     def create(self, name: str, volumes: Iterable[int]) -> None:
         """Record a group of these volumes."""
@@ -81,24 +85,6 @@ class Groups:
         """The snapshot of a group that this cut made, if it did."""
         rows = self._database.rows("SELECT * FROM group_snapshot WHERE cut = ?", str(cut))
         return GroupSnapshot(cut, rows[0]["volume_group"], rows[0]["name"]) if rows else None
-
-    def hold(self, snapshots: Iterable[UUID], tag: str) -> None:
-        """Hold these snapshots by a tag; those that are stay so."""
-        with self._database.transaction() as connection:
-            connection.executemany(
-                "INSERT OR IGNORE INTO snapshot_hold (snapshot, tag)"
-                " SELECT id, ? FROM snapshot WHERE uuid = ?",
-                [(tag, str(snapshot)) for snapshot in snapshots],
-            )
-
-    def release(self, snapshots: Iterable[UUID], tag: str) -> None:
-        """Hold these snapshots by this tag no more."""
-        with self._database.transaction() as connection:
-            connection.executemany(
-                "DELETE FROM snapshot_hold WHERE tag = ?"
-                " AND snapshot = (SELECT id FROM snapshot WHERE uuid = ?)",
-                [(tag, str(snapshot)) for snapshot in snapshots],
-            )
 
 
 def insert_group_snapshot(connection: sqlite3.Connection, snapshot: GroupSnapshot) -> None:

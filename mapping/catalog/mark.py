@@ -19,7 +19,7 @@ from uuid import UUID
 
 import crcmod.predefined
 
-from polyvol.mapping.opening import sync_directory
+from polyvol.mapping.durable import replace_file
 
 MAGIC = b"PVMARK\0\x01"
 FORMAT_VERSION = 1
@@ -70,14 +70,7 @@ class Mark:
         data = bytearray(_FILE_BYTES)
         for at in COPY_AT:
             data[at : at + _RECORD_BYTES] = _pack(marked)
-        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(fd, data)
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        new.rename(self.path)
-        sync_directory(self.path.parent)
+        replace_file(self.path, new, bytes(data), mode=0o600)
 
     def open(self) -> None:
         """Be ready to write."""

@@ -12,7 +12,7 @@ import sqlite3
 from uuid import UUID
 
 from polyvol.mapping.catalog.database import Database
-from polyvol.mapping.records import RestoreRecord
+from polyvol.mapping.records.restores import RestoreRecord
 
 
 class Restores:

@@ -14,10 +14,11 @@ Errors            OSError, sqlite3.DatabaseError, and what the examination raise
 """
 
 import contextlib
-import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from polyvol.mapping.durable import sync_directory, sync_file
 
 
 def rewrite(path: Path, examine: Callable[[Path], bool]) -> bool | None:
@@ -41,14 +42,14 @@ def rewrite(path: Path, examine: Callable[[Path], bool]) -> bool | None:
         except BaseException:
             _remove(copy)
             raise
-        _sync(copy)
+        sync_file(copy)
         copy.rename(renewed)
-        _sync(path.parent)  # RW1
+        sync_directory(path.parent)  # RW1
     log.unlink(missing_ok=True)
     Path(f"{path}-shm").unlink(missing_ok=True)
-    _sync(path.parent)  # RW2
+    sync_directory(path.parent)  # RW2
     renewed.rename(path)
-    _sync(path.parent)
+    sync_directory(path.parent)
     return there
 
 
@@ -60,9 +61,9 @@ def put_new(path: Path, make: Callable[[sqlite3.Connection], None]) -> None:
     with _alone(copy) as connection:
         make(connection)
     _take_in(copy)
-    _sync(copy)
+    sync_file(copy)
     copy.rename(path)
-    _sync(path.parent)
+    sync_directory(path.parent)
 
 
 def _copy(path: Path, copy: Path) -> None:
@@ -93,11 +94,3 @@ def _alone(copy: Path) -> Iterator[sqlite3.Connection]:
 def _remove(copy: Path) -> None:
     for suffix in ("", "-wal", "-shm"):
         Path(f"{copy}{suffix}").unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

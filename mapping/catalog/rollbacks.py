@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from polyvol.mapping.catalog.database import Database
 from polyvol.mapping.catalog.restores import delete_restore
-from polyvol.mapping.records import Rollback
+from polyvol.mapping.records.rollbacks import Rollback
 
 
 class Rollbacks:

@@ -1,8 +1,6 @@
-"""Schedules and hooks in the catalog.
+"""Schedules in the catalog.
 
-How it works      Each verb is one query or one transaction. A schedule goes with its volume or group. A thaw
-                  that is owed is recorded before its quiesce command is begun, so that the next start runs it
-                  if this run does not come to it.
+How it works      A schedule goes with its volume or group, and its hooks (hooks.py) with it.
 Owner and locks   As in store.py.
 Durability        When a verb returns, its change survives power loss.
 """
@@ -11,12 +9,14 @@ import json
 import sqlite3
 
 from polyvol.mapping.catalog.database import Database
+from polyvol.mapping.catalog.hooks import insert_hooks
 from polyvol.mapping.clock import wall_ns
-from polyvol.mapping.group import Hooks, Schedule
+from polyvol.mapping.records.hooks import Hooks
+from polyvol.mapping.records.schedules import Schedule
 
 
 class Schedules:
-    """The schedules of one catalog, and the hooks of its volumes and schedules."""
+    """The schedules of one catalog."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -28,6 +28,11 @@ class Schedules:
     def find(self, name: str) -> Schedule | None:
         """The schedule of this name, if there is one."""
         rows = self._database.rows("SELECT * FROM schedule WHERE name = ?", name)
+        return _schedule(rows[0]) if rows else None
+
+    def get(self, schedule: int) -> Schedule | None:
+        """The schedule of this id, if there is one."""
+        rows = self._database.rows("SELECT * FROM schedule WHERE id = ?", schedule)
         return _schedule(rows[0]) if rows else None
 
     def add(self, schedule: Schedule, hooks: Hooks | None = None) -> None:
@@ -51,7 +56,7 @@ class Schedules:
                 ),
             ).lastrowid
             if hooks is not None:
-                _insert_hooks(connection, "schedule", identity, hooks)
+                insert_hooks(connection, "schedule", identity, hooks)
 
     def forget(self, schedule: int) -> None:
         """Take a schedule out, with its hooks; its snapshots stay."""
@@ -78,39 +83,6 @@ class Schedules:
         with self._database.transaction() as connection:
             connection.execute("UPDATE schedule SET error = ? WHERE id = ?", (error, schedule))
 
-    def volume_hooks(self, volume: int) -> Hooks | None:
-        """A volume's hooks, if it has any."""
-        return _hooks(self._database.rows("SELECT * FROM hook WHERE volume = ?", volume))
-
-    def schedule_hooks(self, schedule: int) -> Hooks | None:
-        """A schedule's hooks, if it has any."""
-        return _hooks(self._database.rows("SELECT * FROM hook WHERE schedule = ?", schedule))
-
-    def set_volume_hooks(self, volume: int, hooks: Hooks | None) -> None:
-        """Give a volume its hooks; None: it has none."""
-        with self._database.transaction() as connection:
-            connection.execute("DELETE FROM hook WHERE volume = ?", (volume,))
-            if hooks is not None:
-                _insert_hooks(connection, "volume", volume, hooks)
-
-    def owe_thaw(self, call: object) -> int:
-        """Record a thaw that is owed (as JSON): its id."""
-        with self._database.transaction() as connection:
-            text = json.dumps(call)
-            identity = connection.execute("INSERT INTO thaw_owed (call) VALUES (?)", (text,)).lastrowid
-        assert identity is not None
-        return identity
-
-    def thaws_owed(self) -> dict[int, object]:
-        """The thaws that are owed, by id."""
-        rows = self._database.rows("SELECT * FROM thaw_owed ORDER BY id")
-        return {row["id"]: json.loads(row["call"]) for row in rows}
-
-    def forget_thaw(self, identity: int) -> None:
-        """A thaw is not owed any more."""
-        with self._database.transaction() as connection:
-            connection.execute("DELETE FROM thaw_owed WHERE id = ?", (identity,))
-
 
 def new_schedule(
     name: str,
@@ -126,20 +98,6 @@ def new_schedule(
     """A schedule that begins now, for the catalog to record."""
     now = wall_ns() if now_ns is None else now_ns
     return Schedule(0, name, volume, group, every_s, cron, keep, prefix, False, now, None, now)
-
-
-def _insert_hooks(connection: sqlite3.Connection, owner: str, identity: int | None, hooks: Hooks) -> None:
-    connection.execute(
-        f"INSERT INTO hook ({owner}, quiesce, thaw, timeout_s, shell) VALUES (?, ?, ?, ?, ?)",
-        (identity, hooks.quiesce, hooks.thaw, hooks.timeout_s, hooks.shell),
-    )
-
-
-def _hooks(rows: list[sqlite3.Row]) -> Hooks | None:
-    if not rows:
-        return None
-    row = rows[0]
-    return Hooks(row["quiesce"], row["thaw"], row["timeout_s"], bool(row["shell"]))
 
 
 def _schedule(row: sqlite3.Row) -> Schedule:

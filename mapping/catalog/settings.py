@@ -1,5 +1,5 @@
-"""Settings: single facts in the catalog: how the last run ended, what the last scrubs have found, which
-devices were found short.
+"""Settings: single facts in the catalog: how the last run ended, and which devices were found
+short.
 
 Owner and locks   Any thread may call.
 Durability        When a verb returns, its change survives power loss.
@@ -69,21 +69,6 @@ class Settings:
             now_ns,
         )
         return {row["what"]: row["number"] for row in rows if row["number"]}
-
-    def last_scrub(self, volume: int) -> tuple[int, str] | None:
-        """When the last scrub of a volume ended (ns since 1970), and its result as JSON; None if there was
-        none."""
-        rows = self._database.rows("SELECT ended_ns, result FROM scrub WHERE volume = ?", volume)
-        return (rows[0]["ended_ns"], rows[0]["result"]) if rows else None
-
-    def keep_scrub(self, volume: int, ended_ns: int, result: str) -> None:
-        """Record a scrub that has ended; nothing happens if the volume is gone."""
-        with self._database.transaction() as connection:
-            connection.execute(
-                "INSERT OR REPLACE INTO scrub (volume, ended_ns, result)"
-                " SELECT id, ?, ? FROM volume WHERE id = ?",
-                (ended_ns, result, volume),
-            )
 
     def _set_run(self, *, clean: bool) -> None:
         self.set("run", json.dumps({"boot_id": self._boot_id, "clean": clean}))

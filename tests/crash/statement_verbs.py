@@ -256,8 +256,8 @@ BETWEEN: dict[str, list[Verb]] = {
 def look(service: Service, root: Path) -> dict[str, Any]:
     """All that can be seen of a running service."""
     catalog = service._context.catalog
-    names = {volume.id: volume.name for volume in catalog.volumes()}
-    devices = {device.id: device.name for device in catalog.devices()}
+    names = {volume.id: volume.name for volume in catalog.volumes.all()}
+    devices = {device.id: device.name for device in catalog.devices.all()}
     return {
         "exports": {_stable(each["name"]): _digest(service, each["name"]) for each in service.exports()},
         "volumes": sorted(
@@ -284,12 +284,12 @@ def look(service: Service, root: Path) -> dict[str, Any]:
             (each.name, Path(each.path).name, each.role, each.state, tuple(sorted(each.volumes)))
             for each in service.devices.list_all()
         ),
-        "used": sorted((devices[each], used) for each, used in catalog.used_bytes().items()),
-        "thaws": len(catalog.schedules.thaws_owed()),
-        "files": sorted(_files(root, {str(device.uuid): device.name for device in catalog.devices()})),
+        "used": sorted((devices[each], used) for each, used in catalog.devices.used_bytes().items()),
+        "thaws": len(catalog.hooks.thaws_owed()),
+        "files": sorted(_files(root, {str(device.uuid): device.name for device in catalog.devices.all()})),
         "directories": [
             sorted(path.name for path in (root / "state" / folder).iterdir())
-            == sorted(str(volume.uuid) for volume in catalog.volumes())
+            == sorted(str(volume.uuid) for volume in catalog.volumes.all())
             for folder in ("volumes", "manifests")
         ],
     }

@@ -1,13 +1,17 @@
-"""test_rooms: the rooms of daemon/ know only what is below them, so that they can be read in one order.
+"""test_rooms: the rooms of daemon/ know only what is below them, so that they can be read in one order; so do
+those of mapping/ and of mapping/catalog/.
 
 How it works   Each import of one room by another is compared with ROOMS, from bottom to top. The command line
-               and its like (daemon/client) know neither the service nor its objects.
+               and its like (daemon/client) know neither the service nor its objects. What a package lists as
+               LAYERS is compared in the same way.
 Errors         A complaint names the module, and what it imports.
 """
 
 import ast
 from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -35,14 +39,46 @@ CLIENT_KNOWS = {"backup_errors", "check", "errors", "host", "sizes", "state", "t
 ROUTES_KNOW = {"api", "service"}
 # nbdkit's keeper asks the service inside nbdkit as a client does.
 CLIENT_IS_KNOWN_BY = {"main", "process"}
+# From bottom to top, as ROOMS: what is in these packages, by the package.
+LAYERS = {
+    "mapping": (
+        ("clock", "durable", "extent", "fallocate", "label", "os_errors", "probes", "sizes"),
+        ("errors", "no_space", "programs"),
+        ("names", "opening", "partition"),
+        ("direct", "identity", "occupied", "records"),
+        ("device", "plans"),
+        ("catalog",),
+        ("specs",),
+    ),
+    "mapping.catalog": (
+        ("failures", "mark", "readers", "rewrite", "sums"),
+        ("examine",),
+        ("database",),
+        ("change_logs", "generations", "groups", "hooks", "restores", "scrubs", "settings"),
+        ("clones", "devices", "rollbacks", "schedules"),
+        ("snapshots", "volumes"),
+        ("store",),
+    ),
+}
 
 
-def imported(text: str) -> Iterator[str]:
-    """What a module imports of polyvol.daemon, below that: 'volumes.verbs.Volumes'."""
+def imported(text: str, package: str = "daemon") -> Iterator[str]:
+    """What a module imports of a package, below that: 'volumes.verbs.Volumes'."""
+    whole = f"polyvol.{package}"
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("polyvol.daemon"):
-            base = (node.module or "").removeprefix("polyvol.daemon").removeprefix(".")
+        if isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith(f"{whole}."):
+            base = (node.module or "").removeprefix(whole).removeprefix(".")
             yield from (f"{base}.{alias.name}".removeprefix(".") for alias in node.names)
+
+
+def upwards(package: str, module: str, text: str) -> list[str]:
+    """Imports of a module ('records.volumes') of one of LAYERS that go upwards."""
+    level = {name: height for height, names in enumerate(LAYERS[package]) for name in names}
+    room = module.split(".")[0]
+    others = [name for name in imported(text, package) if name.split(".")[0] != room]
+    return [
+        f"{package}.{module} imports {name}" for name in others if level[name.split(".")[0]] > level[room]
+    ]
 
 
 def complaints(module: str, text: str) -> list[str]:
@@ -82,3 +118,22 @@ def test_an_import_that_goes_upwards_is_noticed() -> None:
     assert complaints("client.cli.volume", upwards)
     assert complaints("devices.verbs", "from polyvol.daemon import service\n")
     assert not complaints("groups.verbs", upwards)
+
+
+@pytest.mark.parametrize("package", LAYERS)
+def test_layers_know_only_what_is_below_them(package: str) -> None:
+    folder = ROOT / package.replace(".", "/")
+    names = {path: ".".join(path.relative_to(folder).with_suffix("").parts) for path in folder.rglob("*.py")}
+    assert [
+        each
+        for path, name in sorted(names.items())
+        if name != "__init__"
+        for each in upwards(package, name.removesuffix(".__init__"), path.read_text())
+    ] == []
+
+
+def test_an_import_of_a_higher_layer_is_noticed() -> None:
+    volumes = "from polyvol.mapping.catalog.volumes import Volumes\n"
+    assert upwards("mapping", "records.volumes", volumes)
+    assert upwards("mapping.catalog", "groups", volumes)
+    assert not upwards("mapping.catalog", "store", volumes)

@@ -13,13 +13,19 @@ import pytest
 from polyvol.mapping.catalog import sums
 from polyvol.mapping.catalog.schedules import new_schedule
 from polyvol.mapping.catalog.store import Catalog
-from polyvol.mapping.device import Device
 from polyvol.mapping.errors import CatalogConflict, PolyvolError
 from polyvol.mapping.extent import Extent
-from polyvol.mapping.group import GroupSnapshot, Hooks
 from polyvol.mapping.partition import Partition
-from polyvol.mapping.records import ChangeLog, CloneSource, RestoreRecord, Rollback, SnapshotRecord
-from polyvol.mapping.volume import NewDevice, VolumePlan
+from polyvol.mapping.plans.inventory import NewDevice
+from polyvol.mapping.plans.volumes import VolumePlan
+from polyvol.mapping.records.change_logs import ChangeLog
+from polyvol.mapping.records.devices import Device
+from polyvol.mapping.records.groups import GroupSnapshot
+from polyvol.mapping.records.hooks import Hooks
+from polyvol.mapping.records.restores import RestoreRecord
+from polyvol.mapping.records.rollbacks import Rollback
+from polyvol.mapping.records.snapshots import SnapshotRecord
+from polyvol.mapping.records.volumes import CloneSource
 
 MIB = 1 << 20
 PLAN = VolumePlan(
@@ -44,33 +50,33 @@ def device(name: str) -> Device:
 
 def use(catalog: Catalog) -> None:
     """Have rows in every table, by verbs, some of them changed and taken out again."""
-    volume = catalog.create_volume(PLAN)
-    catalog.set_volume_state(volume.id, "ready")
-    catalog.add_device(device("spare"))
-    catalog.forget_device(catalog.add_device(device("gone")).id)
+    volume = catalog.volumes.create(PLAN)
+    catalog.volumes.set_state(volume.id, "ready")
+    catalog.devices.add(device("spare"))
+    catalog.devices.forget(catalog.devices.add(device("gone")).id)
     held = replace(snapshot(volume.id, "s", 1), holds=("a", "b"), copy_of=uuid4())
     catalog.groups.create("g", [volume.id])
     group = catalog.groups.all()[0]
     catalog.groups.change(group.id, [volume.id], [])
-    catalog.commit_snapshots([held], GroupSnapshot(held.cut, group.id, "gs"))
+    catalog.snapshots.commit([held], GroupSnapshot(held.cut, group.id, "gs"))
     rollback = {volume.id: Rollback(2, 1, volume.size, volume.size)}
-    catalog.commit_snapshots([snapshot(volume.id, "t", 2)], None, rollback)
-    catalog.groups.hold([held.uuid], "a")
-    catalog.removal.drop_snapshots([catalog.snapshots(volume.id)[1]])
+    catalog.snapshots.commit([snapshot(volume.id, "t", 2)], None, rollback)
+    catalog.snapshots.hold([held.uuid], "a")
+    catalog.snapshots.drop([catalog.snapshots.of(volume.id)[1]])
     clone = replace(PLAN, name="c", new_devices=(), partitions=(), logs=())
-    made = catalog.create_volume(replace(clone, source=CloneSource(volume.id, 1)))
+    made = catalog.volumes.create(replace(clone, source=CloneSource(volume.id, 1)))
     catalog.restores.begin(RestoreRecord(made.id, uuid4(), "-", "s", uuid4(), None, 7))
     schedule = new_schedule(
         "x", volume=volume.id, group=None, every_s=9, cron=None, keep={"last": 2}, prefix="p"
     )
     catalog.schedules.add(schedule, Hooks("q", "\u00e9\U0001f600", 5, False))
-    catalog.schedules.owe_thaw({"a": 1})
+    catalog.hooks.owe_thaw({"a": 1})
     for value in ("1", "2"):
         catalog.settings.set("one", value)
     for ended in (1, 2):
-        catalog.settings.keep_scrub(volume.id, ended, "{}")
+        catalog.scrubs.keep(volume.id, ended, "{}")
     with pytest.raises(CatalogConflict):
-        catalog.create_volume(replace(PLAN, new_devices=()))
+        catalog.volumes.create(replace(PLAN, new_devices=()))
 
 
 def used_catalog(directory: Path) -> Path:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from polyvol.daemon.client.attach.errors import AttachBusy, RecordUnusable
-from polyvol.mapping.opening import sync_directory
+from polyvol.mapping.durable import replace_file, sync_directory
 from polyvol.mapping.os_errors import reason
 
 ROOT_VARIABLE = "POLYVOL_ATTACH_ROOT"
@@ -148,12 +148,7 @@ class Places:
         new = path.with_suffix(".new")
         try:
             path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            with new.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            new.rename(path)
-            sync_directory(path.parent)
+            replace_file(path, new, text.encode(), mode=0o666)
         except OSError as error:
             raise RecordUnusable(path=path, why=reason(error)) from error
 

@@ -8,7 +8,6 @@ How it works      Of one volume all are deleted, or none if a name is unknown or
 import fnmatch
 import sys
 import time
-from collections import Counter
 from collections.abc import Sequence
 
 from polyvol.daemon.client.cli.client import ApiError, Client, Json
@@ -17,23 +16,16 @@ from polyvol.daemon.client.cli.ending import tell
 from polyvol.daemon.client.cli.output import print_json, say
 from polyvol.daemon.client.transfer.progress import progress
 from polyvol.daemon.errors import EXIT_CODE, NoMatch
-from polyvol.mapping.errors import RepeatedDevice
+from polyvol.mapping.names import is_pattern, refuse_repeats
 from polyvol.mapping.sizes import counted, format_size
 
 _POLL_S = 0.1
 
 
-def is_pattern(name: str) -> bool:
-    """Whether a name stands for several."""
-    return any(sign in name for sign in "*?[")
-
-
 def delete_many(client: Client, names: Sequence[str], *, wait: bool, as_json: bool) -> None:
     """Delete all snapshots named; those that stay are printed, and the exit status is 1."""
     wanted: dict[tuple[str, str], list[str]] = {}
-    for name, often in Counter(names).items():
-        if often > 1:
-            raise RepeatedDevice(noun="snapshot", name=name)
+    refuse_repeats("snapshot", names)
     for name in names:
         kind, target, _, own_name = snapshot_parts(name)
         wanted.setdefault((kind, target), []).append(own_name)

@@ -7,7 +7,7 @@ import click
 
 from polyvol.daemon.client.cli.client import Json
 from polyvol.daemon.client.cli.common import Command
-from polyvol.mapping.group import HOOK_TIMEOUT_S
+from polyvol.mapping.records.hooks import HOOK_TIMEOUT_S
 from polyvol.snapshot.timing import parse_duration
 
 

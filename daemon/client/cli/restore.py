@@ -27,7 +27,7 @@ from polyvol.daemon.client.cli.output import print_json, say
 from polyvol.mapping.names import check_name
 from polyvol.mapping.os_errors import advice, reason
 from polyvol.mapping.sizes import format_size
-from polyvol.snapshot.errors import StreamBroken
+from polyvol.snapshot.errors.streams import StreamBroken
 
 if TYPE_CHECKING:
     from polyvol.snapshot.stream import StreamHeader

@@ -6,7 +6,7 @@ import click
 
 from polyvol.daemon.client.cli.client import Client, Json
 from polyvol.daemon.client.cli.common import json_option, snapshot_parts, state_dir_option
-from polyvol.daemon.client.cli.deletions import delete_many, is_pattern
+from polyvol.daemon.client.cli.deletions import delete_many
 from polyvol.daemon.client.cli.output import listed, print_facts, print_json, print_table, say
 from polyvol.daemon.client.cli.snapshot_group import (
     create_of_group,
@@ -16,6 +16,7 @@ from polyvol.daemon.client.cli.snapshot_group import (
 )
 from polyvol.daemon.client.cli.times import in_future, local_option, moment, moments, zoned
 from polyvol.daemon.sizes import format_ns
+from polyvol.mapping.names import is_pattern
 from polyvol.mapping.sizes import format_size
 
 

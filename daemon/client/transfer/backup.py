@@ -29,7 +29,7 @@ from polyvol.daemon.client.transfer.file import NewFile, file_errors
 from polyvol.daemon.client.transfer.pipeline import in_order
 from polyvol.daemon.client.transfer.plan import Run, bytes_in, pieces, plan
 from polyvol.daemon.client.transfer.progress import progress
-from polyvol.snapshot.errors import StreamBroken
+from polyvol.snapshot.errors.streams import StreamBroken
 from polyvol.snapshot.stream import (
     FRAME_BYTES,
     HEADER_BYTES,

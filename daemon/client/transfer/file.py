@@ -21,7 +21,8 @@ from pathlib import Path
 from types import FrameType
 
 from polyvol.daemon.backup_errors import FileBusy, FileExists, TransferFailed
-from polyvol.mapping.opening import NO_LOCKS, sync_directory
+from polyvol.mapping.durable import sync_directory
+from polyvol.mapping.opening import NO_LOCKS
 
 _NOREPLACE = 1
 _AT_FDCWD = -100

@@ -21,7 +21,7 @@ from crc32c import crc32c
 from polyvol.daemon.client.transfer.client import NbdExport
 from polyvol.daemon.client.transfer.pipeline import in_order
 from polyvol.daemon.client.transfer.progress import progress
-from polyvol.snapshot.errors import StreamBroken
+from polyvol.snapshot.errors.streams import StreamBroken
 from polyvol.snapshot.stream import Frame, FrameKind, FrameReader, StreamHeader
 
 Extents = list[tuple[int, int]]

@@ -138,9 +138,9 @@ def test_pausing_while_the_clock_is_ahead_does_not_stop_it_for_long(daemon: Time
 
 def test_a_scrub_and_a_volume_of_the_future_are_due_and_that_is_said(daemon: Timed) -> None:
     daemon.ok("scrub", "v")
-    settings = daemon.service._context.catalog.settings
-    _, result = settings.last_scrub(1) or (0, "")
-    settings.keep_scrub(1, daemon.clock.now + 3650 * DAY, result)
+    scrubs = daemon.service._context.catalog.scrubs
+    _, result = scrubs.last(1) or (0, "")
+    scrubs.keep(1, daemon.clock.now + 3650 * DAY, result)
     daemon.service.stop()
     daemon.start()
     assert "1 scrub" in noted(daemon)

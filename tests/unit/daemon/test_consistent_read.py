@@ -28,15 +28,15 @@ def elsewhere(action: object) -> None:
 
 
 def test_all_queries_of_a_reading_see_its_begin(catalog: Catalog) -> None:
-    volume = catalog.create_volume(PLAN)
+    volume = catalog.volumes.create(PLAN)
     with catalog.reading():
-        assert [each.name for each in catalog.volumes()] == ["v"]
-        elsewhere(lambda: catalog.commit_snapshots([snapshot(volume.id, "s", 1)]))
+        assert [each.name for each in catalog.volumes.all()] == ["v"]
+        elsewhere(lambda: catalog.snapshots.commit([snapshot(volume.id, "s", 1)]))
         with catalog.reading():
-            assert catalog.snapshots(volume.id) == []
-        elsewhere(lambda: catalog.forget_volume(volume.id))
-        assert [each.name for each in catalog.devices()] == ["v.data", "v.log"]
-    assert (catalog.volumes(), catalog.devices()) == ([], [])
+            assert catalog.snapshots.of(volume.id) == []
+        elsewhere(lambda: catalog.volumes.forget(volume.id))
+        assert [each.name for each in catalog.devices.all()] == ["v.data", "v.log"]
+    assert (catalog.volumes.all(), catalog.devices.all()) == ([], [])
 
 
 def test_what_a_thread_has_committed_it_reads(catalog: Catalog) -> None:
@@ -58,9 +58,9 @@ def test_nothing_is_changed_within_a_reading(catalog: Catalog) -> None:
 
 
 def test_a_rule_that_is_violated_is_no_text_of_sqlite(catalog: Catalog) -> None:
-    catalog.create_volume(PLAN)
+    catalog.volumes.create(PLAN)
     with pytest.raises(CatalogConflict) as conflict:
-        catalog.create_volume(PLAN)
+        catalog.volumes.create(PLAN)
     with pytest.raises(CatalogConflict):
         catalog.groups.create("g", [99])
     assert "constraint" not in str(conflict.value)
@@ -85,7 +85,7 @@ def test_connections_are_used_again_and_closed(tmp_path: Path) -> None:
     assert len(catalog._database._readers._idle) == IDLE_MAX
     catalog.close()
     with pytest.raises(CatalogUnreadable):
-        catalog.volumes()
+        catalog.volumes.all()
     assert not list(tmp_path.glob("*-wal"))
 
 

@@ -125,7 +125,7 @@ def test_making_room_drops_a_whole(daemon: Daemon) -> None:
     volume = context.find_volume("a")
 
     def drop() -> None:
-        members = daemon.service.snapshots.members(daemon.service.snapshots.find(volume, "s"))
+        members = daemon.service.snapshots.members(context.find_snapshot(volume, "s"))
         with context.locks.room({each.id: each.name for each, _ in members}, "this test"):
             daemon.service.snapshots.drop(volume, members)
 

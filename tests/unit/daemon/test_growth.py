@@ -83,7 +83,7 @@ def test_a_kill_before_it_is_recorded_leaves_no_file(daemon: Daemon, monkeypatch
 def test_a_kill_after_it_is_recorded_serves_the_larger_volume(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(daemon.service._context.catalog.growth, "undo", lambda *_: None)
+    monkeypatch.setattr(daemon.service._context.catalog.volumes, "undo_growth", lambda *_: None)
     monkeypatch.setattr(daemon.service._volumes.change_logs, "unmake_file", lambda _: None)
     daemon.world.fail["grow_volume"] = 0
     daemon.refused("volume", "grow", "v", "--size", "300M")

@@ -44,7 +44,7 @@ class Hooked:
         return str(self.said("snapshot", "show", name)["consistency"])
 
     def owed(self) -> int:
-        return len(self.daemon.service._context.catalog.schedules.thaws_owed())
+        return len(self.daemon.service._context.catalog.hooks.thaws_owed())
 
 
 @pytest.fixture
@@ -183,7 +183,7 @@ def test_a_thaw_that_is_owed_is_run_at_the_next_start(hooked: Hooked) -> None:
     thaw = hooked.script("thaw")
     catalog = hooked.daemon.service._context.catalog
     call = {"what": "volume v", "arguments": [thaw], "environment": {"POLYVOL_STAGE": "thaw"}, "timeout_s": 5}
-    catalog.schedules.owe_thaw(call)
+    catalog.hooks.owe_thaw(call)
     hooked.daemon.restart()
     wait_until(lambda: hooked.owed() == 0, "the thaw", 10)
     assert hooked.noted() == ["thaw thaw"]

@@ -140,7 +140,7 @@ def test_a_verb_that_hangs_holds_up_no_other_volume(
     if call == "add_volume":
         first = WELL + 1
     elif call == "open_device":
-        first = max(device.id for device in pair.service._context.catalog.devices()) + 1
+        first = max(device.id for device in pair.service._context.catalog.devices.all()) + 1
     with hangs(pair, *arguments.format(path=tmp_path).split(), at=(call, first)):
         assert ended(lambda: every_view(pair), SOON_S, "views"), "a view waits for what hangs"
         others = tmp_path / "others"

@@ -17,12 +17,14 @@ from polyvol.daemon.devices.udev import DiskWatch
 from polyvol.daemon.host.signals import ENDING, RELOADING
 from polyvol.daemon.isolation import DEFECT, isolate
 from polyvol.daemon.process import watch
+from polyvol.daemon.schedules import facts
 from polyvol.daemon.service import Service
 from polyvol.daemon.space.change_logs import SpaceMonitor
 from polyvol.daemon.types.scrubs import ScrubSettings
 from polyvol.daemon.volumes import manifest_digests, scrub
-from polyvol.mapping.device import Device, trouble_with
-from polyvol.mapping.records import Volume
+from polyvol.mapping.device import trouble_with
+from polyvol.mapping.records.devices import Device
+from polyvol.mapping.records.volumes import Volume
 from tests.support.proc import wait_until
 from tests.support.sim_engine import SimEngine
 from tests.unit.conftest import Daemon
@@ -213,7 +215,7 @@ def test_manifests_that_cannot_be_looked_at_keep_no_start_and_no_stop_from_endin
 def test_a_volume_that_cannot_be_removed_keeps_no_start_from_serving(
     two: Daemon, monkeypatch: pytest.MonkeyPatch, state: Any
 ) -> None:
-    two.service._context.catalog.set_volume_state(1, state)
+    two.service._context.catalog.volumes.set_state(1, state)
     two.service.stop()
     directory = two.service._context.volume_directory
     monkeypatch.setattr(
@@ -228,16 +230,16 @@ def test_a_volume_that_cannot_be_removed_keeps_no_start_from_serving(
 
 
 def test_a_thaw_that_cannot_be_run_keeps_no_start_from_serving(two: Daemon) -> None:
-    catalog = two.service._context.catalog.schedules
-    catalog.owe_thaw(["not", "a", "call"])
-    catalog.owe_thaw({"what": "volume a"})
+    hooks = two.service._context.catalog.hooks
+    hooks.owe_thaw(["not", "a", "call"])
+    hooks.owe_thaw({"what": "volume a"})
     two.restart()
     assert "b" in exports(two)
     assert len(catalog_thaws(two)) == 2
 
 
 def catalog_thaws(daemon: Daemon) -> dict[int, object]:
-    return daemon.service._context.catalog.schedules.thaws_owed()
+    return daemon.service._context.catalog.hooks.thaws_owed()
 
 
 # Half-made devices
@@ -249,7 +251,7 @@ def test_a_half_made_device_is_shown_as_such_and_nothing_is_placed_on_it(
 ) -> None:
     daemon.ok("device", "add", str(tmp_path / "d"), "--size", "8M")
     catalog = daemon.service._context.catalog
-    catalog.set_device_state(1, state)
+    catalog.devices.set_state(1, state)
     assert device(daemon, "d")[0] == state
     refusal = daemon.refused("volume", "create", "v", "--size", "1M", "--device", "d")
     assert "device d cannot be used: it is being" in refusal
@@ -262,7 +264,7 @@ def test_a_half_made_device_is_shown_as_such_and_nothing_is_placed_on_it(
 @pytest.mark.parametrize("by", ["add", "reload", "start"])
 def test_a_half_added_device_is_undone_with_its_file(daemon: Daemon, tmp_path: Path, by: str) -> None:
     daemon.ok("device", "add", str(tmp_path / "d"), "--size", "8M")
-    daemon.service._context.catalog.set_device_state(1, "adding")
+    daemon.service._context.catalog.devices.set_state(1, "adding")
     if by == "add":
         daemon.ok("device", "add", str(tmp_path / "e"), "--size", "8M")
     elif by == "reload":
@@ -277,7 +279,7 @@ def test_a_half_added_device_is_undone_with_its_file(daemon: Daemon, tmp_path: P
 def test_a_file_that_was_there_before_stays_when_its_adding_is_undone(daemon: Daemon, tmp_path: Path) -> None:
     (tmp_path / "d").touch()
     daemon.ok("device", "add", str(tmp_path / "d"), "--size", "8M")
-    daemon.service._context.catalog.set_device_state(1, "adding")
+    daemon.service._context.catalog.devices.set_state(1, "adding")
     daemon.restart()
     assert (tmp_path / "d").exists()
     daemon.ok("device", "add", str(tmp_path / "d"))
@@ -285,7 +287,7 @@ def test_a_file_that_was_there_before_stays_when_its_adding_is_undone(daemon: Da
 
 @pytest.mark.parametrize("state", ["adding", "removing"])
 def test_a_half_made_device_with_volumes_on_it_stops_no_start(two: Daemon, state: Any) -> None:
-    two.service._context.catalog.set_device_state(1, state)
+    two.service._context.catalog.devices.set_state(1, state)
     assert "used by" in two.refused("device", "remove", "a")
     two.restart()
     assert device(two, "a") == ("ok", None)
@@ -349,7 +351,7 @@ def test_a_scrub_that_fails_unexpectedly_has_ended_and_the_weekly_ones_go_on(
     monkeypatch.setattr(scrub.Scrubs, "_due", failing(scrub.Scrubs._due, is_a))
     two.service.set_scrubs(ScrubSettings(weekly=True))
     assert scrubs.due() is None  # neither is: both are new
-    for each in two.service._context.catalog.volumes():
+    for each in two.service._context.catalog.volumes.all():
         scrubs._due_at[each.id] = 0
     found = scrubs.due()
     assert found is None or found.name == "b"
@@ -381,8 +383,8 @@ def test_a_schedule_that_cannot_be_looked_at_keeps_no_other_waiting(
             raise Unexpected
         return made(schedule)
 
-    made = schedules._timing
-    monkeypatch.setattr(type(schedules), "_timing", staticmethod(timing))
+    made = facts.timing_of
+    monkeypatch.setattr("polyvol.daemon.schedules.verbs.timing_of", timing)
     schedules._dues.forget(1)
     assert schedules.run_due() is not None
     assert any("schedule a" in text and DEFECT in text for text in events(two))

@@ -311,12 +311,12 @@ def test_a_restore_that_fails_to_begin_can_be_begun_again(bench: Bench, step: st
 def test_a_clean_up_never_loses_the_record(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever fails after the commit, the snapshot and the restore's record are never both gone."""
     begun = bench.begin(FULL)
-    removal = bench.daemon.service._context.catalog.removal
+    snapshots = bench.daemon.service._context.catalog.snapshots
 
     def broken(*_: object) -> None:
         raise PolyvolError
 
-    monkeypatch.setattr(removal, "forget_cut", broken)
+    monkeypatch.setattr(snapshots, "forget_cut", broken)
     bench.daemon.world.fail["export"] = 0
     with refused("cut-failed"):
         bench.complete(begun)
@@ -333,14 +333,14 @@ def test_an_abandonment_that_fails_leaves_the_restore_incomplete(
     restore_base(bench)
     bench.write(bench.begin(INCREMENTAL)["export"], b"half")
     catalog = bench.daemon.service._context.catalog
-    commit = catalog.commit_snapshots
+    commit = catalog.snapshots.commit
 
     def failing(*arguments: Any) -> None:
         if made:
             commit(*arguments)
         raise OSError("disk")
 
-    monkeypatch.setattr(catalog, "commit_snapshots", failing)
+    monkeypatch.setattr(catalog.snapshots, "commit", failing)
     with refused("cut-failed"):
         bench.abandon()
     monkeypatch.undo()

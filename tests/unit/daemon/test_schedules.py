@@ -15,8 +15,8 @@ from polyvol.daemon.schedules import verbs as schedules
 from polyvol.daemon.service import Service
 from polyvol.daemon.types.snapshots import HoldChange
 from polyvol.mapping.errors import DeviceNotReady
-from polyvol.mapping.group import Schedule
-from polyvol.mapping.records import SnapshotRecord
+from polyvol.mapping.records.schedules import Schedule
+from polyvol.mapping.records.snapshots import SnapshotRecord
 from polyvol.snapshot.retention import Keep, kept, may_go
 from polyvol.snapshot.timing import SECOND_NS
 from tests.support.proc import wait_until

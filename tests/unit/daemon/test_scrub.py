@@ -164,9 +164,9 @@ def test_weekly_scrubs_are_due_a_week_after_the_last(volume: Daemon) -> None:
 def test_a_missed_scrub_is_made_up_for_after_a_start(volume: Daemon) -> None:
     volume.ok("scrub", "v")
     volume.ok("scrub", "--weekly", "on")
-    settings = volume.service._context.catalog.settings
-    _, result = settings.last_scrub(1) or (0, "")
-    settings.keep_scrub(1, time.time_ns() - WEEK_NS - 1, result)
+    scrubs = volume.service._context.catalog.scrubs
+    _, result = scrubs.last(1) or (0, "")
+    scrubs.keep(1, time.time_ns() - WEEK_NS - 1, result)
     before = volume.world.names().count("scrub")
     volume.restart()
     assert ended(volume) == {"state": "done", "reason": None, "bad": 0}

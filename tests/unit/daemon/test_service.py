@@ -105,7 +105,7 @@ def test_a_create_that_fails_leaves_nothing(daemon: Daemon, step: str) -> None:
 def test_a_volume_half_made_is_removed_at_the_next_start(daemon: Daemon) -> None:
     daemon.ok("volume", "create", "v", "--size", "1M")
     catalog = daemon.service._context.catalog
-    catalog.set_volume_state(catalog.volumes()[0].id, "creating")
+    catalog.volumes.set_state(catalog.volumes.all()[0].id, "creating")
     daemon.restart()
     assert json.loads(daemon.ok("volume", "list", "--json")) == []
     assert not list((daemon.state_dir / "devices").iterdir())
@@ -173,8 +173,8 @@ def test_a_device_half_added_or_half_removed_is_forgotten_at_the_next_start(
     daemon.ok("device", "add", str(tmp_path / "a"), "--size", "8M")
     daemon.ok("device", "add", str(tmp_path / "b"), "--size", "8M")
     catalog = daemon.service._context.catalog
-    catalog.set_device_state(1, "adding")
-    catalog.set_device_state(2, "removing")
+    catalog.devices.set_state(1, "adding")
+    catalog.devices.set_state(2, "removing")
     daemon.restart()
     assert json.loads(daemon.ok("device", "list", "--json")) == []
     assert not (tmp_path / "a").exists()
@@ -427,9 +427,9 @@ def test_a_volume_whose_creation_ends_just_now_is_not_taken_for_a_half_made_one(
     """Another `volume create` has seen it as 'creating', and gets its lock as soon as it is ready."""
     daemon.ok("volume", "create", "v", "--size", "1M")
     context = daemon.service._context
-    as_it_was = [replace(each, state="creating") for each in context.catalog.volumes()]
-    now, looks = context.catalog.volumes, iter([as_it_was])
-    monkeypatch.setattr(context.catalog, "volumes", lambda: next(looks, None) or now())
+    as_it_was = [replace(each, state="creating") for each in context.catalog.volumes.all()]
+    now, looks = context.catalog.volumes.all, iter([as_it_was])
+    monkeypatch.setattr(context.catalog.volumes, "all", lambda: next(looks, None) or now())
     daemon.service.volumes._removal.settle_all()
     assert [(each.name, each.state) for each in now()] == [("v", "ready")]
     assert context.volume_trouble == {}

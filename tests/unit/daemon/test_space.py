@@ -93,7 +93,7 @@ def test_what_may_be_dropped_is_scheduled_and_not_held_oldest_first(volume: Daem
     for name, more in (("a", ["--scheduled"]), ("hand", []), ("b", ["--scheduled"])):
         volume.ok("snapshot", "create", "v", "--name", name, *more)
     catalog = volume.service._context.catalog
-    records = catalog.snapshots(VOLUME)
+    records = catalog.snapshots.of(VOLUME)
     assert [each.name for each in droppable(reversed(records))] == ["a", "b"]
     held = [replace(each, holds=("backup",)) for each in records]
     assert droppable(held) == []
@@ -231,9 +231,9 @@ def test_a_log_that_cannot_be_added_is_refused_and_leaves_nothing(volume: Daemon
 def test_a_file_that_was_being_made_for_a_log_is_removed_at_the_next_start(volume: Daemon) -> None:
     volume.ok("volume", "add-log", "v")
     context = volume.service._context
-    (made,) = [device for device in context.catalog.devices() if device.name == "v.log-2"]
-    context.catalog.forget_log(VOLUME, 2)
-    context.catalog.set_device_state(made.id, "adding")
+    (made,) = [device for device in context.catalog.devices.all() if device.name == "v.log-2"]
+    context.catalog.change_logs.forget(VOLUME, 2)
+    context.catalog.devices.set_state(made.id, "adding")
     volume.restart()
     assert "v.log-2" not in volume.ok("device", "list")
     assert not (volume.state_dir / "devices" / "v.log-2").exists()

@@ -9,90 +9,91 @@ from uuid import uuid4
 import pytest
 
 from polyvol.mapping.catalog import database as databases
+from polyvol.mapping.catalog.change_logs import LOG_NUMBER_MAX
 from polyvol.mapping.catalog.database import LATEST_VERSION, Database
-from polyvol.mapping.catalog.store import LOG_NUMBER_MAX, Catalog
+from polyvol.mapping.catalog.store import Catalog
 from polyvol.mapping.errors import CatalogConflict, CatalogDamaged, CatalogFailed, CatalogVersion, TooManyLogs
 from polyvol.mapping.extent import Extent
 from polyvol.mapping.partition import Partition
-from polyvol.mapping.records import ChangeLog
+from polyvol.mapping.records.change_logs import ChangeLog
 from tests.support.catalogs import MIB, PLAN, device, snapshot
 
 MIGRATIONS = Path(databases.__file__).parent / "migrations"
 
 
 def test_a_volume_is_read_back_as_it_was_planned(catalog: Catalog) -> None:
-    volume = catalog.create_volume(PLAN)
-    data, log = catalog.devices()
+    volume = catalog.volumes.create(PLAN)
+    data, log = catalog.devices.all()
     assert (data.name, log.name, data.made_for, data.state) == ("v.data", "v.log", volume.id, "adding")
-    assert catalog.partitions(volume.id) == [
+    assert catalog.volumes.partitions(volume.id) == [
         Partition(0, 0, (Extent(data.id, MIB, MIB),)),
         Partition(1, 1, (Extent(data.id, 2 * MIB, MIB),)),
     ]
-    assert catalog.logs(volume.id) == [ChangeLog(1, True, (Extent(log.id, MIB, 64 * MIB),))]
+    assert catalog.change_logs.of(volume.id) == [ChangeLog(1, True, (Extent(log.id, MIB, 64 * MIB),))]
     assert (volume.state, volume.next_epoch, volume.next_log) == ("creating", 1, 2)
-    assert catalog.used_bytes() == {data.id: 2 * MIB, log.id: 64 * MIB}
-    assert catalog.users() == {data.id: [volume.id], log.id: [volume.id]}
-    catalog.set_volume_state(volume.id, "ready")
-    assert {each.state for each in catalog.devices()} == {"ready"}
+    assert catalog.devices.used_bytes() == {data.id: 2 * MIB, log.id: 64 * MIB}
+    assert catalog.devices.users() == {data.id: [volume.id], log.id: [volume.id]}
+    catalog.volumes.set_state(volume.id, "ready")
+    assert {each.state for each in catalog.devices.all()} == {"ready"}
 
 
 def test_a_volume_that_cannot_be_recorded_leaves_nothing(catalog: Catalog) -> None:
-    catalog.add_device(device("v.log"))
+    catalog.devices.add(device("v.log"))
     with pytest.raises(CatalogConflict):
-        catalog.create_volume(PLAN)
-    assert catalog.volumes() == []
-    assert [each.name for each in catalog.devices()] == ["v.log"]
+        catalog.volumes.create(PLAN)
+    assert catalog.volumes.all() == []
+    assert [each.name for each in catalog.devices.all()] == ["v.log"]
 
 
 def test_ids_are_never_used_again(catalog: Catalog) -> None:
-    first = catalog.create_volume(PLAN)
-    before = [each.id for each in catalog.devices()]
-    catalog.forget_volume(first.id)
-    assert catalog.devices() == []
-    second = catalog.create_volume(PLAN)
+    first = catalog.volumes.create(PLAN)
+    before = [each.id for each in catalog.devices.all()]
+    catalog.volumes.forget(first.id)
+    assert catalog.devices.all() == []
+    second = catalog.volumes.create(PLAN)
     assert second.id > first.id
-    assert min(each.id for each in catalog.devices()) > max(before)
+    assert min(each.id for each in catalog.devices.all()) > max(before)
 
 
 def test_log_numbers_are_never_used_again_and_end(catalog: Catalog) -> None:
-    volume = catalog.create_volume(PLAN)
-    extra = catalog.add_device(device("extra"))
-    log = catalog.add_log(volume, [Extent(extra.id, MIB, 4 * MIB)])
-    catalog.forget_log(volume.id, log.number)
-    again = catalog.add_log(volume, [Extent(extra.id, MIB, 4 * MIB)])
+    volume = catalog.volumes.create(PLAN)
+    extra = catalog.devices.add(device("extra"))
+    log = catalog.change_logs.add(volume, [Extent(extra.id, MIB, 4 * MIB)])
+    catalog.change_logs.forget(volume.id, log.number)
+    again = catalog.change_logs.add(volume, [Extent(extra.id, MIB, 4 * MIB)])
     assert (log.number, again.number, again.default) == (2, 3, False)
     with catalog._database.transaction() as connection:
         connection.execute("UPDATE volume SET next_log = ?", (LOG_NUMBER_MAX + 1,))
     with pytest.raises(TooManyLogs):
-        catalog.add_log(volume, [Extent(extra.id, MIB, 4 * MIB)])
+        catalog.change_logs.add(volume, [Extent(extra.id, MIB, 4 * MIB)])
 
 
 def test_the_snapshots_of_a_cut_are_recorded_all_or_none(catalog: Catalog) -> None:
-    volume = catalog.create_volume(PLAN)
-    catalog.commit_snapshots([snapshot(volume.id, "s1", 4)])
+    volume = catalog.volumes.create(PLAN)
+    catalog.snapshots.commit([snapshot(volume.id, "s1", 4)])
     with pytest.raises(CatalogConflict):
-        catalog.commit_snapshots([snapshot(volume.id, "s2", 5), snapshot(volume.id, "s1", 6)])
-    assert [each.name for each in catalog.snapshots(volume.id)] == ["s1"]
+        catalog.snapshots.commit([snapshot(volume.id, "s2", 5), snapshot(volume.id, "s1", 6)])
+    assert [each.name for each in catalog.snapshots.of(volume.id)] == ["s1"]
 
 
 def test_next_epoch_stays_above_every_epoch_that_ever_was(catalog: Catalog) -> None:
-    volume = catalog.create_volume(PLAN)
+    volume = catalog.volumes.create(PLAN)
     record = snapshot(volume.id, "s", 7)
-    catalog.commit_snapshots([record])
-    assert catalog.snapshots(volume.id) == [record]
-    catalog.removal.forget_snapshots([record.uuid])
-    assert catalog.snapshots(volume.id) == []
-    assert [each.next_epoch for each in catalog.volumes()] == [8]
+    catalog.snapshots.commit([record])
+    assert catalog.snapshots.of(volume.id) == [record]
+    catalog.snapshots.forget([record.uuid])
+    assert catalog.snapshots.of(volume.id) == []
+    assert [each.next_epoch for each in catalog.volumes.all()] == [8]
 
 
 def test_everything_is_there_after_opening_again(tmp_path: Path) -> None:
     path = tmp_path / "c.db"
     first = Catalog(path)
-    volume = first.create_volume(PLAN)
-    first.commit_snapshots([snapshot(volume.id, "s", 1)])
-    expected = (first.uuid, first.volumes(), first.devices(), first.all_snapshots())
+    volume = first.volumes.create(PLAN)
+    first.snapshots.commit([snapshot(volume.id, "s", 1)])
+    expected = (first.uuid, first.volumes.all(), first.devices.all(), first.snapshots.all())
     second = Catalog(path)  # while the first is open, as after a kill
-    assert (second.uuid, second.volumes(), second.devices(), second.all_snapshots()) == expected
+    assert (second.uuid, second.volumes.all(), second.devices.all(), second.snapshots.all()) == expected
     first.close()
     second.close()
     assert path.stat().st_mode & 0o777 == 0o600
@@ -111,7 +112,7 @@ def test_a_catalog_of_version_1_is_taken_over(tmp_path: Path) -> None:
     )
     connection.close()
     catalog = Catalog(path)
-    [snapshot] = catalog.snapshots(1)
+    [snapshot] = catalog.snapshots.of(1)
     assert (snapshot.size, snapshot.consistency, snapshot.hook_trouble) == (8192, "crash", None)
     assert (catalog.groups.all(), catalog.schedules.all()) == ([], [])
     catalog.close()
@@ -138,9 +139,9 @@ def test_the_devices_of_a_catalog_of_version_2_are_used_through_the_page_cache(t
     )
     connection.close()
     catalog = Catalog(path)
-    new = catalog.add_device(replace(device("new"), direct=True))
-    assert [(each.name, each.direct) for each in catalog.devices()] == [("old", False), ("new", True)]
-    assert catalog.devices()[1] == new
+    new = catalog.devices.add(replace(device("new"), direct=True))
+    assert [(each.name, each.direct) for each in catalog.devices.all()] == [("old", False), ("new", True)]
+    assert catalog.devices.all()[1] == new
     assert catalog._database.rows("PRAGMA user_version")[0][0] == LATEST_VERSION
     with pytest.raises(CatalogConflict), catalog._database.transaction() as connection:
         connection.execute("UPDATE device SET direct = 2")
@@ -201,12 +202,12 @@ def test_a_migration_that_fails_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_a_catalog_that_cannot_be_written_says_so_and_stays_as_it_was(catalog: Catalog) -> None:
-    volume = catalog.create_volume(PLAN)
+    volume = catalog.volumes.create(PLAN)
     catalog._database._connection.execute("PRAGMA query_only = ON")
     with pytest.raises(CatalogFailed, match="cannot be read or written"):
-        catalog.set_volume_state(volume.id, "ready")
+        catalog.volumes.set_state(volume.id, "ready")
     catalog._database._connection.execute("PRAGMA query_only = OFF")
-    assert [each.state for each in catalog.volumes()] == ["creating"]
+    assert [each.state for each in catalog.volumes.all()] == ["creating"]
 
 
 def test_a_run_is_clean_if_it_ended_so_or_the_machine_was_started_anew(catalog: Catalog) -> None:

@@ -65,7 +65,7 @@ def test_a_read_that_fails_says_so_and_not_in_the_words_of_sqlite(tmp_path: Path
             file.seek(4096)
             file.write(b"\xff" * (size - 4096))
         with pytest.raises(CatalogUnreadable) as told:
-            catalog.volumes()
+            catalog.volumes.all()
         assert "cannot be read: its content is damaged" in str(told.value)
         assert "malformed" not in str(told.value)
     finally:

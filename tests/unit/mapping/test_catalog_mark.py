@@ -111,7 +111,7 @@ def test_an_older_catalog_with_a_newer_log_is_refused(used: Path, tmp_path: Path
     older = tmp_path / "older.db"
     shutil.copyfile(used, older)
     catalog = Catalog(used)
-    catalog.set_device_path(1, "/elsewhere")
+    catalog.devices.set_path(1, "/elsewhere")
     catalog.close()
     path = killed(used)
     shutil.copyfile(older, path)
@@ -122,7 +122,7 @@ def test_a_log_of_another_time_is_refused(used: Path) -> None:
     path = killed(used)
     log = Path(f"{path}-wal").read_bytes()
     catalog = Catalog(used)
-    catalog.set_device_path(1, "/elsewhere")
+    catalog.devices.set_path(1, "/elsewhere")
     catalog.close()
     Path(f"{used}-wal").write_bytes(log)
     with pytest.raises((CatalogOlder, CatalogDamaged)):

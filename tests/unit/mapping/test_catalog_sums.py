@@ -64,10 +64,10 @@ def test_deleting_everything_keeps_the_sums(used: Path) -> None:
     for schedule in catalog.schedules.all():
         catalog.schedules.forget(schedule.id)
     for each in catalog.groups.snapshots():
-        catalog.removal.forget_cut(each.cut)
-    for volume in reversed(catalog.volumes()):
-        catalog.removal.keep_volume(volume)
-        catalog.forget_volume(volume.id)
+        catalog.snapshots.forget_cut(each.cut)
+    for volume in reversed(catalog.volumes.all()):
+        catalog.clones.keep_volume(volume)
+        catalog.volumes.forget(volume.id)
     for group in catalog.groups.all():
         catalog.groups.forget(group.id)
     catalog.close()

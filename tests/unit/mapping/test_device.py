@@ -11,7 +11,6 @@ import pytest
 
 from polyvol.mapping import device as devices
 from polyvol.mapping.device import (
-    Device,
     inspect,
     inspect_open,
     make_device,
@@ -37,6 +36,7 @@ from polyvol.mapping.errors import (
 from polyvol.mapping.extent import Extent
 from polyvol.mapping.label import NO_RUN, Label
 from polyvol.mapping.opening import create_file, open_file
+from polyvol.mapping.records.devices import Device
 from tests.unit.mapping.test_label import version_1
 
 MIB = 1 << 20

@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polyvol.mapping.device import Device
 from polyvol.mapping.errors import DeviceTooSmall, NotLarger, RepeatedDevice, UnalignedSize
 from polyvol.mapping.extent import Extent, total
-from polyvol.mapping.growth import GrowthPlan, plan_growth
 from polyvol.mapping.partition import Partition, partition_lengths
-from polyvol.mapping.records import Volume
-from polyvol.mapping.volume import Inventory
+from polyvol.mapping.plans.growth import GrowthPlan, plan_growth
+from polyvol.mapping.plans.inventory import Inventory
+from polyvol.mapping.records.devices import Device
+from polyvol.mapping.records.volumes import Volume
 
 MIB = 1 << 20
 

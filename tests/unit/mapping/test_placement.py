@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from polyvol.mapping.errors import DeviceTooSmall
 from polyvol.mapping.extent import BLOCK_SIZE, Extent, FreeSpace, free_runs, joined, total
 from polyvol.mapping.partition import Partition
-from polyvol.mapping.placement import (
+from polyvol.mapping.plans.placement import (
     CHUNK_SIZE,
     LOG_SIZE_MIN,
     choose_processors,

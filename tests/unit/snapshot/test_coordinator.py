@@ -8,10 +8,14 @@ import pytest
 from polyvol.mapping.catalog.store import Catalog
 from polyvol.mapping.extent import Extent
 from polyvol.mapping.partition import Partition
-from polyvol.mapping.records import ChangeLog, SnapshotRecord, Volume
-from polyvol.mapping.volume import NewDevice, VolumePlan, volume_spec
+from polyvol.mapping.plans.inventory import NewDevice
+from polyvol.mapping.plans.volumes import VolumePlan
+from polyvol.mapping.records.change_logs import ChangeLog
+from polyvol.mapping.records.snapshots import SnapshotRecord
+from polyvol.mapping.records.volumes import Volume
+from polyvol.mapping.specs import volume_spec
 from polyvol.snapshot.coordinator import Coordinator
-from polyvol.snapshot.errors import CutFailed
+from polyvol.snapshot.errors.cuts import CutFailed
 from tests.support.sim_engine import SimEngine, SimWorld
 
 MIB = 1 << 20
@@ -24,6 +28,7 @@ class Bench:
         self.catalog = catalog
         self.world = SimWorld()
         self.engine = SimEngine(self.world, 2)
+        (folder / "volumes").mkdir()
         self.volumes = [self._volume(name, folder) for name in ("a", "b")]
         self.coordinator = Coordinator(self.engine, catalog)
         self.world.calls.clear()
@@ -37,21 +42,12 @@ class Bench:
             (ChangeLog(1, True, (Extent(-1, 4 * MIB, 64 * MIB),)),),
             (NewDevice(-1, f"{name}.data", name, 70 * MIB),),
         )
-        volume = self.catalog.create_volume(plan)
+        volume = self.catalog.volumes.create(plan)
         path = folder / f"{name}.data"
         path.touch()
-        device = next(each for each in self.catalog.devices() if each.made_for == volume.id)
+        device = next(each for each in self.catalog.devices.all() if each.made_for == volume.id)
         self.engine.open_device(device.id, str(path))
-        spec = volume_spec(
-            volume,
-            self.catalog.partitions(volume.id),
-            self.catalog.logs(volume.id),
-            [],
-            [],
-            str(folder / f"{name}.engine"),
-            str(folder / f"{name}.manifests"),
-        )
-        self.engine.add_volume(spec)
+        self.engine.add_volume(volume_spec(self.catalog, volume, folder))
         return volume
 
     def epochs(self) -> list[int]:
@@ -67,13 +63,13 @@ def bench(catalog: Catalog, tmp_path: Path) -> Bench:
 def test_a_cut_is_settled_and_flushed_before_it_is_recorded_and_exported(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    commit = bench.catalog.commit_snapshots
+    commit = bench.catalog.snapshots.commit
 
     def noted(records: list[SnapshotRecord], group: None) -> None:
         bench.world.calls.append(("commit",))
         commit(records, group)
 
-    monkeypatch.setattr(bench.catalog, "commit_snapshots", noted)
+    monkeypatch.setattr(bench.catalog.snapshots, "commit", noted)
     records = bench.coordinator.take(bench.volumes, "s", {bench.volumes[0].id: 1})
     assert bench.world.names() == [
         "cut",
@@ -87,7 +83,7 @@ def test_a_cut_is_settled_and_flushed_before_it_is_recorded_and_exported(
     ]
     first, second = bench.volumes
     assert bench.world.calls[0] == ("cut", ((first.id, 1), (second.id, None)))
-    assert bench.catalog.all_snapshots() == records
+    assert bench.catalog.snapshots.all() == records
     assert len({record.cut for record in records}) == 1
     assert [record.log for record in records] == [1, None]
     assert [each["name"] for each in bench.engine.exports()] == ["a@s", "b@s"]
@@ -101,7 +97,7 @@ def test_a_cut_that_fails_half_way_leaves_nothing(bench: Bench, step: str, succe
     with pytest.raises(CutFailed, match=f"simulated failure of {step}") as failed:
         bench.coordinator.take(bench.volumes, "s")
     assert failed.value.undo_failed_on == ()
-    assert bench.catalog.all_snapshots() == []
+    assert bench.catalog.snapshots.all() == []
     assert bench.engine.exports() == []
     assert bench.epochs() == [0, 0]
 
@@ -117,7 +113,7 @@ def test_a_catalog_that_refuses_leaves_nothing(bench: Bench) -> None:
     bench.coordinator.take(bench.volumes[:1], "s")
     with pytest.raises(CutFailed):
         bench.coordinator.take(bench.volumes[1:] + bench.volumes[:1], "s")  # the name is taken in one
-    assert [(each.volume, each.name) for each in bench.catalog.all_snapshots()] == [
+    assert [(each.volume, each.name) for each in bench.catalog.snapshots.all()] == [
         (bench.volumes[0].id, "s")
     ]
     assert bench.epochs() == [1, 0]
@@ -129,25 +125,25 @@ def test_what_cannot_be_undone_is_named(bench: Bench) -> None:
     with pytest.raises(CutFailed, match="could not be undone on b") as failed:
         bench.coordinator.take(bench.volumes, "s")
     assert failed.value.undo_failed_on == ("b",)
-    assert bench.catalog.all_snapshots() == []
+    assert bench.catalog.snapshots.all() == []
 
 
 def test_a_rollback_whose_commit_was_made_and_has_failed_is_taken_back(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     records = bench.coordinator.take(bench.volumes, "s")
-    commit = bench.catalog.commit_snapshots
+    commit = bench.catalog.snapshots.commit
 
     def made_and_failed(*arguments: Any) -> None:
         commit(*arguments)
         raise OSError("the answer was lost")
 
-    monkeypatch.setattr(bench.catalog, "commit_snapshots", made_and_failed)
+    monkeypatch.setattr(bench.catalog.snapshots, "commit", made_and_failed)
     with pytest.raises(CutFailed) as failed:
         bench.coordinator.roll_back(list(zip(bench.volumes, records, strict=True)), "before")
     assert failed.value.undo_failed_on == ()
     assert bench.catalog.rollbacks.volumes() == []
-    assert {each.name for each in bench.catalog.all_snapshots()} == {"s"}
+    assert {each.name for each in bench.catalog.snapshots.all()} == {"s"}
     assert bench.epochs() == [1, 1]
 
 
@@ -157,9 +153,9 @@ def test_an_epoch_is_kept_while_the_catalog_may_know_it(
     def broken(_: object) -> None:
         raise OSError("disk")
 
-    monkeypatch.setattr(bench.catalog.removal, "forget_cut", broken)
+    monkeypatch.setattr(bench.catalog.snapshots, "forget_cut", broken)
     bench.world.fail["export"] = 0
     with pytest.raises(CutFailed, match="the catalog"):
         bench.coordinator.take(bench.volumes, "s")
-    assert len(bench.catalog.all_snapshots()) == 2
+    assert len(bench.catalog.snapshots.all()) == 2
     assert bench.epochs() == [1, 1]

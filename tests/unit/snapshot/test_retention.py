@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polyvol.mapping.records import SnapshotRecord
+from polyvol.mapping.records.snapshots import SnapshotRecord
 from polyvol.snapshot.retention import Keep, doubtful, droppable, kept, parse_keep
 from polyvol.snapshot.timing import SECOND_NS, Timing, check_cron, format_duration, parse_duration
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polyvol.snapshot import stream
-from polyvol.snapshot.errors import StreamBroken
+from polyvol.snapshot.errors.streams import StreamBroken
 from polyvol.snapshot.stream import BLOCK, Frame, FrameKind, FrameReader, StreamHeader, read_header
 
 PAGE = Path(__file__).parents[3] / "docs" / "formats-backup.md"

@@ -16,7 +16,7 @@ from polyvol.daemon.client.transfer.client import NbdExport, _merged
 from polyvol.daemon.client.transfer.pipeline import in_order
 from polyvol.daemon.client.transfer.plan import Run, bytes_in, pieces, plan
 from polyvol.daemon.client.transfer.restore import Unpacker, uncovered
-from polyvol.snapshot.errors import StreamBroken
+from polyvol.snapshot.errors.streams import StreamBroken
 from polyvol.snapshot.stream import CHUNK_BYTES, Frame, FrameKind
 
 BLOCK = 4096

@@ -12,7 +12,7 @@ Errors            DeviceTooSmall.
 
 from collections.abc import Mapping, Sequence
 
-from polyvol.mapping.errors import DeviceTooSmall
+from polyvol.mapping.errors import BadProcessors, DeviceTooSmall
 from polyvol.mapping.extent import Extent, FreeSpace, joined
 from polyvol.mapping.partition import Partition, partition_lengths, round_up
 
@@ -20,6 +20,7 @@ CHUNK_SIZE = 4 << 20
 """The unit of a change log's extents, bytes."""
 LOG_SIZE_MIN = 64 << 20
 """The smallest change log, bytes."""
+PROCESSORS_MAX = 256
 
 
 def place_partitions(
@@ -79,6 +80,12 @@ def rooms(size: int, partition_size: int, processors: int) -> list[int]:
 def log_size(volume_size: int) -> int:
     """How large a change log for a volume, or a processor's part of one, of this size wants to be, bytes."""
     return max(round_up(volume_size, CHUNK_SIZE), LOG_SIZE_MIN)
+
+
+def check_processors(count: int | None) -> None:
+    """BadProcessors if nothing can have so many processors."""
+    if count is not None and not 1 <= count <= PROCESSORS_MAX:
+        raise BadProcessors(count=count)
 
 
 def choose_processors(count: int | None, available: int, load: Mapping[int, int]) -> list[int]:

@@ -4,25 +4,20 @@ How it works      A clone has partitions of its source's size, on processors of 
                   for them: what it shows is its source's until it is written. All that is written goes to its
                   change logs, for which there is room for twice its size: all of it, and that much again for
                   its own snapshots.
-Invariants        As in volume.py.
+Invariants        As in volumes.py.
 Errors            BadName, NameInUse, BadProcessors and others of errors.py.
 """
 
 from dataclasses import dataclass
 
-from polyvol.mapping import placement
-from polyvol.mapping.errors import BadProcessors, NameInUse
-from polyvol.mapping.names import check_name
+from polyvol.mapping.names import check_free, refuse_repeats
 from polyvol.mapping.partition import Partition, partition_lengths
-from polyvol.mapping.records import CloneSource, SnapshotRecord, Volume, WhenFull
-from polyvol.mapping.volume import (
-    PROCESSORS_MAX,
-    Inventory,
-    SpaceAllocator,
-    VolumePlan,
-    plan_logs,
-    refuse_repeats,
-)
+from polyvol.mapping.plans import placement
+from polyvol.mapping.plans.change_logs import plan_logs
+from polyvol.mapping.plans.inventory import Inventory, SpaceAllocator
+from polyvol.mapping.plans.volumes import VolumePlan
+from polyvol.mapping.records.snapshots import SnapshotRecord
+from polyvol.mapping.records.volumes import CloneSource, Volume, WhenFull
 
 LOG_FACTOR = 2
 """How many times a clone's size its change logs have, if there is room."""
@@ -42,11 +37,8 @@ def plan_clone(
     request: CloneRequest, source: Volume, snapshot: SnapshotRecord, inventory: Inventory
 ) -> VolumePlan:
     """The clone that would be made of a volume's snapshot; see the module's errors."""
-    name = check_name("volume", request.name)
-    if name in inventory.volume_names:
-        raise NameInUse(noun="volume", name=name)
-    if request.processors is not None and not 1 <= request.processors <= PROCESSORS_MAX:
-        raise BadProcessors(count=request.processors)
+    name = check_free("volume", request.name, inventory.volume_names)
+    placement.check_processors(request.processors)
     refuse_repeats("log device", request.log_devices)
     processors = placement.choose_processors(request.processors, inventory.processors, inventory.load)
     lengths = partition_lengths(snapshot.size, source.partition_size)

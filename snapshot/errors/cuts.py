@@ -29,12 +29,3 @@ class CutFailed(PolyvolError):
         if full:
             self.kind = "no-space"  # type: ignore[misc]
         self.undo_failed_on = tuple(undo_failed_on)
-
-
-class StreamBroken(PolyvolError):
-    """A backup stream that is not what it should be."""
-
-    code = "stream-broken"
-    kind = "corrupt"
-    sentence = "{name} cannot be restored: {why}"
-    hint = "copy it again from where it was kept; nothing that was there before has been changed"

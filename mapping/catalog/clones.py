@@ -1,4 +1,4 @@
-"""Taking snapshots out of the catalog, and keeping those that clones were made from.
+"""Clones in the catalog, and what is kept for them.
 
 How it works      A snapshot that a clone was made from is kept when it is deleted: marked, under a name that
                   nobody can give, for nobody but the engine. So is a volume with such snapshots. When the
@@ -10,81 +10,22 @@ Durability        When a verb returns, its change survives power loss.
 """
 
 import sqlite3
-from collections.abc import Iterable, Sequence
-from uuid import UUID
+from collections.abc import Iterable
 
 from polyvol.mapping.catalog.database import Database
-from polyvol.mapping.catalog.restores import delete_restore, insert_restore
-from polyvol.mapping.clock import wall_ns
-from polyvol.mapping.records import DroppedSnapshot, RestoreRecord, SnapshotRecord, Volume
+from polyvol.mapping.catalog.restores import delete_restore
+from polyvol.mapping.records.volumes import Volume
 
-DROPPED_MAX = 20
-"""How many dropped snapshots of a volume are remembered."""
 _PINNED = "EXISTS (SELECT 1 FROM clone WHERE clone.source = snapshot.volume AND clone.epoch = snapshot.epoch)"
 
 
-class Removal:
-    """What is taken out of one catalog, and what is kept."""
+class Clones:
+    """What the clones of one catalog were made from."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    # Snapshots
-
-    def forget_snapshots(self, snapshots: Iterable[UUID]) -> None:
-        """Take snapshots out, all or none. From here on they do not exist."""
-        with self._database.transaction(frees=True) as connection:
-            for snapshot in snapshots:
-                _take_out(connection, "uuid = ?", str(snapshot))
-
-    def forget_cut(self, cut: UUID, unrestored: RestoreRecord | None = None) -> None:
-        """Take out every snapshot of a cut, and that of a group; none being there is fine. `unrestored`: the
-        restore that the cut was to complete is incomplete again."""
-        with self._database.transaction(frees=True) as connection:
-            _take_out(connection, "cut = ?", str(cut))
-            if unrestored is not None:
-                delete_restore(connection, unrestored.volume)
-                insert_restore(connection, unrestored)
-            connection.execute("DELETE FROM group_snapshot WHERE cut = ?", (str(cut),))
-
-    def drop_snapshots(self, snapshots: Sequence[SnapshotRecord]) -> list[int]:
-        """Take the snapshots of a cut out to make room for writes, and remember that; the ids of what is
-        remembered."""
-        remembered: list[int] = []
-        with self._database.transaction(frees=True) as connection:
-            for snapshot in snapshots:
-                _take_out(connection, "uuid = ?", str(snapshot.uuid))
-                connection.execute("DELETE FROM group_snapshot WHERE cut = ?", (str(snapshot.cut),))
-                identity = connection.execute(
-                    "INSERT INTO snapshot_dropped (volume, name, instant_ns, dropped_ns) VALUES (?, ?, ?, ?)",
-                    (snapshot.volume, snapshot.name, snapshot.instant_ns, wall_ns()),
-                ).lastrowid
-                assert identity is not None
-                remembered.append(identity)
-                connection.execute(
-                    "DELETE FROM snapshot_dropped WHERE volume = ?1 AND id NOT IN"
-                    " (SELECT id FROM snapshot_dropped WHERE volume = ?1 ORDER BY id DESC LIMIT ?2)",
-                    (snapshot.volume, DROPPED_MAX),
-                )
-        return remembered
-
-    def set_freed(self, dropped: int, freed: int) -> None:
-        """Say how many bytes dropping a snapshot has freed."""
-        with self._database.transaction(frees=True) as connection:
-            connection.execute("UPDATE snapshot_dropped SET freed = ? WHERE id = ?", (freed, dropped))
-
-    def dropped_snapshots(self, volume: int) -> list[DroppedSnapshot]:
-        """The latest snapshots that were dropped to make room for writes, newest first."""
-        rows = self._database.rows(
-            "SELECT name, instant_ns, dropped_ns, freed FROM snapshot_dropped WHERE volume = ?"
-            " ORDER BY id DESC",
-            volume,
-        )
-        return [DroppedSnapshot(**dict(row)) for row in rows]
-
-    # What clones were made from
-
-    def clones(self) -> dict[tuple[int, int], list[str]]:
+    def by_snapshot(self) -> dict[tuple[int, int], list[str]]:
         """The names of the clones that were made from each snapshot, by its volume's id and its epoch."""
         found: dict[tuple[int, int], list[str]] = {}
         for row in self._database.rows(
@@ -101,7 +42,7 @@ class Removal:
                 f"SELECT epoch FROM snapshot WHERE volume = ? AND NOT {_PINNED}", (volume.id,)
             ).fetchall()
             delete_restore(connection, volume.id)
-            _take_out(connection, "volume = ?", volume.id)
+            take_out_or_keep(connection, "volume = ?", volume.id)
             for table in ("schedule", "hook", "volume_group_member", "snapshot_dropped"):
                 connection.execute(f"DELETE FROM {table} WHERE volume = ?", (volume.id,))
             connection.execute(
@@ -133,8 +74,9 @@ class Removal:
         return [row["id"] for row in rows]
 
 
-def _take_out(connection: sqlite3.Connection, which: str, value: str | int) -> None:
-    """Take out the snapshots of a condition, or keep them for their clones."""
+def take_out_or_keep(connection: sqlite3.Connection, which: str, value: str | int) -> None:
+    """Take out the snapshots of a condition, or keep them for their clones; in a transaction that is under
+    way."""
     connection.execute(
         "DELETE FROM snapshot_hold WHERE snapshot IN"
         f" (SELECT id FROM snapshot WHERE {which} AND NOT kept AND {_PINNED})",

@@ -6,7 +6,7 @@ How it works      The last partition, if it is short, gets more extents behind t
                   made with more. Extents are on the devices named, or on sparse files to be made, one for
                   each processor. What is new of a clone is in its change logs alone.
 Invariants        GW1 what the volume has stays where it is: partitions keep their numbers, processors and
-                  extents; GW2 as in volume.py: a plan that was returned can be recorded as it is.
+                  extents; GW2 as in volumes.py: a plan that was returned can be recorded as it is.
 Errors            NotLarger, CloneHasNoDevices, UnalignedSize, SizeTooLarge, DeviceTooSmall and others of
                   errors.py.
 """
@@ -16,10 +16,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from polyvol.mapping.errors import CloneHasNoDevices, DeviceTooSmall, NotLarger
+from polyvol.mapping.names import refuse_repeats
 from polyvol.mapping.partition import Partition, check_volume_size
-from polyvol.mapping.placement import RoundRobin
-from polyvol.mapping.records import Volume
-from polyvol.mapping.volume import Inventory, NewDevice, SpaceAllocator, refuse_repeats
+from polyvol.mapping.plans.inventory import Inventory, NewDevice, SpaceAllocator
+from polyvol.mapping.plans.placement import RoundRobin
+from polyvol.mapping.records.volumes import Volume
 
 
 @dataclass(frozen=True, slots=True)

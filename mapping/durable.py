@@ -1,0 +1,40 @@
+"""Durable: names and files that survive power loss.
+
+How it works      A file is replaced by a new one that is complete and synced before it gets the name. A name
+                  that has come or gone is durable when its directory is synced.
+Durability        What a function here says is durable when it returns.
+Errors            OSError of the calls.
+"""
+
+import os
+from pathlib import Path
+
+
+def sync_directory(path: Path, *, dir_fd: int | None = None) -> None:
+    """Have the names in a directory survive power loss: those that have come, and those that are gone.
+    `dir_fd`: what the path is relative to."""
+    _sync(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd))
+
+
+def sync_file(path: Path) -> None:
+    """Have what is in a file survive power loss."""
+    _sync(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+
+
+def replace_file(path: Path, new: Path, data: bytes, *, mode: int) -> None:
+    """Have a file hold `data`, durably; a kill leaves it as it was or as it is to be. `new`: the name that it
+    has until it is complete, in the same directory; `mode`: as of open(2)."""
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    with os.fdopen(fd, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    new.rename(path)
+    sync_directory(path.parent)
+
+
+def _sync(fd: int) -> None:
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,50 @@
+"""Volumes as the catalog knows them."""
+
+from dataclasses import dataclass
+from typing import Literal
+from uuid import UUID
+
+VolumeState = Literal["creating", "ready", "deleting"]
+UNDER_WAY = {"creating": "made", "deleting": "deleted", "adding": "added", "removing": "removed"}
+"""What is being done with a volume or device in a state other than 'ready', for people."""
+WhenFull = Literal["keep-writing", "keep-snapshots"]
+"""What gives way when the change logs are full: snapshots that a schedule made, or writes that need room."""
+
+
+@dataclass(frozen=True, slots=True)
+class CloneSource:
+    """What a clone was made from: the snapshot of this epoch of the volume of this id."""
+
+    volume: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """A volume. `next_epoch` and `next_log` are greater than every one that was ever committed. `source`: if
+    it is a clone. `kept`: it is deleted, and kept for its clones. `restoring`: a backup is being restored to
+    it, so what it holds is incomplete, and it is not exported. `manifests`: the processors of its first so
+    many partitions have manifests; 0 if no version that makes them has served it. `stopped`: see
+    daemon/volumes/manifest_digests.py."""
+
+    id: int
+    uuid: UUID
+    name: str
+    size: int
+    partition_size: int
+    state: VolumeState
+    when_full: WhenFull
+    next_epoch: int
+    next_log: int
+    created_ns: int
+    kept: bool = False
+    source: CloneSource | None = None
+    restoring: bool = False
+    manifests: int = 0
+    stopped: str | None = None
+
+    @property
+    def shown_name(self) -> str:
+        """The name that people know it by. One that is kept has it followed by '#' and its id, so that
+        another volume may have the name."""
+        return self.name.partition("#")[0]

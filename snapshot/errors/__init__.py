@@ -1,0 +1,1 @@
+"""Errors of groups, snapshots, schedules and hooks, in the form of mapping/errors.py, by noun."""

@@ -1,0 +1,21 @@
+"""Errors of schedules, in the form of mapping/errors.py."""
+
+from polyvol.mapping.errors import PolyvolError
+
+
+class UnknownSchedule(PolyvolError):
+    """No schedule of this name."""
+
+    code = "unknown-schedule"
+    kind = "not-found"
+    sentence = "there is no schedule {name!r}"
+    hint = "`polyvol schedule list` shows those that exist"
+
+
+class BadSchedule(PolyvolError):
+    """A schedule that makes no sense."""
+
+    code = "bad-schedule"
+    kind = "invalid"
+    sentence = "the schedule is not valid: {why}"
+    hint = "docs/snapshots.md describes schedules"
