@@ -199,7 +199,7 @@ impl Engine {
     pub fn reopen_device(&self, id: DeviceId, path: &Path) -> Result<()> {
         let device = self.device(id)?;
         let (ours, path) = (Arc::clone(&device), path.to_owned());
-        let reopened = self.bounded(&self.pool, Lane::Look(id), Some(&device), move |is_wanted| {
+        let reopened = self.bounded(&self.pool, Lane::Probe(id), Some(&device), move |is_wanted| {
             ours.reopen(&path, is_wanted)
         });
         let what = || Error::io(format!("device {id} does not answer"), Errno::EIO);

@@ -40,13 +40,13 @@ impl Engine {
         }
         // What hangs is left to the kernel: the process lives until it has ended, and so do its locks.
         let hangs = |lane| match lane {
-            Lane::Device(id) | Lane::Look(id) => {
+            Lane::Device(id) | Lane::Probe(id) => {
                 self.device(id).is_ok_and(|device| device.silence.hangs())
             }
             Lane::Share(share) | Lane::Files(share) => hung.contains(&share),
         };
-        self.checkpoints.stop_but(&hangs);
-        self.pool.stop_but(&hangs);
+        self.checkpoints.stop_except(&hangs);
+        self.pool.stop_except(&hangs);
         drop(self.watch.lock().expect("no holder panics").take());
         self.events.close();
         result

@@ -20,7 +20,7 @@ use crate::engine::events::{Event as Told, Events};
 use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::io::device::Device;
 use crate::io::fault::Fault;
-use crate::io::silence::Turned;
+use crate::io::silence::SilenceChange;
 use crate::processor::queue::{Control, Event};
 use crate::system::pool::{Lane, Pool};
 use crate::system::ticks::{TICK, Ticks};
@@ -82,12 +82,12 @@ impl Watched {
             self.volumes.lock().expect("no holder panics").values().cloned().collect();
         volumes.iter().for_each(|volume| volume.flusher.tick());
         for (id, device) in self.devices.lock().expect("no holder panics").iter() {
-            let told = match device.look_at_silence(&self.ticks) {
-                Some(Turned::Silent) => Told::DeviceSilent(*id),
-                Some(Turned::Answering) => Told::DeviceAnswers(*id),
+            let reported = match device.check_silence(&self.ticks) {
+                Some(SilenceChange::Silent) => Told::DeviceSilent(*id),
+                Some(SilenceChange::Answering) => Told::DeviceAnswers(*id),
                 None => continue,
             };
-            self.events.push(told);
+            self.events.push(reported);
         }
     }
 }
@@ -166,11 +166,11 @@ impl Engine {
         for device in devices {
             if device.never_waits() || !self.system.threaded() {
                 device.fault();
-            } else if device.silence.begin_look(self.ticks.now()) {
+            } else if device.silence.begin_probe(self.ticks.now()) {
                 let (asked, sender) = (Arc::clone(device), sender.clone());
-                self.pool.run(Lane::Look(device.id), move || {
+                self.pool.run(Lane::Probe(device.id), move || {
                     asked.fault();
-                    asked.silence.end_look();
+                    asked.silence.end_probe();
                     drop(sender);
                 });
             }

@@ -259,9 +259,9 @@ impl Durable {
         if !devices.iter().any(|other| other.device.id == device.id) {
             let failed_sync = FailedSync::of_device(identity, device.id);
             if failed_sync.is_set() {
-                device.failed_sync_before();
+                device.note_earlier_failed_sync();
             }
-            let told = AtomicU64::new(device.losses() - device.losses_to_tell());
+            let told = AtomicU64::new(device.losses() - device.losses_to_report());
             devices.push(Arc::new(Watched { device: Arc::clone(device), told, failed_sync }));
         }
     }
